@@ -1,0 +1,286 @@
+"""Settings: frozen dataclasses read from TOML tables, with every mistake reported at once."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import difflib
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import PurePath
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from lmsmith.core.errors import UserError
+
+T = TypeVar("T")
+
+
+class _Missing:
+    """The value of a setting that was not given."""
+
+
+MISSING = _Missing()
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake in the settings, printed as ``key = value: expected; mend``."""
+
+    key: str
+    value: object
+    expected: str
+    mend: str = ""
+
+    def __str__(self) -> str:
+        value = "" if self.value is MISSING else f" = {_as_toml(self.value)}"
+        mend = f"; {self.mend}" if self.mend else ""
+        return f"{self.key}{value}: {self.expected}{mend}"
+
+
+def report_problems(problems: Sequence[Problem], where: str = "settings") -> UserError:
+    """All problems as one error, one line a problem."""
+    count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
+    lines = "\n".join(f"  {problem}" for problem in problems)
+    return UserError(f"{where}: {count}\n{lines}")
+
+
+def decode(cls: type[T], table: Mapping[str, object], key: str) -> tuple[T | None, list[Problem]]:
+    """Make the dataclass ``cls`` from a TOML table found at ``key``.
+
+    Looks for unknown keys, wrong types, missing settings, and, if ``cls`` has a method
+    ``check``, for the problems it returns as ``(key, value, expected, mend)``.
+
+    Returns:
+        The object, and no problems; or None, and all of them.
+    """
+    hints = typing.get_type_hints(cls, include_extras=True)
+    fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, cls)) if f.init}
+    unknown = [
+        unknown_key(_join(key, name), value, [_join(key, right) for right in fields])
+        for name, value in table.items()
+        if name not in fields
+    ]
+    values: dict[str, object] = {}
+    problems: list[Problem] = []
+    for name, field in fields.items():
+        if name in table:
+            values[name], found = _decode_value(hints[name], table[name], _join(key, name))
+            problems += found
+        elif _has_no_default(field):
+            mend = f"set it to {describe_type(hints[name])}"
+            problems.append(Problem(_join(key, name), MISSING, "missing", mend))
+    if problems:
+        return None, unknown + problems
+    try:
+        made = cls(**values)
+    except (ValueError, TypeError) as error:  # from __post_init__
+        return None, [*unknown, Problem(key, MISSING, str(error))]
+    problems = unknown + _checked(made, key)
+    return (None if problems else made), problems
+
+
+def _checked(made: object, key: str) -> list[Problem]:
+    check = getattr(made, "check", None)
+    if check is None:
+        return []
+    found = []
+    for item in check():
+        name, value, expected, mend = (
+            dataclasses.astuple(item) if isinstance(item, Problem) else item
+        )
+        found.append(Problem(_join(key, name), value, expected, mend))
+    return found
+
+
+def _has_no_default(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def unknown_key(key: str, value: object, right_keys: Sequence[str]) -> Problem:
+    """The problem of a key that does not exist, with the nearest that does."""
+    near = difflib.get_close_matches(key, right_keys, n=1, cutoff=0.6)
+    if near:
+        mend = f"did you mean {near[0]}?"
+    elif right_keys:
+        mend = "the keys here are " + ", ".join(right.split(".")[-1] for right in right_keys)
+    else:
+        mend = "there are no settings here"
+    return Problem(key, value, "unknown key", mend)
+
+
+def _decode_value(hint: object, value: object, key: str) -> tuple[Any, list[Problem]]:
+    """A value of the type ``hint``, or the problems in it."""
+    inner = _dataclass_in(hint)
+    if inner is None:
+        return _convert(hint, value, key)
+    cls, container = inner
+    if container is None:
+        if not isinstance(value, Mapping):
+            return None, [Problem(key, value, "must be a table", f"write [{key}] and its settings")]
+        return decode(cls, value, key)
+    if container is dict:
+        items: Any = value.items() if isinstance(value, Mapping) else None
+        expected = "must be a table of tables"
+    else:
+        items = enumerate(value) if isinstance(value, list | tuple) else None
+        expected = "must be a list of tables"
+    if items is None:
+        return None, [Problem(key, value, expected, f"write [[{key}]] for each")]
+    made: dict[Any, Any] = {}
+    problems: list[Problem] = []
+    for name, item in items:
+        made[name], found = _decode_value(cls, item, _join(key, str(name)))
+        problems += found
+    return (made if container is dict else container(made.values())), problems
+
+
+def _dataclass_in(hint: object) -> tuple[type[Any], type[Any] | None] | None:
+    """(dataclass, container) of ``X``, ``X | None``, ``list[X]``, ``tuple[X, ...]``, ``dict``."""
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return hint, None
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return _dataclass_in(arguments[0])
+    if origin in (typing.Union, types.UnionType):
+        found = [_dataclass_in(option) for option in arguments if option is not type(None)]
+        return found[0] if len(found) == 1 else None
+    if origin in (list, tuple, dict) and arguments:
+        inner = _dataclass_in(arguments[1] if origin is dict else arguments[0])
+        if inner is not None and inner[1] is None:
+            return inner[0], origin
+    return None
+
+
+def _convert(hint: Any, value: object, key: str) -> tuple[Any, list[Problem]]:
+    try:
+        return msgspec.convert(value, type=hint), []
+    except msgspec.ValidationError as error:
+        if typing.get_origin(hint) is typing.Annotated:  # msgspec names the range it checks
+            return None, [Problem(key, value, _lower_first(str(error)))]
+        return None, [Problem(key, value, f"must be {describe_type(hint)}")]
+
+
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
+def describe_type(hint: object) -> str:
+    """A type in the user's words: ``a number``, ``one of "auto", "on", "off"``."""
+    names: dict[object, str] = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "text in quotes",
+        type(None): "left out",
+    }
+    if hint in names:
+        return names[hint]
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return describe_type(arguments[0])
+    if origin is Literal:
+        return "one of " + ", ".join(_as_toml(option) for option in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(describe_type(option) for option in arguments)
+    if origin in (list, tuple):
+        return f"a list, each {describe_type(arguments[0])}" if arguments else "a list"
+    if origin is dict:
+        return f"a table, each value {describe_type(arguments[1])}"
+    if dataclasses.is_dataclass(hint):
+        return "a table"
+    return getattr(hint, "__name__", str(hint))
+
+
+def encode(value: object) -> Any:
+    """A dataclass (or any setting) as plain dicts, lists, text and numbers."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(name): encode(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [encode(item) for item in value]
+    if isinstance(value, Enum):
+        return value.value
+    return str(value) if isinstance(value, PurePath) else value
+
+
+def apply_overrides(tables: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """A copy of ``tables`` with every ``"stage.key=value"`` put in.
+
+    The value is read as TOML (``0.05``, ``true``, ``[1, 2]``), else taken as text. A number in
+    the key picks an item of a list: ``data.sources.0.weight=2``.
+
+    Raises:
+        UserError: overrides that are not of this form, all at once.
+    """
+    changed = copy.deepcopy(dict(tables))
+    problems: list[Problem] = []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        path = [part.strip() for part in key.split(".")]
+        if not equals or not all(path):
+            mend = "write --set stage.key=value"
+            problems.append(Problem(f"--set {override}", MISSING, "is not of that form", mend))
+        elif (stop := _put(changed, path, parse_value(text))) is not None:
+            expected = f"{stop} is not a table with such a key"
+            problems.append(Problem(f"--set {key.strip()}", MISSING, expected))
+    if problems:
+        raise report_problems(problems, "--set")
+    return changed
+
+
+def parse_value(text: str) -> Any:
+    """``text`` as a TOML value, or unchanged if it is none."""
+    try:
+        table = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text.strip()
+    return table["value"] if set(table) == {"value"} else text.strip()
+
+
+def _put(tables: dict[str, Any], path: list[str], value: object) -> str | None:
+    """Put ``value`` at ``path``; the key that stands in the way is returned if one does."""
+    place: Any = tables
+    for depth, name in enumerate(path):
+        last = depth == len(path) - 1
+        if isinstance(place, list):
+            if not (name.isdecimal() and int(name) < len(place)):
+                return ".".join(path[:depth])
+            index: Any = int(name)
+        elif isinstance(place, dict):
+            index = name
+            if not last:
+                place.setdefault(name, {})
+        else:
+            return ".".join(path[:depth])
+        if last:
+            place[index] = value
+        else:
+            place = place[index]
+    return None
+
+
+def _join(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix and name else prefix or name
+
+
+def _as_toml(value: object) -> str:
+    """A value as the user would have written it, shortened if long."""
+    if isinstance(value, bool):
+        text = "true" if value else "false"
+    elif isinstance(value, Mapping):
+        text = "{" + ", ".join(f"{name} = {_as_toml(item)}" for name, item in value.items()) + "}"
+    elif isinstance(value, list | tuple):
+        text = "[" + ", ".join(_as_toml(item) for item in value) + "]"
+    elif isinstance(value, str):
+        text = json.dumps(value, ensure_ascii=False)
+    else:
+        text = str(value)
+    return text if len(text) <= 80 else text[:77] + "…"

@@ -1,0 +1,264 @@
+"""Files that are either whole or absent: atomic writes, JSON, JSONL and hashes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import math
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import msgspec
+
+from lmsmith.core.errors import UserError
+
+PARTIAL_SUFFIX = ".partial"
+"""What an unfinished write is called; anything so named after a kill may be removed."""
+
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+_NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+def storage_error(path: Path, error: OSError) -> UserError | OSError:
+    """What to raise for an ``OSError`` at ``path``: a message where the user can mend it.
+
+    Raises nothing itself; an error that no user can mend is handed back unchanged.
+    """
+    if error.errno in _DISK_FULL:
+        return UserError(
+            f"{path}: the disk is full",
+            f"Free space {_free_space(path)}, then run the same command again; "
+            "everything saved before is whole.",
+        )
+    if error.errno == errno.EFBIG:
+        return UserError(
+            f"{path}: the file grew past the size this process may write",
+            "Raise the limit (`ulimit -f unlimited`), then run the same command again.",
+        )
+    if error.errno in _NOT_ALLOWED:
+        return UserError(
+            f"{path}: writing is not allowed ({os.strerror(error.errno or 0)})",
+            "Choose another folder, or change its owner or its permissions.",
+        )
+    if error.errno == errno.ENOTDIR:
+        return UserError(
+            f"{path}: a part of this path is a file, not a folder", "Choose another path."
+        )
+    if error.errno == errno.EISDIR:
+        return UserError(f"{path}: is a folder, not a file", "Choose another path.")
+    return error
+
+
+def _free_space(path: Path) -> str:
+    for folder in path.absolute().parents:
+        if folder.is_dir():
+            free = shutil.disk_usage(folder).free
+            return f"on the disk of {folder} ({free / 2**20:,.0f} MiB are left)"
+    return "on its disk"
+
+
+def atomic_write(path: Path, data: bytes | str) -> None:
+    """Write ``data`` so that ``path`` holds either what it held before or all of ``data``.
+
+    A temporary file beside it is written, synced to the disk and renamed over it.
+
+    Raises:
+        UserError: the disk is full or writing is not allowed; the temporary file is removed.
+    """
+    content = data.encode("utf-8") if isinstance(data, str) else data
+    partial = _partial_name(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        _sync_folder(path.parent)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise storage_error(path, error) from error
+        raise
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside ``path`` that takes its name when the block ends well.
+
+    Every file in it is synced first. A folder already at ``path`` is replaced; should the
+    process die between the two renames, the next call puts the old folder back.
+
+    Raises:
+        UserError: the disk is full or writing is not allowed; ``path`` is as it was.
+    """
+    partial = _partial_name(path)
+    replaced = path.with_name(f".{path.name}.replaced")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if replaced.exists():
+            if path.exists():
+                shutil.rmtree(replaced)
+            else:
+                replaced.rename(path)
+        partial.mkdir()
+        yield partial
+        for file in partial.rglob("*"):
+            _sync_folder(file)
+        _sync_folder(partial)
+        if path.exists():
+            path.rename(replaced)
+        partial.rename(path)
+        _sync_folder(path.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise storage_error(path, error) from error
+        raise
+
+
+def remove_partials(folder: Path) -> None:
+    """Remove what writes that were killed left behind anywhere under ``folder``."""
+    for left in list(folder.rglob(f".*{PARTIAL_SUFFIX}")):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def _partial_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(3)}{PARTIAL_SUFFIX}")
+
+
+def _sync_folder(path: Path) -> None:
+    """Ask the disk to keep ``path`` (a file or a folder) as it now is."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some file systems cannot sync a folder
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def finite(value: object) -> object:
+    """``value`` with every NaN and infinity replaced by None, since JSON has neither."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write ``value`` as indented UTF-8 JSON, atomically; NaN and infinity become null."""
+    atomic_write(path, json.dumps(finite(value), ensure_ascii=False, indent=2) + "\n")
+
+
+def read_json(path: Path) -> object:
+    """Read one JSON value.
+
+    Raises:
+        UserError: the file is missing, cannot be read, or is not UTF-8 JSON.
+    """
+    content = _read_bytes(path)
+    try:
+        return msgspec.json.decode(content.removeprefix(b"\xef\xbb\xbf"))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({error})", "Mend or replace the file.") from error
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _reading_error(path, error) from error
+
+
+def _reading_error(path: Path, error: OSError) -> UserError:
+    if isinstance(error, FileNotFoundError):
+        return UserError(f"{path}: no such file", "Check the path.")
+    if isinstance(error, IsADirectoryError):
+        return UserError(f"{path}: is a folder, and a file was expected", "Name a file in it.")
+    return UserError(f"{path}: cannot be read ({error.strerror})", "Check its permissions.")
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
+    """Yield (line number from 1, object) for every line of a JSONL file; blank lines are skipped.
+
+    Raises:
+        UserError: the file is missing or cannot be read, or a line (named) is not UTF-8, not
+            JSON or not an object.
+    """
+    decoder = msgspec.json.Decoder()
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                text = line.removeprefix(b"\xef\xbb\xbf").strip() if number == 1 else line.strip()
+                if text:
+                    yield number, _json_object(decoder, text, path, number)
+    except OSError as error:
+        raise _reading_error(path, error) from error
+
+
+def _json_object(
+    decoder: msgspec.json.Decoder[object], text: bytes, path: Path, number: int
+) -> dict[str, object]:
+    where = f"{path}, line {number}"
+    try:
+        text.decode("utf-8")
+        row = decoder.decode(text)
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{where}: not UTF-8 text (byte {error.start + 1})", "Save the file as UTF-8."
+        ) from error
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise UserError(
+            f"{where}: not valid JSON ({error})", "Every line must be one JSON object."
+        ) from error
+    if not isinstance(row, dict):
+        raise UserError(
+            f"{where}: expected a JSON object, found {_json_name(row)}",
+            "Every line must be one JSON object in braces.",
+        )
+    return row
+
+
+def _json_name(value: object) -> str:
+    names = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
+    """Write one JSON object a line, atomically; NaN and infinity become null."""
+    lines = [json.dumps(finite(row), ensure_ascii=False) + "\n" for row in rows]
+    atomic_write(path, "".join(lines))
+
+
+def sha256_file(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal.
+
+    Raises:
+        UserError: the file is missing or cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise _reading_error(path, error) from error
+
+
+def fingerprint(value: object) -> str:
+    """16 hexadecimal digits that stand for a JSON-able value; key order does not matter."""
+    canonical = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode("utf-8")).hexdigest()[:16]

@@ -1,0 +1,318 @@
+"""How far a run is: silent, line by line, or a live view in the terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol, TextIO, runtime_checkable
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+
+class Progress(Protocol):
+    """What a stage tells whoever watches: one task at a time, and lines that stay."""
+
+    def begin(self, description: str, total: int, unit: str, done: int = 0) -> None:
+        """Start a task of ``total`` units, ``done`` of which were done before (a resume)."""
+
+    def update(self, done: int, **figures: float) -> None:
+        """``done`` units are done by now; ``figures`` are shown beside, e.g. ``loss=2.1``."""
+
+    def end(self) -> None:
+        """The task is over."""
+
+    def say(self, text: str) -> None:
+        """A line that stays, e.g. a warning."""
+
+
+@runtime_checkable
+class RunProgress(Progress, Protocol):
+    """What the pipeline tells beside: which stages there are, and which one is running."""
+
+    def plan(self, stages: Sequence[str]) -> None:
+        """The stages of this run, in order."""
+
+    def stage_skipped(self, stage: str, seconds: float) -> None:
+        """``stage`` was done before, in ``seconds``, and is not run again."""
+
+    def stage_begins(self, stage: str, reason: str) -> None:
+        """``stage`` runs from now on, because of ``reason``."""
+
+    def stage_ends(self, stage: str, seconds: float) -> None:
+        """``stage`` is done; it took ``seconds``, earlier sittings included."""
+
+    def close(self) -> None:
+        """The run is over, well or badly."""
+
+
+@dataclass
+class Task:
+    """A task under way, with what is needed to foretell its end."""
+
+    description: str
+    total: int
+    unit: str
+    done: int
+    first: int
+    started: float
+    figures: dict[str, float] = field(default_factory=dict)
+
+    def seconds_left(self, now: float) -> float | None:
+        """The time left at the pace so far, or None before there is one."""
+        advanced = self.done - self.first
+        if advanced <= 0 or self.total <= 0:
+            return None
+        return max(0.0, (now - self.started) / advanced * (self.total - self.done))
+
+
+def format_seconds(seconds: float) -> str:
+    """``8.2 s``, ``3 min 05 s``, ``1 h 02 min``."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def format_figure(name: str, value: float) -> str:
+    """``loss 2.134``, ``tokens/s 12,400``, ``share of peak 61 %``."""
+    words = name.split("/")[-1].replace("_per_second", "/s").replace("_", " ")
+    if name.startswith("share_of"):
+        return f"{words} {100 * value:.0f} %"
+    if abs(value) >= 1000 or (isinstance(value, int) and not isinstance(value, bool)):
+        return f"{words} {value:,.0f}"
+    return f"{words} {value:.4g}"
+
+
+class QuietProgress:
+    """Shows nothing; ``said`` keeps the lines that would have stayed."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def begin(self, description: str, total: int, unit: str, done: int = 0) -> None: ...
+
+    def update(self, done: int, **figures: float) -> None: ...
+
+    def end(self) -> None: ...
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def plan(self, stages: Sequence[str]) -> None: ...
+
+    def stage_skipped(self, stage: str, seconds: float) -> None: ...
+
+    def stage_begins(self, stage: str, reason: str) -> None: ...
+
+    def stage_ends(self, stage: str, seconds: float) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class LineProgress:
+    """Prints a line every few seconds, for logs and pipes.
+
+    Args:
+        seconds: the least time between two lines of one task.
+        stream: where to; standard error by default.
+        clock: a monotonic clock in seconds.
+    """
+
+    def __init__(
+        self,
+        seconds: float = 10.0,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._every = seconds
+        self._stream = stream
+        self._clock = clock
+        self._stage = ""
+        self._task: Task | None = None
+        self._last = clock()
+
+    def begin(self, description: str, total: int, unit: str, done: int = 0) -> None:
+        now = self._clock()
+        self._task = Task(description, total, unit, done, done, now)
+        self._last = now
+
+    def update(self, done: int, **figures: float) -> None:
+        if self._task is None:
+            return
+        self._task.done = done
+        self._task.figures.update(figures)
+        if self._clock() - self._last >= self._every:
+            self._last = self._clock()
+            self._print(_task_line(self._task, self._last))
+
+    def end(self) -> None:
+        if self._task is not None:
+            now = self._clock()
+            taken = format_seconds(now - self._task.started)
+            self._print(f"{_task_line(self._task, None)}, {taken}")
+        self._task = None
+
+    def say(self, text: str) -> None:
+        self._print(text)
+
+    def plan(self, stages: Sequence[str]) -> None:
+        self._print("stages: " + ", ".join(stages))
+
+    def stage_skipped(self, stage: str, seconds: float) -> None:
+        self._print(f"{stage}: done before ({format_seconds(seconds)})")
+
+    def stage_begins(self, stage: str, reason: str) -> None:
+        self._print(reason)
+        self._stage = stage
+
+    def stage_ends(self, stage: str, seconds: float) -> None:
+        self._stage = ""
+        self._print(f"{stage}: done in {format_seconds(seconds)}")
+
+    def close(self) -> None:
+        self._task = None
+
+    def _print(self, text: str) -> None:
+        prefix = f"{self._stage}: " if self._stage and not text.startswith(self._stage) else ""
+        print(f"{prefix}{text}", file=self._stream or sys.stderr, flush=True)
+
+
+def _task_line(task: Task, now: float | None) -> str:
+    parts = [f"{task.description} {task.done:,}/{task.total:,} {task.unit}".rstrip()]
+    parts += [format_figure(name, value) for name, value in task.figures.items()]
+    left = task.seconds_left(now) if now is not None else None
+    if left is not None:
+        parts.append(f"{format_seconds(left)} left")
+    return ", ".join(parts)
+
+
+@dataclass
+class _StageRow:
+    """One line of the live view."""
+
+    name: str
+    state: str = "to come"  # then "running", "done", "before"
+    seconds: float = 0.0
+    started: float = 0.0
+
+
+class LiveProgress:
+    """The view of ``lmsmith run``: all stages with their times, a bar, figures and time left.
+
+    Lines given to ``say`` are printed above the view and stay. Drawing costs little: at most
+    four frames a second, from rich's own thread.
+    """
+
+    def __init__(self, title: str = "", console: Console | None = None) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._title = title
+        self._rows: list[_StageRow] = []
+        self._task: Task | None = None
+        self._console = console or Console(stderr=True)
+        self._live = Live(
+            get_renderable=self.render, console=self._console, refresh_per_second=4, transient=False
+        )
+        self._running = False
+
+    def plan(self, stages: Sequence[str]) -> None:
+        self._rows = [_StageRow(name) for name in stages]
+        if not self._running:
+            self._live.start()
+            self._running = True
+
+    def stage_skipped(self, stage: str, seconds: float) -> None:
+        row = self._row(stage)
+        row.state, row.seconds = "before", seconds
+
+    def stage_begins(self, stage: str, reason: str) -> None:
+        row = self._row(stage)
+        row.state, row.started = "running", time.monotonic()
+        self.say(reason)
+
+    def stage_ends(self, stage: str, seconds: float) -> None:
+        row = self._row(stage)
+        row.state, row.seconds = "done", seconds
+        self._task = None
+
+    def begin(self, description: str, total: int, unit: str, done: int = 0) -> None:
+        self._task = Task(description, total, unit, done, done, time.monotonic())
+
+    def update(self, done: int, **figures: float) -> None:
+        if self._task is not None:
+            self._task.done = done
+            self._task.figures = {**self._task.figures, **figures}
+
+    def end(self) -> None:
+        self._task = None
+
+    def say(self, text: str) -> None:
+        from rich.text import Text
+
+        self._console.print(Text(text))
+
+    def close(self) -> None:
+        if self._running:
+            self._task = None
+            self._live.stop()
+            self._running = False
+
+    def _row(self, stage: str) -> _StageRow:
+        for row in self._rows:
+            if row.name == stage:
+                return row
+        self._rows.append(_StageRow(stage))
+        return self._rows[-1]
+
+    def render(self) -> RenderableType:
+        """The view as it is now."""
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        now = time.monotonic()
+        table = Table.grid(padding=(0, 1))
+        parts: list[RenderableType] = [Text(self._title, style="bold")] if self._title else []
+        for row in self._rows:
+            mark, style, note = self._look(row, now)
+            table.add_row(Text(mark, style=style), Text(row.name, style=style), note)
+        parts.append(table)
+        task = self._task
+        if task is not None:
+            line = Table.grid(padding=(0, 1))
+            share = task.done / task.total if task.total else 0.0
+            left = task.seconds_left(now)
+            line.add_row(
+                Text(f"  {task.description}"),
+                ProgressBar(total=max(task.total, 1), completed=task.done, width=28),
+                Text(f"{100 * share:3.0f} %"),
+                Text(f"{task.done:,}/{task.total:,} {task.unit}", style="dim"),
+                Text(f"{format_seconds(left)} left" if left is not None else "", style="cyan"),
+            )
+            parts.append(line)
+            if task.figures:
+                figures = " · ".join(format_figure(*item) for item in task.figures.items())
+                parts.append(Text(f"  {figures}", style="cyan"))
+        return Group(*parts)
+
+    def _look(self, row: _StageRow, now: float) -> tuple[str, str, RenderableType]:
+        """(mark, style, note) of a stage's line."""
+        from rich.text import Text
+
+        if row.state == "running":
+            return "▶", "bold cyan", Text(format_seconds(now - row.started), style="cyan")
+        if row.state == "done":
+            return "✓", "green", Text(format_seconds(row.seconds), style="green")
+        if row.state == "before":
+            note = f"{format_seconds(row.seconds)}, done before"
+            return "✓", "dim green", Text(note, style="dim")
+        return "·", "dim", Text("to come", style="dim")

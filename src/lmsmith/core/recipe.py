@@ -1,0 +1,197 @@
+"""A recipe: one TOML file that says how to make a model, a table for every stage."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+from lmsmith.core.config import (
+    MISSING,
+    Problem,
+    apply_overrides,
+    decode,
+    encode,
+    report_problems,
+    unknown_key,
+)
+from lmsmith.core.errors import UserError
+
+_NO_NEEDS: Mapping[str, Sequence[str]] = {}
+
+
+@dataclass(frozen=True)
+class MachineConfig:
+    """How to use the machine; nothing here changes what is computed, except ``precision``."""
+
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """auto: bf16 where the chip multiplies it natively, else fp32."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """auto: compiled where a C++ compiler is there and compiling pays within the run."""
+    threads: int = 0
+    """0: all cores."""
+    deterministic: bool = True
+    """True: a run is a function of recipe, data and seed, bit for bit."""
+
+    def check(self) -> list[tuple[str, object, str, str]]:
+        if self.threads >= 0:
+            return []
+        return [("threads", self.threads, "must not be negative", "0 uses all cores")]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe read and checked: ``stages`` maps a stage's name to its settings' dataclass."""
+
+    name: str
+    description: str
+    seed: int
+    machine: MachineConfig = field(default_factory=MachineConfig)
+    stages: dict[str, object] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, object]:
+        """The resolved recipe, every default written out, as plain JSON-able values."""
+        return {
+            "name": self.name,
+            "description": self.description,
+            "seed": self.seed,
+            "machine": encode(self.machine),
+            **{name: encode(settings) for name, settings in self.stages.items()},
+        }
+
+
+def shipped_recipes() -> dict[str, str]:
+    """The recipes that come with the package: name → TOML text, by name."""
+    folder = resources.files("lmsmith") / "recipes"
+    inside = folder.iterdir() if folder.is_dir() else iter(())
+    files = [file for file in inside if file.name.endswith(".toml")]
+    return {
+        file.name.removesuffix(".toml"): file.read_text(encoding="utf-8")
+        for file in sorted(files, key=lambda file: file.name)
+    }
+
+
+def recipe_text(name_or_path: str | Path) -> tuple[str, str]:
+    """(name, TOML text) of a shipped recipe or of a file.
+
+    Raises:
+        UserError: there is neither such a recipe nor such a file, or it cannot be read.
+    """
+    text = str(name_or_path)
+    shipped = shipped_recipes()
+    if text in shipped:
+        return text, shipped[text]
+    path = Path(text)
+    if path.is_file():
+        try:
+            return path.stem, path.read_bytes().decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: not UTF-8 text", "Save the file as UTF-8.") from error
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    raise _no_such_recipe(text, list(shipped))
+
+
+def _no_such_recipe(text: str, shipped: list[str]) -> UserError:
+    names = ", ".join(shipped) or "none"
+    near = difflib.get_close_matches(Path(text).stem, shipped, n=1)
+    question = f"Did you mean {near[0]}? " if near else ""
+    if Path(text).is_dir():
+        problem = f"{text}: is a folder, and a recipe is a .toml file or a shipped name"
+    elif text.endswith(".toml") or "/" in text:
+        problem = f"{text}: no such recipe file"
+    else:
+        problem = f"{text}: no recipe of that name"
+    mend = f"{question}Shipped recipes: {names}. Or name a .toml file (lmsmith recipes cp)."
+    return UserError(problem, mend)
+
+
+def load_recipe(
+    name_or_path: str | Path,
+    overrides: Sequence[str],
+    registry: Mapping[str, type],
+    needs: Mapping[str, Sequence[str]] = _NO_NEEDS,
+) -> Recipe:
+    """Read a recipe, put the overrides in and check all of it before anything heavy starts.
+
+    Args:
+        name_or_path: a shipped recipe's name, or a TOML file.
+        overrides: ``"stage.key=value"`` each.
+        registry: stage name → dataclass of its settings, in the order stages run.
+        needs: stage name → the stages that must be in a recipe that has it.
+
+    Raises:
+        UserError: no such recipe, not TOML, or the list of all problems in it.
+    """
+    name, text = recipe_text(name_or_path)
+    try:
+        written = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{name_or_path}: not valid TOML: {error}", "Mend that line.") from error
+    tables = apply_overrides(written, overrides)
+    recipe, problems = _decode_recipe(name, tables, registry)
+    problems += _missing_stages(tables, registry, needs)
+    problems += [
+        Problem(f"--set {stage}", MISSING, f"the recipe has no stage {stage}", f"add [{stage}]")
+        for stage in registry
+        if stage in tables and stage not in written
+    ]
+    if problems:
+        raise report_problems(problems, str(name_or_path))
+    return recipe
+
+
+def _decode_recipe(
+    name: str, tables: Mapping[str, object], registry: Mapping[str, type]
+) -> tuple[Recipe, list[Problem]]:
+    known: dict[str, type] = {"description": str, "seed": int, "machine": dict}
+    right_keys = [*known, *registry]
+    problems = [
+        unknown_key(key, value, right_keys)
+        for key, value in tables.items()
+        if key not in right_keys
+    ]
+    for key in ("description", "seed"):
+        value = tables.get(key, known[key]())
+        if type(value) is not known[key]:
+            expected = (
+                "must be text in quotes" if key == "description" else "must be a whole number"
+            )
+            problems.append(Problem(key, value, expected))
+    settings: dict[str, object] = {}
+    for key, cls in {"machine": MachineConfig, **registry}.items():
+        table = tables.get(key, {} if key == "machine" else None)
+        if table is None:
+            continue
+        if not isinstance(table, Mapping):
+            problems.append(Problem(key, table, "must be a table", f"write [{key}]"))
+            continue
+        settings[key], found = decode(cls, table, key)
+        problems += found
+    if not any(key in registry for key in tables):
+        mend = "add at least one of " + ", ".join(f"[{stage}]" for stage in registry)
+        problems.append(Problem("recipe", MISSING, "has no stage", mend))
+    machine = settings.pop("machine", None)
+    if problems or not isinstance(machine, MachineConfig):
+        return Recipe(name, "", 0), problems
+    description, seed = str(tables.get("description", "")), tables.get("seed", 0)
+    assert isinstance(seed, int)
+    return Recipe(name, description, seed, machine, settings), problems
+
+
+def _missing_stages(
+    tables: Mapping[str, object],
+    registry: Mapping[str, type],
+    needs: Mapping[str, Sequence[str]],
+) -> list[Problem]:
+    return [
+        Problem(stage, MISSING, f"needs the stage {need}", f"add [{need}] or remove [{stage}]")
+        for stage in registry
+        if stage in tables
+        for need in needs.get(stage, ())
+        if need not in tables
+    ]

@@ -1,0 +1,65 @@
+"""Ctrl-C and SIGTERM as a flag that a loop may look at between two steps."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from types import FrameType, TracebackType
+
+from lmsmith.core.errors import Interrupted
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_requested: int | None = None
+_depth = 0
+
+
+def stop_requested() -> int | None:
+    """The number of the signal that asked this process to stop, or None."""
+    return _requested
+
+
+def stop_if_requested() -> None:
+    """Raise ``Interrupted`` if a signal asked to stop; call it once everything is saved."""
+    if _requested is not None:
+        raise Interrupted(_requested)
+
+
+class StopSignal:
+    """While entered, the first SIGINT or SIGTERM only sets the flag; a second one interrupts.
+
+    May be entered more than once; the outermost installs and restores the handlers. Outside
+    the main thread, where Python allows no handlers, it does nothing.
+    """
+
+    def __enter__(self) -> StopSignal:
+        global _depth, _requested
+        _depth += 1
+        self._previous: dict[int, object] = {}
+        if _depth == 1:
+            _requested = None
+            if threading.current_thread() is threading.main_thread():
+                for number in _SIGNALS:
+                    self._previous[number] = signal.signal(number, _remember)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        global _depth, _requested
+        _depth -= 1
+        for number, handler in self._previous.items():
+            with contextlib.suppress(ValueError, TypeError):
+                signal.signal(number, handler)  # type: ignore[arg-type]
+        if _depth == 0:
+            _requested = None
+
+
+def _remember(number: int, _frame: FrameType | None) -> None:
+    global _requested
+    if _requested is not None:
+        raise KeyboardInterrupt
+    _requested = number
