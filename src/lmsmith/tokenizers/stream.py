@@ -1,0 +1,29 @@
+"""Token ids in, text out as soon as it is whole: never half a character."""
+
+from __future__ import annotations
+
+import codecs
+
+from lmsmith.tokenizers.bpe import Tokenizer
+
+
+class StreamDecoder:
+    """Decode a stream of ids. Joined, what `push` and `flush` return is ``tokenizer.decode(ids)``.
+
+    A byte-level token may end in the middle of a UTF-8 character (Chinese, emoji); its first
+    bytes are held back until the rest has come.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token: int) -> str:
+        """The text that is complete now that `token` has come; often empty for multi-byte text."""
+        return self._decoder.decode(self._tokenizer.token_bytes(token))
+
+    def flush(self) -> str:
+        """End the stream: U+FFFD if it stopped inside a character. The decoder can be reused."""
+        rest = self._decoder.decode(b"", final=True)
+        self._decoder.reset()
+        return rest
