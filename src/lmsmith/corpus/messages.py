@@ -1,0 +1,67 @@
+"""A conversation is a list of messages; this is what makes one valid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+from lmsmith.core.errors import UserError
+
+Message: TypeAlias = Mapping[str, str]
+"""``{"role": "system" | "user" | "assistant", "content": text}``"""
+
+ROLES = ("system", "user", "assistant")
+
+
+def validate_messages(messages: object, where: str) -> list[dict[str, str]]:
+    """Check a conversation from outside, and return it as a plain list of messages.
+
+    At most one system message, which is the first; then users and assistants in turn, either of
+    whom may begin.
+
+    Args:
+        messages: anything that came out of a JSON file.
+        where: opens the error, such as ``"my.jsonl, line 3"``.
+
+    Raises:
+        UserError: naming `where`, the message (counted from 1) and what was expected.
+    """
+    if not isinstance(messages, list):
+        raise UserError(f"{where}: 'messages' must be a list, not {_name_of_type(messages)}")
+    if not messages:
+        raise UserError(f"{where}: 'messages' is empty")
+    previous = ""
+    for number, message in enumerate(messages, start=1):
+        place = f"{where}: message {number}"
+        if not isinstance(message, dict):
+            raise UserError(f"{place} must be an object, not {_name_of_type(message)}")
+        missing = [key for key in ("role", "content") if key not in message]
+        if missing:
+            raise UserError(f"{place} has no {' and no '.join(map(repr, missing))}")
+        unknown = [str(key) for key in message if key not in ("role", "content")]
+        if unknown:
+            raise UserError(
+                f"{place} has the unknown key {unknown[0]!r}",
+                "a message has 'role' and 'content' only",
+            )
+        role, content = message["role"], message["content"]
+        if role not in ROLES:
+            raise UserError(f"{place} has the role {role!r}; expected one of {', '.join(ROLES)}")
+        if not isinstance(content, str):
+            raise UserError(f"{place}: 'content' must be text, not {_name_of_type(content)}")
+        if role == "system" and number > 1:
+            raise UserError(f"{place} is a system message; only the first may be")
+        if role == previous:
+            raise UserError(
+                f"{place} is the second in a row by the {role}",
+                "join consecutive messages of one role into one",
+            )
+        previous = role
+    return [{"role": message["role"], "content": message["content"]} for message in messages]
+
+
+def _name_of_type(value: object) -> str:
+    names = {dict: "an object", list: "a list", str: "text", type(None): "null", bool: "a boolean"}
+    return names.get(
+        type(value), "a number" if isinstance(value, int | float) else "something else"
+    )

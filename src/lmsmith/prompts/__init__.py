@@ -1,0 +1,22 @@
+"""How a model is asked: conversations as tokens."""
+
+from __future__ import annotations
+
+from lmsmith.corpus.messages import Message, validate_messages
+from lmsmith.prompts.chat import (
+    FittedConversation,
+    Prompt,
+    encode_conversation,
+    encode_prompt,
+    fit_conversation,
+)
+
+__all__ = [
+    "FittedConversation",
+    "Message",
+    "Prompt",
+    "encode_conversation",
+    "encode_prompt",
+    "fit_conversation",
+    "validate_messages",
+]
