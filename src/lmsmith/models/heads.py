@@ -1,0 +1,45 @@
+"""A decoder that gives a number instead of a distribution: reward and value models."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lmsmith.models.decoder import Decoder
+
+
+class ScalarModel(nn.Module):
+    """A decoder without its unembedding, and a linear head to one number a position.
+
+    As a reward model the number at the last token is the reward (Ouyang et al. 2022, section
+    3.5); as a value model every position's number is the return expected from there.
+
+    ``shift`` is subtracted from every value: the reward model's bias, set so that demonstrations
+    score 0 on average.
+    """
+
+    shift: Tensor
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.head = nn.Linear(decoder.config.width, 1)
+        self.register_buffer("shift", torch.zeros(()))
+
+    @torch.no_grad()
+    def initialise_head(self, generator: torch.Generator) -> None:
+        """Normal with variance 1/(width + 1), bias zero (Stiennon et al. 2020, appendix B)."""
+        width = self.head.in_features
+        self.head.weight.normal_(0.0, (width + 1) ** -0.5, generator=generator)
+        self.head.bias.zero_()
+
+    def forward(
+        self,
+        tokens_bt: Tensor,
+        positions_bt: Tensor | None = None,
+        mask_bts: Tensor | None = None,
+    ) -> Tensor:
+        """Values (batch, length), float32."""
+        hidden_btd = self.decoder(tokens_bt, positions_bt, mask_bts)
+        values_bt: Tensor = self.head(hidden_btd)[..., 0].float()
+        return values_bt - self.shift

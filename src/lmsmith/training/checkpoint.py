@@ -1,0 +1,126 @@
+"""Checkpoints: everything a training loop is, written atomically, checked when read."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from lmsmith.core.files import atomic_folder, sha256_file, write_json
+
+TENSORS = "tensors.safetensors"
+SCALARS = "state.json"
+CHECKSUMS = "checksums.json"
+
+
+def flatten_state(state: Any) -> tuple[Any, dict[str, torch.Tensor]]:
+    """Split a nested state into a JSON tree and its tensors, named by their place in it.
+
+    Dictionaries keep the type of their keys (optimisers number their parameters), tuples and
+    lists stay what they are.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+
+    def encode(value: Any, place: str) -> Any:
+        if isinstance(value, torch.Tensor):
+            tensors[place] = value.detach().contiguous()
+            return {"tensor": place}
+        if isinstance(value, dict):
+            return {"dict": [[k, encode(v, f"{place}/{k}")] for k, v in value.items()]}
+        if isinstance(value, list | tuple):
+            items = [encode(item, f"{place}/{index}") for index, item in enumerate(value)]
+            return {"tuple" if isinstance(value, tuple) else "list": items}
+        if value is None or isinstance(value, bool | int | float | str):
+            return {"value": value}
+        raise TypeError(f"a checkpoint cannot hold a {type(value).__name__} (at {place})")
+
+    return encode(state, ""), tensors
+
+
+def restore_state(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    """The inverse of `flatten_state`."""
+    kind, content = next(iter(tree.items()))
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "dict":
+        return {key: restore_state(value, tensors) for key, value in content}
+    if kind == "list":
+        return [restore_state(item, tensors) for item in content]
+    if kind == "tuple":
+        return tuple(restore_state(item, tensors) for item in content)
+    return content
+
+
+class Checkpoints:
+    """A folder of checkpoints ``step-00000123/``, the newest few kept.
+
+    Args:
+        folder: made when first needed.
+        keep: how many to keep; at least two, so that a damaged one has another before it.
+        say: told, in a sentence, about each checkpoint that is passed over.
+    """
+
+    def __init__(
+        self, folder: Path, keep: int = 2, say: Callable[[str], object] = lambda text: None
+    ) -> None:
+        self.folder = folder
+        self.keep = max(2, keep)
+        self.say = say
+
+    def saved_steps(self) -> list[int]:
+        """Steps of the checkpoints on disk, oldest first; their soundness is not checked."""
+        if not self.folder.is_dir():
+            return []
+        names = (re.fullmatch(r"step-(\d{8})", path.name) for path in self.folder.iterdir())
+        return sorted(int(match[1]) for match in names if match)
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Write the state after ``step`` steps; drop the oldest beyond ``keep``."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        tree, tensors = flatten_state(state)
+        with atomic_folder(self.path(step)) as folder:
+            save_file(tensors, folder / TENSORS)
+            write_json(folder / SCALARS, {"step": step, "state": tree})
+            sums = {name: sha256_file(folder / name) for name in (TENSORS, SCALARS)}
+            write_json(folder / CHECKSUMS, sums)
+        for old in self.saved_steps()[: -self.keep]:
+            shutil.rmtree(self.path(old), ignore_errors=True)
+
+    def load_latest(self) -> tuple[int, dict[str, Any]] | None:
+        """The newest sound checkpoint as (steps done, state), or None if there is none.
+
+        A checkpoint that is incomplete or whose checksum differs is reported and the one before
+        it is used.
+        """
+        for step in reversed(self.saved_steps()):
+            problem = self.problem(step)
+            if problem:
+                self.say(f"checkpoint {self.path(step).name} is damaged ({problem}); "
+                         "using the one before it")
+                continue
+            scalars = json.loads((self.path(step) / SCALARS).read_text(encoding="utf-8"))
+            tensors = load_file(self.path(step) / TENSORS)
+            return step, restore_state(scalars["state"], tensors)
+        return None
+
+    def problem(self, step: int) -> str:
+        """What is wrong with a checkpoint, or an empty string."""
+        folder = self.path(step)
+        try:
+            sums = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+            for name in (TENSORS, SCALARS):
+                if sha256_file(folder / name) != sums[name]:
+                    return f"{name} does not match its checksum"
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            return f"{type(error).__name__}: {error}"
+        return ""

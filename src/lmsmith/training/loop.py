@@ -1,0 +1,118 @@
+"""The loop every trained stage runs in: steps, checkpoints, metrics, interruption, resuming."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import torch
+
+from lmsmith.core.errors import Interrupted, UserError
+from lmsmith.core.runs import StageFolder
+from lmsmith.core.signals import stop_requested
+from lmsmith.training.checkpoint import Checkpoints
+
+
+class Stateful(Protocol):
+    """Anything whose state a checkpoint keeps."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
+
+
+def run_steps(
+    *,
+    steps: int,
+    step: Callable[[int], Mapping[str, float]],
+    state: Mapping[str, Stateful],
+    out: StageFolder,
+    description: str,
+    shown: tuple[str, ...] = ("loss",),
+    evaluate: Callable[[int], Mapping[str, float]] | None = None,
+    evaluate_every: int = 0,
+    stop_early: Callable[[], bool] | None = None,
+    checkpoint_seconds: float = 30.0,
+) -> int:
+    """Run ``step(0) … step(steps - 1)``, continuing after the newest checkpoint in ``out``.
+
+    ``step(i)`` must depend on nothing but ``i``, ``state`` and torch's global generator, all of
+    which a checkpoint keeps; then a run that was killed and continued ends with the same bits as
+    one that was not. Checkpoints are saved every ``checkpoint_seconds``, on SIGINT or SIGTERM,
+    and at the end, so that an evaluation that fails afterwards costs no training.
+
+    Args:
+        steps: how many.
+        step: does one step and returns its metrics; a value that is not finite ends the run.
+        state: everything that changes from step to step, by name.
+        out: the stage's folder; metrics.jsonl gets a row a step.
+        description, shown: for the progress view: a title, and which metrics it shows.
+        evaluate: called after every ``evaluate_every`` steps and after the last, with the number
+            of steps done; its metrics are added to that step's row.
+        stop_early: asked after each evaluation; true ends the loop.
+        checkpoint_seconds: time between checkpoints.
+
+    Returns:
+        The number of steps done.
+
+    Raises:
+        UserError: a metric became NaN or infinite.
+        Interrupted: a signal asked to stop; the state has been saved.
+    """
+    checkpoints = Checkpoints(out.checkpoints, say=out.progress.say)
+    metrics = out.metrics_log()
+    done, stopped = 0, False
+    saved = checkpoints.load_latest()
+    if saved is not None:
+        done, content = saved
+        for name, part in state.items():
+            part.load_state_dict(content["parts"][name])
+        torch.set_rng_state(content["random"])
+        stopped = content["stopped"]
+        out.progress.say(f"{description}: continuing after step {done} of {steps}")
+    metrics.truncate_after(done)
+
+    def save() -> None:
+        parts = {name: part.state_dict() for name, part in state.items()}
+        checkpoints.save(
+            done, {"parts": parts, "random": torch.get_rng_state(), "stopped": stopped}
+        )
+
+    out.progress.begin(description, steps, "steps", done)
+    last_save = time.monotonic()
+    while done < steps and not stopped:
+        row = dict(step(done))
+        refuse_non_finite(row, description, done + 1, checkpoints)
+        done += 1
+        if evaluate is not None and (done == steps or (evaluate_every and done % evaluate_every == 0)):
+            row.update(evaluate(done))
+            refuse_non_finite(row, description, done, checkpoints)
+            stopped = stop_early is not None and stop_early()
+        metrics.append(done, row)
+        out.progress.update(done, **{name: row[name] for name in shown if name in row})
+        signal_number = stop_requested()
+        ending = done == steps or stopped
+        if ending or signal_number or time.monotonic() - last_save > checkpoint_seconds:
+            save()
+            last_save = time.monotonic()
+        if signal_number and not ending:
+            raise Interrupted(signal_number)
+    out.progress.end()
+    return done
+
+
+def refuse_non_finite(
+    row: Mapping[str, float], description: str, step: int, checkpoints: Checkpoints
+) -> None:
+    """Raise a UserError if a metric is NaN or infinite."""
+    bad = [name for name, value in row.items() if not math.isfinite(value)]
+    if not bad:
+        return
+    kept = checkpoints.saved_steps()
+    last = f"the checkpoint after step {kept[-1]} is kept" if kept else "no checkpoint existed yet"
+    raise UserError(
+        f"{description}, step {step}: {', '.join(bad)} is {row[bad[0]]}; {last}",
+        "lower this stage's learning rate, or look for damaged rows in its data",
+    )

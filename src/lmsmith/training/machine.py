@@ -1,0 +1,157 @@
+"""What this machine can do, and how training uses it: threads, precision, compiling, memory."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import nn
+
+from lmsmith.core.recipe import MachineConfig
+
+COMPILE_SECONDS = 45.0
+"""About how long compiling a training step takes on two cores."""
+
+
+@dataclass(frozen=True)
+class ResolvedMachine:
+    """The choices that `auto` stood for.
+
+    Attributes:
+        precision: type of matrix products in training, ``bf16`` or ``fp32``.
+        compile: whether compiling is possible and wanted; a stage still asks `worth_compiling`.
+        threads: threads of one operation.
+        compiler: path of the C++ compiler, or empty.
+        instruction_set: ``amx_bf16``, ``avx512_bf16`` or ``other``.
+        deterministic: whether only deterministic algorithms run.
+    """
+
+    precision: str
+    compile: bool
+    threads: int
+    compiler: str
+    instruction_set: str
+    deterministic: bool
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """Matrix products in the machine's precision; parameters and sums stay float32."""
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast("cpu", dtype=torch.bfloat16)
+
+
+def cpu_instruction_set() -> str:
+    """The best bf16 product instructions of this processor."""
+    if torch.cpu._is_amx_tile_supported():
+        return "amx_bf16"
+    if torch.cpu._is_avx512_bf16_supported():
+        return "avx512_bf16"
+    return "other"
+
+
+def resolve_machine(config: MachineConfig) -> ResolvedMachine:
+    """Turn every ``auto`` into a choice. Pure: changes nothing in the process."""
+    instruction_set = cpu_instruction_set()
+    precision = config.precision
+    if precision == "auto":
+        precision = "fp32" if instruction_set == "other" else "bf16"
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or ""
+    if compiler and shutil.which(compiler) is None:
+        compiler = ""
+    return ResolvedMachine(
+        precision=precision,
+        compile=config.compile != "off" and bool(compiler),
+        threads=config.threads or len(os.sched_getaffinity(0)),
+        compiler=compiler,
+        instruction_set=instruction_set,
+        deterministic=config.deterministic,
+    )
+
+
+def prepare_process(config: MachineConfig) -> ResolvedMachine:
+    """Set this process up for heavy work, once, before it begins."""
+    machine = resolve_machine(config)
+    keep_freed_memory()
+    torch.set_num_threads(machine.threads)
+    torch.use_deterministic_algorithms(machine.deterministic)
+    # Filling fresh memory with NaN is a debugging aid that costs a write of every result.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    return machine
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep large freed blocks instead of returning them to the kernel.
+
+    Every large result would otherwise live in fresh pages that the kernel must clear first: on a
+    two-core machine this alone made a 4,096 × 256 × 4,096 bf16 product 3.4 times as slow
+    (see docs/log.md). Does nothing where the C library is another.
+    """
+    if sys.platform != "linux":
+        return
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        trim_threshold, top_pad, mmap_max = -1, -2, -4
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, 2**31 - 1)
+        libc.mallopt(top_pad, 256 << 20)
+
+
+@functools.cache
+def measure_matrix_peak(precision: str, size: int = 2048, seconds: float = 0.4) -> float:
+    """GFLOP/s of a square matrix product, best of several, in this process's threads."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    left, right = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+    best = float("inf")
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        started = time.perf_counter()
+        left @ right
+        best = min(best, time.perf_counter() - started)
+    return 2.0 * size**3 / best / 1e9
+
+
+def worth_compiling(machine: ResolvedMachine, planned_flops: float) -> bool:
+    """Whether the run is long enough for compiling to pay.
+
+    Compiled steps take about three quarters of the eager ones' time here, so a run pays for
+    compiling when its eager time, at a fifth of the peak, is over four times the compile time.
+    """
+    if not machine.compile:
+        return False
+    eager_seconds = planned_flops / (0.2e9 * measure_matrix_peak(machine.precision))
+    return eager_seconds > 4 * COMPILE_SECONDS
+
+
+def compile_blocks(blocks: nn.ModuleList) -> None:
+    """Compile one block; all of them share the result, since only their weights differ."""
+    for block in blocks:
+        block.compile(dynamic=False)
+
+
+@contextlib.contextmanager
+def evaluation_mode(*models: nn.Module) -> Iterator[None]:
+    """No gradients and no dropout inside; each model's mode is restored after."""
+    modes = [model.training for model in models]
+    for model in models:
+        model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for model, mode in zip(models, modes, strict=True):
+            model.train(mode)

@@ -1,0 +1,141 @@
+"""The optimiser every stage uses: AdamW for all parameters, or Muon for matrices beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class OptimiserConfig:
+    """Settings of the optimiser.
+
+    Attributes:
+        name: ``adamw`` for everything, or ``muon`` for the blocks' matrices with AdamW for
+            embeddings, norms, biases and heads.
+        learning_rate: AdamW's peak.
+        matrix_learning_rate: Muon's peak.
+        weight_decay: decoupled, on matrices only (embeddings, norms and biases have none).
+        beta1, beta2, epsilon: AdamW's.
+        momentum: Muon's.
+        gradient_clip: largest norm of the whole gradient; 0 for no limit.
+    """
+
+    name: Literal["adamw", "muon"] = "adamw"
+    learning_rate: float = 3e-4
+    matrix_learning_rate: float = 0.02
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    momentum: float = 0.95
+    gradient_clip: float = 1.0
+
+    def check(self) -> list[tuple[str, object, str, str]]:
+        """Values outside their range, as (key, value, expected, mend)."""
+        problems: list[tuple[str, object, str, str]] = []
+        for key in ("learning_rate", "matrix_learning_rate", "epsilon"):
+            if not getattr(self, key) > 0:
+                problems.append((key, getattr(self, key), "a positive number", f"raise {key}"))
+        for key in ("weight_decay", "gradient_clip"):
+            if getattr(self, key) < 0:
+                problems.append((key, getattr(self, key), "0 or more", f"raise {key}"))
+        for key in ("beta1", "beta2", "momentum"):
+            if not 0.0 <= getattr(self, key) < 1.0:
+                problems.append((key, getattr(self, key), f"0 <= {key} < 1", f"lower {key}"))
+        return problems
+
+
+class Optimiser:
+    """One or two torch optimisers stepped as one, with gradient clipping.
+
+    Args:
+        model: parameters that do not require gradients are left out.
+        config: settings.
+        matrices: the modules whose matrices Muon takes (its ``name = "muon"``), e.g. the blocks.
+    """
+
+    def __init__(
+        self, model: nn.Module, config: OptimiserConfig, matrices: Iterable[nn.Module] = ()
+    ) -> None:
+        self.config = config
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        muon_ids: set[int] = set()
+        if config.name == "muon":
+            muon_ids = {id(p) for m in matrices for p in m.parameters() if p.ndim == 2}
+        linear_weights = {
+            id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)
+        }
+        by_muon = [p for p in self.parameters if id(p) in muon_ids]
+        rest = [p for p in self.parameters if id(p) not in muon_ids]
+        decayed = [p for p in rest if id(p) in linear_weights]
+        plain = [p for p in rest if id(p) not in linear_weights]
+        self.parts: list[torch.optim.Optimizer] = []
+        self.peaks: list[float] = []
+        groups = [
+            {"params": decayed, "weight_decay": config.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ]
+        groups = [group for group in groups if group["params"]]
+        if groups:
+            self.parts.append(
+                torch.optim.AdamW(
+                    groups,
+                    lr=config.learning_rate,
+                    betas=(config.beta1, config.beta2),
+                    eps=config.epsilon,
+                    fused=True,
+                )
+            )
+            self.peaks.append(config.learning_rate)
+        if by_muon:
+            self.parts.append(
+                torch.optim.Muon(
+                    by_muon,
+                    lr=config.matrix_learning_rate,
+                    weight_decay=config.weight_decay,
+                    momentum=config.momentum,
+                )
+            )
+            self.peaks.append(config.matrix_learning_rate)
+
+    def step(self, factor: float) -> float:
+        """Clip, update at ``factor`` × the peak learning rates, clear the gradients.
+
+        Returns:
+            The gradient's norm before clipping. If it is not finite nothing is updated.
+        """
+        norm = float(self.gradient_norm())
+        if norm == norm and norm != float("inf"):
+            limit = self.config.gradient_clip
+            if limit and norm > limit:
+                for parameter in self.parameters:
+                    if parameter.grad is not None:
+                        parameter.grad.mul_(limit / (norm + 1e-6))
+            for part, peak in zip(self.parts, self.peaks, strict=True):
+                for group in part.param_groups:
+                    group["lr"] = peak * factor
+                part.step()
+        self.clear()
+        return norm
+
+    def gradient_norm(self) -> Tensor:
+        """Euclidean norm of the whole gradient."""
+        return torch.nn.utils.get_total_norm(
+            [p.grad for p in self.parameters if p.grad is not None]
+        )
+
+    def clear(self) -> None:
+        for part in self.parts:
+            part.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for part, saved in zip(self.parts, state["parts"], strict=True):
+            part.load_state_dict(saved)
