@@ -105,11 +105,12 @@ def _has_no_default(field: dataclasses.Field[Any]) -> bool:
 
 def unknown_key(key: str, value: object, right_keys: Sequence[str]) -> Problem:
     """The problem of a key that does not exist, with the nearest that does."""
-    near = difflib.get_close_matches(key, right_keys, n=1, cutoff=0.6)
+    by_name = {right.split(".")[-1]: right for right in right_keys}
+    near = difflib.get_close_matches(key.split(".")[-1], by_name, n=1, cutoff=0.6)
     if near:
-        mend = f"did you mean {near[0]}?"
+        mend = f"did you mean {by_name[near[0]]}?"
     elif right_keys:
-        mend = "the keys here are " + ", ".join(right.split(".")[-1] for right in right_keys)
+        mend = "the keys here are " + ", ".join(by_name)
     else:
         mend = "there are no settings here"
     return Problem(key, value, "unknown key", mend)
@@ -189,6 +190,8 @@ def describe_type(hint: object) -> str:
         return "one of " + ", ".join(_as_toml(option) for option in arguments)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(describe_type(option) for option in arguments)
+    if origin is tuple and arguments and arguments[-1] is not Ellipsis:
+        return "a list of " + ", ".join(describe_type(argument) for argument in arguments)
     if origin in (list, tuple):
         return f"a list, each {describe_type(arguments[0])}" if arguments else "a list"
     if origin is dict:

@@ -1,0 +1,121 @@
+"""The table of stages: from raw text to an aligned chat model, in the order they run.
+
+Nothing here imports a stage's module before it is needed, so that the table costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lmsmith.core.recipe import Recipe, load_recipe
+from lmsmith.core.runs import StageFolder
+
+StageFunction = Callable[[Any, Mapping[str, Path], StageFolder], dict[str, float]]
+"""``run(config, inputs, out) -> metrics``: what every stage's module has."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage's name, where its code is, and which stages' folders it reads.
+
+    Attributes:
+        name: of the recipe's table and of the folder.
+        module: has ``run(config, inputs, out) -> metrics`` and the settings' dataclass.
+        config: the name of that dataclass.
+        needs: role → stage whose folder is handed to ``run`` under that role.
+        optional: the same, for stages that a recipe may leave out.
+        format: raised when the code changes what the stage makes from the same settings, so
+            that folders made before are made again.
+    """
+
+    name: str
+    module: str
+    config: str
+    needs: Mapping[str, str] = field(default_factory=dict)
+    optional: Mapping[str, str] = field(default_factory=dict)
+    format: int = 1
+
+    def config_type(self) -> type[Any]:
+        """The dataclass of the stage's settings."""
+        found: type[Any] = getattr(importlib.import_module(self.module), self.config)
+        return found
+
+    def function(self) -> StageFunction:
+        """The stage itself."""
+        found: StageFunction = importlib.import_module(self.module).run
+        return found
+
+    def inputs(self, present: Mapping[str, object]) -> dict[str, str]:
+        """Role → stage, for a recipe whose stages are ``present``."""
+        chosen = {role: name for role, name in self.optional.items() if name in present}
+        return {**self.needs, **chosen}
+
+
+STAGES: tuple[Stage, ...] = (
+    Stage("data", "lmsmith.stages.data", "DataConfig"),
+    Stage("tokenizer", "lmsmith.stages.tokenizer", "TokenizerConfig", {"data": "data"}),
+    Stage(
+        "pretrain",
+        "lmsmith.stages.pretrain",
+        "PretrainConfig",
+        {"data": "data", "tokenizer": "tokenizer"},
+    ),
+    Stage("sft", "lmsmith.stages.sft", "SftConfig", {"data": "data", "base": "pretrain"}),
+    Stage(
+        "rankings", "lmsmith.stages.rankings", "RankingsConfig", {"data": "data", "policy": "sft"}
+    ),
+    Stage(
+        "reward", "lmsmith.stages.reward", "RewardConfig", {"rankings": "rankings", "base": "sft"}
+    ),
+    Stage(
+        "ppo",
+        "lmsmith.stages.ppo",
+        "PpoConfig",
+        {"data": "data", "policy": "sft", "reward": "reward", "pretrain": "pretrain"},
+    ),
+    Stage(
+        "judge_rankings",
+        "lmsmith.stages.rankings",
+        "RankingsConfig",
+        {"data": "data", "policy": "sft"},
+    ),
+    Stage(
+        "judge",
+        "lmsmith.stages.reward",
+        "RewardConfig",
+        {"rankings": "judge_rankings", "base": "pretrain"},
+    ),
+    Stage(
+        "evaluate",
+        "lmsmith.stages.evaluate",
+        "EvaluateConfig",
+        {"data": "data", "pretrain": "pretrain", "sft": "sft"},
+        {
+            "rankings": "rankings",
+            "reward": "reward",
+            "ppo": "ppo",
+            "judge_rankings": "judge_rankings",
+            "judge": "judge",
+        },
+    ),
+)
+
+
+def load_stage_recipe(
+    name_or_path: str | Path, overrides: Sequence[str] = (), stages: Sequence[Stage] = STAGES
+) -> Recipe:
+    """Read and check a recipe made of these stages.
+
+    Raises:
+        UserError: no such recipe, not TOML, or the list of all problems in it.
+    """
+    return load_recipe(
+        name_or_path,
+        overrides,
+        {stage.name: stage.config_type() for stage in stages},
+        {stage.name: tuple(stage.needs.values()) for stage in stages},
+    )
