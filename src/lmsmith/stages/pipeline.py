@@ -24,8 +24,8 @@ import lmsmith
 from lmsmith.core.config import Problem, encode, report_problems
 from lmsmith.core.errors import Interrupted, UserError
 from lmsmith.core.files import (
-    finite,
     fingerprint,
+    finite,
     read_json,
     remove_partials,
     sha256_file,
