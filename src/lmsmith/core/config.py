@@ -43,12 +43,25 @@ class Problem:
         mend = f"; {self.mend}" if self.mend else ""
         return f"{self.key}{value}: {self.expected}{mend}"
 
+    def as_dict(self) -> dict[str, object]:
+        """For ``--json``; the value of a missing setting is None."""
+        value = None if self.value is MISSING else encode(self.value)
+        return {"key": self.key, "value": value, "expected": self.expected, "mend": self.mend}
 
-def report_problems(problems: Sequence[Problem], where: str = "settings") -> UserError:
-    """All problems as one error, one line a problem."""
-    count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
-    lines = "\n".join(f"  {problem}" for problem in problems)
-    return UserError(f"{where}: {count}\n{lines}")
+
+class SettingsError(UserError):
+    """All problems of some settings in one message, one line a problem."""
+
+    def __init__(self, problems: Sequence[Problem], where: str) -> None:
+        count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
+        lines = "\n".join(f"  {problem}" for problem in problems)
+        super().__init__(f"{where}: {count}\n{lines}")
+        self.problems = tuple(problems)
+
+
+def report_problems(problems: Sequence[Problem], where: str = "settings") -> SettingsError:
+    """The error that reports all ``problems`` of ``where`` at once."""
+    return SettingsError(problems, where)
 
 
 def decode(cls: type[T], table: Mapping[str, object], key: str) -> tuple[T | None, list[Problem]]:

@@ -171,7 +171,7 @@ def _decode_recipe(
             problems.append(Problem(key, table, "must be a table", f"write [{key}]"))
             continue
         settings[key], found = decode(cls, table, key)
-        problems += found
+        problems += found or _missing_files(key, settings[key])
     if not any(key in registry for key in tables):
         mend = "add at least one of " + ", ".join(f"[{stage}]" for stage in registry)
         problems.append(Problem("recipe", MISSING, "has no stage", mend))
@@ -181,6 +181,16 @@ def _decode_recipe(
     description, seed = str(tables.get("description", "")), tables.get("seed", 0)
     assert isinstance(seed, int)
     return Recipe(name, description, seed, machine, settings), problems
+
+
+def _missing_files(stage: str, settings: object) -> list[Problem]:
+    """Files that the settings name (``external_files() -> list[str]``) and that are not there."""
+    list_files = getattr(settings, "external_files", list)
+    return [
+        Problem(stage, path, "no such file or folder", "check the path")
+        for path in list_files()
+        if not Path(path).exists()
+    ]
 
 
 def _missing_stages(

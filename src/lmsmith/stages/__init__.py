@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lmsmith.core.recipe import Recipe, load_recipe
+from lmsmith.core.recipe import Recipe, load_recipe, recipe_text
 from lmsmith.core.runs import StageFolder
 
 StageFunction = Callable[[Any, Mapping[str, Path], StageFolder], dict[str, float]]
@@ -113,6 +113,7 @@ def load_stage_recipe(
     Raises:
         UserError: no such recipe, not TOML, or the list of all problems in it.
     """
+    recipe_text(name_or_path)  # no such recipe is said at once, before torch is imported
     return load_recipe(
         name_or_path,
         overrides,

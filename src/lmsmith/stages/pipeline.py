@@ -12,13 +12,15 @@ import contextlib
 import fcntl
 import gc
 import os
+import random
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol, SupportsFloat
+from typing import Any, SupportsFloat
 
 import lmsmith
 from lmsmith.core.config import Problem, encode, report_problems
@@ -49,10 +51,8 @@ _SAVE_TIME_EVERY = 5.0  # seconds; at most so much of the wall time is lost by a
 _NOT_OUTPUTS = {"stage.json", "started.json", "metrics.jsonl"}
 
 
-class Machine(Protocol):
-    """What ``prepare_process`` tells about the machine as it will be used."""
-
-    def as_dict(self) -> dict[str, object]: ...
+Prepare = Callable[[MachineConfig], dict[str, object]]
+"""Makes the process ready for heavy work; returns the choices made, for stage.json."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def run_recipe(
     dry_run: bool = False,
     progress: RunProgress | None = None,
     stages: Sequence[Stage] = STAGES,
-    prepare: Callable[[MachineConfig], Machine] | None = None,
+    prepare: Prepare | None = None,
 ) -> dict[str, object]:
     """Run the stages of ``recipe`` that are not done in ``folder``.
 
@@ -111,7 +111,7 @@ def run_recipe(
         progress: who watches; nobody by default.
         stages: the table of stages.
         prepare: makes the process ready for heavy work, once, before the first stage that
-            runs; ``lmsmith.training.machine.prepare_process`` by default.
+            runs, and returns its choices; ``lmsmith.training.machine`` by default.
 
     Returns:
         ``{"folder", "recipe", "stages": {name: {"action", "reason", …}}, "wall_seconds"}``;
@@ -146,7 +146,7 @@ class _Run:
     folder: Path
     stages: dict[str, Stage]
     progress: RunProgress
-    prepare: Callable[[MachineConfig], Machine] | None
+    prepare: Prepare | None
     machine: dict[str, object] | None = None
 
     def plan(self, only: str | None) -> list[tuple[Decision, Identity]]:
@@ -288,8 +288,7 @@ class _Run:
         """Run one stage to its end and record it; on a stop, record how far it came."""
         stage, folder = self.stages[identity.stage], self.folder / identity.stage
         if self.machine is None:
-            prepare = self.prepare or _prepare_process
-            self.machine = prepare(self.recipe.machine).as_dict()
+            self.machine = (self.prepare or _prepare_process)(self.recipe.machine)
         before: Mapping[str, Any] = {}
         if decision.action == "continue":
             before = _read_record(folder / "started.json") or {}
@@ -313,9 +312,9 @@ class _Run:
             warnings=list(before.get("warnings") or []),
         )
         watched.save()
-        out = StageFolder(
-            folder, derive_seed(self.recipe.seed, stage.name), self.recipe.machine, watched
-        )
+        seed = derive_seed(self.recipe.seed, stage.name)
+        _seed_generators(seed)
+        out = StageFolder(folder, seed, self.recipe.machine, watched)
         sources = {role: self.folder / source for role, source in inputs.items()}
         try:
             metrics = stage.function()(self.recipe.stages[stage.name], sources, out)
@@ -420,10 +419,21 @@ class _WatchedProgress:
         self.progress.say(text)
 
 
-def _prepare_process(machine: MachineConfig) -> Machine:
-    from lmsmith.training.machine import prepare_process  # imports torch
+def _prepare_process(config: MachineConfig) -> dict[str, object]:
+    from lmsmith.training.machine import measure_matrix_peak, prepare_process  # imports torch
 
-    return prepare_process(machine)
+    machine = prepare_process(config)
+    peak = measure_matrix_peak(machine.precision)
+    return {**machine.as_dict(), "peak_gflops": round(peak, 1)}
+
+
+def _seed_generators(seed: int) -> None:
+    """Seed the process-wide generators, so that no stage depends on what ran before it."""
+    random.seed(seed)
+    if "torch" in sys.modules:
+        import torch
+
+        torch.manual_seed(seed)
 
 
 def _differences(record: Mapping[str, Any], identity: Identity) -> list[str]:

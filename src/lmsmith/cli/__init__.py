@@ -1,0 +1,188 @@
+"""The ``lmsmith`` command: one table of commands, each imported only when it is run."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lmsmith import __version__
+from lmsmith.core.errors import Interrupted, UserError
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: where its function is, and what the help says of it.
+
+    The function's signature and docstring are the command line (see tyro).
+    """
+
+    name: str
+    module: str
+    function: str
+    summary: str
+    examples: tuple[str, ...]
+
+    def load(self) -> Callable[..., Any]:
+        """Import the function."""
+        found: Callable[..., Any] = getattr(importlib.import_module(self.module), self.function)
+        return found
+
+
+COMMANDS: tuple[Command, ...] = (
+    Command(
+        "run",
+        "lmsmith.cli.run",
+        "run",
+        "run a recipe: text → tokenizer → GPT → SFT → reward model → PPO",
+        (
+            "lmsmith run quickstart",
+            "lmsmith run my.toml --set ppo.kl_coefficient=0.05 --dry-run",
+            "lmsmith run quickstart --only evaluate",
+        ),
+    ),
+    Command(
+        "chat",
+        "lmsmith.chat",
+        "main",
+        "talk with a model",
+        ("lmsmith chat runs/quickstart", "lmsmith chat runs/quickstart/sft/model"),
+    ),
+    Command(
+        "report",
+        "lmsmith.cli.report",
+        "report",
+        "rebuild a run's report, or print its metrics",
+        ("lmsmith report runs/quickstart", "lmsmith report runs/quickstart --json"),
+    ),
+    Command(
+        "recipes ls",
+        "lmsmith.cli.recipes",
+        "list_recipes",
+        "list the recipes that come with lmsmith",
+        ("lmsmith recipes ls",),
+    ),
+    Command(
+        "recipes cp",
+        "lmsmith.cli.recipes",
+        "copy_recipe",
+        "copy a recipe to a file of your own, to change it",
+        ("lmsmith recipes cp quickstart my.toml",),
+    ),
+    Command(
+        "recipes validate",
+        "lmsmith.cli.recipes",
+        "validate_recipe",
+        "check a recipe, and list every problem in it",
+        ("lmsmith recipes validate my.toml",),
+    ),
+    Command(
+        "doctor",
+        "lmsmith.cli.doctor",
+        "doctor",
+        "show what this machine can do, and what lmsmith will choose on it",
+        ("lmsmith doctor", "lmsmith doctor --json"),
+    ),
+)
+
+
+def main(arguments: Sequence[str] | None = None, commands: Sequence[Command] = COMMANDS) -> int:
+    """Run a command line and return its exit code.
+
+    A user's mistake ends with one message on standard error and 2; an interruption, once
+    everything is saved, with 128 + the signal's number. ``--debug`` anywhere shows tracebacks.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        return _dispatch(words, commands)
+    except UserError as error:
+        if debug:
+            raise
+        print(f"lmsmith: {error}", file=sys.stderr)
+        return UserError.exit_code
+    except Interrupted as error:
+        print("saved; run the same command to continue", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("interrupted; run the same command to continue from what was saved", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _dispatch(words: list[str], commands: Sequence[Command]) -> int:
+    if words and words[0] == "--version":
+        print(f"lmsmith {__version__}")
+        return 0
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(help_text(commands))
+        return 0
+    by_name = {command.name: command for command in commands}
+    for length in (2, 1):
+        command = by_name.get(" ".join(words[:length]))
+        if command is not None:
+            return _run(command, words[length:])
+    group = [command for command in commands if command.name.startswith(f"{words[0]} ")]
+    if group and (len(words) == 1 or words[1] in ("-h", "--help")):
+        print(help_text(group))
+        return 0
+    raise _unknown_command(" ".join(words[: 2 if group else 1]), list(by_name))
+
+
+def _run(command: Command, words: list[str]) -> int:
+    import tyro
+
+    function = command.load()
+    about = (inspect.getdoc(function) or command.summary).split("\nArgs:")[0].strip()
+    examples = "\n".join(f"  {example}" for example in command.examples)
+    try:
+        code = tyro.cli(
+            function,
+            prog=f"lmsmith {command.name}",
+            description=f"{about}\n\nExamples:\n{examples}",
+            args=words,
+            config=(
+                tyro.conf.PositionalRequiredArgs,
+                tyro.conf.PositionalMetavarFromFieldName,
+                tyro.conf.FlagCreatePairsOff,
+            ),
+        )
+    except SystemExit as stop:  # tyro's own --help and usage errors
+        return stop.code if isinstance(stop.code, int) else 2 if stop.code else 0
+    return code if isinstance(code, int) else 0
+
+
+def _unknown_command(name: str, names: list[str]) -> UserError:
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    mend = f"Did you mean lmsmith {near[0]}?" if near else f"The commands: {', '.join(names)}."
+    return UserError(f"{name}: unknown command", mend)
+
+
+def help_text(commands: Sequence[Command] = COMMANDS) -> str:
+    """What ``lmsmith --help`` prints."""
+    width = max(len(command.name) for command in commands)
+    lines = [f"  {command.name:<{width}}  {command.summary}" for command in commands]
+    return "\n".join(
+        [
+            "usage: lmsmith COMMAND …",
+            "",
+            "Make a ChatGPT of your own, and know what is in it.",
+            "",
+            *lines,
+            "",
+            "lmsmith COMMAND --help explains a command, with examples.",
+            "lmsmith --version prints the version; --debug, anywhere, shows tracebacks.",
+            "",
+            "To begin: lmsmith run quickstart",
+        ]
+    )

@@ -1,0 +1,39 @@
+"""The closing table of a run: what each stage gained over the one before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from lmsmith.report.gains import VERDICT_WORDS, Gain, describe_gains
+from lmsmith.report.metrics import stage_tables
+from lmsmith.report.numbers import duration
+from lmsmith.report.records import read_run
+
+_STYLES = {"better": "green", "unclear": "yellow", "worse": "red", "": ""}
+
+
+def print_closing_table(folder: Path, console: Console | None = None) -> None:
+    """Print what each stage of the run in ``folder`` gained, with its wall time."""
+    run = read_run(folder)
+    console = console or Console()
+    console.print(closing_table(describe_gains(run, stage_tables(run))))
+
+
+def closing_table(gains: tuple[Gain, ...]) -> Table:
+    """A row a stage: the measure, before → after, the note with the interval, the verdict."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("stage", "measured by", "before", "after", ""):
+        table.add_column(name, justify="right" if name in ("before", "after") else "left")
+    table.add_column("time", justify="right", no_wrap=True)
+    for gain in gains:
+        style = _STYLES[gain.verdict]
+        verdict = VERDICT_WORDS[gain.verdict]
+        note = "; ".join(text for text in (gain.note, verdict) if text)
+        after = f"[{style}]{gain.after}[/]" if style else gain.after
+        time = duration(gain.wall_seconds) if gain.wall_seconds is not None else gain.status
+        table.add_row(gain.stage, gain.measure, gain.before, after, note, time)
+    return table

@@ -1,0 +1,72 @@
+"""``lmsmith recipes``: list, copy and check recipes."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+from lmsmith.cli.output import print_json
+from lmsmith.core.config import SettingsError
+from lmsmith.core.errors import UserError
+from lmsmith.core.files import atomic_write
+from lmsmith.core.recipe import recipe_text, shipped_recipes
+
+
+def list_recipes(json: bool = False) -> int:
+    """List the recipes that come with lmsmith.
+
+    Args:
+        json: Print one JSON object.
+    """
+    descriptions = {
+        name: str(tomllib.loads(text).get("description", ""))
+        for name, text in shipped_recipes().items()
+    }
+    if json:
+        print_json({"recipes": descriptions})
+        return 0
+    width = max((len(name) for name in descriptions), default=0)
+    for name, description in descriptions.items():
+        print(f"{name:<{width}}  {description}".rstrip())
+    return 0
+
+
+def copy_recipe(name: str, file: Path, force: bool = False) -> int:
+    """Copy a recipe to a file of your own, comments and all.
+
+    Args:
+        name: A shipped recipe, or a .toml file.
+        file: Where to; a folder keeps the name.
+        force: Write over a file that exists.
+    """
+    stem, text = recipe_text(name)
+    target = file / f"{stem}.toml" if file.is_dir() else file
+    if target.exists() and not force:
+        raise UserError(f"{target}: exists already", "Name another file, or add --force.")
+    atomic_write(target, text)
+    print(f"{target}: change it, then lmsmith run {target}")
+    return 0
+
+
+def validate_recipe(file: str, json: bool = False) -> int:
+    """Check a recipe without running it: every problem, each with what to do.
+
+    Args:
+        file: A .toml file, or a shipped recipe.
+        json: Print one JSON object.
+    """
+    from lmsmith.stages import load_stage_recipe
+
+    try:
+        recipe = load_stage_recipe(file)
+    except SettingsError as error:
+        if not json:
+            raise
+        problems = [problem.as_dict() for problem in error.problems]
+        print_json({"valid": False, "problems": problems})
+        return UserError.exit_code
+    if json:
+        print_json({"valid": True, "problems": [], "recipe": recipe.as_dict()})
+    else:
+        print(f"{file}: no problems; stages: {', '.join(recipe.stages)}")
+    return 0
