@@ -1,0 +1,124 @@
+"""A prompt with its responses in one row scores as each response in a row of its own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lmsmith.core.errors import UserError
+from lmsmith.core.recipe import MachineConfig
+from lmsmith.corpus.rows import Ranking
+from lmsmith.models.config import ModelConfig
+from lmsmith.models.decoder import Decoder
+from lmsmith.models.heads import ScalarModel
+from lmsmith.prompts import encode_prompt
+from lmsmith.rlhf.candidates import (
+    EncodedRanking,
+    candidate_batch,
+    candidate_scores,
+    encode_rankings,
+    encode_responses,
+    score_rankings,
+    score_table,
+)
+from lmsmith.rlhf.ranking import ranking_loss
+from lmsmith.rlhf.scoring import score_sequences
+from lmsmith.tokenizers import Tokenizer
+from lmsmith.training.machine import resolve_machine
+
+MACHINE = resolve_machine(MachineConfig(precision="fp32"))
+TOKENIZER = Tokenizer.train(["where are you? I am here, and you are there."] * 4, 280)
+
+
+def scalar_model(seed: int, context: int = 48) -> ScalarModel:
+    generator = torch.Generator().manual_seed(seed)
+    decoder = Decoder(ModelConfig(2, 16, 2, context, TOKENIZER.vocabulary_size))
+    decoder.initialise(generator)
+    for parameter in decoder.parameters():  # far from zero, so that a wrong mask shows
+        parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
+    model = ScalarModel(decoder)
+    model.initialise_head(generator)
+    return model.eval()
+
+
+def random_rankings(seed: int, count: int) -> list[EncodedRanking]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def tokens(least: int, most: int) -> list[int]:
+        length = int(torch.randint(least, most, (), generator=generator))
+        return torch.randint(0, TOKENIZER.vocabulary_size, (length,), generator=generator).tolist()
+
+    return [
+        EncodedRanking(tokens(1, 20), [tokens(1, 15) for _ in range(k)], list(range(1, k + 1)))
+        for k in torch.randint(2, 6, (count,), generator=generator).tolist()
+    ]
+
+
+def test_scores_equal_those_of_separate_rows() -> None:
+    seed = int(torch.randint(0, 1 << 30, ()))
+    model = scalar_model(seed)
+    model.shift.fill_(0.3)
+    rankings = random_rankings(seed, 9)
+    scores = score_rankings(model, rankings, MACHINE)
+    for ranking, row in zip(rankings, scores, strict=True):
+        alone = score_sequences(model, [ranking.prompt + r for r in ranking.responses], MACHINE)
+        torch.testing.assert_close(torch.tensor(row), alone, atol=1e-5, rtol=1e-5)
+
+
+def test_gradients_equal_those_of_separate_rows() -> None:
+    model = scalar_model(1)
+    rankings = random_rankings(2, 4)
+    batch = candidate_batch(rankings)
+    together = ranking_loss(candidate_scores(model, batch), batch.ranks_bk, batch.present_bk)
+    gradients = torch.autograd.grad(together, list(model.parameters())[:-1])
+
+    rows = [
+        torch.stack([model(torch.tensor([r.prompt + s]))[0, -1] for s in r.responses])
+        for r in rankings
+    ]
+    scores_bk = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    apart = ranking_loss(scores_bk, batch.ranks_bk, batch.present_bk)
+    torch.testing.assert_close(together, apart)
+    for one, other in zip(
+        gradients, torch.autograd.grad(apart, list(model.parameters())[:-1]), strict=True
+    ):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def test_every_response_follows_the_same_prompt_within_the_context() -> None:
+    prompt = [
+        {"role": "user", "content": "where are you? " * 4},
+        {"role": "assistant", "content": "here"},
+        {"role": "user", "content": "where?"},
+    ]
+    texts = ["I am here", "there " * 60, "", "and you?"]
+    tokens, responses = encode_responses(TOKENIZER, prompt, texts, 48)
+    assert tokens == encode_prompt(TOKENIZER, prompt, 48 - max(map(len, responses))).tokens
+    assert all(len(tokens) + len(response) <= 48 for response in responses)
+    assert all(response[-1] == TOKENIZER.end_of_turn for response in responses)
+    assert responses[0][:-1] == TOKENIZER.encode(texts[0])
+    assert len(responses[1]) == 36
+    assert responses[2] == [TOKENIZER.end_of_turn]
+
+
+def test_rankings_that_teach_nothing_are_left_out() -> None:
+    ask = [{"role": "user", "content": "where?"}]
+    long = [{"role": "user", "content": "where are you " * 40}]
+    rankings = [
+        Ranking("tied", ask, ["a", "b"], [1, 1]),
+        Ranking("good", ask, ["a", "b", "c"], [2, 1, 2]),
+        Ranking("too long", long, ["a", "b"], [1, 2]),
+    ]
+    encoded, kept = encode_rankings(TOKENIZER, rankings, 48)
+    assert kept == [1]
+    assert encoded[0].best == [1]
+    with pytest.raises(UserError):
+        encode_responses(TOKENIZER, long, ["a"], 48)
+
+
+def test_table_of_scores() -> None:
+    rankings = [EncodedRanking([1], [[2], [3]], [2, 1]), EncodedRanking([1], [[2]] * 3, [1, 1, 2])]
+    scores_bk, ranks_bk, present_bk = score_table(rankings, [[0.5, 1.5], [1.0, 2.0, 3.0]])
+    assert scores_bk.tolist() == [[0.5, 1.5, 0.0], [1.0, 2.0, 3.0]]
+    assert ranks_bk.tolist() == [[2, 1, 0], [1, 1, 2]]
+    assert present_bk.tolist() == [[True, True, False], [True, True, True]]
