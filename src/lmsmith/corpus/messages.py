@@ -27,14 +27,14 @@ def validate_messages(messages: object, where: str) -> list[dict[str, str]]:
         UserError: naming `where`, the message (counted from 1) and what was expected.
     """
     if not isinstance(messages, list):
-        raise UserError(f"{where}: 'messages' must be a list, not {_name_of_type(messages)}")
+        raise UserError(f"{where}: 'messages' must be a list, not {name_of_type(messages)}")
     if not messages:
         raise UserError(f"{where}: 'messages' is empty")
     previous = ""
     for number, message in enumerate(messages, start=1):
         place = f"{where}: message {number}"
         if not isinstance(message, dict):
-            raise UserError(f"{place} must be an object, not {_name_of_type(message)}")
+            raise UserError(f"{place} must be an object, not {name_of_type(message)}")
         missing = [key for key in ("role", "content") if key not in message]
         if missing:
             raise UserError(f"{place} has no {' and no '.join(map(repr, missing))}")
@@ -48,7 +48,7 @@ def validate_messages(messages: object, where: str) -> list[dict[str, str]]:
         if role not in ROLES:
             raise UserError(f"{place} has the role {role!r}; expected one of {', '.join(ROLES)}")
         if not isinstance(content, str):
-            raise UserError(f"{place}: 'content' must be text, not {_name_of_type(content)}")
+            raise UserError(f"{place}: 'content' must be text, not {name_of_type(content)}")
         if role == "system" and number > 1:
             raise UserError(f"{place} is a system message; only the first may be")
         if role == previous:
@@ -60,7 +60,8 @@ def validate_messages(messages: object, where: str) -> list[dict[str, str]]:
     return [{"role": message["role"], "content": message["content"]} for message in messages]
 
 
-def _name_of_type(value: object) -> str:
+def name_of_type(value: object) -> str:
+    """A JSON value's type in a user's words."""
     names = {dict: "an object", list: "a list", str: "text", type(None): "null", bool: "a boolean"}
     return names.get(
         type(value), "a number" if isinstance(value, int | float) else "something else"

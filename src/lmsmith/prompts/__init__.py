@@ -9,6 +9,7 @@ from lmsmith.prompts.chat import (
     encode_conversation,
     encode_prompt,
     fit_conversation,
+    split_conversation,
 )
 
 __all__ = [
@@ -18,5 +19,6 @@ __all__ = [
     "encode_conversation",
     "encode_prompt",
     "fit_conversation",
+    "split_conversation",
     "validate_messages",
 ]

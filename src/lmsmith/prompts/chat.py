@@ -138,6 +138,48 @@ def fit_conversation(
     return FittedConversation(tokens, is_target, dropped, cut_tokens)
 
 
+def split_conversation(
+    tokenizer: Tokenizer, messages: Sequence[Message], limit: int
+) -> list[FittedConversation]:
+    """The whole conversation in pieces of at most `limit` tokens, for training on all of it.
+
+    Each piece opens with the system message. Every message is a target in the piece it belongs
+    to and in no other. A piece that would begin with the assistant's answer is given the user's
+    message before it once more, where both fit. A message too long by itself is cut, as in
+    `fit_conversation`. `dropped_messages` is 0 in each piece, unless the system message leaves no
+    room: then the result is one empty piece.
+    """
+    system = list(messages[:1]) if messages and messages[0]["role"] == "system" else []
+    turns = list(messages[len(system) :])
+    whole = fit_conversation(tokenizer, messages, limit)
+    if not turns or not whole.tokens or not (whole.dropped_messages or whole.cut_tokens):
+        return [whole]
+    opening, _ = encode_conversation(tokenizer, system) if system else ([tokenizer.end_of_text], [])
+    lengths = [len(content) + 2 for content in _encode_contents(tokenizer, turns)]
+    pieces = []
+    start = 0  # of the piece's own turns
+    while start < len(turns):
+        repeated = _repeats_question(turns, lengths, start, limit - len(opening))
+        room = limit - len(opening) - sum(lengths[start - repeated : start])
+        stop = start
+        while stop < len(turns) and lengths[stop] <= room:
+            room -= lengths[stop]
+            stop += 1
+        stop = max(stop, start + 1)
+        kept = [*system, *turns[start - repeated : stop]]
+        pieces.append(fit_conversation(tokenizer, kept, limit))
+        start = stop
+    return pieces
+
+
+def _repeats_question(
+    turns: Sequence[Message], lengths: Sequence[int], start: int, room: int
+) -> int:
+    """1 if the message before `start` is the user's, is answered at `start`, and both fit."""
+    answers = start > 0 and turns[start]["role"] == "assistant"
+    return int(answers and lengths[start - 1] + lengths[start] <= room)
+
+
 def _encode_contents(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[list[int]]:
     return [tokenizer.encode(message["content"]) for message in messages]
 

@@ -1,0 +1,87 @@
+"""Stage 2, tokenizer: byte-level BPE learnt from the training documents, or one made before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lmsmith.core.errors import UserError
+from lmsmith.core.runs import StageFolder
+from lmsmith.corpus.rows import read_documents
+from lmsmith.tokenizers import Tokenizer
+from lmsmith.tokenizers.bpe import (
+    CHAT_FILE,
+    LARGEST_VOCABULARY,
+    SMALLEST_VOCABULARY,
+    TOKENIZER_FILE,
+)
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """How many tokens there are to be, or which tokenizer to take instead of training one."""
+
+    vocabulary_size: int = 4096
+    """Control tokens and the 256 bytes included. Less is made of text that gives less."""
+    load: str = ""
+    """A folder with ``tokenizer.json`` and ``chat.json``; `vocabulary_size` is then its own."""
+
+    def check(self) -> list[tuple[str, object, str, str]]:
+        if SMALLEST_VOCABULARY <= self.vocabulary_size <= LARGEST_VOCABULARY:
+            return []
+        expected = f"must be between {SMALLEST_VOCABULARY} and {LARGEST_VOCABULARY}"
+        mend = "256 bytes and the control tokens are the least"
+        return [("vocabulary_size", self.vocabulary_size, expected, mend)]
+
+    def external_files(self) -> list[str]:
+        """What `load` names."""
+        folder = Path(self.load)
+        return [str(folder / name) for name in (TOKENIZER_FILE, CHAT_FILE)] if self.load else []
+
+
+def run(config: TokenizerConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict[str, float]:
+    """Train on `data/documents.jsonl` (or load), save, and measure on held-out text.
+
+    Returns:
+        `vocabulary_size`, and `bytes_per_token` on the test documents (else the validation's,
+        else the training ones).
+
+    Raises:
+        UserError: no documents, or the tokenizer to be loaded is not one of lmsmith.
+    """
+    training = inputs["data"] / "documents.jsonl"
+    if config.load:
+        tokenizer = Tokenizer.load(config.load)
+    else:
+        if not training.is_file():
+            raise UserError(
+                "tokenizer: the data stage left no text for training",
+                "Lower the shares of data.splits.judge, test and validation, or add documents.",
+            )
+        out.progress.begin("training the tokenizer", 1, "vocabulary")
+        tokenizer = Tokenizer.train(_texts(training), config.vocabulary_size)
+        out.progress.update(1)
+        if tokenizer.vocabulary_size < config.vocabulary_size:
+            out.progress.say(
+                f"tokenizer: the text gives {tokenizer.vocabulary_size} tokens, not "
+                f"{config.vocabulary_size}; that is what is used"
+            )
+    tokenizer.save(out.path)
+    candidates = (f"{name}documents.jsonl" for name in ("test_", "validation_", ""))
+    measured = [path for name in candidates if (path := inputs["data"] / name).is_file()]
+    figures = {"vocabulary_size": float(tokenizer.vocabulary_size)}
+    if measured:
+        figures["bytes_per_token"] = bytes_per_token(tokenizer, list(_texts(measured[0])))
+    out.progress.end()
+    return figures
+
+
+def bytes_per_token(tokenizer: Tokenizer, texts: list[str]) -> float:
+    """UTF-8 bytes of the texts over their tokens: how much of a text a context holds."""
+    tokens = sum(map(len, tokenizer.encode_batch(texts)))
+    return sum(len(text.encode()) for text in texts) / tokens
+
+
+def _texts(path: Path) -> Iterator[str]:
+    return (document.text for document in read_documents(path))
