@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from lmsmith.cli.output import print_json
-from lmsmith.core.errors import UserError
 
 
 def report(run: str, json: bool = False) -> int:
@@ -28,14 +27,6 @@ def report(run: str, json: bool = False) -> int:
 
 
 def find_run(run: str, runs: Path = Path("runs")) -> Path:
-    """The folder of a run given by path or by name.
-
-    Raises:
-        UserError: there is no run there.
-    """
-    for folder in (Path(run), runs / run):
-        if (folder / "recipe.json").is_file():
-            return folder
-    names = sorted(path.parent.name for path in runs.glob("*/recipe.json"))
-    mend = f"Runs here: {', '.join(names)}." if names else "Make one: lmsmith run quickstart"
-    raise UserError(f"{run}: not a run's folder (it has no recipe.json)", mend)
+    """The folder of a run given by its path or by its name under ``runs``."""
+    named = runs / run
+    return named if named.is_dir() and not Path(run).exists() else Path(run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -11,8 +12,10 @@ import resource
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
+import lmsmith
 from lmsmith.core.metrics import MetricsLog
 from lmsmith.core.progress import Progress
 from lmsmith.core.recipe import MachineConfig
@@ -63,6 +66,15 @@ def describe_hardware() -> dict[str, object]:
         "platform": platform.platform(),
         "python": platform.python_version(),
     }
+
+
+def describe_versions() -> dict[str, str]:
+    """The versions of lmsmith and of the packages that decide its numbers."""
+    found = {"lmsmith": lmsmith.__version__, "python": platform.python_version()}
+    for name in ("torch", "tokenizers", "safetensors", "numpy"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def available_cores() -> int:

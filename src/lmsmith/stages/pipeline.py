@@ -40,6 +40,7 @@ from lmsmith.core.runs import (
     StageFolder,
     derive_seed,
     describe_hardware,
+    describe_versions,
     git_commit,
     peak_memory_bytes,
     reset_peak_memory,
@@ -173,8 +174,8 @@ class _Run:
         write_json(
             self.folder / "recipe.json",
             {
-                **self.recipe.as_dict(),
-                "version": lmsmith.__version__,
+                "recipe": self.recipe.as_dict(),
+                "versions": describe_versions(),
                 "git_commit": git_commit(),
                 "hardware": describe_hardware(),
             },

@@ -1,0 +1,386 @@
+"""The pipeline: what is done is skipped, what changed runs again, what was cut off continues."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmsmith.core.errors import Interrupted, UserError
+from lmsmith.core.metrics import read_metrics
+from lmsmith.core.progress import QuietProgress
+from lmsmith.core.recipe import MachineConfig, Recipe
+from lmsmith.stages.pipeline import run_recipe
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+import tiny_stages as tiny  # noqa: E402
+
+Run = Callable[..., dict[str, Any]]
+
+
+class Watching(QuietProgress):
+    """Keeps what a live view would have shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[tuple[str, str]] = []
+
+    def stage_skipped(self, stage: str, seconds: float) -> None:
+        self.events.append(("skip", stage))
+
+    def stage_begins(self, stage: str, reason: str) -> None:
+        self.events.append(("begin", reason))
+
+    def stage_ends(self, stage: str, seconds: float) -> None:
+        self.events.append(("end", stage))
+
+
+def recipe(seed: int = 1, machine: MachineConfig | None = None, **tables: Any) -> Recipe:
+    """The tiny recipe; ``grow={"rate": 1.0}`` changes a stage, ``grow=None`` leaves it out."""
+    stages = {"make": {}, "grow": {}, "measure": {}, **tables}
+    made: dict[str, object] = {
+        name: tiny.TinyConfig(**table) for name, table in stages.items() if table is not None
+    }
+    return Recipe("tiny", "", seed, machine or MachineConfig(), made)
+
+
+def go(folder: Path, recipe: Recipe, **options: Any) -> dict[str, Any]:
+    result = run_recipe(recipe, folder, stages=tiny.STAGES, prepare=tiny.prepare, **options)
+    return {name: (entry["action"], entry["reason"]) for name, entry in _stages(result).items()}
+
+
+def _stages(result: dict[str, object]) -> dict[str, Any]:
+    stages = result["stages"]
+    assert isinstance(stages, dict)
+    return stages
+
+
+def record(folder: Path, stage: str, name: str = "stage.json") -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((folder / stage / name).read_text())
+    return loaded
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The stages' outputs, without records and times."""
+    files = [path for path in folder.rglob("*.txt") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def test_first_run_makes_every_stage_and_records_it(tmp_path: Path) -> None:
+    watching = Watching()
+    result = run_recipe(
+        recipe(), tmp_path, progress=watching, stages=tiny.STAGES, prepare=tiny.prepare
+    )
+    assert [event for event in watching.events if event[0] == "begin"] == [
+        ("begin", f"{name}: not run yet") for name in ("make", "grow", "measure")
+    ]
+    written = record(tmp_path, "grow")
+    assert written["status"] == "done"
+    assert written["stage"] == "grow"
+    assert written["settings"]["rate"] == 0.02
+    assert written["metrics"] == {"loss": 1 / 3}
+    assert written["inputs"] == {
+        "base": {"stage": "make", "fingerprint": record(tmp_path, "make")["fingerprint"]}
+    }
+    assert set(written["outputs"]) == {"link.txt", "model/copy.txt"}
+    assert written["machine"] == {"precision": "fp32"}
+    assert written["peak_memory_bytes"] > 1_000_000
+    assert written["warnings"] == ["a warning"]
+    assert written["hardware"]["cores"] >= 1
+    assert _stages(result)["grow"]["metrics"] == {"loss": 1 / 3}
+    assert not (tmp_path / "grow" / "started.json").exists()
+    assert not (tmp_path / "grow" / "checkpoints").exists()
+    assert json.loads((tmp_path / "recipe.json").read_text())["recipe"]["seed"] == 1
+
+
+def test_second_run_skips_everything_and_touches_nothing(tmp_path: Path) -> None:
+    go(tmp_path, recipe())
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*")}
+    watching = Watching()
+    actions = go(tmp_path, recipe(), progress=watching)
+    assert {action for action, _ in actions.values()} == {"skip"}
+    assert watching.events == [("skip", name) for name in ("make", "grow", "measure")]
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*")} == before
+
+
+def test_changed_setting_reruns_its_stage_and_those_below_and_says_why(tmp_path: Path) -> None:
+    go(tmp_path, recipe())
+    changed = recipe(grow={"rate": 0.01})
+    expected = {
+        "make": ("skip", "done, nothing changed"),
+        "grow": ("run", "rate changed 0.02 → 0.01"),
+        "measure": ("run", "its input grow changed"),
+    }
+    assert go(tmp_path, changed, dry_run=True) == expected
+    assert record(tmp_path, "grow")["settings"]["rate"] == 0.02  # a dry run changed nothing
+    assert go(tmp_path, changed) == expected
+    assert {action for action, _ in go(tmp_path, changed).values()} == {"skip"}
+    go(fresh := tmp_path / "fresh", changed)
+    assert contents(fresh)["measure/link.txt"] == contents(tmp_path)["measure/link.txt"]
+
+
+def test_seed_and_precision_count_and_the_rest_of_machine_does_not(tmp_path: Path) -> None:
+    go(tmp_path, recipe())
+    threads = MachineConfig(threads=1, compile="off", deterministic=False)
+    assert go(tmp_path, recipe(machine=threads), dry_run=True)["make"][0] == "skip"
+    other = MachineConfig(precision="fp32")
+    reasons = go(tmp_path, recipe(seed=2, machine=other), dry_run=True)
+    assert reasons["make"] == ("run", "seed changed 1 → 2; precision changed auto → fp32")
+
+
+def test_changed_file_is_noticed_and_a_touched_one_is_not(tmp_path: Path) -> None:
+    text = tmp_path / "my.txt"
+    text.write_text("one")
+    named = recipe(make={"files": (str(text),)})
+    go(tmp_path / "run", named)
+    os.utime(text, ns=(1, 1))
+    assert go(tmp_path / "run", named)["make"][0] == "skip"
+    text.write_text("two")
+    reason = f"the file {text} changed"
+    assert go(tmp_path / "run", named, dry_run=True)["make"] == ("run", reason)
+    text.unlink()
+    with pytest.raises(UserError, match="no such file"):
+        go(tmp_path / "run", named)
+
+
+def test_folder_of_files_counts_every_file_in_it(tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("a")
+    settings = tiny.TinyConfig(steps=0, files=(str(tmp_path / "texts"),))
+    from lmsmith.stages.pipeline import _file_states
+
+    first = _file_states(Path(settings.files[0]), {})
+    (tmp_path / "texts" / "b.txt").write_text("b")
+    second = _file_states(Path(settings.files[0]), first)
+    assert [Path(name).name for name in second] == ["a.txt", "b.txt"]
+
+
+def test_new_code_format_makes_the_stage_again(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    go(tmp_path, recipe())
+    stages = [replace(tiny.STAGES[0], format=2), *tiny.STAGES[1:]]
+    result = run_recipe(recipe(), tmp_path, dry_run=True, stages=stages, prepare=tiny.prepare)
+    assert _stages(result)["make"]["reason"] == "this version of lmsmith makes make differently"
+
+
+def test_optional_input_that_appears_reruns_the_stage(tmp_path: Path) -> None:
+    stages = (tiny.STAGES[0], tiny.STAGES[1], tiny.STAGES[3], tiny.STAGES[2])
+    prepare = tiny.prepare
+    run_recipe(recipe(), tmp_path, stages=stages, prepare=prepare)
+    result = run_recipe(recipe(side={}), tmp_path, stages=stages, prepare=prepare)
+    assert _stages(result)["measure"]["reason"] == "its input side is new"
+
+
+@pytest.mark.parametrize("damage", ["missing", "short"])
+def test_damaged_output_is_made_again(tmp_path: Path, damage: str) -> None:
+    go(tmp_path, recipe())
+    before = contents(tmp_path)
+    output = tmp_path / "grow" / "model" / "copy.txt"
+    output.unlink() if damage == "missing" else output.write_text("cut")
+    reason = "is missing" if damage == "missing" else "has 3 bytes instead of 64"
+    actions = go(tmp_path, recipe())
+    assert actions["grow"] == ("run", f"its output model/copy.txt {reason}")
+    assert actions["measure"][0] == "skip"  # the same bytes came out
+    assert contents(tmp_path) == before
+
+
+def test_every_flipped_bit_of_a_record_is_noticed(tmp_path: Path) -> None:
+    go(tmp_path, recipe())
+    path = tmp_path / "make" / "stage.json"
+    whole = path.read_bytes()
+    chance = random.Random(0)
+    for _ in range(200):
+        flipped = bytearray(whole)
+        place = chance.randrange(len(whole))
+        flipped[place] ^= 1 << chance.randrange(8)
+        path.write_bytes(flipped)
+        try:
+            same = json.loads(bytes(flipped)) == json.loads(whole)  # a space for a newline
+        except ValueError:
+            same = False
+        action, reason = go(tmp_path, recipe(), dry_run=True)["make"]
+        assert action == ("skip" if same else "run"), (place, reason)
+    path.write_bytes(whole[: len(whole) // 2])
+    assert "stage.json is damaged" in go(tmp_path, recipe())["make"][1]
+    assert path.read_bytes() != whole[: len(whole) // 2]
+
+
+def test_input_that_came_out_differently_reruns_what_was_made_from_it(tmp_path: Path) -> None:
+    go(tmp_path, recipe())
+    written = record(tmp_path, "make")
+    from lmsmith.stages.pipeline import _sealed
+
+    written["outputs"]["link.txt"] = "0" * 64
+    del written["checksum"]
+    (tmp_path / "make" / "stage.json").write_text(json.dumps(_sealed(written)))
+    actions = go(tmp_path, recipe(), dry_run=True)
+    assert actions["make"][0] == "skip"
+    assert actions["grow"] == ("run", "its input make came out differently")
+
+
+def test_only_runs_one_stage_and_wants_its_inputs(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="input make is not ready") as caught:
+        go(tmp_path, recipe(), only="grow")
+    assert "--only make" in str(caught.value)
+    assert go(tmp_path, recipe(), only="make") == {"make": ("run", "not run yet")}
+    assert list(go(tmp_path, recipe(), only="grow")) == ["grow"]
+    assert not (tmp_path / "measure").exists()
+    with pytest.raises(UserError, match="no such stage"):
+        go(tmp_path, recipe(), only="grwo")
+
+
+def test_dry_run_makes_nothing(tmp_path: Path) -> None:
+    go(tmp_path / "run", recipe(), dry_run=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_foreign_folder_is_never_removed(tmp_path: Path) -> None:
+    (tmp_path / "grow").mkdir()
+    (tmp_path / "grow" / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="in the way"):
+        go(tmp_path, recipe())
+    assert (tmp_path / "grow" / "thesis.tex").read_text() == "years of work"
+    assert not (tmp_path / "make").exists()
+
+
+def test_sigterm_saves_and_the_same_run_continues(tmp_path: Path) -> None:
+    interrupted = recipe(grow={"steps": 5, "signal_at": 2})
+    with pytest.raises(Interrupted) as caught:
+        go(tmp_path / "cut", interrupted)
+    assert caught.value.exit_code == 128 + signal.SIGTERM
+    cut = tmp_path / "cut" / "grow"
+    first_seconds = record(tmp_path / "cut", "grow", "started.json")["wall_seconds"]
+    assert (cut / "checkpoints" / "last.txt").exists()
+    watching = Watching()
+    assert go(tmp_path / "cut", interrupted, progress=watching)["grow"][0] == "continue"
+    assert "continues" in watching.events[1][1]
+    assert record(tmp_path / "cut", "grow")["wall_seconds"] > first_seconds
+    assert [row["step"] for row in read_metrics(cut / "metrics.jsonl")] == [1, 2, 3, 4, 5]
+    go(tmp_path / "whole", recipe(grow={"steps": 5}))
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def test_interrupted_stage_with_another_setting_begins_anew(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        go(tmp_path, recipe(make={"steps": 5, "signal_at": 2}))
+    (tmp_path / "make" / "left.txt").write_text("from before")
+    actions = go(tmp_path, recipe(make={"steps": 4}))
+    assert actions["make"][0] == "run"
+    assert "steps changed 5 → 4" in actions["make"][1]
+    assert not (tmp_path / "make" / "left.txt").exists()
+
+
+def test_programming_error_keeps_its_traceback_and_the_work(tmp_path: Path) -> None:
+    failing = recipe(make={"fail_at": 2})
+    with pytest.raises(RuntimeError, match="a programming error"):
+        go(tmp_path, failing)
+    assert (tmp_path / "make" / "checkpoints" / "last.txt").exists()
+    assert go(tmp_path, failing)["make"][0] == "continue"
+
+
+def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
+    source = str(HERE.parent.parent / "src")
+    return subprocess.Popen(
+        [sys.executable, str(HERE / "run_tiny.py"), str(folder), *overrides],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([source, str(HERE)])},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(folder: Path, *overrides: str) -> tuple[int, str]:
+    process = start(folder, *overrides)
+    _, message = process.communicate(timeout=60)
+    return process.returncode, message
+
+
+SLOW = ("make.pause=0.02", "grow.pause=0.02", "measure.pause=0.02", "grow.steps=8")
+
+
+def test_killed_at_random_moments_ends_as_an_unbroken_run(tmp_path: Path) -> None:
+    assert finish(tmp_path / "whole", *SLOW)[0] == 0
+    chance = random.Random(3)
+    kills = 0
+    for _ in range(20):
+        process = start(tmp_path / "cut", *SLOW)
+        time.sleep(0.1 + 0.25 * chance.random())
+        process.kill()
+        process.communicate()
+        kills += process.returncode == -signal.SIGKILL
+        if process.returncode == 0 or kills >= 6:
+            break
+    assert kills > 0
+    code, message = finish(tmp_path / "cut", *SLOW)
+    assert code == 0, message
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+    steps = [row["step"] for row in read_metrics(tmp_path / "cut" / "grow" / "metrics.jsonl")]
+    assert steps == list(range(1, 9))
+    hidden = [path.name for path in (tmp_path / "cut").rglob(".*") if path.name != ".lock"]
+    assert hidden == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stop_signal_ends_with_one_message_and_its_code(tmp_path: Path, number: int) -> None:
+    process = start(tmp_path, "make.steps=1000", "make.pause=0.02")
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "make" / "checkpoints" / "last.txt").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, message = process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    assert message.endswith("saved; run the same command to continue\n")
+    assert "Traceback" not in message
+
+
+def test_second_run_in_one_folder_is_refused(tmp_path: Path) -> None:
+    process = start(tmp_path, "make.steps=1000", "make.pause=0.02")
+    try:
+        deadline = time.monotonic() + 30
+        while not (tmp_path / "make" / "started.json").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        with pytest.raises(UserError, match=f"another run is at work here .process {process.pid}"):
+            go(tmp_path, recipe())
+    finally:
+        process.kill()
+        process.communicate()
+    go(tmp_path, recipe())  # the lock of a killed process is gone
+
+
+def test_full_disk_is_one_message_and_the_run_goes_on_after(tmp_path: Path) -> None:
+    code, message = finish(tmp_path, "grow.write_bytes=200000", "limit=100000")
+    assert code == 2
+    assert "Traceback" not in message
+    assert "run the same command again" in message
+    assert finish(tmp_path, "grow.write_bytes=200000")[0] == 0
+    assert "write_bytes" in record(tmp_path, "grow")["settings"]
+
+
+def test_full_disk_on_a_real_full_file_system(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small file system is not allowed here")
+    try:
+        code, message = finish(disk / "run", "grow.write_bytes=300000")
+        assert code == 2
+        assert "the disk is full" in message
+        assert "Traceback" not in message
+        assert record(disk / "run", "make")["status"] == "done"
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
