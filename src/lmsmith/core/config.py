@@ -135,6 +135,8 @@ def _decode_value(hint: object, value: object, key: str) -> tuple[Any, list[Prob
     if inner is None:
         return _convert(hint, value, key)
     cls, container = inner
+    if value is None and type(None) in typing.get_args(hint):
+        return None, []
     if container is None:
         if not isinstance(value, Mapping):
             return None, [Problem(key, value, "must be a table", f"write [{key}] and its settings")]

@@ -45,7 +45,7 @@ def storage_error(path: Path, error: OSError) -> UserError | OSError:
             f"{path}: writing is not allowed ({os.strerror(error.errno or 0)})",
             "Choose another folder, or change its owner or its permissions.",
         )
-    if error.errno == errno.ENOTDIR:
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
         return UserError(
             f"{path}: a part of this path is a file, not a folder", "Choose another path."
         )

@@ -1,0 +1,261 @@
+"""The command line: fast help, one message for a mistake, right exit codes, clean JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmsmith import cli
+from lmsmith.core import recipe as recipes
+from lmsmith.core.errors import Interrupted, UserError
+from lmsmith.core.recipe import MachineConfig, Recipe
+from lmsmith.stages.pipeline import run_recipe
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE / "stages"))
+
+import tiny_stages as tiny  # noqa: E402
+
+GOOD = 'description = "small"\nseed = 1\n[make]\n[grow]\nrate = 0.5\n'
+
+
+@pytest.fixture
+def small_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The tiny stages in place of the real ones, a recipe of them shipped, an empty folder."""
+    import lmsmith.cli.run
+    import lmsmith.stages
+
+    def load(name: str | Path, overrides: Any = ()) -> Recipe:
+        return lmsmith.stages.load_stage_recipe(name, overrides, tiny.STAGES)
+
+    def run(*arguments: Any, **options: Any) -> dict[str, object]:
+        return run_recipe(*arguments, **options, stages=tiny.STAGES, prepare=tiny.prepare)
+
+    monkeypatch.setattr(lmsmith.cli.run, "load_stage_recipe", load)
+    monkeypatch.setattr(lmsmith.cli.run, "run_recipe", run)
+    monkeypatch.setattr(recipes, "shipped_recipes", lambda: {"small": GOOD})
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def in_a_process(*words: str) -> subprocess.CompletedProcess[str]:
+    source = str(HERE.parent / "src")
+    return subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "lmsmith", *words],
+        env={**os.environ, "PYTHONPATH": source},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["recipes", "ls"], ["--version"]])
+def test_help_imports_no_torch(words: list[str]) -> None:
+    done = in_a_process(*words)
+    assert done.returncode == 0
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert "lmsmith.core.errors" in imported
+    assert not imported & {"torch", "numpy", "matplotlib"}
+    if words == ["--help"]:
+        assert "tyro" not in imported
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {command.name} " in shown for command in cli.COMMANDS)
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS, ids=lambda command: command.name)
+def test_every_command_has_help_with_an_example(
+    command: cli.Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*command.name.split(), "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: lmsmith {command.name}")
+    assert all(example.split()[0] == "lmsmith" for example in command.examples)
+    assert command.examples[0] in shown
+
+
+def test_unknown_command_suggests_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["rum", "quickstart"]) == 2
+    assert "Did you mean lmsmith run?" in capsys.readouterr().err
+    assert cli.main(["recipes", "validat", "x"]) == 2
+    assert "Did you mean lmsmith recipes validate?" in capsys.readouterr().err
+    assert cli.main(["xyzzy"]) == 2
+    assert "The commands: run, " in capsys.readouterr().err
+
+
+def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run"]) == 2
+    assert cli.main(["run", "small", "--nonsense"]) == 2
+    assert capsys.readouterr().out == ""
+
+
+def failing(error: BaseException) -> list[cli.Command]:
+    """A table with one command, ``fail``, that raises ``error``."""
+
+    def fail() -> None:
+        raise error
+
+    class Failing(cli.Command):
+        def load(self) -> Any:
+            return fail
+
+    return [Failing("fail", "", "", "fails", ("lmsmith fail",))]
+
+
+def test_exit_codes_and_messages(capsys: pytest.CaptureFixture[str]) -> None:
+    mistake = UserError("my.jsonl, line 3: no 'messages'", "Add them.")
+    assert cli.main(["fail"], failing(mistake)) == 2
+    assert capsys.readouterr().err == "lmsmith: my.jsonl, line 3: no 'messages'\n  Add them.\n"
+    for words in (["--debug", "fail"], ["fail", "--debug"]):
+        with pytest.raises(UserError):
+            cli.main(words, failing(mistake))
+    assert cli.main(["fail"], failing(Interrupted(15))) == 143
+    assert capsys.readouterr().err == "saved; run the same command to continue\n"
+    assert cli.main(["fail"], failing(KeyboardInterrupt())) == 130
+    assert "run the same command to continue" in capsys.readouterr().err
+    with pytest.raises(ZeroDivisionError):  # a programming error keeps its traceback
+        cli.main(["fail"], failing(ZeroDivisionError()))
+
+
+def test_mistake_has_no_traceback_in_a_process() -> None:
+    done = in_a_process("run", "no/such.toml")
+    message = "".join(
+        line for line in done.stderr.splitlines(True) if not line.startswith("import time:")
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert message.startswith("lmsmith: no/such.toml: no such recipe file\n")
+    assert "Traceback" not in message
+    assert "Traceback" in in_a_process("run", "no/such.toml", "--debug").stderr
+
+
+def test_run_prints_the_plan_and_runs_nothing(
+    small_table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["run", "small", "--dry-run"]) == 0
+    assert capsys.readouterr().out == "run       make  not run yet\nrun       grow  not run yet\n"
+    assert cli.main(["run", "small", "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["stages"]["make"] == {"action": "run", "reason": "not run yet"}
+    assert plan["folder"] == "runs/small"
+    assert list(small_table.iterdir()) == []
+
+
+def test_run_prints_only_json_on_standard_output(
+    small_table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["run", "small", "--set", "make.steps=2", "--set", "grow.rate=1", "--json"]
+    assert cli.main([*words, "--folder", "here"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["stages"]["make"]["metrics"] == {"loss": 0.5}
+    assert Path(result["report"]).is_file()
+    assert (small_table / "here" / "grow" / "stage.json").is_file()
+    assert cli.main(["report", "here", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["wall_seconds"]["make"] > 0
+
+
+def test_run_shows_lines_then_the_table_and_the_report(
+    small_table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["run", "small"]) == 0
+    shown = capsys.readouterr()
+    assert "make: done in" in shown.err
+    assert shown.out.splitlines()[-1].startswith("report: runs/small/")
+    assert cli.main(["run", "small", "--quiet"]) == 0
+    shown = capsys.readouterr()
+    assert len(shown.out.splitlines()) == 1
+    assert shown.err == ""
+
+
+def test_bad_settings_are_listed_at_once(
+    small_table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["run", "small", "--set", "make.stps=2", "--set", "grow.rate=0"]
+    assert cli.main(words) == 2
+    message = capsys.readouterr().err
+    assert "make.stps = 2: unknown key; did you mean make.steps?" in message
+    assert "grow.rate = 0.0: must be above 0; 0.02 is usual" in message
+    assert cli.main(["run", "smal"]) == 2
+    assert "Did you mean small? Shipped recipes: small." in capsys.readouterr().err
+
+
+def test_recipes_are_listed_and_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import lmsmith.cli.recipes
+
+    for module in (recipes, lmsmith.cli.recipes):
+        monkeypatch.setattr(module, "shipped_recipes", lambda: {"small": GOOD})
+    assert cli.main(["recipes", "ls"]) == 0
+    assert capsys.readouterr().out == "small  small\n"
+    assert cli.main(["recipes", "ls", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"recipes": {"small": "small"}}
+    target = tmp_path / "my.toml"
+    assert cli.main(["recipes", "cp", "small", str(target)]) == 0
+    assert target.read_text() == GOOD
+    target.write_text("mine")
+    assert cli.main(["recipes", "cp", "small", str(target)]) == 2
+    assert target.read_text() == "mine"
+    assert cli.main(["recipes", "cp", "small", str(target), "--force"]) == 0
+    assert cli.main(["recipes", "cp", "small", str(tmp_path / "folder.toml")]) == 0
+    assert cli.main(["recipes", "cp", "smal", str(tmp_path / "x.toml")]) == 2
+
+
+def test_closing_table_shows_gains_with_their_intervals(tmp_path: Path) -> None:
+    from rich.console import Console
+
+    from lmsmith.cli.closing import closing_table
+    from lmsmith.report.gains import Gain
+
+    gain = Gain(
+        "ppo", "PPO", "", "done", "wins over SFT", "50 %", "68 %", "[62 to 74 %]", "better", 245, 1
+    )
+    console = Console(width=100, record=True, file=open(os.devnull, "w"))  # noqa: PTH123, SIM115
+    console.print(closing_table([gain, replace(gain, stage="sft", wall_seconds=None)]))
+    shown = console.export_text()
+    console.file.close()
+    assert "68 %" in shown
+    assert "[62 to 74 %]; gained" in shown
+    assert "4\u00a0min 05\u00a0s" in shown
+
+
+def test_machine_settings_are_described_by_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["machine"]["precision"] in ("bf16", "fp32")
+    assert found["hardware"]["cores"] >= 1
+    assert found["peak_gflops"]["fp32"] > 0
+    assert MachineConfig().precision == "auto"
+
+
+def test_validate_lists_problems_for_people_and_for_programs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import lmsmith.stages
+
+    load = lmsmith.stages.load_stage_recipe
+    monkeypatch.setattr(
+        lmsmith.stages, "load_stage_recipe", lambda name: load(name, (), tiny.STAGES)
+    )
+    good, bad = tmp_path / "good.toml", tmp_path / "bad.toml"
+    good.write_text(GOOD)
+    bad.write_text("[grow]\nrte = 1\n")
+    assert cli.main(["recipes", "validate", str(good)]) == 0
+    assert capsys.readouterr().out.endswith("no problems; stages: make, grow\n")
+    assert cli.main(["recipes", "validate", str(good), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["valid"] is True
+    assert cli.main(["recipes", "validate", str(bad)]) == 2
+    assert "did you mean grow.rate?" in capsys.readouterr().err
+    assert cli.main(["recipes", "validate", str(bad), "--json"]) == 2
+    problems = json.loads(capsys.readouterr().out)["problems"]
+    assert [problem["key"] for problem in problems] == ["grow.rte", "grow"]
