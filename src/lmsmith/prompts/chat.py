@@ -48,13 +48,8 @@ def encode_conversation(
     Targets are the assistant's content and the ``<|end|>`` after it, not its role token, which
     is given when the assistant is asked.
     """
-    validate_messages([dict(message) for message in messages], "conversation")
-    tokens, is_target = [tokenizer.end_of_text], [False]
-    for message, content in zip(messages, _encode_contents(tokenizer, messages), strict=True):
-        piece = _message_tokens(tokenizer, message["role"], content)
-        tokens += piece
-        is_target += _message_targets(message["role"], len(piece))
-    return tokens, is_target
+    opening, turns = _encode(tokenizer, messages, "conversation")
+    return _joined(opening, turns)
 
 
 def encode_prompt(
@@ -71,31 +66,24 @@ def encode_prompt(
     Raises:
         UserError: the last message is the assistant's, or what must be kept does not fit.
     """
-    if messages:
-        validate_messages([dict(message) for message in messages], "prompt")
-        if messages[-1]["role"] == "assistant":
-            raise UserError(
-                "prompt: the last message is the assistant's, so there is nothing to answer",
-                "end the prompt with a user's message",
-            )
-    pieces = [
-        _message_tokens(tokenizer, message["role"], content)
-        for message, content in zip(messages, _encode_contents(tokenizer, messages), strict=True)
-    ]
-    opening = [tokenizer.end_of_text]
-    if messages and messages[0]["role"] == "system":
-        opening += pieces.pop(0)
+    start = [tokenizer.end_of_text]
+    opening, turns = _encode(tokenizer, messages, "prompt") if messages else (start, [])
+    if turns and turns[-1].role == "assistant":
+        raise UserError(
+            "prompt: the last message is the assistant's, so there is nothing to answer",
+            "end the prompt with a user's message",
+        )
     room = None if limit is None else limit - len(opening) - 1
-    kept = len(pieces) if room is None else _newest_that_fit(pieces, room)
-    if (pieces and not kept) or (room is not None and room < 0):
-        needed = len(opening) + 1 + (len(pieces[-1]) if pieces else 0)
+    kept = len(turns) if room is None else _newest_that_fit(turns, room)
+    if (turns and not kept) or (room is not None and room < 0):
+        needed = len(opening) + 1 + (len(turns[-1].tokens) if turns else 0)
         raise UserError(
             f"prompt: the system message and the last message need {needed} tokens; "
             f"there is room for {limit}",
             "shorten them, or use a model with a longer context",
         )
-    dropped = len(pieces) - kept
-    tokens = opening + [token for piece in pieces[dropped:] for token in piece]
+    dropped = len(turns) - kept
+    tokens, _ = _joined(opening, turns[dropped:])
     return Prompt([*tokens, tokenizer.assistant], dropped)
 
 
@@ -108,34 +96,8 @@ def fit_conversation(
     the model does not learn to stop in the middle. When the system message leaves no room for one
     token of content, nothing is kept.
     """
-    validate_messages([dict(message) for message in messages], "conversation")
-    roles = [message["role"] for message in messages]
-    pieces = [
-        _message_tokens(tokenizer, role, content)
-        for role, content in zip(roles, _encode_contents(tokenizer, messages), strict=True)
-    ]
-    tokens, is_target = [tokenizer.end_of_text], [False]
-    if roles[0] == "system":
-        system = pieces.pop(0)
-        roles.pop(0)
-        tokens += system
-        is_target += [False] * len(system)
-    room = limit - len(tokens)
-    kept = _newest_that_fit(pieces, room)
-    cut_tokens = 0
-    if pieces and not kept:
-        if room < 2:
-            return FittedConversation([], [], len(messages), 0)
-        cut_tokens = len(pieces[-1]) - room
-        pieces[-1] = pieces[-1][:room]
-        kept = 1
-    elif not pieces and room < 0:
-        return FittedConversation([], [], len(messages), 0)
-    dropped = len(pieces) - kept
-    for role, piece in zip(roles[dropped:], pieces[dropped:], strict=True):
-        tokens += piece
-        is_target += _message_targets(role, len(piece))
-    return FittedConversation(tokens, is_target, dropped, cut_tokens)
+    opening, turns = _encode(tokenizer, messages, "conversation")
+    return _fit(opening, turns, limit)
 
 
 def split_conversation(
@@ -149,54 +111,83 @@ def split_conversation(
     `fit_conversation`. `dropped_messages` is 0 in each piece, unless the system message leaves no
     room: then the result is one empty piece.
     """
-    system = list(messages[:1]) if messages and messages[0]["role"] == "system" else []
-    turns = list(messages[len(system) :])
-    whole = fit_conversation(tokenizer, messages, limit)
-    if not turns or not whole.tokens or not (whole.dropped_messages or whole.cut_tokens):
+    opening, turns = _encode(tokenizer, messages, "conversation")
+    whole = _fit(opening, turns, limit)
+    if not whole.tokens or not (whole.dropped_messages or whole.cut_tokens):
         return [whole]
-    opening, _ = encode_conversation(tokenizer, system) if system else ([tokenizer.end_of_text], [])
-    lengths = [len(content) + 2 for content in _encode_contents(tokenizer, turns)]
     pieces = []
     start = 0  # of the piece's own turns
     while start < len(turns):
-        repeated = _repeats_question(turns, lengths, start, limit - len(opening))
-        room = limit - len(opening) - sum(lengths[start - repeated : start])
-        stop = start
-        while stop < len(turns) and lengths[stop] <= room:
-            room -= lengths[stop]
-            stop += 1
-        stop = max(stop, start + 1)
-        kept = [*system, *turns[start - repeated : stop]]
-        pieces.append(fit_conversation(tokenizer, kept, limit))
-        start = stop
+        room = limit - len(opening)
+        answers = start > 0 and turns[start].role == "assistant"
+        question = [turns[start - 1]] if answers else []
+        if sum(len(turn.tokens) for turn in [*question, turns[start]]) > room:
+            question = []
+        room -= sum(len(turn.tokens) for turn in question)
+        own = max(1, _oldest_that_fit(turns[start:], room))
+        pieces.append(_fit(opening, [*question, *turns[start : start + own]], limit))
+        start += own
     return pieces
 
 
-def _repeats_question(
-    turns: Sequence[Message], lengths: Sequence[int], start: int, room: int
-) -> int:
-    """1 if the message before `start` is the user's, is answered at `start`, and both fit."""
-    answers = start > 0 and turns[start]["role"] == "assistant"
-    return int(answers and lengths[start - 1] + lengths[start] <= room)
+@dataclass(frozen=True)
+class _Turn:
+    """A message as tokens: its role token, its content, `<|end|>`."""
+
+    role: str
+    tokens: list[int]
 
 
-def _encode_contents(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[list[int]]:
-    return [tokenizer.encode(message["content"]) for message in messages]
+def _encode(
+    tokenizer: Tokenizer, messages: Sequence[Message], where: str
+) -> tuple[list[int], list[_Turn]]:
+    """Check the messages; tokens of what opens them (end-of-text and system), and the turns."""
+    validate_messages([dict(message) for message in messages], where)
+    contents = tokenizer.encode_batch([message["content"] for message in messages])
+    turns = [
+        _Turn(
+            message["role"],
+            [tokenizer.role_token(message["role"]), *content, tokenizer.end_of_turn],
+        )
+        for message, content in zip(messages, contents, strict=True)
+    ]
+    opening = [tokenizer.end_of_text]
+    if turns[0].role == "system":
+        opening += turns.pop(0).tokens
+    return opening, turns
 
 
-def _message_tokens(tokenizer: Tokenizer, role: str, content: list[int]) -> list[int]:
-    return [tokenizer.role_token(role), *content, tokenizer.end_of_turn]
+def _joined(opening: list[int], turns: Sequence[_Turn]) -> tuple[list[int], list[bool]]:
+    """Tokens one after another, and whether each is the assistant's."""
+    tokens, is_target = list(opening), [False] * len(opening)
+    for turn in turns:
+        tokens += turn.tokens
+        is_target += [False] + [turn.role == "assistant"] * (len(turn.tokens) - 1)
+    return tokens, is_target
 
 
-def _message_targets(role: str, length: int) -> list[bool]:
-    """For a message of `length` tokens, the first of which is its role token."""
-    return [False] + [role == "assistant"] * (length - 1)
+def _fit(opening: list[int], turns: list[_Turn], limit: int) -> FittedConversation:
+    room = limit - len(opening)
+    if room < 0 or (turns and room < 2):  # a role token and one of content
+        return FittedConversation([], [], len(turns) + (len(opening) > 1), 0)
+    kept, cut_tokens = _newest_that_fit(turns, room), 0
+    newest = turns[len(turns) - kept :]
+    if turns and not kept:
+        last = turns[-1]
+        cut_tokens = len(last.tokens) - room
+        newest = [_Turn(last.role, last.tokens[:room])]
+    return FittedConversation(*_joined(opening, newest), len(turns) - len(newest), cut_tokens)
 
 
-def _newest_that_fit(pieces: Sequence[Sequence[int]], room: int) -> int:
-    """How many whole pieces from the end have at most `room` tokens together."""
-    for count, piece in enumerate(reversed(pieces)):
-        room -= len(piece)
+def _newest_that_fit(turns: Sequence[_Turn], room: int) -> int:
+    """How many whole turns from the end have at most `room` tokens together."""
+    return _oldest_that_fit(turns[::-1], room)
+
+
+def _oldest_that_fit(turns: Sequence[_Turn], room: int) -> int:
+    """How many whole turns from the beginning have at most `room` tokens together."""
+    for count, turn in enumerate(turns):
+        room -= len(turn.tokens)
         if room < 0:
             return count
-    return len(pieces)
+    return len(turns)
