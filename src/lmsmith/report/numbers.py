@@ -1,0 +1,92 @@
+"""Numbers as a person reads them: durations, sizes, counts, shares and intervals."""
+
+from __future__ import annotations
+
+import math
+
+MISSING = "–"
+NBSP = "\u00a0"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """``value`` with ``digits`` significant digits and thousands separated; – when unknown."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    if value == 0:
+        return "0"
+    if float(value).is_integer() and abs(value) < 1e15:
+        return minus(f"{int(value):,}")
+    magnitude = math.floor(math.log10(abs(value)))
+    if magnitude < -4 or magnitude > 14:
+        return minus(f"{value:.{digits - 1}e}")
+    return minus(f"{value:,.{max(digits - 1 - magnitude, 0)}f}")
+
+
+def minus(text: str) -> str:
+    """A true minus sign in place of the hyphen that Python prints."""
+    return text.replace("-", "\u2212") if text.startswith("-") else text
+
+
+def signed(value: float | None, decimals: int = 2) -> str:
+    """``value`` with its sign always shown: +0.42."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    return minus(f"{value:+.{decimals}f}")
+
+
+def fixed(value: float | None, decimals: int) -> str:
+    """``value`` with so many decimals; – when unknown."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    return minus(f"{value:,.{decimals}f}")
+
+
+def percent(share: float | None, decimals: int = 1) -> str:
+    """A share between 0 and 1 as per cent."""
+    if share is None or not math.isfinite(share):
+        return MISSING
+    return minus(f"{100 * share:.{decimals}f}") + NBSP + "%"
+
+
+def percent_interval(low: float | None, high: float | None) -> str:
+    """The two ends of an interval of shares, "62.1 to 74.0 %"; empty when either is unknown."""
+    if low is None or high is None:
+        return ""
+    return f"{100 * low:.1f} to {100 * high:.1f}{NBSP}%"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as "0.4 s", "42 s", "6 min 12 s" or "2 h 05 min"."""
+    if seconds is None or not math.isfinite(seconds):
+        return MISSING
+    if seconds < 9.95:
+        return f"{seconds:.1f}{NBSP}s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}{NBSP}s"
+    if whole < 3600:
+        return f"{whole // 60}{NBSP}min {whole % 60:02d}{NBSP}s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60}{NBSP}h {minutes % 60:02d}{NBSP}min"
+
+
+def size(number_of_bytes: float | None) -> str:
+    """Bytes in decimal units: "1.24 GB"."""
+    if number_of_bytes is None or not math.isfinite(number_of_bytes):
+        return MISSING
+    value = float(number_of_bytes)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if abs(value) < 1000:
+            return f"{number(value)}{NBSP}{unit}"
+        value /= 1000
+    return f"{number(value)}{NBSP}TB"
+
+
+def large_count(count: float | None) -> str:
+    """A count in words where it is large: "5.9 million"."""
+    if count is None:
+        return MISSING
+    for scale, word in ((1e9, "billion"), (1e6, "million")):
+        if count >= scale:
+            return f"{count / scale:.3g}{NBSP}{word}"
+    return f"{count:,.0f}"
