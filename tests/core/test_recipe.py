@@ -16,6 +16,8 @@ class DataConfig:
     path: str = ""
 
     def external_files(self) -> list[str]:
+        if "*" in self.path:
+            raise UserError(f"{self.path}: matches no file", "check the pattern")
         return [self.path] if self.path else []
 
 
@@ -69,6 +71,14 @@ def test_missing_file_of_a_stage_is_a_problem_of_the_recipe(tmp_path: Path) -> N
     text = message(path)
     assert 'data = "no/such.jsonl": no such file or folder' in text
     assert 'ppo.kl_coefficient = "x": must be a number' in text
+
+
+def test_files_that_the_settings_cannot_find_are_a_problem_too(tmp_path: Path) -> None:
+    path = write(tmp_path, '[data]\npath = "a/*.jsonl"\n[ppo]\nkl = 1\n')
+    assert message(path).splitlines()[1:] == [
+        "  data: a/*.jsonl: matches no file; check the pattern",
+        "  ppo.kl = 1: unknown key; the keys here are kl_coefficient",
+    ]
 
 
 def test_override_cannot_add_a_stage(tmp_path: Path) -> None:

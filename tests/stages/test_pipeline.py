@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from lmsmith.core.errors import Interrupted, UserError
 from lmsmith.core.metrics import read_metrics
 from lmsmith.core.progress import QuietProgress
 from lmsmith.core.recipe import MachineConfig, Recipe
-from lmsmith.stages.pipeline import run_recipe
+from lmsmith.stages.pipeline import Identity, _file_states, _sealed, run_recipe
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -155,12 +156,21 @@ def test_changed_file_is_noticed_and_a_touched_one_is_not(tmp_path: Path) -> Non
         go(tmp_path / "run", named)
 
 
+def test_files_that_moved_are_the_same_files(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one")
+    identities = []
+    for name in ("a.txt", "b.txt"):
+        path = tmp_path / name
+        path.write_text("one")
+        states = _file_states(path, {})
+        identities.append(Identity("data", 1, {}, 1, "auto", {}, states))
+    assert identities[0].fingerprint == identities[1].fingerprint
+
+
 def test_folder_of_files_counts_every_file_in_it(tmp_path: Path) -> None:
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text("a")
     settings = tiny.TinyConfig(steps=0, files=(str(tmp_path / "texts"),))
-    from lmsmith.stages.pipeline import _file_states
-
     first = _file_states(Path(settings.files[0]), {})
     (tmp_path / "texts" / "b.txt").write_text("b")
     second = _file_states(Path(settings.files[0]), first)
@@ -168,8 +178,6 @@ def test_folder_of_files_counts_every_file_in_it(tmp_path: Path) -> None:
 
 
 def test_new_code_format_makes_the_stage_again(tmp_path: Path) -> None:
-    from dataclasses import replace
-
     go(tmp_path, recipe())
     stages = [replace(tiny.STAGES[0], format=2), *tiny.STAGES[1:]]
     result = run_recipe(recipe(), tmp_path, dry_run=True, stages=stages, prepare=tiny.prepare)
@@ -221,8 +229,6 @@ def test_every_flipped_bit_of_a_record_is_noticed(tmp_path: Path) -> None:
 def test_input_that_came_out_differently_reruns_what_was_made_from_it(tmp_path: Path) -> None:
     go(tmp_path, recipe())
     written = record(tmp_path, "make")
-    from lmsmith.stages.pipeline import _sealed
-
     written["outputs"]["link.txt"] = "0" * 64
     del written["checksum"]
     (tmp_path / "make" / "stage.json").write_text(json.dumps(_sealed(written)))

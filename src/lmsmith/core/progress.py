@@ -25,7 +25,10 @@ class Progress(Protocol):
         """The task is over."""
 
     def say(self, text: str) -> None:
-        """A line that stays, e.g. a warning."""
+        """A warning: a line that stays, and is kept with the run for its report."""
+
+    def note(self, text: str) -> None:
+        """A line that stays on the screen, but is no warning and is not kept."""
 
 
 @runtime_checkable
@@ -91,7 +94,7 @@ def format_figure(name: str, value: float) -> str:
 
 
 class QuietProgress:
-    """Shows nothing; ``said`` keeps the lines that would have stayed."""
+    """Shows nothing; ``said`` keeps the warnings."""
 
     def __init__(self) -> None:
         self.said: list[str] = []
@@ -104,6 +107,8 @@ class QuietProgress:
 
     def say(self, text: str) -> None:
         self.said.append(text)
+
+    def note(self, text: str) -> None: ...
 
     def plan(self, stages: Sequence[str]) -> None: ...
 
@@ -160,6 +165,9 @@ class LineProgress:
         self._task = None
 
     def say(self, text: str) -> None:
+        self._print(text)
+
+    def note(self, text: str) -> None:
         self._print(text)
 
     def plan(self, stages: Sequence[str]) -> None:
@@ -236,7 +244,7 @@ class LiveProgress:
     def stage_begins(self, stage: str, reason: str) -> None:
         row = self._row(stage)
         row.state, row.started = "running", time.monotonic()
-        self.say(reason)
+        self.note(reason)
 
     def stage_ends(self, stage: str, seconds: float) -> None:
         row = self._row(stage)
@@ -255,9 +263,15 @@ class LiveProgress:
         self._task = None
 
     def say(self, text: str) -> None:
+        self._print(text, "yellow")
+
+    def note(self, text: str) -> None:
+        self._print(text, "dim")
+
+    def _print(self, text: str, style: str) -> None:
         from rich.text import Text
 
-        self._console.print(Text(text))
+        self._console.print(Text(text, style=style))
 
     def close(self) -> None:
         if self._running:

@@ -185,10 +185,13 @@ def _decode_recipe(
 
 def _missing_files(stage: str, settings: object) -> list[Problem]:
     """Files that the settings name (``external_files() -> list[str]``) and that are not there."""
-    list_files = getattr(settings, "external_files", list)
+    try:
+        named: list[str] = getattr(settings, "external_files", list)()
+    except UserError as error:
+        return [Problem(stage, MISSING, error.problem, error.mend)]
     return [
         Problem(stage, path, "no such file or folder", "check the path")
-        for path in list_files()
+        for path in named
         if not Path(path).exists()
     ]
 

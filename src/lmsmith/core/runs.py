@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
+import gc
 import hashlib
 import json
 import os
@@ -134,9 +136,14 @@ def _git(folder: Path, *arguments: str) -> str | None:
 def reset_peak_memory() -> bool:
     """Start the peak of this process's memory anew, so that it is a stage's own.
 
+    Memory that was freed is first given back to the system: it would count as this stage's.
     Linux allows it by writing 5 to /proc/self/clear_refs. Elsewhere, or where that is
     forbidden, False is returned and the peak stays that of the whole process so far.
     """
+    gc.collect()
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # a C library other than glibc
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:

@@ -64,7 +64,7 @@ STAGES: tuple[Stage, ...] = (
         "PretrainConfig",
         {"data": "data", "tokenizer": "tokenizer"},
     ),
-    Stage("sft", "lmsmith.stages.sft", "SftConfig", {"data": "data", "base": "pretrain"}),
+    Stage("sft", "lmsmith.stages.sft", "SFTConfig", {"data": "data", "base": "pretrain"}),
     Stage(
         "rankings", "lmsmith.stages.rankings", "RankingsConfig", {"data": "data", "policy": "sft"}
     ),
@@ -74,7 +74,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "ppo",
         "lmsmith.stages.ppo",
-        "PpoConfig",
+        "PPOConfig",
         {"data": "data", "policy": "sft", "reward": "reward", "pretrain": "pretrain"},
     ),
     Stage(

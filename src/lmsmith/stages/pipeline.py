@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import gc
 import os
 import random
 import shutil
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any, SupportsFloat
 
 import lmsmith
-from lmsmith.core.config import Problem, encode, report_problems
+from lmsmith.core.config import MISSING, Problem, encode, report_problems
 from lmsmith.core.errors import Interrupted, UserError
 from lmsmith.core.files import (
     fingerprint,
@@ -87,8 +86,9 @@ class Identity:
 
     @property
     def fingerprint(self) -> str:
-        content = {name: file["sha256"] for name, file in self.files.items()}
-        return fingerprint({**vars(self), "files": content})
+        # What files hold counts, not where they are: a demo's data moves with its environment.
+        contents = [file["sha256"] for file in self.files.values()]
+        return fingerprint({**vars(self), "files": contents})
 
     def as_dict(self) -> dict[str, object]:
         """For stage.json and started.json."""
@@ -223,7 +223,10 @@ class _Run:
     ) -> tuple[dict[str, dict[str, object]], list[Problem]]:
         """The state of the files a stage's settings name, and those that cannot be read."""
         list_files = getattr(settings, "external_files", None)
-        named: list[str] = list(list_files()) if list_files is not None else []
+        try:
+            named: list[str] = list(list_files()) if list_files is not None else []
+        except UserError as error:
+            return {}, [Problem(stage, MISSING, error.problem, error.mend)]
         known: dict[str, Any] = {}
         for record_name in ("started.json", "stage.json"):
             record = _read_record(self.folder / stage / record_name)
@@ -345,7 +348,6 @@ class _Run:
         )
         _clean_up(folder)
         self.progress.stage_ends(stage.name, watched.seconds())
-        gc.collect()  # models of one stage must not stand in the memory of the next
 
     def summary(self, decisions: Sequence[Decision]) -> dict[str, object]:
         """What the run came to, from the records in the folder."""
@@ -409,7 +411,7 @@ class _WatchedProgress:
             self.save()
         if not self.told and stop_requested() is not None:
             self.told = True
-            self.progress.say("stopping: saving first (Ctrl-C again stops at once)")
+            self.progress.note("stopping: saving first (Ctrl-C again stops at once)")
 
     def end(self) -> None:
         self.progress.end()
@@ -418,6 +420,9 @@ class _WatchedProgress:
         if text not in self.warnings:
             self.warnings.append(text)
         self.progress.say(text)
+
+    def note(self, text: str) -> None:
+        self.progress.note(text)
 
 
 def _prepare_process(config: MachineConfig) -> dict[str, object]:
