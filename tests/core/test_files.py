@@ -110,6 +110,8 @@ def test_partials_are_removed_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "sub" / ".model.1-ab.partial").mkdir(parents=True)
     (tmp_path / ".a.json.1-ab.partial").write_text("")
     (tmp_path / "my.partial").write_text("")
+    remove_partials(tmp_path, inside=False)
+    assert (tmp_path / "sub" / ".model.1-ab.partial").exists()
     remove_partials(tmp_path)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["my.partial", "sub"]
 

@@ -124,9 +124,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         raise
 
 
-def remove_partials(folder: Path) -> None:
-    """Remove what writes that were killed left behind anywhere under ``folder``."""
-    for left in list(folder.rglob(f".*{PARTIAL_SUFFIX}")):
+def remove_partials(folder: Path, inside: bool = True) -> None:
+    """Remove what writes that were killed left behind in ``folder``, and in its folders."""
+    pattern = f".*{PARTIAL_SUFFIX}"
+    for left in list(folder.rglob(pattern) if inside else folder.glob(pattern)):
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
         else:

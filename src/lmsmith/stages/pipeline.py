@@ -166,6 +166,7 @@ class _Run:
 
     def run(self, only: str | None) -> dict[str, object]:
         """Do it, stage by stage; a stage is decided on anew once its inputs are made."""
+        remove_partials(self.folder, inside=False)
         for left in self.folder.glob(".*.removed"):
             shutil.rmtree(left, ignore_errors=True)
         plan = self.plan(only)
