@@ -10,7 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmsmith.core.recipe import MachineConfig
-from lmsmith.evaluation.perplexity import bits_per_byte, document_windows, predict_replies
+from lmsmith.evaluation.perplexity import (
+    bits_per_byte,
+    document_windows,
+    predict_replies,
+    reply_bits_per_byte,
+)
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.prompts import encode_conversation
@@ -102,6 +107,7 @@ def test_replies_equal_token_by_token_sums() -> None:
     assert found.perplexity == pytest.approx(math.exp(total / sum(is_target)), rel=1e-5)
     replies = len("hier 😀".encode()) + len("I think so")
     assert found.bits_per_byte == pytest.approx(total / math.log(2) / replies, rel=1e-5)
+    assert reply_bits_per_byte(model, TOKENIZER, [messages], MACHINE) == found.bits_per_byte
 
 
 def test_every_reply_of_a_long_conversation_counts() -> None:

@@ -124,6 +124,16 @@ def predict_replies(
     )
 
 
+def reply_bits_per_byte(
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    conversations: Sequence[Sequence[Message]],
+    machine: ResolvedMachine,
+) -> float:
+    """`predict_replies` in bits per byte alone."""
+    return predict_replies(decoder, tokenizer, conversations, machine).bits_per_byte
+
+
 def total_nats(
     decoder: Decoder,
     windows: Sequence[Window],

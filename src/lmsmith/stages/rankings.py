@@ -1,0 +1,439 @@
+"""Stage: rankings for a reward model, the user's own or those of a stated labeler.
+
+Where the user brought rankings (``data/rankings.jsonl``) they are split and used. Otherwise
+candidates are collected for prompts out of conversations that no policy was trained on, and
+ranked by the labeler ``human_reply_first``: the person's own reply is first; the policy's samples
+and a real reply from another conversation are second, tied among themselves.
+
+So that neither a candidate's length nor its form tells where it comes from:
+
+- one window of lengths holds for all candidates: a sample outside it is dropped just as a
+  person's reply outside it is no candidate;
+- a sample that did not end within the window is dropped. Kept, it would teach that what breaks
+  off is bad, which is a fact about the window and not about the reply, and which PPO has a
+  penalty of its own for; given an end it never had, it would be a text that nobody wrote;
+- empty samples, and those that only repeat another candidate, are dropped: a reply is not worse
+  than itself;
+- the reply from elsewhere is one of those nearest in length to the person's own;
+- the candidates stand in random order.
+
+What is dropped is counted, and the mean lengths are among the metrics.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from lmsmith.core.errors import UserError
+from lmsmith.core.files import fingerprint, read_json, write_json, write_jsonl
+from lmsmith.core.runs import StageFolder, derive_seed
+from lmsmith.core.signals import stop_if_requested
+from lmsmith.corpus.rows import Conversation, Ranking, read_conversations, read_rankings
+from lmsmith.corpus.splits import split_of
+from lmsmith.generation.engine import InferenceDecoder, SamplingSettings, generate
+from lmsmith.models.folder import load_decoder, load_tokenizer
+from lmsmith.prompts import encode_prompt
+from lmsmith.tokenizers import Tokenizer
+from lmsmith.training.machine import resolve_machine
+
+LABELER = "human_reply_first"
+
+NEAREST = 32
+"""The reply from elsewhere is drawn from so many that are nearest in length."""
+
+PROMPTS_AT_ONCE = 128
+"""Prompts sampled, and saved, together."""
+
+
+@dataclass(frozen=True)
+class RankingsConfig:
+    """Settings of the collection of rankings.
+
+    Attributes:
+        conversations: the split that train and validation rankings are made from; ``judge`` for
+            the rankings of the judge, which nothing else sees.
+        prompts: most prompts for training and validation together.
+        prompts_per_conversation: most prompts of one conversation, evenly spread over it.
+        samples: replies drawn from the policy for a prompt.
+        other_replies: people's replies from other conversations for a prompt.
+        minimum_tokens, maximum_tokens: length of every candidate, its end of turn not counted.
+        temperature, top_p: of the policy's samples.
+        validation: share of the conversations held out to stop training by.
+        test_prompts: most prompts of the test rankings, which are made from the test split.
+        test: share of the user's own rankings held out for testing.
+    """
+
+    conversations: Literal["comparisons", "judge"] = "comparisons"
+    prompts: int = 3_000
+    prompts_per_conversation: int = 4
+    samples: int = 2
+    other_replies: int = 1
+    minimum_tokens: int = 3
+    maximum_tokens: int = 64
+    temperature: float = 1.0
+    top_p: float = 1.0
+    validation: float = 0.12
+    test_prompts: int = 600
+    test: float = 0.1
+
+    def check(self) -> list[tuple[str, object, str, str]]:
+        """Values out of range and contradictions, as (key, value, expected, mend)."""
+        problems: list[tuple[str, object, str, str]] = []
+        for key in ("prompts", "prompts_per_conversation", "minimum_tokens", "test_prompts"):
+            if getattr(self, key) < 1:
+                problems.append((key, getattr(self, key), "a positive number", f"raise {key}"))
+        for key in ("samples", "other_replies"):
+            if getattr(self, key) < 0:
+                problems.append((key, getattr(self, key), "0 or more", f"raise {key}"))
+        if self.samples + self.other_replies < 1:
+            mend = "ask for at least one candidate beside the person's reply"
+            problems.append(("samples", self.samples, "nothing to rank", mend))
+        if self.maximum_tokens < self.minimum_tokens:
+            expected = f"at least minimum_tokens ({self.minimum_tokens})"
+            problems.append(("maximum_tokens", self.maximum_tokens, expected, "raise it"))
+        if self.temperature < 0:
+            problems.append(("temperature", self.temperature, "0 or more", "1 is as trained"))
+        if not 0 < self.top_p <= 1:
+            problems.append(("top_p", self.top_p, "0 < top_p <= 1", "1 allows every token"))
+        for key in ("validation", "test"):
+            if not 0 < getattr(self, key) < 1:
+                expected = "between 0 and 1"
+                problems.append((key, getattr(self, key), expected, "it is a share"))
+        return problems
+
+
+def run(config: RankingsConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict[str, float]:
+    """Write ``train.jsonl``, ``validation.jsonl`` and ``test.jsonl``."""
+    own = inputs["data"] / "rankings.jsonl"
+    if config.conversations == "comparisons" and own.is_file():
+        return split_own_rankings(config, own, out)
+    tokenizer = load_tokenizer(inputs["policy"] / "model")
+    decoder = load_decoder(inputs["policy"] / "model")
+    if decoder.config.context < 2 * config.maximum_tokens + 2:
+        raise UserError(
+            f"{out.path.name}.maximum_tokens = {config.maximum_tokens}: the model's context of "
+            f"{decoder.config.context} leaves too little room for a prompt",
+            f"lower it to {max(1, decoder.config.context // 2 - 1)} or less",
+        )
+    policy = InferenceDecoder(decoder, resolve_machine(out.machine))
+    collector = Collector(config, tokenizer, policy, out)
+    given = collector.read(inputs["data"] / f"{config.conversations}.jsonl", config.prompts)
+    held_out = {"validation": config.validation}
+    parts: dict[str, list[PromptAndReply]] = {"train": [], "validation": [], "test": []}
+    for each in given:
+        parts[split_of(each.root, held_out) or "train"].append(each)
+    parts["test"] = collector.read(inputs["data"] / "test.jsonl", config.test_prompts)
+    rows = {split: collector.collect(split, found) for split, found in parts.items()}
+    if not rows["train"]:
+        raise UserError(
+            f"{inputs['data'] / config.conversations}.jsonl: no prompt whose reply has "
+            f"{config.minimum_tokens} to {config.maximum_tokens} tokens",
+            f"widen {out.path.name}.minimum_tokens and maximum_tokens, or add conversations",
+        )
+    for split, found_rows in rows.items():
+        write_jsonl(out / f"{split}.jsonl", found_rows)
+    return collector.metrics(rows)
+
+
+def split_own_rankings(config: RankingsConfig, path: Path, out: StageFolder) -> dict[str, float]:
+    """The user's rankings by a hash of their prompt, so that no prompt is in two splits."""
+    rows: dict[str, list[Ranking]] = {"train": [], "validation": [], "test": []}
+    shares = {"validation": config.validation, "test": config.test}
+    for ranking in read_rankings(path):
+        rows[split_of(fingerprint(ranking.prompt), shares) or "train"].append(ranking)
+    if not rows["train"]:
+        raise UserError(f"{path}: too few rankings to train on", "add more rankings")
+    for split, rankings in rows.items():
+        write_jsonl(out / f"{split}.jsonl", (ranking.row() for ranking in rankings))
+    candidates = [len(ranking.responses) for ranking in rows["train"]]
+    return {split: float(len(rankings)) for split, rankings in rows.items()} | {
+        "candidates": sum(candidates) / len(candidates)
+    }
+
+
+@dataclass(frozen=True)
+class PromptAndReply:
+    """A prompt out of a conversation, and what the person replied.
+
+    Attributes:
+        id: the conversation's, and the reply's place in it.
+        root: the conversation's, whichever side plays the assistant.
+        prompt: the messages before the reply that fit the context.
+        tokens: of the prompt.
+        reply: the person's.
+        reply_tokens: of the reply, its end of turn not counted.
+    """
+
+    id: str
+    root: str
+    prompt: list[dict[str, str]]
+    tokens: list[int]
+    reply: str
+    reply_tokens: int
+
+
+def select_prompts(
+    conversations: Iterable[Conversation],
+    tokenizer: Tokenizer,
+    context: int,
+    *,
+    most: int,
+    per_conversation: int,
+    minimum_tokens: int,
+    maximum_tokens: int,
+) -> list[PromptAndReply]:
+    """Prompts evenly spread over each conversation, in an order that their ids' hash decides.
+
+    Every turn of the assistant that answers the user, with a reply of the allowed length, is
+    eligible. A prompt keeps the newest messages that leave room for the longest reply; a turn
+    whose last message alone does not fit is left out.
+    """
+    found: list[PromptAndReply] = []
+    for conversation in conversations:
+        eligible = _eligible_turns(conversation, tokenizer, minimum_tokens, maximum_tokens)
+        for turn, length in _evenly_spread(eligible, per_conversation):
+            before = conversation.messages[:turn]
+            try:
+                prompt = encode_prompt(tokenizer, before, context - maximum_tokens - 1)
+            except UserError:
+                continue
+            system = before[:1] if before[0]["role"] == "system" else []
+            kept = [*system, *before[len(system) + prompt.dropped_messages :]]
+            reply = conversation.messages[turn]["content"]
+            found.append(
+                PromptAndReply(
+                    f"{conversation.id}#{turn}",
+                    conversation.id.removesuffix("/other-side"),
+                    kept,
+                    prompt.tokens,
+                    reply,
+                    length,
+                )
+            )
+    return sorted(found, key=lambda each: (fingerprint(each.id), each.id))[:most]
+
+
+def _eligible_turns(
+    conversation: Conversation, tokenizer: Tokenizer, minimum_tokens: int, maximum_tokens: int
+) -> list[tuple[int, int]]:
+    """(place, reply tokens) of the assistant's messages that may be a candidate."""
+    messages = conversation.messages
+    turns = [
+        turn
+        for turn in range(1, len(messages))
+        if messages[turn]["role"] == "assistant" and messages[turn - 1]["role"] == "user"
+    ]
+    lengths = [len(ids) for ids in tokenizer.encode_batch([messages[t]["content"] for t in turns])]
+    return [
+        (turn, length)
+        for turn, length in zip(turns, lengths, strict=True)
+        if minimum_tokens <= length <= maximum_tokens
+    ]
+
+
+def _evenly_spread(items: Sequence[tuple[int, int]], most: int) -> list[tuple[int, int]]:
+    if len(items) <= most:
+        return list(items)
+    return [items[int((index + 0.5) * len(items) / most)] for index in range(most)]
+
+
+def same_text(one: str, other: str) -> bool:
+    """Whether two replies differ in nothing but case and white space."""
+    return one.casefold().split() == other.casefold().split()
+
+
+def replies_from_elsewhere(
+    each: PromptAndReply, by_length: Sequence[PromptAndReply], count: int, seed: int
+) -> list[str]:
+    """People's replies to other conversations, drawn from those nearest in length.
+
+    Args:
+        by_length: the split's prompts, sorted by ``reply_tokens``.
+    """
+    middle = bisect_left(by_length, each.reply_tokens, key=lambda other: other.reply_tokens)
+    near = sorted(
+        range(max(0, middle - 2 * NEAREST), min(len(by_length), middle + 2 * NEAREST)),
+        key=lambda place: (abs(by_length[place].reply_tokens - each.reply_tokens), place),
+    )
+    texts: list[str] = []
+    for other in (by_length[place] for place in near):
+        if other.root != each.root and not any(
+            same_text(other.reply, text) for text in [each.reply, *texts]
+        ):
+            texts.append(other.reply)
+        if len(texts) == max(NEAREST, count):
+            break
+    return random.Random(derive_seed(seed, "elsewhere", each.id)).sample(
+        texts, min(count, len(texts))
+    )
+
+
+class Collector:
+    """Collects candidates, a saved chunk of prompts at a time.
+
+    A chunk's samples depend on the seed, the split and the chunk's number alone, and a chunk is
+    saved whole; so a run that was killed goes on where it was and ends with the same bytes. The
+    test split has a seed of its own, the same in every run, so that the reward model and the
+    judge are tested on the same candidates.
+    """
+
+    def __init__(
+        self,
+        config: RankingsConfig,
+        tokenizer: Tokenizer,
+        policy: InferenceDecoder,
+        out: StageFolder,
+    ) -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+        self.policy = policy
+        self.out = out
+        self.counts: Counter[str] = Counter()
+
+    def read(self, path: Path, most: int) -> list[PromptAndReply]:
+        """At most so many prompts of a file of conversations; none if it is missing."""
+        if not path.is_file():
+            return []
+        config = self.config
+        return select_prompts(
+            read_conversations(path),
+            self.tokenizer,
+            self.policy.config.context,
+            most=most,
+            per_conversation=config.prompts_per_conversation,
+            minimum_tokens=config.minimum_tokens,
+            maximum_tokens=config.maximum_tokens,
+        )
+
+    def collect(self, split: str, prompts: Sequence[PromptAndReply]) -> list[dict[str, Any]]:
+        """The rows of a split, in the order of its prompts."""
+        by_length = sorted(prompts, key=lambda each: (each.reply_tokens, each.id))
+        chunks = math.ceil(len(prompts) / PROMPTS_AT_ONCE)
+        paths = [self.out.checkpoints / f"{split}-{number:05d}.json" for number in range(chunks)]
+        done = sum(path.exists() for path in paths)
+        progress = self.out.progress
+        progress.begin(f"{split} candidates", len(prompts), "prompts", done * PROMPTS_AT_ONCE)
+        rows: list[dict[str, Any]] = []
+        began, drawn = time.perf_counter(), 0
+        for number, path in enumerate(paths):
+            if not path.exists():
+                stop_if_requested()
+                start = number * PROMPTS_AT_ONCE
+                chunk = self.sample(
+                    split, number, prompts[start : start + PROMPTS_AT_ONCE], by_length
+                )
+                write_json(path, chunk)
+                drawn += chunk["counts"]["sampled_tokens"]
+            saved: Any = read_json(path)
+            rows += saved["rows"]
+            self.counts.update(saved["counts"])
+            seconds = time.perf_counter() - began
+            progress.update(
+                min(len(prompts), (number + 1) * PROMPTS_AT_ONCE),
+                **({"tokens_per_second": drawn / seconds} if drawn else {}),
+            )
+        progress.end()
+        return rows
+
+    def sample(
+        self,
+        split: str,
+        number: int,
+        prompts: Sequence[PromptAndReply],
+        by_length: Sequence[PromptAndReply],
+    ) -> dict[str, Any]:
+        """The rows of a chunk, and counts of what was drawn and dropped."""
+        config = self.config
+        seed = derive_seed(0 if split == "test" else self.out.seed, split)
+        settings = SamplingSettings(
+            max_new_tokens=config.maximum_tokens + 1,
+            temperature=config.temperature,
+            top_p=config.top_p,
+            stop_tokens=(self.tokenizer.end_of_turn,),
+            seed=derive_seed(seed, "samples", number),
+        )
+        # One more than asked for makes up for those that are dropped.
+        draws = config.samples + 1 if config.samples else 0
+        asked = [each.tokens for each in prompts for _ in range(draws)]
+        replies = generate(self.policy, asked, settings) if asked else []
+        counts: Counter[str] = Counter(sampled=len(replies), sampled_tokens=sum(map(len, replies)))
+        rows = []
+        for place, each in enumerate(prompts):
+            candidates = [("human", each.reply)]
+            candidates += [
+                ("elsewhere", text)
+                for text in replies_from_elsewhere(each, by_length, config.other_replies, seed)
+            ]
+            most = len(candidates) + config.samples
+            for reply in replies[place * draws : (place + 1) * draws]:
+                text, problem = self.judge_sample(reply, [text for _, text in candidates])
+                counts[problem] += 1
+                if not problem and len(candidates) < most:
+                    candidates.append(("policy", text))
+            if len(candidates) < 2:
+                counts["without_candidates"] += 1
+                continue
+            random.Random(derive_seed(seed, "order", each.id)).shuffle(candidates)
+            source = "test" if split == "test" else config.conversations
+            rows.append(ranking_row(each, candidates, source))
+        del counts[""]
+        return {"rows": rows, "counts": dict(counts)}
+
+    def judge_sample(self, reply: Sequence[int], others: Sequence[str]) -> tuple[str, str]:
+        """The text of a sample, and why it is no candidate (empty if it is one)."""
+        if reply[-1:] != [self.tokenizer.end_of_turn]:
+            return "", "dropped_not_ended"
+        text = self.tokenizer.decode(reply[:-1])
+        if not text.strip():
+            return text, "dropped_empty"
+        # As a person's reply is: sampled tokens are not always those the text is encoded to.
+        length = len(self.tokenizer.encode(text))
+        if not self.config.minimum_tokens <= length <= self.config.maximum_tokens:
+            return text, "dropped_length"
+        if any(same_text(text, other) for other in others):
+            return text, "dropped_repeated"
+        return text, ""
+
+    def metrics(self, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, float]:
+        """Numbers of rows, mean candidates and lengths (of train), and shares dropped."""
+        found = {split: float(len(each)) for split, each in rows.items()}
+        train = rows["train"]
+        found["conversations"] = float(
+            len({str(row["id"]).rpartition("#")[0].removesuffix("/other-side") for row in train})
+        )
+        found["candidates"] = sum(len(row["responses"]) for row in train) / len(train)
+        lengths: dict[str, list[int]] = {}
+        for row in train:
+            for origin, ids in zip(
+                row["origins"], self.tokenizer.encode_batch(row["responses"]), strict=True
+            ):
+                lengths.setdefault(origin, []).append(len(ids))
+        for origin, each in lengths.items():
+            found[f"{origin}_reply_tokens"] = sum(each) / len(each)
+        found["sampled_tokens"] = float(self.counts["sampled_tokens"])
+        for reason in ("not_ended", "empty", "length", "repeated"):
+            share = self.counts[f"dropped_{reason}"] / max(1, self.counts["sampled"])
+            found[f"dropped_{reason}_share"] = share
+        return found
+
+
+def ranking_row(
+    each: PromptAndReply, candidates: Sequence[tuple[str, str]], source: str
+) -> dict[str, Any]:
+    """A ranking by the labeler, with an ``origins`` beside its ranks for those who analyse it."""
+    return Ranking(
+        id=each.id,
+        prompt=each.prompt,
+        responses=[text for _, text in candidates],
+        ranks=[1 if origin == "human" else 2 for origin, _ in candidates],
+        labeler=LABELER,
+        source=source,
+    ).row() | {"origins": [origin for origin, _ in candidates]}

@@ -1,0 +1,267 @@
+"""Candidates that differ in what they say only, split by conversation, the same after a kill."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from preference_world import (
+    conversations,
+    ending_decoder,
+    make_tokenizer,
+    sentence,
+    stage_folder,
+    write_data,
+    write_models,
+)
+
+from lmsmith.core.errors import Interrupted, UserError
+from lmsmith.core.files import read_jsonl
+from lmsmith.core.signals import StopSignal
+from lmsmith.corpus.rows import Conversation, read_conversations, read_rankings
+from lmsmith.prompts import encode_prompt
+from lmsmith.stages import rankings
+from lmsmith.stages.rankings import (
+    RankingsConfig,
+    replies_from_elsewhere,
+    run,
+    same_text,
+    select_prompts,
+)
+
+TOKENIZER = make_tokenizer()
+CONFIG = RankingsConfig(maximum_tokens=24, prompts=60, test_prompts=12, validation=0.25)
+SPLITS = ("train", "validation", "test")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("run")
+    data = write_data(
+        folder / "data",
+        comparisons=conversations(24, 1, "c"),
+        judge=conversations(16, 2, "j"),
+        test=conversations(10, 3, "t"),
+    )
+    return {"data": data, **write_models(folder, TOKENIZER, policy=ending_decoder(TOKENIZER))}
+
+
+@pytest.fixture(scope="module")
+def made(inputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = stage_folder(tmp_path_factory.mktemp("rankings"))
+    metrics = run(CONFIG, inputs, out)
+    assert metrics["train"] == len(rows_of(out.path, "train"))
+    assert metrics["human_reply_tokens"] > 0
+    assert 0 <= metrics["dropped_not_ended_share"] < 0.5
+    return out.path
+
+
+def rows_of(folder: Path, split: str) -> list[dict[str, Any]]:
+    return [row for _, row in read_jsonl(folder / f"{split}.jsonl")]
+
+
+def all_rows(folder: Path) -> list[dict[str, Any]]:
+    return [row for split in SPLITS for row in rows_of(folder, split)]
+
+
+def test_the_human_reply_is_first_and_the_others_tie(made: Path, inputs: dict[str, Path]) -> None:
+    by_id = {
+        c.id: c
+        for name in ("comparisons", "test")
+        for c in read_conversations(inputs["data"] / f"{name}.jsonl")
+    }
+    assert all(len(rows_of(made, split)) > 2 for split in SPLITS)
+    for row in all_rows(made):
+        name, _, turn = row["id"].rpartition("#")
+        messages = by_id[name].messages
+        best = row["ranks"].index(1)
+        assert sorted(row["ranks"]) == [1] + [2] * (len(row["ranks"]) - 1)
+        assert row["responses"][best] == messages[int(turn)]["content"]
+        assert row["origins"][best] == "human"
+        assert row["origins"].count("elsewhere") == 1
+        assert row["origins"].count("policy") <= 2
+        assert row["labeler"] == "human_reply_first"
+        # the prompt is the end of what came before
+        history = messages[: int(turn)]
+        system = [m for m in history if m["role"] == "system"]
+        turns = [m for m in row["prompt"] if m["role"] != "system"]
+        assert row["prompt"] == system + turns
+        assert turns == history[-len(turns) :]
+    assert sum(len(row["responses"]) == 4 for row in all_rows(made)) > len(all_rows(made)) / 2
+
+
+def test_files_read_back_as_rankings(made: Path) -> None:
+    for split in SPLITS:
+        found = list(read_rankings(made / f"{split}.jsonl"))
+        assert [r.responses for r in found] == [row["responses"] for row in rows_of(made, split)]
+
+
+def test_all_candidates_obey_one_window_and_none_repeats(made: Path) -> None:
+    for row in all_rows(made):
+        lengths = [len(TOKENIZER.encode(text)) for text in row["responses"]]
+        assert min(lengths) >= CONFIG.minimum_tokens
+        assert max(lengths) <= CONFIG.maximum_tokens
+        prompt = encode_prompt(TOKENIZER, row["prompt"]).tokens
+        assert len(prompt) + CONFIG.maximum_tokens + 1 <= 64
+        for place, text in enumerate(row["responses"]):
+            assert not any(same_text(text, other) for other in row["responses"][:place])
+
+
+def test_splits_share_no_conversation_and_no_turn_repeats(made: Path) -> None:
+    seen = [{row["id"].rpartition("#")[0] for row in rows_of(made, split)} for split in SPLITS]
+    assert not (seen[0] & seen[1] or seen[0] & seen[2] or seen[1] & seen[2])
+    ids = [row["id"] for row in all_rows(made)]
+    assert len(ids) == len(set(ids))
+
+
+def test_the_place_of_the_best_tells_nothing(made: Path) -> None:
+    places = [row["ranks"].index(1) for row in all_rows(made) if len(row["ranks"]) == 4]
+    assert set(places) == {0, 1, 2, 3}
+
+
+def test_a_killed_run_ends_with_the_same_bytes(
+    inputs: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rankings, "PROMPTS_AT_ONCE", 8)
+    unbroken = stage_folder(tmp_path / "unbroken")
+    run(CONFIG, inputs, unbroken)
+
+    broken = stage_folder(tmp_path / "broken")
+    sampled: list[int] = []
+    real = rankings.generate
+
+    def counted(policy: Any, prompts: Sequence[Any], settings: Any) -> list[list[int]]:
+        sampled.append(len(prompts))
+        if len(sampled) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(policy, prompts, settings)
+
+    monkeypatch.setattr(rankings, "generate", counted)
+    with StopSignal(), pytest.raises(Interrupted):
+        run(CONFIG, inputs, broken)
+    assert len(sampled) == 3
+    with StopSignal():
+        run(CONFIG, inputs, broken)
+    whole = len(list(unbroken.checkpoints.iterdir()))
+    assert len(sampled) == whole
+    for split in SPLITS:
+        name = f"{split}.jsonl"
+        assert (broken / name).read_bytes() == (unbroken / name).read_bytes()
+
+
+def test_judge_and_reward_are_tested_on_the_same_candidates(
+    made: Path, inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    out = stage_folder(tmp_path, seed=1234)
+    run(RankingsConfig(**{**vars(CONFIG), "conversations": "judge"}), inputs, out)
+    assert all(row["id"].startswith("j") for row in rows_of(out.path, "train"))
+    assert all(row["source"] == "judge" for row in rows_of(out.path, "train"))
+    assert (out / "test.jsonl").read_bytes() == (made / "test.jsonl").read_bytes()
+
+
+def test_another_seed_draws_other_samples(
+    made: Path, inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    out = stage_folder(tmp_path, seed=8)
+    run(CONFIG, inputs, out)
+    assert (out / "train.jsonl").read_bytes() != (made / "train.jsonl").read_bytes()
+
+
+def test_both_sides_of_a_conversation_fall_into_one_split() -> None:
+    messages = [
+        {"role": role, "content": "I think you like tea"} for role in ("user", "assistant") * 2
+    ]
+    both = [Conversation(f"{n}{side}", messages) for n in range(20) for side in ("", "/other-side")]
+    prompts = select_prompts(
+        both,
+        TOKENIZER,
+        64,
+        most=100,
+        per_conversation=2,
+        minimum_tokens=1,
+        maximum_tokens=20,
+    )
+    assert len(prompts) == 80
+    assert {each.root for each in prompts} == {str(n) for n in range(20)}
+
+
+def test_prompts_are_spread_over_a_conversation() -> None:
+    roles = ["user", "assistant"] * 20
+    messages = [{"role": role, "content": f"tea {n}"} for n, role in enumerate(roles)]
+    chosen = select_prompts(
+        [Conversation("x", messages)],
+        TOKENIZER,
+        64,
+        most=9,
+        per_conversation=4,
+        minimum_tokens=1,
+        maximum_tokens=20,
+    )
+    turns = sorted(int(each.id.partition("#")[2]) for each in chosen)
+    assert turns == [5, 15, 25, 35]
+
+
+def test_replies_from_elsewhere_are_of_like_length() -> None:
+    prompts = select_prompts(
+        [
+            Conversation(f"c{n}", [{"role": "user", "content": "why"}, {"role": "assistant",
+             "content": "tea " * (1 + n % 20) + str(n)}])
+            for n in range(400)
+        ],
+        TOKENIZER, 64, most=400, per_conversation=1, minimum_tokens=1, maximum_tokens=40,
+    )  # fmt: skip
+    by_length = sorted(prompts, key=lambda each: (each.reply_tokens, each.id))
+    for each in prompts[::7]:
+        (text,) = replies_from_elsewhere(each, by_length, 1, seed=3)
+        assert text != each.reply
+        assert abs(len(TOKENIZER.encode(text)) - each.reply_tokens) <= 3
+        assert replies_from_elsewhere(each, by_length, 1, seed=3) == [text]
+
+
+def test_own_rankings_are_used_and_split_by_prompt(tmp_path: Path) -> None:
+    import random
+
+    source = random.Random(1)
+    rows: list[dict[str, object]] = []
+    for number in range(120):
+        prompt = [{"role": "user", "content": f"{number // 2} {sentence(source)[:3]}"}]
+        if number % 2:
+            prompt = rows[-1]["prompt"]  # type: ignore[assignment]
+        rows.append({"prompt": prompt, "chosen": "yes", "rejected": "no", "id": number})
+    data = write_data(tmp_path / "data", rankings=[])
+    from lmsmith.core.files import write_jsonl
+
+    write_jsonl(data / "rankings.jsonl", rows)
+    out = stage_folder(tmp_path / "out")
+    metrics = run(RankingsConfig(test=0.2, validation=0.2), {"data": data}, out)
+    found = {split: rows_of(out.path, split) for split in SPLITS}
+    assert sum(len(each) for each in found.values()) == 120
+    assert all(metrics[split] == len(each) > 0 for split, each in found.items())
+    prompts = {
+        split: {row["prompt"][0]["content"] for row in each} for split, each in found.items()
+    }
+    assert not prompts["train"] & prompts["test"]
+    assert not prompts["train"] & prompts["validation"]
+
+
+def test_no_eligible_prompt_is_one_clear_message(inputs: dict[str, Path], tmp_path: Path) -> None:
+    config = RankingsConfig(minimum_tokens=23, maximum_tokens=24)
+    with pytest.raises(UserError, match=r"no prompt whose reply has 23 to 24 tokens"):
+        run(config, inputs, stage_folder(tmp_path))
+    with pytest.raises(UserError, match="too little room for a prompt"):
+        run(RankingsConfig(maximum_tokens=60), inputs, stage_folder(tmp_path))
+
+
+def test_settings_out_of_range_are_all_named() -> None:
+    config = RankingsConfig(
+        prompts=0, samples=0, other_replies=0, maximum_tokens=1, top_p=0.0, validation=1.0
+    )
+    keys = [key for key, *_ in config.check()]
+    assert keys == ["prompts", "samples", "maximum_tokens", "top_p", "validation"]
+    assert RankingsConfig().check() == []
