@@ -215,10 +215,10 @@ def _missing(key: str, row: Mapping[str, object], where: str) -> UserError:
     return UserError(f"{where}: no {key!r} in this row; its keys are: {found}")
 
 
-def _text_of(row: Mapping[str, object], key: str, where: str, default: str = "") -> str:
+def _text_of(row: Mapping[str, object], key: str, where: str, default: str | None = None) -> str:
     value = row.get(key)
-    if value is None:
-        value = default
+    if value is None and default is not None:
+        return default
     if not isinstance(value, str):
         raise UserError(f"{where}: {key!r} must be text, not {name_of_type(value)}")
     return value
@@ -226,7 +226,7 @@ def _text_of(row: Mapping[str, object], key: str, where: str, default: str = "")
 
 def _id_of(row: Mapping[str, object], where: str) -> str:
     value = row.get("id")
-    return str(value) if type(value) is int else _text_of(row, "id", where)
+    return str(value) if type(value) is int else _text_of(row, "id", where, default="")
 
 
 def _read_text(path: Path) -> str:

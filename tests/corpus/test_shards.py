@@ -1,0 +1,75 @@
+"""Shards give back the documents they were made of, and are never half written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmsmith.core.errors import UserError
+from lmsmith.corpus.shards import TokenShards, write_shards
+
+END = 0
+DOCUMENTS = [[5, 6, 7], [], [300]]
+
+
+@pytest.mark.parametrize(("vocabulary_size", "kind"), [(65_536, np.uint16), (65_537, np.uint32)])
+def test_documents_come_back_framed(vocabulary_size: int, kind: type, tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "shards", iter(DOCUMENTS), END, vocabulary_size)
+    assert isinstance(shards.tokens, np.memmap)
+    assert shards.tokens.dtype == kind
+    assert len(shards) == 3
+    assert shards.total_tokens == 4 + 6
+    read = [shards.document(number).tolist() for number in range(3)]
+    assert read == [[END, *document, END] for document in DOCUMENTS]
+
+
+def test_no_documents(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "shards", [], END, 300)
+    assert (len(shards), shards.total_tokens) == (0, 0)
+
+
+@settings(max_examples=15, deadline=None)  # it waits for the disk
+@given(st.lists(st.lists(st.integers(1, 299), max_size=5), max_size=5))
+def test_in_memory_is_the_same_as_on_disk(
+    tmp_path_factory: pytest.TempPathFactory, documents: list[list[int]]
+) -> None:
+    written = write_shards(tmp_path_factory.mktemp("s") / "shards", documents, END, 300)
+    made = TokenShards.from_documents(documents, END, 300)
+    assert written.tokens.tolist() == made.tokens.tolist()
+    assert written.offsets.tolist() == made.offsets.tolist()
+
+
+def test_a_writer_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    write_shards(tmp_path / "shards", DOCUMENTS, END, 300)
+
+    def failing() -> Iterator[list[int]]:
+        yield [1, 2]
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_shards(tmp_path / "shards", failing(), END, 300)
+    assert TokenShards.load(tmp_path / "shards").document(0).tolist() == [END, 5, 6, 7, END]
+    assert [path.name for path in tmp_path.iterdir()] == ["shards"]
+
+
+@pytest.mark.parametrize("name", ["tokens.npy", "offsets.npy"])
+@pytest.mark.parametrize("damage", ["missing", "cut off", "other", "objects"])
+def test_damaged_shards_are_refused(name: str, damage: str, tmp_path: Path) -> None:
+    write_shards(tmp_path, [[1] * 1000] * 100, END, 300)
+    path = tmp_path / name
+    match damage:
+        case "missing":
+            path.unlink()
+        case "cut off":
+            path.write_bytes(path.read_bytes()[:-200])
+        case "other":
+            np.save(path, np.zeros((2, 2)))
+        case "objects":
+            np.save(path, np.array([{}]), allow_pickle=True)
+    with pytest.raises(UserError, match="token shards"):
+        TokenShards.load(tmp_path)

@@ -1,0 +1,299 @@
+"""The data stage keeps real exchange, splits it without overlap, and says what it dropped."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmsmith.core.config import decode
+from lmsmith.core.errors import UserError
+from lmsmith.core.progress import QuietProgress
+from lmsmith.core.recipe import MachineConfig
+from lmsmith.core.runs import StageFolder
+from lmsmith.corpus.rows import Conversation
+from lmsmith.stages.data import DataConfig, DocumentSource, Splits, other_side, run
+
+SPLITS = ("demonstrations", "comparisons", "prompts", "judge", "test", "validation")
+
+
+def talk(*contents: str, system: str = "", first: str = "user") -> list[dict[str, str]]:
+    roles = ("user", "assistant") if first == "user" else ("assistant", "user")
+    turns = [{"role": roles[at % 2], "content": text} for at, text in enumerate(contents)]
+    return ([{"role": "system", "content": system}] if system else []) + turns
+
+
+def many(count: int) -> list[dict[str, Any]]:
+    return [
+        {"id": f"c{number}", "messages": talk(*(f"{number} says {turn}" for turn in "abcd"))}
+        for number in range(count)
+    ]
+
+
+class Bench:
+    """Runs the stage on rows, and reads what it wrote."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.progress = QuietProgress()
+
+    def write(self, rows: list[dict[str, Any]], name: str = "talks.jsonl") -> str:
+        path = self.folder / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(path)
+
+    def run(self, config: DataConfig) -> dict[str, float]:
+        out = self.folder / "out"
+        out.mkdir(exist_ok=True)
+        return run(config, {}, StageFolder(out, 1, MachineConfig(), self.progress))
+
+    def read(self, name: str) -> list[dict[str, Any]]:
+        path = self.folder / "out" / f"{name}.jsonl"
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        return [json.loads(line) for line in text.split("\n") if line]
+
+    def ids(self) -> dict[str, set[str]]:
+        return {name: {row["id"] for row in self.read(name)} for name in SPLITS}
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def test_every_conversation_is_in_one_split(bench: Bench) -> None:
+    rows = many(300)
+    metrics = bench.run(DataConfig(conversations=(bench.write(rows),)))
+    ids = bench.ids()
+    assert sum(map(len, ids.values())) == 300
+    assert set().union(*ids.values()) == {row["id"] for row in rows}
+    assert all(metrics[f"splits.{name}"] == len(ids[name]) for name in SPLITS)
+    assert metrics["conversations.read"] == metrics["conversations.kept"] == 300
+
+
+def test_pretraining_reads_nothing_of_judge_validation_and_test(bench: Bench) -> None:
+    bench.run(DataConfig(conversations=(bench.write(many(300)),), either_side=True))
+    ids = bench.ids()
+    names = ("documents", "validation_documents", "test_documents")
+    documents, validation, test = ({row["id"] for row in bench.read(name)} for name in names)
+    assert validation == ids["validation"]
+    assert test == ids["test"]
+    own = ids["demonstrations"] | ids["comparisons"] | ids["prompts"]
+    assert documents == {name for name in own if "/" not in name}
+    row = bench.read("documents")[0]
+    number = row["id"].removeprefix("c")
+    assert row["text"] == "\n\n".join(f"{number} says {turn}" for turn in "abcd")
+
+
+def test_what_is_left_over_is_for_pretraining(bench: Bench) -> None:
+    splits = Splits(0.2, 0.0, 0.0, 0.1, 0.1, 0.1)
+    metrics = bench.run(DataConfig(conversations=(bench.write(many(300)),), splits=splits))
+    held_out = sum(metrics[f"splits.{name}"] for name in ("judge", "test", "validation"))
+    assert metrics["documents"] == 300 - held_out > metrics["splits.demonstrations"]
+    assert not (bench.folder / "out" / "comparisons.jsonl").exists()
+
+
+def test_splits_do_not_depend_on_order_nor_on_other_rows(bench: Bench) -> None:
+    rows = many(200)
+    config = DataConfig(conversations=(bench.write(rows),))
+    bench.run(config)
+    before = bench.ids()
+    random.Random(0).shuffle(rows)
+    bench.write(rows[:120])
+    bench.run(config)
+    left = {row["id"] for row in rows[:120]}
+    assert bench.ids() == {name: ids & left for name, ids in before.items()}
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_of_nearly_equal_conversations_the_smallest_id_is_kept(bench: Bench, reverse: bool) -> None:
+    rows = [
+        {"id": "b", "messages": talk("Hello there!", "Hi", "x")},
+        {"id": "a", "messages": talk("hello  THERE", "hi.", "x?")},
+        {"id": "c", "messages": talk("Hello there!", "Hi", "x", first="assistant")},
+        {"id": "d", "messages": talk("Hello there!", "Hi", "y")},
+    ]
+    path = bench.write(rows[::-1] if reverse else rows)
+    metrics = bench.run(DataConfig(conversations=(path,), splits=Splits(1, 0, 0, 0, 0, 0)))
+    assert bench.ids()["demonstrations"] == {"a", "d"}
+    assert metrics["dropped.duplicates"] == 2
+
+
+def test_what_is_no_exchange_is_dropped_and_counted(bench: Bench) -> None:
+    rows = [
+        {"id": "kept", "messages": talk("a\x00\r\nb ", "c", " ", "d", "e", system="be")},
+        {"id": "one side", "messages": talk("a")},
+        {"id": "one side after cleaning", "messages": talk("a", " \n", "b")},
+        {"id": "short", "messages": talk("a", "b")},
+        {"id": "system and short", "messages": talk("a", "b", system="be")},
+    ]
+    config = DataConfig((bench.write(rows),), minimum_turns=3, splits=Splits(1, 0, 0, 0, 0, 0))
+    metrics = bench.run(config)
+    (row,) = bench.read("demonstrations")
+    assert row["messages"] == talk("a\nb", "c\nd", "e", system="be")
+    assert metrics["dropped.one_sided"] == 2
+    assert metrics["dropped.too_few_turns"] == 2
+    assert metrics["dropped.empty_messages"] == 2
+    assert bench.read("documents")[0]["text"] == "a\nb\n\nc\nd\n\ne"
+
+
+def test_either_side_gives_each_training_conversation_twice(bench: Bench) -> None:
+    path = bench.write(many(200))
+    config = DataConfig(conversations=(path,))
+    bench.run(config)
+    once = bench.ids()
+    metrics = bench.run(replace(config, either_side=True))
+    for name, ids in bench.ids().items():
+        doubled = set() if name in ("test", "validation") else {f"{id_}/other-side" for id_ in ids}
+        assert {id_ for id_ in ids if "/" in id_} == doubled & ids
+        assert {id_ for id_ in ids if "/" not in id_} == once[name]
+        assert metrics[f"conversations.{name}"] == len(once[name]) * (2 if doubled else 1)
+        assert metrics[f"splits.{name}"] == len(once[name])
+
+
+def test_the_other_side_begins_with_the_first_message_that_is_then_the_users() -> None:
+    swapped = other_side(Conversation("x", talk("a", "b", "c")))
+    assert swapped == Conversation("x/other-side", talk("b", "c"))
+    swapped = other_side(Conversation("x", talk("a", "b", "c", first="assistant")))
+    assert swapped == Conversation("x/other-side", talk("a", "b", "c"))
+    assert other_side(Conversation("x", talk("a", "b"))) is None
+    assert other_side(Conversation("x", talk("a", "b", "c", system="be"))) is None
+
+
+def test_own_documents_and_rankings(bench: Bench) -> None:
+    text = bench.folder / "book.txt"
+    text.write_text("A book.\n\nWith a page.\n")
+    rows: list[dict[str, Any]] = [{"text": f"document {number}"} for number in range(200)]
+    rows += [
+        {"text": " "},
+        {"text": "Document 7!"},
+        {"text": "7 says a 7 says b 7 says c 7 says d"},
+    ]
+    documents = bench.write(rows, "docs.jsonl")
+    ranking = {"prompt": "a", "chosen": "b", "rejected": "c", "id": "r", "labeler": "me"}
+    config = DataConfig(
+        conversations=(bench.write(many(50)),),
+        documents=(DocumentSource(str(text), weight=0.5), DocumentSource(documents)),
+        rankings=(bench.write([ranking], "ranks.jsonl"),),
+    )
+    metrics = bench.run(config)
+    assert metrics["dropped.empty_documents"] == 1
+    assert metrics["dropped.duplicate_documents"] == 2
+    names = ("documents", "validation_documents", "test_documents")
+    by_source = [row["source"] for name in names for row in bench.read(name)]
+    assert by_source.count(documents) == 200
+    assert by_source.count(str(text)) == 1
+    assert any(row["source"] == documents for row in bench.read("test_documents"))
+    mixture = json.loads((bench.folder / "out" / "mixture.json").read_text())
+    assert mixture == {"data.conversations": 1.0, str(text): 0.5, documents: 1.0}
+    assert bench.read("rankings") == [
+        {
+            "prompt": [{"role": "user", "content": "a"}],
+            "responses": ["b", "c"],
+            "ranks": [1, 2],
+            "labeler": "me",
+            "source": "ranks.jsonl",
+            "id": "r",
+        }
+    ]
+    assert config.external_files() == [
+        str(bench.folder / name)
+        for name in ("talks.jsonl", "ranks.jsonl", "book.txt", "docs.jsonl")
+    ]
+
+
+def test_documents_alone_are_enough(bench: Bench) -> None:
+    path = bench.write([{"text": f"document {number}"} for number in range(100)], "docs.jsonl")
+    bench.run(DataConfig(documents=(DocumentSource(path),)))
+    written = {file.name for file in (bench.folder / "out").iterdir()}
+    assert written == {
+        "documents.jsonl",
+        "validation_documents.jsonl",
+        "test_documents.jsonl",
+        "mixture.json",
+    }
+
+
+def test_the_same_input_gives_the_same_bytes(bench: Bench) -> None:
+    config = DataConfig(conversations=(bench.write(many(60)),), either_side=True)
+    files = []
+    for _ in range(2):
+        bench.run(config)
+        out = bench.folder / "out"
+        files.append({file.name: file.read_bytes() for file in sorted(out.iterdir())})
+    assert files[0] == files[1]
+
+
+def test_a_run_removes_what_an_earlier_one_left(bench: Bench) -> None:
+    path = bench.write(many(60))
+    bench.run(DataConfig(conversations=(path,)))
+    bench.run(DataConfig(conversations=(path,), splits=Splits(1, 0, 0, 0, 0, 0)))
+    assert not (bench.folder / "out" / "test.jsonl").exists()
+    assert not (bench.folder / "out" / "test_documents.jsonl").exists()
+
+
+def test_too_few_conversations_for_a_split_are_said(bench: Bench) -> None:
+    bench.run(DataConfig(conversations=(bench.write(many(2)),)))
+    assert any("no conversation fell into" in line for line in bench.progress.said)
+
+
+def test_nothing_left_says_why(bench: Bench) -> None:
+    path = bench.write([{"messages": talk("a", "b")}, {"messages": talk("a")}])
+    problem = "none of 2 conversations is left: 1 have one side only, 1 fewer than 4 turns"
+    with pytest.raises(UserError, match=problem):
+        bench.run(DataConfig(conversations=(path,), minimum_turns=4))
+    with pytest.raises(UserError, match="no conversations in it"):
+        bench.run(DataConfig(conversations=(bench.write([]),)))
+    with pytest.raises(UserError, match="hold no text"):
+        bench.run(DataConfig(documents=(DocumentSource(bench.write([{"text": " "}])),)))
+
+
+def test_a_bad_row_names_file_and_line(bench: Bench) -> None:
+    path = bench.write([*many(2), {"messages": [{"role": "bot", "content": "a"}]}])
+    with pytest.raises(UserError, match=r"talks\.jsonl, line 3: message 1 has the role 'bot'"):
+        bench.run(DataConfig(conversations=(path,)))
+
+
+def test_settings_are_checked_all_at_once() -> None:
+    table = {
+        "minimum_turns": 0,
+        "conversations_weight": -1.0,
+        "turn_separator": "",
+        "documents": [],
+        "splits": {"test": 0.9, "demonstrations": 0.8},
+    }
+    _, problems = decode(DataConfig, table, "data")
+    assert any("add up to" in str(problem) for problem in problems)
+    del table["splits"]
+    _, problems = decode(DataConfig, table, "data")
+    assert sorted(problem.key for problem in problems) == [
+        "data.conversations",
+        "data.conversations_weight",
+        "data.minimum_turns",
+        "data.turn_separator",
+    ]
+    _, problems = decode(DataConfig, {"splits": {"test": -0.1}}, "data")
+    assert [problem.key for problem in problems] == ["data.splits.test"]
+    documents = [{"path": "a"}, {"path": "a", "weight": -1}]
+    _, problems = decode(DataConfig, {"documents": documents}, "data")
+    keys = {problem.key for problem in problems}
+    assert keys == {"data.documents.1.path", "data.documents.1.weight"}
+    config, problems = decode(DataConfig, {"conversations": ["a.jsonl"]}, "data")
+    assert config == DataConfig(conversations=("a.jsonl",))
+
+
+def test_the_demo(bench: Bench) -> None:
+    try:
+        importlib.metadata.version("chitchat-dataset")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("the demo's data is not installed: pip install --no-deps chitchat-dataset")
+    metrics = bench.run(DataConfig(("package:chitchat-dataset",), minimum_turns=4))
+    assert metrics["conversations.read"] == 7168
+    assert metrics["conversations.kept"] == 3242
+    assert metrics["documents.bytes"] > 9e6
+    assert all(metrics[f"splits.{name}"] > 100 for name in SPLITS)

@@ -1,0 +1,84 @@
+"""The tokenizer stage trains on training text only, and measures on held-out text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lmsmith.core.config import decode
+from lmsmith.core.errors import UserError
+from lmsmith.core.files import write_jsonl
+from lmsmith.core.progress import QuietProgress
+from lmsmith.core.recipe import MachineConfig
+from lmsmith.core.runs import StageFolder
+from lmsmith.stages.tokenizer import TokenizerConfig, run
+from lmsmith.tokenizers import Tokenizer
+
+TRAINING = "the quick brown fox jumps over the lazy dog and the other dogs " * 20
+TEST = "unseen zebras"
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    write_jsonl(tmp_path / "data" / "documents.jsonl", [{"text": TRAINING}])
+    write_jsonl(tmp_path / "data" / "test_documents.jsonl", [{"text": TEST}])
+    return tmp_path / "data"
+
+
+def stage_folder(data: Path, name: str = "tokenizer") -> StageFolder:
+    path = data.parent / name
+    path.mkdir()
+    return StageFolder(path, 1, MachineConfig(), QuietProgress())
+
+
+def test_it_trains_saves_and_measures(data: Path) -> None:
+    out = stage_folder(data)
+    metrics = run(TokenizerConfig(vocabulary_size=280), {"data": data}, out)
+    tokenizer = Tokenizer.load(out.path)
+    assert metrics["vocabulary_size"] == tokenizer.vocabulary_size == 280
+    assert metrics["bytes_per_token"] == len(TEST) / len(tokenizer.encode(TEST))
+    again = stage_folder(data, "again")
+    run(TokenizerConfig(vocabulary_size=280), {"data": data}, again)
+    for name in ("tokenizer.json", "chat.json"):
+        assert (out / name).read_bytes() == (again / name).read_bytes()
+
+
+def test_test_text_teaches_it_nothing(data: Path) -> None:
+    out = stage_folder(data)
+    run(TokenizerConfig(), {"data": data}, out)
+    tokenizer = Tokenizer.load(out.path)
+    pieces = [tokenizer.token_bytes(token) for token in tokenizer.encode("zebras")]
+    assert pieces[0] == b"z"
+
+
+def test_less_text_than_tokens_is_said(data: Path) -> None:
+    out = stage_folder(data)
+    metrics = run(TokenizerConfig(vocabulary_size=4096), {"data": data}, out)
+    assert metrics["vocabulary_size"] < 400
+    assert isinstance(out.progress, QuietProgress)
+    assert any("not 4096" in line for line in out.progress.said)
+
+
+def test_one_made_before_can_be_loaded(data: Path) -> None:
+    made = data.parent / "made"
+    Tokenizer.train([TRAINING], 270).save(made)
+    config = TokenizerConfig(load=str(made))
+    out = stage_folder(data)
+    assert run(config, {"data": data}, out)["vocabulary_size"] == 270
+    assert (out / "tokenizer.json").read_bytes() == (made / "tokenizer.json").read_bytes()
+    assert config.external_files() == [str(made / "tokenizer.json"), str(made / "chat.json")]
+    with pytest.raises(UserError, match="nowhere"):
+        run(TokenizerConfig(load="nowhere"), {"data": data}, out)
+
+
+def test_without_training_text_it_says_what_to_do(data: Path) -> None:
+    (data / "documents.jsonl").unlink()
+    with pytest.raises(UserError, match="left no text for training"):
+        run(TokenizerConfig(), {"data": data}, stage_folder(data))
+
+
+def test_the_vocabulary_size_is_checked() -> None:
+    _, problems = decode(TokenizerConfig, {"vocabulary_size": 100}, "tokenizer")
+    assert [problem.key for problem in problems] == ["tokenizer.vocabulary_size"]
+    assert "261" in problems[0].expected
