@@ -23,12 +23,12 @@ HARDWARE = {
 SETTINGS: dict[str, dict[str, Any]] = {
     "data": {"source": "chitchat", "splits": {"judge": 0.2, "test": 0.05}},
     "tokenizer": {"vocabulary_size": 4096},
-    "pretrain": {"steps": 600, "learning_rate": 0.02, "optimiser": "muon"},
-    "sft": {"epochs": 2, "learning_rate": 0.001},
-    "rankings": {"candidates": 4, "labeler": "human-reply-first"},
+    "pretrain": {"batch_tokens": 32768, "model": {"layers": 6}, "optimiser": {"name": "muon"}},
+    "sft": {"batch_tokens": 8192, "epochs": 2.0},
+    "rankings": {"conversations": "comparisons", "samples": 2},
     "reward": {"epochs": 1},
-    "ppo": {"iterations": 40, "kl_coefficient": 0.05, "rollouts": 64},
-    "judge_rankings": {"candidates": 4, "labeler": "human-reply-first"},
+    "ppo": {"iterations": 40, "kl_control": "adaptive", "kl_target": 2.0, "kl_budget": 20.0},
+    "judge_rankings": {"conversations": "judge", "samples": 2},
     "judge": {"epochs": 1},
     "evaluate": {"prompts": 200},
 }
@@ -57,10 +57,16 @@ SECONDS = {
     "evaluate": 58.2,
 }
 METRICS: dict[str, dict[str, float]] = {
-    "data": {"documents": 3124, "demonstrations": 900, "conversations": 4300, "test": 215},
+    "data": {
+        "documents": 3124,
+        "conversations.read": 4500,
+        "conversations.kept": 4300,
+        "conversations.demonstrations": 900,
+        "conversations.test": 215,
+    },
     "tokenizer": {"vocabulary_size": 4096, "bytes_per_token": 3.61},
-    "pretrain": {"validation/bits_per_byte": 1.804, "tokens": 19_660_800},
-    "sft": {"validation/bits_per_byte": 1.71},
+    "pretrain": {"validation_bits_per_byte": 1.804, "parameters": 5_900_000, "compiled": 1.0},
+    "sft": {"validation_bits_per_byte": 1.71},
     "rankings": {"train": 800, "validation": 100, "test": 200},
     "reward": {"validation/accuracy": 0.6},
     "ppo": {"iterations": 40},
@@ -93,6 +99,7 @@ METRICS: dict[str, dict[str, float]] = {
         "sft.reply_tokens": 13.1,
     },
 }
+WARNINGS = {"ppo": ["iteration 31: KL rose above its budget; the coefficient may be too small."]}
 TEXT = """so i was thinking about the weekend and it feels like a good time to go for a walk near
 the river with my dog he loves it there what about you do you have any pets yeah two cats they are
 lovely but a bit lazy haha same here what do you do for work"""
@@ -153,7 +160,8 @@ def write_stage(folder: Path, stage: str, chance: random.Random) -> None:
         "started": "2026-01-02T03:04:05+00:00",
         "wall_seconds": SECONDS[stage],
         "peak_memory_bytes": 1_234_000_000,
-        "machine": {"precision": "bf16", "compiled": stage == "pretrain", "threads": 2},
+        "warnings": WARNINGS.get(stage, []),
+        "machine": {"precision": "bf16", "threads": 2, "peak_gflops": 812.3},
     }
     (place / "stage.json").write_text(json.dumps(manifest))
     if stage in _LOGS:
@@ -162,8 +170,8 @@ def write_stage(folder: Path, stage: str, chance: random.Random) -> None:
         write_model(place / "model")
     if stage == "ppo":
         write_rows(place / "samples.jsonl", _ppo_samples(chance))
-        warning = "KL rose above its budget; the KL coefficient may be too small."
-        write_rows(place / "warnings.jsonl", [{"step": 31, "text": warning}])
+    if stage in ("rankings", "judge_rankings"):
+        write_rows(place / "train.jsonl", [{"labeler": "human_reply_first"}] * 3)
     if stage == "evaluate":
         write_rows(place / "samples.jsonl", _samples(chance))
         write_rows(place / "frontier.jsonl", _frontier())
@@ -179,8 +187,8 @@ def write_model(folder: Path) -> None:
         | {"__metadata__": {"format": "pt"}}
     ).encode()
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
-    config = {"vocabulary_size": 4096, "layers": 6, "width": 256, "heads": 4, "context": 256}
-    (folder / "config.json").write_text(json.dumps(config))
+    shape = {"layers": 6, "width": 256, "heads": 4, "context": 256, "feed_forward": 0}
+    (folder / "config.json").write_text(json.dumps({"kind": "decoder", "model": shape}))
 
 
 def _text(chance: random.Random, least: int = 4, most: int = 24) -> str:
@@ -195,7 +203,6 @@ def _loss_rows(steps: int, start: float, end: float) -> Callable[[random.Random]
             row = {
                 "step": step,
                 "seconds": 0.6 * step,
-                "tokens": step * 32768,
                 "loss": bits * 2.5,
                 "bits_per_byte": bits,
                 "learning_rate": 0.02,
@@ -296,8 +303,8 @@ def _ppo_samples(chance: random.Random) -> list[dict]:
     return [
         {
             "step": step,
-            "prompt": [{"role": "user", "content": prompt}],
-            "response": _text(chance),
+            "prompt": f"<|endoftext|><|user|>{prompt}<|end|><|assistant|>",
+            "response": f"{_text(chance)}<|end|>",
             "score": chance.gauss(step / 50, 0.4),
             "kl": step / 16,
         }
@@ -335,6 +342,12 @@ def _calibration(chance: random.Random) -> dict[str, list[dict]]:
 def whole_run(tmp_path: Path) -> Path:
     """A run of which every stage is done."""
     return write_run(tmp_path / "runs" / "quickstart")
+
+
+@pytest.fixture(scope="session")
+def shared_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of which every stage is done, for tests that change nothing in it."""
+    return write_run(tmp_path_factory.mktemp("runs") / "quickstart")
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ def test_metrics_are_nested_by_stage_and_evaluations_are_merged_in(whole_run: Pa
         "reply_tokens": 14.2,
     }
     assert metrics["pretrain"]["bits_per_byte"] == 1.7893
-    assert metrics["pretrain"]["validation/bits_per_byte"] == 1.804
+    assert metrics["pretrain"]["validation_bits_per_byte"] == 1.804
     assert metrics["sft"]["reply_perplexity"] == 38.4
     assert metrics["reward"]["accuracy"] == 0.612
     assert metrics["reward"]["accuracy_low"] == 0.574

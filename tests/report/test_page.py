@@ -57,10 +57,10 @@ class Page(HTMLParser):
             self.text += data
 
 
-@pytest.fixture
-def html(whole_run: Path) -> str:
-    path = build_report(whole_run)
-    assert path == whole_run / "report.html"
+@pytest.fixture(scope="module")
+def html(shared_run: Path) -> str:
+    path = build_report(shared_run)
+    assert path == shared_run / "report.html"
     return path.read_text(encoding="utf-8")
 
 
@@ -109,8 +109,12 @@ def test_the_numbers_stand_on_the_page_with_their_intervals(html: str) -> None:
     assert "52.1 % → 61.2 % ▲ gained" in text
     assert "95 %: 62.0 to 74.4 %; at equal length 66.1 %; KL 2.31 nats" in text
     assert "No person ranked replies for this run" in text
-    assert "PPO, step 31. KL rose above its budget" in text
+    assert "PPO. iteration 31: KL rose above its budget" in text
+    assert "layers 6, width 256, heads 4, context 256" in text
+    assert "3,124 documents to pretrain on, 900 demonstrations, 215 for the test" in text
+    assert "same labeler as the reward model" in text
     assert "PPO, iteration 1" in text
+    assert "<|" not in text
     assert "PPO, iteration 40" in text
 
 
@@ -137,11 +141,11 @@ def test_an_interval_that_holds_the_baseline_is_not_called_a_gain(whole_run: Pat
     assert Page(html).text.count("● no clear gain") == 2
 
 
-def test_the_recipe_on_the_page_is_enough_to_run_again(html: str, whole_run: Path) -> None:
+def test_the_recipe_on_the_page_is_enough_to_run_again(html: str, shared_run: Path) -> None:
     page = Page(html)
     start = page.text.index('description = "Real')
     toml = page.text[start : page.text.index("Made by lmsmith report")].strip()
-    recipe = json.loads((whole_run / "recipe.json").read_text())["recipe"]
+    recipe = json.loads((shared_run / "recipe.json").read_text())["recipe"]
     assert tomllib.loads(toml) == {key: value for key, value in recipe.items() if key != "name"}
 
 
@@ -159,10 +163,9 @@ def test_tables_have_headers_and_the_page_a_language(html: str) -> None:
     assert scopes.count("scope") == page.tags["th"]
 
 
-def test_the_page_is_the_same_to_the_byte_when_built_again(whole_run: Path) -> None:
-    first = build_report(whole_run).read_bytes()
-    assert build_report(whole_run).read_bytes() == first
-    assert not list(whole_run.glob("*.partial")) + list(whole_run.glob(".*"))
+def test_the_page_is_the_same_to_the_byte_when_built_again(html: str, shared_run: Path) -> None:
+    assert build_report(shared_run).read_text(encoding="utf-8") == html
+    assert not list(shared_run.glob(".*"))
 
 
 @pytest.mark.parametrize(
@@ -195,16 +198,12 @@ def test_a_stage_in_the_middle_with_torn_logs_still_has_a_page(
 
 
 def test_rankings_by_people_are_not_called_a_rule(whole_run: Path) -> None:
-    for stage in ("rankings", "judge_rankings"):
-        path = whole_run / stage / "stage.json"
-        manifest = json.loads(path.read_text())
-        manifest["settings"] = {}
-        path.write_text(json.dumps(manifest))
-    (whole_run / "data").mkdir(exist_ok=True)
-    (whole_run / "data" / "rankings.jsonl").write_text('{"labeler": "ann & <b>bo"}\n')
+    rows = "".join(json.dumps({"labeler": name}) + "\n" for name in ("ann", "<b>bo", "ann"))
+    (whole_run / "rankings" / "train.jsonl").write_text(rows)
     html = build_report(whole_run).read_text(encoding="utf-8")
-    assert "ranked by the labeler named “ann & <b>bo”" in Page(html).text
+    assert "ranked by the labeler named “ann, <b>bo”" in Page(html).text
     assert "No person ranked" not in html
+    assert "it learned from the labeler named “human_reply_first”" in Page(html).text
 
 
 def test_metrics_full_of_nulls_and_a_single_row_still_draw(

@@ -14,7 +14,7 @@ from lmsmith.report.words import REPLIERS, STAGE_WORDS
 Verdict = Literal["better", "unclear", "worse", ""]
 Metrics = Mapping[str, float | None]
 
-VALIDATION_BITS = "validation/bits_per_byte"
+VALIDATION_BITS = "validation_bits_per_byte"
 
 VERDICT_WORDS: dict[Verdict, str] = {
     "better": "gained",
@@ -157,7 +157,13 @@ def _nothing(_: Mapping[str, Metrics]) -> _Measured:
 
 
 def _of_data(tables: Mapping[str, Metrics]) -> _Measured:
-    return ("conversations", "", _whole(tables["data"].get("conversations")), "", "")
+    table = tables["data"]
+    kept, read = table.get("conversations.kept"), table.get("conversations.read")
+    if kept:
+        note = f"of {_whole(read)} read" if read and read != kept else ""
+        return ("conversations kept", "", _whole(kept), note, "")
+    documents = table.get("documents")
+    return ("documents", "", _whole(documents), "", "") if documents else _NONE
 
 
 def _of_tokenizer(tables: Mapping[str, Metrics]) -> _Measured:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ SHOWN_OPEN = 6
 """Prompts shown at once; the others stand in a fold."""
 SHOWN_MOST = 60
 """Prompts on the page at most; all of them are in ``evaluate/samples.jsonl``."""
+_ROLE_TOKEN = re.compile(r"<\|(system|user|assistant)\|>")
+
 LONG_REPLY = 700
 """Characters after which a text is folded."""
 
@@ -209,14 +212,29 @@ def _exchange(row: Row, largest: dict[str, float]) -> Exchange:
 def _practised(step: int, row: Row, largest: float) -> Reply:
     score = as_number(row.get("score"))
     scores = () if score is None else (Score("reward", score, score / largest),)
-    return Reply("ppo", f"PPO, iteration {step:,}", fold(row["response"]), scores)
+    return Reply("ppo", f"PPO, iteration {step:,}", fold(_without_ends(row["response"])), scores)
 
 
 def _turns(prompt: object) -> tuple[Turn, ...]:
     if isinstance(prompt, str):
-        return (Turn("user", fold(prompt)),)
+        return _decoded_turns(prompt)
     messages = [m for m in prompt if isinstance(m, dict)] if isinstance(prompt, list) else []
     return tuple(Turn(str(m.get("role", "")), fold(str(m.get("content", "")))) for m in messages)
+
+
+def _decoded_turns(prompt: str) -> tuple[Turn, ...]:
+    """Turns of a prompt that was decoded from tokens, its chat tokens written out."""
+    parts = _ROLE_TOKEN.split(_without_ends(prompt))
+    if len(parts) < 3:
+        return (Turn("user", fold(parts[0])),)
+    turns = [Turn(role, fold(text)) for role, text in zip(parts[1::2], parts[2::2], strict=True)]
+    if not parts[-1].strip():
+        turns.pop()
+    return tuple(turns)
+
+
+def _without_ends(text: str) -> str:
+    return text.replace("<|end|>", "").replace("<|endoftext|>", "")
 
 
 def _table(row: Row, key: str) -> Row:

@@ -137,6 +137,11 @@ GLOSSARY: tuple[Term, ...] = (
 )
 
 
+def stage_title(stage: str) -> str:
+    """The title of a stage, its own name where it is none of the pipeline's."""
+    return STAGE_WORDS[stage].title if stage in STAGE_WORDS else stage
+
+
 def labeler_sentence(labeler: str | None) -> str:
     """Who ranked the replies, said for what it is.
 
@@ -161,3 +166,17 @@ def labeler_sentence(labeler: str | None) -> str:
         f"The replies were ranked by the labeler named “{labeler}”. A high reward means “this "
         "labeler would prefer it”, no more."
     )
+
+
+def judge_sentence(labeler: str | None, judges_labeler: str | None) -> str:
+    """What the judge is, and whose taste it has."""
+    sentence = (
+        "The judge is itself a model: a reward model trained apart, from the pretrained model, on "
+        "conversations that no other stage has seen. PPO could not learn to flatter it, but it is "
+        "not a person"
+    )
+    if judges_labeler is None:
+        return f"{sentence}."
+    if judges_labeler == labeler:
+        return f"{sentence}, and it learned from the same labeler as the reward model."
+    return f"{sentence}; it learned from the labeler named “{judges_labeler}”."
