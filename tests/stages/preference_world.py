@@ -18,7 +18,7 @@ from lmsmith.tokenizers import Tokenizer
 
 torch.set_num_threads(1)  # models so small only lose by sharing the work
 
-WORDS = "yes no maybe sure I you we think like tea rain music today really good what why".split()
+WORDS = ["yes", "no", "maybe", "sure", "I", "you", "we", "think", "like", "tea", "rain", "what"]
 
 
 def sentence(source: random.Random) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from preference_world import (
 )
 
 from lmsmith.core.errors import Interrupted, UserError
-from lmsmith.core.files import read_jsonl
+from lmsmith.core.files import read_jsonl, write_jsonl
 from lmsmith.core.signals import StopSignal
 from lmsmith.corpus.rows import Conversation, read_conversations, read_rankings
 from lmsmith.prompts import encode_prompt
@@ -113,7 +114,7 @@ def test_all_candidates_obey_one_window_and_none_repeats(made: Path) -> None:
 
 def test_splits_share_no_conversation_and_no_turn_repeats(made: Path) -> None:
     seen = [{row["id"].rpartition("#")[0] for row in rows_of(made, split)} for split in SPLITS]
-    assert not (seen[0] & seen[1] or seen[0] & seen[2] or seen[1] & seen[2])
+    assert len(set.union(*seen)) == sum(len(each) for each in seen)
     ids = [row["id"] for row in all_rows(made)]
     assert len(ids) == len(set(ids))
 
@@ -225,8 +226,6 @@ def test_replies_from_elsewhere_are_of_like_length() -> None:
 
 
 def test_own_rankings_are_used_and_split_by_prompt(tmp_path: Path) -> None:
-    import random
-
     source = random.Random(1)
     rows: list[dict[str, object]] = []
     for number in range(120):
@@ -235,8 +234,6 @@ def test_own_rankings_are_used_and_split_by_prompt(tmp_path: Path) -> None:
             prompt = rows[-1]["prompt"]  # type: ignore[assignment]
         rows.append({"prompt": prompt, "chosen": "yes", "rejected": "no", "id": number})
     data = write_data(tmp_path / "data", rankings=[])
-    from lmsmith.core.files import write_jsonl
-
     write_jsonl(data / "rankings.jsonl", rows)
     out = stage_folder(tmp_path / "out")
     metrics = run(RankingsConfig(test=0.2, validation=0.2), {"data": data}, out)

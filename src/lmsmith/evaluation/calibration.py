@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 Bin = dict[str, float]
 
 
-def preference_probabilities(differences: ArrayLike) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def preference_probabilities(differences: ArrayLike) -> NDArray[np.float64]:
     """σ(r_w − r_l), without overflow."""
     x = np.asarray(differences, dtype=np.float64)
     half = np.exp(-np.abs(x))

@@ -152,7 +152,7 @@ def candidate_batch(rankings: Sequence[EncodedRanking]) -> CandidateBatch:
 
 def candidate_scores(model: ScalarModel, batch: CandidateBatch) -> Tensor:
     """The reward of each response, read at its last token: (batch, K), 0 where there is none."""
-    values_bt = model(batch.tokens_bt, batch.positions_bt, batch.mask_bts)
+    values_bt: Tensor = model(batch.tokens_bt, batch.positions_bt, batch.mask_bts)
     return values_bt.gather(1, batch.ends_bk).masked_fill(~batch.present_bk, 0.0)
 
 

@@ -67,9 +67,7 @@ def correct_pairs(
     return correct_b, pairs_bkk.sum(dim=(1, 2)).float()
 
 
-def pair_accuracy(
-    scores_bk: Tensor, ranks_bk: Tensor, present_bk: Tensor | None = None
-) -> float:
+def pair_accuracy(scores_bk: Tensor, ranks_bk: Tensor, present_bk: Tensor | None = None) -> float:
     """Share of all pairs that are not tied whose better response has the higher score."""
     correct_b, pairs_b = correct_pairs(scores_bk, ranks_bk, present_bk)
     return float(correct_b.sum() / pairs_b.sum().clamp(min=1))

@@ -1,0 +1,309 @@
+"""Stage: train a reward model on K-way rankings (Ouyang et al. 2022, section 3.5)."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lmsmith.core.errors import UserError
+from lmsmith.core.runs import StageFolder, derive_seed
+from lmsmith.corpus.rows import read_rankings
+from lmsmith.models.folder import load_decoder, load_tokenizer, save_model
+from lmsmith.models.heads import ScalarModel
+from lmsmith.rlhf.candidates import (
+    EncodedRanking,
+    candidate_batch,
+    candidate_scores,
+    encode_rankings,
+    score_rankings,
+    score_table,
+)
+from lmsmith.rlhf.ranking import pair_accuracy, ranking_loss
+from lmsmith.tokenizers import Tokenizer
+from lmsmith.training.loop import run_steps
+from lmsmith.training.machine import ResolvedMachine, resolve_machine
+from lmsmith.training.optimiser import Optimiser, OptimiserConfig
+from lmsmith.training.schedule import Schedule, learning_rate_factor
+
+WINDOW_BATCHES = 8
+"""Batches whose prompts are sorted by length together, so that little of a batch is padding."""
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """Settings of the reward model's training.
+
+    Attributes:
+        epochs: passes over the rankings; fewer when held-out accuracy stops rising.
+        batch_prompts: prompts of an update, each with all its responses.
+        dropout: on the residual branches, embeddings and attention, in training only.
+        frozen_layers: so many of the lowest layers, and the embeddings, stay as they were; −1
+            trains everything.
+        optimiser, schedule, warmup, final: as in pretraining.
+        validations: how often an epoch the held-out rankings are looked at; the weights with the
+            best accuracy there are kept.
+        patience: stop after so many looks without a better one; 0 never stops.
+    """
+
+    epochs: int = 3
+    batch_prompts: int = 32
+    dropout: float = 0.1
+    frozen_layers: int = -1
+    optimiser: OptimiserConfig = field(
+        default_factory=lambda: OptimiserConfig(learning_rate=1e-4, weight_decay=0.01)
+    )
+    schedule: Schedule = "cosine"
+    warmup: int = 10
+    final: float = 0.05
+    validations: int = 4
+    patience: int = 6
+
+    def check(self) -> list[tuple[str, object, str, str]]:
+        """Values out of range, as (key, value, expected, mend)."""
+        problems: list[tuple[str, object, str, str]] = []
+        for key in ("epochs", "batch_prompts", "validations"):
+            if getattr(self, key) < 1:
+                problems.append((key, getattr(self, key), "a positive number", f"raise {key}"))
+        for key in ("warmup", "patience"):
+            if getattr(self, key) < 0:
+                problems.append((key, getattr(self, key), "0 or more", f"raise {key}"))
+        if self.frozen_layers < -1:
+            problems.append(("frozen_layers", self.frozen_layers, "-1 or more", "raise it"))
+        if not 0.0 <= self.dropout < 1.0:
+            problems.append(("dropout", self.dropout, "0 <= dropout < 1", "lower dropout"))
+        return problems
+
+
+def run(config: RewardConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict[str, float]:
+    """Train on ``train.jsonl``, keep the best on ``validation.jsonl``, save ``model/``."""
+    name = out.path.name
+    machine = resolve_machine(out.machine)
+    tokenizer = load_tokenizer(inputs["base"] / "model")
+    decoder = load_decoder(inputs["base"] / "model")
+    context = decoder.config.context
+    train = load_rankings(inputs["rankings"] / "train.jsonl", tokenizer, context, out)
+    held_out = load_rankings(inputs["rankings"] / "validation.jsonl", tokenizer, context, out)
+    if not train:
+        raise UserError(
+            f"{inputs['rankings'] / 'train.jsonl'}: no ranking to learn from",
+            "a ranking needs two responses of different ranks, and a prompt that fits the context",
+        )
+
+    model = ScalarModel(decoder)
+    model.initialise_head(torch.Generator().manual_seed(derive_seed(out.seed, "head")))
+    decoder.set_dropout(config.dropout)
+    freeze_layers(model, config.frozen_layers)
+    optimiser = Optimiser(model, config.optimiser, matrices=[decoder.blocks])
+    batches = ranking_batches(
+        [ranking.length for ranking in train], config.batch_prompts, config.epochs, out.seed
+    )
+    steps, per_epoch = len(batches), len(batches) // config.epochs
+    best = BestWeights(model)
+    torch.manual_seed(derive_seed(out.seed, "dropout"))
+
+    def step(index: int) -> Mapping[str, float]:
+        started = time.perf_counter()
+        model.train()
+        batch = candidate_batch([train[i] for i in batches[index]])
+        with machine.autocast():
+            scores_bk = candidate_scores(model, batch)
+        loss = ranking_loss(scores_bk, batch.ranks_bk, batch.present_bk)
+        loss.backward()  # type: ignore[no-untyped-call]
+        factor = learning_rate_factor(config.schedule, index, steps, config.warmup, config.final)
+        gradient_norm = optimiser.step(factor)
+        return {
+            "loss": loss.item(),
+            "accuracy": pair_accuracy(scores_bk.detach(), batch.ranks_bk, batch.present_bk),
+            "learning_rate": optimiser.peaks[0] * factor,
+            "gradient_norm": gradient_norm,
+            "tokens_per_second": batch.tokens_bt.numel() / (time.perf_counter() - started),
+        }
+
+    def validate(done: int) -> dict[str, float]:
+        accuracy, loss = measure(model, held_out, machine)
+        best.offer(accuracy, loss, done)
+        return {"validation/accuracy": accuracy, "validation/loss": loss}
+
+    done = run_steps(
+        steps=steps,
+        step=step,
+        state={"model": model, "optimiser": optimiser, "best": best},
+        out=out,
+        description=name,
+        shown=("loss", "accuracy", "validation/accuracy", "tokens_per_second"),
+        evaluate=validate if held_out else None,
+        evaluate_every=max(1, per_epoch // config.validations),
+        stop_early=lambda: 0 < config.patience <= best.looks_since,
+    )
+    best.restore()
+    decoder.set_dropout(0.0)
+    set_shift(model, train, machine)
+    metrics = {
+        "steps": float(done),
+        "best_step": float(best.step or done),
+        "prompts": float(len(train)),
+        "train_accuracy": measure(model, train[:1_000], machine)[0],
+        "longer_wins_train_accuracy": longer_wins_accuracy(train),
+        **reply_lengths(train),
+    }
+    if held_out:
+        accuracy, loss = measure(model, held_out, machine)
+        longer = longer_wins_accuracy(held_out)
+        metrics |= {
+            "validation_accuracy": accuracy,
+            "validation_loss": loss,
+            "validation_prompts": float(len(held_out)),
+            "longer_wins_validation_accuracy": longer,
+        }
+        if accuracy <= max(0.5, longer, 1.0 - longer):
+            out.progress.say(
+                f"{name}: on held-out rankings it is right in {accuracy:.1%} of the pairs, no more "
+                f"often than a coin or the reply's length ({max(longer, 1 - longer):.1%}); "
+                "PPO would learn little from it. More prompts, or a better base, would help"
+            )
+    card = {
+        "stage": name,
+        "parents": [inputs["base"].name],
+        "settings": asdict(config),
+        "metrics": metrics,
+    }
+    save_model(out / "model", model, tokenizer, card)
+    return metrics
+
+
+def load_rankings(
+    path: Path, tokenizer: Tokenizer, context: int, out: StageFolder
+) -> list[EncodedRanking]:
+    """The rankings of a file that teach something, as tokens; those left out are told of."""
+    rankings = list(read_rankings(path)) if path.is_file() else []
+    encoded, _ = encode_rankings(tokenizer, rankings, context)
+    if len(encoded) < len(rankings):
+        out.progress.say(
+            f"{path.parent.name}/{path.name}: {len(rankings) - len(encoded)} of {len(rankings)} "
+            f"rankings left out: all responses tied, or the last message is too long for the "
+            f"context of {context} tokens"
+        )
+    return encoded
+
+
+def ranking_batches(
+    lengths: Sequence[int], batch_prompts: int, epochs: int, seed: int
+) -> list[list[int]]:
+    """Indices of every step's prompts, each prompt once an epoch.
+
+    Prompts are shuffled, sorted by length within windows of a few batches, cut into batches, and
+    the batches shuffled: rows of a batch are of like length, and which come together is chance.
+    """
+    batches: list[list[int]] = []
+    for epoch in range(epochs):
+        generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
+        order = torch.randperm(len(lengths), generator=generator).tolist()
+        window = batch_prompts * WINDOW_BATCHES
+        found = []
+        for start in range(0, len(order), window):
+            inside = sorted(order[start : start + window], key=lambda index: lengths[index])
+            found += [inside[i : i + batch_prompts] for i in range(0, len(inside), batch_prompts)]
+        shuffled = torch.randperm(len(found), generator=generator).tolist()
+        batches += [found[index] for index in shuffled]
+    return batches
+
+
+def freeze_layers(model: ScalarModel, layers: int) -> None:
+    """Keep the embeddings and the lowest ``layers`` blocks as they are; none if it is −1."""
+    if layers < 0:
+        return
+    decoder = model.decoder
+    frozen: list[nn.Module] = [decoder.token_embedding, decoder.position_embedding]
+    for module in [*frozen, *decoder.blocks[:layers]]:
+        for parameter in module.parameters():
+            parameter.requires_grad_(False)
+
+
+class BestWeights:
+    """A copy of the weights that did best on held-out rankings; part of the loop's state.
+
+    The best is the highest accuracy; of equal ones the one with the lower loss.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.accuracy = -math.inf
+        self.loss = math.inf
+        self.step = 0
+        self.looks_since = 0
+        self.weights: dict[str, Tensor] = {}
+
+    def offer(self, accuracy: float, loss: float, step: int) -> None:
+        """Keep the weights as they are now if they are better."""
+        if (accuracy, -loss) > (self.accuracy, -self.loss):
+            self.accuracy, self.loss, self.step, self.looks_since = accuracy, loss, step, 0
+            self.weights = {
+                name: value.detach().clone() for name, value in self.model.state_dict().items()
+            }
+        else:
+            self.looks_since += 1
+
+    def restore(self) -> None:
+        """Put the best weights back into the model; it stays as it is if there were no looks."""
+        if self.weights:
+            self.model.load_state_dict(self.weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "accuracy": self.accuracy if self.weights else None,
+            "loss": self.loss if self.weights else None,
+            "step": self.step,
+            "looks_since": self.looks_since,
+            "weights": self.weights,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.weights = state["weights"]
+        self.accuracy = state["accuracy"] if self.weights else -math.inf
+        self.loss = state["loss"] if self.weights else math.inf
+        self.step, self.looks_since = state["step"], state["looks_since"]
+
+
+def measure(
+    model: ScalarModel, rankings: Sequence[EncodedRanking], machine: ResolvedMachine
+) -> tuple[float, float]:
+    """Accuracy over the pairs that are not tied, and the ranking loss."""
+    scores_bk, ranks_bk, present_bk = score_table(
+        rankings, score_rankings(model, rankings, machine)
+    )
+    accuracy = pair_accuracy(scores_bk, ranks_bk, present_bk)
+    return accuracy, float(ranking_loss(scores_bk, ranks_bk, present_bk))
+
+
+def set_shift(
+    model: ScalarModel, rankings: Sequence[EncodedRanking], machine: ResolvedMachine
+) -> None:
+    """Move the rewards so that the best responses, the demonstrations, score 0 on average."""
+    scores = score_rankings(model, rankings, machine)
+    best = [row[i] for ranking, row in zip(rankings, scores, strict=True) for i in ranking.best]
+    model.shift += sum(best) / len(best)
+
+
+def longer_wins_accuracy(rankings: Sequence[EncodedRanking]) -> float:
+    """Accuracy of the rule that the response of more tokens is the better one."""
+    lengths = [[float(len(response)) for response in each.responses] for each in rankings]
+    return pair_accuracy(*score_table(rankings, lengths))
+
+
+def reply_lengths(rankings: Sequence[EncodedRanking]) -> dict[str, float]:
+    """Mean tokens of the best responses and of the others, the end of turn not counted."""
+    lengths: dict[bool, list[int]] = {True: [], False: []}
+    for ranking in rankings:
+        for place, response in enumerate(ranking.responses):
+            lengths[place in ranking.best].append(len(response) - 1)
+    return {
+        name: sum(lengths[kind]) / max(1, len(lengths[kind]))
+        for name, kind in (("best_reply_tokens", True), ("other_reply_tokens", False))
+    }

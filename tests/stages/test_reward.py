@@ -1,0 +1,271 @@
+"""A reward model that learns what its labeler prefers, keeps its best, and survives a kill."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from preference_world import (
+    make_decoder,
+    make_tokenizer,
+    sentence,
+    stage_folder,
+    write_models,
+)
+
+from lmsmith.core.errors import Interrupted, UserError
+from lmsmith.core.files import write_jsonl
+from lmsmith.core.metrics import read_metrics
+from lmsmith.core.recipe import MachineConfig
+from lmsmith.core.signals import StopSignal
+from lmsmith.corpus.rows import read_rankings
+from lmsmith.models.folder import load_scalar_model
+from lmsmith.models.heads import ScalarModel
+from lmsmith.rlhf.candidates import EncodedRanking, encode_rankings, score_rankings
+from lmsmith.rlhf.scoring import score_sequences
+from lmsmith.stages import reward
+from lmsmith.stages.reward import (
+    BestWeights,
+    RewardConfig,
+    freeze_layers,
+    longer_wins_accuracy,
+    ranking_batches,
+    reply_lengths,
+    run,
+    set_shift,
+)
+from lmsmith.training.machine import resolve_machine
+from lmsmith.training.optimiser import OptimiserConfig
+
+TOKENIZER = make_tokenizer()
+MACHINE = resolve_machine(MachineConfig(precision="fp32"))
+CONFIG = RewardConfig(
+    epochs=6,
+    batch_prompts=16,
+    optimiser=OptimiserConfig(learning_rate=3e-3, weight_decay=0.0),
+    patience=0,
+    validations=2,
+)
+
+
+def rankings(count: int, seed: int, name: str) -> list[dict[str, object]]:
+    """The labeler likes replies with "tea", ranks the others equal, and shuffles them."""
+    source = random.Random(seed)
+    rows: list[dict[str, object]] = []
+    for number in range(count):
+        replies = [sentence(source).replace("tea", "rain") for _ in range(source.randint(2, 4))]
+        words = replies[0].split()
+        words[source.randrange(len(words))] = "tea"
+        replies[0] = " ".join(words)
+        source.shuffle(replies)
+        rows.append(
+            {
+                "prompt": [{"role": "user", "content": sentence(source)}],
+                "responses": replies,
+                "ranks": [1 if "tea" in reply.split() else 2 for reply in replies],
+                "id": f"{name}{number}",
+            }
+        )
+    return rows
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("run")
+    write_jsonl(folder / "rankings" / "train.jsonl", rankings(160, 1, "a"))
+    write_jsonl(folder / "rankings" / "validation.jsonl", rankings(60, 2, "b"))
+    models = write_models(folder, TOKENIZER, base=make_decoder(TOKENIZER))
+    return {"rankings": folder / "rankings", **models}
+
+
+@pytest.fixture(scope="module")
+def made(
+    inputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, float]]:
+    out = stage_folder(tmp_path_factory.mktemp("stage") / "reward")
+    return out.path, run(CONFIG, inputs, out)
+
+
+def encoded(path: Path) -> list[EncodedRanking]:
+    return encode_rankings(TOKENIZER, list(read_rankings(path)), 64)[0]
+
+
+def test_it_learns_the_preference(made: tuple[Path, dict[str, float]]) -> None:
+    path, metrics = made
+    assert metrics["validation_accuracy"] > 0.9
+    assert metrics["longer_wins_validation_accuracy"] < 0.7
+    model = load_scalar_model(path / "model")
+    ask = [TOKENIZER.end_of_text, TOKENIZER.user, *TOKENIZER.encode("what"), TOKENIZER.end_of_turn,
+           TOKENIZER.assistant]  # fmt: skip
+    tails = [
+        [*TOKENIZER.encode(text), TOKENIZER.end_of_turn] for text in ("I like tea", "I like it")
+    ]
+    liked, other = score_sequences(model, [ask + tail for tail in tails], MACHINE).tolist()
+    assert liked > other
+
+
+def test_the_best_look_is_what_is_saved(
+    made: tuple[Path, dict[str, float]], inputs: dict[str, Path]
+) -> None:
+    path, metrics = made
+    rows = read_metrics(path / "metrics.jsonl")
+    looks = {
+        row["step"]: row["validation/accuracy"] for row in rows if "validation/accuracy" in row
+    }
+    assert metrics["validation_accuracy"] == pytest.approx(max(looks.values()))
+    assert looks[int(metrics["best_step"])] == max(looks.values())
+    assert len(rows) == metrics["steps"] == 60
+    assert {"loss", "accuracy", "learning_rate", "gradient_norm", "tokens_per_second"} <= set(
+        rows[0]
+    )
+    again, _ = reward.measure(
+        load_scalar_model(path / "model"),
+        encoded(inputs["rankings"] / "validation.jsonl"),
+        MACHINE,
+    )
+    assert again == pytest.approx(metrics["validation_accuracy"])
+
+
+def test_demonstrations_score_zero_on_average(
+    made: tuple[Path, dict[str, float]], inputs: dict[str, Path]
+) -> None:
+    train = encoded(inputs["rankings"] / "train.jsonl")
+    scores = score_rankings(load_scalar_model(made[0] / "model"), train, MACHINE)
+    best = [row[i] for ranking, row in zip(train, scores, strict=True) for i in ranking.best]
+    others = [value for row in scores for value in row]
+    assert sum(best) / len(best) == pytest.approx(0.0, abs=1e-4)
+    assert sum(others) / len(others) < -0.5
+
+
+def test_a_killed_run_ends_with_the_same_bits(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = RewardConfig(**{**vars(CONFIG), "epochs": 2, "dropout": 0.2})
+    unbroken, broken = (
+        stage_folder(tmp_path / "a" / "reward"),
+        stage_folder(tmp_path / "b" / "reward"),
+    )
+    run(config, inputs, unbroken)
+
+    real, calls = reward.ranking_loss, []
+
+    def killing(*arguments: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) in (9, 17):  # in an evaluation after a step, and in a step
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments)
+
+    monkeypatch.setattr(reward, "ranking_loss", killing)
+    for _ in range(2):
+        with StopSignal(), pytest.raises(Interrupted):
+            run(config, inputs, broken)
+        torch.manual_seed(0)  # what the process did in between must not matter
+    with StopSignal():
+        run(config, inputs, broken)
+    for name in ("model.safetensors", "card.json"):
+        assert (broken / "model" / name).read_bytes() == (unbroken / "model" / name).read_bytes()
+    one, other = (read_metrics(out.path / "metrics.jsonl") for out in (unbroken, broken))
+    timed = {"seconds", "tokens_per_second"}
+    assert [{k: v for k, v in row.items() if k not in timed} for row in one] == [
+        {k: v for k, v in row.items() if k not in timed} for row in other
+    ]
+
+
+def test_training_stops_when_accuracy_stops_rising(inputs: dict[str, Path], tmp_path: Path) -> None:
+    frozen = OptimiserConfig(learning_rate=1e-9)
+    config = RewardConfig(epochs=9, batch_prompts=16, optimiser=frozen, validations=5, patience=2)
+    out = stage_folder(tmp_path / "reward")
+    metrics = run(config, inputs, out)
+    assert metrics["steps"] < 60
+    assert any("PPO would learn little" in text for text in out.progress.said)  # type: ignore[attr-defined]
+
+
+def test_no_validation_rankings_keeps_the_last_weights(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    write_jsonl(tmp_path / "rankings" / "train.jsonl", rankings(20, 3, "c"))
+    config = RewardConfig(epochs=1, batch_prompts=8)
+    metrics = run(
+        config,
+        {"rankings": tmp_path / "rankings", "base": inputs["base"]},
+        stage_folder(tmp_path / "reward"),
+    )
+    assert metrics["steps"] == metrics["best_step"] == 3
+    assert "validation_accuracy" not in metrics
+
+
+def test_nothing_to_learn_from_is_one_clear_message(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    rows = rankings(4, 3, "c")
+    for row in rows:
+        row["ranks"] = [1] * len(row["ranks"])  # type: ignore[arg-type]
+    write_jsonl(tmp_path / "rankings" / "train.jsonl", rows)
+    out = stage_folder(tmp_path / "reward")
+    with pytest.raises(UserError, match="no ranking to learn from"):
+        run(RewardConfig(), {"rankings": tmp_path / "rankings", "base": inputs["base"]}, out)
+    assert "4 of 4 rankings left out" in out.progress.said[0]  # type: ignore[attr-defined]
+
+
+def test_batches_hold_every_prompt_once_an_epoch_and_like_lengths() -> None:
+    lengths = [random.Random(i).randint(5, 200) for i in range(203)]
+    batches = ranking_batches(lengths, 8, 2, seed=5)
+    assert len(batches) == 2 * 26
+    for epoch in (batches[:26], batches[26:]):
+        assert sorted(index for batch in epoch for index in batch) == list(range(203))
+    assert batches[:26] != batches[26:]
+    assert batches == ranking_batches(lengths, 8, 2, seed=5)
+    spread = [max(lengths[i] for i in b) - min(lengths[i] for i in b) for b in batches]
+    assert sum(spread) / len(spread) < 60  # of 195
+
+
+def test_frozen_layers_do_not_move() -> None:
+    model = ScalarModel(make_decoder(TOKENIZER))
+    freeze_layers(model, 1)
+    moving = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert not any(name.startswith(("decoder.blocks.0", "decoder.token", "decoder.position"))
+                   for name in moving)  # fmt: skip
+    assert any(name.startswith("decoder.blocks.1") for name in moving)
+    assert {"head.weight", "head.bias"} <= moving
+    whole = ScalarModel(make_decoder(TOKENIZER))
+    freeze_layers(whole, -1)
+    assert all(parameter.requires_grad for parameter in whole.parameters())
+
+
+def test_best_weights_survive_a_checkpoint_and_prefer_low_loss_when_equal() -> None:
+    model = torch.nn.Linear(1, 1)
+    best = BestWeights(model)
+    best.restore()  # nothing offered yet: nothing happens
+    for value, accuracy, loss in ((1.0, 0.6, 0.7), (2.0, 0.6, 0.6), (3.0, 0.5, 0.1)):
+        model.weight.data.fill_(value)
+        best.offer(accuracy, loss, int(value))
+    other = BestWeights(model)
+    other.load_state_dict(best.state_dict())
+    assert (other.accuracy, other.loss, other.step, other.looks_since) == (0.6, 0.6, 2, 1)
+    other.restore()
+    assert model.weight.tolist() == [[2.0]]
+
+
+def test_shift_lengths_and_the_longer() -> None:
+    model = ScalarModel(make_decoder(TOKENIZER))
+    model.initialise_head(torch.Generator().manual_seed(3))
+    each = [
+        EncodedRanking([0, 2], [[9, 4], [9, 9, 9, 4]], [1, 2]),
+        EncodedRanking([0, 2], [[9, 9, 4], [9, 4], [9, 9, 4]], [1, 2, 1]),
+    ]
+    set_shift(model, each, MACHINE)
+    set_shift(model, each, MACHINE)  # again changes nothing
+    scores = score_rankings(model.eval(), each, MACHINE)
+    assert scores[0][0] + scores[1][0] + scores[1][2] == pytest.approx(0.0, abs=1e-5)
+    assert longer_wins_accuracy(each) == pytest.approx(2 / 3)
+    assert reply_lengths(each) == {"best_reply_tokens": 5 / 3, "other_reply_tokens": 2.0}
+
+
+def test_settings_out_of_range_are_all_named() -> None:
+    config = RewardConfig(epochs=0, patience=-1, frozen_layers=-2, dropout=1.0)
+    assert [key for key, *_ in config.check()] == ["epochs", "patience", "frozen_layers", "dropout"]
+    assert RewardConfig().check() == []
