@@ -9,7 +9,7 @@ import resource
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmsmith.core import files
@@ -116,6 +116,7 @@ def test_partials_are_removed_and_nothing_else(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["my.partial", "sub"]
 
 
+@settings(deadline=None, max_examples=50)  # each waits for the disk
 @given(JSON)
 def test_json_round_trip(tmp_path_factory: pytest.TempPathFactory, value: object) -> None:
     path = tmp_path_factory.getbasetemp() / "value.json"

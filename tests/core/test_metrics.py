@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 import numpy
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmsmith.core.metrics import MetricsLog, read_metrics
@@ -33,6 +33,7 @@ def test_missing_log_is_empty(tmp_path: Path) -> None:
     assert not (tmp_path / "none.jsonl").exists()
 
 
+@settings(deadline=None, max_examples=50)  # each waits for the disk
 @given(rows=st.integers(1, 6), kept=st.integers(0, 8), lost=st.integers(0, 60))
 def test_resume_after_any_cut_has_no_gap_and_no_repeat(
     tmp_path_factory: object, rows: int, kept: int, lost: int
