@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from lmsmith.core.errors import UserError
 from lmsmith.corpus.batch import NO_TARGET, Batch
-from lmsmith.corpus.mixture import BLOCK, PretrainingBatches, shares_of_rows
+from lmsmith.corpus.mixture import BLOCK, PretrainingBatches
 from lmsmith.corpus.shards import TokenShards
 
 END = 0
@@ -128,13 +128,6 @@ def test_shares_are_met_in_each_block_and_in_the_long_run(weight: float) -> None
     epochs = batches.epochs_at(far)
     share = epochs[1] * batches.rows_per_epoch[1] / (far * 64)
     assert share == pytest.approx(weight, abs=1e-6)
-
-
-def test_shares_of_rows_read_every_source_as_often_as_its_weight_says() -> None:
-    shards = [shards_of([500] * 40), shards_of([500] * 10, 100_000)]
-    batches = PretrainingBatches(shards, shares_of_rows(shards, [1.0, 2.0]), 16, 32, 5)
-    first, second = batches.epochs_at(2000)
-    assert second / first == pytest.approx(2.0, rel=0.01)
 
 
 def test_epochs_at_counts_rows_exactly_inside_a_block() -> None:

@@ -14,7 +14,6 @@ from lmsmith.prompts import (
     encode_conversation,
     encode_prompt,
     fit_conversation,
-    split_conversation,
     validate_messages,
 )
 from lmsmith.tokenizers import Tokenizer
@@ -167,44 +166,6 @@ def test_a_fitted_conversation_is_the_newest_turns(
         assert len(encode_conversation(T, one_more)[0]) > limit
     else:
         assert fitted.dropped_messages == len(messages)
-
-
-@given(conversations(), st.integers(12, 80))
-def test_a_split_conversation_teaches_every_target_once(
-    messages: list[dict[str, str]], limit: int
-) -> None:
-    tokens, is_target = encode_conversation(T, messages)
-    said = [token for token, target in zip(tokens, is_target, strict=True) if target]
-    pieces = split_conversation(T, messages, limit)
-    assert all(len(piece.tokens) == len(piece.is_target) <= limit for piece in pieces)
-    if not pieces[0].tokens or any(piece.cut_tokens for piece in pieces):
-        return
-    taught = [
-        token
-        for piece in pieces
-        for token, target in zip(piece.tokens, piece.is_target, strict=True)
-        if target
-    ]
-    assert taught == said
-    if messages[0]["role"] == "system":
-        opening, _ = encode_conversation(T, messages[:1])
-        assert all(piece.tokens[: len(opening)] == opening for piece in pieces)
-
-
-def test_a_piece_that_would_begin_with_an_answer_repeats_the_question() -> None:
-    messages = [
-        message("user", "hello"),
-        message("assistant", "well"),
-        message("user", "how"),
-        message("assistant", "thank you"),
-    ]
-    # Room for three messages, so the last answer begins a piece of its own.
-    limit = len(encode_conversation(T, messages[:3])[0])
-    pieces = split_conversation(T, messages, limit)
-    assert [piece.tokens for piece in pieces] == [
-        encode_conversation(T, messages[:3])[0],
-        encode_conversation(T, messages[2:])[0],
-    ]
 
 
 @given(conversations())

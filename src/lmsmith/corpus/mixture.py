@@ -23,18 +23,6 @@ _WEYL = (math.sqrt(5) - 1) / 2
 Indices = npt.NDArray[np.int64]
 
 
-def shares_of_rows(sources: Sequence[TokenShards], weights: Sequence[float]) -> list[float]:
-    """The `weights` of `PretrainingBatches` under which a source is read `weight` times as often.
-
-    With weights of 1 every source is read through equally often, whatever its size; with 2 a
-    source has two epochs to another's one.
-    """
-    return [
-        weight * max(source.total_tokens - 1, 0)
-        for source, weight in zip(sources, weights, strict=True)
-    ]
-
-
 class PretrainingBatches:
     """Batches of ``batch_size`` rows of ``context`` positions from a weighted mixture.
 

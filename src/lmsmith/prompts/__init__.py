@@ -9,7 +9,6 @@ from lmsmith.prompts.chat import (
     encode_conversation,
     encode_prompt,
     fit_conversation,
-    split_conversation,
 )
 
 __all__ = [
@@ -19,6 +18,5 @@ __all__ = [
     "encode_conversation",
     "encode_prompt",
     "fit_conversation",
-    "split_conversation",
     "validate_messages",
 ]

@@ -100,36 +100,6 @@ def fit_conversation(
     return _fit(opening, turns, limit)
 
 
-def split_conversation(
-    tokenizer: Tokenizer, messages: Sequence[Message], limit: int
-) -> list[FittedConversation]:
-    """The whole conversation in pieces of at most `limit` tokens, for training on all of it.
-
-    Each piece opens with the system message. Every message is a target in the piece it belongs
-    to and in no other. A piece that would begin with the assistant's answer is given the user's
-    message before it once more, where both fit. A message too long by itself is cut, as in
-    `fit_conversation`. `dropped_messages` is 0 in each piece, unless the system message leaves no
-    room: then the result is one empty piece.
-    """
-    opening, turns = _encode(tokenizer, messages, "conversation")
-    whole = _fit(opening, turns, limit)
-    if not whole.tokens or not (whole.dropped_messages or whole.cut_tokens):
-        return [whole]
-    pieces = []
-    start = 0  # of the piece's own turns
-    while start < len(turns):
-        room = limit - len(opening)
-        answers = start > 0 and turns[start].role == "assistant"
-        question = [turns[start - 1]] if answers else []
-        if sum(len(turn.tokens) for turn in [*question, turns[start]]) > room:
-            question = []
-        room -= sum(len(turn.tokens) for turn in question)
-        own = max(1, _oldest_that_fit(turns[start:], room))
-        pieces.append(_fit(opening, [*question, *turns[start : start + own]], limit))
-        start += own
-    return pieces
-
-
 @dataclass(frozen=True)
 class _Turn:
     """A message as tokens: its role token, its content, `<|end|>`."""
@@ -181,12 +151,7 @@ def _fit(opening: list[int], turns: list[_Turn], limit: int) -> FittedConversati
 
 def _newest_that_fit(turns: Sequence[_Turn], room: int) -> int:
     """How many whole turns from the end have at most `room` tokens together."""
-    return _oldest_that_fit(turns[::-1], room)
-
-
-def _oldest_that_fit(turns: Sequence[_Turn], room: int) -> int:
-    """How many whole turns from the beginning have at most `room` tokens together."""
-    for count, turn in enumerate(turns):
+    for count, turn in enumerate(reversed(turns)):
         room -= len(turn.tokens)
         if room < 0:
             return count
