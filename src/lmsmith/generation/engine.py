@@ -4,7 +4,7 @@ What made it fast, measured at 64 prompts and a 6 × 256 model (see `benchmarks/
 
 - keys and values of the past are kept, in bf16 where the machine multiplies it: a step reads them
   once, and that reading is about half of its time;
-- linear layers' weights are cast once, not every step, and laid out once as oneDNN wants them;
+- weights are cast and laid out once, not every step, and GELU is fused (`generation/inference.py`);
 - rows that are done leave the batch: the last rows move into their places, in the same memory;
 - prompts of like length go together, so that little of the cache is padding;
 - all random numbers are drawn before the first step, and one CDF inversion serves all rows;
@@ -16,11 +16,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from lmsmith.core.config import Problem, report_problems
 from lmsmith.core.errors import UserError
+from lmsmith.generation.inference import InferenceDecoder
 from lmsmith.generation.sampling import SamplingSettings, choose_tokens, row_uniforms
 from lmsmith.models.attention import KeyValueCache, padded_mask
 from lmsmith.models.batching import pad_batch
@@ -33,64 +33,11 @@ __all__ = ["InferenceDecoder", "SamplingSettings", "generate", "stream"]
 CACHE_BYTES = 512 << 20
 """Most memory the cache of one batch may take; more prompts are written in several batches."""
 
+ROWS_AT_ONCE = 128
+"""Most rows in one batch: more would share weights' reading but read more padding."""
+
 COMPACT_SHARE = 16
 """Rows leave once a 16th of the batch is done: moving rows costs about what they save in a step."""
-
-
-class InferenceDecoder:
-    """A decoder's weights made ready for reading only.
-
-    The linear layers and the unembedding multiply in ``dtype``; embeddings, norms and the
-    residual stream stay float32. That is what autocast does in training, so that a policy writes
-    with the very rounding it is updated with. The weights are copied where ``dtype`` is not
-    float32: make a new one after every update.
-    """
-
-    def __init__(self, decoder: Decoder, machine: ResolvedMachine | None = None) -> None:
-        self.config: ModelConfig = decoder.config
-        self.dtype = torch.float32 if machine is None else machine.dtype
-        weights = {name: tensor.detach() for name, tensor in decoder.state_dict().items()}
-        with torch.device("meta"):
-            self._decoder = Decoder(decoder.config).eval()
-        self._decoder.load_state_dict(weights, assign=True)
-        self._unembedding_vd = weights["token_embedding.weight"].to(self.dtype)
-        if self.dtype != torch.float32:
-            _cast_linear_layers(self._decoder, self.dtype)
-
-    def hidden(
-        self,
-        tokens_bt: Tensor,
-        positions_bt: Tensor,
-        mask_bts: Tensor | None,
-        cache: KeyValueCache,
-    ) -> Tensor:
-        """Hidden states (batch, length, width); the cache takes the new columns in."""
-        result: Tensor = self._decoder(tokens_bt, positions_bt, mask_bts, cache)
-        return result
-
-    def logits(self, hidden_bd: Tensor) -> Tensor:
-        """float32 (batch, vocabulary)."""
-        return F.linear(hidden_bd.to(self.dtype), self._unembedding_vd).float()
-
-
-class _CastLinear(nn.Module):
-    """A linear layer with its weights cast once; the input is cast to match."""
-
-    def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.weight = linear.weight.detach().to(dtype)
-        self.bias = linear.bias.detach().to(dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
-
-
-def _cast_linear_layers(module: nn.Module, dtype: torch.dtype) -> None:
-    for name, child in module.named_children():
-        if isinstance(child, nn.Linear):
-            setattr(module, name, _CastLinear(child, dtype))
-        else:
-            _cast_linear_layers(child, dtype)
 
 
 def generate(
@@ -295,6 +242,6 @@ def _row_groups(
     waiting = sorted(range(len(prompts)), key=lambda row: (-len(prompts[row]), row))
     while waiting:
         columns = len(prompts[waiting[0]]) + min(settings.max_new_tokens, config.context)
-        count = max(1, CACHE_BYTES // (columns * bytes_per_token))
+        count = max(1, min(ROWS_AT_ONCE, CACHE_BYTES // (columns * bytes_per_token)))
         group, waiting = waiting[:count], waiting[count:]
         yield group
