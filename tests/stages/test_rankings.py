@@ -25,13 +25,13 @@ from lmsmith.core.files import read_jsonl, write_jsonl
 from lmsmith.core.signals import StopSignal
 from lmsmith.corpus.rows import Conversation, read_conversations, read_rankings
 from lmsmith.prompts import encode_prompt
+from lmsmith.prompts.selection import select_prompts
 from lmsmith.stages import rankings
 from lmsmith.stages.rankings import (
     RankingsConfig,
     replies_from_elsewhere,
     run,
     same_text,
-    select_prompts,
 )
 
 TOKENIZER = make_tokenizer()
@@ -172,40 +172,6 @@ def test_another_seed_draws_other_samples(
     out = stage_folder(tmp_path, seed=8)
     run(CONFIG, inputs, out)
     assert (out / "train.jsonl").read_bytes() != (made / "train.jsonl").read_bytes()
-
-
-def test_both_sides_of_a_conversation_fall_into_one_split() -> None:
-    messages = [
-        {"role": role, "content": "I think you like tea"} for role in ("user", "assistant") * 2
-    ]
-    both = [Conversation(f"{n}{side}", messages) for n in range(20) for side in ("", "/other-side")]
-    prompts = select_prompts(
-        both,
-        TOKENIZER,
-        64,
-        most=100,
-        per_conversation=2,
-        minimum_tokens=1,
-        maximum_tokens=20,
-    )
-    assert len(prompts) == 80
-    assert {each.root for each in prompts} == {str(n) for n in range(20)}
-
-
-def test_prompts_are_spread_over_a_conversation() -> None:
-    roles = ["user", "assistant"] * 20
-    messages = [{"role": role, "content": f"tea {n}"} for n, role in enumerate(roles)]
-    chosen = select_prompts(
-        [Conversation("x", messages)],
-        TOKENIZER,
-        64,
-        most=9,
-        per_conversation=4,
-        minimum_tokens=1,
-        maximum_tokens=20,
-    )
-    turns = sorted(int(each.id.partition("#")[2]) for each in chosen)
-    assert turns == [5, 15, 25, 35]
 
 
 def test_replies_from_elsewhere_are_of_like_length() -> None:

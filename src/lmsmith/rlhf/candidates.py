@@ -11,6 +11,7 @@ from torch import Tensor
 from lmsmith.core.errors import UserError
 from lmsmith.corpus.rows import Ranking
 from lmsmith.models.batching import length_batches
+from lmsmith.models.decoder import Decoder
 from lmsmith.models.heads import ScalarModel
 from lmsmith.prompts import Message, encode_prompt
 from lmsmith.tokenizers import Tokenizer
@@ -167,6 +168,34 @@ def score_rankings(
             for index, row in zip(group, found_bk.tolist(), strict=True):
                 scores[index] = row[: len(rankings[index].responses)]
     return scores
+
+
+def likelihoods(
+    decoder: Decoder, rankings: Sequence[EncodedRanking], machine: ResolvedMachine
+) -> list[list[float]]:
+    """Σ log π(token | what is before it), in nats, over every response of every ranking."""
+    found: list[list[float]] = [[] for _ in rankings]
+    with evaluation_mode(decoder), machine.autocast():
+        for group in length_batches([ranking.length for ranking in rankings], TOKENS_AT_ONCE):
+            batch = candidate_batch([rankings[i] for i in group])
+            hidden_btd = decoder(batch.tokens_bt, batch.positions_bt, batch.mask_bts)
+            for row, index in enumerate(group):
+                ranking = rankings[index]
+                columns = torch.tensor(
+                    [
+                        len(ranking.prompt) - 1 if place == 0 else int(end) - len(response) + place
+                        for response, end in zip(
+                            ranking.responses, batch.ends_bk[row].tolist(), strict=False
+                        )
+                        for place in range(len(response))
+                    ]
+                )
+                tokens_n = torch.tensor([token for tokens in ranking.responses for token in tokens])
+                log_probs_nv = decoder.logits(hidden_btd[row, columns]).float().log_softmax(dim=-1)
+                each_n = log_probs_nv.gather(1, tokens_n[:, None])[:, 0]
+                pieces = each_n.split([len(response) for response in ranking.responses])
+                found[index] = [float(piece.sum()) for piece in pieces]
+    return found
 
 
 def score_table(
