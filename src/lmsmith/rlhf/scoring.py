@@ -33,13 +33,17 @@ def response_log_likelihoods(
     prompts: Sequence[Sequence[int]],
     responses: Sequence[Sequence[int]],
     machine: ResolvedMachine,
+    temperature: float = 1.0,
 ) -> Tensor:
-    """Σ log π(token | before) over each response, in nats: (sequences,), float32."""
+    """Σ log π(token | before) over each response, in nats: (sequences,), float32.
+
+    The logits are divided by ``temperature``, the one that the responses were sampled with.
+    """
     totals_n = torch.zeros(len(prompts))
     lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
     with evaluation_mode(decoder), machine.autocast():
         for group in length_batches(lengths, TOKENS_AT_ONCE // 4):
             batch = pad_batch([prompts[i] for i in group], [responses[i] for i in group])
-            log_probs_br, _ = response_log_probs(decoder, batch)
+            log_probs_br, _ = response_log_probs(decoder, batch, temperature)
             totals_n[group] = log_probs_br.sum(dim=1)
     return totals_n
