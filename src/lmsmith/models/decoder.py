@@ -12,6 +12,22 @@ from torch.utils.checkpoint import checkpoint
 from lmsmith.models.attention import KeyValueCache, SelfAttention, attention_bias
 from lmsmith.models.config import ModelConfig
 
+EXPLICIT_ATTENTION_CONTEXT = 1024
+"""Longest context at which compiled blocks hold all attention scores at once."""
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU in GPT-2's form, ½x(1 + tanh(√(2/π)(x + 0.044715x³))).
+
+    As ½(1 + tanh u) = σ(2u), the compiler is given the sigmoid, which it makes faster code of.
+    """
+    if not torch.compiler.is_compiling():
+        return F.gelu(x, approximate="tanh")
+    wide = x.float()
+    twice_u = 2.0 * math.sqrt(2.0 / math.pi) * (wide + 0.044715 * wide * wide * wide)
+    result: Tensor = (wide * torch.sigmoid(twice_u)).to(x.dtype)
+    return result
+
 
 class FeedForward(nn.Module):
     """Two linear layers with GELU (tanh form, as in GPT-2) between."""
@@ -22,7 +38,7 @@ class FeedForward(nn.Module):
         self.output = nn.Linear(config.inner_width, config.width)
 
     def forward(self, x_btd: Tensor) -> Tensor:
-        result: Tensor = self.output(F.gelu(self.inner(x_btd), approximate="tanh"))
+        result: Tensor = self.output(gelu(self.inner(x_btd)))
         return result
 
 
@@ -61,6 +77,7 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.final_norm = nn.LayerNorm(config.width)
         self.checkpoint_activations = False
+        self.compiled = False
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
@@ -72,10 +89,28 @@ class Decoder(nn.Module):
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
                 residual = name.endswith(("attention.output", "feed_forward.output"))
-                module.weight.normal_(0.0, residual_scale if residual else 0.02, generator=generator)
+                module.weight.normal_(
+                    0.0, residual_scale if residual else 0.02, generator=generator
+                )
                 module.bias.zero_()
             elif isinstance(module, nn.Embedding):
                 module.weight.normal_(0.0, 0.02, generator=generator)
+
+    def compile_blocks(self) -> None:
+        """Compile one block for training; all share the result, only their weights differ."""
+        self.compiled = True
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.attention.explicit = self.config.context <= EXPLICIT_ATTENTION_CONTEXT
+            block.compile(dynamic=False)
+
+    def set_dropout(self, probability: float) -> None:
+        """Change the dropout of embeddings, attention and residual branches."""
+        for module in self.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = probability
+            elif isinstance(module, SelfAttention):
+                module.dropout = probability
 
     def forward(
         self,
@@ -105,7 +140,8 @@ class Decoder(nn.Module):
             mask_bts = (columns[None] <= columns[start:, None])[None]
         x_btd = self.token_embedding(tokens_bt) + self.position_embedding(positions_bt)
         x_btd = self.dropout(x_btd)
-        bias = attention_bias(mask_bts, compute_dtype(x_btd) if cache is None else cache.keys[0].dtype)
+        bias_dtype = compute_dtype(x_btd) if cache is None else cache.keys[0].dtype
+        bias = attention_bias(mask_bts, bias_dtype)
         for layer, block in enumerate(self.blocks):
             if self.checkpoint_activations and torch.is_grad_enabled():
                 x_btd = checkpoint(block, x_btd, bias, use_reentrant=False)

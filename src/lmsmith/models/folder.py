@@ -56,7 +56,8 @@ def read_model_config(folder: Path) -> tuple[str, ModelConfig]:
             "name a folder that a stage wrote, such as runs/quickstart/ppo/model",
         )
     content = read_json(path)
-    kind = content.get("kind") if isinstance(content, dict) else None
+    content = content if isinstance(content, dict) else {}
+    kind = content.get("kind")
     if kind not in KINDS or not isinstance(content.get("model"), dict):
         raise UserError(f"{path} is not an lmsmith model's config", "name another model folder")
     config, problems = decode(ModelConfig, content["model"], str(path))

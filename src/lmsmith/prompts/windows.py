@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lmsmith.corpus.messages import Message
-from lmsmith.prompts.chat import fit_conversation
 from lmsmith.tokenizers import Tokenizer
 
 
@@ -25,32 +24,32 @@ def conversation_windows(
     Returns:
         Pairs of tokens and is_target; windows in which nothing is a target are left out.
     """
-    system = [messages[0]] if messages and messages[0]["role"] == "system" else []
-    turns = list(messages[len(system) :])
-    lengths = [len(tokenizer.encode(turn["content"])) + 2 for turn in turns]
-    overhead = 1 + sum(len(tokenizer.encode(message["content"])) + 2 for message in system)
+    opening = [tokenizer.end_of_text]
+    contents = tokenizer.encode_batch([message["content"] for message in messages])
+    pieces = [
+        [tokenizer.role_token(message["role"]), *content, tokenizer.end_of_turn]
+        for message, content in zip(messages, contents, strict=True)
+    ]
+    learnt = [message["role"] == "assistant" for message in messages]
+    if messages and messages[0]["role"] == "system":
+        opening += pieces.pop(0)
+        learnt.pop(0)
     windows: list[tuple[list[int], list[bool]]] = []
     start = 0
-    while start < len(turns):
-        first, room = start, min(history, limit - overhead)
-        while first > 0 and lengths[first - 1] <= room:
+    while start < len(pieces):
+        room = limit - len(opening)
+        first, left = start, min(history, room - len(pieces[start]))
+        while first > 0 and len(pieces[first - 1]) <= left:
             first -= 1
-            room -= lengths[first]
-        used = overhead + sum(lengths[first:start])
-        while first < start and used + lengths[start] > limit:  # a long reply needs the room
-            used -= lengths[first]
-            first += 1
+            left -= len(pieces[first])
+        tokens = [*opening, *(token for piece in pieces[first:start] for token in piece)]
+        is_target = [False] * len(tokens)
         end = start
-        while end < len(turns) and used + lengths[end] <= limit:
-            used += lengths[end]
+        while end < len(pieces) and (end == start or len(tokens) + len(pieces[end]) <= limit):
+            tokens += pieces[end]
+            is_target += [False, *[learnt[end]] * (len(pieces[end]) - 1)]
             end += 1
-        end = max(end, start + 1)  # a message longer than the context is cut by fitting
-        fitted = fit_conversation(tokenizer, [*system, *turns[first:end]], limit)
-        learnt_from = overhead + sum(lengths[first:start])
-        is_target = [
-            target and position >= learnt_from for position, target in enumerate(fitted.is_target)
-        ]
-        if any(is_target):
-            windows.append((fitted.tokens, is_target))
+        if any(is_target[:limit]):  # a message longer than the context loses its end
+            windows.append((tokens[:limit], is_target[:limit]))
         start = end
     return windows

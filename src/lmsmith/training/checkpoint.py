@@ -105,8 +105,10 @@ class Checkpoints:
         for step in reversed(self.saved_steps()):
             problem = self.problem(step)
             if problem:
-                self.say(f"checkpoint {self.path(step).name} is damaged ({problem}); "
-                         "using the one before it")
+                self.say(
+                    f"checkpoint {self.path(step).name} is damaged ({problem}); "
+                    "using the one before it"
+                )
                 continue
             scalars = json.loads((self.path(step) / SCALARS).read_text(encoding="utf-8"))
             tensors = load_file(self.path(step) / TENSORS)

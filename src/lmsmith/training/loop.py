@@ -71,7 +71,7 @@ def run_steps(
             part.load_state_dict(content["parts"][name])
         torch.set_rng_state(content["random"])
         stopped = content["stopped"]
-        out.progress.say(f"{description}: continuing after step {done} of {steps}")
+        out.progress.note(f"{description}: continuing after step {done} of {steps}")
     metrics.truncate_after(done)
 
     def save() -> None:
@@ -86,7 +86,8 @@ def run_steps(
         row = dict(step(done))
         refuse_non_finite(row, description, done + 1, checkpoints)
         done += 1
-        if evaluate is not None and (done == steps or (evaluate_every and done % evaluate_every == 0)):
+        due = done == steps or (evaluate_every and done % evaluate_every == 0)
+        if evaluate is not None and due:
             row.update(evaluate(done))
             refuse_non_finite(row, description, done, checkpoints)
             stopped = stop_early is not None and stop_early()

@@ -27,7 +27,8 @@ class ResolvedMachine:
 
     Attributes:
         precision: type of matrix products in training, ``bf16`` or ``fp32``.
-        compile: whether compiling is possible and wanted; a stage still asks `worth_compiling`.
+        compile: ``on``, ``auto`` (a stage asks `worth_compiling`) or ``off``, as it is without
+            a C++ compiler.
         threads: threads of one operation.
         compiler: path of the C++ compiler, or empty.
         instruction_set: ``amx_bf16``, ``avx512_bf16`` or ``other``.
@@ -35,7 +36,7 @@ class ResolvedMachine:
     """
 
     precision: str
-    compile: bool
+    compile: str
     threads: int
     compiler: str
     instruction_set: str
@@ -75,7 +76,7 @@ def resolve_machine(config: MachineConfig) -> ResolvedMachine:
         compiler = ""
     return ResolvedMachine(
         precision=precision,
-        compile=config.compile != "off" and bool(compiler),
+        compile=config.compile if compiler else "off",
         threads=config.threads or len(os.sched_getaffinity(0)),
         compiler=compiler,
         instruction_set=instruction_set,
@@ -131,16 +132,10 @@ def worth_compiling(machine: ResolvedMachine, planned_flops: float) -> bool:
     Compiled steps take about three quarters of the eager ones' time here, so a run pays for
     compiling when its eager time, at a fifth of the peak, is over four times the compile time.
     """
-    if not machine.compile:
-        return False
+    if machine.compile != "auto":
+        return machine.compile == "on"
     eager_seconds = planned_flops / (0.2e9 * measure_matrix_peak(machine.precision))
     return eager_seconds > 4 * COMPILE_SECONDS
-
-
-def compile_blocks(blocks: nn.ModuleList) -> None:
-    """Compile one block; all of them share the result, since only their weights differ."""
-    for block in blocks:
-        block.compile(dynamic=False)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,102 @@
+"""When a PPO run goes wrong, say so in plain words and name the likely cause."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+WINDOW = 5
+"""Iterations that a judgement looks back on; one noisy iteration is no news."""
+
+
+def diagnose(
+    history: Sequence[Mapping[str, float]], kl_budget: float = 0.0
+) -> list[tuple[str, str]]:
+    """What is going wrong at the end of a run's history, as (short name, sentence).
+
+    Args:
+        history: the metrics of every iteration so far, oldest first.
+        kl_budget: KL in nats per response that should not be passed; 0 for none.
+    """
+    if len(history) < WINDOW:
+        return []
+
+    def mean(name: str, rows: Sequence[Mapping[str, float]]) -> float:
+        values = [row[name] for row in rows if name in row]
+        return sum(values) / len(values) if values else float("nan")
+
+    def recent(name: str) -> float:
+        return mean(name, history[-WINDOW:])
+
+    def early(name: str) -> float:
+        return mean(name, history[:WINDOW])
+
+    found: list[tuple[str, str]] = []
+    kl = recent("objective/kl")
+    if kl < -0.1:
+        found.append(
+            (
+                "negative_kl",
+                f"KL is {kl:.2f} nats, below zero, which a true KL never is: responses are not "
+                "drawn from the distribution the log-probabilities are of. Look for top-p, top-k "
+                "or a temperature used in sampling only, or padding counted as tokens.",
+            )
+        )
+    if kl_budget and kl > kl_budget:
+        found.append(
+            (
+                "kl_over_budget",
+                f"KL is {kl:.1f} nats a response, over its budget of {kl_budget:g}: the policy has "
+                "left the texts the reward model knows. Raise kl_coefficient, lower the learning "
+                "rate, or set kl_control to adaptive.",
+            )
+        )
+    before, now = early("policy/entropy_avg"), recent("policy/entropy_avg")
+    if now < 0.4 * before:
+        found.append(
+            (
+                "entropy_collapse",
+                f"entropy fell from {before:.2f} to {now:.2f} nats a token: replies are becoming "
+                "the same. The usual causes are too high a learning rate or too small a "
+                "kl_coefficient.",
+            )
+        )
+    before, now = early("objective/response_tokens"), recent("objective/response_tokens")
+    if now > 1.6 * before or now < before / 1.6:
+        found.append(
+            (
+                "length_drift",
+                f"replies went from {before:.0f} to {now:.0f} tokens: the reward model probably "
+                "prefers a length. Look at reward.longer_wins_accuracy and the length-controlled "
+                "win rate.",
+            )
+        )
+    clipped = recent("policy/clipfrac_avg")
+    if clipped > 0.3:
+        found.append(
+            (
+                "clipping",
+                f"{clipped:.0%} of the tokens are clipped: updates are too large for the batch. "
+                "Lower the learning rate or inner_epochs.",
+            )
+        )
+    ended, ended_before = recent("val/share_ended"), early("val/share_ended")
+    if ended < 0.5 and ended < 0.7 * ended_before:
+        found.append(
+            (
+                "no_end",
+                f"only {ended:.0%} of the replies end by themselves: raise missing_end_penalty or "
+                "maximum_response.",
+            )
+        )
+    reward_rose = recent("objective/scores") > early("objective/scores") + 0.1
+    judged = [row["judge/scores"] for row in history if "judge/scores" in row]
+    if reward_rose and len(judged) >= 3 and judged[-1] < judged[-2] < judged[-3]:
+        found.append(
+            (
+                "overoptimisation",
+                "the reward rises while the judge's score falls: the policy exploits the reward "
+                "model. Stop earlier, raise kl_coefficient, or train the reward model on the "
+                "policy's own replies.",
+            )
+        )
+    return found

@@ -1,0 +1,485 @@
+"""Proximal policy optimisation of a policy against a reward model: InstructGPT's third stage."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lmsmith.core.metrics import read_metrics
+from lmsmith.core.progress import QuietProgress
+from lmsmith.core.recipe import MachineConfig
+from lmsmith.core.runs import StageFolder, derive_seed
+from lmsmith.generation.engine import SamplingSettings, generate
+from lmsmith.models.batching import response_log_probs
+from lmsmith.models.decoder import Decoder
+from lmsmith.models.heads import ScalarModel
+from lmsmith.rlhf.advantages import generalised_advantages, masked_mean, masked_whiten
+from lmsmith.rlhf.diagnosis import diagnose
+from lmsmith.rlhf.kl import Control, KLController
+from lmsmith.rlhf.losses import clipped_policy_loss, clipped_value_loss
+from lmsmith.rlhf.rewards import token_rewards, value_mask
+from lmsmith.rlhf.rollout import RewardFunction, Rollout, score_rollout, state_values
+from lmsmith.rlhf.scoring import score_sequences
+from lmsmith.training.language_model import PackedBatch, accumulate_gradients
+from lmsmith.training.loop import Stateful, run_steps
+from lmsmith.training.machine import ResolvedMachine, prepare_process
+from lmsmith.training.optimiser import Optimiser, OptimiserConfig
+from lmsmith.training.schedule import Schedule, learning_rate_factor
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """Settings of PPO; the defaults are InstructGPT's (Ouyang et al. 2022, appendix C.4).
+
+    Attributes:
+        iterations: rollout-and-update rounds.
+        rollouts: responses an iteration (the paper's batch).
+        minibatch: responses an update.
+        inner_epochs: passes over a batch of rollouts.
+        kl_coefficient: β, weight of the per-token penalty −(log π − log π_ref).
+        kl_control: ``fixed``, ``adaptive`` or ``band``.
+        kl_target, kl_horizon: for ``adaptive``: nats per response, and episodes.
+        kl_low, kl_high: for ``band``: nats per response.
+        kl_budget: KL in nats per response above which the run is warned of; 0 for none.
+        clip: ε of the policy's ratio.
+        value_clip: ε of the value's change.
+        discount: γ.
+        trace: λ of GAE.
+        ptx_coefficient: γ_ptx, weight of the pretraining log-likelihood; 0 turns PPO-ptx off.
+        ptx_rows: rows of pretraining text per minibatch.
+        temperature: of sampling, and of every log-probability.
+        maximum_response: tokens a response may have.
+        maximum_prompt: tokens of a prompt; the oldest turns are dropped beyond it.
+        prompts_per_conversation, most_prompts: how many prompts the stage takes.
+        missing_end_penalty: taken from the score of a response that did not end by itself.
+        whiten_advantages: to zero mean and unit variance over a batch's tokens.
+        schedule, warmup: of both learning rates.
+        optimiser, value_optimiser: of the policy and of the value model.
+        snapshots: how many times along the way the policy is kept, for the KL frontier.
+        sample_rows: responses written to samples.jsonl an iteration.
+    """
+
+    iterations: int = 61
+    rollouts: int = 512
+    minibatch: int = 64
+    inner_epochs: int = 1
+    kl_coefficient: float = 0.02
+    kl_control: Control = "fixed"
+    kl_target: float = 6.0
+    kl_horizon: int = 10_000
+    kl_low: float = 1.0
+    kl_high: float = 10.0
+    kl_budget: float = 20.0
+    clip: float = 0.2
+    value_clip: float = 0.2
+    discount: float = 1.0
+    trace: float = 0.95
+    ptx_coefficient: float = 27.8
+    ptx_rows: int = 8
+    temperature: float = 1.0
+    maximum_response: int = 48
+    maximum_prompt: int = 160
+    prompts_per_conversation: int = 8
+    most_prompts: int = 31_000
+    missing_end_penalty: float = 1.0
+    whiten_advantages: bool = True
+    schedule: Schedule = "constant"
+    warmup: int = 0
+    optimiser: OptimiserConfig = field(
+        default_factory=lambda: OptimiserConfig(
+            learning_rate=9.65e-6, weight_decay=0.0, epsilon=1e-5
+        )
+    )
+    value_optimiser: OptimiserConfig = field(
+        default_factory=lambda: OptimiserConfig(learning_rate=9e-6, weight_decay=0.0, epsilon=1e-5)
+    )
+    snapshots: int = 4
+    sample_rows: int = 4
+
+    def check(self) -> list[tuple[str, object, str, str]]:
+        """Values out of range and contradictions, as (key, value, expected, mend)."""
+        problems: list[tuple[str, object, str, str]] = []
+        positive = (
+            "iterations rollouts minibatch inner_epochs ptx_rows maximum_response maximum_prompt "
+            "prompts_per_conversation most_prompts kl_horizon kl_target temperature clip value_clip"
+        )
+        for key in positive.split():
+            if not getattr(self, key) > 0:
+                problems.append((key, getattr(self, key), "a positive number", f"raise {key}"))
+        for key in [
+            "kl_coefficient",
+            "ptx_coefficient",
+            "missing_end_penalty",
+            "kl_budget",
+            "snapshots",
+        ]:
+            if getattr(self, key) < 0:
+                problems.append((key, getattr(self, key), "0 or more", f"raise {key}"))
+        for key in ("discount", "trace"):
+            if not 0.0 <= getattr(self, key) <= 1.0:
+                problems.append((key, getattr(self, key), "between 0 and 1", f"change {key}"))
+        if self.minibatch > 0 and self.rollouts % self.minibatch:
+            problems.append(
+                (
+                    "minibatch",
+                    self.minibatch,
+                    f"a divisor of rollouts ({self.rollouts})",
+                    "choose minibatch so that rollouts / minibatch is whole",
+                )
+            )
+        if self.kl_control == "band" and self.kl_low >= self.kl_high:
+            problems.append(("kl_low", self.kl_low, f"below kl_high ({self.kl_high})", "lower it"))
+        if self.kl_control == "adaptive" and self.kl_coefficient == 0:
+            problems.append(
+                (
+                    "kl_coefficient",
+                    self.kl_coefficient,
+                    "positive where kl_control is adaptive, which multiplies it",
+                    "start it at 0.02",
+                )
+            )
+        return problems
+
+
+class SampleTable:
+    """Prompts and responses kept for people to read, as part of the training state."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": list(self.rows)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.rows = list(state["rows"])
+
+
+class PPOTrainer:
+    """PPO on prompts alone: sample, score, reward, estimate advantages, update; repeat.
+
+    Args:
+        policy: trained in place; usually a copy of ``reference``.
+        value_model: trained in place; usually a copy of the reward model.
+        reference: π_ref of the KL penalty, the SFT model; never changed.
+        reward_model: a `ScalarModel` read at the last token of prompt and response, or any
+            function from prompts and responses (token ids) to rewards.
+        prompts: token ids, each ending where the response begins.
+        stop_token: the token that ends a response.
+        config: settings.
+        pretraining: the packed batch of pretraining text for an update's number (PPO-ptx);
+            required where ``config.ptx_coefficient`` is not 0.
+        seed: of prompt order, sampling and minibatches.
+        machine: precision and threads; this machine's defaults if None.
+        decode: token ids to text, for the sample tables.
+    """
+
+    def __init__(
+        self,
+        policy: Decoder,
+        value_model: ScalarModel,
+        reference: Decoder,
+        reward_model: ScalarModel | RewardFunction,
+        prompts: Sequence[Sequence[int]],
+        *,
+        stop_token: int,
+        config: PPOConfig | None = None,
+        pretraining: Callable[[int], PackedBatch] | None = None,
+        seed: int = 0,
+        machine: ResolvedMachine | None = None,
+        decode: Callable[[Sequence[int]], str] | None = None,
+    ) -> None:
+        self.config = config if config is not None else PPOConfig()
+        if not prompts:
+            raise ValueError("PPO needs at least one prompt")
+        if self.config.ptx_coefficient and pretraining is None:
+            raise ValueError("ptx_coefficient is not 0: give pretraining batches, or set it to 0")
+        self.policy = policy
+        self.value_model = value_model
+        self.reference = reference
+        self.machine = machine if machine is not None else prepare_process(MachineConfig())
+        self.reward: RewardFunction = (
+            self._reward_of(reward_model) if isinstance(reward_model, ScalarModel) else reward_model
+        )
+        self.prompts = [list(prompt) for prompt in prompts]
+        self.stop_token = stop_token
+        self.pretraining = pretraining
+        self.seed = seed
+        self.decode = decode
+        self.policy_optimiser = Optimiser(policy, self.config.optimiser)
+        self.value_optimiser = Optimiser(value_model, self.config.value_optimiser)
+        config = self.config
+        self.kl = KLController(
+            config.kl_coefficient,
+            config.kl_control,
+            config.kl_target,
+            config.kl_horizon,
+            config.kl_low,
+            config.kl_high,
+        )
+        self.samples = SampleTable()
+
+    def fit(
+        self,
+        out: StageFolder | None = None,
+        after_iteration: Callable[[int], Mapping[str, float]] | None = None,
+    ) -> list[dict[str, float]]:
+        """Run all iterations, resuming from checkpoints in ``out`` where there are any.
+
+        Args:
+            out: metrics.jsonl and checkpoints go there; a temporary folder if None.
+            after_iteration: called with the number of iterations done; its numbers are logged.
+
+        Returns:
+            The metrics of every iteration.
+        """
+        if out is None:
+            with tempfile.TemporaryDirectory() as folder:
+                quiet = StageFolder(Path(folder), self.seed, MachineConfig(), QuietProgress())
+                return self.fit(quiet, after_iteration)
+        warned: set[str] = set()
+
+        def evaluate(done: int) -> Mapping[str, float]:
+            return after_iteration(done) if after_iteration is not None else {}
+
+        def step(iteration: int) -> Mapping[str, float]:
+            row = self.step(iteration)
+            history = [*read_metrics(log.path), row]
+            for name, warning in diagnose(history, self.config.kl_budget):
+                if name not in warned:
+                    warned.add(name)
+                    out.progress.say(f"PPO iteration {iteration + 1}: {warning}")
+            return row
+
+        state: dict[str, Stateful] = {
+            "policy": self.policy,
+            "value_model": self.value_model,
+            "policy_optimiser": self.policy_optimiser,
+            "value_optimiser": self.value_optimiser,
+            "kl": self.kl,
+            "samples": self.samples,
+        }
+        log = out.metrics_log()
+        run_steps(
+            steps=self.config.iterations,
+            step=step,
+            state=state,
+            out=out,
+            description="PPO",
+            shown=("objective/scores", "objective/kl", "rollout_tokens_per_second"),
+            evaluate=evaluate,
+            evaluate_every=1,
+        )
+        return read_metrics(log.path)
+
+    def step(self, iteration: int) -> dict[str, float]:
+        """One iteration: rollout, then updates. Depends only on the state and its number."""
+        config = self.config
+        started = time.perf_counter()
+        prompts = [self.prompts[i] for i in self._prompt_order(iteration)]
+        responses = self._sample(prompts, iteration)
+        sampled = time.perf_counter()
+        rollout = score_rollout(
+            self.policy,
+            self.reference,
+            self.value_model,
+            self.reward,
+            prompts,
+            responses,
+            stop_token=self.stop_token,
+            missing_end_penalty=config.missing_end_penalty,
+            temperature=config.temperature,
+            machine=self.machine,
+        )
+        rewards_bs, penalties_br = token_rewards(
+            rollout.scores_b,
+            rollout.log_probs_br,
+            rollout.reference_log_probs_br,
+            rollout.batch.response_mask_br,
+            self.kl.coefficient,
+        )
+        scored = time.perf_counter()
+        metrics = self._update(iteration, rollout, rewards_bs)
+        updated = time.perf_counter()
+
+        mask_br = rollout.batch.response_mask_br
+        kl = float((rollout.log_probs_br - rollout.reference_log_probs_br).sum(1).mean())
+        non_score = float(penalties_br.sum(1).mean())
+        score = float(rollout.scores_b.mean())
+        tokens = int(mask_br.sum())
+        metrics |= {
+            "objective/kl": kl,
+            "objective/entropy": float(rollout.entropy_br.sum(1).mean()),
+            "objective/scores": score,
+            "objective/scores_std": float(rollout.scores_b.std(unbiased=False)),
+            "objective/non_score_reward": non_score,
+            "objective/rlhf_reward": score + non_score,
+            "objective/response_tokens": tokens / len(prompts),
+            "policy/entropy_avg": float(masked_mean(rollout.entropy_br, mask_br)),
+            "val/num_eos_tokens": float(rollout.ended_b.sum()),
+            "val/share_ended": float(rollout.ended_b.float().mean()),
+            "kl_coefficient": self.kl.coefficient,
+            "episode": float((iteration + 1) * config.rollouts),
+            "rollout_tokens_per_second": tokens / (sampled - started),
+            "seconds/rollout": sampled - started,
+            "seconds/score": scored - sampled,
+            "seconds/update": updated - scored,
+        }
+        self.kl.update(kl, config.rollouts)
+        self._keep_samples(iteration, rollout)
+        return metrics
+
+    def _reward_of(self, model: ScalarModel) -> RewardFunction:
+        def reward(prompts: list[list[int]], responses: list[list[int]]) -> Tensor:
+            sequences = [p + r for p, r in zip(prompts, responses, strict=True)]
+            return score_sequences(model, sequences, self.machine)
+
+        return reward
+
+    def _prompt_order(self, iteration: int) -> list[int]:
+        """The iteration's prompts: the list is gone through in a fresh order each pass."""
+        count, size = self.config.rollouts, len(self.prompts)
+        orders: dict[int, list[int]] = {}
+        chosen: list[int] = []
+        for place in range(iteration * count, (iteration + 1) * count):
+            number, position = divmod(place, size)
+            if number not in orders:
+                seed = derive_seed(self.seed, "order", number)
+                generator = torch.Generator().manual_seed(seed)
+                orders[number] = torch.randperm(size, generator=generator).tolist()
+            chosen.append(orders[number][position])
+        return chosen
+
+    def _sample(self, prompts: list[list[int]], iteration: int) -> list[list[int]]:
+        settings = SamplingSettings(
+            max_new_tokens=self.config.maximum_response,
+            temperature=self.config.temperature,
+            stop_tokens=(self.stop_token,),
+            seed=derive_seed(self.seed, "rollout", iteration),
+        )
+        return generate(self.policy, prompts, settings, machine=self.machine)
+
+    def _update(self, iteration: int, rollout: Rollout, rewards_bs: Tensor) -> dict[str, float]:
+        """All inner epochs over one batch of rollouts, minibatch by minibatch."""
+        config = self.config
+        mask_br = rollout.batch.response_mask_br
+        mask_bs = value_mask(mask_br)
+        advantages_bs, returns_bs = generalised_advantages(
+            rewards_bs, rollout.values_bs, mask_bs, config.discount, config.trace
+        )
+        advantages_br = advantages_bs[:, :-1] * mask_br
+        if config.whiten_advantages:
+            advantages_br = masked_whiten(advantages_br, mask_br)
+        factor = learning_rate_factor(config.schedule, iteration, config.iterations, config.warmup)
+        minibatches = config.rollouts // config.minibatch
+        rows: list[dict[str, float]] = []
+        for epoch in range(config.inner_epochs):
+            generator = torch.Generator().manual_seed(
+                derive_seed(self.seed, "minibatch", iteration, epoch)
+            )
+            order = torch.randperm(config.rollouts, generator=generator)
+            for number in range(minibatches):
+                index = order[number * config.minibatch : (number + 1) * config.minibatch]
+                update = (iteration * config.inner_epochs + epoch) * minibatches + number
+                rows.append(
+                    self._minibatch(update, factor, rollout, advantages_br, returns_bs, index)
+                )
+        metrics = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+        ratios = torch.tensor([row["val/ratio"] for row in rows])
+        return metrics | {
+            "val/ratio_var": float(ratios.var(unbiased=False)),
+            "val/first_ratio": rows[0]["val/ratio"],
+            "objective/returns": float(masked_mean(returns_bs, mask_bs)),
+            "objective/value_explained": explained_variance(rollout.values_bs, returns_bs, mask_bs),
+            "learning_rate": config.optimiser.learning_rate * factor,
+        }
+
+    def _minibatch(
+        self,
+        update: int,
+        factor: float,
+        rollout: Rollout,
+        advantages_br: Tensor,
+        returns_bs: Tensor,
+        index: Tensor,
+    ) -> dict[str, float]:
+        """One update of policy and value model on some rows of the rollout; dropout stays off."""
+        config = self.config
+        batch = rollout.batch.rows(index)
+        mask_br = batch.response_mask_br
+        with self.machine.autocast():
+            log_probs_br, entropy_br = response_log_probs(self.policy, batch, config.temperature)
+            policy = clipped_policy_loss(
+                log_probs_br,
+                rollout.log_probs_br[index],
+                advantages_br[index],
+                mask_br,
+                config.clip,
+            )
+        policy.loss.backward()  # type: ignore[no-untyped-call]
+        ptx = 0.0
+        if config.ptx_coefficient and self.pretraining is not None:
+            ptx, _ = accumulate_gradients(
+                self.policy,
+                self.pretraining(update),
+                self.machine,
+                weight=config.ptx_coefficient,
+            )
+        policy_norm = self.policy_optimiser.step(factor)
+        with self.machine.autocast():
+            value_loss, value_clipped = clipped_value_loss(
+                state_values(self.value_model, batch),
+                rollout.values_bs[index],
+                returns_bs[index],
+                value_mask(mask_br),
+                config.value_clip,
+            )
+        value_loss.backward()  # type: ignore[no-untyped-call]
+        value_norm = self.value_optimiser.step(factor)
+        return {
+            "loss/policy_avg": policy.loss.item(),
+            "loss/value_avg": value_loss.item(),
+            "loss/ptx_avg": ptx,
+            "policy/approxkl_avg": float(policy.approximate_kl),
+            "policy/clipfrac_avg": float(policy.clip_fraction),
+            "policy/gradient_norm": policy_norm,
+            "val/clipfrac_avg": float(value_clipped),
+            "val/gradient_norm": value_norm,
+            "val/ratio": float(policy.ratio),
+            "policy/updated_entropy_avg": float(masked_mean(entropy_br.detach(), mask_br)),
+        }
+
+    def _keep_samples(self, iteration: int, rollout: Rollout) -> None:
+        if self.decode is None:
+            return
+        batch = rollout.batch
+        kl_b = (rollout.log_probs_br - rollout.reference_log_probs_br).sum(1)
+        for row in range(min(self.config.sample_rows, len(kl_b))):
+            prompt = batch.tokens_bt[row, : batch.prompt_length]
+            prompt = prompt[batch.valid_bt[row, : batch.prompt_length]]
+            response = batch.response_br[row][batch.response_mask_br[row]]
+            self.samples.rows.append(
+                {
+                    "step": iteration + 1,
+                    "prompt": self.decode(prompt.tolist()),
+                    "response": self.decode(response.tolist()),
+                    "score": float(rollout.scores_b[row]),
+                    "kl": float(kl_b[row]),
+                    "ended": bool(rollout.ended_b[row]),
+                }
+            )
+
+
+def explained_variance(values_bs: Tensor, returns_bs: Tensor, mask_bs: Tensor) -> float:
+    """1 − Var(R − V)/Var(R) over the mask: 1 is a perfect value model, 0 a constant one."""
+    values, returns = values_bs[mask_bs], returns_bs[mask_bs]
+    variance = returns.var(unbiased=False)
+    if variance == 0:
+        return 0.0
+    return float(1.0 - (returns - values).var(unbiased=False) / variance)

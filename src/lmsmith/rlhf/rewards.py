@@ -1,0 +1,48 @@
+"""Rewards per token: the reward model's score at the end, a penalty for drifting on the way."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def value_mask(mask_br: Tensor) -> Tensor:
+    """The response mask with one more column: the state after the last token has a value too.
+
+    Args:
+        mask_br: True where a response token stands (batch, response_length).
+
+    Returns:
+        (batch, response_length + 1): column t is the state before token t; the state one past the
+        last token, in which the score arrives, is included.
+    """
+    first = torch.ones_like(mask_br[:, :1])
+    return torch.cat([first, mask_br], dim=1)
+
+
+def token_rewards(
+    scores_b: Tensor,
+    log_probs_br: Tensor,
+    reference_log_probs_br: Tensor,
+    mask_br: Tensor,
+    kl_coefficient: float,
+) -> tuple[Tensor, Tensor]:
+    """r(x, y) at the end, −β (log π(y_t) − log π_ref(y_t)) at every token (Ziegler et al. 2019).
+
+    Args:
+        scores_b: the reward model's score of each whole response.
+        log_probs_br, reference_log_probs_br: of the tokens drawn.
+        mask_br: True where a response token stands.
+        kl_coefficient: β.
+
+    Returns:
+        rewards_bs: (batch, response_length + 1); the score stands in one column, the state right
+            after the response's last token, and is nowhere else.
+        penalties_br: the KL part alone, 0 on padding.
+    """
+    penalties_br = -kl_coefficient * (log_probs_br - reference_log_probs_br)
+    penalties_br = penalties_br.masked_fill(~mask_br, 0.0)
+    rewards_bs = torch.cat([penalties_br, torch.zeros_like(penalties_br[:, :1])], dim=1)
+    lengths_b = mask_br.sum(dim=1)
+    rewards_bs[torch.arange(len(scores_b)), lengths_b] += scores_b
+    return rewards_bs, penalties_br

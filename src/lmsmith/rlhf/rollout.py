@@ -1,0 +1,84 @@
+"""One batch of experience: responses drawn from the policy, and all that is known of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lmsmith.models.batching import PaddedBatch, pad_batch, response_log_probs
+from lmsmith.models.decoder import Decoder
+from lmsmith.models.heads import ScalarModel
+from lmsmith.training.machine import ResolvedMachine, evaluation_mode
+
+RewardFunction = Callable[[list[list[int]], list[list[int]]], Tensor]
+"""Rewards (batch,) of responses to prompts, both as token ids."""
+
+ROWS_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Prompts, responses and the numbers PPO needs, before any update.
+
+    Attributes:
+        batch: prompts and responses, padded.
+        log_probs_br, reference_log_probs_br: of the response tokens, at the sampling temperature.
+        entropy_br: of the policy at each response token, nats.
+        values_bs: the value model's, per state (one more column than response tokens).
+        scores_b: rewards, the missing-end penalty included.
+        ended_b: whether the response ended with its stop token.
+    """
+
+    batch: PaddedBatch
+    log_probs_br: Tensor
+    reference_log_probs_br: Tensor
+    entropy_br: Tensor
+    values_bs: Tensor
+    scores_b: Tensor
+    ended_b: Tensor
+
+
+def state_values(value_model: ScalarModel, batch: PaddedBatch) -> Tensor:
+    """V of every state of the responses: before each token, and after the last; (batch, r + 1)."""
+    values_bt: Tensor = value_model(batch.tokens_bt, batch.positions_bt, batch.mask_bts)
+    return values_bt[:, batch.prompt_length - 1 :]
+
+
+def score_rollout(
+    policy: Decoder,
+    reference: Decoder,
+    value_model: ScalarModel,
+    reward: RewardFunction,
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    *,
+    stop_token: int,
+    missing_end_penalty: float,
+    temperature: float,
+    machine: ResolvedMachine,
+) -> Rollout:
+    """Look at responses with all four models; nothing is trained, dropout is off."""
+    batch = pad_batch(prompts, responses)
+    log_probs, reference_log_probs, entropies, values = [], [], [], []
+    with evaluation_mode(policy, reference, value_model), machine.autocast():
+        for start in range(0, len(prompts), ROWS_AT_ONCE):
+            rows = batch.rows(torch.arange(start, min(start + ROWS_AT_ONCE, len(prompts))))
+            log_probs_br, entropy_br = response_log_probs(policy, rows, temperature)
+            log_probs.append(log_probs_br)
+            entropies.append(entropy_br)
+            reference_log_probs.append(response_log_probs(reference, rows, temperature)[0])
+            values.append(state_values(value_model, rows))
+    ended_b = torch.tensor([stop_token in response[-1:] for response in responses])
+    scores_b = reward([list(p) for p in prompts], [list(r) for r in responses]).float()
+    return Rollout(
+        batch=batch,
+        log_probs_br=torch.cat(log_probs),
+        reference_log_probs_br=torch.cat(reference_log_probs),
+        entropy_br=torch.cat(entropies),
+        values_bs=torch.cat(values),
+        scores_b=scores_b - missing_end_penalty * (~ended_b),
+        ended_b=ended_b,
+    )

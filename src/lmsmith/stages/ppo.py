@@ -1,0 +1,130 @@
+"""Stage: align the SFT policy to the reward model with PPO, on prompts alone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from lmsmith.core.errors import UserError
+from lmsmith.core.files import write_jsonl
+from lmsmith.core.runs import StageFolder, derive_seed
+from lmsmith.corpus.mixture import PretrainingBatches
+from lmsmith.corpus.rows import read_conversations
+from lmsmith.corpus.shards import TokenShards
+from lmsmith.models.folder import load_decoder, load_scalar_model, save_model
+from lmsmith.prompts.selection import select_prompts
+from lmsmith.rlhf.ppo import PPOConfig, PPOTrainer
+from lmsmith.tokenizers import Tokenizer
+from lmsmith.training.machine import resolve_machine
+
+__all__ = ["PPOConfig", "run"]
+
+
+def run(config: PPOConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict[str, float]:
+    """Policy and reference from SFT, value model from the reward model; save ``model/``."""
+    machine = resolve_machine(out.machine)
+    reference = load_decoder(inputs["policy"] / "model")
+    reward_model = load_scalar_model(inputs["reward"] / "model")
+    tokenizer = Tokenizer.load(inputs["policy"] / "model")
+    context = reference.config.context
+    room = min(config.maximum_prompt, context - config.maximum_response)
+    if room < 8:
+        raise UserError(
+            f"ppo.maximum_response = {config.maximum_response} leaves no room for a prompt in the "
+            f"model's context of {context} tokens",
+            f"set it to {context // 4} or less",
+        )
+    path = inputs["data"] / "prompts.jsonl"
+    chosen = select_prompts(
+        read_conversations(path),
+        tokenizer,
+        room + config.maximum_response + 1,
+        most=config.most_prompts,
+        per_conversation=config.prompts_per_conversation,
+        minimum_tokens=1,
+        maximum_tokens=config.maximum_response,
+    )
+    if not chosen:
+        raise UserError(
+            f"{path} holds no turn of a user that fits {room} tokens",
+            "raise ppo.maximum_prompt, or give conversations with shorter messages",
+        )
+    prompts = [prompt.tokens for prompt in chosen]
+    pretraining = PretrainingBatches(
+        [TokenShards.load(path) for path in sorted((inputs["pretrain"] / "shards").iterdir())],
+        source_sizes(inputs["pretrain"] / "shards"),
+        context=context,
+        batch_size=config.ptx_rows,
+        seed=derive_seed(out.seed, "pretraining"),
+    )
+    policy, value_model = copy.deepcopy(reference), copy.deepcopy(reward_model)
+    trainer = PPOTrainer(
+        policy,
+        value_model,
+        reference,
+        reward_model,
+        prompts,
+        stop_token=tokenizer.end_of_turn,
+        config=config,
+        pretraining=pretraining.batch,
+        seed=out.seed,
+        machine=machine,
+        decode=lambda tokens: tokenizer.decode(tokens, special=True),
+    )
+    card = {
+        "stage": "ppo",
+        "parents": [inputs["policy"].name, inputs["reward"].name],
+        "settings": asdict(config),
+    }
+    snapshot_steps = snapshot_iterations(config)
+
+    def keep_snapshot(done: int) -> dict[str, float]:
+        if done in snapshot_steps:
+            save_model(out / f"snapshots/step-{done:06d}", policy, tokenizer, card)
+        return {}
+
+    rows = trainer.fit(out, keep_snapshot)
+    write_jsonl(out / "samples.jsonl", trainer.samples.rows)
+    metrics = summary(rows) | {"prompts": float(len(prompts))}
+    save_model(out / "model", policy, tokenizer, card | {"metrics": metrics})
+    save_model(out / "value", value_model, tokenizer, card)
+    return metrics
+
+
+def source_sizes(folder: Path) -> list[float]:
+    """Tokens of each source's shards: the mixture's weights for PPO-ptx."""
+    return [float(TokenShards.load(path).total_tokens) for path in sorted(folder.iterdir())]
+
+
+def snapshot_iterations(config: PPOConfig) -> set[int]:
+    """After which iterations the policy is kept: evenly spread, the last one being ``model/``."""
+    count = config.snapshots
+    return {round(config.iterations * (i + 1) / (count + 1)) for i in range(count)} - {0}
+
+
+def summary(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The run in a few numbers: its last fifth against its first iteration."""
+    last = rows[-max(1, len(rows) // 5) :]
+
+    def late(name: str) -> float:
+        return sum(row[name] for row in last) / len(last)
+
+    return {
+        "kl": late("objective/kl"),
+        "scores": late("objective/scores"),
+        "first_scores": rows[0]["objective/scores"],
+        "rlhf_reward": late("objective/rlhf_reward"),
+        "entropy": late("policy/entropy_avg"),
+        "first_entropy": rows[0]["policy/entropy_avg"],
+        "clip_fraction": late("policy/clipfrac_avg"),
+        "response_tokens": late("objective/response_tokens"),
+        "share_ended": late("val/share_ended"),
+        "rollout_tokens_per_second": late("rollout_tokens_per_second"),
+        "episodes": rows[-1]["episode"],
+        "iterations": float(len(rows)),
+        "seconds_rollout": sum(row["seconds/rollout"] for row in rows),
+        "seconds_score": sum(row["seconds/score"] for row in rows),
+        "seconds_update": sum(row["seconds/update"] for row in rows),
+    }

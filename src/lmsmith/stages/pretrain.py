@@ -1,0 +1,191 @@
+"""Stage: train a decoder from random weights to predict the next token of plain text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from lmsmith.core.errors import UserError
+from lmsmith.core.files import read_json
+from lmsmith.core.runs import StageFolder, derive_seed
+from lmsmith.corpus.mixture import PretrainingBatches
+from lmsmith.corpus.rows import read_documents
+from lmsmith.corpus.shards import TokenShards, write_shards
+from lmsmith.evaluation.perplexity import bits_per_byte
+from lmsmith.models.config import ModelConfig
+from lmsmith.models.decoder import Decoder
+from lmsmith.models.folder import save_model
+from lmsmith.tokenizers import Tokenizer
+from lmsmith.training.language_model import training_step, training_summary
+from lmsmith.training.loop import run_steps
+from lmsmith.training.machine import resolve_machine, worth_compiling
+from lmsmith.training.optimiser import Optimiser, OptimiserConfig
+from lmsmith.training.schedule import Schedule, learning_rate_factor
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Settings of pretraining.
+
+    Attributes:
+        model: the decoder's shape; its vocabulary is the tokenizer's.
+        tokens: to train on in all; more than the corpus has means several passes.
+        batch_tokens: an update's; a multiple of the context.
+        rows_at_once: rows computed at a time, 0 for a whole batch; fewer need less memory
+            (gradient accumulation) and change nothing else.
+        optimiser: AdamW, or Muon for the blocks' matrices.
+        schedule, warmup, final, decay_fraction: of the learning rate; ``final`` is the factor at
+            the last step.
+        validations: how often held-out text is looked at along the way.
+        validation_documents: how many held-out documents are looked at.
+        checkpoint_activations: compute each block's insides again in the backward pass instead
+            of keeping them.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    tokens: int = 4_000_000
+    batch_tokens: int = 8_192
+    rows_at_once: int = 0
+    optimiser: OptimiserConfig = field(default_factory=lambda: OptimiserConfig(name="muon"))
+    schedule: Schedule = "warmup_stable_decay"
+    warmup: int = 20
+    final: float = 0.0
+    decay_fraction: float = 0.5
+    validations: int = 8
+    validation_documents: int = 64
+    checkpoint_activations: bool = False
+
+    def check(self) -> list[tuple[str, object, str, str]]:
+        """Values out of range and contradictions, as (key, value, expected, mend)."""
+        problems: list[tuple[str, object, str, str]] = []
+        for key in ("tokens", "batch_tokens", "validations", "validation_documents"):
+            if getattr(self, key) < 1:
+                problems.append((key, getattr(self, key), "a positive number", f"raise {key}"))
+        for key in ("rows_at_once", "warmup"):
+            if getattr(self, key) < 0:
+                problems.append((key, getattr(self, key), "0 or more", f"raise {key}"))
+        context = self.model.context
+        if context > 0 and self.batch_tokens % context:
+            nearest = max(1, round(self.batch_tokens / context)) * context
+            problems.append(
+                (
+                    "batch_tokens",
+                    self.batch_tokens,
+                    f"a multiple of model.context ({context})",
+                    f"set it to {nearest}",
+                )
+            )
+        return problems
+
+
+def run(config: PretrainConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict[str, float]:
+    """Tokenize the documents, train, save ``model/``."""
+    machine = resolve_machine(out.machine)
+    tokenizer = Tokenizer.load(inputs["tokenizer"])
+    shape = replace(config.model, vocabulary_size=tokenizer.vocabulary_size)
+    steps = max(1, round(config.tokens / config.batch_tokens))
+
+    sources = tokenize_sources(inputs["data"] / "documents.jsonl", tokenizer, out / "shards")
+    total_tokens = sum(source.shards.total_tokens for source in sources.values())
+    total_bytes = sum(source.text_bytes for source in sources.values())
+    batches = PretrainingBatches(
+        [source.shards for source in sources.values()],
+        mixture_shares(sources, read_json(inputs["data"] / "mixture.json")),
+        context=shape.context,
+        batch_size=config.batch_tokens // shape.context,
+        seed=derive_seed(out.seed, "batches"),
+    )
+    held_out = [
+        document.text
+        for _, document in zip(
+            range(config.validation_documents),
+            read_documents(inputs["data"] / "validation_documents.jsonl"),
+            strict=False,
+        )
+    ]
+
+    decoder = Decoder(shape)
+    decoder.initialise(torch.Generator().manual_seed(derive_seed(out.seed, "weights")))
+    decoder.checkpoint_activations = config.checkpoint_activations
+    optimiser = Optimiser(decoder, config.optimiser, matrices=[decoder.blocks])
+    planned_flops = config.tokens * shape.training_flops_per_token()
+    compiled = worth_compiling(machine, planned_flops)
+    if compiled:
+        out.progress.note("pretrain: compiling the blocks; the first step takes longer")
+        decoder.compile_blocks()
+    elif not machine.compiler:
+        out.progress.say("pretrain: no C++ compiler found, so nothing is compiled (eager mode)")
+
+    step = training_step(
+        decoder,
+        batches.batch,
+        optimiser,
+        lambda index: learning_rate_factor(
+            config.schedule, index, steps, config.warmup, config.final, config.decay_fraction
+        ),
+        machine,
+        bytes_per_token=total_bytes / total_tokens,
+        rows_at_once=config.rows_at_once,
+    )
+
+    def validate(done: int) -> dict[str, float]:
+        return {"validation/bits_per_byte": bits_per_byte(decoder, tokenizer, held_out, machine)}
+
+    run_steps(
+        steps=steps,
+        step=step,
+        state={"model": decoder, "optimiser": optimiser},
+        out=out,
+        description="pretrain",
+        shown=("bits_per_byte", "tokens_per_second", "share_of_peak", "validation/bits_per_byte"),
+        evaluate=validate if held_out else None,
+        evaluate_every=max(1, steps // config.validations),
+    )
+    metrics = training_summary(out) | {
+        "parameters": float(shape.parameters),
+        "corpus_tokens": float(total_tokens),
+        "corpus_bytes": float(total_bytes),
+        "epochs": steps * config.batch_tokens / total_tokens,
+        "compiled": float(compiled),
+    }
+    card = {"stage": "pretrain", "parents": [], "settings": asdict(config), "metrics": metrics}
+    save_model(out / "model", decoder, tokenizer, card)
+    return metrics
+
+
+@dataclass(frozen=True)
+class Source:
+    """One source of documents: its token shards, and the UTF-8 bytes they stand for."""
+
+    shards: TokenShards
+    text_bytes: int
+
+
+def tokenize_sources(path: Path, tokenizer: Tokenizer, folder: Path) -> dict[str, Source]:
+    """Token shards of each source in a file of documents, by its name, written below ``folder``."""
+    texts: dict[str, list[str]] = {}
+    for document in read_documents(path):
+        texts.setdefault(document.source, []).append(document.text)
+    if not texts:
+        raise UserError(f"{path} holds no documents", "give the data stage more text")
+    sources: dict[str, Source] = {}
+    for number, (name, documents) in enumerate(sorted(texts.items())):
+        shards = write_shards(
+            folder / f"{number:03d}",
+            tokenizer.encode_batch(documents),
+            tokenizer.end_of_text,
+            tokenizer.vocabulary_size,
+        )
+        sources[name] = Source(shards, sum(len(text.encode()) for text in documents))
+    return sources
+
+
+def mixture_shares(sources: Mapping[str, Source], weights: object) -> list[float]:
+    """Share of rows from each source: its weight (1 where none is given) times its size."""
+    known = weights if isinstance(weights, dict) else {}
+    return [
+        float(known.get(name, 1.0)) * source.shards.total_tokens for name, source in sources.items()
+    ]

@@ -1,0 +1,175 @@
+"""Stage: fine-tune a language model on demonstrations, learning the assistant's words only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from lmsmith.core.errors import UserError
+from lmsmith.core.runs import StageFolder, derive_seed
+from lmsmith.corpus.packing import ConversationBatches
+from lmsmith.corpus.rows import read_conversations
+from lmsmith.evaluation.perplexity import reply_bits_per_byte
+from lmsmith.models.folder import load_decoder, save_model
+from lmsmith.prompts.windows import conversation_windows
+from lmsmith.tokenizers import Tokenizer
+from lmsmith.training.language_model import training_step, training_summary
+from lmsmith.training.loop import run_steps
+from lmsmith.training.machine import resolve_machine, worth_compiling
+from lmsmith.training.optimiser import Optimiser, OptimiserConfig
+from lmsmith.training.schedule import Schedule, learning_rate_factor
+
+Windows = list[tuple[list[int], list[bool]]]
+
+
+@dataclass(frozen=True)
+class SFTConfig:
+    """Settings of supervised fine-tuning.
+
+    Attributes:
+        epochs: passes over the demonstrations.
+        batch_tokens: of an update, padding included; a multiple of the model's context.
+        rows_at_once: rows computed at a time, 0 for a whole batch.
+        history: share of the context that repeats earlier turns where a long conversation is cut
+            into several windows.
+        dropout: on the residual branches, embeddings and attention.
+        optimiser, schedule, warmup, final: as in pretraining.
+        validations: how often held-out conversations are looked at along the way.
+        validation_conversations: how many are looked at.
+    """
+
+    epochs: float = 1.0
+    batch_tokens: int = 8_192
+    rows_at_once: int = 0
+    history: float = 0.4
+    dropout: float = 0.0
+    optimiser: OptimiserConfig = field(
+        default_factory=lambda: OptimiserConfig(learning_rate=3e-4, weight_decay=0.0)
+    )
+    schedule: Schedule = "cosine"
+    warmup: int = 10
+    final: float = 0.05
+    validations: int = 4
+    validation_conversations: int = 64
+
+    def check(self) -> list[tuple[str, object, str, str]]:
+        """Values out of range, as (key, value, expected, mend)."""
+        problems: list[tuple[str, object, str, str]] = []
+        for key in ("epochs", "batch_tokens", "validations", "validation_conversations"):
+            if not getattr(self, key) > 0:
+                problems.append((key, getattr(self, key), "a positive number", f"raise {key}"))
+        for key in ("rows_at_once", "warmup"):
+            if getattr(self, key) < 0:
+                problems.append((key, getattr(self, key), "0 or more", f"raise {key}"))
+        for key in ("history", "dropout"):
+            if not 0.0 <= getattr(self, key) < 1.0:
+                problems.append((key, getattr(self, key), f"0 <= {key} < 1", f"lower {key}"))
+        return problems
+
+
+def run(config: SFTConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict[str, float]:
+    """Cut demonstrations into windows, train on the assistant's tokens, save ``model/``."""
+    machine = resolve_machine(out.machine)
+    decoder = load_decoder(inputs["base"] / "model")
+    tokenizer = Tokenizer.load(inputs["base"] / "model")
+    context = decoder.config.context
+    if config.batch_tokens % context:
+        raise UserError(
+            f"sft.batch_tokens = {config.batch_tokens} is not a multiple of the model's context "
+            f"({context})",
+            f"set it to {max(1, round(config.batch_tokens / context)) * context}",
+        )
+    windows, counts = demonstration_windows(
+        inputs["data"] / "demonstrations.jsonl", tokenizer, context, config.history
+    )
+    batches = ConversationBatches(
+        windows,
+        context=context,
+        batch_size=config.batch_tokens // context,
+        seed=derive_seed(out.seed, "batches"),
+    )
+    steps = max(1, round(config.epochs * batches.rows_per_epoch / batches.batch_size))
+    held_out = [
+        conversation.messages
+        for _, conversation in zip(
+            range(config.validation_conversations),
+            read_conversations(inputs["data"] / "validation.jsonl"),
+            strict=False,
+        )
+    ]
+
+    decoder.set_dropout(config.dropout)
+    optimiser = Optimiser(decoder, config.optimiser, matrices=[decoder.blocks])
+    planned_flops = steps * config.batch_tokens * decoder.config.training_flops_per_token()
+    if worth_compiling(machine, planned_flops):
+        decoder.compile_blocks()
+    target_bytes = sum(
+        len(tokenizer.token_bytes(token))
+        for tokens, is_target in windows
+        for token, target in zip(tokens, is_target, strict=True)
+        if target
+    )
+    step = training_step(
+        decoder,
+        batches.batch,
+        optimiser,
+        lambda index: learning_rate_factor(
+            config.schedule, index, steps, config.warmup, config.final
+        ),
+        machine,
+        bytes_per_token=target_bytes / batches.targets_per_epoch,
+        rows_at_once=config.rows_at_once,
+    )
+
+    def validate(done: int) -> dict[str, float]:
+        value = reply_bits_per_byte(decoder, tokenizer, held_out, machine)
+        return {"validation/bits_per_byte": value}
+
+    run_steps(
+        steps=steps,
+        step=step,
+        state={"model": decoder, "optimiser": optimiser},
+        out=out,
+        description="sft",
+        shown=("bits_per_byte", "tokens_per_second", "share_of_peak", "validation/bits_per_byte"),
+        evaluate=validate if held_out else None,
+        evaluate_every=max(1, steps // config.validations),
+    )
+    decoder.set_dropout(0.0)
+    metrics = training_summary(out) | counts | {"epochs": batches.epochs_at(steps)}
+    card = {
+        "stage": "sft",
+        "parents": [str(inputs["base"].name)],
+        "settings": asdict(config),
+        "metrics": metrics,
+    }
+    save_model(out / "model", decoder, tokenizer, card)
+    return metrics
+
+
+def demonstration_windows(
+    path: Path, tokenizer: Tokenizer, context: int, history: float
+) -> tuple[Windows, dict[str, float]]:
+    """Windows of all conversations in a file, and how many of what there were."""
+    windows: Windows = []
+    conversations, several, turns_cut = 0, 0, 0
+    for conversation in read_conversations(path):
+        cut = conversation_windows(
+            tokenizer, conversation.messages, context, int(context * history)
+        )
+        conversations += 1
+        several += len(cut) > 1
+        turns_cut += sum(tokens[-1] != tokenizer.end_of_turn for tokens, _ in cut)
+        windows += cut
+    if not windows:
+        raise UserError(
+            f"{path} holds no conversation in which the assistant says something",
+            "give the data stage conversations with assistant turns",
+        )
+    return windows, {
+        "conversations": float(conversations),
+        "windows": float(len(windows)),
+        "conversations_longer_than_context": float(several),
+        "messages_longer_than_context": float(turns_cut),
+    }
