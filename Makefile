@@ -1,0 +1,39 @@
+# Two commands: `make demo` makes and talks to a model, `make test` checks the package.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test check unit install clean
+
+demo: $(VENV)/.demo
+	$(BIN)/lmsmith run quickstart
+	@if [ -t 0 ]; then $(BIN)/lmsmith chat runs/quickstart; \
+	else echo "Talk to it: $(BIN)/lmsmith chat runs/quickstart"; fi
+
+test: check unit
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+unit: $(VENV)/.dev
+	$(BIN)/python -m pytest -q $(PYTEST)
+
+install: $(VENV)/.demo
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
+	$(PIP) --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/.demo
+	$(PIP) --editable '.[demo,dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
