@@ -21,11 +21,13 @@ def gelu(x: Tensor) -> Tensor:
 
     As ½(1 + tanh u) = σ(2u), the compiler is given the sigmoid, which it makes faster code of.
     """
+    result: Tensor
     if not torch.compiler.is_compiling():
-        return F.gelu(x, approximate="tanh")
+        result = F.gelu(x, approximate="tanh")
+        return result
     wide = x.float()
     twice_u = 2.0 * math.sqrt(2.0 / math.pi) * (wide + 0.044715 * wide * wide * wide)
-    result: Tensor = (wide * torch.sigmoid(twice_u)).to(x.dtype)
+    result = (wide * torch.sigmoid(twice_u)).to(x.dtype)
     return result
 
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from lmsmith.core.recipe import MachineConfig
 
-COMPILE_SECONDS = 45.0
+COMPILE_SECONDS = 20.0
 """About how long compiling a training step takes on two cores."""
 
 
