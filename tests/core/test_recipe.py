@@ -55,12 +55,14 @@ def test_file_with_overrides(tmp_path: Path) -> None:
 def test_every_problem_of_a_recipe_at_once(tmp_path: Path) -> None:
     path = write(
         tmp_path,
-        'seed = "one"\ndescripton = "x"\n[ppo]\nkl_coeficient = 0.05\n[machine]\nthreads = -1\n',
+        'seed = "one"\ndescripton = "x"\n[ppo]\nkl_coeficient = 0.05\n[machine]\nthreads = -1\n'
+        "checkpoint_seconds = -2\n",
     )
     assert message(path).splitlines()[1:] == [
         '  descripton = "x": unknown key; did you mean description?',
         '  seed = "one": must be a whole number',
         "  machine.threads = -1: must not be negative; 0 uses all cores",
+        "  machine.checkpoint_seconds = -2.0: must not be negative; 0 saves after every step",
         "  ppo.kl_coeficient = 0.05: unknown key; did you mean ppo.kl_coefficient?",
         "  ppo: needs the stage data; add [data] or remove [ppo]",
     ]

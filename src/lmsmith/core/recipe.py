@@ -36,11 +36,17 @@ class MachineConfig:
     """0: all cores."""
     deterministic: bool = True
     """True: a run is a function of recipe, data and seed, bit for bit."""
+    checkpoint_seconds: float = 30.0
+    """Time between checkpoints: the most work that a kill can cost."""
 
     def check(self) -> list[tuple[str, object, str, str]]:
-        if self.threads >= 0:
-            return []
-        return [("threads", self.threads, "must not be negative", "0 uses all cores")]
+        problems: list[tuple[str, object, str, str]] = []
+        if self.threads < 0:
+            problems.append(("threads", self.threads, "must not be negative", "0 uses all cores"))
+        if not self.checkpoint_seconds >= 0:
+            value, mend = self.checkpoint_seconds, "0 saves after every step"
+            problems.append(("checkpoint_seconds", value, "must not be negative", mend))
+        return problems
 
 
 @dataclass(frozen=True)

@@ -34,14 +34,13 @@ def run_steps(
     evaluate: Callable[[int], Mapping[str, float]] | None = None,
     evaluate_every: int = 0,
     stop_early: Callable[[], bool] | None = None,
-    checkpoint_seconds: float = 30.0,
 ) -> int:
     """Run ``step(0) … step(steps - 1)``, continuing after the newest checkpoint in ``out``.
 
     ``step(i)`` must depend on nothing but ``i``, ``state`` and torch's global generator, all of
     which a checkpoint keeps; then a run that was killed and continued ends with the same bits as
-    one that was not. Checkpoints are saved every ``checkpoint_seconds``, on SIGINT or SIGTERM,
-    and at the end, so that an evaluation that fails afterwards costs no training.
+    one that was not. Checkpoints are saved every ``out.machine.checkpoint_seconds``, on SIGINT
+    or SIGTERM, and at the end, so that an evaluation that fails afterwards costs no training.
 
     Args:
         steps: how many.
@@ -52,7 +51,6 @@ def run_steps(
         evaluate: called after every ``evaluate_every`` steps and after the last, with the number
             of steps done; its metrics are added to that step's row.
         stop_early: asked after each evaluation; true ends the loop.
-        checkpoint_seconds: time between checkpoints.
 
     Returns:
         The number of steps done.
@@ -81,7 +79,7 @@ def run_steps(
         )
 
     out.progress.begin(description, steps, "steps", done)
-    last_save = time.monotonic()
+    interval, last_save = out.machine.checkpoint_seconds, time.monotonic()
     while done < steps and not stopped:
         row = dict(step(done))
         refuse_non_finite(row, description, done + 1, checkpoints)
@@ -95,7 +93,7 @@ def run_steps(
         out.progress.update(done, **{name: row[name] for name in shown if name in row})
         signal_number = stop_requested()
         ending = done == steps or stopped
-        if ending or signal_number or time.monotonic() - last_save > checkpoint_seconds:
+        if ending or signal_number or time.monotonic() - last_save >= interval:
             save()
             last_save = time.monotonic()
         if signal_number and not ending:
