@@ -1,0 +1,410 @@
+"""``lmsmith chat``: talk with a model, in a terminal, a pipe or one shot."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import json as json_module
+import secrets
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from lmsmith.core.errors import UserError
+from lmsmith.core.files import read_jsonl, write_jsonl
+from lmsmith.core.runs import derive_seed
+
+if TYPE_CHECKING:
+    from lmsmith.library import LanguageModel
+
+_Messages = Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="TEXT")]
+
+HELP = """\
+/system TEXT     set the system message; without TEXT, remove it
+/reset           begin a new conversation (the system message stays)
+/undo            take back the last message and its reply
+/save FILE       add this conversation to a JSONL file
+/temperature X   0 takes the likeliest token every time
+/top-p X         only the likeliest tokens of this total probability may come; 1 means all
+/max-tokens N    longest reply
+/seed N          replies from here on are the same for the same seed
+/help            this list
+/quit            end; so does Ctrl-D
+Ctrl-C stops a reply. A line that begins with // is sent with one /."""
+
+COMMANDS = [line.split()[0] for line in HELP.splitlines() if line.startswith("/")]
+
+
+def main(
+    model: str,
+    temperature: float = 0.8,
+    top_p: float = 0.95,
+    max_tokens: int = 128,
+    seed: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
+    system: Annotated[str, tyro.conf.arg(metavar="TEXT")] = "",
+    message: _Messages = (),
+    json: bool = False,
+) -> int:
+    """Talk with a model, with several turns kept within its context.
+
+    In a terminal, /help lists the commands, Ctrl-C stops a reply and Ctrl-D ends. From a pipe,
+    each line is a turn, and only the replies are printed on standard output.
+
+    Args:
+        model: A run (runs/quickstart: its last stage), a stage's folder or a model folder.
+        temperature: 0 takes the likeliest token every time.
+        top_p: Only the likeliest tokens of this total probability may come; 1 means all.
+        max_tokens: Longest reply, in tokens.
+        seed: Of all chance; a fresh one if not given.
+        system: The system message.
+        message: Say this, print the reply and end; more than once for several turns.
+        json: Print the conversation as one JSON object at the end, and nothing else.
+    """
+    interactive = not message and sys.stdin.isatty()
+    if json and interactive:
+        raise UserError("--json: there is nothing to answer", "give a --message, or pipe text in")
+    for stream in (sys.stdin, sys.stdout):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    from lmsmith.core.recipe import MachineConfig
+    from lmsmith.library import load
+    from lmsmith.training.machine import prepare_process
+
+    prepare_process(MachineConfig())
+    settings = ChatSettings(
+        temperature, top_p, max_tokens, secrets.randbelow(2**31) if seed is None else seed
+    )
+    session = ChatSession(load(model), settings)
+    session.check(settings)
+    if system:
+        session.set_system(system)
+    if interactive:
+        _converse(session)
+        return 0
+    said = iter(message) if message else _piped_lines()
+    _answer_all(session, said, quiet=json, commands=not message)
+    if json:
+        _print_json(session)
+    return 0
+
+
+@dataclass(frozen=True)
+class ChatSettings:
+    """What the commands may change between two replies."""
+
+    temperature: float = 0.8
+    top_p: float = 0.95
+    max_tokens: int = 128
+    seed: int = 0
+
+
+@dataclass
+class ChatSession:
+    """A conversation with a model.
+
+    Attributes:
+        model: answers.
+        settings: of the next reply.
+        system: the system message, or empty.
+        turns: users' and assistants' messages, a user's first, each answered.
+        replies: asked for since the seed was set; each draws from a seed of its own.
+        dropped: how many of the oldest messages the last reply did not see.
+        id: of the conversation in a file it is saved to.
+    """
+
+    model: LanguageModel
+    settings: ChatSettings = field(default_factory=ChatSettings)
+    system: str = ""
+    turns: list[dict[str, str]] = field(default_factory=list)
+    replies: int = 0
+    dropped: int = 0
+    id: str = field(default_factory=lambda: f"chat-{secrets.token_hex(6)}")
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The whole conversation, the system message first."""
+        opening = [{"role": "system", "content": self.system}] if self.system else []
+        return opening + self.turns
+
+    def answer(self, text: str, write: Callable[[str], object]) -> str:
+        """Say something; the reply is handed to ``write`` in pieces as it comes, and returned.
+
+        Ctrl-C ends the reply: what was written of it stays in the history. If that is nothing,
+        or if an error comes, the history is as it was before.
+
+        Raises:
+            UserError: the message does not fit the model's context.
+            KeyboardInterrupt: after the history was put in order.
+        """
+        from lmsmith.tokenizers.bpe import encodable
+
+        before = len(self.turns)
+        written: list[str] = []
+        self.turns.append({"role": "user", "content": encodable(text)})
+        try:
+            for piece in self._pieces():
+                written.append(piece)
+                write(piece)
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) and written:
+                self.turns.append({"role": "assistant", "content": "".join(written)})
+            else:
+                del self.turns[before:]
+            raise
+        reply = "".join(written)
+        self.turns.append({"role": "assistant", "content": reply})
+        return reply
+
+    def _pieces(self) -> Iterator[str]:
+        chosen = self.settings
+        seed = derive_seed(chosen.seed, "reply", self.replies)
+        sampling = self.model.settings(chosen.max_tokens, chosen.temperature, 0, chosen.top_p, seed)
+        prompt = self.model.prompt(self.messages, sampling)
+        self.dropped = prompt.dropped_messages
+        self.replies += 1
+        return self.model.write(prompt.tokens, sampling)
+
+    def check(self, settings: ChatSettings) -> None:
+        """Raises UserError if a setting is out of range."""
+        from lmsmith.core.config import Problem, report_problems
+
+        sampling = self.model.settings(
+            settings.max_tokens, settings.temperature, 0, settings.top_p, settings.seed
+        )
+        if problems := sampling.check():
+            raise report_problems([Problem(*problem) for problem in problems])
+
+    def change(self, **values: float) -> None:
+        """Change settings, all or none; a seed begins its replies anew.
+
+        Raises:
+            UserError: one is out of range.
+        """
+        changed = replace(self.settings, **values)  # type: ignore[arg-type]
+        self.check(changed)
+        self.settings = changed
+        if "seed" in values:
+            self.replies = 0
+
+    def set_system(self, text: str) -> None:
+        """Set the system message, or remove it if ``text`` is empty.
+
+        Raises:
+            UserError: it leaves no room for a message and a reply.
+        """
+        from lmsmith.tokenizers.bpe import encodable
+
+        text = encodable(text)
+        if text:
+            chosen = self.settings
+            sampling = self.model.settings(chosen.max_tokens, 1.0, 0, 1.0, 0)
+            opening = {"role": "system", "content": text}
+            self.model.prompt([opening, {"role": "user", "content": "?"}], sampling)
+        self.system = text
+
+    def reset(self) -> None:
+        """Begin a new conversation under the same system message."""
+        self.turns.clear()
+        self.dropped = 0
+        self.id = f"chat-{secrets.token_hex(6)}"
+
+    def undo(self) -> bool:
+        """Take back the last message and its reply; False if there is none."""
+        had = bool(self.turns)
+        del self.turns[-2:]
+        return had
+
+    def save(self, path: Path) -> int:
+        """Add this conversation to a JSONL file, in the place of its earlier self if it has one.
+
+        Returns:
+            How many conversations the file holds now.
+
+        Raises:
+            UserError: the file holds something else, or cannot be written; it is as it was.
+        """
+        if not self.turns:
+            raise UserError("there is nothing to save yet", "say something first")
+        rows = [row for _, row in read_jsonl(path)] if path.exists() else []
+        for number, row in enumerate(rows, start=1):
+            if "messages" not in row:
+                raise UserError(
+                    f"{path}, row {number} is not a conversation", "save to another file"
+                )
+        rows = [row for row in rows if row.get("id") != self.id]
+        rows.append({"messages": self.messages, "id": self.id})
+        write_jsonl(path, rows)
+        return len(rows)
+
+
+def run_command(session: ChatSession, line: str) -> str | None:
+    """Carry out a line that begins with a slash; what to tell the user, or None to end.
+
+    Raises:
+        UserError: there is no such command, or what follows it is wrong.
+    """
+    name, _, rest = line.partition(" ")
+    rest = rest.strip()
+    if name in ("/quit", "/exit"):
+        return None
+    if name == "/help":
+        return HELP
+    if name == "/system":
+        session.set_system(rest)
+        return "system message set" if rest else "system message removed"
+    if name == "/reset":
+        session.reset()
+        return "a new conversation"
+    if name == "/undo":
+        return "taken back" if session.undo() else "there is nothing to take back"
+    if name == "/save":
+        if not rest:
+            raise UserError("/save: to which file?", "for instance /save talk.jsonl")
+        path = Path(rest).expanduser()
+        count = session.save(path)
+        return f"saved; {path} holds {count} conversation{'s' if count > 1 else ''}"
+    numbers: dict[str, tuple[str, type[int] | type[float]]] = {
+        "/temperature": ("temperature", float),
+        "/top-p": ("top_p", float),
+        "/max-tokens": ("max_tokens", int),
+        "/seed": ("seed", int),
+    }
+    if name in numbers:
+        setting, kind = numbers[name]
+        if rest:
+            session.change(**{setting: _number(name, rest, kind)})
+        return f"{name[1:]} {getattr(session.settings, setting)}"
+    near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
+    raise UserError(
+        f"{name}: unknown command",
+        f"did you mean {near[0]}?" if near else "/help lists them; // sends a line with one /",
+    )
+
+
+def _number(name: str, text: str, kind: type[int] | type[float]) -> float:
+    try:
+        return kind(text)
+    except ValueError:
+        expected = "a whole number" if kind is int else "a number"
+        raise UserError(f"{name} {text}: expected {expected}") from None
+
+
+def _converse(session: ChatSession) -> None:
+    """The terminal: prompts, notes, and errors that end nothing."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  (input() then has history and editing)
+    _note(f"{describe(session.model)}\n/help lists the commands; Ctrl-D ends.")
+    while True:
+        try:
+            line = input("> ")
+        except EOFError:
+            print()
+            return
+        except KeyboardInterrupt:
+            print()
+            _note("Ctrl-D or /quit ends.")
+            continue
+        try:
+            if not _take_line(session, line, _print_visible):
+                return
+        except KeyboardInterrupt:
+            print()
+            _note("(stopped)")
+        except UserError as error:
+            _note(str(error))
+
+
+def _piped_lines() -> Iterator[str]:
+    for line in sys.stdin:
+        yield line.rstrip("\r\n")
+
+
+def _answer_all(session: ChatSession, lines: Iterator[str], *, quiet: bool, commands: bool) -> None:
+    """Every line a turn; the first error ends it."""
+    for line in lines:
+        if commands:
+            if not _take_line(session, line, _nothing if quiet else _print, quiet=quiet):
+                return
+        else:
+            _take_turn(session, line, _nothing if quiet else _print, quiet=quiet)
+
+
+def _take_line(
+    session: ChatSession, line: str, write: Callable[[str], object], *, quiet: bool = False
+) -> bool:
+    """A line the user typed: a command or a turn. False if it ends the talk."""
+    line = line.strip()
+    if line.startswith("/") and not line.startswith("//"):
+        told = run_command(session, line)
+        if told is not None and not quiet:
+            _note(told)
+        return told is not None
+    if line:
+        _take_turn(session, line.removeprefix("/"), write, quiet=quiet)
+    return True
+
+
+def _take_turn(
+    session: ChatSession, text: str, write: Callable[[str], object], *, quiet: bool
+) -> None:
+    dropped_before = session.dropped
+    reply = session.answer(text, write)
+    if not quiet:
+        print(flush=True)
+        if not reply:
+            _note("(the model ended its turn without a word)")
+    if session.dropped and not dropped_before:
+        _note(
+            f"(the conversation has outgrown the model's {session.model.context} tokens: "
+            "from here on its oldest messages are left out)"
+        )
+
+
+def _print(piece: str) -> None:
+    print(piece, end="", flush=True)
+
+
+_CONTROLS = dict.fromkeys([*range(32), *range(127, 160)], "\ufffd")
+_VISIBLE = {code: shown for code, shown in _CONTROLS.items() if chr(code) not in "\n\t"}
+
+
+def _print_visible(piece: str) -> None:
+    """Print without control characters, which could take over the terminal."""
+    _print(piece.translate(_VISIBLE))
+
+
+def _nothing(_piece: str) -> None:
+    pass
+
+
+def _note(text: str) -> None:
+    """To the user, not part of any reply."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def describe(model: LanguageModel) -> str:
+    """One line: where the model is and how large it is."""
+    config = model.decoder.config
+    return (
+        f"{model.folder}: {config.parameters / 1e6:.1f}M parameters, {config.layers} layers of "
+        f"{config.width}, a context of {config.context} tokens"
+    )
+
+
+def _print_json(session: ChatSession) -> None:
+    chosen = session.settings
+    result = {
+        "model": str(session.model.folder),
+        "temperature": chosen.temperature,
+        "top_p": chosen.top_p,
+        "max_tokens": chosen.max_tokens,
+        "seed": chosen.seed,
+        "messages": session.messages,
+        "replies": [turn["content"] for turn in session.turns if turn["role"] == "assistant"],
+        "dropped_messages": session.dropped,
+    }
+    print(json_module.dumps(result, ensure_ascii=False, indent=2), flush=True)
