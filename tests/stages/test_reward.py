@@ -141,10 +141,15 @@ def test_demonstrations_score_zero_on_average(
     assert sum(others) / len(others) < -0.5
 
 
+@pytest.mark.parametrize("learning_rate", [3e-3, 1e-9])  # the best is a late look; an early one
 def test_a_killed_run_ends_with_the_same_bits(
-    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    inputs: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    learning_rate: float,
 ) -> None:
-    config = RewardConfig(**{**vars(CONFIG), "epochs": 2, "dropout": 0.2})
+    optimiser = OptimiserConfig(learning_rate=learning_rate)
+    config = RewardConfig(**{**vars(CONFIG), "epochs": 2, "dropout": 0.2, "optimiser": optimiser})
     unbroken, broken = (
         stage_folder(tmp_path / "a" / "reward"),
         stage_folder(tmp_path / "b" / "reward"),
