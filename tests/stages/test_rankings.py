@@ -24,6 +24,7 @@ from lmsmith.core.errors import Interrupted, UserError
 from lmsmith.core.files import read_jsonl, write_jsonl
 from lmsmith.core.signals import StopSignal
 from lmsmith.corpus.rows import Conversation, read_conversations, read_rankings
+from lmsmith.corpus.splits import split_of
 from lmsmith.prompts import encode_prompt
 from lmsmith.prompts.selection import select_prompts
 from lmsmith.stages import rankings
@@ -117,6 +118,20 @@ def test_splits_share_no_conversation_and_no_turn_repeats(made: Path) -> None:
     assert len(set.union(*seen)) == sum(len(each) for each in seen)
     ids = [row["id"] for row in all_rows(made)]
     assert len(ids) == len(set(ids))
+
+
+def test_conversations_that_one_split_holds_are_divided_all_the_same(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    # the data stage's hash of an id puts all of these into one narrow interval
+    rows = [
+        row
+        for row in conversations(400, 6, "c")
+        if split_of(str(row["id"]), {"before": 0.5, "here": 0.1}) == "here"
+    ]
+    data = write_data(tmp_path / "data", comparisons=rows)
+    metrics = run(CONFIG, {**inputs, "data": data}, stage_folder(tmp_path / "out"))
+    assert 0.1 < metrics["validation"] / (metrics["validation"] + metrics["train"]) < 0.45
 
 
 def test_the_place_of_the_best_tells_nothing(made: Path) -> None:

@@ -129,7 +129,8 @@ def run(config: RankingsConfig, inputs: Mapping[str, Path], out: StageFolder) ->
     held_out = {"validation": config.validation}
     parts: dict[str, list[PromptAndReply]] = {"train": [], "validation": [], "test": []}
     for each in given:
-        parts[split_of(each.root, held_out) or "train"].append(each)
+        # a name of its own: the id alone has decided the conversation's split in the data stage
+        parts[split_of(f"{each.root} held out", held_out) or "train"].append(each)
     parts["test"] = collector.read(inputs["data"] / "test.jsonl", config.test_prompts)
     rows = {split: collector.collect(split, found) for split, found in parts.items()}
     if not rows["train"]:
