@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,7 +28,10 @@ def _softmax_step(logits_nv: Tensor, targets_n: Tensor, valid_n: Tensor) -> tupl
     return losses_n, gradient.to(logits_nv.dtype)
 
 
-_compiled_softmax_step = torch.compile(_softmax_step, dynamic=False)
+@functools.cache
+def _compiled_softmax_step() -> Callable[..., tuple[Tensor, Tensor]]:
+    """Made when first asked for: asking imports the whole compiler, which takes seconds."""
+    return torch.compile(_softmax_step, dynamic=False)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -45,7 +50,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dtype: torch.dtype,
         compiled: bool,
     ) -> Tensor:
-        step = _compiled_softmax_step if compiled else _softmax_step
+        step = _compiled_softmax_step() if compiled else _softmax_step
         weight = weight_vd.detach().to(dtype)
         total = torch.zeros((), dtype=torch.float32)
         hidden_gradient = torch.empty_like(hidden_nd)
