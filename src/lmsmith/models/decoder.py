@@ -145,7 +145,7 @@ class Decoder(nn.Module):
         bias_dtype = compute_dtype(x_btd) if cache is None else cache.keys[0].dtype
         bias = attention_bias(mask_bts, bias_dtype)
         for layer, block in enumerate(self.blocks):
-            if self.checkpoint_activations and torch.is_grad_enabled():
+            if self.checkpoint_activations and cache is None and torch.is_grad_enabled():
                 x_btd = checkpoint(block, x_btd, bias, use_reentrant=False)
             else:
                 x_btd = block(x_btd, bias, cache, layer)
