@@ -1,0 +1,114 @@
+"""Masks make rows with several documents, or padding, equal to each sequence on its own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lmsmith.models.attention import (
+    KeyValueCache,
+    attention_bias,
+    explicit_attention,
+    packed_mask,
+    padded_mask,
+    padded_positions,
+)
+from lmsmith.models.config import ModelConfig
+from lmsmith.models.decoder import Decoder
+
+CONFIG = ModelConfig(layers=2, width=24, heads=3, context=32, vocabulary_size=41)
+
+
+def random_decoder(seed: int = 0) -> Decoder:
+    """Weights large enough that every hidden state depends on all that it may see."""
+    decoder = Decoder(CONFIG).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in decoder.named_parameters():
+            parameter.normal_(float(name.endswith("norm.weight")), 0.4, generator=generator)
+    return decoder
+
+
+DECODER = random_decoder()
+
+
+def alone(tokens: Tensor) -> Tensor:
+    with torch.no_grad():
+        return DECODER(tokens[None])[0]
+
+
+def test_a_packed_row_equals_its_documents_alone() -> None:
+    generator = torch.Generator().manual_seed(1)
+    lengths = [5, 1, 9, 3]
+    pieces = [torch.randint(41, (length,), generator=generator) for length in lengths]
+    documents = torch.repeat_interleave(torch.arange(4), torch.tensor(lengths))[None]
+    positions = torch.cat([torch.arange(length) for length in lengths])[None]
+    with torch.no_grad():
+        packed = DECODER(torch.cat(pieces)[None], positions, packed_mask(documents))[0]
+    torch.testing.assert_close(
+        packed, torch.cat([alone(piece) for piece in pieces]), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_a_padded_row_equals_the_sequence_alone_whatever_side_the_padding_is_on() -> None:
+    generator = torch.Generator().manual_seed(2)
+    tokens = torch.randint(41, (3, 12), generator=generator)
+    valid = torch.ones(3, 12, dtype=torch.bool)
+    valid[0, :4] = False
+    valid[1, 9:] = False
+    valid[2, :3] = valid[2, 10:] = False
+    with torch.no_grad():
+        padded = DECODER(tokens, padded_positions(valid), padded_mask(valid))
+    assert torch.isfinite(padded).all()
+    for row in range(3):
+        torch.testing.assert_close(
+            padded[row][valid[row]], alone(tokens[row][valid[row]]), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_masks_and_positions_by_hand() -> None:
+    documents = torch.tensor([[0, 0, 1]])
+    assert packed_mask(documents).int().tolist() == [[[1, 0, 0], [1, 1, 0], [0, 0, 1]]]
+    valid = torch.tensor([[False, True, True]])
+    assert padded_mask(valid).int().tolist() == [[[1, 0, 0], [0, 1, 0], [0, 1, 1]]]
+    assert padded_positions(valid).tolist() == [[0, 0, 1]]
+    bias = attention_bias(packed_mask(documents), torch.float32)
+    assert bias is not None
+    assert bias.shape == (1, 1, 3, 3)
+    assert bias[0, 0, 1].tolist() == [0.0, 0.0, float("-inf")]
+    assert attention_bias(None, torch.float32) is None
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_explicit_attention_equals_the_fused_kernel(masked: bool) -> None:
+    generator = torch.Generator().manual_seed(3)
+    parts = [torch.randn(2, 3, 9, 4, generator=generator) for _ in range(3)]
+    documents = torch.tensor([[0] * 4 + [1] * 5, [0] * 9])
+    bias = attention_bias(packed_mask(documents), torch.float32) if masked else None
+    direction = torch.randn(2, 3, 9, 4, generator=generator)
+    results, gradients = [], []
+    for explicit in (True, False):
+        query, key, value = (part.clone().requires_grad_() for part in parts)
+        if explicit:
+            mixed = explicit_attention(query, key, value, bias)
+        else:
+            mixed = F.scaled_dot_product_attention(
+                query, key, value, attn_mask=bias, is_causal=bias is None
+            )
+        gradients.append(torch.autograd.grad(mixed, (query, key, value), direction))
+        results.append(mixed.detach())
+    torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-6)
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_a_cache_keeps_the_rows_it_is_told_to() -> None:
+    cache = KeyValueCache(CONFIG, batch=4, capacity=3)
+    new = torch.arange(4.0)[:, None, None, None].expand(4, 3, 2, 8)
+    cache.append(0, new, -new)
+    cache.select(torch.tensor([3, 1]))
+    assert cache.keys[0][:, 0, 0, 0].tolist() == [3.0, 1.0]
+    assert cache.values[0][:, 2, 1, 7].tolist() == [-3.0, -1.0]
+    assert [tensor.shape[0] for tensor in [*cache.keys, *cache.values]] == [2] * 4

@@ -1,0 +1,202 @@
+"""The decoder: initialisation, causality, caching, checkpointing, and its compiled form."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lmsmith.models.attention import KeyValueCache, SelfAttention, packed_mask
+from lmsmith.models.config import ModelConfig
+from lmsmith.models.decoder import Block, Decoder, compute_dtype, gelu
+
+CONFIG = ModelConfig(layers=3, width=24, heads=3, context=32, vocabulary_size=41)
+
+
+def random_decoder(config: ModelConfig = CONFIG, seed: int = 0) -> Decoder:
+    decoder = Decoder(config).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in decoder.named_parameters():
+            parameter.normal_(float(name.endswith("norm.weight")), 0.3, generator=generator)
+    return decoder
+
+
+def random_tokens(batch: int, length: int, seed: int = 1) -> Tensor:
+    return torch.randint(41, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def gradients(decoder: Decoder, mask_bts: Tensor | None = None) -> dict[str, Tensor]:
+    """Of a loss that weighs every logit differently."""
+    decoder.zero_grad()
+    logits = decoder.logits(decoder(random_tokens(3, 17), mask_bts=mask_bts))
+    weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(5))
+    (logits.tanh() * weights).sum().backward()
+    return {n: p.grad.clone() for n, p in decoder.named_parameters() if p.grad is not None}
+
+
+def assert_close(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float) -> None:
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        scale = float(value.abs().max()) + 1e-3
+        torch.testing.assert_close(other[name], value, rtol=0, atol=tolerance * scale, msg=name)
+
+
+def test_gelus_two_forms_are_one_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.cat([torch.linspace(-12, 12, 4_001), torch.tensor([0.0, 1e-8, -1e-8])])
+    plain = gelu(x)
+    assert torch.equal(plain, F.gelu(x, approximate="tanh"))
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    torch.testing.assert_close(gelu(x), plain, rtol=1e-5, atol=2e-6)
+    assert gelu(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_initialisation_scales_residual_projections_and_nothing_else() -> None:
+    config = ModelConfig(layers=8, width=128, heads=4, context=64, vocabulary_size=300)
+    decoder = Decoder(config)
+    decoder.initialise(torch.Generator().manual_seed(3))
+    scaled = 0
+    for name, held in decoder.named_parameters():
+        parameter = held.detach()
+        if name.endswith(("attention.output.weight", "feed_forward.output.weight")):
+            expected, scaled = 0.02 / math.sqrt(16), scaled + 1
+        elif parameter.ndim == 2:
+            expected = 0.02
+        else:
+            assert torch.equal(parameter, torch.full_like(parameter, "norm.weight" in name)), name
+            continue
+        # The standard deviation of n draws is within 5 / √(2n) of the truth, in nearly all cases.
+        assert float(parameter.std()) == pytest.approx(
+            expected, rel=5 / math.sqrt(2 * parameter.numel())
+        ), name
+        assert abs(float(parameter.mean())) < 5 * expected / math.sqrt(parameter.numel()), name
+    assert scaled == 2 * config.layers
+
+
+def test_initialisation_is_a_function_of_the_seed() -> None:
+    def weights(seed: int) -> Tensor:
+        decoder = Decoder(CONFIG)
+        decoder.initialise(torch.Generator().manual_seed(seed))
+        return nn.utils.parameters_to_vector(decoder.parameters())
+
+    assert torch.equal(weights(1), weights(1))
+    assert not torch.equal(weights(1), weights(2))
+
+
+def test_no_position_sees_a_later_token() -> None:
+    decoder, tokens = random_decoder(), random_tokens(1, 12)
+    changed = tokens.clone()
+    changed[0, 7] = (changed[0, 7] + 1) % 41
+    with torch.no_grad():
+        one, other = decoder(tokens), decoder(changed)
+    assert torch.equal(one[:, :7], other[:, :7])
+    assert (one[:, 7:] != other[:, 7:]).any(dim=2).all()
+
+
+@pytest.mark.parametrize("pieces", [[12], [1] * 12, [5, 1, 1, 5], [1, 11]])
+def test_reading_in_pieces_with_a_cache_equals_reading_at_once(pieces: list[int]) -> None:
+    decoder, tokens = random_decoder(), random_tokens(2, 12)
+    cache = KeyValueCache(CONFIG, batch=2, capacity=12)
+    with torch.no_grad():
+        parts = [decoder(piece, cache=cache) for piece in tokens.split(pieces, dim=1)]
+        whole = decoder(tokens)
+    assert cache.length == 12
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-4, atol=1e-5)
+
+
+def test_a_cache_is_filled_though_activations_are_checkpointed() -> None:
+    decoder, tokens = random_decoder(), random_tokens(2, 6)
+    decoder.checkpoint_activations = True
+    cache = KeyValueCache(CONFIG, batch=2, capacity=6)
+    decoder(tokens[:, :5], cache=cache)
+    last = decoder(tokens[:, 5:], cache=cache)
+    torch.testing.assert_close(last, decoder(tokens)[:, 5:], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_checkpointed_activations_give_the_same_gradients(dropout: float) -> None:
+    decoder = random_decoder().train()
+    decoder.set_dropout(dropout)
+    found = []
+    for checkpointed in (False, True):
+        decoder.checkpoint_activations = checkpointed
+        torch.manual_seed(7)
+        found.append(gradients(decoder))
+    for name, value in found[0].items():
+        assert torch.equal(found[1][name], value), name
+
+
+def test_explicit_attention_gives_the_decoder_the_same_gradients() -> None:
+    decoder = random_decoder()
+    mask = packed_mask(torch.tensor([[0] * 6 + [1] * 11] * 3))
+    plain = gradients(decoder), gradients(decoder, mask)
+    for module in decoder.modules():
+        if isinstance(module, SelfAttention):
+            module.explicit = True
+    assert_close(plain[0], gradients(decoder), 1e-5)
+    assert_close(plain[1], gradients(decoder, mask), 1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's tracer hides its own warnings, so it may warn
+def test_the_path_that_is_compiled_gives_the_same_gradients(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Traced as for compiling, then run by torch itself, which needs no C++ compiler."""
+
+    def traced(block: Block, **options: Any) -> None:
+        nn.Module.compile(block, backend="eager", **options)
+
+    decoder = random_decoder(ModelConfig(1, 24, 3, 32, 41))
+    plain = gradients(decoder)
+    monkeypatch.setattr(Block, "compile", traced)
+    decoder.compile_blocks()
+    assert decoder.compiled
+    assert_close(plain, gradients(decoder), 1e-5)
+
+
+def test_dropout_is_set_everywhere_and_off_in_evaluation() -> None:
+    decoder, tokens = random_decoder(), random_tokens(1, 9)
+    with torch.no_grad():
+        expected = decoder(tokens)
+        decoder.set_dropout(0.5)
+        assert torch.equal(decoder(tokens), expected)
+        assert not torch.equal(decoder.train()(tokens), expected)
+        decoder.set_dropout(0.0)
+        assert torch.equal(decoder(tokens), expected)
+
+
+def test_dropout_reaches_embeddings_attention_and_both_branches() -> None:
+    """Each place alone changes the result."""
+    decoder, tokens = random_decoder().train(), random_tokens(1, 9)
+    expected = decoder(tokens)
+    block = decoder.blocks[0]
+    assert isinstance(block, Block)
+    for place in (decoder.dropout, block.dropout):
+        place.p = 0.5
+        assert not torch.equal(decoder(tokens), expected)
+        place.p = 0.0
+    block.attention.dropout = 0.5
+    assert not torch.equal(decoder(tokens), expected)
+
+
+def test_compute_dtype_is_autocasts() -> None:
+    x = torch.zeros(1)
+    assert compute_dtype(x) == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert compute_dtype(x) == torch.bfloat16
+
+
+def test_bf16_stays_close_to_float32() -> None:
+    decoder = Decoder(CONFIG).eval()
+    decoder.initialise(torch.Generator().manual_seed(1))
+    tokens = random_tokens(2, 16)
+    mask = packed_mask(torch.tensor([[0] * 6 + [1] * 10] * 2))
+    with torch.no_grad():
+        exact = decoder(tokens, mask_bts=mask)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rounded = decoder(tokens, mask_bts=mask)
+    assert float((rounded.float() - exact).square().mean().sqrt()) < 0.02
