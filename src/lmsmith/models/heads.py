@@ -28,9 +28,13 @@ class ScalarModel(nn.Module):
 
     @torch.no_grad()
     def initialise_head(self, generator: torch.Generator) -> None:
-        """Normal with variance 1/(width + 1), bias zero (Stiennon et al. 2020, appendix B)."""
+        """Normal with standard deviation 0.1/√(width + 1), bias zero.
+
+        A tenth of Stiennon et al. 2020, appendix B: all scores begin near 0, so that the first
+        updates need not unlearn differences that mean nothing.
+        """
         width = self.head.in_features
-        self.head.weight.normal_(0.0, (width + 1) ** -0.5, generator=generator)
+        self.head.weight.normal_(0.0, 0.1 * (width + 1) ** -0.5, generator=generator)
         self.head.bias.zero_()
 
     def forward(
