@@ -60,7 +60,9 @@ class PPOConfig:
         prompts_per_conversation, most_prompts: how many prompts the stage takes.
         missing_end_penalty: taken from the score of a response that did not end by itself.
         whiten_advantages: to zero mean and unit variance over a batch's tokens.
-        schedule, warmup: of both learning rates.
+        schedule: of both learning rates.
+        warmup: iterations over which the policy's learning rate rises, while the value model, which
+            has yet to learn what the middle of a response is worth, learns at its full rate.
         optimiser, value_optimiser: of the policy and of the value model.
         snapshots: how many times along the way the policy is kept, for the KL frontier.
         sample_rows: responses written to samples.jsonl an iteration.
@@ -136,12 +138,12 @@ class PPOConfig:
             )
         if self.kl_control == "band" and self.kl_low >= self.kl_high:
             problems.append(("kl_low", self.kl_low, f"below kl_high ({self.kl_high})", "lower it"))
-        if self.kl_control == "adaptive" and self.kl_coefficient == 0:
+        if self.kl_control != "fixed" and self.kl_coefficient == 0:
             problems.append(
                 (
                     "kl_coefficient",
                     self.kl_coefficient,
-                    "positive where kl_control is adaptive, which multiplies it",
+                    f"positive where kl_control is {self.kl_control}, which multiplies it",
                     "start it at 0.02",
                 )
             )
@@ -200,9 +202,10 @@ class PPOTrainer:
             raise ValueError("PPO needs at least one prompt")
         if self.config.ptx_coefficient and pretraining is None:
             raise ValueError("ptx_coefficient is not 0: give pretraining batches, or set it to 0")
-        self.policy = policy
-        self.value_model = value_model
-        self.reference = reference
+        # Evaluation mode throughout: with dropout on, the ratio would not begin at 1.
+        self.policy = policy.eval()
+        self.value_model = value_model.eval()
+        self.reference = reference.eval()
         self.machine = machine if machine is not None else prepare_process(MachineConfig())
         self.reward: RewardFunction = (
             self._reward_of(reward_model) if isinstance(reward_model, ScalarModel) else reward_model
@@ -376,7 +379,8 @@ class PPOTrainer:
         advantages_br = advantages_bs[:, :-1] * mask_br
         if config.whiten_advantages:
             advantages_br = masked_whiten(advantages_br, mask_br)
-        factor = learning_rate_factor(config.schedule, iteration, config.iterations, config.warmup)
+        policy_factor = self._learning_rate_factor(iteration, config.warmup)
+        value_factor = self._learning_rate_factor(iteration, 0)
         minibatches = config.rollouts // config.minibatch
         rows: list[dict[str, float]] = []
         for epoch in range(config.inner_epochs):
@@ -388,7 +392,14 @@ class PPOTrainer:
                 index = order[number * config.minibatch : (number + 1) * config.minibatch]
                 update = (iteration * config.inner_epochs + epoch) * minibatches + number
                 rows.append(
-                    self._minibatch(update, factor, rollout, advantages_br, returns_bs, index)
+                    self._minibatch(
+                        update,
+                        (policy_factor, value_factor),
+                        rollout,
+                        advantages_br,
+                        returns_bs,
+                        index,
+                    )
                 )
         metrics = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
         ratios = torch.tensor([row["val/ratio"] for row in rows])
@@ -397,13 +408,17 @@ class PPOTrainer:
             "val/first_ratio": rows[0]["val/ratio"],
             "objective/returns": float(masked_mean(returns_bs, mask_bs)),
             "objective/value_explained": explained_variance(rollout.values_bs, returns_bs, mask_bs),
-            "learning_rate": config.optimiser.learning_rate * factor,
+            "learning_rate": config.optimiser.learning_rate * policy_factor,
         }
+
+    def _learning_rate_factor(self, iteration: int, warmup: int) -> float:
+        config = self.config
+        return learning_rate_factor(config.schedule, iteration, config.iterations, warmup)
 
     def _minibatch(
         self,
         update: int,
-        factor: float,
+        factors: tuple[float, float],
         rollout: Rollout,
         advantages_br: Tensor,
         returns_bs: Tensor,
@@ -431,7 +446,7 @@ class PPOTrainer:
                 self.machine,
                 weight=config.ptx_coefficient,
             )
-        policy_norm = self.policy_optimiser.step(factor)
+        policy_norm = self.policy_optimiser.step(factors[0])
         with self.machine.autocast():
             value_loss, value_clipped = clipped_value_loss(
                 state_values(self.value_model, batch),
@@ -441,7 +456,7 @@ class PPOTrainer:
                 config.value_clip,
             )
         value_loss.backward()  # type: ignore[no-untyped-call]
-        value_norm = self.value_optimiser.step(factor)
+        value_norm = self.value_optimiser.step(factors[1])
         return {
             "loss/policy_avg": policy.loss.item(),
             "loss/value_avg": value_loss.item(),
