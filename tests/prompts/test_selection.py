@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lmsmith.corpus.rows import Conversation
 from lmsmith.prompts import encode_prompt
-from lmsmith.prompts.selection import PromptAndReply, select_prompts
+from lmsmith.prompts.selection import PromptAndReply, row_tokens, select_prompts
 from lmsmith.tokenizers import Tokenizer
 
 TOKENIZER = Tokenizer.train(["I think you like tea, and so do I. what about you?"] * 4, 280)
@@ -82,3 +82,9 @@ def test_the_cap_takes_the_same_prompts_whatever_the_order() -> None:
     few = select(conversations, most=7, per_conversation=1)
     assert few == select(conversations[::-1], most=7, per_conversation=1)
     assert few == select(conversations, most=30, per_conversation=1)[:7]
+
+
+def test_tokens_of_a_row() -> None:
+    assert row_tokens(0, 20, 64) == 64
+    assert row_tokens(30, 20, 64) == 51
+    assert row_tokens(60, 20, 64) == 64

@@ -33,10 +33,16 @@ class PromptAndReply:
     reply_tokens: int
 
 
+def row_tokens(maximum_prompt: int, maximum_reply: int, context: int) -> int:
+    """Most tokens of a prompt, a reply and its end of turn; all of the context if there is no
+    ``maximum_prompt`` (0)."""
+    return min(context, maximum_prompt + maximum_reply + 1) if maximum_prompt else context
+
+
 def select_prompts(
     conversations: Iterable[Conversation],
     tokenizer: Tokenizer,
-    context: int,
+    limit: int,
     *,
     most: int,
     per_conversation: int,
@@ -48,6 +54,12 @@ def select_prompts(
     Every turn of the assistant that answers the user, with a reply of the allowed length, is
     eligible. A prompt keeps the newest messages that leave room for the longest reply; a turn
     whose last message alone does not fit is left out.
+
+    Args:
+        limit: most tokens of a prompt, the longest reply and its end of turn.
+        most: prompts in all.
+        per_conversation: prompts of one conversation.
+        minimum_tokens, maximum_tokens: of the reply, its end of turn not counted.
     """
     found: list[PromptAndReply] = []
     for conversation in conversations:
@@ -55,7 +67,7 @@ def select_prompts(
         for turn, length in _evenly_spread(eligible, per_conversation):
             before = conversation.messages[:turn]
             try:
-                prompt = encode_prompt(tokenizer, before, context - maximum_tokens - 1)
+                prompt = encode_prompt(tokenizer, before, limit - maximum_tokens - 1)
             except UserError:
                 continue
             system = before[:1] if before[0]["role"] == "system" else []

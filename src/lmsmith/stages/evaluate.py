@@ -38,7 +38,7 @@ from lmsmith.generation.engine import SamplingSettings, generate
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.folder import load_decoder, load_scalar_model, load_tokenizer
 from lmsmith.models.heads import ScalarModel
-from lmsmith.prompts.selection import PromptAndReply, select_prompts
+from lmsmith.prompts.selection import PromptAndReply, row_tokens, select_prompts
 from lmsmith.rlhf.candidates import (
     EncodedRanking,
     encode_rankings,
@@ -67,6 +67,8 @@ class EvaluateConfig:
         prompts_per_conversation: at most so many of one conversation, evenly spread over it.
         minimum_tokens, maximum_tokens: length of the person's reply to such a prompt; no policy's
             reply is longer than the latter.
+        maximum_prompt: most tokens of such a prompt; the oldest turns are dropped beyond it. 0
+            allows what the context has beside the longest reply.
         temperature, top_p: of the policies' replies.
         frontier_prompts: prompts that PPO's snapshots answer.
         frontier_snapshots: at most so many snapshots, evenly spread; 0 leaves the curve out.
@@ -77,7 +79,8 @@ class EvaluateConfig:
     prompts: int = 500
     prompts_per_conversation: int = 2
     minimum_tokens: int = 3
-    maximum_tokens: int = 64
+    maximum_tokens: int = 48
+    maximum_prompt: int = 96
     temperature: float = 1.0
     top_p: float = 1.0
     frontier_prompts: int = 150
@@ -93,9 +96,12 @@ class EvaluateConfig:
         if self.maximum_tokens < self.minimum_tokens:
             expected = f"at least minimum_tokens ({self.minimum_tokens})"
             problems.append(("maximum_tokens", self.maximum_tokens, expected, "raise it"))
-        if self.frontier_snapshots < 0:
-            key = "frontier_snapshots"
-            problems.append((key, self.frontier_snapshots, "0 or more", "0 leaves the curve out"))
+        for key, mend in (
+            ("maximum_prompt", "0 allows what the context has"),
+            ("frontier_snapshots", "0 leaves the curve out"),
+        ):
+            if getattr(self, key) < 0:
+                problems.append((key, getattr(self, key), "0 or more", mend))
         if not self.temperature > 0:
             mend = "with 0 every reply to a prompt is the same"
             problems.append(("temperature", self.temperature, "above 0", mend))
@@ -169,7 +175,7 @@ class Bench:
         self.prompts = select_prompts(
             read_conversations(path) if path.is_file() else [],
             self.tokenizer,
-            context,
+            row_tokens(config.maximum_prompt, config.maximum_tokens, context),
             most=config.prompts,
             per_conversation=config.prompts_per_conversation,
             minimum_tokens=config.minimum_tokens,

@@ -40,7 +40,7 @@ from lmsmith.corpus.rows import Ranking, read_conversations, read_rankings
 from lmsmith.corpus.splits import split_of
 from lmsmith.generation.engine import InferenceDecoder, SamplingSettings, generate
 from lmsmith.models.folder import load_decoder, load_tokenizer
-from lmsmith.prompts.selection import PromptAndReply, select_prompts
+from lmsmith.prompts.selection import PromptAndReply, row_tokens, select_prompts
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.machine import resolve_machine
 
@@ -65,6 +65,9 @@ class RankingsConfig:
         samples: replies drawn from the policy for a prompt.
         other_replies: people's replies from other conversations for a prompt.
         minimum_tokens, maximum_tokens: length of every candidate, its end of turn not counted.
+        maximum_prompt: most tokens of a prompt; the oldest turns are dropped beyond it. Reading
+            the prompts is most of the time that samples take, so it is worth being short. 0
+            allows what the context has beside the longest reply.
         temperature, top_p: of the policy's samples.
         validation: share of the conversations held out to stop training by.
         test_prompts: most prompts of the test rankings, which are made from the test split.
@@ -77,7 +80,8 @@ class RankingsConfig:
     samples: int = 2
     other_replies: int = 1
     minimum_tokens: int = 3
-    maximum_tokens: int = 64
+    maximum_tokens: int = 48
+    maximum_prompt: int = 96
     temperature: float = 1.0
     top_p: float = 1.0
     validation: float = 0.12
@@ -96,6 +100,9 @@ class RankingsConfig:
         if self.samples + self.other_replies < 1:
             mend = "ask for at least one candidate beside the person's reply"
             problems.append(("samples", self.samples, "nothing to rank", mend))
+        if self.maximum_prompt < 0:
+            mend = "0 allows what the context has"
+            problems.append(("maximum_prompt", self.maximum_prompt, "0 or more", mend))
         if self.maximum_tokens < self.minimum_tokens:
             expected = f"at least minimum_tokens ({self.minimum_tokens})"
             problems.append(("maximum_tokens", self.maximum_tokens, expected, "raise it"))
@@ -221,7 +228,7 @@ class Collector:
         return select_prompts(
             read_conversations(path),
             self.tokenizer,
-            self.policy.config.context,
+            row_tokens(config.maximum_prompt, config.maximum_tokens, self.policy.config.context),
             most=most,
             per_conversation=config.prompts_per_conversation,
             minimum_tokens=config.minimum_tokens,
