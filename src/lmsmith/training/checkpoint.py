@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -10,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from lmsmith.core.errors import UserError
 from lmsmith.core.files import atomic_folder, sha256_file, write_json
 
 TENSORS = "tensors.safetensors"
@@ -33,10 +34,12 @@ def flatten_state(state: Any) -> tuple[Any, dict[str, torch.Tensor]]:
             tensors[place] = value.detach().contiguous()
             return {"tensor": place}
         if isinstance(value, dict):
-            return {"dict": [[k, encode(v, f"{place}/{k}")] for k, v in value.items()]}
+            return {"dict": [[k, encode(v, f"{place}/{k!r}")] for k, v in value.items()]}
         if isinstance(value, list | tuple):
             items = [encode(item, f"{place}/{index}") for index, item in enumerate(value)]
             return {"tuple" if isinstance(value, tuple) else "list": items}
+        if isinstance(value, float) and not math.isfinite(value):
+            return {"float": str(value)}  # JSON has neither NaN nor infinity
         if value is None or isinstance(value, bool | int | float | str):
             return {"value": value}
         raise TypeError(f"a checkpoint cannot hold a {type(value).__name__} (at {place})")
@@ -55,7 +58,7 @@ def restore_state(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
         return [restore_state(item, tensors) for item in content]
     if kind == "tuple":
         return tuple(restore_state(item, tensors) for item in content)
-    return content
+    return float(content) if kind == "float" else content
 
 
 class Checkpoints:
@@ -85,7 +88,10 @@ class Checkpoints:
         return self.folder / f"step-{step:08d}"
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Write the state after ``step`` steps; drop the oldest beyond ``keep``."""
+        """Write the state after ``step`` steps; drop the oldest beyond ``keep``.
+
+        Checkpoints of later steps, which were damaged or this would not be saved, are dropped too.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         tree, tensors = flatten_state(state)
         with atomic_folder(self.path(step)) as folder:
@@ -93,7 +99,9 @@ class Checkpoints:
             write_json(folder / SCALARS, {"step": step, "state": tree})
             sums = {name: sha256_file(folder / name) for name in (TENSORS, SCALARS)}
             write_json(folder / CHECKSUMS, sums)
-        for old in self.saved_steps()[: -self.keep]:
+        steps = self.saved_steps()
+        later = [other for other in steps if other > step]
+        for old in [*later, *steps[: -self.keep - len(later)]]:
             shutil.rmtree(self.path(old), ignore_errors=True)
 
     def load_latest(self) -> tuple[int, dict[str, Any]] | None:
@@ -102,13 +110,12 @@ class Checkpoints:
         A checkpoint that is incomplete or whose checksum differs is reported and the one before
         it is used.
         """
-        for step in reversed(self.saved_steps()):
+        steps = self.saved_steps()
+        for step in reversed(steps):
             problem = self.problem(step)
             if problem:
-                self.say(
-                    f"checkpoint {self.path(step).name} is damaged ({problem}); "
-                    "using the one before it"
-                )
+                instead = "starting anew" if step == steps[0] else "using the one before it"
+                self.say(f"checkpoint {self.path(step).name} is damaged ({problem}); {instead}")
                 continue
             scalars = json.loads((self.path(step) / SCALARS).read_text(encoding="utf-8"))
             tensors = load_file(self.path(step) / TENSORS)
@@ -123,6 +130,6 @@ class Checkpoints:
             for name in (TENSORS, SCALARS):
                 if sha256_file(folder / name) != sums[name]:
                     return f"{name} does not match its checksum"
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        except (UserError, OSError, ValueError, KeyError, TypeError) as error:
             return f"{type(error).__name__}: {error}"
         return ""
