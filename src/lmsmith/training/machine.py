@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from lmsmith.core.recipe import MachineConfig
+from lmsmith.core.runs import available_cores
 
 COMPILE_SECONDS = 20.0
 """About how long compiling a training step takes on two cores."""
@@ -77,7 +78,7 @@ def resolve_machine(config: MachineConfig) -> ResolvedMachine:
     return ResolvedMachine(
         precision=precision,
         compile=config.compile if compiler else "off",
-        threads=config.threads or len(os.sched_getaffinity(0)),
+        threads=config.threads or available_cores(),
         compiler=compiler,
         instruction_set=instruction_set,
         deterministic=config.deterministic,
@@ -116,7 +117,8 @@ def keep_freed_memory() -> None:
 def measure_matrix_peak(precision: str, size: int = 2048, seconds: float = 0.4) -> float:
     """GFLOP/s of a square matrix product, best of several, in this process's threads."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    left, right = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+    generator = torch.Generator().manual_seed(0)  # the global one is for dropout, and a run's
+    left, right = (torch.randn(size, size, generator=generator).to(dtype) for _ in range(2))
     best = float("inf")
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:

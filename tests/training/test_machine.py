@@ -1,0 +1,90 @@
+"""What `auto` stands for on this machine, and that measuring it draws no chance."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from lmsmith.core.recipe import MachineConfig
+from lmsmith.training import machine as machine_module
+from lmsmith.training.machine import (
+    evaluation_mode,
+    measure_matrix_peak,
+    resolve_machine,
+    worth_compiling,
+)
+
+
+def test_auto_is_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
+    for found, precision in (("amx_bf16", "bf16"), ("avx512_bf16", "bf16"), ("other", "fp32")):
+        monkeypatch.setattr(machine_module, "cpu_instruction_set", lambda found=found: found)
+        machine = resolve_machine(MachineConfig())
+        assert machine.precision == precision
+        assert machine.instruction_set == found
+        assert machine.threads >= 1
+    assert resolve_machine(MachineConfig(precision="bf16")).dtype == torch.bfloat16
+    assert resolve_machine(MachineConfig(threads=3)).threads == 3
+
+
+def test_no_affinity_is_known_on_some_systems(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert resolve_machine(MachineConfig()).threads == os.cpu_count()
+
+
+def test_without_a_compiler_nothing_is_compiled(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    machine = resolve_machine(MachineConfig(compile="on"))
+    assert (machine.compile, machine.compiler) == ("off", "")
+    assert not worth_compiling(machine, 1e18)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert resolve_machine(MachineConfig(compile="on")).compile == "off"
+    compiler = tmp_path / "g++"
+    compiler.write_text("#!/bin/sh\n")
+    compiler.chmod(0o755)
+    monkeypatch.delenv("CXX")
+    assert resolve_machine(MachineConfig(compile="on")).compile == "on"
+
+
+def test_long_runs_are_worth_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine_module, "measure_matrix_peak", lambda precision: 100.0)
+    machine = replace(resolve_machine(MachineConfig()), compile="auto")
+    assert not worth_compiling(machine, 1e6)
+    assert worth_compiling(machine, 1e18)
+    assert worth_compiling(replace(machine, compile="on"), 1.0)
+    assert not worth_compiling(replace(machine, compile="off"), 1e18)
+
+
+def test_measuring_the_peak_draws_nothing_from_torchs_generator() -> None:
+    """Else dropout would depend on whether this process had measured before."""
+    state = torch.get_rng_state()
+    assert measure_matrix_peak("fp32", size=64, seconds=0.001) > 0
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_evaluation_mode_restores_what_was() -> None:
+    training, evaluating = nn.Dropout().train(), nn.Dropout().eval()
+
+    def fail() -> None:
+        with evaluation_mode(training, evaluating):
+            assert not training.training
+            assert not torch.is_grad_enabled()
+            raise ValueError
+
+    with pytest.raises(ValueError):  # noqa: PT011
+        fail()
+    assert (training.training, evaluating.training) == (True, False)
+    assert torch.is_grad_enabled()
+
+
+def test_autocast_is_bf16_or_nothing() -> None:
+    for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        with resolve_machine(MachineConfig(precision=precision)).autocast():  # type: ignore[arg-type]
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
