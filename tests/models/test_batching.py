@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import torch
@@ -115,6 +116,6 @@ def test_length_batches_hold_each_once_within_the_limit(lengths: list[int], toke
     assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
     for group in groups:
         assert len(group) == 1 or len(group) * max(lengths[i] for i in group) <= tokens
-    for one, other in zip(groups, groups[1:], strict=False):  # no group could have been joined
+    for one, other in itertools.pairwise(groups):  # no group could have been joined
         assert (len(one) + 1) * lengths[one[0]] > tokens
         assert lengths[other[0]] <= lengths[one[-1]]
