@@ -1,9 +1,9 @@
 """Write replies to a batch of prompts, one token a step, with the past kept in a cache.
 
-What made it fast, measured at 64 prompts and a 6 × 256 model (see `benchmarks/ppo.py`):
+What makes it fast (at 64 prompts and a 6 × 256 model):
 
 - keys and values of the past are kept, in bf16 where the machine multiplies it: a step reads them
-  once, and that reading is about half of its time;
+  once, and that reading is more than half of its time;
 - weights are cast and laid out once, not every step, and GELU is fused (`generation/inference.py`);
 - rows that are done leave the batch: the last rows move into their places, in the same memory;
 - prompts of like length go together, so that little of the cache is padding;
