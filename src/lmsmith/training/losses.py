@@ -16,20 +16,32 @@ IGNORED = -100
 CHUNK_ELEMENTS = 8 << 20
 """Logits held at once; chosen so that a chunk's passes stay in cache."""
 
+CHUNK_ROWS = 2048
+"""Fewest rows of a chunk: with few of them, and a large vocabulary, most of the time would go
+into adding to the gradient of the unembedding, which is as large as the unembedding itself."""
 
-def _softmax_step(logits_nv: Tensor, targets_n: Tensor, valid_n: Tensor) -> tuple[Tensor, Tensor]:
-    """Losses (n,) float32, and their gradient at the logits in the logits' own type."""
-    wide = logits_nv.float()
-    normaliser = torch.logsumexp(wide, dim=-1, keepdim=True)
-    losses_n = (normaliser - wide.gather(1, targets_n[:, None]))[:, 0] * valid_n
-    gradient = torch.exp(wide - normaliser)
-    is_target = torch.arange(wide.shape[1], device=wide.device) == targets_n[:, None]
-    gradient = torch.where(is_target, gradient - 1.0, gradient) * valid_n[:, None]
-    return losses_n, gradient.to(logits_nv.dtype)
+
+def _softmax_step(
+    logits_nv: Tensor, targets_n1: Tensor, valid_n1: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The losses (n, 1), softmax (n, v), and softmax − 1 at the targets (n, 1).
+
+    The losses are float32, the others, which are gradients, of the logits' type; all are 0 where
+    not valid. The targets' place is filled in by the caller: compiled, that would be a copy.
+    """
+    wide_nv = logits_nv.float()
+    largest_n1 = wide_nv.amax(dim=-1, keepdim=True)
+    total_n1 = torch.exp(wide_nv - largest_n1).sum(dim=-1, keepdim=True)
+    normaliser_n1 = largest_n1 + total_n1.log()
+    losses_n1 = normaliser_n1 - wide_nv.gather(1, targets_n1)
+    softmax_nv = torch.exp(wide_nv - normaliser_n1) * valid_n1
+    at_target_n1 = (torch.exp(-losses_n1) - 1.0) * valid_n1
+    dtype = logits_nv.dtype
+    return losses_n1 * valid_n1, softmax_nv.to(dtype), at_target_n1.to(dtype)
 
 
 @functools.cache
-def _compiled_softmax_step() -> Callable[..., tuple[Tensor, Tensor]]:
+def _compiled_softmax_step() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
     """Made when first asked for: asking imports the whole compiler, which takes seconds."""
     return torch.compile(_softmax_step, dynamic=False)
 
@@ -54,22 +66,28 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight = weight_vd.detach().to(dtype)
         total = torch.zeros((), dtype=torch.float32)
         hidden_gradient = torch.empty_like(hidden_nd)
-        weight_gradient = torch.zeros_like(weight_vd)
+        # Transposed: a product is twice as fast when its left factor lies in order, and of the
+        # two, hidden states are the smaller one to turn round.
+        weight_gradient_dv = torch.zeros(weight.T.shape)
         for rows in _chunks(hidden_nd.shape[0], weight.shape[0]):
             hidden = hidden_nd[rows].detach().to(dtype)
-            targets = targets_n[rows]
-            losses, gradient = step(hidden @ weight.T, targets.clamp(min=0), targets != IGNORED)
+            targets = targets_n[rows, None]
+            places = targets.clamp(min=0)
+            losses, gradient, at_target = step(hidden @ weight.T, places, targets != IGNORED)
+            # Not scatter_, whose deterministic form copies all of it.
+            gradient[torch.arange(len(places)), places[:, 0]] = at_target[:, 0]
             total += losses.sum()
             hidden_gradient[rows] = gradient @ weight
-            weight_gradient += gradient.T @ hidden
-        ctx.save_for_backward(hidden_gradient, weight_gradient)
+            weight_gradient_dv += hidden.T.contiguous() @ gradient
+        ctx.save_for_backward(hidden_gradient, weight_gradient_dv)
         return total
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        hidden_gradient, weight_gradient = ctx.saved_tensors
+        hidden_gradient, weight_gradient_dv = ctx.saved_tensors
         scale = grad_outputs[0]
-        return hidden_gradient * scale, weight_gradient * scale, None, None, None
+        weight_gradient = (weight_gradient_dv * scale).T.contiguous()
+        return hidden_gradient * scale, weight_gradient, None, None, None
 
 
 def linear_cross_entropy_sum(
@@ -102,7 +120,8 @@ def linear_cross_entropy_sum(
 
 
 def _chunks(rows: int, vocabulary: int) -> list[slice]:
-    """Even slices of the rows whose logits number about `CHUNK_ELEMENTS`."""
-    count = max(1, round(rows * vocabulary / CHUNK_ELEMENTS))
-    size = -(-rows // count)
+    """Even slices of about `CHUNK_ELEMENTS` logits, or of `CHUNK_ROWS` rows if that is more."""
+    most_rows = max(CHUNK_ROWS, CHUNK_ELEMENTS // vocabulary)
+    count = max(1, round(rows / most_rows))
+    size = max(1, -(-rows // count))
     return [slice(start, start + size) for start in range(0, rows, size)]
