@@ -12,7 +12,7 @@ settings.register_profile("lmsmith", deadline=None)
 settings.load_profile("lmsmith")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
     """Models here are so small that a second thread only waits; torch is not imported for it."""
     torch = sys.modules.get("torch")
