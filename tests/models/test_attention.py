@@ -81,8 +81,9 @@ def test_masks_and_positions_by_hand() -> None:
     assert attention_bias(None, torch.float32) is None
 
 
+@pytest.mark.parametrize("block", [4, 9, 512])
 @pytest.mark.parametrize("masked", [True, False])
-def test_explicit_attention_equals_the_fused_kernel(masked: bool) -> None:
+def test_explicit_attention_equals_the_fused_kernel(masked: bool, block: int) -> None:
     generator = torch.Generator().manual_seed(3)
     parts = [torch.randn(2, 3, 9, 4, generator=generator) for _ in range(3)]
     documents = torch.tensor([[0] * 4 + [1] * 5, [0] * 9])
@@ -92,7 +93,7 @@ def test_explicit_attention_equals_the_fused_kernel(masked: bool) -> None:
     for explicit in (True, False):
         query, key, value = (part.clone().requires_grad_() for part in parts)
         if explicit:
-            mixed = explicit_attention(query, key, value, bias)
+            mixed = explicit_attention(query, key, value, bias, block)
         else:
             mixed = F.scaled_dot_product_attention(
                 query, key, value, attn_mask=bias, is_causal=bias is None

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lmsmith.models.config import ModelConfig
+
+EXPLICIT_BLOCK = 512
+"""Queries of a block of `explicit_attention`: what is saved by smaller ones, smaller products
+cost more."""
 
 
 class KeyValueCache:
@@ -78,23 +84,97 @@ def attention_bias(mask_bts: Tensor | None, dtype: torch.dtype) -> Tensor | None
     return bias.masked_fill_(~mask_bts, float("-inf"))[:, None]
 
 
+class _ExplicitAttention(torch.autograd.Function):
+    """softmax(QKᵀ/√d_k + bias)V for causal biases, its scores written out.
+
+    Queries are taken in blocks, as those of a block need no later keys than their own. With
+    E = exp(scores − their row's largest) and its row sums s, the result is (EV)/s: dividing the
+    narrow product spares a pass over all weights, and E is all that the backward pass needs of
+    them. With dO' = dO/s and δ = rowsum(dO' ∘ O), as in Dao et al. 2022, appendix B.2:
+    dV = Eᵀ dO', d scores = E ∘ (dO' Vᵀ − δ).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, block: int
+    ) -> Tensor:
+        query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
+        scale = query.shape[-1] ** -0.5
+        weights, sums, mixed = [], [], []
+        for start, end in _query_blocks(query.shape[2], block):
+            scores = (query[:, :, start:end] @ key[:, :, :end].transpose(-1, -2)).float() * scale
+            if bias is None:
+                future = torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1 + start)
+                scores = scores.masked_fill(future, float("-inf"))
+            else:
+                scores = scores + bias[:, :, start:end, :end]
+            exponentials = torch.exp(scores - scores.amax(dim=-1, keepdim=True))
+            sums.append(exponentials.sum(dim=-1, keepdim=True))
+            weights.append(exponentials.to(query.dtype))
+            mixed.append(((weights[-1] @ value[:, :, :end]).float() / sums[-1]).to(query.dtype))
+        result, sum_bht1 = torch.cat(mixed, dim=2), torch.cat(sums, dim=2)
+        ctx.save_for_backward(query, key, value, result, sum_bht1, *weights)
+        ctx.block = block
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, result, sum_bht1, *weights = ctx.saved_tensors
+        length, scale = query.shape[2], query.shape[-1] ** -0.5
+        scaled = grad_outputs[0].float() / sum_bht1
+        delta_bht1 = (scaled * result.float()).sum(dim=-1, keepdim=True)
+        scaled = scaled.to(query.dtype)
+        query_gradients = []
+        key_gradient = torch.zeros_like(key, dtype=torch.float32)
+        value_gradient = torch.zeros_like(value, dtype=torch.float32)
+        blocks = _query_blocks(length, ctx.block)
+        for (start, end), exponentials in zip(blocks, weights, strict=True):
+            rows = slice(start, end)
+            weight_gradient = (scaled[:, :, rows] @ value[:, :, :end].transpose(-1, -2)).float()
+            score_gradient = exponentials.float() * (weight_gradient - delta_bht1[:, :, rows])
+            score_gradient = (score_gradient * scale).to(query.dtype)
+            query_gradients.append(score_gradient @ key[:, :, :end])
+            unused = (0, 0, 0, length - end)
+            key_part = score_gradient.transpose(-1, -2) @ query[:, :, rows]
+            value_part = exponentials.transpose(-1, -2) @ scaled[:, :, rows]
+            key_gradient = key_gradient + F.pad(key_part.float(), unused)
+            value_gradient = value_gradient + F.pad(value_part.float(), unused)
+        query_gradient = torch.cat(query_gradients, dim=2)
+        return (
+            query_gradient,
+            key_gradient.to(key.dtype),
+            value_gradient.to(value.dtype),
+            None,
+            None,
+        )
+
+
+def _query_blocks(length: int, block: int) -> list[tuple[int, int]]:
+    return [(start, min(length, start + block)) for start in range(0, length, block)]
+
+
 def explicit_attention(
-    query_bhtk: Tensor, key_bhsk: Tensor, value_bhsk: Tensor, bias_b1ts: Tensor | None
+    query_bhtk: Tensor,
+    key_bhsk: Tensor,
+    value_bhsk: Tensor,
+    bias_b1ts: Tensor | None,
+    block: int = EXPLICIT_BLOCK,
 ) -> Tensor:
     """softmax(QKᵀ/√d_k + bias)V with its scores written out, for the compiler to fuse.
 
     On a CPU at lengths of a few hundred this is faster forward and backward, once compiled, than
     the fused kernel, whose backward pass is slow there; it needs memory for all scores.
+
+    Args:
+        query_bhtk, key_bhsk, value_bhsk: of one length, t = s.
+        bias_b1ts: must forbid (−∞) what a causal mask forbids, and may forbid more; causal if
+            None.
+        block: queries handled together.
     """
-    scores_bhts = (query_bhtk @ key_bhsk.transpose(-1, -2)).float()
-    scores_bhts = scores_bhts * query_bhtk.shape[-1] ** -0.5
-    if bias_b1ts is None:
-        length = query_bhtk.shape[-2]
-        future = torch.ones(length, length, dtype=torch.bool, device=query_bhtk.device).triu(1)
-        scores_bhts = scores_bhts.masked_fill(future, float("-inf"))
-    else:
-        scores_bhts = scores_bhts + bias_b1ts
-    return torch.softmax(scores_bhts, dim=-1).to(query_bhtk.dtype) @ value_bhsk
+    result: Tensor = _ExplicitAttention.apply(  # type: ignore[no-untyped-call]
+        query_bhtk, key_bhsk, value_bhsk, bias_b1ts, block
+    )
+    return result
 
 
 class SelfAttention(nn.Module):
