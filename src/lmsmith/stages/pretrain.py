@@ -19,9 +19,10 @@ from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.folder import save_model
 from lmsmith.tokenizers import Tokenizer
+from lmsmith.training.compiling import choose_compiling
 from lmsmith.training.language_model import training_step, training_summary
 from lmsmith.training.loop import run_steps
-from lmsmith.training.machine import resolve_machine, worth_compiling
+from lmsmith.training.machine import resolve_machine
 from lmsmith.training.optimiser import Optimiser, OptimiserConfig
 from lmsmith.training.schedule import Schedule, learning_rate_factor
 
@@ -67,6 +68,9 @@ class PretrainConfig:
         for key in ("rows_at_once", "warmup"):
             if getattr(self, key) < 0:
                 problems.append((key, getattr(self, key), "0 or more", f"raise {key}"))
+        for key in ("final", "decay_fraction"):
+            if not 0.0 <= getattr(self, key) <= 1.0:
+                problems.append((key, getattr(self, key), "between 0 and 1", f"change {key}"))
         context = self.model.context
         if context > 0 and self.batch_tokens % context:
             nearest = max(1, round(self.batch_tokens / context)) * context
@@ -112,7 +116,7 @@ def run(config: PretrainConfig, inputs: Mapping[str, Path], out: StageFolder) ->
     decoder.checkpoint_activations = config.checkpoint_activations
     optimiser = Optimiser(decoder, config.optimiser, matrices=[decoder.blocks])
     planned_flops = config.tokens * shape.training_flops_per_token()
-    compiled = worth_compiling(machine, planned_flops)
+    compiled = choose_compiling(machine, planned_flops, out.checkpoints)
     if compiled:
         out.progress.note("pretrain: compiling the blocks; the first step takes longer")
         decoder.compile_blocks()
@@ -134,6 +138,7 @@ def run(config: PretrainConfig, inputs: Mapping[str, Path], out: StageFolder) ->
     def validate(done: int) -> dict[str, float]:
         return {"validation/bits_per_byte": bits_per_byte(decoder, tokenizer, held_out, machine)}
 
+    torch.manual_seed(derive_seed(out.seed, "dropout"))
     run_steps(
         steps=steps,
         step=step,

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import torch
+
 from lmsmith.core.errors import UserError
 from lmsmith.core.runs import StageFolder, derive_seed
 from lmsmith.corpus.packing import ConversationBatches
@@ -14,9 +16,10 @@ from lmsmith.evaluation.perplexity import reply_bits_per_byte
 from lmsmith.models.folder import load_decoder, save_model
 from lmsmith.prompts.windows import conversation_windows
 from lmsmith.tokenizers import Tokenizer
+from lmsmith.training.compiling import choose_compiling
 from lmsmith.training.language_model import training_step, training_summary
 from lmsmith.training.loop import run_steps
-from lmsmith.training.machine import resolve_machine, worth_compiling
+from lmsmith.training.machine import resolve_machine
 from lmsmith.training.optimiser import Optimiser, OptimiserConfig
 from lmsmith.training.schedule import Schedule, learning_rate_factor
 
@@ -64,7 +67,9 @@ class SFTConfig:
                 problems.append((key, getattr(self, key), "0 or more", f"raise {key}"))
         for key in ("history", "dropout"):
             if not 0.0 <= getattr(self, key) < 1.0:
-                problems.append((key, getattr(self, key), f"0 <= {key} < 1", f"lower {key}"))
+                problems.append((key, getattr(self, key), f"0 <= {key} < 1", f"change {key}"))
+        if not 0.0 <= self.final <= 1.0:
+            problems.append(("final", self.final, "between 0 and 1", "change final"))
         return problems
 
 
@@ -102,7 +107,7 @@ def run(config: SFTConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict
     decoder.set_dropout(config.dropout)
     optimiser = Optimiser(decoder, config.optimiser, matrices=[decoder.blocks])
     planned_flops = steps * config.batch_tokens * decoder.config.training_flops_per_token()
-    if worth_compiling(machine, planned_flops):
+    if choose_compiling(machine, planned_flops, out.checkpoints):
         decoder.compile_blocks()
     target_bytes = sum(
         len(tokenizer.token_bytes(token))
@@ -126,6 +131,7 @@ def run(config: SFTConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict
         value = reply_bits_per_byte(decoder, tokenizer, held_out, machine)
         return {"validation/bits_per_byte": value}
 
+    torch.manual_seed(derive_seed(out.seed, "dropout"))
     run_steps(
         steps=steps,
         step=step,
