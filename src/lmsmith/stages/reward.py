@@ -49,6 +49,8 @@ class RewardConfig:
         optimiser, schedule, warmup, final: as in pretraining.
         validations: how often an epoch the held-out rankings are looked at; the weights with the
             best accuracy there are kept.
+        maximum_tokens: most tokens of a prompt and one response; the oldest turns are dropped
+            beyond it. 0 allows the model's context.
         patience: stop after so many looks without a better one; 0 never stops.
     """
 
@@ -63,6 +65,7 @@ class RewardConfig:
     warmup: int = 10
     final: float = 0.05
     validations: int = 4
+    maximum_tokens: int = 0
     patience: int = 6
 
     def check(self) -> list[tuple[str, object, str, str]]:
@@ -71,7 +74,7 @@ class RewardConfig:
         for key in ("epochs", "batch_prompts", "validations"):
             if getattr(self, key) < 1:
                 problems.append((key, getattr(self, key), "a positive number", f"raise {key}"))
-        for key in ("warmup", "patience"):
+        for key in ("warmup", "patience", "maximum_tokens"):
             if getattr(self, key) < 0:
                 problems.append((key, getattr(self, key), "0 or more", f"raise {key}"))
         if self.frozen_layers < -1:
@@ -87,7 +90,7 @@ def run(config: RewardConfig, inputs: Mapping[str, Path], out: StageFolder) -> d
     machine = resolve_machine(out.machine)
     tokenizer = load_tokenizer(inputs["base"] / "model")
     decoder = load_decoder(inputs["base"] / "model")
-    context = decoder.config.context
+    context = min(config.maximum_tokens or decoder.config.context, decoder.config.context)
     train = load_rankings(inputs["rankings"] / "train.jsonl", tokenizer, context, out)
     held_out = load_rankings(inputs["rankings"] / "validation.jsonl", tokenizer, context, out)
     if not train:

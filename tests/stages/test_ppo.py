@@ -1,0 +1,167 @@
+"""PPO as a stage, end to end on tiny models: its files, its numbers, and a stop in between."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from preference_world import (
+    conversations,
+    ending_decoder,
+    make_tokenizer,
+    stage_folder,
+    write_data,
+    write_models,
+)
+
+from lmsmith.core.errors import Interrupted, UserError
+from lmsmith.core.files import read_jsonl
+from lmsmith.core.metrics import read_metrics
+from lmsmith.core.runs import StageFolder
+from lmsmith.corpus.shards import write_shards
+from lmsmith.models.folder import load_decoder, load_scalar_model, save_model
+from lmsmith.models.heads import ScalarModel
+from lmsmith.rlhf.ppo import PPOConfig
+from lmsmith.stages.ppo import run, snapshot_iterations, source_sizes
+from lmsmith.training import loop
+from lmsmith.training.optimiser import OptimiserConfig
+
+TOKENIZER = make_tokenizer()
+FAST = OptimiserConfig(learning_rate=2e-3, weight_decay=0.0, epsilon=1e-5)
+CONFIG = PPOConfig(
+    iterations=4,
+    rollouts=16,
+    minibatch=8,
+    ptx_coefficient=0.5,
+    ptx_rows=2,
+    maximum_response=10,
+    maximum_prompt=40,
+    snapshots=2,
+    sample_rows=3,
+    optimiser=FAST,
+    value_optimiser=FAST,
+)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("run")
+    data = write_data(folder / "data", prompts=conversations(20, 4, "p"))
+    models = write_models(folder, TOKENIZER, policy=ending_decoder(TOKENIZER))
+    reward = ScalarModel(ending_decoder(TOKENIZER, 1))
+    reward.initialise_head(torch.Generator().manual_seed(2))
+    reward.shift.fill_(0.3)
+    save_model(folder / "reward" / "model", reward, TOKENIZER, {})
+    for number, texts in enumerate((["I like tea"] * 9, ["no rain", "we think"] * 9)):
+        write_shards(
+            folder / "pretrain" / "shards" / f"{number:03d}",
+            TOKENIZER.encode_batch(texts),
+            TOKENIZER.end_of_text,
+            TOKENIZER.vocabulary_size,
+        )
+    return {
+        "data": data, "reward": folder / "reward", "pretrain": folder / "pretrain", **models
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(
+    inputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[StageFolder, dict[str, float]]:
+    out = stage_folder(tmp_path_factory.mktemp("stage") / "ppo")
+    return out, run(CONFIG, inputs, out)
+
+
+def untimed(out: StageFolder) -> list[dict[str, float]]:
+    return [
+        {name: value for name, value in row.items() if "second" not in name}
+        for row in read_metrics(out / "metrics.jsonl")
+    ]
+
+
+def test_it_begins_at_sft_and_leaves_what_it_should(
+    made: tuple[StageFolder, dict[str, float]], inputs: dict[str, Path]
+) -> None:
+    out, metrics = made
+    rows = untimed(out)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert rows[0]["objective/kl"] == 0.0
+    assert rows[0]["val/first_ratio"] == pytest.approx(1.0, abs=1e-5)
+    assert rows[-1]["objective/kl"] != 0.0
+    assert all(row["loss/ptx_avg"] > 0 for row in rows)
+    assert metrics["iterations"] == 4
+    assert metrics["episodes"] == 64
+    assert metrics["prompts"] > 20
+    assert metrics["kl"] == rows[-1]["objective/kl"]
+    before, after = load_decoder(inputs["policy"] / "model"), load_decoder(out / "model")
+    assert before.config == after.config
+    assert not torch.equal(before.token_embedding.weight, after.token_embedding.weight)
+    assert float(load_scalar_model(out / "value").shift) == pytest.approx(0.3)
+    assert sorted(path.name for path in (out / "snapshots").iterdir()) == [
+        "step-000001",
+        "step-000003",
+    ]
+    snapshot = load_decoder(out / "snapshots/step-000003")
+    assert not torch.equal(snapshot.token_embedding.weight, after.token_embedding.weight)
+
+
+def test_samples_show_prompt_response_score_and_divergence(
+    made: tuple[StageFolder, dict[str, float]],
+) -> None:
+    rows = [row for _, row in read_jsonl(made[0] / "samples.jsonl")]
+    assert [row["step"] for row in rows] == [1] * 3 + [2] * 3 + [3] * 3 + [4] * 3
+    for row in rows:
+        assert {"step", "prompt", "response", "score", "kl"} <= set(row)
+        assert str(row["prompt"]).startswith("<|endoftext|>")
+        assert str(row["prompt"]).endswith("<|assistant|>")
+        assert str(row["response"]).endswith("<|end|>") == row["ended"]
+
+
+@pytest.mark.parametrize("stop", [1, 3])
+def test_a_stopped_run_ends_with_the_same_bits(
+    made: tuple[StageFolder, dict[str, float]],
+    inputs: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop: int,
+) -> None:
+    out = stage_folder(tmp_path / "ppo")
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "stop_requested", lambda: 2 if len(untimed(out)) == stop else None)
+        with pytest.raises(Interrupted):
+            run(CONFIG, inputs, out)
+    run(CONFIG, inputs, out)
+    assert untimed(out) == untimed(made[0])
+    names = [f"{name}/model.safetensors" for name in ("model", "value", "snapshots/step-000003")]
+    for name in [*names, "samples.jsonl"]:
+        assert (out / name).read_bytes() == (made[0] / name).read_bytes(), name
+
+
+def test_ptx_reads_sources_by_their_size(inputs: dict[str, Path]) -> None:
+    sizes = source_sizes(inputs["pretrain"] / "shards")
+    assert len(sizes) == 2
+    assert sizes[0] != sizes[1]
+    assert sum(sizes) > 100
+
+
+def test_no_prompt_that_fits_is_one_clear_message(inputs: dict[str, Path], tmp_path: Path) -> None:
+    rows = [{"messages": [{"role": "user", "content": "hm"}], "id": "a"}]
+    data = write_data(tmp_path / "data", prompts=rows)
+    with pytest.raises(UserError, match="holds no turn of a user that fits"):
+        run(CONFIG, {**inputs, "data": data}, stage_folder(tmp_path / "ppo"))
+
+
+def test_a_response_as_long_as_the_context_is_refused(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    config = replace(CONFIG, maximum_response=60)
+    with pytest.raises(UserError, match="leaves no room for a prompt"):
+        run(config, inputs, stage_folder(tmp_path / "ppo"))
+
+
+def test_snapshots_are_evenly_spread_and_never_the_beginning() -> None:
+    assert snapshot_iterations(replace(CONFIG, iterations=20, snapshots=3)) == {5, 10, 15}
+    assert snapshot_iterations(replace(CONFIG, iterations=1, snapshots=4)) <= {1}
+    assert snapshot_iterations(replace(CONFIG, snapshots=0)) == set()

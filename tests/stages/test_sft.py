@@ -1,0 +1,175 @@
+"""Fine-tuning end to end on tiny conversations: only the assistant's words are learnt."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from preference_world import (
+    conversations,
+    make_decoder,
+    make_tokenizer,
+    stage_folder,
+    write_data,
+    write_models,
+)
+
+from lmsmith.core.errors import Interrupted, UserError
+from lmsmith.core.metrics import read_metrics
+from lmsmith.core.runs import StageFolder
+from lmsmith.corpus.batch import NO_TARGET
+from lmsmith.corpus.packing import ConversationBatches
+from lmsmith.models.folder import load_decoder
+from lmsmith.stages.sft import SFTConfig, demonstration_windows, run
+from lmsmith.training import loop
+from lmsmith.training.optimiser import OptimiserConfig
+
+TOKENIZER = make_tokenizer()
+CONTEXT = 64
+CONFIG = SFTConfig(
+    epochs=2,
+    batch_tokens=4 * CONTEXT,
+    dropout=0.1,
+    optimiser=OptimiserConfig(learning_rate=0.01, weight_decay=0.0),
+    warmup=2,
+    validations=2,
+    validation_conversations=4,
+)
+ROWS = conversations(24, 1, "a")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("run")
+    data = write_data(folder / "data", demonstrations=ROWS, validation=conversations(6, 2, "b"))
+    models = write_models(folder, TOKENIZER, base=make_decoder(TOKENIZER, context=CONTEXT))
+    return {"data": data, **models}
+
+
+@pytest.fixture(scope="module")
+def made(
+    inputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[StageFolder, dict[str, float]]:
+    out = stage_folder(tmp_path_factory.mktemp("stage") / "sft")
+    return out, run(CONFIG, inputs, out)
+
+
+def untimed(out: StageFolder) -> list[dict[str, float]]:
+    timed = {"seconds", "tokens_per_second", "share_of_peak"}
+    return [
+        {name: value for name, value in row.items() if name not in timed}
+        for row in read_metrics(out / "metrics.jsonl")
+    ]
+
+
+def test_it_learns_and_leaves_no_dropout(made: tuple[StageFolder, dict[str, float]]) -> None:
+    out, metrics = made
+    rows = read_metrics(out / "metrics.jsonl")
+    assert metrics["steps"] == len(rows) > 6
+    assert rows[-1]["loss"] < rows[0]["loss"] - 0.5
+    looks = [row["validation/bits_per_byte"] for row in rows if "validation/bits_per_byte" in row]
+    assert looks[-1] < looks[0]
+    assert metrics["conversations"] == 24
+    assert metrics["epochs"] == pytest.approx(2, abs=0.2)
+    decoder = load_decoder(out / "model")
+    tokens = torch.tensor([[1, 2, 3]])
+    with torch.no_grad():
+        assert torch.equal(decoder.train()(tokens), decoder.eval()(tokens))
+
+
+def test_the_targets_are_exactly_what_the_assistants_say(inputs: dict[str, Path]) -> None:
+    """Of all conversations, each several turns long, in the rows that the model is trained on."""
+    windows, counts = demonstration_windows(
+        inputs["data"] / "demonstrations.jsonl", TOKENIZER, 24, 0.4
+    )
+    assert counts["conversations_longer_than_context"] > 0
+    assert counts["messages_longer_than_context"] == 0
+    batches = ConversationBatches(windows, 24, batch_size=1, seed=0)
+    learnt: list[str] = []
+    for step in range(batches.rows_per_epoch):
+        batch = batches.batch(step)
+        for document in np.unique(batch.documents_bt[0]):
+            inside = batch.documents_bt[0] == document
+            targets = batch.targets_bt[0][inside]
+            # A target is the token that comes next in its own conversation.
+            following = np.append(batch.tokens_bt[0][inside][1:], -1)
+            wanted = targets != NO_TARGET
+            known = wanted & (following != -1)
+            assert (targets[known] == following[known]).all()
+            text = TOKENIZER.decode(targets[wanted].tolist(), special=True)
+            learnt += text.split("<|end|>")[:-1]
+            assert text == "" or text.endswith("<|end|>")
+    said = [
+        message["content"]
+        for row in ROWS
+        for message in row["messages"]  # type: ignore[attr-defined]
+        if message["role"] == "assistant"
+    ]
+    assert sorted(learnt) == sorted(said)
+
+
+@pytest.mark.parametrize("stop", [1, 4])
+def test_a_stopped_run_ends_with_the_same_bits(
+    made: tuple[StageFolder, dict[str, float]],
+    inputs: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop: int,
+) -> None:
+    out = stage_folder(tmp_path / "sft")
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "stop_requested", lambda: 2 if len(untimed(out)) == stop else None)
+        with pytest.raises(Interrupted):
+            run(CONFIG, inputs, out)
+    torch.manual_seed(0)
+    run(CONFIG, inputs, out)
+    assert untimed(out) == untimed(made[0])
+    name = "model/model.safetensors"
+    assert (out / name).read_bytes() == (made[0] / name).read_bytes()
+
+
+def test_messages_longer_than_the_context_are_counted_and_nothing_becomes_nan(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    ask = {"role": "user", "content": "what"}
+    rows = [
+        {"messages": [ask, {"role": "assistant", "content": "rain " * 90}], "id": "long"},
+        {"messages": [ask, {"role": "assistant", "content": "tea"}], "id": "short"},
+        {"messages": [ask], "id": "nothing said"},
+    ]
+    data = write_data(tmp_path / "data", demonstrations=rows, validation=[])
+    config = replace(CONFIG, epochs=1, dropout=0.0)
+    metrics = run(config, {**inputs, "data": data}, stage_folder(tmp_path / "sft"))
+    assert metrics["conversations"] == 3
+    assert metrics["windows"] == 2
+    assert metrics["messages_longer_than_context"] == 1
+    assert "validation_bits_per_byte" not in metrics
+
+
+def test_nothing_said_is_one_clear_message(inputs: dict[str, Path], tmp_path: Path) -> None:
+    rows = [{"messages": [{"role": "user", "content": "hello?"}], "id": "a"}]
+    data = write_data(tmp_path / "data", demonstrations=rows, validation=[])
+    with pytest.raises(UserError, match="no conversation in which the assistant says something"):
+        run(CONFIG, {**inputs, "data": data}, stage_folder(tmp_path / "sft"))
+
+
+def test_batch_tokens_must_fit_the_models_context(inputs: dict[str, Path], tmp_path: Path) -> None:
+    config = replace(CONFIG, batch_tokens=100)
+    with pytest.raises(UserError, match="not a multiple of the model's context") as raised:
+        run(config, inputs, stage_folder(tmp_path / "sft"))
+    assert "128" in raised.value.mend
+
+
+def test_settings_out_of_range_are_all_named() -> None:
+    config = SFTConfig(epochs=0, warmup=-1, history=1.0, dropout=-0.1, final=1.5)
+    assert [key for key, *_ in config.check()] == [
+        "epochs",
+        "warmup",
+        "history",
+        "dropout",
+        "final",
+    ]
+    assert SFTConfig().check() == CONFIG.check() == []
