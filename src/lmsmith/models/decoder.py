@@ -64,7 +64,8 @@ class Block(nn.Module):
     ) -> Tensor:
         attended = self.attention(self.attention_norm(x_btd), bias_b1ts, cache, layer)
         x_btd = x_btd + self.dropout(attended)
-        return x_btd + self.dropout(self.feed_forward(self.feed_forward_norm(x_btd)))
+        result: Tensor = x_btd + self.dropout(self.feed_forward(self.feed_forward_norm(x_btd)))
+        return result
 
 
 class Decoder(nn.Module):
