@@ -1,0 +1,302 @@
+"""Where PPO's time goes: writing rollouts with and without a cache, and the parts of a step.
+
+All with random weights at the shipped quickstart recipe's shape and settings: how fast a model is
+does not depend on what it has learnt. The floors are what the same work takes at least: its matrix
+products at the measured peak, and, for rollouts, the reading of keys and values at the measured
+memory speed.
+"""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from lmsmith.core.recipe import MachineConfig
+from lmsmith.corpus.batch import Batch
+from lmsmith.generation.engine import SamplingSettings, generate
+from lmsmith.generation.sampling import choose_tokens
+from lmsmith.models.config import ModelConfig
+from lmsmith.models.decoder import Decoder
+from lmsmith.models.heads import ScalarModel
+from lmsmith.rlhf.ppo import PPOConfig, PPOTrainer
+from lmsmith.stages import load_stage_recipe
+from lmsmith.stages.pretrain import PretrainConfig
+from lmsmith.stages.tokenizer import TokenizerConfig
+from lmsmith.training.machine import (
+    ResolvedMachine,
+    evaluation_mode,
+    measure_matrix_peak,
+    prepare_process,
+)
+
+Count = Annotated[int, tyro.conf.arg(metavar="N")]
+PARTS = ("rollout", "score", "update")
+
+
+def main(
+    rows: Count = 64,
+    prompt: Count = 72,
+    tokens: Count = 32,
+    iterations: Count = 2,
+    peer: bool = True,
+    json: bool = False,
+) -> int:
+    """Rollout tokens per second with and without cache, and the parts of a PPO step.
+
+    Example: python benchmarks/ppo.py --json
+
+    Args:
+        rows: Prompts answered together where the cache is measured.
+        prompt: Tokens of every prompt.
+        tokens: Tokens written for every prompt where the cache is measured.
+        iterations: PPO steps timed; the fastest counts.
+        peer: Also measure transformers' generate, with its cache, in its default precision.
+        json: Print one JSON object instead of the tables.
+    """
+    machine = prepare_process(MachineConfig())
+    shape, config = quickstart()
+    config = replace(config, maximum_prompt=prompt)
+    peak, memory = measure_matrix_peak(machine.precision), memory_speed()
+    rollout = measure_rollout(shape, machine, rows, prompt, tokens, peer)
+    step = measure_step(shape, config, machine, prompt, iterations)
+    floors = step_floors(shape, config, prompt, peak, memory)
+    result = {
+        "rollout": rollout,
+        "step": {
+            part: {
+                "seconds": step[f"seconds/{part}"],
+                "floor_seconds": floors[part],
+                "share_of_floor": floors[part] / step[f"seconds/{part}"],
+            }
+            for part in PARTS
+        },
+        "rollouts": config.rollouts,
+        "peak_gflops": peak,
+        "memory_gigabytes_per_second": memory / 1e9,
+    }
+    print(json_module.dumps(result, indent=2)) if json else print_tables(result)
+    return 0
+
+
+def quickstart() -> tuple[ModelConfig, PPOConfig]:
+    """The shipped recipe's model shape and PPO settings."""
+    stages = load_stage_recipe("quickstart").stages
+    pretrain, tokenizer, config = stages["pretrain"], stages["tokenizer"], stages["ppo"]
+    assert isinstance(pretrain, PretrainConfig)
+    assert isinstance(tokenizer, TokenizerConfig)
+    assert isinstance(config, PPOConfig)
+    return replace(pretrain.model, vocabulary_size=tokenizer.vocabulary_size), config
+
+
+def random_decoder(shape: ModelConfig, seed: int) -> Decoder:
+    decoder = Decoder(shape).eval()
+    decoder.initialise(torch.Generator().manual_seed(seed))
+    return decoder
+
+
+def random_prompts(shape: ModelConfig, rows: int, length: int) -> list[list[int]]:
+    chance = torch.Generator().manual_seed(1)
+    found: list[list[int]] = torch.randint(
+        1, shape.vocabulary_size, (rows, length), generator=chance
+    ).tolist()
+    return found
+
+
+def fastest(run: Callable[[], object], times: int = 3) -> float:
+    """Seconds of the fastest of several runs, after one that does not count."""
+    run()
+    seconds = []
+    for _ in range(times):
+        started = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
+
+
+def memory_speed() -> float:
+    """Bytes a second that all threads read from memory."""
+    block = torch.ones(64 << 20)
+    return block.nbytes / fastest(block.sum, 5)
+
+
+def measure_rollout(
+    shape: ModelConfig,
+    machine: ResolvedMachine,
+    rows: int,
+    prompt: int,
+    tokens: int,
+    peer: bool,
+) -> dict[str, float]:
+    """Tokens a second, prompt reading included, in each way of writing."""
+    decoder, prompts = random_decoder(shape, 0), random_prompts(shape, rows, prompt)
+    written = rows * tokens
+    with_cache = written / fastest(
+        lambda: generate(decoder, prompts, SamplingSettings(tokens), machine=machine)
+    )
+    without = written / fastest(lambda: write_without_cache(decoder, prompts, tokens, machine), 1)
+    result = {
+        "rows": float(rows),
+        "prompt_tokens": float(prompt),
+        "new_tokens": float(tokens),
+        "tokens_per_second": with_cache,
+        "without_cache_tokens_per_second": without,
+        "ratio": with_cache / without,
+    }
+    if peer:
+        run = peer_generate(shape, prompts, tokens)
+        result["peer_tokens_per_second"] = written / fastest(run, 2)
+        result["peer_ratio"] = with_cache / result["peer_tokens_per_second"]
+    return result
+
+
+def write_without_cache(
+    decoder: Decoder, prompts: Sequence[Sequence[int]], tokens: int, machine: ResolvedMachine
+) -> torch.Tensor:
+    """Read everything again for each token, in the same precision and with the same sampling."""
+    tokens_bt = torch.tensor(prompts)
+    uniform_bn = torch.rand(
+        len(prompts), tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(2)
+    )
+    settings = SamplingSettings(tokens)
+    with evaluation_mode(decoder), machine.autocast():
+        for number in range(tokens):
+            logits_bv = decoder.logits(decoder(tokens_bt)[:, -1]).float()
+            drawn_b = choose_tokens(logits_bv, settings, uniform_bn[:, number])
+            tokens_bt = torch.cat([tokens_bt, drawn_b[:, None]], dim=1)
+    return tokens_bt
+
+
+def peer_generate(
+    shape: ModelConfig, prompts: Sequence[Sequence[int]], tokens: int
+) -> Callable[[], object]:
+    """transformers' sampling at the same shape, with its own cache, in float32."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=shape.vocabulary_size,
+            n_positions=shape.context,
+            n_embd=shape.width,
+            n_layer=shape.layers,
+            n_head=shape.heads,
+            bos_token_id=0,
+            eos_token_id=0,
+            pad_token_id=0,
+        )
+    ).eval()
+    tokens_bt = torch.tensor(prompts)
+    return lambda: model.generate(
+        input_ids=tokens_bt,
+        attention_mask=torch.ones_like(tokens_bt),
+        do_sample=True,
+        min_new_tokens=tokens,
+        max_new_tokens=tokens,
+    )
+
+
+def measure_step(
+    shape: ModelConfig, config: PPOConfig, machine: ResolvedMachine, prompt: int, iterations: int
+) -> dict[str, float]:
+    """The fastest time of each part of a PPO step, after a step that does not count."""
+    policy, reference = random_decoder(shape, 0), random_decoder(shape, 0)
+    scalar = [ScalarModel(random_decoder(shape, 3)) for _ in range(2)]
+    for model in scalar:
+        model.initialise_head(torch.Generator().manual_seed(4))
+    trainer = PPOTrainer(
+        policy,
+        scalar[0],
+        reference,
+        scalar[1],
+        random_prompts(shape, config.rollouts, prompt),
+        stop_token=0,
+        config=config,
+        pretraining=lambda number: pretraining_rows(shape, config.ptx_rows, number),
+        machine=machine,
+    )
+    steps = [trainer.step(number) for number in range(iterations + 1)][1:]
+    return {f"seconds/{part}": min(row[f"seconds/{part}"] for row in steps) for part in PARTS}
+
+
+def pretraining_rows(shape: ModelConfig, rows: int, number: int) -> Any:
+    """Random text for PPO-ptx, a document a row."""
+    tokens_bt = np.random.default_rng(number).integers(
+        0, shape.vocabulary_size, (rows, shape.context)
+    )
+    positions_bt = np.broadcast_to(np.arange(shape.context), tokens_bt.shape).copy()
+    documents_bt = np.zeros(tokens_bt.shape, dtype=np.int32)
+    return Batch(tokens_bt, np.roll(tokens_bt, -1, axis=1), documents_bt, positions_bt)
+
+
+def step_floors(
+    shape: ModelConfig, config: PPOConfig, prompt: int, peak: float, memory: float
+) -> dict[str, float]:
+    """Least seconds of each part: matrix products at the peak, and the cache's reading."""
+    length = prompt + config.maximum_response
+    forward = shape.training_flops_per_token(length) / 3 / (peak * 1e9)
+    read = config.rollouts * length * forward
+    cached = sum(range(prompt, length)) * config.rollouts * shape.cache_bytes_per_token()
+    text = config.ptx_rows * shape.context if config.ptx_coefficient else 0
+    updates = config.inner_epochs * (config.rollouts // config.minibatch)
+    ptx = updates * text * shape.training_flops_per_token() / (peak * 1e9)
+    return {
+        "rollout": read + cached / memory,
+        "score": 4 * read,  # policy, reference, value and reward model
+        "update": config.inner_epochs * 2 * 3 * read + ptx,  # policy and value model
+    }
+
+
+def print_tables(result: dict[str, Any]) -> None:
+    rollout, step = result["rollout"], result["step"]
+    table = Table(
+        title=f"Rollout: {rollout['rows']:.0f} prompts of {rollout['prompt_tokens']:.0f} tokens, "
+        f"{rollout['new_tokens']:.0f} written each"
+    )
+    for column in ("way of writing", "tokens/s", "lmsmith is faster by"):
+        table.add_column(column, justify="left" if column == "way of writing" else "right")
+    table.add_row("lmsmith, with cache", f"{rollout['tokens_per_second']:,.0f}", "")
+    table.add_row(
+        "the same without cache",
+        f"{rollout['without_cache_tokens_per_second']:,.0f}",
+        f"{rollout['ratio']:.1f}×",
+    )
+    if "peer_ratio" in rollout:
+        table.add_row(
+            "transformers, with cache, float32",
+            f"{rollout['peer_tokens_per_second']:,.0f}",
+            f"{rollout['peer_ratio']:.1f}×",
+        )
+    console = Console()
+    console.print(table)
+    total = sum(part["seconds"] for part in step.values())
+    table = Table(
+        title=f"A PPO step of {result['rollouts']} rollouts",
+        caption=f"floor: products at {result['peak_gflops']:,.0f} GFLOP/s, the cache's reading at "
+        f"{result['memory_gigabytes_per_second']:.0f} GB/s",
+    )
+    for column in ("part", "seconds", "share", "floor (s)", "floor / time"):
+        table.add_column(column, justify="left" if column == "part" else "right")
+    for part, found in step.items():
+        table.add_row(
+            part,
+            f"{found['seconds']:.2f}",
+            f"{found['seconds'] / total:.0%}",
+            f"{found['floor_seconds']:.2f}",
+            f"{found['share_of_floor']:.0%}",
+        )
+    console.print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(tyro.cli(main))
