@@ -74,8 +74,8 @@ class EvaluateConfig:
         frontier_snapshots: at most so many snapshots, evenly spread; 0 leaves the curve out.
     """
 
-    document_bytes: int = 400_000
-    conversations: int = 120
+    document_bytes: int = 300_000
+    conversations: int = 80
     prompts: int = 500
     prompts_per_conversation: int = 2
     minimum_tokens: int = 3
@@ -83,8 +83,8 @@ class EvaluateConfig:
     maximum_prompt: int = 96
     temperature: float = 1.0
     top_p: float = 1.0
-    frontier_prompts: int = 150
-    frontier_snapshots: int = 6
+    frontier_prompts: int = 100
+    frontier_snapshots: int = 4
 
     def check(self) -> list[tuple[str, object, str, str]]:
         """Values out of range and contradictions, as (key, value, expected, mend)."""

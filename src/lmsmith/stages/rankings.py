@@ -62,7 +62,7 @@ class RankingsConfig:
             the rankings of the judge, which nothing else sees.
         prompts: most prompts for training and validation together.
         prompts_per_conversation: most prompts of one conversation, evenly spread over it.
-        samples: replies drawn from the policy for a prompt.
+        samples: replies drawn from the policy for a prompt; K is less where some are dropped.
         other_replies: people's replies from other conversations for a prompt.
         minimum_tokens, maximum_tokens: length of every candidate, its end of turn not counted.
         maximum_prompt: most tokens of a prompt; the oldest turns are dropped beyond it. Reading
@@ -282,8 +282,7 @@ class Collector:
             stop_tokens=(self.tokenizer.end_of_turn,),
             seed=derive_seed(seed, "samples", number),
         )
-        # One more than asked for makes up for those that are dropped.
-        draws = config.samples + 1 if config.samples else 0
+        draws = config.samples
         asked = [each.tokens for each in prompts for _ in range(draws)]
         replies = generate(self.policy, asked, settings) if asked else []
         counts: Counter[str] = Counter(sampled=len(replies), sampled_tokens=sum(map(len, replies)))
@@ -294,11 +293,10 @@ class Collector:
                 ("elsewhere", text)
                 for text in replies_from_elsewhere(each, by_length, config.other_replies, seed)
             ]
-            most = len(candidates) + config.samples
             for reply in replies[place * draws : (place + 1) * draws]:
                 text, problem = self.judge_sample(reply, [text for _, text in candidates])
                 counts[problem] += 1
-                if not problem and len(candidates) < most:
+                if not problem:
                     candidates.append(("policy", text))
             if len(candidates) < 2:
                 counts["without_candidates"] += 1

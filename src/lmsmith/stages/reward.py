@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lmsmith.core.errors import UserError
 from lmsmith.core.runs import StageFolder, derive_seed
 from lmsmith.corpus.rows import read_rankings
+from lmsmith.models.decoder import EXPLICIT_ATTENTION_CONTEXT, Block, Decoder
 from lmsmith.models.folder import load_decoder, load_tokenizer, save_model
 from lmsmith.models.heads import ScalarModel
 from lmsmith.rlhf.candidates import (
@@ -41,7 +42,8 @@ class RewardConfig:
     """Settings of the reward model's training.
 
     Attributes:
-        epochs: passes over the rankings; fewer when held-out accuracy stops rising.
+        epochs: passes over the rankings; fewer when held-out accuracy stops rising. A second
+            pass over a few thousand prompts overfits a small model.
         batch_prompts: prompts of an update, each with all its responses.
         dropout: on the residual branches, embeddings and attention, in training only.
         frozen_layers: so many of the lowest layers, and the embeddings, stay as they were; −1
@@ -54,12 +56,12 @@ class RewardConfig:
         patience: stop after so many looks without a better one; 0 never stops.
     """
 
-    epochs: int = 3
-    batch_prompts: int = 32
-    dropout: float = 0.1
+    epochs: int = 1
+    batch_prompts: int = 16
+    dropout: float = 0.0
     frozen_layers: int = -1
     optimiser: OptimiserConfig = field(
-        default_factory=lambda: OptimiserConfig(learning_rate=1e-4, weight_decay=0.01)
+        default_factory=lambda: OptimiserConfig(learning_rate=2e-4, weight_decay=0.01)
     )
     schedule: Schedule = "cosine"
     warmup: int = 10
@@ -102,6 +104,7 @@ def run(config: RewardConfig, inputs: Mapping[str, Path], out: StageFolder) -> d
     model = ScalarModel(decoder)
     model.initialise_head(torch.Generator().manual_seed(derive_seed(out.seed, "head")))
     decoder.set_dropout(config.dropout)
+    attend_explicitly(decoder)
     freeze_layers(model, config.frozen_layers)
     optimiser = Optimiser(model, config.optimiser, matrices=[decoder.blocks])
     batches = ranking_batches(
@@ -227,6 +230,17 @@ def freeze_layers(model: ScalarModel, layers: int) -> None:
     for module in [*frozen, *decoder.blocks[:layers]]:
         for parameter in module.parameters():
             parameter.requires_grad_(False)
+
+
+def attend_explicitly(decoder: Decoder) -> None:
+    """Hold all attention scores at once where they are few.
+
+    The fused kernel's backward pass under a mask took 40 % of a training step on a CPU; without
+    it a step takes about three quarters of the time, and gives the same numbers up to rounding.
+    """
+    for block in decoder.blocks:
+        assert isinstance(block, Block)
+        block.attention.explicit = decoder.config.context <= EXPLICIT_ATTENTION_CONTEXT
 
 
 class BestWeights:
