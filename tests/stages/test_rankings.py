@@ -93,7 +93,7 @@ def test_the_human_reply_is_first_and_the_others_tie(made: Path, inputs: dict[st
         turns = [m for m in row["prompt"] if m["role"] != "system"]
         assert row["prompt"] == system + turns
         assert turns == history[-len(turns) :]
-    assert sum(len(row["responses"]) == 4 for row in all_rows(made)) > len(all_rows(made)) / 2
+    assert sum(len(row["responses"]) == 4 for row in all_rows(made)) > 5
 
 
 def test_files_read_back_as_rankings(made: Path) -> None:

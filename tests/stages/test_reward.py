@@ -22,7 +22,7 @@ from lmsmith.core.files import write_jsonl
 from lmsmith.core.metrics import read_metrics
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.core.signals import StopSignal
-from lmsmith.corpus.rows import read_rankings
+from lmsmith.corpus.rows import Ranking, read_rankings
 from lmsmith.models.folder import load_scalar_model
 from lmsmith.models.heads import ScalarModel
 from lmsmith.rlhf.candidates import EncodedRanking, encode_rankings, score_rankings
@@ -98,14 +98,13 @@ def test_it_learns_the_preference(made: tuple[Path, dict[str, float]]) -> None:
     path, metrics = made
     assert metrics["validation_accuracy"] > 0.9
     assert metrics["longer_wins_validation_accuracy"] < 0.7
+    # and scores whole sequences as the rankings' rows were scored
     model = load_scalar_model(path / "model")
-    ask = [TOKENIZER.end_of_text, TOKENIZER.user, *TOKENIZER.encode("what"), TOKENIZER.end_of_turn,
-           TOKENIZER.assistant]  # fmt: skip
-    tails = [
-        [*TOKENIZER.encode(text), TOKENIZER.end_of_turn] for text in ("I like tea", "I like it")
-    ]
-    liked, other = score_sequences(model, [ask + tail for tail in tails], MACHINE).tolist()
-    assert liked > other
+    fresh, _ = encode_rankings(TOKENIZER, [Ranking(**row) for row in rankings(30, 5, "f")], 64)  # type: ignore[arg-type]
+    liked = [r.prompt + r.responses[i] for r in fresh for i in r.best]
+    others = [r.prompt + s for r in fresh for i, s in enumerate(r.responses) if i not in r.best]
+    means = [float(score_sequences(model, each, MACHINE).mean()) for each in (liked, others)]
+    assert means[0] > means[1] + 0.5
 
 
 def test_the_best_look_is_what_is_saved(

@@ -193,7 +193,7 @@ def likelihoods(
                 tokens_n = torch.tensor([token for tokens in ranking.responses for token in tokens])
                 log_probs_nv = decoder.logits(hidden_btd[row, columns]).float().log_softmax(dim=-1)
                 each_n = log_probs_nv.gather(1, tokens_n[:, None])[:, 0]
-                pieces = each_n.split([len(response) for response in ranking.responses])
+                pieces = torch.split(each_n, [len(response) for response in ranking.responses])
                 found[index] = [float(piece.sum()) for piece in pieces]
     return found
 
