@@ -81,15 +81,11 @@ def test_masks_and_positions_by_hand() -> None:
     assert attention_bias(None, torch.float32) is None
 
 
-@pytest.mark.parametrize("block", [4, 9, 512])
+@pytest.mark.parametrize("block", [1, 4, 9, 64])
 @pytest.mark.parametrize("masked", [True, False])
 def test_explicit_attention_equals_the_fused_kernel(masked: bool, block: int) -> None:
-    generator = torch.Generator().manual_seed(3)
-    parts = [torch.randn(2, 3, 9, 4, generator=generator) for _ in range(3)]
-    documents = torch.tensor([[0] * 4 + [1] * 5, [0] * 9])
-    bias = attention_bias(packed_mask(documents), torch.float32) if masked else None
-    direction = torch.randn(2, 3, 9, 4, generator=generator)
-    results, gradients = [], []
+    parts, direction, bias = attention_case(masked)
+    found = []
     for explicit in (True, False):
         query, key, value = (part.clone().requires_grad_() for part in parts)
         if explicit:
@@ -98,11 +94,34 @@ def test_explicit_attention_equals_the_fused_kernel(masked: bool, block: int) ->
             mixed = F.scaled_dot_product_attention(
                 query, key, value, attn_mask=bias, is_causal=bias is None
             )
-        gradients.append(torch.autograd.grad(mixed, (query, key, value), direction))
-        results.append(mixed.detach())
-    torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-6)
-    for one, other in zip(*gradients, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+        found.append((mixed, *torch.autograd.grad(mixed, (query, key, value), direction)))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_explicit_attention_in_bf16_is_close_and_in_its_type() -> None:
+    parts, direction, bias = attention_case(masked=True)
+    exact = [part.clone().requires_grad_() for part in parts]
+    rounded = [part.bfloat16().requires_grad_() for part in parts]
+    results = []
+    for leaves in (exact, rounded):
+        mixed = explicit_attention(*leaves, bias, 4)
+        grown = torch.autograd.grad(mixed, leaves, direction.to(mixed.dtype))
+        results.append((mixed.detach(), *grown))
+    for one, other in zip(*results, strict=True):
+        assert other.dtype == torch.bfloat16
+        assert float((one - other.float()).norm() / one.norm()) < 0.03
+
+
+def attention_case(masked: bool) -> tuple[list[Tensor], Tensor, Tensor | None]:
+    """Query, key and value (2, 3, 9, 4), a direction, and the bias of two packed rows."""
+    generator = torch.Generator().manual_seed(3)
+    query, key, value, direction = (
+        2 * torch.randn(2, 3, 9, 4, generator=generator) for _ in range(4)
+    )
+    documents = torch.tensor([[0] * 4 + [1] * 5, [0] * 9])
+    bias = attention_bias(packed_mask(documents), torch.float32) if masked else None
+    return [query, key, value], direction, bias
 
 
 def test_a_cache_keeps_the_rows_it_is_told_to() -> None:

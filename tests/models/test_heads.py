@@ -29,11 +29,11 @@ def test_values_are_the_heads_less_the_shift() -> None:
     assert all(parameter is not model.shift for parameter in model.parameters())
 
 
-def test_the_head_begins_with_variance_one_over_width_and_one() -> None:
+def test_the_head_begins_with_a_tenth_of_one_over_the_root_of_width_and_one() -> None:
     with torch.device("meta"):
         decoder = Decoder(ModelConfig(1, 4096, 2, 4, 4))
     model = ScalarModel(decoder)
     model.initialise_head(torch.Generator().manual_seed(4))
-    spread = float(model.head.weight.std()) * math.sqrt(4097)
+    spread = float(model.head.weight.std()) * 10 * math.sqrt(4097)
     assert abs(spread - 1) < 0.06  # 5 / √(2 · 4096)
     assert float(model.head.bias) == 0.0
