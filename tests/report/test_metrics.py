@@ -102,8 +102,9 @@ def test_the_recipe_may_stand_flat_in_its_file(whole_run: Path) -> None:
 
 
 def test_an_unknown_folder_is_named_with_the_runs_near_it(
-    partial_run: Callable[..., Path], tmp_path: Path
+    partial_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # the runs of the working folder count as near
     partial_run("data", name="quickstart")
     partial_run("data", name="evening")
     with pytest.raises(UserError) as error:
@@ -121,7 +122,10 @@ def test_a_stage_or_the_folder_of_runs_is_not_a_run_but_leads_to_one(whole_run: 
         assert str(whole_run) in error.value.mend
 
 
-def test_where_no_run_is_near_the_message_says_how_to_make_one(tmp_path: Path) -> None:
+def test_where_no_run_is_near_the_message_says_how_to_make_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     file = tmp_path / "deep" / "file.txt"
     file.parent.mkdir()
     file.write_text("not a run")
