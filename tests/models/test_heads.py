@@ -37,3 +37,15 @@ def test_the_head_begins_with_a_tenth_of_one_over_the_root_of_width_and_one() ->
     spread = float(model.head.weight.detach().std()) * 10 * math.sqrt(4097)
     assert abs(spread - 1) < 0.06  # 5 / √(2 · 4096)
     assert float(model.head.bias.detach()) == 0.0
+
+
+def test_close_rewards_are_no_ties_in_bf16() -> None:
+    decoder = Decoder(CONFIG)
+    decoder.initialise(torch.Generator().manual_seed(0))
+    model = ScalarModel(decoder).eval()
+    model.initialise_head(torch.Generator().manual_seed(1))
+    tokens = torch.randint(20, (40, 16), generator=torch.Generator().manual_seed(2))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        values = model(tokens)
+    assert values.dtype == torch.float32
+    assert len(values.unique()) > 0.95 * values.numel()

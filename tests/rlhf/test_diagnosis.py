@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from lmsmith.rlhf.diagnosis import WINDOW, diagnose
+from lmsmith.rlhf.diagnosis import WINDOW, diagnose, diagnose_frontier
 
 Row = dict[str, float]
 
@@ -42,8 +42,6 @@ def changed(name: str, first: float, last: float) -> list[Row]:
 
 def test_a_healthy_run_is_left_alone_at_every_iteration() -> None:
     rows = healthy(60)
-    for row in rows[::10]:
-        row["judge/scores"] = row["objective/scores"]
     for count in range(len(rows) + 1):
         assert names(rows[:count]) == []
 
@@ -68,14 +66,37 @@ def test_each_trouble_has_its_name_and_a_cause(
     assert words in diagnose(history, 20.0)[0][1]
 
 
-def test_a_reward_that_rises_while_the_judge_falls() -> None:
-    rows = healthy()
-    for number, score in ((9, 0.5), (19, 0.3), (29, 0.1)):
-        rows[number]["judge/scores"] = score
-    assert names(rows) == ["overoptimisation"]
-    for number in (9, 19, 29):
-        rows[number]["judge/scores"] *= -1
-    assert names(rows) == []
+def frontier(reward: list[float], judge: list[float]) -> list[Row]:
+    return [
+        {"kl": 2.0 * step, "reward": r, "judge": j}
+        for step, (r, j) in enumerate(zip(reward, judge, strict=True))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("reward", "judge", "told"),
+    [
+        ([0.0, 0.5, 1.0], [0.0, 0.3, -0.1], True),  # ends below where it began
+        ([0.0, 0.5, 0.8, 1.0], [0.0, 0.9, 0.5, 0.2], True),  # falls for two steps
+        ([0.0, 0.5, 0.8, 1.0], [0.0, 0.5, 0.9, 0.8], False),  # one step down is no news
+        ([0.0, 0.5, 0.8, 0.4], [0.0, 0.9, 0.5, 0.2], False),  # the reward falls with it
+        ([1.0, 0.5, 0.2], [0.5, 0.3, 0.1], False),  # nothing was optimised
+        ([0.0], [0.0], False),
+    ],
+)
+def test_a_reward_that_rises_while_the_judge_falls(
+    reward: list[float], judge: list[float], told: bool
+) -> None:
+    sentence = diagnose_frontier(frontier(reward, judge))
+    assert (sentence is not None) == told
+    if sentence is not None:
+        best = 2.0 * judge.index(max(judge))
+        assert f"best at a KL of {best:.1f} nats" in sentence
+
+
+def test_without_a_judge_there_is_nothing_to_fall() -> None:
+    points = [{"kl": 0.0, "reward": 0.0}, {"kl": 9.0, "reward": 5.0}]
+    assert diagnose_frontier(points) is None
 
 
 def test_one_bad_iteration_is_no_news_and_no_budget_no_warning() -> None:

@@ -212,21 +212,42 @@ def test_every_update_reads_pretraining_text_of_its_own() -> None:
     assert seen == list(range(3 * 2 * 2))
 
 
-def test_a_reward_model_is_read_at_the_last_token_and_prompts_take_turns() -> None:
+def test_a_reward_model_is_read_at_the_stop_token_and_prompts_take_turns() -> None:
     reward_model = ScalarModel(toy_policy(4)).eval()
     reward_model.initialise_head(torch.Generator().manual_seed(5))
     trainer = toy_trainer(reward=reward_model)
-    scores = trainer.reward([[5], [6, 7]], [[1, 2, STOP], [3]])
+    full = [1] * 10  # with its prompt, as long as the context of 12
+    scores = trainer.reward([[5], [6, 7], [6, 7]], [[1, 2, STOP], [3], full])
     with torch.no_grad():
         expected = [
             float(reward_model(torch.tensor([tokens]))[0, -1])
-            for tokens in ([5, 1, 2, 0], [6, 7, 3])
+            for tokens in ([5, 1, 2, STOP], [6, 7, 3, STOP], [6, 7, *full[:9], STOP])
         ]
     assert scores.tolist() == pytest.approx(expected, rel=1e-4)
     order = [index for iteration in range(3) for index in trainer._prompt_order(iteration)]
     passes = [order[start : start + 4] for start in range(0, len(order), 4)]
     assert all(sorted(each) == [0, 1, 2, 3] for each in passes)
     assert len({tuple(each) for each in passes}) > 3
+
+
+def test_a_warning_is_not_said_again_after_a_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    class Listener(QuietProgress):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    monkeypatch.setattr(ppo, "diagnose", lambda history, budget: [("x", "odd")])
+    out = StageFolder(tmp_path, 0, MachineConfig(), Listener())
+    config = replace(CONFIG, iterations=4)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "stop_requested", lambda: 2 if len(untimed(out)) == 2 else None)
+        with pytest.raises(Interrupted):
+            toy_trainer(config).fit(out)
+    toy_trainer(config).fit(out)
+    assert said == ["PPO iteration 1: odd"]
 
 
 RESUMED = replace(

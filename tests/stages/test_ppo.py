@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,19 +18,23 @@ from preference_world import (
 )
 
 from lmsmith.core.errors import Interrupted, UserError
-from lmsmith.core.files import read_jsonl
+from lmsmith.core.files import read_jsonl, write_json
 from lmsmith.core.metrics import read_metrics
 from lmsmith.core.runs import StageFolder
+from lmsmith.corpus.mixture import PretrainingBatches
 from lmsmith.corpus.shards import write_shards
 from lmsmith.models.folder import load_decoder, load_scalar_model, save_model
 from lmsmith.models.heads import ScalarModel
 from lmsmith.rlhf.ppo import PPOConfig
-from lmsmith.stages.ppo import run, snapshot_iterations, source_sizes
+from lmsmith.stages import ppo as stage
+from lmsmith.stages.ppo import run, snapshot_iterations
+from lmsmith.stages.pretrain import MIXTURE_FILE
 from lmsmith.training import loop
 from lmsmith.training.optimiser import OptimiserConfig
 
 TOKENIZER = make_tokenizer()
 FAST = OptimiserConfig(learning_rate=2e-3, weight_decay=0.0, epsilon=1e-5)
+SHARES = [75.0, 25.0]
 CONFIG = PPOConfig(
     iterations=4,
     rollouts=16,
@@ -61,6 +66,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             TOKENIZER.end_of_text,
             TOKENIZER.vocabulary_size,
         )
+    write_json(folder / "pretrain" / MIXTURE_FILE, SHARES)
     return {
         "data": data, "reward": folder / "reward", "pretrain": folder / "pretrain", **models
     }  # fmt: skip
@@ -139,11 +145,18 @@ def test_a_stopped_run_ends_with_the_same_bits(
         assert (out / name).read_bytes() == (made[0] / name).read_bytes(), name
 
 
-def test_ptx_reads_sources_by_their_size(inputs: dict[str, Path]) -> None:
-    sizes = source_sizes(inputs["pretrain"] / "shards")
-    assert len(sizes) == 2
-    assert sizes[0] != sizes[1]
-    assert sum(sizes) > 100
+def test_ptx_reads_the_mixture_that_pretraining_read(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Sequence[float]] = []
+
+    def spy(sources: object, weights: Sequence[float], **settings: int) -> PretrainingBatches:
+        given.append(weights)
+        return PretrainingBatches(sources, weights, **settings)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(stage, "PretrainingBatches", spy)
+    run(replace(CONFIG, iterations=1), inputs, stage_folder(tmp_path / "ppo"))
+    assert given == [SHARES]
 
 
 def test_no_prompt_that_fits_is_one_clear_message(inputs: dict[str, Path], tmp_path: Path) -> None:

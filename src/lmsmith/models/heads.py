@@ -45,5 +45,7 @@ class ScalarModel(nn.Module):
     ) -> Tensor:
         """Values (batch, length), float32."""
         hidden_btd = self.decoder(tokens_bt, positions_bt, mask_bts)
-        values_bt: Tensor = self.head(hidden_btd)[..., 0].float()
+        # Rounded to bf16, rewards that differ by less than 1 % would be ties.
+        with torch.autocast(hidden_btd.device.type, enabled=False):
+            values_bt: Tensor = self.head(hidden_btd.float())[..., 0]
         return values_bt - self.shift

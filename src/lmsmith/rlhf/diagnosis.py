@@ -88,15 +88,30 @@ def diagnose(
                 "maximum_response.",
             )
         )
-    reward_rose = recent("objective/scores") > early("objective/scores") + 0.1
-    judged = [row["judge/scores"] for row in history if "judge/scores" in row]
-    if reward_rose and len(judged) >= 3 and judged[-1] < judged[-2] < judged[-3]:
-        found.append(
-            (
-                "overoptimisation",
-                "the reward rises while the judge's score falls: the policy exploits the reward "
-                "model. Stop earlier, raise kl_coefficient, or train the reward model on the "
-                "policy's own replies.",
-            )
-        )
     return found
+
+
+def diagnose_frontier(points: Sequence[Mapping[str, float]]) -> str | None:
+    """Whether the reward rose while the judge's score fell, as a sentence; None if not.
+
+    The mark of over-optimisation (Gao et al. 2023, section 3): told where the judge ends below
+    where it began, or falls at each of the last two steps along the way.
+
+    Args:
+        points: ``reward`` and ``judge``, mean scores at growing KL, the first of the SFT model.
+    """
+    if len(points) < 2 or not all({"reward", "judge"} <= set(point) for point in points):
+        return None
+    rewards, judged = [p["reward"] for p in points], [p["judge"] for p in points]
+    falls = judged[-1] < judged[0]
+    if len(points) >= 4:
+        falls = falls or (judged[-1] < judged[-2] < judged[-3] and rewards[-1] > rewards[-3])
+    if rewards[-1] <= rewards[0] or not falls:
+        return None
+    best = points[max(range(len(points)), key=judged.__getitem__)]
+    return (
+        f"the reward rose from {rewards[0]:.2f} to {rewards[-1]:.2f} while the judge's score, best "
+        f"at a KL of {best.get('kl', float('nan')):.1f} nats, fell: the policy exploits the reward "
+        "model. Stop earlier, raise ppo.kl_coefficient, or train the reward model on the policy's "
+        "own replies."
+    )

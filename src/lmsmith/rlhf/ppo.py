@@ -33,6 +33,9 @@ from lmsmith.training.machine import ResolvedMachine, prepare_process
 from lmsmith.training.optimiser import Optimiser, OptimiserConfig
 from lmsmith.training.schedule import Schedule, learning_rate_factor
 
+SHORTEST_PROMPT = 8
+"""Tokens a prompt must be allowed: room for a turn's control tokens and a few words."""
+
 
 @dataclass(frozen=True)
 class PPOConfig:
@@ -127,6 +130,15 @@ class PPOConfig:
         for key in ("discount", "trace"):
             if not 0.0 <= getattr(self, key) <= 1.0:
                 problems.append((key, getattr(self, key), "between 0 and 1", f"change {key}"))
+        if 0 < self.maximum_prompt < SHORTEST_PROMPT:
+            problems.append(
+                (
+                    "maximum_prompt",
+                    self.maximum_prompt,
+                    f"{SHORTEST_PROMPT} or more",
+                    "a shorter one holds no turn of a user",
+                )
+            )
         if self.minibatch > 0 and self.rollouts % self.minibatch:
             problems.append(
                 (
@@ -170,8 +182,9 @@ class PPOTrainer:
         policy: trained in place; usually a copy of ``reference``.
         value_model: trained in place; usually a copy of the reward model.
         reference: π_ref of the KL penalty, the SFT model; never changed.
-        reward_model: a `ScalarModel` read at the last token of prompt and response, or any
-            function from prompts and responses (token ids) to rewards.
+        reward_model: a `ScalarModel` read at the stop token after prompt and response, also of
+            a response that was cut off, or any function from prompts and responses (token ids)
+            to rewards.
         prompts: token ids, each ending where the response begins.
         stop_token: the token that ends a response.
         config: settings.
@@ -246,7 +259,14 @@ class PPOTrainer:
             with tempfile.TemporaryDirectory() as folder:
                 quiet = StageFolder(Path(folder), self.seed, MachineConfig(), QuietProgress())
                 return self.fit(quiet, after_iteration)
-        warned: set[str] = set()
+        log = out.metrics_log()
+        # What was said before an interruption is not said again.
+        before = read_metrics(log.path)
+        warned = {
+            name
+            for done in range(1, len(before) + 1)
+            for name, _ in diagnose(before[:done], self.config.kl_budget)
+        }
 
         def evaluate(done: int) -> Mapping[str, float]:
             return after_iteration(done) if after_iteration is not None else {}
@@ -268,7 +288,6 @@ class PPOTrainer:
             "kl": self.kl,
             "samples": self.samples,
         }
-        log = out.metrics_log()
         run_steps(
             steps=self.config.iterations,
             step=step,
@@ -340,7 +359,14 @@ class PPOTrainer:
 
     def _reward_of(self, model: ScalarModel) -> RewardFunction:
         def reward(prompts: list[list[int]], responses: list[list[int]]) -> Tensor:
-            sequences = [p + r for p, r in zip(prompts, responses, strict=True)]
+            sequences = []
+            for prompt, response in zip(prompts, responses, strict=True):
+                # In its training every response had an end, for which a full context loses a
+                # token; that this one had none is the missing-end penalty's affair.
+                if response[-1:] != [self.stop_token]:
+                    room = model.decoder.config.context - len(prompt) - 1
+                    response = [*response[:room], self.stop_token]
+                sequences.append(prompt + response)
             return score_sequences(model, sequences, self.machine)
 
         return reward

@@ -63,19 +63,25 @@ STAGES: tuple[Stage, ...] = (
         "lmsmith.stages.pretrain",
         "PretrainConfig",
         {"data": "data", "tokenizer": "tokenizer"},
+        format=2,
     ),
     Stage("sft", "lmsmith.stages.sft", "SFTConfig", {"data": "data", "base": "pretrain"}),
     Stage(
         "rankings", "lmsmith.stages.rankings", "RankingsConfig", {"data": "data", "policy": "sft"}
     ),
     Stage(
-        "reward", "lmsmith.stages.reward", "RewardConfig", {"rankings": "rankings", "base": "sft"}
+        "reward",
+        "lmsmith.stages.reward",
+        "RewardConfig",
+        {"rankings": "rankings", "base": "sft"},
+        format=2,
     ),
     Stage(
         "ppo",
         "lmsmith.stages.ppo",
         "PPOConfig",
         {"data": "data", "policy": "sft", "reward": "reward", "pretrain": "pretrain"},
+        format=2,
     ),
     Stage(
         "judge_rankings",
@@ -88,6 +94,7 @@ STAGES: tuple[Stage, ...] = (
         "lmsmith.stages.reward",
         "RewardConfig",
         {"rankings": "judge_rankings", "base": "pretrain"},
+        format=2,
     ),
     Stage(
         "evaluate",
@@ -101,6 +108,7 @@ STAGES: tuple[Stage, ...] = (
             "judge_rankings": "judge_rankings",
             "judge": "judge",
         },
+        format=2,
     ),
 )
 

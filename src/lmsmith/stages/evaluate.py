@@ -46,6 +46,7 @@ from lmsmith.rlhf.candidates import (
     score_rankings,
     score_table,
 )
+from lmsmith.rlhf.diagnosis import diagnose_frontier
 from lmsmith.rlhf.ranking import correct_pairs, pair_differences
 from lmsmith.rlhf.scoring import response_log_likelihoods
 from lmsmith.tokenizers import Tokenizer
@@ -139,6 +140,8 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Path], out: StageFolder) ->
         metrics |= bootstrap_ratio(kl, seed=bench.seed("kl")).named("ppo.kl")
         metrics |= compare(bench, replies, scores)
         frontier = measure_frontier(bench, kl, scores)
+        if (warning := diagnose_frontier(frontier)) is not None:
+            out.progress.say(f"{out.path.name}: {warning}")
     bench.end()
     write_jsonl(out / "samples.jsonl", sample_rows(bench.prompts, texts, scores))
     write_json(out / "calibration.json", calibration)

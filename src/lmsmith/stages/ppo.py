@@ -15,7 +15,8 @@ from lmsmith.corpus.rows import read_conversations
 from lmsmith.corpus.shards import TokenShards
 from lmsmith.models.folder import load_decoder, load_scalar_model, save_model
 from lmsmith.prompts.selection import select_prompts
-from lmsmith.rlhf.ppo import PPOConfig, PPOTrainer
+from lmsmith.rlhf.ppo import SHORTEST_PROMPT, PPOConfig, PPOTrainer
+from lmsmith.stages.pretrain import MIXTURE_FILE, read_shares
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.machine import resolve_machine
 
@@ -30,7 +31,7 @@ def run(config: PPOConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict
     tokenizer = Tokenizer.load(inputs["policy"] / "model")
     context = reference.config.context
     room = min(config.maximum_prompt, context - config.maximum_response)
-    if room < 8:
+    if context - config.maximum_response < SHORTEST_PROMPT:
         raise UserError(
             f"ppo.maximum_response = {config.maximum_response} leaves no room for a prompt in the "
             f"model's context of {context} tokens",
@@ -54,7 +55,7 @@ def run(config: PPOConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict
     prompts = [prompt.tokens for prompt in chosen]
     pretraining = PretrainingBatches(
         [TokenShards.load(path) for path in sorted((inputs["pretrain"] / "shards").iterdir())],
-        source_sizes(inputs["pretrain"] / "shards"),
+        read_shares(inputs["pretrain"] / MIXTURE_FILE),
         context=context,
         batch_size=config.ptx_rows,
         seed=derive_seed(out.seed, "pretraining"),
@@ -91,11 +92,6 @@ def run(config: PPOConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict
     save_model(out / "model", policy, tokenizer, card | {"metrics": metrics})
     save_model(out / "value", value_model, tokenizer, card)
     return metrics
-
-
-def source_sizes(folder: Path) -> list[float]:
-    """Tokens of each source's shards: the mixture's weights for PPO-ptx."""
-    return [float(TokenShards.load(path).total_tokens) for path in sorted(folder.iterdir())]
 
 
 def snapshot_iterations(config: PPOConfig) -> set[int]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from lmsmith.core.errors import UserError
-from lmsmith.core.files import read_json
+from lmsmith.core.files import read_json, write_json
 from lmsmith.core.runs import StageFolder, derive_seed
 from lmsmith.corpus.mixture import PretrainingBatches
 from lmsmith.corpus.rows import read_documents
@@ -25,6 +26,9 @@ from lmsmith.training.loop import run_steps
 from lmsmith.training.machine import resolve_machine
 from lmsmith.training.optimiser import Optimiser, OptimiserConfig
 from lmsmith.training.schedule import Schedule, learning_rate_factor
+
+MIXTURE_FILE = "mixture.json"
+"""Share of rows from each source of ``shards/``, in their order."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +99,11 @@ def run(config: PretrainConfig, inputs: Mapping[str, Path], out: StageFolder) ->
     sources = tokenize_sources(inputs["data"] / "documents.jsonl", tokenizer, out / "shards")
     total_tokens = sum(source.shards.total_tokens for source in sources.values())
     total_bytes = sum(source.text_bytes for source in sources.values())
+    shares = mixture_shares(sources, read_json(inputs["data"] / "mixture.json"))
+    write_json(out / MIXTURE_FILE, shares)
     batches = PretrainingBatches(
         [source.shards for source in sources.values()],
-        mixture_shares(sources, read_json(inputs["data"] / "mixture.json")),
+        shares,
         context=shape.context,
         batch_size=config.batch_tokens // shape.context,
         seed=derive_seed(out.seed, "batches"),
@@ -194,3 +200,9 @@ def mixture_shares(sources: Mapping[str, Source], weights: object) -> list[float
     return [
         float(known.get(name, 1.0)) * source.shards.total_tokens for name, source in sources.items()
     ]
+
+
+def read_shares(path: Path) -> list[float]:
+    """What `mixture_shares` came to in a pretraining stage, for the PPO stage's PPO-ptx."""
+    shares: Any = read_json(path)
+    return [float(share) for share in shares]
