@@ -158,6 +158,31 @@ def test_the_path_that_is_compiled_gives_the_same_gradients(
     assert_close(plain, gradients(decoder), 1e-5)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_only_training_is_compiled_since_held_out_text_has_many_lengths(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compiled: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        compiled.append(1)
+        return graph.forward
+
+    def traced(block: Block, **options: Any) -> None:
+        nn.Module.compile(block, backend=backend, **options)
+
+    monkeypatch.setattr(Block, "compile", traced)
+    decoder = random_decoder(ModelConfig(2, 24, 3, 32, 41))
+    expected = [decoder(random_tokens(1, length)).detach() for length in (9, 11)]
+    decoder.compile_blocks()
+    with torch.no_grad():
+        for length, hidden in zip((9, 11), expected, strict=True):
+            torch.testing.assert_close(decoder(random_tokens(1, length)), hidden)
+    assert not compiled
+    decoder(random_tokens(1, 9))
+    assert compiled
+
+
 def test_dropout_is_set_everywhere_and_off_in_evaluation() -> None:
     decoder, tokens = random_decoder(), random_tokens(1, 9)
     with torch.no_grad():

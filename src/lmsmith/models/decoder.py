@@ -145,11 +145,15 @@ class Decoder(nn.Module):
         x_btd = self.dropout(x_btd)
         bias_dtype = compute_dtype(x_btd) if cache is None else cache.keys[0].dtype
         bias = attention_bias(mask_bts, bias_dtype)
+        training = torch.is_grad_enabled()
         for layer, block in enumerate(self.blocks):
-            if self.checkpoint_activations and cache is None and torch.is_grad_enabled():
+            if training and self.checkpoint_activations and cache is None:
                 x_btd = checkpoint(block, x_btd, bias, use_reentrant=False)
-            else:
+            elif training:
                 x_btd = block(x_btd, bias, cache, layer)
+            else:
+                # Looks at held-out text come in many lengths, each of which would be compiled.
+                x_btd = block.forward(x_btd, bias, cache, layer)
         if cache is not None:
             cache.length += length
         result: Tensor = self.final_norm(x_btd)
