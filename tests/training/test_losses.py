@@ -98,10 +98,22 @@ def test_bf16_is_close_and_leaves_float32_gradients() -> None:
         assert distance < 0.02
 
 
-def test_chunks_are_even_and_cover_all_rows() -> None:
-    for rows, vocabulary in ((8192, 4096), (1, 50_257), (9000, 50_257), (8192, 3)):
+def test_chunks_cover_all_rows_and_all_but_the_last_are_of_one_size() -> None:
+    for rows, vocabulary in ((8192, 4096), (1, 50_257), (9000, 50_257), (8192, 3), (0, 9)):
         chunks = losses._chunks(rows, vocabulary)
         sizes = [len(range(rows)[chunk]) for chunk in chunks]
         assert sum(sizes) == rows
-        assert max(sizes) - min(sizes) < len(sizes)
-        assert max(sizes) <= 1.5 * max(4096, losses.CHUNK_ELEMENTS // vocabulary)
+        assert len(set(sizes[:-1])) <= 1
+        assert not sizes or 0 < sizes[-1] <= sizes[0]
+
+
+def test_logits_are_made_for_targets_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "CHUNK_ROWS", 8)
+    targets = torch.full((40,), IGNORED)
+    targets[[3, 11, 12, 30, 39]] = 1
+    needed = losses._needed_positions(targets)
+    assert needed is not None
+    assert len(needed) == 8  # the next multiple of 4
+    assert {3, 11, 12, 30, 39} <= set(needed.tolist())
+    assert sorted(set(needed.tolist())) == needed.tolist()
+    assert losses._needed_positions(torch.ones(40, dtype=torch.long)) is None

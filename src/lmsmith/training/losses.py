@@ -105,6 +105,8 @@ def linear_cross_entropy_sum(
     autocast = torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if autocast else hidden.dtype
     hidden_nd, targets_n = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+    if (needed := _needed_positions(targets_n)) is not None:
+        hidden_nd, targets_n = hidden_nd[needed], targets_n[needed]
     with torch.autocast(device, enabled=False):
         if torch.is_grad_enabled() and (hidden.requires_grad or weight_vd.requires_grad):
             loss: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
@@ -119,9 +121,21 @@ def linear_cross_entropy_sum(
         return total
 
 
+def _needed_positions(targets_n: Tensor) -> Tensor | None:
+    """Positions to make logits for, in order; None for all.
+
+    In fine-tuning most positions are not the assistant's. Some of these fill the number up to a
+    multiple of `CHUNK_ROWS` / 2, so that what is compiled meets few shapes.
+    """
+    ignored_n = targets_n == IGNORED
+    granule = max(1, CHUNK_ROWS // 2)
+    count = -(-int((~ignored_n).sum()) // granule) * granule
+    if count >= len(targets_n):
+        return None
+    return ignored_n.to(torch.uint8).argsort(stable=True)[:count].sort().values
+
+
 def _chunks(rows: int, vocabulary: int) -> list[slice]:
-    """Even slices of about `CHUNK_ELEMENTS` logits, or of `CHUNK_ROWS` rows if that is more."""
-    most_rows = max(CHUNK_ROWS, CHUNK_ELEMENTS // vocabulary)
-    count = max(1, round(rows / most_rows))
-    size = max(1, -(-rows // count))
-    return [slice(start, start + size) for start in range(0, rows, size)]
+    """Slices of about `CHUNK_ELEMENTS` logits, or of `CHUNK_ROWS` rows if that is more."""
+    size = max(CHUNK_ROWS, CHUNK_ELEMENTS // vocabulary // CHUNK_ROWS * CHUNK_ROWS)
+    return [slice(start, min(rows, start + size)) for start in range(0, rows, size)]
