@@ -45,9 +45,31 @@ class PaddedBatch:
     def mask_bts(self) -> Tensor:
         return padded_mask(self.valid_bt)
 
+    @property
+    def lengths_b(self) -> Tensor:
+        """Tokens of each row that are no padding."""
+        return self.valid_bt.sum(dim=1)
+
+    @property
+    def prompt_lengths_b(self) -> Tensor:
+        """Tokens of each row's prompt."""
+        return self.valid_bt[:, : self.prompt_length].sum(dim=1)
+
     def rows(self, index: Tensor) -> PaddedBatch:
         """Some rows, in the order of ``index``, with the same padding."""
         return PaddedBatch(self.tokens_bt[index], self.valid_bt[index], self.prompt_length)
+
+    def left_aligned(self) -> Tensor:
+        """The tokens moved to the left, (batch, longest row): all padding stands behind them.
+
+        A causal model's states are then those of each row alone, with no mask and with positions
+        that count from 0, and the columns that are padding in every row are not computed.
+        """
+        first_b = self.prompt_length - self.prompt_lengths_b
+        columns_bt = torch.arange(int(self.lengths_b.max()))[None] + first_b[:, None]
+        inside_bt = columns_bt < (first_b + self.lengths_b)[:, None]
+        moved_bt = self.tokens_bt.gather(1, columns_bt.clamp(max=self.tokens_bt.shape[1] - 1))
+        return moved_bt.masked_fill(~inside_bt, 0)
 
 
 def pad_batch(
@@ -100,11 +122,24 @@ def response_log_probs(
         log_probs_br: log π(token | what is before it), 0 on padding.
         entropy_br: entropy in nats of the distribution each token was drawn from, 0 on padding.
     """
-    hidden_btd = decoder(batch.tokens_bt, batch.positions_bt, batch.mask_bts)
-    before_response = hidden_btd[:, batch.prompt_length - 1 : -1]
-    logits_brv = decoder.logits(before_response).float() / temperature
-    all_log_probs = F.log_softmax(logits_brv, dim=-1)
-    mask = batch.response_mask_br
-    log_probs_br = all_log_probs.gather(2, batch.response_br[..., None])[..., 0]
-    entropy_br = -(all_log_probs.exp() * all_log_probs).sum(dim=-1)
-    return log_probs_br.masked_fill(~mask, 0.0), entropy_br.masked_fill(~mask, 0.0)
+    hidden_btd = decoder(batch.left_aligned())
+    mask_br = batch.response_mask_br
+    rows_n, places_n = mask_br.nonzero(as_tuple=True)
+    # Each token was drawn from the state of the token before it.
+    before_n = batch.prompt_lengths_b[rows_n] - 1 + places_n
+    flat_n = rows_n * hidden_btd.shape[1] + before_n
+    before_nd = hidden_btd.flatten(0, 1).index_select(0, flat_n)
+    logits_nv = decoder.logits(before_nd).float() / temperature
+    all_log_probs_nv = F.log_softmax(logits_nv, dim=-1)
+    log_probs_n = all_log_probs_nv.gather(1, batch.response_br[mask_br][:, None])[:, 0]
+    entropy_n = -(all_log_probs_nv.exp() * all_log_probs_nv).sum(dim=-1)
+    zeros_br = torch.zeros(mask_br.shape)
+    return (
+        zeros_br.masked_scatter(mask_br, log_probs_n),
+        zeros_br.masked_scatter(mask_br, entropy_n),
+    )
+
+
+def length_groups(lengths_b: Tensor, rows: int) -> list[Tensor]:
+    """Indices in groups of at most so many rows of like length, the longest first."""
+    return list(torch.split(lengths_b.argsort(descending=True, stable=True), rows))

@@ -17,7 +17,7 @@ from lmsmith.core.progress import QuietProgress
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.core.runs import StageFolder, derive_seed
 from lmsmith.generation.engine import SamplingSettings, generate
-from lmsmith.models.batching import response_log_probs
+from lmsmith.models.batching import length_groups, response_log_probs
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.heads import ScalarModel
 from lmsmith.rlhf.advantages import generalised_advantages, masked_mean, masked_whiten
@@ -25,7 +25,13 @@ from lmsmith.rlhf.diagnosis import diagnose
 from lmsmith.rlhf.kl import Control, KLController
 from lmsmith.rlhf.losses import clipped_policy_loss, clipped_value_loss
 from lmsmith.rlhf.rewards import token_rewards, value_mask
-from lmsmith.rlhf.rollout import RewardFunction, Rollout, score_rollout, state_values
+from lmsmith.rlhf.rollout import (
+    ROWS_AT_ONCE,
+    RewardFunction,
+    Rollout,
+    score_rollout,
+    state_values,
+)
 from lmsmith.rlhf.scoring import score_sequences
 from lmsmith.training.language_model import PackedBatch, accumulate_gradients
 from lmsmith.training.loop import Stateful, run_steps
@@ -450,20 +456,50 @@ class PPOTrainer:
         returns_bs: Tensor,
         index: Tensor,
     ) -> dict[str, float]:
-        """One update of policy and value model on some rows of the rollout; dropout stays off."""
+        """One update of policy and value model on some rows of the rollout; dropout stays off.
+
+        Rows of like length are computed together and their gradients added, each weighted by its
+        share of the tokens, which is the gradient of the mean over the whole minibatch.
+        """
         config = self.config
-        batch = rollout.batch.rows(index)
-        mask_br = batch.response_mask_br
-        with self.machine.autocast():
-            log_probs_br, entropy_br = response_log_probs(self.policy, batch, config.temperature)
+        mask_bs = value_mask(rollout.batch.response_mask_br[index])
+        tokens, states = int(mask_bs[:, 1:].sum()), int(mask_bs.sum())
+        figures: dict[str, float] = {}
+
+        def add(share: float, **values: Tensor) -> None:
+            """Means over the minibatch, of which a group is such a share."""
+            for name, value in values.items():
+                figures[name] = figures.get(name, 0.0) + share * float(value.detach())
+
+        groups = [
+            index[part] for part in length_groups(rollout.batch.lengths_b[index], ROWS_AT_ONCE)
+        ]
+        for group in groups:
+            batch = rollout.batch.rows(group)
+            mask_br = batch.response_mask_br
+            share = int(mask_br.sum()) / tokens
+            with self.machine.autocast():
+                log_probs_br, entropy_br = response_log_probs(
+                    self.policy, batch, config.temperature
+                )
             policy = clipped_policy_loss(
                 log_probs_br,
-                rollout.log_probs_br[index],
-                advantages_br[index],
+                rollout.log_probs_br[group],
+                advantages_br[group],
                 mask_br,
                 config.clip,
             )
-        policy.loss.backward()  # type: ignore[no-untyped-call]
+            (share * policy.loss).backward()  # type: ignore[no-untyped-call]
+            add(
+                share,
+                **{
+                    "loss/policy_avg": policy.loss,
+                    "policy/approxkl_avg": policy.approximate_kl,
+                    "policy/clipfrac_avg": policy.clip_fraction,
+                    "val/ratio": policy.ratio,
+                    "policy/updated_entropy_avg": masked_mean(entropy_br, mask_br),
+                },
+            )
         ptx = 0.0
         if config.ptx_coefficient and self.pretraining is not None:
             ptx, _ = accumulate_gradients(
@@ -473,27 +509,27 @@ class PPOTrainer:
                 weight=config.ptx_coefficient,
             )
         policy_norm = self.policy_optimiser.step(factors[0])
-        with self.machine.autocast():
+        for group in groups:
+            batch = rollout.batch.rows(group)
+            group_mask_bs = value_mask(batch.response_mask_br)
+            share = int(group_mask_bs.sum()) / states
+            with self.machine.autocast():
+                values_bs = state_values(self.value_model, batch)
             value_loss, value_clipped = clipped_value_loss(
-                state_values(self.value_model, batch),
-                rollout.values_bs[index],
-                returns_bs[index],
-                value_mask(mask_br),
+                values_bs,
+                rollout.values_bs[group],
+                returns_bs[group],
+                group_mask_bs,
                 config.value_clip,
             )
-        value_loss.backward()  # type: ignore[no-untyped-call]
+            (share * value_loss).backward()  # type: ignore[no-untyped-call]
+            add(share, **{"loss/value_avg": value_loss, "val/clipfrac_avg": value_clipped})
         value_norm = self.value_optimiser.step(factors[1])
         return {
-            "loss/policy_avg": policy.loss.item(),
-            "loss/value_avg": value_loss.item(),
+            **figures,
             "loss/ptx_avg": ptx,
-            "policy/approxkl_avg": float(policy.approximate_kl),
-            "policy/clipfrac_avg": float(policy.clip_fraction),
             "policy/gradient_norm": policy_norm,
-            "val/clipfrac_avg": float(value_clipped),
             "val/gradient_norm": value_norm,
-            "val/ratio": float(policy.ratio),
-            "policy/updated_entropy_avg": float(masked_mean(entropy_br.detach(), mask_br)),
         }
 
     def _keep_samples(self, iteration: int, rollout: Rollout) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lmsmith.models.batching import PaddedBatch, pad_batch, response_log_probs
+from lmsmith.models.batching import PaddedBatch, length_groups, pad_batch, response_log_probs
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.heads import ScalarModel
 from lmsmith.training.machine import ResolvedMachine, evaluation_mode
@@ -16,7 +16,8 @@ from lmsmith.training.machine import ResolvedMachine, evaluation_mode
 RewardFunction = Callable[[list[list[int]], list[list[int]]], Tensor]
 """Rewards (batch,) of responses to prompts, both as token ids."""
 
-ROWS_AT_ONCE = 64
+ROWS_AT_ONCE = 32
+"""Rows computed together, in scoring and in updates; of like length, so that few are padding."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,14 @@ class Rollout:
 
 
 def state_values(value_model: ScalarModel, batch: PaddedBatch) -> Tensor:
-    """V of every state of the responses: before each token, and after the last; (batch, r + 1)."""
-    values_bt: Tensor = value_model(batch.tokens_bt, batch.positions_bt, batch.mask_bts)
-    return values_bt[:, batch.prompt_length - 1 :]
+    """V of every state of the responses: before each token, and after the last; (batch, r + 1).
+
+    What stands past a response's end means nothing; `rewards.value_mask` tells where that is.
+    """
+    values_bt: Tensor = value_model(batch.left_aligned())
+    states = batch.response_mask_br.shape[1] + 1
+    columns_bs = (batch.prompt_lengths_b - 1)[:, None] + torch.arange(states)
+    return values_bt.gather(1, columns_bs.clamp(max=values_bt.shape[1] - 1))
 
 
 def score_rollout(
@@ -62,23 +68,23 @@ def score_rollout(
 ) -> Rollout:
     """Look at responses with all four models; nothing is trained, dropout is off."""
     batch = pad_batch(prompts, responses)
-    log_probs, reference_log_probs, entropies, values = [], [], [], []
+    log_probs_br = torch.zeros(batch.response_mask_br.shape)
+    reference_log_probs_br, entropy_br = torch.zeros_like(log_probs_br), log_probs_br.clone()
+    values_bs = torch.zeros(len(prompts), log_probs_br.shape[1] + 1)
     with evaluation_mode(policy, reference, value_model), machine.autocast():
-        for start in range(0, len(prompts), ROWS_AT_ONCE):
-            rows = batch.rows(torch.arange(start, min(start + ROWS_AT_ONCE, len(prompts))))
-            log_probs_br, entropy_br = response_log_probs(policy, rows, temperature)
-            log_probs.append(log_probs_br)
-            entropies.append(entropy_br)
-            reference_log_probs.append(response_log_probs(reference, rows, temperature)[0])
-            values.append(state_values(value_model, rows))
+        for group in length_groups(batch.lengths_b, ROWS_AT_ONCE):
+            rows = batch.rows(group)
+            log_probs_br[group], entropy_br[group] = response_log_probs(policy, rows, temperature)
+            reference_log_probs_br[group] = response_log_probs(reference, rows, temperature)[0]
+            values_bs[group] = state_values(value_model, rows)
     ended_b = torch.tensor([stop_token in response[-1:] for response in responses])
     scores_b = reward([list(p) for p in prompts], [list(r) for r in responses]).float()
     return Rollout(
         batch=batch,
-        log_probs_br=torch.cat(log_probs),
-        reference_log_probs_br=torch.cat(reference_log_probs),
-        entropy_br=torch.cat(entropies),
-        values_bs=torch.cat(values),
+        log_probs_br=log_probs_br,
+        reference_log_probs_br=reference_log_probs_br,
+        entropy_br=entropy_br,
+        values_bs=values_bs,
         scores_b=scores_b - missing_end_penalty * (~ended_b),
         ended_b=ended_b,
     )

@@ -23,8 +23,8 @@ def score_sequences(
     with evaluation_mode(model), machine.autocast():
         for group in length_batches([len(s) for s in sequences], TOKENS_AT_ONCE):
             batch = pad_batch([sequences[i] for i in group])
-            values_bt = model(batch.tokens_bt, batch.positions_bt, batch.mask_bts)
-            scores_n[group] = values_bt[:, -1]
+            values_bt = model(batch.left_aligned())
+            scores_n[group] = values_bt.gather(1, batch.lengths_b[:, None] - 1)[:, 0]
     return scores_n
 
 
