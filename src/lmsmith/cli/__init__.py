@@ -82,6 +82,13 @@ COMMANDS: tuple[Command, ...] = (
         ("lmsmith recipes validate my.toml",),
     ),
     Command(
+        "models presets",
+        "lmsmith.cli.models",
+        "list_presets",
+        "list model shapes from GPT-1 to Llama, with their size and cost",
+        ("lmsmith models presets", "lmsmith models presets --json"),
+    ),
+    Command(
         "doctor",
         "lmsmith.cli.doctor",
         "doctor",

@@ -154,7 +154,7 @@ def total_nats(
             # Padding stands on the right, where no token before it attends to it.
             hidden_btd = decoder(tokens_bt)
             total += float(
-                linear_cross_entropy_sum(hidden_btd, decoder.token_embedding.weight, targets_bt)
+                linear_cross_entropy_sum(hidden_btd, decoder.unembedding_weight, targets_bt)
             )
             read += tokens_bt.numel()
             if on_tokens is not None:

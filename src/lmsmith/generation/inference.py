@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from lmsmith.models.attention import KeyValueCache
 from lmsmith.models.config import ModelConfig
-from lmsmith.models.decoder import Decoder, FeedForward
+from lmsmith.models.decoder import Decoder
+from lmsmith.models.feed_forward import FeedForward, gelu
 from lmsmith.training.machine import ResolvedMachine
 
 
@@ -31,7 +32,8 @@ class InferenceDecoder:
         with torch.device("meta"):
             self._decoder = Decoder(decoder.config).eval()
         self._decoder.load_state_dict(weights, assign=True)
-        self._unembedding = InferenceLinear(weights["token_embedding.weight"], None, self.dtype)
+        self._decoder.unembedding = None
+        self._unembedding = InferenceLinear(decoder.unembedding_weight, None, self.dtype)
         if self.dtype != torch.float32:
             _replace_linear_layers(self._decoder, self.dtype)
 
@@ -99,7 +101,7 @@ def onednn_linear() -> Any:
 
 
 class _InferenceFeedForward(nn.Module):
-    """`FeedForward` with GELU in the inner layer's kernel."""
+    """`FeedForward` with GELU, in its tanh form, in the inner layer's kernel."""
 
     def __init__(self, layer: FeedForward, dtype: torch.dtype) -> None:
         super().__init__()
@@ -113,7 +115,7 @@ class _InferenceFeedForward(nn.Module):
 
 def _replace_linear_layers(module: nn.Module, dtype: torch.dtype) -> None:
     for name, child in module.named_children():
-        if isinstance(child, FeedForward):
+        if isinstance(child, FeedForward) and child.activation is gelu:
             setattr(module, name, _InferenceFeedForward(child, dtype))
         elif isinstance(child, nn.Linear):
             setattr(module, name, InferenceLinear(child.weight, child.bias, dtype))

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lmsmith.models.banded import banded_attention
 from lmsmith.models.config import ModelConfig
+from lmsmith.models.positions import Rotation, rotate
 
 EXPLICIT_BLOCK = 512
 """Queries of a block of `explicit_attention`: what is saved by smaller ones, smaller products
@@ -18,29 +20,67 @@ cost more."""
 class KeyValueCache:
     """Keys and values of the tokens seen so far, allocated once.
 
-    ``keys`` and ``values`` are lists, one tensor a layer, of shape (batch, heads, capacity,
-    head_width). ``length`` tokens are filled; every row of the batch shares that column, so
-    prompts of different lengths are padded on the left.
+    ``keys`` and ``values`` are lists, one tensor a layer, of shape (batch, key_value_heads, slots,
+    head_width). ``length`` columns have been seen; every row of the batch shares them, so prompts
+    of different lengths are padded on the left. A dense layer has a slot for each of ``capacity``
+    columns. A banded one has as many as its window, and column c is in slot c mod window, over the
+    one that has left the window.
     """
 
     def __init__(
         self, config: ModelConfig, batch: int, capacity: int, dtype: torch.dtype = torch.float32
     ) -> None:
-        shape = (batch, config.heads, capacity, config.head_width)
-        self.keys = [torch.zeros(shape, dtype=dtype) for _ in range(config.layers)]
-        self.values = [torch.zeros(shape, dtype=dtype) for _ in range(config.layers)]
+        self.windows = [config.window_of(layer) for layer in range(config.layers)]
+        shapes = [
+            (batch, config.shared_heads, min(window or capacity, capacity), config.width_per_head)
+            for window in self.windows
+        ]
+        self.keys = [torch.zeros(shape, dtype=dtype) for shape in shapes]
+        self.values = [torch.zeros(shape, dtype=dtype) for shape in shapes]
         self.capacity = capacity
         self.length = 0
 
     def append(self, layer: int, keys_bhtk: Tensor, values_bhtk: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the new columns of a layer; return all its columns so far.
+        """Store the new columns of a layer; return those that their queries may see.
 
-        The caller moves ``length`` on once every layer has stored its columns.
+        They are the columns that `columns` names. The caller moves ``length`` on once every layer
+        has stored its own.
         """
-        end = self.length + keys_bhtk.shape[2]
+        new = keys_bhtk.shape[2]
+        end = self.length + new
+        window = self.windows[layer]
+        if window and end > window:
+            return (
+                self._roll(self.keys[layer], keys_bhtk, window),
+                self._roll(self.values[layer], values_bhtk, window),
+            )
         self.keys[layer][:, :, self.length : end] = keys_bhtk
         self.values[layer][:, :, self.length : end] = values_bhtk
         return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+
+    def columns(self, window: int, new: int) -> Tensor:
+        """Which columns `append` returns to ``new`` queries of a layer, in its order."""
+        end = self.length + new
+        if not window or end <= window:
+            return torch.arange(end)
+        if new == 1:  # slot by slot, the last column in its own
+            slots = torch.arange(window)
+            return end - 1 - (end - 1 - slots) % window
+        return torch.arange(max(0, self.length - window + 1), end)
+
+    def _roll(self, kept: Tensor, new_bhtk: Tensor, window: int) -> Tensor:
+        """Put new columns over those that have left the window."""
+        new = new_bhtk.shape[2]
+        if new == 1:
+            slot = self.length % window
+            kept[:, :, slot : slot + 1] = new_bhtk
+            return kept
+        earlier = torch.arange(max(0, self.length - window + 1), self.length) % window
+        seen = torch.cat([kept[:, :, earlier], new_bhtk.to(kept.dtype)], dim=2)
+        last = min(new, window)
+        slots = torch.arange(self.length + new - last, self.length + new) % window
+        kept[:, :, slots] = new_bhtk[:, :, new - last :].to(kept.dtype)
+        return seen
 
     def select(self, rows: Tensor) -> None:
         """Keep only these rows of the batch (finished sequences leave, beams are reordered)."""
@@ -177,42 +217,97 @@ def explicit_attention(
     return result
 
 
-class SelfAttention(nn.Module):
-    """Multi-head attention, softmax(QKᵀ/√d_k)V (Vaswani et al. 2017, section 3.2)."""
+Bias = Tensor | list[Tensor] | None
+"""What is added to the scores: of a dense layer one tensor, or none where it is plainly causal; of
+a banded one a tensor for each block of queries."""
 
-    def __init__(self, config: ModelConfig) -> None:
+
+def single_query_attention(
+    query_bhgk: Tensor, key_bhsk: Tensor, value_bhsk: Tensor, bias: Tensor | None
+) -> Tensor:
+    """softmax(QKᵀ/√d_k + bias)V for one new token a row, as a step of generation has it.
+
+    The fused kernel takes some ten times what reading keys and values takes here.
+
+    Args:
+        query_bhgk: the g heads that share keys and values.
+        key_bhsk, value_bhsk: of all columns.
+        bias: added to the scores, (batch, 1, 1, s), or None.
+    """
+    scores = (key_bhsk @ query_bhgk.transpose(-1, -2)).transpose(-1, -2).float()
+    scores = scores * query_bhgk.shape[-1] ** -0.5
+    if bias is not None:
+        scores = scores + bias
+    mixed: Tensor = scores.softmax(dim=-1).to(value_bhsk.dtype) @ value_bhsk
+    return mixed
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention, softmax(QKᵀ/√d_k)V (Vaswani et al. 2017, section 3.2), with queries
+    in groups that share a head of keys and values (Ainslie et al. 2023) if there are fewer."""
+
+    def __init__(self, config: ModelConfig, window: int = 0) -> None:
         super().__init__()
-        self.heads = config.heads
-        self.head_width = config.head_width
-        self.query_key_value = nn.Linear(config.width, 3 * config.width)
-        self.output = nn.Linear(config.width, config.width)
+        self.heads, self.head_width = config.heads, config.width_per_head
+        self.shared_heads = config.shared_heads
+        self.query_key_value = nn.Linear(
+            config.width,
+            (self.heads + 2 * self.shared_heads) * self.head_width,
+            bias=config.query_key_value_bias,
+        )
+        self.output = nn.Linear(
+            self.heads * self.head_width, config.width, bias=config.attention_output_bias
+        )
         self.dropout = config.dropout
+        self.window = window
         self.explicit = False
 
     def forward(
         self,
         x_btd: Tensor,
-        bias_b1ts: Tensor | None = None,
+        bias: Bias = None,
         cache: KeyValueCache | None = None,
         layer: int = 0,
+        rotation: Rotation | None = None,
     ) -> Tensor:
-        batch, length, width = x_btd.shape
-        split = self.query_key_value(x_btd).view(batch, length, 3, self.heads, self.head_width)
-        query, key, value = (part.transpose(1, 2) for part in split.unbind(dim=2))
+        batch, length, _ = x_btd.shape
+        split = self.query_key_value(x_btd).view(batch, length, -1, self.head_width)
+        query, key, value = (
+            part.transpose(1, 2)
+            for part in split.split([self.heads, self.shared_heads, self.shared_heads], dim=2)
+        )
+        if rotation is not None:
+            query, key = rotate(query, rotation), rotate(key, rotation)
         if cache is not None:
             key, value = cache.append(layer, key, value)
             query = query.to(key.dtype)
+        mixed_bhtk = self._mix(query, key, value, bias, from_cache=cache is not None)
+        joined: Tensor = self.output(mixed_bhtk.transpose(1, 2).reshape(batch, length, -1))
+        return joined
+
+    def _mix(
+        self, query: Tensor, key: Tensor, value: Tensor, bias: Bias, *, from_cache: bool
+    ) -> Tensor:
+        """The values that each query's weights add up to, (batch, heads, t, head_width)."""
+        length, group = query.shape[2], self.heads // self.shared_heads
         dropout = self.dropout if self.training else 0.0
-        if self.explicit and cache is None and dropout == 0.0:
-            mixed_bhtk = explicit_attention(query, key, value, bias_b1ts)
+        if group > 1 and length > 1:
+            key, value = (part.repeat_interleave(group, dim=1) for part in (key, value))
+        elif group > 1:  # one query a head: a group's are as many queries of one head
+            query = query.view(query.shape[0], self.shared_heads, group, self.head_width)
+        if from_cache and length == 1 and not isinstance(bias, list):
+            mixed = single_query_attention(query, key, value, bias)
+        elif isinstance(bias, list):
+            mixed = banded_attention(query, key, value, bias, self.window, dropout)
+        elif self.explicit and not from_cache and dropout == 0.0:
+            mixed = explicit_attention(query, key, value, bias)
         else:
-            mixed_bhtk = F.scaled_dot_product_attention(
+            mixed = F.scaled_dot_product_attention(
                 query,
                 key,
                 value,
-                attn_mask=bias_b1ts,
+                attn_mask=bias,
                 dropout_p=dropout,
-                is_causal=bias_b1ts is None and length > 1,
+                is_causal=bias is None and length > 1,
             )
-        joined: Tensor = self.output(mixed_bhtk.transpose(1, 2).reshape(batch, length, width))
-        return joined
+        return mixed.view(mixed.shape[0], self.heads, length, self.head_width)

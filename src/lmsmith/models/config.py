@@ -2,23 +2,77 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
+
+AttentionKind = Literal["dense", "banded"]
+Problems = list[tuple[str, object, str, str]]
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How rotary positions are stretched over a context longer than the trained one.
+
+    Attributes:
+        method: ``none``; ``linear`` divides all frequencies by the factor (Chen et al. 2023);
+            ``dynamic`` raises the base once a sequence is longer than ``original_context`` (NTK
+            aware scaling); ``llama3`` divides the low frequencies only (Llama 3.1); ``yarn``
+            interpolates between both by wavelength and warms the scores (Peng et al. 2023).
+        factor: how much longer the context is.
+        original_context: tokens the model was trained on before it was stretched; not read by
+            ``linear``.
+        low_frequency_factor, high_frequency_factor: ``llama3``: wavelengths longer than
+            original_context / low are divided, those shorter than original_context / high kept.
+        beta_fast, beta_slow: ``yarn``: rotations within the original context above which a
+            frequency is kept, and below which it is divided.
+        attention_factor: ``yarn``: multiplies cosine and sine; 0 means 0.1 ln(factor) + 1.
+        truncate: ``yarn``: round the borders of its ramp to whole dimensions.
+    """
+
+    method: Literal["none", "linear", "dynamic", "llama3", "yarn"] = "none"
+    factor: float = 1.0
+    original_context: int = 0
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float = 0.0
+    truncate: bool = True
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A GPT-2 style decoder (Radford et al. 2019, section 2.3): pre-norm, final norm, learned
-    positions, GELU, tied embeddings.
+    """A decoder. The defaults make it GPT-2 (Radford et al. 2019, section 2.3); GPT-1, GPT-3 and
+    Llama are other choices of the same parts (`lmsmith.models.presets`).
 
     Attributes:
         layers: number of blocks.
         width: size of the residual stream.
-        heads: attention heads; the width must be a multiple of it.
+        heads: attention heads.
         context: longest sequence, in tokens.
         vocabulary_size: rows of the token embedding; 0 in a recipe means the tokenizer's size.
         feed_forward: inner width of the feed-forward layer; 0 means 4 × width.
-        dropout: probability, at the embeddings, the attention weights' output and each residual
-            branch; 0 turns it off.
+        dropout: probability, at the embeddings, the attention weights and each residual branch;
+            0 turns it off.
+        key_value_heads: heads of keys and values, each shared by heads / key_value_heads query
+            heads (Ainslie et al. 2023); 0 means as many as heads.
+        head_width: of one head's query, key and value; 0 means width / heads.
+        norm_position: ``pre``, x + f(norm(x)), with a final norm; ``post``, norm(x + f(x)),
+            without one (Vaswani et al. 2017; GPT-1).
+        norm: ``layer`` (Ba et al. 2016) or ``rms`` (Zhang and Sennrich 2019).
+        norm_epsilon: added to the variance.
+        positions: ``learned`` (a table of ``context`` rows), ``sinusoidal`` (Vaswani et al. 2017,
+            section 3.5, with token embeddings × √width) or ``rotary`` (Su et al. 2021).
+        rope_theta: base of the rotary wavelengths.
+        rope_scaling: how the rotary positions are stretched.
+        activation: of the feed-forward layer: ``gelu_tanh`` (GPT-2's form), ``gelu`` (exact),
+            ``relu``, or ``swiglu``, silu(gate) × inner with a third matrix (Shazeer 2020).
+        query_key_value_bias, attention_output_bias, feed_forward_bias: whether these linear
+            layers add a bias.
+        tied_embeddings: whether the unembedding is the transposed token embedding.
+        attention_pattern: kinds of attention, repeated over the layers: ``dense`` sees everything
+            before, ``banded`` the last ``window`` tokens (Child et al. 2019; GPT-3).
+        window: tokens a banded layer's position sees, itself included.
     """
 
     layers: int = 6
@@ -28,59 +82,186 @@ class ModelConfig:
     vocabulary_size: int = 0
     feed_forward: int = 0
     dropout: float = 0.0
+    key_value_heads: int = 0
+    head_width: int = 0
+    norm_position: Literal["pre", "post"] = "pre"
+    norm: Literal["layer", "rms"] = "layer"
+    norm_epsilon: float = 1e-5
+    positions: Literal["learned", "sinusoidal", "rotary"] = "learned"
+    rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling = field(default_factory=RopeScaling)
+    activation: Literal["gelu_tanh", "gelu", "relu", "swiglu"] = "gelu_tanh"
+    query_key_value_bias: bool = True
+    attention_output_bias: bool = True
+    feed_forward_bias: bool = True
+    tied_embeddings: bool = True
+    attention_pattern: tuple[AttentionKind, ...] = ("dense",)
+    window: int = 0
 
-    def check(self) -> list[tuple[str, object, str, str]]:
+    def check(self) -> Problems:
         """Contradictions between settings, as (key, value, expected, mend)."""
-        problems: list[tuple[str, object, str, str]] = []
+        problems: Problems = []
         for key in ("layers", "width", "heads", "context"):
             if getattr(self, key) < 1:
                 problems.append((key, getattr(self, key), "a positive number", f"raise {key}"))
-        for key in ("vocabulary_size", "feed_forward"):
+        for key in ("vocabulary_size", "feed_forward", "key_value_heads", "head_width", "window"):
             if getattr(self, key) < 0:
                 problems.append((key, getattr(self, key), "0 or more", f"raise {key}"))
-        if self.heads >= 1 and self.width % self.heads:
+        for key in ("norm_epsilon", "rope_theta"):
+            if not getattr(self, key) > 0:
+                problems.append((key, getattr(self, key), "a positive number", f"raise {key}"))
+        problems += self._check_heads()
+        if not 0.0 <= self.dropout < 1.0:
+            problems.append(("dropout", self.dropout, "0 <= dropout < 1", "lower dropout"))
+        return problems + self._check_positions() + self._check_pattern()
+
+    def _check_heads(self) -> Problems:
+        problems: Problems = []
+        if self.heads < 1:
+            return problems
+        if self.head_width == 0 and self.width % self.heads:
             problems.append(
                 (
                     "heads",
                     self.heads,
                     f"a divisor of width ({self.width})",
-                    "choose width and heads so that width / heads is whole",
+                    "choose width and heads so that width / heads is whole, or set head_width",
                 )
             )
-        if not 0.0 <= self.dropout < 1.0:
-            problems.append(("dropout", self.dropout, "0 <= dropout < 1", "lower dropout"))
+        if self.key_value_heads > 0 and self.heads % self.key_value_heads:
+            problems.append(
+                (
+                    "key_value_heads",
+                    self.key_value_heads,
+                    f"a divisor of heads ({self.heads})",
+                    "choose it so that each is shared by as many heads",
+                )
+            )
         return problems
 
+    def _check_positions(self) -> Problems:
+        problems: Problems = []
+        scaling = self.rope_scaling
+        if self.positions == "rotary" and self.heads >= 1 and self.width_per_head % 2:
+            expected, mend = "even with rotary positions", "they turn pairs of dimensions"
+            problems.append(("head_width", self.width_per_head, expected, mend))
+        if self.positions == "sinusoidal" and self.width % 2:
+            expected = "even with sinusoidal positions"
+            problems.append(("width", self.width, expected, "half are sines, half cosines"))
+        if scaling.method == "none":
+            return problems
+        if self.positions != "rotary":
+            expected = 'none unless positions = "rotary"'
+            problems.append(("rope_scaling.method", scaling.method, expected, "leave it out"))
+        if not scaling.factor >= 1.0:
+            expected = "1 or more"
+            problems.append(("rope_scaling.factor", scaling.factor, expected, "raise it"))
+        if scaling.method != "linear" and not 1 <= scaling.original_context <= self.context:
+            problems.append(
+                (
+                    "rope_scaling.original_context",
+                    scaling.original_context,
+                    f"between 1 and the context ({self.context})",
+                    "set it to the context before scaling",
+                )
+            )
+        low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+        if scaling.method == "llama3" and not 0 < low < high:
+            expected = f"between 0 and high_frequency_factor ({high:g})"
+            problems.append(("rope_scaling.low_frequency_factor", low, expected, "lower it"))
+        if scaling.method == "yarn" and not 0 < scaling.beta_slow <= scaling.beta_fast:
+            expected = f"between 0 and beta_fast ({scaling.beta_fast:g})"
+            problems.append(("rope_scaling.beta_slow", scaling.beta_slow, expected, "lower it"))
+        return problems
+
+    def _check_pattern(self) -> Problems:
+        banded = "banded" in self.attention_pattern
+        if not self.attention_pattern:
+            return [("attention_pattern", [], "one kind or more", 'write ["dense"]')]
+        if banded and self.window == 0:
+            return [("window", 0, "a positive number with banded layers", "set window")]
+        if self.window > 0 and not banded:
+            mend = 'write attention_pattern = ["dense", "banded"], or leave window out'
+            return [("window", self.window, "0 without banded layers", mend)]
+        return []
+
     @property
-    def head_width(self) -> int:
-        return self.width // self.heads
+    def width_per_head(self) -> int:
+        """Of one head's query, key and value."""
+        return self.head_width or self.width // self.heads
+
+    @property
+    def shared_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.key_value_heads or self.heads
 
     @property
     def inner_width(self) -> int:
         return self.feed_forward or 4 * self.width
 
     @property
+    def has_final_norm(self) -> bool:
+        """Post-norm blocks end with a norm of their own."""
+        return self.norm_position == "pre"
+
+    def attention_kind(self, layer: int) -> AttentionKind:
+        return self.attention_pattern[layer % len(self.attention_pattern)]
+
+    def window_of(self, layer: int) -> int:
+        """Tokens a position of this layer sees; 0 for all before it."""
+        return self.window if self.attention_kind(layer) == "banded" else 0
+
+    @property
+    def _query_width(self) -> int:
+        return self.heads * self.width_per_head
+
+    @property
+    def _key_value_width(self) -> int:
+        return 2 * self.shared_heads * self.width_per_head
+
+    @property
+    def _block_products(self) -> int:
+        """Weights of one block's matrices."""
+        attention = self.width * (2 * self._query_width + self._key_value_width)
+        matrices = 3 if self.activation == "swiglu" else 2
+        return attention + matrices * self.width * self.inner_width
+
+    @property
     def parameters(self) -> int:
-        """Number of parameters, the tied embedding counted once."""
+        """Number of parameters, a tied embedding counted once."""
         width, inner = self.width, self.inner_width
-        attention = 4 * width * width + 4 * width
-        feed_forward = 2 * width * inner + inner + width
-        norms = 4 * width
-        embeddings = (self.vocabulary_size + self.context) * width
-        return embeddings + self.layers * (attention + feed_forward + norms) + 2 * width
+        gates = inner if self.activation == "swiglu" else 0
+        norm = 2 * width if self.norm == "layer" else width
+        block = self._block_products + 2 * norm
+        block += self.query_key_value_bias * (self._query_width + self._key_value_width)
+        block += self.attention_output_bias * width
+        block += self.feed_forward_bias * (inner + gates + width)
+        embeddings = self.vocabulary_size * width * (1 if self.tied_embeddings else 2)
+        if self.positions == "learned":
+            embeddings += self.context * width
+        return embeddings + self.layers * block + self.has_final_norm * norm
 
     def training_flops_per_token(self, context: int | None = None) -> float:
         """Operations in matrix products for one trained token, forward and backward.
 
         6 × the weights used in products (unembedding included, look-ups not) plus attention's
-        12 × layers × width × (context / 2): half the square, as the mask is causal
-        (Chowdhery et al. 2022, appendix B).
+        12 × heads × head_width × the tokens that a position sees on average, summed over the
+        layers: context / 2 in a dense one, as the mask is causal (Chowdhery et al. 2022,
+        appendix B), and window − window² / (2 × context) in a banded one.
         """
-        width, length = self.width, context or self.context
-        products = self.layers * (4 * width * width + 2 * width * self.inner_width)
-        products += self.vocabulary_size * width
-        return 6.0 * products + 12.0 * self.layers * width * length / 2
+        length = context or self.context
+        products = self.layers * self._block_products + self.vocabulary_size * self.width
+        seen = 0.0
+        for layer in range(self.layers):
+            window = min(self.window_of(layer) or length, length)
+            seen += window - window * window / (2 * length)
+        return 6.0 * products + 12.0 * self._query_width * seen
 
     def cache_bytes_per_token(self, bytes_per_number: int = 2) -> int:
-        """Bytes of key-value cache for one token of one sequence."""
-        return 2 * self.layers * self.width * bytes_per_number
+        """Bytes of key-value cache for one token of one sequence, while every layer keeps it."""
+        return self.layers * self._key_value_width * bytes_per_number
+
+    def cache_bytes(self, tokens: int, bytes_per_number: int = 2) -> int:
+        """Bytes of key-value cache for a sequence: banded layers keep their window alone."""
+        kept = sum(min(tokens, self.window_of(layer) or tokens) for layer in range(self.layers))
+        return kept * self._key_value_width * bytes_per_number

@@ -48,7 +48,7 @@ def packed_loss_sum(decoder: Decoder, batch: PackedBatch, rows: slice = slice(No
     )
     targets_bt = torch.from_numpy(batch.targets_bt[rows])
     return linear_cross_entropy_sum(
-        hidden_btd, decoder.token_embedding.weight, targets_bt, compiled=decoder.compiled
+        hidden_btd, decoder.unembedding_weight, targets_bt, compiled=decoder.compiled
     )
 
 

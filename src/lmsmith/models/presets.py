@@ -1,0 +1,109 @@
+"""Published shapes by name, from GPT-1 to Llama, and three for a laptop."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from lmsmith.core.errors import UserError
+from lmsmith.models.config import ModelConfig
+
+GPT2_VOCABULARY = 50_257
+
+GPT3_WINDOW = 256
+"""Brown et al. 2020 do not give the width of the band; this is GPT-Neo's."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A shape, and where its numbers are from."""
+
+    config: ModelConfig
+    source: str
+
+
+def gpt1(layers: int, width: int, heads: int, context: int, vocabulary_size: int) -> ModelConfig:
+    """Post-norm, learned positions, GELU in its tanh form, dropout 0.1 (Radford et al. 2018)."""
+    return ModelConfig(
+        layers, width, heads, context, vocabulary_size, dropout=0.1, norm_position="post"
+    )
+
+
+def gpt2(layers: int, width: int, heads: int) -> ModelConfig:
+    """Pre-norm and a final norm, context 1,024 (Radford et al. 2019, section 2.3)."""
+    return ModelConfig(layers, width, heads, 1024, GPT2_VOCABULARY)
+
+
+def gpt3(layers: int, width: int, heads: int, head_width: int) -> ModelConfig:
+    """GPT-2 with dense and banded layers in turn (Brown et al. 2020, section 2.1)."""
+    return ModelConfig(
+        layers,
+        width,
+        heads,
+        2048,
+        GPT2_VOCABULARY,
+        head_width=head_width,
+        attention_pattern=("dense", "banded"),
+        window=GPT3_WINDOW,
+    )
+
+
+def llama(
+    layers: int, width: int, heads: int, key_value_heads: int, feed_forward: int, context: int
+) -> ModelConfig:
+    """RMSNorm, rotary positions, SwiGLU, grouped queries, no biases (Touvron et al. 2023)."""
+    return ModelConfig(
+        layers,
+        width,
+        heads,
+        context,
+        feed_forward=feed_forward,
+        key_value_heads=key_value_heads,
+        norm="rms",
+        positions="rotary",
+        activation="swiglu",
+        query_key_value_bias=False,
+        attention_output_bias=False,
+        feed_forward_bias=False,
+    )
+
+
+_GPT1, _GPT2 = "Radford et al. 2018", "Radford et al. 2019, table 2"
+_GPT3, _LAPTOP = "Brown et al. 2020, table 2.1", "for a laptop"
+
+PRESETS: Mapping[str, Preset] = {
+    "gpt1": Preset(gpt1(12, 768, 12, 512, 40_478), _GPT1),
+    "gpt2": Preset(gpt2(12, 768, 12), _GPT2),
+    "gpt2-medium": Preset(gpt2(24, 1024, 16), _GPT2),
+    "gpt2-large": Preset(gpt2(36, 1280, 20), _GPT2),
+    "gpt2-xl": Preset(gpt2(48, 1600, 25), _GPT2),
+    "gpt3-125m": Preset(gpt3(12, 768, 12, 64), _GPT3),
+    "gpt3-350m": Preset(gpt3(24, 1024, 16, 64), _GPT3),
+    "gpt3-760m": Preset(gpt3(24, 1536, 16, 96), _GPT3),
+    "gpt3-1.3b": Preset(gpt3(24, 2048, 24, 128), _GPT3),
+    "gpt3-2.7b": Preset(gpt3(32, 2560, 32, 80), _GPT3),
+    "gpt3-6.7b": Preset(gpt3(32, 4096, 32, 128), _GPT3),
+    "gpt3-13b": Preset(gpt3(40, 5140, 40, 128), _GPT3),
+    "gpt3-175b": Preset(gpt3(96, 12_288, 96, 128), _GPT3),
+    "smollm2-135m": Preset(
+        replace(llama(30, 576, 9, 3, 1536, 8192), vocabulary_size=49_152, rope_theta=100_000.0),
+        "Allal et al. 2025",
+    ),
+    "tiny-gpt1": Preset(gpt1(6, 256, 4, 256, 4096), _LAPTOP),
+    "tiny-gpt2": Preset(ModelConfig(6, 256, 4, 256, 4096), _LAPTOP),
+    "tiny-llama": Preset(replace(llama(6, 256, 4, 2, 688, 256), vocabulary_size=4096), _LAPTOP),
+}
+
+
+def find_preset(name: str) -> ModelConfig:
+    """The shape of that name.
+
+    Raises:
+        UserError: there is none; the nearest is named.
+    """
+    if name in PRESETS:
+        return PRESETS[name].config
+    near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.5)
+    mend = f"did you mean {near[0]}?" if near else "lmsmith models presets lists them"
+    raise UserError(f"{name}: unknown preset", mend)
