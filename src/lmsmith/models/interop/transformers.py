@@ -89,7 +89,7 @@ def to_transformers(config: ModelConfig, state: State) -> tuple[dict[str, Any], 
         scale = 1.0 / math.sqrt(config.width_per_head)
         weight = _scale_query(state[name], name, config, family, scale)
         names = their_names(family, name)
-        parts = (weight,) if len(names) == 1 else weight.split(_rows(config))
+        parts = (weight,) if len(names) == 1 else torch.split(weight, _rows(config))
         for theirs, part in zip(names, parts, strict=True):
             made[theirs] = (part.T if _turned(family, name) else part).contiguous()
     return settings, made
@@ -156,7 +156,7 @@ def _scale_query(
     """Their scores are not divided by √head_width: the query's rows make up for it."""
     if family.scales_scores or ".query_key_value." not in name:
         return weight
-    query, *rest = weight.split(_rows(config))
+    query, *rest = torch.split(weight, _rows(config))
     return torch.cat([query * scale, *rest])
 
 
