@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -99,8 +100,9 @@ def their_family(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
     """The first family whose settings, read back, are this shape; and those settings."""
     for family in FAMILIES.values():
         settings = family.write(config)
-        if _spelt_out(family.read(settings)) == _spelt_out(config):
-            return family, settings
+        with contextlib.suppress(UserError):  # a part that this family cannot name
+            if _spelt_out(family.read(settings)) == _spelt_out(config):
+                return family, settings
     raise UserError(
         "transformers has no model of this shape",
         f"lmsmith can write what is wholly like {', '.join(FAMILIES)}",
