@@ -70,8 +70,10 @@ class PPOConfig:
         missing_end_penalty: taken from the score of a response that did not end by itself.
         whiten_advantages: to zero mean and unit variance over a batch's tokens.
         schedule: of both learning rates.
-        warmup: iterations over which the policy's learning rate rises, while the value model, which
-            has yet to learn what the middle of a response is worth, learns at its full rate.
+        value_warmup: iterations at the start in which only the value model learns: made from the
+            reward model, it knows a response's end but not what its middle is worth, and a policy
+            that learnt from its first estimates would unlearn to end its responses.
+        warmup: iterations after those over which the policy's learning rate rises.
         optimiser, value_optimiser: of the policy and of the value model.
         snapshots: how many times along the way the policy is kept, for the KL frontier.
         sample_rows: responses written to samples.jsonl an iteration.
@@ -102,6 +104,7 @@ class PPOConfig:
     missing_end_penalty: float = 1.0
     whiten_advantages: bool = True
     schedule: Schedule = "constant"
+    value_warmup: int = 0
     warmup: int = 0
     optimiser: OptimiserConfig = field(
         default_factory=lambda: OptimiserConfig(
@@ -130,12 +133,23 @@ class PPOConfig:
             "missing_end_penalty",
             "kl_budget",
             "snapshots",
+            "value_warmup",
+            "warmup",
         ]:
             if getattr(self, key) < 0:
                 problems.append((key, getattr(self, key), "0 or more", f"raise {key}"))
         for key in ("discount", "trace"):
             if not 0.0 <= getattr(self, key) <= 1.0:
                 problems.append((key, getattr(self, key), "between 0 and 1", f"change {key}"))
+        if self.value_warmup >= self.iterations > 0:
+            problems.append(
+                (
+                    "value_warmup",
+                    self.value_warmup,
+                    f"fewer than iterations ({self.iterations})",
+                    "leave the policy some iterations to learn in",
+                )
+            )
         if 0 < self.maximum_prompt < SHORTEST_PROMPT:
             problems.append(
                 (
@@ -166,6 +180,16 @@ class PPOConfig:
                 )
             )
         return problems
+
+
+class _Means:
+    """Means over a minibatch, added up from groups that are each a share of it."""
+
+    def __init__(self) -> None:
+        self.figures: dict[str, float] = {}
+
+    def add(self, name: str, mean: Tensor, share: float) -> None:
+        self.figures[name] = self.figures.get(name, 0.0) + share * float(mean.detach())
 
 
 class SampleTable:
@@ -225,8 +249,9 @@ class PPOTrainer:
         self.policy = policy.eval()
         self.value_model = value_model.eval()
         self.reference = reference.eval()
-        policy.attend_explicitly()
-        value_model.decoder.attend_explicitly()
+        # All in the same way, so that policy and reference begin equal to the last bit.
+        for decoder in (policy, reference, value_model.decoder):
+            decoder.attend_explicitly()
         self.machine = machine if machine is not None else prepare_process(MachineConfig())
         self.reward: RewardFunction = (
             self._reward_of(reward_model) if isinstance(reward_model, ScalarModel) else reward_model
@@ -413,8 +438,16 @@ class PPOTrainer:
         advantages_br = advantages_bs[:, :-1] * mask_br
         if config.whiten_advantages:
             advantages_br = masked_whiten(advantages_br, mask_br)
-        policy_factor = self._learning_rate_factor(iteration, config.warmup)
-        value_factor = self._learning_rate_factor(iteration, 0)
+        learns = iteration >= config.value_warmup
+        policy_factor = 0.0
+        if learns:
+            policy_factor = learning_rate_factor(
+                config.schedule,
+                iteration - config.value_warmup,
+                config.iterations - config.value_warmup,
+                config.warmup,
+            )
+        value_factor = learning_rate_factor(config.schedule, iteration, config.iterations)
         minibatches = config.rollouts // config.minibatch
         rows: list[dict[str, float]] = []
         for epoch in range(config.inner_epochs):
@@ -425,58 +458,36 @@ class PPOTrainer:
             for number in range(minibatches):
                 index = order[number * config.minibatch : (number + 1) * config.minibatch]
                 update = (iteration * config.inner_epochs + epoch) * minibatches + number
-                rows.append(
-                    self._minibatch(
-                        update,
-                        (policy_factor, value_factor),
-                        rollout,
-                        advantages_br,
-                        returns_bs,
-                        index,
-                    )
-                )
+                row: dict[str, float] = {}
+                if learns:
+                    row |= self._update_policy(update, policy_factor, rollout, advantages_br, index)
+                row |= self._update_value_model(value_factor, rollout, returns_bs, index)
+                rows.append(row)
         metrics = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
-        ratios = torch.tensor([row["val/ratio"] for row in rows])
+        if learns:
+            ratios = torch.tensor([row["val/ratio"] for row in rows])
+            metrics |= {
+                "val/ratio_var": float(ratios.var(unbiased=False)),
+                "val/first_ratio": rows[0]["val/ratio"],
+            }
         return metrics | {
-            "val/ratio_var": float(ratios.var(unbiased=False)),
-            "val/first_ratio": rows[0]["val/ratio"],
             "objective/returns": float(masked_mean(returns_bs, mask_bs)),
             "objective/value_explained": explained_variance(rollout.values_bs, returns_bs, mask_bs),
             "learning_rate": config.optimiser.learning_rate * policy_factor,
         }
 
-    def _learning_rate_factor(self, iteration: int, warmup: int) -> float:
-        config = self.config
-        return learning_rate_factor(config.schedule, iteration, config.iterations, warmup)
-
-    def _minibatch(
-        self,
-        update: int,
-        factors: tuple[float, float],
-        rollout: Rollout,
-        advantages_br: Tensor,
-        returns_bs: Tensor,
-        index: Tensor,
+    def _update_policy(
+        self, update: int, factor: float, rollout: Rollout, advantages_br: Tensor, index: Tensor
     ) -> dict[str, float]:
-        """One update of policy and value model on some rows of the rollout; dropout stays off.
+        """One update of the policy on some rows of the rollout; dropout stays off.
 
         Rows of like length are computed together and their gradients added, each weighted by its
         share of the tokens, which is the gradient of the mean over the whole minibatch.
         """
         config = self.config
-        mask_bs = value_mask(rollout.batch.response_mask_br[index])
-        tokens, states = int(mask_bs[:, 1:].sum()), int(mask_bs.sum())
-        figures: dict[str, float] = {}
-
-        def add(share: float, **values: Tensor) -> None:
-            """Means over the minibatch, of which a group is such a share."""
-            for name, value in values.items():
-                figures[name] = figures.get(name, 0.0) + share * float(value.detach())
-
-        groups = [
-            index[part] for part in length_groups(rollout.batch.lengths_b[index], ROWS_AT_ONCE)
-        ]
-        for group in groups:
+        tokens = int(rollout.batch.response_mask_br[index].sum())
+        means = _Means()
+        for group in self._groups(rollout, index):
             batch = rollout.batch.rows(group)
             mask_br = batch.response_mask_br
             share = int(mask_br.sum()) / tokens
@@ -492,16 +503,11 @@ class PPOTrainer:
                 config.clip,
             )
             (share * policy.loss).backward()  # type: ignore[no-untyped-call]
-            add(
-                share,
-                **{
-                    "loss/policy_avg": policy.loss,
-                    "policy/approxkl_avg": policy.approximate_kl,
-                    "policy/clipfrac_avg": policy.clip_fraction,
-                    "val/ratio": policy.ratio,
-                    "policy/updated_entropy_avg": masked_mean(entropy_br, mask_br),
-                },
-            )
+            means.add("loss/policy_avg", policy.loss, share)
+            means.add("policy/approxkl_avg", policy.approximate_kl, share)
+            means.add("policy/clipfrac_avg", policy.clip_fraction, share)
+            means.add("policy/updated_entropy_avg", masked_mean(entropy_br, mask_br), share)
+            means.add("val/ratio", policy.ratio, share)
         ptx = 0.0
         if config.ptx_coefficient and self.pretraining is not None:
             ptx, _ = accumulate_gradients(
@@ -510,29 +516,38 @@ class PPOTrainer:
                 self.machine,
                 weight=config.ptx_coefficient,
             )
-        policy_norm = self.policy_optimiser.step(factors[0])
-        for group in groups:
+        norm = self.policy_optimiser.step(factor)
+        return {**means.figures, "loss/ptx_avg": ptx, "policy/gradient_norm": norm}
+
+    def _update_value_model(
+        self, factor: float, rollout: Rollout, returns_bs: Tensor, index: Tensor
+    ) -> dict[str, float]:
+        """One update of the value model on some rows of the rollout, grouped in the same way."""
+        states = int(value_mask(rollout.batch.response_mask_br[index]).sum())
+        means = _Means()
+        for group in self._groups(rollout, index):
             batch = rollout.batch.rows(group)
-            group_mask_bs = value_mask(batch.response_mask_br)
-            share = int(group_mask_bs.sum()) / states
+            mask_bs = value_mask(batch.response_mask_br)
+            share = int(mask_bs.sum()) / states
             with self.machine.autocast():
                 values_bs = state_values(self.value_model, batch)
-            value_loss, value_clipped = clipped_value_loss(
+            loss, clipped = clipped_value_loss(
                 values_bs,
                 rollout.values_bs[group],
                 returns_bs[group],
-                group_mask_bs,
-                config.value_clip,
+                mask_bs,
+                self.config.value_clip,
             )
-            (share * value_loss).backward()  # type: ignore[no-untyped-call]
-            add(share, **{"loss/value_avg": value_loss, "val/clipfrac_avg": value_clipped})
-        value_norm = self.value_optimiser.step(factors[1])
-        return {
-            **figures,
-            "loss/ptx_avg": ptx,
-            "policy/gradient_norm": policy_norm,
-            "val/gradient_norm": value_norm,
-        }
+            (share * loss).backward()  # type: ignore[no-untyped-call]
+            means.add("loss/value_avg", loss, share)
+            means.add("val/clipfrac_avg", clipped, share)
+        norm = self.value_optimiser.step(factor)
+        return {**means.figures, "val/gradient_norm": norm}
+
+    def _groups(self, rollout: Rollout, index: Tensor) -> list[Tensor]:
+        """The rows of a minibatch in groups of like length."""
+        lengths_b = rollout.batch.lengths_b[index]
+        return [index[part] for part in length_groups(lengths_b, ROWS_AT_ONCE)]
 
     def _keep_samples(self, iteration: int, rollout: Rollout) -> None:
         if self.decode is None:
