@@ -98,6 +98,6 @@ def test_numbers_for_people() -> None:
         "1 h 02 min",
         "24 h 00 min",
     ]
-    assert format_figure("validation/bits_per_byte", 1.81234) == "bits per byte 1.812"
+    assert format_figure("validation/bits_per_byte", 1.81234) == "held-out bits per byte 1.812"
     assert format_figure("prompts", 12) == "prompts 12"
     assert format_figure("loss", float("nan")) == "loss nan"

@@ -86,6 +86,8 @@ def format_seconds(seconds: float) -> str:
 def format_figure(name: str, value: float) -> str:
     """``loss 2.134``, ``tokens/s 12,400``, ``share of peak 61 %``."""
     words = name.split("/")[-1].replace("_per_second", "/s").replace("_", " ")
+    if name.startswith("validation/"):
+        words = f"held-out {words}"
     if name.startswith("share_of"):
         return f"{words} {100 * value:.0f} %"
     if abs(value) >= 1000 or (isinstance(value, int) and not isinstance(value, bool)):
