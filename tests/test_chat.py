@@ -366,6 +366,7 @@ def test_in_a_terminal(folder: Path, tmp_path: Path) -> None:
         talk = tmp_path / "talk.jsonl"
         os.write(terminal, f"/save {talk}\n".encode())
         read_until(b"holds 1 conversation")
+        read_until(b"> ")  # before it readline is not reading yet, and Ctrl-D is lost
         os.write(terminal, b"\x04")
         assert process.wait(timeout=240) == 0
         (row,) = [row for _, row in read_jsonl(talk)]

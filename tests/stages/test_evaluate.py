@@ -30,8 +30,8 @@ from lmsmith.models.folder import save_model
 from lmsmith.models.heads import ScalarModel
 from lmsmith.prompts import encode_prompt
 from lmsmith.rlhf.scoring import response_log_likelihoods, score_sequences
-from lmsmith.stages import evaluate
-from lmsmith.stages.evaluate import EvaluateConfig, find_snapshots, run
+from lmsmith.stages import bench
+from lmsmith.stages.evaluate import EvaluateConfig, run
 from lmsmith.training.machine import resolve_machine
 
 TOKENIZER = make_tokenizer()
@@ -268,7 +268,7 @@ def test_a_stopped_evaluation_goes_on_and_ends_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = stage_folder(tmp_path)
-    real, calls = evaluate.generate, []
+    real, calls = bench.generate, []
 
     def killing(*arguments: Any, **settings: Any) -> list[list[int]]:
         calls.append(1)
@@ -276,7 +276,7 @@ def test_a_stopped_evaluation_goes_on_and_ends_the_same(
             os.kill(os.getpid(), signal.SIGTERM)
         return real(*arguments, **settings)
 
-    monkeypatch.setattr(evaluate, "generate", killing)
+    monkeypatch.setattr(bench, "generate", killing)
     with StopSignal(), pytest.raises(Interrupted):
         run(CONFIG, inputs, out)
     with StopSignal():
@@ -285,17 +285,6 @@ def test_a_stopped_evaluation_goes_on_and_ends_the_same(
     assert metrics == made[1]
     for name in FILES:
         assert (out / name).read_bytes() == (made[0] / name).read_bytes()
-
-
-def test_snapshots_are_thinned_evenly(tmp_path: Path, inputs: dict[str, Path]) -> None:
-    for step in range(10, 110, 10):
-        shutil.copytree(
-            inputs["ppo"] / "snapshots" / "step-000003", tmp_path / "snapshots" / f"step-{step:06d}"
-        )
-    (tmp_path / "snapshots" / "step-000999").mkdir()  # without a model
-    assert [step for step, _ in find_snapshots(tmp_path, 5)] == [20, 40, 60, 80, 100]
-    assert len(find_snapshots(tmp_path, 99)) == 10
-    assert find_snapshots(tmp_path, 0) == find_snapshots(None, 5) == []
 
 
 def test_replies_too_long_for_the_context_are_one_message(

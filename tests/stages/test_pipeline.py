@@ -21,7 +21,8 @@ from lmsmith.core.errors import Interrupted, UserError
 from lmsmith.core.metrics import read_metrics
 from lmsmith.core.progress import QuietProgress
 from lmsmith.core.recipe import MachineConfig, Recipe
-from lmsmith.stages.pipeline import Identity, _file_states, _sealed, run_recipe
+from lmsmith.core.records import write_record
+from lmsmith.stages.pipeline import run_recipe
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -156,27 +157,6 @@ def test_changed_file_is_noticed_and_a_touched_one_is_not(tmp_path: Path) -> Non
         go(tmp_path / "run", named)
 
 
-def test_files_that_moved_are_the_same_files(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("one")
-    identities = []
-    for name in ("a.txt", "b.txt"):
-        path = tmp_path / name
-        path.write_text("one")
-        states = _file_states(path, {})
-        identities.append(Identity("data", 1, {}, 1, "auto", {}, states))
-    assert identities[0].fingerprint == identities[1].fingerprint
-
-
-def test_folder_of_files_counts_every_file_in_it(tmp_path: Path) -> None:
-    (tmp_path / "texts").mkdir()
-    (tmp_path / "texts" / "a.txt").write_text("a")
-    settings = tiny.TinyConfig(steps=0, files=(str(tmp_path / "texts"),))
-    first = _file_states(Path(settings.files[0]), {})
-    (tmp_path / "texts" / "b.txt").write_text("b")
-    second = _file_states(Path(settings.files[0]), first)
-    assert [Path(name).name for name in second] == ["a.txt", "b.txt"]
-
-
 def test_new_code_format_makes_the_stage_again(tmp_path: Path) -> None:
     go(tmp_path, recipe())
     stages = [replace(tiny.STAGES[0], format=2), *tiny.STAGES[1:]]
@@ -205,22 +185,13 @@ def test_damaged_output_is_made_again(tmp_path: Path, damage: str) -> None:
     assert contents(tmp_path) == before
 
 
-def test_every_flipped_bit_of_a_record_is_noticed(tmp_path: Path) -> None:
+def test_damaged_record_is_noticed_and_the_stage_made_again(tmp_path: Path) -> None:
     go(tmp_path, recipe())
     path = tmp_path / "make" / "stage.json"
     whole = path.read_bytes()
-    chance = random.Random(0)
-    for _ in range(200):
-        flipped = bytearray(whole)
-        place = chance.randrange(len(whole))
-        flipped[place] ^= 1 << chance.randrange(8)
-        path.write_bytes(flipped)
-        try:
-            same = json.loads(bytes(flipped)) == json.loads(whole)  # a space for a newline
-        except ValueError:
-            same = False
-        action, reason = go(tmp_path, recipe(), dry_run=True)["make"]
-        assert action == ("skip" if same else "run"), (place, reason)
+    place = whole.index(b'"loss"') + 1
+    path.write_bytes(whole[:place] + b"m" + whole[place + 1 :])
+    assert "stage.json is damaged" in go(tmp_path, recipe(), dry_run=True)["make"][1]
     path.write_bytes(whole[: len(whole) // 2])
     assert "stage.json is damaged" in go(tmp_path, recipe())["make"][1]
     assert path.read_bytes() != whole[: len(whole) // 2]
@@ -230,8 +201,7 @@ def test_input_that_came_out_differently_reruns_what_was_made_from_it(tmp_path: 
     go(tmp_path, recipe())
     written = record(tmp_path, "make")
     written["outputs"]["link.txt"] = "0" * 64
-    del written["checksum"]
-    (tmp_path / "make" / "stage.json").write_text(json.dumps(_sealed(written)))
+    write_record(tmp_path / "make" / "stage.json", written)
     actions = go(tmp_path, recipe(), dry_run=True)
     assert actions["make"][0] == "skip"
     assert actions["grow"] == ("run", "its input make came out differently")

@@ -135,6 +135,21 @@ def test_bf16_gradients_are_close() -> None:
     assert float((one - other).norm() / one.norm()) < 0.03
 
 
+@pytest.mark.skipif(not FP32.compiler, reason="no C++ compiler, which compiling needs")
+@pytest.mark.filterwarnings("ignore")  # of what the compiler itself imports and does
+def test_compiled_blocks_give_the_eager_loss_and_gradients() -> None:
+    """Compiled code adds in another order and takes exp of its own: equal up to rounding."""
+    batch, _ = packed()
+    decoder = random_decoder()
+    eager_loss, targets = accumulate_gradients(decoder, batch, FP32)
+    eager = gradients(decoder)
+    decoder.compile_blocks()
+    compiled_loss, counted = accumulate_gradients(decoder, batch, FP32)
+    assert compiled_loss == pytest.approx(eager_loss, rel=1e-5)
+    assert counted == targets
+    assert_close(eager, gradients(decoder), 1e-4)
+
+
 def test_a_training_step_learns_and_reports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from lmsmith.core.errors import UserError
+from lmsmith.core.errors import Interrupted, UserError
 
 PARTIAL_SUFFIX = ".partial"
 """What an unfinished write is called; anything so named after a kill may be removed."""
@@ -52,6 +52,24 @@ def storage_error(path: Path, error: OSError) -> UserError | OSError:
     if error.errno == errno.EISDIR:
         return UserError(f"{path}: is a folder, not a file", "Choose another path.")
     return error
+
+
+def disk_full_error(error: BaseException, folder: Path) -> UserError | None:
+    """The message for a write in ``folder`` that failed, if that is what ``error`` tells of.
+
+    A library may wrap the system's error, and leave nothing of it but its words.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        mended = storage_error(Path(error.filename or folder), error)
+        return mended if isinstance(mended, UserError) else None
+    if isinstance(error, UserError | Interrupted | KeyboardInterrupt):
+        return None
+    text = str(error)
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # Rust's words or the C library's
+        if f"os error {number})" in text or os.strerror(number) in text:
+            mended = storage_error(folder, OSError(number, os.strerror(number)))
+            return mended if isinstance(mended, UserError) else None
+    return None
 
 
 def _free_space(path: Path) -> str:

@@ -21,7 +21,7 @@ from lmsmith.models.positions import NoPositions, RotaryPositions, Rotation, Sin
 __all__ = ["Block", "Decoder", "FeedForward", "PostNormBlock", "compute_dtype", "gelu"]
 
 EXPLICIT_ATTENTION_CONTEXT = 1024
-"""Longest context at which compiled blocks hold all attention scores at once."""
+"""Longest context at which training holds all attention scores at once."""
 
 
 class Block(nn.Module):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,9 @@ from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.folder import save_model
 from lmsmith.tokenizers import Tokenizer
-from lmsmith.training.compiling import choose_compiling
-from lmsmith.training.language_model import training_step, training_summary
-from lmsmith.training.loop import run_steps
+from lmsmith.training.language_model import train_language_model
 from lmsmith.training.machine import resolve_machine
-from lmsmith.training.optimiser import Optimiser, OptimiserConfig
+from lmsmith.training.optimiser import OptimiserConfig
 from lmsmith.training.schedule import Schedule, learning_rate_factor
 
 MIXTURE_FILE = "mixture.json"
@@ -110,57 +110,42 @@ def run(config: PretrainConfig, inputs: Mapping[str, Path], out: StageFolder) ->
     )
     held_out = [
         document.text
-        for _, document in zip(
-            range(config.validation_documents),
+        for document in islice(
             read_documents(inputs["data"] / "validation_documents.jsonl"),
-            strict=False,
+            config.validation_documents,
         )
     ]
 
     decoder = Decoder(shape)
     decoder.initialise(torch.Generator().manual_seed(derive_seed(out.seed, "weights")))
     decoder.checkpoint_activations = config.checkpoint_activations
-    optimiser = Optimiser(decoder, config.optimiser, matrices=[decoder.blocks])
-    planned_flops = config.tokens * shape.training_flops_per_token()
-    compiled = choose_compiling(machine, planned_flops, out.checkpoints)
-    if compiled:
-        out.progress.note("pretrain: compiling the blocks; the first step takes longer")
-        decoder.compile_blocks()
-    elif not machine.compiler:
+    if not machine.compiler:
         out.progress.say("pretrain: no C++ compiler found, so nothing is compiled (eager mode)")
-
-    step = training_step(
+    summary = train_language_model(
         decoder,
         batches.batch,
-        optimiser,
+        config.optimiser,
         lambda index: learning_rate_factor(
             config.schedule, index, steps, config.warmup, config.final, config.decay_fraction
         ),
         machine,
-        bytes_per_token=total_bytes / total_tokens,
-        rows_at_once=config.rows_at_once,
-    )
-
-    def validate(done: int) -> dict[str, float]:
-        return {"validation/bits_per_byte": bits_per_byte(decoder, tokenizer, held_out, machine)}
-
-    torch.manual_seed(derive_seed(out.seed, "dropout"))
-    run_steps(
-        steps=steps,
-        step=step,
-        state={"model": decoder, "optimiser": optimiser},
-        out=out,
+        out,
         description="pretrain",
-        shown=("bits_per_byte", "tokens_per_second", "share_of_peak", "validation/bits_per_byte"),
-        evaluate=validate if held_out else None,
-        evaluate_every=max(1, steps // config.validations),
+        steps=steps,
+        batch_tokens=config.batch_tokens,
+        rows_at_once=config.rows_at_once,
+        bytes_per_token=total_bytes / total_tokens,
+        held_out_bits_per_byte=(
+            partial(bits_per_byte, decoder, tokenizer, held_out, machine) if held_out else None
+        ),
+        validations=config.validations,
     )
-    metrics = training_summary(out) | {
+    metrics = summary | {
         "parameters": float(shape.parameters),
         "corpus_tokens": float(total_tokens),
         "corpus_bytes": float(total_bytes),
         "epochs": steps * config.batch_tokens / total_tokens,
-        "compiled": float(compiled),
+        "compiled": float(decoder.compiled),
     }
     card = {"stage": "pretrain", "parents": [], "settings": asdict(config), "metrics": metrics}
     save_model(out / "model", decoder, tokenizer, card)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import islice
 from pathlib import Path
-
-import torch
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.runs import StageFolder, derive_seed
@@ -16,11 +16,9 @@ from lmsmith.evaluation.perplexity import reply_bits_per_byte
 from lmsmith.models.folder import load_decoder, save_model
 from lmsmith.prompts.windows import conversation_windows
 from lmsmith.tokenizers import Tokenizer
-from lmsmith.training.compiling import choose_compiling
-from lmsmith.training.language_model import training_step, training_summary
-from lmsmith.training.loop import run_steps
+from lmsmith.training.language_model import train_language_model
 from lmsmith.training.machine import resolve_machine
-from lmsmith.training.optimiser import Optimiser, OptimiserConfig
+from lmsmith.training.optimiser import OptimiserConfig
 from lmsmith.training.schedule import Schedule, learning_rate_factor
 
 Windows = list[tuple[list[int], list[bool]]]
@@ -97,53 +95,41 @@ def run(config: SFTConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict
     steps = max(1, round(config.epochs * batches.rows_per_epoch / batches.batch_size))
     held_out = [
         conversation.messages
-        for _, conversation in zip(
-            range(config.validation_conversations),
-            read_conversations(inputs["data"] / "validation.jsonl"),
-            strict=False,
+        for conversation in islice(
+            read_conversations(inputs["data"] / "validation.jsonl"), config.validation_conversations
         )
     ]
-
-    decoder.set_dropout(config.dropout)
-    optimiser = Optimiser(decoder, config.optimiser, matrices=[decoder.blocks])
-    planned_flops = steps * config.batch_tokens * decoder.config.training_flops_per_token()
-    if choose_compiling(machine, planned_flops, out.checkpoints):
-        decoder.compile_blocks()
     target_bytes = sum(
         len(tokenizer.token_bytes(token))
         for tokens, is_target in windows
         for token, target in zip(tokens, is_target, strict=True)
         if target
     )
-    step = training_step(
+
+    decoder.set_dropout(config.dropout)
+    summary = train_language_model(
         decoder,
         batches.batch,
-        optimiser,
+        config.optimiser,
         lambda index: learning_rate_factor(
             config.schedule, index, steps, config.warmup, config.final
         ),
         machine,
-        bytes_per_token=target_bytes / batches.targets_per_epoch,
-        rows_at_once=config.rows_at_once,
-    )
-
-    def validate(done: int) -> dict[str, float]:
-        value = reply_bits_per_byte(decoder, tokenizer, held_out, machine)
-        return {"validation/bits_per_byte": value}
-
-    torch.manual_seed(derive_seed(out.seed, "dropout"))
-    run_steps(
-        steps=steps,
-        step=step,
-        state={"model": decoder, "optimiser": optimiser},
-        out=out,
+        out,
         description="sft",
-        shown=("bits_per_byte", "tokens_per_second", "share_of_peak", "validation/bits_per_byte"),
-        evaluate=validate if held_out else None,
-        evaluate_every=max(1, steps // config.validations),
+        steps=steps,
+        batch_tokens=config.batch_tokens,
+        rows_at_once=config.rows_at_once,
+        bytes_per_token=target_bytes / batches.targets_per_epoch,
+        held_out_bits_per_byte=(
+            partial(reply_bits_per_byte, decoder, tokenizer, held_out, machine)
+            if held_out
+            else None
+        ),
+        validations=config.validations,
     )
     decoder.set_dropout(0.0)
-    metrics = training_summary(out) | counts | {"epochs": batches.epochs_at(steps)}
+    metrics = summary | counts | {"epochs": batches.epochs_at(steps)}
     card = {
         "stage": "sft",
         "parents": [str(inputs["base"].name)],

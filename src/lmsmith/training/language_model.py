@@ -1,4 +1,4 @@
-"""One training step of a language model on packed rows, shared by pretraining and fine-tuning."""
+"""Training a language model on packed rows, shared by pretraining and fine-tuning."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lmsmith.core.metrics import read_metrics
-from lmsmith.core.runs import StageFolder
+from lmsmith.core.runs import StageFolder, derive_seed
 from lmsmith.models.attention import packed_mask
 from lmsmith.models.decoder import Decoder
+from lmsmith.training.compiling import choose_compiling
+from lmsmith.training.loop import run_steps
 from lmsmith.training.losses import IGNORED, linear_cross_entropy_sum
 from lmsmith.training.machine import ResolvedMachine, measure_matrix_peak
-from lmsmith.training.optimiser import Optimiser
+from lmsmith.training.optimiser import Optimiser, OptimiserConfig
+
+VALIDATION = "validation/bits_per_byte"
 
 
 class PackedBatch(Protocol):
@@ -122,6 +126,71 @@ def training_step(
     return step
 
 
+def train_language_model(
+    decoder: Decoder,
+    batches: Callable[[int], PackedBatch],
+    optimiser_config: OptimiserConfig,
+    learning_rate_factor: Callable[[int], float],
+    machine: ResolvedMachine,
+    out: StageFolder,
+    *,
+    description: str,
+    steps: int,
+    batch_tokens: int,
+    rows_at_once: int,
+    bytes_per_token: float,
+    held_out_bits_per_byte: Callable[[], float] | None,
+    validations: int,
+) -> dict[str, float]:
+    """Train a decoder in `loop.run_steps`, its blocks compiled where the run is long enough.
+
+    Args:
+        decoder, batches, learning_rate_factor, machine, rows_at_once, bytes_per_token: as in
+            `training_step`.
+        optimiser_config: settings of the optimiser.
+        out: the stage's folder; dropout is drawn from its seed.
+        description: the stage's name, for the progress view.
+        steps: how many.
+        batch_tokens: of a step.
+        held_out_bits_per_byte: measures the decoder on held-out text; None if there is none.
+        validations: how often it is asked along the way.
+
+    Returns:
+        `training_summary`.
+    """
+    optimiser = Optimiser(decoder, optimiser_config, matrices=[decoder.blocks])
+    planned_flops = steps * batch_tokens * decoder.config.training_flops_per_token()
+    if choose_compiling(machine, planned_flops, out.checkpoints):
+        out.progress.note(f"{description}: compiling the blocks; the first step takes longer")
+        decoder.compile_blocks()
+    step = training_step(
+        decoder,
+        batches,
+        optimiser,
+        learning_rate_factor,
+        machine,
+        bytes_per_token=bytes_per_token,
+        rows_at_once=rows_at_once,
+    )
+
+    def validate(done: int) -> dict[str, float]:
+        assert held_out_bits_per_byte is not None
+        return {VALIDATION: held_out_bits_per_byte()}
+
+    torch.manual_seed(derive_seed(out.seed, "dropout"))
+    run_steps(
+        steps=steps,
+        step=step,
+        state={"model": decoder, "optimiser": optimiser},
+        out=out,
+        description=description,
+        shown=("bits_per_byte", "tokens_per_second", "share_of_peak", VALIDATION),
+        evaluate=validate if held_out_bits_per_byte is not None else None,
+        evaluate_every=max(1, steps // validations),
+    )
+    return training_summary(out)
+
+
 def training_summary(out: StageFolder) -> dict[str, float]:
     """What a trained stage's metrics log comes to, resumed or not.
 
@@ -138,8 +207,7 @@ def training_summary(out: StageFolder) -> dict[str, float]:
         "tokens_per_second": statistics.median(row["tokens_per_second"] for row in rows),
         "share_of_peak": statistics.median(row["share_of_peak"] for row in rows),
     }
-    name = "validation/bits_per_byte"
-    held_out = [row[name] for row in rows if name in row]
+    held_out = [row[VALIDATION] for row in rows if VALIDATION in row]
     if held_out:
         summary["validation_bits_per_byte"] = held_out[-1]
     return summary
