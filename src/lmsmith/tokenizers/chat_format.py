@@ -26,11 +26,11 @@ IMPORTED_NAME = "jinja"
 
 PLAIN_TEMPLATE = (
     "{%- for message in messages -%}"
-    "{{- message['role'] | capitalize + ': ' + message['content'] -}}"
+    "{{- message['role'] | capitalize + ':\n' + message['content'] | trim -}}"
     "{%- if message['role'] == 'assistant' -%}{{- eos_token -}}{%- endif -%}"
-    "{{- '\\n\\n' -}}"
+    "{{- '\n\n' -}}"
     "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- 'Assistant: ' -}}{%- endif -%}"
+    "{%- if add_generation_prompt -%}{{- 'Assistant:\n' -}}{%- endif -%}"
 )
 """For models that have no template: roles in words, since they have no tokens for them."""
 

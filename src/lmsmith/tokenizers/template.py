@@ -51,11 +51,13 @@ class Rendering:
         spans: of the messages' contents, in order; all other text is the template's. None where
             the template rewrites contents, so that it cannot be known.
         controls: (start, end) of each control token that the template wrote.
+        keeps_spaces: whether it writes the spaces that a content begins with.
     """
 
     text: str
     spans: list[Span] | None
     controls: list[tuple[int, int]]
+    keeps_spaces: bool = True
 
     def replies(self, messages: Sequence[Mapping[str, str]], stops: Collection[str]) -> list[Span]:
         """What the assistant writes: each of its messages' contents and what ends the turn.
@@ -82,7 +84,8 @@ class Rendering:
             spans = [span for span in self.spans if span.message == number]
             if not spans:  # the template left the message out
                 continue
-            content = messages[number]["content"].strip()
+            content = messages[number]["content"]
+            content = content.rstrip() if self.keeps_spaces else content.strip()
             start, end = self._with_unmarked(content, spans[0].start, spans[-1].end)
             after = end
             while after < len(self.text) and self.text[after].isspace():
@@ -111,6 +114,9 @@ class ChatTemplate:
 
     source: str
     variables: Mapping[str, str]
+
+    def __hash__(self) -> int:
+        return hash(self.source)
 
     def render(
         self, messages: Sequence[Mapping[str, str]], *, ask: bool, controls: Iterable[str]
@@ -148,7 +154,7 @@ class ChatTemplate:
                 for match in _matches(names, text)
                 if not any(span.start < match.end() and match.start() < span.end for span in spans)
             ]
-            return Rendering(text, spans, found)
+            return Rendering(text, spans, found, _keeps_spaces(self))
         found = [match.span() for match in _matches(names, plain_text)]
         in_plain = [plain_text[start:end] for start, end in found]
         if in_plain != [match.group() for match in _matches(names, marked_text)] or any(
@@ -259,6 +265,17 @@ def _may_join(text: str, control: str) -> bool:
 @functools.lru_cache(maxsize=16)
 def _constants(source: str) -> tuple[str, ...]:
     return tuple(_worker().ask({"template": source, "contexts": []}, SECONDS)["constants"])
+
+
+@functools.lru_cache(maxsize=16)
+def _keeps_spaces(template: ChatTemplate) -> bool:
+    """Whether the template writes the spaces that a reply begins with."""
+    reply = "\n \n a"
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": reply}]
+    try:
+        return reply in _render(template.source, [template._context(talk, False)])[0]
+    except UserError:
+        return True
 
 
 def _render(source: str, contexts: list[dict[str, Any]]) -> list[str]:
