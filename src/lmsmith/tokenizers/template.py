@@ -95,6 +95,8 @@ class Rendering:
 
     def _with_unmarked(self, content: str, start: int, end: int) -> tuple[int, int]:
         """The place of all of a content, of which the marked part begins and ends here."""
+        if start == end:
+            return start, end
         before, marked, after = content.partition(self.text[start:end])
         if marked and before and self.text[:start].endswith(before):
             start -= len(before)
