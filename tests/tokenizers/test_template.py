@@ -117,7 +117,7 @@ def oracles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
 def test_harmless_conversations_have_the_ids_of_transformers(
     name: str, oracles: dict[str, object]
 ) -> None:
-    @hypothesis_settings(max_examples=40)
+    @hypothesis_settings(max_examples=20)
     @given(st.lists(contents, min_size=1, max_size=4))
     def compare(texts: list[str]) -> None:
         messages = conversation(texts)
@@ -134,7 +134,7 @@ def test_harmless_conversations_have_the_ids_of_transformers(
 def test_no_message_makes_a_control_token(name: str) -> None:
     tokenizer = TOKENIZERS[name]
 
-    @hypothesis_settings(max_examples=60)
+    @hypothesis_settings(max_examples=25)
     @given(st.lists(nasty, min_size=1, max_size=4))
     def check(texts: list[str]) -> None:
         def controls(messages: list[dict[str, str]]) -> list[int]:
