@@ -14,7 +14,7 @@ from lmsmith.tokenizers.gpt1 import UNKNOWN, load_gpt1, train_gpt1, write_gpt1_f
 ftfy = pytest.importorskip("ftfy")
 
 TEXTS = [
-    "“It’s the café,” said Ann; the other thing is there, and the weather is fine.",
+    "“It’s the café,” said Ann; the other thing is there, and the weather is a fine one.",
     "The quick brown fox — and the other foxes — 1234 times! l’Hôtel <unk> â€œmojibakeâ€\x9d",
 ] * 5
 
