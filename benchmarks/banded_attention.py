@@ -138,9 +138,9 @@ def print_table(result: dict[str, Any]) -> None:
         f"{result['dtype']}, {result['threads']} threads: milliseconds, fastest",
         caption=f"banded: window {result['window']}; growth: p of seconds ∝ tokensᵖ",
     )
-    table.add_column("")
+    table.add_column("tokens", no_wrap=True)
     for length in result["lengths"]:
-        table.add_column(f"{length:,} tokens", justify="right")
+        table.add_column(f"{length:,}", justify="right")
     table.add_column("growth", justify="right")
     for name in PASSES:
         kinds = result["seconds"][name]

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from lmsmith.core.metrics import read_metrics
 from lmsmith.core.progress import QuietProgress
 from lmsmith.core.recipe import MachineConfig, Recipe
 from lmsmith.core.records import write_record
+from lmsmith.stages import pipeline
 from lmsmith.stages.pipeline import run_recipe
 
 HERE = Path(__file__).parent
@@ -29,7 +29,11 @@ sys.path.insert(0, str(HERE))
 
 import tiny_stages as tiny  # noqa: E402
 
-Run = Callable[..., dict[str, Any]]
+
+@pytest.fixture(autouse=True)
+def peak_memory_of_the_whole_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Collecting a test process's garbage takes longer than these stages; see core/test_runs."""
+    monkeypatch.setattr(pipeline, "reset_peak_memory", lambda: False)
 
 
 class Watching(QuietProgress):
