@@ -38,7 +38,8 @@ def load(path: str | Path, *, machine: MachineConfig | None = None) -> LanguageM
     """
     folder = find_model_folder(Path(path))
     decoder, tokenizer = load_decoder(folder), load_tokenizer(folder)
-    if decoder.config.vocabulary_size != tokenizer.vocabulary_size:
+    known, needed = decoder.config.vocabulary_size, tokenizer.vocabulary_size
+    if known < needed or (tokenizer.is_own and known != needed):  # others' may be padded
         raise UserError(
             f"{folder}: the model knows {decoder.config.vocabulary_size} tokens and the "
             f"tokenizer beside it {tokenizer.vocabulary_size}",
@@ -157,7 +158,7 @@ class LanguageModel:
             UserError: the text leaves no room in the context, or a setting is out of range.
         """
         settings = self.settings(max_new_tokens, temperature, top_k, top_p, seed)
-        tokens = [self.tokenizer.end_of_text, *self.tokenizer.encode(text)]
+        tokens = [self.tokenizer.start_of_text, *self.tokenizer.encode(text)]
         return "".join(self.write(tokens, settings, stop))
 
     def chat(
@@ -203,11 +204,9 @@ class LanguageModel:
     def settings(
         self, max_new_tokens: int, temperature: float, top_k: int, top_p: float, seed: int
     ) -> SamplingSettings:
-        """Sampling that ends at any control token: none of them is part of a text."""
-        tokenizer = self.tokenizer
-        roles = (tokenizer.system, tokenizer.user, tokenizer.assistant)
-        stop_tokens = (tokenizer.end_of_turn, tokenizer.end_of_text, *roles)
-        return SamplingSettings(max_new_tokens, temperature, top_k, top_p, stop_tokens, seed)
+        """Sampling that ends at the tokenizer's stop tokens: none of them is part of a text."""
+        stops = self.tokenizer.stop_tokens
+        return SamplingSettings(max_new_tokens, temperature, top_k, top_p, stops, seed)
 
     def prompt(self, messages: Sequence[Message], settings: SamplingSettings) -> Prompt:
         """The conversation as tokens, with room left for a reply: a quarter of the context."""

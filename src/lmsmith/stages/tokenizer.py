@@ -10,12 +10,8 @@ from lmsmith.core.errors import UserError
 from lmsmith.core.runs import StageFolder
 from lmsmith.corpus.rows import read_documents
 from lmsmith.tokenizers import Tokenizer
-from lmsmith.tokenizers.bpe import (
-    CHAT_FILE,
-    LARGEST_VOCABULARY,
-    SMALLEST_VOCABULARY,
-    TOKENIZER_FILE,
-)
+from lmsmith.tokenizers.bpe import LARGEST_VOCABULARY, SMALLEST_VOCABULARY, TOKENIZER_FILE
+from lmsmith.tokenizers.chat_format import CHAT_FILE
 
 
 @dataclass(frozen=True)
