@@ -85,7 +85,7 @@ class _Values:
         """A float32 of the file as the shortest decimal that gives it."""
         value = self.get(key, default)
         if isinstance(value, int | float):
-            return float(f"{value:.7g}")
+            return shortest(value, 7)
         self.refuse(key, value, "a number", "fetch the file again")
         return default
 
@@ -194,10 +194,15 @@ def _read_scaling(values: _Values, width: int) -> RopeScaling:
             original,
             beta_fast=values.number("rope.scaling.yarn_beta_fast", 32.0),
             beta_slow=values.number("rope.scaling.yarn_beta_slow", 1.0),
-            attention_factor=0.0 if share == 1.0 else share * _yarn_magnitude(factor),
+            attention_factor=0.0 if share == 1.0 else shortest(share * _yarn_magnitude(factor)),
         )
     values.refuse("rope.scaling.type", method, "none, linear or yarn", "there is no other here")
     return RopeScaling()
+
+
+def shortest(value: float, digits: int = 6) -> float:
+    """A float32 without the digits that it does not have."""
+    return float(f"{value:.{digits}g}")
 
 
 def _yarn_magnitude(factor: float) -> float:
@@ -210,7 +215,7 @@ def _read_factors(values: _Values, width: int, original: int) -> RopeScaling:
     found = values.file.tensors[ROPE_FACTORS].read()
     low = values.number("rope.scaling.low_freq_factor", _LLAMA3.low_frequency_factor)
     high = values.number("rope.scaling.high_freq_factor", _LLAMA3.high_frequency_factor)
-    factor = float(f"{float(found.max()):.6g}")
+    factor = shortest(float(found.max()))
     for guess in (original,) if original else _GUESSED_ORIGINALS:
         scaling = RopeScaling("llama3", factor, guess, low, high)
         if torch.allclose(llama3_factors(width, theta, scaling), found, rtol=1e-4):
@@ -270,18 +275,7 @@ def from_gguf(
         UserError: another architecture, settings that we do not have (all of them are named), or
             tensors that are missing, of another shape, or without a place.
     """
-    name = file.metadata.get("general.architecture")
-    architecture = ARCHITECTURES.get(str(name))
-    if architecture is None:
-        raise UserError(
-            f"general.architecture = {name}: not an architecture that lmsmith reads",
-            f"it reads {', '.join(ARCHITECTURES)}",
-        )
-    values = _Values(file, str(name))
-    config = architecture.read(values)
-    problems = values.problems or [Problem(*problem) for problem in config.check()]
-    if problems:
-        raise report_problems(problems, "the GGUF file")
+    architecture, config = _read_config(file)
     state: dict[str, Tensor] = {}
     used = {ROPE_FACTORS, "output.weight"}
     for ours, shape in parameter_shapes(config).items():
@@ -308,6 +302,27 @@ def from_gguf(
             "it is a variant of its architecture that lmsmith does not have",
         )
     return config, state
+
+
+def read_gguf_config(file: GgufFile) -> ModelConfig:
+    """The shape alone; raises as `from_gguf` does."""
+    return _read_config(file)[1]
+
+
+def _read_config(file: GgufFile) -> tuple[Architecture, ModelConfig]:
+    name = file.metadata.get("general.architecture")
+    architecture = ARCHITECTURES.get(str(name))
+    if architecture is None:
+        raise UserError(
+            f"general.architecture = {name}: not an architecture that lmsmith reads",
+            f"it reads {', '.join(ARCHITECTURES)}",
+        )
+    values = _Values(file, str(name))
+    config = architecture.read(values)
+    problems = values.problems or [Problem(*problem) for problem in config.check()]
+    if problems:
+        raise report_problems(problems, "the GGUF file")
+    return architecture, config
 
 
 def to_gguf(
