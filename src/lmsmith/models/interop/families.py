@@ -284,7 +284,7 @@ def _read_rope(settings: Settings) -> tuple[int, float, RopeScaling]:
     """Context, θ and scaling, from version 5's ``rope_parameters`` or the older two keys."""
     table = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
     theta = float(table.get("rope_theta") or settings.get("rope_theta") or 10_000.0)
-    method = table.get("rope_type") or table.get("type") or "default"
+    method: Any = table.get("rope_type") or table.get("type") or "default"
     method = "none" if method == "default" else method
     context = int(settings["max_position_embeddings"])
     if method not in _ROPE_KEYS or table.get("mscale"):

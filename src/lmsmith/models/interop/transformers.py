@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -89,7 +90,7 @@ def to_transformers(config: ModelConfig, state: State) -> tuple[dict[str, Any], 
         scale = 1.0 / math.sqrt(config.width_per_head)
         weight = _scale_query(state[name], name, config, family, scale)
         names = their_names(family, name)
-        parts = (weight,) if len(names) == 1 else weight.split(_rows(config))
+        parts = (weight,) if len(names) == 1 else torch.split(weight, _rows(config))
         for theirs, part in zip(names, parts, strict=True):
             made[theirs] = (part.T if _turned(family, name) else part).contiguous()
     return settings, made
@@ -99,8 +100,9 @@ def their_family(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
     """The first family whose settings, read back, are this shape; and those settings."""
     for family in FAMILIES.values():
         settings = family.write(config)
-        if _spelt_out(family.read(settings)) == _spelt_out(config):
-            return family, settings
+        with contextlib.suppress(UserError):  # a part that this family cannot name
+            if _spelt_out(family.read(settings)) == _spelt_out(config):
+                return family, settings
     raise UserError(
         "transformers has no model of this shape",
         f"lmsmith can write what is wholly like {', '.join(FAMILIES)}",
@@ -156,7 +158,7 @@ def _scale_query(
     """Their scores are not divided by √head_width: the query's rows make up for it."""
     if family.scales_scores or ".query_key_value." not in name:
         return weight
-    query, *rest = weight.split(_rows(config))
+    query, *rest = torch.split(weight, _rows(config))
     return torch.cat([query * scale, *rest])
 
 
