@@ -20,10 +20,9 @@ from lmsmith.models.interop.folders import read_transformers_config, read_transf
 from lmsmith.models.interop.gguf_file import GgufFile, open_gguf
 from lmsmith.models.interop.gguf_models import from_gguf, read_gguf_config
 from lmsmith.tokenizers import Tokenizer
+from lmsmith.tokenizers.any_kind import load_any_tokenizer
 from lmsmith.tokenizers.gguf_vocabulary import tokenizer_from_gguf
 from lmsmith.tokenizers.gpt1 import load_gpt1
-from lmsmith.tokenizers.gpt2 import load_gpt2
-from lmsmith.tokenizers.hugging_face import load_hugging_face
 
 
 @dataclass(frozen=True)
@@ -112,12 +111,9 @@ def _gguf_tokenizer(path: Path, file: GgufFile) -> Tokenizer:
 
 
 def _folder_tokenizer(folder: Path) -> Tokenizer:
-    """Of a Hugging Face folder; GPT-1's and GPT-2's own files serve where there is no other."""
+    """Of a Hugging Face folder. GPT-1's own files give no token more than its embedding has."""
     settings = read_json(folder / "config.json")
     first = isinstance(settings, dict) and settings.get("model_type") == "openai-gpt"
-    has_files = (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
-    if first and has_files:
+    if first and (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         return load_gpt1(folder, end_of_text=None)
-    if has_files and not (folder / "tokenizer.json").is_file():
-        return load_gpt2(folder)
-    return load_hugging_face(folder)
+    return load_any_tokenizer(folder)

@@ -249,7 +249,10 @@ def _byte_level(
             f"the GGUF file cuts text by {name!r}; known are {', '.join(PRE_TOKENIZERS)}",
             "read the tokenizer from the model's Hugging Face folder",
         )
-    merges = [tuple(merge.split(" ", 1)) for merge in _get(metadata, "ggml.merges", list)]
+    merges = []
+    for merge in _get(metadata, "ggml.merges", list):
+        left, _, right = merge.partition(" ")
+        merges.append((left, right))
     vocabulary = {token: number for number, token in enumerate(tokens)}
     description = byte_level_description(vocabulary, merges, [])
     description["pre_tokenizer"] = _described(PRE_TOKENIZERS[name]())

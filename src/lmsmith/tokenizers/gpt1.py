@@ -11,7 +11,8 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from lmsmith.core.errors import UserError
-from lmsmith.tokenizers.gpt2 import read_merges, read_vocabulary
+from lmsmith.core.files import atomic_write, write_json
+from lmsmith.tokenizers.gpt2 import check_merges, read_merges, read_vocabulary
 from lmsmith.tokenizers.importing import import_tokenizer
 from lmsmith.tokenizers.special import END_OF_TEXT
 from lmsmith.tokenizers.text import encodable, ftfy_cleaned
@@ -45,15 +46,10 @@ def load_gpt1(folder: Path | str, *, end_of_text: str | None = END_OF_TEXT) -> T
     merges = read_merges(folder, ("vocab_40000.bpe", "merges.txt"))
     if UNKNOWN not in vocabulary:
         raise UserError(f"{folder}: the vocabulary has no {UNKNOWN}", "fetch it again")
-    try:
-        model = models.BPE(
-            vocab=vocabulary, merges=merges, unk_token=UNKNOWN, end_of_word_suffix=WORD_END
-        )
-    except Exception as error:  # the library raises bare Exception
-        raise UserError(
-            f"{folder}: vocabulary and merges do not belong together: {error}",
-            "fetch both files again",
-        ) from error
+    check_merges(vocabulary, merges)
+    model = models.BPE(
+        vocab=vocabulary, merges=merges, unk_token=UNKNOWN, end_of_word_suffix=WORD_END
+    )
     return _tokenizer(_backend(model), end_of_text)
 
 
@@ -80,8 +76,6 @@ def train_gpt1(texts: Iterable[str], merges: int = MERGES) -> Tokenizer:
 
 def write_gpt1_files(tokenizer: Tokenizer, folder: Path) -> None:
     """Write ``vocab.json`` and ``merges.txt``, which `load_gpt1` and transformers read."""
-    from lmsmith.core.files import atomic_write, write_json
-
     model = tokenizer.description["model"]
     write_json(folder / "vocab.json", model["vocab"])
     lines = ["#version: 0.2", *(" ".join(merge) for merge in model["merges"]), ""]

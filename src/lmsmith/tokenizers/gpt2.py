@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,18 +43,28 @@ def byte_level_description(
     Raises:
         UserError: a merge names a token that is not in the vocabulary.
     """
-    try:
-        model = models.BPE(vocab=vocabulary, merges=list(merges))
-    except Exception as error:  # the library raises bare Exception
-        raise UserError(
-            f"vocabulary and merges do not belong together: {error}", "fetch both files again"
-        ) from error
-    backend = tokenizers.Tokenizer(model)
+    check_merges(vocabulary, merges)
+    backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=list(merges)))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(list(controls))
     description: dict[str, Any] = json.loads(backend.to_str())
     return description
+
+
+def check_merges(vocabulary: Mapping[str, int], merges: Iterable[tuple[str, str]]) -> None:
+    """Raises UserError if a merge joins, or makes, what is no token.
+
+    (The library ends the process's thread on some of these.)
+    """
+    for number, (left, right) in enumerate(merges, start=1):
+        wrong = next((t for t in (left, right, left + right) if t not in vocabulary), None)
+        if wrong is not None:
+            raise UserError(
+                f"vocabulary and merges do not belong together: merge {number} needs the token "
+                f"{wrong!r}",
+                "fetch both again, of one model",
+            )
 
 
 def read_vocabulary(folder: Path, names: Sequence[str]) -> dict[str, int]:

@@ -56,7 +56,8 @@ def import_tokenizer(
             "the tokenizer names no eos_token, so that no text would ever end",
             'add it to tokenizer_config.json: {"eos_token": "</s>"} or what the model was given',
         )
-    added = [token["content"] for token in description.get("added_tokens") or []]
+    tokens = description.get("added_tokens") or []
+    added = [token["content"] for token in tokens]
     end = next((name for name in (eos, *_ENDS_OF_TEXT) if name not in _ENDS_OF_TURN), eos)
     if eos in _ENDS_OF_TURN:
         end = next((name for name in _ENDS_OF_TEXT if name in added), eos)
@@ -70,7 +71,7 @@ def import_tokenizer(
         variables=dict(variables) if jinja else {**variables, "eos_token": end},
         cleaning=cleaning,
     )
-    specials = [token["content"] for token in description["added_tokens"] if token.get("special")]
+    specials = [token["content"] for token in tokens if token.get("special")]
     controls = list(dict.fromkeys([*specials, *chat_format.names]))
     turn = end_of_turn(chat_format, controls)
     return Tokenizer(description, replace(chat_format, end_of_turn=turn or eos))

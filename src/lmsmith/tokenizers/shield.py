@@ -66,7 +66,9 @@ def shielded_backend(
     }
     try:
         backend = tokenizers.Tokenizer.from_str(json.dumps(hidden))
-    except Exception as error:  # the library raises bare Exception
+    except BaseException as error:  # the library raises bare Exception, or panics
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise UserError(
             f"not a readable tokenizer ({error})", "fetch the model's files again"
         ) from error

@@ -8,9 +8,11 @@ import functools
 import json
 import os
 import re
+import selectors
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +97,8 @@ class Rendering:
 
     def _with_unmarked(self, content: str, start: int, end: int) -> tuple[int, int]:
         """The place of all of a content, of which the marked part begins and ends here."""
+        if start == end:
+            return start, end
         before, marked, after = content.partition(self.text[start:end])
         if marked and before and self.text[:start].endswith(before):
             start -= len(before)
@@ -293,7 +297,7 @@ class _Worker:
     def __init__(self) -> None:
         self.owner = os.getpid()
         self._lock = threading.Lock()
-        self._process: subprocess.Popen[str] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
 
     def ask(self, request: Mapping[str, Any], seconds: float) -> dict[str, Any]:
         """The answer to a request.
@@ -304,7 +308,7 @@ class _Worker:
         with self._lock:
             if self._process is None:
                 self._start()
-            line = self._exchange(json.dumps(request), seconds)
+            line = self._exchange(json.dumps(request).encode() + b"\n", seconds)
         if not line:
             raise UserError(
                 f"the chat template did not end within {seconds:g} seconds, or was stopped", _MEND
@@ -321,37 +325,41 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            text=True,
-            encoding="ascii",
         )
-        if self._exchange(None, START_SECONDS) != "ready\n":
+        if self._exchange(None, START_SECONDS) != b"ready\n":
             self.close()
             raise UserError(
                 "the process that renders chat templates did not start",
                 "check that jinja2 is installed for this Python: pip install jinja2",
             )
 
-    def _exchange(self, request: str | None, seconds: float) -> str:
+    def _exchange(self, request: bytes | None, seconds: float) -> bytes:
         """One line there and one back; empty if the process ended or had to be killed."""
         process = self._process
         assert process is not None
         assert process.stdin is not None
         assert process.stdout is not None
-        timer = threading.Timer(seconds, process.kill)
-        timer.start()
-        line = ""
+        line = b""
+        deadline = time.monotonic() + seconds
         try:
             if request is not None:
-                process.stdin.write(request + "\n")
+                process.stdin.write(request)
                 process.stdin.flush()
-            line = process.stdout.readline()
+            with selectors.DefaultSelector() as selector:
+                selector.register(process.stdout, selectors.EVENT_READ)
+                while not line.endswith(b"\n"):
+                    if not selector.select(deadline - time.monotonic()):
+                        break
+                    read = os.read(process.stdout.fileno(), 1 << 20)
+                    if not read:
+                        break
+                    line += read
         except OSError:
             pass
         finally:
-            timer.cancel()
-            if not line.endswith("\n"):
+            if not line.endswith(b"\n"):
                 self.close()
-        return line if line.endswith("\n") else ""
+        return line if line.endswith(b"\n") else b""
 
     def close(self) -> None:
         """End the process."""

@@ -243,7 +243,11 @@ class Tokenizer:
         stops = {self.control_tokens[token] for token in self.stop_tokens}
         for reply in rendering.replies(cleaned, stops):
             authors[reply.start : reply.end] = [reply.message] * (reply.end - reply.start)
-        return EncodedChat(encoding.ids, [authors[starts[start]] for start, _ in encoding.offsets])
+        places = [(starts[start], starts[max(start, end - 1)]) for start, end in encoding.offsets]
+        # A token may begin before the content (" how" after "[/INST]") or go on after it.
+        return EncodedChat(
+            encoding.ids, [max(authors[first], authors[last]) for first, last in places]
+        )
 
     def _with_secrets(self, rendering: Rendering) -> tuple[str, list[int]]:
         """The text with the template's control tokens in their secret spelling.
