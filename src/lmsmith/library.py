@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,11 @@ from lmsmith.core.errors import UserError
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.generation.engine import SamplingSettings, stream
 from lmsmith.generation.inference import InferenceDecoder
+from lmsmith.generation.log_probabilities import (
+    TokenChoice,
+    next_token_alternatives,
+    token_choices,
+)
 from lmsmith.models.decoder import Decoder
 from lmsmith.prompts import Message, Prompt, encode_prompt
 from lmsmith.tokenizers import StreamDecoder, Tokenizer
@@ -101,8 +107,11 @@ class LanguageModel:
             UserError: the text leaves no room in the context, or a setting is out of range.
         """
         settings = self.settings(max_new_tokens, temperature, top_k, top_p, seed)
-        tokens = [self.tokenizer.start_of_text, *self.tokenizer.encode(text)]
-        return "".join(self.write(tokens, settings, stop))
+        return "".join(self.write(self.text_tokens(text), settings, stop))
+
+    def text_tokens(self, text: str) -> list[int]:
+        """A text to be continued, as tokens: what begins a text goes first."""
+        return [self.tokenizer.start_of_text, *self.tokenizer.encode(text)]
 
     def chat(
         self,
@@ -165,10 +174,23 @@ class LanguageModel:
             raise UserError("stop: an empty text would end every reply at once", "leave it out")
         decoder = StreamDecoder(self.tokenizer)
         # A character cut off by the reply's end is left out: the stream is not flushed.
-        pieces = (
-            decoder.push(token) for token in stream(self._inference_decoder(), tokens, settings)
-        )
+        pieces = (decoder.push(token) for token in self.write_tokens(tokens, settings))
         return (piece for piece in until_stop(pieces, stops) if piece)
+
+    def write_tokens(self, tokens: Sequence[int], settings: SamplingSettings) -> Iterator[int]:
+        """What comes after ``tokens``, a stop token included."""
+        return stream(self._inference_decoder(), tokens, settings)
+
+    def token_choices(
+        self, prompt: Sequence[int], reply: Sequence[int], top: int = 10
+    ) -> list[TokenChoice]:
+        """How likely each token of a reply was, and what could have stood in its place."""
+        return token_choices(self.decoder, prompt, reply, top)
+
+    def next_tokens(self, tokens: Sequence[int], top: int = 10) -> list[tuple[str, float]]:
+        """The likeliest tokens to come after ``tokens``: their texts and probabilities."""
+        pairs = next_token_alternatives(self.decoder, tokens, top)
+        return [(self.tokenizer.decode([t], special=True), math.exp(p)) for t, p in pairs]
 
     def _inference_decoder(self) -> InferenceDecoder:
         """Made once, and again when the weights have changed since."""

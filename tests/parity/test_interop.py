@@ -34,8 +34,9 @@ pytest.importorskip("gguf")
 
 TOKENIZER = Tokenizer.train(["hello there, how are you? I am well, thank you. 你好 🙂"] * 4, 300)
 ALL = oracles.SHAPES | oracles.ONLY_TRANSFORMERS
-TRANSFORMERS_READS = ["gpt2", "llama", "llama-untied", "llama-one-kv"]
-"""Its own reader of GGUF knows neither scalings nor biases nor heads of another width."""
+TRANSFORMERS_READS = ["llama", "llama-untied", "llama-one-kv"]
+"""Its own reader of GGUF knows neither scalings nor biases nor heads of another width, and of
+gpt2 only a context of 1,024."""
 
 
 def made(config: ModelConfig) -> ReadModel:
@@ -163,8 +164,8 @@ def test_a_whole_export_chats_alike(tmp_path: Path) -> None:
     reply = tokenizer.decode(out, skip_special_tokens=True)
     fp32 = MachineConfig(precision="fp32")
     for path in ("ours", "hf"):
-        assert load(tmp_path / path, machine=fp32).chat(
-            messages, temperature=0, max_new_tokens=16
-        ) == reply.removesuffix("\ufffd")
+        ours = load(tmp_path / path, machine=fp32)
+        said = ours.chat(messages, temperature=0, max_new_tokens=16)
+        assert said.rstrip("\ufffd") == reply.rstrip("\ufffd")  # half a character may end it
     generation = json.loads((tmp_path / "hf" / "generation_config.json").read_text())
     assert set(generation["eos_token_id"]) == set(TOKENIZER.stop_tokens)

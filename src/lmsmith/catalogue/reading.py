@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,9 @@ def read_model(word: str | Path | Source) -> ReadModel:
     path, card = source.path, {}
     if source.format == "gguf":
         file = open_gguf(path)
-        config, state = _naming(path, lambda: from_gguf(file))
-        decoder, tokenizer = make_decoder(config, state), _gguf_tokenizer(path, file)
+        with _naming(path):
+            config, state = from_gguf(file)
+            decoder, tokenizer = make_decoder(config, state), _gguf_tokenizer(file)
         card = {"name": file.metadata.get("general.name", path.stem)}
     elif source.format == "hf":
         config, state = read_transformers_folder(path)
@@ -78,7 +80,9 @@ def read_model(word: str | Path | Source) -> ReadModel:
 def read_config(source: Source) -> ModelConfig:
     """The shape alone, without the weights."""
     if source.format == "gguf":
-        return _naming(source.path, lambda: read_gguf_config(open_gguf(source.path)))
+        file = open_gguf(source.path)
+        with _naming(source.path):
+            return read_gguf_config(file)
     if source.format == "hf":
         return read_transformers_config(source.path)
     return read_model_config(source.path)[1]
@@ -92,22 +96,19 @@ def make_decoder(config: ModelConfig, state: Mapping[str, Tensor]) -> Decoder:
     return decoder.requires_grad_(True).eval()
 
 
-def _naming(path: Path, read: Any) -> Any:
-    """What ``read`` gives; the path goes before its messages."""
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """The path goes before the messages of what fails inside."""
     try:
-        return read()
+        yield
     except UserError as error:
         raise UserError(f"{path}: {error.problem}", error.mend) from error
 
 
-def _gguf_tokenizer(path: Path, file: GgufFile) -> Tokenizer:
-    tokenizer: Tokenizer = _naming(
-        path,
-        lambda: tokenizer_from_gguf(
-            {key: value for key, value in file.metadata.items() if key.startswith("tokenizer.")}
-        ),
+def _gguf_tokenizer(file: GgufFile) -> Tokenizer:
+    return tokenizer_from_gguf(
+        {key: value for key, value in file.metadata.items() if key.startswith("tokenizer.")}
     )
-    return tokenizer
 
 
 def _folder_tokenizer(folder: Path) -> Tokenizer:

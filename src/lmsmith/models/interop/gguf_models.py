@@ -356,7 +356,9 @@ def _their_tensors(
         names = _their_names(architecture, ours)
         weight = state[ours]
         parts = (
-            (weight,) if len(names) == 1 else weight.split([config.heads * per_head] + [shared] * 2)
+            (weight,)
+            if len(names) == 1
+            else torch.split(weight, [config.heads * per_head] + [shared] * 2)
         )
         for number, (theirs, part) in enumerate(zip(names, parts, strict=True)):
             heads = _turned_heads(architecture, config, ours, number)
