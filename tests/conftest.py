@@ -15,6 +15,14 @@ settings.register_profile("lmsmith", deadline=None)
 settings.load_profile("lmsmith")
 
 
+@pytest.fixture(autouse=True)
+def models_of_the_test(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Names of models that are registered on this machine play no part."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LMSMITH_HOME", str(tmp_path_factory.getbasetemp() / "no-models"))
+        yield
+
+
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
     """Models here are so small that a second thread only waits; torch is not imported for it."""

@@ -47,7 +47,7 @@ class Family:
 UNEMBEDDING = "lm_head.weight"
 """Outside every prefix; in the file only where it is not tied."""
 
-_ACTIVATIONS = {
+TRANSFORMERS_ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -57,12 +57,12 @@ _ACTIVATIONS = {
 
 def _activation(settings: Settings, key: str) -> Any:
     name = settings.get(key, "gelu_new")
-    if name not in _ACTIVATIONS:
+    if name not in TRANSFORMERS_ACTIVATIONS:
         raise UserError(
             f"{key} = {name}: not an activation that lmsmith has",
-            f"models with {', '.join(_ACTIVATIONS)} can be read",
+            f"models with {', '.join(TRANSFORMERS_ACTIVATIONS)} can be read",
         )
-    return _ACTIVATIONS[name]
+    return TRANSFORMERS_ACTIVATIONS[name]
 
 
 def _their_activation(config: ModelConfig) -> str:
@@ -276,6 +276,8 @@ _ROPE_KEYS: Mapping[str, Mapping[str, str]] = {
     },
 }
 """Method → our setting → theirs."""
+
+ROPE_METHODS = tuple(name for name in _ROPE_KEYS if name != "none")
 
 
 def _read_rope(settings: Settings) -> tuple[int, float, RopeScaling]:
