@@ -64,7 +64,7 @@ METRICS: dict[str, dict[str, float]] = {
         "conversations.demonstrations": 900,
         "conversations.test": 215,
     },
-    "tokenizer": {"vocabulary_size": 4096, "bytes_per_token": 3.61},
+    "tokenizer": {"vocabulary_size": 4096, "bytes_per_token": 3.61, "tokens_per_character": 0.28},
     "pretrain": {"validation_bits_per_byte": 1.804, "parameters": 5_900_000, "compiled": 1.0},
     "sft": {"validation_bits_per_byte": 1.71},
     "rankings": {"train": 800, "validation": 100, "test": 200},

@@ -118,6 +118,10 @@ def test_the_numbers_stand_on_the_page_with_their_intervals(html: str) -> None:
     assert "PPO, iteration 40" in text
 
 
+def test_the_tokenizer_says_how_dense_its_tokens_are(html: str) -> None:
+    assert "0.28 tokens a character" in html
+
+
 def test_sections_stand_in_the_reading_order(html: str) -> None:
     sections = re.findall(r'<section class="part" id="(\w+)"', html)
     assert sections == [

@@ -166,7 +166,9 @@ def demonstration_windows(
         )
         conversations += 1
         several += len(cut) > 1
-        turns_cut += sum(tokens[-1] != tokenizer.end_of_turn for tokens, _ in cut)
+        turns_cut += sum(
+            len(tokens) == context and tokens[-1] != tokenizer.end_of_turn for tokens, _ in cut
+        )
         windows += cut
     if not windows:
         raise UserError(
