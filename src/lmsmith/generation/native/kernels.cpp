@@ -90,192 +90,219 @@ inline f32x16 exp16(f32x16 x) {
 // ---------------------------------------------------------------------------------------------
 // Linear layers: y = x W^T + b, x bf16 (m, k), W (n, k), with float32 sums.
 
-struct Int8Weight {
-    const int8_t* values;  // (n, k)
-    const float* scales;   // (n, groups), of k / groups weights each
-};
-
 enum Result { AS_FLOAT = 0, AS_BF16 = 1, ADD_TO_FLOAT = 2 };
-
-inline void finish(float sum, const float* bias, void* y, int result, int64_t place, int output) {
-    if (bias) sum += bias[output];
-    if (result == AS_FLOAT) {
-        static_cast<float*>(y)[place] = sum;
-    } else if (result == AS_BF16) {
-        static_cast<bf16*>(y)[place] = narrow(sum);
-    } else {  // rounded first, as a layer's result in bf16 is
-        static_cast<float*>(y)[place] += widen(narrow(sum));
-    }
-}
-
-#ifdef __AVX512BF16__
-
-inline __m512bh load_bf16(const bf16* from) {
-    return (__m512bh)_mm512_loadu_si512(from);
-}
-inline __m512bh load_bf16(const bf16* from, __mmask32 mask) {
-    return (__m512bh)_mm512_maskz_loadu_epi16(mask, from);
-}
-inline __m512bh bytes_to_bf16(__m256i bytes) {  // exact: bf16 holds every integer up to 256
-    __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(bytes)));
-    __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(bytes, 1)));
-    return _mm512_cvtne2ps_pbh(high, low);
-}
-
-template <int M, int N>
-void tile(const bf16* x, const bf16* w, int64_t, int k, float (&sums)[M][N]) {
-    __m512 acc[M][N];
-    for (int i = 0; i < M; ++i)
-        for (int j = 0; j < N; ++j) acc[i][j] = _mm512_setzero_ps();
-    int at = 0;
-    for (; at + 32 <= k; at += 32) {
-        __m512bh b[N];
-#pragma GCC unroll 16
-        for (int j = 0; j < N; ++j) b[j] = load_bf16(w + int64_t(j) * k + at);
-#pragma GCC unroll 16
-        for (int i = 0; i < M; ++i) {
-            __m512bh a = load_bf16(x + int64_t(i) * k + at);
-#pragma GCC unroll 16
-            for (int j = 0; j < N; ++j) acc[i][j] = _mm512_dpbf16_ps(acc[i][j], a, b[j]);
-        }
-    }
-    if (at < k) {
-        __mmask32 mask = (__mmask32(1) << (k - at)) - 1;
-        for (int i = 0; i < M; ++i) {
-            __m512bh a = load_bf16(x + int64_t(i) * k + at, mask);
-            for (int j = 0; j < N; ++j)
-                acc[i][j] = _mm512_dpbf16_ps(
-                    acc[i][j], a, load_bf16(w + int64_t(j) * k + at, mask));
-        }
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < M; ++i)
-#pragma GCC unroll 16
-        for (int j = 0; j < N; ++j) sums[i][j] = sum_lanes(acc[i][j]);
-}
-
-template <int M, int N>
-void tile(const bf16* x, const Int8Weight& w, int64_t row, int k, int group, float (&sums)[M][N]) {
-    const int groups = k / group;
-    __m512 total[M][N];
-    for (int i = 0; i < M; ++i)
-        for (int j = 0; j < N; ++j) total[i][j] = _mm512_setzero_ps();
-    for (int g = 0; g < groups; ++g) {
-        __m512 acc[M][N];
-#pragma GCC unroll 16
-        for (int i = 0; i < M; ++i)
-#pragma GCC unroll 16
-            for (int j = 0; j < N; ++j) acc[i][j] = _mm512_setzero_ps();
-        for (int at = g * group; at < (g + 1) * group; at += 32) {
-            int left = (g + 1) * group - at;
-            __mmask32 mask = left >= 32 ? ~__mmask32(0) : (__mmask32(1) << left) - 1;
-            __m512bh b[N];
-#pragma GCC unroll 16
-            for (int j = 0; j < N; ++j)
-                b[j] = bytes_to_bf16(
-                    _mm256_maskz_loadu_epi8(mask, w.values + (row + j) * k + at));
-#pragma GCC unroll 16
-            for (int i = 0; i < M; ++i) {
-                __m512bh a = load_bf16(x + int64_t(i) * k + at, mask);
-#pragma GCC unroll 16
-                for (int j = 0; j < N; ++j) acc[i][j] = _mm512_dpbf16_ps(acc[i][j], a, b[j]);
-            }
-        }
-#pragma GCC unroll 16
-        for (int j = 0; j < N; ++j) {
-            __m512 scale = _mm512_set1_ps(w.scales[(row + j) * groups + g]);
-#pragma GCC unroll 16
-            for (int i = 0; i < M; ++i)
-                total[i][j] = _mm512_fmadd_ps(acc[i][j], scale, total[i][j]);
-        }
-    }
-    for (int i = 0; i < M; ++i)
-        for (int j = 0; j < N; ++j) sums[i][j] = sum_lanes(total[i][j]);
-}
-
-#else  // any processor with a compiler: the same sums, 16 lanes at a time
-
-template <int M, int N>
-void tile(const bf16* x, const bf16* w, int64_t, int k, float (&sums)[M][N]) {
-    f32x16 acc[M][N] = {};
-    int at = 0;
-    for (; at + 16 <= k; at += 16)
-        for (int i = 0; i < M; ++i) {
-            f32x16 a = load16(x + int64_t(i) * k + at);
-            for (int j = 0; j < N; ++j) acc[i][j] += a * load16(w + int64_t(j) * k + at);
-        }
-    for (int i = 0; i < M; ++i)
-        for (int j = 0; j < N; ++j) {
-            float sum = sum16(acc[i][j]);
-            for (int p = at; p < k; ++p)
-                sum += widen(x[int64_t(i) * k + p]) * widen(w[int64_t(j) * k + p]);
-            sums[i][j] = sum;
-        }
-}
-
-template <int M, int N>
-void tile(const bf16* x, const Int8Weight& w, int64_t row, int k, int group, float (&sums)[M][N]) {
-    const int groups = k / group;
-    for (int i = 0; i < M; ++i)
-        for (int j = 0; j < N; ++j) {
-            float total = 0;
-            for (int g = 0; g < groups; ++g) {
-                float part[16] = {};
-                for (int at = g * group; at < (g + 1) * group; ++at)
-                    part[at % 16] += widen(x[int64_t(i) * k + at]) * w.values[(row + j) * k + at];
-                f32x16 lanes;
-                std::memcpy(&lanes, part, 64);
-                total += sum16(lanes) * w.scales[(row + j) * groups + g];
-            }
-            sums[i][j] = total;
-        }
-}
-
-#endif
 
 struct Linear {
     const bf16* x;
     const void* weight;
-    const float* scales;  // of int8 weights; null for bf16
+    const float* scales;  // of int8 weights, (n, k / group); null for bf16
     const float* bias;
     void* y;
     int m, k, n, group, result;
 };
 
-template <int M, int N>
-inline void run_tile(const Linear& l, int row, int output) {
-    float sums[M][N];
-    const bf16* x = l.x + int64_t(row) * l.k;
-    if (l.scales) {
-        Int8Weight weight{static_cast<const int8_t*>(l.weight), l.scales};
-        tile<M, N>(x, weight, output, l.k, l.group, sums);
-    } else {
-        tile<M, N>(x, static_cast<const bf16*>(l.weight) + int64_t(output) * l.k, 0, l.k, sums);
-    }
-    for (int i = 0; i < M; ++i)
-        for (int j = 0; j < N; ++j)
-            finish(sums[i][j], l.bias, l.y, l.result, int64_t(row + i) * l.n + output + j,
-                   output + j);
+const int TILE = 4;  // rows, and outputs, of which all sums are in registers
+
+inline void finish(const Linear& l, float sum, int row, int output) {
+    const int64_t place = int64_t(row) * l.n + output;
+    if (l.bias) sum += l.bias[output];
+    if (l.result == AS_FLOAT) static_cast<float*>(l.y)[place] = sum;
+    else if (l.result == AS_BF16) static_cast<bf16*>(l.y)[place] = narrow(sum);
+    // Rounded first, as a layer's result in bf16 is.
+    else static_cast<float*>(l.y)[place] += widen(narrow(sum));
 }
 
-template <int N>
-inline void run_rows(const Linear& l, int first, int last, int output) {
+#ifdef __AVX512BF16__
+
+inline __m512bh load_bf16(const bf16* from) { return (__m512bh)_mm512_loadu_si512(from); }
+inline __m512bh load_bf16(const bf16* from, __mmask32 mask) {
+    return (__m512bh)_mm512_maskz_loadu_epi16(mask, from);
+}
+inline __mmask32 first_lanes(int count) {
+    return count >= 32 ? ~__mmask32(0) : (__mmask32(1) << count) - 1;
+}
+inline __m512bh load_bf16(const int8_t* from, __mmask32 mask) {  // exact: bf16 holds |x| <= 256
+    __m256i bytes = _mm256_maskz_loadu_epi8(mask, from);
+    __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(bytes)));
+    __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(bytes, 1)));
+    return _mm512_cvtne2ps_pbh(high, low);
+}
+inline __m512bh load_bf16(const int8_t* from) { return load_bf16(from, ~__mmask32(0)); }
+
+// Of 4 x 4 registers their sums over lanes, row by row in one register. Lanes are added as
+// sum_lanes adds them.
+inline __m512 sum_tile(const __m512 (&a)[TILE][TILE]) {
+    __m512 by_output[TILE];  // lane group i: row i, 4 lanes left to add
+    for (int j = 0; j < TILE; ++j) {
+        __m512 half[2];
+        for (int i = 0; i < 2; ++i)
+            half[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a[2 * i][j], a[2 * i + 1][j], 0x44),
+                                    _mm512_shuffle_f32x4(a[2 * i][j], a[2 * i + 1][j], 0xee));
+        by_output[j] = _mm512_add_ps(_mm512_shuffle_f32x4(half[0], half[1], 0x88),
+                                     _mm512_shuffle_f32x4(half[0], half[1], 0xdd));
+    }
+    __m512 first = _mm512_add_ps(_mm512_unpacklo_ps(by_output[0], by_output[1]),
+                                 _mm512_unpackhi_ps(by_output[0], by_output[1]));
+    __m512 second = _mm512_add_ps(_mm512_unpacklo_ps(by_output[2], by_output[3]),
+                                  _mm512_unpackhi_ps(by_output[2], by_output[3]));
+    return _mm512_add_ps(_mm512_shuffle_ps(first, second, 0x44),
+                         _mm512_shuffle_ps(first, second, 0xee));
+}
+
+template <int M>
+inline void finish_tile(const Linear& l, __m512 sums, int row, int output) {
+    if (l.bias)
+        sums = _mm512_add_ps(sums, _mm512_broadcast_f32x4(_mm_loadu_ps(l.bias + output)));
+    alignas(64) float wide[16];
+    alignas(32) bf16 half[16];
+    if (l.result == AS_FLOAT) {
+        _mm512_store_ps(wide, sums);
+        for (int i = 0; i < M; ++i)
+            std::memcpy(static_cast<float*>(l.y) + int64_t(row + i) * l.n + output, wide + 4 * i,
+                        16);
+        return;
+    }
+    __m256i rounded = (__m256i)_mm512_cvtneps_pbh(sums);
+    if (l.result == AS_BF16) {
+        _mm256_store_si256((__m256i*)half, rounded);
+        for (int i = 0; i < M; ++i)
+            std::memcpy(static_cast<bf16*>(l.y) + int64_t(row + i) * l.n + output, half + 4 * i,
+                        8);
+        return;
+    }
+    _mm512_store_ps(wide, (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(rounded), 16));
+    for (int i = 0; i < M; ++i) {
+        float* to = static_cast<float*>(l.y) + int64_t(row + i) * l.n + output;
+        _mm_storeu_ps(to, _mm_add_ps(_mm_loadu_ps(to), _mm_load_ps(wide + 4 * i)));
+    }
+}
+
+// M rows times 4 outputs, whose weights are at w; SCALED: by a scale for each group of inputs.
+// FETCH: what the next outputs will need, which the processor does not foresee.
+template <int M, bool SCALED, bool FETCH, typename W>
+inline void tile(const Linear& l, const W* w, int row, int output) {
+    const bf16* x = l.x + int64_t(row) * l.k;
+    const int64_t k = l.k;
+    __m512 total[TILE][TILE];
+    for (int i = 0; i < TILE; ++i)
+        for (int j = 0; j < TILE; ++j) total[i][j] = _mm512_setzero_ps();
+    const int group = SCALED ? l.group : l.k, groups = l.k / group;
+    for (int g = 0; g < groups; ++g) {
+        __m512 acc[M][TILE];
+#pragma GCC unroll 4
+        for (int i = 0; i < M; ++i)
+#pragma GCC unroll 4
+            for (int j = 0; j < TILE; ++j) acc[i][j] = _mm512_setzero_ps();
+        int at = g * group;
+        const int end = at + group;
+        for (; at + 32 <= end; at += 32) {
+            __m512bh b[TILE];
+#pragma GCC unroll 4
+            for (int j = 0; j < TILE; ++j) {
+                b[j] = load_bf16(w + j * k + at);
+                if (FETCH) _mm_prefetch((const char*)(w + (j + TILE) * k + at), _MM_HINT_T0);
+            }
+#pragma GCC unroll 4
+            for (int i = 0; i < M; ++i) {
+                __m512bh a = load_bf16(x + i * k + at);
+#pragma GCC unroll 4
+                for (int j = 0; j < TILE; ++j) acc[i][j] = _mm512_dpbf16_ps(acc[i][j], a, b[j]);
+            }
+        }
+        if (at < end) {
+            __mmask32 mask = first_lanes(end - at);
+            for (int i = 0; i < M; ++i) {
+                __m512bh a = load_bf16(x + i * k + at, mask);
+                for (int j = 0; j < TILE; ++j)
+                    acc[i][j] =
+                        _mm512_dpbf16_ps(acc[i][j], a, load_bf16(w + j * k + at, mask));
+            }
+        }
+#pragma GCC unroll 4
+        for (int j = 0; j < TILE; ++j) {
+            __m512 scale;
+            if (SCALED) scale = _mm512_set1_ps(l.scales[int64_t(output + j) * groups + g]);
+#pragma GCC unroll 4
+            for (int i = 0; i < M; ++i)
+                total[i][j] =
+                    SCALED ? _mm512_fmadd_ps(acc[i][j], scale, total[i][j]) : acc[i][j];
+        }
+    }
+    finish_tile<M>(l, sum_tile(total), row, output);
+}
+
+template <bool SCALED, typename W>
+void tiles(const Linear& l, const W* w, int first, int last, int output) {
     int row = first;
-    for (; row + 4 <= last; row += 4) run_tile<4, N>(l, row, output);
-    if (last - row == 3) run_tile<3, N>(l, row, output);
-    else if (last - row == 2) run_tile<2, N>(l, row, output);
-    else if (last - row == 1) run_tile<1, N>(l, row, output);
+    if (last - row >= 4) tile<4, SCALED, true>(l, w, row, output), row += 4;
+    for (; row + 4 <= last; row += 4) tile<4, SCALED, false>(l, w, row, output);
+    if (last - row == 3) tile<3, SCALED, true>(l, w, row, output);
+    else if (last - row == 2) tile<2, SCALED, true>(l, w, row, output);
+    else if (last - row == 1) tile<1, SCALED, true>(l, w, row, output);
+}
+
+void run_outputs(const Linear& l, int first, int last, int output, bf16* widened) {
+    if (!l.scales) {
+        tiles<false>(l, static_cast<const bf16*>(l.weight) + int64_t(output) * l.k, first, last,
+                     output);
+        return;
+    }
+    const int8_t* w = static_cast<const int8_t*>(l.weight) + int64_t(output) * l.k;
+    if (last - first <= TILE) {
+        tiles<true>(l, w, first, last, output);
+        return;
+    }
+    int64_t at = 0, count = int64_t(TILE) * l.k;  // many rows: made bf16 once for all of them
+    for (; at + 32 <= count; at += 32) {
+        _mm512_storeu_si512(widened + at, (__m512i)load_bf16(w + at));
+        _mm_prefetch((const char*)(w + count + at), _MM_HINT_T0);
+    }
+    for (; at < count; ++at) widened[at] = narrow(float(w[at]));
+    tiles<true>(l, widened, first, last, output);
+}
+
+#endif
+
+// One sum, for what is left beside the tiles, and for any processor: each group's products in 16
+// lanes, in the order of the tiles where there are any.
+float one_sum(const Linear& l, int row, int output) {
+    const int group = l.scales ? l.group : l.k, groups = l.k / group;
+    const bf16* x = l.x + int64_t(row) * l.k;
+    const int64_t start = int64_t(output) * l.k;
+    f32x16 total = {};
+    for (int g = 0; g < groups; ++g) {
+        f32x16 lanes = {};
+        for (int at = g * group; at < (g + 1) * group; at += 16) {
+            float a[16] = {}, b[16] = {};
+            int count = (g + 1) * group - at < 16 ? (g + 1) * group - at : 16;
+            for (int i = 0; i < count; ++i) {
+                a[i] = widen(x[at + i]);
+                b[i] = l.scales ? float(static_cast<const int8_t*>(l.weight)[start + at + i])
+                                : widen(static_cast<const bf16*>(l.weight)[start + at + i]);
+            }
+            lanes += load16(a) * load16(b);
+        }
+        total += l.scales ? lanes * l.scales[int64_t(output) * groups + g] : lanes;
+    }
+    return sum16(total);
 }
 
 const int ROW_BLOCK = 128;  // rows of x that stay in the second-level cache
 
 void run_linear(const Linear& l, int64_t first, int64_t last) {
+    bf16* widened = l.scales ? new bf16[int64_t(TILE) * l.k] : nullptr;
     for (int start = 0; start < l.m; start += ROW_BLOCK) {
         int end = start + ROW_BLOCK < l.m ? start + ROW_BLOCK : l.m;
         int64_t output = first;
-        for (; output + 4 <= last; output += 4) run_rows<4>(l, start, end, int(output));
-        for (; output < last; ++output) run_rows<1>(l, start, end, int(output));
+#ifdef __AVX512BF16__
+        for (; output + TILE <= last; output += TILE)
+            run_outputs(l, start, end, int(output), widened);
+#endif
+        for (; output < last; ++output)
+            for (int row = start; row < end; ++row)
+                finish(l, one_sum(l, row, int(output)), row, int(output));
     }
+    delete[] widened;
 }
 
 // ---------------------------------------------------------------------------------------------
