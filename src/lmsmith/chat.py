@@ -7,7 +7,7 @@ import difflib
 import json as json_module
 import secrets
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -27,6 +27,7 @@ HELP = """\
 /system TEXT     set the system message; without TEXT, remove it
 /reset           begin a new conversation (the system message stays)
 /undo            take back the last message and its reply
+/explain [TEXT]  how the reply to your last message could begin (after TEXT): probabilities
 /save FILE       add this conversation to a JSONL file
 /temperature X   0 takes the likeliest token every time
 /top-p X         only the likeliest tokens of this total probability may come; 1 means all
@@ -55,7 +56,8 @@ def main(
     each line is a turn, and only the replies are printed on standard output.
 
     Args:
-        model: A run (runs/quickstart: its last stage), a stage's folder or a model folder.
+        model: A run (runs/quickstart: its last stage), a stage's folder, a model folder, a
+            Hugging Face folder, a GGUF file or a registered name (smollm2-135m).
         temperature: 0 takes the likeliest token every time.
         top_p: Only the likeliest tokens of this total probability may come; 1 means all.
         max_tokens: Longest reply, in tokens.
@@ -140,7 +142,7 @@ class ChatSession:
             UserError: the message does not fit the model's context.
             KeyboardInterrupt: after the history was put in order.
         """
-        from lmsmith.tokenizers.bpe import encodable
+        from lmsmith.tokenizers.text import encodable
 
         before = len(self.turns)
         written: list[str] = []
@@ -167,6 +169,24 @@ class ChatSession:
         self.dropped = prompt.dropped_messages
         self.replies += 1
         return self.model.write(prompt.tokens, sampling)
+
+    def next_tokens(self, beginning: str = "", top: int = 10) -> list[tuple[str, float]]:
+        """What may come next in the reply to the last message: texts and probabilities.
+
+        Args:
+            beginning: of that reply.
+            top: how many.
+
+        Raises:
+            UserError: the conversation does not fit the model's context.
+        """
+        turns = self.turns
+        asked = turns[:-1] if turns and turns[-1]["role"] == "assistant" else turns
+        system = self.messages[: len(self.messages) - len(turns)]
+        chosen = self.settings
+        sampling = self.model.settings(chosen.max_tokens, 1.0, 0, 1.0, 0)
+        tokens = self.model.prompt(system + asked, sampling).tokens
+        return self.model.next_tokens(tokens + self.model.tokenizer.encode(beginning), top)
 
     def check(self, settings: ChatSettings) -> None:
         """Raises UserError if a setting is out of range."""
@@ -196,7 +216,7 @@ class ChatSession:
         Raises:
             UserError: it leaves no room for a message and a reply.
         """
-        from lmsmith.tokenizers.bpe import encodable
+        from lmsmith.tokenizers.text import encodable
 
         text = encodable(text)
         if text:
@@ -261,6 +281,8 @@ def run_command(session: ChatSession, line: str) -> str | None:
         return "a new conversation"
     if name == "/undo":
         return "taken back" if session.undo() else "there is nothing to take back"
+    if name == "/explain":
+        return bars(session.next_tokens(rest))
     if name == "/save":
         if not rest:
             raise UserError("/save: to which file?", "for instance /save talk.jsonl")
@@ -282,6 +304,20 @@ def run_command(session: ChatSession, line: str) -> str | None:
     raise UserError(
         f"{name}: unknown command",
         f"did you mean {near[0]}?" if near else "/help lists them; // sends a line with one /",
+    )
+
+
+BAR = 30
+"""Characters of a bar that stands for certainty."""
+
+
+def bars(choices: Sequence[tuple[str, float]]) -> str:
+    """A line a token: its text, its probability, and a bar as long."""
+    shown = [(json_module.dumps(text, ensure_ascii=False), share) for text, share in choices]
+    width = max(len(text) for text, _ in shown)
+    return "\n".join(
+        f"{text:<{width}}  {100 * share:5.1f} %  {'█' * round(BAR * share) or '▏'}"
+        for text, share in shown
     )
 
 

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lmsmith.catalogue.reading import read_model
 from lmsmith.core.errors import UserError
-from lmsmith.core.files import read_json
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.generation.engine import SamplingSettings, stream
 from lmsmith.generation.inference import InferenceDecoder
+from lmsmith.generation.log_probabilities import (
+    TokenChoice,
+    next_token_alternatives,
+    token_choices,
+)
 from lmsmith.generation.stops import until_stop
 from lmsmith.models.decoder import Decoder
-from lmsmith.models.folder import load_decoder, load_tokenizer
 from lmsmith.prompts import Message, Prompt, encode_prompt
 from lmsmith.tokenizers import StreamDecoder, Tokenizer
 from lmsmith.training.machine import ResolvedMachine, resolve_machine
-
-WRITING_STAGES = ("ppo", "sft", "pretrain")
-"""The stages that make a model which writes, the most aligned first."""
 
 
 def load(path: str | Path, *, machine: MachineConfig | None = None) -> LanguageModel:
@@ -28,7 +30,8 @@ def load(path: str | Path, *, machine: MachineConfig | None = None) -> LanguageM
     Args:
         path: a model folder (``runs/quickstart/ppo/model``), a stage's folder
             (``runs/quickstart/ppo``), or a run's (``runs/quickstart``), which stands for its
-            last stage that is done: PPO, else SFT, else pretraining.
+            last stage that is done: PPO, else SFT, else pretraining; a Hugging Face folder; a
+            GGUF file; or a registered name (``smollm2-135m``).
         machine: precision and threads; chosen for this machine if None.
 
     Raises:
@@ -37,67 +40,14 @@ def load(path: str | Path, *, machine: MachineConfig | None = None) -> LanguageM
     >>> model = lmsmith.load("runs/quickstart")                             # doctest: +SKIP
     >>> model.chat([{"role": "user", "content": "Hello!"}])                 # doctest: +SKIP
     """
-    folder = find_model_folder(Path(path))
-    decoder, tokenizer = load_decoder(folder), load_tokenizer(folder)
-    if decoder.config.vocabulary_size != tokenizer.vocabulary_size:
-        raise UserError(
-            f"{folder}: the model knows {decoder.config.vocabulary_size} tokens and the "
-            f"tokenizer beside it {tokenizer.vocabulary_size}",
-            "the files in it come from different runs: run the stage that wrote it again",
-        )
-    card_path = folder / "card.json"
-    card = read_json(card_path) if card_path.is_file() else {}
+    found = read_model(path)
     return LanguageModel(
-        decoder,
-        tokenizer,
-        card=card if isinstance(card, dict) else {},
-        folder=folder,
+        found.decoder,
+        found.tokenizer,
+        card=found.card,
+        folder=found.source.path,
         machine=resolve_machine(machine or MachineConfig()),
     )
-
-
-def find_model_folder(path: Path) -> Path:
-    """The model folder that a path means; see `load`.
-
-    Raises:
-        UserError: nothing there is a model; says what is.
-    """
-    candidates = [path, path / "model", *(path / stage / "model" for stage in WRITING_STAGES)]
-    for candidate in candidates:
-        if (candidate / "config.json").is_file():
-            return candidate
-    if not path.exists():
-        raise UserError(f"{path}: no such folder", _near_models(path))
-    if not path.is_dir():
-        raise UserError(f"{path} is a file; a model is a folder", "name the folder it is in")
-    names = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
-    found = "it is empty" if not names else "it holds " + ", ".join(names[:12])
-    if len(names) > 12:
-        found += f" and {len(names) - 12} more"
-    if (path / "recipe.json").is_file():
-        raise UserError(
-            f"{path} is a run without a model yet ({found})",
-            "run `lmsmith run` with its recipe until pretrain, sft or ppo is done",
-        )
-    raise UserError(
-        f"{path} is neither a model folder nor a run ({found})",
-        "name a run such as runs/quickstart, or a folder that a stage wrote, such as "
-        "runs/quickstart/ppo/model",
-    )
-
-
-def _near_models(path: Path) -> str:
-    """What to name instead of a path that does not exist."""
-    if not path.is_absolute() and (Path("runs") / path).is_dir():
-        return f"did you mean {Path('runs') / path}?"
-    folder = next((parent for parent in path.parents if parent.is_dir()), Path())
-    names = [f.name for f in folder.iterdir() if f.is_dir() and not f.name.startswith(".")]
-    runs = sorted(str(f.parent) for f in Path("runs").glob("*/recipe.json"))
-    if folder != Path() and names:
-        return f"{folder} holds {', '.join(sorted(names)[:12])}"
-    if runs:
-        return f"the runs here: {', '.join(runs[:12])}"
-    return "make one with `lmsmith run quickstart`"
 
 
 class LanguageModel:
@@ -107,7 +57,7 @@ class LanguageModel:
         decoder: the weights, float32.
         tokenizer: text to token ids and back.
         card: where the model comes from: parents, recipe, data, metrics.
-        folder: where it was read from, or None.
+        folder: where it was read from, a folder or a GGUF file, or None.
         machine: precision and threads it writes with.
     """
 
@@ -158,8 +108,11 @@ class LanguageModel:
             UserError: the text leaves no room in the context, or a setting is out of range.
         """
         settings = self.settings(max_new_tokens, temperature, top_k, top_p, seed)
-        tokens = [self.tokenizer.end_of_text, *self.tokenizer.encode(text)]
-        return "".join(self.write(tokens, settings, stop))
+        return "".join(self.write(self.text_tokens(text), settings, stop))
+
+    def text_tokens(self, text: str) -> list[int]:
+        """A text to be continued, as tokens: what begins a text goes first."""
+        return [self.tokenizer.start_of_text, *self.tokenizer.encode(text)]
 
     def chat(
         self,
@@ -204,11 +157,9 @@ class LanguageModel:
     def settings(
         self, max_new_tokens: int, temperature: float, top_k: int, top_p: float, seed: int
     ) -> SamplingSettings:
-        """Sampling that ends at any control token: none of them is part of a text."""
-        tokenizer = self.tokenizer
-        roles = (tokenizer.system, tokenizer.user, tokenizer.assistant)
-        stop_tokens = (tokenizer.end_of_turn, tokenizer.end_of_text, *roles)
-        return SamplingSettings(max_new_tokens, temperature, top_k, top_p, stop_tokens, seed)
+        """Sampling that ends at the tokenizer's stop tokens: none of them is part of a text."""
+        stops = self.tokenizer.stop_tokens
+        return SamplingSettings(max_new_tokens, temperature, top_k, top_p, stops, seed)
 
     def prompt(self, messages: Sequence[Message], settings: SamplingSettings) -> Prompt:
         """The conversation as tokens, with room left for a reply: a quarter of the context."""
@@ -224,10 +175,23 @@ class LanguageModel:
             raise UserError("stop: an empty text would end every reply at once", "leave it out")
         decoder = StreamDecoder(self.tokenizer)
         # A character cut off by the reply's end is left out: the stream is not flushed.
-        pieces = (
-            decoder.push(token) for token in stream(self._inference_decoder(), tokens, settings)
-        )
+        pieces = (decoder.push(token) for token in self.write_tokens(tokens, settings))
         return (piece for piece in until_stop(pieces, stops) if piece)
+
+    def write_tokens(self, tokens: Sequence[int], settings: SamplingSettings) -> Iterator[int]:
+        """What comes after ``tokens``, a stop token included."""
+        return stream(self._inference_decoder(), tokens, settings)
+
+    def token_choices(
+        self, prompt: Sequence[int], reply: Sequence[int], top: int = 10
+    ) -> list[TokenChoice]:
+        """How likely each token of a reply was, and what could have stood in its place."""
+        return token_choices(self.decoder, prompt, reply, top)
+
+    def next_tokens(self, tokens: Sequence[int], top: int = 10) -> list[tuple[str, float]]:
+        """The likeliest tokens to come after ``tokens``: their texts and probabilities."""
+        pairs = next_token_alternatives(self.decoder, tokens, top)
+        return [(self.tokenizer.decode([t], special=True), math.exp(p)) for t, p in pairs]
 
     def _inference_decoder(self) -> InferenceDecoder:
         """Made once, and again when the weights have changed since."""

@@ -14,6 +14,7 @@ from lmsmith.core.recipe import MachineConfig
 from lmsmith.core.runs import StageFolder
 from lmsmith.stages.tokenizer import TokenizerConfig, run
 from lmsmith.tokenizers import Tokenizer
+from lmsmith.tokenizers.hugging_face import to_hugging_face
 
 TRAINING = "the quick brown fox jumps over the lazy dog and the other dogs " * 20
 TEST = "unseen zebras"
@@ -38,6 +39,7 @@ def test_it_trains_saves_and_measures(data: Path) -> None:
     tokenizer = Tokenizer.load(out.path)
     assert metrics["vocabulary_size"] == tokenizer.vocabulary_size == 280
     assert metrics["bytes_per_token"] == len(TEST) / len(tokenizer.encode(TEST))
+    assert metrics["tokens_per_character"] == len(tokenizer.encode(TEST)) / len(TEST)
     again = stage_folder(data, "again")
     run(TokenizerConfig(vocabulary_size=280), {"data": data}, again)
     for name in ("tokenizer.json", "chat.json"):
@@ -70,6 +72,18 @@ def test_one_made_before_can_be_loaded(data: Path) -> None:
     assert config.external_files() == [str(made / "tokenizer.json"), str(made / "chat.json")]
     with pytest.raises(UserError, match="nowhere"):
         run(TokenizerConfig(load="nowhere"), {"data": data}, out)
+
+
+def test_one_of_another_program_can_be_loaded(data: Path) -> None:
+    made = data.parent / "made"
+    to_hugging_face(Tokenizer.train([TRAINING], 270), made)
+    config = TokenizerConfig(load=str(made))
+    out = stage_folder(data)
+    assert run(config, {"data": data}, out)["vocabulary_size"] == 270
+    assert not Tokenizer.load(out.path).is_own
+    names = [Path(name).name for name in config.external_files()]
+    assert "tokenizer.json" in names
+    assert "chat_template.jinja" in names
 
 
 def test_without_training_text_it_says_what_to_do(data: Path) -> None:

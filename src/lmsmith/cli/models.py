@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lmsmith.cli.output import print_json
 from lmsmith.models.presets import PRESETS, Preset
 
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 """Of one parameter, at each precision."""
+
+TABLE_WIDTH = 180
 
 
 def list_presets(json: bool = False) -> int:
@@ -27,7 +31,7 @@ def list_presets(json: bool = False) -> int:
     return 0
 
 
-def preset_figures(preset: Preset) -> dict[str, object]:
+def preset_figures(preset: Preset) -> dict[str, Any]:
     """What the table says of one shape."""
     config = preset.config
     return {
@@ -47,7 +51,7 @@ def preset_figures(preset: Preset) -> dict[str, object]:
     }
 
 
-def print_presets(rows: dict[str, dict[str, object]]) -> None:
+def print_presets(rows: dict[str, dict[str, Any]]) -> None:
     """The table for people."""
     from rich.console import Console
     from rich.table import Table
@@ -62,7 +66,6 @@ def print_presets(rows: dict[str, dict[str, object]]) -> None:
         table.add_column(name, justify="left" if name == "preset" else "right", no_wrap=True)
     for name, row in rows.items():
         sizes = row["bytes"]
-        assert isinstance(sizes, dict)
         table.add_row(
             name,
             str(row["layers"]),
@@ -73,14 +76,9 @@ def print_presets(rows: dict[str, dict[str, object]]) -> None:
             *(f"{sizes[precision] / 1e9:,.2f} GB" for precision in BYTES),
             f"{row['training_flops_per_token']:.2e}",
             f"{row['cache_bytes_per_token']:,} B",
-            f"{_number(row['cache_bytes_at_context']) / 1e6:,.1f} MB",
+            f"{row['cache_bytes_at_context'] / 1e6:,.1f} MB",
         )
-    # Never narrower than the table: what is cut off cannot be read.
     console = Console()
-    width = max(console.width, 170)
-    Console(width=width if not console.is_terminal else None).print(table)
-
-
-def _number(value: object) -> float:
-    assert isinstance(value, int | float)
-    return float(value)
+    if not console.is_terminal:  # a file or a pipe has room for whole rows
+        console.width = TABLE_WIDTH
+    console.print(table)

@@ -89,6 +89,30 @@ def atomic_write(path: Path, data: bytes | str) -> None:
 
 
 @contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a name beside ``path`` for a file that takes its name when the block ends well.
+
+    For files too large for `atomic_write`, or that a library writes.
+
+    Raises:
+        UserError: the disk is full or writing is not allowed; ``path`` is as it was.
+    """
+    partial = _partial_name(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        _sync_folder(partial)
+        partial.replace(path)
+        _sync_folder(path.parent)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise storage_error(path, error) from error
+        raise
+
+
+@contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder beside ``path`` that takes its name when the block ends well.
 

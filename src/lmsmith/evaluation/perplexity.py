@@ -83,7 +83,7 @@ def bits_per_byte(
         window
         for tokens in encoded
         for window in document_windows(
-            [tokenizer.end_of_text, *tokens], decoder.config.context, overlap
+            [tokenizer.start_of_text, *tokens], decoder.config.context, overlap
         )
     ]
     if not byte_count:

@@ -294,7 +294,7 @@ class SelfAttention(nn.Module):
         if group > 1 and length > 1:
             key, value = (part.repeat_interleave(group, dim=1) for part in (key, value))
         elif group > 1:  # one query a head: a group's are as many queries of one head
-            query = query.view(query.shape[0], self.shared_heads, group, self.head_width)
+            query = query.reshape(query.shape[0], self.shared_heads, group, self.head_width)
         if from_cache and length == 1 and not isinstance(bias, list):
             mixed = single_query_attention(query, key, value, bias)
         elif isinstance(bias, list):
@@ -310,4 +310,4 @@ class SelfAttention(nn.Module):
                 dropout_p=dropout,
                 is_causal=bias is None and length > 1,
             )
-        return mixed.view(mixed.shape[0], self.heads, length, self.head_width)
+        return mixed.reshape(mixed.shape[0], self.heads, length, self.head_width)

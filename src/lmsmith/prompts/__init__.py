@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 from lmsmith.corpus.messages import Message, validate_messages
-from lmsmith.prompts.chat import (
-    FittedConversation,
-    Prompt,
-    encode_conversation,
-    encode_prompt,
-    fit_conversation,
-)
+from lmsmith.prompts.chat import encode_conversation, encode_prompt, fit_conversation
+from lmsmith.prompts.fitted import FittedConversation, Prompt
 
 __all__ = [
     "FittedConversation",

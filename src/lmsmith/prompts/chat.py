@@ -1,4 +1,7 @@
-"""A conversation as tokens: ``<|endoftext|>`` then for each message role, content, ``<|end|>``."""
+"""A conversation as tokens: ``<|endoftext|>`` then for each message role, content, ``<|end|>``.
+
+Models from outside have a template of their own; `lmsmith.prompts.templated` writes it.
+"""
 
 from __future__ import annotations
 
@@ -7,37 +10,9 @@ from dataclasses import dataclass
 
 from lmsmith.core.errors import UserError
 from lmsmith.corpus.messages import Message, validate_messages
+from lmsmith.prompts import templated
+from lmsmith.prompts.fitted import FittedConversation, Prompt, too_long
 from lmsmith.tokenizers import Tokenizer
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """Tokens to be continued by the assistant.
-
-    Attributes:
-        tokens: from ``<|endoftext|>`` to the opening ``<|assistant|>``.
-        dropped_messages: how many of the oldest messages did not fit.
-    """
-
-    tokens: list[int]
-    dropped_messages: int
-
-
-@dataclass(frozen=True)
-class FittedConversation:
-    """What of a conversation fits a context, newest turns first.
-
-    Attributes:
-        tokens: empty when nothing of use fits.
-        is_target: one for each token: whether the model learns to produce it.
-        dropped_messages: how many of the oldest messages did not fit.
-        cut_tokens: how many tokens the newest message lost at its end, being too long by itself.
-    """
-
-    tokens: list[int]
-    is_target: list[bool]
-    dropped_messages: int
-    cut_tokens: int
 
 
 def encode_conversation(
@@ -48,7 +23,10 @@ def encode_conversation(
     Targets are the assistant's content and the ``<|end|>`` after it, not its role token, which
     is given when the assistant is asked.
     """
-    opening, turns = _encode(tokenizer, messages, "conversation")
+    _check(messages, "conversation")
+    if not tokenizer.is_own:
+        return templated.encode_conversation(tokenizer, messages)
+    opening, turns = _encode(tokenizer, messages)
     return _joined(opening, turns)
 
 
@@ -66,22 +44,22 @@ def encode_prompt(
     Raises:
         UserError: the last message is the assistant's, or what must be kept does not fit.
     """
-    start = [tokenizer.end_of_text]
-    opening, turns = _encode(tokenizer, messages, "prompt") if messages else (start, [])
-    if turns and turns[-1].role == "assistant":
+    if messages:
+        _check(messages, "prompt")
+    if messages and messages[-1]["role"] == "assistant":
         raise UserError(
             "prompt: the last message is the assistant's, so there is nothing to answer",
             "end the prompt with a user's message",
         )
+    if not tokenizer.is_own:
+        return templated.encode_prompt(tokenizer, messages, limit)
+    start = [tokenizer.end_of_text]
+    opening, turns = _encode(tokenizer, messages) if messages else (start, [])
     room = None if limit is None else limit - len(opening) - 1
     kept = len(turns) if room is None else _newest_that_fit(turns, room)
     if (turns and not kept) or (room is not None and room < 0):
         needed = len(opening) + 1 + (len(turns[-1].tokens) if turns else 0)
-        raise UserError(
-            f"prompt: the system message and the last message need {needed} tokens; "
-            f"there is room for {limit}",
-            "shorten them, or use a model with a longer context",
-        )
+        raise too_long(needed, limit)
     dropped = len(turns) - kept
     tokens, _ = _joined(opening, turns[dropped:])
     return Prompt([*tokens, tokenizer.assistant], dropped)
@@ -96,7 +74,10 @@ def fit_conversation(
     the model does not learn to stop in the middle. When the system message leaves no room for one
     token of content, nothing is kept.
     """
-    opening, turns = _encode(tokenizer, messages, "conversation")
+    _check(messages, "conversation")
+    if not tokenizer.is_own:
+        return templated.fit_conversation(tokenizer, messages, limit)
+    opening, turns = _encode(tokenizer, messages)
     return _fit(opening, turns, limit)
 
 
@@ -108,11 +89,12 @@ class _Turn:
     tokens: list[int]
 
 
-def _encode(
-    tokenizer: Tokenizer, messages: Sequence[Message], where: str
-) -> tuple[list[int], list[_Turn]]:
-    """Check the messages; tokens of what opens them (end-of-text and system), and the turns."""
+def _check(messages: Sequence[Message], where: str) -> None:
     validate_messages([dict(message) for message in messages], where)
+
+
+def _encode(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[list[int], list[_Turn]]:
+    """Tokens of what opens the messages (end-of-text and system), and the turns."""
     contents = tokenizer.encode_batch([message["content"] for message in messages])
     turns = [
         _Turn(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lmsmith.corpus.messages import Message
+from lmsmith.prompts import templated
 from lmsmith.tokenizers import Tokenizer
 
 
@@ -24,6 +25,8 @@ def conversation_windows(
     Returns:
         Pairs of tokens and is_target; windows in which nothing is a target are left out.
     """
+    if not tokenizer.is_own:
+        return templated.conversation_windows(tokenizer, messages, limit, history)
     opening = [tokenizer.end_of_text]
     contents = tokenizer.encode_batch([message["content"] for message in messages])
     pieces = [

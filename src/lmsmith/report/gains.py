@@ -169,7 +169,10 @@ def _of_data(tables: Mapping[str, Metrics]) -> _Measured:
 def _of_tokenizer(tables: Mapping[str, Metrics]) -> _Measured:
     table = tables["tokenizer"]
     vocabulary, length = table.get("vocabulary_size"), table.get("bytes_per_token")
+    density = table.get("tokens_per_character")
     note = f"{_whole(vocabulary)} pieces" if vocabulary is not None else ""
+    if note and density is not None:
+        note += f", {fixed(density, 2)} tokens a character"
     if length is None:
         return ("pieces in the vocabulary", "", _whole(vocabulary), "", "") if note else _NONE
     return ("bytes per token", "1", fixed(length, 2), note, "")

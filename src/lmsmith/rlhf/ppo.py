@@ -225,6 +225,8 @@ class PPOTrainer:
         self.policy = policy.eval()
         self.value_model = value_model.eval()
         self.reference = reference.eval()
+        policy.attend_explicitly()
+        value_model.decoder.attend_explicitly()
         self.machine = machine if machine is not None else prepare_process(MachineConfig())
         self.reward: RewardFunction = (
             self._reward_of(reward_model) if isinstance(reward_model, ScalarModel) else reward_model

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from lmsmith.core.errors import UserError
 from lmsmith.core.runs import StageFolder, derive_seed
 from lmsmith.corpus.rows import read_rankings
-from lmsmith.models.decoder import EXPLICIT_ATTENTION_CONTEXT, Block, Decoder
 from lmsmith.models.folder import load_decoder, load_tokenizer, save_model
 from lmsmith.models.heads import ScalarModel
 from lmsmith.rlhf.candidates import (
@@ -107,7 +106,7 @@ def run(config: RewardConfig, inputs: Mapping[str, Path], out: StageFolder) -> d
     model = ScalarModel(decoder)
     model.initialise_head(torch.Generator().manual_seed(derive_seed(out.seed, "head")))
     decoder.set_dropout(config.dropout)
-    attend_explicitly(decoder)
+    decoder.attend_explicitly()
     freeze_layers(model, config.frozen_layers)
     optimiser = Optimiser(model, config.optimiser, matrices=[decoder.blocks])
     batches = ranking_batches(
@@ -233,17 +232,6 @@ def freeze_layers(model: ScalarModel, layers: int) -> None:
     for module in [*frozen, *decoder.blocks[:layers]]:
         for parameter in module.parameters():
             parameter.requires_grad_(False)
-
-
-def attend_explicitly(decoder: Decoder) -> None:
-    """Hold all attention scores at once where they are few.
-
-    The fused kernel's backward pass under a mask took 40 % of a training step on a CPU; without
-    it a step takes about three quarters of the time, and gives the same numbers up to rounding.
-    """
-    for block in decoder.blocks:
-        assert isinstance(block, Block)
-        block.attention.explicit = decoder.config.context <= EXPLICIT_ATTENTION_CONTEXT
 
 
 class BestWeights:

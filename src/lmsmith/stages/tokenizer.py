@@ -10,12 +10,8 @@ from lmsmith.core.errors import UserError
 from lmsmith.core.runs import StageFolder
 from lmsmith.corpus.rows import read_documents
 from lmsmith.tokenizers import Tokenizer
-from lmsmith.tokenizers.bpe import (
-    CHAT_FILE,
-    LARGEST_VOCABULARY,
-    SMALLEST_VOCABULARY,
-    TOKENIZER_FILE,
-)
+from lmsmith.tokenizers.any_kind import load_any_tokenizer, tokenizer_files
+from lmsmith.tokenizers.bpe import LARGEST_VOCABULARY, SMALLEST_VOCABULARY
 
 
 @dataclass(frozen=True)
@@ -25,7 +21,8 @@ class TokenizerConfig:
     vocabulary_size: int = 4096
     """Control tokens and the 256 bytes included. Less is made of text that gives less."""
     load: str = ""
-    """A folder with ``tokenizer.json`` and ``chat.json``; `vocabulary_size` is then its own."""
+    """A tokenizer made before: a folder of lmsmith, of Hugging Face, of GPT-2's or GPT-1's
+    vocabulary and merges, or a GGUF file; `vocabulary_size` is then its own."""
 
     def check(self) -> list[tuple[str, object, str, str]]:
         if SMALLEST_VOCABULARY <= self.vocabulary_size <= LARGEST_VOCABULARY:
@@ -36,23 +33,22 @@ class TokenizerConfig:
 
     def external_files(self) -> list[str]:
         """What `load` names."""
-        folder = Path(self.load)
-        return [str(folder / name) for name in (TOKENIZER_FILE, CHAT_FILE)] if self.load else []
+        return [str(path) for path in tokenizer_files(self.load)] if self.load else []
 
 
 def run(config: TokenizerConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict[str, float]:
     """Train on `data/documents.jsonl` (or load), save, and measure on held-out text.
 
     Returns:
-        `vocabulary_size`, and `bytes_per_token` on the test documents (else the validation's,
-        else the training ones).
+        `vocabulary_size`, and `bytes_per_token` and `tokens_per_character` on the test documents
+        (else the validation's, else the training ones).
 
     Raises:
-        UserError: no documents, or the tokenizer to be loaded is not one of lmsmith.
+        UserError: no documents, or the tokenizer to be loaded is of no known kind.
     """
     training = inputs["data"] / "documents.jsonl"
     if config.load:
-        tokenizer = Tokenizer.load(config.load)
+        tokenizer = load_any_tokenizer(config.load)
     else:
         if not training.is_file():
             raise UserError(
@@ -72,15 +68,23 @@ def run(config: TokenizerConfig, inputs: Mapping[str, Path], out: StageFolder) -
     measured = [path for name in candidates if (path := inputs["data"] / name).is_file()]
     figures = {"vocabulary_size": float(tokenizer.vocabulary_size)}
     if measured:
-        figures["bytes_per_token"] = bytes_per_token(tokenizer, list(_texts(measured[0])))
+        figures |= compression(tokenizer, list(_texts(measured[0])))
     out.progress.end()
     return figures
 
 
-def bytes_per_token(tokenizer: Tokenizer, texts: list[str]) -> float:
-    """UTF-8 bytes of the texts over their tokens: how much of a text a context holds."""
+def compression(tokenizer: Tokenizer, texts: list[str]) -> dict[str, float]:
+    """How much of a text a context holds.
+
+    Returns:
+        `bytes_per_token`, UTF-8 bytes of the texts over their tokens, and
+        `tokens_per_character`, which says more of Chinese: a Han character has three bytes.
+    """
     tokens = sum(map(len, tokenizer.encode_batch(texts)))
-    return sum(len(text.encode()) for text in texts) / tokens
+    return {
+        "bytes_per_token": sum(len(text.encode()) for text in texts) / tokens,
+        "tokens_per_character": tokens / sum(map(len, texts)),
+    }
 
 
 def _texts(path: Path) -> Iterator[str]:

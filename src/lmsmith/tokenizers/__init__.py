@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lmsmith.tokenizers.bpe import Tokenizer
 from lmsmith.tokenizers.stream import StreamDecoder
+from lmsmith.tokenizers.tokenizer import EncodedChat, Tokenizer
 
-__all__ = ["StreamDecoder", "Tokenizer"]
+__all__ = ["EncodedChat", "StreamDecoder", "Tokenizer"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 
-from lmsmith.tokenizers.bpe import Tokenizer
+from lmsmith.tokenizers.tokenizer import Tokenizer
 
 
 class StreamDecoder:
@@ -17,13 +17,26 @@ class StreamDecoder:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._at_start, self._held = tokenizer.drops_first_space, ""
 
     def push(self, token: int) -> str:
         """The text that is complete now that `token` has come; often empty for multi-byte text."""
-        return self._decoder.decode(self._tokenizer.token_bytes(token))
+        return self._trimmed(self._decoder.decode(self._tokenizer.token_bytes(token)))
 
     def flush(self) -> str:
         """End the stream: U+FFFD if it stopped inside a character. The decoder can be reused."""
-        rest = self._decoder.decode(b"", final=True)
+        rest = self._trimmed(self._decoder.decode(b"", final=True))
         self._decoder.reset()
+        self._at_start, self._held = self._tokenizer.drops_first_space, ""
         return rest
+
+    def _trimmed(self, text: str) -> str:
+        """Without the space that the tokenizer itself put at the start, or at the end."""
+        if self._at_start and text:
+            self._at_start = False
+            text = text.removeprefix(" ")
+        if self._tokenizer.drops_last_space and text:
+            text, self._held = self._held + text, ""
+            if text.endswith(" "):
+                text, self._held = text[:-1], " "
+        return text

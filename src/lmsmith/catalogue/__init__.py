@@ -1,0 +1,1 @@
+"""Models by name: found, fetched, read whatever their format, and exported."""

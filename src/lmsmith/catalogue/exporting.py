@@ -1,0 +1,137 @@
+"""Write a model in the formats that other programs read: Hugging Face folders and GGUF files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lmsmith.catalogue.reading import ReadModel
+from lmsmith.core.errors import UserError
+from lmsmith.core.files import atomic_folder, read_json, write_json
+from lmsmith.models.interop.folders import write_transformers_model
+from lmsmith.models.interop.gguf_models import to_gguf
+from lmsmith.models.interop.gguf_writing import FILE_TYPES, write_gguf
+from lmsmith.tokenizers import Tokenizer
+from lmsmith.tokenizers.gguf_vocabulary import UNUSED, gguf_metadata
+from lmsmith.tokenizers.hugging_face import to_hugging_face
+
+CARD_FILE = "card.json"
+FORMATS = ("hf", "gguf")
+_DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+
+
+def export(model: ReadModel, folder: Path, to: str, kind: str = "") -> dict[str, Any]:
+    """Write the model into ``folder``, atomically.
+
+    Args:
+        model: from `read_model`.
+        folder: made if it is missing. A Hugging Face folder may replace an earlier export, but
+            nothing else; a GGUF file takes a name of its own in it.
+        to: ``hf`` or ``gguf``.
+        kind: of the weights: f32, f16, bf16, and q8_0 for GGUF. Empty: f32 for hf, f16 for gguf.
+
+    Returns:
+        ``format``, ``type``, ``path`` of the folder or file, and its ``bytes``.
+
+    Raises:
+        UserError: the format has no such model (all reasons are named) or type, or ``folder``
+            holds something else.
+    """
+    if to not in FORMATS:
+        raise UserError(f"--to {to}: not a format", f"it is one of {', '.join(FORMATS)}")
+    kind = kind or ("f32" if to == "hf" else "f16")
+    kinds = tuple(_DTYPES) if to == "hf" else tuple(FILE_TYPES)
+    if kind not in kinds:
+        raise UserError(f"--type {kind}: not a type of {to}", f"it is one of {', '.join(kinds)}")
+    path = _to_folder(model, folder, kind) if to == "hf" else _to_file(model, folder, kind)
+    files = [each for each in path.rglob("*") if each.is_file()] if path.is_dir() else [path]
+    size = sum(each.stat().st_size for each in files)
+    return {"format": to, "type": kind, "path": str(path), "bytes": size}
+
+
+def default_folder(model: ReadModel, to: str) -> Path:
+    """Beside a run's stages, ``runs/NAME/export/hf``; else ``NAME-hf`` in the working folder."""
+    path = model.source.path
+    for parent in path.parents:
+        if (parent / "recipe.json").is_file():
+            return parent / "export" / to
+    return Path(f"{_name(model)}-{to}")
+
+
+def _name(model: ReadModel) -> str:
+    """A run's name, a registered name, or the file's or folder's own."""
+    path = model.source.path
+    for parent in path.resolve().parents:
+        if (parent / "recipe.json").is_file():
+            return parent.name
+    name = Path(model.source.name).name
+    return name.removesuffix(".gguf") or path.resolve().name
+
+
+def token_ids(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What transformers' config and generation settings call the control tokens."""
+    ends = list(tokenizer.stop_tokens)
+    return {
+        "bos_token_id": tokenizer.start_of_text,
+        "eos_token_id": ends if len(ends) > 1 else ends[0],
+        "pad_token_id": tokenizer.end_of_text,
+    }
+
+
+def _to_folder(model: ReadModel, folder: Path, kind: str) -> Path:
+    _check_replaceable(folder)
+    decoder = model.decoder
+    with atomic_folder(folder.absolute()) as partial:
+        to_hugging_face(model.tokenizer, partial)
+        write_transformers_model(
+            partial,
+            decoder.config,
+            decoder.state_dict(),
+            dtype=_DTYPES[kind],
+            tokens=token_ids(model.tokenizer),
+        )
+        origin = {"exported_from": str(model.source.path), "exported_by": "lmsmith"}
+        write_json(partial / CARD_FILE, model.card | origin)
+    return folder
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Only what was exported before, or an empty folder, is replaced."""
+    if folder.is_file():
+        raise UserError(f"{folder} is a file", "name a folder")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        if folder.is_dir() and folder.resolve() == Path.cwd():
+            raise UserError(f"{folder} is the working folder", "name a folder in it")
+        return
+    card = folder / CARD_FILE
+    content = read_json(card) if card.is_file() else {}
+    if not isinstance(content, dict) or content.get("exported_by") != "lmsmith":
+        raise UserError(
+            f"{folder} is not empty, and not an earlier export: it would be replaced",
+            "name another folder",
+        )
+
+
+def _to_file(model: ReadModel, folder: Path, kind: str) -> Path:
+    path = folder if folder.suffix == ".gguf" else folder / f"{_name(model)}-{kind}.gguf"
+    decoder, tokenizer = model.decoder, model.tokenizer
+    architecture, metadata, tensors = to_gguf(decoder.config, decoder.state_dict())
+    named = {"general.name": _name(model), "general.quantization_version": 2}
+    vocabulary = padded_vocabulary(gguf_metadata(tokenizer), decoder.config.vocabulary_size)
+    write_gguf(path, architecture, named | metadata | vocabulary, tensors, kind)
+    return path
+
+
+def padded_vocabulary(metadata: dict[str, Any], size: int) -> dict[str, Any]:
+    """Tokens without use up to the embedding's rows: llama.cpp wants as many."""
+    tokens = metadata["tokenizer.ggml.tokens"]
+    added = [f"[unused{number}]" for number in range(len(tokens), size)]
+    return metadata | {
+        "tokenizer.ggml.tokens": [*tokens, *added],
+        "tokenizer.ggml.token_type": [
+            *metadata["tokenizer.ggml.token_type"],
+            *[UNUSED] * len(added),
+        ],
+    }

@@ -1,0 +1,157 @@
+"""Names of models on this machine: a folder each, with a record of where it is from."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from lmsmith.core.config import decode
+from lmsmith.core.errors import UserError
+from lmsmith.core.files import atomic_folder, read_json, write_json
+
+RECORD_FILE = "record.json"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class Record:
+    """Where a registered model is from.
+
+    Attributes:
+        name: it is called by.
+        format: ``gguf``, ``hf`` or ``lmsmith``.
+        file: of the model, in the registered folder; empty where the folder is the model.
+        source: what it was fetched from.
+        sha256: of the file, or of the weights' files one after another, hexadecimal.
+        bytes: of all its files.
+        date: when it came here, ISO 8601, UTC.
+        licence: that its makers gave it, if known.
+    """
+
+    name: str
+    format: str
+    file: str
+    source: str
+    sha256: str
+    bytes: int
+    date: str
+    licence: str = ""
+
+    @property
+    def path(self) -> Path:
+        """The model: a file or a folder."""
+        folder = folder_of(self.name)
+        return folder / self.file if self.file else folder
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"path": str(self.path)}
+
+
+def home() -> Path:
+    """Where models are kept: ``LMSMITH_HOME``, or the platform's place for a program's data."""
+    if chosen := os.environ.get("LMSMITH_HOME"):
+        return Path(chosen).expanduser()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "lmsmith" / "models"
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+        return Path(base) / "lmsmith" / "models"
+    base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(base) / "lmsmith" / "models"
+
+
+def check_name(name: str) -> str:
+    """The name, if it can be one.
+
+    Raises:
+        UserError: it has other characters than letters, digits, ``.``, ``_`` and ``-``.
+    """
+    if not _NAME.fullmatch(name):
+        raise UserError(
+            f"{name!r} cannot be a model's name",
+            "use letters, digits, dots, hyphens and underscores, a letter or digit first",
+        )
+    return name
+
+
+def folder_of(name: str) -> Path:
+    return home() / name
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def records() -> list[Record]:
+    """Of every registered model, by name; folders without a readable record are passed over."""
+    if not home().is_dir():
+        return []
+    found = []
+    for path in sorted(home().glob(f"*/{RECORD_FILE}")):
+        if not path.parent.name.startswith("."):
+            with contextlib.suppress(UserError):
+                found.append(_read(path))
+    return found
+
+
+def find(name: str) -> Record | None:
+    """The model of that name, or None."""
+    if not _NAME.fullmatch(name):
+        return None
+    path = folder_of(name) / RECORD_FILE
+    return _read(path) if path.is_file() else None
+
+
+def _read(path: Path) -> Record:
+    content = read_json(path)
+    record, problems = decode(Record, content if isinstance(content, dict) else {}, str(path))
+    if record is None or problems or record.name != path.parent.name:
+        raise UserError(
+            f"{path}: not the record of a model", f"remove {path.parent} and fetch it again"
+        )
+    return record
+
+
+@contextlib.contextmanager
+def registering(name: str) -> Iterator[Path]:
+    """An empty folder that is registered as ``name`` when the block ends well.
+
+    The block puts the model's files in it and calls `write_record`. An older model of the name is
+    replaced; one being fetched that fails leaves everything as it was.
+    """
+    with atomic_folder(folder_of(check_name(name))) as partial:
+        yield partial
+
+
+def write_record(partial: Path, record: Record) -> None:
+    """The last file of a folder that `registering` gave."""
+    write_json(partial / RECORD_FILE, asdict(record))
+
+
+def remove(name: str) -> Record:
+    """Delete a registered model and its files.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    record = find(name)
+    if record is None:
+        known = ", ".join(each.name for each in records())
+        raise UserError(
+            f"{name}: no model of that name is registered",
+            f"registered: {known}" if known else "lmsmith models ls lists them; there are none",
+        )
+    folder = folder_of(name)
+    doomed = folder.with_name(f".{folder.name}.removed")
+    shutil.rmtree(doomed, ignore_errors=True)
+    folder.rename(doomed)  # so that it is gone at once, or not at all
+    shutil.rmtree(doomed, ignore_errors=True)
+    return record

@@ -1,0 +1,125 @@
+"""Which model a word means: a folder of ours, a run, a Hugging Face folder, a GGUF file, a name."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lmsmith.catalogue import registry
+from lmsmith.catalogue.shelf import SHELF
+from lmsmith.core.errors import UserError
+from lmsmith.core.files import read_json
+
+WRITING_STAGES = ("ppo", "sft", "pretrain")
+"""The stages that make a model which writes, the most aligned first."""
+
+Format = Literal["lmsmith", "hf", "gguf"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that was found.
+
+    Attributes:
+        format: of its files.
+        path: a folder, or a .gguf file.
+        name: to call it by: the registered name, or the path as it was given.
+    """
+
+    format: Format
+    path: Path
+    name: str
+
+
+def resolve(word: str | Path) -> Source:
+    """The model that a path or a registered name means.
+
+    A path that exists goes before a name. A run's folder stands for its last stage that is done:
+    PPO, else SFT, else pretraining.
+
+    Raises:
+        UserError: there is none; says what is there, the nearest name, and what can be pulled.
+    """
+    path, name = Path(word), str(word)
+    if path.exists():
+        return _of_path(path, name)
+    record = registry.find(name.replace("/", "--")) if not path.is_absolute() else None
+    if record is not None:
+        found = _of_path(record.path, record.name)
+        return Source(found.format, found.path, record.name)
+    if name in SHELF:
+        raise UserError(f"{name} is not on this machine yet", f"fetch it: lmsmith pull {name}")
+    if name.startswith("hf:"):
+        raise UserError(
+            f"{name} is not on this machine yet",
+            f"fetch it (lmsmith pull {name}), then call it by its name without hf:",
+        )
+    what = "no such folder" if len(path.parts) > 1 else "no such folder, and no model of that name"
+    raise UserError(f"{name}: {what}", _instead(path, name))
+
+
+def _of_path(path: Path, name: str) -> Source:
+    if path.is_file():
+        if path.suffix == ".gguf":
+            return Source("gguf", path, name)
+        raise UserError(
+            f"{path} is a file; a model is a folder, or a file that ends in .gguf",
+            "name the folder it is in",
+        )
+    candidates = [path, path / "model", *(path / stage / "model" for stage in WRITING_STAGES)]
+    for candidate in candidates:
+        config = candidate / "config.json"
+        if config.is_file():
+            content = read_json(config)
+            ours = isinstance(content, dict) and "kind" in content
+            theirs = isinstance(content, dict) and not ours and "model_type" in content
+            return Source("hf" if theirs else "lmsmith", candidate, name)
+    ggufs = sorted(path.glob("*.gguf"))
+    if len(ggufs) == 1:
+        return Source("gguf", ggufs[0], name)
+    raise _nothing_in(path)
+
+
+def _nothing_in(path: Path) -> UserError:
+    names = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
+    found = "it is empty" if not names else "it holds " + ", ".join(names[:12])
+    if len(names) > 12:
+        found += f" and {len(names) - 12} more"
+    if (path / "recipe.json").is_file():
+        return UserError(
+            f"{path} is a run without a model yet ({found})",
+            "run `lmsmith run` with its recipe until pretrain, sft or ppo is done",
+        )
+    return UserError(
+        f"{path} is neither a model folder nor a run ({found})",
+        "name a run such as runs/quickstart, a folder that a stage wrote, such as "
+        "runs/quickstart/ppo/model, a Hugging Face folder or a GGUF file",
+    )
+
+
+def _instead(path: Path, name: str) -> str:
+    """What to name instead of a path that does not exist."""
+    if not path.is_absolute() and (Path("runs") / path).is_dir():
+        return f"did you mean {Path('runs') / path}?"
+    registered = [record.name for record in registry.records()]
+    runs = sorted(str(folder.parent) for folder in Path("runs").glob("*/recipe.json"))
+    near = difflib.get_close_matches(name, [*registered, *SHELF, *runs], n=1, cutoff=0.6)
+    if near and near[0] in SHELF and near[0] not in registered:
+        return f"did you mean {near[0]}? Fetch it: lmsmith pull {near[0]}"
+    if near:
+        return f"did you mean {near[0]}?"
+    folder = next((parent for parent in path.parents if parent.is_dir()), Path())
+    names = [f.name for f in folder.iterdir() if f.is_dir() and not f.name.startswith(".")]
+    if folder != Path() and names:
+        return f"{folder} holds {', '.join(sorted(names)[:12])}"
+    known = []
+    if registered:
+        known.append(f"the models here: {', '.join(registered[:12])}")
+    if runs:
+        known.append(f"the runs here: {', '.join(runs[:12])}")
+    known.append(
+        f"`lmsmith pull NAME` fetches {', '.join(SHELF)}; `lmsmith run quickstart` makes one"
+    )
+    return "; ".join(known)

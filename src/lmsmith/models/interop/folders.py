@@ -1,0 +1,144 @@
+"""Hugging Face folders: settings and weights read from config.json and safetensors, and written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lmsmith.core.errors import UserError
+from lmsmith.core.files import read_json, write_json
+from lmsmith.models.config import ModelConfig
+from lmsmith.models.interop.families import FAMILIES
+from lmsmith.models.interop.transformers import from_transformers, to_transformers
+from lmsmith.models.interop.unsupported import refuse_unsupported
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+def read_transformers_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """The shape, and what `Decoder.load_state_dict` takes, in the file's own type.
+
+    Raises:
+        UserError: a file is missing or damaged, the weights are pickled, or the model has
+            something that ours has not (all of it is named).
+    """
+    settings = read_settings(folder)
+    try:
+        return from_transformers(settings, read_weights(folder))
+    except UserError as error:
+        raise UserError(f"{folder}: {error.problem}", error.mend) from error
+
+
+def read_transformers_config(folder: Path) -> ModelConfig:
+    """The shape alone.
+
+    Raises:
+        UserError: config.json is missing or damaged, or has something that ours has not.
+    """
+    settings = read_settings(folder)
+    try:
+        return FAMILIES[settings["model_type"]].read(settings)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder}: config.json lacks {error}", "fetch it again") from error
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The contents of config.json, if we have everything that it asks for."""
+    path = folder / CONFIG_FILE
+    settings = read_json(path)
+    if not isinstance(settings, dict):
+        raise UserError(f"{path}: expected an object", "fetch it again")
+    refuse_unsupported(settings, str(path))
+    return settings
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a folder's safetensors, of one file or as its index says.
+
+    Raises:
+        UserError: there are none, they are damaged, or pickled.
+    """
+    if (folder / WEIGHTS_FILE).is_file():
+        return _load(folder / WEIGHTS_FILE)
+    index = folder / INDEX_FILE
+    if not index.is_file():
+        raise _no_weights(folder)
+    content = read_json(index)
+    places = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(places, dict):
+        raise UserError(f"{index}: expected weight_map, files by name", "fetch it again")
+    found: dict[str, Tensor] = {}
+    for name in sorted(set(places.values())):
+        if not isinstance(name, str) or Path(name).name != name:
+            raise UserError(f"{index}: {name!r} is not a file beside it", "fetch it again")
+        if not (folder / name).is_file():
+            raise UserError(f"{folder} lacks {name}, a part of the weights", "fetch it again")
+        found |= _load(folder / name)
+    missing = sorted(set(places) - set(found))
+    if missing:
+        raise UserError(f"{folder}: its files lack {missing[0]}", "fetch them again")
+    return found
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error})", "fetch it again") from error
+    return tensors
+
+
+def _no_weights(folder: Path) -> UserError:
+    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+    if pickles:
+        return UserError(
+            f"{folder}: its weights are pickled ({pickles[0]}), and opening a pickle can run any "
+            "program that someone put in it: lmsmith reads safetensors only",
+            "fetch the model's model.safetensors, or convert it where you trust it: "
+            "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)",
+        )
+    return UserError(f"{folder} has no {WEIGHTS_FILE}", "fetch it, or name another folder")
+
+
+def write_transformers_model(
+    folder: Path,
+    config: ModelConfig,
+    state: Mapping[str, Tensor],
+    *,
+    dtype: torch.dtype = torch.float32,
+    tokens: Mapping[str, Any] | None = None,
+) -> None:
+    """Write config.json, generation_config.json and model.safetensors into a folder.
+
+    Args:
+        folder: is there.
+        config, state: the model.
+        dtype: of the weights in the file.
+        tokens: ``bos_token_id``, ``eos_token_id`` (one or several) and ``pad_token_id``.
+
+    Raises:
+        UserError: transformers has no model of this shape.
+    """
+    settings, weights = to_transformers(config, state)
+    tokens = dict(tokens or {})
+    ends = tokens.get("eos_token_id")
+    first = {"eos_token_id": ends[0]} if isinstance(ends, list) and ends else {}
+    name = str(dtype).removeprefix("torch.")
+    write_json(folder / CONFIG_FILE, {**settings, **tokens, **first, "dtype": name})
+    write_json(folder / "generation_config.json", tokens)
+    cast = {name: _owned(tensor.to(dtype)) for name, tensor in weights.items()}
+    save_file(cast, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+
+
+def _owned(tensor: Tensor) -> Tensor:
+    """In memory of its own, as safetensors wants it."""
+    return tensor.detach().clone(memory_format=torch.contiguous_format)

@@ -1,0 +1,169 @@
+"""The GGUF container: what a file says of its model, and where its tensors lie.
+
+The package gguf reads it too, through one NumPy view a string: seconds for a vocabulary of 49,152
+(docs/decisions/). The layout is that of the specification (ggml/docs/gguf.md).
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lmsmith.core.errors import UserError
+from lmsmith.models.interop.quantised import TensorType, dequantise, tensor_type
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)
+ALIGNMENT = 32
+"""Of tensors, where the file does not give ``general.alignment``."""
+
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q"}
+_SCALARS |= {12: "d"}
+_STRING, _ARRAY = 8, 9
+_MOST_DIMENSIONS = 8
+
+
+@dataclass(frozen=True)
+class GgufTensor:
+    """A tensor in a file.
+
+    Attributes:
+        type: how its numbers are packed.
+        shape: (rows, columns), as PyTorch counts.
+        data: its bytes, uint8, in the memory-mapped file.
+    """
+
+    type: TensorType
+    shape: tuple[int, ...]
+    data: Tensor
+
+    def read(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Its numbers, in memory of their own."""
+        return dequantise(self.data, self.type, self.shape, dtype)
+
+
+@dataclass(frozen=True)
+class GgufFile:
+    """A file that was opened.
+
+    Attributes:
+        metadata: values by key.
+        tensors: by name.
+    """
+
+    metadata: Mapping[str, Any]
+    tensors: Mapping[str, GgufTensor]
+
+
+def open_gguf(path: Path) -> GgufFile:
+    """Read the metadata of a GGUF file and map its tensors into memory.
+
+    Raises:
+        UserError: it is missing, is not GGUF of a version and byte order that is known, is one
+            of several parts, or ends too early.
+    """
+    try:
+        with path.open("rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    except (OSError, ValueError) as error:  # ValueError: it is empty
+        raise UserError(f"{path}: cannot be read ({error})", "name a GGUF file") from error
+    if data[:4] != MAGIC:
+        raise UserError(f"{path}: not a GGUF file", "name a file that ends in .gguf")
+    version = int.from_bytes(data[4:8], "little")
+    if version not in VERSIONS:
+        what = (
+            "written for the other byte order"
+            if version and not version & 0xFFFF
+            else f"GGUF {version}"
+        )
+        raise UserError(
+            f"{path}: {what}; versions {' and '.join(map(str, VERSIONS))} can be read",
+            "fetch a newer file of this model",
+        )
+    try:
+        return _parse(data, path)
+    except (struct.error, ValueError, TypeError, OverflowError, _CutOff) as error:
+        raise UserError(f"{path}: the file is damaged or cut off", "fetch it again") from error
+
+
+class _CutOff(Exception):
+    """A length leads beyond the end of the file."""
+
+
+def _parse(data: mmap.mmap, path: Path) -> GgufFile:
+    cursor = _Cursor(data, 8)
+    tensor_count, value_count = cursor.number("Q"), cursor.number("Q")
+    metadata = {}
+    for _ in range(value_count):
+        key = cursor.text()
+        metadata[key] = cursor.value(cursor.number("I"))
+    if metadata.get("split.count", 1) > 1:
+        raise UserError(
+            f"{path} is one of {metadata['split.count']} parts",
+            "join them first: llama-gguf-split --merge",
+        )
+    places = {}
+    for _ in range(tensor_count):
+        name, dimensions = cursor.text(), cursor.number("I")
+        if dimensions > _MOST_DIMENSIONS:
+            raise _CutOff
+        shape = tuple(cursor.number("Q") for _ in range(dimensions))[::-1]
+        places[name] = (shape, cursor.number("I"), cursor.number("Q"))
+    alignment = int(metadata.get("general.alignment", ALIGNMENT)) or ALIGNMENT
+    start = -(-cursor.at // alignment) * alignment
+    whole = torch.frombuffer(data, dtype=torch.uint8)
+    tensors = {}
+    for name, (shape, number, offset) in places.items():
+        kind = tensor_type(number, name)
+        size = kind.bytes_of(shape, name)
+        if start + offset + size > len(data):
+            raise _CutOff
+        tensors[name] = GgufTensor(kind, shape, whole[start + offset : start + offset + size])
+    return GgufFile(metadata, tensors)
+
+
+class _Cursor:
+    """A place in the file that moves on with what is read. Numbers are little-endian."""
+
+    def __init__(self, data: mmap.mmap, at: int) -> None:
+        self._data, self.at, self._end = data, at, len(data)
+
+    def number(self, kind: str) -> Any:
+        return self.numbers(kind, 1)[0]
+
+    def numbers(self, kind: str, count: int) -> tuple[Any, ...]:
+        size = struct.calcsize(f"<{kind}")
+        if count > (self._end - self.at) // size:
+            raise _CutOff
+        found = struct.unpack_from(f"<{count}{kind}", self._data, self.at)
+        self.at += count * size
+        return found
+
+    def text(self) -> str:
+        start = self.at + 8
+        end = start + int.from_bytes(self._data[self.at : start], "little")
+        if end > self._end:
+            raise _CutOff
+        self.at = end
+        return self._data[start:end].decode("utf-8")
+
+    def value(self, kind: int) -> Any:
+        if kind == _STRING:
+            return self.text()
+        if kind in _SCALARS:
+            return self.number(_SCALARS[kind])
+        if kind != _ARRAY:
+            raise _CutOff
+        inner, count = self.number("I"), self.number("Q")
+        if inner in _SCALARS:
+            return list(self.numbers(_SCALARS[inner], count))
+        if count > (self._end - self.at) // 8:
+            raise _CutOff
+        return [self.value(inner) for _ in range(count)]

@@ -1,0 +1,320 @@
+"""The tokenizer in a GGUF file's metadata: read from it, and written for it.
+
+Keys are those of the GGUF specification (ggml/docs/gguf.md, "Tokenizer").
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
+
+from lmsmith.core.errors import UserError
+from lmsmith.tokenizers.gpt2 import byte_level_description
+from lmsmith.tokenizers.hugging_face import hugging_face_template
+from lmsmith.tokenizers.importing import import_tokenizer
+from lmsmith.tokenizers.tokenizer import Tokenizer
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+"""Token types."""
+
+_CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+
+
+def _cuts(digits: str) -> str:
+    """The pattern that Llama 3 and Qwen 2 share but for the number of digits in a piece."""
+    return "|".join(
+        [
+            _CONTRACTIONS,
+            r"[^\r\n\p{L}\p{N}]?\p{L}+",
+            digits,
+            r" ?[^\s\p{L}\p{N}]+[\r\n]*",
+            r"\s*[\r\n]+",
+            r"\s+(?!\S)",
+            r"\s+",
+        ]
+    )
+
+
+def _split(pattern: str) -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
+def _gpt2() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.ByteLevel(add_prefix_space=False)
+
+
+def _gpt2_single_digits() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _gpt2()])
+
+
+PRE_TOKENIZERS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
+    "gpt-2": _gpt2,
+    "default": _gpt2,
+    "olmo": _gpt2,
+    "phi-2": _gpt2,
+    "smollm": _gpt2_single_digits,
+    "starcoder": _gpt2_single_digits,
+    "refact": _gpt2_single_digits,
+    "command-r": _gpt2_single_digits,
+    "llama-bpe": lambda: _split(_cuts(r"\p{N}{1,3}")),
+    "llama3": lambda: _split(_cuts(r"\p{N}{1,3}")),
+    "dbrx": lambda: _split(_cuts(r"\p{N}{1,3}")),
+    "smaug-bpe": lambda: _split(_cuts(r"\p{N}{1,3}")),
+    "qwen2": lambda: _split(_cuts(r"\p{N}")),
+    "stablelm2": lambda: _split(_cuts(r"\p{N}")),
+}
+"""How text is cut, by ``tokenizer.ggml.pre``."""
+
+_WHOLE_WORDS = {"llama-bpe", "llama3", "smaug-bpe"}
+"""Where a piece that is a token is taken as it is, whatever merges would make of it."""
+
+
+def load_gguf_tokenizer(path: Path | str) -> Tokenizer:
+    """The tokenizer of a GGUF file.
+
+    Raises:
+        UserError: the package gguf is missing, the file is not GGUF, or its tokenizer is of a
+            kind that is not known.
+    """
+    return tokenizer_from_gguf(read_tokenizer_metadata(Path(path)))
+
+
+def read_tokenizer_metadata(path: Path) -> dict[str, Any]:
+    """What a GGUF file says under ``tokenizer.``, by key.
+
+    Raises:
+        UserError: the package gguf is missing, or the file cannot be read.
+    """
+    try:
+        from gguf import GGUFReader
+    except ImportError as error:
+        raise UserError(
+            f"{path}: reading GGUF needs the package gguf", 'pip install "lmsmith[gguf]"'
+        ) from error
+    try:
+        fields = GGUFReader(path).fields
+        return {
+            key: field.contents() for key, field in fields.items() if key.startswith("tokenizer.")
+        }
+    except (OSError, ValueError, IndexError, KeyError) as error:
+        raise UserError(f"{path}: not a readable GGUF file ({error})", "fetch it again") from error
+
+
+def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
+    """A tokenizer of the values under ``tokenizer.``.
+
+    ``gpt2`` is byte-level BPE with merges, cut as ``tokenizer.ggml.pre`` says; ``llama`` is
+    SentencePiece's BPE, whose merges follow from the tokens' scores, with bytes for what it does
+    not know. If there is a ``tokenizer.huggingface.json``, that is taken: it says all.
+
+    Raises:
+        UserError: a value is missing, or the kind is neither.
+    """
+    tokens = _get(metadata, "ggml.tokens", list)
+    types = metadata.get("tokenizer.ggml.token_type") or [NORMAL] * len(tokens)
+    kind = _get(metadata, "ggml.model", str)
+    if len(types) != len(tokens):
+        raise UserError(
+            f"the GGUF file has {len(tokens)} tokens and {len(types)} types", "fetch it again"
+        )
+    if whole := metadata.get("tokenizer.huggingface.json"):
+        description = json.loads(whole)
+    elif kind == "gpt2":
+        description = _byte_level(metadata, tokens, types)
+    elif kind == "llama":
+        description = _sentence_piece(metadata, tokens, types)
+    else:
+        raise UserError(
+            f"the GGUF file's tokenizer is of the kind {kind!r}; gpt2 and llama are known",
+            "read the tokenizer from the model's Hugging Face folder",
+        )
+    variables = {
+        name: tokens[token]
+        for name, key in (
+            ("bos_token", "bos"),
+            ("eos_token", "eos"),
+            ("unk_token", "unknown"),
+            ("pad_token", "padding"),
+        )
+        if isinstance(token := metadata.get(f"tokenizer.ggml.{key}_token_id"), int)
+        and 0 <= token < len(tokens)
+    }
+    stops = [
+        tokens[token]
+        for key in ("eot", "eom")
+        if isinstance(token := metadata.get(f"tokenizer.ggml.{key}_token_id"), int)
+    ]
+    return import_tokenizer(
+        description,
+        variables=variables,
+        jinja=metadata.get("tokenizer.chat_template") or "",
+        adds_start=bool(metadata.get("tokenizer.ggml.add_bos_token", kind == "llama")),
+        stops=stops,
+    )
+
+
+def gguf_metadata(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What to write under ``tokenizer.`` in a GGUF file, by key: text, lists, numbers.
+
+    Other programs cut text by the name in ``tokenizer.ggml.pre``. lmsmith's own pattern has no
+    name there; GPT-2's is the nearest, so such a program may cut some texts otherwise (the ids
+    then still spell the text). ``tokenizer.huggingface.json`` holds the exact tokenizer.
+
+    Raises:
+        UserError: it is not byte-level BPE.
+    """
+    model = tokenizer.description["model"]
+    kinds = _step_types(tokenizer.description.get("decoder"), "decoders")
+    if model.get("type") != "BPE" or "ByteLevel" not in kinds:
+        raise UserError(
+            "only byte-level BPE tokenizers can be written as GGUF so far",
+            "use the GGUF file that the model's makers offer",
+        )
+    written = {token: name for name, token in model["vocab"].items()}
+    written |= {t["id"]: t["content"] for t in tokenizer.description["added_tokens"]}
+    added = {t["id"] for t in tokenizer.description["added_tokens"]}
+
+    def type_of(token: int) -> int:
+        if token in tokenizer.control_tokens:
+            return CONTROL
+        if token not in written:
+            return UNUSED
+        return USER_DEFINED if token in added else NORMAL
+
+    ids = range(tokenizer.vocabulary_size)
+    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": pre_tokenizer_name(tokenizer) or "gpt-2",
+        "tokenizer.ggml.tokens": [written.get(token, f"[unused{token}]") for token in ids],
+        "tokenizer.ggml.token_type": [type_of(token) for token in ids],
+        "tokenizer.ggml.merges": merges,
+        "tokenizer.ggml.bos_token_id": tokenizer.start_of_text,
+        "tokenizer.ggml.eos_token_id": tokenizer.end_of_turn,
+        "tokenizer.ggml.padding_token_id": tokenizer.end_of_text,
+        "tokenizer.ggml.add_bos_token": False,
+        "tokenizer.ggml.add_space_prefix": False,
+        "tokenizer.chat_template": hugging_face_template(tokenizer),
+        "tokenizer.huggingface.json": json.dumps(tokenizer.description, ensure_ascii=False),
+    }
+
+
+def pre_tokenizer_name(tokenizer: Tokenizer) -> str | None:
+    """The ``tokenizer.ggml.pre`` that cuts text just so; None if none of the known does."""
+    step = tokenizer.description.get("pre_tokenizer")
+    for name, make in PRE_TOKENIZERS.items():
+        whole_words = bool(tokenizer.description["model"].get("ignore_merges"))
+        if whole_words == (name in _WHOLE_WORDS) and _described(make()) == step:
+            return name
+    return None
+
+
+def _described(step: pre_tokenizers.PreTokenizer) -> Any:
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = step
+    return json.loads(backend.to_str())["pre_tokenizer"]
+
+
+def _step_types(step: Any, key: str) -> set[str]:
+    steps = step.get(key, [step]) if isinstance(step, dict) else []
+    return {each.get("type") for each in steps}
+
+
+def _get(metadata: Mapping[str, Any], key: str, kind: type[Any]) -> Any:
+    value = metadata.get(f"tokenizer.{key}")
+    if not isinstance(value, kind):
+        raise UserError(
+            f"the GGUF file has no tokenizer.{key}",
+            "use a file that has its tokenizer, or the model's Hugging Face folder",
+        )
+    return value
+
+
+def _byte_level(
+    metadata: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int]
+) -> dict[str, Any]:
+    name = metadata.get("tokenizer.ggml.pre") or "default"
+    if name not in PRE_TOKENIZERS:
+        raise UserError(
+            f"the GGUF file cuts text by {name!r}; known are {', '.join(PRE_TOKENIZERS)}",
+            "read the tokenizer from the model's Hugging Face folder",
+        )
+    merges = []
+    for merge in _get(metadata, "ggml.merges", list):
+        left, _, right = merge.partition(" ")
+        merges.append((left, right))
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    description = byte_level_description(vocabulary, merges, [])
+    description["pre_tokenizer"] = _described(PRE_TOKENIZERS[name]())
+    description["model"]["ignore_merges"] = name in _WHOLE_WORDS
+    description["added_tokens"] = _added(tokens, types)
+    return description
+
+
+def _added(tokens: Sequence[str], types: Sequence[int]) -> list[dict[str, Any]]:
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    return [
+        {"id": number, "content": token, "special": kind != USER_DEFINED} | plain
+        for number, (token, kind) in enumerate(zip(tokens, types, strict=True))
+        if kind in (CONTROL, UNKNOWN, USER_DEFINED)
+    ]
+
+
+def _sentence_piece(
+    metadata: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int]
+) -> dict[str, Any]:
+    scores = _get(metadata, "ggml.scores", list)
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    unknown = next((t for t, kind in zip(tokens, types, strict=True) if kind == UNKNOWN), None)
+    kinds = set(types)
+    normal = {
+        token: score
+        for token, score, kind in zip(tokens, scores, types, strict=True)
+        if kind in (NORMAL, USER_DEFINED, UNUSED)
+    }
+    backend = tokenizers.Tokenizer(
+        models.BPE(
+            vocab=vocabulary,
+            merges=list(merges_of_scores(normal)),
+            unk_token=unknown,
+            fuse_unk=True,
+            byte_fallback=BYTE in kinds,
+        )
+    )
+    spaced: list[normalizers.Normalizer] = [normalizers.Replace(" ", "▁")]
+    ends: list[decoders.Decoder] = [
+        decoders.Replace("▁", " "),
+        decoders.ByteFallback(),
+        decoders.Fuse(),
+    ]
+    if metadata.get("tokenizer.ggml.add_space_prefix", True):
+        spaced.insert(0, normalizers.Prepend("▁"))
+        ends.append(decoders.Strip(content=" ", left=1, right=0))
+    backend.normalizer = normalizers.Sequence(spaced)
+    backend.decoder = decoders.Sequence(ends)
+    description: dict[str, Any] = json.loads(backend.to_str())
+    description["added_tokens"] = _added(tokens, types)
+    return description
+
+
+def merges_of_scores(scores: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+    """Merges that do what SentencePiece's BPE does with scores.
+
+    It joins, of all neighbours that together are a token, those whose token has the highest
+    score, the leftmost first. So each way to make a token is a merge, in the order of scores.
+    """
+    for token in sorted(scores, key=lambda token: -scores[token]):
+        for cut in range(1, len(token)):
+            left, right = token[:cut], token[cut:]
+            if left in scores and right in scores:
+                yield left, right

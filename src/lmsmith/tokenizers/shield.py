@@ -1,0 +1,102 @@
+"""Control tokens under secret names, so that no text can spell one."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+import tokenizers
+
+from lmsmith.core.errors import UserError
+
+
+def secret_text() -> str:
+    """A short string that nobody can guess (85 bits), of private-use characters.
+
+    They have no case, are no space and belong to no script, so no text transformation that
+    templates or normalisers make takes them apart.
+    """
+    return "".join(chr(0xF0000 + secrets.randbelow(0xFFFE)) for _ in range(6))
+
+
+def shielded_backend(
+    description: Mapping[str, Any], controls: Mapping[int, str]
+) -> tuple[tokenizers.Tokenizer, dict[int, str]]:
+    """A tokenizer in which each control token is spelt by a secret, under its own id.
+
+    A control token is renamed wherever it stands, in the model's vocabulary too: otherwise text
+    could still reach it (a Unigram model finds ``</s>`` in its vocabulary, and a BPE model that
+    ignores merges for whole words does too). What is added around a text (post-processing),
+    cut off or padded is left out.
+
+    Args:
+        description: contents of a ``tokenizer.json``.
+        controls: names of the control tokens by id.
+
+    Returns:
+        The backend, and the secret that spells each control token.
+
+    Raises:
+        UserError: the description cannot be read by the library.
+    """
+    key = secret_text()
+    spelling = {token: f"{key}{token}{key[0]}" for token in controls}
+    renamed = {controls[token]: spelling[token] for token in controls}
+    added = [
+        token | {"content": spelling[token["id"]], "special": True, "normalized": False}
+        if token["id"] in controls
+        else token
+        for token in description.get("added_tokens") or []
+    ]
+    known = {token["id"] for token in added}
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    added += [
+        {"id": token, "content": spelling[token], "special": True} | plain
+        for token in controls
+        if token not in known
+    ]
+    hidden = dict(description) | {
+        "added_tokens": sorted(added, key=lambda token: token["id"]),
+        "model": _renamed_model(description["model"], renamed),
+        "post_processor": None,
+        "truncation": None,
+        "padding": None,
+    }
+    try:
+        backend = tokenizers.Tokenizer.from_str(json.dumps(hidden))
+    except BaseException as error:  # the library raises bare Exception, or panics
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise UserError(
+            f"not a readable tokenizer ({error})", "fetch the model's files again"
+        ) from error
+    if any(backend.token_to_id(name) != token for token, name in spelling.items()):
+        raise UserError(
+            "the ids of this tokenizer's added tokens do not follow its vocabulary",
+            "fetch the model's files again, all of one revision",
+        )
+    return backend, spelling
+
+
+def _renamed_model(model: Mapping[str, Any], renamed: Mapping[str, str]) -> dict[str, Any]:
+    """The model with the control tokens renamed in its vocabulary, and without their merges."""
+    result = dict(model)
+    vocabulary = result.get("vocab")
+    if isinstance(vocabulary, dict):
+        result["vocab"] = {renamed.get(name, name): token for name, token in vocabulary.items()}
+    elif isinstance(vocabulary, list):
+        result["vocab"] = [[renamed.get(name, name), score] for name, score in vocabulary]
+    if result.get("unk_token") in renamed:
+        result["unk_token"] = renamed[result["unk_token"]]
+    if "dropout" in result:
+        result["dropout"] = None
+    if isinstance(result.get("merges"), list):
+        result["merges"] = [merge for merge in result["merges"] if not _touches(merge, renamed)]
+    return result
+
+
+def _touches(merge: str | list[str], renamed: Mapping[str, str]) -> bool:
+    left, right = merge.split(" ") if isinstance(merge, str) else merge
+    return left in renamed or right in renamed or left + right in renamed

@@ -1,0 +1,383 @@
+"""Chat templates from outside, rendered so that it stays known which text is a message's."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import json
+import os
+import re
+import selectors
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lmsmith.core.errors import UserError
+from lmsmith.tokenizers.shield import secret_text
+
+SECONDS = 10.0
+"""Longest time for one conversation."""
+
+START_SECONDS = 120.0
+
+MOST_CHARACTERS = 1_000_000
+"""Of a rendered conversation, besides four times its messages."""
+
+_OPEN, _CLOSE, _NUMBERS = "\U0010fff0", "\U0010fff1", 0x100000
+"""Private characters, which templates do not look for: a mark's kind, and message 0."""
+
+_MEND = "use the model's own template, or change this one (`chat.json` or `chat_template.jinja`)"
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where a piece of a message's content stands in a rendered conversation."""
+
+    message: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """A conversation as a template writes it.
+
+    Attributes:
+        text: equal to the plain rendering of the messages.
+        spans: of the messages' contents, in order; all other text is the template's. None where
+            the template rewrites contents, so that it cannot be known.
+        controls: (start, end) of each control token that the template wrote.
+        keeps_spaces: whether it writes the spaces that a content begins with.
+    """
+
+    text: str
+    spans: list[Span] | None
+    controls: list[tuple[int, int]]
+    keeps_spaces: bool = True
+
+    def replies(self, messages: Sequence[Mapping[str, str]], stops: Collection[str]) -> list[Span]:
+        """What the assistant writes: each of its messages' contents and what ends the turn.
+
+        Args:
+            messages: those that were rendered.
+            stops: names of the control tokens that end a turn; spaces before one are written too.
+
+        Raises:
+            UserError: the template rewrites contents, so that it cannot be known.
+        """
+        numbers = [n for n, message in enumerate(messages) if message["role"] == "assistant"]
+        if not numbers:
+            return []
+        if self.spans is None:
+            raise UserError(
+                "the model's chat template rewrites messages, so that it cannot be known which "
+                "tokens are the assistant's",
+                "change the template (`jinja` in chat.json), or train another model",
+            )
+        ends = {start: end for start, end in self.controls if self.text[start:end] in stops}
+        found = []
+        for number in numbers:
+            spans = [span for span in self.spans if span.message == number]
+            if not spans:  # the template left the message out
+                continue
+            content = messages[number]["content"]
+            content = content.rstrip() if self.keeps_spaces else content.strip()
+            start, end = self._with_unmarked(content, spans[0].start, spans[-1].end)
+            after = end
+            while after < len(self.text) and self.text[after].isspace():
+                after += 1
+            found.append(Span(number, start, ends.get(after, end)))
+        return found
+
+    def _with_unmarked(self, content: str, start: int, end: int) -> tuple[int, int]:
+        """The place of all of a content, of which the marked part begins and ends here."""
+        if start == end:
+            return start, end
+        before, marked, after = content.partition(self.text[start:end])
+        if marked and before and self.text[:start].endswith(before):
+            start -= len(before)
+        if marked and after and self.text.startswith(after, end):
+            end += len(after)
+        return start, end
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A Jinja program that writes a conversation.
+
+    Attributes:
+        source: the program.
+        variables: what it is given besides the messages: ``bos_token``, ``eos_token`` and others.
+    """
+
+    source: str
+    variables: Mapping[str, str]
+
+    def __hash__(self) -> int:
+        return hash(self.source)
+
+    def render(
+        self, messages: Sequence[Mapping[str, str]], *, ask: bool, controls: Iterable[str]
+    ) -> Rendering:
+        """Write the conversation twice: plainly, and with secret marks around the contents.
+
+        Where the two are equal but for the marks, every character's origin is known, and a
+        control token counts as one only outside the contents. Where a template changes contents
+        in a way that the marks disturb (``content[:5]``), the plain text is used if no content
+        spells a control token, or makes one together with the template's text; else it is refused.
+
+        Args:
+            messages: role and content each.
+            ask: end with what opens the assistant's reply.
+            controls: names of the control tokens.
+
+        Raises:
+            UserError: the template fails, is too slow, too large, reaches outside or refuses the
+                conversation; or contents spell control tokens and cannot be told from the
+                template's text.
+        """
+        names = list(controls)
+        marks = _Marks(names, [text for text in _constants(self.source) if text.strip()])
+        marked = [
+            dict(message) | {"content": marks.around(number, message["content"])}
+            for number, message in enumerate(messages)
+        ]
+        plain_text, marked_text = _render(
+            self.source, [self._context(messages, ask), self._context(marked, ask)]
+        )
+        text, spans = marks.read(marked_text)
+        if text == plain_text and spans is not None:
+            found = [
+                match.span()
+                for match in _matches(names, text)
+                if not any(span.start < match.end() and match.start() < span.end for span in spans)
+            ]
+            return Rendering(text, spans, found, _keeps_spaces(self))
+        found = [match.span() for match in _matches(names, plain_text)]
+        in_plain = [plain_text[start:end] for start, end in found]
+        if in_plain != [match.group() for match in _matches(names, marked_text)] or any(
+            _matches(names, message["content"]) for message in messages
+        ):
+            raise UserError(
+                "a message spells a control token, and the model's chat template rewrites "
+                "messages, so that the two cannot be told apart",
+                "take it out of the message, or change the template",
+            )
+        return Rendering(plain_text, None, found)
+
+    def _context(self, messages: Sequence[Mapping[str, str]], ask: bool) -> dict[str, Any]:
+        nothing = {"tools": None, "documents": None}
+        return {
+            **self.variables,
+            **nothing,
+            "messages": [dict(message) for message in messages],
+            "add_generation_prompt": ask,
+        }
+
+
+def _matches(names: Sequence[str], text: str) -> list[re.Match[str]]:
+    """Control tokens in a text: the leftmost first, and the longest there."""
+    return list(_pattern(tuple(names)).finditer(text)) if names else []
+
+
+@functools.lru_cache(maxsize=16)
+def _pattern(names: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
+
+
+class _Marks:
+    """Secret marks around contents that the usual template does not notice.
+
+    The first and the last space of a content stay outside, so that templates may trim; so does
+    what the template looks for (``</think>``), so that it may split there, unless it could be a
+    part of a control token.
+    """
+
+    def __init__(self, controls: Sequence[str], constants: Sequence[str]) -> None:
+        self._controls = controls
+        self._key = secret_text()
+        self._mark = re.compile(f"{self._key}([{_OPEN}{_CLOSE}])(.)", re.DOTALL)
+        bare = [text for text in constants if not any(_may_join(text, c) for c in controls)]
+        self._bare = _pattern(tuple(bare)) if bare else None
+
+    def around(self, number: int, content: str) -> str:
+        """The content of message ``number`` with its marks."""
+        core = content.strip()
+        if not core:
+            return self._opened(number) + self._closed(number) + content
+        start = content.index(core)
+        pieces, at = [content[:start]], 0
+        for match in self._bare.finditer(core) if self._bare else ():
+            pieces += [self._wrapped(number, core[at : match.start()]), match.group()]
+            at = match.end()
+        pieces += [self._wrapped(number, core[at:]), content[start + len(core) :]]
+        return "".join(pieces)
+
+    def _wrapped(self, number: int, text: str) -> str:
+        """``text`` between marks, spaces at its ends outside; no marks if that is all."""
+        core = text.strip()
+        if not core:
+            return text
+        before, _, after = text.partition(core)
+        return f"{before}{self._opened(number)}{core}{self._closed(number)}{after}"
+
+    def _opened(self, number: int) -> str:
+        return self._key + _OPEN + chr(_NUMBERS + number)
+
+    def _closed(self, number: int) -> str:
+        return self._key + _CLOSE + chr(_NUMBERS + number)
+
+    def read(self, marked: str) -> tuple[str, list[Span] | None]:
+        """The text without marks, and the spans; None for these if marks are lost or crossed."""
+        pieces: list[str] = []
+        spans: list[Span] = []
+        length, at, whole = 0, 0, True
+        opened: tuple[int, int] | None = None
+        for match in self._mark.finditer(marked):
+            pieces.append(marked[at : match.start()])
+            length += len(pieces[-1])
+            at = match.end()
+            number = ord(match[2]) - _NUMBERS
+            if match[1] == _OPEN:
+                whole &= opened is None
+                opened = (number, length)
+            else:
+                whole &= opened is not None and opened[0] == number
+                if opened is not None:
+                    spans.append(Span(number, opened[1], length))
+                opened = None
+        pieces.append(marked[at:])
+        return "".join(pieces), spans if whole and opened is None else None
+
+
+def _may_join(text: str, control: str) -> bool:
+    """Whether a control token can lie in ``text`` with more text around it, or across its edge."""
+    return (
+        text in control
+        or control in text
+        or any(text.endswith(control[:n]) for n in range(1, len(control)))
+        or any(text.startswith(control[-n:]) for n in range(1, len(control)))
+    )
+
+
+@functools.lru_cache(maxsize=16)
+def _constants(source: str) -> tuple[str, ...]:
+    return tuple(_worker().ask({"template": source, "contexts": []}, SECONDS)["constants"])
+
+
+@functools.lru_cache(maxsize=16)
+def _keeps_spaces(template: ChatTemplate) -> bool:
+    """Whether the template writes the spaces that a reply begins with."""
+    reply = "\n \n a"
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": reply}]
+    try:
+        return reply in _render(template.source, [template._context(talk, False)])[0]
+    except UserError:
+        return True
+
+
+def _render(source: str, contexts: list[dict[str, Any]]) -> list[str]:
+    given = max(
+        sum(len(message["content"]) for message in context["messages"]) for context in contexts
+    )
+    request = {"template": source, "contexts": contexts, "most": MOST_CHARACTERS + 4 * given}
+    texts: list[str] = _worker().ask(request, SECONDS)["texts"]
+    return texts
+
+
+class _Worker:
+    """The other end of `template_worker`; killed when it takes too long."""
+
+    def __init__(self) -> None:
+        self.owner = os.getpid()
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def ask(self, request: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+        """The answer to a request.
+
+        Raises:
+            UserError: it is an error, or none came in time.
+        """
+        with self._lock:
+            if self._process is None:
+                self._start()
+            line = self._exchange(json.dumps(request).encode() + b"\n", seconds)
+        if not line:
+            raise UserError(
+                f"the chat template did not end within {seconds:g} seconds, or was stopped", _MEND
+            )
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise UserError(f"the chat template {answer['error']}", _MEND)
+        return answer
+
+    def _start(self) -> None:
+        program = str(Path(__file__).with_name("template_worker.py"))
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", program],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        if self._exchange(None, START_SECONDS) != b"ready\n":
+            self.close()
+            raise UserError(
+                "the process that renders chat templates did not start",
+                "check that jinja2 is installed for this Python: pip install jinja2",
+            )
+
+    def _exchange(self, request: bytes | None, seconds: float) -> bytes:
+        """One line there and one back; empty if the process ended or had to be killed."""
+        process = self._process
+        assert process is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
+        line = b""
+        deadline = time.monotonic() + seconds
+        try:
+            if request is not None:
+                process.stdin.write(request)
+                process.stdin.flush()
+            with selectors.DefaultSelector() as selector:
+                selector.register(process.stdout, selectors.EVENT_READ)
+                while not line.endswith(b"\n"):
+                    if not selector.select(deadline - time.monotonic()):
+                        break
+                    read = os.read(process.stdout.fileno(), 1 << 20)
+                    if not read:
+                        break
+                    line += read
+        except OSError:
+            pass
+        finally:
+            if not line.endswith(b"\n"):
+                self.close()
+        return line if line.endswith(b"\n") else b""
+
+    def close(self) -> None:
+        """End the process."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.kill()
+        with contextlib.suppress(OSError):
+            process.communicate()
+
+
+_the_worker: _Worker | None = None
+
+
+def _worker() -> _Worker:
+    """This process's own worker: a forked child starts another."""
+    global _the_worker
+    if _the_worker is None or _the_worker.owner != os.getpid():
+        _the_worker = _Worker()
+        atexit.register(_the_worker.close)
+    return _the_worker

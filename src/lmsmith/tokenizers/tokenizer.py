@@ -1,0 +1,286 @@
+"""One tokenizer for every kind: text to ids and back, and conversations."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lmsmith.core.errors import UserError
+from lmsmith.core.files import atomic_write, read_json, write_json
+from lmsmith.tokenizers.bpe import TOKENIZER_FILE, check_is_ours, train_description
+from lmsmith.tokenizers.chat_format import CHAT_FILE, OWN_FORMAT, ChatFormat, read_chat_format
+from lmsmith.tokenizers.pieces import read_pieces
+from lmsmith.tokenizers.shield import shielded_backend
+from lmsmith.tokenizers.special import ROLE_TOKENS
+from lmsmith.tokenizers.template import ChatTemplate, Rendering
+from lmsmith.tokenizers.text import encodable, ftfy_cleaned
+
+
+@dataclass(frozen=True)
+class EncodedChat:
+    """A conversation as tokens by a template.
+
+    Attributes:
+        tokens: their ids.
+        authors: for each token the number of the assistant's message that it is a part of (its
+            content and what ends the turn), or -1.
+    """
+
+    tokens: list[int]
+    authors: list[int]
+
+
+class Tokenizer:
+    """Text to token ids and back: lmsmith's own byte-level BPE, or a model's from outside.
+
+    No text makes a control token, whatever it spells: only `encode_chat` and whoever names one
+    (`end_of_turn`) do. Kinds differ in their data alone: the contents of a ``tokenizer.json``,
+    as the tokenizers library reads it, and a `ChatFormat`.
+
+    Attributes:
+        format: control tokens by name, and the chat template.
+        start_of_text: id of what a text begins with.
+        end_of_text: id of what parts texts.
+        end_of_turn: id of what the assistant ends a reply with.
+        stop_tokens: ids at which a reply ends, `end_of_turn` first.
+        control_tokens: names by id of all tokens that no text makes.
+        template: how a conversation is written; None for lmsmith's own format.
+    """
+
+    def __init__(self, description: Mapping[str, Any], chat_format: ChatFormat) -> None:
+        """See `train`, `load`, and the modules named after the kinds.
+
+        Args:
+            description: contents of a ``tokenizer.json``.
+            chat_format: whose tokens must be in the vocabulary.
+
+        Raises:
+            UserError: they are not; or the description cannot be read.
+        """
+        self.description, self.format = description, chat_format
+        vocabulary = _vocabulary(description)
+        missing = [name for name in chat_format.names if name not in vocabulary]
+        if missing:
+            raise UserError(
+                f"the tokenizer has no token {', '.join(missing)}, which its chat format names",
+                "name tokens that are in its vocabulary",
+            )
+        added = description.get("added_tokens") or []
+        self.control_tokens = {t["id"]: t["content"] for t in added if t.get("special")}
+        self.control_tokens |= {vocabulary[name]: name for name in chat_format.names}
+        self._backend, self._spelling = shielded_backend(description, self.control_tokens)
+        self._pieces = read_pieces(description, vocabulary, self.control_tokens)
+        self._bytes = self._pieces.bytes_by_id
+        self.start_of_text = vocabulary[chat_format.start_of_text]
+        self.end_of_text = vocabulary[chat_format.end_of_text]
+        self.end_of_turn = vocabulary[chat_format.end_of_turn]
+        stops = (chat_format.end_of_turn, chat_format.end_of_text, *chat_format.stops)
+        self.stop_tokens = tuple(dict.fromkeys(vocabulary[name] for name in stops))
+        self.template = (
+            None
+            if chat_format.jinja is None
+            else ChatTemplate(chat_format.jinja, chat_format.variables)
+        )
+        self._roles = (
+            {role: vocabulary[name] for role, name in ROLE_TOKENS.items()}
+            if self.template is None
+            else {}
+        )
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
+        """Learn lmsmith's byte-level BPE (`lmsmith.tokenizers.bpe`) from `texts`.
+
+        The same texts give the same tokenizer, byte for byte. The result has at most
+        `vocabulary_size` tokens: fewer when the texts have no more pairs that occur twice, so
+        callers read `vocabulary_size` from the result.
+
+        Raises:
+            UserError: `vocabulary_size` has no room for bytes and control tokens, or is absurd.
+        """
+        return cls(train_description(texts, vocabulary_size), OWN_FORMAT)
+
+    @classmethod
+    def load(cls, folder_or_file: Path | str) -> Tokenizer:
+        """Read a folder that `save` wrote, a model folder, or the ``tokenizer.json`` in one.
+
+        A file without ``chat.json`` beside it is taken for one of lmsmith's own; a Hugging Face
+        folder is for `lmsmith.tokenizers.hugging_face`.
+
+        Raises:
+            UserError: the file is missing, is damaged, or is another program's tokenizer.
+        """
+        path = Path(folder_or_file)
+        is_folder = path.is_dir()
+        folder = path if is_folder else path.parent
+        path = path / TOKENIZER_FILE if is_folder else path
+        has_chat = is_folder or (folder / CHAT_FILE).is_file()
+        chat_format = read_chat_format(folder / CHAT_FILE) if has_chat else OWN_FORMAT
+        description = read_json(path)
+        if chat_format is OWN_FORMAT:
+            check_is_ours(description, path)
+        if not isinstance(description, dict) or not isinstance(description.get("model"), dict):
+            raise UserError(f"{path}: not a tokenizer", "import the model again")
+        try:
+            return cls(description, chat_format)
+        except UserError as error:
+            raise UserError(f"{path}: {error.problem}", error.mend) from error
+
+    def save(self, folder: Path | str) -> None:
+        """Write ``tokenizer.json`` and ``chat.json`` into `folder`, made if it is missing."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.description, ensure_ascii=False, indent=2)
+        atomic_write(folder / TOKENIZER_FILE, text)
+        write_json(folder / CHAT_FILE, self.format.description())
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it was trained here, with lmsmith's control tokens and chat format."""
+        return self.template is None
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of tokens, control tokens included; ids are ``range(vocabulary_size)``."""
+        return len(self._bytes)
+
+    @property
+    def drops_first_space(self) -> bool:
+        """Whether a text's first space is the tokenizer's own and no part of the text."""
+        return self._pieces.drops_first_space
+
+    @property
+    def drops_last_space(self) -> bool:
+        """The same of a text's last space."""
+        return self._pieces.drops_last_space
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`; never a control token, whatever the text spells.
+
+        (A vocabulary without all bytes has one token for what it does not know; that one comes.)
+        """
+        ids: list[int] = self._backend.encode(self._clean(text), add_special_tokens=False).ids
+        return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """``[encode(text) for text in texts]``, on all cores."""
+        encodings = self._backend.encode_batch_fast(
+            [self._clean(text) for text in texts], add_special_tokens=False
+        )
+        return [encoding.ids for encoding in encodings]
+
+    def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
+        """Text of `ids`. Bytes that are not UTF-8 become U+FFFD.
+
+        Control tokens are left out, or written as they are named if `special`.
+        """
+        names = self.control_tokens
+        pieces = (
+            names[token].encode() if special and token in names else self.token_bytes(token)
+            for token in ids
+        )
+        text = b"".join(pieces).decode("utf-8", errors="replace")
+        if self.drops_first_space:
+            text = text.removeprefix(" ")
+        return text.removesuffix(" ") if self.drops_last_space else text
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that `token` adds to a text: empty for a control token.
+
+        Raises:
+            ValueError: there is no such id.
+        """
+        if not 0 <= token < len(self._bytes):
+            raise ValueError(f"token id {token} is not in 0..{len(self._bytes) - 1}")
+        return self._bytes[token]
+
+    def role_token(self, role: str) -> int:
+        """Id of the token that opens a message of `role`, in lmsmith's own format only."""
+        return self._roles[role]
+
+    @property
+    def system(self) -> int:
+        """Id of the token that opens a system message, in lmsmith's own format only."""
+        return self._roles["system"]
+
+    @property
+    def user(self) -> int:
+        """Id of the token that opens a user's message, in lmsmith's own format only."""
+        return self._roles["user"]
+
+    @property
+    def assistant(self) -> int:
+        """Id of the token that opens an assistant's message, in lmsmith's own format only."""
+        return self._roles["assistant"]
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]], *, ask: bool) -> EncodedChat:
+        """A conversation as tokens by the model's own template.
+
+        The ids are those of the plainly rendered conversation where no message spells a control
+        token, and where one does, it is text.
+
+        Args:
+            messages: role and content each.
+            ask: end with what opens the assistant's reply.
+
+        Raises:
+            UserError: the template cannot write it; see `ChatTemplate.render`. Without ``ask``,
+                also if it cannot be known which text is the assistant's.
+        """
+        assert self.template is not None
+        cleaned = [{**message, "content": self._clean(message["content"])} for message in messages]
+        names = list(self.control_tokens.values())
+        rendering = self.template.render(cleaned, ask=ask, controls=names)
+        text, starts = self._with_secrets(rendering)
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        if ask:
+            return EncodedChat(encoding.ids, [-1] * len(encoding.ids))
+        authors = [-1] * (len(rendering.text) + 1)
+        stops = {self.control_tokens[token] for token in self.stop_tokens}
+        for reply in rendering.replies(cleaned, stops):
+            authors[reply.start : reply.end] = [reply.message] * (reply.end - reply.start)
+        places = [(starts[start], starts[max(start, end - 1)]) for start, end in encoding.offsets]
+        # A token may begin before the content (" how" after "[/INST]") or go on after it.
+        return EncodedChat(
+            encoding.ids, [max(authors[first], authors[last]) for first, last in places]
+        )
+
+    def _with_secrets(self, rendering: Rendering) -> tuple[str, list[int]]:
+        """The text with the template's control tokens in their secret spelling.
+
+        Returns:
+            It, and for each of its characters the place in ``rendering.text`` it comes from.
+        """
+        ids = self._ids_by_name
+        pieces: list[str] = []
+        places: list[int] = []
+        at = 0
+        for start, end in rendering.controls:
+            secret = self._spelling[ids[rendering.text[start:end]]]
+            pieces += [rendering.text[at:start], secret]
+            places += [*range(at, start), *[start] * len(secret)]
+            at = end
+        pieces.append(rendering.text[at:])
+        places += range(at, len(rendering.text) + 1)
+        return "".join(pieces), places
+
+    @functools.cached_property
+    def _ids_by_name(self) -> dict[str, int]:
+        return {name: token for token, name in self.control_tokens.items()}
+
+    def _clean(self, text: str) -> str:
+        text = encodable(text)
+        return ftfy_cleaned(text) if self.format.cleaning == "ftfy" else text
+
+
+def _vocabulary(description: Mapping[str, Any]) -> dict[str, int]:
+    """Id of each token as it is written, added tokens included."""
+    vocabulary = description["model"].get("vocab") or {}
+    if isinstance(vocabulary, list):
+        vocabulary = {entry[0]: token for token, entry in enumerate(vocabulary)}
+    added = {token["content"]: token["id"] for token in description.get("added_tokens") or []}
+    return {**vocabulary, **added}

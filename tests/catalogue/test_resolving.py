@@ -1,0 +1,86 @@
+"""One word, one model: every format, and what is said where there is none."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from lmsmith.catalogue import registry
+from lmsmith.catalogue.reading import read_config, read_model
+from lmsmith.catalogue.registry import Record
+from lmsmith.catalogue.resolving import Source, resolve
+from lmsmith.core.errors import UserError
+from lmsmith.tokenizers import Tokenizer
+from lmsmith.tokenizers.hugging_face import to_hugging_face
+
+
+def register(name: str, path: Path) -> None:
+    record = Record(name, "gguf", path.name, "here", "", 1, registry.now())
+    with registry.registering(name) as partial:
+        shutil.copy(path, partial)
+        registry.write_record(partial, record)
+
+
+def test_every_format_gives_the_same_model(run: Path, hugging_face: Path, gguf_file: Path) -> None:
+    register("mine", gguf_file)
+    model = run / "pretrain" / "model"
+    assert resolve(run) == Source("lmsmith", model, str(run))
+    assert resolve(run / "pretrain").path == model
+    assert resolve(hugging_face) == Source("hf", hugging_face, str(hugging_face))
+    assert resolve(gguf_file).format == "gguf"
+    assert resolve("mine") == Source("gguf", registry.home() / "mine" / gguf_file.name, "mine")
+    first = read_model(run)
+    for word in (model, hugging_face, gguf_file, "mine"):
+        other = read_model(word)
+        for name, weight in first.decoder.state_dict().items():
+            assert torch.equal(other.decoder.state_dict()[name], weight)
+        assert other.tokenizer.encode("hello 你好") == first.tokenizer.encode("hello 你好")
+        assert read_config(other.source) == other.decoder.config
+        assert other.decoder.config.parameters == first.decoder.config.parameters
+        assert all(parameter.requires_grad for parameter in other.decoder.parameters())
+    folder = gguf_file.parent / "alone"
+    folder.mkdir()
+    shutil.copy(gguf_file, folder)
+    assert resolve(folder).format == "gguf"
+
+
+def test_a_path_goes_before_a_name(
+    gguf_file: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(run.parent)
+    register("small", gguf_file)
+    assert resolve("small").format == "lmsmith"
+    monkeypatch.chdir(run)
+    assert resolve("small").format == "gguf"
+
+
+def test_what_is_unknown_is_told_apart(
+    run: Path, gguf_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(run.parents[1])
+    register("my-model", gguf_file)
+    for word, message in {
+        "my-modle": "did you mean my-model",
+        "smollm2-135m": "not on this machine yet\n.*lmsmith pull smollm2-135m",
+        "smolm2-135": r"did you mean smollm2-135m\? Fetch it: lmsmith pull",
+        "hf:someone/else": "not on this machine yet\n.*lmsmith pull hf:someone/else",
+        "small": "did you mean runs/small",
+        "runs/smal": "did you mean runs/small",
+        "quite-another": "the models here: my-model; the runs here: runs/small; .*lmsmith pull",
+        "runs/small/recipe.json": "is a file; a model is a folder, or a file that ends in .gguf",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            resolve(word)
+    with pytest.raises(UserError, match="runs is neither a model folder nor a run"):
+        resolve("runs")
+
+
+def test_files_of_two_models_are_noticed(hugging_face: Path) -> None:
+    letters = [chr(number) * 3 for number in range(0x4E00, 0x4E80)]
+    other = Tokenizer.train([" ".join(letters)] * 5, 600)
+    to_hugging_face(other, hugging_face)
+    with pytest.raises(UserError, match=r"the model knows \d+ tokens.*\n.*not of one model"):
+        read_model(hugging_face)
