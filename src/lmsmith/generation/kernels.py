@@ -7,6 +7,7 @@ the number of rows, so that a row's result is the same to the bit whatever else 
 from __future__ import annotations
 
 import ctypes
+import functools
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 
 from lmsmith.generation.cache import PAGE, LayerCache
 from lmsmith.generation.native.compile import load_library
+from lmsmith.generation.onednn import lay_out, onednn_linear
 from lmsmith.models.positions import Rotation, rotate
 
 MAX_HEAD_WIDTH = 512
@@ -41,6 +43,11 @@ class Weight:
         """What reading it moves."""
         parts = [part for part in (self.values, self.scales, self.bias) if part is not None]
         return sum(part.numel() * part.element_size() for part in parts)
+
+    @functools.cached_property
+    def laid_out(self) -> Tensor:
+        """The values as oneDNN reads them; kept beside them from the first use."""
+        return lay_out(self.values)
 
     def as_dtype(self, dtype: torch.dtype) -> Tensor:
         """The values multiplied out, in ``dtype``."""
@@ -115,9 +122,12 @@ class TorchKernels:
     def linear(
         self, x_ni: Tensor, weight: Weight, dtype: torch.dtype, add_to: Tensor | None = None
     ) -> Tensor:
-        matrix = weight.as_dtype(x_ni.dtype)
         bias = None if weight.bias is None else weight.bias.to(x_ni.dtype)
-        result = F.linear(x_ni, matrix, bias)
+        onednn = onednn_linear() if weight.values.dtype == torch.bfloat16 else None
+        if onednn is None:
+            result = F.linear(x_ni, weight.as_dtype(x_ni.dtype), bias)
+        else:
+            result = onednn(x_ni, weight.laid_out, bias, "none", [], "")
         return result.to(dtype) if add_to is None else add_to.add_(result)
 
     def norm(
@@ -215,10 +225,21 @@ LONG_SPAN = 64
 """Tokens from which on a prompt's attention is a matrix product, and PyTorch's kernel is faster."""
 
 
-class NativeKernels(TorchKernels):
-    """The operations in C++, for bf16 and int8 weights; float32 ones are PyTorch's."""
+FEW_ROWS = 8
+"""Rows up to which a product with bf16 weights is bound by reading them, and matrix units (AMX)
+gain nothing. More rows leave the C++ kernel on a processor that has them."""
 
-    def __init__(self, library: ctypes.CDLL) -> None:
+
+class NativeKernels(TorchKernels):
+    """The operations in C++, for bf16 and int8 weights; float32 ones are PyTorch's.
+
+    Args:
+        library: the compiled kernels.
+        matrix_units: whether oneDNN's products of many rows are several times as fast here.
+    """
+
+    def __init__(self, library: ctypes.CDLL, *, matrix_units: bool = False) -> None:
+        self._matrix_units = matrix_units
         pointer, integer = ctypes.c_void_p, ctypes.c_int
         self._linear = library.lmsmith_linear
         self._linear.argtypes = [pointer] * 5 + [integer] * 6
@@ -236,7 +257,8 @@ class NativeKernels(TorchKernels):
     def linear(
         self, x_ni: Tensor, weight: Weight, dtype: torch.dtype, add_to: Tensor | None = None
     ) -> Tensor:
-        if weight.values.dtype == torch.float32:
+        many = self._matrix_units and weight.scales is None and len(x_ni) > FEW_ROWS
+        if many or weight.values.dtype == torch.float32:
             return super().linear(x_ni, weight, dtype, add_to)
         x_ni = x_ni.contiguous()
         rows, inputs = x_ni.shape
@@ -353,4 +375,6 @@ class NativeKernels(TorchKernels):
 def best_kernels() -> Kernels:
     """Those in C++ where they can be had."""
     library = load_library()
-    return TorchKernels() if library is None else NativeKernels(library)
+    if library is None:
+        return TorchKernels()
+    return NativeKernels(library, matrix_units=torch.cpu._is_amx_tile_supported())
