@@ -17,6 +17,7 @@ from lmsmith.generation.log_probabilities import (
     next_token_alternatives,
     token_choices,
 )
+from lmsmith.generation.stops import until_stop
 from lmsmith.models.decoder import Decoder
 from lmsmith.prompts import Message, Prompt, encode_prompt
 from lmsmith.tokenizers import StreamDecoder, Tokenizer
@@ -198,27 +199,3 @@ class LanguageModel:
         if self._ready is None or self._ready[0] != state:
             self._ready = (state, InferenceDecoder(self.decoder, self.machine))
         return self._ready[1]
-
-
-def until_stop(pieces: Iterator[str], stops: Sequence[str]) -> Iterator[str]:
-    """The pieces up to the first of the stop texts, which may lie across several of them.
-
-    What may be the beginning of a stop text is held back until it is known not to be.
-    """
-    held = ""
-    for piece in pieces:
-        held += piece
-        ends = [place for place in (held.find(stop) for stop in stops) if place >= 0]
-        if ends:
-            yield held[: min(ends)]
-            return
-        keep = max((_overlap(held, stop) for stop in stops), default=0)
-        yield held[: len(held) - keep]
-        held = held[len(held) - keep :]
-    yield held
-
-
-def _overlap(text: str, stop: str) -> int:
-    """How many characters at the end of ``text`` are the beginning of ``stop``."""
-    longest = min(len(text), len(stop) - 1)
-    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

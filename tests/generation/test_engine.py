@@ -16,7 +16,6 @@ from lmsmith.core.recipe import MachineConfig
 from lmsmith.generation import engine
 from lmsmith.generation.engine import InferenceDecoder, SamplingSettings, generate, stream
 from lmsmith.generation.sampling import choose_tokens, row_uniforms
-from lmsmith.models.attention import KeyValueCache
 from lmsmith.models.batching import pad_batch, response_log_probs
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
@@ -100,20 +99,6 @@ def test_equal_for_any_prompts_stops_and_lengths(
     assert generate(DECODER, prompts, sampling) == slow_generate(DECODER, prompts, sampling)
 
 
-def test_a_prompt_and_its_cache_give_the_logits_of_the_whole() -> None:
-    model = InferenceDecoder(DECODER)
-    tokens = torch.randint(VOCABULARY, (1, 12), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        whole = DECODER.logits(DECODER(tokens))
-        cache = KeyValueCache(DECODER.config, 1, 12)
-        parts = [model.hidden(tokens[:, :7], torch.arange(7)[None], None, cache)]
-        for column in range(7, 12):
-            position = torch.tensor([[column]])
-            parts.append(model.hidden(tokens[:, column : column + 1], position, None, cache))
-        cached = torch.stack([model.logits(hidden[:, -1]) for hidden in parts], dim=1)
-    torch.testing.assert_close(cached, whole[:, 6:], rtol=1e-4, atol=1e-4)
-
-
 def test_neither_padding_nor_company_changes_a_reply() -> None:
     sampling = SamplingSettings(max_new_tokens=15, seed=5, stop_tokens=(1, 2, 3))
     prompt = random_prompts(1, seed=9, longest=6)[0]
@@ -123,12 +108,14 @@ def test_neither_padding_nor_company_changes_a_reply() -> None:
     assert list(stream(DECODER, prompt, sampling)) == alone
 
 
-def test_small_groups_and_late_compaction_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_rows_little_memory_and_short_steps_change_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     sampling = SamplingSettings(max_new_tokens=20, seed=6, stop_tokens=tuple(range(12)))
     prompts = random_prompts(23, seed=2)
     expected = generate(DECODER, prompts, sampling)
     assert len({len(reply) for reply in expected}) > 5
-    monkeypatch.setattr(engine, "COMPACT_SHARE", 1)
+    monkeypatch.setattr(engine, "PROMPT_TOKENS_AT_ONCE", 7)
     assert generate(DECODER, prompts, sampling) == expected
     monkeypatch.setattr(engine, "ROWS_AT_ONCE", 4)
     assert generate(DECODER, prompts, sampling) == expected
@@ -188,12 +175,12 @@ def test_bf16_is_near_float32_and_reproducible() -> None:
     assert replies == generate(DECODER, prompts, sampling, machine=BF16)
     exact, rounded = InferenceDecoder(DECODER, FP32), InferenceDecoder(DECODER, BF16)
     tokens = torch.randint(VOCABULARY, (3, 12), generator=torch.Generator().manual_seed(0))
-    positions = torch.arange(12)[None]
     with torch.no_grad():
         results = []
         for model in (exact, rounded):
-            cache = KeyValueCache(DECODER.config, 3, 12, model.dtype)
-            results.append(model.logits(model.hidden(tokens, positions, None, cache)))
+            cache = model.new_cache(3, 12)
+            spans = [(cache.open(), row) for row in tokens.tolist()]
+            results.append(model.logits(model.read(spans, cache)).unflatten(0, (3, 12)))
         with BF16.autocast():
             autocast = DECODER.logits(DECODER(tokens)).float()
     scale = results[0].std()
@@ -245,6 +232,9 @@ def test_no_prompts_no_replies() -> None:
         ([[VOCABULARY]], SamplingSettings(), "token ids outside 0 to 60"),
         ([[-1]], SamplingSettings(), "token ids outside 0 to 60"),
         ([[1]], SamplingSettings(top_p=2), "top_p = 2"),
+        ([[1], []], SamplingSettings(top_k=-1, seed=-1), "(?s)3 problems.*top_k.*seed.*prompt 2"),
+        ([[1]], SamplingSettings(stop_tokens=(VOCABULARY,)), "stop_tokens"),
+        ([[1]], SamplingSettings(stop=("x",)), "tokenizer"),
     ],
 )
 def test_bad_input_is_named(

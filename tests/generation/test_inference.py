@@ -1,48 +1,117 @@
-"""A linear layer laid out for oneDNN gives what the plain one gives."""
+"""A decoder made for reading gives what the decoder gives, whatever it is made of."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
-from torch.nn import functional as F
 
-from lmsmith.generation import inference
-from lmsmith.generation.inference import InferenceLinear
+from lmsmith.core.recipe import MachineConfig
+from lmsmith.generation.inference import InferenceDecoder
+from lmsmith.generation.kernels import Kernels, TorchKernels, best_kernels
+from lmsmith.models.config import ModelConfig, RopeScaling
+from lmsmith.models.decoder import Decoder
+from lmsmith.models.presets import llama
+from lmsmith.training.machine import resolve_machine
 
-
-@pytest.fixture(params=["onednn", "plain"])
-def _kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param == "plain":
-        monkeypatch.setattr(inference, "onednn_linear", lambda: None)
-    elif inference.onednn_linear() is None:
-        pytest.skip("this processor or this PyTorch has no such kernel")
-
-
-@pytest.mark.usefixtures("_kernel")
-@pytest.mark.parametrize("shape", [(1, 1, 48), (3, 7, 48), (300, 48)])
-@pytest.mark.parametrize("with_bias", [True, False])
-def test_linear(shape: tuple[int, ...], with_bias: bool) -> None:
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(80, 48, generator=generator)
-    bias = torch.randn(80, generator=generator) if with_bias else None
-    x = torch.randn(shape, generator=generator)
-    result = InferenceLinear(weight, bias, torch.bfloat16)(x)
-    assert result.dtype == torch.bfloat16
-    half = [None if t is None else t.bfloat16().float() for t in (x, weight, bias)]
-    assert half[0] is not None
-    expected = F.linear(half[0], half[1], half[2])  # type: ignore[arg-type]
-    torch.testing.assert_close(result.float(), expected, rtol=8e-3, atol=2e-2)
+BF16 = resolve_machine(MachineConfig(precision="bf16"))
+PLAIN = ModelConfig(layers=2, width=48, heads=4, context=300, vocabulary_size=61)
+LLAMA = replace(llama(2, 48, 4, 2, 80, 300), vocabulary_size=61)
+SHAPES = {
+    "gpt2": PLAIN,
+    "gpt1": replace(PLAIN, norm_position="post", activation="gelu"),
+    "relu, sinusoidal": replace(PLAIN, positions="sinusoidal", activation="relu"),
+    "banded": replace(PLAIN, attention_pattern=("dense", "banded"), window=20),
+    "wide band": replace(PLAIN, attention_pattern=("banded",), window=70),
+    "llama": LLAMA,
+    "one shared head": replace(LLAMA, key_value_heads=1, head_width=32, tied_embeddings=False),
+    "dynamic": replace(LLAMA, rope_scaling=RopeScaling("dynamic", factor=2.0, original_context=50)),
+}
 
 
-@pytest.mark.usefixtures("_kernel")
-def test_gelu_is_the_tanh_form() -> None:
-    """At −2.5 the two forms differ by 3 %, ten times bf16's rounding."""
-    values = torch.linspace(-3, 3, 49).bfloat16()
-    layer = InferenceLinear(torch.eye(49), torch.zeros(49), torch.bfloat16, gelu=True)
-    expected = F.gelu(values.float(), approximate="tanh")
-    torch.testing.assert_close(layer(values[None])[0].float(), expected, rtol=1e-2, atol=1e-6)
+def random_decoder(config: ModelConfig, seed: int = 0) -> Decoder:
+    """Weights large enough that every state depends on all before it."""
+    decoder = Decoder(config).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in decoder.named_parameters():
+            spread = 0.5 if "embedding" in name else 0.3
+            parameter.normal_(
+                1.0 if name.endswith("norm.weight") else 0.0, spread, generator=generator
+            )
+    return decoder
 
 
-def test_float32_is_left_as_it_is() -> None:
-    weight, bias, x = torch.randn(5, 4), torch.randn(5), torch.randn(3, 4)
-    assert torch.equal(InferenceLinear(weight, bias, torch.float32)(x), F.linear(x, weight, bias))
+def read_in_pieces(
+    model: InferenceDecoder, rows: list[list[int]], cuts: list[list[int]]
+) -> list[torch.Tensor]:
+    """Hidden states of rows whose tokens come in pieces, those of all rows read together."""
+    cache = model.new_cache(len(rows), 10)  # too small: it must grow
+    numbers = [cache.open() for _ in rows]
+    states: list[list[torch.Tensor]] = [[] for _ in rows]
+    for step in range(max(map(len, cuts))):
+        reading = [i for i, cut in enumerate(cuts) if step < len(cut)]
+        spans = [(numbers[i], rows[i][([0] + cuts[i])[step] : cuts[i][step]]) for i in reading]
+        parts = model.read(spans, cache).split([len(tokens) for _, tokens in spans])
+        for i, part in zip(reading, parts, strict=True):
+            states[i].append(part)
+    return [torch.cat(parts) for parts in states]
+
+
+@pytest.fixture(params=["native", "torch"])
+def kernels(request: pytest.FixtureRequest) -> Kernels:
+    found = best_kernels()
+    if request.param == "torch":
+        return TorchKernels()
+    if isinstance(found, TorchKernels) and type(found) is TorchKernels:
+        pytest.skip("no C++ compiler")
+    return found
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_pieces_of_ragged_rows_give_the_states_of_the_whole(name: str, kernels: Kernels) -> None:
+    config = SHAPES[name]
+    decoder = random_decoder(config)
+    generator = torch.Generator().manual_seed(1)
+    rows = [torch.randint(61, (n,), generator=generator).tolist() for n in (5, 150, 131)]
+    if name == "dynamic":  # an angle depends on the length when it is cached
+        cuts = [[5], [150], [131]]
+    else:
+        cuts = [[2, 5], [100, 101, 103, 149, 150], [1, 64, 65, 128, 131]]
+    with torch.no_grad():
+        expected = [decoder(torch.tensor([row]))[0] for row in rows]
+    found = read_in_pieces(InferenceDecoder(decoder, kernels=kernels), rows, cuts)
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4 * float(theirs.std()) + 1e-4)
+    rounded = read_in_pieces(InferenceDecoder(decoder, BF16, kernels=kernels), rows, cuts)
+    with torch.no_grad(), BF16.autocast():
+        autocast = [decoder(torch.tensor([row]))[0].float() for row in rows]
+    ours = torch.cat([a - b for a, b in zip(rounded, expected, strict=True)]).std()
+    theirs = torch.cat([a - b for a, b in zip(autocast, expected, strict=True)]).std()
+    assert ours < 1.3 * theirs
+
+
+def test_a_rows_states_are_the_same_bits_in_any_company() -> None:
+    if type(best_kernels()) is TorchKernels:
+        pytest.skip("promised of the C++ kernels")
+    for config in (PLAIN, LLAMA):
+        model = InferenceDecoder(random_decoder(config), BF16)
+        generator = torch.Generator().manual_seed(2)
+        rows = [torch.randint(61, (n,), generator=generator).tolist() for n in (9, 40, 3, 70, 11)]
+        cuts = [[len(row) - 2, len(row) - 1, len(row)] for row in rows]
+        together = read_in_pieces(model, rows, cuts)
+        for row, cut, states in zip(rows, cuts, together, strict=True):
+            assert torch.equal(read_in_pieces(model, [row], [cut])[0], states)
+
+
+def test_int8_is_near() -> None:
+    decoder = random_decoder(LLAMA)
+    row = list(range(61))
+    with torch.no_grad():
+        expected = decoder(torch.tensor([row]))[0]
+    error = {}
+    for kind in ("model", "int8"):
+        model = InferenceDecoder(decoder, BF16, weights=kind)  # type: ignore[arg-type]
+        error[kind] = float((read_in_pieces(model, [row], [[61]])[0] - expected).std())
+    assert error["model"] < error["int8"] < 0.1 * float(expected.std())

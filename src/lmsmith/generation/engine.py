@@ -1,43 +1,380 @@
-"""Write replies to a batch of prompts, one token a step, with the past kept in a cache.
+"""Answer many requests at once: they join and leave between steps, and share every step's reading.
 
-What makes it fast (at 64 prompts and a 6 × 256 model):
-
-- keys and values of the past are kept, in bf16 where the machine multiplies it: a step reads them
-  once, and that reading is more than half of its time;
-- weights are cast and laid out once, not every step, and GELU is fused (`generation/inference.py`);
-- rows that are done leave the batch: the last rows move into their places, in the same memory;
-- prompts of like length go together, so that little of the cache is padding;
-- all random numbers are drawn before the first step, and one CDF inversion serves all rows;
-- nothing in a step is a Python loop over rows.
+A step reads, in one packed list, the prompts of the requests that join and the last token of every
+reply that goes on; then it draws one token for each. Requests join as soon as there are rows and
+memory for them. What is drawn depends on the request alone: its chance is keyed by its seed, and
+the kernels sum in an order that the batch does not change (see docs/generation.md for the limits).
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from lmsmith.core.config import Problem, report_problems
 from lmsmith.core.errors import UserError
+from lmsmith.generation.cache import PAGE, PagedCache, pages_for
 from lmsmith.generation.inference import InferenceDecoder
-from lmsmith.generation.sampling import SamplingSettings, choose_tokens, row_uniforms
-from lmsmith.models.attention import KeyValueCache, padded_mask
-from lmsmith.models.batching import pad_batch
-from lmsmith.models.config import ModelConfig
+from lmsmith.generation.penalties import History, adjust
+from lmsmith.generation.requests import (
+    FinishReason,
+    Reply,
+    Request,
+    TokenEvent,
+    TokenLogProb,
+    check_requests,
+    token_log_probs,
+)
+from lmsmith.generation.sampling import choose_tokens, row_uniforms
+from lmsmith.generation.settings import SamplingSettings
+from lmsmith.generation.stops import StopScanner
 from lmsmith.models.decoder import Decoder
+from lmsmith.tokenizers import StreamDecoder, Tokenizer
 from lmsmith.training.machine import ResolvedMachine
 
-__all__ = ["InferenceDecoder", "SamplingSettings", "generate", "stream"]
+__all__ = ["Engine", "InferenceDecoder", "Request", "SamplingSettings", "generate", "stream"]
 
 CACHE_BYTES = 512 << 20
-"""Most memory the cache of one batch may take; more prompts are written in several batches."""
+"""Memory of the cache; requests that do not fit wait."""
 
 ROWS_AT_ONCE = 128
-"""Most rows in one batch: more would share weights' reading but read more padding."""
+"""Most replies written together: more would share weights' reading but read more of the past."""
 
-COMPACT_SHARE = 16
-"""Rows leave once a 16th of the batch is done: moving rows costs about what they save in a step."""
+PROMPT_TOKENS_AT_ONCE = 4096
+"""Prompt tokens read in one step: what a joining request makes the others wait for."""
+
+LOGITS_AT_ONCE = 256
+"""Places of a prompt whose logits are held together."""
+
+
+@dataclass
+class _Row:
+    """A reply being written."""
+
+    request: int
+    sample: int
+    settings: SamplingSettings
+    row: int  # of the cache
+    room: int  # tokens it may still get
+    uniforms: list[float]
+    history: History | None
+    decoder: StreamDecoder | None
+    scanner: StopScanner | None
+    fills_context: bool
+    last: int = -1
+    drawn: int = 0
+
+
+@dataclass
+class _Asked:
+    """A request that waits, with the pages it may come to need."""
+
+    number: int
+    request: Request
+    pages: int
+    room: int
+    rows: list[int] = field(default_factory=list)
+
+
+class Engine:
+    """Requests in, tokens out, a step at a time.
+
+    >>> engine = Engine(decoder)                                        # doctest: +SKIP
+    >>> engine.submit(Request([1, 2, 3], SamplingSettings(seed=7)))     # doctest: +SKIP
+    >>> while engine.busy:                                              # doctest: +SKIP
+    ...     for event in engine.step():
+    ...         print(event.token)
+
+    Args:
+        decoder: a decoder, made ready here, or one that is.
+        machine: gives the precision of matrix products; float32 if None.
+        tokenizer: turns tokens into the text of events, which stop texts need.
+        cache_bytes: memory of the cache.
+        rows: most replies written together.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder | InferenceDecoder,
+        *,
+        machine: ResolvedMachine | None = None,
+        tokenizer: Tokenizer | None = None,
+        cache_bytes: int | None = None,
+        rows: int | None = None,
+    ) -> None:
+        self.model = ready(decoder, machine)
+        self.tokenizer = tokenizer
+        self.most_rows = ROWS_AT_ONCE if rows is None else rows
+        config = self.model.config
+        page_bytes = config.cache_bytes_per_token(self.model.dtype.itemsize) * PAGE
+        budget = CACHE_BYTES if cache_bytes is None else cache_bytes
+        self._most_pages = max(1, budget // page_bytes)
+        self._cache: PagedCache | None = None
+        self._waiting: deque[_Asked] = deque()
+        self._rows: list[_Row] = []
+        self._reserved: dict[int, int] = {}  # request → pages
+        self._left: dict[int, int] = {}  # request → replies not finished
+        self._next = 0
+        self.prompt_log_probs: dict[int, list[TokenLogProb]] = {}
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step would draw a token."""
+        return bool(self._rows or self._waiting)
+
+    def submit(self, request: Request) -> int:
+        """Let a request wait for the next step; returns its number.
+
+        Raises:
+            UserError: it cannot be answered; all that is wrong with it.
+        """
+        check_requests(self.model.config, [request], has_text=self.tokenizer is not None)
+        return self._queue(request)
+
+    def submit_all(self, requests: Sequence[Request]) -> list[int]:
+        """`submit` each, or none of them if there is anything wrong with one."""
+        check_requests(self.model.config, requests, has_text=self.tokenizer is not None)
+        return [self._queue(request) for request in requests]
+
+    def cancel(self, number: int) -> None:
+        """Stop writing a request's replies; nothing happens if it is done."""
+        self._waiting = deque(asked for asked in self._waiting if asked.number != number)
+        for row in [row for row in self._rows if row.request == number]:
+            self._leave(row)
+        self.prompt_log_probs.pop(number, None)
+
+    def step(self) -> list[TokenEvent]:
+        """Read what is new and draw one token for every reply."""
+        joining = self._admit()
+        going = list(self._rows)
+        if not (joining or going):
+            return []
+        assert self._cache is not None
+        spans = [(row.row, [row.last]) for row in going]
+        spans += [(asked.rows[0], list(asked.request.prompt)) for asked in joining]
+        hidden_nd = self.model.read(spans, self._cache)
+        ends = torch.tensor([len(tokens) for _, tokens in spans]).cumsum(0) - 1
+        logits_bv = self.model.logits(hidden_nd[ends])
+        if joining:
+            if not bool(torch.isfinite(logits_bv).all()):
+                raise UserError(
+                    "the model's logits are not finite numbers, so it cannot write",
+                    "its weights are damaged, or its training diverged: run that stage again",
+                )
+            logits_bv = self._fan_out(joining, going, hidden_nd, logits_bv)
+        return self._draw(logits_bv)
+
+    def _queue(self, request: Request) -> int:
+        number, self._next = self._next, self._next + 1
+        settings = request.settings
+        room = min(self.model.config.context - len(request.prompt), settings.max_new_tokens)
+        own = pages_for(len(request.prompt) + room)
+        # Samples share the prompt's whole pages and have the rest for themselves.
+        more = own - len(request.prompt) // PAGE
+        pages = own + (settings.samples - 1) * more
+        self._waiting.append(_Asked(number, request, pages, room))
+        return number
+
+    def _admit(self) -> list[_Asked]:
+        """Requests that join this step: in turn, as far as rows, pages and its tokens go."""
+        joining: list[_Asked] = []
+        rows, tokens = len(self._rows), 0
+        reserved = sum(self._reserved.values())
+        while self._waiting:
+            asked = self._waiting[0]
+            samples, length = asked.request.settings.samples, len(asked.request.prompt)
+            full = rows + samples > self.most_rows or reserved + asked.pages > self._most_pages
+            # One that would never fit is answered alone.
+            if rows and (full or (tokens and tokens + length > PROMPT_TOKENS_AT_ONCE)):
+                break
+            joining.append(self._waiting.popleft())
+            rows, tokens, reserved = rows + samples, tokens + length, reserved + asked.pages
+        if joining:
+            self._make_room(rows, reserved)
+        for asked in joining:
+            assert self._cache is not None
+            self._reserved[asked.number] = asked.pages
+            self._left[asked.number] = asked.request.settings.samples
+            asked.rows = [self._cache.open()]
+        return joining
+
+    def _make_room(self, rows: int, pages: int) -> None:
+        """A cache for the first requests; it grows when more come than it was made for."""
+        if self._cache is not None and (self._rows or self._cache.rows >= rows):
+            return
+        pages += sum(asked.pages for asked in self._waiting)
+        rows = max(rows, self.most_rows)
+        self._cache = PagedCache(
+            self.model.config, rows, min(self._most_pages, pages), self.model.dtype
+        )
+
+    def _fan_out(
+        self, joining: list[_Asked], going: list[_Row], hidden_nd: Tensor, logits_bv: Tensor
+    ) -> Tensor:
+        """Make the joining requests' rows, all samples of one with its prompt's logits."""
+        assert self._cache is not None
+        index = list(range(len(going)))
+        at = len(going)
+        for place, asked in enumerate(joining, start=len(going)):
+            prompt = asked.request.prompt
+            if asked.request.settings.prompt_log_probs:
+                hidden = hidden_nd[at : at + len(prompt)]
+                self.prompt_log_probs[asked.number] = self._prompt_log_probs(asked, hidden)
+            at += len(prompt)
+            asked.rows += [
+                self._cache.fork(asked.rows[0]) for _ in range(asked.request.settings.samples - 1)
+            ]
+            self._rows += self._new_rows(asked)
+            index += [place] * len(asked.rows)
+        return logits_bv[torch.tensor(index)]
+
+    def _new_rows(self, asked: _Asked) -> list[_Row]:
+        request, settings = asked.request, asked.request.settings
+        streams = [request.stream + sample for sample in range(settings.samples)]
+        uniforms: list[list[float]] = [[] for _ in streams]
+        if settings.temperature > 0:
+            uniforms = row_uniforms(settings.seed, streams, asked.room).tolist()
+        return [
+            _Row(
+                request=asked.number,
+                sample=sample,
+                settings=settings,
+                row=row,
+                room=asked.room,
+                uniforms=uniforms[sample],
+                history=History(list(request.prompt)) if settings.has_penalties else None,
+                decoder=StreamDecoder(self.tokenizer) if self.tokenizer is not None else None,
+                scanner=StopScanner(settings.stop) if settings.stop else None,
+                fills_context=asked.room < settings.max_new_tokens,
+            )
+            for sample, row in enumerate(asked.rows)
+        ]
+
+    def _prompt_log_probs(self, asked: _Asked, hidden_td: Tensor) -> list[TokenLogProb]:
+        """Of every prompt token but the first, before which there is nothing."""
+        targets = list(asked.request.prompt)[1:]
+        top, found = asked.request.settings.top_log_probs, []
+        for start in range(0, len(targets), LOGITS_AT_ONCE):
+            part = targets[start : start + LOGITS_AT_ONCE]
+            logits = self.model.logits(hidden_td[start : start + len(part)])
+            found += token_log_probs(logits, part, [top] * len(part))
+        return found
+
+    def _draw(self, logits_bv: Tensor) -> list[TokenEvent]:
+        """Draw a token for every row; rows that are done leave."""
+        rows = list(self._rows)
+        tokens = draw_tokens(
+            logits_bv,
+            [row.settings for row in rows],
+            [row.uniforms[row.drawn] if row.uniforms else 0.0 for row in rows],
+            [row.history for row in rows],
+        )
+        log_probs = self._log_probs(logits_bv, rows, tokens)
+        events = []
+        for place, (row, token) in enumerate(zip(rows, tokens, strict=True)):
+            row.last, row.drawn, row.room = token, row.drawn + 1, row.room - 1
+            if row.history is not None:
+                row.history.add(token)
+            text, finish = _finish(row, token)
+            events.append(
+                TokenEvent(row.request, row.sample, token, log_probs.get(place), text, finish)
+            )
+            if finish is not None:
+                self._leave(row)
+        return events
+
+    def _log_probs(
+        self, logits_bv: Tensor, rows: list[_Row], tokens: list[int]
+    ) -> dict[int, TokenLogProb]:
+        places = [i for i, row in enumerate(rows) if row.settings.wants_log_probs]
+        if not places:
+            return {}
+        found = token_log_probs(
+            logits_bv[places],
+            [tokens[place] for place in places],
+            [rows[place].settings.top_log_probs for place in places],
+        )
+        return dict(zip(places, found, strict=True))
+
+    def _leave(self, row: _Row) -> None:
+        assert self._cache is not None
+        self._cache.close(row.row)
+        self._rows.remove(row)
+        self._left[row.request] -= 1
+        if not self._left[row.request]:
+            del self._left[row.request], self._reserved[row.request]
+
+
+def _finish(row: _Row, token: int) -> tuple[str, FinishReason | None]:
+    """What a token adds to the reply's text, and whether the reply ends with it."""
+    ended_by_token = token in row.settings.stop_tokens
+    text = ""
+    if row.decoder is not None and not ended_by_token:
+        text = row.decoder.push(token)
+    if row.scanner is not None:
+        text = row.scanner.push(text)
+    finish: FinishReason | None = None
+    if ended_by_token or (row.scanner is not None and row.scanner.stopped):
+        finish = "stop"
+    elif row.room == 0:
+        finish = "context" if row.fills_context else "length"
+    if finish is not None and row.scanner is not None:
+        text += row.scanner.flush()
+    return text, finish
+
+
+def draw_tokens(
+    logits_bv: Tensor,
+    settings: Sequence[SamplingSettings],
+    uniforms: Sequence[float],
+    histories: Sequence[History | None],
+) -> list[int]:
+    """The next token of each row, by its own settings; rows with equal ones are drawn together."""
+    groups: dict[tuple[float, int, float, float], list[int]] = {}
+    for place, row in enumerate(settings):
+        key = (row.temperature, row.top_k, row.top_p, row.min_p)
+        groups.setdefault(key, []).append(place)
+    tokens = [0] * len(settings)
+    for places in groups.values():
+        chosen = [settings[place] for place in places]
+        part_bv = logits_bv if len(places) == len(tokens) else logits_bv[places]
+        if any(row.logit_bias or row.has_penalties for row in chosen):
+            parts = zip(part_bv, chosen, (histories[place] for place in places), strict=True)
+            part_bv = torch.stack([adjust(*part) for part in parts])
+        uniform_b = torch.tensor([uniforms[place] for place in places], dtype=torch.float64)
+        drawn = choose_tokens(part_bv, chosen[0], uniform_b).tolist()
+        for place, token in zip(places, drawn, strict=True):
+            tokens[place] = token
+    return tokens
+
+
+def answer(
+    engine: Engine,
+    requests: Sequence[Request],
+    on_event: Callable[[TokenEvent], None] | None = None,
+) -> list[list[Reply]]:
+    """All replies to requests, a list a request.
+
+    Raises:
+        UserError: something is wrong with one of them; nothing has been written then.
+    """
+    numbers = engine.submit_all(requests)
+    place = {number: index for index, number in enumerate(numbers)}
+    replies = [[Reply() for _ in range(request.settings.samples)] for request in requests]
+    while engine.busy:
+        for event in engine.step():
+            reply = replies[place[event.request]][event.sample]
+            reply.tokens.append(event.token)
+            reply.text += event.text
+            reply.finish = event.finish
+            if event.log_prob is not None:
+                reply.log_probs.append(event.log_prob)
+            if on_event is not None:
+                on_event(event)
+    return replies
 
 
 def generate(
@@ -52,13 +389,12 @@ def generate(
 
     A reply ends with its stop token, which is part of it, after ``max_new_tokens``, or where
     prompt and reply together fill the context. Chance is drawn from a stream of each row's own,
-    keyed by (seed, row): a row's reply does not depend on the other rows, but for the rounding of
-    matrix products of other sizes.
+    keyed by (seed, row): a row's reply does not depend on the other rows.
 
     Args:
         decoder: its dropout is off here, whatever its mode.
         prompts: token ids.
-        settings: how tokens are drawn.
+        settings: how tokens are drawn; one sample a prompt.
         machine: gives the precision of matrix products; float32 if None.
         on_token: called with (row, token) for every token, in the order they are drawn.
 
@@ -69,22 +405,26 @@ def generate(
         UserError: settings out of range, a prompt that is empty or leaves no room in the context,
             or a model whose logits are not finite.
     """
-    model = _ready(decoder, machine)
-    _check(model.config, prompts, settings)
-    replies: list[list[int]] = [[] for _ in prompts]
-    for rows in _row_groups(model, prompts, settings):
-        batch = _Batch(model, [prompts[row] for row in rows], rows, settings)
-        steps: list[tuple[Tensor, Tensor]] = []
-        while batch.rows_b.numel():
-            rows_b, tokens_b = batch.step()
-            steps.append((rows_b, tokens_b))
-            if on_token is not None:
-                for row, token in zip(rows_b.tolist(), tokens_b.tolist(), strict=True):
-                    on_token(row, token)
-        for rows_b, tokens_b in steps:
-            for row, token in zip(rows_b.tolist(), tokens_b.tolist(), strict=True):
-                replies[row].append(token)
-    return replies
+    if settings.samples != 1:
+        raise UserError(
+            f"samples = {settings.samples}: generate writes one reply a prompt",
+            "repeat the prompt, or use Engine",
+        )
+    engine = Engine(decoder, machine=machine)
+    requests = [
+        Request(prompt, settings, "the prompt" if len(prompts) == 1 else f"prompt {row + 1}", row)
+        for row, prompt in enumerate(prompts)
+    ]
+    # Long prompts first: what is written last is short, and fewer rows are left alone.
+    order = sorted(range(len(prompts)), key=lambda row: (-len(prompts[row]), row))
+    check_requests(engine.model.config, requests)
+    replies = answer(
+        engine,
+        [requests[row] for row in order],
+        None if on_token is None else lambda event: on_token(order[event.request], event.token),
+    )
+    by_row = {row: replies[place][0].tokens for place, row in enumerate(order)}
+    return [by_row[row] for row in range(len(prompts))]
 
 
 def stream(
@@ -98,150 +438,15 @@ def stream(
 
     The prompt is checked and read at the first token asked for.
     """
-    model = _ready(decoder, machine)
-    _check(model.config, [prompt], settings)
-    batch = _Batch(model, [prompt], [0], settings)
-    while batch.rows_b.numel():
-        _, tokens_b = batch.step()
-        yield int(tokens_b[0])
+    engine = Engine(decoder, machine=machine, rows=1)
+    engine.submit(Request(prompt, settings, "the prompt"))
+    while engine.busy:
+        for event in engine.step():
+            yield event.token
 
 
-class _Batch:
-    """Prompts that are answered together.
-
-    Columns of the cache are shared: prompts are padded on the left so that they end together, and
-    every step adds one column. ``rows_b`` are the prompts' numbers still being answered, with
-    ``_active_b`` False for those that are done and have not left yet.
-    """
-
-    @torch.inference_mode()
-    def __init__(
-        self,
-        model: InferenceDecoder,
-        prompts: Sequence[Sequence[int]],
-        rows: Sequence[int],
-        settings: SamplingSettings,
-    ) -> None:
-        config = model.config
-        self._model, self._settings = model, settings
-        padded = pad_batch(prompts)
-        lengths_b = torch.tensor([len(prompt) for prompt in prompts])
-        self._room_b = (config.context - lengths_b).clamp(max=settings.max_new_tokens)
-        steps = int(self._room_b.max())
-        longest = padded.prompt_length
-        self.rows_b = torch.tensor(rows)
-        self._active_b = torch.ones(len(rows), dtype=torch.bool)
-        self._stop_tokens = torch.tensor(settings.stop_tokens, dtype=torch.long)
-        self._uniform_bn = row_uniforms(settings.seed, rows, steps)
-        self._step = 0
-        self._next_position_b = lengths_b
-        self._padded = not bool(padded.valid_bt.all())
-        self._valid_bs = torch.cat(
-            [padded.valid_bt, torch.ones(len(rows), steps, dtype=torch.bool)], dim=1
-        )
-        self._cache = KeyValueCache(config, len(rows), longest + steps - 1, model.dtype)
-        mask_bts = padded_mask(padded.valid_bt) if self._padded else None
-        hidden_btd = model.hidden(padded.tokens_bt, padded.positions_bt, mask_bts, self._cache)
-        self._logits_bv = model.logits(hidden_btd[:, -1])
-        if not bool(torch.isfinite(self._logits_bv).all()):
-            raise UserError(
-                "the model's logits are not finite numbers, so it cannot write",
-                "its weights are damaged, or its training diverged: run that stage again",
-            )
-
-    @torch.inference_mode()
-    def step(self) -> tuple[Tensor, Tensor]:
-        """Draw the next token of every active row: (rows' numbers, their tokens)."""
-        uniform_b = self._uniform_bn[:, self._step]
-        tokens_b = choose_tokens(self._logits_bv, self._settings, uniform_b)
-        self._step += 1
-        was_active_b = self._active_b
-        rows_b, drawn_b = self.rows_b[was_active_b], tokens_b[was_active_b]
-        done_b = torch.isin(tokens_b, self._stop_tokens) | (self._room_b <= self._step)
-        self._active_b = was_active_b & ~done_b
-        count, active = len(tokens_b), int(self._active_b.sum())
-        if not active:
-            self.rows_b = self.rows_b[:0]
-            return rows_b, drawn_b
-        if (count - active) * COMPACT_SHARE >= count:
-            tokens_b = tokens_b[self._compact(active)]
-        self._advance(tokens_b)
-        return rows_b, drawn_b
-
-    def _advance(self, tokens_b: Tensor) -> None:
-        """Read one token a row."""
-        mask_b1s = self._valid_bs[:, None, : self._cache.length + 1] if self._padded else None
-        # A row that is done but has not left may be past the context's end.
-        positions_b1 = self._next_position_b.clamp(max=self._model.config.context - 1)[:, None]
-        hidden_b1d = self._model.hidden(tokens_b[:, None], positions_b1, mask_b1s, self._cache)
-        self._logits_bv = self._model.logits(hidden_b1d[:, 0])
-        self._next_position_b = self._next_position_b + 1
-
-    def _compact(self, active: int) -> Tensor:
-        """Let done rows leave; return where each remaining row was.
-
-        The active rows at the end move into the places of those that are done, so that only they
-        are copied and the cache stays where it is.
-        """
-        places = torch.arange(active)
-        holes = places[~self._active_b[:active]]
-        movers = active + self._active_b[active:].nonzero()[:, 0]
-        places[holes] = movers
-        cache, filled = self._cache, self._cache.length
-        for tensors in (cache.keys, cache.values):
-            for layer, tensor in enumerate(tensors):
-                if len(holes):
-                    tensor[holes, :, :filled] = tensor[movers, :, :filled]
-                tensors[layer] = tensor[:active]
-        self.rows_b = self.rows_b[places]
-        self._active_b = self._active_b[places]
-        self._room_b = self._room_b[places]
-        self._next_position_b = self._next_position_b[places]
-        self._uniform_bn = self._uniform_bn[places]
-        self._valid_bs = self._valid_bs[places]
-        return places
-
-
-def _ready(
-    decoder: Decoder | InferenceDecoder, machine: ResolvedMachine | None
-) -> InferenceDecoder:
+def ready(decoder: Decoder | InferenceDecoder, machine: ResolvedMachine | None) -> InferenceDecoder:
+    """The decoder made ready for reading, if it is not."""
     if isinstance(decoder, InferenceDecoder):
         return decoder
     return InferenceDecoder(decoder, machine)
-
-
-def _check(
-    config: ModelConfig, prompts: Sequence[Sequence[int]], settings: SamplingSettings
-) -> None:
-    problems = settings.check()
-    if problems:
-        raise report_problems([Problem(*problem) for problem in problems])
-    for row, prompt in enumerate(prompts):
-        name = "the prompt" if len(prompts) == 1 else f"prompt {row + 1}"
-        if not len(prompt):
-            raise UserError(f"{name} is empty", "begin it with the end-of-text token")
-        if len(prompt) >= config.context:
-            raise UserError(
-                f"{name} has {len(prompt)} tokens; the model's context of {config.context} "
-                "leaves no room for a reply",
-                "shorten the prompt, or use a model with a longer context",
-            )
-        if not (min(prompt) >= 0 and max(prompt) < config.vocabulary_size):
-            raise UserError(
-                f"{name} has token ids outside 0 to {config.vocabulary_size - 1}",
-                "encode it with the model's own tokenizer",
-            )
-
-
-def _row_groups(
-    model: InferenceDecoder, prompts: Sequence[Sequence[int]], settings: SamplingSettings
-) -> Iterator[list[int]]:
-    """Rows to answer together: of like length, and within the cache's memory."""
-    config = model.config
-    bytes_per_token = config.cache_bytes_per_token(model.dtype.itemsize)
-    waiting = sorted(range(len(prompts)), key=lambda row: (-len(prompts[row]), row))
-    while waiting:
-        columns = len(prompts[waiting[0]]) + min(settings.max_new_tokens, config.context)
-        count = max(1, min(ROWS_AT_ONCE, CACHE_BYTES // (columns * bytes_per_token)))
-        group, waiting = waiting[:count], waiting[count:]
-        yield group

@@ -1,4 +1,4 @@
-"""From logits to a token: temperature, top-k, nucleus, and one draw by inverting the CDF.
+"""From logits to a token: temperature, top-k, nucleus, min-p, and one draw by inverting the CDF.
 
 Chance enters as an argument, one uniform number a row, so that every function here is pure and a
 row's token depends on that row alone.
@@ -8,54 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lmsmith.generation.settings import SamplingSettings
 
-@dataclass(frozen=True)
-class SamplingSettings:
-    """How a reply is drawn.
-
-    Attributes:
-        max_new_tokens: longest reply, in tokens; the context's end may come first.
-        temperature: logits are divided by it; 0 takes the likeliest token (greedy).
-        top_k: only the k likeliest tokens may be drawn; 0 means all.
-        top_p: only the smallest set of likeliest tokens with at least this probability may be
-            drawn (nucleus sampling); 1 means all.
-        stop_tokens: a reply ends with the first of these, which is part of it.
-        seed: of all chance; each row of a batch has its own stream made from it.
-    """
-
-    max_new_tokens: int = 128
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    stop_tokens: tuple[int, ...] = ()
-    seed: int = 0
-
-    def check(self) -> list[tuple[str, object, str, str]]:
-        """Settings out of range, as (key, value, expected, mend)."""
-        problems: list[tuple[str, object, str, str]] = []
-        if self.max_new_tokens < 1:
-            problems.append(
-                ("max_new_tokens", self.max_new_tokens, "1 or more", "raise max_new_tokens")
-            )
-        if not (self.temperature >= 0 and math.isfinite(self.temperature)):
-            problems.append(
-                ("temperature", self.temperature, "0 or more", "0 takes the likeliest token")
-            )
-        if self.top_k < 0:
-            problems.append(("top_k", self.top_k, "0 or more", "0 allows every token"))
-        if not 0 < self.top_p <= 1:
-            problems.append(("top_p", self.top_p, "0 < top_p <= 1", "1 allows every token"))
-        if any(token < 0 for token in self.stop_tokens):
-            problems.append(("stop_tokens", self.stop_tokens, "token ids", "remove negative ones"))
-        if not 0 <= self.seed < 2**64:
-            problems.append(("seed", self.seed, "0 <= seed < 2^64", "choose another seed"))
-        return problems
+PREFIX = 512
+"""Likeliest tokens among which a nucleus is looked for before all are sorted."""
 
 
 def row_uniforms(seed: int, rows: Sequence[int], count: int) -> Tensor:
@@ -76,15 +37,26 @@ def choose_tokens(logits_bv: Tensor, settings: SamplingSettings, uniform_b: Tens
 
     Args:
         logits_bv: float32 (batch, vocabulary).
-        settings: temperature, top_k and top_p are used, in that order.
+        settings: temperature, top_k, top_p and min_p are used, in that order.
         uniform_b: in [0, 1), float64; not looked at when the temperature is 0.
     """
     if settings.temperature == 0:
         return greedy(logits_bv)
+    return sample(filtered(logits_bv, settings), uniform_b)
+
+
+def filtered(logits_bv: Tensor, settings: SamplingSettings) -> Tensor:
+    """Logits of the distribution that a token is drawn from: −∞ where none may be.
+
+    At temperature 0 the likeliest token alone is left.
+    """
+    if settings.temperature == 0:
+        only_b1 = logits_bv.argmax(dim=-1, keepdim=True)
+        return torch.full_like(logits_bv, -math.inf).scatter_(-1, only_b1, 0.0)
     logits_bv = scale(logits_bv, settings.temperature)
     logits_bv = keep_top_k(logits_bv, settings.top_k)
     logits_bv = keep_nucleus(logits_bv, settings.top_p)
-    return sample(logits_bv, uniform_b)
+    return keep_min_p(logits_bv, settings.min_p)
 
 
 def greedy(logits_bv: Tensor) -> Tensor:
@@ -115,11 +87,30 @@ def keep_nucleus(logits_bv: Tensor, p: float) -> Tensor:
     """
     if p >= 1:
         return logits_bv
-    values_bv, tokens_bv = logits_bv.sort(dim=-1, descending=True, stable=True)
-    probabilities_bv = values_bv.softmax(dim=-1, dtype=torch.float64)
-    before_bv = probabilities_bv.cumsum(dim=-1) - probabilities_bv
-    values_bv = values_bv.masked_fill(before_bv >= p, -math.inf)
-    return torch.empty_like(logits_bv).scatter_(-1, tokens_bv, values_bv)
+    largest_b1 = logits_bv.amax(dim=-1, keepdim=True)
+    total_b1 = (logits_bv - largest_b1).exp().sum(dim=-1, keepdim=True, dtype=torch.float64)
+    count = logits_bv.shape[-1]
+    values_bk, tokens_bk = logits_bv.topk(min(PREFIX, count), dim=-1)
+    before_bk = _probability_before(values_bk, largest_b1, total_b1)
+    if values_bk.shape[-1] < count and bool((before_bk[:, -1] < p).any()):
+        values_bk, tokens_bk = logits_bv.sort(dim=-1, descending=True, stable=True)
+        before_bk = _probability_before(values_bk, largest_b1, total_b1)
+    values_bk = values_bk.masked_fill(before_bk >= p, -math.inf)
+    return torch.full_like(logits_bv, -math.inf).scatter_(-1, tokens_bk, values_bk)
+
+
+def _probability_before(values_bk: Tensor, largest_b1: Tensor, total_b1: Tensor) -> Tensor:
+    """Of each token, the probability of all likelier ones; float64."""
+    probabilities_bk = (values_bk - largest_b1).exp().double() / total_b1
+    return probabilities_bk.cumsum(dim=-1) - probabilities_bk
+
+
+def keep_min_p(logits_bv: Tensor, share: float) -> Tensor:
+    """Tokens at least ``share`` as likely as the likeliest kept, others −∞ (Nguyen et al. 2024)."""
+    if share == 0:
+        return logits_bv
+    least_b1 = logits_bv.amax(dim=-1, keepdim=True) + math.log(share)
+    return logits_bv.masked_fill(logits_bv < least_b1, -math.inf)
 
 
 def sample(logits_bv: Tensor, uniform_b: Tensor) -> Tensor:

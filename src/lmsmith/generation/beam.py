@@ -1,0 +1,147 @@
+"""Beam search, as GPT-3 answered free-form tasks: width 4, length penalty 0.6.
+
+Brown et al. 2020, section 2.4: "beam search with the same parameters as [T5]: a beam width of 4 and
+a length penalty of α = 0.6". A finished beam's score is its summed log-probability divided by its
+length to the power of α, as `transformers` has it and counts it: the reply's tokens with the stop
+token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lmsmith.core.config import Problem, report_problems
+from lmsmith.generation.cache import PagedCache
+from lmsmith.generation.engine import ready
+from lmsmith.generation.inference import InferenceDecoder
+from lmsmith.generation.requests import Request, check_requests
+from lmsmith.generation.settings import SamplingSettings
+from lmsmith.models.decoder import Decoder
+from lmsmith.training.machine import ResolvedMachine
+
+
+@dataclass(frozen=True)
+class BeamSettings:
+    """How beams are searched.
+
+    Attributes:
+        width: beams kept.
+        length_penalty: α; 0 prefers short replies, 1 the mean log-probability of a token.
+        max_new_tokens: longest reply.
+        stop_tokens: a beam ends with the first of these.
+    """
+
+    width: int = 4
+    length_penalty: float = 0.6
+    max_new_tokens: int = 128
+    stop_tokens: tuple[int, ...] = ()
+
+    def check(self) -> list[tuple[str, object, str, str]]:
+        """Settings out of range, as (key, value, expected, mend)."""
+        if self.width < 1:
+            return [("width", self.width, "1 or more", "1 is greedy search")]
+        return []
+
+
+@dataclass(frozen=True)
+class Beam:
+    """A reply found: its tokens, and its score, Σ log p / length^α."""
+
+    tokens: tuple[int, ...]
+    score: float
+
+
+def beam_search(
+    decoder: Decoder | InferenceDecoder,
+    prompt: Sequence[int],
+    settings: BeamSettings,
+    *,
+    machine: ResolvedMachine | None = None,
+) -> list[Beam]:
+    """The best replies found, at most ``settings.width``, the best first.
+
+    The search ends once the best beam alive, were it to end now, would score less than the worst
+    of ``width`` finished ones (`transformers`' ``early_stopping=False``).
+
+    Raises:
+        UserError: settings out of range, or a prompt that cannot be answered.
+    """
+    problems = [Problem(*problem) for problem in settings.check()]
+    if problems:
+        raise report_problems(problems)
+    model = ready(decoder, machine)
+    plain = SamplingSettings(settings.max_new_tokens, stop_tokens=settings.stop_tokens)
+    check_requests(model.config, [Request(prompt, plain, "the prompt")])
+    longest = min(settings.max_new_tokens, model.config.context - len(prompt))
+    cache = model.new_cache(2 * settings.width, len(prompt) + longest)
+    row = cache.open()
+    logits_bv = model.logits(model.read([(row, list(prompt))], cache)[-1:])
+    alive: list[_Alive] = [_Alive((), 0.0, row)]
+    finished: list[Beam] = []
+    for step in range(1, longest + 1):
+        stays, ends = _expand(alive, logits_bv, settings)
+        finished += [Beam(tokens, score / step**settings.length_penalty) for tokens, score in ends]
+        finished = sorted(finished, key=lambda beam: -beam.score)[: settings.width]
+        if step == longest:
+            # As many as are among the ``width`` best.
+            for beam in stays[: settings.width - len(ends)]:
+                finished.append(Beam(beam.tokens, beam.score / step**settings.length_penalty))
+            break
+        best = stays[0].score / step**settings.length_penalty
+        if len(finished) == settings.width and best <= finished[-1].score:
+            break
+        alive = _move(alive, stays, cache)
+        hidden_bd = model.read([(beam.row, [beam.tokens[-1]]) for beam in alive], cache)
+        logits_bv = model.logits(hidden_bd)
+    return sorted(finished, key=lambda beam: -beam.score)[: settings.width]
+
+
+@dataclass(frozen=True)
+class _Alive:
+    tokens: tuple[int, ...]
+    score: float  # summed log-probability
+    row: int  # of the cache; of its parent until `_move`
+
+
+def _expand(
+    alive: Sequence[_Alive], logits_bv: Tensor, settings: BeamSettings
+) -> tuple[list[_Alive], list[tuple[tuple[int, ...], float]]]:
+    """The best ways on: ``width`` that stay alive, and those among the best that end.
+
+    Of the ``width`` best candidates those with a stop token end; the best others stay. Enough
+    candidates are looked at that as many stay.
+    """
+    scores_bv = logits_bv.log_softmax(dim=-1) + torch.tensor([[beam.score] for beam in alive])
+    stops = set(settings.stop_tokens)
+    count = min(settings.width * max(2, 1 + len(stops)), scores_bv.numel())
+    values_c, places_c = scores_bv.flatten().topk(count)
+    stays: list[_Alive] = []
+    ends: list[tuple[tuple[int, ...], float]] = []
+    vocabulary = scores_bv.shape[1]
+    for rank, (value, place) in enumerate(zip(values_c.tolist(), places_c.tolist(), strict=True)):
+        parent, token = alive[place // vocabulary], place % vocabulary
+        tokens = (*parent.tokens, token)
+        if token in stops:
+            if rank < settings.width:
+                ends.append((tokens, value))
+        elif len(stays) < settings.width:
+            stays.append(_Alive(tokens, value, parent.row))
+    return stays, ends
+
+
+def _move(before: Sequence[_Alive], stays: Sequence[_Alive], cache: PagedCache) -> list[_Alive]:
+    """Give every beam a row of its own with its parent's past; pages are shared, not copied."""
+    taken: set[int] = set()
+    moved = []
+    for beam in stays:
+        row = cache.fork(beam.row) if beam.row in taken else beam.row
+        taken.add(beam.row)
+        moved.append(_Alive(beam.tokens, beam.score, row))
+    for beam in before:
+        if beam.row not in taken:
+            cache.close(beam.row)
+    return moved

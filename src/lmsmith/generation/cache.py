@@ -1,0 +1,208 @@
+"""Keys and values of the past in pages, so that rows of any length waste no more than a page.
+
+A row's positions stand in pages of `PAGE` tokens, in the order its table names them. Rows may share
+pages: the samples of one prompt, and beams, share what they have in common, and a page that is
+shared is copied before one of them writes to it. Layers of locally banded attention keep only the
+pages that their window still reaches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lmsmith.models.config import ModelConfig
+
+PAGE = 64
+"""Tokens of a page."""
+
+
+def pages_for(tokens: int) -> int:
+    """Pages that so many tokens take."""
+    return -(-tokens // PAGE)
+
+
+@dataclass
+class LayerCache:
+    """One layer's view: ``keys`` and ``values`` are (pages, shared heads, PAGE, head_width).
+
+    ``table``, int32 (rows, pages of a row), is shared by all layers of one window.
+    """
+
+    keys: Tensor
+    values: Tensor
+    table: Tensor
+    window: int
+
+    def store(
+        self, rows_n: Tensor, positions_n: Tensor, key_nhk: Tensor, value_nhk: Tensor
+    ) -> None:
+        """Write tokens' keys and values to their places."""
+        pages_n = self.table[rows_n.long(), (positions_n // PAGE).long()].long()
+        places_n = (positions_n % PAGE).long()
+        self.keys[pages_n, :, places_n] = key_nhk.to(self.keys.dtype)
+        self.values[pages_n, :, places_n] = value_nhk.to(self.values.dtype)
+
+    def read(self, row: int, start: int, end: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of a row's positions from start to end, (heads, end − start, width)."""
+        first = start // PAGE
+        pages = self.table[row, first : pages_for(end)].long()
+        inside = slice(start - first * PAGE, end - first * PAGE)
+        key_hsk, value_hsk = (
+            part[pages].transpose(0, 1).flatten(1, 2)[:, inside]
+            for part in (self.keys, self.values)
+        )
+        return key_hsk, value_hsk
+
+
+class _Pool:
+    """The pages of all layers of one window, and who has them."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        layers: list[int],
+        window: int,
+        rows: int,
+        pages: int,
+        dtype: torch.dtype,
+    ) -> None:
+        self.window = window
+        table = torch.zeros(rows, pages_for(config.context), dtype=torch.int32)
+        shape = (pages, config.shared_heads, PAGE, config.width_per_head)
+        self.layers = {
+            layer: LayerCache(
+                torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype), table, window
+            )
+            for layer in layers
+        }
+        self.table = table
+        self.users = [0] * pages
+        self.free = list(range(pages - 1, -1, -1))
+        self.first = [0] * rows  # block of a row's positions from which on it has pages
+        self.after = [0] * rows  # block after its last
+
+    def take(self, row: int, block: int) -> int:
+        if not self.free:
+            self._grow()
+        page = self.free.pop()
+        self.users[page] = 1
+        self.table[row, block] = page
+        return page
+
+    def give_back(self, row: int, first: int, after: int) -> None:
+        if first >= after:
+            return
+        for page in self.table[row, first:after].tolist():
+            self.users[page] -= 1
+            if not self.users[page]:
+                self.free.append(page)
+
+    def own(self, row: int, block: int) -> None:
+        """Make a shared page the row's own, by copying it."""
+        page = int(self.table[row, block])
+        if self.users[page] == 1:
+            return
+        self.users[page] -= 1
+        copy = self.take(row, block)
+        for layer in self.layers.values():
+            layer.keys[copy] = layer.keys[page]
+            layer.values[copy] = layer.values[page]
+
+    def _grow(self) -> None:
+        """Twice the pages."""
+        pages = len(self.users)
+        for layer in self.layers.values():
+            layer.keys = torch.cat([layer.keys, torch.zeros_like(layer.keys)])
+            layer.values = torch.cat([layer.values, torch.zeros_like(layer.values)])
+        self.users += [0] * pages
+        self.free += range(2 * pages - 1, pages - 1, -1)
+
+
+class PagedCache:
+    """The cache of all layers.
+
+    Attributes:
+        lengths: tokens that each row holds.
+        layers: one view a layer.
+    """
+
+    def __init__(
+        self, config: ModelConfig, rows: int, pages: int, dtype: torch.dtype = torch.float32
+    ) -> None:
+        by_window: dict[int, list[int]] = {}
+        for layer in range(config.layers):
+            by_window.setdefault(config.window_of(layer), []).append(layer)
+        pages = max(1, pages)
+        self._pools = [
+            _Pool(config, layers, window, rows, pages, dtype)
+            for window, layers in by_window.items()
+        ]
+        views = {layer: view for pool in self._pools for layer, view in pool.layers.items()}
+        self.layers = [views[layer] for layer in range(config.layers)]
+        self.lengths = [0] * rows
+        self._free_rows = list(range(rows - 1, -1, -1))
+
+    @property
+    def rows(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def used_pages(self) -> int:
+        """Of all kinds of layers together; a shared page counts once."""
+        return sum(len(pool.users) - len(pool.free) for pool in self._pools)
+
+    def open(self) -> int:
+        """A row without tokens."""
+        row = self._free_rows.pop()
+        self.lengths[row] = 0
+        for pool in self._pools:
+            pool.first[row] = pool.after[row] = 0
+        return row
+
+    def close(self, row: int) -> None:
+        """Give a row's pages back."""
+        for pool in self._pools:
+            pool.give_back(row, pool.first[row], pool.after[row])
+        self._free_rows.append(row)
+
+    def fork(self, row: int) -> int:
+        """A row with the same past, in the same pages."""
+        copy = self.open()
+        self.lengths[copy] = self.lengths[row]
+        for pool in self._pools:
+            first, after = pool.first[row], pool.after[row]
+            pool.first[copy], pool.after[copy] = first, after
+            pool.table[copy] = pool.table[row]
+            for page in pool.table[row, first:after].tolist():
+                pool.users[page] += 1
+        return copy
+
+    def extend(self, row: int, count: int) -> None:
+        """Make room for ``count`` more tokens and let the row hold them."""
+        start, end = self.lengths[row], self.lengths[row] + count
+        for pool in self._pools:
+            if start % PAGE and start < pool.after[row] * PAGE:
+                pool.own(row, start // PAGE)
+            for block in range(pool.after[row], pages_for(end)):
+                pool.take(row, block)
+                pool.after[row] = block + 1
+            if pool.window:
+                reached = max(0, start - pool.window + 1) // PAGE
+                pool.give_back(row, pool.first[row], min(reached, pool.after[row]))
+                pool.first[row] = max(pool.first[row], reached)
+        self.lengths[row] = end
+
+    def truncate(self, row: int, length: int) -> None:
+        """Forget a row's tokens from ``length`` on: those that a draft got wrong.
+
+        They must be of the last `extend`: of what is before, banded layers may have given back the
+        pages that an earlier end would see.
+        """
+        for pool in self._pools:
+            kept = pages_for(length)
+            pool.give_back(row, max(kept, pool.first[row]), pool.after[row])
+            pool.after[row] = max(kept, pool.first[row])
+        self.lengths[row] = length

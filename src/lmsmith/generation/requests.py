@@ -1,0 +1,169 @@
+"""What is asked of the engine, what it answers, and what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lmsmith.core.config import Problem
+from lmsmith.core.errors import UserError
+from lmsmith.generation.settings import SamplingSettings
+from lmsmith.models.config import ModelConfig
+
+FinishReason = Literal["stop", "length", "context", "cancelled"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt to be answered.
+
+    Attributes:
+        prompt: token ids.
+        settings: how its replies are drawn.
+        name: what an error calls it; ``prompt`` if empty.
+        stream: of chance; sample i of the request draws from stream + i of its seed.
+    """
+
+    prompt: Sequence[int]
+    settings: SamplingSettings = field(default_factory=SamplingSettings)
+    name: str = ""
+    stream: int = 0
+
+
+@dataclass(frozen=True)
+class TokenLogProb:
+    """A token's log-probability in nats, by the model alone: before temperature and penalties.
+
+    Attributes:
+        token: its id.
+        log_prob: log p(token | what is before it).
+        top: (token, log-probability) of the likeliest, the likeliest first.
+    """
+
+    token: int
+    log_prob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class TokenEvent:
+    """One token of a reply, as soon as it is drawn.
+
+    Attributes:
+        request: the number that `Engine.submit` gave.
+        sample: which of the request's replies, from 0.
+        token: its id.
+        log_prob: if the request asked for it.
+        text: what is new of the reply's text, if the engine has a tokenizer.
+        finish: why the reply ends with this token; None while it goes on.
+    """
+
+    request: int
+    sample: int
+    token: int
+    log_prob: TokenLogProb | None = None
+    text: str = ""
+    finish: FinishReason | None = None
+
+
+@dataclass
+class Reply:
+    """A whole reply.
+
+    Attributes:
+        tokens: its stop token included.
+        text: without stop token or stop text; empty if the engine has no tokenizer.
+        finish: ``stop`` (a stop token or text), ``length`` (max_new_tokens), ``context`` (the
+            context is full), ``cancelled``.
+        log_probs: of its tokens, if asked for.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    text: str = ""
+    finish: FinishReason | None = None
+    log_probs: list[TokenLogProb] = field(default_factory=list)
+
+
+def token_log_probs(
+    logits_nv: Tensor, tokens: Sequence[int], top: Sequence[int]
+) -> list[TokenLogProb]:
+    """Log-probabilities of tokens, and of the likeliest at each place.
+
+    Args:
+        logits_nv: the model's, float32.
+        tokens: the n tokens.
+        top: how many of the likeliest, at each place.
+    """
+    log_probs_nv = logits_nv.log_softmax(dim=-1)
+    chosen_n = log_probs_nv.gather(1, torch.tensor(list(tokens))[:, None])[:, 0].tolist()
+    most = max(top, default=0)
+    likeliest: list[list[tuple[int, float]]] = [[] for _ in tokens]
+    if most:
+        values_nk, tokens_nk = log_probs_nv.topk(most, dim=-1)
+        likeliest = [
+            list(zip(ids, values, strict=True))
+            for ids, values in zip(tokens_nk.tolist(), values_nk.tolist(), strict=True)
+        ]
+    return [
+        TokenLogProb(token, log_prob, tuple(found[:number]))
+        for token, log_prob, found, number in zip(tokens, chosen_n, likeliest, top, strict=True)
+    ]
+
+
+def check_requests(
+    config: ModelConfig, requests: Sequence[Request], *, has_text: bool = False
+) -> None:
+    """Refuse what cannot be answered, all of it at once, each problem with its request's name.
+
+    Raises:
+        UserError: settings out of range, a prompt that is empty or leaves no room in the context,
+            tokens the model does not have, stop texts for an engine without a tokenizer.
+    """
+    problems: list[tuple[str, str]] = []
+    shared = all(request.settings is requests[0].settings for request in requests)
+    for number, request in enumerate(requests):
+        if not (shared and number):  # the prompts of a batch often share their settings
+            where = "" if shared or not request.name else f"{request.name}: "
+            for found in _check_settings(request.settings, config, has_text):
+                problems.append((f"{where}{found}", ""))
+        problem = _check_prompt(request, config)
+        if problem is not None:
+            problems.append(problem)
+    if len(problems) == 1:
+        raise UserError(*problems[0])
+    if problems:
+        lines = "\n".join("  " + "; ".join(filter(None, problem)) for problem in problems)
+        raise UserError(f"{len(problems)} problems\n{lines}")
+
+
+def _check_settings(
+    settings: SamplingSettings, config: ModelConfig, has_text: bool
+) -> list[Problem]:
+    problems = [Problem(*problem) for problem in settings.check()]
+    problems += settings.check_vocabulary(config.vocabulary_size)
+    if settings.stop and not has_text:
+        mend = "give the engine a tokenizer, or use stop_tokens"
+        problems.append(Problem("stop", list(settings.stop), "no texts without a tokenizer", mend))
+    return problems
+
+
+def _check_prompt(request: Request, config: ModelConfig) -> tuple[str, str] | None:
+    name, prompt = request.name or "the prompt", request.prompt
+    if not len(prompt):
+        return (f"{name} is empty", "begin it with the end-of-text token")
+    if len(prompt) >= config.context:
+        return (
+            f"{name} has {len(prompt)} tokens; the model's context of {config.context} "
+            "leaves no room for a reply",
+            "shorten the prompt, or use a model with a longer context",
+        )
+    if not (min(prompt) >= 0 and max(prompt) < config.vocabulary_size):
+        return (
+            f"{name} has token ids outside 0 to {config.vocabulary_size - 1}",
+            "encode it with the model's own tokenizer",
+        )
+    return None

@@ -1,0 +1,223 @@
+"""Speculative decoding: a cheap guess of the next tokens, read by the model all at once.
+
+Leviathan et al. 2023. A token x guessed from q is kept with probability min(1, p(x) / q(x)); at the
+first that is not, one is drawn from the rest, max(0, p − q) normalised. What is written has the
+model's distribution p whatever q is, and at temperature 0 it is the model's greedy text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lmsmith.generation.cache import PagedCache
+from lmsmith.generation.engine import ready
+from lmsmith.generation.inference import InferenceDecoder
+from lmsmith.generation.penalties import History, adjust
+from lmsmith.generation.requests import Request, check_requests
+from lmsmith.generation.sampling import filtered
+from lmsmith.generation.settings import SamplingSettings
+from lmsmith.models.decoder import Decoder
+from lmsmith.training.machine import ResolvedMachine
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Guessed tokens, and the distribution each was drawn from: (g, vocabulary), or None where it
+    was certain of each (a distribution with all of its mass there)."""
+
+    tokens: list[int]
+    probabilities_gv: Tensor | None = None
+
+
+class Drafter(Protocol):
+    """Guesses what comes next."""
+
+    def guess(self, tokens: Sequence[int], count: int, chance: np.random.Generator) -> Draft:
+        """At most ``count`` tokens that may follow ``tokens``."""
+
+
+@dataclass(frozen=True)
+class PromptLookup:
+    """What followed the last time that the text's end stood in it; no model is needed.
+
+    Attributes:
+        longest, shortest: tokens of the end that is looked for; longer ones first.
+    """
+
+    longest: int = 3
+    shortest: int = 1
+
+    def guess(self, tokens: Sequence[int], count: int, chance: np.random.Generator) -> Draft:
+        text = list(tokens)
+        for size in range(min(self.longest, len(text) - 1), self.shortest - 1, -1):
+            end = text[-size:]
+            for start in range(len(text) - size - 1, -1, -1):
+                if text[start : start + size] == end:
+                    return Draft(text[start + size : start + size + count])
+        return Draft([])
+
+
+class DraftModel:
+    """A smaller model of the same vocabulary.
+
+    Args:
+        decoder: the model.
+        settings: its tokens are drawn with; those of the request, for the most kept guesses.
+        machine: gives the precision of matrix products.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder | InferenceDecoder,
+        settings: SamplingSettings,
+        *,
+        machine: ResolvedMachine | None = None,
+    ) -> None:
+        self._model = ready(decoder, machine)
+        self._settings = settings
+        self._cache: PagedCache | None = None
+        self._read: list[int] = []
+        self._row = 0
+
+    def guess(self, tokens: Sequence[int], count: int, chance: np.random.Generator) -> Draft:
+        model = self._model
+        count = min(count, model.config.context - len(tokens))
+        if count < 1:
+            return Draft([])
+        text, guessed, distributions = list(tokens), [], []
+        for _ in range(count):
+            logits_v = self._logits(text)
+            probabilities_v = filtered(logits_v[None], self._settings)[0].double().softmax(-1)
+            token = draw(probabilities_v, chance.random())
+            guessed.append(token)
+            distributions.append(probabilities_v)
+            text.append(token)
+        return Draft(guessed, torch.stack(distributions))
+
+    def _logits(self, text: list[int]) -> Tensor:
+        """After ``text``; what the cache holds of it is not read again."""
+        shared = _common(self._read, text[:-1])
+        if self._cache is not None and not self._model.config.window:
+            self._cache.truncate(self._row, shared)
+        elif self._cache is None or shared < len(self._read):
+            # A banded layer has given back what it would need: all is read again.
+            self._cache = self._model.new_cache(1, self._model.config.context)
+            self._row, shared = self._cache.open(), 0
+        hidden_td = self._model.read([(self._row, text[shared:])], self._cache)
+        self._read = list(text)
+        return self._model.logits(hidden_td[-1:])[0]
+
+
+def speculate(
+    decoder: Decoder | InferenceDecoder,
+    prompt: Sequence[int],
+    settings: SamplingSettings,
+    drafter: Drafter,
+    *,
+    guesses: int = 4,
+    machine: ResolvedMachine | None = None,
+) -> Iterator[int]:
+    """A reply's tokens, several at a time where the guesses are right.
+
+    Their distribution is that of `stream` with these settings; at temperature 0 they are its
+    tokens. Sampled ones are others than its, as chance is used differently.
+
+    Args:
+        decoder: the model whose distribution counts.
+        prompt: token ids.
+        settings: ``stop``, ``samples`` and log-probabilities are not looked at.
+        drafter: guesses.
+        guesses: most tokens guessed at once.
+        machine: gives the precision of matrix products; float32 if None.
+
+    Raises:
+        UserError: settings out of range, or a prompt that cannot be answered.
+    """
+    model = ready(decoder, machine)
+    check_requests(model.config, [Request(prompt, settings, "the prompt")])
+    room = min(settings.max_new_tokens, model.config.context - len(prompt))
+    cache = model.new_cache(1, len(prompt) + room)
+    row, text = cache.open(), list(prompt)
+    chance = np.random.Generator(np.random.Philox(key=np.array([settings.seed, 1], np.uint64)))
+    history = History(text)
+    while room:
+        draft = drafter.guess(text, min(guesses, room - 1), chance)
+        unread = text[cache.lengths[row] :]
+        hidden_td = model.read([(row, unread + draft.tokens)], cache)
+        logits_tv = model.logits(hidden_td[len(unread) - 1 :])
+        for token in _accept(logits_tv, draft, settings, history, chance):
+            text.append(token)
+            room -= 1
+            yield token
+            if token in settings.stop_tokens:
+                return
+        cache.truncate(row, len(text) - 1)
+
+
+def _accept(
+    logits_tv: Tensor,
+    draft: Draft,
+    settings: SamplingSettings,
+    history: History,
+    chance: np.random.Generator,
+) -> Iterator[int]:
+    """The guesses that are kept, and the one token of the model's own after them."""
+    for place in range(len(draft.tokens) + 1):
+        logits_v = adjust(logits_tv[place], settings, history)
+        target_v = filtered(logits_v[None], settings)[0].double().softmax(-1)
+        if place == len(draft.tokens):
+            token, kept = draw(target_v, chance.random()), False
+        else:
+            guess = draft.tokens[place]
+            if draft.probabilities_gv is None:
+                guessed_v = torch.zeros_like(target_v)
+                guessed_v[guess] = 1.0
+            else:
+                guessed_v = draft.probabilities_gv[place]
+            token, kept = keep_or_draw(target_v, guessed_v, guess, chance)
+        history.add(token)
+        yield token
+        if not kept or token in settings.stop_tokens:
+            return
+
+
+def keep_or_draw(
+    target_v: Tensor, guessed_v: Tensor, guess: int, chance: np.random.Generator
+) -> tuple[int, bool]:
+    """Leviathan et al. 2023, algorithm 1: the token, and whether it is the guess.
+
+    Args:
+        target_v: p, (vocabulary,), float64.
+        guessed_v: q, which the guess was drawn from.
+        guess: x ~ q.
+        chance: of keeping, and of drawing another.
+    """
+    if chance.random() * float(guessed_v[guess]) < float(target_v[guess]):
+        return guess, True
+    rest_v = (target_v - guessed_v).clamp(min=0)
+    if not float(rest_v.sum()) > 0:  # p = q but for rounding
+        rest_v = target_v
+    return draw(rest_v, chance.random()), False
+
+
+def draw(weights_v: Tensor, uniform: float) -> int:
+    """A token with probability in proportion to its weight, by inverting the CDF."""
+    running_v = weights_v.double().cumsum(0)
+    target = min(uniform * float(running_v[-1]), float(np.nextafter(float(running_v[-1]), 0.0)))
+    return int(torch.searchsorted(running_v, torch.tensor(target).double(), right=True))
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """Tokens that both begin with."""
+    count = 0
+    for a, b in zip(first, second, strict=False):
+        if a != b:
+            break
+        count += 1
+    return count

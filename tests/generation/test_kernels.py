@@ -1,0 +1,113 @@
+"""The C++ kernels give what PyTorch gives, and the same bits whatever is computed with a row."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from lmsmith.generation.kernels import NativeKernels, TorchKernels, Weight, best_kernels
+from lmsmith.generation.native import compile as native
+from lmsmith.generation.quantise import quantise_int8
+
+TORCH = TorchKernels()
+
+
+@pytest.fixture(scope="module")
+def native_kernels() -> NativeKernels:
+    found = best_kernels()
+    if not isinstance(found, NativeKernels):
+        pytest.skip("no C++ compiler here")
+    return found
+
+
+@pytest.mark.parametrize("kind", ["bf16", "int8"])
+@pytest.mark.parametrize(("inputs", "outputs"), [(64, 8), (576, 33), (100, 7), (31, 5), (128, 4)])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_linear(
+    native_kernels: NativeKernels, kind: str, inputs: int, outputs: int, with_bias: bool
+) -> None:
+    matrix = torch.randn(outputs, inputs)
+    bias = torch.randn(outputs) if with_bias else None
+    weight = Weight(matrix.bfloat16(), None, bias)
+    if kind == "int8":
+        weight = Weight(*quantise_int8(matrix), bias)
+    exact = weight.as_dtype(torch.float32)
+    x = torch.randn(301, inputs).bfloat16()
+    whole = native_kernels.linear(x, weight, torch.float32)
+    expected = torch.nn.functional.linear(x.float(), exact, bias)
+    torch.testing.assert_close(whole, expected, rtol=1e-4, atol=1e-3)
+    for rows in (1, 2, 3, 4, 5, 17, 130):  # any company gives the same bits
+        assert torch.equal(native_kernels.linear(x[:rows], weight, torch.float32), whole[:rows])
+    half = native_kernels.linear(x, weight, torch.bfloat16)
+    assert torch.equal(half, whole.bfloat16())
+    stream = torch.randn(301, outputs)
+    added = native_kernels.linear(x, weight, torch.bfloat16, add_to=stream.clone())
+    assert torch.equal(added, stream + half.float())
+
+
+def test_matrix_units_get_many_rows(native_kernels: NativeKernels) -> None:
+    library = native.load_library()
+    assert library is not None
+    kernels = NativeKernels(library, matrix_units=True)
+    weight = Weight(torch.randn(48, 96).bfloat16(), None, torch.randn(48))
+    x = torch.randn(20, 96).bfloat16()
+    for rows in (3, 20):
+        found = kernels.linear(x[:rows], weight, torch.float32)
+        expected = native_kernels.linear(x[:rows], weight, torch.float32)
+        torch.testing.assert_close(found, expected, rtol=2e-2, atol=5e-2)
+        assert torch.equal(found, expected) == (rows == 3)
+
+
+@pytest.mark.parametrize("width", [8, 48, 50])
+@pytest.mark.parametrize("centred", [True, False])
+def test_norm(native_kernels: NativeKernels, width: int, centred: bool) -> None:
+    x, weight = 3 * torch.randn(7, width) + 1, torch.randn(width)
+    shift = torch.randn(width) if centred else None
+    found = native_kernels.norm(x, weight, shift, 1e-5, torch.float32)
+    torch.testing.assert_close(found, TORCH.norm(x, weight, shift, 1e-5, torch.float32))
+    half = native_kernels.norm(x, weight, shift, 1e-5, torch.bfloat16)
+    assert torch.equal(half, found.bfloat16())
+
+
+@pytest.mark.parametrize("width", [16, 37])
+def test_gate(native_kernels: NativeKernels, width: int) -> None:
+    both = (8 * torch.randn(5, 2 * width)).bfloat16()
+    both[0, :4] = torch.tensor([0.0, -300.0, 300.0, -1e-3])
+    found, expected = native_kernels.gate(both), TORCH.gate(both)
+    torch.testing.assert_close(found, expected, rtol=8e-3, atol=1e-6)
+
+
+def test_int8_rounds_to_half_a_step_at_most() -> None:
+    matrix = torch.randn(9, 128) * torch.rand(9, 1)
+    matrix[3] = 0
+    values, scales = quantise_int8(matrix)
+    assert scales.shape[1] > 1 or values.shape == matrix.shape
+    size = 128 // scales.shape[1]
+    error = (Weight(values, scales).as_dtype(torch.float32) - matrix).abs()
+    assert bool((error <= scales.repeat_interleave(size, dim=1) / 2 + 1e-7).all())
+
+
+def test_without_a_compiler_pytorch_is_used() -> None:
+    script = (
+        "from lmsmith.generation.kernels import best_kernels;print(type(best_kernels()).__name__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={"PATH": "", "LMSMITH_NATIVE": "0", "PYTHONPATH": ":".join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert done.stdout.strip() == "TorchKernels"
+
+
+def test_a_compiler_that_fails_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: object
+) -> None:
+    monkeypatch.setenv("CXX", "false")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert native.load_library.__wrapped__() is None
