@@ -109,7 +109,7 @@ class InferenceDecoder:
             cosine, sine = rotary(positions_n[None])
             return cosine[0, 0].contiguous(), sine[0, 0].contiguous()
         counts = [count for _, _, count in places.spans]
-        parts = [rotary(part_n[None]) for part_n in positions_n.split(counts)]
+        parts = [rotary(part_n[None]) for part_n in torch.split(positions_n, counts)]
         cosines, sines = zip(*parts, strict=True)
         return torch.cat(cosines, dim=2)[0, 0], torch.cat(sines, dim=2)[0, 0]
 
@@ -126,7 +126,7 @@ class InferenceDecoder:
         kernels, dtype = self.kernels, self.dtype
         entering = block.attention_norm(x_nd, kernels, dtype) if self._pre_norm else x_nd.to(dtype)
         projected = kernels.linear(entering, block.query_key_value, dtype)
-        projected_nhk = projected.unflatten(1, (-1, self.config.width_per_head))
+        projected_nhk = projected.view(len(projected), -1, self.config.width_per_head)
         mixed = kernels.attend(
             projected_nhk, places, cache.layers[layer], self.config.heads, rotation
         )
@@ -208,7 +208,9 @@ def decoder_for_reading(decoder: Decoder) -> Decoder:
 
 def _extend(cache: PagedCache, spans: Sequence[Span]) -> Places:
     """Make room in the cache; say where every token stands."""
-    rows, positions, found = [], [], []
+    rows: list[int] = []
+    positions: list[int] = []
+    found: list[tuple[int, int, int]] = []
     for row, tokens in spans:
         start, count = cache.lengths[row], len(tokens)
         cache.extend(row, count)

@@ -53,8 +53,9 @@ class Weight:
         """The values multiplied out, in ``dtype``."""
         if self.scales is None:
             return self.values.to(dtype)
-        grouped = self.values.float().unflatten(1, (self.scales.shape[1], -1))
-        return (grouped * self.scales[..., None]).flatten(1).to(dtype)
+        outputs, groups = self.scales.shape
+        grouped = self.values.float().view(outputs, groups, -1) * self.scales[..., None]
+        return grouped.flatten(1).to(dtype)
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ def split_heads(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries (n, heads, head_width), keys and values, the first two turned."""
     shared = (projected_nhk.shape[1] - heads) // 2
-    query, key, value = projected_nhk.split([heads, shared, shared], dim=1)
+    query, key, value = torch.split(projected_nhk, [heads, shared, shared], dim=1)
     if rotation is not None:
         by_head = rotation[0][:, None], rotation[1][:, None]
         query, key = rotate(query, by_head), rotate(key, by_head)
