@@ -67,7 +67,11 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage("sft", "lmsmith.stages.sft", "SFTConfig", {"data": "data", "base": "pretrain"}),
     Stage(
-        "rankings", "lmsmith.stages.rankings", "RankingsConfig", {"data": "data", "policy": "sft"}
+        "rankings",
+        "lmsmith.stages.rankings",
+        "RankingsConfig",
+        {"data": "data", "policy": "sft"},
+        format=2,
     ),
     Stage(
         "reward",
@@ -81,13 +85,14 @@ STAGES: tuple[Stage, ...] = (
         "lmsmith.stages.ppo",
         "PPOConfig",
         {"data": "data", "policy": "sft", "reward": "reward", "pretrain": "pretrain"},
-        format=2,
+        format=3,
     ),
     Stage(
         "judge_rankings",
         "lmsmith.stages.rankings",
         "RankingsConfig",
         {"data": "data", "policy": "sft"},
+        format=2,
     ),
     Stage(
         "judge",
@@ -108,7 +113,7 @@ STAGES: tuple[Stage, ...] = (
             "judge_rankings": "judge_rankings",
             "judge": "judge",
         },
-        format=2,
+        format=3,
     ),
 )
 
