@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lmsmith.core.recipe import MachineConfig
-from lmsmith.generation.inference import InferenceDecoder, _InferenceFeedForward
+from lmsmith.generation.inference import InferenceDecoder
 from lmsmith.models.attention import KeyValueCache, packed_mask
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Block, Decoder
@@ -89,20 +89,25 @@ def test_reading_only_rounds_as_training_does(config: ModelConfig) -> None:
     """In bf16: what the inference decoder gives is what autocast gives, but for their rounding."""
     decoder = random_decoder(config)
     machine: ResolvedMachine = resolve_machine(MachineConfig(precision="bf16"))
-    reader, cache = InferenceDecoder(decoder, machine), KeyValueCache(config, 2, 19, machine.dtype)
-    positions = torch.arange(19)[None].expand(2, -1)
+    reader = InferenceDecoder(decoder, machine)
+    cache = reader.new_cache(2, 19)
+    rows = [cache.open(), cache.open()]
     with torch.no_grad():
         exact = decoder.logits(decoder(TOKENS))
         with machine.autocast():
             trained = decoder.logits(decoder(TOKENS)).float()
-        hidden = reader.hidden(TOKENS[:, :18], positions[:, :18], None, cache)
-        last = reader.hidden(TOKENS[:, 18:], positions[:, 18:], None, cache)
-        read = reader.logits(torch.cat([hidden, last], dim=1))
+    written = [
+        reader.read(
+            [(row, TOKENS[row_number, piece].tolist()) for row_number, row in enumerate(rows)],
+            cache,
+        )
+        for piece in (slice(0, 18), slice(18, 19))
+    ]
+    hidden = torch.cat([part.view(2, -1, config.width) for part in written], dim=1)
+    read = reader.logits(hidden.flatten(0, 1)).view_as(exact)
     spread = float(exact.std())
     assert float((trained - exact).std()) < 0.05 * spread
     assert float((read - exact).std()) < 0.05 * spread
-    fused = any(isinstance(m, _InferenceFeedForward) for m in reader._decoder.modules())
-    assert fused == (config.activation == "gelu_tanh")
 
 
 def test_dropout_reaches_every_place(config: ModelConfig) -> None:
