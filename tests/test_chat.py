@@ -383,12 +383,14 @@ def test_in_a_terminal(folder: Path, tmp_path: Path) -> None:
         assert read_until(b"> ").strip()
         process.send_signal(signal.SIGINT)
         read_until(b"/quit ends.")
+        read_until(b"> ")  # what is typed before readline reads is lost
         os.write(terminal, b"/wrong\n")
         read_until(b"unknown command")
+        read_until(b"> ")
         talk = tmp_path / "talk.jsonl"
         os.write(terminal, f"/save {talk}\n".encode())
         read_until(b"holds 1 conversation")
-        read_until(b"> ")  # before it readline is not reading yet, and Ctrl-D is lost
+        read_until(b"> ")
         os.write(terminal, b"\x04")
         assert process.wait(timeout=240) == 0
         (row,) = [row for _, row in read_jsonl(talk)]
