@@ -381,6 +381,7 @@ def test_in_a_terminal(folder: Path, tmp_path: Path) -> None:
         os.write(terminal, b"hello\n")
         read_until(b"hello\r\n")
         assert read_until(b"> ").strip()
+        time.sleep(0.5)  # a signal between the prompt and readline's waiting is seen a key later
         process.send_signal(signal.SIGINT)
         read_until(b"/quit ends.")
         read_until(b"> ")  # what is typed before readline reads is lost
