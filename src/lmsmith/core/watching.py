@@ -65,6 +65,7 @@ class WatchedProgress:
     def say(self, text: str) -> None:
         if text not in self.warnings:
             self.warnings.append(text)
+            self.save()  # at once: a stage that is killed now need not say it again
         self.progress.say(text)
 
     def note(self, text: str) -> None:
