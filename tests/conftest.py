@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import setuptools  # noqa: F401  # before any library imports distutils, which it replaces
 from hypothesis import settings
 
 settings.register_profile("lmsmith", deadline=None)

