@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from lmsmith.core.errors import UserError
+from lmsmith.models.adapters import AdapterConfig, adapt, adapted_layers, has_adapters
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.folder import (
@@ -98,3 +100,60 @@ def test_damaged_weights_are_one_clear_message(tmp_path: Path, damage: str) -> N
         (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=r"model\.safetensors cannot be read"):
         load_model(folder)
+
+
+ADAPTER = AdapterConfig(rank=2, alpha=4.0)
+
+
+def train_adapters(model: Decoder | ScalarModel, seed: int) -> None:
+    adapt(model, ADAPTER, torch.float32, seed)
+    for _, layer in adapted_layers(model):
+        layer.up.data.normal_(0.0, 0.1, generator=torch.Generator().manual_seed(seed))
+
+
+def adapter_chain(runs: Path) -> dict[str, Decoder | ScalarModel]:
+    """A base, SFT on it, a reward model on SFT, a value model on that: adapters on adapters."""
+    models: dict[str, Decoder | ScalarModel] = {"base": made("decoder")}
+    save_model(runs / "base/model", models["base"], TOKENIZER, {})
+    for seed, (name, base) in enumerate(
+        {"sft": "base", "reward": "sft", "value": "reward"}.items()
+    ):
+        model = load_model(runs / base / "model")
+        if name == "reward":
+            assert isinstance(model, Decoder)
+            model = ScalarModel(model)
+            model.shift.fill_(0.5)
+        train_adapters(model, seed)
+        save_model(runs / name / "model", model, TOKENIZER, {}, ADAPTER, runs / base / "model")
+        models[name] = model
+    return models
+
+
+def test_adapters_are_added_to_the_model_they_were_trained_on(tmp_path: Path) -> None:
+    models = adapter_chain(tmp_path / "runs")
+    (tmp_path / "runs").rename(tmp_path / "moved")  # together they may go anywhere
+    tokens = torch.randint(0, CONFIG.vocabulary_size, (2, 9))
+    for name, model in models.items():
+        folder = tmp_path / "moved" / name / "model"
+        assert (folder / "adapter.safetensors").exists() == (name != "base")
+        again = load_model(folder)
+        assert type(again) is type(model)
+        assert not has_adapters(again)
+        torch.testing.assert_close(again(tokens), model.eval()(tokens), rtol=1e-4, atol=1e-5)
+
+
+def test_adapters_without_their_model_or_damaged_are_one_message(tmp_path: Path) -> None:
+    adapter_chain(tmp_path)
+    path = tmp_path / "reward/model/adapter.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"adapter\.safetensors cannot be read"):
+        load_model(tmp_path / "reward/model")
+    shutil.copy(tmp_path / "sft/model/adapter.safetensors", path)
+    with pytest.raises(UserError, match=r"adapter\.safetensors cannot be read"):
+        load_model(tmp_path / "reward/model")
+    (tmp_path / "base").rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"no longer at .*base/model") as caught:
+        load_model(tmp_path / "sft/model")
+    assert "lmsmith export" in (caught.value.mend or "")
+    with pytest.raises(ValueError, match="settings and its base"):
+        save_model(tmp_path / "x", adapter_chain(tmp_path / "y")["sft"], TOKENIZER, {})

@@ -21,14 +21,13 @@ from lmsmith.core.errors import Interrupted, UserError
 from lmsmith.core.files import read_jsonl, write_json
 from lmsmith.core.metrics import read_metrics
 from lmsmith.core.runs import StageFolder
-from lmsmith.corpus.mixture import PretrainingBatches
+from lmsmith.corpus.mixture import MIXTURE_FILE, PretrainingBatches
 from lmsmith.corpus.shards import write_shards
 from lmsmith.models.folder import load_decoder, load_scalar_model, save_model
 from lmsmith.models.heads import ScalarModel
 from lmsmith.rlhf.ppo import PPOConfig
 from lmsmith.stages import ppo as stage
 from lmsmith.stages.ppo import run, snapshot_iterations
-from lmsmith.stages.pretrain import MIXTURE_FILE
 from lmsmith.training import loop
 from lmsmith.training.optimiser import OptimiserConfig
 

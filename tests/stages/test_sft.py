@@ -158,7 +158,7 @@ def test_nothing_said_is_one_clear_message(inputs: dict[str, Path], tmp_path: Pa
 
 def test_batch_tokens_must_fit_the_models_context(inputs: dict[str, Path], tmp_path: Path) -> None:
     config = replace(CONFIG, batch_tokens=100)
-    with pytest.raises(UserError, match="not a multiple of the model's context") as raised:
+    with pytest.raises(UserError, match="not a multiple of a row's 64 tokens") as raised:
         run(config, inputs, stage_folder(tmp_path / "sft"))
     assert "128" in raised.value.mend
 

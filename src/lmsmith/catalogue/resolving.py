@@ -12,7 +12,7 @@ from lmsmith.catalogue.shelf import SHELF
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import read_json
 
-WRITING_STAGES = ("ppo", "sft", "pretrain")
+WRITING_STAGES = ("ppo", "sft", "pretrain", "base")
 """The stages that make a model which writes, the most aligned first."""
 
 Format = Literal["lmsmith", "hf", "gguf"]

@@ -21,7 +21,10 @@ from lmsmith.core.config import (
 )
 from lmsmith.core.errors import UserError
 
-_NO_NEEDS: Mapping[str, Sequence[str]] = {}
+Need = str | tuple[str, ...]
+"""A stage that another needs, or a choice of stages, exactly one of which it needs."""
+
+_NO_NEEDS: Mapping[str, Sequence[Need]] = {}
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ def load_recipe(
     name_or_path: str | Path,
     overrides: Sequence[str],
     registry: Mapping[str, type],
-    needs: Mapping[str, Sequence[str]] = _NO_NEEDS,
+    needs: Mapping[str, Sequence[Need]] = _NO_NEEDS,
 ) -> Recipe:
     """Read a recipe, put the overrides in and check all of it before anything heavy starts.
 
@@ -205,12 +208,20 @@ def _missing_files(stage: str, settings: object) -> list[Problem]:
 def _missing_stages(
     tables: Mapping[str, object],
     registry: Mapping[str, type],
-    needs: Mapping[str, Sequence[str]],
+    needs: Mapping[str, Sequence[Need]],
 ) -> list[Problem]:
-    return [
-        Problem(stage, MISSING, f"needs the stage {need}", f"add [{need}] or remove [{stage}]")
-        for stage in registry
-        if stage in tables
-        for need in needs.get(stage, ())
-        if need not in tables
-    ]
+    problems: dict[str, Problem] = {}
+    for stage in registry:
+        for need in needs.get(stage, ()) if stage in tables else ():
+            choice = (need,) if isinstance(need, str) else need
+            there = [name for name in choice if name in tables]
+            names = " or ".join(choice)
+            if not there:
+                mend = f"add {' or '.join(f'[{name}]' for name in choice)} or remove [{stage}]"
+                problems[f"{stage} {names}"] = Problem(
+                    stage, MISSING, f"needs the stage {names}", mend
+                )
+            elif len(there) > 1:
+                expected = f"the recipe has {' and '.join(there)}, of which it needs one"
+                problems[names] = Problem(there[-1], MISSING, expected, "remove one of them")
+    return list(problems.values())

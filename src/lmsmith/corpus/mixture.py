@@ -7,13 +7,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from lmsmith.core.errors import UserError
+from lmsmith.core.files import read_json
 from lmsmith.corpus.batch import NO_TARGET, Batch, generator
 from lmsmith.corpus.shards import TokenShards
+
+SHARDS_FOLDER = "shards"
+MIXTURE_FILE = "mixture.json"
+"""In a pretraining stage's folder: its sources' token shards, a folder each, and the weight of
+each, in the order of the folders."""
 
 BLOCK = 1024
 """Rows in a block of the mixture: within one, sources have their shares to the row."""
@@ -212,3 +220,10 @@ class _Reader:
             if width < self._context:
                 batch.documents_bt[place, width:] = documents_in_row
                 batch.positions_bt[place, width:] = np.arange(self._context - width)
+
+
+def read_mixture(folder: Path) -> tuple[list[TokenShards], list[float]]:
+    """The sources of a pretraining stage's folder and their weights."""
+    weights: Any = read_json(folder / MIXTURE_FILE)
+    shards = [TokenShards.load(path) for path in sorted((folder / SHARDS_FOLDER).iterdir())]
+    return shards, [float(weight) for weight in weights]

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from lmsmith.generation.cache import PagedCache, pages_for
 from lmsmith.generation.kernels import Kernels, Places, Weight, best_kernels
 from lmsmith.generation.quantise import quantise_int8
+from lmsmith.models.adapters import merged_state
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Block, Decoder
 from lmsmith.models.feed_forward import FeedForward, GatedFeedForward
@@ -202,7 +203,7 @@ def decoder_for_reading(decoder: Decoder) -> Decoder:
     """The same weights in a decoder of its own, so that dropout is off in one alone."""
     with torch.device("meta"):
         copy = Decoder(decoder.config).eval()
-    copy.load_state_dict({k: v.detach() for k, v in decoder.state_dict().items()}, assign=True)
+    copy.load_state_dict(merged_state(decoder), assign=True)
     return copy
 
 

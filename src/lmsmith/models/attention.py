@@ -12,6 +12,9 @@ from lmsmith.models.banded import banded_attention
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.positions import Rotation, rotate
 
+EXPLICIT_LENGTH = 1024
+"""Longest rows for which `explicit_attention` may hold all scores at once."""
+
 EXPLICIT_BLOCK = 512
 """Queries of a block of `explicit_attention`: what is saved by smaller ones, smaller products
 cost more."""
@@ -299,7 +302,7 @@ class SelfAttention(nn.Module):
             mixed = single_query_attention(query, key, value, bias)
         elif isinstance(bias, list):
             mixed = banded_attention(query, key, value, bias, self.window, dropout)
-        elif self.explicit and not from_cache and dropout == 0.0:
+        elif self.explicit and length <= EXPLICIT_LENGTH and not from_cache and dropout == 0.0:
             mixed = explicit_attention(query, key, value, bias)
         else:
             mixed = F.scaled_dot_product_attention(

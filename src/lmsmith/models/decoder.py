@@ -20,9 +20,6 @@ from lmsmith.models.positions import NoPositions, RotaryPositions, Rotation, Sin
 
 __all__ = ["Block", "Decoder", "FeedForward", "PostNormBlock", "compute_dtype", "gelu"]
 
-EXPLICIT_ATTENTION_CONTEXT = 1024
-"""Longest context at which training holds all attention scores at once."""
-
 
 class Block(nn.Module):
     """Pre-norm block: x + attention(norm(x)), then x + feed_forward(norm(x))."""
@@ -131,14 +128,14 @@ class Decoder(nn.Module):
                 module.weight.normal_(0.0, 0.02, generator=generator)
 
     def attend_explicitly(self) -> None:
-        """Hold all attention scores at once where the context is short.
+        """Hold all attention scores at once where rows are short (`attention.EXPLICIT_LENGTH`).
 
         The fused kernel's backward pass took 40 % of a training step on a CPU; without it a step
         takes about three quarters of the time, and gives the same numbers up to rounding.
         """
         for block in self.blocks:
             assert isinstance(block, Block)
-            block.attention.explicit = self.config.context <= EXPLICIT_ATTENTION_CONTEXT
+            block.attention.explicit = True
 
     def compile_blocks(self) -> None:
         """Compile the blocks for training; blocks of one kind share the result."""

@@ -1,8 +1,14 @@
-"""Model folders: config.json, model.safetensors, tokenizer.json, chat.json, card.json."""
+"""Model folders: config.json, model.safetensors, tokenizer.json, chat.json, card.json.
+
+A model that was trained by adapters has ``adapter.safetensors`` instead of its weights, and its
+config names the folder of the model that they are added to.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +20,13 @@ from safetensors.torch import load_file, save_file
 from lmsmith.core.config import decode, report_problems
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import atomic_folder, read_json, write_json
+from lmsmith.models.adapters import (
+    AdapterConfig,
+    TrainedState,
+    add_adapters,
+    has_adapters,
+    merged_state,
+)
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.heads import ScalarModel
@@ -21,9 +34,17 @@ from lmsmith.tokenizers import Tokenizer
 
 KINDS = {"decoder": Decoder, "scalar": ScalarModel}
 
+WEIGHTS_FILE = "model.safetensors"
+ADAPTER_FILE = "adapter.safetensors"
+
 
 def save_model(
-    folder: Path, model: Decoder | ScalarModel, tokenizer: Tokenizer, card: dict[str, Any]
+    folder: Path,
+    model: Decoder | ScalarModel,
+    tokenizer: Tokenizer,
+    card: dict[str, Any],
+    adapter: AdapterConfig | None = None,
+    base: Path | None = None,
 ) -> None:
     """Write a model folder atomically, replacing one that is there.
 
@@ -32,13 +53,23 @@ def save_model(
         model: a decoder, or a reward or value model.
         tokenizer: saved beside it.
         card: parents, recipe, data, metrics: anything JSON can hold.
+        adapter: the settings of the model's adapters, if it has any.
+        base: the folder of the model they were added to; the two must keep their places to each
+            other.
     """
     decoder = model.decoder if isinstance(model, ScalarModel) else model
     kind = "scalar" if isinstance(model, ScalarModel) else "decoder"
+    config: dict[str, Any] = {"kind": kind, "model": asdict(decoder.config)}
+    state, file = model.state_dict(), WEIGHTS_FILE
+    if has_adapters(model):
+        if adapter is None or base is None:
+            raise ValueError("a model with adapters is saved with their settings and its base")
+        place = Path(os.path.relpath(base.resolve(), folder.resolve())).as_posix()
+        config["adapter"] = {"base": place, **asdict(adapter)}
+        state, file = TrainedState(model).state_dict(), ADAPTER_FILE
     with atomic_folder(folder) as temporary:
-        write_json(temporary / "config.json", {"kind": kind, "model": asdict(decoder.config)})
-        tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
-        save_file(tensors, temporary / "model.safetensors")
+        write_json(temporary / "config.json", config)
+        save_file({name: value.contiguous() for name, value in state.items()}, temporary / file)
         tokenizer.save(temporary)
         write_json(temporary / "card.json", card)
 
@@ -67,27 +98,76 @@ def read_model_config(folder: Path) -> tuple[str, ModelConfig]:
 
 
 def load_model(folder: Path) -> Decoder | ScalarModel:
-    """Read a model folder's weights, in float32 and evaluation mode.
+    """Read a model folder's weights, in float32 and evaluation mode; adapters are merged.
 
     Raises:
-        UserError: the folder, its config or its weights are missing, damaged or do not match.
+        UserError: the folder, its config or its weights are missing, damaged or do not match; or
+            the model that its adapters belong to is not where it was.
     """
     kind, config = read_model_config(folder)
-    path = folder / "model.safetensors"
-    with torch.device("meta"):
-        decoder = Decoder(config)
-        model = ScalarModel(decoder) if kind == "scalar" else decoder
-    try:
-        tensors = load_file(path)
-        model.load_state_dict(tensors, assign=True)
-    except (OSError, SafetensorError, RuntimeError, json.JSONDecodeError) as error:
+    content: Any = read_json(folder / "config.json")
+    adapter = content.get("adapter")
+    model: Decoder | ScalarModel
+    if adapter is None:
+        with torch.device("meta"):
+            decoder = Decoder(config)
+            model = ScalarModel(decoder) if kind == "scalar" else decoder
+        _fill(model, _read_tensors(folder / WEIGHTS_FILE), folder / WEIGHTS_FILE)
+    else:
+        model = _load_adapted(folder, kind, adapter)
+    return model.requires_grad_(True).eval()
+
+
+def _load_adapted(folder: Path, kind: str, adapter: Mapping[str, Any]) -> Decoder | ScalarModel:
+    settings = {name: value for name, value in adapter.items() if name != "base"}
+    found, problems = decode(AdapterConfig, settings, f"{folder / 'config.json'}: adapter")
+    if found is None or problems or not isinstance(adapter.get("base"), str):
+        raise report_problems(problems, str(folder / "config.json"))
+    base = folder / adapter["base"]
+    if not (base / "config.json").is_file():
         raise UserError(
-            f"{path} cannot be read as the weights of this model: {error}",
-            "run the stage that wrote it again",
-        ) from error
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
-    return model.eval()
+            f"{folder} holds adapters alone, and the model that they were made for is no longer "
+            f"at {os.path.normpath(base)}",
+            "put it back there; `lmsmith export` makes one model of the two",
+        )
+    model = load_model(base)
+    if kind == "scalar" and isinstance(model, Decoder):
+        model = ScalarModel(model)
+    add_adapters(model, found)
+    path = folder / ADAPTER_FILE
+    try:
+        TrainedState(model).load_state_dict(_read_tensors(path))
+    except RuntimeError as error:
+        raise _unreadable(path, error) from error
+    decoder = model.decoder if isinstance(model, ScalarModel) else model
+    with torch.device("meta"):
+        plain: Decoder | ScalarModel = Decoder(decoder.config)
+        if kind == "scalar":
+            assert isinstance(plain, Decoder)
+            plain = ScalarModel(plain)
+    _fill(plain, merged_state(model), path)
+    return plain
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _fill(model: Decoder | ScalarModel, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    try:
+        model.load_state_dict(tensors, assign=True)
+    except RuntimeError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    return UserError(
+        f"{path} cannot be read as the weights of this model: {error}",
+        "run the stage that wrote it again",
+    )
 
 
 def load_decoder(folder: Path) -> Decoder:

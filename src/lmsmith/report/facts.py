@@ -20,7 +20,7 @@ from lmsmith.report.records import (
     read_rows,
 )
 from lmsmith.report.series import pick
-from lmsmith.report.words import STAGE_WORDS, stage_title
+from lmsmith.report.words import stage_title
 
 DATA_FILES = (
     ("documents", "documents to pretrain on"),
@@ -39,7 +39,7 @@ _LARGEST_FILE_TO_COUNT = 200_000_000
 _ROWS_TO_ASK_FOR_LABELERS = 10_000
 
 
-MODELS = ("pretrain", "sft", "ppo")
+MODELS = ("pretrain", "base", "sft", "ppo")
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,7 @@ def describe_run(run: RunRecord) -> str:
         words
         for stage, words in (
             ("pretrain", "pretrained on raw text"),
+            ("base", "made before"),
             ("sft", "fine-tuned on demonstrations"),
             ("ppo", "aligned with PPO to a reward model"),
         )
@@ -94,7 +95,7 @@ def describe_run(run: RunRecord) -> str:
     took = f" in {numbers.duration(total)}" if total else ""
     took += f" on {cores:.0f} core{'s' if cores != 1 else ''}" if took and cores else ""
     made = f"{subject}, {_listed(steps)}{took}." if steps else "Nothing has been trained yet."
-    expected = [name for name in run.stages if _expected(run, name)]
+    expected = [name for name in run.stages if run.expects(name)]
     missing = [_inline_title(name) for name in expected if name not in finished]
     if not missing:
         return made
@@ -107,7 +108,8 @@ def name_facts(run: RunRecord) -> list[tuple[str, str]]:
     seed = as_number(run.recipe.get("seed"))
     if seed is not None:
         facts[0] = ("Recipe", f"{run.recipe_name}, seed {seed:.0f}")
-    config = _json_table(run.folder / "pretrain" / "model" / "config.json")
+    first = next((name for name in MODELS if run.stages[name].finished), MODELS[0])
+    config = _json_table(run.folder / first / "model" / "config.json")
     shape = config.get("model")
     described = [
         f"{name.replace('_', ' ')} {value:,}"
@@ -147,7 +149,7 @@ def _data_counts(run: RunRecord) -> list[tuple[str, int]]:
 
 
 def _parameters(run: RunRecord) -> float | None:
-    for stage in ("pretrain", "sft", "ppo"):
+    for stage in MODELS:
         record = run.stages[stage]
         known = as_number(record.metrics.get("parameters"))
         if known is None:
@@ -159,9 +161,14 @@ def _parameters(run: RunRecord) -> float | None:
     return None
 
 
+def compared_models(tables: Mapping[str, Mapping[str, float | None]]) -> list[str]:
+    """The language models there are numbers of, in the order of their stages."""
+    return [name for name in MODELS if tables.get(name)]
+
+
 def compare_models(tables: Mapping[str, Mapping[str, float | None]]) -> list[Comparison]:
-    """The measures that all three language models share, those that have been measured."""
-    rows = []
+    """The measures that all language models share, those that have been measured."""
+    rows, models = [], compared_models(tables)
     for name, metric, decimals, hint in (
         (
             "Bits per byte of unseen text",
@@ -172,7 +179,7 @@ def compare_models(tables: Mapping[str, Mapping[str, float | None]]) -> list[Com
         ("Perplexity of the person's reply", "reply_perplexity", 1, "lower is better"),
         ("Tokens per reply", "reply_tokens", 1, "a large change needs an explanation"),
     ):
-        values = [tables.get(stage, {}).get(metric) for stage in MODELS]
+        values = [tables.get(stage, {}).get(metric) for stage in models]
         if any(value is not None for value in values):
             texts = tuple(numbers.fixed(value, decimals) for value in values)
             rows.append(Comparison(name, texts, hint))
@@ -286,17 +293,6 @@ def matrix_peak(run: RunRecord) -> list[tuple[str, str]]:
             precision = stage.machine.get("precision", "")
             return [("Matrix peak", f"{peak:,.0f} GFLOP/s measured in {precision}")]
     return []
-
-
-def _expected(run: RunRecord, stage: str) -> bool:
-    """Whether the recipe names the stage; where no recipe is known every stage is expected."""
-    named = [name for name in STAGE_WORDS if name in _stage_settings(run)]
-    return stage in named if named else True
-
-
-def _stage_settings(run: RunRecord) -> Row:
-    stages = run.recipe.get("stages")
-    return stages if isinstance(stages, dict) else run.recipe
 
 
 def flatten(table: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]]:

@@ -69,7 +69,7 @@ class KeyFigure:
 def describe_gains(run: RunRecord, tables: Mapping[str, Metrics]) -> tuple[Gain, ...]:
     """A row a stage of the run, in order, whether it has run or not."""
     rows = []
-    for stage in run.stages.values():
+    for stage in run.planned:
         words, measure = STAGE_WORDS.get(stage.name), _MEASURES.get(stage.name)
         measured = _NONE
         if measure is not None and stage.status != "not run":
@@ -93,19 +93,21 @@ def describe_gains(run: RunRecord, tables: Mapping[str, Metrics]) -> tuple[Gain,
 def key_figures(tables: Mapping[str, Metrics]) -> tuple[KeyFigure, ...]:
     """The numbers by which a run is judged, those of them that have been measured."""
     figures = []
-    pretrain, sft = tables.get("pretrain", {}), tables.get("sft", {})
-    bits, where = _bits_per_byte(pretrain)
+    first = _first_model(tables)
+    start, sft = tables.get(first, {}), tables.get("sft", {})
+    bits, where = _bits_per_byte(start)
     if bits is not None:
         later = [
             f"{REPLIERS[stage]} {fixed(value, 3)}"
             for stage in ("sft", "ppo")
             if (value := tables.get(stage, {}).get("bits_per_byte")) is not None
         ]
-        note = f"pretrained, {where} split" + (f"; {', '.join(later)}" if later else "")
-        figures.append(KeyFigure("Bits per byte", fixed(bits, 3), note, "pretrain"))
+        note = f"{REPLIERS[first].lower()}, {where} split"
+        note += f"; {', '.join(later)}" if later else ""
+        figures.append(KeyFigure("Bits per byte", fixed(bits, 3), note, first))
     perplexity = sft.get("reply_perplexity")
     if perplexity is not None:
-        before = pretrain.get("reply_perplexity")
+        before = start.get("reply_perplexity")
         note = "after SFT" + (f"; {fixed(before, 1)} before" if before is not None else "")
         figures.append(KeyFigure("Reply perplexity", fixed(perplexity, 1), note, "sft"))
     figures.extend(_share_figure(tables, "reward", "accuracy", "Reward model accuracy"))
@@ -178,6 +180,17 @@ def _of_tokenizer(tables: Mapping[str, Metrics]) -> _Measured:
     return ("bytes per token", "1", fixed(length, 2), note, "")
 
 
+def _first_model(tables: Mapping[str, Metrics]) -> str:
+    """The stage whose model fine-tuning began with."""
+    return "pretrain" if tables.get("pretrain") else "base"
+
+
+def _of_base(tables: Mapping[str, Metrics]) -> _Measured:
+    after, where = _bits_per_byte(tables["base"])
+    note = f"on the {where} split"
+    return ("bits per byte of unseen text", "", fixed(after, 3), note, "") if after else _NONE
+
+
 def _of_pretrain(tables: Mapping[str, Metrics]) -> _Measured:
     after, where = _bits_per_byte(tables["pretrain"])
     if after is None:
@@ -194,7 +207,7 @@ def _bits_per_byte(table: Metrics) -> tuple[float | None, str]:
 
 
 def _of_sft(tables: Mapping[str, Metrics]) -> _Measured:
-    before = tables.get("pretrain", {}).get("reply_perplexity")
+    before = tables.get(_first_model(tables), {}).get("reply_perplexity")
     after = tables["sft"].get("reply_perplexity")
     if after is None:
         return _NONE
@@ -259,6 +272,7 @@ _MEASURES: dict[str, Callable[[Mapping[str, Metrics]], _Measured]] = {
     "data": _of_data,
     "tokenizer": _of_tokenizer,
     "pretrain": _of_pretrain,
+    "base": _of_base,
     "sft": _of_sft,
     "rankings": lambda tables: _of_rankings("rankings", tables),
     "reward": lambda tables: _of_reward("reward", tables),

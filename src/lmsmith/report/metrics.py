@@ -36,7 +36,7 @@ def run_metrics(run: RunRecord) -> dict[str, Any]:
     return {
         "run": run.name,
         "recipe": run.recipe_name,
-        "status": {stage.name: stage.status for stage in run.stages.values()},
+        "status": {stage.name: stage.status for stage in run.planned},
         **tables,
         "wall_seconds": {**wall_seconds, "total": sum(wall_seconds.values())},
         "versions": run.versions,

@@ -11,8 +11,8 @@ import jinja2
 from lmsmith.core.files import atomic_write
 from lmsmith.report import numbers
 from lmsmith.report.facts import (
-    MODELS,
     compare_models,
+    compared_models,
     describe_machine,
     describe_run,
     find_labeler,
@@ -84,7 +84,7 @@ def _context(run: RunRecord) -> dict[str, Any]:
         "gains": describe_gains(run, tables),
         "outdated": [s for s in run.stages.values() if s.status == "outdated"],
         "titles": {name: words.title for name, words in STAGE_WORDS.items()},
-        "compared": [REPLIERS[name] for name in MODELS],
+        "compared": [REPLIERS[name] for name in compared_models(tables)],
         "comparisons": compare_models(tables),
         "labeler": labeler_sentence(find_labeler(run, "rankings")) if "rankings" in tables else "",
         "judge": judge_sentence(find_labeler(run, "rankings"), find_labeler(run, "judge_rankings"))

@@ -76,6 +76,17 @@ class RunRecord:
         inner = self.manifest.get("recipe")
         return inner if isinstance(inner, dict) else self.manifest
 
+    def expects(self, stage: str) -> bool:
+        """Whether the recipe names the stage; where none is known, one that pretrains is meant."""
+        tables = self.recipe.get("stages")
+        named = tables if isinstance(tables, dict) else self.recipe
+        return stage in named if any(name in named for name in STAGE_WORDS) else stage != "base"
+
+    @property
+    def planned(self) -> list[StageRecord]:
+        """The stages that the recipe names or that have been run, in order."""
+        return [s for s in self.stages.values() if s.status != "not run" or self.expects(s.name)]
+
     @property
     def recipe_name(self) -> str:
         name = self.recipe.get("name") or self.manifest.get("recipe")

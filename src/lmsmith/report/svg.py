@@ -20,6 +20,7 @@ ROLES = (
     "line",
     "paper",
     "pretrain",
+    "base",
     "sft",
     "reward",
     "ppo",

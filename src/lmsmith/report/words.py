@@ -16,6 +16,7 @@ STAGE_WORDS: dict[str, StageWords] = {
     "data": StageWords("Data", "Cleans the text and splits it so that nothing is tested on itself"),
     "tokenizer": StageWords("Tokenizer", "Learns which pieces to cut text into"),
     "pretrain": StageWords("Pretraining", "Learns to predict the next token of raw text"),
+    "base": StageWords("Base model", "A model made before, which the stages below go on from"),
     "sft": StageWords("Fine-tuning (SFT)", "Learns to answer from demonstrations"),
     "rankings": StageWords("Rankings", "Collects candidate replies and ranks them"),
     "reward": StageWords("Reward model", "Learns to score a reply the way the rankings do"),
@@ -30,6 +31,7 @@ STAGE_WORDS: dict[str, StageWords] = {
 REPLIERS: dict[str, str] = {
     "human": "The person",
     "pretrain": "Pretrained",
+    "base": "Base",
     "sft": "SFT",
     "ppo": "PPO",
 }

@@ -17,6 +17,7 @@ from lmsmith.core.progress import QuietProgress
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.core.runs import StageFolder, derive_seed
 from lmsmith.generation.engine import SamplingSettings, generate
+from lmsmith.models.adapters import AdapterConfig, TrainedState
 from lmsmith.models.batching import length_groups, response_log_probs
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.heads import ScalarModel
@@ -74,6 +75,7 @@ class PPOConfig:
             reward model, it knows a response's end but not what its middle is worth, and a policy
             that learnt from its first estimates would unlearn to end its responses.
         warmup: iterations after those over which the policy's learning rate rises.
+        adapter: low-rank adapters that policy and value model train instead of their weights.
         optimiser, value_optimiser: of the policy and of the value model.
         snapshots: how many times along the way the policy is kept, for the KL frontier.
         sample_rows: responses written to samples.jsonl an iteration.
@@ -106,6 +108,7 @@ class PPOConfig:
     schedule: Schedule = "constant"
     value_warmup: int = 0
     warmup: int = 0
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
     optimiser: OptimiserConfig = field(
         default_factory=lambda: OptimiserConfig(
             learning_rate=9.65e-6, weight_decay=0.0, epsilon=1e-5
@@ -314,8 +317,8 @@ class PPOTrainer:
             return row
 
         state: dict[str, Stateful] = {
-            "policy": self.policy,
-            "value_model": self.value_model,
+            "policy": TrainedState(self.policy),
+            "value_model": TrainedState(self.value_model),
             "policy_optimiser": self.policy_optimiser,
             "value_optimiser": self.value_optimiser,
             "kl": self.kl,

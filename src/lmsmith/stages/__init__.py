@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lmsmith.core.config import Problem, report_problems
 from lmsmith.core.recipe import Recipe, load_recipe, recipe_text
 from lmsmith.core.runs import StageFolder
 
@@ -26,7 +27,8 @@ class Stage:
         name: of the recipe's table and of the folder.
         module: has ``run(config, inputs, out) -> metrics`` and the settings' dataclass.
         config: the name of that dataclass.
-        needs: role → stage whose folder is handed to ``run`` under that role.
+        needs: role → stage whose folder is handed to ``run`` under that role, or a choice of
+            stages, one of which a recipe has.
         optional: the same, for stages that a recipe may leave out.
         format: raised when the code changes what the stage makes from the same settings, so
             that folders made before are made again.
@@ -35,7 +37,7 @@ class Stage:
     name: str
     module: str
     config: str
-    needs: Mapping[str, str] = field(default_factory=dict)
+    needs: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     optional: Mapping[str, str] = field(default_factory=dict)
     format: int = 1
 
@@ -52,8 +54,14 @@ class Stage:
     def inputs(self, present: Mapping[str, object]) -> dict[str, str]:
         """Role → stage, for a recipe whose stages are ``present``."""
         chosen = {role: name for role, name in self.optional.items() if name in present}
-        return {**self.needs, **chosen}
+        for role, names in self.needs.items():
+            choice = (names,) if isinstance(names, str) else names
+            chosen[role] = next((name for name in choice if name in present), choice[0])
+        return {role: chosen[role] for role in (*self.needs, *self.optional) if role in chosen}
 
+
+FIRST_MODEL = ("pretrain", "base")
+"""What fine-tuning begins with: a model pretrained here, or one that was there before."""
 
 STAGES: tuple[Stage, ...] = (
     Stage("data", "lmsmith.stages.data", "DataConfig"),
@@ -65,7 +73,8 @@ STAGES: tuple[Stage, ...] = (
         {"data": "data", "tokenizer": "tokenizer"},
         format=2,
     ),
-    Stage("sft", "lmsmith.stages.sft", "SFTConfig", {"data": "data", "base": "pretrain"}),
+    Stage("base", "lmsmith.stages.base", "BaseConfig"),
+    Stage("sft", "lmsmith.stages.sft", "SFTConfig", {"data": "data", "base": FIRST_MODEL}),
     Stage(
         "rankings",
         "lmsmith.stages.rankings",
@@ -84,7 +93,8 @@ STAGES: tuple[Stage, ...] = (
         "ppo",
         "lmsmith.stages.ppo",
         "PPOConfig",
-        {"data": "data", "policy": "sft", "reward": "reward", "pretrain": "pretrain"},
+        {"data": "data", "policy": "sft", "reward": "reward"},
+        {"pretrain": "pretrain"},
         format=3,
     ),
     Stage(
@@ -98,15 +108,17 @@ STAGES: tuple[Stage, ...] = (
         "judge",
         "lmsmith.stages.reward",
         "RewardConfig",
-        {"rankings": "judge_rankings", "base": "pretrain"},
+        {"rankings": "judge_rankings", "base": FIRST_MODEL},
         format=2,
     ),
     Stage(
         "evaluate",
         "lmsmith.stages.evaluate",
         "EvaluateConfig",
-        {"data": "data", "pretrain": "pretrain", "sft": "sft"},
+        {"data": "data", "sft": "sft"},
         {
+            "pretrain": "pretrain",
+            "base": "base",
             "rankings": "rankings",
             "reward": "reward",
             "ppo": "ppo",
@@ -127,9 +139,19 @@ def load_stage_recipe(
         UserError: no such recipe, not TOML, or the list of all problems in it.
     """
     recipe_text(name_or_path)  # no such recipe is said at once, before torch is imported
-    return load_recipe(
+    recipe = load_recipe(
         name_or_path,
         overrides,
         {stage.name: stage.config_type() for stage in stages},
         {stage.name: tuple(stage.needs.values()) for stage in stages},
     )
+    coefficient = getattr(recipe.stages.get("ppo"), "ptx_coefficient", 0)
+    if coefficient and "pretrain" not in recipe.stages:
+        problem = Problem(
+            "ppo.ptx_coefficient",
+            coefficient,
+            "PPO-ptx reads the text of the stage pretrain, which the recipe has not",
+            "set it to 0",
+        )
+        raise report_problems([problem], str(name_or_path))
+    return recipe

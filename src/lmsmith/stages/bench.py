@@ -40,7 +40,7 @@ from lmsmith.training.machine import ResolvedMachine, resolve_machine
 if TYPE_CHECKING:
     from lmsmith.stages.evaluate import EvaluateConfig
 
-POLICIES = ("pretrain", "sft", "ppo")
+POLICIES = ("pretrain", "base", "sft", "ppo")
 SCORERS = {"reward": "rankings", "judge": "judge_rankings"}
 """The models that score, and the stage whose test rankings each is tested on."""
 

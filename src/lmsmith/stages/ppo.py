@@ -10,13 +10,12 @@ from pathlib import Path
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import write_jsonl
 from lmsmith.core.runs import StageFolder, derive_seed
-from lmsmith.corpus.mixture import PretrainingBatches
+from lmsmith.corpus.mixture import PretrainingBatches, read_mixture
 from lmsmith.corpus.rows import read_conversations
-from lmsmith.corpus.shards import TokenShards
+from lmsmith.models.adapters import adapt
 from lmsmith.models.folder import load_decoder, load_scalar_model, save_model
 from lmsmith.prompts.selection import select_prompts
 from lmsmith.rlhf.ppo import SHORTEST_PROMPT, PPOConfig, PPOTrainer
-from lmsmith.stages.pretrain import MIXTURE_FILE, read_shares
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.machine import resolve_machine
 
@@ -53,14 +52,11 @@ def run(config: PPOConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict
             "raise ppo.maximum_prompt, or give conversations with shorter messages",
         )
     prompts = [prompt.tokens for prompt in chosen]
-    pretraining = PretrainingBatches(
-        [TokenShards.load(path) for path in sorted((inputs["pretrain"] / "shards").iterdir())],
-        read_shares(inputs["pretrain"] / MIXTURE_FILE),
-        context=context,
-        batch_size=config.ptx_rows,
-        seed=derive_seed(out.seed, "pretraining"),
-    )
+    pretraining = pretraining_batches(config, inputs, context, out.seed)
     policy, value_model = copy.deepcopy(reference), copy.deepcopy(reward_model)
+    for name, model in (("policy", policy), ("value", value_model)):
+        seed = derive_seed(out.seed, "adapters", name)
+        adapt(model, config.adapter, machine.dtype, seed)
     trainer = PPOTrainer(
         policy,
         value_model,
@@ -69,7 +65,7 @@ def run(config: PPOConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict
         prompts,
         stop_token=tokenizer.end_of_turn,
         config=config,
-        pretraining=pretraining.batch,
+        pretraining=pretraining.batch if pretraining is not None else None,
         seed=out.seed,
         machine=machine,
         decode=lambda tokens: tokenizer.decode(tokens, special=True),
@@ -81,17 +77,36 @@ def run(config: PPOConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict
     }
     snapshot_steps = snapshot_iterations(config)
 
+    def save_policy(folder: Path, card: Mapping[str, object]) -> None:
+        base = inputs["policy"] / "model"
+        save_model(folder, policy, tokenizer, dict(card), config.adapter, base)
+
     def keep_snapshot(done: int) -> dict[str, float]:
         if done in snapshot_steps:
-            save_model(out / f"snapshots/step-{done:06d}", policy, tokenizer, card)
+            save_policy(out / f"snapshots/step-{done:06d}", card)
         return {}
 
     rows = trainer.fit(out, keep_snapshot)
     write_jsonl(out / "samples.jsonl", trainer.samples.rows)
     metrics = summary(rows) | {"prompts": float(len(prompts))}
-    save_model(out / "model", policy, tokenizer, card | {"metrics": metrics})
-    save_model(out / "value", value_model, tokenizer, card)
+    save_policy(out / "model", card | {"metrics": metrics})
+    base = inputs["reward"] / "model"
+    save_model(out / "value", value_model, tokenizer, card, config.adapter, base)
     return metrics
+
+
+def pretraining_batches(
+    config: PPOConfig, inputs: Mapping[str, Path], context: int, seed: int
+) -> PretrainingBatches | None:
+    """Rows of what the policy was pretrained on, in the same mixture; None without PPO-ptx."""
+    if not config.ptx_coefficient:
+        return None
+    return PretrainingBatches(
+        *read_mixture(inputs["pretrain"]),
+        context=context,
+        batch_size=config.ptx_rows,
+        seed=derive_seed(seed, "pretraining"),
+    )
 
 
 def snapshot_iterations(config: PPOConfig) -> set[int]:

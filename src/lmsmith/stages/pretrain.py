@@ -7,14 +7,13 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import read_json, write_json
 from lmsmith.core.runs import StageFolder, derive_seed
-from lmsmith.corpus.mixture import PretrainingBatches
+from lmsmith.corpus.mixture import MIXTURE_FILE, SHARDS_FOLDER, PretrainingBatches
 from lmsmith.corpus.rows import read_documents
 from lmsmith.corpus.shards import TokenShards, write_shards
 from lmsmith.evaluation.perplexity import bits_per_byte
@@ -26,9 +25,6 @@ from lmsmith.training.language_model import train_language_model
 from lmsmith.training.machine import resolve_machine
 from lmsmith.training.optimiser import OptimiserConfig
 from lmsmith.training.schedule import Schedule, learning_rate_factor
-
-MIXTURE_FILE = "mixture.json"
-"""Share of rows from each source of ``shards/``, in their order."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +92,7 @@ def run(config: PretrainConfig, inputs: Mapping[str, Path], out: StageFolder) ->
     shape = replace(config.model, vocabulary_size=tokenizer.vocabulary_size)
     steps = max(1, round(config.tokens / config.batch_tokens))
 
-    sources = tokenize_sources(inputs["data"] / "documents.jsonl", tokenizer, out / "shards")
+    sources = tokenize_sources(inputs["data"] / "documents.jsonl", tokenizer, out / SHARDS_FOLDER)
     total_tokens = sum(source.shards.total_tokens for source in sources.values())
     total_bytes = sum(source.text_bytes for source in sources.values())
     shares = mixture_shares(sources, read_json(inputs["data"] / "mixture.json"))
@@ -185,9 +181,3 @@ def mixture_shares(sources: Mapping[str, Source], weights: object) -> list[float
     return [
         float(known.get(name, 1.0)) * source.shards.total_tokens for name, source in sources.items()
     ]
-
-
-def read_shares(path: Path) -> list[float]:
-    """What `mixture_shares` came to in a pretraining stage, for the PPO stage's PPO-ptx."""
-    shares: Any = read_json(path)
-    return [float(share) for share in shares]

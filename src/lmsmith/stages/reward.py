@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lmsmith.core.errors import UserError
 from lmsmith.core.runs import StageFolder, derive_seed
 from lmsmith.corpus.rows import read_rankings
+from lmsmith.models.adapters import AdapterConfig, TrainedState, adapt
 from lmsmith.models.folder import load_decoder, load_tokenizer, save_model
 from lmsmith.models.heads import ScalarModel
 from lmsmith.rlhf.candidates import (
@@ -50,6 +51,7 @@ class RewardConfig:
         dropout: on the residual branches, embeddings and attention, in training only.
         frozen_layers: so many of the lowest layers, and the embeddings, stay as they were; −1
             trains everything.
+        adapter: low-rank adapters that are trained, with the head, instead of the weights.
         optimiser, schedule, warmup, final: as in pretraining.
         validations: how often an epoch the held-out rankings are looked at; the weights with the
             best accuracy there are kept.
@@ -62,6 +64,7 @@ class RewardConfig:
     batch_prompts: int = 16
     dropout: float = 0.0
     frozen_layers: int = -1
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
     optimiser: OptimiserConfig = field(
         default_factory=lambda: OptimiserConfig(learning_rate=2e-4, weight_decay=0.01)
     )
@@ -83,6 +86,9 @@ class RewardConfig:
                 problems.append((key, getattr(self, key), "0 or more", f"raise {key}"))
         if self.frozen_layers < -1:
             problems.append(("frozen_layers", self.frozen_layers, "-1 or more", "raise it"))
+        if self.adapter.rank and self.frozen_layers >= 0:
+            mend = "leave it out: adapters freeze every layer"
+            problems.append(("frozen_layers", self.frozen_layers, "none beside adapters", mend))
         if not 0.0 <= self.dropout < 1.0:
             problems.append(("dropout", self.dropout, "0 <= dropout < 1", "lower dropout"))
         return problems
@@ -107,6 +113,7 @@ def run(config: RewardConfig, inputs: Mapping[str, Path], out: StageFolder) -> d
     model.initialise_head(torch.Generator().manual_seed(derive_seed(out.seed, "head")))
     decoder.set_dropout(config.dropout)
     decoder.attend_explicitly()
+    adapt(model, config.adapter, machine.dtype, derive_seed(out.seed, "adapters"))
     freeze_layers(model, config.frozen_layers)
     optimiser = Optimiser(model, config.optimiser, matrices=[decoder.blocks])
     batches = ranking_batches(
@@ -142,7 +149,7 @@ def run(config: RewardConfig, inputs: Mapping[str, Path], out: StageFolder) -> d
     done = run_steps(
         steps=steps,
         step=step,
-        state={"model": model, "optimiser": optimiser, "best": best},
+        state={"model": TrainedState(model), "optimiser": optimiser, "best": best},
         out=out,
         description=name,
         shown=("loss", "accuracy", "validation/accuracy", "tokens_per_second"),
@@ -182,7 +189,7 @@ def run(config: RewardConfig, inputs: Mapping[str, Path], out: StageFolder) -> d
         "settings": asdict(config),
         "metrics": metrics,
     }
-    save_model(out / "model", model, tokenizer, card)
+    save_model(out / "model", model, tokenizer, card, config.adapter, inputs["base"] / "model")
     return metrics
 
 
@@ -241,7 +248,7 @@ class BestWeights:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = model
+        self.model = TrainedState(model)
         self.accuracy = -math.inf
         self.loss = math.inf
         self.step = 0

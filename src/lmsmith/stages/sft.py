@@ -13,6 +13,7 @@ from lmsmith.core.runs import StageFolder, derive_seed
 from lmsmith.corpus.packing import ConversationBatches
 from lmsmith.corpus.rows import read_conversations
 from lmsmith.evaluation.perplexity import reply_bits_per_byte
+from lmsmith.models.adapters import AdapterConfig, adapt
 from lmsmith.models.folder import load_decoder, save_model
 from lmsmith.prompts.windows import conversation_windows
 from lmsmith.tokenizers import Tokenizer
@@ -30,11 +31,14 @@ class SFTConfig:
 
     Attributes:
         epochs: passes over the demonstrations.
-        batch_tokens: of an update, padding included; a multiple of the model's context.
+        batch_tokens: of an update, padding included; a multiple of a row's.
+        maximum_tokens: of a row: longer conversations are cut into several windows. 0 allows the
+            model's context.
         rows_at_once: rows computed at a time, 0 for a whole batch.
         history: share of the context that repeats earlier turns where a long conversation is cut
             into several windows.
         dropout: on the residual branches, embeddings and attention.
+        adapter: low-rank adapters that are trained instead of the weights.
         optimiser, schedule, warmup, final: as in pretraining.
         validations: how often held-out conversations are looked at along the way.
         validation_conversations: how many are looked at.
@@ -42,9 +46,11 @@ class SFTConfig:
 
     epochs: float = 1.0
     batch_tokens: int = 8_192
+    maximum_tokens: int = 0
     rows_at_once: int = 0
     history: float = 0.4
     dropout: float = 0.0
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
     optimiser: OptimiserConfig = field(
         default_factory=lambda: OptimiserConfig(learning_rate=3e-4, weight_decay=0.0)
     )
@@ -60,7 +66,7 @@ class SFTConfig:
         for key in ("epochs", "batch_tokens", "validations", "validation_conversations"):
             if not getattr(self, key) > 0:
                 problems.append((key, getattr(self, key), "a positive number", f"raise {key}"))
-        for key in ("rows_at_once", "warmup"):
+        for key in ("rows_at_once", "warmup", "maximum_tokens"):
             if getattr(self, key) < 0:
                 problems.append((key, getattr(self, key), "0 or more", f"raise {key}"))
         for key in ("history", "dropout"):
@@ -76,11 +82,11 @@ def run(config: SFTConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict
     machine = resolve_machine(out.machine)
     decoder = load_decoder(inputs["base"] / "model")
     tokenizer = Tokenizer.load(inputs["base"] / "model")
-    context = decoder.config.context
+    context = min(config.maximum_tokens or decoder.config.context, decoder.config.context)
     if config.batch_tokens % context:
         raise UserError(
-            f"sft.batch_tokens = {config.batch_tokens} is not a multiple of the model's context "
-            f"({context})",
+            f"sft.batch_tokens = {config.batch_tokens} is not a multiple of a row's {context} "
+            f"tokens (sft.maximum_tokens, or the model's context)",
             f"set it to {max(1, round(config.batch_tokens / context)) * context}",
         )
     windows, counts = demonstration_windows(
@@ -106,6 +112,7 @@ def run(config: SFTConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict
         if target
     )
 
+    adapt(decoder, config.adapter, machine.dtype, derive_seed(out.seed, "adapters"))
     decoder.set_dropout(config.dropout)
     summary = train_language_model(
         decoder,
@@ -136,7 +143,7 @@ def run(config: SFTConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict
         "settings": asdict(config),
         "metrics": metrics,
     }
-    save_model(out / "model", decoder, tokenizer, card)
+    save_model(out / "model", decoder, tokenizer, card, config.adapter, inputs["base"] / "model")
     return metrics
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lmsmith.core.metrics import read_metrics
 from lmsmith.core.runs import StageFolder, derive_seed
+from lmsmith.models.adapters import TrainedState, has_adapters
 from lmsmith.models.attention import packed_mask
 from lmsmith.models.decoder import Decoder
 from lmsmith.training.compiling import choose_compiling
@@ -86,6 +87,15 @@ def accumulate_gradients(
     return total, targets
 
 
+def training_flops_per_token(decoder: Decoder) -> float:
+    """Floating-point operations of training on a token.
+
+    A frozen weight has no gradient of its own, which is a third of a linear layer's work.
+    """
+    whole = decoder.config.training_flops_per_token()
+    return whole * 2 / 3 if has_adapters(decoder) else whole
+
+
 def training_step(
     decoder: Decoder,
     batches: Callable[[int], PackedBatch],
@@ -106,7 +116,7 @@ def training_step(
         bytes_per_token: of the target text, to give the loss in bits per byte.
         rows_at_once: rows computed at a time; 0 for all (gradient accumulation otherwise).
     """
-    flops_per_token = decoder.config.training_flops_per_token()
+    flops_per_token = training_flops_per_token(decoder)
     peak = measure_matrix_peak(machine.precision)
 
     def step(index: int) -> Mapping[str, float]:
@@ -167,7 +177,7 @@ def train_language_model(
         `training_summary`.
     """
     optimiser = Optimiser(decoder, optimiser_config, matrices=[decoder.blocks])
-    planned_flops = steps * batch_tokens * decoder.config.training_flops_per_token()
+    planned_flops = steps * batch_tokens * training_flops_per_token(decoder)
     if choose_compiling(machine, planned_flops, out.checkpoints):
         out.progress.note(f"{description}: compiling the blocks; the first step takes longer")
         decoder.compile_blocks()
@@ -189,7 +199,7 @@ def train_language_model(
     run_steps(
         steps=steps,
         step=step,
-        state={"model": decoder, "optimiser": optimiser},
+        state={"model": TrainedState(decoder), "optimiser": optimiser},
         out=out,
         description=description,
         shown=("bits_per_byte", "tokens_per_second", "share_of_peak", VALIDATION),

@@ -67,8 +67,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float32)
         hidden_gradient = torch.empty_like(hidden_nd)
         # Transposed: a product is twice as fast when its left factor lies in order, and of the
-        # two, hidden states are the smaller one to turn round.
-        weight_gradient_dv = torch.zeros(weight.T.shape)
+        # two, hidden states are the smaller one to turn round. A frozen weight has none.
+        weight_learns = weight_vd.requires_grad
+        weight_gradient_dv = torch.zeros(weight.T.shape if weight_learns else (0, 0))
         for rows in _chunks(hidden_nd.shape[0], weight.shape[0]):
             hidden = hidden_nd[rows].detach().to(dtype)
             targets = targets_n[rows, None]
@@ -78,15 +79,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
             gradient[torch.arange(len(places)), places[:, 0]] = at_target[:, 0]
             total += losses.sum()
             hidden_gradient[rows] = gradient @ weight
-            weight_gradient_dv += hidden.T.contiguous() @ gradient
+            if weight_learns:
+                weight_gradient_dv += hidden.T.contiguous() @ gradient
         ctx.save_for_backward(hidden_gradient, weight_gradient_dv)
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
         hidden_gradient, weight_gradient_dv = ctx.saved_tensors
         scale = grad_outputs[0]
-        weight_gradient = (weight_gradient_dv * scale).T.contiguous()
+        weight_gradient = None
+        if ctx.needs_input_grad[1]:
+            weight_gradient = (weight_gradient_dv * scale).T.contiguous()
         return hidden_gradient * scale, weight_gradient, None, None, None
 
 

@@ -1,0 +1,48 @@
+"""Stage: a model that was made elsewhere, as what fine-tuning begins with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lmsmith.catalogue.reading import read_model
+from lmsmith.catalogue.resolving import resolve
+from lmsmith.core.runs import StageFolder
+from lmsmith.models.folder import save_model
+
+
+@dataclass(frozen=True)
+class BaseConfig:
+    """Which model to begin with.
+
+    Attributes:
+        model: a registered name (`lmsmith pull`), a run, or the path of a model folder, a Hugging
+            Face folder or a GGUF file.
+    """
+
+    model: str = "smollm2-135m"
+
+    def check(self) -> list[tuple[str, object, str, str]]:
+        """Values out of range, as (key, value, expected, mend)."""
+        if self.model:
+            return []
+        return [("model", self.model, "a model's name or path", "see `lmsmith models ls`")]
+
+    def external_files(self) -> list[str]:
+        """The model's file or folder."""
+        return [str(resolve(self.model).path)]
+
+
+def run(config: BaseConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict[str, float]:
+    """Read the model, in whatever format it is, and save ``model/`` in ours."""
+    read = read_model(config.model)
+    shape = read.decoder.config
+    metrics = {
+        "parameters": float(shape.parameters),
+        "vocabulary_size": float(read.tokenizer.vocabulary_size),
+        "context": float(shape.context),
+    }
+    card = read.card | {"stage": "base", "model": config.model, "metrics": metrics}
+    save_model(out / "model", read.decoder, read.tokenizer, card)
+    return metrics
