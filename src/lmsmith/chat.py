@@ -42,8 +42,8 @@ COMMANDS = [line.split()[0] for line in HELP.splitlines() if line.startswith("/"
 
 def main(
     model: str,
-    temperature: float = 0.8,
-    top_p: float = 0.95,
+    temperature: Annotated[float | None, tyro.conf.arg(metavar="X")] = None,
+    top_p: Annotated[float | None, tyro.conf.arg(metavar="P")] = None,
     max_tokens: int = 128,
     seed: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
     system: Annotated[str, tyro.conf.arg(metavar="TEXT")] = "",
@@ -58,8 +58,10 @@ def main(
     Args:
         model: A run (runs/quickstart: its last stage), a stage's folder, a model folder, a
             Hugging Face folder, a GGUF file or a registered name (smollm2-135m).
-        temperature: 0 takes the likeliest token every time.
-        top_p: Only the likeliest tokens of this total probability may come; 1 means all.
+        temperature: 0 takes the likeliest token every time. As the model's makers advise if not
+            given, or 0.8.
+        top_p: Only the likeliest tokens of this total probability may come; 1 means all. As the
+            makers advise if not given, or 0.95.
         max_tokens: Longest reply, in tokens.
         seed: Of all chance; a fresh one if not given.
         system: The system message.
@@ -77,10 +79,15 @@ def main(
     from lmsmith.training.machine import prepare_process
 
     prepare_process(MachineConfig())
+    language_model = load(model)
+    advised = language_model.sampling
     settings = ChatSettings(
-        temperature, top_p, max_tokens, secrets.randbelow(2**31) if seed is None else seed
+        advised.temperature if temperature is None else temperature,
+        advised.top_p if top_p is None else top_p,
+        max_tokens,
+        secrets.randbelow(2**31) if seed is None else seed,
     )
-    session = ChatSession(load(model), settings)
+    session = ChatSession(language_model, settings)
     session.check(settings)
     if system:
         session.set_system(system)

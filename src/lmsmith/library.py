@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lmsmith.catalogue.reading import read_model
+from lmsmith.catalogue.sampling import Sampling, advised_sampling
 from lmsmith.core.errors import UserError
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.generation.engine import SamplingSettings, stream
@@ -47,6 +48,7 @@ def load(path: str | Path, *, machine: MachineConfig | None = None) -> LanguageM
         card=found.card,
         folder=found.source.path,
         machine=resolve_machine(machine or MachineConfig()),
+        sampling=advised_sampling(found.source),
     )
 
 
@@ -59,6 +61,7 @@ class LanguageModel:
         card: where the model comes from: parents, recipe, data, metrics.
         folder: where it was read from, a folder or a GGUF file, or None.
         machine: precision and threads it writes with.
+        sampling: what is meant where a temperature or a top-p is not given.
     """
 
     def __init__(
@@ -69,12 +72,14 @@ class LanguageModel:
         card: Mapping[str, Any] | None = None,
         folder: Path | None = None,
         machine: ResolvedMachine | None = None,
+        sampling: Sampling | None = None,
     ) -> None:
         self.decoder = decoder
         self.tokenizer = tokenizer
         self.card = dict(card or {})
         self.folder = folder
         self.machine = machine or resolve_machine(MachineConfig())
+        self.sampling = sampling or Sampling()
         self._ready: tuple[object, InferenceDecoder] | None = None
 
     @property
@@ -87,9 +92,9 @@ class LanguageModel:
         text: str,
         *,
         max_new_tokens: int = 128,
-        temperature: float = 0.8,
+        temperature: float | None = None,
         top_k: int = 0,
-        top_p: float = 0.95,
+        top_p: float | None = None,
         seed: int = 0,
         stop: str | Sequence[str] = (),
     ) -> str:
@@ -98,9 +103,11 @@ class LanguageModel:
         Args:
             text: its beginning; may be empty.
             max_new_tokens: most tokens to write; the context's end may come first.
-            temperature: 0 takes the likeliest token every time.
+            temperature: 0 takes the likeliest token every time; as the model's makers advise if
+                None.
             top_k: only the k likeliest tokens may come; 0 means all.
-            top_p: only the likeliest tokens of this total probability may come; 1 means all.
+            top_p: only the likeliest tokens of this total probability may come; 1 means all; as
+                the makers advise if None.
             seed: of all chance; the same seed gives the same text.
             stop: text or texts at which to end; the result ends before it.
 
@@ -119,9 +126,9 @@ class LanguageModel:
         messages: Sequence[Message],
         *,
         max_new_tokens: int = 128,
-        temperature: float = 0.8,
+        temperature: float | None = None,
         top_k: int = 0,
-        top_p: float = 0.95,
+        top_p: float | None = None,
         seed: int = 0,
         stop: str | Sequence[str] = (),
     ) -> str:
@@ -144,9 +151,9 @@ class LanguageModel:
         messages: Sequence[Message],
         *,
         max_new_tokens: int = 128,
-        temperature: float = 0.8,
+        temperature: float | None = None,
         top_k: int = 0,
-        top_p: float = 0.95,
+        top_p: float | None = None,
         seed: int = 0,
         stop: str | Sequence[str] = (),
     ) -> Iterator[str]:
@@ -155,10 +162,17 @@ class LanguageModel:
         return self.write(self.prompt(messages, settings).tokens, settings, stop)
 
     def settings(
-        self, max_new_tokens: int, temperature: float, top_k: int, top_p: float, seed: int
+        self,
+        max_new_tokens: int,
+        temperature: float | None,
+        top_k: int,
+        top_p: float | None,
+        seed: int,
     ) -> SamplingSettings:
         """Sampling that ends at the tokenizer's stop tokens: none of them is part of a text."""
         stops = self.tokenizer.stop_tokens
+        temperature = self.sampling.temperature if temperature is None else temperature
+        top_p = self.sampling.top_p if top_p is None else top_p
         return SamplingSettings(max_new_tokens, temperature, top_k, top_p, stops, seed)
 
     def prompt(self, messages: Sequence[Message], settings: SamplingSettings) -> Prompt:

@@ -17,6 +17,7 @@ class WheelModel:
         bytes: of the wheel.
         licence: of the model.
         about: one line.
+        temperature, top_p: that its makers advise.
     """
 
     package: str
@@ -26,6 +27,8 @@ class WheelModel:
     bytes: int
     licence: str
     about: str
+    temperature: float
+    top_p: float
 
     @property
     def source(self) -> str:
@@ -41,6 +44,8 @@ SHELF: Mapping[str, WheelModel] = {
         92_871_040,
         "Apache-2.0",
         "SmolLM2-135M-Instruct (Allal et al. 2025), Llama architecture, 4 bits, context 8,192",
+        0.2,
+        0.9,
     ),
 }
 """Name → where it is."""

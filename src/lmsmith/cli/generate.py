@@ -20,8 +20,8 @@ def generate(
     model: str,
     prompt: str,
     max_tokens: int = 128,
-    temperature: float = 0.8,
-    top_p: float = 0.95,
+    temperature: Annotated[float | None, tyro.conf.arg(metavar="X")] = None,
+    top_p: Annotated[float | None, tyro.conf.arg(metavar="P")] = None,
     seed: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
     json: bool = False,
 ) -> int:
@@ -31,8 +31,10 @@ def generate(
         model: A run, a model folder, a Hugging Face folder, a GGUF file or a registered name.
         prompt: The beginning; may be empty.
         max_tokens: Most tokens to write.
-        temperature: 0 takes the likeliest token every time.
-        top_p: Only the likeliest tokens of this total probability may come; 1 means all.
+        temperature: 0 takes the likeliest token every time. As the model's makers advise if not
+            given, or 0.8.
+        top_p: Only the likeliest tokens of this total probability may come; 1 means all. As the
+            makers advise if not given, or 0.95.
         seed: Of all chance; a fresh one if not given.
         json: Print text, tokens and log-probabilities (of each token and the five likeliest in
             its place, natural logarithms, before temperature and top-p) as one JSON object.
