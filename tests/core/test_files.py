@@ -171,10 +171,12 @@ def test_gzip_is_unpacked_and_lines_are_counted(tmp_path: Path) -> None:
         list(read_jsonl(tmp_path / "missing.jsonl.gz"))
 
 
-@pytest.mark.parametrize("damage", ["plain", "cut", "cut early", "changed", "sum"])
+@pytest.mark.parametrize("damage", ["plain", "cut", "cut early", "begun", "changed", "sum"])
 def test_damaged_gzip_is_named(tmp_path: Path, damage: str) -> None:
     rows = b"".join(b'{"row": %d}\n' % (number * 7919 % 1000) for number in range(3000))
     packed = bytearray(gzip.compress(rows, mtime=0))
+    if damage == "begun":
+        packed[10:20] = b"\xff" * 10
     if damage == "changed":
         packed[len(packed) // 2 : len(packed) // 2 + 40] = bytes(40)
     if damage == "sum":

@@ -77,7 +77,7 @@ def test_what_is_no_choice_between_two_replies_is_irregular(
         {"prompt": [HELLO], "chosen": "", "rejected": "bye"},
         {"prompt": "", "chosen": "hi", "rejected": "bye"},
         {"prompt": [HELLO], "chosen": [EMPTY], "rejected": [BYE]},
-        {"prompt": "hello", "chosen": "hi", "rejected": "hi"},
+        {"prompt": "hello", "chosen": "hi", "rejected": "hi "},
         {"chosen": [HELLO, HI], "rejected": [HELLO]},
     ],
 )

@@ -64,6 +64,8 @@ def test_the_best_path_ends_with_the_assistant() -> None:
     assert [message["content"] for message in messages] == ["q", "best", "and?", "only one"]
     short = row(node("q", node("a", node("thanks")), node("b")))
     assert [m["content"] for m in (best_path(short, "here") or ("", []))[1]] == ["q", "a"]
+    ranked = row(node("q", node("a"), node("b", rank=2), node("c", rank=1)))
+    assert [m["content"] for m in (best_path(ranked, "here") or ("", []))[1]] == ["q", "c"]
     assert best_path(row(node("q")), "here") is None
     assert best_path(row(node("q", node("a"), deleted=True)), "here") is None
 

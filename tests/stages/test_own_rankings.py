@@ -175,6 +175,19 @@ def test_own_conversations_stay_with_the_rankings_that_begin_as_they_do(bench: B
     assert len(bench.rankings()) == len(rows)
 
 
+def test_a_ranking_follows_its_conversation_when_cleaning_changes_how_it_begins(
+    bench: Bench,
+) -> None:
+    rows = [
+        {"prompt": talk(f"{number}", " ", "then"), "responses": ["a", "b"], "ranks": [1, 2]}
+        for number in range(60)
+    ]
+    bench.run(rows, splits=Splits(0.5, 0.5, 0, 0, 0, 0))
+    assert {number_of(ranking.prompt) for ranking in bench.rankings()} == {
+        number_of(talk.messages) for talk in bench.conversations("comparisons")
+    }
+
+
 def test_duplicates_are_dropped_as_of_other_conversations(bench: Bench) -> None:
     row = {"prompt": "Why?", "responses": ["So.", "x"], "ranks": [1, 2]}
     again = {"prompt": "why", "responses": ["y", "so!"], "ranks": [2, 1]}
