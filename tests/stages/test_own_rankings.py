@@ -248,7 +248,7 @@ def own_text(bench: Bench) -> data.DocumentSource:
 @pytest.mark.parametrize(
     ("table", "keys"),
     [
-        ({"rankings_as_conversations": True}, ["data.rankings_as_conversations"]),
+        ({"rankings_as_conversations": True}, ["data.rankings"]),
         ({"rankings": ["r.jsonl"]}, ["data.conversations"]),
         ({"rankings": ["r.jsonl"], "rankings_as_conversations": True}, []),
         (

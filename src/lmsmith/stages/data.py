@@ -148,8 +148,8 @@ class DataConfig:
     def _check_rankings_as_conversations(self) -> list[tuple[str, object, str, str]]:
         problems: list[tuple[str, object, str, str]] = []
         if not self.rankings:
-            mend = "name rankings, or set it to false"
-            problems.append(("rankings_as_conversations", True, "there are no rankings", mend))
+            mend = "name files of rankings, or set rankings_as_conversations to false"
+            problems.append(("rankings", [], "there are none to make conversations of", mend))
         if self.either_side:
             expected = "rankings_as_conversations is on, and only one side was ranked"
             problems.append(("either_side", True, expected, "set one of the two to false"))
