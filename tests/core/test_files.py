@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import os
@@ -157,6 +158,35 @@ def test_bad_line_is_named(tmp_path: Path, line: bytes, expected: str) -> None:
     with pytest.raises(UserError, match=expected) as caught:
         list(read_jsonl(path))
     assert str(path) in str(caught.value)
+
+
+def test_gzip_is_unpacked_and_lines_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress(b'\xef\xbb\xbf{"a": 1}\n\n{"a": "\xc3\xa9"}'))
+    assert list(read_jsonl(path)) == [(1, {"a": 1}), (3, {"a": "é"})]
+    path.write_bytes(gzip.compress(b'{"a": 1}\nhello\n'))
+    with pytest.raises(UserError, match="line 2: not valid JSON"):
+        list(read_jsonl(path))
+    with pytest.raises(UserError, match="no such file"):
+        list(read_jsonl(tmp_path / "missing.jsonl.gz"))
+
+
+@pytest.mark.parametrize("damage", ["plain", "cut", "cut early", "begun", "changed", "sum"])
+def test_damaged_gzip_is_named(tmp_path: Path, damage: str) -> None:
+    rows = b"".join(b'{"row": %d}\n' % (number * 7919 % 1000) for number in range(3000))
+    packed = bytearray(gzip.compress(rows, mtime=0))
+    if damage == "begun":
+        packed[10:20] = b"\xff" * 10
+    if damage == "changed":
+        packed[len(packed) // 2 : len(packed) // 2 + 40] = bytes(40)
+    if damage == "sum":
+        packed[-6] ^= 1
+    content = {"plain": rows, "cut": packed[:-100], "cut early": packed[:5]}.get(damage, packed)
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(content)
+    message = r"rows\.jsonl\.gz: damaged, or not packed by gzip .*\n.*take \.gz off its name"
+    with pytest.raises(UserError, match=message):
+        list(read_jsonl(path))
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:

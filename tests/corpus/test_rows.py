@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import write_jsonl
 from lmsmith.corpus import rows as rows_module
+from lmsmith.corpus.pairs import IrregularPair
 from lmsmith.corpus.rows import read_conversations, read_documents, read_rankings
 
 HELLO = {"role": "user", "content": "hello"}
@@ -83,35 +83,53 @@ def test_rankings_come_back_as_written(tmp_path: Path) -> None:
     assert ranking.row() == row
 
 
-@pytest.mark.parametrize(
-    "row",
-    [
-        {"prompt": [HELLO], "chosen": "hi", "rejected": "bye"},
-        {"prompt": "hello", "chosen": "hi", "rejected": "bye"},
-        {"chosen": [HELLO, HI], "rejected": [HELLO, BYE]},
-        {"prompt": "hello", "chosen": [HELLO, HI], "rejected": [HELLO, BYE]},
-        {"prompt": [HELLO], "chosen": [HI], "rejected": [BYE]},
-        {
-            "chosen": "\n\nHuman: hello\n\nAssistant: hi",
-            "rejected": "\n\nHuman: hello\n\nAssistant: bye",
-        },
-    ],
-)
-def test_a_pair_is_a_ranking_of_two(row: dict[str, object], tmp_path: Path) -> None:
-    (ranking,) = read_rankings(written(tmp_path, row))
-    assert ranking.prompt == [HELLO]
-    assert (ranking.responses, ranking.ranks) == (["hi", "bye"], [1, 2])
+def test_a_split_is_read_and_written_where_there_is_one(tmp_path: Path) -> None:
+    row = {"prompt": "hello", "responses": ["a", "b"], "ranks": [1, 2], "id": "r"}
+    path = written(tmp_path, row, {**row, "split": "test"}, {**row, "split": None})
+    rankings = list(read_rankings(path))
+    assert [ranking.split for ranking in rankings] == [None, "test", None]
+    assert [ranking.row().get("split", "no key") for ranking in rankings] == [
+        "no key",
+        "test",
+        "no key",
+    ]
+    write_jsonl(path, (ranking.row() for ranking in rankings))
+    assert list(read_rankings(path)) == rankings
 
 
-def test_real_pairs_are_read(tmp_path: Path) -> None:
-    path = Path(__file__).parents[3] / "shared/data/preferences/hh_harmless_base.test.jsonl.gz"
-    if not path.is_file():
-        pytest.skip("the hh-rlhf pairs are not here: ../shared/data/preferences")
-    plain = tmp_path / "hh.jsonl"
-    plain.write_bytes(b"".join(gzip.decompress(path.read_bytes()).splitlines(True)[:200]))
-    rankings = list(read_rankings(plain))
-    assert len(rankings) == 200
-    assert all(ranking.prompt[-1]["role"] == "user" for ranking in rankings)
+def test_rows_of_all_kinds_stand_in_one_file(tmp_path: Path) -> None:
+    replies = [{"role": "assistant", "text": text, "rank": at} for at, text in enumerate("xyz")]
+    tree = {
+        "message_tree_id": "t",
+        "prompt": {"role": "prompter", "text": "why?", "message_id": "m", "replies": replies},
+    }
+    own = {"prompt": "how?", "responses": ["a", "b"], "ranks": [2, 1], "id": "own"}
+    pair = {"prompt": "who?", "chosen": "c", "rejected": "d", "id": "pair"}
+    path = written(tmp_path, own, tree, pair)
+    found = {ranking.id: (ranking.responses, ranking.ranks) for ranking in read_rankings(path)}
+    assert found == {
+        "own": (["a", "b"], [2, 1]),
+        "m": (["x", "y", "z"], [1, 2, 3]),
+        "pair": (["c", "d"], [1, 2]),
+    }
+    assert {ranking.source for ranking in read_rankings(path)} == {"rows.jsonl"}
+    (talk,) = read_conversations(written(tmp_path, tree))
+    assert (talk.id, talk.messages[1]) == ("t", {"role": "assistant", "content": "x"})
+
+
+def test_irregular_pairs_end_the_reading_or_are_left_out(tmp_path: Path) -> None:
+    good = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    path = written(tmp_path, good, {**good, "chosen": " "}, {**good, "rejected": "b"}, good)
+    with pytest.raises(UserError, match=r"rows\.jsonl, line 2: a message is empty"):
+        list(read_rankings(path))
+    left_out: list[IrregularPair] = []
+    assert len(list(read_rankings(path, left_out))) == 2
+    assert [irregular.flaw for irregular in left_out] == [
+        "with an empty message",
+        "of one response twice",
+    ]
+    with pytest.raises(UserError, match=r"line 2.*no 'rejected'"):
+        list(read_rankings(written(tmp_path, good, {"chosen": "a"}), []))
 
 
 Reader = Callable[[Path], Iterator[object]]
@@ -162,6 +180,12 @@ Reader = Callable[[Path], Iterator[object]]
             {"prompt": [HELLO], "responses": ["a", "b"], "ranks": [True, 2]},
             "'ranks' must be a list of whole numbers from 1",
         ),
+        (
+            read_rankings,
+            {"prompt": [HELLO], "responses": ["a", "b"], "ranks": [1, 2], "split": "dev"},
+            "'split' is 'dev'; expected one of train, validation, test",
+        ),
+        (read_rankings, {"message_tree_id": "t"}, "no 'prompt' in this row"),
         (read_rankings, {"chosen": "a", "prompt": "b"}, "no 'rejected' in this row"),
         (read_rankings, {"chosen": "a", "rejected": "b"}, "there is no 'prompt', and"),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib.metadata
 import json
 import sys
@@ -37,6 +38,20 @@ def test_a_file_a_folder_and_a_glob(folder: Path) -> None:
     assert absolute == everything[:2]
 
 
+def test_packed_files_are_found_as_others_are(folder: Path) -> None:
+    (folder / "chats" / "a.jsonl").unlink()
+    packed = folder / "chats" / "a.jsonl.gz"
+    packed.write_bytes(gzip.compress(json.dumps({**ROW, "id": "packed"}).encode()))
+    for source in ("chats/a.jsonl.gz", "chats/*.jsonl*", "chats"):
+        assert "packed" in [conversation.id for conversation in conversations_of(source)], source
+    (folder / "docs").mkdir()
+    (folder / "docs" / "b.jsonl.gz").write_bytes(gzip.compress(b'{"text": "two"}\n'))
+    assert [document.text for document in documents_of("docs")] == ["two"]
+    pair = b'{"prompt": "a", "chosen": "b", "rejected": "c"}\n'
+    (folder / "r.jsonl.gz").write_bytes(gzip.compress(pair))
+    assert len(list(rankings_of("r.jsonl.gz"))) == 1
+
+
 def test_documents_are_text_or_rows(folder: Path) -> None:
     (folder / "docs").mkdir()
     (folder / "docs" / "a.txt").write_text("one")
@@ -58,14 +73,16 @@ def test_rankings(folder: Path) -> None:
     [
         ("chat", "chat: no such file or folder\n  Did you mean chats"),
         ("nowhere/x.jsonl", "nowhere/x.jsonl: no such file or folder"),
-        ("chats/*.json", r"chats/\*.json: no .jsonl file matches"),
-        ("chats/notes.txt", "expected a .jsonl file"),
-        ("empty", "empty: no .jsonl file in this folder"),
+        ("chats/*.json", r"chats/\*.json: no .jsonl or .jsonl.gz file matches"),
+        ("chats/notes.txt", "expected a .jsonl or .jsonl.gz file"),
+        ("empty", "empty: no .jsonl or .jsonl.gz file in this folder"),
+        ("chats/x.gz", "expected a .jsonl or .jsonl.gz file"),
         ("package:chit-chat", "does not know how to read this package\n.*package:chitchat-dataset"),
     ],
 )
 def test_what_is_not_found_is_said(folder: Path, source: str, problem: str) -> None:
     (folder / "empty").mkdir()
+    (folder / "chats" / "x.gz").write_bytes(b"")
     with pytest.raises(UserError, match=problem):
         list(conversations_of(source))
 

@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmsmith.corpus.splits import split_of
+from lmsmith.corpus.splits import opening_key, split_of
 
 FRACTIONS = {"a": 0.5, "b": 0.3, "c": 0.0, "d": 0.1}
 
@@ -45,3 +45,16 @@ def test_shares_of_one_in_sum_leave_nothing_over(name: str) -> None:
     assert split_of(name, {str(number): 0.1 for number in range(10)}) is not None
     assert split_of(name, {"all": 1.0}) == "all"
     assert split_of(name, {"none": 0.0}) is None
+
+
+def test_dialogues_that_begin_alike_have_one_name() -> None:
+    def said(*messages: tuple[str, str]) -> str:
+        return opening_key([{"role": role, "content": text} for role, text in messages])
+
+    name = said(("user", "Hello there!"))
+    assert said(("system", "be kind"), ("user", "hello  THERE"), ("assistant", "hi")) == name
+    assert said(("assistant", "hi"), ("user", "\x00Hello there!\n"), ("assistant", "a")) == name
+    assert said(("user", " "), ("assistant", "hi"), ("user", "Hello there!")) == name
+    assert said(("user", "Hello here!")) != name
+    assert said(("user", "🙂")) == said(("user", " 🙂\r\n")) != said(("user", "🙃"))
+    assert said(("assistant", "hi")) == said() != name

@@ -16,8 +16,7 @@ from lmsmith.core.errors import UserError
 from lmsmith.core.progress import QuietProgress
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.core.runs import StageFolder
-from lmsmith.corpus.rows import Conversation
-from lmsmith.stages.data import DataConfig, DocumentSource, Splits, other_side, run
+from lmsmith.stages.data import DataConfig, DocumentSource, Splits, run
 
 SPLITS = ("demonstrations", "comparisons", "prompts", "judge", "test", "validation")
 
@@ -154,15 +153,6 @@ def test_either_side_gives_each_training_conversation_twice(bench: Bench) -> Non
         assert {id_ for id_ in ids if "/" not in id_} == once[name]
         assert metrics[f"conversations.{name}"] == len(once[name]) * (2 if doubled else 1)
         assert metrics[f"splits.{name}"] == len(once[name])
-
-
-def test_the_other_side_begins_with_the_first_message_that_is_then_the_users() -> None:
-    swapped = other_side(Conversation("x", talk("a", "b", "c")))
-    assert swapped == Conversation("x/other-side", talk("b", "c"))
-    swapped = other_side(Conversation("x", talk("a", "b", "c", first="assistant")))
-    assert swapped == Conversation("x/other-side", talk("a", "b", "c"))
-    assert other_side(Conversation("x", talk("a", "b"))) is None
-    assert other_side(Conversation("x", talk("a", "b", "c", system="be"))) is None
 
 
 def test_own_documents_and_rankings(bench: Bench) -> None:

@@ -21,7 +21,7 @@ from preference_world import (
 )
 
 from lmsmith.core.errors import Interrupted, UserError
-from lmsmith.core.files import read_jsonl, write_jsonl
+from lmsmith.core.files import read_jsonl
 from lmsmith.core.signals import StopSignal
 from lmsmith.corpus.rows import Conversation, read_conversations, read_rankings
 from lmsmith.corpus.splits import split_of
@@ -206,26 +206,51 @@ def test_replies_from_elsewhere_are_of_like_length() -> None:
         assert replies_from_elsewhere(each, by_length, 1, seed=3) == [text]
 
 
-def test_own_rankings_are_used_and_split_by_prompt(tmp_path: Path) -> None:
+def own_rankings(count: int, turns: int = 3) -> list[dict[str, object]]:
+    """Dialogues that were ranked turn by turn: `turns` rankings of one beginning each."""
     source = random.Random(1)
     rows: list[dict[str, object]] = []
-    for number in range(120):
-        prompt = [{"role": "user", "content": f"{number // 2} {sentence(source)[:3]}"}]
-        if number % 2:
-            prompt = rows[-1]["prompt"]  # type: ignore[assignment]
-        rows.append({"prompt": prompt, "chosen": "yes", "rejected": "no", "id": number})
-    data = write_data(tmp_path / "data", rankings=[])
-    write_jsonl(data / "rankings.jsonl", rows)
+    for number in range(count):
+        said = [f"{number} {sentence(source)}", *(sentence(source) for _ in range(2 * turns))]
+        messages = [{"role": ("user", "assistant")[at % 2], "content": text}
+                    for at, text in enumerate(said)]  # fmt: skip
+        rows += [
+            {"prompt": messages[: 2 * turn + 1], "chosen": "yes", "rejected": "no",
+             "id": f"{number}#{turn}"}
+            for turn in range(turns)
+        ]  # fmt: skip
+    return rows
+
+
+def test_own_rankings_are_used_and_a_dialogue_is_in_one_split(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data", rankings=own_rankings(60))
     out = stage_folder(tmp_path / "out")
     metrics = run(RankingsConfig(test=0.2, validation=0.2), {"data": data}, out)
     found = {split: rows_of(out.path, split) for split in SPLITS}
-    assert sum(len(each) for each in found.values()) == 120
+    assert sum(len(each) for each in found.values()) == 180
     assert all(metrics[split] == len(each) > 0 for split, each in found.items())
-    prompts = {
-        split: {row["prompt"][0]["content"] for row in each} for split, each in found.items()
-    }
-    assert not prompts["train"] & prompts["test"]
-    assert not prompts["train"] & prompts["validation"]
+    dialogues = [{row["id"].partition("#")[0] for row in each} for each in found.values()]
+    assert sum(len(each) for each in dialogues) == len(set.union(*dialogues)) == 60
+
+
+def test_a_split_that_rankings_name_is_obeyed(tmp_path: Path) -> None:
+    rows = own_rankings(30)
+    for number, row in enumerate(rows):
+        row["split"] = SPLITS[number % 3]
+    data = write_data(tmp_path / "data", rankings=rows)
+    out = stage_folder(tmp_path / "out")
+    run(RankingsConfig(), {"data": data}, out)
+    for number, split in enumerate(SPLITS):
+        assert [row["id"] for row in rows_of(out.path, split)] == [
+            row["id"] for row in rows[number::3]
+        ]
+
+
+def test_own_rankings_without_any_to_train_on_are_refused(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [{**row, "split": "test"} for row in own_rankings(3)]
+    data = write_data(tmp_path / "data", rankings=rows)
+    with pytest.raises(UserError, match=r"rankings\.jsonl: too few rankings to train on"):
+        run(RankingsConfig(), {"data": data}, stage_folder(tmp_path / "out"))
 
 
 def test_no_eligible_prompt_is_one_clear_message(inputs: dict[str, Path], tmp_path: Path) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gzip
 import hashlib
+import io
 import json
 import math
 import os
 import secrets
 import shutil
+import zlib
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -239,19 +243,36 @@ def _reading_error(path: Path, error: OSError) -> UserError:
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
     """Yield (line number from 1, object) for every line of a JSONL file; blank lines are skipped.
 
+    A file whose name ends with ``.gz`` is unpacked as it is read.
+
     Raises:
-        UserError: the file is missing or cannot be read, or a line (named) is not UTF-8, not
-            JSON or not an object.
+        UserError: the file is missing or cannot be read or unpacked, or a line (named) is not
+            UTF-8, not JSON or not an object.
     """
     decoder = msgspec.json.Decoder()
     try:
-        with path.open("rb") as file:
+        with _open_to_read(path) as file:
             for number, line in enumerate(file, start=1):
                 text = line.removeprefix(b"\xef\xbb\xbf").strip() if number == 1 else line.strip()
                 if text:
-                    yield number, _json_object(decoder, text, path, number)
+                    try:
+                        row = _json_object(decoder, text, path, number)
+                    except UserError:
+                        if path.suffix == ".gz":
+                            deque(file, maxlen=0)  # the checksum at its end may tell the reason
+                        raise
+                    yield number, row
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(
+            f"{path}: damaged, or not packed by gzip ({error})",
+            "Get the file again; if it is plain text, take .gz off its name.",
+        ) from error
     except OSError as error:
         raise _reading_error(path, error) from error
+
+
+def _open_to_read(path: Path) -> io.BufferedIOBase:
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
 
 
 def _json_object(

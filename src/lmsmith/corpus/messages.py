@@ -60,6 +60,23 @@ def validate_messages(messages: object, where: str) -> list[dict[str, str]]:
     return [{"role": message["role"], "content": message["content"]} for message in messages]
 
 
+def validate_prompt(prompt: object, where: str) -> list[dict[str, str]]:
+    """Check a prompt from outside: messages of which the user's is last, or the text of one.
+
+    Raises:
+        UserError: as `validate_messages`, or the last message is another's.
+    """
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}]
+    messages = validate_messages(prompt, f"{where}, 'prompt'")
+    if messages[-1]["role"] != "user":
+        raise UserError(
+            f"{where}: the prompt ends with the {messages[-1]['role']}'s message",
+            "a prompt must end with the user's message, which the responses answer",
+        )
+    return messages
+
+
 def name_of_type(value: object) -> str:
     """A JSON value's type in a user's words."""
     names = {dict: "an object", list: "a list", str: "text", type(None): "null", bool: "a boolean"}

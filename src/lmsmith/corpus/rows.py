@@ -8,10 +8,15 @@ from pathlib import Path
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import fingerprint, read_jsonl
-from lmsmith.corpus.messages import name_of_type, validate_messages
+from lmsmith.corpus.fields import id_of, require_keys, text_of
+from lmsmith.corpus.messages import validate_messages, validate_prompt
+from lmsmith.corpus.pairs import IrregularPair, Ranked, read_pair
+from lmsmith.corpus.trees import best_path, is_tree, tree_rankings
 
 LONG_TEXT_CHARACTERS = 16_384
 """A .txt file longer than this is read as several documents, so that a split can divide it."""
+
+RANKING_SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class Ranking:
         prompt: messages, the last of which is the user's.
         responses: K >= 2 texts.
         ranks: one for each response, 1 is best, equal numbers are ties.
+        split: one of `RANKING_SPLITS` if it is decided already.
     """
 
     id: str
@@ -46,6 +52,7 @@ class Ranking:
     ranks: list[int]
     labeler: str = ""
     source: str = ""
+    split: str | None = None
 
     def row(self) -> dict[str, object]:
         """The row of a JSONL file that `read_rankings` reads back."""
@@ -56,6 +63,7 @@ class Ranking:
             "labeler": self.labeler,
             "source": self.source,
             "id": self.id,
+            **({"split": self.split} if self.split else {}),
         }
 
 
@@ -75,15 +83,21 @@ class Document:
 def read_conversations(path: Path) -> Iterator[Conversation]:
     """Conversations of a JSONL file, checked. A row without an id is known by a hash of itself.
 
+    Of a tree of Open Assistant's the path of the best replies is a conversation.
+
     Raises:
         UserError: naming the file and the line.
     """
     for line, row in read_jsonl(path):
         where = f"{path}, line {line}"
-        if "messages" not in row:
-            raise _missing("messages", row, where)
+        if is_tree(row):
+            found = best_path(row, where)
+            if found is not None:
+                yield Conversation(*found)
+            continue
+        require_keys(row, ("messages",), where)
         messages = validate_messages(row["messages"], where)
-        yield Conversation(_id_of(row, where) or fingerprint(messages), messages)
+        yield Conversation(id_of(row, where) or fingerprint(messages), messages)
 
 
 def read_documents(path: Path, source: str | None = None) -> Iterator[Document]:
@@ -104,42 +118,51 @@ def read_documents(path: Path, source: str | None = None) -> Iterator[Document]:
         return
     for line, row in read_jsonl(path):
         where = f"{path}, line {line}"
-        if "text" not in row:
-            raise _missing("text", row, where)
-        text = _text_of(row, "text", where)
-        name = source or _text_of(row, "source", where, default=path.name)
-        yield Document(_id_of(row, where) or fingerprint(text), text, name)
+        require_keys(row, ("text",), where)
+        text = text_of(row, "text", where)
+        name = source or text_of(row, "source", where, default=path.name)
+        yield Document(id_of(row, where) or fingerprint(text), text, name)
 
 
-def read_rankings(path: Path) -> Iterator[Ranking]:
-    """Rankings of a JSONL file; a row of ``chosen`` and ``rejected`` is a ranking of two.
+def read_rankings(path: Path, left_out: list[IrregularPair] | None = None) -> Iterator[Ranking]:
+    """Rankings of a JSONL file, of three kinds of rows.
 
-    ``chosen`` and ``rejected`` are either texts that answer ``prompt`` (messages, or the text of
-    one user's message), or whole conversations (messages, or the text of the hh-rlhf data,
-    ``"\\n\\nHuman: …\\n\\nAssistant: …"``) that differ in their last message.
+    - ``prompt``, ``responses`` and ``ranks``, as `Ranking.row` writes them.
+    - ``chosen`` and ``rejected``, a ranking of two: texts that answer ``prompt`` (messages, or the
+      text of one user's message), or whole conversations (messages, or the text of the hh-rlhf
+      data, ``"\\n\\nHuman: …\\n\\nAssistant: …"``) that differ in their last message.
+    - Open Assistant's trees, each of which holds several rankings.
+
+    Args:
+        left_out: gets the pairs that are no choice between two replies, in place of an error.
 
     Raises:
         UserError: naming the file and the line.
     """
     for line, row in read_jsonl(path):
         where = f"{path}, line {line}"
-        if "chosen" in row or "rejected" in row:
-            prompt, responses, ranks = _read_pair(row, where)
-        else:
-            prompt, responses, ranks = _read_ranks(row, where)
-        labeler = _text_of(row, "labeler", where, default="")
-        source = _text_of(row, "source", where, default=path.name)
-        name = _id_of(row, where) or fingerprint([prompt, responses, ranks])
-        yield Ranking(name, prompt, responses, ranks, labeler, source)
+        labeler = text_of(row, "labeler", where, default="")
+        source = text_of(row, "source", where, default=path.name)
+        if is_tree(row):
+            for name, ranked in tree_rankings(row, where):
+                yield Ranking(name, *ranked, labeler, source)
+            continue
+        try:
+            ranked = _read_ranked(row, where)
+        except IrregularPair as irregular:
+            if left_out is None:
+                raise
+            left_out.append(irregular)
+            continue
+        name = id_of(row, where) or fingerprint(ranked)
+        yield Ranking(name, *ranked, labeler, source, _split_of(row, where))
 
 
-def _read_ranks(
-    row: Mapping[str, object], where: str
-) -> tuple[list[dict[str, str]], list[str], list[int]]:
-    for key in ("prompt", "responses", "ranks"):
-        if key not in row:
-            raise _missing(key, row, where)
-    prompt = _prompt_of(row["prompt"], where)
+def _read_ranked(row: Mapping[str, object], where: str) -> Ranked:
+    if "chosen" in row or "rejected" in row:
+        return read_pair(row, where)
+    require_keys(row, ("prompt", "responses", "ranks"), where)
+    prompt = validate_prompt(row["prompt"], where)
     responses, ranks = row["responses"], row["ranks"]
     if not isinstance(responses, list) or not all(isinstance(text, str) for text in responses):
         raise UserError(f"{where}: 'responses' must be a list of texts")
@@ -152,81 +175,14 @@ def _read_ranks(
     return prompt, responses, ranks
 
 
-def _read_pair(
-    row: Mapping[str, object], where: str
-) -> tuple[list[dict[str, str]], list[str], list[int]]:
-    for key in ("chosen", "rejected"):
-        if key not in row:
-            raise _missing(key, row, where)
-    chosen, rejected = row["chosen"], row["rejected"]
-    if isinstance(chosen, str) and isinstance(rejected, str):
-        if row.get("prompt") is not None:
-            return _prompt_of(row["prompt"], where), [chosen, rejected], [1, 2]
-        chosen, rejected = _from_transcript(chosen, where), _from_transcript(rejected, where)
-    better = validate_messages(chosen, f"{where}, 'chosen'")
-    worse = validate_messages(rejected, f"{where}, 'rejected'")
-    if {better[-1]["role"], worse[-1]["role"]} != {"assistant"}:
-        raise UserError(f"{where}: 'chosen' and 'rejected' must end with the assistant's message")
-    if len(better) == 1 and len(worse) == 1 and row.get("prompt") is not None:
-        prompt = _prompt_of(row["prompt"], where)  # the messages are the replies alone
-    elif better[:-1] == worse[:-1]:
-        prompt = _prompt_of(better[:-1], where)
-    else:
-        raise UserError(f"{where}: 'chosen' and 'rejected' differ before their last message")
-    return prompt, [better[-1]["content"], worse[-1]["content"]], [1, 2]
-
-
-def _prompt_of(value: object, where: str) -> list[dict[str, str]]:
-    if isinstance(value, str):
-        return [{"role": "user", "content": value}]
-    prompt = validate_messages(value, f"{where}, 'prompt'")
-    if prompt[-1]["role"] != "user":
+def _split_of(row: Mapping[str, object], where: str) -> str | None:
+    split = row.get("split")
+    if split is not None and split not in RANKING_SPLITS:
         raise UserError(
-            f"{where}: the prompt ends with the {prompt[-1]['role']}'s message",
-            "a prompt must end with the user's message, which the responses answer",
+            f"{where}: 'split' is {split!r}; expected one of {', '.join(RANKING_SPLITS)}",
+            "leave it out to have the rankings divided",
         )
-    return prompt
-
-
-def _from_transcript(text: str, where: str) -> list[dict[str, str]]:
-    """Messages of ``"\\n\\nHuman: …\\n\\nAssistant: …"`` (Bai et al. 2022, hh-rlhf)."""
-    names = {"\n\nHuman:": "user", "\n\nAssistant:": "assistant"}
-    messages: list[dict[str, str]] = []
-    rest = "\n\n" + text.lstrip("\n")
-    while rest:
-        name = next((name for name in names if rest.startswith(name)), None)
-        if name is None:
-            raise UserError(
-                f"{where}: there is no 'prompt', and 'chosen' and 'rejected' are not conversations",
-                "give 'prompt', or messages, or texts that start with 'Human:'",
-            )
-        rest = rest[len(name) :]
-        end = min((at for name in names if (at := rest.find(name)) >= 0), default=len(rest))
-        content, rest = rest[:end].strip(), rest[end:]
-        if messages and messages[-1]["role"] == names[name]:
-            messages[-1]["content"] += "\n" + content
-        else:
-            messages.append({"role": names[name], "content": content})
-    return messages
-
-
-def _missing(key: str, row: Mapping[str, object], where: str) -> UserError:
-    found = ", ".join(map(repr, row)) or "none"
-    return UserError(f"{where}: no {key!r} in this row; its keys are: {found}")
-
-
-def _text_of(row: Mapping[str, object], key: str, where: str, default: str | None = None) -> str:
-    value = row.get(key)
-    if value is None and default is not None:
-        return default
-    if not isinstance(value, str):
-        raise UserError(f"{where}: {key!r} must be text, not {name_of_type(value)}")
-    return value
-
-
-def _id_of(row: Mapping[str, object], where: str) -> str:
-    value = row.get("id")
-    return str(value) if type(value) is int else _text_of(row, "id", where, default="")
+    return text_of(row, "split", where, default="") or None
 
 
 def _read_text(path: Path) -> str:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from lmsmith.core.errors import UserError
 from lmsmith.corpus.demo import PACKAGE, dataset_path, read_chitchat
+from lmsmith.corpus.pairs import IrregularPair
 from lmsmith.corpus.rows import (
     Conversation,
     Document,
@@ -19,6 +20,11 @@ from lmsmith.corpus.rows import (
 )
 
 PACKAGE_PREFIX = "package:"
+
+ROWS = (".jsonl", ".jsonl.gz")
+"""What files of rows end with."""
+
+ROWS_OR_TEXT = (*ROWS, ".txt")
 
 
 class _Package(NamedTuple):
@@ -38,46 +44,49 @@ def conversations_of(source: str) -> Iterator[Conversation]:
     if source.startswith(PACKAGE_PREFIX):
         yield from _package(source).read()
         return
-    for path in files_of(source, (".jsonl",)):
+    for path in files_of(source, ROWS):
         yield from read_conversations(path)
 
 
 def documents_of(source: str) -> Iterator[Document]:
     """All documents of a source, which names them; a package's conversations are no documents."""
-    for path in files_of(source, (".jsonl", ".txt")):
+    for path in files_of(source, ROWS_OR_TEXT):
         yield from read_documents(path, source)
 
 
-def rankings_of(source: str) -> Iterator[Ranking]:
-    """All rankings of a source."""
-    for path in files_of(source, (".jsonl",)):
-        yield from read_rankings(path)
+def rankings_of(source: str, left_out: list[IrregularPair] | None = None) -> Iterator[Ranking]:
+    """All rankings of a source; irregular pairs as in `read_rankings`."""
+    for path in files_of(source, ROWS):
+        yield from read_rankings(path, left_out)
 
 
 def files_of(source: str, suffixes: tuple[str, ...]) -> list[Path]:
     """The files that a source names, sorted: itself, all in a folder below, or a glob's matches.
 
+    Args:
+        suffixes: what their names may end with, at least two.
+
     Raises:
         UserError: there is none, or one named by itself has another suffix.
     """
-    kinds = " or ".join(suffixes)
+    kinds = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
     if source.startswith(PACKAGE_PREFIX):
         return [_package(source).path()]
     path = Path(source).expanduser()
     if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.suffix in suffixes)
+        found = sorted(file for file in path.rglob("*") if file.name.endswith(suffixes))
         if not found:
             raise UserError(f"{source}: no {kinds} file in this folder", "Check the path.")
         return found
     if not path.exists() and any(character in source for character in "*?["):
         matches = Path(path.anchor or ".").glob(str(path.relative_to(path.anchor)))
-        found = sorted(file for file in matches if file.suffix in suffixes and file.is_file())
+        found = sorted(file for file in matches if file.name.endswith(suffixes) and file.is_file())
         if not found:
             raise UserError(f"{source}: no {kinds} file matches", "Check the pattern.")
         return found
     if not path.exists():
         raise UserError(f"{source}: no such file or folder", _nearest(path))
-    if path.suffix not in suffixes:
+    if not path.name.endswith(suffixes):
         raise UserError(f"{source}: expected a {kinds} file", f"Convert it to {suffixes[0]}.")
     return [path]
 

@@ -1,9 +1,12 @@
-"""Which split a conversation belongs to: a function of its id alone, whatever else there is."""
+"""Which split a conversation belongs to: a function of its name alone, whatever else there is."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+from lmsmith.corpus.cleaning import clean_text, text_key
+from lmsmith.corpus.messages import Message
 
 
 def split_of(name: str, fractions: Mapping[str, float]) -> str | None:
@@ -24,6 +27,16 @@ def split_of(name: str, fractions: Mapping[str, float]) -> str | None:
     # Shares such as ten times 0.1 add up to a little less than the 1 they mean.
     positive = [split for split, fraction in fractions.items() if fraction > 0]
     return positive[-1] if positive and end > 1 - 1e-9 else None
+
+
+def opening_key(messages: Sequence[Message]) -> str:
+    """A name for all dialogues that begin alike: a hash of the first thing the user says.
+
+    Split by it, the branches of a tree and the turns of a dialogue stay together. It ignores
+    what `text_key` ignores.
+    """
+    said = (clean_text(each["content"]) for each in messages if each["role"] == "user")
+    return text_key(next(filter(None, said), ""))
 
 
 def _point(name: str) -> float:

@@ -80,7 +80,7 @@ STAGES: tuple[Stage, ...] = (
         "lmsmith.stages.rankings",
         "RankingsConfig",
         {"data": "data", "policy": "sft"},
-        format=2,
+        format=3,
     ),
     Stage(
         "reward",

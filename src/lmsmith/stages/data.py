@@ -1,7 +1,8 @@
 """Stage 1, data: what people wrote becomes the disjoint sets that the other stages read.
 
 Conversations are cleaned, those without real exchange and duplicates are dropped (and counted),
-and the rest are split by a hash of their ids. Pretraining reads the plain text of all splits but
+and the rest are split by a hash of their ids; those made of rankings by a hash of how they begin,
+so that a dialogue's rankings stay together. Pretraining reads the plain text of all splits but
 judge, validation and test, beside the user's own documents.
 """
 
@@ -16,9 +17,27 @@ from lmsmith.core.errors import UserError
 from lmsmith.core.files import write_json, write_jsonl
 from lmsmith.core.runs import StageFolder
 from lmsmith.corpus.cleaning import UnicodeForm, clean_text, text_key
+from lmsmith.corpus.conversations import (
+    clean_conversations,
+    clean_messages,
+    drop_duplicates,
+    drop_without_exchange,
+    other_side,
+)
 from lmsmith.corpus.rows import Conversation, Document
-from lmsmith.corpus.sources import conversations_of, documents_of, files_of, rankings_of
-from lmsmith.corpus.splits import split_of
+from lmsmith.corpus.sources import (
+    ROWS,
+    ROWS_OR_TEXT,
+    conversations_of,
+    documents_of,
+    files_of,
+)
+from lmsmith.corpus.splits import opening_key, split_of
+from lmsmith.stages.own_rankings import (
+    best_conversations,
+    divide_rankings,
+    read_own_rankings,
+)
 
 FROM_CONVERSATIONS = "data.conversations"
 """The `source` of documents made from conversations."""
@@ -32,7 +51,7 @@ class DocumentSource:
     """The user's own text for pretraining."""
 
     path: str
-    """A .txt or .jsonl file, a folder of them, or a glob."""
+    """A .txt, .jsonl or .jsonl.gz file, a folder of them, or a glob."""
     weight: float = 1.0
     """How often each of its documents is read, relative to `conversations_weight`."""
 
@@ -69,10 +88,17 @@ class DataConfig:
     """Where text comes from, what is kept of it and how it is divided."""
 
     conversations: tuple[str, ...] = ()
-    """Sources: .jsonl files, folders, globs, or ``package:chitchat-dataset``."""
+    """Sources: .jsonl or .jsonl.gz files, folders, globs, or ``package:chitchat-dataset``."""
     documents: tuple[DocumentSource, ...] = ()
     rankings: tuple[str, ...] = ()
-    """Sources of human rankings, used in place of the demo's labeler."""
+    """Sources of human rankings, used in place of the demo's labeler: files of own rows, of pairs
+    (``chosen``, ``rejected``) or of Open Assistant's trees."""
+    rankings_as_conversations: bool = False
+    """The best response of every ranking makes a conversation, for those who have no others.
+
+    Then `splits` divides the rankings too, all that begin alike together: those in comparisons
+    train the reward model, those in validation and test measure it, and the others are
+    conversations only."""
     conversations_weight: float = 1.0
     """How often the conversations' text is read in pretraining, relative to documents'."""
     minimum_turns: int = 2
@@ -90,7 +116,9 @@ class DataConfig:
 
     def check(self) -> list[tuple[str, object, str, str]]:
         problems: list[tuple[str, object, str, str]] = []
-        if not self.conversations and not self.documents:
+        if self.rankings_as_conversations:
+            problems += self._check_rankings_as_conversations()
+        elif not self.conversations and not self.documents:
             problems.append(
                 ("conversations", [], "no text at all", "name conversations or documents")
             )
@@ -117,17 +145,25 @@ class DataConfig:
         ]
         return problems
 
+    def _check_rankings_as_conversations(self) -> list[tuple[str, object, str, str]]:
+        problems: list[tuple[str, object, str, str]] = []
+        if not self.rankings:
+            mend = "name files of rankings, or set rankings_as_conversations to false"
+            problems.append(("rankings", [], "there are none to make conversations of", mend))
+        if self.either_side:
+            expected = "rankings_as_conversations is on, and only one side was ranked"
+            problems.append(("either_side", True, expected, "set one of the two to false"))
+        return problems
+
     def external_files(self) -> list[str]:
         """Every file that the stage will read, for the fingerprint of its inputs."""
-        jsonl = [
+        rows = [
             path
             for source in (*self.conversations, *self.rankings)
-            for path in files_of(source, (".jsonl",))
+            for path in files_of(source, ROWS)
         ]
-        text = [
-            path for source in self.documents for path in files_of(source.path, (".jsonl", ".txt"))
-        ]
-        return [str(path) for path in dict.fromkeys(jsonl + text)]
+        text = [path for own in self.documents for path in files_of(own.path, ROWS_OR_TEXT)]
+        return [str(path) for path in dict.fromkeys(rows + text)]
 
 
 def run(config: DataConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict[str, float]:
@@ -140,26 +176,41 @@ def run(config: DataConfig, inputs: Mapping[str, Path], out: StageFolder) -> dic
         UserError: bad input (file and line are named), or nothing is left.
     """
     counts: Counter[str] = Counter()
-    out.progress.begin("reading conversations", len(config.conversations), "sources")
+    sources = len(config.conversations) + len(config.rankings)
+    out.progress.begin("reading", sources, "sources")
     read: list[Conversation] = []
     for number, source in enumerate(config.conversations, start=1):
         read += conversations_of(source)
         out.progress.update(number)
+    rankings = read_own_rankings(config.rankings, out.progress, counts)
+    out.progress.update(sources)
+    fractions = asdict(config.splits)
+    openings: list[str] = []
+    if config.rankings_as_conversations:
+        openings = [
+            opening_key(clean_messages(ranking.prompt, config.unicode_form, Counter()))
+            for ranking in rankings
+        ]
+        read += best_conversations(rankings, read, counts)
+        rankings = divide_rankings(rankings, openings, fractions, counts)
+        if fractions["comparisons"] > 0 and not counts["rankings.train"]:
+            out.progress.say("data: no ranking fell into comparisons; there are too few")
     counts["conversations.read"] = len(read)
     cleaned = clean_conversations(read, config.unicode_form, counts)
     exchanges = drop_without_exchange(cleaned, config.minimum_turns, counts)
     conversations, keys = drop_duplicates(exchanges, counts)
     counts["conversations.kept"] = len(conversations)
-    if config.conversations and not conversations:
+    if (config.conversations or config.rankings_as_conversations) and not conversations:
         raise UserError(
             _why_none(config, counts), "Lower data.minimum_turns, or add conversations."
         )
 
-    fractions = asdict(config.splits)
     splits: dict[str, list[Conversation]] = {name: [] for name in fractions}
     documents: dict[str, list[Document]] = {part: [] for part in ("", *HELD_OUT)}
+    ranked = set(openings)
     for conversation in conversations:
-        split = split_of(conversation.id, fractions)
+        opening = opening_key(conversation.messages) if ranked else ""
+        split = split_of(opening if opening in ranked else conversation.id, fractions)
         if split is not None:
             splits[split].append(conversation)
         if split != "judge":
@@ -182,67 +233,12 @@ def run(config: DataConfig, inputs: Mapping[str, Path], out: StageFolder) -> dic
     empty = [name for name in splits if fractions[name] > 0 and not splits[name]]
     if conversations and empty:
         out.progress.say(f"data: no conversation fell into {', '.join(empty)}; there are too few")
-    rankings = [ranking.row() for source in config.rankings for ranking in rankings_of(source)]
-    _write(out / "rankings.jsonl", rankings)
+    _write(out / "rankings.jsonl", (ranking.row() for ranking in rankings))
     counts["rankings"] = len(rankings)
     weights = {own.path: own.weight for own in config.documents}
     write_json(out / "mixture.json", {FROM_CONVERSATIONS: config.conversations_weight, **weights})
     out.progress.end()
     return {name: float(count) for name, count in counts.items()}
-
-
-def clean_conversations(
-    conversations: Iterable[Conversation], unicode_form: UnicodeForm, counts: Counter[str]
-) -> Iterator[Conversation]:
-    """Clean every message; drop the empty ones, and join what then are neighbours of one role."""
-    for conversation in conversations:
-        messages: list[dict[str, str]] = []
-        for message in conversation.messages:
-            content = clean_text(message["content"], unicode_form)
-            if not content:
-                counts["dropped.empty_messages"] += 1
-            elif messages and messages[-1]["role"] == message["role"]:
-                messages[-1] = {**message, "content": messages[-1]["content"] + "\n" + content}
-            else:
-                messages.append({"role": message["role"], "content": content})
-        yield Conversation(conversation.id, messages)
-
-
-def drop_without_exchange(
-    conversations: Iterable[Conversation], minimum_turns: int, counts: Counter[str]
-) -> Iterator[Conversation]:
-    """Keep conversations of both roles and of at least `minimum_turns` turns."""
-    for conversation in conversations:
-        turns = conversation.turns()
-        if len({turn["role"] for turn in turns}) < 2:
-            counts["dropped.one_sided"] += 1
-        elif len(turns) < minimum_turns:
-            counts["dropped.too_few_turns"] += 1
-        else:
-            yield conversation
-
-
-def drop_duplicates(
-    conversations: Iterable[Conversation], counts: Counter[str]
-) -> tuple[list[Conversation], set[str]]:
-    """Of those with nearly the same text, whoever says it, keep the one with the smallest id.
-
-    So what is kept, and with it the split, does not depend on the order of reading.
-
-    Returns:
-        The conversations in their order, and the keys of their texts.
-    """
-    read = [
-        (text_key("\n".join(turn["content"] for turn in conversation.turns())), conversation)
-        for conversation in conversations
-    ]
-    smallest: dict[str, Conversation] = {}
-    for key, conversation in read:
-        if key not in smallest or conversation.id < smallest[key].id:
-            smallest[key] = conversation
-    kept = [conversation for key, conversation in read if smallest[key] is conversation]
-    counts["dropped.duplicates"] = len(read) - len(kept)
-    return kept, set(smallest)
 
 
 def own_documents(
@@ -260,25 +256,6 @@ def own_documents(
         else:
             seen.add(key)
             yield Document(document.id, text, document.source)
-
-
-def other_side(conversation: Conversation) -> Conversation | None:
-    """The conversation with user and assistant exchanged, from the user's first message on.
-
-    None if nothing of the assistant's is left, or if a system message says who is who.
-    """
-    exchanged = {"user": "assistant", "assistant": "user"}
-    if conversation.messages[0]["role"] == "system":
-        return None
-    messages = [
-        {"role": exchanged[message["role"]], "content": message["content"]}
-        for message in conversation.messages
-    ]
-    if messages[0]["role"] == "assistant":
-        messages.pop(0)
-    if len(messages) < 2:
-        return None
-    return Conversation(f"{conversation.id}/other-side", messages)
 
 
 def _as_document(conversation: Conversation, turn_separator: str) -> Document:
@@ -308,7 +285,8 @@ def _write(path: Path, rows: Iterable[dict[str, object]]) -> None:
 
 def _why_none(config: DataConfig, counts: Counter[str]) -> str:
     read = counts["conversations.read"]
-    sources = ", ".join(config.conversations)
+    ranked = config.rankings if config.rankings_as_conversations else ()
+    sources = ", ".join((*config.conversations, *ranked))
     if not read:
         return f"{sources}: no conversations in it"
     return (

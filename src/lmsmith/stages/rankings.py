@@ -33,11 +33,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lmsmith.core.errors import UserError
-from lmsmith.core.files import fingerprint, read_json, write_json, write_jsonl
+from lmsmith.core.files import read_json, write_json, write_jsonl
 from lmsmith.core.runs import StageFolder, derive_seed
 from lmsmith.core.signals import stop_if_requested
 from lmsmith.corpus.rows import Ranking, read_conversations, read_rankings
-from lmsmith.corpus.splits import split_of
+from lmsmith.corpus.splits import opening_key, split_of
 from lmsmith.generation.engine import InferenceDecoder, SamplingSettings, generate
 from lmsmith.models.folder import load_decoder, load_tokenizer
 from lmsmith.prompts.selection import PromptAndReply, row_tokens, select_prompts
@@ -152,13 +152,20 @@ def run(config: RankingsConfig, inputs: Mapping[str, Path], out: StageFolder) ->
 
 
 def split_own_rankings(config: RankingsConfig, path: Path, out: StageFolder) -> dict[str, float]:
-    """The user's rankings by a hash of their prompt, so that no prompt is in two splits."""
+    """The user's rankings by the split they name, else by a hash of how their dialogue begins.
+
+    So neither a prompt, nor two turns of a dialogue, nor two branches of a tree are in two splits.
+    """
     rows: dict[str, list[Ranking]] = {"train": [], "validation": [], "test": []}
     shares = {"validation": config.validation, "test": config.test}
     for ranking in read_rankings(path):
-        rows[split_of(fingerprint(ranking.prompt), shares) or "train"].append(ranking)
+        split = ranking.split or split_of(opening_key(ranking.prompt), shares) or "train"
+        rows[split].append(ranking)
     if not rows["train"]:
-        raise UserError(f"{path}: too few rankings to train on", "add more rankings")
+        raise UserError(
+            f"{path}: too few rankings to train on",
+            "add rankings, or, with data.rankings_as_conversations, raise data.splits.comparisons",
+        )
     for split, rankings in rows.items():
         write_jsonl(out / f"{split}.jsonl", (ranking.row() for ranking in rankings))
     candidates = [len(ranking.responses) for ranking in rows["train"]]

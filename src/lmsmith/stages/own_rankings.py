@@ -1,0 +1,115 @@
+"""People's rankings in the data stage: read, and divided between all that is learned from them.
+
+Where people brought rankings and few conversations or none, the best response to every prompt is
+a conversation too (``data.rankings_as_conversations``). Then the split of a conversation also says
+what its ranking is for, so that nothing is learned from what is measured on.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from lmsmith.core.errors import UserError
+from lmsmith.core.files import fingerprint
+from lmsmith.core.progress import Progress
+from lmsmith.corpus.pairs import IrregularPair
+from lmsmith.corpus.rows import Conversation, Ranking
+from lmsmith.corpus.sources import rankings_of
+from lmsmith.corpus.splits import split_of
+
+RANKINGS_OF = {"comparisons": "train", "validation": "validation", "test": "test"}
+"""The split of conversations → the split of the rankings stage that its rankings are in."""
+
+
+def read_own_rankings(
+    sources: Sequence[str], progress: Progress, counts: Counter[str]
+) -> list[Ranking]:
+    """All rankings of the sources; irregular pairs are left out, counted and told of.
+
+    Raises:
+        UserError: bad input, or none is left.
+    """
+    rankings: list[Ranking] = []
+    left_out: list[IrregularPair] = []
+    for source in sources:
+        rankings += rankings_of(source, left_out)
+    counts["rankings.read"] = read = len(rankings) + len(left_out)
+    counts["rankings.left_out"] = len(left_out)
+    if left_out:
+        flaws = Counter(irregular.flaw for irregular in left_out)
+        told = (
+            f"{len(left_out):,} of {read:,} rankings left out: "
+            f"{', '.join(f'{count:,} {flaw}' for flaw, count in flaws.most_common())} "
+            f"(the first: {left_out[0].problem})"
+        )
+        if not rankings:
+            raise UserError(f"data.rankings: {told}", "Mend these rows, or add rankings.")
+        progress.say(f"data: {told}")
+    if sources and not rankings:
+        raise UserError(f"{', '.join(sources)}: no rankings in it", "Add rankings.")
+    return rankings
+
+
+def best_conversations(
+    rankings: Iterable[Ranking], others: Iterable[Conversation], counts: Counter[str]
+) -> list[Conversation]:
+    """Each ranking's prompt with its best response, of equal ones the first.
+
+    One that only begins another of them, or one of `others`, is dropped: of a dialogue that was
+    ranked turn by turn, the whole is enough. So is one whose best response is empty.
+    """
+    found = []
+    for ranking in rankings:
+        best = ranking.responses[ranking.ranks.index(min(ranking.ranks))]
+        if best.strip():
+            messages = [*ranking.prompt, {"role": "assistant", "content": best}]
+            found.append(Conversation(f"{ranking.id}/best", messages))
+        else:
+            counts["dropped.empty_best_response"] += 1
+    beginnings: set[str] = set()
+    for conversation in (*found, *others):
+        beginnings.update(_beginnings(conversation)[:-1])
+    kept = [each for each in found if _beginnings(each)[-1] not in beginnings]
+    counts["dropped.contained"] = len(found) - len(kept)
+    return kept
+
+
+def divide_rankings(
+    rankings: Sequence[Ranking],
+    openings: Sequence[str],
+    fractions: Mapping[str, float],
+    counts: Counter[str],
+) -> list[Ranking]:
+    """Those whose split trains or tests a reward model, marked so; the others are left out.
+
+    Args:
+        openings: `opening_key` of each ranking.
+        fractions: the shares of the splits of conversations.
+
+    Raises:
+        UserError: a ranking names a split already.
+    """
+    divided = []
+    for ranking, opening in zip(rankings, openings, strict=True):
+        if ranking.split is not None:
+            raise UserError(
+                f"data.rankings_as_conversations divides the rankings, but {ranking.id!r} of "
+                f"{ranking.source} says that its 'split' is {ranking.split}",
+                "Take 'split' out of the rows, or set data.rankings_as_conversations = false.",
+            )
+        split = split_of(opening, fractions)
+        if split in RANKINGS_OF:
+            divided.append(replace(ranking, split=RANKINGS_OF[split]))
+    found = Counter(ranking.split for ranking in divided)
+    counts.update({f"rankings.{name}": found[name] for name in RANKINGS_OF.values()})
+    return divided
+
+
+def _beginnings(conversation: Conversation) -> list[str]:
+    """A fingerprint of the first message, of the first two, …, of them all."""
+    found = [""]
+    for message in conversation.messages:
+        found.append(fingerprint([found[-1], message]))
+    return found[1:]
