@@ -4,8 +4,8 @@ Each side lives in a process of its own with the same threads, and they take tur
 else the machine does meets all of them. What each side gets:
 
 - lmsmith: `Engine`, as `lmsmith chat` uses it, greedy, with bf16 weights and with int8 ones.
-- transformers: `AutoModelForCausalLM` from the same GGUF file in bf16, `generate(do_sample=False)`
-  with its own cache.
+- transformers: its Llama with the same weights in bf16, `generate(do_sample=False)` with its own
+  cache.
 - llama.cpp: `llama-cpp-python`, if it can be imported, with the file's own 4 and 8 bits; it has one
   stream alone here.
 
@@ -241,15 +241,16 @@ def our_tasks(job: Job) -> dict[str, Callable[[], float]]:
 
 def their_tasks(job: Job) -> dict[str, Callable[[], float]]:
     import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
+    from transformers import AutoModelForCausalLM, LlamaConfig
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    path = Path(job.gguf)
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        str(path.parent), gguf_file=path.name, dtype=torch.bfloat16
-    ).eval()
+    import lmsmith
+    from lmsmith.models.interop.transformers import to_transformers
+
+    ours = lmsmith.load(job.gguf).decoder
+    settings, state = to_transformers(ours.config, ours.state_dict())
+    model: Any = AutoModelForCausalLM.from_config(LlamaConfig(**settings), dtype=torch.bfloat16)
+    model.load_state_dict(state, strict=False)  # the unembedding is the tied embedding
+    model.eval()
 
     def write(count: int, length: int, tokens: int) -> float:
         prompts = torch.tensor(random_prompts(count, length))

@@ -181,27 +181,22 @@ def attend_span(query_nhk: Tensor, cache: LayerCache, row: int, start: int) -> T
     count, heads, _ = query_nhk.shape
     first = max(0, start - cache.window + 1) if cache.window else 0
     key_hsk, value_hsk = cache.read(row, first, start + count)
-    seen_s = torch.arange(first, start + count)
-    place_n1 = torch.arange(start, start + count)[:, None]
-    mask_ns = seen_s <= place_n1
-    if cache.window:
-        mask_ns &= seen_s > place_n1 - cache.window
+    mask_ns = None  # plainly causal where the span is all there is, and its band reaches it all
+    if start or (cache.window and count > cache.window):
+        seen_s = torch.arange(first, start + count)
+        place_n1 = torch.arange(start, start + count)[:, None]
+        mask_ns = seen_s <= place_n1
+        if cache.window:
+            mask_ns &= seen_s > place_n1 - cache.window
     group = heads // key_hsk.shape[0]
     mixed_hnk = F.scaled_dot_product_attention(
         query_nhk.transpose(0, 1)[None],
         key_hsk.repeat_interleave(group, dim=0)[None],
         value_hsk.repeat_interleave(group, dim=0)[None],
         attn_mask=mask_ns,
+        is_causal=mask_ns is None,
     )[0]
     return mixed_hnk.transpose(0, 1).flatten(1)
-
-
-def _choose(places: Places, chosen: list[bool]) -> tuple[Tensor, Places]:
-    """Some of the spans, and where their tokens stand in the list."""
-    counts = torch.tensor([count for _, _, count in places.spans])
-    index_m = torch.tensor(chosen).repeat_interleave(counts).nonzero()[:, 0]
-    spans = tuple(span for span, kept in zip(places.spans, chosen, strict=True) if kept)
-    return index_m, Places(places.rows_n[index_m], places.positions_n[index_m], spans)
 
 
 class _Attend(ctypes.Structure):
@@ -210,10 +205,10 @@ class _Attend(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in (
             "projected", "cosine", "sine", "keys", "values", "table", "rows", "positions",
-            "mixed", "scores",
+            "mixed"
         )),
         *((name, ctypes.c_int) for name in (
-            "tokens", "heads", "shared", "width", "page", "row_pages", "window", "longest",
+            "tokens", "heads", "shared", "width", "page", "row_pages", "window",
         )),
         ("scale", ctypes.c_float),
     )  # fmt: skip
@@ -221,10 +216,6 @@ class _Attend(ctypes.Structure):
 
 _RESULTS = {torch.float32: 0, torch.bfloat16: 1}
 _ADDED = 2
-
-LONG_SPAN = 64
-"""Tokens from which on a prompt's attention is a matrix product, and PyTorch's kernel is faster."""
-
 
 FEW_ROWS = 8
 """Rows up to which a product with bf16 weights is bound by reading them, and matrix units (AMX)
@@ -245,9 +236,9 @@ class NativeKernels(TorchKernels):
         self._linear = library.lmsmith_linear
         self._linear.argtypes = [pointer] * 5 + [integer] * 6
         self._norm = library.lmsmith_norm
-        self._norm.argtypes = [pointer] * 4 + [integer] * 2 + [ctypes.c_float] + [integer] * 2
+        self._norm.argtypes = [pointer] * 4 + [integer] * 2 + [ctypes.c_float] + [integer] * 3
         self._gate = library.lmsmith_gate
-        self._gate.argtypes = [pointer] * 2 + [integer] * 2
+        self._gate.argtypes = [pointer] * 2 + [integer] * 3
         self._attend = {
             torch.bfloat16: library.lmsmith_attend_bf16,
             torch.float32: library.lmsmith_attend_float,
@@ -299,6 +290,7 @@ class NativeKernels(TorchKernels):
             epsilon,
             shift is not None,
             _RESULTS[dtype],
+            torch.get_num_threads(),
         )
         return result
 
@@ -307,7 +299,8 @@ class NativeKernels(TorchKernels):
             return super().gate(both_ni)
         rows, width = both_ni.shape[0], both_ni.shape[1] // 2
         result = torch.empty(rows, width, dtype=torch.bfloat16)
-        self._gate(both_ni.data_ptr(), result.data_ptr(), rows, width)
+        threads = torch.get_num_threads()
+        self._gate(both_ni.data_ptr(), result.data_ptr(), rows, width, threads)
         return result
 
     def attend(
@@ -318,35 +311,11 @@ class NativeKernels(TorchKernels):
         heads: int,
         rotation: Rotation | None,
     ) -> Tensor:
-        if projected_nhk.shape[2] > MAX_HEAD_WIDTH:
-            return super().attend(projected_nhk, places, cache, heads, rotation)
-        long = [span[2] >= LONG_SPAN for span in places.spans]
-        if not any(long):
-            return self._attend_short(projected_nhk, places, cache, heads, rotation)
-        # Each span goes its own way, whatever others are read with it.
-        mixed_nd = torch.empty(
-            len(projected_nhk), heads * projected_nhk.shape[2], dtype=projected_nhk.dtype
-        )
-        for kind, attend in ((True, super().attend), (False, self._attend_short)):
-            index_m, chosen = _choose(places, [is_long == kind for is_long in long])
-            if chosen.spans:
-                turned = None if rotation is None else (rotation[0][index_m], rotation[1][index_m])
-                mixed_nd[index_m] = attend(projected_nhk[index_m], chosen, cache, heads, turned)
-        return mixed_nd
-
-    def _attend_short(
-        self,
-        projected_nhk: Tensor,
-        places: Places,
-        cache: LayerCache,
-        heads: int,
-        rotation: Rotation | None,
-    ) -> Tensor:
         count, all_heads, width = projected_nhk.shape
+        if width > MAX_HEAD_WIDTH:
+            return super().attend(projected_nhk, places, cache, heads, rotation)
         table, threads = cache.table, torch.get_num_threads()
         mixed_nd = torch.empty(count, heads * width, dtype=projected_nhk.dtype)
-        longest = cache.table.shape[1] * PAGE
-        scores = torch.empty(threads, longest)
         cosine, sine = rotation or (None, None)
         arguments = _Attend(
             projected=projected_nhk.data_ptr(),
@@ -358,7 +327,6 @@ class NativeKernels(TorchKernels):
             rows=places.rows_n.data_ptr(),
             positions=places.positions_n.data_ptr(),
             mixed=mixed_nd.data_ptr(),
-            scores=scores.data_ptr(),
             tokens=count,
             heads=heads,
             shared=(all_heads - heads) // 2,
@@ -366,7 +334,6 @@ class NativeKernels(TorchKernels):
             page=PAGE,
             row_pages=table.shape[1],
             window=cache.window,
-            longest=longest,
             scale=width**-0.5,
         )
         self._attend[projected_nhk.dtype](ctypes.byref(arguments), threads)

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstring>
 #include <omp.h>
+#include <vector>
 #ifdef __AVX512F__
 #include <immintrin.h>
 #endif
@@ -319,8 +320,7 @@ struct Attend {
     const int32_t* rows;      // (tokens,)
     const int32_t* positions; // (tokens,)
     T* mixed;                 // (tokens, heads, width)
-    float* scores;            // (threads, longest)
-    int tokens, heads, shared, width, page, row_pages, window, longest;
+    int tokens, heads, shared, width, page, row_pages, window;
     float scale;
 };
 
@@ -363,6 +363,18 @@ inline float dot(const float* query, const T* key, int width) {
     return sum;
 }
 
+template <typename T>
+inline int first_seen(const Attend<T>& a, int last) {
+    return a.window && last >= a.window ? last - a.window + 1 : 0;
+}
+
+// Room for a thread's scores, kept from call to call.
+inline float* scores_of_thread(size_t count) {
+    static thread_local std::vector<float> room;
+    if (room.size() < count) room.resize(count);
+    return room.data();
+}
+
 // sums += weights x values, over 16 x LANES dimensions and the positions of one page.
 template <int LANES, typename T>
 inline void add_values(float* sums, const T* value, const float* weights, int start, int end,
@@ -384,7 +396,7 @@ void mix(const Attend<T>& a, int token, int head, float* scores) {
     turn(a, token, a.projected + (int64_t(token) * (a.heads + 2 * a.shared) + head) * width, turned);
     for (int i = 0; i < width; ++i) query[i] = widen(turned[i]) * a.scale, sums[i] = 0;
     const int last = a.positions[token], shared_head = head / (a.heads / a.shared);
-    const int first = a.window && last >= a.window ? last - a.window + 1 : 0;
+    const int first = first_seen(a, last);
     const int32_t* table = a.table + int64_t(a.rows[token]) * a.row_pages;
     float largest = -INFINITY;
     for (int position = first; position <= last;) {
@@ -432,17 +444,186 @@ void mix(const Attend<T>& a, int token, int head, float* scores) {
     for (int i = 0; i < width; ++i) store(mixed + i, sums[i] / total);
 }
 
+// What one thread does at a time: up to 4 queries of one row that share a head of keys and values.
+struct Queries {
+    int count;
+    int token[TILE], head[TILE];
+};
+
+template <typename T>
+void mix_all(const Attend<T>& a, const Queries& q) {
+    for (int i = 0; i < q.count; ++i)
+        mix(a, q.token[i], q.head[i], scores_of_thread(a.positions[q.token[i]] + 1));
+}
+
+#ifdef __AVX512BF16__
+
+// sums[i] += weights of query i x values, over 64 dimensions and the positions of one page.
+template <int M>
+inline void add_values_together(float* const (&sums)[TILE], const bf16* value, int width,
+                                const float* weights, int64_t stride, int start, int end) {
+    __m512 acc[M][4];
+#pragma GCC unroll 4
+    for (int i = 0; i < M; ++i)
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) acc[i][j] = _mm512_loadu_ps(sums[i] + 16 * j);
+    for (int at = start; at < end; ++at, value += width) {
+        __m512 part[4];
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) part[j] = (__m512)load16(value + 16 * j);
+#pragma GCC unroll 4
+        for (int i = 0; i < M; ++i) {
+            __m512 weight = _mm512_set1_ps(weights[i * stride + at]);
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; ++j) acc[i][j] = _mm512_fmadd_ps(part[j], weight, acc[i][j]);
+        }
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < M; ++i)
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) _mm512_storeu_ps(sums[i] + 16 * j, acc[i][j]);
+}
+
+// `mix` of M queries together: keys and values are read, and made float, once for all of them.
+template <int M>
+void mix_together(const Attend<bf16>& a, const Queries& q) {
+    alignas(64) bf16 query[M][MAX_WIDTH];
+    alignas(64) float sums[M][MAX_WIDTH];
+    const int width = a.width, shared_head = q.head[0] / (a.heads / a.shared);
+    int first = a.positions[q.token[0]], last = 0;
+    for (int i = 0; i < M; ++i) {
+        const int token = q.token[i], position = a.positions[token];
+        const int64_t place = int64_t(token) * (a.heads + 2 * a.shared) + q.head[i];
+        turn(a, token, a.projected + place * width, query[i]);
+        std::memset(sums[i], 0, sizeof(float) * width);
+        last = position > last ? position : last;
+        first = first_seen(a, position) < first ? first_seen(a, position) : first;
+    }
+    first -= first % TILE;  // whole tiles: pages begin with one, and end with one
+    const int64_t stride = (last - first + 16) / 16 * 16 + 16;
+    float* scores = scores_of_thread(M * stride);
+    const int32_t* table = a.table + int64_t(a.rows[q.token[0]]) * a.row_pages;
+    const int64_t page_size = int64_t(a.page) * width;
+    for (int position = first; position <= last; position += TILE) {
+        const int64_t page = table[position / a.page];
+        const bf16* key =
+            a.keys + (page * a.shared + shared_head) * page_size + position % a.page * width;
+        __m512 acc[TILE][TILE];
+#pragma GCC unroll 4
+        for (int i = 0; i < TILE; ++i)
+#pragma GCC unroll 4
+            for (int j = 0; j < TILE; ++j) acc[i][j] = _mm512_setzero_ps();
+        for (int at = 0; at < width; at += 32) {
+            __m512bh b[TILE];
+#pragma GCC unroll 4
+            for (int j = 0; j < TILE; ++j) b[j] = load_bf16(key + j * width + at);
+#pragma GCC unroll 4
+            for (int i = 0; i < M; ++i) {
+                __m512bh x = load_bf16(query[i] + at);
+#pragma GCC unroll 4
+                for (int j = 0; j < TILE; ++j) acc[i][j] = _mm512_dpbf16_ps(acc[i][j], x, b[j]);
+            }
+        }
+        alignas(64) float tile[16];
+        _mm512_store_ps(tile, _mm512_mul_ps(sum_tile(acc), _mm512_set1_ps(a.scale)));
+        for (int i = 0; i < M; ++i)
+            std::memcpy(scores + i * stride + position - first, tile + TILE * i, 16);
+    }
+    float total[M];
+    for (int i = 0; i < M; ++i) {
+        float* own = scores + i * stride;
+        const int from = first_seen(a, a.positions[q.token[i]]) - first;
+        const int to = a.positions[q.token[i]] - first + 1, end = last - first + 1;
+        for (int at = 0; at < from; ++at) own[at] = -INFINITY;
+        for (int at = to; at < (end + 15) / 16 * 16; ++at) own[at] = -INFINITY;
+        f32x16 largest = load16(own);
+        for (int at = 16; at < end; at += 16) {
+            f32x16 part = load16(own + at);
+            largest = part > largest ? part : largest;
+        }
+        float most = largest[0];
+        for (int lane = 1; lane < 16; ++lane) most = largest[lane] > most ? largest[lane] : most;
+        f32x16 lanes = {};
+        for (int at = 0; at < end; at += 16) {
+            f32x16 score = load16(own + at), zero = {};
+            f32x16 weight = score == zero - INFINITY ? zero : exp16(score - most);
+            std::memcpy(own + at, &weight, 64);
+            lanes += weight;
+        }
+        total[i] = sum16(lanes);
+    }
+    for (int position = first; position <= last;) {
+        int end = (position / a.page + 1) * a.page;
+        if (end > last + 1) end = last + 1;
+        const int64_t page = table[position / a.page];
+        const bf16* value =
+            a.values + (page * a.shared + shared_head) * page_size + position % a.page * width;
+        for (int at = 0; at + 64 <= width; at += 64) {
+            float* parts[TILE];
+            for (int i = 0; i < M; ++i) parts[i] = sums[i] + at;
+            add_values_together<M>(parts, value + at, width, scores, stride, position - first,
+                                   end - first);
+        }
+        position = end;
+    }
+    for (int i = 0; i < M; ++i) {
+        bf16* mixed = a.mixed + (int64_t(q.token[i]) * a.heads + q.head[i]) * width;
+        for (int d = 0; d < width; ++d) mixed[d] = narrow(sums[i][d] / total[i]);
+    }
+}
+
+void mix_all(const Attend<bf16>& a, const Queries& q) {
+    if (a.width % 64 || a.page % TILE) mix_all<bf16>(a, q);
+    else if (q.count == 4) mix_together<4>(a, q);
+    else if (q.count == 3) mix_together<3>(a, q);
+    else if (q.count == 2) mix_together<2>(a, q);
+    else mix_together<1>(a, q);
+}
+
+#endif
+
+// Shares the queries out: of a prompt, 4 tokens of one head; of a single token, the heads that
+// share keys. What goes together is decided by a row's own tokens alone.
+template <typename T>
+std::vector<Queries> share_out(const Attend<T>& a) {
+    std::vector<Queries> found;
+    const int group = a.heads / a.shared;
+    for (int token = 0; token < a.tokens;) {
+        int count = 1;
+        while (count < TILE && token + count < a.tokens && a.rows[token + count] == a.rows[token])
+            ++count;
+        if (count == TILE) {
+            for (int head = 0; head < a.heads; ++head) {
+                Queries q{TILE, {}, {}};
+                for (int i = 0; i < TILE; ++i) q.token[i] = token + i, q.head[i] = head;
+                found.push_back(q);
+            }
+            token += TILE;
+            continue;
+        }
+        for (int end = token + count; token < end; ++token)
+            for (int shared = 0; shared < a.shared; ++shared)
+                for (int start = 0; start < group; start += TILE) {
+                    Queries q{group - start < TILE ? group - start : TILE, {}, {}};
+                    for (int i = 0; i < q.count; ++i)
+                        q.token[i] = token, q.head[i] = shared * group + start + i;
+                    found.push_back(q);
+                }
+    }
+    return found;
+}
+
 template <typename T>
 void attend(const Attend<T>& a, int threads) {
-    const int stores = a.tokens * a.shared, queries = a.tokens * a.heads;
+    const int stores = a.tokens * a.shared;
+    const std::vector<Queries> queries = share_out(a);
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(static)
         for (int i = 0; i < stores; ++i) keep(a, i / a.shared, i % a.shared);
         // After the barrier: a token sees those of its own row that are read with it.
-        float* scores = a.scores + int64_t(omp_get_thread_num()) * a.longest;
 #pragma omp for schedule(dynamic, 1)
-        for (int i = 0; i < queries; ++i) mix(a, i / a.heads, i % a.heads, scores);
+        for (size_t i = 0; i < queries.size(); ++i) mix_all(a, queries[i]);
     }
 }
 
@@ -466,9 +647,12 @@ void lmsmith_linear(const bf16* x, const void* weight, const float* scales, cons
 void lmsmith_attend_bf16(const Attend<bf16>* a, int threads) { attend(*a, threads); }
 void lmsmith_attend_float(const Attend<float>* a, int threads) { attend(*a, threads); }
 
+const int MANY_ROWS = 16;  // from which on a second thread pays in what is done row by row
+
 // RMSNorm (shift null) or LayerNorm of rows of float32; bf16 or float32 out.
 void lmsmith_norm(const float* x, const float* weight, const float* shift, void* y, int rows,
-                  int width, float epsilon, int centred, int as_bf16) {
+                  int width, float epsilon, int centred, int as_bf16, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (rows >= MANY_ROWS)
     for (int row = 0; row < rows; ++row) {
         const float* from = x + int64_t(row) * width;
         float mean = 0, square = 0;
@@ -496,8 +680,9 @@ void lmsmith_norm(const float* x, const float* weight, const float* shift, void*
 }
 
 // SwiGLU: silu(gate) x inner, of rows that hold both one after the other.
-void lmsmith_gate(const bf16* gate_inner, bf16* y, int rows, int width) {
+void lmsmith_gate(const bf16* gate_inner, bf16* y, int rows, int width, int threads) {
     const f32x16 zero = {};
+#pragma omp parallel for schedule(static) num_threads(threads) if (rows >= MANY_ROWS)
     for (int row = 0; row < rows; ++row) {
         const bf16* gate = gate_inner + int64_t(row) * 2 * width;
         const bf16* inner = gate + width;
