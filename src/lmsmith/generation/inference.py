@@ -20,6 +20,7 @@ from lmsmith.generation.quantise import quantise_int8
 from lmsmith.models.adapters import merged_state
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Block, Decoder
+from lmsmith.models.empty import without_weights
 from lmsmith.models.feed_forward import FeedForward, GatedFeedForward
 from lmsmith.models.positions import Rotation
 from lmsmith.training.machine import ResolvedMachine
@@ -201,7 +202,7 @@ def _weight(
 
 def decoder_for_reading(decoder: Decoder) -> Decoder:
     """The same weights in a decoder of its own, so that dropout is off in one alone."""
-    with torch.device("meta"):
+    with without_weights():
         copy = Decoder(decoder.config).eval()
     copy.load_state_dict(merged_state(decoder), assign=True)
     return copy

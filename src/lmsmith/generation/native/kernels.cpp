@@ -179,9 +179,10 @@ inline void finish_tile(const Linear& l, __m512 sums, int row, int output) {
 }
 
 // M rows times 4 outputs, whose weights are at w; SCALED: by a scale for each group of inputs.
-// FETCH: what the next outputs will need, which the processor does not foresee.
-template <int M, bool SCALED, bool FETCH, typename W>
-inline void tile(const Linear& l, const W* w, int row, int output) {
+// Weights that come next are asked for meanwhile, which the processor does not foresee: as much
+// as FETCH outputs have, from `next` on.
+template <int M, bool SCALED, int FETCH, typename W>
+inline void tile(const Linear& l, const W* w, const W* next, int row, int output) {
     const bf16* x = l.x + int64_t(row) * l.k;
     const int64_t k = l.k;
     __m512 total[TILE][TILE];
@@ -201,7 +202,7 @@ inline void tile(const Linear& l, const W* w, int row, int output) {
 #pragma GCC unroll 4
             for (int j = 0; j < TILE; ++j) {
                 b[j] = load_bf16(w + j * k + at);
-                if (FETCH) _mm_prefetch((const char*)(w + (j + TILE) * k + at), _MM_HINT_T0);
+                if (j < FETCH) _mm_prefetch((const char*)(next + j * k + at), _MM_HINT_T0);
             }
 #pragma GCC unroll 4
             for (int i = 0; i < M; ++i) {
@@ -234,12 +235,24 @@ inline void tile(const Linear& l, const W* w, int row, int output) {
 
 template <bool SCALED, typename W>
 void tiles(const Linear& l, const W* w, int first, int last, int output) {
+    // Spread over the first tiles, so that memory has something to do all the time.
+    const W* next = w + TILE * int64_t(l.k);
+    const int64_t k = l.k;
     int row = first;
-    if (last - row >= 4) tile<4, SCALED, true>(l, w, row, output), row += 4;
-    for (; row + 4 <= last; row += 4) tile<4, SCALED, false>(l, w, row, output);
-    if (last - row == 3) tile<3, SCALED, true>(l, w, row, output);
-    else if (last - row == 2) tile<2, SCALED, true>(l, w, row, output);
-    else if (last - row == 1) tile<1, SCALED, true>(l, w, row, output);
+    const int whole = (last - first) / TILE;
+    if (whole >= 4) {
+        for (int i = 0; i < 4; ++i, row += TILE, next += k)
+            tile<4, SCALED, 1>(l, w, next, row, output);
+    } else if (whole >= 2) {
+        for (int i = 0; i < 2; ++i, row += TILE, next += 2 * k)
+            tile<4, SCALED, 2>(l, w, next, row, output);
+    } else if (whole) {
+        tile<4, SCALED, 4>(l, w, next, row, output), row += TILE;
+    }
+    for (; row + TILE <= last; row += TILE) tile<4, SCALED, 0>(l, w, next, row, output);
+    if (last - row == 3) tile<3, SCALED, 4>(l, w, next, row, output);
+    else if (last - row == 2) tile<2, SCALED, 4>(l, w, next, row, output);
+    else if (last - row == 1) tile<1, SCALED, 4>(l, w, next, row, output);
 }
 
 void run_outputs(const Linear& l, int first, int last, int output, bf16* widened) {
