@@ -34,7 +34,7 @@ def test_linear(
     weight = Weight(matrix.bfloat16(), None, bias)
     if kind == "int8":
         weight = Weight(*quantise_int8(matrix), bias)
-    exact = weight.as_dtype(torch.float32)
+    exact = weight.as_dtype(torch.bfloat16).float()
     x = torch.randn(301, inputs).bfloat16()
     whole = native_kernels.linear(x, weight, torch.float32)
     expected = torch.nn.functional.linear(x.float(), exact, bias)

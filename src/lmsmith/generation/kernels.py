@@ -29,7 +29,7 @@ class Weight:
     """A matrix that is only read, (outputs, inputs).
 
     Attributes:
-        values: float32, bf16, or int8 to be multiplied by ``scales``.
+        values: float32, bf16, or int8, which ``scales`` times and rounded to bf16 are the weights.
         scales: of int8, float32 (outputs, groups): one for each inputs / groups weights of a row.
         bias: float32 (outputs,), or None.
     """

@@ -122,13 +122,34 @@ inline __m512bh load_bf16(const bf16* from, __mmask32 mask) {
 inline __mmask32 first_lanes(int count) {
     return count >= 32 ? ~__mmask32(0) : (__mmask32(1) << count) - 1;
 }
-inline __m512bh load_bf16(const int8_t* from, __mmask32 mask) {  // exact: bf16 holds |x| <= 256
-    __m256i bytes = _mm256_maskz_loadu_epi8(mask, from);
-    __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(bytes)));
-    __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(bytes, 1)));
-    return _mm512_cvtne2ps_pbh(high, low);
-}
-inline __m512bh load_bf16(const int8_t* from) { return load_bf16(from, ~__mmask32(0)); }
+
+// Where the weights of some outputs are, and how 32 of output j are had in bf16.
+struct HalfRows {
+    const bf16* weights;
+    int64_t k;
+    __m512bh load(int j, int at, __mmask32 mask) const {
+        return load_bf16(weights + j * k + at, mask);
+    }
+    __m512bh load(int j, int at) const { return load_bf16(weights + j * k + at); }
+    const char* address(int j, int at) const { return (const char*)(weights + j * k + at); }
+};
+
+// The bytes times the scale of their group, rounded to bf16.
+struct ByteRows {
+    const int8_t* weights;
+    const float* scales;
+    int64_t k;
+    int group, groups;
+    __m512bh load(int j, int at, __mmask32 mask) const {
+        __m256i bytes = _mm256_maskz_loadu_epi8(mask, weights + j * k + at);
+        __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(bytes)));
+        __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(bytes, 1)));
+        __m512 scale = _mm512_set1_ps(scales[int64_t(j) * groups + at / group]);
+        return _mm512_cvtne2ps_pbh(_mm512_mul_ps(high, scale), _mm512_mul_ps(low, scale));
+    }
+    __m512bh load(int j, int at) const { return load(j, at, ~__mmask32(0)); }
+    const char* address(int j, int at) const { return (const char*)(weights + j * k + at); }
+};
 
 // Of 4 x 4 registers their sums over lanes, row by row in one register. Lanes are added as
 // sum_lanes adds them.
@@ -178,127 +199,111 @@ inline void finish_tile(const Linear& l, __m512 sums, int row, int output) {
     }
 }
 
-// M rows times 4 outputs, whose weights are at w; SCALED: by a scale for each group of inputs.
-// Weights that come next are asked for meanwhile, which the processor does not foresee: as much
-// as FETCH outputs have, from `next` on.
-template <int M, bool SCALED, int FETCH, typename W>
-inline void tile(const Linear& l, const W* w, const W* next, int row, int output) {
+const int AHEAD = 8 * TILE;  // outputs whose weights are asked for before they are needed
+
+// M rows times 4 outputs, whose weights are w's. The processor does not foresee what comes next:
+// so much as FETCH outputs have is asked for meanwhile, from output `next` of w on.
+template <int M, int FETCH, typename Rows>
+inline void tile(const Linear& l, const Rows& w, int next, int row, int output) {
     const bf16* x = l.x + int64_t(row) * l.k;
     const int64_t k = l.k;
-    __m512 total[TILE][TILE];
+    __m512 acc[TILE][TILE];
+#pragma GCC unroll 4
     for (int i = 0; i < TILE; ++i)
-        for (int j = 0; j < TILE; ++j) total[i][j] = _mm512_setzero_ps();
-    const int group = SCALED ? l.group : l.k, groups = l.k / group;
-    for (int g = 0; g < groups; ++g) {
-        __m512 acc[M][TILE];
 #pragma GCC unroll 4
-        for (int i = 0; i < M; ++i)
-#pragma GCC unroll 4
-            for (int j = 0; j < TILE; ++j) acc[i][j] = _mm512_setzero_ps();
-        int at = g * group;
-        const int end = at + group;
-        for (; at + 32 <= end; at += 32) {
-            __m512bh b[TILE];
-#pragma GCC unroll 4
-            for (int j = 0; j < TILE; ++j) {
-                b[j] = load_bf16(w + j * k + at);
-                if (j < FETCH) _mm_prefetch((const char*)(next + j * k + at), _MM_HINT_T0);
-            }
-#pragma GCC unroll 4
-            for (int i = 0; i < M; ++i) {
-                __m512bh a = load_bf16(x + i * k + at);
-#pragma GCC unroll 4
-                for (int j = 0; j < TILE; ++j) acc[i][j] = _mm512_dpbf16_ps(acc[i][j], a, b[j]);
-            }
-        }
-        if (at < end) {
-            __mmask32 mask = first_lanes(end - at);
-            for (int i = 0; i < M; ++i) {
-                __m512bh a = load_bf16(x + i * k + at, mask);
-                for (int j = 0; j < TILE; ++j)
-                    acc[i][j] =
-                        _mm512_dpbf16_ps(acc[i][j], a, load_bf16(w + j * k + at, mask));
-            }
-        }
+        for (int j = 0; j < TILE; ++j) acc[i][j] = _mm512_setzero_ps();
+    int at = 0;
+    for (; at + 32 <= k; at += 32) {
+        __m512bh b[TILE];
 #pragma GCC unroll 4
         for (int j = 0; j < TILE; ++j) {
-            __m512 scale;
-            if (SCALED) scale = _mm512_set1_ps(l.scales[int64_t(output + j) * groups + g]);
+            b[j] = w.load(j, at);
+            if (j < FETCH) _mm_prefetch(w.address(next + j, at), _MM_HINT_T1);
+        }
 #pragma GCC unroll 4
-            for (int i = 0; i < M; ++i)
-                total[i][j] =
-                    SCALED ? _mm512_fmadd_ps(acc[i][j], scale, total[i][j]) : acc[i][j];
+        for (int i = 0; i < M; ++i) {
+            __m512bh a = load_bf16(x + i * k + at);
+#pragma GCC unroll 4
+            for (int j = 0; j < TILE; ++j) acc[i][j] = _mm512_dpbf16_ps(acc[i][j], a, b[j]);
         }
     }
-    finish_tile<M>(l, sum_tile(total), row, output);
+    if (at < k) {
+        const __mmask32 mask = (__mmask32(1) << (k - at)) - 1;
+        for (int i = 0; i < M; ++i) {
+            __m512bh a = load_bf16(x + i * k + at, mask);
+            for (int j = 0; j < TILE; ++j)
+                acc[i][j] = _mm512_dpbf16_ps(acc[i][j], a, w.load(j, at, mask));
+        }
+    }
+    finish_tile<M>(l, sum_tile(acc), row, output);
 }
 
-template <bool SCALED, typename W>
-void tiles(const Linear& l, const W* w, int first, int last, int output) {
-    // Spread over the first tiles, so that memory has something to do all the time.
-    const W* next = w + TILE * int64_t(l.k);
-    const int64_t k = l.k;
+// All rows times 4 outputs. What is asked for is spread over the first tiles, so that memory has
+// something to do all the time.
+template <bool FETCH, typename Rows>
+void tiles(const Linear& l, const Rows& w, int first, int last, int output) {
     int row = first;
     const int whole = (last - first) / TILE;
-    if (whole >= 4) {
-        for (int i = 0; i < 4; ++i, row += TILE, next += k)
-            tile<4, SCALED, 1>(l, w, next, row, output);
-    } else if (whole >= 2) {
-        for (int i = 0; i < 2; ++i, row += TILE, next += 2 * k)
-            tile<4, SCALED, 2>(l, w, next, row, output);
-    } else if (whole) {
-        tile<4, SCALED, 4>(l, w, next, row, output), row += TILE;
+    if (FETCH && whole >= 4) {
+        for (int i = 0; i < 4; ++i, row += TILE) tile<4, 1>(l, w, AHEAD + i, row, output);
+    } else if (FETCH && whole >= 2) {
+        for (int i = 0; i < 2; ++i, row += TILE) tile<4, 2>(l, w, AHEAD + 2 * i, row, output);
+    } else if (FETCH && whole) {
+        tile<4, 4>(l, w, AHEAD, row, output), row += TILE;
     }
-    for (; row + TILE <= last; row += TILE) tile<4, SCALED, 0>(l, w, next, row, output);
-    if (last - row == 3) tile<3, SCALED, 4>(l, w, next, row, output);
-    else if (last - row == 2) tile<2, SCALED, 4>(l, w, next, row, output);
-    else if (last - row == 1) tile<1, SCALED, 4>(l, w, next, row, output);
+    for (; row + TILE <= last; row += TILE) tile<4, 0>(l, w, 0, row, output);
+    if (last - row == 3) tile<3, FETCH ? 4 : 0>(l, w, AHEAD, row, output);
+    else if (last - row == 2) tile<2, FETCH ? 4 : 0>(l, w, AHEAD, row, output);
+    else if (last - row == 1) tile<1, FETCH ? 4 : 0>(l, w, AHEAD, row, output);
 }
 
 void run_outputs(const Linear& l, int first, int last, int output, bf16* widened) {
+    const int64_t start = int64_t(output) * l.k;
     if (!l.scales) {
-        tiles<false>(l, static_cast<const bf16*>(l.weight) + int64_t(output) * l.k, first, last,
-                     output);
+        HalfRows rows{static_cast<const bf16*>(l.weight) + start, l.k};
+        tiles<true>(l, rows, first, last, output);
         return;
     }
-    const int8_t* w = static_cast<const int8_t*>(l.weight) + int64_t(output) * l.k;
+    const int groups = l.k / l.group;
+    ByteRows rows{static_cast<const int8_t*>(l.weight) + start,
+                  l.scales + int64_t(output) * groups, l.k, l.group, groups};
     if (last - first <= TILE) {
-        tiles<true>(l, w, first, last, output);
+        tiles<true>(l, rows, first, last, output);
         return;
     }
-    int64_t at = 0, count = int64_t(TILE) * l.k;  // many rows: made bf16 once for all of them
-    for (; at + 32 <= count; at += 32) {
-        _mm512_storeu_si512(widened + at, (__m512i)load_bf16(w + at));
-        _mm_prefetch((const char*)(w + count + at), _MM_HINT_T0);
-    }
-    for (; at < count; ++at) widened[at] = narrow(float(w[at]));
-    tiles<true>(l, widened, first, last, output);
+    for (int j = 0; j < TILE; ++j)  // many rows: made bf16 once for all of them
+        for (int at = 0; at < l.k; at += 32) {
+            const int left = l.k - at;
+            const __mmask32 mask = left >= 32 ? ~__mmask32(0) : (__mmask32(1) << left) - 1;
+            _mm512_mask_storeu_epi16(widened + int64_t(j) * l.k + at, mask,
+                                     (__m512i)rows.load(j, at, mask));
+            _mm_prefetch(rows.address(AHEAD + j, at), _MM_HINT_T1);
+        }
+    tiles<false>(l, HalfRows{widened, l.k}, first, last, output);
 }
 
 #endif
 
-// One sum, for what is left beside the tiles, and for any processor: each group's products in 16
-// lanes, in the order of the tiles where there are any.
+// One sum, for what is left beside the tiles, and for processors without their instructions.
 float one_sum(const Linear& l, int row, int output) {
-    const int group = l.scales ? l.group : l.k, groups = l.k / group;
     const bf16* x = l.x + int64_t(row) * l.k;
     const int64_t start = int64_t(output) * l.k;
-    f32x16 total = {};
-    for (int g = 0; g < groups; ++g) {
-        f32x16 lanes = {};
-        for (int at = g * group; at < (g + 1) * group; at += 16) {
-            float a[16] = {}, b[16] = {};
-            int count = (g + 1) * group - at < 16 ? (g + 1) * group - at : 16;
-            for (int i = 0; i < count; ++i) {
-                a[i] = widen(x[at + i]);
-                b[i] = l.scales ? float(static_cast<const int8_t*>(l.weight)[start + at + i])
-                                : widen(static_cast<const bf16*>(l.weight)[start + at + i]);
+    f32x16 lanes = {};
+    for (int at = 0; at < l.k; at += 16) {
+        float a[16] = {}, b[16] = {};
+        const int count = l.k - at < 16 ? l.k - at : 16;
+        for (int i = 0; i < count; ++i) {
+            a[i] = widen(x[at + i]);
+            if (l.scales) {
+                float scale = l.scales[(start + at + i) / l.group];
+                b[i] = widen(narrow(static_cast<const int8_t*>(l.weight)[start + at + i] * scale));
+            } else {
+                b[i] = widen(static_cast<const bf16*>(l.weight)[start + at + i]);
             }
-            lanes += load16(a) * load16(b);
         }
-        total += l.scales ? lanes * l.scales[int64_t(output) * groups + g] : lanes;
+        lanes += load16(a) * load16(b);
     }
-    return sum16(total);
+    return sum16(lanes);
 }
 
 const int ROW_BLOCK = 128;  // rows of x that stay in the second-level cache
