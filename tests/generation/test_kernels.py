@@ -72,12 +72,17 @@ def test_norm(native_kernels: NativeKernels, width: int, centred: bool) -> None:
     assert torch.equal(half, found.bfloat16())
 
 
-@pytest.mark.parametrize("width", [16, 37])
+@pytest.mark.parametrize("width", [1, 16, 37, 48, 63])
 def test_gate(native_kernels: NativeKernels, width: int) -> None:
-    both = (8 * torch.randn(5, 2 * width)).bfloat16()
-    both[0, :4] = torch.tensor([0.0, -300.0, 300.0, -1e-3])
-    found, expected = native_kernels.gate(both), TORCH.gate(both)
-    torch.testing.assert_close(found, expected, rtol=8e-3, atol=1e-6)
+    """silu(gate) · inner in float64, but for two roundings to bf16."""
+    both = (8 * torch.randn(19, 2 * width)).bfloat16()
+    both[:5, 0] = torch.tensor([0.0, -0.0, -80.0, 300.0, -1e-3])
+    gate, inner = both.double().chunk(2, dim=1)
+    expected = gate / (1 + torch.exp(-gate)) * inner
+    for kernels in (native_kernels, TORCH):
+        found = kernels.gate(both)
+        torch.testing.assert_close(found.double(), expected, rtol=2**-7, atol=1e-30)
+    assert torch.equal(native_kernels.gate(both[3:4]), native_kernels.gate(both)[3:4])
 
 
 def test_int8_rounds_to_half_a_step_at_most() -> None:

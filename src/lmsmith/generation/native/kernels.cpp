@@ -88,6 +88,29 @@ inline f32x16 exp16(f32x16 x) {
     return p * (f32x16)exponent;
 }
 
+// 1 / (1 + e^-x), by e = e^-|x|: 1 / (1 + e), or e / (1 + e) where x is negative.
+inline f32x16 sigmoid16(f32x16 x) {
+    const f32x16 zero = {}, one = zero + 1.0f;
+    const f32x16 e = exp16(x < zero ? x : -x);
+    return (x < zero ? e : one) / (one + e);
+}
+
+inline void store16(bf16* to, f32x16 x) {
+#ifdef __AVX512BF16__
+    _mm256_storeu_si256((__m256i*)to, (__m256i)_mm512_cvtneps_pbh((__m512)x));
+#else
+    for (int i = 0; i < 16; ++i) to[i] = narrow(x[i]);
+#endif
+}
+
+// silu(gate) x inner, each rounded to bf16 as two layers' results are.
+inline void gate16(const bf16* gate, const bf16* inner, bf16* to) {
+    const f32x16 x = load16(gate);
+    bf16 silu[16];
+    store16(silu, x * sigmoid16(x));
+    store16(to, load16(silu) * load16(inner));
+}
+
 // ---------------------------------------------------------------------------------------------
 // Linear layers: y = x W^T + b, x bf16 (m, k), W (n, k), with float32 sums.
 
@@ -699,21 +722,19 @@ void lmsmith_norm(const float* x, const float* weight, const float* shift, void*
 
 // SwiGLU: silu(gate) x inner, of rows that hold both one after the other.
 void lmsmith_gate(const bf16* gate_inner, bf16* y, int rows, int width, int threads) {
-    const f32x16 zero = {};
 #pragma omp parallel for schedule(static) num_threads(threads) if (rows >= MANY_ROWS)
     for (int row = 0; row < rows; ++row) {
         const bf16* gate = gate_inner + int64_t(row) * 2 * width;
         const bf16* inner = gate + width;
         bf16* to = y + int64_t(row) * width;
-        for (int i = 0; i < width; i += 16) {
-            float g[16] = {}, u[16] = {};
-            int count = width - i < 16 ? width - i : 16;
-            for (int j = 0; j < count; ++j) g[j] = widen(gate[i + j]), u[j] = widen(inner[i + j]);
-            f32x16 x = load16(g);
-            // exp16 takes no positive numbers: sigmoid(x) = e^min(x,0) / (e^min(x,0) + e^-max(x,0))
-            f32x16 up = exp16(x < zero ? x : zero), down = exp16(x < zero ? zero : -x);
-            f32x16 silu = x * up / (up + down);
-            for (int j = 0; j < count; ++j) to[i + j] = narrow(widen(narrow(silu[j])) * u[j]);
+        int i = 0;
+        for (; i + 16 <= width; i += 16) gate16(gate + i, inner + i, to + i);
+        if (i < width) {
+            bf16 g[16] = {}, u[16] = {};
+            std::memcpy(g, gate + i, sizeof(bf16) * (width - i));
+            std::memcpy(u, inner + i, sizeof(bf16) * (width - i));
+            gate16(g, u, g);
+            std::memcpy(to + i, g, sizeof(bf16) * (width - i));
         }
     }
 }
