@@ -98,9 +98,8 @@ class InferenceDecoder:
 
     @torch.inference_mode()
     def logits(self, hidden_nd: Tensor) -> Tensor:
-        """float32 (n, vocabulary)."""
-        x_nd = hidden_nd.to(self.dtype)
-        return self.kernels.linear(x_nd, self._unembedding, self.dtype).float()
+        """float32 (n, vocabulary); the C++ kernels do not round them to ``dtype`` first."""
+        return self.kernels.linear(hidden_nd.to(self.dtype), self._unembedding, torch.float32)
 
     def _rotation(self, positions_n: Tensor, places: Places) -> Rotation | None:
         """Cosines and sines (n, head_width / 2), each row's on its own: some depend on length."""
