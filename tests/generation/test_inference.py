@@ -9,7 +9,8 @@ import torch
 
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.generation.inference import InferenceDecoder
-from lmsmith.generation.kernels import Kernels, TorchKernels, best_kernels
+from lmsmith.generation.kernels import Kernels, TorchKernels
+from lmsmith.generation.native.operations import best_kernels
 from lmsmith.models.config import ModelConfig, RopeScaling
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.presets import llama
