@@ -64,6 +64,16 @@ COMMANDS: tuple[Command, ...] = (
         ),
     ),
     Command(
+        "eval",
+        "lmsmith.cli.eval",
+        "evaluate",
+        "measure a model on tasks, as the papers did",
+        (
+            "lmsmith eval smollm2-135m --tasks lambada,copa --limit 100 --data DATA",
+            "lmsmith eval runs/quickstart --tasks my_task.jsonl --shots 0,4 --json",
+        ),
+    ),
+    Command(
         "pull",
         "lmsmith.cli.catalogue",
         "pull",
