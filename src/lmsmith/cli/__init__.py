@@ -119,6 +119,23 @@ COMMANDS: tuple[Command, ...] = (
         ("lmsmith recipes validate my.toml",),
     ),
     Command(
+        "tasks ls",
+        "lmsmith.cli.tasks",
+        "list_tasks",
+        "list the tasks and suites that a model can be measured on",
+        ("lmsmith tasks ls",),
+    ),
+    Command(
+        "tasks show",
+        "lmsmith.cli.tasks",
+        "show",
+        "show a task, and the exact prompt of an item",
+        (
+            "lmsmith tasks show lambada --data DATA --shots 2",
+            "lmsmith tasks show arithmetic/2d_plus --shots 4",
+        ),
+    ),
+    Command(
         "models ls",
         "lmsmith.cli.catalogue",
         "list_models",

@@ -22,7 +22,8 @@ def results_table(results: Sequence[TaskResult], parameters: int) -> Table:
     """A row a task and number of shots; all measures of it, the headline first."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("task", "shots", "items", "measure", "value", "95 % interval"):
-        table.add_column(name, justify="left" if name in ("task", "measure") else "right")
+        justify = "left" if name in ("task", "measure") else "right"
+        table.add_column(name, justify=justify, no_wrap=name != "task")
     table.add_column("papers")
     table.add_column("time", justify="right", no_wrap=True)
     for result in results:

@@ -44,11 +44,11 @@ def _exp(value: float) -> float:
 
 MEASURES: Mapping[str, Measure] = {
     "accuracy": Measure("accuracy"),
-    "accuracy_per_token": Measure("accuracy, by log-probability a token"),
-    "accuracy_per_character": Measure("accuracy, by log-probability a character"),
-    "accuracy_per_byte": Measure("accuracy, by log-probability a byte"),
-    "accuracy_unconditional": Measure("accuracy, by P(answer | question) / P(answer)"),
-    "accuracy_without_stop_words": Measure("accuracy, no stop words"),
+    "accuracy_per_token": Measure("accuracy per token"),
+    "accuracy_per_character": Measure("accuracy per character"),
+    "accuracy_per_byte": Measure("accuracy per byte"),
+    "accuracy_unconditional": Measure("accuracy unconditional"),
+    "accuracy_without_stop_words": Measure("accuracy no stop words"),
     "exact_match": Measure("exact match"),
     "f1": Measure("F1 of words"),
     "perplexity": Measure("perplexity", _exp, False, False),

@@ -17,7 +17,10 @@ from lmsmith.evaluation.bootstrap import Interval
 from lmsmith.evaluation.item_log import ItemLog
 from lmsmith.evaluation.measures import aggregate
 from lmsmith.evaluation.methods.cloze import Cloze
+from lmsmith.evaluation.methods.code import Code
+from lmsmith.evaluation.methods.free_form import FreeForm
 from lmsmith.evaluation.methods.multiple_choice import MultipleChoice
+from lmsmith.evaluation.methods.rolling import Rolling
 from lmsmith.evaluation.methods.subject import Subject
 from lmsmith.evaluation.tasks.data import Item, TaskData, read_data
 from lmsmith.evaluation.tasks.prompts import Question, draw_shots, with_shots
@@ -48,9 +51,12 @@ class Method(Protocol):
         """The rows of the questions of these numbers."""
 
 
-METHODS: Mapping[str, Callable[[Subject, TaskSpec, Sequence[Question]], Method]] = {
+METHODS: Mapping[str, Callable[[Subject, TaskSpec, Sequence[Question], int], Method]] = {
     "multiple_choice": MultipleChoice,
     "cloze": Cloze,
+    "perplexity": Rolling,
+    "free_form": FreeForm,
+    "code": Code,
 }
 
 
@@ -193,7 +199,7 @@ def answer_items(
     """Ask the items that are left, longest first, and log their rows."""
     started = time.monotonic()
     questions = [ask(subject, task, setting, item, pool) for item in items]
-    method = METHODS[task.kind](subject, task, questions)
+    method = METHODS[task.kind](subject, task, questions, setting.seed)
     done = total - len(items)
     progress.begin(task.name, total, "items", done)
     for batch in length_batches(method.tokens, TOKENS_A_BATCH):

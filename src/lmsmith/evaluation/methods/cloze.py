@@ -21,7 +21,9 @@ class Cloze:
     - ``perplexity``: exp of the mean −log P(target | context), a target counting once.
     """
 
-    def __init__(self, subject: Subject, task: TaskSpec, questions: Sequence[Question]) -> None:
+    def __init__(
+        self, subject: Subject, task: TaskSpec, questions: Sequence[Question], seed: int = 0
+    ) -> None:
         self._questions = questions
         self._pairs = subject.encode_pairs(
             [(q.contexts[0], task.prompt.delimiter + q.choices[0]) for q in questions]

@@ -37,7 +37,9 @@ class MultipleChoice:
     continuation, and only ``accuracy`` is measured.
     """
 
-    def __init__(self, subject: Subject, task: TaskSpec, questions: Sequence[Question]) -> None:
+    def __init__(
+        self, subject: Subject, task: TaskSpec, questions: Sequence[Question], seed: int = 0
+    ) -> None:
         self._subject = subject
         self._partial = bool(task.prompt.contexts)
         self._unconditional = not self._partial and task.measure == "accuracy_unconditional"

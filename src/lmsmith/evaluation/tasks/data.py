@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
 import os
 import re
@@ -174,8 +173,3 @@ def _item(row: Any, number: int, file: Path) -> Item:
     if not isinstance(row, dict):
         raise UserError(f"{where}: not a JSON object", "every item must be one")
     return Item(str(number), row, where)
-
-
-def text_fingerprint(text: str) -> str:
-    """16 hexadecimal digits that stand for a text."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

@@ -16,6 +16,10 @@ from lmsmith.evaluation.tasks.data import Item
 from lmsmith.evaluation.tasks.spec import TaskSpec
 
 
+SHOWN_TEXT = 400
+"""Characters of a document that its row shows."""
+
+
 @dataclass(frozen=True)
 class Question:
     """An item written out.
@@ -92,6 +96,8 @@ def write_question(task: TaskSpec, item: Item) -> Question:
     prompt = task.prompt
     if task.kind == "multiple_choice":
         return _write_choices(task, item)
+    if task.kind == "perplexity":
+        return _write_document(task, item)
     context = _rendered(task, "context", prompt.context, item)
     target = _rendered(task, "target", prompt.target, item) if prompt.target else ""
     answers: tuple[str, ...] = (target,)
@@ -105,6 +111,15 @@ def write_question(task: TaskSpec, item: Item) -> Question:
             "give every item an answer, or leave the item out",
         )
     return Question(item.id, (context,), (target,), 0, answers, plain=context)
+
+
+def _write_document(task: TaskSpec, item: Item) -> Question:
+    """The text is the only choice; the only answer is the original, by which it is counted."""
+    text = item.fields.get("text")
+    if not isinstance(text, str) or not text.strip():
+        raise UserError(f"task {task.name}, {item.where}: no text", "give every item a text")
+    original = str(item.fields.get("original", text))
+    return Question(item.id, ("",), (text,), 0, (original,), plain=text[:SHOWN_TEXT])
 
 
 def _write_choices(task: TaskSpec, item: Item) -> Question:
@@ -195,14 +210,9 @@ def with_shots(task: TaskSpec, item: Item, shots: Sequence[Item]) -> Question:
         question.choices,
         question.gold,
         question.answers,
-        tuple(shot.id for shot in shown),
+        (*(f"demonstration {n + 1}" for n in range(len(written))), *(s.id for s in shown)),
         question.plain,
     )
-
-
-def shown_prompt(task: TaskSpec, question: Question) -> str:
-    """Exactly what the model reads, for people: all contexts where there are several."""
-    return "\n---\n".join(question.contexts)
 
 
 def item_fields(question: Question) -> Mapping[str, object]:

@@ -53,11 +53,20 @@ class DataSpec:
     """Of a text file: what one document is; an article begins with `= Title =`."""
     detokenise: Literal["", "wikitext", "penn"] = ""
     """Undoes the corpus's word tokenisation, so that a model reads text as it was trained on."""
+    window: int = 0
+    """Of a perplexity: most tokens read at once; the model's context if 0."""
+    overlap: float = 0.5
+    """Share of a window that repeats the one before, so that every token has that much before."""
 
     def check(self) -> list[tuple[str, object, str, str]]:
+        problems: list[tuple[str, object, str, str]] = []
         if bool(self.file) == bool(self.generator):
-            return [("file", self.file, "a file or a generator, one of both", "name one")]
-        return []
+            problems.append(("file", self.file, "a file or a generator, one of both", "name one"))
+        if not 0 <= self.overlap < 1:
+            problems.append(("overlap", self.overlap, "0 <= overlap < 1", "0.5 is half a window"))
+        if self.window < 0 or self.count < 1:
+            problems.append(("window", self.window, "windows and counts of 1 or more", "raise it"))
+        return problems
 
 
 @dataclass(frozen=True)
@@ -108,9 +117,11 @@ class AnswerSpec:
     reason_tokens: int = 192
     """Longest reasoning of two passes."""
     extract: str = ""
-    """Regular expression; the answer is its last match's first group. Empty: the whole text."""
+    """Regular expression; the answer is the first group of a match. Empty: the whole text."""
     normalise: Literal["text", "squad", "number"] = "squad"
     """How answers are compared: as they are, by SQuAD's rules, or as numbers."""
+    take: Literal["first", "last"] = "last"
+    """Which match of ``extract``."""
 
     def check(self) -> list[tuple[str, object, str, str]]:
         problems: list[tuple[str, object, str, str]] = []
@@ -194,7 +205,7 @@ _NEEDED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "cloze": {"context": ("context",), "target": ("target",)},
     "perplexity": {},
     "free_form": {"context": ("context",), "target": ("target", "answers")},
-    "code": {},
+    "code": {"context": ("context",), "target": ("target",), "answers": ("answers",)},
 }
 
 
