@@ -41,9 +41,7 @@ class Code:
         spec = self._spec
         prompts = [self._prompts[number] for number in numbers]
         ids = [int(self._questions[number].id) for number in numbers]
-        texts, cut = self._writer.write(
-            prompts, ids, spec.max_new_tokens, spec.stop, spec.samples
-        )
+        texts, cut = self._writer.write(prompts, ids, spec.max_new_tokens, spec.stop, spec.samples)
         with ThreadPoolExecutor(available_cores()) as pool:
             for place, number in enumerate(numbers):
                 question = self._questions[number]

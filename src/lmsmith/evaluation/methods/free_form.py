@@ -17,6 +17,7 @@ from lmsmith.evaluation.methods.writing import Writer
 from lmsmith.evaluation.tasks.prompts import Question, item_fields
 from lmsmith.evaluation.tasks.spec import AnswerSpec, TaskSpec
 
+
 class FreeForm:
     """Writes answers, and compares them with the right ones.
 
@@ -73,7 +74,9 @@ class FreeForm:
         ]
         of_item = [n for n, each in zip(ids, reasons, strict=True) for _ in each]
         prompts = self._subject.encode_contexts(asked)
-        found, cut = self._writer.write(prompts, of_item, spec.max_new_tokens, spec.stop, 1, greedy=True)
+        found, cut = self._writer.write(
+            prompts, of_item, spec.max_new_tokens, spec.stop, 1, greedy=True
+        )
         flat = iter(found)
         return [[next(flat)[0] for _ in each] for each in reasons], cut
 

@@ -59,4 +59,3 @@ class Writer:
         settings = BeamSettings(max_new_tokens=room, stop_tokens=tokenizer.stop_tokens)
         best = beam_search(self._subject.model, prompt, settings)[0]
         return "".join(until_stop(iter([tokenizer.decode(best.tokens)]), list(stops)))
-

@@ -15,7 +15,6 @@ from lmsmith.core.errors import UserError
 from lmsmith.evaluation.tasks.data import Item
 from lmsmith.evaluation.tasks.spec import TaskSpec
 
-
 SHOWN_TEXT = 400
 """Characters of a document that its row shows."""
 
