@@ -33,33 +33,13 @@ from lmsmith.training.machine import resolve_machine
 pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra [harness])")
 pytest.importorskip("transformers")
 
-WORDS = [
-    "the",
-    "dog",
-    "ran",
-    "to",
-    "a",
-    "river",
-    "and",
-    "sat",
-    "on",
-    "some",
-    "mat",
-    "by",
-    "our",
-    "little",
-    "house",
-    "near",
-    "blue",
-    "cold",
-    "sea",
-]
+WORDS = "the dog ran to a river and sat on some mat by our little house near blue sea"
 
 
 def text(generator: torch.Generator, most: int) -> str:
     count = int(torch.randint(2, most, (), generator=generator))
-    picks = torch.randint(len(WORDS), (count,), generator=generator).tolist()
-    return " ".join(WORDS[pick] for pick in picks)
+    picks = torch.randint(len(WORDS.split()), (count,), generator=generator).tolist()
+    return " ".join(WORDS.split()[pick] for pick in picks)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +48,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Subject, Any]:
     from lm_eval.models.huggingface import HFLM
 
     folder = tmp_path_factory.mktemp("models")
-    tokenizer = Tokenizer.train([" ".join(WORDS), "Question: Answer: é ."] * 4, 320)
+    tokenizer = Tokenizer.train([WORDS, "Question: Answer: é ."] * 4, 320)
     config = ModelConfig(2, 32, 2, 64, tokenizer.vocabulary_size)
     decoder = Decoder(config).eval()
     with torch.no_grad():

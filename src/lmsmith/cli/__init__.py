@@ -119,6 +119,26 @@ COMMANDS: tuple[Command, ...] = (
         ("lmsmith recipes validate my.toml",),
     ),
     Command(
+        "task add",
+        "lmsmith.cli.task",
+        "add",
+        "make a task of a description and a few examples",
+        (
+            'lmsmith task add tone "Is the review good or bad?" reviews.jsonl --labels good,bad',
+            'lmsmith task add city "Name the city." cities.jsonl',
+        ),
+    ),
+    Command(
+        "task run",
+        "lmsmith.cli.task",
+        "run",
+        "put a task of your own to texts, with each label's probability",
+        (
+            "lmsmith task run tone smollm2-135m < input.jsonl",
+            "lmsmith task run tone runs/quickstart --input reviews.txt",
+        ),
+    ),
+    Command(
         "tasks ls",
         "lmsmith.cli.tasks",
         "list_tasks",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,8 +16,12 @@ from lmsmith.core.progress import LineProgress, LiveProgress, QuietProgress, Run
 from lmsmith.core.recipe import MachineConfig
 
 if TYPE_CHECKING:
+    from lmsmith.evaluation.comparing import Comparison
     from lmsmith.evaluation.suite import Setting, TaskResult
     from lmsmith.evaluation.tasks.spec import TaskSpec
+
+Plan = list[tuple[str, "TaskSpec", "Setting"]]
+"""(label, task, setting) of everything that is to be measured."""
 
 _List = Annotated[str, tyro.conf.arg(metavar="A,B,…")]
 _Folders = Annotated[tyro.conf.UseAppendAction[tuple[Path, ...]], tyro.conf.arg(metavar="FOLDER")]
@@ -35,6 +41,10 @@ def evaluate(
     start_of_text: Literal["auto", "always", "never"] = "auto",
     precision: Literal["auto", "bf16", "fp32"] = "auto",
     threads: int = 0,
+    contamination: Annotated[
+        tyro.conf.UseAppendAction[tuple[Path, ...]], tyro.conf.arg(metavar="FILE")
+    ] = (),
+    compare: Annotated[str, tyro.conf.arg(metavar="MODEL")] = "",
     folder: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
     json: bool = False,
     quiet: bool = False,
@@ -59,45 +69,125 @@ def evaluate(
         start_of_text: Whether texts begin with that token; auto: as the tokenizer does.
         precision: Of matrix products; auto: bf16 where the processor multiplies it.
         threads: Of one operation; 0 for all cores.
+        contamination: Text that a model was trained on (.txt, .jsonl): the score without items
+            that overlap with it; may be given more than once.
+        compare: A second model, asked the same items: what the first gains over it.
         folder: Where results go; evals/MODEL by default.
         json: Print one JSON object on standard output, and nothing else there.
         quiet: Show no progress.
     """
-    from lmsmith.core.locking import locked
-    from lmsmith.core.signals import StopSignal
-    from lmsmith.evaluation.methods.subject import load_subject
+    from lmsmith.core.files import write_json
     from lmsmith.evaluation.tasks.data import search_path
     from lmsmith.training.machine import prepare_process
 
     if limit is not None and limit < 1:
         raise UserError(f"--limit {limit}: must be 1 or more", "leave it out for all items")
+    if compare and folder_name(compare) == folder_name(model):
+        raise UserError(f"--compare {compare}: the same model", "name another")
     plan = make_plan(tasks, suite, shots, fixed_shots, limit, seed, measure)
-    path = search_path(data)
-    begins = {"auto": None, "always": True, "never": False}[start_of_text]
-    progress = choose_progress(f"eval {model}", quiet or json)
+    run = Run(
+        plan,
+        search_path(data),
+        prepare_process(MachineConfig(precision=precision, threads=threads)),
+        {"auto": None, "always": True, "never": False}[start_of_text],
+        chat,
+        skip_missing=bool(suite),
+        quiet=quiet or json,
+    )
     place = folder or Path("evals") / folder_name(model)
-    with StopSignal(), locked(place, progress):
-        progress.plan([label for label, _, _ in plan])
-        try:
-            subject = load_subject(
-                model,
-                prepare_process(MachineConfig(precision=precision, threads=threads)),
-                begins=begins,
-                chat=chat,
-            )
-            results = run_plan(subject, plan, path, place, progress, skip_missing=bool(suite))
-        finally:
-            progress.close()
-        record = record_results(subject, results, place)
+    beside = place.with_name(f"{place.name}-{folder_name(compare)}") if folder else None
+    before = None
+    if compare:
+        before = run.measure(compare, beside or Path("evals") / folder_name(compare))
+    found = run.measure(model, place)
+    if contamination:
+        add_contamination(found, contamination)
+        write_json(place / "results.json", found.record)
+    return report(found, before, place, json)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model's results; ``record`` is what results.json holds."""
+
+    record: dict[str, Any]
+    results: list[TaskResult]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is to be measured of a model, and how."""
+
+    plan: Plan
+    path: list[Path]
+    machine: Any
+    begins: bool | None
+    chat: bool
+    skip_missing: bool
+    quiet: bool
+
+    def measure(self, model: str, place: Path) -> Measured:
+        """Put everything to a model; results and items go to ``place``."""
+        from lmsmith.core.locking import locked
+        from lmsmith.core.signals import StopSignal
+        from lmsmith.evaluation.methods.subject import load_subject
+
+        progress = choose_progress(f"eval {model}", self.quiet)
+        with StopSignal(), locked(place, progress):
+            progress.plan([label for label, _, _ in self.plan])
+            try:
+                subject = load_subject(model, self.machine, begins=self.begins, chat=self.chat)
+                results = run_plan(
+                    subject, self.plan, self.path, place, progress, skip_missing=self.skip_missing
+                )
+            finally:
+                progress.close()
+            return Measured(record_results(subject, results, place), results)
+
+
+def add_contamination(found: Measured, files: Sequence[Path]) -> None:
+    """Put each result's scores on clean and dirty items, by both rules, into the record."""
+    from lmsmith.evaluation.contamination import RULES, find_overlaps, row_text, split_scores
+    from lmsmith.evaluation.tasks.data import read_items
+    from lmsmith.evaluation.tasks.spec import DataSpec
+
+    def documents() -> Iterator[str]:
+        for file in files:
+            for item in read_items(file, DataSpec(file=str(file))):
+                yield str(item.fields.get("text", ""))
+
+    for result, record in zip(found.results, found.record["results"], strict=True):
+        texts = {row["id"]: row_text(row) for row in result.rows}
+        record["contamination"] = []
+        for rule in RULES:
+            dirty, n = find_overlaps(texts, documents(), rule, result.setting.seed)
+            split = split_scores(result.rows, result.task.measure, dirty, rule, n)
+            record["contamination"].append(split.as_dict())
+
+
+def report(found: Measured, before: Measured | None, place: Path, json: bool) -> int:
+    """Write the page, and print the table or the JSON."""
+    from lmsmith.evaluation.comparing import compare_rows
+    from lmsmith.report.evaluation_page import build_evaluation_page
+
+    comparisons, other = [], ""
+    if before is not None:
+        other = before.record["model"]
+        by_name = {result.name: result for result in before.results}
+        for result in found.results:
+            rows = by_name[result.name].rows
+            name, measure, seed = result.name, result.task.measure, result.setting.seed
+            comparisons.append(compare_rows(name, measure, rows, result.rows, seed))
+    page = build_evaluation_page(
+        place, found.record, found.results, comparisons=comparisons, other=other
+    )
     if json:
-        print_json(record)
-    else:
-        print_table(results, subject.parameters)
-        print(f"items and answers: {place}")
+        compared = {"compared_with": other, "comparisons": [c.as_dict() for c in comparisons]}
+        print_json(found.record | (compared if other else {}) | {"report": str(page)})
+        return 0
+    print_tables(found, comparisons, other)
+    print(f"report: {page}")
     return 0
-
-
-Plan = list[tuple[str, "TaskSpec", "Setting"]]
 
 
 def make_plan(
@@ -179,12 +269,12 @@ def run_plan(
     return results
 
 
-def record_results(subject: Any, results: list[TaskResult], place: Path) -> dict[str, object]:
+def record_results(subject: Any, results: list[TaskResult], place: Path) -> dict[str, Any]:
     """Write results.json, and return what is in it."""
     from lmsmith import __version__
     from lmsmith.core.files import write_json
 
-    record: dict[str, object] = {
+    record: dict[str, Any] = {
         "model": subject.name,
         "parameters": subject.parameters,
         "fingerprint": subject.fingerprint,
@@ -211,10 +301,22 @@ def choose_progress(title: str, quiet: bool) -> RunProgress:
     return LiveProgress(title) if sys.stderr.isatty() else LineProgress()
 
 
-def print_table(results: list[TaskResult], parameters: int) -> None:
+def print_tables(found: Measured, comparisons: list[Comparison], other: str) -> None:
     """Each task's value with its interval, beside the papers' figures of the nearest sizes."""
     from rich.console import Console
 
-    from lmsmith.cli.eval_table import results_table
+    from lmsmith.cli.eval_table import (
+        comparison_table,
+        contamination_lines,
+        paper_lines,
+        results_table,
+    )
 
-    Console().print(results_table(results, parameters))
+    console = Console()
+    console.print(results_table(found.results))
+    for line in paper_lines(found.results, found.record["parameters"]):
+        print(f"papers: {line}")
+    for line in contamination_lines(found.record):
+        print(f"contamination: {line}")
+    if comparisons:
+        console.print(comparison_table(comparisons, other, found.record["model"]))

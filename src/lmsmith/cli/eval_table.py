@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich import box
 from rich.table import Table
 
-from lmsmith.evaluation.bootstrap import Interval
+from lmsmith.evaluation.comparing import Comparison
 from lmsmith.evaluation.measures import measure_of
 from lmsmith.evaluation.suite import TaskResult
-from lmsmith.evaluation.tasks.spec import Published
-from lmsmith.report.numbers import duration, number
+from lmsmith.report.evaluation_page import (
+    nearest,
+    ordered_measures,
+    shown_interval,
+    shown_published,
+    shown_value,
+)
+from lmsmith.report.numbers import duration, signed
 
-NEAREST = 2
-"""Figures of papers beside each of ours."""
 
-
-def results_table(results: Sequence[TaskResult], parameters: int) -> Table:
+def results_table(results: Sequence[TaskResult]) -> Table:
     """A row a task and number of shots; all measures of it, the headline first."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("task", "shots", "items", "measure", "value", "95 % interval"):
-        justify = "left" if name in ("task", "measure") else "right"
-        table.add_column(name, justify=justify, no_wrap=name != "task")
-    table.add_column("papers")
+        on_left = name in ("task", "measure")
+        table.add_column(name, justify="left" if on_left else "right", no_wrap=True)
     table.add_column("time", justify="right", no_wrap=True)
     for result in results:
         for place, name in enumerate(ordered_measures(result)):
@@ -37,37 +39,57 @@ def results_table(results: Sequence[TaskResult], parameters: int) -> Table:
                 measure_of(name).name,
                 shown_value(name, interval.value),
                 shown_interval(name, interval),
-                "; ".join(shown_published(row) for row in nearest(result, name, parameters)),
                 duration(result.seconds) if first else "",
                 style="" if first else "dim",
             )
     return table
 
 
-def ordered_measures(result: TaskResult) -> list[str]:
-    """The headline, then the others."""
-    return sorted(result.measures, key=lambda name: name != result.task.measure)
+def paper_lines(results: Sequence[TaskResult], parameters: int) -> list[str]:
+    """Papers' figures of the same tasks and measures, those of the nearest sizes."""
+    lines = []
+    for result in results:
+        for name in ordered_measures(result):
+            shown = [shown_published(row) for row in nearest(result, name, parameters)]
+            if shown:
+                lines.append(f"{result.name}, {measure_of(name).name}: {'; '.join(shown)}")
+    return lines
 
 
-def nearest(result: TaskResult, measure: str, parameters: int) -> list[Published]:
-    """Papers' figures of a measure, those of the nearest sizes first."""
-    rows = [row for row in result.published if row.measure == measure]
-    rows.sort(key=lambda row: abs(math.log(row.parameters / max(parameters, 1))))
-    return rows[:NEAREST]
+def contamination_lines(record: Mapping[str, Any]) -> list[str]:
+    """What is left of each score without the items that overlap with training text."""
+    lines = []
+    for result in record["results"]:
+        for each in result.get("contamination", []):
+            measure = each["measure"]
+            clean = each["clean"]
+            without = shown_value(measure, clean["value"]) if clean else "none is clean"
+            lines.append(
+                f"{result['task']}, by {each['rule'].upper()}'s rule: {each['dirty_items']} of "
+                f"{result['items']} items overlap; {shown_value(measure, each['all']['value'])} on "
+                f"all, {without} on clean ones"
+            )
+    return lines
 
 
-def shown_value(measure: str, value: float) -> str:
-    """A share in per cent, anything else as a number."""
-    if measure_of(measure).is_share:
-        return f"{100 * value:.1f} %"
-    return number(value, 4)
-
-
-def shown_interval(measure: str, interval: Interval) -> str:
-    if measure_of(measure).is_share:
-        return f"{100 * interval.low:.1f} to {100 * interval.high:.1f}"
-    return f"{number(interval.low, 4)} to {number(interval.high, 4)}"
-
-
-def shown_published(row: Published) -> str:
-    return f"{row.model} {shown_value(row.measure, row.value)}"
+def comparison_table(comparisons: Sequence[Comparison], a: str, b: str) -> Table:
+    """A row a task: both values, their difference with its interval, items won and lost."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("task", "measure", a, b, "difference", "95 % interval", "won", "lost", ""):
+        table.add_column(name, justify="left" if name in ("task", "measure", "") else "right")
+    for each in comparisons:
+        share = measure_of(each.measure).is_share
+        scale = 100.0 if share else 1.0
+        ends = each.difference
+        table.add_row(
+            each.task,
+            measure_of(each.measure).name,
+            shown_value(each.measure, each.value_a),
+            shown_value(each.measure, each.value_b),
+            signed(scale * ends.value),
+            f"{signed(scale * ends.low)} to {signed(scale * ends.high)}",
+            str(len(each.gained)) if share else "",
+            str(len(each.lost)) if share else "",
+            each.verdict,
+        )
+    return table

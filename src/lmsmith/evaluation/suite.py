@@ -94,7 +94,8 @@ class TaskResult:
         truncated: items whose beginning did not fit the context.
         mean_shots: examples that were shown, on average.
         seconds: spent, in all sittings.
-        log: the items' rows.
+        rows: of the items, in the data's order.
+        log: the file that holds them.
     """
 
     task: TaskSpec
@@ -104,6 +105,7 @@ class TaskResult:
     truncated: int
     mean_shots: float
     seconds: float
+    rows: Sequence[Mapping[str, Any]]
     log: Path
 
     @property
@@ -182,6 +184,7 @@ def evaluate_task(
         sum(row["truncated"] > 0 for row in rows),
         sum(len(row["shots"]) for row in rows) / len(rows),
         log.seconds,
+        rows,
         log.path,
     )
 

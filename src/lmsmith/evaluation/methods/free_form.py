@@ -21,9 +21,9 @@ from lmsmith.evaluation.tasks.spec import AnswerSpec, TaskSpec
 class FreeForm:
     """Writes answers, and compares them with the right ones.
 
-    With ``reason`` it asks twice (Kojima et al. 2022, section 3): the question and the trigger, from
-    which the model reasons; then all that and the extraction prompt, from which it answers. With
-    several samples the commonest answer is taken.
+    With ``reason`` it asks twice (Kojima et al. 2022, section 3): the question and the trigger,
+    from which the model reasons; then all that and the extraction prompt, from which it answers.
+    With several samples the commonest answer is taken.
 
     ``exact_match`` is by the task's normalisation, ``f1`` by SQuAD's.
     """

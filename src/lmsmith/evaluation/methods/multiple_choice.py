@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -100,7 +99,7 @@ class MultipleChoice:
             "gold": question.gold,
             "chosen": chosen,
             "choices": choices,
-            "probabilities": {name: softmax(each) for name, each in scores.items()},
+            "scores": {n: [round(s, 6) for s in each] for n, each in scores.items()},
             "truncated": max(pair.truncated for pair in asked.pairs),
             "metrics": {name: float(each == question.gold) for name, each in chosen.items()},
         }
@@ -139,10 +138,3 @@ def choice_scores(
             total - other.total for total, other in zip(totals, alone, strict=True)
         ]
     return scores
-
-
-def softmax(scores: Sequence[float]) -> list[float]:
-    """exp(score) in shares of their sum, to six decimals."""
-    most = max(scores)
-    weights = [math.exp(score - most) for score in scores]
-    return [round(weight / sum(weights), 6) for weight in weights]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 LEAST_SHARED = 8
 """Tokens that sequences must share for a node of their own: a node costs what a few tokens do."""
 
-Tokens = Sequence[int]
+Tokens = tuple[int, ...]
 
 
 @dataclass

@@ -12,6 +12,7 @@ import platform
 import resource
 import struct
 import sys
+from pathlib import Path
 
 NO_NEW_PRIVILEGES, SET_SECCOMP, FILTER_MODE = 38, 22, 2
 ALLOW, REFUSE, NOT_THERE, KILL = 0x7FFF0000, 0x00050001, 0x00050026, 0x80000000
@@ -109,10 +110,10 @@ def close_files(libc: ctypes.CDLL, folder: str) -> None:
     readable = {sys.base_prefix, sys.prefix, "/usr", "/lib", "/lib64"}
     _allow(libc, rules, folder, rights)
     for path in sorted(readable):
-        if os.path.isdir(path):
+        if Path(path).is_dir():
             _allow(libc, rules, path, reading)
     for path in ("/dev/null", "/dev/urandom", "/dev/zero"):
-        if os.path.exists(path):
+        if Path(path).exists():
             _allow(libc, rules, path, READ_FILE | WRITE_FILE)
     _check(libc.syscall(LANDLOCK_RESTRICT, rules, 0), "landlock")
     os.close(rules)
@@ -140,8 +141,9 @@ def refuse_calls(libc: ctypes.CDLL, machine: str) -> None:
     ]
     for answer, table in ((REFUSE, REFUSED), (NOT_THERE, UNKNOWN)):
         for numbers in table.values():
-            if numbers[column] is not None:
-                lines += [(equal, 0, 1, numbers[column]), (end, 0, 0, answer)]
+            number = numbers[column]
+            if number is not None:
+                lines += [(equal, 0, 1, number), (end, 0, 0, answer)]
     lines += [
         (equal, 0, 4, CLONE[column]),
         (load_word, 0, 0, first_argument_at),

@@ -28,8 +28,8 @@ def arithmetic_rows(count: int, seed: int, *, kind: str) -> list[Row]:
     two operations of + − ×, the first pair in parentheses.
     """
     generator = np.random.default_rng([seed, ARITHMETIC.index(kind)])
-    digits, sign = int(kind[0]), kind[2:]
-    rows = []
+    digits, sign = int(kind[0]), kind[3:]
+    rows: list[Row] = []
     for _ in range(count):
         if sign == "composite":
             a, b, c = (int(x) for x in generator.integers(0, 10, size=3))
@@ -51,7 +51,7 @@ def scramble_rows(count: int, seed: int, *, kind: str) -> list[Row]:
     more; a word that its scrambling does not change is left out.
     """
     generator = np.random.default_rng([seed, SCRAMBLES.index(kind)])
-    rows = []
+    rows: list[Row] = []
     for place in generator.permutation(len(common_words())):
         word = common_words()[int(place)]
         scrambled = _SCRAMBLERS[kind](word, generator)

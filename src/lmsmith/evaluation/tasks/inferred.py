@@ -9,7 +9,7 @@ from typing import Any
 from lmsmith.core.errors import UserError
 from lmsmith.evaluation.tasks.spec import AnswerSpec, DataSpec, Kind, PromptSpec, TaskSpec
 
-_SHAPES: tuple[tuple[frozenset[str], Kind, Mapping[str, str]], ...] = (
+_SHAPES: tuple[tuple[frozenset[str], Kind, Mapping[str, Any]], ...] = (
     (
         frozenset({"query", "choices", "gold"}),
         "multiple_choice",
