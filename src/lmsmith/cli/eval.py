@@ -312,7 +312,8 @@ def print_tables(found: Measured, comparisons: list[Comparison], other: str) -> 
         results_table,
     )
 
-    console = Console()
+    # A pipe has no width of its own; a table that is cut would say less.
+    console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(results_table(found.results))
     for line in paper_lines(found.results, found.record["parameters"]):
         print(f"papers: {line}")

@@ -125,7 +125,7 @@ def _task(number: int, result: TaskResult, parameters: int) -> dict[str, Any]:
         "about": result.task.about,
         "source": result.task.source,
         "shots": result.setting.label,
-        "items": f"{result.items:,}",
+        "count": f"{result.items:,}",
         "truncated": result.truncated,
         "seconds": result.seconds,
         "log": result.log.name,

@@ -23,7 +23,10 @@ from lmsmith.evaluation.tasks.detokenise import (
             'He had a guest-starring role, as "Craig", in 1,000 shows.',
         ),
         (" = = Career = = ", "== Career =="),
-        (" The <unk> 's reach ( 10 @.@ 4 miles ) is 5 % . ", "The <unk>'s reach (10.4 miles) is 5%."),
+        (
+            " The <unk> 's reach ( 10 @.@ 4 miles ) is 5 % . ",
+            "The <unk>'s reach (10.4 miles) is 5%.",
+        ),
         (" Chang 'an and Li <unk> ; ", "Chang 'an and Li <unk>;"),
     ],
 )

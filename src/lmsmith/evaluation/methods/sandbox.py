@@ -4,7 +4,8 @@ Each runs in a process of its own, in an empty temporary folder, with these limi
 `sandbox_child` before the program begins:
 
 - processor time, memory, file size and open files by resource limits; wall time from outside;
-- no network, no other process, no signal to one: seccomp refuses the system calls;
+- no network, no other process, no signal to one, no change of a file's rights: seccomp refuses
+  the system calls, and root's powers are given up;
 - no file outside its folder but the interpreter's own to read: Landlock refuses it.
 
 Where the system has neither seccomp nor Landlock (they are Linux's), nothing is run. What remains:

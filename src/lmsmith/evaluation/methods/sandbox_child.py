@@ -21,7 +21,7 @@ ALLOW, REFUSE, NOT_THERE, KILL = 0x7FFF0000, 0x00050001, 0x00050026, 0x80000000
 AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
 # Numbers of the system calls that are refused, on x86-64 and arm64.
-REFUSED = {
+REFUSED: dict[str, tuple[int | None, int | None]] = {
     "socket": (41, 198),
     "socketpair": (53, 199),
     "connect": (42, 203),
@@ -45,10 +45,34 @@ REFUSED = {
     "perf_event_open": (298, 241),
     "keyctl": (250, 219),
     "setpriority": (141, 140),
+    # Landlock leaves a file's owner, rights and times to whoever owns it.
+    "chmod": (90, None),
+    "fchmod": (91, 52),
+    "fchmodat": (268, 53),
+    "fchmodat2": (452, 452),
+    "chown": (92, None),
+    "fchown": (93, 55),
+    "lchown": (94, None),
+    "fchownat": (260, 54),
+    "utime": (132, None),
+    "utimes": (235, None),
+    "futimesat": (261, None),
+    "utimensat": (280, 88),
+    "setxattr": (188, 5),
+    "lsetxattr": (189, 6),
+    "fsetxattr": (190, 7),
+    "removexattr": (197, 14),
+    "lremovexattr": (198, 15),
+    "fremovexattr": (199, 16),
 }
-UNKNOWN = {"io_uring_setup": (425, 425), "clone3": (435, 435)}
+UNKNOWN: dict[str, tuple[int | None, int | None]] = {
+    "io_uring_setup": (425, 425),
+    "clone3": (435, 435),
+}
 """As on an older system: the C library then makes threads by clone, which is looked at."""
 CLONE = (56, 220)
+CAPSET = (126, 91)
+CAPABILITIES_VERSION = 0x20080522
 CLONE_THREAD = 0x00010000
 
 LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 444, 445, 446
@@ -93,6 +117,10 @@ def hold_back(folder: str, limits: dict[str, int]) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     _check(libc.prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0), "no_new_privs")
     close_files(libc, folder)
+    number = CAPSET[0 if machine == "x86_64" else 1]
+    nothing = struct.pack("6I", 0, 0, 0, 0, 0, 0)
+    header = struct.pack("Ii", CAPABILITIES_VERSION, 0)
+    _check(libc.syscall(number, header, nothing), "giving up root's powers")
     refuse_calls(libc, machine)
 
 
