@@ -84,6 +84,12 @@ def test_a_forbidden_token_is_passed_over_at_the_first_place_only(tiny: Subject)
     first, other = reader.read([Pair((*context, best), 1), Pair((*context, second), 1)])
     assert (first.greedy, first.greedy_allowed) == (True, False)
     assert (other.greedy, other.greedy_allowed) == (False, True)
+    with torch.no_grad():
+        following = int(decoder.logits(decoder(torch.tensor([[*context, best]]))[0, -1]).argmax())
+    assert following != best
+    reader = LikelihoodReader(tiny.model, forbidden=[following])
+    found = reader.read([Pair((*context, best, following), 2)])[0]
+    assert (found.greedy, found.greedy_allowed) == (True, True)
 
 
 def test_contexts_end_where_the_text_does_and_spaces_go_with_the_answer(tiny: Subject) -> None:
