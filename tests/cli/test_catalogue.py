@@ -95,6 +95,14 @@ def test_generate_writes_the_same_text_and_tokens(capsys: pytest.CaptureFixture[
         assert len(log_probs) == 5
         assert log_probs == sorted(log_probs, reverse=True)
         assert token["log_probability"] <= log_probs[0] + 1e-6
+    assert "prompt_log_probabilities" not in whole
+    words += ["--json", "--prompt-log-probabilities", "--alternatives", "2"]
+    fuller = answer(capsys, *words)
+    prompt = fuller["prompt_log_probabilities"]
+    assert [each["id"] for each in prompt] == fuller["prompt_tokens"][1:]
+    assert all(each["log_probability"] < 0 for each in prompt)
+    assert [each["id"] for each in fuller["tokens"]] == [each["id"] for each in whole["tokens"]]
+    assert all(len(each["alternatives"]) == 2 for each in [*prompt, *fuller["tokens"]])
     assert cli.main(["generate", "runs/small", "hello", "--top-p", "0"]) == 2
     assert "top_p" in capsys.readouterr().err
     assert cli.main(["generate", "nothing", "hello"]) == 2

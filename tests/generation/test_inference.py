@@ -9,7 +9,8 @@ import torch
 
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.generation.inference import InferenceDecoder
-from lmsmith.generation.kernels import Kernels, TorchKernels, best_kernels
+from lmsmith.generation.kernels import Kernels, TorchKernels
+from lmsmith.generation.native.operations import best_kernels
 from lmsmith.models.config import ModelConfig, RopeScaling
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.presets import llama
@@ -26,6 +27,11 @@ SHAPES = {
     "wide band": replace(PLAIN, attention_pattern=("banded",), window=70),
     "llama": LLAMA,
     "one shared head": replace(LLAMA, key_value_heads=1, head_width=32, tied_embeddings=False),
+    "heads of 64": replace(LLAMA, head_width=64),
+    "six share a head": replace(LLAMA, heads=6, key_value_heads=1, head_width=128),
+    "banded heads of 64": replace(
+        PLAIN, attention_pattern=("banded", "dense"), window=37, head_width=64
+    ),
     "dynamic": replace(LLAMA, rope_scaling=RopeScaling("dynamic", factor=2.0, original_context=50)),
 }
 
@@ -95,7 +101,8 @@ def test_pieces_of_ragged_rows_give_the_states_of_the_whole(name: str, kernels: 
 def test_a_rows_states_are_the_same_bits_in_any_company() -> None:
     if type(best_kernels()) is TorchKernels:
         pytest.skip("promised of the C++ kernels")
-    for config in (PLAIN, LLAMA):
+    for name in ("gpt2", "llama", "heads of 64", "banded heads of 64"):
+        config = SHAPES[name]
         model = InferenceDecoder(random_decoder(config), BF16)
         generator = torch.Generator().manual_seed(2)
         rows = [torch.randint(61, (n,), generator=generator).tolist() for n in (9, 40, 3, 70, 11)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,6 +35,10 @@ def make_decoder(seed: int, vocabulary: int, spread: float = 0.3) -> Decoder:
     return decoder
 
 
+def speculated(*args: Any, **options: Any) -> list[int]:
+    return [event.token for event in speculate(*args, **options)]
+
+
 def drafter(kind: str, decoder: Decoder, settings: SamplingSettings) -> Drafter:
     return PromptLookup() if kind == "lookup" else DraftModel(decoder, settings)
 
@@ -46,7 +51,7 @@ def test_greedy_text_is_the_models_own(kind: str, penalty: float) -> None:
     for prompt in ([1], [1, 2, 3, 1, 2], [4] * 30, [5, 0, 5, 0, 5]):
         expected = list(stream(target, prompt, settings))
         guesser = drafter(kind, draft, settings)
-        assert list(speculate(target, prompt, settings, guesser, guesses=3)) == expected
+        assert speculated(target, prompt, settings, guesser, guesses=3) == expected
 
 
 def test_the_model_as_its_own_draft_is_always_right() -> None:
@@ -59,7 +64,7 @@ def test_the_model_as_its_own_draft_is_always_right() -> None:
             return super().guess(*args)  # type: ignore[arg-type]
 
     settings = SamplingSettings(20, seed=1)
-    assert len(list(speculate(target, [1], settings, Counting(target, settings), guesses=4))) == 20
+    assert len(speculated(target, [1], settings, Counting(target, settings), guesses=4)) == 20
     assert len(asked) == 4
 
 
@@ -74,7 +79,7 @@ def test_sampled_tokens_have_the_models_distribution(kind: str) -> None:
     for seed in range(count):
         settings = SamplingSettings(3, temperature=0.9, seed=seed)
         guesser = PromptLookup() if kind == "lookup" else DraftModel(small, settings)
-        seen[tuple(speculate(model, prompt, settings, guesser, guesses=2))] += 1
+        seen[tuple(speculated(model, prompt, settings, guesser, guesses=2))] += 1
     replies = torch.cartesian_prod(*[torch.arange(vocabulary)] * 3)
     texts = torch.cat([torch.tensor([prompt]).expand(len(replies), -1), replies], dim=1)
     with torch.no_grad():

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lmsmith.catalogue.resolving import Source, resolve
@@ -16,6 +15,7 @@ from lmsmith.core.errors import UserError
 from lmsmith.core.files import read_json
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
+from lmsmith.models.empty import without_weights
 from lmsmith.models.folder import load_decoder, load_tokenizer, read_model_config
 from lmsmith.models.interop.folders import read_transformers_config, read_transformers_folder
 from lmsmith.models.interop.gguf_file import GgufFile, open_gguf
@@ -90,7 +90,7 @@ def read_config(source: Source) -> ModelConfig:
 
 def make_decoder(config: ModelConfig, state: Mapping[str, Tensor]) -> Decoder:
     """A decoder with these weights, as float32; they are not copied where they are already."""
-    with torch.device("meta"):
+    with without_weights():
         decoder = Decoder(config)
     decoder.load_state_dict({name: each.float() for name, each in state.items()}, assign=True)
     return decoder.requires_grad_(True).eval()

@@ -64,6 +64,16 @@ COMMANDS: tuple[Command, ...] = (
         ),
     ),
     Command(
+        "eval",
+        "lmsmith.cli.eval",
+        "evaluate",
+        "measure a model on tasks, as the papers did",
+        (
+            "lmsmith eval smollm2-135m --tasks lambada,copa --limit 100 --data DATA",
+            "lmsmith eval runs/quickstart --tasks my_task.jsonl --shots 0,4 --json",
+        ),
+    ),
+    Command(
         "pull",
         "lmsmith.cli.catalogue",
         "pull",
@@ -107,6 +117,43 @@ COMMANDS: tuple[Command, ...] = (
         "validate_recipe",
         "check a recipe, and list every problem in it",
         ("lmsmith recipes validate my.toml",),
+    ),
+    Command(
+        "task add",
+        "lmsmith.cli.task",
+        "add",
+        "make a task of a description and a few examples",
+        (
+            'lmsmith task add tone "Is the review good or bad?" reviews.jsonl --labels good,bad',
+            'lmsmith task add city "Name the city." cities.jsonl',
+        ),
+    ),
+    Command(
+        "task run",
+        "lmsmith.cli.task",
+        "run",
+        "put a task of your own to texts, with each label's probability",
+        (
+            "lmsmith task run tone smollm2-135m < input.jsonl",
+            "lmsmith task run tone runs/quickstart --input reviews.txt",
+        ),
+    ),
+    Command(
+        "tasks ls",
+        "lmsmith.cli.tasks",
+        "list_tasks",
+        "list the tasks and suites that a model can be measured on",
+        ("lmsmith tasks ls",),
+    ),
+    Command(
+        "tasks show",
+        "lmsmith.cli.tasks",
+        "show",
+        "show a task, and the exact prompt of an item",
+        (
+            "lmsmith tasks show lambada --data DATA --shots 2",
+            "lmsmith tasks show arithmetic/2d_plus --shots 4",
+        ),
     ),
     Command(
         "models ls",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -11,9 +13,9 @@ from lmsmith.cli.output import print_json
 from lmsmith.core.recipe import MachineConfig
 
 if TYPE_CHECKING:
+    from lmsmith.generation.log_probs import TokenLogProb
+    from lmsmith.generation.settings import SamplingSettings
     from lmsmith.library import LanguageModel
-
-ALTERNATIVES = 5
 
 
 def generate(
@@ -24,6 +26,8 @@ def generate(
     top_p: Annotated[float | None, tyro.conf.arg(metavar="P")] = None,
     seed: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
     json: bool = False,
+    alternatives: Annotated[int, tyro.conf.arg(metavar="N")] = 5,
+    prompt_log_probabilities: bool = False,
 ) -> int:
     """Continue a text, and print what comes after it as it is written.
 
@@ -36,8 +40,10 @@ def generate(
         top_p: Only the likeliest tokens of this total probability may come; 1 means all. As the
             makers advise if not given, or 0.95.
         seed: Of all chance; a fresh one if not given.
-        json: Print text, tokens and log-probabilities (of each token and the five likeliest in
-            its place, natural logarithms, before temperature and top-p) as one JSON object.
+        json: Print text, tokens and log-probabilities (natural logarithms, before temperature and
+            top-p) as one JSON object.
+        alternatives: How many of the likeliest tokens the JSON object has in each token's place.
+        prompt_log_probabilities: Let the JSON object have those of the prompt's tokens too.
     """
     from lmsmith.library import load
     from lmsmith.training.machine import prepare_process
@@ -48,6 +54,12 @@ def generate(
     settings = language_model.settings(max_tokens, temperature, 0, top_p, seed)
     tokens = language_model.text_tokens(prompt)
     if json:
+        settings = replace(
+            settings,
+            log_probs=True,
+            top_log_probs=alternatives,
+            prompt_log_probs=prompt_log_probabilities,
+        )
         print_json(_whole(language_model, prompt, tokens, settings) | {"seed": seed})
         return 0
     for piece in language_model.write(tokens, settings):
@@ -56,26 +68,29 @@ def generate(
     return 0
 
 
-def _whole(model: LanguageModel, prompt: str, tokens: list[int], settings: Any) -> dict[str, Any]:
+def _whole(
+    model: LanguageModel, prompt: str, tokens: list[int], settings: SamplingSettings
+) -> dict[str, Any]:
     """Everything about a continuation."""
-    written = list(model.write_tokens(tokens, settings))
-    ended = bool(written) and written[-1] in settings.stop_tokens
-    tokenizer = model.tokenizer
+    reply = model.whole_reply(tokens, settings)
 
     def named(token: int, log_prob: float) -> dict[str, Any]:
-        text = tokenizer.decode([token], special=True)
+        text = model.tokenizer.decode([token], special=True)
         return {"id": token, "text": text, "log_probability": log_prob}
 
-    choices = model.token_choices(tokens, written, ALTERNATIVES)
+    def explained(found: Iterable[TokenLogProb]) -> list[dict[str, Any]]:
+        return [
+            named(each.token, each.log_prob) | {"alternatives": [named(*pair) for pair in each.top]}
+            for each in found
+        ]
+
+    asked = {"prompt_log_probabilities": explained(reply.prompt_log_probs)}
     return {
         "model": str(model.folder),
         "prompt": prompt,
         "prompt_tokens": tokens,
-        "text": tokenizer.decode(written[:-1] if ended else written),
-        "finish": "stop" if ended else "length",
-        "tokens": [
-            named(choice.token, choice.log_prob)
-            | {"alternatives": [named(*pair) for pair in choice.alternatives]}
-            for choice in choices
-        ],
+        **(asked if settings.prompt_log_probs else {}),
+        "text": reply.text,
+        "finish": reply.finish,
+        "tokens": explained(reply.log_probs),
     }

@@ -9,7 +9,7 @@ token.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -49,10 +49,17 @@ class BeamSettings:
 
 @dataclass(frozen=True)
 class Beam:
-    """A reply found: its tokens, and its score, Σ log p / length^α."""
+    """A reply found.
+
+    Attributes:
+        tokens: its stop token included.
+        score: Σ log p / length^α.
+        log_probs: of each token, by the model alone.
+    """
 
     tokens: tuple[int, ...]
     score: float
+    log_probs: tuple[float, ...]
 
 
 def beam_search(
@@ -80,19 +87,17 @@ def beam_search(
     cache = model.new_cache(2 * settings.width, len(prompt) + longest)
     row = cache.open()
     logits_bv = model.logits(model.read([(row, list(prompt))], cache)[-1:])
-    alive: list[_Alive] = [_Alive((), 0.0, row)]
+    alive = [_Alive((), (), 0.0, row)]
     finished: list[Beam] = []
     for step in range(1, longest + 1):
         stays, ends = _expand(alive, logits_bv, settings)
-        finished += [Beam(tokens, score / step**settings.length_penalty) for tokens, score in ends]
+        finished += [beam.end(settings) for beam in ends]
         finished = sorted(finished, key=lambda beam: -beam.score)[: settings.width]
         if step == longest:
             # As many as are among the ``width`` best.
-            for beam in stays[: settings.width - len(ends)]:
-                finished.append(Beam(beam.tokens, beam.score / step**settings.length_penalty))
+            finished += [beam.end(settings) for beam in stays[: settings.width - len(ends)]]
             break
-        best = stays[0].score / step**settings.length_penalty
-        if len(finished) == settings.width and best <= finished[-1].score:
+        if len(finished) == settings.width and stays[0].end(settings).score <= finished[-1].score:
             break
         alive = _move(alive, stays, cache)
         hidden_bd = model.read([(beam.row, [beam.tokens[-1]]) for beam in alive], cache)
@@ -103,33 +108,42 @@ def beam_search(
 @dataclass(frozen=True)
 class _Alive:
     tokens: tuple[int, ...]
-    score: float  # summed log-probability
+    log_probs: tuple[float, ...]
+    score: float  # their sum
     row: int  # of the cache; of its parent until `_move`
+
+    def end(self, settings: BeamSettings) -> Beam:
+        """The beam, were it to end here."""
+        score = self.score / len(self.tokens) ** settings.length_penalty
+        return Beam(self.tokens, score, self.log_probs)
 
 
 def _expand(
     alive: Sequence[_Alive], logits_bv: Tensor, settings: BeamSettings
-) -> tuple[list[_Alive], list[tuple[tuple[int, ...], float]]]:
+) -> tuple[list[_Alive], list[_Alive]]:
     """The best ways on: ``width`` that stay alive, and those among the best that end.
 
     Of the ``width`` best candidates those with a stop token end; the best others stay. Enough
     candidates are looked at that as many stay.
     """
-    scores_bv = logits_bv.log_softmax(dim=-1) + torch.tensor([[beam.score] for beam in alive])
+    log_probs_bv = logits_bv.log_softmax(dim=-1)
+    scores_bv = log_probs_bv + torch.tensor([[beam.score] for beam in alive])
     stops = set(settings.stop_tokens)
     count = min(settings.width * max(2, 1 + len(stops)), scores_bv.numel())
     values_c, places_c = scores_bv.flatten().topk(count)
+    steps_c = log_probs_bv.flatten()[places_c]
     stays: list[_Alive] = []
-    ends: list[tuple[tuple[int, ...], float]] = []
+    ends: list[_Alive] = []
     vocabulary = scores_bv.shape[1]
-    for rank, (value, place) in enumerate(zip(values_c.tolist(), places_c.tolist(), strict=True)):
+    candidates = zip(values_c.tolist(), steps_c.tolist(), places_c.tolist(), strict=True)
+    for rank, (score, log_prob, place) in enumerate(candidates):
         parent, token = alive[place // vocabulary], place % vocabulary
-        tokens = (*parent.tokens, token)
+        beam = _Alive((*parent.tokens, token), (*parent.log_probs, log_prob), score, parent.row)
         if token in stops:
             if rank < settings.width:
-                ends.append((tokens, value))
+                ends.append(beam)
         elif len(stays) < settings.width:
-            stays.append(_Alive(tokens, value, parent.row))
+            stays.append(beam)
     return stays, ends
 
 
@@ -140,7 +154,7 @@ def _move(before: Sequence[_Alive], stays: Sequence[_Alive], cache: PagedCache) 
     for beam in stays:
         row = cache.fork(beam.row) if beam.row in taken else beam.row
         taken.add(beam.row)
-        moved.append(_Alive(beam.tokens, beam.score, row))
+        moved.append(replace(beam, row=row))
     for beam in before:
         if beam.row not in taken:
             cache.close(beam.row)

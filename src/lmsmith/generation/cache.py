@@ -150,6 +150,11 @@ class PagedCache:
         return len(self.lengths)
 
     @property
+    def pages(self) -> int:
+        """Of all kinds of layers together, free ones too."""
+        return sum(len(pool.users) for pool in self._pools)
+
+    @property
     def used_pages(self) -> int:
         """Of all kinds of layers together; a shared page counts once."""
         return sum(len(pool.users) - len(pool.free) for pool in self._pools)

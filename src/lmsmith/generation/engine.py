@@ -18,21 +18,12 @@ from torch import Tensor
 from lmsmith.core.errors import UserError
 from lmsmith.generation.cache import PAGE, PagedCache, pages_for
 from lmsmith.generation.inference import InferenceDecoder
-from lmsmith.generation.penalties import History, adjust
-from lmsmith.generation.requests import (
-    FinishReason,
-    Reply,
-    Request,
-    TokenEvent,
-    TokenLogProb,
-    check_requests,
-    token_log_probs,
-)
-from lmsmith.generation.sampling import choose_tokens, row_uniforms
+from lmsmith.generation.log_probs import TokenLogProb, prompt_log_probs, token_log_probs
+from lmsmith.generation.requests import Reply, Request, TokenEvent, check_requests
+from lmsmith.generation.rows import Row, draw_tokens, new_rows
 from lmsmith.generation.settings import SamplingSettings
-from lmsmith.generation.stops import StopScanner
 from lmsmith.models.decoder import Decoder
-from lmsmith.tokenizers import StreamDecoder, Tokenizer
+from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.machine import ResolvedMachine
 
 __all__ = ["Engine", "InferenceDecoder", "Request", "SamplingSettings", "generate", "stream"]
@@ -45,27 +36,6 @@ ROWS_AT_ONCE = 128
 
 PROMPT_TOKENS_AT_ONCE = 4096
 """Prompt tokens read in one step: what a joining request makes the others wait for."""
-
-LOGITS_AT_ONCE = 256
-"""Places of a prompt whose logits are held together."""
-
-
-@dataclass
-class _Row:
-    """A reply being written."""
-
-    request: int
-    sample: int
-    settings: SamplingSettings
-    row: int  # of the cache
-    room: int  # tokens it may still get
-    uniforms: list[float]
-    history: History | None
-    decoder: StreamDecoder | None
-    scanner: StopScanner | None
-    fills_context: bool
-    last: int = -1
-    drawn: int = 0
 
 
 @dataclass
@@ -114,11 +84,10 @@ class Engine:
         self._most_pages = max(1, budget // page_bytes)
         self._cache: PagedCache | None = None
         self._waiting: deque[_Asked] = deque()
-        self._rows: list[_Row] = []
+        self._rows: list[Row] = []
         self._reserved: dict[int, int] = {}  # request → pages
         self._left: dict[int, int] = {}  # request → replies not finished
         self._next = 0
-        self.prompt_log_probs: dict[int, list[TokenLogProb]] = {}
 
     @property
     def busy(self) -> bool:
@@ -144,7 +113,6 @@ class Engine:
         self._waiting = deque(asked for asked in self._waiting if asked.number != number)
         for row in [row for row in self._rows if row.request == number]:
             self._leave(row)
-        self.prompt_log_probs.pop(number, None)
 
     def step(self) -> list[TokenEvent]:
         """Read what is new and draw one token for every reply."""
@@ -212,56 +180,30 @@ class Engine:
         )
 
     def _fan_out(
-        self, joining: list[_Asked], going: list[_Row], hidden_nd: Tensor, logits_bv: Tensor
+        self, joining: list[_Asked], going: list[Row], hidden_nd: Tensor, logits_bv: Tensor
     ) -> Tensor:
         """Make the joining requests' rows, all samples of one with its prompt's logits."""
         assert self._cache is not None
         index = list(range(len(going)))
         at = len(going)
         for place, asked in enumerate(joining, start=len(going)):
-            prompt = asked.request.prompt
-            if asked.request.settings.prompt_log_probs:
-                hidden = hidden_nd[at : at + len(prompt)]
-                self.prompt_log_probs[asked.number] = self._prompt_log_probs(asked, hidden)
+            prompt, settings = asked.request.prompt, asked.request.settings
+            log_probs: tuple[TokenLogProb, ...] = ()
+            if settings.prompt_log_probs:
+                hidden_td = hidden_nd[at : at + len(prompt)]
+                log_probs = prompt_log_probs(self.model, prompt, hidden_td, settings.top_log_probs)
             at += len(prompt)
-            asked.rows += [
-                self._cache.fork(asked.rows[0]) for _ in range(asked.request.settings.samples - 1)
-            ]
-            self._rows += self._new_rows(asked)
+            asked.rows += [self._cache.fork(asked.rows[0]) for _ in range(settings.samples - 1)]
+            self._rows += new_rows(
+                asked.request,
+                asked.number,
+                asked.rows,
+                room=asked.room,
+                tokenizer=self.tokenizer,
+                prompt_log_probs=log_probs,
+            )
             index += [place] * len(asked.rows)
         return logits_bv[torch.tensor(index)]
-
-    def _new_rows(self, asked: _Asked) -> list[_Row]:
-        request, settings = asked.request, asked.request.settings
-        streams = [request.stream + sample for sample in range(settings.samples)]
-        uniforms: list[list[float]] = [[] for _ in streams]
-        if settings.temperature > 0:
-            uniforms = row_uniforms(settings.seed, streams, asked.room).tolist()
-        return [
-            _Row(
-                request=asked.number,
-                sample=sample,
-                settings=settings,
-                row=row,
-                room=asked.room,
-                uniforms=uniforms[sample],
-                history=History(list(request.prompt)) if settings.has_penalties else None,
-                decoder=StreamDecoder(self.tokenizer) if self.tokenizer is not None else None,
-                scanner=StopScanner(settings.stop) if settings.stop else None,
-                fills_context=asked.room < settings.max_new_tokens,
-            )
-            for sample, row in enumerate(asked.rows)
-        ]
-
-    def _prompt_log_probs(self, asked: _Asked, hidden_td: Tensor) -> list[TokenLogProb]:
-        """Of every prompt token but the first, before which there is nothing."""
-        targets = list(asked.request.prompt)[1:]
-        top, found = asked.request.settings.top_log_probs, []
-        for start in range(0, len(targets), LOGITS_AT_ONCE):
-            part = targets[start : start + LOGITS_AT_ONCE]
-            logits = self.model.logits(hidden_td[start : start + len(part)])
-            found += token_log_probs(logits, part, [top] * len(part))
-        return found
 
     def _draw(self, logits_bv: Tensor) -> list[TokenEvent]:
         """Draw a token for every row; rows that are done leave."""
@@ -273,21 +215,17 @@ class Engine:
             [row.history for row in rows],
         )
         log_probs = self._log_probs(logits_bv, rows, tokens)
-        events = []
-        for place, (row, token) in enumerate(zip(rows, tokens, strict=True)):
-            row.last, row.drawn, row.room = token, row.drawn + 1, row.room - 1
-            if row.history is not None:
-                row.history.add(token)
-            text, finish = _finish(row, token)
-            events.append(
-                TokenEvent(row.request, row.sample, token, log_probs.get(place), text, finish)
-            )
-            if finish is not None:
+        events = [
+            row.take(token, log_probs.get(place))
+            for place, (row, token) in enumerate(zip(rows, tokens, strict=True))
+        ]
+        for row, event in zip(rows, events, strict=True):
+            if event.finish is not None:
                 self._leave(row)
         return events
 
     def _log_probs(
-        self, logits_bv: Tensor, rows: list[_Row], tokens: list[int]
+        self, logits_bv: Tensor, rows: list[Row], tokens: list[int]
     ) -> dict[int, TokenLogProb]:
         places = [i for i, row in enumerate(rows) if row.settings.wants_log_probs]
         if not places:
@@ -299,56 +237,13 @@ class Engine:
         )
         return dict(zip(places, found, strict=True))
 
-    def _leave(self, row: _Row) -> None:
+    def _leave(self, row: Row) -> None:
         assert self._cache is not None
         self._cache.close(row.row)
         self._rows.remove(row)
         self._left[row.request] -= 1
         if not self._left[row.request]:
             del self._left[row.request], self._reserved[row.request]
-
-
-def _finish(row: _Row, token: int) -> tuple[str, FinishReason | None]:
-    """What a token adds to the reply's text, and whether the reply ends with it."""
-    ended_by_token = token in row.settings.stop_tokens
-    text = ""
-    if row.decoder is not None and not ended_by_token:
-        text = row.decoder.push(token)
-    if row.scanner is not None:
-        text = row.scanner.push(text)
-    finish: FinishReason | None = None
-    if ended_by_token or (row.scanner is not None and row.scanner.stopped):
-        finish = "stop"
-    elif row.room == 0:
-        finish = "context" if row.fills_context else "length"
-    if finish is not None and row.scanner is not None:
-        text += row.scanner.flush()
-    return text, finish
-
-
-def draw_tokens(
-    logits_bv: Tensor,
-    settings: Sequence[SamplingSettings],
-    uniforms: Sequence[float],
-    histories: Sequence[History | None],
-) -> list[int]:
-    """The next token of each row, by its own settings; rows with equal ones are drawn together."""
-    groups: dict[tuple[float, int, float, float], list[int]] = {}
-    for place, row in enumerate(settings):
-        key = (row.temperature, row.top_k, row.top_p, row.min_p)
-        groups.setdefault(key, []).append(place)
-    tokens = [0] * len(settings)
-    for places in groups.values():
-        chosen = [settings[place] for place in places]
-        part_bv = logits_bv if len(places) == len(tokens) else logits_bv[places]
-        if any(row.logit_bias or row.has_penalties for row in chosen):
-            parts = zip(part_bv, chosen, (histories[place] for place in places), strict=True)
-            part_bv = torch.stack([adjust(*part) for part in parts])
-        uniform_b = torch.tensor([uniforms[place] for place in places], dtype=torch.float64)
-        drawn = choose_tokens(part_bv, chosen[0], uniform_b).tolist()
-        for place, token in zip(places, drawn, strict=True):
-            tokens[place] = token
-    return tokens
 
 
 def answer(
@@ -366,12 +261,7 @@ def answer(
     replies = [[Reply() for _ in range(request.settings.samples)] for request in requests]
     while engine.busy:
         for event in engine.step():
-            reply = replies[place[event.request]][event.sample]
-            reply.tokens.append(event.token)
-            reply.text += event.text
-            reply.finish = event.finish
-            if event.log_prob is not None:
-                reply.log_probs.append(event.log_prob)
+            replies[place[event.request]][event.sample].add(event)
             if on_event is not None:
                 on_event(event)
     return replies

@@ -8,23 +8,22 @@ padded to the other.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
-from lmsmith.generation.cache import PagedCache, pages_for
-from lmsmith.generation.kernels import Kernels, Places, Weight, best_kernels
-from lmsmith.generation.quantise import quantise_int8
+from lmsmith.generation.cache import LayerCache, PagedCache, pages_for
+from lmsmith.generation.kernels import Kernels, Places
+from lmsmith.generation.native.operations import best_kernels
+from lmsmith.generation.native.stack import native_stack
+from lmsmith.generation.weights import BlockWeights, Norm, WeightKind, ready_weight
 from lmsmith.models.adapters import merged_state
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Block, Decoder
-from lmsmith.models.feed_forward import FeedForward, GatedFeedForward
+from lmsmith.models.empty import without_weights
+from lmsmith.models.feed_forward import ACTIVATIONS
 from lmsmith.models.positions import Rotation
 from lmsmith.training.machine import ResolvedMachine
-
-WeightKind = Literal["model", "int8"]
 
 Span = tuple[int, Sequence[int]]
 """A row of the cache, and the tokens that follow in it."""
@@ -64,9 +63,9 @@ class InferenceDecoder:
         self._blocks = []
         for block in self._decoder.blocks:
             assert isinstance(block, Block)
-            self._blocks.append(_Block(block, self.dtype, weights))
-        self._unembedding = _weight([decoder.unembedding_weight], [None], self.dtype, weights)
-        self._pre_norm = self.config.norm_position == "pre"
+            self._blocks.append(BlockWeights(block, self.dtype, weights))
+        self._unembedding = ready_weight([decoder.unembedding_weight], [None], self.dtype, weights)
+        self._stack = native_stack(self.kernels, self._blocks, self.config, self.dtype)
 
     @property
     def weight_bytes(self) -> int:
@@ -90,16 +89,18 @@ class InferenceDecoder:
         positions_n = places.positions_n.long()
         x_nd = self._decoder._embed(tokens_n, positions_n)
         rotation = self._rotation(positions_n, places)
-        for layer, block in enumerate(self._blocks):
-            x_nd = self._block(x_nd, block, layer, places, cache, rotation)
+        if self._stack is not None and self._stack.takes(len(x_nd)):
+            x_nd = self._stack(x_nd, places, cache, rotation)
+        else:
+            for layer, block in enumerate(self._blocks):
+                x_nd = self._block(x_nd, block, places, cache.layers[layer], rotation)
         result: Tensor = self._decoder.final_norm(x_nd)
         return result
 
     @torch.inference_mode()
     def logits(self, hidden_nd: Tensor) -> Tensor:
-        """float32 (n, vocabulary)."""
-        x_nd = hidden_nd.to(self.dtype)
-        return self.kernels.linear(x_nd, self._unembedding, self.dtype).float()
+        """float32 (n, vocabulary); the C++ kernels do not round them to ``dtype`` first."""
+        return self.kernels.linear(hidden_nd.to(self.dtype), self._unembedding, torch.float32)
 
     def _rotation(self, positions_n: Tensor, places: Places) -> Rotation | None:
         """Cosines and sines (n, head_width / 2), each row's on its own: some depend on length."""
@@ -117,91 +118,43 @@ class InferenceDecoder:
     def _block(
         self,
         x_nd: Tensor,
-        block: _Block,
-        layer: int,
+        block: BlockWeights,
         places: Places,
-        cache: PagedCache,
+        cache: LayerCache,
         rotation: Rotation | None,
     ) -> Tensor:
         """One block; pre-norm adds to ``x_nd`` in place."""
-        kernels, dtype = self.kernels, self.dtype
-        entering = block.attention_norm(x_nd, kernels, dtype) if self._pre_norm else x_nd.to(dtype)
+        kernels, dtype, pre_norm = self.kernels, self.dtype, self.config.norm_position == "pre"
+        entering = self._norm(x_nd, block.attention_norm) if pre_norm else x_nd.to(dtype)
         projected = kernels.linear(entering, block.query_key_value, dtype)
         projected_nhk = projected.view(len(projected), -1, self.config.width_per_head)
-        mixed = kernels.attend(
-            projected_nhk, places, cache.layers[layer], self.config.heads, rotation
-        )
+        mixed = kernels.attend(projected_nhk, places, cache, self.config.heads, rotation)
         x_nd = kernels.linear(mixed, block.output, dtype, add_to=x_nd)
-        if not self._pre_norm:
-            x_nd = block.attention_norm(x_nd, kernels, torch.float32)
-            return block.feed_forward_norm(
-                self._feed_forward(x_nd.to(dtype), block, x_nd), kernels, torch.float32
-            )
-        return self._feed_forward(block.feed_forward_norm(x_nd, kernels, dtype), block, x_nd)
+        if pre_norm:
+            return self._feed_forward(self._norm(x_nd, block.feed_forward_norm), block, x_nd)
+        x_nd = self._norm(x_nd, block.attention_norm, torch.float32)
+        x_nd = self._feed_forward(x_nd.to(dtype), block, x_nd)
+        return self._norm(x_nd, block.feed_forward_norm, torch.float32)
 
-    def _feed_forward(self, entering: Tensor, block: _Block, x_nd: Tensor) -> Tensor:
-        kernels = self.kernels
+    def _norm(self, x_nd: Tensor, norm: Norm, dtype: torch.dtype | None = None) -> Tensor:
+        dtype = self.dtype if dtype is None else dtype
+        return self.kernels.norm(x_nd, norm.weight, norm.shift, norm.epsilon, dtype)
+
+    def _feed_forward(self, entering: Tensor, block: BlockWeights, x_nd: Tensor) -> Tensor:
+        kernels, activation = self.kernels, self.config.activation
         inner = kernels.linear(entering, block.inner, self.dtype)
-        active = kernels.gate(inner) if block.gated else block.activation(inner)
+        if activation == "swiglu":
+            active = kernels.gate(inner)
+        elif activation == "gelu_tanh":
+            active = kernels.gelu(inner)
+        else:
+            active = ACTIVATIONS[activation](inner)
         return kernels.linear(active, block.feed_forward_output, self.dtype, add_to=x_nd)
-
-
-class _Norm:
-    def __init__(self, norm: nn.LayerNorm | nn.RMSNorm) -> None:
-        self._weight = norm.weight
-        self._shift = norm.bias if isinstance(norm, nn.LayerNorm) else None
-        assert norm.eps is not None
-        self._epsilon = norm.eps
-
-    def __call__(self, x_nd: Tensor, kernels: Kernels, dtype: torch.dtype) -> Tensor:
-        return kernels.norm(x_nd, self._weight, self._shift, self._epsilon, dtype)
-
-
-class _Block:
-    """The weights of a block; gate and inner layer are one matrix."""
-
-    def __init__(self, block: Block, dtype: torch.dtype, kind: WeightKind) -> None:
-        attention, layer = block.attention, block.feed_forward
-        assert isinstance(layer, FeedForward | GatedFeedForward)
-        self.attention_norm = _Norm(block.attention_norm)
-        self.feed_forward_norm = _Norm(block.feed_forward_norm)
-        self.gated = isinstance(layer, GatedFeedForward)
-        self.activation = F.silu if isinstance(layer, GatedFeedForward) else layer.activation
-        inner = [layer.gate, layer.inner] if isinstance(layer, GatedFeedForward) else [layer.inner]
-
-        def ready(*layers: nn.Linear) -> Weight:
-            return _weight([x.weight for x in layers], [x.bias for x in layers], dtype, kind)
-
-        self.query_key_value = ready(attention.query_key_value)
-        self.output = ready(attention.output)
-        self.inner = ready(*inner)
-        self.feed_forward_output = ready(layer.output)
-
-    @property
-    def matrices(self) -> list[Weight]:
-        return [self.query_key_value, self.output, self.inner, self.feed_forward_output]
-
-
-def _weight(
-    matrices: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
-    dtype: torch.dtype,
-    kind: WeightKind,
-) -> Weight:
-    """Matrices one under the other, in the form that they are read in."""
-    bias_parts = [bias.detach().float() for bias in biases if bias is not None]
-    bias = torch.cat(bias_parts).contiguous() if bias_parts else None
-    if kind == "int8":
-        values, scales = quantise_int8(torch.cat([matrix.detach() for matrix in matrices]))
-        return Weight(values, scales, bias)
-    parts = [matrix.detach().to(dtype) for matrix in matrices]
-    values = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return Weight(values.contiguous(), None, bias)
 
 
 def decoder_for_reading(decoder: Decoder) -> Decoder:
     """The same weights in a decoder of its own, so that dropout is off in one alone."""
-    with torch.device("meta"):
+    with without_weights():
         copy = Decoder(decoder.config).eval()
     copy.load_state_dict(merged_state(decoder), assign=True)
     return copy

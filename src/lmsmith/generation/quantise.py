@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 GROUP = 64
-"""Weights of a row that share a scale, where a row has a whole number of such groups."""
+"""Weights of a row that share a scale, where a row has a whole number of such groups; a multiple of
+the 32 that the kernels take at a time."""
 
 
 def quantise_int8(weight: Tensor, group: int = GROUP) -> tuple[Tensor, Tensor]:

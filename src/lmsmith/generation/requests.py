@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
-from torch import Tensor
-
 from lmsmith.core.config import Problem
 from lmsmith.core.errors import UserError
+from lmsmith.generation.log_probs import TokenLogProb
 from lmsmith.generation.settings import SamplingSettings
 from lmsmith.models.config import ModelConfig
 
@@ -35,21 +33,6 @@ class Request:
 
 
 @dataclass(frozen=True)
-class TokenLogProb:
-    """A token's log-probability in nats, by the model alone: before temperature and penalties.
-
-    Attributes:
-        token: its id.
-        log_prob: log p(token | what is before it).
-        top: (token, log-probability) of the likeliest, the likeliest first.
-    """
-
-    token: int
-    log_prob: float
-    top: tuple[tuple[int, float], ...] = ()
-
-
-@dataclass(frozen=True)
 class TokenEvent:
     """One token of a reply, as soon as it is drawn.
 
@@ -58,6 +41,8 @@ class TokenEvent:
         sample: which of the request's replies, from 0.
         token: its id.
         log_prob: if the request asked for it.
+        prompt_log_probs: with a reply's first token, if the request asked for them: those of the
+            prompt's tokens but the first, before which there is nothing.
         text: what is new of the reply's text, if the engine has a tokenizer.
         finish: why the reply ends with this token; None while it goes on.
     """
@@ -66,6 +51,7 @@ class TokenEvent:
     sample: int
     token: int
     log_prob: TokenLogProb | None = None
+    prompt_log_probs: tuple[TokenLogProb, ...] = ()
     text: str = ""
     finish: FinishReason | None = None
 
@@ -80,38 +66,23 @@ class Reply:
         finish: ``stop`` (a stop token or text), ``length`` (max_new_tokens), ``context`` (the
             context is full), ``cancelled``.
         log_probs: of its tokens, if asked for.
+        prompt_log_probs: of the prompt's tokens but the first, if asked for.
     """
 
     tokens: list[int] = field(default_factory=list)
     text: str = ""
     finish: FinishReason | None = None
     log_probs: list[TokenLogProb] = field(default_factory=list)
+    prompt_log_probs: tuple[TokenLogProb, ...] = ()
 
-
-def token_log_probs(
-    logits_nv: Tensor, tokens: Sequence[int], top: Sequence[int]
-) -> list[TokenLogProb]:
-    """Log-probabilities of tokens, and of the likeliest at each place.
-
-    Args:
-        logits_nv: the model's, float32.
-        tokens: the n tokens.
-        top: how many of the likeliest, at each place.
-    """
-    log_probs_nv = logits_nv.log_softmax(dim=-1)
-    chosen_n = log_probs_nv.gather(1, torch.tensor(list(tokens))[:, None])[:, 0].tolist()
-    most = max(top, default=0)
-    likeliest: list[list[tuple[int, float]]] = [[] for _ in tokens]
-    if most:
-        values_nk, tokens_nk = log_probs_nv.topk(most, dim=-1)
-        likeliest = [
-            list(zip(ids, values, strict=True))
-            for ids, values in zip(tokens_nk.tolist(), values_nk.tolist(), strict=True)
-        ]
-    return [
-        TokenLogProb(token, log_prob, tuple(found[:number]))
-        for token, log_prob, found, number in zip(tokens, chosen_n, likeliest, top, strict=True)
-    ]
+    def add(self, event: TokenEvent) -> None:
+        """The next token."""
+        self.tokens.append(event.token)
+        self.text += event.text
+        self.finish = event.finish
+        if event.log_prob is not None:
+            self.log_probs.append(event.log_prob)
+        self.prompt_log_probs = self.prompt_log_probs or event.prompt_log_probs
 
 
 def check_requests(

@@ -15,11 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lmsmith.core.errors import UserError
 from lmsmith.generation.cache import PagedCache
 from lmsmith.generation.engine import ready
 from lmsmith.generation.inference import InferenceDecoder
-from lmsmith.generation.penalties import History, adjust
-from lmsmith.generation.requests import Request, check_requests
+from lmsmith.generation.log_probs import prompt_log_probs, token_log_probs
+from lmsmith.generation.penalties import adjust
+from lmsmith.generation.requests import Request, TokenEvent, check_requests
+from lmsmith.generation.rows import Row, new_rows
 from lmsmith.generation.sampling import filtered
 from lmsmith.generation.settings import SamplingSettings
 from lmsmith.models.decoder import Decoder
@@ -122,68 +125,81 @@ def speculate(
     *,
     guesses: int = 4,
     machine: ResolvedMachine | None = None,
-) -> Iterator[int]:
-    """A reply's tokens, several at a time where the guesses are right.
+) -> Iterator[TokenEvent]:
+    """A reply, token by token, several at a time where the guesses are right.
 
-    Their distribution is that of `stream` with these settings; at temperature 0 they are its
-    tokens. Sampled ones are others than its, as chance is used differently.
+    Its distribution is that of `stream` with these settings; at temperature 0 it is its text.
+    Sampled tokens are others than its, as chance is used differently.
 
     Args:
         decoder: the model whose distribution counts.
         prompt: token ids.
-        settings: ``stop``, ``samples`` and log-probabilities are not looked at.
+        settings: of one reply. Log-probabilities are the model's, whatever was guessed.
         drafter: guesses.
         guesses: most tokens guessed at once.
         machine: gives the precision of matrix products; float32 if None.
 
     Raises:
-        UserError: settings out of range, or a prompt that cannot be answered.
+        UserError: settings out of range, several samples or stop texts, or a prompt that cannot
+            be answered.
     """
     model = ready(decoder, machine)
     check_requests(model.config, [Request(prompt, settings, "the prompt")])
+    if settings.samples != 1:
+        raise UserError(f"samples = {settings.samples}: speculate writes one reply", "use Engine")
     room = min(settings.max_new_tokens, model.config.context - len(prompt))
     cache = model.new_cache(1, len(prompt) + room)
-    row, text = cache.open(), list(prompt)
-    chance = np.random.Generator(np.random.Philox(key=np.array([settings.seed, 1], np.uint64)))
-    history = History(text)
-    while room:
-        draft = drafter.guess(text, min(guesses, room - 1), chance)
+    row = cache.open()
+    (reply,) = new_rows(Request(prompt, settings), 0, [row], room=room)
+    text, chance = list(prompt), _chance(settings.seed)
+    while True:
+        draft = drafter.guess(text, min(guesses, reply.room - 1), chance)
         unread = text[cache.lengths[row] :]
         hidden_td = model.read([(row, unread + draft.tokens)], cache)
+        if settings.prompt_log_probs and not reply.drawn:
+            reply.prompt_log_probs = prompt_log_probs(
+                model, prompt, hidden_td, settings.top_log_probs
+            )
         logits_tv = model.logits(hidden_td[len(unread) - 1 :])
-        for token in _accept(logits_tv, draft, settings, history, chance):
+        for place, token in enumerate(_accept(logits_tv, draft, reply, chance)):
+            found = None
+            if settings.wants_log_probs:
+                at = slice(place, place + 1)
+                (found,) = token_log_probs(logits_tv[at], [token], [settings.top_log_probs])
+            event = reply.take(token, found)
             text.append(token)
-            room -= 1
-            yield token
-            if token in settings.stop_tokens:
+            yield event
+            if event.finish is not None:
                 return
         cache.truncate(row, len(text) - 1)
 
 
+def _chance(seed: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=np.array([seed, 1], np.uint64)))
+
+
 def _accept(
-    logits_tv: Tensor,
-    draft: Draft,
-    settings: SamplingSettings,
-    history: History,
-    chance: np.random.Generator,
+    logits_tv: Tensor, draft: Draft, reply: Row, chance: np.random.Generator
 ) -> Iterator[int]:
-    """The guesses that are kept, and the one token of the model's own after them."""
+    """The guesses that are kept, and the one token of the model's own after them.
+
+    ``reply`` takes each before the next is asked for.
+    """
     for place in range(len(draft.tokens) + 1):
-        logits_v = adjust(logits_tv[place], settings, history)
-        target_v = filtered(logits_v[None], settings)[0].double().softmax(-1)
+        logits_v = adjust(logits_tv[place], reply.settings, reply.history)
+        target_v = filtered(logits_v[None], reply.settings)[0].double().softmax(-1)
         if place == len(draft.tokens):
-            token, kept = draw(target_v, chance.random()), False
+            yield draw(target_v, chance.random())
+            return
+        guess = draft.tokens[place]
+        if draft.probabilities_gv is None:
+            guessed_v = torch.zeros_like(target_v)
+            guessed_v[guess] = 1.0
         else:
-            guess = draft.tokens[place]
-            if draft.probabilities_gv is None:
-                guessed_v = torch.zeros_like(target_v)
-                guessed_v[guess] = 1.0
-            else:
-                guessed_v = draft.probabilities_gv[place]
-            token, kept = keep_or_draw(target_v, guessed_v, guess, chance)
-        history.add(token)
+            guessed_v = draft.probabilities_gv[place]
+        token, kept = keep_or_draw(target_v, guessed_v, guess, chance)
         yield token
-        if not kept or token in settings.stop_tokens:
+        if not kept:
             return
 
 

@@ -29,6 +29,7 @@ from lmsmith.models.adapters import (
 )
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
+from lmsmith.models.empty import without_weights
 from lmsmith.models.heads import ScalarModel
 from lmsmith.tokenizers import Tokenizer
 
@@ -109,7 +110,7 @@ def load_model(folder: Path) -> Decoder | ScalarModel:
     adapter = content.get("adapter")
     model: Decoder | ScalarModel
     if adapter is None:
-        with torch.device("meta"):
+        with without_weights():
             decoder = Decoder(config)
             model = ScalarModel(decoder) if kind == "scalar" else decoder
         _fill(model, _read_tensors(folder / WEIGHTS_FILE), folder / WEIGHTS_FILE)
@@ -140,7 +141,7 @@ def _load_adapted(folder: Path, kind: str, adapter: Mapping[str, Any]) -> Decode
     except RuntimeError as error:
         raise _unreadable(path, error) from error
     decoder = model.decoder if isinstance(model, ScalarModel) else model
-    with torch.device("meta"):
+    with without_weights():
         plain: Decoder | ScalarModel = Decoder(decoder.config)
         if kind == "scalar":
             assert isinstance(plain, Decoder)

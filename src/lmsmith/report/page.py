@@ -55,6 +55,11 @@ def build_report(run_folder: Path) -> Path:
 
 def render_page(run: RunRecord) -> str:
     """The page's HTML."""
+    return render("page.html.j2", _context(run))
+
+
+def render(template: str, context: dict[str, Any]) -> str:
+    """A page of one of this package's templates."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("lmsmith.report", "."),
         autoescape=True,
@@ -68,7 +73,7 @@ def render_page(run: RunRecord) -> str:
         number=numbers.number,
         signed=numbers.signed,
     )
-    return _printable(environment.get_template("page.html.j2").render(_context(run)))
+    return _printable(environment.get_template(template).render(context))
 
 
 def _context(run: RunRecord) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Compile `kernels.cpp` for this processor, once, and keep the result for later processes."""
+"""Compile the kernels for this processor, once, and keep the result for later processes."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ def _compile(compiler: str, path: Path) -> None:
 
 
 def _fingerprint(compiler: str) -> str:
-    parts = [SOURCE.read_bytes(), " ".join(FLAGS).encode(), _processor().encode()]
+    parts = [path.read_bytes() for path in sorted(SOURCE.parent.glob("*.?pp"))]
+    parts += [" ".join(FLAGS).encode(), _processor().encode()]
     parts.append(os.path.realpath(shutil.which(compiler) or compiler).encode())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 

@@ -1,448 +1,118 @@
-// The products and the attention of one step of generation, near what reading memory allows.
+// What a step of generation is made of, near what reading memory allows.
 //
 // Weights stay row by row, (outputs, inputs), as PyTorch has them, in bf16 or int8. Sums are kept
 // in float32. Every result is summed in an order that does not depend on how many rows are computed
 // together, so that a row's result is the same, to the bit, whatever else is in the batch.
 
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <omp.h>
-#ifdef __AVX512F__
-#include <immintrin.h>
-#endif
+#include <memory>
+
+#include "attention.hpp"
+#include "linear.hpp"
+#include "rows.hpp"
+
+using namespace lmsmith;
 
 namespace {
 
-using bf16 = uint16_t;
-typedef float f32x16 __attribute__((vector_size(64)));
-typedef uint32_t u32x16 __attribute__((vector_size(64)));
-typedef int32_t i32x16 __attribute__((vector_size(64)));
-typedef uint16_t u16x16 __attribute__((vector_size(32)));
-
-inline float widen(bf16 x) {
-    uint32_t bits = uint32_t(x) << 16;
-    float result;
-    std::memcpy(&result, &bits, 4);
-    return result;
-}
-inline float widen(float x) { return x; }
-
-// To the nearest, ties to even, as PyTorch rounds.
-inline bf16 narrow(float x) {
-    uint32_t bits;
-    std::memcpy(&bits, &x, 4);
-    if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fc0;
-    return bf16((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16);
-}
-inline void store(bf16* to, float x) { *to = narrow(x); }
-inline void store(float* to, float x) { *to = x; }
-
-inline f32x16 load16(const float* from) {
-    f32x16 result;
-    std::memcpy(&result, from, 64);
-    return result;
-}
-inline f32x16 load16(const bf16* from) {
-    u16x16 half;
-    std::memcpy(&half, from, 32);
-    u32x16 bits = __builtin_convertvector(half, u32x16) << 16;
-    return (f32x16)bits;
-}
-
-#ifdef __AVX512DQ__
-inline float sum_lanes(__m512 x) {
-    __m256 a = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
-    __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
-    b = _mm_add_ps(b, _mm_movehl_ps(b, b));
-    b = _mm_add_ss(b, _mm_shuffle_ps(b, b, 1));
-    return _mm_cvtss_f32(b);
-}
-inline float sum16(f32x16 x) { return sum_lanes((__m512)x); }
-#else
-inline float sum16(f32x16 x) {
-    float part[16];
-    std::memcpy(part, &x, 64);
-    for (int width = 8; width; width /= 2)
-        for (int i = 0; i < width; ++i) part[i] += part[i + width];
-    return part[0];
-}
-#endif
-
-// exp(x) for x <= 0, to about 2 units in the last place (Cephes' polynomial).
-inline f32x16 exp16(f32x16 x) {
-    const f32x16 zero = {};
-    x = x < zero - 87.0f ? zero - 87.0f : x;
-    f32x16 shifted = x * 1.44269504088896341f + 12582912.0f;
-    f32x16 n = shifted - 12582912.0f;
-    f32x16 r = x - n * 0.693359375f - n * -2.12194440e-4f;
-    f32x16 p = zero + 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    i32x16 exponent = (__builtin_convertvector(n, i32x16) + 127) << 23;
-    return p * (f32x16)exponent;
-}
-
-// ---------------------------------------------------------------------------------------------
-// Linear layers: y = x W^T + b, x bf16 (m, k), W (n, k), with float32 sums.
-
-enum Result { AS_FLOAT = 0, AS_BF16 = 1, ADD_TO_FLOAT = 2 };
-
-struct Linear {
-    const bf16* x;
-    const void* weight;
-    const float* scales;  // of int8 weights, (n, k / group); null for bf16
-    const float* bias;
-    void* y;
-    int m, k, n, group, result;
-};
-
-const int TILE = 4;  // rows, and outputs, of which all sums are in registers
-
-inline void finish(const Linear& l, float sum, int row, int output) {
-    const int64_t place = int64_t(row) * l.n + output;
-    if (l.bias) sum += l.bias[output];
-    if (l.result == AS_FLOAT) static_cast<float*>(l.y)[place] = sum;
-    else if (l.result == AS_BF16) static_cast<bf16*>(l.y)[place] = narrow(sum);
-    // Rounded first, as a layer's result in bf16 is.
-    else static_cast<float*>(l.y)[place] += widen(narrow(sum));
-}
-
-#ifdef __AVX512BF16__
-
-inline __m512bh load_bf16(const bf16* from) { return (__m512bh)_mm512_loadu_si512(from); }
-inline __m512bh load_bf16(const bf16* from, __mmask32 mask) {
-    return (__m512bh)_mm512_maskz_loadu_epi16(mask, from);
-}
-inline __mmask32 first_lanes(int count) {
-    return count >= 32 ? ~__mmask32(0) : (__mmask32(1) << count) - 1;
-}
-inline __m512bh load_bf16(const int8_t* from, __mmask32 mask) {  // exact: bf16 holds |x| <= 256
-    __m256i bytes = _mm256_maskz_loadu_epi8(mask, from);
-    __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(bytes)));
-    __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(bytes, 1)));
-    return _mm512_cvtne2ps_pbh(high, low);
-}
-inline __m512bh load_bf16(const int8_t* from) { return load_bf16(from, ~__mmask32(0)); }
-
-// Of 4 x 4 registers their sums over lanes, row by row in one register. Lanes are added as
-// sum_lanes adds them.
-inline __m512 sum_tile(const __m512 (&a)[TILE][TILE]) {
-    __m512 by_output[TILE];  // lane group i: row i, 4 lanes left to add
-    for (int j = 0; j < TILE; ++j) {
-        __m512 half[2];
-        for (int i = 0; i < 2; ++i)
-            half[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a[2 * i][j], a[2 * i + 1][j], 0x44),
-                                    _mm512_shuffle_f32x4(a[2 * i][j], a[2 * i + 1][j], 0xee));
-        by_output[j] = _mm512_add_ps(_mm512_shuffle_f32x4(half[0], half[1], 0x88),
-                                     _mm512_shuffle_f32x4(half[0], half[1], 0xdd));
-    }
-    __m512 first = _mm512_add_ps(_mm512_unpacklo_ps(by_output[0], by_output[1]),
-                                 _mm512_unpackhi_ps(by_output[0], by_output[1]));
-    __m512 second = _mm512_add_ps(_mm512_unpacklo_ps(by_output[2], by_output[3]),
-                                  _mm512_unpackhi_ps(by_output[2], by_output[3]));
-    return _mm512_add_ps(_mm512_shuffle_ps(first, second, 0x44),
-                         _mm512_shuffle_ps(first, second, 0xee));
-}
-
-template <int M>
-inline void finish_tile(const Linear& l, __m512 sums, int row, int output) {
-    if (l.bias)
-        sums = _mm512_add_ps(sums, _mm512_broadcast_f32x4(_mm_loadu_ps(l.bias + output)));
-    alignas(64) float wide[16];
-    alignas(32) bf16 half[16];
-    if (l.result == AS_FLOAT) {
-        _mm512_store_ps(wide, sums);
-        for (int i = 0; i < M; ++i)
-            std::memcpy(static_cast<float*>(l.y) + int64_t(row + i) * l.n + output, wide + 4 * i,
-                        16);
-        return;
-    }
-    __m256i rounded = (__m256i)_mm512_cvtneps_pbh(sums);
-    if (l.result == AS_BF16) {
-        _mm256_store_si256((__m256i*)half, rounded);
-        for (int i = 0; i < M; ++i)
-            std::memcpy(static_cast<bf16*>(l.y) + int64_t(row + i) * l.n + output, half + 4 * i,
-                        8);
-        return;
-    }
-    _mm512_store_ps(wide, (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(rounded), 16));
-    for (int i = 0; i < M; ++i) {
-        float* to = static_cast<float*>(l.y) + int64_t(row + i) * l.n + output;
-        _mm_storeu_ps(to, _mm_add_ps(_mm_loadu_ps(to), _mm_load_ps(wide + 4 * i)));
-    }
-}
-
-// M rows times 4 outputs, whose weights are at w; SCALED: by a scale for each group of inputs.
-// FETCH: what the next outputs will need, which the processor does not foresee.
-template <int M, bool SCALED, bool FETCH, typename W>
-inline void tile(const Linear& l, const W* w, int row, int output) {
-    const bf16* x = l.x + int64_t(row) * l.k;
-    const int64_t k = l.k;
-    __m512 total[TILE][TILE];
-    for (int i = 0; i < TILE; ++i)
-        for (int j = 0; j < TILE; ++j) total[i][j] = _mm512_setzero_ps();
-    const int group = SCALED ? l.group : l.k, groups = l.k / group;
-    for (int g = 0; g < groups; ++g) {
-        __m512 acc[M][TILE];
-#pragma GCC unroll 4
-        for (int i = 0; i < M; ++i)
-#pragma GCC unroll 4
-            for (int j = 0; j < TILE; ++j) acc[i][j] = _mm512_setzero_ps();
-        int at = g * group;
-        const int end = at + group;
-        for (; at + 32 <= end; at += 32) {
-            __m512bh b[TILE];
-#pragma GCC unroll 4
-            for (int j = 0; j < TILE; ++j) {
-                b[j] = load_bf16(w + j * k + at);
-                if (FETCH) _mm_prefetch((const char*)(w + (j + TILE) * k + at), _MM_HINT_T0);
-            }
-#pragma GCC unroll 4
-            for (int i = 0; i < M; ++i) {
-                __m512bh a = load_bf16(x + i * k + at);
-#pragma GCC unroll 4
-                for (int j = 0; j < TILE; ++j) acc[i][j] = _mm512_dpbf16_ps(acc[i][j], a, b[j]);
-            }
-        }
-        if (at < end) {
-            __mmask32 mask = first_lanes(end - at);
-            for (int i = 0; i < M; ++i) {
-                __m512bh a = load_bf16(x + i * k + at, mask);
-                for (int j = 0; j < TILE; ++j)
-                    acc[i][j] =
-                        _mm512_dpbf16_ps(acc[i][j], a, load_bf16(w + j * k + at, mask));
-            }
-        }
-#pragma GCC unroll 4
-        for (int j = 0; j < TILE; ++j) {
-            __m512 scale;
-            if (SCALED) scale = _mm512_set1_ps(l.scales[int64_t(output + j) * groups + g]);
-#pragma GCC unroll 4
-            for (int i = 0; i < M; ++i)
-                total[i][j] =
-                    SCALED ? _mm512_fmadd_ps(acc[i][j], scale, total[i][j]) : acc[i][j];
-        }
-    }
-    finish_tile<M>(l, sum_tile(total), row, output);
-}
-
-template <bool SCALED, typename W>
-void tiles(const Linear& l, const W* w, int first, int last, int output) {
-    int row = first;
-    if (last - row >= 4) tile<4, SCALED, true>(l, w, row, output), row += 4;
-    for (; row + 4 <= last; row += 4) tile<4, SCALED, false>(l, w, row, output);
-    if (last - row == 3) tile<3, SCALED, true>(l, w, row, output);
-    else if (last - row == 2) tile<2, SCALED, true>(l, w, row, output);
-    else if (last - row == 1) tile<1, SCALED, true>(l, w, row, output);
-}
-
-void run_outputs(const Linear& l, int first, int last, int output, bf16* widened) {
-    if (!l.scales) {
-        tiles<false>(l, static_cast<const bf16*>(l.weight) + int64_t(output) * l.k, first, last,
-                     output);
-        return;
-    }
-    const int8_t* w = static_cast<const int8_t*>(l.weight) + int64_t(output) * l.k;
-    if (last - first <= TILE) {
-        tiles<true>(l, w, first, last, output);
-        return;
-    }
-    int64_t at = 0, count = int64_t(TILE) * l.k;  // many rows: made bf16 once for all of them
-    for (; at + 32 <= count; at += 32) {
-        _mm512_storeu_si512(widened + at, (__m512i)load_bf16(w + at));
-        _mm_prefetch((const char*)(w + count + at), _MM_HINT_T0);
-    }
-    for (; at < count; ++at) widened[at] = narrow(float(w[at]));
-    tiles<true>(l, widened, first, last, output);
-}
-
-#endif
-
-// One sum, for what is left beside the tiles, and for any processor: each group's products in 16
-// lanes, in the order of the tiles where there are any.
-float one_sum(const Linear& l, int row, int output) {
-    const int group = l.scales ? l.group : l.k, groups = l.k / group;
-    const bf16* x = l.x + int64_t(row) * l.k;
-    const int64_t start = int64_t(output) * l.k;
-    f32x16 total = {};
-    for (int g = 0; g < groups; ++g) {
-        f32x16 lanes = {};
-        for (int at = g * group; at < (g + 1) * group; at += 16) {
-            float a[16] = {}, b[16] = {};
-            int count = (g + 1) * group - at < 16 ? (g + 1) * group - at : 16;
-            for (int i = 0; i < count; ++i) {
-                a[i] = widen(x[at + i]);
-                b[i] = l.scales ? float(static_cast<const int8_t*>(l.weight)[start + at + i])
-                                : widen(static_cast<const bf16*>(l.weight)[start + at + i]);
-            }
-            lanes += load16(a) * load16(b);
-        }
-        total += l.scales ? lanes * l.scales[int64_t(output) * groups + g] : lanes;
-    }
-    return sum16(total);
-}
-
-const int ROW_BLOCK = 128;  // rows of x that stay in the second-level cache
-
-void run_linear(const Linear& l, int64_t first, int64_t last) {
-    bf16* widened = l.scales ? new bf16[int64_t(TILE) * l.k] : nullptr;
-    for (int start = 0; start < l.m; start += ROW_BLOCK) {
-        int end = start + ROW_BLOCK < l.m ? start + ROW_BLOCK : l.m;
-        int64_t output = first;
-#ifdef __AVX512BF16__
-        for (; output + TILE <= last; output += TILE)
-            run_outputs(l, start, end, int(output), widened);
-#endif
-        for (; output < last; ++output)
-            for (int row = start; row < end; ++row)
-                finish(l, one_sum(l, row, int(output)), row, int(output));
-    }
-    delete[] widened;
-}
-
-// ---------------------------------------------------------------------------------------------
-// Attention over a cache in pages.
-
-template <typename T>
-struct Attend {
-    const T* projected;       // (tokens, heads + 2 shared, width): queries, keys, values
-    const float* cosine;      // (tokens, width / 2), or null without rotary positions
-    const float* sine;
-    T* keys;                  // (pages, shared, page, width)
-    T* values;
-    const int32_t* table;     // (rows, pages a row): page of each block of a row's positions
-    const int32_t* rows;      // (tokens,)
-    const int32_t* positions; // (tokens,)
-    T* mixed;                 // (tokens, heads, width)
-    float* scores;            // (threads, longest)
-    int tokens, heads, shared, width, page, row_pages, window, longest;
-    float scale;
-};
-
-template <typename T>
-inline void turn(const Attend<T>& a, int token, const T* from, T* to) {
-    if (!a.cosine) {
-        std::memcpy(to, from, sizeof(T) * a.width);
-        return;
-    }
-    int half = a.width / 2;
-    const float* c = a.cosine + int64_t(token) * half;
-    const float* s = a.sine + int64_t(token) * half;
-    for (int i = 0; i < half; ++i) {
-        float first = widen(from[i]), second = widen(from[i + half]);
-        store(to + i, first * c[i] - second * s[i]);
-        store(to + i + half, second * c[i] + first * s[i]);
-    }
-}
-
-template <typename T>
-void keep(const Attend<T>& a, int token, int head) {
-    int64_t position = a.positions[token];
-    int64_t page = a.table[int64_t(a.rows[token]) * a.row_pages + position / a.page];
-    int64_t place = ((page * a.shared + head) * a.page + position % a.page) * a.width;
-    const T* from = a.projected + int64_t(token) * (a.heads + 2 * a.shared) * a.width;
-    turn(a, token, from + (a.heads + head) * a.width, a.keys + place);
-    std::memcpy(a.values + place, from + (a.heads + a.shared + head) * a.width,
-                sizeof(T) * a.width);
-}
-
-const int MAX_WIDTH = 512;
-
-template <typename T>
-inline float dot(const float* query, const T* key, int width) {
-    f32x16 lanes = {};
-    int i = 0;
-    for (; i + 16 <= width; i += 16) lanes += load16(query + i) * load16(key + i);
-    float sum = sum16(lanes);
-    for (; i < width; ++i) sum += query[i] * widen(key[i]);
-    return sum;
-}
-
-// sums += weights x values, over 16 x LANES dimensions and the positions of one page.
-template <int LANES, typename T>
-inline void add_values(float* sums, const T* value, const float* weights, int start, int end,
-                       int first, const Attend<T>& a) {
-    f32x16 acc[LANES];
-    for (int j = 0; j < LANES; ++j) acc[j] = load16(sums + 16 * j);
-    value += (start % a.page) * a.width;
-    for (int position = start; position < end; ++position, value += a.width)
-        for (int j = 0; j < LANES; ++j)
-            acc[j] += load16(value + 16 * j) * weights[position - first];
-    std::memcpy(sums, acc, sizeof acc);
-}
-
-template <typename T>
-void mix(const Attend<T>& a, int token, int head, float* scores) {
-    T turned[MAX_WIDTH];
-    float query[MAX_WIDTH], sums[MAX_WIDTH];
-    const int width = a.width;
-    turn(a, token, a.projected + (int64_t(token) * (a.heads + 2 * a.shared) + head) * width, turned);
-    for (int i = 0; i < width; ++i) query[i] = widen(turned[i]) * a.scale, sums[i] = 0;
-    const int last = a.positions[token], shared_head = head / (a.heads / a.shared);
-    const int first = a.window && last >= a.window ? last - a.window + 1 : 0;
-    const int32_t* table = a.table + int64_t(a.rows[token]) * a.row_pages;
-    float largest = -INFINITY;
-    for (int position = first; position <= last;) {
-        int end = (position / a.page + 1) * a.page;
-        if (end > last + 1) end = last + 1;
-        int64_t page = table[position / a.page];
-        const T* key = a.keys + (page * a.shared + shared_head) * a.page * width;
-        for (; position < end; ++position) {
-            float score = dot(query, key + (position % a.page) * width, width);
-            scores[position - first] = score;
-            largest = score > largest ? score : largest;
-        }
-    }
-    const int count = last - first + 1;
-    float total = 0;
-    int at = 0;
-    f32x16 lanes = {};
-    for (; at + 16 <= count; at += 16) {
-        f32x16 weight = exp16(load16(scores + at) - largest);
-        std::memcpy(scores + at, &weight, 64);
-        lanes += weight;
-    }
-    total = sum16(lanes);
-    for (; at < count; ++at) total += scores[at] = std::exp(scores[at] - largest);
-    for (int position = first; position <= last;) {
-        int end = (position / a.page + 1) * a.page;
-        if (end > last + 1) end = last + 1;
-        int64_t page = table[position / a.page];
-        const T* value = a.values + ((page * a.shared + shared_head) * a.page) * width;
-        const int start = position;
-        for (int i = 0; i + 16 <= width; i += 64) {
-            const int lanes = (width - i) / 16 < 4 ? (width - i) / 16 : 4;
-            if (lanes == 4) add_values<4>(sums + i, value + i, scores, start, end, first, a);
-            else
-                for (int j = 0; j < lanes; ++j)
-                    add_values<1>(sums + i + 16 * j, value + i + 16 * j, scores, start, end, first,
-                                  a);
-        }
-        for (int i = width - width % 16; i < width; ++i)
-            for (position = start; position < end; ++position)
-                sums[i] += widen(value[(position % a.page) * width + i]) * scores[position - first];
-        position = end;
-    }
-    T* mixed = a.mixed + (int64_t(token) * a.heads + head) * width;
-    for (int i = 0; i < width; ++i) store(mixed + i, sums[i] / total);
-}
+const int MANY_ROWS = 16;  // from which on a second thread pays in what is done row by row
 
 template <typename T>
 void attend(const Attend<T>& a, int threads) {
-    const int stores = a.tokens * a.shared, queries = a.tokens * a.heads;
+    const std::vector<Queries> queries = share_out(a);
 #pragma omp parallel num_threads(threads)
-    {
+    attend_in_team(a, queries);
+}
+
+struct Matrix {
+    const void* weight;
+    const float* scales;
+    const float* bias;
+    int inputs, outputs, group;
+};
+
+// A block whose norms go before its layers.
+struct Block {
+    const float *attention_norm, *attention_shift, *feed_forward_norm, *feed_forward_shift;
+    Matrix query_key_value, output, inner, feed_forward_output;
+};
+
+struct Pages {  // of a layer's cache
+    bf16 *keys, *values;
+    const int32_t* table;
+    int row_pages, window;
+};
+
+enum Activation { GATE = 0, GELU = 1 };
+
+struct Stack {
+    const Block* blocks;
+    const Pages* pages;
+    const float *cosine, *sine;
+    const int32_t *rows, *positions;
+    float* x;  // (tokens, width), float32: in and out
+    int count, tokens, width, heads, shared, head_width, page, activation;
+    float epsilon;
+};
+
+struct Scratch {
+    std::unique_ptr<bf16[]> room;
+    bf16* at;
+    explicit Scratch(int64_t size) : room(new bf16[size]), at(room.get()) {}
+    bf16* take(int64_t size) { return at += size, at - size; }
+};
+
+void multiply(const Matrix& w, const bf16* x, void* y, int rows, Result result) {
+    linear_in_team({x, w.weight, w.scales, w.bias, y, rows, w.inputs, w.outputs, w.group, result});
+#pragma omp barrier
+}
+
+void normalise(const Stack& s, const float* weight, const float* shift, bf16* to) {
 #pragma omp for schedule(static)
-        for (int i = 0; i < stores; ++i) keep(a, i / a.shared, i % a.shared);
-        // After the barrier: a token sees those of its own row that are read with it.
-        float* scores = a.scores + int64_t(omp_get_thread_num()) * a.longest;
-#pragma omp for schedule(dynamic, 1)
-        for (int i = 0; i < queries; ++i) mix(a, i / a.heads, i % a.heads, scores);
+    for (int row = 0; row < s.tokens; ++row)
+        norm_row(s.x + int64_t(row) * s.width, weight, shift, to + int64_t(row) * s.width, s.width,
+                 s.epsilon, shift != nullptr);
+}
+
+void run_stack(const Stack& s, int threads) {
+    const Block& first = s.blocks[0];
+    const int n = s.tokens, inner = first.inner.outputs;
+    const int active = first.feed_forward_output.inputs, mixed_width = s.heads * s.head_width;
+    const int64_t all = s.width + first.query_key_value.outputs + mixed_width + inner + active;
+    Scratch scratch(n * all);
+    bf16* entering = scratch.take(int64_t(n) * s.width);
+    bf16* projected = scratch.take(int64_t(n) * first.query_key_value.outputs);
+    bf16* mixed = scratch.take(int64_t(n) * mixed_width);
+    bf16* between = scratch.take(int64_t(n) * inner);
+    bf16* activated = scratch.take(int64_t(n) * active);
+    Attend<bf16> shared{};
+    shared.projected = projected, shared.mixed = mixed;
+    shared.cosine = s.cosine, shared.sine = s.sine;
+    shared.rows = s.rows, shared.positions = s.positions;
+    shared.tokens = n, shared.heads = s.heads, shared.shared = s.shared;
+    shared.width = s.head_width, shared.page = s.page;
+    shared.scale = 1.0f / std::sqrt(float(s.head_width));
+    const std::vector<Queries> queries = share_out(shared);
+#pragma omp parallel num_threads(threads)
+    for (int layer = 0; layer < s.count; ++layer) {
+        const Block& block = s.blocks[layer];
+        normalise(s, block.attention_norm, block.attention_shift, entering);
+        multiply(block.query_key_value, entering, projected, n, AS_BF16);
+        Attend<bf16> a = shared;
+        const Pages& pages = s.pages[layer];
+        a.keys = pages.keys, a.values = pages.values, a.table = pages.table;
+        a.row_pages = pages.row_pages, a.window = pages.window;
+        attend_in_team(a, queries);
+        multiply(block.output, mixed, s.x, n, ADD_TO_FLOAT);
+        normalise(s, block.feed_forward_norm, block.feed_forward_shift, entering);
+        multiply(block.inner, entering, between, n, AS_BF16);
+#pragma omp for schedule(static)
+        for (int row = 0; row < n; ++row) {
+            const bf16* from = between + int64_t(row) * inner;
+            bf16* to = activated + int64_t(row) * active;
+            if (s.activation == GATE) gate_row(from, to, active);
+            else gelu_row(from, to, active);
+        }
+        multiply(block.feed_forward_output, activated, s.x, n, ADD_TO_FLOAT);
     }
 }
 
@@ -450,69 +120,41 @@ void attend(const Attend<T>& a, int threads) {
 
 extern "C" {
 
-// y = x W^T + bias; rows of outputs are shared out between threads.
+// y = x W^T + bias.
 void lmsmith_linear(const bf16* x, const void* weight, const float* scales, const float* bias,
                     void* y, int m, int k, int n, int group, int result, int threads) {
-    Linear l{x, weight, scales, bias, y, m, k, n, group, result};
+    const Linear l{x, weight, scales, bias, y, m, k, n, group, result};
 #pragma omp parallel num_threads(threads)
-    {
-        int64_t count = omp_get_num_threads(), thread = omp_get_thread_num();
-        int64_t blocks = (n + 3) / 4;
-        int64_t first = blocks * thread / count * 4, last = blocks * (thread + 1) / count * 4;
-        run_linear(l, first, last < n ? last : n);
-    }
+    linear_in_team(l);
 }
 
 void lmsmith_attend_bf16(const Attend<bf16>* a, int threads) { attend(*a, threads); }
 void lmsmith_attend_float(const Attend<float>* a, int threads) { attend(*a, threads); }
 
-// RMSNorm (shift null) or LayerNorm of rows of float32; bf16 or float32 out.
 void lmsmith_norm(const float* x, const float* weight, const float* shift, void* y, int rows,
-                  int width, float epsilon, int centred, int as_bf16) {
+                  int width, float epsilon, int centred, int as_bf16, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (rows >= MANY_ROWS)
     for (int row = 0; row < rows; ++row) {
-        const float* from = x + int64_t(row) * width;
-        float mean = 0, square = 0;
-        f32x16 lanes = {}, squares = {};
-        int i = 0;
-        if (centred) {
-            for (; i + 16 <= width; i += 16) lanes += load16(from + i);
-            mean = sum16(lanes);
-            for (; i < width; ++i) mean += from[i];
-            mean /= width;
-        }
-        for (i = 0; i + 16 <= width; i += 16) {
-            f32x16 part = load16(from + i) - mean;
-            squares += part * part;
-        }
-        square = sum16(squares);
-        for (; i < width; ++i) square += (from[i] - mean) * (from[i] - mean);
-        float factor = 1.0f / std::sqrt(square / width + epsilon);
-        for (i = 0; i < width; ++i) {
-            float result = (from[i] - mean) * factor * weight[i] + (shift ? shift[i] : 0.0f);
-            if (as_bf16) static_cast<bf16*>(y)[int64_t(row) * width + i] = narrow(result);
-            else static_cast<float*>(y)[int64_t(row) * width + i] = result;
-        }
+        const int64_t at = int64_t(row) * width;
+        if (as_bf16)
+            norm_row(x + at, weight, shift, static_cast<bf16*>(y) + at, width, epsilon, centred);
+        else norm_row(x + at, weight, shift, static_cast<float*>(y) + at, width, epsilon, centred);
     }
 }
 
-// SwiGLU: silu(gate) x inner, of rows that hold both one after the other.
-void lmsmith_gate(const bf16* gate_inner, bf16* y, int rows, int width) {
-    const f32x16 zero = {};
-    for (int row = 0; row < rows; ++row) {
-        const bf16* gate = gate_inner + int64_t(row) * 2 * width;
-        const bf16* inner = gate + width;
-        bf16* to = y + int64_t(row) * width;
-        for (int i = 0; i < width; i += 16) {
-            float g[16] = {}, u[16] = {};
-            int count = width - i < 16 ? width - i : 16;
-            for (int j = 0; j < count; ++j) g[j] = widen(gate[i + j]), u[j] = widen(inner[i + j]);
-            f32x16 x = load16(g);
-            // exp16 takes no positive numbers: sigmoid(x) = e^min(x,0) / (e^min(x,0) + e^-max(x,0))
-            f32x16 up = exp16(x < zero ? x : zero), down = exp16(x < zero ? zero : -x);
-            f32x16 silu = x * up / (up + down);
-            for (int j = 0; j < count; ++j) to[i + j] = narrow(widen(narrow(silu[j])) * u[j]);
-        }
-    }
+void lmsmith_gate(const bf16* both, bf16* y, int rows, int width, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (rows >= MANY_ROWS)
+    for (int row = 0; row < rows; ++row)
+        gate_row(both + int64_t(row) * 2 * width, y + int64_t(row) * width, width);
 }
+
+void lmsmith_gelu(const bf16* x, bf16* y, int rows, int width, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (rows >= MANY_ROWS)
+    for (int row = 0; row < rows; ++row)
+        gelu_row(x + int64_t(row) * width, y + int64_t(row) * width, width);
+}
+
+// All blocks, one after the other.
+void lmsmith_stack(const Stack* s, int threads) { run_stack(*s, threads); }
 
 }  // extern "C"

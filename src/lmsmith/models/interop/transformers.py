@@ -15,6 +15,7 @@ from lmsmith.core.config import Problem, report_problems
 from lmsmith.core.errors import UserError
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
+from lmsmith.models.empty import without_weights
 from lmsmith.models.interop.families import FAMILIES, UNEMBEDDING, Family
 
 State = Mapping[str, Tensor]
@@ -123,7 +124,7 @@ def _spelt_out(config: ModelConfig) -> ModelConfig:
 
 def parameter_shapes(config: ModelConfig) -> dict[str, torch.Size]:
     """Name → shape of all our parameters."""
-    with torch.device("meta"):
+    with without_weights():
         return {name: tensor.shape for name, tensor in Decoder(config).state_dict().items()}
 
 

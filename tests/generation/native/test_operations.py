@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 
 import pytest
 import torch
 
-from lmsmith.generation.kernels import NativeKernels, TorchKernels, Weight, best_kernels
+from lmsmith.generation.kernels import TorchKernels
 from lmsmith.generation.native import compile as native
+from lmsmith.generation.native.operations import NativeKernels, best_kernels
 from lmsmith.generation.quantise import quantise_int8
+from lmsmith.generation.weights import Weight
 
 TORCH = TorchKernels()
 
@@ -34,7 +37,7 @@ def test_linear(
     weight = Weight(matrix.bfloat16(), None, bias)
     if kind == "int8":
         weight = Weight(*quantise_int8(matrix), bias)
-    exact = weight.as_dtype(torch.float32)
+    exact = weight.as_dtype(torch.bfloat16).float()
     x = torch.randn(301, inputs).bfloat16()
     whole = native_kernels.linear(x, weight, torch.float32)
     expected = torch.nn.functional.linear(x.float(), exact, bias)
@@ -72,12 +75,30 @@ def test_norm(native_kernels: NativeKernels, width: int, centred: bool) -> None:
     assert torch.equal(half, found.bfloat16())
 
 
-@pytest.mark.parametrize("width", [16, 37])
+@pytest.mark.parametrize("width", [1, 16, 37, 48, 63])
 def test_gate(native_kernels: NativeKernels, width: int) -> None:
-    both = (8 * torch.randn(5, 2 * width)).bfloat16()
-    both[0, :4] = torch.tensor([0.0, -300.0, 300.0, -1e-3])
-    found, expected = native_kernels.gate(both), TORCH.gate(both)
-    torch.testing.assert_close(found, expected, rtol=8e-3, atol=1e-6)
+    """silu(gate) · inner in float64, but for two roundings to bf16."""
+    both = (8 * torch.randn(19, 2 * width)).bfloat16()
+    both[:5, 0] = torch.tensor([0.0, -0.0, -80.0, 300.0, -1e-3])
+    gate, inner = both.double().chunk(2, dim=1)
+    expected = gate / (1 + torch.exp(-gate)) * inner
+    for kernels in (native_kernels, TORCH):
+        found = kernels.gate(both)
+        torch.testing.assert_close(found.double(), expected, rtol=2**-7, atol=1e-30)
+    assert torch.equal(native_kernels.gate(both[3:4]), native_kernels.gate(both)[3:4])
+
+
+@pytest.mark.parametrize("width", [1, 16, 37, 64])
+def test_gelu(native_kernels: NativeKernels, width: int) -> None:
+    """½x(1 + tanh(√(2/π)(x + 0.044715x³))) in float64, but for its rounding to bf16."""
+    x = (3 * torch.randn(19, width)).bfloat16()
+    x[:5, 0] = torch.tensor([0.0, -0.0, -4.0, 300.0, -1e-3])
+    wide = x.double()
+    inner = math.sqrt(2 / math.pi) * (wide + 0.044715 * wide**3)
+    expected = wide / (1 + torch.exp(-2 * inner))  # ½(1 + tanh u) = 1 / (1 + e^−2u)
+    torch.testing.assert_close(native_kernels.gelu(x).double(), expected, rtol=2**-8, atol=1e-30)
+    torch.testing.assert_close(TORCH.gelu(x).double(), expected, rtol=2**-7, atol=1e-6)
+    assert torch.equal(native_kernels.gelu(x[3:4]), native_kernels.gelu(x)[3:4])
 
 
 def test_int8_rounds_to_half_a_step_at_most() -> None:
@@ -92,7 +113,8 @@ def test_int8_rounds_to_half_a_step_at_most() -> None:
 
 def test_without_a_compiler_pytorch_is_used() -> None:
     script = (
-        "from lmsmith.generation.kernels import best_kernels;print(type(best_kernels()).__name__)"
+        "from lmsmith.generation.native.operations import best_kernels\n"
+        "print(type(best_kernels()).__name__)"
     )
     done = subprocess.run(
         [sys.executable, "-c", script],

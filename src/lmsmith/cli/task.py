@@ -1,0 +1,158 @@
+"""``lmsmith task``: a task of your own from a description and examples, and its use."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from lmsmith.cli.output import print_json
+from lmsmith.core.errors import UserError
+from lmsmith.core.recipe import MachineConfig
+
+if TYPE_CHECKING:
+    from lmsmith.evaluation.tasks.spec import TaskSpec
+
+BATCH = 64
+"""Texts answered together."""
+
+
+def add(
+    name: str,
+    about: str,
+    examples: Path,
+    labels: Annotated[str, tyro.conf.arg(metavar="A,B,…")] = "",
+    replace: bool = False,
+    json: bool = False,
+) -> int:
+    """Make a task of a description and a few examples, to be run as a function of texts.
+
+    With labels it classifies; the examples' rows are {"input": …, "label": …}. Without, it writes a
+    line about each text; the rows are {"input": …, "output": …}. The description and the examples
+    stand before every text.
+
+    Args:
+        name: To call it by.
+        about: What is to be done, in a sentence the model reads.
+        examples: A JSONL file.
+        labels: To choose from; by default those of the examples, if they have any.
+        replace: Overwrite a task of this name.
+        json: Print one JSON object.
+    """
+    from lmsmith.core.config import encode
+    from lmsmith.core.files import atomic_write, read_jsonl, write_jsonl
+    from lmsmith.evaluation.functions import check_name, classification, extraction
+    from lmsmith.evaluation.tasks.shipped import shipped_tasks, tasks_folder
+
+    check_name(name)
+    if name in shipped_tasks():
+        raise UserError(f"{name}: a task of this name comes with lmsmith", "choose another")
+    rows = [(number, row) for number, row in read_jsonl(examples)]
+    if not rows:
+        raise UserError(f"{examples}: no examples", "give one or more")
+    answer = "label" if labels or "label" in rows[0][1] else "output"
+    for number, row in rows:
+        for key in ("input", answer):
+            if not isinstance(row.get(key), str) or not str(row[key]).strip():
+                raise UserError(
+                    f"{examples}, line {number}: no text {key!r}",
+                    f'every row is {{"input": …, "{answer}": …}}',
+                )
+    place = tasks_folder()
+    file = place / f"{name}.toml"
+    if file.exists() and not replace:
+        raise UserError(f"{name}: there is such a task already", "add --replace to overwrite it")
+    kept = place / f"{name}.jsonl"
+    if answer == "label":
+        known = [word.strip() for word in labels.split(",") if word.strip()]
+        found = list(dict.fromkeys(str(row["label"]).strip() for _, row in rows))
+        strange = [label for label in found if known and label not in known]
+        if strange:
+            raise UserError(f"{examples}: labels {', '.join(strange)}", f"use {', '.join(known)}")
+        task = classification(name, about, known or found, str(kept))
+    else:
+        task = extraction(name, about, str(kept))
+    write_jsonl(
+        kept, [{key: str(row[key]).strip() for key in ("input", answer)} for _, row in rows]
+    )
+    from lmsmith.cli.tasks import task_toml
+
+    atomic_write(file, task_toml(task))
+    if json:
+        print_json({"task": encode(task), "path": str(file), "examples": len(rows)})
+        return 0
+    print(f"{name}: {len(rows)} examples, {file}")
+    print(f"use it: lmsmith task run {name} MODEL < input.jsonl")
+    return 0
+
+
+def run(
+    name: str,
+    model: str,
+    input: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    precision: Literal["auto", "bf16", "fp32"] = "auto",
+    threads: int = 0,
+) -> int:
+    """Put a task of your own to texts: JSON lines in, JSON lines out, in the same order.
+
+    Each line read is {"input": …}, or plain text; each line printed has the input with its label
+    and every label's probability, or with what was written.
+
+    Args:
+        name: Of the task (lmsmith task add).
+        model: A run, a model folder, a Hugging Face folder, a GGUF file or a registered name.
+        input: A file of lines; standard input by default.
+        precision: Of matrix products; auto: bf16 where the processor multiplies it.
+        threads: Of one operation; 0 for all cores.
+    """
+    from lmsmith.evaluation.functions import TextFunction
+    from lmsmith.evaluation.methods.subject import load_subject
+    from lmsmith.evaluation.tasks.data import read_data
+    from lmsmith.training.machine import prepare_process
+
+    task = _user_task(name)
+    machine = prepare_process(MachineConfig(precision=precision, threads=threads))
+    function = TextFunction(load_subject(model, machine), task, read_data(task, [Path()]).items)
+    lines = sys.stdin if input is None else input.open(encoding="utf-8")
+    with lines:
+        waiting: list[str] = []
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                waiting.append(_input_of(line, number))
+            if len(waiting) == BATCH:
+                _print_answers(function(waiting))
+                waiting = []
+        _print_answers(function(waiting))
+    return 0
+
+
+def _user_task(name: str) -> TaskSpec:
+    from lmsmith.evaluation.tasks.shipped import user_tasks
+
+    own = user_tasks()
+    if name not in own:
+        known = f"yours: {', '.join(own)}" if own else "there are none yet: lmsmith task add"
+        raise UserError(f"{name}: no such task of your own", known)
+    return own[name]
+
+
+def _input_of(line: str, number: int) -> str:
+    """The text of a line: a JSON object's input, or the line itself."""
+    if not line.lstrip().startswith("{"):
+        return line.rstrip("\n")
+    try:
+        row = json_module.loads(line)
+    except ValueError as error:
+        raise UserError(f"line {number}: not valid JSON ({error})", "mend it") from error
+    if not isinstance(row.get("input"), str):
+        raise UserError(f"line {number}: no text 'input'", 'write {"input": …}')
+    text: str = row["input"]
+    return text
+
+
+def _print_answers(rows: list[dict[str, object]]) -> None:
+    for row in rows:
+        print(json_module.dumps(row, ensure_ascii=False), flush=True)

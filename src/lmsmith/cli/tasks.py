@@ -1,0 +1,115 @@
+"""``lmsmith tasks``: which tasks there are, and exactly what a model is shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from lmsmith.cli.output import print_json
+from lmsmith.core.errors import UserError
+
+_Folders = Annotated[tyro.conf.UseAppendAction[tuple[Path, ...]], tyro.conf.arg(metavar="FOLDER")]
+
+
+def list_tasks(json: bool = False) -> int:
+    """List the tasks that come with lmsmith, your own, and the suites.
+
+    Args:
+        json: Print one JSON object.
+    """
+    from lmsmith.core.config import encode
+    from lmsmith.evaluation.tasks.shipped import shipped_tasks, suites, user_tasks
+
+    own, shipped = user_tasks(), shipped_tasks()
+    if json:
+        print_json(
+            {
+                "tasks": {name: encode(task) for name, task in (shipped | own).items()},
+                "suites": suites(),
+            }
+        )
+        return 0
+    groups: dict[str, list[str]] = {}
+    for name in {**shipped, **own}:
+        groups.setdefault(name.split("/")[0], []).append(name)
+    width = max(len(group) for group in groups)
+    for group, names in groups.items():
+        task = own.get(names[0]) or shipped[names[0]]
+        mine = "yours; " if names[0] in own else ""
+        parts = [name.split("/", 1)[1] for name in names if "/" in name]
+        each = f": {group}/ {', '.join(parts)}" if parts else ""
+        print(f"{group:<{width}}  {task.kind:<15}  {mine}{task.about}{each}")
+    for name, rows in suites().items():
+        print(f"--suite {name}: {', '.join(dict.fromkeys(task for task, _ in rows))}")
+    return 0
+
+
+def show(
+    task: str,
+    shots: int | None = None,
+    item: int = 0,
+    fixed_shots: bool = False,
+    seed: int = 0,
+    data: _Folders = (),
+    toml: bool = False,
+    json: bool = False,
+) -> int:
+    """Show a task, and the exact prompt of one of its items.
+
+    Args:
+        task: A name (lmsmith tasks ls), or a .toml, .jsonl or .txt file.
+        shots: Examples before the item; what the task says by default.
+        item: Which item, from 0.
+        fixed_shots: The same examples for all items.
+        seed: Of the examples.
+        data: Where the task's file is; also LMSMITH_DATA.
+        toml: Print the task as a TOML file, to begin one of your own with.
+        json: Print one JSON object.
+    """
+    from lmsmith.core.config import encode
+    from lmsmith.evaluation.suite import WITHOUT_SHOTS
+    from lmsmith.evaluation.tasks.data import read_data, search_path
+    from lmsmith.evaluation.tasks.prompts import draw_shots, with_shots
+    from lmsmith.evaluation.tasks.shipped import find_tasks
+
+    found = find_tasks([task])[0]
+    if toml:
+        print(task_toml(found))
+        return 0
+    read = read_data(found, search_path(data), seed)
+    if not 0 <= item < len(read.items):
+        raise UserError(f"--item {item}: the task has {len(read.items)}, from 0", "name another")
+    count = found.shots if shots is None else shots
+    count = 0 if found.kind in WITHOUT_SHOTS else count
+    asked = read.items[item]
+    drawn = draw_shots(read.pool, asked, count, seed, fixed=fixed_shots)
+    question = with_shots(found, asked, drawn)
+    if json:
+        print_json({"task": encode(found), "items": len(read.items), "question": vars(question)})
+        return 0
+    print(f"{found.name}: {found.about} ({found.source or 'no source named'})")
+    print(f"kind {found.kind}, {len(read.items):,} items, judged by {found.measure}")
+    for context in question.contexts:
+        print(f"--- the prompt of item {item}, {len(question.shots)} shots drawn ---")
+        print(context)
+    print("--- and what is looked for ---")
+    right = found.kind == "multiple_choice"
+    for number, choice in enumerate(question.choices):
+        mark = "*" if right and number == question.gold else " "
+        print(f"{mark} {(found.prompt.delimiter + choice)!r}")
+    return 0
+
+
+def task_toml(task: object) -> str:
+    """A task as TOML, with every setting that is not empty."""
+    from lmsmith.core.config import encode
+    from lmsmith.report.toml import to_toml
+
+    table = encode(task)
+    table["published"] = table.pop("published")
+    kept = {key: value for key, value in table.items() if value not in ("", [], {})}
+    for key in ("data", "prompt", "answer"):
+        kept[key] = {name: value for name, value in table[key].items() if value not in ("", [])}
+    return to_toml(kept)

@@ -1,0 +1,86 @@
+"""Two models on the same items: the difference with its interval, and which items changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lmsmith.evaluation.bootstrap import Interval
+from lmsmith.evaluation.measures import measure_of, paired_difference, parts_of
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A task put to two models, a and b.
+
+    Attributes:
+        task: its name, with shots.
+        measure: that they are compared by.
+        value_a, value_b: theirs on the items that both answered.
+        difference: b less a, items resampled for both together.
+        items: how many both answered.
+        gained: ids of items that b has right and a has not.
+        lost: the other way round.
+    """
+
+    task: str
+    measure: str
+    value_a: float
+    value_b: float
+    difference: Interval
+    items: int
+    gained: tuple[str, ...]
+    lost: tuple[str, ...]
+
+    @property
+    def verdict(self) -> str:
+        """``better``, ``worse``, or ``unclear`` where the interval holds 0."""
+        if self.difference.low <= 0 <= self.difference.high:
+            return "unclear"
+        higher = self.difference.value > 0
+        return "better" if higher == measure_of(self.measure).higher_is_better else "worse"
+
+    def as_dict(self) -> dict[str, object]:
+        """For ``--json``."""
+        return {
+            **vars(self),
+            "difference": vars(self.difference),
+            "verdict": self.verdict,
+            "gained": list(self.gained),
+            "lost": list(self.lost),
+        }
+
+
+def compare_rows(
+    task: str, measure: str, rows_a: Sequence[Row], rows_b: Sequence[Row], seed: int = 0
+) -> Comparison:
+    """Compare by a measure on the items that both have.
+
+    Raises:
+        ValueError: they have none in common.
+    """
+    by_id = {row["id"]: row for row in rows_b}
+    pairs = [(row, by_id[row["id"]]) for row in rows_a if row["id"] in by_id]
+    if not pairs:
+        raise ValueError(f"{task}: no item that both have answered")
+    first, second = [list(each) for each in zip(*pairs, strict=True)]
+    difference = paired_difference(first, second, measure, seed=seed)
+    values = [_value(rows, measure) for rows in (first, second)]
+    gained: list[str] = []
+    lost: list[str] = []
+    if measure_of(measure).is_share:
+        for a, b in pairs:
+            before, after = a["metrics"][measure], b["metrics"][measure]
+            if before != after:
+                (gained if after > before else lost).append(str(a["id"]))
+    return Comparison(
+        task, measure, values[0], values[1], difference, len(pairs), tuple(gained), tuple(lost)
+    )
+
+
+def _value(rows: Sequence[Row], measure: str) -> float:
+    top, bottom = parts_of(rows, measure)
+    return measure_of(measure).transform(float(top.sum() / bottom.sum()))

@@ -1,0 +1,158 @@
+"""Which items of a task a model may have seen in training, and what the score is without them.
+
+Two rules: GPT-3's n-grams of words (Brown et al. 2020, appendix C), and GPT-4's three substrings
+(OpenAI 2023, appendix C).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from lmsmith.evaluation.bootstrap import Interval
+from lmsmith.evaluation.measures import aggregate, measure_of
+
+Rule = Literal["gpt3", "gpt4"]
+RULES: tuple[Rule, ...] = ("gpt3", "gpt4")
+Row = Mapping[str, Any]
+
+SUBSTRING = 50
+"""Characters of GPT-4's substrings."""
+SUBSTRINGS = 3
+SHORTEST, LONGEST = 8, 13
+"""Words of GPT-3's n-grams."""
+
+
+@dataclass(frozen=True)
+class Contamination:
+    """A measure on all items, on those without and on those with an overlap.
+
+    Attributes:
+        rule: by which overlaps were found.
+        n: words of an n-gram, or characters of a substring.
+        measure: what was measured.
+        all, clean, dirty: it; None where there are no such items.
+        clean_items, dirty_items: how many.
+    """
+
+    rule: Rule
+    n: int
+    measure: str
+    all: Interval
+    clean: Interval | None
+    dirty: Interval | None
+    clean_items: int
+    dirty_items: int
+
+    @property
+    def headline(self) -> Interval:
+        """The worse of all and clean items, as GPT-4's report has it."""
+        if self.clean is None:
+            return self.all
+        sign = 1 if measure_of(self.measure).higher_is_better else -1
+        return min((self.all, self.clean), key=lambda each: sign * each.value)
+
+    def as_dict(self) -> dict[str, object]:
+        """For ``--json``."""
+        parts = {"all": self.all, "clean": self.clean, "dirty": self.dirty}
+        intervals = {name: None if part is None else vars(part) for name, part in parts.items()}
+        return vars(self) | intervals | {"headline": vars(self.headline)}
+
+
+def split_scores(
+    rows: Sequence[Row], measure: str, dirty: set[str], rule: Rule, n: int, seed: int = 0
+) -> Contamination:
+    """The measure on all rows, and on those of clean and of dirty items."""
+
+    def of(part: Sequence[Row]) -> Interval | None:
+        return aggregate(part, seed=seed).get(measure) if part else None
+
+    clean_rows = [row for row in rows if row["id"] not in dirty]
+    dirty_rows = [row for row in rows if row["id"] in dirty]
+    everything = of(rows)
+    assert everything is not None
+    return Contamination(
+        rule, n, measure, everything, of(clean_rows), of(dirty_rows), len(clean_rows),
+        len(dirty_rows),
+    )  # fmt: skip
+
+
+def find_overlaps(
+    texts: Mapping[str, str], documents: Iterable[str], rule: Rule, seed: int = 0
+) -> tuple[set[str], int]:
+    """The ids of texts that a document overlaps with, and the length that was looked for."""
+    if rule == "gpt3":
+        n = gram_length(texts.values())
+        return find_grams(texts, documents, n), n
+    return find_substrings(texts, documents, seed), SUBSTRING
+
+
+def normal_words(text: str) -> list[str]:
+    """Words in small letters, without marks."""
+    return re.findall(r"\w+", text.lower())
+
+
+def gram_length(texts: Iterable[str]) -> int:
+    """GPT-3's N: the 5th percentile of the texts' lengths in words, within 8 and 13."""
+    lengths = [len(normal_words(text)) for text in texts]
+    fifth = int(np.percentile(lengths, 5)) if lengths else LONGEST
+    return max(SHORTEST, min(LONGEST, fifth))
+
+
+def find_grams(texts: Mapping[str, str], documents: Iterable[str], n: int) -> set[str]:
+    """Ids of texts that share n words in a row with a document; shorter ones share all theirs."""
+    wanted: dict[int, dict[tuple[str, ...], set[str]]] = {}
+    for name, text in texts.items():
+        words = normal_words(text)
+        length = min(n, len(words))
+        for start in range(len(words) - length + 1 if length else 0):
+            gram = tuple(words[start : start + length])
+            wanted.setdefault(length, {}).setdefault(gram, set()).add(name)
+    found: set[str] = set()
+    for document in documents:
+        words = normal_words(document)
+        for length, grams in wanted.items():
+            for start in range(len(words) - length + 1):
+                found |= grams.get(tuple(words[start : start + length]), set())
+    return found
+
+
+def find_substrings(texts: Mapping[str, str], documents: Iterable[str], seed: int = 0) -> set[str]:
+    """Ids of texts of which one of three substrings of 50 characters stands in a document.
+
+    Only letters and digits count on either side; a text shorter than that is looked for whole.
+    """
+    generator = np.random.default_rng(seed)
+    wanted: dict[int, dict[str, set[str]]] = {}
+    for name, text in texts.items():
+        kept = letters_and_digits(text)
+        length = min(SUBSTRING, len(kept))
+        if not length:
+            continue
+        for start in generator.integers(0, len(kept) - length + 1, SUBSTRINGS).tolist():
+            part = kept[start : start + length]
+            wanted.setdefault(length, {}).setdefault(part, set()).add(name)
+    found: set[str] = set()
+    for document in documents:
+        kept = letters_and_digits(document)
+        for length, parts in wanted.items():
+            for start in range(len(kept) - length + 1):
+                found |= parts.get(kept[start : start + length], set())
+    return found
+
+
+def letters_and_digits(text: str) -> str:
+    """The text without spaces and marks."""
+    return re.sub(r"[\W_]+", "", text)
+
+
+def row_text(row: Row) -> str:
+    """What is looked for of an item: its question and its right answer."""
+    gold = row.get("gold", "")
+    if isinstance(gold, int):
+        gold = row["choices"][gold]["text"]
+    return f"{row['prompt']} {gold}".strip()

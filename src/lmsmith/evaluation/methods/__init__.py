@@ -1,0 +1,1 @@
+"""How answers are got from a model and judged, one module a kind of task."""

@@ -1,0 +1,55 @@
+"""The rest of a text, word for word: LAMBADA (Paperno et al. 2016)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from lmsmith.evaluation.methods.likelihood import LikelihoodReader, shared_prefix
+from lmsmith.evaluation.methods.stop_words import stop_word_tokens
+from lmsmith.evaluation.methods.subject import Subject
+from lmsmith.evaluation.tasks.prompts import Question, item_fields
+from lmsmith.evaluation.tasks.spec import TaskSpec
+
+
+class Cloze:
+    """Measures how well a target is foretold.
+
+    - ``accuracy``: each token of the target is the likeliest at its place (the whole word);
+    - ``accuracy_without_stop_words``: the same where the word may begin with no token that is a
+      stop word or no word at all (GPT-2's stop-word filter, section 3.3);
+    - ``perplexity``: exp of the mean −log P(target | context), a target counting once.
+    """
+
+    def __init__(
+        self, subject: Subject, task: TaskSpec, questions: Sequence[Question], seed: int = 0
+    ) -> None:
+        self._questions = questions
+        self._pairs = subject.encode_pairs(
+            [(q.contexts[0], task.prompt.delimiter + q.choices[0]) for q in questions]
+        )
+        self._reader = LikelihoodReader(subject.model, stop_word_tokens(subject.tokenizer))
+        self._reader.hold(shared_prefix(self._pairs))
+
+    @property
+    def tokens(self) -> list[int]:
+        """Of each question, about what it costs."""
+        return [len(pair.tokens) for pair in self._pairs]
+
+    def answer(self, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
+        """The rows of the questions of these numbers."""
+        pairs = [self._pairs[number] for number in numbers]
+        for number, pair, found in zip(numbers, pairs, self._reader.read(pairs), strict=True):
+            question = self._questions[number]
+            yield {
+                **item_fields(question),
+                "gold": question.choices[0],
+                "log_prob": round(found.total, 6),
+                "tokens": pair.scored,
+                "truncated": pair.truncated,
+                "metrics": {
+                    "accuracy": float(found.greedy),
+                    "accuracy_without_stop_words": float(found.greedy_allowed),
+                    "perplexity": -found.total,
+                },
+            }

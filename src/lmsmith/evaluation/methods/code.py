@@ -1,0 +1,66 @@
+"""Programs by their tests: HumanEval (Chen et al. 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from lmsmith.core.runs import available_cores
+from lmsmith.evaluation.methods.pass_at_k import measured_at, pass_at_k
+from lmsmith.evaluation.methods.sandbox import check_system, run_program
+from lmsmith.evaluation.methods.subject import Subject
+from lmsmith.evaluation.methods.writing import Writer
+from lmsmith.evaluation.tasks.prompts import Question, item_fields
+from lmsmith.evaluation.tasks.spec import TaskSpec
+
+
+class Code:
+    """Completes programs, and runs them with their tests in the sandbox.
+
+    ``pass_at_K`` is the unbiased estimate from all samples, for K = 1, 10 and 100 as far as there
+    are so many.
+    """
+
+    def __init__(
+        self, subject: Subject, task: TaskSpec, questions: Sequence[Question], seed: int = 0
+    ) -> None:
+        check_system()
+        self._spec, self._questions = task.answer, questions
+        self._prompts = subject.encode_contexts([q.contexts[0] for q in questions])
+        self._writer = Writer(subject, task.answer, seed)
+
+    @property
+    def tokens(self) -> list[int]:
+        """Of each problem, prompt and samples."""
+        written = self._spec.max_new_tokens * self._spec.samples
+        return [len(prompt) + written for prompt in self._prompts]
+
+    def answer(self, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
+        """The rows of the problems of these numbers."""
+        spec = self._spec
+        prompts = [self._prompts[number] for number in numbers]
+        ids = [int(self._questions[number].id) for number in numbers]
+        texts, cut = self._writer.write(prompts, ids, spec.max_new_tokens, spec.stop, spec.samples)
+        with ThreadPoolExecutor(available_cores()) as pool:
+            for place, number in enumerate(numbers):
+                question = self._questions[number]
+                programs = [make_program(question, text) for text in texts[place]]
+                verdicts = list(pool.map(run_program, programs))
+                passed = sum(verdict.passed for verdict in verdicts)
+                yield {
+                    **item_fields(question),
+                    "gold": question.choices[0],
+                    "texts": texts[place],
+                    "verdicts": [" ".join([v.outcome, v.detail]).strip() for v in verdicts],
+                    "truncated": cut[place],
+                    "metrics": {
+                        f"pass_at_{k}": pass_at_k(len(verdicts), passed, k)
+                        for k in measured_at(len(verdicts))
+                    },
+                }
+
+
+def make_program(question: Question, completion: str) -> str:
+    """Prompt, completion and tests as one program."""
+    return f"{question.plain}{completion}\n{question.answers[0]}"

@@ -1,0 +1,101 @@
+"""Answers in the model's own words: greedy, by beams, or by a vote of several samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from lmsmith.evaluation.methods.answers import (
+    NORMALISERS,
+    exact_match,
+    extract_answer,
+    vote,
+    word_f1,
+)
+from lmsmith.evaluation.methods.subject import Subject
+from lmsmith.evaluation.methods.writing import Writer
+from lmsmith.evaluation.tasks.prompts import Question, item_fields
+from lmsmith.evaluation.tasks.spec import AnswerSpec, TaskSpec
+
+
+class FreeForm:
+    """Writes answers, and compares them with the right ones.
+
+    With ``reason`` it asks twice (Kojima et al. 2022, section 3): the question and the trigger,
+    from which the model reasons; then all that and the extraction prompt, from which it answers.
+    With several samples the commonest answer is taken.
+
+    ``exact_match`` is by the task's normalisation, ``f1`` by SQuAD's.
+    """
+
+    def __init__(
+        self, subject: Subject, task: TaskSpec, questions: Sequence[Question], seed: int = 0
+    ) -> None:
+        self._subject, self._questions = subject, questions
+        self._spec: AnswerSpec = task.answer
+        self._delimiter = task.prompt.delimiter.rstrip(" ")
+        begun = [question.contexts[0] + self._delimiter for question in questions]
+        if self._spec.reason:
+            begun = [f"{context} {self._spec.reason}" for context in begun]
+        self._contexts = begun
+        self._prompts = subject.encode_contexts(begun)
+        self._writer = Writer(subject, task.answer, seed)
+
+    @property
+    def tokens(self) -> list[int]:
+        """Of each question, prompt and answers."""
+        spec = self._spec
+        written = (spec.reason_tokens if spec.reason else spec.max_new_tokens) * spec.samples
+        return [len(prompt) + written for prompt in self._prompts]
+
+    def answer(self, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
+        """The rows of the questions of these numbers."""
+        spec = self._spec
+        room = spec.reason_tokens if spec.reason else spec.max_new_tokens
+        stops = () if spec.reason else spec.stop
+        prompts = [self._prompts[number] for number in numbers]
+        ids = [int(self._questions[number].id) for number in numbers]
+        texts, cut = self._writer.write(prompts, ids, room, stops, spec.samples)
+        reasons: list[list[str]] = [[] for _ in numbers]
+        if spec.reason:
+            reasons, (texts, _) = texts, self._conclude(numbers, ids, texts)
+        for place, number in enumerate(numbers):
+            yield self._row(self._questions[number], texts[place], reasons[place], cut[place])
+
+    def _conclude(
+        self, numbers: Sequence[int], ids: Sequence[int], reasons: Sequence[Sequence[str]]
+    ) -> tuple[list[list[str]], list[int]]:
+        """The second pass: an answer to each reasoning."""
+        spec = self._spec
+        asked = [
+            f"{self._contexts[number]}{reason}\n{spec.extraction}"
+            for number, each in zip(numbers, reasons, strict=True)
+            for reason in each
+        ]
+        of_item = [n for n, each in zip(ids, reasons, strict=True) for _ in each]
+        prompts = self._subject.encode_contexts(asked)
+        found, cut = self._writer.write(
+            prompts, of_item, spec.max_new_tokens, spec.stop, 1, greedy=True
+        )
+        flat = iter(found)
+        return [[next(flat)[0] for _ in each] for each in reasons], cut
+
+    def _row(
+        self, question: Question, texts: Sequence[str], reasons: Sequence[str], cut: int
+    ) -> dict[str, Any]:
+        normalise = NORMALISERS[self._spec.normalise]
+        answers = [extract_answer(text, self._spec) for text in texts]
+        given = vote(answers, normalise) if len(answers) > 1 else answers[0]
+        return {
+            **item_fields(question),
+            "gold": question.answers[0],
+            **({"reasoning": list(reasons)} if reasons else {}),
+            "texts": list(texts),
+            "answers": answers,
+            "answer": given,
+            "truncated": cut,
+            "metrics": {
+                "exact_match": exact_match(given, question.answers, normalise),
+                "f1": word_f1(given, question.answers),
+            },
+        }

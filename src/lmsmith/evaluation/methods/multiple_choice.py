@@ -1,0 +1,140 @@
+"""Multiple choice by the likelihood of each choice (Brown et al. 2020, section 2.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lmsmith.evaluation.methods.likelihood import Likelihood, LikelihoodReader, shared_prefix
+from lmsmith.evaluation.methods.subject import Pair, Subject
+from lmsmith.evaluation.tasks.prompts import Question, item_fields
+from lmsmith.evaluation.tasks.spec import TaskSpec
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A question as pairs: one a choice, and those of the choices alone."""
+
+    question: Question
+    pairs: tuple[Pair, ...]
+    alone: tuple[Pair, ...]
+
+
+class MultipleChoice:
+    """Answers questions with choices.
+
+    The measures, by which the choice with the highest score is taken:
+
+    - ``accuracy``: Σ log P(token | before it), the log-probability of the whole choice;
+    - ``accuracy_per_token``, ``_per_character``, ``_per_byte``: the same divided by the choice's
+      length, its leading space not counted in characters and bytes;
+    - ``accuracy_unconditional``: log P(choice | context) − log P(choice | answer context), where
+      the task's headline asks for it.
+
+    With several contexts (partial evaluation, Trinh & Le 2018) the choices are the same
+    continuation, and only ``accuracy`` is measured.
+    """
+
+    def __init__(
+        self, subject: Subject, task: TaskSpec, questions: Sequence[Question], seed: int = 0
+    ) -> None:
+        self._subject = subject
+        self._partial = bool(task.prompt.contexts)
+        self._unconditional = not self._partial and task.measure == "accuracy_unconditional"
+        pairs = subject.encode_pairs(
+            [
+                (context, task.prompt.delimiter + choice)
+                for question in questions
+                for context, choice in _both(question)
+            ]
+        )
+        alone = []
+        if self._unconditional:
+            context = task.prompt.answer_context
+            choices = [choice for question in questions for choice in question.choices]
+            alone = subject.encode_pairs([(context, task.prompt.delimiter + c) for c in choices])
+        self._asked, at = [], 0
+        for question in questions:
+            after = at + len(question.choices)
+            self._asked.append(_Asked(question, tuple(pairs[at:after]), tuple(alone[at:after])))
+            at = after
+        self._reader = LikelihoodReader(subject.model)
+        self._reader.hold(shared_prefix(pairs))
+
+    @property
+    def tokens(self) -> list[int]:
+        """Of each question, about what it costs."""
+        return [max(len(pair.tokens) for pair in asked.pairs) for asked in self._asked]
+
+    def answer(self, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
+        """The rows of the questions of these numbers."""
+        asked = [self._asked[number] for number in numbers]
+        pairs = [pair for each in asked for pair in (*each.pairs, *each.alone)]
+        found = iter(self._reader.read(pairs))
+        for each in asked:
+            given = [next(found) for _ in each.pairs]
+            alone = [next(found) for _ in each.alone]
+            yield self._row(each, given, alone)
+
+    def _row(
+        self, asked: _Asked, given: Sequence[Likelihood], alone: Sequence[Likelihood]
+    ) -> dict[str, Any]:
+        question = asked.question
+        scores = choice_scores(question.choices, given, alone)
+        if self._partial:
+            scores = {"accuracy": scores["accuracy"]}
+        chosen = {name: each.index(max(each)) for name, each in scores.items()}
+        choices = [
+            {
+                "text": question.contexts[number] if self._partial else choice,
+                "log_prob": round(likelihood.total, 6),
+                "tokens": len(likelihood.log_probs),
+                **({"alone": round(alone[number].total, 6)} if alone else {}),
+            }
+            for number, (choice, likelihood) in enumerate(zip(question.choices, given, strict=True))
+        ]
+        return {
+            **item_fields(question),
+            "gold": question.gold,
+            "chosen": chosen,
+            "choices": choices,
+            "scores": {n: [round(s, 6) for s in each] for n, each in scores.items()},
+            "truncated": max(pair.truncated for pair in asked.pairs),
+            "metrics": {name: float(each == question.gold) for name, each in chosen.items()},
+        }
+
+
+def _both(question: Question) -> list[tuple[str, str]]:
+    contexts = question.contexts
+    if len(contexts) == 1:
+        contexts = contexts * len(question.choices)
+    return list(zip(contexts, question.choices, strict=True))
+
+
+def choice_scores(
+    choices: Sequence[str], given: Sequence[Likelihood], alone: Sequence[Likelihood] = ()
+) -> dict[str, list[float]]:
+    """Each measure's score of each choice.
+
+    Args:
+        choices: their texts.
+        given: their likelihoods after the context.
+        alone: after the answer context; none of the unconditional scores if empty.
+    """
+    totals = [each.total for each in given]
+    lengths = {
+        "accuracy": [1.0] * len(choices),
+        "accuracy_per_token": [float(len(each.log_probs)) for each in given],
+        "accuracy_per_character": [float(len(choice)) for choice in choices],
+        "accuracy_per_byte": [float(len(choice.encode())) for choice in choices],
+    }
+    scores = {
+        name: [total / length for total, length in zip(totals, each, strict=True)]
+        for name, each in lengths.items()
+    }
+    if alone:
+        scores["accuracy_unconditional"] = [
+            total - other.total for total, other in zip(totals, alone, strict=True)
+        ]
+    return scores

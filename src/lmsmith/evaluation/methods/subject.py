@@ -1,0 +1,161 @@
+"""A model under evaluation: ready for reading, with its tokenizer and what tells it apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lmsmith.catalogue.reading import ReadModel, read_model
+from lmsmith.catalogue.resolving import Source
+from lmsmith.core.errors import UserError
+from lmsmith.core.files import fingerprint, sha256_file
+from lmsmith.generation.inference import InferenceDecoder
+from lmsmith.prompts import encode_prompt
+from lmsmith.tokenizers import Tokenizer
+from lmsmith.training.machine import ResolvedMachine
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A context and its continuation as tokens.
+
+    Attributes:
+        tokens: both, one after the other; never empty before the continuation.
+        scored: how many of the last ones are the continuation.
+        truncated: tokens of the context that did not fit, cut from its beginning.
+    """
+
+    tokens: tuple[int, ...]
+    scored: int
+    truncated: int = 0
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model.
+
+    Attributes:
+        name: to call it by.
+        model: the decoder.
+        tokenizer: its own.
+        fingerprint: of its weights' file and the precision.
+        parameters: of the decoder.
+        precision: of the matrix products, ``fp32`` or ``bf16``.
+        begins: whether texts begin with the tokenizer's start of text.
+        chat: whether a context is asked as a user's message, by the chat template.
+    """
+
+    name: str
+    model: InferenceDecoder
+    tokenizer: Tokenizer
+    fingerprint: str
+    parameters: int
+    precision: str
+    begins: bool
+    chat: bool = False
+
+    @property
+    def context(self) -> int:
+        """Most tokens it reads at once."""
+        return self.model.config.context
+
+    def encode_contexts(self, contexts: Sequence[str]) -> list[list[int]]:
+        """Tokens of contexts to be continued; an empty one is the start of text alone."""
+        if self.chat:
+            return [self._chat_tokens(context) for context in contexts]
+        encoded = self.tokenizer.encode_batch(list(contexts))
+        return [[*self._start(tokens), *tokens] for tokens in encoded]
+
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Pair]:
+        """Tokens of (context, continuation): encoded as one text, parted where the context ends.
+
+        Spaces at the context's end are encoded with the continuation, as words are. A pair of more
+        than the context holds loses its beginning.
+        """
+        if self.chat:
+            contexts = [self._chat_tokens(context) for context, _ in pairs]
+            continuations = self.tokenizer.encode_batch([text.lstrip() for _, text in pairs])
+            return [
+                self._pair([*context, *continuation], len(continuation))
+                for context, continuation in zip(contexts, continuations, strict=True)
+            ]
+        stripped = [context.rstrip() for context, _ in pairs]
+        whole = self.tokenizer.encode_batch([context + text for context, text in pairs])
+        before = self.tokenizer.encode_batch(stripped)
+        return [
+            self._pair([*self._start(tokens), *all_tokens], len(all_tokens) - len(tokens))
+            for all_tokens, tokens in zip(whole, before, strict=True)
+        ]
+
+    def _pair(self, tokens: list[int], scored: int) -> Pair:
+        if scored < 1:
+            raise UserError(
+                "a continuation makes no token of its own", "check the task's answers for spaces"
+            )
+        # The last token is predicted, not read.
+        cut = max(0, len(tokens) - 1 - self.context)
+        if len(tokens) - cut <= scored:
+            raise UserError(
+                f"a continuation of {scored} tokens fills the context of {self.context}",
+                "use a model with a longer context, or leave the item out",
+            )
+        return Pair(tuple(tokens[cut:]), scored, cut)
+
+    def _start(self, tokens: Sequence[int]) -> list[int]:
+        return [self.tokenizer.start_of_text] if self.begins or not tokens else []
+
+    def _chat_tokens(self, context: str) -> list[int]:
+        return encode_prompt(self.tokenizer, [{"role": "user", "content": context}]).tokens
+
+
+def begins_texts(tokenizer: Tokenizer) -> bool:
+    """Whether texts begin with the start of text: ours do, others' where their files say so."""
+    if tokenizer.is_own:
+        return True
+    processor = tokenizer.description.get("post_processor") or {}
+    steps = processor.get("processors") or [processor]
+    start = tokenizer.control_tokens[tokenizer.start_of_text]
+    return any(start in (step.get("special_tokens") or {}) for step in steps)
+
+
+def load_subject(
+    word: str | Path, machine: ResolvedMachine, *, begins: bool | None = None, chat: bool = False
+) -> Subject:
+    """Read a model by name, folder or file.
+
+    Args:
+        begins: whether texts begin with the start of text; as the tokenizer does if None.
+    """
+    return make_subject(read_model(word), machine, begins=begins, chat=chat)
+
+
+def make_subject(
+    read: ReadModel, machine: ResolvedMachine, *, begins: bool | None = None, chat: bool = False
+) -> Subject:
+    """A subject of a model that was read."""
+    tokenizer = read.tokenizer
+    starts = begins_texts(tokenizer) if begins is None else begins
+    return Subject(
+        name=read.source.name,
+        model=InferenceDecoder(read.decoder, machine),
+        tokenizer=tokenizer,
+        fingerprint=fingerprint([weights_sum(read.source), machine.precision, starts, chat]),
+        parameters=sum(each.numel() for each in read.decoder.parameters()),
+        precision=machine.precision,
+        begins=starts,
+        chat=chat,
+    )
+
+
+def weights_sum(source: Source) -> str:
+    """The SHA-256 of a model's weights and tokenizer, file by file."""
+    if source.path.is_file():
+        return sha256_file(source.path)
+    kinds = (".safetensors", ".json", ".gguf", ".model", ".bpe", ".txt")
+    files = [
+        file
+        for file in sorted(source.path.iterdir())
+        if file.is_file() and file.suffix in kinds and file.name != "card.json"
+    ]
+    return fingerprint([[file.name, sha256_file(file)] for file in files])

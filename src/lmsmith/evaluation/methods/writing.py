@@ -1,0 +1,61 @@
+"""Texts that a model writes after prompts: greedy, by beams, or sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lmsmith.evaluation.methods.subject import Subject
+from lmsmith.evaluation.tasks.spec import AnswerSpec
+from lmsmith.generation.beam import BeamSettings, beam_search
+from lmsmith.generation.engine import Engine, Request, SamplingSettings, answer
+from lmsmith.generation.stops import until_stop
+
+STREAMS_AN_ITEM = 1 << 20
+"""Of chance: sample i of item n draws from stream n times this, plus i."""
+
+
+class Writer:
+    """Writes as a task's settings say; what an item gets does not depend on the others."""
+
+    def __init__(self, subject: Subject, spec: AnswerSpec, seed: int) -> None:
+        self._subject, self._spec, self._seed = subject, spec, seed
+        self._engine = Engine(subject.model, tokenizer=subject.tokenizer)
+
+    def write(
+        self,
+        prompts: Sequence[Sequence[int]],
+        ids: Sequence[int],
+        room: int,
+        stops: Sequence[str],
+        samples: int,
+        *,
+        greedy: bool = False,
+    ) -> tuple[list[list[str]], list[int]]:
+        """Texts of each prompt, and the tokens it lost to fit with its answer."""
+        spec, context = self._spec, self._subject.context
+        room = min(room, context // 2)
+        cut = [max(0, len(prompt) + room - context) for prompt in prompts]
+        kept = [list(prompt[lost:]) for prompt, lost in zip(prompts, cut, strict=True)]
+        if spec.search == "beam" and not greedy:
+            return [[self._beam(prompt, room, stops)] for prompt in kept], cut
+        sampled = spec.search == "sample" and not greedy
+        settings = SamplingSettings(
+            max_new_tokens=room,
+            temperature=spec.temperature if sampled else 0.0,
+            top_p=spec.top_p if sampled else 1.0,
+            stop_tokens=self._subject.tokenizer.stop_tokens,
+            seed=self._seed,
+            stop=tuple(stops),
+            samples=samples,
+        )
+        requests = [
+            Request(prompt, settings, f"item {item}", item * STREAMS_AN_ITEM)
+            for prompt, item in zip(kept, ids, strict=True)
+        ]
+        return [[reply.text for reply in each] for each in answer(self._engine, requests)], cut
+
+    def _beam(self, prompt: Sequence[int], room: int, stops: Sequence[str]) -> str:
+        tokenizer = self._subject.tokenizer
+        settings = BeamSettings(max_new_tokens=room, stop_tokens=tokenizer.stop_tokens)
+        best = beam_search(self._subject.model, prompt, settings)[0]
+        return "".join(until_stop(iter([tokenizer.decode(best.tokens)]), list(stops)))

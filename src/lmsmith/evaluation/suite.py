@@ -1,0 +1,274 @@
+"""A model on tasks: items in batches, every answer kept as it comes, continued after a kill."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from lmsmith.core.config import encode
+from lmsmith.core.errors import UserError
+from lmsmith.core.files import fingerprint
+from lmsmith.core.progress import Progress
+from lmsmith.core.signals import stop_if_requested
+from lmsmith.evaluation.bootstrap import Interval
+from lmsmith.evaluation.item_log import ItemLog
+from lmsmith.evaluation.measures import aggregate
+from lmsmith.evaluation.methods.cloze import Cloze
+from lmsmith.evaluation.methods.code import Code
+from lmsmith.evaluation.methods.free_form import FreeForm
+from lmsmith.evaluation.methods.multiple_choice import MultipleChoice
+from lmsmith.evaluation.methods.rolling import Rolling
+from lmsmith.evaluation.methods.subject import Subject
+from lmsmith.evaluation.tasks.data import Item, TaskData, read_data
+from lmsmith.evaluation.tasks.prompts import Question, draw_shots, with_shots
+from lmsmith.evaluation.tasks.spec import Published, TaskSpec
+from lmsmith.models.batching import length_batches
+
+ROWS_VERSION = 1
+"""Of what the rows hold: rows of another version are made again."""
+
+TOKENS_A_BATCH = 4_096
+"""About so many are read between two savings."""
+
+WITHOUT_SHOTS = ("perplexity", "code")
+"""Kinds that show no examples."""
+
+MOST_SHOTS = 128
+"""As many as fit are no more than this."""
+
+
+class Method(Protocol):
+    """How questions of one kind are answered."""
+
+    @property
+    def tokens(self) -> list[int]:
+        """Of each question, about what it costs."""
+
+    def answer(self, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
+        """The rows of the questions of these numbers."""
+
+
+METHODS: Mapping[str, Callable[[Subject, TaskSpec, Sequence[Question], int], Method]] = {
+    "multiple_choice": MultipleChoice,
+    "cloze": Cloze,
+    "perplexity": Rolling,
+    "free_form": FreeForm,
+    "code": Code,
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a task is put.
+
+    Attributes:
+        shots: examples before each item; None for as many as fit.
+        fixed: the same examples for all items, else drawn for each.
+        limit: only so many items, the first; all if None.
+        seed: of the examples, of generated items, of sampling, and of the bootstrap.
+    """
+
+    shots: int | None = 0
+    fixed: bool = False
+    limit: int | None = None
+    seed: int = 0
+
+    @property
+    def label(self) -> str:
+        """``0``, ``4``, ``fit``."""
+        return "fit" if self.shots is None else str(self.shots)
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What a model made of a task.
+
+    Attributes:
+        task: what it was.
+        setting: how it was put.
+        measures: each with its interval.
+        items: how many.
+        truncated: items whose beginning did not fit the context.
+        mean_shots: examples that were shown, on average.
+        seconds: spent, in all sittings.
+        rows: of the items, in the data's order.
+        log: the file that holds them.
+    """
+
+    task: TaskSpec
+    setting: Setting
+    measures: Mapping[str, Interval]
+    items: int
+    truncated: int
+    mean_shots: float
+    seconds: float
+    rows: Sequence[Mapping[str, Any]]
+    log: Path
+
+    @property
+    def name(self) -> str:
+        """The task, and its shots where it is put with any."""
+        shots = self.setting.label
+        return self.task.name if shots == "0" else f"{self.task.name}, {shots}-shot"
+
+    @property
+    def headline(self) -> Interval:
+        """Of the task's headline measure."""
+        return self.measures[self.task.measure]
+
+    @property
+    def published(self) -> tuple[Published, ...]:
+        """Papers' figures of the same number of shots: none, one, or more."""
+        shots = self.setting.shots
+        kind = "zero" if shots == 0 else "one" if shots == 1 else "few"
+        return tuple(row for row in self.task.published if row.shots == kind)
+
+    def as_dict(self) -> dict[str, object]:
+        """For ``--json`` and results.json."""
+        return {
+            "task": self.task.name,
+            "kind": self.task.kind,
+            "shots": self.setting.label,
+            "fixed_shots": self.setting.fixed,
+            "seed": self.setting.seed,
+            "measure": self.task.measure,
+            "measures": {name: vars(each) for name, each in self.measures.items()},
+            "items": self.items,
+            "truncated": self.truncated,
+            "mean_shots": round(self.mean_shots, 2),
+            "seconds": round(self.seconds, 3),
+            "published": [encode(row) for row in self.published],
+            "log": str(self.log),
+        }
+
+
+def evaluate_task(
+    subject: Subject,
+    task: TaskSpec,
+    setting: Setting,
+    path: Sequence[Path],
+    folder: Path,
+    progress: Progress,
+) -> TaskResult:
+    """Put a task to a model; items that are answered already are not asked again.
+
+    Args:
+        path: where data is looked for.
+        folder: of the items' rows.
+
+    Raises:
+        UserError: the data is missing or damaged, or an item cannot be asked.
+    """
+    if task.kind in WITHOUT_SHOTS:
+        setting = replace(setting, shots=0)
+    data = read_data(task, path, setting.seed)
+    if setting.shots is not None and setting.shots > len(data.pool) - 1 and setting.shots:
+        raise UserError(
+            f"task {task.name}: {setting.shots} shots, but there are {len(data.pool)} examples",
+            "ask for fewer, or name a file with more as data.examples",
+        )
+    items = data.items[: setting.limit]
+    log = ItemLog(log_path(folder, task, setting), identity(subject, task, data, setting))
+    left = [item for item in items if item.id not in log.rows]
+    if left:
+        answer_items(subject, task, setting, left, data.pool, log, len(items), progress)
+    rows = [log.rows[item.id] for item in items]
+    return TaskResult(
+        task,
+        setting,
+        aggregate(rows, seed=setting.seed),
+        len(rows),
+        sum(row["truncated"] > 0 for row in rows),
+        sum(len(row["shots"]) for row in rows) / len(rows),
+        log.seconds,
+        rows,
+        log.path,
+    )
+
+
+def answer_items(
+    subject: Subject,
+    task: TaskSpec,
+    setting: Setting,
+    items: Sequence[Item],
+    pool: Sequence[Item],
+    log: ItemLog,
+    total: int,
+    progress: Progress,
+) -> None:
+    """Ask the items that are left, longest first, and log their rows."""
+    started = time.monotonic()
+    questions = [ask(subject, task, setting, item, pool) for item in items]
+    method = METHODS[task.kind](subject, task, questions, setting.seed)
+    done = total - len(items)
+    progress.begin(task.name, total, "items", done)
+    for batch in length_batches(method.tokens, TOKENS_A_BATCH):
+        rows = list(method.answer(batch))
+        now = time.monotonic()
+        log.append(rows, now - started)
+        started = now
+        done += len(rows)
+        progress.update(done)
+        stop_if_requested()
+    progress.end()
+
+
+def ask(
+    subject: Subject, task: TaskSpec, setting: Setting, item: Item, pool: Sequence[Item]
+) -> Question:
+    """An item as a question, with its shots."""
+    wanted = MOST_SHOTS if setting.shots is None else setting.shots
+    drawn = draw_shots(pool, item, wanted, setting.seed, fixed=setting.fixed) if wanted else []
+    if setting.shots is not None:
+        return with_shots(task, item, drawn)
+    return _with_fitting_shots(subject, task, item, drawn)
+
+
+def _with_fitting_shots(
+    subject: Subject, task: TaskSpec, item: Item, drawn: Sequence[Item]
+) -> Question:
+    """The item after as many of the shots as leave room for its answer, by bisection."""
+    room = subject.context - (task.answer.max_new_tokens if task.kind == "free_form" else 0)
+
+    def fits(count: int) -> bool:
+        question = with_shots(task, item, drawn[:count])
+        longest = max(question.choices, key=len)
+        texts = [context + task.prompt.delimiter + longest for context in question.contexts]
+        return max(len(tokens) for tokens in subject.encode_contexts(texts)) <= room
+
+    low, high = 0, len(drawn)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return with_shots(task, item, drawn[:low])
+
+
+def log_path(folder: Path, task: TaskSpec, setting: Setting) -> Path:
+    """Where a task's rows are kept."""
+    name = task.name.replace("/", ".")
+    fixed = "-fixed" if setting.fixed and setting.shots != 0 else ""
+    return folder / f"{name}-{setting.label}-shot{fixed}.jsonl"
+
+
+def identity(
+    subject: Subject, task: TaskSpec, data: TaskData, setting: Setting
+) -> dict[str, object]:
+    """What rows are of; the number of items does not matter, each row being of its item alone."""
+    of_task = encode(task)
+    for key in ("about", "source", "published"):
+        del of_task[key]
+    del of_task["data"]["file"], of_task["data"]["examples"]  # their contents are in data's own
+    parts = {
+        "version": ROWS_VERSION,
+        "model": subject.fingerprint,
+        "task": of_task,
+        "data": data.fingerprint,
+        "shots": setting.label,
+        "fixed": setting.fixed,
+        "seed": setting.seed,
+    }
+    about = {"model_name": subject.name, "task_name": task.name, "shots": setting.label}
+    return {"fingerprint": fingerprint(parts), **about}

@@ -1,0 +1,175 @@
+"""Items of a task: found on a search path, read from JSONL, JSON or text, perhaps compressed."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lmsmith.core.errors import UserError
+from lmsmith.core.files import fingerprint, sha256_file
+from lmsmith.evaluation.tasks.detokenise import DETOKENISERS
+from lmsmith.evaluation.tasks.generated import GENERATORS
+from lmsmith.evaluation.tasks.spec import DataSpec, TaskSpec
+
+DATA_VARIABLE = "LMSMITH_DATA"
+"""Environment variable: folders to look for data in, parted as PATH is."""
+
+
+class MissingData(UserError):
+    """A task's file is on no folder of the search path."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One item of a task.
+
+    Attributes:
+        id: stands for it in results: its number in the file, from 0.
+        fields: what the data says of it.
+        where: file and line, for messages.
+    """
+
+    id: str
+    fields: Mapping[str, Any]
+    where: str
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A task's items, those its shots are drawn from, and a fingerprint of both."""
+
+    items: tuple[Item, ...]
+    pool: tuple[Item, ...]
+    fingerprint: str
+
+
+def search_path(folders: Sequence[Path | str] = ()) -> list[Path]:
+    """Where data is looked for: the folders given, those of LMSMITH_DATA, here, and ./data."""
+    named = [Path(folder) for folder in folders]
+    missing = [folder for folder in named if not folder.is_dir()]
+    if missing:
+        raise UserError(f"--data {missing[0]}: no such folder", "name the folder of the data")
+    of_environment = [Path(p) for p in os.environ.get(DATA_VARIABLE, "").split(os.pathsep) if p]
+    return [*named, *of_environment, Path(), Path("data")]
+
+
+def find_file(name: str, path: Sequence[Path]) -> Path:
+    """The first of the search path's files of that name, plain or with ``.gz``.
+
+    Raises:
+        MissingData: none has it.
+    """
+    for folder in path:
+        for candidate in (folder / name, folder / f"{name}.gz"):
+            if candidate.is_file():
+                return candidate
+    looked = ", ".join(str(folder) for folder in path)
+    raise MissingData(
+        f"{name}: not in any of {looked}",
+        f"name the folder it is in: --data FOLDER, or the environment variable {DATA_VARIABLE}",
+    )
+
+
+def read_data(task: TaskSpec, path: Sequence[Path], seed: int = 0) -> TaskData:
+    """A task's items.
+
+    Args:
+        path: folders to look in.
+        seed: of a generator.
+
+    Raises:
+        UserError: a file is missing, damaged or empty.
+    """
+    spec = task.data
+    if spec.generator:
+        made = GENERATORS.get(spec.generator)
+        if made is None:
+            raise UserError(
+                f"task {task.name}: no generator {spec.generator}",
+                f"the generators: {', '.join(GENERATORS)}",
+            )
+        rows = made(spec.count, seed)
+        items = tuple(Item(str(n), row, f"generated item {n + 1}") for n, row in enumerate(rows))
+        return TaskData(items, items, fingerprint([spec.generator, spec.count, seed]))
+    file = find_file(spec.file, path)
+    items = tuple(read_items(file, spec))
+    if not items:
+        raise UserError(f"{file}: no items", f"task {task.name} needs at least one")
+    sums = [sha256_file(file)]
+    pool = items
+    if spec.examples:
+        examples = find_file(spec.examples, path)
+        pool = tuple(read_items(examples, spec))
+        sums.append(sha256_file(examples))
+    return TaskData(items, pool, fingerprint(sums))
+
+
+def read_items(file: Path, spec: DataSpec) -> Iterator[Item]:
+    """The items of a file, by the end of its name: .jsonl, .json, or text."""
+    kind = Path(file.name.removesuffix(".gz")).suffix
+    text = _read_text(file)
+    if kind == ".jsonl":
+        for number, line in enumerate(text.split("\n"), start=1):
+            if line.strip():
+                yield _item(_parsed(line, f"{file}, line {number}"), number - 1, file)
+    elif kind == ".json":
+        content = _parsed(text, str(file))
+        rows = content.get(spec.field) if isinstance(content, dict) else content
+        if not isinstance(rows, list):
+            keys = ", ".join(content) if isinstance(content, dict) else "no keys"
+            raise UserError(
+                f"{file}: no list of items" + (f" at {spec.field!r}" if spec.field else ""),
+                f"name the key that holds it as data.field; the file has {keys}",
+            )
+        for number, row in enumerate(rows):
+            yield _item(row, number, file)
+    else:
+        yield from _documents(text, file, spec)
+
+
+def _documents(text: str, file: Path, spec: DataSpec) -> Iterator[Item]:
+    """A text file's documents; ``original`` is what the words are counted of."""
+    if spec.documents == "whole":
+        parts = [text]
+    elif spec.documents == "lines":
+        parts = [line for line in text.splitlines(keepends=True) if line.strip()]
+    else:
+        parts = [part for part in re.split(r"(?m)^(?= = [^=\n]+ = ?$)", text) if part.strip()]
+    undo = DETOKENISERS.get(spec.detokenise)
+    for number, part in enumerate(parts):
+        written = undo(part) if undo else part
+        yield Item(
+            str(number), {"text": written, "original": part}, f"{file}, document {number + 1}"
+        )
+
+
+def _read_text(file: Path) -> str:
+    try:
+        content = file.read_bytes()
+        if file.suffix == ".gz":
+            content = gzip.decompress(content)
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not UTF-8 text (byte {error.start + 1})", "save it so") from error
+    except (OSError, EOFError) as error:
+        raise UserError(f"{file}: cannot be read ({error})", "mend or replace it") from error
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not valid JSON ({error})", "mend or replace it") from error
+
+
+def _item(row: Any, number: int, file: Path) -> Item:
+    where = f"{file}, item {number + 1}"
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: not a JSON object", "every item must be one")
+    return Item(str(number), row, where)

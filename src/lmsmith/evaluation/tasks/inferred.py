@@ -1,0 +1,89 @@
+"""A task made from what a user's file holds, without a TOML file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lmsmith.core.errors import UserError
+from lmsmith.evaluation.tasks.spec import AnswerSpec, DataSpec, Kind, PromptSpec, TaskSpec
+
+_SHAPES: tuple[tuple[frozenset[str], Kind, Mapping[str, Any]], ...] = (
+    (
+        frozenset({"query", "choices", "gold"}),
+        "multiple_choice",
+        {"context": "{{ query }}", "choices": "choices", "gold": "gold"},
+    ),
+    (
+        frozenset({"context_options", "continuation", "gold"}),
+        "multiple_choice",
+        {"contexts": "context_options", "target": "{{ continuation }}", "gold": "gold"},
+    ),
+    (
+        frozenset({"context", "continuation"}),
+        "cloze",
+        {"context": "{{ context }}", "target": "{{ continuation }}"},
+    ),
+    (
+        frozenset({"context", "completion"}),
+        "free_form",
+        {
+            "context": "{{ context }}",
+            "target": "{{ completion }}",
+            "delimiter": "",
+            "separator": "",
+        },
+    ),
+    (
+        frozenset({"context", "answer", "aliases"}),
+        "free_form",
+        {
+            "context": "{{ context }}",
+            "target": "{{ answer }}",
+            "answers": "[answer] + aliases",
+        },
+    ),
+    (
+        frozenset({"question", "answer"}),
+        "free_form",
+        {"context": "Question: {{ question }}\nAnswer:", "target": "{{ answer }}"},
+    ),
+    (
+        frozenset({"context", "answer"}),
+        "free_form",
+        {"context": "{{ context }}", "target": "{{ answer }}"},
+    ),
+    (frozenset({"text"}), "perplexity", {}),
+)
+"""Keys that a row must have → the kind of task, and its prompt."""
+
+
+def infer_task(path: Path) -> TaskSpec:
+    """The task that a file's first row, or its being text, says it is.
+
+    Raises:
+        UserError: there is no such file, or its rows are of no shape that is known.
+    """
+    from lmsmith.evaluation.tasks.data import read_items
+
+    if not path.is_file():
+        raise UserError(f"{path}: no such file", "check the path")
+    data = DataSpec(file=str(path.absolute()))
+    name = path.name.removesuffix(".gz").rsplit(".", 1)[0]
+    first = next(read_items(path, data), None)
+    if first is None:
+        raise UserError(f"{path}: no items", "a task needs at least one")
+    keys: dict[str, Any] = dict(first.fields)
+    for needed, kind, prompt in _SHAPES:
+        if needed <= keys.keys():
+            answer = AnswerSpec(normalise="text") if "completion" in needed else AnswerSpec()
+            return TaskSpec(
+                name, kind, data, about=f"{path}", prompt=PromptSpec(**prompt), answer=answer
+            )
+    shapes = "; ".join(", ".join(sorted(needed)) for needed, _, _ in _SHAPES)
+    raise UserError(
+        f"{path}: its rows have {', '.join(keys) or 'nothing'}, which is no shape of a task",
+        f"give them one of: {shapes}; or describe the task in a TOML file "
+        "(lmsmith tasks show NAME --toml prints one to begin with)",
+    )

@@ -1,0 +1,95 @@
+"""Which task a word means: one that comes with the package, one of the user's, or a file."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import os
+import tomllib
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+from lmsmith.core.errors import UserError
+from lmsmith.evaluation.tasks.inferred import infer_task
+from lmsmith.evaluation.tasks.spec import TaskSpec, read_tasks
+
+
+@functools.cache
+def shipped_tasks() -> dict[str, TaskSpec]:
+    """The tasks that come with the package, by name."""
+    folder = resources.files("lmsmith.evaluation.tasks")
+    files = sorted(
+        (file for file in folder.iterdir() if file.name.endswith(".toml")),
+        key=lambda file: file.name,
+    )
+    found: dict[str, TaskSpec] = {}
+    for file in files:
+        if file.name != SUITES_FILE:
+            found |= read_tasks(file.read_text("utf-8"), file.name)
+    return found
+
+
+SUITES_FILE = "suites.toml"
+
+
+@functools.cache
+def suites() -> dict[str, list[tuple[str, str]]]:
+    """Suite → (task, shots) of each row."""
+    text = resources.files("lmsmith.evaluation.tasks").joinpath(SUITES_FILE).read_text("utf-8")
+    return {
+        name: [(row["task"], str(shots)) for row in rows for shots in row.get("shots", [0])]
+        for name, rows in tomllib.loads(text).items()
+    }
+
+
+def tasks_folder() -> Path:
+    """Where a user's own tasks are kept."""
+    home = os.environ.get("LMSMITH_HOME")
+    return (Path(home) if home else Path.home() / ".local/share/lmsmith") / "tasks"
+
+
+def user_tasks() -> dict[str, TaskSpec]:
+    """The user's own tasks, by name."""
+    found: dict[str, TaskSpec] = {}
+    folder = tasks_folder()
+    for file in sorted(folder.glob("*.toml")) if folder.is_dir() else []:
+        found |= read_tasks(file.read_text("utf-8"), str(file))
+    return found
+
+
+def find_tasks(words: Sequence[str]) -> list[TaskSpec]:
+    """The tasks that words mean: names, groups (all variants of a name), .toml, .jsonl, .txt.
+
+    Raises:
+        UserError: a word means none; the nearest name is told.
+    """
+    known = shipped_tasks() | user_tasks()
+    found: dict[str, TaskSpec] = {}
+    for word in words:
+        if word in known:
+            found[word] = known[word]
+        elif group := [name for name in known if name.startswith(f"{word}/")]:
+            found |= {name: known[name] for name in group}
+        elif Path(word).suffix == ".toml":
+            found |= read_tasks(_read(Path(word)), word)
+        elif Path(word).name.removesuffix(".gz").endswith((".jsonl", ".json", ".txt")):
+            task = infer_task(Path(word))
+            found[task.name] = task
+        else:
+            raise _unknown(word, sorted(known))
+    return list(found.values())
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})", "check the path") from error
+
+
+def _unknown(word: str, names: Sequence[str]) -> UserError:
+    groups = sorted({name.split("/")[0] for name in names})
+    near = difflib.get_close_matches(word, [*names, *groups], n=1, cutoff=0.6)
+    mend = f"did you mean {near[0]}?" if near else f"the tasks here: {', '.join(groups)}"
+    return UserError(f"{word}: no such task", f"{mend}; or name a .toml, .jsonl or .txt file")

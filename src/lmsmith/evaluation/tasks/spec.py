@@ -1,0 +1,252 @@
+"""What a task is: the tables of its TOML file."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from lmsmith.core.config import Problem, decode, report_problems
+from lmsmith.core.errors import UserError
+
+Kind = Literal["multiple_choice", "cloze", "perplexity", "free_form", "code"]
+
+HEADLINES: Mapping[str, tuple[str, ...]] = {
+    "multiple_choice": (
+        "accuracy",
+        "accuracy_per_token",
+        "accuracy_per_character",
+        "accuracy_per_byte",
+        "accuracy_unconditional",
+    ),
+    "cloze": ("accuracy", "accuracy_without_stop_words", "perplexity"),
+    "perplexity": (
+        "word_perplexity",
+        "bits_per_byte",
+        "bits_per_character",
+        "token_perplexity",
+    ),
+    "free_form": ("exact_match", "f1"),
+    "code": ("pass_at_1",),
+}
+"""The measures of each kind; the first is the headline where a task names none."""
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """Where items are: a file on the search path, or a generator."""
+
+    file: str = ""
+    """JSONL, JSON or text, perhaps .gz, relative to a folder of the search path."""
+    field: str = ""
+    """Of a JSON object: the key that holds the list of items."""
+    examples: str = ""
+    """The file that shots are drawn from; the items' own, without the item, if empty."""
+    generator: str = ""
+    """Makes the items from a seed instead: see evaluation/tasks/generated.py."""
+    count: int = 2000
+    """How many items a generator makes."""
+    documents: Literal["whole", "lines", "articles"] = "whole"
+    """Of a text file: what one document is; an article begins with `= Title =`."""
+    detokenise: Literal["", "wikitext", "penn"] = ""
+    """Undoes the corpus's word tokenisation, so that a model reads text as it was trained on."""
+    window: int = 0
+    """Of a perplexity: most tokens read at once; the model's context if 0."""
+    overlap: float = 0.5
+    """Share of a window that repeats the one before, so that every token has that much before."""
+
+    def check(self) -> list[tuple[str, object, str, str]]:
+        problems: list[tuple[str, object, str, str]] = []
+        if bool(self.file) == bool(self.generator):
+            problems.append(("file", self.file, "a file or a generator, one of both", "name one"))
+        if not 0 <= self.overlap < 1:
+            problems.append(("overlap", self.overlap, "0 <= overlap < 1", "0.5 is half a window"))
+        if self.window < 0 or self.count < 1:
+            problems.append(("window", self.window, "windows and counts of 1 or more", "raise it"))
+        return problems
+
+
+@dataclass(frozen=True)
+class PromptSpec:
+    """How an item is written. Templates are Jinja; expressions are what stands in {{ }}."""
+
+    instruction: str = ""
+    """Template; stands before the shots, once."""
+    context: str = ""
+    """Template of what comes before the answer."""
+    contexts: str = ""
+    """Expression: several contexts, of which the likeliest is chosen (partial evaluation)."""
+    choices: str = ""
+    """Expression: the list of answers to choose from."""
+    gold: str = ""
+    """Expression: the number of the right one, from 0."""
+    target: str = ""
+    """Template of the right answer: what a shot shows, and what a cloze must find."""
+    answers: str = ""
+    """Expression: every answer that counts as right; the target alone if empty."""
+    delimiter: str = " "
+    """Between context and answer."""
+    separator: str = "\n\n"
+    """Between shots, and between the instruction and what follows."""
+    answer_context: str = "Answer:"
+    """Before a choice alone, for the unconditional normalisation (GPT-3, section 2.4)."""
+    demonstrations: tuple[str, ...] = ()
+    """Shots written out, used first and in this order, whatever the item."""
+
+
+@dataclass(frozen=True)
+class AnswerSpec:
+    """How a free answer is written and read."""
+
+    max_new_tokens: int = 32
+    stop: tuple[str, ...] = ("\n",)
+    """Texts at which an answer ends."""
+    search: Literal["greedy", "beam", "sample"] = "greedy"
+    """beam: width 4, length penalty 0.6 (GPT-3, section 2.4)."""
+    samples: int = 1
+    """Answers to one item; the commonest extracted one is taken (self-consistency)."""
+    temperature: float = 0.7
+    top_p: float = 1.0
+    reason: str = ""
+    """Two passes: this begins the reasoning (Kojima et al. 2022)."""
+    extraction: str = ""
+    """The second pass's question, after the reasoning."""
+    reason_tokens: int = 192
+    """Longest reasoning of two passes."""
+    extract: str = ""
+    """Regular expression; the answer is the first group of a match. Empty: the whole text."""
+    normalise: Literal["text", "squad", "number"] = "squad"
+    """How answers are compared: as they are, by SQuAD's rules, or as numbers."""
+    take: Literal["first", "last"] = "last"
+    """Which match of ``extract``."""
+
+    def check(self) -> list[tuple[str, object, str, str]]:
+        problems: list[tuple[str, object, str, str]] = []
+        if self.samples > 1 and self.search != "sample":
+            problems.append(("samples", self.samples, "1 unless search is sample", "sample"))
+        if bool(self.reason) != bool(self.extraction):
+            problems.append(("reason", self.reason, "goes with extraction", "set both"))
+        try:
+            if self.extract and re.compile(self.extract).groups < 1:
+                problems.append(("extract", self.extract, "one group", "put ( ) round the answer"))
+        except re.error as error:
+            problems.append(("extract", self.extract, f"a regular expression ({error})", "mend it"))
+        return problems
+
+
+@dataclass(frozen=True)
+class Published:
+    """A figure from a paper, to stand beside ours."""
+
+    paper: str
+    model: str
+    parameters: float
+    """Of the model."""
+    measure: str
+    value: float
+    """In the measure's own unit: a share between 0 and 1, a perplexity, bits."""
+    shots: Literal["zero", "one", "few"] = "zero"
+    of: str = ""
+    """The variant it is of; the task itself if empty."""
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """A task.
+
+    Attributes:
+        name: what it is called by.
+        kind: how it is answered and judged.
+        about: one line for people.
+        source: who made it, where it is described.
+        headline: the measure that stands for the task.
+        shots: examples shown if nothing else is asked for.
+        published: figures of papers.
+    """
+
+    name: str
+    kind: Kind
+    data: DataSpec
+    about: str = ""
+    source: str = ""
+    headline: str = ""
+    shots: int = 0
+    prompt: PromptSpec = field(default_factory=PromptSpec)
+    answer: AnswerSpec = field(default_factory=AnswerSpec)
+    published: tuple[Published, ...] = ()
+
+    def check(self) -> list[Problem]:
+        problems = []
+        for key, needed in _NEEDED[self.kind].items():
+            if not any(getattr(self.prompt, each) for each in needed):
+                mend = f"the kind {self.kind} needs it"
+                problems.append(Problem(f"prompt.{key}", "", " or ".join(needed), mend))
+        measures = HEADLINES[self.kind]
+        known = self.headline in ("", *measures) or self.headline.startswith("pass_at_")
+        if not known:
+            expected = f"one of {', '.join(measures)}"
+            problems.append(Problem("headline", self.headline, expected, ""))
+        return problems
+
+    @property
+    def measure(self) -> str:
+        """The headline measure."""
+        return self.headline or HEADLINES[self.kind][0]
+
+
+_NEEDED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "multiple_choice": {
+        "choices": ("choices", "contexts"),
+        "gold": ("gold",),
+    },
+    "cloze": {"context": ("context",), "target": ("target",)},
+    "perplexity": {},
+    "free_form": {"context": ("context",), "target": ("target", "answers")},
+    "code": {"context": ("context",), "target": ("target",), "answers": ("answers",)},
+}
+
+
+def read_tasks(text: str, where: str) -> dict[str, TaskSpec]:
+    """The tasks of a TOML file, by name: one, or one for each of its ``variants``.
+
+    A variant is named NAME/VARIANT, and its table's keys go over those of the file, table by
+    table.
+
+    Raises:
+        UserError: it is not TOML, or not a task; every problem at once.
+    """
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{where}: not valid TOML ({error})", "mend the file") from error
+    table.setdefault("name", Path(where).stem)
+    variants = table.pop("variants", {"": {}})
+    made: dict[str, TaskSpec] = {}
+    problems: list[Problem] = []
+    for variant, changes in variants.items():
+        merged = _merged(table, changes)
+        merged["name"] = f"{table['name']}/{variant}" if variant else table["name"]
+        merged["published"] = [
+            row for row in merged.get("published", []) if row.get("of", "") in ("", variant)
+        ]
+        task, found = decode(TaskSpec, merged, f"variants.{variant}" if variant else "")
+        problems += found
+        if task is not None:
+            made[task.name] = task
+    if problems:
+        raise report_problems(problems, where)
+    return made
+
+
+def _merged(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(table)
+    for key, value in changes.items():
+        inner = merged.get(key)
+        if isinstance(inner, Mapping) and isinstance(value, Mapping):
+            merged[key] = _merged(inner, value)
+        else:
+            merged[key] = value
+    return merged

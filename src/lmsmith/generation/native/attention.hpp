@@ -1,0 +1,327 @@
+// Attention over a cache in pages.
+
+#pragma once
+
+#include <omp.h>
+#include <vector>
+
+#include "tiles.hpp"
+
+namespace lmsmith {
+
+template <typename T>
+struct Attend {
+    const T* projected;       // (tokens, heads + 2 shared, width): queries, keys, values
+    const float* cosine;      // (tokens, width / 2), or null without rotary positions
+    const float* sine;
+    T* keys;                  // (pages, shared, page, width)
+    T* values;
+    const int32_t* table;     // (rows, pages a row): page of each block of a row's positions
+    const int32_t* rows;      // (tokens,)
+    const int32_t* positions; // (tokens,)
+    T* mixed;                 // (tokens, heads, width)
+    int tokens, heads, shared, width, page, row_pages, window;
+    float scale;
+};
+
+template <typename T>
+inline void turn(const Attend<T>& a, int token, const T* from, T* to) {
+    if (!a.cosine) {
+        std::memcpy(to, from, sizeof(T) * a.width);
+        return;
+    }
+    int half = a.width / 2;
+    const float* c = a.cosine + int64_t(token) * half;
+    const float* s = a.sine + int64_t(token) * half;
+    for (int i = 0; i < half; ++i) {
+        float first = widen(from[i]), second = widen(from[i + half]);
+        store(to + i, first * c[i] - second * s[i]);
+        store(to + i + half, second * c[i] + first * s[i]);
+    }
+}
+
+template <typename T>
+void keep(const Attend<T>& a, int token, int head) {
+    int64_t position = a.positions[token];
+    int64_t page = a.table[int64_t(a.rows[token]) * a.row_pages + position / a.page];
+    int64_t place = ((page * a.shared + head) * a.page + position % a.page) * a.width;
+    const T* from = a.projected + int64_t(token) * (a.heads + 2 * a.shared) * a.width;
+    turn(a, token, from + (a.heads + head) * a.width, a.keys + place);
+    std::memcpy(a.values + place, from + (a.heads + a.shared + head) * a.width,
+                sizeof(T) * a.width);
+}
+
+const int MAX_WIDTH = 512;
+
+template <typename T>
+inline float dot(const float* query, const T* key, int width) {
+    f32x16 lanes = {};
+    int i = 0;
+    for (; i + 16 <= width; i += 16) lanes += load16(query + i) * load16(key + i);
+    float sum = sum16(lanes);
+    for (; i < width; ++i) sum += query[i] * widen(key[i]);
+    return sum;
+}
+
+template <typename T>
+inline int first_seen(const Attend<T>& a, int last) {
+    return a.window && last >= a.window ? last - a.window + 1 : 0;
+}
+
+// Room for a thread's scores, kept from call to call.
+inline float* scores_of_thread(size_t count) {
+    static thread_local std::vector<float> room;
+    if (room.size() < count) room.resize(count);
+    return room.data();
+}
+
+// sums += weights x values, over 16 x LANES dimensions and the positions of one page.
+template <int LANES, typename T>
+inline void add_values(float* sums, const T* value, const float* weights, int start, int end,
+                       int first, const Attend<T>& a) {
+    f32x16 acc[LANES];
+    for (int j = 0; j < LANES; ++j) acc[j] = load16(sums + 16 * j);
+    value += (start % a.page) * a.width;
+    for (int position = start; position < end; ++position, value += a.width)
+        for (int j = 0; j < LANES; ++j)
+            acc[j] += load16(value + 16 * j) * weights[position - first];
+    std::memcpy(sums, acc, sizeof acc);
+}
+
+template <typename T>
+void mix(const Attend<T>& a, int token, int head, float* scores) {
+    T turned[MAX_WIDTH];
+    float query[MAX_WIDTH], sums[MAX_WIDTH];
+    const int width = a.width;
+    turn(a, token, a.projected + (int64_t(token) * (a.heads + 2 * a.shared) + head) * width, turned);
+    for (int i = 0; i < width; ++i) query[i] = widen(turned[i]) * a.scale, sums[i] = 0;
+    const int last = a.positions[token], shared_head = head / (a.heads / a.shared);
+    const int first = first_seen(a, last);
+    const int32_t* table = a.table + int64_t(a.rows[token]) * a.row_pages;
+    float largest = -INFINITY;
+    for (int position = first; position <= last;) {
+        int end = (position / a.page + 1) * a.page;
+        if (end > last + 1) end = last + 1;
+        int64_t page = table[position / a.page];
+        const T* key = a.keys + (page * a.shared + shared_head) * a.page * width;
+        for (; position < end; ++position) {
+            float score = dot(query, key + (position % a.page) * width, width);
+            scores[position - first] = score;
+            largest = score > largest ? score : largest;
+        }
+    }
+    const int count = last - first + 1;
+    float total = 0;
+    int at = 0;
+    f32x16 lanes = {};
+    for (; at + 16 <= count; at += 16) {
+        f32x16 weight = exp16(load16(scores + at) - largest);
+        std::memcpy(scores + at, &weight, 64);
+        lanes += weight;
+    }
+    total = sum16(lanes);
+    for (; at < count; ++at) total += scores[at] = std::exp(scores[at] - largest);
+    for (int position = first; position <= last;) {
+        int end = (position / a.page + 1) * a.page;
+        if (end > last + 1) end = last + 1;
+        int64_t page = table[position / a.page];
+        const T* value = a.values + ((page * a.shared + shared_head) * a.page) * width;
+        const int start = position;
+        for (int i = 0; i + 16 <= width; i += 64) {
+            const int lanes = (width - i) / 16 < 4 ? (width - i) / 16 : 4;
+            if (lanes == 4) add_values<4>(sums + i, value + i, scores, start, end, first, a);
+            else
+                for (int j = 0; j < lanes; ++j)
+                    add_values<1>(sums + i + 16 * j, value + i + 16 * j, scores, start, end, first,
+                                  a);
+        }
+        for (int i = width - width % 16; i < width; ++i)
+            for (position = start; position < end; ++position)
+                sums[i] += widen(value[(position % a.page) * width + i]) * scores[position - first];
+        position = end;
+    }
+    T* mixed = a.mixed + (int64_t(token) * a.heads + head) * width;
+    for (int i = 0; i < width; ++i) store(mixed + i, sums[i] / total);
+}
+
+// What one thread does at a time: up to 4 queries of one row that share a head of keys and values.
+struct Queries {
+    int count;
+    int token[TILE], head[TILE];
+};
+
+template <typename T>
+void mix_all(const Attend<T>& a, const Queries& q) {
+    for (int i = 0; i < q.count; ++i)
+        mix(a, q.token[i], q.head[i], scores_of_thread(a.positions[q.token[i]] + 1));
+}
+
+#ifdef __AVX512BF16__
+
+// sums[i] += weights of query i x values, over 64 dimensions and the positions of one page.
+template <int M>
+inline void add_values_together(float* const (&sums)[TILE], const bf16* value, int width,
+                                const float* weights, int64_t stride, int start, int end) {
+    __m512 acc[M][4];
+#pragma GCC unroll 4
+    for (int i = 0; i < M; ++i)
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) acc[i][j] = _mm512_loadu_ps(sums[i] + 16 * j);
+    for (int at = start; at < end; ++at, value += width) {
+        __m512 part[4];
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) part[j] = (__m512)load16(value + 16 * j);
+#pragma GCC unroll 4
+        for (int i = 0; i < M; ++i) {
+            __m512 weight = _mm512_set1_ps(weights[i * stride + at]);
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; ++j) acc[i][j] = _mm512_fmadd_ps(part[j], weight, acc[i][j]);
+        }
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < M; ++i)
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) _mm512_storeu_ps(sums[i] + 16 * j, acc[i][j]);
+}
+
+// `mix` of M queries together: keys and values are read, and made float, once for all of them.
+template <int M>
+void mix_together(const Attend<bf16>& a, const Queries& q) {
+    alignas(64) bf16 query[M][MAX_WIDTH];
+    alignas(64) float sums[M][MAX_WIDTH];
+    const int width = a.width, shared_head = q.head[0] / (a.heads / a.shared);
+    int first = a.positions[q.token[0]], last = 0;
+    for (int i = 0; i < M; ++i) {
+        const int token = q.token[i], position = a.positions[token];
+        const int64_t place = int64_t(token) * (a.heads + 2 * a.shared) + q.head[i];
+        turn(a, token, a.projected + place * width, query[i]);
+        std::memset(sums[i], 0, sizeof(float) * width);
+        last = position > last ? position : last;
+        first = first_seen(a, position) < first ? first_seen(a, position) : first;
+    }
+    first -= first % TILE;  // whole tiles: pages begin with one, and end with one
+    const int64_t stride = (last - first + 16) / 16 * 16 + 16;
+    float* scores = scores_of_thread(M * stride);
+    const int32_t* table = a.table + int64_t(a.rows[q.token[0]]) * a.row_pages;
+    const int64_t page_size = int64_t(a.page) * width;
+    for (int position = first; position <= last; position += TILE) {
+        const int64_t page = table[position / a.page];
+        const bf16* key =
+            a.keys + (page * a.shared + shared_head) * page_size + position % a.page * width;
+        __m512 acc[TILE][TILE];
+#pragma GCC unroll 4
+        for (int i = 0; i < TILE; ++i)
+#pragma GCC unroll 4
+            for (int j = 0; j < TILE; ++j) acc[i][j] = _mm512_setzero_ps();
+        for (int at = 0; at < width; at += 32) {
+            __m512bh b[TILE];
+#pragma GCC unroll 4
+            for (int j = 0; j < TILE; ++j) b[j] = load_bf16(key + j * width + at);
+#pragma GCC unroll 4
+            for (int i = 0; i < M; ++i) {
+                __m512bh x = load_bf16(query[i] + at);
+#pragma GCC unroll 4
+                for (int j = 0; j < TILE; ++j) acc[i][j] = _mm512_dpbf16_ps(acc[i][j], x, b[j]);
+            }
+        }
+        alignas(64) float tile[16];
+        _mm512_store_ps(tile, _mm512_mul_ps(sum_tile(acc), _mm512_set1_ps(a.scale)));
+        for (int i = 0; i < M; ++i)
+            std::memcpy(scores + i * stride + position - first, tile + TILE * i, 16);
+    }
+    float total[M];
+    for (int i = 0; i < M; ++i) {
+        float* own = scores + i * stride;
+        const int from = first_seen(a, a.positions[q.token[i]]) - first;
+        const int to = a.positions[q.token[i]] - first + 1, end = last - first + 1;
+        for (int at = 0; at < from; ++at) own[at] = -INFINITY;
+        for (int at = to; at < (end + 15) / 16 * 16; ++at) own[at] = -INFINITY;
+        f32x16 largest = load16(own);
+        for (int at = 16; at < end; at += 16) {
+            f32x16 part = load16(own + at);
+            largest = part > largest ? part : largest;
+        }
+        float most = largest[0];
+        for (int lane = 1; lane < 16; ++lane) most = largest[lane] > most ? largest[lane] : most;
+        f32x16 lanes = {};
+        for (int at = 0; at < end; at += 16) {
+            f32x16 score = load16(own + at), zero = {};
+            f32x16 weight = score == zero - INFINITY ? zero : exp16(score - most);
+            std::memcpy(own + at, &weight, 64);
+            lanes += weight;
+        }
+        total[i] = sum16(lanes);
+    }
+    for (int position = first; position <= last;) {
+        int end = (position / a.page + 1) * a.page;
+        if (end > last + 1) end = last + 1;
+        const int64_t page = table[position / a.page];
+        const bf16* value =
+            a.values + (page * a.shared + shared_head) * page_size + position % a.page * width;
+        for (int at = 0; at + 64 <= width; at += 64) {
+            float* parts[TILE];
+            for (int i = 0; i < M; ++i) parts[i] = sums[i] + at;
+            add_values_together<M>(parts, value + at, width, scores, stride, position - first,
+                                   end - first);
+        }
+        position = end;
+    }
+    for (int i = 0; i < M; ++i) {
+        bf16* mixed = a.mixed + (int64_t(q.token[i]) * a.heads + q.head[i]) * width;
+        for (int d = 0; d < width; ++d) mixed[d] = narrow(sums[i][d] / total[i]);
+    }
+}
+
+inline void mix_all(const Attend<bf16>& a, const Queries& q) {
+    if (a.width % 64 || a.page % TILE) mix_all<bf16>(a, q);
+    else if (q.count == 4) mix_together<4>(a, q);
+    else if (q.count == 3) mix_together<3>(a, q);
+    else if (q.count == 2) mix_together<2>(a, q);
+    else mix_together<1>(a, q);
+}
+
+#endif
+
+// Shares the queries out: of a prompt, 4 tokens of one head; of a single token, the heads that
+// share keys. What goes together is decided by a row's own tokens alone.
+template <typename T>
+std::vector<Queries> share_out(const Attend<T>& a) {
+    std::vector<Queries> found;
+    const int group = a.heads / a.shared;
+    for (int token = 0; token < a.tokens;) {
+        int count = 1;
+        while (count < TILE && token + count < a.tokens && a.rows[token + count] == a.rows[token])
+            ++count;
+        if (count == TILE) {
+            for (int head = 0; head < a.heads; ++head) {
+                Queries q{TILE, {}, {}};
+                for (int i = 0; i < TILE; ++i) q.token[i] = token + i, q.head[i] = head;
+                found.push_back(q);
+            }
+            token += TILE;
+            continue;
+        }
+        for (int end = token + count; token < end; ++token)
+            for (int shared = 0; shared < a.shared; ++shared)
+                for (int start = 0; start < group; start += TILE) {
+                    Queries q{group - start < TILE ? group - start : TILE, {}, {}};
+                    for (int i = 0; i < q.count; ++i)
+                        q.token[i] = token, q.head[i] = shared * group + start + i;
+                    found.push_back(q);
+                }
+    }
+    return found;
+}
+
+// All threads of a team call it, with the same queries.
+template <typename T>
+void attend_in_team(const Attend<T>& a, const std::vector<Queries>& queries) {
+    const int stores = a.tokens * a.shared;
+#pragma omp for schedule(static)
+    for (int i = 0; i < stores; ++i) keep(a, i / a.shared, i % a.shared);
+    // After the barrier: a token sees those of its own row that are read with it.
+#pragma omp for schedule(dynamic, 1)
+    for (size_t i = 0; i < queries.size(); ++i) mix_all(a, queries[i]);
+}
+
+}  // namespace lmsmith

@@ -1,0 +1,179 @@
+"""The operations of a step in C++.
+
+They give what PyTorch's do but for rounding. They sum in an order that does not depend on the
+number of rows, so that a row's result is the same to the bit whatever else is in the batch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from lmsmith.generation.cache import PAGE, LayerCache
+from lmsmith.generation.kernels import Kernels, Places, TorchKernels
+from lmsmith.generation.native.compile import load_library
+from lmsmith.generation.weights import Weight
+from lmsmith.models.positions import Rotation
+
+MAX_HEAD_WIDTH = 512
+"""Of the attention, which keeps a query on the stack."""
+
+
+class _Attend(ctypes.Structure):
+    """`Attend` in kernels.cpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in (
+            "projected", "cosine", "sine", "keys", "values", "table", "rows", "positions",
+            "mixed"
+        )),
+        *((name, ctypes.c_int) for name in (
+            "tokens", "heads", "shared", "width", "page", "row_pages", "window",
+        )),
+        ("scale", ctypes.c_float),
+    )  # fmt: skip
+
+
+_RESULTS = {torch.float32: 0, torch.bfloat16: 1}
+_ADDED = 2
+
+FEW_ROWS = 8
+"""Rows up to which a product with bf16 weights is bound by reading them, and matrix units (AMX)
+gain nothing. More rows leave the C++ kernel on a processor that has them."""
+
+
+class NativeKernels(TorchKernels):
+    """The operations in C++, for bf16 and int8 weights; float32 ones are PyTorch's.
+
+    Args:
+        library: the compiled kernels.
+        matrix_units: whether oneDNN's products of many rows are several times as fast here.
+    """
+
+    def __init__(self, library: ctypes.CDLL, *, matrix_units: bool = False) -> None:
+        self.library = library
+        self.matrix_units = matrix_units
+        pointer, integer = ctypes.c_void_p, ctypes.c_int
+        self._linear = library.lmsmith_linear
+        self._linear.argtypes = [pointer] * 5 + [integer] * 6
+        self._norm = library.lmsmith_norm
+        self._norm.argtypes = [pointer] * 4 + [integer] * 2 + [ctypes.c_float] + [integer] * 3
+        self._gate = library.lmsmith_gate
+        self._gelu = library.lmsmith_gelu
+        self._gate.argtypes = self._gelu.argtypes = [pointer] * 2 + [integer] * 3
+        self._attend = {
+            torch.bfloat16: library.lmsmith_attend_bf16,
+            torch.float32: library.lmsmith_attend_float,
+        }
+        for function in (self._linear, self._norm, self._gate, self._gelu, *self._attend.values()):
+            function.restype = None
+
+    def linear(
+        self, x_ni: Tensor, weight: Weight, dtype: torch.dtype, add_to: Tensor | None = None
+    ) -> Tensor:
+        many = self.matrix_units and weight.scales is None and len(x_ni) > FEW_ROWS
+        if many or weight.values.dtype == torch.float32:
+            return super().linear(x_ni, weight, dtype, add_to)
+        x_ni = x_ni.contiguous()
+        rows, inputs = x_ni.shape
+        outputs = weight.values.shape[0]
+        result = torch.empty(rows, outputs, dtype=dtype) if add_to is None else add_to
+        scales, bias = weight.scales, weight.bias
+        self._linear(
+            x_ni.data_ptr(),
+            weight.values.data_ptr(),
+            None if scales is None else scales.data_ptr(),
+            None if bias is None else bias.data_ptr(),
+            result.data_ptr(),
+            rows,
+            inputs,
+            outputs,
+            1 if scales is None else inputs // scales.shape[1],
+            _RESULTS[dtype] if add_to is None else _ADDED,
+            torch.get_num_threads(),
+        )
+        return result
+
+    def norm(
+        self,
+        x_nd: Tensor,
+        weight: Tensor,
+        shift: Tensor | None,
+        epsilon: float,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        result = torch.empty(x_nd.shape, dtype=dtype)
+        self._norm(
+            x_nd.data_ptr(),
+            weight.data_ptr(),
+            None if shift is None else shift.data_ptr(),
+            result.data_ptr(),
+            *x_nd.shape,
+            epsilon,
+            shift is not None,
+            _RESULTS[dtype],
+            torch.get_num_threads(),
+        )
+        return result
+
+    def gate(self, both_ni: Tensor) -> Tensor:
+        if both_ni.dtype != torch.bfloat16:
+            return super().gate(both_ni)
+        rows, width = both_ni.shape[0], both_ni.shape[1] // 2
+        result = torch.empty(rows, width, dtype=torch.bfloat16)
+        threads = torch.get_num_threads()
+        self._gate(both_ni.data_ptr(), result.data_ptr(), rows, width, threads)
+        return result
+
+    def gelu(self, x_ni: Tensor) -> Tensor:
+        if x_ni.dtype != torch.bfloat16:
+            return super().gelu(x_ni)
+        result = torch.empty_like(x_ni)
+        self._gelu(x_ni.data_ptr(), result.data_ptr(), *x_ni.shape, torch.get_num_threads())
+        return result
+
+    def attend(
+        self,
+        projected_nhk: Tensor,
+        places: Places,
+        cache: LayerCache,
+        heads: int,
+        rotation: Rotation | None,
+    ) -> Tensor:
+        count, all_heads, width = projected_nhk.shape
+        if width > MAX_HEAD_WIDTH:
+            return super().attend(projected_nhk, places, cache, heads, rotation)
+        table, threads = cache.table, torch.get_num_threads()
+        mixed_nd = torch.empty(count, heads * width, dtype=projected_nhk.dtype)
+        cosine, sine = rotation or (None, None)
+        arguments = _Attend(
+            projected=projected_nhk.data_ptr(),
+            cosine=None if cosine is None else cosine.data_ptr(),
+            sine=None if sine is None else sine.data_ptr(),
+            keys=cache.keys.data_ptr(),
+            values=cache.values.data_ptr(),
+            table=table.data_ptr(),
+            rows=places.rows_n.data_ptr(),
+            positions=places.positions_n.data_ptr(),
+            mixed=mixed_nd.data_ptr(),
+            tokens=count,
+            heads=heads,
+            shared=(all_heads - heads) // 2,
+            width=width,
+            page=PAGE,
+            row_pages=table.shape[1],
+            window=cache.window,
+            scale=width**-0.5,
+        )
+        self._attend[projected_nhk.dtype](ctypes.byref(arguments), threads)
+        return mixed_nd
+
+
+def best_kernels() -> Kernels:
+    """Those in C++ where they can be had."""
+    library = load_library()
+    if library is None:
+        return TorchKernels()
+    return NativeKernels(library, matrix_units=torch.cpu._is_amx_tile_supported())

@@ -1,0 +1,174 @@
+"""All blocks of a step in one call: what Python adds to each operation is felt in small models."""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lmsmith.generation.cache import PAGE, PagedCache
+from lmsmith.generation.kernels import Kernels, Places
+from lmsmith.generation.native.operations import FEW_ROWS, MAX_HEAD_WIDTH, NativeKernels
+from lmsmith.generation.weights import BlockWeights, Norm, Weight
+from lmsmith.models.config import ModelConfig
+from lmsmith.models.positions import Rotation
+
+_ACTIVATIONS = {"swiglu": 0, "gelu_tanh": 1}
+
+
+def native_stack(
+    kernels: Kernels, blocks: Sequence[BlockWeights], config: ModelConfig, dtype: torch.dtype
+) -> NativeStack | None:
+    """The blocks in one call, or None where some operation of theirs is not in C++."""
+    possible = (
+        isinstance(kernels, NativeKernels)
+        and blocks
+        and dtype == torch.bfloat16
+        and config.norm_position == "pre"
+        and config.activation in _ACTIVATIONS
+        and config.width_per_head <= MAX_HEAD_WIDTH
+    )
+    if not possible:
+        return None
+    assert isinstance(kernels, NativeKernels)
+    return NativeStack(kernels, blocks, config)
+
+
+class NativeStack:
+    """The blocks of a model whose norms go before its layers, with weights in bf16 or int8.
+
+    The results are, to the bit, those of its operations one by one.
+    """
+
+    def __init__(
+        self, kernels: NativeKernels, blocks: Sequence[BlockWeights], config: ModelConfig
+    ) -> None:
+        self._run = kernels.library.lmsmith_stack
+        self._run.argtypes, self._run.restype = [ctypes.c_void_p, ctypes.c_int], None
+        self._config = config
+        self._kept = blocks  # whose addresses follow
+        self._blocks = (_Block * len(blocks))(*map(_block, blocks))
+        halves = blocks[0].inner.scales is None
+        self._most_rows = FEW_ROWS if kernels.matrix_units and halves else None
+        self._pages: tuple[weakref.ref[PagedCache], int, ctypes.Array[_Pages]] | None = None
+
+    def takes(self, tokens: int) -> bool:
+        """Whether so many are best read here: matrix units (AMX) are PyTorch's."""
+        return self._most_rows is None or tokens <= self._most_rows
+
+    def __call__(
+        self, x_nd: Tensor, places: Places, cache: PagedCache, rotation: Rotation | None
+    ) -> Tensor:
+        """The float32 states (n, width) after all blocks; the cache has room for the tokens."""
+        config, (cosine, sine) = self._config, rotation or (None, None)
+        x_nd = x_nd.contiguous()
+        arguments = _Stack(
+            blocks=ctypes.addressof(self._blocks),
+            pages=ctypes.addressof(self._pages_of(cache)),
+            cosine=_address(cosine),
+            sine=_address(sine),
+            rows=places.rows_n.data_ptr(),
+            positions=places.positions_n.data_ptr(),
+            x=x_nd.data_ptr(),
+            count=len(self._blocks),
+            tokens=len(x_nd),
+            width=config.width,
+            heads=config.heads,
+            shared=config.shared_heads,
+            head_width=config.width_per_head,
+            page=PAGE,
+            activation=_ACTIVATIONS[config.activation],
+            epsilon=self._kept[0].attention_norm.epsilon,
+        )
+        self._run(ctypes.byref(arguments), torch.get_num_threads())
+        return x_nd
+
+    def _pages_of(self, cache: PagedCache) -> ctypes.Array[_Pages]:
+        """Where the cache's layers are; it moves them when it grows."""
+        known = self._pages
+        if known is None or known[0]() is not cache or known[1] != cache.pages:
+            found = (_Pages * len(cache.layers))(
+                *(
+                    _Pages(
+                        layer.keys.data_ptr(),
+                        layer.values.data_ptr(),
+                        layer.table.data_ptr(),
+                        layer.table.shape[1],
+                        layer.window,
+                    )
+                    for layer in cache.layers
+                )
+            )
+            known = self._pages = (weakref.ref(cache), cache.pages, found)
+        return known[2]
+
+
+class _Matrix(ctypes.Structure):
+    """`Matrix` in kernels.cpp; so are the others of their names."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("weight", "scales", "bias")),
+        *((name, ctypes.c_int) for name in ("inputs", "outputs", "group")),
+    )
+
+
+class _Block(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in (
+            "attention_norm", "attention_shift", "feed_forward_norm", "feed_forward_shift",
+        )),
+        *((name, _Matrix) for name in (
+            "query_key_value", "output", "inner", "feed_forward_output",
+        )),
+    )  # fmt: skip
+
+
+class _Pages(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("keys", "values", "table")),
+        *((name, ctypes.c_int) for name in ("row_pages", "window")),
+    )
+
+
+class _Stack(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in (
+            "blocks", "pages", "cosine", "sine", "rows", "positions", "x",
+        )),
+        *((name, ctypes.c_int) for name in (
+            "count", "tokens", "width", "heads", "shared", "head_width", "page", "activation",
+        )),
+        ("epsilon", ctypes.c_float),
+    )  # fmt: skip
+
+
+def _block(block: BlockWeights) -> _Block:
+    return _Block(
+        *_norm(block.attention_norm),
+        *_norm(block.feed_forward_norm),
+        *map(_matrix, block.matrices),
+    )
+
+
+def _norm(norm: Norm) -> tuple[int | None, int | None]:
+    return _address(norm.weight), _address(norm.shift)
+
+
+def _matrix(weight: Weight) -> _Matrix:
+    outputs, inputs = weight.values.shape
+    groups = 1 if weight.scales is None else weight.scales.shape[1]
+    return _Matrix(
+        weight.values.data_ptr(),
+        _address(weight.scales),
+        _address(weight.bias),
+        inputs,
+        outputs,
+        inputs // groups,
+    )
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()

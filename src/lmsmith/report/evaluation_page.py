@@ -1,0 +1,230 @@
+"""The page of ``lmsmith eval``: results beside the papers', and the items, right and wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.ticker import PercentFormatter
+
+from lmsmith.core.files import atomic_write
+from lmsmith.evaluation.bootstrap import Interval
+from lmsmith.evaluation.comparing import Comparison
+from lmsmith.evaluation.confidence import Calibration, calibrate_before_and_after
+from lmsmith.evaluation.measures import measure_of
+from lmsmith.evaluation.suite import TaskResult
+from lmsmith.evaluation.tasks.spec import Published
+from lmsmith.report import numbers
+from lmsmith.report.page import render
+from lmsmith.report.svg import COLOURS, WIDE, canvas, themed_svg
+
+SHOWN_ITEMS = 24
+"""Of each group; all are in the task's JSONL file."""
+
+NEAREST = 2
+"""Figures of papers beside each of ours."""
+
+LEAST_FOR_CALIBRATION = 20
+"""Items; fewer make no diagram."""
+
+Row = Mapping[str, Any]
+
+
+def build_evaluation_page(
+    folder: Path,
+    record: Mapping[str, Any],
+    results: Sequence[TaskResult],
+    *,
+    comparisons: Sequence[Comparison] = (),
+    other: str = "",
+    warnings: Sequence[str] = (),
+) -> Path:
+    """Write ``report.html`` into a folder, whole or not at all, and return its path.
+
+    Args:
+        record: what results.json holds of the model.
+        results: with their items' rows.
+        comparisons: with another model, which is ``other``.
+        warnings: said on top of the page.
+    """
+    parameters = int(record["parameters"])
+    context = {
+        "model": record["model"],
+        "parameters": parameters,
+        "precision": record["precision"],
+        "version": record["version"],
+        "other": other,
+        "warnings": list(warnings),
+        "comparisons": [_comparison(each) for each in comparisons],
+        "tasks": [_task(number, result, parameters) for number, result in enumerate(results)],
+    }
+    path = folder / "report.html"
+    atomic_write(path, render("evaluation.html.j2", context))
+    return path
+
+
+def ordered_measures(result: TaskResult) -> list[str]:
+    """The headline, then the others."""
+    return sorted(result.measures, key=lambda name: name != result.task.measure)
+
+
+def nearest(result: TaskResult, measure: str, parameters: int) -> list[Published]:
+    """Papers' figures of a measure, those of the nearest sizes first."""
+    rows = [row for row in result.published if row.measure == measure]
+    rows.sort(key=lambda row: abs(math.log(row.parameters / max(parameters, 1))))
+    return rows[:NEAREST]
+
+
+def shown_value(measure: str, value: float) -> str:
+    """A share in per cent, anything else as a number."""
+    if measure_of(measure).is_share:
+        return numbers.percent(value)
+    return numbers.number(value, 4)
+
+
+def shown_interval(measure: str, interval: Interval) -> str:
+    """The interval's two ends."""
+    if measure_of(measure).is_share:
+        return numbers.percent_interval(interval.low, interval.high)
+    return f"{numbers.number(interval.low, 4)} to {numbers.number(interval.high, 4)}"
+
+
+def shown_published(row: Published) -> str:
+    """A paper's figure, with whose it is."""
+    return f"{row.model} {shown_value(row.measure, row.value)} ({row.paper})"
+
+
+def _comparison(each: Comparison) -> dict[str, str]:
+    share = measure_of(each.measure).is_share
+    difference = each.difference
+
+    def points(value: float) -> str:
+        return numbers.signed(100 * value, 1) if share else numbers.signed(value, 3)
+
+    return {
+        "task": each.task,
+        "measure": measure_of(each.measure).name,
+        "a": shown_value(each.measure, each.value_a),
+        "b": shown_value(each.measure, each.value_b),
+        "difference": points(difference.value),
+        "interval": f"{points(difference.low)} to {points(difference.high)}",
+        "verdict": each.verdict,
+        "changed": f"{len(each.gained)} won, {len(each.lost)} lost of {each.items}"
+        if share
+        else f"{each.items} items",
+    }
+
+
+def _task(number: int, result: TaskResult, parameters: int) -> dict[str, Any]:
+    rows = result.rows
+    return {
+        "number": number,
+        "name": result.task.name,
+        "about": result.task.about,
+        "source": result.task.source,
+        "shots": result.setting.label,
+        "count": f"{result.items:,}",
+        "truncated": result.truncated,
+        "seconds": result.seconds,
+        "log": result.log.name,
+        "measures": [
+            {
+                "name": measure_of(name).name,
+                "value": shown_value(name, result.measures[name].value),
+                "interval": shown_interval(name, result.measures[name]),
+                "papers": [shown_published(row) for row in nearest(result, name, parameters)],
+            }
+            for name in ordered_measures(result)
+        ],
+        "calibration": _calibration(number, result.task.measure, rows),
+        "groups": _groups(result.task.measure, rows),
+    }
+
+
+def _groups(measure: str, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Wrong items, then right ones; all together where a measure is neither."""
+    if not measure_of(measure).is_share:
+        return [_group("items", rows, measure)]
+    wrong = [row for row in rows if _share(row, measure) < 0.5]
+    right = [row for row in rows if _share(row, measure) >= 0.5]
+    return [_group("wrong", wrong, measure), _group("right", right, measure)]
+
+
+def _group(title: str, rows: Sequence[Row], measure: str) -> dict[str, Any]:
+    cards = [_card(row, measure) for row in rows[:SHOWN_ITEMS]]
+    return {"title": title, "count": len(rows), "cards": cards}
+
+
+def _share(row: Row, measure: str) -> float:
+    value = row["metrics"][measure]
+    return float(value[0] / value[1] if isinstance(value, Sequence) else value)
+
+
+def _card(row: Row, measure: str) -> dict[str, Any]:
+    chosen = row.get("chosen", {}).get(measure)
+    choices = [
+        {**choice, "gold": number == row["gold"], "chosen": number == chosen}
+        for number, choice in enumerate(row.get("choices", []))
+    ]
+    texts = [(f"reasoning {n + 1}", text) for n, text in enumerate(row.get("reasoning", []))]
+    verdicts = row.get("verdicts", [])
+    for number, text in enumerate(row.get("texts", [])):
+        said = f": {verdicts[number]}" if verdicts else ""
+        texts.append((f"written{said}", text))
+    if "answer" in row:
+        texts.append(("read as the answer", row["answer"] or "(nothing)"))
+    if not choices and "gold" in row:
+        texts.append(("right", row["gold"]))
+    if "log_prob" in row:
+        note = f"{row['tokens']} tokens, log P {numbers.signed(row['log_prob'])}"
+        texts.append((note, ""))
+    share = measure_of(measure).is_share
+    return {
+        "id": row["id"],
+        "right": _share(row, measure) >= 0.5 if share else None,
+        "truncated": row["truncated"],
+        "prompt": row["prompt"],
+        "choices": choices,
+        "texts": texts,
+    }
+
+
+def _calibration(number: int, measure: str, rows: Sequence[Row]) -> dict[str, str] | None:
+    if len(rows) < LEAST_FOR_CALIBRATION or "scores" not in rows[0]:
+        return None
+    before, after = calibrate_before_and_after(rows, measure)
+    return {
+        "svg": draw_calibration(f"calibration-{number}", before, after),
+        "caption": (
+            f"Confidence against being right, on {before.items} items. Expected calibration error "
+            f"{numbers.fixed(before.equal_width, 3)} with bins of equal width, "
+            f"{numbers.fixed(before.equal_mass, 3)} with bins of equally many items; "
+            f"with temperature {numbers.number(after.temperature)}, fitted on the other items, "
+            f"{numbers.fixed(after.equal_width, 3)} and {numbers.fixed(after.equal_mass, 3)}."
+        ),
+    }
+
+
+def draw_calibration(name: str, before: Calibration, after: Calibration) -> str:
+    """The reliability diagram, before and after temperature scaling."""
+    with canvas(WIDE) as (figure, (axes,)):
+        axes.plot([0, 1], [0, 1], color=COLOURS["muted"], linewidth=1, linestyle=(0, (2, 2)))
+        for label, each, colour in (
+            ("as it is", before, COLOURS["pretrain"]),
+            ("with temperature", after, COLOURS["sft"]),
+        ):
+            sizes = [10 + 70 * part["count"] / each.items for part in each.bins]
+            predicted = [part["predicted"] for part in each.bins]
+            observed = [part["observed"] for part in each.bins]
+            axes.plot(predicted, observed, color=colour, linewidth=1.2, label=label)
+            axes.scatter(predicted, observed, s=sizes, color=colour, zorder=3)
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1)
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.set_xlabel("how sure the model is of its choice")
+        axes.set_ylabel("how often it is right")
+        axes.legend(loc="upper left")
+        return themed_svg(figure, name, "Reliability diagram: confidence against accuracy.")

@@ -1,0 +1,232 @@
+"""lmsmith eval, tasks and task, from the command line to the page."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lmsmith import cli
+from lmsmith.models.config import ModelConfig
+from lmsmith.models.decoder import Decoder
+from lmsmith.models.folder import save_model
+from lmsmith.tokenizers import Tokenizer
+
+TOKENIZER = Tokenizer.train(["the dog ran to the river and sat by the blue sea, 1 + 2"] * 4, 300)
+
+
+def make_model(folder: Path, seed: int) -> None:
+    decoder = Decoder(ModelConfig(2, 32, 2, 128, TOKENIZER.vocabulary_size))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in decoder.named_parameters():
+            mean = 1.0 if name.endswith("norm.weight") else 0.0
+            parameter.normal_(mean, 0.3, generator=generator)
+    save_model(folder, decoder, TOKENIZER, {})
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, models_of_the_test: None) -> Path:
+    """Two models and the rows of three tasks."""
+    monkeypatch.setenv("LMSMITH_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("LMSMITH_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    make_model(tmp_path / "one", 1)
+    make_model(tmp_path / "two", 2)
+    choices = [
+        {"query": f"the dog ran {n}", "choices": ["to the sea", "<b>river</b>"], "gold": n % 2}
+        for n in range(30)
+    ]
+    words = [{"context": f"{n} the blue", "continuation": "sea"} for n in range(6)]
+    for name, rows in (("choose", choices), ("word", words)):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    (tmp_path / "tale.txt").write_text("the dog sat by the blue sea\n" * 12)
+    return tmp_path
+
+
+COMMON = ["--precision", "fp32", "--threads", "1"]
+
+
+def evaluate(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    assert cli.main(["eval", *words, *COMMON, "--json"]) == 0
+    out = capsys.readouterr()
+    assert out.err == ""
+    found: dict[str, Any] = json.loads(out.out)
+    return found
+
+
+def test_own_files_become_results_items_and_a_page(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tasks = "choose.jsonl,word.jsonl,tale.txt,arithmetic/2d_plus"
+    found = evaluate(capsys, "one", "--tasks", tasks, "--limit", "25", "--shots", "0,2")
+    by_name = {(row["task"], row["shots"]): row for row in found["results"]}
+    assert set(by_name) == {
+        *((name, shots) for name in ("choose", "word", "arithmetic/2d_plus") for shots in "02"),
+        ("tale", "0"),
+    }
+    row = by_name["choose", "2"]
+    assert (row["items"], row["mean_shots"]) == (25, 2)
+    share = row["measures"]["accuracy"]
+    assert share["low"] <= share["value"] <= share["high"]
+    items = [json.loads(line) for line in Path(row["log"]).read_text().splitlines()]
+    assert sum(item["metrics"]["accuracy"] for item in items) / 25 == pytest.approx(share["value"])
+    assert json.loads((here / "evals/one/results.json").read_text())["results"] == found["results"]
+    assert by_name["arithmetic/2d_plus", "2"]["published"][0]["value"] == 1.0
+    page = Path(found["report"]).read_text()
+    assert "&lt;b&gt;river&lt;/b&gt;" in page
+    assert "<b>river</b>" not in page
+    assert "Expected calibration error" in page
+    assert re.search(r"wrong \(\d+\)", page)
+    assert re.search(r"right \(\d+\)", page)
+    assert not re.search(r'(?:src|href)="(?!#)', page)
+
+
+def test_run_again_nothing_is_asked_again_and_the_page_is_the_same(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lmsmith.evaluation.methods.likelihood import LikelihoodReader
+
+    words = ("one", "--tasks", "choose.jsonl")
+    first = evaluate(capsys, *words)
+    page = Path(first["report"]).read_bytes()
+    monkeypatch.setattr(LikelihoodReader, "read", None)
+    assert evaluate(capsys, *words) == first
+    assert Path(first["report"]).read_bytes() == page
+
+
+def test_two_models_on_the_same_items(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--tasks", "choose.jsonl,word.jsonl")
+    found = evaluate(capsys, "one", *words, "--compare", "two")
+    alone = evaluate(capsys, "two", *words)
+    comparison = found["comparisons"][0]
+    assert found["compared_with"] == "two"
+    values = [r["results"][0]["measures"]["accuracy"]["value"] for r in (alone, found)]
+    assert [comparison["value_a"], comparison["value_b"]] == pytest.approx(values)
+    difference = comparison["difference"]
+    assert difference["value"] == pytest.approx(values[1] - values[0])
+    changed = len(comparison["gained"]) - len(comparison["lost"])
+    assert changed == pytest.approx(30 * difference["value"])
+    assert (here / "evals/two/results.json").is_file()
+    assert "Against two" in Path(found["report"]).read_text()
+    assert cli.main(["eval", "one", *words, "--compare", "two", "--quiet", *COMMON]) == 0
+    shown = capsys.readouterr().out
+    assert "accuracy per character" in shown
+    assert "difference" in shown
+    assert cli.main(["eval", "one", *words, "--compare", "one", *COMMON]) == 2
+
+
+def test_scores_without_what_was_trained_on(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "seen.jsonl").write_text(json.dumps({"text": "x the dog ran 3 river b"}) + "\n")
+    (here / "seen.txt").write_text("the dog ran 5 <b>river</b>")
+    files = ("--contamination", "seen.jsonl", "--contamination", "seen.txt")
+    found = evaluate(capsys, "one", "--tasks", "choose.jsonl", *files)
+    by_rule = {row["rule"]: row for row in found["results"][0]["contamination"]}
+    assert by_rule["gpt3"]["dirty_items"] == 1  # item 5, whole: "the dog ran 5 b river b"
+    assert by_rule["gpt3"]["clean_items"] == 29
+    assert by_rule["gpt4"]["n"] == 50
+    low = min(by_rule["gpt3"][part]["value"] for part in ("all", "clean"))
+    assert by_rule["gpt3"]["headline"]["value"] == low
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["one"], "no tasks"),
+        (["one", "--tasks", "lambda"], "did you mean lambada"),
+        (["one", "--tasks", "lambada"], "tasks/lambada_openai.jsonl: not in any of"),
+        (["one", "--suite", "gpt5"], "the suites: gpt2, gpt3"),
+        (["one", "--tasks", "word.jsonl", "--shots", "x"], "--shots x"),
+        (["one", "--tasks", "word.jsonl", "--limit", "0"], "--limit 0"),
+        (["one", "--tasks", "word.jsonl", "--measure", "bleu"], "--measure bleu"),
+        (["one", "--tasks", "word.jsonl", "--data", "nowhere"], "nowhere: no such folder"),
+        (["three", "--tasks", "word.jsonl"], "three: no such folder"),
+    ],
+)
+def test_mistakes_are_told_in_one_message(
+    capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    assert cli.main(["eval", *words, "--quiet", *COMMON]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert "Traceback" not in error
+
+
+def test_a_suite_leaves_out_what_is_not_here_and_says_so(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "tasks").mkdir()
+    (here / "word.jsonl").rename(here / "tasks/lambada_openai.jsonl")
+    assert cli.main(["eval", "one", "--suite", "gpt2", *COMMON]) == 0
+    out = capsys.readouterr()
+    assert "lambada" in out.out
+    assert "ptb 0-shot left out" in out.err
+    assert "papers: lambada, perplexity: GPT-2 117M 35.13 (GPT-2, table 3)" in out.out
+
+
+def test_a_tasks_prompt_is_shown_to_the_character(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["tasks", "show", "arithmetic/3d_minus", "--shots", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"\n\n\nQ: What is \d+ minus \d+\?\n\nA: -?\d+\n\nQ: What is", shown)
+    assert cli.main(["tasks", "show", "choose.jsonl", "--item", "1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["question"]["contexts"] == ["the dog ran 1"]
+    assert cli.main(["tasks", "show", "choose.jsonl", "--item", "99"]) == 2
+    capsys.readouterr()
+    assert cli.main(["tasks", "ls"]) == 0
+    assert re.search(r"arithmetic +free_form .*3d_minus", capsys.readouterr().out)
+
+
+def test_a_task_printed_as_toml_is_the_same_task(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lmsmith.evaluation.tasks.shipped import find_tasks
+
+    for name in ("gsm8k_zero", "winograd", "human_eval", "wikitext2"):
+        assert cli.main(["tasks", "show", name, "--toml"]) == 0
+        (here / "copy.toml").write_text(capsys.readouterr().out)
+        assert find_tasks(["copy.toml"]) == find_tasks([name])
+
+
+def test_a_task_of_ones_own_is_a_function_of_lines(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"input": "the sea", "label": "wet"}, {"input": "the dog", "label": "dry"}]
+    (here / "few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["task", "add", "wetness", "Is it wet?", "few.jsonl"]
+    assert cli.main(words) == 0
+    assert cli.main(words) == 2
+    assert "--replace" in capsys.readouterr().err
+    assert cli.main([*words, "--replace", "--labels", "dry,wet,other", "--json"]) == 0
+    capsys.readouterr()
+    monkeypatch.setattr("sys.stdin", io.StringIO('the river\n\n{"input": "a \\"dog\\""}\n'))
+    assert cli.main(["task", "run", "wetness", "one", *COMMON]) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["input"] for row in found] == ["the river", 'a "dog"']
+    assert set(found[0]["probabilities"]) == {"dry", "wet", "other"}
+    assert evaluate(capsys, "one", "--tasks", "wetness", "--shots", "1")["results"][0]["items"] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "content", "said"),
+    [
+        (["bad name", "x", "few.jsonl"], '{"input": "a", "label": "b"}', "no name for a task"),
+        (["lambada", "x", "few.jsonl"], '{"input": "a", "label": "b"}', "comes with lmsmith"),
+        (["mine", "x", "few.jsonl"], '{"input": "a", "label": "b"}', "name two or more"),
+        (["mine", "x", "few.jsonl"], "", "no examples"),
+        (["mine", "x", "few.jsonl"], '{"input": 3, "label": "b"}', "line 1: no text 'input'"),
+        (["mine", "x", "few.jsonl", "--labels", "c,d"], '{"input": "a", "label": "b"}', "use c, d"),
+    ],
+)
+def test_a_task_that_cannot_be_made_says_why(
+    here: Path, capsys: pytest.CaptureFixture[str], words: list[str], content: str, said: str
+) -> None:
+    (here / "few.jsonl").write_text(content)
+    assert cli.main(["task", "add", *words]) == 2
+    assert said in capsys.readouterr().err

@@ -1,0 +1,59 @@
+"""Programs are put together, run with their tests, and counted by pass@k."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lmsmith.core.errors import UserError
+from lmsmith.evaluation.methods import code
+from lmsmith.evaluation.methods.code import Code, make_program
+from lmsmith.evaluation.methods.sandbox import check_system
+from lmsmith.evaluation.methods.subject import Subject
+from lmsmith.evaluation.tasks.data import Item
+from lmsmith.evaluation.tasks.prompts import with_shots
+from lmsmith.evaluation.tasks.shipped import find_tasks
+
+try:
+    check_system()
+except UserError as error:
+    pytest.skip(f"no sandbox here: {error.problem}", allow_module_level=True)
+
+ADD = {
+    "prompt": 'def add(a, b):\n    """Their sum."""\n',
+    "canonical_solution": "    return a + b\n",
+    "test": "def check(candidate):\n    assert candidate(2, 3) == 5\n",
+    "entry_point": "add",
+}
+
+
+def test_completions_pass_or_fail_their_tests(
+    tiny: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = find_tasks(["human_eval"])[0]
+    question = with_shots(task, Item("3", ADD, "row"), [])
+    method = Code(tiny, task, [question])
+    texts = ["    return a + b\n", "    return a - b\n", "    return (", "    exit(0)\n"]
+    asked: dict[str, Any] = {}
+
+    def write(prompts: Any, ids: Any, *_: Any) -> tuple[list[list[str]], list[int]]:
+        asked.update(ids=ids)
+        return [texts], [0]
+
+    monkeypatch.setattr(method._writer, "write", write)
+    row = next(method.answer([0]))
+    assert asked == {"ids": [3]}
+    assert [verdict.split()[0] for verdict in row["verdicts"]] == ["passed"] + ["failed"] * 3
+    assert row["metrics"] == {"pass_at_1": 0.25}
+
+
+def test_the_papers_solution_of_every_problem_passes(public_data: Any) -> None:
+    from lmsmith.evaluation.tasks.data import read_data
+
+    task = find_tasks(["human_eval"])[0]
+    data = read_data(task, [public_data("tasks").parent])
+    for item in data.items[::20]:
+        question = with_shots(task, item, [])
+        assert code.run_program(make_program(question, question.choices[0])).passed
+        assert not code.run_program(make_program(question, "    pass\n")).passed

@@ -1,0 +1,89 @@
+"""Free answers are what the engine writes for the same prompts, whatever else is asked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lmsmith.evaluation.methods.free_form import FreeForm
+from lmsmith.evaluation.methods.subject import Subject
+from lmsmith.evaluation.methods.writing import STREAMS_AN_ITEM
+from lmsmith.evaluation.tasks.data import Item
+from lmsmith.evaluation.tasks.prompts import with_shots
+from lmsmith.evaluation.tasks.spec import AnswerSpec, DataSpec, PromptSpec, TaskSpec
+from lmsmith.generation.beam import BeamSettings, beam_search
+from lmsmith.generation.engine import Engine, Request, SamplingSettings, answer
+
+PROMPT = PromptSpec(context="Question: {{ q }} Answer:", target="{{ a }}")
+ITEMS = [
+    Item(str(n), {"q": q, "a": "blue"}, "row")
+    for n, q in enumerate(["what is the sky?", "where is the dog and the cat?", "sea?"])
+]
+
+
+def rows_of(subject: Subject, spec: AnswerSpec, numbers: list[int]) -> list[dict[str, Any]]:
+    task = TaskSpec("made", "free_form", DataSpec(file="a.jsonl"), prompt=PROMPT, answer=spec)
+    method = FreeForm(subject, task, [with_shots(task, item, []) for item in ITEMS], seed=5)
+    return list(method.answer(numbers))
+
+
+def written(subject: Subject, text: str, settings: SamplingSettings, stream: int = 0) -> list[str]:
+    engine = Engine(subject.model, tokenizer=subject.tokenizer)
+    tokens = [subject.tokenizer.start_of_text, *subject.tokenizer.encode(text)]
+    return [reply.text for reply in answer(engine, [Request(tokens, settings, "", stream)])[0]]
+
+
+def test_samples_do_not_depend_on_the_batch(tiny: Subject) -> None:
+    spec = AnswerSpec(max_new_tokens=8, search="sample", samples=3, stop=())
+    together = rows_of(tiny, spec, [0, 1, 2])
+    assert rows_of(tiny, spec, [1]) == together[1:2]
+    settings = SamplingSettings(8, 0.7, stop_tokens=tiny.tokenizer.stop_tokens, seed=5, samples=3)
+    prompt = "Question: where is the dog and the cat? Answer:"
+    assert together[1]["texts"] == written(tiny, prompt, settings, STREAMS_AN_ITEM)
+
+
+def test_two_passes_reason_first_and_then_answer(tiny: Subject) -> None:
+    spec = AnswerSpec(
+        max_new_tokens=4, stop=(), reason="Think.", extraction="So it is", reason_tokens=6
+    )
+    row = rows_of(tiny, spec, [2])[0]
+    stops = tiny.tokenizer.stop_tokens
+    first = "Question: sea? Answer: Think."
+    (reason,) = written(tiny, first, SamplingSettings(6, 0.0, stop_tokens=stops))
+    second = f"{first}{reason}\nSo it is"
+    (text,) = written(tiny, second, SamplingSettings(4, 0.0, stop_tokens=stops))
+    assert (row["reasoning"], row["texts"]) == ([reason], [text])
+    assert row["answer"] == text.strip()
+
+
+def test_beams_are_gpt3s(tiny: Subject) -> None:
+    row = rows_of(tiny, AnswerSpec(max_new_tokens=6, stop=(), search="beam"), [0])[0]
+    tokenizer = tiny.tokenizer
+    prompt = [tokenizer.start_of_text, *tokenizer.encode("Question: what is the sky? Answer:")]
+    settings = BeamSettings(4, 0.6, 6, tokenizer.stop_tokens)
+    best = beam_search(tiny.model, prompt, settings)[0]
+    assert row["texts"] == [tokenizer.decode(best.tokens)]
+
+
+def test_an_answer_ends_at_a_stop_text(tiny: Subject) -> None:
+    spec = AnswerSpec(max_new_tokens=12, stop=())
+    whole = rows_of(tiny, spec, [0])[0]["texts"][0]
+    stop = whole[3:5]
+    assert stop
+    for search in ("greedy", "beam"):
+        spec = AnswerSpec(max_new_tokens=12, stop=(stop,), search=search)
+        assert stop not in rows_of(tiny, spec, [0])[0]["texts"][0]
+
+
+@pytest.mark.parametrize("gold", ["blue", None])
+def test_a_row_says_what_was_read_as_the_answer_and_whether_it_is_right(
+    tiny: Subject, gold: str | None
+) -> None:
+    spec = AnswerSpec(max_new_tokens=6, stop=(), normalise="text")
+    said = rows_of(tiny, spec, [0])[0]["answer"]
+    items = [Item("0", {"q": "what is the sky?", "a": gold or said}, "row")]
+    task = TaskSpec("made", "free_form", DataSpec(file="a.jsonl"), prompt=PROMPT, answer=spec)
+    row = next(FreeForm(tiny, task, [with_shots(task, items[0], [])]).answer([0]))
+    assert row["answer"] == said
+    assert row["metrics"]["exact_match"] == float(gold is None)

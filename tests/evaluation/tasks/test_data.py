@@ -1,0 +1,113 @@
+"""Data is found on the search path, whole or compressed; what is wrong with it is told."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from lmsmith.core.errors import UserError
+from lmsmith.evaluation.tasks.data import (
+    DATA_VARIABLE,
+    MissingData,
+    find_file,
+    read_data,
+    read_items,
+    search_path,
+)
+from lmsmith.evaluation.tasks.inferred import infer_task
+from lmsmith.evaluation.tasks.spec import DataSpec, TaskSpec
+
+ROW = {"context": "a b", "continuation": "c"}
+
+
+def test_the_folders_given_come_before_those_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.txt").write_text(name)
+    monkeypatch.setenv(DATA_VARIABLE, str(tmp_path / "two"))
+    assert find_file("x.txt", search_path([tmp_path / "one"])).read_text() == "one"
+    assert find_file("x.txt", search_path()).read_text() == "two"
+    with pytest.raises(MissingData, match=r"y\.txt: not in any of .*\n.*--data FOLDER"):
+        find_file("y.txt", search_path())
+    with pytest.raises(UserError, match="no such folder"):
+        search_path([tmp_path / "three"])
+
+
+def test_compressed_and_nested_files_are_read(tmp_path: Path) -> None:
+    packed = tmp_path / "rows.jsonl.gz"
+    packed.write_bytes(gzip.compress((json.dumps(ROW) + "\n\n").encode()))
+    task = TaskSpec("made", "cloze", DataSpec(file="rows.jsonl"))
+    assert [item.fields for item in read_data(task, [tmp_path]).items] == [ROW]
+    nested = tmp_path / "rows.json"
+    nested.write_text(json.dumps({"examples": [ROW, ROW]}))
+    spec = DataSpec(file="rows.json", field="examples")
+    assert [item.id for item in read_items(nested, spec)] == ["0", "1"]
+
+
+def test_text_is_parted_into_documents(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text(" \n = One = \n \n x @-@ y . \n = = Part = = \n z \n = Two = \n w \n")
+    whole = list(read_items(file, DataSpec(file="a.txt")))
+    assert len(whole) == 1
+    spec = DataSpec(file="a.txt", documents="articles", detokenise="wikitext")
+    articles = list(read_items(file, spec))
+    assert [a.fields["text"].splitlines()[0] for a in articles] == ["= One =", "= Two ="]
+    assert "x-y." in articles[0].fields["text"]
+    assert "x @-@ y ." in articles[0].fields["original"]
+    assert len(list(read_items(file, DataSpec(file="a.txt", documents="lines")))) == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.jsonl", b'{"a": 1}\n{"a"', r"a\.jsonl, line 2: not valid JSON"),
+        ("a.jsonl", b"[1]\n", "item 1: not a JSON object"),
+        ("a.jsonl", b"\xff\n", "not UTF-8"),
+        ("a.json", b'{"rows": []}', "no list of items"),
+        ("a.jsonl.gz", b"nothing", "cannot be read"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        list(read_items(tmp_path / name, DataSpec(file=name)))
+
+
+def test_an_empty_file_and_an_unknown_generator_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("\n")
+    with pytest.raises(UserError, match="no items"):
+        read_data(TaskSpec("made", "cloze", DataSpec(file="a.jsonl")), [tmp_path])
+    with pytest.raises(UserError, match="no generator nothing"):
+        read_data(TaskSpec("made", "cloze", DataSpec(generator="nothing")), [])
+
+
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        ({"query": "q", "choices": ["a", "b"], "gold": 0}, "multiple_choice"),
+        ({"context_options": ["a", "b"], "continuation": "c", "gold": 0}, "multiple_choice"),
+        (ROW, "cloze"),
+        ({"question": "q", "answer": "a"}, "free_form"),
+        ({"text": "t"}, "perplexity"),
+    ],
+)
+def test_a_users_rows_say_what_task_they_are(
+    tmp_path: Path, row: dict[str, object], kind: str
+) -> None:
+    file = tmp_path / "mine.jsonl"
+    file.write_text(json.dumps(row) + "\n")
+    task = infer_task(file)
+    assert (task.name, task.kind) == ("mine", kind)
+    assert not task.check()
+
+
+def test_rows_of_no_known_shape_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"x": 1}\n')
+    with pytest.raises(UserError, match="its rows have x, which is no shape of a task"):
+        infer_task(file)

@@ -1,0 +1,131 @@
+"""Prompts are what the task says, to the character; shots are drawn as promised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmsmith.core.errors import UserError
+from lmsmith.evaluation.tasks.data import Item, read_data
+from lmsmith.evaluation.tasks.prompts import draw_shots, with_shots, write_question
+from lmsmith.evaluation.tasks.shipped import find_tasks
+from lmsmith.evaluation.tasks.spec import DataSpec, PromptSpec, TaskSpec
+
+TRANSLATE = TaskSpec(
+    "fr",
+    "free_form",
+    DataSpec(file="fr.jsonl"),
+    prompt=PromptSpec(
+        instruction="Translate English to French:",
+        context="{{ en }} =>",
+        target="{{ fr }}",
+        separator="\n",
+    ),
+)
+PAIRS = [("sea otter", "loutre de mer"), ("cheese", "fromage"), ("plush giraffe", "girafe peluche")]
+ITEMS = [Item(str(n), {"en": en, "fr": fr}, f"row {n}") for n, (en, fr) in enumerate(PAIRS)]
+
+
+def test_gpt3s_figure_of_few_shot_translation() -> None:
+    question = with_shots(TRANSLATE, ITEMS[1], [ITEMS[0], ITEMS[2]])
+    assert question.contexts == (
+        "Translate English to French:\n"
+        "sea otter => loutre de mer\n"
+        "plush giraffe => girafe peluche\n"
+        "cheese =>",
+    )
+    assert question.shots == ("0", "2")
+    assert question.plain == "cheese =>"
+
+
+def test_demonstrations_come_first_and_count_as_shots() -> None:
+    task = replace(TRANSLATE, prompt=replace(TRANSLATE.prompt, demonstrations=("a => b", "c => d")))
+    assert with_shots(task, ITEMS[1], ITEMS[:1]).contexts[0].splitlines()[1:] == [
+        "a => b",
+        "cheese =>",
+    ]
+    three = with_shots(task, ITEMS[1], [ITEMS[0], ITEMS[2], ITEMS[1]])
+    assert three.shots == ("demonstration 1", "demonstration 2", "0")
+
+
+def test_shots_are_the_items_own_and_never_the_item() -> None:
+    pool = [Item(str(n), {"en": str(n), "fr": str(n)}, "row") for n in range(30)]
+    seen = set()
+    for item in pool:
+        drawn = draw_shots(pool, item, 5, seed=1)
+        assert drawn == draw_shots(pool, item, 5, seed=1)
+        ids = [each.id for each in drawn]
+        assert len(set(ids)) == 5
+        assert item.id not in ids
+        seen.add(tuple(ids))
+    assert len(seen) == 30
+    assert draw_shots(pool, pool[0], 5, seed=1) != draw_shots(pool, pool[0], 5, seed=2)
+    assert len(draw_shots(pool, pool[0], 99, seed=1)) == 29
+
+
+def test_fixed_shots_are_the_same_but_for_those_among_them() -> None:
+    pool = [Item(str(n), {"en": str(n)}, "row") for n in range(30)]
+    drawn = [tuple(x.id for x in draw_shots(pool, i, 4, 7, fixed=True)) for i in pool]
+    common = max(set(drawn), key=drawn.count)
+    assert drawn.count(common) == 26
+    assert all(len(set(each)) == 4 for each in drawn)
+
+
+CHOICES = PromptSpec(context="{{ q }}", choices="choices", gold="gold")
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"q": "?", "choices": ["a", "b"]}, r"prompt\.gold.*'gold' is undefined"),
+        ({"q": "?", "choices": ["a", "b"], "gold": 2}, "gold is 2\n.*from 0 to 1"),
+        ({"q": "?", "choices": ["a", "b"], "gold": True}, "gold is True"),
+        ({"q": "?", "choices": ["a"], "gold": 0}, "1 choices"),
+        ({"q": "?", "choices": "ab", "gold": 0}, "must give a list"),
+        ({"q": "?", "choices": ["a", " "], "gold": 0}, "a choice is empty"),
+        ({"choices": ["a", "b"], "gold": 0}, r"prompt\.context.*'q' is undefined"),
+    ],
+)
+def test_an_item_that_cannot_be_asked_says_why(fields: dict[str, Any], said: str) -> None:
+    task = TaskSpec("made", "multiple_choice", DataSpec(file="a.jsonl"), prompt=CHOICES)
+    with pytest.raises(UserError, match=said):
+        write_question(task, Item("0", fields, "a.jsonl, item 1"))
+
+
+def test_an_empty_answer_is_refused() -> None:
+    with pytest.raises(UserError, match=r"row 9: the answer is empty"):
+        write_question(TRANSLATE, Item("9", {"en": "x", "fr": " "}, "row 9"))
+
+
+def test_a_template_reaches_nothing_but_the_item() -> None:
+    prompt = replace(TRANSLATE.prompt, context="{{ en.__class__.__mro__ }}")
+    with pytest.raises(UserError, match="unsafe"):
+        write_question(replace(TRANSLATE, prompt=prompt), ITEMS[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "shots", "prompt"),
+    [
+        (
+            "gpt3_arithmetic/2d_plus",
+            1,
+            "\n\nQ: What is 98 plus 45?\n\nA:",
+        ),
+        ("gpt3_scrambles/cycle", 1, "\nasinoc ="),
+        ("lambada_blank", 1, "I don't care about ____. →"),
+        ("winograd", 1, "a permit because the city councilmen"),
+    ],
+)
+def test_shipped_prompts_end_as_the_papers_do(
+    public_data: Callable[[str], Path], name: str, shots: int, prompt: str
+) -> None:
+    task = find_tasks([name])[0]
+    data = read_data(task, [public_data("tasks").parent])
+    item = data.items[0]
+    question = with_shots(task, item, draw_shots(data.pool, item, shots, 0))
+    assert question.contexts[0].endswith(prompt)
+    assert len(question.shots) == shots

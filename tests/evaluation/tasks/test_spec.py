@@ -1,0 +1,69 @@
+"""Task files: every shipped one is sound; a wrong one says what is wrong, all at once."""
+
+from __future__ import annotations
+
+import pytest
+
+from lmsmith.core.errors import UserError
+from lmsmith.evaluation.measures import MEASURES
+from lmsmith.evaluation.tasks.shipped import find_tasks, shipped_tasks, suites
+from lmsmith.evaluation.tasks.spec import read_tasks
+
+GOOD = """
+name = "made"
+kind = "cloze"
+[data]
+file = "a.jsonl"
+[prompt]
+context = "{{ context }}"
+target = "{{ word }}"
+"""
+
+
+def test_shipped_tasks_are_described_and_their_figures_belong_to_a_measure() -> None:
+    tasks = shipped_tasks()
+    assert {"lambada", "arithmetic/2d_plus", "human_eval", "wikitext2"} <= tasks.keys()
+    for name, task in tasks.items():
+        assert task.name == name
+        assert task.about
+        assert task.source
+        for row in task.published:
+            assert row.measure in MEASURES or row.measure.startswith("pass_at_")
+            assert row.of in ("", name.split("/")[-1])
+            assert 0 < row.value <= 1 or not MEASURES[row.measure].is_share
+    for rows in suites().values():
+        assert all(find_tasks([task]) for task, _ in rows)
+
+
+def test_variants_change_only_what_they_say() -> None:
+    text = GOOD + '[variants.one.data]\nfile = "b.jsonl"\n[variants.two]\nshots = 3\n'
+    one, two = read_tasks(text, "made.toml").values()
+    assert (one.name, one.data.file, one.shots) == ("made/one", "b.jsonl", 0)
+    assert (two.name, two.data.file, two.shots) == ("made/two", "a.jsonl", 3)
+    assert one.prompt == two.prompt
+
+
+def test_every_problem_of_a_file_is_told_at_once() -> None:
+    wrong = GOOD.replace('target = "{{ word }}"', "tarjet = 1") + "[answer]\nsamples = 3\n"
+    with pytest.raises(UserError) as caught:
+        read_tasks(wrong, "made.toml")
+    said = str(caught.value)
+    assert "prompt.tarjet = 1: unknown key; did you mean prompt.target?" in said
+    assert "samples = 3" in said
+    with pytest.raises(UserError, match=r"prompt\.target.*needs it"):
+        read_tasks(GOOD.replace('target = "{{ word }}"', ""), "made.toml")
+    with pytest.raises(UserError, match="a file or a generator"):
+        read_tasks(GOOD.replace('file = "a.jsonl"', ""), "made.toml")
+    with pytest.raises(UserError, match="not valid TOML"):
+        read_tasks("kind = [", "made.toml")
+    with pytest.raises(UserError, match=r"one group"):
+        read_tasks(GOOD + "[answer]\nextract = 'x'\n", "made.toml")
+
+
+def test_an_unknown_task_is_told_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"lambda: no such task\n.*did you mean lambada"):
+        find_tasks(["lambda"])
+    assert [task.name for task in find_tasks(["arithmetic"])][:2] == [
+        "arithmetic/2d_plus",
+        "arithmetic/2d_minus",
+    ]

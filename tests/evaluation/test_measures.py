@@ -1,0 +1,69 @@
+"""Measures of items' numbers, and the paired difference of two models."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from lmsmith.evaluation.comparing import compare_rows
+from lmsmith.evaluation.measures import aggregate, measure_of, paired_difference
+
+
+def rows_of(values: list[float], name: str = "accuracy") -> list[dict[str, object]]:
+    return [{"id": str(n), "metrics": {name: value}} for n, value in enumerate(values)]
+
+
+def test_shares_are_means_and_perplexities_are_exponents_of_them() -> None:
+    found = aggregate(
+        [
+            {"metrics": {"accuracy": 1.0, "perplexity": 1.0, "word_perplexity": [6.0, 2]}},
+            {"metrics": {"accuracy": 0.0, "perplexity": 3.0, "word_perplexity": [6.0, 4]}},
+        ]
+    )
+    assert found["accuracy"].value == 0.5
+    assert found["perplexity"].value == pytest.approx(math.exp(2.0))
+    assert found["word_perplexity"].value == pytest.approx(math.exp(2.0))
+    assert (found["perplexity"].low, found["perplexity"].high) == pytest.approx(
+        (math.exp(1.0), math.exp(3.0))
+    )
+
+
+def test_measures_are_known_by_name() -> None:
+    assert measure_of("pass_at_10").name == "pass@10"
+    assert measure_of("pass_at_10").higher_is_better
+    assert not measure_of("bits_per_byte").higher_is_better
+
+
+def test_pairing_takes_out_what_both_have_in_common() -> None:
+    generator = np.random.default_rng()
+    easy = generator.random(400)
+    first = rows_of([float(x < 0.5) for x in easy])
+    second = rows_of([float(x < 0.55) for x in easy])
+    paired = paired_difference(first, second, "accuracy")
+    share = float(np.mean((easy >= 0.5) & (easy < 0.55)))
+    half = 1.96 * math.sqrt(share * (1 - share) / 400)  # of items that b alone has right
+    assert paired.value == pytest.approx(share)
+    assert (paired.high - paired.low) / 2 == pytest.approx(half, rel=0.15)
+    assert paired.low > 0
+
+
+def test_a_difference_of_perplexities_is_one_of_exponents() -> None:
+    first, second = rows_of([1.0, 2.0], "perplexity"), rows_of([2.0, 3.0], "perplexity")
+    difference = paired_difference(first, second, "perplexity", resamples=500)
+    assert difference.value == pytest.approx(math.exp(2.5) - math.exp(1.5))
+
+
+def test_a_comparison_names_the_items_that_changed() -> None:
+    first, second = rows_of([1, 1, 0, 0, 1]), rows_of([1, 0, 1, 1])
+    found = compare_rows("made", "accuracy", first, second)
+    assert (found.gained, found.lost, found.items) == (("2", "3"), ("1",), 4)
+    assert (found.value_a, found.value_b) == (0.5, 0.75)
+    assert found.verdict == "unclear"
+    lower = compare_rows(
+        "made", "perplexity", rows_of([2.0] * 9, "perplexity"), rows_of([1.0] * 9, "perplexity")
+    )
+    assert (lower.verdict, lower.gained) == ("better", ())
+    with pytest.raises(ValueError, match="no item"):
+        compare_rows("made", "accuracy", first, [])

@@ -1,0 +1,149 @@
+"""Tasks put to a model: what is answered is kept, and nothing is asked twice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmsmith.core.errors import Interrupted, UserError
+from lmsmith.core.progress import QuietProgress
+from lmsmith.evaluation import suite
+from lmsmith.evaluation.methods.multiple_choice import MultipleChoice
+from lmsmith.evaluation.methods.subject import Subject
+from lmsmith.evaluation.suite import Setting, TaskResult, evaluate_task
+from lmsmith.evaluation.tasks.spec import DataSpec, PromptSpec, TaskSpec
+
+TASK = TaskSpec(
+    "made",
+    "multiple_choice",
+    DataSpec(file="made.jsonl"),
+    prompt=PromptSpec(context="{{ q }}", choices="choices", gold="gold"),
+)
+WORDS = ["the", "dog", "ran", "to", "river", "and", "cat", "sat", "on", "mat"]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    rows = [
+        {
+            "q": " ".join(WORDS[: n % 7 + 2]) + f" {n}",
+            "choices": ["blue", "sea", "a house"],
+            "gold": 1,
+        }
+        for n in range(12)
+    ]
+    (tmp_path / "made.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Ids of the items that are put to the model."""
+    found: list[str] = []
+    answer = MultipleChoice.answer
+
+    def watched(self: MultipleChoice, numbers: Any) -> Any:
+        for row in answer(self, numbers):
+            found.append(row["id"])
+            yield row
+
+    monkeypatch.setattr(MultipleChoice, "answer", watched)
+    monkeypatch.setattr(suite, "TOKENS_A_BATCH", 40)
+    return found
+
+
+def put(subject: Subject, data: Path, setting: Setting, task: TaskSpec = TASK) -> TaskResult:
+    return evaluate_task(subject, task, setting, [data], data / "out", QuietProgress())
+
+
+def test_a_higher_limit_asks_only_what_is_new(tiny: Subject, data: Path, asked: list[str]) -> None:
+    few = put(tiny, data, Setting(shots=2, limit=5))
+    assert sorted(asked, key=int) == [str(n) for n in range(5)]
+    whole = put(tiny, data, Setting(shots=2))
+    assert len(asked) == whole.items == 12
+    assert [row["id"] for row in whole.rows] == [str(n) for n in range(12)]
+    assert list(whole.rows[:5]) == list(few.rows)
+    assert all(len(row["shots"]) == 2 for row in whole.rows)
+    assert whole.seconds > few.seconds
+
+
+def test_an_interrupted_run_goes_on_and_ends_the_same(
+    tiny: Subject, data: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unbroken = put(tiny, data, Setting(shots=1), replace(TASK, name="unbroken"))
+    asked.clear()
+    calls = 0
+
+    def stop() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise Interrupted(15)
+
+    monkeypatch.setattr(suite, "stop_if_requested", stop)
+    with pytest.raises(Interrupted):
+        put(tiny, data, Setting(shots=1))
+    kept = list(asked)
+    assert 0 < len(kept) < 12
+    log = data / "out/made-1-shot.jsonl"
+    with log.open("ab") as file:  # a kill in the middle of a line
+        file.write(b'{"id": "11", "pro')
+    found = put(tiny, data, Setting(shots=1))
+    assert sorted(asked, key=int) == [str(n) for n in range(12)]
+    assert list(found.rows) == list(unbroken.rows)
+    assert found.measures == unbroken.measures
+
+
+@pytest.mark.parametrize("change", ["seed", "model", "prompt", "data"])
+def test_what_rows_depend_on_makes_them_anew(
+    tiny: Subject, make_tiny: Callable[..., Subject], data: Path, asked: list[str], change: str
+) -> None:
+    put(tiny, data, Setting(shots=1, limit=4))
+    put(tiny, data, Setting(shots=1, limit=4))
+    assert len(asked) == 4
+    subject, task, setting = tiny, TASK, Setting(shots=1, limit=4)
+    if change == "seed":
+        setting = replace(setting, seed=1)
+    elif change == "model":
+        subject = make_tiny(seed=1)
+    elif change == "prompt":
+        task = replace(task, prompt=replace(task.prompt, separator="\n"))
+    else:
+        text = (data / "made.jsonl").read_text()
+        (data / "made.jsonl").write_text(text.replace("a house", "two houses"))
+    put(subject, data, setting, task)
+    assert len(asked) == 8
+    put(subject, data, setting, replace(task, about="in other words"))
+    assert len(asked) == 8
+
+
+def test_as_many_shots_as_fit_and_no_more(make_tiny: Callable[..., Subject], data: Path) -> None:
+    subject = make_tiny(context=64)
+    found = put(subject, data, Setting(shots=None))
+    assert found.truncated == 0
+    assert 0 < found.mean_shots < 11
+    more = put(subject, data, Setting(shots=int(found.mean_shots) + 4))
+    assert more.truncated > 0
+    assert found.setting.label == "fit"
+
+
+def test_more_shots_than_examples_are_refused(tiny: Subject, data: Path) -> None:
+    with pytest.raises(UserError, match="12 shots, but there are 12 examples"):
+        put(tiny, data, Setting(shots=12))
+
+
+def test_examples_of_another_file(tiny: Subject, data: Path) -> None:
+    row = {"q": "colour of the sky?", "choices": ["blue", "sea"], "gold": 0}
+    (data / "train.jsonl").write_text((json.dumps(row) + "\n") * 3)
+    task = replace(TASK, data=replace(TASK.data, examples="train.jsonl"))
+    found = put(tiny, data, Setting(shots=2, limit=3), task)
+    assert {tuple(sorted(row["shots"])) for row in found.rows} <= {
+        ("0", "1"),
+        ("0", "2"),
+        ("1", "2"),
+    }
