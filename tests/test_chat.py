@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -362,13 +363,17 @@ def test_in_a_terminal(folder: Path, tmp_path: Path) -> None:
     os.close(theirs)
     screen = b""
 
-    def read_until(text: bytes, seconds: float = 240.0) -> bytes:
+    def read_until(text: bytes, again: bytes = b"") -> bytes:
+        """What comes before ``text``; ``again`` is typed where it is long in coming."""
         nonlocal screen
-        end = time.monotonic() + seconds
+        end = time.monotonic() + 240.0
         while text not in screen:
-            ready, _, _ = select.select([terminal], [], [], max(0.0, end - time.monotonic()))
-            assert ready, f"{text!r} did not come: {screen!r}"
-            screen += os.read(terminal, 4096)
+            ready, _, _ = select.select([terminal], [], [], 10.0)
+            if ready:
+                screen += os.read(terminal, 4096)
+                continue
+            assert time.monotonic() < end, f"{text!r} did not come: {screen!r}"
+            os.write(terminal, again)
         before, screen = screen.split(text, 1)
         return before
 
@@ -376,24 +381,30 @@ def test_in_a_terminal(folder: Path, tmp_path: Path) -> None:
         assert b"context of 96 tokens" in read_until(b"Ctrl-D ends.")
         read_until(b"> ")
         os.write(terminal, b"/temperature 0.5\n")
-        read_until(b"temperature 0.5\r\n")
+        read_until(b"temperature 0.5\r\n", again=b"/temperature 0.5\n")
         read_until(b"> ")
         os.write(terminal, b"hello\n")
         read_until(b"hello\r\n")
         assert read_until(b"> ").strip()
-        time.sleep(0.5)  # a signal between the prompt and readline's waiting is seen a key later
+        time.sleep(0.5)
         process.send_signal(signal.SIGINT)
-        read_until(b"/quit ends.")
+        # A signal between the prompt and readline's waiting is seen with the next key.
+        read_until(b"/quit ends.", again=b" ")
         read_until(b"> ")  # what is typed before readline reads is lost
         os.write(terminal, b"/wrong\n")
-        read_until(b"unknown command")
+        read_until(b"unknown command", again=b"/wrong\n")
         read_until(b"> ")
         talk = tmp_path / "talk.jsonl"
-        os.write(terminal, f"/save {talk}\n".encode())
-        read_until(b"holds 1 conversation")
+        save = f"/save {talk}\n".encode()
+        os.write(terminal, save)
+        read_until(b"holds 1 conversation", again=save)
         read_until(b"> ")
-        os.write(terminal, b"\x04")
-        assert process.wait(timeout=240) == 0
+        for _ in range(20):
+            os.write(terminal, b"\x04")
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                assert process.wait(timeout=10) == 0
+                break
+        assert process.poll() == 0
         (row,) = [row for _, row in read_jsonl(talk)]
         assert len(row["messages"]) == 2  # type: ignore[arg-type]
     finally:
