@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json as json_module
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,23 +21,30 @@ from lmsmith.core.recipe import MachineConfig
 from lmsmith.generation.inference import InferenceDecoder
 from lmsmith.training.machine import prepare_process
 
+WIKITEXT = "lm/wikitext2.test.txt"
 Count = Annotated[int, tyro.conf.arg(metavar="N")]
 
 
 def main(
-    gguf: Path, text: Path, tokens: Count = 20_480, window: Count = 512, json: bool = False
+    gguf: str = "smollm2-135m",
+    text: Path | None = None,
+    tokens: Count = 20_480,
+    window: Count = 512,
+    json: bool = False,
 ) -> int:
-    """Perplexity with bf16 and int8 weights.
+    """Perplexity with bf16 and int8 weights; the exit code is 1 if it rises by 1 % or more.
 
-    Example: python benchmarks/int8_perplexity.py --gguf SmolLM2.gguf --text wikitext2.test.txt
+    Example: python benchmarks/int8_perplexity.py --text wikitext2.test.txt --json
 
     Args:
-        gguf: The model.
-        text: The text.
+        gguf: The model: a file, or a registered name (`lmsmith pull smollm2-135m`).
+        text: The text; WikiText-2's test text beside the repository, or in LMSMITH_TEST_DATA, if
+            it is left out.
         tokens: Tokens read, from its beginning.
         window: Tokens read together; nothing before a window is seen.
         json: Print one JSON object.
     """
+    text = text or find_text()
     machine = prepare_process(MachineConfig(precision="bf16"))
     loaded = lmsmith.load(gguf)
     ids = loaded.tokenizer.encode(text.read_text(encoding="utf-8")[: 8 * tokens])[:tokens]
@@ -54,6 +62,16 @@ def main(
             f"bf16 {found['model']:.3f}, int8 {found['int8']:.3f}: {rise:+.2%}, {len(ids)} tokens"
         )
     return 0 if rise < 0.01 else 1
+
+
+def find_text() -> Path:
+    """The public test data, where the tests look for it."""
+    roots = [
+        Path(os.environ.get("LMSMITH_TEST_DATA", "")),
+        Path(__file__).parents[2] / "shared/data",
+    ]
+    found = [root / WIKITEXT for root in roots if (root / WIKITEXT).is_file()]
+    return found[0] if found else sys.exit(f"{WIKITEXT} is not here: name it with --text")
 
 
 def perplexity(model: InferenceDecoder, ids: list[int], window: int) -> float:

@@ -1,9 +1,10 @@
-"""Where PPO's time goes: writing rollouts with and without a cache, and the parts of a step.
+"""Where PPO's time goes: writing rollouts, and what the way of writing makes of a whole step.
 
 All with random weights at the shipped quickstart recipe's shape and settings: how fast a model is
 does not depend on what it has learnt. The floors are what the same work takes at least: its matrix
 products at the measured peak, and, for rollouts, the reading of keys and values at the measured
-memory speed.
+memory speed. A step with rollouts written in another way is the same step with the time that those
+take: what comes after them does not depend on how they were written.
 """
 
 from __future__ import annotations
@@ -44,28 +45,35 @@ PARTS = ("rollout", "score", "update")
 
 
 def main(
-    rows: Count = 64,
+    rows: Count = 0,
     prompt: Count = 72,
-    tokens: Count = 32,
+    tokens: Count = 0,
     iterations: Count = 2,
     peer: bool = True,
     json: bool = False,
 ) -> int:
-    """Rollout tokens per second with and without cache, and the parts of a PPO step.
+    """Rollout tokens per second in each way of writing, the parts of a PPO step, and whole steps.
 
     Example: python benchmarks/ppo.py --json
 
     Args:
-        rows: Prompts answered together where the cache is measured.
+        rows: Rollouts of a step; the recipe's if 0.
         prompt: Tokens of every prompt.
-        tokens: Tokens written for every prompt where the cache is measured.
+        tokens: Tokens written for every prompt; the recipe's longest response if 0.
         iterations: PPO steps timed; the fastest counts.
-        peer: Also measure transformers' generate, with its cache, in its default precision.
+        peer: Also measure transformers' generate, with its cache, in the same precision.
         json: Print one JSON object instead of the tables.
     """
     machine = prepare_process(MachineConfig())
     shape, config = quickstart()
-    config = replace(config, maximum_prompt=prompt)
+    rows, tokens = rows or config.rollouts, tokens or config.maximum_response
+    config = replace(
+        config,
+        maximum_prompt=prompt,
+        maximum_response=tokens,
+        rollouts=rows,
+        minibatch=min(config.minibatch, rows),
+    )
     peak, memory = measure_matrix_peak(machine.precision), memory_speed()
     rollout = measure_rollout(shape, machine, rows, prompt, tokens, peer)
     step = measure_step(shape, config, machine, prompt, iterations)
@@ -80,12 +88,26 @@ def main(
             }
             for part in PARTS
         },
+        "whole_step": whole_steps(rollout, step),
         "rollouts": config.rollouts,
         "peak_gflops": peak,
         "memory_gigabytes_per_second": memory / 1e9,
     }
     print(json_module.dumps(result, indent=2)) if json else print_tables(result)
     return 0
+
+
+def whole_steps(rollout: dict[str, float], step: dict[str, float]) -> dict[str, float]:
+    """Seconds of a step with rollouts written in each way, and the engine's gain over it."""
+    rest = step["seconds/score"] + step["seconds/update"]
+    written = rollout["rows"] * rollout["new_tokens"]
+    ours = rest + step["seconds/rollout"]
+    found = {"seconds": ours}
+    for way in ("without_cache", "peer"):
+        if speed := rollout.get(f"{way}_tokens_per_second"):
+            found[f"{way}_seconds"] = rest + written / speed
+            found[f"{way}_ratio"] = found[f"{way}_seconds"] / ours
+    return found
 
 
 def quickstart() -> tuple[ModelConfig, PPOConfig]:
@@ -143,7 +165,9 @@ def measure_rollout(
     with_cache = written / fastest(
         lambda: generate(decoder, prompts, SamplingSettings(tokens), machine=machine)
     )
-    without = written / fastest(lambda: write_without_cache(decoder, prompts, tokens, machine), 1)
+    started = time.perf_counter()  # long, so that once will do
+    write_without_cache(decoder, prompts, tokens, machine)
+    without = written / (time.perf_counter() - started)
     result = {
         "rows": float(rows),
         "prompt_tokens": float(prompt),
@@ -153,7 +177,7 @@ def measure_rollout(
         "ratio": with_cache / without,
     }
     if peer:
-        run = peer_generate(shape, prompts, tokens)
+        run = peer_generate(shape, prompts, tokens, machine.dtype)
         result["peer_tokens_per_second"] = written / fastest(run, 2)
         result["peer_ratio"] = with_cache / result["peer_tokens_per_second"]
     return result
@@ -177,9 +201,9 @@ def write_without_cache(
 
 
 def peer_generate(
-    shape: ModelConfig, prompts: Sequence[Sequence[int]], tokens: int
+    shape: ModelConfig, prompts: Sequence[Sequence[int]], tokens: int, dtype: torch.dtype
 ) -> Callable[[], object]:
-    """transformers' sampling at the same shape, with its own cache, in float32."""
+    """transformers' sampling at the same shape, with its own cache."""
     from transformers import GPT2Config, GPT2LMHeadModel
     from transformers.utils import logging
 
@@ -195,7 +219,8 @@ def peer_generate(
             eos_token_id=0,
             pad_token_id=0,
         )
-    ).eval()
+    )
+    model.to(dtype).eval()
     tokens_bt = torch.tensor(prompts)
     return lambda: model.generate(
         input_ids=tokens_bt,
@@ -273,7 +298,7 @@ def print_tables(result: dict[str, Any]) -> None:
     )
     if "peer_ratio" in rollout:
         table.add_row(
-            "transformers, with cache, float32",
+            "transformers, with cache",
             f"{rollout['peer_tokens_per_second']:,.0f}",
             f"{rollout['peer_ratio']:.1f}×",
         )
@@ -295,6 +320,17 @@ def print_tables(result: dict[str, Any]) -> None:
             f"{found['floor_seconds']:.2f}",
             f"{found['share_of_floor']:.0%}",
         )
+    console.print(table)
+    whole = result["whole_step"]
+    table = Table(title="The whole step, by how its rollouts are written")
+    for column in ("way of writing", "seconds", "lmsmith is faster by"):
+        table.add_column(column, justify="left" if column == "way of writing" else "right")
+    table.add_row("lmsmith, with cache", f"{whole['seconds']:.2f}", "")
+    ways = {"without_cache": "the same without cache", "peer": "transformers, with cache"}
+    for way, name in ways.items():
+        if f"{way}_seconds" in whole:
+            ratio = f"{whole[f'{way}_ratio']:.2f}×"
+            table.add_row(name, f"{whole[f'{way}_seconds']:.2f}", ratio)
     console.print(table)
 
 

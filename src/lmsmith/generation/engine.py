@@ -213,6 +213,7 @@ class Engine:
             [row.settings for row in rows],
             [row.uniforms[row.drawn] if row.uniforms else 0.0 for row in rows],
             [row.history for row in rows],
+            self.model.kernels,
         )
         log_probs = self._log_probs(logits_bv, rows, tokens)
         events = [

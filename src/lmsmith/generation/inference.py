@@ -16,7 +16,7 @@ from lmsmith.generation.cache import LayerCache, PagedCache, pages_for
 from lmsmith.generation.kernels import Kernels, Places
 from lmsmith.generation.native.operations import best_kernels
 from lmsmith.generation.native.stack import native_stack
-from lmsmith.generation.weights import BlockWeights, Norm, WeightKind, ready_weight
+from lmsmith.generation.weights import BlockWeights, Norm, WeightKind, read_weight
 from lmsmith.models.adapters import merged_state
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Block, Decoder
@@ -41,7 +41,7 @@ class InferenceDecoder:
         decoder: its dropout is off here, whatever its mode.
         machine: gives ``dtype``; float32 if None.
         weights: ``model``, as they are in ``dtype``; or ``int8``, every matrix but the token
-            embedding rounded to 8 bits in groups (`quantise_int8`), with products in bf16.
+            embedding rounded to 8 bits in groups (`quantise_int8`), for activations in bf16.
         kernels: the operations; the fastest there are if None.
     """
 
@@ -63,8 +63,10 @@ class InferenceDecoder:
         self._blocks = []
         for block in self._decoder.blocks:
             assert isinstance(block, Block)
-            self._blocks.append(BlockWeights(block, self.dtype, weights))
-        self._unembedding = ready_weight([decoder.unembedding_weight], [None], self.dtype, weights)
+            self._blocks.append(BlockWeights(block, self.dtype, weights, self.kernels.prepare))
+        self._unembedding = self.kernels.prepare(
+            read_weight([decoder.unembedding_weight], [None], self.dtype, weights)
+        )
         self._stack = native_stack(self.kernels, self._blocks, self.config, self.dtype)
 
     @property

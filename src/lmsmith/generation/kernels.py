@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 from lmsmith.generation.cache import LayerCache
 from lmsmith.generation.onednn import onednn_linear
+from lmsmith.generation.sampling import choose_tokens
+from lmsmith.generation.settings import SamplingSettings
 from lmsmith.generation.weights import Weight
 from lmsmith.models.positions import Rotation, rotate
 
@@ -35,6 +37,9 @@ class Places:
 
 class Kernels(Protocol):
     """The operations; n counts tokens."""
+
+    def prepare(self, weight: Weight) -> Weight:
+        """A weight in the form that `linear` likes."""
 
     def linear(
         self, x_ni: Tensor, weight: Weight, dtype: torch.dtype, add_to: Tensor | None = None
@@ -79,9 +84,15 @@ class Kernels(Protocol):
             (n, heads × head_width).
         """
 
+    def draw(self, logits_bv: Tensor, settings: SamplingSettings, uniform_b: Tensor) -> Tensor:
+        """`choose_tokens`."""
+
 
 class TorchKernels:
     """The operations in PyTorch."""
+
+    def prepare(self, weight: Weight) -> Weight:
+        return weight
 
     def linear(
         self, x_ni: Tensor, weight: Weight, dtype: torch.dtype, add_to: Tensor | None = None
@@ -128,6 +139,9 @@ class TorchKernels:
             mixed.append(attend_span(query_nhk[at : at + count], cache, row, start))
             at += count
         return torch.cat(mixed)
+
+    def draw(self, logits_bv: Tensor, settings: SamplingSettings, uniform_b: Tensor) -> Tensor:
+        return choose_tokens(logits_bv, settings, uniform_b)
 
 
 def split_heads(

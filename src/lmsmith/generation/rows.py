@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lmsmith.generation.kernels import Kernels
 from lmsmith.generation.log_probs import TokenLogProb
 from lmsmith.generation.penalties import History, adjust
 from lmsmith.generation.requests import FinishReason, Request, TokenEvent
-from lmsmith.generation.sampling import choose_tokens, row_uniforms
+from lmsmith.generation.sampling import row_uniforms
 from lmsmith.generation.settings import SamplingSettings
 from lmsmith.generation.stops import StopScanner
 from lmsmith.tokenizers import StreamDecoder, Tokenizer
@@ -112,6 +113,7 @@ def draw_tokens(
     settings: Sequence[SamplingSettings],
     uniforms: Sequence[float],
     histories: Sequence[History | None],
+    kernels: Kernels,
 ) -> list[int]:
     """The next token of each row, by its own settings; rows with equal ones are drawn together."""
     groups: dict[tuple[float, int, float, float], list[int]] = {}
@@ -126,7 +128,7 @@ def draw_tokens(
             parts = zip(part_bv, chosen, (histories[place] for place in places), strict=True)
             part_bv = torch.stack([adjust(*part) for part in parts])
         uniform_b = torch.tensor([uniforms[place] for place in places], dtype=torch.float64)
-        drawn = choose_tokens(part_bv, chosen[0], uniform_b).tolist()
+        drawn = kernels.draw(part_bv, chosen[0], uniform_b).tolist()
         for place, token in zip(places, drawn, strict=True):
             tokens[place] = token
     return tokens

@@ -1,5 +1,7 @@
 """From logits to a token: temperature, top-k, nucleus, min-p, and one draw by inverting the CDF.
 
+`native/draw.hpp` does the same for the engine, several times as fast.
+
 Chance enters as an argument, one uniform number a row, so that every function here is pure and a
 row's token depends on that row alone.
 """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,14 +23,38 @@ class Weight:
     """A matrix that is only read, (outputs, inputs).
 
     Attributes:
-        values: float32, bf16, or int8, which ``scales`` times and rounded to bf16 are the weights.
+        values: float32, bf16, or int8, which ``scales`` times are the weights.
         scales: of int8, float32 (outputs, groups): one for each inputs / groups weights of a row.
         bias: float32 (outputs,), or None.
+        shape: outputs and inputs.
+        in_panels: whether values and scales stand as the C++ kernels like them
+            (native/panels.hpp), flat; else in rows.
+        for_many: the same in rows, for products of many rows elsewhere.
     """
 
     values: Tensor
-    scales: Tensor | None = None
-    bias: Tensor | None = None
+    scales: Tensor | None
+    bias: Tensor | None
+    shape: tuple[int, int]
+    in_panels: bool = False
+    for_many: Weight | None = None
+
+    @classmethod
+    def in_rows(
+        cls, values: Tensor, scales: Tensor | None = None, bias: Tensor | None = None
+    ) -> Weight:
+        """Of a matrix as PyTorch has it."""
+        outputs, inputs = values.shape
+        return cls(values.contiguous(), scales, bias, (outputs, inputs))
+
+    @property
+    def group(self) -> int:
+        """Inputs that share a scale."""
+        outputs, inputs = self.shape
+        if self.scales is None:
+            return inputs
+        whole = -(-outputs // 16) * 16 if self.in_panels else outputs
+        return inputs * whole // self.scales.numel()
 
     @property
     def bytes(self) -> int:
@@ -52,21 +76,20 @@ class Weight:
         return grouped.flatten(1).to(dtype)
 
 
-def ready_weight(
+def read_weight(
     matrices: Sequence[Tensor],
     biases: Sequence[Tensor | None],
     dtype: torch.dtype,
     kind: WeightKind,
 ) -> Weight:
-    """Matrices one under the other, in the form that they are read in."""
+    """Matrices one under the other, as they are read."""
     bias_parts = [bias.detach().float() for bias in biases if bias is not None]
     bias = torch.cat(bias_parts).contiguous() if bias_parts else None
     if kind == "int8":
         values, scales = quantise_int8(torch.cat([matrix.detach() for matrix in matrices]))
-        return Weight(values, scales, bias)
+        return Weight.in_rows(values, scales, bias)
     parts = [matrix.detach().to(dtype) for matrix in matrices]
-    values = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return Weight(values.contiguous(), None, bias)
+    return Weight.in_rows(parts[0] if len(parts) == 1 else torch.cat(parts), None, bias)
 
 
 class Norm:
@@ -82,7 +105,13 @@ class Norm:
 class BlockWeights:
     """The weights of a block; queries, keys and values are one matrix, gate and inner another."""
 
-    def __init__(self, block: Block, dtype: torch.dtype, kind: WeightKind) -> None:
+    def __init__(
+        self,
+        block: Block,
+        dtype: torch.dtype,
+        kind: WeightKind,
+        prepare: Callable[[Weight], Weight],
+    ) -> None:
         attention, layer = block.attention, block.feed_forward
         assert isinstance(layer, FeedForward | GatedFeedForward)
         self.attention_norm = Norm(block.attention_norm)
@@ -90,7 +119,8 @@ class BlockWeights:
         inner = [layer.gate, layer.inner] if isinstance(layer, GatedFeedForward) else [layer.inner]
 
         def ready(*layers: nn.Linear) -> Weight:
-            return ready_weight([x.weight for x in layers], [x.bias for x in layers], dtype, kind)
+            weights, biases = [x.weight for x in layers], [x.bias for x in layers]
+            return prepare(read_weight(weights, biases, dtype, kind))
 
         self.query_key_value = ready(attention.query_key_value)
         self.output = ready(attention.output)

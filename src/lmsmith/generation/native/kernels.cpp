@@ -1,13 +1,14 @@
 // What a step of generation is made of, near what reading memory allows.
 //
-// Weights stay row by row, (outputs, inputs), as PyTorch has them, in bf16 or int8. Sums are kept
-// in float32. Every result is summed in an order that does not depend on how many rows are computed
-// together, so that a row's result is the same, to the bit, whatever else is in the batch.
+// Weights are in bf16 or int8, sums in float32. Every result is summed in an order that does not
+// depend on how many rows are computed together, so that a row's result is the same, to the bit,
+// whatever else is in the batch.
 
 #include <memory>
 
 #include "attention.hpp"
-#include "linear.hpp"
+#include "draw.hpp"
+#include "panels.hpp"
 #include "rows.hpp"
 
 using namespace lmsmith;
@@ -15,6 +16,13 @@ using namespace lmsmith;
 namespace {
 
 const int MANY_ROWS = 16;  // from which on a second thread pays in what is done row by row
+
+void linear_in_team(const Linear& l) {
+#ifdef LMSMITH_PANELS
+    if (l.in_panels) return panels_in_team(l);
+#endif
+    sums_in_team(l);
+}
 
 template <typename T>
 void attend(const Attend<T>& a, int threads) {
@@ -27,7 +35,7 @@ struct Matrix {
     const void* weight;
     const float* scales;
     const float* bias;
-    int inputs, outputs, group;
+    int inputs, outputs, group, in_panels;
 };
 
 // A block whose norms go before its layers.
@@ -62,7 +70,8 @@ struct Scratch {
 };
 
 void multiply(const Matrix& w, const bf16* x, void* y, int rows, Result result) {
-    linear_in_team({x, w.weight, w.scales, w.bias, y, rows, w.inputs, w.outputs, w.group, result});
+    linear_in_team({x, w.weight, w.scales, w.bias, y, rows, w.inputs, w.outputs, w.group, result,
+                    w.in_panels});
 #pragma omp barrier
 }
 
@@ -120,10 +129,31 @@ void run_stack(const Stack& s, int threads) {
 
 extern "C" {
 
+// Whether weights can be in panels here.
+int lmsmith_has_panels() {
+#ifdef LMSMITH_PANELS
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+// Panels of rows x columns of 2 or 4 bytes: pairs of weights, or scales.
+void lmsmith_lay_out(const void* from, void* to, int64_t rows, int64_t columns, int size,
+                     int threads) {
+    if (size == 2)
+        lay_out(static_cast<const int16_t*>(from), static_cast<int16_t*>(to), rows, columns,
+                threads);
+    else
+        lay_out(static_cast<const int32_t*>(from), static_cast<int32_t*>(to), rows, columns,
+                threads);
+}
+
 // y = x W^T + bias.
 void lmsmith_linear(const bf16* x, const void* weight, const float* scales, const float* bias,
-                    void* y, int m, int k, int n, int group, int result, int threads) {
-    const Linear l{x, weight, scales, bias, y, m, k, n, group, result};
+                    void* y, int m, int k, int n, int group, int result, int in_panels,
+                    int threads) {
+    const Linear l{x, weight, scales, bias, y, m, k, n, group, result, in_panels};
 #pragma omp parallel num_threads(threads)
     linear_in_team(l);
 }
@@ -152,6 +182,15 @@ void lmsmith_gelu(const bf16* x, bf16* y, int rows, int width, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads) if (rows >= MANY_ROWS)
     for (int row = 0; row < rows; ++row)
         gelu_row(x + int64_t(row) * width, y + int64_t(row) * width, width);
+}
+
+// The next token of each row of logits, by its uniform number.
+void lmsmith_draw(const float* logits, const double* uniform, int64_t* tokens, int rows, int count,
+                  float temperature, int top_k, float top_p, float min_p, int threads) {
+    const Drawing d{temperature, top_p, min_p, top_k};
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (rows > 1)
+    for (int row = 0; row < rows; ++row)
+        tokens[row] = draw(logits + int64_t(row) * count, count, d, uniform[row]);
 }
 
 // All blocks, one after the other.

@@ -7,15 +7,21 @@ number of rows, so that a row's result is the same to the bit whatever else is i
 from __future__ import annotations
 
 import ctypes
+from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lmsmith.generation.cache import PAGE, LayerCache
 from lmsmith.generation.kernels import Kernels, Places, TorchKernels
 from lmsmith.generation.native.compile import load_library
+from lmsmith.generation.settings import SamplingSettings
 from lmsmith.generation.weights import Weight
 from lmsmith.models.positions import Rotation
+
+LANES = 16
+"""Of a register, in float32."""
 
 MAX_HEAD_WIDTH = 512
 """Of the attention, which keeps a query on the stack."""
@@ -57,7 +63,16 @@ class NativeKernels(TorchKernels):
         self.matrix_units = matrix_units
         pointer, integer = ctypes.c_void_p, ctypes.c_int
         self._linear = library.lmsmith_linear
-        self._linear.argtypes = [pointer] * 5 + [integer] * 6
+        self._linear.argtypes = [pointer] * 5 + [integer] * 7
+        self._lay_out = library.lmsmith_lay_out
+        self._lay_out.argtypes = [pointer] * 2 + [ctypes.c_int64] * 2 + [integer] * 2
+        self._has_panels = bool(library.lmsmith_has_panels())
+        self._draw = library.lmsmith_draw
+        self._draw.argtypes = (
+            [pointer] * 3
+            + [integer] * 2
+            + [*(ctypes.c_float, integer, ctypes.c_float, ctypes.c_float, integer)]
+        )
         self._norm = library.lmsmith_norm
         self._norm.argtypes = [pointer] * 4 + [integer] * 2 + [ctypes.c_float] + [integer] * 3
         self._gate = library.lmsmith_gate
@@ -67,18 +82,51 @@ class NativeKernels(TorchKernels):
             torch.bfloat16: library.lmsmith_attend_bf16,
             torch.float32: library.lmsmith_attend_float,
         }
-        for function in (self._linear, self._norm, self._gate, self._gelu, *self._attend.values()):
+        functions = (self._linear, self._lay_out, self._norm, self._gate, self._gelu, self._draw)
+        for function in (*functions, *self._attend.values()):
             function.restype = None
+
+    def prepare(self, weight: Weight) -> Weight:
+        if not self._has_panels or weight.values.dtype == torch.float32:
+            return weight
+        values = weight.values
+        if weight.shape[1] % 2:
+            values = F.pad(values, (0, 1))
+        pairs = torch.int32 if values.dtype == torch.bfloat16 else torch.int16
+        return replace(
+            weight,
+            values=self._panels(values.view(pairs)),
+            scales=None if weight.scales is None else self._panels(weight.scales),
+            in_panels=True,
+            for_many=weight if self.matrix_units and weight.scales is None else None,
+        )
+
+    def _panels(self, matrix: Tensor) -> Tensor:
+        """Its rows in panels (native/panels.hpp), flat."""
+        rows, columns = matrix.shape
+        result = torch.empty(-(-rows // LANES) * LANES * columns, dtype=matrix.dtype)
+        matrix = matrix.contiguous()
+        self._lay_out(
+            matrix.data_ptr(),
+            result.data_ptr(),
+            rows,
+            columns,
+            matrix.element_size(),
+            torch.get_num_threads(),
+        )
+        return result
 
     def linear(
         self, x_ni: Tensor, weight: Weight, dtype: torch.dtype, add_to: Tensor | None = None
     ) -> Tensor:
-        many = self.matrix_units and weight.scales is None and len(x_ni) > FEW_ROWS
-        if many or weight.values.dtype == torch.float32:
+        if weight.for_many is not None and len(x_ni) > FEW_ROWS:
+            weight = weight.for_many
+            return super().linear(x_ni, weight, dtype, add_to)
+        if weight.values.dtype == torch.float32:
             return super().linear(x_ni, weight, dtype, add_to)
         x_ni = x_ni.contiguous()
         rows, inputs = x_ni.shape
-        outputs = weight.values.shape[0]
+        outputs = weight.shape[0]
         result = torch.empty(rows, outputs, dtype=dtype) if add_to is None else add_to
         scales, bias = weight.scales, weight.bias
         self._linear(
@@ -90,8 +138,9 @@ class NativeKernels(TorchKernels):
             rows,
             inputs,
             outputs,
-            1 if scales is None else inputs // scales.shape[1],
+            weight.group,
             _RESULTS[dtype] if add_to is None else _ADDED,
+            weight.in_panels,
             torch.get_num_threads(),
         )
         return result
@@ -169,6 +218,24 @@ class NativeKernels(TorchKernels):
         )
         self._attend[projected_nhk.dtype](ctypes.byref(arguments), threads)
         return mixed_nd
+
+    def draw(self, logits_bv: Tensor, settings: SamplingSettings, uniform_b: Tensor) -> Tensor:
+        if logits_bv.dtype != torch.float32:
+            return super().draw(logits_bv, settings, uniform_b)
+        logits_bv, uniform_b = logits_bv.contiguous(), uniform_b.double().contiguous()
+        tokens_b = torch.empty(len(logits_bv), dtype=torch.int64)
+        self._draw(
+            logits_bv.data_ptr(),
+            uniform_b.data_ptr(),
+            tokens_b.data_ptr(),
+            *logits_bv.shape,
+            settings.temperature,
+            settings.top_k,
+            settings.top_p,
+            settings.min_p,
+            torch.get_num_threads(),
+        )
+        return tokens_b
 
 
 def best_kernels() -> Kernels:

@@ -51,8 +51,7 @@ class NativeStack:
         self._config = config
         self._kept = blocks  # whose addresses follow
         self._blocks = (_Block * len(blocks))(*map(_block, blocks))
-        halves = blocks[0].inner.scales is None
-        self._most_rows = FEW_ROWS if kernels.matrix_units and halves else None
+        self._most_rows = None if blocks[0].inner.for_many is None else FEW_ROWS
         self._pages: tuple[weakref.ref[PagedCache], int, ctypes.Array[_Pages]] | None = None
 
     def takes(self, tokens: int) -> bool:
@@ -111,7 +110,7 @@ class _Matrix(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("weight", "scales", "bias")),
-        *((name, ctypes.c_int) for name in ("inputs", "outputs", "group")),
+        *((name, ctypes.c_int) for name in ("inputs", "outputs", "group", "in_panels")),
     )
 
 
@@ -158,15 +157,15 @@ def _norm(norm: Norm) -> tuple[int | None, int | None]:
 
 
 def _matrix(weight: Weight) -> _Matrix:
-    outputs, inputs = weight.values.shape
-    groups = 1 if weight.scales is None else weight.scales.shape[1]
+    outputs, inputs = weight.shape
     return _Matrix(
         weight.values.data_ptr(),
         _address(weight.scales),
         _address(weight.bias),
         inputs,
         outputs,
-        inputs // groups,
+        weight.group,
+        weight.in_panels,
     )
 
 

@@ -11,9 +11,6 @@ const int TILE = 4;
 #ifdef __AVX512BF16__
 
 inline __m512bh load_bf16(const bf16* from) { return (__m512bh)_mm512_loadu_si512(from); }
-inline __m512bh load_bf16(const bf16* from, __mmask32 mask) {
-    return (__m512bh)_mm512_maskz_loadu_epi16(mask, from);
-}
 
 // Of 4 x 4 registers their sums over lanes, row by row in one register. Lanes are added as
 // sum_lanes adds them.

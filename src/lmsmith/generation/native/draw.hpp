@@ -1,0 +1,161 @@
+// The next token of a row of logits: temperature, top-k, nucleus, min-p, and one draw.
+
+#pragma once
+
+#include <algorithm>
+#include <functional>
+#include <vector>
+
+#include "numbers.hpp"
+
+namespace lmsmith {
+
+struct Drawing {
+    float temperature, top_p, min_p;
+    int top_k;
+};
+
+// The first of the largest.
+inline int largest_of(const float* logits, int count) {
+    f32x16 most = f32x16{} - INFINITY;
+    int i = 0;
+    for (; i + 16 <= count; i += 16) {
+        f32x16 part = load16(logits + i);
+        most = part > most ? part : most;
+    }
+    float value = most[0];
+    for (int lane = 1; lane < 16; ++lane) value = most[lane] > value ? most[lane] : value;
+    for (; i < count; ++i) value = logits[i] > value ? logits[i] : value;
+    return int(std::find(logits, logits + count, value) - logits) % count;
+}
+
+// Weights exp((logit - largest) / temperature), of which 87 below the largest are 0; their sum.
+inline double weigh(const float* logits, int count, float largest, float temperature,
+                    float* weights) {
+    double total = 0;
+    for (int i = 0; i < count; i += 16) {
+        float part[16];
+        const int left = count - i < 16 ? count - i : 16;
+        for (int lane = left; lane < 16; ++lane) part[lane] = -INFINITY;
+        std::memcpy(part, logits + i, sizeof(float) * left);
+        const f32x16 x = (load16(part) - largest) / temperature, zero = {};
+        const f32x16 weight = x < zero - 87.0f ? zero : exp16(x);
+        std::memcpy(weights + i, &weight, 64);
+        total += sum16(weight);
+    }
+    return total;
+}
+
+// Tokens in the order that they are cut in: the heaviest first, of equal ones the first.
+struct Heavier {
+    const float* weights;
+    bool operator()(int a, int b) const {
+        return weights[a] != weights[b] ? weights[a] > weights[b] : a < b;
+    }
+};
+
+// Those that a nucleus can hold: the others together have less than what it leaves.
+inline void candidates_of(const float* weights, int count, float least, std::vector<int>& found) {
+    found.clear();
+    for (int start = 0; start < count; start += 16) {
+        int any = 0;
+        for (int i = start; i < start + 16; ++i) any |= weights[i] >= least;
+        if (!any) continue;
+        for (int i = start; i < start + 16 && i < count; ++i)
+            if (weights[i] >= least) found.push_back(i);
+    }
+}
+
+// A weight that at least k tokens have: so many blocks of 16 have a token as heavy.
+inline float reached_by(const float* weights, int count, int k) {
+    static thread_local std::vector<float> heaviest;
+    heaviest.clear();
+    for (int start = 0; start < count; start += 16)
+        heaviest.push_back(*std::max_element(weights + start, weights + start + 16));
+    if (size_t(k) > heaviest.size()) return 0;
+    std::nth_element(heaviest.begin(), heaviest.begin() + k - 1, heaviest.end(),
+                     std::greater<float>());
+    return heaviest[k - 1];
+}
+
+// Leaves the fewest heaviest tokens whose weights reach `enough`; found twice as many at a time.
+inline void keep_heaviest(std::vector<int>& tokens, const float* weights, double enough) {
+    const Heavier heavier{weights};
+    double before = 0;
+    size_t sorted = 0, size = 64;
+    while (sorted < tokens.size()) {
+        const size_t end = std::min(tokens.size(), sorted + size);
+        if (end < tokens.size())
+            std::nth_element(tokens.begin() + sorted, tokens.begin() + end, tokens.end(), heavier);
+        std::sort(tokens.begin() + sorted, tokens.begin() + end, heavier);
+        for (; sorted < end; ++sorted) {
+            if (before >= enough && sorted) {
+                tokens.resize(sorted);
+                return;
+            }
+            before += weights[tokens[sorted]];
+        }
+        size *= 2;
+    }
+}
+
+inline int draw(const float* logits, int count, const Drawing& d, double uniform) {
+    static thread_local std::vector<float> weights;
+    static thread_local std::vector<int> tokens;
+    const int best = largest_of(logits, count);
+    if (d.temperature == 0) return best;
+    weights.resize((count + 15) / 16 * 16);
+    float* w = weights.data();
+    double total = weigh(logits, count, logits[best], d.temperature, w);
+    const bool few = d.top_k > 0 && d.top_k < count;
+    if (!few && d.top_p >= 1 && d.min_p <= 0) {
+        const double target = std::min(uniform * total, std::nextafter(total, 0.0));
+        double running = 0;
+        int last = best;
+        for (int start = 0; start < count; start += 16) {
+            const double after = running + sum16(load16(w + start));
+            if (after <= target) {
+                running = after;
+                continue;
+            }
+            for (int i = start; i < start + 16 && i < count; ++i) {
+                if (w[i] > 0) last = i;
+                running += w[i];
+                if (running > target) return i;
+            }
+            return last;  // but for rounding the block's sum would have been reached
+        }
+        return last;
+    }
+    float least = std::nextafter(0.0f, 1.0f);
+    if (few) {  // of what top-k leaves, a nucleus may hold more than of all
+        least = std::max(least, reached_by(w, count, d.top_k));
+    } else {
+        least = std::max(least, d.min_p);
+        if (d.top_p < 1) least = std::max(least, float((1 - double(d.top_p)) * total / count));
+    }
+    candidates_of(w, count, least, tokens);
+    if (few && size_t(d.top_k) < tokens.size()) {
+        std::nth_element(tokens.begin(), tokens.begin() + d.top_k, tokens.end(), Heavier{w});
+        tokens.resize(d.top_k);
+    }
+    if (few) {
+        total = 0;
+        for (int token : tokens) total += w[token];
+    }
+    if (d.top_p < 1) keep_heaviest(tokens, w, d.top_p * total);
+    if (d.min_p > 0)
+        tokens.erase(std::remove_if(tokens.begin(), tokens.end(),
+                                    [&](int token) { return w[token] < d.min_p; }),
+                     tokens.end());
+    std::sort(tokens.begin(), tokens.end());
+    total = 0;
+    for (int token : tokens) total += w[token];
+    const double target = std::min(uniform * total, std::nextafter(total, 0.0));
+    double running = 0;
+    for (int token : tokens)
+        if ((running += w[token]) > target) return token;
+    return best;
+}
+
+}  // namespace lmsmith
