@@ -1,4 +1,4 @@
-"""Requests that come and go get what the engine would write; memory is kept; failures stay alone."""
+"""Those that come and go get what the engine would write; memory is kept; what fails is alone."""
 
 from __future__ import annotations
 

@@ -74,6 +74,17 @@ COMMANDS: tuple[Command, ...] = (
         ),
     ),
     Command(
+        "serve",
+        "lmsmith.cli.serve",
+        "serve",
+        "answer OpenAI's API with models of this machine",
+        (
+            "lmsmith serve runs/quickstart",
+            "lmsmith serve smollm2-135m mine=runs/quickstart --port 8080 --weights int8",
+            "LMSMITH_TOKEN=… lmsmith serve smollm2-135m --host 0.0.0.0",
+        ),
+    ),
+    Command(
         "pull",
         "lmsmith.cli.catalogue",
         "pull",
