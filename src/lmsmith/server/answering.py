@@ -72,7 +72,7 @@ class Serving:
                 model.scheduler.check(request)
             except UserError as error:
                 raise refused(error) from error
-        if self.waiting[model.name] >= self.limits.queue:
+        if self.is_full(model.name):
             self.metrics.rejected.labels("queue").inc()
             raise self._too_many(model)
         answer = Answer(self, model, requests, name)
@@ -80,6 +80,11 @@ class Serving:
         for ticket in answer.tickets:
             self.worker.submit(ticket)
         return answer
+
+    def is_full(self, name: str) -> bool:
+        """Whether as many wait as may, beside those for whom there is a place."""
+        free = self.limits.streams - self.models[name].scheduler.active
+        return self.waiting[name] >= self.limits.queue + max(0, free)
 
     def _too_many(self, model: ServedModel) -> ApiError:
         waiting = self.waiting[model.name]

@@ -55,7 +55,7 @@ async def ready(request: Request) -> Response:
         return _status("draining")
     if not serving.worker.is_alive:
         return _status("the engine has ended")
-    full = [name for name, count in serving.waiting.items() if count >= serving.limits.queue]
+    full = [name for name in serving.models if serving.is_full(name)]
     return _status(f"the queue of {full[0]} is full" if full else "ok")
 
 

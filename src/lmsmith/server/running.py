@@ -56,7 +56,8 @@ class Server(uvicorn.Server):
 
     def go(self) -> None:
         """Serve until a signal, or `end` in another thread; in flight requests are finished."""
-        asyncio.run(self.serve([self._listening]))
+        with asyncio.Runner(loop_factory=self.config.get_loop_factory()) as runner:
+            runner.run(self.serve([self._listening]))
 
     def end(self) -> None:
         """Take no more requests, finish those under way, and return from `go`."""

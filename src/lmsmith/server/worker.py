@@ -74,10 +74,6 @@ class EngineThread:
     def is_alive(self) -> bool:
         return self._thread.is_alive()
 
-    def active(self, model: str) -> int:
-        """Replies being written, and prompts being read, about now."""
-        return self._schedulers[model].active
-
     def submit(self, ticket: Ticket) -> None:
         """Ask; the answer is events."""
         self._command(lambda: self._submit(ticket))
