@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from typing import Annotated, Literal
@@ -73,27 +74,29 @@ def serve(
     if problems := limits.check():
         raise UserError("\n".join(problems))
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
-    listening = listen(host, port)
-    machine = prepare_process(MachineConfig())
-    served = serve_models(
-        read_models(models),
-        machine=machine,
-        weights=weights,
-        memory_bytes=int(memory * GIGABYTE),
-        streams=streams,
-    )
-    for model in served:
-        print(
-            f"{model.name}: context {model.context:,}, weights "
-            f"{model.weight_bytes / GIGABYTE:.2f} GB, cache {model.cache_bytes / GIGABYTE:.2f} GB "
-            f"({model.scheduler.rows.tokens:,} tokens)"
+    with contextlib.closing(listen(host, port)) as listening:
+        machine = prepare_process(MachineConfig())
+        served = serve_models(
+            read_models(models),
+            machine=machine,
+            weights=weights,
+            memory_bytes=int(memory * GIGABYTE),
+            streams=streams,
         )
-    serving = Serving(served, limits)
-    shown = f"[{host}]" if ":" in host else host
-    address = f"http://{shown}:{listening.getsockname()[1]}"
-    hosts = () if host in ("0.0.0.0", "::") and not allow_host else (*LOOPBACK, host, *allow_host)
-    app = create_app(serving, token=token, hosts=hosts)
-    Server(
-        app, serving, listening, lambda: print(f"{address}/v1 is ready; Ctrl-C ends", flush=True)
-    ).go()
+        for model in served:
+            print(
+                f"{model.name}: context {model.context:,}, weights "
+                f"{model.weight_bytes / GIGABYTE:.2f} GB, cache "
+                f"{model.cache_bytes / GIGABYTE:.2f} GB ({model.scheduler.rows.tokens:,} tokens)"
+            )
+        serving = Serving(served, limits)
+        shown = f"[{host}]" if ":" in host else host
+        address = f"http://{shown}:{listening.getsockname()[1]}/v1"
+        is_any = host in ("0.0.0.0", "::") and not allow_host
+        app = create_app(
+            serving, token=token, hosts=() if is_any else (*LOOPBACK, host, *allow_host)
+        )
+        Server(
+            app, serving, listening, lambda: print(f"{address} is ready; Ctrl-C ends", flush=True)
+        ).go()
     return 0

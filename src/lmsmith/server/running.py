@@ -109,10 +109,12 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         UserError: the address cannot be had.
     """
+    if not 0 <= port < 2**16:
+        raise UserError(f"--port {port}: there is no such port", "choose one of 0 to 65535")
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=512)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise UserError(
             f"{host}:{port}: cannot listen there ({error})", "choose another --port"
         ) from error
