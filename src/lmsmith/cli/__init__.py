@@ -202,6 +202,16 @@ COMMANDS: tuple[Command, ...] = (
         ("lmsmith models presets", "lmsmith models presets --json"),
     ),
     Command(
+        "feedback export",
+        "lmsmith.cli.feedback",
+        "export",
+        "write what people judged as files that a recipe reads",
+        (
+            "lmsmith feedback export data/feedback",
+            "lmsmith feedback export data/feedback --database chat.db --held-out 0.1 --json",
+        ),
+    ),
+    Command(
         "doctor",
         "lmsmith.cli.doctor",
         "doctor",
