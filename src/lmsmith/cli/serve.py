@@ -23,6 +23,7 @@ def serve(
     allow_host: _Hosts = (),
     weights: Literal["model", "int8"] = "model",
     memory: Annotated[float, tyro.conf.arg(metavar="GB")] = 0.0,
+    threads: int = 0,
     streams: int = 64,
     queue: int = 128,
     max_tokens: int = 0,
@@ -42,6 +43,7 @@ def serve(
         allow_host: A name by which clients may call this server, beside its address. Repeatable.
         weights: As they are, or rounded to int8: half the memory, nearly twice the speed.
         memory: For weights and caches together, in GB; 0 gives each model a cache of 1 GB.
+        threads: Of the engine; 0 is all cores.
         streams: Replies written together, of each model.
         queue: Requests that may wait; more are told to come again (429).
         max_tokens: Longest reply; 0 is the context.
@@ -71,11 +73,14 @@ def serve(
             "set LMSMITH_TOKEN or give --token, which clients then send as their API key",
         )
     limits = Limits(streams, queue, timeout, tokens=max_tokens, drain_seconds=drain)
-    if problems := limits.check():
+    problems = limits.check()
+    if threads < 0:
+        problems.append(f"threads = {threads}: 0 or more")
+    if problems:
         raise UserError("\n".join(problems))
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     with contextlib.closing(listen(host, port)) as listening:
-        machine = prepare_process(MachineConfig())
+        machine = prepare_process(MachineConfig(threads=threads))
         served = serve_models(
             read_models(models),
             machine=machine,
