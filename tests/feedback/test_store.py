@@ -23,7 +23,7 @@ from lmsmith.core.runs import StageFolder
 from lmsmith.corpus.rows import read_conversations, read_rankings
 from lmsmith.feedback.exporting import export
 from lmsmith.feedback.store import NotThere, Store
-from lmsmith.feedback.tables import VERDICTS, Table
+from lmsmith.feedback.tables import Table
 from lmsmith.stages import data
 
 SOURCE = str(Path(__file__).parents[2] / "src")

@@ -119,6 +119,17 @@ def test_routes_that_are_not_there(served: Running) -> None:
     refused(HTTP.get(f"{served.address}/health", headers={"host": "evil.example"}), 421)
 
 
+def test_pages_elsewhere_may_not_ask(served: Running) -> None:
+    path, body = "/v1/chat/completions", {"messages": ASK, "max_tokens": 1}
+    for origin in ("https://evil.example", "null", "http://127.0.0.1.evil.example"):
+        refused(post(served, path, body, headers={"origin": origin}), 403)
+    assert post(served, path, body, headers={"origin": served.address}).status_code == 200
+    simple = post(served, path, body, headers={"content-type": "text/plain"})
+    refused(simple)  # what a form elsewhere could send without asking
+    assert not any(name.startswith("access-control") for name in simple.headers)
+    assert simple.headers["x-content-type-options"] == "nosniff"
+
+
 def test_bodies_that_are_too_large(served: Running) -> None:
     large = b'{"messages": "' + b"x" * (5 << 20) + b'"}'
     assert refused(post(served, "/v1/chat/completions", large), 413)["code"] == "body_too_large"

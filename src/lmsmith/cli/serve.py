@@ -22,6 +22,7 @@ def serve(
     token: Annotated[str, tyro.conf.arg(metavar="TOKEN")] = "",
     allow_host: _Hosts = (),
     weights: Literal["model", "int8"] = "model",
+    database: Annotated[str, tyro.conf.arg(metavar="FILE")] = "",
     memory: Annotated[float, tyro.conf.arg(metavar="GB")] = 0.0,
     threads: int = 0,
     streams: int = 64,
@@ -42,6 +43,8 @@ def serve(
         token: Demanded of every request, as an API key; LMSMITH_TOKEN if it is left out.
         allow_host: A name by which clients may call this server, beside its address. Repeatable.
         weights: As they are, or rounded to int8: half the memory, nearly twice the speed.
+        database: Keeps conversations and judgements, for /api and `lmsmith feedback export`: a
+            file, or a URL such as postgresql://host/name. Nothing is kept without it.
         memory: For weights and caches together, in GB; 0 gives each model a cache of 1 GB.
         threads: Of the engine; 0 is all cores.
         streams: Replies written together, of each model.
@@ -55,7 +58,9 @@ def serve(
     with needs_extra("serve"):
         import fastapi  # noqa: F401
         import prometheus_client  # noqa: F401
+        import sqlalchemy  # noqa: F401
         import uvicorn  # noqa: F401
+    from lmsmith.feedback.store import Store
     from lmsmith.server.answering import Serving
     from lmsmith.server.app import create_app
     from lmsmith.server.guard import LOOPBACK
@@ -79,7 +84,11 @@ def serve(
     if problems:
         raise UserError("\n".join(problems))
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
-    with contextlib.closing(listen(host, port)) as listening:
+    with contextlib.ExitStack() as closing:
+        listening = closing.enter_context(contextlib.closing(listen(host, port)))
+        store = None
+        if database:
+            store = closing.enter_context(contextlib.closing(Store(database)))
         machine = prepare_process(MachineConfig(threads=threads))
         served = serve_models(
             read_models(models),
@@ -98,9 +107,8 @@ def serve(
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{listening.getsockname()[1]}/v1"
         is_any = host in ("0.0.0.0", "::") and not allow_host
-        app = create_app(
-            serving, token=token, hosts=() if is_any else (*LOOPBACK, host, *allow_host)
-        )
+        hosts = () if is_any else (*LOOPBACK, host, *allow_host)
+        app = create_app(serving, token=token, hosts=hosts, store=store)
         Server(
             app, serving, listening, lambda: print(f"{address} is ready; Ctrl-C ends", flush=True)
         ).go()

@@ -243,6 +243,28 @@ class Store:
             session.add(made)
             return made
 
+    def judgements(self, person: str, conversation: str) -> dict[int, dict[str, Any]]:
+        """A person's judgements of the answers in a conversation, by message."""
+        found: dict[int, dict[str, Any]] = {}
+        with self.session() as session:
+            _conversation(session, person, conversation)
+            inside = select(Message.id).where(Message.conversation_id == conversation)
+            for rating in session.scalars(
+                select(Rating).where(Rating.person_id == person, Rating.message_id.in_(inside))
+            ):
+                found.setdefault(rating.message_id, {})["rating"] = {
+                    "value": rating.value,
+                    "reasons": rating.reasons,
+                    "comment": rating.comment,
+                }
+            for better in session.scalars(
+                select(BetterAnswer).where(
+                    BetterAnswer.person_id == person, BetterAnswer.message_id.in_(inside)
+                )
+            ):
+                found.setdefault(better.message_id, {})["better"] = better.content
+        return found
+
     def counts(self) -> dict[str, int]:
         """How much there is of everything."""
         tables = (Person, Conversation, Message, Rating, BetterAnswer, Comparison, RankedAnswers)

@@ -16,7 +16,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from lmsmith.server import basics, chat, completions, tokens
+from lmsmith.feedback.store import Store
+from lmsmith.server import basics, chat, completions, judging, tokens
 from lmsmith.server.answering import Serving
 from lmsmith.server.errors import ApiError, internal
 from lmsmith.server.guard import LOOPBACK, Guard
@@ -24,13 +25,20 @@ from lmsmith.server.guard import LOOPBACK, Guard
 log = logging.getLogger("lmsmith.server")
 
 
-def create_app(serving: Serving, *, token: str = "", hosts: Sequence[str] = LOOPBACK) -> ASGIApp:
+def create_app(
+    serving: Serving,
+    *,
+    token: str = "",
+    hosts: Sequence[str] = LOOPBACK,
+    store: Store | None = None,
+) -> ASGIApp:
     """An ASGI application.
 
     Args:
         serving: the models; their thread is started and stopped with the application.
         token: demanded of every request if it is not empty.
         hosts: names by which the server may be called; empty allows all.
+        store: keeps conversations and judgements; without it there is no ``/api``.
     """
 
     @contextlib.asynccontextmanager
@@ -44,8 +52,8 @@ def create_app(serving: Serving, *, token: str = "", hosts: Sequence[str] = LOOP
     app = FastAPI(
         title="lmsmith", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None
     )
-    app.state.serving = serving
-    for part in (basics, chat, completions, tokens):
+    app.state.serving, app.state.store = serving, store
+    for part in (basics, chat, completions, tokens, judging):
         app.include_router(part.router)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(RequestValidationError, _bad_body)

@@ -57,6 +57,10 @@ class Guard:
             name = headers.get("host", "")
             problem = f"no server of the name {name!r} is here; allow it by --allow-host"
             raise ApiError(421, problem, code="host_not_allowed")
+        origin = headers.get("origin")
+        if origin is not None and not self._is_own(origin, headers.get("host", "")):
+            problem = "pages of other origins may not ask this server"
+            raise ApiError(403, problem, "permission_error", code="origin_not_allowed")
         if self._token:
             scheme, _, given = headers.get("authorization", "").partition(" ")
             right = hmac.compare_digest(given.strip().encode(), self._token)
@@ -71,6 +75,11 @@ class Guard:
         length = headers.get("content-length", "0")
         if length.isdigit() and int(length) > self._body_bytes:
             raise self._too_large()
+
+    def _is_own(self, origin: str, host: str) -> bool:
+        """Whether a page that asks is one of this server's own."""
+        name = _host_name(origin.partition("://")[2])
+        return name == _host_name(host) or name in self._hosts
 
     def _bounded(self, receive: Receive) -> Receive:
         """A body without a length is counted as it comes."""

@@ -36,7 +36,7 @@ class SamplingBody(_Body):
     user: str | None = None
     top_k: int | None = None
     min_p: FiniteFloat | None = None
-    repetition_penalty: FiniteFloat | None = None
+    repetition_penalty: FiniteFloat | None = Field(None, ge=0.01, le=100)
     ignore_eos: bool | None = None
 
 
