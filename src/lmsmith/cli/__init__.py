@@ -81,7 +81,7 @@ COMMANDS: tuple[Command, ...] = (
         (
             "lmsmith serve runs/quickstart",
             "lmsmith serve smollm2-135m mine=runs/quickstart --port 8080 --weights int8",
-            "LMSMITH_TOKEN=… lmsmith serve smollm2-135m --host 0.0.0.0",
+            "lmsmith serve smollm2-135m --host 0.0.0.0 --token SECRET",
         ),
     ),
     Command(
