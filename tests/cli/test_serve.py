@@ -71,7 +71,7 @@ def test_sigterm_finishes_what_was_begun(model: Path) -> None:
         body = json.dumps({"messages": [{"role": "user", "content": "hello"}], "stream": True,
                            "ignore_eos": True, "max_tokens": 300}).encode()  # fmt: skip
         host, port = address.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port)), timeout=30) as client:
+        with socket.create_connection((host, int(port)), timeout=120) as client:
             head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\n"
             head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
             client.sendall(head.encode() + body)
@@ -81,7 +81,7 @@ def test_sigterm_finishes_what_was_begun(model: Path) -> None:
                 received += part
         assert b"data: [DONE]" in received
         assert b'"finish_reason":"length"' in received
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
         assert process.stderr is not None
         assert process.stderr.read() == ""
 

@@ -52,7 +52,7 @@ _paths = st.sampled_from(["/v1/chat/completions", "/v1/completions", "/tokenize"
 
 
 @settings(
-    max_examples=int(os.environ.get("LMSMITH_HOSTILE", "60")),
+    max_examples=int(os.environ.get("LMSMITH_HOSTILE", "40")),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
