@@ -18,7 +18,7 @@ from lmsmith.generation.cache import PAGE, PagedCache
 from lmsmith.generation.engine import Engine, InferenceDecoder, SamplingSettings, answer
 from lmsmith.generation.inference import Span
 from lmsmith.generation.requests import Reply, Request, TokenEvent
-from lmsmith.generation.scheduler import Event, Failed, Joined, PromptRead, Scheduler
+from lmsmith.generation.scheduler import Event, Failed, Joined, Scheduler
 from lmsmith.models.config import ModelConfig, RopeScaling
 from lmsmith.models.decoder import Decoder
 from lmsmith.tokenizers import Tokenizer
@@ -90,12 +90,7 @@ def collect(events: Sequence[Event], requests: Sequence[Request]) -> list[list[R
     for event in events:
         assert not isinstance(event, Failed), event.error
         if isinstance(event, TokenEvent):
-            reply = replies[event.request][event.sample]
-            reply.tokens.append(event.token)
-            reply.text += event.text
-            reply.finish = event.finish
-            if event.log_prob is not None:
-                reply.log_probs.append(event.log_prob)
+            replies[event.request][event.sample].add(event)
     return replies
 
 
@@ -196,13 +191,13 @@ def test_log_probabilities_of_a_prompt(kind: str) -> None:
     sampling = SamplingSettings(max_new_tokens=1, prompt_log_probs=True, top_log_probs=3)
     for _ in range(2):  # the second time nothing is reused: every hidden state is needed
         number = scheduler.submit(Request(prompt, sampling))
-        (found,) = [event for event in run(scheduler) if isinstance(event, PromptRead)]
+        (found,) = [event for event in run(scheduler) if isinstance(event, TokenEvent)]
         with torch.no_grad():
             logits_tv = decoder.logits(decoder(torch.tensor([prompt]))[0])
         expected_tv = logits_tv.log_softmax(dim=-1)
         assert found.request == number
-        assert [each.token for each in found.log_probs] == prompt[1:]
-        for place, each in enumerate(found.log_probs):
+        assert [each.token for each in found.prompt_log_probs] == prompt[1:]
+        for place, each in enumerate(found.prompt_log_probs):
             assert each.log_prob == pytest.approx(float(expected_tv[place, each.token]), abs=1e-4)
             assert each.top[0][0] == int(expected_tv[place].argmax())
 

@@ -8,17 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lmsmith.core.errors import UserError
-from lmsmith.generation.engine import draw_tokens
 from lmsmith.generation.inference import InferenceDecoder, Span
-from lmsmith.generation.requests import TokenLogProb, token_log_probs
+from lmsmith.generation.log_probs import TokenLogProb
 from lmsmith.generation.row_store import RowStore
-from lmsmith.generation.writing import Writing
+from lmsmith.generation.rows import Row, draw_tokens
 
 Failures = dict[int, Exception]
 """Request → why it cannot go on."""
 
-Choice = tuple[Writing, int, TokenLogProb | None]
+Choice = tuple[Row, int, TokenLogProb | None]
 
 
 @dataclass
@@ -48,7 +46,7 @@ def read(
     return [found for each in work for found in read(model, rows, [each], failures)]
 
 
-def choose(logits_bv: Tensor, replies: Sequence[Writing], failures: Failures) -> list[Choice]:
+def choose(logits_bv: Tensor, replies: Sequence[Row], failures: Failures) -> list[Choice]:
     """The next token of each reply, with its log-probability if that is asked for.
 
     Args:
@@ -56,10 +54,6 @@ def choose(logits_bv: Tensor, replies: Sequence[Writing], failures: Failures) ->
         replies: those whose request is among the failures have no part.
         failures: gets those of requests whose token cannot be drawn.
     """
-    finite = torch.isfinite(logits_bv.sum(dim=-1)).tolist()
-    for reply, good in zip(replies, finite, strict=True):
-        if not good:
-            failures.setdefault(reply.request, _not_finite())
     places = [n for n, reply in enumerate(replies) if reply.request not in failures]
     if len(places) < len(replies):
         replies = [replies[place] for place in places]
@@ -67,7 +61,8 @@ def choose(logits_bv: Tensor, replies: Sequence[Writing], failures: Failures) ->
     if not replies:
         return []
     try:
-        return _choose(logits_bv, replies)
+        drawn = draw_tokens(logits_bv, replies)
+        return [(reply, *found) for reply, found in zip(replies, drawn, strict=True)]
     except Exception as error:
         if len(replies) == 1:
             failures[replies[0].request] = error
@@ -77,30 +72,3 @@ def choose(logits_bv: Tensor, replies: Sequence[Writing], failures: Failures) ->
         for place, reply in enumerate(replies)
         for found in choose(logits_bv[place : place + 1], [reply], failures)
     ]
-
-
-def _choose(logits_bv: Tensor, replies: Sequence[Writing]) -> list[Choice]:
-    tokens = draw_tokens(
-        logits_bv,
-        [reply.settings for reply in replies],
-        [reply.uniform for reply in replies],
-        [reply.history for reply in replies],
-    )
-    log_probs: list[TokenLogProb | None] = [None] * len(replies)
-    places = [n for n, reply in enumerate(replies) if reply.settings.wants_log_probs]
-    if places:
-        found = token_log_probs(
-            logits_bv if len(places) == len(replies) else logits_bv[places],
-            [tokens[place] for place in places],
-            [replies[place].settings.top_log_probs for place in places],
-        )
-        for place, log_prob in zip(places, found, strict=True):
-            log_probs[place] = log_prob
-    return list(zip(replies, tokens, log_probs, strict=True))
-
-
-def _not_finite() -> UserError:
-    return UserError(
-        "the model's logits are not finite numbers, so it cannot write",
-        "its weights are damaged, or its training diverged: run that stage again",
-    )

@@ -20,19 +20,13 @@ from torch import Tensor
 
 from lmsmith.core.errors import UserError
 from lmsmith.generation import isolating
-from lmsmith.generation.engine import LOGITS_AT_ONCE
 from lmsmith.generation.inference import InferenceDecoder
 from lmsmith.generation.isolating import Failures, Work
+from lmsmith.generation.log_probs import TokenLogProb, prompt_log_probs
 from lmsmith.generation.prefixes import Held
-from lmsmith.generation.requests import (
-    Request,
-    TokenEvent,
-    TokenLogProb,
-    check_requests,
-    token_log_probs,
-)
+from lmsmith.generation.requests import Request, TokenEvent, check_requests
 from lmsmith.generation.row_store import RowStore
-from lmsmith.generation.writing import Writing, begin_replies
+from lmsmith.generation.rows import Row, new_rows
 from lmsmith.tokenizers import Tokenizer
 
 PIECE = 128
@@ -54,14 +48,6 @@ class Joined:
 
 
 @dataclass(frozen=True)
-class PromptRead:
-    """Log-probabilities of every token but the first of a prompt that asked for them."""
-
-    request: int
-    log_probs: list[TokenLogProb]
-
-
-@dataclass(frozen=True)
 class Failed:
     """A request is over without all of its replies."""
 
@@ -69,7 +55,7 @@ class Failed:
     error: Exception
 
 
-Event = TokenEvent | Joined | PromptRead | Failed
+Event = TokenEvent | Joined | Failed
 
 
 @dataclass
@@ -132,7 +118,7 @@ class Scheduler:
         self.rows = RowStore(self.model, self._cache_bytes, self.most_rows, self._kept_rows)
         self._waiting: deque[_Reading] = deque()
         self._reading: deque[_Reading] = deque()
-        self._writing: list[Writing] = []
+        self._writing: list[Row] = []
 
     @property
     def busy(self) -> bool:
@@ -203,16 +189,13 @@ class Scheduler:
             return joined
         hidden = isolating.read(self.model, self.rows, work, failures)
         ends = hidden[: len(replies)]
-        read: list[Event] = []
         for (reading, _), hidden_nd in zip(pieces, hidden[len(replies) :], strict=True):
             if hidden_nd is None or not self._take_in(reading, hidden_nd, failures):
                 continue
             begun = self._begin_writing(reading)
             replies += begun
             ends += [hidden_nd[-1:]] * len(begun)
-            if reading.request.settings.prompt_log_probs:
-                read.append(PromptRead(reading.number, reading.log_probs))
-        return [*joined, *read, *self._draw(replies, ends, failures), *self._fail(failures)]
+        return [*joined, *self._draw(replies, ends, failures), *self._fail(failures)]
 
     # Joining
 
@@ -282,35 +265,34 @@ class Scheduler:
         start, settings = reading.done, reading.request.settings
         reading.done += len(hidden_nd)
         if settings.prompt_log_probs:
-            targets = list(reading.prompt[start + 1 : reading.done + 1])
+            part = reading.prompt[start : reading.done + 1]
             top = settings.top_log_probs
             try:
-                reading.log_probs += self._log_probs(hidden_nd, targets, top)
+                reading.log_probs += prompt_log_probs(self.model, part, hidden_nd, top)
             except Exception as error:
                 failures[reading.number] = error
                 return False
         return reading.done == len(reading.prompt)
 
-    def _log_probs(self, hidden_nd: Tensor, targets: list[int], top: int) -> list[TokenLogProb]:
-        found: list[TokenLogProb] = []
-        for at in range(0, len(targets), LOGITS_AT_ONCE):
-            part = targets[at : at + LOGITS_AT_ONCE]
-            logits_nv = self.model.logits(hidden_nd[at : at + len(part)])
-            found += token_log_probs(logits_nv, part, [top] * len(part))
-        return found
-
     # Writing
 
-    def _begin_writing(self, reading: _Reading) -> list[Writing]:
+    def _begin_writing(self, reading: _Reading) -> list[Row]:
         self._reading.remove(reading)
         rows = [reading.row]
         rows += [self.rows.fork(reading.row) for _ in range(reading.samples - 1)]
-        begun = begin_replies(reading.number, reading.request, rows, reading.room, self.tokenizer)
+        begun = new_rows(
+            reading.request,
+            reading.number,
+            rows,
+            room=reading.room,
+            tokenizer=self.tokenizer,
+            prompt_log_probs=tuple(reading.log_probs),
+        )
         self._writing += begun
         return begun
 
     def _draw(
-        self, replies: list[Writing], ends: list[Tensor | None], failures: Failures
+        self, replies: list[Row], ends: list[Tensor | None], failures: Failures
     ) -> list[Event]:
         """A token for every reply whose last hidden state is there; replies that are done leave."""
         there = [(reply, end) for reply, end in zip(replies, ends, strict=True) if end is not None]
@@ -333,7 +315,7 @@ class Scheduler:
 
     # Leaving
 
-    def _leave(self, reply: Writing) -> None:
+    def _leave(self, reply: Row) -> None:
         self._writing.remove(reply)
         if reply.settings.prompt_log_probs:  # texts that are scored seldom come again
             self.rows.close(reply.row)

@@ -151,7 +151,7 @@ def speculate(
     cache = model.new_cache(1, len(prompt) + room)
     row = cache.open()
     (reply,) = new_rows(Request(prompt, settings), 0, [row], room=room)
-    text, chance = list(prompt), _chance(settings.seed)
+    text, chance = reply.tokens, _chance(settings.seed)
     while True:
         draft = drafter.guess(text, min(guesses, reply.room - 1), chance)
         unread = text[cache.lengths[row] :]
@@ -167,7 +167,6 @@ def speculate(
                 at = slice(place, place + 1)
                 (found,) = token_log_probs(logits_tv[at], [token], [settings.top_log_probs])
             event = reply.take(token, found)
-            text.append(token)
             yield event
             if event.finish is not None:
                 return

@@ -7,11 +7,11 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from lmsmith.core.errors import UserError
-from lmsmith.generation.requests import Reply, Request, TokenEvent, TokenLogProb
-from lmsmith.generation.scheduler import Event, Failed, Joined, PromptRead
+from lmsmith.generation.requests import Reply, Request, TokenEvent
+from lmsmith.generation.scheduler import Event, Failed, Joined
 from lmsmith.server.errors import ApiError, internal, refused, shutting_down
 from lmsmith.server.limits import Limits
 from lmsmith.server.metrics import Metrics
@@ -109,13 +109,11 @@ class Question:
     Attributes:
         replies: one for each sample.
         reused: tokens of the prompt that were not read again.
-        prompt_log_probs: if they were asked for.
     """
 
     request: Request
     replies: list[Reply]
     reused: int = 0
-    prompt_log_probs: list[TokenLogProb] = field(default_factory=list)
 
 
 class Answer:
@@ -156,7 +154,7 @@ class Answer:
     def reused_tokens(self) -> int:
         return sum(question.reused for question in self.questions)
 
-    async def events(self) -> AsyncIterator[tuple[int, TokenEvent | PromptRead]]:
+    async def events(self) -> AsyncIterator[tuple[int, TokenEvent]]:
         """(prompt's number, event) until every reply has ended.
 
         Raises:
@@ -171,11 +169,8 @@ class Answer:
             if isinstance(event, Joined):
                 self._joined(number, event)
                 continue
-            if isinstance(event, PromptRead):
-                self.questions[number].prompt_log_probs = event.log_probs
-            else:
-                self._take(number, event)
-                left -= event.finish is not None
+            self._take(number, event)
+            left -= event.finish is not None
             yield number, event
         self._serving.took(time.perf_counter() - self._asked)
 
@@ -223,12 +218,7 @@ class Answer:
         metrics.cached_tokens.labels(name).inc(event.reused)
 
     def _take(self, number: int, event: TokenEvent) -> None:
-        reply = self.questions[number].replies[event.sample]
-        reply.tokens.append(event.token)
-        reply.text += event.text
-        reply.finish = event.finish
-        if event.log_prob is not None:
-            reply.log_probs.append(event.log_prob)
+        self.questions[number].replies[event.sample].add(event)
         metrics, name, now = self._serving.metrics, self.model.name, time.perf_counter()
         before = self._last.get((number, event.sample))
         if before is None:

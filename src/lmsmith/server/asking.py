@@ -161,7 +161,7 @@ def sampling(
     most = limits.tokens or model.context
     return SamplingSettings(
         max_new_tokens=max(1, most if longest is None else min(longest, most)),
-        temperature=_temperature(body.temperature),
+        temperature=1.0 if body.temperature is None else body.temperature,
         top_k=max(0, body.top_k or 0),  # −1 means all in other servers
         top_p=1.0 if body.top_p is None else max(body.top_p, 1e-9),
         min_p=body.min_p or 0.0,
@@ -177,13 +177,6 @@ def sampling(
         top_log_probs=log_probs or 0,
         prompt_log_probs=prompt_log_probs,
     )
-
-
-def _temperature(given: float | None) -> float:
-    """Below 1e-4 the likeliest token is certain, and dividing by it would overflow."""
-    if given is None:
-        return 1.0
-    return given if given >= 1e-4 else 0.0
 
 
 def _biases(given: dict[str, float]) -> dict[int, float]:

@@ -12,7 +12,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from lmsmith.generation.requests import Reply, TokenEvent
+from lmsmith.generation.requests import Reply
 from lmsmith.server import asking, responses
 from lmsmith.server.answering import Answer, Serving
 from lmsmith.server.protocol import ChatBody
@@ -95,8 +95,6 @@ async def _chunks(answer: Answer, wants_usage: bool) -> AsyncIterator[dict[str, 
         return {**opening, "choices": [choice], **extra}
 
     async for _, event in answer.events():
-        if not isinstance(event, TokenEvent):
-            continue
         index, reply = event.sample, replies[event.sample]
         if told[index] < 0:
             told[index] = 0

@@ -12,7 +12,8 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from lmsmith.generation.requests import Reply, TokenEvent, TokenLogProb
+from lmsmith.generation.log_probs import TokenLogProb
+from lmsmith.generation.requests import Reply
 from lmsmith.server import asking, responses
 from lmsmith.server.answering import Answer, Question, Serving
 from lmsmith.server.errors import ApiError, unsupported
@@ -119,7 +120,7 @@ class _Shown:
         if self._log_probs and not self._silent:
             found += reply.log_probs[told:]  # what ended it as well: clients count on a last one
         if self._log_probs and self._echo and not told:
-            found = [*self._prompt_log_probs(question), *found]
+            found = [*self._prompt_log_probs(question, reply), *found]
         offset += len(self._answer.model.tokenizer.decode(reply.tokens[:told]))
         return {
             "index": number * len(question.replies) + sample,
@@ -132,18 +133,16 @@ class _Shown:
             "finish_reason": finish_reason(reply),
         }
 
-    def _prompt_log_probs(self, question: Question) -> list[TokenLogProb | int]:
+    def _prompt_log_probs(self, question: Question, reply: Reply) -> list[TokenLogProb | int]:
         """Of the prompt as the client wrote it: its first token has none if nothing was before."""
         if self._start:
-            return list(question.prompt_log_probs)
-        return [question.request.prompt[0], *question.prompt_log_probs]
+            return list(reply.prompt_log_probs)
+        return [question.request.prompt[0], *reply.prompt_log_probs]
 
     async def chunks(self, wants_usage: bool) -> AsyncIterator[dict[str, Any]]:
         extra = {"usage": None} if wants_usage else {}
         told: dict[tuple[int, int], int] = {}
         async for number, event in self._answer.events():
-            if not isinstance(event, TokenEvent):
-                continue
             question, key = self._answer.questions[number], (number, event.sample)
             reply = question.replies[event.sample]
             text = "" if self._silent else event.text

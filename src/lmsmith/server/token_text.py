@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lmsmith.generation.requests import Reply, TokenLogProb
+from lmsmith.generation.log_probs import TokenLogProb
+from lmsmith.generation.requests import Reply
 from lmsmith.server.served import ServedModel
 from lmsmith.tokenizers import Tokenizer
 
