@@ -211,7 +211,7 @@ def test_a_full_queue_is_429_with_retry_after() -> None:
 
 
 def test_a_request_that_takes_too_long() -> None:
-    with running({"random": RANDOM}, Limits(seconds=0.3)) as served:
+    with running({"random": RANDOM}, Limits(seconds=0.02)) as served:
         body = {"messages": ASK, "ignore_eos": True}
         assert refused(post(served, "/v1/chat/completions", body), 504)["code"] == "timeout"
         wait_for(lambda: not served.serving.models["random"].scheduler.busy)

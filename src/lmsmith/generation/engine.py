@@ -137,7 +137,7 @@ class Engine:
     def _queue(self, request: Request) -> int:
         number, self._next = self._next, self._next + 1
         settings = request.settings
-        room = min(self.model.config.context - len(request.prompt), settings.max_new_tokens)
+        room = request.room(self.model.config.context)
         own = pages_for(len(request.prompt) + room)
         # Samples share the prompt's whole pages and have the rest for themselves.
         more = own - len(request.prompt) // PAGE

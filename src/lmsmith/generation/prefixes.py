@@ -30,12 +30,12 @@ class KeptRows:
     def keep(self, row: int, tokens: list[int]) -> list[int]:
         """Keep a row; returns the rows that are of no use any more, which may be itself."""
         for tokens_before in self._rows.values():
-            if len(tokens_before) >= len(tokens) and shared(tokens_before, tokens) == len(tokens):
+            if common_length(tokens_before, tokens) == len(tokens):
                 return [row]
         useless = [
             other
             for other, tokens_before in self._rows.items()
-            if shared(tokens_before, tokens) == len(tokens_before)
+            if common_length(tokens_before, tokens) == len(tokens_before)
         ]
         for other in useless:
             del self._rows[other]
@@ -71,7 +71,7 @@ def longest_prefix(
     best: tuple[int, int] | None = None
     prompt = list(prompt[:-1])
     for row, tokens in rows:
-        count = shared(tokens, prompt)
+        count = common_length(tokens, prompt)
         if whole_rows and count < len(tokens):
             continue
         if count >= SHORTEST and (best is None or count > best[1]):
@@ -79,7 +79,7 @@ def longest_prefix(
     return best
 
 
-def shared(left: Sequence[int], right: Sequence[int]) -> int:
+def common_length(left: Sequence[int], right: Sequence[int]) -> int:
     """How many tokens two sequences begin with in common."""
     low, high = 0, min(len(left), len(right))
     if left[:1] != right[:1]:

@@ -200,8 +200,7 @@ class Scheduler:
     # Joining
 
     def _new_reading(self, number: int, request: Request) -> _Reading:
-        room = self.model.config.context - len(request.prompt)
-        return _Reading(number, request, min(room, request.settings.max_new_tokens))
+        return _Reading(number, request, request.room(self.model.config.context))
 
     def _pages_to_come(self, reading: _Reading) -> int:
         """Most pages that a request may take from now on, for all of its replies."""
