@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from lmsmith.core.errors import UserError
 from lmsmith.generation.sampling import (
     SamplingSettings,
     choose_tokens,
@@ -132,6 +133,37 @@ def test_temperature_zero_and_top_one_are_greedy(logits_bv: torch.Tensor) -> Non
     by_one = choose_tokens(logits_bv, SamplingSettings(top_k=1), uniform_b)
     best_b = logits_bv.max(dim=1).values
     assert torch.equal(logits_bv.gather(1, by_one[:, None])[:, 0], best_b)
+
+
+@given(
+    arrays.arrays(
+        np.float32,
+        st.tuples(st.integers(1, 4), st.integers(1, 12)),
+        elements=st.floats(width=32, allow_nan=False, allow_infinity=False),
+    ).map(torch.from_numpy),
+    st.floats(0, 1e-3),
+    st.floats(0, 1, exclude_max=True),
+)
+def test_no_finite_logits_and_temperature_overflow(
+    logits_bv: torch.Tensor, temperature: float, uniform: float
+) -> None:
+    settings = SamplingSettings(temperature=temperature, top_p=0.9, min_p=0.1)
+    uniform_b = torch.full((len(logits_bv),), uniform, dtype=torch.float64)
+    tokens_b = choose_tokens(logits_bv, settings, uniform_b)
+    assert bool((tokens_b < logits_bv.shape[1]).all())
+    # One that is drawn at a temperature this low is not much below the likeliest.
+    below_b = logits_bv.amax(dim=1) - logits_bv.gather(1, tokens_b[:, None])[:, 0]
+    assert bool((below_b <= 3 * max(temperature, torch.finfo().tiny)).all())
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_what_is_no_number_is_refused(temperature: float, number: float) -> None:
+    logits_bv = torch.zeros(2, 5)
+    logits_bv[1, 2] = number
+    uniform_b = torch.full((2,), 0.5, dtype=torch.float64)
+    with pytest.raises(UserError, match="not finite"):
+        choose_tokens(logits_bv, SamplingSettings(temperature=temperature), uniform_b)
 
 
 def test_defaults_leave_logits_alone() -> None:

@@ -74,6 +74,17 @@ COMMANDS: tuple[Command, ...] = (
         ),
     ),
     Command(
+        "serve",
+        "lmsmith.cli.serve",
+        "serve",
+        "answer OpenAI's API with models of this machine",
+        (
+            "lmsmith serve runs/quickstart",
+            "lmsmith serve smollm2-135m mine=runs/quickstart --port 8080 --weights int8",
+            "lmsmith serve smollm2-135m --host 0.0.0.0 --token SECRET",
+        ),
+    ),
+    Command(
         "pull",
         "lmsmith.cli.catalogue",
         "pull",
@@ -189,6 +200,16 @@ COMMANDS: tuple[Command, ...] = (
         "list_presets",
         "list model shapes from GPT-1 to Llama, with their size and cost",
         ("lmsmith models presets", "lmsmith models presets --json"),
+    ),
+    Command(
+        "feedback export",
+        "lmsmith.cli.feedback",
+        "export",
+        "write what people judged as files that a recipe reads",
+        (
+            "lmsmith feedback export data/feedback",
+            "lmsmith feedback export data/feedback --database chat.db --held-out 0.1 --json",
+        ),
     ),
     Command(
         "doctor",

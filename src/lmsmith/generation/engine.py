@@ -18,7 +18,7 @@ from torch import Tensor
 from lmsmith.core.errors import UserError
 from lmsmith.generation.cache import PAGE, PagedCache, pages_for
 from lmsmith.generation.inference import InferenceDecoder
-from lmsmith.generation.log_probs import TokenLogProb, prompt_log_probs, token_log_probs
+from lmsmith.generation.log_probs import TokenLogProb, prompt_log_probs
 from lmsmith.generation.requests import Reply, Request, TokenEvent, check_requests
 from lmsmith.generation.rows import Row, draw_tokens, new_rows
 from lmsmith.generation.settings import SamplingSettings
@@ -115,30 +115,29 @@ class Engine:
             self._leave(row)
 
     def step(self) -> list[TokenEvent]:
-        """Read what is new and draw one token for every reply."""
+        """Read what is new and draw one token for every reply.
+
+        Raises:
+            UserError: the model's logits are not finite numbers.
+        """
         joining = self._admit()
         going = list(self._rows)
         if not (joining or going):
             return []
         assert self._cache is not None
-        spans = [(row.row, [row.last]) for row in going]
+        spans = [(row.row, row.tokens[-1:]) for row in going]
         spans += [(asked.rows[0], list(asked.request.prompt)) for asked in joining]
         hidden_nd = self.model.read(spans, self._cache)
         ends = torch.tensor([len(tokens) for _, tokens in spans]).cumsum(0) - 1
         logits_bv = self.model.logits(hidden_nd[ends])
         if joining:
-            if not bool(torch.isfinite(logits_bv).all()):
-                raise UserError(
-                    "the model's logits are not finite numbers, so it cannot write",
-                    "its weights are damaged, or its training diverged: run that stage again",
-                )
             logits_bv = self._fan_out(joining, going, hidden_nd, logits_bv)
         return self._draw(logits_bv)
 
     def _queue(self, request: Request) -> int:
         number, self._next = self._next, self._next + 1
         settings = request.settings
-        room = min(self.model.config.context - len(request.prompt), settings.max_new_tokens)
+        room = request.room(self.model.config.context)
         own = pages_for(len(request.prompt) + room)
         # Samples share the prompt's whole pages and have the rest for themselves.
         more = own - len(request.prompt) // PAGE
@@ -208,35 +207,12 @@ class Engine:
     def _draw(self, logits_bv: Tensor) -> list[TokenEvent]:
         """Draw a token for every row; rows that are done leave."""
         rows = list(self._rows)
-        tokens = draw_tokens(
-            logits_bv,
-            [row.settings for row in rows],
-            [row.uniforms[row.drawn] if row.uniforms else 0.0 for row in rows],
-            [row.history for row in rows],
-            self.model.kernels,
-        )
-        log_probs = self._log_probs(logits_bv, rows, tokens)
-        events = [
-            row.take(token, log_probs.get(place))
-            for place, (row, token) in enumerate(zip(rows, tokens, strict=True))
-        ]
+        drawn = draw_tokens(logits_bv, rows, self.model.kernels)
+        events = [row.take(*found) for row, found in zip(rows, drawn, strict=True)]
         for row, event in zip(rows, events, strict=True):
             if event.finish is not None:
                 self._leave(row)
         return events
-
-    def _log_probs(
-        self, logits_bv: Tensor, rows: list[Row], tokens: list[int]
-    ) -> dict[int, TokenLogProb]:
-        places = [i for i, row in enumerate(rows) if row.settings.wants_log_probs]
-        if not places:
-            return {}
-        found = token_log_probs(
-            logits_bv[places],
-            [tokens[place] for place in places],
-            [rows[place].settings.top_log_probs for place in places],
-        )
-        return dict(zip(places, found, strict=True))
 
     def _leave(self, row: Row) -> None:
         assert self._cache is not None

@@ -31,6 +31,10 @@ class Request:
     name: str = ""
     stream: int = 0
 
+    def room(self, context: int) -> int:
+        """Most tokens that each of its replies may get, by a model with this context."""
+        return min(context - len(self.prompt), self.settings.max_new_tokens)
+
 
 @dataclass(frozen=True)
 class TokenEvent:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lmsmith.generation.kernels import Kernels
-from lmsmith.generation.log_probs import TokenLogProb
+from lmsmith.generation.log_probs import TokenLogProb, token_log_probs
 from lmsmith.generation.penalties import History, adjust
 from lmsmith.generation.requests import FinishReason, Request, TokenEvent
 from lmsmith.generation.sampling import row_uniforms
@@ -25,18 +25,19 @@ class Row:
     Attributes:
         request, sample: what it answers, and which of the answers it is.
         row: of the cache.
+        tokens: of the prompt and of the reply so far; the last one drawn is not read yet.
         room: tokens it may still get.
         uniforms: its chance, a number a token; empty where there is none in it.
         fills_context: whether the context ends before ``max_new_tokens``.
         prompt_log_probs: to be given with its first token.
-        last: the token drawn last, which is not read yet.
-        drawn: tokens so far.
+        drawn: tokens of the reply so far.
     """
 
     request: int
     sample: int
     settings: SamplingSettings
     row: int
+    tokens: list[int]
     room: int
     uniforms: list[float]
     history: History | None
@@ -44,13 +45,18 @@ class Row:
     scanner: StopScanner | None
     fills_context: bool
     prompt_log_probs: tuple[TokenLogProb, ...] = ()
-    last: int = -1
     drawn: int = 0
+
+    @property
+    def uniform(self) -> float:
+        """Its chance for the token that comes next."""
+        return self.uniforms[self.drawn] if self.uniforms else 0.0
 
     def take(self, token: int, log_prob: TokenLogProb | None) -> TokenEvent:
         """Let the reply go on with a token."""
         first = self.drawn == 0
-        self.last, self.drawn, self.room = token, self.drawn + 1, self.room - 1
+        self.tokens.append(token)
+        self.drawn, self.room = self.drawn + 1, self.room - 1
         if self.history is not None:
             self.history.add(token)
         text, finish = self._text_of(token)
@@ -96,6 +102,7 @@ def new_rows(
             sample=sample,
             settings=settings,
             row=row,
+            tokens=list(request.prompt),
             room=room,
             uniforms=uniforms[sample],
             history=History(list(request.prompt)) if settings.has_penalties else None,
@@ -109,26 +116,51 @@ def new_rows(
 
 
 def draw_tokens(
-    logits_bv: Tensor,
-    settings: Sequence[SamplingSettings],
-    uniforms: Sequence[float],
-    histories: Sequence[History | None],
-    kernels: Kernels,
-) -> list[int]:
-    """The next token of each row, by its own settings; rows with equal ones are drawn together."""
+    logits_bv: Tensor, rows: Sequence[Row], kernels: Kernels
+) -> list[tuple[int, TokenLogProb | None]]:
+    """The next token of each row by its own settings, with its log-probability if it is asked for.
+
+    Rows with equal settings are drawn together.
+
+    Raises:
+        UserError: logits are not finite numbers.
+    """
     groups: dict[tuple[float, int, float, float], list[int]] = {}
-    for place, row in enumerate(settings):
-        key = (row.temperature, row.top_k, row.top_p, row.min_p)
+    for place, row in enumerate(rows):
+        drawn_by = row.settings
+        key = (drawn_by.temperature, drawn_by.top_k, drawn_by.top_p, drawn_by.min_p)
         groups.setdefault(key, []).append(place)
-    tokens = [0] * len(settings)
+    tokens = [0] * len(rows)
     for places in groups.values():
-        chosen = [settings[place] for place in places]
-        part_bv = logits_bv if len(places) == len(tokens) else logits_bv[places]
-        if any(row.logit_bias or row.has_penalties for row in chosen):
-            parts = zip(part_bv, chosen, (histories[place] for place in places), strict=True)
-            part_bv = torch.stack([adjust(*part) for part in parts])
-        uniform_b = torch.tensor([uniforms[place] for place in places], dtype=torch.float64)
-        drawn = kernels.draw(part_bv, chosen[0], uniform_b).tolist()
+        chosen = [rows[place] for place in places]
+        part_bv = _part(logits_bv, places)
+        if any(row.settings.logit_bias or row.settings.has_penalties for row in chosen):
+            parts = zip(part_bv, chosen, strict=True)
+            part_bv = torch.stack([adjust(part, row.settings, row.history) for part, row in parts])
+        uniform_b = torch.tensor([row.uniform for row in chosen], dtype=torch.float64)
+        drawn = kernels.draw(part_bv, chosen[0].settings, uniform_b).tolist()
         for place, token in zip(places, drawn, strict=True):
             tokens[place] = token
-    return tokens
+    return list(zip(tokens, _log_probs(logits_bv, rows, tokens), strict=True))
+
+
+def _log_probs(
+    logits_bv: Tensor, rows: Sequence[Row], tokens: Sequence[int]
+) -> list[TokenLogProb | None]:
+    """Of each row's token; None where it is not asked for."""
+    log_probs: list[TokenLogProb | None] = [None] * len(rows)
+    places = [place for place, row in enumerate(rows) if row.settings.wants_log_probs]
+    if places:
+        found = token_log_probs(
+            _part(logits_bv, places),
+            [tokens[place] for place in places],
+            [rows[place].settings.top_log_probs for place in places],
+        )
+        for place, log_prob in zip(places, found, strict=True):
+            log_probs[place] = log_prob
+    return log_probs
+
+
+def _part(logits_bv: Tensor, places: list[int]) -> Tensor:
+    """Some rows of the logits; no copy if it is all of them."""
+    return logits_bv if len(places) == len(logits_bv) else logits_bv[places]

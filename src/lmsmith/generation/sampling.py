@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lmsmith.core.errors import UserError
 from lmsmith.generation.settings import SamplingSettings
 
 PREFIX = 512
@@ -41,8 +42,12 @@ def choose_tokens(logits_bv: Tensor, settings: SamplingSettings, uniform_b: Tens
         logits_bv: float32 (batch, vocabulary).
         settings: temperature, top_k, top_p and min_p are used, in that order.
         uniform_b: in [0, 1), float64; not looked at when the temperature is 0.
+
+    Raises:
+        UserError: a row's largest logit is not a finite number.
     """
     if settings.temperature == 0:
+        check_finite(logits_bv)
         return greedy(logits_bv)
     return sample(filtered(logits_bv, settings), uniform_b)
 
@@ -51,7 +56,11 @@ def filtered(logits_bv: Tensor, settings: SamplingSettings) -> Tensor:
     """Logits of the distribution that a token is drawn from: −∞ where none may be.
 
     At temperature 0 the likeliest token alone is left.
+
+    Raises:
+        UserError: a row's largest logit is not a finite number.
     """
+    check_finite(logits_bv)
     if settings.temperature == 0:
         only_b1 = logits_bv.argmax(dim=-1, keepdim=True)
         return torch.full_like(logits_bv, -math.inf).scatter_(-1, only_b1, 0.0)
@@ -61,14 +70,33 @@ def filtered(logits_bv: Tensor, settings: SamplingSettings) -> Tensor:
     return keep_min_p(logits_bv, settings.min_p)
 
 
+def check_finite(logits_bv: Tensor) -> None:
+    """Refuse what has no likeliest token; no distribution could be made of it.
+
+    Raises:
+        UserError: a row's largest logit is not a finite number.
+    """
+    if not bool(torch.isfinite(logits_bv.amax(dim=-1)).all()):
+        raise UserError(
+            "the model's logits are not finite numbers, so it cannot write",
+            "its weights are damaged, or its training diverged: run that stage again",
+        )
+
+
 def greedy(logits_bv: Tensor) -> Tensor:
     """The likeliest token of each row."""
     return logits_bv.argmax(dim=-1)
 
 
 def scale(logits_bv: Tensor, temperature: float) -> Tensor:
-    """Logits divided by the temperature: softmax gets sharper below 1, flatter above."""
-    return logits_bv if temperature == 1 else logits_bv / temperature
+    """Logits divided by the temperature: softmax gets sharper below 1, flatter above.
+
+    The likeliest is at 0 afterwards, so that none overflows however low the temperature is.
+    """
+    if temperature == 1:
+        return logits_bv
+    below_bv = logits_bv - logits_bv.amax(dim=-1, keepdim=True)
+    return below_bv / max(temperature, torch.finfo(logits_bv.dtype).tiny)
 
 
 def keep_top_k(logits_bv: Tensor, k: int) -> Tensor:

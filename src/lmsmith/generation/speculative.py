@@ -21,6 +21,7 @@ from lmsmith.generation.engine import ready
 from lmsmith.generation.inference import InferenceDecoder
 from lmsmith.generation.log_probs import prompt_log_probs, token_log_probs
 from lmsmith.generation.penalties import adjust
+from lmsmith.generation.prefixes import common_length
 from lmsmith.generation.requests import Request, TokenEvent, check_requests
 from lmsmith.generation.rows import Row, new_rows
 from lmsmith.generation.sampling import filtered
@@ -105,7 +106,7 @@ class DraftModel:
 
     def _logits(self, text: list[int]) -> Tensor:
         """After ``text``; what the cache holds of it is not read again."""
-        shared = _common(self._read, text[:-1])
+        shared = common_length(self._read, text[:-1])
         if self._cache is not None and not self._model.config.window:
             self._cache.truncate(self._row, shared)
         elif self._cache is None or shared < len(self._read):
@@ -144,14 +145,15 @@ def speculate(
             be answered.
     """
     model = ready(decoder, machine)
-    check_requests(model.config, [Request(prompt, settings, "the prompt")])
+    request = Request(prompt, settings, "the prompt")
+    check_requests(model.config, [request])
     if settings.samples != 1:
         raise UserError(f"samples = {settings.samples}: speculate writes one reply", "use Engine")
-    room = min(settings.max_new_tokens, model.config.context - len(prompt))
+    room = request.room(model.config.context)
     cache = model.new_cache(1, len(prompt) + room)
     row = cache.open()
-    (reply,) = new_rows(Request(prompt, settings), 0, [row], room=room)
-    text, chance = list(prompt), _chance(settings.seed)
+    (reply,) = new_rows(request, 0, [row], room=room)
+    text, chance = reply.tokens, _chance(settings.seed)
     while True:
         draft = drafter.guess(text, min(guesses, reply.room - 1), chance)
         unread = text[cache.lengths[row] :]
@@ -167,7 +169,6 @@ def speculate(
                 at = slice(place, place + 1)
                 (found,) = token_log_probs(logits_tv[at], [token], [settings.top_log_probs])
             event = reply.take(token, found)
-            text.append(token)
             yield event
             if event.finish is not None:
                 return
@@ -227,13 +228,3 @@ def draw(weights_v: Tensor, uniform: float) -> int:
     running_v = weights_v.double().cumsum(0)
     target = min(uniform * float(running_v[-1]), float(np.nextafter(float(running_v[-1]), 0.0)))
     return int(torch.searchsorted(running_v, torch.tensor(target).double(), right=True))
-
-
-def _common(first: Sequence[int], second: Sequence[int]) -> int:
-    """Tokens that both begin with."""
-    count = 0
-    for a, b in zip(first, second, strict=False):
-        if a != b:
-            break
-        count += 1
-    return count

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from lmsmith.generation.cache import PAGE, LayerCache
 from lmsmith.generation.kernels import Kernels, Places, TorchKernels
 from lmsmith.generation.native.compile import load_library
+from lmsmith.generation.sampling import check_finite
 from lmsmith.generation.settings import SamplingSettings
 from lmsmith.generation.weights import Weight
 from lmsmith.models.positions import Rotation
@@ -222,6 +223,7 @@ class NativeKernels(TorchKernels):
     def draw(self, logits_bv: Tensor, settings: SamplingSettings, uniform_b: Tensor) -> Tensor:
         if logits_bv.dtype != torch.float32:
             return super().draw(logits_bv, settings, uniform_b)
+        check_finite(logits_bv)
         logits_bv, uniform_b = logits_bv.contiguous(), uniform_b.double().contiguous()
         tokens_b = torch.empty(len(logits_bv), dtype=torch.int64)
         self._draw(

@@ -1,0 +1,115 @@
+"""``lmsmith serve``: models over HTTP, in the form that OpenAI's clients know."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from typing import Annotated, Literal
+
+import tyro
+
+from lmsmith.core.errors import UserError
+from lmsmith.core.recipe import MachineConfig
+
+_Hosts = Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME")]
+
+
+def serve(
+    models: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    token: Annotated[str, tyro.conf.arg(metavar="TOKEN")] = "",
+    allow_host: _Hosts = (),
+    weights: Literal["model", "int8"] = "model",
+    database: Annotated[str, tyro.conf.arg(metavar="FILE")] = "",
+    memory: Annotated[float, tyro.conf.arg(metavar="GB")] = 0.0,
+    threads: int = 0,
+    streams: int = 64,
+    queue: int = 128,
+    max_tokens: int = 0,
+    timeout: float = 600.0,
+    drain: float = 30.0,
+) -> int:
+    """Answer OpenAI's API (/v1/chat/completions and others) with models of this machine.
+
+    SIGTERM or Ctrl-C takes no more requests, finishes those under way, and ends.
+
+    Args:
+        models: Runs, model folders, Hugging Face folders, GGUF files or registered names; write
+            NAME=MODEL to choose what clients call it.
+        host: Address to listen at; any but this machine's own demands a token.
+        port: To listen at; 0 is any that is free.
+        token: Demanded of every request, as an API key; LMSMITH_TOKEN if it is left out.
+        allow_host: A name by which clients may call this server, beside its address. Repeatable.
+        weights: As they are, or rounded to int8: half the memory, nearly twice the speed.
+        database: Keeps conversations and judgements, for /api and `lmsmith feedback export`: a
+            file, or a URL such as postgresql://host/name. Nothing is kept without it.
+        memory: For weights and caches together, in GB; 0 gives each model a cache of 1 GB.
+        threads: Of the engine; 0 is all cores.
+        streams: Replies written together, of each model.
+        queue: Requests that may wait; more are told to come again (429).
+        max_tokens: Longest reply; 0 is the context.
+        timeout: Seconds that a request may take.
+        drain: Seconds that replies under way have to finish, once the server is told to end.
+    """
+    from lmsmith.core.extras import needs_extra
+
+    with needs_extra("serve"):
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import sqlalchemy  # noqa: F401
+        import uvicorn  # noqa: F401
+    from lmsmith.feedback.store import Store
+    from lmsmith.server.answering import Serving
+    from lmsmith.server.app import create_app
+    from lmsmith.server.guard import LOOPBACK
+    from lmsmith.server.limits import Limits
+    from lmsmith.server.running import Server, listen
+    from lmsmith.server.served import GIGABYTE, read_models, serve_models
+    from lmsmith.training.machine import prepare_process
+
+    token = token or os.environ.get("LMSMITH_TOKEN", "")
+    if not models:
+        raise UserError("no model to serve", "name one: lmsmith serve runs/quickstart")
+    if host not in LOOPBACK and not token:
+        raise UserError(
+            f"--host {host}: others can reach this address, so a token is needed",
+            "set LMSMITH_TOKEN or give --token, which clients then send as their API key",
+        )
+    limits = Limits(streams, queue, timeout, tokens=max_tokens, drain_seconds=drain)
+    problems = limits.check()
+    if threads < 0:
+        problems.append(f"threads = {threads}: 0 or more")
+    if problems:
+        raise UserError("\n".join(problems))
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    with contextlib.ExitStack() as closing:
+        listening = closing.enter_context(contextlib.closing(listen(host, port)))
+        store = None
+        if database:
+            store = closing.enter_context(contextlib.closing(Store(database)))
+        machine = prepare_process(MachineConfig(threads=threads))
+        served = serve_models(
+            read_models(models),
+            machine=machine,
+            weights=weights,
+            memory_bytes=int(memory * GIGABYTE),
+            streams=streams,
+        )
+        for model in served:
+            print(
+                f"{model.name}: context {model.context:,}, weights "
+                f"{model.weight_bytes / GIGABYTE:.2f} GB, cache "
+                f"{model.cache_bytes / GIGABYTE:.2f} GB ({model.scheduler.rows.tokens:,} tokens)"
+            )
+        serving = Serving(served, limits)
+        shown = f"[{host}]" if ":" in host else host
+        address = f"http://{shown}:{listening.getsockname()[1]}/v1"
+        is_any = host in ("0.0.0.0", "::") and not allow_host
+        hosts = () if is_any else (*LOOPBACK, host, *allow_host)
+        app = create_app(serving, token=token, hosts=hosts, store=store)
+        Server(
+            app, serving, listening, lambda: print(f"{address} is ready; Ctrl-C ends", flush=True)
+        ).go()
+    return 0

@@ -1,0 +1,88 @@
+"""The database: opened, brought up to date, and safe against a kill."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError
+
+from lmsmith.core.errors import UserError
+
+DEFAULT = Path("feedback.db")
+
+
+def open_database(where: str | Path) -> Engine:
+    """A database that has today's tables.
+
+    Args:
+        where: a file, which is made if it is missing, or a URL such as ``postgresql://…``.
+
+    Raises:
+        UserError: it cannot be opened, or was made by a later lmsmith.
+    """
+    url = str(where) if "://" in str(where) else f"sqlite:///{Path(where).absolute()}"
+    if url.startswith("sqlite:///"):
+        Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        engine = create_engine(url)
+    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
+        problem = f"{make_safe(url)}: no database that can be opened ({error})"
+        raise UserError(problem, "name a file, or a URL such as postgresql://host/name") from error
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _prepare_sqlite)
+    try:
+        with engine.begin() as connection:
+            _bring_up_to_date(connection, make_safe(url))
+    except DatabaseError as error:
+        engine.dispose()
+        raise UserError(
+            f"{make_safe(url)}: cannot be used as a database ({error.orig})",
+            "name another file, or none to make one",
+        ) from error
+    except BaseException:
+        engine.dispose()
+        raise
+    return engine
+
+
+def make_safe(url: str) -> str:
+    """A URL without its password."""
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except ArgumentError:
+        return "the URL"
+
+
+def _prepare_sqlite(connection: Any, _: object) -> None:
+    """Write-ahead log; every commit is on the disk; what is deleted is overwritten."""
+    for setting in (
+        "journal_mode = WAL",
+        "synchronous = FULL",
+        "foreign_keys = ON",
+        "busy_timeout = 10000",
+        "secure_delete = ON",
+    ):
+        connection.execute(f"PRAGMA {setting}")
+
+
+def _bring_up_to_date(connection: Connection, name: str) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.attributes["connection"] = connection
+    scripts = ScriptDirectory.from_config(config)
+    current = MigrationContext.configure(connection).get_current_revision()
+    if current == scripts.get_current_head():
+        return
+    known = {script.revision for script in scripts.walk_revisions()}
+    if current is not None and current not in known:
+        raise UserError(
+            f"{name} was made by a later lmsmith (tables of version {current})",
+            "update lmsmith, or name another database",
+        )
+    command.upgrade(config, "head")

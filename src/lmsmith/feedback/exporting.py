@@ -1,0 +1,121 @@
+"""From the database to the files that `lmsmith run` reads: conversations and rankings.
+
+People are kept apart: all that is one person's is on one side of the held-out split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from lmsmith.core.errors import UserError
+from lmsmith.core.files import write_jsonl
+from lmsmith.corpus import rows
+from lmsmith.corpus.splits import split_of
+from lmsmith.feedback.store import Store, path_to
+from lmsmith.feedback.tables import BetterAnswer, Comparison, Message, Person, RankedAnswers, Rating
+
+FILES = ("conversations", "rankings", "ratings")
+HELD_OUT = "held_out"
+
+_RANKS = {"left": [1, 2], "right": [2, 1], "tie": [1, 1], "both_bad": [1, 1]}
+
+
+def export(
+    store: Store, folder: Path, *, held_out: float = 0.0, with_liked: bool = False
+) -> dict[str, int]:
+    """Write ``conversations.jsonl``, ``rankings.jsonl`` and ``ratings.jsonl``.
+
+    Conversations are demonstrations: those that end with somebody's better answer, and with
+    ``with_liked`` also those whose last answer was thumbed up. Rankings are labelers', comparisons
+    (both bad is a tie), and better answers over what they improve. Ratings are for people to look
+    at: no stage learns from them.
+
+    Args:
+        store: the database.
+        folder: is made if it is missing; files in it are replaced.
+        held_out: share of the people whose rows stand in ``held_out/``.
+        with_liked: whether answers that were thumbed up are demonstrations.
+
+    Returns:
+        File → rows.
+
+    Raises:
+        UserError: the share is no share, or a file cannot be written.
+    """
+    if not 0 <= held_out < 1:
+        raise UserError(f"held_out = {held_out}: expected a share of the people, 0 to below 1")
+    found: dict[str, list[dict[str, object]]] = {
+        f"{part}{name}": [] for part in ("", f"{HELD_OUT}/") for name in FILES
+    }
+    with store.session() as session:
+        for person in session.scalars(select(Person).order_by(Person.id)):
+            part = f"{HELD_OUT}/" if split_of(person.id, {HELD_OUT: held_out}) else ""
+            found[f"{part}conversations"] += _demonstrations(session, person.id, with_liked)
+            found[f"{part}rankings"] += _rankings(session, person.id)
+            found[f"{part}ratings"] += _ratings(session, person.id)
+    counts = {}
+    for name, content in found.items():
+        path = folder / f"{name}.jsonl"
+        if content or path.exists():
+            write_jsonl(path, content)
+        counts[f"{name}.jsonl"] = len(content)
+    return counts
+
+
+def _plain(path: list[Message]) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": message.content} for message in path]
+
+
+def _judged(session: Session, table: Any, person: str) -> Iterator[tuple[Any, list[Message]]]:
+    """A person's judgements, each with the path to the answer that is judged."""
+    for each in session.scalars(select(table).where(table.person_id == person).order_by(table.id)):
+        yield each, path_to(session, session.get_one(Message, each.message_id))
+
+
+def _demonstrations(session: Session, person: str, with_liked: bool) -> Iterator[dict[str, object]]:
+    better = set()
+    for each, path in _judged(session, BetterAnswer, person):
+        better.add(each.message_id)
+        messages = [*_plain(path[:-1]), {"role": "assistant", "content": each.content}]
+        yield rows.Conversation(f"better-{person}-{each.id}", messages).row()
+    if with_liked:
+        for each, path in _judged(session, Rating, person):
+            if each.value > 0 and each.message_id not in better:
+                yield rows.Conversation(f"liked-{person}-{each.id}", _plain(path)).row()
+
+
+def _rankings(session: Session, person: str) -> Iterator[dict[str, object]]:
+    for each in session.scalars(
+        select(RankedAnswers).where(RankedAnswers.person_id == person).order_by(RankedAnswers.id)
+    ):
+        yield _ranking(f"ranking-{each.id}", each.prompt, each.responses, each.ranks, person)
+    for pair in session.scalars(
+        select(Comparison).where(Comparison.person_id == person).order_by(Comparison.id)
+    ):
+        left, right = (session.get_one(Message, side) for side in (pair.left_id, pair.right_id))
+        prompt = _plain(path_to(session, left)[:-1])
+        texts = [left.content, right.content]
+        yield _ranking(f"comparison-{pair.id}", prompt, texts, _RANKS[pair.verdict], person)
+    for each, path in _judged(session, BetterAnswer, person):
+        texts = [each.content, path[-1].content]
+        if texts[0] != texts[1]:
+            yield _ranking(f"better-{each.id}", _plain(path[:-1]), texts, [1, 2], person)
+
+
+def _ranking(
+    name: str, prompt: list[dict[str, str]], responses: list[str], ranks: list[int], person: str
+) -> dict[str, object]:
+    source = name.partition("-")[0]
+    ranking = rows.Ranking(name, prompt, list(responses), list(ranks), person, f"feedback.{source}")
+    return ranking.row()
+
+
+def _ratings(session: Session, person: str) -> Iterator[dict[str, object]]:
+    for each, path in _judged(session, Rating, person):
+        judged = {"value": each.value, "reasons": each.reasons, "comment": each.comment}
+        yield {"messages": _plain(path), "model": path[-1].model, "labeler": person, **judged}

@@ -1,0 +1,161 @@
+"""The tables: people, conversations as trees of messages, and four kinds of judgement.
+
+Whatever belongs to a person or a conversation goes with it when it is deleted.
+"""
+
+from __future__ import annotations
+
+import secrets
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import JSON, CheckConstraint, DateTime, ForeignKey, Index, String, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, mapped_column
+
+ROLES = ("admin", "labeler", "user")
+VERDICTS = ("left", "right", "tie", "both_bad")
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def new_id() -> str:
+    return secrets.token_hex(8)
+
+
+class Table(MappedAsDataclass, DeclarativeBase):
+    """What all tables have in common."""
+
+    type_annotation_map = {  # noqa: RUF012
+        datetime: DateTime(timezone=True),
+        dict[str, Any]: JSON,
+        list[str]: JSON,
+        list[int]: JSON,
+        list[dict[str, str]]: JSON,
+    }
+
+
+def _of(table: str, index: bool = True) -> Any:
+    """A reference; what refers to a row that is deleted is deleted too."""
+    return mapped_column(ForeignKey(f"{table}.id", ondelete="CASCADE"), index=index)
+
+
+class Person(Table, kw_only=True):
+    """Whoever talks or judges."""
+
+    __tablename__ = "people"
+    __table_args__ = (CheckConstraint(f"role in {ROLES}", "known_role"),)
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True, default_factory=new_id)
+    name: Mapped[str] = mapped_column(String(200), unique=True)
+    role: Mapped[str] = mapped_column(String(20), default="user")
+    created: Mapped[datetime] = mapped_column(default_factory=now)
+
+
+class Conversation(Table, kw_only=True):
+    """A tree of messages."""
+
+    __tablename__ = "conversations"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True, default_factory=new_id)
+    person_id: Mapped[str] = _of("people")
+    title: Mapped[str] = mapped_column(default="")
+    created: Mapped[datetime] = mapped_column(default_factory=now)
+    updated: Mapped[datetime] = mapped_column(default_factory=now)
+
+
+class Message(Table, kw_only=True):
+    """A message after its parent; siblings are what was said in its place.
+
+    Attributes:
+        model: that wrote it; empty for a person's.
+        settings: it was drawn with.
+        finish: why it ended: ``stop``, ``length``, ``stopped`` by the reader, or empty.
+    """
+
+    __tablename__ = "messages"
+    __table_args__ = (
+        CheckConstraint("role in ('system', 'user', 'assistant')", "known_role"),
+        Index("ix_messages_parent_id", "parent_id"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True, init=False)
+    conversation_id: Mapped[str] = _of("conversations")
+    parent_id: Mapped[int | None] = _of("messages", index=False)
+    role: Mapped[str] = mapped_column(String(20))
+    content: Mapped[str]
+    model: Mapped[str] = mapped_column(default="")
+    settings: Mapped[dict[str, Any]] = mapped_column(default_factory=dict)
+    finish: Mapped[str] = mapped_column(String(20), default="")
+    created: Mapped[datetime] = mapped_column(default_factory=now)
+
+
+class Rating(Table, kw_only=True):
+    """Thumbs up (+1) or down (−1) for an answer, a person's only one."""
+
+    __tablename__ = "ratings"
+    __table_args__ = (
+        UniqueConstraint("message_id", "person_id"),
+        CheckConstraint("value in (-1, 1)", "up_or_down"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True, init=False)
+    message_id: Mapped[int] = _of("messages")
+    person_id: Mapped[str] = _of("people")
+    value: Mapped[int]
+    reasons: Mapped[list[str]] = mapped_column(default_factory=list)
+    comment: Mapped[str] = mapped_column(default="")
+    created: Mapped[datetime] = mapped_column(default_factory=now)
+
+
+class BetterAnswer(Table, kw_only=True):
+    """What would have been better than an answer: a demonstration."""
+
+    __tablename__ = "better_answers"
+    __table_args__ = (UniqueConstraint("message_id", "person_id"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True, init=False)
+    message_id: Mapped[int] = _of("messages")
+    person_id: Mapped[str] = _of("people")
+    content: Mapped[str]
+    created: Mapped[datetime] = mapped_column(default_factory=now)
+
+
+class Comparison(Table, kw_only=True):
+    """Two answers to one message, shown side by side without their models' names."""
+
+    __tablename__ = "comparisons"
+    __table_args__ = (
+        UniqueConstraint("left_id", "right_id", "person_id"),
+        CheckConstraint(f"verdict in {VERDICTS}", "known_verdict"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True, init=False)
+    left_id: Mapped[int] = _of("messages")
+    right_id: Mapped[int] = _of("messages")
+    person_id: Mapped[str] = _of("people")
+    verdict: Mapped[str] = mapped_column(String(20))
+    created: Mapped[datetime] = mapped_column(default_factory=now)
+
+
+class RankedAnswers(Table, kw_only=True):
+    """K answers to a prompt in a labeler's order.
+
+    Attributes:
+        prompt: messages, the last of which is the user's.
+        ranks: one for each response, 1 is best, equal numbers are ties.
+        models: that wrote them, hidden from the labeler.
+        shown: the order in which they were shown.
+    """
+
+    __tablename__ = "rankings"
+
+    id: Mapped[int] = mapped_column(primary_key=True, init=False)
+    person_id: Mapped[str] = _of("people")
+    prompt: Mapped[list[dict[str, str]]]
+    responses: Mapped[list[str]]
+    ranks: Mapped[list[int]]
+    models: Mapped[list[str]] = mapped_column(default_factory=list)
+    shown: Mapped[list[int]] = mapped_column(default_factory=list)
+    created: Mapped[datetime] = mapped_column(default_factory=now)

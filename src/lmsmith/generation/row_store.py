@@ -1,0 +1,124 @@
+"""Rows of the cache for requests that come and go, within a number of pages that is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lmsmith.core.errors import UserError
+from lmsmith.generation.cache import PAGE, PagedCache, pages_for
+from lmsmith.generation.inference import InferenceDecoder
+from lmsmith.generation.prefixes import Held, KeptRows, longest_prefix
+
+
+class RowStore:
+    """The cache, the rows in use, and rows of earlier conversations that may be begun from.
+
+    Args:
+        model: whose keys and values are held.
+        cache_bytes: memory of the cache, which is never exceeded.
+        rows: most rows in use.
+        kept: most earlier conversations; 0 begins from none.
+
+    Raises:
+        UserError: there is no room for two pages.
+    """
+
+    def __init__(self, model: InferenceDecoder, cache_bytes: int, rows: int, kept: int) -> None:
+        config = model.config
+        page_bytes = config.cache_bytes_per_token(model.dtype.itemsize) * PAGE
+        windows = {config.window_of(layer) for layer in range(config.layers)}
+        self.banded = any(windows)
+        self._kinds = len(windows)
+        self.pages = cache_bytes // page_bytes
+        if self.pages < 2 * self._kinds:
+            raise UserError(
+                f"a cache of {cache_bytes:,} bytes has no room for {2 * PAGE} tokens",
+                f"give it {2 * self._kinds * page_bytes:,} or more",
+            )
+        self._page_bytes = page_bytes / self._kinds
+        self._most_kept = kept
+        self._kept = KeptRows()
+        self.cache = PagedCache(config, rows + kept + 1, self.pages, model.dtype)
+
+    @property
+    def tokens(self) -> int:
+        """Most tokens that all rows together may hold."""
+        return self.pages * PAGE // self._kinds
+
+    @property
+    def used_bytes(self) -> int:
+        """Earlier conversations included."""
+        return int(self.cache.used_pages * self._page_bytes)
+
+    def read_tokens(self, row: int) -> int:
+        """How many tokens a row holds."""
+        return self.cache.lengths[row]
+
+    def pages_to_come(self, done: int, length: int) -> int:
+        """Most pages that a row with ``done`` tokens takes until it has ``length``.
+
+        The page that it is in counts: where that is shared, it will be copied.
+        """
+        return (pages_for(length) - done // PAGE) * self._kinds
+
+    def open(
+        self, prompt: Sequence[int], live: Sequence[Held], pages: int, *, reuse: bool
+    ) -> tuple[int, int]:
+        """A row for a prompt, begun from the row that begins so for longest.
+
+        Args:
+            prompt: to be read.
+            live: rows in use that may be begun from.
+            pages: that must be free, were the row empty.
+            reuse: whether it may begin from another row.
+
+        Returns:
+            The row, and how many tokens of the prompt it holds already; row −1 if there is no
+            room now.
+        """
+        found = None
+        if reuse and self._most_kept:
+            rows = [*self._kept.held(), *live]
+            found = longest_prefix(rows, prompt, whole_rows=self.banded)
+        if found is not None:
+            earlier, done = found
+            if self._make_room(pages - done // PAGE * self._kinds, but=earlier):
+                self._kept.use(earlier)
+                row = self.cache.fork(earlier)
+                if done < self.cache.lengths[row]:
+                    self.cache.truncate(row, done)
+                return row, done
+        return (self.cache.open(), 0) if self._make_room(pages, but=None) else (-1, 0)
+
+    def _make_room(self, pages: int, but: int | None) -> bool:
+        while self.cache.used_pages + pages > self.pages:
+            oldest = self._kept.forget_oldest(but)
+            if oldest is None:
+                return False
+            self.cache.close(oldest)
+        return True
+
+    def fork(self, row: int) -> int:
+        """A row with the same past."""
+        return self.cache.fork(row)
+
+    def close(self, row: int) -> None:
+        """Give a row back."""
+        self.cache.close(row)
+
+    def keep(self, row: int, tokens: Sequence[int]) -> None:
+        """Give a row back, and keep what it has read for the next turn."""
+        if not self._most_kept:
+            self.close(row)
+            return
+        for useless in self._kept.keep(row, list(tokens[: self.cache.lengths[row]])):
+            self.cache.close(useless)
+        if len(self._kept) > self._most_kept:
+            oldest = self._kept.forget_oldest()
+            assert oldest is not None
+            self.cache.close(oldest)
+
+    def forget(self, lengths: dict[int, int]) -> None:
+        """Take back what rows were extended by in one reading: row → its length before."""
+        for row, length in lengths.items():
+            self.cache.truncate(row, length)

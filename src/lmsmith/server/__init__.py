@@ -1,0 +1,1 @@
+"""Models over HTTP: an API that OpenAI's clients know, and the engine thread behind it."""

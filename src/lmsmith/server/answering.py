@@ -1,0 +1,235 @@
+"""From the event loop's side: requests that wait their turn, and the events of their answers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+
+from lmsmith.core.errors import UserError
+from lmsmith.generation.requests import Reply, Request, TokenEvent
+from lmsmith.generation.scheduler import Event, Failed, Joined
+from lmsmith.server.errors import ApiError, internal, refused, shutting_down
+from lmsmith.server.limits import Limits
+from lmsmith.server.metrics import Metrics
+from lmsmith.server.served import ServedModel
+from lmsmith.server.worker import EngineThread, Ticket
+
+log = logging.getLogger("lmsmith.server")
+
+
+class Serving:
+    """The models, their thread, and who waits for them.
+
+    Args:
+        models: in the order they were named; the first answers who names none.
+        limits: what one client may ask for.
+    """
+
+    def __init__(self, models: Sequence[ServedModel], limits: Limits) -> None:
+        self.models = {model.name: model for model in models}
+        self.limits = limits
+        self.metrics = Metrics()
+        self.worker = EngineThread({model.name: model.scheduler for model in models})
+        self.draining = False
+        self.waiting = dict.fromkeys(self.models, 0)
+        self.answers: set[Answer] = set()
+        self._seconds = 1.0  # of a request, a running mean
+
+    def model(self, name: str | None) -> ServedModel:
+        """The model of that name, or the first one if there is none.
+
+        Raises:
+            ApiError: 404, with the names there are.
+        """
+        if name is None:
+            return next(iter(self.models.values()))
+        found = self.models.get(name)
+        if found is None:
+            names = ", ".join(self.models)
+            raise ApiError(
+                404,
+                f"there is no model {name!r} here; there is: {names}",
+                param="model",
+                code="model_not_found",
+            )
+        return found
+
+    def answer(self, model: ServedModel, requests: Sequence[Request], name: str) -> Answer:
+        """Let requests wait; they are one question, whose failures are shared.
+
+        Raises:
+            ApiError: they cannot be answered (400), too many wait (429), or it is over (503).
+        """
+        if self.draining:
+            self.metrics.rejected.labels("draining").inc()
+            raise shutting_down()
+        for request in requests:
+            try:
+                model.scheduler.check(request)
+            except UserError as error:
+                raise refused(error) from error
+        if self.is_full(model.name):
+            self.metrics.rejected.labels("queue").inc()
+            raise self._too_many(model)
+        answer = Answer(self, model, requests, name)
+        self.answers.add(answer)
+        for ticket in answer.tickets:
+            self.worker.submit(ticket)
+        return answer
+
+    def is_full(self, name: str) -> bool:
+        """Whether as many wait as may, beside those for whom there is a place."""
+        free = self.limits.streams - self.models[name].scheduler.active
+        return self.waiting[name] >= self.limits.queue + max(0, free)
+
+    def _too_many(self, model: ServedModel) -> ApiError:
+        waiting = self.waiting[model.name]
+        seconds = math.ceil(self._seconds * waiting / self.limits.streams)
+        return ApiError(
+            429,
+            f"{waiting} requests wait for {model.name} already; try again later",
+            "rate_limit_error",
+            code="queue_full",
+            headers={"Retry-After": str(min(60, max(1, seconds)))},
+        )
+
+    def took(self, seconds: float) -> None:
+        """An answer is over; said for the estimate in Retry-After."""
+        self._seconds += 0.1 * (seconds - self._seconds)
+
+
+@dataclass
+class Question:
+    """A prompt of a question, as far as it is answered.
+
+    Attributes:
+        replies: one for each sample.
+        reused: tokens of the prompt that were not read again.
+    """
+
+    request: Request
+    replies: list[Reply]
+    reused: int = 0
+
+
+class Answer:
+    """The events of a question's answer, and what has come of it so far."""
+
+    def __init__(
+        self, serving: Serving, model: ServedModel, requests: Sequence[Request], name: str
+    ) -> None:
+        self.model, self.name = model, name
+        self.questions = [
+            Question(request, [Reply() for _ in range(request.settings.samples)])
+            for request in requests
+        ]
+        self._serving = serving
+        self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        self._asked = time.perf_counter()
+        self._last: dict[tuple[int, int], float] = {}
+        self._waiting = set(range(len(requests)))
+        self._closed = False
+        serving.waiting[model.name] += len(requests)
+        self.tickets = [
+            Ticket(model.name, request, self._listener(number))
+            for number, request in enumerate(requests)
+        ]
+
+    def _listener(self, number: int) -> Callable[[Event], None]:
+        return lambda event: self._events.put_nowait((number, event))
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(len(question.request.prompt) for question in self.questions)
+
+    @property
+    def written_tokens(self) -> int:
+        return sum(len(reply.tokens) for each in self.questions for reply in each.replies)
+
+    @property
+    def reused_tokens(self) -> int:
+        return sum(question.reused for question in self.questions)
+
+    async def events(self) -> AsyncIterator[tuple[int, TokenEvent]]:
+        """(prompt's number, event) until every reply has ended.
+
+        Raises:
+            ApiError: the request failed, took too long, or the server ends.
+        """
+        left = sum(len(question.replies) for question in self.questions)
+        deadline = self._asked + self._serving.limits.seconds
+        while left:
+            number, event = await self._next(deadline)
+            if isinstance(event, Failed):
+                raise self._failure(event.error)
+            if isinstance(event, Joined):
+                self._joined(number, event)
+                continue
+            self._take(number, event)
+            left -= event.finish is not None
+            yield number, event
+        self._serving.took(time.perf_counter() - self._asked)
+
+    async def whole(self) -> None:
+        """Wait until every reply has ended."""
+        async for _ in self.events():
+            pass
+
+    def close(self) -> None:
+        """Give up what is not finished: its slots are free from the next step on."""
+        if self._closed:
+            return
+        self._closed = True
+        self._serving.answers.discard(self)
+        self._serving.waiting[self.model.name] -= len(self._waiting)
+        finished = all(reply.finish for each in self.questions for reply in each.replies)
+        if not finished:
+            for ticket in self.tickets:
+                self._serving.worker.cancel(ticket)
+
+    def went_away(self) -> None:
+        """The client hung up."""
+        self._serving.metrics.cancelled.labels(self.model.name).inc()
+        self.close()
+
+    async def _next(self, deadline: float) -> tuple[int, Event]:
+        if not self._events.empty():
+            return self._events.get_nowait()
+        try:
+            async with asyncio.timeout(deadline - time.perf_counter()):
+                return await self._events.get()
+        except TimeoutError:
+            seconds = self._serving.limits.seconds
+            self._serving.metrics.rejected.labels("timeout").inc()
+            raise ApiError(
+                504, f"no answer within {seconds:g} seconds", "server_error", code="timeout"
+            ) from None
+
+    def _joined(self, number: int, event: Joined) -> None:
+        metrics, name = self._serving.metrics, self.model.name
+        self.questions[number].reused = event.reused
+        self._waiting.discard(number)
+        self._serving.waiting[name] -= 1
+        metrics.prompt_tokens.labels(name).inc(len(self.questions[number].request.prompt))
+        metrics.cached_tokens.labels(name).inc(event.reused)
+
+    def _take(self, number: int, event: TokenEvent) -> None:
+        self.questions[number].replies[event.sample].add(event)
+        metrics, name, now = self._serving.metrics, self.model.name, time.perf_counter()
+        before = self._last.get((number, event.sample))
+        if before is None:
+            metrics.first_token.labels(name).observe(now - self._asked)
+        else:
+            metrics.gap.labels(name).observe(now - before)
+        self._last[number, event.sample] = now
+        metrics.generated_tokens.labels(name).inc()
+
+    def _failure(self, error: Exception) -> ApiError:
+        if isinstance(error, ApiError):
+            return error
+        log.error("request %s failed: %s", self.name, error, exc_info=error)
+        return internal(self.name)

@@ -1,0 +1,108 @@
+"""What every request passes before anything reads it: host, token, size."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Sequence
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from lmsmith.server.errors import ApiError
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+]
+
+
+class Guard:
+    """Refuses what has no right to be answered.
+
+    Args:
+        app: what is guarded.
+        token: demanded of every request if it is not empty.
+        hosts: names by which the server may be called: another name means that a page elsewhere
+            had its own name point here. Empty allows all, which needs a token.
+        body_bytes: of the longest body.
+    """
+
+    def __init__(self, app: ASGIApp, *, token: str, hosts: Sequence[str], body_bytes: int) -> None:
+        self._app, self._token, self._body_bytes = app, token.encode(), body_bytes
+        self._hosts = {host.lower() for host in hosts}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+
+        async def send_safely(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", []), *_HEADERS]}
+            await send(message)
+
+        try:
+            self._check(headers)
+            await self._app(scope, self._bounded(receive), send_safely)
+        except ApiError as error:
+            await error.response()(scope, receive, send_safely)
+
+    def _check(self, headers: Headers) -> None:
+        if self._hosts and _host_name(headers.get("host", "")) not in self._hosts:
+            name = headers.get("host", "")
+            problem = f"no server of the name {name!r} is here; allow it by --allow-host"
+            raise ApiError(421, problem, code="host_not_allowed")
+        origin = headers.get("origin")
+        if origin is not None and not self._is_own(origin, headers.get("host", "")):
+            problem = "pages of other origins may not ask this server"
+            raise ApiError(403, problem, "permission_error", code="origin_not_allowed")
+        if self._token:
+            scheme, _, given = headers.get("authorization", "").partition(" ")
+            right = hmac.compare_digest(given.strip().encode(), self._token)
+            if scheme.lower() != "bearer" or not right:
+                raise ApiError(
+                    401,
+                    "give the server's token: Authorization: Bearer TOKEN",
+                    "authentication_error",
+                    code="invalid_api_key",
+                    headers={"WWW-Authenticate": "Bearer"},
+                )
+        length = headers.get("content-length", "0")
+        if length.isdigit() and int(length) > self._body_bytes:
+            raise self._too_large()
+
+    def _is_own(self, origin: str, host: str) -> bool:
+        """Whether a page that asks is one of this server's own."""
+        name = _host_name(origin.partition("://")[2])
+        return name == _host_name(host) or name in self._hosts
+
+    def _bounded(self, receive: Receive) -> Receive:
+        """A body without a length is counted as it comes."""
+        read = 0
+
+        async def bounded() -> Message:
+            nonlocal read
+            message = await receive()
+            if message["type"] == "http.request":
+                read += len(message.get("body", b""))
+                if read > self._body_bytes:
+                    raise self._too_large()
+            return message
+
+        return bounded
+
+    def _too_large(self) -> ApiError:
+        problem = f"the body may have {self._body_bytes:,} bytes at most"
+        return ApiError(413, problem, code="body_too_large", headers={"Connection": "close"})
+
+
+def _host_name(host: str) -> str:
+    """The name in a Host header, without the port."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0].lower()
+    return host.rpartition(":")[0].lower() if ":" in host else host.lower()

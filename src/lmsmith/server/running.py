@@ -1,0 +1,120 @@
+"""The server's life: it listens, answers, and when it is told to end, finishes what it began."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Callable, Generator
+from types import FrameType
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from lmsmith.core.errors import UserError
+from lmsmith.server.answering import Serving
+from lmsmith.server.errors import shutting_down
+
+log = logging.getLogger("lmsmith.server")
+
+
+class Server(uvicorn.Server):
+    """uvicorn, but SIGTERM drains and is no failure.
+
+    Args:
+        app: answers.
+        serving: whose requests are drained.
+        listening: an open socket.
+        ready: called once requests are taken.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        serving: Serving,
+        listening: socket.socket,
+        ready: Callable[[], None] = lambda: None,
+    ) -> None:
+        drain = serving.limits.drain_seconds
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                ws="none",
+                lifespan="on",
+                proxy_headers=False,
+                timeout_graceful_shutdown=int(drain) + 5,
+            )
+        )
+        self._serving, self._listening, self._ready = serving, listening, ready
+        self._draining: asyncio.Task[None] | None = None
+
+    def go(self) -> None:
+        """Serve until a signal, or `end` in another thread; in flight requests are finished."""
+        with asyncio.Runner(loop_factory=self.config.get_loop_factory()) as runner:
+            runner.run(self.serve([self._listening]))
+
+    def end(self) -> None:
+        """Take no more requests, finish those under way, and return from `go`."""
+        self._serving.draining = True
+        self.should_exit = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._serving.draining = True
+        self._draining = asyncio.ensure_future(self._end_what_lasts())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            self._draining.cancel()
+
+    async def _end_what_lasts(self) -> None:
+        await asyncio.sleep(self._serving.limits.drain_seconds)
+        if self._serving.answers:
+            log.warning("%d requests are cut off", len(self._serving.answers))
+        self._serving.worker.fail_all(shutting_down())
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """The first SIGINT or SIGTERM drains, a second one ends at once; neither is an error."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, self._told) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _told(self, _number: int, _frame: FrameType | None) -> None:
+        if self.should_exit:
+            self.force_exit = True
+        self.end()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """An open socket; port 0 is any that is free.
+
+    Raises:
+        UserError: the address cannot be had.
+    """
+    if not 0 <= port < 2**16:
+        raise UserError(f"--port {port}: there is no such port", "choose one of 0 to 65535")
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=512)
+    except OSError as error:
+        raise UserError(
+            f"{host}:{port}: cannot listen there ({error})", "choose another --port"
+        ) from error

@@ -1,0 +1,124 @@
+"""The models that are served: read, named, and given their share of the memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lmsmith.catalogue.reading import ReadModel, read_model
+from lmsmith.catalogue.resolving import resolve
+from lmsmith.core.errors import UserError
+from lmsmith.generation.inference import InferenceDecoder
+from lmsmith.generation.scheduler import Scheduler
+from lmsmith.tokenizers import Tokenizer
+from lmsmith.training.machine import ResolvedMachine
+
+GIGABYTE = 10**9
+
+CACHE_BYTES = GIGABYTE
+"""Of each model's cache, if nothing is said."""
+
+
+@dataclass
+class ServedModel:
+    """A model that answers.
+
+    Attributes:
+        name: clients call it so.
+        tokenizer: its own.
+        scheduler: writes, in the engine thread alone.
+        created: when it was made ready, seconds since 1970.
+        weight_bytes: of its weights in memory.
+        cache_bytes: that its cache may take.
+    """
+
+    name: str
+    tokenizer: Tokenizer
+    scheduler: Scheduler
+    created: int
+    weight_bytes: int
+    cache_bytes: int
+
+    @property
+    def context(self) -> int:
+        return self.scheduler.model.config.context
+
+
+def split_word(word: str) -> tuple[str, str]:
+    """Name and model of ``NAME=MODEL``; a model alone is called by the last part of its path."""
+    name, equals, model = word.partition("=")
+    if equals and name and model and not Path(word).exists():
+        return name, model
+    return Path(resolve(word).name).name or word, word
+
+
+def read_models(words: Sequence[str]) -> dict[str, ReadModel]:
+    """Read models by the names they will have.
+
+    Raises:
+        UserError: one cannot be read, or two have one name.
+    """
+    named = [split_word(word) for word in words]
+    names = [name for name, _ in named]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"two models are called {twice}", f"name one: other={twice}")
+    return {name: read_model(model) for name, model in named}
+
+
+def serve_models(
+    models: dict[str, ReadModel],
+    *,
+    machine: ResolvedMachine,
+    weights: Literal["model", "int8"],
+    memory_bytes: int,
+    streams: int,
+) -> list[ServedModel]:
+    """Make models ready, within a budget.
+
+    Args:
+        models: by name.
+        machine: gives the precision.
+        weights: as they are in that precision, or ``int8``.
+        memory_bytes: for all weights and caches; 0 gives every cache `CACHE_BYTES`.
+        streams: replies written together, of each model.
+
+    Raises:
+        UserError: the budget has no room for the weights and a context of each model.
+    """
+    ready = {
+        name: InferenceDecoder(found.decoder, machine, weights=weights)
+        for name, found in models.items()
+    }
+    # The float32 weights stay, for embeddings and norms are read from them.
+    sizes = {
+        name: 4 * found.decoder.config.parameters + ready[name].weight_bytes
+        for name, found in models.items()
+    }
+    cache_bytes = CACHE_BYTES
+    if memory_bytes:
+        cache_bytes = (memory_bytes - sum(sizes.values())) // len(models)
+        needed = sum(sizes.values()) + sum(
+            model.config.context * model.config.cache_bytes_per_token(model.dtype.itemsize)
+            for model in ready.values()
+        )
+        if memory_bytes < needed:
+            raise UserError(
+                f"--memory: {memory_bytes / GIGABYTE:.2f} GB has no room for "
+                f"{', '.join(models)} with one conversation each",
+                f"give it {needed / GIGABYTE + 0.005:.2f} or more, or serve fewer models",
+            )
+    return [
+        ServedModel(
+            name,
+            found.tokenizer,
+            Scheduler(ready[name], found.tokenizer, cache_bytes=cache_bytes, rows=streams),
+            int(time.time()),
+            sizes[name],
+            cache_bytes,
+        )
+        for name, found in models.items()
+    ]

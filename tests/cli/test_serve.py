@@ -1,0 +1,115 @@
+"""lmsmith serve as a process: it says where it is, drains when it is told to end, and exits 0."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from lmsmith import cli
+from lmsmith.models.config import ModelConfig
+from lmsmith.models.decoder import Decoder
+from lmsmith.models.folder import save_model
+from lmsmith.tokenizers import Tokenizer
+
+pytest.importorskip("fastapi")
+SOURCE = str(Path(__file__).parents[2] / "src")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tokenizer = Tokenizer.train(["hello there, how are you?"] * 4, 300)
+    decoder = Decoder(ModelConfig(1, 16, 2, 2000, tokenizer.vocabulary_size))
+    decoder.initialise(torch.Generator().manual_seed(0))
+    save_model(folder, decoder, tokenizer, {})
+    return folder
+
+
+@contextmanager
+def serving(*words: str) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+    """The process, once it is ready, and what it has said."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lmsmith", "serve", *words],
+        env={**os.environ, "PYTHONPATH": SOURCE, "OMP_NUM_THREADS": "1", "LMSMITH_TOKEN": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        said: list[str] = []
+        assert process.stdout is not None
+        for line in process.stdout:
+            said.append(line)
+            if "is ready" in line:
+                break
+        yield process, said
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def test_sigterm_finishes_what_was_begun(model: Path) -> None:
+    words = ["one=" + str(model), str(model), "--port", "0", "--memory", "0.1"]
+    with serving(*words) as (process, said):
+        assert said[0].startswith("one: context 2,000, weights 0.00 GB, cache 0.05 GB (")
+        assert said[1].startswith("tiny: ")
+        address = said[-1].split("/v1")[0]
+        with urllib.request.urlopen(f"{address}/v1/models") as response:
+            assert [each["id"] for each in json.load(response)["data"]] == ["one", "tiny"]
+        body = json.dumps({"messages": [{"role": "user", "content": "hello"}], "stream": True,
+                           "ignore_eos": True, "max_tokens": 300}).encode()  # fmt: skip
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=120) as client:
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\n"
+            head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            client.sendall(head.encode() + body)
+            received = client.recv(100)
+            process.send_signal(signal.SIGTERM)
+            while part := client.recv(65536):
+                received += part
+        assert b"data: [DONE]" in received
+        assert b'"finish_reason":"length"' in received
+        assert process.wait(60) == 0
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["{model}", "--host", "0.0.0.0"], "LMSMITH_TOKEN"),
+        (["{model}", "{model}"], "two models are called tiny"),
+        (["nothing-like-this"], "nothing-like-this"),
+        (["{model}", "--streams", "0"], "streams"),
+        (["{model}", "--memory", "0.0001"], "no room for tiny"),
+        (["{model}", "--port", "99999"], "no such port"),
+        (["{model}", "--port", "{taken}"], "cannot listen"),
+    ],
+)
+def test_mistakes(
+    words: list[str],
+    message: str,
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("LMSMITH_TOKEN", raising=False)
+    if "--port" not in words:
+        words = [*words, "--port", "0"]
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = other.getsockname()[1]
+        words = [word.format(model=model, taken=taken) for word in words]
+        assert cli.main(["serve", *words]) == 2
+    assert message in capsys.readouterr().err

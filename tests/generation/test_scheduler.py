@@ -1,0 +1,292 @@
+"""Those that come and go get what the engine would write; memory is kept; what fails is alone."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lmsmith.core.errors import UserError
+from lmsmith.generation import scheduler as module
+from lmsmith.generation.cache import PAGE, PagedCache
+from lmsmith.generation.engine import Engine, InferenceDecoder, SamplingSettings, answer
+from lmsmith.generation.inference import Span
+from lmsmith.generation.requests import Reply, Request, TokenEvent
+from lmsmith.generation.scheduler import Event, Failed, Joined, Scheduler
+from lmsmith.models.config import ModelConfig, RopeScaling
+from lmsmith.models.decoder import Decoder
+from lmsmith.tokenizers import Tokenizer
+
+TOKENIZER = Tokenizer.train(["what is it? it is what it is, I think. 你好 🙂"] * 9, 300)
+VOCABULARY = TOKENIZER.vocabulary_size
+DENSE = ModelConfig(2, 32, 4, 400, VOCABULARY)
+BANDED = replace(DENSE, attention_pattern=("dense", "banded"), window=40)
+DYNAMIC = replace(
+    DENSE, positions="rotary", rope_scaling=RopeScaling("dynamic", 2.0, original_context=100)
+)
+
+
+def make_decoder(config: ModelConfig) -> Decoder:
+    """Weights large enough that every token's distribution depends on all before it."""
+    decoder = Decoder(config).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in decoder.named_parameters():
+            spread = 0.5 if "embedding" in name else 0.3
+            centre = 1.0 if name.endswith("norm.weight") else 0.0
+            parameter.normal_(centre, spread, generator=generator)
+    return decoder
+
+
+MODELS = {
+    "dense": InferenceDecoder(make_decoder(DENSE)),
+    "banded": InferenceDecoder(make_decoder(BANDED)),
+    "dynamic": InferenceDecoder(make_decoder(DYNAMIC)),
+}
+MODEL = MODELS["dense"]
+
+
+def tokens_of(source: random.Random, count: int) -> list[int]:
+    return [source.randrange(5, VOCABULARY) for _ in range(count)]
+
+
+def some_requests(seed: int, count: int) -> list[Request]:
+    """Of all kinds, several of which begin in the same way."""
+    source = random.Random(seed)
+    opening = tokens_of(source, 90)
+    requests = []
+    for number in range(count):
+        prompt = opening[: source.choice([0, 20, 90])] + tokens_of(source, source.randint(1, 180))
+        sampling = SamplingSettings(
+            max_new_tokens=source.randint(1, 40),
+            temperature=source.choice([0.0, 0.7, 1.0]),
+            top_p=source.choice([1.0, 0.9]),
+            seed=number,
+            stop_tokens=tuple(tokens_of(source, 3)),
+            stop=source.choice([(), ("is",), ("t i", "nk")]),
+            samples=source.choice([1, 1, 3]),
+            frequency_penalty=source.choice([0.0, 0.5]),
+            top_log_probs=source.choice([0, 2]),
+            prompt_log_probs=source.random() < 0.2,
+        )
+        requests.append(Request(prompt, sampling, stream=10 * number))
+    return requests
+
+
+def small(model: InferenceDecoder = MODEL, tokens: int = 4000, rows: int = 8) -> Scheduler:
+    bytes_per_token = model.config.cache_bytes_per_token(model.dtype.itemsize)
+    return Scheduler(model, TOKENIZER, cache_bytes=tokens * bytes_per_token, rows=rows)
+
+
+def collect(events: Sequence[Event], requests: Sequence[Request]) -> list[list[Reply]]:
+    """Replies of requests that were submitted in this order to a new scheduler."""
+    replies = [[Reply() for _ in range(request.settings.samples)] for request in requests]
+    for event in events:
+        assert not isinstance(event, Failed), event.error
+        if isinstance(event, TokenEvent):
+            replies[event.request][event.sample].add(event)
+    return replies
+
+
+def run(scheduler: Scheduler) -> list[Event]:
+    events: list[Event] = []
+    while scheduler.busy:
+        events += scheduler.step()
+        assert scheduler.rows.cache.used_pages <= scheduler.rows.pages
+        assert scheduler.active <= scheduler.most_rows
+    return events
+
+
+def serve(scheduler: Scheduler, requests: Sequence[Request], seed: int = 0) -> list[list[Reply]]:
+    """All replies; the requests come one after another while others are under way."""
+    source, events = random.Random(seed), []
+    for request in requests:
+        scheduler.submit(request)
+        for _ in range(source.choice([0, 0, 1, 3, 10])):
+            events += scheduler.step()
+    return collect(events + run(scheduler), requests)
+
+
+def assert_equal(found: list[list[Reply]], expected: list[list[Reply]]) -> None:
+    for ours, theirs in zip(found, expected, strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            assert (one.tokens, one.text, one.finish) == (other.tokens, other.text, other.finish)
+            for a, b in zip(one.log_probs, other.log_probs, strict=True):
+                assert a.log_prob == pytest.approx(b.log_prob, abs=1e-4)
+                assert [token for token, _ in a.top] == [token for token, _ in b.top]
+
+
+@pytest.mark.parametrize("kind", ["dense", "banded", "dynamic"])
+def test_what_comes_and_goes_is_what_the_engine_writes(kind: str) -> None:
+    model, requests = MODELS[kind], some_requests(1, 24)
+    expected = answer(Engine(model, tokenizer=TOKENIZER), requests)
+    scheduler = small(model, tokens=12_000 if kind == "banded" else 4000)
+    assert_equal(serve(scheduler, requests), expected)
+    assert {reply.finish for replies in expected for reply in replies} >= {"stop", "length"}
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.integers(0, 2**32), st.integers(700, 3000), st.integers(3, 6))
+def test_any_company_rows_and_memory(seed: int, tokens: int, rows: int) -> None:
+    requests = some_requests(seed, 9)
+    expected = answer(Engine(MODEL, tokenizer=TOKENIZER), requests)
+    scheduler = small(tokens=max(tokens, 3 * 400), rows=rows)
+    assert_equal(serve(scheduler, requests, seed), expected)
+    while (row := scheduler.rows._kept.forget_oldest()) is not None:
+        scheduler.rows.close(row)
+    assert scheduler.rows.cache.used_pages == 0
+
+
+def test_the_next_turn_reads_what_is_new_only() -> None:
+    scheduler = small()
+    first = tokens_of(random.Random(0), 150)
+    sampling = SamplingSettings(max_new_tokens=20, seed=4)
+    scheduler.submit(Request(first, sampling))
+    reply = [event.token for event in run(scheduler) if isinstance(event, TokenEvent)]
+    turn = [*first, *reply, 7, 8, 9]
+    scheduler.submit(Request(turn, sampling))
+    events = run(scheduler)
+    assert events[0] == Joined(1, len(first) + len(reply) - 1)  # the last token was never read
+    written = [event.token for event in events if isinstance(event, TokenEvent)]
+    (alone,) = answer(Engine(MODEL), [Request(turn, sampling)])
+    assert written == alone[0].tokens
+    # The turn before may be written anew, and a conversation that only begins so as well.
+    for number, prompt in enumerate([first, [*first[:100], *reply]], start=2):
+        scheduler.submit(Request(prompt, sampling))
+        events = run(scheduler)
+        assert events[0] == Joined(number, min(len(first) - 1, 100) if number == 3 else 149)
+        (alone,) = answer(Engine(MODEL), [Request(prompt, sampling)])
+        assert [e.token for e in events if isinstance(e, TokenEvent)] == alone[0].tokens
+
+
+def test_a_long_prompt_does_not_keep_others_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PIECE", 16)
+    monkeypatch.setattr(module, "TOKENS_BESIDE", 32)
+    scheduler, source = small(), random.Random(0)
+    scheduler.submit(Request(tokens_of(source, 5), SamplingSettings(max_new_tokens=40)))
+    scheduler.step()
+    scheduler.submit(Request(tokens_of(source, 300), SamplingSettings(max_new_tokens=1)))
+    scheduler.submit(Request(tokens_of(source, 30), SamplingSettings(max_new_tokens=1)))
+    first_token: dict[int, int] = {}
+    for step in range(20):
+        events = [event for event in scheduler.step() if isinstance(event, TokenEvent)]
+        assert any(event.request == 0 for event in events)  # at every step
+        for event in events:
+            first_token.setdefault(event.request, step)
+    assert first_token[2] < 4 < first_token[1]
+
+
+@pytest.mark.parametrize("kind", ["dense", "banded"])
+def test_log_probabilities_of_a_prompt(kind: str) -> None:
+    model = MODELS[kind]
+    decoder = make_decoder(model.config)
+    prompt = tokens_of(random.Random(3), 333)
+    scheduler = small(model)
+    sampling = SamplingSettings(max_new_tokens=1, prompt_log_probs=True, top_log_probs=3)
+    for _ in range(2):  # the second time nothing is reused: every hidden state is needed
+        number = scheduler.submit(Request(prompt, sampling))
+        (found,) = [event for event in run(scheduler) if isinstance(event, TokenEvent)]
+        with torch.no_grad():
+            logits_tv = decoder.logits(decoder(torch.tensor([prompt]))[0])
+        expected_tv = logits_tv.log_softmax(dim=-1)
+        assert found.request == number
+        assert [each.token for each in found.prompt_log_probs] == prompt[1:]
+        for place, each in enumerate(found.prompt_log_probs):
+            assert each.log_prob == pytest.approx(float(expected_tv[place, each.token]), abs=1e-4)
+            assert each.top[0][0] == int(expected_tv[place].argmax())
+
+
+class Poisoned(InferenceDecoder):
+    """Fails to read token 6, and gives what is no number for token 7."""
+
+    def read(self, spans: Sequence[Span], cache: PagedCache) -> Tensor:
+        hidden_nd = super().read(spans, cache)
+        tokens = [token for _, tokens in spans for token in tokens]
+        if 6 in tokens:
+            raise RuntimeError("poison")
+        with torch.inference_mode():
+            hidden_nd[torch.tensor(tokens) == 7] = torch.nan
+        return hidden_nd
+
+
+def test_what_fails_fails_alone() -> None:
+    source = random.Random(0)
+    prompts = [[token for token in tokens_of(source, 50) if token > 7] for _ in range(6)]
+    bias = {6: -100.0, 7: -100.0}
+    sampling = SamplingSettings(max_new_tokens=12, seed=1, samples=2, logit_bias=bias)
+    good = [Request(prompt, sampling) for prompt in prompts]
+    expected = answer(Engine(MODEL, tokenizer=TOKENIZER), good)
+    bad = [Request([*prompts[0], 6], sampling), Request([*prompts[1][:20], 7], sampling)]
+    # One whose replies fail on their way: it must draw token 6.
+    later = Request(prompts[2], replace(sampling, logit_bias={6: 1000.0}))
+    scheduler = small(Poisoned(make_decoder(DENSE)), rows=20)
+    for request in (*good, *bad, later):
+        scheduler.submit(request)
+    events = run(scheduler)
+    failed = {event.request: event.error for event in events if isinstance(event, Failed)}
+    assert sorted(failed) == [6, 7, 8]
+    assert str(failed[6]) == "poison"
+    assert isinstance(failed[7], UserError)
+    kept = [event for event in events if isinstance(event, TokenEvent) and event.request < 6]
+    assert_equal(collect(kept, good), expected)
+    # And what comes after is answered as ever.
+    scheduler.submit(good[0])
+    after = [event.token for event in run(scheduler) if isinstance(event, TokenEvent)]
+    assert sorted(after) == sorted([*expected[0][0].tokens, *expected[0][1].tokens])
+
+
+def test_cancelled_at_every_stage_leaves_nothing_behind() -> None:
+    scheduler, source = small(rows=2), random.Random(1)
+    prompts = [tokens_of(source, 300) for _ in range(4)]
+    numbers = [
+        scheduler.submit(Request(prompt, SamplingSettings(max_new_tokens=50))) for prompt in prompts
+    ]
+    scheduler.step()
+    assert (scheduler.active, scheduler.waiting) == (2, 2)
+    for number in (numbers[3], numbers[0], numbers[0], 99):
+        scheduler.cancel(number)
+    assert (scheduler.active, scheduler.waiting) == (1, 1)
+    events = run(scheduler)
+    written = {event.request for event in events if isinstance(event, TokenEvent)}
+    assert written == {numbers[1], numbers[2]}
+    # What was read of a cancelled prompt need not be read again.
+    scheduler.submit(Request(prompts[0], SamplingSettings(max_new_tokens=1)))
+    (joined,) = [event for event in run(scheduler) if isinstance(event, Joined)]
+    assert joined.reused >= 128
+
+
+def test_fail_all_ends_everything_and_begins_anew() -> None:
+    scheduler = small(rows=2)
+    request = Request(tokens_of(random.Random(1), 30), SamplingSettings(max_new_tokens=9, seed=3))
+    for _ in range(4):
+        scheduler.submit(request)
+    scheduler.step()
+    error = RuntimeError("all over")
+    assert scheduler.fail_all(error) == [Failed(number, error) for number in range(4)]
+    assert not scheduler.busy
+    assert scheduler.rows.cache.used_pages == 0
+    scheduler.submit(request)
+    (alone,) = answer(Engine(MODEL, tokenizer=TOKENIZER), [request])
+    written = [event.token for event in run(scheduler) if isinstance(event, TokenEvent)]
+    assert written == alone[0].tokens
+
+
+def test_what_can_never_fit_is_refused_at_once() -> None:
+    scheduler = small(tokens=3 * PAGE, rows=4)
+    prompt = tokens_of(random.Random(0), 100)
+    with pytest.raises(UserError, match="cache's 192"):
+        scheduler.submit(Request(prompt, SamplingSettings(max_new_tokens=93)))
+    with pytest.raises(UserError, match="samples = 5"):
+        scheduler.submit(Request(prompt, SamplingSettings(max_new_tokens=1, samples=5)))
+    with pytest.raises(UserError, match="top_p"):
+        scheduler.submit(Request(prompt, SamplingSettings(top_p=7)))
+    with pytest.raises(UserError, match="no room for 128 tokens"):
+        small(tokens=PAGE)
+    scheduler.submit(Request(prompt, SamplingSettings(max_new_tokens=92)))
+    run(scheduler)

@@ -1,0 +1,279 @@
+"""What is refused, and how: in the API's shape, with the right status, and nothing is harmed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx2 as httpx
+import openai
+import pytest
+from worlds import CONTEXT, HTTP, RANDOM, SENTENCE, TOKENIZER, Running, running, said_by, words
+
+from lmsmith.generation.rows import Row
+from lmsmith.generation.scheduler import Scheduler
+from lmsmith.server.limits import Limits
+
+ASK = said_by("what do you like?")
+
+
+def post(served: Running, path: str, body: Any, **options: Any) -> httpx.Response:
+    content = body if isinstance(body, bytes) else json.dumps(body)
+    headers = {"content-type": "application/json", **options.pop("headers", {})}
+    return HTTP.post(f"{served.address}{path}", content=content, headers=headers, **options)
+
+
+def refused(response: httpx.Response, status: int = 400) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    error: dict[str, Any] = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return error
+
+
+def wait_for(what: Callable[[], bool]) -> None:
+    until = time.monotonic() + 10
+    while not what():
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+def test_errors_of_the_client(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as missing:
+        client.chat.completions.create(model="gpt-7", messages=ASK)
+    assert missing.value.code == "model_not_found"
+    assert "parrot, random" in missing.value.message
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("gpt-7")
+    with pytest.raises(openai.BadRequestError) as long:
+        client.chat.completions.create(model="parrot", messages=said_by(words(CONTEXT)))
+    assert long.value.code == "context_length_exceeded"
+    assert f"maximum context length is {CONTEXT} tokens" in long.value.message
+    stream = {"model": "parrot", "messages": said_by(words(CONTEXT)), "stream": True}
+    with pytest.raises(openai.BadRequestError):
+        client.chat.completions.create(**stream)
+    with pytest.raises(openai.BadRequestError) as wrong:
+        client.chat.completions.create(model="parrot", messages=ASK, temperature=-1)
+    assert wrong.value.param == "temperature"
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "word"),
+    [
+        ({"tools": [{"type": "function"}]}, "tools", "not supported"),
+        ({"tool_choice": "required"}, "tool_choice", "not supported"),
+        ({"response_format": {"type": "json_object"}}, "response_format", "text"),
+        ({"modalities": ["text", "audio"]}, "modalities", "only text"),
+        ({"stop": list("abcde")}, "stop", "at most 4"),
+        ({"n": 17}, "n", "at most 16"),
+        ({"n": 0}, "n", "greater"),
+        ({"n": 9}, None, "at most 8 replies"),
+        ({"top_logprobs": 21}, "top_logprobs", "20"),
+        ({"logit_bias": {"tea": 1}}, "logit_bias", "token ids"),
+        ({"logit_bias": {"9999": 1}}, None, "logit_bias"),
+        ({"min_p": 3}, None, "min_p"),
+        ({"messages": []}, "messages", "at least 1"),
+        ({"messages": "hello"}, "messages", "list"),
+        ({"messages": [{"content": "x"}]}, "messages[0].role", "required"),
+        ({"messages": [{"role": "king", "content": "x"}]}, "messages[0].role", "king"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0]", "tools"),
+        ({"messages": [*ASK, {"role": "assistant", "content": ""}]}, "messages", "assistant"),
+        ({"messages": [*ASK, {"role": "system", "content": ""}]}, "messages[1].role", "first"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+            "messages[0].content[0]",
+            "image_url",
+        ),
+    ],
+)
+def test_bad_fields(served: Running, change: dict[str, Any], param: str, word: str) -> None:
+    body = {"model": "parrot", "messages": ASK, **change}
+    error = refused(post(served, "/v1/chat/completions", body))
+    assert error["param"] == param
+    assert word in error["message"]
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b"null", b'"x"', b"[" * 100_000, b"\xff\xfe", b'{"messages": NaN}']
+)
+def test_bodies_that_are_no_requests(served: Running, body: bytes) -> None:
+    refused(post(served, "/v1/chat/completions", body))
+
+
+def test_unknown_fields_and_nulls_are_ignored(served: Running) -> None:
+    body = {
+        "messages": ASK, "temperature": 0, "max_tokens": None, "n": None, "tools": [], "stop": None,
+        "tool_choice": None, "reasoning_effort": "high", "store": True, "frobnicate": {"a": [1]},
+        "response_format": {"type": "text"}, "logit_bias": None, "user": "me", "seed": None,
+    }  # fmt: skip
+    found = post(served, "/v1/chat/completions", body)  # without a model: the first one
+    assert found.json()["choices"][0]["message"]["content"] == SENTENCE
+
+
+def test_routes_that_are_not_there(served: Running) -> None:
+    refused(HTTP.get(f"{served.address}/v1/nothing"), 404)
+    refused(HTTP.get(f"{served.address}/v1/chat/completions"), 405)
+    refused(HTTP.get(f"{served.address}/health", headers={"host": "evil.example"}), 421)
+
+
+def test_pages_elsewhere_may_not_ask(served: Running) -> None:
+    path, body = "/v1/chat/completions", {"messages": ASK, "max_tokens": 1}
+    for origin in ("https://evil.example", "null", "http://127.0.0.1.evil.example"):
+        refused(post(served, path, body, headers={"origin": origin}), 403)
+    assert post(served, path, body, headers={"origin": served.address}).status_code == 200
+    simple = post(served, path, body, headers={"content-type": "text/plain"})
+    refused(simple)  # what a form elsewhere could send without asking
+    assert not any(name.startswith("access-control") for name in simple.headers)
+    assert simple.headers["x-content-type-options"] == "nosniff"
+
+
+def test_bodies_that_are_too_large(served: Running) -> None:
+    large = b'{"messages": "' + b"x" * (5 << 20) + b'"}'
+    assert refused(post(served, "/v1/chat/completions", large), 413)["code"] == "body_too_large"
+    in_parts = HTTP.post(
+        f"{served.address}/v1/chat/completions",
+        content=(large[at : at + 65536] for at in range(0, len(large), 65536)),
+        headers={"content-type": "application/json"},
+    )
+    refused(in_parts, 413)
+
+
+def test_a_token_is_demanded_everywhere() -> None:
+    with running({"random": RANDOM}, token="secret") as served:
+        for path in ("/v1/models", "/health", "/ready", "/metrics", "/tokenizer_info", "/none"):
+            for headers in ({}, {"authorization": "Bearer secrets"}, {"authorization": "secret"}):
+                error = refused(HTTP.get(f"{served.address}{path}", headers=headers), 401)
+                assert error["code"] == "invalid_api_key"
+        url = f"{served.address}/v1"
+        wrong = openai.OpenAI(base_url=url, api_key="wrong", max_retries=0)
+        with wrong, pytest.raises(openai.AuthenticationError):
+            wrong.models.list()
+        with openai.OpenAI(base_url=url, api_key="secret", max_retries=0) as client:
+            assert [model.id for model in client.models.list()] == ["random"]
+
+
+class Hangup:
+    """A client that asks for a long stream by hand, and may hang up at any time."""
+
+    def __init__(self, served: Running, *, stream: bool, ignore_eos: bool = True) -> None:
+        host, _, port = served.address.removeprefix("http://").partition(":")
+        body = json.dumps(
+            {"model": "random", "messages": ASK, "stream": stream, "ignore_eos": ignore_eos}
+        )
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\n"
+        head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        self.socket = socket.create_connection((host, int(port)), timeout=10)
+        self.socket.sendall((head + body).encode())
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_who_hangs_up_frees_the_slot_at_once(stream: bool) -> None:
+    limits = Limits(streams=1, queue=4, seconds=30, drain_seconds=0)
+    with running({"random": RANDOM}, limits) as served:
+        scheduler = served.serving.models["random"].scheduler
+        first = Hangup(served, stream=stream)
+        wait_for(lambda: scheduler.active == 1)
+        second = Hangup(served, stream=stream)
+        wait_for(lambda: scheduler.waiting == 1)
+        second.socket.close()  # before its first token
+        wait_for(lambda: scheduler.waiting == 0)
+        if stream:
+            assert first.socket.recv(100)
+        first.socket.close()
+        wait_for(lambda: scheduler.active == 0)
+        assert not served.serving.answers
+        assert served.serving.waiting == {"random": 0}
+        text = HTTP.get(f"{served.address}/metrics").text
+        assert 'lmsmith_requests_cancelled_total{model="random"} 2.0' in text
+
+
+def test_a_full_queue_is_429_with_retry_after() -> None:
+    limits = Limits(streams=1, queue=2, seconds=30, drain_seconds=0)
+    with running({"random": RANDOM}, limits) as served:
+        scheduler = served.serving.models["random"].scheduler
+        hanging = [Hangup(served, stream=True)]
+        wait_for(lambda: scheduler.active == 1)
+        for count in (1, 2):
+            hanging.append(Hangup(served, stream=True))
+            wait_for(lambda: scheduler.waiting == count)  # noqa: B023
+        assert HTTP.get(f"{served.address}/ready").status_code == 503
+        response = post(served, "/v1/chat/completions", {"messages": ASK})
+        assert refused(response, 429)["code"] == "queue_full"
+        assert int(response.headers["retry-after"]) >= 1
+        for each in hanging:
+            each.socket.close()
+        # The client comes again by itself, and is answered.
+        with openai.OpenAI(base_url=f"{served.address}/v1", api_key="x", max_retries=5) as client:
+            client.chat.completions.create(model="random", messages=ASK, max_tokens=2)
+
+
+def test_a_request_that_takes_too_long() -> None:
+    with running({"random": RANDOM}, Limits(seconds=0.02)) as served:
+        body = {"messages": ASK, "ignore_eos": True}
+        assert refused(post(served, "/v1/chat/completions", body), 504)["code"] == "timeout"
+        wait_for(lambda: not served.serving.models["random"].scheduler.busy)
+
+
+def test_a_poisoned_request_gets_500_and_the_rest_go_on(
+    served: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    poison, take = TOKENIZER.encode("🙂")[0], Row.take
+
+    def fragile(reply: Row, token: int, log_prob: Any) -> Any:
+        if token == poison and reply.settings.seed == 666:
+            raise RuntimeError("what a token")
+        return take(reply, token, log_prob)
+
+    monkeypatch.setattr(Row, "take", fragile)
+    body = {"messages": ASK, "temperature": 0.01, "seed": 666}
+    with caplog.at_level(logging.ERROR, "lmsmith.server"):
+        response = post(served, "/v1/chat/completions", body)
+    assert refused(response, 500)["code"] == "internal_error"
+    name = response.json()["error"]["message"].split()[-1]
+    assert any(name in record.getMessage() for record in caplog.records)
+    assert "what do you like" not in caplog.text
+    assert "what a token" not in response.text
+    # In the midst of a stream it is an event.
+    with openai.OpenAI(base_url=f"{served.address}/v1", api_key="x", max_retries=0) as client:
+        stream = client.chat.completions.create(
+            model="parrot", messages=ASK, temperature=0.01, seed=666, stream=True
+        )
+        pieces: list[str] = []
+        with pytest.raises(openai.APIError, match="the server failed"):
+            pieces.extend(chunk.choices[0].delta.content for chunk in stream)
+        assert pieces == ["", "é", "你"]
+    streamed = post(served, "/v1/chat/completions", {**body, "stream": True})
+    assert streamed.text.count('data: {"error":') == 1
+    assert "[DONE]" not in streamed.text
+    good = post(served, "/v1/chat/completions", {**body, "seed": 1})
+    assert good.json()["choices"][0]["message"]["content"] == SENTENCE
+
+
+def test_a_step_that_fails_does_not_end_the_engine(
+    served: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(_: Scheduler) -> Any:
+        raise MemoryError("no more")
+
+    with monkeypatch.context() as patch, caplog.at_level(logging.ERROR):
+        patch.setattr(Scheduler, "_admit", broken)
+        refused(post(served, "/v1/chat/completions", {"messages": ASK}), 500)
+    assert HTTP.get(f"{served.address}/health").json() == {"status": "ok"}
+    good = post(served, "/v1/chat/completions", {"messages": ASK, "temperature": 0})
+    assert good.json()["choices"][0]["message"]["content"] == SENTENCE
+
+
+def test_an_end_that_takes_too_long_cuts_streams_off_with_an_error() -> None:
+    with running({"random": RANDOM}, Limits(drain_seconds=0)) as served:
+        client = Hangup(served, stream=True)
+        assert client.socket.recv(10)
+        served.server.end()
+        rest = b""
+        while part := client.socket.recv(65536):
+            rest += part
+        assert b'data: {"error":' in rest
+        assert b"shutting_down" in rest
+        client.socket.close()

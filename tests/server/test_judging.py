@@ -1,0 +1,91 @@
+"""/api: a talk is kept as a tree, judged, exported, and deleted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from worlds import HTTP, RANDOM, Running, running
+
+from lmsmith.feedback.exporting import export
+from lmsmith.feedback.store import Store
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Running, Store]]:
+    store = Store(tmp_path_factory.mktemp("store") / "feedback.db")
+    with running({"random": RANDOM}, store=store) as served:
+        yield served, store
+    store.close()
+
+
+def call(served: Running, method: str, path: str, body: Any = None, status: int = 200) -> Any:
+    response = HTTP.request(method, f"{served.address}/api/{path}", json=body)
+    assert response.status_code == status, response.text
+    found = response.json()
+    if status != 200:
+        assert set(found["error"]) == {"message", "type", "param", "code"}
+    return found
+
+
+def test_a_talk_is_kept_judged_exported_and_deleted(
+    kept: tuple[Running, Store], tmp_path: Path
+) -> None:
+    served, store = kept
+    talk = call(served, "POST", "conversations", {"title": "drinks"})["id"]
+
+    def say(parent: int | None, role: str, content: str, **more: Any) -> int:
+        body = {"parent": parent, "role": role, "content": content, **more}
+        number: int = call(served, "POST", f"conversations/{talk}/messages", body)["id"]
+        return number
+
+    question = say(None, "user", "tea? 你好")
+    left = say(question, "assistant", "yes", model="random", settings={"seed": 3}, finish="stop")
+    right = say(question, "assistant", "no", model="random")
+    call(served, "PUT", f"messages/{left}/rating", {"value": -1, "reasons": ["too short"]})
+    call(served, "PUT", f"messages/{left}/better", {"content": "yes, I like tea"})
+    verdict = {"left": left, "right": right, "verdict": "left"}
+    assert call(served, "POST", "comparisons", verdict) == verdict
+    shown = call(served, "GET", f"conversations/{talk}")["messages"]
+    assert [(m["id"], m["parent"]) for m in shown] == [
+        (question, None), (left, question), (right, question),
+    ]  # fmt: skip
+    assert shown[1]["rating"] == {"value": -1, "reasons": ["too short"], "comment": ""}
+    assert shown[1]["better"] == "yes, I like tea"
+    assert shown[1]["settings"] == {"seed": 3}
+    assert shown[1]["created"].endswith("+00:00")
+    assert "rating" not in shown[2]
+    call(served, "PATCH", f"conversations/{talk}", {"title": "hot drinks"})
+    (listed,) = call(served, "GET", "conversations?search=你好")["conversations"]
+    assert listed["title"] == "hot drinks"
+    assert call(served, "GET", "conversations?search=coffee")["conversations"] == []
+    counts = export(store, tmp_path / "out")
+    assert (counts["conversations.jsonl"], counts["rankings.jsonl"]) == (1, 2)
+    assert call(served, "DELETE", f"conversations/{talk}") == {"deleted": talk}
+    call(served, "GET", f"conversations/{talk}", status=404)
+    assert export(store, tmp_path / "out")["rankings.jsonl"] == 0
+
+
+def test_mistakes(kept: tuple[Running, Store]) -> None:
+    served, _ = kept
+    talk = call(served, "POST", "conversations", {})["id"]
+    path = f"conversations/{talk}/messages"
+    question = call(served, "POST", path, {"role": "user", "content": "x"})["id"]
+    call(served, "POST", path, {"role": "user", "content": "x", "parent": question}, 400)
+    call(served, "POST", path, {"role": "king", "content": "x"}, 400)
+    call(served, "POST", path, {"role": "user", "content": "x", "parent": 10**30}, 400)
+    call(served, "POST", path, {"role": "user", "content": "x", "parent": 999}, 404)
+    call(served, "POST", "conversations/none/messages", {"role": "user", "content": "x"}, 404)
+    call(served, "PUT", f"messages/{question}/rating", {"value": 1}, 400)
+    call(served, "PUT", "messages/999/rating", {"value": 1}, 404)
+    call(served, "PUT", "messages/x/rating", {"value": 1}, 400)
+    call(served, "PUT", f"messages/{question}/rating", {"value": 2}, 400)
+    call(served, "POST", "comparisons", {"left": 1, "right": 1, "verdict": "tie"}, 400)
+    call(served, "PATCH", "conversations/none", {"title": "x"}, 404)
+    call(served, "DELETE", "conversations/none", status=404)
+
+
+def test_nothing_is_kept_unless_it_is_asked_for(served: Running) -> None:
+    call(served, "GET", "conversations", status=404)

@@ -1,0 +1,124 @@
+"""Two tiny models for a server: a parrot that says one sentence, and one of random weights."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import torch
+
+from lmsmith.catalogue.reading import ReadModel
+from lmsmith.catalogue.resolving import Source
+from lmsmith.core.recipe import MachineConfig
+from lmsmith.models.config import ModelConfig
+from lmsmith.models.decoder import Decoder
+from lmsmith.server.answering import Serving
+from lmsmith.server.app import create_app
+from lmsmith.server.limits import Limits
+from lmsmith.server.running import Server, listen
+from lmsmith.server.served import serve_models
+from lmsmith.tokenizers import Tokenizer
+from lmsmith.training.machine import resolve_machine
+
+TOKENIZER = Tokenizer.train(["what do you like? I like rain and tea, said the cat."] * 9, 300)
+SENTENCE = "é你🙂 and tea"
+"""What the parrot says: no byte of it comes twice, and its characters are split across tokens."""
+
+CONTEXT = 512
+HTTP = httpx.Client(verify=False, trust_env=False, timeout=30)
+MACHINE = resolve_machine(MachineConfig(precision="fp32"))
+LIMITS = Limits(streams=8, queue=4, seconds=30, drain_seconds=5)
+
+
+def parrot() -> Decoder:
+    """After a token comes the one that follows it in the sentence, whatever was before."""
+    width, count = 128, TOKENIZER.vocabulary_size
+    config = ModelConfig(1, width, 2, CONTEXT, count, tied_embeddings=False)
+    decoder = Decoder(config).eval()
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.randn(count, width, generator=generator)
+    said = [TOKENIZER.assistant, *TOKENIZER.encode(SENTENCE), TOKENIZER.end_of_turn]
+    assert len(set(said)) == len(said)
+    unembedding = torch.zeros(count, width)
+    for token, following in itertools.pairwise(said):
+        unembedding[following] += directions[token]
+    with torch.no_grad():
+        for name, parameter in decoder.named_parameters():
+            parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
+        decoder.token_embedding.weight.copy_(directions)
+        decoder.unembedding_weight.copy_(unembedding)
+    return decoder
+
+
+def random_decoder() -> Decoder:
+    """Weights large enough that every token's distribution depends on all before it."""
+    decoder = Decoder(ModelConfig(2, 32, 4, CONTEXT, TOKENIZER.vocabulary_size)).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in decoder.named_parameters():
+            spread = 0.5 if "embedding" in name else 0.3
+            centre = 1.0 if name.endswith("norm.weight") else 0.0
+            parameter.normal_(centre, spread, generator=generator)
+    return decoder
+
+
+RANDOM = random_decoder()
+
+
+def read(decoder: Decoder) -> ReadModel:
+    return ReadModel(decoder, TOKENIZER, Source("lmsmith", Path("nowhere"), "tiny"), {})
+
+
+@dataclass
+class Running:
+    """A server in a thread of its own."""
+
+    address: str
+    serving: Serving
+    server: Server
+
+
+@contextmanager
+def running(
+    models: dict[str, Decoder] | None = None,
+    limits: Limits = LIMITS,
+    prepare: Callable[[Serving], None] = lambda _: None,
+    **options: Any,
+) -> Any:
+    """A real server on a free port; it is told to end at the end, and must do so."""
+    chosen = models if models is not None else {"parrot": parrot(), "random": RANDOM}
+    served = serve_models(
+        {name: read(decoder) for name, decoder in chosen.items()},
+        machine=MACHINE,
+        weights="model",
+        memory_bytes=60_000_000,
+        streams=limits.streams,
+    )
+    serving = Serving(served, limits)
+    prepare(serving)
+    listening, ready = listen("127.0.0.1", 0), threading.Event()
+    server = Server(create_app(serving, **options), serving, listening, ready.set)
+    thread = threading.Thread(target=server.go)
+    thread.start()
+    try:
+        assert ready.wait(20)
+        port = listening.getsockname()[1]
+        yield Running(f"http://127.0.0.1:{port}", serving, server)
+    finally:
+        server.end()
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def words(count: int) -> str:
+    return " ".join(["tea"] * count)
+
+
+def said_by(message: str, before: Sequence[dict[str, str]] = ()) -> list[dict[str, str]]:
+    return [*before, {"role": "user", "content": message}]
