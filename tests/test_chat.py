@@ -351,9 +351,12 @@ def test_in_a_terminal(folder: Path, tmp_path: Path) -> None:
     """The real command in a pseudo-terminal: talk, Ctrl-C in a reply and at the prompt, Ctrl-D."""
     terminal, theirs = pty.openpty()
     source = str(Path(chat.__file__).parents[1])
-    words = [sys.executable, "-c", "import sys; from lmsmith.cli import main; sys.exit(main())"]
+    # A shell's background job, as this test may be, ignores Ctrl-C, and so would its children.
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    main = "import sys; from lmsmith.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", f"{heard}; {main}"]
     process = subprocess.Popen(
-        [*words, "chat", str(folder), "--seed", "1", "--max-tokens", "10"],
+        [*command, "chat", str(folder), "--seed", "1", "--max-tokens", "10"],
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
