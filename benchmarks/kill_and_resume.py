@@ -30,7 +30,7 @@ from rich.table import Table
 
 from lmsmith.core.files import read_json, write_jsonl
 from lmsmith.core.runs import available_cores, derive_seed
-from lmsmith.stages import STAGES
+from lmsmith.stages import STAGES as ALL_STAGES
 
 RECIPE = """
 description = "Every stage, each about a second long."
@@ -128,6 +128,9 @@ MOST_FOLDERS = 10
 """Folders begun for one run's kills; more are never needed but by a fault."""
 
 Runs = Annotated[int, tyro.conf.arg(metavar="N")]
+
+STAGES = [stage for stage in ALL_STAGES if stage.name != "base"]
+"""Those of the recipe below, which pretrains its model."""
 
 
 @dataclass(frozen=True)
