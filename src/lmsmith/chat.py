@@ -76,9 +76,9 @@ def main(
             stream.reconfigure(errors="replace")
     from lmsmith.core.recipe import MachineConfig
     from lmsmith.library import load
-    from lmsmith.training.machine import prepare_process
+    from lmsmith.training.machine import prepare_reading
 
-    prepare_process(MachineConfig())
+    prepare_reading(MachineConfig())
     language_model = load(model)
     advised = language_model.sampling
     settings = ChatSettings(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -88,3 +90,13 @@ def test_autocast_is_bf16_or_nothing() -> None:
     for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
         with resolve_machine(MachineConfig(precision=precision)).autocast():  # type: ignore[arg-type]
             assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+def test_writing_text_does_not_import_the_compiler() -> None:
+    script = (
+        "import sys; from lmsmith import library; from lmsmith.core.recipe import MachineConfig\n"
+        "from lmsmith.training.machine import prepare_reading\n"
+        "prepare_reading(MachineConfig())\n"
+        "assert not {'torch._dynamo', 'torch._inductor'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)

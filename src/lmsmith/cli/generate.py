@@ -46,9 +46,9 @@ def generate(
         prompt_log_probabilities: Let the JSON object have those of the prompt's tokens too.
     """
     from lmsmith.library import load
-    from lmsmith.training.machine import prepare_process
+    from lmsmith.training.machine import prepare_reading
 
-    prepare_process(MachineConfig())
+    prepare_reading(MachineConfig())
     seed = secrets.randbelow(2**31) if seed is None else seed
     language_model = load(model)
     settings = language_model.settings(max_tokens, temperature, 0, top_p, seed)

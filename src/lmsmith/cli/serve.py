@@ -67,7 +67,7 @@ def serve(
     from lmsmith.server.limits import Limits
     from lmsmith.server.running import Server, listen
     from lmsmith.server.served import GIGABYTE, read_models, serve_models
-    from lmsmith.training.machine import prepare_process
+    from lmsmith.training.machine import prepare_reading
 
     token = token or os.environ.get("LMSMITH_TOKEN", "")
     if not models:
@@ -89,7 +89,7 @@ def serve(
         store = None
         if database:
             store = closing.enter_context(contextlib.closing(Store(database)))
-        machine = prepare_process(MachineConfig(threads=threads))
+        machine = prepare_reading(MachineConfig(threads=threads))
         served = serve_models(
             read_models(models),
             machine=machine,
