@@ -20,28 +20,18 @@ from lmsmith.models.batching import pad_batch, response_log_probs
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.training.machine import resolve_machine
+from tiny_models import random_decoder
 
 CONTEXT, VOCABULARY = 40, 61
 BF16 = resolve_machine(MachineConfig(precision="bf16"))
 FP32 = resolve_machine(MachineConfig(precision="fp32"))
 
 
-def random_decoder(seed: int = 0, dropout: float = 0.0) -> Decoder:
-    """Weights large enough that every token's distribution depends on all before it."""
-    config = ModelConfig(
-        layers=2, width=32, heads=4, context=CONTEXT, vocabulary_size=VOCABULARY, dropout=dropout
-    )
-    decoder = Decoder(config).eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in decoder.named_parameters():
-            spread = 0.5 if "embedding" in name else 0.3
-            centre = 1.0 if name.endswith("norm.weight") else 0.0
-            parameter.normal_(centre, spread, generator=generator)
-    return decoder
+def make_decoder(seed: int = 0, dropout: float = 0.0) -> Decoder:
+    return random_decoder(ModelConfig(2, 32, 4, CONTEXT, VOCABULARY, dropout=dropout), seed)
 
 
-DECODER = random_decoder()
+DECODER = make_decoder()
 
 
 def random_prompts(count: int, seed: int = 0, longest: int = 20) -> list[list[int]]:
@@ -147,7 +137,7 @@ def test_sampled_tokens_have_the_probabilities_ppo_gives_them() -> None:
     """10,000 first tokens against the exact distribution, and the joint one of two tokens."""
     temperature, count = 0.8, 10_000
     sampling = SamplingSettings(max_new_tokens=2, temperature=temperature, seed=11)
-    decoder = random_decoder(seed=4)
+    decoder = make_decoder(seed=4)
     prompt = [7, 8, 9]
     replies = generate(decoder, [prompt] * count, sampling)
     pairs: dict[tuple[int, int], int] = {}
@@ -191,7 +181,7 @@ def test_bf16_is_near_float32_and_reproducible() -> None:
 
 
 def test_reading_neither_changes_the_decoder_nor_uses_dropout() -> None:
-    decoder = random_decoder(dropout=0.5).train()
+    decoder = make_decoder(dropout=0.5).train()
     before = {name: value.clone() for name, value in decoder.state_dict().items()}
     sampling = SamplingSettings(max_new_tokens=10, temperature=0)
     for machine in (None, BF16):
@@ -245,7 +235,7 @@ def test_bad_input_is_named(
 
 
 def test_a_model_that_diverged_is_refused() -> None:
-    decoder = random_decoder()
+    decoder = make_decoder()
     with torch.no_grad():
         decoder.final_norm.weight.fill_(math.nan)
     with pytest.raises(UserError, match="not finite"):

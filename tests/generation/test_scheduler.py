@@ -20,8 +20,8 @@ from lmsmith.generation.inference import Span
 from lmsmith.generation.requests import Reply, Request, TokenEvent
 from lmsmith.generation.scheduler import Event, Failed, Joined, Scheduler
 from lmsmith.models.config import ModelConfig, RopeScaling
-from lmsmith.models.decoder import Decoder
 from lmsmith.tokenizers import Tokenizer
+from tiny_models import random_decoder
 
 TOKENIZER = Tokenizer.train(["what is it? it is what it is, I think. 你好 🙂"] * 9, 300)
 VOCABULARY = TOKENIZER.vocabulary_size
@@ -32,22 +32,10 @@ DYNAMIC = replace(
 )
 
 
-def make_decoder(config: ModelConfig) -> Decoder:
-    """Weights large enough that every token's distribution depends on all before it."""
-    decoder = Decoder(config).eval()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in decoder.named_parameters():
-            spread = 0.5 if "embedding" in name else 0.3
-            centre = 1.0 if name.endswith("norm.weight") else 0.0
-            parameter.normal_(centre, spread, generator=generator)
-    return decoder
-
-
 MODELS = {
-    "dense": InferenceDecoder(make_decoder(DENSE)),
-    "banded": InferenceDecoder(make_decoder(BANDED)),
-    "dynamic": InferenceDecoder(make_decoder(DYNAMIC)),
+    "dense": InferenceDecoder(random_decoder(DENSE)),
+    "banded": InferenceDecoder(random_decoder(BANDED)),
+    "dynamic": InferenceDecoder(random_decoder(DYNAMIC)),
 }
 MODEL = MODELS["dense"]
 
@@ -187,7 +175,7 @@ def test_a_long_prompt_does_not_keep_others_waiting(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("kind", ["dense", "banded"])
 def test_log_probabilities_of_a_prompt(kind: str) -> None:
     model = MODELS[kind]
-    decoder = make_decoder(model.config)
+    decoder = random_decoder(model.config)
     prompt = tokens_of(random.Random(3), 333)
     scheduler = small(model)
     sampling = SamplingSettings(max_new_tokens=1, prompt_log_probs=True, top_log_probs=3)
@@ -227,7 +215,7 @@ def test_what_fails_fails_alone() -> None:
     bad = [Request([*prompts[0], 6], sampling), Request([*prompts[1][:20], 7], sampling)]
     # One whose replies fail on their way: it must draw token 6.
     later = Request(prompts[2], replace(sampling, logit_bias={6: 1000.0}))
-    scheduler = small(Poisoned(make_decoder(DENSE)), rows=20)
+    scheduler = small(Poisoned(random_decoder(DENSE)), rows=20)
     for request in (*good, *bad, later):
         scheduler.submit(request)
     events = run(scheduler)

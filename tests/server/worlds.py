@@ -25,6 +25,7 @@ from lmsmith.server.running import Server, listen
 from lmsmith.server.served import serve_models
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.machine import resolve_machine
+from tiny_models import random_decoder
 
 TOKENIZER = Tokenizer.train(["what do you like? I like rain and tea, said the cat."] * 9, 300)
 SENTENCE = "é你🙂 and tea"
@@ -56,19 +57,7 @@ def parrot() -> Decoder:
     return decoder
 
 
-def random_decoder() -> Decoder:
-    """Weights large enough that every token's distribution depends on all before it."""
-    decoder = Decoder(ModelConfig(2, 32, 4, CONTEXT, TOKENIZER.vocabulary_size)).eval()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in decoder.named_parameters():
-            spread = 0.5 if "embedding" in name else 0.3
-            centre = 1.0 if name.endswith("norm.weight") else 0.0
-            parameter.normal_(centre, spread, generator=generator)
-    return decoder
-
-
-RANDOM = random_decoder()
+RANDOM = random_decoder(ModelConfig(2, 32, 4, CONTEXT, TOKENIZER.vocabulary_size))
 
 
 def read(decoder: Decoder) -> ReadModel:

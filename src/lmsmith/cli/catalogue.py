@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,8 +10,8 @@ import tyro
 from lmsmith.catalogue import registry
 from lmsmith.catalogue.resolving import Source, resolve
 from lmsmith.catalogue.shelf import SHELF
-from lmsmith.cli.output import print_json
-from lmsmith.core.progress import LineProgress, LiveProgress, Progress, QuietProgress
+from lmsmith.cli.output import choose_progress, print_json
+from lmsmith.core.progress import LiveProgress
 
 
 def pull(name: str, again: bool = False, json: bool = False) -> int:
@@ -29,7 +28,9 @@ def pull(name: str, again: bool = False, json: bool = False) -> int:
     """
     from lmsmith.catalogue.pulling import pull as fetch
 
-    progress = _progress(name, json)
+    progress = choose_progress(f"pull {name}", json)
+    if isinstance(progress, LiveProgress):
+        progress.plan([])
     try:
         record = fetch(name, again=again, progress=progress)
     finally:
@@ -41,16 +42,6 @@ def pull(name: str, again: bool = False, json: bool = False) -> int:
         print(f"{record.name}: {_size(record.bytes)} in {record.path}")
         print(f"talk with it: lmsmith chat {record.name}")
     return 0
-
-
-def _progress(name: str, quiet: bool) -> Progress:
-    if quiet:
-        return QuietProgress()
-    if not sys.stderr.isatty():
-        return LineProgress()
-    live = LiveProgress(f"pull {name}")
-    live.plan([])
-    return live
 
 
 def list_models(json: bool = False) -> int:

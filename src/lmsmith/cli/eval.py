@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from lmsmith.cli.output import print_json
+from lmsmith.cli.output import choose_progress, print_json
 from lmsmith.core.errors import UserError
-from lmsmith.core.progress import LineProgress, LiveProgress, QuietProgress, RunProgress
+from lmsmith.core.progress import RunProgress
 from lmsmith.core.recipe import MachineConfig
 
 if TYPE_CHECKING:
@@ -292,13 +292,6 @@ def folder_name(model: str) -> str:
     """A folder's name from a model's: ``runs/small`` becomes ``runs--small``."""
     kept = [part for part in Path(model).parts if part not in ("/", "..", ".")]
     return "--".join(kept) or "model"
-
-
-def choose_progress(title: str, quiet: bool) -> RunProgress:
-    """A live view in a terminal, lines elsewhere, nothing if asked for."""
-    if quiet:
-        return QuietProgress()
-    return LiveProgress(title) if sys.stderr.isatty() else LineProgress()
 
 
 def print_tables(found: Measured, comparisons: list[Comparison], other: str) -> None:

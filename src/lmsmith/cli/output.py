@@ -1,4 +1,4 @@
-"""How commands print: JSON for programs, tables for people."""
+"""How commands print: JSON for programs, tables and progress for people."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 
 from lmsmith.core.files import finite
+from lmsmith.core.progress import LineProgress, LiveProgress, QuietProgress, RunProgress
 
 
 def print_json(value: Mapping[str, object]) -> None:
@@ -14,3 +15,10 @@ def print_json(value: Mapping[str, object]) -> None:
     json.dump(finite(value), sys.stdout, ensure_ascii=False, indent=2)
     sys.stdout.write("\n")
     sys.stdout.flush()
+
+
+def choose_progress(title: str, quiet: bool) -> RunProgress:
+    """A live view in a terminal, lines elsewhere, nothing if asked for."""
+    if quiet:
+        return QuietProgress()
+    return LiveProgress(title) if sys.stderr.isatty() else LineProgress()

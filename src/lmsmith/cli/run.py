@@ -8,9 +8,8 @@ from typing import Annotated
 
 import tyro
 
-from lmsmith.cli.output import print_json
-from lmsmith.core.progress import LineProgress, LiveProgress, QuietProgress, RunProgress
-from lmsmith.core.recipe import Recipe
+from lmsmith.cli.output import choose_progress, print_json
+from lmsmith.core.progress import QuietProgress
 from lmsmith.stages import load_stage_recipe
 from lmsmith.stages.pipeline import run_recipe
 
@@ -48,7 +47,7 @@ def run(
         result = run_recipe(loaded, place, only, dry_run=True)
         print_json(result) if json else print(plan_text(result))
         return 0
-    progress = choose_progress(loaded, quiet)
+    progress = choose_progress(f"{loaded.name}: {loaded.description}".removesuffix(": "), quiet)
     result = run_recipe(loaded, place, only, progress=progress)
     if isinstance(progress, QuietProgress):
         for text in progress.said:
@@ -65,15 +64,6 @@ def run(
         print_closing_table(place)
     print(f"report: {page}")
     return 0
-
-
-def choose_progress(recipe: Recipe, quiet: bool) -> RunProgress:
-    """A live view in a terminal, lines elsewhere, nothing if asked for."""
-    if quiet:
-        return QuietProgress()
-    if sys.stderr.isatty():
-        return LiveProgress(f"{recipe.name}: {recipe.description}".removesuffix(": "))
-    return LineProgress()
 
 
 def plan_text(result: dict[str, object]) -> str:

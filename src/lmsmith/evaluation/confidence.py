@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lmsmith.evaluation.calibration import Bin, expected_calibration_error
+from lmsmith.evaluation.calibration import Bin, confidence_bins, expected_calibration_error
 
 Floats = NDArray[np.float64]
 Row = Mapping[str, Any]
-
-BINS = 10
 
 
 @dataclass(frozen=True)
@@ -40,50 +38,6 @@ class Calibration:
     accuracy: float
     temperature: float
     items: int
-
-
-def confidence_bins(
-    confidence: ArrayLike,
-    correct: ArrayLike,
-    bins: int = BINS,
-    equal: Literal["width", "mass"] = "width",
-) -> list[Bin]:
-    """The reliability diagram (Guo et al. 2017, section 2).
-
-    Args:
-        confidence: of each item, between 0 and 1.
-        correct: 1 where it was right, else 0.
-        bins: how many.
-        equal: bins of equal width between 0 and 1 (Naeini et al. 2015), or with equally many items
-            (Nguyen & O'Connor 2015).
-
-    Returns:
-        ``{"low", "high", "predicted", "observed", "count"}`` of the bins that are not empty.
-    """
-    sure, right = np.asarray(confidence, np.float64), np.asarray(correct, np.float64)
-    if equal == "width":
-        place = np.minimum((sure * bins).astype(int), bins - 1)
-    else:
-        rank = np.empty(sure.size, dtype=int)
-        rank[np.argsort(sure, kind="stable")] = np.arange(sure.size)
-        place = rank * bins // max(1, sure.size)
-    found: list[Bin] = []
-    for number in range(bins):
-        inside = place == number
-        if inside.any():
-            low, high = number / bins, (number + 1) / bins
-            if equal == "mass":
-                low, high = float(sure[inside].min()), float(sure[inside].max())
-            found.append(
-                {
-                    "low": low,
-                    "high": high,
-                    "predicted": float(sure[inside].mean()),
-                    "observed": float(right[inside].mean()),
-                    "count": int(inside.sum()),
-                }
-            )
-    return found
 
 
 def calibrate(rows: Sequence[Row], measure: str, temperature: float = 1.0) -> Calibration:

@@ -14,8 +14,6 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError
 
 from lmsmith.core.errors import UserError
 
-DEFAULT = Path("feedback.db")
-
 
 def open_database(where: str | Path) -> Engine:
     """A database that has today's tables.

@@ -79,11 +79,11 @@ def longest_prefix(
     return best
 
 
-def common_length(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many tokens two sequences begin with in common."""
-    low, high = 0, min(len(left), len(right))
-    if left[:1] != right[:1]:
-        return 0
+def common_length(left: Sequence[int], right: Sequence[int], known: int = 0) -> int:
+    """How many tokens two sequences begin with in common, of which ``known`` are known."""
+    low, high = known, min(len(left), len(right))
+    if left[low : low + 1] != right[low : low + 1]:
+        return low
     while low < high:
         middle = (low + high + 1) // 2
         if left[low:middle] == right[low:middle]:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmsmith.evaluation.methods.prefix_tree import Node, build_tree, common_length
+from lmsmith.evaluation.methods.prefix_tree import Node, build_tree
+from lmsmith.generation.prefixes import common_length
 
 TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=12).map(tuple)
 

@@ -14,10 +14,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lmsmith.evaluation.methods.prefix_tree import Node, build_tree, common_length
+from lmsmith.evaluation.methods.prefix_tree import Node, build_tree
 from lmsmith.evaluation.methods.subject import Pair
 from lmsmith.generation.cache import PagedCache
 from lmsmith.generation.inference import InferenceDecoder
+from lmsmith.generation.log_probs import LOGITS_AT_ONCE
+from lmsmith.generation.prefixes import common_length
 
 TOKENS_AT_ONCE = 4096
 """Of subtrees that are read together."""
@@ -27,9 +29,6 @@ ROWS_AT_ONCE = 96
 
 FIRST_PAGES = 32
 """Of the cache, which grows with what is asked."""
-
-LOGITS_AT_ONCE = 256
-"""Places whose logits are held together."""
 
 
 @dataclass(frozen=True)

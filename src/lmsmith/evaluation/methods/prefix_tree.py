@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from lmsmith.generation.prefixes import common_length
+
 LEAST_SHARED = 8
 """Tokens that sequences must share for a node of their own: a node costs what a few tokens do."""
 
@@ -84,14 +86,3 @@ def _parts(
             parts.append((begun, at, place))
             begun = at
     return parts
-
-
-def common_length(one: Tokens, other: Tokens, known: int = 0) -> int:
-    """How many first tokens two sequences share, of which ``known`` are known."""
-    most = min(len(one), len(other))
-    if one[known:most] == other[known:most]:
-        return most
-    at = known
-    while one[at] == other[at]:
-        at += 1
-    return at

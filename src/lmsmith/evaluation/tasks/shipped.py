@@ -91,5 +91,5 @@ def _read(path: Path) -> str:
 def _unknown(word: str, names: Sequence[str]) -> UserError:
     groups = sorted({name.split("/")[0] for name in names})
     near = difflib.get_close_matches(word, [*names, *groups], n=1, cutoff=0.6)
-    mend = f"did you mean {near[0]}?" if near else f"the tasks here: {', '.join(groups)}"
-    return UserError(f"{word}: no such task", f"{mend}; or name a .toml, .jsonl or .txt file")
+    mend = f"did you mean {near[0]}?" if near else f"the tasks here: {', '.join(groups)}."
+    return UserError(f"{word}: no such task", f"{mend} Or name a .toml, .jsonl or .txt file.")
