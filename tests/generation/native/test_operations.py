@@ -104,6 +104,8 @@ def test_matrix_units_get_many_rows(native_kernels: NativeKernels) -> None:
     kernels = NativeKernels(native_kernels.library, matrix_units=True)
     plain = Weight.in_rows(torch.randn(48, 96).bfloat16(), None, torch.randn(48))
     weight = kernels.prepare(plain)
+    if not weight.in_panels:
+        pytest.skip("a processor with matrix units has instructions for panels")
     x = torch.randn(20, 96).bfloat16()
     for rows in (3, 20):
         found = kernels.linear(x[:rows], weight, torch.float32)
@@ -120,7 +122,7 @@ def test_norm(native_kernels: NativeKernels, width: int, centred: bool) -> None:
     found = native_kernels.norm(x, weight, shift, 1e-5, torch.float32)
     torch.testing.assert_close(found, TORCH.norm(x, weight, shift, 1e-5, torch.float32))
     half = native_kernels.norm(x, weight, shift, 1e-5, torch.bfloat16)
-    assert torch.equal(half, found.bfloat16())
+    torch.testing.assert_close(half.float(), found, rtol=2**-8, atol=0)
 
 
 @pytest.mark.parametrize("width", [1, 16, 37, 48, 63])
