@@ -14,7 +14,7 @@
 
 namespace lmsmith {
 
-const int LANES = 16, PANEL = 4;
+const int PANEL = 4;
 
 // `rows` x `columns` of T to panels; to holds whole blocks.
 template <typename T>
