@@ -65,7 +65,8 @@ inline void sums_in_team(const Linear& l) {
     const int64_t first = l.n * thread / count, last = l.n * (thread + 1) / count;
     for (int64_t output = first; output < last; ++output)
         for (int row = 0; row < l.m; ++row) {
-            const float sum = l.scales ? one_sum<int8_t>(l, row, output) : one_sum<bf16>(l, row, output);
+            const float sum =
+                l.scales ? one_sum<int8_t>(l, row, output) : one_sum<bf16>(l, row, output);
             finish(l, sum, row, int(output));
         }
 }
