@@ -83,8 +83,10 @@ def main(
         if importlib.util.find_spec("xllamacpp"):
             files |= {"llama.cpp 4 bits": path, "llama.cpp 8 bits": eight_bits(path, folder)}
         jobs = [Job(side, str(file), threads, tokens) for side, file in files.items()]
-        result = figures(measure(jobs, rounds), tokens)
-    result["cold_start_seconds"] = min(cold_start(path) for _ in range(min(rounds, 3)))
+        starts: list[float] = []
+        seconds = measure(jobs, rounds, lambda: starts.append(cold_start(path)))
+    result = figures(seconds, tokens)
+    result["cold_start_seconds"] = min(starts)
     if json:
         print(json_module.dumps(result, indent=2))
     else:
@@ -111,7 +113,9 @@ def eight_bits(path: Path, folder: str) -> Path:
     return Path(export(read_model(path), Path(folder), "gguf", "q8_0")["path"])
 
 
-def measure(jobs: list[Job], rounds: int) -> dict[str, dict[str, list[float]]]:
+def measure(
+    jobs: list[Job], rounds: int, after_round: Callable[[], None]
+) -> dict[str, dict[str, list[float]]]:
     """Side → task → seconds of each of its turns; a turn before them warms up."""
     status = Console(stderr=True)
     seconds: dict[str, dict[str, list[float]]] = {job.side: {} for job in jobs}
@@ -126,6 +130,7 @@ def measure(jobs: list[Job], rounds: int) -> dict[str, dict[str, list[float]]]:
                     status.print(f"{task}: {side}: {took:.3f} s{'' if number else ' (warming up)'}")
                     if number:
                         seconds[side].setdefault(task, []).append(took)
+            after_round()
         for side, worker in workers.items():
             seconds[side]["bytes"] = [worker.ask("bytes") or 0.0]
         seconds[OURS]["bandwidth"] = [workers[OURS].ask("bandwidth") or 0.0]

@@ -93,7 +93,8 @@ void mix(const Attend<T>& a, int token, int head, float* scores) {
     T turned[MAX_WIDTH];
     float query[MAX_WIDTH], sums[MAX_WIDTH];
     const int width = a.width;
-    turn(a, token, a.projected + (int64_t(token) * (a.heads + 2 * a.shared) + head) * width, turned);
+    const int64_t place = int64_t(token) * (a.heads + 2 * a.shared) + head;
+    turn(a, token, a.projected + place * width, turned);
     for (int i = 0; i < width; ++i) query[i] = widen(turned[i]) * a.scale, sums[i] = 0;
     const int last = a.positions[token], shared_head = head / (a.heads / a.shared);
     const int first = first_seen(a, last);

@@ -24,6 +24,7 @@ inline float widen(bf16 x) {
     return result;
 }
 inline float widen(float x) { return x; }
+inline float widen(int8_t x) { return x; }
 
 // To the nearest, ties to even, as PyTorch rounds.
 inline bf16 narrow(float x) {

@@ -1,9 +1,9 @@
 // Weights in panels: 16 outputs are the lanes of a register, so that no sum goes across lanes.
 //
-// A block is 16 outputs, two inputs of each side by side; a panel is 4 blocks, one input pair of all
-// after another (fewer blocks in the last panel), so that few rows read it in one stream. Scales of
-// int8 weights stand likewise, one group of all outputs after another. What is no whole pair or
-// block is filled with zeros.
+// A block is 16 outputs, two inputs of each side by side; a panel is 4 blocks, one input pair of
+// all after another (fewer blocks in the last panel), so that few rows read it in one stream.
+// Scales of int8 weights stand likewise, one group of all outputs after another. What is no whole
+// pair or block is filled with zeros.
 
 #pragma once
 
@@ -14,7 +14,7 @@
 
 namespace lmsmith {
 
-const int LANES = 16, PANEL = 4;
+const int PANEL = 4;
 
 // `rows` x `columns` of T to panels; to holds whole blocks.
 template <typename T>
