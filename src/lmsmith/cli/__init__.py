@@ -74,6 +74,17 @@ COMMANDS: tuple[Command, ...] = (
         ),
     ),
     Command(
+        "study",
+        "lmsmith.cli.study",
+        "study",
+        "find out what models take from the examples they are shown",
+        (
+            "lmsmith study labels smollm2-135m --tasks boolq --shots 4 --limit 100 --data DATA",
+            "lmsmith study order smollm2-135m --tasks sst2/very --orders 24 --data DATA",
+            "lmsmith study shots runs/small runs/large --tasks scrambles/insertion",
+        ),
+    ),
+    Command(
         "serve",
         "lmsmith.cli.serve",
         "serve",

@@ -203,7 +203,7 @@ def make_plan(
     from lmsmith.evaluation.suite import WITHOUT_SHOTS, Setting
     from lmsmith.evaluation.tasks.shipped import find_tasks, suites
 
-    asked = [(word, shots) for word in _words(tasks)]
+    asked = [(word, shots) for word in split_words(tasks)]
     if suite:
         known = suites()
         if suite not in known:
@@ -219,7 +219,7 @@ def make_plan(
                 problems = task.check()
                 if problems:
                     raise UserError(f"--measure {measure}: task {task.name} has none such")
-            for count in _shot_counts(counts) or [task.shots]:
+            for count in shot_counts(counts) or [task.shots]:
                 setting = Setting(0 if task.kind in WITHOUT_SHOTS else count, fixed, limit, seed)
                 label = f"{task.name} {setting.label}-shot"
                 if all(label != other for other, _, _ in plan):
@@ -227,13 +227,15 @@ def make_plan(
     return plan
 
 
-def _words(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
+    """What stands between commas."""
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
-def _shot_counts(text: str) -> list[int | None]:
+def shot_counts(text: str) -> list[int | None]:
+    """The numbers of ``--shots``; None for ``fit``."""
     counts: list[int | None] = []
-    for word in _words(text):
+    for word in split_words(text):
         if word != "fit" and not word.isdecimal():
             raise UserError(f"--shots {word}: neither a number nor fit", "e.g. --shots 0,1,4")
         counts.append(None if word == "fit" else int(word))

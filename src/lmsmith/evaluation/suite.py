@@ -24,6 +24,7 @@ from lmsmith.evaluation.methods.rolling import Rolling
 from lmsmith.evaluation.methods.subject import Subject
 from lmsmith.evaluation.tasks.data import Item, TaskData, read_data
 from lmsmith.evaluation.tasks.prompts import Question, draw_shots, with_shots
+from lmsmith.evaluation.tasks.shown_labels import Labels, ShownLabels, nth_order
 from lmsmith.evaluation.tasks.spec import Published, TaskSpec
 from lmsmith.models.batching import length_batches
 
@@ -69,12 +70,16 @@ class Setting:
         fixed: the same examples for all items, else drawn for each.
         limit: only so many items, the first; all if None.
         seed: of the examples, of generated items, of sampling, and of the bootstrap.
+        labels: what the examples show as their answers.
+        order: which permutation of the examples; 0 as they are drawn.
     """
 
     shots: int | None = 0
     fixed: bool = False
     limit: int | None = None
     seed: int = 0
+    labels: Labels = "gold"
+    order: int = 0
 
     @property
     def label(self) -> str:
@@ -201,7 +206,8 @@ def answer_items(
 ) -> None:
     """Ask the items that are left, longest first, and log their rows."""
     started = time.monotonic()
-    questions = [ask(subject, task, setting, item, pool) for item in items]
+    labels = ShownLabels(task, pool, setting.labels, setting.seed, fixed=setting.fixed)
+    questions = [ask(subject, task, setting, item, pool, labels) for item in items]
     method = METHODS[task.kind](subject, task, questions, setting.seed)
     done = total - len(items)
     progress.begin(task.name, total, "items", done)
@@ -217,20 +223,29 @@ def answer_items(
 
 
 def ask(
-    subject: Subject, task: TaskSpec, setting: Setting, item: Item, pool: Sequence[Item]
+    subject: Subject,
+    task: TaskSpec,
+    setting: Setting,
+    item: Item,
+    pool: Sequence[Item],
+    labels: ShownLabels | None = None,
 ) -> Question:
     """An item as a question, with its shots."""
     wanted = MOST_SHOTS if setting.shots is None else setting.shots
     drawn = draw_shots(pool, item, wanted, setting.seed, fixed=setting.fixed) if wanted else []
-    if setting.shots is not None:
+    if setting.order:
+        drawn = [drawn[place] for place in nth_order(len(drawn), setting.order, setting.seed)]
+    if setting.shots is None:
+        drawn = _fitting_shots(subject, task, item, drawn)
+    if labels is None:
         return with_shots(task, item, drawn)
-    return _with_fitting_shots(subject, task, item, drawn)
+    return labels.asked(with_shots(task, item, drawn, labels.answers(item, drawn)))
 
 
-def _with_fitting_shots(
+def _fitting_shots(
     subject: Subject, task: TaskSpec, item: Item, drawn: Sequence[Item]
-) -> Question:
-    """The item after as many of the shots as leave room for its answer, by bisection."""
+) -> list[Item]:
+    """As many of the shots as leave room for the item and its answer, by bisection."""
     room = subject.context - (task.answer.max_new_tokens if task.kind == "free_form" else 0)
 
     def fits(count: int) -> bool:
@@ -243,14 +258,16 @@ def _with_fitting_shots(
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return with_shots(task, item, drawn[:low])
+    return list(drawn[:low])
 
 
 def log_path(folder: Path, task: TaskSpec, setting: Setting) -> Path:
     """Where a task's rows are kept."""
     name = task.name.replace("/", ".")
     fixed = "-fixed" if setting.fixed and setting.shots != 0 else ""
-    return folder / f"{name}-{setting.label}-shot{fixed}.jsonl"
+    labels = f"-{setting.labels}-labels" if setting.labels != "gold" else ""
+    order = f"-order-{setting.order}" if setting.order else ""
+    return folder / f"{name}-{setting.label}-shot{fixed}{labels}{order}.jsonl"
 
 
 def identity(
@@ -261,7 +278,7 @@ def identity(
     for key in ("about", "source", "published"):
         del of_task[key]
     del of_task["data"]["file"], of_task["data"]["examples"]  # their contents are in data's own
-    parts = {
+    parts: dict[str, object] = {
         "version": ROWS_VERSION,
         "model": subject.fingerprint,
         "task": of_task,
@@ -270,5 +287,9 @@ def identity(
         "fixed": setting.fixed,
         "seed": setting.seed,
     }
+    if setting.labels != "gold":
+        parts["labels"] = setting.labels
+    if setting.order:
+        parts["order"] = setting.order
     about = {"model_name": subject.name, "task_name": task.name, "shots": setting.label}
     return {"fingerprint": fingerprint(parts), **about}

@@ -155,11 +155,16 @@ def _write_choices(task: TaskSpec, item: Item) -> Question:
     return Question(item.id, contexts, choices, gold, (answer,), plain=plain)
 
 
-def write_shot(task: TaskSpec, item: Item) -> str:
-    """The item with its right answer, as an example to go by."""
+def write_shot(task: TaskSpec, item: Item, answer: str | None = None) -> str:
+    """The item with its right answer, as an example to go by.
+
+    Args:
+        answer: stands in the right one's place; "" for the context alone.
+    """
     question = write_question(task, item)
     context = question.contexts[question.gold if len(question.contexts) > 1 else 0]
-    return f"{context}{task.prompt.delimiter}{question.choices[question.gold]}"
+    shown = question.choices[question.gold] if answer is None else answer
+    return f"{context}{task.prompt.delimiter}{shown}" if shown else context
 
 
 def draw_shots(
@@ -190,18 +195,24 @@ def _order(generator: np.random.Generator, size: int, count: int) -> list[int]:
     return chosen
 
 
-def with_shots(task: TaskSpec, item: Item, shots: Sequence[Item]) -> Question:
+def with_shots(
+    task: TaskSpec, item: Item, shots: Sequence[Item], answers: Sequence[str | None] = ()
+) -> Question:
     """The item with its instruction and examples before it.
 
     Demonstrations that the task writes out stand in place of the last ones drawn: a task with
     eight of them and four shots shows its first four.
+
+    Args:
+        answers: what the shots show in their right answers' place (see `write_shot`).
     """
     question = write_question(task, item)
     prompt = task.prompt
     written = list(prompt.demonstrations[: len(shots)])
     shown = shots[: len(shots) - len(written)]
     parts = [_rendered(task, "instruction", prompt.instruction, item)] if prompt.instruction else []
-    parts += [*written, *(write_shot(task, shot) for shot in shown)]
+    said = answers or [None] * len(shown)
+    parts += [*written, *(write_shot(task, *each) for each in zip(shown, said, strict=False))]
     before = "".join(part + prompt.separator for part in parts)
     return Question(
         question.id,

@@ -1,0 +1,216 @@
+"""``lmsmith study``: the examples' labels, their order, their number, and what each does."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from lmsmith.cli.eval import folder_name, shot_counts, split_words
+from lmsmith.cli.output import choose_progress, print_json
+from lmsmith.core.errors import UserError
+from lmsmith.core.recipe import MachineConfig
+
+if TYPE_CHECKING:
+    from lmsmith.evaluation.studies import Arm, Found
+    from lmsmith.report.study_page import Studied
+
+_List = Annotated[str, tyro.conf.arg(metavar="A,B,…")]
+_Folders = Annotated[tyro.conf.UseAppendAction[tuple[Path, ...]], tyro.conf.arg(metavar="FOLDER")]
+
+
+def study(
+    kind: Literal["labels", "order", "shots"],
+    models: tyro.conf.Positional[tuple[str, ...]],
+    /,
+    tasks: _List = "",
+    shots: _List = "",
+    orders: int = 8,
+    limit: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
+    data: _Folders = (),
+    measure: Annotated[str, tyro.conf.arg(metavar="NAME")] = "",
+    seed: int = 0,
+    chat: bool = False,
+    precision: Literal["auto", "bf16", "fp32"] = "auto",
+    threads: int = 0,
+    folder: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("evals"),
+    json: bool = False,
+    quiet: bool = False,
+) -> int:
+    """Put a task in several ways to the same items, and draw what each way does.
+
+    labels: examples with their right labels, with random ones, with random words, without any,
+    with renamed ones; and no examples (Min et al. 2022). order: the same examples in several orders
+    (Lu et al. 2021). shots: from none to many, with the task's instruction and without (Brown et
+    al. 2020, figure 1.2). Run it again after Ctrl-C or a kill: what is answered is kept.
+
+    Args:
+        kind: labels, order or shots.
+        models: Runs, model folders, Hugging Face folders, GGUF files or registered names.
+        tasks: Names (lmsmith tasks ls), or .toml or .jsonl files of your own.
+        shots: Examples before each item; 16 for labels, 4 for order, 0,1,2,4,8,16,32 for shots.
+        orders: Of the examples, how many.
+        limit: Only the first items of each task.
+        data: Where tasks' files are; may be given more than once. Also LMSMITH_DATA.
+        measure: The headline measure, if not the task's own.
+        seed: Of examples, labels, orders, generated items and intervals.
+        chat: Ask by the model's chat template.
+        precision: Of matrix products; auto: bf16 where the processor multiplies it.
+        threads: Of one operation; 0 for all cores.
+        folder: Items go to FOLDER/MODEL, the page and its figures to FOLDER/study-KIND.
+        json: Print one JSON object on standard output, and nothing else there.
+        quiet: Show no progress.
+    """
+    from lmsmith.core.files import write_json
+    from lmsmith.evaluation.tasks.data import search_path
+    from lmsmith.report.study_page import build_study_page, study_record
+    from lmsmith.training.machine import prepare_process
+
+    _check(models, orders, limit)
+    path = search_path(data)
+    machine = prepare_process(MachineConfig(precision=precision, threads=threads))
+    plans = _plans(kind, tasks, shots, orders, limit, seed, measure, path)
+    place = folder / f"study-{kind}"
+    studied: list[Studied] = []
+    for model in models:
+        studied += _put(model, plans, path, machine, chat, folder, quiet or json)
+    record = study_record(kind, studied)
+    place.mkdir(parents=True, exist_ok=True)
+    write_json(place / "results.json", record)
+    page = build_study_page(place, kind, studied)
+    if json:
+        print_json(record | {"report": str(page)})
+        return 0
+    _print(studied)
+    print(f"report: {page}")
+    return 0
+
+
+def _check(models: Sequence[str], orders: int, limit: int | None) -> None:
+    if not models:
+        raise UserError("no models", "e.g. lmsmith study labels smollm2-135m --tasks boolq")
+    names = [folder_name(model) for model in models]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise UserError(f"{twice}: named twice", "name each model once")
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit {limit}: must be 1 or more", "leave it out for all items")
+
+
+def _plans(
+    kind: Any,
+    tasks: str,
+    shots: str,
+    orders: int,
+    limit: int | None,
+    seed: int,
+    measure: str,
+    path: list[Path],
+) -> list[list[Arm]]:
+    """The arms of each task; everything is checked before a model is read."""
+    from dataclasses import replace
+
+    from lmsmith.evaluation.studies import DEFAULT_SHOTS, plan_arms
+    from lmsmith.evaluation.suite import Setting
+    from lmsmith.evaluation.tasks.data import read_data
+    from lmsmith.evaluation.tasks.shipped import find_tasks
+    from lmsmith.evaluation.tasks.shown_labels import has_shared_labels
+
+    counts = [count for count in shot_counts(shots) if count is not None]
+    if "fit" in split_words(shots):
+        raise UserError("--shots fit: a study shows as many as it says", "e.g. --shots 4")
+    found = find_tasks(split_words(tasks))
+    if not found:
+        raise UserError("no tasks", "name some: --tasks boolq")
+    plans = []
+    for task in found:
+        if measure:
+            task = replace(task, headline=measure)
+            if task.check():
+                raise UserError(f"--measure {measure}: task {task.name} has none such")
+        renames = kind == "labels" and has_shared_labels(task, read_data(task, path, seed).pool)
+        setting = Setting(limit=limit, seed=seed)
+        wanted = counts or DEFAULT_SHOTS[kind]
+        plans.append(plan_arms(kind, task, wanted, orders, setting, renames=renames))
+    return plans
+
+
+def _put(
+    model: str,
+    plans: list[list[Arm]],
+    path: list[Path],
+    machine: Any,
+    chat: bool,
+    folder: Path,
+    quiet: bool,
+) -> list[Studied]:
+    """Every arm of every task to one model."""
+    from lmsmith.core.locking import locked
+    from lmsmith.core.signals import StopSignal
+    from lmsmith.evaluation.methods.subject import load_subject
+    from lmsmith.evaluation.studies import run_arms
+    from lmsmith.evaluation.suite import evaluate_task
+    from lmsmith.report.study_page import Studied
+
+    place = folder / folder_name(model)
+    progress = choose_progress(f"study {model}", quiet)
+    with StopSignal(), locked(place, progress):
+        labels = [f"{a.task.name} {a.line} {a.name}" for arms in plans for a in arms]
+        progress.plan(labels)
+        ahead = iter(labels)
+        try:
+            subject = load_subject(model, machine, chat=chat)
+
+            def put(task: Any, setting: Any) -> Any:
+                label, started = next(ahead), time.monotonic()
+                progress.stage_begins(label, "")
+                result = evaluate_task(subject, task, setting, path, place, progress)
+                progress.stage_ends(label, time.monotonic() - started)
+                return result
+
+            return [
+                Studied(subject.name, subject.parameters, tuple(run_arms(arms, put)))
+                for arms in plans
+            ]
+        finally:
+            progress.close()
+
+
+def _print(studied: Sequence[Studied]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from lmsmith.evaluation.measures import measure_of
+    from lmsmith.report.study_page import shown_difference, summary
+
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    for each in studied:
+        task = each.task
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"{each.model}: {task.name}")
+        table.title_justify = "left"
+        for name in ("", "items", measure_of(task.measure).name, "95 % interval", "against first"):
+            table.add_column(name, justify="left" if not name else "right", no_wrap=True)
+        for found in each.found:
+            table.add_row(*_cells(found), shown_difference(found))
+        console.print(table)
+        for line in summary(each):
+            print(line)
+
+
+def _cells(found: Found) -> list[str]:
+    from lmsmith.report.evaluation_page import shown_interval, shown_value
+
+    measure, headline = found.arm.task.measure, found.result.headline
+    name = f"{found.arm.name}, {found.arm.line}" if found.arm.line else found.arm.name
+    cut = found.result.truncated
+    return [
+        name + (f" ({cut} cut off)" if cut else ""),
+        f"{found.result.items:,}",
+        shown_value(measure, headline.value),
+        shown_interval(measure, headline),
+    ]
