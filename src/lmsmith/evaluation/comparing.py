@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lmsmith.evaluation.bootstrap import Interval
-from lmsmith.evaluation.measures import measure_of, paired_difference, parts_of
+from lmsmith.evaluation.measures import measure_of, paired_difference, value_of
 
 Row = Mapping[str, Any]
 
@@ -68,7 +68,7 @@ def compare_rows(
         raise ValueError(f"{task}: no item that both have answered")
     first, second = [list(each) for each in zip(*pairs, strict=True)]
     difference = paired_difference(first, second, measure, seed=seed)
-    values = [_value(rows, measure) for rows in (first, second)]
+    values = [value_of(rows, measure) for rows in (first, second)]
     gained: list[str] = []
     lost: list[str] = []
     if measure_of(measure).is_share:
@@ -79,8 +79,3 @@ def compare_rows(
     return Comparison(
         task, measure, values[0], values[1], difference, len(pairs), tuple(gained), tuple(lost)
     )
-
-
-def _value(rows: Sequence[Row], measure: str) -> float:
-    top, bottom = parts_of(rows, measure)
-    return measure_of(measure).transform(float(top.sum() / bottom.sum()))

@@ -16,6 +16,7 @@ from lmsmith.evaluation.bootstrap import (
     percentile_interval,
     resample_counts,
 )
+from lmsmith.evaluation.methods.overlap import bleu_of_sums
 
 Row = Mapping[str, Any]
 Floats = NDArray[np.float64]
@@ -30,12 +31,22 @@ class Measure:
         transform: of Σ numerators / Σ denominators.
         higher_is_better: whether it is.
         is_share: whether it lies between 0 and 1, and is shown in per cent.
+        of_sums: of a measure that is no ratio: its value from items' numbers added up.
     """
 
     name: str
     transform: Callable[[float], float] = float
     higher_is_better: bool = True
     is_share: bool = True
+    of_sums: Callable[[Sequence[float]], float] | None = None
+
+    def values(self, sums_rs: Floats) -> Floats:
+        """The value of each resample, of whose items' numbers the sums are given."""
+        if self.of_sums is not None:
+            return np.array([self.of_sums(sums) for sums in sums_rs.tolist()], np.float64)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            ratios = sums_rs[:, 0] / sums_rs[:, 1]
+        return np.array([self.transform(ratio) for ratio in ratios.tolist()], np.float64)
 
 
 def _exp(value: float) -> float:
@@ -51,6 +62,8 @@ MEASURES: Mapping[str, Measure] = {
     "accuracy_without_stop_words": Measure("accuracy no stop words"),
     "exact_match": Measure("exact match"),
     "f1": Measure("F1 of words"),
+    "bleu": Measure("BLEU", is_share=False, of_sums=bleu_of_sums),
+    "rouge_l": Measure("ROUGE-L"),
     "perplexity": Measure("perplexity", _exp, False, False),
     "word_perplexity": Measure("perplexity a word", _exp, False, False),
     "token_perplexity": Measure("perplexity a token", _exp, False, False),
@@ -66,14 +79,19 @@ def measure_of(name: str) -> Measure:
     return Measure(name.replace("_", " ").replace("pass at ", "pass@"))
 
 
-def parts_of(rows: Sequence[Row], name: str) -> tuple[Floats, Floats]:
-    """Numerators and denominators of a measure, one of each an item."""
+def parts_of(rows: Sequence[Row], name: str) -> Floats:
+    """Of each item its numbers: numerator and denominator, or what `Measure.of_sums` adds up.
+
+    Returns:
+        (items, numbers).
+    """
     values = [row["metrics"][name] for row in rows]
-    pairs = [value if isinstance(value, Sequence) else (value, 1.0) for value in values]
-    return (
-        np.array([pair[0] for pair in pairs], np.float64),
-        np.array([pair[1] for pair in pairs], np.float64),
-    )
+    return np.array([v if isinstance(v, Sequence) else (v, 1.0) for v in values], np.float64)
+
+
+def value_of(rows: Sequence[Row], name: str) -> float:
+    """A measure of all items."""
+    return float(measure_of(name).values(parts_of(rows, name).sum(axis=0, keepdims=True))[0])
 
 
 def aggregate(
@@ -84,13 +102,23 @@ def aggregate(
         return {}
     found = {}
     for name in rows[0]["metrics"]:
-        top, bottom = parts_of(rows, name)
-        if not bottom.sum():
+        parts, measure = parts_of(rows, name), measure_of(name)
+        if measure.of_sums is not None:
+            value = value_of(rows, name)
+            found[name] = percentile_interval(value, _resampled(parts, measure, resamples, seed))
             continue
-        transform = measure_of(name).transform
-        ratio = bootstrap_ratio(top, bottom, seed=seed, resamples=resamples)
-        found[name] = Interval(transform(ratio.value), transform(ratio.low), transform(ratio.high))
+        if not parts[:, 1].sum():
+            continue
+        ratio = bootstrap_ratio(parts[:, 0], parts[:, 1], seed=seed, resamples=resamples)
+        ends = [measure.transform(each) for each in (ratio.value, ratio.low, ratio.high)]
+        found[name] = Interval(*ends)
     return found
+
+
+def _resampled(parts: Floats, measure: Measure, resamples: int, seed: int) -> Floats:
+    """A measure of each resample of items."""
+    counts = resample_counts(len(parts), resamples, seed)
+    return np.concatenate([measure.values(each @ parts) for each in counts])
 
 
 def paired_difference(
@@ -106,16 +134,10 @@ def paired_difference(
     Args:
         rows_a, rows_b: of the same items in the same order.
     """
-    transform = np.vectorize(measure_of(name).transform, otypes=[np.float64])
-    tops, bottoms = zip(parts_of(rows_a, name), parts_of(rows_b, name), strict=True)
-    ratios = [top.sum() / bottom.sum() for top, bottom in zip(tops, bottoms, strict=True)]
-    value = float(transform(ratios[1]) - transform(ratios[0]))
-    parts = []
-    for counts in resample_counts(len(rows_a), resamples, seed):
-        with np.errstate(invalid="ignore", divide="ignore"):
-            each = [
-                transform((counts @ top) / (counts @ bottom))
-                for top, bottom in zip(tops, bottoms, strict=True)
-            ]
-        parts.append(each[1] - each[0])
-    return percentile_interval(value, np.concatenate(parts))
+    measure = measure_of(name)
+    value = value_of(rows_b, name) - value_of(rows_a, name)
+    # The same seed draws the same items for both.
+    of_a, of_b = (
+        _resampled(parts_of(rows, name), measure, resamples, seed) for rows in (rows_a, rows_b)
+    )
+    return percentile_interval(value, of_b - of_a)

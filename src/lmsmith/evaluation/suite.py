@@ -277,7 +277,8 @@ def identity(
     of_task = encode(task)
     for key in ("about", "source", "published"):
         del of_task[key]
-    del of_task["data"]["file"], of_task["data"]["examples"]  # their contents are in data's own
+    for key in ("file", "examples", "beside"):  # their contents are in data's own
+        del of_task["data"][key]
     parts: dict[str, object] = {
         "version": ROWS_VERSION,
         "model": subject.fingerprint,

@@ -111,3 +111,30 @@ def test_rows_of_no_known_shape_are_refused(tmp_path: Path) -> None:
     file.write_text('{"x": 1}\n')
     with pytest.raises(UserError, match="its rows have x, which is no shape of a task"):
         infer_task(file)
+
+
+def test_lines_parted_by_tabs_have_the_columns_names(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text('one "long"\u2028string\t0\ntwo\t1\n', "utf-8")
+    spec = DataSpec(file="a.tsv", columns=("text", "label"))
+    items = read_data(TaskSpec("a", "cloze", spec), [tmp_path]).items
+    assert [item.fields for item in items] == [
+        {"text": 'one "long"\u2028string', "label": "0"},
+        {"text": "two", "label": "1"},
+    ]
+    (tmp_path / "a.tsv").write_text("one\t0\ntwo\n")
+    with pytest.raises(UserError, match=r"line 2: 1 fields\n.*text, label"):
+        read_data(TaskSpec("a", "cloze", spec), [tmp_path])
+
+
+def test_two_files_are_read_line_by_line(tmp_path: Path) -> None:
+    (tmp_path / "a.en").write_text("a dog\n\na cat\n")
+    (tmp_path / "a.fr").write_text("un chien\n\nun chat\n")
+    task = TaskSpec("a", "free_form", DataSpec(file="a.en", beside="a.fr"))
+    data = read_data(task, [tmp_path])
+    assert data.items[2].fields == {"text": "a cat", "beside": "un chat"}
+    assert data.pool == data.items
+    (tmp_path / "a.fr").write_text("un chien\n\nune chatte\n")
+    assert read_data(task, [tmp_path]).fingerprint != data.fingerprint
+    (tmp_path / "a.fr").write_text("un chien\n")
+    with pytest.raises(UserError, match=r"has 3 lines, .* 1\n"):
+        read_data(task, [tmp_path])

@@ -116,7 +116,7 @@ def test_a_template_reaches_nothing_but_the_item() -> None:
             "\n\nQ: What is 98 plus 45?\n\nA:",
         ),
         ("gpt3_scrambles/cycle", 1, "\nasinoc ="),
-        ("lambada_blank", 1, "I don't care about ____. →"),
+        ("lambada_blank", 1, "I don't care about ____. ->"),
         ("winograd", 1, "a permit because the city councilmen"),
     ],
 )
@@ -129,3 +129,45 @@ def test_shipped_prompts_end_as_the_papers_do(
     question = with_shots(task, item, draw_shots(data.pool, item, shots, 0))
     assert question.contexts[0].endswith(prompt)
     assert len(question.shots) == shots
+
+
+PATTERN = TaskSpec(
+    "clause",
+    "multiple_choice",
+    DataSpec(file="a.jsonl"),
+    prompt=PromptSpec(
+        pattern="{{ h }}? ____, {{ p }}",
+        label="label",
+        words={"yes": "Right", "no": "Wrong"},
+    ),
+)
+
+
+def test_a_pattern_is_read_up_to_its_gap_and_chosen_with_what_follows() -> None:
+    items = [
+        Item("0", {"h": "It rains ____", "p": "The street is wet.", "label": "yes"}, "row 0"),
+        Item("1", {"h": "It snows", "p": "It is hot.", "label": "no"}, "row 1"),
+    ]
+    question = with_shots(PATTERN, items[0], [items[1]])
+    assert question.contexts == ("It snows? Wrong, It is hot.\n\nIt rains ____?",)
+    assert question.choices == ("Right, The street is wet.", "Wrong, The street is wet.")
+    assert (question.gold, question.answers) == (0, ("Right, The street is wet.",))
+    wrong = Item("2", {"h": "x", "p": "y", "label": "maybe"}, "row 2")
+    with pytest.raises(UserError, match=r"row 2: label 'maybe' has no word\n.*yes, no"):
+        write_question(PATTERN, wrong)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"pattern": "{{ h }}?"}, "one gap ____"),
+        ({"pattern": "____ {{ h }} ____"}, "one gap ____"),
+        ({"pattern": "{{ h }}____"}, "the delimiter before the gap"),
+        ({"words": {"yes": "Right"}}, "two words or more"),
+        ({"words": {"yes": "Right", "no": "Right"}}, "different words"),
+    ],
+)
+def test_a_pattern_that_cannot_be_used_says_why(change: dict[str, Any], said: str) -> None:
+    problems = replace(PATTERN.prompt, **change).check()
+    assert any(said in problem[2] for problem in problems)
+    assert replace(PATTERN.prompt, pattern="____: {{ h }}", delimiter="").check() == []

@@ -12,6 +12,7 @@ from lmsmith.evaluation.methods.answers import (
     vote,
     word_f1,
 )
+from lmsmith.evaluation.methods.overlap import OVERLAPS
 from lmsmith.evaluation.methods.subject import Subject
 from lmsmith.evaluation.methods.writing import Writer
 from lmsmith.evaluation.tasks.prompts import Question, item_fields
@@ -25,13 +26,18 @@ class FreeForm:
     from which the model reasons; then all that and the extraction prompt, from which it answers.
     With several samples the commonest answer is taken.
 
-    ``exact_match`` is by the task's normalisation, ``f1`` by SQuAD's.
+    ``exact_match`` is by the task's normalisation, ``f1`` by SQuAD's; ``bleu`` and ``rouge_l``
+    are measured where they are the task's headline.
     """
 
     def __init__(
         self, subject: Subject, task: TaskSpec, questions: Sequence[Question], seed: int = 0
     ) -> None:
         self._subject, self._questions = subject, questions
+        self._overlap = OVERLAPS.get(task.measure)
+        if self._overlap is not None:
+            self._overlap(" ", [" "])  # says at once that its library is missing
+        self._measure = task.measure
         self._spec: AnswerSpec = task.answer
         self._delimiter = task.prompt.delimiter.rstrip(" ")
         begun = [question.contexts[0] + self._delimiter for question in questions]
@@ -97,5 +103,8 @@ class FreeForm:
             "metrics": {
                 "exact_match": exact_match(given, question.answers, normalise),
                 "f1": word_f1(given, question.answers),
+                **(
+                    {self._measure: self._overlap(given, question.answers)} if self._overlap else {}
+                ),
             },
         }

@@ -1,4 +1,4 @@
-"""Items of a task: found on a search path, read from JSONL, JSON or text, perhaps compressed."""
+"""Items of a task: found on a search path, read from JSONL, JSON, tabbed or plain text."""
 
 from __future__ import annotations
 
@@ -107,6 +107,11 @@ def read_data(task: TaskSpec, path: Sequence[Path], seed: int = 0) -> TaskData:
         examples = find_file(spec.examples, path)
         pool = tuple(read_items(examples, spec))
         sums.append(sha256_file(examples))
+    if spec.beside:
+        other = find_file(spec.beside, path)
+        items = tuple(_parallel(items, file, other))
+        sums.append(sha256_file(other))
+        pool = pool if spec.examples else items
     return TaskData(items, pool, fingerprint(sums))
 
 
@@ -129,8 +134,42 @@ def read_items(file: Path, spec: DataSpec) -> Iterator[Item]:
             )
         for number, row in enumerate(rows):
             yield _item(row, number, file)
+    elif spec.columns:
+        yield from _rows(text, file, spec.columns)
+    elif spec.beside:
+        for number, line in enumerate(_lines(text)):
+            yield Item(str(number), {"text": line}, f"{file}, line {number + 1}")
     else:
         yield from _documents(text, file, spec)
+
+
+def _lines(text: str) -> list[str]:
+    """The lines of a text by its line feeds alone, as a translation's files are numbered."""
+    return [line.rstrip("\r") for line in text.removesuffix("\n").split("\n")]
+
+
+def _rows(text: str, file: Path, columns: Sequence[str]) -> Iterator[Item]:
+    """Lines whose fields tabs part."""
+    for number, line in enumerate(_lines(text)):
+        fields = line.split("\t")
+        where = f"{file}, line {number + 1}"
+        if len(fields) != len(columns):
+            raise UserError(
+                f"{where}: {len(fields)} fields", f"data.columns says {', '.join(columns)}"
+            )
+        yield Item(str(number), dict(zip(columns, fields, strict=True)), where)
+
+
+def _parallel(items: Sequence[Item], file: Path, other: Path) -> Iterator[Item]:
+    """Lines, each with the line of the other file that belongs to it."""
+    lines = _lines(_read_text(other))
+    if len(lines) != len(items):
+        raise UserError(
+            f"{file} has {len(items)} lines, {other} {len(lines)}",
+            "line for line they must belong together",
+        )
+    for item, line in zip(items, lines, strict=True):
+        yield Item(item.id, {**item.fields, "beside": line}, item.where)
 
 
 def _documents(text: str, file: Path, spec: DataSpec) -> Iterator[Item]:

@@ -13,7 +13,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from lmsmith.core.errors import UserError
 from lmsmith.evaluation.tasks.data import Item
-from lmsmith.evaluation.tasks.spec import TaskSpec
+from lmsmith.evaluation.tasks.spec import GAP, TaskSpec
 
 SHOWN_TEXT = 400
 """Characters of a document that its row shows."""
@@ -121,8 +121,28 @@ def _write_document(task: TaskSpec, item: Item) -> Question:
     return Question(item.id, ("",), (text,), 0, (original,), plain=text[:SHOWN_TEXT])
 
 
+def _write_pattern(task: TaskSpec, item: Item) -> Question:
+    """What is before the gap is the context; each choice is a label's word with what follows it."""
+    prompt = task.prompt
+    before, after = prompt.pattern.split(GAP)
+    context = _rendered(task, "pattern", before, item).removesuffix(prompt.delimiter)
+    rest = _rendered(task, "pattern", after, item)
+    choices = tuple(word + rest for word in prompt.words.values())
+    label = str(_evaluated(task, "label", prompt.label, item))
+    if label not in prompt.words:
+        raise UserError(
+            f"task {task.name}, {item.where}: label {label!r} has no word",
+            f"prompt.words has words for {', '.join(prompt.words)}",
+        )
+    gold = list(prompt.words).index(label)
+    shown = f"{context}{prompt.delimiter}{GAP}{rest}"
+    return Question(item.id, (context,), choices, gold, (choices[gold],), plain=shown)
+
+
 def _write_choices(task: TaskSpec, item: Item) -> Question:
     prompt = task.prompt
+    if prompt.pattern:
+        return _write_pattern(task, item)
     if prompt.contexts:
         found = _evaluated(task, "contexts", prompt.contexts, item)
         contexts = tuple(str(each) for each in found)

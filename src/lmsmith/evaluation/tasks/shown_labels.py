@@ -54,7 +54,8 @@ class ShownLabels:
         self._names: dict[str, str] = {}
         if kind == "gold":
             return
-        if task.prompt.contexts or task.prompt.demonstrations or task.kind == "perplexity":
+        prompt = task.prompt
+        if prompt.contexts or prompt.pattern or prompt.demonstrations or task.kind == "perplexity":
             raise UserError(
                 f"task {task.name}: its examples have no labels to be replaced",
                 "use a task whose answers follow the context",

@@ -14,6 +14,9 @@ from lmsmith.core.errors import UserError
 
 Kind = Literal["multiple_choice", "cloze", "perplexity", "free_form", "code"]
 
+GAP = "____"
+"""Where a pattern wants a word."""
+
 HEADLINES: Mapping[str, tuple[str, ...]] = {
     "multiple_choice": (
         "accuracy",
@@ -29,7 +32,7 @@ HEADLINES: Mapping[str, tuple[str, ...]] = {
         "bits_per_character",
         "token_perplexity",
     ),
-    "free_form": ("exact_match", "f1"),
+    "free_form": ("exact_match", "f1", "bleu", "rouge_l"),
     "code": ("pass_at_1",),
 }
 """The measures of each kind; the first is the headline where a task names none."""
@@ -51,6 +54,10 @@ class DataSpec:
     """How many items a generator makes."""
     documents: Literal["whole", "lines", "articles"] = "whole"
     """Of a text file: what one document is; an article begins with `= Title =`."""
+    columns: tuple[str, ...] = ()
+    """Of a file of lines whose fields tabs part: what the fields are called."""
+    beside: str = ""
+    """A text file of as many lines as ``file``; line for line an item's ``text`` and ``beside``."""
     detokenise: Literal["", "wikitext", "penn"] = ""
     """Undoes the corpus's word tokenisation, so that a model reads text as it was trained on."""
     window: int = 0
@@ -64,6 +71,10 @@ class DataSpec:
             problems.append(("file", self.file, "a file or a generator, one of both", "name one"))
         if not 0 <= self.overlap < 1:
             problems.append(("overlap", self.overlap, "0 <= overlap < 1", "0.5 is half a window"))
+        if self.columns and self.beside:
+            problems.append(("beside", self.beside, "nothing where there are columns", "drop one"))
+        if self.examples and self.beside:
+            problems.append(("examples", self.examples, "nothing where there is beside", "drop it"))
         if self.window < 0 or self.count < 1:
             problems.append(("window", self.window, "windows and counts of 1 or more", "raise it"))
         return problems
@@ -83,6 +94,12 @@ class PromptSpec:
     """Expression: the list of answers to choose from."""
     gold: str = ""
     """Expression: the number of the right one, from 0."""
+    pattern: str = ""
+    """Template with one gap, ____, in which a label's word is put (Schick & Schütze 2021)."""
+    label: str = ""
+    """Expression: the label, one of those of ``words``."""
+    words: dict[str, str] = field(default_factory=dict)
+    """Label → the word that stands for it (PET's verbalizer)."""
     target: str = ""
     """Template of the right answer: what a shot shows, and what a cloze must find."""
     answers: str = ""
@@ -95,6 +112,22 @@ class PromptSpec:
     """Before a choice alone, for the unconditional normalisation (GPT-3, section 2.4)."""
     demonstrations: tuple[str, ...] = ()
     """Shots written out, used first and in this order, whatever the item."""
+
+    def check(self) -> list[tuple[str, object, str, str]]:
+        if not self.pattern:
+            return []
+        problems: list[tuple[str, object, str, str]] = []
+        parts = self.pattern.split(GAP)
+        if len(parts) != 2:
+            problems.append(("pattern", self.pattern, f"one gap {GAP}", "mark where the word goes"))
+        elif not parts[0].endswith(self.delimiter):
+            mend = 'set delimiter = "" if nothing parts it from what is before'
+            problems.append(("pattern", self.pattern, "the delimiter before the gap", mend))
+        if len(self.words) < 2:
+            problems.append(("words", self.words, "two words or more", "give each label its word"))
+        if len(set(self.words.values())) < len(self.words):
+            problems.append(("words", self.words, "different words", "no two labels have one"))
+        return problems
 
 
 @dataclass(frozen=True)
@@ -199,8 +232,8 @@ class TaskSpec:
 
 _NEEDED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "multiple_choice": {
-        "choices": ("choices", "contexts"),
-        "gold": ("gold",),
+        "choices": ("choices", "contexts", "pattern"),
+        "gold": ("gold", "label"),
     },
     "cloze": {"context": ("context",), "target": ("target",)},
     "perplexity": {},

@@ -1,0 +1,82 @@
+"""How much of a reference an answer has: BLEU by sacrebleu, ROUGE-L by rouge-score."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from lmsmith.core.errors import UserError
+
+ORDERS = 4
+"""BLEU counts n-grams of up to so many tokens."""
+
+
+def bleu_statistics(answer: str, references: Sequence[str]) -> list[float]:
+    """What an answer adds to a corpus's BLEU (Papineni et al. 2002, section 2).
+
+    By sacrebleu with its 13a tokenisation, case kept (Post 2018).
+
+    Returns:
+        The answer's tokens, those of the nearest reference, n-grams in common for n from 1 to 4,
+        and n-grams of the answer.
+
+    Raises:
+        UserError: sacrebleu is not installed.
+    """
+    score = _bleu().sentence_score(answer, list(references))
+    return [float(x) for x in (score.sys_len, score.ref_len, *score.counts, *score.totals)]
+
+
+def bleu_of_sums(sums: Sequence[float]) -> float:
+    """BLEU of a corpus, from 0 to 100, its answers' statistics added up.
+
+    100 · min(1, exp(1 − r/c)) · (p₁p₂p₃p₄)^¼, p the shares of n-grams in common; sacrebleu's
+    exponential smoothing where a share is 0.
+    """
+    numbers = [round(each) for each in sums]
+    counts, totals = numbers[2 : 2 + ORDERS], numbers[2 + ORDERS :]
+    scorer = type(_bleu())
+    return float(scorer.compute_bleu(counts, totals, *numbers[:2], smooth_method="exp").score)
+
+
+def rouge_l(answer: str, references: Sequence[str]) -> float:
+    """ROUGE-L's F-measure, the best of the references (Lin 2004, section 3).
+
+    2PR / (P + R), P and R the longest common subsequence of words as a share of the answer's and
+    the reference's; by rouge-score: small letters and digits, no stemming.
+
+    Raises:
+        UserError: rouge-score is not installed.
+    """
+    found = _rouge().score_multi(list(references), answer)
+    return float(found["rougeL"].fmeasure)
+
+
+OVERLAPS: Mapping[str, Callable[[str, Sequence[str]], float | list[float]]] = {
+    "bleu": bleu_statistics,
+    "rouge_l": rouge_l,
+}
+"""Measure → an item's number, or numbers that are added up."""
+
+
+@functools.cache
+def _bleu() -> Any:
+    return _library("sacrebleu", "BLEU").BLEU(effective_order=True)
+
+
+@functools.cache
+def _rouge() -> Any:
+    return _library("rouge_score.rouge_scorer", "ROUGE-L").RougeScorer(["rougeL"])
+
+
+def _library(name: str, measure: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        package = name.split(".")[0].replace("_", "-")
+        raise UserError(
+            f"{measure} is measured by {package}, which is not installed",
+            "pip install 'lmsmith[eval]'; or choose another: --measure f1",
+        ) from error
