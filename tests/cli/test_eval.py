@@ -177,6 +177,10 @@ def test_a_tasks_prompt_is_shown_to_the_character(capsys: pytest.CaptureFixture[
     assert cli.main(["tasks", "show", "choose.jsonl", "--item", "1", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["question"]["contexts"] == ["the dog ran 1"]
+    assert cli.main(["tasks", "show", "arithmetic/2d_plus"]) == 0
+    shown = capsys.readouterr().out
+    assert "written: the likeliest token each time, at most 12 tokens, up to '\\n'" in shown
+    assert "read: the whole text\ncompared: as they are" in shown
     assert cli.main(["tasks", "show", "choose.jsonl", "--item", "99"]) == 2
     capsys.readouterr()
     assert cli.main(["tasks", "ls"]) == 0
@@ -188,7 +192,8 @@ def test_a_task_printed_as_toml_is_the_same_task(
 ) -> None:
     from lmsmith.evaluation.tasks.shipped import find_tasks
 
-    for name in ("gsm8k_zero", "winograd", "human_eval", "wikitext2"):
+    names = ("gsm8k_zero", "winograd", "human_eval", "wikitext2", "cb/pet_1", "gsm8k_least_to_most")
+    for name in names:
         assert cli.main(["tasks", "show", name, "--toml"]) == 0
         (here / "copy.toml").write_text(capsys.readouterr().out)
         assert find_tasks(["copy.toml"]) == find_tasks([name])
@@ -230,3 +235,18 @@ def test_a_task_that_cannot_be_made_says_why(
     (here / "few.jsonl").write_text(content)
     assert cli.main(["task", "add", *words]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_the_rules_by_which_answers_are_read_are_shown() -> None:
+    from lmsmith.cli.tasks import answer_rules
+    from lmsmith.evaluation.tasks.shipped import find_tasks
+
+    def rules(name: str) -> str:
+        return "\n".join(answer_rules(find_tasks([name])[0]))
+
+    assert 'first pass: the prompt and "Let\'s think step by step."' in rules("gsm8k_zero")
+    assert "the first match of (-?" in rules("gsm8k_zero")
+    assert "samples: 5; the commonest answer is taken" in rules("gsm8k_vote")
+    assert "beams of width 4, length penalty 0.6" in rules("triviaqa")
+    assert "parts: what (?:first answer|then)" in rules("gsm8k_least_to_most")
+    assert "compared:" not in rules("human_eval")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from lmsmith.cli.output import print_json
 from lmsmith.core.errors import UserError
+
+if TYPE_CHECKING:
+    from lmsmith.evaluation.tasks.spec import TaskSpec
 
 _Folders = Annotated[tyro.conf.UseAppendAction[tuple[Path, ...]], tyro.conf.arg(metavar="FOLDER")]
 
@@ -91,6 +94,9 @@ def show(
         return 0
     print(f"{found.name}: {found.about} ({found.source or 'no source named'})")
     print(f"kind {found.kind}, {len(read.items):,} items, judged by {found.measure}")
+    if question.decompose:
+        print("--- the prompt that asks for its parts ---")
+        print(question.decompose)
     for context in question.contexts:
         print(f"--- the prompt of item {item}, {len(question.shots)} shots drawn ---")
         print(context)
@@ -99,7 +105,43 @@ def show(
     for number, choice in enumerate(question.choices):
         mark = "*" if right and number == question.gold else " "
         print(f"{mark} {(found.prompt.delimiter + choice)!r}")
+    if found.kind in ("free_form", "code"):
+        print("--- how it is answered and read ---")
+        for line in answer_rules(found):
+            print(line)
     return 0
+
+
+def answer_rules(task: TaskSpec) -> list[str]:
+    """How a task's answers are written, and which rule finds the answer in a text."""
+    answer, parts = task.answer, task.decompose
+    ways = {
+        "greedy": "the likeliest token each time",
+        "beam": "beams of width 4, length penalty 0.6",
+        "sample": f"sampled at temperature {answer.temperature}, nucleus {answer.top_p}",
+    }
+    ends = f", up to {' or '.join(map(repr, answer.stop))}" if answer.stop else ""
+    lines = []
+    if parts.context:
+        lines.append(f"parts: what {parts.part} matches, at most {parts.most}; each is asked so:")
+        lines.append(f"  {parts.question!r}")
+        lines.append("  after the prompt and the parts before it with their answers")
+    if answer.reason:
+        lines.append(f"first pass: the prompt and {answer.reason!r}, {answer.reason_tokens} tokens")
+        lines.append(f"second pass: all that, a line feed and {answer.extraction!r}")
+    lines.append(f"written: {ways[answer.search]}, at most {answer.max_new_tokens} tokens{ends}")
+    if answer.samples > 1:
+        vote = "; the commonest answer is taken" if task.kind == "free_form" else ""
+        lines.append(f"samples: {answer.samples}{vote}")
+    if task.kind == "code":
+        return lines
+    rule = f"the {answer.take} match of {answer.extract}" if answer.extract else "the whole text"
+    compared = {
+        "text": "as they are",
+        "squad": "in small letters, without marks and articles (SQuAD)",
+        "number": "as numbers",
+    }
+    return [*lines, f"read: {rule}", f"compared: {compared[answer.normalise]}"]
 
 
 def task_toml(task: object) -> str:
@@ -110,6 +152,8 @@ def task_toml(task: object) -> str:
     table = encode(task)
     table["published"] = table.pop("published")
     kept = {key: value for key, value in table.items() if value not in ("", [], {})}
-    for key in ("data", "prompt", "answer"):
-        kept[key] = {name: value for name, value in table[key].items() if value not in ("", [])}
+    for key in ("data", "prompt", "answer", "decompose"):
+        kept[key] = {name: value for name, value in table[key].items() if value not in ("", [], {})}
+    if not table["decompose"]["context"]:
+        del kept["decompose"]
     return to_toml(kept)

@@ -19,6 +19,7 @@ from lmsmith.evaluation.measures import aggregate
 from lmsmith.evaluation.methods.cloze import Cloze
 from lmsmith.evaluation.methods.code import Code
 from lmsmith.evaluation.methods.free_form import FreeForm
+from lmsmith.evaluation.methods.least_to_most import LeastToMost
 from lmsmith.evaluation.methods.multiple_choice import MultipleChoice
 from lmsmith.evaluation.methods.rolling import Rolling
 from lmsmith.evaluation.methods.subject import Subject
@@ -56,7 +57,9 @@ METHODS: Mapping[str, Callable[[Subject, TaskSpec, Sequence[Question], int], Met
     "multiple_choice": MultipleChoice,
     "cloze": Cloze,
     "perplexity": Rolling,
-    "free_form": FreeForm,
+    "free_form": lambda subject, task, questions, seed: (
+        LeastToMost if task.decompose.context else FreeForm
+    )(subject, task, questions, seed),
     "code": Code,
 }
 

@@ -34,10 +34,7 @@ class FreeForm:
         self, subject: Subject, task: TaskSpec, questions: Sequence[Question], seed: int = 0
     ) -> None:
         self._subject, self._questions = subject, questions
-        self._overlap = OVERLAPS.get(task.measure)
-        if self._overlap is not None:
-            self._overlap(" ", [" "])  # says at once that its library is missing
-        self._measure = task.measure
+        self._reader = AnswerReader(task)
         self._spec: AnswerSpec = task.answer
         self._delimiter = task.prompt.delimiter.rstrip(" ")
         begun = [question.contexts[0] + self._delimiter for question in questions]
@@ -66,7 +63,8 @@ class FreeForm:
         if spec.reason:
             reasons, (texts, _) = texts, self._conclude(numbers, ids, texts)
         for place, number in enumerate(numbers):
-            yield self._row(self._questions[number], texts[place], reasons[place], cut[place])
+            question = self._questions[number]
+            yield self._reader.row(question, texts[place], reasons[place], cut[place])
 
     def _conclude(
         self, numbers: Sequence[int], ids: Sequence[int], reasons: Sequence[Sequence[str]]
@@ -86,12 +84,35 @@ class FreeForm:
         flat = iter(found)
         return [[next(flat)[0] for _ in each] for each in reasons], cut
 
-    def _row(
+
+class AnswerReader:
+    """What is read from the texts a model wrote, and how it compares with the right answers."""
+
+    def __init__(self, task: TaskSpec) -> None:
+        self._spec, self._measure = task.answer, task.measure
+        self._overlap = OVERLAPS.get(task.measure)
+        if self._overlap is not None:
+            self._overlap(" ", [" "])  # says at once that its library is missing
+
+    def row(
         self, question: Question, texts: Sequence[str], reasons: Sequence[str], cut: int
     ) -> dict[str, Any]:
+        """An item's row.
+
+        Args:
+            texts: written as answers.
+            reasons: written before them.
+            cut: tokens that the prompt lost.
+        """
         normalise = NORMALISERS[self._spec.normalise]
         answers = [extract_answer(text, self._spec) for text in texts]
         given = vote(answers, normalise) if len(answers) > 1 else answers[0]
+        metrics: dict[str, Any] = {
+            "exact_match": exact_match(given, question.answers, normalise),
+            "f1": word_f1(given, question.answers),
+        }
+        if self._overlap is not None:
+            metrics[self._measure] = self._overlap(given, question.answers)
         return {
             **item_fields(question),
             "gold": question.answers[0],
@@ -100,11 +121,5 @@ class FreeForm:
             "answers": answers,
             "answer": given,
             "truncated": cut,
-            "metrics": {
-                "exact_match": exact_match(given, question.answers, normalise),
-                "f1": word_f1(given, question.answers),
-                **(
-                    {self._measure: self._overlap(given, question.answers)} if self._overlap else {}
-                ),
-            },
+            "metrics": metrics,
         }

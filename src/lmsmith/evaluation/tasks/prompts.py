@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jinja2
@@ -32,6 +32,8 @@ class Question:
         answers: every answer that counts as right.
         shots: ids of the items shown before it.
         plain: the context without instruction and shots.
+        decompose: the prompt that asks for its parts; empty if it is answered whole.
+        last: what is asked after its parts.
     """
 
     id: str
@@ -41,6 +43,8 @@ class Question:
     answers: tuple[str, ...]
     shots: tuple[str, ...] = ()
     plain: str = ""
+    decompose: str = ""
+    last: str = ""
 
 
 @functools.cache
@@ -234,15 +238,27 @@ def with_shots(
     said = answers or [None] * len(shown)
     parts += [*written, *(write_shot(task, *each) for each in zip(shown, said, strict=False))]
     before = "".join(part + prompt.separator for part in parts)
-    return Question(
-        question.id,
-        tuple(before + context for context in question.contexts),
-        question.choices,
-        question.gold,
-        question.answers,
-        (*(f"demonstration {n + 1}" for n in range(len(written))), *(s.id for s in shown)),
-        question.plain,
+    asked = replace(
+        question,
+        contexts=tuple(before + context for context in question.contexts),
+        shots=(*(f"demonstration {n + 1}" for n in range(len(written))), *(s.id for s in shown)),
     )
+    return _to_be_decomposed(task, item, asked) if task.decompose.context else asked
+
+
+def _to_be_decomposed(task: TaskSpec, item: Item, question: Question) -> Question:
+    spec = task.decompose
+    parts = [
+        *spec.demonstrations[: len(question.shots)],
+        _rendered(task, "context", spec.context, item),
+    ]
+    last = _rendered(task, "last", spec.last, item)
+    return replace(question, decompose=task.prompt.separator.join(parts), last=last)
+
+
+def write_part(task: TaskSpec, part: str) -> str:
+    """How a part of a question is asked."""
+    return _template(task.decompose.question).render(part=part)
 
 
 def item_fields(question: Question) -> Mapping[str, object]:

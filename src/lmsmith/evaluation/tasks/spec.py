@@ -171,6 +171,40 @@ class AnswerSpec:
 
 
 @dataclass(frozen=True)
+class DecomposeSpec:
+    """Least-to-most: a question is broken into parts, which are answered in order, each with the
+    answers before it (Zhou et al. 2022, section 2). The prompt's context stands before the parts.
+    """
+
+    context: str = ""
+    """Template of what is asked to be broken up; nothing is if empty."""
+    demonstrations: tuple[str, ...] = ()
+    """Worked examples of breaking up, as many as there are shots."""
+    max_new_tokens: int = 96
+    stop: tuple[str, ...] = ("\n",)
+    """Texts at which the list of parts ends."""
+    part: str = '"([^"]+)"'
+    """Regular expression; each match's first group is a part."""
+    most: int = 6
+    """Parts that are answered at most, the last question not counted."""
+    question: str = "Q: {{ part }}\nA:"
+    """Template of how a part is asked."""
+    last: str = ""
+    """Template of what is asked last: the question itself."""
+
+    def check(self) -> list[tuple[str, object, str, str]]:
+        problems: list[tuple[str, object, str, str]] = []
+        if self.context and not self.last:
+            problems.append(("last", self.last, "what is asked last", "the question itself"))
+        try:
+            if re.compile(self.part).groups < 1:
+                problems.append(("part", self.part, "one group", "put ( ) round the part"))
+        except re.error as error:
+            problems.append(("part", self.part, f"a regular expression ({error})", "mend it"))
+        return problems
+
+
+@dataclass(frozen=True)
 class Published:
     """A figure from a paper, to stand beside ours."""
 
@@ -197,6 +231,7 @@ class TaskSpec:
         source: who made it, where it is described.
         headline: the measure that stands for the task.
         shots: examples shown if nothing else is asked for.
+        decompose: of a free-form task, whether it is answered part by part.
         published: figures of papers.
     """
 
@@ -209,6 +244,7 @@ class TaskSpec:
     shots: int = 0
     prompt: PromptSpec = field(default_factory=PromptSpec)
     answer: AnswerSpec = field(default_factory=AnswerSpec)
+    decompose: DecomposeSpec = field(default_factory=DecomposeSpec)
     published: tuple[Published, ...] = ()
 
     def check(self) -> list[Problem]:
@@ -217,6 +253,9 @@ class TaskSpec:
             if not any(getattr(self.prompt, each) for each in needed):
                 mend = f"the kind {self.kind} needs it"
                 problems.append(Problem(f"prompt.{key}", "", " or ".join(needed), mend))
+        if self.decompose.context and (self.answer.reason or self.answer.samples > 1):
+            expected = "one answer in one pass where the question is broken up"
+            problems.append(Problem("decompose.context", "…", expected, "drop reason and samples"))
         measures = HEADLINES[self.kind]
         known = self.headline in ("", *measures) or self.headline.startswith("pass_at_")
         if not known:
