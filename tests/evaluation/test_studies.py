@@ -80,9 +80,9 @@ def test_shots_go_with_the_instruction_and_without_it() -> None:
     task = find_tasks(["scrambles/insertion"])[0]
     arms = plan_arms("shots", task, (4, 0, 1), 8, Setting())
     assert [(a.line, a.name) for a in arms] == [
-        (line, f"{count} shots")
+        (line, name)
         for line in ("with the instruction", "without it")
-        for count in (0, 1, 4)
+        for name in ("0 shots", "1 shot", "4 shots")
     ]
     assert arms[3].task.prompt.instruction == ""
     assert arms[3].task.name != task.name

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from lmsmith.evaluation.bootstrap import (
     Interval,
-    bootstrap_ratio,
     percentile_interval,
     resample_counts,
 )
@@ -31,19 +30,19 @@ class Measure:
         transform: of Σ numerators / Σ denominators.
         higher_is_better: whether it is.
         is_share: whether it lies between 0 and 1, and is shown in per cent.
-        of_sums: of a measure that is no ratio: its value from items' numbers added up.
+        of_sums: of a measure that is no ratio: its values from items' numbers added up.
     """
 
     name: str
     transform: Callable[[float], float] = float
     higher_is_better: bool = True
     is_share: bool = True
-    of_sums: Callable[[Sequence[float]], float] | None = None
+    of_sums: Callable[[Floats], Floats] | None = None
 
     def values(self, sums_rs: Floats) -> Floats:
         """The value of each resample, of whose items' numbers the sums are given."""
         if self.of_sums is not None:
-            return np.array([self.of_sums(sums) for sums in sums_rs.tolist()], np.float64)
+            return self.of_sums(sums_rs)
         with np.errstate(invalid="ignore", divide="ignore"):
             ratios = sums_rs[:, 0] / sums_rs[:, 1]
         return np.array([self.transform(ratio) for ratio in ratios.tolist()], np.float64)
@@ -100,18 +99,22 @@ def aggregate(
     """Every measure that the items have, with its 95 % percentile interval."""
     if not rows:
         return {}
+    parts = {name: parts_of(rows, name) for name in rows[0]["metrics"]}
+    sums: dict[str, list[Floats]] = {name: [] for name in parts}
+    for counts in resample_counts(len(rows), resamples, seed):  # drawn once for all measures
+        for name, each in parts.items():
+            sums[name].append(counts @ each)
     found = {}
-    for name in rows[0]["metrics"]:
-        parts, measure = parts_of(rows, name), measure_of(name)
+    for name, each in parts.items():
+        measure, sums_rs = measure_of(name), np.concatenate(sums[name])
         if measure.of_sums is not None:
-            value = value_of(rows, name)
-            found[name] = percentile_interval(value, _resampled(parts, measure, resamples, seed))
-            continue
-        if not parts[:, 1].sum():
-            continue
-        ratio = bootstrap_ratio(parts[:, 0], parts[:, 1], seed=seed, resamples=resamples)
-        ends = [measure.transform(each) for each in (ratio.value, ratio.low, ratio.high)]
-        found[name] = Interval(*ends)
+            found[name] = percentile_interval(value_of(rows, name), measure.of_sums(sums_rs))
+        elif each[:, 1].sum():
+            with np.errstate(invalid="ignore", divide="ignore"):
+                ratios = sums_rs[:, 0] / sums_rs[:, 1]
+            ratio = percentile_interval(float(each[:, 0].sum() / each[:, 1].sum()), ratios)
+            ends = [measure.transform(end) for end in (ratio.value, ratio.low, ratio.high)]
+            found[name] = Interval(*ends)
     return found
 
 

@@ -134,7 +134,7 @@ def _arms_of_shots(task: TaskSpec, shots: Sequence[int], setting: Setting) -> li
         without = replace(task, name=f"{task.name}-bare", prompt=bare, published=())
         lines = [("with the instruction", task), ("without it", without)]
     return [
-        Arm(f"{count} shots", each, replace(setting, shots=count), line)
+        Arm("1 shot" if count == 1 else f"{count} shots", each, replace(setting, shots=count), line)
         for line, each in lines
         for count in sorted(set(shots))
     ]

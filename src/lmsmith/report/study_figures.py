@@ -27,7 +27,8 @@ class Line:
         names: of its points.
         shots: of its points.
         values: with their intervals.
-        parameters: of its model.
+        model: whose values they are.
+        parameters: of the model.
         variant: lines of one model with different ones are drawn differently.
     """
 
@@ -35,6 +36,7 @@ class Line:
     names: tuple[str, ...]
     shots: tuple[int, ...]
     values: tuple[Interval, ...]
+    model: str = ""
     parameters: int = 0
     variant: str = ""
 
@@ -87,9 +89,9 @@ def draw_shots(name: str, lines: Sequence[Line], measure: str, guessing: float |
     """Value against number of shots, a line a model; without the instruction dashed."""
     with canvas(_TALL) as (figure, (axes,)):
         variants = list(dict.fromkeys(line.variant for line in lines))
-        models = list(dict.fromkeys(line.parameters for line in lines))
+        models = list(dict.fromkeys(line.model for line in lines))
         for line in lines:
-            colour = _colour(models.index(line.parameters))
+            colour = _colour(models.index(line.model))
             axes.plot(
                 line.shots,
                 [each.value for each in line.values],
@@ -124,7 +126,7 @@ def draw_sizes(name: str, lines: Sequence[Line], measure: str, guessing: float |
                 color=_colour(number),
                 marker="o",
                 markersize=3.5,
-                label=f"{count} shots",
+                label="1 shot" if count == 1 else f"{count} shots",
             )
         axes.set_xscale("log")
         axes.set_xticks(sizes)

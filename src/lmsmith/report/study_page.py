@@ -159,17 +159,17 @@ def _figures(name: str, kind: StudyKind, studied: Sequence[Studied]) -> list[str
     measure = studied[0].task.measure
     guessing = chance(studied[0].found) if measure_of(measure).is_share else None
     if kind == "labels":
-        lines = [_line(each.model, each.found) for each in studied]
+        lines = [_line(each.model, each.found, each) for each in studied]
         return [draw_labels(name, lines, measure, guessing)]
     if kind == "order":
-        lines = [_line(each.model, each.found) for each in studied]
+        lines = [_line(each.model, each.found, each) for each in studied]
         return [draw_order(name, lines, measure, guessing)]
     curves = []
     for each in studied:
         for text in dict.fromkeys(found.arm.line for found in each.found):
             of_line = [found for found in each.found if found.arm.line == text]
             label = f"{each.model}, {text}" if text else each.model
-            curves.append(_line(label, of_line, each.parameters, text))
+            curves.append(_line(label, of_line, each, text))
     drawn = [draw_shots(name, curves, measure, guessing)]
     if len({each.parameters for each in studied}) > 1:
         first = [curve for curve in curves if curve.variant == curves[0].variant]
@@ -177,12 +177,13 @@ def _figures(name: str, kind: StudyKind, studied: Sequence[Studied]) -> list[str
     return drawn
 
 
-def _line(label: str, found: Sequence[Found], parameters: int = 0, variant: str = "") -> Line:
+def _line(label: str, found: Sequence[Found], of: Studied, variant: str = "") -> Line:
     return Line(
         label,
         tuple(each.arm.name for each in found),
         tuple(each.arm.setting.shots or 0 for each in found),
         tuple(each.result.headline for each in found),
-        parameters,
+        of.model,
+        of.parameters,
         variant,
     )

@@ -7,6 +7,7 @@ import random
 import sys
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from lmsmith.core.errors import UserError
@@ -69,6 +70,17 @@ def test_bleu_of_items_added_up_is_the_corpuss() -> None:
     streams = [[each[min(k, len(each) - 1)] for each in references] for k in range(2)]
     assert found.value == pytest.approx(sacrebleu.corpus_bleu(answers, streams).score, abs=1e-6)
     assert found.low < found.value < found.high
+
+
+def test_bleu_of_any_counts_is_sacrebleus() -> None:
+    draw = random.Random()
+    for _ in range(300):
+        totals = sorted((draw.choice([0, 1, 7, 40]) for _ in range(4)), reverse=True)
+        counts = [draw.choice([0, draw.randint(0, total)]) for total in totals]
+        lengths = [totals[0], draw.randint(1, 50)]
+        expected = sacrebleu.BLEU.compute_bleu(counts, totals, *lengths, smooth_method="exp").score
+        found = overlap.bleu_of_sums(np.array([[*lengths, *counts, *totals]], np.float64))
+        assert found[0] == pytest.approx(expected, abs=1e-9), (lengths, counts, totals)
 
 
 def test_bleus_interval_is_of_items_resampled() -> None:

@@ -7,7 +7,12 @@ import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lmsmith.core.errors import UserError
+
+Floats = NDArray[np.float64]
 
 ORDERS = 4
 """BLEU counts n-grams of up to so many tokens."""
@@ -29,16 +34,24 @@ def bleu_statistics(answer: str, references: Sequence[str]) -> list[float]:
     return [float(x) for x in (score.sys_len, score.ref_len, *score.counts, *score.totals)]
 
 
-def bleu_of_sums(sums: Sequence[float]) -> float:
-    """BLEU of a corpus, from 0 to 100, its answers' statistics added up.
+def bleu_of_sums(sums_rs: Floats) -> Floats:
+    """BLEU of corpora, from 0 to 100, their answers' statistics added up.
 
-    100 · min(1, exp(1 − r/c)) · (p₁p₂p₃p₄)^¼, p the shares of n-grams in common; sacrebleu's
-    exponential smoothing where a share is 0.
+    100 · min(1, exp(1 − r/c)) · (p₁p₂p₃p₄)^¼, p the shares of n-grams in common. As sacrebleu does,
+    the k-th order without a match counts as 2⁻ᵏ matches, and a corpus without any is 0.
+
+    Args:
+        sums_rs: (corpora, numbers of `bleu_statistics`).
     """
-    numbers = [round(each) for each in sums]
-    counts, totals = numbers[2 : 2 + ORDERS], numbers[2 + ORDERS :]
-    scorer = type(_bleu())
-    return float(scorer.compute_bleu(counts, totals, *numbers[:2], smooth_method="exp").score)
+    lengths, references = sums_rs[:, 0], sums_rs[:, 1]
+    counts, totals = sums_rs[:, 2 : 2 + ORDERS], sums_rs[:, 2 + ORDERS :]
+    smoothed = np.where(counts > 0, counts, 0.5 ** np.cumsum(counts == 0, axis=1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shares = smoothed / totals
+        brevity = np.exp(np.minimum(0.0, 1.0 - references / lengths))
+        scores = 100.0 * brevity * np.exp(np.log(shares).mean(axis=1))
+    some = (counts > 0).any(axis=1) & (totals > 0).all(axis=1)
+    return np.where(some, scores, 0.0)
 
 
 def rouge_l(answer: str, references: Sequence[str]) -> float:
