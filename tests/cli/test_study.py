@@ -35,6 +35,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, models_of_the_test: No
         {"query": f"the dog {n}", "choices": ["the sea", "a <river>"], "gold": n % 2}
         for n in range(24)
     ]
+    parts = {"context_options": ["the dog", "the sea"], "continuation": "ran", "gold": 0}
+    (tmp_path / "parts.jsonl").write_text(json.dumps(parts) + "\n")
     (tmp_path / "kind.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return tmp_path
 
@@ -90,6 +92,7 @@ def test_order_prints_its_spread(capsys: pytest.CaptureFixture[str]) -> None:
         (["labels", "small", "--tasks", "kind.jsonl", "--shots", "fit"], "--shots fit"),
         (["labels", "small", "--tasks", "kind.jsonl", "--shots", "24"], "24 shots, but there are"),
         (["shots", "small", "--tasks", "kind.jsonl", "--limit", "0"], "--limit 0"),
+        (["labels", "small", "--tasks", "parts.jsonl"], "no labels to be replaced"),
         (["order", "small", "--tasks", "kind.jsonl", "--measure", "f1"], "--measure f1"),
     ],
 )

@@ -118,7 +118,7 @@ def _plans(
     from lmsmith.evaluation.suite import Setting
     from lmsmith.evaluation.tasks.data import read_data
     from lmsmith.evaluation.tasks.shipped import find_tasks
-    from lmsmith.evaluation.tasks.shown_labels import has_shared_labels
+    from lmsmith.evaluation.tasks.shown_labels import ShownLabels, has_shared_labels
 
     counts = [count for count in shot_counts(shots) if count is not None]
     if "fit" in split_words(shots):
@@ -132,7 +132,11 @@ def _plans(
             task = replace(task, headline=measure)
             if task.check():
                 raise UserError(f"--measure {measure}: task {task.name} has none such")
-        renames = kind == "labels" and has_shared_labels(task, read_data(task, path, seed).pool)
+        renames = False
+        if kind == "labels":
+            pool = read_data(task, path, seed).pool
+            ShownLabels(task, pool, "random", seed)  # refuses a task without labels
+            renames = has_shared_labels(task, pool)
         setting = Setting(limit=limit, seed=seed)
         wanted = counts or DEFAULT_SHOTS[kind]
         plans.append(plan_arms(kind, task, wanted, orders, setting, renames=renames))
