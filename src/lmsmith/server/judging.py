@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter
@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from lmsmith.core.errors import UserError
 from lmsmith.feedback.store import NotThere, Store
-from lmsmith.feedback.tables import Conversation, Message
+from lmsmith.feedback.tables import Conversation, Message, utc
 from lmsmith.server.errors import ApiError, refused
 from lmsmith.server.responses import json_response
 from lmsmith.tokenizers.text import encodable
@@ -147,9 +147,8 @@ async def compare(request: Request, body: ComparisonBody) -> Response:
 
 
 def _time(moment: datetime) -> str:
-    """ISO 8601, UTC; SQLite gives the time without saying so."""
-    aware = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
-    return aware.isoformat()
+    """ISO 8601, UTC."""
+    return utc(moment).isoformat()
 
 
 def _conversation(found: Conversation) -> dict[str, Any]:
