@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hmac
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lmsmith.server.errors import ApiError
+from lmsmith.server.session import Sessions, session_cookie
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -16,8 +16,10 @@ _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
-    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
 ]
+
+_POLICY = b"default-src 'none'; frame-ancestors 'none'"
+"""Of whatever has no policy of its own."""
 
 
 class Guard:
@@ -25,14 +27,25 @@ class Guard:
 
     Args:
         app: what is guarded.
-        token: demanded of every request if it is not empty.
+        sessions: knows the token that is demanded of every request, if there is one, and the
+            cookies given for it.
+        is_open: paths that are answered without either.
         hosts: names by which the server may be called: another name means that a page elsewhere
             had its own name point here. Empty allows all, which needs a token.
         body_bytes: of the longest body.
     """
 
-    def __init__(self, app: ASGIApp, *, token: str, hosts: Sequence[str], body_bytes: int) -> None:
-        self._app, self._token, self._body_bytes = app, token.encode(), body_bytes
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        sessions: Sessions,
+        is_open: Callable[[str], bool],
+        hosts: Sequence[str],
+        body_bytes: int,
+    ) -> None:
+        self._app, self._sessions, self._body_bytes = app, sessions, body_bytes
+        self._is_open = is_open
         self._hosts = {host.lower() for host in hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -43,16 +56,19 @@ class Guard:
 
         async def send_safely(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message.get("headers", []), *_HEADERS]}
+                given = [*message.get("headers", []), *_HEADERS]
+                if all(name.lower() != b"content-security-policy" for name, _ in given):
+                    given.append((b"content-security-policy", _POLICY))
+                message = {**message, "headers": given}
             await send(message)
 
         try:
-            self._check(headers)
+            self._check(headers, scope["path"])
             await self._app(scope, self._bounded(receive), send_safely)
         except ApiError as error:
             await error.response()(scope, receive, send_safely)
 
-    def _check(self, headers: Headers) -> None:
+    def _check(self, headers: Headers, path: str) -> None:
         if self._hosts and _host_name(headers.get("host", "")) not in self._hosts:
             name = headers.get("host", "")
             problem = f"no server of the name {name!r} is here; allow it by --allow-host"
@@ -61,20 +77,26 @@ class Guard:
         if origin is not None and not self._is_own(origin, headers.get("host", "")):
             problem = "pages of other origins may not ask this server"
             raise ApiError(403, problem, "permission_error", code="origin_not_allowed")
-        if self._token:
-            scheme, _, given = headers.get("authorization", "").partition(" ")
-            right = hmac.compare_digest(given.strip().encode(), self._token)
-            if scheme.lower() != "bearer" or not right:
-                raise ApiError(
-                    401,
-                    "give the server's token: Authorization: Bearer TOKEN",
-                    "authentication_error",
-                    code="invalid_api_key",
-                    headers={"WWW-Authenticate": "Bearer"},
-                )
+        if not self._is_open(path) and not self._is_signed_in(headers):
+            raise ApiError(
+                401,
+                "give the server's token: Authorization: Bearer TOKEN",
+                "authentication_error",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
         length = headers.get("content-length", "0")
         if length.isdigit() and int(length) > self._body_bytes:
             raise self._too_large()
+
+    def _is_signed_in(self, headers: Headers) -> bool:
+        """By the token, or by a cookie that was given for it."""
+        if not self._sessions.needs_token:
+            return True
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer":
+            return self._sessions.knows(given.strip())
+        return self._sessions.is_open(session_cookie(headers.get("cookie", "")))
 
     def _is_own(self, origin: str, host: str) -> bool:
         """Whether a page that asks is one of this server's own."""
