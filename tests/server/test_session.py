@@ -65,7 +65,9 @@ def test_another_page_cannot_sign_in(browser: httpx.Client) -> None:
 
 def test_without_a_token_everybody_is_in(served: Running) -> None:
     shown = httpx.get(f"{served.address}/api/session", trust_env=False).json()
-    assert shown == {"signed_in": True, "needs_token": False}
+    assert shown == {
+        "signed_in": True, "needs_token": False, "name": "owner", "role": "admin",
+    }  # fmt: skip
 
 
 def test_a_session_ends_and_is_bound_to_its_token() -> None:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from lmsmith.server.access import Access
 from lmsmith.server.errors import ApiError
-from lmsmith.server.session import Sessions, session_cookie
+from lmsmith.server.visitors import Visitor, let_in
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -27,9 +28,9 @@ class Guard:
 
     Args:
         app: what is guarded.
-        sessions: knows the token that is demanded of every request, if there is one, and the
-            cookies given for it.
-        is_open: paths that are answered without either.
+        access: knows who asks, by the token that is demanded of every request, if one is, or by
+            the cookie given for it.
+        is_open: paths that are answered to anybody.
         hosts: names by which the server may be called: another name means that a page elsewhere
             had its own name point here. Empty allows all, which needs a token.
         body_bytes: of the longest body.
@@ -39,12 +40,12 @@ class Guard:
         self,
         app: ASGIApp,
         *,
-        sessions: Sessions,
+        access: Access,
         is_open: Callable[[str], bool],
         hosts: Sequence[str],
         body_bytes: int,
     ) -> None:
-        self._app, self._sessions, self._body_bytes = app, sessions, body_bytes
+        self._app, self._access, self._body_bytes = app, access, body_bytes
         self._is_open = is_open
         self._hosts = {host.lower() for host in hosts}
 
@@ -63,12 +64,14 @@ class Guard:
             await send(message)
 
         try:
-            self._check(headers, scope["path"])
+            self._check(headers)
+            if not self._is_open(scope["path"]):
+                let_in(scope, await self._visitor(headers))
             await self._app(scope, self._bounded(receive), send_safely)
         except ApiError as error:
             await error.response()(scope, receive, send_safely)
 
-    def _check(self, headers: Headers, path: str) -> None:
+    def _check(self, headers: Headers) -> None:
         if self._hosts and _host_name(headers.get("host", "")) not in self._hosts:
             name = headers.get("host", "")
             problem = f"no server of the name {name!r} is here; allow it by --allow-host"
@@ -77,7 +80,18 @@ class Guard:
         if origin is not None and not self._is_own(origin, headers.get("host", "")):
             problem = "pages of other origins may not ask this server"
             raise ApiError(403, problem, "permission_error", code="origin_not_allowed")
-        if not self._is_open(path) and not self._is_signed_in(headers):
+        length = headers.get("content-length", "0")
+        if length.isdigit() and int(length) > self._body_bytes:
+            raise self._too_large()
+
+    async def _visitor(self, headers: Headers) -> Visitor:
+        """Who asks.
+
+        Raises:
+            ApiError: 401, nobody who may.
+        """
+        found = await self._access.who(headers)
+        if found is None:
             raise ApiError(
                 401,
                 "give the server's token: Authorization: Bearer TOKEN",
@@ -85,18 +99,7 @@ class Guard:
                 code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
             )
-        length = headers.get("content-length", "0")
-        if length.isdigit() and int(length) > self._body_bytes:
-            raise self._too_large()
-
-    def _is_signed_in(self, headers: Headers) -> bool:
-        """By the token, or by a cookie that was given for it."""
-        if not self._sessions.needs_token:
-            return True
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer":
-            return self._sessions.knows(given.strip())
-        return self._sessions.is_open(session_cookie(headers.get("cookie", "")))
+        return found
 
     def _is_own(self, origin: str, host: str) -> bool:
         """Whether a page that asks is one of this server's own."""

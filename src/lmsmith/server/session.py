@@ -11,17 +11,6 @@ import hmac
 import time
 from collections.abc import Callable
 from http.cookies import CookieError, SimpleCookie
-from typing import Annotated
-
-from fastapi import APIRouter
-from pydantic import BaseModel, Field
-from starlette.requests import Request
-from starlette.responses import Response
-
-from lmsmith.server.errors import ApiError
-from lmsmith.server.responses import json_response
-
-router = APIRouter(prefix="/api/session")
 
 COOKIE = "lmsmith_session"
 SECONDS = 30 * 24 * 3600
@@ -67,50 +56,3 @@ def session_cookie(header: str) -> str:
     except CookieError:
         return ""
     return found.value if found is not None else ""
-
-
-class TokenBody(BaseModel):
-    token: Annotated[str, Field(max_length=1000)]
-
-
-def _shown(sessions: Sessions, signed_in: bool) -> Response:
-    return json_response(
-        {"signed_in": signed_in, "needs_token": sessions.needs_token},
-        {"Cache-Control": "no-store"},
-    )
-
-
-@router.get("")
-async def show(request: Request) -> Response:
-    """Whether this browser is signed in, and whether it must be."""
-    sessions: Sessions = request.app.state.sessions
-    cookie = session_cookie(request.headers.get("cookie", ""))
-    return _shown(sessions, not sessions.needs_token or sessions.is_open(cookie))
-
-
-@router.post("")
-async def sign_in(request: Request, body: TokenBody) -> Response:
-    """Exchange the token for a cookie."""
-    sessions: Sessions = request.app.state.sessions
-    if not sessions.knows(body.token):
-        problem = "that is not the server's token"
-        raise ApiError(401, problem, "authentication_error", code="invalid_api_key")
-    response = _shown(sessions, True)
-    response.set_cookie(
-        COOKIE,
-        sessions.begin(),
-        max_age=SECONDS,
-        httponly=True,
-        samesite="strict",
-        secure=request.url.scheme == "https",
-    )
-    return response
-
-
-@router.delete("")
-async def sign_out(request: Request) -> Response:
-    """Take the cookie away."""
-    sessions: Sessions = request.app.state.sessions
-    response = _shown(sessions, not sessions.needs_token)
-    response.delete_cookie(COOKIE, httponly=True, samesite="strict")
-    return response

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from starlette.requests import Request
+from starlette.types import Scope
 
 from lmsmith.feedback.store import Store
 
@@ -33,7 +34,7 @@ class Visitor:
         return self.id or store.person(self.name, self.role).id
 
 
-def let_in(scope: dict[str, object], visitor: Visitor) -> None:
+def let_in(scope: Scope, visitor: Visitor) -> None:
     """Note who asks; said by the guard alone."""
     scope[_KEY] = visitor
 
