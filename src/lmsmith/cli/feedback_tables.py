@@ -13,7 +13,7 @@ from rich.table import Table
 def print_statistics(found: Mapping[str, Any], console: Console | None = None) -> None:
     """Tasks, labelers, agreement and leaderboard, those of which something is known."""
     console = console or Console()
-    tasks = _table("tasks", "", "complete", "gold")
+    tasks = _table("kind", "tasks", "complete", "gold")
     for kind, counts in found["tasks"].items():
         tasks.add_row(kind, *(f"{counts[name]:,}" for name in ("tasks", "complete", "gold")))
     console.print(tasks)
