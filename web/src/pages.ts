@@ -12,4 +12,8 @@ export const pages: Page[] = [
     matches: (path) => path === '/' || path.startsWith('/c/'),
     load: () => import('./chat/ChatPage.svelte'),
   },
+  {
+    matches: (path) => path === '/label' || path.startsWith('/label/'),
+    load: () => import('./label/LabelPage.svelte'),
+  },
 ];

@@ -3,17 +3,25 @@ import { ApiError, call, whenSignedOut } from './api';
 interface Answer {
   signed_in: boolean;
   needs_token: boolean;
+  name?: string;
+  role?: Role;
 }
+
+export type Role = 'admin' | 'labeler' | 'user';
 
 /** Whether this browser may talk to the server. */
 export const session = $state<{
   state: 'asking' | 'needed' | 'open' | 'unreachable';
   canSignOut: boolean;
-}>({ state: 'asking', canSignOut: false });
+  name: string;
+  role: Role;
+}>({ state: 'asking', canSignOut: false, name: '', role: 'user' });
 
 function take(answer: Answer): void {
   session.state = answer.signed_in ? 'open' : 'needed';
   session.canSignOut = answer.signed_in && answer.needs_token;
+  session.name = answer.name ?? '';
+  session.role = answer.role ?? 'user';
 }
 
 export async function askSession(): Promise<void> {

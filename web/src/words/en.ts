@@ -1,5 +1,8 @@
+import { label } from './label.en';
+
 /** English; its keys are those of every language. */
 export const en = {
+  ...label,
   close: 'Close',
   again: 'Try again',
   cancel: 'Cancel',

@@ -1,6 +1,8 @@
+import { label } from './label.zh';
 import type { en } from './en';
 
 export const zh: Record<keyof typeof en, string> = {
+  ...label,
   close: '关闭',
   again: '再试一次',
   cancel: '取消',
