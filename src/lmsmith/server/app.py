@@ -17,7 +17,17 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from lmsmith.feedback.store import Store
-from lmsmith.server import basics, chat, completions, judging, pages, session, tokens
+from lmsmith.server import (
+    attention,
+    basics,
+    chat,
+    completions,
+    judging,
+    pages,
+    session,
+    talking,
+    tokens,
+)
 from lmsmith.server.answering import Serving
 from lmsmith.server.errors import ApiError, internal
 from lmsmith.server.guard import LOOPBACK, Guard
@@ -53,8 +63,10 @@ def create_app(
         title="lmsmith", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None
     )
     app.state.serving, app.state.store = serving, store
-    app.state.sessions = session.Sessions(token)
-    for part in (basics, chat, completions, tokens, judging, pages, session):
+    app.state.sessions, app.state.talks = session.Sessions(token), {}
+    for part in (
+        basics, chat, completions, tokens, judging, talking, attention, pages, session,
+    ):  # fmt: skip
         app.include_router(part.router)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(RequestValidationError, _bad_body)

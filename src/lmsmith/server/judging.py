@@ -59,7 +59,7 @@ class ComparisonBody(BaseModel):
     verdict: Literal["left", "right", "tie", "both_bad"]
 
 
-async def _kept(request: Request, work: Callable[[Store, str], Result]) -> Result:
+async def kept(request: Request, work: Callable[[Store, str], Result]) -> Result:
     """Do something with the database, in a thread; its errors in the API's shape."""
     store: Store | None = request.app.state.store
     if store is None:
@@ -74,36 +74,39 @@ async def _kept(request: Request, work: Callable[[Store, str], Result]) -> Resul
 
 @router.get("/conversations")
 async def list_conversations(request: Request, search: str = "") -> Response:
-    found = await _kept(request, lambda store, me: store.conversations(me, encodable(search)))
+    found = await kept(request, lambda store, me: store.conversations(me, encodable(search)))
     return json_response({"conversations": [_conversation(each) for each in found]})
 
 
 @router.post("/conversations")
 async def begin(request: Request, body: TitleBody) -> Response:
-    made = await _kept(request, lambda store, me: store.begin(me, encodable(body.title)))
+    made = await kept(request, lambda store, me: store.begin(me, encodable(body.title)))
     return json_response(_conversation(made))
 
 
 @router.patch("/conversations/{name}")
 async def rename(request: Request, name: str, body: TitleBody) -> Response:
-    await _kept(request, lambda store, me: store.rename(me, name, encodable(body.title)))
+    await kept(request, lambda store, me: store.rename(me, name, encodable(body.title)))
     return json_response({"id": name, "title": body.title})
 
 
 @router.delete("/conversations/{name}")
 async def delete(request: Request, name: str) -> Response:
-    await _kept(request, lambda store, me: store.delete(me, name))
+    await kept(request, lambda store, me: store.delete(me, name))
     return json_response({"deleted": name})
 
 
 @router.get("/conversations/{name}")
 async def show(request: Request, name: str) -> Response:
     """All messages of the tree, each after its parent, with this person's judgements."""
-    messages, judged = await _kept(
+    messages, judged = await kept(
         request, lambda store, me: (store.tree(me, name), store.judgements(me, name))
     )
     return json_response(
-        {"id": name, "messages": [_message(each) | judged.get(each.id, {}) for each in messages]}
+        {
+            "id": name,
+            "messages": [message_json(each) | judged.get(each.id, {}) for each in messages],
+        }
     )
 
 
@@ -121,7 +124,7 @@ async def say(request: Request, name: str, body: MessageBody) -> Response:
             finish=body.finish,
         )
 
-    return json_response(_message(await _kept(request, work)))
+    return json_response(message_json(await kept(request, work)))
 
 
 @router.put("/messages/{number}/rating")
@@ -130,19 +133,19 @@ async def rate(request: Request, number: Number, body: RatingBody) -> Response:
         reasons = [encodable(reason) for reason in body.reasons]
         return store.rate(me, number, body.value, reasons, encodable(body.comment))
 
-    await _kept(request, work)
+    await kept(request, work)
     return json_response({"message": number, "rating": body.value})
 
 
 @router.put("/messages/{number}/better")
 async def improve(request: Request, number: Number, body: BetterBody) -> Response:
-    await _kept(request, lambda store, me: store.improve(me, number, encodable(body.content)))
+    await kept(request, lambda store, me: store.improve(me, number, encodable(body.content)))
     return json_response({"message": number, "better": body.content})
 
 
 @router.post("/comparisons")
 async def compare(request: Request, body: ComparisonBody) -> Response:
-    await _kept(request, lambda store, me: store.compare(me, body.left, body.right, body.verdict))
+    await kept(request, lambda store, me: store.compare(me, body.left, body.right, body.verdict))
     return json_response(body.model_dump())
 
 
@@ -161,7 +164,7 @@ def _conversation(found: Conversation) -> dict[str, Any]:
     }
 
 
-def _message(found: Message) -> dict[str, Any]:
+def message_json(found: Message) -> dict[str, Any]:
     return {
         "id": found.id,
         "parent": found.parent_id,
