@@ -18,6 +18,7 @@ from starlette.types import ASGIApp
 
 from lmsmith.feedback.store import Store
 from lmsmith.server import (
+    attention,
     basics,
     chat,
     completions,
@@ -25,6 +26,7 @@ from lmsmith.server import (
     labelling,
     pages,
     signing_in,
+    talking,
     tokens,
 )
 from lmsmith.server.access import Access
@@ -63,8 +65,11 @@ def create_app(
         title="lmsmith", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None
     )
     app.state.serving, app.state.store = serving, store
-    app.state.access = Access(token, store)
-    for part in (basics, chat, completions, tokens, judging, labelling, pages, signing_in):
+    app.state.access, app.state.talks = Access(token, store), {}
+    for part in (
+        basics, chat, completions, tokens, judging, talking, attention, labelling, pages,
+        signing_in,
+    ):  # fmt: skip
         app.include_router(part.router)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(RequestValidationError, _bad_body)

@@ -83,7 +83,10 @@ async def show(request: Request, name: str) -> Response:
         request, lambda store, me: (store.tree(me, name), store.judgements(me, name))
     )
     return json_response(
-        {"id": name, "messages": [_message(each) | judged.get(each.id, {}) for each in messages]}
+        {
+            "id": name,
+            "messages": [message_json(each) | judged.get(each.id, {}) for each in messages],
+        }
     )
 
 
@@ -101,7 +104,7 @@ async def say(request: Request, name: str, body: MessageBody) -> Response:
             finish=body.finish,
         )
 
-    return json_response(_message(await kept(request, work)))
+    return json_response(message_json(await kept(request, work)))
 
 
 @router.put("/messages/{number}/rating")
@@ -140,7 +143,7 @@ def _conversation(found: Conversation) -> dict[str, Any]:
     }
 
 
-def _message(found: Message) -> dict[str, Any]:
+def message_json(found: Message) -> dict[str, Any]:
     return {
         "id": found.id,
         "parent": found.parent_id,
