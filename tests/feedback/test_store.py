@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import text
+from sqlalchemy import create_engine, text
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import read_jsonl
@@ -21,7 +23,9 @@ from lmsmith.core.progress import QuietProgress
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.core.runs import StageFolder
 from lmsmith.corpus.rows import read_conversations, read_rankings
+from lmsmith.feedback import database
 from lmsmith.feedback.exporting import export
+from lmsmith.feedback.people import People
 from lmsmith.feedback.store import NotThere, Store
 from lmsmith.feedback.tables import Table
 from lmsmith.stages import data
@@ -220,6 +224,36 @@ def test_migrations_make_the_tables_of_the_code(store: Store) -> None:
     with store.engine.connect() as connection:
         context = MigrationContext.configure(connection)
         assert compare_metadata(context, Table.metadata) == []
+
+
+def test_a_database_of_the_first_version_opens_with_all_that_is_in_it(tmp_path: Path) -> None:
+    engine = create_engine(f"sqlite:///{tmp_path / 'old.db'}")
+    config = Config()
+    config.set_main_option("script_location", str(Path(database.__file__).parent / "migrations"))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        connection.execute(
+            text("insert into people values ('p', 'Ann', 'user', '2026-01-01 00:00:00.000000')")
+        )
+        connection.execute(
+            text(
+                "insert into conversations values ('c', 'p', 'old talk', "
+                "'2026-01-01 00:00:00.000000', '2026-01-01 00:00:00.000000')"
+            )
+        )
+    engine.dispose()
+    store = Store(tmp_path / "old.db")
+    assert [talk.title for talk in store.conversations(store.person("Ann").id)] == ["old talk"]
+    people = People(store)
+    assert not people.anybody()
+    for token in ("p.", "p", "."):
+        assert people.by_token(token) is None
+    token = people.add("Ann", "labeler")
+    found = people.by_token(token)
+    assert found is not None
+    assert (found.id, found.role) == ("p", "labeler")
+    store.close()
 
 
 def test_databases_that_cannot_be_used(tmp_path: Path) -> None:

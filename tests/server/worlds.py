@@ -37,8 +37,9 @@ MACHINE = resolve_machine(MachineConfig(precision="fp32"))
 LIMITS = Limits(streams=8, queue=4, seconds=30, drain_seconds=5)
 
 
-def parrot() -> Decoder:
-    """After a token comes the one that follows it in the sentence, whatever was before."""
+def parrot(for_ever: bool = False) -> Decoder:
+    """After a token comes the one that follows it in the sentence, whatever was before; at its
+    end the parrot ends, or begins again."""
     width, count = 128, TOKENIZER.vocabulary_size
     config = ModelConfig(1, width, 2, CONTEXT, count, tied_embeddings=False)
     decoder = Decoder(config).eval()
@@ -46,6 +47,8 @@ def parrot() -> Decoder:
     directions = torch.randn(count, width, generator=generator)
     said = [TOKENIZER.assistant, *TOKENIZER.encode(SENTENCE), TOKENIZER.end_of_turn]
     assert len(set(said)) == len(said)
+    if for_ever:
+        said[-1] = said[1]
     unembedding = torch.zeros(count, width)
     for token, following in itertools.pairwise(said):
         unembedding[following] += directions[token]

@@ -23,6 +23,7 @@ from preference_world import (
 from lmsmith.core.errors import Interrupted, UserError
 from lmsmith.core.files import read_jsonl
 from lmsmith.core.signals import StopSignal
+from lmsmith.corpus.cleaning import same_text
 from lmsmith.corpus.rows import Conversation, read_conversations, read_rankings
 from lmsmith.corpus.splits import split_of
 from lmsmith.prompts import encode_prompt
@@ -32,7 +33,6 @@ from lmsmith.stages.rankings import (
     RankingsConfig,
     replies_from_elsewhere,
     run,
-    same_text,
 )
 
 TOKENIZER = make_tokenizer()

@@ -1,20 +1,46 @@
-"""``lmsmith feedback``: what people judged, as files that a recipe reads."""
+"""``lmsmith feedback``: prompts and answers for people to judge, and what they judged."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from lmsmith.cli.output import print_json
+from lmsmith.cli.output import choose_progress, print_json
+from lmsmith.core.errors import UserError
 from lmsmith.core.extras import needs_extra
+from lmsmith.core.recipe import MachineConfig
+
+if TYPE_CHECKING:
+    from lmsmith.feedback.store import Store
+
+_Database = Annotated[str, tyro.conf.arg(metavar="FILE")]
+_Share = Annotated[float, tyro.conf.arg(metavar="SHARE")]
+
+
+@contextlib.contextmanager
+def opened(database: str, *, new: bool = False) -> Iterator[Store]:
+    """A database, closed at the end; ``new`` says whether it may be made.
+
+    Raises:
+        UserError: there is none.
+    """
+    with needs_extra("serve"):
+        from lmsmith.feedback.store import Store
+
+    if not new and "://" not in database and not Path(database).is_file():
+        raise UserError(f"{database}: no such file", "name the server's database: --database FILE")
+    with contextlib.closing(Store(database)) as store:
+        yield store
 
 
 def export(
     folder: Path,
-    database: Annotated[str, tyro.conf.arg(metavar="FILE")] = "feedback.db",
-    held_out: Annotated[float, tyro.conf.arg(metavar="SHARE")] = 0.0,
+    database: _Database = "feedback.db",
+    held_out: _Share = 0.0,
     with_liked: bool = False,
     json: bool = False,
 ) -> int:
@@ -29,18 +55,10 @@ def export(
         with_liked: Answers that were thumbed up are demonstrations too.
         json: Print the files and their rows as one JSON object.
     """
-    with needs_extra("serve"):
+    with opened(database) as store:
         from lmsmith.feedback import exporting
-    from lmsmith.core.errors import UserError
-    from lmsmith.feedback.store import Store
 
-    if "://" not in database and not Path(database).is_file():
-        raise UserError(f"{database}: no such file", "name the server's database: --database FILE")
-    store = Store(database)
-    try:
         counts = exporting.export(store, folder, held_out=held_out, with_liked=with_liked)
-    finally:
-        store.close()
     if json:
         print_json({"folder": str(folder), "rows": counts})
         return 0
@@ -50,3 +68,152 @@ def export(
     if not any(counts.values()):
         print("nobody has judged anything yet")
     return 0
+
+
+def import_(
+    file: Path,
+    database: _Database = "feedback.db",
+    person: Annotated[str, tyro.conf.arg(metavar="NAME")] = "import",
+    overlap: int = 1,
+    json: bool = False,
+) -> int:
+    """Read prompts and answers to be labelled, rankings, or conversations of a JSONL file.
+
+    A row is a prompt to be answered by labelers; with "responses" (one to be rated, four to nine
+    to be ranked), and "gold", the right answer, to measure labelers by. With "ranks" it is a
+    ranking, with "messages" a conversation. A task that is in the queue already is left out.
+
+    Args:
+        file: JSONL, or .jsonl.gz.
+        database: A file, which is made if it is missing, or a URL such as postgresql://host/name.
+        person: Whose the conversations are, and the rankings that name no labeler.
+        overlap: How many labelers are to do each task, where a row does not say.
+        json: Print how many rows of each kind were new as one JSON object.
+    """
+    with opened(database, new=True) as store:
+        from lmsmith.feedback.importing import import_file
+
+        counts = import_file(store, file, person=person, overlap=overlap)
+    if json:
+        print_json({"database": _safe(database), **counts})
+        return 0
+    known = counts.pop("known")
+    print(
+        ", ".join(f"{count:,} {what}" for what, count in counts.items() if count) or "nothing new"
+    )
+    if known:
+        print(f"{known:,} tasks were in the queue already")
+    return 0
+
+
+def sample(
+    models: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
+    database: _Database = "feedback.db",
+    prompts: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    logged: bool = False,
+    kind: Literal["ranking", "rating", "demonstration"] = "ranking",
+    answers: int = 4,
+    count: int = 100,
+    overlap: int = 1,
+    max_tokens: int = 256,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    json: bool = False,
+) -> int:
+    """Let models answer prompts, and put the answers into the queue for labelers.
+
+    Of several models each writes its part of the answers; labelers do not see whose is whose. An
+    empty answer, and one that is the same as another, is drawn anew; a prompt without enough is
+    left out. The same command again goes on where it was.
+
+    Args:
+        models: Runs, model folders, Hugging Face folders, GGUF files or registered names. None
+            for demonstrations.
+        database: A file, which is made if it is missing, or a URL such as postgresql://host/name.
+        prompts: JSONL with "prompt" (a text, or messages) or "messages" in each row.
+        logged: Take what people asked in the database's conversations.
+        kind: What labelers are to do: rank several answers, rate one, or write one themselves.
+        answers: To each prompt, 4 to 9; of ratings one, of demonstrations none.
+        count: Most prompts, drawn by chance.
+        overlap: How many labelers are to do each task.
+        max_tokens: Longest answer.
+        temperature: Of the answers.
+        top_p: Of the answers.
+        seed: Of the choice of prompts and of the answers.
+        json: Print how many tasks were made as one JSON object.
+    """
+    if (prompts is None) == (not logged):
+        raise UserError("which prompts?", "name a file by --prompts, or take --logged ones")
+    if count < 1:
+        raise UserError(f"--count {count}: 1 or more")
+    with opened(database, new=not logged) as store:
+        from lmsmith.catalogue.reading import read_model
+        from lmsmith.catalogue.resolving import resolve
+        from lmsmith.core.signals import StopSignal
+        from lmsmith.feedback import sampling
+        from lmsmith.feedback.queue import Queue
+        from lmsmith.generation.settings import SamplingSettings
+        from lmsmith.training.machine import prepare_reading
+
+        wanted = {"ranking": answers, "rating": 1, "demonstration": 0}[kind]
+        found = sampling.logged_prompts(store) if prompts is None else sampling.prompts_of(prompts)
+        settings = SamplingSettings(max_tokens, temperature, top_p=top_p)
+        machine = prepare_reading(MachineConfig())
+        writers = {
+            Path(resolve(word).name).name or word: sampling.writer_of(
+                read_model(word), machine, settings
+            )
+            for word in (models if wanted else ())
+        }
+        progress = choose_progress("lmsmith feedback sample", quiet=json)
+        try:
+            with StopSignal():
+                counts = sampling.fill_queue(
+                    Queue(store),
+                    sampling.drawn(list(found), count, seed),
+                    writers,
+                    kind=kind,
+                    answers=wanted,
+                    overlap=overlap,
+                    seed=seed,
+                    progress=progress,
+                )
+        finally:
+            progress.close()
+    if json:
+        print_json({"database": _safe(database), "kind": kind, **counts})
+        return 0
+    print(f"{counts['tasks']:,} tasks are new in the queue")
+    if counts["known"]:
+        print(f"{counts['known']:,} were there already")
+    if counts["dropped"]:
+        print(f"{counts['dropped']:,} prompts left out: not {wanted} different answers")
+    return 0
+
+
+def stats(database: _Database = "feedback.db", seed: int = 0, json: bool = False) -> int:
+    """Show what is labelled, how far labelers agree, and which model is best.
+
+    Args:
+        database: A file, or a URL such as postgresql://host/name.
+        seed: Of the bootstrap intervals, which are 95 %.
+        json: Print everything as one JSON object.
+    """
+    with opened(database) as store:
+        from lmsmith.feedback.statistics import statistics_of
+
+        found = statistics_of(store, seed)
+    if json:
+        print_json(found)
+        return 0
+    from lmsmith.cli.feedback_tables import print_statistics
+
+    print_statistics(found)
+    return 0
+
+
+def _safe(database: str) -> str:
+    from lmsmith.feedback.database import make_safe
+
+    return make_safe(database) if "://" in database else database

@@ -37,3 +37,8 @@ def text_key(text: str) -> str:
     folded = _LONE_SURROGATE.sub("\ufffd", unicodedata.normalize("NFKC", text).casefold())
     essence = _NOT_ALPHANUMERIC.sub("", folded) or folded
     return hashlib.sha256(essence.encode("utf-8")).hexdigest()[:32]
+
+
+def same_text(one: str, other: str) -> bool:
+    """Whether two replies differ in nothing but case and white space."""
+    return one.casefold().split() == other.casefold().split()

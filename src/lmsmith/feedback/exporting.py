@@ -1,6 +1,8 @@
 """From the database to the files that `lmsmith run` reads: conversations and rankings.
 
-People are kept apart: all that is one person's is on one side of the held-out split.
+People are kept apart: all that is one person's is on one side of the held-out split. What labelers
+say of a logged prompt goes with the person who asked; of a prompt from elsewhere, with all that
+begins alike, whoever judged it.
 """
 
 from __future__ import annotations
@@ -15,9 +17,18 @@ from sqlalchemy.orm import Session
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import write_jsonl
 from lmsmith.corpus import rows
-from lmsmith.corpus.splits import split_of
+from lmsmith.corpus.splits import opening_key, split_of
+from lmsmith.feedback.label_tables import Assignment, Task
 from lmsmith.feedback.store import Store, path_to
-from lmsmith.feedback.tables import BetterAnswer, Comparison, Message, Person, RankedAnswers, Rating
+from lmsmith.feedback.tables import (
+    BetterAnswer,
+    Comparison,
+    Conversation,
+    Message,
+    Person,
+    RankedAnswers,
+    Rating,
+)
 
 FILES = ("conversations", "rankings", "ratings")
 HELD_OUT = "held_out"
@@ -30,10 +41,11 @@ def export(
 ) -> dict[str, int]:
     """Write ``conversations.jsonl``, ``rankings.jsonl`` and ``ratings.jsonl``.
 
-    Conversations are demonstrations: those that end with somebody's better answer, and with
-    ``with_liked`` also those whose last answer was thumbed up. Rankings are labelers', comparisons
-    (both bad is a tie), and better answers over what they improve. Ratings are for people to look
-    at: no stage learns from them.
+    Conversations are demonstrations: labelers', those that end with somebody's better answer, and
+    with ``with_liked`` also those whose last answer was thumbed up. Rankings are labelers',
+    comparisons (both bad is a tie), and better answers over what they improve. Ratings, thumbs and
+    labelers' scores, are for people to look at: no stage learns from them. Gold tasks measure
+    labelers and are in no file.
 
     Args:
         store: the database.
@@ -54,10 +66,12 @@ def export(
     }
     with store.session() as session:
         for person in session.scalars(select(Person).order_by(Person.id)):
-            part = f"{HELD_OUT}/" if split_of(person.id, {HELD_OUT: held_out}) else ""
+            part = _part(person.id, held_out)
             found[f"{part}conversations"] += _demonstrations(session, person.id, with_liked)
             found[f"{part}rankings"] += _rankings(session, person.id)
             found[f"{part}ratings"] += _ratings(session, person.id)
+        for owner, name, row in _labelled(session):
+            found[f"{_part(owner, held_out)}{name}"].append(row)
     counts = {}
     for name, content in found.items():
         path = folder / f"{name}.jsonl"
@@ -65,6 +79,38 @@ def export(
             write_jsonl(path, content)
         counts[f"{name}.jsonl"] = len(content)
     return counts
+
+
+def _part(owner: str, held_out: float) -> str:
+    return f"{HELD_OUT}/" if split_of(owner, {HELD_OUT: held_out}) else ""
+
+
+def _labelled(session: Session) -> Iterator[tuple[str, str, dict[str, object]]]:
+    """What came of the queue: by whom a row is split, its file, the row."""
+    query = (
+        select(Assignment, Task, Conversation.person_id)
+        .join(Task, Assignment.task_id == Task.id)
+        .outerjoin(Message, Task.message_id == Message.id)
+        .outerjoin(Conversation, Message.conversation_id == Conversation.id)
+        .where(Assignment.state == "done", Task.gold.is_(None))
+        .order_by(Assignment.id)
+    )
+    for done, task, asker in session.execute(query):
+        said, owner = done.answer, asker or opening_key(task.prompt)
+        if task.kind == "demonstration":
+            messages = [*task.prompt, {"role": "assistant", "content": said["content"]}]
+            name = f"demonstration-{done.person_id}-{done.id}"
+            yield owner, "conversations", rows.Conversation(name, messages).row()
+        elif task.kind == "ranking":
+            row = _ranking(
+                f"labelled-{done.id}", task.prompt, task.responses, said["ranks"], done.person_id
+            )
+            yield owner, "rankings", row
+        else:
+            messages = [*task.prompt, {"role": "assistant", "content": task.responses[0]}]
+            model = task.models[0] if task.models else ""
+            who = {"messages": messages, "model": model, "labeler": done.person_id}
+            yield owner, "ratings", who | {"scale": "1-7", **said}
 
 
 def _plain(path: list[Message]) -> list[dict[str, str]]:
@@ -117,5 +163,10 @@ def _ranking(
 
 def _ratings(session: Session, person: str) -> Iterator[dict[str, object]]:
     for each, path in _judged(session, Rating, person):
-        judged = {"value": each.value, "reasons": each.reasons, "comment": each.comment}
+        judged = {
+            "scale": "thumbs",
+            "value": each.value,
+            "reasons": each.reasons,
+            "comment": each.comment,
+        }
         yield {"messages": _plain(path), "model": path[-1].model, "labeler": person, **judged}

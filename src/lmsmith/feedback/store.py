@@ -263,6 +263,15 @@ class Store:
                 )
             ):
                 found.setdefault(better.message_id, {})["better"] = better.content
+            for compared in session.scalars(
+                select(Comparison).where(
+                    Comparison.person_id == person, Comparison.left_id.in_(inside)
+                )
+            ):
+                verdict = {"left": compared.left_id, "right": compared.right_id}
+                for message in verdict.values():
+                    compared_with = found.setdefault(message, {}).setdefault("comparisons", [])
+                    compared_with.append({**verdict, "verdict": compared.verdict})
         return found
 
     def counts(self) -> dict[str, int]:

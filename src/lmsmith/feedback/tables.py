@@ -20,6 +20,11 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
+def utc(moment: datetime) -> datetime:
+    """A time from the database; SQLite gives it without saying that it is UTC."""
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
 def new_id() -> str:
     return secrets.token_hex(8)
 
@@ -29,20 +34,25 @@ class Table(MappedAsDataclass, DeclarativeBase):
 
     type_annotation_map = {  # noqa: RUF012
         datetime: DateTime(timezone=True),
-        dict[str, Any]: JSON,
+        dict[str, Any]: JSON(none_as_null=True),
         list[str]: JSON,
         list[int]: JSON,
         list[dict[str, str]]: JSON,
     }
 
 
-def _of(table: str, index: bool = True) -> Any:
+def refers_to(table: str, **options: Any) -> Any:
     """A reference; what refers to a row that is deleted is deleted too."""
-    return mapped_column(ForeignKey(f"{table}.id", ondelete="CASCADE"), index=index)
+    reference = ForeignKey(f"{table}.id", ondelete="CASCADE")
+    return mapped_column(reference, **{"index": True, **options})
 
 
 class Person(Table, kw_only=True):
-    """Whoever talks or judges."""
+    """Whoever talks or judges.
+
+    Attributes:
+        token_hash: of the secret by which they are known; empty for one who cannot log in.
+    """
 
     __tablename__ = "people"
     __table_args__ = (CheckConstraint(f"role in {ROLES}", "known_role"),)
@@ -50,6 +60,7 @@ class Person(Table, kw_only=True):
     id: Mapped[str] = mapped_column(String(32), primary_key=True, default_factory=new_id)
     name: Mapped[str] = mapped_column(String(200), unique=True)
     role: Mapped[str] = mapped_column(String(20), default="user")
+    token_hash: Mapped[str] = mapped_column(String(64), default="")
     created: Mapped[datetime] = mapped_column(default_factory=now)
 
 
@@ -59,7 +70,7 @@ class Conversation(Table, kw_only=True):
     __tablename__ = "conversations"
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True, default_factory=new_id)
-    person_id: Mapped[str] = _of("people")
+    person_id: Mapped[str] = refers_to("people")
     title: Mapped[str] = mapped_column(default="")
     created: Mapped[datetime] = mapped_column(default_factory=now)
     updated: Mapped[datetime] = mapped_column(default_factory=now)
@@ -81,8 +92,8 @@ class Message(Table, kw_only=True):
     )
 
     id: Mapped[int] = mapped_column(primary_key=True, init=False)
-    conversation_id: Mapped[str] = _of("conversations")
-    parent_id: Mapped[int | None] = _of("messages", index=False)
+    conversation_id: Mapped[str] = refers_to("conversations")
+    parent_id: Mapped[int | None] = refers_to("messages", index=False)
     role: Mapped[str] = mapped_column(String(20))
     content: Mapped[str]
     model: Mapped[str] = mapped_column(default="")
@@ -101,8 +112,8 @@ class Rating(Table, kw_only=True):
     )
 
     id: Mapped[int] = mapped_column(primary_key=True, init=False)
-    message_id: Mapped[int] = _of("messages")
-    person_id: Mapped[str] = _of("people")
+    message_id: Mapped[int] = refers_to("messages")
+    person_id: Mapped[str] = refers_to("people")
     value: Mapped[int]
     reasons: Mapped[list[str]] = mapped_column(default_factory=list)
     comment: Mapped[str] = mapped_column(default="")
@@ -116,8 +127,8 @@ class BetterAnswer(Table, kw_only=True):
     __table_args__ = (UniqueConstraint("message_id", "person_id"),)
 
     id: Mapped[int] = mapped_column(primary_key=True, init=False)
-    message_id: Mapped[int] = _of("messages")
-    person_id: Mapped[str] = _of("people")
+    message_id: Mapped[int] = refers_to("messages")
+    person_id: Mapped[str] = refers_to("people")
     content: Mapped[str]
     created: Mapped[datetime] = mapped_column(default_factory=now)
 
@@ -132,9 +143,9 @@ class Comparison(Table, kw_only=True):
     )
 
     id: Mapped[int] = mapped_column(primary_key=True, init=False)
-    left_id: Mapped[int] = _of("messages")
-    right_id: Mapped[int] = _of("messages")
-    person_id: Mapped[str] = _of("people")
+    left_id: Mapped[int] = refers_to("messages")
+    right_id: Mapped[int] = refers_to("messages")
+    person_id: Mapped[str] = refers_to("people")
     verdict: Mapped[str] = mapped_column(String(20))
     created: Mapped[datetime] = mapped_column(default_factory=now)
 
@@ -152,7 +163,7 @@ class RankedAnswers(Table, kw_only=True):
     __tablename__ = "rankings"
 
     id: Mapped[int] = mapped_column(primary_key=True, init=False)
-    person_id: Mapped[str] = _of("people")
+    person_id: Mapped[str] = refers_to("people")
     prompt: Mapped[list[dict[str, str]]]
     responses: Mapped[list[str]]
     ranks: Mapped[list[int]]

@@ -70,6 +70,11 @@ class InferenceDecoder:
         self._stack = native_stack(self.kernels, self._blocks, self.config, self.dtype)
 
     @property
+    def decoder(self) -> Decoder:
+        """The float32 weights that it was made of, adapters added to them, for reading only."""
+        return self._decoder
+
+    @property
     def weight_bytes(self) -> int:
         """What one step reads of weights."""
         matrices = [matrix for block in self._blocks for matrix in block.matrices]

@@ -274,19 +274,40 @@ class SelfAttention(nn.Module):
         rotation: Rotation | None = None,
     ) -> Tensor:
         batch, length, _ = x_btd.shape
-        split = self.query_key_value(x_btd).view(batch, length, -1, self.head_width)
-        query, key, value = (
-            part.transpose(1, 2)
-            for part in split.split([self.heads, self.shared_heads, self.shared_heads], dim=2)
-        )
-        if rotation is not None:
-            query, key = rotate(query, rotation), rotate(key, rotation)
+        query, key, value = self._project(x_btd, rotation)
         if cache is not None:
             key, value = cache.append(layer, key, value)
             query = query.to(key.dtype)
         mixed_bhtk = self._mix(query, key, value, bias, from_cache=cache is not None)
         joined: Tensor = self.output(mixed_bhtk.transpose(1, 2).reshape(batch, length, -1))
         return joined
+
+    def _project(self, x_btd: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (batch, heads, t, head_width), and keys and values of the shared heads."""
+        split = self.query_key_value(x_btd).view(*x_btd.shape[:2], -1, self.head_width)
+        query, key, value = (
+            part.transpose(1, 2)
+            for part in split.split([self.heads, self.shared_heads, self.shared_heads], dim=2)
+        )
+        if rotation is not None:
+            query, key = rotate(query, rotation), rotate(key, rotation)
+        return query, key, value
+
+    def weights(self, x_btd: Tensor, rotation: Rotation | None, queries: int) -> Tensor:
+        """How much each of the last tokens attends to every token, (batch, heads, queries, t).
+
+        It is softmax(QKᵀ/√d_k) over what causality, and the window if there is one, let it see.
+        """
+        length = x_btd.shape[1]
+        query, key, _ = self._project(x_btd, rotation)
+        key = key.repeat_interleave(self.heads // self.shared_heads, dim=1)
+        scores = (query[:, :, -queries:] @ key.transpose(-1, -2)).float()
+        places = torch.arange(length, device=x_btd.device)
+        distance = places[-queries:, None] - places[None]
+        hidden = (distance < 0) | (distance >= (self.window or length))
+        scores = (scores * self.head_width**-0.5).masked_fill(hidden, float("-inf"))
+        result: Tensor = scores.softmax(dim=-1)
+        return result
 
     def _mix(
         self, query: Tensor, key: Tensor, value: Tensor, bias: Bias, *, from_cache: bool

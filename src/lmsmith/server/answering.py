@@ -191,6 +191,10 @@ class Answer:
             for ticket in self.tickets:
                 self._serving.worker.cancel(ticket)
 
+    def end(self, error: ApiError) -> None:
+        """Raise an error from `events`, after what has come already."""
+        self._events.put_nowait((0, Failed(-1, error)))
+
     def went_away(self) -> None:
         """The client hung up."""
         self._serving.metrics.cancelled.labels(self.model.name).inc()

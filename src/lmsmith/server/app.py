@@ -17,7 +17,19 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from lmsmith.feedback.store import Store
-from lmsmith.server import basics, chat, completions, judging, tokens
+from lmsmith.server import (
+    attention,
+    basics,
+    chat,
+    completions,
+    judging,
+    labelling,
+    pages,
+    signing_in,
+    talking,
+    tokens,
+)
+from lmsmith.server.access import Access
 from lmsmith.server.answering import Serving
 from lmsmith.server.errors import ApiError, internal
 from lmsmith.server.guard import LOOPBACK, Guard
@@ -53,13 +65,21 @@ def create_app(
         title="lmsmith", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None
     )
     app.state.serving, app.state.store = serving, store
-    for part in (basics, chat, completions, tokens, judging):
+    app.state.access, app.state.talks = Access(token, store), {}
+    for part in (
+        basics, chat, completions, tokens, judging, talking, attention, labelling, pages,
+        signing_in,
+    ):  # fmt: skip
         app.include_router(part.router)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(RequestValidationError, _bad_body)
     app.add_exception_handler(HTTPException, _http_error)
     guarded = Guard(
-        _Crashes(app, serving), token=token, hosts=hosts, body_bytes=serving.limits.body_bytes
+        _Crashes(app, serving),
+        access=app.state.access,
+        is_open=pages.is_page,
+        hosts=hosts,
+        body_bytes=serving.limits.body_bytes,
     )
     return guarded
 

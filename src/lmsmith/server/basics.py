@@ -38,6 +38,7 @@ def _shown(model: ServedModel) -> dict[str, Any]:
         "created": model.created,
         "owned_by": "lmsmith",
         "max_model_len": model.context,
+        "advised": {"temperature": model.advised.temperature, "top_p": model.advised.top_p},
     }
 
 

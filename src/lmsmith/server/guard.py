@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hmac
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from lmsmith.server.access import Access
 from lmsmith.server.errors import ApiError
+from lmsmith.server.visitors import Visitor, let_in
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -16,8 +17,10 @@ _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
-    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
 ]
+
+_POLICY = b"default-src 'none'; frame-ancestors 'none'"
+"""Of whatever has no policy of its own."""
 
 
 class Guard:
@@ -25,14 +28,25 @@ class Guard:
 
     Args:
         app: what is guarded.
-        token: demanded of every request if it is not empty.
+        access: knows who asks, by the token that is demanded of every request, if one is, or by
+            the cookie given for it.
+        is_open: paths that are answered to anybody.
         hosts: names by which the server may be called: another name means that a page elsewhere
             had its own name point here. Empty allows all, which needs a token.
         body_bytes: of the longest body.
     """
 
-    def __init__(self, app: ASGIApp, *, token: str, hosts: Sequence[str], body_bytes: int) -> None:
-        self._app, self._token, self._body_bytes = app, token.encode(), body_bytes
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        access: Access,
+        is_open: Callable[[str], bool],
+        hosts: Sequence[str],
+        body_bytes: int,
+    ) -> None:
+        self._app, self._access, self._body_bytes = app, access, body_bytes
+        self._is_open = is_open
         self._hosts = {host.lower() for host in hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -43,11 +57,16 @@ class Guard:
 
         async def send_safely(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message.get("headers", []), *_HEADERS]}
+                given = [*message.get("headers", []), *_HEADERS]
+                if all(name.lower() != b"content-security-policy" for name, _ in given):
+                    given.append((b"content-security-policy", _POLICY))
+                message = {**message, "headers": given}
             await send(message)
 
         try:
             self._check(headers)
+            if not self._is_open(scope["path"]):
+                let_in(scope, await self._visitor(headers))
             await self._app(scope, self._bounded(receive), send_safely)
         except ApiError as error:
             await error.response()(scope, receive, send_safely)
@@ -61,20 +80,26 @@ class Guard:
         if origin is not None and not self._is_own(origin, headers.get("host", "")):
             problem = "pages of other origins may not ask this server"
             raise ApiError(403, problem, "permission_error", code="origin_not_allowed")
-        if self._token:
-            scheme, _, given = headers.get("authorization", "").partition(" ")
-            right = hmac.compare_digest(given.strip().encode(), self._token)
-            if scheme.lower() != "bearer" or not right:
-                raise ApiError(
-                    401,
-                    "give the server's token: Authorization: Bearer TOKEN",
-                    "authentication_error",
-                    code="invalid_api_key",
-                    headers={"WWW-Authenticate": "Bearer"},
-                )
         length = headers.get("content-length", "0")
         if length.isdigit() and int(length) > self._body_bytes:
             raise self._too_large()
+
+    async def _visitor(self, headers: Headers) -> Visitor:
+        """Who asks.
+
+        Raises:
+            ApiError: 401, nobody who may.
+        """
+        found = await self._access.who(headers)
+        if found is None:
+            raise ApiError(
+                401,
+                "give the server's token: Authorization: Bearer TOKEN",
+                "authentication_error",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+        return found
 
     def _is_own(self, origin: str, host: str) -> bool:
         """Whether a page that asks is one of this server's own."""

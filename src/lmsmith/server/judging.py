@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
-from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, TypeVar
+from datetime import datetime
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from lmsmith.core.errors import UserError
-from lmsmith.feedback.store import NotThere, Store
-from lmsmith.feedback.tables import Conversation, Message
-from lmsmith.server.errors import ApiError, refused
+from lmsmith.feedback.store import Store
+from lmsmith.feedback.tables import Conversation, Message, utc
+from lmsmith.server.keeping import kept
 from lmsmith.server.responses import json_response
 from lmsmith.tokenizers.text import encodable
 
 router = APIRouter(prefix="/api")
-Result = TypeVar("Result")
 
 Title = Annotated[str, Field(max_length=300)]
 Text = Annotated[str, Field(max_length=1_000_000)]
 Number = Annotated[int, Field(ge=1, lt=2**31)]
-
-OWNER = "owner"
-"""Whose everything is, until people have names here."""
 
 
 class TitleBody(BaseModel):
@@ -59,51 +52,41 @@ class ComparisonBody(BaseModel):
     verdict: Literal["left", "right", "tie", "both_bad"]
 
 
-async def _kept(request: Request, work: Callable[[Store, str], Result]) -> Result:
-    """Do something with the database, in a thread; its errors in the API's shape."""
-    store: Store | None = request.app.state.store
-    if store is None:
-        raise ApiError(404, "nothing is kept here; start the server with --database FILE")
-    try:
-        return await asyncio.to_thread(lambda: work(store, store.person(OWNER, "admin").id))
-    except NotThere as error:
-        raise ApiError(404, error.problem, code="not_found") from error
-    except UserError as error:
-        raise refused(error) from error
-
-
 @router.get("/conversations")
 async def list_conversations(request: Request, search: str = "") -> Response:
-    found = await _kept(request, lambda store, me: store.conversations(me, encodable(search)))
+    found = await kept(request, lambda store, me: store.conversations(me, encodable(search)))
     return json_response({"conversations": [_conversation(each) for each in found]})
 
 
 @router.post("/conversations")
 async def begin(request: Request, body: TitleBody) -> Response:
-    made = await _kept(request, lambda store, me: store.begin(me, encodable(body.title)))
+    made = await kept(request, lambda store, me: store.begin(me, encodable(body.title)))
     return json_response(_conversation(made))
 
 
 @router.patch("/conversations/{name}")
 async def rename(request: Request, name: str, body: TitleBody) -> Response:
-    await _kept(request, lambda store, me: store.rename(me, name, encodable(body.title)))
+    await kept(request, lambda store, me: store.rename(me, name, encodable(body.title)))
     return json_response({"id": name, "title": body.title})
 
 
 @router.delete("/conversations/{name}")
 async def delete(request: Request, name: str) -> Response:
-    await _kept(request, lambda store, me: store.delete(me, name))
+    await kept(request, lambda store, me: store.delete(me, name))
     return json_response({"deleted": name})
 
 
 @router.get("/conversations/{name}")
 async def show(request: Request, name: str) -> Response:
     """All messages of the tree, each after its parent, with this person's judgements."""
-    messages, judged = await _kept(
+    messages, judged = await kept(
         request, lambda store, me: (store.tree(me, name), store.judgements(me, name))
     )
     return json_response(
-        {"id": name, "messages": [_message(each) | judged.get(each.id, {}) for each in messages]}
+        {
+            "id": name,
+            "messages": [message_json(each) | judged.get(each.id, {}) for each in messages],
+        }
     )
 
 
@@ -121,7 +104,7 @@ async def say(request: Request, name: str, body: MessageBody) -> Response:
             finish=body.finish,
         )
 
-    return json_response(_message(await _kept(request, work)))
+    return json_response(message_json(await kept(request, work)))
 
 
 @router.put("/messages/{number}/rating")
@@ -130,26 +113,25 @@ async def rate(request: Request, number: Number, body: RatingBody) -> Response:
         reasons = [encodable(reason) for reason in body.reasons]
         return store.rate(me, number, body.value, reasons, encodable(body.comment))
 
-    await _kept(request, work)
+    await kept(request, work)
     return json_response({"message": number, "rating": body.value})
 
 
 @router.put("/messages/{number}/better")
 async def improve(request: Request, number: Number, body: BetterBody) -> Response:
-    await _kept(request, lambda store, me: store.improve(me, number, encodable(body.content)))
+    await kept(request, lambda store, me: store.improve(me, number, encodable(body.content)))
     return json_response({"message": number, "better": body.content})
 
 
 @router.post("/comparisons")
 async def compare(request: Request, body: ComparisonBody) -> Response:
-    await _kept(request, lambda store, me: store.compare(me, body.left, body.right, body.verdict))
+    await kept(request, lambda store, me: store.compare(me, body.left, body.right, body.verdict))
     return json_response(body.model_dump())
 
 
 def _time(moment: datetime) -> str:
-    """ISO 8601, UTC; SQLite gives the time without saying so."""
-    aware = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
-    return aware.isoformat()
+    """ISO 8601, UTC."""
+    return utc(moment).isoformat()
 
 
 def _conversation(found: Conversation) -> dict[str, Any]:
@@ -161,7 +143,7 @@ def _conversation(found: Conversation) -> dict[str, Any]:
     }
 
 
-def _message(found: Message) -> dict[str, Any]:
+def message_json(found: Message) -> dict[str, Any]:
     return {
         "id": found.id,
         "parent": found.parent_id,

@@ -10,6 +10,7 @@ from typing import Literal
 
 from lmsmith.catalogue.reading import ReadModel, read_model
 from lmsmith.catalogue.resolving import resolve
+from lmsmith.catalogue.sampling import Sampling, advised_sampling
 from lmsmith.core.errors import UserError
 from lmsmith.generation.inference import InferenceDecoder
 from lmsmith.generation.scheduler import Scheduler
@@ -33,6 +34,7 @@ class ServedModel:
         created: when it was made ready, seconds since 1970.
         weight_bytes: of its weights in memory.
         cache_bytes: that its cache may take.
+        advised: how its makers would draw from it.
     """
 
     name: str
@@ -41,6 +43,7 @@ class ServedModel:
     created: int
     weight_bytes: int
     cache_bytes: int
+    advised: Sampling
 
     @property
     def context(self) -> int:
@@ -119,6 +122,7 @@ def serve_models(
             int(time.time()),
             sizes[name],
             cache_bytes,
+            advised_sampling(found.source),
         )
         for name, found in models.items()
     ]

@@ -36,6 +36,7 @@ from lmsmith.core.errors import UserError
 from lmsmith.core.files import read_json, write_json, write_jsonl
 from lmsmith.core.runs import StageFolder, derive_seed
 from lmsmith.core.signals import stop_if_requested
+from lmsmith.corpus.cleaning import same_text
 from lmsmith.corpus.rows import Ranking, read_conversations, read_rankings
 from lmsmith.corpus.splits import opening_key, split_of
 from lmsmith.generation.engine import InferenceDecoder, SamplingSettings, generate
@@ -172,11 +173,6 @@ def split_own_rankings(config: RankingsConfig, path: Path, out: StageFolder) -> 
     return {split: float(len(rankings)) for split, rankings in rows.items()} | {
         "candidates": sum(candidates) / len(candidates)
     }
-
-
-def same_text(one: str, other: str) -> bool:
-    """Whether two replies differ in nothing but case and white space."""
-    return one.casefold().split() == other.casefold().split()
 
 
 def replies_from_elsewhere(

@@ -1,0 +1,107 @@
+"""Which model is best, by comparisons of two answers: the Bradley–Terry model, with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lmsmith.evaluation.bootstrap import Interval, percentile_interval, resample_counts
+
+Floats = NDArray[np.float64]
+
+RIDGE = 0.01
+"""Weight of ½‖β‖²: next to nothing, but it keeps β finite for a model that always wins."""
+
+RESAMPLES = 500
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A model's place.
+
+    Attributes:
+        strength: β, the mean of all models' is 0; a model with β higher by d is preferred with
+            probability σ(d).
+        rate: how often it is preferred to a model of strength 0: σ(β).
+        comparisons: with another model, that it was in.
+    """
+
+    model: str
+    strength: Interval
+    rate: Interval
+    comparisons: int
+
+
+Outcome = tuple[str, str, float]
+"""One model, another, and what the first one has of the win: 1, ½ for a tie, 0."""
+
+
+def leaderboard(tasks: Sequence[Sequence[Outcome]], seed: int = 0) -> list[Standing]:
+    """The models, best first.
+
+    Args:
+        tasks: the outcomes of one task together, since they are not independent: the bootstrap
+            resamples tasks whole. Outcomes of a model with itself say nothing and are left out.
+    """
+    kept = [[each for each in task if each[0] != each[1]] for task in tasks]
+    kept = [task for task in kept if task]
+    names = sorted({name for task in kept for one, other, _ in task for name in (one, other)})
+    if not names:
+        return []
+    place = {name: number for number, name in enumerate(names)}
+    wins_tmm = np.zeros((len(kept), len(names), len(names)))
+    for number, task in enumerate(kept):
+        for one, other, share in task:
+            wins_tmm[number, place[one], place[other]] += share
+            wins_tmm[number, place[other], place[one]] += 1 - share
+    total_mm = wins_tmm.sum(axis=0)
+    flat_tx = wins_tmm.reshape(len(kept), -1)
+    drawn_rm = np.stack([
+        bradley_terry(drawn.reshape(total_mm.shape))
+        for counts in resample_counts(len(kept), RESAMPLES, seed)
+        for drawn in counts @ flat_tx
+    ])  # fmt: skip
+    strength_m = bradley_terry(total_mm)
+    games_m = (total_mm + total_mm.T).sum(axis=1)
+    found = [
+        Standing(
+            name,
+            strength := percentile_interval(float(strength_m[m]), drawn_rm[:, m]),
+            Interval(*(float(_sigmoid(np.asarray(x))) for x in vars(strength).values())),
+            round(float(games_m[m])),
+        )
+        for m, name in enumerate(names)
+    ]
+    return sorted(found, key=lambda each: (-each.strength.value, each.model))
+
+
+def bradley_terry(wins_mm: Floats, ridge: float = RIDGE) -> Floats:
+    """Strengths β of models: P(i preferred to j) = σ(β_i − β_j) (Bradley & Terry 1952).
+
+    Minimises −Σ wins[i, j] log σ(β_i − β_j) + ½ ridge ‖β‖² by Newton's method; the minimum has
+    Σβ = 0. A tie is half a win for each.
+
+    Args:
+        wins_mm: how often the row's model was preferred to the column's.
+    """
+    beta = np.zeros(len(wins_mm))
+    games_mm = wins_mm + wins_mm.T
+    for _ in range(100):
+        p_mm = _sigmoid(beta[:, None] - beta[None, :])
+        gradient = (games_mm * p_mm - wins_mm).sum(axis=1) + ridge * beta
+        weight_mm = games_mm * p_mm * (1 - p_mm)
+        curvature = np.diag(weight_mm.sum(axis=1) + ridge) - weight_mm
+        step = np.linalg.solve(curvature, gradient)
+        # A full step may overshoot where one side nearly always wins; a bounded one cannot.
+        beta -= step / max(1.0, float(np.abs(step).max()))
+        if np.abs(step).max() < 1e-10:
+            break
+    return beta
+
+
+def _sigmoid(x: Floats) -> Floats:
+    half = np.exp(-np.abs(x))
+    return np.where(x >= 0, 1.0, half) / (1.0 + half)

@@ -1,0 +1,135 @@
+"""Who may log in: names, roles, tokens and sessions.
+
+A token and a session's cookie are ``ID.SECRET``. The row is found by its id; of the secret, which
+is 256 bits of chance, the database has a SHA-256 only, and these are compared in constant time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from datetime import timedelta
+
+from sqlalchemy import delete, select
+
+from lmsmith.core.errors import UserError
+from lmsmith.feedback.label_tables import Session
+from lmsmith.feedback.store import NotThere, Store
+from lmsmith.feedback.tables import Person, now, utc
+
+SESSION_DAYS = 30
+
+
+class People:
+    """The people of a database.
+
+    Args:
+        store: it.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def add(self, name: str, role: str) -> str:
+        """Let somebody in.
+
+        Returns:
+            Their token, which is nowhere kept and is shown this once.
+
+        Raises:
+            UserError: somebody of this name can log in already, or name or role are none.
+        """
+        person = self._store.person(name, role)
+        if person.token_hash:
+            problem = f"there is a user {name!r} already"
+            raise UserError(problem, f"a new token: lmsmith users token {name}")
+        with self._store.session.begin() as session:
+            session.get_one(Person, person.id).role = role
+        return self.renew(name)
+
+    def renew(self, name: str) -> str:
+        """A new token; the one before, and every session opened by it, end.
+
+        Raises:
+            NotThere: there is nobody of this name.
+        """
+        with self._store.session.begin() as session:
+            person = session.get_one(Person, self._named(name).id)
+            secret = secrets.token_urlsafe(32)
+            person.token_hash = _hash(secret)
+            session.execute(delete(Session).where(Session.person_id == person.id))
+            return f"{person.id}.{secret}"
+
+    def remove(self, name: str) -> None:
+        """Delete somebody and all that is theirs.
+
+        Raises:
+            NotThere: there is nobody of this name.
+        """
+        self._store.delete_person(self._named(name).id)
+
+    def all(self) -> list[Person]:
+        """Everybody, by name."""
+        with self._store.session() as session:
+            return list(session.scalars(select(Person).order_by(Person.name)))
+
+    def anybody(self) -> bool:
+        """Whether there is somebody who can log in."""
+        with self._store.session() as session:
+            query = select(Person.id).where(Person.token_hash != "").limit(1)
+            return session.scalar(query) is not None
+
+    def by_token(self, token: str) -> Person | None:
+        """Whose token it is."""
+        name, _, secret = token.partition(".")
+        with self._store.session() as session:
+            person = session.get(Person, name)
+        given = hmac.compare_digest(_hash(secret), person.token_hash if person else _hash(""))
+        return person if given and person is not None and person.token_hash else None
+
+    def open_session(self, person: str) -> str:
+        """Log somebody in.
+
+        Returns:
+            What the cookie holds.
+        """
+        secret = secrets.token_urlsafe(32)
+        with self._store.session.begin() as session:
+            session.execute(delete(Session).where(Session.expires < now()))
+            made = Session(
+                person_id=person,
+                secret_hash=_hash(secret),
+                expires=now() + timedelta(days=SESSION_DAYS),
+            )
+            session.add(made)
+            session.flush()
+            return f"{made.id}.{secret}"
+
+    def by_session(self, cookie: str) -> Person | None:
+        """Who is logged in by this cookie."""
+        name, _, secret = cookie.partition(".")
+        with self._store.session() as session:
+            found = session.get(Session, name)
+            given = hmac.compare_digest(_hash(secret), found.secret_hash if found else _hash(""))
+            if not given or found is None or utc(found.expires) < now():
+                return None
+            return session.get(Person, found.person_id)
+
+    def close_session(self, cookie: str) -> None:
+        """Log out."""
+        if self.by_session(cookie) is None:
+            return
+        with self._store.session.begin() as session:
+            session.execute(delete(Session).where(Session.id == cookie.partition(".")[0]))
+
+    def _named(self, name: str) -> Person:
+        with self._store.session() as session:
+            found = session.scalar(select(Person).where(Person.name == name))
+        if found is None:
+            raise NotThere(f"there is no user {name!r}", "see them all: lmsmith users ls")
+        return found
+
+
+def _hash(secret: str) -> str:
+    return hashlib.sha256(secret.encode("utf-8", errors="replace")).hexdigest()

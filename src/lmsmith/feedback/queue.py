@@ -1,0 +1,296 @@
+"""The labelling queue: tasks come in, go to labelers one at a time, and come back answered.
+
+A task is in one labeler's hands for as long as a lease lasts, which every draft renews. When it has
+run out, somebody else may get the task; what the first one has written stays, and is taken when it
+comes after all: `Task.overlap` is the least number of answers, and no work is thrown away.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import func, or_, select, text
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from lmsmith.core.errors import UserError
+from lmsmith.corpus.messages import validate_prompt
+from lmsmith.feedback import answers
+from lmsmith.feedback.label_tables import KINDS, Assignment, Guideline, Task
+from lmsmith.feedback.store import NotThere, Store
+from lmsmith.feedback.tables import now
+
+LEASE = timedelta(minutes=30)
+GOLD_EVERY = 10
+MOST_OVERLAP = 100
+
+_HANDING_OUT = 7_310_551
+"""PostgreSQL's advisory lock for handing out; any number that nothing else uses."""
+
+Held = tuple[Assignment, Task]
+
+
+class Queue:
+    """The queue of a database.
+
+    Args:
+        store: it.
+        lease: how long a task is one labeler's own after their last sign of life.
+        gold_every: a labeler's first task, and each so many after it, is a gold one if there is
+            one left for them.
+    """
+
+    def __init__(
+        self, store: Store, *, lease: timedelta = LEASE, gold_every: int = GOLD_EVERY
+    ) -> None:
+        self._store, self._lease, self._gold_every = store, lease, gold_every
+
+    # Tasks
+
+    def add(
+        self,
+        kind: str,
+        prompt: object,
+        responses: Sequence[str] = (),
+        *,
+        models: Sequence[str] = (),
+        overlap: int = 1,
+        gold: Mapping[str, Any] | None = None,
+        origin: str | None = None,
+        message: int | None = None,
+    ) -> bool:
+        """A new task.
+
+        Returns:
+            Whether it is new: not if there is one of this origin.
+
+        Raises:
+            UserError: it is none; names what is wrong.
+        """
+        if kind not in KINDS:
+            raise UserError(f"kind {kind!r}: expected one of {', '.join(KINDS)}")
+        messages = validate_prompt(prompt, f"the {kind}")
+        answers.check_responses(kind, responses)
+        if models and len(models) != len(responses):
+            raise UserError(f"{len(models)} models of {len(responses)} answers: name each one's")
+        if not 1 <= overlap <= MOST_OVERLAP:
+            raise UserError(f"overlap = {overlap}: expected 1 to {MOST_OVERLAP} labelers")
+        right = None
+        if gold is not None:
+            if kind == "demonstration":
+                raise UserError("a demonstration has no gold: there is no one right text")
+            right = answers.checked(kind, len(responses), gold, whole=True)
+        made = Task(
+            kind=kind,
+            prompt=messages,
+            responses=list(responses),
+            models=list(models),
+            overlap=overlap,
+            gold=right,
+            origin=origin,
+            message_id=message,
+        )
+        try:
+            with self._store.session.begin() as session:
+                session.add(made)
+        except IntegrityError:
+            if origin is not None and self.has(origin):
+                return False
+            raise
+        return True
+
+    def has(self, origin: str) -> bool:
+        """Whether there is a task of this origin."""
+        with self._store.session() as session:
+            return session.scalar(select(Task.id).where(Task.origin == origin)) is not None
+
+    # A labeler's work
+
+    def next(self, person: str, kind: str | None = None) -> Held | None:
+        """The task that this labeler has begun, or another one, or None if there is none left.
+
+        Args:
+            kind: of the task; any if None.
+        """
+        kinds = KINDS if kind is None else (kind,)
+        with self._exclusive() as session:
+            found = session.scalar(
+                select(Assignment)
+                .join(Task, Assignment.task_id == Task.id)
+                .where(
+                    Assignment.person_id == person,
+                    Assignment.state == "open",
+                    Task.kind.in_(kinds),
+                )
+                .order_by(Assignment.id)
+            )
+            if found is not None:
+                found.lease = now() + self._lease
+                return found, session.get_one(Task, found.task_id)
+            task = self._choose(session, person, kinds)
+            if task is None:
+                return None
+            shown = list(range(len(task.responses)))
+            random.SystemRandom().shuffle(shown)
+            made = Assignment(
+                task_id=task.id, person_id=person, shown=shown, lease=now() + self._lease
+            )
+            session.add(made)
+            return made, task
+
+    def held(self, person: str, assignment: int) -> Held:
+        """A task that this labeler has or had.
+
+        Raises:
+            NotThere: it is another's, or none.
+        """
+        with self._store.session() as session:
+            return _held(session, person, assignment)
+
+    def draft(self, person: str, assignment: int, answer: Mapping[str, Any]) -> Assignment:
+        """Keep what is said so far, ranks in the order shown; the lease begins anew."""
+        return self._say(person, assignment, answer, whole=False)
+
+    def submit(self, person: str, assignment: int, answer: Mapping[str, Any]) -> Assignment:
+        """Keep the whole answer, ranks in the order shown; one that is done can be mended so.
+
+        Raises:
+            UserError: something is missing.
+        """
+        return self._say(person, assignment, answer, whole=True)
+
+    def skip(self, person: str, assignment: int, reason: str) -> Assignment:
+        """Give a task back, and say why; it goes to others.
+
+        Raises:
+            UserError: no reason, or the task is done.
+        """
+        if not reason.strip() or len(reason) > answers.LONGEST:
+            raise UserError("reason: say in a few words why the task is skipped")
+        with self._store.session.begin() as session:
+            found, _ = _held(session, person, assignment)
+            if found.state == "done":
+                raise UserError(f"assignment {assignment} is done; it cannot be skipped")
+            found.state, found.reason, found.finished = "skipped", reason, now()
+            return found
+
+    def done(self, person: str, most: int = 50) -> list[Held]:
+        """What this labeler has done, the last first."""
+        with self._store.session() as session:
+            query = (
+                select(Assignment, Task)
+                .join(Task, Assignment.task_id == Task.id)
+                .where(Assignment.person_id == person, Assignment.state == "done")
+                .order_by(Assignment.finished.desc(), Assignment.id.desc())
+                .limit(most)
+            )
+            return [(found, task) for found, task in session.execute(query)]
+
+    def progress(self, person: str) -> dict[str, Any]:
+        """How many of each kind this labeler has done and skipped, and how many there are left."""
+        found: dict[str, Any] = {
+            kind: {"done": 0, "skipped": 0, "open": 0, "left": 0} for kind in KINDS
+        }
+        with self._store.session() as session:
+            counted = (
+                select(Task.kind, Assignment.state, func.count())
+                .join(Task, Assignment.task_id == Task.id)
+                .where(Assignment.person_id == person)
+                .group_by(Task.kind, Assignment.state)
+            )
+            for kind, state, count in session.execute(counted):
+                found[kind][state] = count
+            left = self._left(person, KINDS).with_only_columns(Task.kind, func.count())
+            for kind, count in session.execute(left.group_by(Task.kind)):
+                found[kind]["left"] = count
+        return found
+
+    # Guidelines
+
+    def guideline(self, kind: str) -> str:
+        """What labelers are told about a kind; empty where it is the usual text."""
+        with self._store.session() as session:
+            found = session.get(Guideline, kind)
+            return found.content if found is not None else ""
+
+    def set_guideline(self, kind: str, content: str) -> None:
+        """Tell labelers something else from now on; an empty text is the usual one."""
+        if kind not in KINDS or len(content) > answers.LONGEST:
+            raise UserError(f"kind {kind!r}: expected one of {', '.join(KINDS)}, and a text")
+        with self._store.session.begin() as session:
+            session.merge(Guideline(kind=kind, content=content))
+
+    def _say(
+        self, person: str, assignment: int, answer: Mapping[str, Any], *, whole: bool
+    ) -> Assignment:
+        with self._store.session.begin() as session:
+            found, task = _held(session, person, assignment)
+            if found.state != "open" and not (whole and found.state == "done"):
+                raise UserError(f"assignment {assignment} is {found.state}, no longer a draft")
+            said = answers.of_task(task, answer, whole=whole)
+            if "ranks" in said:
+                said["ranks"] = answers.kept_ranks(said["ranks"], found.shown)
+            found.answer, found.lease = said, now() + self._lease
+            if whole:
+                found.state, found.finished = "done", found.finished or now()
+            return found
+
+    def _choose(self, session: Session, person: str, kinds: Sequence[str]) -> Task | None:
+        done = session.scalar(
+            select(func.count()).where(Assignment.person_id == person, Assignment.state != "open")
+        )
+        gold = Task.gold.is_not(None)
+        first = gold if (done or 0) % self._gold_every == 0 else gold.is_(False)
+        for rule in (first, first.is_(False)):
+            query = self._left(person, kinds).where(rule).order_by(Task.id).limit(1)
+            found: Task | None = session.scalar(query)
+            if found is not None:
+                return found
+        return None
+
+    def _left(self, person: str, kinds: Sequence[str]) -> Any:
+        """Tasks that this labeler may get."""
+        mine = select(Assignment.id).where(
+            Assignment.task_id == Task.id, Assignment.person_id == person
+        )
+        taken = (
+            select(func.count())
+            .where(
+                Assignment.task_id == Task.id,
+                or_(
+                    Assignment.state == "done",
+                    (Assignment.state == "open") & (Assignment.lease > now()),
+                ),
+            )
+            .correlate(Task)
+            .scalar_subquery()
+        )
+        return select(Task).where(
+            Task.kind.in_(kinds), ~mine.exists(), or_(Task.gold.is_not(None), taken < Task.overlap)
+        )
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[Session]:
+        """A transaction beside which nobody else hands out."""
+        with self._store.session.begin() as session:
+            if self._store.engine.dialect.name == "sqlite":
+                session.execute(text("BEGIN IMMEDIATE"))
+            else:
+                session.execute(text(f"SELECT pg_advisory_xact_lock({_HANDING_OUT})"))
+            yield session
+
+
+def _held(session: Session, person: str, assignment: int) -> Held:
+    query = (
+        select(Assignment, Task)
+        .join(Task, Assignment.task_id == Task.id)
+        .where(Assignment.id == assignment, Assignment.person_id == person)
+    )
+    found = session.execute(query).one_or_none()
+    if found is None:
+        raise NotThere(f"there is no assignment {assignment}")
+    return found[0], found[1]

