@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
 from real_postgres import Postgres, made, removed
 
 settings.register_profile("lmsmith", deadline=None)

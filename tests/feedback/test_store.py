@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from real_postgres import Postgres
 from sqlalchemy import text
 from sqlalchemy.exc import DatabaseError
 
@@ -26,6 +25,7 @@ from lmsmith.feedback.exporting import export
 from lmsmith.feedback.store import NotThere, Store
 from lmsmith.feedback.tables import Message, Table
 from lmsmith.stages import data
+from real_postgres import Postgres
 
 SOURCE = str(Path(__file__).parents[2] / "src")
 
