@@ -83,6 +83,7 @@ def test_the_scores_are_those_of_lm_evals_own_class(
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
         from lm_eval.models.openai_completions import LocalCompletionsAPI
+        from lm_eval.tasks import TaskManager
 
         own = HFLM(pretrained=str(tmp_path / "theirs"), device="cpu", dtype="float32", batch_size=4)
         ours = LocalCompletionsAPI(
@@ -93,8 +94,11 @@ def test_the_scores_are_those_of_lm_evals_own_class(
         assert ours.tokenized_requests
         assert ours.prefix_token_id == own.prefix_token_id == TOKENIZER.start_of_text
         asked = tasks(tmp_path, source)
+        no_others = TaskManager(include_defaults=False)
         expected, found = (
-            simple_evaluate(model=each, tasks=asked, bootstrap_iters=0, log_samples=True)
+            simple_evaluate(
+                each, tasks=asked, bootstrap_iters=0, log_samples=True, task_manager=no_others
+            )
             for each in (own, ours)
         )
     for task in ("choice", "cloze", "rolling", "writing"):
@@ -118,7 +122,8 @@ def compare(found: Any, expected: Any, task: str) -> None:
     for ours, own in pairs:
         for mine, theirs in zip(ours["filtered_resps"], own["filtered_resps"], strict=True):
             if isinstance(theirs, str):
-                assert mine == theirs
+                # A character that the end cuts in half: they write U+FFFD for it, we leave it out.
+                assert mine.rstrip("\ufffd") == theirs.rstrip("\ufffd")
             elif isinstance(theirs, list | tuple):
                 assert float(mine[0]) == pytest.approx(float(theirs[0]), abs=5e-4)
                 assert str(mine[1]) == str(theirs[1])
