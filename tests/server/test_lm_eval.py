@@ -17,7 +17,7 @@ from worlds import CONTEXT, RANDOM, TOKENIZER, Running, read
 
 from lmsmith.catalogue.exporting import export
 
-WORDS = "what do you like I rain and tea said the cat é 你".split()
+WORDS = ["what", "do", "you", "like", "I", "rain", "and", "tea", "said", "cat", "é", "你"]
 
 
 def text(source: random.Random, most: int) -> str:
