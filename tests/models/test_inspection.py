@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from models.styles import STYLES, random_decoder
 from torch import Tensor
 
 from lmsmith.models.attention import SelfAttention
 from lmsmith.models.inspection import attention_weights
 from lmsmith.models.positions import rotate
+from models.styles import STYLES, random_decoder
 
 LENGTH, QUERIES = 13, 5
 
