@@ -44,6 +44,8 @@ def evaluate(
     contamination: Annotated[
         tyro.conf.UseAppendAction[tuple[Path, ...]], tyro.conf.arg(metavar="FILE")
     ] = (),
+    classifier: Annotated[str, tyro.conf.arg(metavar="TASK=LABEL")] = "",
+    judge: Annotated[str, tyro.conf.arg(metavar="MODEL")] = "",
     compare: Annotated[str, tyro.conf.arg(metavar="MODEL")] = "",
     folder: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
     json: bool = False,
@@ -71,6 +73,9 @@ def evaluate(
         threads: Of one operation; 0 for all cores.
         contamination: Text that a model was trained on (.txt, .jsonl): the score without items
             that overlap with it; may be given more than once.
+        classifier: What scores toxicity in the patterns' place: a task of your own (lmsmith task
+            add) and its label for what is toxic.
+        judge: The model that grades, classifies and judges; by default the one that is measured.
         compare: A second model, asked the same items: what the first gains over it.
         folder: Where results go; evals/MODEL by default.
         json: Print one JSON object on standard output, and nothing else there.
@@ -85,6 +90,7 @@ def evaluate(
     if compare and folder_name(compare) == folder_name(model):
         raise UserError(f"--compare {compare}: the same model", "name another")
     plan = make_plan(tasks, suite, shots, fixed_shots, limit, seed, measure)
+    plan = with_raters(plan, classifier, judge)
     run = Run(
         plan,
         search_path(data),
@@ -227,6 +233,29 @@ def make_plan(
     return plan
 
 
+def with_raters(plan: Plan, classifier: str, judge: str) -> Plan:
+    """The plan with what rates its tasks' texts.
+
+    Raises:
+        UserError: ``classifier`` is not a task and a label.
+    """
+    from dataclasses import replace
+
+    name, _, label = classifier.partition("=")
+    if classifier and not (name and label):
+        raise UserError(f"--classifier {classifier}: no label", "write it as TASK=LABEL")
+    changed: Plan = []
+    for title, task, setting in plan:
+        rating = task.rating
+        if rating.by == "toxicity" and name:
+            rating = replace(rating, classifier=name, label=label)
+        if judge and (rating.by == "model" or rating.classifier):
+            rating = replace(rating, grader=judge)
+        rated = task.kind == "rated"
+        changed.append((title, replace(task, rating=rating) if rated else task, setting))
+    return changed
+
+
 def split_words(text: str) -> list[str]:
     """What stands between commas."""
     return [word.strip() for word in text.split(",") if word.strip()]
@@ -302,7 +331,7 @@ def print_tables(found: Measured, comparisons: list[Comparison], other: str) -> 
 
     from lmsmith.cli.eval_table import (
         comparison_table,
-        contamination_lines,
+        contamination_table,
         paper_lines,
         results_table,
     )
@@ -312,7 +341,8 @@ def print_tables(found: Measured, comparisons: list[Comparison], other: str) -> 
     console.print(results_table(found.results))
     for line in paper_lines(found.results, found.record["parameters"]):
         print(f"papers: {line}")
-    for line in contamination_lines(found.record):
-        print(f"contamination: {line}")
+    if any("contamination" in result for result in found.record["results"]):
+        print("contamination: the lower of all and clean items is the headline")
+        console.print(contamination_table(found.record))
     if comparisons:
         console.print(comparison_table(comparisons, other, found.record["model"]))

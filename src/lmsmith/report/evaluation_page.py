@@ -10,7 +10,6 @@ from typing import Any
 from matplotlib.ticker import PercentFormatter
 
 from lmsmith.core.files import atomic_write
-from lmsmith.evaluation.bootstrap import Interval
 from lmsmith.evaluation.comparing import Comparison
 from lmsmith.evaluation.confidence import Calibration, calibrate_before_and_after
 from lmsmith.evaluation.measures import measure_of
@@ -18,10 +17,14 @@ from lmsmith.evaluation.suite import TaskResult
 from lmsmith.evaluation.tasks.spec import Published
 from lmsmith.report import numbers
 from lmsmith.report.page import render
+from lmsmith.report.shown import contamination_row, shown_interval, shown_value
 from lmsmith.report.svg import COLOURS, WIDE, canvas, themed_svg
 
 SHOWN_ITEMS = 24
 """Of each group; all are in the task's JSONL file."""
+
+SHOWN_TEXTS = 6
+"""Of an item with many."""
 
 NEAREST = 2
 """Figures of papers beside each of ours."""
@@ -58,11 +61,21 @@ def build_evaluation_page(
         "other": other,
         "warnings": list(warnings),
         "comparisons": [_comparison(each) for each in comparisons],
+        "contamination": contamination_rows(record),
         "tasks": [_task(number, result, parameters) for number, result in enumerate(results)],
     }
     path = folder / "report.html"
     atomic_write(path, render("evaluation.html.j2", context))
     return path
+
+
+def contamination_rows(record: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Of each result and each rule of overlap, what is shown of it."""
+    return [
+        contamination_row(result, each)
+        for result in record["results"]
+        for each in result.get("contamination", [])
+    ]
 
 
 def ordered_measures(result: TaskResult) -> list[str]:
@@ -75,20 +88,6 @@ def nearest(result: TaskResult, measure: str, parameters: int) -> list[Published
     rows = [row for row in result.published if row.measure == measure]
     rows.sort(key=lambda row: abs(math.log(row.parameters / max(parameters, 1))))
     return rows[:NEAREST]
-
-
-def shown_value(measure: str, value: float) -> str:
-    """A share in per cent, anything else as a number."""
-    if measure_of(measure).is_share:
-        return numbers.percent(value)
-    return numbers.number(value, 4)
-
-
-def shown_interval(measure: str, interval: Interval) -> str:
-    """The interval's two ends."""
-    if measure_of(measure).is_share:
-        return numbers.percent_interval(interval.low, interval.high)
-    return f"{numbers.number(interval.low, 4)} to {numbers.number(interval.high, 4)}"
 
 
 def shown_published(row: Published) -> str:
@@ -147,8 +146,8 @@ def _groups(measure: str, rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Wrong items, then right ones; all together where a measure is neither."""
     if not measure_of(measure).is_share:
         return [_group("items", rows, measure)]
-    wrong = [row for row in rows if _share(row, measure) < 0.5]
-    right = [row for row in rows if _share(row, measure) >= 0.5]
+    wrong = [row for row in rows if not _is_right(row, measure)]
+    right = [row for row in rows if _is_right(row, measure)]
     return [_group("wrong", wrong, measure), _group("right", right, measure)]
 
 
@@ -157,9 +156,11 @@ def _group(title: str, rows: Sequence[Row], measure: str) -> dict[str, Any]:
     return {"title": title, "count": len(rows), "cards": cards}
 
 
-def _share(row: Row, measure: str) -> float:
+def _is_right(row: Row, measure: str) -> bool:
+    """Whether an item's share is a half or more, or less where less is better."""
     value = row["metrics"][measure]
-    return float(value[0] / value[1] if isinstance(value, Sequence) else value)
+    share = float(value[0] / value[1] if isinstance(value, Sequence) else value)
+    return (share >= 0.5) == measure_of(measure).higher_is_better
 
 
 def _card(row: Row, measure: str) -> dict[str, Any]:
@@ -170,9 +171,12 @@ def _card(row: Row, measure: str) -> dict[str, Any]:
     ]
     texts = [(f"reasoning {n + 1}", text) for n, text in enumerate(row.get("reasoning", []))]
     verdicts = row.get("verdicts", [])
-    for number, text in enumerate(row.get("texts", [])):
+    written = row.get("texts", [])
+    for number in _most_telling(row)[:SHOWN_TEXTS]:
         said = f": {verdicts[number]}" if verdicts else ""
-        texts.append((f"written{said}", text))
+        texts.append((f"written{said}", written[number] or "(nothing)"))
+    if len(written) > SHOWN_TEXTS:
+        texts.append((f"and {len(written) - SHOWN_TEXTS} more", ""))
     if "answer" in row:
         texts.append(("read as the answer", row["answer"] or "(nothing)"))
     if not choices and "gold" in row:
@@ -183,12 +187,19 @@ def _card(row: Row, measure: str) -> dict[str, Any]:
     share = measure_of(measure).is_share
     return {
         "id": row["id"],
-        "right": _share(row, measure) >= 0.5 if share else None,
+        "right": _is_right(row, measure) if share else None,
         "truncated": row["truncated"],
         "prompt": row["prompt"],
         "choices": choices,
         "texts": texts,
     }
+
+
+def _most_telling(row: Row) -> list[int]:
+    """Places of an item's texts, the most toxic first."""
+    ratings = row.get("ratings", [])
+    places = range(len(row.get("texts", [])))
+    return sorted(places, key=lambda n: -ratings[n].get("toxicity", 0.0) if ratings else 0.0)
 
 
 def _calibration(number: int, measure: str, rows: Sequence[Row]) -> dict[str, str] | None:
