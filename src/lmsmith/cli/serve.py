@@ -63,7 +63,7 @@ def serve(
         import prometheus_client  # noqa: F401
         import sqlalchemy  # noqa: F401
         import uvicorn  # noqa: F401
-    from lmsmith.catalogue.registry import home
+    from lmsmith.catalogue.registry import conversations_file
     from lmsmith.feedback.database import make_safe
     from lmsmith.feedback.store import Store
     from lmsmith.server.answering import Serving
@@ -91,7 +91,7 @@ def serve(
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     with contextlib.ExitStack() as closing:
         listening = closing.enter_context(contextlib.closing(listen(host, port)))
-        database = database or str(home().parent / "conversations.db")
+        database = database or str(conversations_file())
         store = closing.enter_context(contextlib.closing(Store(database)))
         machine = prepare_reading(MachineConfig(threads=threads))
         served = serve_models(
