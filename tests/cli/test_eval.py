@@ -133,6 +133,13 @@ def test_scores_without_what_was_trained_on(here: Path, capsys: pytest.CaptureFi
     assert by_rule["gpt4"]["n"] == 50
     low = min(by_rule["gpt3"][part]["value"] for part in ("all", "clean"))
     assert by_rule["gpt3"]["headline"]["value"] == low
+    page = Path(found["report"]).read_text()
+    section = page[page.index("<h2>Contamination</h2>") : page.index('<section id="task-0">')]
+    assert "GPT-3" in section
+    assert "1 of 30" in section
+    assert f"<b>{100 * low:.1f} %</b>" in section.replace("\u202f", " ").replace("\xa0", " ")
+    assert cli.main(["eval", "one", "--tasks", "choose.jsonl", *files, "--quiet", *COMMON]) == 0
+    assert re.search(r"choose +GPT-3 +1 of 30 .*%", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(

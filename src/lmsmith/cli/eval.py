@@ -302,7 +302,7 @@ def print_tables(found: Measured, comparisons: list[Comparison], other: str) -> 
 
     from lmsmith.cli.eval_table import (
         comparison_table,
-        contamination_lines,
+        contamination_table,
         paper_lines,
         results_table,
     )
@@ -312,7 +312,8 @@ def print_tables(found: Measured, comparisons: list[Comparison], other: str) -> 
     console.print(results_table(found.results))
     for line in paper_lines(found.results, found.record["parameters"]):
         print(f"papers: {line}")
-    for line in contamination_lines(found.record):
-        print(f"contamination: {line}")
+    if any("contamination" in result for result in found.record["results"]):
+        print("contamination: the lower of all and clean items is the headline")
+        console.print(contamination_table(found.record))
     if comparisons:
         console.print(comparison_table(comparisons, other, found.record["model"]))

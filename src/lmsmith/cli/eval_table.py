@@ -12,13 +12,13 @@ from lmsmith.evaluation.comparing import Comparison
 from lmsmith.evaluation.measures import measure_of
 from lmsmith.evaluation.suite import TaskResult
 from lmsmith.report.evaluation_page import (
+    contamination_rows,
     nearest,
     ordered_measures,
-    shown_interval,
     shown_published,
-    shown_value,
 )
 from lmsmith.report.numbers import duration, signed
+from lmsmith.report.shown import shown_interval, shown_value
 
 
 def results_table(results: Sequence[TaskResult]) -> Table:
@@ -56,20 +56,15 @@ def paper_lines(results: Sequence[TaskResult], parameters: int) -> list[str]:
     return lines
 
 
-def contamination_lines(record: Mapping[str, Any]) -> list[str]:
-    """What is left of each score without the items that overlap with training text."""
-    lines = []
-    for result in record["results"]:
-        for each in result.get("contamination", []):
-            measure = each["measure"]
-            clean = each["clean"]
-            without = shown_value(measure, clean["value"]) if clean else "none is clean"
-            lines.append(
-                f"{result['task']}, by {each['rule'].upper()}'s rule: {each['dirty_items']} of "
-                f"{result['items']} items overlap; {shown_value(measure, each['all']['value'])} on "
-                f"all, {without} on clean ones"
-            )
-    return lines
+def contamination_table(record: Mapping[str, Any]) -> Table:
+    """Each score on all items and on those with and without an overlap; its headline."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("task", "rule", "overlap", "all", "clean", "dirty", "headline"):
+        table.add_column(name, justify="left" if name in ("task", "rule") else "right")
+    for row in contamination_rows(record):
+        parts = [row[part] for part in ("all", "clean", "dirty")]
+        table.add_row(row["task"], row["rule"], row["overlap"], *parts, row["headline"])
+    return table
 
 
 def comparison_table(comparisons: Sequence[Comparison], a: str, b: str) -> Table:

@@ -207,7 +207,7 @@ def _print(studied: Sequence[Studied]) -> None:
 
 
 def _cells(found: Found) -> list[str]:
-    from lmsmith.report.evaluation_page import shown_interval, shown_value
+    from lmsmith.report.shown import shown_interval, shown_value
 
     measure, headline = found.arm.task.measure, found.result.headline
     name = f"{found.arm.name}, {found.arm.line}" if found.arm.line else found.arm.name

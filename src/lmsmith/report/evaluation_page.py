@@ -10,7 +10,6 @@ from typing import Any
 from matplotlib.ticker import PercentFormatter
 
 from lmsmith.core.files import atomic_write
-from lmsmith.evaluation.bootstrap import Interval
 from lmsmith.evaluation.comparing import Comparison
 from lmsmith.evaluation.confidence import Calibration, calibrate_before_and_after
 from lmsmith.evaluation.measures import measure_of
@@ -18,6 +17,7 @@ from lmsmith.evaluation.suite import TaskResult
 from lmsmith.evaluation.tasks.spec import Published
 from lmsmith.report import numbers
 from lmsmith.report.page import render
+from lmsmith.report.shown import contamination_row, shown_interval, shown_value
 from lmsmith.report.svg import COLOURS, WIDE, canvas, themed_svg
 
 SHOWN_ITEMS = 24
@@ -58,11 +58,21 @@ def build_evaluation_page(
         "other": other,
         "warnings": list(warnings),
         "comparisons": [_comparison(each) for each in comparisons],
+        "contamination": contamination_rows(record),
         "tasks": [_task(number, result, parameters) for number, result in enumerate(results)],
     }
     path = folder / "report.html"
     atomic_write(path, render("evaluation.html.j2", context))
     return path
+
+
+def contamination_rows(record: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Of each result and each rule of overlap, what is shown of it."""
+    return [
+        contamination_row(result, each)
+        for result in record["results"]
+        for each in result.get("contamination", [])
+    ]
 
 
 def ordered_measures(result: TaskResult) -> list[str]:
@@ -75,20 +85,6 @@ def nearest(result: TaskResult, measure: str, parameters: int) -> list[Published
     rows = [row for row in result.published if row.measure == measure]
     rows.sort(key=lambda row: abs(math.log(row.parameters / max(parameters, 1))))
     return rows[:NEAREST]
-
-
-def shown_value(measure: str, value: float) -> str:
-    """A share in per cent, anything else as a number."""
-    if measure_of(measure).is_share:
-        return numbers.percent(value)
-    return numbers.number(value, 4)
-
-
-def shown_interval(measure: str, interval: Interval) -> str:
-    """The interval's two ends."""
-    if measure_of(measure).is_share:
-        return numbers.percent_interval(interval.low, interval.high)
-    return f"{numbers.number(interval.low, 4)} to {numbers.number(interval.high, 4)}"
 
 
 def shown_published(row: Published) -> str:

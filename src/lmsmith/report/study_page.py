@@ -13,8 +13,8 @@ from lmsmith.evaluation.measures import measure_of
 from lmsmith.evaluation.studies import Found, StudyKind, chance, spread
 from lmsmith.evaluation.tasks.spec import TaskSpec
 from lmsmith.report import numbers
-from lmsmith.report.evaluation_page import shown_interval, shown_value
 from lmsmith.report.page import render
+from lmsmith.report.shown import shown_interval, shown_value
 from lmsmith.report.study_figures import Line, draw_labels, draw_order, draw_shots, draw_sizes
 
 ABOUT: Mapping[StudyKind, str] = {
