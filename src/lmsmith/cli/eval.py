@@ -44,6 +44,8 @@ def evaluate(
     contamination: Annotated[
         tyro.conf.UseAppendAction[tuple[Path, ...]], tyro.conf.arg(metavar="FILE")
     ] = (),
+    classifier: Annotated[str, tyro.conf.arg(metavar="TASK=LABEL")] = "",
+    judge: Annotated[str, tyro.conf.arg(metavar="MODEL")] = "",
     compare: Annotated[str, tyro.conf.arg(metavar="MODEL")] = "",
     folder: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
     json: bool = False,
@@ -71,6 +73,9 @@ def evaluate(
         threads: Of one operation; 0 for all cores.
         contamination: Text that a model was trained on (.txt, .jsonl): the score without items
             that overlap with it; may be given more than once.
+        classifier: What scores toxicity in the patterns' place: a task of your own (lmsmith task
+            add) and its label for what is toxic.
+        judge: The model that grades, classifies and judges; by default the one that is measured.
         compare: A second model, asked the same items: what the first gains over it.
         folder: Where results go; evals/MODEL by default.
         json: Print one JSON object on standard output, and nothing else there.
@@ -85,6 +90,7 @@ def evaluate(
     if compare and folder_name(compare) == folder_name(model):
         raise UserError(f"--compare {compare}: the same model", "name another")
     plan = make_plan(tasks, suite, shots, fixed_shots, limit, seed, measure)
+    plan = with_raters(plan, classifier, judge)
     run = Run(
         plan,
         search_path(data),
@@ -225,6 +231,29 @@ def make_plan(
                 if all(label != other for other, _, _ in plan):
                     plan.append((label, task, setting))
     return plan
+
+
+def with_raters(plan: Plan, classifier: str, judge: str) -> Plan:
+    """The plan with what rates its tasks' texts.
+
+    Raises:
+        UserError: ``classifier`` is not a task and a label.
+    """
+    from dataclasses import replace
+
+    name, _, label = classifier.partition("=")
+    if classifier and not (name and label):
+        raise UserError(f"--classifier {classifier}: no label", "write it as TASK=LABEL")
+    changed: Plan = []
+    for title, task, setting in plan:
+        rating = task.rating
+        if rating.by == "toxicity" and name:
+            rating = replace(rating, classifier=name, label=label)
+        if judge and (rating.by == "model" or rating.classifier):
+            rating = replace(rating, grader=judge)
+        rated = task.kind == "rated"
+        changed.append((title, replace(task, rating=rating) if rated else task, setting))
+    return changed
 
 
 def split_words(text: str) -> list[str]:

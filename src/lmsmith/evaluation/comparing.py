@@ -75,7 +75,8 @@ def compare_rows(
         for a, b in pairs:
             before, after = a["metrics"][measure], b["metrics"][measure]
             if before != after:
-                (gained if after > before else lost).append(str(a["id"]))
+                better = (after > before) == measure_of(measure).higher_is_better
+                (gained if better else lost).append(str(a["id"]))
     return Comparison(
         task, measure, values[0], values[1], difference, len(pairs), tuple(gained), tuple(lost)
     )

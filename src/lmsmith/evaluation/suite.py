@@ -21,6 +21,7 @@ from lmsmith.evaluation.methods.code import Code
 from lmsmith.evaluation.methods.free_form import FreeForm
 from lmsmith.evaluation.methods.least_to_most import LeastToMost
 from lmsmith.evaluation.methods.multiple_choice import MultipleChoice
+from lmsmith.evaluation.methods.rated import Rated, rater_identity
 from lmsmith.evaluation.methods.rolling import Rolling
 from lmsmith.evaluation.methods.subject import Subject
 from lmsmith.evaluation.tasks.data import Item, TaskData, read_data
@@ -61,6 +62,7 @@ METHODS: Mapping[str, Callable[[Subject, TaskSpec, Sequence[Question], int], Met
         LeastToMost if task.decompose.context else FreeForm
     )(subject, task, questions, seed),
     "code": Code,
+    "rated": Rated,
 }
 
 
@@ -249,7 +251,9 @@ def _fitting_shots(
     subject: Subject, task: TaskSpec, item: Item, drawn: Sequence[Item]
 ) -> list[Item]:
     """As many of the shots as leave room for the item and its answer, by bisection."""
-    room = subject.context - (task.answer.max_new_tokens if task.kind == "free_form" else 0)
+    room = subject.context - (
+        task.answer.max_new_tokens if task.kind in ("free_form", "rated") else 0
+    )
 
     def fits(count: int) -> bool:
         question = with_shots(task, item, drawn[:count])
@@ -282,6 +286,8 @@ def identity(
         del of_task[key]
     for key in ("file", "examples", "beside"):  # their contents are in data's own
         del of_task["data"][key]
+    if task.kind != "rated":
+        del of_task["rating"]
     parts: dict[str, object] = {
         "version": ROWS_VERSION,
         "model": subject.fingerprint,
@@ -291,6 +297,8 @@ def identity(
         "fixed": setting.fixed,
         "seed": setting.seed,
     }
+    if task.kind == "rated":
+        parts["rater"] = rater_identity(subject, task)
     if setting.labels != "gold":
         parts["labels"] = setting.labels
     if setting.order:

@@ -23,6 +23,9 @@ from lmsmith.report.svg import COLOURS, WIDE, canvas, themed_svg
 SHOWN_ITEMS = 24
 """Of each group; all are in the task's JSONL file."""
 
+SHOWN_TEXTS = 6
+"""Of an item with many."""
+
 NEAREST = 2
 """Figures of papers beside each of ours."""
 
@@ -143,8 +146,8 @@ def _groups(measure: str, rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Wrong items, then right ones; all together where a measure is neither."""
     if not measure_of(measure).is_share:
         return [_group("items", rows, measure)]
-    wrong = [row for row in rows if _share(row, measure) < 0.5]
-    right = [row for row in rows if _share(row, measure) >= 0.5]
+    wrong = [row for row in rows if not _is_right(row, measure)]
+    right = [row for row in rows if _is_right(row, measure)]
     return [_group("wrong", wrong, measure), _group("right", right, measure)]
 
 
@@ -153,9 +156,11 @@ def _group(title: str, rows: Sequence[Row], measure: str) -> dict[str, Any]:
     return {"title": title, "count": len(rows), "cards": cards}
 
 
-def _share(row: Row, measure: str) -> float:
+def _is_right(row: Row, measure: str) -> bool:
+    """Whether an item's share is a half or more, or less where less is better."""
     value = row["metrics"][measure]
-    return float(value[0] / value[1] if isinstance(value, Sequence) else value)
+    share = float(value[0] / value[1] if isinstance(value, Sequence) else value)
+    return (share >= 0.5) == measure_of(measure).higher_is_better
 
 
 def _card(row: Row, measure: str) -> dict[str, Any]:
@@ -166,9 +171,12 @@ def _card(row: Row, measure: str) -> dict[str, Any]:
     ]
     texts = [(f"reasoning {n + 1}", text) for n, text in enumerate(row.get("reasoning", []))]
     verdicts = row.get("verdicts", [])
-    for number, text in enumerate(row.get("texts", [])):
+    written = row.get("texts", [])
+    for number in _most_telling(row)[:SHOWN_TEXTS]:
         said = f": {verdicts[number]}" if verdicts else ""
-        texts.append((f"written{said}", text))
+        texts.append((f"written{said}", written[number] or "(nothing)"))
+    if len(written) > SHOWN_TEXTS:
+        texts.append((f"and {len(written) - SHOWN_TEXTS} more", ""))
     if "answer" in row:
         texts.append(("read as the answer", row["answer"] or "(nothing)"))
     if not choices and "gold" in row:
@@ -179,12 +187,19 @@ def _card(row: Row, measure: str) -> dict[str, Any]:
     share = measure_of(measure).is_share
     return {
         "id": row["id"],
-        "right": _share(row, measure) >= 0.5 if share else None,
+        "right": _is_right(row, measure) if share else None,
         "truncated": row["truncated"],
         "prompt": row["prompt"],
         "choices": choices,
         "texts": texts,
     }
+
+
+def _most_telling(row: Row) -> list[int]:
+    """Places of an item's texts, the most toxic first."""
+    ratings = row.get("ratings", [])
+    places = range(len(row.get("texts", [])))
+    return sorted(places, key=lambda n: -ratings[n].get("toxicity", 0.0) if ratings else 0.0)
 
 
 def _calibration(number: int, measure: str, rows: Sequence[Row]) -> dict[str, str] | None:

@@ -44,6 +44,7 @@ class Subject:
         precision: of the matrix products, ``fp32`` or ``bf16``.
         begins: whether texts begin with the tokenizer's start of text.
         chat: whether a context is asked as a user's message, by the chat template.
+        machine: that it runs on; other models that it needs run there too.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Subject:
     precision: str
     begins: bool
     chat: bool = False
+    machine: ResolvedMachine | None = None
 
     @property
     def context(self) -> int:
@@ -145,6 +147,7 @@ def make_subject(
         precision=machine.precision,
         begins=starts,
         chat=chat,
+        machine=machine,
     )
 
 

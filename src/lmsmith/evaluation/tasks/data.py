@@ -96,7 +96,7 @@ def read_data(task: TaskSpec, path: Sequence[Path], seed: int = 0) -> TaskData:
             )
         rows = made(spec.count, seed)
         items = tuple(Item(str(n), row, f"generated item {n + 1}") for n, row in enumerate(rows))
-        return TaskData(items, items, fingerprint([spec.generator, spec.count, seed]))
+        return TaskData(items, items, fingerprint([spec.generator, spec.count, seed, rows]))
     file = find_file(spec.file, path)
     items = tuple(read_items(file, spec))
     if not items:

@@ -9,6 +9,8 @@ from importlib import resources
 
 import numpy as np
 
+from lmsmith.evaluation.tasks.safety_sets import SAFETY_SETS
+
 Row = dict[str, str]
 
 PUNCTUATION = " .,!/?"
@@ -118,5 +120,5 @@ def _generators() -> Iterator[tuple[str, Callable[[int, int], list[Row]]]]:
         yield f"scramble_{kind}", functools.partial(scramble_rows, kind=kind)
 
 
-GENERATORS: Mapping[str, Callable[[int, int], list[Row]]] = dict(_generators())
+GENERATORS: Mapping[str, Callable[[int, int], list[Row]]] = dict(_generators()) | dict(SAFETY_SETS)
 """Name → items from (count, seed)."""

@@ -108,6 +108,8 @@ def write_question(task: TaskSpec, item: Item) -> Question:
         found = _evaluated(task, "answers", prompt.answers, item)
         answers = tuple(str(each) for each in ([found] if isinstance(found, str) else found))
         target = target or (answers[0] if answers else "")
+    if task.kind == "rated" and not target:
+        return Question(item.id, (context,), ("",), 0, (), plain=context)
     if not target.strip() or not any(answer.strip() for answer in answers):
         raise UserError(
             f"task {task.name}, {item.where}: the answer is empty",
@@ -264,3 +266,20 @@ def write_part(task: TaskSpec, part: str) -> str:
 def item_fields(question: Question) -> Mapping[str, object]:
     """What of a question is kept in an item's row."""
     return {"id": question.id, "shots": list(question.shots), "prompt": question.plain}
+
+
+def write_grading(task: TaskSpec, question: Question, answer: str) -> str:
+    """What a grader reads of an answer.
+
+    Raises:
+        UserError: the template is none, or names something else than prompt, target and answer.
+    """
+    target = question.answers[0] if question.answers else ""
+    try:
+        return _template(task.rating.prompt).render(
+            prompt=question.plain, target=target, answer=answer.strip()
+        )
+    except jinja2.TemplateError as error:
+        raise UserError(
+            f"task {task.name}, rating.prompt: {error}", "it may name prompt, target and answer"
+        ) from error

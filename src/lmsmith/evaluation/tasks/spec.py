@@ -12,7 +12,7 @@ from typing import Any, Literal
 from lmsmith.core.config import Problem, decode, report_problems
 from lmsmith.core.errors import UserError
 
-Kind = Literal["multiple_choice", "cloze", "perplexity", "free_form", "code"]
+Kind = Literal["multiple_choice", "cloze", "perplexity", "free_form", "code", "rated"]
 
 GAP = "____"
 """Where a pattern wants a word."""
@@ -34,8 +34,18 @@ HEADLINES: Mapping[str, tuple[str, ...]] = {
     ),
     "free_form": ("exact_match", "f1", "bleu", "rouge_l"),
     "code": ("pass_at_1",),
+    "rated": (),
 }
 """The measures of each kind; the first is the headline where a task names none."""
+
+
+RATINGS: Mapping[str, tuple[str, ...]] = {
+    "toxicity": ("expected_max_toxicity", "toxic_probability", "mean_toxicity"),
+    "refusal": ("refusal_rate",),
+    "over_refusal": ("over_refusal_rate",),
+    "model": ("graded_right", "probability_right"),
+}
+"""The measures of the kind ``rated``, by who rates."""
 
 
 @dataclass(frozen=True)
@@ -205,6 +215,39 @@ class DecomposeSpec:
 
 
 @dataclass(frozen=True)
+class RatingSpec:
+    """Of the kind ``rated``: by whom what a model wrote is rated."""
+
+    by: Literal["toxicity", "refusal", "over_refusal", "model"] = "toxicity"
+    """Patterns of toxicity or of refusals, or a model that grades."""
+    prompt: str = ""
+    """Template of what the grader reads: it sees ``prompt``, ``target`` and ``answer``."""
+    labels: tuple[str, ...] = ()
+    """What the grader may answer."""
+    right: tuple[str, ...] = ()
+    """Those labels by which an answer counts as right."""
+    grader: str = ""
+    """The model that grades or classifies; the one under evaluation if empty."""
+    classifier: str = ""
+    """Of toxicity: a task of the user's own that says what is toxic, in the patterns' place."""
+    label: str = ""
+    """Its label for what is toxic; its probability is the score."""
+
+    def check(self) -> list[tuple[str, object, str, str]]:
+        problems: list[tuple[str, object, str, str]] = []
+        if self.by == "model":
+            if not self.prompt:
+                problems.append(("prompt", "", "what the grader reads", "write a template"))
+            if len(set(self.labels)) < 2:
+                problems.append(("labels", self.labels, "two labels or more", "name them"))
+            if not self.right or not set(self.right) <= set(self.labels):
+                problems.append(("right", self.right, "some of the labels", "name them"))
+        if bool(self.classifier) != bool(self.label):
+            problems.append(("classifier", self.classifier, "goes with label", "set both"))
+        return problems
+
+
+@dataclass(frozen=True)
 class Published:
     """A figure from a paper, to stand beside ours."""
 
@@ -232,6 +275,7 @@ class TaskSpec:
         headline: the measure that stands for the task.
         shots: examples shown if nothing else is asked for.
         decompose: of a free-form task, whether it is answered part by part.
+        rating: of a rated task, who rates.
         published: figures of papers.
     """
 
@@ -245,6 +289,7 @@ class TaskSpec:
     prompt: PromptSpec = field(default_factory=PromptSpec)
     answer: AnswerSpec = field(default_factory=AnswerSpec)
     decompose: DecomposeSpec = field(default_factory=DecomposeSpec)
+    rating: RatingSpec = field(default_factory=RatingSpec)
     published: tuple[Published, ...] = ()
 
     def check(self) -> list[Problem]:
@@ -256,7 +301,7 @@ class TaskSpec:
         if self.decompose.context and (self.answer.reason or self.answer.samples > 1):
             expected = "one answer in one pass where the question is broken up"
             problems.append(Problem("decompose.context", "…", expected, "drop reason and samples"))
-        measures = HEADLINES[self.kind]
+        measures = self.measures
         known = self.headline in ("", *measures) or self.headline.startswith("pass_at_")
         if not known:
             expected = f"one of {', '.join(measures)}"
@@ -264,9 +309,14 @@ class TaskSpec:
         return problems
 
     @property
+    def measures(self) -> tuple[str, ...]:
+        """Those that may be its headline; the first is where none is named."""
+        return RATINGS[self.rating.by] if self.kind == "rated" else HEADLINES[self.kind]
+
+    @property
     def measure(self) -> str:
         """The headline measure."""
-        return self.headline or HEADLINES[self.kind][0]
+        return self.headline or self.measures[0]
 
 
 _NEEDED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
@@ -278,6 +328,7 @@ _NEEDED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "perplexity": {},
     "free_form": {"context": ("context",), "target": ("target", "answers")},
     "code": {"context": ("context",), "target": ("target",), "answers": ("answers",)},
+    "rated": {"context": ("context",)},
 }
 
 
