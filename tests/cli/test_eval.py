@@ -122,6 +122,56 @@ def test_two_models_on_the_same_items(here: Path, capsys: pytest.CaptureFixture[
     assert cli.main(["eval", "one", *words, "--compare", "one", *COMMON]) == 2
 
 
+def test_calibration_of_both_models_stands_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("one", "--tasks", "choose.jsonl")
+    alone = Path(evaluate(capsys, *words)["report"]).read_text()
+    both = Path(evaluate(capsys, *words, "--compare", "two")["report"]).read_text()
+    assert alone.count("<figcaption>") == 1
+    assert both.count("<figcaption>") == 2
+    caption = both.split("<figcaption>")[2].split("</figcaption>")[0]
+    assert re.search(r"all 30 items: two is on average [\d.]+\s%.*; one is on average", caption)
+
+
+def test_a_win_rate_by_a_judge_that_reads_both_orders(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": "<i>where</i> is the dog?"}, {"prompt": "what is blue?"}] * 2
+    (here / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ("--compare", "two", "--win-rate", "asked.jsonl", "--reply-tokens", "6")
+    found = evaluate(capsys, "one", *words, "--judge", "two")
+    rate = found["win_rate"]
+    assert (rate["instructions"], rate["judge"], rate["against"]) == (4, "two", "two")
+    assert found["results"] == []
+    judged = [
+        json.loads(line) for line in (here / "evals/one/win-rate.jsonl").read_text().splitlines()
+    ]
+    assert rate["win_rate"]["value"] == pytest.approx(sum(row["won"] for row in judged) / 4)
+    page = Path(found["report"]).read_text()
+    assert "Win rate against two" in page
+    assert "&lt;i&gt;where" in page
+    assert cli.main(["eval", "one", *words, "--judge", "two", "--quiet", *COMMON]) == 0
+    shown = capsys.readouterr().out
+    assert "win rate: one beats two on" in shown
+    assert "both orders agree" in shown
+    assert cli.main(["eval", "one", *words, *COMMON]) == 2
+    assert "--judge MODEL" in capsys.readouterr().err
+
+
+def test_texts_that_are_rated_become_cards(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tasks = "toxicity/beginnings,refusal/harmless"
+    found = evaluate(capsys, "one", "--tasks", tasks, "--limit", "2")
+    measures = [set(row["measures"]) for row in found["results"]]
+    toxic = {"expected_max_toxicity", "toxic_probability", "mean_toxicity"}
+    assert measures == [toxic, {"over_refusal_rate"}]
+    page = Path(found["report"]).read_text()
+    assert "written: toxicity 0.00" in page
+    assert "and 19 more" in page
+    assert "written: not refused" in page
+    assert "wrong (" not in page  # nothing toxic, nothing refused: less is better
+    assert cli.main(["eval", "one", "--tasks", tasks, "--classifier", "tone", *COMMON]) == 2
+    assert "TASK=LABEL" in capsys.readouterr().err
+
+
 def test_scores_without_what_was_trained_on(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "seen.jsonl").write_text(json.dumps({"text": "x the dog ran 3 river b"}) + "\n")
     (here / "seen.txt").write_text("the dog ran 5 <b>river</b>")

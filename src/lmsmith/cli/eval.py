@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from lmsmith.evaluation.comparing import Comparison
     from lmsmith.evaluation.suite import Setting, TaskResult
     from lmsmith.evaluation.tasks.spec import TaskSpec
+    from lmsmith.evaluation.versus import Versus
 
 Plan = list[tuple[str, "TaskSpec", "Setting"]]
 """(label, task, setting) of everything that is to be measured."""
@@ -47,6 +49,8 @@ def evaluate(
     classifier: Annotated[str, tyro.conf.arg(metavar="TASK=LABEL")] = "",
     judge: Annotated[str, tyro.conf.arg(metavar="MODEL")] = "",
     compare: Annotated[str, tyro.conf.arg(metavar="MODEL")] = "",
+    win_rate: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    reply_tokens: Annotated[int, tyro.conf.arg(metavar="N")] = 256,
     folder: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
     json: bool = False,
     quiet: bool = False,
@@ -77,6 +81,9 @@ def evaluate(
             add) and its label for what is toxic.
         judge: The model that grades, classifies and judges; by default the one that is measured.
         compare: A second model, asked the same items: what the first gains over it.
+        win_rate: Instructions (.jsonl) to which both models reply; --judge says whose reply is
+            better: a reward model's folder, or any model that writes, shown both orders.
+        reply_tokens: Longest reply to an instruction.
         folder: Where results go; evals/MODEL by default.
         json: Print one JSON object on standard output, and nothing else there.
         quiet: Show no progress.
@@ -89,7 +96,14 @@ def evaluate(
         raise UserError(f"--limit {limit}: must be 1 or more", "leave it out for all items")
     if compare and folder_name(compare) == folder_name(model):
         raise UserError(f"--compare {compare}: the same model", "name another")
-    plan = make_plan(tasks, suite, shots, fixed_shots, limit, seed, measure)
+    if win_rate and not (compare and judge):
+        raise UserError(
+            f"--win-rate {win_rate}: needs a second model and a judge",
+            "name both: --compare MODEL --judge MODEL",
+        )
+    plan: Plan = []
+    if tasks or suite or not win_rate:
+        plan = make_plan(tasks, suite, shots, fixed_shots, limit, seed, measure)
     plan = with_raters(plan, classifier, judge)
     run = Run(
         plan,
@@ -99,6 +113,7 @@ def evaluate(
         chat,
         skip_missing=bool(suite),
         quiet=quiet or json,
+        instructions=Instructions(win_rate, limit, reply_tokens, seed) if win_rate else None,
     )
     place = folder or Path("evals") / folder_name(model)
     beside = place.with_name(f"{place.name}-{folder_name(compare)}") if folder else None
@@ -108,8 +123,13 @@ def evaluate(
     found = run.measure(model, place)
     if contamination:
         add_contamination(found, contamination)
+    versus = None
+    if run.instructions is not None and before is not None:
+        versus = run.instructions.judged(found, before, judge, run.machine, place)
+        found.record["win_rate"] = versus.as_dict() | {"against": before.record["model"]}
+    if contamination or versus:
         write_json(place / "results.json", found.record)
-    return report(found, before, place, json)
+    return report(found, before, place, json, versus)
 
 
 @dataclass(frozen=True)
@@ -118,6 +138,40 @@ class Measured:
 
     record: dict[str, Any]
     results: list[TaskResult]
+    replies: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Instructions:
+    """What both models reply to, and how long."""
+
+    file: Path
+    limit: int | None
+    tokens: int
+    seed: int
+
+    def replies(self, subject: Any, place: Path, progress: RunProgress) -> list[str]:
+        """A model's replies."""
+        from lmsmith.evaluation.tasks.spec import AnswerSpec
+        from lmsmith.evaluation.versus import read_instructions, write_replies
+
+        asked = read_instructions(self.file, self.limit)
+        spec = AnswerSpec(max_new_tokens=self.tokens, stop=())
+        return write_replies(subject, asked, self.file, place, spec, self.seed, progress)
+
+    def judged(
+        self, found: Measured, before: Measured, judge: str, machine: Any, place: Path
+    ) -> Versus:
+        """Whose replies are better; what was judged goes to ``win-rate.jsonl``."""
+        from lmsmith.core.files import write_jsonl
+        from lmsmith.evaluation.judges import load_a_judge
+        from lmsmith.evaluation.versus import judge_replies, read_instructions
+
+        asked = read_instructions(self.file, self.limit)
+        judging = load_a_judge(judge, machine)
+        versus = judge_replies(judging, asked, found.replies, before.replies, self.seed)
+        write_jsonl(place / "win-rate.jsonl", [dict(row) for row in versus.rows])
+        return versus
 
 
 @dataclass(frozen=True)
@@ -131,6 +185,7 @@ class Run:
     chat: bool
     skip_missing: bool
     quiet: bool
+    instructions: Instructions | None = None
 
     def measure(self, model: str, place: Path) -> Measured:
         """Put everything to a model; results and items go to ``place``."""
@@ -140,15 +195,22 @@ class Run:
 
         progress = choose_progress(f"eval {model}", self.quiet)
         with StopSignal(), locked(place, progress):
-            progress.plan([label for label, _, _ in self.plan])
+            replying = ["replies"] if self.instructions else []
+            progress.plan([label for label, _, _ in self.plan] + replying)
             try:
                 subject = load_subject(model, self.machine, begins=self.begins, chat=self.chat)
                 results = run_plan(
                     subject, self.plan, self.path, place, progress, skip_missing=self.skip_missing
                 )
+                replies = []
+                if self.instructions is not None:
+                    progress.stage_begins("replies", "")
+                    started = time.monotonic()
+                    replies = self.instructions.replies(subject, place, progress)
+                    progress.stage_ends("replies", time.monotonic() - started)
             finally:
                 progress.close()
-            return Measured(record_results(subject, results, place), results)
+            return Measured(record_results(subject, results, place), results, replies)
 
 
 def add_contamination(found: Measured, files: Sequence[Path]) -> None:
@@ -171,7 +233,13 @@ def add_contamination(found: Measured, files: Sequence[Path]) -> None:
             record["contamination"].append(split.as_dict())
 
 
-def report(found: Measured, before: Measured | None, place: Path, json: bool) -> int:
+def report(
+    found: Measured,
+    before: Measured | None,
+    place: Path,
+    json: bool,
+    versus: Versus | None = None,
+) -> int:
     """Write the page, and print the table or the JSON."""
     from lmsmith.evaluation.comparing import compare_rows
     from lmsmith.report.evaluation_page import build_evaluation_page
@@ -185,13 +253,24 @@ def report(found: Measured, before: Measured | None, place: Path, json: bool) ->
             name, measure, seed = result.name, result.task.measure, result.setting.seed
             comparisons.append(compare_rows(name, measure, rows, result.rows, seed))
     page = build_evaluation_page(
-        place, found.record, found.results, comparisons=comparisons, other=other
+        place,
+        found.record,
+        found.results,
+        comparisons=comparisons,
+        other=other,
+        others={result.name: result.rows for result in before.results} if before else {},
+        versus=versus,
     )
     if json:
         compared = {"compared_with": other, "comparisons": [c.as_dict() for c in comparisons]}
         print_json(found.record | (compared if other else {}) | {"report": str(page)})
         return 0
     print_tables(found, comparisons, other)
+    if versus is not None:
+        from lmsmith.report.versus import versus_sentences
+
+        for sentence in versus_sentences(versus, found.record["model"], other):
+            print(f"win rate: {sentence}")
     print(f"report: {page}")
     return 0
 
@@ -281,8 +360,6 @@ def run_plan(
     skip_missing: bool = False,
 ) -> list[TaskResult]:
     """Every row of a plan; tasks whose data is not here are passed over if ``skip_missing``."""
-    import time
-
     from lmsmith.evaluation.suite import evaluate_task
     from lmsmith.evaluation.tasks.data import MissingData
 
@@ -338,7 +415,8 @@ def print_tables(found: Measured, comparisons: list[Comparison], other: str) -> 
 
     # A pipe has no width of its own; a table that is cut would say less.
     console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(results_table(found.results))
+    if found.results:
+        console.print(results_table(found.results))
     for line in paper_lines(found.results, found.record["parameters"]):
         print(f"papers: {line}")
     if any("contamination" in result for result in found.record["results"]):

@@ -7,18 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.ticker import PercentFormatter
-
 from lmsmith.core.files import atomic_write
 from lmsmith.evaluation.comparing import Comparison
-from lmsmith.evaluation.confidence import Calibration, calibrate_before_and_after
 from lmsmith.evaluation.measures import measure_of
 from lmsmith.evaluation.suite import TaskResult
 from lmsmith.evaluation.tasks.spec import Published
+from lmsmith.evaluation.versus import Versus
 from lmsmith.report import numbers
+from lmsmith.report.calibration import calibration_section
 from lmsmith.report.page import render
 from lmsmith.report.shown import contamination_row, shown_interval, shown_value
-from lmsmith.report.svg import COLOURS, WIDE, canvas, themed_svg
+from lmsmith.report.versus import versus_section
 
 SHOWN_ITEMS = 24
 """Of each group; all are in the task's JSONL file."""
@@ -28,9 +27,6 @@ SHOWN_TEXTS = 6
 
 NEAREST = 2
 """Figures of papers beside each of ours."""
-
-LEAST_FOR_CALIBRATION = 20
-"""Items; fewer make no diagram."""
 
 Row = Mapping[str, Any]
 
@@ -42,6 +38,8 @@ def build_evaluation_page(
     *,
     comparisons: Sequence[Comparison] = (),
     other: str = "",
+    others: Mapping[str, Sequence[Row]] | None = None,
+    versus: Versus | None = None,
     warnings: Sequence[str] = (),
 ) -> Path:
     """Write ``report.html`` into a folder, whole or not at all, and return its path.
@@ -50,6 +48,8 @@ def build_evaluation_page(
         record: what results.json holds of the model.
         results: with their items' rows.
         comparisons: with another model, which is ``other``.
+        others: the other model's rows, by the result's name.
+        versus: whose replies to instructions a judge finds better.
         warnings: said on top of the page.
     """
     parameters = int(record["parameters"])
@@ -62,7 +62,12 @@ def build_evaluation_page(
         "warnings": list(warnings),
         "comparisons": [_comparison(each) for each in comparisons],
         "contamination": contamination_rows(record),
-        "tasks": [_task(number, result, parameters) for number, result in enumerate(results)],
+        "versus": versus_section(versus, record["model"], other) if versus else None,
+        "tasks": [
+            _task(number, result, parameters)
+            | {"calibration": calibration_section(number, result, record["model"], other, others)}
+            for number, result in enumerate(results)
+        ],
     }
     path = folder / "report.html"
     atomic_write(path, render("evaluation.html.j2", context))
@@ -137,7 +142,6 @@ def _task(number: int, result: TaskResult, parameters: int) -> dict[str, Any]:
             }
             for name in ordered_measures(result)
         ],
-        "calibration": _calibration(number, result.task.measure, rows),
         "groups": _groups(result.task.measure, rows),
     }
 
@@ -200,42 +204,3 @@ def _most_telling(row: Row) -> list[int]:
     ratings = row.get("ratings", [])
     places = range(len(row.get("texts", [])))
     return sorted(places, key=lambda n: -ratings[n].get("toxicity", 0.0) if ratings else 0.0)
-
-
-def _calibration(number: int, measure: str, rows: Sequence[Row]) -> dict[str, str] | None:
-    if len(rows) < LEAST_FOR_CALIBRATION or "scores" not in rows[0]:
-        return None
-    before, after = calibrate_before_and_after(rows, measure)
-    return {
-        "svg": draw_calibration(f"calibration-{number}", before, after),
-        "caption": (
-            f"Confidence against being right, on {before.items} items. Expected calibration error "
-            f"{numbers.fixed(before.equal_width, 3)} with bins of equal width, "
-            f"{numbers.fixed(before.equal_mass, 3)} with bins of equally many items; "
-            f"with temperature {numbers.number(after.temperature)}, fitted on the other items, "
-            f"{numbers.fixed(after.equal_width, 3)} and {numbers.fixed(after.equal_mass, 3)}."
-        ),
-    }
-
-
-def draw_calibration(name: str, before: Calibration, after: Calibration) -> str:
-    """The reliability diagram, before and after temperature scaling."""
-    with canvas(WIDE) as (figure, (axes,)):
-        axes.plot([0, 1], [0, 1], color=COLOURS["muted"], linewidth=1, linestyle=(0, (2, 2)))
-        for label, each, colour in (
-            ("as it is", before, COLOURS["pretrain"]),
-            ("with temperature", after, COLOURS["sft"]),
-        ):
-            sizes = [10 + 70 * part["count"] / each.items for part in each.bins]
-            predicted = [part["predicted"] for part in each.bins]
-            observed = [part["observed"] for part in each.bins]
-            axes.plot(predicted, observed, color=colour, linewidth=1.2, label=label)
-            axes.scatter(predicted, observed, s=sizes, color=colour, zorder=3)
-        axes.set_xlim(0, 1)
-        axes.set_ylim(0, 1)
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axes.set_xlabel("how sure the model is of its choice")
-        axes.set_ylabel("how often it is right")
-        axes.legend(loc="upper left")
-        return themed_svg(figure, name, "Reliability diagram: confidence against accuracy.")

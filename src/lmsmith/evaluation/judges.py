@@ -1,0 +1,113 @@
+"""Who says which of two replies is better: a reward model, or a language model asked both ways."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from lmsmith.catalogue.resolving import resolve
+from lmsmith.evaluation.methods.label_words import LabelWords
+from lmsmith.evaluation.methods.subject import Subject, load_subject
+from lmsmith.models.folder import load_scalar_model, load_tokenizer, read_model_config
+from lmsmith.models.heads import ScalarModel
+from lmsmith.prompts import Message
+from lmsmith.rlhf.candidates import EncodedRanking, encode_responses, score_rankings
+from lmsmith.tokenizers import Tokenizer
+from lmsmith.training.machine import ResolvedMachine
+
+Compared = tuple[list[Message], str, str]
+"""Messages and two replies, a's and b's."""
+
+
+class Judge(Protocol):
+    """Compares replies."""
+
+    @property
+    def name(self) -> str:
+        """To call it by."""
+
+    def compare(self, rows: Sequence[Compared]) -> list[dict[str, float]]:
+        """Of each row ``score_a`` and ``score_b``; equal ones are a tie."""
+
+
+class RewardJudge:
+    """A reward model: each reply's score, whatever the other is."""
+
+    def __init__(
+        self, name: str, model: ScalarModel, tokenizer: Tokenizer, machine: ResolvedMachine
+    ) -> None:
+        self.name = name
+        self._model, self._tokenizer, self._machine = model, tokenizer, machine
+
+    def compare(self, rows: Sequence[Compared]) -> list[dict[str, float]]:
+        """Of each row both rewards; equal replies have equal ones."""
+        context = self._model.decoder.config.context
+        rankings, same = [], []
+        for messages, a, b in rows:
+            texts = list(dict.fromkeys([a, b]))  # rounding must not break a tie
+            same.append(len(texts) == 1)
+            prompt, responses = encode_responses(self._tokenizer, messages, texts, context)
+            rankings.append(EncodedRanking(prompt, responses, [1] * len(responses)))
+        scores = score_rankings(self._model, rankings, self._machine)
+        return [
+            {"score_a": each[0], "score_b": each[0] if tied else each[1]}
+            for each, tied in zip(scores, same, strict=True)
+        ]
+
+
+ASKED = """Here is a conversation, and two replies to its last message.
+
+{conversation}
+
+Reply 1:
+{first}
+
+Reply 2:
+{second}
+
+Which reply is better: more helpful, truer, and free of harm? Answer 1 or 2.
+Better reply:"""
+
+
+class ModelJudge:
+    """A language model that is shown both replies in both orders.
+
+    P(1) is the probability of the label word "1" against "2". The score of a is the mean of its
+    probabilities shown first and shown second, so that a liking for a place cancels out (Zheng et
+    al. 2023, section 3.4); that of b is the rest.
+    """
+
+    def __init__(self, subject: Subject) -> None:
+        self.name = subject.name
+        self._words = LabelWords(subject, ("1", "2"))
+
+    def compare(self, rows: Sequence[Compared]) -> list[dict[str, float]]:
+        """Also ``a_shown_first`` and ``a_shown_second``: a's probability in either place."""
+        asked = []
+        for messages, a, b in rows:
+            conversation = "\n".join(f"{each['role']}: {each['content']}" for each in messages)
+            for one, two in ((a, b), (b, a)):
+                asked.append(ASKED.format(conversation=conversation, first=one, second=two))
+        found = self._words.probabilities(asked)
+        judged = []
+        for (_, a, b), forward, backward in zip(rows, found[::2], found[1::2], strict=True):
+            first, second = forward["1"], backward["2"]
+            score = 0.5 if a == b else (first + second) / 2
+            judged.append(
+                {
+                    "score_a": score,
+                    "score_b": 1 - score,
+                    "a_shown_first": first,
+                    "a_shown_second": second,
+                }
+            )
+        return judged
+
+
+def load_a_judge(word: str, machine: ResolvedMachine) -> Judge:
+    """A reward model's folder gives a `RewardJudge`, any model that writes a `ModelJudge`."""
+    source = resolve(word)
+    if source.format == "lmsmith" and read_model_config(source.path)[0] == "scalar":
+        model, tokenizer = load_scalar_model(source.path), load_tokenizer(source.path)
+        return RewardJudge(source.name, model, tokenizer, machine)
+    return ModelJudge(load_subject(word, machine))
