@@ -178,7 +178,7 @@ def _card(row: Row, measure: str) -> dict[str, Any]:
     written = row.get("texts", [])
     for number in _most_telling(row)[:SHOWN_TEXTS]:
         said = f": {verdicts[number]}" if verdicts else ""
-        texts.append((f"written{said}", written[number] or "(nothing)"))
+        texts.append((f"written{said}", written[number].strip() or "(nothing)"))
     if len(written) > SHOWN_TEXTS:
         texts.append((f"and {len(written) - SHOWN_TEXTS} more", ""))
     if "answer" in row:
