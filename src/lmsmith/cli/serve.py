@@ -38,7 +38,7 @@ def serve(
     Args:
         models: Runs, model folders, Hugging Face folders, GGUF files or registered names; write
             NAME=MODEL to choose what clients call it.
-        host: Address to listen at; any but this machine's own demands a token.
+        host: Address to listen at; any but this machine's own demands a token, or named users.
         port: To listen at; 0 is any that is free.
         token: Demanded of every request, as an API key; LMSMITH_TOKEN if it is left out.
         allow_host: A name by which clients may call this server, beside its address. Repeatable.
@@ -60,6 +60,7 @@ def serve(
         import prometheus_client  # noqa: F401
         import sqlalchemy  # noqa: F401
         import uvicorn  # noqa: F401
+    from lmsmith.feedback.people import People
     from lmsmith.feedback.store import Store
     from lmsmith.server.answering import Serving
     from lmsmith.server.app import create_app
@@ -72,11 +73,6 @@ def serve(
     token = token or os.environ.get("LMSMITH_TOKEN", "")
     if not models:
         raise UserError("no model to serve", "name one: lmsmith serve runs/quickstart")
-    if host not in LOOPBACK and not token:
-        raise UserError(
-            f"--host {host}: others can reach this address, so a token is needed",
-            "set LMSMITH_TOKEN or give --token, which clients then send as their API key",
-        )
     limits = Limits(streams, queue, timeout, tokens=max_tokens, drain_seconds=drain)
     problems = limits.check()
     if threads < 0:
@@ -85,10 +81,16 @@ def serve(
         raise UserError("\n".join(problems))
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     with contextlib.ExitStack() as closing:
-        listening = closing.enter_context(contextlib.closing(listen(host, port)))
         store = None
         if database:
             store = closing.enter_context(contextlib.closing(Store(database)))
+        if host not in LOOPBACK and not token and not (store and People(store).anybody()):
+            raise UserError(
+                f"--host {host}: others can reach this address, so a token is needed",
+                "set LMSMITH_TOKEN or give --token, which clients then send as their API key; or "
+                "let people in by name (lmsmith users add), and name the --database",
+            )
+        listening = closing.enter_context(contextlib.closing(listen(host, port)))
         machine = prepare_reading(MachineConfig(threads=threads))
         served = serve_models(
             read_models(models),
