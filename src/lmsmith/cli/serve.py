@@ -40,7 +40,7 @@ def serve(
     Args:
         models: Runs, model folders, Hugging Face folders, GGUF files or registered names; write
             NAME=MODEL to choose what clients call it.
-        host: Address to listen at; any but this machine's own demands a token.
+        host: Address to listen at; any but this machine's own demands a token, or named users.
         port: To listen at; 0 is any that is free.
         token: Demanded of every request, as an API key; LMSMITH_TOKEN if it is left out.
         allow_host: A name by which clients may call this server, beside its address. Repeatable.
@@ -65,6 +65,7 @@ def serve(
         import uvicorn  # noqa: F401
     from lmsmith.catalogue.registry import conversations_file
     from lmsmith.feedback.database import make_safe
+    from lmsmith.feedback.people import People
     from lmsmith.feedback.store import Store
     from lmsmith.server.answering import Serving
     from lmsmith.server.app import create_app
@@ -77,11 +78,6 @@ def serve(
     token = token or os.environ.get("LMSMITH_TOKEN", "")
     if not models:
         raise UserError("no model to serve", "name one: lmsmith serve runs/quickstart")
-    if host not in LOOPBACK and not token:
-        raise UserError(
-            f"--host {host}: others can reach this address, so a token is needed",
-            "set LMSMITH_TOKEN or give --token, which clients then send as their API key",
-        )
     limits = Limits(streams, queue, timeout, tokens=max_tokens, drain_seconds=drain)
     problems = limits.check()
     if threads < 0:
@@ -90,9 +86,15 @@ def serve(
         raise UserError("\n".join(problems))
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     with contextlib.ExitStack() as closing:
-        listening = closing.enter_context(contextlib.closing(listen(host, port)))
         database = database or str(conversations_file())
         store = closing.enter_context(contextlib.closing(Store(database)))
+        if host not in LOOPBACK and not token and not People(store).anybody():
+            raise UserError(
+                f"--host {host}: others can reach this address, so a token is needed",
+                "set LMSMITH_TOKEN or give --token, which clients then send as their API key; or "
+                "let people in by name: lmsmith users add",
+            )
+        listening = closing.enter_context(contextlib.closing(listen(host, port)))
         machine = prepare_reading(MachineConfig(threads=threads))
         served = serve_models(
             read_models(models),
@@ -111,8 +113,10 @@ def serve(
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{listening.getsockname()[1]}"
 
+        kept_in = make_safe(database) if "://" in database else database
+
         def ready() -> None:
-            print(f"conversations are kept in {make_safe(database)}")
+            print(f"conversations are kept in {kept_in}")
             print(f"the chat page is at {address}, OpenAI's API at {address}/v1")
             print(f"{address}/v1 is ready; Ctrl-C ends", flush=True)
             if open:

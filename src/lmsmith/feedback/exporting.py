@@ -18,8 +18,9 @@ from lmsmith.core.errors import UserError
 from lmsmith.core.files import write_jsonl
 from lmsmith.corpus import rows
 from lmsmith.corpus.splits import opening_key, split_of
+from lmsmith.feedback.conversations import path_to
 from lmsmith.feedback.label_tables import Assignment, Task
-from lmsmith.feedback.store import Store, path_to
+from lmsmith.feedback.store import Store
 from lmsmith.feedback.tables import (
     BetterAnswer,
     Comparison,

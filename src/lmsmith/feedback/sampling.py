@@ -19,8 +19,9 @@ from lmsmith.core.signals import stop_if_requested
 from lmsmith.corpus.cleaning import same_text
 from lmsmith.corpus.messages import validate_messages, validate_prompt
 from lmsmith.feedback.answers import check_responses
+from lmsmith.feedback.conversations import path_to
 from lmsmith.feedback.queue import Queue
-from lmsmith.feedback.store import Store, path_to
+from lmsmith.feedback.store import Store
 from lmsmith.feedback.tables import Message
 from lmsmith.generation.engine import Engine, answer
 from lmsmith.generation.inference import InferenceDecoder
