@@ -1,10 +1,11 @@
-# `make demo` makes and talks to a model, `make chat` talks to a published one, `make test` checks.
+# `make demo` makes and talks to a model, `make chat` talks to a published one, `make serve` does so
+# in a browser, `make test` checks.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo chat test check unit install clean
+.PHONY: demo chat serve page test check unit install clean
 
 demo: $(VENV)/.demo
 	$(BIN)/lmsmith run quickstart
@@ -15,7 +16,16 @@ chat: $(VENV)/.chat
 	$(BIN)/lmsmith pull smollm2-135m
 	$(BIN)/lmsmith chat smollm2-135m
 
-test: check unit
+serve: $(VENV)/.serve
+	$(BIN)/lmsmith pull smollm2-135m
+	$(BIN)/lmsmith serve smollm2-135m $(wildcard runs/quickstart) --open
+
+page: $(VENV)/.dev
+	$(BIN)/python hatch_build.py
+	$(BIN)/python hatch_build.py run check
+	$(BIN)/python hatch_build.py run test
+
+test: check page unit
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check
@@ -37,6 +47,10 @@ $(VENV)/.chat: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 	$(PIP) --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.serve: pyproject.toml | $(VENV)/bin/python
+	$(PIP) --editable '.[serve]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/.demo

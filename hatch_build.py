@@ -71,7 +71,10 @@ def _with_path(folder: Path) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:]:
-        npm(*sys.argv[1:])
-    else:
-        build()
+    try:
+        if sys.argv[1:]:
+            npm(*sys.argv[1:])
+        else:
+            build()
+    except subprocess.CalledProcessError as failed:
+        sys.exit(failed.returncode)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import webbrowser
 from typing import Annotated, Literal
 
 import tyro
@@ -30,8 +31,9 @@ def serve(
     max_tokens: int = 0,
     timeout: float = 600.0,
     drain: float = 30.0,
+    open: bool = False,
 ) -> int:
-    """Answer OpenAI's API (/v1/chat/completions and others) with models of this machine.
+    """A chat page, and OpenAI's API (/v1/chat/completions and others), with models of this machine.
 
     SIGTERM or Ctrl-C takes no more requests, finishes those under way, and ends.
 
@@ -44,7 +46,7 @@ def serve(
         allow_host: A name by which clients may call this server, beside its address. Repeatable.
         weights: As they are, or rounded to int8: half the memory, nearly twice the speed.
         database: Keeps conversations and judgements, for /api and `lmsmith feedback export`: a
-            file, or a URL such as postgresql://host/name. Nothing is kept without it.
+            file, or a URL such as postgresql://host/name. A file beside the models if left out.
         memory: For weights and caches together, in GB; 0 gives each model a cache of 1 GB.
         threads: Of the engine; 0 is all cores.
         streams: Replies written together, of each model.
@@ -52,6 +54,7 @@ def serve(
         max_tokens: Longest reply; 0 is the context.
         timeout: Seconds that a request may take.
         drain: Seconds that replies under way have to finish, once the server is told to end.
+        open: Open the chat page in a browser.
     """
     from lmsmith.core.extras import needs_extra
 
@@ -60,6 +63,7 @@ def serve(
         import prometheus_client  # noqa: F401
         import sqlalchemy  # noqa: F401
         import uvicorn  # noqa: F401
+    from lmsmith.feedback.database import default_database, make_safe
     from lmsmith.feedback.people import People
     from lmsmith.feedback.store import Store
     from lmsmith.server.answering import Serving
@@ -81,14 +85,13 @@ def serve(
         raise UserError("\n".join(problems))
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     with contextlib.ExitStack() as closing:
-        store = None
-        if database:
-            store = closing.enter_context(contextlib.closing(Store(database)))
-        if host not in LOOPBACK and not token and not (store and People(store).anybody()):
+        database = database or default_database()
+        store = closing.enter_context(contextlib.closing(Store(database)))
+        if host not in LOOPBACK and not token and not People(store).anybody():
             raise UserError(
                 f"--host {host}: others can reach this address, so a token is needed",
                 "set LMSMITH_TOKEN or give --token, which clients then send as their API key; or "
-                "let people in by name (lmsmith users add), and name the --database",
+                "let people in by name: lmsmith users add",
             )
         listening = closing.enter_context(contextlib.closing(listen(host, port)))
         machine = prepare_reading(MachineConfig(threads=threads))
@@ -107,11 +110,17 @@ def serve(
             )
         serving = Serving(served, limits)
         shown = f"[{host}]" if ":" in host else host
-        address = f"http://{shown}:{listening.getsockname()[1]}/v1"
+        address = f"http://{shown}:{listening.getsockname()[1]}"
+
+        def ready() -> None:
+            print(f"conversations are kept in {make_safe(database)}")
+            print(f"the chat page is at {address}, OpenAI's API at {address}/v1")
+            print(f"{address}/v1 is ready; Ctrl-C ends", flush=True)
+            if open:
+                webbrowser.open(address)
+
         is_any = host in ("0.0.0.0", "::") and not allow_host
         hosts = () if is_any else (*LOOPBACK, host, *allow_host)
         app = create_app(serving, token=token, hosts=hosts, store=store)
-        Server(
-            app, serving, listening, lambda: print(f"{address} is ready; Ctrl-C ends", flush=True)
-        ).go()
+        Server(app, serving, listening, ready).go()
     return 0

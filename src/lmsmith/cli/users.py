@@ -15,7 +15,7 @@ _Database = Annotated[str, tyro.conf.arg(metavar="FILE")]
 def add(
     name: str,
     role: Literal["admin", "labeler", "user"] = "user",
-    database: _Database = "feedback.db",
+    database: _Database = "",
     json: bool = False,
 ) -> int:
     """Let somebody in, and print their token, which is shown this once.
@@ -27,7 +27,8 @@ def add(
         name: Of 1 to 200 characters.
         role: A user talks to models; a labeler judges answers too; an admin also sees the
             statistics.
-        database: A file, which is made if it is missing, or a URL such as postgresql://host/name.
+        database: A file, made if it is missing, or a URL such as postgresql://host/name; the
+            server's if it is left out.
         json: Print name, role and token as one JSON object.
     """
     with opened(database, new=True) as store:
@@ -38,12 +39,12 @@ def add(
     return 0
 
 
-def token(name: str, database: _Database = "feedback.db", json: bool = False) -> int:
+def token(name: str, database: _Database = "", json: bool = False) -> int:
     """Give somebody a new token; the one before ends, with all that was logged in by it.
 
     Args:
         name: Of the user.
-        database: A file, or a URL such as postgresql://host/name.
+        database: A file, or a URL such as postgresql://host/name; the server's if it is left out.
         json: Print name and token as one JSON object.
     """
     with opened(database) as store:
@@ -54,11 +55,11 @@ def token(name: str, database: _Database = "feedback.db", json: bool = False) ->
     return 0
 
 
-def list_users(database: _Database = "feedback.db", json: bool = False) -> int:
+def list_users(database: _Database = "", json: bool = False) -> int:
     """List who there is.
 
     Args:
-        database: A file, or a URL such as postgresql://host/name.
+        database: A file, or a URL such as postgresql://host/name; the server's if it is left out.
         json: Print them as one JSON object.
     """
     with opened(database) as store:
@@ -79,14 +80,14 @@ def list_users(database: _Database = "feedback.db", json: bool = False) -> int:
     return 0
 
 
-def remove(name: str, database: _Database = "feedback.db", json: bool = False) -> int:
+def remove(name: str, database: _Database = "", json: bool = False) -> int:
     """Delete somebody and all that is theirs: conversations, judgements, what is in the queue.
 
     It is gone from later exports too; files of earlier ones are yours to delete.
 
     Args:
         name: Of the user.
-        database: A file, or a URL such as postgresql://host/name.
+        database: A file, or a URL such as postgresql://host/name; the server's if it is left out.
         json: Print the name as a JSON object.
     """
     with opened(database) as store:

@@ -1,0 +1,87 @@
+import { call, send } from '../lib/api';
+import { events } from '../lib/sse';
+import type { FileConversation } from './files';
+import type { Message, Verdict } from './tree';
+
+/** What the chat asks of the server. */
+
+export interface Model {
+  id: string;
+  max_model_len: number;
+  advised: { temperature: number; top_p: number };
+}
+
+export interface Conversation {
+  id: string;
+  title: string;
+  created: string;
+  updated: string;
+}
+
+export interface Drawing {
+  model: string;
+  temperature: number;
+  top_p: number;
+  max_tokens: number | null;
+  seed: number | null;
+}
+
+export type AnswerEvent = {
+  answer?: string;
+  delta?: string;
+  message?: Message | null;
+  error?: { message: string };
+};
+
+const at = (id: string): string => `/api/conversations/${encodeURIComponent(id)}`;
+
+export const server = {
+  models: async () => (await call<{ data: Model[] }>('GET', '/v1/models')).data,
+  list: async (search: string) =>
+    (
+      await call<{ conversations: Conversation[] }>(
+        'GET',
+        `/api/conversations?search=${encodeURIComponent(search)}`,
+      )
+    ).conversations,
+  begin: (title: string) => call<Conversation>('POST', '/api/conversations', { title }),
+  messages: async (id: string) => (await call<{ messages: Message[] }>('GET', at(id))).messages,
+  rename: (id: string, title: string) => call('PATCH', at(id), { title }),
+  remove: (id: string, leaving = false) => send('DELETE', at(id), undefined, { keepalive: leaving }),
+  say: (id: string, body: Partial<Message>) => call<Message>('POST', `${at(id)}/messages`, body),
+  rate: (message: number, rating: NonNullable<Message['rating']>) =>
+    call('PUT', `/api/messages/${message}/rating`, rating),
+  improve: (message: number, content: string) =>
+    call('PUT', `/api/messages/${message}/better`, { content }),
+  compare: (verdict: Verdict) => call('POST', '/api/comparisons', verdict),
+  stop: (answer: string) => call('POST', `/api/answers/${answer}/stop`),
+
+  /** Ask for an answer to a message; its events. */
+  async answer(
+    id: string,
+    parent: number,
+    drawing: Drawing,
+    note: Record<string, string>,
+  ): Promise<AsyncGenerator<AnswerEvent>> {
+    const response = await send('POST', `${at(id)}/answers`, { parent, ...drawing, note });
+    return events<AnswerEvent>(response);
+  },
+
+  /** Write a conversation of a file into the database; all of it, or nothing. */
+  async bring(file: FileConversation): Promise<Conversation> {
+    const made = await server.begin(file.title.slice(0, 300));
+    try {
+      const numbers = new Map<number | null, number | null>([[null, null]]);
+      for (const { id, parent, rating, better, ...rest } of file.messages) {
+        const said = await server.say(made.id, { ...rest, parent: numbers.get(parent) ?? null });
+        numbers.set(id, said.id);
+        if (rating) await server.rate(said.id, rating);
+        if (better) await server.improve(said.id, better);
+      }
+    } catch (error) {
+      await server.remove(made.id).catch(() => {});
+      throw error;
+    }
+    return made;
+  },
+};

@@ -1,0 +1,59 @@
+import { keep, recall } from '../lib/kept';
+import { server, type Drawing, type Model } from './server';
+
+/** How answers are drawn, kept in this browser. Null: as the model's makers advise. */
+interface Settings {
+  model: string;
+  other: string;
+  compare: boolean;
+  temperature: number | null;
+  topP: number | null;
+  maxTokens: number | null;
+  seed: number | null;
+  system: string;
+}
+
+const first: Settings = {
+  model: '',
+  other: '',
+  compare: false,
+  temperature: null,
+  topP: null,
+  maxTokens: null,
+  seed: null,
+  system: '',
+};
+
+export const settings = $state<Settings>({ ...first, ...recall<Partial<Settings>>('settings', {}) });
+export const models = $state<{ all: Model[] }>({ all: [] });
+
+export function keepSettings(): void {
+  keep('settings', settings);
+}
+
+export function resetSettings(): void {
+  const { model, other, compare } = settings;
+  Object.assign(settings, first, { model, other, compare });
+  keepSettings();
+}
+
+/** Learn which models there are; one that is gone is not chosen any more. */
+export async function askModels(): Promise<void> {
+  models.all = await server.models();
+  const names = models.all.map((each) => each.id);
+  if (!names.includes(settings.model)) settings.model = names[0] ?? '';
+  if (!names.includes(settings.other))
+    settings.other = names.find((each) => each !== settings.model) ?? settings.model;
+}
+
+/** How a model is to be drawn from. */
+export function drawing(name: string): Drawing {
+  const advised = models.all.find((each) => each.id === name)?.advised;
+  return {
+    model: name,
+    temperature: settings.temperature ?? advised?.temperature ?? 0.8,
+    top_p: settings.topP ?? advised?.top_p ?? 0.95,
+    max_tokens: settings.maxTokens,
+    seed: settings.seed,
+  };
+}

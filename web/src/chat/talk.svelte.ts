@@ -1,0 +1,206 @@
+import { go } from '../lib/path.svelte';
+import { complain } from '../lib/toasts.svelte';
+import { list } from './list.svelte';
+import { server, type Drawing } from './server';
+import { drawing, settings } from './settings.svelte';
+import { pathOf, pathTo, type Choices, type Message, type Verdict } from './tree';
+
+/** An answer that is being written, or that broke off and is not kept yet. */
+export interface Writing {
+  parent: number;
+  model: string;
+  text: string;
+  side: 'left' | 'right' | '';
+  answer: string;
+  ended: boolean;
+  problem: string;
+  note: Record<string, string>;
+}
+
+/** The conversation on the page. */
+class Talk {
+  id = $state<string | null>(null);
+  messages = $state.raw<Message[]>([]);
+  choices = $state.raw<Choices>({});
+  writing = $state<Writing[]>([]);
+  loading = $state(false);
+  path = $derived(pathOf(this.messages, this.choices));
+  busy = $derived(this.writing.some((each) => !each.ended));
+
+  /** Show a conversation, or an empty page. */
+  async open(id: string | null): Promise<void> {
+    if (id === this.id) return;
+    this.id = id;
+    this.messages = [];
+    this.choices = {};
+    this.writing = [];
+    if (id === null) return;
+    this.loading = true;
+    try {
+      const messages = await server.messages(id);
+      if (this.id === id) this.messages = messages;
+    } catch (error) {
+      complain(error);
+      if (this.id === id) go('/', true);
+    } finally {
+      if (this.id === id) this.loading = false;
+    }
+  }
+
+  choose(message: Message): void {
+    this.choices = { ...this.choices, [message.parent ?? 0]: message.id };
+  }
+
+  /** Say something at the end of what is shown, and have it answered. */
+  async say(content: string): Promise<void> {
+    const id = await this.#begun(content);
+    let parent = this.path.at(-1)?.id ?? null;
+    if (parent === null && settings.system.trim())
+      parent = (await this.#add(id, { parent, role: 'system', content: settings.system.trim() })).id;
+    await this.#sayAndAnswer(id, parent, content);
+  }
+
+  /** Say a message in other words: a new branch. A new system prompt asks the first question again. */
+  async edit(message: Message, content: string): Promise<void> {
+    const id = this.id;
+    if (id === null) return;
+    if (message.role !== 'system') return this.#sayAndAnswer(id, message.parent, content);
+    const question = this.path[this.path.indexOf(message) + 1];
+    const made = await this.#add(id, { parent: message.parent, role: 'system', content });
+    if (question) await this.#sayAndAnswer(id, made.id, question.content);
+  }
+
+  /** Another answer to the same message, beside those there are. */
+  async answerAgain(message: Message): Promise<void> {
+    const parent = message.role === 'user' ? message.id : message.parent;
+    if (this.id !== null && parent !== null) await this.#answer(this.id, parent);
+  }
+
+  stop(): void {
+    for (const each of this.writing)
+      if (!each.ended && each.answer) void server.stop(each.answer).catch(() => {});
+  }
+
+  async judge(left: Message, right: Message, verdict: Verdict['verdict']): Promise<void> {
+    const judged = { left: left.id, right: right.id, verdict };
+    await server.compare(judged);
+    this.patch(left.id, { comparisons: [judged] });
+    this.patch(right.id, { comparisons: [judged] });
+    this.choose(verdict === 'right' ? right : left);
+  }
+
+  patch(id: number, change: Partial<Message>): void {
+    this.messages = this.messages.map((each) => (each.id === id ? { ...each, ...change } : each));
+  }
+
+  pathTo(message: Message): Message[] {
+    return pathTo(this.messages, message);
+  }
+
+  /** Keep what was written of an answer that broke off. */
+  async keep(broken: Writing): Promise<void> {
+    if (this.id === null) return;
+    const { parent, text: content, model, note } = broken;
+    const said = { parent, role: 'assistant' as const, content, model, settings: note, finish: 'error' };
+    await this.#add(this.id, said);
+    this.writing = this.writing.filter((each) => each !== broken);
+  }
+
+  async #begun(content: string): Promise<string> {
+    if (this.id !== null) return this.id;
+    const made = await server.begin(titleOf(content));
+    this.id = made.id;
+    list.put(made);
+    go(`/c/${made.id}`);
+    return made.id;
+  }
+
+  async #add(id: string, body: Partial<Message>): Promise<Message> {
+    const made = await server.say(id, body);
+    this.#take(id, made);
+    return made;
+  }
+
+  #take(id: string, message: Message): void {
+    if (this.id !== id) return;
+    this.messages = [...this.messages, message];
+    this.choose(message);
+  }
+
+  async #sayAndAnswer(id: string, parent: number | null, content: string): Promise<void> {
+    const made = await this.#add(id, { parent, role: 'user', content });
+    list.touch(id);
+    await this.#answer(id, made.id);
+  }
+
+  async #answer(id: string, parent: number): Promise<void> {
+    if (!settings.compare) {
+      await this.#write(id, parent, drawing(settings.model), '', {});
+      return;
+    }
+    const pair = crypto.getRandomValues(new Uint32Array(2)).join('-');
+    const names = [settings.model, settings.other];
+    if (crypto.getRandomValues(new Uint8Array(1))[0]! % 2) names.reverse();
+    await Promise.all(
+      (['left', 'right'] as const).map((side, place) =>
+        this.#write(id, parent, drawing(names[place]!), side, { pair, side }),
+      ),
+    );
+  }
+
+  async #write(
+    id: string,
+    parent: number,
+    asked: Drawing,
+    side: Writing['side'],
+    note: Record<string, string>,
+  ): Promise<void> {
+    this.writing.push({
+      ...{ parent, model: asked.model, side, note, text: '', answer: '', ended: false, problem: '' },
+    });
+    const writing = this.writing.at(-1)!;
+    const known = new Set(this.messages.map((each) => each.id));
+    let kept = false;
+    try {
+      for await (const event of await server.answer(id, parent, asked, note)) {
+        if (event.answer) writing.answer = event.answer;
+        if (event.delta) writing.text += event.delta;
+        if (event.error) writing.problem = event.error.message;
+        if (event.message !== undefined) {
+          kept = true;
+          if (event.message) this.#take(id, event.message);
+        }
+      }
+    } catch (error) {
+      writing.problem = error instanceof Error ? error.message : String(error);
+    }
+    writing.ended = true;
+    if (!kept && writing.text) kept = await this.#found(id, parent, known, writing.text);
+    if (this.id !== id) return;
+    if (writing.problem) complain(new Error(writing.problem));
+    if (kept || !writing.text) this.writing = this.writing.filter((each) => each !== writing);
+    list.touch(id);
+  }
+
+  /** After a connection broke: whether the server has kept what came of the answer. */
+  async #found(id: string, parent: number, known: Set<number>, text: string): Promise<boolean> {
+    try {
+      const messages = await server.messages(id);
+      const mine = messages.find(
+        (each) => each.parent === parent && !known.has(each.id) && each.content.startsWith(text),
+      );
+      if (mine) this.#take(id, mine);
+      return mine !== undefined;
+    } catch {
+      return false;
+    }
+  }
+}
+
+/** The first line of what is said, if it is not long. */
+export function titleOf(content: string): string {
+  const line = content.trim().split('\n')[0] ?? '';
+  return line.length > 60 ? `${line.slice(0, 58).trimEnd()}…` : line;
+}
+
+export const talk = new Talk();
