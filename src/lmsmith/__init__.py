@@ -10,18 +10,20 @@ if TYPE_CHECKING:
     from lmsmith.library import LanguageModel as LanguageModel
     from lmsmith.library import load as load
     from lmsmith.rlhf.ppo import PPOTrainer as PPOTrainer
+    from lmsmith.rlhf.ppo_config import PPOConfig as PPOConfig
 
 __version__ = "0.1.0"
 
 _WHERE = {
     "LanguageModel": "lmsmith.library",
+    "PPOConfig": "lmsmith.rlhf.ppo_config",
     "PPOTrainer": "lmsmith.rlhf.ppo",
     "UserError": "lmsmith.core.errors",
     "load": "lmsmith.library",
 }
 """Where each public name lives; imported when first asked for, since torch takes seconds."""
 
-__all__ = ["LanguageModel", "PPOTrainer", "UserError", "__version__", "load"]
+__all__ = ["LanguageModel", "PPOConfig", "PPOTrainer", "UserError", "__version__", "load"]
 
 
 def __getattr__(name: str) -> object:

@@ -25,7 +25,8 @@ from lmsmith.models.decoder import Decoder
 from lmsmith.models.heads import ScalarModel
 from lmsmith.rlhf import ppo
 from lmsmith.rlhf.losses import PolicyLoss, clipped_policy_loss
-from lmsmith.rlhf.ppo import PPOConfig, PPOTrainer, explained_variance
+from lmsmith.rlhf.ppo import PPOTrainer, explained_variance
+from lmsmith.rlhf.ppo_config import PPOConfig
 from lmsmith.rlhf.rewards import token_rewards
 from lmsmith.training import loop
 from lmsmith.training.language_model import accumulate_gradients

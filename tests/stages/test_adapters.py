@@ -25,7 +25,7 @@ from lmsmith.core.metrics import read_metrics
 from lmsmith.core.runs import StageFolder
 from lmsmith.models.adapters import AdapterConfig
 from lmsmith.models.folder import load_decoder, load_scalar_model
-from lmsmith.rlhf.ppo import PPOConfig
+from lmsmith.rlhf.ppo_config import PPOConfig
 from lmsmith.stages import base, evaluate, load_stage_recipe, ppo, reward, sft
 from lmsmith.training import loop
 from lmsmith.training.optimiser import OptimiserConfig

@@ -25,6 +25,7 @@ from lmsmith.core.signals import StopSignal
 from lmsmith.corpus.rows import Ranking, read_rankings
 from lmsmith.models.folder import load_scalar_model
 from lmsmith.models.heads import ScalarModel
+from lmsmith.rlhf import ranking_gradients
 from lmsmith.rlhf.candidates import EncodedRanking, encode_rankings, score_rankings
 from lmsmith.rlhf.scoring import score_sequences
 from lmsmith.stages import reward
@@ -163,7 +164,8 @@ def test_a_killed_run_ends_with_the_same_bits(
             os.kill(os.getpid(), signal.SIGTERM)
         return real(*arguments)
 
-    monkeypatch.setattr(reward, "ranking_loss", killing)
+    for module in (reward, ranking_gradients):
+        monkeypatch.setattr(module, "ranking_loss", killing)
     for _ in range(2):
         with StopSignal(), pytest.raises(Interrupted):
             run(config, inputs, broken)

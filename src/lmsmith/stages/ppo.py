@@ -15,7 +15,8 @@ from lmsmith.corpus.rows import read_conversations
 from lmsmith.models.adapters import adapt
 from lmsmith.models.folder import load_decoder, load_scalar_model, save_model
 from lmsmith.prompts.selection import select_prompts
-from lmsmith.rlhf.ppo import SHORTEST_PROMPT, PPOConfig, PPOTrainer
+from lmsmith.rlhf.ppo import PPOTrainer
+from lmsmith.rlhf.ppo_config import SHORTEST_PROMPT, PPOConfig
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.machine import resolve_machine
 

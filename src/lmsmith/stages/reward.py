@@ -20,13 +20,12 @@ from lmsmith.models.folder import load_decoder, load_tokenizer, save_model
 from lmsmith.models.heads import ScalarModel
 from lmsmith.rlhf.candidates import (
     EncodedRanking,
-    candidate_batch,
-    candidate_scores,
     encode_rankings,
     score_rankings,
     score_table,
 )
 from lmsmith.rlhf.ranking import pair_accuracy, ranking_loss
+from lmsmith.rlhf.ranking_gradients import accumulate_ranking_gradients
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.loop import run_steps
 from lmsmith.training.machine import ResolvedMachine, resolve_machine
@@ -126,19 +125,16 @@ def run(config: RewardConfig, inputs: Mapping[str, Path], out: StageFolder) -> d
     def step(index: int) -> Mapping[str, float]:
         started = time.perf_counter()
         model.train()
-        batch = candidate_batch([train[i] for i in batches[index]])
-        with machine.autocast():
-            scores_bk = candidate_scores(model, batch)
-        loss = ranking_loss(scores_bk, batch.ranks_bk, batch.present_bk)
-        loss.backward()  # type: ignore[no-untyped-call]
+        chosen = [train[i] for i in batches[index]]
+        loss, accuracy, tokens = accumulate_ranking_gradients(model, chosen, machine)
         factor = learning_rate_factor(config.schedule, index, steps, config.warmup, config.final)
         gradient_norm = optimiser.step(factor)
         return {
-            "loss": loss.item(),
-            "accuracy": pair_accuracy(scores_bk.detach(), batch.ranks_bk, batch.present_bk),
+            "loss": loss,
+            "accuracy": accuracy,
             "learning_rate": optimiser.peaks[0] * factor,
             "gradient_norm": gradient_norm,
-            "tokens_per_second": batch.tokens_bt.numel() / (time.perf_counter() - started),
+            "tokens_per_second": tokens / (time.perf_counter() - started),
         }
 
     def validate(done: int) -> dict[str, float]:
