@@ -55,7 +55,8 @@ epochs = 1
 @pytest.fixture
 def call(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
     def go(*words: str, code: int = 0) -> Any:
-        assert cli.main([*words, "--json"]) == code, capsys.readouterr().err
+        where = [] if words[0] == "run" else ["--database", "feedback.db"]
+        assert cli.main([*words, *where, "--json"]) == code, capsys.readouterr().err
         captured = capsys.readouterr()
         return json.loads(captured.out) if code == 0 else captured.err
 
@@ -122,7 +123,7 @@ def test_answers_are_sampled_labelled_exported_and_learned_from(
     agreement = found["agreement"]["ranking"]
     assert agreement["pairwise"]["value"] == agreement["tau_b"]["value"] == 1
     assert {each["model"] for each in found["leaderboard"]} == {"first", "second"}
-    assert cli.main(["feedback", "stats"]) == 0
+    assert cli.main(["feedback", "stats", "--database", "feedback.db"]) == 0
     shown = capsys.readouterr().out
     assert "ranking, Krippendorff α" in shown
     assert "first" in shown
@@ -207,5 +208,7 @@ def test_users(call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert call("users", "rm", "Ann") == {"deleted": "Ann"}
     assert "no user" in call("users", "rm", "Ann", code=2)
     assert call("users", "ls")["users"] == []
-    assert cli.main(["users", "add", "Bo"]) == 0
+    monkeypatch.setenv("LMSMITH_HOME", str(tmp_path / "lmsmith/models"))
+    assert cli.main(["users", "add", "Bo"]) == 0  # in the server's own database
+    assert (tmp_path / "lmsmith/conversations.db").is_file()
     assert cli.main(["users", "ls"]) == 0

@@ -68,12 +68,6 @@ def home() -> Path:
     return Path(base) / "lmsmith" / "models"
 
 
-def conversations_file() -> Path:
-    """Where talks and judgements are kept unless another database is named: beside the models."""
-    models = home()
-    return (models.parent if models.name == "models" else models) / "conversations.db"
-
-
 def check_name(name: str) -> str:
     """The name, if it can be one.
 

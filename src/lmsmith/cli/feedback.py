@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from lmsmith.catalogue.registry import conversations_file
 from lmsmith.cli.output import choose_progress, print_json
 from lmsmith.core.errors import UserError
 from lmsmith.core.extras import needs_extra
@@ -24,17 +23,16 @@ _Share = Annotated[float, tyro.conf.arg(metavar="SHARE")]
 
 @contextlib.contextmanager
 def opened(database: str, *, new: bool = False) -> Iterator[Store]:
-    """A database, closed at the end; ``new`` says whether it may be made.
-
-    The one that `lmsmith serve` writes to, where none is named.
+    """A database, the server's if none is named; ``new`` says whether it may be made.
 
     Raises:
         UserError: there is none.
     """
     with needs_extra("serve"):
+        from lmsmith.feedback.database import default_database
         from lmsmith.feedback.store import Store
 
-    database = database or str(conversations_file())
+    database = database or default_database()
     if not new and "://" not in database and not Path(database).is_file():
         raise UserError(f"{database}: no such file", "name the server's database: --database FILE")
     with contextlib.closing(Store(database)) as store:
@@ -54,7 +52,7 @@ def export(
 
     Args:
         folder: Where to; is made if it is missing, and files of an earlier export are replaced.
-        database: A file, or a URL such as postgresql://host/name; the server's, if left out.
+        database: A file, or a URL such as postgresql://host/name; the server's if it is left out.
         held_out: Share of the people whose rows go to FOLDER/held_out, to measure on.
         with_liked: Answers that were thumbed up are demonstrations too.
         json: Print the files and their rows as one JSON object.
@@ -89,8 +87,8 @@ def import_(
 
     Args:
         file: JSONL, or .jsonl.gz.
-        database: A file, which is made if it is missing, or a URL such as postgresql://host/name;
-            the server's, if left out.
+        database: A file, made if it is missing, or a URL such as postgresql://host/name; the
+            server's if it is left out.
         person: Whose the conversations are, and the rankings that name no labeler.
         overlap: How many labelers are to do each task, where a row does not say.
         json: Print how many rows of each kind were new as one JSON object.
@@ -135,8 +133,8 @@ def sample(
     Args:
         models: Runs, model folders, Hugging Face folders, GGUF files or registered names. None
             for demonstrations.
-        database: A file, which is made if it is missing, or a URL such as postgresql://host/name;
-            the server's, if left out.
+        database: A file, made if it is missing, or a URL such as postgresql://host/name; the
+            server's if it is left out.
         prompts: JSONL with "prompt" (a text, or messages) or "messages" in each row.
         logged: Take what people asked in the database's conversations.
         kind: What labelers are to do: rank several answers, rate one, or write one themselves.
@@ -202,7 +200,7 @@ def stats(database: _Database = "", seed: int = 0, json: bool = False) -> int:
     """Show what is labelled, how far labelers agree, and which model is best.
 
     Args:
-        database: A file, or a URL such as postgresql://host/name; the server's, if left out.
+        database: A file, or a URL such as postgresql://host/name; the server's if it is left out.
         seed: Of the bootstrap intervals, which are 95 %.
         json: Print everything as one JSON object.
     """
@@ -220,6 +218,6 @@ def stats(database: _Database = "", seed: int = 0, json: bool = False) -> int:
 
 
 def _safe(database: str) -> str:
-    from lmsmith.feedback.database import make_safe
+    from lmsmith.feedback.database import default_database, make_safe
 
-    return make_safe(database) if "://" in database else database
+    return make_safe(database) if "://" in database else database or default_database()

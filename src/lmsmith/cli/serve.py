@@ -63,8 +63,7 @@ def serve(
         import prometheus_client  # noqa: F401
         import sqlalchemy  # noqa: F401
         import uvicorn  # noqa: F401
-    from lmsmith.catalogue.registry import conversations_file
-    from lmsmith.feedback.database import make_safe
+    from lmsmith.feedback.database import default_database, make_safe
     from lmsmith.feedback.people import People
     from lmsmith.feedback.store import Store
     from lmsmith.server.answering import Serving
@@ -86,7 +85,7 @@ def serve(
         raise UserError("\n".join(problems))
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     with contextlib.ExitStack() as closing:
-        database = database or str(conversations_file())
+        database = database or default_database()
         store = closing.enter_context(contextlib.closing(Store(database)))
         if host not in LOOPBACK and not token and not People(store).anybody():
             raise UserError(
@@ -113,10 +112,8 @@ def serve(
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{listening.getsockname()[1]}"
 
-        kept_in = make_safe(database) if "://" in database else database
-
         def ready() -> None:
-            print(f"conversations are kept in {kept_in}")
+            print(f"conversations are kept in {make_safe(database)}")
             print(f"the chat page is at {address}, OpenAI's API at {address}/v1")
             print(f"{address}/v1 is ready; Ctrl-C ends", flush=True)
             if open:

@@ -27,8 +27,8 @@ def add(
         name: Of 1 to 200 characters.
         role: A user talks to models; a labeler judges answers too; an admin also sees the
             statistics.
-        database: A file, which is made if it is missing, or a URL such as postgresql://host/name;
-            the server's, if left out.
+        database: A file, made if it is missing, or a URL such as postgresql://host/name; the
+            server's if it is left out.
         json: Print name, role and token as one JSON object.
     """
     with opened(database, new=True) as store:
@@ -44,7 +44,7 @@ def token(name: str, database: _Database = "", json: bool = False) -> int:
 
     Args:
         name: Of the user.
-        database: A file, or a URL such as postgresql://host/name; the server's, if left out.
+        database: A file, or a URL such as postgresql://host/name; the server's if it is left out.
         json: Print name and token as one JSON object.
     """
     with opened(database) as store:
@@ -59,7 +59,7 @@ def list_users(database: _Database = "", json: bool = False) -> int:
     """List who there is.
 
     Args:
-        database: A file, or a URL such as postgresql://host/name; the server's, if left out.
+        database: A file, or a URL such as postgresql://host/name; the server's if it is left out.
         json: Print them as one JSON object.
     """
     with opened(database) as store:
@@ -87,7 +87,7 @@ def remove(name: str, database: _Database = "", json: bool = False) -> int:
 
     Args:
         name: Of the user.
-        database: A file, or a URL such as postgresql://host/name; the server's, if left out.
+        database: A file, or a URL such as postgresql://host/name; the server's if it is left out.
         json: Print the name as a JSON object.
     """
     with opened(database) as store:

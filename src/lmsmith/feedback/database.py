@@ -12,7 +12,13 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError
 
+from lmsmith.catalogue.registry import home
 from lmsmith.core.errors import UserError
+
+
+def default_database() -> str:
+    """Where conversations and judgements are kept if nothing is said: beside the models."""
+    return str(home().parent / "conversations.db")
 
 
 def open_database(where: str | Path) -> Engine:
