@@ -18,7 +18,8 @@ from lmsmith.core.errors import UserError
 
 def default_database() -> str:
     """Where conversations and judgements are kept if nothing is said: beside the models."""
-    return str(home().parent / "conversations.db")
+    models = home()
+    return str((models.parent if models.name == "models" else models) / "conversations.db")
 
 
 def open_database(where: str | Path) -> Engine:
