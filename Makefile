@@ -5,6 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
+# The quickstart's model, once a stage has made one.
+QUICKSTART := $(if $(wildcard runs/quickstart/*/model/config.json),runs/quickstart)
+
 .PHONY: demo chat serve page test check unit install clean
 
 demo: $(VENV)/.demo
@@ -18,7 +21,7 @@ chat: $(VENV)/.chat
 
 serve: $(VENV)/.serve
 	$(BIN)/lmsmith pull smollm2-135m
-	$(BIN)/lmsmith serve smollm2-135m $(wildcard runs/quickstart) --open
+	$(BIN)/lmsmith serve smollm2-135m $(QUICKSTART) --open
 
 page: $(VENV)/.dev
 	$(BIN)/python hatch_build.py

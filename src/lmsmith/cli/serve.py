@@ -91,7 +91,9 @@ def serve(
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     with contextlib.ExitStack() as closing:
         listening = closing.enter_context(contextlib.closing(listen(host, port)))
-        database = database or str(home().parent / "conversations.db")
+        models_folder = home()
+        beside = models_folder.parent if models_folder.name == "models" else models_folder
+        database = database or str(beside / "conversations.db")
         store = closing.enter_context(contextlib.closing(Store(database)))
         machine = prepare_reading(MachineConfig(threads=threads))
         served = serve_models(
@@ -111,8 +113,10 @@ def serve(
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{listening.getsockname()[1]}"
 
+        kept_in = make_safe(database) if "://" in database else database
+
         def ready() -> None:
-            print(f"conversations are kept in {make_safe(database)}")
+            print(f"conversations are kept in {kept_in}")
             print(f"the chat page is at {address}, OpenAI's API at {address}/v1")
             print(f"{address}/v1 is ready; Ctrl-C ends", flush=True)
             if open:

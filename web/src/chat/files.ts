@@ -74,7 +74,7 @@ function conversation(row: unknown, named: string): FileConversation {
 
 /** A name that every file system takes. */
 export function fileName(title: string, ending: string): string {
-  const plain = title.replace(/[^\p{L}\p{N} _-]+/gu, ' ').trim().slice(0, 60).trim();
+  const plain = title.replace(/[^\p{L}\p{N}_-]+/gu, ' ').trim().slice(0, 60).trim();
   return `${plain || 'conversation'}.${ending}`;
 }
 

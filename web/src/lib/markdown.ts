@@ -30,6 +30,7 @@ const allowed = {
     ...['ul', 'ol', 'li', 'blockquote', 'table', 'thead', 'tbody', 'tr', 'th', 'td'],
   ],
   ALLOWED_ATTR: ['href', 'align', 'start', 'data-language'],
+  ADD_URI_SAFE_ATTR: ['align', 'start', 'data-language'],
   ALLOWED_URI_REGEXP: /^(?:https?|mailto):/i,
   ALLOW_DATA_ATTR: false,
 };

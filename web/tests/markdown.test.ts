@@ -1,0 +1,62 @@
+import { expect, test } from 'vitest';
+import { toHtml } from '../src/lib/markdown';
+
+function shown(markdown: string): HTMLElement {
+  const node = document.createElement('div');
+  node.innerHTML = toHtml(markdown);
+  return node;
+}
+
+test.each([
+  '<script>alert(1)</script>',
+  '<img src=x onerror=alert(1)>',
+  'a <b onclick="x()">bold</b> one',
+  '<iframe src="https://example.org"></iframe>',
+  '<svg><script>alert(1)</script></svg>',
+  '<style>body{display:none}</style>',
+  '<div>\n\n**x**\n\n</div>',
+  '<math><mi//xlink:href="data:x,<script>alert(4)</script>">',
+])('HTML is text: %s', (text) => {
+  const node = shown(text);
+  expect(node.querySelector('script, img, b, iframe, svg, style, div, math')).toBeNull();
+  for (const each of node.querySelectorAll('*'))
+    for (const { name } of each.attributes) expect(name).not.toMatch(/^on|style|src/);
+  expect(node.textContent).toContain(text.split('\n')[0]);
+});
+
+test.each([
+  'javascript:alert(1)', 'JaVaScRiPt:alert(1)', 'data:text/html,x', 'vbscript:x', 'file:///etc/passwd',
+  '&#106;avascript:alert(1)', 'java\tscript:alert(1)', '//example.org', '/api/conversations',
+])('a link to %s leads nowhere', (href) => {
+  for (const link of shown(`[x](<${href}>)`).querySelectorAll('a')) expect(link.hasAttribute('href')).toBe(false);
+});
+
+test('links open elsewhere, and give nothing away', () => {
+  const link = shown('[x](https://example.org "t")').querySelector('a')!;
+  expect(link.href).toBe('https://example.org/');
+  expect(link.target).toBe('_blank');
+  expect(link.rel).toContain('noopener');
+  expect(link.rel).toContain('noreferrer');
+});
+
+test('no image is fetched', () => {
+  const node = shown('![cat](https://example.org/cat.png) ![x](javascript:x) ![y](data:image/png;base64,AA)');
+  expect(node.querySelector('img')).toBeNull();
+  expect(node.querySelectorAll('a')).toHaveLength(1);
+  expect(node.textContent).toContain('cat');
+});
+
+test('code, tables and lists', () => {
+  const node = shown('```python\nprint("<b>")\n```\n\n| a | b |\n|---|--:|\n| 1 | 2 |\n\n3. x\n4. y');
+  const code = node.querySelector('pre code') as HTMLElement;
+  expect(code.dataset['language']).toBe('python');
+  expect(code.textContent).toBe('print("<b>")');
+  expect(node.querySelectorAll('td')).toHaveLength(2);
+  expect(node.querySelector('ol')?.getAttribute('start')).toBe('3');
+});
+
+test('a language that is no language stays harmless', () => {
+  const node = shown('```"><img/onerror=x>\nx\n```');
+  expect(node.querySelector('img')).toBeNull();
+  expect(node.querySelector('code')?.textContent).toBe('x');
+});
