@@ -112,8 +112,10 @@ def serve(
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{listening.getsockname()[1]}"
 
+        kept_in = make_safe(database) if "://" in database else database
+
         def ready() -> None:
-            print(f"conversations are kept in {make_safe(database)}")
+            print(f"conversations are kept in {kept_in}")
             print(f"the chat page is at {address}, OpenAI's API at {address}/v1")
             print(f"{address}/v1 is ready; Ctrl-C ends", flush=True)
             if open:
