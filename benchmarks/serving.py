@@ -1,36 +1,52 @@
-"""How fast `lmsmith serve` writes for many at once: tokens a second, and the wait for the first.
+"""How fast `lmsmith serve` writes for many at once, beside the bare engine and llama.cpp's server.
 
-The server is a process of its own, asked over loopback by this one; the bare `Engine` answers the
-same prompts in a third process. They take turns, so that whatever else the machine does meets both.
-Every stream asks by /v1/completions for the continuation of random tokens, greedy, with a set
-number of tokens, all at the same time. The time is that of the whole: prompts are read in it.
+Every side is a process of its own with the same threads, and they take turns, so that whatever else
+the machine does meets all of them. The servers are asked over loopback by this process; the bare
+`Engine` answers the same prompts in one batch. Every stream asks by /v1/completions for the
+continuation of random tokens, greedy, with a set number of tokens, all at the same time. The time
+is that of the whole: prompts are read in it.
+
+The peer is llama.cpp's own server, by `xllamacpp` (extra dev), with the model's GGUF file as it is
+(4 bits for smollm2-135m) and llama.cpp's own settings but for threads, context and slots. It stands
+here twice: with one slot, so that it answers one request after another, as llama-cpp-python's
+server does; and with a slot for every stream and continuous batching, which is the most it can do.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import json as json_module
 import multiprocessing
 import os
 import random
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
 from rich.table import Table
+from served import asked, serving
 
 Count = Annotated[int, tyro.conf.arg(metavar="N")]
 
 FIRST_TOKEN, LAST_TOKEN = 100, 20_000
 """Prompts are made of tokens between these."""
+
+ONE_SLOT, ALL_SLOTS = "llama.cpp, one at a time", "llama.cpp, a slot a stream"
+
+MOST_ONE_BY_ONE = 16
+"""Streams that the server with one slot is asked for in every round; for more only in the first."""
+
+BAR_STREAMS, PEER_BAR, ENGINE_BAR = 16, 3.0, 0.9
+"""At so many streams: how often the one-slot peer's rate, and what share of the bare engine's."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +59,16 @@ class Measured:
 
 def main(
     model: str = "smollm2-135m",
-    streams: tuple[int, ...] = (1, 4, 16),
-    tokens: Count = 64,
+    streams: tuple[int, ...] = (1, 4, 16, 64),
+    tokens: Count = 48,
     prompt: Count = 32,
-    rounds: Count = 3,
+    rounds: Count = 2,
     weights: str = "model",
     threads: Count = 0,
+    peer: bool = True,
     json: bool = False,
 ) -> int:
-    """Tokens a second and time to the first token, beside the bare engine.
+    """Tokens a second and time to the first token, beside the bare engine and llama.cpp's server.
 
     Example: python benchmarks/serving.py --json
 
@@ -61,36 +78,56 @@ def main(
         tokens: Of every reply.
         prompt: Tokens of every prompt.
         rounds: How often each side has its turn; its fastest counts, and all waits.
-        weights: model or int8, of both sides.
-        threads: Of both sides; all cores if 0.
+        weights: model or int8, of the server and the bare engine.
+        threads: Of every side; all cores if 0.
+        peer: Ask llama.cpp's server too; the model must be a GGUF file then.
         json: Print one JSON object instead of the table.
     """
+    threads = threads or os.cpu_count() or 1
     status = Console(stderr=True)
-    served: dict[int, list[Measured]] = {count: [] for count in streams}
     bare: dict[int, list[float]] = {count: [] for count in streams}
-    with Bare(model, weights, threads) as engine, server(model, weights, threads) as port:
-        for number in range(rounds + 1):  # the first one warms up
+    with contextlib.ExitStack() as closing:
+        words = ("--weights", weights, "--threads", f"{threads}")
+        ours = closing.enter_context(serving(f"m={model}", *words)).port
+        engine = closing.enter_context(Bare(model, weights, threads))
+        ports = {"lmsmith": ours}
+        if peer:
+            file, longest = gguf(model), prompt + tokens
+            for side, slots in ((ONE_SLOT, 1), (ALL_SLOTS, max(streams))):
+                ports[side] = closing.enter_context(Peer(file, slots, longest, threads)).port
+        seen: dict[str, dict[int, list[Measured]]] = {
+            side: {count: [] for count in streams} for side in ports
+        }
+        warm_up(ports, engine, prompt)
+        for number in range(rounds):
             for count in streams:
                 prompts = random_prompts(count, prompt, seed=number * 1000 + count)
-                alone = engine.rate(prompts, tokens)
-                together = asyncio.run(ask_all(port, prompts, tokens))
-                status.print(
-                    f"{count} streams: bare {alone:.1f}, served {together.rate:.1f} tokens/s"
-                    f"{'' if number else ' (warming up)'}"
-                )
-                if number:
-                    bare[count].append(alone)
-                    served[count].append(together)
-        turns = asyncio.run(two_turns(port))
+                bare[count].append(engine.rate(prompts, tokens))
+                said = [f"bare {bare[count][-1]:.1f}"]
+                for side, port in ports.items():
+                    if side == ONE_SLOT and number and count > MOST_ONE_BY_ONE:
+                        continue
+                    seen[side][count].append(asyncio.run(ask_all(port, prompts, tokens)))
+                    said.append(f"{side} {seen[side][count][-1].rate:.1f}")
+                status.print(f"{count} streams: {'; '.join(said)} tokens/s")
+        turns = asyncio.run(two_turns(ours))
     result = {
         "model": model,
         "weights": weights,
-        "threads": threads or os.cpu_count(),
+        "threads": threads,
         "tokens": tokens,
         "prompt": prompt,
-        "streams": [figures(count, served[count], bare[count]) for count in streams],
+        "streams": [
+            {
+                "streams": count,
+                "bare_tokens_per_second": max(bare[count]),
+                "sides": {side: figures(by_count[count]) for side, by_count in seen.items()},
+            }
+            for count in streams
+        ],
         "turns": turns,
     }
+    result["bars"] = bars(result["streams"])
     if json:
         print(json_module.dumps(result, indent=2))
     else:
@@ -98,16 +135,25 @@ def main(
     return 0
 
 
-def figures(count: int, served: list[Measured], bare: list[float]) -> dict[str, float]:
-    waits = sorted(wait for each in served for wait in each.first)
-    rate, alone = max(each.rate for each in served), max(bare)
+def figures(turns: list[Measured]) -> dict[str, float]:
+    waits = sorted(wait for each in turns for wait in each.first)
     return {
-        "streams": count,
-        "tokens_per_second": rate,
+        "tokens_per_second": max(each.rate for each in turns),
         "first_token_p50": statistics.median(waits),
         "first_token_p95": waits[min(len(waits) - 1, int(0.95 * len(waits)))],
-        "bare_tokens_per_second": alone,
-        "share": rate / alone,
+    }
+
+
+def bars(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """At `BAR_STREAMS`: our rate over each peer's, and our share of the bare engine's."""
+    row = next((each for each in rows if each["streams"] == BAR_STREAMS), None)
+    if row is None:
+        return {}
+    rates = {side: found["tokens_per_second"] for side, found in row["sides"].items()}
+    ours = rates.pop("lmsmith")
+    return {
+        "share_of_bare_engine": ours / row["bare_tokens_per_second"],
+        **{f"over {side}": ours / rate for side, rate in rates.items()},
     }
 
 
@@ -118,28 +164,30 @@ def random_prompts(count: int, length: int, seed: int) -> list[list[int]]:
     ]
 
 
-@contextlib.contextmanager
-def server(model: str, weights: str, threads: int) -> Iterator[int]:
-    """The port of a server that is ready."""
-    words = ["serve", f"m={model}", "--port", "0", "--weights", weights, "--threads", f"{threads}"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lmsmith", *words], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert process.stdout is not None
-        line = next((line for line in process.stdout if "is ready" in line), None)
-        if line is None:
-            sys.exit("the server did not start")
-        yield int(line.split("/v1")[0].rpartition(":")[2])
-    finally:
-        process.terminate()
-        process.wait(60)
+def gguf(model: str) -> Path:
+    """The model's file, which llama.cpp reads."""
+    from lmsmith.catalogue.resolving import resolve
+
+    found = resolve(model).path
+    if importlib.util.find_spec("xllamacpp") is None or found.suffix != ".gguf":
+        sys.exit("the peer needs xllamacpp and a GGUF file; leave it out by --no-peer")
+    return found
+
+
+def warm_up(ports: Mapping[str, int], engine: Bare, prompt: int) -> None:
+    """A few tokens of each, which are not counted."""
+    prompts = random_prompts(4, prompt, seed=-1)
+    engine.rate(prompts, 4)
+    for port in ports.values():
+        asyncio.run(ask_all(port, prompts, 4))
 
 
 async def ask_all(port: int, prompts: list[list[int]], tokens: int) -> Measured:
     started = time.perf_counter()
     results = await asyncio.gather(*(ask(port, prompt, tokens) for prompt in prompts))
     seconds = time.perf_counter() - started
+    if any(written != tokens for written, _ in results):
+        sys.exit(f"a reply has another length than {tokens} tokens")
     return Measured(sum(n for n, _ in results) / seconds, tuple(first for _, first in results))
 
 
@@ -147,27 +195,19 @@ async def ask(port: int, prompt: list[int], tokens: int) -> tuple[int, float]:
     """Tokens written, by the server's count, and seconds to the first event."""
     body = {
         "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True,
-        "stream": True, "stream_options": {"include_usage": True},
+        "stream": True, "stream_options": {"include_usage": True}, "cache_prompt": False,
     }  # fmt: skip
     return await _post(port, "/v1/completions", body)
 
 
 async def _post(port: int, path: str, body: dict[str, Any]) -> tuple[int, float]:
-    content = json_module.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    started = time.perf_counter()
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
-    first, last = 0.0, b""
-    while not (line := await reader.readline()).startswith(b"data: [DONE]"):
-        if not line:
-            sys.exit("the server hung up")
-        if line.startswith(b"data: "):
+    started, first, written = time.perf_counter(), 0.0, 0
+    async with asked(port, "POST", path, body) as response:
+        async for event in response.events():
             first = first or time.perf_counter() - started
-            last = line
-    writer.close()
-    await writer.wait_closed()
-    return json_module.loads(last[6:])["usage"]["completion_tokens"], first
+            if event is not None and event.get("usage"):
+                written = event["usage"]["completion_tokens"]
+    return written, first
 
 
 async def two_turns(port: int, length: int = 600) -> dict[str, float]:
@@ -189,6 +229,50 @@ async def two_turns(port: int, length: int = 600) -> dict[str, float]:
         {"role": "user", "content": "And the second?"},
     ]
     return {"first": first, "second": await turn()}
+
+
+class Peer:
+    """llama.cpp's server in a process of its own.
+
+    Args:
+        file: the model.
+        slots: requests that it answers together.
+        longest: tokens of a prompt and its reply; each slot's context has a little more.
+        threads: for prompts and for replies.
+    """
+
+    def __init__(self, file: Path, slots: int, longest: int, threads: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(
+            target=_peer, args=(theirs, str(file), slots, longest + 16, threads), daemon=True
+        )
+        self.port = 0
+
+    def __enter__(self) -> Peer:
+        self._process.start()
+        self.port = self._pipe.recv()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.join(20)
+
+
+def _peer(pipe: Connection, file: str, slots: int, context: int, threads: int) -> None:
+    import xllamacpp
+
+    parameters = xllamacpp.CommonParams()
+    parameters.verbosity = -1
+    parameters.model.path, parameters.n_parallel = file, slots
+    parameters.n_ctx = slots * max(256, context)
+    parameters.cont_batching = True
+    parameters.hostnames, parameters.port = ["127.0.0.1"], 0
+    parameters.n_threads_http = slots + 4
+    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads
+    server = xllamacpp.Server(parameters)
+    pipe.send(int(server.listening_address.rpartition(":")[2].strip("/")))
+    pipe.poll(None)  # until the parent ends
 
 
 class Bare:
@@ -243,23 +327,33 @@ def print_table(result: dict[str, Any]) -> None:
     table = Table(
         title=f"{result['model']}, {result['threads']} threads, {result['weights']} weights"
     )
-    for column in ("streams", "tokens/s", "first p50", "first p95", "bare tokens/s", "share"):
+    table.add_column("streams", justify="right")
+    table.add_column("side")
+    for column in ("tokens/s", "first p50", "first p95", "of bare engine"):
         table.add_column(column, justify="right")
     for row in result["streams"]:
-        table.add_row(
-            str(row["streams"]),
-            f"{row['tokens_per_second']:.1f}",
-            f"{row['first_token_p50'] * 1000:.0f} ms",
-            f"{row['first_token_p95'] * 1000:.0f} ms",
-            f"{row['bare_tokens_per_second']:.1f}",
-            f"{100 * row['share']:.0f} %",
-        )
+        alone = row["bare_tokens_per_second"]
+        table.add_row(str(row["streams"]), "bare engine", f"{alone:.1f}", "", "", "")
+        for side, found in row["sides"].items():
+            table.add_row(
+                "",
+                side,
+                f"{found['tokens_per_second']:.1f}",
+                f"{found['first_token_p50'] * 1000:.0f} ms",
+                f"{found['first_token_p95'] * 1000:.0f} ms",
+                f"{100 * found['tokens_per_second'] / alone:.0f} %",
+            )
+        table.add_section()
     Console().print(table)
     turns = result["turns"]
     print(
         f"first token of a long first turn: {turns['first'] * 1000:.0f} ms, "
         f"of the second: {turns['second'] * 1000:.0f} ms"
     )
+    for name, value in result["bars"].items():
+        bar = {"share_of_bare_engine": ENGINE_BAR, f"over {ONE_SLOT}": PEER_BAR}.get(name)
+        wanted = f" (wanted: {bar:g} or more)" if bar else ""
+        print(f"at {BAR_STREAMS} streams, {name.replace('_', ' ')}: {value:.2f}{wanted}")
 
 
 if __name__ == "__main__":

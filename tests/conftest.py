@@ -74,3 +74,12 @@ def postgres() -> Iterator[Postgres]:
     server = made()
     yield server
     removed(server)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where an empty database is: a file, or a URL."""
+    if request.param == "sqlite":
+        return str(tmp_path / "feedback.db")
+    url: str = request.getfixturevalue("postgres").new_database()
+    return url

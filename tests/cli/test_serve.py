@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from sqlalchemy import select
 
 from lmsmith import cli
+from lmsmith.feedback.store import Store
+from lmsmith.feedback.tables import Message
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.folder import save_model
@@ -84,6 +92,45 @@ def test_sigterm_finishes_what_was_begun(model: Path) -> None:
         assert process.wait(60) == 0
         assert process.stderr is not None
         assert process.stderr.read() == ""
+
+
+def test_what_was_acknowledged_survives_a_kill(model: Path, database: str) -> None:
+    """Four clients write; the server is killed as soon as twenty messages are acknowledged."""
+    kept: list[tuple[str, int, str]] = []
+
+    def call(address: str, path: str, body: dict[str, object]) -> dict[str, Any]:
+        asked = urllib.request.Request(
+            f"{address}/api/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(asked, timeout=60) as response:
+            found: dict[str, Any] = json.load(response)
+        return found
+
+    def write(address: str, name: int) -> None:
+        with contextlib.suppress(OSError, http.client.HTTPException):  # the kill
+            talk = call(address, "conversations", {})["id"]
+            for number in range(1000):
+                body = {"role": "user", "content": f"é {name} {number}"}
+                made = call(address, f"conversations/{talk}/messages", body)
+                kept.append((talk, made["id"], f"é {name} {number}"))
+
+    with serving(str(model), "--port", "0", "--database", database) as (process, said):
+        address = said[-1].split("/v1")[0]
+        threads = [threading.Thread(target=write, args=(address, name)) for name in range(4)]
+        for thread in threads:
+            thread.start()
+        while len(kept) < 20:
+            assert any(thread.is_alive() for thread in threads)
+            time.sleep(0.001)
+        process.kill()
+        for thread in threads:
+            thread.join()
+    store = Store(database)
+    with store.session() as session:
+        there = {(m.conversation_id, m.id, m.content) for m in session.scalars(select(Message))}
+    store.close()
+    assert set(kept) <= there
+    assert len(there) <= len(kept) + 4  # of each client at most one that was on its way
 
 
 @pytest.mark.parametrize(

@@ -10,15 +10,6 @@ import pytest
 from lmsmith.feedback.store import Store
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Where an empty database is: a file, or a URL."""
-    if request.param == "sqlite":
-        return str(tmp_path / "feedback.db")
-    url: str = request.getfixturevalue("postgres").new_database()
-    return url
-
-
 @pytest.fixture
 def store(database: str) -> Iterator[Store]:
     made = Store(database)

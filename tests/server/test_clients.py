@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import httpx2 as httpx
 import pytest
 from worlds import CONTEXT, SENTENCE, TOKENIZER, Running, words
 
@@ -60,7 +61,12 @@ def test_langchain_streams_and_batches(chat: Any) -> None:
     assert whole.response_metadata["finish_reason"] == "stop"
     replies = chat().batch([QUESTION] * 3)
     assert [reply.content for reply in replies] == [SENTENCE] * 3
-    assert asyncio.run(chat().ainvoke(QUESTION)).content == SENTENCE
+
+    async def ask() -> Any:
+        async with httpx.AsyncClient(trust_env=False) as own:  # theirs is never closed
+            return await chat(http_async_client=own).ainvoke(QUESTION)
+
+    assert asyncio.run(ask()).content == SENTENCE
     first, again, other = (
         chat("random", temperature=1, seed=seed, max_tokens=20).invoke(QUESTION).content
         for seed in (1, 1, 2)

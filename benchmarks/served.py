@@ -1,0 +1,155 @@
+"""What the measurements of `lmsmith serve` share: its process, and a client that may hang up."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class Server:
+    """`lmsmith serve` in a process of its own."""
+
+    process: subprocess.Popen[str]
+    port: int
+
+    def memory(self) -> int:
+        """Bytes of memory that are its own, now."""
+        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) * 1024
+        raise RuntimeError("the process has no memory")
+
+
+@contextlib.contextmanager
+def serving(*words: str) -> Iterator[Server]:
+    """A server on a free port, once it is ready; it is told to end at the end."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lmsmith", "serve", *words, "--port", "0"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        line = next((line for line in process.stdout if "is ready" in line), None)
+        if line is None:
+            sys.exit("the server did not start")
+        yield Server(process, int(line.split("/v1")[0].rpartition(":")[2]))
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+@dataclass
+class Response:
+    """Status, headers by their names in small letters, and what has not been read yet."""
+
+    status: int
+    headers: dict[str, str]
+    reader: asyncio.StreamReader
+
+    async def body(self) -> bytes:
+        """All that comes, which is bounded by its length, by chunks or by the end."""
+        if "content-length" in self.headers:
+            return await self.reader.readexactly(int(self.headers["content-length"]))
+        if self.headers.get("transfer-encoding") != "chunked":
+            return await self.reader.read()
+        found = b""
+        while size := int(await self.reader.readline(), 16):
+            found += await self.reader.readexactly(size)
+            await self.reader.readline()
+        await self.reader.readline()
+        return found
+
+    async def json(self) -> Any:
+        return json.loads(await self.body())
+
+    async def events(self) -> AsyncIterator[Any]:
+        """The objects of an event stream; None is its ``[DONE]``.
+
+        Raises:
+            ConnectionError: the stream broke off.
+        """
+        while line := await self.reader.readline():
+            if line.startswith(b"data: [DONE]"):
+                yield None
+                return
+            if line.startswith(b"data: "):
+                yield json.loads(line[6:])
+            if line == b"0\r\n":
+                return
+        raise ConnectionError("the stream broke off")
+
+
+@contextlib.asynccontextmanager
+async def asked(
+    port: int,
+    method: str,
+    path: str,
+    body: Any = None,
+    headers: Mapping[str, str] | None = None,
+) -> AsyncIterator[Response]:
+    """A request on a connection of its own; leaving hangs up.
+
+    Args:
+        port: on this machine.
+        method, path: what is asked.
+        body: an object, which is sent as JSON, or bytes, which are sent as they are.
+        headers: beside the usual ones.
+    """
+    content = (
+        body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
+    )
+    named = {
+        "Host": "localhost",
+        "Content-Type": "application/json",
+        "Content-Length": str(len(content)),
+        "Connection": "close",
+        **(headers or {}),
+    }
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {text}" for name, text in named.items())]
+        writer.write("\r\n".join([*lines, "", ""]).encode("latin-1", "replace") + content)
+        # What is refused early may be answered, and the connection closed, before all is written.
+        with contextlib.suppress(ConnectionError):
+            await writer.drain()
+        yield await _head(reader)
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+async def _head(reader: asyncio.StreamReader) -> Response:
+    first = await reader.readline()
+    if not first:
+        raise ConnectionError("no answer")
+    found: dict[str, str] = {}
+    while (line := await reader.readline()).strip():
+        name, _, text = line.decode("latin-1").partition(":")
+        found[name.strip().lower()] = text.strip()
+    return Response(int(first.split()[1]), found, reader)
+
+
+def tiny_model(folder: Path) -> Path:
+    """A model of random weights that anybody can serve at once."""
+    import torch
+
+    from lmsmith.models.config import ModelConfig
+    from lmsmith.models.decoder import Decoder
+    from lmsmith.models.folder import save_model
+    from lmsmith.tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.train(["what do you like? I like rain and tea, said the cat."] * 9, 400)
+    decoder = Decoder(ModelConfig(2, 64, 4, 512, tokenizer.vocabulary_size))
+    decoder.initialise(torch.Generator().manual_seed(0))
+    save_model(folder / "tiny", decoder, tokenizer, {})
+    return folder / "tiny"
