@@ -305,7 +305,7 @@ def test_chinese_phone_and_dark(visit: Open) -> None:
 
 def test_everything_by_keyboard(visit: Open) -> None:
     page = visit()
-    page.wait_for_function("document.activeElement.tagName === 'TEXTAREA'")
+    playwright.expect(page.locator(WRITE)).to_be_focused()
     page.keyboard.type("hi")
     page.keyboard.press("Enter")
     answered(page)
