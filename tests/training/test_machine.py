@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from torch import nn
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.training import machine as machine_module
 from lmsmith.training.machine import (
+    compute_aside,
     evaluation_mode,
     measure_matrix_peak,
     resolve_machine,
@@ -100,3 +102,24 @@ def test_writing_text_does_not_import_the_compiler() -> None:
         "assert not {'torch._dynamo', 'torch._inductor'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted by Linux")
+def test_what_is_computed_aside_leaves_no_team_of_threads() -> None:
+    # A team that stays makes every barrier of the engine's own team sleep.
+    def compute() -> int:
+        left = torch.randn(1024, 1024, generator=torch.Generator().manual_seed(0))
+        left @ left
+        return len(os.listdir("/proc/self/task"))
+
+    before = compute()  # this thread has its team now
+    assert compute_aside(compute) > before
+    ends = time.monotonic() + 10
+    while len(os.listdir("/proc/self/task")) > before and time.monotonic() < ends:
+        time.sleep(0.01)
+    assert len(os.listdir("/proc/self/task")) == before
+
+
+def test_what_fails_aside_fails_here() -> None:
+    with pytest.raises(ZeroDivisionError):
+        compute_aside(lambda: 1 / 0)

@@ -72,7 +72,7 @@ def serve(
     from lmsmith.server.limits import Limits
     from lmsmith.server.running import Server, listen
     from lmsmith.server.served import GIGABYTE, read_models, serve_models
-    from lmsmith.training.machine import prepare_reading
+    from lmsmith.training.machine import compute_aside, prepare_reading
 
     token = token or os.environ.get("LMSMITH_TOKEN", "")
     if not models:
@@ -95,12 +95,14 @@ def serve(
             )
         listening = closing.enter_context(contextlib.closing(listen(host, port)))
         machine = prepare_reading(MachineConfig(threads=threads))
-        served = serve_models(
-            read_models(models),
-            machine=machine,
-            weights=weights,
-            memory_bytes=int(memory * GIGABYTE),
-            streams=streams,
+        served = compute_aside(
+            lambda: serve_models(
+                read_models(models),
+                machine=machine,
+                weights=weights,
+                memory_bytes=int(memory * GIGABYTE),
+                streams=streams,
+            )
         )
         for model in served:
             print(

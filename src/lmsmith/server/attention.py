@@ -22,6 +22,7 @@ from lmsmith.server.protocol import ChatMessage
 from lmsmith.server.responses import json_response
 from lmsmith.server.served import ServedModel
 from lmsmith.server.token_text import token_text
+from lmsmith.training.machine import compute_aside
 
 router = APIRouter()
 
@@ -62,7 +63,9 @@ async def attention(request: Request, body: AttentionBody) -> Response:
         raise ApiError(400, "give both layer and head, or neither", param="layer")
     messages = asking.plain_messages(body.messages)
     async with _one_at_a_time:
-        found = await asyncio.to_thread(_look, model, messages, body.layer, body.head)
+        found = await asyncio.to_thread(
+            compute_aside, lambda: _look(model, messages, body.layer, body.head)
+        )
     return json_response(found)
 
 

@@ -9,14 +9,18 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from typing import TypeVar
 
 import torch
 from torch import nn
 
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.core.runs import available_cores
+
+Result = TypeVar("Result")
 
 COMPILE_SECONDS = 20.0
 """About how long compiling a training step takes on two cores."""
@@ -104,6 +108,21 @@ def prepare_reading(config: MachineConfig) -> ResolvedMachine:
     keep_freed_memory()
     torch.set_num_threads(machine.threads)
     return machine
+
+
+def compute_aside(function: Callable[[], Result]) -> Result:
+    """Call it in a thread of its own, which ends then, and return what it returns.
+
+    OpenMP keeps a team of threads for every thread that ever computed. Where these are more than
+    the cores, GNU's OpenMP lets a team sleep at each of its barriers, of which a step of a model
+    has hundreds, instead of waiting awake. So a process in which one thread is to compute for long
+    prepares in another one, whose team goes with it.
+
+    Raises:
+        Exception: whatever the function raises.
+    """
+    with ThreadPoolExecutor(1, "aside") as aside:
+        return aside.submit(function).result()
 
 
 def keep_freed_memory() -> None:
