@@ -107,17 +107,20 @@ def test_writing_text_does_not_import_the_compiler() -> None:
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted by Linux")
 def test_what_is_computed_aside_leaves_no_team_of_threads() -> None:
     # A team that stays makes every barrier of the engine's own team sleep.
+    def threads() -> int:
+        return len(list(Path("/proc/self/task").iterdir()))
+
     def compute() -> int:
         left = torch.randn(1024, 1024, generator=torch.Generator().manual_seed(0))
         left @ left
-        return len(os.listdir("/proc/self/task"))
+        return threads()
 
     before = compute()  # this thread has its team now
     assert compute_aside(compute) > before
     ends = time.monotonic() + 10
-    while len(os.listdir("/proc/self/task")) > before and time.monotonic() < ends:
+    while threads() > before and time.monotonic() < ends:
         time.sleep(0.01)
-    assert len(os.listdir("/proc/self/task")) == before
+    assert threads() == before
 
 
 def test_what_fails_aside_fails_here() -> None:
