@@ -153,7 +153,8 @@ class _Import:
                     rankings.append(_Named(where, row, self._name_of_ranking(row, where)))
                 else:
                     tasks.append(_Named(where, row, _name_of_task(row)))
-        new_tasks = self._new(Task, {each.origin: each for each in tasks}.values())
+        first = {each.origin: each for each in reversed(tasks)}
+        new_tasks = self._new(Task, [each for each in tasks if first[each.origin] is each])
         new_rankings = self._new(RankedAnswers, _numbered(rankings))
         new_talks = self._new(Conversation, _numbered(talks))
         self._session.add_all([self._task(each) for each in new_tasks])
@@ -234,7 +235,12 @@ class _Import:
         parents: dict[str, int | None] = defaultdict(lambda: None)
         while left:
             said = {
-                talk: Message(conversation_id=talk, parent_id=parents[talk], **message)
+                talk: Message(
+                    conversation_id=talk,
+                    parent_id=parents[talk],
+                    role=message["role"],
+                    content=message["content"],
+                )
                 for talk, messages in left.items()
                 if (message := next(messages, None)) is not None
             }
