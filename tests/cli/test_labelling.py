@@ -200,6 +200,9 @@ def test_users(call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert "already" in call("users", "add", "Ann", code=2)
     listed = call("users", "ls")["users"]
     assert listed == [{"name": "Ann", "role": "labeler", "may_log_in": True}]
+    assert call("users", "role", "Ann", "admin") == {"name": "Ann", "role": "admin"}
+    assert call("users", "ls")["users"][0]["role"] == "admin"
+    assert "no user" in call("users", "role", "Bo", "admin", code=2)
     renewed = call("users", "token", "Ann")
     assert renewed["token"] != added["token"]
     on_disk = b"".join(path.read_bytes() for path in tmp_path.glob("feedback.db*"))

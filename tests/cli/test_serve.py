@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import itertools
 import json
 import os
 import signal
@@ -23,6 +24,9 @@ import torch
 from sqlalchemy import select
 
 from lmsmith import cli
+from lmsmith.core.files import write_jsonl
+from lmsmith.feedback.importing import import_file
+from lmsmith.feedback.people import People
 from lmsmith.feedback.store import Store
 from lmsmith.feedback.tables import Message
 from lmsmith.models.config import ModelConfig
@@ -131,6 +135,135 @@ def test_what_was_acknowledged_survives_a_kill(model: Path, database: str) -> No
     store.close()
     assert set(kept) <= there
     assert len(there) <= len(kept) + 4  # of each client at most one that was on its way
+
+
+class Labeler:
+    """Somebody who judges without end, and notes what the server has acknowledged.
+
+    Attributes:
+        said: what → what was last said of it, and last acknowledged.
+    """
+
+    def __init__(self, address: str, token: str, number: int) -> None:
+        self._address, self._token, self._number = address, token, number
+        self.said: dict[str, list[object]] = {}
+        self.acknowledged = 0
+
+    def call(self, method: str, path: str, body: dict[str, object] | None = None) -> Any:
+        asked = urllib.request.Request(
+            f"{self._address}/api/{path}",
+            None if body is None else json.dumps(body).encode(),
+            {"Content-Type": "application/json", "Authorization": f"Bearer {self._token}"},
+            method=method,
+        )
+        with urllib.request.urlopen(asked, timeout=60) as response:
+            return json.load(response)
+
+    def _keep(
+        self, what: str, value: object, method: str, path: str, body: dict[str, object]
+    ) -> None:
+        before = self.said.get(what, [None])[-1]
+        self.said[what] = [before, value]
+        self.call(method, path, body)
+        self.said[what] = [value]
+        self.acknowledged += 1
+
+    def live(self) -> None:
+        with contextlib.suppress(OSError, http.client.HTTPException):  # the kill
+            for turn in itertools.count():
+                self._judge(turn, f"é {self._number} {turn}")
+                self._talk(turn, f"talk {self._number} {turn}")
+
+    def _judge(self, turn: int, word: str) -> None:
+        kind = ("demonstration", "rating", "ranking")[turn % 3]
+        task = self.call("POST", f"label/next?kind={kind}")["task"]["id"]
+        path = f"label/assignments/{task}"
+        half: dict[str, object] = (
+            {"content": word} if kind == "demonstration" else {"comment": word}
+        )
+        self._keep(path, ["open", word], "PUT", f"{path}/draft", half)
+        if turn % 4 == 3:
+            self._keep(path, ["skipped", word], "POST", f"{path}/skip", {"reason": word})
+            return
+        whole: dict[str, dict[str, object]] = {
+            "demonstration": {"content": word + "!"},
+            "rating": {"score": 1 + turn % 7, "comment": word + "!"},
+            "ranking": {"ranks": [2, 1, 3, 2], "comment": word + "!"},
+        }
+        self._keep(path, ["done", word + "!"], "PUT", path, whole[kind])
+
+    def _talk(self, turn: int, word: str) -> None:
+        talk = self.call("POST", "conversations", {})["id"]
+        path = f"conversations/{talk}/messages"
+        asked = self.call("POST", path, {"role": "user", "content": word})["id"]
+        left, right = (
+            self.call("POST", path, {"role": "assistant", "content": each, "parent": asked})["id"]
+            for each in ("left", "right")
+        )
+        for what, method, name, body in (
+            ("rating", "PUT", f"messages/{left}/rating", {"value": 1, "comment": word}),
+            ("better", "PUT", f"messages/{left}/better", {"content": word}),
+            ("verdict", "POST", "comparisons", {"left": left, "right": right, "verdict": "tie"}),
+        ):
+            self._keep(f"{talk} {left} {what}", word, method, name, body)
+
+    def lost(self) -> list[str]:
+        """What was acknowledged and is not there."""
+        lost = []
+        for what, wanted in self.said.items():
+            if what.startswith("label/"):
+                found = self.call("GET", what)
+                answer = found["answer"]
+                word = answer.get("content") or answer.get("comment")
+                there = [found["state"], found["reason"] if found["state"] == "skipped" else word]
+            else:
+                talk, message, part = what.split()
+                messages = self.call("GET", f"conversations/{talk}")["messages"]
+                (judged,) = (each for each in messages if each["id"] == int(message))
+                there = {
+                    "rating": judged.get("rating", {}).get("comment"),
+                    "better": judged.get("better"),
+                    "verdict": messages[0]["content"] if judged.get("comparisons") else None,
+                }[part]
+            if there not in wanted:
+                lost.append(f"{what}: {wanted}, found {there}")
+        return lost
+
+
+def test_labels_that_were_acknowledged_survive_a_kill(
+    model: Path, database: str, tmp_path: Path
+) -> None:
+    """Four labelers draft, submit, skip, rate, compare and rewrite; the server is killed in the
+    midst of it and started again."""
+    store = Store(database)
+    tokens = [People(store).add(f"labeler {number}", "labeler") for number in range(4)]
+    prompts = [{"prompt": f"question {number}"} for number in range(100)]
+    rows = [
+        {**prompt, **more}
+        for prompt in prompts
+        for more in ({}, {"responses": ["a"]}, {"responses": ["a", "b", "c", "d"]})
+    ]
+    write_jsonl(tmp_path / "tasks.jsonl", rows)
+    import_file(store, tmp_path / "tasks.jsonl", person="import", overlap=2)
+    store.close()
+    words = (str(model), "--port", "0", "--database", database)
+    with serving(*words) as (process, said):
+        address = said[-1].split("/v1")[0]
+        people = [Labeler(address, token, number) for number, token in enumerate(tokens)]
+        threads = [threading.Thread(target=each.live) for each in people]
+        for thread in threads:
+            thread.start()
+        while min(each.acknowledged for each in people) < 20:
+            assert all(thread.is_alive() for thread in threads)
+            time.sleep(0.001)
+        process.kill()
+        for thread in threads:
+            thread.join()
+    with serving(*words) as (_, said):
+        for each in people:
+            each._address = said[-1].split("/v1")[0]
+            assert len(each.said) > 10
+            assert each.lost() == []
 
 
 @pytest.mark.parametrize(

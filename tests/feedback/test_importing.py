@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import write_jsonl
@@ -23,13 +23,6 @@ ROWS: list[dict[str, object]] = [
 ]
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    made = Store(tmp_path / "feedback.db")
-    yield made
-    made.close()
-
-
 def test_each_row_finds_its_place(store: Store, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "rows.jsonl", ROWS)
     counts = import_file(store, tmp_path / "rows.jsonl", person="Ann", overlap=2)
@@ -37,10 +30,10 @@ def test_each_row_finds_its_place(store: Store, tmp_path: Path) -> None:
     tasks = statistics_of(store)["tasks"]
     assert tasks["rating"] == {"tasks": 0, "complete": 0, "gold": 1}
     assert tasks["ranking"] == {"tasks": 1, "complete": 0, "gold": 0}
-    write_jsonl(tmp_path / "rows.jsonl", ROWS[:3])
+    before = store.counts()
     again = import_file(store, tmp_path / "rows.jsonl", person="Ann", overlap=2)
-    assert again == {"tasks": 0, "rankings": 0, "conversations": 0, "known": 3}
-    assert store.counts()["rankings"] == 1
+    assert again == {"tasks": 0, "rankings": 0, "conversations": 0, "known": 5}
+    assert store.counts() == before
     (talk,) = store.conversations(store.person("Ann").id)
     assert [m.content for m in store.tree(store.person("Ann").id, talk.id)] == ["x", "y"]
     held = Queue(store).next(store.person("Lee").id)
@@ -62,6 +55,12 @@ def test_each_row_finds_its_place(store: Store, tmp_path: Path) -> None:
         ({"prompt": "x", "responses": ["a"], "overlap": "2"}, "overlap"),
         ({"prompt": "x", "responses": ["a", "b"], "ranks": ["1", "2"]}, "ranks"),
         ({"messages": [{"role": "assistant", "content": "y"}]}, "begins"),
+        # What is seen only once the rows before it are in the database.
+        ({"prompt": "x", "responses": ["a", "b"], "ranks": [1]}, "one from 1 for each"),
+        ({"prompt": "x", "responses": ["a", "b"], "ranks": [0, 1]}, "one from 1 for each"),
+        ({"prompt": "x", "responses": ["a", "b"], "ranks": [1, 2], "labeler": " "}, "a name"),
+        ({"prompt": "x", "responses": ["a"], "models": ["m", "n"]}, "2 models"),
+        ({"prompt": "x", "overlap": 101}, "overlap"),
     ],
 )
 def test_a_bad_row_keeps_all_others_out(
@@ -73,3 +72,63 @@ def test_a_bad_row_keeps_all_others_out(
     assert "rows.jsonl, line 6" in str(error.value)
     assert sum(store.counts().values()) == 0
     assert not Queue(store).progress(store.person("Lee").id)["demonstration"]["left"]
+
+
+def test_only_what_is_new_of_a_longer_file_is_added(store: Store, tmp_path: Path) -> None:
+    """Rows that say the same are as many as the file has: two labelers may agree."""
+    ranked = {"prompt": "tea?", "responses": ["a", "b"], "ranks": [1, 2]}
+    talk = {"messages": [{"role": "user", "content": "x"}]}
+    path = tmp_path / "rows.jsonl"
+
+    def new(*rows: dict[str, object]) -> tuple[int, int, int]:
+        write_jsonl(path, rows)
+        counts = import_file(store, path, person="import")
+        return counts["rankings"], counts["conversations"], counts["known"]
+
+    assert new(ranked, ranked, talk) == (2, 1, 0)
+    assert new(ranked, ranked, talk) == (0, 0, 3)
+    assert new(talk, {**ranked, "ranks": [2, 1]}, ranked, ranked, ranked, talk) == (2, 1, 3)
+    assert new({**ranked, "labeler": "Lee"}) == (1, 0, 0)
+    # What was deleted is new again.
+    person = store.person("import").id
+    for each in store.conversations(person):
+        store.delete(person, each.id)
+    assert new(talk) == (0, 1, 0)
+
+
+def test_long_conversations_keep_their_order(store: Store, tmp_path: Path) -> None:
+    talks = []
+    for number in range(30):
+        roles = ["user", "assistant"] * (number % 4 + 1)
+        first = [{"role": "system", "content": "be kind"}] * (number % 2)
+        said = [{"role": role, "content": f"{number} {n}"} for n, role in enumerate(roles)]
+        talks.append({"messages": [*first, *said]})
+    write_jsonl(tmp_path / "talks.jsonl", talks)
+    import_file(store, tmp_path / "talks.jsonl", person="Ann")
+    ann = store.person("Ann").id
+    found = []
+    for each in store.conversations(ann):
+        path = store.path(ann, store.tree(ann, each.id)[-1].id)
+        found.append([{"role": m.role, "content": m.content} for m in path])
+    assert sorted(map(repr, found)) == sorted(repr(talk["messages"]) for talk in talks)
+
+
+def test_what_was_imported_before_this_was_noted_is_known(tmp_path: Path) -> None:
+    """A database of version 0002, with a ranking twice, is brought up to date."""
+    path = tmp_path / "feedback.db"
+    store = Store(path)
+    lee = store.person("Lee").id
+    for _ in range(2):
+        store.rank(lee, [{"role": "user", "content": "tea? é"}], ["a", "b"], [2, 1])
+    with store.engine.begin() as connection:
+        for table in ("conversations", "rankings"):
+            connection.execute(text(f"DROP INDEX ix_{table}_origin"))
+            connection.execute(text(f"ALTER TABLE {table} DROP COLUMN origin"))
+        connection.execute(text("UPDATE alembic_version SET version_num = '0002'"))
+    store.close()
+    store = Store(path)
+    row = {"prompt": "tea? é", "responses": ["a", "b"], "ranks": [2, 1], "labeler": "Lee"}
+    write_jsonl(tmp_path / "rows.jsonl", [row, row, row])
+    counts = import_file(store, tmp_path / "rows.jsonl", person="Ann")
+    assert (counts["rankings"], counts["known"]) == (1, 2)
+    store.close()

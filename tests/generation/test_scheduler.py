@@ -251,6 +251,29 @@ def test_cancelled_at_every_stage_leaves_nothing_behind() -> None:
     assert joined.reused >= 128
 
 
+def test_nobody_begins_from_what_was_read_for_another() -> None:
+    """Neither from what is being read or written, nor from what is kept, and own turns do."""
+    scheduler, prompt = small(rows=4), tokens_of(random.Random(1), 200)
+    long, short = SamplingSettings(max_new_tokens=40), SamplingSettings(max_new_tokens=1)
+    owner = scheduler.submit(Request(prompt, long, salt="ann"))
+
+    def reused(salt: str, more: int) -> int:
+        number = scheduler.submit(Request([*prompt, more], short, salt=salt))
+        events = [event for _ in range(4) for event in scheduler.step()]
+        (joined,) = [e for e in events if isinstance(e, Joined) and e.request == number]
+        return joined.reused
+
+    for _ in range(4):
+        scheduler.step()
+    assert scheduler.active == 1  # Ann's reply is being written
+    assert (reused("bob", 9), reused("", 9), reused("ann", 9)) == (0, 0, 200)
+    scheduler.cancel(owner)
+    assert scheduler.active == 0
+    assert (reused("cleo", 9), reused("bob", 8), reused("ann", 8)) == (0, 200, 200)
+    # Bob's conversation, which begins as Ann's does, is kept beside hers, not in its place.
+    assert (reused("ann", 7), reused("bob", 7), reused("dan", 7)) == (200, 200, 0)
+
+
 def test_fail_all_ends_everything_and_begins_anew() -> None:
     scheduler = small(rows=2)
     request = Request(tokens_of(random.Random(1), 30), SamplingSettings(max_new_tokens=9, seed=3))

@@ -12,7 +12,7 @@ import httpx2 as httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from worlds import RANDOM, Running, running
+from worlds import HTTP, RANDOM, Running, running
 
 from lmsmith.feedback.label_tables import KINDS
 from lmsmith.feedback.people import People
@@ -34,7 +34,7 @@ class House:
     def call(self, name: str, method: str, path: str, body: Any = None, status: int = 200) -> Any:
         headers = {"authorization": f"Bearer {self.tokens[name]}"} if name else {}
         address = f"{self.served.address}/api/{path}"
-        response = httpx.request(method, address, json=body, headers=headers, trust_env=False)
+        response = HTTP.request(method, address, json=body, headers=headers)
         assert response.status_code == status, response.text
         found = response.json()
         if status != 200:
@@ -102,6 +102,56 @@ def test_labelers_rank_rate_and_write(house: House) -> None:
     assert found["ratings"][0]["scores"] == [0, 0, 0, 0, 0, 1, 0]
 
 
+def test_nobody_learns_from_the_cache_what_others_have_asked(house: House) -> None:
+    """Their own second turn is read from where it is new, others' words from the beginning."""
+    said = [{"role": "user", "content": "tea and rain, said the cat, what do you like? " * 4}]
+
+    def cached(name: str, messages: list[dict[str, str]]) -> tuple[int, int, str]:
+        response = HTTP.post(
+            f"{house.served.address}/v1/chat/completions",
+            json={"messages": messages, "max_tokens": 5, "seed": 1},
+            headers={"authorization": f"Bearer {house.tokens[name]}"},
+        )
+        found = response.json()
+        usage = found["usage"]
+        count = usage["prompt_tokens_details"]["cached_tokens"]
+        return count, usage["total_tokens"], found["choices"][0]["message"]["content"]
+
+    first, read, answer = cached("Uma", said)
+    assert first == 0
+    assert cached("Ugo", said)[0] == 0
+    more = [
+        {"role": "assistant", "content": answer}, {"role": "user", "content": "why? " * 20},
+    ]  # fmt: skip
+    assert cached("Uma", [*said, *more])[0] >= read - 10
+    assert cached("Lee", [*said, *more])[0] == 0
+    # Answers in conversations go the same way.
+    counts = []
+    for name in ("Uma", "Ugo", "Uma"):
+        talk = house.call(name, "POST", "conversations", {})["id"]
+        asked = {"role": "user", "content": "the cat said: I like rain and tea. " * 5}
+        number = house.call(name, "POST", f"conversations/{talk}/messages", asked)["id"]
+        before = house.served.serving.metrics.text()
+        HTTP.post(
+            f"{house.served.address}/api/conversations/{talk}/answers",
+            json={"parent": number, "max_tokens": 2},
+            headers={"authorization": f"Bearer {house.tokens[name]}"},
+        )
+        counts.append(_cached(house.served.serving.metrics.text()) - _cached(before))
+        house.call(name, "DELETE", f"conversations/{talk}")
+    assert counts[:2] == [0, 0]
+    assert counts[2] > 16
+
+
+def _cached(text: bytes) -> float:
+    """The counter of tokens that were not read again."""
+    (line,) = [
+        line for line in text.decode().splitlines()
+        if "cached" in line and "total" in line and not line.startswith("#")
+    ]  # fmt: skip
+    return float(line.split()[-1])
+
+
 def test_users_do_not_label(house: House) -> None:
     for method, path, body in [
         ("POST", "label/next", None), ("GET", "label/progress", None),
@@ -158,7 +208,7 @@ def test_whoever_has_no_token_or_no_longer_has_is_not_let_in(house: House) -> No
         assert browser.get("/api/conversations").status_code == 401
     for token in ("x", ".", "x.y", house.tokens["Uma"][:-1], house.tokens["Uma"] + "a", "é.ü"):
         headers = {"authorization": f"Bearer {token}".encode()}
-        answer = httpx.get(f"{house.served.address}/v1/models", headers=headers, trust_env=False)
+        answer = HTTP.get(f"{house.served.address}/v1/models", headers=headers)
         assert answer.status_code == 401
 
 
@@ -197,12 +247,11 @@ def test_hostile_labelers(house: House, name: str, path: tuple[str, str], body: 
     headers = {"content-type": "application/json"}
     if name:
         headers["authorization"] = f"Bearer {house.tokens[name]}"
-    answer = httpx.request(
+    answer = HTTP.request(
         path[0],
         f"{house.served.address}/api/label/{path[1]}",
         content=json.dumps(body).encode("utf-8", errors="surrogatepass"),
         headers=headers,
-        trust_env=False,
     )
     assert answer.status_code in (200, 400, 401, 403, 404), answer.text
     assert (answer.status_code == 401) == (not name)

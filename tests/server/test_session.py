@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx2 as httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.datastructures import Headers
 from worlds import RANDOM, Running, running
 
+from lmsmith.core.errors import UserError
+from lmsmith.feedback.people import People
+from lmsmith.feedback.store import Store
+from lmsmith.server.access import Access
 from lmsmith.server.session import COOKIE, SECONDS, Sessions, session_cookie
+from lmsmith.server.visitors import Visitor
 
 
-@pytest.fixture(scope="module")
-def locked() -> Iterator[Running]:
-    with running({"random": RANDOM}, token="secret") as served:
-        yield served
+@pytest.fixture(scope="module", params=["in memory", "in a database"])
+def locked(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Running]:
+    """A server that asks for a token, with a database and without."""
+    with contextlib.ExitStack() as closing:
+        store = None
+        if request.param == "in a database":
+            store = Store(tmp_path_factory.mktemp("store") / "feedback.db")
+            closing.callback(store.close)
+        yield closing.enter_context(running({"random": RANDOM}, token="secret", store=store))
 
 
 @pytest.fixture
@@ -26,7 +42,7 @@ def browser(locked: Running) -> Iterator[httpx.Client]:
 
 
 def test_a_token_gives_a_cookie_that_opens_the_api_until_it_is_given_back(
-    browser: httpx.Client,
+    locked: Running, browser: httpx.Client
 ) -> None:
     shown = browser.get("/api/session").json()
     assert shown == {"signed_in": False, "needs_token": True}
@@ -39,8 +55,15 @@ def test_a_token_gives_a_cookie_that_opens_the_api_until_it_is_given_back(
     assert "secret" not in said
     assert browser.get("/v1/models").status_code == 200
     assert browser.get("/api/session").json()["signed_in"]
+    copied, other = dict(browser.cookies), httpx.Client(base_url=locked.address, trust_env=False)
+    other.post("/api/session", json={"token": "secret"})
     browser.delete("/api/session")
     assert browser.get("/v1/models").status_code == 401
+    browser.cookies.update(copied)  # kept by whoever copied it
+    assert browser.get("/v1/models").status_code == 401
+    assert not browser.get("/api/session").json()["signed_in"]
+    assert other.get("/v1/models").status_code == 200  # signed out of one browser alone
+    other.close()
 
 
 def test_a_wrong_token_gives_nothing(browser: httpx.Client) -> None:
@@ -70,23 +93,85 @@ def test_without_a_token_everybody_is_in(served: Running) -> None:
     }  # fmt: skip
 
 
-def test_a_session_ends_and_is_bound_to_its_token() -> None:
+def test_a_session_ends_when_its_time_is_over_or_when_it_is_told_to() -> None:
     now = 1000.0
     sessions = Sessions("a", lambda: now)
-    cookie = sessions.begin()
+    cookie, other = sessions.begin(), sessions.begin()
     assert sessions.is_open(cookie)
-    assert Sessions("a", lambda: now).is_open(cookie)
-    assert not Sessions("b", lambda: now).is_open(cookie)
+    assert not Sessions("a", lambda: now).is_open(cookie)
+    sessions.end(other)
+    assert not sessions.is_open(other)
+    assert sessions.is_open(cookie)
     now += SECONDS
     assert not sessions.is_open(cookie)
+
+
+def _asked(access: Access, cookie: str) -> Visitor | None:
+    return asyncio.run(access.who(Headers({"cookie": f"{COOKIE}={cookie}"})))
+
+
+def _cookie(access: Access, token: str) -> str:
+    found = asyncio.run(access.sign_in(token))
+    assert found is not None
+    return found[0]
+
+
+def test_the_owners_session_is_bound_to_the_servers_token(tmp_path: Path) -> None:
+    """It outlives the server, ends with its token, and opens nothing once there is none."""
+    store = Store(tmp_path / "feedback.db")
+    cookie = _cookie(Access("a", store), "a")
+    assert _asked(Access("a", store), cookie) == Visitor()
+    assert _asked(Access("b", store), cookie) is None
+    People(store).add("Ann", "user")
+    assert _asked(Access("", store), cookie) is None
+    assert _asked(Access("a", store), cookie) == Visitor()
+    asyncio.run(Access("a", store).sign_out(Headers({"cookie": f"{COOKIE}={cookie}"})))
+    assert _asked(Access("a", store), cookie) is None
+    store.close()
+
+
+def test_nobody_slips_in_while_it_is_looked_whether_there_are_people(tmp_path: Path) -> None:
+    """The first requests of a server come together, and all of them wait for the answer."""
+    store = Store(tmp_path / "feedback.db")
+    People(store).add("Ann", "user")
+    access = Access("", store)
+
+    async def together() -> list[Visitor | None]:
+        return await asyncio.gather(*(access.who(Headers({})) for _ in range(8)))
+
+    assert asyncio.run(together()) == [None] * 8
+    store.close()
+
+
+def test_a_house_that_is_open_gives_no_cookie_that_would_open_it_later(tmp_path: Path) -> None:
+    store = Store(tmp_path / "feedback.db")
+    assert _cookie(Access("", store), "") == ""
+    store.close()
+
+
+def test_a_persons_sessions_end_with_their_role_their_token_or_themselves(tmp_path: Path) -> None:
+    store = Store(tmp_path / "feedback.db")
+    people, access = People(store), Access("", store)
+    tokens = {name: people.add(name, "user") for name in ("Ann", "Bob", "Cleo", "Dan")}
+    cookies = {name: _cookie(access, token) for name, token in tokens.items()}
+    people.change("Ann", "labeler")
+    people.renew("Bob")
+    people.remove("Cleo")
+    found = {name: _asked(access, cookie) for name, cookie in cookies.items()}
+    assert [name for name, visitor in found.items() if visitor is not None] == ["Dan"]
+    visitor = _asked(access, _cookie(access, tokens["Ann"]))
+    assert visitor is not None
+    assert visitor.role == "labeler"
+    with pytest.raises(UserError, match="role"):
+        people.change("Ann", "king")
+    store.close()
 
 
 @given(st.text(max_size=100))
 def test_no_other_cookie_is_open(cookie: str) -> None:
     sessions = Sessions("a", lambda: 1000.0)
     assert not sessions.is_open(cookie)
-    end, _, signature = sessions.begin().partition(".")
-    assert not sessions.is_open(f"{end}0.{signature}")
+    assert not sessions.is_open(sessions.begin()[:-1] + cookie[:3] + ".")
     session_cookie(cookie)
 
 

@@ -272,6 +272,13 @@ COMMANDS: tuple[Command, ...] = (
         ("lmsmith users token Ann",),
     ),
     Command(
+        "users role",
+        "lmsmith.cli.users",
+        "role",
+        "give somebody another role",
+        ("lmsmith users role Ann labeler",),
+    ),
+    Command(
         "users rm",
         "lmsmith.cli.users",
         "remove",

@@ -53,7 +53,8 @@ def export(
     Args:
         folder: Where to; is made if it is missing, and files of an earlier export are replaced.
         database: A file, or a URL such as postgresql://host/name; the server's if it is left out.
-        held_out: Share of the people whose rows go to FOLDER/held_out, to measure on.
+        held_out: Share of the people whose rows go to FOLDER/held_out, to measure on, and of
+            what was imported, by how it begins.
         with_liked: Answers that were thumbed up are demonstrations too.
         json: Print the files and their rows as one JSON object.
     """
@@ -83,13 +84,15 @@ def import_(
 
     A row is a prompt to be answered by labelers; with "responses" (one to be rated, four to nine
     to be ranked), and "gold", the right answer, to measure labelers by. With "ranks" it is a
-    ranking, with "messages" a conversation. A task that is in the queue already is left out.
+    ranking, with "messages" a conversation. A row that is wrong keeps all of the file out; what was
+    imported before is left out.
 
     Args:
         file: JSONL, or .jsonl.gz.
         database: A file, made if it is missing, or a URL such as postgresql://host/name; the
             server's if it is left out.
-        person: Whose the conversations are, and the rankings that name no labeler.
+        person: Whose the conversations are, and the rankings that name no labeler; "import" is
+            nobody.
         overlap: How many labelers are to do each task, where a row does not say.
         json: Print how many rows of each kind were new as one JSON object.
     """
@@ -105,7 +108,7 @@ def import_(
         ", ".join(f"{count:,} {what}" for what, count in counts.items() if count) or "nothing new"
     )
     if known:
-        print(f"{known:,} tasks were in the queue already")
+        print(f"{known:,} rows were there already")
     return 0
 
 

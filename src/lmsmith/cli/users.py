@@ -55,6 +55,32 @@ def token(name: str, database: _Database = "", json: bool = False) -> int:
     return 0
 
 
+def role(
+    name: str,
+    role: Literal["admin", "labeler", "user"],
+    database: _Database = "",
+    json: bool = False,
+) -> int:
+    """Give somebody another role; browsers they are logged in from ask for their token again.
+
+    Args:
+        name: Of the user.
+        role: A user talks to models; a labeler judges answers too; an admin also sees the
+            statistics.
+        database: A file, or a URL such as postgresql://host/name; the server's if it is left out.
+        json: Print name and role as one JSON object.
+    """
+    with opened(database) as store:
+        from lmsmith.feedback.people import People
+
+        People(store).change(name, role)
+    if json:
+        print_json({"name": name, "role": role})
+    else:
+        print(f"{name} is {role} now")
+    return 0
+
+
 def list_users(database: _Database = "", json: bool = False) -> int:
     """List who there is.
 

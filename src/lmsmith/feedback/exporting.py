@@ -1,13 +1,16 @@
 """From the database to the files that `lmsmith run` reads: conversations and rankings.
 
-People are kept apart: all that is one person's is on one side of the held-out split. What labelers
-say of a logged prompt goes with the person who asked; of a prompt from elsewhere, with all that
-begins alike, whoever judged it.
+People are kept apart: all that is one person's is on one side of the held-out split, and what
+labelers say of a logged prompt goes with the person who asked. What came from a file is nobody's:
+all of it that begins alike is on one side, whoever judged it, and on the side of the people who
+asked the same, where these are on one (docs/decisions/023).
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from lmsmith.core.files import write_jsonl
 from lmsmith.corpus import rows
 from lmsmith.corpus.splits import opening_key, split_of
 from lmsmith.feedback.conversations import path_to
+from lmsmith.feedback.importing import IMPORTER
 from lmsmith.feedback.label_tables import Assignment, Task
 from lmsmith.feedback.store import Store
 from lmsmith.feedback.tables import (
@@ -51,7 +55,7 @@ def export(
     Args:
         store: the database.
         folder: is made if it is missing; files in it are replaced.
-        held_out: share of the people whose rows stand in ``held_out/``.
+        held_out: share of the people, and of what came from files, in ``held_out/``.
         with_liked: whether answers that were thumbed up are demonstrations.
 
     Returns:
@@ -65,14 +69,17 @@ def export(
     found: dict[str, list[dict[str, object]]] = {
         f"{part}{name}": [] for part in ("", f"{HELD_OUT}/") for name in FILES
     }
+    sides: dict[str, set[str]] = defaultdict(set)
     with store.session() as session:
-        for person in session.scalars(select(Person).order_by(Person.id)):
-            part = _part(person.id, held_out)
-            found[f"{part}conversations"] += _demonstrations(session, person.id, with_liked)
-            found[f"{part}rankings"] += _rankings(session, person.id)
-            found[f"{part}ratings"] += _ratings(session, person.id)
-        for owner, name, row in _labelled(session):
-            found[f"{_part(owner, held_out)}{name}"].append(row)
+        rows = list(_all(session, with_liked))
+    for row in rows:
+        if row.person:
+            sides[row.opening].add(_part(row.person, held_out))
+    for row in rows:
+        part = _part(row.person or row.opening, held_out)
+        if not row.person and len(sides[row.opening]) == 1:
+            (part,) = sides[row.opening]
+        found[f"{part}{row.file}"].append(row.content)
     counts = {}
     for name, content in found.items():
         path = folder / f"{name}.jsonl"
@@ -82,12 +89,51 @@ def export(
     return counts
 
 
-def _part(owner: str, held_out: float) -> str:
-    return f"{HELD_OUT}/" if split_of(owner, {HELD_OUT: held_out}) else ""
+def _part(name: str, held_out: float) -> str:
+    return f"{HELD_OUT}/" if split_of(name, {HELD_OUT: held_out}) else ""
 
 
-def _labelled(session: Session) -> Iterator[tuple[str, str, dict[str, object]]]:
-    """What came of the queue: by whom a row is split, its file, the row."""
+@dataclass(frozen=True)
+class _Row:
+    """A row of a file.
+
+    Attributes:
+        person: who asked; empty if it came from a file.
+        file: its name.
+        content: the row.
+        opening: a name for all that begins alike.
+    """
+
+    person: str
+    file: str
+    content: dict[str, object]
+    opening: str
+
+
+def _all(session: Session, with_liked: bool) -> Iterator[_Row]:
+    """All rows, in an order that does not change."""
+    importer = session.scalar(select(Person.id).where(Person.name == IMPORTER))
+
+    def row(person: str | None, file: str, content: dict[str, object]) -> _Row:
+        said: Any = content.get("messages") or content["prompt"]
+        owner = "" if person is None or person == importer else person
+        return _Row(owner, file, content, opening_key(said))
+
+    for person in session.scalars(select(Person.id).order_by(Person.id)):
+        for content in _demonstrations(session, person, with_liked):
+            yield row(person, "conversations", content)
+        for content in _compared(session, person):
+            yield row(person, "rankings", content)
+        for content in _ratings(session, person):
+            yield row(person, "ratings", content)
+    for asker, file, content in _labelled(session):
+        yield row(asker, file, content)
+    for content in _imported(session):
+        yield row(None, "rankings", content)
+
+
+def _labelled(session: Session) -> Iterator[tuple[str | None, str, dict[str, object]]]:
+    """What came of the queue: who asked, if it was somebody here, the file, the row."""
     query = (
         select(Assignment, Task, Conversation.person_id)
         .join(Task, Assignment.task_id == Task.id)
@@ -97,21 +143,21 @@ def _labelled(session: Session) -> Iterator[tuple[str, str, dict[str, object]]]:
         .order_by(Assignment.id)
     )
     for done, task, asker in session.execute(query):
-        said, owner = done.answer, asker or opening_key(task.prompt)
+        said = done.answer
         if task.kind == "demonstration":
             messages = [*task.prompt, {"role": "assistant", "content": said["content"]}]
             name = f"demonstration-{done.person_id}-{done.id}"
-            yield owner, "conversations", rows.Conversation(name, messages).row()
+            yield asker, "conversations", rows.Conversation(name, messages).row()
         elif task.kind == "ranking":
             row = _ranking(
                 f"labelled-{done.id}", task.prompt, task.responses, said["ranks"], done.person_id
             )
-            yield owner, "rankings", row
+            yield asker, "rankings", row
         else:
             messages = [*task.prompt, {"role": "assistant", "content": task.responses[0]}]
             model = task.models[0] if task.models else ""
             who = {"messages": messages, "model": model, "labeler": done.person_id}
-            yield owner, "ratings", who | {"scale": "1-7", **said}
+            yield asker, "ratings", who | {"scale": "1-7", **said}
 
 
 def _plain(path: list[Message]) -> list[dict[str, str]]:
@@ -136,11 +182,15 @@ def _demonstrations(session: Session, person: str, with_liked: bool) -> Iterator
                 yield rows.Conversation(f"liked-{person}-{each.id}", _plain(path)).row()
 
 
-def _rankings(session: Session, person: str) -> Iterator[dict[str, object]]:
-    for each in session.scalars(
-        select(RankedAnswers).where(RankedAnswers.person_id == person).order_by(RankedAnswers.id)
-    ):
-        yield _ranking(f"ranking-{each.id}", each.prompt, each.responses, each.ranks, person)
+def _imported(session: Session) -> Iterator[dict[str, object]]:
+    """Rankings that were made elsewhere."""
+    for each in session.scalars(select(RankedAnswers).order_by(RankedAnswers.id)):
+        name = f"ranking-{each.id}"
+        yield _ranking(name, each.prompt, each.responses, each.ranks, each.person_id)
+
+
+def _compared(session: Session, person: str) -> Iterator[dict[str, object]]:
+    """What a person said of the answers they got."""
     for pair in session.scalars(
         select(Comparison).where(Comparison.person_id == person).order_by(Comparison.id)
     ):

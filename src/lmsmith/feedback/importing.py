@@ -2,34 +2,55 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import fingerprint, read_jsonl
 from lmsmith.corpus.fields import text_of
 from lmsmith.corpus.messages import validate_messages, validate_prompt
 from lmsmith.feedback import answers
-from lmsmith.feedback.label_tables import KINDS
-from lmsmith.feedback.queue import Queue
-from lmsmith.feedback.store import Store
+from lmsmith.feedback.judgements import new_ranking
+from lmsmith.feedback.label_tables import KINDS, Task
+from lmsmith.feedback.queue import new_task
+from lmsmith.feedback.store import Store, check_person
+from lmsmith.feedback.tables import Conversation, Message, Person, RankedAnswers
+
+IMPORTER = "import"
+"""The name of whoever rows of nobody are. It is no person: what is split by people is not by it."""
 
 _KIND_OF = {0: "demonstration", 1: "rating"}
 
+_IMPORTING = 7_310_552
+"""PostgreSQL's advisory lock for importing; any number that nothing else uses."""
+
+_AT_ONCE = 500
+"""Names that are looked up by one query."""
+
+Row = Mapping[str, Any]
+
 
 def import_file(store: Store, path: Path, *, person: str, overlap: int = 1) -> dict[str, int]:
-    """Read a JSONL file, all of which is checked before any of it is kept.
+    """Read a JSONL file, all of it or, where anything is wrong with it, nothing.
 
     A row is one of
 
     - ``prompt`` alone, to be answered by labelers; with ``responses``, one to be rated or four to
       nine to be ranked; with ``gold``, the right answer (``{"score": 2}``, ``{"ranks": [1, 2, 2,
       3]}``), to measure labelers by. ``models`` may name who wrote the responses, ``overlap`` how
-      many labelers are to judge them. What is in the queue already is not put there again;
+      many labelers are to judge them;
     - ``prompt``, ``responses`` and ``ranks``: a ranking, by ``labeler`` where it names one;
     - ``messages``: a conversation.
+
+    What was imported before is not again. Of rankings and conversations that stand in a file
+    several times, each is one, for two labelers without a name may agree; of tasks only the first.
 
     Args:
         store: the database.
@@ -38,7 +59,7 @@ def import_file(store: Store, path: Path, *, person: str, overlap: int = 1) -> d
         overlap: where a row does not say.
 
     Returns:
-        ``tasks``, ``rankings``, ``conversations``: how many are new; ``known``: tasks that are not.
+        ``tasks``, ``rankings``, ``conversations``: how many are new; ``known``: rows that are not.
 
     Raises:
         UserError: naming the file and the line.
@@ -46,26 +67,12 @@ def import_file(store: Store, path: Path, *, person: str, overlap: int = 1) -> d
     found = [(f"{path}, line {line}", row) for line, row in read_jsonl(path)]
     for where, row in found:
         _check(row, where)
-    queue, counts = Queue(store), Counter[str](tasks=0, rankings=0, conversations=0, known=0)
-    owner = store.person(person).id if any("messages" in row for _, row in found) else ""
-    for where, row in found:
-        try:
-            if "messages" in row:
-                _keep_conversation(store, owner, row["messages"], where)
-                counts["conversations"] += 1
-            elif "ranks" in row:
-                labeler = store.person(text_of(row, "labeler", where, default="") or person)
-                prompt = validate_prompt(row["prompt"], where)
-                store.rank(labeler.id, prompt, row["responses"], row["ranks"])  # type: ignore[arg-type]
-                counts["rankings"] += 1
-            else:
-                counts["tasks" if _add(queue, row, overlap) else "known"] += 1
-        except UserError as error:
-            raise UserError(f"{where}: {error.problem}", error.mend) from error
-    return dict(counts)
+    with store.exclusive(_IMPORTING) as session:
+        counts = _Import(session, person, overlap).all(found)
+    return counts
 
 
-def _check(row: Mapping[str, object], where: str) -> None:
+def _check(row: Row, where: str) -> None:
     """Refuse a row of the wrong form."""
     if "messages" in row:
         messages = validate_messages(row["messages"], where)
@@ -88,39 +95,169 @@ def _check(row: Mapping[str, object], where: str) -> None:
         _check_task(row, where)
 
 
-def _check_task(row: Mapping[str, Any], where: str) -> None:
+def _check_task(row: Row, where: str) -> None:
     kind, count = _kind(row), len(row.get("responses", []))
     if kind not in KINDS:
         raise UserError(f"{where}: 'kind' must be one of {', '.join(KINDS)}")
-    try:
+    with _at(where):
         answers.check_responses(kind, row.get("responses", []))
         if "gold" in row:
             answers.checked(kind, count, row["gold"], whole=True)
-    except UserError as error:
-        raise UserError(f"{where}: {error.problem}", error.mend) from error
 
 
-def _kind(row: Mapping[str, Any]) -> str:
+def _kind(row: Row) -> str:
     """What is asked for: as the row says, else by the number of its responses."""
     return str(row.get("kind", _KIND_OF.get(len(row.get("responses", [])), "ranking")))
 
 
-def _add(queue: Queue, row: Mapping[str, Any], overlap: int) -> bool:
-    responses = row.get("responses", [])
-    kind, gold = _kind(row), row.get("gold")
-    return queue.add(
-        kind,
-        row["prompt"],
-        responses,
-        models=row.get("models", []),
-        overlap=row.get("overlap", overlap),
-        gold=gold,
-        origin=fingerprint(["import", kind, row["prompt"], responses, gold]),
-    )
+@contextmanager
+def _at(where: str) -> Iterator[None]:
+    """Errors name the file and the line."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error.problem}", error.mend) from error
 
 
-def _keep_conversation(store: Store, owner: str, messages: object, where: str) -> None:
-    parent: int | None = None
-    talk = store.begin(owner, Path(where.partition(",")[0]).name[:300]).id
-    for message in validate_messages(messages, where):
-        parent = store.say(owner, talk, parent, message["role"], message["content"]).id
+@dataclass(frozen=True)
+class _Named:
+    """A row, and the name under which it is in the database once it is imported."""
+
+    where: str
+    row: Row
+    origin: str
+
+
+class _Import:
+    """The rows of one file, on their way into one transaction.
+
+    Args:
+        session: of the transaction.
+        person: whose rows of nobody are.
+        overlap: of tasks that do not say.
+    """
+
+    def __init__(self, session: Session, person: str, overlap: int) -> None:
+        self._session, self._person, self._overlap = session, person, overlap
+        self._people: dict[str, str] = {}
+
+    def all(self, found: Sequence[tuple[str, Row]]) -> dict[str, int]:
+        """Add what is new; how much that is."""
+        tasks, rankings, talks = list[_Named](), list[_Named](), list[_Named]()
+        for where, row in found:
+            with _at(where):
+                if "messages" in row:
+                    content = [self._id_of(self._person), validate_messages(row["messages"], where)]
+                    talks.append(_Named(where, row, fingerprint(["conversation", *content])))
+                elif "ranks" in row:
+                    rankings.append(_Named(where, row, self._name_of_ranking(row, where)))
+                else:
+                    tasks.append(_Named(where, row, _name_of_task(row)))
+        first = {each.origin: each for each in reversed(tasks)}
+        new_tasks = self._new(Task, [each for each in tasks if first[each.origin] is each])
+        new_rankings = self._new(RankedAnswers, _numbered(rankings))
+        new_talks = self._new(Conversation, _numbered(talks))
+        self._session.add_all([self._task(each) for each in new_tasks])
+        self._session.add_all([self._ranking(each) for each in new_rankings])
+        self._add_conversations(new_talks)
+        self._session.flush()
+        new = len(new_tasks) + len(new_rankings) + len(new_talks)
+        return {
+            "tasks": len(new_tasks),
+            "rankings": len(new_rankings),
+            "conversations": len(new_talks),
+            "known": len(found) - new,
+        }
+
+    def _id_of(self, name: str) -> str:
+        """The person of that name, who is added if new."""
+        if name not in self._people:
+            found = self._session.scalar(select(Person).where(Person.name == name))
+            if found is None:
+                check_person(name, "user")
+                found = Person(name=name)
+                self._session.add(found)
+                self._session.flush()
+            self._people[name] = found.id
+        return self._people[name]
+
+    def _new(self, table: Any, named: Iterable[_Named]) -> list[_Named]:
+        """Those that are not in the database."""
+        rows = list(named)
+        known: set[str] = set()
+        for start in range(0, len(rows), _AT_ONCE):
+            names = [each.origin for each in rows[start : start + _AT_ONCE]]
+            known |= set(self._session.scalars(select(table.origin).where(table.origin.in_(names))))
+        return [each for each in rows if each.origin not in known]
+
+    def _labeler(self, row: Row, where: str) -> str:
+        return self._id_of(text_of(row, "labeler", where, default="") or self._person)
+
+    def _name_of_ranking(self, row: Row, where: str) -> str:
+        prompt = validate_prompt(row["prompt"], where)
+        said = [prompt, row.get("responses", []), row["ranks"]]
+        return fingerprint(["ranking", self._labeler(row, where), *said])
+
+    def _ranking(self, each: _Named) -> RankedAnswers:
+        row, where = each.row, each.where
+        with _at(where):
+            return new_ranking(
+                self._labeler(row, where),
+                validate_prompt(row["prompt"], where),
+                row.get("responses", []),
+                row["ranks"],
+                origin=each.origin,
+            )
+
+    def _task(self, each: _Named) -> Task:
+        row = each.row
+        with _at(each.where):
+            return new_task(
+                _kind(row),
+                row["prompt"],
+                row.get("responses", []),
+                models=row.get("models", []),
+                overlap=row.get("overlap", self._overlap),
+                gold=row.get("gold"),
+                origin=each.origin,
+            )
+
+    def _add_conversations(self, talks: Sequence[_Named]) -> None:
+        """All first messages, then all second ones, and so on: each needs its parent's number."""
+        left: dict[str, Iterator[dict[str, str]]] = {}
+        for each in talks:
+            title = Path(each.where.partition(",")[0]).name[:300]
+            owner = self._id_of(self._person)
+            made = Conversation(person_id=owner, title=title, origin=each.origin)
+            self._session.add(made)
+            left[made.id] = iter(validate_messages(each.row["messages"], each.where))
+        self._session.flush()
+        parents: dict[str, int | None] = defaultdict(lambda: None)
+        while left:
+            said = {
+                talk: Message(
+                    conversation_id=talk,
+                    parent_id=parents[talk],
+                    role=message["role"],
+                    content=message["content"],
+                )
+                for talk, messages in left.items()
+                if (message := next(messages, None)) is not None
+            }
+            self._session.add_all(said.values())
+            self._session.flush()
+            parents.update({talk: message.id for talk, message in said.items()})
+            left = {talk: left[talk] for talk in said}
+
+
+def _numbered(named: Sequence[_Named]) -> Iterator[_Named]:
+    """Rows that say the same are the first, the second and so on of their name."""
+    seen = Counter[str]()
+    for each in named:
+        seen[each.origin] += 1
+        yield _Named(each.where, each.row, f"{each.origin}.{seen[each.origin]}")
+
+
+def _name_of_task(row: Row) -> str:
+    gold = row.get("gold")
+    return fingerprint(["import", _kind(row), row["prompt"], row.get("responses", []), gold])

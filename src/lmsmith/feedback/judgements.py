@@ -88,20 +88,8 @@ class Judgements(Kept):
         Raises:
             UserError: it is no ranking of two or more answers to a user's message.
         """
-        messages = validate_messages([dict(message) for message in prompt], "the prompt")
-        if messages[-1]["role"] != "user":
-            raise UserError("the prompt must end with the user's message")
-        if len(responses) < 2 or len(ranks) != len(responses) or min(ranks) < 1:
-            raise UserError(f"{len(responses)} answers, ranks {list(ranks)}: one from 1 for each")
+        made = new_ranking(person, prompt, responses, ranks, models, shown)
         with self.session.begin() as session:
-            made = RankedAnswers(
-                person_id=person,
-                prompt=messages,
-                responses=list(responses),
-                ranks=list(ranks),
-                models=list(models),
-                shown=list(shown),
-            )
             session.add(made)
             return made
 
@@ -135,6 +123,36 @@ class Judgements(Kept):
                     compared_with = found.setdefault(message, {}).setdefault("comparisons", [])
                     compared_with.append({**verdict, "verdict": compared.verdict})
         return found
+
+
+def new_ranking(
+    person: str,
+    prompt: Sequence[dict[str, str]],
+    responses: Sequence[str],
+    ranks: Sequence[int],
+    models: Sequence[str] = (),
+    shown: Sequence[int] = (),
+    origin: str | None = None,
+) -> RankedAnswers:
+    """A ranking that is in no database yet.
+
+    Raises:
+        UserError: as `Judgements.rank`.
+    """
+    messages = validate_messages([dict(message) for message in prompt], "the prompt")
+    if messages[-1]["role"] != "user":
+        raise UserError("the prompt must end with the user's message")
+    if len(responses) < 2 or len(ranks) != len(responses) or min(ranks) < 1:
+        raise UserError(f"{len(responses)} answers, ranks {list(ranks)}: one from 1 for each")
+    return RankedAnswers(
+        person_id=person,
+        prompt=messages,
+        responses=list(responses),
+        ranks=list(ranks),
+        models=list(models),
+        shown=list(shown),
+        origin=origin,
+    )
 
 
 def _answer(session: Session, person: str, message: int) -> Message:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from sqlalchemy import text
-from sqlalchemy.orm import sessionmaker
+from sqlalchemy.orm import Session, sessionmaker
 
 from lmsmith.core.errors import UserError
 from lmsmith.feedback.database import open_database
@@ -31,6 +33,20 @@ class Kept:
 
     def close(self) -> None:
         self.engine.dispose()
+
+    @contextmanager
+    def exclusive(self, lock: int) -> Iterator[Session]:
+        """A transaction beside which none runs that holds the same lock.
+
+        Args:
+            lock: PostgreSQL's advisory lock; SQLite has one writer, whatever it does.
+        """
+        with self.session.begin() as session:
+            if self.engine.dialect.name == "sqlite":
+                session.execute(text("BEGIN IMMEDIATE"))
+            else:
+                session.execute(text(f"SELECT pg_advisory_xact_lock({lock:d})"))
+            yield session
 
     def scrub(self) -> None:
         """Leave nothing of what was deleted in SQLite's log."""

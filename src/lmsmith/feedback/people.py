@@ -16,7 +16,8 @@ from sqlalchemy import delete, select
 from lmsmith.core.errors import UserError
 from lmsmith.feedback.label_tables import Session
 from lmsmith.feedback.store import NotThere, Store
-from lmsmith.feedback.tables import Person, now, utc
+from lmsmith.feedback.tables import ROLES, Person, now, utc
+from lmsmith.tokenizers.text import encodable
 
 SESSION_DAYS = 30
 
@@ -29,7 +30,7 @@ class People:
     """
 
     def __init__(self, store: Store) -> None:
-        self._store = store
+        self.store = store
 
     def add(self, name: str, role: str) -> str:
         """Let somebody in.
@@ -40,11 +41,11 @@ class People:
         Raises:
             UserError: somebody of this name can log in already, or name or role are none.
         """
-        person = self._store.person(name, role)
+        person = self.store.person(name, role)
         if person.token_hash:
             problem = f"there is a user {name!r} already"
             raise UserError(problem, f"a new token: lmsmith users token {name}")
-        with self._store.session.begin() as session:
+        with self.store.session.begin() as session:
             session.get_one(Person, person.id).role = role
         return self.renew(name)
 
@@ -54,12 +55,26 @@ class People:
         Raises:
             NotThere: there is nobody of this name.
         """
-        with self._store.session.begin() as session:
+        with self.store.session.begin() as session:
             person = session.get_one(Person, self._named(name).id)
             secret = secrets.token_urlsafe(32)
             person.token_hash = _hash(secret)
             session.execute(delete(Session).where(Session.person_id == person.id))
             return f"{person.id}.{secret}"
+
+    def change(self, name: str, role: str) -> None:
+        """Give somebody another role; they sign in again, with the token they have.
+
+        Raises:
+            NotThere: there is nobody of this name.
+            UserError: there is no such role.
+        """
+        if role not in ROLES:
+            raise UserError(f"role {role!r}: expected one of {', '.join(ROLES)}")
+        with self.store.session.begin() as session:
+            person = session.get_one(Person, self._named(name).id)
+            person.role = role
+            session.execute(delete(Session).where(Session.person_id == person.id))
 
     def remove(self, name: str) -> None:
         """Delete somebody and all that is theirs.
@@ -67,68 +82,79 @@ class People:
         Raises:
             NotThere: there is nobody of this name.
         """
-        self._store.delete_person(self._named(name).id)
+        self.store.delete_person(self._named(name).id)
 
     def all(self) -> list[Person]:
         """Everybody, by name."""
-        with self._store.session() as session:
+        with self.store.session() as session:
             return list(session.scalars(select(Person).order_by(Person.name)))
 
     def anybody(self) -> bool:
         """Whether there is somebody who can log in."""
-        with self._store.session() as session:
+        with self.store.session() as session:
             query = select(Person.id).where(Person.token_hash != "").limit(1)
             return session.scalar(query) is not None
 
     def by_token(self, token: str) -> Person | None:
         """Whose token it is."""
-        name, _, secret = token.partition(".")
-        with self._store.session() as session:
+        name, _, secret = encodable(token).partition(".")
+        with self.store.session() as session:
             person = session.get(Person, name)
         given = hmac.compare_digest(_hash(secret), person.token_hash if person else _hash(""))
         return person if given and person is not None and person.token_hash else None
 
-    def open_session(self, person: str) -> str:
+    def open_session(self, person: str, server_token: str = "") -> str:
         """Log somebody in.
+
+        Args:
+            person: whom.
+            server_token: by which they are let in, if it was not by their own; the session is
+                open to those alone who name it.
 
         Returns:
             What the cookie holds.
         """
         secret = secrets.token_urlsafe(32)
-        with self._store.session.begin() as session:
+        with self.store.session.begin() as session:
             session.execute(delete(Session).where(Session.expires < now()))
             made = Session(
                 person_id=person,
-                secret_hash=_hash(secret),
+                secret_hash=_session_hash(secret, server_token),
                 expires=now() + timedelta(days=SESSION_DAYS),
             )
             session.add(made)
             session.flush()
             return f"{made.id}.{secret}"
 
-    def by_session(self, cookie: str) -> Person | None:
-        """Who is logged in by this cookie."""
-        name, _, secret = cookie.partition(".")
-        with self._store.session() as session:
+    def by_session(self, cookie: str, server_token: str = "") -> Person | None:
+        """Who is logged in by this cookie, and was let in by this token of the server."""
+        name, _, secret = encodable(cookie).partition(".")
+        with self.store.session() as session:
             found = session.get(Session, name)
-            given = hmac.compare_digest(_hash(secret), found.secret_hash if found else _hash(""))
+            hashed = _session_hash(secret, server_token)
+            given = hmac.compare_digest(hashed, found.secret_hash if found else _hash(""))
             if not given or found is None or utc(found.expires) < now():
                 return None
             return session.get(Person, found.person_id)
 
-    def close_session(self, cookie: str) -> None:
-        """Log out."""
-        if self.by_session(cookie) is None:
+    def close_session(self, cookie: str, server_token: str = "") -> None:
+        """Log out: the cookie opens nothing from now on."""
+        tokens = {"", server_token}
+        if all(self.by_session(cookie, token) is None for token in tokens):
             return
-        with self._store.session.begin() as session:
+        with self.store.session.begin() as session:
             session.execute(delete(Session).where(Session.id == cookie.partition(".")[0]))
 
     def _named(self, name: str) -> Person:
-        with self._store.session() as session:
+        with self.store.session() as session:
             found = session.scalar(select(Person).where(Person.name == name))
         if found is None:
             raise NotThere(f"there is no user {name!r}", "see them all: lmsmith users ls")
         return found
+
+
+def _session_hash(secret: str, server_token: str) -> str:
+    return _hash(f"{secret}\0{server_token}" if server_token else secret)
 
 
 def _hash(secret: str) -> str:

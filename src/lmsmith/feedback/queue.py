@@ -8,12 +8,11 @@ comes after all: `Task.overlap` is the least number of answers, and no work is t
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import func, or_, select, text
+from sqlalchemy import func, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -71,28 +70,15 @@ class Queue:
         Raises:
             UserError: it is none; names what is wrong.
         """
-        if kind not in KINDS:
-            raise UserError(f"kind {kind!r}: expected one of {', '.join(KINDS)}")
-        messages = validate_prompt(prompt, f"the {kind}")
-        answers.check_responses(kind, responses)
-        if models and len(models) != len(responses):
-            raise UserError(f"{len(models)} models of {len(responses)} answers: name each one's")
-        if not 1 <= overlap <= MOST_OVERLAP:
-            raise UserError(f"overlap = {overlap}: expected 1 to {MOST_OVERLAP} labelers")
-        right = None
-        if gold is not None:
-            if kind == "demonstration":
-                raise UserError("a demonstration has no gold: there is no one right text")
-            right = answers.checked(kind, len(responses), gold, whole=True)
-        made = Task(
-            kind=kind,
-            prompt=messages,
-            responses=list(responses),
-            models=list(models),
+        made = new_task(
+            kind,
+            prompt,
+            responses,
+            models=models,
             overlap=overlap,
-            gold=right,
+            gold=gold,
             origin=origin,
-            message_id=message,
+            message=message,
         )
         try:
             with self._store.session.begin() as session:
@@ -117,7 +103,7 @@ class Queue:
             kind: of the task; any if None.
         """
         kinds = KINDS if kind is None else (kind,)
-        with self._exclusive() as session:
+        with self._store.exclusive(_HANDING_OUT) as session:
             found = session.scalar(
                 select(Assignment)
                 .join(Task, Assignment.task_id == Task.id)
@@ -273,15 +259,46 @@ class Queue:
             Task.kind.in_(kinds), ~mine.exists(), or_(Task.gold.is_not(None), taken < Task.overlap)
         )
 
-    @contextmanager
-    def _exclusive(self) -> Iterator[Session]:
-        """A transaction beside which nobody else hands out."""
-        with self._store.session.begin() as session:
-            if self._store.engine.dialect.name == "sqlite":
-                session.execute(text("BEGIN IMMEDIATE"))
-            else:
-                session.execute(text(f"SELECT pg_advisory_xact_lock({_HANDING_OUT})"))
-            yield session
+
+def new_task(
+    kind: str,
+    prompt: object,
+    responses: Sequence[str] = (),
+    *,
+    models: Sequence[str] = (),
+    overlap: int = 1,
+    gold: Mapping[str, Any] | None = None,
+    origin: str | None = None,
+    message: int | None = None,
+) -> Task:
+    """A task that is in no database yet.
+
+    Raises:
+        UserError: it is none; names what is wrong.
+    """
+    if kind not in KINDS:
+        raise UserError(f"kind {kind!r}: expected one of {', '.join(KINDS)}")
+    messages = validate_prompt(prompt, f"the {kind}")
+    answers.check_responses(kind, responses)
+    if models and len(models) != len(responses):
+        raise UserError(f"{len(models)} models of {len(responses)} answers: name each one's")
+    if not 1 <= overlap <= MOST_OVERLAP:
+        raise UserError(f"overlap = {overlap}: expected 1 to {MOST_OVERLAP} labelers")
+    right = None
+    if gold is not None:
+        if kind == "demonstration":
+            raise UserError("a demonstration has no gold: there is no one right text")
+        right = answers.checked(kind, len(responses), gold, whole=True)
+    return Task(
+        kind=kind,
+        prompt=messages,
+        responses=list(responses),
+        models=list(models),
+        overlap=overlap,
+        gold=right,
+        origin=origin,
+        message_id=message,
+    )
 
 
 def _held(session: Session, person: str, assignment: int) -> Held:

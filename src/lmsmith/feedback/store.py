@@ -6,6 +6,7 @@ Every query names the person it is for: nobody reaches what is another's, whatev
 from __future__ import annotations
 
 from sqlalchemy import delete, func, select
+from sqlalchemy.exc import IntegrityError
 
 from lmsmith.core.errors import UserError
 from lmsmith.feedback.conversations import Conversations
@@ -22,7 +23,14 @@ from lmsmith.feedback.tables import (
     Rating,
 )
 
-__all__ = ["NotThere", "Store"]
+__all__ = ["NotThere", "Store", "check_person"]
+
+
+def check_person(name: str, role: str) -> None:
+    """Raises UserError unless somebody may be called so, and be that."""
+    if not name.strip() or len(name) > 200 or role not in ROLES:
+        expected = f"a name of 1 to 200 characters, and a role of {', '.join(ROLES)}"
+        raise UserError(f"{name!r}, {role!r}: expected {expected}")
 
 
 class Store(Conversations, Judgements):
@@ -30,15 +38,18 @@ class Store(Conversations, Judgements):
 
     def person(self, name: str, role: str = "user") -> Person:
         """The person of that name, who is added if new."""
-        if not name.strip() or len(name) > 200 or role not in ROLES:
-            expected = f"a name of 1 to 200 characters, and a role of {', '.join(ROLES)}"
-            raise UserError(f"{name!r}, {role!r}: expected {expected}")
-        with self.session.begin() as session:
-            found = session.scalar(select(Person).where(Person.name == name))
-            if found is None:
-                found = Person(name=name, role=role)
-                session.add(found)
-            return found
+        check_person(name, role)
+        named = select(Person).where(Person.name == name)
+        try:
+            with self.session.begin() as session:
+                found = session.scalar(named)
+                if found is None:
+                    found = Person(name=name, role=role)
+                    session.add(found)
+                return found
+        except IntegrityError:  # somebody else has added them meanwhile
+            with self.session() as session:
+                return session.scalars(named).one()
 
     def delete_person(self, person: str) -> None:
         """A person and all that is theirs is gone, also from what is exported later."""

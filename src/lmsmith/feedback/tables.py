@@ -65,13 +65,18 @@ class Person(Table, kw_only=True):
 
 
 class Conversation(Table, kw_only=True):
-    """A tree of messages."""
+    """A tree of messages.
+
+    Attributes:
+        origin: what it was made of, if it was imported; a second one of one origin is not made.
+    """
 
     __tablename__ = "conversations"
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True, default_factory=new_id)
     person_id: Mapped[str] = refers_to("people")
     title: Mapped[str] = mapped_column(default="")
+    origin: Mapped[str | None] = mapped_column(String(64), unique=True, index=True, default=None)
     created: Mapped[datetime] = mapped_column(default_factory=now)
     updated: Mapped[datetime] = mapped_column(default_factory=now)
 
@@ -158,6 +163,7 @@ class RankedAnswers(Table, kw_only=True):
         ranks: one for each response, 1 is best, equal numbers are ties.
         models: that wrote them, hidden from the labeler.
         shown: the order in which they were shown.
+        origin: what it was made of, if it was imported; a second one of one origin is not made.
     """
 
     __tablename__ = "rankings"
@@ -169,4 +175,5 @@ class RankedAnswers(Table, kw_only=True):
     ranks: Mapped[list[int]]
     models: Mapped[list[str]] = mapped_column(default_factory=list)
     shown: Mapped[list[int]] = mapped_column(default_factory=list)
+    origin: Mapped[str | None] = mapped_column(String(64), unique=True, index=True, default=None)
     created: Mapped[datetime] = mapped_column(default_factory=now)

@@ -15,31 +15,32 @@ Held = tuple[int, Sequence[int]]
 class KeptRows:
     """Rows of finished replies, the least recently used one first.
 
-    A row whose tokens another one begins with is of no use beside it, and is not kept.
+    A row whose tokens another one of its salt begins with is of no use beside it, and is not kept.
     """
 
     def __init__(self) -> None:
-        self._rows: OrderedDict[int, list[int]] = OrderedDict()
+        self._rows: OrderedDict[int, tuple[str, list[int]]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def held(self) -> list[Held]:
-        return list(self._rows.items())
+        return [(row, tokens) for row, (_, tokens) in self._rows.items()]
 
-    def keep(self, row: int, tokens: list[int]) -> list[int]:
+    def keep(self, row: int, tokens: list[int], salt: str = "") -> list[int]:
         """Keep a row; returns the rows that are of no use any more, which may be itself."""
-        for tokens_before in self._rows.values():
+        alike = [(other, before) for other, (own, before) in self._rows.items() if own == salt]
+        for _, tokens_before in alike:
             if common_length(tokens_before, tokens) == len(tokens):
                 return [row]
         useless = [
             other
-            for other, tokens_before in self._rows.items()
+            for other, tokens_before in alike
             if common_length(tokens_before, tokens) == len(tokens_before)
         ]
         for other in useless:
             del self._rows[other]
-        self._rows[row] = tokens
+        self._rows[row] = salt, tokens
         return useless
 
     def use(self, row: int) -> None:

@@ -24,12 +24,15 @@ class Request:
         settings: how its replies are drawn.
         name: what an error calls it; ``prompt`` if empty.
         stream: of chance; sample i of the request draws from stream + i of its seed.
+        salt: whose it is: it begins from what was read for requests of the same salt alone, so that
+            nobody learns from the count or the time what others have asked.
     """
 
     prompt: Sequence[int]
     settings: SamplingSettings = field(default_factory=SamplingSettings)
     name: str = ""
     stream: int = 0
+    salt: str = ""
 
     def room(self, context: int) -> int:
         """Most tokens that each of its replies may get, by a model with this context."""

@@ -38,6 +38,7 @@ class RowStore:
         self._page_bytes = page_bytes / self._kinds
         self._most_kept = kept
         self._kept = KeptRows()
+        self._salts: dict[int, str] = {}  # of rows in use and kept
         self.cache = PagedCache(config, rows + kept + 1, self.pages, model.dtype)
 
     @property
@@ -62,7 +63,13 @@ class RowStore:
         return (pages_for(length) - done // PAGE) * self._kinds
 
     def open(
-        self, prompt: Sequence[int], live: Sequence[Held], pages: int, *, reuse: bool
+        self,
+        prompt: Sequence[int],
+        live: Sequence[Held],
+        pages: int,
+        *,
+        reuse: bool,
+        salt: str = "",
     ) -> tuple[int, int]:
         """A row for a prompt, begun from the row that begins so for longest.
 
@@ -71,6 +78,7 @@ class RowStore:
             live: rows in use that may be begun from.
             pages: that must be free, were the row empty.
             reuse: whether it may begin from another row.
+            salt: of the rows that it may begin from, and that may begin from it.
 
         Returns:
             The row, and how many tokens of the prompt it holds already; row −1 if there is no
@@ -78,32 +86,39 @@ class RowStore:
         """
         found = None
         if reuse and self._most_kept:
-            rows = [*self._kept.held(), *live]
+            rows = (held for held in (*self._kept.held(), *live) if self._salts[held[0]] == salt)
             found = longest_prefix(rows, prompt, whole_rows=self.banded)
         if found is not None:
             earlier, done = found
             if self._make_room(pages - done // PAGE * self._kinds, but=earlier):
                 self._kept.use(earlier)
-                row = self.cache.fork(earlier)
+                row = self.fork(earlier)
                 if done < self.cache.lengths[row]:
                     self.cache.truncate(row, done)
                 return row, done
-        return (self.cache.open(), 0) if self._make_room(pages, but=None) else (-1, 0)
+        if not self._make_room(pages, but=None):
+            return -1, 0
+        row = self.cache.open()
+        self._salts[row] = salt
+        return row, 0
 
     def _make_room(self, pages: int, but: int | None) -> bool:
         while self.cache.used_pages + pages > self.pages:
             oldest = self._kept.forget_oldest(but)
             if oldest is None:
                 return False
-            self.cache.close(oldest)
+            self.close(oldest)
         return True
 
     def fork(self, row: int) -> int:
         """A row with the same past."""
-        return self.cache.fork(row)
+        made = self.cache.fork(row)
+        self._salts[made] = self._salts[row]
+        return made
 
     def close(self, row: int) -> None:
         """Give a row back."""
+        del self._salts[row]
         self.cache.close(row)
 
     def keep(self, row: int, tokens: Sequence[int]) -> None:
@@ -111,12 +126,13 @@ class RowStore:
         if not self._most_kept:
             self.close(row)
             return
-        for useless in self._kept.keep(row, list(tokens[: self.cache.lengths[row]])):
-            self.cache.close(useless)
+        read = list(tokens[: self.cache.lengths[row]])
+        for useless in self._kept.keep(row, read, self._salts[row]):
+            self.close(useless)
         if len(self._kept) > self._most_kept:
             oldest = self._kept.forget_oldest()
             assert oldest is not None
-            self.cache.close(oldest)
+            self.close(oldest)
 
     def forget(self, lengths: dict[int, int]) -> None:
         """Take back what rows were extended by in one reading: row → its length before."""

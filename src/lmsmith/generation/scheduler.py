@@ -226,7 +226,9 @@ class Scheduler:
             first = self._waiting[0]
             scored = first.request.settings.prompt_log_probs
             pages = self._promised() + self._pages_to_come(first)
-            row, done = self.rows.open(first.prompt, self._live(), pages, reuse=not scored)
+            row, done = self.rows.open(
+                first.prompt, self._live(), pages, reuse=not scored, salt=first.request.salt
+            )
             if row < 0:
                 break
             first.row, first.done = row, done

@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lmsmith.core.errors import UserError
 from lmsmith.generation.requests import Reply, Request, TokenEvent
@@ -16,6 +16,7 @@ from lmsmith.server.errors import ApiError, internal, refused, shutting_down
 from lmsmith.server.limits import Limits
 from lmsmith.server.metrics import Metrics
 from lmsmith.server.served import ServedModel
+from lmsmith.server.visitors import salt
 from lmsmith.server.worker import EngineThread, Ticket
 
 log = logging.getLogger("lmsmith.server")
@@ -135,7 +136,7 @@ class Answer:
         self._closed = False
         serving.waiting[model.name] += len(requests)
         self.tickets = [
-            Ticket(model.name, request, self._listener(number))
+            Ticket(model.name, replace(request, salt=salt()), self._listener(number))
             for number, request in enumerate(requests)
         ]
 

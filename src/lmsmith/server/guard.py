@@ -81,7 +81,7 @@ class Guard:
             problem = "pages of other origins may not ask this server"
             raise ApiError(403, problem, "permission_error", code="origin_not_allowed")
         length = headers.get("content-length", "0")
-        if length.isdigit() and int(length) > self._body_bytes:
+        if length.isascii() and length.isdigit() and int(length) > self._body_bytes:
             raise self._too_large()
 
     async def _visitor(self, headers: Headers) -> Visitor:

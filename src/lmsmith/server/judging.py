@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, FiniteFloat
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -32,7 +32,9 @@ class MessageBody(BaseModel):
     role: Literal["system", "user", "assistant"]
     content: Text
     model: Title = ""
-    settings: dict[Title, float | str | bool | None] = Field(default_factory=dict, max_length=30)
+    settings: dict[Title, FiniteFloat | Title | bool | None] = Field(
+        default_factory=dict, max_length=30
+    )
     finish: Annotated[str, Field(max_length=20)] = ""
 
 

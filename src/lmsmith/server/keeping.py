@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import TypeVar
 
+from sqlalchemy.exc import OperationalError
 from starlette.requests import Request
 
 from lmsmith.core.errors import UserError
@@ -14,7 +16,25 @@ from lmsmith.feedback.tables import ROLES
 from lmsmith.server.errors import ApiError, refused
 from lmsmith.server.visitors import visitor_of
 
+log = logging.getLogger("lmsmith.server")
 Result = TypeVar("Result")
+
+
+async def in_database(work: Callable[..., Result], *given: object) -> Result:
+    """What a function of the database gives, which is called in a thread.
+
+    Raises:
+        ApiError: 503, the database is away, or held by something else for too long.
+    """
+    try:
+        return await asyncio.to_thread(work, *given)
+    except OperationalError as error:
+        log.error("the database does not answer: %s", error.orig)
+        problem = "the database does not answer now; try again"
+        headers = {"Retry-After": "2"}
+        raise ApiError(
+            503, problem, "server_error", code="database_unavailable", headers=headers
+        ) from error
 
 
 async def kept(
@@ -29,7 +49,7 @@ async def kept(
 
     Raises:
         ApiError: 403 for another role, 404 without a database or for what is not this person's,
-            400 for what cannot be done.
+            400 for what cannot be done, 503 if the database does not answer.
     """
     store: Store | None = request.app.state.store
     if store is None:
@@ -39,7 +59,7 @@ async def kept(
         problem = f"this is for the role {' or '.join(roles)}; you are {visitor.role}"
         raise ApiError(403, problem, "permission_error", code="role_not_allowed")
     try:
-        return await asyncio.to_thread(lambda: work(store, visitor.person(store)))
+        return await in_database(lambda: work(store, visitor.person(store)))
     except NotThere as error:
         raise ApiError(404, error.problem, code="not_found") from error
     except UserError as error:

@@ -1,13 +1,14 @@
-"""Signing in from a browser: the server's token once, then a cookie that no script can read.
+"""Signing in from a browser with the server's token: a cookie that no script can read.
 
-A cookie is the time at which it ends and a signature of that by a key made from the token: it needs
-no memory, outlives a restart, and ends at once for everybody when the token is changed.
+Where there is a database, sessions are in it (`lmsmith.feedback.people`), outlive a restart, and
+end when somebody signs out. Without one they are in memory.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import secrets
 import time
 from collections.abc import Callable
 from http.cookies import CookieError, SimpleCookie
@@ -18,7 +19,7 @@ SECONDS = 30 * 24 * 3600
 
 
 class Sessions:
-    """Makes and checks cookies of one server.
+    """Knows the server's token, and who signed in with it.
 
     Args:
         token: the server's; whoever knows it may sign in. Empty: everybody is signed in.
@@ -26,27 +27,36 @@ class Sessions:
     """
 
     def __init__(self, token: str, clock: Callable[[], float] = time.time) -> None:
-        self.needs_token = bool(token)
-        self._token, self._clock = token.encode(), clock
-        self._key = hashlib.sha256(b"lmsmith session\0" + self._token).digest()
+        self.token, self._clock = token, clock
+        self._ends: dict[bytes, float] = {}
+
+    @property
+    def needs_token(self) -> bool:
+        return bool(self.token)
 
     def knows(self, token: str) -> bool:
         """Whether this is the token; takes as long whatever is wrong with it."""
-        return hmac.compare_digest(token.encode(errors="surrogatepass"), self._token)
+        return hmac.compare_digest(token.encode(errors="surrogatepass"), self.token.encode())
 
     def begin(self) -> str:
-        """The value of a new cookie."""
-        end = str(int(self._clock()) + SECONDS)
-        return f"{end}.{self._signature(end)}"
+        """The value of a new cookie, remembered until it ends."""
+        now, cookie = self._clock(), secrets.token_urlsafe(32)
+        self._ends = {name: end for name, end in self._ends.items() if end > now}
+        self._ends[_name(cookie)] = now + SECONDS
+        return cookie
 
     def is_open(self, cookie: str) -> bool:
         """Whether a cookie is one of ours and has not ended."""
-        end, _, signature = cookie.partition(".")
-        right = hmac.compare_digest(signature.encode(), self._signature(end).encode())
-        return right and end.isascii() and end.isdigit() and int(end) > self._clock()
+        return self._ends.get(_name(cookie), 0.0) > self._clock()
 
-    def _signature(self, end: str) -> str:
-        return hmac.new(self._key, end.encode(), hashlib.sha256).hexdigest()
+    def end(self, cookie: str) -> None:
+        """It opens nothing from now on, whoever has it."""
+        self._ends.pop(_name(cookie), None)
+
+
+def _name(cookie: str) -> bytes:
+    """A session is found by a hash, which tells by no time how much of a guess is right."""
+    return hashlib.sha256(cookie.encode(errors="surrogatepass")).digest()
 
 
 def session_cookie(header: str) -> str:

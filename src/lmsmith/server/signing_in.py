@@ -45,20 +45,21 @@ async def sign_in(request: Request, body: TokenBody) -> Response:
         raise ApiError(401, problem, "authentication_error", code="invalid_api_key")
     cookie, visitor = found
     response = await _shown(access, visitor)
-    response.set_cookie(
-        COOKIE,
-        cookie,
-        max_age=SECONDS,
-        httponly=True,
-        samesite="strict",
-        secure=request.url.scheme == "https",
-    )
+    if cookie:
+        response.set_cookie(
+            COOKIE,
+            cookie,
+            max_age=SECONDS,
+            httponly=True,
+            samesite="strict",
+            secure=request.url.scheme == "https",
+        )
     return response
 
 
 @router.delete("")
 async def sign_out(request: Request) -> Response:
-    """Take the cookie away; a person's session is over, whoever has the cookie."""
+    """Take the cookie away; its session is over, whoever has a copy."""
     access: Access = request.app.state.access
     await access.sign_out(request.headers)
     response = await _shown(access, None if await access.is_closed() else Visitor())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 from starlette.requests import Request
@@ -13,6 +14,10 @@ OWNER = "owner"
 """Whose everything is where nobody has a name."""
 
 _KEY = "lmsmith.visitor"
+
+_SALT: ContextVar[str] = ContextVar("lmsmith.salt", default="")
+"""Of the request that is answered. What the engine is asked takes it from here, whichever route
+asks: none can forget it."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,16 @@ class Visitor:
 def let_in(scope: Scope, visitor: Visitor) -> None:
     """Note who asks; said by the guard alone."""
     scope[_KEY] = visitor
+    _SALT.set(visitor.id)
+
+
+def salt() -> str:
+    """Whose reading of a prompt may be used again for the request that is answered.
+
+    People who were let in by name have each their own; whoever has the server's token, or everybody
+    where there is none, is one and the same.
+    """
+    return _SALT.get()
 
 
 def visitor_of(request: Request) -> Visitor:
