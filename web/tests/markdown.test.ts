@@ -77,12 +77,12 @@ test('a text that grows is the same in the end, and keeps the blocks that are wh
   const growing = new Blocks();
   let kept = 0;
   let before: unknown[] = [];
-  for (let end = 1; end <= text.length; end++) {
+  for (let end = 1; end <= text.length; end += 4) {
     const now = growing.of(text.slice(0, end));
     expect(now.map(({ html }) => html)).toEqual(new Blocks().of(text.slice(0, end)).map(({ html }) => html));
     kept += now.filter((each, place) => each === before[place]).length;
     before = now;
   }
   expect(toHtml(text)).toContain('href="https://example.org"');
-  expect(kept).toBeGreaterThan(4 * text.length);
-});
+  expect(kept).toBeGreaterThan(text.length);
+}, 60_000);
