@@ -168,7 +168,7 @@ def test_a_blind_comparison(visit: Open) -> None:
     page.get_by_label("Second model").select_option("random")
     page.get_by_label("Model", exact=True).select_option("parrot")
     page.get_by_label("Settings").click()
-    page.get_by_label("Greatest length, in tokens").fill("12")
+    page.get_by_label("Maximum length, in tokens").fill("12")
     page.keyboard.press("Escape")
     say(page, "and you?")
     left = page.get_by_role("button", name="Left is better")
