@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import JSON, Connection, DateTime, MetaData, Table, create_engine
+from sqlalchemy import JSON, Connection, DateTime, MetaData, Table, create_engine, text
 
 from lmsmith.feedback import database as opening
 from lmsmith.feedback.exporting import export
@@ -67,6 +67,11 @@ def write_first(url: str, rows: dict[str, list[dict[str, Any]]]) -> None:
                 name in ("messages", "ratings", "rankings")
             )
             connection.execute(table.insert(), rows[name])
+            if table.c.id.type.python_type is int:
+                # The rows brought their numbers: the next comes after them, as it did then.
+                connection.execute(
+                    text(f"select setval('{name}_id_seq', (select max(id) from {name}))")
+                )
     engine.dispose()
 
 
