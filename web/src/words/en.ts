@@ -21,6 +21,7 @@ export const en = {
   'page.none': 'There is no such page.',
   'page.toChat': 'To the chat',
   'page.unreachable': 'The server does not answer.',
+  'page.unreachableHint': 'It may have been stopped. Start it again with lmsmith serve; what was said is kept.',
   'signin.why': 'This server asks for its token.',
   'signin.token': 'Token',
   'signin.enter': 'Sign in',

@@ -21,6 +21,7 @@ export const zh: Record<keyof typeof en, string> = {
   'page.none': '没有这个页面。',
   'page.toChat': '返回聊天',
   'page.unreachable': '服务器没有回应。',
+  'page.unreachableHint': '服务器可能已停止。用 lmsmith serve 重新启动即可，之前的对话都还在。',
   'signin.why': '访问此服务器需要令牌。',
   'signin.token': '令牌',
   'signin.enter': '登录',
