@@ -42,17 +42,22 @@ PIXELS = 300
 """Scrolled in a frame: 18,000 a second at 60 frames."""
 
 CLOCKS = """
-addEventListener('focusin', (event) => {
-  if (event.target.tagName === 'TEXTAREA') window.typingAt ??= performance.now();
+window.typing = new Promise((done) => {
+  addEventListener('focusin', (event) => {
+    if (event.target.tagName === 'TEXTAREA') done(performance.now());
+  });
 });
-const look = () => {
-  const found = document.querySelectorAll('article');
-  const last = found[found.length - 1]?.getBoundingClientRect();
-  if (found.length >= window.wanted && last.height > 0 && last.top < innerHeight)
-    window.openAt = performance.now();
-  else requestAnimationFrame(look);
-};
-requestAnimationFrame(look);
+window.open_ = new Promise((done) => {
+  const look = () => {
+    const found = document.querySelectorAll('article');
+    const last = found[found.length - 1]?.getBoundingClientRect();
+    if (found.length >= window.wanted && last.height > 0 && last.top < innerHeight)
+      done(performance.now());
+    else requestAnimationFrame(look);
+  };
+  requestAnimationFrame(look);
+});
+window.late = new Promise((_, fail) => setTimeout(() => fail('nothing in two minutes'), 120000));
 """
 
 SCROLL = """async (pixels) => {
@@ -220,7 +225,7 @@ def visited(browser: Any, address: str, wanted: int) -> Iterator[tuple[Any, dict
 def load(browser: Any, address: str) -> dict[str, float]:
     """The empty page: milliseconds until one may type, and until something was painted; kB."""
     with visited(browser, address, 1) as (page, bytes_of):
-        page.wait_for_function("window.typingAt")
+        typing = page.evaluate("Promise.race([window.typing, window.late])")
         page.keyboard.type("x")
         if page.locator("textarea").input_value() != "x":
             raise RuntimeError("the message box had the cursor and took no letter")
@@ -230,7 +235,7 @@ def load(browser: Any, address: str) -> dict[str, float]:
         page.wait_for_load_state("networkidle")
         own = [size for url, size in bytes_of.items() if "/assets/" in url or url == f"{address}/"]
         return {
-            "typing_ms": page.evaluate("window.typingAt"),
+            "typing_ms": typing,
             "painted_ms": painted or math.nan,
             "wire_kb": sum(own) / 1000,
         }
@@ -240,8 +245,7 @@ def open_talk(browser: Any, address: str, messages: int) -> dict[str, Any]:
     """A long conversation: milliseconds until its end is in sight, and those of each frame of a
     scroll to its beginning."""
     with visited(browser, address, messages) as (page, _):
-        page.wait_for_function("window.openAt", timeout=120_000)
-        opened = page.evaluate("window.openAt")
+        opened = page.evaluate("Promise.race([window.open_, window.late])")
         return {"open_ms": opened, "frames_ms": page.evaluate(SCROLL, PIXELS)}
 
 
