@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests/server"))
@@ -18,6 +18,9 @@ sys.path.insert(0, str(ROOT / "tests/server"))
 CHROMIUM = (
     os.environ.get("LMSMITH_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 )
+
+
+expect.set_options(timeout=20_000)
 
 
 def _build_if_needed() -> None:
