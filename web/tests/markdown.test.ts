@@ -84,5 +84,5 @@ test('a text that grows is the same in the end, and keeps the blocks that are wh
     before = now;
   }
   expect(toHtml(text)).toContain('href="https://example.org"');
-  expect(kept).toBeGreaterThan(text.length);
+  expect(kept).toBeGreaterThan(100);
 }, 60_000);
