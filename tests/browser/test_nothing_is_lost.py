@@ -175,8 +175,8 @@ def test_a_long_answer_does_not_freeze_the_page(chat: Chat) -> None:
     expect(page.locator(".writing .block").nth(30)).to_be_attached()
     first = page.locator(".writing .block").first.element_handle()
     assert first is not None
-    page.evaluate("node => getSelection().selectAllChildren(node)", first)
     page.get_by_label("Write a message").press_sequentially("next")
+    page.evaluate("node => getSelection().selectAllChildren(node)", first)
     expect(page.locator(".writing .block")).to_have_count(1800, timeout=90_000)
     # What is whole is not drawn anew, or a long answer would take longer and longer to draw.
     assert page.evaluate("window.drawn") < 2 * 1800
@@ -184,6 +184,7 @@ def test_a_long_answer_does_not_freeze_the_page(chat: Chat) -> None:
     print(f"{len(times)} frames, p95 {times[int(0.95 * len(times))]:.0f} ms, worst {times[-1]:.0f}")
     # And so it can be selected, and copied, while the rest is written.
     assert page.evaluate("node => node.isConnected", first)
+    assert page.evaluate("String(getSelection())").startswith("Part 0")
     expect(page.get_by_label("Write a message")).to_have_value("next")
     assert page.locator(".writing .copy-code").count() == 600
     page.get_by_label("Stop").click()
