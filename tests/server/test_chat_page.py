@@ -353,7 +353,7 @@ def test_a_long_conversation_scrolls_and_hostile_text_stays_text(
             parent = message.id
     page = visit(f"/c/{talk.id}")
     answered(page, 250)
-    page.get_by_text("question 249").wait_for()
+    playwright.expect(page.locator("article").last).to_be_in_viewport()
     slowest = page.evaluate(
         """async () => {
             const box = document.querySelector('.scroll');
