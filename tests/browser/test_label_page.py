@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import Browser, Locator, Page, expect
+from worlds import RANDOM, running
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests/server"))
+from lmsmith.feedback.people import People
+from lmsmith.feedback.queue import Queue
+from lmsmith.feedback.store import Store
 
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright  # noqa: E402
-from worlds import RANDOM, running  # noqa: E402
-
-from lmsmith.feedback.people import People  # noqa: E402
-from lmsmith.feedback.queue import Queue  # noqa: E402
-from lmsmith.feedback.store import Store  # noqa: E402
-
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-AXE = ROOT / "web/node_modules/axe-core/axe.min.js"
+AXE = Path(__file__).parents[2] / "web/node_modules/axe-core/axe.min.js"
 SHOTS = os.environ.get("LMSMITH_SHOTS", "")
 """A folder for pictures of the pages, for people to look at."""
 
@@ -39,27 +31,6 @@ TEXTS = [
     "it is red since the sun is low.",
     "I like rain and tea, said the cat. I like rain and tea.",
 ]
-
-
-def _build_if_needed() -> None:
-    spec = importlib.util.spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not module.is_built():
-        module.build()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine")
-    _build_if_needed()
-    with sync_playwright() as playwright:
-        made = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield made
-        made.close()
 
 
 @dataclass
@@ -246,6 +217,9 @@ def test_two_labelers_do_not_see_each_other_and_users_see_no_task(house: House) 
     expect(li.get_by_text("Nothing is left to do.")).to_be_visible()
     uma = house.sign_in("Uma")
     expect(uma.get_by_text("Labelling is for labelers.")).to_be_visible()
+    uma.get_by_role("link", name="To the chat").click()
+    expect(uma.get_by_label("Write a message")).to_be_visible()
+    expect(uma.get_by_role("link", name="Labelling")).to_have_count(0)
     uma.get_by_role("button", name="Sign out").click()
     expect(uma.locator("input[type=password]")).to_be_visible()
 
@@ -290,3 +264,39 @@ def test_an_admin_sees_what_came_of_it_and_writes_the_guidelines(house: House) -
     expect(page.get_by_text("Then that")).to_be_visible()
     picture(page, "demonstration")
     assert queue.guideline("demonstration").startswith("Say it kindly.")
+
+
+@pytest.mark.parametrize(
+    ("locale", "there", "back"),
+    [("en-US", "Labelling", "Chat"), ("zh-CN", "标注", "对话")],
+    ids=["English", "Chinese"],
+)
+def test_the_chat_and_the_labelling_pages_lead_to_each_other(
+    house: House, locale: str, there: str, back: str
+) -> None:
+    """By keyboard, and the message that is being typed is still there after."""
+    Queue(house.store).add("demonstration", PROMPT)
+    page = house.sign_in("Lee", "/", locale=locale)
+    page.locator("main textarea").fill("half a thou")
+
+    def tab_to(name: str) -> None:
+        for _ in range(30):
+            page.keyboard.press("Tab")
+            if page.evaluate("document.activeElement.innerText?.trim()") == name:
+                return
+        pytest.fail(f"Tab does not reach {name}")
+
+    tab_to(there)
+    page.keyboard.press("Enter")
+    expect(page.locator("#demonstration")).to_be_focused()
+    assert page.url.endswith("/label")
+    page.locator("body").click(position={"x": 1, "y": 1})
+    tab_to(back)
+    page.keyboard.press("Enter")
+    expect(page.locator("main textarea")).to_have_value("half a thou")
+    page.go_back()
+    expect(page.locator("#demonstration")).to_be_visible()
+    width = page.evaluate("document.documentElement.scrollWidth")
+    page.set_viewport_size({"width": 360, "height": 740})
+    expect(page.get_by_role("link", name=back, exact=True)).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= min(width, 360)

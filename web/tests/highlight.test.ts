@@ -1,10 +1,12 @@
 import { expect, test } from 'vitest';
 import { highlight } from '../src/lib/highlight';
-import { toHtml } from '../src/lib/markdown';
+import { Blocks } from '../src/lib/markdown';
+
+const htmlOf = (text: string): string => new Blocks().of(text)[0]!.html;
 
 function block(markdown: string): HTMLElement {
   const node = document.createElement('div');
-  node.innerHTML = toHtml(markdown);
+  node.innerHTML = htmlOf(markdown);
   return node.querySelector('code')!;
 }
 

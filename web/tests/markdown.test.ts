@@ -1,5 +1,11 @@
 import { expect, test } from 'vitest';
-import { toHtml } from '../src/lib/markdown';
+import { Blocks } from '../src/lib/markdown';
+
+const toHtml = (markdown: string): string =>
+  new Blocks()
+    .of(markdown)
+    .map(({ html }) => html)
+    .join('');
 
 function shown(markdown: string): HTMLElement {
   const node = document.createElement('div');
@@ -60,3 +66,23 @@ test('a language that is no language stays harmless', () => {
   expect(node.querySelector('img')).toBeNull();
   expect(node.querySelector('code')?.textContent).toBe('x');
 });
+
+test('a text that grows is the same in the end, and keeps the blocks that are whole', () => {
+  const text = [
+    '# One\n\nTwo [link][far] *three*\n\n',
+    '- a\n\n- b\n  1. c\n\n```python\nprint(1)\n\nprint(2)\n```\n\n',
+    '| x | y |\n|---|---|\n| 1 | 2 |\n\n> quoted\nstill\n\n    indented\n\n    more\n\n---\nlast\n\n',
+    '[far]: https://example.org\n\nend',
+  ].join('');
+  const growing = new Blocks();
+  let kept = 0;
+  let before: unknown[] = [];
+  for (let end = 1; end <= text.length; end += 4) {
+    const now = growing.of(text.slice(0, end));
+    expect(now.map(({ html }) => html)).toEqual(new Blocks().of(text.slice(0, end)).map(({ html }) => html));
+    kept += now.filter((each, place) => each === before[place]).length;
+    before = now;
+  }
+  expect(toHtml(text)).toContain('href="https://example.org"');
+  expect(kept).toBeGreaterThan(100);
+}, 60_000);

@@ -66,6 +66,7 @@ def serve(
     from lmsmith.feedback.database import default_database, make_safe
     from lmsmith.feedback.people import People
     from lmsmith.feedback.store import Store
+    from lmsmith.server import pages
     from lmsmith.server.answering import Serving
     from lmsmith.server.app import create_app
     from lmsmith.server.guard import LOOPBACK
@@ -94,6 +95,7 @@ def serve(
                 "let people in by name: lmsmith users add",
             )
         listening = closing.enter_context(contextlib.closing(listen(host, port)))
+        print(f"reading {', '.join(models)}", flush=True)
         machine = prepare_reading(MachineConfig(threads=threads))
         served = compute_aside(
             lambda: serve_models(
@@ -118,7 +120,10 @@ def serve(
 
         def ready() -> None:
             print(f"conversations are kept in {kept_in}")
-            print(f"the chat page is at {address}, OpenAI's API at {address}/v1")
+            if pages.assets():
+                print(f"the chat page is at {address}, OpenAI's API at {address}/v1")
+            else:
+                print(f"the chat page is not built; {address} says how. The API is at {address}/v1")
             print(f"{address}/v1 is ready; Ctrl-C ends", flush=True)
             if open:
                 webbrowser.open(address)

@@ -30,7 +30,7 @@ export type AnswerEvent = {
   answer?: string;
   delta?: string;
   message?: Message | null;
-  error?: { message: string };
+  error?: { message: string; code?: string | null };
 };
 
 const at = (id: string): string => `/api/conversations/${encodeURIComponent(id)}`;

@@ -37,8 +37,19 @@ export function resetSettings(): void {
   keepSettings();
 }
 
-/** Learn which models there are; one that is gone is not chosen any more. */
-export async function askModels(): Promise<void> {
+let asked: Promise<void> | undefined;
+
+/** Learn which models there are, once or anew; one that is gone is not chosen any more. */
+export function askModels(anew = false): Promise<void> {
+  if (anew) asked = undefined;
+  asked ??= ask().catch((error: unknown) => {
+    asked = undefined;
+    throw error;
+  });
+  return asked;
+}
+
+async function ask(): Promise<void> {
   models.all = await server.models();
   const names = models.all.map((each) => each.id);
   if (!names.includes(settings.model)) settings.model = names[0] ?? '';

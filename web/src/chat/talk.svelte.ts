@@ -1,3 +1,5 @@
+import { ApiError } from '../lib/api';
+import { reasonOf } from '../lib/errors';
 import { go } from '../lib/path.svelte';
 import { complain } from '../lib/toasts.svelte';
 import { list } from './list.svelte';
@@ -165,20 +167,22 @@ class Talk {
       for await (const event of await server.answer(id, parent, asked, note)) {
         if (event.answer) writing.answer = event.answer;
         if (event.delta) writing.text += event.delta;
-        if (event.error) writing.problem = event.error.message;
+        if (event.error) writing.problem = reasonOf(new ApiError(500, event.error.message, event.error.code));
         if (event.message !== undefined) {
           kept = true;
           if (event.message) this.#take(id, event.message);
         }
       }
     } catch (error) {
-      writing.problem = error instanceof Error ? error.message : String(error);
+      writing.problem = reasonOf(error);
     }
+    if (!kept) writing.problem ||= reasonOf(new ApiError(0, ''));
     writing.ended = true;
     if (!kept && writing.text) kept = await this.#found(id, parent, known, writing.text);
     if (this.id !== id) return;
-    if (writing.problem) complain(new Error(writing.problem));
-    if (kept || !writing.text) this.writing = this.writing.filter((each) => each !== writing);
+    const shown = writing.text !== '' && !kept; // with its problem, and a way to keep it
+    if (writing.problem && !shown) complain(new Error(writing.problem));
+    if (!shown) this.writing = this.writing.filter((each) => each !== writing);
     list.touch(id);
   }
 

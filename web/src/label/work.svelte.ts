@@ -1,4 +1,5 @@
 import { ApiError, call, send } from '../lib/api';
+import { reasonOf } from '../lib/errors';
 import { forget, keep, recall } from '../lib/kept';
 
 /** A labeler's work: the task at hand, its draft, and what is left. */
@@ -56,7 +57,7 @@ export class Work {
       this.progress = found.progress;
       this.#show(found.task);
     } catch (error) {
-      this.problem = error instanceof Error ? error.message : String(error);
+      this.problem = reasonOf(error);
       this.task = null;
     } finally {
       this.loading = false;

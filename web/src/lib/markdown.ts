@@ -49,7 +49,30 @@ function purifier(): typeof DOMPurify {
   return DOMPurify;
 }
 
-export function toHtml(markdown: string): string {
-  const html = marked.parse(markdown, { async: false });
-  return purifier().sanitize(html, allowed);
+/** A paragraph, list, table or block of code: its Markdown, and its HTML. */
+export interface Block {
+  raw: string;
+  html: string;
+}
+
+/** A text in blocks, drawn again as it grows: what stays as it was is not made anew. */
+export class Blocks {
+  #made: Block[] = [];
+  #links = '{}';
+
+  of(markdown: string): Block[] {
+    const tokens = marked.lexer(markdown);
+    // A link's address may stand far below it: with every new one all is read again.
+    const links = JSON.stringify(tokens.links);
+    const before = links === this.#links ? this.#made : [];
+    this.#links = links;
+    this.#made = tokens
+      .filter((token) => token.type !== 'space' && token.type !== 'def')
+      .map((token, place) => {
+        const same = before[place];
+        if (same?.raw === token.raw) return same;
+        return { raw: token.raw, html: purifier().sanitize(marked.parser([token]), allowed) };
+      });
+    return this.#made;
+  }
 }

@@ -1,3 +1,5 @@
+import { ApiError } from './api';
+
 /** Server-sent events out of bytes that the network cuts anywhere. */
 export class EventParser {
   #decoder = new TextDecoder('utf-8');
@@ -48,14 +50,17 @@ export class EventParser {
   }
 }
 
-/** The events of a response, as objects, until `[DONE]` or its end. */
+/** The events of a response, as objects, until `[DONE]` or its end.
+ *  Throws an ApiError of status 0 where the connection breaks. */
 export async function* events<Event>(response: Response): AsyncGenerator<Event> {
   const reader = response.body?.getReader();
   if (!reader) return;
   const parser = new EventParser();
   try {
     for (;;) {
-      const { done, value } = await reader.read();
+      const { done, value } = await reader.read().catch((error: unknown) => {
+        throw new ApiError(0, String(error));
+      });
       for (const data of done ? parser.end() : parser.push(value)) {
         if (data === '[DONE]') return;
         yield JSON.parse(data) as Event;

@@ -1,3 +1,5 @@
+import { reasonOf } from './errors';
+
 /** Short messages at the edge of the page, each perhaps with something to do. */
 export interface Toast {
   id: number;
@@ -31,5 +33,5 @@ export function dismiss(id: number): void {
 
 /** Say what went wrong. */
 export function complain(error: unknown): void {
-  toast(error instanceof Error ? error.message : String(error), { bad: true });
+  toast(reasonOf(error), { bad: true });
 }

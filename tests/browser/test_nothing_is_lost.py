@@ -1,0 +1,248 @@
+"""What users of other pages lost: text in a cut event, answers, the page itself, old talks."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, Route, expect
+from worlds import SENTENCE, parrot, running
+
+from lmsmith.feedback.store import Store
+
+FIRST = Path(__file__).parents[1] / "feedback/first_version.sql"
+
+CUT = """
+const real = window.fetch;
+window.fetch = async (...asked) => {
+  const answer = await real(...asked);
+  if (!asked[0].endsWith('/answers')) return answer;
+  const cut = new TransformStream({
+    transform: (bytes, out) => bytes.forEach((byte) => out.enqueue(Uint8Array.of(byte))),
+  });
+  window.cut = true;
+  return new Response(answer.body.pipeThrough(cut), answer);
+};
+"""
+"""The network gives every byte alone."""
+
+FLOOD = """
+const real = window.fetch;
+const block = (number) =>
+  `## Part ${number}\\n\\nSome *words* of part ${number}, `.padEnd(400, 'and more ')
+  + '\\n\\n```python\\nprint(1)\\n```\\n\\n';
+window.fetch = async (...asked) => {
+  if (!asked[0].endsWith('/answers')) return real(...asked);
+  const say = (event) => new TextEncoder().encode(`data: ${JSON.stringify(event)}\\n\\n`);
+  let number = 0;
+  return new Response(new ReadableStream({
+    async pull(out) {
+      if (number === 600) return new Promise(() => {});
+      const text = block(number++);
+      for (let at = 0; at < text.length; at += 20)
+        out.enqueue(say({ delta: text.slice(at, at + 20) }));
+      await new Promise((done) => setTimeout(done, 5));
+    },
+  }));
+};
+window.drawn = 0;
+new MutationObserver((all) => {
+  for (const { addedNodes } of all)
+    for (const node of addedNodes)
+      if (node.nodeType === 1)
+        window.drawn += node.matches('.block') + node.querySelectorAll('.block').length;
+}).observe(document, { childList: true, subtree: true });
+window.frames_ = [];
+let last = performance.now();
+const frame = (now) => {
+  window.frames_.push(now - last);
+  last = now;
+  requestAnimationFrame(frame);
+};
+requestAnimationFrame(frame);
+"""
+"""An answer of 250,000 characters within seconds, which does not end; what is drawn, and when."""
+
+
+@dataclass
+class Chat:
+    """A server, its store, and browsers that look at it."""
+
+    address: str
+    store: Store
+    browser: Browser
+
+    def visit(self, path: str = "/", script: str = "", **options: Any) -> Page:
+        context = self.browser.new_context(**{"locale": "en-US", **options})
+        page = context.new_page()
+        page.set_default_timeout(30_000)
+        page.on("pageerror", lambda error: pytest.fail(f"in the page: {error}"))
+        if script:
+            page.add_init_script(script)
+        page.goto(self.address + path)
+        return page
+
+    def messages(self, page: Page) -> list[Any]:
+        me = self.store.person("owner").id
+        return self.store.tree(me, page.url.rpartition("/")[2])
+
+
+@pytest.fixture
+def chat(browser: Browser, tmp_path: Path) -> Iterator[Chat]:
+    with sqlite3.connect(tmp_path / "chat.db") as connection:
+        connection.executescript(FIRST.read_text(encoding="utf-8"))
+    connection.close()
+    store = Store(tmp_path / "chat.db")
+    with running({"parrot": parrot()}, store=store) as served:
+        yield Chat(served.address, store, browser)
+        for context in browser.contexts:
+            context.close()
+    store.close()
+
+
+def say(page: Page, text: str) -> None:
+    page.get_by_label("Write a message").fill(text)
+    page.keyboard.press("Enter")
+
+
+def test_a_network_that_cuts_every_byte_loses_no_character(chat: Chat) -> None:
+    page = chat.visit(script=CUT)
+    seen = page.evaluate_handle(
+        """() => {
+            const seen = new Set();
+            new MutationObserver(() => {
+                const text = document.querySelector('.writing')?.innerText.trim();
+                if (text) seen.add(text);
+            }).observe(document.body, {childList: true, subtree: true, characterData: true});
+            return seen;
+        }"""
+    )
+    say(page, "é 你 🙂?")
+    expect(page.get_by_label("Answer again")).to_be_visible()
+    assert page.evaluate("window.cut")
+    assert page.locator("article.assistant .markdown").inner_text() == SENTENCE
+    assert all(SENTENCE.startswith(text) for text in seen.evaluate("seen => [...seen]"))
+    assert chat.messages(page)[-1].content == SENTENCE
+
+
+def test_an_answer_whose_server_is_gone_stays_and_can_be_kept(chat: Chat) -> None:
+    page = chat.visit()
+
+    def break_off(route: Route) -> None:
+        events = [{"answer": "x"}, {"delta": "The first "}, {"delta": "half 🙂"}]
+        body = "".join(f"data: {json.dumps(event)}\n\n" for event in events)
+        route.fulfill(status=200, content_type="text/event-stream", body=body)
+
+    page.route("**/answers", break_off)
+    say(page, "go on")
+    broken = page.get_by_role("alert")
+    expect(broken).to_contain_text("The connection to the server broke.")
+    expect(page.locator(".writing")).to_contain_text("The first half 🙂")
+    assert len(chat.messages(page)) == 1
+    broken.get_by_role("button", name="Save it").click()
+    expect(page.locator("article.assistant")).to_contain_text("What was written is kept.")
+    kept = chat.messages(page)[-1]
+    assert (kept.content, kept.finish) == ("The first half 🙂", "error")
+    page.reload()
+    expect(page.locator("article.assistant")).to_contain_text("The first half 🙂")
+
+
+def test_a_server_that_is_busy_or_gone_says_so_in_the_readers_language(chat: Chat) -> None:
+    page = chat.visit(locale="zh-CN")
+    busy = {"error": {"message": "8 wait", "type": "x", "param": None, "code": "queue_full"}}
+    page.route("**/answers", lambda route: route.fulfill(status=429, json=busy))
+    page.get_by_label("输入消息").fill("你好")
+    page.keyboard.press("Enter")
+    expect(page.locator(".toast.bad")).to_contain_text("服务器正忙")
+    page.unroute("**/answers")
+    page.get_by_role("button", name="回答这条消息").click()  # what was said is there still
+    expect(page.locator("article.assistant")).to_contain_text(SENTENCE)
+    page.route("**/messages", lambda route: route.abort())
+    page.get_by_label("输入消息").fill("再说一句")
+    page.keyboard.press("Enter")
+    expect(page.locator(".toast.bad").last).to_contain_text("与服务器的连接断开了")
+    expect(page.get_by_label("输入消息")).to_have_value("再说一句")
+
+
+def test_a_long_answer_does_not_freeze_the_page(chat: Chat) -> None:
+    page = chat.visit(script=FLOOD)
+    say(page, "everything, please")
+    expect(page.locator(".writing .block").nth(30)).to_be_attached()
+    first = page.locator(".writing .block").first.element_handle()
+    assert first is not None
+    page.get_by_label("Write a message").press_sequentially("next")
+    page.evaluate("node => getSelection().selectAllChildren(node)", first)
+    expect(page.locator(".writing .block")).to_have_count(1800, timeout=90_000)
+    # What is whole is not drawn anew, or a long answer would take longer and longer to draw.
+    assert page.evaluate("window.drawn") < 2 * 1800
+    times = sorted(page.evaluate("window.frames_"))
+    print(f"{len(times)} frames, p95 {times[int(0.95 * len(times))]:.0f} ms, worst {times[-1]:.0f}")
+    # And so it can be selected, and copied, while the rest is written.
+    assert page.evaluate("node => node.isConnected", first)
+    assert page.evaluate("String(getSelection())").startswith("Part 0")
+    expect(page.get_by_label("Write a message")).to_have_value("next")
+    assert page.locator(".writing .copy-code").count() == 600
+    page.get_by_label("Stop").click()
+
+
+def test_a_slip_of_the_hand_takes_no_words_away(chat: Chat) -> None:
+    page = chat.visit()
+    say(page, "hello")
+    page.locator("article.user").hover()
+    page.get_by_label("Edit", exact=True).click()
+    area = page.get_by_label("Edit the message; a new branch begins here")
+    area.fill("hello, with much more to say")
+    page.keyboard.press("Escape")
+    page.locator("article.user").hover()
+    page.get_by_label("Edit", exact=True).click()
+    expect(area).to_have_value("hello, with much more to say")
+    page.keyboard.press("Escape")
+    page.get_by_label("Bad answer").click()
+    page.get_by_label("Not true").check()
+    page.get_by_label("Anything else").fill("tea is not rain")
+    page.mouse.click(5, 300)  # beside the window
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    page.get_by_label("Bad answer").click()
+    expect(page.get_by_label("Not true")).to_be_checked()
+    expect(page.get_by_label("Anything else")).to_have_value("tea is not rain")
+    page.get_by_role("button", name="Save").click()
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    assert page.evaluate("Object.keys(localStorage).filter((key) => /judgement/.test(key))") == []
+
+
+def test_a_conversation_of_the_first_version_is_read_and_continued(chat: Chat) -> None:
+    page = chat.visit()
+    page.get_by_role("link", name="雨和茶 🙂").click()
+    answer = page.locator("article.assistant")
+    expect(answer.first).to_contain_text("Tea alone.")
+    expect(page.get_by_text("3/3")).to_be_visible()
+    page.get_by_label("Previous version").click()
+    expect(page.get_by_text("You wrote a better answer")).to_be_visible()
+    page.get_by_label("Previous version").click()
+    expect(answer.locator("strong")).to_have_text("rain")
+    expect(answer.last).to_contain_text("因为茶是暖的。")
+    expect(page.get_by_label("Good answer").first).to_have_attribute("aria-pressed", "true")
+    say(page, "and now?")
+    expect(answer.last).to_contain_text(SENTENCE)
+    assert [each.parent_id for each in chat.messages(page)[-2:]] == [7, 9]
+
+
+def test_copying_needs_no_secure_origin(chat: Chat) -> None:
+    page = chat.visit(script="Object.defineProperty(navigator, 'clipboard', {value: undefined});")
+    say(page, "hello")
+    expect(page.get_by_label("Answer again")).to_be_visible()
+    copied = page.evaluate_handle(
+        """() => {
+            const found = [];
+            document.addEventListener('copy', () => found.push(String(getSelection())));
+            return found;
+        }"""
+    )
+    page.locator("article.assistant").get_by_label("Copy", exact=True).click()
+    expect(page.locator(".toast")).to_contain_text("Copied")
+    assert copied.evaluate("found => found") == [SENTENCE]

@@ -1,0 +1,20 @@
+import { ApiError } from './api';
+import { t, type Key } from './i18n.svelte';
+
+/** What went wrong, in the reader's language where the page knows it, else in the server's words. */
+
+const known: Record<string, Key> = {
+  queue_full: 'error.busy',
+  shutting_down: 'error.ending',
+  timeout: 'error.slow',
+  context_length_exceeded: 'error.long',
+  internal_error: 'error.internal',
+};
+
+export function reasonOf(error: unknown): string {
+  if (error instanceof ApiError) {
+    const key = error.status === 0 ? 'error.network' : known[error.code ?? ''];
+    return key ? t(key) : error.message;
+  }
+  return error instanceof Error ? error.message : String(error);
+}
