@@ -1,17 +1,23 @@
-"""The table of ``lmsmith eval``."""
+"""What ``lmsmith eval`` prints, and where its page is written."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
-from lmsmith.evaluation.comparing import Comparison
+from lmsmith.cli.output import print_json
+from lmsmith.evaluation.comparing import Comparison, compare_rows
 from lmsmith.evaluation.measures import measure_of
 from lmsmith.evaluation.suite import TaskResult
+from lmsmith.evaluation.versus import Versus
 from lmsmith.report.evaluation_page import (
+    build_evaluation_page,
     contamination_rows,
     nearest,
     ordered_measures,
@@ -19,6 +25,10 @@ from lmsmith.report.evaluation_page import (
 )
 from lmsmith.report.numbers import duration, signed
 from lmsmith.report.shown import shown_interval, shown_value
+from lmsmith.report.versus import versus_sentences
+
+if TYPE_CHECKING:
+    from lmsmith.cli.eval_run import Measured
 
 
 def results_table(results: Sequence[TaskResult]) -> Table:
@@ -88,3 +98,55 @@ def comparison_table(comparisons: Sequence[Comparison], a: str, b: str) -> Table
             each.verdict,
         )
     return table
+
+
+def report(
+    found: Measured,
+    before: Measured | None,
+    place: Path,
+    json: bool,
+    versus: Versus | None = None,
+) -> int:
+    """Write the page, and print the table or the JSON."""
+    comparisons, other = [], ""
+    if before is not None:
+        other = before.record["model"]
+        by_name = {result.name: result for result in before.results}
+        for result in found.results:
+            rows = by_name[result.name].rows
+            name, measure, seed = result.name, result.task.measure, result.setting.seed
+            comparisons.append(compare_rows(name, measure, rows, result.rows, seed))
+    page = build_evaluation_page(
+        place,
+        found.record,
+        found.results,
+        comparisons=comparisons,
+        other=other,
+        others={result.name: result.rows for result in before.results} if before else {},
+        versus=versus,
+    )
+    if json:
+        compared = {"compared_with": other, "comparisons": [c.as_dict() for c in comparisons]}
+        print_json(found.record | (compared if other else {}) | {"report": str(page)})
+        return 0
+    print_tables(found, comparisons, other)
+    if versus is not None:
+        for sentence in versus_sentences(versus, found.record["model"], other):
+            print(f"win rate: {sentence}")
+    print(f"report: {page}")
+    return 0
+
+
+def print_tables(found: Measured, comparisons: list[Comparison], other: str) -> None:
+    """Each task's value with its interval, beside the papers' figures of the nearest sizes."""
+    # A pipe has no width of its own; a table that is cut would say less.
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    if found.results:
+        console.print(results_table(found.results))
+    for line in paper_lines(found.results, found.record["parameters"]):
+        print(f"papers: {line}")
+    if any("contamination" in result for result in found.record["results"]):
+        print("contamination: the lower of all and clean items is the headline")
+        console.print(contamination_table(found.record))
+    if comparisons:
+        console.print(comparison_table(comparisons, other, found.record["model"]))
