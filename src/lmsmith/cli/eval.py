@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from lmsmith.cli.eval_plan import Plan, folder_name, make_plan, with_raters
+from lmsmith.cli.eval_plan import Plan, make_plan, models_to_measure, places_of, with_raters
 from lmsmith.core.errors import UserError
 from lmsmith.core.recipe import MachineConfig
 
@@ -34,9 +34,15 @@ def evaluate(
     ] = (),
     classifier: Annotated[str, tyro.conf.arg(metavar="TASK=LABEL")] = "",
     judge: Annotated[str, tyro.conf.arg(metavar="MODEL")] = "",
-    compare: Annotated[str, tyro.conf.arg(metavar="MODEL")] = "",
+    compare: Annotated[
+        tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="MODEL")
+    ] = (),
+    stages: bool = False,
     win_rate: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
     reply_tokens: Annotated[int, tyro.conf.arg(metavar="N")] = 256,
+    greedy: bool = False,
+    labelers: Annotated[int, tyro.conf.arg(metavar="N")] = 1,
+    database: Annotated[str, tyro.conf.arg(metavar="FILE")] = "",
     folder: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
     json: bool = False,
     quiet: bool = False,
@@ -66,26 +72,34 @@ def evaluate(
         classifier: What scores toxicity in the patterns' place: a task of your own (lmsmith task
             add) and its label for what is toxic.
         judge: The model that grades, classifies and judges; by default the one that is measured.
-        compare: A second model, asked the same items: what the first gains over it.
-        win_rate: Instructions (.jsonl) to which both models reply; --judge says whose reply is
-            better: a reward model's folder, or any model that writes, shown both orders.
+            For a win rate also people: labelers, by the pages of lmsmith serve.
+        compare: Another model, asked the same items: what the first gains over it. May be given
+            more than once.
+        stages: Of a run: measure its pretrained, SFT and PPO models, and what each changed.
+        win_rate: Instructions (.jsonl) to which all models reply as in lmsmith chat; --judge says
+            whose reply is better: a reward model's folder, any model that writes, shown both
+            orders, or people.
         reply_tokens: Longest reply to an instruction.
+        greedy: Reply by the likeliest token each time, not as lmsmith chat draws.
+        labelers: How many people are to judge each pair.
+        database: The labelers': a file, or a URL; the server's if it is left out.
         folder: Where results go; evals/MODEL by default.
         json: Print one JSON object on standard output, and nothing else there.
         quiet: Show no progress.
     """
     from lmsmith.cli.eval_run import Run, add_contamination
-    from lmsmith.cli.eval_table import report
-    from lmsmith.cli.eval_versus import Instructions
+    from lmsmith.cli.eval_table import compared, report
+    from lmsmith.cli.eval_versus import PEOPLE, Instructions
     from lmsmith.core.files import write_json
     from lmsmith.evaluation.tasks.data import search_path
     from lmsmith.training.machine import prepare_process
 
     if limit is not None and limit < 1:
         raise UserError(f"--limit {limit}: must be 1 or more", "leave it out for all items")
-    if compare and folder_name(compare) == folder_name(model):
-        raise UserError(f"--compare {compare}: the same model", "name another")
-    if win_rate and not (compare and judge):
+    if labelers < 1:
+        raise UserError(f"--labelers {labelers}: must be 1 or more", "e.g. --labelers 3")
+    models, pairs = models_to_measure(model, compare, stages)
+    if win_rate and not (pairs and judge):
         raise UserError(
             f"--win-rate {win_rate}: needs a second model and a judge",
             "name both: --compare MODEL --judge MODEL",
@@ -93,7 +107,12 @@ def evaluate(
     plan: Plan = []
     if tasks or suite or not win_rate:
         plan = make_plan(tasks, suite, shots, fixed_shots, limit, seed, measure)
-    plan = with_raters(plan, classifier, judge)
+    plan = with_raters(plan, classifier, "" if judge == PEOPLE else judge)
+    instructions = None
+    if win_rate:
+        instructions = Instructions(
+            win_rate, limit, reply_tokens, seed, greedy, judge, database, labelers
+        )
     run = Run(
         plan,
         search_path(data),
@@ -102,20 +121,20 @@ def evaluate(
         chat,
         skip_missing=bool(suite),
         quiet=quiet or json,
-        instructions=Instructions(win_rate, limit, reply_tokens, seed) if win_rate else None,
+        instructions=instructions,
     )
-    place = folder or Path("evals") / folder_name(model)
-    beside = place.with_name(f"{place.name}-{folder_name(compare)}") if folder else None
-    before = None
-    if compare:
-        before = run.measure(compare, beside or Path("evals") / folder_name(compare))
-    found = run.measure(model, place)
+    measured = [run.measure(*each) for each in zip(models, places_of(models, folder), strict=True)]
+    found = measured[-1]
     if contamination:
         add_contamination(found, contamination)
-    versus = None
-    if run.instructions is not None and before is not None:
-        versus = run.instructions.judged(found, before, judge, run.machine, place)
-        found.record["win_rate"] = versus.as_dict() | {"against": before.record["model"]}
+    paired = [(measured[before], measured[after]) for before, after in pairs]
+    versus = []
+    if instructions is not None:
+        versus = instructions.judged(paired, run.machine, quiet=run.quiet)
+        found.record["win_rates"] = [each.as_dict() for each in versus]
     if contamination or versus:
-        write_json(place / "results.json", found.record)
-    return report(found, before, place, json, versus)
+        write_json(found.place / "results.json", found.record)
+    report(measured, compared(paired, versus), json=json)
+    if instructions is not None and not json and (step := instructions.next_step(versus)):
+        print(step)
+    return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,6 +74,54 @@ def with_raters(plan: Plan, classifier: str, judge: str) -> Plan:
         rated = task.kind == "rated"
         changed.append((title, replace(task, rating=rating) if rated else task, setting))
     return changed
+
+
+def models_to_measure(
+    model: str, compare: Sequence[str], stages: bool
+) -> tuple[list[str], list[tuple[int, int]]]:
+    """The models in order, the page's own last, and which pairs are compared: (before, after).
+
+    Stages are compared each with the one before it; others each with the model.
+
+    Raises:
+        UserError: one is named twice, or the run has no two stages that write.
+    """
+    if stages and compare:
+        raise UserError("--stages and --compare: not both", "name the stages by --compare instead")
+    words = stages_of(model) if stages else [*compare, model]
+    names = [folder_name(word) for word in words]
+    twice = next((word for word in words if names.count(folder_name(word)) > 1), None)
+    if twice is not None:
+        raise UserError(f"--compare {twice}: the same model twice", "name another")
+    last = len(words) - 1
+    return words, [(n, n + 1 if stages else last) for n in range(last)]
+
+
+def stages_of(run: str) -> list[str]:
+    """The folders of a run's stages that made a model which writes, the first one first.
+
+    Raises:
+        UserError: there are not two of them.
+    """
+    from lmsmith.catalogue.resolving import WRITING_STAGES
+
+    found = [
+        str(Path(run) / stage)
+        for stage in reversed(WRITING_STAGES)
+        if (Path(run) / stage / "model" / "config.json").is_file()
+    ]
+    if len(found) < 2:
+        problem = f"{run}: no run with two stages that write"
+        raise UserError(problem, "name a run's folder, such as runs/quickstart --stages")
+    return found
+
+
+def places_of(words: Sequence[str], folder: Path | None) -> list[Path]:
+    """Where each model's results go: evals/MODEL, or the folder for the last one."""
+    if folder is None:
+        return [Path("evals") / folder_name(word) for word in words]
+    beside = [folder.with_name(f"{folder.name}-{folder_name(word)}") for word in words[:-1]]
+    return [*beside, folder]
 
 
 def split_words(text: str) -> list[str]:

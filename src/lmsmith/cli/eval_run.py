@@ -14,16 +14,38 @@ from lmsmith.cli.output import choose_progress
 from lmsmith.core.progress import RunProgress
 
 if TYPE_CHECKING:
+    from lmsmith.evaluation.instructions import Replies
     from lmsmith.evaluation.suite import TaskResult
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A model's results; ``record`` is what results.json holds."""
+    """A model's results.
 
+    Attributes:
+        word: as the user named it.
+        place: the folder of its results.
+        record: what results.json holds.
+        results: of the tasks.
+        replies: to instructions, if there are any.
+    """
+
+    word: str
+    place: Path
     record: dict[str, Any]
     results: list[TaskResult]
-    replies: Sequence[str] = ()
+    replies: Replies | None = None
+
+    @property
+    def name(self) -> str:
+        """The model's."""
+        return str(self.record["model"])
+
+    @property
+    def replied(self) -> Replies:
+        """Its replies, which there are."""
+        assert self.replies is not None, "asked for where instructions were put to the model"
+        return self.replies
 
 
 @dataclass(frozen=True)
@@ -54,7 +76,7 @@ class Run:
                 results = run_plan(
                     subject, self.plan, self.path, place, progress, skip_missing=self.skip_missing
                 )
-                replies = []
+                replies = None
                 if self.instructions is not None:
                     progress.stage_begins("replies", "")
                     started = time.monotonic()
@@ -62,7 +84,8 @@ class Run:
                     progress.stage_ends("replies", time.monotonic() - started)
             finally:
                 progress.close()
-            return Measured(record_results(subject, results, place), results, replies)
+            record = record_results(subject, results, place)
+            return Measured(model, place, record, results, replies)
 
 
 def run_plan(
