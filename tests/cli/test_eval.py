@@ -301,6 +301,10 @@ def test_scores_without_what_was_trained_on(here: Path, capsys: pytest.CaptureFi
         (["one", "--tasks", "word.jsonl", "--measure", "bleu"], "--measure bleu"),
         (["one", "--tasks", "word.jsonl", "--data", "nowhere"], "nowhere: no such folder"),
         (["three", "--tasks", "word.jsonl"], "three: no such folder"),
+        (["one", "--tasks", "word.jsonl", "--contamination", "no.txt"], "no.txt: no such file"),
+        (["one", "--compare", "two", "--win-rate", "no.jsonl", "--judge", "two"], "no.jsonl"),
+        (["one", "--compare", "two", "--win-rate", "word.jsonl", "--judge", "x"], "no instruction"),
+        (["one", "--compare", "two", "--labelers", "0", "--tasks", "word.jsonl"], "--labelers 0"),
     ],
 )
 def test_mistakes_are_told_in_one_message(

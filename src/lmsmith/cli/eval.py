@@ -98,6 +98,9 @@ def evaluate(
         raise UserError(f"--limit {limit}: must be 1 or more", "leave it out for all items")
     if labelers < 1:
         raise UserError(f"--labelers {labelers}: must be 1 or more", "e.g. --labelers 3")
+    absent = next((file for file in contamination if not file.is_file()), None)
+    if absent is not None:
+        raise UserError(f"--contamination {absent}: no such file", "name a .txt or .jsonl file")
     models, pairs = models_to_measure(model, compare, stages)
     if win_rate and not (pairs and judge):
         raise UserError(
@@ -113,6 +116,7 @@ def evaluate(
         instructions = Instructions(
             win_rate, limit, reply_tokens, seed, greedy, judge, database, labelers
         )
+        instructions.check()
     run = Run(
         plan,
         search_path(data),

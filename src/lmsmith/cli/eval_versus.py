@@ -45,6 +45,19 @@ class Instructions:
     database: str = ""
     labelers: int = 1
 
+    def check(self) -> None:
+        """What can be known to be wrong before hours are spent.
+
+        Raises:
+            UserError: the instructions are none, or there is no such judge.
+        """
+        from lmsmith.catalogue.resolving import resolve
+        from lmsmith.evaluation.instructions import read_instructions
+
+        read_instructions(self.file, self.limit)
+        if self.judge != PEOPLE:
+            resolve(self.judge)
+
     def replies(self, subject: Any, place: Path, progress: RunProgress) -> Replies:
         """A model's replies."""
         from lmsmith.evaluation.instructions import read_instructions, reply_spec, write_replies
