@@ -106,7 +106,7 @@ def test_two_models_on_the_same_items(here: Path, capsys: pytest.CaptureFixture[
     found = evaluate(capsys, "one", *words, "--compare", "two")
     alone = evaluate(capsys, "two", *words)
     comparison = found["comparisons"][0]
-    assert found["compared_with"] == "two"
+    assert (comparison["model"], comparison["against"]) == ("one", "two")
     values = [r["results"][0]["measures"]["accuracy"]["value"] for r in (alone, found)]
     assert [comparison["value_a"], comparison["value_b"]] == pytest.approx(values)
     difference = comparison["difference"]
@@ -139,11 +139,12 @@ def test_a_win_rate_by_a_judge_that_reads_both_orders(
     (here / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ("--compare", "two", "--win-rate", "asked.jsonl", "--reply-tokens", "6")
     found = evaluate(capsys, "one", *words, "--judge", "two")
-    rate = found["win_rate"]
+    (rate,) = found["win_rates"]
     assert (rate["instructions"], rate["judge"], rate["against"]) == (4, "two", "two")
     assert found["results"] == []
     judged = [
-        json.loads(line) for line in (here / "evals/one/win-rate.jsonl").read_text().splitlines()
+        json.loads(line)
+        for line in (here / "evals/one/win-rate-two.jsonl").read_text().splitlines()
     ]
     assert rate["win_rate"]["value"] == pytest.approx(sum(row["won"] for row in judged) / 4)
     page = Path(found["report"]).read_text()
@@ -153,8 +154,104 @@ def test_a_win_rate_by_a_judge_that_reads_both_orders(
     shown = capsys.readouterr().out
     assert "win rate: one beats two on" in shown
     assert "both orders agree" in shown
+    assert "drawn as lmsmith chat does (temperature 0.8, top-p 0.95), seed 0" in shown
+    assert [each["search"] for each in rate["replies"]] == ["sample", "sample"]
+    greedy = evaluate(capsys, "one", *words, "--judge", "two", "--greedy")["win_rates"][0]
+    assert [each["temperature"] for each in greedy["replies"]] == [0.0, 0.0]
+    texts = [row["text"] for row in rows_of(here / "evals/one/replies.jsonl")]
+    assert greedy["replies"][0]["empty"] == texts.count("")
     assert cli.main(["eval", "one", *words, *COMMON]) == 2
     assert "--judge MODEL" in capsys.readouterr().err
+
+
+def rows_of(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_three_models_stand_side_by_side(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_model(here / "three", 3)
+    words = ("--tasks", "choose.jsonl,word.jsonl")
+    found = evaluate(capsys, "one", *words, "--compare", "two", "--compare", "three")
+    compared = [(row["task"], row["model"], row["against"]) for row in found["comparisons"]]
+    assert compared == [(t, "one", o) for o in ("two", "three") for t in ("choose", "word")]
+    assert [each["model"] for each in found["beside"]] == ["two", "three"]
+    page = Path(found["report"]).read_text()
+    section = page[page.index("<h2>Side by side</h2>") : page.index("<h2>one against two</h2>")]
+    for each in [*found["beside"], found]:
+        value = 100 * each["results"][0]["measures"]["accuracy"]["value"]
+        assert f"{value:.1f}" in section
+    assert "<svg" in section
+    assert "All models on all 30 items" in page
+
+
+def test_the_stages_of_a_run_are_compared_each_with_the_one_before(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed, stage in enumerate(("pretrain", "sft", "ppo"), start=1):
+        make_model(here / "runs/small" / stage / "model", seed)
+    (here / "asked.jsonl").write_text('{"prompt": "where is the dog?"}\n')
+    words = ("runs/small", "--stages", "--tasks", "choose.jsonl", "--reply-tokens", "4")
+    found = evaluate(capsys, *words, "--win-rate", "asked.jsonl", "--judge", "two")
+    steps = [("runs/small/sft", "runs/small/pretrain"), ("runs/small/ppo", "runs/small/sft")]
+    assert [(row["model"], row["against"]) for row in found["comparisons"]] == steps
+    assert [(row["model"], row["against"]) for row in found["win_rates"]] == steps
+    assert found["model"] == "runs/small/ppo"
+    assert cli.main(["eval", *words, "--quiet", *COMMON]) == 0
+    assert capsys.readouterr().out.count("difference") == 2
+    assert cli.main(["eval", *words, "--compare", "one", *COMMON]) == 2
+    assert "--stages and --compare" in capsys.readouterr().err
+    assert cli.main(["eval", "one", "--stages", "--tasks", "choose.jsonl", *COMMON]) == 2
+    assert "no run with two stages" in capsys.readouterr().err
+
+
+def test_a_win_rate_by_people_through_the_store(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lmsmith.feedback.queue import Queue
+    from lmsmith.feedback.store import Store
+
+    rows = [{"prompt": f"where is dog {n}?"} for n in range(6)]
+    (here / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ("one", "--compare", "two", "--win-rate", "asked.jsonl", "--reply-tokens", "6")
+    words = (*words, "--judge", "people", "--database", "people.db", "--labelers", "2")
+    assert cli.main(["eval", *words, "--quiet", *COMMON]) == 0
+    shown = capsys.readouterr().out
+    assert "one against two: nothing is judged yet" in shown
+    assert "12 are still to come, 6 pairs of them new in the queue" in shown
+    assert "next: lmsmith users add NAME --role labeler --database people.db" in shown
+    found = evaluate(capsys, *words)["win_rates"][0]
+    assert (found["win_rate"], found["people"]["added"], found["people"]["waiting"]) == (
+        None,
+        0,
+        12,
+    )
+    mine = {row["text"] for row in rows_of(here / "evals/one/replies.jsonl")}
+    store = Store(here / "people.db")
+    queue, orders = Queue(store), set()
+    for name, most in (("Ann", 6), ("Bob", 2)):
+        person = store.person(name, "labeler").id
+        for _ in range(most):
+            held = queue.next(person)
+            assert held is not None
+            assignment, task = held
+            texts = [task.responses[place] for place in assignment.shown]
+            orders.add(texts[0] in mine)
+            # Ann prefers the first model's replies; Bob sees a tie.
+            ranks = [1 if text in mine else 2 for text in texts] if name == "Ann" else [1, 1]
+            queue.submit(person, assignment.id, {"ranks": ranks})
+    store.close()
+    found = evaluate(capsys, *words)["win_rates"][0]
+    assert found["win_rate"]["value"] == pytest.approx((4 * 1 + 2 * 0.75) / 6)
+    assert (found["judge"], found["judged"], found["ties"]) == ("people", 6, 0)
+    work = found["people"]
+    assert (work["added"], work["judgements"], work["waiting"]) == (0, 8, 4)
+    assert (work["labelers"], work["several"], work["agreement"]["value"]) == (2, 2, 0.5)
+    kept = rows_of(here / "evals/one/win-rate-two-people.jsonl")
+    assert sorted(row["judgements"] for row in kept) == [1, 1, 1, 1, 2, 2]
+    turned = ("two", "--compare", "one", *words[3:])  # the same texts, the other way round
+    other = evaluate(capsys, *turned)["win_rates"][0]
+    assert other["people"]["added"] == 0
+    assert other["win_rate"]["value"] == pytest.approx(1 - found["win_rate"]["value"])
 
 
 def test_texts_that_are_rated_become_cards(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -204,6 +301,10 @@ def test_scores_without_what_was_trained_on(here: Path, capsys: pytest.CaptureFi
         (["one", "--tasks", "word.jsonl", "--measure", "bleu"], "--measure bleu"),
         (["one", "--tasks", "word.jsonl", "--data", "nowhere"], "nowhere: no such folder"),
         (["three", "--tasks", "word.jsonl"], "three: no such folder"),
+        (["one", "--tasks", "word.jsonl", "--contamination", "no.txt"], "no.txt: no such file"),
+        (["one", "--compare", "two", "--win-rate", "no.jsonl", "--judge", "two"], "no.jsonl"),
+        (["one", "--compare", "two", "--win-rate", "word.jsonl", "--judge", "x"], "no instruction"),
+        (["one", "--compare", "two", "--labelers", "0", "--tasks", "word.jsonl"], "--labelers 0"),
     ],
 )
 def test_mistakes_are_told_in_one_message(

@@ -186,7 +186,7 @@ def test_mistakes(call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": "x"}])
     words = ["feedback", "sample", "--prompts", "prompts.jsonl"]
     assert "name a model" in call(*words, code=2)
-    assert "4 to 9" in call(*words, "--answers", "3", code=2)
+    assert "2 to 9" in call(*words, "--answers", "1", code=2)
     assert "--count" in call(*words, "--count", "0", code=2)
     write_jsonl(tmp_path / "bad.jsonl", [{"text": "x"}])
     assert "bad.jsonl, line 1" in call("feedback", "sample", "--prompts", "bad.jsonl", code=2)

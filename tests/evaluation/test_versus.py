@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,23 @@ import numpy as np
 import pytest
 import torch
 
+from lmsmith.catalogue.sampling import Sampling
 from lmsmith.core.errors import UserError
 from lmsmith.core.progress import Progress, QuietProgress
 from lmsmith.core.recipe import MachineConfig
+from lmsmith.evaluation.instructions import (
+    Instruction,
+    Replies,
+    read_instructions,
+    reply_spec,
+    write_replies,
+)
 from lmsmith.evaluation.judges import ASKED, Compared, ModelJudge, RewardJudge, load_a_judge
 from lmsmith.evaluation.methods.likelihood import LikelihoodReader
 from lmsmith.evaluation.methods.subject import Subject
 from lmsmith.evaluation.methods.writing import Writer
 from lmsmith.evaluation.tasks.spec import AnswerSpec
-from lmsmith.evaluation.versus import Instruction, judge_replies, read_instructions, write_replies
+from lmsmith.evaluation.versus import Versus, judge_replies
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.folder import save_model
@@ -37,14 +46,23 @@ ROWS: list[Compared] = [
 
 
 class FixedJudge:
-    """Says what it is told to."""
+    """Says what it is told to, and counts what it is asked."""
 
     name = "fixed"
 
-    def __init__(self, first: Sequence[float], second: Sequence[float]) -> None:
+    def __init__(
+        self, first: Sequence[float], second: Sequence[float], fingerprint: str = "fixed"
+    ) -> None:
         self._pairs = list(zip(first, second, strict=True))
+        self.fingerprint = fingerprint
+        self.asked: list[str] = []
+        self.killed_after: int | None = None
 
     def compare(self, rows: Sequence[Compared]) -> list[dict[str, float]]:
+        if self.killed_after is not None and len(self.asked) >= self.killed_after:
+            raise KeyboardInterrupt
+        self.asked += [a for _, a, _ in rows]
+        said = [self._pairs[int(a.split()[-1])] for _, a, _ in rows]
         return [
             {
                 "score_a": (f + s) / 2,
@@ -52,7 +70,7 @@ class FixedJudge:
                 "a_shown_first": f,
                 "a_shown_second": s,
             }
-            for f, s in self._pairs
+            for f, s in said
         ]
 
 
@@ -60,19 +78,34 @@ def asked(count: int) -> list[Instruction]:
     return [Instruction(str(n), tuple(USER)) for n in range(count)]
 
 
-def test_a_judge_that_always_takes_the_first_ties_and_is_found_out() -> None:
-    replies = [f"reply {n}" for n in range(8)]
-    found = judge_replies(FixedJudge([0.9] * 8, [0.1] * 8), asked(8), replies, replies)
+def replied(model: str, texts: Sequence[str]) -> Replies:
+    return Replies(model, tuple(texts), AnswerSpec(), 0, model)
+
+
+def numbered(name: str, count: int) -> Replies:
+    return replied(name, [f"{name} {n}" for n in range(count)])
+
+
+def judged(judge: FixedJudge, count: int, folder: Path) -> Versus:
+    a, b = numbered("a", count), numbered("b", count)
+    return judge_replies(judge, asked(count), a, b, folder / "judged.jsonl", quiet())
+
+
+def test_a_judge_that_always_takes_the_first_ties_and_is_found_out(tmp_path: Path) -> None:
+    found = judged(FixedJudge([0.9] * 8, [0.1] * 8), 8, tmp_path)
+    assert found.rate is not None
     assert (found.rate.value, found.ties) == (0.5, 1.0)
     assert found.position_bias is not None
     assert found.position_bias.value == pytest.approx(0.4)
     assert found.consistent == 0.0
 
 
-def test_wins_ties_and_bias_are_counted() -> None:
+def test_wins_ties_and_bias_are_counted(tmp_path: Path) -> None:
     judge = FixedJudge([0.9, 0.2, 0.75, 0.6], [0.8, 0.1, 0.25, 0.5])
-    found = judge_replies(judge, asked(4), ["a"] * 4, ["b"] * 4)
+    found = judged(judge, 4, tmp_path)
     assert [row["won"] for row in found.rows] == [1.0, 0.0, 0.5, 1.0]
+    assert found.rate is not None
+    assert found.at_equal_length is not None
     assert found.rate.value == 0.625
     assert found.at_equal_length.value == pytest.approx(0.625, abs=1e-3)  # lengths are equal
     assert found.ties == 0.25
@@ -81,6 +114,50 @@ def test_wins_ties_and_bias_are_counted() -> None:
     assert found.position_bias is not None
     assert found.position_bias.value == pytest.approx(float(first.mean() / 2 - 0.5))
     json.dumps(found.as_dict())
+
+
+def test_after_a_kill_only_what_is_left_is_judged(tmp_path: Path) -> None:
+    chance = np.random.default_rng(3).random((2, 20))
+    whole = judged(FixedJudge(*chance), 20, tmp_path / "whole")
+    killed = FixedJudge(*chance)
+    killed.killed_after = 8
+    with pytest.raises(KeyboardInterrupt):
+        judged(killed, 20, tmp_path)
+    assert len(killed.asked) == 8
+    second = FixedJudge(*chance)
+    again = judged(second, 20, tmp_path)
+    assert second.asked == [f"a {n}" for n in range(8, 20)]
+    assert again.as_dict() == whole.as_dict()
+    assert list(again.rows) == list(whole.rows)
+    third = FixedJudge(*chance)
+    assert judged(third, 20, tmp_path).as_dict() == whole.as_dict()
+    assert third.asked == []
+
+
+def test_another_judge_or_other_replies_are_judged_anew(tmp_path: Path) -> None:
+    judged(FixedJudge([0.9] * 20, [0.9] * 20), 12, tmp_path)
+    more = FixedJudge([0.9] * 20, [0.9] * 20)
+    judged(more, 20, tmp_path)  # a higher limit
+    assert len(more.asked) == 8
+    other = FixedJudge([0.1] * 20, [0.1] * 20, "other")
+    found = judged(other, 20, tmp_path)
+    assert len(other.asked) == 20
+    assert found.rate is not None
+    assert found.rate.value == 0
+    drawn_anew = replace(numbered("b", 20), fingerprint="another seed")
+    log = tmp_path / "judged.jsonl"
+    judge_replies(other, asked(20), numbered("a", 20), drawn_anew, log, quiet())
+    assert len(other.asked) == 40
+
+
+def test_a_model_is_asked_as_chat_asks_it_and_empty_replies_are_counted(tiny: Subject) -> None:
+    own = replace(tiny, sampling=Sampling(0.3, 0.6))
+    drawn = reply_spec(own, 7)
+    assert (drawn.search, drawn.temperature, drawn.top_p) == ("sample", 0.3, 0.6)
+    assert (drawn.max_new_tokens, drawn.stop) == (7, ())
+    assert reply_spec(own, 7, greedy=True).search == "greedy"
+    said = Replies("a", ("", "x", ""), drawn, 5, "").as_dict()
+    assert (said["empty"], said["temperature"], said["top_p"], said["seed"]) == (2, 0.3, 0.6, 5)
 
 
 def test_a_model_reads_both_orders(tiny: Subject) -> None:
@@ -141,7 +218,7 @@ def test_replies_are_kept_and_not_written_again(
 
     monkeypatch.setattr(Writer, "write", counted)
     again = write_replies(tiny, read_instructions(file), file, tmp_path, spec, 0, progress)
-    assert again[:9] == first
+    assert again.texts[:9] == first.texts
     assert sum(count) == 1
     other = make_tiny(5)
     write_replies(other, read_instructions(file), file, tmp_path, spec, 0, progress)

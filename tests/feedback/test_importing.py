@@ -46,9 +46,9 @@ def test_each_row_finds_its_place(store: Store, tmp_path: Path) -> None:
     [
         ({}, "'prompt'"),
         ({"prompt": 3}, "prompt"),
-        ({"prompt": "x", "responses": ["a", "b"]}, "4 to 9"),
+        ({"prompt": "x", "responses": list("abcdefghij")}, "2 to 9"),
         ({"prompt": "x", "responses": "a"}, "list of texts"),
-        ({"prompt": "x", "responses": ["a"], "kind": "ranking"}, "4 to 9"),
+        ({"prompt": "x", "responses": ["a"], "kind": "ranking"}, "2 to 9"),
         ({"prompt": "x", "kind": "essay"}, "kind"),
         ({"prompt": "x", "responses": ["a"], "gold": {"score": 9}}, "score"),
         ({"prompt": "x", "responses": ["a"], "gold": 3}, "gold"),

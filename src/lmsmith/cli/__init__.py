@@ -71,6 +71,8 @@ COMMANDS: tuple[Command, ...] = (
         (
             "lmsmith eval smollm2-135m --tasks lambada,copa --limit 100 --data DATA",
             "lmsmith eval runs/quickstart --tasks my_task.jsonl --shots 0,4 --json",
+            "lmsmith eval runs/quickstart --stages --suite gpt3 --limit 100 --data DATA",
+            "lmsmith eval A --compare B --win-rate asked.jsonl --judge people",
         ),
     ),
     Command(

@@ -1,17 +1,22 @@
-"""The table of ``lmsmith eval``."""
+"""What ``lmsmith eval`` prints, and where its page is written."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
-from lmsmith.evaluation.comparing import Comparison
+from lmsmith.cli.output import print_json
+from lmsmith.evaluation.comparing import Comparison, compare_rows
 from lmsmith.evaluation.measures import measure_of
 from lmsmith.evaluation.suite import TaskResult
+from lmsmith.evaluation.versus import Versus
 from lmsmith.report.evaluation_page import (
+    build_evaluation_page,
     contamination_rows,
     nearest,
     ordered_measures,
@@ -19,6 +24,11 @@ from lmsmith.report.evaluation_page import (
 )
 from lmsmith.report.numbers import duration, signed
 from lmsmith.report.shown import shown_interval, shown_value
+from lmsmith.report.side_by_side import ModelResults, Pair, values_of
+from lmsmith.report.versus import versus_sentences
+
+if TYPE_CHECKING:
+    from lmsmith.cli.eval_run import Measured
 
 
 def results_table(results: Sequence[TaskResult]) -> Table:
@@ -88,3 +98,79 @@ def comparison_table(comparisons: Sequence[Comparison], a: str, b: str) -> Table
             each.verdict,
         )
     return table
+
+
+def values_table(models: Sequence[ModelResults]) -> Table:
+    """A row a task, a column a model: the headline measure with its interval."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("task", "measure"):
+        table.add_column(name)
+    for each in models:
+        table.add_column(each.name, justify="right")
+    for row in values_of(models):
+        cells = [f"{value} ({ends})" if ends else value for value, ends in row["cells"]]
+        table.add_row(row["task"], row["measure"], *cells)
+    return table
+
+
+def compared(pairs: Sequence[tuple[Measured, Measured]], versus: Sequence[Versus]) -> list[Pair]:
+    """What each second model gained over the first, by tasks and, if asked, by replies."""
+    found = []
+    for place, (before, after) in enumerate(pairs):
+        by_name = {result.name: result for result in before.results}
+        comparisons = [
+            compare_rows(
+                result.name,
+                result.task.measure,
+                by_name[result.name].rows,
+                result.rows,
+                result.setting.seed,
+            )
+            for result in after.results
+        ]
+        judged = versus[place] if versus else None
+        found.append(Pair(before.name, after.name, comparisons, judged))
+    return found
+
+
+def report(measured: Sequence[Measured], pairs: Sequence[Pair], *, json: bool) -> None:
+    """Write the page of the last model, and print the tables or the JSON."""
+    found = measured[-1]
+    models = [ModelResults(each.name, each.results) for each in measured]
+    page = build_evaluation_page(
+        found.place, found.record, found.results, others=models[:-1], pairs=pairs
+    )
+    if json:
+        shown: dict[str, Any] = {}
+        if pairs:
+            shown["beside"] = [each.record for each in measured[:-1]]
+            shown["comparisons"] = [
+                {"model": pair.after, "against": pair.before, **each.as_dict()}
+                for pair in pairs
+                for each in pair.comparisons
+            ]
+        print_json(found.record | shown | {"report": str(page)})
+        return
+    print_tables(found, models, pairs)
+    for pair in pairs:
+        for sentence in versus_sentences(pair.versus) if pair.versus is not None else ():
+            print(f"win rate: {sentence}")
+    print(f"report: {page}")
+
+
+def print_tables(found: Measured, models: Sequence[ModelResults], pairs: Sequence[Pair]) -> None:
+    """Each task's value with its interval, beside the papers' figures of the nearest sizes."""
+    # A pipe has no width of its own; a table that is cut would say less.
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    if found.results:
+        console.print(results_table(found.results))
+    for line in paper_lines(found.results, found.record["parameters"]):
+        print(f"papers: {line}")
+    if any("contamination" in result for result in found.record["results"]):
+        print("contamination: the lower of all and clean items is the headline")
+        console.print(contamination_table(found.record))
+    if len(models) > 2 and found.results:
+        console.print(values_table(models))
+    for pair in pairs:
+        if pair.comparisons:
+            console.print(comparison_table(pair.comparisons, pair.before, pair.after))

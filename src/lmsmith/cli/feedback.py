@@ -82,7 +82,7 @@ def import_(
 ) -> int:
     """Read prompts and answers to be labelled, rankings, or conversations of a JSONL file.
 
-    A row is a prompt to be answered by labelers; with "responses" (one to be rated, four to nine
+    A row is a prompt to be answered by labelers; with "responses" (one to be rated, two to nine
     to be ranked), and "gold", the right answer, to measure labelers by. With "ranks" it is a
     ranking, with "messages" a conversation. A row that is wrong keeps all of the file out; what was
     imported before is left out.
@@ -141,7 +141,7 @@ def sample(
         prompts: JSONL with "prompt" (a text, or messages) or "messages" in each row.
         logged: Take what people asked in the database's conversations.
         kind: What labelers are to do: rank several answers, rate one, or write one themselves.
-        answers: To each prompt, 4 to 9; of ratings one, of demonstrations none.
+        answers: To each prompt, 2 to 9; of ratings one, of demonstrations none.
         count: Most prompts, drawn by chance.
         overlap: How many labelers are to do each task.
         max_tokens: Longest answer.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from lmsmith.cli.eval import folder_name, shot_counts, split_words
+from lmsmith.cli.eval_plan import folder_name, shot_counts, split_words
 from lmsmith.cli.output import choose_progress, print_json
 from lmsmith.core.errors import UserError
 from lmsmith.core.recipe import MachineConfig

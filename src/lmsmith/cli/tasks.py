@@ -72,7 +72,6 @@ def show(
         json: Print one JSON object.
     """
     from lmsmith.core.config import encode
-    from lmsmith.evaluation.suite import WITHOUT_SHOTS
     from lmsmith.evaluation.tasks.data import read_data, search_path
     from lmsmith.evaluation.tasks.prompts import draw_shots, with_shots
     from lmsmith.evaluation.tasks.shipped import find_tasks
@@ -84,8 +83,7 @@ def show(
     read = read_data(found, search_path(data), seed)
     if not 0 <= item < len(read.items):
         raise UserError(f"--item {item}: the task has {len(read.items)}, from 0", "name another")
-    count = found.shots if shots is None else shots
-    count = 0 if found.kind in WITHOUT_SHOTS else count
+    count = found.shown_shots(found.shots if shots is None else shots)
     asked = read.items[item]
     drawn = draw_shots(read.pool, asked, count, seed, fixed=fixed_shots)
     question = with_shots(found, asked, drawn)

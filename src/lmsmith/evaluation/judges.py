@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from lmsmith.catalogue.resolving import resolve
+from lmsmith.core.files import fingerprint
 from lmsmith.evaluation.methods.label_words import LabelWords
-from lmsmith.evaluation.methods.subject import Subject, load_subject
+from lmsmith.evaluation.methods.subject import Subject, load_subject, weights_sum
 from lmsmith.models.folder import load_scalar_model, load_tokenizer, read_model_config
 from lmsmith.models.heads import ScalarModel
 from lmsmith.prompts import Message
@@ -26,6 +27,10 @@ class Judge(Protocol):
     def name(self) -> str:
         """To call it by."""
 
+    @property
+    def fingerprint(self) -> str:
+        """Of all that its judgements depend on beside what it is shown."""
+
     def compare(self, rows: Sequence[Compared]) -> list[dict[str, float]]:
         """Of each row ``score_a`` and ``score_b``; equal ones are a tie."""
 
@@ -34,9 +39,15 @@ class RewardJudge:
     """A reward model: each reply's score, whatever the other is."""
 
     def __init__(
-        self, name: str, model: ScalarModel, tokenizer: Tokenizer, machine: ResolvedMachine
+        self,
+        name: str,
+        model: ScalarModel,
+        tokenizer: Tokenizer,
+        machine: ResolvedMachine,
+        weights: str = "",
     ) -> None:
         self.name = name
+        self.fingerprint = fingerprint(["reward", weights, machine.precision])
         self._model, self._tokenizer, self._machine = model, tokenizer, machine
 
     def compare(self, rows: Sequence[Compared]) -> list[dict[str, float]]:
@@ -79,6 +90,7 @@ class ModelJudge:
 
     def __init__(self, subject: Subject) -> None:
         self.name = subject.name
+        self.fingerprint = fingerprint(["model", subject.fingerprint, ASKED])
         self._words = LabelWords(subject, ("1", "2"))
 
     def compare(self, rows: Sequence[Compared]) -> list[dict[str, float]]:
@@ -109,5 +121,5 @@ def load_a_judge(word: str, machine: ResolvedMachine) -> Judge:
     source = resolve(word)
     if source.format == "lmsmith" and read_model_config(source.path)[0] == "scalar":
         model, tokenizer = load_scalar_model(source.path), load_tokenizer(source.path)
-        return RewardJudge(source.name, model, tokenizer, machine)
+        return RewardJudge(source.name, model, tokenizer, machine, weights_sum(source))
     return ModelJudge(load_subject(word, machine))

@@ -12,7 +12,7 @@ import numpy as np
 from lmsmith.core.errors import UserError
 from lmsmith.evaluation.comparing import Comparison, compare_rows
 from lmsmith.evaluation.measures import measure_of
-from lmsmith.evaluation.suite import WITHOUT_SHOTS, Setting, TaskResult
+from lmsmith.evaluation.suite import Setting, TaskResult
 from lmsmith.evaluation.tasks.shown_labels import Labels
 from lmsmith.evaluation.tasks.spec import TaskSpec
 
@@ -92,7 +92,7 @@ def plan_arms(
     Raises:
         UserError: the task shows no examples, or the numbers are none for this study.
     """
-    if task.kind in WITHOUT_SHOTS:
+    if not task.shows_examples:
         raise UserError(
             f"task {task.name}: of the kind {task.kind}, which shows no examples", "name another"
         )

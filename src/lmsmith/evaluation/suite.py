@@ -36,9 +36,6 @@ ROWS_VERSION = 1
 TOKENS_A_BATCH = 4_096
 """About so many are read between two savings."""
 
-WITHOUT_SHOTS = ("perplexity", "code")
-"""Kinds that show no examples."""
-
 MOST_SHOTS = 128
 """As many as fit are no more than this."""
 
@@ -172,8 +169,7 @@ def evaluate_task(
     Raises:
         UserError: the data is missing or damaged, or an item cannot be asked.
     """
-    if task.kind in WITHOUT_SHOTS:
-        setting = replace(setting, shots=0)
+    setting = replace(setting, shots=task.shown_shots(setting.shots))
     data = read_data(task, path, setting.seed)
     if setting.shots is not None and setting.shots > len(data.pool) - 1 and setting.shots:
         raise UserError(

@@ -65,6 +65,22 @@ def length_controlled_win_rate(
         lengths_a, lengths_b: lengths of the replies, at least 1 (count the end of turn).
     """
     won = wins(scores_a, scores_b)
+    return rate_at_equal_length(won, lengths_a, lengths_b, seed=seed, resamples=resamples)
+
+
+def rate_at_equal_length(
+    won: Floats,
+    lengths_a: ArrayLike,
+    lengths_b: ArrayLike,
+    *,
+    seed: int = 0,
+    resamples: int = 2_000,
+) -> Interval:
+    """`length_controlled_win_rate` of shares of a win, such as several people's mean.
+
+    Args:
+        won: (prompts,): 1 where a won, 0 where b did, or between.
+    """
     ratio = np.log(np.asarray(lengths_a, np.float64) / np.asarray(lengths_b, np.float64))
     value = float(_sigmoid(fit_logistic(ratio, won)[0, 0]))
     parts = [

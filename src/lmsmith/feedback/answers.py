@@ -24,15 +24,15 @@ FLAGS = (
 """What labelers of InstructGPT noted of an answer (Ouyang et al. 2022, table 3)."""
 
 LOWEST, HIGHEST = 1, 7
-FEWEST_RANKED, MOST_RANKED = 4, 9
-"""K of InstructGPT (section 3.5)."""
+FEWEST_RANKED, MOST_RANKED = 2, 9
+"""A pair at least; InstructGPT had K = 4 to 9 (section 3.5)."""
 
 LONGEST = 100_000
 """Characters of a demonstration or a comment."""
 
 
 def check_responses(kind: str, responses: Sequence[str]) -> None:
-    """A demonstration has no responses, a rating one, a ranking four to nine.
+    """A demonstration has no responses, a rating one, a ranking two to nine.
 
     Raises:
         UserError: these are more or fewer.

@@ -42,7 +42,7 @@ def import_file(store: Store, path: Path, *, person: str, overlap: int = 1) -> d
 
     A row is one of
 
-    - ``prompt`` alone, to be answered by labelers; with ``responses``, one to be rated or four to
+    - ``prompt`` alone, to be answered by labelers; with ``responses``, one to be rated or two to
       nine to be ranked; with ``gold``, the right answer (``{"score": 2}``, ``{"ranks": [1, 2, 2,
       3]}``), to measure labelers by. ``models`` may name who wrote the responses, ``overlap`` how
       many labelers are to judge them;

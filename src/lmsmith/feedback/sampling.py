@@ -124,7 +124,7 @@ def fill_queue(
         writers: models by name; each writes an equal part of the answers, the first ones one more
             where they do not divide.
         kind: of the tasks.
-        answers: to each prompt: none for a demonstration, one for a rating, 4 to 9 for a ranking.
+        answers: to each prompt: none for a demonstration, one for a rating, 2 to 9 for a ranking.
         overlap: how many labelers are to do each task.
         seed: of the answers.
         progress: is told of each prompt.

@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from matplotlib.ticker import PercentFormatter
 
 from lmsmith.evaluation.confidence import Calibration, calibrate, calibrate_before_and_after
 from lmsmith.evaluation.suite import TaskResult
 from lmsmith.report import numbers
+from lmsmith.report.side_by_side import MODEL_ROLES, ModelResults
 from lmsmith.report.svg import COLOURS, WIDE, canvas, themed_svg
 
 LEAST = 20
 """Items; fewer make no diagram."""
 
-Row = Mapping[str, Any]
-
 
 def calibration_section(
-    number: int,
-    result: TaskResult,
-    model: str,
-    other: str,
-    others: Mapping[str, Sequence[Row]] | None,
+    number: int, result: TaskResult, models: Sequence[ModelResults]
 ) -> list[dict[str, str]]:
     """Figures of a multiple-choice task, each with its caption.
 
-    One is of the model, as it is and with a temperature. Where another model answered the same
-    items a second one sets both side by side, as they are, on all items.
+    One is of the model, as it is and with a temperature. Where other models answered the same
+    items a second one sets all side by side, as they are, on all items.
+
+    Args:
+        result: the model's own.
+        models: all of them, the model last.
     """
     rows, measure = result.rows, result.task.measure
     if len(rows) < LEAST or "scores" not in rows[0]:
@@ -42,18 +40,22 @@ def calibration_section(
         f"{numbers.fixed(after.equal_mass, 3)}."
     )
     figures = [{"svg": draw_calibration(f"calibration-{number}", lines), "caption": caption}]
-    rows_of_other = (others or {}).get(result.name)
-    if rows_of_other:
-        both = [(other, calibrate(rows_of_other, measure)), (model, calibrate(rows, measure))]
+    beside = [
+        (each.name, calibrate(found.rows, measure))
+        for each in models
+        for found in each.results
+        if found.name == result.name
+    ]
+    if len(beside) > 1:
         said = "; ".join(
             f"{name} is on average {numbers.percent(each.confidence)} sure and "
             f"{numbers.percent(each.accuracy)} right, expected calibration error {_errors(each)}"
-            for name, each in both
+            for name, each in beside
         )
-        svg = draw_calibration(f"calibration-{number}-both", both)
-        figures.append(
-            {"svg": svg, "caption": f"Both models on all {both[1][1].items} items: {said}."}
-        )
+        svg = draw_calibration(f"calibration-{number}-both", beside)
+        which = "Both" if len(beside) == 2 else "All"
+        caption = f"{which} models on all {beside[-1][1].items} items: {said}."
+        figures.append({"svg": svg, "caption": caption})
     return figures
 
 
@@ -65,10 +67,11 @@ def _errors(each: Calibration) -> str:
 
 
 def draw_calibration(name: str, lines: Sequence[tuple[str, Calibration]]) -> str:
-    """The reliability diagram of two calibrations; a dot's size is its share of the items."""
+    """The reliability diagram of calibrations; a dot's size is its share of the items."""
     with canvas(WIDE) as (figure, (axes,)):
         axes.plot([0, 1], [0, 1], color=COLOURS["muted"], linewidth=1, linestyle=(0, (2, 2)))
-        for (label, each), colour in zip(lines, (COLOURS["pretrain"], COLOURS["sft"]), strict=True):
+        for place, (label, each) in enumerate(lines):
+            colour = COLOURS[MODEL_ROLES[place % len(MODEL_ROLES)]]
             sizes = [10 + 70 * part["count"] / each.items for part in each.bins]
             predicted = [part["predicted"] for part in each.bins]
             observed = [part["observed"] for part in each.bins]

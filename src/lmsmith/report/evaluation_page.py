@@ -8,16 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from lmsmith.core.files import atomic_write
-from lmsmith.evaluation.comparing import Comparison
 from lmsmith.evaluation.measures import measure_of
 from lmsmith.evaluation.suite import TaskResult
 from lmsmith.evaluation.tasks.spec import Published
-from lmsmith.evaluation.versus import Versus
 from lmsmith.report import numbers
 from lmsmith.report.calibration import calibration_section
 from lmsmith.report.page import render
 from lmsmith.report.shown import contamination_row, shown_interval, shown_value
-from lmsmith.report.versus import versus_section
+from lmsmith.report.side_by_side import ModelResults, Pair, pair_section, side_by_side
 
 SHOWN_ITEMS = 24
 """Of each group; all are in the task's JSONL file."""
@@ -36,10 +34,8 @@ def build_evaluation_page(
     record: Mapping[str, Any],
     results: Sequence[TaskResult],
     *,
-    comparisons: Sequence[Comparison] = (),
-    other: str = "",
-    others: Mapping[str, Sequence[Row]] | None = None,
-    versus: Versus | None = None,
+    others: Sequence[ModelResults] = (),
+    pairs: Sequence[Pair] = (),
     warnings: Sequence[str] = (),
 ) -> Path:
     """Write ``report.html`` into a folder, whole or not at all, and return its path.
@@ -47,25 +43,24 @@ def build_evaluation_page(
     Args:
         record: what results.json holds of the model.
         results: with their items' rows.
-        comparisons: with another model, which is ``other``.
-        others: the other model's rows, by the result's name.
-        versus: whose replies to instructions a judge finds better.
+        others: the models beside it on the page, in their order before it.
+        pairs: which of them are compared, by tasks and by whose replies are better.
         warnings: said on top of the page.
     """
     parameters = int(record["parameters"])
+    models = [*others, ModelResults(str(record["model"]), results)]
     context = {
         "model": record["model"],
         "parameters": parameters,
         "precision": record["precision"],
         "version": record["version"],
-        "other": other,
         "warnings": list(warnings),
-        "comparisons": [_comparison(each) for each in comparisons],
+        "side_by_side": side_by_side(models),
+        "pairs": [pair_section(each) for each in pairs],
         "contamination": contamination_rows(record),
-        "versus": versus_section(versus, record["model"], other) if versus else None,
         "tasks": [
             _task(number, result, parameters)
-            | {"calibration": calibration_section(number, result, record["model"], other, others)}
+            | {"calibration": calibration_section(number, result, models)}
             for number, result in enumerate(results)
         ],
     }
@@ -98,27 +93,6 @@ def nearest(result: TaskResult, measure: str, parameters: int) -> list[Published
 def shown_published(row: Published) -> str:
     """A paper's figure, with whose it is."""
     return f"{row.model} {shown_value(row.measure, row.value)} ({row.paper})"
-
-
-def _comparison(each: Comparison) -> dict[str, str]:
-    share = measure_of(each.measure).is_share
-    difference = each.difference
-
-    def points(value: float) -> str:
-        return numbers.signed(100 * value, 1) if share else numbers.signed(value, 3)
-
-    return {
-        "task": each.task,
-        "measure": measure_of(each.measure).name,
-        "a": shown_value(each.measure, each.value_a),
-        "b": shown_value(each.measure, each.value_b),
-        "difference": points(difference.value),
-        "interval": f"{points(difference.low)} to {points(difference.high)}",
-        "verdict": each.verdict,
-        "changed": f"{len(each.gained)} won, {len(each.lost)} lost of {each.items}"
-        if share
-        else f"{each.items} items",
-    }
 
 
 def _task(number: int, result: TaskResult, parameters: int) -> dict[str, Any]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lmsmith.catalogue.reading import ReadModel, read_model
 from lmsmith.catalogue.resolving import Source
+from lmsmith.catalogue.sampling import Sampling, advised_sampling
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import fingerprint, sha256_file
 from lmsmith.generation.inference import InferenceDecoder
@@ -45,6 +46,7 @@ class Subject:
         begins: whether texts begin with the tokenizer's start of text.
         chat: whether a context is asked as a user's message, by the chat template.
         machine: that it runs on; other models that it needs run there too.
+        sampling: how its makers would draw from it, and ``lmsmith chat`` does.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Subject:
     begins: bool
     chat: bool = False
     machine: ResolvedMachine | None = None
+    sampling: Sampling = field(default_factory=Sampling)
 
     @property
     def context(self) -> int:
@@ -148,6 +151,7 @@ def make_subject(
         begins=starts,
         chat=chat,
         machine=machine,
+        sampling=advised_sampling(read.source),
     )
 
 

@@ -7,15 +7,19 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from lmsmith.core.config import Problem, decode, report_problems
 from lmsmith.core.errors import UserError
 
+Shots = TypeVar("Shots", int, int | None)
 Kind = Literal["multiple_choice", "cloze", "perplexity", "free_form", "code", "rated"]
 
 GAP = "____"
 """Where a pattern wants a word."""
+
+WITHOUT_SHOTS = ("perplexity", "code")
+"""Kinds that show no examples."""
 
 HEADLINES: Mapping[str, tuple[str, ...]] = {
     "multiple_choice": (
@@ -317,6 +321,15 @@ class TaskSpec:
     def measure(self) -> str:
         """The headline measure."""
         return self.headline or self.measures[0]
+
+    @property
+    def shows_examples(self) -> bool:
+        """Whether examples may stand before its items."""
+        return self.kind not in WITHOUT_SHOTS
+
+    def shown_shots(self, asked: Shots) -> Shots:
+        """As many examples as were asked for, None for as many as fit; 0 where it shows none."""
+        return asked if self.shows_examples else 0
 
 
 _NEEDED: Mapping[str, Mapping[str, tuple[str, ...]]] = {

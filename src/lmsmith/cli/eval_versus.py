@@ -1,0 +1,136 @@
+"""``lmsmith eval --win-rate``: what all models reply to, and who says whose reply is better."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmsmith.cli.eval_plan import folder_name
+from lmsmith.cli.output import choose_progress
+from lmsmith.core.progress import RunProgress
+
+if TYPE_CHECKING:
+    from lmsmith.cli.eval_run import Measured
+    from lmsmith.evaluation.instructions import Replies
+    from lmsmith.evaluation.versus import Versus
+
+PEOPLE = "people"
+"""The judge that is no model: the labelers of a database."""
+
+
+@dataclass(frozen=True)
+class Instructions:
+    """What models reply to, how, and who judges.
+
+    Attributes:
+        file: JSONL.
+        limit: only so many of its rows, the first.
+        tokens: the longest reply.
+        seed: of the replies and the intervals.
+        greedy: the likeliest token each time, else as ``lmsmith chat`` draws.
+        judge: a model, or `PEOPLE`.
+        database: the labelers'; the server's if empty.
+        labelers: how many are to judge each pair.
+    """
+
+    file: Path
+    limit: int | None
+    tokens: int
+    seed: int
+    greedy: bool
+    judge: str
+    database: str = ""
+    labelers: int = 1
+
+    def check(self) -> None:
+        """What can be known to be wrong before hours are spent.
+
+        Raises:
+            UserError: the instructions are none, or there is no such judge.
+        """
+        from lmsmith.catalogue.resolving import resolve
+        from lmsmith.evaluation.instructions import read_instructions
+
+        read_instructions(self.file, self.limit)
+        if self.judge != PEOPLE:
+            resolve(self.judge)
+
+    def replies(self, subject: Any, place: Path, progress: RunProgress) -> Replies:
+        """A model's replies."""
+        from lmsmith.evaluation.instructions import read_instructions, reply_spec, write_replies
+
+        asked = read_instructions(self.file, self.limit)
+        spec = reply_spec(subject, self.tokens, greedy=self.greedy)
+        return write_replies(subject, asked, self.file, place, spec, self.seed, progress)
+
+    def judged(
+        self, pairs: Sequence[tuple[Measured, Measured]], machine: Any, *, quiet: bool
+    ) -> list[Versus]:
+        """Of each two models, the first before the second, how often the second one's is better.
+
+        Judgements are kept in the second one's folder, in ``win-rate-FIRST.jsonl``.
+        """
+        return self._by_people(pairs) if self.judge == PEOPLE else self._by(pairs, machine, quiet)
+
+    def _by(
+        self, pairs: Sequence[tuple[Measured, Measured]], machine: Any, quiet: bool
+    ) -> list[Versus]:
+        from lmsmith.core.locking import locked
+        from lmsmith.core.signals import StopSignal
+        from lmsmith.evaluation.instructions import read_instructions
+        from lmsmith.evaluation.judges import load_a_judge
+        from lmsmith.evaluation.versus import judge_replies
+
+        asked = read_instructions(self.file, self.limit)
+        progress = choose_progress(f"win rate by {self.judge}", quiet)
+        labels = [f"win rate against {before.name}" for before, _ in pairs]
+        found = []
+        progress.plan(labels)
+        try:
+            judging = load_a_judge(self.judge, machine)
+            for label, (before, after) in zip(labels, pairs, strict=True):
+                started = time.monotonic()
+                progress.stage_begins(label, "")
+                log = after.place / f"win-rate-{folder_name(before.word)}.jsonl"
+                with StopSignal(), locked(after.place, progress):
+                    a, b = after.replied, before.replied
+                    found.append(judge_replies(judging, asked, a, b, log, progress, self.seed))
+                progress.stage_ends(label, time.monotonic() - started)
+        finally:
+            progress.close()
+        return found
+
+    def _by_people(self, pairs: Sequence[tuple[Measured, Measured]]) -> list[Versus]:
+        from lmsmith.cli.feedback import opened
+        from lmsmith.core.files import write_jsonl
+        from lmsmith.evaluation.instructions import read_instructions
+
+        asked = read_instructions(self.file, self.limit)
+        found = []
+        with opened(self.database, new=True) as store:
+            from lmsmith.feedback.win_rate import people_judge
+
+            for before, after in pairs:
+                a, b = after.replied, before.replied
+                versus = people_judge(store, asked, a, b, self.labelers, self.seed)
+                log = after.place / f"win-rate-{folder_name(before.word)}-people.jsonl"
+                write_jsonl(log, [dict(row) for row in versus.rows])
+                found.append(replace(versus, log=log.name))
+        return found
+
+    def next_step(self, found: Sequence[Versus]) -> str:
+        """What is to be done now, if people have something left to judge."""
+        waiting = sum(each.people.waiting for each in found if each.people)
+        if not waiting:
+            return ""
+        from lmsmith.feedback.database import make_safe
+
+        named = make_safe(self.database) if "://" in self.database else self.database
+        option = f" --database {named}" if named else ""
+        return (
+            f"next: lmsmith users add NAME --role labeler{option}, then lmsmith serve MODEL{option}"
+            "; who logs in at /label finds the pairs there. Then this command again"
+        )
