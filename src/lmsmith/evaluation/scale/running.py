@@ -229,6 +229,10 @@ def _train(
     return {name: summary[name] for name in kept}
 
 
+def _parameters_in_words(size: Size) -> str:
+    return f"{size.config(byte_tokenizer().vocabulary_size).parameters:,} parameters"
+
+
 def run_study(
     folder: Path,
     plan: ScalePlan,
@@ -241,7 +245,7 @@ def run_study(
     progress.plan([size.name for size in plan.sizes])
     for size in plan.sizes:
         started = time.monotonic()
-        progress.stage_begins(size.name, "")
+        progress.stage_begins(size.name, _parameters_in_words(size))
         measured.append(run_member(folder / size.name, size, plan, machine, settings, progress))
         progress.stage_ends(size.name, time.monotonic() - started)
     return measured
