@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import numpy as np
@@ -184,7 +185,7 @@ def test_sentences_have_the_entropy_that_is_said() -> None:
     chance = np.random.default_rng(0)
     words = draw_sentence(3_000_000, chance).split()
     pairs: dict[str, dict[str, int]] = {}
-    for word, following in zip(words, words[1:-1], strict=False):
+    for word, following in itertools.pairwise(words[:-1]):
         counts = pairs.setdefault(word, {})
         counts[following] = counts.get(following, 0) + 1
     nats = total = 0.0

@@ -73,5 +73,5 @@ def test_where_nothing_falls_nothing_is_foretold() -> None:
 def test_too_few_or_impossible_points_are_refused(
     compute: list[float], losses: list[float]
 ) -> None:
-    with pytest.raises(ValueError, match="power law|above 0"):
+    with pytest.raises(ValueError, match=r"power law|above 0"):
         fit_power_law(compute, losses)
