@@ -87,6 +87,17 @@ COMMANDS: tuple[Command, ...] = (
         ),
     ),
     Command(
+        "study scale",
+        "lmsmith.cli.study_scale",
+        "study_scale",
+        "train tiny models, and see what grows with shots, size and a chain of thought",
+        (
+            "lmsmith study scale",
+            "lmsmith study scale --minutes 5 --sizes 2x32,2x64,3x96,4x128 --out evals/short",
+            "lmsmith study scale --steps 2000 --json",
+        ),
+    ),
+    Command(
         "serve",
         "lmsmith.cli.serve",
         "serve",

@@ -1,0 +1,1 @@
+"""Emergence on a laptop: tiny models of several sizes, trained and measured on generated data."""
