@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -156,8 +157,11 @@ class Labeler:
             {"Content-Type": "application/json", "Authorization": f"Bearer {self._token}"},
             method=method,
         )
-        with urllib.request.urlopen(asked, timeout=60) as response:
-            return json.load(response)
+        try:
+            with urllib.request.urlopen(asked, timeout=60) as response:
+                return json.load(response)
+        except urllib.error.HTTPError as error:  # which is an OSError, and no kill
+            raise AssertionError(f"{path}: {error.code} {error.read()!r}") from None
 
     def _keep(
         self, what: str, value: object, method: str, path: str, body: dict[str, object]

@@ -62,7 +62,12 @@ def create_app(
             await asyncio.to_thread(serving.worker.stop)
 
     app = FastAPI(
-        title="lmsmith", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None
+        title="lmsmith",
+        lifespan=lifespan,
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,  # to an address made of the Host header
     )
     app.state.serving, app.state.store = serving, store
     app.state.access, app.state.talks = Access(token, store), {}
