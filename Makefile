@@ -24,6 +24,7 @@ chat: $(VENV)/.chat
 
 serve: $(VENV)/.serve
 	$(BIN)/lmsmith pull smollm2-135m
+	@echo "Starting the server; it reads the model first, and prints the address of the chat page."
 	$(BIN)/lmsmith serve smollm2-135m $(QUICKSTART) --open
 
 page: $(VENV)/.dev

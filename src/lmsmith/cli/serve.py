@@ -95,7 +95,6 @@ def serve(
                 "let people in by name: lmsmith users add",
             )
         listening = closing.enter_context(contextlib.closing(listen(host, port)))
-        print(f"reading {', '.join(models)}", flush=True)
         machine = prepare_reading(MachineConfig(threads=threads))
         served = compute_aside(
             lambda: serve_models(
