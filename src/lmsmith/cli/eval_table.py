@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich import box
 from rich.console import Console
@@ -83,7 +83,9 @@ def comparison_table(comparisons: Sequence[Comparison], a: str, b: str) -> Table
     a, b = short_names([a, b])
     for name in ("task", "measure", a, b, "difference", "95 % interval", "won", "lost", ""):
         on_left = name in ("task", "measure", "")
-        table.add_column(name, justify="left" if on_left else "right", no_wrap=name != "measure")
+        side: Literal["left", "right"] = "left" if on_left else "right"
+        least = 13 if name == "measure" else None  # its longest word
+        table.add_column(name, justify=side, no_wrap=name != "measure", min_width=least)
     for each in comparisons:
         share = measure_of(each.measure).is_share
         scale = 100.0 if share else 1.0
