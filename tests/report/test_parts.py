@@ -175,3 +175,12 @@ def test_the_report_knows_every_stage_of_the_pipeline_in_its_order() -> None:
     if not hasattr(stages, "STAGES"):
         pytest.skip("the stages are not there yet")
     assert [stage.name for stage in stages.STAGES] == list(STAGE_WORDS)
+
+
+def test_names_are_shortened_by_the_folders_that_all_are_in() -> None:
+    from lmsmith.report.shown import short_names
+
+    assert short_names(["runs/small/sft", "runs/small/ppo"]) == ["sft", "ppo"]
+    assert short_names(["runs/small", "runs/small/sft"]) == ["small", "small/sft"]
+    assert short_names(["one", "two"]) == ["one", "two"]
+    assert short_names(["runs/a/sft", "runs/b/sft"]) == ["a/sft", "b/sft"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich import box
 from rich.console import Console
@@ -23,7 +23,7 @@ from lmsmith.report.evaluation_page import (
     shown_published,
 )
 from lmsmith.report.numbers import duration, signed
-from lmsmith.report.shown import shown_interval, shown_value
+from lmsmith.report.shown import short_names, shown_interval, shown_value
 from lmsmith.report.side_by_side import ModelResults, Pair, values_of
 from lmsmith.report.versus import versus_sentences
 
@@ -80,8 +80,12 @@ def contamination_table(record: Mapping[str, Any]) -> Table:
 def comparison_table(comparisons: Sequence[Comparison], a: str, b: str) -> Table:
     """A row a task: both values, their difference with its interval, items won and lost."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    a, b = short_names([a, b])
     for name in ("task", "measure", a, b, "difference", "95 % interval", "won", "lost", ""):
-        table.add_column(name, justify="left" if name in ("task", "measure", "") else "right")
+        on_left = name in ("task", "measure", "")
+        side: Literal["left", "right"] = "left" if on_left else "right"
+        least = 13 if name == "measure" else None  # its longest word
+        table.add_column(name, justify=side, no_wrap=name != "measure", min_width=least)
     for each in comparisons:
         share = measure_of(each.measure).is_share
         scale = 100.0 if share else 1.0
@@ -105,8 +109,8 @@ def values_table(models: Sequence[ModelResults]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("task", "measure"):
         table.add_column(name)
-    for each in models:
-        table.add_column(each.name, justify="right")
+    for name in short_names([each.name for each in models]):
+        table.add_column(name, justify="right")
     for row in values_of(models):
         cells = [f"{value} ({ends})" if ends else value for value, ends in row["cells"]]
         table.add_row(row["task"], row["measure"], *cells)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lmsmith.evaluation.bootstrap import Interval
@@ -18,6 +18,16 @@ def shown_value(measure: str, value: float) -> str:
     if measure_of(measure).is_share:
         return numbers.percent(value)
     return numbers.number(value, 4)
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Models' names without the folders that all of them are in."""
+    parts = [name.split("/") for name in names]
+    least = min(len(each) for each in parts) - 1
+    alike = 0
+    while alike < least and len({each[alike] for each in parts}) == 1:
+        alike += 1
+    return ["/".join(each[alike:]) for each in parts]
 
 
 def shown_interval(measure: str, interval: Interval) -> str:

@@ -13,7 +13,7 @@ from lmsmith.evaluation.measures import measure_of
 from lmsmith.evaluation.suite import TaskResult
 from lmsmith.evaluation.versus import Versus
 from lmsmith.report import numbers
-from lmsmith.report.shown import NOTHING, shown_interval, shown_value
+from lmsmith.report.shown import NOTHING, short_names, shown_interval, shown_value
 from lmsmith.report.svg import COLOURS, canvas, themed_svg
 from lmsmith.report.versus import versus_section
 
@@ -53,6 +53,7 @@ def pair_section(pair: Pair) -> dict[str, Any]:
     return {
         "before": pair.before,
         "after": pair.after,
+        "columns": short_names([pair.before, pair.after]),
         "comparisons": [_comparison(each) for each in pair.comparisons],
         "versus": versus_section(pair.versus) if pair.versus is not None else None,
     }
@@ -102,7 +103,7 @@ def side_by_side(models: Sequence[ModelResults]) -> dict[str, Any] | None:
     if len(models) < 3 or not models[-1].results:
         return None
     return {
-        "models": [each.name for each in models],
+        "models": short_names([each.name for each in models]),
         "rows": values_of(models),
         "svg": draw_side_by_side(models),
     }
@@ -114,6 +115,7 @@ def draw_side_by_side(models: Sequence[ModelResults]) -> str:
     shown = shown[:MOST_DRAWN]
     if not shown:
         return ""
+    names = short_names([each.name for each in models])
     height = 0.9 + len(shown) * (0.12 + 0.11 * len(models))
     with canvas((7.6, height)) as (figure, (axes,)):
         for place, each in enumerate(models):
@@ -127,7 +129,7 @@ def draw_side_by_side(models: Sequence[ModelResults]) -> str:
                 at = row + offset
                 axes.plot([found.low, found.high], [at, at], color=colour, linewidth=1.2, alpha=0.6)
                 axes.scatter([found.value], [at], s=16, color=colour, zorder=3)
-            axes.plot([], [], color=colour, marker="o", markersize=4, label=each.name)
+            axes.plot([], [], color=colour, marker="o", markersize=4, label=names[place])
         axes.set_yticks(range(len(shown)), [each.name for each in shown])
         axes.set_ylim(len(shown) - 0.45, -0.55)
         axes.set_xlim(-0.02, 1.02)
@@ -135,5 +137,5 @@ def draw_side_by_side(models: Sequence[ModelResults]) -> str:
         axes.grid(visible=False, axis="y")
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         figure.legend(loc="outside upper left", ncols=3)
-        names = ", ".join(each.name for each in models)
-        return themed_svg(figure, "side-by-side", f"Each task's value by model: {names}.")
+        said = f"Each task's value by model: {', '.join(names)}."
+        return themed_svg(figure, "side-by-side", said)
