@@ -138,9 +138,7 @@ class Engine:
             return
         if self._cache is None:
             pages = min(self._most_pages, 4 * pages_for(len(prefix)))
-            self._cache = PagedCache(
-                self.model.config, self.most_rows + 1, pages, self.model.dtype
-            )
+            self._cache = PagedCache(self.model.config, self.most_rows + 1, pages, self.model.dtype)
         self._held_row = self._cache.open()
         self.model.read([(self._held_row, self._held)], self._cache)
 

@@ -1,9 +1,9 @@
 """How likely continuations are, with everything that several share read once.
 
-The tokens of a batch stand in a tree of common prefixes (`prefix_tree`). As many of its nodes as are
-worth it are read together in one packed list, nothing padded, each from its parent's pages of the
-cache, whichever item and level they are of. So the choices of an item read its context once, and
-items with the same shots read these once, whatever the kind of task.
+The tokens of a batch stand in a tree of common prefixes (`prefix_tree`). As many of its nodes as
+are worth it are read together in one packed list, nothing padded, each from its parent's pages of
+the cache, whichever item and level they are of. So the choices of an item read its context once,
+and items with the same shots read these once, whatever the kind of task.
 """
 
 from __future__ import annotations

@@ -87,9 +87,7 @@ class Subject:
         different = list(dict.fromkeys(stripped))  # an item's choices have one
         before = dict(zip(different, self.tokenizer.encode_batch(different), strict=True))
         return [
-            self._pair(
-                [*self._start(before[context]), *tokens], len(tokens) - len(before[context])
-            )
+            self._pair([*self._start(before[context]), *tokens], len(tokens) - len(before[context]))
             for tokens, context in zip(whole, stripped, strict=True)
         ]
 
