@@ -27,9 +27,10 @@ def write(cache: PagedCache, row: int, numbers: list[float]) -> None:
         layer.store(rows, positions, keys, -keys)
 
 
-def test_rows_that_fork_truncate_and_close_hold_what_they_were_given() -> None:
+@pytest.mark.parametrize("page", [PAGE, 16])
+def test_rows_that_fork_truncate_and_close_hold_what_they_were_given(page: int) -> None:
     chance = random.Random(5)
-    cache = PagedCache(CONFIG, rows=6, pages=1)  # it must grow
+    cache = PagedCache(CONFIG, rows=2, pages=1, page=page)  # it must grow
     held: dict[int, list[float]] = {}
     for _ in range(400):
         deed = chance.choice(["open", "write", "write", "write", "fork", "close", "undo"])

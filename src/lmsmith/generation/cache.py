@@ -16,17 +16,17 @@ from torch import Tensor
 from lmsmith.models.config import ModelConfig
 
 PAGE = 64
-"""Tokens of a page."""
+"""Tokens of a page, where nothing else is asked for."""
 
 
-def pages_for(tokens: int) -> int:
+def pages_for(tokens: int, page: int = PAGE) -> int:
     """Pages that so many tokens take."""
-    return -(-tokens // PAGE)
+    return -(-tokens // page)
 
 
 @dataclass
 class LayerCache:
-    """One layer's view: ``keys`` and ``values`` are (pages, shared heads, PAGE, head_width).
+    """One layer's view: ``keys`` and ``values`` are (pages, shared heads, page, head_width).
 
     ``table``, int32 (rows, pages of a row), is shared by all layers of one window.
     """
@@ -36,20 +36,25 @@ class LayerCache:
     table: Tensor
     window: int
 
+    @property
+    def page(self) -> int:
+        """Tokens of a page."""
+        return self.keys.shape[2]
+
     def store(
         self, rows_n: Tensor, positions_n: Tensor, key_nhk: Tensor, value_nhk: Tensor
     ) -> None:
         """Write tokens' keys and values to their places."""
-        pages_n = self.table[rows_n.long(), (positions_n // PAGE).long()].long()
-        places_n = (positions_n % PAGE).long()
+        pages_n = self.table[rows_n.long(), (positions_n // self.page).long()].long()
+        places_n = (positions_n % self.page).long()
         self.keys[pages_n, :, places_n] = key_nhk.to(self.keys.dtype)
         self.values[pages_n, :, places_n] = value_nhk.to(self.values.dtype)
 
     def read(self, row: int, start: int, end: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a row's positions from start to end, (heads, end − start, width)."""
-        first = start // PAGE
-        pages = self.table[row, first : pages_for(end)].long()
-        inside = slice(start - first * PAGE, end - first * PAGE)
+        first = start // self.page
+        pages = self.table[row, first : pages_for(end, self.page)].long()
+        inside = slice(start - first * self.page, end - first * self.page)
         key_hsk, value_hsk = (
             part[pages].transpose(0, 1).flatten(1, 2)[:, inside]
             for part in (self.keys, self.values)
@@ -68,17 +73,17 @@ class _Pool:
         rows: int,
         pages: int,
         dtype: torch.dtype,
+        page: int,
     ) -> None:
         self.window = window
-        table = torch.zeros(rows, pages_for(config.context), dtype=torch.int32)
-        shape = (pages, config.shared_heads, PAGE, config.width_per_head)
+        self.table = torch.zeros(rows, pages_for(config.context, page), dtype=torch.int32)
+        shape = (len(layers), pages, config.shared_heads, page, config.width_per_head)
+        # Of all layers in one piece, so that a page is copied at once.
+        self.keys, self.values = torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)
         self.layers = {
-            layer: LayerCache(
-                torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype), table, window
-            )
-            for layer in layers
+            layer: LayerCache(self.keys[place], self.values[place], self.table, window)
+            for place, layer in enumerate(layers)
         }
-        self.table = table
         self.users = [0] * pages
         self.free = list(range(pages - 1, -1, -1))
         self.first = [0] * rows  # block of a row's positions from which on it has pages
@@ -100,23 +105,31 @@ class _Pool:
             if not self.users[page]:
                 self.free.append(page)
 
-    def own(self, row: int, block: int) -> None:
-        """Make a shared page the row's own, by copying it."""
+    def own(self, row: int, block: int, filled: int) -> None:
+        """Make a shared page the row's own, by copying its first ``filled`` tokens."""
         page = int(self.table[row, block])
         if self.users[page] == 1:
             return
         self.users[page] -= 1
         copy = self.take(row, block)
+        for part in (self.keys, self.values):
+            part[:, copy, :, :filled] = part[:, page, :, :filled]
+
+    def grow_rows(self) -> None:
+        """Twice the rows."""
+        self.table = torch.cat([self.table, torch.zeros_like(self.table)])
         for layer in self.layers.values():
-            layer.keys[copy] = layer.keys[page]
-            layer.values[copy] = layer.values[page]
+            layer.table = self.table
+        self.first += [0] * len(self.first)
+        self.after += [0] * len(self.after)
 
     def _grow(self) -> None:
         """Twice the pages."""
         pages = len(self.users)
-        for layer in self.layers.values():
-            layer.keys = torch.cat([layer.keys, torch.zeros_like(layer.keys)])
-            layer.values = torch.cat([layer.values, torch.zeros_like(layer.values)])
+        self.keys = torch.cat([self.keys, torch.zeros_like(self.keys)], dim=1)
+        self.values = torch.cat([self.values, torch.zeros_like(self.values)], dim=1)
+        for place, layer in enumerate(self.layers.values()):
+            layer.keys, layer.values = self.keys[place], self.values[place]
         self.users += [0] * pages
         self.free += range(2 * pages - 1, pages - 1, -1)
 
@@ -124,20 +137,31 @@ class _Pool:
 class PagedCache:
     """The cache of all layers.
 
+    Args:
+        rows: to begin with; there are more when they are needed, as with pages.
+        pages: of all rows together.
+        page: tokens of a page. A row that goes on where another one forked copies up to so many.
+
     Attributes:
         lengths: tokens that each row holds.
         layers: one view a layer.
     """
 
     def __init__(
-        self, config: ModelConfig, rows: int, pages: int, dtype: torch.dtype = torch.float32
+        self,
+        config: ModelConfig,
+        rows: int,
+        pages: int,
+        dtype: torch.dtype = torch.float32,
+        page: int = PAGE,
     ) -> None:
+        self.page = page
         by_window: dict[int, list[int]] = {}
         for layer in range(config.layers):
             by_window.setdefault(config.window_of(layer), []).append(layer)
         pages = max(1, pages)
         self._pools = [
-            _Pool(config, layers, window, rows, pages, dtype)
+            _Pool(config, layers, window, rows, pages, dtype, page)
             for window, layers in by_window.items()
         ]
         views = {layer: view for pool in self._pools for layer, view in pool.layers.items()}
@@ -161,11 +185,21 @@ class PagedCache:
 
     def open(self) -> int:
         """A row without tokens."""
+        if not self._free_rows:
+            self._grow_rows()
         row = self._free_rows.pop()
         self.lengths[row] = 0
         for pool in self._pools:
             pool.first[row] = pool.after[row] = 0
         return row
+
+    def _grow_rows(self) -> None:
+        """Twice the rows."""
+        rows = self.rows
+        for pool in self._pools:
+            pool.grow_rows()
+        self.lengths += [0] * rows
+        self._free_rows += range(2 * rows - 1, rows - 1, -1)
 
     def close(self, row: int) -> None:
         """Give a row's pages back."""
@@ -188,14 +222,15 @@ class PagedCache:
     def extend(self, row: int, count: int) -> None:
         """Make room for ``count`` more tokens and let the row hold them."""
         start, end = self.lengths[row], self.lengths[row] + count
+        page, filled = self.page, start % self.page
         for pool in self._pools:
-            if start % PAGE and start < pool.after[row] * PAGE:
-                pool.own(row, start // PAGE)
-            for block in range(pool.after[row], pages_for(end)):
+            if filled and start < pool.after[row] * page:
+                pool.own(row, start // page, filled)
+            for block in range(pool.after[row], pages_for(end, page)):
                 pool.take(row, block)
                 pool.after[row] = block + 1
             if pool.window:
-                reached = max(0, start - pool.window + 1) // PAGE
+                reached = max(0, start - pool.window + 1) // page
                 pool.give_back(row, pool.first[row], min(reached, pool.after[row]))
                 pool.first[row] = max(pool.first[row], reached)
         self.lengths[row] = end
@@ -207,7 +242,7 @@ class PagedCache:
         pages that an earlier end would see.
         """
         for pool in self._pools:
-            kept = pages_for(length)
+            kept = pages_for(length, self.page)
             pool.give_back(row, max(kept, pool.first[row]), pool.after[row])
             pool.after[row] = max(kept, pool.first[row])
         self.lengths[row] = length

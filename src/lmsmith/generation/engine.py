@@ -40,12 +40,17 @@ PROMPT_TOKENS_AT_ONCE = 4096
 
 @dataclass
 class _Asked:
-    """A request that waits, with the pages it may come to need."""
+    """A request that waits, with the pages it may come to need.
+
+    Attributes:
+        done: tokens of its prompt that it finds in the cache.
+    """
 
     number: int
     request: Request
     pages: int
     room: int
+    done: int = 0
     rows: list[int] = field(default_factory=list)
 
 
@@ -88,6 +93,8 @@ class Engine:
         self._reserved: dict[int, int] = {}  # request → pages
         self._left: dict[int, int] = {}  # request → replies not finished
         self._next = 0
+        self._held: tuple[int, ...] = ()
+        self._held_row = -1
 
     @property
     def busy(self) -> bool:
@@ -108,6 +115,33 @@ class Engine:
         check_requests(self.model.config, requests, has_text=self.tokenizer is not None)
         return [self._queue(request) for request in requests]
 
+    def hold(self, prefix: Sequence[int]) -> None:
+        """Read once what many prompts to come begin with; each is read from there on.
+
+        It takes the place of what was held before; an empty one is let go. Prompts that begin
+        otherwise, are no longer, or whose own log-probabilities are asked for are read whole.
+
+        Raises:
+            UserError: it fills the model's context, or replies are being written.
+        """
+        if self.busy:
+            raise UserError("replies are being written", "hold a prefix before, or after them")
+        if len(prefix) >= self.model.config.context:
+            raise UserError(
+                f"a prefix of {len(prefix)} tokens fills the context",
+                f"the model reads {self.model.config.context}",
+            )
+        if self._held and self._cache is not None:
+            self._cache.close(self._held_row)
+        self._held = tuple(prefix)
+        if not self._held:
+            return
+        if self._cache is None:
+            pages = min(self._most_pages, 4 * pages_for(len(prefix)))
+            self._cache = PagedCache(self.model.config, self.most_rows + 1, pages, self.model.dtype)
+        self._held_row = self._cache.open()
+        self.model.read([(self._held_row, self._held)], self._cache)
+
     def cancel(self, number: int) -> None:
         """Stop writing a request's replies; nothing happens if it is done."""
         self._waiting = deque(asked for asked in self._waiting if asked.number != number)
@@ -126,7 +160,7 @@ class Engine:
             return []
         assert self._cache is not None
         spans = [(row.row, row.tokens[-1:]) for row in going]
-        spans += [(asked.rows[0], list(asked.request.prompt)) for asked in joining]
+        spans += [(asked.rows[0], list(asked.request.prompt[asked.done :])) for asked in joining]
         hidden_nd = self.model.read(spans, self._cache)
         ends = torch.tensor([len(tokens) for _, tokens in spans]).cumsum(0) - 1
         logits_bv = self.model.logits(hidden_nd[ends])
@@ -152,7 +186,8 @@ class Engine:
         reserved = sum(self._reserved.values())
         while self._waiting:
             asked = self._waiting[0]
-            samples, length = asked.request.settings.samples, len(asked.request.prompt)
+            asked.done = self._done(asked.request)
+            samples, length = asked.request.settings.samples, len(asked.request.prompt) - asked.done
             full = rows + samples > self.most_rows or reserved + asked.pages > self._most_pages
             # One that would never fit is answered alone.
             if rows and (full or (tokens and tokens + length > PROMPT_TOKENS_AT_ONCE)):
@@ -165,12 +200,20 @@ class Engine:
             assert self._cache is not None
             self._reserved[asked.number] = asked.pages
             self._left[asked.number] = asked.request.settings.samples
-            asked.rows = [self._cache.open()]
+            cache, done = self._cache, asked.done
+            asked.rows = [cache.fork(self._held_row) if done else cache.open()]
         return joining
+
+    def _done(self, request: Request) -> int:
+        """Tokens of its prompt that are held."""
+        held, prompt = self._held, request.prompt
+        if not held or len(prompt) <= len(held) or request.settings.prompt_log_probs:
+            return 0
+        return len(held) if tuple(prompt[: len(held)]) == held else 0
 
     def _make_room(self, rows: int, pages: int) -> None:
         """A cache for the first requests; it grows when more come than it was made for."""
-        if self._cache is not None and (self._rows or self._cache.rows >= rows):
+        if self._cache is not None and (self._rows or self._held or self._cache.rows >= rows):
             return
         pages += sum(asked.pages for asked in self._waiting)
         rows = max(rows, self.most_rows)
@@ -191,7 +234,7 @@ class Engine:
             if settings.prompt_log_probs:
                 hidden_td = hidden_nd[at : at + len(prompt)]
                 log_probs = prompt_log_probs(self.model, prompt, hidden_td, settings.top_log_probs)
-            at += len(prompt)
+            at += len(prompt) - asked.done
             asked.rows += [self._cache.fork(asked.rows[0]) for _ in range(settings.samples - 1)]
             self._rows += new_rows(
                 asked.request,

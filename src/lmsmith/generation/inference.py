@@ -109,6 +109,12 @@ class InferenceDecoder:
         """float32 (n, vocabulary); the C++ kernels do not round them to ``dtype`` first."""
         return self.kernels.linear(hidden_nd.to(self.dtype), self._unembedding, torch.float32)
 
+    @torch.inference_mode()
+    def raw_logits(self, hidden_nd: Tensor) -> Tensor:
+        """`logits` in the type that the product gives them in: float32, or bf16 on matrix units."""
+        dtype = self.kernels.product_dtype(self._unembedding, len(hidden_nd))
+        return self.kernels.linear(hidden_nd.to(self.dtype), self._unembedding, dtype)
+
     def _rotation(self, positions_n: Tensor, places: Places) -> Rotation | None:
         """Cosines and sines (n, head_width / 2), each row's on its own: some depend on length."""
         rotary = self._decoder.rotary

@@ -84,6 +84,12 @@ class Kernels(Protocol):
             (n, heads × head_width).
         """
 
+    def product_dtype(self, weight: Weight, rows: int) -> torch.dtype:
+        """The type that `linear` can give the product of so many rows in without rounding it."""
+
+    def log_sums(self, logits_nv: Tensor) -> tuple[Tensor, Tensor]:
+        """log Σ exp of each row, float32 (n,), and the first of its largest, int64 (n,)."""
+
     def draw(self, logits_bv: Tensor, settings: SamplingSettings, uniform_b: Tensor) -> Tensor:
         """`choose_tokens`."""
 
@@ -139,6 +145,13 @@ class TorchKernels:
             mixed.append(attend_span(query_nhk[at : at + count], cache, row, start))
             at += count
         return torch.cat(mixed)
+
+    def product_dtype(self, weight: Weight, rows: int) -> torch.dtype:
+        values = weight.values.dtype
+        return values if values.is_floating_point else torch.bfloat16
+
+    def log_sums(self, logits_nv: Tensor) -> tuple[Tensor, Tensor]:
+        return logits_nv.float().logsumexp(dim=-1), logits_nv.argmax(dim=-1)
 
     def draw(self, logits_bv: Tensor, settings: SamplingSettings, uniform_b: Tensor) -> Tensor:
         return choose_tokens(logits_bv, settings, uniform_b)

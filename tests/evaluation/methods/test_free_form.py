@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from lmsmith.evaluation.methods import writing
 from lmsmith.evaluation.methods.free_form import FreeForm
+from lmsmith.evaluation.methods.likelihood import common_prefix
 from lmsmith.evaluation.methods.subject import Subject
 from lmsmith.evaluation.methods.writing import STREAMS_AN_ITEM
 from lmsmith.evaluation.tasks.data import Item
@@ -14,6 +17,7 @@ from lmsmith.evaluation.tasks.prompts import with_shots
 from lmsmith.evaluation.tasks.spec import AnswerSpec, DataSpec, PromptSpec, TaskSpec
 from lmsmith.generation.beam import BeamSettings, beam_search
 from lmsmith.generation.engine import Engine, Request, SamplingSettings, answer
+from lmsmith.generation.inference import InferenceDecoder
 
 PROMPT = PromptSpec(context="Question: {{ q }} Answer:", target="{{ a }}")
 ITEMS = [
@@ -41,6 +45,44 @@ def test_samples_do_not_depend_on_the_batch(tiny: Subject) -> None:
     settings = SamplingSettings(8, 0.7, stop_tokens=tiny.tokenizer.stop_tokens, seed=5, samples=3)
     prompt = "Question: where is the dog and the cat? Answer:"
     assert together[1]["texts"] == written(tiny, prompt, settings, STREAMS_AN_ITEM)
+
+
+@pytest.mark.parametrize("reason", ["", "Think."])
+def test_a_block_that_all_prompts_begin_with_is_read_once(
+    tiny: Subject, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    """Texts are the same as with nothing held; tokens read are fewer by the block's."""
+    block = PROMPT.context + " blue\n" + "The dog ran to the river and the cat sat. " * 3
+    prompt = replace(PROMPT, context=block.replace("{{ q }}", "the sea?") + PROMPT.context)
+    spec = AnswerSpec(
+        max_new_tokens=6, stop=(), reason=reason, extraction="So it is" if reason else ""
+    )
+    task = TaskSpec("made", "free_form", DataSpec(file="a.jsonl"), prompt=prompt, answer=spec)
+    questions = [with_shots(task, item, []) for item in ITEMS]
+    read: list[int] = []
+    inner = InferenceDecoder.read
+
+    def counted(model: InferenceDecoder, spans: Any, cache: Any) -> Any:
+        read.append(sum(len(tokens) for _, tokens in spans))
+        return inner(model, spans, cache)
+
+    monkeypatch.setattr(InferenceDecoder, "read", counted)
+
+    def answered() -> tuple[list[dict[str, Any]], int]:
+        read.clear()
+        method = FreeForm(tiny, task, questions)
+        # One by one and together: the block is still there after the first.
+        rows = [*method.answer([1]), *method.answer([0, 1, 2])]
+        return rows, sum(read)
+
+    rows, tokens = answered()
+    monkeypatch.setattr(writing, "common_prefix", lambda prompts: ())
+    alone, all_tokens = answered()
+    assert rows == alone
+    held = len(common_prefix([tiny.encode_contexts([q.contexts[0]])[0] for q in questions]))
+    assert held > 32
+    prompts_read = 4 * (2 if reason else 1)
+    assert all_tokens - tokens == (prompts_read - 1) * held
 
 
 def test_two_passes_reason_first_and_then_answer(tiny: Subject) -> None:

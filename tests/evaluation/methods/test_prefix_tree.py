@@ -36,7 +36,6 @@ def test_every_sequence_is_spelled_by_one_way_down(
     roots = build_tree(sequences, least=least)
     assert spelled(roots) == {n: list(sequence) for n, sequence in enumerate(sequences)}
     for node in nodes_of(roots):
-        assert node.size == sum(len(each.tokens) for each in nodes_of([node]))
         if node.children:
             assert len(node.tokens) >= least
 
@@ -48,7 +47,7 @@ def test_what_is_shared_is_read_once_and_what_is_short_is_not_parted() -> None:
     roots = build_tree(sequences)
     assert [len(root.tokens) for root in roots] == [20]
     assert sorted(len(child.tokens) for child in roots[0].children) == [2, 2, 2, 11]
-    assert roots[0].size == 20 + 11 + 4 + 3 * 2
+    assert sum(len(node.tokens) for node in nodes_of(roots)) == 20 + 11 + 4 + 3 * 2
 
 
 @given(TOKENS, TOKENS)

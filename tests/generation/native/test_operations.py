@@ -114,6 +114,23 @@ def test_matrix_units_get_many_rows(native_kernels: NativeKernels) -> None:
         assert torch.equal(found, expected) == (rows == 3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("count", [1, 15, 16, 1023, 1041, 5000])
+def test_log_sums(native_kernels: NativeKernels, count: int, dtype: torch.dtype) -> None:
+    logits = (20 * torch.randn(5, count)).to(dtype)
+    logits[1] = -3.0  # all are the largest: the first counts
+    logits[2, -1] = 1000.0
+    logits[3, 0] = -torch.inf if count > 1 else 0.0
+    logits[4, count // 2] = torch.nan
+    log_sum, best = native_kernels.log_sums(logits)
+    torch.testing.assert_close(
+        log_sum[:4], logits[:4].double().logsumexp(1).float(), rtol=1e-6, atol=1e-5
+    )
+    assert log_sum[4].isnan()
+    assert best[:4].tolist() == logits[:4].argmax(1).tolist()
+    assert TORCH.log_sums(logits[:4])[1].tolist() == best[:4].tolist()
+
+
 @pytest.mark.parametrize("width", [8, 48, 50])
 @pytest.mark.parametrize("centred", [True, False])
 def test_norm(native_kernels: NativeKernels, width: int, centred: bool) -> None:

@@ -1,9 +1,9 @@
 """How likely continuations are, with everything that several share read once.
 
-The tokens of a batch stand in a tree of common prefixes (`prefix_tree`), which is read level by
-level: all nodes of a level in one packed list, nothing padded, each from its parent's pages of the
-cache. So the choices of an item read its context once, and items with the same shots read these
-once, whatever the kind of task.
+The tokens of a batch stand in a tree of common prefixes (`prefix_tree`). As many of its nodes as
+are worth it are read together in one packed list, nothing padded, each from its parent's pages of
+the cache, whichever item and level they are of. So the choices of an item read its context once,
+and items with the same shots read these once, whatever the kind of task.
 """
 
 from __future__ import annotations
@@ -21,14 +21,20 @@ from lmsmith.generation.inference import InferenceDecoder
 from lmsmith.generation.log_probs import LOGITS_AT_ONCE
 from lmsmith.generation.prefixes import common_length
 
-TOKENS_AT_ONCE = 4096
-"""Of subtrees that are read together."""
+TOKENS_AT_ONCE = 1024
+"""Of nodes that are read together: many enough for fast products, whose results stay in caches."""
 
-ROWS_AT_ONCE = 96
-"""Sequences that are read together at most."""
+ROWS_AT_ONCE = 256
+"""Nodes that are read together at most."""
 
-FIRST_PAGES = 32
+FIRST_PAGES = 128
 """Of the cache, which grows with what is asked."""
+
+PAGE = 16
+"""Tokens of its pages: a choice copies what its context has begun of one."""
+
+LEAST_HELD = 32
+"""Tokens that all prompts of a task must begin with to be held for the whole of it."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,17 @@ class Likelihood:
 
 
 @dataclass
+class _Parent:
+    """What nodes go on from: a row, or nothing, and how many children are still to begin.
+
+    A row without a number of children is kept.
+    """
+
+    row: int | None
+    children: int | None
+
+
+@dataclass
 class _Found:
     log_probs: list[float] = field(default_factory=list)
     greedy: bool = True
@@ -69,8 +86,9 @@ class LikelihoodReader:
     def __init__(self, model: InferenceDecoder, forbidden: Sequence[int] = ()) -> None:
         self._model = model
         self._forbidden = torch.tensor(list(forbidden), dtype=torch.long)
-        # Room for the rows of two levels, and for a chain of long parents.
-        self._cache = PagedCache(model.config, 2 * ROWS_AT_ONCE + 64, FIRST_PAGES, model.dtype)
+        self._cache = PagedCache(
+            model.config, 2 * ROWS_AT_ONCE, FIRST_PAGES, model.dtype, page=PAGE
+        )
         self._held: tuple[int, ...] = ()
         self._held_row: int | None = None
         self.tokens_read = 0
@@ -105,45 +123,40 @@ class LikelihoodReader:
             if numbers:
                 roots = build_tree([sequences[number] for number in numbers], start)
                 _renumber(roots, numbers)
-                self._read_siblings(roots, parent, state)
+                self._read_tree(roots, _Parent(parent, None), state)
         return [
             Likelihood(tuple(each.log_probs), each.greedy, each.greedy_allowed)
             for each in state.found
         ]
 
-    def _read_siblings(self, nodes: Sequence[Node], parent: int | None, state: _Reading) -> None:
-        """Read nodes and all below them, as many subtrees together as the budget allows."""
-        group: list[Node] = []
-        size = rows = 0
-        for node in nodes:
-            full = size + node.size > TOKENS_AT_ONCE or rows + len(node.sequences) > ROWS_AT_ONCE
-            if group and full:
-                self._read_levels(group, parent, state)
-                group, size, rows = [], 0, 0
-            if node.children and (node.size > TOKENS_AT_ONCE or len(node.sequences) > ROWS_AT_ONCE):
-                row = self._row_after(parent)
-                self._read_nodes([(node, row)], state)
-                self._read_siblings(node.children, row, state)
-                self._cache.close(row)
-                continue
-            group.append(node)
-            size, rows = size + node.size, rows + len(node.sequences)
-        if group:
-            self._read_levels(group, parent, state)
+    def _read_tree(self, roots: Sequence[Node], before: _Parent, state: _Reading) -> None:
+        """Read nodes and all below them; children first, so that few rows are open."""
+        ready = [(root, before) for root in reversed(roots)]
+        while ready:
+            nodes, size = [], 0
+            while ready and len(nodes) < ROWS_AT_ONCE:
+                node, parent = ready[-1]
+                size += len(node.tokens)
+                if nodes and size > TOKENS_AT_ONCE:
+                    break
+                ready.pop()
+                nodes.append((node, self._row_after(parent)))
+            self._read_nodes(nodes, state)
+            for node, row in reversed(nodes):
+                if not node.children:
+                    self._cache.close(row)
+                parent = _Parent(row, len(node.children))
+                ready += [(child, parent) for child in reversed(node.children)]
 
-    def _read_levels(self, nodes: Sequence[Node], parent: int | None, state: _Reading) -> None:
-        level = [(node, self._row_after(parent)) for node in nodes]
-        while level:
-            self._read_nodes(level, state)
-            below = [
-                (child, self._cache.fork(row)) for node, row in level for child in node.children
-            ]
-            for _, row in level:
-                self._cache.close(row)
-            level = below
-
-    def _row_after(self, parent: int | None) -> int:
-        return self._cache.open() if parent is None else self._cache.fork(parent)
+    def _row_after(self, parent: _Parent) -> int:
+        """A row with the parent's past: the parent's own for its last child."""
+        if parent.row is None:
+            return self._cache.open()
+        if parent.children is not None:
+            parent.children -= 1
+            if not parent.children:
+                return parent.row
+        return self._cache.fork(parent.row)
 
     def _read_nodes(self, nodes: Sequence[tuple[Node, int]], state: _Reading) -> None:
         hidden_nd = self._read([(row, node.tokens) for node, row in nodes])
@@ -168,12 +181,13 @@ class LikelihoodReader:
         places = sorted(by_place)  # a pair's tokens in their order
         for start in range(0, len(places), LOGITS_AT_ONCE):
             part = places[start : start + LOGITS_AT_ONCE]
-            logits_pv = self._model.logits(hidden_nd[torch.tensor(part)])
+            logits_pv = self._model.raw_logits(hidden_nd[torch.tensor(part)])
+            log_sum_p, best_p = self._model.kernels.log_sums(logits_pv)
             each_n = [each for place in part for each in by_place[place]]
             row_n = torch.tensor([row for row, place in enumerate(part) for _ in by_place[place]])
             token_n = torch.tensor([each.token for each in each_n])
-            log_prob_n = logits_pv[row_n, token_n] - logits_pv.logsumexp(dim=-1)[row_n]
-            best_n = (logits_pv.argmax(dim=-1)[row_n] == token_n).tolist()
+            log_prob_n = logits_pv[row_n, token_n].float() - log_sum_p[row_n]
+            best_n = (best_p[row_n] == token_n).tolist()
             allowed_n = best_n
             if len(self._forbidden):
                 logits_pv[:, self._forbidden] = -torch.inf
@@ -238,11 +252,16 @@ def _renumber(nodes: Sequence[Node], numbers: Sequence[int]) -> None:
         _renumber(node.children, numbers)
 
 
-def shared_prefix(pairs: Sequence[Pair], least: int = 32) -> tuple[int, ...]:
+def shared_prefix(pairs: Sequence[Pair], least: int = LEAST_HELD) -> tuple[int, ...]:
     """The tokens that all pairs begin with, before any continuation; none if they are few."""
-    if len(pairs) < 2:
+    return common_prefix([pair.tokens[: len(pair.tokens) - pair.scored] for pair in pairs], least)
+
+
+def common_prefix(prompts: Sequence[Sequence[int]], least: int = LEAST_HELD) -> tuple[int, ...]:
+    """The tokens that all begin with, the last of none among them; none if they are few."""
+    if len(prompts) < 2:
         return ()
-    contexts = sorted(pair.tokens[: len(pair.tokens) - pair.scored] for pair in pairs)
-    shared = common_length(contexts[0], contexts[-1])
-    shared = min(shared, min(len(context) for context in contexts) - 1)
-    return contexts[0][:shared] if shared >= least else ()
+    in_order = sorted(map(tuple, prompts))
+    shared = common_length(in_order[0], in_order[-1])
+    shared = min(shared, min(map(len, in_order)) - 1)
+    return in_order[0][:shared] if shared >= least else ()

@@ -60,12 +60,21 @@ class MultipleChoice:
             self._asked.append(_Asked(question, tuple(pairs[at:after]), tuple(alone[at:after])))
             at = after
         self._reader = LikelihoodReader(subject.model)
-        self._reader.hold(shared_prefix(pairs))
+        self._held = shared_prefix(pairs)
+        self._reader.hold(self._held)
 
     @property
     def tokens(self) -> list[int]:
-        """Of each question, about what it costs."""
-        return [max(len(pair.tokens) for pair in asked.pairs) for asked in self._asked]
+        """Of each question, about what is read: its context once, without what all have in common,
+        and its choices."""
+        return [self._cost(asked) for asked in self._asked]
+
+    def _cost(self, asked: _Asked) -> int:
+        pairs = [*asked.pairs, *asked.alone]
+        contexts = {pair.tokens[: -pair.scored] for pair in pairs}
+        held = sum(tokens[: len(self._held)] == self._held for tokens in contexts)
+        read = sum(map(len, contexts)) - held * len(self._held)
+        return max(1, read + sum(pair.scored - 1 for pair in pairs))
 
     def answer(self, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
         """The rows of the questions of these numbers."""

@@ -22,17 +22,12 @@ class Node:
         tokens: the stretch.
         sequences: the numbers of all sequences that run through it.
         children: what follows; a sequence may also end here.
-        size: tokens of it and of all below.
     """
 
     start: int
     tokens: Tokens
     sequences: list[int]
     children: list[Node] = field(default_factory=list)
-    size: int = 0
-
-    def __post_init__(self) -> None:
-        self.size = len(self.tokens) + sum(child.size for child in self.children)
 
 
 def build_tree(

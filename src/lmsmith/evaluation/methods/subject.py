@@ -87,10 +87,11 @@ class Subject:
             ]
         stripped = [context.rstrip() for context, _ in pairs]
         whole = self.tokenizer.encode_batch([context + text for context, text in pairs])
-        before = self.tokenizer.encode_batch(stripped)
+        different = list(dict.fromkeys(stripped))  # an item's choices have one
+        before = dict(zip(different, self.tokenizer.encode_batch(different), strict=True))
         return [
-            self._pair([*self._start(tokens), *all_tokens], len(all_tokens) - len(tokens))
-            for all_tokens, tokens in zip(whole, before, strict=True)
+            self._pair([*self._start(before[context]), *tokens], len(tokens) - len(before[context]))
+            for tokens, context in zip(whole, stripped, strict=True)
         ]
 
     def _pair(self, tokens: list[int], scored: int) -> Pair:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lmsmith.evaluation.methods.likelihood import common_prefix
 from lmsmith.evaluation.methods.subject import Subject
 from lmsmith.evaluation.tasks.spec import AnswerSpec
 from lmsmith.generation.beam import BeamSettings, beam_search
@@ -20,6 +21,15 @@ class Writer:
     def __init__(self, subject: Subject, spec: AnswerSpec, seed: int) -> None:
         self._subject, self._spec, self._seed = subject, spec, seed
         self._engine = Engine(subject.model, tokenizer=subject.tokenizer)
+
+    def hold(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Read once what all prompts of a task begin with, as with fixed shots.
+
+        Beams read their prompts themselves, whole.
+        """
+        prefix = common_prefix(prompts)
+        if self._spec.search != "beam" and len(prefix) < self._subject.context:
+            self._engine.hold(prefix)
 
     def write(
         self,

@@ -184,6 +184,18 @@ void lmsmith_gelu(const bf16* x, bf16* y, int rows, int width, int threads) {
         gelu_row(x + int64_t(row) * width, y + int64_t(row) * width, width);
 }
 
+// log of the sum of exp of each row of logits, and the first of its largest.
+void lmsmith_log_sums(const void* logits, float* log_sums, int64_t* best, int rows, int count,
+                      int as_bf16, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (rows > 1)
+    for (int row = 0; row < rows; ++row) {
+        const int64_t at = int64_t(row) * count;
+        if (as_bf16)
+            log_sum_row(static_cast<const bf16*>(logits) + at, count, log_sums + row, best + row);
+        else log_sum_row(static_cast<const float*>(logits) + at, count, log_sums + row, best + row);
+    }
+}
+
 // The next token of each row of logits, by its uniform number.
 void lmsmith_draw(const float* logits, const double* uniform, int64_t* tokens, int rows, int count,
                   float temperature, int top_k, float top_p, float min_p, int threads) {

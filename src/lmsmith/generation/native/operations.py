@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lmsmith.generation.cache import PAGE, LayerCache
+from lmsmith.generation.cache import LayerCache
 from lmsmith.generation.kernels import Kernels, Places, TorchKernels
 from lmsmith.generation.native.compile import load_library
 from lmsmith.generation.sampling import check_finite
@@ -74,6 +74,8 @@ class NativeKernels(TorchKernels):
             + [integer] * 2
             + [*(ctypes.c_float, integer, ctypes.c_float, ctypes.c_float, integer)]
         )
+        self._log_sums = library.lmsmith_log_sums
+        self._log_sums.argtypes = [pointer] * 3 + [integer] * 4
         self._norm = library.lmsmith_norm
         self._norm.argtypes = [pointer] * 4 + [integer] * 2 + [ctypes.c_float] + [integer] * 3
         self._gate = library.lmsmith_gate
@@ -84,7 +86,7 @@ class NativeKernels(TorchKernels):
             torch.float32: library.lmsmith_attend_float,
         }
         functions = (self._linear, self._lay_out, self._norm, self._gate, self._gelu, self._draw)
-        for function in (*functions, *self._attend.values()):
+        for function in (*functions, self._log_sums, *self._attend.values()):
             function.restype = None
 
     def prepare(self, weight: Weight) -> Weight:
@@ -212,13 +214,32 @@ class NativeKernels(TorchKernels):
             heads=heads,
             shared=(all_heads - heads) // 2,
             width=width,
-            page=PAGE,
+            page=cache.page,
             row_pages=table.shape[1],
             window=cache.window,
             scale=width**-0.5,
         )
         self._attend[projected_nhk.dtype](ctypes.byref(arguments), threads)
         return mixed_nd
+
+    def product_dtype(self, weight: Weight, rows: int) -> torch.dtype:
+        if weight.for_many is not None and rows > FEW_ROWS:
+            return torch.bfloat16
+        return torch.float32
+
+    def log_sums(self, logits_nv: Tensor) -> tuple[Tensor, Tensor]:
+        logits_nv = logits_nv.contiguous()
+        log_sum_n = torch.empty(len(logits_nv), dtype=torch.float32)
+        best_n = torch.empty(len(logits_nv), dtype=torch.int64)
+        self._log_sums(
+            logits_nv.data_ptr(),
+            log_sum_n.data_ptr(),
+            best_n.data_ptr(),
+            *logits_nv.shape,
+            _RESULTS[logits_nv.dtype],
+            torch.get_num_threads(),
+        )
+        return log_sum_n, best_n
 
     def draw(self, logits_bv: Tensor, settings: SamplingSettings, uniform_b: Tensor) -> Tensor:
         if logits_bv.dtype != torch.float32:

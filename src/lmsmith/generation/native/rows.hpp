@@ -67,4 +67,37 @@ inline void gelu_row(const bf16* from, bf16* to, int width) {
     });
 }
 
+// log of the sum of exp of a row, and the first of its largest; it is read from memory once, and
+// from the cache after that.
+template <typename T>
+inline void log_sum_row(const T* from, int count, float* log_sum, int64_t* best) {
+    const int BLOCK = 1024;  // whose largest is known before its place is looked for
+    float most = -INFINITY;
+    int place = 0;
+    for (int start = 0; start < count; start += BLOCK) {
+        const int end = start + BLOCK < count ? start + BLOCK : count;
+        float largest = widen(from[start]);
+        int i = start;
+        if (end - start >= 16) {
+            f32x16 lanes = load16(from + i);
+            for (i += 16; i + 16 <= end; i += 16) {
+                const f32x16 part = load16(from + i);
+                lanes = part > lanes ? part : lanes;
+            }
+            for (int lane = 0; lane < 16; ++lane)
+                largest = lanes[lane] > largest ? lanes[lane] : largest;
+        }
+        for (; i < end; ++i) largest = widen(from[i]) > largest ? widen(from[i]) : largest;
+        if (largest > most) most = largest, place = start;
+    }
+    while (place < count && widen(from[place]) != most) ++place;
+    *best = place < count ? place : 0;
+    f32x16 lanes = {};
+    int i = 0;
+    for (; i + 16 <= count; i += 16) lanes += exp16(load16(from + i) - most);
+    float sum = sum16(lanes);
+    for (; i < count; ++i) sum += std::exp(widen(from[i]) - most);
+    *log_sum = most + std::log(sum);
+}
+
 }  // namespace lmsmith

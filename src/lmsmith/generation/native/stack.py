@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lmsmith.generation.cache import PAGE, PagedCache
+from lmsmith.generation.cache import PagedCache
 from lmsmith.generation.kernels import Kernels, Places
 from lmsmith.generation.native.operations import FEW_ROWS, MAX_HEAD_WIDTH, NativeKernels
 from lmsmith.generation.weights import BlockWeights, Norm, Weight
@@ -52,7 +52,7 @@ class NativeStack:
         self._kept = blocks  # whose addresses follow
         self._blocks = (_Block * len(blocks))(*map(_block, blocks))
         self._most_rows = None if blocks[0].inner.for_many is None else FEW_ROWS
-        self._pages: tuple[weakref.ref[PagedCache], int, ctypes.Array[_Pages]] | None = None
+        self._pages: tuple[weakref.ref[PagedCache], object, ctypes.Array[_Pages]] | None = None
 
     def takes(self, tokens: int) -> bool:
         """Whether so many are best read here: matrix units (AMX) are PyTorch's."""
@@ -78,7 +78,7 @@ class NativeStack:
             heads=config.heads,
             shared=config.shared_heads,
             head_width=config.width_per_head,
-            page=PAGE,
+            page=cache.page,
             activation=_ACTIVATIONS[config.activation],
             epsilon=self._kept[0].attention_norm.epsilon,
         )
@@ -87,8 +87,8 @@ class NativeStack:
 
     def _pages_of(self, cache: PagedCache) -> ctypes.Array[_Pages]:
         """Where the cache's layers are; it moves them when it grows."""
-        known = self._pages
-        if known is None or known[0]() is not cache or known[1] != cache.pages:
+        known, size = self._pages, (cache.pages, cache.rows)
+        if known is None or known[0]() is not cache or known[1] != size:
             found = (_Pages * len(cache.layers))(
                 *(
                     _Pages(
@@ -101,7 +101,7 @@ class NativeStack:
                     for layer in cache.layers
                 )
             )
-            known = self._pages = (weakref.ref(cache), cache.pages, found)
+            known = self._pages = (weakref.ref(cache), size, found)
         return known[2]
 
 
