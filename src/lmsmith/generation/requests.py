@@ -26,6 +26,9 @@ class Request:
         stream: of chance; sample i of the request draws from stream + i of its seed.
         salt: whose it is: it begins from what was read for requests of the same salt alone, so that
             nobody learns from the count or the time what others have asked.
+        forced: what each sample writes, whatever the model would: with ``settings.log_probs`` the
+            model says how likely it finds each, and reads the prompt once for all of them.
+        keep: whether what is read of it is kept for later requests that begin so.
     """
 
     prompt: Sequence[int]
@@ -33,6 +36,8 @@ class Request:
     name: str = ""
     stream: int = 0
     salt: str = ""
+    forced: tuple[tuple[int, ...], ...] = ()
+    keep: bool = True
 
     def room(self, context: int) -> int:
         """Most tokens that each of its replies may get, by a model with this context."""
@@ -108,7 +113,7 @@ def check_requests(
             where = "" if shared or not request.name else f"{request.name}: "
             for found in _check_settings(request.settings, config, has_text):
                 problems.append((f"{where}{found}", ""))
-        problem = _check_prompt(request, config)
+        problem = _check_prompt(request, config) or _check_forced(request, config)
         if problem is not None:
             problems.append(problem)
     if len(problems) == 1:
@@ -127,6 +132,23 @@ def _check_settings(
         mend = "give the engine a tokenizer, or use stop_tokens"
         problems.append(Problem("stop", list(settings.stop), "no texts without a tokenizer", mend))
     return problems
+
+
+def _check_forced(request: Request, config: ModelConfig) -> tuple[str, str] | None:
+    name, forced = request.name or "the prompt", request.forced
+    if not forced:
+        return None
+    if len(forced) != request.settings.samples or not all(forced):
+        return (f"{name}: a text to write for each sample, and none empty", "give as many")
+    longest, room = max(map(len, forced)), request.room(config.context)
+    if longest > room:
+        return (
+            f"{name}: {longest} tokens to write, where {room} may follow the prompt",
+            "shorten the prompt, or raise max_new_tokens",
+        )
+    if not all(0 <= token < config.vocabulary_size for tokens in forced for token in tokens):
+        return (f"{name}: token ids to write that the model does not have", "use its tokenizer")
+    return None
 
 
 def _check_prompt(request: Request, config: ModelConfig) -> tuple[str, str] | None:
