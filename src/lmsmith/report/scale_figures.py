@@ -21,7 +21,7 @@ Measured = Mapping[str, Any]
 
 _COLOURS = [COLOURS[role] for role in ("muted", "human", "reward", "sft", "ppo", "pretrain", "ink")]
 _TALL = (WIDE[0], 3.2)
-_BROAD = (2 * WIDE[0], 3.2)
+_BROAD = (6.9, 3.0)
 _DASHED = (0, (3, 2))
 
 

@@ -95,7 +95,7 @@ def build_scale_page(folder: Path, plan: ScalePlan, models: Sequence[Measured]) 
                 "svg": draw_pattern(f"pattern-{kind.replace('_', '-')}", kind, models),
                 "head": [f"{shots} shots" if shots != 1 else "1 shot" for shots in SHOTS],
                 "rows": [
-                    (each["model"], [shown_share(pattern_interval(each, kind, s)) for s in SHOTS])
+                    (each["model"], [share_cell(pattern_interval(each, kind, s)) for s in SHOTS])
                     for each in models
                 ],
             }
@@ -108,7 +108,7 @@ def build_scale_page(folder: Path, plan: ScalePlan, models: Sequence[Measured]) 
             "rows": [
                 (
                     f"{each['model']}, {'chain of thought' if style == 'chain' else 'direct'}",
-                    [shown_share(sum_interval(each, style, count)) for count in digits],
+                    [share_cell(sum_interval(each, style, count)) for count in digits],
                 )
                 for each in models
                 for style in STYLES
@@ -151,6 +151,11 @@ def shown_share(interval: Interval) -> str:
     return f"{numbers.percent(interval.value)} ({ends})"
 
 
+def share_cell(interval: Interval) -> tuple[str, str]:
+    """The share and its interval, for two lines of a cell."""
+    return numbers.percent(interval.value), numbers.percent_interval(interval.low, interval.high)
+
+
 def law_sentence(family: str, prediction: Prediction | None) -> str:
     """What the smaller models foretold, and what came."""
     if prediction is None:
@@ -175,8 +180,11 @@ def _model_row(measured: Measured) -> dict[str, Any]:
         "parameters": numbers.number(float(measured["parameters"])),
         "compute": f"{measured['compute']:.2e}",
         "losses": [
-            f"{measured['losses'][family]['value']:.4f} "
-            f"({measured['losses'][family]['low']:.4f} to {measured['losses'][family]['high']:.4f})"
+            (
+                numbers.fixed(measured["losses"][family]["value"], 4),
+                f"{measured['losses'][family]['low']:.4f} to "
+                f"{measured['losses'][family]['high']:.4f}",
+            )
             for family in SHARES
         ],
     }

@@ -26,7 +26,6 @@ from lmsmith.evaluation.scale.patterns import (
     LETTERS,
     PATTERNS,
     SYMBOLS,
-    WORD,
     best_accuracy,
     draw_document,
     prompt_of,
@@ -121,13 +120,13 @@ def test_the_cipher_s_bound_is_what_a_reader_without_guesses_gets() -> None:
     bound = best_accuracy("cipher")
     assert bound is not None
     assert bound(0) == pytest.approx(0.0, abs=1e-12)
-    assert bound(1) == pytest.approx(1 / 120)  # the one word of the same three letters
+    assert bound(1) == pytest.approx(1 / 28)  # the one word of the same two letters
     chance = np.random.default_rng(5)
     for shots in (2, 4, 8):
         known = 0
         for _ in range(4000):
-            words = [set(chance.permutation(len(LETTERS))[:WORD].tolist()) for _ in range(shots)]
-            known += set(chance.permutation(len(LETTERS))[:WORD].tolist()) <= set().union(*words)
+            asked, *words = (set(chance.permutation(8)[:2].tolist()) for _ in range(shots + 1))
+            known += asked <= set().union(*words)
         assert known / 4000 == pytest.approx(bound(shots), abs=0.03)
     assert best_accuracy("reorder") is None
 
@@ -145,14 +144,14 @@ def test_rows_hold_the_families_and_targets_are_what_can_be_known() -> None:
     assert batch.tokens_bt.shape == (20, CONTEXT)
     decode = byte_tokenizer().decode
     rows = [decode(row.tolist()) for row in batch.tokens_bt]
-    patterns = [row for row in rows if row.count(">") == LINES]
+    patterns = [row for row in rows if row.count(">") >= LINES]
     sums = [row for row in rows if "+" in row]
     assert len(patterns) == round(20 * SHARES["patterns"])
     assert len(sums) == round(20 * SHARES["sums"])
     for row, targets in zip(batch.tokens_bt, batch.targets_bt, strict=True):
         wanted = decode([int(t) for t in targets if t != NO_TARGET])
         if ">" in decode(row.tolist()):
-            assert len(wanted.split("\n")) == LINES + 1
+            assert wanted.count("\n") % LINES == 0
             assert ">" not in wanted
 
 
@@ -175,7 +174,7 @@ def test_no_trained_sum_is_a_held_out_one() -> None:
 
 def test_the_writer_s_ids_are_the_tokenizer_s() -> None:
     writer = Writer()
-    text = "47+85:7+5+0=12;=132\nabc>a.b!c "
+    text = "47+85:7+5+0=12;=132\nbc>a.b!c "
     assert writer.encode(text).tolist() == writer.tokenizer.encode(text)
     assert writer.prompt("4+")[0] == writer.tokenizer.end_of_text
 

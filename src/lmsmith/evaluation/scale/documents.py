@@ -154,20 +154,25 @@ class StudyBatches:
 
     def _patterns(self, chance: np.random.Generator) -> list[Document]:
         kind = list(PATTERNS)[int(chance.integers(len(PATTERNS)))]
-        return [self.writer.pattern(draw_document(kind, LINES, chance))]
+        return _filled(lambda: self.writer.pattern(draw_document(kind, LINES, chance, varied=True)))
 
     def _sums(self, chance: np.random.Generator) -> list[Document]:
-        documents: list[Document] = []
-        room = CONTEXT
-        while True:
+        def draw() -> Document:
             digits = int(chance.integers(1, DIGITS + 1))
             style = (DIRECT, CHAIN)[int(chance.integers(2))]
             asked = draw_sum(digits, chance, held_out=self.stream == HELD_OUT)
-            document = self.writer.sum(asked, style)
-            if len(document) > room:
-                return documents
-            documents.append(document)
-            room -= len(document)
+            return self.writer.sum(asked, style)
+
+        return _filled(draw)
 
     def _sentences(self, chance: np.random.Generator) -> list[Document]:
         return [self.writer.sentence(draw_sentence(CONTEXT, chance))]
+
+
+def _filled(draw: Callable[[], Document]) -> list[Document]:
+    """Documents for one row, until the next has no room."""
+    documents, room = [], CONTEXT
+    while len(document := draw()) <= room:
+        documents.append(document)
+        room -= len(document)
+    return documents

@@ -1,4 +1,4 @@
-"""Documents under a hidden rule, which only their examples tell: ``bcd>gha`` line by line.
+"""Documents under a hidden rule, which only their examples tell: ``bc>gh`` line by line.
 
 Every document draws its rule anew, so that no weight can know it: what a model gets right it has
 read from the lines before, as in-context learning is (Brown et al. 2020, section 1 and 3.9.2).
@@ -19,6 +19,9 @@ POINTER = ">"
 
 WORD = 3
 """Letters of a word, all different."""
+
+CODED_LETTERS, CODED_WORD = LETTERS[:8], 2
+"""Of the cipher, whose reader has to look every letter up."""
 
 
 @dataclass(frozen=True)
@@ -46,16 +49,21 @@ Rule = Callable[[np.random.Generator], Example]
 """Draws a line; all its lines follow one hidden choice."""
 
 
-def cipher(generator: np.random.Generator) -> Rule:
+def cipher(generator: np.random.Generator, *, varied: bool = False) -> Rule:
     """Each letter stands for another, by a permutation of the letters.
 
-    An example tells `WORD` of the letters, so a reader who forgets nothing knows a new word with
-    probability (1 − (1 − 3/10)^k)³ or so after k of them.
+    An example tells two of eight letters: see `best_accuracy` for what can be known after k. With
+    ``varied`` words are of 2 to 8 of the letters. Where all are equally likely, nothing short of
+    the whole trick lowers the loss, and small models were not seen to find it; fewer letters
+    reward its parts.
     """
-    code = dict(zip(LETTERS, _shuffled(LETTERS, generator), strict=True))
+    code = dict(zip(CODED_LETTERS, _shuffled(CODED_LETTERS, generator), strict=True))
+    letters = _shuffled(CODED_LETTERS, generator)
+    if varied:
+        letters = letters[: int(generator.integers(CODED_WORD, len(letters) + 1))]
 
     def draw(generator: np.random.Generator) -> Example:
-        word = _shuffled(LETTERS, generator)[:WORD]
+        word = _shuffled(letters, generator)[:CODED_WORD]
         return Example(word, "".join(code[letter] for letter in word))
 
     return draw
@@ -96,9 +104,16 @@ PATTERNS: Mapping[str, Callable[[np.random.Generator], Rule]] = {
 }
 
 
-def draw_document(kind: str, lines: int, generator: np.random.Generator) -> list[Example]:
-    """Lines under one rule, drawn for this document alone."""
-    rule = PATTERNS[kind](generator)
+def draw_document(
+    kind: str, lines: int, generator: np.random.Generator, *, varied: bool = False
+) -> list[Example]:
+    """Lines under one rule, drawn for this document alone.
+
+    Args:
+        varied: easier documents among them, as in training; measured are those without.
+    """
+    is_cipher = kind == "cipher"
+    rule = cipher(generator, varied=varied) if is_cipher else PATTERNS[kind](generator)
     return [rule(generator) for _ in range(lines)]
 
 
@@ -120,15 +135,15 @@ def best_accuracy(kind: str) -> Callable[[int], float] | None:
     """
     if kind != "cipher":
         return None
-    letters, words = len(LETTERS), math.comb(len(LETTERS), WORD)
+    letters, words = len(CODED_LETTERS), math.comb(len(CODED_LETTERS), CODED_WORD)
 
     def share(shots: int) -> float:
         signed = [1.0, -1.0]
         return math.fsum(
             signed[missing % 2]
-            * math.comb(WORD, missing)
-            * (math.comb(letters - missing, WORD) / words) ** shots
-            for missing in range(WORD + 1)
+            * math.comb(CODED_WORD, missing)
+            * (math.comb(letters - missing, CODED_WORD) / words) ** shots
+            for missing in range(CODED_WORD + 1)
         )
 
     return share
