@@ -54,7 +54,8 @@ def people_judge(
     """Put the pairs that are not there into the queue, and tell what people said of those that are.
 
     A pair is known by its prompt and both texts, so that running this again adds none twice, and
-    what was judged of the same texts before counts. Equal replies are a tie and are not asked.
+    what was judged of the same texts before counts. Equal replies are a tie and are not asked;
+    they count as soon as every other pair has a judgement.
     Several labelers' verdicts on a pair are averaged; instructions are resampled whole.
 
     Args:
@@ -77,8 +78,12 @@ def people_judge(
                 origin=origins[each.id],
             )
     pairs = _read(store, list(dict.fromkeys(origins.values())), labelers)
+    # Equal replies would weigh too much beside the few pairs that are judged at first.
+    all_judged = all(pair.said for pair in pairs.values())
     rows = []
     for each, one, two in triples:
+        if one == two and not all_judged:
+            continue
         if one == two:
             rows.append(judged_row(each, one, two, 0.5) | {"judgements": 0})
         elif (pair := pairs[origins[each.id]]).said:
