@@ -58,7 +58,7 @@ def main(
     model: str = "smollm2-135m",
     tasks: tuple[str, ...] = ("openbook_qa", "arc_easy"),
     items: Count = 500,
-    few_items: Count = 64,
+    few_items: Count = 48,
     shots: Count = 8,
     turns: Count = 2,
     precisions: tuple[Precision, ...] = ("bf16", "fp32"),

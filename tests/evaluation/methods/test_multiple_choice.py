@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -38,6 +39,20 @@ def log_prob(subject: Subject, context: str, answer: str) -> tuple[float, int]:
         log_probs = decoder.logits(decoder(torch.tensor([tokens]))).double().log_softmax(-1)[0]
     total = sum(float(log_probs[i - 1, tokens[i]]) for i in range(len(before), len(tokens)))
     return total, len(tokens) - len(before)
+
+
+def test_a_question_costs_what_is_read_for_it_alone(tiny: Subject) -> None:
+    """With the same shots before every question, and none of them counted: they are held."""
+    shots = [Item("a", {**ROWS[1], "query": "The sky and the sea and the mat " * 8}, "row")]
+    task = replace(TASK, headline="accuracy")
+    method = MultipleChoice(tiny, task, [with_shots(task, item, shots) for item in ITEMS])
+    held = method._reader.tokens_read
+    assert held > 32
+    list(method.answer([0, 1]))
+    read = method._reader.tokens_read - held
+    # Contexts end with a token that is read with them; few tokens are shared by choices.
+    assert read <= sum(method.tokens) + 8 * len(ITEMS)
+    assert sum(method.tokens) < held
 
 
 @pytest.mark.parametrize("shots", [0, 1])

@@ -133,7 +133,8 @@ class LikelihoodReader:
         """Read nodes and all below them; children first, so that few rows are open."""
         ready = [(root, before) for root in reversed(roots)]
         while ready:
-            nodes, size = [], 0
+            nodes: list[tuple[Node, int]] = []
+            size = 0
             while ready and len(nodes) < ROWS_AT_ONCE:
                 node, parent = ready[-1]
                 size += len(node.tokens)
