@@ -31,7 +31,7 @@ from served import Server, asked, serving, tiny_model
 Count = Annotated[int, tyro.conf.arg(metavar="N")]
 
 PATIENCE = 60.0
-"""Seconds after which an answer counts as none."""
+"""Seconds after which an answer counts as none; being refused with 429 is an answer."""
 
 GROWTH = 0.03
 """Share that the memory may grow by, from the second quarter of the time to the last."""
@@ -214,7 +214,7 @@ class Client:
         while not self._soak.over:
             action = self._source.choices(actions, weights)[0]
             try:
-                async with asyncio.timeout(PATIENCE):
+                async with asyncio.timeout(PATIENCE) as self._patience:
                     await action()
                 self._count(self._soak.done, action.__name__)
             except Unexpected as error:
@@ -253,6 +253,7 @@ class Client:
                     raise Unexpected(f"{response.status} {error['code']}")
                 self._soak.refused += 1
             await asyncio.sleep(self._source.uniform(0.05, 1))
+            self._patience.reschedule(asyncio.get_running_loop().time() + PATIENCE)
 
     async def _json(self, method: str, path: str, body: Any = None) -> Any:
         async with self._asked(method, path, body) as response:
