@@ -280,3 +280,45 @@ def test_what_can_never_fit_is_refused_at_once() -> None:
         small(tokens=PAGE)
     scheduler.submit(Request(prompt, SamplingSettings(max_new_tokens=92)))
     run(scheduler)
+
+
+@pytest.mark.parametrize("name", ["dense", "banded"])  # of dynamic, reading depends on length
+def test_forced_replies_are_scored_as_their_prompts_would_be(name: str) -> None:
+    """log P of given tokens after a prompt, which all of them read once."""
+    source, model = random.Random(5), MODELS[name]
+    prompt = tokens_of(source, 150)
+    forced = tuple(tuple(tokens_of(source, count)) for count in (1, 4, 2))
+    drawn = SamplingSettings(max_new_tokens=4, temperature=0.0, samples=3, log_probs=True)
+    scheduler = small(model)
+    asked = [Request(prompt, drawn, forced=forced), Request(prompt[:140], drawn, forced=forced)]
+    first, second = (scheduler.submit(each) for each in asked)
+    replies = collect(run(scheduler), asked)
+    for request, each in zip(asked, replies, strict=True):
+        for tokens, reply in zip(forced, each, strict=True):
+            assert (tuple(reply.tokens), reply.finish) == (tokens, "length")
+            whole = SamplingSettings(max_new_tokens=1, prompt_log_probs=True)
+            (plain,) = answer(Engine(model), [Request([*request.prompt, *tokens], whole)])[0]
+            expected = [found.log_prob for found in plain.prompt_log_probs[-len(tokens) :]]
+            assert [p.log_prob for p in reply.log_probs] == pytest.approx(expected, abs=1e-4)
+    assert (first, second) == (0, 1)
+    # What one has read is there for the next that begins so; not where it asks for that not to be.
+    later = scheduler.submit(replace(asked[0], prompt=[*prompt, 7], keep=False))
+    joined = [event for event in run(scheduler) if isinstance(event, Joined)]
+    assert [each.request for each in joined] == [later]
+    assert name == "banded" or joined[0].reused == 150
+    kept = len(scheduler.rows._kept)
+    assert kept <= 2
+    scheduler.submit(replace(asked[0], prompt=tokens_of(source, 90), keep=False))
+    run(scheduler)
+    assert len(scheduler.rows._kept) == kept
+
+
+@pytest.mark.parametrize(
+    ("forced", "word"),
+    [(((1,),), "for each sample"), (((1,), ()), "none empty"), (((1,), (2,) * 9), "9 tokens"),
+     (((1,), (VOCABULARY,)), "does not have")],
+)  # fmt: skip
+def test_what_cannot_be_forced(forced: tuple[tuple[int, ...], ...], word: str) -> None:
+    drawn = SamplingSettings(max_new_tokens=4, samples=2)
+    with pytest.raises(UserError, match=word):
+        small().submit(Request([5, 6], drawn, forced=forced))

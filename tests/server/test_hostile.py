@@ -36,7 +36,7 @@ _fields = st.dictionaries(
         "n", "temperature", "top_p", "top_k", "min_p", "stop", "seed", "presence_penalty",
         "frequency_penalty", "repetition_penalty", "logit_bias", "logprobs", "top_logprobs",
         "stream_options", "echo", "best_of", "suffix", "user", "max_completion_tokens", "tools",
-        "response_format", "messages", "prompt", "model", "tokens",
+        "response_format", "messages", "prompt", "model", "tokens", "input", "inputs",
     ]),
     st.one_of(_values, _numbers),
     max_size=3,
@@ -48,7 +48,9 @@ _bodies = st.builds(
     },
     _messages, _texts, st.booleans(), _fields,
 )  # fmt: skip
-_paths = st.sampled_from(["/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"])
+_paths = st.sampled_from(
+    ["/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize", "/v1/tasks/none"]
+)
 
 
 @settings(

@@ -11,6 +11,7 @@ from lmsmith.evaluation.confidence import choice_probabilities
 from lmsmith.evaluation.methods.subject import Subject
 from lmsmith.evaluation.suite import METHODS, Setting, ask
 from lmsmith.evaluation.tasks.data import Item
+from lmsmith.evaluation.tasks.prompts import Question
 from lmsmith.evaluation.tasks.spec import AnswerSpec, DataSpec, PromptSpec, TaskSpec
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
@@ -82,15 +83,22 @@ class TextFunction:
 
     def __call__(self, inputs: Sequence[str]) -> list[dict[str, Any]]:
         """For each text its label with every label's probability, or the line written."""
-        task, filler = self._task, self._filler()
-        items = [Item(str(n), filler | {"input": text}, "input") for n, text in enumerate(inputs)]
-        setting = Setting(shots=None, fixed=True)
-        questions = [ask(self._subject, task, setting, each, self._examples) for each in items]
-        if not questions:
+        if not inputs:
             return []
-        method = METHODS[task.kind](self._subject, task, questions, 0)
+        questions = [self.question(text, number) for number, text in enumerate(inputs)]
+        method = METHODS[self._task.kind](self._subject, self._task, questions, 0)
         rows = method.answer(range(len(questions)))
         return [self._answer(text, row) for text, row in zip(inputs, rows, strict=True)]
+
+    def question(self, text: str, number: int = 0) -> Question:
+        """What the model is asked about a text: the description, the examples that fit, the text.
+
+        Args:
+            number: of the text, by which its chance is told from the others'.
+        """
+        item = Item(str(number), self._filler() | {"input": text}, "input")
+        setting = Setting(shots=None, fixed=True)
+        return ask(self._subject, self._task, setting, item, self._examples)
 
     def _filler(self) -> dict[str, str]:
         """What stands for the answer that is not known; it is not shown to the model."""
@@ -101,13 +109,17 @@ class TextFunction:
     def _answer(self, text: str, row: dict[str, Any]) -> dict[str, Any]:
         if self._task.kind == "free_form":
             return {"input": text, "output": row["answer"]}
-        scores = row["scores"][self._task.measure]
         labels = [choice["text"] for choice in row["choices"]]
-        chances = [round(float(p), 6) for p in choice_probabilities(scores)]
-        best = max(range(len(labels)), key=scores.__getitem__)
-        return {
-            "input": text,
-            "label": labels[best],
-            "probability": chances[best],
-            "probabilities": dict(zip(labels, chances, strict=True)),
-        }
+        return labelled(text, labels, row["scores"][self._task.measure])
+
+
+def labelled(text: str, labels: Sequence[str], scores: Sequence[float]) -> dict[str, Any]:
+    """A text with its likeliest label, and every label's probability by their scores."""
+    chances = [round(float(p), 6) for p in choice_probabilities(scores)]
+    best = max(range(len(labels)), key=scores.__getitem__)
+    return {
+        "input": text,
+        "label": labels[best],
+        "probability": chances[best],
+        "probabilities": dict(zip(labels, chances, strict=True)),
+    }

@@ -261,7 +261,9 @@ def _fitting_shots(
         texts = [context + task.prompt.delimiter + longest for context in question.contexts]
         return max(len(tokens) for tokens in subject.encode_contexts(texts)) <= room
 
-    low, high = 0, len(drawn)
+    if fits(len(drawn)):
+        return list(drawn)
+    low, high = 0, max(0, len(drawn) - 1)
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)

@@ -24,12 +24,17 @@ class Request:
         settings: how its replies are drawn.
         name: what an error calls it; ``prompt`` if empty.
         stream: of chance; sample i of the request draws from stream + i of its seed.
+        forced: what each sample writes, whatever the model would: with ``settings.log_probs`` the
+            model says how likely it finds each, and reads the prompt once for all of them.
+        keep: whether what is read of it is kept for later requests that begin so.
     """
 
     prompt: Sequence[int]
     settings: SamplingSettings = field(default_factory=SamplingSettings)
     name: str = ""
     stream: int = 0
+    forced: tuple[tuple[int, ...], ...] = ()
+    keep: bool = True
 
     def room(self, context: int) -> int:
         """Most tokens that each of its replies may get, by a model with this context."""
@@ -105,7 +110,7 @@ def check_requests(
             where = "" if shared or not request.name else f"{request.name}: "
             for found in _check_settings(request.settings, config, has_text):
                 problems.append((f"{where}{found}", ""))
-        problem = _check_prompt(request, config)
+        problem = _check_prompt(request, config) or _check_forced(request, config)
         if problem is not None:
             problems.append(problem)
     if len(problems) == 1:
@@ -124,6 +129,23 @@ def _check_settings(
         mend = "give the engine a tokenizer, or use stop_tokens"
         problems.append(Problem("stop", list(settings.stop), "no texts without a tokenizer", mend))
     return problems
+
+
+def _check_forced(request: Request, config: ModelConfig) -> tuple[str, str] | None:
+    name, forced = request.name or "the prompt", request.forced
+    if not forced:
+        return None
+    if len(forced) != request.settings.samples or not all(forced):
+        return (f"{name}: a text to write for each sample, and none empty", "give as many")
+    longest, room = max(map(len, forced)), request.room(config.context)
+    if longest > room:
+        return (
+            f"{name}: {longest} tokens to write, where {room} may follow the prompt",
+            "shorten the prompt, or raise max_new_tokens",
+        )
+    if not all(0 <= token < config.vocabulary_size for tokens in forced for token in tokens):
+        return (f"{name}: token ids to write that the model does not have", "use its tokenizer")
+    return None
 
 
 def _check_prompt(request: Request, config: ModelConfig) -> tuple[str, str] | None:

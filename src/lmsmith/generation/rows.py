@@ -31,6 +31,8 @@ class Row:
         fills_context: whether the context ends before ``max_new_tokens``.
         prompt_log_probs: to be given with its first token.
         drawn: tokens of the reply so far.
+        forced: its tokens, where they are not the model's to choose.
+        keep: whether its part of the cache is of use to others.
     """
 
     request: int
@@ -46,6 +48,8 @@ class Row:
     fills_context: bool
     prompt_log_probs: tuple[TokenLogProb, ...] = ()
     drawn: int = 0
+    forced: tuple[int, ...] = ()
+    keep: bool = True
 
     @property
     def uniform(self) -> float:
@@ -96,6 +100,7 @@ def new_rows(
     uniforms: list[list[float]] = [[] for _ in streams]
     if settings.temperature > 0:
         uniforms = row_uniforms(settings.seed, streams, room).tolist()
+    forced = request.forced or ((),) * settings.samples
     return [
         Row(
             request=number,
@@ -103,13 +108,16 @@ def new_rows(
             settings=settings,
             row=row,
             tokens=list(request.prompt),
-            room=room,
+            room=len(forced[sample]) or room,
             uniforms=uniforms[sample],
             history=History(list(request.prompt)) if settings.has_penalties else None,
             decoder=StreamDecoder(tokenizer) if tokenizer is not None else None,
             scanner=StopScanner(settings.stop) if settings.stop else None,
-            fills_context=room < settings.max_new_tokens,
+            fills_context=room < settings.max_new_tokens and not request.forced,
             prompt_log_probs=prompt_log_probs,
+            forced=forced[sample],
+            # Texts that are scored seldom come again; of forced ones the prompt alone does.
+            keep=request.keep and not settings.prompt_log_probs and not (request.forced and sample),
         )
         for sample, row in enumerate(cache_rows)
     ]
@@ -139,8 +147,8 @@ def draw_tokens(
             part_bv = torch.stack([adjust(part, row.settings, row.history) for part, row in parts])
         uniform_b = torch.tensor([row.uniform for row in chosen], dtype=torch.float64)
         drawn = kernels.draw(part_bv, chosen[0].settings, uniform_b).tolist()
-        for place, token in zip(places, drawn, strict=True):
-            tokens[place] = token
+        for place, token, row in zip(places, drawn, chosen, strict=True):
+            tokens[place] = row.forced[row.drawn] if row.forced else token
     return list(zip(tokens, _log_probs(logits_bv, rows, tokens), strict=True))
 
 

@@ -167,7 +167,10 @@ class Scheduler:
         self._waiting = deque(each for each in self._waiting if each.number != number)
         for reading in [each for each in self._reading if each.number == number]:
             self._reading.remove(reading)
-            self.rows.keep(reading.row, reading.prompt)
+            if reading.request.keep:
+                self.rows.keep(reading.row, reading.prompt)
+            else:
+                self.rows.close(reading.row)
         for reply in [each for each in self._writing if each.request == number]:
             self._leave(reply)
 
@@ -316,10 +319,10 @@ class Scheduler:
 
     def _leave(self, reply: Row) -> None:
         self._writing.remove(reply)
-        if reply.settings.prompt_log_probs:  # texts that are scored seldom come again
-            self.rows.close(reply.row)
-        else:
+        if reply.keep:
             self.rows.keep(reply.row, reply.tokens)
+        else:
+            self.rows.close(reply.row)
 
     def _fail(self, failures: Failures) -> list[Event]:
         """End what failed; nothing of it is kept."""

@@ -58,13 +58,25 @@ class Serving:
             )
         return found
 
-    def answer(self, model: ServedModel, requests: Sequence[Request], name: str) -> Answer:
+    def answer(
+        self,
+        model: ServedModel,
+        requests: Sequence[Request],
+        name: str,
+        *,
+        begun: float | None = None,
+    ) -> Answer:
         """Let requests wait; they are one question, whose failures are shared.
+
+        Args:
+            begun: when a question that was let in already was asked (perf_counter), of which
+                these are the next part: it waits for no place in the queue, is finished when the
+                server ends, and its time runs since then.
 
         Raises:
             ApiError: they cannot be answered (400), too many wait (429), or it is over (503).
         """
-        if self.draining:
+        if self.draining and begun is None:
             self.metrics.rejected.labels("draining").inc()
             raise shutting_down()
         for request in requests:
@@ -72,10 +84,10 @@ class Serving:
                 model.scheduler.check(request)
             except UserError as error:
                 raise refused(error) from error
-        if self.is_full(model.name):
+        if begun is None and self.is_full(model.name):
             self.metrics.rejected.labels("queue").inc()
             raise self._too_many(model)
-        answer = Answer(self, model, requests, name)
+        answer = Answer(self, model, requests, name, begun)
         self.answers.add(answer)
         for ticket in answer.tickets:
             self.worker.submit(ticket)
@@ -120,7 +132,12 @@ class Answer:
     """The events of a question's answer, and what has come of it so far."""
 
     def __init__(
-        self, serving: Serving, model: ServedModel, requests: Sequence[Request], name: str
+        self,
+        serving: Serving,
+        model: ServedModel,
+        requests: Sequence[Request],
+        name: str,
+        begun: float | None = None,
     ) -> None:
         self.model, self.name = model, name
         self.questions = [
@@ -130,6 +147,7 @@ class Answer:
         self._serving = serving
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._asked = time.perf_counter()
+        self._begun = self._asked if begun is None else begun
         self._last: dict[tuple[int, int], float] = {}
         self._waiting = set(range(len(requests)))
         self._closed = False
@@ -161,7 +179,7 @@ class Answer:
             ApiError: the request failed, took too long, or the server ends.
         """
         left = sum(len(question.replies) for question in self.questions)
-        deadline = self._asked + self._serving.limits.seconds
+        deadline = self._begun + self._serving.limits.seconds
         while left:
             number, event = await self._next(deadline)
             if isinstance(event, Failed):

@@ -27,6 +27,7 @@ from lmsmith.server import (
     pages,
     signing_in,
     talking,
+    tasks,
     tokens,
 )
 from lmsmith.server.access import Access
@@ -67,7 +68,7 @@ def create_app(
     app.state.serving, app.state.store = serving, store
     app.state.access, app.state.talks = Access(token, store), {}
     for part in (
-        basics, chat, completions, tokens, judging, talking, attention, labelling, pages,
+        basics, chat, completions, tasks, tokens, judging, talking, attention, labelling, pages,
         signing_in,
     ):  # fmt: skip
         app.include_router(part.router)

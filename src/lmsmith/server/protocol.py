@@ -79,6 +79,14 @@ class TokenizeBody(_Body):
     return_token_strs: bool | None = None
 
 
+class TaskBody(_Body):
+    """Either one text or several."""
+
+    model: str | None = None
+    input: str | None = None
+    inputs: list[str] | None = Field(None, min_length=1)
+
+
 class DetokenizeBody(_Body):
     model: str | None = None
     tokens: Tokens

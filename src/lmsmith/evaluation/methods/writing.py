@@ -14,6 +14,39 @@ STREAMS_AN_ITEM = 1 << 20
 """Of chance: sample i of item n draws from stream n times this, plus i."""
 
 
+def writing_requests(
+    subject: Subject,
+    spec: AnswerSpec,
+    seed: int,
+    prompts: Sequence[Sequence[int]],
+    ids: Sequence[int],
+    room: int,
+    stops: Sequence[str],
+    samples: int,
+    *,
+    greedy: bool = False,
+) -> tuple[list[Request], list[int]]:
+    """What an engine is asked to write as a task says, and the tokens each prompt lost to fit."""
+    context = subject.context
+    room = min(room, context // 2)
+    cut = [max(0, len(prompt) + room - context) for prompt in prompts]
+    sampled = spec.search == "sample" and not greedy
+    settings = SamplingSettings(
+        max_new_tokens=room,
+        temperature=spec.temperature if sampled else 0.0,
+        top_p=spec.top_p if sampled else 1.0,
+        stop_tokens=subject.tokenizer.stop_tokens,
+        seed=seed,
+        stop=tuple(stops),
+        samples=samples,
+    )
+    requests = [
+        Request(list(prompt[lost:]), settings, f"item {item}", item * STREAMS_AN_ITEM)
+        for prompt, lost, item in zip(prompts, cut, ids, strict=True)
+    ]
+    return requests, cut
+
+
 class Writer:
     """Writes as a task's settings say; what an item gets does not depend on the others."""
 
@@ -32,26 +65,12 @@ class Writer:
         greedy: bool = False,
     ) -> tuple[list[list[str]], list[int]]:
         """Texts of each prompt, and the tokens it lost to fit with its answer."""
-        spec, context = self._spec, self._subject.context
-        room = min(room, context // 2)
-        cut = [max(0, len(prompt) + room - context) for prompt in prompts]
-        kept = [list(prompt[lost:]) for prompt, lost in zip(prompts, cut, strict=True)]
-        if spec.search == "beam" and not greedy:
-            return [[self._beam(prompt, room, stops)] for prompt in kept], cut
-        sampled = spec.search == "sample" and not greedy
-        settings = SamplingSettings(
-            max_new_tokens=room,
-            temperature=spec.temperature if sampled else 0.0,
-            top_p=spec.top_p if sampled else 1.0,
-            stop_tokens=self._subject.tokenizer.stop_tokens,
-            seed=self._seed,
-            stop=tuple(stops),
-            samples=samples,
+        requests, cut = writing_requests(
+            self._subject, self._spec, self._seed, prompts, ids, room, stops, samples, greedy=greedy
         )
-        requests = [
-            Request(prompt, settings, f"item {item}", item * STREAMS_AN_ITEM)
-            for prompt, item in zip(kept, ids, strict=True)
-        ]
+        if self._spec.search == "beam" and not greedy:
+            room = requests[0].settings.max_new_tokens if requests else room
+            return [[self._beam(each.prompt, room, stops)] for each in requests], cut
         return [[reply.text for reply in each] for each in answer(self._engine, requests)], cut
 
     def _beam(self, prompt: Sequence[int], room: int, stops: Sequence[str]) -> str:
