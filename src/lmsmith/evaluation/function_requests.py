@@ -94,7 +94,8 @@ class FunctionRequests:
         if self._task.measure == "accuracy_unconditional":
             alone = self._task.prompt.answer_context
             groups.append([(alone, choice) for choice in question.choices])
-        requests, scored = [], []
+        requests: list[Request] = []
+        scored: list[tuple[int, ...]] = []
         for group in groups:
             delimiter = self._task.prompt.delimiter
             pairs = self._subject.encode_pairs([(c, delimiter + label) for c, label in group])

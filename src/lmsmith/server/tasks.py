@@ -164,8 +164,9 @@ class _Run:
         part: list[AskedText] = []
         rows = 0
         for number in range(first, len(texts)):
-            asked = self._ahead or await asyncio.to_thread(self._asked, texts[number], number)
-            self._ahead = None
+            asked, self._ahead = self._ahead, None
+            if asked is None:
+                asked = await asyncio.to_thread(self._asked, texts[number], number)
             rows += sum(each.settings.samples for each in asked.requests)
             if part and rows > self._rows:
                 self._ahead = asked
