@@ -24,6 +24,8 @@ class Request:
         settings: how its replies are drawn.
         name: what an error calls it; ``prompt`` if empty.
         stream: of chance; sample i of the request draws from stream + i of its seed.
+        salt: whose it is: it begins from what was read for requests of the same salt alone, so that
+            nobody learns from the count or the time what others have asked.
         forced: what each sample writes, whatever the model would: with ``settings.log_probs`` the
             model says how likely it finds each, and reads the prompt once for all of them.
         keep: whether what is read of it is kept for later requests that begin so.
@@ -33,6 +35,7 @@ class Request:
     settings: SamplingSettings = field(default_factory=SamplingSettings)
     name: str = ""
     stream: int = 0
+    salt: str = ""
     forced: tuple[tuple[int, ...], ...] = ()
     keep: bool = True
 
