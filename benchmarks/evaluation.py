@@ -13,8 +13,8 @@ each, so that whatever else the machine does meets both. What each side gets:
 
 A process's start (imports, weights) and a first few items, with which both sides warm up, are timed
 by themselves. Equal means: in fp32 every choice's log-likelihood within `FP32_NATS` and the same
-accuracies; in bf16, where the two round at different places, within `BF16_NATS` on average and
-`BF16_POINTS` of accuracy.
+accuracies; in bf16, where the two round at different places, within `BF16_NATS` on average, and as
+many right but for `BF16_SHARE` of the items, or `BF16_ITEMS` where that is more.
 
 The floor is the time that the machine's matrix products, measured in the same run, would take for
 what cannot be left out: each distinct prefix of the items' tokens through the layers once, and each
@@ -47,7 +47,7 @@ WARM_UP = {"zero": 8, "few": 4}
 POOL = 64
 """Rows of each file, its last, that shots are drawn from; they are no items."""
 
-FP32_NATS, BF16_NATS, BF16_POINTS = 1e-3, 0.25, 3.0
+FP32_NATS, BF16_NATS, BF16_ITEMS, BF16_SHARE = 1e-3, 0.5, 2, 0.03
 
 BARS = {"zero": 3.0, "few": 6.0}
 """How many times as fast as lm-eval, without shots and with."""
@@ -218,7 +218,8 @@ def compared(
     if precision == "fp32":
         equal = worst <= FP32_NATS and apart == 0
     else:
-        equal = mean <= BF16_NATS and 100 * apart <= BF16_POINTS
+        allowed = max(BF16_ITEMS, BF16_SHARE * items)
+        equal = mean <= BF16_NATS and round(apart * items) <= allowed
     return {
         "items": items,
         "requests": len(differences),
