@@ -26,7 +26,7 @@ from lmsmith.evaluation.methods.rolling import window_pairs
 from lmsmith.evaluation.methods.subject import Pair, Subject, load_subject
 from lmsmith.evaluation.methods.writing import STREAMS_AN_ITEM
 from lmsmith.generation.engine import Engine, answer
-from lmsmith.generation.requests import Request, TokenEvent
+from lmsmith.generation.requests import Reply, Request, TokenEvent
 from lmsmith.generation.settings import SamplingSettings
 from lmsmith.tokenizers.special import JINJA_TEMPLATE
 from lmsmith.tokenizers.template import Rendering
@@ -189,11 +189,17 @@ class HarnessModel(LM):  # type: ignore[misc]
             replies = answer(engine, asked[start : start + WRITTEN_TOGETHER], _stop_between_tokens)
             for (reply,) in replies:
                 args = requests[len(texts)].args
-                texts.append(reply.text)
-                self.cache_hook.add_partial("generate_until", args, reply.text)
+                texts.append(self._text(reply))
+                self.cache_hook.add_partial("generate_until", args, texts[-1])
             self._progress.update(len(texts))
         self._progress.end()
         return texts
+
+    def _text(self, reply: Reply) -> str:
+        """The reply's text; a character that the last token leaves unfinished is U+FFFD."""
+        whole = self.subject.tokenizer.decode(reply.tokens)
+        is_cut = reply.finish != "stop" and whole.startswith(reply.text)
+        return whole if is_cut else reply.text
 
     def _pairs(self, given: Sequence[tuple[str, str]]) -> list[Pair]:
         """A continuation keeps the spaces that lm-eval gives it, also after a chat's prompt."""

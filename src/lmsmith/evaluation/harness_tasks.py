@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 import urllib.parse
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,14 @@ def quiet_and_offline_if_need_be() -> Iterator[bool]:
     for module, flag in loaded:
         setattr(module, flag, True)
     try:
-        with _silent_bars(), contextlib.redirect_stdout(io.StringIO()):
+        with (
+            _silent_bars(),
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+        ):
+            warnings.simplefilter(
+                "ignore"
+            )  # of lm-eval's and its libraries' authors, to themselves
             yield offline
     finally:
         for (module, flag), value in zip(loaded, flags, strict=True):
