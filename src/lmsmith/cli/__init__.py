@@ -73,6 +73,7 @@ COMMANDS: tuple[Command, ...] = (
             "lmsmith eval runs/quickstart --tasks my_task.jsonl --shots 0,4 --json",
             "lmsmith eval runs/quickstart --stages --suite gpt3 --limit 100 --data DATA",
             "lmsmith eval A --compare B --win-rate asked.jsonl --judge people",
+            "lmsmith eval smollm2-135m --harness lm-eval --tasks arc_easy --limit 100",
         ),
     ),
     Command(

@@ -43,6 +43,8 @@ def evaluate(
     greedy: bool = False,
     labelers: Annotated[int, tyro.conf.arg(metavar="N")] = 1,
     database: Annotated[str, tyro.conf.arg(metavar="FILE")] = "",
+    harness: Literal["own", "lm-eval"] = "own",
+    include_path: _Folders = (),
     folder: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
     json: bool = False,
     quiet: bool = False,
@@ -83,7 +85,10 @@ def evaluate(
         greedy: Reply by the likeliest token each time, not as lmsmith chat draws.
         labelers: How many people are to judge each pair.
         database: The labelers': a file, or a URL; the server's if it is left out.
-        folder: Where results go; evals/MODEL by default.
+        harness: Whose tasks: those of lmsmith tasks ls, or lm-evaluation-harness's, by its names
+            (arc_easy), prompts and measures; extra: pip install "lmsmith[harness]".
+        include_path: lm-eval's: a folder of YAML tasks of your own; may be given more than once.
+        folder: Where results go; evals/MODEL by default, evals/MODEL/lm-eval for lm-eval's.
         json: Print one JSON object on standard output, and nothing else there.
         quiet: Show no progress.
     """
@@ -101,6 +106,26 @@ def evaluate(
     absent = next((file for file in contamination if not file.is_file()), None)
     if absent is not None:
         raise UserError(f"--contamination {absent}: no such file", "name a .txt or .jsonl file")
+    begins = {"auto": None, "always": True, "never": False}[start_of_text]
+    if include_path and harness == "own":
+        raise UserError("--include-path: for lm-eval's tasks", "add --harness lm-eval")
+    if harness == "lm-eval":
+        from lmsmith.cli.harness import HarnessRun, report_harness
+
+        own = {"--suite": suite, "--fixed-shots": fixed_shots, "--data": data}
+        own |= {"--measure": measure, "--contamination": contamination, "--judge": judge}
+        own |= {"--classifier": classifier, "--compare": compare, "--stages": stages}
+        own |= {"--win-rate": win_rate, "--greedy": greedy, "--database": database}
+        given = [name for name, value in own.items() if value]
+        if given:
+            problem = f"{', '.join(given)}: not for --harness lm-eval"
+            raise UserError(problem, "leave it out, or measure with lmsmith's own tasks")
+        asked = HarnessRun(
+            model, tasks, shots, limit, seed, chat, begins, precision, threads, include_path,
+            folder, quiet or json,
+        )  # fmt: skip
+        report_harness(asked.measure(), json=json)
+        return 0
     models, pairs = models_to_measure(model, compare, stages)
     if win_rate and not (pairs and judge):
         raise UserError(
@@ -121,7 +146,7 @@ def evaluate(
         plan,
         search_path(data),
         prepare_process(MachineConfig(precision=precision, threads=threads)),
-        {"auto": None, "always": True, "never": False}[start_of_text],
+        begins,
         chat,
         skip_missing=bool(suite),
         quiet=quiet or json,

@@ -61,6 +61,11 @@ class Rendering:
     controls: list[tuple[int, int]]
     keeps_spaces: bool = True
 
+    def until(self, end: int) -> Rendering:
+        """Its first ``end`` characters."""
+        inside = [(first, last) for first, last in self.controls if last <= end]
+        return Rendering(self.text[:end], None, inside, self.keeps_spaces)
+
     def replies(self, messages: Sequence[Mapping[str, str]], stops: Collection[str]) -> list[Span]:
         """What the assistant writes: each of its messages' contents and what ends the turn.
 

@@ -15,7 +15,7 @@ from lmsmith.tokenizers.bpe import TOKENIZER_FILE, check_is_ours, train_descript
 from lmsmith.tokenizers.chat_format import CHAT_FILE, OWN_FORMAT, ChatFormat, read_chat_format
 from lmsmith.tokenizers.pieces import read_pieces
 from lmsmith.tokenizers.shield import shielded_backend
-from lmsmith.tokenizers.special import ROLE_TOKENS
+from lmsmith.tokenizers.special import JINJA_TEMPLATE, ROLE_TOKENS
 from lmsmith.tokenizers.template import ChatTemplate, Rendering
 from lmsmith.tokenizers.text import encodable, ftfy_cleaned
 
@@ -248,6 +248,23 @@ class Tokenizer:
         return EncodedChat(
             encoding.ids, [max(authors[first], authors[last]) for first, last in places]
         )
+
+    def render_chat(self, messages: Sequence[Mapping[str, str]], *, ask: bool) -> Rendering:
+        """A conversation as a text, for programs that know texts alone; see `encode_rendered`.
+
+        Raises:
+            UserError: the template cannot write it; see `ChatTemplate.render`.
+        """
+        template = self.template or ChatTemplate(JINJA_TEMPLATE, {})
+        cleaned = [{**message, "content": self._clean(message["content"])} for message in messages]
+        return template.render(cleaned, ask=ask, controls=list(self.control_tokens.values()))
+
+    def encode_rendered(self, rendering: Rendering, then: str = "") -> list[int]:
+        """Ids of a rendered conversation and a text after it, which makes no control token."""
+        text, _ = self._with_secrets(rendering)
+        whole = text + self._clean(then)
+        ids: list[int] = self._backend.encode(whole, add_special_tokens=False).ids
+        return ids
 
     def _with_secrets(self, rendering: Rendering) -> tuple[str, list[int]]:
         """The text with the template's control tokens in their secret spelling.

@@ -82,7 +82,7 @@ class Subject:
             contexts = [self._chat_tokens(context) for context, _ in pairs]
             continuations = self.tokenizer.encode_batch([text.lstrip() for _, text in pairs])
             return [
-                self._pair([*context, *continuation], len(continuation))
+                self.pair([*context, *continuation], len(continuation))
                 for context, continuation in zip(contexts, continuations, strict=True)
             ]
         stripped = [context.rstrip() for context, _ in pairs]
@@ -90,11 +90,16 @@ class Subject:
         different = list(dict.fromkeys(stripped))  # an item's choices have one
         before = dict(zip(different, self.tokenizer.encode_batch(different), strict=True))
         return [
-            self._pair([*self._start(before[context]), *tokens], len(tokens) - len(before[context]))
+            self.pair([*self._start(before[context]), *tokens], len(tokens) - len(before[context]))
             for tokens, context in zip(whole, stripped, strict=True)
         ]
 
-    def _pair(self, tokens: list[int], scored: int) -> Pair:
+    def pair(self, tokens: list[int], scored: int) -> Pair:
+        """The pair whose continuation is the last ``scored`` tokens, cut to fit from the left.
+
+        Raises:
+            UserError: the continuation is empty, or leaves no token before it in the context.
+        """
         if scored < 1:
             raise UserError(
                 "a continuation makes no token of its own", "check the task's answers for spaces"

@@ -1,0 +1,312 @@
+"""lm-evaluation-harness's tasks: found, with their data, and put to one of our models."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import json
+import os
+import re
+import socket
+import sys
+import threading
+import urllib.parse
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lmsmith.core.errors import UserError
+from lmsmith.core.extras import needs_extra
+from lmsmith.core.files import atomic_write, finite
+
+RESAMPLES = 1_000
+"""For the standard errors that lm-eval draws; it takes 100,000 if it is not told otherwise."""
+
+KEPT = (
+    "results", "groups", "group_subtasks", "configs", "versions", "n-shot", "higher_is_better",
+    "n-samples", "config", "lm_eval_version",
+)  # fmt: skip
+"""Of what lm-eval returns; the rest tells of the machine."""
+
+_OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+_ONE_PROCESS = {"DISABLE_MULTIPROC": "1"}
+"""Resampling in several is slower than the resampling."""
+
+
+@contextlib.contextmanager
+def quiet_and_offline_if_need_be() -> Iterator[bool]:
+    """Let lm-eval and datasets print nothing, and ask no network where there is none.
+
+    Without it, data that is not here is asked for again and again for half a minute.
+
+    Yields:
+        Whether the hub is left alone: it does not answer, or the user says so
+        (``HF_HUB_OFFLINE=1``).
+    """
+    offline = any(os.environ.get(name, "") not in ("", "0") for name in _OFFLINE)
+    offline = offline or not hub_answers()
+    wanted = _ONE_PROCESS | (dict.fromkeys(_OFFLINE, "1") if offline else {})
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    # Where they are imported already, they have read the variables.
+    loaded = [
+        (sys.modules[name], flag)
+        for name in ("huggingface_hub.constants", "datasets.config")
+        if offline and name in sys.modules
+        for flag in _OFFLINE
+        if hasattr(sys.modules[name], flag)
+    ]
+    flags = [getattr(module, flag) for module, flag in loaded]
+    for module, flag in loaded:
+        setattr(module, flag, True)
+    try:
+        with (
+            _silent_bars(),
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+        ):
+            warnings.simplefilter(
+                "ignore"
+            )  # of lm-eval's and its libraries' authors, to themselves
+            yield offline
+    finally:
+        for (module, flag), value in zip(loaded, flags, strict=True):
+            setattr(module, flag, value)
+        for name, text in before.items():
+            os.environ.pop(name, None) if text is None else os.environ.update({name: text})
+
+
+@contextlib.contextmanager
+def _silent_bars() -> Iterator[None]:
+    """No bars of tqdm's, whose programs leave no other way; the progress shown is our own."""
+    with needs_extra("harness"):
+        from tqdm import tqdm
+    begin = tqdm.__init__
+
+    def silent(self: Any, *args: Any, **kwargs: Any) -> None:
+        begin(self, *args, **kwargs | {"disable": True})
+
+    tqdm.__init__ = silent
+    try:
+        yield
+    finally:
+        tqdm.__init__ = begin
+
+
+def hub_answers(seconds: float = 3.0) -> bool:
+    """Whether the hub, or the proxy before it, takes a connection in this time."""
+    proxy = os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy")
+    address = proxy or os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    url = urllib.parse.urlsplit(address if "//" in address else f"//{address}")
+    reached = threading.Event()
+
+    def connect() -> None:  # apart: a name may take longer to look up than any timeout says
+        with contextlib.suppress(OSError, ValueError):
+            port = url.port or (80 if url.scheme == "http" else 443)
+            socket.create_connection((url.hostname or "", port), timeout=seconds).close()
+            reached.set()
+
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return reached.is_set()
+
+
+def find_names(words: Sequence[str], folders: Sequence[Path]) -> tuple[Any, list[str]]:
+    """lm-eval's task manager, and the names of tasks, groups and tags that the words mean.
+
+    Args:
+        words: names, patterns (``mmlu_*``), or YAML files.
+        folders: of YAML tasks of the user's own, before lm-eval's.
+
+    Raises:
+        UserError: lm-eval is not installed, a folder is missing, or there is no such task.
+    """
+    with needs_extra("harness"):
+        import lm_eval.tasks
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"--include-path {folder}: no such folder", "name one of YAML tasks")
+    if not words:
+        raise UserError("no tasks", "name some of lm-eval's: --tasks arc_easy,piqa")
+    paths = [str(folder) for folder in folders]
+    if paths:  # lm-eval's own are many thousand files to read
+        manager = lm_eval.tasks.TaskManager(include_path=paths, include_defaults=False)
+        own = set(manager.all_subtasks)
+        if own.issuperset(words):
+            return manager, list(words)
+    manager = lm_eval.tasks.TaskManager(include_path=paths)
+    names: list[str] = []
+    for word in words:
+        found = [word] if word in manager.task_index else list(manager.match_tasks([word]))
+        if not found and Path(word).is_file() and Path(word).suffix in (".yaml", ".yml"):
+            found = [word]
+        if not found:
+            near = difflib.get_close_matches(word, manager.all_tasks, n=4, cutoff=0.6)
+            raise UserError(
+                f"--tasks {word}: lm-eval has none such",
+                f"near it are: {', '.join(near)}" if near else "lm-eval ls tasks lists them",
+            )
+        names += [name for name in found if name not in names]
+    return manager, names
+
+
+def load_tasks(manager: Any, names: Sequence[str], *, offline: bool) -> list[Any]:
+    """The tasks with their data, groups as a whole.
+
+    Raises:
+        UserError: data cannot be had, or a task cannot be asked here.
+    """
+    loaded: list[Any] = []
+    for name in names:
+        try:
+            found = manager.load([name])
+        except Exception as error:  # of any library that reads data, or of the task's own code
+            raise _loading_error(name, error, offline) from error
+        for task in found["tasks"].values():
+            if getattr(task, "UNSAFE_CODE", False):
+                raise UserError(
+                    f"--tasks {name}: lm-eval would run what the model writes, unguarded",
+                    "measure code in our sandbox: lmsmith eval MODEL --tasks humaneval",
+                )
+            if getattr(task, "MULTIMODAL", False):
+                raise UserError(f"--tasks {name}: asks about pictures", "models here read texts")
+        group = found["groups"].get(name)
+        loaded += list(found["tasks"].values()) if group is None else [group]
+    return loaded
+
+
+def _loading_error(name: str, error: Exception, offline: bool) -> UserError:
+    first = (str(error).strip() or repr(error)).splitlines()[0]
+    problem = f"--tasks {name}: lm-eval cannot load it or its data ({first})"
+    if offline:
+        return UserError(
+            f"{problem}; the hub was not asked, since it does not answer or HF_HUB_OFFLINE is set",
+            "run it once with a network, which keeps the data here, or write a YAML task over a "
+            "file of yours: --include-path FOLDER",
+        )
+    return UserError(problem, "check the task's dataset_path, splits and templates")
+
+
+@dataclass(frozen=True)
+class HarnessSetting:
+    """How tasks are asked.
+
+    Attributes:
+        shots: examples before each item; None for what each task says.
+        limit: only the first items of each task; None for all.
+        seed: of the examples, and of all other chance.
+        chat: ask by the model's chat template.
+    """
+
+    shots: int | None = None
+    limit: int | None = None
+    seed: int = 0
+    chat: bool = False
+
+    @property
+    def label(self) -> str:
+        return "" if self.shots is None else f"-{self.shots}-shot"
+
+
+def run_tasks(
+    model: Any, tasks: Sequence[Any], manager: Any, setting: HarnessSetting, kept: Path
+) -> dict[str, Any]:
+    """lm-eval's results of a model.
+
+    Args:
+        model: a `lmsmith.evaluation.harness.HarnessModel`.
+        tasks: of `load_tasks`, not asked before.
+        kept: the beginning of a file's name, for answers to be found again after a kill.
+
+    Raises:
+        UserError: a task cannot be asked so, in lm-eval's words.
+        Interrupted: after Ctrl-C, with all answers kept.
+    """
+    import jinja2
+    import lm_eval
+
+    seed = setting.seed
+    try:
+        found = lm_eval.simple_evaluate(
+            model=model,
+            tasks=list(tasks),
+            num_fewshot=setting.shots,
+            limit=setting.limit,
+            use_cache=str(kept),
+            bootstrap_iters=RESAMPLES,
+            apply_chat_template=setting.chat,
+            fewshot_as_multiturn=setting.chat,
+            task_manager=manager,
+            random_seed=seed,
+            numpy_random_seed=seed,
+            torch_random_seed=seed,
+            fewshot_random_seed=seed,
+        )
+    except (ValueError, AssertionError, KeyError, jinja2.TemplateError) as error:
+        text = (str(error).strip() or repr(error)).splitlines()[0]
+        problem = f"lm-eval cannot ask the tasks ({type(error).__name__}: {text})"
+        raise UserError(problem, "check the tasks' splits and templates, or --shots") from error
+    return dict(found)
+
+
+def result_rows(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row a task or group: its measures with lm-eval's values and standard errors."""
+    rows = []
+    for name, metrics in found["results"].items():
+        measures = []
+        for key, value in metrics.items():
+            metric, parted, kept_by = key.partition(",")
+            if not parted or metric.endswith("_stderr") or not isinstance(value, int | float):
+                continue
+            stderr = metrics.get(f"{metric}_stderr,{kept_by}")
+            measures.append(
+                {
+                    "measure": metric,
+                    "filter": kept_by,
+                    "value": value,
+                    "stderr": stderr if isinstance(stderr, int | float) else None,
+                    "higher_is_better": found["higher_is_better"].get(name, {}).get(metric),
+                }
+            )
+        rows.append(
+            {
+                "task": name,
+                "alias": metrics.get("alias", name),
+                "shots": found["n-shot"].get(name),
+                "items": found["n-samples"].get(name, {}).get("effective"),
+                "version": found["versions"].get(name),
+                "measures": measures,
+            }
+        )
+    return rows
+
+
+def write_samples(found: Mapping[str, Any], place: Path, label: str) -> dict[str, str]:
+    """Write what lm-eval keeps of each item, a JSONL file a task; their paths by task."""
+    from lm_eval.utils import handle_non_serializable
+
+    paths = {}
+    for name, samples in found["samples"].items():
+        path = place / f"samples-{re.sub(r'[^A-Za-z0-9_.-]', '-', name)}{label}.jsonl"
+        lines = [
+            json.dumps(finite(each), default=handle_non_serializable, ensure_ascii=False) + "\n"
+            for each in sorted(samples, key=lambda sample: int(sample["doc_id"]))
+        ]
+        atomic_write(path, "".join(lines))
+        paths[name] = str(path)
+    return paths
+
+
+def plain_results(found: Mapping[str, Any]) -> dict[str, Any]:
+    """lm-eval's own results as JSON has them, without the samples and the machine."""
+    from lm_eval.utils import handle_non_serializable
+
+    kept = {name: found[name] for name in KEPT if name in found}
+    plain: dict[str, Any] = json.loads(
+        json.dumps(finite(kept), default=handle_non_serializable, ensure_ascii=False)
+    )
+    return plain
