@@ -182,6 +182,7 @@ class Labeler:
         kind = ("demonstration", "rating", "ranking")[turn % 3]
         task = self.call("POST", f"label/next?kind={kind}")["task"]["id"]
         path = f"label/assignments/{task}"
+        self.said.setdefault(path, [["open", None]])
         half: dict[str, object] = (
             {"content": word} if kind == "demonstration" else {"comment": word}
         )

@@ -176,7 +176,7 @@ def test_what_is_no_answer_is_refused(store: Store) -> None:
     refuse("rating", [{"score": 4, "flags": ["rude"]}, {"score": 4, "flags": "x"}], "flags")
     refuse("demonstration", [{}, {"content": " \n"}, {"content": 3}], "content")
     for kind, responses, more in [
-        ("ranking", ["a", "b", "c"], {}), ("ranking", ["a"] * 10, {}), ("rating", [], {}),
+        ("ranking", ["a"], {}), ("ranking", ["a"] * 10, {}), ("rating", [], {}),
         ("demonstration", ["a"], {}), ("essay", [], {}), ("ranking", TEXTS, {"overlap": 0}),
         ("ranking", TEXTS, {"models": ["m"]}), ("rating", ["a"], {"gold": {"score": 9}}),
         ("demonstration", [], {"gold": {"content": "x"}}),
