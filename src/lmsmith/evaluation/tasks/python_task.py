@@ -91,7 +91,9 @@ class Author:
             if row is _END:
                 return
             if number == MOST_ROWS:
-                raise UserError(f"{self.where}: {name}() gives more than {MOST_ROWS:,} rows", "end")
+                raise UserError(
+                    f"{self.where}: {name}() gives more than {MOST_ROWS:,} rows", "let it end"
+                )
             yield row, _fields(row, where), where
             number += 1
 
@@ -109,7 +111,7 @@ class Author:
                 value = getattr(self.instance, name)(given)
                 if key in LISTS and not isinstance(value, str | Mapping):
                     value = [str(each) for each in value]
-            written[key] = _checked(key, value, f"{self.where}, {name}(row), {where}")
+            written[key] = _checked(key, value, f"{self.where}, {name}(row), {self._row(where)}")
         return written
 
     def measure(self, row: Any, answer: str, where: str) -> float:
@@ -123,15 +125,19 @@ class Author:
             number = float(value)
         if not (math.isfinite(number) and 0 <= number <= 1):
             raise UserError(
-                f"{self.where}, measure(row, answer), {where}: gave {value!r}",
+                f"{self.where}, measure(row, answer), {self._row(where)}: gave {value!r}",
                 "it must give a number from 0 to 1, or whether the answer is right",
             )
         return number
 
     @contextlib.contextmanager
     def _guarded(self, doing: str, where: str = "") -> Iterator[None]:
-        with guarded(self.file, f"{doing}, {where}" if where else doing):
+        with guarded(self.file, f"{doing}, {self._row(where)}" if where else doing):
             yield
+
+    def _row(self, where: str) -> str:
+        """Which row, where the message has named the class's file already."""
+        return where.removeprefix(f"{self.file}, ")
 
 
 _END = object()
