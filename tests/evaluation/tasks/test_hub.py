@@ -78,6 +78,26 @@ def test_a_hub_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.Monkey
         assert time.monotonic() - started < 3
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("revision", ["", "0" * 40])
+def test_what_is_in_the_cache_is_read_offline(
+    revision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cache as the library leaves it: a folder of Arrow files named by the data set."""
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    (folder / "test.jsonl").write_text('{"text": "c"}\n')
+    read_data(put(hub=str(folder), split="test"), [])
+    (arrow,) = (tmp_path / "cache").rglob("*-test.arrow")
+    kept = tmp_path / "cache" / "someone___something" / "default" / "0.0.0" / ("0" * 40)
+    kept.parent.mkdir(parents=True)
+    arrow.parent.rename(kept)
+    (kept / arrow.name).rename(kept / "something-test.arrow")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    task = put(hub="someone/something", split="test", revision=revision)
+    assert [item.fields for item in read_data(task, []).items] == [{"text": "c"}]
+
+
 @pytest.mark.parametrize("version", [None, "2.21.0"])
 def test_the_library_is_there_and_runs_no_code(
     version: str | None, monkeypatch: pytest.MonkeyPatch

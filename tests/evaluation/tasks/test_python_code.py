@@ -132,8 +132,13 @@ def test_several_classes_are_several_tasks_and_one_can_be_named(here: Path) -> N
     assert list(by_module) == ["two_tasks/Second"]
     with pytest.raises(UserError, match="did you mean Second"):
         python_tasks("two_tasks.py:Secund")
-    with pytest.raises(UserError, match="no such module"):
-        python_tasks("nowhere_at_all:Task")
+    for word in ("nowhere_at_all:Task", "nowhere_at_all.inner:Task"):
+        with pytest.raises(UserError, match="no such module"):
+            python_tasks(word)
+    (here / "broken_outside").mkdir()
+    (here / "broken_outside" / "__init__.py").write_text("1 / 0\n")
+    with pytest.raises(UserError, match="ZeroDivisionError"):
+        python_tasks("broken_outside.inner:Task")
     with pytest.raises(UserError, match=r"gone\.py: cannot be read"):
         python_tasks("gone.py")
 

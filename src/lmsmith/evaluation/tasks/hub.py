@@ -70,11 +70,11 @@ def _check_version() -> None:
         found = metadata.version("datasets")
     except metadata.PackageNotFoundError as error:
         raise MissingData(
-            "data.hub needs the package datasets", f'pip install "datasets>={OLDEST}"'
+            "data.hub needs the package datasets", 'pip install "lmsmith[datasets]"'
         ) from error
     if int(found.split(".")[0]) < OLDEST:
         raise UserError(
-            f"datasets {found}: it can run code from the hub", f'pip install "datasets>={OLDEST}"'
+            f"datasets {found}: it can run code from the hub", 'pip install "lmsmith[datasets]"'
         )
 
 

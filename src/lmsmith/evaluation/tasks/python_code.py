@@ -111,10 +111,14 @@ def _import(name: str) -> ModuleType:
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.append(here)
+    found = None
     try:
-        found = importlib.util.find_spec(name)
-    except (ImportError, ValueError):
-        found = None
+        with guarded(name, "the import"):  # of an inner module, the outer ones' code is run
+            found = importlib.util.find_spec(name)
+    except UserError as error:
+        cause = error.__cause__
+        if not (isinstance(cause, ModuleNotFoundError) and f"{name}.".startswith(f"{cause.name}.")):
+            raise
     if found is None:
         raise UserError(
             f"{name}: no such module here", "check the name, or name the file: my_task.py"
