@@ -10,7 +10,7 @@ import threading
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,20 @@ def read_hub(spec: DataSpec, split: str) -> list[dict[str, Any]]:
                 f"data.hub {spec.hub}, split {split}: {type(error).__name__}: {said}",
                 "check data.hub, data.subset, data.split and data.revision",
             ) from error
+        if offline and spec.revision:
+            _check_revision(spec, rows.cache_files, offline)
         return [dict(row) for row in rows]
+
+
+def _check_revision(spec: DataSpec, files: Sequence[Mapping[str, str]], offline: str) -> None:
+    """The library takes whatever commit its cache has last; a file's folder is named by its."""
+    found = {Path(file["filename"]).parent.name for file in files}
+    if found != {spec.revision}:
+        raise MissingData(
+            f"{spec.hub}: the cache holds {', '.join(sorted(found)) or 'no files'}, not revision "
+            f"{spec.revision}, and {offline}",
+            "fetch that commit once with a network, or set data.revision to what is there",
+        )
 
 
 def _check_version() -> None:
