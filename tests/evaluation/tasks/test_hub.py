@@ -96,7 +96,7 @@ def test_what_is_in_the_cache_is_read_offline(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     task = put(hub="someone/something", split="test", revision=revision)
     assert [item.fields for item in read_data(task, []).items] == [{"text": "c"}]
-    with pytest.raises(MissingData, match="the cache holds 0{40}, not revision 1{40}"):
+    with pytest.raises(MissingData, match=r"the cache holds 0{40}, not revision 1{40}"):
         read_data(put(hub="someone/something", split="test", revision="1" * 40), [])
 
 
