@@ -56,7 +56,8 @@ def evaluate(
 
     Args:
         model: A run, a model folder, a Hugging Face folder, a GGUF file or a registered name.
-        tasks: Names (lmsmith tasks ls), or .toml, .jsonl or .txt files of your own.
+        tasks: Names (lmsmith tasks ls), or .toml, .jsonl, .txt or .py files of your own; of a
+            .py file every task, or one: my_task.py:MyTask, my_module:MyTask.
         suite: Tasks that go together: gpt2, gpt3, chat or safety.
         shots: Examples before each item, e.g. 0,1,4; fit for as many as the context holds. By
             default what the task says.

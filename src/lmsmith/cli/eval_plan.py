@@ -39,7 +39,7 @@ def make_plan(
         raise UserError("no tasks", "name some: --tasks lambada,copa, or --suite gpt3")
     plan: Plan = []
     for word, counts in asked:
-        for task in find_tasks([word]):
+        for task in find_tasks([word], run_python=True):
             if measure:
                 task = replace(task, headline=measure)
                 problems = task.check()

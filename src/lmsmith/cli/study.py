@@ -123,7 +123,7 @@ def _plans(
     counts = [count for count in shot_counts(shots) if count is not None]
     if "fit" in split_words(shots):
         raise UserError("--shots fit: a study shows as many as it says", "e.g. --shots 4")
-    found = find_tasks(split_words(tasks))
+    found = find_tasks(split_words(tasks), run_python=True)
     if not found:
         raise UserError("no tasks", "name some: --tasks boolq")
     plans = []

@@ -62,7 +62,8 @@ def show(
     """Show a task, and the exact prompt of one of its items.
 
     Args:
-        task: A name (lmsmith tasks ls), or a .toml, .jsonl or .txt file.
+        task: A name (lmsmith tasks ls), or a .toml, .jsonl, .txt or .py file, or
+            my_task.py:MyTask, my_module:MyTask. Python code that is named here is run.
         shots: Examples before the item; what the task says by default.
         item: Which item, from 0.
         fixed_shots: The same examples for all items.
@@ -74,9 +75,12 @@ def show(
     from lmsmith.core.config import encode
     from lmsmith.evaluation.tasks.data import read_data, search_path
     from lmsmith.evaluation.tasks.prompts import draw_shots, with_shots
+    from lmsmith.evaluation.tasks.python_task import PythonTask
     from lmsmith.evaluation.tasks.shipped import find_tasks
 
-    found = find_tasks([task])[0]
+    found = find_tasks([task], run_python=True)[0]
+    if toml and isinstance(found, PythonTask):
+        raise UserError(f"{task}: written in Python, so no TOML file", "leave --toml out")
     if toml:
         print(task_toml(found))
         return 0

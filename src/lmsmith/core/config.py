@@ -217,9 +217,16 @@ def describe_type(hint: object) -> str:
 
 
 def encode(value: object) -> Any:
-    """A dataclass (or any setting) as plain dicts, lists, text and numbers."""
+    """A dataclass (or any setting) as plain dicts, lists, text and numbers.
+
+    Fields whose metadata says ``encoded=False`` are left out: they are no settings.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {
+            f.name: encode(getattr(value, f.name))
+            for f in dataclasses.fields(value)
+            if f.metadata.get("encoded", True)
+        }
     if isinstance(value, Mapping):
         return {str(name): encode(item) for name, item in value.items()}
     if isinstance(value, list | tuple):

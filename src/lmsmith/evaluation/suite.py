@@ -26,6 +26,7 @@ from lmsmith.evaluation.methods.rolling import Rolling
 from lmsmith.evaluation.methods.subject import Subject
 from lmsmith.evaluation.tasks.data import Item, TaskData, read_data
 from lmsmith.evaluation.tasks.prompts import Question, draw_shots, with_shots
+from lmsmith.evaluation.tasks.python_task import WRITTEN, PythonTask
 from lmsmith.evaluation.tasks.shown_labels import Labels, ShownLabels, nth_order
 from lmsmith.evaluation.tasks.spec import Published, TaskSpec
 from lmsmith.models.batching import length_batches
@@ -35,6 +36,9 @@ ROWS_VERSION = 1
 
 TOKENS_A_BATCH = 4_096
 """About so many are read between two savings."""
+
+CONTENTS = ("file", "package", "path", "hub", "subset", "split", "revision", "examples", "beside")
+"""What only says where data is; what is there is in the data's own fingerprint."""
 
 MOST_SHOTS = 128
 """As many as fit are no more than this."""
@@ -210,10 +214,11 @@ def answer_items(
     labels = ShownLabels(task, pool, setting.labels, setting.seed, fixed=setting.fixed)
     questions = [ask(subject, task, setting, item, pool, labels) for item in items]
     method = METHODS[task.kind](subject, task, questions, setting.seed)
+    by_id = {item.id: item for item in items}
     done = total - len(items)
     progress.begin(task.name, total, "items", done)
     for batch in length_batches(method.tokens, TOKENS_A_BATCH):
-        rows = list(method.answer(batch))
+        rows = [scored(task, by_id[row["id"]], row) for row in method.answer(batch)]
         now = time.monotonic()
         log.append(rows, now - started)
         started = now
@@ -221,6 +226,16 @@ def answer_items(
         progress.update(done)
         stop_if_requested()
     progress.end()
+
+
+def scored(task: TaskSpec, item: Item, row: dict[str, Any]) -> dict[str, Any]:
+    """A row with its value by the measure of a task's own class, if it has one."""
+    scorer = task.scorer() if isinstance(task, PythonTask) else None
+    if scorer is None:
+        return row
+    fields = {key: value for key, value in item.fields.items() if key != WRITTEN}
+    value = scorer(fields, row["answer"], item.where)
+    return row | {"metrics": {task.measures[0]: value, **row["metrics"]}}
 
 
 def ask(
@@ -282,7 +297,7 @@ def identity(
     of_task = encode(task)
     for key in ("about", "source", "published"):
         del of_task[key]
-    for key in ("file", "examples", "beside"):  # their contents are in data's own
+    for key in CONTENTS:
         del of_task["data"][key]
     if task.kind != "rated":
         del of_task["rating"]

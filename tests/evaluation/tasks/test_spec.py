@@ -52,7 +52,7 @@ def test_every_problem_of_a_file_is_told_at_once() -> None:
     assert "samples = 3" in said
     with pytest.raises(UserError, match=r"prompt\.target.*needs it"):
         read_tasks(GOOD.replace('target = "{{ word }}"', ""), "made.toml")
-    with pytest.raises(UserError, match="a file or a generator"):
+    with pytest.raises(UserError, match="one of file, package, hub and generator"):
         read_tasks(GOOD.replace('file = "a.jsonl"', ""), "made.toml")
     with pytest.raises(UserError, match="not valid TOML"):
         read_tasks("kind = [", "made.toml")

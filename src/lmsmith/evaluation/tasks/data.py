@@ -1,4 +1,5 @@
-"""Items of a task: found on a search path, read from JSONL, JSON, tabbed or plain text."""
+"""Items of a task: found on a search path, read from JSONL, JSON, tabbed or plain text, or the
+hub, or written by a class of the user's."""
 
 from __future__ import annotations
 
@@ -15,14 +16,13 @@ from lmsmith.core.errors import UserError
 from lmsmith.core.files import fingerprint, sha256_file
 from lmsmith.evaluation.tasks.detokenise import DETOKENISERS
 from lmsmith.evaluation.tasks.generated import GENERATORS
+from lmsmith.evaluation.tasks.packaged import MissingData as MissingData
+from lmsmith.evaluation.tasks.packaged import package_file
+from lmsmith.evaluation.tasks.python_task import WRITTEN, Author, PythonTask, canonical
 from lmsmith.evaluation.tasks.spec import DataSpec, TaskSpec
 
 DATA_VARIABLE = "LMSMITH_DATA"
 """Environment variable: folders to look for data in, parted as PATH is."""
-
-
-class MissingData(UserError):
-    """A task's file is on no folder of the search path."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,43 @@ def read_data(task: TaskSpec, path: Sequence[Path], seed: int = 0) -> TaskData:
         seed: of a generator.
 
     Raises:
-        UserError: a file is missing, damaged or empty.
+        UserError: a file is missing, damaged or empty; the code of a task's class fails.
     """
+    if isinstance(task, PythonTask) and task.author is not None:
+        return _authored(task, task.author, path, seed)
+    return _read_spec(task, path, seed)
+
+
+def _authored(task: TaskSpec, author: Author, path: Sequence[Path], seed: int) -> TaskData:
+    """Items with what the class's methods write of them beside their own fields."""
+
+    def listed(name: str) -> list[tuple[Any, dict[str, Any], str]]:
+        rows = list(author.rows(name, seed))
+        if not rows:
+            raise UserError(f"{author.where}: {name}() gives no rows", "yield at least one")
+        return rows
+
+    def written(rows: Sequence[tuple[Any, dict[str, Any], str]]) -> tuple[Item, ...]:
+        return tuple(
+            Item(str(number), {**fields, WRITTEN: author.write(row, where)}, where)
+            for number, (row, fields, where) in enumerate(rows)
+        )
+
+    def of_file(items: Sequence[Item]) -> list[tuple[Any, dict[str, Any], str]]:
+        return [(item.fields, dict(item.fields), item.where) for item in items]
+
+    read = None if author.has("items") else _read_spec(task, path, seed)
+    items = written(of_file(read.items) if read else listed("items"))
+    if author.has("examples"):
+        pool = written(listed("examples"))
+    else:
+        pool = written(of_file(read.pool)) if read and read.pool is not read.items else items
+    texts = [[canonical(item.fields) for item in each] for each in (items, pool)]
+    of_read = read.fingerprint if read else ""
+    return TaskData(items, pool, fingerprint([author.fingerprint, of_read, *texts]))
+
+
+def _read_spec(task: TaskSpec, path: Sequence[Path], seed: int) -> TaskData:
     spec = task.data
     if spec.generator:
         made = GENERATORS.get(spec.generator)
@@ -97,14 +132,16 @@ def read_data(task: TaskSpec, path: Sequence[Path], seed: int = 0) -> TaskData:
         rows = made(spec.count, seed)
         items = tuple(Item(str(n), row, f"generated item {n + 1}") for n, row in enumerate(rows))
         return TaskData(items, items, fingerprint([spec.generator, spec.count, seed, rows]))
-    file = find_file(spec.file, path)
+    if spec.hub:
+        return _of_hub(spec)
+    file = _located(spec, spec.path or spec.file, path)
     items = tuple(read_items(file, spec))
     if not items:
         raise UserError(f"{file}: no items", f"task {task.name} needs at least one")
     sums = [sha256_file(file)]
     pool = items
     if spec.examples:
-        examples = find_file(spec.examples, path)
+        examples = _located(spec, spec.examples, path)
         pool = tuple(read_items(examples, spec))
         sums.append(sha256_file(examples))
     if spec.beside:
@@ -113,6 +150,26 @@ def read_data(task: TaskSpec, path: Sequence[Path], seed: int = 0) -> TaskData:
         sums.append(sha256_file(other))
         pool = pool if spec.examples else items
     return TaskData(items, pool, fingerprint(sums))
+
+
+def _located(spec: DataSpec, name: str, path: Sequence[Path]) -> Path:
+    return package_file(spec.package, name) if spec.package else find_file(name, path)
+
+
+def _of_hub(spec: DataSpec) -> TaskData:
+    from lmsmith.evaluation.tasks.hub import read_hub
+
+    def rows_of(split: str) -> tuple[Item, ...]:
+        rows = read_hub(spec, split)
+        where = f"{spec.hub}, {split}"
+        if not rows:
+            raise UserError(f"{where}: no items", "name another split as data.split")
+        return tuple(Item(str(n), row, f"{where}, row {n + 1}") for n, row in enumerate(rows))
+
+    items = rows_of(spec.split)
+    pool = rows_of(spec.examples) if spec.examples else items
+    texts = [[canonical(item.fields) for item in each] for each in (items, pool)]
+    return TaskData(items, pool, fingerprint(texts))
 
 
 def read_items(file: Path, spec: DataSpec) -> Iterator[Item]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lmsmith.core.errors import UserError
 from lmsmith.evaluation.tasks.inferred import infer_task
+from lmsmith.evaluation.tasks.python_code import names_python, python_tasks
 from lmsmith.evaluation.tasks.spec import TaskSpec, read_tasks
 
 
@@ -58,8 +59,12 @@ def user_tasks() -> dict[str, TaskSpec]:
     return found
 
 
-def find_tasks(words: Sequence[str]) -> list[TaskSpec]:
-    """The tasks that words mean: names, groups (all variants of a name), .toml, .jsonl, .txt.
+def find_tasks(words: Sequence[str], *, run_python: bool = False) -> list[TaskSpec]:
+    """The tasks that words mean: names, groups (all variants of a name), .toml, .jsonl, .txt, .py.
+
+    Args:
+        run_python: the words are the user's own, from the command line: code that they name is
+            run.
 
     Raises:
         UserError: a word means none; the nearest name is told.
@@ -76,6 +81,13 @@ def find_tasks(words: Sequence[str]) -> list[TaskSpec]:
         elif Path(word).name.removesuffix(".gz").endswith((".jsonl", ".json", ".txt")):
             task = infer_task(Path(word))
             found[task.name] = task
+        elif names_python(word):
+            if not run_python:
+                raise UserError(
+                    f"{word}: Python code, which is run only where --tasks names it",
+                    "name a task or a .toml file here",
+                )
+            found |= python_tasks(word)
         else:
             raise _unknown(word, sorted(known))
     return list(found.values())
@@ -92,4 +104,4 @@ def _unknown(word: str, names: Sequence[str]) -> UserError:
     groups = sorted({name.split("/")[0] for name in names})
     near = difflib.get_close_matches(word, [*names, *groups], n=1, cutoff=0.6)
     mend = f"did you mean {near[0]}?" if near else f"the tasks here: {', '.join(groups)}."
-    return UserError(f"{word}: no such task", f"{mend} Or name a .toml, .jsonl or .txt file.")
+    return UserError(f"{word}: no such task", f"{mend} Or name a .toml, .jsonl, .txt or .py file.")

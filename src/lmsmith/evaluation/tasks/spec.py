@@ -54,12 +54,24 @@ RATINGS: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class DataSpec:
-    """Where items are: a file on the search path, or a generator."""
+    """Where items are: a file on the search path or in a package, the hub, or a generator."""
 
     file: str = ""
     """JSONL, JSON or text, perhaps .gz, relative to a folder of the search path."""
     field: str = ""
     """Of a JSON object: the key that holds the list of items."""
+    package: str = ""
+    """An installed Python package, in which ``path`` is; its code is not run."""
+    path: str = ""
+    """Of a package: the file inside it, and perhaps ``examples`` another."""
+    hub: str = ""
+    """A data set of the Hugging Face hub: see evaluation/tasks/hub.py."""
+    subset: str = ""
+    """Of the hub: the data set's configuration."""
+    split: str = ""
+    """Of the hub: which part the items are; ``examples`` names another for the shots."""
+    revision: str = ""
+    """Of the hub: a commit, so that the items stay what they are."""
     examples: str = ""
     """The file that shots are drawn from; the items' own, without the item, if empty."""
     generator: str = ""
@@ -81,8 +93,18 @@ class DataSpec:
 
     def check(self) -> list[tuple[str, object, str, str]]:
         problems: list[tuple[str, object, str, str]] = []
-        if bool(self.file) == bool(self.generator):
-            problems.append(("file", self.file, "a file or a generator, one of both", "name one"))
+        if sum(map(bool, (self.file, self.package, self.hub, self.generator))) != 1:
+            expected = "one of file, package, hub and generator"
+            problems.append(("file", self.file, expected, "name one"))
+        if bool(self.package) != bool(self.path):
+            problems.append(("path", self.path, "goes with package", "set both"))
+        if bool(self.hub) != bool(self.split):
+            problems.append(("split", self.split, "goes with hub", 'e.g. split = "validation"'))
+        if not self.hub and (self.subset or self.revision):
+            named = "subset" if self.subset else "revision"
+            problems.append((named, self.subset or self.revision, "goes with hub", "set hub"))
+        if self.beside and (self.package or self.hub):
+            problems.append(("beside", self.beside, "goes with file", "drop it"))
         if not 0 <= self.overlap < 1:
             problems.append(("overlap", self.overlap, "0 <= overlap < 1", "0.5 is half a window"))
         if self.columns and self.beside:
@@ -298,7 +320,7 @@ class TaskSpec:
 
     def check(self) -> list[Problem]:
         problems = []
-        for key, needed in _NEEDED[self.kind].items():
+        for key, needed in NEEDED[self.kind].items():
             if not any(getattr(self.prompt, each) for each in needed):
                 mend = f"the kind {self.kind} needs it"
                 problems.append(Problem(f"prompt.{key}", "", " or ".join(needed), mend))
@@ -332,7 +354,7 @@ class TaskSpec:
         return asked if self.shows_examples else 0
 
 
-_NEEDED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+NEEDED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "multiple_choice": {
         "choices": ("choices", "contexts", "pattern"),
         "gold": ("gold", "label"),
@@ -343,6 +365,7 @@ _NEEDED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "code": {"context": ("context",), "target": ("target",), "answers": ("answers",)},
     "rated": {"context": ("context",)},
 }
+"""What of a prompt each kind needs → the settings of which one gives it."""
 
 
 def read_tasks(text: str, where: str) -> dict[str, TaskSpec]:

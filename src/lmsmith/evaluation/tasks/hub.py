@@ -1,0 +1,140 @@
+"""Data from the Hugging Face hub, by its library ``datasets``; offline, from its cache."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import sys
+import threading
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from lmsmith.core.errors import UserError
+from lmsmith.evaluation.tasks.packaged import MissingData
+from lmsmith.evaluation.tasks.spec import DataSpec
+
+OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
+"""Any of these set to 1, ON, YES or TRUE: the hub is not asked."""
+
+PATIENCE = 5.0
+"""Seconds that the hub has to answer at all, before its cache alone is read."""
+
+OLDEST = 4
+"""Of ``datasets``: older ones can run code that a data set brings along."""
+
+
+def read_hub(spec: DataSpec, split: str) -> list[dict[str, Any]]:
+    """The rows of a split of a data set.
+
+    Args:
+        spec: names the data set (or a folder of one), its subset and revision.
+        split: which part.
+
+    Raises:
+        MissingData: ``datasets`` is not installed; or the data set is neither to be reached nor
+            in the cache.
+        UserError: there is no such data set, subset or split.
+    """
+    _check_version()
+    offline = "" if Path(spec.hub).is_dir() else _why_offline(spec.hub)
+    datasets: Any = importlib.import_module("datasets")
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    with _offline() if offline else contextlib.nullcontext():
+        try:
+            rows = datasets.load_dataset(
+                spec.hub, spec.subset or None, split=split, revision=spec.revision or None
+            )
+        except Exception as error:
+            said = " ".join(str(error).split())
+            if offline:
+                raise MissingData(
+                    f"{spec.hub}: not in the cache of data sets, and {offline}",
+                    "fetch it once with a network, or write it to a file and set data.file",
+                ) from error
+            raise UserError(
+                f"data.hub {spec.hub}, split {split}: {type(error).__name__}: {said}",
+                "check data.hub, data.subset, data.split and data.revision",
+            ) from error
+        if offline and spec.revision:
+            _check_revision(spec, rows.cache_files, offline)
+        return [dict(row) for row in rows]
+
+
+def _check_revision(spec: DataSpec, files: Sequence[Mapping[str, str]], offline: str) -> None:
+    """The library takes whatever commit its cache has last; a file's folder is named by its."""
+    found = {Path(file["filename"]).parent.name for file in files}
+    if found != {spec.revision}:
+        raise MissingData(
+            f"{spec.hub}: the cache holds {', '.join(sorted(found)) or 'no files'}, not revision "
+            f"{spec.revision}, and {offline}",
+            "fetch that commit once with a network, or set data.revision to what is there",
+        )
+
+
+def _check_version() -> None:
+    try:
+        found = metadata.version("datasets")
+    except metadata.PackageNotFoundError as error:
+        raise MissingData(
+            "data.hub needs the package datasets", 'pip install "lmsmith[datasets]"'
+        ) from error
+    if int(found.split(".")[0]) < OLDEST:
+        raise UserError(
+            f"datasets {found}: it can run code from the hub", 'pip install "lmsmith[datasets]"'
+        )
+
+
+def _why_offline(name: str) -> str:
+    """Why the hub is not asked; empty if it answers."""
+    for variable in OFFLINE_VARIABLES:
+        if os.environ.get(variable, "").upper() in ("1", "ON", "YES", "TRUE"):
+            return f"{variable} is set"
+    endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    address = f"{endpoint.rstrip('/')}/api/datasets/{urllib.parse.quote(name)}"
+    failures = [f"{endpoint} does not answer within {PATIENCE:.0f} seconds"]
+
+    def ask() -> None:
+        try:
+            with urllib.request.urlopen(address, timeout=PATIENCE):
+                failures.clear()
+        except urllib.error.HTTPError as error:  # it answers: what it says, its library tells
+            error.close()
+            if error.code < 500:
+                failures.clear()
+            else:
+                failures[0] = f"{endpoint} answers {error.code}"
+        except (OSError, ValueError) as error:
+            failures[0] = f"{endpoint} cannot be reached ({getattr(error, 'reason', error)})"
+
+    # A name's look-up knows no time limit: the thread is left behind where it takes longer.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(PATIENCE)
+    return failures[0] if failures else ""
+
+
+@contextlib.contextmanager
+def _offline() -> Iterator[None]:
+    """Both libraries read their caches alone; they read the environment only when imported."""
+    names: Mapping[str, tuple[str, ...]] = {
+        "datasets.config": ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"),
+        "huggingface_hub.constants": ("HF_HUB_OFFLINE",),
+    }
+    before: list[tuple[Any, str, object]] = []
+    for module, variables in names.items():
+        loaded: Any = importlib.import_module(module)
+        for variable in variables:
+            before.append((loaded, variable, getattr(loaded, variable, False)))
+            setattr(loaded, variable, True)
+    try:
+        yield
+    finally:
+        for loaded, variable, value in before:
+            setattr(loaded, variable, value)
