@@ -138,7 +138,7 @@ def draw_law(
 
 
 def size_label(measured: Measured) -> str:
-    """``4x192, 1.83 million``."""
+    """``4x128, 0.82 million``."""
     return f"{measured['model']}, {large_count(float(measured['parameters']))}"
 
 
