@@ -39,7 +39,7 @@ def draw_pattern(name: str, kind: str, models: Sequence[Measured]) -> str:
                 color=COLOURS["ink"],
                 linewidth=1,
                 linestyle=(0, (1, 2)),
-                label="all that the examples tell",
+                label="all that the examples tell, on average",
             )
         left.set_xscale("symlog", base=2, linthresh=1)
         left.set_xticks(SHOTS, [str(shots) for shots in SHOTS])

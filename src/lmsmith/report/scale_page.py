@@ -112,7 +112,7 @@ def build_scale_page(folder: Path, plan: ScalePlan, models: Sequence[Measured]) 
             for kind in PATTERNS
         ],
         "sums": {
-            "svgs": [draw_sums("sums", models), draw_sum_sizes("sums-5", digits[-2], models)],
+            "svgs": [draw_sums("sums", models), draw_sum_sizes("sums-sizes", digits[-2], models)],
             "shown_digits": digits[-2],
             "head": [f"{count} digit{'s' if count > 1 else ''}" for count in digits],
             "rows": [
@@ -147,7 +147,9 @@ def _bound_rows(kind: str) -> list[tuple[str, list[tuple[str, str]]]]:
     bound = best_accuracy(kind)
     if bound is None:
         return []
-    return [("all that the examples tell", [(numbers.percent(bound(s)), "") for s in SHOTS])]
+    return [
+        ("all that the examples tell, on average", [(numbers.percent(bound(s)), "") for s in SHOTS])
+    ]
 
 
 def rise_row(rise: Rise) -> dict[str, Any]:
