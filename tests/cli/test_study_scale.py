@@ -40,17 +40,19 @@ def test_a_family_is_trained_measured_and_drawn_once(
     found = study(capsys, *SMALL)
     assert [model["model"] for model in found["models"]] == ["1x32", "2x32", "1x64", "1x96"]
     largest = found["models"][-1]
-    assert list(largest["patterns"]) == ["cipher", "remove_symbols", "reorder"]
-    assert list(largest["patterns"]["cipher"]) == ["0", "1", "2", "4", "8", "16"]
+    assert list(largest["patterns"]) == ["noisy_copies", "remove_symbols", "reorder"]
+    assert list(largest["patterns"]["noisy_copies"]) == ["0", "1", "2", "4", "8", "16"]
     assert largest["sums"]["chain"]["3"]["items"] == 12
     assert largest["sums"]["direct"]["3"]["low"] <= largest["sums"]["direct"]["3"]["value"]
     assert largest["compute"] > found["models"][0]["compute"]
     assert 4.0 < largest["losses"]["sentences"]["value"] < 6.0  # ln 261 = 5.56 untrained
     assert {rise["what"] for rise in found["rises"]} == {"shots", "size", "chain"}
+    assert found["best_accuracy"]["noisy_copies"]["1"] == pytest.approx(0.7375**3)
     assert found["predictions"]["sentences"]["measured"] == largest["losses"]["sentences"]["value"]
     page = Path(found["report"]).read_text()
     assert page.count("<svg") == 8
     assert "Remove symbols" in page
+    assert page.count("<td>all that the examples tell, on average</td>") == 1
     assert not re.search(r'(?:src|href)="(?!#)', page)
     kept = json.loads((here / "out/results.json").read_text())
     assert kept["models"] == found["models"]
@@ -147,8 +149,8 @@ def test_rises_are_clear_where_intervals_are_apart() -> None:
             "compute": 1.0,
             "patterns": dict.fromkeys(PATTERNS, shots),
             "sums": {
-                "direct": {str(d): [10, 100] for d in range(1, 7)},
-                "chain": {str(d): [chain, 100] for d in range(1, 7)},
+                "direct": {str(d): [10, 100] for d in range(1, 5)},
+                "chain": {str(d): [chain, 100] for d in range(1, 5)},
             },
             "losses": {
                 family: {"value": 1.0, "low": 0.9, "high": 1.1}
@@ -158,11 +160,13 @@ def test_rises_are_clear_where_intervals_are_apart() -> None:
 
     plan = running.ScalePlan((), 1, 10, 10, 0, "fp32")
     good = scale_record(plan, [model("a", 5, 12), model("b", 95, 90)])["rises"]
-    assert len(good) == 9
+    assert [rise["what"] for rise in good] == ["shots", "size", "chain", "chain"]
     assert all(rise["is_clear"] for rise in good)
-    assert [r["high"] for r in good if r["what"] == "chain"] == ["b, chain of thought"] * 3
+    assert [r["high"] for r in good[2:]] == ["b, chain of thought"] * 2
+    assert [r["task"] for r in good[2:]] == ["sums of 3 digits", "sums of 4 digits"]
+    assert good[1]["before"]["value"] == pytest.approx(0.12)  # of all digits together
     flat = scale_record(plan, [model("a", 90, 12), model("b", 95, 15)])["rises"]
-    assert [rise["is_clear"] for rise in flat] == [True] * 3 + [False] * 6
+    assert [rise["is_clear"] for rise in flat] == [True] + [False] * 3
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ COMMANDS: tuple[Command, ...] = (
         "train tiny models, and see what grows with shots, size and a chain of thought",
         (
             "lmsmith study scale",
-            "lmsmith study scale --minutes 5 --sizes 2x32,2x64,3x96,4x128 --out evals/short",
+            "lmsmith study scale --minutes 60 --sizes 2x32,2x64,3x96,4x128,4x192 --out evals/long",
             "lmsmith study scale --steps 2000 --json",
         ),
     ),

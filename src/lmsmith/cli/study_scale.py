@@ -22,7 +22,7 @@ def study_scale(
     sizes: _Sizes = "",
     minutes: float = 20.0,
     steps: int = 0,
-    rows: int = 32,
+    rows: int = 16,
     items: int = 400,
     seed: int = 0,
     precision: Literal["auto", "bf16", "fp32"] = "auto",
@@ -34,14 +34,14 @@ def study_scale(
 ) -> int:
     """Train a family of tiny models on generated documents, and draw what grows with what.
 
-    Accuracy on hidden rules with 0 to 16 examples, "remove symbols" among them (Brown et al.
-    2020, figure 1.2); sums of 1 to 6 digits answered directly and by a chain of thought (Wei et
-    al. 2022); and the loss of the largest model foretold from the smaller ones by
-    L(C) = a C^b + c (OpenAI 2023, section 3). It needs no data and no network. Run it again after
-    Ctrl-C or a kill: it goes on.
+    Accuracy with 0 to 16 examples on noisy copies of a hidden word and on hidden rules, "remove
+    symbols" among them (Brown et al. 2020, figure 1.2); sums of 1 to 4 digits answered directly
+    and by a chain of thought (Wei et al. 2022); and the loss of the largest model foretold from
+    the smaller ones by L(C) = a C^b + c (OpenAI 2023, section 3). It needs no data and no network.
+    Run it again after Ctrl-C or a kill: it goes on.
 
     Args:
-        sizes: Layers x width of each model; 2x32,2x64,3x96,4x128,4x192 if not given.
+        sizes: Layers x width of each model; 2x32,2x64,3x96,4x128 if not given.
         minutes: About how long all of it may take; the steps follow from this machine's speed.
         steps: Updates of each model, in place of the minutes; the same on every machine.
         rows: Rows of 208 tokens in a batch.

@@ -39,7 +39,7 @@ def draw_pattern(name: str, kind: str, models: Sequence[Measured]) -> str:
                 color=COLOURS["ink"],
                 linewidth=1,
                 linestyle=(0, (1, 2)),
-                label="all that the examples tell",
+                label="all that the examples tell, on average",
             )
         left.set_xscale("symlog", base=2, linthresh=1)
         left.set_xticks(SHOTS, [str(shots) for shots in SHOTS])
@@ -138,7 +138,7 @@ def draw_law(
 
 
 def size_label(measured: Measured) -> str:
-    """``4x192, 1.83 million``."""
+    """``4x128, 0.82 million``."""
     return f"{measured['model']}, {large_count(float(measured['parameters']))}"
 
 

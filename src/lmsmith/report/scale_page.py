@@ -20,7 +20,7 @@ from lmsmith.evaluation.scale.findings import (
     sum_interval,
 )
 from lmsmith.evaluation.scale.measuring import SHOTS, STYLES
-from lmsmith.evaluation.scale.patterns import PATTERNS
+from lmsmith.evaluation.scale.patterns import PATTERNS, best_accuracy
 from lmsmith.evaluation.scale.power_law import Prediction
 from lmsmith.evaluation.scale.running import ScalePlan
 from lmsmith.evaluation.scale.sentences import entropy_per_character
@@ -31,7 +31,11 @@ from lmsmith.report.scale_figures import draw_law, draw_pattern, draw_sum_sizes,
 Measured = Mapping[str, Any]
 
 TITLES: Mapping[str, tuple[str, str]] = {
-    "cipher": ("Cipher", "Each letter stands for another, by a code drawn for this document."),
+    "noisy_copies": (
+        "Noisy copies",
+        "A hidden word of three letters out of eight; every example is a copy of it in which each "
+        "letter was replaced, with probability 0.3, by one drawn at random. Asked is the word.",
+    ),
     "remove_symbols": (
         "Remove symbols",
         "Symbols stand between the letters; a hidden half of the symbols is to be removed.",
@@ -47,6 +51,11 @@ def scale_record(plan: ScalePlan, models: Sequence[Measured]) -> dict[str, Any]:
         "version": __version__,
         "plan": asdict(plan),
         "models": [_with_intervals(each) for each in models],
+        "best_accuracy": {
+            kind: {str(shots): bound(shots) for shots in SHOTS}
+            for kind in PATTERNS
+            if (bound := best_accuracy(kind)) is not None
+        },
         "rises": [rise.as_dict() for rise in find_rises(models)],
         "predictions": {
             family: None if found is None else {**asdict(found), "error": found.error}
@@ -97,12 +106,13 @@ def build_scale_page(folder: Path, plan: ScalePlan, models: Sequence[Measured]) 
                 "rows": [
                     (each["model"], [share_cell(pattern_interval(each, kind, s)) for s in SHOTS])
                     for each in models
-                ],
+                ]
+                + _bound_rows(kind),
             }
             for kind in PATTERNS
         ],
         "sums": {
-            "svgs": [draw_sums("sums", models), draw_sum_sizes("sums-5", digits[-2], models)],
+            "svgs": [draw_sums("sums", models), draw_sum_sizes("sums-sizes", digits[-2], models)],
             "shown_digits": digits[-2],
             "head": [f"{count} digit{'s' if count > 1 else ''}" for count in digits],
             "rows": [
@@ -130,6 +140,16 @@ def build_scale_page(folder: Path, plan: ScalePlan, models: Sequence[Measured]) 
     path = folder / "report.html"
     atomic_write(path, render("scale.html.j2", context))
     return path
+
+
+def _bound_rows(kind: str) -> list[tuple[str, list[tuple[str, str]]]]:
+    """What can be known at best, as one more row of a pattern's table; none where it is all."""
+    bound = best_accuracy(kind)
+    if bound is None:
+        return []
+    return [
+        ("all that the examples tell, on average", [(numbers.percent(bound(s)), "") for s in SHOTS])
+    ]
 
 
 def rise_row(rise: Rise) -> dict[str, Any]:

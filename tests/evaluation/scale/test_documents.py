@@ -17,6 +17,7 @@ from lmsmith.evaluation.scale.documents import (
     DIGITS,
     HELD_OUT,
     LINES,
+    PATTERN_SHARES,
     SHARES,
     StudyBatches,
     Writer,
@@ -97,12 +98,12 @@ def test_all_lines_of_a_document_follow_one_rule(kind: str) -> None:
 def _rule_of(kind: str, lines: list[tuple[str, str]]) -> str:
     """Found from the lines alone; an assertion fails where they contradict each other."""
     known: dict[str, str] = {}
-    if kind == "cipher":
-        for given, answer in lines:
-            for letter, other in zip(given, answer, strict=True):
-                assert known.setdefault(letter, other) == other
-        assert len(set(known.values())) == len(known)
-    elif kind == "reorder":
+    if kind == "noisy_copies":
+        columns = list(zip(*(answer for _, answer in lines), strict=True))
+        assert len(columns) == 3
+        assert all(given == "" for given, _ in lines)
+        return "".join(max(column, key=column.count) for column in columns)
+    if kind == "reorder":
         orders = {tuple(given.index(letter) for letter in answer) for given, answer in lines}
         assert len(orders) == 1
         return str(orders.pop())
@@ -116,18 +117,46 @@ def _rule_of(kind: str, lines: list[tuple[str, str]]) -> str:
     return str(sorted(known.items()))
 
 
-def test_the_cipher_s_bound_is_what_a_reader_without_guesses_gets() -> None:
-    bound = best_accuracy("cipher")
+def test_noisy_copies_are_of_one_word_and_as_noisy_as_is_said() -> None:
+    chance = np.random.default_rng(4)
+    kept = np.zeros(3)
+    firsts = []
+    for _ in range(500):
+        lines = draw_document("noisy_copies", LINES, chance)
+        assert len({line.clean for line in lines}) == 1
+        for line in lines:
+            assert line.asked.line == f">{line.clean}\n"
+            kept += [one == other for one, other in zip(line.answer, line.clean, strict=True)]
+        firsts.append(lines[0].clean[0])
+    # 3 x 8,500 letters, each right with 0.7 + 0.3 / 8: the standard error is 0.005.
+    assert kept / (500 * LINES) == pytest.approx(np.full(3, 0.7375), abs=0.02)
+    assert set(firsts) == set("abcdefgh")
+    example = draw_document("reorder", 1, chance)[0]
+    assert example.asked.line == example.line
+
+
+def test_the_bound_of_noisy_copies_is_what_the_likeliest_word_gets() -> None:
+    """Against a reader who computes the posterior of all 512 words, on documents as drawn."""
+    bound = best_accuracy("noisy_copies")
     assert bound is not None
-    assert bound(0) == pytest.approx(0.0, abs=1e-12)
-    assert bound(1) == pytest.approx(1 / 28)  # the one word of the same two letters
+    assert bound(0) == pytest.approx(8.0**-3)
+    assert bound(1) == pytest.approx(0.7375**3)
+    assert bound(2) == pytest.approx(0.7375**3)  # two that differ tell no more than one
+    assert bound(16) == pytest.approx(1.0, abs=0.01)
+    words = np.array(list(itertools.product(range(8), repeat=3)))
+    logs = np.log([0.3 / 8, 0.7 + 0.3 / 8])
     chance = np.random.default_rng(5)
-    for shots in (2, 4, 8):
-        known = 0
-        for _ in range(4000):
-            asked, *words = (set(chance.permutation(8)[:2].tolist()) for _ in range(shots + 1))
-            known += asked <= set().union(*words)
-        assert known / 4000 == pytest.approx(bound(shots), abs=0.03)
+    drawn = [draw_document("noisy_copies", LINES, chance) for _ in range(2000)]
+    for shots in (3, 4, 6, 8):
+        right = 0.0
+        for lines in drawn:
+            copies = np.array([[ord(c) - ord("a") for c in x.answer] for x in lines[:shots]])
+            posterior = logs[(words[:, None] == copies[None]).astype(int)].sum(axis=(1, 2))
+            best = words[posterior > posterior.max() - 1e-9]
+            asked = [ord(c) - ord("a") for c in lines[shots].clean]
+            right += (best == asked).all(axis=1).sum() / len(best)
+        error = (bound(shots) * (1 - bound(shots)) / len(drawn)) ** 0.5
+        assert right / len(drawn) == pytest.approx(bound(shots), abs=4 * error)
     assert best_accuracy("reorder") is None
 
 
@@ -155,6 +184,15 @@ def test_rows_hold_the_families_and_targets_are_what_can_be_known() -> None:
             assert ">" not in wanted
 
 
+def test_patterns_have_their_shares_of_the_rows() -> None:
+    assert set(PATTERN_SHARES) == set(PATTERNS)
+    batches = StudyBatches(200, 3)
+    decode = byte_tokenizer().decode
+    rows = [decode(row.tolist()) for row in batches.batch_of("patterns", 0).tokens_bt]
+    noisy = [row for row in rows if re.search(r"\n>", row)]
+    assert len(noisy) / 200 == pytest.approx(PATTERN_SHARES["noisy_copies"], abs=0.14)
+
+
 def test_every_target_is_the_token_that_follows_in_its_document() -> None:
     batch = StudyBatches(20, 7).batch(1)
     wanted = batch.targets_bt[:, :-1] != NO_TARGET
@@ -168,7 +206,7 @@ def test_every_target_is_the_token_that_follows_in_its_document() -> None:
 def test_no_trained_sum_is_a_held_out_one() -> None:
     trained = StudyBatches(40, 1)
     text = "".join(byte_tokenizer().decode(row.tolist()) for row in trained.batch(0).tokens_bt)
-    for left, right in re.findall(r"(?<!\d)(\d{6})\+(\d{6})[=:]", text):
+    for left, right in re.findall(r"(?<![\d+=;:])(\d{4})\+(\d{4})[=:]", text):
         assert not Sum(int(left), int(right)).held_out
 
 

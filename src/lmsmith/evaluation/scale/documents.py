@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lmsmith.corpus.batch import NO_TARGET, Batch, generator
 from lmsmith.evaluation.scale.addition import CHAIN, DIRECT, Sum, draw_sum
-from lmsmith.evaluation.scale.patterns import PATTERNS, Example, draw_document
+from lmsmith.evaluation.scale.patterns import Example, draw_document
 from lmsmith.evaluation.scale.sentences import draw_sentence
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.tokenizers.special import SPECIAL_TOKENS
@@ -22,14 +22,17 @@ CONTEXT = 208
 LINES = 17
 """Of a pattern's document: sixteen examples and one more to be answered."""
 
-DIGITS = 6
+DIGITS = 4
 """Most digits of a number to be added."""
 
 TRAINED, HELD_OUT = 0, 1
 """Streams of chance: what is trained on, and what is measured on."""
 
-SHARES: Mapping[str, float] = {"patterns": 0.5, "sums": 0.3, "sentences": 0.2}
+SHARES: Mapping[str, float] = {"patterns": 0.5, "sums": 0.35, "sentences": 0.15}
 """Of the rows of a batch, those of each family."""
+
+PATTERN_SHARES: Mapping[str, float] = {"noisy_copies": 0.5, "remove_symbols": 0.25, "reorder": 0.25}
+"""Of the rows of patterns."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,11 @@ class Writer:
         return [self.end_of_text, *self.encode(text).tolist()]
 
     def pattern(self, examples: Sequence[Example]) -> Document:
-        """Lines, of which the answers and their line ends are targets."""
+        """Lines, of which the answers and their line ends are targets.
+
+        Those of noisy copies are noisy too: the likeliest next letter is the same with noise as
+        without, and every line teaches, not the last alone.
+        """
         tokens = self.encode("".join(example.line for example in examples))
         is_target = np.zeros(len(tokens), np.bool_)
         end = 0
@@ -153,8 +160,8 @@ class StudyBatches:
         return pack(rows, CONTEXT, self.writer.end_of_text)
 
     def _patterns(self, chance: np.random.Generator) -> list[Document]:
-        kind = list(PATTERNS)[int(chance.integers(len(PATTERNS)))]
-        return _filled(lambda: self.writer.pattern(draw_document(kind, LINES, chance, varied=True)))
+        kind = str(chance.choice(list(PATTERN_SHARES), p=list(PATTERN_SHARES.values())))
+        return _filled(lambda: self.writer.pattern(draw_document(kind, LINES, chance)))
 
     def _sums(self, chance: np.random.Generator) -> list[Document]:
         def draw() -> Document:

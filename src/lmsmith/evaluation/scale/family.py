@@ -1,4 +1,4 @@
-"""The models of the study: one shape in several sizes, named by layers and width (``4x192``)."""
+"""The models of the study: one shape in several sizes, named by layers and width (``4x128``)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lmsmith.core.errors import UserError
 from lmsmith.evaluation.scale.documents import CONTEXT
 from lmsmith.models.config import ModelConfig
 
-DEFAULT_SIZES = "2x32,2x64,3x96,4x128,4x192"
+DEFAULT_SIZES = "2x32,2x64,3x96,4x128"
 HEAD_WIDTH = 32
 MOST_LAYERS, MOST_WIDTH = 48, 2048
 
@@ -42,7 +42,7 @@ class Size:
 
 
 def read_sizes(text: str, vocabulary_size: int) -> tuple[Size, ...]:
-    """Sizes of ``2x32,4x192``, the fewest parameters first.
+    """Sizes of ``2x32,4x128``, the fewest parameters first.
 
     Raises:
         UserError: one is not of that form or out of range, two are the same, or there is but one.

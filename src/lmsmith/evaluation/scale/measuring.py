@@ -108,24 +108,41 @@ parts = len(PATTERNS) + len(STYLES) + len(SHARES)
 def _measure_pattern(
     decoder: Decoder, machine: ResolvedMachine, writer: Writer, kind: str, items: int, seed: int
 ) -> dict[str, list[int]]:
-    """By number of shots, [right, items]: line k of a document has k lines before it."""
+    """By number of shots, [right, items].
+
+    Line k of a document has k lines before it. Where lines have noise, each number of shots has a
+    document of its own, which ends with the question for the clean answer; they share a row.
+    """
     chance = generator(seed, _PATTERN_ITEMS, list(PATTERNS).index(kind))
-    lines = [draw_document(kind, LINES, chance) for _ in range(items)]
-    right = _right_lines(decoder, machine, writer, [writer.pattern(each) for each in lines])
-    return {str(shots): [int(right[:, shots].sum()), items] for shots in SHOTS}
+    drawn = [draw_document(kind, LINES, chance) for _ in range(items)]
+    if drawn[0][0].clean:
+        rows = [
+            [writer.pattern([*lines[:shots], lines[shots].asked]) for shots in SHOTS]
+            for lines in drawn
+        ]
+        columns = [sum(SHOTS[: number + 1]) + number for number in range(len(SHOTS))]
+    else:
+        rows, columns = [[writer.pattern(lines)] for lines in drawn], list(SHOTS)
+    right = _right_lines(decoder, machine, writer, rows, columns[-1] + 1)
+    counts = zip(SHOTS, columns, strict=True)
+    return {str(shots): [int(right[:, column].sum()), items] for shots, column in counts}
 
 
 def _right_lines(
-    decoder: Decoder, machine: ResolvedMachine, writer: Writer, documents: Sequence[Document]
+    decoder: Decoder,
+    machine: ResolvedMachine,
+    writer: Writer,
+    rows: Sequence[Sequence[Document]],
+    lines: int,
 ) -> NDArray[np.bool_]:
-    """(documents, lines): whether every token of a line's answer is the likeliest."""
+    """(rows, lines): whether every token of a line's answer is the likeliest."""
     newline = int(writer.encode("\n")[0])
-    right = np.ones((len(documents), LINES), np.bool_)
-    for start in range(0, len(documents), ROWS_AT_ONCE):
-        part = documents[start : start + ROWS_AT_ONCE]
-        batch = pack([[document] for document in part], CONTEXT, writer.end_of_text)
+    right = np.ones((len(rows), lines), np.bool_)
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        batch = pack(rows[start : start + ROWS_AT_ONCE], CONTEXT, writer.end_of_text)
         for row, wrong_t in enumerate(_wrong(decoder, machine, batch)):
-            ends = (batch.tokens_bt[row] == newline).cumsum()
+            # A document's last line end is a target and no token: its successor's number counts it.
+            ends = (batch.tokens_bt[row] == newline).cumsum() + batch.documents_bt[row]
             right[start + row, ends[wrong_t]] = False
     return right
 

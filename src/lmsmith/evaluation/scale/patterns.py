@@ -1,4 +1,4 @@
-"""Documents under a hidden rule, which only their examples tell: ``bc>gh`` line by line.
+"""Documents under a hidden rule, which only their examples tell: ``abcd>cadb`` line by line.
 
 Every document draws its rule anew, so that no weight can know it: what a model gets right it has
 read from the lines before, as in-context learning is (Brown et al. 2020, section 1 and 3.9.2).
@@ -20,8 +20,10 @@ POINTER = ">"
 WORD = 3
 """Letters of a word, all different."""
 
-CODED_LETTERS, CODED_WORD = LETTERS[:8], 2
-"""Of the cipher, whose reader has to look every letter up."""
+COPIED_LETTERS = LETTERS[:8]
+NOISE = 0.3
+"""Of noisy copies: the probability that a letter is replaced by one drawn uniformly, which may be
+the same again."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,17 @@ class Example:
     Attributes:
         given: left of the pointer.
         answer: right of it, without the line's end.
+        clean: the answer without its noise; "" where there is none.
     """
 
     given: str
     answer: str
+    clean: str = ""
+
+    @property
+    def asked(self) -> Example:
+        """The same as a question: its answer is the clean one."""
+        return Example(self.given, self.clean or self.answer, self.clean)
 
     @property
     def prompt(self) -> str:
@@ -49,22 +58,19 @@ Rule = Callable[[np.random.Generator], Example]
 """Draws a line; all its lines follow one hidden choice."""
 
 
-def cipher(generator: np.random.Generator, *, varied: bool = False) -> Rule:
-    """Each letter stands for another, by a permutation of the letters.
+def noisy_copies(generator: np.random.Generator) -> Rule:
+    """A hidden word, its letters drawn independently; every line is a copy of it with noise.
 
-    An example tells two of eight letters: see `best_accuracy` for what can be known after k. With
-    ``varied`` words are of 2 to 8 of the letters. Where all are equally likely, nothing short of
-    the whole trick lowers the loss, and small models were not seen to find it; fewer letters
-    reward its parts.
+    Asked is the word itself. Each copy tells something of it and none tells all, so that accuracy
+    rises by degrees with their number: see `best_accuracy`.
     """
-    code = dict(zip(CODED_LETTERS, _shuffled(CODED_LETTERS, generator), strict=True))
-    letters = _shuffled(CODED_LETTERS, generator)
-    if varied:
-        letters = letters[: int(generator.integers(CODED_WORD, len(letters) + 1))]
+    hidden = _drawn(WORD, generator)
 
     def draw(generator: np.random.Generator) -> Example:
-        word = _shuffled(letters, generator)[:CODED_WORD]
-        return Example(word, "".join(code[letter] for letter in word))
+        is_kept = generator.random(WORD) >= NOISE
+        noise = _drawn(WORD, generator)
+        letters = zip(hidden, noise, is_kept, strict=True)
+        return Example("", "".join(old if kept else new for old, new, kept in letters), hidden)
 
     return draw
 
@@ -98,22 +104,15 @@ def reorder(generator: np.random.Generator) -> Rule:
 
 
 PATTERNS: Mapping[str, Callable[[np.random.Generator], Rule]] = {
-    "cipher": cipher,
+    "noisy_copies": noisy_copies,
     "remove_symbols": remove_symbols,
     "reorder": reorder,
 }
 
 
-def draw_document(
-    kind: str, lines: int, generator: np.random.Generator, *, varied: bool = False
-) -> list[Example]:
-    """Lines under one rule, drawn for this document alone.
-
-    Args:
-        varied: easier documents among them, as in training; measured are those without.
-    """
-    is_cipher = kind == "cipher"
-    rule = cipher(generator, varied=varied) if is_cipher else PATTERNS[kind](generator)
+def draw_document(kind: str, lines: int, generator: np.random.Generator) -> list[Example]:
+    """Lines under one rule, drawn for this document alone."""
+    rule = PATTERNS[kind](generator)
     return [rule(generator) for _ in range(lines)]
 
 
@@ -126,24 +125,46 @@ def _shuffled(signs: str, generator: np.random.Generator) -> str:
     return "".join(signs[int(i)] for i in generator.permutation(len(signs)))
 
 
+def _drawn(count: int, generator: np.random.Generator) -> str:
+    places = generator.integers(0, len(COPIED_LETTERS), count)
+    return "".join(COPIED_LETTERS[int(i)] for i in places)
+
+
 def best_accuracy(kind: str) -> Callable[[int], float] | None:
-    """By number of examples, the share that a reader who forgets nothing and never guesses gets.
+    """By number of examples, the accuracy of a reader who knows everything but the hidden rule.
 
-    Of the cipher: that all letters of the word have been in the k words before,
-    Σ_j (−1)^j C(w, j) (C(n − j, w) / C(n, w))^k with n letters, w of them in a word. None for
-    patterns whose every example tells most of the rule.
+    Of noisy copies: the likeliest letter of a column is the one that occurs most often in it, and
+    of several such each is as likely. The word's letters are independent, so that its accuracy is
+    a letter's, cubed. None for patterns whose every example tells most of the rule.
     """
-    if kind != "cipher":
+    if kind != "noisy_copies":
         return None
-    letters, words = len(CODED_LETTERS), math.comb(len(CODED_LETTERS), CODED_WORD)
+    return lambda copies: _plurality(copies) ** WORD
 
-    def share(shots: int) -> float:
-        signed = [1.0, -1.0]
-        return math.fsum(
-            signed[missing % 2]
-            * math.comb(CODED_WORD, missing)
-            * (math.comb(letters - missing, CODED_WORD) / words) ** shots
-            for missing in range(CODED_WORD + 1)
-        )
 
-    return share
+def _plurality(copies: int) -> float:
+    """The probability that a letter's plurality in so many copies is right, ties broken by chance.
+
+    Exact. With q the probability of the right letter in a copy and r of each of the m others, it is
+    the sum over c right ones and j others that occur as often of
+    C(m, j) copies! [x^(copies − c)] (x^c / c!)^j (Σ_{i<c} x^i / i!)^(m − j) · q^c r^(copies − c) /
+    (c! (1 + j)): the multinomial counts of the others, none above c, by their exponential
+    generating function.
+    """
+    others = len(COPIED_LETTERS) - 1
+    wrong = NOISE / len(COPIED_LETTERS)
+    right = 1.0 - others * wrong
+    terms = []
+    for often in range(copies + 1):
+        rarer = np.array([1.0 / math.factorial(i) for i in range(often)] or [0.0])
+        for tied in range(others + 1):
+            ways = np.ones(1)
+            for _ in range(others - tied):
+                ways = np.convolve(ways, rarer)
+            rest = copies - often - tied * often
+            if not 0 <= rest < len(ways):
+                continue
+            count = math.comb(others, tied) * math.factorial(copies) * float(ways[rest])
+            count /= math.factorial(often) ** (1 + tied)
+            terms.append(count * right**often * wrong ** (copies - often) / (1 + tied))
+    return math.fsum(terms)

@@ -36,7 +36,7 @@ TRAINING_SHARE = 0.85
 OPTIMISER = OptimiserConfig(name="muon", learning_rate=2e-3, matrix_learning_rate=0.02)
 
 PLAN_FILE, MEASURED_FILE = "plan.json", "measured.json"
-FORMAT = 1
+FORMAT = 2
 """Changes when the same settings would give other numbers."""
 
 
