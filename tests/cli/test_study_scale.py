@@ -12,12 +12,13 @@ import pytest
 from lmsmith import cli
 from lmsmith.core.errors import Interrupted, UserError
 from lmsmith.evaluation.scale import running
+from lmsmith.evaluation.scale.findings import predict_losses
 from lmsmith.evaluation.scale.patterns import PATTERNS
 from lmsmith.models.folder import load_model
 from lmsmith.report.scale_page import scale_record
 
 COMMON = ["--precision", "fp32", "--threads", "1", "--compile", "off", "--rows", "10"]
-SMALL = ["--sizes", "1x32,2x32,1x64,1x96", "--steps", "2", "--items", "12", "--out", "out"]
+SMALL = ["--sizes", "1x32,2x32,2x64,3x64,2x96", "--steps", "2", "--items", "12", "--out", "out"]
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +39,7 @@ def test_a_family_is_trained_measured_and_drawn_once(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = study(capsys, *SMALL)
-    assert [model["model"] for model in found["models"]] == ["1x32", "2x32", "1x64", "1x96"]
+    assert [model["model"] for model in found["models"]] == ["1x32", "2x32", "2x64", "3x64", "2x96"]
     largest = found["models"][-1]
     assert list(largest["patterns"]) == ["noisy_copies", "remove_symbols", "reorder"]
     assert list(largest["patterns"]["noisy_copies"]) == ["0", "1", "2", "4", "8", "16"]
@@ -56,7 +57,7 @@ def test_a_family_is_trained_measured_and_drawn_once(
     assert not re.search(r'(?:src|href)="(?!#)', page)
     kept = json.loads((here / "out/results.json").read_text())
     assert kept["models"] == found["models"]
-    load_model(here / "out/1x96/model")
+    load_model(here / "out/2x96/model")
     monkeypatch.setattr(running, "_train", None)  # nothing is trained or measured again
     monkeypatch.setattr(running, "measure", None)
     assert study(capsys, *SMALL) == found
@@ -146,6 +147,7 @@ def test_rises_are_clear_where_intervals_are_apart() -> None:
         shots = {str(k): [accuracy * (k > 0) * min(k, 16) // 16, 100] for k in (0, 1, 2, 4, 8, 16)}
         return {
             "model": name,
+            "layers": 2,
             "compute": 1.0,
             "patterns": dict.fromkeys(PATTERNS, shots),
             "sums": {
@@ -167,6 +169,19 @@ def test_rises_are_clear_where_intervals_are_apart() -> None:
     assert good[1]["before"]["value"] == pytest.approx(0.12)  # of all digits together
     flat = scale_record(plan, [model("a", 90, 12), model("b", 95, 15)])["rises"]
     assert [rise["is_clear"] for rise in flat] == [True] + [False] * 3
+
+
+def test_no_law_is_fitted_to_models_of_one_layer() -> None:
+    def model(layers: int, compute: float, loss: float) -> dict[str, Any]:
+        losses = dict.fromkeys(("patterns", "sums", "sentences"), {"value": loss})
+        return {"layers": layers, "compute": compute, "losses": losses}
+
+    deeper = [model(2, c, 50.0 * c**-0.2 + 0.7) for c in (1e12, 4e12, 2e13, 1e14)]
+    alone = predict_losses(deeper)
+    assert alone["sums"] is not None
+    assert alone["sums"].error == pytest.approx(0.0, abs=1e-3)
+    assert predict_losses([model(1, 5e11, 9.0), *deeper]) == alone
+    assert predict_losses([model(1, 5e11, 9.0), *deeper[1:]])["sums"] is None
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def study_scale(
     Run it again after Ctrl-C or a kill: it goes on.
 
     Args:
-        sizes: Layers x width of each model; 2x32,2x64,3x96,4x128 if not given.
+        sizes: Layers x width of each model; 1x32,2x32,2x64,3x96,4x128 if not given.
         minutes: About how long all of it may take; the steps follow from this machine's speed.
         steps: Updates of each model, in place of the minutes; the same on every machine.
         rows: Rows of 208 tokens in a batch.

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
 
 from lmsmith.evaluation.bootstrap import Interval
-from lmsmith.evaluation.scale.findings import digits_of, pattern_interval, sum_interval
+from lmsmith.evaluation.scale.findings import digits_of, is_fitted, pattern_interval, sum_interval
 from lmsmith.evaluation.scale.measuring import SHOTS
 from lmsmith.evaluation.scale.patterns import best_accuracy
 from lmsmith.evaluation.scale.power_law import Prediction
@@ -97,10 +97,11 @@ def draw_law(
     """Held-out loss against compute; the law fitted to all but the last, and what it foretold."""
     compute = np.array([float(each["compute"]) for each in models])
     losses = [Interval(**each["losses"][family]) for each in models]
+    of_law = [number for number, each in enumerate(models) if is_fitted(each)]
     with canvas(_TALL) as (figure, (axes,)):
         law = prediction.law if prediction else None
         if law is not None:
-            along = np.geomspace(compute[0] / 1.5, compute[-1] * 1.5, 100)
+            along = np.geomspace(compute[of_law[0]] / 1.5, compute[of_law[-1]] * 1.5, 100)
             axes.plot(
                 along,
                 [law(float(x)) for x in along],
@@ -108,20 +109,27 @@ def draw_law(
                 linestyle=_DASHED,
                 label="law fitted to the smaller ones",
             )
+        labels: set[str] = set()
         for number, (x, end) in enumerate(zip(compute, losses, strict=True)):
-            last = number == len(models) - 1
+            if number not in of_law:
+                label, role = "of one layer, not fitted", "muted"
+            elif number == of_law[-1]:
+                label, role = "measured, not fitted", "ppo"
+            else:
+                label, role = "measured", "pretrain"
             axes.errorbar(
                 [x],
                 [end.value],
                 yerr=[[end.value - end.low], [end.high - end.value]],
                 fmt="o",
                 markersize=5,
-                color=COLOURS["ppo"] if last else COLOURS["pretrain"],
-                label="measured, not fitted" if last else "measured" if number == 0 else None,
+                color=COLOURS[role],
+                label=None if label in labels else label,
             )
+            labels.add(label)
         if prediction is not None and prediction.predicted is not None:
             axes.plot(
-                [compute[-1]],
+                [compute[of_law[-1]]],
                 [prediction.predicted],
                 marker="x",
                 markersize=7,

@@ -179,7 +179,7 @@ def share_cell(interval: Interval) -> tuple[str, str]:
 def law_sentence(family: str, prediction: Prediction | None) -> str:
     """What the smaller models foretold, and what came."""
     if prediction is None:
-        return "Too few models to fit a law: it takes three and one more to foretell."
+        return "Too few models for a law: it takes four of two layers or more."
     if prediction.law is None or prediction.error is None:
         return "The smaller models' losses do not fall with compute: no law fits them."
     law = prediction.law

@@ -9,7 +9,7 @@ from lmsmith.core.errors import UserError
 from lmsmith.evaluation.scale.documents import CONTEXT
 from lmsmith.models.config import ModelConfig
 
-DEFAULT_SIZES = "2x32,2x64,3x96,4x128"
+DEFAULT_SIZES = "1x32,2x32,2x64,3x96,4x128"
 HEAD_WIDTH = 32
 MOST_LAYERS, MOST_WIDTH = 48, 2048
 

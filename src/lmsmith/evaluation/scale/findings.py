@@ -25,6 +25,10 @@ CHAIN_DIGITS = 3
 """Fewest digits of the sums on which a chain is compared: shorter ones are easy without."""
 
 
+FEWEST_LAYERS = 2
+"""Of a model that a law is fitted to: one layer cannot look up what it has read."""
+
+
 @dataclass(frozen=True)
 class Rise:
     """Two shares, the second of which should be the higher.
@@ -107,10 +111,18 @@ def find_rises(models: Sequence[Measured]) -> list[Rise]:
     ]
 
 
+def is_fitted(measured: Measured) -> bool:
+    """Whether it belongs to the law: models of one layer do not (Kaplan et al. 2020, figure 6)."""
+    return int(measured["layers"]) >= FEWEST_LAYERS
+
+
 def predict_losses(models: Sequence[Measured]) -> dict[str, Prediction | None]:
     """For each family, what the smaller models foretell of the largest one's held-out loss."""
-    compute = [float(each["compute"]) for each in models]
+    of_law = [each for each in models if is_fitted(each)]
+    compute = [float(each["compute"]) for each in of_law]
     return {
-        family: predict_largest(compute, [float(e["losses"][family]["value"]) for e in models])
+        family: predict_largest(compute, [float(e["losses"][family]["value"]) for e in of_law])
+        if of_law
+        else None
         for family in SHARES
     }
