@@ -173,7 +173,7 @@ def test_rises_are_clear_where_intervals_are_apart() -> None:
 
 def test_no_law_is_fitted_to_models_of_one_layer() -> None:
     def model(layers: int, compute: float, loss: float) -> dict[str, Any]:
-        losses = dict.fromkeys(("patterns", "sums", "sentences"), {"value": loss})
+        losses = {family: {"value": loss} for family in ("patterns", "sums", "sentences")}
         return {"layers": layers, "compute": compute, "losses": losses}
 
     deeper = [model(2, c, 50.0 * c**-0.2 + 0.7) for c in (1e12, 4e12, 2e13, 1e14)]
