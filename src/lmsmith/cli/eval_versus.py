@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from lmsmith.core.progress import RunProgress
 
 if TYPE_CHECKING:
     from lmsmith.cli.eval_run import Measured
-    from lmsmith.evaluation.instructions import Replies
+    from lmsmith.evaluation.instructions import Instruction, Replies
     from lmsmith.evaluation.versus import Versus
 
 PEOPLE = "people"
@@ -45,6 +46,13 @@ class Instructions:
     database: str = ""
     labelers: int = 1
 
+    @functools.cached_property
+    def asked(self) -> Sequence[Instruction]:
+        """The file's instructions, read once."""
+        from lmsmith.evaluation.instructions import read_instructions
+
+        return read_instructions(self.file, self.limit)
+
     def check(self) -> None:
         """What can be known to be wrong before hours are spent.
 
@@ -52,19 +60,17 @@ class Instructions:
             UserError: the instructions are none, or there is no such judge.
         """
         from lmsmith.catalogue.resolving import resolve
-        from lmsmith.evaluation.instructions import read_instructions
 
-        read_instructions(self.file, self.limit)
+        _ = self.asked  # raises what is wrong with the file
         if self.judge != PEOPLE:
             resolve(self.judge)
 
     def replies(self, subject: Any, place: Path, progress: RunProgress) -> Replies:
         """A model's replies."""
-        from lmsmith.evaluation.instructions import read_instructions, reply_spec, write_replies
+        from lmsmith.evaluation.instructions import reply_spec, write_replies
 
-        asked = read_instructions(self.file, self.limit)
         spec = reply_spec(subject, self.tokens, greedy=self.greedy)
-        return write_replies(subject, asked, self.file, place, spec, self.seed, progress)
+        return write_replies(subject, self.asked, self.file, place, spec, self.seed, progress)
 
     def judged(
         self, pairs: Sequence[tuple[Measured, Measured]], machine: Any, *, quiet: bool
@@ -80,11 +86,9 @@ class Instructions:
     ) -> list[Versus]:
         from lmsmith.core.locking import locked
         from lmsmith.core.signals import StopSignal
-        from lmsmith.evaluation.instructions import read_instructions
         from lmsmith.evaluation.judges import load_a_judge
         from lmsmith.evaluation.versus import judge_replies
 
-        asked = read_instructions(self.file, self.limit)
         progress = choose_progress(f"win rate by {self.judge}", quiet)
         labels = [f"win rate against {before.name}" for before, _ in pairs]
         found = []
@@ -97,7 +101,7 @@ class Instructions:
                 log = after.place / f"win-rate-{folder_name(before.word)}.jsonl"
                 with StopSignal(), locked(after.place, progress):
                     a, b = after.replied, before.replied
-                    found.append(judge_replies(judging, asked, a, b, log, progress, self.seed))
+                    found.append(judge_replies(judging, self.asked, a, b, log, progress, self.seed))
                 progress.stage_ends(label, time.monotonic() - started)
         finally:
             progress.close()
@@ -106,16 +110,14 @@ class Instructions:
     def _by_people(self, pairs: Sequence[tuple[Measured, Measured]]) -> list[Versus]:
         from lmsmith.cli.feedback import opened
         from lmsmith.core.files import write_jsonl
-        from lmsmith.evaluation.instructions import read_instructions
 
-        asked = read_instructions(self.file, self.limit)
         found = []
         with opened(self.database, new=True) as store:
             from lmsmith.feedback.win_rate import people_judge
 
             for before, after in pairs:
                 a, b = after.replied, before.replied
-                versus = people_judge(store, asked, a, b, self.labelers, self.seed)
+                versus = people_judge(store, self.asked, a, b, self.labelers, self.seed)
                 log = after.place / f"win-rate-{folder_name(before.word)}-people.jsonl"
                 write_jsonl(log, [dict(row) for row in versus.rows])
                 found.append(replace(versus, log=log.name))

@@ -18,6 +18,7 @@ from lmsmith.corpus.fields import text_of
 from lmsmith.corpus.messages import validate_messages, validate_prompt
 from lmsmith.feedback import answers
 from lmsmith.feedback.judgements import new_ranking
+from lmsmith.feedback.kept import NAMES_A_QUERY
 from lmsmith.feedback.label_tables import KINDS, Task
 from lmsmith.feedback.queue import new_task
 from lmsmith.feedback.store import Store, check_person
@@ -30,9 +31,6 @@ _KIND_OF = {0: "demonstration", 1: "rating"}
 
 _IMPORTING = 7_310_552
 """PostgreSQL's advisory lock for importing; any number that nothing else uses."""
-
-_AT_ONCE = 500
-"""Names that are looked up by one query."""
 
 Row = Mapping[str, Any]
 
@@ -185,8 +183,8 @@ class _Import:
         """Those that are not in the database."""
         rows = list(named)
         known: set[str] = set()
-        for start in range(0, len(rows), _AT_ONCE):
-            names = [each.origin for each in rows[start : start + _AT_ONCE]]
+        for start in range(0, len(rows), NAMES_A_QUERY):
+            names = [each.origin for each in rows[start : start + NAMES_A_QUERY]]
             known |= set(self._session.scalars(select(table.origin).where(table.origin.in_(names))))
         return [each for each in rows if each.origin not in known]
 

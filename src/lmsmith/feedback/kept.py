@@ -17,6 +17,10 @@ class NotThere(UserError):
     """There is no such thing, or it is another person's."""
 
 
+NAMES_A_QUERY = 500
+"""That are looked up at once; SQLite takes no more than so many thousands of variables."""
+
+
 class Kept:
     """A database.
 

@@ -11,14 +11,12 @@ from lmsmith.core.files import fingerprint
 from lmsmith.evaluation.instructions import Instruction, Replies
 from lmsmith.evaluation.versus import PeoplesWork, Versus, judged_row, summarise
 from lmsmith.feedback.agreement import alpha_interval, pairwise_agreement, preferences
+from lmsmith.feedback.kept import NAMES_A_QUERY
 from lmsmith.feedback.label_tables import Assignment, Task
 from lmsmith.feedback.queue import Queue
 from lmsmith.feedback.store import Store
 
 JUDGE = "people"
-
-BATCH = 500
-"""Origins a query; SQLite takes no more than so many thousands of variables."""
 
 
 @dataclass
@@ -100,8 +98,8 @@ def _read(store: Store, origins: Sequence[str], labelers: int) -> Mapping[str, _
     """The pairs of these origins with what was said of them; each is given to as many at least."""
     pairs: dict[str, _Pair] = {}
     with store.session.begin() as session:
-        for start in range(0, len(origins), BATCH):
-            mine = Task.origin.in_(origins[start : start + BATCH])
+        for start in range(0, len(origins), NAMES_A_QUERY):
+            mine = Task.origin.in_(origins[start : start + NAMES_A_QUERY])
             session.execute(
                 update(Task).where(mine, Task.overlap < labelers).values(overlap=labelers)
             )
