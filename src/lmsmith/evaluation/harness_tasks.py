@@ -9,7 +9,6 @@ import json
 import os
 import re
 import socket
-import sys
 import threading
 import urllib.parse
 import warnings
@@ -21,6 +20,7 @@ from typing import Any
 from lmsmith.core.errors import UserError
 from lmsmith.core.extras import needs_extra
 from lmsmith.core.files import atomic_write, finite
+from lmsmith.evaluation.tasks.offline import caches_alone, said_offline
 
 RESAMPLES = 1_000
 """For the standard errors that lm-eval draws; it takes 100,000 if it is not told otherwise."""
@@ -31,7 +31,6 @@ KEPT = (
 )  # fmt: skip
 """Of what lm-eval returns; the rest tells of the machine."""
 
-_OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
 _ONE_PROCESS = {"DISABLE_MULTIPROC": "1"}
 """Resampling in several is slower than the resampling."""
 
@@ -46,35 +45,20 @@ def quiet_and_offline_if_need_be() -> Iterator[bool]:
         Whether the hub is left alone: it does not answer, or the user says so
         (``HF_HUB_OFFLINE=1``).
     """
-    offline = any(os.environ.get(name, "") not in ("", "0") for name in _OFFLINE)
-    offline = offline or not hub_answers()
-    wanted = _ONE_PROCESS | (dict.fromkeys(_OFFLINE, "1") if offline else {})
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    # Where they are imported already, they have read the variables.
-    loaded = [
-        (sys.modules[name], flag)
-        for name in ("huggingface_hub.constants", "datasets.config")
-        if offline and name in sys.modules
-        for flag in _OFFLINE
-        if hasattr(sys.modules[name], flag)
-    ]
-    flags = [getattr(module, flag) for module, flag in loaded]
-    for module, flag in loaded:
-        setattr(module, flag, True)
+    offline = bool(said_offline()) or not hub_answers()
+    before = {name: os.environ.get(name) for name in _ONE_PROCESS}
+    os.environ.update(_ONE_PROCESS)
     try:
         with (
+            caches_alone() if offline else contextlib.nullcontext(),
             _silent_bars(),
             warnings.catch_warnings(),
             contextlib.redirect_stdout(io.StringIO()),
         ):
-            warnings.simplefilter(
-                "ignore"
-            )  # of lm-eval's and its libraries' authors, to themselves
+            # Of lm-eval's and its libraries' authors, to themselves.
+            warnings.simplefilter("ignore")
             yield offline
     finally:
-        for (module, flag), value in zip(loaded, flags, strict=True):
-            setattr(module, flag, value)
         for name, text in before.items():
             os.environ.pop(name, None) if text is None else os.environ.update({name: text})
 
@@ -148,7 +132,7 @@ def find_names(words: Sequence[str], folders: Sequence[Path]) -> tuple[Any, list
             near = difflib.get_close_matches(word, manager.all_tasks, n=4, cutoff=0.6)
             raise UserError(
                 f"--tasks {word}: lm-eval has none such",
-                f"near it are: {', '.join(near)}" if near else "lm-eval ls tasks lists them",
+                f"near it are: {', '.join(near)}" if near else "lm_eval ls tasks lists them",
             )
         names += [name for name in found if name not in names]
     return manager, names
@@ -170,7 +154,7 @@ def load_tasks(manager: Any, names: Sequence[str], *, offline: bool) -> list[Any
             if getattr(task, "UNSAFE_CODE", False):
                 raise UserError(
                     f"--tasks {name}: lm-eval would run what the model writes, unguarded",
-                    "measure code in our sandbox: lmsmith eval MODEL --tasks humaneval",
+                    "measure code in our sandbox: lmsmith eval MODEL --tasks human_eval",
                 )
             if getattr(task, "MULTIMODAL", False):
                 raise UserError(f"--tasks {name}: asks about pictures", "models here read texts")

@@ -13,12 +13,13 @@ import pytest
 from lmsmith.core.errors import UserError
 from lmsmith.evaluation.tasks import hub
 from lmsmith.evaluation.tasks.data import MissingData, read_data
+from lmsmith.evaluation.tasks.offline import OFFLINE_VARIABLES
 from lmsmith.evaluation.tasks.spec import DataSpec, TaskSpec
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in hub.OFFLINE_VARIABLES:
+    for variable in OFFLINE_VARIABLES:
         monkeypatch.delenv(variable, raising=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

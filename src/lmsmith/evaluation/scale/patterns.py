@@ -7,7 +7,7 @@ read from the lines before, as in-context learning is (Brown et al. 2020, sectio
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,10 +44,6 @@ class Example:
     def asked(self) -> Example:
         """The same as a question: its answer is the clean one."""
         return Example(self.given, self.clean or self.answer, self.clean)
-
-    @property
-    def prompt(self) -> str:
-        return self.given + POINTER
 
     @property
     def line(self) -> str:
@@ -114,11 +110,6 @@ def draw_document(kind: str, lines: int, generator: np.random.Generator) -> list
     """Lines under one rule, drawn for this document alone."""
     rule = PATTERNS[kind](generator)
     return [rule(generator) for _ in range(lines)]
-
-
-def prompt_of(examples: Sequence[Example]) -> str:
-    """All but the last with their answers, and the last without."""
-    return "".join(example.line for example in examples[:-1]) + examples[-1].prompt
 
 
 def _shuffled(signs: str, generator: np.random.Generator) -> str:

@@ -7,7 +7,7 @@ compute (OpenAI 2023, section 3); without c it is the law of Kaplan et al. 2020,
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -124,9 +124,8 @@ def predict_largest(compute: Sequence[float], losses: Sequence[float]) -> Predic
     return Prediction(law, predicted, losses[largest])
 
 
-def _golden(function: object, low: float, high: float) -> float:
+def _golden(function: Callable[[float], float], low: float, high: float) -> float:
     """Where a function of one valley between low and high is least."""
-    assert callable(function)
     ratio = (math.sqrt(5.0) - 1.0) / 2.0
     for _ in range(200):
         left, right = high - ratio * (high - low), low + ratio * (high - low)

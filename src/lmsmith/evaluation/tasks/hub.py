@@ -10,17 +10,15 @@ import threading
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from lmsmith.core.errors import UserError
+from lmsmith.evaluation.tasks.offline import caches_alone, said_offline
 from lmsmith.evaluation.tasks.packaged import MissingData
 from lmsmith.evaluation.tasks.spec import DataSpec
-
-OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
-"""Any of these set to 1, ON, YES or TRUE: the hub is not asked."""
 
 PATIENCE = 5.0
 """Seconds that the hub has to answer at all, before its cache alone is read."""
@@ -46,7 +44,7 @@ def read_hub(spec: DataSpec, split: str) -> list[dict[str, Any]]:
     datasets: Any = importlib.import_module("datasets")
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
-    with _offline() if offline else contextlib.nullcontext():
+    with caches_alone() if offline else contextlib.nullcontext():
         try:
             rows = datasets.load_dataset(
                 spec.hub, spec.subset or None, split=split, revision=spec.revision or None
@@ -93,9 +91,8 @@ def _check_version() -> None:
 
 def _why_offline(name: str) -> str:
     """Why the hub is not asked; empty if it answers."""
-    for variable in OFFLINE_VARIABLES:
-        if os.environ.get(variable, "").upper() in ("1", "ON", "YES", "TRUE"):
-            return f"{variable} is set"
+    if variable := said_offline():
+        return f"{variable} is set"
     endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     address = f"{endpoint.rstrip('/')}/api/datasets/{urllib.parse.quote(name)}"
     failures = [f"{endpoint} does not answer within {PATIENCE:.0f} seconds"]
@@ -118,23 +115,3 @@ def _why_offline(name: str) -> str:
     asking.start()
     asking.join(PATIENCE)
     return failures[0] if failures else ""
-
-
-@contextlib.contextmanager
-def _offline() -> Iterator[None]:
-    """Both libraries read their caches alone; they read the environment only when imported."""
-    names: Mapping[str, tuple[str, ...]] = {
-        "datasets.config": ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"),
-        "huggingface_hub.constants": ("HF_HUB_OFFLINE",),
-    }
-    before: list[tuple[Any, str, object]] = []
-    for module, variables in names.items():
-        loaded: Any = importlib.import_module(module)
-        for variable in variables:
-            before.append((loaded, variable, getattr(loaded, variable, False)))
-            setattr(loaded, variable, True)
-    try:
-        yield
-    finally:
-        for loaded, variable, value in before:
-            setattr(loaded, variable, value)
