@@ -177,6 +177,25 @@ def test_the_samples_are_those_of_lm_evals_own_class(
                 assert mine["results"][name][key] == pytest.approx(value, rel=1e-4), key
 
 
+def test_a_character_that_the_end_leaves_unfinished_is_kept(
+    models: tuple[Subject, Any, Path],
+) -> None:
+    from lmsmith.evaluation.harness import written
+
+    subject, theirs, _ = models
+    tokenizer = subject.tokenizer
+    half = next(
+        token
+        for token in range(tokenizer.vocabulary_size)
+        if tokenizer.token_bytes(token) == "é".encode()[:1]
+    )
+    (word,), (line,) = tokenizer.encode_batch([" dog", "\n"])[0][:1], tokenizer.encode("\n")
+    for tokens in ([word, half], [word, half, tokenizer.end_of_turn], [half, line, word], [half]):
+        whole = theirs.tok_decode(tokens, skip_special_tokens=True)
+        assert "\ufffd" in whole
+        assert written(tokenizer, tokens, ("\n", "x")) == whole.split("\n")[0]
+
+
 def test_an_answer_that_is_begun_goes_on_where_transformers_does(
     models: tuple[Subject, Any, Path],
 ) -> None:

@@ -26,8 +26,10 @@ from lmsmith.evaluation.methods.rolling import window_pairs
 from lmsmith.evaluation.methods.subject import Pair, Subject, load_subject
 from lmsmith.evaluation.methods.writing import STREAMS_AN_ITEM
 from lmsmith.generation.engine import Engine, answer
-from lmsmith.generation.requests import Reply, Request, TokenEvent
+from lmsmith.generation.requests import Request, TokenEvent
 from lmsmith.generation.settings import SamplingSettings
+from lmsmith.generation.stops import until_stop
+from lmsmith.tokenizers import Tokenizer
 from lmsmith.tokenizers.special import JINJA_TEMPLATE
 from lmsmith.tokenizers.template import Rendering
 from lmsmith.training.machine import prepare_process
@@ -186,20 +188,15 @@ class HarnessModel(LM):  # type: ignore[misc]
         texts: list[str] = []
         self._progress.begin("texts", len(asked), "requests")
         for start in range(0, len(asked), WRITTEN_TOGETHER):
-            replies = answer(engine, asked[start : start + WRITTEN_TOGETHER], _stop_between_tokens)
-            for (reply,) in replies:
+            together = asked[start : start + WRITTEN_TOGETHER]
+            replies = answer(engine, together, _stop_between_tokens)
+            for request, (reply,) in zip(together, replies, strict=True):
                 args = requests[len(texts)].args
-                texts.append(self._text(reply))
+                texts.append(written(self.subject.tokenizer, reply.tokens, request.settings.stop))
                 self.cache_hook.add_partial("generate_until", args, texts[-1])
             self._progress.update(len(texts))
         self._progress.end()
         return texts
-
-    def _text(self, reply: Reply) -> str:
-        """The reply's text; a character that the last token leaves unfinished is U+FFFD."""
-        whole = self.subject.tokenizer.decode(reply.tokens)
-        is_cut = reply.finish != "stop" and whole.startswith(reply.text)
-        return whole if is_cut else reply.text
 
     def _pairs(self, given: Sequence[tuple[str, str]]) -> list[Pair]:
         """A continuation keeps the spaces that lm-eval gives it, also after a chat's prompt."""
@@ -284,6 +281,11 @@ class HarnessModel(LM):  # type: ignore[misc]
             stop=tuple(stop for stop in kwargs["until"] if stop),
         )
         return Request(kept, settings, f"item {number}", number * STREAMS_AN_ITEM)
+
+
+def written(tokenizer: Tokenizer, tokens: Sequence[int], stops: Sequence[str]) -> str:
+    """A reply's text as lm-eval has it: a character that it leaves unfinished is U+FFFD."""
+    return "".join(until_stop(iter([tokenizer.decode(tokens)]), stops))
 
 
 def _stop_between_tokens(_: TokenEvent) -> None:
