@@ -130,26 +130,3 @@ def test_without_lm_eval_the_extra_is_named(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     assert "lmsmith[harness]" in refused(capsys, "--tasks", "arc_easy")
-
-
-def test_a_hub_that_does_not_answer_is_found_out_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    import socket
-    import threading
-
-    from lmsmith.evaluation.harness_tasks import hub_answers
-
-    for name in ("HTTPS_PROXY", "https_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
-        assert hub_answers()
-    assert not hub_answers()
-    asked = threading.Event()
-
-    def slow(*_: object, **__: object) -> None:
-        asked.wait(30)
-        raise OSError
-
-    monkeypatch.setattr(socket, "create_connection", slow)
-    assert not hub_answers(0.1)
-    asked.set()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
@@ -78,21 +78,21 @@ def contamination_table(record: Mapping[str, Any]) -> Table:
 
 
 def comparison_table(comparisons: Sequence[Comparison], a: str, b: str) -> Table:
-    """A row a task: both values, their difference with its interval, items won and lost."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    a, b = short_names([a, b])
-    for name in ("task", "measure", a, b, "difference", "95 % interval", "won", "lost", ""):
-        on_left = name in ("task", "measure", "")
-        side: Literal["left", "right"] = "left" if on_left else "right"
-        least = 13 if name == "measure" else None  # its longest word
-        table.add_column(name, justify=side, no_wrap=name != "measure", min_width=least)
+    """A row a task: both values, their difference with its interval, items won and lost.
+
+    Where the terminal is narrow, the tasks' names are broken and the figures stay whole.
+    """
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("task, measure", min_width=13, overflow="fold")
+    for name in (*short_names([a, b]), "change", "95 % interval", "won", "lost"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
     for each in comparisons:
         share = measure_of(each.measure).is_share
         scale = 100.0 if share else 1.0
         ends = each.difference
         table.add_row(
-            each.task,
-            measure_of(each.measure).name,
+            f"{each.task}, {measure_of(each.measure).name}",
             shown_value(each.measure, each.value_a),
             shown_value(each.measure, each.value_b),
             signed(scale * ends.value),
@@ -165,7 +165,7 @@ def report(measured: Sequence[Measured], pairs: Sequence[Pair], *, json: bool) -
 def print_tables(found: Measured, models: Sequence[ModelResults], pairs: Sequence[Pair]) -> None:
     """Each task's value with its interval, beside the papers' figures of the nearest sizes."""
     # A pipe has no width of its own; a table that is cut would say less.
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = Console(width=None if sys.stdout.isatty() else 200)
     if found.results:
         console.print(results_table(found.results))
     for line in paper_lines(found.results, found.record["parameters"]):

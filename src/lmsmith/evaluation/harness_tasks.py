@@ -8,9 +8,6 @@ import io
 import json
 import os
 import re
-import socket
-import threading
-import urllib.parse
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +17,7 @@ from typing import Any
 from lmsmith.core.errors import UserError
 from lmsmith.core.extras import needs_extra
 from lmsmith.core.files import atomic_write, finite
-from lmsmith.evaluation.tasks.offline import caches_alone, said_offline
+from lmsmith.evaluation.tasks.offline import caches_alone, why_offline
 
 RESAMPLES = 1_000
 """For the standard errors that lm-eval draws; it takes 100,000 if it is not told otherwise."""
@@ -45,7 +42,7 @@ def quiet_and_offline_if_need_be() -> Iterator[bool]:
         Whether the hub is left alone: it does not answer, or the user says so
         (``HF_HUB_OFFLINE=1``).
     """
-    offline = bool(said_offline()) or not hub_answers()
+    offline = bool(why_offline())
     before = {name: os.environ.get(name) for name in _ONE_PROCESS}
     os.environ.update(_ONE_PROCESS)
     try:
@@ -78,25 +75,6 @@ def _silent_bars() -> Iterator[None]:
         yield
     finally:
         tqdm.__init__ = begin
-
-
-def hub_answers(seconds: float = 3.0) -> bool:
-    """Whether the hub, or the proxy before it, takes a connection in this time."""
-    proxy = os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy")
-    address = proxy or os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-    url = urllib.parse.urlsplit(address if "//" in address else f"//{address}")
-    reached = threading.Event()
-
-    def connect() -> None:  # apart: a name may take longer to look up than any timeout says
-        with contextlib.suppress(OSError, ValueError):
-            port = url.port or (80 if url.scheme == "http" else 443)
-            socket.create_connection((url.hostname or "", port), timeout=seconds).close()
-            reached.set()
-
-    thread = threading.Thread(target=connect, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return reached.is_set()
 
 
 def find_names(words: Sequence[str], folders: Sequence[Path]) -> tuple[Any, list[str]]:

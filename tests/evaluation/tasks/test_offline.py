@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import http.server
 import os
+import socket
 import sys
+import threading
+import time
 from types import ModuleType
 
 import pytest
 
-from lmsmith.evaluation.tasks.offline import OFFLINE_VARIABLES, caches_alone, said_offline
+from lmsmith.evaluation.tasks import offline
+from lmsmith.evaluation.tasks.offline import (
+    OFFLINE_VARIABLES,
+    caches_alone,
+    said_offline,
+    why_offline,
+)
 
 
 @pytest.fixture(autouse=True)
 def online(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in OFFLINE_VARIABLES:
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
 @pytest.mark.parametrize("name", OFFLINE_VARIABLES)
@@ -39,3 +50,52 @@ def test_what_is_loaded_and_what_is_not_yet_are_both_told(monkeypatch: pytest.Mo
     assert loaded.HF_HUB_OFFLINE is False
     assert os.environ["HF_HUB_OFFLINE"] == "0"
     assert "HF_DATASETS_OFFLINE" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("code", "said"), [(200, ""), (404, ""), (401, ""), (500, "500"), (503, "503")]
+)
+def test_a_hub_that_answers_is_asked(monkeypatch: pytest.MonkeyPatch, code: int, said: str) -> None:
+    paths = list[str]()
+
+    class Hub(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            paths.append(self.path)
+            self.send_response(code)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}/")
+        assert said in why_offline("api/datasets/a/b")
+        assert bool(why_offline()) == bool(said)
+        server.shutdown()
+    assert paths == ["/api/datasets/a/b", "/"]
+
+
+def test_a_hub_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(offline, "PATIENCE", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        started = time.monotonic()
+        assert "within 0.3 seconds" in why_offline() or "timed out" in why_offline()
+        assert time.monotonic() - started < 3
+    assert "cannot be reached" in why_offline()
+
+
+def test_a_name_that_is_looked_up_for_long_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = threading.Event()
+
+    def slow(*_: object, **__: object) -> None:
+        asked.wait(30)
+        raise OSError
+
+    monkeypatch.setattr(offline, "PATIENCE", 0.1)
+    monkeypatch.setattr(socket, "create_connection", slow)
+    assert "does not answer within 0.1 seconds" in why_offline()
+    asked.set()

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import os
 import sys
-import threading
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from lmsmith.core.errors import UserError
-from lmsmith.evaluation.tasks.offline import caches_alone, said_offline
+from lmsmith.evaluation.tasks.offline import caches_alone, why_offline
 from lmsmith.evaluation.tasks.packaged import MissingData
 from lmsmith.evaluation.tasks.spec import DataSpec
-
-PATIENCE = 5.0
-"""Seconds that the hub has to answer at all, before its cache alone is read."""
 
 OLDEST = 4
 """Of ``datasets``: older ones can run code that a data set brings along."""
@@ -40,7 +33,11 @@ def read_hub(spec: DataSpec, split: str) -> list[dict[str, Any]]:
         UserError: there is no such data set, subset or split.
     """
     _check_version()
-    offline = "" if Path(spec.hub).is_dir() else _why_offline(spec.hub)
+    offline = (
+        ""
+        if Path(spec.hub).is_dir()
+        else why_offline(f"api/datasets/{urllib.parse.quote(spec.hub)}")
+    )
     datasets: Any = importlib.import_module("datasets")
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
@@ -87,31 +84,3 @@ def _check_version() -> None:
         raise UserError(
             f"datasets {found}: it can run code from the hub", 'pip install "lmsmith[datasets]"'
         )
-
-
-def _why_offline(name: str) -> str:
-    """Why the hub is not asked; empty if it answers."""
-    if variable := said_offline():
-        return f"{variable} is set"
-    endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-    address = f"{endpoint.rstrip('/')}/api/datasets/{urllib.parse.quote(name)}"
-    failures = [f"{endpoint} does not answer within {PATIENCE:.0f} seconds"]
-
-    def ask() -> None:
-        try:
-            with urllib.request.urlopen(address, timeout=PATIENCE):
-                failures.clear()
-        except urllib.error.HTTPError as error:  # it answers: what it says, its library tells
-            error.close()
-            if error.code < 500:
-                failures.clear()
-            else:
-                failures[0] = f"{endpoint} answers {error.code}"
-        except (OSError, ValueError) as error:
-            failures[0] = f"{endpoint} cannot be reached ({getattr(error, 'reason', error)})"
-
-    # A name's look-up knows no time limit: the thread is left behind where it takes longer.
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(PATIENCE)
-    return failures[0] if failures else ""

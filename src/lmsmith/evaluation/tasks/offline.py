@@ -5,10 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 
 OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 """Any of these set to 1, ON, YES or TRUE: the hub is not asked."""
+
+PATIENCE = 5.0
+"""Seconds that the hub has to answer at all, before its caches alone are read."""
 
 _SWITCHES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
 
@@ -18,6 +24,37 @@ def said_offline() -> str:
     said = ("1", "ON", "YES", "TRUE")
     names = (name for name in OFFLINE_VARIABLES if os.environ.get(name, "").upper() in said)
     return next(names, "")
+
+
+def why_offline(path: str = "") -> str:
+    """Why the hub is not asked: the user says so, or it does not answer; empty if it does.
+
+    Args:
+        path: of the page that it is asked for, without the first slash.
+    """
+    if variable := said_offline():
+        return f"{variable} is set"
+    endpoint = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+    failures = [f"{endpoint} does not answer within {PATIENCE:g} seconds"]
+
+    def ask() -> None:
+        try:
+            with urllib.request.urlopen(f"{endpoint}/{path}", timeout=PATIENCE):
+                failures.clear()
+        except urllib.error.HTTPError as error:  # it answers: what it says, its library tells
+            error.close()
+            if error.code < 500:
+                failures.clear()
+            else:
+                failures[0] = f"{endpoint} answers {error.code}"
+        except (OSError, ValueError) as error:
+            failures[0] = f"{endpoint} cannot be reached ({getattr(error, 'reason', error)})"
+
+    # A name's look-up knows no time limit: the thread is left behind where it takes longer.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(PATIENCE)
+    return failures[0] if failures else ""
 
 
 @contextlib.contextmanager
