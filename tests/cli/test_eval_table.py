@@ -30,7 +30,11 @@ def test_a_comparisons_figures_and_verdicts_are_whole(width: int) -> None:
     shown = io.StringIO()
     console = Console(width=width, file=shown)
     console.print(comparison_table(rows, "runs/quickstart/sft", "runs/quickstart/ppo"))
-    text = shown.getvalue()
+    text = (
+        shown.getvalue()
+        .replace("\N{NO-BREAK SPACE}", " ")
+        .replace("\N{NARROW NO-BREAK SPACE}", " ")
+    )
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= width
     for figure in ("12.3 %", "23.4 %", "−11.10", "−31.20 to +45.60", "101", "87", "unclear"):
