@@ -162,6 +162,14 @@ def test_users_do_not_label(house: House) -> None:
         house.call("Uma", method, path, body, 403)
 
 
+def test_how_much_everybody_asks_is_for_admins(house: House) -> None:
+    for name, status in [("Ada", 200), ("Lee", 403), ("Uma", 403)]:
+        headers = {"authorization": f"Bearer {house.tokens[name]}"}
+        response = HTTP.get(f"{house.served.address}/metrics", headers=headers)
+        assert response.status_code == status
+        assert ("lmsmith" in response.text) == (status == 200)
+
+
 def test_nobody_sees_anothers_conversations(house: House) -> None:
     talk = house.call("Uma", "POST", "conversations", {"title": "mine"})["id"]
     said = {"role": "user", "content": "a secret"}

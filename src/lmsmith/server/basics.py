@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from lmsmith.server.answering import Serving
+from lmsmith.server.keeping import for_roles
 from lmsmith.server.responses import json_response, to_json
 from lmsmith.server.served import ServedModel
 
@@ -67,7 +68,8 @@ def _status(word: str) -> Response:
 
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
-    """For Prometheus."""
+    """For Prometheus; how much everybody asks is the admins' business alone."""
+    for_roles(request, ("admin",))
     serving: Serving = request.app.state.serving
     for name, model in serving.models.items():
         serving.metrics.waiting.labels(name).set(serving.waiting[name])

@@ -14,7 +14,7 @@ from lmsmith.core.errors import UserError
 from lmsmith.feedback.store import NotThere, Store
 from lmsmith.feedback.tables import ROLES
 from lmsmith.server.errors import ApiError, refused
-from lmsmith.server.visitors import visitor_of
+from lmsmith.server.visitors import Visitor, visitor_of
 
 log = logging.getLogger("lmsmith.server")
 Result = TypeVar("Result")
@@ -37,6 +37,19 @@ async def in_database(work: Callable[..., Result], *given: object) -> Result:
         ) from error
 
 
+def for_roles(request: Request, roles: tuple[str, ...]) -> Visitor:
+    """Who asks, if it is one of these roles.
+
+    Raises:
+        ApiError: 403 for another role.
+    """
+    visitor = visitor_of(request)
+    if visitor.role not in roles:
+        problem = f"this is for the role {' or '.join(roles)}; you are {visitor.role}"
+        raise ApiError(403, problem, "permission_error", code="role_not_allowed")
+    return visitor
+
+
 async def kept(
     request: Request, work: Callable[[Store, str], Result], roles: tuple[str, ...] = ROLES
 ) -> Result:
@@ -54,10 +67,7 @@ async def kept(
     store: Store | None = request.app.state.store
     if store is None:
         raise ApiError(404, "nothing is kept here; start the server with --database FILE")
-    visitor = visitor_of(request)
-    if visitor.role not in roles:
-        problem = f"this is for the role {' or '.join(roles)}; you are {visitor.role}"
-        raise ApiError(403, problem, "permission_error", code="role_not_allowed")
+    visitor = for_roles(request, roles)
     try:
         return await in_database(lambda: work(store, visitor.person(store)))
     except NotThere as error:
