@@ -1,9 +1,10 @@
 """A server under clients that come, go and hang up, for as long as it is told, and then killed.
 
-Each client does one thing after another, drawn by chance: a talk at once or streamed, hanging up in
-the midst of it or before it, completions, and keeping, judging and deleting conversations. Every
-answer is checked. Two things are no errors: 429 with Retry-After, and what breaks by the final
-`kill -9`, which comes in the midst of all of it. Then the server is started again on the same
+Each client is a person with a token of their own, and does one thing after another, drawn by
+chance: a talk at once or streamed, hanging up in the midst of it or before it, completions,
+keeping, judging and deleting conversations, rating and ranking what the labelling queue gives.
+Every answer is checked. Two things are no errors: 429 with Retry-After, and what breaks by the
+final `kill -9`, which comes in the midst of all of it. Then the server is started again on the same
 database, and whatever it had acknowledged must be there, and nothing that was deleted.
 """
 
@@ -35,6 +36,9 @@ PATIENCE = 60.0
 
 GROWTH = 0.03
 """Share that the memory may grow by, from the second quarter of the time to the last."""
+
+TASKS = 1_000
+"""Of each kind in the queue, each to be done by every client."""
 
 SAMPLES = 60
 """Looks at the memory."""
@@ -69,13 +73,14 @@ def main(
     """
     with tempfile.TemporaryDirectory() as folder:
         path = model or str(tiny_model(Path(folder)))
+        database = database or f"{folder}/soak.db"
+        soak = Soak(let_in(database, clients))
         words = [
-            f"m={path}", "--database", database or f"{folder}/soak.db",
+            f"m={path}", "--database", database,
             "--streams", str(streams), "--queue", str(queue), "--memory", "0" if model else "0.2",
         ]  # fmt: skip
-        soak = Soak()
         with serving(*words) as server:
-            asyncio.run(soak.run(server, clients, minutes * 60, seed))
+            asyncio.run(soak.run(server, minutes * 60, seed))
         with serving(*words) as server:
             lost = asyncio.run(soak.what_is_lost(server))
     growth = grown(soak.memory)
@@ -89,6 +94,7 @@ def main(
         "memory_growth": growth,
         "acknowledged": len(soak.kept),
         "deleted": len(soak.deleted),
+        "labels": len(soak.labels),
         "lost": lost,
     }
     if json:
@@ -96,6 +102,26 @@ def main(
     else:
         show(result)
     return 1 if soak.errors or lost or growth > GROWTH else 0
+
+
+def let_in(database: str, clients: int) -> list[str]:
+    """The tokens of as many labelers, the first of whom is an admin, with work in their queue."""
+    from lmsmith.feedback.people import People
+    from lmsmith.feedback.queue import Queue
+    from lmsmith.feedback.store import Store
+
+    store = Store(database)
+    people, queue = People(store), Queue(store)
+    tokens = [
+        people.add(f"client {number}", "labeler" if number else "admin")
+        for number in range(clients)
+    ]
+    for number in range(TASKS):
+        queue.add("rating", f"what of {number}?", [f"tea {number}"], overlap=clients)
+        replies = [f"{word} {number}" for word in ("rain", "tea", "é", "🙂")]
+        queue.add("ranking", f"which of {number}?", replies, overlap=clients)
+    store.close()
+    return tokens
 
 
 def grown(memory: list[int]) -> float:
@@ -120,7 +146,8 @@ def show(result: dict[str, Any]) -> None:
         )
     print(
         f"after kill -9: {result['acknowledged']} acknowledged, {result['deleted']} deleted, "
-        f"{len(result['lost'])} lost or come back {result['lost'][:5] or ''}"
+        f"{result['labels']} labels, {len(result['lost'])} lost or come back "
+        f"{result['lost'][:5] or ''}"
     )
 
 
@@ -133,28 +160,34 @@ class Soak:
     """What the clients did and saw.
 
     Attributes:
+        tokens: of the clients.
         done: what → how often.
         errors: kind → how often.
         memory: bytes of the server, over time.
         kept: (conversation, message) → what the server acknowledged of it.
+        owner: conversation → the number of the client whose it is.
         deleted: conversations that it said were gone.
+        labels: (client, assignment) → the answer that it acknowledged.
         over: whether the server was killed.
     """
 
+    tokens: list[str]
     done: collections.Counter[str] = field(default_factory=collections.Counter)
     errors: collections.Counter[str] = field(default_factory=collections.Counter)
     refused: int = 0
     memory: list[int] = field(default_factory=list)
     kept: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
+    owner: dict[str, int] = field(default_factory=dict)
     deleted: set[str] = field(default_factory=set)
+    labels: dict[tuple[int, int], dict[str, Any]] = field(default_factory=dict)
     in_doubt: set[str] = field(default_factory=set)
     over: bool = False
 
-    async def run(self, server: Server, clients: int, seconds: float, seed: int) -> None:
+    async def run(self, server: Server, seconds: float, seed: int) -> None:
         """Let them go on until the time is over, and kill the server in the midst of it."""
         tasks = [
-            asyncio.create_task(Client(self, server.port, random.Random(seed * 1000 + n)).live())
-            for n in range(clients)
+            asyncio.create_task(Client(self, server.port, number, seed).live())
+            for number in range(len(self.tokens))
         ]
         status, started = Console(stderr=True), time.monotonic()
         for look in range(SAMPLES):
@@ -185,30 +218,42 @@ class Soak:
             if talk in self.in_doubt or talk in self.deleted:
                 continue
             if talk not in shown:
-                async with asked(server.port, "GET", f"/api/conversations/{talk}") as response:
-                    found = (await response.json()).get("messages", [])
-                shown[talk] = {message["id"]: message for message in found}
+                _, found = await self._seen(server, self.owner[talk], f"conversations/{talk}")
+                shown[talk] = {message["id"]: message for message in found.get("messages", [])}
             message = shown[talk].get(number, {})
             if any(message.get(name) != value for name, value in wanted.items()):
                 lost.append(f"{talk}/{number}: {wanted}, found {message}")
         for talk in self.deleted:
-            async with asked(server.port, "GET", f"/api/conversations/{talk}") as response:
-                if response.status != 404:
-                    lost.append(f"{talk} is back")
+            status, _ = await self._seen(server, self.owner[talk], f"conversations/{talk}")
+            if status != 404:
+                lost.append(f"{talk} is back")
+        for (client, number), wanted in self.labels.items():
+            _, found = await self._seen(server, client, f"label/assignments/{number}")
+            answer = found.get("answer", {})
+            if found.get("state") != "done" or any(answer.get(k) != v for k, v in wanted.items()):
+                lost.append(f"label {number} of client {client}: {wanted}, found {found}")
         return lost
+
+    async def _seen(self, server: Server, client: int, path: str) -> tuple[int, dict[str, Any]]:
+        """What the server shows a client."""
+        headers = {"Authorization": f"Bearer {self.tokens[client]}"}
+        async with asked(server.port, "GET", f"/api/{path}", headers=headers) as response:
+            return response.status, await response.json()
 
 
 class Client:
     """Somebody who does one thing after another."""
 
-    def __init__(self, soak: Soak, port: int, source: random.Random) -> None:
-        self._soak, self._port, self._source = soak, port, source
+    def __init__(self, soak: Soak, port: int, number: int, seed: int) -> None:
+        self._soak, self._port, self._number = soak, port, number
+        self._source = random.Random(seed * 1000 + number)
+        self._headers = {"Authorization": f"Bearer {soak.tokens[number]}"}
 
     async def live(self) -> None:
         ways: list[tuple[int, Callable[[], Coroutine[Any, Any, None]]]] = [
             (3, self.whole_answer), (4, self.stream), (3, self.hang_up_in_a_stream),
             (2, self.hang_up_before), (2, self.completions), (3, self.keep), (1, self.delete),
-            (1, self.look),
+            (2, self.label), (1, self.look),
         ]  # fmt: skip
         weights, actions = zip(*ways, strict=True)
         while not self._soak.over:
@@ -244,7 +289,7 @@ class Client:
     async def _asked(self, method: str, path: str, body: Any = None) -> Any:
         """An answer of status 200; 429 is waited for."""
         while True:
-            async with asked(self._port, method, path, body) as response:
+            async with asked(self._port, method, path, body, self._headers) as response:
                 if response.status == 200:
                     yield response
                     return
@@ -293,7 +338,8 @@ class Client:
         body = self._question(stream=self._source.random() < 0.5, ignore_eos=True)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._source.uniform(0, 0.05)):
-                async with asked(self._port, "POST", "/v1/chat/completions", body):
+                path = "/v1/chat/completions"
+                async with asked(self._port, "POST", path, body, self._headers):
                     pass
 
     async def completions(self) -> None:
@@ -310,6 +356,7 @@ class Client:
     async def keep(self) -> None:
         """A talk of some turns in the database, with judgements."""
         talk = (await self._json("POST", "/api/conversations", {"title": self._words(5)}))["id"]
+        self._soak.owner[talk] = self._number
         parent = None
         for turn in range(2 * self._source.randint(1, 3)):
             role = "assistant" if turn % 2 else "user"
@@ -330,22 +377,46 @@ class Client:
         kept["rating"] = rating
 
     async def delete(self) -> None:
-        """One of the talks that were kept, another client's perhaps."""
-        talks = list(dict.fromkeys(talk for talk, _ in self._soak.kept))[:-64]  # not those of now
+        """One of the talks that this client kept."""
+        talks = [
+            talk
+            for talk, owner in self._soak.owner.items()
+            if owner == self._number and talk not in self._soak.in_doubt
+        ]
         if talks:
             talk = self._source.choice(talks)
-            if talk in self._soak.in_doubt:
-                return
             self._soak.in_doubt.add(talk)  # until it is acknowledged
             await self._json("DELETE", f"/api/conversations/{talk}")
             self._soak.deleted.add(talk)
+
+    async def label(self) -> None:
+        """The next task of the queue: a draft at times, then the answer, or it is skipped."""
+        task = (await self._json("POST", "/api/label/next"))["task"]
+        if task is None:
+            return
+        path = f"/api/label/assignments/{task['id']}"
+        comment = self._words(5)
+        if task["kind"] == "ranking":
+            drawn = [self._source.randrange(4) for _ in task["responses"]]
+            order = sorted(set(drawn))
+            said: dict[str, Any] = {"ranks": [order.index(rank) + 1 for rank in drawn]}
+        else:
+            said = {"score": self._source.randint(1, 7)}
+        said["comment"] = comment
+        if self._source.random() < 0.3:
+            await self._json("PUT", f"{path}/draft", said)
+        if self._source.random() < 0.1:
+            await self._json("POST", f"{path}/skip", {"reason": comment})
+            return
+        await self._json("PUT", path, said)
+        self._soak.labels[self._number, task["id"]] = said
 
     async def look(self) -> None:
         await self._json("GET", "/v1/models")
         found = await self._json("POST", "/tokenize", {"prompt": self._words(20)})
         if found["count"] != len(found["tokens"]):
             raise Unexpected("a wrong count")
-        for path in ("/health", "/metrics"):
+        for path in ("/health", "/ready") if self._number else ("/health", "/metrics"):
             async with self._asked("GET", path) as response:
                 await response.body()
 
