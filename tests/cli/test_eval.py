@@ -118,7 +118,7 @@ def test_two_models_on_the_same_items(here: Path, capsys: pytest.CaptureFixture[
     assert cli.main(["eval", "one", *words, "--compare", "two", "--quiet", *COMMON]) == 0
     shown = capsys.readouterr().out
     assert "accuracy per character" in shown
-    assert "difference" in shown
+    assert "won" in shown
     assert cli.main(["eval", "one", *words, "--compare", "one", *COMMON]) == 2
 
 
@@ -197,7 +197,7 @@ def test_the_stages_of_a_run_are_compared_each_with_the_one_before(
     assert [(row["model"], row["against"]) for row in found["win_rates"]] == steps
     assert found["model"] == "runs/small/ppo"
     assert cli.main(["eval", *words, "--quiet", *COMMON]) == 0
-    assert capsys.readouterr().out.count("difference") == 2
+    assert capsys.readouterr().out.count("won") == 2
     assert cli.main(["eval", *words, "--compare", "one", *COMMON]) == 2
     assert "--stages and --compare" in capsys.readouterr().err
     assert cli.main(["eval", "one", "--stages", "--tasks", "choose.jsonl", *COMMON]) == 2
@@ -289,6 +289,48 @@ def test_scores_without_what_was_trained_on(here: Path, capsys: pytest.CaptureFi
     assert re.search(r"choose +GPT-3 +1 of 30 .*%", capsys.readouterr().out)
 
 
+def test_what_was_trained_on_may_be_conversations_or_pairs(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = {"role": "user", "content": "x the dog ran 3 river b"}
+    rows = [{"messages": [said]}, {"prompt": "the dog ran 5", "completion": "b river b"}]
+    (here / "seen.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = ("one", "--tasks", "choose.jsonl", "--contamination", "seen.jsonl")
+    found = evaluate(capsys, *asked)
+    by_rule = {row["rule"]: row for row in found["results"][0]["contamination"]}
+    assert by_rule["gpt3"]["dirty_items"] == 1
+    (here / "seen.jsonl").write_text('{"tokens": [1, 2]}\n')
+    assert cli.main(["eval", *asked, *COMMON]) == 2
+    assert "seen.jsonl: no text in it" in capsys.readouterr().err
+
+
+def test_names_in_brackets_and_with_dollars_are_shown_as_they_are(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "word.jsonl").rename(here / "a$b_{$[x].jsonl")
+    (here / "two").rename(here / "t$w_{$[o]")
+    words = ["--tasks", "a$b_{$[x].jsonl", "--compare", "t$w_{$[o]", "--quiet"]
+    assert cli.main(["eval", "one", *words, *COMMON]) == 0
+    out = capsys.readouterr().out
+    assert "a$b_{$[x]" in out
+    assert "t$w_{$[o]" in out
+
+
+def test_models_do_not_rate_themselves_where_they_are_compared(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "grade.toml").write_text(
+        'name = "grade"\nkind = "rated"\n[data]\nfile = "word.jsonl"\n'
+        '[prompt]\ncontext = "{{ context }}"\n[rating]\nby = "model"\n'
+        'prompt = "{{ answer }}: good?"\nlabels = ["yes", "no"]\nright = ["yes"]\n'
+    )
+    words = ["one", "--tasks", "grade.toml", "--compare", "two"]
+    assert cli.main(["eval", *words, *COMMON]) == 2
+    assert "each model would rate its own texts" in capsys.readouterr().err
+    found = evaluate(capsys, *words, "--judge", "one", "--limit", "2")
+    assert found["comparisons"][0]["items"] == 2
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -305,6 +347,8 @@ def test_scores_without_what_was_trained_on(here: Path, capsys: pytest.CaptureFi
         (["one", "--compare", "two", "--win-rate", "no.jsonl", "--judge", "two"], "no.jsonl"),
         (["one", "--compare", "two", "--win-rate", "word.jsonl", "--judge", "x"], "no instruction"),
         (["one", "--compare", "two", "--labelers", "0", "--tasks", "word.jsonl"], "--labelers 0"),
+        (["one", "--tasks", "word.jsonl", "--seed", "-1"], "--seed -1"),
+        (["one", "--tasks", "human_eval", "--measure", "pass_at_7"], "--measure pass_at_7"),
     ],
 )
 def test_mistakes_are_told_in_one_message(

@@ -9,6 +9,7 @@ import pytest
 
 from lmsmith.evaluation.comparing import compare_rows
 from lmsmith.evaluation.measures import aggregate, measure_of, paired_difference
+from lmsmith.evaluation.wilson import wilson_interval
 
 
 def rows_of(values: list[float], name: str = "accuracy") -> list[dict[str, object]]:
@@ -28,6 +29,32 @@ def test_shares_are_means_and_perplexities_are_exponents_of_them() -> None:
     assert (found["perplexity"].low, found["perplexity"].high) == pytest.approx(
         (math.exp(1.0), math.exp(3.0))
     )
+
+
+def test_a_single_item_has_no_interval() -> None:
+    row = {"id": "0", "metrics": {"accuracy": 1.0, "word_perplexity": [6.0, 2]}}
+    for found in aggregate([row]).values():
+        assert math.isnan(found.low)
+        assert math.isnan(found.high)
+    other = {"id": "0", "metrics": {"word_perplexity": [5.0, 2]}}
+    compared = compare_rows("one", "word_perplexity", [row], [other])
+    assert compared.difference.value == pytest.approx(math.exp(2.5) - math.exp(3.0))
+    assert math.isnan(compared.difference.low)
+    assert compared.verdict == "unclear"
+
+
+@pytest.mark.parametrize("right", [0, 1])
+def test_all_or_none_right_has_an_interval_still(right: int) -> None:
+    found = aggregate(rows_of([float(right)] * 20))["accuracy"]
+    assert vars(found) == vars(wilson_interval(20 * right, 20))
+    assert 0.1 < found.high - found.low < 0.2
+    # What is no share of right items has none such.
+    assert aggregate(rows_of([1.0] * 20, "bits_per_byte"))["bits_per_byte"].high == 1.0
+
+
+def test_a_difference_that_is_not_known_is_unclear() -> None:
+    endless = rows_of([math.inf, 1.0], "perplexity")
+    assert compare_rows("made", "perplexity", endless, endless).verdict == "unclear"
 
 
 def test_measures_are_known_by_name() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,10 @@ import pytest
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.progress import QuietProgress
+from lmsmith.evaluation.measures import aggregate
 from lmsmith.evaluation.methods.subject import Subject
-from lmsmith.evaluation.studies import Found, chance, plan_arms, run_arms, spread
-from lmsmith.evaluation.suite import Setting, evaluate_task
+from lmsmith.evaluation.studies import Arm, Found, chance, plan_arms, run_arms, spread
+from lmsmith.evaluation.suite import Setting, TaskResult, evaluate_task
 from lmsmith.evaluation.tasks.shipped import find_tasks
 from lmsmith.evaluation.tasks.spec import DataSpec, PromptSpec, TaskSpec
 
@@ -74,6 +76,19 @@ def test_orders_show_the_same_examples_and_the_spread_is_theirs(tiny: Subject, d
     assert of_all.deviation == pytest.approx(float(np.std(values, ddof=1)))
     right = np.array([[r["metrics"]["accuracy"] for r in each.result.rows] for each in arms])
     assert of_all.unsteady == np.mean([len(set(column)) > 1 for column in right.T])
+
+
+def test_items_that_are_right_in_part_are_neither_right_nor_wrong() -> None:
+    task = replace(TASK, headline="f1")
+
+    def arm(name: str, values: list[float]) -> Found:
+        rows = [{"id": str(n), "metrics": {"f1": value}} for n, value in enumerate(values)]
+        setting = Setting(fixed=True)
+        result = TaskResult(task, setting, aggregate(rows), 2, 0, 3.0, 0.0, rows, Path())
+        return Found(Arm(name, task, setting), result, None)
+
+    assert spread([arm("1", [0.4, 0.5]), arm("2", [0.41, 0.5])]).unsteady is None
+    assert spread([arm("1", [1.0, 0.0]), arm("2", [0.0, 0.0])]).unsteady == 0.5
 
 
 def test_shots_go_with_the_instruction_and_without_it() -> None:

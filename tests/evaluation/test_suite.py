@@ -147,3 +147,7 @@ def test_examples_of_another_file(tiny: Subject, data: Path) -> None:
         ("0", "2"),
         ("1", "2"),
     }
+    every = put(tiny, data, Setting(shots=3, limit=3), task)  # the item is none of them
+    assert {tuple(sorted(row["shots"])) for row in every.rows} == {("0", "1", "2")}
+    with pytest.raises(UserError, match="4 shots, but there are 3 examples"):
+        put(tiny, data, Setting(shots=4, limit=3), task)

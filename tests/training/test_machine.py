@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from lmsmith.core.errors import UserError
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.training import machine as machine_module
 from lmsmith.training.machine import (
@@ -33,6 +34,8 @@ def test_auto_is_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
         assert machine.threads >= 1
     assert resolve_machine(MachineConfig(precision="bf16")).dtype == torch.bfloat16
     assert resolve_machine(MachineConfig(threads=3)).threads == 3
+    with pytest.raises(UserError, match="threads -3"):
+        resolve_machine(MachineConfig(threads=-3))
 
 
 def test_no_affinity_is_known_on_some_systems(monkeypatch: pytest.MonkeyPatch) -> None:

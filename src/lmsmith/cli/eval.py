@@ -7,7 +7,14 @@ from typing import Annotated, Literal
 
 import tyro
 
-from lmsmith.cli.eval_plan import Plan, make_plan, models_to_measure, places_of, with_raters
+from lmsmith.cli.eval_plan import (
+    Plan,
+    check_seed,
+    make_plan,
+    models_to_measure,
+    places_of,
+    with_raters,
+)
 from lmsmith.core.errors import UserError
 from lmsmith.core.recipe import MachineConfig
 
@@ -93,7 +100,7 @@ def evaluate(
         json: Print one JSON object on standard output, and nothing else there.
         quiet: Show no progress.
     """
-    from lmsmith.cli.eval_run import Run, add_contamination
+    from lmsmith.cli.eval_run import Run, add_contamination, check_corpora
     from lmsmith.cli.eval_table import compared, report
     from lmsmith.cli.eval_versus import PEOPLE, Instructions
     from lmsmith.core.files import write_json
@@ -104,9 +111,11 @@ def evaluate(
         raise UserError(f"--limit {limit}: must be 1 or more", "leave it out for all items")
     if labelers < 1:
         raise UserError(f"--labelers {labelers}: must be 1 or more", "e.g. --labelers 3")
+    check_seed(seed)
     absent = next((file for file in contamination if not file.is_file()), None)
     if absent is not None:
         raise UserError(f"--contamination {absent}: no such file", "name a .txt or .jsonl file")
+    check_corpora(contamination)
     begins = {"auto": None, "always": True, "never": False}[start_of_text]
     if include_path and harness == "own":
         raise UserError("--include-path: for lm-eval's tasks", "add --harness lm-eval")
@@ -136,7 +145,8 @@ def evaluate(
     plan: Plan = []
     if tasks or suite or not win_rate:
         plan = make_plan(tasks, suite, shots, fixed_shots, limit, seed, measure)
-    plan = with_raters(plan, classifier, "" if judge == PEOPLE else judge)
+    rater = "" if judge == PEOPLE else judge
+    plan = with_raters(plan, classifier, rater, compares=bool(pairs))
     instructions = None
     if win_rate:
         instructions = Instructions(

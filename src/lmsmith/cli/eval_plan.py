@@ -29,7 +29,9 @@ def make_plan(
     from lmsmith.evaluation.suite import Setting
     from lmsmith.evaluation.tasks.shipped import find_tasks, suites
 
-    asked = [(word, shots) for word in split_words(tasks)]
+    words = split_words(tasks)
+    find_tasks(words, run_python=True)  # refuses two of one name
+    asked = [(word, shots) for word in words]
     if suite:
         known = suites()
         if suite not in known:
@@ -53,11 +55,12 @@ def make_plan(
     return plan
 
 
-def with_raters(plan: Plan, classifier: str, judge: str) -> Plan:
+def with_raters(plan: Plan, classifier: str, judge: str, *, compares: bool = False) -> Plan:
     """The plan with what rates its tasks' texts.
 
     Raises:
-        UserError: ``classifier`` is not a task and a label.
+        UserError: ``classifier`` is not a task and a label, or several models are compared and
+            each would rate its own texts.
     """
     from dataclasses import replace
 
@@ -69,11 +72,23 @@ def with_raters(plan: Plan, classifier: str, judge: str) -> Plan:
         rating = task.rating
         if rating.by == "toxicity" and name:
             rating = replace(rating, classifier=name, label=label)
-        if judge and (rating.by == "model" or rating.classifier):
-            rating = replace(rating, grader=judge)
         rated = task.kind == "rated"
+        by_model = rated and (rating.by == "model" or bool(rating.classifier))
+        if judge and by_model:
+            rating = replace(rating, grader=judge)
+        if compares and by_model and not rating.grader:
+            raise UserError(
+                f"task {task.name}: each model would rate its own texts",
+                "name one that rates them all: --judge MODEL",
+            )
         changed.append((title, replace(task, rating=rating) if rated else task, setting))
     return changed
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a number that no generator takes."""
+    if seed < 0:
+        raise UserError(f"--seed {seed}: must be 0 or more", "e.g. --seed 1")
 
 
 def models_to_measure(

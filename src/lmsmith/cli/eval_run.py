@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lmsmith.cli.eval_plan import Plan
 from lmsmith.cli.eval_versus import Instructions
 from lmsmith.cli.output import choose_progress
+from lmsmith.core.errors import UserError
 from lmsmith.core.progress import RunProgress
 
 if TYPE_CHECKING:
@@ -137,13 +138,10 @@ def record_results(subject: Any, results: list[TaskResult], place: Path) -> dict
 def add_contamination(found: Measured, files: Sequence[Path]) -> None:
     """Put each result's scores on clean and dirty items, by both rules, into the record."""
     from lmsmith.evaluation.contamination import RULES, find_overlaps, row_text, split_scores
-    from lmsmith.evaluation.tasks.data import read_items
-    from lmsmith.evaluation.tasks.spec import DataSpec
 
     def documents() -> Iterator[str]:
         for file in files:
-            for item in read_items(file, DataSpec(file=str(file))):
-                yield str(item.fields.get("text", ""))
+            yield from _texts(file)
 
     for result, record in zip(found.results, found.record["results"], strict=True):
         texts = {row["id"]: row_text(row) for row in result.rows}
@@ -152,3 +150,24 @@ def add_contamination(found: Measured, files: Sequence[Path]) -> None:
             dirty, n = find_overlaps(texts, documents(), rule, result.setting.seed)
             split = split_scores(result.rows, result.task.measure, dirty, rule, n)
             record["contamination"].append(split.as_dict())
+
+
+def check_corpora(files: Sequence[Path]) -> None:
+    """Refuse a corpus without a text before anything is measured.
+
+    Raises:
+        UserError: there is none in a file.
+    """
+    for file in files:
+        if not any(text.strip() for text in _texts(file)):
+            problem = f"--contamination {file}: no text in it"
+            raise UserError(problem, "name what the model was trained on")
+
+
+def _texts(file: Path) -> Iterator[str]:
+    from lmsmith.evaluation.contamination import document_text
+    from lmsmith.evaluation.tasks.data import read_items
+    from lmsmith.evaluation.tasks.spec import DataSpec
+
+    for item in read_items(file, DataSpec(file=str(file))):
+        yield document_text(item.fields)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
-from lmsmith.cli.output import print_json
+from lmsmith.cli.output import print_json, table_console
 from lmsmith.evaluation.comparing import Comparison, compare_rows
 from lmsmith.evaluation.measures import measure_of
 from lmsmith.evaluation.suite import TaskResult
@@ -22,7 +20,7 @@ from lmsmith.report.evaluation_page import (
     ordered_measures,
     shown_published,
 )
-from lmsmith.report.numbers import duration, signed
+from lmsmith.report.numbers import duration, signed, signed_interval
 from lmsmith.report.shown import short_names, shown_interval, shown_value
 from lmsmith.report.side_by_side import ModelResults, Pair, values_of
 from lmsmith.report.versus import versus_sentences
@@ -96,7 +94,7 @@ def comparison_table(comparisons: Sequence[Comparison], a: str, b: str) -> Table
             shown_value(each.measure, each.value_a),
             shown_value(each.measure, each.value_b),
             signed(scale * ends.value),
-            f"{signed(scale * ends.low)} to {signed(scale * ends.high)}",
+            signed_interval(scale * ends.low, scale * ends.high),
             str(len(each.gained)) if share else "",
             str(len(each.lost)) if share else "",
             each.verdict,
@@ -164,8 +162,7 @@ def report(measured: Sequence[Measured], pairs: Sequence[Pair], *, json: bool) -
 
 def print_tables(found: Measured, models: Sequence[ModelResults], pairs: Sequence[Pair]) -> None:
     """Each task's value with its interval, beside the papers' figures of the nearest sizes."""
-    # A pipe has no width of its own; a table that is cut would say less.
-    console = Console(width=None if sys.stdout.isatty() else 200)
+    console = table_console()
     if found.results:
         console.print(results_table(found.results))
     for line in paper_lines(found.results, found.record["parameters"]):

@@ -9,10 +9,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from lmsmith.cli.output import table_console
+
 
 def print_statistics(found: Mapping[str, Any], console: Console | None = None) -> None:
     """Tasks, labelers, agreement and leaderboard, those of which something is known."""
-    console = console or Console()
+    console = console or table_console()
     tasks = _table("kind", "tasks", "complete", "gold")
     for kind, counts in found["tasks"].items():
         tasks.add_row(kind, *(f"{counts[name]:,}" for name in ("tasks", "complete", "gold")))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,11 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from lmsmith.cli.eval_plan import folder_name, shot_counts, split_words
-from lmsmith.cli.output import choose_progress, print_json
+from lmsmith.cli.output import choose_progress, print_json, table_console
 from lmsmith.core.errors import UserError
 from lmsmith.core.progress import RunProgress
 from lmsmith.core.recipe import MachineConfig
@@ -142,7 +140,7 @@ def report_harness(record: Mapping[str, Any], *, json: bool) -> None:
     if json:
         print_json(record)
         return
-    Console(width=None if sys.stdout.isatty() else 120).print(results_table(record["results"]))
+    table_console().print(results_table(record["results"]))
     print(f"items: {record['folder']}")
 
 

@@ -6,6 +6,8 @@ import json
 import sys
 from collections.abc import Mapping
 
+from rich.console import Console
+
 from lmsmith.core.files import finite
 from lmsmith.core.progress import LineProgress, LiveProgress, QuietProgress, RunProgress
 
@@ -15,6 +17,16 @@ def print_json(value: Mapping[str, object]) -> None:
     json.dump(finite(value), sys.stdout, ensure_ascii=False, indent=2)
     sys.stdout.write("\n")
     sys.stdout.flush()
+
+
+def table_console(piped: int = 200) -> Console:
+    """For tables: what stands in brackets in people's names is no markup.
+
+    Args:
+        piped: the width where there is no terminal, and a table that is cut would say less.
+    """
+    width = None if sys.stdout.isatty() else piped
+    return Console(width=width, markup=False, emoji=False)
 
 
 def choose_progress(title: str, quiet: bool) -> RunProgress:

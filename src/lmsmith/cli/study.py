@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from lmsmith.cli.eval_plan import folder_name, shot_counts, split_words
-from lmsmith.cli.output import choose_progress, print_json
+from lmsmith.cli.eval_plan import check_seed, folder_name, shot_counts, split_words
+from lmsmith.cli.output import choose_progress, print_json, table_console
 from lmsmith.core.errors import UserError
 from lmsmith.core.recipe import MachineConfig
 
@@ -71,6 +70,7 @@ def study(
     from lmsmith.training.machine import prepare_process
 
     _check(models, orders, limit)
+    check_seed(seed)
     path = search_path(data)
     machine = prepare_process(MachineConfig(precision=precision, threads=threads))
     plans = _plans(kind, tasks, shots, orders, limit, seed, measure, path)
@@ -186,13 +186,12 @@ def _put(
 
 def _print(studied: Sequence[Studied]) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     from lmsmith.evaluation.measures import measure_of
     from lmsmith.report.study_page import shown_difference, summary
 
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = table_console()
     for each in studied:
         task = each.task
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"{each.model}: {task.name}")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from lmsmith.cli.output import choose_progress, print_json
+from lmsmith.cli.output import choose_progress, print_json, table_console
 from lmsmith.core.errors import UserError
 from lmsmith.core.recipe import MachineConfig
 
@@ -99,13 +98,12 @@ def _check(minutes: float, steps: int, rows: int, items: int) -> None:
 
 def _print(models: Sequence[Mapping[str, Any]]) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     from lmsmith.evaluation.scale.findings import find_rises, predict_losses
     from lmsmith.report.scale_page import law_sentence, rise_row
 
-    console = Console(width=None if sys.stdout.isatty() else 140)
+    console = table_console()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("rises", "task", "from", "accuracy", "to", "accuracy", "intervals apart"):
         table.add_column(name, justify="right" if name == "accuracy" else "left")

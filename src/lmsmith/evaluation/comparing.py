@@ -37,8 +37,9 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """``better``, ``worse``, or ``unclear`` where the interval holds 0."""
-        if self.difference.low <= 0 <= self.difference.high:
+        """``better``, ``worse``, or ``unclear`` where the interval holds 0 or
+        there is none."""
+        if not (self.difference.low > 0 or self.difference.high < 0):
             return "unclear"
         higher = self.difference.value > 0
         return "better" if higher == measure_of(self.measure).higher_is_better else "worse"

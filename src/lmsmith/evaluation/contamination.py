@@ -7,7 +7,7 @@ Two rules: GPT-3's n-grams of words (Brown et al. 2020, appendix C), and GPT-4's
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -148,6 +148,23 @@ def find_substrings(texts: Mapping[str, str], documents: Iterable[str], seed: in
 def letters_and_digits(text: str) -> str:
     """The text without spaces and marks."""
     return re.sub(r"[\W_]+", "", text)
+
+
+def document_text(fields: Mapping[str, Any]) -> str:
+    """What a row of a corpus says: its text, or every text that there is in it."""
+    text = fields.get("text")
+    return text if isinstance(text, str) else "\n".join(_texts(fields))
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            yield from _texts(each)
+    elif isinstance(value, Sequence):
+        for each in value:
+            yield from _texts(each)
 
 
 def row_text(row: Row) -> str:

@@ -16,6 +16,9 @@ from lmsmith.evaluation.bootstrap import (
     resample_counts,
 )
 from lmsmith.evaluation.methods.overlap import bleu_of_sums
+from lmsmith.evaluation.wilson import wilson_interval
+
+NAN = float("nan")
 
 Row = Mapping[str, Any]
 Floats = NDArray[np.float64]
@@ -103,14 +106,18 @@ def value_of(rows: Sequence[Row], name: str) -> float:
 def aggregate(
     rows: Sequence[Row], *, seed: int = 0, resamples: int = 10_000
 ) -> dict[str, Interval]:
-    """Every measure that the items have, with its 95 % percentile interval."""
+    """Every measure that the items have, with its 95 % interval.
+
+    It is the percentile interval of resampled items. Where all items are right, or none is, these
+    are all alike, and Wilson's takes its place. A single item has no interval (NaN).
+    """
     if not rows:
         return {}
     parts = {name: parts_of(rows, name) for name in rows[0]["metrics"]}
     sums: dict[str, list[Floats]] = {name: [] for name in parts}
     for counts in resample_counts(len(rows), resamples, seed):  # drawn once for all measures
         for name, each in parts.items():
-            sums[name].append(counts @ each)
+            sums[name].append(_product(counts, each))
     found = {}
     for name, each in parts.items():
         measure, sums_rs = measure_of(name), np.concatenate(sums[name])
@@ -122,13 +129,30 @@ def aggregate(
             ratio = percentile_interval(float(each[:, 0].sum() / each[:, 1].sum()), ratios)
             ends = [measure.transform(end) for end in (ratio.value, ratio.low, ratio.high)]
             found[name] = Interval(*ends)
+            if measure.is_share and _is_all_or_none(each):
+                found[name] = wilson_interval(int(each[:, 0].sum()), len(rows))
+    if len(rows) == 1:
+        return {name: Interval(each.value, NAN, NAN) for name, each in found.items()}
     return found
+
+
+def _is_all_or_none(parts: Floats) -> bool:
+    """Whether items are right or wrong, and all of them the same."""
+    first = parts[0, 0]
+    return bool(first in (0.0, 1.0) and (parts == (first, 1.0)).all())
 
 
 def _resampled(parts: Floats, measure: Measure, resamples: int, seed: int) -> Floats:
     """A measure of each resample of items."""
     counts = resample_counts(len(parts), resamples, seed)
-    return np.concatenate([measure.values(each @ parts) for each in counts])
+    return np.concatenate([measure.values(_product(each, parts)) for each in counts])
+
+
+def _product(counts: Floats, parts: Floats) -> Floats:
+    """Sums of resampled items; NaN where an infinite one was not drawn, whose 0 · ∞ that is."""
+    with np.errstate(invalid="ignore"):
+        found: Floats = counts @ parts
+    return found
 
 
 def paired_difference(
@@ -142,12 +166,15 @@ def paired_difference(
     """A measure of b less that of a on the same items, items resampled for both together.
 
     Args:
-        rows_a, rows_b: of the same items in the same order.
+        rows_a, rows_b: of the same items in the same order. A single one has no interval (NaN).
     """
     measure = measure_of(name)
     value = value_of(rows_b, name) - value_of(rows_a, name)
+    if len(rows_a) == 1:
+        return Interval(value, NAN, NAN)
     # The same seed draws the same items for both.
     of_a, of_b = (
         _resampled(parts_of(rows, name), measure, resamples, seed) for rows in (rows_a, rows_b)
     )
-    return percentile_interval(value, of_b - of_a)
+    with np.errstate(invalid="ignore"):  # two infinite ones have no difference
+        return percentile_interval(value, of_b - of_a)

@@ -161,7 +161,7 @@ class Spread:
         lowest, highest, mean: of the orders' values.
         deviation: their standard deviation, of the sample.
         unsteady: share of items that are right in some orders and wrong in others; None where
-            a measure is neither.
+            items are neither.
     """
 
     lowest: float
@@ -179,7 +179,8 @@ def spread(found: Sequence[Found]) -> Spread:
     if measure_of(measure).is_share:
         rows = [[row["metrics"][measure] for row in each.result.rows] for each in found]
         by_order = np.array(rows, np.float64)
-        unsteady = float((by_order.max(axis=0) != by_order.min(axis=0)).mean())
+        if set(np.unique(by_order)) <= {0.0, 1.0}:
+            unsteady = float((by_order.max(axis=0) != by_order.min(axis=0)).mean())
     return Spread(
         float(values.min()),
         float(values.max()),

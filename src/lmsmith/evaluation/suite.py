@@ -175,7 +175,8 @@ def evaluate_task(
     """
     setting = replace(setting, shots=task.shown_shots(setting.shots))
     data = read_data(task, path, setting.seed)
-    if setting.shots is not None and setting.shots > len(data.pool) - 1 and setting.shots:
+    there = len(data.pool) - (data.pool is data.items)  # no item is its own example
+    if setting.shots and setting.shots > there:
         raise UserError(
             f"task {task.name}: {setting.shots} shots, but there are {len(data.pool)} examples",
             "ask for fewer, or name a file with more as data.examples",

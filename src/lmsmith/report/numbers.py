@@ -52,7 +52,16 @@ def percent_interval(low: float | None, high: float | None) -> str:
     """The two ends of an interval of shares, "62.1 to 74.0 %"; empty when either is unknown."""
     if low is None or high is None:
         return ""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return MISSING
     return f"{100 * low:.1f} to {100 * high:.1f}{NBSP}%"
+
+
+def signed_interval(low: float, high: float, decimals: int = 2) -> str:
+    """The two ends of a difference's interval, "+0.42 to +1.30"; – where there is none."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return MISSING
+    return f"{signed(low, decimals)} to {signed(high, decimals)}"
 
 
 def duration(seconds: float | None) -> str:

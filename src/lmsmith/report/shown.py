@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,6 +35,8 @@ def shown_interval(measure: str, interval: Interval) -> str:
     """The interval's two ends."""
     if measure_of(measure).is_share:
         return numbers.percent_interval(interval.low, interval.high)
+    if math.isnan(interval.low):
+        return NOTHING
     return f"{numbers.number(interval.low, 4)} to {numbers.number(interval.high, 4)}"
 
 

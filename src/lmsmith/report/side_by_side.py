@@ -63,16 +63,16 @@ def _comparison(each: Comparison) -> dict[str, str]:
     share = measure_of(each.measure).is_share
     difference = each.difference
 
-    def points(value: float) -> str:
-        return numbers.signed(100 * value, 1) if share else numbers.signed(value, 3)
-
+    scale, decimals = (100, 1) if share else (1, 3)
     return {
         "task": each.task,
         "measure": measure_of(each.measure).name,
         "a": shown_value(each.measure, each.value_a),
         "b": shown_value(each.measure, each.value_b),
-        "difference": points(difference.value),
-        "interval": f"{points(difference.low)} to {points(difference.high)}",
+        "difference": numbers.signed(scale * difference.value, decimals),
+        "interval": numbers.signed_interval(
+            scale * difference.low, scale * difference.high, decimals
+        ),
         "verdict": each.verdict,
         "changed": f"{len(each.gained)} won, {len(each.lost)} lost of {each.items}"
         if share

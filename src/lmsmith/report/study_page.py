@@ -126,10 +126,8 @@ def shown_difference(found: Found) -> str:
     share = measure_of(compared.measure).is_share
     scale, decimals = (100.0, 1) if share else (1.0, 3)
     ends = compared.difference
-    value, low, high = (
-        numbers.signed(scale * end, decimals) for end in (ends.value, ends.low, ends.high)
-    )
-    return f"{value} ({low} to {high})"
+    interval = numbers.signed_interval(scale * ends.low, scale * ends.high, decimals)
+    return f"{numbers.signed(scale * ends.value, decimals)} ({interval})"
 
 
 def summary(each: Studied) -> list[str]:

@@ -39,6 +39,7 @@ _STYLE = {
     "svg.hashsalt": "lmsmith",
     "font.family": ["DejaVu Sans"],
     "font.size": 8.5,
+    "text.parse_math": False,  # models' and tasks' names may hold a $
     "text.color": COLOURS["ink"],
     "axes.edgecolor": COLOURS["line"],
     "axes.facecolor": "none",

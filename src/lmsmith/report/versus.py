@@ -32,7 +32,7 @@ def versus_sentences(versus: Versus) -> list[str]:
         said += _people_sentences(people)
     if versus.position_bias is not None:
         bias = versus.position_bias
-        ends = f"{numbers.signed(100 * bias.low, 1)} to {numbers.signed(100 * bias.high, 1)}"
+        ends = numbers.signed_interval(100 * bias.low, 100 * bias.high, 1)
         said.append(
             f"the reply that the judge reads first is {numbers.signed(100 * bias.value, 1)} points "
             f"({ends}) from one half; both orders agree on {numbers.percent(versus.consistent)}"

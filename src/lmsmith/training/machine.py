@@ -17,6 +17,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from lmsmith.core.errors import UserError
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.core.runs import available_cores
 
@@ -71,7 +72,13 @@ def cpu_instruction_set() -> str:
 
 
 def resolve_machine(config: MachineConfig) -> ResolvedMachine:
-    """Turn every ``auto`` into a choice. Pure: changes nothing in the process."""
+    """Turn every ``auto`` into a choice. Pure: changes nothing in the process.
+
+    Raises:
+        UserError: a number of threads that cannot be.
+    """
+    if config.threads < 0:
+        raise UserError(f"threads {config.threads}: must not be negative", "0 uses all cores")
     instruction_set = cpu_instruction_set()
     precision = config.precision
     if precision == "auto":

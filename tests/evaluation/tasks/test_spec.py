@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from lmsmith.core.errors import UserError
@@ -33,6 +37,25 @@ def test_shipped_tasks_are_described_and_their_figures_belong_to_a_measure() -> 
             assert 0 < row.value <= 1 or not MEASURES[row.measure].is_share
     for rows in suites().values():
         assert all(find_tasks([task]) for task, _ in rows)
+
+
+def test_a_headline_is_a_measure_that_the_task_will_have() -> None:
+    winograd, code = find_tasks(["winograd", "human_eval"])
+    assert replace(winograd, headline="accuracy").check() == []
+    assert "one of accuracy" in str(replace(winograd, headline="accuracy_per_token").check())
+    ten = replace(code, answer=replace(code.answer, samples=10))
+    for task, k, known in [(code, 1, True), (code, 10, False), (ten, 10, True), (ten, 7, False)]:
+        assert (replace(task, headline=f"pass_at_{k}").check() == []) == known
+
+
+def test_two_tasks_of_one_name_are_refused(tmp_path: Path) -> None:
+    files = [tmp_path / "a" / "test.jsonl", tmp_path / "b" / "test.jsonl"]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text(json.dumps({"context": file.parent.name, "continuation": "x"}) + "\n")
+    with pytest.raises(UserError, match=r"b/test.jsonl: another task has the name test"):
+        find_tasks([str(file) for file in files])
+    assert len(find_tasks([str(files[0]), str(files[0])])) == 1
 
 
 def test_variants_change_only_what_they_say() -> None:

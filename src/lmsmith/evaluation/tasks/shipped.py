@@ -6,7 +6,7 @@ import difflib
 import functools
 import os
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -67,27 +67,34 @@ def find_tasks(words: Sequence[str], *, run_python: bool = False) -> list[TaskSp
             run.
 
     Raises:
-        UserError: a word means none; the nearest name is told.
+        UserError: a word means none; the nearest name is told. Or two tasks have one name.
     """
     known = shipped_tasks() | user_tasks()
     found: dict[str, TaskSpec] = {}
+
+    def add(tasks: Mapping[str, TaskSpec], word: str) -> None:
+        twice = next((name for name in tasks if found.get(name, tasks[name]) != tasks[name]), None)
+        if twice is not None:
+            raise UserError(f"{word}: another task has the name {twice}", "rename one of the two")
+        found.update(tasks)
+
     for word in words:
         if word in known:
-            found[word] = known[word]
+            add({word: known[word]}, word)
         elif group := [name for name in known if name.startswith(f"{word}/")]:
-            found |= {name: known[name] for name in group}
+            add({name: known[name] for name in group}, word)
         elif Path(word).suffix == ".toml":
-            found |= read_tasks(_read(Path(word)), word)
+            add(read_tasks(_read(Path(word)), word), word)
         elif Path(word).name.removesuffix(".gz").endswith((".jsonl", ".json", ".txt")):
             task = infer_task(Path(word))
-            found[task.name] = task
+            add({task.name: task}, word)
         elif names_python(word):
             if not run_python:
                 raise UserError(
                     f"{word}: Python code, which is run only where --tasks names it",
                     "name a task or a .toml file here",
                 )
-            found |= python_tasks(word)
+            add(python_tasks(word), word)
         else:
             raise _unknown(word, sorted(known))
     return list(found.values())

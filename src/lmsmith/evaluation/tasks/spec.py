@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 
 from lmsmith.core.config import Problem, decode, report_problems
 from lmsmith.core.errors import UserError
+from lmsmith.evaluation.methods.pass_at_k import measured_at
 
 Shots = TypeVar("Shots", int, int | None)
 Kind = Literal["multiple_choice", "cloze", "perplexity", "free_form", "code", "rated"]
@@ -37,7 +38,6 @@ HEADLINES: Mapping[str, tuple[str, ...]] = {
         "token_perplexity",
     ),
     "free_form": ("exact_match", "f1", "bleu", "rouge_l"),
-    "code": ("pass_at_1",),
     "rated": (),
 }
 """The measures of each kind; the first is the headline where a task names none."""
@@ -327,17 +327,21 @@ class TaskSpec:
         if self.decompose.context and (self.answer.reason or self.answer.samples > 1):
             expected = "one answer in one pass where the question is broken up"
             problems.append(Problem("decompose.context", "…", expected, "drop reason and samples"))
-        measures = self.measures
-        known = self.headline in ("", *measures) or self.headline.startswith("pass_at_")
-        if not known:
-            expected = f"one of {', '.join(measures)}"
+        if self.headline not in ("", *self.measures):
+            expected = f"one of {', '.join(self.measures)}"
             problems.append(Problem("headline", self.headline, expected, ""))
         return problems
 
     @property
     def measures(self) -> tuple[str, ...]:
         """Those that may be its headline; the first is where none is named."""
-        return RATINGS[self.rating.by] if self.kind == "rated" else HEADLINES[self.kind]
+        if self.kind == "rated":
+            return RATINGS[self.rating.by]
+        if self.kind == "code":
+            return tuple(f"pass_at_{k}" for k in measured_at(self.answer.samples))
+        if self.prompt.contexts:  # what is scored is the same text: nothing to divide by
+            return ("accuracy",)
+        return HEADLINES[self.kind]
 
     @property
     def measure(self) -> str:
