@@ -16,11 +16,10 @@ from lmsmith.evaluation.versus import Versus
 from lmsmith.report.evaluation_page import (
     build_evaluation_page,
     contamination_rows,
-    nearest,
     ordered_measures,
-    shown_published,
 )
 from lmsmith.report.numbers import duration, signed, signed_interval
+from lmsmith.report.papers import nearest, shown_published
 from lmsmith.report.shown import short_names, shown_interval, shown_value
 from lmsmith.report.side_by_side import ModelResults, Pair, values_of
 from lmsmith.report.versus import versus_sentences

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,10 @@ from typing import Any
 from lmsmith.core.files import atomic_write
 from lmsmith.evaluation.measures import measure_of
 from lmsmith.evaluation.suite import TaskResult
-from lmsmith.evaluation.tasks.spec import Published
 from lmsmith.report import numbers
 from lmsmith.report.calibration import calibration_section
 from lmsmith.report.page import render
+from lmsmith.report.papers import papers_section
 from lmsmith.report.shown import contamination_row, shown_interval, shown_value
 from lmsmith.report.side_by_side import ModelResults, Pair, pair_section, side_by_side
 
@@ -22,9 +21,6 @@ SHOWN_ITEMS = 24
 
 SHOWN_TEXTS = 6
 """Of an item with many."""
-
-NEAREST = 2
-"""Figures of papers beside each of ours."""
 
 Row = Mapping[str, Any]
 
@@ -57,10 +53,10 @@ def build_evaluation_page(
         "warnings": list(warnings),
         "side_by_side": side_by_side(models),
         "pairs": [pair_section(each) for each in pairs],
+        "papers": papers_section(results, str(record["model"]), parameters),
         "contamination": contamination_rows(record),
         "tasks": [
-            _task(number, result, parameters)
-            | {"calibration": calibration_section(number, result, models)}
+            _task(number, result) | {"calibration": calibration_section(number, result, models)}
             for number, result in enumerate(results)
         ],
     }
@@ -83,19 +79,7 @@ def ordered_measures(result: TaskResult) -> list[str]:
     return sorted(result.measures, key=lambda name: name != result.task.measure)
 
 
-def nearest(result: TaskResult, measure: str, parameters: int) -> list[Published]:
-    """Papers' figures of a measure, those of the nearest sizes first."""
-    rows = [row for row in result.published if row.measure == measure]
-    rows.sort(key=lambda row: abs(math.log(row.parameters / max(parameters, 1))))
-    return rows[:NEAREST]
-
-
-def shown_published(row: Published) -> str:
-    """A paper's figure, with whose it is."""
-    return f"{row.model} {shown_value(row.measure, row.value)} ({row.paper})"
-
-
-def _task(number: int, result: TaskResult, parameters: int) -> dict[str, Any]:
+def _task(number: int, result: TaskResult) -> dict[str, Any]:
     rows = result.rows
     return {
         "number": number,
@@ -112,7 +96,6 @@ def _task(number: int, result: TaskResult, parameters: int) -> dict[str, Any]:
                 "name": measure_of(name).name,
                 "value": shown_value(name, result.measures[name].value),
                 "interval": shown_interval(name, result.measures[name]),
-                "papers": [shown_published(row) for row in nearest(result, name, parameters)],
             }
             for name in ordered_measures(result)
         ],

@@ -10,7 +10,7 @@ import pytest
 
 from lmsmith.core.errors import UserError
 from lmsmith.evaluation.measures import MEASURES
-from lmsmith.evaluation.tasks.shipped import find_tasks, shipped_tasks, suites
+from lmsmith.evaluation.tasks.shipped import GPT3_SIZES, find_tasks, shipped_tasks, suites
 from lmsmith.evaluation.tasks.spec import read_tasks
 
 GOOD = """
@@ -34,7 +34,7 @@ def test_shipped_tasks_are_described_and_their_figures_belong_to_a_measure() -> 
         for row in task.published:
             assert row.measure in MEASURES or row.measure.startswith("pass_at_")
             assert row.of in ("", name.split("/")[-1])
-            assert 0 < row.value <= 1 or not MEASURES[row.measure].is_share
+            assert 0 <= row.value <= 1 or not MEASURES[row.measure].is_share
     for rows in suites().values():
         assert all(find_tasks([task]) for task, _ in rows)
 
@@ -56,6 +56,30 @@ def test_two_tasks_of_one_name_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"b/test.jsonl: another task has the name test"):
         find_tasks([str(file) for file in files])
     assert len(find_tasks([str(files[0]), str(files[0])])) == 1
+
+
+def test_gpt3_has_its_figures_in_all_sizes() -> None:
+    """Three cells of table H.1, and that its 175B is that of the tables in the text."""
+    tasks = shipped_tasks()
+
+    def value(task: str, model: str, shots: str, measure: str = "accuracy") -> float:
+        (found,) = [
+            row.value
+            for row in tasks[task].published
+            if (row.model, row.shots, row.measure) == (model, shots, measure)
+        ]
+        return found
+
+    assert value("copa", "GPT-3 125M", "zero") == 0.66
+    assert value("cb/gpt3", "GPT-3 760M", "zero") == 0.0893
+    assert value("triviaqa", "GPT-3 13B", "few", "exact_match") == 0.575
+    assert value("lambada", "GPT-3 175B", "zero") == 0.762  # table 3.2
+    assert value("winograd", "GPT-3 175B", "few") == 0.886  # table 3.5
+    assert value("arc_easy", "GPT-3 175B", "one", "accuracy_unconditional") == 0.712  # table 3.6
+    for name in ("boolq", "copa", "triviaqa", "winograd", "openbook_qa", "rte/gpt3"):
+        sizes = [row.parameters for row in tasks[name].published if row.model.startswith("GPT-3")]
+        assert sorted(set(sizes)) == sorted(GPT3_SIZES.values())
+        assert len(sizes) == 24
 
 
 def test_variants_change_only_what_they_say() -> None:

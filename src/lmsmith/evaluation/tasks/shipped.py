@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import csv
 import difflib
 import functools
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
 from lmsmith.core.errors import UserError
 from lmsmith.evaluation.tasks.inferred import infer_task
 from lmsmith.evaluation.tasks.python_code import names_python, python_tasks
-from lmsmith.evaluation.tasks.spec import TaskSpec, read_tasks
+from lmsmith.evaluation.tasks.spec import Published, TaskSpec, read_tasks
 
 
 @functools.cache
@@ -28,10 +30,38 @@ def shipped_tasks() -> dict[str, TaskSpec]:
     for file in files:
         if file.name != SUITES_FILE:
             found |= read_tasks(file.read_text("utf-8"), file.name)
+    for name, rows in _gpt3_sizes().items():
+        found[name] = replace(found[name], published=(*found[name].published, *rows))
     return found
 
 
 SUITES_FILE = "suites.toml"
+
+GPT3_SIZES = {
+    "125M": 125e6, "350M": 350e6, "760M": 760e6, "1.3B": 1.3e9, "2.7B": 2.7e9, "6.7B": 6.7e9,
+    "13B": 13e9, "175B": 175e9,
+}  # fmt: skip
+"""Parameters of the eight (Brown et al. 2020, table 2.1)."""
+
+
+def _gpt3_sizes() -> dict[str, list[Published]]:
+    """Task → what GPT-3 had on it in each of its sizes (Brown et al. 2020, table H.1)."""
+    text = resources.files("lmsmith.evaluation.tasks").joinpath("gpt3_table_h1.csv")
+    found: dict[str, list[Published]] = {}
+    for row in csv.DictReader(text.read_text("utf-8").splitlines()):
+        few = f", {row['k']} shots" if row["shots"] == "few" else ""
+        found.setdefault(row["task"], []).extend(
+            Published(
+                f"GPT-3, table H.1{few}",
+                f"GPT-3 {size}",
+                parameters,
+                row["measure"],
+                float(row[size]),
+                row["shots"],  # type: ignore[arg-type]
+            )
+            for size, parameters in GPT3_SIZES.items()
+        )
+    return found
 
 
 @functools.cache
