@@ -8,8 +8,9 @@ each, so that whatever else the machine does meets both. What each side gets:
 - lmsmith: `evaluate_task`, as `lmsmith eval --fixed-shots` runs it. Its time is that of the whole
   call: reading the data, drawing shots, scoring, saving every item, intervals.
 - lm-eval: `simple_evaluate` with its own `HFLM` over transformers, with the fastest of several
-  batch sizes, tried on the first items. Its time is that of `HFLM.loglikelihood` alone, so that
-  what its task loader takes does not count against it; the whole call's is printed beside.
+  batch sizes, tried on other items of the same files. Its time is that of `HFLM.loglikelihood`
+  alone, so that what its task loader takes does not count against it; the whole call's is printed
+  beside.
 
 A process's start (imports, weights) and a first few items, with which both sides warm up, are timed
 by themselves. Equal means: in fp32 every choice's log-likelihood within `FP32_NATS` and the same
@@ -41,8 +42,9 @@ from scored import OURS, PEER, Job, Part, Precision, Scored, our_side, own_task,
 
 Count = Annotated[int, tyro.conf.arg(metavar="N")]
 
-WARM_UP = {"zero": 8, "few": 4}
-"""Items that both sides are asked before anything counts."""
+WARM_UP = {"zero": 48, "few": 12}
+"""Items that both sides are asked before anything counts, and on which the peer chooses the size of
+its batches: more than one of its largest."""
 
 POOL = 64
 """Rows of each file, its last, that shots are drawn from; they are no items."""
