@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lmsmith.core.errors import Interrupted, UserError
@@ -151,3 +152,36 @@ def test_examples_of_another_file(tiny: Subject, data: Path) -> None:
     assert {tuple(sorted(row["shots"])) for row in every.rows} == {("0", "1", "2")}
     with pytest.raises(UserError, match="4 shots, but there are 3 examples"):
         put(tiny, data, Setting(shots=4, limit=3), task)
+
+
+def test_a_long_document_tells_how_far_it_is_and_can_be_stopped(
+    make_tiny: Callable[..., Subject], data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = np.random.default_rng().choice(["house", "sea", "little", "sisters", "cat"], 2_000)
+    (data / "long.txt").write_text(" ".join(words))
+    task = TaskSpec("long", "perplexity", DataSpec(file="long.txt", documents="whole"))
+
+    class Watched(QuietProgress):
+        def begin(self, description: str, total: int, unit: str, done: int = 0) -> None:
+            self.total, self.unit, self.read = total, unit, list[int]()
+
+        def update(self, done: int, **figures: float) -> None:
+            self.read.append(done)
+
+    progress = Watched()
+    subject = make_tiny(context=64)
+    found = evaluate_task(subject, task, Setting(), [data], data / "out", progress)
+    assert progress.unit == "tokens"
+    assert len(progress.read) > 3
+    assert progress.read == sorted(progress.read)
+    assert 0.9 < progress.read[-1] / progress.total <= 1  # windows that begin alike are read once
+    assert found.items == 1
+
+    def stop() -> None:
+        raise Interrupted(2)
+
+    monkeypatch.setattr(suite, "stop_if_requested", stop)
+    stopped = Watched()
+    with pytest.raises(Interrupted):
+        evaluate_task(subject, task, Setting(), [data], data / "again", stopped)
+    assert len(stopped.read) == 1

@@ -217,14 +217,24 @@ def answer_items(
     method = METHODS[task.kind](subject, task, questions, setting.seed)
     by_id = {item.id: item for item in items}
     done = total - len(items)
-    progress.begin(task.name, total, "items", done)
+    if isinstance(method, Rolling):  # documents of very different lengths
+
+        def read(tokens: int) -> None:
+            progress.update(tokens)
+            stop_if_requested()
+
+        method.on_tokens = read
+        progress.begin(task.name, sum(method.tokens), "tokens")
+    else:
+        progress.begin(task.name, total, "items", done)
     for batch in length_batches(method.tokens, TOKENS_A_BATCH):
         rows = [scored(task, by_id[row["id"]], row) for row in method.answer(batch)]
         now = time.monotonic()
         log.append(rows, now - started)
         started = now
         done += len(rows)
-        progress.update(done)
+        if not isinstance(method, Rolling):
+            progress.update(done)
         stop_if_requested()
     progress.end()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from lmsmith.evaluation.methods.likelihood import LikelihoodReader
@@ -27,7 +27,12 @@ class Rolling:
 
     The original is the corpus as it stands in the file; the model reads it de-tokenised where the
     task says so (Radford et al. 2019, section 3.1).
+
+    Attributes:
+        on_tokens: told after every pass how many tokens have been read: a document may take long.
     """
+
+    on_tokens: Callable[[int], None] | None = None
 
     def __init__(
         self, subject: Subject, task: TaskSpec, questions: Sequence[Question], seed: int = 0
@@ -44,14 +49,14 @@ class Rolling:
 
     @property
     def tokens(self) -> list[int]:
-        """Of each document, in all its windows."""
-        return [sum(len(pair.tokens) for pair in pairs) for pairs in self._windows]
+        """Of each document, what is read in all its windows."""
+        return [sum(len(pair.tokens) - 1 for pair in pairs) for pairs in self._windows]
 
     def answer(self, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
         """The rows of the documents of these numbers."""
         for number in numbers:
             question, pairs = self._questions[number], self._windows[number]
-            found = self._reader.read(pairs)
+            found = self._reader.read(pairs, self.on_tokens)
             nats = -math.fsum(each.total for each in found)
             original = question.answers[0]
             bits = nats / math.log(2)
