@@ -113,7 +113,7 @@ def draw_ranking_training(run: RunRecord, stage: str) -> ReportFigure | None:
         noisy_line(left, accuracy, COLOURS[stage], "training")
         marked_line(left, validation, "validation")
         left.axhline(0.5, color=COLOURS["muted"], linewidth=1, linestyle=(0, (2, 2)))
-        left.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        left.yaxis.set_major_formatter(PercentFormatter(1.0))
         label_axes(left, "step", "pairs ordered right")
         legend_above(left)
         noisy_line(right, loss, COLOURS[stage], "training")

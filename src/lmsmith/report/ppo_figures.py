@@ -108,7 +108,7 @@ def _draw_ppo_curve(
             for bound in _kl_bounds(run.stages["ppo"].settings, max(drawn[0][0].y)):
                 axes.axhline(bound, color=COLOURS["muted"], linewidth=1, linestyle=(0, (2, 2)))
         if curve.share:
-            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         label_axes(axes, "iteration", "")
         legend_above(axes)
         return ReportFigure(

@@ -65,7 +65,7 @@ def draw_labels(name: str, lines: Sequence[Line], measure: str, guessing: float 
         axes.grid(visible=True, axis="x")
         axes.set_xlabel(measure_of(measure).name)
         if measure_of(measure).is_share:
-            axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+            axes.xaxis.set_major_formatter(PercentFormatter(1.0))
         _legend(axes, lines)
         return themed_svg(figure, name, "Values by the labels that the examples show.")
 
@@ -143,7 +143,7 @@ def _values_beside(axes: Axes, measure: str, guessing: float | None) -> None:
     if guessing is not None:
         axes.axhline(guessing, color=COLOURS["muted"], linewidth=1, linestyle=(0, (2, 2)))
     if measure_of(measure).is_share:
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
 
 
 def _ends(values: Sequence[Interval]) -> list[list[float]]:
