@@ -34,7 +34,7 @@ def test_completions_pass_or_fail_their_tests(
     task = find_tasks(["human_eval"])[0]
     question = with_shots(task, Item("3", ADD, "row"), [])
     method = Code(tiny, task, [question])
-    texts = ["    return a + b\n", "    return a - b\n", "    return (", "    exit(0)\n"]
+    texts = ["\n    return a + b\n", "\n    return a - b\n", "\n    return (", "\n    exit(0)\n"]
     asked: dict[str, Any] = {}
 
     def write(prompts: Any, ids: Any, *_: Any) -> tuple[list[list[str]], list[int]]:
@@ -56,4 +56,5 @@ def test_the_papers_solution_of_every_problem_passes(public_data: Any) -> None:
     for item in data.items[::20]:
         question = with_shots(task, item, [])
         assert code.run_program(make_program(question, question.choices[0])).passed
-        assert not code.run_program(make_program(question, "    pass\n")).passed
+        assert not code.run_program(make_program(question, "\n    pass\n")).passed
+        assert not question.contexts[0][-1].isspace()
