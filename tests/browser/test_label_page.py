@@ -156,6 +156,59 @@ def test_letters_are_dragged_to_their_ranks(house: House) -> None:
     assert [by_text[text] for text in shown] == [1, 1, 1, 2]
 
 
+def test_a_change_of_what_is_done_is_kept_until_it_is_saved_or_left(house: House) -> None:
+    queue = Queue(house.store)
+    queue.add("demonstration", "write about tea")
+    queue.add("rating", PROMPT, [TEXTS[3]], models=["m"])
+    page = house.sign_in("Lee")
+    field = page.get_by_label("Your answer")
+    changing = page.get_by_text("You are changing")
+    page.get_by_role("button", name="Write", exact=True).click()
+
+    def change(text: str) -> None:
+        field.fill(text)
+        page.keyboard.press("Control+Enter")
+        page.get_by_role("button", name="Change it").last.click()
+        expect(changing).to_be_visible()
+
+    change("Tea is warm.")
+    field.fill("Tea is warm, and rain is wet.")
+    page.reload()
+    expect(changing).to_be_visible()
+    expect(field).to_have_value("Tea is warm, and rain is wet.")
+    page.get_by_role("button", name="Rate", exact=True).click()
+    expect(page.locator(".scores")).to_be_visible()
+    page.get_by_role("button", name="Write", exact=True).click()
+    expect(field).to_have_value("Tea is warm, and rain is wet.")
+    # On the same browser, another labeler sees nothing of it.
+    lee = page.context.cookies()
+    page.context.clear_cookies()
+    page.reload()
+    page.locator("input[type=password]").fill(house.tokens["Li"])
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("0 done").first).to_be_visible()
+    expect(changing).to_have_count(0)
+    page.context.add_cookies(lee)  # type: ignore[arg-type]
+    page.reload()
+    expect(field).to_have_value("Tea is warm, and rain is wet.")
+    page.get_by_role("button", name="Leave it as it was").click()
+    expect(page.locator(".scores")).to_be_visible()
+    page.reload()
+    expect(page.locator(".scores")).to_be_visible()
+    assert answers(house, "Lee") == [{"content": "Tea is warm."}]
+    page.keyboard.press("3")
+    page.get_by_role("button", name="Submit").click()
+    page.get_by_role("button", name="Change it").click()
+    expect(changing).to_be_visible()
+    page.keyboard.press("5")
+    page.reload()
+    expect(page.locator(".scores input:checked")).to_have_value("5")
+    page.get_by_role("button", name="Save the change").click()
+    expect(page.get_by_text("Nothing is left to do.")).to_be_visible()
+    assert answers(house, "Lee")[0]["score"] == 5
+    assert page.evaluate("Object.keys(localStorage).filter((key) => /draft|mend/.test(key))") == []
+
+
 def test_a_rating_and_a_demonstration_on_a_phone_in_chinese(house: House) -> None:
     queue = Queue(house.store)
     queue.add("rating", PROMPT, [TEXTS[3]], models=["m"])

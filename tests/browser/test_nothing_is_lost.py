@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, Route, expect
+from playwright.sync_api import Browser, Locator, Page, Route, expect
 from worlds import SENTENCE, parrot, running
 
 from lmsmith.feedback.store import Store
@@ -68,6 +69,28 @@ requestAnimationFrame(frame);
 """
 """An answer of 250,000 characters within seconds, which does not end; what is drawn, and when."""
 
+HOLD = """
+const real = window.fetch;
+let held = [];
+window.hold = null;
+window.release = (next = null) => {
+  window.hold = next;
+  const waiting = held;
+  held = [];
+  for (const { name, go } of waiting)
+    if (next?.test(name)) held.push({ name, go });
+    else go();
+};
+window.fetch = async (path, asked) => {
+  const name = `${asked?.method ?? 'GET'} ${path}`;
+  if (window.hold?.test(name)) await new Promise((go) => held.push({ name, go }));
+  return real(path, asked);
+};
+"""
+"""Requests that `window.hold` matches wait for `release()`, which may hold others from then on."""
+
+ANSWERS, SAYING, OPENING = r"/answers$/", r"/messages$|answers$/", r"/^GET .*conversations\/.+/"
+
 
 @dataclass
 class Chat:
@@ -108,6 +131,31 @@ def chat(browser: Browser, tmp_path: Path) -> Iterator[Chat]:
 def say(page: Page, text: str) -> None:
     page.get_by_label("Write a message").fill(text)
     page.keyboard.press("Enter")
+
+
+def hold(page: Page, what: str) -> None:
+    page.evaluate(f"() => {{ window.hold = {what}; }}")
+
+
+def release(page: Page, next_held: str = "null") -> None:
+    page.evaluate(f"() => window.release({next_held})")
+
+
+def begin(page: Page, text: str) -> str:
+    """A conversation of one question and its answer; its path."""
+    page.get_by_role("link", name="New conversation").click()
+    say(page, text)
+    expect(page.get_by_label("Answer again")).to_have_count(1)
+    return page.evaluate("location.pathname")
+
+
+def go_to(page: Page, name: str) -> None:
+    page.get_by_role("link", name=name, exact=True).click()
+    expect(page.locator("article.user").first).to_contain_text(name)
+
+
+def box(page: Page) -> Locator:
+    return page.get_by_label("Write a message")
 
 
 def test_a_network_that_cuts_every_byte_loses_no_character(chat: Chat) -> None:
@@ -246,3 +294,135 @@ def test_copying_needs_no_secure_origin(chat: Chat) -> None:
     page.locator("article.assistant").get_by_label("Copy", exact=True).click()
     expect(page.locator(".toast")).to_contain_text("Copied")
     assert copied.evaluate("found => found") == [SENTENCE]
+
+
+def test_what_is_typed_while_an_answer_is_written_stays(chat: Chat) -> None:
+    page = chat.visit(script=HOLD)
+    here = begin(page, "the first")
+    hold(page, SAYING)
+    say(page, "the second")
+    box(page).fill("the third, ")  # before the server has the second
+    release(page, ANSWERS)
+    expect(page.get_by_label("Stop")).to_be_visible()
+    expect(box(page)).to_have_value("the third, ")
+    box(page).press_sequentially("and more")
+    release(page)
+    expect(page.get_by_label("Answer again")).to_have_count(2)
+    begin(page, "elsewhere")
+    page.goto(chat.address + here)
+    expect(box(page)).to_have_value("the third, and more")
+    said = [each.content for each in chat.messages(page) if each.role == "user"]
+    assert said == ["the first", "the second"]
+
+
+def test_what_was_said_is_no_draft_any_more(chat: Chat) -> None:
+    page = chat.visit(script=HOLD)
+    hold(page, ANSWERS)
+    say(page, "the first")
+    expect(page.get_by_label("Stop")).to_be_visible()
+    expect(box(page)).to_have_value("")
+    page.get_by_role("link", name="New conversation").click()
+    expect(page.get_by_role("heading", name="What would you like to talk about?")).to_be_visible()
+    expect(box(page)).to_have_value("")
+    go_to(page, "the first")
+    page.reload()
+    page.get_by_role("button", name="Answer this").click()
+    expect(page.get_by_label("Answer again")).to_have_count(1)
+    hold(page, ANSWERS)
+    say(page, "the second")
+    expect(page.get_by_label("Stop")).to_be_visible()
+    page.reload()
+    expect(page.locator("article.user").last).to_contain_text("the second")
+    expect(box(page)).to_have_value("")
+    kept = page.evaluate("Object.keys(localStorage).filter((key) => /draft|sent/.test(key))")
+    assert kept == []
+
+
+def test_an_answer_elsewhere_holds_no_other_conversation_up(chat: Chat) -> None:
+    page = chat.visit(script=HOLD)
+    number = begin(page, "the first").rpartition("/")[2]
+    hold(page, SAYING)
+    say(page, "the second")
+    page.get_by_role("link", name="New conversation").click()
+    release(page, f"/{number}.answers/")  # it begins while another conversation is shown
+    begin(page, "elsewhere")
+    expect(page.locator(".writing")).to_have_count(0)
+    go_to(page, "the first")  # here it is still on its way
+    expect(page.locator(".writing")).to_have_count(1)
+    expect(page.get_by_label("Stop")).to_be_visible()
+    go_to(page, "elsewhere")
+    release(page)
+    me = chat.store.person("owner").id
+    for _ in range(200):
+        if len(chat.store.tree(me, number)) == 4:
+            break
+        page.wait_for_timeout(100)
+    page.wait_for_timeout(300)
+    expect(page.locator(".writing")).to_have_count(0)
+    go_to(page, "the first")
+    expect(page.get_by_label("Answer again")).to_have_count(2)
+    expect(page.locator(".writing")).to_have_count(0)
+
+
+def test_what_could_not_be_said_goes_back_where_it_came_from(chat: Chat) -> None:
+    page = chat.visit(script=HOLD)
+    begin(page, "elsewhere")
+    here = begin(page, "the first")
+    page.route("**/messages", lambda route: route.abort())
+    hold(page, SAYING)
+    say(page, "the second")
+    go_to(page, "elsewhere")
+    release(page)
+    expect(page.locator(".toast.bad")).to_contain_text("The connection to the server broke.")
+    expect(box(page)).to_have_value("")
+    go_to(page, "the first")
+    expect(box(page)).to_have_value("the second")
+    hold(page, SAYING)
+    page.keyboard.press("Enter")
+    box(page).fill("and more")
+    release(page)  # both are there
+    expect(box(page)).to_have_value("the second\n\nand more")
+    # A page that is closed before the server has it keeps it, too.
+    hold(page, SAYING)
+    page.keyboard.press("Enter")
+    expect(box(page)).to_have_value("")
+    page.goto(chat.address + here)
+    expect(box(page)).to_have_value("the second\n\nand more")
+
+
+def test_a_new_conversation_whose_message_is_lost_has_it_in_its_box(chat: Chat) -> None:
+    page = chat.visit()
+    page.route("**/messages", lambda route: route.abort())
+    say(page, "hello")
+    expect(page.locator(".toast.bad")).to_be_visible()
+    expect(page).to_have_url(re.compile("/c/"))
+    expect(box(page)).to_have_value("hello")
+    page.reload()
+    expect(box(page)).to_have_value("hello")
+    page.get_by_role("link", name="New conversation").click()
+    expect(box(page)).to_have_value("")
+
+
+def test_nothing_is_said_into_a_conversation_that_is_not_there_yet(chat: Chat) -> None:
+    page = chat.visit(script=HOLD)
+    begin(page, "the first")
+    page.get_by_role("link", name="New conversation").click()
+    hold(page, OPENING)
+    page.get_by_role("link", name="the first", exact=True).click()
+    say(page, "the second")
+    page.wait_for_timeout(300)
+    expect(box(page)).to_have_value("the second")
+    expect(page.get_by_label("Send")).to_be_disabled()
+    # Whoever goes on does not wait for it.
+    page.get_by_role("link", name="New conversation").click()
+    box(page).fill("x")
+    expect(page.get_by_label("Send")).to_be_enabled()
+    box(page).fill("")
+    page.get_by_role("link", name="the first", exact=True).click()
+    release(page)
+    expect(page.get_by_label("Answer again")).to_have_count(1)
+    box(page).press("Enter")
+    expect(page.get_by_label("Answer again")).to_have_count(2)
+    messages = chat.messages(page)
+    assert [each.content for each in messages[::2]] == ["the first", "the second"]
+    assert [each.parent_id for each in messages] == [None, *(each.id for each in messages[:-1])]

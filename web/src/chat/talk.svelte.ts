@@ -1,14 +1,15 @@
 import { ApiError } from '../lib/api';
 import { reasonOf } from '../lib/errors';
-import { go } from '../lib/path.svelte';
+import { go, path } from '../lib/path.svelte';
 import { complain } from '../lib/toasts.svelte';
 import { list } from './list.svelte';
 import { server, type Drawing } from './server';
-import { drawing, settings } from './settings.svelte';
+import { askModels, drawing, settings } from './settings.svelte';
 import { pathOf, pathTo, type Choices, type Message, type Verdict } from './tree';
 
 /** An answer that is being written, or that broke off and is not kept yet. */
 export interface Writing {
+  talk: string;
   parent: number;
   model: string;
   text: string;
@@ -24,28 +25,33 @@ class Talk {
   id = $state<string | null>(null);
   messages = $state.raw<Message[]>([]);
   choices = $state.raw<Choices>({});
-  writing = $state<Writing[]>([]);
   loading = $state(false);
+  #writing = $state<Writing[]>([]);
+  #opened = 0;
   path = $derived(pathOf(this.messages, this.choices));
+  /** The answers to this conversation; those to others are written on. */
+  writing = $derived(this.#writing.filter((each) => each.talk === this.id));
   busy = $derived(this.writing.some((each) => !each.ended));
+  /** Whether a message can be said now: all that was said before is there. */
+  ready = $derived(!this.loading && !this.busy);
 
   /** Show a conversation, or an empty page. */
   async open(id: string | null): Promise<void> {
     if (id === this.id) return;
+    const opened = ++this.#opened;
     this.id = id;
     this.messages = [];
     this.choices = {};
-    this.writing = [];
+    this.loading = id !== null;
     if (id === null) return;
-    this.loading = true;
     try {
       const messages = await server.messages(id);
-      if (this.id === id) this.messages = messages;
+      if (this.#opened === opened) this.messages = joined(messages, this.messages);
     } catch (error) {
       complain(error);
-      if (this.id === id) go('/', true);
+      if (this.#opened === opened) go('/', true);
     } finally {
-      if (this.id === id) this.loading = false;
+      if (this.#opened === opened) this.loading = false;
     }
   }
 
@@ -53,10 +59,13 @@ class Talk {
     this.choices = { ...this.choices, [message.parent ?? 0]: message.id };
   }
 
-  /** Say something at the end of what is shown, and have it answered. */
-  async say(content: string): Promise<void> {
-    const id = await this.#begun(content);
+  /** Say something at the end of what is shown, and have it answered. It is said when this returns;
+   *  the answer comes after. `begun` is told of a new conversation before it is shown. */
+  async say(content: string, begun: (id: string) => void = () => {}): Promise<void> {
+    const here = this.id; // another may be shown before this is said
     let parent = this.path.at(-1)?.id ?? null;
+    await askModels(); // who types fast is sooner than the list
+    const id = here ?? (await this.#begin(content, begun));
     if (parent === null && settings.system.trim())
       parent = (await this.#add(id, { parent, role: 'system', content: settings.system.trim() })).id;
     await this.#sayAndAnswer(id, parent, content);
@@ -101,19 +110,20 @@ class Talk {
 
   /** Keep what was written of an answer that broke off. */
   async keep(broken: Writing): Promise<void> {
-    if (this.id === null) return;
-    const { parent, text: content, model, note } = broken;
+    const { talk: id, parent, text: content, model, note } = broken;
     const said = { parent, role: 'assistant' as const, content, model, settings: note, finish: 'error' };
-    await this.#add(this.id, said);
-    this.writing = this.writing.filter((each) => each !== broken);
+    await this.#add(id, said);
+    this.#writing = this.#writing.filter((each) => each !== broken);
   }
 
-  async #begun(content: string): Promise<string> {
-    if (this.id !== null) return this.id;
+  async #begin(content: string, begun: (id: string) => void): Promise<string> {
     const made = await server.begin(titleOf(content));
-    this.id = made.id;
+    begun(made.id);
     list.put(made);
-    go(`/c/${made.id}`);
+    if (this.id === null && path() === '/') {
+      this.id = made.id;
+      go(`/c/${made.id}`);
+    }
     return made.id;
   }
 
@@ -125,14 +135,14 @@ class Talk {
 
   #take(id: string, message: Message): void {
     if (this.id !== id) return;
-    this.messages = [...this.messages, message];
+    this.messages = joined(this.messages, [message]);
     this.choose(message);
   }
 
   async #sayAndAnswer(id: string, parent: number | null, content: string): Promise<void> {
     const made = await this.#add(id, { parent, role: 'user', content });
     list.touch(id);
-    await this.#answer(id, made.id);
+    void this.#answer(id, made.id);
   }
 
   async #answer(id: string, parent: number): Promise<void> {
@@ -157,10 +167,10 @@ class Talk {
     side: Writing['side'],
     note: Record<string, string>,
   ): Promise<void> {
-    this.writing.push({
-      ...{ parent, model: asked.model, side, note, text: '', answer: '', ended: false, problem: '' },
+    this.#writing.push({
+      ...{ talk: id, parent, model: asked.model, side, note, text: '', answer: '', ended: false, problem: '' },
     });
-    const writing = this.writing.at(-1)!;
+    const writing = this.#writing.at(-1)!;
     const known = new Set(this.messages.map((each) => each.id));
     let kept = false;
     try {
@@ -179,10 +189,9 @@ class Talk {
     if (!kept) writing.problem ||= reasonOf(new ApiError(0, ''));
     writing.ended = true;
     if (!kept && writing.text) kept = await this.#found(id, parent, known, writing.text);
-    if (this.id !== id) return;
     const shown = writing.text !== '' && !kept; // with its problem, and a way to keep it
     if (writing.problem && !shown) complain(new Error(writing.problem));
-    if (!shown) this.writing = this.writing.filter((each) => each !== writing);
+    if (!shown) this.#writing = this.#writing.filter((each) => each !== writing);
     list.touch(id);
   }
 
@@ -199,6 +208,12 @@ class Talk {
       return false;
     }
   }
+}
+
+/** All of the first, and of the second what the first has not. */
+function joined(first: readonly Message[], second: readonly Message[]): Message[] {
+  const known = new Set(first.map((each) => each.id));
+  return [...first, ...second.filter((each) => !known.has(each.id))];
 }
 
 /** The first line of what is said, if it is not long. */

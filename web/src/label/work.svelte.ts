@@ -32,7 +32,15 @@ export interface Task {
 type Counts = Record<'done' | 'skipped' | 'open' | 'left', number>;
 export type Progress = Record<Kind, Counts>;
 
+/** A change of a finished answer that is not saved yet; it is kept in this browser alone. */
+interface Mend {
+  id: number;
+  kind: Kind;
+  answer: Answer;
+}
+
 const PAUSE = 500;
+const mends = (): Mend[] => recall<Mend[]>('mends', []);
 
 export class Work {
   task = $state<Task | null>(null);
@@ -45,6 +53,7 @@ export class Work {
   #timer: ReturnType<typeof setTimeout> | undefined;
   #saving: Promise<void> = Promise.resolve();
 
+  /** The next task; before new ones come changes that were begun. */
   async next(): Promise<void> {
     this.loading = true;
     this.problem = '';
@@ -55,7 +64,7 @@ export class Work {
         `/api/label/next${asked}`,
       );
       this.progress = found.progress;
-      this.#show(found.task);
+      this.#show((await this.#begunMend()) ?? found.task);
     } catch (error) {
       this.problem = reasonOf(error);
       this.task = null;
@@ -79,6 +88,10 @@ export class Work {
     const task = this.task;
     if (task === null) return;
     task.answer = answer;
+    if (task.state === 'done') {
+      keepMend(task, answer);
+      return;
+    }
     if (task.state !== 'open') return;
     keep(`draft.${task.id}`, answer);
     this.draft = 'saving';
@@ -111,7 +124,14 @@ export class Work {
     await this.#saving;
     await call('PUT', `/api/label/assignments/${task.id}`, task.answer);
     forget(`draft.${task.id}`);
+    keepMend(task, null);
     this.last = task.id;
+    await this.next();
+  }
+
+  /** Leave a finished answer as it was. */
+  async leaveChange(): Promise<void> {
+    if (this.task !== null) keepMend(this.task, null);
     await this.next();
   }
 
@@ -136,7 +156,23 @@ export class Work {
         return;
       }
     }
+    if (task?.state === 'done')
+      task.answer = mends().find((each) => each.id === task.id)?.answer ?? task.answer;
     this.task = task;
+  }
+
+  async #begunMend(): Promise<Task | null> {
+    for (const { id, kind } of mends()) {
+      if (this.kind !== null && this.kind !== kind) continue;
+      try {
+        const task = await call<Task>('GET', `/api/label/assignments/${id}`);
+        if (task.state === 'done') return task;
+      } catch (error) {
+        if (!(error instanceof ApiError && error.status === 404)) throw error;
+        // It is another labeler's, of this browser.
+      }
+    }
+    return null;
   }
 
   async #save(task: Task): Promise<void> {
@@ -155,4 +191,11 @@ export class Work {
         this.#timer = setTimeout(() => void this.flush(), 10 * PAUSE);
     }
   }
+}
+
+function keepMend({ id, kind }: Task, answer: Answer | null): void {
+  const others = mends().filter((each) => each.id !== id);
+  const all = answer === null ? others : [...others, { id, kind, answer }];
+  if (all.length > 0) keep('mends', all);
+  else forget('mends');
 }
