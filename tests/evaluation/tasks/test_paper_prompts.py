@@ -293,6 +293,8 @@ def test_a_chain_of_thought_is_asked_as_its_papers_do() -> None:
     assert asked("gsm8k_zero", fields, []).contexts[0] == "Q: How many are 2 and 3?\nA:"
     assert zero.answer.reason == "Let's think step by step."
     assert zero.answer.extraction == "Therefore, the answer (arabic numerals) is"
+    for task in find_tasks(["gsm8k_zero", "multiarith", "coin_flip", "last_letters"]):
+        assert task.answer.stop == ("\nQ:",)  # an answer may stand on a line of its own
 
 
 @pytest.mark.parametrize("name", ["sst2", "rte", "cb", "boolq", "boolq_pet", "translate"])
