@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from lmsmith.evaluation.tasks.detokenise import (
+    detokenise_moses,
     detokenise_penn,
     detokenise_wikitext,
+    tokenise_moses,
     tokenise_penn,
     tokenise_wikitext,
 )
@@ -40,6 +42,28 @@ def test_penn_is_written_as_people_write_and_back() -> None:
     written = "it didn't cost $N or N cents/share to the firm's owners"
     assert detokenise_penn(original) == written
     assert tokenise_penn(written) == original
+
+
+@pytest.mark.parametrize(
+    ("original", "written"),
+    [
+        (
+            "He said : \" It 's not 1,000 ( or 5 % ) , is it ? \" We don 't know .",
+            "He said: \"It's not 1,000 (or 5%), is it?\" We don't know.",
+        ),
+        ("It costs $ 3.5 in the U.S. , Mr. Brown said ...", None),
+        ("The bio-identical hormone ; Winfrey 's press .", None),
+        ("a 17th-century house in Clapham , south-west London", None),
+    ],
+)
+def test_one_billion_words_are_written_as_people_write_and_back(
+    original: str, written: str | None
+) -> None:
+    found = detokenise_moses(original)
+    assert tokenise_moses(found) == original
+    assert found != original
+    assert " ," not in found
+    assert written in (None, found)
 
 
 def test_a_line_that_would_not_come_back_is_left_as_it_is() -> None:

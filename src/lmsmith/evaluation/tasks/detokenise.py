@@ -90,6 +90,28 @@ def _join_penn(line: str) -> str:
     return re.sub(r"(?<!\S)([$#]) N(?!\S)", r"\1N", line)
 
 
+def detokenise_moses(text: str) -> str:
+    """The One Billion Words' text with its marks joined to their words, line by line.
+
+    Moses' tokenizer parted its words from their marks, and "don't" as "don 't" (Chelba et al. 2013,
+    section 2).
+    """
+    return _by_line(text, _join_moses, tokenise_moses)
+
+
+def tokenise_moses(line: str) -> str:
+    """The inverse of what joined it."""
+    line = re.sub(r"([^\s\w.,'-]|(?<!\d),|,(?!\d))", r" \1 ", line)
+    line = re.sub(r"(?<=[A-Za-z])'(?=[A-Za-z])", " '", line)
+    line = re.sub(r"(?<=\d)'(?=s\b)", " '", line)
+    line = re.sub(r"(?<!\.)(\.\.\.)(?!\.)", r" \1 ", line)
+    return " ".join(re.sub(r"(?<=[^\s.])\.\s*$", " .", line).split())
+
+
+def _join_moses(line: str) -> str:
+    return re.sub(r"(?<=\S) ('(?:s|t|re|ve|ll|d|m)\b)", r"\1", _join_tokens(line.split(" ")))
+
+
 def _by_line(text: str, join: Callable[[str], str], part: Callable[[str], str]) -> str:
     lines = []
     for line in text.split("\n"):
@@ -104,4 +126,5 @@ def _by_line(text: str, join: Callable[[str], str], part: Callable[[str], str]) 
 DETOKENISERS: Mapping[str, Callable[[str], str]] = {
     "wikitext": detokenise_wikitext,
     "penn": detokenise_penn,
+    "moses": detokenise_moses,
 }

@@ -84,7 +84,7 @@ class DataSpec:
     """Of a file of lines whose fields tabs part: what the fields are called."""
     beside: str = ""
     """A text file of as many lines as ``file``; line for line an item's ``text`` and ``beside``."""
-    detokenise: Literal["", "wikitext", "penn"] = ""
+    detokenise: Literal["", "wikitext", "penn", "moses"] = ""
     """Undoes the corpus's word tokenisation, so that a model reads text as it was trained on."""
     window: int = 0
     """Of a perplexity: most tokens read at once; the model's context if 0."""
