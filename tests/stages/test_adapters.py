@@ -149,7 +149,9 @@ def test_evaluation_measures_the_base_beside_what_was_made_of_it(
     _, metrics = made
     found = metrics["evaluate"]
     assert found["sft.reply_perplexity"] < found["base.reply_perplexity"]
-    assert found["reward.accuracy_low"] < found["reward.accuracy"] < found["reward.accuracy_high"]
+    accuracy, low, high = (found[f"reward.accuracy{end}"] for end in ("", "_low", "_high"))
+    assert 0.5 < accuracy
+    assert low <= accuracy <= high  # where all pairs are right, so are all resamples
     assert {"ppo.kl", "ppo.win_rate_by_reward", "base.bits_per_byte"} - set(found) == {
         "base.bits_per_byte"  # there are no documents here
     }
