@@ -172,8 +172,10 @@ def test_three_models_stand_side_by_side(here: Path, capsys: pytest.CaptureFixtu
     make_model(here / "three", 3)
     words = ("--tasks", "choose.jsonl,word.jsonl")
     found = evaluate(capsys, "one", *words, "--compare", "two", "--compare", "three")
-    compared = [(row["task"], row["model"], row["against"]) for row in found["comparisons"]]
-    assert compared == [(t, "one", o) for o in ("two", "three") for t in ("choose", "word")]
+    compared = [(row["task"], row["measure"], row["against"]) for row in found["comparisons"]]
+    measures = [("choose", "accuracy"), ("word", "accuracy"), ("word", "perplexity")]
+    assert compared == [(*each, other) for other in ("two", "three") for each in measures]
+    assert {row["model"] for row in found["comparisons"]} == {"one"}
     assert [each["model"] for each in found["beside"]] == ["two", "three"]
     page = Path(found["report"]).read_text()
     section = page[page.index("<h2>Side by side</h2>") : page.index("<h2>one against two</h2>")]
@@ -197,7 +199,7 @@ def test_the_stages_of_a_run_are_compared_each_with_the_one_before(
     assert [(row["model"], row["against"]) for row in found["win_rates"]] == steps
     assert found["model"] == "runs/small/ppo"
     assert cli.main(["eval", *words, "--quiet", *COMMON]) == 0
-    assert capsys.readouterr().out.count("won") == 2
+    assert capsys.readouterr().out.count(" is better on ") == 2
     assert cli.main(["eval", *words, "--compare", "one", *COMMON]) == 2
     assert "--stages and --compare" in capsys.readouterr().err
     assert cli.main(["eval", "one", "--stages", "--tasks", "choose.jsonl", *COMMON]) == 2

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from lmsmith.evaluation.comparing import compare_rows
+from lmsmith.evaluation.comparing import compare_rows, summary
 from lmsmith.evaluation.measures import aggregate, measure_of, paired_difference
 from lmsmith.evaluation.wilson import wilson_interval
 
@@ -50,6 +50,19 @@ def test_all_or_none_right_has_an_interval_still(right: int) -> None:
     assert 0.1 < found.high - found.low < 0.2
     # What is no share of right items has none such.
     assert aggregate(rows_of([1.0] * 20, "bits_per_byte"))["bits_per_byte"].high == 1.0
+
+
+def test_what_several_comparisons_come_to_is_said_in_a_line() -> None:
+    up, same = rows_of([0.0] * 30 + [1.0] * 30), rows_of([1.0] * 60)
+    found = [
+        compare_rows("a", "accuracy", up, same),
+        compare_rows("b", "accuracy", same, up),
+        compare_rows("c", "accuracy", same, same),
+        compare_rows("d", "perplexity", rows_of([1.0], "perplexity"), rows_of([1.0], "perplexity")),
+    ]
+    assert [each.is_unchanged for each in found] == [False, False, True, False]
+    assert summary(found) == "better on 1 of 4, worse on 1; no item changed in 1: c"
+    assert summary(found[:1]) == "better on 1 of 1, worse on 0"
 
 
 def test_a_difference_that_is_not_known_is_unclear() -> None:

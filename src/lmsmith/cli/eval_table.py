@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 
 from lmsmith.cli.output import print_json, table_console
-from lmsmith.evaluation.comparing import Comparison, compare_rows
+from lmsmith.evaluation.comparing import Comparison, compare_rows, summary
 from lmsmith.evaluation.measures import measure_of
 from lmsmith.evaluation.suite import TaskResult
 from lmsmith.evaluation.versus import Versus
@@ -114,6 +114,12 @@ def values_table(models: Sequence[ModelResults]) -> Table:
     return table
 
 
+def compared_measures(result: TaskResult) -> list[str]:
+    """The headline, and of whole words their perplexity: it moves where none is right."""
+    headline = result.task.measure
+    return [headline, *(m for m in ("perplexity",) if m in result.measures and m != headline)]
+
+
 def compared(pairs: Sequence[tuple[Measured, Measured]], versus: Sequence[Versus]) -> list[Pair]:
     """What each second model gained over the first, by tasks and, if asked, by replies."""
     found = []
@@ -121,13 +127,10 @@ def compared(pairs: Sequence[tuple[Measured, Measured]], versus: Sequence[Versus
         by_name = {result.name: result for result in before.results}
         comparisons = [
             compare_rows(
-                result.name,
-                result.task.measure,
-                by_name[result.name].rows,
-                result.rows,
-                result.setting.seed,
+                result.name, measure, by_name[result.name].rows, result.rows, result.setting.seed
             )
             for result in after.results
+            for measure in compared_measures(result)
         ]
         judged = versus[place] if versus else None
         found.append(Pair(before.name, after.name, comparisons, judged))
@@ -172,5 +175,9 @@ def print_tables(found: Measured, models: Sequence[ModelResults], pairs: Sequenc
     if len(models) > 2 and found.results:
         console.print(values_table(models))
     for pair in pairs:
+        changed = [each for each in pair.comparisons if not each.is_unchanged]
+        if changed:
+            console.print(comparison_table(changed, pair.before, pair.after))
         if pair.comparisons:
-            console.print(comparison_table(pair.comparisons, pair.before, pair.after))
+            after, before = short_names([pair.after, pair.before])
+            print(f"against {before}, {after} is {summary(pair.comparisons)}")

@@ -44,6 +44,12 @@ class Comparison:
         higher = self.difference.value > 0
         return "better" if higher == measure_of(self.measure).higher_is_better else "worse"
 
+    @property
+    def is_unchanged(self) -> bool:
+        """Whether every item counts the same in both."""
+        alike = not self.gained and not self.lost
+        return measure_of(self.measure).is_share and alike and self.difference.value == 0
+
     def as_dict(self) -> dict[str, object]:
         """For ``--json``."""
         return {
@@ -53,6 +59,18 @@ class Comparison:
             "gained": list(self.gained),
             "lost": list(self.lost),
         }
+
+
+def summary(comparisons: Sequence[Comparison]) -> str:
+    """What several comparisons come to: "better on 2 of 9, worse on 1; no item changed in 3: …"."""
+    changed = [each for each in comparisons if not each.is_unchanged]
+    verdicts = [each.verdict for each in changed]
+    said = [f"better on {verdicts.count('better')} of {len(comparisons)}"]
+    said.append(f"worse on {verdicts.count('worse')}")
+    same = [each.task for each in comparisons if each.is_unchanged]
+    if not same:
+        return ", ".join(said)
+    return f"{', '.join(said)}; no item changed in {len(same)}: {', '.join(same)}"
 
 
 def compare_rows(

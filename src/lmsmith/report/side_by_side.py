@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.ticker import PercentFormatter
 
-from lmsmith.evaluation.comparing import Comparison
+from lmsmith.evaluation.comparing import Comparison, summary
 from lmsmith.evaluation.measures import measure_of
 from lmsmith.evaluation.suite import TaskResult
 from lmsmith.evaluation.versus import Versus
@@ -54,7 +54,8 @@ def pair_section(pair: Pair) -> dict[str, Any]:
         "before": pair.before,
         "after": pair.after,
         "columns": short_names([pair.before, pair.after]),
-        "comparisons": [_comparison(each) for each in pair.comparisons],
+        "comparisons": [_comparison(each) for each in pair.comparisons if not each.is_unchanged],
+        "summary": summary(pair.comparisons) if pair.comparisons else "",
         "versus": versus_section(pair.versus) if pair.versus is not None else None,
     }
 
