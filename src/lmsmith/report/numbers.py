@@ -28,10 +28,10 @@ def minus(text: str) -> str:
 
 
 def signed(value: float | None, decimals: int = 2) -> str:
-    """``value`` with its sign always shown: +0.42."""
+    """``value`` with its sign always shown: +0.42; thousands without decimals."""
     if value is None or not math.isfinite(value):
         return MISSING
-    return minus(f"{value:+.{decimals}f}")
+    return minus(f"{value:+,.{0 if abs(value) >= 1000 else decimals}f}")
 
 
 def fixed(value: float | None, decimals: int) -> str:
