@@ -416,7 +416,7 @@ class Client:
         found = await self._json("POST", "/tokenize", {"prompt": self._words(20)})
         if found["count"] != len(found["tokens"]):
             raise Unexpected("a wrong count")
-        for path in ("/health", "/ready") if self._number else ("/health", "/metrics"):
+        for path in ("/health",) if self._number else ("/health", "/metrics"):
             async with self._asked("GET", path) as response:
                 await response.body()
 
