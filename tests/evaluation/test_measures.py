@@ -63,6 +63,9 @@ def test_what_several_comparisons_come_to_is_said_in_a_line() -> None:
     assert [each.is_unchanged for each in found] == [False, False, True, False]
     assert summary(found) == "better on 1 of 4, worse on 1; no item changed in 1: c"
     assert summary(found[:1]) == "better on 1 of 1, worse on 0"
+    names = ("a", "b", "b, 1-shot", "c, 16-shot")
+    alike = [compare_rows(name, "accuracy", same, same) for name in names]
+    assert summary(alike).endswith("no item changed in 4: a, b (0, 1-shot), c (16-shot)")
 
 
 def test_a_difference_that_is_not_known_is_unclear() -> None:

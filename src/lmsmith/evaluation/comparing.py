@@ -70,7 +70,19 @@ def summary(comparisons: Sequence[Comparison]) -> str:
     same = [each.task for each in comparisons if each.is_unchanged]
     if not same:
         return ", ".join(said)
-    return f"{', '.join(said)}; no item changed in {len(same)}: {', '.join(same)}"
+    return f"{', '.join(said)}; no item changed in {len(same)}: {_listed(same)}"
+
+
+def _listed(tasks: Sequence[str]) -> str:
+    """Names, each with its numbers of shots: "lambada, triviaqa (0, 1, 16-shot)"."""
+    found: dict[str, list[str]] = {}
+    for each in tasks:
+        name, _, shots = each.partition(", ")
+        found.setdefault(name, []).append(shots.removesuffix("-shot") or "0")
+    return ", ".join(
+        name if shots == ["0"] else f"{name} ({', '.join(shots)}-shot)"
+        for name, shots in found.items()
+    )
 
 
 def compare_rows(

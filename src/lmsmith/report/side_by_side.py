@@ -75,9 +75,7 @@ def _comparison(each: Comparison) -> dict[str, str]:
             scale * difference.low, scale * difference.high, decimals
         ),
         "verdict": each.verdict,
-        "changed": f"{len(each.gained)} won, {len(each.lost)} lost of {each.items}"
-        if share
-        else f"{each.items} items",
+        "changed": f"{len(each.gained)} won, {len(each.lost)} lost" if share else "",
     }
 
 
