@@ -46,6 +46,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, models_of_the_test: No
     for name, rows in (("choose", choices), ("word", words)):
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (tmp_path / f"{name}.jsonl").write_text(text)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/word.jsonl").write_text(json.dumps(words[0]) + "\n")
     (tmp_path / "tale.txt").write_text("the dog sat by the blue sea\n" * 12)
     return tmp_path
 
@@ -350,6 +352,7 @@ def test_models_do_not_rate_themselves_where_they_are_compared(
         (["one", "--compare", "two", "--win-rate", "word.jsonl", "--judge", "x"], "no instruction"),
         (["one", "--compare", "two", "--labelers", "0", "--tasks", "word.jsonl"], "--labelers 0"),
         (["one", "--tasks", "word.jsonl", "--seed", "-1"], "--seed -1"),
+        (["one", "--tasks", "word.jsonl,sub/word.jsonl"], "another task has the name word"),
         (["one", "--tasks", "human_eval", "--measure", "pass_at_7"], "--measure pass_at_7"),
     ],
 )

@@ -29,9 +29,7 @@ def make_plan(
     from lmsmith.evaluation.suite import Setting
     from lmsmith.evaluation.tasks.shipped import find_tasks, suites
 
-    words = split_words(tasks)
-    find_tasks(words, run_python=True)  # refuses two of one name
-    asked = [(word, shots) for word in words]
+    asked = [(word, shots) for word in split_words(tasks)]
     if suite:
         known = suites()
         if suite not in known:
@@ -40,8 +38,12 @@ def make_plan(
     if not asked:
         raise UserError("no tasks", "name some: --tasks lambada,copa, or --suite gpt3")
     plan: Plan = []
-    for word, counts in asked:
+    known: dict[str, TaskSpec] = {}
+    for word, counts in dict.fromkeys(asked):
         for task in find_tasks([word], run_python=True):
+            if known.setdefault(task.name, task) != task:
+                problem = f"{word}: another task has the name {task.name}"
+                raise UserError(problem, "rename one of the two")
             if measure:
                 task = replace(task, headline=measure)
                 problems = task.check()
