@@ -38,10 +38,10 @@ def make_plan(
     if not asked:
         raise UserError("no tasks", "name some: --tasks lambada,copa, or --suite gpt3")
     plan: Plan = []
-    known: dict[str, TaskSpec] = {}
+    named: dict[str, TaskSpec] = {}
     for word, counts in dict.fromkeys(asked):
         for task in find_tasks([word], run_python=True):
-            if known.setdefault(task.name, task) != task:
+            if named.setdefault(task.name, task) != task:
                 problem = f"{word}: another task has the name {task.name}"
                 raise UserError(problem, "rename one of the two")
             if measure:
