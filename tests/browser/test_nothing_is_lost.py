@@ -200,6 +200,32 @@ def test_an_answer_whose_server_is_gone_stays_and_can_be_kept(chat: Chat) -> Non
     expect(page.locator("article.assistant")).to_contain_text("The first half 🙂")
 
 
+def test_two_halves_that_broke_off_hide_nothing_that_is_said_after(chat: Chat) -> None:
+    page = chat.visit()
+    page.get_by_label("Two answers side by side").click()
+
+    def break_off(route: Route) -> None:
+        events = [{"answer": "x"}, {"delta": "half a reply"}]
+        body = "".join(f"data: {json.dumps(event)}\n\n" for event in events)
+        route.fulfill(status=200, content_type="text/event-stream", body=body)
+
+    page.route("**/answers", break_off)
+    say(page, "go on")
+    halves = page.locator(".writing [role=alert]")
+    expect(halves).to_have_count(2)
+    page.unroute("**/answers")
+    page.get_by_label("Two answers side by side").click()
+    halves.first.get_by_role("button", name="Save it").click()
+    expect(halves).to_have_count(1)
+    say(page, "and now?")
+    expect(page.locator("article.assistant")).to_have_count(2)
+    expect(page.locator("article.assistant").last).to_contain_text(SENTENCE)
+    expect(page.locator("article.user")).to_have_count(2)
+    halves.get_by_role("button", name="Let it go").click()
+    expect(page.locator(".writing")).to_have_count(0)
+    assert len(chat.messages(page)) == 4
+
+
 def test_a_server_that_is_busy_or_gone_says_so_in_the_readers_language(chat: Chat) -> None:
     page = chat.visit(locale="zh-CN")
     busy = {"error": {"message": "8 wait", "type": "x", "param": None, "code": "queue_full"}}

@@ -62,10 +62,25 @@ def test_what_several_comparisons_come_to_is_said_in_a_line() -> None:
     ]
     assert [each.is_unchanged for each in found] == [False, False, True, False]
     assert summary(found) == "better on 1 of 4, worse on 1; no item changed in 1: c"
+    falls = [rows_of([value] * 9, "perplexity") for value in (2.0, 1.0)]
+    words = [found[2], compare_rows("c", "perplexity", *falls)]
+    assert summary(words) == "better on 1 of 1, worse on 0"
     assert summary(found[:1]) == "better on 1 of 1, worse on 0"
     names = ("a", "b", "b, 1-shot", "c, 16-shot")
     alike = [compare_rows(name, "accuracy", same, same) for name in names]
     assert summary(alike).endswith("no item changed in 4: a, b (0, 1-shot), c (16-shot)")
+
+
+@pytest.mark.parametrize(("count", "verdict"), [(2, "unclear"), (5, "unclear"), (6, "better")])
+def test_few_items_that_all_changed_the_same_way_tell_nothing(count: int, verdict: str) -> None:
+    none, every = rows_of([0.0] * count), rows_of([1.0] * count)
+    found = compare_rows("made", "accuracy", none, every)
+    assert (found.difference.value, found.verdict) == (1.0, verdict)
+    other = compare_rows("made", "accuracy", every, none)
+    assert other.verdict == verdict.replace("better", "worse")
+    if verdict == "better":
+        assert 0.5 < found.difference.low < found.difference.high == 1.0
+        assert other.difference.low == -1.0 < other.difference.high < -0.5
 
 
 def test_a_difference_that_is_not_known_is_unclear() -> None:

@@ -19,13 +19,10 @@ def print_json(value: Mapping[str, object]) -> None:
     sys.stdout.flush()
 
 
-def table_console(piped: int = 200) -> Console:
-    """For tables: what stands in brackets in people's names is no markup.
-
-    Args:
-        piped: the width where there is no terminal, and a table that is cut would say less.
-    """
-    width = None if sys.stdout.isatty() else piped
+def table_console() -> Console:
+    """For tables: what stands in brackets in people's names is no markup."""
+    # A pipe has no width of its own; a table that is cut would say less.
+    width = None if sys.stdout.isatty() else 200
     return Console(width=width, markup=False, emoji=False)
 
 

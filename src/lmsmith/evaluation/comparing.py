@@ -62,15 +62,20 @@ class Comparison:
 
 
 def summary(comparisons: Sequence[Comparison]) -> str:
-    """What several comparisons come to: "better on 2 of 9, worse on 1; no item changed in 3: …"."""
-    changed = [each for each in comparisons if not each.is_unchanged]
-    verdicts = [each.verdict for each in changed]
-    said = [f"better on {verdicts.count('better')} of {len(comparisons)}"]
-    said.append(f"worse on {verdicts.count('worse')}")
-    same = [each.task for each in comparisons if each.is_unchanged]
-    if not same:
-        return ", ".join(said)
-    return f"{', '.join(said)}; no item changed in {len(same)}: {_listed(same)}"
+    """What several come to: "better on 2 of 9, worse on 1; no item changed in 3: …", of tasks.
+
+    A task is counted as better, or as worse, if it is by any of its measures.
+    """
+    tasks: dict[str, list[Comparison]] = {}
+    for each in comparisons:
+        tasks.setdefault(each.task, []).append(each)
+
+    def count(verdict: str) -> int:
+        return sum(any(each.verdict == verdict for each in of) for of in tasks.values())
+
+    said = f"better on {count('better')} of {len(tasks)}, worse on {count('worse')}"
+    same = [task for task, of in tasks.items() if all(each.is_unchanged for each in of)]
+    return f"{said}; no item changed in {len(same)}: {_listed(same)}" if same else said
 
 
 def _listed(tasks: Sequence[str]) -> str:

@@ -165,6 +165,9 @@ def paired_difference(
 ) -> Interval:
     """A measure of b less that of a on the same items, items resampled for both together.
 
+    Where b has all items right and a none, or the reverse, resamples are all alike: fewer than six
+    items tell nothing then (the sign test's two-sided p is 2 · 2⁻ⁿ), more have Wilson's interval.
+
     Args:
         rows_a, rows_b: of the same items in the same order. A single one has no interval (NaN).
     """
@@ -172,9 +175,27 @@ def paired_difference(
     value = value_of(rows_b, name) - value_of(rows_a, name)
     if len(rows_a) == 1:
         return Interval(value, NAN, NAN)
+    if measure.is_share and (all_alike := _all_alike(rows_a, rows_b, name)):
+        return all_alike
     # The same seed draws the same items for both.
     of_a, of_b = (
         _resampled(parts_of(rows, name), measure, resamples, seed) for rows in (rows_a, rows_b)
     )
     with np.errstate(invalid="ignore"):  # two infinite ones have no difference
         return percentile_interval(value, of_b - of_a)
+
+
+FEWEST_ALIKE = 6
+"""Items that must all have changed the same way before it counts: 2 · 2⁻⁶ < 0.05."""
+
+
+def _all_alike(rows_a: Sequence[Row], rows_b: Sequence[Row], name: str) -> Interval | None:
+    """Of a difference where every item is wrong in one and right in the other, the same way."""
+    a, b = parts_of(rows_a, name), parts_of(rows_b, name)
+    if not (_is_all_or_none(a) and _is_all_or_none(b)) or a[0, 0] == b[0, 0]:
+        return None
+    sign, count = float(b[0, 0] - a[0, 0]), len(rows_a)
+    if count < FEWEST_ALIKE:
+        return Interval(sign, NAN, NAN)
+    ends = (sign, sign * wilson_interval(count, count).low)
+    return Interval(sign, min(ends), max(ends))

@@ -5,9 +5,12 @@ from __future__ import annotations
 import http.server
 import os
 import socket
+import ssl
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from types import ModuleType
 
 import pytest
@@ -52,6 +55,34 @@ def test_what_is_loaded_and_what_is_not_yet_are_both_told(monkeypatch: pytest.Mo
     assert "HF_DATASETS_OFFLINE" not in os.environ
 
 
+def test_what_answers_in_another_tongue_is_no_hub(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def garble() -> None:
+        connection, _ = server.accept()
+        with connection:
+            connection.recv(1_000)
+            connection.sendall(b"garbage\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=garble, daemon=True).start()
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        assert "cannot be reached" in why_offline()
+    monkeypatch.setenv("HF_ENDPOINT", "http://my hub")
+    assert "cannot be reached" in why_offline()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_certificate_that_only_other_libraries_know_is_theirs_to_judge(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise urllib.error.URLError(ssl.SSLCertVerificationError("no issuer"))
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    assert why_offline() == ""
+
+
 @pytest.mark.parametrize(
     ("code", "said"), [(200, ""), (404, ""), (401, ""), (500, "500"), (503, "503")]
 )
@@ -81,7 +112,8 @@ def test_a_hub_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.Monkey
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         started = time.monotonic()
-        assert "within 0.3 seconds" in why_offline() or "timed out" in why_offline()
+        said = why_offline()
+        assert "within 0.3 seconds" in said or "timed out" in said
         assert time.monotonic() - started < 3
     assert "cannot be reached" in why_offline()
 

@@ -116,6 +116,11 @@ class Talk {
     this.#writing = this.#writing.filter((each) => each !== broken);
   }
 
+  /** Let go of an answer that broke off. */
+  leave(broken: Writing): void {
+    this.#writing = this.#writing.filter((each) => each !== broken);
+  }
+
   async #begin(content: string, begun: (id: string) => void): Promise<string> {
     const made = await server.begin(titleOf(content));
     begun(made.id);

@@ -70,6 +70,7 @@ export const en = {
   'talk.kept': 'What was written is kept.',
   'talk.notKept': 'What was written is not saved yet.',
   'talk.keep': 'Save it',
+  'talk.leave': 'Let it go',
   'talk.answerIt': 'Answer this',
   'talk.bottom': 'To the newest message',
   'talk.empty': '(no text)',

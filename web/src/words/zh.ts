@@ -70,6 +70,7 @@ export const zh: Record<keyof typeof en, string> = {
   'talk.kept': '已写出的内容已保存。',
   'talk.notKept': '已写出的内容尚未保存。',
   'talk.keep': '保存',
+  'talk.leave': '不要了',
   'talk.answerIt': '回答这条消息',
   'talk.bottom': '跳到最新消息',
   'talk.empty': '（没有文字）',

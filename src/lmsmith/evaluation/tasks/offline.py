@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
+import ssl
 import sys
 import threading
 import urllib.error
@@ -47,8 +49,12 @@ def why_offline(path: str = "") -> str:
                 failures.clear()
             else:
                 failures[0] = f"{endpoint} answers {error.code}"
-        except (OSError, ValueError) as error:
-            failures[0] = f"{endpoint} cannot be reached ({getattr(error, 'reason', error)})"
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", error)
+            if isinstance(reason, ssl.SSLError):  # other libraries know other certificates
+                failures.clear()
+            else:
+                failures[0] = f"{endpoint} cannot be reached ({reason})"
 
     # A name's look-up knows no time limit: the thread is left behind where it takes longer.
     asking = threading.Thread(target=ask, daemon=True)

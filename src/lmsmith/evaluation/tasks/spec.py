@@ -288,6 +288,14 @@ class Published:
     of: str = ""
     """The variant it is of; the task itself if empty."""
 
+    def check(self) -> list[tuple[str, object, str, str]]:
+        problems: list[tuple[str, object, str, str]] = []
+        if not self.model.strip():
+            problems.append(("model", self.model, "a name", ""))
+        if not self.parameters > 0:
+            problems.append(("parameters", self.parameters, "more than 0", ""))
+        return problems
+
 
 @dataclass(frozen=True)
 class TaskSpec:
