@@ -77,6 +77,8 @@ def picture(page: Page, name: str) -> None:
 
 def check_access(page: Page) -> None:
     """axe finds nothing serious."""
+    if not AXE.exists():
+        pytest.skip("axe-core is not here: python hatch_build.py ci")
     page.evaluate(AXE.read_text())
     found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
     bad = [
