@@ -116,8 +116,10 @@ def values_table(models: Sequence[ModelResults]) -> Table:
 
 def compared_measures(result: TaskResult) -> list[str]:
     """The headline, and of whole words their perplexity: it moves where none is right."""
-    headline = result.task.measure
-    return [headline, *(m for m in ("perplexity",) if m in result.measures and m != headline)]
+    measures = [result.task.measure]
+    if "perplexity" in result.measures:
+        measures.append("perplexity")
+    return list(dict.fromkeys(measures))
 
 
 def compared(pairs: Sequence[tuple[Measured, Measured]], versus: Sequence[Versus]) -> list[Pair]:

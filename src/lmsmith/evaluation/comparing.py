@@ -37,8 +37,7 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """``better``, ``worse``, or ``unclear`` where the interval holds 0 or
-        there is none."""
+        """``better``, ``worse``, or ``unclear`` where the interval holds 0 or is unknown."""
         if not (self.difference.low > 0 or self.difference.high < 0):
             return "unclear"
         higher = self.difference.value > 0

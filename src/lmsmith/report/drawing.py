@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from lmsmith.core.metrics import read_metrics
 from lmsmith.report.records import Row, RunRecord, as_number
@@ -89,6 +89,16 @@ def label_axes(axes: Axes, below: str, beside: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=_ROUND_STEPS))
     axes.xaxis.set_major_formatter(FuncFormatter(_short_count))
     axes.margins(x=0.02)
+
+
+def share_by_task(axes: Axes, names: Sequence[str]) -> None:
+    """A row a task, the first on top, and shares from 0 to 100 % along it."""
+    axes.set_yticks(range(len(names)), list(names))
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xlim(-0.02, 1.02)
+    axes.grid(visible=True, axis="x")
+    axes.grid(visible=False, axis="y")
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
 
 
 def legend_above(axes: Axes) -> None:

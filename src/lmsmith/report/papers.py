@@ -6,11 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from matplotlib.ticker import PercentFormatter
-
 from lmsmith.evaluation.measures import measure_of
 from lmsmith.evaluation.suite import TaskResult
 from lmsmith.evaluation.tasks.spec import Published
+from lmsmith.report.drawing import share_by_task
 from lmsmith.report.shown import NOTHING, shown_interval, shown_value
 from lmsmith.report.svg import COLOURS, canvas, themed_svg
 
@@ -95,12 +94,7 @@ def draw_among_papers(results: Sequence[TaskResult], model: str) -> str:
             axes.plot([ours.low, ours.high], [at, at], color=COLOURS[OURS], linewidth=1.4)
             axes.scatter([ours.value], [at], s=18, color=COLOURS[OURS], zorder=3)
         axes.plot([], [], color=COLOURS[OURS], marker="o", markersize=4, label=model)
-        axes.set_yticks(range(len(drawn)), [each.name for each in drawn])
-        axes.set_ylim(len(drawn) - 0.4, -0.6)
-        axes.set_xlim(-0.02, 1.02)
-        axes.grid(visible=True, axis="x")
-        axes.grid(visible=False, axis="y")
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        share_by_task(axes, [each.name for each in drawn])
         figure.legend(loc="outside upper left", ncols=4)
         said = f"{model} on each task among {', '.join(families)}, whose dots grow with their size."
         return themed_svg(figure, "among-papers", said)

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from matplotlib.ticker import PercentFormatter
-
 from lmsmith.evaluation.comparing import Comparison, summary
 from lmsmith.evaluation.measures import measure_of
 from lmsmith.evaluation.suite import TaskResult
 from lmsmith.evaluation.versus import Versus
 from lmsmith.report import numbers
+from lmsmith.report.drawing import share_by_task
 from lmsmith.report.shown import NOTHING, short_names, shown_interval, shown_value
 from lmsmith.report.svg import COLOURS, canvas, themed_svg
 from lmsmith.report.versus import versus_section
@@ -129,12 +128,7 @@ def draw_side_by_side(models: Sequence[ModelResults]) -> str:
                 axes.plot([found.low, found.high], [at, at], color=colour, linewidth=1.2, alpha=0.6)
                 axes.scatter([found.value], [at], s=16, color=colour, zorder=3)
             axes.plot([], [], color=colour, marker="o", markersize=4, label=names[place])
-        axes.set_yticks(range(len(shown)), [each.name for each in shown])
-        axes.set_ylim(len(shown) - 0.45, -0.55)
-        axes.set_xlim(-0.02, 1.02)
-        axes.grid(visible=True, axis="x")
-        axes.grid(visible=False, axis="y")
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        share_by_task(axes, [each.name for each in shown])
         figure.legend(loc="outside upper left", ncols=3)
         said = f"Each task's value by model: {', '.join(names)}."
         return themed_svg(figure, "side-by-side", said)
