@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 
 @dataclass
 class Server:
@@ -77,14 +79,17 @@ class Response:
         Raises:
             ConnectionError: the stream broke off.
         """
-        while line := await self.reader.readline():
-            if line.startswith(b"data: [DONE]"):
-                yield None
-                return
-            if line.startswith(b"data: "):
-                yield json.loads(line[6:])
-            if line == b"0\r\n":
-                return
+        rest = b""
+        while data := await self.reader.read(2**16):
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                if line.startswith(b"data: [DONE]"):
+                    yield None
+                    return
+                if line.startswith(b"data: "):
+                    yield msgspec.json.decode(line[6:])
+                if line == b"0\r":
+                    return
         raise ConnectionError("the stream broke off")
 
 

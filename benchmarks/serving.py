@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+import uvloop
 from rich.console import Console
 from rich.table import Table
 from served import asked, serving
@@ -107,10 +108,10 @@ def main(
                 for side, port in ports.items():
                     if side == ONE_SLOT and number and count > MOST_ONE_BY_ONE:
                         continue
-                    seen[side][count].append(asyncio.run(ask_all(port, prompts, tokens)))
+                    seen[side][count].append(uvloop.run(ask_all(port, prompts, tokens)))
                     said.append(f"{side} {seen[side][count][-1].rate:.1f}")
                 status.print(f"{count} streams: {'; '.join(said)} tokens/s")
-        turns = asyncio.run(two_turns(ours))
+        turns = uvloop.run(two_turns(ours))
     result = {
         "model": model,
         "weights": weights,
@@ -179,7 +180,7 @@ def warm_up(ports: Mapping[str, int], engine: Bare, prompt: int) -> None:
     prompts = random_prompts(4, prompt, seed=-1)
     engine.rate(prompts, 4)
     for port in ports.values():
-        asyncio.run(ask_all(port, prompts, 4))
+        uvloop.run(ask_all(port, prompts, 4))
 
 
 async def ask_all(port: int, prompts: list[list[int]], tokens: int) -> Measured:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import openai
@@ -163,3 +164,28 @@ def test_metrics_count(served: Running, client: openai.OpenAI) -> None:
     assert metric('lmsmith_time_to_first_token_seconds_count{model="random"}') == firsts + 1
     assert metric('lmsmith_replies_active{model="random"}') == 0
     assert HTTP.get(f"{served.address}/ready").json() == {"status": "ok"}
+
+
+def test_tokens_told_together_stay_events_of_their_own(served: Running) -> None:
+    """Most come in one piece; each has its own text and probability, and the last one the end."""
+    asked = {
+        "model": "parrot", "prompt": [TOKENIZER.assistant], "max_tokens": 8, "temperature": 0,
+        "logprobs": 0, "ignore_eos": True, "stream": True,
+    }  # fmt: skip
+    events = []
+    for line in HTTP.post(f"{served.address}/v1/completions", json=asked).text.splitlines():
+        if line.startswith("data: {"):
+            (choice,) = json.loads(line.removeprefix("data: "))["choices"]
+            events.append(choice)
+    texts = [choice["text"] for choice in events]
+    spoken = TOKENIZER.encode(SENTENCE)[:8]
+    assert "".join(texts) == TOKENIZER.decode(spoken).rstrip("\ufffd")
+    assert [choice["finish_reason"] for choice in events] == [None] * (len(events) - 1) + ["length"]
+    told = [len(choice["logprobs"]["tokens"]) for choice in events]
+    assert sum(told) == 8
+    # A character split across tokens comes with the last of them.
+    whole = [number for number in range(1, 9) if "\ufffd" not in TOKENIZER.decode(spoken[:number])]
+    assert told[: len(whole)] == [b - a for a, b in zip([0, *whole], whole, strict=False)]
+    offsets = [choice["logprobs"]["text_offset"][0] for choice in events[: len(whole)]]
+    starts = [len(TOKENIZER.decode(spoken[:number])) for number in [0, *whole[:-1]]]
+    assert offsets == starts

@@ -126,6 +126,13 @@ class Scheduler:
         return bool(self._writing or self._reading or self._waiting)
 
     @property
+    def will_read(self) -> bool:
+        """Whether a step would read of prompts, as far as rows go; it takes longer then."""
+        if self._reading or not self._waiting:
+            return bool(self._reading)
+        return self.active + self._waiting[0].samples <= self.most_rows
+
+    @property
     def waiting(self) -> int:
         """Requests that have not joined."""
         return len(self._waiting)

@@ -6,7 +6,8 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from lmsmith.core.errors import UserError
@@ -17,7 +18,7 @@ from lmsmith.server.limits import Limits
 from lmsmith.server.metrics import Metrics
 from lmsmith.server.served import ServedModel
 from lmsmith.server.visitors import salt
-from lmsmith.server.worker import EngineThread, Ticket
+from lmsmith.server.worker import EngineThread, Listener, Ticket
 
 log = logging.getLogger("lmsmith.server")
 
@@ -145,8 +146,9 @@ class Answer:
             Question(request, [Reply() for _ in range(request.settings.samples)])
             for request in requests
         ]
-        self._serving = serving
-        self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        self._serving, self._metrics = serving, serving.metrics.of(model.name)
+        self._events: deque[tuple[int, Event, float]] = deque()
+        self._come = asyncio.Event()
         self._asked = time.perf_counter()
         self._begun = self._asked if begun is None else begun
         self._last: dict[tuple[int, int], float] = {}
@@ -158,8 +160,12 @@ class Answer:
             for number, request in enumerate(requests)
         ]
 
-    def _listener(self, number: int) -> Callable[[Event], None]:
-        return lambda event: self._events.put_nowait((number, event))
+    def _listener(self, number: int) -> Listener:
+        return lambda event, moment: self._put(number, event, moment)
+
+    def _put(self, number: int, event: Event, moment: float) -> None:
+        self._events.append((number, event, moment))
+        self._come.set()
 
     @property
     def prompt_tokens(self) -> int:
@@ -173,30 +179,38 @@ class Answer:
     def reused_tokens(self) -> int:
         return sum(question.reused for question in self.questions)
 
-    async def events(self) -> AsyncIterator[tuple[int, TokenEvent]]:
-        """(prompt's number, event) until every reply has ended.
+    async def events(self) -> AsyncIterator[Iterator[tuple[int, TokenEvent]]]:
+        """(prompt's number, event) until every reply has ended, all that came together at once.
+
+        A token is added to its reply when it is taken from its batch, and not before.
 
         Raises:
             ApiError: the request failed, took too long, or the server ends.
         """
         left = sum(len(question.replies) for question in self.questions)
-        deadline = self._begun + self._serving.limits.seconds
-        while left:
-            number, event = await self._next(deadline)
-            if isinstance(event, Failed):
-                raise self._failure(event.error)
-            if isinstance(event, Joined):
-                self._joined(number, event)
-                continue
-            self._take(number, event)
-            left -= event.finish is not None
-            yield number, event
+        spent = time.perf_counter() - self._begun
+        timer = asyncio.get_running_loop().call_later(
+            self._serving.limits.seconds - spent, self._time_is_over
+        )
+        try:
+            while left:
+                while not self._events:
+                    self._come.clear()
+                    await self._come.wait()
+                tokens, error = self._next()
+                left -= sum(event.finish is not None for _, event, _ in tokens)
+                if tokens:
+                    yield map(self._take, *zip(*tokens, strict=True))
+                if error is not None:
+                    raise error
+        finally:
+            timer.cancel()
         self._serving.took(time.perf_counter() - self._asked)
 
     async def whole(self) -> None:
         """Wait until every reply has ended."""
-        async for _ in self.events():
-            pass
+        async for batch in self.events():
+            deque(batch, maxlen=0)
 
     def close(self) -> None:
         """Give up what is not finished: its slots are free from the next step on."""
@@ -212,44 +226,49 @@ class Answer:
 
     def end(self, error: ApiError) -> None:
         """Raise an error from `events`, after what has come already."""
-        self._events.put_nowait((0, Failed(-1, error)))
+        self._put(0, Failed(-1, error), time.perf_counter())
 
     def went_away(self) -> None:
         """The client hung up."""
-        self._serving.metrics.cancelled.labels(self.model.name).inc()
+        self._metrics.cancelled.inc()
         self.close()
 
-    async def _next(self, deadline: float) -> tuple[int, Event]:
-        if not self._events.empty():
-            return self._events.get_nowait()
-        try:
-            async with asyncio.timeout(deadline - time.perf_counter()):
-                return await self._events.get()
-        except TimeoutError:
-            seconds = self._serving.limits.seconds
-            self._serving.metrics.rejected.labels("timeout").inc()
-            raise ApiError(
-                504, f"no answer within {seconds:g} seconds", "server_error", code="timeout"
-            ) from None
+    def _time_is_over(self) -> None:
+        seconds = self._serving.limits.seconds
+        self._serving.metrics.rejected.labels("timeout").inc()
+        problem = f"no answer within {seconds:g} seconds"
+        self.end(ApiError(504, problem, "server_error", code="timeout"))
+
+    def _next(self) -> tuple[list[tuple[int, TokenEvent, float]], ApiError | None]:
+        """The tokens that are there, up to what ended the request."""
+        tokens: list[tuple[int, TokenEvent, float]] = []
+        while self._events:
+            number, event, moment = self._events.popleft()
+            if isinstance(event, Failed):
+                return tokens, self._failure(event.error)
+            if isinstance(event, Joined):
+                self._joined(number, event)
+            else:
+                tokens.append((number, event, moment))
+        return tokens, None
 
     def _joined(self, number: int, event: Joined) -> None:
-        metrics, name = self._serving.metrics, self.model.name
         self.questions[number].reused = event.reused
         self._waiting.discard(number)
-        self._serving.waiting[name] -= 1
-        metrics.prompt_tokens.labels(name).inc(len(self.questions[number].request.prompt))
-        metrics.cached_tokens.labels(name).inc(event.reused)
+        self._serving.waiting[self.model.name] -= 1
+        self._metrics.prompt_tokens.inc(len(self.questions[number].request.prompt))
+        self._metrics.cached_tokens.inc(event.reused)
 
-    def _take(self, number: int, event: TokenEvent) -> None:
+    def _take(self, number: int, event: TokenEvent, moment: float) -> tuple[int, TokenEvent]:
         self.questions[number].replies[event.sample].add(event)
-        metrics, name, now = self._serving.metrics, self.model.name, time.perf_counter()
         before = self._last.get((number, event.sample))
         if before is None:
-            metrics.first_token.labels(name).observe(now - self._asked)
+            self._metrics.first_token.observe(moment - self._asked)
         else:
-            metrics.gap.labels(name).observe(now - before)
-        self._last[number, event.sample] = now
-        metrics.generated_tokens.labels(name).inc()
+            self._metrics.gap.observe(moment - before)
+        self._last[number, event.sample] = moment
+        self._metrics.generated_tokens.inc()
+        return number, event
 
     def _failure(self, error: Exception) -> ApiError:
         if isinstance(error, ApiError):

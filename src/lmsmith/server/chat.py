@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from lmsmith.generation.requests import Reply
+from lmsmith.generation.requests import Reply, TokenEvent
 from lmsmith.server import asking, responses
 from lmsmith.server.answering import Answer, Serving
 from lmsmith.server.protocol import ChatBody
@@ -83,7 +83,7 @@ def _log_probs(answer: Answer, reply: Reply, start: int) -> dict[str, Any] | Non
     return {"content": chat_log_probs(answer.model.tokenizer, found), "refusal": None}
 
 
-async def _chunks(answer: Answer, wants_usage: bool) -> AsyncIterator[dict[str, Any]]:
+async def _chunks(answer: Answer, wants_usage: bool) -> AsyncIterator[list[dict[str, Any]]]:
     """What comes of each reply as it comes; tokens without text wait for what makes it whole."""
     opening = _opening(answer, "chat.completion.chunk")
     extra = {"usage": None} if wants_usage else {}
@@ -94,7 +94,7 @@ async def _chunks(answer: Answer, wants_usage: bool) -> AsyncIterator[dict[str, 
         choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None, **rest}
         return {**opening, "choices": [choice], **extra}
 
-    async for _, event in answer.events():
+    def chunks_of(event: TokenEvent) -> Iterator[dict[str, Any]]:
         index, reply = event.sample, replies[event.sample]
         if told[index] < 0:
             told[index] = 0
@@ -112,5 +112,9 @@ async def _chunks(answer: Answer, wants_usage: bool) -> AsyncIterator[dict[str, 
                 logprobs=log_probs if has_more else None,
                 finish_reason=finish_reason(reply),
             )
+
+    async for batch in answer.events():
+        if chunks := [each for _, event in batch for each in chunks_of(event)]:
+            yield chunks
     if wants_usage:
-        yield {**opening, "choices": [], "usage": _usage(answer)}
+        yield [{**opening, "choices": [], "usage": _usage(answer)}]

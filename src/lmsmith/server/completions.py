@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from lmsmith.generation.log_probs import TokenLogProb
-from lmsmith.generation.requests import Reply
+from lmsmith.generation.requests import Reply, TokenEvent
 from lmsmith.server import asking, responses
 from lmsmith.server.answering import Answer, Question, Serving
 from lmsmith.server.errors import ApiError, unsupported
@@ -35,7 +35,11 @@ async def completions(request: Request, body: CompletionBody) -> Response:
     if body.best_of not in (None, body.n or 1):
         raise unsupported("best_of", "best_of is not supported; ask for n and choose")
     model = serving.model(body.model)
-    prompts = await asyncio.to_thread(asking.completion_prompts, model, body)
+    has_start = _texts_were_given(body)
+    if has_start:
+        prompts = await asyncio.to_thread(asking.completion_prompts, model, body)
+    else:
+        prompts = asking.completion_prompts(model, body)
     if len(prompts) > serving.limits.prompts:
         problem = f"prompt: at most {serving.limits.prompts} at once, not {len(prompts)}"
         raise ApiError(400, problem, param="prompt")
@@ -52,7 +56,7 @@ async def completions(request: Request, body: CompletionBody) -> Response:
     )
     name = f"cmpl-{secrets.token_hex(12)}"
     answer = serving.answer(model, asking.requests_for(prompts, settings), name)
-    shown = _Shown(answer, body, has_start=_texts_were_given(body), silent=longest == 0)
+    shown = _Shown(answer, body, has_start=has_start, silent=longest == 0)
     headers = {"x-request-id": name}
     if body.stream:
         wants_usage = bool(body.stream_options and body.stream_options.include_usage)
@@ -115,23 +119,23 @@ class _Shown:
     ) -> dict[str, Any]:
         """What is new of a reply, ``told`` of whose tokens have been shown with probabilities."""
         question = self._answer.questions[number]
-        found: list[TokenLogProb | int] = []
-        offset = len(self._echoed(question)) if told else 0
-        if self._log_probs and not self._silent:
-            found += reply.log_probs[told:]  # what ended it as well: clients count on a last one
-        if self._log_probs and self._echo and not told:
-            found = [*self._prompt_log_probs(question, reply), *found]
-        offset += len(self._answer.model.tokenizer.decode(reply.tokens[:told]))
         return {
             "index": number * len(question.replies) + sample,
             "text": text,
-            "logprobs": (
-                completion_log_probs(self._answer.model.tokenizer, found, offset)
-                if self._log_probs
-                else None
-            ),
+            "logprobs": self._log_probs_of(question, told, reply) if self._log_probs else None,
             "finish_reason": finish_reason(reply),
         }
+
+    def _log_probs_of(self, question: Question, told: int, reply: Reply) -> dict[str, Any]:
+        tokenizer = self._answer.model.tokenizer
+        found: list[TokenLogProb | int] = []
+        if not self._silent:
+            found += reply.log_probs[told:]  # what ended it as well: clients count on a last one
+        if self._echo and not told:
+            found = [*self._prompt_log_probs(question, reply), *found]
+        offset = len(self._echoed(question)) if told else 0
+        offset += len(tokenizer.decode(reply.tokens[:told]))
+        return completion_log_probs(tokenizer, found, offset)
 
     def _prompt_log_probs(self, question: Question, reply: Reply) -> list[TokenLogProb | int]:
         """Of the prompt as the client wrote it: its first token has none if nothing was before."""
@@ -139,18 +143,30 @@ class _Shown:
             return list(reply.prompt_log_probs)
         return [question.request.prompt[0], *reply.prompt_log_probs]
 
-    async def chunks(self, wants_usage: bool) -> AsyncIterator[dict[str, Any]]:
-        extra = {"usage": None} if wants_usage else {}
+    async def chunks(self, wants_usage: bool) -> AsyncIterator[list[dict[str, Any]]]:
         told: dict[tuple[int, int], int] = {}
-        async for number, event in self._answer.events():
-            question, key = self._answer.questions[number], (number, event.sample)
-            reply = question.replies[event.sample]
-            text = "" if self._silent else event.text
-            if key not in told:
-                text = self._echoed(question) + text
-            if text or event.finish is not None:
-                choice = self._choice(number, event.sample, text, told.get(key, 0), reply)
-                yield {**self._opening, "choices": [choice], **extra}
-                told[key] = len(reply.log_probs)
+        async for batch in self._answer.events():
+            found = [self._chunk(number, event, told, wants_usage) for number, event in batch]
+            if chunks := [each for each in found if each is not None]:
+                yield chunks
         if wants_usage:
-            yield {**self._opening, "choices": [], "usage": self._usage()}
+            yield [{**self._opening, "choices": [], "usage": self._usage()}]
+
+    def _chunk(
+        self, number: int, event: TokenEvent, told: dict[tuple[int, int], int], wants_usage: bool
+    ) -> dict[str, Any] | None:
+        """What a token adds to its reply, if that is anything; ``told`` is brought up to date."""
+        question, key = self._answer.questions[number], (number, event.sample)
+        reply = question.replies[event.sample]
+        text = "" if self._silent else event.text
+        if key not in told:
+            text = self._echoed(question) + text
+        if not text and event.finish is None:
+            return None
+        choice = self._choice(number, event.sample, text, told.get(key, 0), reply)
+        told[key] = len(reply.log_probs)
+        return {
+            **self._opening,
+            "choices": [choice],
+            **({"usage": None} if wants_usage else {}),
+        }

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 _WAITS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _GAPS = (0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5)
+
+
+@dataclass(frozen=True)
+class ModelMetrics:
+    """What is counted of a model's answers: looked up once, as every token counts in it."""
+
+    first_token: Histogram
+    gap: Histogram
+    prompt_tokens: Counter
+    cached_tokens: Counter
+    generated_tokens: Counter
+    cancelled: Counter
 
 
 class Metrics:
@@ -37,6 +51,17 @@ class Metrics:
         self.cancelled = counter("requests_cancelled", "Clients that went away.", model)
         self.rejected = counter("requests_rejected", "Requests refused, by reason.", ["reason"])
         self.responses = counter("responses", "Responses, by path and status.", ["path", "status"])
+
+    def of(self, model: str) -> ModelMetrics:
+        """A model's own."""
+        return ModelMetrics(
+            first_token=self.first_token.labels(model),
+            gap=self.gap.labels(model),
+            prompt_tokens=self.prompt_tokens.labels(model),
+            cached_tokens=self.cached_tokens.labels(model),
+            generated_tokens=self.generated_tokens.labels(model),
+            cancelled=self.cancelled.labels(model),
+        )
 
     def text(self) -> bytes:
         """In Prometheus' text format."""

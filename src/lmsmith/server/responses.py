@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -24,7 +24,7 @@ class ClientGone(Exception):
 
 
 def to_json(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    return msgspec.json.encode(value)
 
 
 def json_response(value: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
@@ -78,14 +78,14 @@ class EventStream(Response):
 
     Args:
         answer: is closed at the end, however that comes.
-        events: objects to send.
+        events: objects to send, those of a batch in one piece.
         headers: beside the usual ones.
     """
 
     def __init__(
         self,
         answer: Answer,
-        events: AsyncIterator[Mapping[str, Any]],
+        events: AsyncIterator[Sequence[Mapping[str, Any]]],
         headers: Mapping[str, str],
     ) -> None:
         super().__init__(
@@ -112,12 +112,12 @@ class EventStream(Response):
     async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:
         begun = False
         try:
-            async for event in self._events:
+            async for batch in self._events:
                 if not begun:
                     begun = True
                     await self._begin(send)
-                await _send_event(send, to_json(event))
-            await _send_event(send, b"[DONE]")
+                await _send_events(send, *map(to_json, batch))
+            await _send_events(send, b"[DONE]")
         except Exception as error:
             if not isinstance(error, ApiError):
                 log.exception("request %s failed", self._answer.name)
@@ -125,7 +125,7 @@ class EventStream(Response):
             if not begun:
                 await error.response()(scope, receive, send)
                 return
-            await _send_event(send, to_json(error.body()))
+            await _send_events(send, to_json(error.body()))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _begin(self, send: Send) -> None:
@@ -133,7 +133,6 @@ class EventStream(Response):
         await send(start)
 
 
-async def _send_event(send: Send, data: bytes) -> None:
-    await send(
-        {"type": "http.response.body", "body": b"data: " + data + b"\n\n", "more_body": True}
-    )
+async def _send_events(send: Send, *events: bytes) -> None:
+    body = b"".join([b"data: %b\n\n" % data for data in events])
+    await send({"type": "http.response.body", "body": body, "more_body": True})

@@ -70,21 +70,21 @@ class Talk:
         self.is_over = False
         self._store, self._conversation, self._body = store, conversation, body
 
-    async def events(self) -> AsyncIterator[dict[str, Any]]:
+    async def events(self) -> AsyncIterator[list[dict[str, Any]]]:
         """Its name; its text piece by piece; the message, once it is kept."""
-        yield {"answer": self.answer.name}
+        yield [{"answer": self.answer.name}]
         finish = "stopped"
         try:
-            async for _, event in self.answer.events():
-                if event.text:
-                    yield {"delta": event.text}
+            async for batch in self.answer.events():
+                if text := "".join(event.text for _, event in batch):
+                    yield [{"delta": text}]
             finish = finish_reason(self.answer.questions[0].replies[0]) or ""
         except Stopped:
             pass
         except ApiError:
-            yield {"message": await asyncio.to_thread(self.keep, "error")}
+            yield [{"message": await asyncio.to_thread(self.keep, "error")}]
             raise
-        yield {"message": await asyncio.to_thread(self.keep, finish)}
+        yield [{"message": await asyncio.to_thread(self.keep, finish)}]
 
     def keep(self, finish: str) -> dict[str, Any] | None:
         """Write it down, once; nothing is written of an answer that was cut off before a word."""

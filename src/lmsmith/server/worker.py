@@ -1,14 +1,17 @@
 """The one thread that runs models: requests from the event loop in, events back to it.
 
 All tensors are touched in this thread alone. The event loop hands over commands, and gets the
-events of a step in one call, so that neither waits for the other.
+events of a step in one call, so that neither waits for the other. Every call takes processors from
+the model, so that tokens that follow each other faster than anybody reads are told together.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +21,12 @@ from lmsmith.generation.scheduler import Event, Failed, Scheduler
 
 log = logging.getLogger("lmsmith.server")
 
-Listener = Callable[[Event], None]
+Listener = Callable[[Event, float], None]
+"""Gets an event, and when it came about (perf_counter)."""
+
+TOLD_SECONDS = 0.025
+"""Tokens of replies under way are told at most so often. Whatever somebody waits for is told at
+once: a reply's first token, its end, that a request joins or fails."""
 
 
 @dataclass(eq=False)
@@ -31,6 +39,7 @@ class Ticket:
         listener: called in the event loop with every event.
         number: of the scheduler, once it has the request.
         left: replies that are not finished.
+        begun: whether it has a token.
         over: whether no more events will come.
     """
 
@@ -39,7 +48,11 @@ class Ticket:
     listener: Listener
     number: int = -1
     left: int = 0
+    begun: bool = False
     over: bool = False
+
+
+Told = tuple[Ticket, Event, float]
 
 
 class EngineThread:
@@ -47,12 +60,18 @@ class EngineThread:
 
     Args:
         schedulers: by the name of their model.
+        told_seconds: between two calls that tell the event loop of tokens alone.
     """
 
-    def __init__(self, schedulers: Mapping[str, Scheduler]) -> None:
+    def __init__(
+        self, schedulers: Mapping[str, Scheduler], told_seconds: float = TOLD_SECONDS
+    ) -> None:
         self._schedulers = dict(schedulers)
         self._tickets: dict[str, dict[int, Ticket]] = {name: {} for name in schedulers}
-        self._commands: deque[Callable[[], list[tuple[Ticket, Event]]]] = deque()
+        self._commands: deque[Callable[[], list[Told]]] = deque()
+        self._untold: list[Told] = []
+        self._told_seconds, self._told_at = told_seconds, -math.inf
+        self._urgent = False
         self._wake = threading.Condition()
         self._ending = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -89,7 +108,7 @@ class EngineThread:
             lambda: [pair for name in self._schedulers for pair in self._fail(name, error)]
         )
 
-    def _command(self, command: Callable[[], list[tuple[Ticket, Event]]]) -> None:
+    def _command(self, command: Callable[[], list[Told]]) -> None:
         with self._wake:
             self._commands.append(command)
             self._wake.notify()
@@ -102,15 +121,19 @@ class EngineThread:
                     return
                 commands = list(self._commands)
                 self._commands.clear()
-            events = [pair for command in commands for pair in command()]
+            for command in commands:
+                self._untold += command()
+            if any(scheduler.will_read for scheduler in self._schedulers.values()):
+                self._tell()  # reading a prompt takes long
             for name in self._schedulers:
-                events += self._step(name)
-            self._deliver(events)
+                self._untold += self._step(name)
+            if self._urgent or time.perf_counter() - self._told_at >= self._told_seconds:
+                self._tell()
 
     def _busy(self) -> bool:
         return any(scheduler.busy for scheduler in self._schedulers.values())
 
-    def _step(self, name: str) -> list[tuple[Ticket, Event]]:
+    def _step(self, name: str) -> list[Told]:
         scheduler = self._schedulers[name]
         if not scheduler.busy:
             return []
@@ -120,50 +143,55 @@ class EngineThread:
             log.exception("model %s: a step failed; its requests are ended", name)
             return self._fail(name, error)
 
-    def _submit(self, ticket: Ticket) -> list[tuple[Ticket, Event]]:
+    def _submit(self, ticket: Ticket) -> list[Told]:
         if ticket.over:
             return []
         try:
             ticket.number = self._schedulers[ticket.model].submit(ticket.request)
         except Exception as error:
-            ticket.over = True
-            return [(ticket, Failed(-1, error))]
+            self._urgent = True
+            return [(ticket, Failed(-1, error), time.perf_counter())]
         ticket.left = ticket.request.settings.samples
         self._tickets[ticket.model][ticket.number] = ticket
         return []
 
-    def _cancel(self, ticket: Ticket) -> list[tuple[Ticket, Event]]:
+    def _cancel(self, ticket: Ticket) -> list[Told]:
         if self._tickets[ticket.model].pop(ticket.number, None) is not None:
             self._schedulers[ticket.model].cancel(ticket.number)
         return []
 
-    def _fail(self, name: str, error: Exception) -> list[tuple[Ticket, Event]]:
+    def _fail(self, name: str, error: Exception) -> list[Told]:
         return self._addressed(name, self._schedulers[name].fail_all(error))
 
-    def _addressed(self, name: str, events: Sequence[Event]) -> list[tuple[Ticket, Event]]:
+    def _addressed(self, name: str, events: Sequence[Event]) -> list[Told]:
         """Events with whom they are for; tickets that are over are forgotten."""
-        tickets, found = self._tickets[name], []
+        tickets, found, now = self._tickets[name], list[Told](), time.perf_counter()
         for event in events:
             ticket = tickets.get(event.request)
             if ticket is None:
                 continue
-            found.append((ticket, event))
-            if isinstance(event, TokenEvent) and event.finish is not None:
-                ticket.left -= 1
+            found.append((ticket, event, now))
+            if not isinstance(event, TokenEvent):
+                self._urgent = True
+            elif event.finish is not None or not ticket.begun:
+                self._urgent = ticket.begun = True
+                ticket.left -= event.finish is not None
             if isinstance(event, Failed) or (isinstance(event, TokenEvent) and not ticket.left):
                 del tickets[event.request]
         return found
 
-    def _deliver(self, events: list[tuple[Ticket, Event]]) -> None:
-        if not events or self._loop is None:
+    def _tell(self) -> None:
+        told, self._untold = self._untold, []
+        self._urgent, self._told_at = False, time.perf_counter()
+        if not told or self._loop is None:
             return
         try:
-            self._loop.call_soon_threadsafe(_hand_over, events)
+            self._loop.call_soon_threadsafe(_hand_over, told)
         except RuntimeError:  # the loop was closed meanwhile
             log.debug("events came after the end")
 
 
-def _hand_over(events: list[tuple[Ticket, Event]]) -> None:
-    for ticket, event in events:
+def _hand_over(told: list[Told]) -> None:
+    for ticket, event, moment in told:
         if not ticket.over:
-            ticket.listener(event)
+            ticket.listener(event, moment)
