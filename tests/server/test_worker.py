@@ -43,7 +43,7 @@ def asked(seed: int, *, prompt: int = 20, tokens: int = LENGTH, samples: int = 1
 def all_heard(
     first: Sequence[Heard], told_seconds: float, *, after: tuple[Heard, int, Heard] | None = None
 ) -> list[Heard]:
-    """Let requests be answered; the last of ``after`` is asked when its first has so many events."""
+    """Let requests be answered; the last of ``after`` is asked at so many events of its first."""
     scheduler = Scheduler(MODEL, None, cache_bytes=2**24, rows=8)
     everyone = [*first, *([after[2]] if after else [])]
 
