@@ -19,6 +19,7 @@ from tiny_models import random_decoder
 
 MODEL = InferenceDecoder(random_decoder(ModelConfig(2, 32, 4, 600, 300)))
 LENGTH = 40
+PAGES_FOR_ONE = 500 * 2 * 2 * 32 * 4  # tokens, layers, keys and values, width, bytes
 
 
 @dataclass
@@ -41,10 +42,14 @@ def asked(seed: int, *, prompt: int = 20, tokens: int = LENGTH, samples: int = 1
 
 
 def all_heard(
-    first: Sequence[Heard], told_seconds: float, *, after: tuple[Heard, int, Heard] | None = None
+    first: Sequence[Heard],
+    told_seconds: float,
+    *,
+    after: tuple[Heard, int, Heard] | None = None,
+    cache_bytes: int = 2**24,
 ) -> list[Heard]:
     """Let requests be answered; the last of ``after`` is asked at so many events of its first."""
-    scheduler = Scheduler(MODEL, None, cache_bytes=2**24, rows=8)
+    scheduler = Scheduler(MODEL, None, cache_bytes=cache_bytes, rows=8)
     everyone = [*first, *([after[2]] if after else [])]
 
     async def run() -> None:
@@ -138,3 +143,11 @@ def test_a_request_that_cannot_be_taken_fails() -> None:
     (event,) = heard.events
     assert isinstance(event, Failed)
     assert isinstance(event.error, UserError)
+
+
+def test_those_who_wait_for_room_do_not_make_every_step_told() -> None:
+    """There are rows for both, but the cache has pages for one."""
+    writer, waiter = asked(3, tokens=300), asked(4, tokens=300)
+    all_heard([writer], math.inf, after=(writer, 1, waiter), cache_bytes=PAGES_FOR_ONE)
+    assert waiter.calls[0] > writer.calls[-2]
+    assert len(set(writer.calls)) < 10

@@ -119,6 +119,7 @@ class Scheduler:
         self._waiting: deque[_Reading] = deque()
         self._reading: deque[_Reading] = deque()
         self._writing: list[Row] = []
+        self._lacks_pages = False  # of the cache, for the first who waits
 
     @property
     def busy(self) -> bool:
@@ -127,8 +128,8 @@ class Scheduler:
 
     @property
     def will_read(self) -> bool:
-        """Whether a step would read of prompts, as far as rows go; it takes longer then."""
-        if self._reading or not self._waiting:
+        """Whether a step would read of prompts, as far as is known; it takes longer then."""
+        if self._reading or not self._waiting or self._lacks_pages:
             return bool(self._reading)
         return self.active + self._waiting[0].samples <= self.most_rows
 
@@ -171,6 +172,7 @@ class Scheduler:
 
     def cancel(self, number: int) -> None:
         """End a request; what was read of it is kept for the next one that begins so."""
+        self._lacks_pages = False
         self._waiting = deque(each for each in self._waiting if each.number != number)
         for reading in [each for each in self._reading if each.number == number]:
             self._reading.remove(reading)
@@ -232,6 +234,7 @@ class Scheduler:
     def _admit(self) -> list[Event]:
         """Requests join in turn, as far as rows and pages go."""
         joined: list[Event] = []
+        self._lacks_pages = False
         while self._waiting and self.active + self._waiting[0].samples <= self.most_rows:
             first = self._waiting[0]
             scored = first.request.settings.prompt_log_probs
@@ -240,6 +243,7 @@ class Scheduler:
                 first.prompt, self._live(), pages, reuse=not scored, salt=first.request.salt
             )
             if row < 0:
+                self._lacks_pages = True
                 break
             first.row, first.done = row, done
             self._reading.append(self._waiting.popleft())

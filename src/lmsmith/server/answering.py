@@ -22,6 +22,9 @@ from lmsmith.server.worker import EngineThread, Listener, Ticket
 
 log = logging.getLogger("lmsmith.server")
 
+MOST_TOGETHER = 64
+"""Tokens of a batch: a client that reads slowly has many waiting, and others wait meanwhile."""
+
 
 class Serving:
     """The models, their thread, and who waits for them.
@@ -201,8 +204,8 @@ class Answer:
                 left -= sum(event.finish is not None for _, event, _ in tokens)
                 if tokens:
                     yield map(self._take, *zip(*tokens, strict=True))
-                if error is not None:
-                    raise error
+                if error is not None and left:
+                    raise self._failure(error)
         finally:
             timer.cancel()
         self._serving.took(time.perf_counter() - self._asked)
@@ -235,17 +238,16 @@ class Answer:
 
     def _time_is_over(self) -> None:
         seconds = self._serving.limits.seconds
-        self._serving.metrics.rejected.labels("timeout").inc()
         problem = f"no answer within {seconds:g} seconds"
         self.end(ApiError(504, problem, "server_error", code="timeout"))
 
-    def _next(self) -> tuple[list[tuple[int, TokenEvent, float]], ApiError | None]:
-        """The tokens that are there, up to what ended the request."""
+    def _next(self) -> tuple[list[tuple[int, TokenEvent, float]], Exception | None]:
+        """The tokens that are there, a batch at most, up to what ended the request."""
         tokens: list[tuple[int, TokenEvent, float]] = []
-        while self._events:
+        while self._events and len(tokens) < MOST_TOGETHER:
             number, event, moment = self._events.popleft()
             if isinstance(event, Failed):
-                return tokens, self._failure(event.error)
+                return tokens, event.error
             if isinstance(event, Joined):
                 self._joined(number, event)
             else:
@@ -272,6 +274,8 @@ class Answer:
 
     def _failure(self, error: Exception) -> ApiError:
         if isinstance(error, ApiError):
+            if error.code == "timeout":
+                self._serving.metrics.rejected.labels("timeout").inc()
             return error
         log.error("request %s failed: %s", self.name, error, exc_info=error)
         return internal(self.name)
