@@ -457,3 +457,5 @@ def test_the_rules_by_which_answers_are_read_are_shown() -> None:
     assert "beams of width 4, length penalty 0.6" in rules("triviaqa")
     assert "parts: what (?:first answer|then)" in rules("gsm8k_least_to_most")
     assert "compared:" not in rules("human_eval")
+    assert "compared: by BLEU" in rules("translate/en_fr")
+    assert "compared: in small letters" in rules("triviaqa")

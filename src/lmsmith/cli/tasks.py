@@ -142,8 +142,12 @@ def answer_rules(task: TaskSpec) -> list[str]:
         "text": "as they are",
         "squad": "in small letters, without marks and articles (SQuAD)",
         "number": "as numbers",
+        "bleu": "by BLEU of the whole corpus (sacrebleu, 13a, case kept)",
+        "rouge_l": "by ROUGE-L (rouge-score)",
+        "f1": "by the words in common, in small letters, without marks and articles (SQuAD)",
     }
-    return [*lines, f"read: {rule}", f"compared: {compared[answer.normalise]}"]
+    way = compared.get(task.measure, compared[answer.normalise])
+    return [*lines, f"read: {rule}", f"compared: {way}"]
 
 
 def task_toml(task: object) -> str:
