@@ -29,6 +29,11 @@ class Server:
                 return int(line.split()[1]) * 1024
         raise RuntimeError("the process has no memory")
 
+    def event_loop_seconds(self) -> float:
+        """Processor time of its first thread, in which the event loop runs, until now."""
+        pid = self.process.pid
+        return int(Path(f"/proc/{pid}/task/{pid}/schedstat").read_text().split()[0]) / 1e9
+
 
 @contextlib.contextmanager
 def serving(*words: str) -> Iterator[Server]:

@@ -87,11 +87,12 @@ def main(
     threads = threads or os.cpu_count() or 1
     status = Console(stderr=True)
     bare: dict[int, list[float]] = {count: [] for count in streams}
+    busy: dict[int, list[tuple[float, float]]] = {count: [] for count in streams}
     with contextlib.ExitStack() as closing:
         words = ("--weights", weights, "--threads", f"{threads}")
-        ours = closing.enter_context(serving(f"m={model}", *words)).port
+        server = closing.enter_context(serving(f"m={model}", *words))
         engine = closing.enter_context(Bare(model, weights, threads))
-        ports = {"lmsmith": ours}
+        ports = {"lmsmith": server.port}
         if peer:
             file, longest = gguf(model), prompt + tokens
             for side, slots in ((ONE_SLOT, 1), (ALL_SLOTS, max(streams))):
@@ -108,10 +109,14 @@ def main(
                 for side, port in ports.items():
                     if side == ONE_SLOT and number and count > MOST_ONE_BY_ONE:
                         continue
+                    before = server.event_loop_seconds(), time.process_time()
                     seen[side][count].append(uvloop.run(ask_all(port, prompts, tokens)))
+                    if side == "lmsmith":
+                        after = server.event_loop_seconds(), time.process_time()
+                        busy[count].append((after[0] - before[0], after[1] - before[1]))
                     said.append(f"{side} {seen[side][count][-1].rate:.1f}")
                 status.print(f"{count} streams: {'; '.join(said)} tokens/s")
-        turns = uvloop.run(two_turns(ours))
+        turns = uvloop.run(two_turns(server.port))
     result = {
         "model": model,
         "weights": weights,
@@ -123,6 +128,7 @@ def main(
                 "streams": count,
                 "bare_tokens_per_second": max(bare[count]),
                 "sides": {side: figures(by_count[count]) for side, by_count in seen.items()},
+                "processor_us_per_token": beside_the_model(busy[count], count * tokens),
             }
             for count in streams
         ],
@@ -143,6 +149,12 @@ def figures(turns: list[Measured]) -> dict[str, float]:
         "first_token_p50": statistics.median(waits),
         "first_token_p95": waits[min(len(waits) - 1, int(0.95 * len(waits)))],
     }
+
+
+def beside_the_model(turns: list[tuple[float, float]], tokens: int) -> dict[str, float]:
+    """Median microseconds of processor time a token: our event loop's, and this client's."""
+    loop, client = (statistics.median(each) / tokens * 1e6 for each in zip(*turns, strict=True))
+    return {"event_loop": loop, "client": client}
 
 
 def bars(rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -351,6 +363,12 @@ def print_table(result: dict[str, Any]) -> None:
         f"first token of a long first turn: {turns['first'] * 1000:.0f} ms, "
         f"of the second: {turns['second'] * 1000:.0f} ms"
     )
+    for row in result["streams"]:
+        spent = row["processor_us_per_token"]
+        print(
+            f"at {row['streams']} streams a token took {spent['event_loop']:.0f} µs of lmsmith's "
+            f"event loop, and {spent['client']:.0f} µs of the client"
+        )
     for name, value in result["bars"].items():
         bar = {"share_of_bare_engine": ENGINE_BAR, f"over {ONE_SLOT}": PEER_BAR}.get(name)
         wanted = f" (wanted: {bar:g} or more)" if bar else ""

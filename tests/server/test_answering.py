@@ -84,8 +84,7 @@ def test_what_came_before_a_failure_is_not_lost() -> None:
 def test_a_reply_that_is_whole_does_not_fail() -> None:
     """Its reader may be slow, and the time be over by then."""
     waiting = Waiting()
-    waiting.come(Joined(0, 0), token(1), token(2, "stop"))
-    waiting.answer.end(ApiError(504, "too late", code="timeout"))
+    waiting.come(Joined(0, 0), token(1), token(2, "stop"), Failed(-1, TimeoutError()))
     assert run(waiting) == [[1, 2]]
     assert waiting.timeouts() == 0
 

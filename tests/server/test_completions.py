@@ -189,3 +189,30 @@ def test_tokens_told_together_stay_events_of_their_own(served: Running) -> None:
     offsets = [choice["logprobs"]["text_offset"][0] for choice in events[: len(whole)]]
     starts = [len(TOKENIZER.decode(spoken[:number])) for number in [0, *whole[:-1]]]
     assert offsets == starts
+
+
+@pytest.mark.parametrize("echo", [False, True])
+def test_streamed_probabilities_are_those_of_the_whole(client: openai.OpenAI, echo: bool) -> None:
+    """Two samples of a model that often stops in the midst of a character."""
+    asked: dict[str, Any] = {
+        "model": "random", "prompt": TEXT, "max_tokens": 40, "seed": 5, "n": 2, "logprobs": 2,
+        "echo": echo, "extra_body": {"ignore_eos": True},
+    }  # fmt: skip
+    whole = client.completions.create(**asked)
+    streamed: list[dict[str, list[Any]]] = [{}, {}]
+    for chunk in client.completions.create(**asked, stream=True):
+        (choice,) = chunk.choices
+        assert choice.logprobs is not None
+        for name, values in choice.logprobs.model_dump().items():
+            streamed[choice.index].setdefault(name, []).extend(values)
+    for choice in whole.choices:
+        assert choice.logprobs is not None
+        expected = choice.logprobs.model_dump()
+        found = streamed[choice.index]
+        for name in ("tokens", "text_offset", "top_logprobs"):
+            assert found[name] == expected[name]
+        assert found["token_logprobs"] == pytest.approx(expected["token_logprobs"], abs=1e-5)
+        for token, offset in zip(found["tokens"], found["text_offset"], strict=True):
+            if not token.startswith("bytes:") and token not in TOKENIZER.control_tokens.values():
+                # Bytes before it that turn out to be no character are U+FFFD with it.
+                assert choice.text[offset:].lstrip("\ufffd").startswith(token)

@@ -217,14 +217,15 @@ def answer_items(
     method = METHODS[task.kind](subject, task, questions, setting.seed)
     by_id = {item.id: item for item in items}
     done = total - len(items)
-    if isinstance(method, Rolling):  # documents of very different lengths
+    documents = method if isinstance(method, Rolling) else None
+    if documents:  # of very different lengths
 
         def read(tokens: int) -> None:
             progress.update(tokens)
             stop_if_requested()
 
-        method.on_tokens = read
-        progress.begin(task.name, sum(method.tokens), "tokens")
+        documents.on_tokens = read
+        progress.begin(task.name, sum(documents.tokens), "tokens")
     else:
         progress.begin(task.name, total, "items", done)
     for batch in length_batches(method.tokens, TOKENS_A_BATCH):
@@ -233,7 +234,7 @@ def answer_items(
         log.append(rows, now - started)
         started = now
         done += len(rows)
-        if not isinstance(method, Rolling):
+        if not documents:
             progress.update(done)
         stop_if_requested()
     progress.end()

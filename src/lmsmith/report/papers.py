@@ -26,8 +26,13 @@ SMALLEST, LARGEST = 1e7, 1e12
 def nearest(result: TaskResult, measure: str, parameters: int) -> list[Published]:
     """Papers' figures of a measure, those of the nearest sizes first."""
     rows = [row for row in result.published if row.measure == measure]
-    rows.sort(key=lambda row: abs(math.log(row.parameters / max(parameters, 1))))
+    rows.sort(key=lambda row: _apart(row.parameters, parameters))
     return rows[:NEAREST]
+
+
+def _apart(theirs: float, ours: int) -> float:
+    """How far two sizes are from each other, by their ratio."""
+    return abs(math.log(theirs / max(ours, 1)))
 
 
 def shown_published(row: Published) -> str:
@@ -139,7 +144,7 @@ def _table(results: Sequence[TaskResult], family: str, parameters: int) -> dict[
             sizes |= {name: row.parameters for name, row in theirs.items()}
             rows.append((result, measure, ours, theirs))
     names = sorted(sizes, key=lambda name: sizes[name])
-    near = min(names, key=lambda name: abs(math.log(sizes[name] / max(parameters, 1))))
+    near = min(names, key=lambda name: _apart(sizes[name], parameters))
     return {
         "family": family,
         "columns": [(name.removeprefix(family).strip() or name, name == near) for name in names],

@@ -237,9 +237,7 @@ class Answer:
         self.close()
 
     def _time_is_over(self) -> None:
-        seconds = self._serving.limits.seconds
-        problem = f"no answer within {seconds:g} seconds"
-        self.end(ApiError(504, problem, "server_error", code="timeout"))
+        self._put(0, Failed(-1, TimeoutError()), time.perf_counter())
 
     def _next(self) -> tuple[list[tuple[int, TokenEvent, float]], Exception | None]:
         """The tokens that are there, a batch at most, up to what ended the request."""
@@ -274,8 +272,10 @@ class Answer:
 
     def _failure(self, error: Exception) -> ApiError:
         if isinstance(error, ApiError):
-            if error.code == "timeout":
-                self._serving.metrics.rejected.labels("timeout").inc()
             return error
+        if isinstance(error, TimeoutError):
+            self._serving.metrics.rejected.labels("timeout").inc()
+            problem = f"no answer within {self._serving.limits.seconds:g} seconds"
+            return ApiError(504, problem, "server_error", code="timeout")
         log.error("request %s failed: %s", self.name, error, exc_info=error)
         return internal(self.name)

@@ -116,7 +116,7 @@ def completion_prompts(model: ServedModel, body: CompletionBody) -> list[list[in
     if isinstance(prompts[0], int):
         prompts = [prompts]
     texts = [encodable(prompt) for prompt in prompts if isinstance(prompt, str)]
-    encoded = iter(model.tokenizer.encode_batch(texts) if texts else ())
+    encoded = iter(model.tokenizer.encode_batch(texts))
     start = model.tokenizer.start_of_text
     found = [
         [start, *next(encoded)] if isinstance(prompt, str) else list(prompt) for prompt in prompts

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter
@@ -18,7 +20,7 @@ from lmsmith.server import asking, responses
 from lmsmith.server.answering import Answer, Question, Serving
 from lmsmith.server.errors import ApiError, unsupported
 from lmsmith.server.protocol import CompletionBody
-from lmsmith.server.token_text import completion_log_probs, finish_reason, usage
+from lmsmith.server.token_text import Offsets, completion_log_probs, finish_reason, usage
 
 router = APIRouter()
 
@@ -69,6 +71,21 @@ def _texts_were_given(body: CompletionBody) -> bool:
     return given is None or isinstance(given, str) or not given or isinstance(given[0], str)
 
 
+@dataclass
+class _Told:
+    """What has been shown of a reply.
+
+    Attributes:
+        offsets: of its tokens, and of its prompt's where that is echoed.
+        tokens: of the reply, whose probabilities were shown.
+        begun: whether anything was.
+    """
+
+    offsets: Offsets
+    tokens: int = 0
+    begun: bool = False
+
+
 class _Shown:
     """An answer as completion choices.
 
@@ -94,7 +111,7 @@ class _Shown:
 
     def whole(self) -> dict[str, Any]:
         choices = [
-            self._choice(number, sample, self._echoed(question) + self._text(reply), 0, reply)
+            self._choice(number, sample, self._text(reply), reply, self._nothing())
             for number, question in enumerate(self._answer.questions)
             for sample, reply in enumerate(question.replies)
         ]
@@ -114,28 +131,31 @@ class _Shown:
         tokens = question.request.prompt[self._start :]
         return self._answer.model.tokenizer.decode(tokens, special=True)
 
+    def _nothing(self) -> _Told:
+        return _Told(Offsets(self._answer.model.tokenizer))
+
     def _choice(
-        self, number: int, sample: int, text: str, told: int, reply: Reply
+        self, number: int, sample: int, text: str, reply: Reply, told: _Told
     ) -> dict[str, Any]:
-        """What is new of a reply, ``told`` of whose tokens have been shown with probabilities."""
+        """What is new of a reply; ``told`` is brought up to date."""
         question = self._answer.questions[number]
+        found: list[TokenLogProb | int] = []
+        if not told.begun:
+            text = self._echoed(question) + text
+            if self._echo and self._log_probs:
+                found += self._prompt_log_probs(question, reply)
+        if not self._silent:
+            found += reply.log_probs[told.tokens :]  # what ended it, too: clients count on a last
+        told.begun, told.tokens = True, len(reply.log_probs)
+        tokenizer = self._answer.model.tokenizer
         return {
             "index": number * len(question.replies) + sample,
             "text": text,
-            "logprobs": self._log_probs_of(question, told, reply) if self._log_probs else None,
+            "logprobs": (
+                completion_log_probs(tokenizer, found, told.offsets) if self._log_probs else None
+            ),
             "finish_reason": finish_reason(reply),
         }
-
-    def _log_probs_of(self, question: Question, told: int, reply: Reply) -> dict[str, Any]:
-        tokenizer = self._answer.model.tokenizer
-        found: list[TokenLogProb | int] = []
-        if not self._silent:
-            found += reply.log_probs[told:]  # what ended it as well: clients count on a last one
-        if self._echo and not told:
-            found = [*self._prompt_log_probs(question, reply), *found]
-        offset = len(self._echoed(question)) if told else 0
-        offset += len(tokenizer.decode(reply.tokens[:told]))
-        return completion_log_probs(tokenizer, found, offset)
 
     def _prompt_log_probs(self, question: Question, reply: Reply) -> list[TokenLogProb | int]:
         """Of the prompt as the client wrote it: its first token has none if nothing was before."""
@@ -144,29 +164,22 @@ class _Shown:
         return [question.request.prompt[0], *reply.prompt_log_probs]
 
     async def chunks(self, wants_usage: bool) -> AsyncIterator[list[dict[str, Any]]]:
-        told: dict[tuple[int, int], int] = {}
+        opening = {**self._opening, **({"usage": None} if wants_usage else {})}
+        told: dict[tuple[int, int], _Told] = defaultdict(self._nothing)
         async for batch in self._answer.events():
-            found = [self._chunk(number, event, told, wants_usage) for number, event in batch]
-            if chunks := [each for each in found if each is not None]:
+            chunks = [
+                {**opening, "choices": [choice]}
+                for number, event in batch
+                for choice in self._new_of(number, event, told[number, event.sample])
+            ]
+            if chunks:
                 yield chunks
         if wants_usage:
             yield [{**self._opening, "choices": [], "usage": self._usage()}]
 
-    def _chunk(
-        self, number: int, event: TokenEvent, told: dict[tuple[int, int], int], wants_usage: bool
-    ) -> dict[str, Any] | None:
-        """What a token adds to its reply, if that is anything; ``told`` is brought up to date."""
-        question, key = self._answer.questions[number], (number, event.sample)
-        reply = question.replies[event.sample]
+    def _new_of(self, number: int, event: TokenEvent, told: _Told) -> Iterator[dict[str, Any]]:
+        """The choice that shows a token, once there is something to show."""
+        reply = self._answer.questions[number].replies[event.sample]
         text = "" if self._silent else event.text
-        if key not in told:
-            text = self._echoed(question) + text
-        if not text and event.finish is None:
-            return None
-        choice = self._choice(number, event.sample, text, told.get(key, 0), reply)
-        told[key] = len(reply.log_probs)
-        return {
-            **self._opening,
-            "choices": [choice],
-            **({"usage": None} if wants_usage else {}),
-        }
+        if text or event.finish is not None or (self._echo and not told.begun):
+            yield self._choice(number, event.sample, text, reply, told)

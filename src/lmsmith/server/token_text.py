@@ -8,7 +8,7 @@ from typing import Any
 from lmsmith.generation.log_probs import TokenLogProb
 from lmsmith.generation.requests import Reply
 from lmsmith.server.served import ServedModel
-from lmsmith.tokenizers import Tokenizer
+from lmsmith.tokenizers import StreamDecoder, Tokenizer
 
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:
@@ -49,15 +49,33 @@ def _entry(tokenizer: Tokenizer, token: int, log_prob: float) -> dict[str, Any]:
     return {"token": text, "logprob": max(log_prob, -9999.0), "bytes": list(content)}
 
 
+class Offsets:
+    """Where tokens begin in a text, in characters, one after another.
+
+    A token in the midst of a character begins where the character does.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer, self._decoder = tokenizer, StreamDecoder(tokenizer)
+        self._at = 0
+
+    def next(self, token: int) -> int:
+        """Of the token that follows."""
+        at = self._at
+        if token < self._tokenizer.vocabulary_size:
+            self._at += len(self._decoder.push(token))
+        return at
+
+
 def completion_log_probs(
-    tokenizer: Tokenizer, found: Sequence[TokenLogProb | int], offset: int
+    tokenizer: Tokenizer, found: Sequence[TokenLogProb | int], offsets: Offsets
 ) -> dict[str, Any]:
     """A completion choice's ``logprobs``.
 
     Args:
         tokenizer: the model's.
         found: a bare token is one without a probability: the first of a prompt.
-        offset: characters of the choice's text before the first of these.
+        offsets: in the choice's text, gone on from what was shown of it before.
     """
     result: dict[str, list[Any]] = {
         "tokens": [],
@@ -65,11 +83,10 @@ def completion_log_probs(
         "top_logprobs": [],
         "text_offset": [],
     }
-    before = bytearray()
     for each in found:
         token = each if isinstance(each, int) else each.token
         result["tokens"].append(token_text(tokenizer, token))
-        result["text_offset"].append(offset + len(before.decode(errors="ignore")))
+        result["text_offset"].append(offsets.next(token))
         if isinstance(each, int):
             result["token_logprobs"].append(None)
             result["top_logprobs"].append(None)
@@ -78,8 +95,6 @@ def completion_log_probs(
             top = {token_text(tokenizer, t): max(value, -9999.0) for t, value in each.top}
             result["token_logprobs"].append(log_prob)
             result["top_logprobs"].append(top)
-        if token not in tokenizer.control_tokens and token < tokenizer.vocabulary_size:
-            before += tokenizer.token_bytes(token)
     return result
 
 
