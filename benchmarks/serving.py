@@ -78,7 +78,8 @@ def main(
         streams: How many ask at the same time.
         tokens: Of every reply.
         prompt: Tokens of every prompt.
-        rounds: How often each side has its turn; its fastest counts, and all waits.
+        rounds: How often each side has its turn; its fastest counts, and all waits. The share of
+            the bare engine is also that of the medians, which chance moves less.
         weights: model or int8, of the server and the bare engine.
         threads: Of every side; all cores if 0.
         peer: Ask llama.cpp's server too; the model must be a GGUF file then.
@@ -127,6 +128,7 @@ def main(
             {
                 "streams": count,
                 "bare_tokens_per_second": max(bare[count]),
+                "bare_median": statistics.median(bare[count]),
                 "sides": {side: figures(by_count[count]) for side, by_count in seen.items()},
                 "processor_us_per_token": beside_the_model(busy[count], count * tokens),
             }
@@ -146,6 +148,7 @@ def figures(turns: list[Measured]) -> dict[str, float]:
     waits = sorted(wait for each in turns for wait in each.first)
     return {
         "tokens_per_second": max(each.rate for each in turns),
+        "median": statistics.median(each.rate for each in turns),
         "first_token_p50": statistics.median(waits),
         "first_token_p95": waits[min(len(waits) - 1, int(0.95 * len(waits)))],
     }
@@ -166,6 +169,7 @@ def bars(rows: list[dict[str, Any]]) -> dict[str, float]:
     ours = rates.pop("lmsmith")
     return {
         "share_of_bare_engine": ours / row["bare_tokens_per_second"],
+        "share_of_bare_engine_by_medians": row["sides"]["lmsmith"]["median"] / row["bare_median"],
         **{f"over {side}": ours / rate for side, rate in rates.items()},
     }
 
@@ -370,7 +374,10 @@ def print_table(result: dict[str, Any]) -> None:
             f"event loop, and {spent['client']:.0f} µs of the client"
         )
     for name, value in result["bars"].items():
-        bar = {"share_of_bare_engine": ENGINE_BAR, f"over {ONE_SLOT}": PEER_BAR}.get(name)
+        shares = dict.fromkeys(
+            ("share_of_bare_engine", "share_of_bare_engine_by_medians"), ENGINE_BAR
+        )
+        bar = {**shares, f"over {ONE_SLOT}": PEER_BAR}.get(name)
         wanted = f" (wanted: {bar:g} or more)" if bar else ""
         print(f"at {BAR_STREAMS} streams, {name.replace('_', ' ')}: {value:.2f}{wanted}")
 

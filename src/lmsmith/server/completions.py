@@ -37,11 +37,7 @@ async def completions(request: Request, body: CompletionBody) -> Response:
     if body.best_of not in (None, body.n or 1):
         raise unsupported("best_of", "best_of is not supported; ask for n and choose")
     model = serving.model(body.model)
-    has_start = _texts_were_given(body)
-    if has_start:
-        prompts = await asyncio.to_thread(asking.completion_prompts, model, body)
-    else:
-        prompts = asking.completion_prompts(model, body)
+    prompts = await asyncio.to_thread(asking.completion_prompts, model, body)
     if len(prompts) > serving.limits.prompts:
         problem = f"prompt: at most {serving.limits.prompts} at once, not {len(prompts)}"
         raise ApiError(400, problem, param="prompt")
@@ -58,7 +54,7 @@ async def completions(request: Request, body: CompletionBody) -> Response:
     )
     name = f"cmpl-{secrets.token_hex(12)}"
     answer = serving.answer(model, asking.requests_for(prompts, settings), name)
-    shown = _Shown(answer, body, has_start=has_start, silent=longest == 0)
+    shown = _Shown(answer, body, has_start=_texts_were_given(body), silent=longest == 0)
     headers = {"x-request-id": name}
     if body.stream:
         wants_usage = bool(body.stream_options and body.stream_options.include_usage)
