@@ -374,10 +374,9 @@ def print_table(result: dict[str, Any]) -> None:
             f"event loop, and {spent['client']:.0f} µs of the client"
         )
     for name, value in result["bars"].items():
-        shares = dict.fromkeys(
-            ("share_of_bare_engine", "share_of_bare_engine_by_medians"), ENGINE_BAR
-        )
-        bar = {**shares, f"over {ONE_SLOT}": PEER_BAR}.get(name)
+        bar = {f"over {ONE_SLOT}": PEER_BAR}.get(name)
+        if name.startswith("share_of_bare_engine"):
+            bar = ENGINE_BAR
         wanted = f" (wanted: {bar:g} or more)" if bar else ""
         print(f"at {BAR_STREAMS} streams, {name.replace('_', ' ')}: {value:.2f}{wanted}")
 
