@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import importlib.metadata
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -12,7 +13,13 @@ import pytest
 
 from lmsmith.core.errors import UserError
 from lmsmith.corpus import demo
-from lmsmith.corpus.sources import conversations_of, documents_of, files_of, rankings_of
+from lmsmith.corpus.sources import (
+    FilesOnce,
+    conversations_of,
+    documents_of,
+    files_of,
+    rankings_of,
+)
 
 ROW = {"messages": [{"role": "user", "content": "hello"}]}
 
@@ -52,6 +59,65 @@ def test_packed_files_are_found_as_others_are(folder: Path) -> None:
     assert len(list(rankings_of("r.jsonl.gz"))) == 1
 
 
+def test_what_systems_leave_beside_the_data_is_not_read(folder: Path) -> None:
+    for name in ("._a.jsonl", ".ipynb_checkpoints/a-checkpoint.jsonl", ".hidden/x.jsonl"):
+        (folder / "chats" / name).parent.mkdir(exist_ok=True)
+        (folder / "chats" / name).write_bytes(b"\x00\x05\x16\x07\xff")
+    for source in ("chats", "chats/**/*.jsonl"):
+        names = [path.name for path in files_of(source, (".jsonl", ".txt"))]
+        assert [name for name in names if name != "notes.txt"] == ["a.jsonl", "b.jsonl", "c.jsonl"]
+
+
+@pytest.mark.parametrize("name", ["data [v1]", "a[b", "[0]", "chats*"])
+def test_a_glob_in_a_folder_whose_name_looks_like_one(folder: Path, name: str) -> None:
+    (folder / "chats").rename(folder / name)
+    found = [path.name for path in files_of(f"{name}/*.jsonl", (".jsonl", ".txt"))]
+    assert found == ["a.jsonl", "b.jsonl"]
+    found = [path.name for path in files_of(f"{folder}/{name}/**/c.*", (".jsonl", ".txt"))]
+    assert found == ["c.jsonl"]
+
+
+def test_names_in_capitals_are_read(folder: Path) -> None:
+    (folder / "loud").mkdir()
+    (folder / "loud" / "A.JSONL").write_text(json.dumps(ROW))
+    (folder / "loud" / "B.Jsonl.GZ").write_bytes(gzip.compress(json.dumps(ROW).encode()))
+    assert len(list(conversations_of("loud"))) == 2
+    (folder / "loud" / "C.TXT").write_text("text")
+    assert [document.text for document in documents_of("loud/C.TXT")] == ["text"]
+
+
+def test_an_export_is_found_in_its_folder_and_other_json_by_its_name(folder: Path) -> None:
+    for name in ("conversations.json", "user.json"):
+        (folder / "chats" / name).write_text(json.dumps([{"instruction": name, "output": "b"}]))
+    files = FilesOnce()
+    found = [talk.messages[0]["content"] for talk in conversations_of("chats", None, files)]
+    assert "conversations.json" in found
+    assert "user.json" not in found
+    assert files.notes() == [
+        "2 files were not read, for the end of the name: chats/notes.txt, chats/user.json; "
+        "a .json file is read if it is named itself"
+    ]
+    assert len(list(conversations_of("chats/user.json"))) == 1
+
+
+def test_a_file_that_comes_twice_is_read_once(folder: Path) -> None:
+    (folder / "copy.jsonl").write_bytes((folder / "chats" / "a.jsonl").read_bytes())
+    files = FilesOnce()
+    found = [
+        talk.id
+        for source in ("chats/a.jsonl", "chats/*.jsonl", "copy.jsonl")
+        for talk in conversations_of(source, None, files)
+    ]
+    assert found == ["chats/a.jsonl", "chats/b.jsonl"]
+    assert files.notes() == [
+        "2 files were read once, though named twice: chats/a.jsonl, and 1 more"
+    ]
+    files.again.pop(0)
+    assert files.notes() == [
+        "1 file was read once, though named twice: copy.jsonl holds the same as chats/a.jsonl"
+    ]
+
+
 def test_documents_are_text_or_rows(folder: Path) -> None:
     (folder / "docs").mkdir()
     (folder / "docs" / "a.txt").write_text("one")
@@ -71,18 +137,23 @@ def test_rankings(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "problem"),
     [
-        ("chat", "chat: no such file or folder\n  Did you mean chats"),
+        ("chat", r"chat: no such file or folder \(looked for /.*/chat\)\n  Did you mean chats"),
         ("nowhere/x.jsonl", "nowhere/x.jsonl: no such file or folder"),
-        ("chats/*.json", r"chats/\*.json: no .jsonl or .jsonl.gz file matches"),
-        ("chats/notes.txt", "expected a .jsonl or .jsonl.gz file"),
-        ("empty", "empty: no .jsonl or .jsonl.gz file in this folder"),
-        ("chats/x.gz", "expected a .jsonl or .jsonl.gz file"),
+        ("chats/*.csv", r"chats/\*.csv: no .jsonl, .jsonl.gz or .json file matches \(looked for /"),
+        ("chats/notes.txt", "expected a .jsonl, .jsonl.gz or .json file"),
+        ("empty", "empty: no .jsonl, .jsonl.gz or .json file in this folder"),
+        ("chats/x.gz", "expected a .jsonl, .jsonl.gz or .json file"),
+        ("pipe.jsonl", "pipe.jsonl: is no regular file but a pipe"),
+        ("broken", "broken/x.jsonl: is a link to nowhere.jsonl, which does not exist"),
         ("package:chit-chat", "does not know how to read this package\n.*package:chitchat-dataset"),
     ],
 )
 def test_what_is_not_found_is_said(folder: Path, source: str, problem: str) -> None:
     (folder / "empty").mkdir()
     (folder / "chats" / "x.gz").write_bytes(b"")
+    os.mkfifo(folder / "pipe.jsonl")
+    (folder / "broken").mkdir()
+    (folder / "broken" / "x.jsonl").symlink_to("nowhere.jsonl")
     with pytest.raises(UserError, match=problem):
         list(conversations_of(source))
 

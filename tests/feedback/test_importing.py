@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,22 @@ def test_each_row_finds_its_place(store: Store, tmp_path: Path) -> None:
     held = Queue(store).next(store.person("Lee").id)
     assert held is not None
     assert held[1].prompt == [{"role": "user", "content": "rate"}]
+
+
+def test_conversations_of_others_are_imported_and_what_is_left_out_counted(
+    store: Store, tmp_path: Path
+) -> None:
+    rows = [
+        {"instruction": "x", "input": "", "output": "y"},
+        {"conversations": [{"from": "gpt", "value": "hi"}, {"from": "human", "value": "z"}]},
+    ]
+    (tmp_path / "alpaca.json").write_text(json.dumps(rows))
+    left_out = Counter[str]()
+    counts = import_file(store, tmp_path / "alpaca.json", person="Ann", left_out=left_out)
+    assert counts == {"tasks": 0, "rankings": 0, "conversations": 2, "known": 0}
+    assert left_out == {"first messages that are the assistant's": 1}
+    again = import_file(store, tmp_path / "alpaca.json", person="Ann")
+    assert again["known"] == 2
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -80,15 +81,16 @@ def import_(
     overlap: int = 1,
     json: bool = False,
 ) -> int:
-    """Read prompts and answers to be labelled, rankings, or conversations of a JSONL file.
+    """Read prompts and answers to be labelled, rankings, or conversations of a file.
 
     A row is a prompt to be answered by labelers; with "responses" (one to be rated, two to nine
     to be ranked), and "gold", the right answer, to measure labelers by. With "ranks" it is a
-    ranking, with "messages" a conversation. A row that is wrong keeps all of the file out; what was
-    imported before is left out.
+    ranking, with "messages" a conversation; so are rows of ShareGPT, Alpaca and ChatGPT's export
+    (conversations.json). A row that is wrong keeps all of the file out; what was imported before is
+    left out.
 
     Args:
-        file: JSONL, or .jsonl.gz.
+        file: JSONL, .jsonl.gz, or .json that holds a list of rows.
         database: A file, made if it is missing, or a URL such as postgresql://host/name; the
             server's if it is left out.
         person: Whose the conversations are, and the rankings that name no labeler; "import" is
@@ -99,9 +101,11 @@ def import_(
     with opened(database, new=True) as store:
         from lmsmith.feedback.importing import import_file
 
-        counts = import_file(store, file, person=person, overlap=overlap)
+        left_out = Counter[str]()
+        counts = import_file(store, file, person=person, overlap=overlap, left_out=left_out)
+    left_out = +left_out
     if json:
-        print_json({"database": _safe(database), **counts})
+        print_json({"database": _safe(database), **counts, "left_out": left_out})
         return 0
     known = counts.pop("known")
     print(
@@ -109,6 +113,8 @@ def import_(
     )
     if known:
         print(f"{known:,} rows were there already")
+    if left_out:
+        print("left out:", ", ".join(f"{n:,} {what}" for what, n in left_out.most_common()))
     return 0
 
 

@@ -226,15 +226,46 @@ def read_json(path: Path) -> object:
 
 
 def _read_bytes(path: Path) -> bytes:
+    require_file(path)
     try:
         return path.read_bytes()
     except OSError as error:
         raise _reading_error(path, error) from error
 
 
+def missing(path: Path | str, problem: str = "no such file") -> str:
+    """The problem of a path that is not there: a relative one says where it was looked for."""
+    if Path(path).expanduser().is_absolute():
+        return f"{path}: {problem}"
+    return f"{path}: {problem} (looked for {Path(path).expanduser().absolute()})"
+
+
+def is_hidden(path: Path) -> bool:
+    """Whether a part of a relative path is hidden, as ``._a.jsonl`` and ``.checkpoints/a`` are."""
+    return any(part.startswith(".") and part != ".." for part in path.parts)
+
+
+def require_file(path: Path) -> None:
+    """Refuse a broken link, and a pipe or a device: its reading might never end.
+
+    What a shell opens for a command (``/dev/stdin``, ``<(…)``) is no such thing.
+
+    Raises:
+        UserError: saying what it is.
+    """
+    by_the_shell = path.absolute().is_relative_to("/dev/fd") or str(path) == "/dev/stdin"
+    if path.is_symlink() and not path.exists():
+        problem = f"is a link to {path.readlink()}, which does not exist"
+    elif path.exists() and not (path.is_file() or path.is_dir() or by_the_shell):
+        problem = "is no regular file but a pipe, a socket or a device"
+    else:
+        return
+    raise UserError(f"{path}: {problem}", "Replace it by a file, or take it away.")
+
+
 def _reading_error(path: Path, error: OSError) -> UserError:
     if isinstance(error, FileNotFoundError):
-        return UserError(f"{path}: no such file", "Check the path.")
+        return UserError(missing(path), "Check the path.")
     if isinstance(error, IsADirectoryError):
         return UserError(f"{path}: is a folder, and a file was expected", "Name a file in it.")
     return UserError(f"{path}: cannot be read ({error.strerror})", "Check its permissions.")
@@ -249,6 +280,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
         UserError: the file is missing or cannot be read or unpacked, or a line (named) is not
             UTF-8, not JSON or not an object.
     """
+    require_file(path)
     decoder = msgspec.json.Decoder()
     try:
         with _open_to_read(path) as file:
@@ -258,7 +290,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
                     try:
                         row = _json_object(decoder, text, path, number)
                     except UserError:
-                        if path.suffix == ".gz":
+                        if path.suffix.lower() == ".gz":
                             deque(file, maxlen=0)  # the checksum at its end may tell the reason
                         raise
                     yield number, row
@@ -271,8 +303,43 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
         raise _reading_error(path, error) from error
 
 
+def read_rows(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
+    """Yield (place, object) for every row of a file: JSONL, or, in a .json file, a list of objects.
+
+    The place opens an error, such as ``"my.jsonl, line 3"``. A .json file may also hold one object
+    alone, or one a line.
+
+    Raises:
+        UserError: as `read_jsonl`, or the .json file holds something else.
+    """
+    rows = None if path.suffix.lower() != ".json" else _whole_json(path)
+    if rows is None:
+        for line, row in read_jsonl(path):
+            yield f"{path}, line {line}", row
+        return
+    for number, value in enumerate(rows, start=1):
+        place = f"{path}, item {number}"
+        if not isinstance(value, dict):
+            raise UserError(
+                f"{place}: expected a JSON object, found {_json_name(value)}",
+                "The file must be a list of JSON objects.",
+            )
+        yield place, value
+
+
+def _whole_json(path: Path) -> list[object] | None:
+    """The rows of a file that is one JSON value; None if it is none, or has one a line."""
+    try:
+        value = read_json(path)
+    except UserError:
+        if _read_bytes(path).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
+            return None
+        raise
+    return value if isinstance(value, list) else [value]
+
+
 def _open_to_read(path: Path) -> io.BufferedIOBase:
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
 
 
 def _json_object(

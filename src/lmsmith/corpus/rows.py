@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from lmsmith.core.errors import UserError
-from lmsmith.core.files import fingerprint, read_jsonl
+from lmsmith.core.files import fingerprint, read_rows
 from lmsmith.corpus.fields import id_of, require_keys, text_of
-from lmsmith.corpus.messages import validate_messages, validate_prompt
+from lmsmith.corpus.forms import messages_of, name_of
+from lmsmith.corpus.messages import validate_prompt
 from lmsmith.corpus.pairs import IrregularPair, Ranked, read_pair
-from lmsmith.corpus.trees import best_path, is_tree, tree_rankings
+from lmsmith.corpus.trees import is_tree, tree_rankings
 
 LONG_TEXT_CHARACTERS = 16_384
 """A .txt file longer than this is read as several documents, so that a split can divide it."""
@@ -80,24 +82,22 @@ class Document:
         return {"text": self.text, "id": self.id, "source": self.source}
 
 
-def read_conversations(path: Path) -> Iterator[Conversation]:
-    """Conversations of a JSONL file, checked. A row without an id is known by a hash of itself.
+def read_conversations(path: Path, left_out: Counter[str] | None = None) -> Iterator[Conversation]:
+    """Conversations of a file, in any of the forms that `messages_of` reads.
 
-    Of a tree of Open Assistant's the path of the best replies is a conversation.
+    A row without an id is known by a hash of its messages.
+
+    Args:
+        left_out: counts the parts of rows that are no message of user or assistant.
 
     Raises:
-        UserError: naming the file and the line.
+        UserError: naming the file and the row.
     """
-    for line, row in read_jsonl(path):
-        where = f"{path}, line {line}"
-        if is_tree(row):
-            found = best_path(row, where)
-            if found is not None:
-                yield Conversation(*found)
-            continue
-        require_keys(row, ("messages",), where)
-        messages = validate_messages(row["messages"], where)
-        yield Conversation(id_of(row, where) or fingerprint(messages), messages)
+    left_out = Counter() if left_out is None else left_out
+    for where, row in read_rows(path):
+        messages = messages_of(row, where, left_out)
+        if messages is not None:
+            yield Conversation(name_of(row, where) or fingerprint(messages), messages)
 
 
 def read_documents(path: Path, source: str | None = None) -> Iterator[Document]:
@@ -111,13 +111,12 @@ def read_documents(path: Path, source: str | None = None) -> Iterator[Document]:
     Raises:
         UserError: naming the file and the line.
     """
-    if path.suffix == ".txt":
+    if path.suffix.lower() == ".txt":
         pieces = _cut_at_blank_lines(_read_text(path))
         for number, piece in enumerate(pieces):
             yield Document(f"{path.name}#{number}", piece, source or path.name)
         return
-    for line, row in read_jsonl(path):
-        where = f"{path}, line {line}"
+    for where, row in read_rows(path):
         require_keys(row, ("text",), where)
         text = text_of(row, "text", where)
         name = source or text_of(row, "source", where, default=path.name)
@@ -139,8 +138,7 @@ def read_rankings(path: Path, left_out: list[IrregularPair] | None = None) -> It
     Raises:
         UserError: naming the file and the line.
     """
-    for line, row in read_jsonl(path):
-        where = f"{path}, line {line}"
+    for where, row in read_rows(path):
         labeler = text_of(row, "labeler", where, default="")
         source = text_of(row, "source", where, default=path.name)
         if is_tree(row):

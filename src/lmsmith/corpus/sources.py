@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from lmsmith.core.errors import UserError
+from lmsmith.core.files import is_hidden, missing, require_file, sha256_file
 from lmsmith.corpus.demo import PACKAGE, dataset_path, read_chitchat
 from lmsmith.corpus.pairs import IrregularPair
 from lmsmith.corpus.rows import (
@@ -22,9 +24,15 @@ from lmsmith.corpus.rows import (
 PACKAGE_PREFIX = "package:"
 
 ROWS = (".jsonl", ".jsonl.gz")
-"""What files of rows end with."""
+"""What files of rows end with, in capitals or not."""
+
+TALKS = (*ROWS, ".json")
+"""What files of conversations end with."""
 
 ROWS_OR_TEXT = (*ROWS, ".txt")
+
+_IN_FOLDERS = "conversations"
+"""What a .json file in a folder begins with if it is read: others may hold anything."""
 
 
 class _Package(NamedTuple):
@@ -35,60 +43,152 @@ class _Package(NamedTuple):
 _PACKAGES: dict[str, _Package] = {PACKAGE: _Package(dataset_path, read_chitchat)}
 
 
-def conversations_of(source: str) -> Iterator[Conversation]:
+class FilesOnce:
+    """The files of sources, of which one that comes again is read only once.
+
+    Attributes:
+        again: each copy that was not read, and the file that was, which holds the same.
+        unread: the files in folders that have another suffix.
+    """
+
+    def __init__(self) -> None:
+        self.again: list[tuple[Path, Path]] = []
+        self.unread: list[Path] = []
+        self._first: dict[str, Path] = {}
+        self._mend = ""
+
+    def of(self, source: str, suffixes: tuple[str, ...]) -> Iterator[Path]:
+        """The files of a source that were not read before."""
+        for path in files_of(source, suffixes):
+            first = self._first.setdefault(sha256_file(path), path)
+            if first is path:
+                yield path
+            else:
+                self.again.append((path, first))
+        unread = _unread(source, suffixes)
+        self.unread += unread
+        if any(path.name.lower().endswith(suffixes) for path in unread):
+            self._mend = "; a .json file is read if it is named itself"
+
+    def notes(self) -> list[str]:
+        """What was not read, in words."""
+        found = []
+        if self.again:
+            path, first = self.again[0]
+            same = "" if path == first else f" holds the same as {first}"
+            others = f", and {len(self.again) - 1:,} more" if len(self.again) > 1 else ""
+            count = _files(len(self.again))
+            found.append(f"{count} read once, though named twice: {path}{same}{others}")
+        if self.unread:
+            names = ", ".join(map(str, self.unread[:3])) + ", …" * (len(self.unread) > 3)
+            found.append(
+                f"{_files(len(self.unread))} not read, for the end of the name: {names}{self._mend}"
+            )
+        return found
+
+
+def _files(count: int) -> str:
+    return "1 file was" if count == 1 else f"{count:,} files were"
+
+
+def conversations_of(
+    source: str, left_out: Counter[str] | None = None, files: FilesOnce | None = None
+) -> Iterator[Conversation]:
     """All conversations of a source.
+
+    Args:
+        left_out: as `read_conversations`.
+        files: those that were read before, of which a copy is left out.
 
     Raises:
         UserError: unknown package, nothing found, or what `read_conversations` says.
     """
+    files = FilesOnce() if files is None else files
     if source.startswith(PACKAGE_PREFIX):
-        yield from _package(source).read()
+        for _ in files.of(source, TALKS):
+            yield from _package(source).read()
         return
-    for path in files_of(source, ROWS):
-        yield from read_conversations(path)
+    for path in files.of(source, TALKS):
+        yield from read_conversations(path, left_out)
 
 
-def documents_of(source: str) -> Iterator[Document]:
+def documents_of(source: str, files: FilesOnce | None = None) -> Iterator[Document]:
     """All documents of a source, which names them; a package's conversations are no documents."""
-    for path in files_of(source, ROWS_OR_TEXT):
+    for path in (files or FilesOnce()).of(source, ROWS_OR_TEXT):
         yield from read_documents(path, source)
 
 
-def rankings_of(source: str, left_out: list[IrregularPair] | None = None) -> Iterator[Ranking]:
+def rankings_of(
+    source: str, left_out: list[IrregularPair] | None = None, files: FilesOnce | None = None
+) -> Iterator[Ranking]:
     """All rankings of a source; irregular pairs as in `read_rankings`."""
-    for path in files_of(source, ROWS):
+    for path in (files or FilesOnce()).of(source, ROWS):
         yield from read_rankings(path, left_out)
 
 
 def files_of(source: str, suffixes: tuple[str, ...]) -> list[Path]:
     """The files that a source names, sorted: itself, all in a folder below, or a glob's matches.
 
+    Hidden files and folders (``.name``) are not read: they are what systems and editors leave.
+
     Args:
         suffixes: what their names may end with, at least two.
 
     Raises:
-        UserError: there is none, or one named by itself has another suffix.
+        UserError: there is none, one named by itself has another suffix, or one is no file.
     """
     kinds = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
     if source.startswith(PACKAGE_PREFIX):
         return [_package(source).path()]
     path = Path(source).expanduser()
     if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.name.endswith(suffixes))
+        found = [file for file in _visible(path, "**/*") if _read_in_folder(file, suffixes)]
         if not found:
             raise UserError(f"{source}: no {kinds} file in this folder", "Check the path.")
-        return found
-    if not path.exists() and any(character in source for character in "*?["):
-        matches = Path(path.anchor or ".").glob(str(path.relative_to(path.anchor)))
-        found = sorted(file for file in matches if file.name.endswith(suffixes) and file.is_file())
+    elif path.exists():
+        if not path.name.lower().endswith(suffixes):
+            raise UserError(f"{source}: expected a {kinds} file", f"Convert it to {suffixes[0]}.")
+        found = [path]
+    elif any(character in source for character in "*?["):
+        found = [file for file in _matches(path) if file.name.lower().endswith(suffixes)]
         if not found:
-            raise UserError(f"{source}: no {kinds} file matches", "Check the pattern.")
-        return found
-    if not path.exists():
-        raise UserError(f"{source}: no such file or folder", _nearest(path))
-    if not path.name.endswith(suffixes):
-        raise UserError(f"{source}: expected a {kinds} file", f"Convert it to {suffixes[0]}.")
-    return [path]
+            raise UserError(missing(source, f"no {kinds} file matches"), "Check the pattern.")
+    else:
+        raise UserError(missing(source, "no such file or folder"), _nearest(path))
+    for file in found:
+        require_file(file)
+    return found
+
+
+def _unread(source: str, suffixes: tuple[str, ...]) -> list[Path]:
+    """The files that a source's folder holds beside those that are read."""
+    path = Path(source).expanduser()
+    if source.startswith(PACKAGE_PREFIX) or not path.is_dir():
+        return []
+    inside = _visible(path, "**/*")
+    return [file for file in inside if file.is_file() and not _read_in_folder(file, suffixes)]
+
+
+def _read_in_folder(file: Path, suffixes: tuple[str, ...]) -> bool:
+    name = file.name.lower()
+    if not name.endswith(suffixes) or file.is_dir():
+        return False
+    return not name.endswith(".json") or name.startswith(_IN_FOLDERS)
+
+
+def _matches(pattern: Path) -> list[Path]:
+    """The files and links of a glob; a folder that is there is taken by its name, [ ] or not."""
+    base = Path(pattern.anchor)
+    parts = list(pattern.parts[1:] if pattern.anchor else pattern.parts)
+    while parts and (base / parts[0]).exists():
+        base /= parts.pop(0)
+    return [file for file in _visible(base, "/".join(parts)) if not file.is_dir()]
+
+
+def _visible(folder: Path, pattern: str) -> list[Path]:
+    """A glob's matches in a folder, sorted, without the hidden ones."""
+    found = folder.glob(pattern)
+    return sorted(file for file in found if not is_hidden(file.relative_to(folder)))
 
 
 def _package(source: str) -> _Package:

@@ -13,8 +13,9 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from lmsmith.core.errors import UserError
-from lmsmith.core.files import fingerprint, read_jsonl
+from lmsmith.core.files import fingerprint, read_rows
 from lmsmith.corpus.fields import text_of
+from lmsmith.corpus.forms import is_conversation, messages_of
 from lmsmith.corpus.messages import validate_messages, validate_prompt
 from lmsmith.feedback import answers
 from lmsmith.feedback.judgements import new_ranking
@@ -35,8 +36,15 @@ _IMPORTING = 7_310_552
 Row = Mapping[str, Any]
 
 
-def import_file(store: Store, path: Path, *, person: str, overlap: int = 1) -> dict[str, int]:
-    """Read a JSONL file, all of it or, where anything is wrong with it, nothing.
+def import_file(
+    store: Store,
+    path: Path,
+    *,
+    person: str,
+    overlap: int = 1,
+    left_out: Counter[str] | None = None,
+) -> dict[str, int]:
+    """Read a file of rows, all of it or, where anything is wrong with it, nothing.
 
     A row is one of
 
@@ -45,7 +53,7 @@ def import_file(store: Store, path: Path, *, person: str, overlap: int = 1) -> d
       3]}``), to measure labelers by. ``models`` may name who wrote the responses, ``overlap`` how
       many labelers are to judge them;
     - ``prompt``, ``responses`` and ``ranks``: a ranking, by ``labeler`` where it names one;
-    - ``messages``: a conversation.
+    - a conversation: ``messages``, or a form of others (see `lmsmith.corpus.forms`).
 
     What was imported before is not again. Of rankings and conversations that stand in a file
     several times, each is one, for two labelers without a name may agree; of tasks only the first.
@@ -55,6 +63,7 @@ def import_file(store: Store, path: Path, *, person: str, overlap: int = 1) -> d
         path: of the file.
         person: the name of whoever the conversations, and rankings of nobody, are.
         overlap: where a row does not say.
+        left_out: counts the parts of conversations that are no message of user or assistant.
 
     Returns:
         ``tasks``, ``rankings``, ``conversations``: how many are new; ``known``: rows that are not.
@@ -62,12 +71,26 @@ def import_file(store: Store, path: Path, *, person: str, overlap: int = 1) -> d
     Raises:
         UserError: naming the file and the line.
     """
-    found = [(f"{path}, line {line}", row) for line, row in read_jsonl(path)]
+    found = list(_rows(path, Counter() if left_out is None else left_out))
     for where, row in found:
         _check(row, where)
     with store.exclusive(_IMPORTING) as session:
         counts = _Import(session, person, overlap).all(found)
     return counts
+
+
+def _rows(path: Path, left_out: Counter[str]) -> Iterator[tuple[str, Row]]:
+    """(place, row), where conversations have ``messages`` whatever their form was."""
+    for where, row in read_rows(path):
+        if "prompt" in row or "messages" in row or not is_conversation(row):
+            yield where, row
+            continue
+        messages = messages_of(row, where, left_out) or []
+        if messages and messages[0]["role"] == "assistant":
+            left_out["first messages that are the assistant's"] += 1
+            messages.pop(0)
+        if messages:
+            yield where, {"messages": messages}
 
 
 def _check(row: Row, where: str) -> None:

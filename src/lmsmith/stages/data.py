@@ -28,6 +28,8 @@ from lmsmith.corpus.rows import Conversation, Document
 from lmsmith.corpus.sources import (
     ROWS,
     ROWS_OR_TEXT,
+    TALKS,
+    FilesOnce,
     conversations_of,
     documents_of,
     files_of,
@@ -88,7 +90,10 @@ class DataConfig:
     """Where text comes from, what is kept of it and how it is divided."""
 
     conversations: tuple[str, ...] = ()
-    """Sources: .jsonl or .jsonl.gz files, folders, globs, or ``package:chitchat-dataset``."""
+    """Sources: .jsonl, .jsonl.gz or .json files, folders, globs, or ``package:chitchat-dataset``.
+
+    Rows have ``messages``, or are of ShareGPT, Alpaca, ChatGPT's export (conversations.json) or
+    Open Assistant."""
     documents: tuple[DocumentSource, ...] = ()
     rankings: tuple[str, ...] = ()
     """Sources of human rankings, used in place of the demo's labeler: files of own rows, of pairs
@@ -157,11 +162,8 @@ class DataConfig:
 
     def external_files(self) -> list[str]:
         """Every file that the stage will read, for the fingerprint of its inputs."""
-        rows = [
-            path
-            for source in (*self.conversations, *self.rankings)
-            for path in files_of(source, ROWS)
-        ]
+        rows = [path for source in self.conversations for path in files_of(source, TALKS)]
+        rows += [path for source in self.rankings for path in files_of(source, ROWS)]
         text = [path for own in self.documents for path in files_of(own.path, ROWS_OR_TEXT)]
         return [str(path) for path in dict.fromkeys(rows + text)]
 
@@ -179,8 +181,10 @@ def run(config: DataConfig, inputs: Mapping[str, Path], out: StageFolder) -> dic
     sources = len(config.conversations) + len(config.rankings)
     out.progress.begin("reading", sources, "sources")
     read: list[Conversation] = []
+    talks, texts = FilesOnce(), FilesOnce()
+    left_out: Counter[str] = Counter()
     for number, source in enumerate(config.conversations, start=1):
-        read += conversations_of(source)
+        read += conversations_of(source, left_out, talks)
         out.progress.update(number)
     rankings = read_own_rankings(config.rankings, out.progress, counts)
     out.progress.update(sources)
@@ -217,11 +221,16 @@ def run(config: DataConfig, inputs: Mapping[str, Path], out: StageFolder) -> dic
             part = split if split in HELD_OUT else ""
             documents[part].append(_as_document(conversation, config.turn_separator))
     for own in config.documents:
-        for document in own_documents(own.path, config.unicode_form, keys, counts):
+        for document in own_documents(own.path, config.unicode_form, keys, counts, texts):
             part = split_of(document.id, {name: fractions[name] for name in HELD_OUT}) or ""
             documents[part].append(document)
     if not any(documents.values()) and not any(splits.values()):
         raise UserError("data: the documents hold no text", "Add text, or name conversations.")
+
+    for note in (*talks.notes(), *texts.notes()):
+        out.progress.say(f"data: {note}")
+    if parts := ", ".join(f"{count:,} {what}" for what, count in (+left_out).most_common()):
+        out.progress.say(f"data: left out of the conversations: {parts}")
 
     counts.update({f"splits.{name}": len(rows) for name, rows in splits.items()})
     _write_documents(documents, out, counts)
@@ -242,10 +251,14 @@ def run(config: DataConfig, inputs: Mapping[str, Path], out: StageFolder) -> dic
 
 
 def own_documents(
-    source: str, unicode_form: UnicodeForm, seen: set[str], counts: Counter[str]
+    source: str,
+    unicode_form: UnicodeForm,
+    seen: set[str],
+    counts: Counter[str],
+    files: FilesOnce | None = None,
 ) -> Iterator[Document]:
     """The cleaned documents of a source that are not among the texts `seen`, which they join."""
-    for document in documents_of(source):
+    for document in documents_of(source, files):
         counts["documents.read"] += 1
         text = clean_text(document.text, unicode_form)
         key = text_key(text)

@@ -16,7 +16,7 @@ from lmsmith.core.files import fingerprint
 from lmsmith.core.progress import Progress
 from lmsmith.corpus.pairs import IrregularPair
 from lmsmith.corpus.rows import Conversation, Ranking
-from lmsmith.corpus.sources import rankings_of
+from lmsmith.corpus.sources import FilesOnce, rankings_of
 from lmsmith.corpus.splits import split_of
 
 RANKINGS_OF = {"comparisons": "train", "validation": "validation", "test": "test"}
@@ -33,8 +33,11 @@ def read_own_rankings(
     """
     rankings: list[Ranking] = []
     left_out: list[IrregularPair] = []
+    files = FilesOnce()
     for source in sources:
-        rankings += rankings_of(source, left_out)
+        rankings += rankings_of(source, left_out, files)
+    for note in files.notes():
+        progress.say(f"data: {note}")
     counts["rankings.read"] = read = len(rankings) + len(left_out)
     counts["rankings.left_out"] = len(left_out)
     if left_out:

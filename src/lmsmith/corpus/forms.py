@@ -1,0 +1,207 @@
+"""The forms in which others write conversations, each read as a list of messages.
+
+- ours: ``messages``, as `validate_messages` accepts them;
+- ShareGPT: ``conversations``, a list of ``{"from": "human" | "gpt", "value": text}``;
+- Alpaca: ``instruction``, ``input`` and ``output``, with ``system`` and ``history`` where given;
+- ChatGPT's data export (conversations.json): ``mapping``, a tree of messages;
+- Open Assistant's trees: ``message_tree_id`` and ``prompt``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+
+from lmsmith.core.errors import UserError
+from lmsmith.corpus.fields import id_of, require_keys, text_of
+from lmsmith.corpus.messages import name_of_type, validate_messages
+from lmsmith.corpus.trees import best_path, is_tree
+
+EXPECTED = (
+    "a conversation has 'messages', or is a row of ShareGPT ('conversations'), of Alpaca "
+    "('instruction', 'output'), of ChatGPT's export ('mapping') or of Open Assistant"
+)
+
+_ROLES = {
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model", "bing", "bard"), "assistant"),
+    "system": "system",
+    **dict.fromkeys(
+        ("tool", "function", "observation", "function_call", "function_response"), "tool"
+    ),
+}
+
+_TOOLS = "messages to or from tools"
+_HIDDEN = "hidden messages"
+_EMPTY = "empty messages"
+_NOT_TEXT = "images and other parts that are no text"
+_BRANCHES = "messages in branches that are not the last one shown"
+_LATE_SYSTEM = "system messages that are not the first"
+_NO_MESSAGE = "conversations without a message"
+
+_Turn = tuple[str, str]
+"""(role, text), where the role may be "tool"."""
+
+
+def is_conversation(row: Mapping[str, object]) -> bool:
+    """Whether a row is a conversation in one of the known forms."""
+    return is_tree(row) or any(form in row for form in ("messages", *_FORMS))
+
+
+def messages_of(
+    row: Mapping[str, object], where: str, left_out: Counter[str]
+) -> list[dict[str, str]] | None:
+    """The messages of a conversation in any of the known forms.
+
+    Consecutive messages of one role are joined in the forms of others, where they are common.
+
+    Args:
+        row: a JSON object from outside.
+        where: opens an error, such as ``"my.jsonl, line 3"``.
+        left_out: counts, by what they are, the parts that are no message of user or assistant.
+
+    Returns:
+        As `validate_messages`; None if nobody says anything in it.
+
+    Raises:
+        UserError: the row has none of these forms, or a part of another type.
+    """
+    if is_tree(row):
+        found = best_path(row, where)
+        if found is None:
+            left_out[_NO_MESSAGE] += 1
+        return found and found[1]
+    if "messages" in row:
+        return validate_messages(row["messages"], where)
+    form = next((form for form in _FORMS if form in row), None)
+    if form is None:
+        keys = ", ".join(map(repr, row)) or "none"
+        raise UserError(f"{where}: no 'messages' in this row; its keys are: {keys}", EXPECTED)
+    messages = _joined(_FORMS[form](row, where, left_out), left_out)
+    if not messages:
+        left_out[_NO_MESSAGE] += 1
+    return messages or None
+
+
+def name_of(row: Mapping[str, object], where: str) -> str:
+    """The conversation's own id; empty if it has none."""
+    for key in ("message_tree_id", "conversation_id"):
+        if isinstance(row.get(key), str):
+            return text_of(row, key, where)
+    return id_of(row, where)
+
+
+def _joined(turns: Iterable[_Turn], left_out: Counter[str]) -> list[dict[str, str]]:
+    """Messages as `validate_messages` accepts them; what cannot be one is counted."""
+    messages: list[dict[str, str]] = []
+    for role, text in turns:
+        if role == "tool":
+            left_out[_TOOLS] += 1
+        elif not text.strip():
+            left_out[_EMPTY] += 1
+        elif role == "system" and messages:
+            left_out[_LATE_SYSTEM] += 1
+        elif messages and messages[-1]["role"] == role:
+            messages[-1]["content"] += "\n" + text
+        else:
+            messages.append({"role": role, "content": text})
+    return messages
+
+
+def _sharegpt(row: Mapping[str, object], where: str, left_out: Counter[str]) -> Iterator[_Turn]:
+    turns = row["conversations"]
+    if not isinstance(turns, list):
+        raise UserError(f"{where}: 'conversations' must be a list, not {name_of_type(turns)}")
+    if row.get("system"):
+        yield "system", text_of(row, "system", where)
+    for number, turn in enumerate(turns, start=1):
+        place = f"{where}: message {number}"
+        if not isinstance(turn, dict):
+            raise UserError(f"{place} must be an object, not {name_of_type(turn)}")
+        speaker, said = ("from", "value") if "from" in turn else ("role", "content")
+        require_keys(turn, (speaker, said), place)
+        yield _role(turn[speaker], place), text_of(turn, said, place, default="")
+
+
+def _alpaca(row: Mapping[str, object], where: str, left_out: Counter[str]) -> Iterator[_Turn]:
+    require_keys(row, ("output",), where)
+    if row.get("system"):
+        yield "system", text_of(row, "system", where)
+    history = row.get("history") or []
+    if not isinstance(history, list):
+        raise UserError(f"{where}: 'history' must be a list, not {name_of_type(history)}")
+    for pair in history:
+        if not isinstance(pair, list) or [type(text) for text in pair] != [str, str]:
+            raise UserError(f"{where}: 'history' must be a list of [instruction, output]")
+        yield "user", pair[0]
+        yield "assistant", pair[1]
+    asked = (text_of(row, key, where, default="") for key in ("instruction", "input"))
+    yield "user", "\n\n".join(text for text in asked if text.strip())
+    yield "assistant", text_of(row, "output", where, default="")
+
+
+def _chatgpt(row: Mapping[str, object], where: str, left_out: Counter[str]) -> Iterator[_Turn]:
+    """The messages from the tree's root to ``current_node``, which ChatGPT showed last."""
+    nodes = row["mapping"]
+    if not isinstance(nodes, dict) or not all(isinstance(node, dict) for node in nodes.values()):
+        raise UserError(f"{where}: 'mapping' must be an object of objects")
+    path: list[object] = []
+    name = row.get("current_node")
+    name = name if name in nodes else _last_leaf(nodes)
+    while name in nodes and name not in path:
+        path.insert(0, name)
+        name = nodes[name].get("parent")
+    shown = set(path)
+    left_out[_BRANCHES] += sum(
+        node.get("message") is not None for name, node in nodes.items() if name not in shown
+    )
+    for name in path:
+        message = nodes[name].get("message")
+        if isinstance(message, dict):
+            yield from _chatgpt_message(message, f"{where}, message {name}", left_out)
+
+
+def _last_leaf(nodes: Mapping[object, Mapping[str, object]]) -> object:
+    """The last of the nodes that none follows; there is one unless the tree is empty."""
+    parents = {node.get("parent") for node in nodes.values()}
+    return next((name for name in reversed(list(nodes)) if name not in parents), None)
+
+
+def _chatgpt_message(
+    message: Mapping[str, object], place: str, left_out: Counter[str]
+) -> Iterator[_Turn]:
+    author, content = message.get("author"), message.get("content")
+    if not isinstance(author, dict) or not isinstance(content, dict):
+        raise UserError(f"{place}: 'author' and 'content' must be objects")
+    about = message.get("metadata")
+    hidden = isinstance(about, dict) and about.get("is_visually_hidden_from_conversation")
+    parts = content.get("parts", [content.get("text") or ""])
+    if not isinstance(parts, list):
+        raise UserError(f"{place}: 'parts' must be a list, not {name_of_type(parts)}")
+    texts = [part.get("text") if isinstance(part, dict) else part for part in parts]  # speech
+    text = "\n".join(part for part in texts if isinstance(part, str)).strip()
+    role = _role(author.get("role"), place)
+    if role == "system" and not text:
+        return  # every conversation begins with an empty one
+    if hidden or role == "system":
+        left_out[_HIDDEN] += 1
+    elif role == "tool" or message.get("recipient", "all") != "all":
+        yield "tool", text
+    elif content.get("content_type") not in ("text", "multimodal_text", None):
+        left_out[_HIDDEN] += 1  # thoughts, custom instructions, results of code
+    else:
+        no_text = sum(not isinstance(part, str) for part in texts)
+        left_out[_NOT_TEXT] += no_text
+        if text or not no_text:
+            yield role, text
+
+
+def _role(name: object, place: str) -> str:
+    role = _ROLES.get(name.casefold()) if isinstance(name, str) else None
+    if role is None:
+        known = ", ".join(_ROLES)
+        raise UserError(f"{place} is from {name!r}; expected one of {known}")
+    return role
+
+
+_FORMS = {"mapping": _chatgpt, "conversations": _sharegpt, "instruction": _alpaca}
