@@ -11,7 +11,7 @@ import pytest
 
 from lmsmith.core import identity as identity_module
 from lmsmith.core.errors import UserError
-from lmsmith.core.identity import Identity, differences, external_files, file_states
+from lmsmith.core.identity import Identity, differences, external_files, file_states, files_read
 
 IDENTITY = Identity(
     stage="grow",
@@ -19,7 +19,7 @@ IDENTITY = Identity(
     settings={"rate": 0.02, "optimiser": {"name": "muon"}, "sources": [{"weight": 1}]},
     seed=1,
     precision="auto",
-    inputs={"base": {"stage": "make", "fingerprint": "aa"}},
+    inputs={"base": {"stage": "make", "files": {"link.txt": "aa", "other.txt": "ab"}}},
     files={"a.txt": {"sha256": "00", "bytes": 1, "modified_ns": 1}},
 )
 RECORD: dict[str, Any] = IDENTITY.as_dict()
@@ -50,11 +50,11 @@ def test_the_same_identity_has_no_differences() -> None:
             replace(
                 IDENTITY,
                 inputs={
-                    "base": {"stage": "make", "fingerprint": "bb"},
-                    "other": {"stage": "side", "fingerprint": "cc"},
+                    "base": {"stage": "make", "files": {"link.txt": "bb", "other.txt": "ab"}},
+                    "other": {"stage": "side", "files": {}},
                 },
             ),
-            ["its input make changed", "its input side is new"],
+            ["its input make changed (link.txt)", "its input side is new"],
         ),
         (
             replace(IDENTITY, files={"a.txt": {"sha256": "11"}, "b.txt": {"sha256": "22"}}),
@@ -64,6 +64,25 @@ def test_the_same_identity_has_no_differences() -> None:
 )
 def test_every_difference_is_said(changed: Identity, said: list[str]) -> None:
     assert sorted(differences(RECORD, changed)) == sorted(said)
+
+
+def test_what_an_unmade_input_will_hold_is_no_difference() -> None:
+    pending = replace(IDENTITY, inputs={"base": {"stage": "make", "files": None}})
+    assert pending.pending == ["make"]
+    assert differences(RECORD, pending) == []
+    assert differences(RECORD, replace(pending, seed=2)) == ["seed changed 1 → 2"]
+
+
+def test_a_record_that_names_no_files_is_of_an_earlier_version() -> None:
+    old = RECORD | {"fingerprint": "?", "inputs": {"base": {"stage": "make", "fingerprint": "a"}}}
+    said = ["this version of lmsmith compares the files that a stage reads"]
+    assert differences(old, IDENTITY) == said
+
+
+def test_only_the_files_that_a_stage_reads_count() -> None:
+    outputs = {"model/config.json": "a", "model/card.json": "b", "samples.jsonl": "c"}
+    assert files_read(outputs, ("model/*", "none.txt")) == {"model/config.json": "a"}
+    assert files_read(outputs, ("*",)) == {"model/config.json": "a", "samples.jsonl": "c"}
 
 
 def test_files_that_moved_are_the_same_files(tmp_path: Path) -> None:

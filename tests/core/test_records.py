@@ -6,7 +6,7 @@ import json
 import random
 from pathlib import Path
 
-from lmsmith.core.records import read_record, recorded_contents, recorded_seconds, write_record
+from lmsmith.core.records import read_record, recorded_outputs, recorded_seconds, write_record
 
 RECORD: dict[str, object] = {
     "status": "done",
@@ -51,13 +51,9 @@ def test_every_flipped_bit_and_every_cut_is_noticed(tmp_path: Path) -> None:
 def test_nothing_written_is_nothing(tmp_path: Path) -> None:
     assert read_record(tmp_path / "stage.json") is None
     assert recorded_seconds(None) == 0.0
-    assert recorded_contents(tmp_path) is None
+    assert recorded_outputs(tmp_path) == {}
 
 
-def test_contents_stand_for_the_outputs_alone(tmp_path: Path) -> None:
-    write_record(tmp_path / "stage.json", RECORD)
-    first = recorded_contents(tmp_path)
-    write_record(tmp_path / "stage.json", {**RECORD, "wall_seconds": 9.0})
-    assert recorded_contents(tmp_path) == first
+def test_outputs_are_those_of_the_record(tmp_path: Path) -> None:
     write_record(tmp_path / "stage.json", {**RECORD, "outputs": {"link.txt": "1" * 64}})
-    assert recorded_contents(tmp_path) != first
+    assert recorded_outputs(tmp_path) == {"link.txt": "1" * 64}

@@ -98,7 +98,7 @@ def test_first_run_makes_every_stage_and_records_it(tmp_path: Path) -> None:
     assert written["settings"]["rate"] == 0.02
     assert written["metrics"] == {"loss": 1 / 3}
     assert written["inputs"] == {
-        "base": {"stage": "make", "fingerprint": record(tmp_path, "make")["fingerprint"]}
+        "base": {"stage": "make", "files": record(tmp_path, "make")["outputs"]}
     }
     assert set(written["outputs"]) == {"link.txt", "model/copy.txt"}
     assert written["machine"] == {"precision": "fp32"}
@@ -127,9 +127,10 @@ def test_changed_setting_reruns_its_stage_and_those_below_and_says_why(tmp_path:
     expected = {
         "make": ("skip", "done, nothing changed"),
         "grow": ("run", "rate changed 0.02 → 0.01"),
-        "measure": ("run", "its input grow changed"),
+        "measure": ("run", "its input grow changed (link.txt, model/copy.txt)"),
     }
-    assert go(tmp_path, changed, dry_run=True) == expected
+    foreseen = ("depends", "runs if what it reads of grow changes")
+    assert go(tmp_path, changed, dry_run=True) == {**expected, "measure": foreseen}
     assert record(tmp_path, "grow")["settings"]["rate"] == 0.02  # a dry run changed nothing
     assert go(tmp_path, changed) == expected
     assert {action for action, _ in go(tmp_path, changed).values()} == {"skip"}
@@ -208,7 +209,7 @@ def test_input_that_came_out_differently_reruns_what_was_made_from_it(tmp_path: 
     write_record(tmp_path / "make" / "stage.json", written)
     actions = go(tmp_path, recipe(), dry_run=True)
     assert actions["make"][0] == "skip"
-    assert actions["grow"] == ("run", "its input make came out differently")
+    assert actions["grow"] == ("run", "its input make changed (link.txt)")
 
 
 def test_only_runs_one_stage_and_wants_its_inputs(tmp_path: Path) -> None:
@@ -261,6 +262,76 @@ def test_interrupted_stage_with_another_setting_begins_anew(tmp_path: Path) -> N
     assert actions["make"][0] == "run"
     assert "steps changed 5 → 4" in actions["make"][1]
     assert not (tmp_path / "make" / "left.txt").exists()
+
+
+READS_LINK = {"base": ("link.txt",), "model": ("link.txt",)}
+
+
+def test_an_output_that_is_not_read_repeats_nothing(tmp_path: Path) -> None:
+    stages = [replace(stage, reads=READS_LINK) for stage in tiny.STAGES]
+    run_recipe(recipe(), tmp_path, stages=stages, prepare=tiny.prepare)
+    result = run_recipe(
+        recipe(make={"write_bytes": 10}), tmp_path, stages=stages, prepare=tiny.prepare
+    )
+    actions = {name: entry["action"] for name, entry in _stages(result).items()}
+    assert actions == {"make": "run", "grow": "skip", "measure": "skip"}
+    assert record(tmp_path, "make")["outputs"]["large.bin"]
+
+
+def test_finished_outputs_stay_until_the_new_ones_are_complete(tmp_path: Path) -> None:
+    go(tmp_path, recipe())
+    before = contents(tmp_path / "grow")
+    changed = recipe(grow={"steps": 5, "signal_at": 2})
+    with pytest.raises(Interrupted):
+        go(tmp_path, changed)
+    assert contents(tmp_path / "grow") == before
+    assert record(tmp_path, "grow")["settings"]["steps"] == 3
+    assert go(tmp_path, changed, dry_run=True)["grow"][0] == "continue"
+    assert go(tmp_path, changed)["grow"][0] == "continue"
+    go(tmp_path / "whole", recipe(grow={"steps": 5}))
+    assert contents(tmp_path / "grow") == contents(tmp_path / "whole" / "grow")
+    steps = [row["step"] for row in read_metrics(tmp_path / "grow" / "metrics.jsonl")]
+    assert steps == [1, 2, 3, 4, 5]
+    assert [path.name for path in tmp_path.glob(".*") if path.name != ".lock"] == []
+
+
+def test_a_setting_taken_back_finds_the_outputs_of_before(tmp_path: Path) -> None:
+    go(tmp_path, recipe())
+    with pytest.raises(Interrupted):
+        go(tmp_path, recipe(grow={"steps": 5, "signal_at": 2}))
+    assert {action for action, _ in go(tmp_path, recipe()).values()} == {"skip"}
+    assert [path.name for path in tmp_path.glob(".*") if path.name != ".lock"] == []
+
+
+@pytest.mark.parametrize("at", ["first", "second"])
+def test_killed_while_the_new_outputs_take_their_place(tmp_path: Path, at: str) -> None:
+    go(tmp_path / "run", recipe())
+    go(tmp_path / "new", recipe(grow={"rate": 0.5}))
+    (tmp_path / "new" / "grow").rename(tmp_path / "run" / ".grow.next")
+    if at == "second":
+        (tmp_path / "run" / "grow").rename(tmp_path / "run" / ".grow.removed")
+    actions = go(tmp_path / "run", recipe(grow={"rate": 0.5}))
+    assert [action for action, _ in actions.values()] == ["skip", "skip", "run"]
+    new = {"grow/link.txt", "grow/model/copy.txt"}
+    there = contents(tmp_path / "run")
+    assert new <= set(there)
+    assert [path.name for path in (tmp_path / "run").glob(".*") if path.name != ".lock"] == []
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_stage_folder_may_be_a_link(tmp_path: Path, kept: bool) -> None:
+    go(tmp_path / "run", recipe())
+    elsewhere = tmp_path / "large disk"
+    (tmp_path / "run" / "grow").rename(elsewhere)
+    (tmp_path / "run" / "grow").symlink_to(elsewhere)
+    if kept:
+        assert go(tmp_path / "run", recipe())["grow"][0] == "skip"
+        assert go(tmp_path / "run", recipe(grow={"rate": 0.5}))["grow"][0] == "run"
+        assert record(elsewhere.parent, elsewhere.name)["settings"]["rate"] == 0.02
+    else:
+        shutil.rmtree(elsewhere)
+        with pytest.raises(UserError, match="in the way"):
+            go(tmp_path / "run", recipe())
 
 
 def test_programming_error_keeps_its_traceback_and_the_work(tmp_path: Path) -> None:

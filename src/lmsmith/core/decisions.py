@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lmsmith.core.folders import working_folder
 from lmsmith.core.identity import Identity, differences
-from lmsmith.core.records import read_record, recorded_contents
+from lmsmith.core.records import read_record
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Decision:
 
     stage: str
     action: str
-    """``skip``, ``continue`` or ``run``."""
+    """``skip``, ``continue``, ``run``, or ``depends`` where an input has to be made first."""
     reason: str
 
     def __str__(self) -> str:
@@ -27,27 +28,24 @@ class Decision:
 def decide(identity: Identity, run_folder: Path) -> Decision:
     """What is to be done with ``identity``'s stage, as its folder in ``run_folder`` is now."""
     name, folder = identity.stage, run_folder / identity.stage
-    done, started = folder / "stage.json", folder / "started.json"
-    record = read_record(done)
-    if record is not None:
-        reasons = (
-            differences(record, identity)
-            or _damaged_outputs(record, folder)
-            or _other_inputs(record, run_folder)
-        )
+    done, started = folder / "stage.json", working_folder(folder) / "started.json"
+    reasons: list[str] = []
+    if (record := read_record(done)) is not None:
+        reasons = differences(record, identity) or _damaged_outputs(record, folder)
+        if not reasons and identity.pending:
+            sources = ", ".join(identity.pending)
+            return Decision(name, "depends", f"runs if what it reads of {sources} changes")
         if not reasons:
             return Decision(name, "skip", "done, nothing changed")
-        return Decision(name, "run", "; ".join(reasons))
-    if done.exists():
-        return Decision(name, "run", "its stage.json is damaged, so it is made again")
-    record = read_record(started)
-    if record is None:
-        damaged = "its started.json is damaged, so it begins anew"
-        return Decision(name, "run", damaged if started.exists() else "not run yet")
-    reasons = differences(record, identity) or _other_inputs(record, run_folder)
-    if not reasons:
-        return Decision(name, "continue", "was interrupted, continues where it was saved")
-    return Decision(name, "run", "; ".join(reasons))
+    elif done.exists():
+        reasons = ["its stage.json is damaged, so it is made again"]
+    if (record := read_record(started)) is not None:
+        if not (since := differences(record, identity)):
+            return Decision(name, "continue", "was interrupted, continues where it was saved")
+        reasons = reasons or since
+    elif started.exists():
+        reasons = reasons or ["its started.json is damaged, so it begins anew"]
+    return Decision(name, "run", "; ".join(reasons) or "not run yet")
 
 
 def _damaged_outputs(record: Mapping[str, Any], folder: Path) -> list[str]:
@@ -60,13 +58,3 @@ def _damaged_outputs(record: Mapping[str, Any], folder: Path) -> list[str]:
         if found != size:
             return [f"its output {name} has {found} bytes instead of {size}"]
     return []
-
-
-def _other_inputs(record: Mapping[str, Any], run_folder: Path) -> list[str]:
-    """Inputs made again since, from the same settings but with another result."""
-    reasons = []
-    for source, content in (record.get("input_contents") or {}).items():
-        now = recorded_contents(run_folder / source)
-        if now is not None and now != content:
-            reasons.append(f"its input {source} came out differently")
-    return reasons

@@ -11,6 +11,26 @@ from lmsmith.core.files import remove_partials
 
 _NOT_OUTPUTS = {"stage.json", "started.json", "metrics.jsonl"}
 
+_NEXT = ".next"
+
+
+def working_folder(folder: Path) -> Path:
+    """Where a stage works: in its folder, or beside it while finished outputs stand there.
+
+    So the outputs of before stay until the new ones are complete. It is as deep as the stage's
+    folder: models with adapters name their base by a relative path.
+    """
+    return folder.with_name(f".{folder.name}{_NEXT}") if _finished(folder) else folder
+
+
+def stage_of(working: Path) -> str:
+    """The stage's name, by the folder that it works in."""
+    return working.name.removeprefix(".").removesuffix(_NEXT)
+
+
+def _finished(folder: Path) -> bool:
+    return (folder / "stage.json").exists()
+
 
 def stage_outputs(folder: Path) -> Iterator[str]:
     """The files a stage made, as paths relative to its folder."""
@@ -21,8 +41,12 @@ def stage_outputs(folder: Path) -> Iterator[str]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed run left half written or half removed in a run folder."""
+    """Finish or remove what a killed run left half moved, half written or half removed."""
     remove_partials(folder, inside=False)
+    for working in folder.glob(f".*{_NEXT}"):
+        place = folder / stage_of(working)
+        if _finished(working) or not place.exists():
+            put_in_place(working, place)
     for left in folder.glob(".*.removed"):
         shutil.rmtree(left, ignore_errors=True)
 
@@ -31,15 +55,38 @@ def clean_up_stage(folder: Path) -> None:
     """Remove what a stage that is done needs no longer."""
     (folder / "started.json").unlink(missing_ok=True)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    if (working := working_folder(folder)) != folder:
+        shutil.rmtree(working, ignore_errors=True)
+
+
+def put_in_place(working: Path, folder: Path) -> None:
+    """Let the finished outputs in ``working`` take the place of those in ``folder``."""
+    if working != folder:
+        removed = _move_away(folder)
+        working.rename(folder)
+        _remove(removed)
 
 
 def remove_stage(folder: Path) -> None:
     """Remove a stage's folder; renamed first, so that a kill leaves no half of it in place."""
-    if folder.exists():
-        removed = folder.with_name(f".{folder.name}.removed")
-        shutil.rmtree(removed, ignore_errors=True)
+    _remove(_move_away(folder))
+
+
+def _move_away(folder: Path) -> Path:
+    """The folder's new name, under which a later run would remove it."""
+    removed = folder.with_name(f".{folder.name.removeprefix('.')}.removed")
+    _remove(removed)
+    if folder.exists() or folder.is_symlink():
         folder.rename(removed)
-        shutil.rmtree(removed)
+    return removed
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, or a link to one, whose files then stay."""
+    if folder.is_symlink():
+        folder.unlink()
+    elif folder.exists():
+        shutil.rmtree(folder)
 
 
 def refuse_foreign_folder(folder: Path) -> None:
@@ -52,7 +99,7 @@ def refuse_foreign_folder(folder: Path) -> None:
         names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
         if not names or names & {"stage.json", "started.json"}:
             return
-    elif not folder.exists():
+    elif not folder.exists() and not folder.is_symlink():
         return
     raise UserError(
         f"{folder}: is in the way; lmsmith did not make it", "Choose another --folder, or move it."

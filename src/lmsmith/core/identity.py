@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from lmsmith.core.config import MISSING, Problem
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import fingerprint, sha256_file
+from lmsmith.core.folders import working_folder
 from lmsmith.core.records import read_record
 
 
@@ -24,8 +26,8 @@ class Identity:
     # Of [machine] only the precision is here: threads, compiling and determinism change how
     # fast and in what order numbers are added, not what is computed.
     precision: str
-    inputs: dict[str, dict[str, str]]
-    """role → {"stage", "fingerprint"}"""
+    inputs: dict[str, dict[str, object]]
+    """role → {"stage", "files": name → SHA-256 of each file that is read, None until it is made}"""
     files: dict[str, dict[str, object]]
     """external file → {"sha256", "bytes", "modified_ns"}"""
 
@@ -35,9 +37,28 @@ class Identity:
         contents = [file["sha256"] for file in self.files.values()]
         return fingerprint({**vars(self), "files": contents})
 
+    @property
+    def pending(self) -> list[str]:
+        """The stages whose outputs are read and are not made yet."""
+        inputs = self.inputs.values()
+        return list(dict.fromkeys(str(each["stage"]) for each in inputs if each["files"] is None))
+
     def as_dict(self) -> dict[str, object]:
         """For stage.json and started.json."""
         return {"fingerprint": self.fingerprint, **vars(self)}
+
+
+def files_read(outputs: Mapping[str, str], patterns: Sequence[str]) -> dict[str, str]:
+    """The outputs that match a pattern: file → SHA-256.
+
+    A model's card is left out: it tells times, and nothing is computed from it that does not
+    follow from the files beside it.
+    """
+    return {
+        name: content
+        for name, content in outputs.items()
+        if Path(name).name != "card.json" and any(fnmatchcase(name, each) for each in patterns)
+    }
 
 
 def external_files(
@@ -53,9 +74,8 @@ def external_files(
     except UserError as error:
         return {}, [Problem(stage, MISSING, error.problem, error.mend)]
     known: dict[str, Any] = {}
-    for record_name in ("started.json", "stage.json"):
-        record = read_record(folder / record_name)
-        known.update((record or {}).get("files") or {})
+    for place in (working_folder(folder) / "started.json", folder / "stage.json"):
+        known.update((read_record(place) or {}).get("files") or {})
     states: dict[str, dict[str, object]] = {}
     problems = []
     for path in named:
@@ -114,10 +134,23 @@ def differences(record: Mapping[str, Any], identity: Identity) -> list[str]:
             reasons.append(f"the file {path} {_became(old, new)}")
     old_inputs: Mapping[str, Any] = record.get("inputs") or {}
     for role in sorted({*old_inputs, *identity.inputs}):
-        before, now = old_inputs.get(role), identity.inputs.get(role)
-        if before != now:
-            reasons.append(f"its input {(now or before or {}).get('stage')} {_became(before, now)}")
-    return reasons or ["its fingerprint changed"]
+        reasons += _input_differences(old_inputs.get(role), identity.inputs.get(role))
+    return reasons or ([] if identity.pending else ["its fingerprint changed"])
+
+
+def _input_differences(
+    before: Mapping[str, Any] | None, now: Mapping[str, Any] | None
+) -> list[str]:
+    if before is None or now is None or before.get("stage") != now["stage"]:
+        return [f"its input {(now or before or {}).get('stage')} {_became(before, now)}"]
+    if "files" not in before:
+        return ["this version of lmsmith compares the files that a stage reads"]
+    if now["files"] is None or before["files"] == now["files"]:
+        return []
+    names = sorted({*before["files"], *now["files"]})
+    changed = [name for name in names if before["files"].get(name) != now["files"].get(name)]
+    more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+    return [f"its input {now['stage']} changed ({', '.join(changed[:3])}{more})"]
 
 
 def _became(before: object, now: object) -> str:

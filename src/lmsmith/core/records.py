@@ -35,10 +35,10 @@ def recorded_seconds(record: Mapping[str, Any] | None) -> float:
     return float((record or {}).get("wall_seconds") or 0.0)
 
 
-def recorded_contents(folder: Path) -> str | None:
-    """What stands for the outputs of the stage that is done in ``folder``, byte for byte."""
+def recorded_outputs(folder: Path) -> dict[str, str]:
+    """File → SHA-256 of the outputs of the stage that is done in ``folder``; empty if none is."""
     record = read_record(folder / "stage.json")
-    return None if record is None else fingerprint(record["outputs"])
+    return {} if record is None else record["outputs"]
 
 
 def _checksum(record: Mapping[str, object]) -> str:

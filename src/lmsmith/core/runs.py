@@ -18,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 
 import lmsmith
+from lmsmith.core.folders import stage_of
 from lmsmith.core.metrics import MetricsLog
 from lmsmith.core.progress import Progress
 from lmsmith.core.recipe import MachineConfig
@@ -39,6 +40,11 @@ class StageFolder:
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
+
+    @property
+    def name(self) -> str:
+        """The stage's name."""
+        return stage_of(self.path)
 
     @property
     def checkpoints(self) -> Path:

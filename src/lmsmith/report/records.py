@@ -209,13 +209,20 @@ def _mark_outdated(stages: dict[str, StageRecord]) -> dict[str, StageRecord]:
             if parent is None or stage.status != "done":
                 continue
             stale = marked.get(parent.name, parent).status == "outdated"
-            changed = parent.finished and parent.manifest.get("fingerprint") != entry.get(
-                "fingerprint"
-            )
+            changed = parent.finished and not _still_made(parent, entry)
             outdated = outdated or stale or changed or parent.status == "started"
         status: Status = "outdated" if outdated else stage.status
         marked[name] = StageRecord(name, stage.folder, status, stage.manifest)
     return marked
+
+
+def _still_made(parent: StageRecord, entry: Row) -> bool:
+    """Whether a stage's outputs are those that another, whose record holds ``entry``, has read."""
+    read = entry.get("files")
+    if not isinstance(read, dict):  # recorded by a version that compared settings
+        return bool(parent.manifest.get("fingerprint") == entry.get("fingerprint"))
+    outputs = parent.manifest.get("outputs") or {}
+    return all(outputs.get(name) == content for name, content in read.items())
 
 
 def _is_run(folder: Path) -> bool:

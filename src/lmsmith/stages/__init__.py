@@ -30,6 +30,8 @@ class Stage:
         needs: role → stage whose folder is handed to ``run`` under that role, or a choice of
             stages, one of which a recipe has.
         optional: the same, for stages that a recipe may leave out.
+        reads: role → patterns of the files that are read in that stage's folder; all of them where
+            none are given. Only when one of these changes does the stage run again.
         format: raised when the code changes what the stage makes from the same settings, so
             that folders made before are made again.
     """
@@ -39,6 +41,7 @@ class Stage:
     config: str
     needs: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     optional: Mapping[str, str] = field(default_factory=dict)
+    reads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     format: int = 1
 
     def config_type(self) -> type[Any]:
@@ -50,6 +53,10 @@ class Stage:
         """The stage itself."""
         found: StageFunction = importlib.import_module(self.module).run
         return found
+
+    def patterns(self, role: str) -> tuple[str, ...]:
+        """Patterns of the files that the stage reads from the input of that role."""
+        return self.reads.get(role, ("*",))
 
     def inputs(self, present: Mapping[str, object]) -> dict[str, str]:
         """Role → stage, for a recipe whose stages are ``present``."""
@@ -63,60 +70,85 @@ class Stage:
 FIRST_MODEL = ("pretrain", "base")
 """What fine-tuning begins with: a model pretrained here, or one that was there before."""
 
+_MODEL = ("model/*",)
+
 STAGES: tuple[Stage, ...] = (
     Stage("data", "lmsmith.stages.data", "DataConfig"),
-    Stage("tokenizer", "lmsmith.stages.tokenizer", "TokenizerConfig", {"data": "data"}),
+    Stage(
+        "tokenizer",
+        "lmsmith.stages.tokenizer",
+        "TokenizerConfig",
+        needs={"data": "data"},
+        reads={"data": ("*documents.jsonl",)},
+    ),
     Stage(
         "pretrain",
         "lmsmith.stages.pretrain",
         "PretrainConfig",
-        {"data": "data", "tokenizer": "tokenizer"},
+        needs={"data": "data", "tokenizer": "tokenizer"},
+        reads={"data": ("documents.jsonl", "validation_documents.jsonl", "mixture.json")},
         format=2,
     ),
     Stage("base", "lmsmith.stages.base", "BaseConfig"),
-    Stage("sft", "lmsmith.stages.sft", "SFTConfig", {"data": "data", "base": FIRST_MODEL}),
+    Stage(
+        "sft",
+        "lmsmith.stages.sft",
+        "SFTConfig",
+        needs={"data": "data", "base": FIRST_MODEL},
+        reads={"data": ("demonstrations.jsonl", "validation.jsonl"), "base": _MODEL},
+    ),
     Stage(
         "rankings",
         "lmsmith.stages.rankings",
         "RankingsConfig",
-        {"data": "data", "policy": "sft"},
+        needs={"data": "data", "policy": "sft"},
+        reads={"data": ("rankings.jsonl", "comparisons.jsonl", "test.jsonl"), "policy": _MODEL},
         format=3,
     ),
     Stage(
         "reward",
         "lmsmith.stages.reward",
         "RewardConfig",
-        {"rankings": "rankings", "base": "sft"},
+        needs={"rankings": "rankings", "base": "sft"},
+        reads={"rankings": ("train.jsonl", "validation.jsonl"), "base": _MODEL},
         format=2,
     ),
     Stage(
         "ppo",
         "lmsmith.stages.ppo",
         "PPOConfig",
-        {"data": "data", "policy": "sft", "reward": "reward"},
-        {"pretrain": "pretrain"},
+        needs={"data": "data", "policy": "sft", "reward": "reward"},
+        optional={"pretrain": "pretrain"},
+        reads={
+            "data": ("prompts.jsonl",),
+            "policy": _MODEL,
+            "reward": _MODEL,
+            "pretrain": ("shards/*", "mixture.json"),
+        },
         format=3,
     ),
     Stage(
         "judge_rankings",
         "lmsmith.stages.rankings",
         "RankingsConfig",
-        {"data": "data", "policy": "sft"},
+        needs={"data": "data", "policy": "sft"},
+        reads={"data": ("judge.jsonl", "test.jsonl"), "policy": _MODEL},
         format=2,
     ),
     Stage(
         "judge",
         "lmsmith.stages.reward",
         "RewardConfig",
-        {"rankings": "judge_rankings", "base": FIRST_MODEL},
+        needs={"rankings": "judge_rankings", "base": FIRST_MODEL},
+        reads={"rankings": ("train.jsonl", "validation.jsonl"), "base": _MODEL},
         format=2,
     ),
     Stage(
         "evaluate",
         "lmsmith.stages.evaluate",
         "EvaluateConfig",
-        {"data": "data", "sft": "sft"},
-        {
+        needs={"data": "data", "sft": "sft"},
+        optional={
             "pretrain": "pretrain",
             "base": "base",
             "rankings": "rankings",
@@ -124,6 +156,12 @@ STAGES: tuple[Stage, ...] = (
             "ppo": "ppo",
             "judge_rankings": "judge_rankings",
             "judge": "judge",
+        },
+        reads={
+            "data": ("test.jsonl", "test_documents.jsonl"),
+            "ppo": ("model/*", "snapshots/*"),
+            **dict.fromkeys(("sft", "pretrain", "base", "reward", "judge"), _MODEL),
+            **dict.fromkeys(("rankings", "judge_rankings"), ("test.jsonl",)),
         },
         format=3,
     ),

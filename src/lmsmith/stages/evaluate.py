@@ -123,7 +123,7 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Path], out: StageFolder) ->
         metrics |= compare_replies(replies, scores, bench.seed("win_rate"))
         frontier = measure_frontier(bench, kl, scores)
         if (warning := diagnose_frontier(frontier)) is not None:
-            out.progress.say(f"{out.path.name}: {warning}")
+            out.progress.say(f"{out.name}: {warning}")
     bench.end()
     write_jsonl(out / "samples.jsonl", sample_rows(bench.prompts, texts, scores))
     write_json(out / "calibration.json", calibration)

@@ -1,9 +1,10 @@
 """Runs a recipe's stages in order: skips what is done, continues what was cut off.
 
 Whether a stage is done is a matter of its fingerprint, which stands for all that decides its
-outputs: its settings, the seed, the precision, its inputs' fingerprints, the contents of the
-files its settings name, and the version of its code's format. A stage that was interrupted
-finds its folder as it left it, and continues from its own checkpoints.
+outputs: its settings, the seed, the precision, the contents of the files that it reads from
+stages before it and of those its settings name, and the version of its code's format. A stage
+that was interrupted finds its folder as it left it, and continues from its own checkpoints. A
+finished stage that runs again works in a folder beside it until it is done.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from __future__ import annotations
 import contextlib
 import random
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, SupportsFloat
@@ -30,18 +31,20 @@ from lmsmith.core.files import (
 )
 from lmsmith.core.folders import (
     clean_up_stage,
+    put_in_place,
     refuse_foreign_folder,
     remove_leftovers,
     remove_stage,
     stage_outputs,
+    working_folder,
 )
-from lmsmith.core.identity import Identity, external_files
+from lmsmith.core.identity import Identity, external_files, files_read
 from lmsmith.core.locking import locked
 from lmsmith.core.progress import QuietProgress, RunProgress
 from lmsmith.core.recipe import MachineConfig, Recipe
 from lmsmith.core.records import (
     read_record,
-    recorded_contents,
+    recorded_outputs,
     recorded_seconds,
     write_record,
 )
@@ -115,44 +118,55 @@ class _Run:
     progress: RunProgress
     prepare: Prepare | None
     machine: dict[str, object] | None = None
+    files: dict[str, dict[str, dict[str, object]]] = field(default_factory=dict)
+    """stage → the state of the files that its settings name"""
 
     def plan(self, only: str | None) -> list[tuple[Decision, Identity]]:
         """What is to be done with every stage (or with ``only``), as the folder is now."""
-        identities = self.identities()
-        decisions = {name: decide(identities[name], self.folder) for name in identities}
+        self.read_files()
+        found: dict[str, tuple[Decision, Identity]] = {}
+        for name in self.stages:
+            pending = {each for each, (decision, _) in found.items() if decision.action != "skip"}
+            identity = self.identity(name, pending)
+            found[name] = decide(identity, self.folder), identity
         if only is None:
-            return [(decisions[name], identities[name]) for name in identities]
+            return list(found.values())
         for needed in self.stages[only].inputs(self.recipe.stages).values():
-            if decisions[needed].action != "skip":
+            decision, _ = found[needed]
+            if decision.action != "skip":
                 raise UserError(
-                    f"--only {only}: its input {needed} is not ready ({decisions[needed].reason})",
+                    f"--only {only}: its input {needed} is not ready ({decision.reason})",
                     f"Run --only {needed} first, or leave --only out.",
                 )
-        return [(decisions[only], identities[only])]
+        return [found[only]]
 
-    def identities(self) -> dict[str, Identity]:
-        """Every stage's identity, in order, each made from those of its inputs."""
-        made: dict[str, Identity] = {}
+    def read_files(self) -> None:
+        """The state of the files that the settings name."""
         problems: list[Problem] = []
-        for name, stage in self.stages.items():
-            settings = self.recipe.stages[name]
-            files, found = external_files(name, settings, self.folder / name)
+        for name in self.stages:
+            place = self.folder / name
+            self.files[name], found = external_files(name, self.recipe.stages[name], place)
             problems += found
-            made[name] = Identity(
-                stage=name,
-                format=stage.format,
-                settings=encode(settings),
-                seed=self.recipe.seed,
-                precision=self.recipe.machine.precision,
-                inputs={
-                    role: {"stage": source, "fingerprint": made[source].fingerprint}
-                    for role, source in stage.inputs(self.recipe.stages).items()
-                },
-                files=files,
-            )
         if problems:
             raise report_problems(problems, self.recipe.name)
-        return made
+
+    def identity(self, name: str, pending: Collection[str] = ()) -> Identity:
+        """A stage's identity; what it reads of stages that are ``pending`` is not known yet."""
+        stage = self.stages[name]
+        inputs: dict[str, dict[str, object]] = {}
+        for role, source in stage.inputs(self.recipe.stages).items():
+            outputs = recorded_outputs(self.folder / source)
+            files = None if source in pending else files_read(outputs, stage.patterns(role))
+            inputs[role] = {"stage": source, "files": files}
+        return Identity(
+            stage=name,
+            format=stage.format,
+            settings=encode(self.recipe.stages[name]),
+            seed=self.recipe.seed,
+            precision=self.recipe.machine.precision,
+            inputs=inputs,
+            files=self.files[name],
+        )
 
     def run(self, only: str | None) -> dict[str, object]:
         """Do it, stage by stage; a stage is decided on anew once its inputs are made."""
@@ -171,8 +185,9 @@ class _Run:
         )
         self.progress.plan([identity.stage for _, identity in plan])
         decisions = []
-        for _, identity in plan:
+        for _, planned in plan:
             stop_if_requested()
+            identity = self.identity(planned.stage)
             decision = decide(identity, self.folder)
             decisions.append(decision)
             if decision.action == "skip":
@@ -189,10 +204,11 @@ class _Run:
         if self.machine is None:
             self.machine = (self.prepare or _prepare_process)(self.recipe.machine)
         inputs = stage.inputs(self.recipe.stages)
-        watched = self.open_stage(identity, decision, list(inputs.values()))
+        working = working_folder(folder)
+        watched = self.open_stage(identity, decision, working)
         seed = derive_seed(self.recipe.seed, stage.name)
         _seed_generators(seed)
-        out = StageFolder(folder, seed, self.recipe.machine, watched)
+        out = StageFolder(working, seed, self.recipe.machine, watched)
         sources = {role: self.folder / source for role, source in inputs.items()}
         try:
             metrics = stage.function()(self.recipe.stages[stage.name], sources, out)
@@ -202,14 +218,11 @@ class _Run:
             if (mended := disk_full_error(error, folder)) is not None:
                 raise mended from error
             raise
-        self.close_stage(folder, watched, metrics)
+        self.close_stage(working, folder, watched, metrics)
         self.progress.stage_ends(stage.name, watched.seconds())
 
-    def open_stage(
-        self, identity: Identity, decision: Decision, sources: Sequence[str]
-    ) -> WatchedProgress:
-        """Make the stage's folder ready, and begin its record, started.json."""
-        folder = self.folder / identity.stage
+    def open_stage(self, identity: Identity, decision: Decision, folder: Path) -> WatchedProgress:
+        """Make the folder that the stage works in ready, and begin its record, started.json."""
         before: Mapping[str, Any] = {}
         if decision.action == "continue":
             before = read_record(folder / "started.json") or {}
@@ -224,9 +237,6 @@ class _Run:
             folder / "started.json",
             {
                 **identity.as_dict(),
-                "input_contents": {
-                    source: recorded_contents(self.folder / source) for source in sources
-                },
                 "started": before.get("started") or _now(),
             },
             seconds_before=recorded_seconds(before),
@@ -237,18 +247,22 @@ class _Run:
         return watched
 
     def close_stage(
-        self, folder: Path, watched: WatchedProgress, metrics: Mapping[str, SupportsFloat]
+        self,
+        working: Path,
+        folder: Path,
+        watched: WatchedProgress,
+        metrics: Mapping[str, SupportsFloat],
     ) -> None:
-        """Record a stage that is done in stage.json, and remove what it needs no longer."""
-        remove_partials(folder)
-        outputs = sorted(stage_outputs(folder))
+        """Record a stage that is done in stage.json, and put its outputs into ``folder``."""
+        remove_partials(working)
+        outputs = sorted(stage_outputs(working))
         write_record(
-            folder / "stage.json",
+            working / "stage.json",
             {
                 "status": "done",
                 **watched.record(),
-                "outputs": {name: sha256_file(folder / name) for name in outputs},
-                "output_bytes": {name: (folder / name).stat().st_size for name in outputs},
+                "outputs": {name: sha256_file(working / name) for name in outputs},
+                "output_bytes": {name: (working / name).stat().st_size for name in outputs},
                 "metrics": {name: _number(value) for name, value in metrics.items()},
                 "version": lmsmith.__version__,
                 "git_commit": git_commit(),
@@ -256,6 +270,7 @@ class _Run:
                 "machine": self.machine,
             },
         )
+        put_in_place(working, folder)
         clean_up_stage(folder)
 
     def summary(self, decisions: Sequence[Decision]) -> dict[str, object]:

@@ -127,7 +127,7 @@ def run(config: RankingsConfig, inputs: Mapping[str, Path], out: StageFolder) ->
     decoder = load_decoder(inputs["policy"] / "model")
     if decoder.config.context < 2 * config.maximum_tokens + 2:
         raise UserError(
-            f"{out.path.name}.maximum_tokens = {config.maximum_tokens}: the model's context of "
+            f"{out.name}.maximum_tokens = {config.maximum_tokens}: the model's context of "
             f"{decoder.config.context} leaves too little room for a prompt",
             f"lower it to {max(1, decoder.config.context // 2 - 1)} or less",
         )
@@ -145,7 +145,7 @@ def run(config: RankingsConfig, inputs: Mapping[str, Path], out: StageFolder) ->
         raise UserError(
             f"{inputs['data'] / config.conversations}.jsonl: no prompt whose reply has "
             f"{config.minimum_tokens} to {config.maximum_tokens} tokens",
-            f"widen {out.path.name}.minimum_tokens and maximum_tokens, or add conversations",
+            f"widen {out.name}.minimum_tokens and maximum_tokens, or add conversations",
         )
     for split, found_rows in rows.items():
         write_jsonl(out / f"{split}.jsonl", found_rows)

@@ -95,7 +95,7 @@ class RewardConfig:
 
 def run(config: RewardConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict[str, float]:
     """Train on ``train.jsonl``, keep the best on ``validation.jsonl``, save ``model/``."""
-    name = out.path.name
+    name = out.name
     machine = resolve_machine(out.machine)
     tokenizer = load_tokenizer(inputs["base"] / "model")
     decoder = load_decoder(inputs["base"] / "model")
