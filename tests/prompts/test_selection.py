@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from lmsmith.corpus.rows import Conversation
 from lmsmith.prompts import encode_prompt
-from lmsmith.prompts.selection import PromptAndReply, row_tokens, select_prompts
+from lmsmith.prompts.selection import PromptAndReply, prompt_room, select_prompts, told_of_prompts
 from lmsmith.tokenizers import Tokenizer
 
 TOKENIZER = Tokenizer.train(["I think you like tea, and so do I. what about you?"] * 4, 280)
@@ -16,11 +18,10 @@ def select(
     return select_prompts(
         conversations,
         TOKENIZER,
-        64,
+        43,
         most=most,
         per_conversation=per_conversation,
-        minimum_tokens=1,
-        maximum_tokens=20,
+        reply_tokens=(1, 20),
     )
 
 
@@ -84,7 +85,27 @@ def test_the_cap_takes_the_same_prompts_whatever_the_order() -> None:
     assert few == select(conversations, most=30, per_conversation=1)[:7]
 
 
-def test_tokens_of_a_row() -> None:
-    assert row_tokens(0, 20, 64) == 64
-    assert row_tokens(30, 20, 64) == 51
-    assert row_tokens(60, 20, 64) == 64
+def test_a_prompt_alone_is_taken_whatever_the_reply_and_what_is_left_out_is_counted() -> None:
+    user = {"role": "user", "content": "tea"}
+    conversations = [
+        Conversation("wordy", [user, {"role": "assistant", "content": "so, " * 90}]),
+        Conversation("silent", [user, {"role": "assistant", "content": ""}]),
+        Conversation("open", [user, {"role": "assistant", "content": "so"}, user]),
+        Conversation("long", [{"role": "user", "content": "what about you? " * 30}]),
+        Conversation("empty", [{"role": "user", "content": " "}]),
+    ]
+    counts: Counter[str] = Counter()
+    found = select_prompts(conversations, TOKENIZER, 43, most=9, per_conversation=9, counts=counts)
+    assert sorted(each.id for each in found) == ["open#1", "open#3", "silent#1", "wordy#1"]
+    assert counts == {"turns": 6, "too_long": 1, "empty": 1, "reply_length": 0}
+    told = told_of_prompts(counts, 43)
+    assert told == (
+        "2 of 6 prompts left out: 1 with a last message of more than 43 tokens, 1 without a word"
+    )
+    assert told_of_prompts(Counter(turns=6), 43) == ""
+
+
+def test_room_of_a_prompt() -> None:
+    assert prompt_room(0, 20, 64) == 43
+    assert prompt_room(30, 20, 64) == 30
+    assert prompt_room(60, 20, 64) == 43

@@ -19,6 +19,7 @@ def healthy(count: int = 30) -> list[Row]:
         rows.append(
             {
                 "objective/kl": 4.0 * progress,
+                "objective/scores_std": 0.4,
                 "objective/scores": -0.2 + 0.8 * progress,
                 "objective/response_tokens": 14.0 + 3 * math.sin(number),
                 "policy/entropy_avg": 3.0 - 0.8 * progress,
@@ -55,6 +56,8 @@ def test_a_healthy_run_is_left_alone_at_every_iteration() -> None:
         ("length_drift", "objective/response_tokens", 12.0, 45.0, "prefers a length"),
         ("length_drift", "objective/response_tokens", 20.0, 2.0, "from 1"),
         ("clipping", "policy/clipfrac_avg", 0.1, 0.6, "tokens are clipped"),
+        ("never_ended", "val/share_ended", 0.02, 0.01, "raise sft.epochs"),
+        ("equal_rewards", "objective/scores_std", 0.0, 0.0, "the same reward"),
         ("no_end", "val/share_ended", 0.95, 0.1, "missing_end_penalty"),
     ],
 )
@@ -106,3 +109,9 @@ def test_one_bad_iteration_is_no_news_and_no_budget_no_warning() -> None:
     assert names(rows) == []
     assert names(changed("objective/kl", 0.0, 500.0), budget=0.0) == []
     assert names([dict.fromkeys(healthy()[0], -50.0)] * (WINDOW - 1)) == []
+
+
+def test_the_end_of_a_short_run_is_judged_too() -> None:
+    row = healthy(1)[0] | {"val/share_ended": 0.0}
+    assert diagnose([row, row]) == []
+    assert [name for name, _ in diagnose([row, row], ends=True)] == ["never_ended"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lmsmith.core.errors import Interrupted
+from lmsmith.core.errors import Interrupted, UserError
 from lmsmith.core.metrics import read_metrics
 from lmsmith.core.progress import QuietProgress
 from lmsmith.core.recipe import MachineConfig
@@ -266,7 +267,7 @@ def test_a_warning_is_not_said_again_after_a_resume(
         def say(self, text: str) -> None:
             said.append(text)
 
-    monkeypatch.setattr(ppo, "diagnose", lambda history, budget: [("x", "odd")])
+    monkeypatch.setattr(ppo, "diagnose", lambda history, budget, ends=False: [("x", "odd")])
     out = StageFolder(tmp_path, 0, MachineConfig(), Listener())
     config = replace(CONFIG, iterations=4)
     with monkeypatch.context() as patch:
@@ -409,6 +410,79 @@ def test_what_cannot_be_is_refused(options: dict[str, Any], words: str) -> None:
     )  # fmt: skip
     with pytest.raises(ValueError, match=words):
         make()
+
+
+@pytest.mark.parametrize(
+    ("rewards", "words"),
+    [
+        (lambda n: torch.zeros(1), r"shape \(1,\); expected 64 finite numbers, shape \(64,\)"),
+        (lambda n: torch.zeros(n, 1), r"shape \(64, 1\); .*\n.*squeeze"),
+        (lambda n: torch.tensor(0.0), r"shape \(\)"),
+        (lambda n: [[0.0], [1.0, 2.0]], "no list of numbers"),
+        (lambda n: ["good"] * n, "no list of numbers"),
+        (lambda n: None, "NoneType"),
+        (lambda n: torch.zeros(n, dtype=torch.complex64), "complex"),
+        (lambda n: [math.nan, *[0.0] * (n - 1)], "1 of 64 rewards .* NaN .* of response 0"),
+        (lambda n: np.full(n, np.inf), "64 of 64 rewards .* infinite"),
+        (lambda n: torch.full((n,), -1e30), "too large for float32"),
+        (lambda n: np.full(n, 1e300), "infinite"),
+    ],
+)
+def test_rewards_that_are_no_numbers_one_for_each_are_refused(rewards: Any, words: str) -> None:
+    trainer = toy_trainer(reward=lambda prompts, responses: rewards(len(responses)))
+    with pytest.raises(UserError, match=words) as raised:
+        trainer.fit()
+    assert "learning rate" not in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor, lambda x: torch.tensor(x).int()])
+def test_rewards_may_be_any_numbers(kind: Any) -> None:
+    config = replace(CONFIG, iterations=1)
+    expected = toy_trainer(config, reward=lambda _, r: torch.tensor([len(x) * 1.0 for x in r]))
+    found = toy_trainer(config, reward=lambda _, r: kind([len(x) for x in r]))
+    names = ("objective/scores", "loss/policy_avg")
+    wanted = [expected.fit()[0][name] for name in names]
+    assert [found.fit()[0][name] for name in names] == wanted
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ([], r"prompts\[1\] has no tokens"),
+        ([5] * 12, r"prompts\[1\] has 12 tokens, which leaves no room"),
+        ([5, 99], r"prompts\[1\] has token ids outside 0 to 9"),
+        ([-1], r"outside 0 to 9"),
+    ],
+)
+def test_prompts_that_cannot_be_read_are_refused(prompt: list[int], words: str) -> None:
+    policy = toy_policy()
+    with pytest.raises(UserError, match=words):
+        PPOTrainer(
+            policy, ScalarModel(policy), policy, share_of_liked, [[5], prompt],
+            stop_token=STOP, config=CONFIG, machine=MACHINE,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"rollouts": 32, "minibatch": 64},
+        {"rollouts": 0},
+        {"iterations": 0},
+        {"clip": math.nan},
+        {"temperature": math.inf},
+        {"kl_coefficient": math.nan},
+        {"kl_control": "adaptive", "kl_target": 0.0},
+        {"kl_control": "band", "kl_low": math.nan},
+        {"kl_control": "never"},
+        {"iterations": 2.5},
+        {"optimiser": replace(FAST, learning_rate=-1.0)},
+    ],
+)
+def test_settings_out_of_range_are_refused_from_python_too(settings: dict[str, Any]) -> None:
+    name = "minibatch" if "minibatch" in settings else next(reversed(settings))
+    with pytest.raises(UserError, match=f"PPOConfig: .*\n  {name}"):
+        toy_trainer(replace(CONFIG, **settings))
 
 
 def test_contradictions_are_all_named() -> None:

@@ -159,10 +159,29 @@ def test_ptx_reads_the_mixture_that_pretraining_read(
 
 
 def test_no_prompt_that_fits_is_one_clear_message(inputs: dict[str, Path], tmp_path: Path) -> None:
-    rows = [{"messages": [{"role": "user", "content": "hm"}], "id": "a"}]
+    rows = [{"messages": [{"role": "user", "content": "hm " * 90}], "id": "a"}]
     data = write_data(tmp_path / "data", prompts=rows)
-    with pytest.raises(UserError, match="holds no turn of a user that fits"):
+    with pytest.raises(UserError, match=r"holds no turn of a user that fits .* 1 turns"):
         run(CONFIG, {**inputs, "data": data}, stage_folder(tmp_path / "ppo"))
+
+
+def test_prompts_are_taken_however_long_the_persons_reply(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    """Inputs of this kind: ../shared/faults/39-ppo-long-replies."""
+    ask = {"role": "user", "content": "tea"}
+    rows = [
+        {"messages": [ask, {"role": "assistant", "content": "rain " * n}], "id": f"a{n}"}
+        for n in (1, 50, 100)
+    ]
+    rows += [{"messages": [ask], "id": "alone"}]
+    rows += [{"messages": [{"role": "user", "content": "hm " * 90}], "id": "long"}]
+    data = write_data(tmp_path / "data", prompts=rows)
+    out = stage_folder(tmp_path / "ppo")
+    metrics = run(replace(CONFIG, iterations=1), {**inputs, "data": data}, out)
+    assert (metrics["prompts"], metrics["prompts_left_out"]) == (4, 1)
+    said = out.progress.said  # type: ignore[attr-defined]
+    assert any("1 of 5 prompts left out" in line for line in said)
 
 
 def test_a_response_as_long_as_the_context_is_refused(

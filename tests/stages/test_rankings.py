@@ -6,6 +6,7 @@ import os
 import random
 import signal
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from preference_world import (
     conversations,
     ending_decoder,
+    make_decoder,
     make_tokenizer,
     sentence,
     stage_folder,
@@ -196,7 +198,7 @@ def test_replies_from_elsewhere_are_of_like_length() -> None:
              "content": "tea " * (1 + n % 20) + str(n)}])
             for n in range(400)
         ],
-        TOKENIZER, 64, most=400, per_conversation=1, minimum_tokens=1, maximum_tokens=40,
+        TOKENIZER, 23, most=400, per_conversation=1, reply_tokens=(1, 40),
     )  # fmt: skip
     by_length = sorted(prompts, key=lambda each: (each.reply_tokens, each.id))
     for each in prompts[::7]:
@@ -268,3 +270,24 @@ def test_settings_out_of_range_are_all_named() -> None:
     keys = [key for key, *_ in config.check()]
     assert keys == ["prompts", "samples", "maximum_tokens", "top_p", "validation"]
     assert RankingsConfig().check() == []
+
+
+def test_a_policy_that_never_ends_is_told_of(inputs: dict[str, Path], tmp_path: Path) -> None:
+    models = write_models(tmp_path, TOKENIZER, policy=make_decoder(TOKENIZER))
+    out = stage_folder(tmp_path / "rankings")
+    metrics = run(CONFIG, {**inputs, **models}, out)
+    assert metrics["dropped_not_ended_share"] > 0.5
+    (told,) = [said for said in out.progress.said if "samples are dropped" in said]  # type: ignore[attr-defined]
+    assert "not ended" in told
+    assert "raise sft.epochs" in told
+
+
+def test_prompts_are_left_out_by_the_length_of_their_reply_aloud(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    out = stage_folder(tmp_path / "rankings")
+    config = replace(CONFIG, minimum_tokens=3, maximum_tokens=4, prompts_per_conversation=9)
+    metrics = run(config, inputs, out)
+    assert metrics["prompts_reply_length"] > 0
+    said = "\n".join(out.progress.said)  # type: ignore[attr-defined]
+    assert "with a reply outside 3 to 4 tokens" in said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,9 @@ from lmsmith.core.files import fingerprint
 from lmsmith.corpus.rows import Conversation
 from lmsmith.prompts.chat import encode_prompt
 from lmsmith.tokenizers import Tokenizer
+
+LEFT_OUT = ("too_long", "reply_length", "empty")
+"""Reasons for which `select_prompts` leaves a prompt out."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,7 @@ class PromptAndReply:
         root: the conversation's, whichever side plays the assistant.
         prompt: the messages before the reply that fit the context.
         tokens: of the prompt.
-        reply: the person's.
+        reply: the person's; empty where the conversation ends with the prompt.
         reply_tokens: of the reply, its end of turn not counted.
     """
 
@@ -33,75 +37,112 @@ class PromptAndReply:
     reply_tokens: int
 
 
-def row_tokens(maximum_prompt: int, maximum_reply: int, context: int) -> int:
-    """Most tokens of a prompt, a reply and its end of turn; all of the context if there is no
-    ``maximum_prompt`` (0)."""
-    return min(context, maximum_prompt + maximum_reply + 1) if maximum_prompt else context
+def prompt_room(maximum_prompt: int, maximum_reply: int, context: int) -> int:
+    """Most tokens of a prompt, beside which the longest reply and its end of turn fit the context.
+
+    Args:
+        maximum_prompt: most that are wanted; 0 for all that there is room for.
+    """
+    room = context - maximum_reply - 1
+    return min(room, maximum_prompt) if maximum_prompt else room
 
 
 def select_prompts(
     conversations: Iterable[Conversation],
     tokenizer: Tokenizer,
-    limit: int,
+    room: int,
     *,
     most: int,
     per_conversation: int,
-    minimum_tokens: int,
-    maximum_tokens: int,
+    reply_tokens: tuple[int, int] | None = None,
+    counts: Counter[str] | None = None,
 ) -> list[PromptAndReply]:
     """Prompts evenly spread over each conversation, in an order that their ids' hash decides.
 
-    Every turn of the assistant that answers the user, with a reply of the allowed length, is
-    eligible. A prompt keeps the newest messages that leave room for the longest reply; a turn
-    whose last message alone does not fit is left out.
+    Every message of the user is eligible, or, if ``reply_tokens`` is given, every one that the
+    assistant answers with a reply of such a length. A prompt keeps the newest messages that fit.
 
     Args:
-        limit: most tokens of a prompt, the longest reply and its end of turn.
+        room: most tokens of a prompt; a message that alone has more is left out.
         most: prompts in all.
         per_conversation: prompts of one conversation.
-        minimum_tokens, maximum_tokens: of the reply, its end of turn not counted.
+        reply_tokens: least and most tokens of the reply, its end of turn not counted; None where
+            only the prompts are wanted.
+        counts: gets how many messages of the user there are (``turns``), and how many are left
+            out for each reason of `LEFT_OUT`.
     """
     found: list[PromptAndReply] = []
+    counts = counts if counts is not None else Counter()
     for conversation in conversations:
-        eligible = _eligible_turns(conversation, tokenizer, minimum_tokens, maximum_tokens)
+        messages = conversation.messages
+        eligible = _eligible_turns(conversation, tokenizer, reply_tokens, counts)
         for turn, length in _evenly_spread(eligible, per_conversation):
-            before = conversation.messages[:turn]
+            before = messages[:turn]
             try:
-                prompt = encode_prompt(tokenizer, before, limit - maximum_tokens - 1)
+                prompt = encode_prompt(tokenizer, before, room)
             except UserError:
+                counts["too_long"] += 1
                 continue
             system = before[:1] if before[0]["role"] == "system" else []
             kept = [*system, *before[len(system) + prompt.dropped_messages :]]
-            reply = conversation.messages[turn]["content"]
             found.append(
                 PromptAndReply(
                     f"{conversation.id}#{turn}",
                     conversation.id.removesuffix("/other-side"),
                     kept,
                     prompt.tokens,
-                    reply,
+                    messages[turn]["content"] if turn < len(messages) else "",
                     length,
                 )
             )
     return sorted(found, key=lambda each: (fingerprint(each.id), each.id))[:most]
 
 
-def _eligible_turns(
-    conversation: Conversation, tokenizer: Tokenizer, minimum_tokens: int, maximum_tokens: int
-) -> list[tuple[int, int]]:
-    """(place, reply tokens) of the assistant's messages that may be a candidate."""
-    messages = conversation.messages
-    turns = [
-        turn
-        for turn in range(1, len(messages))
-        if messages[turn]["role"] == "assistant" and messages[turn - 1]["role"] == "user"
+def told_of_prompts(counts: Counter[str], room: int, window: str = "") -> str:
+    """What `select_prompts` left out and why, as a sentence; empty if it is nothing.
+
+    Args:
+        window: the settings that say which replies are taken, by name.
+    """
+    reasons = (
+        f"with a last message of more than {room} tokens",
+        f"with a reply outside {window}",
+        "without a word",
+    )
+    told = [
+        f"{counts[name]:,} {reason}"
+        for name, reason in zip(LEFT_OUT, reasons, strict=True)
+        if counts[name]
     ]
-    lengths = [len(ids) for ids in tokenizer.encode_batch([messages[t]["content"] for t in turns])]
-    return [
+    if not told:
+        return ""
+    left_out = sum(counts[name] for name in LEFT_OUT)
+    return f"{left_out:,} of {counts['turns']:,} prompts left out: {', '.join(told)}"
+
+
+def _eligible_turns(
+    conversation: Conversation,
+    tokenizer: Tokenizer,
+    reply_tokens: tuple[int, int] | None,
+    counts: Counter[str],
+) -> list[tuple[int, int]]:
+    """(place, reply tokens) of what comes after each message of the user that is a prompt."""
+    messages = conversation.messages
+    after = [turn for turn in range(1, len(messages) + 1) if messages[turn - 1]["role"] == "user"]
+    if reply_tokens is not None:
+        after = [t for t in after if t < len(messages) and messages[t]["role"] == "assistant"]
+    turns = [turn for turn in after if messages[turn - 1]["content"].strip()]
+    counts["turns"] += len(after)
+    counts["empty"] += len(after) - len(turns)
+    replies = [messages[t]["content"] if t < len(messages) else "" for t in turns]
+    lengths = [len(ids) for ids in tokenizer.encode_batch(replies)]
+    eligible = [
         (turn, length)
         for turn, length in zip(turns, lengths, strict=True)
-        if minimum_tokens <= length <= maximum_tokens
+        if reply_tokens is None or reply_tokens[0] <= length <= reply_tokens[1]
     ]
+    counts["reply_length"] += len(turns) - len(eligible)
+    return eligible
 
 
 def _evenly_spread(items: Sequence[tuple[int, int]], most: int) -> list[tuple[int, int]]:

@@ -7,17 +7,22 @@ from collections.abc import Mapping, Sequence
 WINDOW = 5
 """Iterations that a judgement looks back on; one noisy iteration is no news."""
 
+FEW_ENDED = 0.25
+"""Share of replies that end by themselves below which a policy has not learnt to end one."""
+
 
 def diagnose(
-    history: Sequence[Mapping[str, float]], kl_budget: float = 0.0
+    history: Sequence[Mapping[str, float]], kl_budget: float = 0.0, *, ends: bool = False
 ) -> list[tuple[str, str]]:
     """What is going wrong at the end of a run's history, as (short name, sentence).
 
     Args:
         history: the metrics of every iteration so far, oldest first.
         kl_budget: KL in nats per response that should not be passed; 0 for none.
+        ends: whether this is the run's last iteration, which a run shorter than the window is
+            judged at, too.
     """
-    if len(history) < WINDOW:
+    if len(history) < WINDOW and not ends:
         return []
 
     def mean(name: str, rows: Sequence[Mapping[str, float]]) -> float:
@@ -80,12 +85,29 @@ def diagnose(
             )
         )
     ended, ended_before = recent("val/share_ended"), early("val/share_ended")
-    if ended < 0.5 and ended < 0.7 * ended_before:
+    if ended < FEW_ENDED and ended_before < FEW_ENDED:
+        found.append(
+            (
+                "never_ended",
+                f"only {ended:.1%} of the replies end by themselves, and few ever did: the policy "
+                "has not learnt to end a reply, and what breaks off teaches little. Train SFT for "
+                "more steps (raise sft.epochs), or raise maximum_response.",
+            )
+        )
+    elif ended < 0.5 and ended < 0.7 * ended_before:
         found.append(
             (
                 "no_end",
                 f"only {ended:.0%} of the replies end by themselves: raise missing_end_penalty or "
                 "maximum_response.",
+            )
+        )
+    if recent("objective/scores_std") == 0.0:
+        found.append(
+            (
+                "equal_rewards",
+                "every reply has the same reward, so that there is nothing to learn from: look at "
+                "the reward function, or train the reward model for longer.",
             )
         )
     return found

@@ -5,12 +5,16 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lmsmith.core.config import decode as decode_settings
+from lmsmith.core.config import report_problems
+from lmsmith.core.errors import UserError
 from lmsmith.core.metrics import read_metrics
 from lmsmith.core.progress import QuietProgress
 from lmsmith.core.recipe import MachineConfig
@@ -73,8 +77,8 @@ class PPOTrainer:
         reference: π_ref of the KL penalty, the SFT model; never changed.
         reward_model: a `ScalarModel` read at the stop token after prompt and response, also of
             a response that was cut off, or any function from prompts and responses (token ids)
-            to rewards.
-        prompts: token ids, each ending where the response begins.
+            to rewards: one finite number for each response.
+        prompts: token ids, each ending where the response begins, with room for a response.
         stop_token: the token that ends a response.
         config: settings.
         pretraining: the packed batch of pretraining text for an update's number (PPO-ptx);
@@ -82,6 +86,9 @@ class PPOTrainer:
         seed: of prompt order, sampling and minibatches.
         machine: precision and threads; this machine's defaults if None.
         decode: token ids to text, for the sample tables.
+
+    Raises:
+        UserError: settings out of range, or a prompt that the policy cannot read.
     """
 
     def __init__(
@@ -102,6 +109,9 @@ class PPOTrainer:
         self.config = config if config is not None else PPOConfig()
         if not prompts:
             raise ValueError("PPO needs at least one prompt")
+        problems = decode_settings(PPOConfig, asdict(self.config), "")[1]
+        if problems:
+            raise report_problems(problems, "PPOConfig")
         if self.config.ptx_coefficient and pretraining is None:
             raise ValueError("ptx_coefficient is not 0: give pretraining batches, or set it to 0")
         # Evaluation mode throughout: with dropout on, the ratio would not begin at 1.
@@ -116,6 +126,7 @@ class PPOTrainer:
             self._reward_of(reward_model) if isinstance(reward_model, ScalarModel) else reward_model
         )
         self.prompts = [list(prompt) for prompt in prompts]
+        refuse_unreadable(self.prompts, stop_token, policy)
         self.stop_token = stop_token
         self.pretraining = pretraining
         self.seed = seed
@@ -151,6 +162,12 @@ class PPOTrainer:
             with tempfile.TemporaryDirectory() as folder:
                 quiet = StageFolder(Path(folder), self.seed, MachineConfig(), QuietProgress())
                 return self.fit(quiet, after_iteration)
+        context, most = self.policy.config.context, self.config.maximum_response
+        if short := sum(len(prompt) + most > context for prompt in self.prompts):
+            out.progress.say(
+                f"PPO: {short} of {len(self.prompts)} prompts leave a response less than "
+                f"maximum_response = {most} tokens in the context of {context}: shorten them"
+            )
         log = out.metrics_log()
         # What was said before an interruption is not said again.
         before = read_metrics(log.path)
@@ -166,7 +183,8 @@ class PPOTrainer:
         def step(iteration: int) -> Mapping[str, float]:
             row = self.step(iteration)
             history = [*read_metrics(log.path), row]
-            for name, warning in diagnose(history, self.config.kl_budget):
+            ends = iteration + 1 == self.config.iterations
+            for name, warning in diagnose(history, self.config.kl_budget, ends=ends):
                 if name not in warned:
                     warned.add(name)
                     out.progress.say(f"PPO iteration {iteration + 1}: {warning}")
@@ -427,6 +445,31 @@ class PPOTrainer:
                     "ended": bool(rollout.ended_b[row]),
                 }
             )
+
+
+def refuse_unreadable(prompts: Sequence[Sequence[int]], stop_token: int, policy: Decoder) -> None:
+    """Raise a UserError for the first prompt that is empty, too long or of unknown tokens."""
+    context, vocabulary = policy.config.context, policy.config.vocabulary_size
+    if not 0 <= stop_token < vocabulary:
+        raise UserError(
+            f"stop_token = {stop_token}: the policy has tokens 0 to {vocabulary - 1}",
+            "give the id of the token that ends a response",
+        )
+    for number, prompt in enumerate(prompts):
+        if not prompt:
+            problem, mend = "has no tokens", "begin it with the start-of-text token"
+        elif len(prompt) >= context:
+            problem = (
+                f"has {len(prompt)} tokens, which leaves no room for a response in the policy's "
+                f"context of {context}"
+            )
+            mend = "shorten the prompt, or leave it out"
+        elif not 0 <= min(prompt) <= max(prompt) < vocabulary:
+            problem = f"has token ids outside 0 to {vocabulary - 1}"
+            mend = "encode it with the policy's own tokenizer"
+        else:
+            continue
+        raise UserError(f"prompts[{number}] {problem}", mend)
 
 
 def explained_variance(values_bs: Tensor, returns_bs: Tensor, mask_bs: Tensor) -> float:

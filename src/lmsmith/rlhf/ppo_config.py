@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from lmsmith.models.adapters import AdapterConfig
@@ -97,7 +98,7 @@ class PPOConfig:
             "prompts_per_conversation most_prompts kl_horizon kl_target temperature clip value_clip"
         )
         for key in positive.split():
-            if not getattr(self, key) > 0:
+            if not 0 < getattr(self, key) < math.inf:
                 problems.append((key, getattr(self, key), "a positive number", f"raise {key}"))
         for key in [
             "kl_coefficient",
@@ -108,7 +109,7 @@ class PPOConfig:
             "value_warmup",
             "warmup",
         ]:
-            if getattr(self, key) < 0:
+            if not 0 <= getattr(self, key) < math.inf:
                 problems.append((key, getattr(self, key), "0 or more", f"raise {key}"))
         for key in ("discount", "trace"):
             if not 0.0 <= getattr(self, key) <= 1.0:
@@ -131,7 +132,7 @@ class PPOConfig:
                     "a shorter one holds no turn of a user",
                 )
             )
-        if self.minibatch > 0 and self.rollouts % self.minibatch:
+        if self.rollouts > 0 and self.minibatch > 0 and self.rollouts % self.minibatch:
             problems.append(
                 (
                     "minibatch",
@@ -140,8 +141,10 @@ class PPOConfig:
                     "choose minibatch so that rollouts / minibatch is whole",
                 )
             )
-        if self.kl_control == "band" and self.kl_low >= self.kl_high:
-            problems.append(("kl_low", self.kl_low, f"below kl_high ({self.kl_high})", "lower it"))
+        if self.kl_control == "band" and not 0 <= self.kl_low < self.kl_high < math.inf:
+            problems.append(
+                ("kl_low", self.kl_low, f"0 <= kl_low < kl_high ({self.kl_high})", "change it")
+            )
         if self.kl_control != "fixed" and self.kl_coefficient == 0:
             problems.append(
                 (

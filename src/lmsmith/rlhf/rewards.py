@@ -5,6 +5,58 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lmsmith.core.errors import UserError
+
+LARGEST_REWARD = 1e12
+"""Beyond it the square of a value's error, and the gradient's norm, leave float32."""
+
+
+def checked_rewards(rewards: object, count: int) -> Tensor:
+    """What a reward function returned as (count,) float32, apart from its graph.
+
+    Args:
+        rewards: a tensor, an array or a list of numbers.
+        count: of the responses.
+
+    Raises:
+        UserError: they are no numbers, not one for each response, not finite or too large.
+    """
+    expected = f"expected {count} finite numbers, shape ({count},): one for each response"
+    try:
+        found = torch.as_tensor(rewards).detach()
+        if found.is_complex():
+            raise TypeError("complex numbers")
+        rewards_b = found.to("cpu", torch.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"the reward function returned {type(rewards).__name__} that is no list of numbers "
+            f"({error}); {expected}",
+            "return a tensor or a list of floats",
+        ) from error
+    if rewards_b.shape != (count,):
+        column = rewards_b.shape == (count, 1)
+        raise UserError(
+            f"the reward function returned shape {tuple(rewards_b.shape)}; {expected}",
+            "return rewards.squeeze(1)" if column else "return one reward for each response",
+        )
+    for problem, wrong_b, mend in (
+        ("NaN or infinite", ~rewards_b.isfinite(), "look at this response in the reward function"),
+        (
+            f"beyond ±{LARGEST_REWARD:g}, too large for float32",
+            rewards_b.abs() > LARGEST_REWARD,
+            "scale the rewards; a deviation of about 1 is usual",
+        ),
+    ):
+        if wrong_b.any():
+            first = int(wrong_b.nonzero()[0])
+            raise UserError(
+                f"the reward function returned {int(wrong_b.sum())} of {count} rewards that are "
+                f"{problem}: the first is {float(rewards_b[first])}, of response {first}; "
+                f"{expected}",
+                mend,
+            )
+    return rewards_b
+
 
 def value_mask(mask_br: Tensor) -> Tensor:
     """The response mask with one more column: the state after the last token has a value too.

@@ -11,10 +11,11 @@ from torch import Tensor
 from lmsmith.models.batching import PaddedBatch, length_groups, pad_batch, response_log_probs
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.heads import ScalarModel
+from lmsmith.rlhf.rewards import checked_rewards
 from lmsmith.training.machine import ResolvedMachine, evaluation_mode
 
-RewardFunction = Callable[[list[list[int]], list[list[int]]], Tensor]
-"""Rewards (batch,) of responses to prompts, both as token ids."""
+RewardFunction = Callable[[list[list[int]], list[list[int]]], Tensor | Sequence[float]]
+"""Rewards (batch,) of responses to prompts, both as token ids; see `checked_rewards`."""
 
 ROWS_AT_ONCE = 32
 """Rows computed together, in scoring and in updates; of like length, so that few are padding."""
@@ -78,7 +79,8 @@ def score_rollout(
             reference_log_probs_br[group] = response_log_probs(reference, rows, temperature)[0]
             values_bs[group] = state_values(value_model, rows)
     ended_b = torch.tensor([stop_token in response[-1:] for response in responses])
-    scores_b = reward([list(p) for p in prompts], [list(r) for r in responses]).float()
+    rewards = reward([list(p) for p in prompts], [list(r) for r in responses])
+    scores_b = checked_rewards(rewards, len(responses))
     return Rollout(
         batch=batch,
         log_probs_br=log_probs_br,

@@ -24,7 +24,7 @@ from lmsmith.generation.engine import SamplingSettings, generate
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.folder import load_decoder, load_scalar_model, load_tokenizer
 from lmsmith.models.heads import ScalarModel
-from lmsmith.prompts.selection import PromptAndReply, row_tokens, select_prompts
+from lmsmith.prompts.selection import PromptAndReply, prompt_room, select_prompts
 from lmsmith.rlhf.candidates import (
     EncodedRanking,
     encode_rankings,
@@ -74,11 +74,10 @@ class Bench:
         self.prompts = select_prompts(
             read_conversations(path) if path.is_file() else [],
             self.tokenizer,
-            row_tokens(config.maximum_prompt, config.maximum_tokens, context),
+            prompt_room(config.maximum_prompt, config.maximum_tokens, context),
             most=config.prompts,
             per_conversation=config.prompts_per_conversation,
-            minimum_tokens=config.minimum_tokens,
-            maximum_tokens=config.maximum_tokens,
+            reply_tokens=(config.minimum_tokens, config.maximum_tokens),
         )
         self.snapshots = find_snapshots(self.inputs.get("ppo"), config.frontier_snapshots)
         parts = 2 * len(self.policies) + 2 * len(self.scorers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +15,7 @@ from lmsmith.corpus.mixture import PretrainingBatches, read_mixture
 from lmsmith.corpus.rows import read_conversations
 from lmsmith.models.adapters import adapt
 from lmsmith.models.folder import load_decoder, load_scalar_model, save_model
-from lmsmith.prompts.selection import select_prompts
+from lmsmith.prompts.selection import select_prompts, told_of_prompts
 from lmsmith.rlhf.ppo import PPOTrainer
 from lmsmith.rlhf.ppo_config import SHORTEST_PROMPT, PPOConfig
 from lmsmith.tokenizers import Tokenizer
@@ -38,20 +39,23 @@ def run(config: PPOConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict
             f"set it to {context // 4} or less",
         )
     path = inputs["data"] / "prompts.jsonl"
+    counts: Counter[str] = Counter()
     chosen = select_prompts(
         read_conversations(path),
         tokenizer,
-        room + config.maximum_response + 1,
+        room,
         most=config.most_prompts,
         per_conversation=config.prompts_per_conversation,
-        minimum_tokens=1,
-        maximum_tokens=config.maximum_response,
+        counts=counts,
     )
     if not chosen:
         raise UserError(
-            f"{path} holds no turn of a user that fits {room} tokens",
+            f"{path} holds no turn of a user that fits {room} tokens "
+            f"(it has {counts['turns']} turns of a user)",
             "raise ppo.maximum_prompt, or give conversations with shorter messages",
         )
+    if told := told_of_prompts(counts, room):
+        out.progress.say(f"ppo: {told}. Raise ppo.maximum_prompt to use more")
     prompts = [prompt.tokens for prompt in chosen]
     pretraining = pretraining_batches(config, inputs, context, out.seed)
     policy, value_model = copy.deepcopy(reference), copy.deepcopy(reward_model)
@@ -89,7 +93,10 @@ def run(config: PPOConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict
 
     rows = trainer.fit(out, keep_snapshot)
     write_jsonl(out / "samples.jsonl", trainer.samples.rows)
-    metrics = summary(rows) | {"prompts": float(len(prompts))}
+    metrics = summary(rows) | {
+        "prompts": float(len(prompts)),
+        "prompts_left_out": float(counts["too_long"] + counts["empty"]),
+    }
     save_policy(out / "model", card | {"metrics": metrics})
     base = inputs["reward"] / "model"
     save_model(out / "value", value_model, tokenizer, card, config.adapter, base)

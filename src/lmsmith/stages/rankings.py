@@ -41,7 +41,13 @@ from lmsmith.corpus.rows import Ranking, read_conversations, read_rankings
 from lmsmith.corpus.splits import opening_key, split_of
 from lmsmith.generation.engine import InferenceDecoder, SamplingSettings, generate
 from lmsmith.models.folder import load_decoder, load_tokenizer
-from lmsmith.prompts.selection import PromptAndReply, row_tokens, select_prompts
+from lmsmith.prompts.selection import (
+    LEFT_OUT,
+    PromptAndReply,
+    prompt_room,
+    select_prompts,
+    told_of_prompts,
+)
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.machine import resolve_machine
 
@@ -52,6 +58,9 @@ NEAREST = 32
 
 PROMPTS_AT_ONCE = 128
 """Prompts sampled, and saved, together."""
+
+MANY_DROPPED = 0.5
+"""Share of dropped samples above which the rankings say little about the policy's replies."""
 
 
 @dataclass(frozen=True)
@@ -222,21 +231,32 @@ class Collector:
         self.policy = policy
         self.out = out
         self.counts: Counter[str] = Counter()
+        self.left_out: Counter[str] = Counter()
 
     def read(self, path: Path, most: int) -> list[PromptAndReply]:
         """At most so many prompts of a file of conversations; none if it is missing."""
         if not path.is_file():
             return []
         config = self.config
-        return select_prompts(
+        room = prompt_room(config.maximum_prompt, config.maximum_tokens, self.policy.config.context)
+        counts: Counter[str] = Counter()
+        found = select_prompts(
             read_conversations(path),
             self.tokenizer,
-            row_tokens(config.maximum_prompt, config.maximum_tokens, self.policy.config.context),
+            room,
             most=most,
             per_conversation=config.prompts_per_conversation,
-            minimum_tokens=config.minimum_tokens,
-            maximum_tokens=config.maximum_tokens,
+            reply_tokens=(config.minimum_tokens, config.maximum_tokens),
+            counts=counts,
         )
+        window = f"{config.minimum_tokens} to {config.maximum_tokens} tokens"
+        if told := told_of_prompts(counts, room, window):
+            left_out = {name: counts[name] for name in LEFT_OUT}
+            self.left_out.update(left_out)
+            progress, name = self.out.progress, self.out.path.name
+            tell = progress.say if 2 * sum(left_out.values()) > counts["turns"] else progress.note
+            tell(f"{path.name}: {told} ({name}.maximum_prompt, minimum_tokens, maximum_tokens)")
+        return found
 
     def collect(self, split: str, prompts: Sequence[PromptAndReply]) -> list[dict[str, Any]]:
         """The rows of a split, in the order of its prompts."""
@@ -345,7 +365,32 @@ class Collector:
         for reason in ("not_ended", "empty", "length", "repeated"):
             share = self.counts[f"dropped_{reason}"] / max(1, self.counts["sampled"])
             found[f"dropped_{reason}_share"] = share
+        found["prompts_without_candidates"] = float(self.counts["without_candidates"])
+        found |= {f"prompts_{name}": float(self.left_out[name]) for name in LEFT_OUT}
+        self.warn(found)
         return found
+
+    def warn(self, found: Mapping[str, float]) -> None:
+        """Say so where the policy's samples are of little use, and why."""
+        name, reasons = self.out.path.name, ("not_ended", "empty", "length", "repeated")
+        dropped = {reason: found[f"dropped_{reason}_share"] for reason in reasons}
+        if sum(dropped.values()) > MANY_DROPPED:
+            told = [f"{share:.1%} {reason.replace('_', ' ')}" for reason, share in dropped.items()]
+            mend = (
+                "The policy has not learnt to end a reply: train SFT for more steps (raise "
+                f"sft.epochs), or raise {name}.maximum_tokens"
+                if dropped["not_ended"] > MANY_DROPPED / 2
+                else f"Widen {name}.minimum_tokens and maximum_tokens, or train SFT for longer"
+            )
+            self.out.progress.say(
+                f"{name}: {sum(dropped.values()):.1%} of the policy's "
+                f"{self.counts['sampled']:,} samples are dropped ({', '.join(told)}), so the "
+                f"rankings teach little about its own replies. {mend}"
+            )
+        if missing := self.counts["without_candidates"]:
+            self.out.progress.say(
+                f"{name}: {missing:,} prompts left out: no second candidate to rank"
+            )
 
 
 def ranking_row(
