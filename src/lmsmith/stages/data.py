@@ -186,7 +186,7 @@ def run(config: DataConfig, inputs: Mapping[str, Path], out: StageFolder) -> dic
     for number, source in enumerate(config.conversations, start=1):
         read += conversations_of(source, left_out, talks)
         out.progress.update(number)
-    rankings = read_own_rankings(config.rankings, out.progress, counts)
+    rankings = read_own_rankings(config.rankings, config.unicode_form, out.progress, counts)
     out.progress.update(sources)
     fractions = asdict(config.splits)
     openings: list[str] = []

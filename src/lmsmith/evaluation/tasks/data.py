@@ -3,7 +3,6 @@ hub, or written by a class of the user's."""
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import re
@@ -13,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lmsmith.core.errors import UserError
-from lmsmith.core.files import fingerprint, sha256_file
+from lmsmith.core.files import fingerprint, read_text, sha256_file
+from lmsmith.core.text import encodable_json
 from lmsmith.evaluation.tasks.detokenise import DETOKENISERS
 from lmsmith.evaluation.tasks.generated import GENERATORS
 from lmsmith.evaluation.tasks.packaged import MissingData as MissingData
@@ -174,8 +174,8 @@ def _of_hub(spec: DataSpec) -> TaskData:
 
 def read_items(file: Path, spec: DataSpec) -> Iterator[Item]:
     """The items of a file, by the end of its name: .jsonl, .json, or text."""
-    kind = Path(file.name.removesuffix(".gz")).suffix
-    text = _read_text(file)
+    kind = Path(file.name.lower().removesuffix(".gz")).suffix
+    text = read_text(file)
     if kind == ".jsonl":
         for number, line in enumerate(text.split("\n"), start=1):
             if line.strip():
@@ -219,7 +219,7 @@ def _rows(text: str, file: Path, columns: Sequence[str]) -> Iterator[Item]:
 
 def _parallel(items: Sequence[Item], file: Path, other: Path) -> Iterator[Item]:
     """Lines, each with the line of the other file that belongs to it."""
-    lines = _lines(_read_text(other))
+    lines = _lines(read_text(other))
     if len(lines) != len(items):
         raise UserError(
             f"{file} has {len(items)} lines, {other} {len(lines)}",
@@ -234,7 +234,7 @@ def _documents(text: str, file: Path, spec: DataSpec) -> Iterator[Item]:
     if spec.documents == "whole":
         parts = [text]
     elif spec.documents == "lines":
-        parts = [line for line in text.splitlines(keepends=True) if line.strip()]
+        parts = [line for line in re.split(r"(?<=\n)", text) if line.strip()]
     else:
         parts = [part for part in re.split(r"(?m)^(?= = [^=\n]+ = ?$)", text) if part.strip()]
     undo = DETOKENISERS.get(spec.detokenise)
@@ -245,21 +245,9 @@ def _documents(text: str, file: Path, spec: DataSpec) -> Iterator[Item]:
         )
 
 
-def _read_text(file: Path) -> str:
-    try:
-        content = file.read_bytes()
-        if file.suffix == ".gz":
-            content = gzip.decompress(content)
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 text (byte {error.start + 1})", "save it so") from error
-    except (OSError, EOFError) as error:
-        raise UserError(f"{file}: cannot be read ({error})", "mend or replace it") from error
-
-
 def _parsed(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(encodable_json(text))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not valid JSON ({error})", "mend or replace it") from error
 
