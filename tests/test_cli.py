@@ -177,6 +177,22 @@ def test_run_shows_lines_then_the_table_and_the_report(
     assert shown.err == ""
 
 
+@pytest.mark.parametrize(
+    ("words", "mend"),
+    [
+        (["make.steps", "2"], "Write --set 'make.steps=2'."),
+        (["make.steps", "--json"], "Write --set 'make.steps=VALUE'."),
+        (["make.steps"], "Write --set 'make.steps=VALUE'."),
+    ],
+)
+def test_a_setting_in_two_words_is_told_how_to_be_written(
+    small_table: Path, capsys: pytest.CaptureFixture[str], words: list[str], mend: str
+) -> None:
+    assert cli.main(["run", "small", "--set", *words]) == 2
+    told = capsys.readouterr().err
+    assert told == f"lmsmith: --set make.steps: has no =\n  {mend}\n"
+
+
 def test_bad_settings_are_listed_at_once(
     small_table: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,6 +21,8 @@ from lmsmith.core.config import (
     encode,
     parse_value,
     report_problems,
+    setting_keys,
+    unknown_key,
 )
 from lmsmith.core.errors import UserError
 
@@ -222,7 +224,7 @@ def test_bad_overrides_are_reported_together() -> None:
         apply_overrides(tables, ["ppo.kl", "seed.x=1", "data.sources.4=1", ".a=1"])
     message = str(caught.value)
     assert "4 problems" in message
-    assert "write --set stage.key=value" in message
+    assert "write --set STAGE.KEY=VALUE" in message
     assert "seed is not a table" in message
 
 
@@ -230,3 +232,28 @@ def test_bad_overrides_are_reported_together() -> None:
 def test_any_text_is_a_value(text: str) -> None:
     parse_value(text)
     assert parse_value("1\nother = 2") == "1\nother = 2"
+
+
+@dataclass(frozen=True)
+class Rates:
+    learning_rate: float = 1.0
+
+
+@dataclass(frozen=True)
+class Stage:
+    steps: int = 1
+    optimiser: Rates = field(default_factory=Rates)
+
+
+def test_a_forgotten_table_is_named() -> None:
+    keys = setting_keys(Stage, "sft")
+    assert keys == ["sft.steps", "sft.optimiser.learning_rate"]
+    _, (problem,) = decode(Stage, {"learning_rate": 2.0}, "sft")
+    assert problem.mend == "did you mean sft.optimiser.learning_rate?"
+    assert unknown_key("lerning_rate", 1, ["data", "sft"], keys).mend == problem.mend
+    both = [*keys, "ppo.steps"]
+    assert (
+        unknown_key("steps", 1, ["data", "sft"], both).mend
+        == "did you mean sft.steps or ppo.steps?"
+    )
+    assert unknown_key("stf", 1, ["data", "sft"], keys).mend == "did you mean sft?"

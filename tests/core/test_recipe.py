@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from lmsmith.core.config import NOT_A_SETTING
 from lmsmith.core.errors import UserError
 from lmsmith.core.recipe import MachineConfig, load_recipe, shipped_recipes
 
@@ -112,3 +113,22 @@ def test_unknown_names(tmp_path: Path) -> None:
     assert "is a folder" in message(tmp_path)
     for name in shipped_recipes():
         assert name in message("quickstrat")
+
+
+def test_a_key_without_its_table_is_suggested_with_it(tmp_path: Path) -> None:
+    path = write(tmp_path, "[data]\n[ppo]\n")
+    assert "did you mean ppo.kl_coefficient?" in message(path, "kl_coefficient=0.1")
+    assert "did you mean ppo.kl_coefficient?" in message(path, "kl_coeficient=")
+    assert "did you mean data.path?" in message(path, "path=x")
+
+
+def test_settings_are_told_the_folder_of_the_recipe(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Placed:
+        path: str = ""
+        folder: str = field(default="", metadata=NOT_A_SETTING)
+
+    path = write(tmp_path, '[data]\npath = "a"\n')
+    recipe = load_recipe(path, [], {"data": Placed})
+    assert recipe.stages == {"data": Placed("a", str(tmp_path))}
+    assert recipe.as_dict()["data"] == {"path": "a"}

@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmsmith.corpus.splits import opening_key, split_of
+from lmsmith.corpus.splits import assign_splits, opening_key, split_of
 
 FRACTIONS = {"a": 0.5, "b": 0.3, "c": 0.0, "d": 0.1}
 
@@ -58,3 +58,17 @@ def test_dialogues_that_begin_alike_have_one_name() -> None:
     assert said(("user", "Hello here!")) != name
     assert said(("user", "🙂")) == said(("user", " 🙂\r\n")) != said(("user", "🙃"))
     assert said(("assistant", "hi")) == said() != name
+
+
+@given(st.lists(st.text(max_size=3), max_size=30), fractions)
+def test_splits_with_a_share_are_filled_in_their_order(
+    names: list[str], shares: dict[str, float]
+) -> None:
+    found = assign_splits(names, shares, list(shares))
+    assert set(found) == set(names)
+    filled = [split for split, share in shares.items() if split in found.values()]
+    wanted = [split for split, share in shares.items() if share > 0]
+    assert filled == wanted[: len(found)]
+    hashed = {name: split_of(name, shares) for name in names}
+    if set(wanted) <= set(hashed.values()):
+        assert found == hashed

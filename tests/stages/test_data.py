@@ -227,16 +227,100 @@ def test_a_run_removes_what_an_earlier_one_left(bench: Bench) -> None:
     assert not (bench.folder / "out" / "test_documents.jsonl").exists()
 
 
-def test_too_few_conversations_for_a_split_are_said(bench: Bench) -> None:
-    bench.run(DataConfig(conversations=(bench.write(many(2)),)))
-    assert any("no conversation fell into" in line for line in bench.progress.said)
+@pytest.mark.parametrize("count", [1, 2, 3, 6, 25])
+def test_no_split_is_empty_while_there_are_conversations_enough(bench: Bench, count: int) -> None:
+    for number in range(5):
+        rows = [{**row, "id": f"{number} {row['id']}"} for row in many(count)]
+        bench.run(DataConfig(conversations=(bench.write(rows),)))
+        ids = bench.ids()
+        assert sum(map(len, ids.values())) == len(set.union(*ids.values())) == count
+        assert [name for name in SPLITS if ids[name]] == list(SPLITS[:count])
+        assert bench.read("documents")
+    told = [line for line in bench.progress.said if "each of 6 splits needs one" in line]
+    assert bool(told) == (count < 6)
+
+
+def test_a_split_without_a_share_stays_empty(bench: Bench) -> None:
+    splits = Splits(0.5, 0, 0.5, 0, 0, 0)
+    bench.run(DataConfig(conversations=(bench.write(many(3)),), splits=splits))
+    assert {name for name, ids in bench.ids().items() if ids} == {"demonstrations", "prompts"}
+    assert bench.progress.said == []
+
+
+def test_what_is_left_out_is_said_with_its_reason(bench: Bench) -> None:
+    rows = [
+        *({"id": f"s{number}", "messages": talk(f"{number} short", "so")} for number in range(36)),
+        {"id": "one side", "messages": talk("a")},
+        *many(20),
+        {"id": "again", "messages": many(1)[0]["messages"]},
+    ]
+    texts = bench.write([{"text": "the same"}, {"text": "The same!"}, {"text": " "}], "docs.jsonl")
+    documents = (DocumentSource(texts),)
+    bench.run(DataConfig((bench.write(rows),), documents, minimum_turns=4))
+    assert bench.progress.said[:2] == [
+        "data: 38 of 58 conversations left out: 1 without a message of both user and assistant, "
+        "36 with fewer than 4 turns (data.minimum_turns), 1 with the text of another",
+        "data: 2 of 3 documents left out: 1 empty, 1 with the text of another, or of a "
+        "conversation",
+    ]
+
+
+def test_exchanged_roles_are_said(bench: Bench) -> None:
+    config = DataConfig(conversations=(bench.write(many(60)),), either_side=True)
+    bench.run(config)
+    (told,) = [line for line in bench.progress.said if "exchanged" in line]
+    trained = sum(len(ids) for name, ids in bench.ids().items() if name not in SPLITS[-2:])
+    assert f"data: {trained // 2} conversations are used a second time" in told
+
+
+def test_comparisons_give_prompts_where_people_ranked(bench: Bench) -> None:
+    ranking = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    config = DataConfig(conversations=(bench.write(many(100)),))
+    bench.run(config)
+    before = bench.ids()
+    assert before["comparisons"]
+    bench.run(replace(config, rankings=(bench.write([ranking], "ranks.jsonl"),)))
+    now = bench.ids()
+    assert now["prompts"] == before["prompts"] | before["comparisons"]
+    assert {name: ids for name, ids in now.items() if name != "prompts"} == {
+        name: ids for name, ids in before.items() if name != "prompts"
+    }
+    (told,) = [line for line in bench.progress.said if "your rankings train" in line]
+    assert f"so {len(before['comparisons'])} conversations of the split comparisons" in told
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_few_long_texts_are_held_out_by_their_ends(bench: Bench, count: int) -> None:
+    for start in range(4):
+        texts = [f"Text {start} {number}. " + "word and word\n" * 300 for number in range(count)]
+        path = bench.write([{"text": text} for text in texts], "docs.jsonl")
+        metrics = bench.run(DataConfig(documents=(DocumentSource(path),)))
+        names = ("documents", "validation_documents", "test_documents")
+        sizes = [metrics[f"{name}.bytes"] for name in names]
+        assert all(size >= 100 for size in sizes)
+        total = sum(len(text.strip()) for text in texts)
+        assert total - 2 * len(texts) - 4 <= sum(sizes) <= total
+        assert sizes[0] >= 0.5 * total or count > 1
+        assert {row["source"] for name in names for row in bench.read(name)} == {path}
+
+
+def test_texts_too_short_to_hold_out_are_for_training(bench: Bench) -> None:
+    for word in ("one", "two", "three", "four", "five", "six", "seven", "eight"):
+        path = bench.write([{"text": word}], "docs.jsonl")
+        bench.run(DataConfig(documents=(DocumentSource(path),)))
+        assert [row["text"] for row in bench.read("documents")] == [word]
 
 
 def test_nothing_left_says_why(bench: Bench) -> None:
-    path = bench.write([{"messages": talk("a", "b")}, {"messages": talk("a")}])
-    problem = "none of 2 conversations is left: 1 have one side only, 1 fewer than 4 turns"
-    with pytest.raises(UserError, match=problem):
-        bench.run(DataConfig(conversations=(path,), minimum_turns=4))
+    rows = [{"messages": talk("a", "b")}, {"messages": talk("b", "a")}, {"messages": talk("a")}]
+    problem = "none of 3 conversations is left: 1 have one side only, 2 fewer than 4 turns"
+    with pytest.raises(UserError, match=problem) as caught:
+        bench.run(DataConfig(conversations=(bench.write(rows),), minimum_turns=4))
+    assert "Lower data.minimum_turns (it is 4)" in str(caught.value)
+    with pytest.raises(UserError, match="1 have one side only") as caught:
+        bench.run(DataConfig(conversations=(bench.write(rows[2:]),)))
+    assert "minimum_turns" not in str(caught.value)
+    assert "check the roles" in str(caught.value)
     with pytest.raises(UserError, match="no conversations in it"):
         bench.run(DataConfig(conversations=(bench.write([]),)))
     with pytest.raises(UserError, match="hold no text"):
@@ -275,6 +359,55 @@ def test_settings_are_checked_all_at_once() -> None:
     assert keys == {"data.documents.1.path", "data.documents.1.weight"}
     config, problems = decode(DataConfig, {"conversations": ["a.jsonl"]}, "data")
     assert config == DataConfig(conversations=("a.jsonl",))
+
+
+def test_paths_are_relative_to_the_recipe(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    (bench.folder / "mine").mkdir()
+    bench.write(many(30), "mine/talks.jsonl")
+    bench.write([{"text": "a text"}], "mine/docs.jsonl")
+    monkeypatch.chdir(bench.folder)
+    config = DataConfig(("talks.jsonl",), (DocumentSource("docs.jsonl"),), folder="mine")
+    assert config.external_files() == ["mine/talks.jsonl", "mine/docs.jsonl"]
+    assert bench.run(config)["conversations.read"] == 30
+    assert {row["source"] for row in bench.read("documents")} == {
+        "data.conversations",
+        "docs.jsonl",
+    }
+    absolute = str(bench.folder / "mine" / "talks.jsonl")
+    assert replace(config, conversations=(absolute,)).external_files()[0] == absolute
+    with pytest.raises(UserError) as caught:
+        DataConfig(("mine/talks.jsonl",), folder="mine").external_files()
+    assert f"looked for {bench.folder}/mine/mine/talks.jsonl" in str(caught.value)
+    assert "relative to its file: write talks.jsonl" in str(caught.value)
+
+
+def test_a_document_may_be_named_by_its_path_alone() -> None:
+    config, problems = decode(DataConfig, {"documents": ["c.txt", {"path": "d.txt"}]}, "data")
+    assert not problems
+    assert config is not None
+    assert config.documents == (DocumentSource("c.txt"), DocumentSource("d.txt"))
+    _, (problem,) = decode(DataConfig, {"documents": "c.txt"}, "data")
+    assert problem.mend == 'write ["c.txt"]'
+    _, (problem,) = decode(DataConfig, {"conversations": "c.jsonl"}, "data")
+    assert problem.mend == 'write ["c.jsonl"]'
+    _, problems = decode(DataConfig, {"folder": "x", "conversations": ["a.jsonl"]}, "data")
+    assert [str(problem) for problem in problems] == [
+        'data.folder = "x": unknown key; the keys here are '
+        + ", ".join(
+            (
+                "conversations",
+                "documents",
+                "rankings",
+                "rankings_as_conversations",
+                "conversations_weight",
+                "minimum_turns",
+                "either_side",
+                "unicode_form",
+                "turn_separator",
+                "splits",
+            )
+        )
+    ]
 
 
 def test_the_demo(bench: Bench) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 
 from lmsmith import __version__
 from lmsmith.core.errors import Interrupted, UserError
-from lmsmith.core.text import encodable
 
 
 @dataclass(frozen=True)
@@ -318,8 +317,6 @@ def main(arguments: Sequence[str] | None = None, commands: Sequence[Command] = C
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
-    # Bytes that are no text of the locale come as lone surrogates; a file may be named so.
-    words = [word if os.path.lexists(word) else encodable(word) for word in words]
     words = [word for word in words if word != "--debug"]
     try:
         return _dispatch(words, commands)
@@ -363,6 +360,7 @@ def _dispatch(words: list[str], commands: Sequence[Command]) -> int:
 def _run(command: Command, words: list[str]) -> int:
     import tyro
 
+    _refuse_settings_without_value(words)
     function = command.load()
     about = (inspect.getdoc(function) or command.summary).split("\nArgs:")[0].strip()
     examples = "\n".join(f"  {example}" for example in command.examples)
@@ -381,6 +379,14 @@ def _run(command: Command, words: list[str]) -> int:
     except SystemExit as stop:  # tyro's own --help and usage errors
         return stop.code if isinstance(stop.code, int) else 2 if stop.code else 0
     return code if isinstance(code, int) else 0
+
+
+def _refuse_settings_without_value(words: Sequence[str]) -> None:
+    """``--set KEY VALUE`` and ``--set KEY``: what is meant is one word, KEY=VALUE."""
+    for flag, key, value in zip(words, words[1:], [*words[2:], ""], strict=False):
+        if flag == "--set" and "=" not in key and not key.startswith("-"):
+            value = "VALUE" if not value or value.startswith("--") else value
+            raise UserError(f"--set {key}: has no =", f"Write --set '{key}={value}'.")
 
 
 def _unknown_command(name: str, names: list[str]) -> UserError:

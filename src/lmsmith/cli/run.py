@@ -33,8 +33,9 @@ def run(
     was cut off continues. A changed setting reruns its stage and those below it.
 
     Args:
-        recipe: A shipped recipe (lmsmith recipes ls) or a .toml file.
-        set: Change a setting, e.g. ppo.kl_coefficient=0.05.
+        recipe: A shipped recipe (lmsmith recipes ls) or a .toml file; paths in it are relative to
+            that file.
+        set: Change a setting, e.g. ppo.kl_coefficient=0.05; a path is as one in the recipe.
         only: Run just this stage; its inputs must be done.
         dry_run: Say what would run, and why, and run nothing.
         folder: The run's folder; runs/NAME by default.

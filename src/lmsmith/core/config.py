@@ -28,6 +28,9 @@ class _Missing:
 
 MISSING = _Missing()
 
+NOT_A_SETTING = {"encoded": False}
+"""Metadata of a field that no recipe can set and no record holds."""
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -74,9 +77,14 @@ def decode(cls: type[T], table: Mapping[str, object], key: str) -> tuple[T | Non
         The object, and no problems; or None, and all of them.
     """
     hints = typing.get_type_hints(cls, include_extras=True)
-    fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, cls)) if f.init}
+    fields = {f.name: f for f in _settings_of(cls)}
     unknown = [
-        unknown_key(_join(key, name), value, [_join(key, right) for right in fields])
+        unknown_key(
+            _join(key, name),
+            value,
+            [_join(key, right) for right in fields],
+            setting_keys(cls, key),
+        )
         for name, value in table.items()
         if name not in fields
     ]
@@ -116,12 +124,41 @@ def _has_no_default(field: dataclasses.Field[Any]) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
-def unknown_key(key: str, value: object, right_keys: Sequence[str]) -> Problem:
-    """The problem of a key that does not exist, with the nearest that does."""
+def _settings_of(cls: type) -> list[dataclasses.Field[Any]]:
+    fields = dataclasses.fields(typing.cast(Any, cls))
+    return [f for f in fields if f.init and f.metadata.get("encoded", True)]
+
+
+def setting_keys(cls: type, key: str) -> list[str]:
+    """The dotted key of every setting in the dataclass ``cls`` at ``key``, tables within too."""
+    hints = typing.get_type_hints(cls)
+    found = []
+    for f in _settings_of(cls):
+        name, inner = _join(key, f.name), _dataclass_in(hints[f.name])
+        found += [name] if inner is None or inner[1] else setting_keys(inner[0], name)
+    return found
+
+
+def unknown_key(
+    key: str, value: object, right_keys: Sequence[str], deeper_keys: Sequence[str] = ()
+) -> Problem:
+    """The problem of a key that does not exist, with the nearest that does.
+
+    Args:
+        right_keys: what could stand in its place.
+        deeper_keys: what could be meant if its table was forgotten.
+    """
+    name = key.split(".")[-1]
     by_name = {right.split(".")[-1]: right for right in right_keys}
-    near = difflib.get_close_matches(key.split(".")[-1], by_name, n=1, cutoff=0.6)
-    if near:
-        mend = f"did you mean {by_name[near[0]]}?"
+    near = difflib.get_close_matches(name, by_name, n=1, cutoff=0.6)
+    deeper = {right.split(".")[-1] for right in deeper_keys}
+    if name in deeper or not near:
+        near = difflib.get_close_matches(name, deeper, n=1, cutoff=0.6)
+        found = [right for right in deeper_keys if right.split(".")[-1] in near]
+    else:
+        found = [by_name[near[0]]]
+    if found:
+        mend = f"did you mean {' or '.join(found)}?"
     elif right_keys:
         mend = "the keys here are " + ", ".join(by_name)
     else:
@@ -138,6 +175,9 @@ def _decode_value(hint: object, value: object, key: str) -> tuple[Any, list[Prob
     if value is None and type(None) in typing.get_args(hint):
         return None, []
     if container is None:
+        short = getattr(cls, "from_text", None)
+        if short is not None and isinstance(value, str):
+            return short(value), []
         if not isinstance(value, Mapping):
             return None, [Problem(key, value, "must be a table", f"write [{key}] and its settings")]
         return decode(cls, value, key)
@@ -148,7 +188,9 @@ def _decode_value(hint: object, value: object, key: str) -> tuple[Any, list[Prob
         items = enumerate(value) if isinstance(value, list | tuple) else None
         expected = "must be a list of tables"
     if items is None:
-        return None, [Problem(key, value, expected, f"write [[{key}]] for each")]
+        short = hasattr(cls, "from_text") and isinstance(value, str)
+        mend = f"write [{_as_toml(value)}]" if short else f"write [[{key}]] for each"
+        return None, [Problem(key, value, expected, mend)]
     made: dict[Any, Any] = {}
     problems: list[Problem] = []
     for name, item in items:
@@ -180,7 +222,9 @@ def _convert(hint: Any, value: object, key: str) -> tuple[Any, list[Problem]]:
     except msgspec.ValidationError as error:
         if typing.get_origin(hint) is typing.Annotated:  # msgspec names the range it checks
             return None, [Problem(key, value, _lower_first(str(error)))]
-        return None, [Problem(key, value, f"must be {describe_type(hint)}")]
+        alone = typing.get_origin(hint) in (list, tuple) and isinstance(value, str | int | float)
+        mend = f"write [{_as_toml(value)}]" if alone else ""
+        return None, [Problem(key, value, f"must be {describe_type(hint)}", mend)]
 
 
 def _lower_first(text: str) -> str:
@@ -251,8 +295,8 @@ def apply_overrides(tables: Mapping[str, Any], overrides: Iterable[str]) -> dict
         key, equals, text = override.partition("=")
         path = [part.strip() for part in key.split(".")]
         if not equals or not all(path):
-            mend = "write --set stage.key=value"
-            problems.append(Problem(f"--set {override}", MISSING, "is not of that form", mend))
+            mend = "write --set STAGE.KEY=VALUE, for example --set ppo.kl_coefficient=0.05"
+            problems.append(Problem(f"--set {override}", MISSING, "has no = and value", mend))
         elif (stop := _put(changed, path, parse_value(text))) is not None:
             expected = f"{stop} is not a table with such a key"
             problems.append(Problem(f"--set {key.strip()}", MISSING, expected))

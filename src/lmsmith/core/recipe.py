@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lmsmith.core.config import (
     MISSING,
@@ -17,6 +17,7 @@ from lmsmith.core.config import (
     decode,
     encode,
     report_problems,
+    setting_keys,
     unknown_key,
 )
 from lmsmith.core.errors import UserError
@@ -128,8 +129,9 @@ def load_recipe(
     """Read a recipe, put the overrides in and check all of it before anything heavy starts.
 
     Args:
-        name_or_path: a shipped recipe's name, or a TOML file.
-        overrides: ``"stage.key=value"`` each.
+        name_or_path: a shipped recipe's name, or a TOML file, whose folder the paths in it are
+            relative to (settings' field ``folder``).
+        overrides: ``"stage.key=value"`` each; a path in them is as one in the recipe.
         registry: stage name → dataclass of its settings, in the order stages run.
         needs: stage name → the stages that must be in a recipe that has it.
 
@@ -142,7 +144,8 @@ def load_recipe(
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{name_or_path}: not valid TOML: {error}", "Mend that line.") from error
     tables = apply_overrides(written, overrides)
-    recipe, problems = _decode_recipe(name, tables, registry)
+    folder = "" if str(name_or_path) in shipped_recipes() else str(Path(name_or_path).parent)
+    recipe, problems = _decode_recipe(name, tables, registry, folder)
     problems += _missing_stages(tables, registry, needs)
     problems += [
         Problem(f"--set {stage}", MISSING, f"the recipe has no stage {stage}", f"add [{stage}]")
@@ -155,12 +158,18 @@ def load_recipe(
 
 
 def _decode_recipe(
-    name: str, tables: Mapping[str, object], registry: Mapping[str, type]
+    name: str, tables: Mapping[str, object], registry: Mapping[str, type], folder: str
 ) -> tuple[Recipe, list[Problem]]:
     known: dict[str, type] = {"description": str, "seed": int, "machine": dict}
     right_keys = [*known, *registry]
+    inside = [
+        right
+        for key, cls in {"machine": MachineConfig, **registry}.items()
+        if key in tables
+        for right in setting_keys(cls, key)
+    ]
     problems = [
-        unknown_key(key, value, right_keys)
+        unknown_key(key, value, right_keys, inside)
         for key, value in tables.items()
         if key not in right_keys
     ]
@@ -180,6 +189,7 @@ def _decode_recipe(
             problems.append(Problem(key, table, "must be a table", f"write [{key}]"))
             continue
         settings[key], found = decode(cls, table, key)
+        settings[key] = _placed(settings[key], folder)
         problems += found or _missing_files(key, settings[key])
     if not any(key in registry for key in tables):
         mend = "add at least one of " + ", ".join(f"[{stage}]" for stage in registry)
@@ -190,6 +200,12 @@ def _decode_recipe(
     description, seed = str(tables.get("description", "")), tables.get("seed", 0)
     assert isinstance(seed, int)
     return Recipe(name, description, seed, machine, settings), problems
+
+
+def _placed(settings: Any, folder: str) -> Any:
+    """The settings, told the recipe's folder if they name paths that are relative to it."""
+    names = {f.name for f in fields(settings)} if settings is not None else set()
+    return replace(settings, folder=folder) if "folder" in names else settings
 
 
 def _missing_files(stage: str, settings: object) -> list[Problem]:

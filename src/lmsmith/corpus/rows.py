@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from lmsmith.core.errors import UserError
-from lmsmith.core.files import fingerprint, read_rows, read_text
+from lmsmith.core.files import fingerprint, read_rows
 from lmsmith.corpus.fields import id_of, require_keys, text_of
 from lmsmith.corpus.forms import messages_of, name_of
 from lmsmith.corpus.messages import validate_prompt
@@ -19,6 +20,8 @@ LONG_TEXT_CHARACTERS = 16_384
 """A .txt file longer than this is read as several documents, so that a split can divide it."""
 
 RANKING_SPLITS = ("train", "validation", "test")
+
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,11 @@ def read_conversations(path: Path, left_out: Counter[str] | None = None) -> Iter
             yield Conversation(name_of(row, where) or fingerprint(messages), messages)
 
 
+def rows_of_split(read: Callable[[Path], Iterator[Row]], path: Path) -> Iterator[Row]:
+    """The rows of a file of the data stage, which is there only if the split has rows."""
+    return read(path) if path.is_file() else iter(())
+
+
 def read_documents(path: Path, source: str | None = None) -> Iterator[Document]:
     """Documents of a JSONL file (``text``, and ``id`` and ``source`` where given) or a .txt file.
 
@@ -112,7 +120,7 @@ def read_documents(path: Path, source: str | None = None) -> Iterator[Document]:
         UserError: naming the file and the line.
     """
     if path.suffix.lower() == ".txt":
-        pieces = _cut_at_blank_lines(read_text(path))
+        pieces = _cut_at_blank_lines(_read_text(path))
         for number, piece in enumerate(pieces):
             yield Document(f"{path.name}#{number}", piece, source or path.name)
         return
@@ -181,6 +189,20 @@ def _split_of(row: Mapping[str, object], where: str) -> str | None:
             "leave it out to have the rankings divided",
         )
     return text_of(row, "split", where, default="") or None
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file", "Check the path.") from error
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{path}, line {line}: not UTF-8 text", "Save the file as UTF-8."
+        ) from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def _cut_at_blank_lines(text: str) -> Iterator[str]:

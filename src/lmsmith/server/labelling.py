@@ -16,6 +16,7 @@ from lmsmith.feedback.store import Store
 from lmsmith.feedback.tables import utc
 from lmsmith.server.keeping import kept
 from lmsmith.server.responses import json_response
+from lmsmith.tokenizers.text import encodable
 
 router = APIRouter(prefix="/api/label")
 
@@ -37,7 +38,8 @@ class AnswerBody(BaseModel):
     comment: Text = ""
 
     def said(self) -> dict[str, Any]:
-        return self.model_dump(exclude_none=True)
+        found = self.model_dump(exclude_none=True)
+        return found | {name: encodable(found[name]) for name in ("content", "comment")}
 
 
 class SkipBody(BaseModel):
@@ -101,7 +103,8 @@ async def submit(request: Request, number: Number, body: AnswerBody) -> Response
 @router.post("/assignments/{number}/skip")
 async def skip(request: Request, number: Number, body: SkipBody) -> Response:
     """Give the task to others."""
-    await kept(request, lambda store, me: Queue(store).skip(me, number, body.reason), LABELERS)
+    reason = encodable(body.reason)
+    await kept(request, lambda store, me: Queue(store).skip(me, number, reason), LABELERS)
     return json_response({"id": number, "state": "skipped"})
 
 
@@ -115,7 +118,7 @@ async def guideline(request: Request, kind: Kind) -> Response:
 @router.put("/guidelines/{kind}")
 async def set_guideline(request: Request, kind: Kind, body: GuidelineBody) -> Response:
     """Tell them something else."""
-    content = body.content
+    content = encodable(body.content)
     await kept(request, lambda store, _: Queue(store).set_guideline(kind, content), ADMINS)
     return json_response({"kind": kind, "content": content})
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lmsmith.catalogue.reading import read_model
 from lmsmith.catalogue.resolving import resolve
+from lmsmith.core.config import NOT_A_SETTING
+from lmsmith.core.files import beside
 from lmsmith.core.runs import StageFolder
 from lmsmith.models.folder import save_model
 
@@ -19,9 +21,11 @@ class BaseConfig:
     Attributes:
         model: a registered name (`lmsmith pull`), a run, or the path of a model folder, a Hugging
             Face folder or a GGUF file.
+        folder: what a relative path is relative to, where there is something: the recipe's folder.
     """
 
     model: str = "smollm2-135m"
+    folder: str = field(default="", metadata=NOT_A_SETTING)
 
     def check(self) -> list[tuple[str, object, str, str]]:
         """Values out of range, as (key, value, expected, mend)."""
@@ -31,12 +35,17 @@ class BaseConfig:
 
     def external_files(self) -> list[str]:
         """The model's file or folder."""
-        return [str(resolve(self.model).path)]
+        return [str(resolve(self.place()).path)]
+
+    def place(self) -> str:
+        """The path of the model, or the word that `resolve` knows it by."""
+        path = beside(self.folder, self.model)
+        return path if Path(path).exists() else self.model
 
 
 def run(config: BaseConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict[str, float]:
     """Read the model, in whatever format it is, and save ``model/`` in ours."""
-    read = read_model(config.model)
+    read = read_model(config.place())
     shape = read.decoder.config
     metrics = {
         "parameters": float(shape.parameters),

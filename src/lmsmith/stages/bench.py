@@ -13,7 +13,7 @@ from lmsmith.core.errors import UserError
 from lmsmith.core.files import read_json, read_jsonl, sha256_file, write_json
 from lmsmith.core.runs import StageFolder, derive_seed
 from lmsmith.core.signals import stop_if_requested
-from lmsmith.corpus.rows import read_conversations, read_documents, read_rankings
+from lmsmith.corpus.rows import read_conversations, read_documents, read_rankings, rows_of_split
 from lmsmith.evaluation.bootstrap import bootstrap_ratio
 from lmsmith.evaluation.calibration import expected_calibration_error, reliability_bins
 from lmsmith.evaluation.frontier import final_step, find_snapshots
@@ -72,7 +72,7 @@ class Bench:
             )
         path = self.inputs["data"] / "test.jsonl"
         self.prompts = select_prompts(
-            read_conversations(path) if path.is_file() else [],
+            rows_of_split(read_conversations, path),
             self.tokenizer,
             prompt_room(config.maximum_prompt, config.maximum_tokens, context),
             most=config.prompts,
@@ -133,13 +133,13 @@ def predict_text(bench: Bench, name: str) -> dict[str, float]:
     documents = bench.inputs["data"] / "test_documents.jsonl"
     texts: list[str] = []
     size = 0
-    for document in read_documents(documents) if documents.is_file() else []:
+    for document in rows_of_split(read_documents, documents):
         if size >= bench.config.document_bytes:
             break
         texts.append(document.text)
         size += len(document.text.encode())
     path = bench.inputs["data"] / "test.jsonl"
-    found = read_conversations(path) if path.is_file() else []
+    found = rows_of_split(read_conversations, path)
     conversations = [each.messages for each in islice(found, bench.config.conversations)]
     replies = predict_replies(decoder, tokenizer, conversations, bench.machine)
     return {
@@ -153,7 +153,7 @@ def measure_scorer(bench: Bench, name: str) -> dict[str, Any]:
     """Accuracy with its interval, the two rules beside it, and calibration."""
     source = bench.inputs.get(SCORERS[name])
     path = source / "test.jsonl" if source is not None else None
-    rows = list(read_rankings(path)) if path is not None and path.is_file() else []
+    rows = list(rows_of_split(read_rankings, path)) if path is not None else []
     model = bench.scorer(name)
     rankings, kept = encode_rankings(bench.tokenizer, rows, model.decoder.config.context)
     if not rankings or path is None:

@@ -8,13 +8,16 @@ judge, validation and test, beside the user's own documents.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from lmsmith.core.config import NOT_A_SETTING
 from lmsmith.core.errors import UserError
-from lmsmith.core.files import write_json, write_jsonl
+from lmsmith.core.files import beside, write_json, write_jsonl
+from lmsmith.core.progress import Progress
 from lmsmith.core.runs import StageFolder
 from lmsmith.corpus.cleaning import UnicodeForm, clean_text, text_key
 from lmsmith.corpus.conversations import (
@@ -26,6 +29,7 @@ from lmsmith.corpus.conversations import (
 )
 from lmsmith.corpus.rows import Conversation, Document
 from lmsmith.corpus.sources import (
+    PACKAGE_PREFIX,
     ROWS,
     ROWS_OR_TEXT,
     TALKS,
@@ -34,7 +38,8 @@ from lmsmith.corpus.sources import (
     documents_of,
     files_of,
 )
-from lmsmith.corpus.splits import opening_key, split_of
+from lmsmith.corpus.splits import assign_splits, hold_out_text, opening_key, split_of
+from lmsmith.stages.left_out import told_of_empty_splits, told_of_left_out, why_none_is_left
 from lmsmith.stages.own_rankings import (
     best_conversations,
     divide_rankings,
@@ -56,6 +61,11 @@ class DocumentSource:
     """A .txt, .jsonl or .jsonl.gz file, a folder of them, or a glob."""
     weight: float = 1.0
     """How often each of its documents is read, relative to `conversations_weight`."""
+
+    @classmethod
+    def from_text(cls, path: str) -> DocumentSource:
+        """A recipe may name the path alone."""
+        return cls(path)
 
 
 @dataclass(frozen=True)
@@ -118,6 +128,8 @@ class DataConfig:
     turn_separator: str = "\n\n"
     """Stands between two turns in the plain text for pretraining."""
     splits: Splits = field(default_factory=Splits)
+    folder: str = field(default="", metadata=NOT_A_SETTING)
+    """What relative paths are relative to: the recipe's folder."""
 
     def check(self) -> list[tuple[str, object, str, str]]:
         problems: list[tuple[str, object, str, str]] = []
@@ -162,10 +174,31 @@ class DataConfig:
 
     def external_files(self) -> list[str]:
         """Every file that the stage will read, for the fingerprint of its inputs."""
-        rows = [path for source in self.conversations for path in files_of(source, TALKS)]
-        rows += [path for source in self.rankings for path in files_of(source, ROWS)]
-        text = [path for own in self.documents for path in files_of(own.path, ROWS_OR_TEXT)]
+        rows = [path for source in self.conversations for path in self._files(source, TALKS)]
+        rows += [path for source in self.rankings for path in self._files(source, ROWS)]
+        text = [path for own in self.documents for path in self._files(own.path, ROWS_OR_TEXT)]
         return [str(path) for path in dict.fromkeys(rows + text)]
+
+    def place(self, source: str) -> str:
+        """Where a source is that the recipe names."""
+        return source if source.startswith(PACKAGE_PREFIX) else beside(self.folder, source)
+
+    def _files(self, source: str, suffixes: tuple[str, ...]) -> list[Path]:
+        try:
+            return files_of(self.place(source), suffixes)
+        except UserError as error:
+            if self.place(source) == source or not _is_there(source, suffixes):
+                raise
+            there = os.path.relpath(source, self.folder)
+            mend = f"Paths in a recipe are relative to its file: write {there}."
+            raise UserError(error.problem, mend) from error
+
+
+def _is_there(source: str, suffixes: tuple[str, ...]) -> bool:
+    try:
+        return bool(files_of(source, suffixes))
+    except UserError:
+        return False
 
 
 def run(config: DataConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict[str, float]:
@@ -184,9 +217,9 @@ def run(config: DataConfig, inputs: Mapping[str, Path], out: StageFolder) -> dic
     talks, texts = FilesOnce(), FilesOnce()
     left_out: Counter[str] = Counter()
     for number, source in enumerate(config.conversations, start=1):
-        read += conversations_of(source, left_out, talks)
+        read += conversations_of(config.place(source), left_out, talks)
         out.progress.update(number)
-    rankings = read_own_rankings(config.rankings, config.unicode_form, out.progress, counts)
+    rankings = read_own_rankings([*map(config.place, config.rankings)], out.progress, counts)
     out.progress.update(sources)
     fractions = asdict(config.splits)
     openings: list[str] = []
@@ -196,52 +229,67 @@ def run(config: DataConfig, inputs: Mapping[str, Path], out: StageFolder) -> dic
             for ranking in rankings
         ]
         read += best_conversations(rankings, read, counts)
-        rankings = divide_rankings(rankings, openings, fractions, counts)
-        if fractions["comparisons"] > 0 and not counts["rankings.train"]:
-            out.progress.say("data: no ranking fell into comparisons; there are too few")
     counts["conversations.read"] = len(read)
     cleaned = clean_conversations(read, config.unicode_form, counts)
     exchanges = drop_without_exchange(cleaned, config.minimum_turns, counts)
     conversations, keys = drop_duplicates(exchanges, counts)
     counts["conversations.kept"] = len(conversations)
     if (config.conversations or config.rankings_as_conversations) and not conversations:
-        raise UserError(
-            _why_none(config, counts), "Lower data.minimum_turns, or add conversations."
-        )
+        ranked = config.rankings if config.rankings_as_conversations else ()
+        named = ", ".join((*config.conversations, *ranked))
+        raise UserError(*why_none_is_left(named, counts, config.minimum_turns))
 
+    ranked_openings = set(openings)
+    names = [_split_name(conversation, ranked_openings) for conversation in conversations]
+    assigned = assign_splits([*names, *openings], fractions, list(fractions))
+    if config.rankings_as_conversations:
+        rankings = divide_rankings(rankings, [assigned[name] for name in openings], counts)
+        if fractions["comparisons"] > 0 and not counts["rankings.train"]:
+            out.progress.say("data: no ranking fell into comparisons; there are too few")
     splits: dict[str, list[Conversation]] = {name: [] for name in fractions}
     documents: dict[str, list[Document]] = {part: [] for part in ("", *HELD_OUT)}
-    ranked = set(openings)
-    for conversation in conversations:
-        opening = opening_key(conversation.messages) if ranked else ""
-        split = split_of(opening if opening in ranked else conversation.id, fractions)
+    for name, conversation in zip(names, conversations, strict=True):
+        split = assigned[name]
         if split is not None:
             splits[split].append(conversation)
         if split != "judge":
             part = split if split in HELD_OUT else ""
             documents[part].append(_as_document(conversation, config.turn_separator))
+    shares = {name: fractions[name] for name in HELD_OUT}
     for own in config.documents:
-        for document in own_documents(own.path, config.unicode_form, keys, counts, texts):
-            part = split_of(document.id, {name: fractions[name] for name in HELD_OUT}) or ""
-            documents[part].append(document)
+        for document in own_documents(own.path, config, keys, counts, texts):
+            documents[split_of(document.id, shares) or ""].append(document)
     if not any(documents.values()) and not any(splits.values()):
         raise UserError("data: the documents hold no text", "Add text, or name conversations.")
+    for note in hold_out_text(documents, shares, FROM_CONVERSATIONS):
+        out.progress.note(f"data: {note}")
 
-    for note in (*talks.notes(), *texts.notes()):
+    for note in (*talks.notes(), *texts.notes(), *told_of_left_out(counts, config.minimum_turns)):
         out.progress.say(f"data: {note}")
     if parts := ", ".join(f"{count:,} {what}" for what, count in (+left_out).most_common()):
         out.progress.say(f"data: left out of the conversations: {parts}")
-
     counts.update({f"splits.{name}": len(rows) for name, rows in splits.items()})
-    _write_documents(documents, out, counts)
-    for name, rows in splits.items():
-        if config.either_side and name not in HELD_OUT:
-            rows = [*rows, *filter(None, map(other_side, rows))]
-        _write(out / f"{name}.jsonl", (conversation.row() for conversation in rows))
-        counts[f"conversations.{name}"] = len(rows)
     empty = [name for name in splits if fractions[name] > 0 and not splits[name]]
     if conversations and empty:
-        out.progress.say(f"data: no conversation fell into {', '.join(empty)}; there are too few")
+        told = told_of_empty_splits(empty, fractions, len(conversations))
+        out.progress.say(f"data: {told}")
+    if rankings:
+        _use_comparisons(splits, ranked_openings, out.progress)
+
+    _write_documents(documents, out, counts)
+    exchanged = 0
+    for split, rows in splits.items():
+        if config.either_side and split not in HELD_OUT:
+            others = list(filter(None, map(other_side, rows)))
+            rows, exchanged = [*rows, *others], exchanged + len(others)
+        _write(out / f"{split}.jsonl", (conversation.row() for conversation in rows))
+        counts[f"conversations.{split}"] = len(rows)
+    if exchanged:
+        out.progress.say(
+            f"data: {exchanged:,} conversations are used a second time with user and assistant "
+            "exchanged, as both sides are people (data.either_side = true); set it to false where "
+            "the assistant alone is to be learnt from"
+        )
     _write(out / "rankings.jsonl", (ranking.row() for ranking in rankings))
     counts["rankings"] = len(rankings)
     weights = {own.path: own.weight for own in config.documents}
@@ -250,17 +298,41 @@ def run(config: DataConfig, inputs: Mapping[str, Path], out: StageFolder) -> dic
     return {name: float(count) for name, count in counts.items()}
 
 
+def _split_name(conversation: Conversation, ranked_openings: Collection[str]) -> str:
+    """What decides a conversation's split: its id, or how it begins where rankings begin so."""
+    opening = opening_key(conversation.messages) if ranked_openings else ""
+    return opening if opening in ranked_openings else conversation.id
+
+
+def _use_comparisons(
+    splits: Mapping[str, list[Conversation]], ranked_openings: Collection[str], progress: Progress
+) -> None:
+    """Where people's rankings train the reward model, comparisons' conversations give prompts."""
+    free = [
+        conversation
+        for conversation in splits["comparisons"]
+        if _split_name(conversation, ranked_openings) == conversation.id
+    ]
+    splits["prompts"].extend(free)
+    if free:
+        progress.say(
+            f"data: your rankings train the reward model, so {len(free):,} conversations of the "
+            "split comparisons give prompts for PPO; to fine-tune on them as well, set "
+            "data.splits.comparisons to 0 and raise demonstrations"
+        )
+
+
 def own_documents(
     source: str,
-    unicode_form: UnicodeForm,
+    config: DataConfig,
     seen: set[str],
     counts: Counter[str],
-    files: FilesOnce | None = None,
+    files: FilesOnce,
 ) -> Iterator[Document]:
     """The cleaned documents of a source that are not among the texts `seen`, which they join."""
-    for document in documents_of(source, files):
+    for document in documents_of(config.place(source), files):
         counts["documents.read"] += 1
-        text = clean_text(document.text, unicode_form)
+        text = clean_text(document.text, config.unicode_form)
         key = text_key(text)
         if not text:
             counts["dropped.empty_documents"] += 1
@@ -268,7 +340,7 @@ def own_documents(
             counts["dropped.duplicate_documents"] += 1
         else:
             seen.add(key)
-            yield Document(document.id, text, document.source)
+            yield Document(document.id, text, source)
 
 
 def _as_document(conversation: Conversation, turn_separator: str) -> Document:
@@ -294,15 +366,3 @@ def _write(path: Path, rows: Iterable[dict[str, object]]) -> None:
         write_jsonl(path, rows)
     else:
         path.unlink(missing_ok=True)
-
-
-def _why_none(config: DataConfig, counts: Counter[str]) -> str:
-    read = counts["conversations.read"]
-    ranked = config.rankings if config.rankings_as_conversations else ()
-    sources = ", ".join((*config.conversations, *ranked))
-    if not read:
-        return f"{sources}: no conversations in it"
-    return (
-        f"{sources}: none of {read} conversations is left: {counts['dropped.one_sided']} have one "
-        f"side only, {counts['dropped.too_few_turns']} fewer than {config.minimum_turns} turns"
-    )

@@ -8,26 +8,24 @@ what its ranking is for, so that nothing is learned from what is measured on.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import fingerprint
 from lmsmith.core.progress import Progress
-from lmsmith.corpus.cleaning import UnicodeForm, clean_text
 from lmsmith.corpus.pairs import IrregularPair
 from lmsmith.corpus.rows import Conversation, Ranking
 from lmsmith.corpus.sources import FilesOnce, rankings_of
-from lmsmith.corpus.splits import split_of
 
 RANKINGS_OF = {"comparisons": "train", "validation": "validation", "test": "test"}
 """The split of conversations → the split of the rankings stage that its rankings are in."""
 
 
 def read_own_rankings(
-    sources: Sequence[str], unicode_form: UnicodeForm, progress: Progress, counts: Counter[str]
+    sources: Sequence[str], progress: Progress, counts: Counter[str]
 ) -> list[Ranking]:
-    """All rankings of the sources, cleaned; irregular pairs are left out, counted and told of.
+    """All rankings of the sources; irregular pairs are left out, counted and told of.
 
     Raises:
         UserError: bad input, or none is left.
@@ -53,17 +51,7 @@ def read_own_rankings(
         progress.say(f"data: {told}")
     if sources and not rankings:
         raise UserError(f"{', '.join(sources)}: no rankings in it", "Add rankings.")
-    return [_cleaned(ranking, unicode_form) for ranking in rankings]
-
-
-def _cleaned(ranking: Ranking, unicode_form: UnicodeForm) -> Ranking:
-    """The ranking with its texts as those of conversations are."""
-    prompt = [
-        {**message, "content": clean_text(message["content"], unicode_form)}
-        for message in ranking.prompt
-    ]
-    responses = [clean_text(response, unicode_form) for response in ranking.responses]
-    return replace(ranking, prompt=prompt, responses=responses)
+    return rankings
 
 
 def best_conversations(
@@ -92,28 +80,25 @@ def best_conversations(
 
 def divide_rankings(
     rankings: Sequence[Ranking],
-    openings: Sequence[str],
-    fractions: Mapping[str, float],
+    splits: Sequence[str | None],
     counts: Counter[str],
 ) -> list[Ranking]:
     """Those whose split trains or tests a reward model, marked so; the others are left out.
 
     Args:
-        openings: `opening_key` of each ranking.
-        fractions: the shares of the splits of conversations.
+        splits: the split of conversations that each is in.
 
     Raises:
         UserError: a ranking names a split already.
     """
     divided = []
-    for ranking, opening in zip(rankings, openings, strict=True):
+    for ranking, split in zip(rankings, splits, strict=True):
         if ranking.split is not None:
             raise UserError(
                 f"data.rankings_as_conversations divides the rankings, but {ranking.id!r} of "
                 f"{ranking.source} says that its 'split' is {ranking.split}",
                 "Take 'split' out of the rows, or set data.rankings_as_conversations = false.",
             )
-        split = split_of(opening, fractions)
         if split in RANKINGS_OF:
             divided.append(replace(ranking, split=RANKINGS_OF[split]))
     found = Counter(ranking.split for ranking in divided)

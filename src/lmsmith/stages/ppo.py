@@ -12,7 +12,7 @@ from lmsmith.core.errors import UserError
 from lmsmith.core.files import write_jsonl
 from lmsmith.core.runs import StageFolder, derive_seed
 from lmsmith.corpus.mixture import PretrainingBatches, read_mixture
-from lmsmith.corpus.rows import read_conversations
+from lmsmith.corpus.rows import read_conversations, rows_of_split
 from lmsmith.models.adapters import adapt
 from lmsmith.models.folder import load_decoder, load_scalar_model, save_model
 from lmsmith.prompts.selection import select_prompts, told_of_prompts
@@ -41,7 +41,7 @@ def run(config: PPOConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict
     path = inputs["data"] / "prompts.jsonl"
     counts: Counter[str] = Counter()
     chosen = select_prompts(
-        read_conversations(path),
+        rows_of_split(read_conversations, path),
         tokenizer,
         room,
         most=config.most_prompts,
@@ -52,7 +52,9 @@ def run(config: PPOConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict
         raise UserError(
             f"{path} holds no turn of a user that fits {room} tokens "
             f"(it has {counts['turns']} turns of a user)",
-            "raise ppo.maximum_prompt, or give conversations with shorter messages",
+            "raise ppo.maximum_prompt, or give conversations with shorter messages"
+            if counts["turns"]
+            else "give data.splits.prompts a share, or add conversations: one is enough",
         )
     if told := told_of_prompts(counts, room):
         out.progress.say(f"ppo: {told}. Raise ppo.maximum_prompt to use more")

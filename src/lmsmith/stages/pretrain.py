@@ -14,7 +14,7 @@ from lmsmith.core.errors import UserError
 from lmsmith.core.files import read_json, write_json
 from lmsmith.core.runs import StageFolder, derive_seed
 from lmsmith.corpus.mixture import MIXTURE_FILE, SHARDS_FOLDER, PretrainingBatches
-from lmsmith.corpus.rows import read_documents
+from lmsmith.corpus.rows import read_documents, rows_of_split
 from lmsmith.corpus.shards import TokenShards, write_shards
 from lmsmith.evaluation.perplexity import bits_per_byte
 from lmsmith.models.config import ModelConfig
@@ -107,11 +107,16 @@ def run(config: PretrainConfig, inputs: Mapping[str, Path], out: StageFolder) ->
     held_out = [
         document.text
         for document in islice(
-            read_documents(inputs["data"] / "validation_documents.jsonl"),
+            rows_of_split(read_documents, inputs["data"] / "validation_documents.jsonl"),
             config.validation_documents,
         )
     ]
 
+    if not held_out:
+        out.progress.say(
+            "pretrain: no text is held out (data.splits.validation), so nothing says whether it "
+            "overfits"
+        )
     decoder = Decoder(shape)
     decoder.initialise(torch.Generator().manual_seed(derive_seed(out.seed, "weights")))
     decoder.checkpoint_activations = config.checkpoint_activations
@@ -159,10 +164,12 @@ class Source:
 def tokenize_sources(path: Path, tokenizer: Tokenizer, folder: Path) -> dict[str, Source]:
     """Token shards of each source in a file of documents, by its name, written below ``folder``."""
     texts: dict[str, list[str]] = {}
-    for document in read_documents(path):
+    for document in rows_of_split(read_documents, path):
         texts.setdefault(document.source, []).append(document.text)
     if not texts:
-        raise UserError(f"{path} holds no documents", "give the data stage more text")
+        raise UserError(
+            f"{path} holds no documents", "give the data stage more text: one document is enough"
+        )
     sources: dict[str, Source] = {}
     for number, (name, documents) in enumerate(sorted(texts.items())):
         shards = write_shards(

@@ -37,8 +37,8 @@ from lmsmith.core.files import read_json, write_json, write_jsonl
 from lmsmith.core.runs import StageFolder, derive_seed
 from lmsmith.core.signals import stop_if_requested
 from lmsmith.corpus.cleaning import same_text
-from lmsmith.corpus.rows import Ranking, read_conversations, read_rankings
-from lmsmith.corpus.splits import opening_key, split_of
+from lmsmith.corpus.rows import Ranking, read_conversations, read_rankings, rows_of_split
+from lmsmith.corpus.splits import assign_splits, opening_key, split_of
 from lmsmith.generation.engine import InferenceDecoder, SamplingSettings, generate
 from lmsmith.models.folder import load_decoder, load_tokenizer
 from lmsmith.prompts.selection import (
@@ -154,7 +154,8 @@ def run(config: RankingsConfig, inputs: Mapping[str, Path], out: StageFolder) ->
         raise UserError(
             f"{inputs['data'] / config.conversations}.jsonl: no prompt whose reply has "
             f"{config.minimum_tokens} to {config.maximum_tokens} tokens",
-            f"widen {out.name}.minimum_tokens and maximum_tokens, or add conversations",
+            f"widen {out.name}.minimum_tokens and maximum_tokens, add conversations, or raise "
+            f"data.splits.{config.conversations}",
         )
     for split, found_rows in rows.items():
         write_jsonl(out / f"{split}.jsonl", found_rows)
@@ -167,10 +168,20 @@ def split_own_rankings(config: RankingsConfig, path: Path, out: StageFolder) -> 
     So neither a prompt, nor two turns of a dialogue, nor two branches of a tree are in two splits.
     """
     rows: dict[str, list[Ranking]] = {"train": [], "validation": [], "test": []}
+    rankings = list(read_rankings(path))
     shares = {"validation": config.validation, "test": config.test}
-    for ranking in read_rankings(path):
-        split = ranking.split or split_of(opening_key(ranking.prompt), shares) or "train"
+    divided = {ranking.split for ranking in rankings}
+    filled = [split for split in (None, *shares) if (split or "train") not in divided]
+    openings = [opening_key(ranking.prompt) for ranking in rankings if ranking.split is None]
+    assigned = assign_splits(openings, shares, filled)
+    for ranking in rankings:
+        split = ranking.split or assigned[opening_key(ranking.prompt)] or "train"
         rows[split].append(ranking)
+    if missing := [split for split in shares if not rows[split]]:
+        out.progress.say(
+            f"{out.name}: no ranking for {' and '.join(missing)}, so the reward model is not "
+            f"measured there; {len(rows['train']):,} train it. It takes three dialogues"
+        )
     if not rows["train"]:
         raise UserError(
             f"{path}: too few rankings to train on",
@@ -235,13 +246,11 @@ class Collector:
 
     def read(self, path: Path, most: int) -> list[PromptAndReply]:
         """At most so many prompts of a file of conversations; none if it is missing."""
-        if not path.is_file():
-            return []
         config = self.config
         room = prompt_room(config.maximum_prompt, config.maximum_tokens, self.policy.config.context)
         counts: Counter[str] = Counter()
         found = select_prompts(
-            read_conversations(path),
+            rows_of_split(read_conversations, path),
             self.tokenizer,
             room,
             most=most,
@@ -253,7 +262,7 @@ class Collector:
         if told := told_of_prompts(counts, room, window):
             left_out = {name: counts[name] for name in LEFT_OUT}
             self.left_out.update(left_out)
-            progress, name = self.out.progress, self.out.path.name
+            progress, name = self.out.progress, self.out.name
             tell = progress.say if 2 * sum(left_out.values()) > counts["turns"] else progress.note
             tell(f"{path.name}: {told} ({name}.maximum_prompt, minimum_tokens, maximum_tokens)")
         return found
@@ -372,7 +381,7 @@ class Collector:
 
     def warn(self, found: Mapping[str, float]) -> None:
         """Say so where the policy's samples are of little use, and why."""
-        name, reasons = self.out.path.name, ("not_ended", "empty", "length", "repeated")
+        name, reasons = self.out.name, ("not_ended", "empty", "length", "repeated")
         dropped = {reason: found[f"dropped_{reason}_share"] for reason in reasons}
         if sum(dropped.values()) > MANY_DROPPED:
             told = [f"{share:.1%} {reason.replace('_', ' ')}" for reason, share in dropped.items()]

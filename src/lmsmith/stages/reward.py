@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.runs import StageFolder, derive_seed
-from lmsmith.corpus.rows import read_rankings
+from lmsmith.corpus.rows import read_rankings, rows_of_split
 from lmsmith.models.adapters import AdapterConfig, TrainedState, adapt
 from lmsmith.models.folder import load_decoder, load_tokenizer, save_model
 from lmsmith.models.heads import ScalarModel
@@ -193,7 +193,7 @@ def load_rankings(
     path: Path, tokenizer: Tokenizer, context: int, out: StageFolder
 ) -> list[EncodedRanking]:
     """The rankings of a file that teach something, as tokens; those left out are told of."""
-    rankings = list(read_rankings(path)) if path.is_file() else []
+    rankings = list(rows_of_split(read_rankings, path))
     encoded, _ = encode_rankings(tokenizer, rankings, context)
     if len(encoded) < len(rankings):
         out.progress.say(

@@ -11,7 +11,7 @@ from pathlib import Path
 from lmsmith.core.errors import UserError
 from lmsmith.core.runs import StageFolder, derive_seed
 from lmsmith.corpus.packing import ConversationBatches
-from lmsmith.corpus.rows import read_conversations
+from lmsmith.corpus.rows import read_conversations, rows_of_split
 from lmsmith.evaluation.perplexity import reply_bits_per_byte
 from lmsmith.models.adapters import AdapterConfig, adapt
 from lmsmith.models.folder import load_decoder, save_model
@@ -102,9 +102,15 @@ def run(config: SFTConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict
     held_out = [
         conversation.messages
         for conversation in islice(
-            read_conversations(inputs["data"] / "validation.jsonl"), config.validation_conversations
+            rows_of_split(read_conversations, inputs["data"] / "validation.jsonl"),
+            config.validation_conversations,
         )
     ]
+    if not held_out:
+        out.progress.say(
+            "sft: no conversation is held out (data.splits.validation), so nothing says whether "
+            "it overfits"
+        )
     target_bytes = sum(
         len(tokenizer.token_bytes(token))
         for tokens, is_target in windows
@@ -153,7 +159,7 @@ def demonstration_windows(
     """Windows of all conversations in a file, and how many of what there were."""
     windows: Windows = []
     conversations, several, turns_cut = 0, 0, 0
-    for conversation in read_conversations(path):
+    for conversation in rows_of_split(read_conversations, path):
         cut = conversation_windows(
             tokenizer, conversation.messages, context, int(context * history)
         )
@@ -166,7 +172,8 @@ def demonstration_windows(
     if not windows:
         raise UserError(
             f"{path} holds no conversation in which the assistant says something",
-            "give the data stage conversations with assistant turns",
+            "give the data stage conversations with assistant turns, and "
+            "data.splits.demonstrations a share",
         )
     return windows, {
         "conversations": float(conversations),

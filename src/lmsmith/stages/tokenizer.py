@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from lmsmith.core.config import NOT_A_SETTING
 from lmsmith.core.errors import UserError
+from lmsmith.core.files import beside
 from lmsmith.core.runs import StageFolder
 from lmsmith.corpus.rows import read_documents
 from lmsmith.tokenizers import Tokenizer
@@ -23,6 +25,8 @@ class TokenizerConfig:
     load: str = ""
     """A tokenizer made before: a folder of lmsmith, of Hugging Face, of GPT-2's or GPT-1's
     vocabulary and merges, or a GGUF file; `vocabulary_size` is then its own."""
+    folder: str = field(default="", metadata=NOT_A_SETTING)
+    """What a relative path is relative to: the recipe's folder."""
 
     def check(self) -> list[tuple[str, object, str, str]]:
         if SMALLEST_VOCABULARY <= self.vocabulary_size <= LARGEST_VOCABULARY:
@@ -33,7 +37,11 @@ class TokenizerConfig:
 
     def external_files(self) -> list[str]:
         """What `load` names."""
-        return [str(path) for path in tokenizer_files(self.load)] if self.load else []
+        return [str(path) for path in tokenizer_files(self.place())] if self.load else []
+
+    def place(self) -> str:
+        """Where the tokenizer is that `load` names."""
+        return beside(self.folder, self.load)
 
 
 def run(config: TokenizerConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict[str, float]:
@@ -48,7 +56,7 @@ def run(config: TokenizerConfig, inputs: Mapping[str, Path], out: StageFolder) -
     """
     training = inputs["data"] / "documents.jsonl"
     if config.load:
-        tokenizer = load_any_tokenizer(config.load)
+        tokenizer = load_any_tokenizer(config.place())
     else:
         if not training.is_file():
             raise UserError(
