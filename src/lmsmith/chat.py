@@ -149,7 +149,7 @@ class ChatSession:
             UserError: the message does not fit the model's context.
             KeyboardInterrupt: after the history was put in order.
         """
-        from lmsmith.tokenizers.text import encodable
+        from lmsmith.core.text import encodable
 
         before = len(self.turns)
         written: list[str] = []
@@ -223,7 +223,7 @@ class ChatSession:
         Raises:
             UserError: it leaves no room for a message and a reply.
         """
-        from lmsmith.tokenizers.text import encodable
+        from lmsmith.core.text import encodable
 
         text = encodable(text)
         if text:

@@ -452,7 +452,8 @@ def test_the_rules_by_which_answers_are_read_are_shown() -> None:
         return "\n".join(answer_rules(find_tasks([name])[0]))
 
     assert 'first pass: the prompt and "Let\'s think step by step."' in rules("gsm8k_zero")
-    assert "the first match of (-?" in rules("gsm8k_zero")
+    assert "the last match of [Tt]he answer is" in rules("gsm8k")
+    assert "compared: by the first number in it" in rules("gsm8k_zero")
     assert "samples: 5; the commonest answer is taken" in rules("gsm8k_vote")
     assert "beams of width 4, length penalty 0.6" in rules("triviaqa")
     assert "parts: what (?:first answer|then)" in rules("gsm8k_least_to_most")

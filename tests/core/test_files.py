@@ -148,7 +148,6 @@ def test_jsonl_round_trip_skips_blank_lines_and_a_byte_order_mark(tmp_path: Path
         (b"3", "found a number"),
         (b"null", "found null"),
         (b'{"a": "\xff"}', "line 2: not UTF-8 text"),
-        (b'{"a": "\\ud83d"}', "line 2: not valid JSON"),
         (b"[" * 100_000, "line 2: not valid JSON"),
     ],
 )
@@ -214,3 +213,13 @@ def test_sha256_is_the_usual_one(tmp_path: Path) -> None:
 
 def test_finite_reaches_into_rows() -> None:
     assert json.dumps(files.finite({"a": (1.0, math.nan)})) == '{"a": [1.0, null]}'
+
+
+def test_half_an_emoji_becomes_the_replacement_character(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"a\\ud83d": "\\ud83d\\ude00 \\ude00"}\n')
+    assert list(read_jsonl(path)) == [(1, {"a\ufffd": "\U0001f600 \ufffd"})]
+    assert read_json(path) == {"a\ufffd": "\U0001f600 \ufffd"}
+    write_jsonl(path, [{"a": "\ud83d"}])
+    assert list(read_jsonl(path)) == [(1, {"a": "\ufffd"})]
+    assert fingerprint("\ud83d") == fingerprint("\ufffd")

@@ -13,6 +13,7 @@ from lmsmith.corpus.cleaning import clean_text, text_key
     ("text", "cleaned"),
     [
         ("  a\r\nb\rc\u2028d \n", "a\nb\nc\nd"),
+        ("a\vb\fc\x85d\u2029e\x1cf", "a\nb\nc\nd\ne\nf"),
         ("a\x00\x1b[0m\tb\x7f\ufeff", "a[0m\tb"),
         ("\ud83d alone", "\ufffd alone"),
         ("👩‍👩‍👧 好", "👩‍👩‍👧 好"),

@@ -64,11 +64,17 @@ def put(subject: Subject, data: Path, setting: Setting, task: TaskSpec = TASK) -
 
 def test_a_higher_limit_asks_only_what_is_new(tiny: Subject, data: Path, asked: list[str]) -> None:
     few = put(tiny, data, Setting(shots=2, limit=5))
-    assert sorted(asked, key=int) == [str(n) for n in range(5)]
+    drawn = sorted(asked, key=int)
+    assert len(drawn) == 5
+    assert drawn != [str(n) for n in range(5)]
+    assert [row["id"] for row in few.rows] == drawn
+    assert few.part == "5 of 12 items, drawn by seed 0"
+    assert few.as_dict()["items_available"] == 12
     whole = put(tiny, data, Setting(shots=2))
     assert len(asked) == whole.items == 12
     assert [row["id"] for row in whole.rows] == [str(n) for n in range(12)]
-    assert list(whole.rows[:5]) == list(few.rows)
+    assert [row for row in whole.rows if row["id"] in drawn] == list(few.rows)
+    assert whole.part == ""
     assert all(len(row["shots"]) == 2 for row in whole.rows)
     assert whole.seconds > few.seconds
 
@@ -131,6 +137,38 @@ def test_as_many_shots_as_fit_and_no_more(make_tiny: Callable[..., Subject], dat
     more = put(subject, data, Setting(shots=int(found.mean_shots) + 4))
     assert more.truncated > 0
     assert found.setting.label == "fit"
+
+
+def test_a_limit_draws_the_same_items_of_a_sorted_file_for_all(
+    tiny: Subject, make_tiny: Callable[..., Subject], data: Path
+) -> None:
+    rows = [{"q": f"word {n}", "choices": ["sea", "dog"], "gold": int(n > 19)} for n in range(40)]
+    (data / "made.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = put(tiny, data, Setting(limit=10))
+    ids = [row["id"] for row in found.rows]
+    assert {row["gold"] for row in found.rows} == {0, 1}
+    for shots, subject in ((2, tiny), (0, make_tiny(seed=1))):
+        again = put(subject, data, Setting(shots=shots, limit=10))
+        assert [row["id"] for row in again.rows] == ids
+    other = put(tiny, data, Setting(limit=10, seed=1))
+    assert [row["id"] for row in other.rows] != ids
+
+
+def test_twins_of_the_right_choice_are_right(tiny: Subject, data: Path) -> None:
+    row = {"q": "the sky is", "choices": ["blue", "blue", "a house by the sea"]}
+    lines = [json.dumps(row | {"gold": gold}) + "\n" for gold in (0, 1)]
+    (data / "made.jsonl").write_text("".join(lines))
+    first, second = put(tiny, data, Setting()).rows
+    assert first["metrics"] == second["metrics"]
+    assert 1.0 in first["metrics"].values()
+
+
+def test_shots_that_would_ask_the_same_are_refused(tiny: Subject, data: Path) -> None:
+    rows = [{"id": n, "q": "sea?", "choices": ["a", "b"], "gold": 0} for n in range(4)]
+    rows += [{"q": "dog?", "choices": ["a", "b"], "gold": 0}]
+    (data / "made.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match="2 shots, but only 1 of the 5 examples ask something else"):
+        put(tiny, data, Setting(shots=2))
 
 
 def test_more_shots_than_examples_are_refused(tiny: Subject, data: Path) -> None:

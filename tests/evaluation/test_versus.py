@@ -208,7 +208,11 @@ def test_replies_are_kept_and_not_written_again(
     file = tmp_path / "asked.jsonl"
     file.write_text("".join(json.dumps({"prompt": f"the dog {n}"}) + "\n" for n in range(10)))
     spec, progress = AnswerSpec(max_new_tokens=5, stop=()), quiet()
-    first = write_replies(tiny, read_instructions(file, 9), file, tmp_path, spec, 0, progress)
+    drawn = read_instructions(file, 9)
+    assert len(drawn) == 9
+    assert drawn == read_instructions(file, 9)
+    assert drawn != read_instructions(file)[:9]
+    first = write_replies(tiny, drawn, file, tmp_path, spec, 0, progress)
     count = []
     write = Writer.write
 
@@ -218,7 +222,7 @@ def test_replies_are_kept_and_not_written_again(
 
     monkeypatch.setattr(Writer, "write", counted)
     again = write_replies(tiny, read_instructions(file), file, tmp_path, spec, 0, progress)
-    assert again.texts[:9] == first.texts
+    assert [again.texts[int(each.id)] for each in drawn] == list(first.texts)
     assert sum(count) == 1
     other = make_tiny(5)
     write_replies(other, read_instructions(file), file, tmp_path, spec, 0, progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,62 @@ def call(served: Running, method: str, path: str, body: Any = None, status: int 
     if status != 200:
         assert set(found["error"]) == {"message", "type", "param", "code"}
     return found
+
+
+HALF = "half \ud83d"
+
+
+def halved(body: Any, escaped: bool) -> bytes:
+    """JSON with half of an emoji, escaped or as it is."""
+    text = json.dumps(body, ensure_ascii=escaped)
+    assert (r"\ud83d" in text) == escaped
+    return text.encode("utf-8", "surrogatepass")
+
+
+@pytest.mark.parametrize("escaped", [True, False])
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "conversations", {"title": HALF}),
+        ("PATCH", "conversations/TALK", {"title": HALF}),
+        ("POST", "conversations/TALK/messages", {"role": "user", "content": HALF, "model": HALF}),
+        (
+            "POST",
+            "conversations/TALK/messages",
+            {"role": "user", "content": "a", "settings": {HALF: HALF}, HALF: [HALF]},
+        ),
+        (
+            "PUT",
+            "messages/1/rating",
+            {"value": -1, "reasons": [HALF], "comment": HALF},
+        ),
+        ("PUT", "messages/1/better", {"content": HALF}),
+    ],
+)
+def test_half_an_emoji_is_kept_as_the_replacement_character(
+    kept: tuple[Running, Store], tmp_path: Path, method: str, path: str, body: Any, escaped: bool
+) -> None:
+    served, store = kept
+    talk = call(served, "POST", "conversations", {"title": "halves"})["id"]
+    said = {"parent": None, "role": "user", "content": "a"}
+    asked = call(served, "POST", f"conversations/{talk}/messages", said)["id"]
+    answer = {"parent": asked, "role": "assistant", "content": "b", "model": "random"}
+    number = call(served, "POST", f"conversations/{talk}/messages", answer)["id"]
+    place = path.replace("TALK", talk).replace("/1/", f"/{number}/")
+    response = HTTP.request(
+        method,
+        f"{served.address}/api/{place}",
+        content=halved(body, escaped),
+        headers={"content-type": "application/json"},
+    )
+    assert response.status_code == 200, response.text
+    shown = HTTP.get(f"{served.address}/api/conversations/{talk}")
+    assert shown.status_code == 200
+    listed = HTTP.get(f"{served.address}/api/conversations").text
+    if body != {"title": "a"} and "settings" not in body:
+        assert "half \ufffd" in shown.text + listed
+    export(store, tmp_path)
+    call(served, "DELETE", f"conversations/{talk}")
 
 
 def test_a_talk_is_kept_judged_exported_and_deleted(

@@ -13,6 +13,7 @@ from typing import Any
 
 from lmsmith import __version__
 from lmsmith.core.errors import Interrupted, UserError
+from lmsmith.core.text import encodable
 
 
 @dataclass(frozen=True)
@@ -317,6 +318,8 @@ def main(arguments: Sequence[str] | None = None, commands: Sequence[Command] = C
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
+    # Bytes that are no text of the locale come as lone surrogates; a file may be named so.
+    words = [word if os.path.lexists(word) else encodable(word) for word in words]
     words = [word for word in words if word != "--debug"]
     try:
         return _dispatch(words, commands)

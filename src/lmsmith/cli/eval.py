@@ -69,10 +69,11 @@ def evaluate(
         shots: Examples before each item, e.g. 0,1,4; fit for as many as the context holds. By
             default what the task says.
         fixed_shots: The same examples for all items; else drawn for each.
-        limit: Only the first items of each task.
+        limit: Only so many items of each task, drawn by --seed, the same for every model and number
+            of shots. With --harness lm-eval the first ones, as lm-eval takes them.
         data: Where tasks' files are; may be given more than once. Also LMSMITH_DATA.
         measure: The headline measure, if not the task's own.
-        seed: Of examples, generated items, sampling and intervals.
+        seed: Of items drawn, examples, generated items, sampling and intervals.
         chat: Ask by the model's chat template.
         start_of_text: Whether texts begin with that token; auto: as the tokenizer does.
         precision: Of matrix products; auto: bf16 where the processor multiplies it.

@@ -56,11 +56,18 @@ def paper_lines(results: Sequence[TaskResult], parameters: int) -> list[str]:
     """Papers' figures of the same tasks and measures, those of the nearest sizes."""
     lines = []
     for result in results:
+        ours = f"; ours is of {result.part}" if result.part else ""
         for name in ordered_measures(result):
             shown = [shown_published(row) for row in nearest(result, name, parameters)]
             if shown:
-                lines.append(f"{result.name}, {measure_of(name).name}: {'; '.join(shown)}")
+                lines.append(f"{result.name}, {measure_of(name).name}: {'; '.join(shown)}{ours}")
     return lines
+
+
+def drawn_lines(results: Sequence[TaskResult]) -> list[str]:
+    """Which items tasks were asked, where they were not asked all."""
+    parts = {result.task.name: result.part for result in results if result.part}
+    return [f"{name}: {part}; the same for every model" for name, part in parts.items()]
 
 
 def contamination_table(record: Mapping[str, Any]) -> Table:
@@ -169,6 +176,8 @@ def print_tables(found: Measured, models: Sequence[ModelResults], pairs: Sequenc
     console = table_console()
     if found.results:
         console.print(results_table(found.results))
+    for line in drawn_lines(found.results):
+        print(f"items: {line}")
     for line in paper_lines(found.results, found.record["parameters"]):
         print(f"papers: {line}")
     if any("contamination" in result for result in found.record["results"]):

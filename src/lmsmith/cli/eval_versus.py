@@ -28,9 +28,9 @@ class Instructions:
 
     Attributes:
         file: JSONL.
-        limit: only so many of its rows, the first.
+        limit: only so many of its rows, drawn by the seed.
         tokens: the longest reply.
-        seed: of the replies and the intervals.
+        seed: of the rows drawn, the replies and the intervals.
         greedy: the likeliest token each time, else as ``lmsmith chat`` draws.
         judge: a model, or `PEOPLE`.
         database: the labelers'; the server's if empty.
@@ -51,7 +51,7 @@ class Instructions:
         """The file's instructions, read once."""
         from lmsmith.evaluation.instructions import read_instructions
 
-        return read_instructions(self.file, self.limit)
+        return read_instructions(self.file, self.limit, self.seed)
 
     def check(self) -> None:
         """What can be known to be wrong before hours are spent.

@@ -53,10 +53,10 @@ def study(
         tasks: Names (lmsmith tasks ls), or .toml or .jsonl files of your own.
         shots: Examples before each item; 16 for labels, 4 for order, 0,1,2,4,8,16,32 for shots.
         orders: Of the examples, how many.
-        limit: Only the first items of each task.
+        limit: Only so many items of each task, drawn by --seed, the same for all models and ways.
         data: Where tasks' files are; may be given more than once. Also LMSMITH_DATA.
         measure: The headline measure, if not the task's own.
-        seed: Of examples, labels, orders, generated items and intervals.
+        seed: Of items drawn, examples, labels, orders, generated items and intervals.
         chat: Ask by the model's chat template.
         precision: Of matrix products; auto: bf16 where the processor multiplies it.
         threads: Of one operation; 0 for all cores.

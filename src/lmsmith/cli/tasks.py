@@ -141,7 +141,7 @@ def answer_rules(task: TaskSpec) -> list[str]:
     compared = {
         "text": "as they are",
         "squad": "in small letters, without marks and articles (SQuAD)",
-        "number": "as numbers",
+        "number": "by the first number in it, exactly",
         "bleu": "by BLEU of the whole corpus (sacrebleu, 13a, case kept)",
         "rouge_l": "by ROUGE-L (rouge-score)",
         "f1": "by the words in common, in small letters, without marks and articles (SQuAD)",

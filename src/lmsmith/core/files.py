@@ -20,6 +20,7 @@ from pathlib import Path
 import msgspec
 
 from lmsmith.core.errors import Interrupted, UserError
+from lmsmith.core.text import encodable, encodable_json
 
 PARTIAL_SUFFIX = ".partial"
 """What an unfinished write is called; anything so named after a kill may be removed."""
@@ -92,7 +93,7 @@ def atomic_write(path: Path, data: bytes | str) -> None:
     Raises:
         UserError: the disk is full or writing is not allowed; the temporary file is removed.
     """
-    content = data.encode("utf-8") if isinstance(data, str) else data
+    content = encodable(data).encode("utf-8") if isinstance(data, str) else data
     partial = _partial_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -220,7 +221,7 @@ def read_json(path: Path) -> object:
     """
     content = _read_bytes(path)
     try:
-        return msgspec.json.decode(content.removeprefix(b"\xef\xbb\xbf"))
+        return _decoded(msgspec.json.Decoder(), content.removeprefix(b"\xef\xbb\xbf"))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error})", "Mend or replace the file.") from error
 
@@ -300,10 +301,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
                         raise
                     yield number, row
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(
-            f"{path}: damaged, or not packed by gzip ({error})",
-            "Get the file again; if it is plain text, take .gz off its name.",
-        ) from error
+        raise _damaged(path, error) from error
     except OSError as error:
         raise _reading_error(path, error) from error
 
@@ -352,8 +350,7 @@ def _json_object(
 ) -> dict[str, object]:
     where = f"{path}, line {number}"
     try:
-        text.decode("utf-8")
-        row = decoder.decode(text)
+        row = _decoded(decoder, text)
     except UnicodeDecodeError as error:
         raise UserError(
             f"{where}: not UTF-8 text (byte {error.start + 1})", "Save the file as UTF-8."
@@ -368,6 +365,53 @@ def _json_object(
             "Every line must be one JSON object in braces.",
         )
     return row
+
+
+def _decoded(decoder: msgspec.json.Decoder[object], content: bytes) -> object:
+    """A JSON value; lone surrogates in its strings, which JSON may escape, become U+FFFD.
+
+    Raises:
+        UnicodeDecodeError: it is not UTF-8.
+        msgspec.DecodeError: it is not JSON.
+        RecursionError: it is too deep.
+    """
+    text = content.decode("utf-8")
+    try:
+        return decoder.decode(content)
+    except msgspec.DecodeError:
+        mended = encodable_json(text)
+        if mended == text:
+            raise
+        return decoder.decode(mended)
+
+
+def read_text(path: Path) -> str:
+    """A text file, unpacked if its name ends with ``.gz``; a byte order mark is no part of it.
+
+    Raises:
+        UserError: the file is missing or cannot be read or unpacked, or a line (named) is not
+            UTF-8.
+    """
+    require_file(path)
+    try:
+        with _open_to_read(path) as file:
+            return file.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{path}, line {line}: not UTF-8 text", "Save the file as UTF-8."
+        ) from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise _damaged(path, error) from error
+    except OSError as error:
+        raise _reading_error(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(
+        f"{path}: damaged, or not packed by gzip ({error})",
+        "Get the file again; if it is plain text, take .gz off its name.",
+    )
 
 
 def _json_name(value: object) -> str:
@@ -397,4 +441,4 @@ def sha256_file(path: Path) -> str:
 def fingerprint(value: object) -> str:
     """16 hexadecimal digits that stand for a JSON-able value; key order does not matter."""
     canonical = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode("utf-8")).hexdigest()[:16]
+    return hashlib.sha256(encodable(canonical).encode("utf-8")).hexdigest()[:16]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from lmsmith.core.errors import UserError
-from lmsmith.core.files import fingerprint, read_rows
+from lmsmith.core.files import fingerprint, read_rows, read_text
 from lmsmith.corpus.fields import id_of, require_keys, text_of
 from lmsmith.corpus.forms import messages_of, name_of
 from lmsmith.corpus.messages import validate_prompt
@@ -120,7 +120,7 @@ def read_documents(path: Path, source: str | None = None) -> Iterator[Document]:
         UserError: naming the file and the line.
     """
     if path.suffix.lower() == ".txt":
-        pieces = _cut_at_blank_lines(_read_text(path))
+        pieces = _cut_at_blank_lines(read_text(path))
         for number, piece in enumerate(pieces):
             yield Document(f"{path.name}#{number}", piece, source or path.name)
         return
@@ -189,20 +189,6 @@ def _split_of(row: Mapping[str, object], where: str) -> str | None:
             "leave it out to have the rankings divided",
         )
     return text_of(row, "split", where, default="") or None
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file", "Check the path.") from error
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{path}, line {line}: not UTF-8 text", "Save the file as UTF-8."
-        ) from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def _cut_at_blank_lines(text: str) -> Iterator[str]:

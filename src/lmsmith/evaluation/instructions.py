@@ -14,6 +14,7 @@ from lmsmith.core.signals import stop_if_requested
 from lmsmith.evaluation.item_log import ItemLog
 from lmsmith.evaluation.methods.subject import Subject
 from lmsmith.evaluation.methods.writing import Writer
+from lmsmith.evaluation.tasks.data import draw_items
 from lmsmith.evaluation.tasks.spec import AnswerSpec
 from lmsmith.prompts import Message, encode_prompt
 
@@ -73,18 +74,19 @@ class Replies:
         }
 
 
-def read_instructions(file: Path, limit: int | None = None) -> list[Instruction]:
+def read_instructions(file: Path, limit: int | None = None, seed: int = 0) -> list[Instruction]:
     """Instructions of JSONL: ``prompt`` or ``instruction`` (a text or messages), or ``messages``.
 
     A last message of the assistant's is left out: it is what is to be written.
+
+    Args:
+        limit: only so many, drawn by ``seed``; all if None.
 
     Raises:
         UserError: a row has none of them, or there are no rows.
     """
     found: list[Instruction] = []
     for number, row in read_jsonl(file):
-        if limit is not None and len(found) == limit:
-            break
         asked = row.get("prompt", row.get("instruction", row.get("messages")))
         messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
         where = f"{file}, line {number}"
@@ -101,7 +103,7 @@ def read_instructions(file: Path, limit: int | None = None) -> list[Instruction]
         found.append(Instruction(str(len(found)), tuple(kept)))
     if not found:
         raise UserError(f"{file}: no instructions", "give one or more")
-    return found
+    return draw_items(found, limit, seed)
 
 
 def _is_message(value: object) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lmsmith.core.files import finite, read_json, storage_error, write_json
+from lmsmith.core.text import encodable
 
 
 class ItemLog:
@@ -45,7 +46,7 @@ class ItemLog:
         lines = [json.dumps(finite(row), ensure_ascii=False) + "\n" for row in rows]
         try:
             with self.path.open("ab") as file:
-                file.write("".join(lines).encode())
+                file.write(encodable("".join(lines)).encode())
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:

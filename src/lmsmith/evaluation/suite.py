@@ -24,14 +24,14 @@ from lmsmith.evaluation.methods.multiple_choice import MultipleChoice
 from lmsmith.evaluation.methods.rated import Rated, rater_identity
 from lmsmith.evaluation.methods.rolling import Rolling
 from lmsmith.evaluation.methods.subject import Subject
-from lmsmith.evaluation.tasks.data import Item, TaskData, read_data
+from lmsmith.evaluation.tasks.data import Item, TaskData, draw_items, read_data
 from lmsmith.evaluation.tasks.prompts import Question, draw_shots, with_shots
 from lmsmith.evaluation.tasks.python_task import WRITTEN, PythonTask
 from lmsmith.evaluation.tasks.shown_labels import Labels, ShownLabels, nth_order
 from lmsmith.evaluation.tasks.spec import Published, TaskSpec
 from lmsmith.models.batching import length_batches
 
-ROWS_VERSION = 1
+ROWS_VERSION = 2
 """Of what the rows hold: rows of another version are made again."""
 
 TOKENS_A_BATCH = 4_096
@@ -74,8 +74,8 @@ class Setting:
     Attributes:
         shots: examples before each item; None for as many as fit.
         fixed: the same examples for all items, else drawn for each.
-        limit: only so many items, the first; all if None.
-        seed: of the examples, of generated items, of sampling, and of the bootstrap.
+        limit: only so many items, drawn by the seed; all if None.
+        seed: of items, examples, generated items, sampling and the bootstrap.
         labels: what the examples show as their answers.
         order: which permutation of the examples; 0 as they are drawn.
     """
@@ -107,6 +107,7 @@ class TaskResult:
         seconds: spent, in all sittings.
         rows: of the items, in the data's order.
         log: the file that holds them.
+        available: items that the data has, of which these were drawn; 0 if it is not known.
     """
 
     task: TaskSpec
@@ -118,6 +119,14 @@ class TaskResult:
     seconds: float
     rows: Sequence[Mapping[str, Any]]
     log: Path
+    available: int = 0
+
+    @property
+    def part(self) -> str:
+        """Which items they are where they are not all: ``200 of 1,838 items, drawn by seed 0``."""
+        if self.items >= self.available:
+            return ""
+        return f"{self.items:,} of {self.available:,} items, drawn by seed {self.setting.seed}"
 
     @property
     def name(self) -> str:
@@ -148,6 +157,7 @@ class TaskResult:
             "measure": self.task.measure,
             "measures": {name: vars(each) for name, each in self.measures.items()},
             "items": self.items,
+            "items_available": self.available,
             "truncated": self.truncated,
             "mean_shots": round(self.mean_shots, 2),
             "seconds": round(self.seconds, 3),
@@ -181,7 +191,7 @@ def evaluate_task(
             f"task {task.name}: {setting.shots} shots, but there are {len(data.pool)} examples",
             "ask for fewer, or name a file with more as data.examples",
         )
-    items = data.items[: setting.limit]
+    items = draw_items(data.items, setting.limit, setting.seed)
     log = ItemLog(log_path(folder, task, setting), identity(subject, task, data, setting))
     left = [item for item in items if item.id not in log.rows]
     if left:
@@ -197,6 +207,7 @@ def evaluate_task(
         log.seconds,
         rows,
         log.path,
+        len(data.items),
     )
 
 
@@ -261,6 +272,12 @@ def ask(
     """An item as a question, with its shots."""
     wanted = MOST_SHOTS if setting.shots is None else setting.shots
     drawn = draw_shots(pool, item, wanted, setting.seed, fixed=setting.fixed) if wanted else []
+    if setting.shots is not None and len(drawn) < wanted:
+        raise UserError(
+            f"task {task.name}, {item.where}: {wanted} shots, but only {len(drawn)} of the "
+            f"{len(pool)} examples ask something else",
+            "ask for fewer by --shots, or name a file with more as data.examples",
+        )
     if setting.order:
         drawn = [drawn[place] for place in nth_order(len(drawn), setting.order, setting.seed)]
     if setting.shots is None:

@@ -14,10 +14,10 @@ from datetime import timedelta
 from sqlalchemy import delete, select
 
 from lmsmith.core.errors import UserError
+from lmsmith.core.text import encodable
 from lmsmith.feedback.label_tables import Session
 from lmsmith.feedback.store import NotThere, Store
 from lmsmith.feedback.tables import ROLES, Person, now, utc
-from lmsmith.tokenizers.text import encodable
 
 SESSION_DAYS = 30
 

@@ -88,6 +88,7 @@ def _task(number: int, result: TaskResult) -> dict[str, Any]:
         "source": result.task.source,
         "shots": result.setting.label,
         "count": f"{result.items:,}",
+        "part": result.part,
         "truncated": result.truncated,
         "seconds": result.seconds,
         "log": result.log.name,

@@ -59,7 +59,7 @@ def papers_section(
     Returns:
         ``model``, ``svg`` (empty if there is no share), and ``tables``, one a family of models:
         ``family``, ``columns`` of (model, is it the nearest), ``rows`` of ``task, measure, ours,
-        interval, cells, source``.
+        interval, part, cells, source``.
     """
     tables = [_table(results, family, parameters) for family in _families(results)]
     if not tables:
@@ -154,6 +154,7 @@ def _table(results: Sequence[TaskResult], family: str, parameters: int) -> dict[
                 "measure": measure_of(measure).name,
                 "ours": shown_value(measure, ours.value),
                 "interval": shown_interval(measure, ours),
+                "part": result.part,
                 "cells": [_printed(theirs[name]) if name in theirs else NOTHING for name in names],
                 "source": next(iter(theirs.values())).paper.removeprefix(f"{family}, "),
             }

@@ -134,6 +134,8 @@ def summary(each: Studied) -> list[str]:
     """What the table comes to, in a sentence or two."""
     task, guessing = each.task, chance(each.found)
     lines = []
+    if part := each.found[0].result.part:
+        lines.append(f"Asked: {part}, the same for all models and ways.")
     if guessing is not None and measure_of(task.measure).is_share:
         lines.append(f"Guessing gets {numbers.percent(guessing)}.")
     if each.found[0].arm.setting.fixed:

@@ -14,7 +14,6 @@ from lmsmith.server.errors import ApiError, refused, unsupported
 from lmsmith.server.limits import Limits
 from lmsmith.server.protocol import ChatBody, ChatMessage, CompletionBody, SamplingBody
 from lmsmith.server.served import ServedModel
-from lmsmith.tokenizers.text import encodable
 
 MOST_STOPS = 4
 TEXT_PARTS = ("text", "input_text", "output_text")
@@ -52,7 +51,7 @@ def plain_messages(messages: Sequence[ChatMessage]) -> list[dict[str, str]]:
         if role not in ("system", "user", "assistant"):
             problem = f"{where}: role {message.role!r}; expected system, user or assistant"
             raise ApiError(400, problem, param=f"{where}.role", code="invalid_value")
-        content = encodable(_text(message.content, f"{where}.content"))
+        content = _text(message.content, f"{where}.content")
         if found and found[-1]["role"] == role:
             found[-1]["content"] += f"\n\n{content}"
         elif role == "system" and found:
@@ -115,7 +114,7 @@ def completion_prompts(model: ServedModel, body: CompletionBody) -> list[list[in
     prompts: list[Any] = [given] if isinstance(given, str) else given or [""]
     if isinstance(prompts[0], int):
         prompts = [prompts]
-    texts = [encodable(prompt) for prompt in prompts if isinstance(prompt, str)]
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
     encoded = iter(model.tokenizer.encode_batch(texts))
     start = model.tokenizer.start_of_text
     found = [

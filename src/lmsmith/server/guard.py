@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from lmsmith.core.text import encodable_json
 from lmsmith.server.access import Access
 from lmsmith.server.errors import ApiError
 from lmsmith.server.visitors import Visitor, let_in
@@ -67,7 +69,7 @@ class Guard:
             self._check(headers)
             if not self._is_open(scope["path"]):
                 let_in(scope, await self._visitor(headers))
-            await self._app(scope, self._bounded(receive), send_safely)
+            await self._app(scope, _encodable_body(self._bounded(receive)), send_safely)
         except ApiError as error:
             await error.response()(scope, receive, send_safely)
 
@@ -124,6 +126,36 @@ class Guard:
     def _too_large(self) -> ApiError:
         problem = f"the body may have {self._body_bytes:,} bytes at most"
         return ApiError(413, problem, code="body_too_large", headers={"Connection": "close"})
+
+
+def _encodable_body(receive: Receive) -> Receive:
+    """A request's body whole, without the lone surrogates that JSON may escape (``\\ud83d``)."""
+    whole = False
+
+    async def received() -> Message:
+        nonlocal whole
+        message = await receive()
+        if whole or message["type"] != "http.request":
+            return message
+        parts = [message.get("body", b"")]
+        while message.get("more_body"):
+            message = await receive()
+            if message["type"] != "http.request":
+                return message
+            parts.append(message.get("body", b""))
+        whole = True
+        return {"type": "http.request", "body": _encodable(b"".join(parts)), "more_body": False}
+
+    return received
+
+
+def _encodable(body: bytes) -> bytes:
+    try:
+        text = body.decode(json.detect_encoding(body), "surrogatepass")
+    except UnicodeDecodeError:
+        return body
+    cleaned = encodable_json(text)
+    return body if cleaned == text else cleaned.encode()
 
 
 def _host_name(host: str) -> str:

@@ -14,7 +14,6 @@ from lmsmith.feedback.store import Store
 from lmsmith.feedback.tables import Conversation, Message, utc
 from lmsmith.server.keeping import kept
 from lmsmith.server.responses import json_response
-from lmsmith.tokenizers.text import encodable
 
 router = APIRouter(prefix="/api")
 
@@ -56,19 +55,19 @@ class ComparisonBody(BaseModel):
 
 @router.get("/conversations")
 async def list_conversations(request: Request, search: str = "") -> Response:
-    found = await kept(request, lambda store, me: store.conversations(me, encodable(search)))
+    found = await kept(request, lambda store, me: store.conversations(me, search))
     return json_response({"conversations": [_conversation(each) for each in found]})
 
 
 @router.post("/conversations")
 async def begin(request: Request, body: TitleBody) -> Response:
-    made = await kept(request, lambda store, me: store.begin(me, encodable(body.title)))
+    made = await kept(request, lambda store, me: store.begin(me, body.title))
     return json_response(_conversation(made))
 
 
 @router.patch("/conversations/{name}")
 async def rename(request: Request, name: str, body: TitleBody) -> Response:
-    await kept(request, lambda store, me: store.rename(me, name, encodable(body.title)))
+    await kept(request, lambda store, me: store.rename(me, name, body.title))
     return json_response({"id": name, "title": body.title})
 
 
@@ -100,7 +99,7 @@ async def say(request: Request, name: str, body: MessageBody) -> Response:
             name,
             body.parent,
             body.role,
-            encodable(body.content),
+            body.content,
             model=body.model,
             settings=dict(body.settings),
             finish=body.finish,
@@ -112,8 +111,7 @@ async def say(request: Request, name: str, body: MessageBody) -> Response:
 @router.put("/messages/{number}/rating")
 async def rate(request: Request, number: Number, body: RatingBody) -> Response:
     def work(store: Store, me: str) -> object:
-        reasons = [encodable(reason) for reason in body.reasons]
-        return store.rate(me, number, body.value, reasons, encodable(body.comment))
+        return store.rate(me, number, body.value, body.reasons, body.comment)
 
     await kept(request, work)
     return json_response({"message": number, "rating": body.value})
@@ -121,7 +119,7 @@ async def rate(request: Request, number: Number, body: RatingBody) -> Response:
 
 @router.put("/messages/{number}/better")
 async def improve(request: Request, number: Number, body: BetterBody) -> Response:
-    await kept(request, lambda store, me: store.improve(me, number, encodable(body.content)))
+    await kept(request, lambda store, me: store.improve(me, number, body.content))
     return json_response({"message": number, "better": body.content})
 
 

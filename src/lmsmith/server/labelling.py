@@ -16,7 +16,6 @@ from lmsmith.feedback.store import Store
 from lmsmith.feedback.tables import utc
 from lmsmith.server.keeping import kept
 from lmsmith.server.responses import json_response
-from lmsmith.tokenizers.text import encodable
 
 router = APIRouter(prefix="/api/label")
 
@@ -38,8 +37,7 @@ class AnswerBody(BaseModel):
     comment: Text = ""
 
     def said(self) -> dict[str, Any]:
-        found = self.model_dump(exclude_none=True)
-        return found | {name: encodable(found[name]) for name in ("content", "comment")}
+        return self.model_dump(exclude_none=True)
 
 
 class SkipBody(BaseModel):
@@ -103,8 +101,7 @@ async def submit(request: Request, number: Number, body: AnswerBody) -> Response
 @router.post("/assignments/{number}/skip")
 async def skip(request: Request, number: Number, body: SkipBody) -> Response:
     """Give the task to others."""
-    reason = encodable(body.reason)
-    await kept(request, lambda store, me: Queue(store).skip(me, number, reason), LABELERS)
+    await kept(request, lambda store, me: Queue(store).skip(me, number, body.reason), LABELERS)
     return json_response({"id": number, "state": "skipped"})
 
 
@@ -118,7 +115,7 @@ async def guideline(request: Request, kind: Kind) -> Response:
 @router.put("/guidelines/{kind}")
 async def set_guideline(request: Request, kind: Kind, body: GuidelineBody) -> Response:
     """Tell them something else."""
-    content = encodable(body.content)
+    content = body.content
     await kept(request, lambda store, _: Queue(store).set_guideline(kind, content), ADMINS)
     return json_response({"kind": kind, "content": content})
 

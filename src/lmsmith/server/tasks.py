@@ -30,7 +30,6 @@ from lmsmith.server.protocol import TaskBody
 from lmsmith.server.responses import ClientGone, json_response, while_connected
 from lmsmith.server.served import ServedModel
 from lmsmith.server.token_text import usage
-from lmsmith.tokenizers.text import encodable
 
 log = logging.getLogger("lmsmith.server")
 router = APIRouter()
@@ -73,7 +72,7 @@ def _texts(body: TaskBody, most: int) -> list[str]:
     texts = [body.input] if body.input is not None else body.inputs or []
     if len(texts) > most:
         raise ApiError(400, f"inputs: at most {most} at once, not {len(texts)}", param="inputs")
-    return [encodable(text) for text in texts]
+    return texts
 
 
 def _tasks() -> dict[str, TaskSpec]:

@@ -219,7 +219,8 @@ def run(config: DataConfig, inputs: Mapping[str, Path], out: StageFolder) -> dic
     for number, source in enumerate(config.conversations, start=1):
         read += conversations_of(config.place(source), left_out, talks)
         out.progress.update(number)
-    rankings = read_own_rankings([*map(config.place, config.rankings)], out.progress, counts)
+    places = [config.place(source) for source in config.rankings]
+    rankings = read_own_rankings(places, config.unicode_form, out.progress, counts)
     out.progress.update(sources)
     fractions = asdict(config.splits)
     openings: list[str] = []

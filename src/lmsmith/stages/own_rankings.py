@@ -14,6 +14,7 @@ from dataclasses import replace
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import fingerprint
 from lmsmith.core.progress import Progress
+from lmsmith.corpus.cleaning import UnicodeForm, clean_text
 from lmsmith.corpus.pairs import IrregularPair
 from lmsmith.corpus.rows import Conversation, Ranking
 from lmsmith.corpus.sources import FilesOnce, rankings_of
@@ -23,9 +24,9 @@ RANKINGS_OF = {"comparisons": "train", "validation": "validation", "test": "test
 
 
 def read_own_rankings(
-    sources: Sequence[str], progress: Progress, counts: Counter[str]
+    sources: Sequence[str], unicode_form: UnicodeForm, progress: Progress, counts: Counter[str]
 ) -> list[Ranking]:
-    """All rankings of the sources; irregular pairs are left out, counted and told of.
+    """All rankings of the sources, cleaned; irregular pairs are left out, counted and told of.
 
     Raises:
         UserError: bad input, or none is left.
@@ -51,7 +52,17 @@ def read_own_rankings(
         progress.say(f"data: {told}")
     if sources and not rankings:
         raise UserError(f"{', '.join(sources)}: no rankings in it", "Add rankings.")
-    return rankings
+    return [_cleaned(ranking, unicode_form) for ranking in rankings]
+
+
+def _cleaned(ranking: Ranking, unicode_form: UnicodeForm) -> Ranking:
+    """The ranking with its texts as those of conversations are."""
+    prompt = [
+        {**message, "content": clean_text(message["content"], unicode_form)}
+        for message in ranking.prompt
+    ]
+    responses = [clean_text(response, unicode_form) for response in ranking.responses]
+    return replace(ranking, prompt=prompt, responses=responses)
 
 
 def best_conversations(

@@ -11,9 +11,9 @@ import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from lmsmith.core.errors import UserError
+from lmsmith.core.text import encodable
 from lmsmith.tokenizers.byte_level import byte_of_character
 from lmsmith.tokenizers.special import SPECIAL_TOKENS
-from lmsmith.tokenizers.text import encodable
 
 TOKENIZER_FILE = "tokenizer.json"
 

@@ -12,10 +12,11 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import atomic_write, write_json
+from lmsmith.core.text import encodable
 from lmsmith.tokenizers.gpt2 import check_merges, read_merges, read_vocabulary
 from lmsmith.tokenizers.importing import import_tokenizer
 from lmsmith.tokenizers.special import END_OF_TEXT
-from lmsmith.tokenizers.text import encodable, ftfy_cleaned
+from lmsmith.tokenizers.text import ftfy_cleaned
 from lmsmith.tokenizers.tokenizer import Tokenizer
 
 MERGES = 40_000

@@ -11,13 +11,14 @@ from typing import Any
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import atomic_write, read_json, write_json
+from lmsmith.core.text import encodable
 from lmsmith.tokenizers.bpe import TOKENIZER_FILE, check_is_ours, train_description
 from lmsmith.tokenizers.chat_format import CHAT_FILE, OWN_FORMAT, ChatFormat, read_chat_format
 from lmsmith.tokenizers.pieces import read_pieces
 from lmsmith.tokenizers.shield import shielded_backend
 from lmsmith.tokenizers.special import JINJA_TEMPLATE, ROLE_TOKENS
 from lmsmith.tokenizers.template import ChatTemplate, Rendering
-from lmsmith.tokenizers.text import encodable, ftfy_cleaned
+from lmsmith.tokenizers.text import ftfy_cleaned
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ def test_the_shipped_tasks_examples_are_read_by_their_own_rules() -> None:
         fields = {
             "context": "Tom has 3 dogs. How many legs?",
             "question": 'Take the last letters of each words in "Ann Bo" and concatenate them.',
-            "answer": "nb",
+            "answer": "12",
             "chain_of_thought": "",
         }
         question = with_shots(task, Item("0", fields, "row"), [])

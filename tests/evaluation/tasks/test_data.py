@@ -66,10 +66,10 @@ def test_text_is_parted_into_documents(tmp_path: Path) -> None:
     ("name", "content", "said"),
     [
         ("a.jsonl", b'{"a": 1}\n{"a"', r"a\.jsonl, line 2: not valid JSON"),
-        ("a.jsonl", b"[1]\n", "item 1: not a JSON object"),
+        ("a.jsonl", b"[1]\n", r"a\.jsonl, line 1: not a JSON object"),
         ("a.jsonl", b"\xff\n", "not UTF-8"),
         ("a.json", b'{"rows": []}', "no list of items"),
-        ("a.jsonl.gz", b"nothing", "cannot be read"),
+        ("a.jsonl.gz", b"nothing", "damaged, or not packed"),
     ],
 )
 def test_damaged_files_are_named(tmp_path: Path, name: str, content: bytes, said: str) -> None:

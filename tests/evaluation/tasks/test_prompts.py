@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +11,10 @@ from typing import Any
 import pytest
 
 from lmsmith.core.errors import UserError
-from lmsmith.evaluation.tasks.data import Item, read_data
+from lmsmith.evaluation.tasks.data import Item, TaskData, read_data
 from lmsmith.evaluation.tasks.prompts import draw_shots, with_shots, write_question
 from lmsmith.evaluation.tasks.shipped import find_tasks
-from lmsmith.evaluation.tasks.spec import DataSpec, PromptSpec, TaskSpec
+from lmsmith.evaluation.tasks.spec import AnswerSpec, DataSpec, PromptSpec, TaskSpec
 
 TRANSLATE = TaskSpec(
     "fr",
@@ -84,8 +85,16 @@ CHOICES = PromptSpec(context="{{ q }}", choices="choices", gold="gold")
         ({"q": "?", "choices": ["a", "b"]}, r"prompt\.gold.*'gold' is undefined"),
         ({"q": "?", "choices": ["a", "b"], "gold": 2}, "gold is 2\n.*from 0 to 1"),
         ({"q": "?", "choices": ["a", "b"], "gold": True}, "gold is True"),
-        ({"q": "?", "choices": ["a"], "gold": 0}, "1 choices"),
+        ({"q": "?", "choices": ["a"], "gold": 0}, r"prompt\.choices, .*: 1 choice\n"),
         ({"q": "?", "choices": "ab", "gold": 0}, "must give a list"),
+        ({"q": None, "choices": ["a", "b"], "gold": 0}, r"prompt\.context, .*: 'q' is null\n"),
+        ({"q": ["?"], "choices": ["a", "b"], "gold": 0}, "'q' is a list\n"),
+        ({"q": "?", "choices": ["a", None], "gold": 0}, "'choices' is a list with null\n"),
+        ({"q": "?", "choices": {"text": ["a", "b"]}, "gold": 0}, "it gives an object\n"),
+        ({"q": "?", "choices": ["a", "b"], "gold": None}, "gold is null"),
+        ({"q": "?", "choices": ["a", "b"], "gold": "c"}, "gold is 'c'"),
+        ({"q": "?", "choices": ["0", "2", "1"], "gold": "1"}, "gold is '1'"),
+        ({"q": "?", "choices": ["B", "A"], "gold": "A"}, "gold is 'A'"),
         ({"q": "?", "choices": ["a", " "], "gold": 0}, "a choice is empty"),
         ({"choices": ["a", "b"], "gold": 0}, r"prompt\.context.*'q' is undefined"),
     ],
@@ -94,6 +103,132 @@ def test_an_item_that_cannot_be_asked_says_why(fields: dict[str, Any], said: str
     task = TaskSpec("made", "multiple_choice", DataSpec(file="a.jsonl"), prompt=CHOICES)
     with pytest.raises(UserError, match=said):
         write_question(task, Item("0", fields, "a.jsonl, item 1"))
+
+
+@pytest.mark.parametrize(
+    ("gold", "choices", "right"),
+    [
+        (1.0, ["a", "b"], 1),
+        ("1", ["a", "b"], 1),
+        ("B", ["sea", "dog"], 1),
+        ("b", ["sea", "dog", "b"], None),
+        ("dog ", ["sea", "dog"], 1),
+        ("4", ["3", "4"], 1),
+        ("1", ["2", "1"], 1),
+        ("a", ["a", "a", "b"], 0),
+    ],
+)
+def test_the_right_choice_is_named_by_number_text_or_letter(
+    gold: object, choices: list[str], right: int | None
+) -> None:
+    task = TaskSpec("made", "multiple_choice", DataSpec(file="a.jsonl"), prompt=CHOICES)
+    item = Item("0", {"q": "?", "choices": choices, "gold": gold}, "a.jsonl, line 1")
+    if right is None:  # its text, or the letter of another
+        with pytest.raises(UserError, match=r"prompt\.gold, a\.jsonl, line 1: gold is 'b'"):
+            write_question(task, item)
+    else:
+        assert write_question(task, item).gold == right
+
+
+ANSWERS = replace(TRANSLATE.prompt, target="", answers="[fr, aliases | default([], true)]")
+
+
+@pytest.mark.parametrize(
+    ("fields", "answers"),
+    [
+        ({"fr": ["Paris", "Lutece"]}, ("Paris", "Lutece")),
+        ({"fr": "Paris", "aliases": None}, ("Paris",)),
+        ({"fr": "Paris", "aliases": ["Lutece", " "]}, ("Paris", "Lutece")),
+        ({"fr": 4}, ("4",)),
+        ({"fr": 4.0}, ("4", "4.0")),
+        ({"fr": 0.1}, ("0.1",)),
+        ({"fr": True}, ("true",)),
+        ({"fr": 12345678901234567890}, ("12345678901234567890",)),
+    ],
+)
+def test_answers_have_their_obvious_meaning(
+    fields: dict[str, Any], answers: tuple[str, ...]
+) -> None:
+    task = replace(TRANSLATE, prompt=ANSWERS)
+    question = write_question(task, Item("0", {"en": "x", **fields}, "row 0"))
+    assert question.answers == answers
+    assert question.choices == answers[:1]
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (None, "'fr' is null"),
+        (float("nan"), "'fr' is not a number"),
+        ({"text": ["Paris"]}, "'fr' is an object"),
+        (["Paris", None], "'fr' is a list with null"),
+        ([], "the answer is empty"),
+    ],
+)
+def test_answers_without_a_meaning_are_refused(answer: object, said: str) -> None:
+    task = replace(TRANSLATE, prompt=ANSWERS)
+    with pytest.raises(UserError, match=rf"task fr, prompt\.answers, row 0: {said}"):
+        write_question(task, Item("0", {"en": "x", "fr": answer}, "row 0"))
+    if answer is None:
+        with pytest.raises(UserError, match=r"task fr, prompt\.target, row 0: 'fr' is null"):
+            write_question(TRANSLATE, Item("0", {"en": "x", "fr": answer}, "row 0"))
+
+
+def test_an_answer_that_nothing_can_equal_is_refused() -> None:
+    task = replace(TRANSLATE, answer=AnswerSpec(normalise="number"))
+    with pytest.raises(UserError, match=r"nothing can equal the answer 'twelve'"):
+        write_question(task, Item("0", {"en": "x", "fr": "twelve"}, "row 0"))
+
+
+@pytest.mark.parametrize("delimiter", [" ", "", "\n"])
+def test_a_space_stands_once_between_context_and_choice(delimiter: str) -> None:
+    prompt = replace(CHOICES, delimiter=delimiter)
+    task = TaskSpec("made", "multiple_choice", DataSpec(file="a.jsonl"), prompt=prompt)
+    fields = {"q": "The sky is ", "choices": [" blue", "green"], "gold": 0}
+    question = write_question(task, Item("0", fields, "row"))
+    written = [question.contexts[0] + delimiter + choice for choice in question.choices]
+    if delimiter == " ":
+        assert written == ["The sky is blue", "The sky is green"]
+    else:
+        assert written == [f"The sky is {delimiter} blue", f"The sky is {delimiter}green"]
+
+
+def read_rows(task: TaskSpec, rows: list[dict[str, Any]], folder: Path) -> TaskData:
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / task.data.file).write_text(lines, "utf-8")
+    return read_data(task, [folder])
+
+
+SAME = [
+    "What is the code?",
+    "what is  the Code ?",
+    "What is the code?\u200b",
+    "\tWHAT IS THE CODE?",
+]
+
+
+def test_an_item_that_asks_the_same_is_no_shot(tmp_path: Path) -> None:
+    rows = [{"id": n, "en": text, "fr": "QX7"} for n, text in enumerate(SAME)]
+    rows += [{"fr": f"fruit {n}", "en": f"A fruit? {n}", "id": 9} for n in range(3)]
+    data = read_rows(TRANSLATE, rows, tmp_path)
+    for item in data.items[:4]:
+        for seed in range(5):
+            shots = draw_shots(data.pool, item, 3, seed)
+            assert len(shots) == 3
+            assert "QX7" not in with_shots(TRANSLATE, item, shots).contexts[0]
+    assert len(draw_shots(data.pool, data.items[0], 4, 0)) == 3
+
+
+def test_choices_of_their_own_make_another_question(tmp_path: Path) -> None:
+    task = TaskSpec("made", "multiple_choice", DataSpec(file="a.jsonl"), prompt=CHOICES)
+    rows = [
+        {"id": 0, "q": "A fruit?", "choices": ["apple", "dog"], "gold": 0},
+        {"id": 1, "q": "A fruit?", "choices": ["dog", "Apple "], "gold": 1},
+        {"id": 2, "q": "A fruit?", "choices": ["apple", "cat"], "gold": 0},
+        {"id": 3, "q": "A fruit?", "choices": ["cow", "pear"], "gold": 1},
+    ]
+    data = read_rows(task, rows, tmp_path)
+    assert [item.id for item in draw_shots(data.pool, data.items[0], 4, 0)] == ["3"]
 
 
 def test_an_empty_answer_is_refused() -> None:

@@ -180,7 +180,7 @@ def test_code_is_run_only_where_the_user_names_it(here: Path) -> None:
         (('"multiple_choice"', '"multiple"'), "kind"),
         (("shots = 1", "shot = 1"), "did you mean shots"),
         (("shots = 1", "shots = 'x'"), "must be a whole number"),
-        (("[row.word, row.word.upper()]", "[row.word]"), "1 choices"),
+        (("[row.word, row.word.upper()]", "[row.word]"), "1 choice\n"),
         (("[row.word, row.word.upper()] +", "row.word or"), "a list of texts"),
         (("    kind =", "    data = {'file': 'x'}\n    kind ="), "both data and items()"),
         (("    kind =", "    def measure(self, r, a): pass\n    kind ="), "goes with free_form"),

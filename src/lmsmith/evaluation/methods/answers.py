@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
+from lmsmith.evaluation.methods.numbers import normalise_number, plain_characters
 from lmsmith.evaluation.tasks.spec import AnswerSpec
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-_NUMBER = re.compile(r"-?\d[\d,]*\.?\d*|-?\.\d+")
+
+HAN = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+"""Han characters and kana, which no spaces part: each is a word."""
+
+_WORD = re.compile(rf"[{HAN}]|[^\s{HAN}]+")
+_KEPT_MARKS = re.compile(
+    rf"(?<=\d)[./:](?=\d)|(?<![^\W_{HAN}])(?<![)\]])-(?=\.?\d)|(?<!\w)\.(?=\d)"
+)
+"""Marks by which numbers differ: a minus, a point, a slash, a colon."""
 
 
 def extract_answer(text: str, spec: AnswerSpec) -> str:
@@ -24,18 +34,23 @@ def extract_answer(text: str, spec: AnswerSpec) -> str:
 
 
 def normalise_squad(text: str) -> str:
-    """Lower case, without marks, articles and extra space (Rajpurkar et al. 2016, section 6.1)."""
-    text = "".join(each for each in text.lower() if each not in string.punctuation)
-    return " ".join(_ARTICLES.sub(" ", text).split())
+    """Small letters, without marks, articles and extra space (Rajpurkar et al. 2016, section 6.1).
+
+    As MLQA does it for all languages (Lewis et al. 2020): marks of all scripts, a Han character a
+    word. Beyond both, wide letters and digits are as narrow ones, a number keeps its minus and its
+    point, and what would leave nothing is left: the answer "A" is ``a``.
+    """
+    text = plain_characters(text.lower())
+    kept = {found.start() for found in _KEPT_MARKS.finditer(text)}
+    bare = "".join(c for n, c in enumerate(text) if n in kept or not _is_mark(c))
+    for each in (_ARTICLES.sub(" ", bare), bare, text):
+        if words := _WORD.findall(each):
+            return " ".join(words)
+    return ""
 
 
-def normalise_number(text: str) -> str:
-    """The text's first number in its shortest form; empty if there is none."""
-    found = _NUMBER.search(text.replace("$", ""))
-    if found is None:
-        return ""
-    value = float(found[0].replace(",", ""))
-    return str(int(value)) if value.is_integer() else repr(value)
+def _is_mark(character: str) -> bool:
+    return character in string.punctuation or unicodedata.category(character).startswith("P")
 
 
 NORMALISERS: Mapping[str, Callable[[str], str]] = {

@@ -32,6 +32,8 @@ class MultipleChoice:
     - ``accuracy_unconditional``: log P(choice | context) − log P(choice | answer context), where
       the task's headline asks for it.
 
+    Of choices that are the same text one is as right as the other.
+
     With several contexts (partial evaluation, Trinh & Le 2018) the choices are the same
     continuation, and only ``accuracy`` is measured.
     """
@@ -94,6 +96,7 @@ class MultipleChoice:
         if self._partial:
             scores = {"accuracy": scores["accuracy"]}
         chosen = {name: each.index(max(each)) for name, each in scores.items()}
+        compared = question.contexts if self._partial else question.choices
         choices = [
             {
                 "text": question.contexts[number] if self._partial else choice,
@@ -110,7 +113,10 @@ class MultipleChoice:
             "choices": choices,
             "scores": {n: [round(s, 6) for s in each] for n, each in scores.items()},
             "truncated": max(pair.truncated for pair in asked.pairs),
-            "metrics": {name: float(each == question.gold) for name, each in chosen.items()},
+            "metrics": {
+                name: float(compared[each] == compared[question.gold])
+                for name, each in chosen.items()
+            },
         }
 
 

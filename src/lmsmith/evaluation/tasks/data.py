@@ -3,17 +3,19 @@ hub, or written by a class of the user's."""
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import numpy as np
 
 from lmsmith.core.errors import UserError
-from lmsmith.core.files import fingerprint, sha256_file
+from lmsmith.core.files import fingerprint, read_text, sha256_file
+from lmsmith.core.text import encodable_json
 from lmsmith.evaluation.tasks.detokenise import DETOKENISERS
 from lmsmith.evaluation.tasks.generated import GENERATORS
 from lmsmith.evaluation.tasks.packaged import MissingData as MissingData
@@ -25,6 +27,12 @@ DATA_VARIABLE = "LMSMITH_DATA"
 """Environment variable: folders to look for data in, parted as PATH is."""
 
 
+_STREAM = 0x6974
+"""Parts the draw of items from the others of the same seed."""
+
+Drawn = TypeVar("Drawn")
+
+
 @dataclass(frozen=True)
 class Item:
     """One item of a task.
@@ -33,11 +41,13 @@ class Item:
         id: stands for it in results: its number in the file, from 0.
         fields: what the data says of it.
         where: file and line, for messages.
+        task: whose item it is; None of a text that is in no data.
     """
 
     id: str
     fields: Mapping[str, Any]
     where: str
+    task: TaskSpec | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -87,8 +97,13 @@ def read_data(task: TaskSpec, path: Sequence[Path], seed: int = 0) -> TaskData:
         UserError: a file is missing, damaged or empty; the code of a task's class fails.
     """
     if isinstance(task, PythonTask) and task.author is not None:
-        return _authored(task, task.author, path, seed)
-    return _read_spec(task, path, seed)
+        read = _authored(task, task.author, path, seed)
+    else:
+        read = _read_spec(task, path, seed)
+    items = tuple(replace(item, task=task) for item in read.items)
+    shared = read.pool is read.items
+    pool = items if shared else tuple(replace(item, task=task) for item in read.pool)
+    return TaskData(items, pool, read.fingerprint)
 
 
 def _authored(task: TaskSpec, author: Author, path: Sequence[Path], seed: int) -> TaskData:
@@ -172,14 +187,26 @@ def _of_hub(spec: DataSpec) -> TaskData:
     return TaskData(items, pool, fingerprint(texts))
 
 
+def draw_items(items: Sequence[Drawn], limit: int | None, seed: int) -> list[Drawn]:
+    """So many of the items, drawn by a seed, in their order; all if there are no more.
+
+    The same ones whatever is done with them; those of a lower limit are among those of a higher.
+    """
+    if limit is None or limit >= len(items):
+        return list(items)
+    order = np.random.default_rng([seed, _STREAM]).permutation(len(items))
+    return [items[place] for place in sorted(order[:limit].tolist())]
+
+
 def read_items(file: Path, spec: DataSpec) -> Iterator[Item]:
     """The items of a file, by the end of its name: .jsonl, .json, or text."""
-    kind = Path(file.name.removesuffix(".gz")).suffix
-    text = _read_text(file)
+    kind = Path(file.name.lower().removesuffix(".gz")).suffix
+    text = read_text(file).replace("\r\n", "\n")
     if kind == ".jsonl":
         for number, line in enumerate(text.split("\n"), start=1):
             if line.strip():
-                yield _item(_parsed(line, f"{file}, line {number}"), number - 1, file)
+                where = f"{file}, line {number}"
+                yield _item(_parsed(line, where), number - 1, where)
     elif kind == ".json":
         content = _parsed(text, str(file))
         rows = content.get(spec.field) if isinstance(content, dict) else content
@@ -190,7 +217,7 @@ def read_items(file: Path, spec: DataSpec) -> Iterator[Item]:
                 f"name the key that holds it as data.field; the file has {keys}",
             )
         for number, row in enumerate(rows):
-            yield _item(row, number, file)
+            yield _item(row, number, f"{file}, item {number + 1}")
     elif spec.columns:
         yield from _rows(text, file, spec.columns)
     elif spec.beside:
@@ -219,7 +246,7 @@ def _rows(text: str, file: Path, columns: Sequence[str]) -> Iterator[Item]:
 
 def _parallel(items: Sequence[Item], file: Path, other: Path) -> Iterator[Item]:
     """Lines, each with the line of the other file that belongs to it."""
-    lines = _lines(_read_text(other))
+    lines = _lines(read_text(other))
     if len(lines) != len(items):
         raise UserError(
             f"{file} has {len(items)} lines, {other} {len(lines)}",
@@ -234,7 +261,7 @@ def _documents(text: str, file: Path, spec: DataSpec) -> Iterator[Item]:
     if spec.documents == "whole":
         parts = [text]
     elif spec.documents == "lines":
-        parts = [line for line in text.splitlines(keepends=True) if line.strip()]
+        parts = [line for line in re.split(r"(?<=\n)", text) if line.strip()]
     else:
         parts = [part for part in re.split(r"(?m)^(?= = [^=\n]+ = ?$)", text) if part.strip()]
     undo = DETOKENISERS.get(spec.detokenise)
@@ -245,27 +272,14 @@ def _documents(text: str, file: Path, spec: DataSpec) -> Iterator[Item]:
         )
 
 
-def _read_text(file: Path) -> str:
-    try:
-        content = file.read_bytes()
-        if file.suffix == ".gz":
-            content = gzip.decompress(content)
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 text (byte {error.start + 1})", "save it so") from error
-    except (OSError, EOFError) as error:
-        raise UserError(f"{file}: cannot be read ({error})", "mend or replace it") from error
-
-
 def _parsed(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(encodable_json(text))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not valid JSON ({error})", "mend or replace it") from error
 
 
-def _item(row: Any, number: int, file: Path) -> Item:
-    where = f"{file}, item {number + 1}"
+def _item(row: Any, number: int, where: str) -> Item:
     if not isinstance(row, dict):
         raise UserError(f"{where}: not a JSON object", "every item must be one")
     return Item(str(number), row, where)

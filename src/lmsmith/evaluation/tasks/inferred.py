@@ -9,6 +9,9 @@ from typing import Any
 from lmsmith.core.errors import UserError
 from lmsmith.evaluation.tasks.spec import AnswerSpec, DataSpec, Kind, PromptSpec, TaskSpec
 
+_ANSWERS = "[answer, aliases | default([], true)]"
+"""One right answer or a list of them, and other ways to write it where a row has any."""
+
 _SHAPES: tuple[tuple[frozenset[str], Kind, Mapping[str, Any]], ...] = (
     (
         frozenset({"query", "choices", "gold"}),
@@ -30,29 +33,20 @@ _SHAPES: tuple[tuple[frozenset[str], Kind, Mapping[str, Any]], ...] = (
         "free_form",
         {
             "context": "{{ context }}",
-            "target": "{{ completion }}",
+            "answers": "completion",
             "delimiter": "",
             "separator": "",
         },
     ),
     (
-        frozenset({"context", "answer", "aliases"}),
-        "free_form",
-        {
-            "context": "{{ context }}",
-            "target": "{{ answer }}",
-            "answers": "[answer] + aliases",
-        },
-    ),
-    (
         frozenset({"question", "answer"}),
         "free_form",
-        {"context": "Question: {{ question }}\nAnswer:", "target": "{{ answer }}"},
+        {"context": "Question: {{ question }}\nAnswer:", "answers": _ANSWERS},
     ),
     (
         frozenset({"context", "answer"}),
         "free_form",
-        {"context": "{{ context }}", "target": "{{ answer }}"},
+        {"context": "{{ context }}", "answers": _ANSWERS},
     ),
     (frozenset({"text"}), "perplexity", {}),
 )

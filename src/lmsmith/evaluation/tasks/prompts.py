@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+import math
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jinja2
+import jinja2.meta
 import numpy as np
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from lmsmith.core.errors import UserError
+from lmsmith.evaluation.methods.answers import NORMALISERS
 from lmsmith.evaluation.tasks.data import Item
 from lmsmith.evaluation.tasks.spec import GAP, TaskSpec
 
@@ -50,8 +54,34 @@ class Question:
 @functools.cache
 def _environment() -> ImmutableSandboxedEnvironment:
     return ImmutableSandboxedEnvironment(
-        undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+        undefined=jinja2.StrictUndefined, keep_trailing_newline=True, finalize=_written
     )
+
+
+class _NoText(jinja2.TemplateError):
+    """A value that a prompt cannot show."""
+
+
+def _no_text(value: object, *, lists: bool = False) -> str:
+    """What a value is where it cannot be written as a text, or a list of texts; else empty."""
+    if value is None:
+        return "null"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "not a number" if math.isnan(value) else "infinite"
+    if isinstance(value, Mapping):
+        return "an object"
+    if not isinstance(value, list | tuple):
+        return ""
+    if not lists:
+        return "a list"
+    return next((f"a list with {what}" for each in value if (what := _no_text(each))), "")
+
+
+def _written(value: Any) -> Any:
+    """The value of a template's expression; null, NaN, lists and objects are refused."""
+    if what := _no_text(value):
+        raise _NoText(f"a value is {what}")
+    return value
 
 
 @functools.cache
@@ -67,6 +97,8 @@ def _expression(text: str) -> Any:
 def _rendered(task: TaskSpec, key: str, text: str, item: Item) -> str:
     try:
         return _template(text).render(item.fields)
+    except _NoText as error:
+        raise _no_text_error(task, key, text, item, str(error)) from error
     except jinja2.TemplateError as error:
         raise _prompt_error(task, key, item, error) from error
 
@@ -85,35 +117,108 @@ def _prompt_error(task: TaskSpec, key: str, item: Item, error: Exception) -> Use
     has = ", ".join(item.fields) or "nothing"
     return UserError(
         f"task {task.name}, prompt.{key}, {item.where}: {error}",
-        f"the item has {has}",
+        f"give every row what the template names, or change it; this one has {has}",
     )
+
+
+def _no_text_error(
+    task: TaskSpec, key: str, text: str, item: Item, said: str, *, lists: bool = False
+) -> UserError:
+    """Names the fields of a template that are no texts; ``said`` stands where none is."""
+    named = sorted(jinja2.meta.find_undeclared_variables(_environment().parse(text)))
+    values = {name: item.fields.get(name, "") for name in named}
+    unfit = [
+        f"{name!r} is {what}"
+        for name, value in values.items()
+        if (what := _no_text(value, lists=lists))
+    ]
+    mend = "give it a text, or leave the row out"
+    if any(each.endswith("a list") for each in unfit) and key == "target":
+        mend += "; several right answers are prompt.answers"
+    return UserError(
+        f"task {task.name}, prompt.{key}, {item.where}: {', '.join(unfit) or said}", mend
+    )
+
+
+def _listed(task: TaskSpec, key: str, expression: str, item: Item) -> list[str]:
+    """The texts of an expression that gives a list of them, or of lists."""
+    found = _evaluated(task, key, expression, item)
+    if isinstance(found, str | Mapping) or not isinstance(found, Sequence):
+        given = _no_text(found) or repr(found)
+        raise UserError(
+            f"task {task.name}, prompt.{key}, {item.where}: it gives {given}", "it must give a list"
+        )
+    return [str(each) for each in _flat(task, key, expression, item, found)]
+
+
+def _flat(task: TaskSpec, key: str, expression: str, item: Item, value: Any) -> Iterator[Any]:
+    """The values of nested lists, each one that can be written."""
+    if isinstance(value, list | tuple):
+        for each in value:
+            yield from _flat(task, key, expression, item, each)
+    elif what := _no_text(value):
+        template = f"{{{{ {expression} }}}}"
+        raise _no_text_error(task, key, template, item, f"a value is {what}", lists=True)
+    else:
+        yield value
+
+
+def _answer_texts(value: Any) -> tuple[str, ...]:
+    """How a right answer is written: 4.0 also as 4, truth values as JSON has them."""
+    if isinstance(value, bool):
+        return (str(value).lower(),)
+    if isinstance(value, float) and value.is_integer():
+        return (str(int(value)), str(value))
+    return (str(value),)
 
 
 def write_question(task: TaskSpec, item: Item) -> Question:
     """The item without shots.
 
+    A space that the delimiter brings is taken off the contexts' ends and the choices' beginnings.
+
     Raises:
         UserError: the item lacks what the task's templates name; there is no gold answer, or it
-            is none of the choices; an answer is empty.
+            is none of the choices; an answer is empty, or one that nothing can equal.
     """
-    prompt = task.prompt
-    if task.kind == "multiple_choice":
-        return _write_choices(task, item)
     if task.kind == "perplexity":
         return _write_document(task, item)
+    question = (_write_choices if task.kind == "multiple_choice" else _write_answers)(task, item)
+    delimiter = task.prompt.delimiter
+    if task.kind == "code" or " " not in (delimiter[:1], delimiter[-1:]):
+        return question
+    contexts, choices = question.contexts, question.choices
+    if delimiter.startswith(" "):
+        contexts = tuple(each.rstrip(" ") for each in contexts)
+    if delimiter.endswith(" "):
+        choices = tuple(each.lstrip(" ") for each in choices)
+    return replace(question, contexts=contexts, choices=choices)
+
+
+def _write_answers(task: TaskSpec, item: Item) -> Question:
+    prompt = task.prompt
     context = _rendered(task, "context", prompt.context, item)
     target = _rendered(task, "target", prompt.target, item) if prompt.target else ""
     answers: tuple[str, ...] = (target,)
     if prompt.answers:
         found = _evaluated(task, "answers", prompt.answers, item)
-        answers = tuple(str(each) for each in ([found] if isinstance(found, str) else found))
+        values = _flat(task, "answers", prompt.answers, item, found)
+        answers = tuple(text for each in values for text in _answer_texts(each) if text.strip())
         target = target or (answers[0] if answers else "")
     if task.kind == "rated" and not target:
         return Question(item.id, (context,), ("",), 0, (), plain=context)
     if not target.strip() or not any(answer.strip() for answer in answers):
         raise UserError(
-            f"task {task.name}, {item.where}: the answer is empty",
+            f"task {task.name}, prompt.{'answers' if prompt.answers else 'target'}, {item.where}: "
+            "the answer is empty",
             "give every item an answer, or leave the item out",
+        )
+    rule = task.answer.normalise
+    if task.measure == "exact_match" and not any(map(NORMALISERS[rule], answers)):
+        raise UserError(
+            f"task {task.name}, {item.where}: nothing can equal the answer {answers[0]!r}, since "
+            f"answer.normalise = {rule!r} leaves nothing of it",
+            'mend the answer, or compare otherwise: answer.normalise = "text"',
         )
     return Question(item.id, (context,), (target,), 0, answers, plain=context)
 
@@ -150,35 +255,52 @@ def _write_choices(task: TaskSpec, item: Item) -> Question:
     if prompt.pattern:
         return _write_pattern(task, item)
     if prompt.contexts:
-        found = _evaluated(task, "contexts", prompt.contexts, item)
-        contexts = tuple(str(each) for each in found)
+        contexts = tuple(_listed(task, "contexts", prompt.contexts, item))
         target = _rendered(task, "target", prompt.target, item)
         choices: tuple[str, ...] = (target,) * len(contexts)
     else:
         contexts = (_rendered(task, "context", prompt.context, item),)
-        found = _evaluated(task, "choices", prompt.choices, item)
-        if isinstance(found, str) or not isinstance(found, Sequence):
-            raise UserError(
-                f"task {task.name}, {item.where}: the choices are {type(found).__name__}",
-                "prompt.choices must give a list",
-            )
-        choices = tuple(str(each) for each in found)
+        choices = tuple(_listed(task, "choices", prompt.choices, item))
     if len(choices) < 2:
         raise UserError(
-            f"task {task.name}, {item.where}: {len(choices)} choices",
+            f"task {task.name}, prompt.choices, {item.where}: "
+            f"{len(choices)} choice{'s' * (len(choices) != 1)}",
             "an item needs two or more",
         )
     if any(not choice.strip() for choice in choices):
-        raise UserError(f"task {task.name}, {item.where}: a choice is empty", "give it a text")
-    gold = _evaluated(task, "gold", prompt.gold, item)
-    if isinstance(gold, bool) or not isinstance(gold, int) or not 0 <= gold < len(choices):
         raise UserError(
-            f"task {task.name}, {item.where}: gold is {gold!r}",
-            f"the number of the right choice, from 0 to {len(choices) - 1}",
+            f"task {task.name}, prompt.choices, {item.where}: a choice is empty", "give it a text"
+        )
+    said = _evaluated(task, "gold", prompt.gold, item)
+    gold = _gold_number(said, choices if len(contexts) == 1 else contexts)
+    if gold is None:
+        raise UserError(
+            f"task {task.name}, prompt.gold, {item.where}: gold is {_no_text(said) or repr(said)}",
+            f"the number of the right choice, from 0 to {len(choices) - 1}, or its text or letter "
+            'where these mean one choice; of a file that counts from 1: prompt.gold = "gold - 1"',
         )
     answer = choices[gold]
     plain = contexts[0] if len(contexts) == 1 else contexts[gold]
     return Question(item.id, contexts, choices, gold, (answer,), plain=plain)
+
+
+def _gold_number(said: Any, choices: Sequence[str]) -> int | None:
+    """The number of the right choice, said by number, text or letter; None if it is not clear."""
+    if isinstance(said, float) and said.is_integer():
+        said = int(said)
+    if isinstance(said, int) and not isinstance(said, bool):
+        return said if 0 <= said < len(choices) else None
+    if not isinstance(said, str):
+        return None
+    text, readings = said.strip(), set()
+    if text in (texts := [choice.strip() for choice in choices]):
+        readings.add(texts.index(text))
+    if len(text) == 1 and text.isascii() and text.isalpha():
+        readings.add(ord(text.upper()) - ord("A"))
+    elif text.isdecimal() and len(text) < 4:
+        readings.add(int(text))
+    readings = {number for number in readings if number < len(choices)}
+    return readings.pop() if len(readings) == 1 else None
 
 
 def write_shot(task: TaskSpec, item: Item, answer: str | None = None) -> str:
@@ -199,7 +321,7 @@ def draw_shots(
     """Examples for an item: other items of the pool, without repetition.
 
     Args:
-        pool: what is drawn from; the item itself is never drawn, nor one with its text.
+        pool: what is drawn from; the item itself is never drawn, nor one that asks the same.
         item: whose examples they are.
         count: how many; fewer where the pool has fewer.
         seed: of the draw; each item has its own unless ``fixed``.
@@ -208,17 +330,58 @@ def draw_shots(
     key = [seed] if fixed else [seed, int.from_bytes(item.id.encode(), "little") % 2**63]
     generator = np.random.default_rng(key)
     drawn: list[Item] = []
-    # A few more than needed, in case the item itself is among them.
+    asked = _asked(item)
     for place in _order(generator, len(pool), count + 8):
-        other = pool[place]
-        if other.fields != item.fields and len(drawn) < count:
-            drawn.append(other)
+        if len(drawn) == count:
+            break
+        if not _asks_the_same(pool[place], item, asked):
+            drawn.append(pool[place])
     return drawn
 
 
-def _order(generator: np.random.Generator, size: int, count: int) -> list[int]:
+def _order(generator: np.random.Generator, size: int, count: int) -> Iterator[int]:
+    """All places in a random order; most often the first ``count`` are enough."""
     chosen: list[int] = generator.choice(size, min(size, count), replace=False).tolist()
-    return chosen
+    yield from chosen
+    seen = set(chosen)
+    yield from (place for place in generator.permutation(size).tolist() if place not in seen)
+
+
+def _asked(item: Item) -> str:
+    """The question as its prompt writes it, without what people overlook: case, white space."""
+    if item.task is None:
+        return ""
+    prompt = item.task.prompt
+    if prompt.pattern:
+        text = _rendered(item.task, "pattern", prompt.pattern, item)
+    elif prompt.contexts:
+        contexts = _listed(item.task, "contexts", prompt.contexts, item)
+        text = "\n".join([*sorted(contexts), _rendered(item.task, "target", prompt.target, item)])
+    else:
+        text = _rendered(item.task, "context", prompt.context, item)
+    return _folded(text)
+
+
+def _folded(text: str) -> str:
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return "".join(c for c in folded if not c.isspace() and unicodedata.category(c) != "Cf")
+
+
+def _asks_the_same(other: Item, item: Item, asked: str) -> bool:
+    """Whether two items are one question, so that one would tell the other's answer.
+
+    With choices of their own they are if these are the same, or the right one is.
+    """
+    if item.task is None or other.task is None:
+        return other.fields == item.fields
+    if _asked(other) != asked:
+        return False
+    if not item.task.prompt.choices:
+        return True
+    one, two = (write_question(each.task or item.task, each) for each in (item, other))
+    choices = [{_folded(choice) for choice in each.choices} for each in (one, two)]
+    golds = [_folded(each.choices[each.gold]) for each in (one, two)]
+    return choices[0] == choices[1] or golds[0] == golds[1]
 
 
 def with_shots(

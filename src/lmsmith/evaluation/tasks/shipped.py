@@ -85,7 +85,7 @@ def user_tasks() -> dict[str, TaskSpec]:
     found: dict[str, TaskSpec] = {}
     folder = tasks_folder()
     for file in sorted(folder.glob("*.toml")) if folder.is_dir() else []:
-        found |= read_tasks(file.read_text("utf-8"), str(file))
+        found |= read_tasks(_read(file), str(file))
     return found
 
 
@@ -132,7 +132,7 @@ def find_tasks(words: Sequence[str], *, run_python: bool = False) -> list[TaskSp
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text("utf-8")
+        return path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error})", "check the path") from error
 
