@@ -1,6 +1,8 @@
-"""Every assistant's message is learnt exactly once, in windows that fit."""
+"""Every assistant's message is learnt at most once, in windows that fit, after its question."""
 
 from __future__ import annotations
+
+from collections import Counter
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -40,33 +42,55 @@ def piece(message: Message) -> list[int]:
 
 @settings(max_examples=150)
 @given(conversations, st.integers(8, 120), st.floats(0, 0.95))
-def test_every_reply_is_learnt_once_and_no_window_is_too_long(
+def test_replies_are_learnt_once_after_what_they_answer_or_left_out_and_counted(
     messages: list[Message], limit: int, share: float
 ) -> None:
     history = int(limit * share)
-    windows = conversation_windows(TOKENIZER, messages, limit, history)
+    counts: Counter[str] = Counter()
+    windows = conversation_windows(TOKENIZER, messages, limit, history, counts)
     opening = [TOKENIZER.end_of_text]
     turns = list(messages)
     if turns[0]["role"] == "system":
         opening += piece(turns.pop(0))
     room = limit - len(opening)
-    expected = [
-        piece(turn)[1:][: max(0, room - 1)] for turn in turns if turn["role"] == "assistant"
-    ]
+    expected, left_out = [], 0
+    for number, turn in enumerate(turns):
+        if turn["role"] == "assistant":
+            before = len(piece(turns[number - 1])) if number else 0
+            if room - before < 2:
+                left_out += 1
+            else:
+                expected.append((piece(turn)[1:], room - before - 1))
     learnt: list[list[int]] = []
     for tokens, is_target in windows:
         assert len(tokens) == len(is_target) <= limit
         assert any(is_target)
         assert tokens[: len(opening)] == opening
         assert not any(is_target[: len(opening)])
-        before = False
-        for token, target in zip(tokens, is_target, strict=True):
-            if target and not before:
+        before_is_target = False
+        for place, (token, target) in enumerate(zip(tokens, is_target, strict=True)):
+            if target and not before_is_target:
                 learnt.append([])
+                # Right before the assistant's role token stands the end of what it answers.
+                if place > len(opening) + 1:
+                    assert tokens[place - 2] == TOKENIZER.end_of_turn
+                else:
+                    number = len(learnt) - 1
+                    assert number == 0
+                    assert turns[0]["role"] == "assistant"
             if target:
                 learnt[-1].append(token)
-            before = target
-    assert learnt == [reply for reply in expected if reply]
+            before_is_target = target
+    assert len(learnt) == len(expected)
+    for found, (reply, space) in zip(learnt, expected, strict=True):
+        assert found == reply[: len(found)]
+        assert len(found) >= min(len(reply), space)
+    cut = sum(len(f) < len(reply) for f, (reply, _) in zip(learnt, expected, strict=True))
+    assert counts == {
+        name: n
+        for name, n in (("replies_without_question", left_out), ("replies_cut", cut))
+        if n or name in counts
+    }
 
 
 @settings(max_examples=150)
@@ -79,7 +103,7 @@ def test_a_window_is_whole_messages_in_order_with_at_most_so_much_history(
     opening = 1 + sum(len(piece(m)) for m in messages if m["role"] == "system")
     pieces = [piece(turn) for turn in turns]
     end = 0  # the first turn that no window has held yet
-    for tokens, _ in conversation_windows(TOKENIZER, messages, limit, history):
+    for tokens, is_target in conversation_windows(TOKENIZER, messages, limit, history):
         rest = tokens[opening:]
         first = next(number for number, each in enumerate(pieces) if rest[:2] == each[:2])
         joined: list[int] = []
@@ -90,11 +114,14 @@ def test_a_window_is_whole_messages_in_order_with_at_most_so_much_history(
             if len(joined) >= len(rest):
                 break
         assert joined[: len(rest)] == rest  # consecutive whole messages; only the end may be cut
+        targets = is_target[opening:]
+        question = len(pieces[first]) if not targets[1] else 0
         if len(joined) > len(rest):
             assert len(tokens) == limit
-            assert last - first == 1  # cut only where it is alone and too long by itself
+            # cut only where it is alone, or stands beside what it answers alone
+            assert last - first == (2 if question else 1)
         repeated = sum(len(each) for each in pieces[first:end])
-        assert repeated <= history
+        assert repeated <= history or first == end - 1  # what a reply answers, whatever its length
         end = last
 
 
@@ -123,7 +150,7 @@ def test_windows_by_hand() -> None:
     u2, a2 = turn.format("user", "CCC"), turn.format("assistant", "DDD")
     assert whole == [f"^{u1}{a1}{u2}", f"^{a1}{u2}{a2}"]
     assert some == [f"^{u1}{a1}{u2}", f"^{u2}{a2}"]
-    assert none == [f"^{u1}{a1}{u2}", f"^{a2}"]
+    assert none == [f"^{u1}{a1}{u2}", f"^{u2}{a2}"]  # what it answers is always in sight
 
 
 def test_a_reply_longer_than_the_limit_loses_its_end_and_does_not_learn_to_stop() -> None:
@@ -139,3 +166,24 @@ def test_nothing_of_use_gives_no_window() -> None:
     assert conversation_windows(TOKENIZER, marked([4], None, 0), 50, 10) == []
     assert conversation_windows(TOKENIZER, marked([4, 4], 60, 0), 50, 10) == []
     assert conversation_windows(TOKENIZER, [], 50, 10) == []
+
+
+def test_a_reply_whose_question_does_not_fit_is_left_out_and_counted() -> None:
+    """Inputs of this kind: ../shared/faults/05-prompt-fills-context."""
+    counts: Counter[str] = Counter()
+    messages = marked([30, 3, 3, 3], None, 0)
+    windows = conversation_windows(TOKENIZER, messages, 20, 10, counts)
+    ((tokens, is_target),) = windows
+    learnt = [token for token, on in zip(tokens, is_target, strict=True) if on]
+    assert TOKENIZER.decode(tokens) == "BBBCCCDDD"
+    assert TOKENIZER.decode(learnt) == "DDD"
+    assert counts["replies_without_question"] == 1
+
+
+def test_a_question_longer_than_the_history_is_repeated_before_its_reply() -> None:
+    counts: Counter[str] = Counter()
+    windows = conversation_windows(TOKENIZER, marked([10, 12], None, 0), 20, 4, counts)
+    ((tokens, is_target),) = windows
+    assert TOKENIZER.decode(tokens) == "A" * 10 + "B" * 6
+    assert sum(is_target) == 6
+    assert counts == {"replies_cut": 1}

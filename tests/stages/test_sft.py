@@ -80,14 +80,16 @@ def test_it_learns_and_leaves_no_dropout(made: tuple[StageFolder, dict[str, floa
         assert torch.equal(decoder.train()(tokens), decoder.eval()(tokens))
 
 
-def test_the_targets_are_exactly_what_the_assistants_say(inputs: dict[str, Path]) -> None:
+def test_the_targets_are_exactly_what_the_assistants_say(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
     """Of all conversations, each several turns long, in the rows that the model is trained on."""
     windows, counts = demonstration_windows(
-        inputs["data"] / "demonstrations.jsonl", TOKENIZER, 24, 0.4
+        inputs["data"] / "demonstrations.jsonl", TOKENIZER, 40, 0.4, stage_folder(tmp_path / "sft")
     )
     assert counts["conversations_longer_than_context"] > 0
-    assert counts["messages_longer_than_context"] == 0
-    batches = ConversationBatches(windows, 24, batch_size=1, seed=0)
+    assert counts["replies_cut"] == counts["replies_without_question"] == 0
+    batches = ConversationBatches(windows, 40, batch_size=1, seed=0)
     learnt: list[str] = []
     for step in range(batches.rows_per_epoch):
         batch = batches.batch(step)
@@ -142,10 +144,17 @@ def test_messages_longer_than_the_context_are_counted_and_nothing_becomes_nan(
     ]
     data = write_data(tmp_path / "data", demonstrations=rows, validation=[])
     config = replace(CONFIG, epochs=1, dropout=0.0)
-    metrics = run(config, {**inputs, "data": data}, stage_folder(tmp_path / "sft"))
-    assert metrics["conversations"] == 3
+    rows.append({"messages": [{"role": "user", "content": "rain " * 90}, rows[1]["messages"][1]]})  # type: ignore[index]
+    data = write_data(tmp_path / "data", demonstrations=rows, validation=[])
+    out = stage_folder(tmp_path / "sft")
+    metrics = run(config, {**inputs, "data": data}, out)
+    assert metrics["conversations"] == 4
     assert metrics["windows"] == 2
-    assert metrics["messages_longer_than_context"] == 1
+    assert metrics["replies_cut"] == 1
+    assert metrics["replies_without_question"] == 1
+    said = "\n".join(out.progress.said)  # type: ignore[attr-defined]
+    assert "1 of 3 replies lose their end" in said
+    assert "1 of 3 replies left out, because what they answer does not fit" in said
     assert "validation_bits_per_byte" not in metrics
 
 
@@ -154,6 +163,20 @@ def test_nothing_said_is_one_clear_message(inputs: dict[str, Path], tmp_path: Pa
     data = write_data(tmp_path / "data", demonstrations=rows, validation=[])
     with pytest.raises(UserError, match="no conversation in which the assistant says something"):
         run(CONFIG, {**inputs, "data": data}, stage_folder(tmp_path / "sft"))
+
+
+def test_questions_that_fill_the_context_are_refused(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    """Inputs of this kind: ../shared/faults/05-prompt-fills-context."""
+    messages = [
+        {"role": "user", "content": "rain " * 90},
+        {"role": "assistant", "content": "tea"},
+    ]
+    data = write_data(tmp_path / "data", demonstrations=[{"messages": messages}], validation=[])
+    with pytest.raises(UserError, match="nothing is left to learn from: 1 of 1 replies") as raised:
+        run(CONFIG, {**inputs, "data": data}, stage_folder(tmp_path / "sft"))
+    assert "sft.maximum_tokens" in raised.value.mend
 
 
 def test_batch_tokens_must_fit_the_models_context(inputs: dict[str, Path], tmp_path: Path) -> None:

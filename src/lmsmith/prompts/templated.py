@@ -5,6 +5,7 @@ So a conversation without its oldest messages is written anew, and not cut out o
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from lmsmith.corpus.messages import Message
@@ -19,7 +20,7 @@ def encode_conversation(
 
     Targets are the assistant's content and the token that ends the turn.
     """
-    encoded = tokenizer.encode_chat(messages, ask=False)
+    encoded = _ended(tokenizer, messages)
     return encoded.tokens, [author >= 0 for author in encoded.authors]
 
 
@@ -60,7 +61,7 @@ def fit_conversation(
     """
 
     def encode(start: int) -> EncodedChat:
-        return tokenizer.encode_chat(system + turns[start:], ask=False)
+        return _ended(tokenizer, system + turns[start:])
 
     system, turns = _parted(messages)
     starts = _starts(turns)
@@ -74,11 +75,23 @@ def fit_conversation(
 
 
 def conversation_windows(
-    tokenizer: Tokenizer, messages: Sequence[Message], limit: int, history: int
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    limit: int,
+    history: int,
+    counts: Counter[str] | None = None,
 ) -> list[tuple[list[int], list[bool]]]:
-    """`lmsmith.prompts.windows.conversation_windows` for a template."""
-    whole = tokenizer.encode_chat(messages, ask=False)
-    if len(whole.tokens) <= limit:
+    """`lmsmith.prompts.windows.conversation_windows` for a template.
+
+    Where the template ends no reply but the last, every reply has a window of its own: in one
+    with others, only the last would be seen to end.
+    """
+    counts = counts if counts is not None else Counter()
+    whole = _ended(tokenizer, messages)
+    replies = {n for n, message in enumerate(messages) if message["role"] == "assistant"}
+    counts["replies_not_written"] += len(replies - set(whole.authors))
+    alone = not _all_end(tokenizer, whole)
+    if len(whole.tokens) <= limit and not alone:
         is_target = [author >= 0 for author in whole.authors]
         return [(whole.tokens, is_target)] if any(is_target) else []
     system, turns = _parted(messages)
@@ -87,20 +100,46 @@ def conversation_windows(
     windows: list[tuple[list[int], list[bool]]] = []
     start = 0
     while start < len(turns):
+        last = len(turns)
+        if alone:
+            last = next((n for n in range(start, last) if len(system) + n in replies), last - 1) + 1
         first = _first_with_history(starts, lengths, start, history)
-        encoded, end = _longest_window(tokenizer, system, turns, first, start, limit)
+        encoded, end = _longest_window(tokenizer, system, turns[:last], first, start, limit)
         if end == start:  # too long with its history: without it, and cut
             first = max((s for s in starts if s <= start), default=0)
-            encoded, end = _longest_window(tokenizer, system, turns, first, start, limit)
+            encoded, end = _longest_window(tokenizer, system, turns[:last], first, start, limit)
             end = max(end, start + 1)
             if not encoded.tokens:
-                encoded = tokenizer.encode_chat(system + turns[first:end], ask=False)
+                encoded = _ended(tokenizer, system + turns[first:end])
         from_message = len(system) + start - first
         is_target = [author >= from_message for author in encoded.authors[:limit]]
         if any(is_target):
             windows.append((encoded.tokens[:limit], is_target))
+            counts["replies_cut"] += any(a >= from_message for a in encoded.authors[limit:])
+        elif any(author >= from_message for author in encoded.authors):
+            counts["replies_without_question"] += 1
         start = end
     return windows
+
+
+def _ended(tokenizer: Tokenizer, messages: Sequence[Message]) -> EncodedChat:
+    """The conversation, with an end of turn after a last reply where the template writes none."""
+    encoded = tokenizer.encode_chat(messages, ask=False)
+    last = len(messages) - 1
+    if last not in encoded.authors:
+        return encoded
+    end = len(encoded.authors) - encoded.authors[::-1].index(last)
+    if encoded.tokens[end - 1] in tokenizer.stop_tokens:
+        return encoded
+    return EncodedChat(
+        [*encoded.tokens[:end], tokenizer.end_of_turn], [*encoded.authors[:end], last]
+    )
+
+
+def _all_end(tokenizer: Tokenizer, encoded: EncodedChat) -> bool:
+    """Whether every reply ends with a token at which one ends when the model writes it."""
+    finals = {author: token for token, author in zip(encoded.tokens, encoded.authors, strict=True)}
+    return all(token in tokenizer.stop_tokens for n, token in finals.items() if n >= 0)
 
 
 def _longest_window(
@@ -114,7 +153,7 @@ def _longest_window(
     """Turns from ``first`` to the last that fits; nothing and ``start`` if not one does."""
     best, end = EncodedChat([], []), start
     while end < len(turns):
-        longer = tokenizer.encode_chat(system + turns[first : end + 1], ask=False)
+        longer = _ended(tokenizer, system + turns[first : end + 1])
         if len(longer.tokens) > limit:
             break
         best, end = longer, end + 1

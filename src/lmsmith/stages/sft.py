@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -21,6 +22,11 @@ from lmsmith.training.language_model import train_language_model
 from lmsmith.training.machine import resolve_machine
 from lmsmith.training.optimiser import OptimiserConfig
 from lmsmith.training.schedule import Schedule, learning_rate_factor
+
+MORE_ROOM = (
+    "shorten the messages, raise sft.maximum_tokens, or take a model with a longer context or "
+    "another chat template"
+)
 
 Windows = list[tuple[list[int], list[bool]]]
 
@@ -90,7 +96,7 @@ def run(config: SFTConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict
             f"set it to {max(1, round(config.batch_tokens / context)) * context}",
         )
     windows, counts = demonstration_windows(
-        inputs["data"] / "demonstrations.jsonl", tokenizer, context, config.history
+        inputs["data"] / "demonstrations.jsonl", tokenizer, context, config.history, out
     )
     batches = ConversationBatches(
         windows,
@@ -154,30 +160,74 @@ def run(config: SFTConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict
 
 
 def demonstration_windows(
-    path: Path, tokenizer: Tokenizer, context: int, history: float
+    path: Path, tokenizer: Tokenizer, context: int, history: float, out: StageFolder
 ) -> tuple[Windows, dict[str, float]]:
-    """Windows of all conversations in a file, and how many of what there were."""
+    """Windows of all conversations in a file, and how many of what there were.
+
+    What is left out or cut is said.
+
+    Raises:
+        UserError: nothing is left to learn from.
+    """
     windows: Windows = []
-    conversations, several, turns_cut = 0, 0, 0
+    counts: Counter[str] = Counter()
+    refusal: UserError | None = None
     for conversation in rows_of_split(read_conversations, path):
-        cut = conversation_windows(
-            tokenizer, conversation.messages, context, int(context * history)
-        )
-        conversations += 1
-        several += len(cut) > 1
-        turns_cut += sum(
-            len(tokens) == context and tokens[-1] != tokenizer.end_of_turn for tokens, _ in cut
-        )
+        counts["conversations"] += 1
+        messages = conversation.messages
+        counts["replies"] += sum(message["role"] == "assistant" for message in messages)
+        try:
+            cut = conversation_windows(tokenizer, messages, context, int(context * history), counts)
+        except UserError as error:
+            counts["conversations_refused"] += 1
+            refusal = refusal or UserError(f"{conversation.id}: {error.problem}", error.mend)
+            continue
+        counts["conversations_longer_than_context"] += len(cut) > 1
         windows += cut
+    told = told_of_windows(counts, context, refusal)
+    if not windows and told:
+        raise UserError(f"{path}: nothing is left to learn from: {'; '.join(told)}", MORE_ROOM)
     if not windows:
         raise UserError(
             f"{path} holds no conversation in which the assistant says something",
             "give the data stage conversations with assistant turns, and "
             "data.splits.demonstrations a share",
         )
-    return windows, {
-        "conversations": float(conversations),
-        "windows": float(len(windows)),
-        "conversations_longer_than_context": float(several),
-        "messages_longer_than_context": float(turns_cut),
-    }
+    for line in told:
+        out.progress.say(f"sft: {path.name}: {line}")
+    names = (
+        "conversations",
+        "conversations_longer_than_context",
+        "conversations_refused",
+        "replies",
+        "replies_cut",
+        "replies_without_question",
+        "replies_not_written",
+    )
+    return windows, {"windows": float(len(windows)), **{n: float(counts[n]) for n in names}}
+
+
+def told_of_windows(
+    counts: Mapping[str, int], context: int, refusal: UserError | None
+) -> list[str]:
+    """A sentence for each reason for which something of the conversations is not learnt."""
+    replies, told = counts["replies"], []
+    if number := counts["replies_without_question"]:
+        told.append(
+            f"{number:,} of {replies:,} replies left out, because what they answer does not fit "
+            f"the context of {context} tokens"
+        )
+    if number := counts["replies_cut"]:
+        told.append(
+            f"{number:,} of {replies:,} replies lose their end, being too long for the context "
+            f"of {context} tokens; they do not teach where to end"
+        )
+    if number := counts["replies_not_written"]:
+        told.append(f"{number:,} of {replies:,} replies left out by the model's chat template")
+    if refusal is not None:
+        told.append(
+            f"{counts['conversations_refused']:,} of {counts['conversations']:,} conversations "
+            f"left out, because the model's chat template refuses them (the first: "
+            f"{refusal.problem})"
+        )
+    return told

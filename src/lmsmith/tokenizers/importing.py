@@ -78,9 +78,24 @@ def import_tokenizer(
 
 
 def end_of_turn(chat_format: ChatFormat, controls: Sequence[str]) -> str | None:
-    """The control token that the template writes after a reply; None if it writes none."""
+    """The control token that the template writes after a reply; None if it writes none.
+
+    A template may write it only where the user goes on, as the mark of the user's turn (GLM); it
+    counts if the model stops there.
+    """
     template = ChatTemplate(chat_format.jinja or "", chat_format.variables)
     talk = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
+    found = _after_reply(template, talk, controls)
+    if found is None:
+        found = _after_reply(template, [*talk, {"role": "user", "content": "more"}], controls)
+        return found if found in chat_format.stops else None
+    return found
+
+
+def _after_reply(
+    template: ChatTemplate, talk: Sequence[Mapping[str, str]], controls: Sequence[str]
+) -> str | None:
+    """The control token after message 1."""
     try:
         rendering = template.render(talk, ask=False, controls=controls)
     except UserError:
