@@ -100,7 +100,8 @@ def test_a_prompt_alone_is_taken_whatever_the_reply_and_what_is_left_out_is_coun
     assert counts == {"turns": 6, "too_long": 1, "empty": 1, "reply_length": 0}
     told = told_of_prompts(counts, 43)
     assert told == (
-        "2 of 6 prompts left out: 1 with a last message of more than 43 tokens, 1 without a word"
+        "2 of 6 prompts left out: 1 whose last message does not fit 43 tokens or is refused by the "
+        "chat template, 1 without a word"
     )
     assert told_of_prompts(Counter(turns=6), 43) == ""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,6 @@ from lmsmith.rlhf.candidates import EncodedRanking, encode_rankings, score_ranki
 from lmsmith.rlhf.scoring import score_sequences
 from lmsmith.stages import reward
 from lmsmith.stages.reward import (
-    BestWeights,
     RewardConfig,
     freeze_layers,
     longer_wins_accuracy,
@@ -200,7 +200,7 @@ def test_no_validation_rankings_keeps_the_last_weights(
         {"rankings": tmp_path / "rankings", "base": inputs["base"]},
         stage_folder(tmp_path / "reward"),
     )
-    assert metrics["steps"] == metrics["best_step"] == 3
+    assert metrics["steps"] == metrics["best_step"] == 20
     assert "validation_accuracy" not in metrics
 
 
@@ -242,18 +242,55 @@ def test_frozen_layers_do_not_move() -> None:
     assert all(parameter.requires_grad for parameter in whole.parameters())
 
 
-def test_best_weights_survive_a_checkpoint_and_prefer_low_loss_when_equal() -> None:
-    model = torch.nn.Linear(1, 1)
-    best = BestWeights(model)
-    best.restore()  # nothing offered yet: nothing happens
-    for value, accuracy, loss in ((1.0, 0.6, 0.7), (2.0, 0.6, 0.6), (3.0, 0.5, 0.1)):
-        model.weight.data.fill_(value)
-        best.offer(accuracy, loss, int(value))
-    other = BestWeights(model)
-    other.load_state_dict(best.state_dict())
-    assert (other.accuracy, other.loss, other.step, other.looks_since) == (0.6, 0.6, 2, 1)
-    other.restore()
-    assert model.weight.tolist() == [[2.0]]
+def test_little_data_is_learnt_in_smaller_batches_and_said(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    write_jsonl(tmp_path / "rankings" / "train.jsonl", rankings(12, 1, "a"))
+    out = stage_folder(tmp_path / "reward")
+    config = replace(CONFIG, epochs=2)
+    metrics = run(config, {**inputs, "rankings": tmp_path / "rankings"}, out)
+    assert metrics["batch_prompts"] == 1
+    assert metrics["steps"] == 24
+    said = "\n".join(out.progress.said)  # type: ignore[attr-defined]
+    assert "12 rankings are little data, so batch_prompts = 1 is taken, not 16" in said
+    assert "24 steps are too few to learn much: raise reward.epochs" in said
+
+
+def test_what_teaches_nothing_is_left_out_and_counted(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    """Inputs of this kind: ../shared/faults/07-equal-after-cut."""
+    ask = [{"role": "user", "content": "tea"}]
+    same = "rain " * 60
+    rows = [
+        {"prompt": ask, "responses": [same + "yes", same + "no"], "ranks": [1, 2]},
+        {"prompt": ask, "responses": [same, "no"], "ranks": [1, 2]},
+        {"prompt": ask, "responses": ["yes", "yes", "no"], "ranks": [1, 2, 3]},
+        {"prompt": ask, "responses": ["", "sure"], "ranks": [2, 1]},
+        {"prompt": ask, "responses": ["we", "you"], "ranks": [2, 2]},
+    ]
+    write_jsonl(tmp_path / "rankings" / "train.jsonl", rows)
+    out = stage_folder(tmp_path / "reward")
+    config = replace(CONFIG, epochs=1)
+    metrics = run(config, {**inputs, "rankings": tmp_path / "rankings"}, out)
+    assert metrics["prompts"] == 2
+    assert {name: metrics[f"left_out_{name}"] for name in ("equal", "empty", "tied")} == {
+        "equal": 1, "empty": 1, "tied": 1,
+    }  # fmt: skip
+    assert (metrics["responses_cut"], metrics["responses_equal"]) == (1, 1)
+    said = "\n".join(out.progress.said)  # type: ignore[attr-defined]
+    assert "3 of 5 rankings left out: 1 with all responses tied" in said
+    assert "1 of 5 responses lose their end, being longer than 47 tokens" in said
+
+
+def test_nothing_left_is_one_clear_message(inputs: dict[str, Path], tmp_path: Path) -> None:
+    same = "rain " * 60
+    rows = [{"prompt": "tea", "chosen": same + "yes", "rejected": same + "no"}]
+    write_jsonl(tmp_path / "rankings" / "train.jsonl", rows)
+    folders = {**inputs, "rankings": tmp_path / "rankings"}
+    with pytest.raises(UserError, match="no ranking to learn from") as raised:
+        run(CONFIG, folders, stage_folder(tmp_path / "reward"))
+    assert "raise reward.maximum_tokens" in raised.value.mend
 
 
 def test_shift_lengths_and_the_longer() -> None:

@@ -22,9 +22,11 @@ from lmsmith.core.metrics import read_metrics
 from lmsmith.core.runs import StageFolder
 from lmsmith.corpus.batch import NO_TARGET
 from lmsmith.corpus.packing import ConversationBatches
+from lmsmith.evaluation.perplexity import reply_bits_per_byte
 from lmsmith.models.folder import load_decoder
 from lmsmith.stages.sft import SFTConfig, demonstration_windows, run
 from lmsmith.training import loop
+from lmsmith.training.machine import resolve_machine
 from lmsmith.training.optimiser import OptimiserConfig
 
 TOKENIZER = make_tokenizer()
@@ -163,6 +165,63 @@ def test_nothing_said_is_one_clear_message(inputs: dict[str, Path], tmp_path: Pa
     data = write_data(tmp_path / "data", demonstrations=rows, validation=[])
     with pytest.raises(UserError, match="no conversation in which the assistant says something"):
         run(CONFIG, {**inputs, "data": data}, stage_folder(tmp_path / "sft"))
+
+
+def test_little_data_is_learnt_in_smaller_batches_and_said(
+    made: tuple[StageFolder, dict[str, float]],
+) -> None:
+    out, metrics = made
+    assert metrics["batch_tokens"] == CONTEXT < CONFIG.batch_tokens
+    said = "\n".join(out.progress.said)  # type: ignore[attr-defined]
+    assert "are little data, so batch_tokens = 64 is taken, not 256" in said
+    assert ("steps are too few to learn much: raise sft.epochs" in said) == (metrics["steps"] < 50)
+
+
+def test_the_batch_stays_where_it_is_asked_to(inputs: dict[str, Path], tmp_path: Path) -> None:
+    config = replace(CONFIG, minimum_steps=0)
+    out = stage_folder(tmp_path / "sft")
+    assert run(config, inputs, out)["batch_tokens"] == CONFIG.batch_tokens
+    assert not any("little data" in line for line in out.progress.said)  # type: ignore[attr-defined]
+
+
+def test_the_weights_of_the_best_look_are_kept_and_a_rise_is_said(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    """Held-out conversations that contradict what is learnt: the more of it, the worse."""
+    talk = lambda reply: [  # noqa: E731
+        {"role": "user", "content": "tea"}, {"role": "assistant", "content": reply},
+    ]  # fmt: skip
+    rows = [{"messages": talk("yes " * 6), "id": str(n)} for n in range(8)]
+    held_out = [{"messages": talk("no " * 6), "id": "b"}]
+    data = write_data(tmp_path / "data", demonstrations=rows, validation=held_out)
+    folders = {**inputs, "data": data}
+    fast = OptimiserConfig(learning_rate=0.05, weight_decay=0.0)
+    config = replace(CONFIG, epochs=12, dropout=0.0, warmup=0, optimiser=fast)
+    out = stage_folder(tmp_path / "sft")
+    metrics = run(config, folders, out)
+    looks = {
+        row["step"]: row["validation/bits_per_byte"]
+        for row in read_metrics(out / "metrics.jsonl")
+        if "validation/bits_per_byte" in row
+    }
+    assert len(looks) >= 12  # once an epoch at least
+    assert metrics["best_step"] == min(looks, key=looks.__getitem__) < metrics["steps"]
+    assert metrics["validation_bits_per_byte"] == min(looks.values())
+    again = reply_bits_per_byte(
+        load_decoder(out / "model"), TOKENIZER, [talk("no " * 6)], resolve_machine(out.machine)
+    )
+    assert again == pytest.approx(min(looks.values()), rel=1e-5)
+    said = "\n".join(out.progress.said)  # type: ignore[attr-defined]
+    assert f"the weights of step {metrics['best_step']:.0f} are kept" in said
+
+
+def test_replies_that_do_not_end_are_said(
+    made: tuple[StageFolder, dict[str, float]], inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    config = replace(CONFIG, epochs=0.1)
+    out = stage_folder(tmp_path / "sft")
+    assert run(config, inputs, out)["share_ended"] < 0.25
+    assert any("has not learnt to end a reply" in line for line in out.progress.said)  # type: ignore[attr-defined]
 
 
 def test_questions_that_fill_the_context_are_refused(

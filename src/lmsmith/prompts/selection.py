@@ -105,7 +105,7 @@ def told_of_prompts(counts: Counter[str], room: int, window: str = "") -> str:
         window: the settings that say which replies are taken, by name.
     """
     reasons = (
-        f"with a last message of more than {room} tokens",
+        f"whose last message does not fit {room} tokens or is refused by the chat template",
         f"with a reply outside {window}",
         "without a word",
     )

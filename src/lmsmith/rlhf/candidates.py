@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -31,11 +32,13 @@ class EncodedRanking:
         prompt: ends with the assistant's role token.
         responses: each ends with the end of turn.
         ranks: 1 is best, equal numbers are ties.
+        places: which of the responses that were brought these are, where some are left out.
     """
 
     prompt: list[int]
     responses: list[list[int]]
     ranks: list[int]
+    places: list[int] = field(default_factory=list)
 
     @property
     def length(self) -> int:
@@ -61,33 +64,171 @@ def encode_responses(
     Raises:
         UserError: the system message and the last one do not fit.
     """
-    most = max(1, 3 * context // 4 - 1)
-    encoded = [[*tokenizer.encode(text)[:most], tokenizer.end_of_turn] for text in responses]
-    room = context - max(len(tokens) for tokens in encoded)
-    return encode_prompt(tokenizer, prompt, room).tokens, encoded
+    encoded, _ = _cut_responses(tokenizer, responses, context)
+    return _prompt_beside(tokenizer, prompt, encoded, context), encoded
+
+
+def longest_response(context: int) -> int:
+    """Most tokens of a response, its end of turn not counted, that a reward model reads."""
+    return max(1, 3 * context // 4 - 1)
+
+
+def _cut_responses(
+    tokenizer: Tokenizer, responses: Sequence[str], context: int
+) -> tuple[list[list[int]], list[bool]]:
+    """Responses as tokens with their end of turn, and which of them lost their end."""
+    most = longest_response(context)
+    encoded = [tokenizer.encode(text) for text in responses]
+    return [[*ids[:most], tokenizer.end_of_turn] for ids in encoded], [
+        len(ids) > most for ids in encoded
+    ]
+
+
+def _prompt_beside(
+    tokenizer: Tokenizer,
+    prompt: Sequence[Message],
+    responses: Sequence[Sequence[int]],
+    context: int,
+) -> list[int]:
+    """What of a prompt fits the context beside the longest response."""
+    room = context - max(len(tokens) for tokens in responses)
+    return encode_prompt(tokenizer, prompt, room).tokens
+
+
+LEFT_OUT = {
+    "tied": "with all responses tied",
+    "empty": "with an empty prompt, or less than two responses that are not empty",
+    "equal": "whose responses are equal as far as they are read",
+    "too_long": "whose last message does not fit the context",
+    "contradicted": "that others say the other way round as often",
+}
+"""Reasons for which `encode_rankings` leaves a ranking out, in words."""
 
 
 def encode_rankings(
-    tokenizer: Tokenizer, rankings: Sequence[Ranking], context: int
+    tokenizer: Tokenizer,
+    rankings: Sequence[Ranking],
+    context: int,
+    counts: Counter[str] | None = None,
 ) -> tuple[list[EncodedRanking], list[int]]:
     """Rankings as tokens, and which of ``rankings`` they are.
 
-    Left out are those without a pair that is not tied, and those whose last message alone is
-    too long for the context.
+    Left out are empty responses, and all but one of those that are equal as they are read (all of
+    them where their ranks contradict each other); then rankings without a pair that is not tied,
+    and those that `LEFT_OUT` names.
+
+    Args:
+        counts: gets the numbers of ``rankings`` read and of those left out for each reason of
+            `LEFT_OUT`; of ``responses`` of those that are kept, and how many of these are cut
+            (``responses_cut``) or left out (``responses_empty``, ``responses_equal``).
     """
-    encoded, kept = [], []
+    counts = counts if counts is not None else Counter()
+    counts["rankings"] += len(rankings)
+    encoded: list[EncodedRanking] = []
+    kept: list[int] = []
     for index, ranking in enumerate(rankings):
-        if len(set(ranking.ranks)) < 2:
-            continue
-        try:
-            prompt, responses = encode_responses(
-                tokenizer, ranking.prompt, ranking.responses, context
-            )
-        except UserError:
-            continue
-        encoded.append(EncodedRanking(prompt, responses, list(ranking.ranks)))
-        kept.append(index)
-    return encoded, kept
+        found = _encode_ranking(tokenizer, ranking, context, counts)
+        if isinstance(found, str):
+            counts[found] += 1
+        else:
+            encoded.append(found)
+            kept.append(index)
+    cancelled = _cancelled(encoded)
+    counts["contradicted"] += len(cancelled)
+    return (
+        [each for n, each in enumerate(encoded) if n not in cancelled],
+        [index for n, index in enumerate(kept) if n not in cancelled],
+    )
+
+
+def told_of_rankings(counts: Mapping[str, int], context: int) -> list[str]:
+    """What `encode_rankings` left out or cut and why, in sentences."""
+    told = []
+    reasons = [f"{counts[name]:,} {words}" for name, words in LEFT_OUT.items() if counts[name]]
+    if reasons:
+        left_out = sum(counts[name] for name in LEFT_OUT)
+        told.append(
+            f"{left_out:,} of {counts['rankings']:,} rankings left out: {', '.join(reasons)}"
+        )
+    for name, words in (
+        ("responses_empty", "left out, being empty"),
+        ("responses_equal", "left out, being equal to another of their ranking as they are read"),
+        ("responses_cut", f"lose their end, being longer than {longest_response(context)} tokens"),
+    ):
+        if counts[name]:
+            told.append(f"{counts[name]:,} of {counts['responses']:,} responses {words}")
+    return told
+
+
+def _encode_ranking(
+    tokenizer: Tokenizer, ranking: Ranking, context: int, counts: Counter[str]
+) -> EncodedRanking | str:
+    """A ranking as tokens, or the reason for which it is left out."""
+    if len(set(ranking.ranks)) < 2:
+        return "tied"
+    written = [place for place, text in enumerate(ranking.responses) if text.strip()]
+    if len(written) < 2 or not ranking.prompt[-1]["content"].strip():
+        return "empty"
+    if len({ranking.ranks[place] for place in written}) < 2:
+        return "tied"
+    texts = [ranking.responses[place] for place in written]
+    encoded, cut = _cut_responses(tokenizer, texts, context)
+    distinct = _distinct(encoded, [ranking.ranks[place] for place in written])
+    places = [written[n] for n in distinct]
+    if len({ranking.ranks[place] for place in places}) < 2:
+        return "equal"
+    responses = [encoded[n] for n in distinct]
+    try:
+        prompt = _prompt_beside(tokenizer, ranking.prompt, responses, context)
+    except UserError:
+        return "too_long"
+    counts["responses"] += len(ranking.responses)
+    counts["responses_empty"] += len(ranking.responses) - len(written)
+    counts["responses_equal"] += len(written) - len(places)
+    counts["responses_cut"] += sum(cut[n] for n in distinct)
+    return EncodedRanking(prompt, responses, [ranking.ranks[place] for place in places], places)
+
+
+def _distinct(responses: Sequence[Sequence[int]], ranks: Sequence[int]) -> list[int]:
+    """Places of different responses: of equal ones the first, if all compare alike to the rest."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for place, response in enumerate(responses):
+        groups.setdefault(tuple(response), []).append(place)
+    kept = []
+    for places in groups.values():
+        others = [rank for place, rank in enumerate(ranks) if place not in places]
+        compared = {
+            tuple((ranks[place] > rank) - (ranks[place] < rank) for rank in others)
+            for place in places
+        }
+        if len(compared) == 1:
+            kept.append(places[0])
+    return sorted(kept)
+
+
+def _cancelled(rankings: Sequence[EncodedRanking]) -> set[int]:
+    """Rankings of which each pair is said as often the other way round: they teach nothing.
+
+    Labelers who disagree more often one way than the other are learnt from, all of them.
+    """
+    votes: Counter[tuple[int, int]] = Counter()
+    pairs: list[list[tuple[int, int]]] = []
+    for ranking in rankings:
+        keys = [hash((tuple(ranking.prompt), tuple(each))) for each in ranking.responses]
+        pairs.append(
+            [
+                (keys[better], keys[worse])
+                for better, rank in enumerate(ranking.ranks)
+                for worse, other in enumerate(ranking.ranks)
+                if rank < other
+            ]
+        )
+        votes.update(pairs[-1])
+    return {
+        number
+        for number, each in enumerate(pairs)
+        if all(votes[better, worse] == votes[worse, better] for better, worse in each)
+    }
 
 
 @dataclass(frozen=True)

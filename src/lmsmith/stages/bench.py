@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,6 +32,7 @@ from lmsmith.rlhf.candidates import (
     likelihoods,
     score_rankings,
     score_table,
+    told_of_rankings,
 )
 from lmsmith.rlhf.ranking import correct_pairs, pair_differences
 from lmsmith.rlhf.scoring import response_log_likelihoods
@@ -155,7 +157,11 @@ def measure_scorer(bench: Bench, name: str) -> dict[str, Any]:
     path = source / "test.jsonl" if source is not None else None
     rows = list(rows_of_split(read_rankings, path)) if path is not None else []
     model = bench.scorer(name)
-    rankings, kept = encode_rankings(bench.tokenizer, rows, model.decoder.config.context)
+    counts: Counter[str] = Counter()
+    context = model.decoder.config.context
+    rankings, kept = encode_rankings(bench.tokenizer, rows, context, counts)
+    for told in told_of_rankings(counts, context):
+        bench.out.progress.say(f"{bench.out.path.name}: {name}: test rankings: {told}")
     if not rankings or path is None:
         return {}
     scores = score_rankings(model, rankings, bench.machine)
@@ -176,9 +182,15 @@ def measure_scorer(bench: Bench, name: str) -> dict[str, Any]:
     right = {rule: correct_pairs(*score_table(rankings, of))[0] for rule, of in rules.items()}
     found |= accuracy_beside_rules(correct_b, pairs_b, right, seed)
 
-    origins = {str(row.get("id")): row.get("origins") for _, row in read_jsonl(path)}
+    by_id: dict[str, Any] = {str(row.get("id")): row.get("origins") for _, row in read_jsonl(path)}
+    origins = [by_id.get(rows[index].id) for index in kept]
     found |= accuracy_by_origin(
-        scores, [each.ranks for each in rankings], [origins.get(rows[i].id) for i in kept]
+        scores,
+        [each.ranks for each in rankings],
+        [
+            [known[place] for place in each.places] if known else None
+            for known, each in zip(origins, rankings, strict=True)
+        ],
     )
     differences = pair_differences(*score_table(rankings, scores)).numpy()
     found["calibration"] = reliability_bins(differences)

@@ -140,6 +140,7 @@ def run(config: PretrainConfig, inputs: Mapping[str, Path], out: StageFolder) ->
             partial(bits_per_byte, decoder, tokenizer, held_out, machine) if held_out else None
         ),
         validations=config.validations,
+        more_steps="raise pretrain.tokens, or lower pretrain.batch_tokens",
     )
     metrics = summary | {
         "parameters": float(shape.parameters),

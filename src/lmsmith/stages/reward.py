@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
-import math
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lmsmith.core.errors import UserError
+from lmsmith.core.metrics import read_metrics
 from lmsmith.core.runs import StageFolder, derive_seed
 from lmsmith.corpus.rows import read_rankings, rows_of_split
 from lmsmith.models.adapters import AdapterConfig, TrainedState, adapt
 from lmsmith.models.folder import load_decoder, load_tokenizer, save_model
 from lmsmith.models.heads import ScalarModel
 from lmsmith.rlhf.candidates import (
+    LEFT_OUT,
     EncodedRanking,
     encode_rankings,
     score_rankings,
     score_table,
+    told_of_rankings,
 )
 from lmsmith.rlhf.ranking import pair_accuracy, ranking_loss
 from lmsmith.rlhf.ranking_gradients import accumulate_ranking_gradients
 from lmsmith.tokenizers import Tokenizer
+from lmsmith.training.held_out import (
+    FEW_STEPS,
+    BestWeights,
+    batch_for_steps,
+    told_of_rise,
+    told_of_steps,
+)
 from lmsmith.training.loop import run_steps
 from lmsmith.training.machine import ResolvedMachine, resolve_machine
 from lmsmith.training.optimiser import Optimiser, OptimiserConfig
@@ -47,6 +56,8 @@ class RewardConfig:
         epochs: passes over the rankings; fewer when held-out accuracy stops rising. A second
             pass over a few thousand prompts overfits a small model.
         batch_prompts: prompts of an update, each with all its responses.
+        minimum_steps: with little data, batch_prompts is lowered, to 1 at least, for so many
+            updates; 0 keeps it.
         dropout: on the residual branches, embeddings and attention, in training only.
         frozen_layers: so many of the lowest layers, and the embeddings, stay as they were; −1
             trains everything.
@@ -61,6 +72,7 @@ class RewardConfig:
 
     epochs: int = 1
     batch_prompts: int = 16
+    minimum_steps: int = FEW_STEPS
     dropout: float = 0.0
     frozen_layers: int = -1
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
@@ -80,7 +92,7 @@ class RewardConfig:
         for key in ("epochs", "batch_prompts", "validations"):
             if getattr(self, key) < 1:
                 problems.append((key, getattr(self, key), "a positive number", f"raise {key}"))
-        for key in ("warmup", "patience", "maximum_tokens"):
+        for key in ("minimum_steps", "warmup", "patience", "maximum_tokens"):
             if getattr(self, key) < 0:
                 problems.append((key, getattr(self, key), "0 or more", f"raise {key}"))
         if self.frozen_layers < -1:
@@ -100,12 +112,13 @@ def run(config: RewardConfig, inputs: Mapping[str, Path], out: StageFolder) -> d
     tokenizer = load_tokenizer(inputs["base"] / "model")
     decoder = load_decoder(inputs["base"] / "model")
     context = min(config.maximum_tokens or decoder.config.context, decoder.config.context)
-    train = load_rankings(inputs["rankings"] / "train.jsonl", tokenizer, context, out)
-    held_out = load_rankings(inputs["rankings"] / "validation.jsonl", tokenizer, context, out)
+    train, counts = load_rankings(inputs["rankings"] / "train.jsonl", tokenizer, context, out)
+    held_out, _ = load_rankings(inputs["rankings"] / "validation.jsonl", tokenizer, context, out)
     if not train:
         raise UserError(
             f"{inputs['rankings'] / 'train.jsonl'}: no ranking to learn from",
-            "a ranking needs two responses of different ranks, and a prompt that fits the context",
+            "a ranking needs two different responses of different ranks, and a prompt that fits "
+            f"the context; raise {name}.maximum_tokens if they differ beyond its {context}",
         )
 
     model = ScalarModel(decoder)
@@ -115,10 +128,21 @@ def run(config: RewardConfig, inputs: Mapping[str, Path], out: StageFolder) -> d
     adapt(model, config.adapter, machine.dtype, derive_seed(out.seed, "adapters"))
     freeze_layers(model, config.frozen_layers)
     optimiser = Optimiser(model, config.optimiser, matrices=[decoder.blocks])
+    batch_prompts = batch_for_steps(
+        config.epochs * len(train), config.batch_prompts, config.minimum_steps
+    )
+    if batch_prompts < config.batch_prompts:
+        out.progress.say(
+            f"{name}: {len(train):,} rankings are little data, so batch_prompts = {batch_prompts} "
+            f"is taken, not {config.batch_prompts}, for more updates "
+            f"({name}.minimum_steps = {config.minimum_steps})"
+        )
     batches = ranking_batches(
-        [ranking.length for ranking in train], config.batch_prompts, config.epochs, out.seed
+        [ranking.length for ranking in train], batch_prompts, config.epochs, out.seed
     )
     steps, per_epoch = len(batches), len(batches) // config.epochs
+    if told := told_of_steps(steps, f"raise {name}.epochs, or add rankings"):
+        out.progress.say(f"{name}: {told}")
     best = BestWeights(model)
     torch.manual_seed(derive_seed(out.seed, "dropout"))
 
@@ -139,7 +163,7 @@ def run(config: RewardConfig, inputs: Mapping[str, Path], out: StageFolder) -> d
 
     def validate(done: int) -> dict[str, float]:
         accuracy, loss = measure(model, held_out, machine)
-        best.offer(accuracy, loss, done)
+        best.offer((accuracy, -loss), done)
         return {"validation/accuracy": accuracy, "validation/loss": loss}
 
     done = run_steps(
@@ -154,12 +178,21 @@ def run(config: RewardConfig, inputs: Mapping[str, Path], out: StageFolder) -> d
         stop_early=lambda: 0 < config.patience <= best.looks_since,
     )
     best.restore()
+    looks = [
+        (int(row["step"]), row["validation/loss"])
+        for row in read_metrics(out.metrics_log().path)
+        if "validation/loss" in row
+    ]
+    if told := told_of_rise("ranking loss", looks, best.step):
+        out.progress.say(f"{name}: {told}")
     decoder.set_dropout(0.0)
     set_shift(model, train, machine)
     metrics = {
         "steps": float(done),
         "best_step": float(best.step or done),
         "prompts": float(len(train)),
+        "batch_prompts": float(batch_prompts),
+        **counts,
         "train_accuracy": measure(model, train[: MEASURED_PROMPTS // 2], machine)[0],
         "longer_wins_train_accuracy": longer_wins_accuracy(train),
         **reply_lengths(train),
@@ -191,17 +224,18 @@ def run(config: RewardConfig, inputs: Mapping[str, Path], out: StageFolder) -> d
 
 def load_rankings(
     path: Path, tokenizer: Tokenizer, context: int, out: StageFolder
-) -> list[EncodedRanking]:
-    """The rankings of a file that teach something, as tokens; those left out are told of."""
+) -> tuple[list[EncodedRanking], dict[str, float]]:
+    """The rankings of a file that teach something, as tokens, and what is left out or cut; said."""
     rankings = list(rows_of_split(read_rankings, path))
-    encoded, _ = encode_rankings(tokenizer, rankings, context)
-    if len(encoded) < len(rankings):
-        out.progress.say(
-            f"{path.parent.name}/{path.name}: {len(rankings) - len(encoded)} of {len(rankings)} "
-            f"rankings left out: all responses tied, or the last message is too long for the "
-            f"context of {context} tokens"
-        )
-    return encoded
+    counts: Counter[str] = Counter()
+    encoded, _ = encode_rankings(tokenizer, rankings, context, counts)
+    for told in told_of_rankings(counts, context):
+        out.progress.say(f"{path.parent.name}/{path.name}: {told}")
+    names = (*(f"responses_{what}" for what in ("cut", "equal", "empty")), *LEFT_OUT)
+    return encoded, {
+        name if name.startswith("responses") else f"left_out_{name}": float(counts[name])
+        for name in names
+    }
 
 
 def ranking_batches(
@@ -235,51 +269,6 @@ def freeze_layers(model: ScalarModel, layers: int) -> None:
     for module in [*frozen, *decoder.blocks[:layers]]:
         for parameter in module.parameters():
             parameter.requires_grad_(False)
-
-
-class BestWeights:
-    """A copy of the weights that did best on held-out rankings; part of the loop's state.
-
-    The best is the highest accuracy; of equal ones the one with the lower loss.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = TrainedState(model)
-        self.accuracy = -math.inf
-        self.loss = math.inf
-        self.step = 0
-        self.looks_since = 0
-        self.weights: dict[str, Tensor] = {}
-
-    def offer(self, accuracy: float, loss: float, step: int) -> None:
-        """Keep the weights as they are now if they are better."""
-        if (accuracy, -loss) > (self.accuracy, -self.loss):
-            self.accuracy, self.loss, self.step, self.looks_since = accuracy, loss, step, 0
-            self.weights = {
-                name: value.detach().clone() for name, value in self.model.state_dict().items()
-            }
-        else:
-            self.looks_since += 1
-
-    def restore(self) -> None:
-        """Put the best weights back into the model; it stays as it is if there were no looks."""
-        if self.weights:
-            self.model.load_state_dict(self.weights)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "accuracy": self.accuracy if self.weights else None,
-            "loss": self.loss if self.weights else None,
-            "step": self.step,
-            "looks_since": self.looks_since,
-            "weights": self.weights,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.weights = state["weights"]
-        self.accuracy = state["accuracy"] if self.weights else -math.inf
-        self.loss = state["loss"] if self.weights else math.inf
-        self.step, self.looks_since = state["step"], state["looks_since"]
 
 
 def measure(

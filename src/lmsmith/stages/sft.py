@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -14,12 +16,17 @@ from lmsmith.core.runs import StageFolder, derive_seed
 from lmsmith.corpus.packing import ConversationBatches
 from lmsmith.corpus.rows import read_conversations, rows_of_split
 from lmsmith.evaluation.perplexity import reply_bits_per_byte
+from lmsmith.generation.engine import SamplingSettings, generate
 from lmsmith.models.adapters import AdapterConfig, adapt
+from lmsmith.models.decoder import Decoder
 from lmsmith.models.folder import load_decoder, save_model
+from lmsmith.prompts.selection import select_prompts
 from lmsmith.prompts.windows import conversation_windows
+from lmsmith.rlhf.diagnosis import FEW_ENDED
 from lmsmith.tokenizers import Tokenizer
+from lmsmith.training.held_out import FEW_STEPS, batch_for_steps
 from lmsmith.training.language_model import train_language_model
-from lmsmith.training.machine import resolve_machine
+from lmsmith.training.machine import ResolvedMachine, resolve_machine
 from lmsmith.training.optimiser import OptimiserConfig
 from lmsmith.training.schedule import Schedule, learning_rate_factor
 
@@ -27,6 +34,9 @@ MORE_ROOM = (
     "shorten the messages, raise sft.maximum_tokens, or take a model with a longer context or "
     "another chat template"
 )
+
+ENDED_PROMPTS, ENDED_TOKENS, ENDED_CONVERSATIONS = 24, 96, 240
+"""Replies drawn to see whether they end, their length, and where their prompts are taken from."""
 
 Windows = list[tuple[list[int], list[bool]]]
 
@@ -38,6 +48,8 @@ class SFTConfig:
     Attributes:
         epochs: passes over the demonstrations.
         batch_tokens: of an update, padding included; a multiple of a row's.
+        minimum_steps: with little data, batch_tokens is lowered, to one row at least, for so many
+            updates; 0 keeps it.
         maximum_tokens: of a row: longer conversations are cut into several windows. 0 allows the
             model's context.
         rows_at_once: rows computed at a time, 0 for a whole batch.
@@ -46,12 +58,14 @@ class SFTConfig:
         dropout: on the residual branches, embeddings and attention.
         adapter: low-rank adapters that are trained instead of the weights.
         optimiser, schedule, warmup, final: as in pretraining.
-        validations: how often held-out conversations are looked at along the way.
+        validations: how often held-out conversations are looked at along the way, once an epoch
+            at least; the weights with the lowest loss there are kept.
         validation_conversations: how many are looked at.
     """
 
     epochs: float = 1.0
     batch_tokens: int = 8_192
+    minimum_steps: int = FEW_STEPS
     maximum_tokens: int = 0
     rows_at_once: int = 0
     history: float = 0.4
@@ -72,7 +86,7 @@ class SFTConfig:
         for key in ("epochs", "batch_tokens", "validations", "validation_conversations"):
             if not getattr(self, key) > 0:
                 problems.append((key, getattr(self, key), "a positive number", f"raise {key}"))
-        for key in ("rows_at_once", "warmup", "maximum_tokens"):
+        for key in ("minimum_steps", "rows_at_once", "warmup", "maximum_tokens"):
             if getattr(self, key) < 0:
                 problems.append((key, getattr(self, key), "0 or more", f"raise {key}"))
         for key in ("history", "dropout"):
@@ -98,20 +112,27 @@ def run(config: SFTConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict
     windows, counts = demonstration_windows(
         inputs["data"] / "demonstrations.jsonl", tokenizer, context, config.history, out
     )
-    batches = ConversationBatches(
-        windows,
-        context=context,
-        batch_size=config.batch_tokens // context,
-        seed=derive_seed(out.seed, "batches"),
-    )
-    steps = max(1, round(config.epochs * batches.rows_per_epoch / batches.batch_size))
-    held_out = [
-        conversation.messages
-        for conversation in islice(
-            rows_of_split(read_conversations, inputs["data"] / "validation.jsonl"),
-            config.validation_conversations,
+
+    def packed(rows: int) -> ConversationBatches:
+        return ConversationBatches(
+            windows, context=context, batch_size=rows, seed=derive_seed(out.seed, "batches")
         )
-    ]
+
+    batches = packed(config.batch_tokens // context)
+    rows = batch_for_steps(
+        config.epochs * batches.rows_per_epoch, batches.batch_size, config.minimum_steps
+    )
+    if rows < batches.batch_size:
+        batches = packed(rows)
+        out.progress.say(
+            f"sft: {batches.rows_per_epoch:,} rows of {context} tokens are little data, so "
+            f"batch_tokens = {rows * context:,} is taken, not {config.batch_tokens:,}, for more "
+            f"updates (sft.minimum_steps = {config.minimum_steps})"
+        )
+    steps = max(1, round(config.epochs * batches.rows_per_epoch / batches.batch_size))
+    held_out = readable_conversations(
+        inputs["data"] / "validation.jsonl", tokenizer, context, config.validation_conversations
+    )
     if not held_out:
         out.progress.say(
             "sft: no conversation is held out (data.splits.validation), so nothing says whether "
@@ -137,7 +158,7 @@ def run(config: SFTConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict
         out,
         description="sft",
         steps=steps,
-        batch_tokens=config.batch_tokens,
+        batch_tokens=rows * context,
         rows_at_once=config.rows_at_once,
         bytes_per_token=target_bytes / batches.targets_per_epoch,
         held_out_bits_per_byte=(
@@ -145,10 +166,21 @@ def run(config: SFTConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict
             if held_out
             else None
         ),
-        validations=config.validations,
+        validations=max(config.validations, math.ceil(config.epochs)),
+        more_steps="raise sft.epochs, or add demonstrations",
     )
     decoder.set_dropout(0.0)
-    metrics = summary | counts | {"epochs": batches.epochs_at(steps)}
+    metrics = (
+        summary
+        | counts
+        | {
+            "epochs": batches.epochs_at(steps),
+            "batch_tokens": float(rows * context),
+            **share_ended(
+                decoder, tokenizer, inputs["data"] / "demonstrations.jsonl", machine, out
+            ),
+        }
+    )
     card = {
         "stage": "sft",
         "parents": [str(inputs["base"].name)],
@@ -157,6 +189,54 @@ def run(config: SFTConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict
     }
     save_model(out / "model", decoder, tokenizer, card, config.adapter, inputs["base"] / "model")
     return metrics
+
+
+def readable_conversations(
+    path: Path, tokenizer: Tokenizer, context: int, most: int
+) -> list[list[dict[str, str]]]:
+    """At most so many conversations of a file of which a reply can be read; none without it."""
+    found: list[list[dict[str, str]]] = []
+    for conversation in rows_of_split(read_conversations, path):
+        if len(found) == most:
+            break
+        with contextlib.suppress(UserError):
+            if conversation_windows(tokenizer, conversation.messages, context, context // 2):
+                found.append(conversation.messages)
+    return found
+
+
+def share_ended(
+    decoder: Decoder, tokenizer: Tokenizer, path: Path, machine: ResolvedMachine, out: StageFolder
+) -> dict[str, float]:
+    """Which share of replies the model ends by itself, where people's are short enough; said.
+
+    Nothing if no prompt and reply of a file's first conversations fit the context.
+    """
+    length = min(ENDED_TOKENS, decoder.config.context // 2)
+    prompts = select_prompts(
+        islice(read_conversations(path), ENDED_CONVERSATIONS),
+        tokenizer,
+        decoder.config.context - length,
+        most=ENDED_PROMPTS,
+        per_conversation=1,
+        reply_tokens=(1, length // 2),
+    )
+    if not prompts:
+        return {}
+    settings = SamplingSettings(
+        max_new_tokens=length,
+        stop_tokens=tokenizer.stop_tokens,
+        seed=derive_seed(out.seed, "replies"),
+    )
+    replies = generate(decoder, [each.tokens for each in prompts], settings, machine=machine)
+    share = sum(reply[-1:] == [tokenizer.end_of_turn] for reply in replies) / len(replies)
+    if share < FEW_ENDED:
+        out.progress.say(
+            f"sft: only {share:.0%} of {len(replies)} replies end within {length} tokens, twice "
+            "the longest of people's: the model has not learnt to end a reply. Train for more "
+            "steps (raise sft.epochs), or add demonstrations"
+        )
+    return {"share_ended": share}
 
 
 def demonstration_windows(

@@ -19,6 +19,7 @@ from lmsmith.models.adapters import TrainedState, has_adapters
 from lmsmith.models.attention import packed_mask
 from lmsmith.models.decoder import Decoder
 from lmsmith.training.compiling import choose_compiling
+from lmsmith.training.held_out import BestWeights, told_of_rise, told_of_steps
 from lmsmith.training.loop import run_steps
 from lmsmith.training.losses import IGNORED, linear_cross_entropy_sum
 from lmsmith.training.machine import (
@@ -159,8 +160,12 @@ def train_language_model(
     bytes_per_token: float,
     held_out_bits_per_byte: Callable[[], float] | None,
     validations: int,
+    more_steps: str = "train for longer",
 ) -> dict[str, float]:
     """Train a decoder in `loop.run_steps`, its blocks compiled where the run is long enough.
+
+    Of all looks at held-out text, the weights of the best are what the decoder has at the end.
+    Too few steps, and a held-out loss that rises again, are said.
 
     Args:
         decoder, batches, learning_rate_factor, machine, rows_at_once, bytes_per_token: as in
@@ -172,6 +177,7 @@ def train_language_model(
         batch_tokens: of a step.
         held_out_bits_per_byte: measures the decoder on held-out text; None if there is none.
         validations: how often it is asked along the way.
+        more_steps: what to do where there are too few steps.
 
     Returns:
         `training_summary`.
@@ -191,22 +197,37 @@ def train_language_model(
         rows_at_once=rows_at_once,
     )
 
+    best = BestWeights(decoder)
+
     def validate(done: int) -> dict[str, float]:
         assert held_out_bits_per_byte is not None
-        return {VALIDATION: held_out_bits_per_byte()}
+        found = held_out_bits_per_byte()
+        best.offer((-found,), done)
+        return {VALIDATION: found}
 
+    if told := told_of_steps(steps, more_steps):
+        out.progress.say(f"{description}: {told}")
     torch.manual_seed(derive_seed(out.seed, "dropout"))
     run_steps(
         steps=steps,
         step=step,
-        state={"model": TrainedState(decoder), "optimiser": optimiser},
+        state={"model": TrainedState(decoder), "optimiser": optimiser, "best": best},
         out=out,
         description=description,
         shown=("bits_per_byte", "tokens_per_second", "share_of_peak", VALIDATION),
         evaluate=validate if held_out_bits_per_byte is not None else None,
         evaluate_every=max(1, steps // validations),
     )
+    best.restore()
+    looks = [(int(row["step"]), row[VALIDATION]) for row in held_out_looks(out)]
+    if told := told_of_rise("bits per byte", looks, best.step):
+        out.progress.say(f"{description}: {told}")
     return training_summary(out)
+
+
+def held_out_looks(out: StageFolder) -> list[dict[str, float]]:
+    """The rows of the metrics log that have a look at held-out text."""
+    return [row for row in read_metrics(out.metrics_log().path) if VALIDATION in row]
 
 
 def training_summary(out: StageFolder) -> dict[str, float]:
@@ -225,7 +246,8 @@ def training_summary(out: StageFolder) -> dict[str, float]:
         "tokens_per_second": statistics.median(row["tokens_per_second"] for row in rows),
         "share_of_peak": statistics.median(row["share_of_peak"] for row in rows),
     }
-    held_out = [row[VALIDATION] for row in rows if VALIDATION in row]
-    if held_out:
-        summary["validation_bits_per_byte"] = held_out[-1]
+    looks = held_out_looks(out)
+    if looks:
+        best = min(looks, key=lambda row: row[VALIDATION])
+        summary |= {"validation_bits_per_byte": best[VALIDATION], "best_step": best["step"]}
     return summary
