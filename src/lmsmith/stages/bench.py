@@ -161,7 +161,7 @@ def measure_scorer(bench: Bench, name: str) -> dict[str, Any]:
     context = model.decoder.config.context
     rankings, kept = encode_rankings(bench.tokenizer, rows, context, counts)
     for told in told_of_rankings(counts, context):
-        bench.out.progress.say(f"{bench.out.path.name}: {name}: test rankings: {told}")
+        bench.out.progress.say(f"{bench.out.name}: {name}: test rankings: {told}")
     if not rankings or path is None:
         return {}
     scores = score_rankings(model, rankings, bench.machine)
