@@ -16,7 +16,7 @@ from lmsmith.generation.inference import InferenceDecoder
 from lmsmith.generation.requests import Reply, Request
 from lmsmith.generation.stops import until_stop
 from lmsmith.models.decoder import Decoder
-from lmsmith.prompts import Message, Prompt, encode_prompt
+from lmsmith.prompts import Message, Prompt, encode_prompt, room_for_reply
 from lmsmith.tokenizers import StreamDecoder, Tokenizer
 from lmsmith.training.machine import ResolvedMachine, resolve_machine
 
@@ -173,7 +173,7 @@ class LanguageModel:
 
     def prompt(self, messages: Sequence[Message], settings: SamplingSettings) -> Prompt:
         """The conversation as tokens, with room left for a reply: a quarter of the context."""
-        reserve = max(1, min(settings.max_new_tokens, self.context // 4))
+        reserve = room_for_reply(self.context, settings.max_new_tokens)
         return encode_prompt(self.tokenizer, messages, self.context - reserve)
 
     def write(

@@ -13,7 +13,7 @@ import pytest
 from playwright.sync_api import Browser, expect, sync_playwright
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests/server"))
+sys.path[:0] = [str(ROOT / "tests/server"), str(ROOT / "tests/browser")]
 
 CHROMIUM = (
     os.environ.get("LMSMITH_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")

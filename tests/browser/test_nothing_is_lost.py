@@ -6,12 +6,11 @@ import json
 import re
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, Route, expect
+from chats import Chat, box, say
+from playwright.sync_api import Browser, Page, Route, expect
 from worlds import SENTENCE, parrot, running
 
 from lmsmith.feedback.store import Store
@@ -92,29 +91,6 @@ window.fetch = async (path, asked) => {
 ANSWERS, SAYING, OPENING = r"/answers$/", r"/messages$|answers$/", r"/^GET .*conversations\/.+/"
 
 
-@dataclass
-class Chat:
-    """A server, its store, and browsers that look at it."""
-
-    address: str
-    store: Store
-    browser: Browser
-
-    def visit(self, path: str = "/", script: str = "", **options: Any) -> Page:
-        context = self.browser.new_context(**{"locale": "en-US", **options})
-        page = context.new_page()
-        page.set_default_timeout(30_000)
-        page.on("pageerror", lambda error: pytest.fail(f"in the page: {error}"))
-        if script:
-            page.add_init_script(script)
-        page.goto(self.address + path)
-        return page
-
-    def messages(self, page: Page) -> list[Any]:
-        me = self.store.person("owner").id
-        return self.store.tree(me, page.url.rpartition("/")[2])
-
-
 @pytest.fixture
 def chat(browser: Browser, tmp_path: Path) -> Iterator[Chat]:
     with sqlite3.connect(tmp_path / "chat.db") as connection:
@@ -126,11 +102,6 @@ def chat(browser: Browser, tmp_path: Path) -> Iterator[Chat]:
         for context in browser.contexts:
             context.close()
     store.close()
-
-
-def say(page: Page, text: str) -> None:
-    page.get_by_label("Write a message").fill(text)
-    page.keyboard.press("Enter")
 
 
 def hold(page: Page, what: str) -> None:
@@ -152,10 +123,6 @@ def begin(page: Page, text: str) -> str:
 def go_to(page: Page, name: str) -> None:
     page.get_by_role("link", name=name, exact=True).click()
     expect(page.locator("article.user").first).to_contain_text(name)
-
-
-def box(page: Page) -> Locator:
-    return page.get_by_label("Write a message")
 
 
 def test_a_network_that_cuts_every_byte_loses_no_character(chat: Chat) -> None:

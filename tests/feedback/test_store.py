@@ -69,7 +69,7 @@ def test_what_cannot_follow_is_refused(store: Store) -> None:
     ann = store.person("Ann").id
     talk, other = Talk(store, ann), Talk(store, ann)
     for parent, role in [
-        (None, "assistant"), (talk.question, "user"), (talk.answer, "assistant"),
+        (None, "assistant"), (talk.question, "system"), (talk.answer, "assistant"),
         (talk.answer, "system"), (None, "king"),
     ]:  # fmt: skip
         with pytest.raises(UserError, match="cannot follow"):

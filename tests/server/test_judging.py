@@ -130,7 +130,7 @@ def test_mistakes(kept: tuple[Running, Store]) -> None:
     talk = call(served, "POST", "conversations", {})["id"]
     path = f"conversations/{talk}/messages"
     question = call(served, "POST", path, {"role": "user", "content": "x"})["id"]
-    call(served, "POST", path, {"role": "user", "content": "x", "parent": question}, 400)
+    call(served, "POST", path, {"role": "system", "content": "x", "parent": question}, 400)
     call(served, "POST", path, {"role": "king", "content": "x"}, 400)
     call(served, "POST", path, {"role": "user", "content": "x", "parent": 10**30}, 400)
     call(served, "POST", path, {"role": "user", "content": "x", "parent": 999}, 404)

@@ -317,19 +317,20 @@ def test_no_route_gives_or_changes_what_is_anothers(house: House, name: str) -> 
     assert house.of_ann() == house.planted
 
 
-def test_nobody_stops_anothers_answer(house: House) -> None:
+def test_nobody_stops_or_reads_anothers_answer(house: House) -> None:
     class Talk:
         person = house.store.person("Ann").id
         answer = None  # an end of it would fail
 
     app = house.served.server.config.app._app._app
-    app.state.talks["answer-1"] = Talk()
+    app.state.talks._all["answer-1"] = (Talk(), None)
     try:
         for name in ("Bob", "Lee", "Ada", ""):
-            answered = house.ask(name, "POST", "/api/answers/answer-1/stop")
-            assert answered.status == (404 if name else 401)
+            for method, path in (("POST", "answer-1/stop"), ("GET", "answer-1")):
+                answered = house.ask(name, method, f"/api/answers/{path}")
+                assert answered.status == (404 if name else 401)
     finally:
-        del app.state.talks["answer-1"]
+        del app.state.talks._all["answer-1"]
 
 
 @pytest.mark.parametrize(

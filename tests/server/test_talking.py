@@ -6,11 +6,13 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from worlds import HTTP, SENTENCE, Running, parrot, running
+from worlds import CONTEXT, HTTP, LIMITS, SENTENCE, Running, parrot, running, words
 
+from lmsmith.feedback.exporting import export
 from lmsmith.feedback.store import Store
 from lmsmith.server.answering import Serving
 from lmsmith.server.errors import shutting_down
@@ -32,7 +34,8 @@ def slowly(serving: Serving) -> None:
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Running, Store]]:
     store = Store(tmp_path_factory.mktemp("store") / "feedback.db")
     models = {"parrot": parrot(), "endless": parrot(for_ever=True)}
-    with running(models, store=store, prepare=slowly) as served:
+    limits = replace(LIMITS, unread_seconds=1)
+    with running(models, limits, store=store, prepare=slowly) as served:
         yield served, store
     store.close()
 
@@ -45,9 +48,20 @@ def ask(served: Running, text: str = "hello") -> tuple[str, int]:
     return talk, HTTP.post(path, json=said).json()["id"]
 
 
+def add(served: Running, talk: str, parent: int, text: str, role: str = "user") -> int:
+    """One more message after another; its number."""
+    path = f"{served.address}/api/conversations/{talk}/messages"
+    answer = HTTP.post(path, json={"parent": parent, "role": role, "content": text})
+    assert answer.status_code == 200, answer.text
+    return int(answer.json()["id"])
+
+
 def events(served: Running, talk: str, **body: Any) -> Iterator[dict[str, Any]]:
-    path = f"{served.address}/api/conversations/{talk}/answers"
-    with HTTP.stream("POST", path, json=body) as response:
+    return streamed("POST", f"{served.address}/api/conversations/{talk}/answers", json=body)
+
+
+def streamed(method: str, path: str, **options: Any) -> Iterator[dict[str, Any]]:
+    with HTTP.stream(method, path, **options) as response:
         assert response.status_code == 200
         for line in response.iter_lines():
             if line.startswith("data: {"):
@@ -96,7 +110,35 @@ def test_a_stopped_answer_is_kept_as_far_as_it_was_written(kept: tuple[Running, 
     assert HTTP.post(f"{served.address}/api/answers/{name}/stop").status_code == 404
 
 
-def test_a_reader_who_hangs_up_finds_what_was_written(kept: tuple[Running, Store]) -> None:
+def test_an_answer_goes_on_without_its_reader_and_is_joined_again(
+    kept: tuple[Running, Store],
+) -> None:
+    served, _ = kept
+    talk, question = ask(served)
+    stream = events(served, talk, parent=question, model="endless", note={"pair": "x"})
+    opening, first = next(stream), next(stream)["delta"]
+    stream.close()  # type: ignore[attr-defined]
+    found = HTTP.get(f"{served.address}/api/conversations/{talk}").json()["answers"]
+    assert found == [opening]
+    assert (opening["parent"], opening["model"]) == (question, "endless")
+    assert opening["note"] == {"pair": "x"}
+    path = f"{served.address}/api/answers/{opening['answer']}"
+    one, two = streamed("GET", path), streamed("GET", path)
+    assert next(one) == next(two) == opening
+    assert next(one)["delta"].startswith(first)
+    time.sleep(1.2)  # it has readers, so its time does not run
+    assert HTTP.post(f"{path}/stop").status_code == 200
+    *deltas, last = two
+    text = "".join(each["delta"] for each in deltas)
+    assert last["message"]["content"] == text
+    assert list(one)[-1] == last
+    assert HTTP.get(path).status_code == 404
+    shows = HTTP.get(f"{served.address}/api/conversations/{talk}").json()
+    assert shows["answers"] == []
+    assert shows["messages"][1] == last["message"]
+
+
+def test_an_answer_that_nobody_comes_back_for_ends_and_is_kept(kept: tuple[Running, Store]) -> None:
     served, _ = kept
     talk, question = ask(served)
     stream = events(served, talk, parent=question, model="endless")
@@ -139,8 +181,6 @@ def test_mistakes(kept: tuple[Running, Store]) -> None:
     assert refused(talk, parent=question, model="none") == 404
     assert refused(talk, parent=question, temperature=-1) == 400
     assert refused(talk, parent=question, max_tokens=0) == 400
-    long, longest = ask(served, "tea " * 600)
-    assert refused(long, parent=longest) == 400
     assert len(shown(served, talk)) == 2
 
 
@@ -152,3 +192,42 @@ def test_what_is_deleted_meanwhile_stays_deleted(kept: tuple[Running, Store]) ->
     HTTP.delete(f"{served.address}/api/conversations/{talk}")
     assert list(stream)[-1] == {"message": None}
     assert talk not in [each.id for each in store.conversations(store.person("owner").id)]
+
+
+def test_the_oldest_messages_are_left_out_of_what_does_not_fit(kept: tuple[Running, Store]) -> None:
+    served, _ = kept
+    talk, last = ask(served, words(150))
+    for _turn in range(3):
+        last = add(served, talk, last, words(30), "assistant")
+        last = add(served, talk, last, words(150))
+    opening, *_, told = events(served, talk, parent=last, model="parrot")
+    assert opening["dropped"] == 3
+    assert told["message"]["settings"]["dropped"] == 3
+    assert told["message"]["content"] == SENTENCE
+    talk, short = ask(served)
+    opening, *_, told = events(served, talk, parent=short, model="parrot")
+    assert opening["dropped"] == 0
+    assert "dropped" not in told["message"]["settings"]
+
+
+def test_a_message_without_an_answer_blocks_nothing(
+    kept: tuple[Running, Store], tmp_path: Any
+) -> None:
+    served, store = kept
+    talk, long = ask(served, words(2 * CONTEXT))
+    path = f"{served.address}/api/conversations/{talk}/answers"
+    refused = HTTP.post(path, json={"parent": long, "model": "parrot"})
+    assert refused.status_code == 400
+    assert refused.json()["error"]["code"] == "context_length_exceeded"
+    # One goes on after it, and again; what does not fit is left out, what does is read.
+    more = add(served, talk, add(served, talk, long, "hello?"), "are you there?")
+    opening, *_, told = events(served, talk, parent=more, model="parrot")
+    assert opening["dropped"] == 1
+    assert told["message"]["content"] == SENTENCE
+    liked = f"{served.address}/api/messages/{told['message']['id']}/rating"
+    assert HTTP.put(liked, json={"value": 1}).status_code == 200
+    export(store, tmp_path, with_liked=True)
+    rows = (tmp_path / "conversations.jsonl").read_text(encoding="utf-8").splitlines()
+    said = json.loads(rows[-1])["messages"]
+    assert [each["role"] for each in said] == ["user", "assistant"]
+    assert said[0]["content"].endswith("hello?\n\nare you there?")

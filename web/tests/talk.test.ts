@@ -22,6 +22,7 @@ function later<Result>() {
   return { promise, give, fail };
 }
 
+type Opened = Awaited<ReturnType<typeof server.open>>;
 const settled = () => new Promise((done) => setTimeout(done));
 const one = message(1, null);
 
@@ -29,7 +30,7 @@ beforeEach(() => {
   vi.spyOn(server, 'models').mockResolvedValue([
     { id: 'm', max_model_len: 9, advised: { temperature: 1, top_p: 1 } },
   ]);
-  vi.spyOn(server, 'messages').mockResolvedValue([one]);
+  vi.spyOn(server, 'open').mockResolvedValue({ messages: [one], answers: [] });
   vi.spyOn(server, 'say').mockImplementation(async (_, { parent }) => message(2, parent ?? null));
 });
 afterEach(async () => {
@@ -50,8 +51,8 @@ async function show(id: string): Promise<void> {
 }
 
 test('nothing is said while a conversation loads, and a load that comes late changes nothing', async () => {
-  const first = later<Message[]>();
-  vi.mocked(server.messages).mockReturnValueOnce(first.promise);
+  const first = later<Opened>();
+  vi.mocked(server.open).mockReturnValueOnce(first.promise);
   const opened = talk.open('a');
   draft.show('a');
   draft.text = 'too soon';
@@ -62,13 +63,13 @@ test('nothing is said while a conversation loads, and a load that comes late cha
   await talk.open('a');
   expect(talk.loading).toBe(false);
   talk.messages = [one, message(7, 1)];
-  first.give([]);
+  first.give({ messages: [], answers: [] });
   await opened;
   expect(talk.messages.map((each) => each.id)).toEqual([1, 7]);
 });
 
 test('a page that is left for an empty one does not load any more', async () => {
-  vi.mocked(server.messages).mockReturnValueOnce(new Promise(() => {}));
+  vi.mocked(server.open).mockReturnValueOnce(new Promise(() => {}));
   void talk.open('a');
   await talk.open(null);
   expect(talk.ready).toBe(true);
@@ -85,13 +86,13 @@ test('an answer that is kept while its conversation loads again is there once', 
     await show('b');
     expect(talk.writing).toEqual([]);
     expect(talk.busy).toBe(false);
-    const again = later<Message[]>();
-    vi.mocked(server.messages).mockReturnValueOnce(again.promise);
+    const again = later<Opened>();
+    vi.mocked(server.open).mockReturnValueOnce(again.promise);
     const opened = talk.open('a');
     expect(talk.busy).toBe(true);
     end.give({ message: said });
     await settled();
-    again.give([...loaded]);
+    again.give({ messages: [...loaded], answers: [] });
     await opened;
     expect(talk.messages.map((each) => each.id).sort()).toEqual(shown);
     expect(talk.writing).toEqual([]);

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import or_, select
@@ -11,8 +13,13 @@ from lmsmith.core.errors import UserError
 from lmsmith.feedback.kept import Kept, NotThere
 from lmsmith.feedback.tables import Conversation, Message, now
 
-_AFTER = {"system": (None,), "user": (None, "system", "assistant"), "assistant": ("user",)}
-"""Whom a role may follow; None is the beginning."""
+_AFTER = {
+    "system": (None,),
+    "user": (None, "system", "user", "assistant"),
+    "assistant": ("user",),
+}
+"""Whom a role may follow; None is the beginning. A user may go on after a message without an
+answer."""
 
 
 class Conversations(Kept):
@@ -109,6 +116,14 @@ def path_to(session: Session, message: Message) -> list[Message]:
     while path[0].parent_id is not None:
         path.insert(0, session.get_one(Message, path[0].parent_id))
     return path
+
+
+def as_turns(path: Sequence[Message]) -> list[dict[str, str]]:
+    """Messages as models and recipes read them: those in a row by one role are one turn."""
+    return [
+        {"role": role, "content": "\n\n".join(message.content for message in said)}
+        for role, said in itertools.groupby(path, lambda message: message.role)
+    ]
 
 
 def conversation_of(session: Session, person: str, conversation: str) -> Conversation:

@@ -21,7 +21,7 @@ from lmsmith.core.errors import UserError
 from lmsmith.core.files import write_jsonl
 from lmsmith.corpus import rows
 from lmsmith.corpus.splits import opening_key, split_of
-from lmsmith.feedback.conversations import path_to
+from lmsmith.feedback.conversations import as_turns, path_to
 from lmsmith.feedback.importing import IMPORTER
 from lmsmith.feedback.label_tables import Assignment, Task
 from lmsmith.feedback.store import Store
@@ -160,10 +160,6 @@ def _labelled(session: Session) -> Iterator[tuple[str | None, str, dict[str, obj
             yield asker, "ratings", who | {"scale": "1-7", **said}
 
 
-def _plain(path: list[Message]) -> list[dict[str, str]]:
-    return [{"role": message.role, "content": message.content} for message in path]
-
-
 def _judged(session: Session, table: Any, person: str) -> Iterator[tuple[Any, list[Message]]]:
     """A person's judgements, each with the path to the answer that is judged."""
     for each in session.scalars(select(table).where(table.person_id == person).order_by(table.id)):
@@ -174,12 +170,12 @@ def _demonstrations(session: Session, person: str, with_liked: bool) -> Iterator
     better = set()
     for each, path in _judged(session, BetterAnswer, person):
         better.add(each.message_id)
-        messages = [*_plain(path[:-1]), {"role": "assistant", "content": each.content}]
+        messages = [*as_turns(path[:-1]), {"role": "assistant", "content": each.content}]
         yield rows.Conversation(f"better-{person}-{each.id}", messages).row()
     if with_liked:
         for each, path in _judged(session, Rating, person):
             if each.value > 0 and each.message_id not in better:
-                yield rows.Conversation(f"liked-{person}-{each.id}", _plain(path)).row()
+                yield rows.Conversation(f"liked-{person}-{each.id}", as_turns(path)).row()
 
 
 def _imported(session: Session) -> Iterator[dict[str, object]]:
@@ -195,13 +191,13 @@ def _compared(session: Session, person: str) -> Iterator[dict[str, object]]:
         select(Comparison).where(Comparison.person_id == person).order_by(Comparison.id)
     ):
         left, right = (session.get_one(Message, side) for side in (pair.left_id, pair.right_id))
-        prompt = _plain(path_to(session, left)[:-1])
+        prompt = as_turns(path_to(session, left)[:-1])
         texts = [left.content, right.content]
         yield _ranking(f"comparison-{pair.id}", prompt, texts, _RANKS[pair.verdict], person)
     for each, path in _judged(session, BetterAnswer, person):
         texts = [each.content, path[-1].content]
         if texts[0] != texts[1]:
-            yield _ranking(f"better-{each.id}", _plain(path[:-1]), texts, [1, 2], person)
+            yield _ranking(f"better-{each.id}", as_turns(path[:-1]), texts, [1, 2], person)
 
 
 def _ranking(
@@ -220,4 +216,4 @@ def _ratings(session: Session, person: str) -> Iterator[dict[str, object]]:
             "reasons": each.reasons,
             "comment": each.comment,
         }
-        yield {"messages": _plain(path), "model": path[-1].model, "labeler": person, **judged}
+        yield {"messages": as_turns(path), "model": path[-1].model, "labeler": person, **judged}

@@ -19,7 +19,7 @@ from lmsmith.core.signals import stop_if_requested
 from lmsmith.corpus.cleaning import same_text
 from lmsmith.corpus.messages import validate_messages, validate_prompt
 from lmsmith.feedback.answers import check_responses
-from lmsmith.feedback.conversations import path_to
+from lmsmith.feedback.conversations import as_turns, path_to
 from lmsmith.feedback.queue import Queue
 from lmsmith.feedback.store import Store
 from lmsmith.feedback.tables import Message
@@ -27,7 +27,7 @@ from lmsmith.generation.engine import Engine, answer
 from lmsmith.generation.inference import InferenceDecoder
 from lmsmith.generation.requests import Request
 from lmsmith.generation.settings import SamplingSettings
-from lmsmith.prompts import encode_prompt
+from lmsmith.prompts import encode_prompt, room_for_reply
 from lmsmith.training.machine import ResolvedMachine
 
 ROUNDS = 3
@@ -73,10 +73,7 @@ def logged_prompts(store: Store) -> list[AskedPrompt]:
     with store.session() as session:
         query = select(Message).where(Message.role == "user").order_by(Message.id)
         return [
-            AskedPrompt(
-                [{"role": m.role, "content": m.content} for m in path_to(session, message)],
-                message.id,
-            )
+            AskedPrompt(as_turns(path_to(session, message)), message.id)
             for message in session.scalars(query)
         ]
 
@@ -92,11 +89,11 @@ def drawn(prompts: Sequence[AskedPrompt], count: int, seed: int) -> list[AskedPr
 def writer_of(model: ReadModel, machine: ResolvedMachine, settings: SamplingSettings) -> Writer:
     """A model that answers prompts; the answers to one are drawn together."""
     decoder = InferenceDecoder(model.decoder, machine)
-    room = max(1, min(settings.max_new_tokens, model.decoder.config.context // 4))
+    context = model.decoder.config.context
+    limit = context - room_for_reply(context, settings.max_new_tokens)
     settings = replace(settings, stop_tokens=model.tokenizer.stop_tokens)
 
     def write(prompt: Sequence[dict[str, str]], count: int, seed: int) -> list[str]:
-        limit = model.decoder.config.context - room
         tokens = encode_prompt(model.tokenizer, prompt, limit).tokens
         asked = replace(settings, samples=count, seed=seed)
         engine = Engine(decoder, tokenizer=model.tokenizer, rows=count)

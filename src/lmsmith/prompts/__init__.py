@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from lmsmith.corpus.messages import Message, validate_messages
 from lmsmith.prompts.chat import encode_conversation, encode_prompt, fit_conversation
-from lmsmith.prompts.fitted import FittedConversation, Prompt
+from lmsmith.prompts.fitted import FittedConversation, Prompt, PromptTooLong, room_for_reply
 
 __all__ = [
     "FittedConversation",
     "Message",
     "Prompt",
+    "PromptTooLong",
     "encode_conversation",
     "encode_prompt",
     "fit_conversation",
+    "room_for_reply",
     "validate_messages",
 ]

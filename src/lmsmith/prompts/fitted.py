@@ -38,9 +38,18 @@ class FittedConversation:
     cut_tokens: int
 
 
-def too_long(needed: int, limit: int | None) -> UserError:
+class PromptTooLong(UserError):
+    """The system message and the last message alone are longer than the room for a prompt."""
+
+
+def room_for_reply(context: int, max_new_tokens: int) -> int:
+    """Tokens that a prompt leaves to its reply: a quarter of the context at most."""
+    return max(1, min(max_new_tokens, context // 4))
+
+
+def too_long(needed: int, limit: int | None) -> PromptTooLong:
     """What to raise when a prompt does not fit even without its oldest messages."""
-    return UserError(
+    return PromptTooLong(
         f"prompt: the system message and the last message need {needed} tokens; "
         f"there is room for {limit}",
         "shorten them, or use a model with a longer context",

@@ -55,11 +55,12 @@ def create_app(
     """
 
     @contextlib.asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         serving.worker.start(asyncio.get_running_loop())
         try:
             yield
         finally:
+            await app.state.talks.finish()
             await asyncio.to_thread(serving.worker.stop)
 
     app = FastAPI(
@@ -71,7 +72,8 @@ def create_app(
         redirect_slashes=False,  # to an address made of the Host header
     )
     app.state.serving, app.state.store = serving, store
-    app.state.access, app.state.talks = Access(token, store), {}
+    app.state.access = Access(token, store)
+    app.state.talks = talking.Talks(serving.limits.unread_seconds)
     for part in (
         basics, chat, completions, tasks, tokens, judging, talking, attention, labelling, pages,
         signing_in,

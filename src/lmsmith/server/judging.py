@@ -79,13 +79,17 @@ async def delete(request: Request, name: str) -> Response:
 
 @router.get("/conversations/{name}")
 async def show(request: Request, name: str) -> Response:
-    """All messages of the tree, each after its parent, with this person's judgements."""
+    """All messages of the tree, each after its parent, with this person's judgements, and the
+    answers that are being written."""
+    me = await kept(request, lambda _, me: me)
+    answers = request.app.state.talks.in_conversation(me, name)  # kept meanwhile, they are in both
     messages, judged = await kept(
         request, lambda store, me: (store.tree(me, name), store.judgements(me, name))
     )
     return json_response(
         {
             "id": name,
+            "answers": answers,
             "messages": [message_json(each) | judged.get(each.id, {}) for each in messages],
         }
     )

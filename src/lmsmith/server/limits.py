@@ -17,6 +17,7 @@ class Limits:
         samples: replies to one prompt (``n``).
         prompts: of one completion request.
         tokens: longest reply; 0 is the context.
+        unread_seconds: that a reply in a conversation is written on while nobody reads it.
         drain_seconds: that replies under way have to end, once the server is told to.
     """
 
@@ -28,12 +29,14 @@ class Limits:
     prompts: int = 256
     tokens: int = 0
     drain_seconds: float = 30.0
+    unread_seconds: float = 300.0
 
     def check(self) -> list[str]:
         """What is out of range, a line each."""
         least = {
             "streams": 1, "queue": 1, "seconds": 0.001, "body_bytes": 1, "samples": 1,
             "prompts": 1, "tokens": 0, "drain_seconds": 0,
+            "unread_seconds": 0,
         }  # fmt: skip
         return [
             f"{name} = {getattr(self, name)}: {low:g} or more"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 from starlette.requests import Request
@@ -70,6 +70,19 @@ async def answered(
         answer.close()
 
 
+class Read(Protocol):
+    """What a stream reads: an answer, or a reader of one that goes on without it."""
+
+    @property
+    def name(self) -> str: ...
+
+    def went_away(self) -> None:
+        """The client hung up."""
+
+    def close(self) -> None:
+        """No more is read."""
+
+
 class EventStream(Response):
     """Server-sent events of an answer.
 
@@ -84,7 +97,7 @@ class EventStream(Response):
 
     def __init__(
         self,
-        answer: Answer,
+        answer: Read,
         events: AsyncIterator[Sequence[Mapping[str, Any]]],
         headers: Mapping[str, str],
     ) -> None:

@@ -1,4 +1,5 @@
 import { t } from '../lib/i18n.svelte';
+import { tell } from '../lib/tabs';
 import { complain, toast } from '../lib/toasts.svelte';
 import { server, type Conversation } from './server';
 
@@ -43,6 +44,7 @@ class List {
 
   put(made: Conversation): void {
     this.all = [made, ...this.all];
+    tell(made.id);
   }
 
   /** Said something in: it moves to the top. */
@@ -55,6 +57,7 @@ class List {
 
   async rename(id: string, title: string): Promise<void> {
     await server.rename(id, title);
+    tell(id);
     this.all = this.all.map((each) => (each.id === id ? { ...each, title } : each));
   }
 
@@ -85,6 +88,7 @@ class List {
   async #delete(id: string): Promise<void> {
     try {
       if (this.#leaving.includes(id)) await server.remove(id);
+      tell(id);
       this.all = this.all.filter((each) => each.id !== id);
     } catch (error) {
       complain(error);

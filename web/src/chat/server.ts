@@ -26,8 +26,16 @@ export interface Drawing {
   seed: number | null;
 }
 
-export type AnswerEvent = {
-  answer?: string;
+/** An answer that is being written on the server. */
+export interface Running {
+  answer: string;
+  parent: number;
+  model: string;
+  dropped: number;
+  note: Record<string, string>;
+}
+
+export type AnswerEvent = Partial<Running> & {
   delta?: string;
   message?: Message | null;
   error?: { message: string; code?: string | null };
@@ -45,7 +53,7 @@ export const server = {
       )
     ).conversations,
   begin: (title: string) => call<Conversation>('POST', '/api/conversations', { title }),
-  messages: async (id: string) => (await call<{ messages: Message[] }>('GET', at(id))).messages,
+  open: (id: string) => call<{ messages: Message[]; answers: Running[] }>('GET', at(id)),
   rename: (id: string, title: string) => call('PATCH', at(id), { title }),
   remove: (id: string, leaving = false) => send('DELETE', at(id), undefined, { keepalive: leaving }),
   say: (id: string, body: Partial<Message>) => call<Message>('POST', `${at(id)}/messages`, body),
@@ -66,6 +74,10 @@ export const server = {
     const response = await send('POST', `${at(id)}/answers`, { parent, ...drawing, note });
     return events<AnswerEvent>(response);
   },
+
+  /** The events of an answer that is being written, from its beginning. */
+  join: async (answer: string): Promise<AsyncGenerator<AnswerEvent>> =>
+    events<AnswerEvent>(await send('GET', `/api/answers/${answer}`)),
 
   /** Write a conversation of a file into the database; all of it, or nothing. */
   async bring(file: FileConversation): Promise<Conversation> {

@@ -1,9 +1,10 @@
 import { ApiError } from '../lib/api';
 import { reasonOf } from '../lib/errors';
 import { go, path } from '../lib/path.svelte';
+import { tell } from '../lib/tabs';
 import { complain } from '../lib/toasts.svelte';
 import { list } from './list.svelte';
-import { server, type Drawing } from './server';
+import { server, type AnswerEvent, type Drawing, type Running } from './server';
 import { askModels, drawing, settings } from './settings.svelte';
 import { pathOf, pathTo, type Choices, type Message, type Verdict } from './tree';
 
@@ -18,7 +19,16 @@ export interface Writing {
   ended: boolean;
   problem: string;
   note: Record<string, string>;
+  dropped: number;
 }
+
+type Asked = () => Promise<AsyncGenerator<AnswerEvent>>;
+
+/** How often an answer is joined again, at most. */
+const MOST_JOINS = 30;
+
+/** Seconds after which a server that does not answer is asked again. */
+const WAITS = [0.5, 1, 2, 4];
 
 /** The conversation on the page. */
 class Talk {
@@ -45,13 +55,35 @@ class Talk {
     this.loading = id !== null;
     if (id === null) return;
     try {
-      const messages = await server.messages(id);
-      if (this.#opened === opened) this.messages = joined(messages, this.messages);
+      const { messages, answers } = await server.open(id);
+      if (this.#opened === opened) {
+        this.messages = joined(messages, this.messages);
+        this.#joinAll(id, answers);
+      }
     } catch (error) {
       complain(error);
       if (this.#opened === opened) go('/', true);
     } finally {
       if (this.#opened === opened) this.loading = false;
+    }
+  }
+
+  /** Learn what was said elsewhere, and go on reading what is being written. */
+  async refresh(): Promise<void> {
+    const id = this.id;
+    if (id === null || this.loading) return;
+    try {
+      const { messages, answers } = await server.open(id);
+      if (this.id !== id) return;
+      this.messages = joined(messages, this.messages);
+      this.#writing = this.#writing.filter(
+        (each) => !(each.ended && each.talk === id && messages.some((message) => isOf(each, message))),
+      );
+      this.#joinAll(id, answers);
+    } catch (error) {
+      if (!(error instanceof ApiError && error.status === 404)) return; // it is asked again
+      complain(error);
+      if (this.id === id) go('/', true);
     }
   }
 
@@ -98,6 +130,7 @@ class Talk {
     this.patch(left.id, { comparisons: [judged] });
     this.patch(right.id, { comparisons: [judged] });
     this.choose(verdict === 'right' ? right : left);
+    if (this.id !== null) tell(this.id);
   }
 
   patch(id: number, change: Partial<Message>): void {
@@ -135,6 +168,7 @@ class Talk {
   async #add(id: string, body: Partial<Message>): Promise<Message> {
     const made = await server.say(id, body);
     this.#take(id, made);
+    tell(id);
     return made;
   }
 
@@ -172,47 +206,113 @@ class Talk {
     side: Writing['side'],
     note: Record<string, string>,
   ): Promise<void> {
-    this.#writing.push({
-      ...{ talk: id, parent, model: asked.model, side, note, text: '', answer: '', ended: false, problem: '' },
-    });
-    const writing = this.#writing.at(-1)!;
+    const begun: Running = { answer: '', parent, model: asked.model, dropped: 0, note };
     const known = new Set(this.messages.map((each) => each.id));
-    let kept = false;
-    try {
-      for await (const event of await server.answer(id, parent, asked, note)) {
-        if (event.answer) writing.answer = event.answer;
-        if (event.delta) writing.text += event.delta;
-        if (event.error) writing.problem = reasonOf(new ApiError(500, event.error.message, event.error.code));
-        if (event.message !== undefined) {
-          kept = true;
-          if (event.message) this.#take(id, event.message);
-        }
-      }
-    } catch (error) {
-      writing.problem = reasonOf(error);
+    const ask: Asked = () => server.answer(id, parent, asked, note);
+    await this.#follow(this.#show(id, begun, side), ask, known);
+  }
+
+  /** Read the answers to a conversation that nobody reads here yet: of a page that was left or slept,
+   *  and of other tabs. */
+  #joinAll(id: string, answers: Running[]): void {
+    for (const each of answers) {
+      const side = (each.note['side'] ?? '') as Writing['side'];
+      const known = this.#writing.find(
+        (other) =>
+          other.answer === each.answer ||
+          (!other.answer && !other.ended && other.parent === each.parent && other.side === side),
+      );
+      if (known && !known.ended) continue;
+      if (known) this.leave(known);
+      void this.#follow(this.#show(id, each, side), () => server.join(each.answer), new Set());
     }
-    if (!kept) writing.problem ||= reasonOf(new ApiError(0, ''));
+  }
+
+  #show(id: string, running: Running, side: Writing['side']): Writing {
+    this.#writing.push({ ...running, talk: id, side, text: '', ended: false, problem: '' });
+    return this.#writing.at(-1)!;
+  }
+
+  /** Read an answer until it ends; where the connection breaks, it is joined again.
+   *  `known` are the messages that are none of what comes of it. */
+  async #follow(writing: Writing, asked: Asked, known: ReadonlySet<number>): Promise<void> {
+    const { talk: id } = writing;
+    let found: Asked | 'kept' | 'lost' = asked;
+    for (let joins = 0; typeof found === 'function' && joins < MOST_JOINS; joins++) {
+      if (joins) await seconds(WAITS[0]!);
+      try {
+        if (await this.#read(writing, await found())) found = 'kept';
+      } catch (error) {
+        writing.problem = reasonOf(error);
+        if (error instanceof ApiError && error.status !== 0 && error.status !== 404) break;
+      }
+      if (found !== 'kept') found = await this.#find(writing, known);
+    }
+    if (found === 'kept') tell(id);
+    else writing.problem ||= reasonOf(new ApiError(0, ''));
     writing.ended = true;
-    if (!kept && writing.text) kept = await this.#found(id, parent, known, writing.text);
-    const shown = writing.text !== '' && !kept; // with its problem, and a way to keep it
+    const shown = writing.text !== '' && found !== 'kept'; // with its problem, and a way to keep it
     if (writing.problem && !shown) complain(new Error(writing.problem));
-    if (!shown) this.#writing = this.#writing.filter((each) => each !== writing);
+    if (!shown) this.leave(writing);
     list.touch(id);
   }
 
-  /** After a connection broke: whether the server has kept what came of the answer. */
-  async #found(id: string, parent: number, known: Set<number>, text: string): Promise<boolean> {
-    try {
-      const messages = await server.messages(id);
-      const mine = messages.find(
-        (each) => each.parent === parent && !known.has(each.id) && each.content.startsWith(text),
-      );
-      if (mine) this.#take(id, mine);
-      return mine !== undefined;
-    } catch {
-      return false;
+  /** Read a stream of an answer's events; whether it came to its end. */
+  async #read(writing: Writing, events: AsyncGenerator<AnswerEvent>): Promise<boolean> {
+    let text = '';
+    let over = false;
+    for await (const event of events) {
+      if (event.answer) {
+        const isNew = writing.answer === '';
+        writing.answer = event.answer;
+        writing.dropped = event.dropped ?? 0;
+        writing.problem = '';
+        if (isNew) tell(writing.talk);
+      }
+      if (event.delta) writing.text = text += event.delta;
+      if (event.error) writing.problem = reasonOf(new ApiError(500, event.error.message, event.error.code));
+      if (event.message !== undefined) {
+        over = true;
+        if (event.message) this.#take(writing.talk, event.message);
+      }
     }
+    return over;
   }
+
+  /** After a connection broke: whether the answer was kept meanwhile, or how to go on reading it. */
+  async #find(writing: Writing, known: ReadonlySet<number>): Promise<Asked | 'kept' | 'lost'> {
+    for (const wait of [0, ...WAITS]) {
+      if (wait) await seconds(wait);
+      try {
+        const { messages, answers } = await server.open(writing.talk);
+        const mine = messages.find((each) => !known.has(each.id) && isOf(writing, each));
+        if (mine) {
+          this.#take(writing.talk, mine);
+          writing.problem = '';
+          return 'kept';
+        }
+        const running = answers.find((each) => each.answer === writing.answer);
+        return running ? () => server.join(running.answer) : 'lost';
+      } catch (error) {
+        if (!(error instanceof ApiError && error.status === 0)) return 'lost';
+      }
+    }
+    return 'lost';
+  }
+}
+
+function seconds(count: number): Promise<void> {
+  return new Promise((done) => setTimeout(done, 1000 * count));
+}
+
+/** Whether a message is what came of an answer. */
+function isOf(writing: Writing, message: Message): boolean {
+  return (
+    message.role === 'assistant' &&
+    message.parent === writing.parent &&
+    message.model === writing.model &&
+    message.content.startsWith(writing.text)
+  );
 }
 
 /** All of the first, and of the second what the first has not. */

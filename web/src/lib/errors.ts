@@ -9,12 +9,17 @@ const known: Record<string, Key> = {
   timeout: 'error.slow',
   context_length_exceeded: 'error.long',
   internal_error: 'error.internal',
+  model_not_found: 'error.model',
+  not_found: 'error.gone',
+  body_too_large: 'error.large',
+  database_unavailable: 'error.database',
+  role_not_allowed: 'error.role',
 };
 
 export function reasonOf(error: unknown): string {
   if (error instanceof ApiError) {
     const key = error.status === 0 ? 'error.network' : known[error.code ?? ''];
-    return key ? t(key) : error.message;
+    return key ? t(key) : t('error.value', { why: error.message });
   }
   return error instanceof Error ? error.message : String(error);
 }
