@@ -378,7 +378,12 @@ def test_a_long_conversation_scrolls_and_hostile_text_stays_text(
 def test_the_page_is_small() -> None:
     sizes = {name: len(gzip.compress(each.body, 9)) for name, each in pages.assets().items()}
     print(f"the page: {sum(sizes.values()) / 1000:.1f} kB gzipped, in {len(sizes)} files")
-    assert sum(sizes.values()) < 150_000
+    formulas = {name: size for name, size in sizes.items() if re.match("assets/(math-|Ka)", name)}
+    assert sum(sizes.values()) - sum(formulas.values()) < 150_000
+    first = [size for name, size in sizes.items() if re.match("index|assets/(index|Chat)", name)]
+    assert len(first) == 5
+    assert sum(first) < 86_000
+    assert sum(formulas.values()) < 400_000
 
 
 def test_the_built_page_obeys_its_policy(kept: tuple[Running, Store]) -> None:

@@ -86,3 +86,33 @@ test('a text that grows is the same in the end, and keeps the blocks that are wh
   expect(toHtml(text)).toContain('href="https://example.org"');
   expect(kept).toBeGreaterThan(100);
 }, 60_000);
+
+const formulas = (markdown: string): string[] =>
+  [...shown(markdown).querySelectorAll<HTMLElement>('[data-math]')].map(
+    (each) => `${each.dataset['math']}: ${each.textContent}`,
+  );
+
+test.each([
+  ['so $x_1 * y_2 * z$ is', 'inline: $x_1 * y_2 * z$'],
+  ['so \\(a_1 < b_2\\), 即$\\frac{1}{2}$。', 'inline: \\(a_1 < b_2\\)', 'inline: $\\frac{1}{2}$'],
+  ['then\n$$\na\n= b\n\n- c\n$$\nand', 'block: $$\na\n= b\n\n- c\n$$'],
+  ['1. first\n\n   \\[ x^2 \\]\n', 'block: \\[ x^2 \\]'],
+  ['inside $$a$$ a line', 'block: $$a$$'],
+])('formulas of %j', (text, ...wanted) => expect(formulas(text)).toEqual(wanted));
+
+test.each(['it costs $5 or $10', '价格是$5，另一个$10。', '$HOME/$USER', '`$x$`', '```\n$$x$$\n```', 'a $ b $ c', '$$', '\\$x\\$'])(
+  'no formula is in %j',
+  (text) => expect(formulas(text)).toEqual([]),
+);
+
+test('a formula is set by nodes, and what is no TeX, or wants to be more, stays a text', async () => {
+  const { typeset } = await import('../src/lib/math');
+  const node = shown(
+    'a $x^2$ b $\\frac{$ c $\\href{javascript:alert(1)}{x}$ d \\(\\htmlData{a=b}{y}\\) e $<img src=x>$ $$\\def\\a{\\a\\a}\\a$$',
+  );
+  node.querySelectorAll<HTMLElement>('[data-math]').forEach(typeset);
+  expect(node.querySelector('.katex math')).not.toBeNull();
+  expect(node.textContent).toContain('b $\\frac{$ c');
+  expect(node.querySelector('a, img, [data-a]')).toBeNull();
+  expect(node.querySelectorAll('code[data-math]').length).toBeGreaterThan(1);
+});

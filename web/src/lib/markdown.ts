@@ -1,5 +1,5 @@
 import DOMPurify from 'dompurify';
-import { Marked, type Tokens } from 'marked';
+import { Marked, type TokenizerAndRendererExtension, type Tokens } from 'marked';
 
 /** Markdown as HTML that is safe to show: HTML in it is text, images are links, DOMPurify is last. */
 
@@ -9,7 +9,43 @@ export function escaped(text: string): string {
   return text.replace(/[&<>"]/g, (each) => escapes[each] ?? each);
 }
 
+/** TeX between `$`, `$$`, `\\( \\)` or `\\[ \\]`. A single `$` is one where nobody means money: no
+ *  space within it, and no letter or digit after it. */
+const INLINE =
+  /^(?:\$\$[^$]{1,4000}?\$\$|\$(?![\s$])(?:\\.|[^\\$\n]){1,1000}?(?<!\s)\$(?![A-Za-z0-9])|\\\([\s\S]{1,4000}?\\\)|\\\[[\s\S]{1,4000}?\\\])/;
+const BLOCK = /^ {0,3}(?:\$\$[\s\S]{1,4000}?\$\$|\\\[[\s\S]{1,4000}?\\\])[ \t]*(?:\n|$)/;
+
+/** A formula as it was written; it is set when it is shown. */
+function formula(text: string): string {
+  const kind = /^(?:\$\$|\\\[)/.test(text) ? 'block' : 'inline';
+  return `<code data-math="${kind}">${escaped(text)}</code>`;
+}
+
+const formulas: TokenizerAndRendererExtension[] = [
+  {
+    name: 'formula',
+    level: 'inline',
+    start: (text) => text.search(/\$|\\[([]/),
+    tokenizer(text) {
+      const raw = INLINE.exec(text)?.[0];
+      return raw === undefined ? undefined : { type: 'formula', raw };
+    },
+    renderer: ({ raw }) => formula(raw),
+  },
+  {
+    name: 'formulas',
+    level: 'block',
+    start: (text) => text.search(/^ {0,3}(?:\$\$|\\\[)/m),
+    tokenizer(text) {
+      const raw = BLOCK.exec(text)?.[0];
+      return raw === undefined ? undefined : { type: 'formulas', raw };
+    },
+    renderer: ({ raw }) => `<p>${formula(raw.trim())}</p>`,
+  },
+];
+
 const marked = new Marked({
+  extensions: formulas,
   gfm: true,
   breaks: false,
   renderer: {
@@ -29,8 +65,8 @@ const allowed = {
     ...['p', 'br', 'hr', 'h1', 'h2', 'h3', 'h4', 'h5', 'h6', 'strong', 'em', 'del', 'a', 'code', 'pre'],
     ...['ul', 'ol', 'li', 'blockquote', 'table', 'thead', 'tbody', 'tr', 'th', 'td'],
   ],
-  ALLOWED_ATTR: ['href', 'align', 'start', 'data-language'],
-  ADD_URI_SAFE_ATTR: ['align', 'start', 'data-language'],
+  ALLOWED_ATTR: ['href', 'align', 'start', 'data-language', 'data-math'],
+  ADD_URI_SAFE_ATTR: ['align', 'start', 'data-language', 'data-math'],
   ALLOWED_URI_REGEXP: /^(?:https?|mailto):/i,
   ALLOW_DATA_ATTR: false,
 };
