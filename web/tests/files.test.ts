@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest';
-import { asJson, asMarkdown, fileName, fromFile } from '../src/chat/files';
+import { asJson, asMarkdown, fileName, parts, rowsOf } from '../src/chat/files';
 import type { Message } from '../src/chat/tree';
 import { en } from '../src/words/en';
 import { zh } from '../src/words/zh';
@@ -11,23 +11,23 @@ const tree: Message[] = [
   { ...base, id: 9, parent: 4, role: 'assistant', content: 'no', model: 'm', rating: { value: -1, reasons: ['wrong'], comment: '' } },
 ];
 
-test('what is exported is imported with every branch and judgement', () => {
-  const [found] = fromFile(asJson('drinks', tree), 'file');
-  expect(found!.title).toBe('drinks');
-  expect(found!.messages).toEqual(tree.map(({ created: _, ...rest }) => rest));
+test('rows of JSON, of a list and of lines are read', () => {
+  const line = '{"messages": [{"role": "user", "content": "a"}]}';
+  expect(rowsOf(asJson('drinks', tree))).toEqual([{ lmsmith: 1, title: 'drinks', messages: tree }]);
+  expect(rowsOf(`\uFEFF${line}\r\n\r\n${line}\n`)).toHaveLength(2);
+  expect(rowsOf(`[${line}]`)).toHaveLength(1);
 });
 
-test('training data is imported, a conversation a line', () => {
-  const line = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}';
-  const found = fromFile(`${line}\n${line}\n`, 'file');
-  expect(found.map((each) => each.title)).toEqual(['file 1', 'file 2']);
-  expect(found[0]!.messages.map((each) => each.parent)).toEqual([null, 1]);
-  expect(fromFile(`[${line}]`, 'file')).toHaveLength(1);
-});
+test.each([
+  ['', 'empty'], ['[]', 'empty'], ['null', 'row 1'], ['[{}, 3]', 'row 2'], ['{}\nno json\n', 'line 2'],
+])('%j is refused: %s', (text, why) => expect(() => rowsOf(text)).toThrow(why));
 
-test.each(['', '[]', '{}', '{"messages": []}', '{"messages": [{"role": "king", "content": "x"}]}', 'null',
-  '{"messages": [{"id": 2, "parent": 1, "role": "user", "content": "x"}]}', 'no json'])('%j is refused', (text) => {
-  expect(() => fromFile(text, 'file')).toThrow();
+test('rows are sent in parts, and none is lost', () => {
+  const rows = [...Array(2500).keys()].map((number) => ({ number, text: 'x'.repeat(number === 7 ? 900_000 : 9) }));
+  const found = [...parts(rows)];
+  expect(found.flatMap((each) => each.rows)).toEqual(rows);
+  expect(found.map((each) => each.rows[0]!.number)).toEqual(found.map((each) => each.first - 1));
+  expect(found.map((each) => each.rows.length)).toEqual([7, 1, 1000, 1000, 492]);
 });
 
 test('Markdown says who said what', () => {

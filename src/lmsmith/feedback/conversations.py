@@ -22,6 +22,11 @@ _AFTER = {
 answer."""
 
 
+def may_follow(role: str, before: str | None) -> bool:
+    """Whether a message of a role may stand after one of another, or None, at the beginning."""
+    return before in _AFTER.get(role, ())
+
+
 class Conversations(Kept):
     """The store's conversations."""
 
@@ -82,7 +87,7 @@ class Conversations(Kept):
                 if found.conversation_id != conversation:
                     raise NotThere(f"message {parent} is in another conversation")
                 before = found.role
-            if before not in _AFTER.get(role, ()):
+            if not may_follow(role, before):
                 after = before or "the beginning"
                 raise UserError(f"a message of {role!r} cannot follow {after}")
             made = Message(

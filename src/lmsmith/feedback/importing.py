@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,19 +19,16 @@ from lmsmith.corpus.forms import is_conversation, messages_of
 from lmsmith.corpus.messages import validate_messages, validate_prompt
 from lmsmith.feedback import answers
 from lmsmith.feedback.judgements import new_ranking
-from lmsmith.feedback.kept import NAMES_A_QUERY
 from lmsmith.feedback.label_tables import KINDS, Task
 from lmsmith.feedback.queue import new_task
 from lmsmith.feedback.store import Store, check_person
-from lmsmith.feedback.tables import Conversation, Message, Person, RankedAnswers
+from lmsmith.feedback.tables import Conversation, Person, RankedAnswers
+from lmsmith.feedback.trees import IMPORTING, Tree, add_trees, in_turn, known_origins, origin_of
 
 IMPORTER = "import"
 """The name of whoever rows of nobody are. It is no person: what is split by people is not by it."""
 
 _KIND_OF = {0: "demonstration", 1: "rating"}
-
-_IMPORTING = 7_310_552
-"""PostgreSQL's advisory lock for importing; any number that nothing else uses."""
 
 Row = Mapping[str, Any]
 
@@ -74,7 +71,7 @@ def import_file(
     found = list(_rows(path, Counter() if left_out is None else left_out))
     for where, row in found:
         _check(row, where)
-    with store.exclusive(_IMPORTING) as session:
+    with store.exclusive(IMPORTING) as session:
         counts = _Import(session, person, overlap).all(found)
     return counts
 
@@ -85,12 +82,18 @@ def _rows(path: Path, left_out: Counter[str]) -> Iterator[tuple[str, Row]]:
         if "prompt" in row or "messages" in row or not is_conversation(row):
             yield where, row
             continue
-        messages = messages_of(row, where, left_out) or []
-        if messages and messages[0]["role"] == "assistant":
-            left_out["first messages that are the assistant's"] += 1
-            messages.pop(0)
-        if messages:
+        if messages := begun_by_user(messages_of(row, where, left_out), left_out):
             yield where, {"messages": messages}
+
+
+def begun_by_user(
+    messages: list[dict[str, str]] | None, left_out: Counter[str]
+) -> list[dict[str, str]]:
+    """A conversation without a first message of the assistant's, which answers nothing."""
+    if messages and messages[0]["role"] == "assistant":
+        left_out["first messages that are the assistant's"] += 1
+        return messages[1:]
+    return messages or []
 
 
 def _check(row: Row, where: str) -> None:
@@ -168,8 +171,8 @@ class _Import:
         for where, row in found:
             with _at(where):
                 if "messages" in row:
-                    content = [self._id_of(self._person), validate_messages(row["messages"], where)]
-                    talks.append(_Named(where, row, fingerprint(["conversation", *content])))
+                    said = in_turn(validate_messages(row["messages"], where))
+                    talks.append(_Named(where, row, origin_of(self._id_of(self._person), said)))
                 elif "ranks" in row:
                     rankings.append(_Named(where, row, self._name_of_ranking(row, where)))
                 else:
@@ -180,7 +183,9 @@ class _Import:
         new_talks = self._new(Conversation, _numbered(talks))
         self._session.add_all([self._task(each) for each in new_tasks])
         self._session.add_all([self._ranking(each) for each in new_rankings])
-        self._add_conversations(new_talks)
+        if new_talks:
+            trees = [_tree(each) for each in new_talks]
+            add_trees(self._session, self._id_of(self._person), trees)
         self._session.flush()
         new = len(new_tasks) + len(new_rankings) + len(new_talks)
         return {
@@ -205,10 +210,7 @@ class _Import:
     def _new(self, table: Any, named: Iterable[_Named]) -> list[_Named]:
         """Those that are not in the database."""
         rows = list(named)
-        known: set[str] = set()
-        for start in range(0, len(rows), NAMES_A_QUERY):
-            names = [each.origin for each in rows[start : start + NAMES_A_QUERY]]
-            known |= set(self._session.scalars(select(table.origin).where(table.origin.in_(names))))
+        known = known_origins(self._session, table, [each.origin for each in rows])
         return [each for each in rows if each.origin not in known]
 
     def _labeler(self, row: Row, where: str) -> str:
@@ -243,32 +245,10 @@ class _Import:
                 origin=each.origin,
             )
 
-    def _add_conversations(self, talks: Sequence[_Named]) -> None:
-        """All first messages, then all second ones, and so on: each needs its parent's number."""
-        left: dict[str, Iterator[dict[str, str]]] = {}
-        for each in talks:
-            title = Path(each.where.partition(",")[0]).name[:300]
-            owner = self._id_of(self._person)
-            made = Conversation(person_id=owner, title=title, origin=each.origin)
-            self._session.add(made)
-            left[made.id] = iter(validate_messages(each.row["messages"], each.where))
-        self._session.flush()
-        parents: dict[str, int | None] = defaultdict(lambda: None)
-        while left:
-            said = {
-                talk: Message(
-                    conversation_id=talk,
-                    parent_id=parents[talk],
-                    role=message["role"],
-                    content=message["content"],
-                )
-                for talk, messages in left.items()
-                if (message := next(messages, None)) is not None
-            }
-            self._session.add_all(said.values())
-            self._session.flush()
-            parents.update({talk: message.id for talk, message in said.items()})
-            left = {talk: left[talk] for talk in said}
+
+def _tree(each: _Named) -> Tree:
+    title = Path(each.where.partition(",")[0]).name[:300]
+    return Tree(title, in_turn(validate_messages(each.row["messages"], each.where)), each.origin)
 
 
 def _numbered(named: Sequence[_Named]) -> Iterator[_Named]:

@@ -20,6 +20,7 @@ from lmsmith.feedback.store import Store
 from lmsmith.server import (
     attention,
     basics,
+    bringing,
     chat,
     completions,
     judging,
@@ -75,8 +76,8 @@ def create_app(
     app.state.access = Access(token, store)
     app.state.talks = talking.Talks(serving.limits.unread_seconds)
     for part in (
-        basics, chat, completions, tasks, tokens, judging, talking, attention, labelling, pages,
-        signing_in,
+        basics, bringing, chat, completions, tasks, tokens, judging, talking, attention, labelling,
+        pages, signing_in,
     ):  # fmt: skip
         app.include_router(part.router)
     app.add_exception_handler(ApiError, _api_error)

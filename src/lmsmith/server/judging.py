@@ -56,13 +56,13 @@ class ComparisonBody(BaseModel):
 @router.get("/conversations")
 async def list_conversations(request: Request, search: str = "") -> Response:
     found = await kept(request, lambda store, me: store.conversations(me, search))
-    return json_response({"conversations": [_conversation(each) for each in found]})
+    return json_response({"conversations": [conversation_json(each) for each in found]})
 
 
 @router.post("/conversations")
 async def begin(request: Request, body: TitleBody) -> Response:
     made = await kept(request, lambda store, me: store.begin(me, body.title))
-    return json_response(_conversation(made))
+    return json_response(conversation_json(made))
 
 
 @router.patch("/conversations/{name}")
@@ -82,7 +82,8 @@ async def show(request: Request, name: str) -> Response:
     """All messages of the tree, each after its parent, with this person's judgements, and the
     answers that are being written."""
     me = await kept(request, lambda _, me: me)
-    answers = request.app.state.talks.in_conversation(me, name)  # kept meanwhile, they are in both
+    # Before the messages: one that is kept meanwhile is among both, and not among none.
+    answers = request.app.state.talks.in_conversation(me, name)
     messages, judged = await kept(
         request, lambda store, me: (store.tree(me, name), store.judgements(me, name))
     )
@@ -138,7 +139,7 @@ def _time(moment: datetime) -> str:
     return utc(moment).isoformat()
 
 
-def _conversation(found: Conversation) -> dict[str, Any]:
+def conversation_json(found: Conversation) -> dict[str, Any]:
     return {
         "id": found.id,
         "title": found.title,

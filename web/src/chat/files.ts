@@ -1,13 +1,7 @@
+import { t } from '../lib/i18n.svelte';
 import type { Message } from './tree';
 
 /** Conversations as files: JSON with every branch and judgement, Markdown of what is shown. */
-
-export type FileMessage = Omit<Message, 'created' | 'comparisons'> & { created?: string };
-
-export interface FileConversation {
-  title: string;
-  messages: FileMessage[];
-}
 
 export function asJson(title: string, messages: readonly Message[]): string {
   return JSON.stringify({ lmsmith: 1, title, messages }, null, 2) + '\n';
@@ -25,51 +19,52 @@ export function asMarkdown(
   return [`# ${title}\n`, ...parts].join('\n');
 }
 
-/** The conversations of a file: our JSON, `{"messages": […]}`, a list of these, or JSONL.
- *  Throws an Error that says what is wrong. */
-export function fromFile(text: string, named: string): FileConversation[] {
-  const rows = parsed(text.replace(/^\uFEFF/, ''));
-  if (rows.length === 0) throw new Error('the file is empty');
-  return rows.map((row, number) => conversation(row, rows.length > 1 ? `${named} ${number + 1}` : named));
+/** The rows of a file: JSON, a list in it, or JSONL. Throws an Error that says what is wrong. */
+export function rowsOf(text: string): Record<string, unknown>[] {
+  const plain = text.replace(/^\uFEFF/, '');
+  if (plain.trim() === '') throw new Error(t('file.empty'));
+  const found = parsed(plain).map((row, place) => {
+    if (typeof row === 'object' && row !== null && !Array.isArray(row)) return row as Record<string, unknown>;
+    throw new Error(t('file.noObject', { number: place + 1 }));
+  });
+  if (found.length === 0) throw new Error(t('file.empty'));
+  return found;
 }
 
 function parsed(text: string): unknown[] {
   try {
     const whole: unknown = JSON.parse(text);
     return Array.isArray(whole) ? whole : [whole];
-  } catch (error) {
-    const lines = text.split('\n').filter((line) => line.trim() !== '');
-    if (lines.length < 2) throw error;
-    return lines.map((line) => JSON.parse(line) as unknown);
+  } catch {
+    return text.split(/\r\n|\n|\r/).flatMap((line, place) => {
+      if (line.trim() === '') return [];
+      try {
+        return [JSON.parse(line) as unknown];
+      } catch {
+        throw new Error(t('file.noJson', { line: place + 1 }));
+      }
+    });
   }
 }
 
-function conversation(row: unknown, named: string): FileConversation {
-  const { title, messages } = (row ?? {}) as { title?: unknown; messages?: unknown };
-  if (!Array.isArray(messages) || messages.length === 0) throw new Error('no "messages" in it');
-  const inTurn = (messages as Partial<FileMessage>[]).every((each) => each?.id === undefined);
-  const found = (messages as Partial<FileMessage>[]).map((each, place): FileMessage => {
-    const { role, content } = each ?? {};
-    if ((role !== 'system' && role !== 'user' && role !== 'assistant') || typeof content !== 'string')
-      throw new Error(`message ${place + 1}: a role (system, user, assistant) and a text are needed`);
-    return {
-      id: inTurn ? place + 1 : Number(each.id),
-      parent: inTurn ? place || null : (each.parent ?? null),
-      role,
-      content,
-      model: typeof each.model === 'string' ? each.model : '',
-      settings: each.settings ?? {},
-      finish: typeof each.finish === 'string' ? each.finish : '',
-      ...(each.rating ? { rating: each.rating } : {}),
-      ...(typeof each.better === 'string' ? { better: each.better } : {}),
-    };
-  });
-  const seen = new Set<number | null>([null]);
-  for (const each of found) {
-    if (!seen.has(each.parent)) throw new Error(`message ${each.id} comes before what it answers`);
-    seen.add(each.id);
+/** Bytes of rows that are sent together; a longer row is sent alone. */
+const TOGETHER = 1_000_000;
+const MOST = 1000;
+
+/** Rows in parts that the server takes, each with the number of its first row, from 1. */
+export function* parts<Row>(rows: readonly Row[]): Generator<{ first: number; rows: Row[] }> {
+  let part: Row[] = [];
+  let size = 0;
+  for (const [place, row] of rows.entries()) {
+    const bytes = 3 * JSON.stringify(row).length; // at most, in UTF-8
+    if (part.length > 0 && (size + bytes > TOGETHER || part.length === MOST)) {
+      yield { first: place + 1 - part.length, rows: part };
+      [part, size] = [[], 0];
+    }
+    part.push(row);
+    size += bytes;
   }
-  return { title: typeof title === 'string' && title ? title : named, messages: found };
+  if (part.length > 0) yield { first: rows.length + 1 - part.length, rows: part };
 }
 
 /** A name that every file system takes. */

@@ -1,6 +1,5 @@
 import { call, send } from '../lib/api';
 import { events } from '../lib/sse';
-import type { FileConversation } from './files';
 import type { Message, Verdict } from './tree';
 
 /** What the chat asks of the server. */
@@ -33,6 +32,13 @@ export interface Running {
   model: string;
   dropped: number;
   note: Record<string, string>;
+}
+
+/** What came of the rows of a file. */
+export interface Brought {
+  conversations: Conversation[];
+  known: number;
+  left_out: Record<string, number>;
 }
 
 export type AnswerEvent = Partial<Running> & {
@@ -79,21 +85,7 @@ export const server = {
   join: async (answer: string): Promise<AsyncGenerator<AnswerEvent>> =>
     events<AnswerEvent>(await send('GET', `/api/answers/${answer}`)),
 
-  /** Write a conversation of a file into the database; all of it, or nothing. */
-  async bring(file: FileConversation): Promise<Conversation> {
-    const made = await server.begin(file.title.slice(0, 300));
-    try {
-      const numbers = new Map<number | null, number | null>([[null, null]]);
-      for (const { id, parent, rating, better, ...rest } of file.messages) {
-        const said = await server.say(made.id, { ...rest, parent: numbers.get(parent) ?? null });
-        numbers.set(id, said.id);
-        if (rating) await server.rate(said.id, rating);
-        if (better) await server.improve(said.id, better);
-      }
-    } catch (error) {
-      await server.remove(made.id).catch(() => {});
-      throw error;
-    }
-    return made;
-  },
+  /** Add the conversations of a file that are not there yet; `first` is the number of its first row. */
+  bring: (name: string, first: number, rows: readonly unknown[]) =>
+    call<Brought>('POST', '/api/imports', { name, first, rows }),
 };

@@ -20,6 +20,7 @@ export interface Writing {
   problem: string;
   note: Record<string, string>;
   dropped: number;
+  stopped: boolean;
 }
 
 type Asked = () => Promise<AsyncGenerator<AnswerEvent>>;
@@ -120,8 +121,10 @@ class Talk {
   }
 
   stop(): void {
-    for (const each of this.writing)
+    for (const each of this.writing) {
+      each.stopped = true; // one that has no name yet is stopped when it has
       if (!each.ended && each.answer) void server.stop(each.answer).catch(() => {});
+    }
   }
 
   async judge(left: Message, right: Message, verdict: Verdict['verdict']): Promise<void> {
@@ -229,7 +232,7 @@ class Talk {
   }
 
   #show(id: string, running: Running, side: Writing['side']): Writing {
-    this.#writing.push({ ...running, talk: id, side, text: '', ended: false, problem: '' });
+    this.#writing.push({ ...running, talk: id, side, text: '', ended: false, problem: '', stopped: false });
     return this.#writing.at(-1)!;
   }
 
@@ -268,6 +271,7 @@ class Talk {
         writing.dropped = event.dropped ?? 0;
         writing.problem = '';
         if (isNew) tell(writing.talk);
+        if (isNew && writing.stopped) void server.stop(event.answer).catch(() => {});
       }
       if (event.delta) writing.text = text += event.delta;
       if (event.error) writing.problem = reasonOf(new ApiError(500, event.error.message, event.error.code));

@@ -1,0 +1,113 @@
+"""``/api/imports``: conversations of files that the page reads, in any form that others write."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Annotated, Any
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field, ValidationError
+from starlette.requests import Request
+from starlette.responses import Response
+
+from lmsmith.core.errors import UserError
+from lmsmith.corpus.forms import messages_of
+from lmsmith.feedback.importing import begun_by_user
+from lmsmith.feedback.trees import Said, Tree, bring, check_tree, in_turn, origin_of
+from lmsmith.server.errors import refused
+from lmsmith.server.judging import MessageBody, RatingBody, Text, Title, conversation_json
+from lmsmith.server.keeping import kept
+from lmsmith.server.responses import json_response
+
+router = APIRouter(prefix="/api")
+
+LONGEST_TITLE = 60
+
+
+class FileMessage(MessageBody):
+    """A message as the page exports it; numbers are those of the file."""
+
+    id: int
+    rating: RatingBody | None = None
+    better: Text | None = None
+
+
+class FileTree(BaseModel):
+    """A conversation as the page exports it."""
+
+    messages: list[FileMessage]
+
+
+class ImportBody(BaseModel):
+    """Rows of a file; ``first`` is the number of the first one."""
+
+    name: Title
+    first: Annotated[int, Field(ge=1)] = 1
+    rows: Annotated[list[dict[str, Any]], Field(max_length=10_000)]
+
+
+@router.post("/imports")
+async def bring_rows(request: Request, body: ImportBody) -> Response:
+    """Add the conversations that are not there yet: the new ones, how many are known, and how much
+    of what was left out. All of the rows, or, where anything is wrong with one, none."""
+    left_out = Counter[str]()
+    try:
+        found = [
+            (title, messages)
+            for number, row in enumerate(body.rows, body.first)
+            for title, messages in [_read(row, f"{body.name}, conversation {number}", left_out)]
+            if messages
+        ]
+    except UserError as error:
+        raise refused(error, "rows") from error
+
+    def trees(me: str) -> list[Tree]:
+        return [Tree(title, said, f"{origin_of(me, said)}.1") for title, said in found]
+
+    made = await kept(request, lambda store, me: bring(store, me, trees(me)))
+    return json_response(
+        {
+            "conversations": [conversation_json(each) for each in made],
+            "known": len(found) - len(made),
+            "left_out": {what: count for what, count in left_out.items() if count},
+        }
+    )
+
+
+def _read(row: dict[str, Any], where: str, left_out: Counter[str]) -> tuple[str, list[Said]]:
+    """Title and messages of a row; no messages if nobody says anything in it."""
+    messages = row.get("messages")
+    first = messages[0] if isinstance(messages, list) and messages else None
+    if isinstance(first, dict) and "id" in first:
+        said = _tree(row, where)
+    else:
+        said = in_turn(begun_by_user(messages_of(row, where, left_out), left_out))
+    check_tree(said, where)
+    title = row.get("title")
+    if not isinstance(title, str) or not title.strip():
+        title = next((each.content for each in said if each.role == "user"), "")
+        title = title.strip().partition("\n")[0]
+        if len(title) > LONGEST_TITLE:
+            title = f"{title[: LONGEST_TITLE - 2].rstrip()}…"
+    return title[:300], said
+
+
+def _tree(row: dict[str, Any], where: str) -> list[Said]:
+    try:
+        tree = FileTree.model_validate(row)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise UserError(f"{where}: {place}: {first['msg']}") from error
+    places: dict[int | None, int | None] = {None: None}
+    for number, each in enumerate(tree.messages):
+        if each.parent not in places:
+            raise UserError(f"{where}: message {each.id} comes before what it answers")
+        places[each.id] = number
+    return [_said(each, places[each.parent]) for each in tree.messages]
+
+
+def _said(message: FileMessage, parent: int | None) -> Said:
+    about = message.model_dump(include={"model", "settings", "finish"})
+    rating = None if message.rating is None else message.rating.model_dump()
+    return Said(parent, message.role, message.content, about, rating, message.better)

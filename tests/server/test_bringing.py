@@ -1,0 +1,158 @@
+"""Files of others and of the page itself are imported once, with every branch and judgement."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from worlds import HTTP, Running, parrot, running
+
+from lmsmith.core.files import write_jsonl
+from lmsmith.feedback.importing import import_file
+from lmsmith.feedback.store import Store
+
+ASKED = [{"role": "user", "content": "tea? 你好"}, {"role": "assistant", "content": "yes"}]
+MESSAGE: dict[str, Any] = {"model": "m", "settings": {"seed": 3}, "finish": "stop"}
+OURS: dict[str, Any] = {
+    "lmsmith": 1,
+    "title": "drinks",
+    "messages": [
+        {"id": 4, "parent": None, **ASKED[0]},
+        {"id": 7, "parent": 4, **ASKED[1], **MESSAGE, "better": "Yes!"},
+        {
+            "id": 9,
+            "parent": 4,
+            **ASKED[1],
+            "rating": {"value": -1, "reasons": ["wrong"], "comment": "x"},
+        },
+        {"id": 12, "parent": 7, "role": "user", "content": "more"},
+        {"id": 13, "parent": 12, "role": "user", "content": "and more"},
+    ],
+}
+CHATGPT: dict[str, Any] = {
+    "title": "From elsewhere",
+    "current_node": "b",
+    "mapping": {
+        "r": {"parent": None, "message": None},
+        "a": {
+            "parent": "r",
+            "message": {"author": {"role": "user"}, "content": {"parts": ["hello"]}},
+        },
+        "b": {
+            "parent": "a",
+            "message": {"author": {"role": "assistant"}, "content": {"parts": ["hi"]}},
+        },
+        "c": {
+            "parent": "a",
+            "message": {"author": {"role": "assistant"}, "content": {"parts": ["ho"]}},
+        },
+    },
+}
+SHAREGPT: dict[str, Any] = {
+    "conversations": [
+        {"from": "gpt", "value": "I begin"},
+        {"from": "human", "value": "hello\nthere"},
+        {"from": "gpt", "value": "hi"},
+    ]
+}
+ALPACA = {"instruction": "Say yes.", "input": "", "output": "yes"}
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Running, Store]]:
+    store = Store(tmp_path_factory.mktemp("store") / "feedback.db")
+    with running({"parrot": parrot()}, store=store) as served:
+        yield served, store
+    store.close()
+
+
+def bring(served: Running, *rows: Any, status: int = 200) -> Any:
+    body = {"name": "talks.json", "first": 5, "rows": rows}
+    answer = HTTP.post(f"{served.address}/api/imports", json=body)
+    assert answer.status_code == status, answer.text
+    return answer.json()
+
+
+def shown(served: Running, conversation: dict[str, Any]) -> list[dict[str, Any]]:
+    path = f"{served.address}/api/conversations/{conversation['id']}"
+    found: list[dict[str, Any]] = HTTP.get(path).json()["messages"]
+    return found
+
+
+def test_what_is_exported_is_imported_with_every_branch_and_judgement(
+    kept: tuple[Running, Store],
+) -> None:
+    served, _ = kept
+    (made,) = bring(served, OURS)["conversations"]
+    assert made["title"] == "drinks"
+    messages = shown(served, made)
+    first = messages[0]["id"]
+    assert [each["parent"] for each in messages[:3]] == [None, first, first]
+    assert [each["content"] for each in messages] == [m["content"] for m in OURS["messages"]]
+    assert {name: messages[1][name] for name in MESSAGE} == MESSAGE
+    assert messages[1]["better"] == "Yes!"
+    assert messages[2]["rating"] == OURS["messages"][2]["rating"]
+    again = {"title": "drinks", "messages": messages}  # as the page would export it
+    assert bring(served, again) == {"conversations": [], "known": 1, "left_out": {}}
+
+
+def test_forms_of_others_are_imported_and_what_is_left_out_is_said(
+    kept: tuple[Running, Store],
+) -> None:
+    served, store = kept
+    found = bring(served, CHATGPT, SHAREGPT, ALPACA, ALPACA)
+    titles = [each["title"] for each in found["conversations"]]
+    assert titles == ["From elsewhere", "hello", "Say yes."]
+    assert found["known"] == 1
+    assert found["left_out"] == {
+        "messages in branches that are not the last one shown": 1,
+        "first messages that are the assistant's": 1,
+    }
+    said = [[m["content"] for m in shown(served, each)] for each in found["conversations"]]
+    assert said == [["hello", "hi"], ["hello\nthere", "hi"], ["Say yes.", "yes"]]
+    before = store.counts()
+    assert bring(served, SHAREGPT, ALPACA)["known"] == 2
+    assert store.counts() == before
+    # What is deleted can be imported again.
+    gone = found["conversations"][2]["id"]
+    assert HTTP.delete(f"{served.address}/api/conversations/{gone}").status_code == 200
+    assert len(bring(served, ALPACA)["conversations"]) == 1
+
+
+def test_a_file_of_the_command_line_is_known_on_the_page(
+    kept: tuple[Running, Store], tmp_path: Path
+) -> None:
+    served, store = kept
+    row = {"messages": [{"role": "user", "content": "z"}, {"role": "assistant", "content": "y"}]}
+    write_jsonl(tmp_path / "rows.jsonl", [row])
+    assert import_file(store, tmp_path / "rows.jsonl", person="owner")["conversations"] == 1
+    assert bring(served, row)["known"] == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        ({"title": "x"}, "no 'messages'"),
+        ({"messages": []}, "is empty"),
+        ({"messages": [{"role": "king", "content": "x"}]}, "king"),
+        ({"messages": [{"id": 2, "parent": 1, **ASKED[0]}]}, "comes before"),
+        ({"messages": [{"id": 1, **ASKED[1]}]}, "cannot follow"),
+        ({"messages": [{"id": 1, "role": "user"}]}, "content"),
+        ({"messages": [3]}, "must be an object"),
+        ({"messages": 3}, "must be a list"),
+        ({"conversations": 3}, "must be a list"),
+        ({"mapping": []}, "mapping"),
+    ],
+)
+def test_mistakes_name_the_row_and_nothing_is_added(
+    kept: tuple[Running, Store], row: dict[str, Any], why: str
+) -> None:
+    served, store = kept
+    before = store.counts()
+    new = {"instruction": f"new {why}", "output": "x"}
+    message = bring(served, new, row, status=400)["error"]["message"]
+    assert message.startswith("talks.json, conversation 6")
+    assert why in message
+    assert store.counts() == before
