@@ -342,7 +342,6 @@ def test_nobody_stops_or_reads_anothers_answer(house: House) -> None:
         '{"role": "user", "content": "x", "settings": {"a": "' + "a" * 400 + '"}}',
         '{"role": "user", "content": "x", "parent": ' + "9" * 5000 + "}",
         '{"role": "user", "content": ' + "[" * 60_000,
-        '{"role": "user", "content": "\\ud800", "model": "\\ud800"}',
     ],
 )
 def test_what_no_database_keeps_is_refused(house: House, body: str) -> None:
