@@ -417,12 +417,35 @@ def test_a_task_of_ones_own_is_a_function_of_lines(
     assert "--replace" in capsys.readouterr().err
     assert cli.main([*words, "--replace", "--labels", "dry,wet,other", "--json"]) == 0
     capsys.readouterr()
-    monkeypatch.setattr("sys.stdin", io.StringIO('the river\n\n{"input": "a \\"dog\\""}\n'))
+    given = b'\xef\xbb\xbfthe river\r\n\n\xef\xbb\xbf{"input": "a \\"dog\\""}\r\nthe sea\rthe hill'
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(given), encoding="ascii"))
     assert cli.main(["task", "run", "wetness", "one", *COMMON]) == 0
-    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [row["input"] for row in found] == ["the river", 'a "dog"']
+    printed = capsys.readouterr()
+    found = [json.loads(line) for line in printed.out.splitlines()]
+    assert [row["input"] for row in found] == ["the river", 'a "dog"', "the sea", "the hill"]
+    assert "1 blank lines have no answer" in printed.err
     assert set(found[0]["probabilities"]) == {"dry", "wet", "other"}
     assert evaluate(capsys, "one", "--tasks", "wetness", "--shots", "1")["results"][0]["items"] == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "in.jsonl: cannot be read"),
+        (b"the sea\nthe \xff\n", "line 2: not UTF-8 text"),
+        (b'{"input": 3}\n', "line 1: no text 'input'"),
+    ],
+)
+def test_input_that_cannot_be_read_says_why(
+    here: Path, capsys: pytest.CaptureFixture[str], content: bytes | None, said: str
+) -> None:
+    row = {"input": "the sea", "label": "wet"}
+    (here / "few.jsonl").write_text(json.dumps(row))
+    assert cli.main(["task", "add", "wetness", "Wet?", "few.jsonl", "--labels", "wet,dry"]) == 0
+    if content is not None:
+        (here / "in.jsonl").write_bytes(content)
+    assert cli.main(["task", "run", "wetness", "one", "--input", "in.jsonl"]) == 2
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

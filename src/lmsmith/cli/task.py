@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json as json_module
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal
 
 import tyro
 
 from lmsmith.cli.output import print_json
 from lmsmith.core.errors import UserError
+from lmsmith.core.files import require_file
 from lmsmith.core.recipe import MachineConfig
+from lmsmith.core.text import encodable_json
 
 if TYPE_CHECKING:
     from lmsmith.evaluation.tasks.spec import TaskSpec
@@ -114,19 +117,52 @@ def run(
     from lmsmith.training.machine import prepare_process
 
     task = _user_task(name)
+    lines = _opened(input)
     machine = prepare_process(MachineConfig(precision=precision, threads=threads))
     function = TextFunction(load_subject(model, machine), task, read_data(task, [Path()]).items)
-    lines = sys.stdin if input is None else input.open(encoding="utf-8")
-    with lines:
-        waiting: list[str] = []
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                waiting.append(_input_of(line, number))
-            if len(waiting) == BATCH:
-                _print_answers(function(waiting))
-                waiting = []
-        _print_answers(function(waiting))
+    waiting: list[str] = []
+    blank = 0
+    for number, line in enumerate(_text_lines(lines), start=1):
+        if line.strip():
+            waiting.append(_input_of(line, number))
+        else:
+            blank += 1
+        if len(waiting) == BATCH:
+            _print_answers(function(waiting))
+            waiting = []
+    _print_answers(function(waiting))
+    if blank:
+        print(f"{blank} blank lines have no answer", file=sys.stderr)
     return 0
+
+
+def _opened(file: Path | None) -> BinaryIO:
+    """The file, or standard input, whose bytes are UTF-8 whatever the terminal's encoding is."""
+    if file is None:
+        return sys.stdin.buffer
+    require_file(file)
+    try:
+        return file.open("rb")
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})", "check the path") from error
+
+
+def _text_lines(stream: BinaryIO) -> Iterator[str]:
+    """Lines without their ends, be these of Unix, Windows or old Macs; byte order marks left out.
+
+    Raises:
+        UserError: a line is not UTF-8.
+    """
+    number = 0
+    with stream:
+        for block in stream:
+            try:
+                text = block.decode("utf-8").removesuffix("\n").removesuffix("\r")
+            except UnicodeDecodeError as error:
+                raise UserError(f"line {number + 1}: not UTF-8 text", "save it as UTF-8") from error
+            for line in text.split("\r"):
+                number += 1
+                yield line.removeprefix("\ufeff")
 
 
 def _user_task(name: str) -> TaskSpec:
@@ -142,9 +178,9 @@ def _user_task(name: str) -> TaskSpec:
 def _input_of(line: str, number: int) -> str:
     """The text of a line: a JSON object's input, or the line itself."""
     if not line.lstrip().startswith("{"):
-        return line.rstrip("\n")
+        return line
     try:
-        row = json_module.loads(line)
+        row = json_module.loads(encodable_json(line))
     except ValueError as error:
         raise UserError(f"line {number}: not valid JSON ({error})", "mend it") from error
     if not isinstance(row.get("input"), str):

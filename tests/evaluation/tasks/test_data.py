@@ -49,6 +49,16 @@ def test_compressed_and_nested_files_are_read(tmp_path: Path) -> None:
     assert [item.id for item in read_items(nested, spec)] == ["0", "1"]
 
 
+def test_line_ends_of_windows_are_no_part_of_the_text(tmp_path: Path) -> None:
+    for name, ending in (("a.txt", "\n"), ("b.txt", "\r\n")):
+        (tmp_path / name).write_bytes(ending.join(["one", "two", ""]).encode("utf-8-sig"))
+    texts = [next(read_items(tmp_path / n, DataSpec(file=n))).fields for n in ("a.txt", "b.txt")]
+    assert texts[0] == texts[1] == {"text": "one\ntwo\n", "original": "one\ntwo\n"}
+    (tmp_path / "rows.jsonl").write_bytes((json.dumps(ROW) + "\r\n").encode() * 2)
+    spec = DataSpec(file="rows.jsonl")
+    assert [item.fields for item in read_items(tmp_path / "rows.jsonl", spec)] == [ROW, ROW]
+
+
 def test_text_is_parted_into_documents(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     file.write_text(" \n = One = \n \n x @-@ y . \n = = Part = = \n z \n = Two = \n w \n")
