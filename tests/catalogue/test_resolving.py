@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from lmsmith.catalogue.reading import read_config, read_model
 from lmsmith.catalogue.registry import Record
 from lmsmith.catalogue.resolving import Source, resolve
 from lmsmith.core.errors import UserError
+from lmsmith.core.records import write_record
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.tokenizers.hugging_face import to_hugging_face
 
@@ -55,6 +57,37 @@ def test_a_path_goes_before_a_name(
     assert resolve("small").format == "lmsmith"
     monkeypatch.chdir(run)
     assert resolve("small").format == "gguf"
+
+
+def test_which_stage_a_run_stands_for_is_said(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+
+    def said() -> list[str]:
+        caplog.clear()
+        resolve(run)
+        return caplog.messages
+
+    assert said() == [f"{run}: the model of pretrain"]
+    recipe = {"recipe": {"pretrain": {}, "sft": {}, "ppo": {}}}
+    (run / "recipe.json").write_text(json.dumps(recipe))
+    assert said() == [f"{run}: the model of pretrain (ppo is not done, sft is not done)"]
+    shutil.copytree(run / "pretrain" / "model", run / "sft" / "model")
+    shutil.copytree(run / "pretrain" / "model", run / "ppo" / "model")
+    assert said() == [f"{run}: the model of ppo"]
+    for stage, content, read in (("sft", "new", {}), ("ppo", "x", {"model/a": "old"})):
+        inputs = {"policy": {"stage": "sft", "files": read}} if read else {}
+        record = {"outputs": {"model/a": content}, "inputs": inputs}
+        write_record(run / stage / "stage.json", record)
+    (run / ".ppo.next").mkdir()
+    note = "made before the present sft; run its recipe again, a new one is not done"
+    assert said() == [f"{run}: the model of ppo ({note})"]
+    (run / "ppo" / "model" / "adapter.safetensors").touch()
+    assert said() == [
+        f"{run}: the adapters of ppo are not used: sft was made again since (run its recipe again)",
+        f"{run}: the model of sft",
+    ]
+    resolve(run / "ppo")
+    assert len(caplog.messages) == 2, "a stage's folder says itself whose model it holds"
 
 
 def test_what_is_unknown_is_told_apart(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +14,14 @@ from lmsmith.catalogue import registry
 from lmsmith.catalogue.shelf import SHELF
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import read_json
+from lmsmith.core.folders import working_folder
+from lmsmith.core.identity import remade_inputs
+from lmsmith.core.records import read_record
+
+log = logging.getLogger("lmsmith.models")
+"""Says which model a run's folder stands for; the command line shows it."""
+
+ADAPTER_FILE = "adapter.safetensors"
 
 WRITING_STAGES = ("ppo", "sft", "pretrain", "base")
 """The stages that make a model which writes, the most aligned first."""
@@ -37,7 +48,7 @@ def resolve(word: str | Path) -> Source:
     """The model that a path or a registered name means.
 
     A path that exists goes before a name. A run's folder stands for its last stage that is done:
-    PPO, else SFT, else pretraining.
+    PPO, else SFT, else pretraining; which one it is goes to the log `lmsmith.models`.
 
     Raises:
         UserError: there is none; says what is there, the nearest name, and what can be pulled.
@@ -68,8 +79,7 @@ def _of_path(path: Path, name: str) -> Source:
             f"{path} is a file; a model is a folder, or a file that ends in .gguf",
             "name the folder it is in",
         )
-    candidates = [path, path / "model", *(path / stage / "model" for stage in WRITING_STAGES)]
-    for candidate in candidates:
+    for candidate in chain((path, path / "model"), _models_of_run(path)):
         config = candidate / "config.json"
         if config.is_file():
             content = read_json(config)
@@ -80,6 +90,41 @@ def _of_path(path: Path, name: str) -> Source:
     if len(ggufs) == 1:
         return Source("gguf", ggufs[0], name)
     raise _nothing_in(path)
+
+
+def _models_of_run(run: Path) -> Iterator[Path]:
+    """The models of a run, the most aligned first; which one it is and what is wrong is said.
+
+    Adapters are passed over whose base was made again since: the two were never one model.
+    """
+    without = []
+    for stage in WRITING_STAGES:
+        model = run / stage / "model"
+        if not (model / "config.json").is_file():
+            without += [stage] if _in_recipe(run, stage) else []
+            continue
+        remade = remade_inputs(read_record(run / stage / "stage.json") or {}, run)
+        again = "run its recipe again"
+        if remade and (model / ADAPTER_FILE).is_file():
+            log.warning(
+                f"{run}: the adapters of {stage} are not used: {', '.join(remade)} was made again "
+                f"since ({again})"
+            )
+            continue
+        notes = [f"{name} is not done" for name in without]
+        notes += [f"made before the present {name}; {again}" for name in remade]
+        working = working_folder(run / stage)
+        if working != run / stage and working.exists():
+            notes.append("a new one is not done")
+        log.info(f"{run}: the model of {stage}" + f" ({', '.join(notes)})" * bool(notes))
+        yield model
+
+
+def _in_recipe(run: Path, stage: str) -> bool:
+    path = run / "recipe.json"
+    content = read_json(path) if path.is_file() else None
+    recipe = content.get("recipe") if isinstance(content, dict) else None
+    return isinstance(recipe, dict) and stage in recipe
 
 
 def _nothing_in(path: Path) -> UserError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -321,6 +322,9 @@ def main(arguments: Sequence[str] | None = None, commands: Sequence[Command] = C
     # Bytes that are no text of the locale come as lone surrogates; a file may be named so.
     words = [word if os.path.lexists(word) else encodable(word) for word in words]
     words = [word for word in words if word != "--debug"]
+    log, shown = logging.getLogger("lmsmith.models"), _Shown()
+    log.addHandler(shown)
+    log.setLevel(logging.INFO)
     try:
         return _dispatch(words, commands)
     except UserError as error:
@@ -339,6 +343,21 @@ def main(arguments: Sequence[str] | None = None, commands: Sequence[Command] = C
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    finally:
+        log.removeHandler(shown)
+
+
+class _Shown(logging.Handler):
+    """Shows each line of a log once, on standard error."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if (text := record.getMessage()) not in self.said:
+            self.said.add(text)
+            print(text, file=sys.stderr)
 
 
 def _dispatch(words: list[str], commands: Sequence[Command]) -> int:

@@ -12,7 +12,7 @@ from lmsmith.core.config import MISSING, Problem
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import fingerprint, sha256_file
 from lmsmith.core.folders import working_folder
-from lmsmith.core.records import read_record
+from lmsmith.core.records import read_record, recorded_outputs
 
 
 @dataclass(frozen=True)
@@ -151,6 +151,17 @@ def _input_differences(
     changed = [name for name in names if before["files"].get(name) != now["files"].get(name)]
     more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
     return [f"its input {now['stage']} changed ({', '.join(changed[:3])}{more})"]
+
+
+def remade_inputs(record: Mapping[str, Any], run_folder: Path) -> list[str]:
+    """The stages whose outputs are no longer those that the stage of ``record`` read."""
+    found = []
+    for entry in (record.get("inputs") or {}).values():
+        outputs = recorded_outputs(run_folder / entry["stage"])
+        read = entry.get("files") or {}
+        if outputs and any(outputs.get(name) != content for name, content in read.items()):
+            found.append(str(entry["stage"]))
+    return found
 
 
 def _became(before: object, now: object) -> str:
