@@ -197,9 +197,15 @@ def test_users(call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.chdir(tmp_path)
     added = call("users", "add", "Ann", "--role", "labeler")
     assert added["role"] == "labeler"
+    assert added["owner_token"]
     assert "already" in call("users", "add", "Ann", code=2)
     listed = call("users", "ls")["users"]
-    assert listed == [{"name": "Ann", "role": "labeler", "may_log_in": True}]
+    assert listed == [
+        {"name": "Ann", "role": "labeler", "may_log_in": True},
+        {"name": "owner", "role": "admin", "may_log_in": True},
+    ]
+    assert "an admin" in call("users", "role", "owner", "user", code=2)
+    assert "rows that name nobody" in call("users", "add", "import", code=2)
     assert call("users", "role", "Ann", "admin") == {"name": "Ann", "role": "admin"}
     assert call("users", "ls")["users"][0]["role"] == "admin"
     assert "no user" in call("users", "role", "Bo", "admin", code=2)
@@ -209,7 +215,8 @@ def test_users(call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     for token in (added["token"], renewed["token"]):
         assert token.partition(".")[2].encode() not in on_disk
     assert call("users", "rm", "Ann") == {"deleted": "Ann"}
-    assert "no user" in call("users", "rm", "Ann", code=2)
+    assert "lmsmith users ls --database feedback.db" in call("users", "rm", "Ann", code=2)
+    assert call("users", "rm", "owner") == {"deleted": "owner"}
     assert call("users", "ls")["users"] == []
     monkeypatch.setenv("LMSMITH_HOME", str(tmp_path / "lmsmith/models"))
     assert cli.main(["users", "add", "Bo"]) == 0  # in the server's own database

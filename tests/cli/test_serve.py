@@ -99,6 +99,53 @@ def test_sigterm_finishes_what_was_begun(model: Path) -> None:
         assert process.stderr.read() == ""
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_the_address_that_is_printed_can_be_opened(model: Path, host: str, tmp_path: Path) -> None:
+    words = ("--port", "0", "--host", host, "--token", "x", "--database", str(tmp_path / "x.db"))
+    with serving(str(model), *words) as (_, said):
+        address = said[-1].split("/v1")[0]
+        assert host not in address.replace("[::1]", "")
+        assert f"the chat page is at {address}" in "".join(said) or "not built" in "".join(said)
+        with urllib.request.urlopen(f"{address}/health") as response:
+            assert response.status == 200
+
+
+def test_the_first_user_does_not_lock_the_owner_out(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    database = str(tmp_path / "my data.db")
+    users = ["--database", database, "--json"]
+
+    def call(path: str, token: str = "", **body: object) -> Any:
+        asked = urllib.request.Request(
+            f"{address}/api/{path}",
+            json.dumps(body).encode() if body else None,
+            {"Content-Type": "application/json", "Authorization": f"Bearer {token}"},
+        )
+        with urllib.request.urlopen(asked) as response:
+            return json.load(response)
+
+    with serving(str(model), "--port", "0", "--database", database) as (_, said):
+        address = said[-1].split("/v1")[0]
+        talk = call("conversations", title="mine")["id"]
+        assert cli.main(["users", "add", "Ann", "--role", "labeler", *users]) == 0
+        made = json.loads(capsys.readouterr().out)
+        time.sleep(1.1)  # the server looks again
+        assert call("session") == {"signed_in": False, "needs_token": True}
+        assert call("session", made["token"])["role"] == "labeler"
+        assert call("session", made["owner_token"])["role"] == "admin"
+        (found,) = call("conversations", made["owner_token"])["conversations"]
+        assert found["id"] == talk
+        assert call("label/statistics", made["owner_token"])["tasks"]
+        assert cli.main(["users", "add", "Bob", *users]) == 0
+        assert "owner_token" not in json.loads(capsys.readouterr().out)
+    assert cli.main(["users", "rm", "owner", "--database", database]) == 0
+    advice = f"lmsmith users add owner --role admin --database '{database}'"
+    assert advice in capsys.readouterr().out
+    with serving(str(model), "--port", "0", "--database", database) as (_, said):
+        assert f"no admin can sign in; make one: {advice}\n" in said
+
+
 def test_what_was_acknowledged_survives_a_kill(model: Path, database: str) -> None:
     """Four clients write; the server is killed as soon as twenty messages are acknowledged."""
     kept: list[tuple[str, int, str]] = []

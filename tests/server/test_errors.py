@@ -75,6 +75,20 @@ def test_errors_of_the_client(client: openai.OpenAI) -> None:
         ({"logit_bias": {"tea": 1}}, "logit_bias", "token ids"),
         ({"logit_bias": {"9999": 1}}, None, "logit_bias"),
         ({"min_p": 3}, None, "min_p"),
+        ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
+        ({"max_tokens": -1}, "max_tokens", "greater than or equal to 1"),
+        ({"max_tokens": 1.5}, "max_tokens", "fractional"),
+        ({"max_tokens": True}, "max_tokens", "not true"),
+        ({"max_tokens": float("nan")}, "max_tokens", "finite"),
+        ({"max_completion_tokens": 0}, "max_completion_tokens", "greater than or equal to 1"),
+        ({"temperature": False}, "temperature", "not false"),
+        ({"temperature": float("inf")}, "temperature", "finite"),
+        ({"top_k": -2}, "top_k", "greater than or equal to -1"),
+        ({"seed": 0.5}, "seed", "fractional"),
+        ({"stop": [None]}, "stop", "valid string"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages[0].content", "null"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content", "null"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "valid list"),
         ({"messages": []}, "messages", "at least 1"),
         ({"messages": "hello"}, "messages", "list"),
         ({"messages": [{"content": "x"}]}, "messages[0].role", "required"),
@@ -103,6 +117,59 @@ def test_bodies_that_are_no_requests(served: Running, body: bytes) -> None:
     refused(post(served, "/v1/chat/completions", body))
 
 
+@pytest.mark.parametrize(
+    ("body", "word"),
+    [
+        (b"", "empty"),
+        (b"{'messages': 1}", "not JSON: Expecting property name"),
+        (b"[]", "JSON object"),
+        (b"null", "JSON object"),
+        ('{"messages": "你好"}'.encode("gbk"), "not UTF-8"),
+        (b'{"n": ' + b"1" * 5000 + b"}", "cannot be read: Exceeds the limit"),
+    ],
+)
+def test_the_reason_why_a_body_is_no_request(served: Running, body: bytes, word: str) -> None:
+    for path in ("/v1/chat/completions", "/v1/completions", "/tokenize"):
+        error = refused(post(served, path, body))
+        assert word in error["message"]
+        assert (error["param"], error["code"]) == (None, "invalid_body")
+
+
+@pytest.mark.parametrize(
+    ("headers", "word"),
+    [
+        ({"content-type": "text/plain"}, "'text/plain'"),
+        ({"content-type": "application/x-www-form-urlencoded"}, "application/json"),
+        ({"content-type": "multipart/form-data; boundary=x"}, "application/json"),
+        ({"content-type": "application/jsonl"}, "application/json"),
+        ({"content-type": ""}, "no Content-Type"),
+        ({"content-encoding": "gzip"}, "not compressed"),
+        ({"content-encoding": "deflate, br"}, "not compressed"),
+    ],
+)
+def test_bodies_of_other_forms_are_415(served: Running, headers: dict[str, str], word: str) -> None:
+    for path in ("/v1/chat/completions", "/v1/completions", "/tokenize", "/api/session"):
+        error = refused(post(served, path, {"messages": ASK}, headers=headers), 415)
+        assert word in error["message"]
+    bare = httpx.Request("POST", f"{served.address}/v1/chat/completions", content=b"{}")
+    assert "no Content-Type" in refused(HTTP.send(bare), 415)["message"]
+
+
+@pytest.mark.parametrize("kind", ["application/json; charset=utf-8", "Application/JSON"])
+def test_json_is_read_however_its_type_is_written(served: Running, kind: str) -> None:
+    body, headers = {"messages": ASK, "max_tokens": 1}, {"content-type": kind}
+    assert post(served, "/v1/chat/completions", body, headers=headers).status_code == 200
+
+
+def test_head_is_get_without_a_body(served: Running) -> None:
+    for path in ("/health", "/ready", "/", "/v1/models", "/v1/nothing", "/metrics"):
+        whole, head = (call(f"{served.address}{path}") for call in (HTTP.get, HTTP.head))
+        assert (head.status_code, head.content) == (whole.status_code, b"")
+        assert head.headers["content-type"] == whole.headers["content-type"]
+    assert HTTP.head(f"{served.address}/health").status_code == 200
+    assert HTTP.head(f"{served.address}/v1/chat/completions").status_code == 405
+
+
 def test_unknown_fields_and_nulls_are_ignored(served: Running) -> None:
     body = {
         "messages": ASK, "temperature": 0, "max_tokens": None, "n": None, "tools": [], "stop": None,
@@ -125,7 +192,7 @@ def test_pages_elsewhere_may_not_ask(served: Running) -> None:
         refused(post(served, path, body, headers={"origin": origin}), 403)
     assert post(served, path, body, headers={"origin": served.address}).status_code == 200
     simple = post(served, path, body, headers={"content-type": "text/plain"})
-    refused(simple)  # what a form elsewhere could send without asking
+    refused(simple, 415)  # what a form elsewhere could send without asking
     assert not any(name.startswith("access-control") for name in simple.headers)
     assert simple.headers["x-content-type-options"] == "nosniff"
 
@@ -143,7 +210,9 @@ def test_bodies_that_are_too_large(served: Running) -> None:
 
 def test_a_token_is_demanded_everywhere() -> None:
     with running({"random": RANDOM}, token="secret") as served:
-        for path in ("/v1/models", "/health", "/ready", "/metrics", "/tokenizer_info", "/none"):
+        for path in ("/health", "/ready"):  # supervisors have no token
+            assert HTTP.get(f"{served.address}{path}").json() == {"status": "ok"}
+        for path in ("/v1/models", "/metrics", "/tokenizer_info", "/none"):
             for headers in ({}, {"authorization": "Bearer secrets"}, {"authorization": "secret"}):
                 error = refused(HTTP.get(f"{served.address}{path}", headers=headers), 401)
                 assert error["code"] == "invalid_api_key"

@@ -29,7 +29,7 @@ from lmsmith.feedback.people import People
 from lmsmith.feedback.queue import Queue
 from lmsmith.feedback.store import Store
 from lmsmith.server.limits import Limits
-from lmsmith.server.pages import is_page
+from lmsmith.server.pages import is_open
 from lmsmith.server.session import COOKIE
 
 EXAMPLES = int(os.environ.get("LMSMITH_HOSTILE", "60"))
@@ -43,7 +43,7 @@ METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 NO_HTTP = b"Invalid HTTP request received."
 """Of what is not even read as a request."""
 
-EXPECTED = {200, 400, 401, 403, 404, 405, 413, 421}
+EXPECTED = {200, 400, 401, 403, 404, 405, 413, 415, 421}
 
 
 @dataclass
@@ -252,7 +252,7 @@ def check(house: House, name: str, target: str, answered: Answered) -> None:
         assert answered.status == 400
         return
     path = target.partition("?")[0]
-    page = is_page(path) and not path.startswith("/api/")
+    page = is_open(path) and not path.startswith("/api/")
     expected = EXPECTED | ({503, 304} if page else set())  # the page may not be built
     assert answered.status in expected, answered
     for secret in secrets_of(house, name):

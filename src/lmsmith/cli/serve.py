@@ -6,12 +6,15 @@ import contextlib
 import logging
 import os
 import webbrowser
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.recipe import MachineConfig
+
+if TYPE_CHECKING:
+    from lmsmith.feedback.people import People
 
 _Hosts = Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME")]
 
@@ -71,7 +74,7 @@ def serve(
     from lmsmith.server.app import create_app
     from lmsmith.server.guard import LOOPBACK
     from lmsmith.server.limits import Limits
-    from lmsmith.server.running import Server, listen
+    from lmsmith.server.running import Server, addresses, is_any, listen
     from lmsmith.server.served import GIGABYTE, read_models, serve_models
     from lmsmith.training.machine import compute_aside, prepare_reading
 
@@ -88,11 +91,12 @@ def serve(
     with contextlib.ExitStack() as closing:
         database = database or default_database()
         store = closing.enter_context(contextlib.closing(Store(database)))
-        if host not in LOOPBACK and not token and not People(store).anybody():
+        people = People(store)
+        if host not in LOOPBACK and not token and not people.anybody():
             raise UserError(
                 f"--host {host}: others can reach this address, so a token is needed",
                 "set LMSMITH_TOKEN or give --token, which clients then send as their API key; or "
-                "let people in by name: lmsmith users add",
+                f"let people in by name: lmsmith users add NAME{store.option}",
             )
         listening = closing.enter_context(contextlib.closing(listen(host, port)))
         machine = prepare_reading(MachineConfig(threads=threads))
@@ -112,9 +116,7 @@ def serve(
                 f"{model.cache_bytes / GIGABYTE:.2f} GB ({model.scheduler.rows.tokens:,} tokens)"
             )
         serving = Serving(served, limits)
-        shown = f"[{host}]" if ":" in host else host
-        address = f"http://{shown}:{listening.getsockname()[1]}"
-
+        address, *others = addresses(listening, host)
         kept_in = make_safe(database) if "://" in database else database
 
         def ready() -> None:
@@ -123,12 +125,26 @@ def serve(
                 print(f"the chat page is at {address}, OpenAI's API at {address}/v1")
             else:
                 print(f"the chat page is not built; {address} says how. The API is at {address}/v1")
+            if others:
+                print(f"other machines reach it at {others[0]}")
+            if (asked := _who_signs_in(people, token)) is not None:
+                print(asked)
             print(f"{address}/v1 is ready; Ctrl-C ends", flush=True)
             if open:
                 webbrowser.open(address)
 
-        is_any = host in ("0.0.0.0", "::") and not allow_host
-        hosts = () if is_any else (*LOOPBACK, host, *allow_host)
+        hosts = () if is_any(listening) and not allow_host else (*LOOPBACK, host, *allow_host)
         app = create_app(serving, token=token, hosts=hosts, store=store)
         Server(app, serving, listening, ready).go()
     return 0
+
+
+def _who_signs_in(people: People, token: str) -> str | None:
+    """What is asked of everybody, and what to do without it."""
+    if not people.anybody():
+        return "sign in with the server's token" if token else None
+    if not token and not people.has_admin():
+        option = people.store.option
+        return f"no admin can sign in; make one: lmsmith users add owner --role admin{option}"
+    own = "the server's token or " if token else ""
+    return f"sign in with {own}a user's; a new one: lmsmith users token NAME{people.store.option}"

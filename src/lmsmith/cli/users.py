@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from lmsmith.cli.feedback import opened
 from lmsmith.cli.output import print_json
+
+if TYPE_CHECKING:
+    from lmsmith.feedback.people import People
 
 _Database = Annotated[str, tyro.conf.arg(metavar="FILE")]
 
@@ -20,38 +25,39 @@ def add(
 ) -> int:
     """Let somebody in, and print their token, which is shown this once.
 
-    As soon as there is one user, the server answers nobody without a token. The token is the API
-    key of clients, and what the page asks for.
+    As soon as there is one user, the server answers nobody without a token, its owner included:
+    with the first user comes a token for "owner", an admin, who has the conversations until now.
+    A token is the API key of clients, and what the page asks for.
 
     Args:
-        name: Of 1 to 200 characters.
+        name: 1 to 200 visible characters. Spaces around it, full-width letters and characters that
+            show nothing make no other name.
         role: A user talks to models; a labeler judges answers too; an admin also sees the
             statistics.
         database: A file, made if it is missing, or a URL such as postgresql://host/name; the
             server's if it is left out.
-        json: Print name, role and token as one JSON object.
+        json: Print name, role and token as one JSON object, with "owner_token" where the owner
+            was given one.
     """
-    with opened(database, new=True) as store:
-        from lmsmith.feedback.people import People
-
-        token = People(store).add(name, role)
-    _show_token(name, token, json, role=role)
+    with _people(database, new=True) as people:
+        made = people.add(name, role)
+        _show_token(people, name, made, json)
     return 0
 
 
 def token(name: str, database: _Database = "", json: bool = False) -> int:
     """Give somebody a new token; the one before ends, with all that was logged in by it.
 
+    Of a database in which nobody has a token yet, the owner gets one too, as by `users add`.
+
     Args:
         name: Of the user.
         database: A file, or a URL such as postgresql://host/name; the server's if it is left out.
         json: Print name and token as one JSON object.
     """
-    with opened(database) as store:
-        from lmsmith.feedback.people import People
-
-        made = People(store).renew(name)
-    _show_token(name, made, json)
+    with _people(database) as people:
+        made = people.renew(name)
+        _show_token(people, name, made, json)
     return 0
 
 
@@ -70,14 +76,14 @@ def role(
         database: A file, or a URL such as postgresql://host/name; the server's if it is left out.
         json: Print name and role as one JSON object.
     """
-    with opened(database) as store:
-        from lmsmith.feedback.people import People
-
-        People(store).change(name, role)
-    if json:
-        print_json({"name": name, "role": role})
-    else:
-        print(f"{name} is {role} now")
+    with _people(database) as people:
+        people.change(name, role)
+        person = people.named(name)
+        if json:
+            print_json({"name": person.name, "role": role})
+        else:
+            print(f"{person.name} is {role} now")
+            _say_who_is_left(people)
     return 0
 
 
@@ -88,20 +94,20 @@ def list_users(database: _Database = "", json: bool = False) -> int:
         database: A file, or a URL such as postgresql://host/name; the server's if it is left out.
         json: Print them as one JSON object.
     """
-    with opened(database) as store:
-        from lmsmith.feedback.people import People
-
-        people = People(store).all()
+    with _people(database) as people:
+        found = people.all()
     if json:
         print_json({
             "users": [
                 {"name": each.name, "role": each.role, "may_log_in": bool(each.token_hash)}
-                for each in people
+                for each in found
             ]
         })  # fmt: skip
         return 0
-    width = max((len(each.name) for each in people), default=0)
-    for each in people:
+    if not found:
+        print("there are no users; whoever can reach the server is its owner")
+    width = max((len(each.name) for each in found), default=0)
+    for each in found:
         print(f"{each.name:<{width}}  {each.role}{'' if each.token_hash else ', cannot log in'}")
     return 0
 
@@ -116,19 +122,48 @@ def remove(name: str, database: _Database = "", json: bool = False) -> int:
         database: A file, or a URL such as postgresql://host/name; the server's if it is left out.
         json: Print the name as a JSON object.
     """
-    with opened(database) as store:
-        from lmsmith.feedback.people import People
-
-        People(store).remove(name)
-    if json:
-        print_json({"deleted": name})
-    else:
-        print(f"{name} and all that was theirs is deleted")
+    with _people(database) as people:
+        person = people.named(name)
+        people.remove(name)
+        if json:
+            print_json({"deleted": person.name})
+        else:
+            print(f"{person.name} and all that was theirs is deleted")
+            _say_who_is_left(people)
     return 0
 
 
-def _show_token(name: str, made: str, json: bool, **more: object) -> None:
+@contextlib.contextmanager
+def _people(database: str, *, new: bool = False) -> Iterator[People]:
+    with opened(database, new=new) as store:
+        from lmsmith.feedback.people import People
+
+        yield People(store)
+
+
+def _show_token(people: People, name: str, made: str, json: bool) -> None:
+    """A token just made, with the owner's where they would be locked out now."""
+    person, owner_token = people.named(name), people.add_owner()
     if json:
-        print_json({"name": name, **more, "token": made})
-    else:
-        print(f"{name}'s token, which is shown this once: {made}")
+        owner = {"owner_token": owner_token} if owner_token else {}
+        print_json({"name": person.name, "role": person.role, "token": made, **owner})
+        return
+    print(f"{person.name}'s token, which is shown this once: {made}")
+    if owner_token:
+        print(f"owner's token, which is shown this once: {owner_token}")
+    print("The page asks for a token from now on; clients send it as their API key.")
+    if owner_token:
+        print("You sign in as owner, an admin, and find all conversations until now.")
+    elif person.role == "admin" and people.owner_is_out():
+        option = people.store.option
+        print("Conversations until now are those of the server's owner; a token for them:")
+        print(f"  lmsmith users add owner --role admin{option}")
+
+
+def _say_who_is_left(people: People) -> None:
+    """What to do where nobody is left who could administer, or sign in at all."""
+    if not people.anybody():
+        print("Nobody can sign in now. A running server stays closed; a new start opens it.")
+    elif not people.has_admin():
+        option = people.store.option
+        print(f"No admin can sign in now; make one: lmsmith users add owner --role admin{option}")

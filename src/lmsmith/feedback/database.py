@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,14 @@ def make_safe(url: str) -> str:
         return make_url(url).render_as_string(hide_password=True)
     except ArgumentError:
         return "the URL"
+
+
+def option_of(where: str | Path) -> str:
+    """The option that names a database to a command; empty for the one that it takes anyway."""
+    name = str(where)
+    if name == default_database():
+        return ""
+    return f" --database {shlex.quote(make_safe(name) if '://' in name else name)}"
 
 
 def _with_driver(url: str) -> str:

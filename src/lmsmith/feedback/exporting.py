@@ -22,8 +22,8 @@ from lmsmith.core.files import write_jsonl
 from lmsmith.corpus import rows
 from lmsmith.corpus.splits import opening_key, split_of
 from lmsmith.feedback.conversations import as_turns, path_to
-from lmsmith.feedback.importing import IMPORTER
 from lmsmith.feedback.label_tables import Assignment, Task
+from lmsmith.feedback.names import IMPORTER
 from lmsmith.feedback.store import Store
 from lmsmith.feedback.tables import (
     BetterAnswer,

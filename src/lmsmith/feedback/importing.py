@@ -20,13 +20,11 @@ from lmsmith.corpus.messages import validate_messages, validate_prompt
 from lmsmith.feedback import answers
 from lmsmith.feedback.judgements import new_ranking
 from lmsmith.feedback.label_tables import KINDS, Task
+from lmsmith.feedback.names import Names, person_name
 from lmsmith.feedback.queue import new_task
-from lmsmith.feedback.store import Store, check_person
+from lmsmith.feedback.store import Store
 from lmsmith.feedback.tables import Conversation, Person, RankedAnswers
 from lmsmith.feedback.trees import IMPORTING, Tree, add_trees, in_turn, known_origins, origin_of
-
-IMPORTER = "import"
-"""The name of whoever rows of nobody are. It is no person: what is split by people is not by it."""
 
 _KIND_OF = {0: "demonstration", 1: "rating"}
 
@@ -163,7 +161,7 @@ class _Import:
 
     def __init__(self, session: Session, person: str, overlap: int) -> None:
         self._session, self._person, self._overlap = session, person, overlap
-        self._people: dict[str, str] = {}
+        self._names = Names(session)
 
     def all(self, found: Sequence[tuple[str, Row]]) -> dict[str, int]:
         """Add what is new; how much that is."""
@@ -197,15 +195,13 @@ class _Import:
 
     def _id_of(self, name: str) -> str:
         """The person of that name, who is added if new."""
-        if name not in self._people:
-            found = self._session.scalar(select(Person).where(Person.name == name))
-            if found is None:
-                check_person(name, "user")
-                found = Person(name=name)
-                self._session.add(found)
-                self._session.flush()
-            self._people[name] = found.id
-        return self._people[name]
+        if (known := self._names.find(name)) is not None:
+            return known
+        made = Person(name=person_name(name))
+        self._session.add(made)
+        self._session.flush()
+        self._names.add(made)
+        return made.id
 
     def _new(self, table: Any, named: Iterable[_Named]) -> list[_Named]:
         """Those that are not in the database."""

@@ -10,7 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session, sessionmaker
 
 from lmsmith.core.errors import UserError
-from lmsmith.feedback.database import open_database
+from lmsmith.feedback.database import open_database, option_of
 
 
 class NotThere(UserError):
@@ -27,11 +27,16 @@ class Kept:
     Args:
         where: a file, or a database's URL.
 
+    Attributes:
+        option: how a command line names it, for commands that messages advise; empty for the
+            server's own database, which commands open anyway.
+
     Raises:
         UserError: it cannot be opened.
     """
 
     def __init__(self, where: str | Path) -> None:
+        self.option = option_of(where)
         self.engine = open_database(where)
         self.session = sessionmaker(self.engine, expire_on_commit=False)
 

@@ -9,15 +9,17 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
+import shlex
 from datetime import timedelta
 
-from sqlalchemy import delete, select
+from sqlalchemy import ColumnElement, delete, select
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.text import encodable
 from lmsmith.feedback.label_tables import Session
-from lmsmith.feedback.store import NotThere, Store
-from lmsmith.feedback.tables import ROLES, Person, now, utc
+from lmsmith.feedback.names import IMPORTER, OWNER, find_person, plain_name
+from lmsmith.feedback.store import NotThere, Store, check_role
+from lmsmith.feedback.tables import Person, now, utc
 
 SESSION_DAYS = 30
 
@@ -41,13 +43,26 @@ class People:
         Raises:
             UserError: somebody of this name can log in already, or name or role are none.
         """
+        _check_reserved(name, role)
         person = self.store.person(name, role)
         if person.token_hash:
-            problem = f"there is a user {name!r} already"
-            raise UserError(problem, f"a new token: lmsmith users token {name}")
-        with self.store.session.begin() as session:
-            session.get_one(Person, person.id).role = role
-        return self.renew(name)
+            again = f"lmsmith users token {shlex.quote(person.name)}{self.store.option}"
+            raise UserError(f"there is a user {person.name!r} already", f"a new token: {again}")
+        return self._renewed(person, role)
+
+    def add_owner(self) -> str:
+        """Let the server's owner in, so that they are not locked out of what is theirs.
+
+        Returns:
+            Their new token; empty where an admin can log in.
+        """
+        if self.has_admin():
+            return ""
+        return self._renewed(self.store.person(OWNER, "admin"), "admin")
+
+    def owner_is_out(self) -> bool:
+        """Whether there is an owner who has talked to models, and has no token."""
+        return self._has(Person.name == OWNER, Person.token_hash == "")
 
     def renew(self, name: str) -> str:
         """A new token; the one before, and every session opened by it, end.
@@ -55,10 +70,14 @@ class People:
         Raises:
             NotThere: there is nobody of this name.
         """
+        person = self.named(name)
+        return self._renewed(person, person.role)
+
+    def _renewed(self, found: Person, role: str) -> str:
         with self.store.session.begin() as session:
-            person = session.get_one(Person, self._named(name).id)
+            person = session.get_one(Person, found.id)
             secret = secrets.token_urlsafe(32)
-            person.token_hash = _hash(secret)
+            person.role, person.token_hash = role, _hash(secret)
             session.execute(delete(Session).where(Session.person_id == person.id))
             return f"{person.id}.{secret}"
 
@@ -69,10 +88,10 @@ class People:
             NotThere: there is nobody of this name.
             UserError: there is no such role.
         """
-        if role not in ROLES:
-            raise UserError(f"role {role!r}: expected one of {', '.join(ROLES)}")
+        _check_reserved(name, role)
+        check_role(role)
         with self.store.session.begin() as session:
-            person = session.get_one(Person, self._named(name).id)
+            person = session.get_one(Person, self.named(name).id)
             person.role = role
             session.execute(delete(Session).where(Session.person_id == person.id))
 
@@ -82,7 +101,7 @@ class People:
         Raises:
             NotThere: there is nobody of this name.
         """
-        self.store.delete_person(self._named(name).id)
+        self.store.delete_person(self.named(name).id)
 
     def all(self) -> list[Person]:
         """Everybody, by name."""
@@ -91,9 +110,15 @@ class People:
 
     def anybody(self) -> bool:
         """Whether there is somebody who can log in."""
+        return self._has(Person.token_hash != "")
+
+    def has_admin(self) -> bool:
+        """Whether there is an admin who can log in."""
+        return self._has(Person.token_hash != "", Person.role == "admin")
+
+    def _has(self, *conditions: ColumnElement[bool]) -> bool:
         with self.store.session() as session:
-            query = select(Person.id).where(Person.token_hash != "").limit(1)
-            return session.scalar(query) is not None
+            return session.scalar(select(Person.id).where(*conditions).limit(1)) is not None
 
     def by_token(self, token: str) -> Person | None:
         """Whose token it is."""
@@ -145,12 +170,27 @@ class People:
         with self.store.session.begin() as session:
             session.execute(delete(Session).where(Session.id == cookie.partition(".")[0]))
 
-    def _named(self, name: str) -> Person:
+    def named(self, name: str) -> Person:
+        """The person of that name.
+
+        Raises:
+            NotThere: there is nobody of this name.
+        """
         with self.store.session() as session:
-            found = session.scalar(select(Person).where(Person.name == name))
+            found = find_person(session, name)
         if found is None:
-            raise NotThere(f"there is no user {name!r}", "see them all: lmsmith users ls")
+            problem = f"there is no user {name!r}"
+            raise NotThere(problem, f"see them all: lmsmith users ls{self.store.option}")
         return found
+
+
+def _check_reserved(name: str, role: str) -> None:
+    """Raises UserError for names that mean something else."""
+    if plain_name(name) == IMPORTER:
+        raise UserError(f"{IMPORTER!r} stands for rows that name nobody", "choose another name")
+    if plain_name(name) == OWNER and role != "admin":
+        problem = f"{OWNER!r} is the server's owner, who is an admin"
+        raise UserError(problem, "give it the role admin, or choose another name")
 
 
 def _session_hash(secret: str, server_token: str) -> str:

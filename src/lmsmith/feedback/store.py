@@ -12,6 +12,7 @@ from lmsmith.core.errors import UserError
 from lmsmith.feedback.conversations import Conversations
 from lmsmith.feedback.judgements import Judgements
 from lmsmith.feedback.kept import NotThere
+from lmsmith.feedback.names import find_person, person_name
 from lmsmith.feedback.tables import (
     ROLES,
     BetterAnswer,
@@ -23,14 +24,13 @@ from lmsmith.feedback.tables import (
     Rating,
 )
 
-__all__ = ["NotThere", "Store", "check_person"]
+__all__ = ["NotThere", "Store", "check_role"]
 
 
-def check_person(name: str, role: str) -> None:
-    """Raises UserError unless somebody may be called so, and be that."""
-    if not name.strip() or len(name) > 200 or role not in ROLES:
-        expected = f"a name of 1 to 200 characters, and a role of {', '.join(ROLES)}"
-        raise UserError(f"{name!r}, {role!r}: expected {expected}")
+def check_role(role: str) -> None:
+    """Raises UserError if there is no such role."""
+    if role not in ROLES:
+        raise UserError(f"role {role!r}: expected one of {', '.join(ROLES)}")
 
 
 class Store(Conversations, Judgements):
@@ -38,17 +38,17 @@ class Store(Conversations, Judgements):
 
     def person(self, name: str, role: str = "user") -> Person:
         """The person of that name, who is added if new."""
-        check_person(name, role)
-        named = select(Person).where(Person.name == name)
+        check_role(role)
         try:
             with self.session.begin() as session:
-                found = session.scalar(named)
+                found = find_person(session, name)
                 if found is None:
-                    found = Person(name=name, role=role)
+                    found = Person(name=person_name(name), role=role)
                     session.add(found)
                 return found
         except IntegrityError:  # somebody else has added them meanwhile
             with self.session() as session:
+                named = select(Person).where(Person.name == person_name(name))
                 return session.scalars(named).one()
 
     def delete_person(self, person: str) -> None:

@@ -86,7 +86,7 @@ def create_app(
     guarded = Guard(
         _Crashes(app, serving),
         access=app.state.access,
-        is_open=pages.is_page,
+        is_open=pages.is_open,
         hosts=hosts,
         body_bytes=serving.limits.body_bytes,
     )
@@ -101,18 +101,49 @@ async def _api_error(_: Request, error: Exception) -> Response:
 async def _bad_body(_: Request, error: Exception) -> Response:
     """A field that is wrong: 400, as OpenAI's API has it, not 422."""
     assert isinstance(error, RequestValidationError)
-    first: dict[str, Any] = dict(error.errors()[0])
-    place = [part for part in first.get("loc", ()) if part not in ("body", "query")]
+    found: list[dict[str, Any]] = [dict(each) for each in error.errors()]
+    first = found[0]
+    kind, place = first.get("type"), list(first.get("loc", ()))
+    if kind == "json_invalid":
+        reason = first.get("ctx", {}).get("error", "")
+        return _no_body(f"the body is not JSON: {reason} at character {place[-1]}")
+    if place == ["body"] and kind in _NO_OBJECT:
+        return _no_body(_NO_OBJECT[kind])
+    if any(map(_is_branch, place)):  # of several types none fits: what each of them expects
+        found = [each for each in found if each["loc"][:2] == first["loc"][:2]]
+    else:
+        found = [first]
+    place = [part for part in place if part not in ("body", "query") and not _is_branch(part)]
     param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
     param = param.removeprefix(".")
-    problem = f"{param}: {first.get('msg', '')}" if param else str(first.get("msg", "bad request"))
+    said = " or ".join(dict.fromkeys(each["msg"].removeprefix("Value error, ") for each in found))
+    problem = f"{param}: {said}" if param else said
     return ApiError(400, problem, param=param or None, code="invalid_value").response()
+
+
+_NO_OBJECT = {
+    "missing": "the body is empty; send a JSON object",
+    "model_attributes_type": "the body must be a JSON object, {…}",
+}
+
+
+def _no_body(problem: str) -> Response:
+    return ApiError(400, problem, code="invalid_body").response()
+
+
+def _is_branch(part: object) -> bool:
+    """Whether a part of a place is pydantic's name for one type of several, and not a field."""
+    return isinstance(part, str) and (part == "str" or part.startswith(("list[", "function-")))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if isinstance(error.__cause__, ApiError):  # raised while the body was read
         return error.__cause__.response()
+    if isinstance(error.__cause__, UnicodeDecodeError):
+        return _no_body("the body is not UTF-8; save or send it as UTF-8")
+    if isinstance(error.__cause__, RecursionError | ValueError):
+        return _no_body(f"the body cannot be read: {error.__cause__}")
     problem = f"{request.method} {request.url.path}: {error.detail}"
     return ApiError(error.status_code, problem, headers=error.headers or {}).response()
 

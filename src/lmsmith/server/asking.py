@@ -63,8 +63,11 @@ def plain_messages(messages: Sequence[ChatMessage]) -> list[dict[str, str]]:
 
 
 def _text(content: str | list[Any] | None, where: str) -> str:
+    if content is None:
+        problem = f"{where}: null; expected a text, which may be empty"
+        raise ApiError(400, problem, param=where, code="invalid_value")
     if not isinstance(content, list):
-        return content or ""
+        return content
     parts = []
     for number, part in enumerate(content):
         kind = part.get("type") if isinstance(part, dict) else None

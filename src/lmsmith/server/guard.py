@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 
 from starlette.datastructures import Headers
@@ -14,6 +15,8 @@ from lmsmith.server.errors import ApiError
 from lmsmith.server.visitors import Visitor, let_in
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+_JSON = re.compile(r"\s*application/([\w.-]+\+)?json\s*(;|$)", re.IGNORECASE)
 
 _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
@@ -56,6 +59,8 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
+        if scope["method"] == "HEAD":  # uvicorn leaves the body out
+            scope = {**scope, "method": "GET"}
 
         async def send_safely(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -69,6 +74,7 @@ class Guard:
             self._check(headers)
             if not self._is_open(scope["path"]):
                 let_in(scope, await self._visitor(headers))
+            _check_form(headers)
             await self._app(scope, _encodable_body(self._bounded(receive)), send_safely)
         except ApiError as error:
             await error.response()(scope, receive, send_safely)
@@ -156,6 +162,27 @@ def _encodable(body: bytes) -> bytes:
         return body
     cleaned = encodable_json(text)
     return body if cleaned == text else cleaned.encode()
+
+
+def _check_form(headers: Headers) -> None:
+    """A body is JSON as it is: what a form of a page elsewhere sends, or what is packed, is not.
+
+    Raises:
+        ApiError: 415.
+    """
+    if headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers:
+        return
+    packed = headers.get("content-encoding", "identity")
+    if packed.strip().lower() != "identity":
+        problem = f"Content-Encoding {packed!r}: send the body as it is, not compressed"
+        raise ApiError(
+            415, problem, code="unsupported_encoding", headers={"Accept-Encoding": "identity"}
+        )
+    kind = headers.get("content-type", "")
+    if not _JSON.match(kind):
+        said = f"Content-Type is {kind!r}" if kind else "there is no Content-Type"
+        problem = f"{said}; send JSON, and with it the header Content-Type: application/json"
+        raise ApiError(415, problem, code="unsupported_media_type")
 
 
 def _host_name(host: str) -> str:

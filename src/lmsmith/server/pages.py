@@ -100,12 +100,13 @@ def assets(folder: Path = STATIC) -> dict[str, Asset]:
     return {path.relative_to(folder).as_posix(): Asset.read(path) for path in found}
 
 
-def is_page(path: str) -> bool:
-    """Whether a path is of the page itself, which holds nobody's data: it is given to everybody,
-    since only the page can ask for the token."""
-    return path in ("/", "/label", "/api/session") or path.startswith(
-        ("/c/", "/label/", "/assets/")
-    )
+OPEN = ("/", "/label", "/api/session", "/health", "/ready")
+
+
+def is_open(path: str) -> bool:
+    """Whether a path is answered to everybody: the page itself, which holds nobody's data and asks
+    for the token, and what a supervisor without a token looks at."""
+    return path in OPEN or path.startswith(("/c/", "/label/", "/assets/"))
 
 
 @router.get("/")

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
 
-Tokens = list[Annotated[int, Field(ge=0, lt=2**31)]]
-Number = Annotated[FiniteFloat, Field(ge=-100, le=100)]
+
+def _no_truth_value(given: object) -> object:
+    if isinstance(given, bool):
+        raise ValueError(f"a number is expected, not {str(given).lower()}")
+    return given
+
+
+Whole = Annotated[int, BeforeValidator(_no_truth_value)]
+Real = Annotated[FiniteFloat, BeforeValidator(_no_truth_value)]
+Tokens = list[Annotated[Whole, Field(ge=0, lt=2**31)]]
+Number = Annotated[Real, Field(ge=-100, le=100)]
 
 
 class _Body(BaseModel):
@@ -22,21 +31,21 @@ class SamplingBody(_Body):
     """What chat and completions have in common; the last five are not OpenAI's."""
 
     model: str | None = None
-    n: int | None = Field(None, ge=1)
-    max_tokens: int | None = Field(None, ge=0)
-    temperature: FiniteFloat | None = Field(None, ge=0, le=100)
-    top_p: FiniteFloat | None = Field(None, ge=0, le=1)
+    n: Whole | None = Field(None, ge=1)
+    max_tokens: Whole | None = Field(None, ge=0)
+    temperature: Real | None = Field(None, ge=0, le=100)
+    top_p: Real | None = Field(None, ge=0, le=1)
     stop: str | list[str] | None = None
-    seed: int | None = None
+    seed: Whole | None = None
     presence_penalty: Number | None = None
     frequency_penalty: Number | None = None
     logit_bias: dict[str, Number] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
-    top_k: int | None = None
-    min_p: FiniteFloat | None = None
-    repetition_penalty: FiniteFloat | None = Field(None, ge=0.01, le=100)
+    top_k: Whole | None = Field(None, ge=-1)
+    min_p: Real | None = None
+    repetition_penalty: Real | None = Field(None, ge=0.01, le=100)
     ignore_eos: bool | None = None
 
 
@@ -49,9 +58,10 @@ class ChatMessage(_Body):
 
 class ChatBody(SamplingBody):
     messages: list[ChatMessage] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=0)
+    max_tokens: Whole | None = Field(None, ge=1)
+    max_completion_tokens: Whole | None = Field(None, ge=1)
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=20)
+    top_logprobs: Whole | None = Field(None, ge=0, le=20)
     tools: Any = None
     tool_choice: Any = None
     functions: Any = None
@@ -63,9 +73,9 @@ class ChatBody(SamplingBody):
 
 class CompletionBody(SamplingBody):
     prompt: str | list[str] | Tokens | list[Tokens] | None = None
-    logprobs: int | None = Field(None, ge=0, le=20)
+    logprobs: Whole | None = Field(None, ge=0, le=20)
     echo: bool | None = None
-    best_of: int | None = None
+    best_of: Whole | None = None
     suffix: str | None = None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import signal
 import socket
@@ -103,6 +104,34 @@ class Server(uvicorn.Server):
         self.end()
 
 
+def is_any(listening: socket.socket) -> bool:
+    """Whether a socket listens at every address of this machine."""
+    return ipaddress.ip_address(str(listening.getsockname()[0])).is_unspecified
+
+
+def addresses(listening: socket.socket, host: str) -> list[str]:
+    """Where a server can be opened: from this machine, then from others where they reach it.
+
+    Args:
+        listening: its socket.
+        host: as it was named; an address that means all of them is none to open.
+    """
+    port, family = listening.getsockname()[1], listening.family
+    names = [host]
+    if is_any(listening):
+        names = ["::1" if family == socket.AF_INET6 else "127.0.0.1", *_outside(family)]
+    return [f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}" for name in names]
+
+
+def _outside(family: socket.AddressFamily) -> list[str]:
+    """The address by which others reach this machine, if there is a network."""
+    elsewhere = "2001:db8::1" if family == socket.AF_INET6 else "192.0.2.1"  # for documents alone
+    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as asking:
+        asking.connect((elsewhere, 9))  # sends nothing; the system chooses the way out
+        return [str(asking.getsockname()[0])]
+    return []
+
+
 def listen(host: str, port: int) -> socket.socket:
     """An open socket; port 0 is any that is free.
 
@@ -113,7 +142,8 @@ def listen(host: str, port: int) -> socket.socket:
         raise UserError(f"--port {port}: there is no such port", "choose one of 0 to 65535")
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=512)
+        both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
+        return socket.create_server((host, port), family=family, backlog=512, dualstack_ipv6=both)
     except OSError as error:
         raise UserError(
             f"{host}:{port}: cannot listen there ({error})", "choose another --port"

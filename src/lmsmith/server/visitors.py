@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from starlette.requests import Request
 from starlette.types import Scope
 
+from lmsmith.feedback.names import OWNER
 from lmsmith.feedback.store import Store
-
-OWNER = "owner"
-"""Whose everything is where nobody has a name."""
 
 _KEY = "lmsmith.visitor"
 
