@@ -128,11 +128,6 @@ class Instructions:
         waiting = sum(each.people.waiting for each in found if each.people)
         if not waiting:
             return ""
-        from lmsmith.feedback.database import make_safe
+        from lmsmith.cli.feedback import next_step
 
-        named = make_safe(self.database) if "://" in self.database else self.database
-        option = f" --database {named}" if named else ""
-        return (
-            f"next: lmsmith users add NAME --role labeler{option}, then lmsmith serve MODEL{option}"
-            "; who logs in at /label finds the pairs there. Then this command again"
-        )
+        return f"{next_step(self.database)}. Then this command again"

@@ -35,7 +35,10 @@ def opened(database: str, *, new: bool = False) -> Iterator[Store]:
 
     database = database or default_database()
     if not new and "://" not in database and not Path(database).is_file():
-        raise UserError(f"{database}: no such file", "name the server's database: --database FILE")
+        raise UserError(
+            f"{database}: no such file",
+            "name the database that the server prints when it starts: --database FILE",
+        )
     with contextlib.closing(Store(database)) as store:
         yield store
 
@@ -49,7 +52,8 @@ def export(
 ) -> int:
     """Write conversations.jsonl (demonstrations), rankings.jsonl and ratings.jsonl.
 
-    A recipe reads the first two by data.conversations and data.rankings.
+    A recipe reads the first two by data.conversations and data.rankings. All files are written,
+    also those without a row; where there is nothing at all, the exit code is 2.
 
     Args:
         folder: Where to; is made if it is missing, and files of an earlier export are replaced.
@@ -63,15 +67,37 @@ def export(
         from lmsmith.feedback import exporting
 
         counts = exporting.export(store, folder, held_out=held_out, with_liked=with_liked)
+        if not any(counts.values()):
+            raise _nothing(store, folder, _safe(database))
     if json:
         print_json({"folder": str(folder), "rows": counts})
         return 0
     for name, count in counts.items():
-        if count:
+        if count or not name.startswith(exporting.HELD_OUT) or held_out:
             print(f"{folder / name}: {count:,} rows")
-    if not any(counts.values()):
-        print("nobody has judged anything yet")
+    read = {f"data.{name}": folder / f"{name}.jsonl" for name in ("conversations", "rankings")}
+    read = {key: path for key, path in read.items() if counts[path.name]}
+    if read:
+        print("a recipe reads", " and ".join(f"{path} by {key}" for key, path in read.items()))
+    elif not with_liked:
+        print("no stage reads ratings; --with-liked makes demonstrations of answers with thumbs up")
     return 0
+
+
+def _nothing(store: Store, folder: Path, database: str) -> UserError:
+    """The error of an export without a row."""
+    from lmsmith.feedback.queue import Queue
+
+    if tasks := Queue(store).count():
+        mend = f"{tasks:,} tasks wait for labelers, at /label of the server"
+    else:
+        mend = (
+            "judge answers on the chat page, or fill the queue for labelers: "
+            f"lmsmith feedback sample MODEL --prompts FILE{store.option}"
+        )
+    return UserError(
+        f"{database}: nobody has judged anything yet; the files in {folder} are empty", mend
+    )
 
 
 def import_(
@@ -103,6 +129,8 @@ def import_(
 
         left_out = Counter[str]()
         counts = import_file(store, file, person=person, overlap=overlap, left_out=left_out)
+    if not any(counts.values()) and not left_out:
+        raise UserError(f"{file}: no rows", "see the forms of rows: lmsmith feedback import --help")
     left_out = +left_out
     if json:
         print_json({"database": _safe(database), **counts, "left_out": left_out})
@@ -115,6 +143,8 @@ def import_(
         print(f"{known:,} rows were there already")
     if left_out:
         print("left out:", ", ".join(f"{n:,} {what}" for what, n in left_out.most_common()))
+    if counts["tasks"]:
+        print(next_step(database))
     return 0
 
 
@@ -170,7 +200,12 @@ def sample(
         from lmsmith.training.machine import prepare_reading
 
         wanted = {"ranking": answers, "rating": 1, "demonstration": 0}[kind]
-        found = sampling.logged_prompts(store) if prompts is None else sampling.prompts_of(prompts)
+        found = list(
+            sampling.logged_prompts(store) if prompts is None else sampling.prompts_of(prompts)
+        )
+        if not found:
+            where = prompts or f"{_safe(database)}: nobody has asked anything yet"
+            raise UserError(f"{where}: no prompts", "take other prompts: --prompts FILE")
         settings = SamplingSettings(max_tokens, temperature, top_p=top_p)
         machine = prepare_reading(MachineConfig())
         writers = {
@@ -184,7 +219,7 @@ def sample(
             with StopSignal():
                 counts = sampling.fill_queue(
                     Queue(store),
-                    sampling.drawn(list(found), count, seed),
+                    sampling.drawn(found, count, seed),
                     writers,
                     kind=kind,
                     answers=wanted,
@@ -201,7 +236,12 @@ def sample(
     if counts["known"]:
         print(f"{counts['known']:,} were there already")
     if counts["dropped"]:
-        print(f"{counts['dropped']:,} prompts left out: not {wanted} different answers")
+        print(
+            f"{counts['dropped']:,} prompts left out: not {wanted} different answers that are not "
+            "empty; a higher --temperature or more --max-tokens gives more"
+        )
+    if counts["tasks"] or counts["known"]:
+        print(next_step(database))
     return 0
 
 
@@ -224,6 +264,17 @@ def stats(database: _Database = "", seed: int = 0, json: bool = False) -> int:
 
     print_statistics(found)
     return 0
+
+
+def next_step(database: str) -> str:
+    """How the tasks of a database come to labelers."""
+    from lmsmith.feedback.database import option_of
+
+    option = option_of(database) if database else ""
+    return (
+        f"next: lmsmith users add NAME --role labeler{option}, and lmsmith serve MODEL{option} "
+        "where no server runs; who signs in finds the tasks at /label"
+    )
 
 
 def _safe(database: str) -> str:

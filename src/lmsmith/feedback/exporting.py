@@ -54,7 +54,8 @@ def export(
 
     Args:
         store: the database.
-        folder: is made if it is missing; files in it are replaced.
+        folder: is made if it is missing; files in it are replaced. All are written, also without a
+            row, so that a recipe that names them can always be read.
         held_out: share of the people, and of what came from files, in ``held_out/``.
         with_liked: whether answers that were thumbed up are demonstrations.
 
@@ -83,7 +84,7 @@ def export(
     counts = {}
     for name, content in found.items():
         path = folder / f"{name}.jsonl"
-        if content or path.exists():
+        if held_out or path.exists() or not name.startswith(HELD_OUT):
             write_jsonl(path, content)
         counts[f"{name}.jsonl"] = len(content)
     return counts

@@ -89,6 +89,11 @@ class Queue:
             raise
         return True
 
+    def count(self) -> int:
+        """How many tasks there are."""
+        with self._store.session() as session:
+            return session.scalar(select(func.count()).select_from(Task)) or 0
+
     def has(self, origin: str) -> bool:
         """Whether there is a task of this origin."""
         with self._store.session() as session:
