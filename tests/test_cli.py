@@ -99,6 +99,84 @@ def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == ""
 
 
+def in_a_shell(line: str, **variables: str) -> subprocess.CompletedProcess[bytes]:
+    """A line of bash, in which "$L" is lmsmith."""
+    return subprocess.run(
+        ["bash", "-c", line.replace("$L", f"{sys.executable} -m lmsmith")],
+        env={**os.environ, "PYTHONPATH": str(HERE.parent / "src"), **variables},
+        capture_output=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1", "utf-16"])
+def test_every_output_encoding_shows_what_it_can(encoding: str) -> None:
+    line = "$L --help && $L users add --help && $L models presets; $L study foo"
+    done = in_a_shell(line, PYTHONIOENCODING=encoding)
+    assert done.returncode == 2, done.stderr
+    assert b"Traceback" not in done.stderr
+    said = done.stderr.decode(encoding)
+    assert said.startswith("lmsmith: study: KIND is 'foo'; expected labels, order, shots or scale")
+    shown = done.stdout.decode("utf-16-le" if encoding == "utf-16" else encoding)
+    assert "usage: lmsmith COMMAND" in shown
+    if encoding == "ascii":
+        assert "text -> tokenizer -> GPT" in shown
+        assert "| gpt2-xl " in shown
+
+
+def test_json_is_escaped_where_the_encoding_has_not_all_of_it() -> None:
+    code = "from lmsmith.cli.output import print_json; print_json({'a': '你'})"
+    for encoding in ("ascii", "utf-8"):
+        done = in_a_shell(f'{sys.executable} -c "{code}"', PYTHONIOENCODING=encoding)
+        assert json.loads(done.stdout.decode(encoding)) == {"a": "你"}
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "said"),
+    [
+        ("$L --help > /dev/full", 2, b"standard output: cannot be written (No space left"),
+        ("$L models presets --json > /dev/full", 2, b"standard output: cannot be written"),
+        ("$L models presets | true; exit ${PIPESTATUS[0]}", 141, b""),
+        ("$L models presets | head -1; exit ${PIPESTATUS[0]}", 141, b""),
+        ("$L --help >&-", 0, b""),
+        ("$L nope 2>&-", 2, b""),
+        ("$L nope 2>/dev/full", 2, b""),
+    ],
+)
+def test_full_and_closed_outputs(line: str, code: int, said: bytes) -> None:
+    done = in_a_shell(line)
+    if code == 141 and done.returncode == 0:  # all was written before the reader left
+        code = 0
+    assert (done.returncode, done.stderr.count(b"\n")) == (code, 2 if said else 0), done.stderr
+    assert said in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "problem", "mend"),
+    [
+        ("study foo", "study: KIND is 'foo'; expected labels, order, shots or scale", ""),
+        ("study scael", "study: KIND is 'scael'", "Did you mean scale?"),
+        ("users foo", "users foo: unknown command", "The commands: users add, users ls, users "),
+        ("users ad", "users ad: unknown command", "Did you mean lmsmith users add?"),
+        ("users add Ann --role labler", "users add: --role is 'labler'", "Did you mean labeler?"),
+        ("users add Ann Lee", "users add: 'Lee' is one word too many", ""),
+        ("recipes cp", "recipes cp: NAME and FILE are missing", ""),
+        ("serve m --prot 3", "serve: --prot is no option of this command", "Did you mean --port?"),
+        ("serve m --port", "serve: --port has no value", ""),
+        ("serve m --port x", "serve: --port: expected INT (invalid literal", ""),
+    ],
+)
+def test_mistakes_in_a_command_line_are_said_as_all_others(
+    line: str, problem: str, mend: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(line.split()) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2
+    assert said[0].startswith(f"lmsmith: {problem}")
+    assert mend in said[1]
+    assert "unknown command" in said[0] or said[1].endswith("its arguments and options.")
+
+
 def failing(error: BaseException) -> list[cli.Command]:
     """A table with one command, ``fail``, that raises ``error``."""
 

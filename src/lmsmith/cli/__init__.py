@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
+import functools
 import importlib
 import inspect
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lmsmith import __version__
+from lmsmith.cli.streams import READER_GONE, say, show_what_can_be_shown, written_out
 from lmsmith.core.errors import Interrupted, UserError
 from lmsmith.core.text import encodable
 
@@ -322,27 +323,28 @@ def main(arguments: Sequence[str] | None = None, commands: Sequence[Command] = C
     # Bytes that are no text of the locale come as lone surrogates; a file may be named so.
     words = [word if os.path.lexists(word) else encodable(word) for word in words]
     words = [word for word in words if word != "--debug"]
+    show_what_can_be_shown()
     log, shown = logging.getLogger("lmsmith.models"), _Shown()
     log.addHandler(shown)
     log.setLevel(logging.INFO)
     try:
-        return _dispatch(words, commands)
+        with written_out():
+            return _dispatch(words, commands)
     except UserError as error:
         if debug:
             raise
-        print(f"lmsmith: {error}", file=sys.stderr)
+        say(f"lmsmith: {error}")
         return UserError.exit_code
     except Interrupted as error:
-        print("saved; run the same command to continue", file=sys.stderr)
+        say("saved; run the same command to continue")
         return error.exit_code
     except KeyboardInterrupt:
         if debug:
             raise
-        print("interrupted; run the same command to continue from what was saved", file=sys.stderr)
+        say("interrupted; run the same command to continue from what was saved")
         return 130
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+    except BrokenPipeError:
+        return READER_GONE
     finally:
         log.removeHandler(shown)
 
@@ -357,7 +359,7 @@ class _Shown(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if (text := record.getMessage()) not in self.said:
             self.said.add(text)
-            print(text, file=sys.stderr)
+            say(text)
 
 
 def _dispatch(words: list[str], commands: Sequence[Command]) -> int:
@@ -371,35 +373,45 @@ def _dispatch(words: list[str], commands: Sequence[Command]) -> int:
     for length in (2, 1):
         command = by_name.get(" ".join(words[:length]))
         if command is not None:
-            return _run(command, words[length:])
+            return _run(command, words[length:], by_name)
     group = [command for command in commands if command.name.startswith(f"{words[0]} ")]
     if group and (len(words) == 1 or words[1] in ("-h", "--help")):
         print(help_text(group))
         return 0
-    raise _unknown_command(" ".join(words[: 2 if group else 1]), list(by_name))
+    raise _unknown_command(words, list(by_name))
 
 
-def _run(command: Command, words: list[str]) -> int:
+def _run(command: Command, words: list[str], names: Iterable[str]) -> int:
     import tyro
+
+    from lmsmith.cli.usage import explained
 
     _refuse_settings_without_value(words)
     function = command.load()
     about = (inspect.getdoc(function) or command.summary).split("\nArgs:")[0].strip()
     examples = "\n".join(f"  {example}" for example in command.examples)
+
+    @functools.wraps(function)
+    def parsed(*arguments: Any, **options: Any) -> Callable[[], Any]:
+        return functools.partial(function, *arguments, **options)
+
+    beside = [name for name in names if name.startswith(f"{command.name} ")]
     try:
-        code = tyro.cli(
-            function,
-            prog=f"lmsmith {command.name}",
-            description=f"{about}\n\nExamples:\n{examples}",
-            args=words,
-            config=(
-                tyro.conf.PositionalRequiredArgs,
-                tyro.conf.PositionalMetavarFromFieldName,
-                tyro.conf.FlagCreatePairsOff,
-            ),
-        )
-    except SystemExit as stop:  # tyro's own --help and usage errors
-        return stop.code if isinstance(stop.code, int) else 2 if stop.code else 0
+        with explained(command.name, function, beside):
+            call = tyro.cli(
+                parsed,
+                prog=f"lmsmith {command.name}",
+                description=f"{about}\n\nExamples:\n{examples}",
+                args=words,
+                config=(
+                    tyro.conf.PositionalRequiredArgs,
+                    tyro.conf.PositionalMetavarFromFieldName,
+                    tyro.conf.FlagCreatePairsOff,
+                ),
+            )
+        code = call()
+    except SystemExit as stop:  # after --help
+        code = 0 if stop.code is None else stop.code if isinstance(stop.code, int) else 2
     return code if isinstance(code, int) else 0
 
 
@@ -411,10 +423,18 @@ def _refuse_settings_without_value(words: Sequence[str]) -> None:
             raise UserError(f"--set {key}: has no =", f"Write --set '{key}={value}'.")
 
 
-def _unknown_command(name: str, names: list[str]) -> UserError:
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    mend = f"Did you mean lmsmith {near[0]}?" if near else f"The commands: {', '.join(names)}."
-    return UserError(f"{name}: unknown command", mend)
+def _unknown_command(words: list[str], names: list[str]) -> UserError:
+    from lmsmith.cli.usage import did_you_mean
+
+    group = [name for name in names if name.startswith(f"{words[0]} ")]
+    if group and len(words) > 1:
+        ends = [name.split()[1] for name in group]
+        problem, mend = " ".join(words[:2]), did_you_mean(words[1], ends, f"lmsmith {words[0]} ")
+    else:
+        group = list(dict.fromkeys(name.split()[0] for name in names))
+        problem, mend = words[0], did_you_mean(words[0], group, "lmsmith ")
+    mend = mend or f"The commands: {', '.join(group)}."
+    return UserError(f"{problem}: unknown command", mend)
 
 
 def help_text(commands: Sequence[Command] = COMMANDS) -> str:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lmsmith.cli.output import table_console
 from lmsmith.report.gains import VERDICT_WORDS, Gain, describe_gains
 from lmsmith.report.metrics import stage_tables
 from lmsmith.report.numbers import duration
@@ -21,7 +22,7 @@ _STYLES = {"better": "green", "unclear": "yellow", "worse": "red", "": ""}
 def print_closing_table(folder: Path, console: Console | None = None) -> None:
     """Print what each stage of the run in ``folder`` gained, with its wall time."""
     run = read_run(folder)
-    console = console or Console()
+    console = console or table_console()
     gains = describe_gains(run, stage_tables(run))
     console.print(closing_table([gain for gain in gains if gain.status != "not run"]))
 

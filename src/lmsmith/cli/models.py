@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from lmsmith.cli.output import print_json
+from lmsmith.cli.output import print_json, table_console
 from lmsmith.models.presets import PRESETS, Preset
 
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 """Of one parameter, at each precision."""
-
-TABLE_WIDTH = 180
 
 
 def list_presets(json: bool = False) -> int:
@@ -53,7 +51,6 @@ def preset_figures(preset: Preset) -> dict[str, Any]:
 
 def print_presets(rows: dict[str, dict[str, Any]]) -> None:
     """The table for people."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(
@@ -78,7 +75,4 @@ def print_presets(rows: dict[str, dict[str, Any]]) -> None:
             f"{row['cache_bytes_per_token']:,} B",
             f"{row['cache_bytes_at_context'] / 1e6:,.1f} MB",
         )
-    console = Console()
-    if not console.is_terminal:  # a file or a pipe has room for whole rows
-        console.width = TABLE_WIDTH
-    console.print(table)
+    table_console().print(table)

@@ -13,17 +13,27 @@ from lmsmith.core.progress import LineProgress, LiveProgress, QuietProgress, Run
 
 
 def print_json(value: Mapping[str, object]) -> None:
-    """One JSON object on standard output; NaN and infinity are null."""
-    json.dump(finite(value), sys.stdout, ensure_ascii=False, indent=2)
+    """One JSON object on standard output; NaN and infinity are null.
+
+    Where the output's encoding has not all characters, they are escaped.
+    """
+    escaped = not (sys.stdout.encoding or "utf-8").lower().startswith("utf")
+    json.dump(finite(value), sys.stdout, ensure_ascii=escaped, indent=2)
     sys.stdout.write("\n")
     sys.stdout.flush()
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Let the command end as by any other output, and not with 1."""
+        raise BrokenPipeError
 
 
 def table_console() -> Console:
     """For tables: what stands in brackets in people's names is no markup."""
     # A pipe has no width of its own; a table that is cut would say less.
     width = None if sys.stdout.isatty() else 200
-    return Console(width=width, markup=False, emoji=False)
+    return _Console(width=width, markup=False, emoji=False)
 
 
 def choose_progress(title: str, quiet: bool) -> RunProgress:
