@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
 
@@ -21,6 +23,7 @@ from lmsmith.rlhf.candidates import (
     likelihoods,
     score_rankings,
     score_table,
+    told_of_rankings,
 )
 from lmsmith.rlhf.ranking import ranking_loss
 from lmsmith.rlhf.scoring import response_log_likelihoods, score_sequences
@@ -133,3 +136,58 @@ def test_table_of_scores() -> None:
     assert scores_bk.tolist() == [[0.5, 1.5, 0.0], [1.0, 2.0, 3.0]]
     assert ranks_bk.tolist() == [[2, 1, 0], [1, 1, 2]]
     assert present_bk.tolist() == [[True, True, False], [True, True, True]]
+
+
+def ranked(responses: list[str], ranks: list[int], prompt: str = "so") -> Ranking:
+    return Ranking("r", [{"role": "user", "content": prompt}], responses, ranks)
+
+
+@pytest.mark.parametrize(
+    ("responses", "ranks", "places"),
+    [
+        (["a", "a", "b"], [1, 2, 3], [0, 2]),  # twins that both stand above the rest
+        (["b", "a", "a"], [1, 2, 2], [0, 1]),
+        (["a", "b", "a", "c"], [1, 2, 3, 4], [1, 3]),  # twins that say opposite things of "b"
+        (["a", "", "b"], [1, 2, 3], [0, 2]),
+        (["a", "b", "c"], [1, 1, 2], [0, 1, 2]),
+    ],
+)
+def test_only_different_responses_are_compared(
+    responses: list[str], ranks: list[int], places: list[int]
+) -> None:
+    ((each,), _) = encode_rankings(TOKENIZER, [ranked(responses, ranks)], 48)
+    assert each.places == places
+    assert each.ranks == [ranks[place] for place in places]
+    assert len({tuple(response) for response in each.responses}) == len(places)
+
+
+def test_rankings_that_teach_nothing_are_left_out_for_a_reason() -> None:
+    long = "so it goes " * 30
+    rankings = [
+        ranked(["a", "b"], [1, 2]),
+        ranked([long + "a", long + "b"], [1, 2]),  # equal once they are cut
+        ranked(["a", "a"], [1, 2]),
+        ranked(["a", "b", "a"], [1, 2, 3]),
+        ranked(["a", " "], [1, 2]),
+        ranked(["a", "b"], [1, 2], prompt=" "),
+        ranked(["a", "b"], [1, 1]),
+        ranked(["a", "b", ""], [1, 1, 2]),
+        ranked(["a", "b"], [1, 2], prompt=long * 3),
+        ranked(["c", "d"], [1, 2]),
+        ranked(["d", "c"], [1, 2]),  # the labelers cancel each other out
+        ranked(["e", "f"], [1, 2]),
+        ranked(["e", "f"], [1, 2]),
+        ranked(["f", "e"], [1, 2]),  # but these do not: all three are learnt from
+        ranked([long, "b"], [1, 2]),
+    ]
+    counts: Counter[str] = Counter()
+    encoded, kept = encode_rankings(TOKENIZER, rankings, 48, counts)
+    assert kept == [0, 11, 12, 13, 14]
+    assert len(encoded) == 5
+    left_out = {"tied": 2, "empty": 2, "equal": 3, "too_long": 1, "contradicted": 2}
+    assert {name: counts[name] for name in left_out} == left_out
+    assert counts["responses_cut"] == 1
+    told = told_of_rankings(counts, 48)
+    assert told[0].startswith("10 of 15 rankings left out: 2 with all responses tied, ")
+    assert told[1] == "1 of 14 responses lose their end, being longer than 35 tokens"
+    assert told_of_rankings(Counter(rankings=3, responses=9), 48) == []
