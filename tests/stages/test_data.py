@@ -14,8 +14,9 @@ import pytest
 from lmsmith.core.config import decode
 from lmsmith.core.errors import UserError
 from lmsmith.core.progress import QuietProgress
-from lmsmith.core.recipe import MachineConfig
+from lmsmith.core.recipe import MachineConfig, shipped_recipes
 from lmsmith.core.runs import StageFolder
+from lmsmith.stages import load_stage_recipe
 from lmsmith.stages.data import DataConfig, DocumentSource, Splits, run
 
 SPLITS = ("demonstrations", "comparisons", "prompts", "judge", "test", "validation")
@@ -420,3 +421,23 @@ def test_the_demo(bench: Bench) -> None:
     assert metrics["conversations.kept"] == 3242
     assert metrics["documents.bytes"] > 9e6
     assert all(metrics[f"splits.{name}"] > 100 for name in SPLITS)
+
+
+def test_the_recipe_for_own_data_learns_the_assistant_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = shipped_recipes()["own"]
+    bench = Bench(tmp_path)
+    bench.write([{"messages": talk("a", "b")}], "talks.jsonl")
+    written = text.replace("conversations = [] ", 'conversations = ["talks.jsonl"] ')
+    assert written != text
+    (tmp_path / "my.toml").write_text(written)
+    monkeypatch.chdir("/")
+    recipe = load_stage_recipe(tmp_path / "my.toml")
+    config = recipe.stages["data"]
+    assert isinstance(config, DataConfig)
+    assert (config.either_side, config.minimum_turns) == (False, 2)
+    assert config.external_files() == [str(tmp_path / "talks.jsonl")]
+    assert bench.run(config)["conversations.kept"] == 1
+    with pytest.raises(UserError, match="name conversations or documents"):
+        load_stage_recipe("own")

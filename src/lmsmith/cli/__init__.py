@@ -148,7 +148,7 @@ COMMANDS: tuple[Command, ...] = (
         "lmsmith.cli.recipes",
         "copy_recipe",
         "copy a recipe to a file of your own, to change it",
-        ("lmsmith recipes cp quickstart my.toml",),
+        ("lmsmith recipes cp own my.toml", "lmsmith recipes cp quickstart my.toml"),
     ),
     Command(
         "recipes validate",
