@@ -175,7 +175,7 @@ class ChatSession:
         prompt = self.model.prompt(self.messages, sampling)
         self.dropped = prompt.dropped_messages
         self.replies += 1
-        return self.model.write(prompt.tokens, sampling)
+        return self.model.write(prompt.tokens, sampling, is_message=True)
 
     def next_tokens(self, beginning: str = "", top: int = 10) -> list[tuple[str, float]]:
         """What may come next in the reply to the last message: texts and probabilities.

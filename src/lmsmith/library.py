@@ -17,6 +17,7 @@ from lmsmith.generation.requests import Reply, Request
 from lmsmith.generation.stops import until_stop
 from lmsmith.models.decoder import Decoder
 from lmsmith.prompts import Message, Prompt, encode_prompt, room_for_reply
+from lmsmith.prompts.text import encode_text_prompts
 from lmsmith.tokenizers import StreamDecoder, Tokenizer
 from lmsmith.training.machine import ResolvedMachine, resolve_machine
 
@@ -114,8 +115,8 @@ class LanguageModel:
         return "".join(self.write(self.text_tokens(text), settings, stop))
 
     def text_tokens(self, text: str) -> list[int]:
-        """A text to be continued, as tokens: what begins a text goes first."""
-        return [self.tokenizer.start_of_text, *self.tokenizer.encode(text)]
+        """A text to be continued, as tokens (`lmsmith.prompts.text`)."""
+        return encode_text_prompts(self.tokenizer, [text])[0].tokens
 
     def chat(
         self,
@@ -140,7 +141,9 @@ class LanguageModel:
             UserError: messages in the wrong form, or too long even without the oldest turns.
         """
         settings = self.settings(max_new_tokens, temperature, top_k, top_p, seed)
-        return "".join(self.write(self.prompt(messages, settings).tokens, settings, stop))
+        return "".join(
+            self.write(self.prompt(messages, settings).tokens, settings, stop, is_message=True)
+        )
 
     def stream_chat(
         self,
@@ -155,7 +158,7 @@ class LanguageModel:
     ) -> Iterator[str]:
         """Like `chat`, in pieces as they are written, none of which ends inside a character."""
         settings = self.settings(max_new_tokens, temperature, top_k, top_p, seed)
-        return self.write(self.prompt(messages, settings).tokens, settings, stop)
+        return self.write(self.prompt(messages, settings).tokens, settings, stop, is_message=True)
 
     def settings(
         self,
@@ -177,13 +180,22 @@ class LanguageModel:
         return encode_prompt(self.tokenizer, messages, self.context - reserve)
 
     def write(
-        self, tokens: Sequence[int], settings: SamplingSettings, stop: str | Sequence[str] = ()
+        self,
+        tokens: Sequence[int],
+        settings: SamplingSettings,
+        stop: str | Sequence[str] = (),
+        *,
+        is_message: bool = False,
     ) -> Iterator[str]:
-        """What comes after ``tokens``, in pieces of whole characters; ends before a stop text."""
+        """What comes after ``tokens``, in pieces of whole characters; ends before a stop text.
+
+        Args:
+            is_message: as in `Request`.
+        """
         stops = [stop] if isinstance(stop, str) else list(stop)
         if "" in stops:
             raise UserError("stop: an empty text would end every reply at once", "leave it out")
-        decoder = StreamDecoder(self.tokenizer)
+        decoder = StreamDecoder(self.tokenizer, () if is_message else tokens)
         # A character cut off by the reply's end is left out: the stream is not flushed.
         pieces = (decoder.push(token) for token in self.write_tokens(tokens, settings))
         return (piece for piece in until_stop(pieces, stops) if piece)

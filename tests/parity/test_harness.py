@@ -114,7 +114,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Subject, Any, Path
         warnings.simplefilter("ignore")
         # One at a time: their padding to the left changes nothing then.
         theirs = HFLM(
-            pretrained=str(folder / "theirs"), device="cpu", dtype="float32", batch_size=1
+            pretrained=str(folder / "theirs"),
+            device="cpu",
+            dtype="float32",
+            batch_size=1,
+            add_bos_token=False,
         )
     return make_subject(read, machine, begins=False), theirs, folder / "ours"
 

@@ -85,7 +85,10 @@ def test_the_scores_are_those_of_lm_evals_own_class(
         from lm_eval.models.openai_completions import LocalCompletionsAPI
         from lm_eval.tasks import TaskManager
 
-        own = HFLM(pretrained=str(tmp_path / "theirs"), device="cpu", dtype="float32", batch_size=4)
+        own = HFLM(
+            pretrained=str(tmp_path / "theirs"), device="cpu", dtype="float32", batch_size=4,
+            add_bos_token=False,
+        )  # fmt: skip
         ours = LocalCompletionsAPI(
             model="random", base_url=f"{served.address}/v1/completions", max_length=CONTEXT,
             batch_size=4, num_concurrent=1, max_retries=1,

@@ -60,7 +60,9 @@ def test_smollm2_knows_its_control_tokens(smollm: Tokenizer) -> None:
     assert smollm.vocabulary_size == 49_152
     names = smollm.control_tokens
     assert names[smollm.end_of_turn] == "<|im_end|>"
-    assert names[smollm.start_of_text] == names[smollm.end_of_text] == "<|endoftext|>"
+    assert names[smollm.start_of_text] == "<|im_start|>"
+    assert names[smollm.end_of_text] == "<|endoftext|>"
+    assert smollm.text_start == ()  # its add_bos_token is false
     assert smollm.stop_tokens == (2, 0)
     ids = smollm.encode("".join(names.values()))
     assert not names.keys() & {*ids}

@@ -126,7 +126,7 @@ def record_results(subject: Any, results: list[TaskResult], place: Path) -> dict
         "parameters": subject.parameters,
         "fingerprint": subject.fingerprint,
         "precision": subject.precision,
-        "starts_texts": subject.begins,
+        "starts_texts": bool(subject.start),
         "chat": subject.chat,
         "version": __version__,
         "results": [result.as_dict() for result in results],

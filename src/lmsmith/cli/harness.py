@@ -115,7 +115,7 @@ class HarnessRun:
             "parameters": subject.parameters,
             "fingerprint": subject.fingerprint,
             "precision": subject.precision,
-            "starts_texts": subject.begins,
+            "starts_texts": bool(subject.start),
             "chat": self.chat,
             "version": __version__,
             "limit": self.limit,

@@ -20,7 +20,7 @@ OFFSETS_FILE = "offsets.npy"
 
 
 class TokenShards:
-    """Documents laid end to end, each ``[end_of_text] + tokens + [end_of_text]``.
+    """Documents laid end to end, each ``[*start, *tokens, end_of_text]``.
 
     Attributes:
         tokens: ``(total,)`` uint16 or uint32.
@@ -33,11 +33,16 @@ class TokenShards:
 
     @classmethod
     def from_documents(
-        cls, documents: Iterable[Sequence[int]], end_of_text: int, vocabulary_size: int
+        cls,
+        documents: Iterable[Sequence[int]],
+        end_of_text: int,
+        vocabulary_size: int,
+        start: Sequence[int] | None = None,
     ) -> TokenShards:
-        """Shards in memory of documents that do not hold `end_of_text` yet."""
+        """Shards in memory of documents without frame; see `write_shards`."""
         kind = _kind_for(vocabulary_size)
-        arrays = [_framed(document, end_of_text, kind) for document in documents]
+        start = [end_of_text] if start is None else start
+        arrays = [_framed(document, start, end_of_text, kind) for document in documents]
         lengths = [len(array) for array in arrays]
         tokens = np.concatenate(arrays) if arrays else np.empty(0, kind)
         return cls(tokens, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
@@ -79,40 +84,47 @@ class TokenShards:
 
     @property
     def total_tokens(self) -> int:
-        """Number of tokens, both `end_of_text` of each document included."""
+        """Number of tokens, the frame of each document included."""
         return int(self.offsets[-1])
 
     def document(self, number: int) -> Tokens:
-        """The tokens of one document, framed by `end_of_text`."""
+        """The tokens of one document, with its frame."""
         return self.tokens[self.offsets[number] : self.offsets[number + 1]]
 
 
 def write_shards(
-    folder: Path, documents: Iterable[Sequence[int]], end_of_text: int, vocabulary_size: int
+    folder: Path,
+    documents: Iterable[Sequence[int]],
+    end_of_text: int,
+    vocabulary_size: int,
+    start: Sequence[int] | None = None,
 ) -> TokenShards:
     """Write documents as they come, holding one at a time, and map the result.
 
     `folder` appears whole or not at all.
 
     Args:
-        documents: token ids without `end_of_text`, which is put before and after each.
+        documents: token ids without frame.
+        end_of_text: put after each.
         vocabulary_size: decides between 2 and 4 bytes a token.
+        start: put before each; `end_of_text` if None.
     """
     kind = _kind_for(vocabulary_size)
+    start = [end_of_text] if start is None else start
     with atomic_folder(folder) as partial:
         offsets = [0]
         with (partial / TOKENS_FILE).open("wb") as file:
             # numpy pads the header so that the length can grow in place.
             header = {"descr": np.lib.format.dtype_to_descr(np.dtype(kind)), "fortran_order": False}
             np.lib.format.write_array_header_1_0(file, {**header, "shape": (0,)})
-            start = file.tell()
+            begin = file.tell()
             for document in documents:
-                array = _framed(document, end_of_text, kind)
+                array = _framed(document, start, end_of_text, kind)
                 file.write(array.tobytes())
                 offsets.append(offsets[-1] + len(array))
             file.seek(0)
             np.lib.format.write_array_header_1_0(file, {**header, "shape": (offsets[-1],)})
-            if file.tell() != start:
+            if file.tell() != begin:
                 raise AssertionError("numpy's header did not keep its size")
             file.flush()
             os.fsync(file.fileno())
@@ -125,9 +137,13 @@ def _kind_for(vocabulary_size: int) -> type[np.uint16] | type[np.uint32]:
 
 
 def _framed(
-    document: Sequence[int], end_of_text: int, kind: type[np.uint16] | type[np.uint32]
+    document: Sequence[int],
+    start: Sequence[int],
+    end_of_text: int,
+    kind: type[np.uint16] | type[np.uint32],
 ) -> Tokens:
-    array = np.empty(len(document) + 2, dtype=kind)
-    array[0] = array[-1] = end_of_text
-    array[1:-1] = document
+    array = np.empty(len(start) + len(document) + 1, dtype=kind)
+    array[: len(start)] = start
+    array[len(start) : -1] = document
+    array[-1] = end_of_text
     return array

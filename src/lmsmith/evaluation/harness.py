@@ -192,7 +192,7 @@ class HarnessModel(LM):  # type: ignore[misc]
             replies = answer(engine, together, _stop_between_tokens)
             for request, (reply,) in zip(together, replies, strict=True):
                 args = requests[len(texts)].args
-                texts.append(written(self.subject.tokenizer, reply.tokens, request.settings.stop))
+                texts.append(written(self.subject.tokenizer, request, reply.tokens))
                 self.cache_hook.add_partial("generate_until", args, texts[-1])
             self._progress.update(len(texts))
         self._progress.end()
@@ -230,8 +230,8 @@ class HarnessModel(LM):  # type: ignore[misc]
 
     def _start(self, tokens: Sequence[int]) -> list[int]:
         """A template may write the start of text itself."""
-        start = self.subject.tokenizer.start_of_text
-        return [start] if self.subject.begins and [*tokens[:1]] != [start] else []
+        start = list(self.subject.start)
+        return start if [*tokens[: len(start)]] != start else []
 
     def _read(self, title: str, pairs: Sequence[Pair]) -> Iterator[tuple[list[int], list[Any]]]:
         """Numbers of pairs and their likelihoods, those with the same beginning together."""
@@ -283,9 +283,10 @@ class HarnessModel(LM):  # type: ignore[misc]
         return Request(kept, settings, f"item {number}", number * STREAMS_AN_ITEM)
 
 
-def written(tokenizer: Tokenizer, tokens: Sequence[int], stops: Sequence[str]) -> str:
+def written(tokenizer: Tokenizer, request: Request, tokens: Sequence[int]) -> str:
     """A reply's text as lm-eval has it: a character that it leaves unfinished is U+FFFD."""
-    return "".join(until_stop(iter([tokenizer.decode(tokens)]), stops))
+    text = tokenizer.decode(tokens, after=request.prompt)
+    return "".join(until_stop(iter([text]), request.settings.stop))
 
 
 def _stop_between_tokens(_: TokenEvent) -> None:

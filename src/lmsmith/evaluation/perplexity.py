@@ -64,8 +64,9 @@ def bits_per_byte(
     overlap: float = 0.5,
     on_tokens: Callable[[int], None] | None = None,
 ) -> float:
-    """Total nats / (ln 2 · total UTF-8 bytes) of documents, each begun with the end of text.
+    """Total nats / (ln 2 · total UTF-8 bytes) of documents.
 
+    Each is begun as those that the model learns from.
     It does not depend on how many tokens a tokenizer makes of a byte. The document's end is not
     predicted.
 
@@ -83,7 +84,7 @@ def bits_per_byte(
         window
         for tokens in encoded
         for window in document_windows(
-            [tokenizer.start_of_text, *tokens], decoder.config.context, overlap
+            [tokenizer.document_start[-1], *tokens], decoder.config.context, overlap
         )
     ]
     if not byte_count:

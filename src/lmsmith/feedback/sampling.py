@@ -97,7 +97,10 @@ def writer_of(model: ReadModel, machine: ResolvedMachine, settings: SamplingSett
         tokens = encode_prompt(model.tokenizer, prompt, limit).tokens
         asked = replace(settings, samples=count, seed=seed)
         engine = Engine(decoder, tokenizer=model.tokenizer, rows=count)
-        return [reply.text.strip() for reply in answer(engine, [Request(tokens, asked)])[0]]
+        return [
+            reply.text.strip()
+            for reply in answer(engine, [Request(tokens, asked, is_message=True)])[0]
+        ]
 
     return write
 

@@ -29,6 +29,8 @@ class Request:
         forced: what each sample writes, whatever the model would: with ``settings.log_probs`` the
             model says how likely it finds each, and reads the prompt once for all of them.
         keep: whether what is read of it is kept for later requests that begin so.
+        is_message: whether the reply is a message, a text of its own, and not what a text goes on
+            with: a tokenizer may begin texts with a space, which is no part of them.
     """
 
     prompt: Sequence[int]
@@ -38,6 +40,7 @@ class Request:
     salt: str = ""
     forced: tuple[tuple[int, ...], ...] = ()
     keep: bool = True
+    is_message: bool = False
 
     def room(self, context: int) -> int:
         """Most tokens that each of its replies may get, by a model with this context."""

@@ -111,7 +111,7 @@ def new_rows(
             room=len(forced[sample]) or room,
             uniforms=uniforms[sample],
             history=History(list(request.prompt)) if settings.has_penalties else None,
-            decoder=StreamDecoder(tokenizer) if tokenizer is not None else None,
+            decoder=_decoder(tokenizer, request) if tokenizer is not None else None,
             scanner=StopScanner(settings.stop) if settings.stop else None,
             fills_context=room < settings.max_new_tokens and not request.forced,
             prompt_log_probs=prompt_log_probs,
@@ -121,6 +121,10 @@ def new_rows(
         )
         for sample, row in enumerate(cache_rows)
     ]
+
+
+def _decoder(tokenizer: Tokenizer, request: Request) -> StreamDecoder:
+    return StreamDecoder(tokenizer, () if request.is_message else request.prompt)
 
 
 def draw_tokens(

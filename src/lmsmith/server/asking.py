@@ -10,6 +10,7 @@ from lmsmith.core.errors import UserError
 from lmsmith.generation.requests import Request
 from lmsmith.generation.settings import SamplingSettings
 from lmsmith.prompts import encode_prompt
+from lmsmith.prompts.text import TextPrompt, encode_text_prompts
 from lmsmith.server.errors import ApiError, refused, unsupported
 from lmsmith.server.limits import Limits
 from lmsmith.server.protocol import ChatBody, ChatMessage, CompletionBody, SamplingBody
@@ -81,8 +82,16 @@ def _text(content: str | list[Any] | None, where: str) -> str:
     return "".join(parts)
 
 
-def chat_tokens(model: ServedModel, messages: Sequence[dict[str, str]]) -> list[int]:
+def chat_tokens(
+    model: ServedModel,
+    messages: Sequence[dict[str, str]],
+    *,
+    add_special_tokens: bool | None = None,
+) -> list[int]:
     """The conversation as a prompt; nothing of it is left out.
+
+    Args:
+        add_special_tokens: put what begins texts before it, beside what the template writes.
 
     Raises:
         ApiError: it cannot be written by the model's template, or is too long.
@@ -91,6 +100,8 @@ def chat_tokens(model: ServedModel, messages: Sequence[dict[str, str]]) -> list[
         tokens = encode_prompt(model.tokenizer, messages).tokens
     except UserError as error:
         raise refused(error, "messages") from error
+    if add_special_tokens:
+        tokens = [*model.tokenizer.text_start, *tokens]
     check_length(model, len(tokens), "messages")
     return tokens
 
@@ -107,8 +118,8 @@ def check_length(model: ServedModel, count: int, param: str) -> None:
         )
 
 
-def completion_prompts(model: ServedModel, body: CompletionBody) -> list[list[int]]:
-    """Each prompt as tokens: those of a text begin with what begins texts.
+def completion_prompts(model: ServedModel, body: CompletionBody) -> list[TextPrompt]:
+    """Each prompt as tokens; a text's begin as `lmsmith.prompts.text` says.
 
     Raises:
         ApiError: one is empty, too long, or of tokens that the model does not have.
@@ -118,13 +129,18 @@ def completion_prompts(model: ServedModel, body: CompletionBody) -> list[list[in
     if isinstance(prompts[0], int):
         prompts = [prompts]
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-    encoded = iter(model.tokenizer.encode_batch(texts))
-    start = model.tokenizer.start_of_text
+    encoded = iter(
+        encode_text_prompts(
+            model.tokenizer, texts, add_special_tokens=body.add_special_tokens is not False
+        )
+    )
     found = [
-        [start, *next(encoded)] if isinstance(prompt, str) else list(prompt) for prompt in prompts
+        next(encoded) if isinstance(prompt, str) else TextPrompt(list(prompt), 0)
+        for prompt in prompts
     ]
     known = model.tokenizer.vocabulary_size
-    for tokens in found:
+    for each in found:
+        tokens = each.tokens
         check_length(model, len(tokens), "prompt")
         if not tokens or max(tokens) >= known:
             problem = "a prompt is empty" if not tokens else f"a token id is {known} or more"
@@ -189,9 +205,17 @@ def _biases(given: dict[str, float]) -> dict[int, float]:
         raise ApiError(400, problem, param="logit_bias") from None
 
 
-def requests_for(prompts: Sequence[list[int]], settings: SamplingSettings) -> list[Request]:
+def requests_for(
+    prompts: Sequence[list[int]], settings: SamplingSettings, *, is_message: bool = False
+) -> list[Request]:
     """One for each prompt, each with chance of its own."""
     return [
-        Request(prompt, settings, f"prompt {n + 1}" if len(prompts) > 1 else "the prompt", n << 16)
+        Request(
+            prompt,
+            settings,
+            f"prompt {n + 1}" if len(prompts) > 1 else "the prompt",
+            n << 16,
+            is_message=is_message,
+        )
         for n, prompt in enumerate(prompts)
     ]

@@ -28,7 +28,9 @@ async def chat_completions(request: Request, body: ChatBody) -> Response:
     asking.refuse_unsupported(body)
     model = serving.model(body.model)
     messages = asking.plain_messages(body.messages)
-    tokens = await asyncio.to_thread(asking.chat_tokens, model, messages)
+    tokens = await asyncio.to_thread(
+        asking.chat_tokens, model, messages, add_special_tokens=body.add_special_tokens
+    )
     longest = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     settings = asking.sampling(
         body,
@@ -38,7 +40,7 @@ async def chat_completions(request: Request, body: ChatBody) -> Response:
         log_probs=(body.top_logprobs or 0) if body.logprobs or body.top_logprobs else None,
     )
     name = f"chatcmpl-{secrets.token_hex(12)}"
-    answer = serving.answer(model, asking.requests_for([tokens], settings), name)
+    answer = serving.answer(model, asking.requests_for([tokens], settings, is_message=True), name)
     headers = {"x-request-id": name}
     if body.stream:
         wants_usage = bool(body.stream_options and body.stream_options.include_usage)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,7 @@ from starlette.responses import Response
 from lmsmith.generation.log_probs import TokenLogProb
 from lmsmith.generation.requests import Reply, TokenEvent
 from lmsmith.server import asking, responses
-from lmsmith.server.answering import Answer, Question, Serving
+from lmsmith.server.answering import Answer, Serving
 from lmsmith.server.errors import ApiError, unsupported
 from lmsmith.server.protocol import CompletionBody
 from lmsmith.server.token_text import Offsets, completion_log_probs, finish_reason, usage
@@ -53,18 +52,15 @@ async def completions(request: Request, body: CompletionBody) -> Response:
         prompt_log_probs=bool(body.echo) and body.logprobs is not None,
     )
     name = f"cmpl-{secrets.token_hex(12)}"
-    answer = serving.answer(model, asking.requests_for(prompts, settings), name)
-    shown = _Shown(answer, body, has_start=_texts_were_given(body), silent=longest == 0)
+    answer = serving.answer(
+        model, asking.requests_for([prompt.tokens for prompt in prompts], settings), name
+    )
+    shown = _Shown(answer, body, starts=[each.start for each in prompts], silent=longest == 0)
     headers = {"x-request-id": name}
     if body.stream:
         wants_usage = bool(body.stream_options and body.stream_options.include_usage)
         return responses.EventStream(answer, shown.chunks(wants_usage), headers)
     return await responses.answered(request, answer, shown.whole, headers)
-
-
-def _texts_were_given(body: CompletionBody) -> bool:
-    given = body.prompt
-    return given is None or isinstance(given, str) or not given or isinstance(given[0], str)
 
 
 @dataclass
@@ -88,16 +84,16 @@ class _Shown:
     Args:
         answer: whose they are.
         body: what was asked.
-        has_start: prompts were texts, and begin with a token that the client did not write.
+        starts: of each prompt, how many of its first tokens the client did not write.
         silent: only the prompts are asked for.
     """
 
     def __init__(
-        self, answer: Answer, body: CompletionBody, *, has_start: bool, silent: bool
+        self, answer: Answer, body: CompletionBody, *, starts: Sequence[int], silent: bool
     ) -> None:
         self._answer, self._silent = answer, silent
         self._echo, self._log_probs = bool(body.echo), body.logprobs is not None
-        self._start = 1 if has_start else 0
+        self._starts = starts
         self._opening = {
             "id": answer.name,
             "object": "text_completion",
@@ -107,7 +103,7 @@ class _Shown:
 
     def whole(self) -> dict[str, Any]:
         choices = [
-            self._choice(number, sample, self._text(reply), reply, self._nothing())
+            self._choice(number, sample, self._text(reply), reply, self._nothing(number))
             for number, question in enumerate(self._answer.questions)
             for sample, reply in enumerate(question.replies)
         ]
@@ -121,14 +117,15 @@ class _Shown:
     def _text(self, reply: Reply) -> str:
         return "" if self._silent else reply.text
 
-    def _echoed(self, question: Question) -> str:
+    def _echoed(self, number: int) -> str:
         if not self._echo:
             return ""
-        tokens = question.request.prompt[self._start :]
+        tokens = self._answer.questions[number].request.prompt[self._starts[number] :]
         return self._answer.model.tokenizer.decode(tokens, special=True)
 
-    def _nothing(self) -> _Told:
-        return _Told(Offsets(self._answer.model.tokenizer))
+    def _nothing(self, number: int) -> _Told:
+        before = () if self._echo else self._answer.questions[number].request.prompt
+        return _Told(Offsets(self._answer.model.tokenizer, before))
 
     def _choice(
         self, number: int, sample: int, text: str, reply: Reply, told: _Told
@@ -137,9 +134,9 @@ class _Shown:
         question = self._answer.questions[number]
         found: list[TokenLogProb | int] = []
         if not told.begun:
-            text = self._echoed(question) + text
+            text = self._echoed(number) + text
             if self._echo and self._log_probs:
-                found += self._prompt_log_probs(question, reply)
+                found += self._prompt_log_probs(number, reply)
         if not self._silent:
             found += reply.log_probs[told.tokens :]  # what ended it, too: clients count on a last
         told.begun, told.tokens = True, len(reply.log_probs)
@@ -153,15 +150,19 @@ class _Shown:
             "finish_reason": finish_reason(reply),
         }
 
-    def _prompt_log_probs(self, question: Question, reply: Reply) -> list[TokenLogProb | int]:
+    def _prompt_log_probs(self, number: int, reply: Reply) -> list[TokenLogProb | int]:
         """Of the prompt as the client wrote it: its first token has none if nothing was before."""
-        if self._start:
-            return list(reply.prompt_log_probs)
-        return [question.request.prompt[0], *reply.prompt_log_probs]
+        if start := self._starts[number]:
+            return list(reply.prompt_log_probs[start - 1 :])
+        return [self._answer.questions[number].request.prompt[0], *reply.prompt_log_probs]
 
     async def chunks(self, wants_usage: bool) -> AsyncIterator[list[dict[str, Any]]]:
         opening = {**self._opening, **({"usage": None} if wants_usage else {})}
-        told: dict[tuple[int, int], _Told] = defaultdict(self._nothing)
+        told = {
+            (number, sample): self._nothing(number)
+            for number, question in enumerate(self._answer.questions)
+            for sample in range(len(question.replies))
+        }
         async for batch in self._answer.events():
             chunks = [
                 {**opening, "choices": [choice]}

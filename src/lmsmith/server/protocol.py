@@ -28,7 +28,7 @@ class StreamOptions(_Body):
 
 
 class SamplingBody(_Body):
-    """What chat and completions have in common; the last five are not OpenAI's."""
+    """What chat and completions have in common; from ``top_k`` on, not OpenAI's."""
 
     model: str | None = None
     n: Whole | None = Field(None, ge=1)
@@ -47,6 +47,7 @@ class SamplingBody(_Body):
     min_p: Real | None = None
     repetition_penalty: Real | None = Field(None, ge=0.01, le=100)
     ignore_eos: bool | None = None
+    add_special_tokens: bool | None = None
 
 
 class ChatMessage(_Body):
@@ -85,7 +86,7 @@ class TokenizeBody(_Body):
     model: str | None = None
     prompt: str | None = None
     messages: list[ChatMessage] | None = None
-    add_special_tokens: bool = True
+    add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
 
 

@@ -305,7 +305,9 @@ async def answer(request: Request, name: str, body: AnswerBody) -> Response:
         asked, model, serving.limits, longest=body.max_tokens, log_probs=None
     )
     made = serving.answer(
-        model, asking.requests_for([tokens], settings), f"answer-{secrets.token_hex(12)}"
+        model,
+        asking.requests_for([tokens], settings, is_message=True),
+        f"answer-{secrets.token_hex(12)}",
     )
     talks: Talks = request.app.state.talks
     talk = Talk(request.app.state.store, person, name, body, made, dropped)

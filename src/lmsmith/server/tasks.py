@@ -20,7 +20,7 @@ from starlette.responses import Response
 
 from lmsmith.core.errors import UserError
 from lmsmith.evaluation.function_requests import AskedText, FunctionRequests, TooLong
-from lmsmith.evaluation.methods.subject import Subject, begins_texts
+from lmsmith.evaluation.methods.subject import Subject
 from lmsmith.evaluation.tasks.data import Item, read_data
 from lmsmith.evaluation.tasks.shipped import user_tasks
 from lmsmith.evaluation.tasks.spec import TaskSpec
@@ -203,5 +203,5 @@ def _subject(model: ServedModel) -> Subject:
         fingerprint="",
         parameters=0,
         precision="",
-        begins=begins_texts(model.tokenizer),
+        start=model.tokenizer.text_start,
     )

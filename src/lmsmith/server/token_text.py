@@ -53,10 +53,14 @@ class Offsets:
     """Where tokens begin in a text, in characters, one after another.
 
     A token in the midst of a character begins where the character does.
+
+    Args:
+        tokenizer: theirs.
+        after: tokens that the text goes on from.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer, self._decoder = tokenizer, StreamDecoder(tokenizer)
+    def __init__(self, tokenizer: Tokenizer, after: Sequence[int] = ()) -> None:
+        self._tokenizer, self._decoder = tokenizer, StreamDecoder(tokenizer, after)
         self._at = 0
 
     def next(self, token: int) -> int:

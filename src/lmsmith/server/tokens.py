@@ -29,10 +29,12 @@ async def tokenize(request: Request, body: TokenizeBody) -> Response:
         raise ApiError(400, "give either prompt or messages", param="prompt")
     if body.prompt is not None:
         text, special = body.prompt, body.add_special_tokens
-        tokens = await asyncio.to_thread(_text_tokens, model, text, special)
+        tokens = await asyncio.to_thread(_text_tokens, model, text, special is not False)
     else:
         messages = asking.plain_messages(body.messages or [])
-        tokens = await asyncio.to_thread(asking.chat_tokens, model, messages)
+        tokens = await asyncio.to_thread(
+            asking.chat_tokens, model, messages, add_special_tokens=body.add_special_tokens
+        )
     result: dict[str, Any] = {
         "count": len(tokens),
         "max_model_len": model.context,
@@ -51,7 +53,7 @@ def _text_tokens(model: ServedModel, text: str, special: bool) -> list[int]:
     for token in (tokenizer.end_of_text, tokenizer.start_of_text):
         if text == tokenizer.control_tokens.get(token):
             return [token]
-    return [*([tokenizer.start_of_text] if special else []), *tokenizer.encode(text)]
+    return [*(tokenizer.text_start if special else ()), *tokenizer.encode(text)]
 
 
 @router.post("/detokenize")
@@ -81,6 +83,7 @@ async def tokenizer_info(request: Request, model: str | None = None) -> Response
             "model_max_length": served.context,
             "bos_token": names.get(tokenizer.start_of_text),
             "bos_token_id": tokenizer.start_of_text,
+            "add_bos_token": bool(tokenizer.text_start),
             "eos_token": names.get(tokenizer.end_of_text),
             "eos_token_id": tokenizer.end_of_text,
             "pad_token": names.get(tokenizer.end_of_text),

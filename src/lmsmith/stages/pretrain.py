@@ -178,6 +178,7 @@ def tokenize_sources(path: Path, tokenizer: Tokenizer, folder: Path) -> dict[str
             tokenizer.encode_batch(documents),
             tokenizer.end_of_text,
             tokenizer.vocabulary_size,
+            tokenizer.document_start,
         )
         sources[name] = Source(shards, sum(len(text.encode()) for text in documents))
     return sources

@@ -54,7 +54,8 @@ def tokenizer_files(path: Path | str) -> list[Path]:
         return [path]
     names = [TOKENIZER_FILE, CHAT_FILE]
     if path.is_dir() and not (path / CHAT_FILE).is_file():
-        others = [CONFIG_FILE, TEMPLATE_FILE, "special_tokens_map.json", "generation_config.json"]
+        others = [CONFIG_FILE, TEMPLATE_FILE, "special_tokens_map.json"]
+        others += ["generation_config.json", "config.json"]
         pairs = [name for pair in _PAIRS for name in pair]
         candidates = [TOKENIZER_FILE, *others, *pairs]
         names = [name for name in candidates if (path / name).is_file()] or names

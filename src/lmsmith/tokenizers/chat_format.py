@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,6 +35,13 @@ PLAIN_TEMPLATE = (
 )
 """For models that have no template: roles in words, since they have no tokens for them."""
 
+
+def plain_template(text_start: Sequence[str]) -> str:
+    """`PLAIN_TEMPLATE` after what goes before every text prompt."""
+    start = json.dumps("".join(text_start), ensure_ascii=False)
+    return ("{{- " + start + " -}}" if text_start else "") + PLAIN_TEMPLATE
+
+
 _REMAKE = "train it again with `lmsmith run RECIPE --only tokenizer`, or name another folder"
 
 
@@ -42,13 +50,15 @@ class ChatFormat:
     """Control tokens by their names, and how a conversation is written with them.
 
     Attributes:
-        start_of_text: what a text begins with.
+        start_of_text: what stands before a text that needs a token before it.
         end_of_text: what parts one text from the next.
         end_of_turn: what the assistant ends its reply with.
         stops: further tokens at which a reply ends.
         jinja: the chat template; None for lmsmith's own format (`lmsmith.prompts.chat`).
         variables: what the template is given besides messages (``bos_token``, ``eos_token``).
         cleaning: what is done to text first: nothing, or ``"ftfy"``.
+        text_start: what goes before every text prompt, as the tokenizer's files say; often nothing.
+        markers: further tokens that no text makes, though they are text when the model writes them.
     """
 
     start_of_text: str
@@ -58,11 +68,14 @@ class ChatFormat:
     jinja: str | None = None
     variables: Mapping[str, str] = field(default_factory=dict)
     cleaning: str = ""
+    text_start: tuple[str, ...] = ()
+    markers: tuple[str, ...] = ()
 
     @property
     def names(self) -> list[str]:
         """Every token with a part to play, once."""
         parts = (self.start_of_text, self.end_of_text, self.end_of_turn, *self.stops)
+        parts += self.text_start
         return list(dict.fromkeys(parts))
 
     def description(self) -> dict[str, object]:
@@ -77,12 +90,23 @@ class ChatFormat:
             "stops": list(self.stops),
             "variables": dict(self.variables),
             "cleaning": self.cleaning,
+            "text_start": list(self.text_start),
+            "markers": list(self.markers),
             "jinja": self.jinja,
         }
 
 
-OWN_FORMAT = ChatFormat(END_OF_TEXT, END_OF_TEXT, END_OF_TURN, (SYSTEM, USER, ASSISTANT))
-"""Of the tokenizers that are trained here; its tokens are ``SPECIAL_TOKENS``."""
+OWN_FORMAT = ChatFormat(
+    END_OF_TEXT,
+    END_OF_TEXT,
+    END_OF_TURN,
+    (SYSTEM, USER, ASSISTANT),
+    text_start=(END_OF_TEXT,),
+)
+"""Of the tokenizers that are trained here; its tokens are ``SPECIAL_TOKENS``.
+
+Models are trained here on documents that begin with ``<|endoftext|>``, so text prompts do too.
+"""
 
 assert set(OWN_FORMAT.names) == set(SPECIAL_TOKENS)
 
@@ -111,12 +135,17 @@ def _imported(chat: Mapping[str, object], path: Path) -> ChatFormat:
     texts = ("start_of_text", "end_of_text", "end_of_turn", "jinja", "cleaning")
     wrong = [key for key in texts if not isinstance(chat.get(key), str)]
     stops, variables = chat.get("stops"), chat.get("variables")
-    if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
-        wrong.append("stops")
     if not isinstance(variables, dict) or not all(isinstance(v, str) for v in variables.values()):
         wrong.append("variables")
     if chat.get("cleaning") not in ("", "ftfy"):
         wrong.append("cleaning")
+    # Older files have no such lists: their start_of_text was another token than end_of_text
+    # where one goes before every text.
+    begins = [chat["start_of_text"]] if chat.get("start_of_text") != chat.get("end_of_text") else []
+    text_start, markers = chat.get("text_start", begins), chat.get("markers", [])
+    for name, names in (("stops", stops), ("text_start", text_start), ("markers", markers)):
+        if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
+            wrong.append(name)
     if wrong:
         raise UserError(
             f"{path}: {', '.join(dict.fromkeys(wrong))} missing or of the wrong kind",
@@ -124,5 +153,17 @@ def _imported(chat: Mapping[str, object], path: Path) -> ChatFormat:
         )
     assert isinstance(stops, list)
     assert isinstance(variables, dict)
+    assert isinstance(text_start, list)
+    assert isinstance(markers, list)
     start, end, turn, jinja, cleaning = (str(chat[key]) for key in texts)
-    return ChatFormat(start, end, turn, tuple(stops), jinja, variables, cleaning)
+    return ChatFormat(
+        start,
+        end,
+        turn,
+        tuple(stops),
+        jinja,
+        variables,
+        cleaning,
+        tuple(text_start),
+        tuple(markers),
+    )

@@ -15,7 +15,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
 from lmsmith.core.errors import UserError
 from lmsmith.tokenizers.gpt2 import byte_level_description
-from lmsmith.tokenizers.hugging_face import hugging_face_template
+from lmsmith.tokenizers.hugging_face import described_with_start, hugging_face_template
 from lmsmith.tokenizers.importing import import_tokenizer
 from lmsmith.tokenizers.tokenizer import Tokenizer
 
@@ -74,6 +74,9 @@ PRE_TOKENIZERS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
     "stablelm2": lambda: _split(_cuts(r"\p{N}")),
 }
 """How text is cut, by ``tokenizer.ggml.pre``."""
+
+_BEGINS_TEXTS = {"llama-bpe", "llama3"}
+"""Where ``bos`` goes before a text if ``add_bos_token`` is not there: llama.cpp's rule."""
 
 _WHOLE_WORDS = {"llama-bpe", "llama3", "smaug-bpe"}
 """Where a piece that is a token is taken as it is, whatever merges would make of it."""
@@ -138,29 +141,46 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
             f"the GGUF file's tokenizer is of the kind {kind!r}; gpt2 and llama are known",
             "read the tokenizer from the model's Hugging Face folder",
         )
+    named = _named_tokens(metadata, tokens)
     variables = {
-        name: tokens[token]
+        name: named[key]
         for name, key in (
             ("bos_token", "bos"),
             ("eos_token", "eos"),
             ("unk_token", "unknown"),
             ("pad_token", "padding"),
         )
-        if isinstance(token := metadata.get(f"tokenizer.ggml.{key}_token_id"), int)
-        and 0 <= token < len(tokens)
+        if key in named
     }
-    stops = [
-        tokens[token]
-        for key in ("eot", "eom")
-        if isinstance(token := metadata.get(f"tokenizer.ggml.{key}_token_id"), int)
-    ]
+    adds = kind == "llama" or metadata.get("tokenizer.ggml.pre") in _BEGINS_TEXTS
+    adds = bool(metadata.get("tokenizer.ggml.add_bos_token", adds))
     return import_tokenizer(
         description,
         variables=variables,
         jinja=metadata.get("tokenizer.chat_template") or "",
-        adds_start=bool(metadata.get("tokenizer.ggml.add_bos_token", kind == "llama")),
-        stops=stops,
+        text_start=[named["bos"]] if adds and "bos" in named else [],
+        stops=[named[key] for key in ("eot", "eom") if key in named],
     )
+
+
+def _named_tokens(metadata: Mapping[str, Any], tokens: Sequence[str]) -> dict[str, str]:
+    """The tokens that have a part of their own, by the part: ``bos`` and others.
+
+    Raises:
+        UserError: an id is not one of the tokens'.
+    """
+    named = {}
+    for key, token in metadata.items():
+        part = key.removeprefix("tokenizer.ggml.").removesuffix("_token_id")
+        if key != f"tokenizer.ggml.{part}_token_id":
+            continue
+        if not isinstance(token, int) or not 0 <= token < len(tokens):
+            raise UserError(
+                f"{key} = {token}: expected the id of a token, 0 to {len(tokens) - 1}",
+                "fetch the file again, or take another conversion of the model",
+            )
+        named[part] = tokens[token]
+    return named
 
 
 def gguf_metadata(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -171,7 +191,7 @@ def gguf_metadata(tokenizer: Tokenizer) -> dict[str, Any]:
     then still spell the text). ``tokenizer.huggingface.json`` holds the exact tokenizer.
 
     Raises:
-        UserError: it is not byte-level BPE.
+        UserError: it is not byte-level BPE, or begins texts with more than one token.
     """
     model = tokenizer.description["model"]
     kinds = _step_types(tokenizer.description.get("decoder"), "decoders")
@@ -179,6 +199,12 @@ def gguf_metadata(tokenizer: Tokenizer) -> dict[str, Any]:
         raise UserError(
             "only byte-level BPE tokenizers can be written as GGUF so far",
             "use the GGUF file that the model's makers offer",
+        )
+    if tokenizer.text_start not in ((), (tokenizer.start_of_text,)):
+        raise UserError(
+            f"this tokenizer begins texts with {' '.join(tokenizer.format.text_start)}; "
+            "a GGUF file has room for one token, its bos_token",
+            "export it to hf",
         )
     written = {token: name for name, token in model["vocab"].items()}
     written |= {t["id"]: t["content"] for t in tokenizer.description["added_tokens"]}
@@ -202,10 +228,12 @@ def gguf_metadata(tokenizer: Tokenizer) -> dict[str, Any]:
         "tokenizer.ggml.bos_token_id": tokenizer.start_of_text,
         "tokenizer.ggml.eos_token_id": tokenizer.end_of_turn,
         "tokenizer.ggml.padding_token_id": tokenizer.end_of_text,
-        "tokenizer.ggml.add_bos_token": False,
+        "tokenizer.ggml.add_bos_token": bool(tokenizer.text_start),
         "tokenizer.ggml.add_space_prefix": False,
         "tokenizer.chat_template": hugging_face_template(tokenizer),
-        "tokenizer.huggingface.json": json.dumps(tokenizer.description, ensure_ascii=False),
+        "tokenizer.huggingface.json": json.dumps(
+            described_with_start(tokenizer), ensure_ascii=False
+        ),
     }
 
 

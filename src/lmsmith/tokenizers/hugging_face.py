@@ -11,7 +11,7 @@ from lmsmith.core.files import atomic_write, read_json, write_json
 from lmsmith.tokenizers.bpe import TOKENIZER_FILE
 from lmsmith.tokenizers.importing import import_tokenizer
 from lmsmith.tokenizers.special import END_OF_TEXT, END_OF_TURN, JINJA_TEMPLATE
-from lmsmith.tokenizers.tokenizer import Tokenizer
+from lmsmith.tokenizers.tokenizer import Tokenizer, vocabulary_of
 
 CONFIG_FILE = "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
@@ -30,7 +30,8 @@ def load_hugging_face(folder: Path | str) -> Tokenizer:
     """Read ``tokenizer.json`` with the control tokens and the chat template beside it.
 
     These come from ``tokenizer_config.json``, ``special_tokens_map.json``,
-    ``chat_template.jinja`` (which goes first) and ``generation_config.json``, where they are.
+    ``chat_template.jinja`` (which goes first), and ``generation_config.json`` or ``config.json``
+    (tokens that end a text), where they are.
 
     Raises:
         UserError: there is no ``tokenizer.json``, or a file is damaged.
@@ -49,19 +50,22 @@ def load_hugging_face(folder: Path | str) -> Tokenizer:
     config = _object(folder / CONFIG_FILE)
     names = _object(folder / "special_tokens_map.json") | config
     variables = {key: name for key in _VARIABLES if (name := _name_of(names.get(key))) is not None}
-    ids = {t["content"]: t["id"] for t in description.get("added_tokens") or []}
-    by_id = {token: name for name, token in ids.items()}
-    generation = _object(folder / "generation_config.json").get("eos_token_id")
-    ends = generation if isinstance(generation, list) else [generation]
-    if "eos_token" not in variables and (found := [by_id[e] for e in ends if e in by_id]):
-        variables["eos_token"] = found[0]
+    description = _with_specials(description, names)
+    by_id = {token: name for name, token in vocabulary_of(description).items()}
+    found = _object(folder / "generation_config.json").get("eos_token_id")
+    if found is None:
+        found = _object(folder / "config.json").get("eos_token_id")
+    ends = found if isinstance(found, list) else [found]
+    stops = [by_id[end] for end in ends if end in by_id]
+    if "eos_token" not in variables and stops:
+        variables["eos_token"] = stops[0]
     try:
         return import_tokenizer(
             description,
             variables=variables,
             jinja=_template(folder, config),
-            adds_start=_adds_start(description, config, variables.get("bos_token")),
-            stops=[by_id[end] for end in ends if end in by_id],
+            text_start=_text_start(description, config, variables.get("bos_token")),
+            stops=stops,
         )
     except UserError as error:
         raise UserError(f"{folder}: {error.problem}", error.mend) from error
@@ -76,14 +80,14 @@ def to_hugging_face(tokenizer: Tokenizer, folder: Path | str) -> None:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(folder)
-    (folder / "chat.json").unlink()
+    write_json(folder / TOKENIZER_FILE, described_with_start(tokenizer))
     variables, template = hugging_face_variables(tokenizer), hugging_face_template(tokenizer)
     write_json(
         folder / CONFIG_FILE,
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
+            "add_bos_token": variables.get("bos_token") in tokenizer.format.text_start,
             **variables,
         },
     )
@@ -134,13 +138,70 @@ def _template(folder: Path, config: Mapping[str, Any]) -> str:
     return template if isinstance(template, str) else ""
 
 
-def _adds_start(
-    description: Mapping[str, Any], config: Mapping[str, Any], start: str | None
-) -> bool:
-    """Whether encoding with this tokenizer puts ``bos_token`` first."""
-    if isinstance(config.get("add_bos_token"), bool):
-        return bool(config["add_bos_token"])
+def _with_specials(description: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, Any]:
+    """The description, with those tokens special that the files beside it call so."""
+    listed = [names.get("additional_special_tokens"), names.get("extra_special_tokens")]
+    parts = [each.values() if isinstance(each, Mapping) else each or [] for each in listed]
+    decoder = names.get("added_tokens_decoder")
+    decoded = [token for token in (decoder or {}).values() if token.get("special")]
+    specials = {_name_of(token) for part in (*parts, decoded) for token in part}
+    added = [
+        token | {"special": True} if token["content"] in specials else token
+        for token in description.get("added_tokens") or []
+    ]
+    return {**description, "added_tokens": added}
+
+
+def _text_start(
+    description: Mapping[str, Any], config: Mapping[str, Any], bos: str | None
+) -> tuple[str, ...]:
+    """What the files put before a text: the post-processor's, and ``bos_token`` as the config says.
+
+    Where ``add_bos_token`` is there, it decides about ``bos_token``: so llama.cpp reads it, and
+    transformers up to version 4 (version 5 reads the post-processor alone).
+    """
+    start = _processor_start(description)
+    adds = config.get("add_bos_token")
+    if adds is False:
+        return tuple(name for name in start if name != bos)
+    if adds is True and bos is not None and bos not in start:
+        return (bos, *start)
+    return start
+
+
+def _processor_start(description: Mapping[str, Any]) -> tuple[str, ...]:
+    """The tokens that a ``tokenizer.json``'s post-processor puts before a text."""
     step = description.get("post_processor") or {}
-    steps = step.get("processors", [step])
-    firsts = [s["single"][0] for s in steps if s.get("type") == "TemplateProcessing"]
-    return any((f.get("SpecialToken") or {}).get("id") == start for f in firsts)
+    found: list[str] = []
+    for each in step.get("processors", [step]):
+        if each.get("type") in ("BertProcessing", "RobertaProcessing"):
+            found.append(each["cls"][0])
+        if each.get("type") == "TemplateProcessing":
+            for piece in each["single"]:
+                if "SpecialToken" not in piece:
+                    break
+                name = piece["SpecialToken"]["id"]
+                found += each["special_tokens"][name].get("tokens") or [name]
+    return tuple(found)
+
+
+def described_with_start(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Contents of a ``tokenizer.json`` whose post-processor puts before a text what we do."""
+    description, names = dict(tokenizer.description), tokenizer.format.text_start
+    if _processor_start(description) == names:
+        return description
+    if not names:
+        return description | {"post_processor": None}
+    special = [{"SpecialToken": {"id": name, "type_id": 0}} for name in names]
+    text, second = ({"Sequence": {"id": part, "type_id": n}} for n, part in enumerate("AB"))
+    return description | {
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [*special, text],
+            "pair": [*special, text, second],
+            "special_tokens": {
+                name: {"id": name, "ids": [token], "tokens": [name]}
+                for name, token in zip(names, tokenizer.text_start, strict=True)
+            },
+        }
+    }

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from lmsmith.core.errors import UserError
-from lmsmith.tokenizers.chat_format import PLAIN_TEMPLATE, ChatFormat
-from lmsmith.tokenizers.template import ChatTemplate
-from lmsmith.tokenizers.tokenizer import Tokenizer
+from lmsmith.tokenizers.chat_format import ChatFormat, plain_template
+from lmsmith.tokenizers.template import ChatTemplate, Rendering
+from lmsmith.tokenizers.tokenizer import Tokenizer, vocabulary_of
 
 _ENDS_OF_TEXT = (
     "<|endoftext|>",
@@ -30,7 +31,7 @@ def import_tokenizer(
     *,
     variables: Mapping[str, str],
     jinja: str = "",
-    adds_start: bool = False,
+    text_start: Sequence[str] = (),
     stops: Iterable[str] = (),
     cleaning: str = "",
 ) -> Tokenizer:
@@ -43,7 +44,7 @@ def import_tokenizer(
         description: contents of a ``tokenizer.json``.
         variables: its ``bos_token``, ``eos_token`` and others, as templates know them.
         jinja: the chat template.
-        adds_start: whether a text begins with ``bos_token``.
+        text_start: what goes before every text prompt.
         stops: more tokens at which a reply ends.
         cleaning: see `ChatFormat`.
 
@@ -61,45 +62,86 @@ def import_tokenizer(
     end = next((name for name in (eos, *_ENDS_OF_TEXT) if name not in _ENDS_OF_TURN), eos)
     if eos in _ENDS_OF_TURN:
         end = next((name for name in _ENDS_OF_TEXT if name in added), eos)
-    start = variables.get("bos_token") if adds_start else None
+    bos = variables.get("bos_token")
     chat_format = ChatFormat(
-        start_of_text=start or end,
+        start_of_text=bos if bos is not None and bos in vocabulary_of(description) else end,
         end_of_text=end,
         end_of_turn=eos,
         stops=tuple(dict.fromkeys([eos, *stops])),
-        jinja=jinja or PLAIN_TEMPLATE,
+        jinja=jinja or plain_template(text_start),
         variables=dict(variables) if jinja else {**variables, "eos_token": end},
         cleaning=cleaning,
+        text_start=tuple(text_start),
     )
     specials = [token["content"] for token in tokens if token.get("special")]
-    controls = list(dict.fromkeys([*specials, *chat_format.names]))
-    turn = end_of_turn(chat_format, controls)
-    return Tokenizer(description, replace(chat_format, end_of_turn=turn or eos))
+    possible = [name for name in added if name not in specials and _may_be_marker(name)]
+    template = ChatTemplate(chat_format.jinja or "", chat_format.variables)
+    controls = list(dict.fromkeys([*specials, *chat_format.names, *possible]))
+    plain = _rendered(template, _TALK, controls)
+    written = _written(plain)
+    if plain is not None:
+        written |= _written(_rendered(template, [_SYSTEM, *_TALK], controls))
+    turn = _end_of_turn(template, plain, controls, chat_format.stops)
+    markers = [name for name in possible if name in written or _PIPED.fullmatch(name)]
+    return Tokenizer(
+        description, replace(chat_format, end_of_turn=turn or eos, markers=tuple(markers))
+    )
 
 
-def end_of_turn(chat_format: ChatFormat, controls: Sequence[str]) -> str | None:
+_SYSTEM = {"role": "system", "content": "rule"}
+_TALK = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
+
+_PIPED = re.compile(r"<[|｜].*[|｜]>", re.DOTALL)
+"""How no one writes but who names a control token."""
+
+
+def _may_be_marker(name: str) -> bool:
+    """Whether an added token that is not special is more than a word, spaces or punctuation.
+
+    Of these, what the template writes around messages is a marker: where a user types it, it
+    must not part messages.
+    """
+    bare = "".join(name.split())
+    return any(map(str.isalnum, bare)) and not bare.isalnum()
+
+
+def _rendered(
+    template: ChatTemplate, talk: Sequence[Mapping[str, str]], controls: Sequence[str]
+) -> Rendering | None:
+    try:
+        return template.render(talk, ask=False, controls=controls)
+    except UserError:
+        return None
+
+
+def _written(rendering: Rendering | None) -> set[str]:
+    """The control tokens in a rendered conversation."""
+    return {rendering.text[start:end] for start, end in rendering.controls} if rendering else set()
+
+
+def _end_of_turn(
+    template: ChatTemplate,
+    plain: Rendering | None,
+    controls: Sequence[str],
+    stops: Sequence[str],
+) -> str | None:
     """The control token that the template writes after a reply; None if it writes none.
 
     A template may write it only where the user goes on, as the mark of the user's turn (GLM); it
     counts if the model stops there.
     """
-    template = ChatTemplate(chat_format.jinja or "", chat_format.variables)
-    talk = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
-    found = _after_reply(template, talk, controls)
+    if plain is None:
+        return None
+    found = _after_reply(plain)
     if found is None:
-        found = _after_reply(template, [*talk, {"role": "user", "content": "more"}], controls)
-        return found if found in chat_format.stops else None
+        longer = _rendered(template, [*_TALK, {"role": "user", "content": "more"}], controls)
+        found = _after_reply(longer) if longer else None
+        return found if found in stops else None
     return found
 
 
-def _after_reply(
-    template: ChatTemplate, talk: Sequence[Mapping[str, str]], controls: Sequence[str]
-) -> str | None:
+def _after_reply(rendering: Rendering) -> str | None:
     """The control token after message 1."""
-    try:
-        rendering = template.render(talk, ask=False, controls=controls)
-    except UserError:
-        return None
     for span in rendering.spans or []:
         after = span.end
         while after < len(rendering.text) and rendering.text[after].isspace():

@@ -38,17 +38,18 @@ class EncodedChat:
 class Tokenizer:
     """Text to token ids and back: lmsmith's own byte-level BPE, or a model's from outside.
 
-    No text makes a control token, whatever it spells: only `encode_chat` and whoever names one
-    (`end_of_turn`) do. Kinds differ in their data alone: the contents of a ``tokenizer.json``,
-    as the tokenizers library reads it, and a `ChatFormat`.
+    No text makes a control token or a marker of the template, whatever it spells: only
+    `encode_chat` and whoever names one (`end_of_turn`) do. Kinds differ in their data alone:
+    the contents of a ``tokenizer.json``, as the tokenizers library reads it, and a `ChatFormat`.
 
     Attributes:
         format: control tokens by name, and the chat template.
-        start_of_text: id of what a text begins with.
+        start_of_text: id of what stands before a text's first token where there must be one.
+        text_start: ids that go before every text prompt, as the tokenizer's files say; often none.
         end_of_text: id of what parts texts.
         end_of_turn: id of what the assistant ends a reply with.
         stop_tokens: ids at which a reply ends, `end_of_turn` first.
-        control_tokens: names by id of all tokens that no text makes.
+        control_tokens: names by id of the tokens that are part of no text.
         template: how a conversation is written; None for lmsmith's own format.
     """
 
@@ -63,7 +64,7 @@ class Tokenizer:
             UserError: they are not; or the description cannot be read.
         """
         self.description, self.format = description, chat_format
-        vocabulary = _vocabulary(description)
+        vocabulary = vocabulary_of(description)
         missing = [name for name in chat_format.names if name not in vocabulary]
         if missing:
             raise UserError(
@@ -73,10 +74,14 @@ class Tokenizer:
         added = description.get("added_tokens") or []
         self.control_tokens = {t["id"]: t["content"] for t in added if t.get("special")}
         self.control_tokens |= {vocabulary[name]: name for name in chat_format.names}
-        self._backend, self._spelling = shielded_backend(description, self.control_tokens)
+        self._shielded = self.control_tokens | {
+            vocabulary[name]: name for name in chat_format.markers if name in vocabulary
+        }
+        self._backend, self._spelling = shielded_backend(description, self._shielded)
         self._pieces = read_pieces(description, vocabulary, self.control_tokens)
         self._bytes = self._pieces.bytes_by_id
         self.start_of_text = vocabulary[chat_format.start_of_text]
+        self.text_start = tuple(vocabulary[name] for name in chat_format.text_start)
         self.end_of_text = vocabulary[chat_format.end_of_text]
         self.end_of_turn = vocabulary[chat_format.end_of_turn]
         stops = (chat_format.end_of_turn, chat_format.end_of_text, *chat_format.stops)
@@ -150,6 +155,16 @@ class Tokenizer:
         return len(self._bytes)
 
     @property
+    def document_start(self) -> tuple[int, ...]:
+        """Ids before a document to learn from: what begins text prompts, or parts texts."""
+        return self.text_start or (self.end_of_text,)
+
+    @property
+    def shielded(self) -> list[str]:
+        """Names of all tokens that no text makes: control tokens, and markers of the template."""
+        return list(self._shielded.values())
+
+    @property
     def drops_first_space(self) -> bool:
         """Whether a text's first space is the tokenizer's own and no part of the text."""
         return self._pieces.drops_first_space
@@ -174,10 +189,16 @@ class Tokenizer:
         )
         return [encoding.ids for encoding in encodings]
 
-    def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
+    def decode(
+        self, ids: Iterable[int], *, special: bool = False, after: Iterable[int] = ()
+    ) -> str:
         """Text of `ids`. Bytes that are not UTF-8 become U+FFFD.
 
         Control tokens are left out, or written as they are named if `special`.
+
+        Args:
+            after: ids that the text goes on from. SentencePiece writes a word's space before it,
+                and decoding drops the one that a text begins with: no text begins after others.
         """
         names = self.control_tokens
         pieces = (
@@ -185,9 +206,26 @@ class Tokenizer:
             for token in ids
         )
         text = b"".join(pieces).decode("utf-8", errors="replace")
-        if self.drops_first_space:
+        own, held = self.spaces_after(after)
+        text = held + text
+        if own:
             text = text.removeprefix(" ")
         return text.removesuffix(" ") if self.drops_last_space else text
+
+    def spaces_after(self, ids: Iterable[int]) -> tuple[bool, str]:
+        """How a text goes on after `ids`.
+
+        Returns:
+            Whether its first space is the tokenizer's own, as where a text begins; and the space
+            at the end of `ids` that was not shown, since it might have been the last.
+        """
+        if not (self.drops_first_space or self.drops_last_space):
+            return False, ""
+        last = b""
+        for token in ids:
+            last = (self._bytes[token] if token < len(self._bytes) else b"") or last
+        held = " " if self.drops_last_space and last.endswith(b" ") else ""
+        return self.drops_first_space and not last, held
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes that `token` adds to a text: empty for a control token.
@@ -234,8 +272,7 @@ class Tokenizer:
         """
         assert self.template is not None
         cleaned = [{**message, "content": self._clean(message["content"])} for message in messages]
-        names = list(self.control_tokens.values())
-        rendering = self.template.render(cleaned, ask=ask, controls=names)
+        rendering = self.template.render(cleaned, ask=ask, controls=self.shielded)
         text, starts = self._with_secrets(rendering)
         encoding = self._backend.encode(text, add_special_tokens=False)
         if ask:
@@ -258,7 +295,7 @@ class Tokenizer:
         """
         template = self.template or ChatTemplate(JINJA_TEMPLATE, {})
         cleaned = [{**message, "content": self._clean(message["content"])} for message in messages]
-        return template.render(cleaned, ask=ask, controls=list(self.control_tokens.values()))
+        return template.render(cleaned, ask=ask, controls=self.shielded)
 
     def encode_rendered(self, rendering: Rendering, then: str = "") -> list[int]:
         """Ids of a rendered conversation and a text after it, which makes no control token."""
@@ -288,14 +325,14 @@ class Tokenizer:
 
     @functools.cached_property
     def _ids_by_name(self) -> dict[str, int]:
-        return {name: token for token, name in self.control_tokens.items()}
+        return {name: token for token, name in self._shielded.items()}
 
     def _clean(self, text: str) -> str:
         text = encodable(text)
         return ftfy_cleaned(text) if self.format.cleaning == "ftfy" else text
 
 
-def _vocabulary(description: Mapping[str, Any]) -> dict[str, int]:
+def vocabulary_of(description: Mapping[str, Any]) -> dict[str, int]:
     """Id of each token as it is written, added tokens included."""
     vocabulary = description["model"].get("vocab") or {}
     if isinstance(vocabulary, list):

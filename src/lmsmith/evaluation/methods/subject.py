@@ -13,6 +13,7 @@ from lmsmith.core.errors import UserError
 from lmsmith.core.files import fingerprint, sha256_file
 from lmsmith.generation.inference import InferenceDecoder
 from lmsmith.prompts import encode_prompt
+from lmsmith.prompts.text import begun
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.machine import ResolvedMachine
 
@@ -43,7 +44,7 @@ class Subject:
         fingerprint: of its weights' file and the precision.
         parameters: of the decoder.
         precision: of the matrix products, ``fp32`` or ``bf16``.
-        begins: whether texts begin with the tokenizer's start of text.
+        start: tokens before every text.
         chat: whether a context is asked as a user's message, by the chat template.
         machine: that it runs on; other models that it needs run there too.
         sampling: how its makers would draw from it, and ``lmsmith chat`` does.
@@ -55,7 +56,7 @@ class Subject:
     fingerprint: str
     parameters: int
     precision: str
-    begins: bool
+    start: tuple[int, ...]
     chat: bool = False
     machine: ResolvedMachine | None = None
     sampling: Sampling = field(default_factory=Sampling)
@@ -70,7 +71,7 @@ class Subject:
         if self.chat:
             return [self._chat_tokens(context) for context in contexts]
         encoded = self.tokenizer.encode_batch(list(contexts))
-        return [[*self._start(tokens), *tokens] for tokens in encoded]
+        return [begun(self.tokenizer, tokens, self.start) for tokens in encoded]
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Pair]:
         """Tokens of (context, continuation): encoded as one text, parted where the context ends.
@@ -90,7 +91,9 @@ class Subject:
         different = list(dict.fromkeys(stripped))  # an item's choices have one
         before = dict(zip(different, self.tokenizer.encode_batch(different), strict=True))
         return [
-            self.pair([*self._start(before[context]), *tokens], len(tokens) - len(before[context]))
+            self.pair(
+                [*self._opening(before[context]), *tokens], len(tokens) - len(before[context])
+            )
             for tokens, context in zip(whole, stripped, strict=True)
         ]
 
@@ -113,21 +116,18 @@ class Subject:
             )
         return Pair(tuple(tokens[cut:]), scored, cut)
 
-    def _start(self, tokens: Sequence[int]) -> list[int]:
-        return [self.tokenizer.start_of_text] if self.begins or not tokens else []
+    def _opening(self, context: Sequence[int]) -> list[int]:
+        return begun(self.tokenizer, context, self.start)[: -len(context) or None]
 
     def _chat_tokens(self, context: str) -> list[int]:
         return encode_prompt(self.tokenizer, [{"role": "user", "content": context}]).tokens
 
 
-def begins_texts(tokenizer: Tokenizer) -> bool:
-    """Whether texts begin with the start of text: ours do, others' where their files say so."""
-    if tokenizer.is_own:
-        return True
-    processor = tokenizer.description.get("post_processor") or {}
-    steps = processor.get("processors") or [processor]
-    start = tokenizer.control_tokens[tokenizer.start_of_text]
-    return any(start in (step.get("special_tokens") or {}) for step in steps)
+def start_of_texts(tokenizer: Tokenizer, begins: bool | None) -> tuple[int, ...]:
+    """Tokens before every text: as the tokenizer's files say if None, else some or none."""
+    if begins is None:
+        return tokenizer.text_start
+    return (tokenizer.text_start or (tokenizer.start_of_text,)) if begins else ()
 
 
 def load_subject(
@@ -146,15 +146,15 @@ def make_subject(
 ) -> Subject:
     """A subject of a model that was read."""
     tokenizer = read.tokenizer
-    starts = begins_texts(tokenizer) if begins is None else begins
+    start = start_of_texts(tokenizer, begins)
     return Subject(
         name=read.source.name,
         model=InferenceDecoder(read.decoder, machine),
         tokenizer=tokenizer,
-        fingerprint=fingerprint([weights_sum(read.source), machine.precision, starts, chat]),
+        fingerprint=fingerprint([weights_sum(read.source), machine.precision, bool(start), chat]),
         parameters=sum(each.numel() for each in read.decoder.parameters()),
         precision=machine.precision,
-        begins=starts,
+        start=start,
         chat=chat,
         machine=machine,
         sampling=advised_sampling(read.source),

@@ -42,7 +42,13 @@ def writing_requests(
         samples=samples,
     )
     requests = [
-        Request(list(prompt[lost:]), settings, f"item {item}", item * STREAMS_AN_ITEM)
+        Request(
+            list(prompt[lost:]),
+            settings,
+            f"item {item}",
+            item * STREAMS_AN_ITEM,
+            is_message=subject.chat,
+        )
         for prompt, lost, item in zip(prompts, cut, ids, strict=True)
     ]
     return requests, cut
@@ -87,4 +93,6 @@ class Writer:
         tokenizer = self._subject.tokenizer
         settings = BeamSettings(max_new_tokens=room, stop_tokens=tokenizer.stop_tokens)
         best = beam_search(self._subject.model, prompt, settings)[0]
-        return "".join(until_stop(iter([tokenizer.decode(best.tokens)]), list(stops)))
+        before = () if self._subject.chat else prompt
+        text = tokenizer.decode(best.tokens, after=before)
+        return "".join(until_stop(iter([text]), list(stops)))

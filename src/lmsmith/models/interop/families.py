@@ -281,8 +281,8 @@ ROPE_METHODS = tuple(name for name in _ROPE_KEYS if name != "none")
 
 
 def _read_rope(settings: Settings) -> tuple[int, float, RopeScaling]:
-    """Context, θ and scaling, from version 5's ``rope_parameters`` or the older two keys."""
-    table = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
+    """Context, θ and scaling, from version 5's ``rope_parameters`` or the older keys."""
+    table = rope_table(settings)
     theta = float(table.get("rope_theta") or settings.get("rope_theta") or 10_000.0)
     method: Any = table.get("rope_type") or table.get("type") or "default"
     method = "none" if method == "default" else method
@@ -300,6 +300,11 @@ def _read_rope(settings: Settings) -> tuple[int, float, RopeScaling]:
         scaling = replace(scaling, original_context=context)
         context = int(context * scaling.factor)
     return context, theta, scaling
+
+
+def rope_table(settings: Settings) -> Mapping[str, Any]:
+    """What config.json says of rotary positions: transformers takes ``rope_scaling`` first."""
+    return settings.get("rope_scaling") or settings.get("rope_parameters") or {}
 
 
 def _write_rope(config: ModelConfig) -> dict[str, Any]:

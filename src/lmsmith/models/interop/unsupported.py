@@ -7,7 +7,12 @@ from typing import Any
 
 from lmsmith.core.config import Problem, report_problems
 from lmsmith.core.errors import UserError
-from lmsmith.models.interop.families import FAMILIES, ROPE_METHODS, TRANSFORMERS_ACTIVATIONS
+from lmsmith.models.interop.families import (
+    FAMILIES,
+    ROPE_METHODS,
+    TRANSFORMERS_ACTIVATIONS,
+    rope_table,
+)
 
 CLASSES: Mapping[str, tuple[str, ...]] = {
     "openai-gpt": ("OpenAIGPTLMHeadModel", "OpenAIGPTModel"),
@@ -71,7 +76,7 @@ def unsupported(settings: Mapping[str, Any]) -> Iterator[tuple[str, object, str,
 
 
 def _unsupported_rope(settings: Mapping[str, Any]) -> Iterator[tuple[str, object, str, str]]:
-    table = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
+    table = rope_table(settings)
     method = table.get("rope_type") or table.get("type") or "default"
     if method not in ROPE_METHODS and method != "default":
         yield "rope_type", method, f"default, {', '.join(ROPE_METHODS)}", _MEND
