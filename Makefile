@@ -1,5 +1,5 @@
-# `make demo` makes and talks to a model, `make chat` talks to a published one, `make serve` does so
-# in a browser, `make test` checks.
+# `make install` makes lmsmith a command, `make demo` makes and talks to a model, `make chat` talks to
+# a published one, `make serve` does so in a browser, `make test` checks.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,18 +11,26 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check
 # The quickstart's model, once a stage has made one.
 QUICKSTART := $(if $(wildcard runs/quickstart/*/model/config.json),runs/quickstart)
 
+# What a new user has to know: the commands of the README are not found before.
+ACTIVATE = @echo; echo "To use lmsmith in this or another terminal, type first:"; \
+	echo "  source '$(CURDIR)/$(BIN)/activate'"; \
+	echo "Or write '$(CURDIR)/$(BIN)/lmsmith' in place of lmsmith."; echo
+
 .PHONY: demo chat serve page test check unit install clean
 
 demo: $(VENV)/.demo
+	$(ACTIVATE)
 	$(BIN)/lmsmith run quickstart
 	@if [ -t 0 ]; then $(BIN)/lmsmith chat runs/quickstart; \
-	else echo "Talk to it: $(BIN)/lmsmith chat runs/quickstart"; fi
+	else echo "Talk to it: '$(CURDIR)/$(BIN)/lmsmith' chat runs/quickstart"; fi
 
 chat: $(VENV)/.chat
+	$(ACTIVATE)
 	$(BIN)/lmsmith pull smollm2-135m
 	$(BIN)/lmsmith chat smollm2-135m
 
 serve: $(VENV)/.serve
+	$(ACTIVATE)
 	$(BIN)/lmsmith pull smollm2-135m
 	@echo "Starting the server; it reads the model first, and prints the address of the chat page."
 	$(BIN)/lmsmith serve smollm2-135m $(QUICKSTART) --open
@@ -43,7 +51,8 @@ check: $(VENV)/.dev
 unit: $(VENV)/.dev
 	$(BIN)/python -m pytest -q $(PYTEST)
 
-install: $(VENV)/.demo
+install: $(VENV)/.demo $(VENV)/.serve
+	$(ACTIVATE)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

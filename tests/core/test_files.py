@@ -223,3 +223,16 @@ def test_half_an_emoji_becomes_the_replacement_character(tmp_path: Path) -> None
     write_jsonl(path, [{"a": "\ud83d"}])
     assert list(read_jsonl(path)) == [(1, {"a": "\ufffd"})]
     assert fingerprint("\ud83d") == fingerprint("\ufffd")
+
+
+def test_files_of_a_folder_follow_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with atomic_folder(tmp_path / "model") as folder:
+            for name, mode in (("a", 0o600), ("b", 0o644), ("c", 0o400)):
+                (folder / name).write_text("x")
+                (folder / name).chmod(mode)
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "model").iterdir()}
+    assert modes == {"a": 0o640, "b": 0o640, "c": 0o640}

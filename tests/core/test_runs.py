@@ -58,3 +58,31 @@ def test_commit_is_only_that_of_a_repository_that_holds_this_package(tmp_path: P
     (tmp_path / "runs.py").write_text("")
     assert runs._git(tmp_path, "ls-files", "--error-unmatch", "runs.py") is None
     assert runs._git(tmp_path / "nowhere", "status") is None
+
+
+@pytest.mark.parametrize(
+    ("threads", "busy", "said"),
+    [
+        (0, 0.2, ""),
+        (0, 1.4, "4 threads may be slower than 3 here"),
+        (4, 6.0, "--set machine.threads=1"),
+        (2, 1.4, ""),
+        (2, 3.0, "2 threads may be slower than 1 here"),
+        (1, 9.0, ""),
+    ],
+)
+def test_a_busy_machine_is_told_of(
+    monkeypatch: pytest.MonkeyPatch, threads: int, busy: float, said: str
+) -> None:
+    monkeypatch.setattr(runs, "available_cores", lambda: 4)
+    monkeypatch.setattr(runs.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(runs, "_busy_cores", lambda: busy)
+    advice = runs.advice_on_threads(threads)
+    assert said in advice
+    assert bool(advice) == bool(said)
+
+
+def test_the_work_of_others_is_measured() -> None:
+    seconds = runs._busy_seconds()
+    assert seconds is None or seconds > 0
+    assert runs._busy_cores(0.01) >= 0

@@ -8,7 +8,7 @@ from pathlib import Path
 from lmsmith import __version__
 from lmsmith.cli.output import print_json
 from lmsmith.core.recipe import MachineConfig
-from lmsmith.core.runs import describe_hardware, git_commit
+from lmsmith.core.runs import advice_on_threads, describe_hardware, git_commit
 
 
 def doctor(json: bool = False) -> int:
@@ -32,6 +32,7 @@ def doctor(json: bool = False) -> int:
         "memory": _gib(hardware["memory_bytes"]),
         "free disk here": _gib(found["free_disk_bytes"]),
         "torch": f"{found['torch']}, {machine['threads']} threads",
+        "load": found["advice_on_threads"] or "enough cores are free",
         "C++ compiler": machine["compiler"] or "none: models run eager, which is slower",
         "precision": _precision(found, machine),
         "compiling": "where it pays within the run" if machine["compile"] else "off",
@@ -55,6 +56,7 @@ def examine() -> dict[str, object]:
         "hardware": describe_hardware(),
         "free_disk_bytes": shutil.disk_usage(Path.cwd()).free,
         "torch": torch.__version__,
+        "advice_on_threads": advice_on_threads(),
         "machine": machine.as_dict(),
         "peak_gflops": {
             precision: round(measure_matrix_peak(precision), 1) for precision in ("fp32", "bf16")

@@ -139,8 +139,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder beside ``path`` that takes its name when the block ends well.
 
-    Every file in it is synced first. A folder already at ``path`` is replaced; should the
-    process die between the two renames, the next call puts the old folder back.
+    Every file in it is synced first, and may be read by whom the umask lets. A folder already at
+    ``path`` is replaced; should the process die between the two renames, the next call puts the old
+    folder back.
 
     Raises:
         UserError: the disk is full or writing is not allowed; ``path`` is as it was.
@@ -156,7 +157,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 replaced.rename(path)
         partial.mkdir()
         yield partial
+        allowed = partial.stat().st_mode & 0o666  # by the umask; some libraries write 0600
         for file in partial.rglob("*"):
+            if file.is_file() and not file.is_symlink() and file.stat().st_nlink == 1:
+                file.chmod(allowed)
             _sync_folder(file)
         _sync_folder(partial)
         if path.exists():

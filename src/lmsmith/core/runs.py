@@ -13,6 +13,7 @@ import platform
 import resource
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -90,6 +91,50 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def advice_on_threads(threads: int = 0) -> str:
+    """What to do where other programs keep the cores busy; empty where enough of them are free.
+
+    Threads that wait for each other at every step are slower than one thread if they have to
+    share a core.
+
+    Args:
+        threads: those that are to compute; 0 is all cores.
+    """
+    cores = available_cores()
+    threads = threads or cores
+    total = os.cpu_count() or cores
+    busy = _busy_cores() if threads > 1 else 0.0
+    free = max(1, round(min(cores, total - busy)))
+    if busy < 0.5 or threads <= free:
+        return ""
+    return (
+        f"other programs keep {busy:.1f} of {total} cores busy: {threads} threads may be slower "
+        f"than {free} here. Stop these programs, or set machine.threads = {free} "
+        f"(--set machine.threads={free})."
+    )
+
+
+def _busy_cores(seconds: float = 0.3) -> float:
+    """How many cores others use just now; 0 where the system does not say."""
+    before, own = _busy_seconds(), time.process_time()
+    if before is None:
+        return 0.0
+    began = time.monotonic()
+    time.sleep(seconds)
+    after = _busy_seconds() or before
+    others = after - before - (time.process_time() - own)
+    return max(0.0, others / (time.monotonic() - began))
+
+
+def _busy_seconds() -> float | None:
+    """Seconds that all cores together have worked for programs of normal priority, on Linux."""
+    fields = _read_text("/proc/stat").split("\n", 1)[0].split()
+    if len(fields) < 8:
+        return None
+    user, _nice, system, _idle, _waiting, interrupts, soft = map(int, fields[1:8])
+    return float(user + system + interrupts + soft) / os.sysconf("SC_CLK_TCK")
 
 
 def _processor_fields() -> dict[str, str]:

@@ -50,6 +50,7 @@ from lmsmith.core.records import (
 )
 from lmsmith.core.runs import (
     StageFolder,
+    advice_on_threads,
     derive_seed,
     describe_hardware,
     describe_versions,
@@ -202,6 +203,9 @@ class _Run:
         """Run one stage to its end and record it; on a stop, record how far it came."""
         stage, folder = self.stages[identity.stage], self.folder / identity.stage
         if self.machine is None:
+            threads = self.recipe.machine.threads
+            if self.prepare is None and (advice := advice_on_threads(threads)):
+                self.progress.note(f"machine: {advice}")
             self.machine = (self.prepare or _prepare_process)(self.recipe.machine)
         inputs = stage.inputs(self.recipe.stages)
         working = working_folder(folder)
