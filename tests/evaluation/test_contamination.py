@@ -67,3 +67,11 @@ def test_an_items_text_is_its_question_with_its_right_answer() -> None:
     dirty, n = find_overlaps({"0": LONG}, [LONG], "gpt3")
     assert (dirty, n) == ({"0"}, 13)
     assert find_overlaps({"0": LONG}, [LONG], "gpt4") == ({"0"}, 50)
+
+
+def test_chinese_texts_overlap_by_characters() -> None:
+    from lmsmith.evaluation.contamination import find_overlaps
+
+    texts = {"0": "请问北京大学是在哪一年建立的？答案", "1": "上海有多少人口，和广州比怎么样呢"}
+    seen = ["他说请问北京大学是在哪一年建立的我不知道"]
+    assert find_overlaps(texts, seen, "gpt3")[0] == {"0"}

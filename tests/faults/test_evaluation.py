@@ -69,7 +69,7 @@ REFUSED = {
     "empty": r"prompt\.answers, .*, line 1: the answer is empty",
     "gold_one_based": r"prompt\.gold, .*, line 1: gold is 2\n.*gold - 1",
     "mixed_keys": r"prompt\.context, .*, line 2: 'question' is undefined",
-    "nan": r"prompt\.answers, .*, line 1: 'answer' is not a number",
+    "nan": r"prompt\.answers, .*, line 1: 'answer' is NaN",
     "null": r"prompt\.answers, .*, line 1: 'answer' is null",
     "null_fields": r"prompt\.context, .*, line 1: 'query' is null",
     "one_choice": r"prompt\.choices, .*, line 1: 1 choice\n",

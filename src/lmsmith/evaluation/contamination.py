@@ -15,6 +15,7 @@ import numpy as np
 
 from lmsmith.evaluation.bootstrap import Interval
 from lmsmith.evaluation.measures import aggregate, measure_of
+from lmsmith.evaluation.methods.answers import HAN
 
 Rule = Literal["gpt3", "gpt4"]
 RULES: tuple[Rule, ...] = ("gpt3", "gpt4")
@@ -23,6 +24,7 @@ Row = Mapping[str, Any]
 SUBSTRING = 50
 """Characters of GPT-4's substrings."""
 SUBSTRINGS = 3
+_WORD = re.compile(rf"[{HAN}]|[^\W{HAN}]+")
 SHORTEST, LONGEST = 8, 13
 """Words of GPT-3's n-grams."""
 
@@ -92,8 +94,8 @@ def find_overlaps(
 
 
 def normal_words(text: str) -> list[str]:
-    """Words in small letters, without marks."""
-    return re.findall(r"\w+", text.lower())
+    """Words in small letters, without marks; a Han character, which no space parts, is one."""
+    return _WORD.findall(text.lower())
 
 
 def gram_length(texts: Iterable[str]) -> int:

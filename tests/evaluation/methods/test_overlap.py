@@ -143,3 +143,12 @@ def test_without_its_library_it_says_what_to_install(
     monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
     with pytest.raises(UserError, match=r"not installed\n.*pip install 'lmsmith\[eval\]'"):
         overlap.OVERLAPS[measure]("a", ["a"])
+
+
+def test_han_characters_are_words() -> None:
+    # 4 characters in common of 6 given and 4 right: 2 · 4 / 10
+    assert overlap.rouge_l("北京大学很大", ["北京大学。"]) == pytest.approx(0.8)
+    ours = overlap.bleu_statistics("我爱北京大学。", ["我爱北京大学！"])
+    theirs = sacrebleu.BLEU(effective_order=True, tokenize="zh")
+    score = theirs.sentence_score("我爱北京大学。", ["我爱北京大学！"])
+    assert ours == [score.sys_len, score.ref_len, *score.counts, *score.totals]

@@ -116,6 +116,13 @@ def test_a_users_rows_say_what_task_they_are(
     assert not task.check()
 
 
+def test_a_text_without_spaces_is_measured_a_character(tmp_path: Path) -> None:
+    (tmp_path / "zh.txt").write_text("北京大学在北京。清华大学也在北京。\n", "utf-8")
+    (tmp_path / "en.txt").write_text("The dog ran to the sea.\n")
+    assert infer_task(tmp_path / "zh.txt").measure == "bits_per_character"
+    assert infer_task(tmp_path / "en.txt").measure == "word_perplexity"
+
+
 def test_rows_of_no_known_shape_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "mine.jsonl"
     file.write_text('{"x": 1}\n')

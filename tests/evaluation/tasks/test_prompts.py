@@ -159,7 +159,7 @@ def test_answers_have_their_obvious_meaning(
     ("answer", "said"),
     [
         (None, "'fr' is null"),
-        (float("nan"), "'fr' is not a number"),
+        (float("nan"), "'fr' is NaN"),
         ({"text": ["Paris"]}, "'fr' is an object"),
         (["Paris", None], "'fr' is a list with null"),
         ([], "the answer is empty"),

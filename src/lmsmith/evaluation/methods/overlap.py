@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,8 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmsmith.core.errors import UserError
+from lmsmith.evaluation.methods.answers import HAN
 
 Floats = NDArray[np.float64]
+
+_HAN = re.compile(f"[{HAN}]")
+_ROUGE_WORD = re.compile(f"[a-z0-9]+|[{HAN}]")
 
 ORDERS = 4
 """BLEU counts n-grams of up to so many tokens."""
@@ -21,7 +26,8 @@ ORDERS = 4
 def bleu_statistics(answer: str, references: Sequence[str]) -> list[float]:
     """What an answer adds to a corpus's BLEU (Papineni et al. 2002, section 2).
 
-    By sacrebleu with its 13a tokenisation, case kept (Post 2018).
+    By sacrebleu with its 13a tokenisation, case kept (Post 2018); a Han character is a token, as
+    in its tokenisation of Chinese.
 
     Returns:
         The answer's tokens, those of the nearest reference, n-grams in common for n from 1 to 4,
@@ -30,7 +36,7 @@ def bleu_statistics(answer: str, references: Sequence[str]) -> list[float]:
     Raises:
         UserError: sacrebleu is not installed.
     """
-    score = _bleu().sentence_score(answer, list(references))
+    score = _bleu().sentence_score(_parted(answer), [_parted(each) for each in references])
     return [float(x) for x in (score.sys_len, score.ref_len, *score.counts, *score.totals)]
 
 
@@ -58,7 +64,8 @@ def rouge_l(answer: str, references: Sequence[str]) -> float:
     """ROUGE-L's F-measure, the best of the references (Lin 2004, section 3).
 
     2PR / (P + R), P and R the longest common subsequence of words as a share of the answer's and
-    the reference's; by rouge-score: small letters and digits, no stemming.
+    the reference's; by rouge-score: small letters a to z and digits, no stemming, and Han
+    characters, each a word.
 
     Raises:
         UserError: rouge-score is not installed.
@@ -74,6 +81,18 @@ OVERLAPS: Mapping[str, Callable[[str, Sequence[str]], float | list[float]]] = {
 """Measure → an item's number, or numbers that are added up."""
 
 
+def _parted(text: str) -> str:
+    """The text with spaces round Han characters, which none part."""
+    return _HAN.sub(r" \g<0> ", text)
+
+
+class _Words:
+    """rouge-score's own words, and Han characters."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return _ROUGE_WORD.findall(text.lower())
+
+
 @functools.cache
 def _bleu() -> Any:
     return _library("sacrebleu", "BLEU").BLEU(effective_order=True)
@@ -81,7 +100,9 @@ def _bleu() -> Any:
 
 @functools.cache
 def _rouge() -> Any:
-    return _library("rouge_score.rouge_scorer", "ROUGE-L").RougeScorer(["rougeL"])
+    return _library("rouge_score.rouge_scorer", "ROUGE-L").RougeScorer(
+        ["rougeL"], tokenizer=_Words()
+    )
 
 
 def _library(name: str, measure: str) -> Any:

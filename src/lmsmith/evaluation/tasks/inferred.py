@@ -53,6 +53,15 @@ _SHAPES: tuple[tuple[frozenset[str], Kind, Mapping[str, Any]], ...] = (
 """Keys that a row must have → the kind of task, and its prompt."""
 
 
+FEWEST_SPACES = 1 / 20
+"""Of a text's characters; where they are fewer its words are not parted by them, as in Chinese."""
+
+
+def _has_no_words(text: str) -> bool:
+    """Whether a measure per word says nothing of a text, since no spaces part its words."""
+    return text.count(" ") < FEWEST_SPACES * len(text)
+
+
 def infer_task(path: Path) -> TaskSpec:
     """The task that a file's first row, or its being text, says it is.
 
@@ -72,8 +81,15 @@ def infer_task(path: Path) -> TaskSpec:
     for needed, kind, prompt in _SHAPES:
         if needed <= keys.keys():
             answer = AnswerSpec(normalise="text") if "completion" in needed else AnswerSpec()
+            unparted = kind == "perplexity" and _has_no_words(str(keys["text"]))
             return TaskSpec(
-                name, kind, data, about=f"{path}", prompt=PromptSpec(**prompt), answer=answer
+                name,
+                kind,
+                data,
+                about=f"{path}",
+                headline="bits_per_character" if unparted else "",
+                prompt=PromptSpec(**prompt),
+                answer=answer,
             )
     shapes = "; ".join(", ".join(sorted(needed)) for needed, _, _ in _SHAPES)
     raise UserError(

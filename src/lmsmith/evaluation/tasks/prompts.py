@@ -67,7 +67,7 @@ def _no_text(value: object, *, lists: bool = False) -> str:
     if value is None:
         return "null"
     if isinstance(value, float) and not math.isfinite(value):
-        return "not a number" if math.isnan(value) else "infinite"
+        return "NaN" if math.isnan(value) else "infinite"
     if isinstance(value, Mapping):
         return "an object"
     if not isinstance(value, list | tuple):
