@@ -169,10 +169,23 @@ class Talk {
   }
 
   async #add(id: string, body: Partial<Message>): Promise<Message> {
-    const made = await server.say(id, body);
+    const known = new Set(this.messages.map((each) => each.id));
+    const made = await server.say(id, body).catch((error: unknown) => this.#arrived(id, body, known, error));
     this.#take(id, made);
     tell(id);
     return made;
+  }
+
+  /** A message whose connection broke before the server could say that it has it. */
+  async #arrived(id: string, body: Partial<Message>, known: Set<number>, error: unknown): Promise<Message> {
+    if (!(error instanceof ApiError && error.status === 0)) throw error;
+    const { messages } = await server.open(id).catch(() => ({ messages: [] as Message[] }));
+    const found = messages.find(
+      (each) =>
+        !known.has(each.id) && each.parent === body.parent && each.role === body.role && each.content === body.content,
+    );
+    if (!found) throw error;
+    return found;
   }
 
   #take(id: string, message: Message): void {

@@ -1,0 +1,79 @@
+"""Files of other programs on the page: each conversation once, and what is left out is said."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chats import Chat
+from playwright.sync_api import Browser, Page, expect
+from worlds import parrot, running
+
+from lmsmith.feedback.store import Store
+
+TALK: dict[str, Any] = {
+    "title": "来自别处",
+    "current_node": "b",
+    "mapping": {
+        "r": {"parent": None, "message": None},
+        "a": {
+            "parent": "r",
+            "message": {"author": {"role": "user"}, "content": {"parts": ["你好"]}},
+        },
+        "t": {
+            "parent": "a",
+            "message": {"author": {"role": "tool"}, "content": {"parts": ["found"]}},
+        },
+        "b": {
+            "parent": "t",
+            "message": {"author": {"role": "assistant"}, "content": {"parts": ["您好！"]}},
+        },
+    },
+}
+SHARED = {
+    "conversations": [{"from": "human", "value": "hello"}, {"from": "gpt", "value": "hi there"}]
+}
+ALPACA = {"instruction": "Say yes.", "input": "", "output": "yes, with pleasure"}
+
+
+@pytest.fixture
+def chat(browser: Browser, tmp_path: Path) -> Iterator[Chat]:
+    store = Store(tmp_path / "chat.db")
+    with running({"parrot": parrot()}, store=store) as served:
+        yield Chat(served.address, store, browser)
+        for context in browser.contexts:
+            context.close()
+    store.close()
+
+
+def bring(page: Page, name: str, text: str) -> None:
+    file = {"name": name, "mimeType": "application/json", "buffer": text.encode()}
+    page.locator("input[type=file]").set_input_files(file)
+
+
+def test_files_of_others_are_imported_once(chat: Chat) -> None:
+    page = chat.visit()
+    bring(page, "conversations.json", json.dumps([TALK]))
+    toast = page.locator(".toast").last
+    expect(toast).to_contain_text("1 imported.")
+    expect(toast).to_contain_text("Left out: 1 × messages to or from tools.")
+    expect(page.locator("article.assistant")).to_contain_text("您好！")
+    bring(page, "rows.jsonl", f"{json.dumps(SHARED)}\n{json.dumps(ALPACA)}\n")
+    expect(toast).to_contain_text("2 imported.")
+    bring(page, "alpaca.json", json.dumps([ALPACA, TALK]))
+    expect(toast).to_contain_text("0 imported. 2 were there already.")
+    expect(page.locator("nav li")).to_have_count(3)
+    page.get_by_role("link", name="Say yes.").click()
+    expect(page.locator("article.assistant")).to_contain_text("yes, with pleasure")
+
+
+def test_what_cannot_be_imported_is_said_in_the_readers_language(chat: Chat) -> None:
+    page = chat.visit(locale="zh-CN")
+    bring(page, "rows.jsonl", f"{json.dumps(ALPACA)}\nno json\n")
+    expect(page.locator(".toast.bad").last).to_contain_text("文件没有全部导入：第 2 行不是 JSON")
+    bring(page, "rows.jsonl", f'{json.dumps(ALPACA)}\n{{"text": "x"}}\n')
+    expect(page.locator(".toast.bad").last).to_contain_text("rows.jsonl, conversation 2")
+    expect(page.locator("nav li a")).to_have_count(0)
