@@ -241,6 +241,21 @@ def test_text_from_right_to_left_stands_so(chat: Chat) -> None:
     chat.store.say(me, talk, asked.id, "assistant", mixed)
     page.reload()
     blocks = page.locator("article.assistant").last.locator(".block")
+    expect(blocks).to_have_count(4)
     found = blocks.evaluate_all(f"nodes => nodes.map({direction})")
     assert found == ["rtl", "rtl", "ltr", "ltr"]
     assert page.locator("article.assistant pre").evaluate(direction) == "ltr"
+
+
+def test_what_is_said_and_its_answer_are_in_sight(chat: Chat) -> None:
+    page = chat.visit(viewport={"width": 390, "height": 700})
+    for number in range(4):
+        say(page, words(90))
+        expect(page.get_by_label("Answer again")).to_have_count(number + 1)
+        expect(page.locator("article.assistant").last).to_be_in_viewport()
+    page.locator("article.user").first.scroll_into_view_if_needed()
+    expect(page.get_by_label("To the newest message")).to_be_visible()
+    say(page, "and now?")
+    expect(page.get_by_label("Answer again")).to_have_count(5)
+    expect(page.locator("article.user").last).to_be_in_viewport()
+    expect(page.locator("article.assistant").last).to_be_in_viewport()

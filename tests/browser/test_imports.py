@@ -64,7 +64,7 @@ def test_files_of_others_are_imported_once(chat: Chat) -> None:
     bring(page, "rows.jsonl", f"{json.dumps(SHARED)}\n{json.dumps(ALPACA)}\n")
     expect(toast).to_contain_text("2 imported.")
     bring(page, "alpaca.json", json.dumps([ALPACA, TALK]))
-    expect(toast).to_contain_text("0 imported. 2 were there already.")
+    expect(toast).to_contain_text("0 imported. Already there: 2.")
     expect(page.locator("nav li")).to_have_count(3)
     page.get_by_role("link", name="Say yes.").click()
     expect(page.locator("article.assistant")).to_contain_text("yes, with pleasure")

@@ -51,7 +51,7 @@ export const en = {
   'list.import': 'Import',
   'list.imported': '{count} imported.',
   'list.notImported': 'Not everything in this file could be imported: {why}',
-  'list.known': '{count} were there already.',
+  'list.known': 'Already there: {count}.',
   'list.leftOut': 'Left out: {what}.',
   'list.comma': ', ',
   'left.tools': 'messages to or from tools',

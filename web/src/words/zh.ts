@@ -51,7 +51,7 @@ export const zh: Record<keyof typeof en, string> = {
   'list.import': '导入',
   'list.imported': '已导入 {count} 个对话。',
   'list.notImported': '文件没有全部导入：{why}',
-  'list.known': '{count} 个之前已经导入过。',
+  'list.known': '之前已导入：{count} 个。',
   'list.leftOut': '未导入的内容：{what}。',
   'list.comma': '、',
   'left.tools': '与工具之间的消息',
