@@ -202,7 +202,7 @@ class LanguageModel:
 
     def write_tokens(self, tokens: Sequence[int], settings: SamplingSettings) -> Iterator[int]:
         """What comes after ``tokens``, a stop token included."""
-        return stream(self._inference_decoder(), tokens, settings)
+        return stream(self._inference_decoder(), tokens, settings, tokenizer=self.tokenizer)
 
     def whole_reply(self, tokens: Sequence[int], settings: SamplingSettings) -> Reply:
         """All that comes after ``tokens``: tokens, text, why it ended, log-probabilities asked for.
@@ -219,7 +219,7 @@ class LanguageModel:
         Raises:
             UserError: the tokens leave no room in the context.
         """
-        top = min(top, self.decoder.config.vocabulary_size)
+        top = min(top, self._inference_decoder().config.vocabulary_size)
         reply = self.whole_reply(tokens, SamplingSettings(1, temperature=0, top_log_probs=top))
         pairs = reply.log_probs[0].top
         return [(self.tokenizer.decode([t], special=True), math.exp(p)) for t, p in pairs]

@@ -19,6 +19,7 @@ from lmsmith.generation.beam import BeamSettings, beam_search
 from lmsmith.generation.engine import Engine, Request, answer, stream
 from lmsmith.generation.inference import InferenceDecoder
 from lmsmith.generation.log_probs import TokenLogProb, token_log_probs
+from lmsmith.generation.vocabulary import Vocabulary
 from lmsmith.generation.requests import Reply
 from lmsmith.generation.settings import SamplingSettings
 from lmsmith.generation.speculative import DraftModel, PromptLookup, speculate
@@ -214,7 +215,7 @@ def test_closed_form() -> None:
     logits = torch.log(torch.tensor([[1.0, 2.0, 5.0], [5.0, 1.0, 2.0]])) + torch.tensor(
         [[9.0], [-4.0]]
     )
-    first, second = token_log_probs(logits, [1, 2], [2, 0])
+    first, second = token_log_probs(logits, [1, 2], [2, 0], Vocabulary(None, 3))
     assert math.exp(first.log_prob) == pytest.approx(2 / 8, rel=1e-5)
     assert [token for token, _ in first.top] == [2, 1]
     assert [math.exp(p) for _, p in first.top] == pytest.approx([5 / 8, 2 / 8], rel=1e-5)

@@ -20,7 +20,9 @@ from lmsmith.generation.engine import ready
 from lmsmith.generation.inference import InferenceDecoder
 from lmsmith.generation.requests import Request, check_requests
 from lmsmith.generation.settings import SamplingSettings
+from lmsmith.generation.vocabulary import vocabulary_of
 from lmsmith.models.decoder import Decoder
+from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.machine import ResolvedMachine
 
 
@@ -68,11 +70,20 @@ def beam_search(
     settings: BeamSettings,
     *,
     machine: ResolvedMachine | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> list[Beam]:
     """The best replies found, at most ``settings.width``, the best first.
 
     The search ends once the best beam alive, were it to end now, would score less than the worst
     of ``width`` finished ones (`transformers`' ``early_stopping=False``).
+
+    Args:
+        decoder: the model.
+        prompt: token ids.
+        settings: how it is searched.
+        machine: gives the precision of matrix products; float32 if None.
+        tokenizer: ids without a token are in no beam; without it all ids may be. Beams are the
+            model's own likeliest texts, whatever their bytes are, as at temperature 0.
 
     Raises:
         UserError: settings out of range, or a prompt that cannot be answered.
@@ -82,7 +93,8 @@ def beam_search(
         raise report_problems(problems)
     model = ready(decoder, machine)
     plain = SamplingSettings(settings.max_new_tokens, stop_tokens=settings.stop_tokens)
-    check_requests(model.config, [Request(prompt, plain, "the prompt")])
+    check_requests(model.config, [Request(prompt, plain, "the prompt")], tokenizer)
+    vocabulary = vocabulary_of(tokenizer, model.config.vocabulary_size)
     longest = min(settings.max_new_tokens, model.config.context - len(prompt))
     cache = model.new_cache(2 * settings.width, len(prompt) + longest)
     row = cache.open()
@@ -90,7 +102,8 @@ def beam_search(
     alive = [_Alive((), (), 0.0, row)]
     finished: list[Beam] = []
     for step in range(1, longest + 1):
-        stays, ends = _expand(alive, logits_bv, settings)
+        log_probs_bv = vocabulary.of_tokens(logits_bv.log_softmax(dim=-1))
+        stays, ends = _expand(alive, log_probs_bv, settings)
         finished += [beam.end(settings) for beam in ends]
         finished = sorted(finished, key=lambda beam: -beam.score)[: settings.width]
         if step == longest:
@@ -119,14 +132,13 @@ class _Alive:
 
 
 def _expand(
-    alive: Sequence[_Alive], logits_bv: Tensor, settings: BeamSettings
+    alive: Sequence[_Alive], log_probs_bv: Tensor, settings: BeamSettings
 ) -> tuple[list[_Alive], list[_Alive]]:
     """The best ways on: ``width`` that stay alive, and those among the best that end.
 
     Of the ``width`` best candidates those with a stop token end; the best others stay. Enough
     candidates are looked at that as many stay.
     """
-    log_probs_bv = logits_bv.log_softmax(dim=-1)
     scores_bv = log_probs_bv + torch.tensor([[beam.score] for beam in alive])
     stops = set(settings.stop_tokens)
     count = min(settings.width * max(2, 1 + len(stops)), scores_bv.numel())

@@ -22,6 +22,7 @@ from lmsmith.generation.log_probs import TokenLogProb, prompt_log_probs
 from lmsmith.generation.requests import Reply, Request, TokenEvent, check_requests
 from lmsmith.generation.rows import Row, draw_tokens, new_rows
 from lmsmith.generation.settings import SamplingSettings
+from lmsmith.generation.vocabulary import vocabulary_of
 from lmsmith.models.decoder import Decoder
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.machine import ResolvedMachine
@@ -66,7 +67,8 @@ class Engine:
     Args:
         decoder: a decoder, made ready here, or one that is.
         machine: gives the precision of matrix products; float32 if None.
-        tokenizer: turns tokens into the text of events, which stop texts need.
+        tokenizer: turns tokens into the text of events, which stop texts need, and says which
+            may follow (`lmsmith.generation.vocabulary`).
         cache_bytes: memory of the cache.
         rows: most replies written together.
     """
@@ -82,6 +84,7 @@ class Engine:
     ) -> None:
         self.model = ready(decoder, machine)
         self.tokenizer = tokenizer
+        self.vocabulary = vocabulary_of(tokenizer, self.model.config.vocabulary_size)
         self.most_rows = ROWS_AT_ONCE if rows is None else rows
         config = self.model.config
         page_bytes = config.cache_bytes_per_token(self.model.dtype.itemsize) * PAGE
@@ -107,12 +110,12 @@ class Engine:
         Raises:
             UserError: it cannot be answered; all that is wrong with it.
         """
-        check_requests(self.model.config, [request], has_text=self.tokenizer is not None)
+        check_requests(self.model.config, [request], self.tokenizer)
         return self._queue(request)
 
     def submit_all(self, requests: Sequence[Request]) -> list[int]:
         """`submit` each, or none of them if there is anything wrong with one."""
-        check_requests(self.model.config, requests, has_text=self.tokenizer is not None)
+        check_requests(self.model.config, requests, self.tokenizer)
         return [self._queue(request) for request in requests]
 
     def hold(self, prefix: Sequence[int]) -> None:
@@ -233,7 +236,9 @@ class Engine:
             log_probs: tuple[TokenLogProb, ...] = ()
             if settings.prompt_log_probs:
                 hidden_td = hidden_nd[at : at + len(prompt)]
-                log_probs = prompt_log_probs(self.model, prompt, hidden_td, settings.top_log_probs)
+                log_probs = prompt_log_probs(
+                    self.model, prompt, hidden_td, settings.top_log_probs, self.vocabulary
+                )
             at += len(prompt) - asked.done
             asked.rows += [self._cache.fork(asked.rows[0]) for _ in range(settings.samples - 1)]
             self._rows += new_rows(
@@ -241,6 +246,7 @@ class Engine:
                 asked.number,
                 asked.rows,
                 room=asked.room,
+                vocabulary=self.vocabulary,
                 tokenizer=self.tokenizer,
                 prompt_log_probs=log_probs,
             )
@@ -293,6 +299,7 @@ def generate(
     settings: SamplingSettings,
     *,
     machine: ResolvedMachine | None = None,
+    tokenizer: Tokenizer | None = None,
     on_token: Callable[[int, int], None] | None = None,
 ) -> list[list[int]]:
     """Write a reply to each prompt.
@@ -306,6 +313,7 @@ def generate(
         prompts: token ids.
         settings: how tokens are drawn; one sample a prompt.
         machine: gives the precision of matrix products; float32 if None.
+        tokenizer: says which tokens may follow; without it all may, whatever their bytes are.
         on_token: called with (row, token) for every token, in the order they are drawn.
 
     Returns:
@@ -320,14 +328,14 @@ def generate(
             f"samples = {settings.samples}: generate writes one reply a prompt",
             "repeat the prompt, or use Engine",
         )
-    engine = Engine(decoder, machine=machine)
+    engine = Engine(decoder, machine=machine, tokenizer=tokenizer)
     requests = [
         Request(prompt, settings, "the prompt" if len(prompts) == 1 else f"prompt {row + 1}", row)
         for row, prompt in enumerate(prompts)
     ]
     # Long prompts first: what is written last is short, and fewer rows are left alone.
     order = sorted(range(len(prompts)), key=lambda row: (-len(prompts[row]), row))
-    check_requests(engine.model.config, requests)
+    check_requests(engine.model.config, requests, tokenizer)
     replies = answer(
         engine,
         [requests[row] for row in order],
@@ -343,12 +351,13 @@ def stream(
     settings: SamplingSettings,
     *,
     machine: ResolvedMachine | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> Iterator[int]:
     """The tokens of ``generate(decoder, [prompt], settings)[0]``, each as soon as it is drawn.
 
     The prompt is checked and read at the first token asked for.
     """
-    engine = Engine(decoder, machine=machine, rows=1)
+    engine = Engine(decoder, machine=machine, tokenizer=tokenizer, rows=1)
     engine.submit(Request(prompt, settings, "the prompt"))
     while engine.busy:
         for event in engine.step():

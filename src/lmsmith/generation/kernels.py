@@ -16,6 +16,7 @@ from lmsmith.generation.cache import LayerCache
 from lmsmith.generation.onednn import onednn_linear
 from lmsmith.generation.sampling import choose_tokens
 from lmsmith.generation.settings import SamplingSettings
+from lmsmith.generation.vocabulary import Mask
 from lmsmith.generation.weights import Weight
 from lmsmith.models.positions import Rotation, rotate
 
@@ -90,7 +91,13 @@ class Kernels(Protocol):
     def log_sums(self, logits_nv: Tensor) -> tuple[Tensor, Tensor]:
         """log Σ exp of each row, float32 (n,), and the first of its largest, int64 (n,)."""
 
-    def draw(self, logits_bv: Tensor, settings: SamplingSettings, uniform_b: Tensor) -> Tensor:
+    def draw(
+        self,
+        logits_bv: Tensor,
+        settings: SamplingSettings,
+        uniform_b: Tensor,
+        mask: Mask | None = None,
+    ) -> Tensor:
         """`choose_tokens`."""
 
 
@@ -153,8 +160,14 @@ class TorchKernels:
     def log_sums(self, logits_nv: Tensor) -> tuple[Tensor, Tensor]:
         return logits_nv.float().logsumexp(dim=-1), logits_nv.argmax(dim=-1)
 
-    def draw(self, logits_bv: Tensor, settings: SamplingSettings, uniform_b: Tensor) -> Tensor:
-        return choose_tokens(logits_bv, settings, uniform_b)
+    def draw(
+        self,
+        logits_bv: Tensor,
+        settings: SamplingSettings,
+        uniform_b: Tensor,
+        mask: Mask | None = None,
+    ) -> Tensor:
+        return choose_tokens(logits_bv, settings, uniform_b, mask)
 
 
 def split_heads(

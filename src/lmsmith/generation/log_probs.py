@@ -1,7 +1,8 @@
 """How likely the model finds tokens: those that it writes, those of a prompt, and alternatives.
 
 What is given is log p = logit − log Σ exp(logits) of the model's raw logits, in nats. Bias,
-penalties, temperature and truncation decide which token is drawn, and change nothing of it.
+penalties, temperature, truncation and what UTF-8 forbids decide which token is drawn, and change
+nothing of it. Ids without a token have their part in the sum, as in training.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lmsmith.generation.inference import InferenceDecoder
+from lmsmith.generation.vocabulary import Vocabulary
 
 LOGITS_AT_ONCE = 256
 """Places of a prompt whose logits are held together."""
@@ -34,7 +36,7 @@ class TokenLogProb:
 
 
 def token_log_probs(
-    logits_nv: Tensor, tokens: Sequence[int], top: Sequence[int]
+    logits_nv: Tensor, tokens: Sequence[int], top: Sequence[int], vocabulary: Vocabulary
 ) -> list[TokenLogProb]:
     """Log-probabilities of tokens, and of the likeliest at each place.
 
@@ -42,13 +44,14 @@ def token_log_probs(
         logits_nv: the model's own, float32.
         tokens: the n tokens.
         top: how many of the likeliest, at each place.
+        vocabulary: ids without a token are not among the likeliest.
     """
     log_probs_nv = logits_nv.log_softmax(dim=-1)
     chosen_n = log_probs_nv.gather(1, torch.tensor(list(tokens))[:, None])[:, 0].tolist()
     most = max(top, default=0)
     likeliest: list[list[tuple[int, float]]] = [[] for _ in tokens]
     if most:
-        values_nk, tokens_nk = log_probs_nv.topk(most, dim=-1)
+        values_nk, tokens_nk = vocabulary.of_tokens(log_probs_nv).topk(most, dim=-1)
         likeliest = [
             list(zip(ids, values, strict=True))
             for ids, values in zip(tokens_nk.tolist(), values_nk.tolist(), strict=True)
@@ -60,7 +63,11 @@ def token_log_probs(
 
 
 def prompt_log_probs(
-    model: InferenceDecoder, prompt: Sequence[int], hidden_td: Tensor, top: int
+    model: InferenceDecoder,
+    prompt: Sequence[int],
+    hidden_td: Tensor,
+    top: int,
+    vocabulary: Vocabulary,
 ) -> tuple[TokenLogProb, ...]:
     """Of every token of a prompt but the first, before which there is nothing.
 
@@ -69,11 +76,12 @@ def prompt_log_probs(
         prompt: its t tokens.
         hidden_td: the states that the model has after each.
         top: how many of the likeliest, at each place.
+        vocabulary: of the model.
     """
     targets = list(prompt)[1:]
     found: list[TokenLogProb] = []
     for start in range(0, len(targets), LOGITS_AT_ONCE):
         part = targets[start : start + LOGITS_AT_ONCE]
         logits_nv = model.logits(hidden_td[start : start + len(part)])
-        found += token_log_probs(logits_nv, part, [top] * len(part))
+        found += token_log_probs(logits_nv, part, [top] * len(part), vocabulary)
     return tuple(found)

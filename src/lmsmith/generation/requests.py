@@ -10,7 +10,9 @@ from lmsmith.core.config import Problem
 from lmsmith.core.errors import UserError
 from lmsmith.generation.log_probs import TokenLogProb
 from lmsmith.generation.settings import SamplingSettings
+from lmsmith.generation.vocabulary import Vocabulary, vocabulary_of
 from lmsmith.models.config import ModelConfig
+from lmsmith.tokenizers import Tokenizer
 
 FinishReason = Literal["stop", "length", "context", "cancelled"]
 
@@ -101,22 +103,28 @@ class Reply:
 
 
 def check_requests(
-    config: ModelConfig, requests: Sequence[Request], *, has_text: bool = False
+    config: ModelConfig, requests: Sequence[Request], tokenizer: Tokenizer | None = None
 ) -> None:
     """Refuse what cannot be answered, all of it at once, each problem with its request's name.
+
+    Args:
+        config: of the model.
+        requests: to be answered.
+        tokenizer: says which ids are tokens; without one all of the model's are.
 
     Raises:
         UserError: settings out of range, a prompt that is empty or leaves no room in the context,
             tokens the model does not have, stop texts for an engine without a tokenizer.
     """
     problems: list[tuple[str, str]] = []
+    vocabulary = vocabulary_of(tokenizer, config.vocabulary_size)
     shared = all(request.settings is requests[0].settings for request in requests)
     for number, request in enumerate(requests):
         if not (shared and number):  # the prompts of a batch often share their settings
             where = "" if shared or not request.name else f"{request.name}: "
-            for found in _check_settings(request.settings, config, has_text):
+            for found in _check_settings(request.settings, vocabulary, tokenizer is not None):
                 problems.append((f"{where}{found}", ""))
-        problem = _check_prompt(request, config) or _check_forced(request, config)
+        problem = _check_prompt(request, config, vocabulary) or _check_forced(request, config)
         if problem is not None:
             problems.append(problem)
     if len(problems) == 1:
@@ -127,10 +135,10 @@ def check_requests(
 
 
 def _check_settings(
-    settings: SamplingSettings, config: ModelConfig, has_text: bool
+    settings: SamplingSettings, vocabulary: Vocabulary, has_text: bool
 ) -> list[Problem]:
     problems = [Problem(*problem) for problem in settings.check()]
-    problems += settings.check_vocabulary(config.vocabulary_size)
+    problems += settings.check_vocabulary(vocabulary)
     if settings.stop and not has_text:
         mend = "give the engine a tokenizer, or use stop_tokens"
         problems.append(Problem("stop", list(settings.stop), "no texts without a tokenizer", mend))
@@ -154,7 +162,9 @@ def _check_forced(request: Request, config: ModelConfig) -> tuple[str, str] | No
     return None
 
 
-def _check_prompt(request: Request, config: ModelConfig) -> tuple[str, str] | None:
+def _check_prompt(
+    request: Request, config: ModelConfig, vocabulary: Vocabulary
+) -> tuple[str, str] | None:
     name, prompt = request.name or "the prompt", request.prompt
     if not len(prompt):
         return (f"{name} is empty", "begin it with the end-of-text token")
@@ -168,5 +178,10 @@ def _check_prompt(request: Request, config: ModelConfig) -> tuple[str, str] | No
         return (
             f"{name} has token ids outside 0 to {config.vocabulary_size - 1}",
             "encode it with the model's own tokenizer",
+        )
+    if vocabulary.without_token and (unknown := vocabulary.unknown(prompt)):
+        return (
+            f"{name} has ids that no token has: {unknown[:3]}",
+            f"use {vocabulary.described}",
         )
     return None

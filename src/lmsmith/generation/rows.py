@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,9 @@ from lmsmith.generation.requests import FinishReason, Request, TokenEvent
 from lmsmith.generation.sampling import row_uniforms
 from lmsmith.generation.settings import SamplingSettings
 from lmsmith.generation.stops import StopScanner
+from lmsmith.generation.vocabulary import ANY, Mask, Vocabulary
 from lmsmith.tokenizers import StreamDecoder, Tokenizer
+from lmsmith.tokenizers.utf8 import BOUNDARY, LONGEST
 
 
 @dataclass
@@ -27,6 +30,8 @@ class Row:
         row: of the cache.
         tokens: of the prompt and of the reply so far; the last one drawn is not read yet.
         room: tokens it may still get.
+        vocabulary: the ids that it may write.
+        state: where the bytes of its text stand in a character.
         uniforms: its chance, a number a token; empty where there is none in it.
         fills_context: whether the context ends before ``max_new_tokens``.
         prompt_log_probs: to be given with its first token.
@@ -41,6 +46,8 @@ class Row:
     row: int
     tokens: list[int]
     room: int
+    vocabulary: Vocabulary
+    state: int
     uniforms: list[float]
     history: History | None
     decoder: StreamDecoder | None
@@ -60,6 +67,7 @@ class Row:
         """Let the reply go on with a token."""
         first = self.drawn == 0
         self.tokens.append(token)
+        self.state = self.vocabulary.next(self.state, token)
         self.drawn, self.room = self.drawn + 1, self.room - 1
         if self.history is not None:
             self.history.add(token)
@@ -91,6 +99,7 @@ def new_rows(
     cache_rows: Sequence[int],
     *,
     room: int,
+    vocabulary: Vocabulary,
     tokenizer: Tokenizer | None = None,
     prompt_log_probs: tuple[TokenLogProb, ...] = (),
 ) -> list[Row]:
@@ -101,6 +110,7 @@ def new_rows(
     if settings.temperature > 0:
         uniforms = row_uniforms(settings.seed, streams, room).tolist()
     forced = request.forced or ((),) * settings.samples
+    state = vocabulary.state_after(request.prompt)
     return [
         Row(
             request=number,
@@ -109,9 +119,11 @@ def new_rows(
             row=row,
             tokens=list(request.prompt),
             room=len(forced[sample]) or room,
+            vocabulary=vocabulary,
+            state=state,
             uniforms=uniforms[sample],
             history=History(list(request.prompt)) if settings.has_penalties else None,
-            decoder=_decoder(tokenizer, request) if tokenizer is not None else None,
+            decoder=_decoder(tokenizer, request, state) if tokenizer is not None else None,
             scanner=StopScanner(settings.stop) if settings.stop else None,
             fills_context=room < settings.max_new_tokens and not request.forced,
             prompt_log_probs=prompt_log_probs,
@@ -121,10 +133,6 @@ def new_rows(
         )
         for sample, row in enumerate(cache_rows)
     ]
-
-
-def _decoder(tokenizer: Tokenizer, request: Request) -> StreamDecoder:
-    return StreamDecoder(tokenizer, () if request.is_message else request.prompt)
 
 
 def draw_tokens(
@@ -150,10 +158,30 @@ def draw_tokens(
             parts = zip(part_bv, chosen, strict=True)
             part_bv = torch.stack([adjust(part, row.settings, row.history) for part, row in parts])
         uniform_b = torch.tensor([row.uniform for row in chosen], dtype=torch.float64)
-        drawn = kernels.draw(part_bv, chosen[0].settings, uniform_b).tolist()
+        mask = mask_of(part_bv, chosen)
+        drawn = kernels.draw(part_bv, chosen[0].settings, uniform_b, mask).tolist()
         for place, token, row in zip(places, drawn, chosen, strict=True):
             tokens[place] = row.forced[row.drawn] if row.forced else token
     return list(zip(tokens, _log_probs(logits_bv, rows, tokens), strict=True))
+
+
+def _decoder(tokenizer: Tokenizer, request: Request, state: int) -> StreamDecoder:
+    """What makes a reply's text; a character that the prompt has begun is part of it."""
+    decoder = StreamDecoder(tokenizer, () if request.is_message else request.prompt)
+    if state != BOUNDARY:
+        for token in request.prompt[-LONGEST:]:
+            decoder.push(token)
+    return decoder
+
+
+def mask_of(logits_bv: Tensor, rows: Sequence[Row]) -> Mask | None:
+    """What rows with equal settings may draw; every token where a bias forbids all that may."""
+    temperature = rows[0].settings.temperature
+    mask = rows[0].vocabulary.mask([row.state for row in rows], temperature)
+    if mask is not None and any(row.settings.forbids for row in rows):
+        none_b = mask.apply(logits_bv).amax(dim=-1) == -math.inf
+        mask = Mask(mask.forbidden_sv, mask.states_b.masked_fill(none_b, ANY))
+    return mask
 
 
 def _log_probs(
@@ -167,6 +195,7 @@ def _log_probs(
             _part(logits_bv, places),
             [tokens[place] for place in places],
             [rows[place].settings.top_log_probs for place in places],
+            rows[places[0]].vocabulary,
         )
         for place, log_prob in zip(places, found, strict=True):
             log_probs[place] = log_prob

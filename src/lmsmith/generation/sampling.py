@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lmsmith.core.errors import UserError
 from lmsmith.generation.settings import SamplingSettings
+from lmsmith.generation.vocabulary import Mask
 
 PREFIX = 512
 """Likeliest tokens among which a nucleus is looked for before all are sorted."""
@@ -35,31 +36,37 @@ def row_uniforms(seed: int, rows: Sequence[int], count: int) -> Tensor:
     return torch.from_numpy(numbers)
 
 
-def choose_tokens(logits_bv: Tensor, settings: SamplingSettings, uniform_b: Tensor) -> Tensor:
+def choose_tokens(
+    logits_bv: Tensor, settings: SamplingSettings, uniform_b: Tensor, mask: Mask | None = None
+) -> Tensor:
     """The next token of each row (batch,), int64.
 
     Args:
         logits_bv: float32 (batch, vocabulary).
         settings: temperature, top_k, top_p and min_p are used, in that order.
         uniform_b: in [0, 1), float64; not looked at when the temperature is 0.
+        mask: what may be drawn; everything if None.
 
     Raises:
         UserError: a row's largest logit is not a finite number.
     """
     if settings.temperature == 0:
+        logits_bv = logits_bv if mask is None else mask.apply(logits_bv)
         check_finite(logits_bv)
         return greedy(logits_bv)
-    return sample(filtered(logits_bv, settings), uniform_b)
+    return sample(filtered(logits_bv, settings, mask), uniform_b)
 
 
-def filtered(logits_bv: Tensor, settings: SamplingSettings) -> Tensor:
+def filtered(logits_bv: Tensor, settings: SamplingSettings, mask: Mask | None = None) -> Tensor:
     """Logits of the distribution that a token is drawn from: −∞ where none may be.
 
-    At temperature 0 the likeliest token alone is left.
+    What the mask forbids goes first: top-k, nucleus and min-p choose among the others. At
+    temperature 0 the likeliest token alone is left.
 
     Raises:
         UserError: a row's largest logit is not a finite number.
     """
+    logits_bv = logits_bv if mask is None else mask.apply(logits_bv)
     check_finite(logits_bv)
     if settings.temperature == 0:
         only_b1 = logits_bv.argmax(dim=-1, keepdim=True)

@@ -27,6 +27,7 @@ from lmsmith.generation.prefixes import Held
 from lmsmith.generation.requests import Request, TokenEvent, check_requests
 from lmsmith.generation.row_store import RowStore
 from lmsmith.generation.rows import Row, new_rows
+from lmsmith.generation.vocabulary import vocabulary_of
 from lmsmith.tokenizers import Tokenizer
 
 PIECE = 128
@@ -89,7 +90,7 @@ class Scheduler:
 
     Args:
         model: the weights.
-        tokenizer: turns tokens into the text of events.
+        tokenizer: turns tokens into the text of events, and says which may follow.
         cache_bytes: memory of the cache, which is never exceeded.
         rows: most replies written together.
         kept_rows: most finished conversations that are kept; 0 reuses nothing.
@@ -108,6 +109,7 @@ class Scheduler:
         kept_rows: int = KEPT_ROWS,
     ) -> None:
         self.model, self.tokenizer, self.most_rows = model, tokenizer, rows
+        self.vocabulary = vocabulary_of(tokenizer, model.config.vocabulary_size)
         # Frequencies that depend on the length of what is read: a prompt is read whole.
         self._whole = model.config.rope_scaling.method == "dynamic"
         self._cache_bytes, self._kept_rows = cache_bytes, 0 if self._whole else kept_rows
@@ -145,7 +147,7 @@ class Scheduler:
 
     def check(self, request: Request) -> None:
         """Raises UserError with all that is wrong with a request; safe in any thread."""
-        check_requests(self.model.config, [request], has_text=self.tokenizer is not None)
+        check_requests(self.model.config, [request], self.tokenizer)
         samples = request.settings.samples
         if samples > self.most_rows:
             raise UserError(
@@ -283,7 +285,9 @@ class Scheduler:
             part = reading.prompt[start : reading.done + 1]
             top = settings.top_log_probs
             try:
-                reading.log_probs += prompt_log_probs(self.model, part, hidden_nd, top)
+                reading.log_probs += prompt_log_probs(
+                    self.model, part, hidden_nd, top, self.vocabulary
+                )
             except Exception as error:
                 failures[reading.number] = error
                 return False
@@ -300,6 +304,7 @@ class Scheduler:
             reading.number,
             rows,
             room=reading.room,
+            vocabulary=self.vocabulary,
             tokenizer=self.tokenizer,
             prompt_log_probs=tuple(reading.log_probs),
         )

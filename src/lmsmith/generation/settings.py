@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from lmsmith.core.config import Problem
+from lmsmith.generation.vocabulary import Vocabulary
 
 MOST_STREAMS = 2**64
 
@@ -71,6 +72,11 @@ class SamplingSettings:
     def wants_log_probs(self) -> bool:
         return self.log_probs or self.top_log_probs > 0
 
+    @property
+    def forbids(self) -> bool:
+        """Whether a bias forbids tokens."""
+        return -math.inf in self.logit_bias.values()
+
     def check(self) -> list[tuple[str, object, str, str]]:
         """Settings out of range, as (key, value, expected, mend)."""
         finite, seeds = math.isfinite, f"0 <= seed < {MOST_STREAMS}"
@@ -113,23 +119,23 @@ class SamplingSettings:
         ]
         return [(key, getattr(self, key), want, mend) for key, ok, want, mend in rules if not ok]
 
-    def check_vocabulary(self, vocabulary_size: int) -> list[Problem]:
+    def check_vocabulary(self, vocabulary: Vocabulary) -> list[Problem]:
         """Settings that name tokens this model does not have, or forbid all of them."""
-        within = f"token ids below {vocabulary_size}"
+        within = vocabulary.described
         problems = []
-        unknown = [token for token in self.stop_tokens if token >= vocabulary_size]
+        unknown = vocabulary.unknown(self.stop_tokens)
         if unknown:
             problems.append(Problem("stop_tokens", unknown, within, "the model cannot write these"))
-        biased = [token for token in self.logit_bias if not 0 <= token < vocabulary_size]
+        biased = vocabulary.unknown(self.logit_bias)
         if biased:
             problems.append(Problem("logit_bias", biased, within, "the model has no such token"))
         forbidden = sum(bias == -math.inf for bias in self.logit_bias.values())
-        if forbidden >= vocabulary_size:
+        if forbidden >= vocabulary.tokens:
             problems.append(
                 Problem("logit_bias", "every token -inf", "a token that may be drawn", "allow one")
             )
-        if self.top_log_probs > vocabulary_size:
+        if self.top_log_probs > vocabulary.tokens:
             problems.append(
-                Problem("top_log_probs", self.top_log_probs, f"at most {vocabulary_size}", "")
+                Problem("top_log_probs", self.top_log_probs, f"at most {vocabulary.tokens}", "")
             )
         return problems

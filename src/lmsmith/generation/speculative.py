@@ -23,10 +23,12 @@ from lmsmith.generation.log_probs import prompt_log_probs, token_log_probs
 from lmsmith.generation.penalties import adjust
 from lmsmith.generation.prefixes import common_length
 from lmsmith.generation.requests import Request, TokenEvent, check_requests
-from lmsmith.generation.rows import Row, new_rows
+from lmsmith.generation.rows import Row, mask_of, new_rows
 from lmsmith.generation.sampling import filtered
 from lmsmith.generation.settings import SamplingSettings
+from lmsmith.generation.vocabulary import vocabulary_of
 from lmsmith.models.decoder import Decoder
+from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.machine import ResolvedMachine
 
 
@@ -126,6 +128,7 @@ def speculate(
     *,
     guesses: int = 4,
     machine: ResolvedMachine | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> Iterator[TokenEvent]:
     """A reply, token by token, several at a time where the guesses are right.
 
@@ -139,6 +142,7 @@ def speculate(
         drafter: guesses.
         guesses: most tokens guessed at once.
         machine: gives the precision of matrix products; float32 if None.
+        tokenizer: says which tokens may follow; without it all may, whatever their bytes are.
 
     Raises:
         UserError: settings out of range, several samples or stop texts, or a prompt that cannot
@@ -146,13 +150,14 @@ def speculate(
     """
     model = ready(decoder, machine)
     request = Request(prompt, settings, "the prompt")
-    check_requests(model.config, [request])
+    check_requests(model.config, [request], tokenizer)
+    vocabulary = vocabulary_of(tokenizer, model.config.vocabulary_size)
     if settings.samples != 1:
         raise UserError(f"samples = {settings.samples}: speculate writes one reply", "use Engine")
     room = request.room(model.config.context)
     cache = model.new_cache(1, len(prompt) + room)
     row = cache.open()
-    (reply,) = new_rows(request, 0, [row], room=room)
+    (reply,) = new_rows(request, 0, [row], room=room, vocabulary=vocabulary)
     text, chance = reply.tokens, _chance(settings.seed)
     while True:
         draft = drafter.guess(text, min(guesses, reply.room - 1), chance)
@@ -160,14 +165,16 @@ def speculate(
         hidden_td = model.read([(row, unread + draft.tokens)], cache)
         if settings.prompt_log_probs and not reply.drawn:
             reply.prompt_log_probs = prompt_log_probs(
-                model, prompt, hidden_td, settings.top_log_probs
+                model, prompt, hidden_td, settings.top_log_probs, vocabulary
             )
         logits_tv = model.logits(hidden_td[len(unread) - 1 :])
         for place, token in enumerate(_accept(logits_tv, draft, reply, chance)):
             found = None
             if settings.wants_log_probs:
                 at = slice(place, place + 1)
-                (found,) = token_log_probs(logits_tv[at], [token], [settings.top_log_probs])
+                (found,) = token_log_probs(
+                    logits_tv[at], [token], [settings.top_log_probs], vocabulary
+                )
             event = reply.take(token, found)
             yield event
             if event.finish is not None:
@@ -188,7 +195,8 @@ def _accept(
     """
     for place in range(len(draft.tokens) + 1):
         logits_v = adjust(logits_tv[place], reply.settings, reply.history)
-        target_v = filtered(logits_v[None], reply.settings)[0].double().softmax(-1)
+        mask = mask_of(logits_v[None], [reply])
+        target_v = filtered(logits_v[None], reply.settings, mask)[0].double().softmax(-1)
         if place == len(draft.tokens):
             yield draw(target_v, chance.random())
             return

@@ -220,7 +220,9 @@ def answer(bench: Bench, policy: str | Decoder, prompts: int | None = None) -> l
         seed=bench.seed("replies"),
     )
     asked = [each.tokens for each in bench.prompts[:prompts]]
-    return generate(decoder, asked, settings, machine=bench.machine) if asked else []
+    if not asked:
+        return []
+    return generate(decoder, asked, settings, machine=bench.machine, tokenizer=bench.tokenizer)
 
 
 def score_texts(bench: Bench, name: str, texts: Texts) -> dict[str, list[float]]:

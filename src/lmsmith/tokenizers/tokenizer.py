@@ -19,6 +19,7 @@ from lmsmith.tokenizers.shield import shielded_backend
 from lmsmith.tokenizers.special import JINJA_TEMPLATE, ROLE_TOKENS
 from lmsmith.tokenizers.template import ChatTemplate, Rendering
 from lmsmith.tokenizers.text import ftfy_cleaned
+from lmsmith.tokenizers.utf8 import Utf8Table, utf8_table
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,11 @@ class Tokenizer:
     def vocabulary_size(self) -> int:
         """Number of tokens, control tokens included; ids are ``range(vocabulary_size)``."""
         return len(self._bytes)
+
+    @functools.cached_property
+    def utf8(self) -> Utf8Table:
+        """Which tokens may follow a text so that its bytes stay valid UTF-8."""
+        return utf8_table(self._bytes, self.control_tokens)
 
     @property
     def document_start(self) -> tuple[int, ...]:

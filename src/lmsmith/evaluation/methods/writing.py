@@ -92,7 +92,7 @@ class Writer:
     def _beam(self, prompt: Sequence[int], room: int, stops: Sequence[str]) -> str:
         tokenizer = self._subject.tokenizer
         settings = BeamSettings(max_new_tokens=room, stop_tokens=tokenizer.stop_tokens)
-        best = beam_search(self._subject.model, prompt, settings)[0]
+        best = beam_search(self._subject.model, prompt, settings, tokenizer=tokenizer)[0]
         before = () if self._subject.chat else prompt
         text = tokenizer.decode(best.tokens, after=before)
         return "".join(until_stop(iter([text]), list(stops)))

@@ -15,30 +15,44 @@ struct Drawing {
     int top_k;
 };
 
+// A row of logits; what is forbidden (-INFINITY, else 0) is added if MASKED.
+template <bool MASKED>
+struct Logits {
+    const float *values, *forbidden;
+    int count;
+    float at(int i) const { return MASKED ? values[i] + forbidden[i] : values[i]; }
+    f32x16 block(int i) const {  // behind the last are -INFINITY
+        if (i + 16 <= count)
+            return MASKED ? load16(values + i) + load16(forbidden + i) : load16(values + i);
+        float part[16];
+        for (int lane = 0; lane < 16; ++lane)
+            part[lane] = i + lane < count ? at(i + lane) : -INFINITY;
+        return load16(part);
+    }
+};
+
 // The first of the largest.
-inline int largest_of(const float* logits, int count) {
+template <bool MASKED>
+inline int largest_of(const Logits<MASKED>& logits) {
     f32x16 most = f32x16{} - INFINITY;
-    int i = 0;
-    for (; i + 16 <= count; i += 16) {
-        f32x16 part = load16(logits + i);
+    for (int i = 0; i < logits.count; i += 16) {
+        const f32x16 part = logits.block(i);
         most = part > most ? part : most;
     }
     float value = most[0];
     for (int lane = 1; lane < 16; ++lane) value = most[lane] > value ? most[lane] : value;
-    for (; i < count; ++i) value = logits[i] > value ? logits[i] : value;
-    return int(std::find(logits, logits + count, value) - logits) % count;
+    for (int i = 0; i < logits.count; ++i)
+        if (logits.at(i) == value) return i;
+    return 0;
 }
 
 // Weights exp((logit - largest) / temperature), of which 87 below the largest are 0; their sum.
-inline double weigh(const float* logits, int count, float largest, float temperature,
+template <bool MASKED>
+inline double weigh(const Logits<MASKED>& logits, float largest, float temperature,
                     float* weights) {
     double total = 0;
-    for (int i = 0; i < count; i += 16) {
-        float part[16];
-        const int left = count - i < 16 ? count - i : 16;
-        for (int lane = left; lane < 16; ++lane) part[lane] = -INFINITY;
-        std::memcpy(part, logits + i, sizeof(float) * left);
-        const f32x16 x = (load16(part) - largest) / temperature, zero = {};
+    for (int i = 0; i < logits.count; i += 16) {
+        const f32x16 x = (logits.block(i) - largest) / temperature, zero = {};
         const f32x16 weight = x < zero - 87.0f ? zero : exp16(x);
         std::memcpy(weights + i, &weight, 64);
         total += sum16(weight);
@@ -99,14 +113,15 @@ inline void keep_heaviest(std::vector<int>& tokens, const float* weights, double
     }
 }
 
-inline int draw(const float* logits, int count, const Drawing& d, double uniform) {
+template <bool MASKED>
+inline int draw(const Logits<MASKED>& logits, const Drawing& d, double uniform) {
     static thread_local std::vector<float> weights;
     static thread_local std::vector<int> tokens;
-    const int best = largest_of(logits, count);
+    const int count = logits.count, best = largest_of(logits);
     if (d.temperature == 0) return best;
     weights.resize((count + 15) / 16 * 16);
     float* w = weights.data();
-    double total = weigh(logits, count, logits[best], d.temperature, w);
+    double total = weigh(logits, logits.at(best), d.temperature, w);
     const bool few = d.top_k > 0 && d.top_k < count;
     if (!few && d.top_p >= 1 && d.min_p <= 0) {
         const double target = std::min(uniform * total, std::nextafter(total, 0.0));

@@ -196,13 +196,19 @@ void lmsmith_log_sums(const void* logits, float* log_sums, int64_t* best, int ro
     }
 }
 
-// The next token of each row of logits, by its uniform number.
-void lmsmith_draw(const float* logits, const double* uniform, int64_t* tokens, int rows, int count,
-                  float temperature, int top_k, float top_p, float min_p, int threads) {
+// The next token of each row of logits, by its uniform number; what is forbidden is by its state.
+void lmsmith_draw(const float* logits, const double* uniform, const float* forbidden,
+                  const int64_t* states, int64_t* tokens, int rows, int count, float temperature,
+                  int top_k, float top_p, float min_p, int threads) {
     const Drawing d{temperature, top_p, min_p, top_k};
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (rows > 1)
-    for (int row = 0; row < rows; ++row)
-        tokens[row] = draw(logits + int64_t(row) * count, count, d, uniform[row]);
+    for (int row = 0; row < rows; ++row) {
+        const float* at = logits + int64_t(row) * count;
+        if (forbidden)
+            tokens[row] = draw(Logits<true>{at, forbidden + states[row] * count, count}, d,
+                               uniform[row]);
+        else tokens[row] = draw(Logits<false>{at, nullptr, count}, d, uniform[row]);
+    }
 }
 
 // All blocks, one after the other.

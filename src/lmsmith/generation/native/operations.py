@@ -18,6 +18,7 @@ from lmsmith.generation.kernels import Kernels, Places, TorchKernels
 from lmsmith.generation.native.compile import load_library
 from lmsmith.generation.sampling import check_finite
 from lmsmith.generation.settings import SamplingSettings
+from lmsmith.generation.vocabulary import Mask
 from lmsmith.generation.weights import Weight
 from lmsmith.models.positions import Rotation
 
@@ -70,7 +71,7 @@ class NativeKernels(TorchKernels):
         self._has_panels = bool(library.lmsmith_has_panels())
         self._draw = library.lmsmith_draw
         self._draw.argtypes = (
-            [pointer] * 3
+            [pointer] * 5
             + [integer] * 2
             + [*(ctypes.c_float, integer, ctypes.c_float, ctypes.c_float, integer)]
         )
@@ -241,15 +242,23 @@ class NativeKernels(TorchKernels):
         )
         return log_sum_n, best_n
 
-    def draw(self, logits_bv: Tensor, settings: SamplingSettings, uniform_b: Tensor) -> Tensor:
+    def draw(
+        self,
+        logits_bv: Tensor,
+        settings: SamplingSettings,
+        uniform_b: Tensor,
+        mask: Mask | None = None,
+    ) -> Tensor:
         if logits_bv.dtype != torch.float32:
-            return super().draw(logits_bv, settings, uniform_b)
+            return super().draw(logits_bv, settings, uniform_b, mask)
         check_finite(logits_bv)
         logits_bv, uniform_b = logits_bv.contiguous(), uniform_b.double().contiguous()
         tokens_b = torch.empty(len(logits_bv), dtype=torch.int64)
         self._draw(
             logits_bv.data_ptr(),
             uniform_b.data_ptr(),
+            None if mask is None else mask.forbidden_sv.data_ptr(),
+            None if mask is None else mask.states_b.data_ptr(),
             tokens_b.data_ptr(),
             *logits_bv.shape,
             settings.temperature,

@@ -1,0 +1,148 @@
+"""A model's ids: which of them are tokens, and which may be drawn after a text.
+
+Drawn tokens never break a character: after its first bytes only tokens that continue it may come,
+and no token may whose bytes are valid nowhere (`lmsmith.tokenizers.utf8`). The probabilities of
+the others are renormalised. Ids without a token (an embedding has often more rows than its
+tokenizer has tokens) are never drawn, greedily neither.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lmsmith.tokenizers import Tokenizer
+from lmsmith.tokenizers.utf8 import BOUNDARY, LONGEST, STATES
+
+ANY = STATES
+"""In the place of a state: every token may come, as at temperature 0."""
+
+
+@dataclass(frozen=True)
+class Mask:
+    """What may be drawn in each row of a batch.
+
+    Attributes:
+        forbidden_sv: float32: 0 where a token may be drawn, −∞ where not.
+        states_b: the state of each row, int64.
+    """
+
+    forbidden_sv: Tensor
+    states_b: Tensor
+
+    def apply(self, logits_bv: Tensor) -> Tensor:
+        """The logits, −∞ where nothing may be drawn."""
+        return logits_bv + self.forbidden_sv[self.states_b]
+
+
+class Vocabulary:
+    """The ids of a model with a tokenizer; without one every id is a token that may always come.
+
+    Attributes:
+        size: ids, the rows of the model's embedding.
+        without_token: those that have none.
+    """
+
+    def __init__(self, tokenizer: Tokenizer | None, size: int) -> None:
+        self.size = size
+        self.without_token: frozenset[int] = frozenset()
+        self._next_sv: NDArray[np.uint8] | None = None
+        self._forbidden_sv: Tensor | None = None
+        if tokenizer is None:
+            return
+        table = tokenizer.utf8
+        known = min(size, tokenizer.vocabulary_size)
+        allowed_sv = torch.zeros(STATES + 1, size, dtype=torch.bool)
+        allowed_sv[:STATES, :known] = torch.from_numpy(table.allowed_sv[:, :known])
+        allowed_sv[ANY, :known] = torch.from_numpy(table.is_token_v[:known])
+        self.without_token = frozenset((~allowed_sv[ANY]).nonzero()[:, 0].tolist())
+        # Where every token is of whole characters (GPT-1) there is no other state.
+        if table.next_sv.any():
+            self._next_sv = np.zeros((STATES, size), dtype=np.uint8)
+            self._next_sv[:, :known] = table.next_sv[:, :known]
+        if self._next_sv is not None or not bool(allowed_sv[BOUNDARY].all()):
+            zeros_sv = torch.zeros(STATES + 1, size)
+            self._forbidden_sv = zeros_sv.masked_fill(~allowed_sv, -math.inf)
+
+    @property
+    def tokens(self) -> int:
+        """How many ids have a token."""
+        return self.size - len(self.without_token)
+
+    @property
+    def described(self) -> str:
+        """What ids must be, for messages."""
+        if not self.without_token:
+            return f"token ids below {self.size}"
+        return f"ids of the tokenizer's {self.tokens} tokens (the model has {self.size} rows)"
+
+    def unknown(self, ids: Iterable[int]) -> list[int]:
+        """Those that no token has."""
+        return [each for each in ids if not 0 <= each < self.size or each in self.without_token]
+
+    def state_after(self, tokens: Sequence[int]) -> int:
+        """The state of the text that ends with these tokens."""
+        state = BOUNDARY
+        for token in tokens[-LONGEST:]:
+            state = self.next(state, token)
+        return state
+
+    def next(self, state: int, token: int) -> int:
+        """The state of a text after one more token."""
+        if self._next_sv is None:
+            return BOUNDARY
+        return int(self._next_sv[state, token])
+
+    def states(self, tokens_bt: Tensor, valid_bt: Tensor) -> Tensor:
+        """The state before each token of every row, int64; invalid ones are passed over."""
+        states_bt = torch.zeros_like(tokens_bt)
+        if self._next_sv is None:
+            return states_bt
+        next_sv, state_b = torch.from_numpy(self._next_sv), states_bt[:, 0]
+        for column in range(tokens_bt.shape[1]):
+            states_bt[:, column] = state_b
+            after_b = next_sv[state_b, tokens_bt[:, column]].long()
+            state_b = torch.where(valid_bt[:, column], after_b, state_b)
+        return states_bt
+
+    def forbidden(self, states_n: Tensor) -> Tensor | None:
+        """What may not be drawn in these states, bool (n, vocabulary); None if nothing is."""
+        if self._forbidden_sv is None:
+            return None
+        return (self._forbidden_sv < 0)[states_n]
+
+    def mask(self, states: Sequence[int], temperature: float) -> Mask | None:
+        """What may be drawn in rows with these states; None if it is everything.
+
+        At temperature 0 the text is the model's own, whatever its bytes are.
+        """
+        if self._forbidden_sv is None or (temperature == 0 and not self.without_token):
+            return None
+        found = [ANY] * len(states) if temperature == 0 else list(states)
+        return Mask(self._forbidden_sv, torch.tensor(found))
+
+    def of_tokens(self, logits_bv: Tensor) -> Tensor:
+        """The logits, −∞ for ids without a token."""
+        if self._forbidden_sv is None or not self.without_token:
+            return logits_bv
+        return logits_bv + self._forbidden_sv[ANY]
+
+
+_made: WeakKeyDictionary[Tokenizer, dict[int, Vocabulary]] = WeakKeyDictionary()
+
+
+def vocabulary_of(tokenizer: Tokenizer | None, size: int) -> Vocabulary:
+    """The vocabulary of a model with ``size`` ids; made once for a tokenizer."""
+    if tokenizer is None:
+        return Vocabulary(None, size)
+    made = _made.setdefault(tokenizer, {})
+    if size not in made:
+        made[size] = Vocabulary(tokenizer, size)
+    return made[size]
