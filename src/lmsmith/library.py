@@ -15,6 +15,7 @@ from lmsmith.generation.engine import Engine, SamplingSettings, answer, stream
 from lmsmith.generation.inference import InferenceDecoder
 from lmsmith.generation.requests import Reply, Request
 from lmsmith.generation.stops import until_stop
+from lmsmith.generation.vocabulary import vocabulary_of
 from lmsmith.models.decoder import Decoder
 from lmsmith.prompts import Message, Prompt, encode_prompt, room_for_reply
 from lmsmith.prompts.text import encode_text_prompts
@@ -219,7 +220,8 @@ class LanguageModel:
         Raises:
             UserError: the tokens leave no room in the context.
         """
-        top = min(top, self._inference_decoder().config.vocabulary_size)
+        known = vocabulary_of(self.tokenizer, self.decoder.config.vocabulary_size).tokens
+        top = min(top, known)
         reply = self.whole_reply(tokens, SamplingSettings(1, temperature=0, top_log_probs=top))
         pairs = reply.log_probs[0].top
         return [(self.tokenizer.decode([t], special=True), math.exp(p)) for t, p in pairs]

@@ -19,10 +19,10 @@ from lmsmith.generation.beam import BeamSettings, beam_search
 from lmsmith.generation.engine import Engine, Request, answer, stream
 from lmsmith.generation.inference import InferenceDecoder
 from lmsmith.generation.log_probs import TokenLogProb, token_log_probs
-from lmsmith.generation.vocabulary import Vocabulary
 from lmsmith.generation.requests import Reply
 from lmsmith.generation.settings import SamplingSettings
 from lmsmith.generation.speculative import DraftModel, PromptLookup, speculate
+from lmsmith.generation.vocabulary import Vocabulary
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.interop.transformers import from_transformers

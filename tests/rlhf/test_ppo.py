@@ -21,6 +21,7 @@ from lmsmith.core.progress import QuietProgress
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.core.runs import StageFolder
 from lmsmith.corpus.batch import Batch
+from lmsmith.models.batching import pad_batch
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.heads import ScalarModel
@@ -29,6 +30,8 @@ from lmsmith.rlhf.losses import PolicyLoss, clipped_policy_loss
 from lmsmith.rlhf.ppo import PPOTrainer, explained_variance
 from lmsmith.rlhf.ppo_config import PPOConfig
 from lmsmith.rlhf.rewards import token_rewards
+from lmsmith.rlhf.rollout import sampled_log_probs
+from lmsmith.tokenizers import Tokenizer
 from lmsmith.training import loop
 from lmsmith.training.language_model import accumulate_gradients
 from lmsmith.training.machine import resolve_machine
@@ -515,3 +518,50 @@ def test_explained_variance() -> None:
     assert explained_variance(returns, returns, mask) == 1.0
     assert explained_variance(torch.zeros(2, 2), returns, mask) == pytest.approx(0.0)
     assert explained_variance(returns, torch.ones(2, 2), mask) == 0.0
+
+
+def test_rollout_and_update_are_of_the_distribution_renormalised_over_whole_characters() -> None:
+    tokenizer = Tokenizer.train(["你好 hello"] * 4, 265)
+    size = tokenizer.vocabulary_size + 3  # three ids without a token
+    policy = Decoder(ModelConfig(1, 16, 2, 24, size))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    value_model = ScalarModel(copy.deepcopy(policy))
+    value_model.initialise_head(generator)
+    prompts = [tokenizer.encode(text) for text in ("你", "a", "你好")]
+    prompts.append(prompts[0][:2])  # ends within a character
+    trainer = PPOTrainer(
+        copy.deepcopy(policy), value_model, policy, share_of_liked, prompts,
+        stop_token=tokenizer.end_of_turn, machine=MACHINE, tokenizer=tokenizer,
+        config=replace(CONFIG, rollouts=8, minibatch=4, maximum_response=8, temperature=1.3),
+    )  # fmt: skip
+    row = trainer.step(0)
+    assert row["val/first_ratio"] == pytest.approx(1.0, abs=1e-5)
+    assert row["objective/kl"] == 0.0
+    batch = pad_batch(prompts, trainer._sample(prompts, 0))
+    with torch.no_grad():
+        log_probs_br, entropy_br = sampled_log_probs(
+            trainer.reference, batch, 1.3, trainer.vocabulary
+        )
+    vocabulary, table = trainer.vocabulary, tokenizer.utf8
+    for row_number, prompt in enumerate(prompts):
+        response = batch.response_br[row_number][batch.response_mask_br[row_number]].tolist()
+        text = list(prompt)
+        for place, token in enumerate(response):
+            with torch.no_grad():
+                logits_v = policy.logits(policy(torch.tensor([text]))[0, -1])
+            allowed_v = torch.zeros(size, dtype=torch.bool)
+            allowed_v[: tokenizer.vocabulary_size] = torch.from_numpy(
+                table.allowed_sv[vocabulary.state_after(text)]
+            )
+            exact_v = (logits_v[allowed_v] / 1.3).log_softmax(-1)
+            at = int(allowed_v[:token].sum())
+            assert bool(allowed_v[token])
+            torch.testing.assert_close(
+                log_probs_br[row_number, place], exact_v[at], rtol=1e-4, atol=1e-4
+            )
+            entropy = -(exact_v.exp() * exact_v).sum()
+            torch.testing.assert_close(entropy_br[row_number, place], entropy, rtol=1e-3, atol=1e-4)
+            text.append(token)

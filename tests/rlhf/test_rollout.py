@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lmsmith.core.recipe import MachineConfig
+from lmsmith.generation.vocabulary import Vocabulary
 from lmsmith.models.batching import pad_batch, response_log_probs
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
@@ -19,6 +20,7 @@ from lmsmith.training.machine import resolve_machine
 
 MACHINE = resolve_machine(MachineConfig(precision="fp32"))
 STOP = 2
+EVERYTHING = Vocabulary(None, 31)
 
 
 def random_decoder(seed: int) -> Decoder:
@@ -62,6 +64,7 @@ def scored(policy: Decoder = POLICY, temperature: float = 0.7) -> Rollout:
         missing_end_penalty=1.5,
         temperature=temperature,
         machine=MACHINE,
+        vocabulary=EVERYTHING,
     )
 
 
@@ -110,6 +113,7 @@ def test_a_stop_token_inside_is_no_end() -> None:
     rollout = score_rollout(
         POLICY, REFERENCE, VALUE, nothing, [[4], [4]], [[STOP, 5], [5, STOP]],
         stop_token=STOP, missing_end_penalty=1.0, temperature=1.0, machine=MACHINE,
+        vocabulary=EVERYTHING,
     )  # fmt: skip
     assert rollout.scores_b.tolist() == [-1.0, 0.0]
 

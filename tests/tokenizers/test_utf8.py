@@ -42,9 +42,7 @@ def test_a_byte_is_allowed_where_it_may_follow(content: bytes) -> None:
 
 
 @given(st.lists(st.binary(min_size=1, max_size=5), max_size=12), st.binary(max_size=8))
-def test_tokens_of_several_bytes_do_what_their_bytes_do(
-    pieces: list[bytes], before: bytes
-) -> None:
+def test_tokens_of_several_bytes_do_what_their_bytes_do(pieces: list[bytes], before: bytes) -> None:
     table = utf8_table(pieces, set())
     state = BYTES.state_after(list(before))
     for token, piece in enumerate(pieces):

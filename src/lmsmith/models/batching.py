@@ -108,8 +108,15 @@ def length_batches(lengths: Sequence[int], tokens: int) -> list[list[int]]:
     return groups
 
 
+IMPOSSIBLE = -1e9
+"""Logit in place of −∞: its probability is exactly 0, and 0 times it is a number."""
+
+
 def response_log_probs(
-    decoder: Decoder, batch: PaddedBatch, temperature: float = 1.0
+    decoder: Decoder,
+    batch: PaddedBatch,
+    temperature: float = 1.0,
+    forbidden_nv: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the response tokens, the one definition for rollout and update.
 
@@ -117,6 +124,8 @@ def response_log_probs(
         decoder: called on the whole batch; gradients flow if they are on.
         batch: prompts and responses.
         temperature: logits are divided by it, as they were when the response was sampled.
+        forbidden_nv: what could not be drawn in the place of each response token, row after row;
+            nothing if None.
 
     Returns:
         log_probs_br: log π(token | what is before it), 0 on padding.
@@ -130,6 +139,8 @@ def response_log_probs(
     flat_n = rows_n * hidden_btd.shape[1] + before_n
     before_nd = hidden_btd.flatten(0, 1).index_select(0, flat_n)
     logits_nv = decoder.logits(before_nd).float() / temperature
+    if forbidden_nv is not None:
+        logits_nv = logits_nv.masked_fill(forbidden_nv, IMPOSSIBLE)
     all_log_probs_nv = F.log_softmax(logits_nv, dim=-1)
     log_probs_n = all_log_probs_nv.gather(1, batch.response_br[mask_br][:, None])[:, 0]
     entropy_n = -(all_log_probs_nv.exp() * all_log_probs_nv).sum(dim=-1)

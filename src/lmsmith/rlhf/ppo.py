@@ -20,8 +20,9 @@ from lmsmith.core.progress import QuietProgress
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.core.runs import StageFolder, derive_seed
 from lmsmith.generation.engine import SamplingSettings, generate
+from lmsmith.generation.vocabulary import vocabulary_of
 from lmsmith.models.adapters import TrainedState
-from lmsmith.models.batching import length_groups, response_log_probs
+from lmsmith.models.batching import length_groups
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.heads import ScalarModel
 from lmsmith.rlhf.advantages import generalised_advantages, masked_mean, masked_whiten
@@ -34,10 +35,12 @@ from lmsmith.rlhf.rollout import (
     ROWS_AT_ONCE,
     RewardFunction,
     Rollout,
+    sampled_log_probs,
     score_rollout,
     state_values,
 )
 from lmsmith.rlhf.scoring import score_sequences
+from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.language_model import PackedBatch, accumulate_gradients
 from lmsmith.training.loop import Stateful, run_steps
 from lmsmith.training.machine import ResolvedMachine, prepare_process
@@ -86,6 +89,7 @@ class PPOTrainer:
         seed: of prompt order, sampling and minibatches.
         machine: precision and threads; this machine's defaults if None.
         decode: token ids to text, for the sample tables.
+        tokenizer: says which tokens may follow (`lmsmith.generation.vocabulary`); all if None.
 
     Raises:
         UserError: settings out of range, or a prompt that the policy cannot read.
@@ -105,6 +109,7 @@ class PPOTrainer:
         seed: int = 0,
         machine: ResolvedMachine | None = None,
         decode: Callable[[Sequence[int]], str] | None = None,
+        tokenizer: Tokenizer | None = None,
     ) -> None:
         self.config = config if config is not None else PPOConfig()
         if not prompts:
@@ -131,6 +136,8 @@ class PPOTrainer:
         self.pretraining = pretraining
         self.seed = seed
         self.decode = decode
+        self.tokenizer = tokenizer
+        self.vocabulary = vocabulary_of(tokenizer, policy.config.vocabulary_size)
         self.policy_optimiser = Optimiser(policy, self.config.optimiser)
         self.value_optimiser = Optimiser(value_model, self.config.value_optimiser)
         config = self.config
@@ -228,6 +235,7 @@ class PPOTrainer:
             missing_end_penalty=config.missing_end_penalty,
             temperature=config.temperature,
             machine=self.machine,
+            vocabulary=self.vocabulary,
         )
         rewards_bs, penalties_br = token_rewards(
             rollout.scores_b,
@@ -302,7 +310,9 @@ class PPOTrainer:
             stop_tokens=(self.stop_token,),
             seed=derive_seed(self.seed, "rollout", iteration),
         )
-        return generate(self.policy, prompts, settings, machine=self.machine)
+        return generate(
+            self.policy, prompts, settings, machine=self.machine, tokenizer=self.tokenizer
+        )
 
     def _update(self, iteration: int, rollout: Rollout, rewards_bs: Tensor) -> dict[str, float]:
         """All inner epochs over one batch of rollouts, minibatch by minibatch."""
@@ -369,8 +379,8 @@ class PPOTrainer:
             mask_br = batch.response_mask_br
             share = int(mask_br.sum()) / tokens
             with self.machine.autocast():
-                log_probs_br, entropy_br = response_log_probs(
-                    self.policy, batch, config.temperature
+                log_probs_br, entropy_br = sampled_log_probs(
+                    self.policy, batch, config.temperature, self.vocabulary
                 )
             policy = clipped_policy_loss(
                 log_probs_br,

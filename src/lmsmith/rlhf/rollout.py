@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lmsmith.generation.vocabulary import Vocabulary
 from lmsmith.models.batching import PaddedBatch, length_groups, pad_batch, response_log_probs
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.heads import ScalarModel
 from lmsmith.rlhf.rewards import checked_rewards
+from lmsmith.tokenizers.utf8 import LONGEST
 from lmsmith.training.machine import ResolvedMachine, evaluation_mode
 
 RewardFunction = Callable[[list[list[int]], list[list[int]]], Tensor | Sequence[float]]
@@ -27,7 +29,7 @@ class Rollout:
 
     Attributes:
         batch: prompts and responses, padded.
-        log_probs_br, reference_log_probs_br: of the response tokens, at the sampling temperature.
+        log_probs_br, reference_log_probs_br: of the response tokens (`sampled_log_probs`).
         entropy_br: of the policy at each response token, nats.
         values_bs: the value model's, per state (one more column than response tokens).
         scores_b: rewards, the missing-end penalty included.
@@ -54,6 +56,21 @@ def state_values(value_model: ScalarModel, batch: PaddedBatch) -> Tensor:
     return values_bt.gather(1, columns_bs.clamp(max=values_bt.shape[1] - 1))
 
 
+def sampled_log_probs(
+    decoder: Decoder, batch: PaddedBatch, temperature: float, vocabulary: Vocabulary
+) -> tuple[Tensor, Tensor]:
+    """`response_log_probs` of the distribution that responses are drawn from.
+
+    That is the softmax of logits over temperature, renormalised over what may come: no bytes that
+    cannot continue a character, and no id without a token. Rollout, reference and update all read
+    it here, so that ratio and KL compare distributions of the same tokens.
+    """
+    first = max(0, batch.prompt_length - LONGEST)
+    states_bt = vocabulary.states(batch.tokens_bt[:, first:], batch.valid_bt[:, first:])
+    states_n = states_bt[:, batch.prompt_length - first :][batch.response_mask_br]
+    return response_log_probs(decoder, batch, temperature, vocabulary.forbidden(states_n))
+
+
 def score_rollout(
     policy: Decoder,
     reference: Decoder,
@@ -66,6 +83,7 @@ def score_rollout(
     missing_end_penalty: float,
     temperature: float,
     machine: ResolvedMachine,
+    vocabulary: Vocabulary,
 ) -> Rollout:
     """Look at responses with all four models; nothing is trained, dropout is off."""
     batch = pad_batch(prompts, responses)
@@ -75,8 +93,12 @@ def score_rollout(
     with evaluation_mode(policy, reference, value_model), machine.autocast():
         for group in length_groups(batch.lengths_b, ROWS_AT_ONCE):
             rows = batch.rows(group)
-            log_probs_br[group], entropy_br[group] = response_log_probs(policy, rows, temperature)
-            reference_log_probs_br[group] = response_log_probs(reference, rows, temperature)[0]
+            log_probs_br[group], entropy_br[group] = sampled_log_probs(
+                policy, rows, temperature, vocabulary
+            )
+            reference_log_probs_br[group], _ = sampled_log_probs(
+                reference, rows, temperature, vocabulary
+            )
             values_bs[group] = state_values(value_model, rows)
     ended_b = torch.tensor([stop_token in response[-1:] for response in responses])
     rewards = reward([list(p) for p in prompts], [list(r) for r in responses])

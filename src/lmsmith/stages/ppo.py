@@ -76,6 +76,7 @@ def run(config: PPOConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict
         seed=out.seed,
         machine=machine,
         decode=lambda tokens: tokenizer.decode(tokens, special=True),
+        tokenizer=tokenizer,
     )
     card = {
         "stage": "ppo",

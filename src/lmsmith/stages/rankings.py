@@ -316,9 +316,7 @@ class Collector:
         )
         draws = config.samples
         asked = [each.tokens for each in prompts for _ in range(draws)]
-        replies = (
-            generate(self.policy, asked, settings, tokenizer=self.tokenizer) if asked else []
-        )
+        replies = generate(self.policy, asked, settings, tokenizer=self.tokenizer) if asked else []
         counts: Counter[str] = Counter(sampled=len(replies), sampled_tokens=sum(map(len, replies)))
         rows = []
         for place, each in enumerate(prompts):
