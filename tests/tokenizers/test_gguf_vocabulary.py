@@ -181,3 +181,15 @@ def test_a_file_that_is_not_gguf_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(b"no such thing" * 100)
     with pytest.raises(UserError, match="not a readable GGUF file"):
         load_gguf_tokenizer(tmp_path / "x.gguf")
+
+
+def test_unused_entries_are_no_tokens() -> None:
+    metadata = gguf_metadata(OWN)
+    del metadata["tokenizer.huggingface.json"]
+    metadata["tokenizer.ggml.tokens"] = [*metadata["tokenizer.ggml.tokens"], "[PAD1]", "[PAD2]"]
+    metadata["tokenizer.ggml.token_type"] = [*metadata["tokenizer.ggml.token_type"], 5, 5]
+    padded = tokenizer_from_gguf(metadata)
+    assert padded.vocabulary_size == OWN.vocabulary_size
+    assert padded.encode("hello [PAD1]") == OWN.encode("hello [PAD1]")
+    metadata["tokenizer.ggml.padding_token_id"] = OWN.vocabulary_size
+    assert tokenizer_from_gguf(metadata).vocabulary_size == OWN.vocabulary_size + 1

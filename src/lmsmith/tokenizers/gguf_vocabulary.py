@@ -277,16 +277,29 @@ def _byte_level(
             f"the GGUF file cuts text by {name!r}; known are {', '.join(PRE_TOKENIZERS)}",
             "read the tokenizer from the model's Hugging Face folder",
         )
+    vocabulary = _used(metadata, tokens, types)
     merges = []
     for merge in _get(metadata, "ggml.merges", list):
         left, _, right = merge.partition(" ")
-        merges.append((left, right))
-    vocabulary = {token: number for number, token in enumerate(tokens)}
+        if {left, right, left + right} <= vocabulary.keys():
+            merges.append((left, right))
     description = byte_level_description(vocabulary, merges, [])
     description["pre_tokenizer"] = _described(PRE_TOKENIZERS[name]())
     description["model"]["ignore_merges"] = name in _WHOLE_WORDS
     description["added_tokens"] = _added(tokens, types)
     return description
+
+
+def _used(
+    metadata: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int]
+) -> dict[str, int]:
+    """Ids of tokens. Unused ones fill up the embedding's rows and are none, unless named."""
+    named = {value for key, value in metadata.items() if key.endswith("_token_id")}
+    return {
+        token: number
+        for number, (token, kind) in enumerate(zip(tokens, types, strict=True))
+        if kind != UNUSED or number in named
+    }
 
 
 def _added(tokens: Sequence[str], types: Sequence[int]) -> list[dict[str, Any]]:
@@ -302,13 +315,13 @@ def _sentence_piece(
     metadata: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int]
 ) -> dict[str, Any]:
     scores = _get(metadata, "ggml.scores", list)
-    vocabulary = {token: number for number, token in enumerate(tokens)}
+    vocabulary = _used(metadata, tokens, types)
     unknown = next((t for t, kind in zip(tokens, types, strict=True) if kind == UNKNOWN), None)
     kinds = set(types)
     normal = {
         token: score
         for token, score, kind in zip(tokens, scores, types, strict=True)
-        if kind in (NORMAL, USER_DEFINED, UNUSED)
+        if token in vocabulary and kind in (NORMAL, USER_DEFINED, UNUSED)
     }
     backend = tokenizers.Tokenizer(
         models.BPE(
