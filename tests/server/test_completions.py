@@ -8,7 +8,10 @@ from typing import Any
 import openai
 import pytest
 import torch
-from worlds import CONTEXT, HTTP, RANDOM, SENTENCE, TOKENIZER, Running
+from worlds import CONTEXT, HTTP, RANDOM, SENTENCE, TOKENIZER, Running, running
+
+from lmsmith.models.config import ModelConfig
+from tiny_models import random_decoder
 
 TEXT = "what do you like? é你🙂"
 TOKENS = TOKENIZER.encode(TEXT)
@@ -216,3 +219,30 @@ def test_streamed_probabilities_are_those_of_the_whole(client: openai.OpenAI, ec
             if not token.startswith("bytes:") and token not in TOKENIZER.control_tokens.values():
                 # Bytes before it that turn out to be no character are U+FFFD with it.
                 assert choice.text[offset:].lstrip("\ufffd").startswith(token)
+
+
+def test_ids_without_a_token_are_never_written_and_a_bias_on_them_is_refused() -> None:
+    known = TOKENIZER.vocabulary_size
+    padded = random_decoder(ModelConfig(1, 16, 2, 64, known + 9), 1)
+    with torch.no_grad():  # makes them the likeliest everywhere
+        padded.final_norm.bias.fill_(1.0)
+        padded.token_embedding.weight[known:] = 3.0
+    with running({"padded": padded}) as found:
+
+        def complete(**options: Any) -> Any:
+            asked = {"prompt": "tea", "max_tokens": 20, "logprobs": 5, **options}
+            return HTTP.post(f"{found.address}/v1/completions", json=asked)
+
+        for temperature in (0, 2):
+            log_probs = complete(temperature=temperature).json()["choices"][0]["logprobs"]
+            assert all(log_probs["tokens"])
+            assert all("" not in top for top in log_probs["top_logprobs"])
+        for token in (known, known + 8, known + 9):
+            refused = complete(logit_bias={str(token): 100})
+            assert refused.status_code == 400
+            assert "logit_bias" in refused.json()["error"]["message"]
+            assert str(token) in refused.json()["error"]["message"]
+            assert refused.json()["error"]["param"] == "logit_bias"
+        chat = {"messages": [{"role": "user", "content": "tea"}], "logit_bias": {str(known): 1}}
+        assert HTTP.post(f"{found.address}/v1/chat/completions", json=chat).status_code == 400
+        assert complete().status_code == 200

@@ -9,6 +9,7 @@ from typing import Any
 from lmsmith.core.errors import UserError
 from lmsmith.generation.requests import Request
 from lmsmith.generation.settings import SamplingSettings
+from lmsmith.generation.vocabulary import Vocabulary
 from lmsmith.prompts import encode_prompt
 from lmsmith.prompts.text import TextPrompt, encode_text_prompts
 from lmsmith.server.errors import ApiError, refused, unsupported
@@ -188,7 +189,7 @@ def sampling(
         repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
         presence_penalty=body.presence_penalty or 0.0,
         frequency_penalty=body.frequency_penalty or 0.0,
-        logit_bias=_biases(body.logit_bias or {}),
+        logit_bias=_biases(body.logit_bias or {}, model.scheduler.vocabulary),
         stop=tuple(stop for stop in stops if stop),
         samples=samples,
         log_probs=log_probs is not None,
@@ -197,12 +198,16 @@ def sampling(
     )
 
 
-def _biases(given: dict[str, float]) -> dict[int, float]:
+def _biases(given: dict[str, float], vocabulary: Vocabulary) -> dict[int, float]:
     try:
-        return {int(token): bias for token, bias in given.items()}
+        found = {int(token): bias for token, bias in given.items()}
     except ValueError:
         problem = "logit_bias: the keys are token ids, as /tokenize gives them"
         raise ApiError(400, problem, param="logit_bias") from None
+    if unknown := vocabulary.unknown(found):
+        problem = f"logit_bias: {unknown[:3]}: the keys are {vocabulary.described}"
+        raise ApiError(400, problem, param="logit_bias")
+    return found
 
 
 def requests_for(
