@@ -99,7 +99,7 @@ def test_a_tokenizer_of_another_run_is_noticed(run_folder: Path) -> None:
 def test_generate_is_the_engines_text(model: LanguageModel) -> None:
     settings = SamplingSettings(40, 0.8, 0, 0.95, tuple(range(5)), seed=3)
     prompt = [TOKENIZER.end_of_text, *TOKENIZER.encode("hello")]
-    tokens = generate(model.decoder, [prompt], settings)[0]
+    tokens = generate(model.decoder, [prompt], settings, tokenizer=TOKENIZER)[0]
     text = model.generate("hello", max_new_tokens=40, seed=3)
     assert TOKENIZER.decode(tokens).startswith(text)
     assert TOKENIZER.decode(tokens).removeprefix(text) in ("", "\ufffd")
@@ -114,7 +114,7 @@ def test_chat_answers_the_conversation(model: LanguageModel) -> None:
     assert reply == "".join(model.stream_chat(messages, seed=1))
     prompt = encode_prompt(TOKENIZER, messages)
     settings = SamplingSettings(128, 0.8, 0, 0.95, tuple(range(5)), seed=1)
-    tokens = generate(model.decoder, [prompt.tokens], settings)[0]
+    tokens = generate(model.decoder, [prompt.tokens], settings, tokenizer=TOKENIZER)[0]
     assert TOKENIZER.decode(tokens).startswith(reply)
 
 

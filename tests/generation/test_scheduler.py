@@ -144,14 +144,14 @@ def test_the_next_turn_reads_what_is_new_only() -> None:
     events = run(scheduler)
     assert events[0] == Joined(1, len(first) + len(reply) - 1)  # the last token was never read
     written = [event.token for event in events if isinstance(event, TokenEvent)]
-    (alone,) = answer(Engine(MODEL), [Request(turn, sampling)])
+    (alone,) = answer(Engine(MODEL, tokenizer=TOKENIZER), [Request(turn, sampling)])
     assert written == alone[0].tokens
     # The turn before may be written anew, and a conversation that only begins so as well.
     for number, prompt in enumerate([first, [*first[:100], *reply]], start=2):
         scheduler.submit(Request(prompt, sampling))
         events = run(scheduler)
         assert events[0] == Joined(number, min(len(first) - 1, 100) if number == 3 else 149)
-        (alone,) = answer(Engine(MODEL), [Request(prompt, sampling)])
+        (alone,) = answer(Engine(MODEL, tokenizer=TOKENIZER), [Request(prompt, sampling)])
         assert [e.token for e in events if isinstance(e, TokenEvent)] == alone[0].tokens
 
 
