@@ -383,6 +383,23 @@ def test_killed_at_random_moments_ends_as_an_unbroken_run(tmp_path: Path) -> Non
     assert hidden == []
 
 
+def test_killed_while_a_finished_stage_runs_again(tmp_path: Path) -> None:
+    changed = ("grow.pause=0.05", "grow.steps=8", "grow.rate=0.5")
+    assert finish(tmp_path / "cut")[0] == finish(tmp_path / "whole", *changed)[0] == 0
+    before = contents(tmp_path / "cut")
+    process = start(tmp_path / "cut", *changed)
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "cut" / ".grow.next" / "checkpoints" / "last.txt").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    there = contents(tmp_path / "cut")
+    assert {name: there[name] for name in before} == before
+    assert finish(tmp_path / "cut", *changed)[0] == 0
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stop_signal_ends_with_one_message_and_its_code(tmp_path: Path, number: int) -> None:
     process = start(tmp_path, "make.steps=1000", "make.pause=0.02")

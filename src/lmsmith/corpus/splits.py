@@ -94,7 +94,9 @@ def hold_out_text(
         total = sum(len(each.text) for each in candidates)
         longest = max(candidates, key=lambda each: len(each.text), default=None)
         size = max(LEAST_HELD_OUT, round(share * total))
-        if longest is None or len(longest.text) < 4 * LEAST_HELD_OUT:
+        if longest is None:
+            continue
+        if len(longest.text) < 4 * LEAST_HELD_OUT:
             yield f"no text for {part}: it takes a document of {4 * LEAST_HELD_OUT} characters"
             continue
         head, tail = _cut_end(longest.text, min(size, len(longest.text) // 4))

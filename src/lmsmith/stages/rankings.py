@@ -150,6 +150,12 @@ def run(config: RankingsConfig, inputs: Mapping[str, Path], out: StageFolder) ->
         parts[split_of(f"{each.root} held out", held_out) or "train"].append(each)
     parts["test"] = collector.read(inputs["data"] / "test.jsonl", config.test_prompts)
     rows = {split: collector.collect(split, found) for split, found in parts.items()}
+    if not (inputs["data"] / f"{config.conversations}.jsonl").is_file():
+        raise UserError(
+            f"{out.name}: no conversation is in the split {config.conversations}, of which "
+            "rankings are made",
+            f"add conversations, or raise data.splits.{config.conversations}; one is enough",
+        )
     if not rows["train"]:
         raise UserError(
             f"{inputs['data'] / config.conversations}.jsonl: no prompt whose reply has "
