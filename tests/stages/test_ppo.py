@@ -196,3 +196,10 @@ def test_snapshots_are_evenly_spread_and_never_the_beginning() -> None:
     assert snapshot_iterations(replace(CONFIG, iterations=20, snapshots=3)) == {5, 10, 15}
     assert snapshot_iterations(replace(CONFIG, iterations=1, snapshots=4)) <= {1}
     assert snapshot_iterations(replace(CONFIG, snapshots=0)) == set()
+
+
+def test_few_updates_are_said() -> None:
+    enough = replace(CONFIG, iterations=18, value_warmup=4, rollouts=128, minibatch=64)
+    assert told_of_updates(replace(enough, inner_epochs=1)) == ""
+    few = replace(enough, iterations=6, inner_epochs=1)
+    assert told_of_updates(few).startswith("4 updates of the policy are too few")

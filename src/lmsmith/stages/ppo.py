@@ -23,6 +23,9 @@ from lmsmith.training.machine import resolve_machine
 
 __all__ = ["PPOConfig", "run"]
 
+FEW_UPDATES = 16
+"""Updates of the policy below which PPO cannot be expected to have learnt much."""
+
 
 def run(config: PPOConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict[str, float]:
     """Policy and reference from SFT, value model from the reward model; save ``model/``."""
@@ -78,6 +81,8 @@ def run(config: PPOConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict
         decode=lambda tokens: tokenizer.decode(tokens, special=True),
         tokenizer=tokenizer,
     )
+    if told := told_of_updates(config):
+        out.progress.say(f"ppo: {told}")
     card = {
         "stage": "ppo",
         "parents": [inputs["policy"].name, inputs["reward"].name],
@@ -104,6 +109,18 @@ def run(config: PPOConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict
     base = inputs["reward"] / "model"
     save_model(out / "value", value_model, tokenizer, card, config.adapter, base)
     return metrics
+
+
+def told_of_updates(config: PPOConfig) -> str:
+    """A sentence where the policy is updated too few times to learn much; else empty."""
+    iterations = config.iterations - config.value_warmup
+    updates = iterations * config.inner_epochs * (config.rollouts // config.minibatch)
+    if updates >= FEW_UPDATES:
+        return ""
+    return (
+        f"{updates} updates of the policy are too few to learn much: raise ppo.iterations, or "
+        "lower ppo.minibatch"
+    )
 
 
 def pretraining_batches(
