@@ -27,7 +27,7 @@ from lmsmith.models.folder import load_decoder, load_scalar_model, save_model
 from lmsmith.models.heads import ScalarModel
 from lmsmith.rlhf.ppo_config import PPOConfig
 from lmsmith.stages import ppo as stage
-from lmsmith.stages.ppo import run, snapshot_iterations
+from lmsmith.stages.ppo import run, snapshot_iterations, told_of_updates
 from lmsmith.training import loop
 from lmsmith.training.optimiser import OptimiserConfig
 

@@ -87,15 +87,16 @@ STAGES: tuple[Stage, ...] = (
         "PretrainConfig",
         needs={"data": "data", "tokenizer": "tokenizer"},
         reads={"data": ("documents.jsonl", "validation_documents.jsonl", "mixture.json")},
-        format=2,
+        format=3,
     ),
-    Stage("base", "lmsmith.stages.base", "BaseConfig"),
+    Stage("base", "lmsmith.stages.base", "BaseConfig", format=2),
     Stage(
         "sft",
         "lmsmith.stages.sft",
         "SFTConfig",
         needs={"data": "data", "base": FIRST_MODEL},
         reads={"data": ("demonstrations.jsonl", "validation.jsonl"), "base": _MODEL},
+        format=2,
     ),
     Stage(
         "rankings",
@@ -103,7 +104,7 @@ STAGES: tuple[Stage, ...] = (
         "RankingsConfig",
         needs={"data": "data", "policy": "sft"},
         reads={"data": ("rankings.jsonl", "comparisons.jsonl", "test.jsonl"), "policy": _MODEL},
-        format=3,
+        format=4,
     ),
     Stage(
         "reward",
@@ -111,7 +112,7 @@ STAGES: tuple[Stage, ...] = (
         "RewardConfig",
         needs={"rankings": "rankings", "base": "sft"},
         reads={"rankings": ("train.jsonl", "validation.jsonl"), "base": _MODEL},
-        format=2,
+        format=3,
     ),
     Stage(
         "ppo",
@@ -125,7 +126,7 @@ STAGES: tuple[Stage, ...] = (
             "reward": _MODEL,
             "pretrain": ("shards/*", "mixture.json"),
         },
-        format=3,
+        format=4,
     ),
     Stage(
         "judge_rankings",
@@ -133,7 +134,7 @@ STAGES: tuple[Stage, ...] = (
         "RankingsConfig",
         needs={"data": "data", "policy": "sft"},
         reads={"data": ("judge.jsonl", "test.jsonl"), "policy": _MODEL},
-        format=2,
+        format=3,
     ),
     Stage(
         "judge",
@@ -141,7 +142,7 @@ STAGES: tuple[Stage, ...] = (
         "RewardConfig",
         needs={"rankings": "judge_rankings", "base": FIRST_MODEL},
         reads={"rankings": ("train.jsonl", "validation.jsonl"), "base": _MODEL},
-        format=2,
+        format=3,
     ),
     Stage(
         "evaluate",
@@ -163,7 +164,7 @@ STAGES: tuple[Stage, ...] = (
             **dict.fromkeys(("sft", "pretrain", "base", "reward", "judge"), _MODEL),
             **dict.fromkeys(("rankings", "judge_rankings"), ("test.jsonl",)),
         },
-        format=3,
+        format=4,
     ),
 )
 
