@@ -227,6 +227,17 @@ def test_irregular_pairs_are_left_out_counted_and_told_of(bench: Bench) -> None:
         bench.run([rows[0], {"chosen": "a"}])
 
 
+def test_empty_files_of_an_export_are_none_and_it_is_said(bench: Bench) -> None:
+    talks = [{"messages": talk(f"a {number}", f"b {number}")} for number in range(20)]
+    judged, empty = bench.write(talks, "talks.jsonl"), bench.write([], "conversations.jsonl")
+    metrics = bench.run([], rankings_as_conversations=False, conversations=(judged, empty))
+    assert (metrics["conversations.kept"], metrics["rankings"]) == (20, 0)
+    said = bench.progress.said
+    assert f"data: 1 file was empty: {bench.folder / 'own.jsonl'}" in said
+    assert f"data: 1 file was empty: {empty}" in said
+    assert any("no rankings of people" in line for line in said)
+
+
 def test_too_few_rankings_for_the_reward_model_are_said(bench: Bench) -> None:
     bench.run([{"prompt": "a", "chosen": "b", "rejected": "c"}], splits=Splits(0.99, 0.01, 0, 0, 0))
     assert any("no ranking fell into comparisons" in line for line in bench.progress.said)

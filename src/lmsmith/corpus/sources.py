@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,14 +44,16 @@ _PACKAGES: dict[str, _Package] = {PACKAGE: _Package(dataset_path, read_chitchat)
 
 
 class FilesOnce:
-    """The files of sources, of which one that comes again is read only once.
+    """The files of sources: one that comes again is read only once, an empty one not at all.
 
     Attributes:
+        empty: the files without a byte, such as an export writes where there is nothing.
         again: each copy that was not read, and the file that was, which holds the same.
         unread: the files in folders that have another suffix.
     """
 
     def __init__(self) -> None:
+        self.empty: list[Path] = []
         self.again: list[tuple[Path, Path]] = []
         self.unread: list[Path] = []
         self._first: dict[str, Path] = {}
@@ -60,6 +62,9 @@ class FilesOnce:
     def of(self, source: str, suffixes: tuple[str, ...]) -> Iterator[Path]:
         """The files of a source that were not read before."""
         for path in files_of(source, suffixes):
+            if not path.stat().st_size:
+                self.empty.append(path)
+                continue
             first = self._first.setdefault(sha256_file(path), path)
             if first is path:
                 yield path
@@ -73,6 +78,8 @@ class FilesOnce:
     def notes(self) -> list[str]:
         """What was not read, in words."""
         found = []
+        if self.empty:
+            found.append(f"{_files(len(self.empty))} empty: {_named(self.empty)}")
         if self.again:
             path, first = self.again[0]
             same = "" if path == first else f" holds the same as {first}"
@@ -80,11 +87,13 @@ class FilesOnce:
             count = _files(len(self.again))
             found.append(f"{count} read once, though named twice: {path}{same}{others}")
         if self.unread:
-            names = ", ".join(map(str, self.unread[:3])) + ", …" * (len(self.unread) > 3)
-            found.append(
-                f"{_files(len(self.unread))} not read, for the end of the name: {names}{self._mend}"
-            )
+            names = f"{_named(self.unread)}{self._mend}"
+            found.append(f"{_files(len(self.unread))} not read, for the end of the name: {names}")
         return found
+
+
+def _named(paths: Sequence[Path]) -> str:
+    return ", ".join(map(str, paths[:3])) + ", …" * (len(paths) > 3)
 
 
 def _files(count: int) -> str:

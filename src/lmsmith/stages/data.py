@@ -220,7 +220,8 @@ def run(config: DataConfig, inputs: Mapping[str, Path], out: StageFolder) -> dic
         read += conversations_of(config.place(source), left_out, talks)
         out.progress.update(number)
     places = [config.place(source) for source in config.rankings]
-    rankings = read_own_rankings(places, config.unicode_form, out.progress, counts)
+    needed = config.rankings_as_conversations
+    rankings = read_own_rankings(places, config.unicode_form, out.progress, counts, needed)
     out.progress.update(sources)
     fractions = asdict(config.splits)
     openings: list[str] = []

@@ -24,9 +24,17 @@ RANKINGS_OF = {"comparisons": "train", "validation": "validation", "test": "test
 
 
 def read_own_rankings(
-    sources: Sequence[str], unicode_form: UnicodeForm, progress: Progress, counts: Counter[str]
+    sources: Sequence[str],
+    unicode_form: UnicodeForm,
+    progress: Progress,
+    counts: Counter[str],
+    needed: bool = True,
 ) -> list[Ranking]:
     """All rankings of the sources, cleaned; irregular pairs are left out, counted and told of.
+
+    Args:
+        needed: without rankings there is nothing to learn from; else empty files are taken as
+            none, so that an export in which nobody ranked can be named.
 
     Raises:
         UserError: bad input, or none is left.
@@ -51,7 +59,9 @@ def read_own_rankings(
             raise UserError(f"data.rankings: {told}", "Mend these rows, or add rankings.")
         progress.say(f"data: {told}")
     if sources and not rankings:
-        raise UserError(f"{', '.join(sources)}: no rankings in it", "Add rankings.")
+        if needed or not files.empty:
+            raise UserError(f"{', '.join(sources)}: no rankings in it", "Add rankings.")
+        progress.say("data: no rankings of people: they are made as if data.rankings were not set")
     return [_cleaned(ranking, unicode_form) for ranking in rankings]
 
 
