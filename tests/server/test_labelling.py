@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
@@ -264,3 +265,19 @@ def test_hostile_labelers(house: House, name: str, path: tuple[str, str], body: 
     assert answer.status_code in (200, 400, 401, 403, 404), answer.text
     assert (answer.status_code == 401) == (not name)
     assert "secret-model" not in answer.text
+
+
+def test_an_empty_queue_names_the_command_that_fills_it(tmp_path: Path) -> None:
+    store = Store(tmp_path / "my data.db")
+    tokens = {name: People(store).add(name, NAMES[name]) for name in ("Ada", "Lee")}
+    with running({"random": RANDOM}, store=store) as served:
+        house = House(served, store, tokens)
+        command = house.call("Ada", "POST", "label/next")["fill"]
+        assert command == (
+            "lmsmith feedback sample tiny --prompts prompts.jsonl --answers 4 "
+            f"--database '{tmp_path / 'my data.db'}'"
+        )
+        assert "fill" not in house.call("Lee", "POST", "label/next")
+        Queue(store).add("demonstration", "and you?")
+        assert "fill" not in house.call("Ada", "POST", "label/next")
+    store.close()

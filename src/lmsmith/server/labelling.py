@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
@@ -16,6 +17,7 @@ from lmsmith.feedback.store import Store
 from lmsmith.feedback.tables import utc
 from lmsmith.server.keeping import kept
 from lmsmith.server.responses import json_response
+from lmsmith.server.visitors import visitor_of
 
 router = APIRouter(prefix="/api/label")
 
@@ -50,12 +52,20 @@ class GuidelineBody(BaseModel):
 
 @router.post("/next")
 async def next_task(request: Request, kind: Kind | None = None) -> Response:
-    """The task this labeler has begun, or a new one; null if there is none left."""
+    """The task this labeler has begun, or a new one; null if there is none left.
+
+    Where there is none, admins are told the command that fills this server's queue.
+    """
+    model = request.app.state.serving.model(None)
 
     def work(store: Store, me: str) -> dict[str, Any]:
         queue = Queue(store)
         held = queue.next(me, kind)
-        return {"task": held and _shown(held), "progress": queue.progress(me)}
+        found = {"task": held and _shown(held), "progress": queue.progress(me)}
+        if held or visitor_of(request).role not in ADMINS:
+            return found
+        sample = f"lmsmith feedback sample {shlex.quote(model.source)}"
+        return found | {"fill": f"{sample} --prompts prompts.jsonl --answers 4{store.option}"}
 
     return json_response(await kept(request, work, LABELERS))
 

@@ -35,6 +35,7 @@ class ServedModel:
         weight_bytes: of its weights in memory.
         cache_bytes: that its cache may take.
         advised: how its makers would draw from it.
+        source: the path or name that commands take.
     """
 
     name: str
@@ -44,6 +45,7 @@ class ServedModel:
     weight_bytes: int
     cache_bytes: int
     advised: Sampling
+    source: str
 
     @property
     def context(self) -> int:
@@ -123,6 +125,7 @@ def serve_models(
             sizes[name],
             cache_bytes,
             advised_sampling(found.source),
+            found.source.name,
         )
         for name, found in models.items()
     ]

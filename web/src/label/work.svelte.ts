@@ -45,6 +45,8 @@ const mends = (): Mend[] => recall<Mend[]>('mends', []);
 export class Work {
   task = $state<Task | null>(null);
   progress = $state<Progress | null>(null);
+  /** The command that fills this server's queue, where it is empty; for admins. */
+  fill = $state('');
   kind = $state<Kind | null>(null);
   loading = $state(true);
   problem = $state('');
@@ -59,11 +61,12 @@ export class Work {
     this.problem = '';
     try {
       const asked = this.kind === null ? '' : `?kind=${this.kind}`;
-      const found = await call<{ task: Task | null; progress: Progress }>(
+      const found = await call<{ task: Task | null; progress: Progress; fill?: string }>(
         'POST',
         `/api/label/next${asked}`,
       );
       this.progress = found.progress;
+      this.fill = found.fill ?? '';
       this.#show((await this.#begunMend()) ?? found.task);
     } catch (error) {
       this.problem = reasonOf(error);
