@@ -13,7 +13,7 @@ from typing import Literal
 from lmsmith.catalogue import registry
 from lmsmith.catalogue.shelf import SHELF
 from lmsmith.core.errors import UserError
-from lmsmith.core.files import read_json
+from lmsmith.core.files import missing, read_json
 from lmsmith.core.folders import working_folder
 from lmsmith.core.identity import remade_inputs
 from lmsmith.core.records import read_record
@@ -68,7 +68,7 @@ def resolve(word: str | Path) -> Source:
             f"fetch it (lmsmith pull {name}), then call it by its name without hf:",
         )
     what = "no such folder" if len(path.parts) > 1 else "no such folder, and no model of that name"
-    raise UserError(f"{name}: {what}", _instead(path, name))
+    raise UserError(missing(name, what), _instead(path, name))
 
 
 def _of_path(path: Path, name: str) -> Source:

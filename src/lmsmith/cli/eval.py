@@ -16,6 +16,7 @@ from lmsmith.cli.eval_plan import (
     with_raters,
 )
 from lmsmith.core.errors import UserError
+from lmsmith.core.files import missing
 from lmsmith.core.recipe import MachineConfig
 
 _List = Annotated[str, tyro.conf.arg(metavar="A,B,…")]
@@ -115,7 +116,7 @@ def evaluate(
     check_seed(seed)
     absent = next((file for file in contamination if not file.is_file()), None)
     if absent is not None:
-        raise UserError(f"--contamination {absent}: no such file", "name a .txt or .jsonl file")
+        raise UserError(f"--contamination {missing(absent)}", "name a .txt or .jsonl file")
     check_corpora(contamination)
     begins = {"auto": None, "always": True, "never": False}[start_of_text]
     if include_path and harness == "own":

@@ -13,6 +13,7 @@ import tyro
 from lmsmith.cli.output import choose_progress, print_json
 from lmsmith.core.errors import UserError
 from lmsmith.core.extras import needs_extra
+from lmsmith.core.files import missing
 from lmsmith.core.recipe import MachineConfig
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def opened(database: str, *, new: bool = False) -> Iterator[Store]:
     database = database or default_database()
     if not new and "://" not in database and not Path(database).is_file():
         raise UserError(
-            f"{database}: no such file",
+            missing(database),
             "name the database that the server prints when it starts: --database FILE",
         )
     with contextlib.closing(Store(database)) as store:

@@ -21,6 +21,7 @@ from lmsmith.core.config import (
     unknown_key,
 )
 from lmsmith.core.errors import UserError
+from lmsmith.core.files import missing
 
 Need = str | tuple[str, ...]
 """A stage that another needs, or a choice of stages, exactly one of which it needs."""
@@ -113,7 +114,7 @@ def _no_such_recipe(text: str, shipped: list[str]) -> UserError:
     if Path(text).is_dir():
         problem = f"{text}: is a folder, and a recipe is a .toml file or a shipped name"
     elif text.endswith(".toml") or "/" in text:
-        problem = f"{text}: no such recipe file"
+        problem = missing(text, "no such recipe file")
     else:
         problem = f"{text}: no recipe of that name"
     mend = f"{question}Shipped recipes: {names}. Or name a .toml file (lmsmith recipes cp)."

@@ -154,7 +154,7 @@ def files_of(source: str, suffixes: tuple[str, ...]) -> list[Path]:
         found = [file for file in _visible(path, "**/*") if _read_in_folder(file, suffixes)]
         if not found:
             raise UserError(f"{source}: no {kinds} file in this folder", "Check the path.")
-    elif path.exists():
+    elif path.exists() or path.is_symlink():
         if not path.name.lower().endswith(suffixes):
             raise UserError(f"{source}: expected a {kinds} file", f"Convert it to {suffixes[0]}.")
         found = [path]

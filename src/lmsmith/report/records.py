@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lmsmith.core.errors import UserError
-from lmsmith.core.files import read_json, read_jsonl
+from lmsmith.core.files import missing, read_json, read_jsonl
 from lmsmith.report.words import STAGE_WORDS
 
 Status = Literal["done", "outdated", "started", "not run"]
@@ -238,7 +238,9 @@ def _is_run(folder: Path) -> bool:
 
 
 def _not_a_run(folder: Path) -> UserError:
-    problem = f"{folder}: not a run folder" if folder.exists() else f"{folder}: no such folder"
+    problem = f"{folder}: not a run folder"
+    if not folder.exists():
+        problem = missing(folder, "no such folder")
     problem += " (expected the folder that `lmsmith run` wrote, with recipe.json in it)"
     near = _runs_near(folder)
     if near:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from lmsmith.core.errors import UserError
-from lmsmith.core.files import fingerprint, read_text, sha256_file
+from lmsmith.core.files import fingerprint, missing, read_text, sha256_file
 from lmsmith.core.text import encodable_json
 from lmsmith.evaluation.tasks.detokenise import DETOKENISERS
 from lmsmith.evaluation.tasks.generated import GENERATORS
@@ -62,9 +62,10 @@ class TaskData:
 def search_path(folders: Sequence[Path | str] = ()) -> list[Path]:
     """Where data is looked for: the folders given, those of LMSMITH_DATA, here, and ./data."""
     named = [Path(folder) for folder in folders]
-    missing = [folder for folder in named if not folder.is_dir()]
-    if missing:
-        raise UserError(f"--data {missing[0]}: no such folder", "name the folder of the data")
+    absent = next((folder for folder in named if not folder.is_dir()), None)
+    if absent is not None:
+        problem = missing(absent, "no such folder")
+        raise UserError(f"--data {problem}", "name the folder of the data")
     of_environment = [Path(p) for p in os.environ.get(DATA_VARIABLE, "").split(os.pathsep) if p]
     return [*named, *of_environment, Path(), Path("data")]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lmsmith.core.errors import UserError
+from lmsmith.core.files import missing, require_file
 from lmsmith.evaluation.tasks.spec import AnswerSpec, DataSpec, Kind, PromptSpec, TaskSpec
 
 _ANSWERS = "[answer, aliases | default([], true)]"
@@ -70,8 +71,9 @@ def infer_task(path: Path) -> TaskSpec:
     """
     from lmsmith.evaluation.tasks.data import read_items
 
+    require_file(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such file", "check the path")
+        raise UserError(missing(path), "check the path")
     data = DataSpec(file=str(path.absolute()))
     name = path.name.removesuffix(".gz").rsplit(".", 1)[0]
     first = next(read_items(path, data), None)

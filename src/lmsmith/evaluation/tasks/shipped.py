@@ -13,6 +13,7 @@ from importlib import resources
 from pathlib import Path
 
 from lmsmith.core.errors import UserError
+from lmsmith.core.files import read_text
 from lmsmith.evaluation.tasks.inferred import infer_task
 from lmsmith.evaluation.tasks.python_code import names_python, python_tasks
 from lmsmith.evaluation.tasks.spec import Published, TaskSpec, read_tasks
@@ -85,7 +86,7 @@ def user_tasks() -> dict[str, TaskSpec]:
     found: dict[str, TaskSpec] = {}
     folder = tasks_folder()
     for file in sorted(folder.glob("*.toml")) if folder.is_dir() else []:
-        found |= read_tasks(_read(file), str(file))
+        found |= read_tasks(read_text(file), str(file))
     return found
 
 
@@ -113,9 +114,9 @@ def find_tasks(words: Sequence[str], *, run_python: bool = False) -> list[TaskSp
             add({word: known[word]}, word)
         elif group := [name for name in known if name.startswith(f"{word}/")]:
             add({name: known[name] for name in group}, word)
-        elif Path(word).suffix == ".toml":
-            add(read_tasks(_read(Path(word)), word), word)
-        elif Path(word).name.removesuffix(".gz").endswith((".jsonl", ".json", ".txt")):
+        elif word.lower().endswith(".toml"):
+            add(read_tasks(read_text(Path(word)), word), word)
+        elif word.lower().removesuffix(".gz").endswith((".jsonl", ".json", ".txt")):
             task = infer_task(Path(word))
             add({task.name: task}, word)
         elif names_python(word):
@@ -128,13 +129,6 @@ def find_tasks(words: Sequence[str], *, run_python: bool = False) -> list[TaskSp
         else:
             raise _unknown(word, sorted(known))
     return list(found.values())
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})", "check the path") from error
 
 
 def _unknown(word: str, names: Sequence[str]) -> UserError:
