@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -96,3 +97,50 @@ def test_the_vocabulary_size_is_checked() -> None:
     _, problems = decode(TokenizerConfig, {"vocabulary_size": 100}, "tokenizer")
     assert [problem.key for problem in problems] == ["tokenizer.vocabulary_size"]
     assert "261" in problems[0].expected
+
+
+class Heard(QuietProgress):
+    """Keeps the warnings."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+def chinese(tmp_path: Path) -> Path:
+    characters = [chr(0x4E00 + number) for number in range(900)]
+    chance = random.Random(0)
+    weights = [(1 + number) ** -0.5 for number in range(900)]
+    texts = ["".join(chance.choices(characters, weights, k=60)) + "abc" for _ in range(300)]
+    write_jsonl(tmp_path / "data" / "documents.jsonl", [{"text": text} for text in texts])
+    return tmp_path / "data"
+
+
+def test_a_vocabulary_too_small_for_the_characters_is_said_with_a_size_that_does(
+    tmp_path: Path,
+) -> None:
+    data = chinese(tmp_path)
+    out = stage_folder(data)
+    heard = Heard()
+    out = StageFolder(out.path, 1, MachineConfig(), heard)
+    metrics = run(TokenizerConfig(vocabulary_size=300), {"data": data}, out)
+    assert metrics["whole_characters"] < 0.9
+    (told,) = heard.said
+    assert "are split into bytes" in told
+    size = int(told.split("tokenizer.vocabulary_size to ")[1].split()[0])
+    assert size % 256 == 0
+    after = Heard()
+    path = stage_folder(data, "again").path
+    again = StageFolder(path, 1, MachineConfig(), after)
+    assert run(TokenizerConfig(size), {"data": data}, again)["whole_characters"] >= 0.9
+    assert not any("split into bytes" in each for each in after.said)
+    assert size > 512
+    smaller = run(TokenizerConfig(size - 257), {"data": data}, stage_folder(data, "smaller"))
+    assert smaller["whole_characters"] < 0.9
+
+
+def test_english_hears_nothing_of_characters(data: Path) -> None:
+    metrics = run(TokenizerConfig(vocabulary_size=280), {"data": data}, stage_folder(data))
+    assert "whole_characters" not in metrics

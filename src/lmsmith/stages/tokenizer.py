@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,14 @@ from lmsmith.corpus.rows import read_documents
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.tokenizers.any_kind import load_any_tokenizer, tokenizer_files
 from lmsmith.tokenizers.bpe import LARGEST_VOCABULARY, SMALLEST_VOCABULARY
+
+ENOUGH_WHOLE = 0.9
+"""Share of a text's characters beyond ASCII below which a vocabulary is too small for it."""
+
+FEW = 0.05
+"""Share of all characters below which those beyond ASCII are no matter for advice."""
+
+LARGEST_ADVISED = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -49,7 +58,8 @@ def run(config: TokenizerConfig, inputs: Mapping[str, Path], out: StageFolder) -
 
     Returns:
         `vocabulary_size`, and `bytes_per_token` and `tokens_per_character` on the test documents
-        (else the validation's, else the training ones).
+        (else the validation's, else the training ones); `whole_characters` where the training text
+        has many beyond ASCII, with a warning if they are few.
 
     Raises:
         UserError: no documents, or the tokenizer to be loaded is of no known kind.
@@ -77,8 +87,61 @@ def run(config: TokenizerConfig, inputs: Mapping[str, Path], out: StageFolder) -
     figures = {"vocabulary_size": float(tokenizer.vocabulary_size)}
     if measured:
         figures |= compression(tokenizer, list(_texts(measured[0])))
+    if training.is_file():
+        figures |= _whole_characters(tokenizer, config, training, out)
     out.progress.end()
     return figures
+
+
+def _whole_characters(
+    tokenizer: Tokenizer, config: TokenizerConfig, training: Path, out: StageFolder
+) -> dict[str, float]:
+    """How much of a text in Chinese, say, is whole characters; a warning if little is."""
+    every = Counter[str]()
+    for text in _texts(training):
+        every.update(text)
+    counts = {each: count for each, count in every.items() if not each.isascii()}
+    total = sum(counts.values())
+    if total < FEW * sum(every.values()):
+        return {}
+    share = sum(counts[each] for each in tokens_of_one(tokenizer, list(counts))) / total
+    if share < ENOUGH_WHOLE:
+        told = (
+            f"tokenizer: {100 * (1 - share):.0f} % of the text's characters beyond ASCII are split "
+            f"into bytes, as a vocabulary of {tokenizer.vocabulary_size} has no tokens for them: "
+            "texts are longer, and a model learns them worse."
+        )
+        if config.load:
+            mend = "Load a tokenizer made for this language, or leave tokenizer.load out"
+        else:
+            size = sufficient_size(training, counts)
+            mend = f"Set tokenizer.vocabulary_size to {size} or more"
+        out.progress.say(f"{told} {mend}")
+    return {"whole_characters": share}
+
+
+def tokens_of_one(tokenizer: Tokenizer, characters: list[str]) -> list[str]:
+    """Those characters that are one token."""
+    encoded = tokenizer.encode_batch(characters)
+    return [each for each, ids in zip(characters, encoded, strict=True) if len(ids) == 1]
+
+
+def sufficient_size(training: Path, counts: Mapping[str, int]) -> int:
+    """The vocabulary with which `ENOUGH_WHOLE` of these characters are whole, in 256s.
+
+    BPE adds its tokens in an order that the size does not change, so one large vocabulary says at
+    which size each character has its token. Characters that occur once never have one.
+    """
+    large = Tokenizer.train(_texts(training), LARGEST_ADVISED)
+    whole = tokens_of_one(large, list(counts))
+    ids = {each: large.encode(each)[0] for each in whole}
+    wanted = ENOUGH_WHOLE * sum(counts.values())
+    size, found = SMALLEST_VOCABULARY, 0
+    for each in sorted(whole, key=lambda each: ids[each]):
+        if found >= wanted:
+            break
+        size, found = ids[each] + 1, found + counts[each]
+    return -(-size // 256) * 256
 
 
 def compression(tokenizer: Tokenizer, texts: list[str]) -> dict[str, float]:
