@@ -479,6 +479,7 @@ def test_prompts_that_cannot_be_read_are_refused(prompt: list[int], words: str) 
         {"kl_control": "band", "kl_low": math.nan},
         {"kl_control": "never"},
         {"iterations": 2.5},
+        {"maximum_response": 12},
         {"optimiser": replace(FAST, learning_rate=-1.0)},
     ],
 )

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lmsmith.core.config import Problem, report_problems
 from lmsmith.core.config import decode as decode_settings
-from lmsmith.core.config import report_problems
 from lmsmith.core.errors import UserError
 from lmsmith.core.metrics import read_metrics
 from lmsmith.core.progress import QuietProgress
@@ -115,6 +115,11 @@ class PPOTrainer:
         if not prompts:
             raise ValueError("PPO needs at least one prompt")
         problems = decode_settings(PPOConfig, asdict(self.config), "")[1]
+        context = policy.config.context
+        if not problems and self.config.maximum_response >= context:
+            most = self.config.maximum_response
+            expected = f"less than the policy's context ({context}), which holds the prompt, too"
+            problems = [Problem("maximum_response", most, expected, f"set it to {context // 2}")]
         if problems:
             raise report_problems(problems, "PPOConfig")
         if self.config.ptx_coefficient and pretraining is None:
@@ -130,7 +135,7 @@ class PPOTrainer:
         self.reward: RewardFunction = (
             self._reward_of(reward_model) if isinstance(reward_model, ScalarModel) else reward_model
         )
-        self.prompts = [list(prompt) for prompt in prompts]
+        self.prompts = [[int(token) for token in prompt] for prompt in prompts]
         refuse_unreadable(self.prompts, stop_token, policy)
         self.stop_token = stop_token
         self.pretraining = pretraining

@@ -232,9 +232,9 @@ def share_ended(
     share = sum(reply[-1:] == [tokenizer.end_of_turn] for reply in replies) / len(replies)
     if share < FEW_ENDED:
         out.progress.say(
-            f"sft: only {share:.0%} of {len(replies)} replies end within {length} tokens, twice "
-            "the longest of people's: the model has not learnt to end a reply. Train for more "
-            "steps (raise sft.epochs), or add demonstrations"
+            f"sft: only {share:.0%} of {len(replies)} replies end within {length} tokens, where "
+            f"people's end within {length // 2}: the model has not learnt to end a reply. Train "
+            "for more steps (raise sft.epochs), or add demonstrations"
         )
     return {"share_ended": share}
 
