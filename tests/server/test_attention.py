@@ -12,6 +12,7 @@ from worlds import CONTEXT, HTTP, RANDOM, TOKENIZER, Running, said_by, words
 from lmsmith.models.inspection import attention_weights
 from lmsmith.prompts import encode_prompt
 from lmsmith.server.attention import thumbnails
+from lmsmith.server.token_text import token_texts
 
 TALK = [*said_by("I like tea"), {"role": "assistant", "content": "and rain"}]
 
@@ -38,6 +39,28 @@ def test_the_numbers_of_a_head_are_the_models(served: Running) -> None:
             torch.tensor(row), expected[place, : place + 1], atol=6e-5, rtol=0
         )
     assert found["before"] == [0.0] * len(expected)
+
+
+def test_a_character_of_several_tokens_stands_at_the_first_of_them(served: Running) -> None:
+    written = TOKENIZER.encode("tea 你🙂")
+    assert len(written) > len("tea 你🙂")
+    talk = [*TALK[:1], {"role": "assistant", "content": "tea 你🙂"}]
+    shown = look(served, messages=talk, layer=0, head=0)["tokens"][-len(written) :]
+    whole = [text for text in shown if not text.startswith("bytes:")]
+    assert "".join(whole) == "tea 你🙂"
+    assert whole[-1] == "🙂"
+    body = {"model": "random", "prompt": "tea 你🙂", "add_special_tokens": False}
+    found = HTTP.post(f"{served.address}/tokenize", json={**body, "return_token_strs": True})
+    assert found.json()["token_strs"] == shown
+
+
+def test_what_makes_no_character_keeps_its_bytes() -> None:
+    start = TOKENIZER.encode("你")
+    assert token_texts(TOKENIZER, start)[0] == "你"
+    assert token_texts(TOKENIZER, start[:-1])[0].startswith("bytes:")
+    broken = token_texts(TOKENIZER, [*start[:-1], *TOKENIZER.encode("t"), *start])
+    assert broken[0].startswith("bytes:")
+    assert "你" in broken
 
 
 def test_pictures_of_all_heads(served: Running) -> None:

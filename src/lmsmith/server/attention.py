@@ -21,7 +21,7 @@ from lmsmith.server.errors import ApiError
 from lmsmith.server.protocol import ChatMessage
 from lmsmith.server.responses import json_response
 from lmsmith.server.served import ServedModel
-from lmsmith.server.token_text import token_text
+from lmsmith.server.token_text import token_texts
 from lmsmith.training.machine import compute_aside
 
 router = APIRouter()
@@ -77,7 +77,7 @@ def _look(
     weights = attention_weights(model.scheduler.model.decoder, tokens, len(shown))
     config = model.scheduler.model.config
     about: dict[str, Any] = {
-        "tokens": [token_text(model.tokenizer, token) for token in shown],
+        "tokens": token_texts(model.tokenizer, tokens)[-SHOWN:],
         "count": len(tokens),
         "layers": config.layers,
         "heads": config.heads,

@@ -9,6 +9,7 @@ from lmsmith.generation.log_probs import TokenLogProb
 from lmsmith.generation.requests import Reply
 from lmsmith.server.served import ServedModel
 from lmsmith.tokenizers import StreamDecoder, Tokenizer
+from lmsmith.tokenizers.utf8 import BOUNDARY
 
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:
@@ -22,6 +23,27 @@ def token_text(tokenizer: Tokenizer, token: int) -> str:
         return content.decode()
     except UnicodeDecodeError:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in content)
+
+
+def token_texts(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[str]:
+    """Texts of tokens that follow one another, as a reader sees them.
+
+    Tokens that only together make whole characters show these at the first of them; the others
+    of the run, and what makes no character, are as `token_text` has them.
+    """
+    texts = [token_text(tokenizer, token) for token in tokens]
+    begun, state = 0, BOUNDARY
+    for place, token in enumerate(tokens):
+        if state == BOUNDARY:
+            begun = place
+        state = int(tokenizer.utf8.next_sv[state, token])
+        if state == BOUNDARY and begun < place:
+            joined = b"".join(map(tokenizer.token_bytes, tokens[begun : place + 1]))
+            try:
+                texts[begun] = joined.decode()
+            except UnicodeDecodeError:
+                continue
+    return texts
 
 
 def shown_log_probs(model: ServedModel, reply: Reply, start: int = 0) -> list[TokenLogProb]:

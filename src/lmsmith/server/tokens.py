@@ -15,7 +15,7 @@ from lmsmith.server.errors import ApiError
 from lmsmith.server.protocol import DetokenizeBody, TokenizeBody
 from lmsmith.server.responses import json_response
 from lmsmith.server.served import ServedModel
-from lmsmith.server.token_text import token_text
+from lmsmith.server.token_text import token_texts
 
 router = APIRouter()
 
@@ -42,7 +42,7 @@ async def tokenize(request: Request, body: TokenizeBody) -> Response:
         "token_strs": None,
     }
     if body.return_token_strs:
-        result["token_strs"] = [token_text(model.tokenizer, token) for token in tokens]
+        result["token_strs"] = token_texts(model.tokenizer, tokens)
     return json_response(result)
 
 

@@ -5,6 +5,8 @@ import type { Message } from './tree';
 
 export interface Token {
   text: string;
+  /** As a reader sees it: a character of several tokens stands at the first of them. */
+  shown: string;
   logProb: number;
   /** The likeliest in its place, the likeliest first, itself among them. */
   top: { text: string; logProb: number }[];
@@ -18,10 +20,15 @@ export async function tokensOf(
   model: string,
 ): Promise<{ tokens: Token[]; vocabulary: number }> {
   const answer = path.at(-1)!;
-  type Ids = { tokens: number[] };
+  type Ids = { tokens: number[]; token_strs: string[] | null };
   const [before, own, info] = await Promise.all([
     call<Ids>('POST', '/tokenize', { model, messages: turns(path.slice(0, -1)) }),
-    call<Ids>('POST', '/tokenize', { model, prompt: answer.content, add_special_tokens: false }),
+    call<Ids>('POST', '/tokenize', {
+      model,
+      prompt: answer.content,
+      add_special_tokens: false,
+      return_token_strs: true,
+    }),
     call<{ vocab_size: number }>('GET', `/tokenizer_info?model=${encodeURIComponent(model)}`),
   ]);
   if (own.tokens.length === 0) return { tokens: [], vocabulary: info.vocab_size };
@@ -51,7 +58,7 @@ export async function tokensOf(
     }));
     if (!top.some((each) => each.text === text)) top.push({ text, logProb });
     top.sort((a, b) => b.logProb - a.logProb);
-    return { text, logProb, top };
+    return { text, shown: own.token_strs?.[place] ?? text, logProb, top };
   });
   return { tokens, vocabulary: info.vocab_size };
 }
