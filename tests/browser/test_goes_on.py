@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from chats import Chat, box, say
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 from worlds import CONTEXT, LIMITS, SENTENCE, parrot, running, words
 
 from lmsmith.feedback.store import Store
@@ -259,3 +259,20 @@ def test_what_is_said_and_its_answer_are_in_sight(chat: Chat) -> None:
     expect(page.get_by_label("Answer again")).to_have_count(5)
     expect(page.locator("article.user").last).to_be_in_viewport()
     expect(page.locator("article.assistant").last).to_be_in_viewport()
+
+
+def test_a_message_whose_connection_broke_is_not_said_twice(chat: Chat) -> None:
+    page = chat.visit()
+    say(page, "the first")
+    expect(page.get_by_label("Answer again")).to_have_count(1)
+
+    def arrives(route: Route) -> None:
+        route.fetch()
+        route.abort()
+
+    page.route("**/messages", arrives)
+    say(page, "the second")
+    expect(page.get_by_label("Answer again")).to_have_count(2)
+    expect(box(page)).to_have_value("")
+    said = [each.content for each in chat.messages(page) if each.role == "user"]
+    assert said == ["the first", "the second"]
