@@ -100,7 +100,8 @@ def show(
         print("--- the prompt that asks for its parts ---")
         print(question.decompose)
     for context in question.contexts:
-        print(f"--- the prompt of item {item}, {len(question.shots)} shots drawn ---")
+        fewer = f" of {count} asked for" if len(question.shots) < count else ""
+        print(f"--- the prompt of item {item}, {len(question.shots)} shots{fewer} drawn ---")
         print(context)
     print("--- and what is looked for ---")
     right = found.kind == "multiple_choice"

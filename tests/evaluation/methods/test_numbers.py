@@ -28,6 +28,8 @@ from lmsmith.evaluation.methods.numbers import normalise_number
         ("\u200e-5", "-5"),
         ("-0.0", "0"),
         ("negative 5", "-5"),
+        ("\u2212 5", "-5"),
+        ("x \u2212 5", "5"),
         ("10-5", "10"),
         ("GPT-4", "4"),
         ("(x)-5", "5"),
@@ -75,6 +77,8 @@ from lmsmith.evaluation.methods.numbers import normalise_number
         ("2.5E-3", "0.0025"),
         ("1 × 10^5", "100000"),
         ("1×10⁵", "100000"),
+        ("10^6", "1000000"),
+        ("10⁻²", "0.01"),
         ("1e99999", "1"),
         # LaTeX
         (r"\boxed{\frac{1}{2}}", "0.5"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ from lmsmith.evaluation.tasks.data import (
     search_path,
 )
 from lmsmith.evaluation.tasks.inferred import infer_task
+from lmsmith.evaluation.tasks.prompts import write_question
 from lmsmith.evaluation.tasks.spec import DataSpec, TaskSpec
 
 ROW = {"context": "a b", "continuation": "c"}
@@ -103,17 +105,24 @@ def test_an_empty_file_and_an_unknown_generator_are_refused(tmp_path: Path) -> N
         ({"context_options": ["a", "b"], "continuation": "c", "gold": 0}, "multiple_choice"),
         (ROW, "cloze"),
         ({"question": "q", "answer": "a"}, "free_form"),
+        ({"question": "q", "choices": ["a", "b"], "answer": "B"}, "multiple_choice"),
+        ({"context": "c", "question": "q", "answer": ["a"]}, "free_form"),
         ({"text": "t"}, "perplexity"),
     ],
 )
 def test_a_users_rows_say_what_task_they_are(
-    tmp_path: Path, row: dict[str, object], kind: str
+    tmp_path: Path, row: dict[str, Any], kind: str
 ) -> None:
     file = tmp_path / "mine.jsonl"
     file.write_text(json.dumps(row) + "\n")
     task = infer_task(file)
     assert (task.name, task.kind) == ("mine", kind)
     assert not task.check()
+    if "question" in row:  # nothing that it gives is left out
+        question = write_question(task, read_data(task, [tmp_path]).items[0])
+        assert question.contexts[0].endswith("Question: q\nAnswer:")
+        assert ("c\nQuestion" in question.contexts[0]) == ("context" in row)
+        assert question.choices == tuple(row.get("choices", ("a",)))
 
 
 def test_a_text_without_spaces_is_measured_a_character(tmp_path: Path) -> None:

@@ -21,6 +21,9 @@ SCALES = {
 }  # fmt: skip
 """Words after a number → the zeros that they stand for."""
 
+_MINUS_AND_SPACE = re.compile(r"(?<![\w)\]])(?<![\w)\]]\s)\u2212\s(?=\d)")
+"""The minus of mathematics, which begins no list, may stand off its number, but after nothing."""
+
 _FREE = r"(?<![A-Za-z0-9)\]])"
 """Where a minus is a sign: not after a letter, a digit, or what is in brackets."""
 
@@ -33,6 +36,7 @@ _NUMBER = re.compile(
     (?:
         (?:(?P<units>\d{{1,300}})\s)?
         (?P<top>\d{{1,300}})\s?/\s?(?P<bottom>0*[1-9]\d{{0,300}})(?![\d/]|[.]\d)
+      | 10\s?(?:\^|\*\*)\s?\{{?(?P<alone>[+-]?\d{{1,3}})(?!\d)
       |
         (?:
             (?P<whole>
@@ -93,9 +97,9 @@ def normalise_number(text: str) -> str:
         value = Fraction(int(found["top"]), int(found["bottom"])) + int(found["units"] or 0)
         shortest = _shortest_fraction(value * 10**zeros)
     else:
-        whole = re.sub(r"\D", "", found["whole"] or "")
+        whole = "1" if found["alone"] else re.sub(r"\D", "", found["whole"] or "")
         rest = found["part"] or found["comma"] or found["point"] or ""
-        exponent = int(found["exponent"] or found["power"] or 0)
+        exponent = int(found["exponent"] or found["power"] or found["alone"] or 0)
         shortest = _shortest_decimal(whole, rest, exponent + zeros)
     return f"-{shortest}" if found["minus"] and shortest != "0" else shortest
 
@@ -110,7 +114,8 @@ def _plain_numbers(text: str) -> str:
             gap = " " if parts and parts[-1].isdecimal() else ""
             character = gap + unicodedata.normalize("NFKC", character)
         parts.append(character)
-    text = plain_characters("".join(parts))
+    text = _MINUS_AND_SPACE.sub("-", "".join(parts))
+    text = plain_characters(text)
     text = re.sub("[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+", lambda power: f"^{power[0].translate(_SUPERSCRIPTS)}", text)
     text = re.sub(r"(?<=\d)，(?=\d{3}(?!\d))", ",", text)
     text = text.replace("{,}", ",").replace("\\,", " ").replace("\\$", "$")

@@ -10,6 +10,7 @@ from lmsmith.core.errors import UserError
 from lmsmith.core.files import missing, require_file
 from lmsmith.evaluation.tasks.spec import AnswerSpec, DataSpec, Kind, PromptSpec, TaskSpec
 
+_QUESTION = "Question: {{ question }}\nAnswer:"
 _ANSWERS = "[answer, aliases | default([], true)]"
 """One right answer or a list of them, and other ways to write it where a row has any."""
 
@@ -40,9 +41,19 @@ _SHAPES: tuple[tuple[frozenset[str], Kind, Mapping[str, Any]], ...] = (
         },
     ),
     (
+        frozenset({"question", "choices", "answer"}),
+        "multiple_choice",
+        {"context": _QUESTION, "choices": "choices", "gold": "answer"},
+    ),
+    (
+        frozenset({"context", "question", "answer"}),
+        "free_form",
+        {"context": f"{{{{ context }}}}\n{_QUESTION}", "answers": _ANSWERS},
+    ),
+    (
         frozenset({"question", "answer"}),
         "free_form",
-        {"context": "Question: {{ question }}\nAnswer:", "answers": _ANSWERS},
+        {"context": _QUESTION, "answers": _ANSWERS},
     ),
     (
         frozenset({"context", "answer"}),
