@@ -141,6 +141,8 @@ def report_harness(record: Mapping[str, Any], *, json: bool) -> None:
         print_json(record)
         return
     table_console().print(results_table(record["results"]))
+    if record["limit"]:
+        print(f"of each task the first {record['limit']} items, as lm-eval takes them")
     print(f"items: {record['folder']}")
 
 

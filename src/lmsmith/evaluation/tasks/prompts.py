@@ -134,7 +134,7 @@ def _no_text_error(
     ]
     mend = "give it a text, or leave the row out"
     if any(each.endswith("a list") for each in unfit) and key == "target":
-        mend += "; several right answers are prompt.answers"
+        mend += f'; for several right answers set prompt.answers = "{named[0]}"'
     return UserError(
         f"task {task.name}, prompt.{key}, {item.where}: {', '.join(unfit) or said}", mend
     )
