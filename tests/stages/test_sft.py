@@ -18,6 +18,7 @@ from preference_world import (
 )
 
 from lmsmith.core.errors import Interrupted, UserError
+from lmsmith.core.files import write_jsonl
 from lmsmith.core.metrics import read_metrics
 from lmsmith.core.runs import StageFolder
 from lmsmith.corpus.batch import NO_TARGET
@@ -25,6 +26,7 @@ from lmsmith.corpus.packing import ConversationBatches
 from lmsmith.evaluation.perplexity import reply_bits_per_byte
 from lmsmith.models.folder import load_decoder
 from lmsmith.stages.sft import SFTConfig, demonstration_windows, run
+from lmsmith.tokenizers.importing import import_tokenizer
 from lmsmith.training import loop
 from lmsmith.training.machine import resolve_machine
 from lmsmith.training.optimiser import OptimiserConfig
@@ -222,6 +224,26 @@ def test_replies_that_do_not_end_are_said(
     out = stage_folder(tmp_path / "sft")
     assert run(config, inputs, out)["share_ended"] < 0.25
     assert any("has not learnt to end a reply" in line for line in out.progress.said)  # type: ignore[attr-defined]
+
+
+def test_conversations_that_the_template_refuses_are_left_out_and_counted(tmp_path: Path) -> None:
+    template = (
+        "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}"
+        "{% endif %}{{ m['content'] + eos_token }}{% endfor %}"
+    )
+    variables = {"eos_token": "<|endoftext|>"}
+    tokenizer = import_tokenizer(TOKENIZER.description, variables=variables, jinja=template)
+    path = tmp_path / "demonstrations.jsonl"
+    write_jsonl(path, ROWS)
+    out = stage_folder(tmp_path / "sft")
+    windows, counts = demonstration_windows(path, tokenizer, 200, 0.4, out)
+    assert (len(windows), counts["conversations_refused"]) == (19, 5)
+    (said,) = out.progress.said  # type: ignore[attr-defined]
+    assert "5 of 24 conversations left out" in said
+    assert "no system" in said
+    write_jsonl(path, ROWS[::5])
+    with pytest.raises(UserError, match="nothing is left to learn from: 5 of 5 conversations"):
+        demonstration_windows(path, tokenizer, 200, 0.4, out)
 
 
 def test_questions_that_fill_the_context_are_refused(
