@@ -16,6 +16,7 @@ from lmsmith.core.errors import UserError
 from lmsmith.core.files import storage_error
 
 _PLAIN = {
+    **dict.fromkeys("\u00a0\u2009\u202f", " "),
     **dict.fromkeys("─━═╌┄╴╶", "-"),
     **dict.fromkeys("│┃║", "|"),
     **dict.fromkeys("╭╮╰╯┌┐└┘├┤┬┴┼┏┓┗┛┣┫┳┻╋┡┩╇╈", "+"),
