@@ -133,6 +133,43 @@ def test_the_tokenizer(served: Running) -> None:
     assert HTTP.post(f"{served.address}/tokenize", json={}).status_code == 400
 
 
+def test_special_tokens_are_added_as_in_vllm(served: Running) -> None:
+    """By default before a text, not before a conversation; the client may ask otherwise."""
+
+    def read(path: str, **body: Any) -> int:
+        asked = {"model": "random", "max_tokens": 1, **body}
+        answer = HTTP.post(f"{served.address}/v1/{path}", json=asked)
+        assert answer.status_code == 200, answer.text
+        return int(answer.json()["usage"]["prompt_tokens"])
+
+    def tokens(**body: Any) -> list[int]:
+        found: list[int] = HTTP.post(f"{served.address}/tokenize", json=body).json()["tokens"]
+        return found
+
+    start = [*TOKENIZER.text_start]
+    assert start == [TOKENIZER.end_of_text]
+    assert read("completions", prompt=TEXT) == len(TOKENS) + 1
+    assert read("completions", prompt=TEXT, add_special_tokens=True) == len(TOKENS) + 1
+    assert read("completions", prompt=TEXT, add_special_tokens=False) == len(TOKENS)
+    empty = {"model": "random", "prompt": "", "add_special_tokens": False}
+    refused = HTTP.post(f"{served.address}/v1/completions", json=empty)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "prompt")
+    talk = [{"role": "user", "content": TEXT}]
+    plain = tokens(messages=talk)
+    assert tokens(messages=talk, add_special_tokens=False) == plain
+    assert tokens(messages=talk, add_special_tokens=True) == [*start, *plain]
+    assert read("chat/completions", messages=talk) == len(plain)
+    assert read("chat/completions", messages=talk, add_special_tokens=True) == len(plain) + 1
+    echoed = {"prompt": TEXT, "echo": True, "logprobs": 0, "max_tokens": 0}
+    for adds in (True, False):
+        body = {"model": "random", **echoed, "add_special_tokens": adds}
+        (choice,) = HTTP.post(f"{served.address}/v1/completions", json=body).json()["choices"]
+        assert choice["text"] == TEXT
+        assert len(choice["logprobs"]["tokens"]) == len(TOKENS)
+        assert (choice["logprobs"]["token_logprobs"][0] is None) == (not adds)
+    assert HTTP.get(f"{served.address}/tokenizer_info").json()["add_bos_token"] is True
+
+
 def test_models_side_by_side(client: openai.OpenAI, served: Running) -> None:
     assert [model.id for model in client.models.list()] == ["parrot", "random"]
     assert client.models.retrieve("random").owned_by == "lmsmith"

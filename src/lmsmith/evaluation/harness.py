@@ -223,7 +223,7 @@ class HarnessModel(LM):  # type: ignore[misc]
         """
         known = self._rendered.get(context)
         if known is None and self._chats and context:
-            names = sorted(self.subject.tokenizer.control_tokens.values(), key=len, reverse=True)
+            names = sorted(self.subject.tokenizer.shielded, key=len, reverse=True)
             found = re.finditer("|".join(map(re.escape, names)), context)
             return Rendering(context, None, [match.span() for match in found])
         return known
