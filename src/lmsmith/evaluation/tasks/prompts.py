@@ -133,7 +133,8 @@ def _no_text_error(
         if (what := _no_text(value, lists=lists))
     ]
     mend = "give it a text, or leave the row out"
-    if any(each.endswith("a list") for each in unfit) and key == "target":
+    listed = any(each.endswith("a list") for each in unfit)
+    if listed and key == "target" and task.kind == "free_form":
         mend += f'; for several right answers set prompt.answers = "{named[0]}"'
     return UserError(
         f"task {task.name}, prompt.{key}, {item.where}: {', '.join(unfit) or said}", mend
