@@ -125,7 +125,7 @@ def serve(
                 print(f"the chat page is at {address}, OpenAI's API at {address}/v1")
             else:
                 print(f"the chat page is not built; {address} says how. The API is at {address}/v1")
-            if others:
+            if others and not allow_host:  # which names that others may use
                 print(f"other machines reach it at {others[0]}")
             if (asked := _who_signs_in(people, token)) is not None:
                 print(asked)

@@ -102,7 +102,8 @@ class Guard:
         if found is None:
             raise ApiError(
                 401,
-                "give the server's token: Authorization: Bearer TOKEN",
+                "give the server's token or a user's, as Authorization: Bearer TOKEN; "
+                "lmsmith users token NAME makes a new one",
                 "authentication_error",
                 code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
