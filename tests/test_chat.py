@@ -171,7 +171,7 @@ def test_ctrl_c_before_the_first_piece_and_errors_leave_no_trace(
         session.answer("x" * 500, lambda _: None)
     assert session.turns == before
 
-    def interrupted(*_: object) -> Iterator[str]:
+    def interrupted(*_: object, **__: object) -> Iterator[str]:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(session.model, "write", interrupted)

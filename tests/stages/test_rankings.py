@@ -154,11 +154,13 @@ def test_a_killed_run_ends_with_the_same_bytes(
     sampled: list[int] = []
     real = rankings.generate
 
-    def counted(policy: Any, prompts: Sequence[Any], settings: Any) -> list[list[int]]:
+    def counted(
+        policy: Any, prompts: Sequence[Any], settings: Any, **options: Any
+    ) -> list[list[int]]:
         sampled.append(len(prompts))
         if len(sampled) == 3:
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(policy, prompts, settings)
+        return real(policy, prompts, settings, **options)
 
     monkeypatch.setattr(rankings, "generate", counted)
     with StopSignal(), pytest.raises(Interrupted):
