@@ -189,5 +189,7 @@ def test_rankings_that_teach_nothing_are_left_out_for_a_reason() -> None:
     assert counts["responses_cut"] == 1
     told = told_of_rankings(counts, 48)
     assert told[0].startswith("10 of 15 rankings left out: 2 with all responses tied, ")
-    assert told[1] == "1 of 14 responses lose their end, being longer than 35 tokens"
+    assert counts["disputed"] == 3
+    assert told[1].startswith("3 of 15 rankings are learnt from though others say the other way")
+    assert told[2] == "1 of 14 responses lose their end, being longer than 35 tokens"
     assert told_of_rankings(Counter(rankings=3, responses=9), 48) == []

@@ -120,7 +120,8 @@ def encode_rankings(
     Args:
         counts: gets the numbers of ``rankings`` read and of those left out for each reason of
             `LEFT_OUT`; of ``responses`` of those that are kept, and how many of these are cut
-            (``responses_cut``) or left out (``responses_empty``, ``responses_equal``).
+            (``responses_cut``) or left out (``responses_empty``, ``responses_equal``); and of
+            rankings that are kept though others contradict them (``disputed``).
     """
     counts = counts if counts is not None else Counter()
     counts["rankings"] += len(rankings)
@@ -133,8 +134,9 @@ def encode_rankings(
         else:
             encoded.append(found)
             kept.append(index)
-    cancelled = _cancelled(encoded)
+    cancelled, disputed = _contradicted(encoded)
     counts["contradicted"] += len(cancelled)
+    counts["disputed"] += disputed
     return (
         [each for n, each in enumerate(encoded) if n not in cancelled],
         [index for n, index in enumerate(kept) if n not in cancelled],
@@ -149,6 +151,11 @@ def told_of_rankings(counts: Mapping[str, int], context: int) -> list[str]:
         left_out = sum(counts[name] for name in LEFT_OUT)
         told.append(
             f"{left_out:,} of {counts['rankings']:,} rankings left out: {', '.join(reasons)}"
+        )
+    if counts["disputed"]:
+        told.append(
+            f"{counts['disputed']:,} of {counts['rankings']:,} rankings are learnt from though "
+            "others say the other way round, more or less often"
         )
     for name, words in (
         ("responses_empty", "left out, being empty"),
@@ -206,10 +213,13 @@ def _distinct(responses: Sequence[Sequence[int]], ranks: Sequence[int]) -> list[
     return sorted(kept)
 
 
-def _cancelled(rankings: Sequence[EncodedRanking]) -> set[int]:
+def _contradicted(rankings: Sequence[EncodedRanking]) -> tuple[set[int], int]:
     """Rankings of which each pair is said as often the other way round: they teach nothing.
 
     Labelers who disagree more often one way than the other are learnt from, all of them.
+
+    Returns:
+        Those, and how many others have a pair that is said the other way round, too.
     """
     votes: Counter[tuple[int, int]] = Counter()
     pairs: list[list[tuple[int, int]]] = []
@@ -224,11 +234,13 @@ def _cancelled(rankings: Sequence[EncodedRanking]) -> set[int]:
             ]
         )
         votes.update(pairs[-1])
-    return {
+    cancelled = {
         number
         for number, each in enumerate(pairs)
         if all(votes[better, worse] == votes[worse, better] for better, worse in each)
     }
+    contradicted = sum(any(votes[worse, better] for better, worse in each) for each in pairs)
+    return cancelled, contradicted - len(cancelled)
 
 
 @dataclass(frozen=True)

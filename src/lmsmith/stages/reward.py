@@ -231,11 +231,9 @@ def load_rankings(
     encoded, _ = encode_rankings(tokenizer, rankings, context, counts)
     for told in told_of_rankings(counts, context):
         out.progress.say(f"{path.parent.name}/{path.name}: {told}")
-    names = (*(f"responses_{what}" for what in ("cut", "equal", "empty")), *LEFT_OUT)
-    return encoded, {
-        name if name.startswith("responses") else f"left_out_{name}": float(counts[name])
-        for name in names
-    }
+    names = (*(f"responses_{what}" for what in ("cut", "equal", "empty")), "disputed")
+    left_out = {f"left_out_{name}": float(counts[name]) for name in LEFT_OUT}
+    return encoded, left_out | {name: float(counts[name]) for name in names}
 
 
 def ranking_batches(
