@@ -47,8 +47,9 @@ def is_built() -> bool:
 
 def build() -> None:
     """Fetch what the page is made of, and make it."""
-    if not (WEB / "node_modules/.package-lock.json").is_file():
-        npm(*INSTALL)
+    wanted, installed = WEB / "package-lock.json", WEB / "node_modules/.package-lock.json"
+    if not installed.is_file() or installed.stat().st_mtime < wanted.stat().st_mtime:
+        npm(*INSTALL)  # also where packages were added since
     npm("run", "build")
 
 
