@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json as json_module
 import sys
 from collections.abc import Iterator
@@ -117,29 +118,30 @@ def run(
     from lmsmith.training.machine import prepare_process
 
     task = _user_task(name)
-    lines = _opened(input)
+    opened = _opened(input)
     machine = prepare_process(MachineConfig(precision=precision, threads=threads))
     function = TextFunction(load_subject(model, machine), task, read_data(task, [Path()]).items)
     waiting: list[str] = []
     blank = 0
-    for number, line in enumerate(_text_lines(lines), start=1):
-        if line.strip():
-            waiting.append(_input_of(line, number))
-        else:
-            blank += 1
-        if len(waiting) == BATCH:
-            _print_answers(function(waiting))
-            waiting = []
+    with opened as stream:
+        for number, line in enumerate(_text_lines(stream), start=1):
+            if line.strip():
+                waiting.append(_input_of(line, number))
+            else:
+                blank += 1
+            if len(waiting) == BATCH:
+                _print_answers(function(waiting))
+                waiting = []
     _print_answers(function(waiting))
     if blank:
         print(f"{blank} blank lines have no answer", file=sys.stderr)
     return 0
 
 
-def _opened(file: Path | None) -> BinaryIO:
+def _opened(file: Path | None) -> contextlib.AbstractContextManager[BinaryIO]:
     """The file, or standard input, whose bytes are UTF-8 whatever the terminal's encoding is."""
     if file is None:
-        return sys.stdin.buffer
+        return contextlib.nullcontext(sys.stdin.buffer)
     require_file(file)
     try:
         return file.open("rb")
@@ -154,15 +156,14 @@ def _text_lines(stream: BinaryIO) -> Iterator[str]:
         UserError: a line is not UTF-8.
     """
     number = 0
-    with stream:
-        for block in stream:
-            try:
-                text = block.decode("utf-8").removesuffix("\n").removesuffix("\r")
-            except UnicodeDecodeError as error:
-                raise UserError(f"line {number + 1}: not UTF-8 text", "save it as UTF-8") from error
-            for line in text.split("\r"):
-                number += 1
-                yield line.removeprefix("\ufeff")
+    for block in stream:
+        try:
+            text = block.decode("utf-8").removesuffix("\n").removesuffix("\r")
+        except UnicodeDecodeError as error:
+            raise UserError(f"line {number + 1}: not UTF-8 text", "save it as UTF-8") from error
+        for line in text.split("\r"):
+            number += 1
+            yield line.removeprefix("\ufeff")
 
 
 def _user_task(name: str) -> TaskSpec:
