@@ -192,7 +192,11 @@ class HarnessModel(LM):  # type: ignore[misc]
             replies = answer(engine, together, _stop_between_tokens)
             for request, (reply,) in zip(together, replies, strict=True):
                 args = requests[len(texts)].args
-                texts.append(written(self.subject.tokenizer, request, reply.tokens))
+                texts.append(
+                    written(
+                        self.subject.tokenizer, reply.tokens, request.settings.stop, request.prompt
+                    )
+                )
                 self.cache_hook.add_partial("generate_until", args, texts[-1])
             self._progress.update(len(texts))
         self._progress.end()
@@ -283,10 +287,11 @@ class HarnessModel(LM):  # type: ignore[misc]
         return Request(kept, settings, f"item {number}", number * STREAMS_AN_ITEM)
 
 
-def written(tokenizer: Tokenizer, request: Request, tokens: Sequence[int]) -> str:
+def written(
+    tokenizer: Tokenizer, tokens: Sequence[int], stops: Sequence[str], after: Sequence[int] = ()
+) -> str:
     """A reply's text as lm-eval has it: a character that it leaves unfinished is U+FFFD."""
-    text = tokenizer.decode(tokens, after=request.prompt)
-    return "".join(until_stop(iter([text]), request.settings.stop))
+    return "".join(until_stop(iter([tokenizer.decode(tokens, after=after)]), stops))
 
 
 def _stop_between_tokens(_: TokenEvent) -> None:
