@@ -73,7 +73,7 @@ def test_errors_of_the_client(client: openai.OpenAI) -> None:
         ({"n": 9}, None, "at most 8 replies"),
         ({"top_logprobs": 21}, "top_logprobs", "20"),
         ({"logit_bias": {"tea": 1}}, "logit_bias", "token ids"),
-        ({"logit_bias": {"9999": 1}}, None, "logit_bias"),
+        ({"logit_bias": {"9999": 1}}, "logit_bias", "9999"),
         ({"min_p": 3}, None, "min_p"),
         ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
         ({"max_tokens": -1}, "max_tokens", "greater than or equal to 1"),

@@ -121,8 +121,10 @@ def _models_of_run(run: Path) -> Iterator[Path]:
 
 
 def _in_recipe(run: Path, stage: str) -> bool:
-    path = run / "recipe.json"
-    content = read_json(path) if path.is_file() else None
+    try:
+        content = read_json(run / "recipe.json")
+    except UserError:
+        return False
     recipe = content.get("recipe") if isinstance(content, dict) else None
     return isinstance(recipe, dict) and stage in recipe
 
