@@ -164,3 +164,19 @@ def test_two_files_are_read_line_by_line(tmp_path: Path) -> None:
     (tmp_path / "a.fr").write_text("un chien\n")
     with pytest.raises(UserError, match=r"has 3 lines, .* 1\n"):
         read_data(task, [tmp_path])
+
+
+@pytest.mark.parametrize("name", ["made.csv", "made.TSV", "made.csv.gz"])
+def test_a_table_is_not_taken_for_a_text(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("question,answer\nq,a\n", "utf-8")
+    with pytest.raises(UserError, match=r"a table[\s\S]*\.jsonl"):
+        infer_task(tmp_path / name)
+
+
+def test_a_row_without_an_answer_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "made.jsonl"
+    file.write_text('{"question": "q", "answer": "a"}\n{"question": "r"}\n', "utf-8")
+    task = infer_task(file)
+    items = read_data(task, [tmp_path]).items
+    with pytest.raises(UserError, match=r"line 2: 'answer' is undefined"):
+        write_question(task, items[1])

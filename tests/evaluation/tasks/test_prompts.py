@@ -204,6 +204,10 @@ SAME = [
     "what is  the Code ?",
     "What is the code?\u200b",
     "\tWHAT IS THE CODE?",
+    "What is the code",
+    "\u201cWhat is the code?\u201d",
+    "What&nbsp;is the code&#63;",
+    "What is the\x00 code\ufe0f\uff1f\uff01",
 ]
 
 
@@ -211,12 +215,27 @@ def test_an_item_that_asks_the_same_is_no_shot(tmp_path: Path) -> None:
     rows = [{"id": n, "en": text, "fr": "QX7"} for n, text in enumerate(SAME)]
     rows += [{"fr": f"fruit {n}", "en": f"A fruit? {n}", "id": 9} for n in range(3)]
     data = read_rows(TRANSLATE, rows, tmp_path)
-    for item in data.items[:4]:
+    for item in data.items[: len(SAME)]:
         for seed in range(5):
             shots = draw_shots(data.pool, item, 3, seed)
             assert len(shots) == 3
             assert "QX7" not in with_shots(TRANSLATE, item, shots).contexts[0]
     assert len(draw_shots(data.pool, data.items[0], 4, 0)) == 3
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Say 3.5 more", "Say 35 more"),
+        ("3 - 4?", "3 + 4?"),
+        ("Is -3 small?", "Is 3 small?"),
+        ("At 5:30?", "At 530?"),
+        ("Close [ ( <", "Close < ( ["),
+    ],
+)
+def test_marks_that_are_the_question_part_items(one: str, other: str, tmp_path: Path) -> None:
+    data = read_rows(TRANSLATE, [{"en": text, "fr": "x"} for text in (one, other)], tmp_path)
+    assert len(draw_shots(data.pool, data.items[0], 1, 0)) == 1
 
 
 def test_choices_of_their_own_make_another_question(tmp_path: Path) -> None:

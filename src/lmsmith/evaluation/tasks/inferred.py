@@ -87,6 +87,12 @@ def infer_task(path: Path) -> TaskSpec:
         raise UserError(missing(path), "check the path")
     data = DataSpec(file=str(path.absolute()))
     name = path.name.removesuffix(".gz").rsplit(".", 1)[0]
+    if path.name.lower().removesuffix(".gz").endswith((".csv", ".tsv")):
+        raise UserError(
+            f"{path}: a table, which would be taken for one text",
+            'write its rows as .jsonl, such as {"question": "…", "answer": "…"}, or describe a .tsv '
+            "file without a heading in a TOML file: data.columns",
+        )
     first = next(read_items(path, data), None)
     if first is None:
         raise UserError(f"{path}: no items", "a task needs at least one")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import html
 import math
+import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -106,8 +108,9 @@ def _rendered(task: TaskSpec, key: str, text: str, item: Item) -> str:
 def _evaluated(task: TaskSpec, key: str, text: str, item: Item) -> Any:
     try:
         value = _expression(text)(**item.fields)
-        if isinstance(value, jinja2.Undefined):
-            str(value)  # a strict one says what is missing
+        for each in [value, *(value if isinstance(value, list | tuple) else ())]:
+            if isinstance(each, jinja2.Undefined):
+                str(each)  # a strict one says what is missing
         return value
     except (jinja2.TemplateError, TypeError, ValueError) as error:
         raise _prompt_error(task, key, item, error) from error
@@ -349,7 +352,7 @@ def _order(generator: np.random.Generator, size: int, count: int) -> Iterator[in
 
 
 def _asked(item: Item) -> str:
-    """The question as its prompt writes it, without what people overlook: case, white space."""
+    """The question as its prompt writes it, without what people overlook (`_folded`)."""
     if item.task is None:
         return ""
     prompt = item.task.prompt
@@ -363,9 +366,24 @@ def _asked(item: Item) -> str:
     return _folded(text)
 
 
+_DASHES = re.compile("[\u2010-\u2015\u2212]")
+_SENTENCE_MARKS = re.compile(
+    "(?!(?<=\\d)[.,:](?=\\d))[.,;:!?\"'`\u00a1\u00bf\u3001\u3002\u2018-\u201f\u00ab\u00bb\u300c-\u300f]"
+)
+"""Marks by which sentences are written differently; brackets and signs of sums may be a question."""
+
+
 def _folded(text: str) -> str:
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return "".join(c for c in folded if not c.isspace() and unicodedata.category(c) != "Cf")
+    """A text without case, white space, characters that do not show, and marks of sentences."""
+    folded = unicodedata.normalize("NFKC", html.unescape(text)).casefold()
+    shown = "".join(c for c in folded if not (c.isspace() or _is_hidden(c)))
+    shown = _DASHES.sub("-", shown)
+    return _SENTENCE_MARKS.sub("", shown) or shown
+
+
+def _is_hidden(character: str) -> bool:
+    """Whether it is a control, has no width, or only says how the one before it looks."""
+    return unicodedata.category(character) in ("Cc", "Cf") or "\ufe00" <= character <= "\ufe0f"
 
 
 def _asks_the_same(other: Item, item: Item, asked: str) -> bool:
