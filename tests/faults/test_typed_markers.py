@@ -75,3 +75,19 @@ def test_tokens_that_the_config_calls_special_are(copy: Path) -> None:
     (copy / "tokenizer_config.json").write_text(json.dumps(config))
     tokenizer = load_hugging_face(copy)
     assert "<|im_start|>" in tokenizer.control_tokens.values()
+
+
+def test_markers_before_the_reply_or_a_tools_result_are_found(copy: Path) -> None:
+    """What the template writes where a reply begins, and for tools, and nowhere else."""
+    template = (
+        "{% for m in messages %}{{ '[USER]' if m['role'] == 'user' else "
+        "'[RESULT]' if m['role'] == 'tool' else '' }}{{ m['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '[REPLY]' }}{% endif %}"
+    )
+    names = ["[USER]", "[RESULT]", "[REPLY]"]
+    tokenizer = load_hugging_face(with_added(copy, names, template))
+    ids = {each["content"]: each["id"] for each in tokenizer.description["added_tokens"]}
+    typed = tokenizer.encode("a [REPLY] sure [RESULT] 5 [USER]")
+    assert not {ids[name] for name in names} & set(typed)
+    asked = encode_prompt(tokenizer, [{"role": "user", "content": "[REPLY]"}]).tokens
+    assert asked.count(ids["[REPLY]"]) == asked.count(ids["[USER]"]) == 1

@@ -80,7 +80,9 @@ def import_tokenizer(
     plain = _rendered(template, _TALK, controls)
     written = _written(plain)
     if plain is not None:
-        written |= _written(_rendered(template, [_SYSTEM, *_TALK], controls))
+        for talk in ([_SYSTEM, *_TALK], [*_TALK, _TOOL]):
+            written |= _written(_rendered(template, talk, controls))
+        written |= _written(_rendered(template, _TALK[:1], controls, ask=True))
     turn = _end_of_turn(template, plain, controls, chat_format.stops)
     markers = [name for name in possible if name in written or _PIPED.fullmatch(name)]
     return Tokenizer(
@@ -89,6 +91,7 @@ def import_tokenizer(
 
 
 _SYSTEM = {"role": "system", "content": "rule"}
+_TOOL = {"role": "tool", "content": "result"}
 _TALK = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
 
 _PIPED = re.compile(r"<[|｜].*[|｜]>", re.DOTALL)
@@ -106,10 +109,14 @@ def _may_be_marker(name: str) -> bool:
 
 
 def _rendered(
-    template: ChatTemplate, talk: Sequence[Mapping[str, str]], controls: Sequence[str]
+    template: ChatTemplate,
+    talk: Sequence[Mapping[str, str]],
+    controls: Sequence[str],
+    *,
+    ask: bool = False,
 ) -> Rendering | None:
     try:
-        return template.render(talk, ask=False, controls=controls)
+        return template.render(talk, ask=ask, controls=controls)
     except UserError:
         return None
 

@@ -90,8 +90,8 @@ def infer_task(path: Path) -> TaskSpec:
     if path.name.lower().removesuffix(".gz").endswith((".csv", ".tsv")):
         raise UserError(
             f"{path}: a table, which would be taken for one text",
-            'write its rows as .jsonl, such as {"question": "…", "answer": "…"}, or describe a .tsv '
-            "file without a heading in a TOML file: data.columns",
+            'write its rows as .jsonl, such as {"question": "…", "answer": "…"}, or describe a '
+            ".tsv file without a heading in a TOML file: data.columns",
         )
     first = next(read_items(path, data), None)
     if first is None:

@@ -370,7 +370,7 @@ _DASHES = re.compile("[\u2010-\u2015\u2212]")
 _SENTENCE_MARKS = re.compile(
     "(?!(?<=\\d)[.,:](?=\\d))[.,;:!?\"'`\u00a1\u00bf\u3001\u3002\u2018-\u201f\u00ab\u00bb\u300c-\u300f]"
 )
-"""Marks by which sentences are written differently; brackets and signs of sums may be a question."""
+"""Marks that one sentence is written with or without; brackets and signs of sums say something."""
 
 
 def _folded(text: str) -> str:
