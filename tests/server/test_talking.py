@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import OperationalError
 from worlds import CONTEXT, HTTP, LIMITS, SENTENCE, Running, parrot, running, words
 
 from lmsmith.feedback.exporting import export
@@ -93,6 +94,29 @@ def test_an_answer_is_kept_with_what_it_was_drawn_with(kept: tuple[Running, Stor
     assert cut["message"]["finish"] == "length"
     assert cut["message"]["settings"]["seed"] >= 0
     assert [each["parent"] for each in shown(served, talk)[1:]] == [question] * 2
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (OperationalError("", {}, Exception("disk I/O error")), "database_unavailable"),
+        (RuntimeError("anything else"), "internal_error"),
+    ],
+)
+def test_an_answer_that_cannot_be_kept_ends_with_an_error(
+    kept: tuple[Running, Store], monkeypatch: pytest.MonkeyPatch, error: Exception, code: str
+) -> None:
+    """Its readers are not left waiting, and the page does not take it for kept."""
+    served, store = kept
+    talk, question = ask(served)
+
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(store, "say", fails)
+    found = list(events(served, talk, parent=question, model="parrot"))
+    assert found[-1]["error"]["code"] == code
+    assert not any("message" in each for each in found)
 
 
 def test_a_stopped_answer_is_kept_as_far_as_it_was_written(kept: tuple[Running, Store]) -> None:

@@ -30,7 +30,7 @@ from lmsmith.server import asking
 from lmsmith.server.answering import Answer, Serving
 from lmsmith.server.errors import ApiError, internal, refused
 from lmsmith.server.judging import Number, Title, message_json
-from lmsmith.server.keeping import kept
+from lmsmith.server.keeping import in_database, kept
 from lmsmith.server.protocol import SamplingBody
 from lmsmith.server.responses import EventStream, json_response
 from lmsmith.server.served import ServedModel
@@ -84,7 +84,7 @@ class Talk:
     ) -> None:
         self.person, self.conversation, self.answer = person, conversation, answer
         self._store, self._body, self._dropped = store, body, dropped
-        self._message: dict[str, Any] | None = None
+        self._last: list[dict[str, Any]] = []
         self._error: ApiError | None = None
         self._is_over = False
         self._news = asyncio.Event()
@@ -108,12 +108,24 @@ class Talk:
             self._error, finish = internal(self.answer.name), "error"
         finally:
             self.answer.close()
-        self._message = await asyncio.to_thread(self._keep, finish)
+        try:
+            self._last = [{"message": await in_database(self._keep, finish)}]
+        except ApiError as error:
+            self._error = error
+        except Exception:
+            log.exception("answer %s is not kept", self.answer.name)
+            self._error = internal(self.answer.name)
         self._is_over = True
+        if self._unread is not None:
+            self._unread.cancel()
         self._tell()
 
     async def events(self) -> AsyncIterator[list[dict[str, Any]]]:
-        """What it is; its text from the beginning, piece by piece; the message, once it is kept."""
+        """What it is; its text from the beginning, piece by piece; the message, once it is kept.
+
+        Raises:
+            ApiError: the engine failed, or the database, in which case there is no message.
+        """
         yield [self.shown()]
         read = 0
         while True:
@@ -124,7 +136,7 @@ class Talk:
             if is_over:
                 break
             await news.wait()
-        yield [{"message": self._message}]
+        yield self._last
         if self._error is not None:
             raise self._error
 
