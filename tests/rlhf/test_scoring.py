@@ -14,6 +14,7 @@ from lmsmith.models.decoder import Decoder
 from lmsmith.models.heads import ScalarModel
 from lmsmith.rlhf import scoring
 from lmsmith.rlhf.scoring import response_log_likelihoods, score_sequences
+from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.machine import resolve_machine
 
 MACHINE = resolve_machine(MachineConfig(precision="fp32"))
@@ -60,3 +61,28 @@ def test_likelihoods_are_sums_of_log_probs() -> None:
         with torch.no_grad():
             alone, _ = response_log_probs(decoder, pad_batch([prompt], [response]), 0.7)
         assert total == pytest.approx(float(alone.sum()), rel=1e-4, abs=1e-3)
+
+
+def test_likelihoods_are_of_the_distribution_that_is_drawn_from() -> None:
+    """Bytes that cannot follow have no share in it, so that a KL of replies compares the same."""
+    tokenizer = Tokenizer.train(["where are you? 我在这里。"] * 4, 290)
+    decoder = Decoder(ModelConfig(1, 16, 2, 40, tokenizer.vocabulary_size + 3))
+    decoder.initialise(torch.Generator().manual_seed(1))
+    prompts = [tokenizer.encode("where are"), tokenizer.encode("我在")]
+    responses = [tokenizer.encode("you? 你好"), tokenizer.encode("这里。")]
+    drawn, raw = (
+        response_log_likelihoods(decoder, prompts, responses, MACHINE, 0.7, given)
+        for given in (tokenizer, None)
+    )
+    table = tokenizer.utf8
+    decoder.eval()
+    for prompt, response, total in zip(prompts, responses, drawn.tolist(), strict=True):
+        text, expected = list(prompt), 0.0
+        for token in response:
+            with torch.no_grad():
+                logits_v = decoder.logits(decoder(torch.tensor([text]))[0, -1]) / 0.7
+            may_v = torch.from_numpy(table.allowed_sv[table.state_after(text)])
+            expected += float(logits_v[token] - logits_v[: len(may_v)][may_v].logsumexp(0))
+            text.append(token)
+        assert total == pytest.approx(expected, rel=1e-4, abs=1e-3)
+    assert bool((drawn > raw + 0.1).all())

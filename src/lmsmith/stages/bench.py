@@ -253,8 +253,9 @@ def kl_of_replies(bench: Bench, policy: Decoder, replies: Sequence[Sequence[int]
     Its mean estimates KL(policy ‖ SFT) of a reply without bias, at the temperature sampled with.
     """
     asked = [each.tokens for each in bench.prompts[: len(replies)]]
+    sampled = bench.machine, bench.config.temperature, bench.tokenizer
     policy_n, sft_n = (
-        response_log_likelihoods(decoder, asked, replies, bench.machine, bench.config.temperature)
+        response_log_likelihoods(decoder, asked, replies, *sampled)
         for decoder in (policy, bench.decoder("sft"))
     )
     return [float(value) for value in policy_n - sft_n]

@@ -228,7 +228,13 @@ def share_ended(
         stop_tokens=tokenizer.stop_tokens,
         seed=derive_seed(out.seed, "replies"),
     )
-    replies = generate(decoder, [each.tokens for each in prompts], settings, machine=machine)
+    replies = generate(
+        decoder,
+        [each.tokens for each in prompts],
+        settings,
+        machine=machine,
+        tokenizer=tokenizer,
+    )
     share = sum(reply[-1:] == [tokenizer.end_of_turn] for reply in replies) / len(replies)
     if share < FEW_ENDED:
         out.progress.say(
