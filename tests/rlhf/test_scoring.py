@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lmsmith.core.recipe import MachineConfig
+from lmsmith.generation.vocabulary import vocabulary_of
 from lmsmith.models.batching import pad_batch, response_log_probs
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
@@ -74,14 +75,14 @@ def test_likelihoods_are_of_the_distribution_that_is_drawn_from() -> None:
         response_log_likelihoods(decoder, prompts, responses, MACHINE, 0.7, given)
         for given in (tokenizer, None)
     )
-    table = tokenizer.utf8
+    table, vocabulary = tokenizer.utf8, vocabulary_of(tokenizer, decoder.config.vocabulary_size)
     decoder.eval()
     for prompt, response, total in zip(prompts, responses, drawn.tolist(), strict=True):
         text, expected = list(prompt), 0.0
         for token in response:
             with torch.no_grad():
                 logits_v = decoder.logits(decoder(torch.tensor([text]))[0, -1]) / 0.7
-            may_v = torch.from_numpy(table.allowed_sv[table.state_after(text)])
+            may_v = torch.from_numpy(table.allowed_sv[vocabulary.state_after(text)])
             expected += float(logits_v[token] - logits_v[: len(may_v)][may_v].logsumexp(0))
             text.append(token)
         assert total == pytest.approx(expected, rel=1e-4, abs=1e-3)

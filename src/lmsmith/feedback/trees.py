@@ -108,7 +108,9 @@ def add_trees(session: Session, person: str, trees: Sequence[Tree]) -> list[Conv
     while any(left):
         new = []
         for conversation, there, missing in zip(made, added, left, strict=True):
-            ready = [n for n, each in missing.items() if each.parent is None or each.parent in there]
+            ready = [
+                n for n, each in missing.items() if each.parent is None or each.parent in there
+            ]
             new += [(there, n, _message(conversation, there, missing.pop(n))) for n in ready]
         session.add_all(message for _, _, message in new)
         session.flush()

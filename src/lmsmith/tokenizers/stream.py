@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from lmsmith.tokenizers.tokenizer import Tokenizer
 
@@ -17,7 +17,7 @@ class StreamDecoder:
     bytes are held back until the rest has come.
     """
 
-    def __init__(self, tokenizer: Tokenizer, after: Iterable[int] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, after: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._at_start, self._held = tokenizer.spaces_after(after)

@@ -196,7 +196,7 @@ class Tokenizer:
         return [encoding.ids for encoding in encodings]
 
     def decode(
-        self, ids: Iterable[int], *, special: bool = False, after: Iterable[int] = ()
+        self, ids: Iterable[int], *, special: bool = False, after: Sequence[int] = ()
     ) -> str:
         """Text of `ids`. Bytes that are not UTF-8 become U+FFFD.
 
@@ -218,7 +218,7 @@ class Tokenizer:
             text = text.removeprefix(" ")
         return text.removesuffix(" ") if self.drops_last_space else text
 
-    def spaces_after(self, ids: Iterable[int]) -> tuple[bool, str]:
+    def spaces_after(self, ids: Sequence[int]) -> tuple[bool, str]:
         """How a text goes on after `ids`.
 
         Returns:
@@ -227,9 +227,8 @@ class Tokenizer:
         """
         if not (self.drops_first_space or self.drops_last_space):
             return False, ""
-        last = b""
-        for token in ids:
-            last = (self._bytes[token] if token < len(self._bytes) else b"") or last
+        pieces = (self._bytes[token] for token in reversed(ids) if token < len(self._bytes))
+        last = next(filter(None, pieces), b"")
         held = " " if self.drops_last_space and last.endswith(b" ") else ""
         return self.drops_first_space and not last, held
 

@@ -50,13 +50,6 @@ class Utf8Table:
     next_sv: NDArray[np.uint8]
     is_token_v: NDArray[np.bool_]
 
-    def state_after(self, tokens: Sequence[int]) -> int:
-        """The state of the text that ends with these tokens."""
-        state = BOUNDARY
-        for token in tokens[-LONGEST:]:
-            state = int(self.next_sv[state, token])
-        return state
-
 
 def utf8_table(pieces: Sequence[bytes], controls: Container[int]) -> Utf8Table:
     """The table of a vocabulary.

@@ -376,7 +376,9 @@ _SENTENCE_MARKS = re.compile(
 def _folded(text: str) -> str:
     """A text without case, white space, characters that do not show, and marks of sentences."""
     folded = unicodedata.normalize("NFKC", html.unescape(text)).casefold()
-    shown = "".join(c for c in folded if not (c.isspace() or _is_hidden(c)))
+    shown = "".join(folded.split())
+    if not (shown.isascii() and shown.isprintable()):
+        shown = "".join(c for c in shown if not _is_hidden(c))
     shown = _DASHES.sub("-", shown)
     return _SENTENCE_MARKS.sub("", shown) or shown
 
