@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -203,6 +204,25 @@ def test_exit_codes_and_messages(capsys: pytest.CaptureFixture[str]) -> None:
     assert "run the same command to continue" in capsys.readouterr().err
     with pytest.raises(ZeroDivisionError):  # a programming error keeps its traceback
         cli.main(["fail"], failing(ZeroDivisionError()))
+
+
+def test_what_a_model_stands_for_is_said_once(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where a command sets up logging, as `serve` does; `caplog` stands for its handler."""
+
+    def command() -> int:
+        for _ in range(2):
+            logging.getLogger("lmsmith.models").info("runs/a: the model of ppo")
+        return 0
+
+    class Telling(cli.Command):
+        def load(self) -> Any:
+            return command
+
+    assert cli.main(["tell"], [Telling("tell", "", "", "tells", ("lmsmith tell",))]) == 0
+    assert capsys.readouterr().err == "runs/a: the model of ppo\n"
+    assert caplog.messages == []
 
 
 def test_mistake_has_no_traceback_in_a_process() -> None:

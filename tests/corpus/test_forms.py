@@ -116,6 +116,10 @@ def test_each_form_becomes_messages(
         ({"instruction": "a"}, "no 'output' in this row"),
         ({"instruction": "a", "output": 1}, "'output' must be text, not a number"),
         ({"mapping": []}, "'mapping' must be an object"),
+        (
+            {"mapping": {"a": {"parent": ["b"]}}},
+            "'mapping' must be an object of objects, each with",
+        ),
         ({"mapping": {"a": {"message": {"author": "me"}}}}, "'author' and 'content' must be"),
     ],
 )
@@ -127,6 +131,12 @@ def test_a_row_of_another_form_says_what_was_expected(row: dict[str, object], pr
 def test_a_circle_in_an_export_ends() -> None:
     nodes = {"a": {**node("b", "user", "hello")}, "b": {**node("a", "assistant", "hi")}}
     assert messages_of({"mapping": nodes, "current_node": "b"}, "here", Counter()) == ASKED
+
+
+@pytest.mark.parametrize("current", ["gone", ["b"], None])
+def test_where_no_message_was_shown_last_the_tree_is_read_to_its_end(current: object) -> None:
+    nodes = {"a": node(None, "user", "hello"), "b": node("a", "assistant", "hi")}
+    assert messages_of({"mapping": nodes, "current_node": current}, "here", Counter()) == ASKED
 
 
 @pytest.mark.parametrize("name", ["conversations.json", "lines.JSON", "one.json", "rows.jsonl"])

@@ -327,6 +327,7 @@ def main(arguments: Sequence[str] | None = None, commands: Sequence[Command] = C
     log, shown = logging.getLogger("lmsmith.models"), _Shown()
     log.addHandler(shown)
     log.setLevel(logging.INFO)
+    log.propagate = False  # or `serve`, which sets up logging, would say each line twice
     try:
         with written_out():
             return _dispatch(words, commands)
@@ -347,6 +348,7 @@ def main(arguments: Sequence[str] | None = None, commands: Sequence[Command] = C
         return READER_GONE
     finally:
         log.removeHandler(shown)
+        log.propagate = True
 
 
 class _Shown(logging.Handler):

@@ -143,25 +143,28 @@ def _alpaca(row: Mapping[str, object], where: str, left_out: Counter[str]) -> It
 def _chatgpt(row: Mapping[str, object], where: str, left_out: Counter[str]) -> Iterator[_Turn]:
     """The messages from the tree's root to ``current_node``, which ChatGPT showed last."""
     nodes = row["mapping"]
-    if not isinstance(nodes, dict) or not all(isinstance(node, dict) for node in nodes.values()):
-        raise UserError(f"{where}: 'mapping' must be an object of objects")
-    path: list[object] = []
+    if not isinstance(nodes, dict) or not all(
+        isinstance(node, dict) and isinstance(node.get("parent"), str | None)
+        for node in nodes.values()
+    ):
+        raise UserError(f"{where}: 'mapping' must be an object of objects, each with its 'parent'")
     name = row.get("current_node")
-    name = name if name in nodes else _last_leaf(nodes)
+    if not isinstance(name, str) or name not in nodes:
+        name = _last_leaf(nodes)
+    path: dict[str | None, None] = {}  # from the last message to the first
     while name in nodes and name not in path:
-        path.insert(0, name)
+        path[name] = None
         name = nodes[name].get("parent")
-    shown = set(path)
     left_out[_BRANCHES] += sum(
-        node.get("message") is not None for name, node in nodes.items() if name not in shown
+        node.get("message") is not None for name, node in nodes.items() if name not in path
     )
-    for name in path:
+    for name in reversed(path):
         message = nodes[name].get("message")
         if isinstance(message, dict):
             yield from _chatgpt_message(message, f"{where}, message {name}", left_out)
 
 
-def _last_leaf(nodes: Mapping[object, Mapping[str, object]]) -> object:
+def _last_leaf(nodes: Mapping[str, Mapping[str, object]]) -> str | None:
     """The last of the nodes that none follows; there is one unless the tree is empty."""
     parents = {node.get("parent") for node in nodes.values()}
     return next((name for name in reversed(list(nodes)) if name not in parents), None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 from collections import Counter
 from typing import Annotated, Any
 
@@ -52,12 +54,7 @@ async def bring_rows(request: Request, body: ImportBody) -> Response:
     of what was left out. All of the rows, or, where anything is wrong with one, none."""
     left_out = Counter[str]()
     try:
-        found = [
-            (title, messages)
-            for number, row in enumerate(body.rows, body.first)
-            for title, messages in [_read(row, f"{body.name}, conversation {number}", left_out)]
-            if messages
-        ]
+        found = await asyncio.to_thread(_read_all, body, left_out)
     except UserError as error:
         raise refused(error, "rows") from error
 
@@ -72,6 +69,13 @@ async def bring_rows(request: Request, body: ImportBody) -> Response:
             "left_out": {what: count for what, count in left_out.items() if count},
         }
     )
+
+
+def _read_all(body: ImportBody, left_out: Counter[str]) -> list[tuple[str, list[Said]]]:
+    """Title and messages of each row in which somebody says anything."""
+    places = (f"{body.name}, conversation {number}" for number in itertools.count(body.first))
+    found = (_read(row, where, left_out) for row, where in zip(body.rows, places, strict=False))
+    return [(title, messages) for title, messages in found if messages]
 
 
 def _read(row: dict[str, Any], where: str, left_out: Counter[str]) -> tuple[str, list[Said]]:
