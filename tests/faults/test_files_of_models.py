@@ -47,6 +47,55 @@ def test_a_gguf_file_with_an_id_out_of_range_is_refused_by_name(part: str, token
         tokenizer_from_gguf(metadata)
 
 
+@pytest.mark.parametrize("found", ["<|eot_id|>", [["1"]], {"id": 1}, True, 3.0])
+def test_ends_that_are_no_ids_are_refused(zoo: Path, tmp_path: Path, found: object) -> None:
+    folder = Path(shutil.copytree(zoo / "eos_in_config", tmp_path / "model"))
+    (folder / "generation_config.json").unlink()
+    changed(folder, {"eos_token_id": found})
+    with pytest.raises(UserError, match=r"config\.json: eos_token_id = .*expected a token's id"):
+        read_model(folder)
+
+
+@pytest.mark.parametrize("token", [[1], True])
+def test_a_gguf_file_with_an_id_that_is_no_number_is_refused(token: object) -> None:
+    metadata = gguf_metadata(OWN) | {"tokenizer.ggml.eos_token_id": token}
+    with pytest.raises(UserError, match=r"eos_token_id = .*expected the id of a token"):
+        tokenizer_from_gguf(metadata)
+
+
+def test_a_sentencepiece_gguf_without_ids_has_llama_cpps() -> None:
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{n:02X}>" for n in range(256)), "a"]
+    tokenizer = tokenizer_from_gguf(
+        {
+            "tokenizer.ggml.model": "llama",
+            "tokenizer.ggml.tokens": tokens,
+            "tokenizer.ggml.scores": [0.0] * len(tokens),
+            "tokenizer.ggml.token_type": [2, 3, 3, *[6] * 256, 1],
+        }
+    )
+    assert (tokenizer.text_start, tokenizer.stop_tokens) == ((1,), (2,))
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"rope_scaling": "linear"}, 'rope_scaling = "linear": an object'),
+        ({"rope_scaling": {"type": "linear", "factor": "2"}}, 'factor = "2": a number'),
+        ({"rope_scaling": {"type": "linear"}}, "it has no factor"),
+        ({"hidden_size": "64"}, 'width = "64": a whole number'),
+        ({"num_hidden_layers": 2.0}, r"layers = 2\.0: a whole number"),
+        ({"vocab_size": None}, "vocabulary_size = None: a whole number"),
+        ({"max_position_embeddings": None}, "of the wrong kind"),
+    ],
+)
+def test_values_of_the_wrong_kind_are_named(
+    zoo: Path, tmp_path: Path, values: dict[str, Any], problem: str
+) -> None:
+    folder = changed(Path(shutil.copytree(zoo / "chatml", tmp_path / "model")), values)
+    with pytest.raises(UserError, match=problem):
+        read_model(folder)
+
+
 LINEAR = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10_000.0}
 DEFAULT = {"rope_type": "default", "rope_theta": 10_000.0}
 
@@ -58,6 +107,7 @@ DEFAULT = {"rope_type": "default", "rope_theta": 10_000.0}
         {"rope_parameters": LINEAR, "rope_scaling": None},
         {"rope_parameters": LINEAR, "rope_scaling": {"type": "dynamic", "factor": 4.0}},
         {"rope_parameters": DEFAULT, "rope_scaling": {}},
+        {"rope_parameters": DEFAULT, "rope_scaling": {"type": "yarn", "factor": 4.0}},
     ],
 )
 def test_rotary_positions_are_those_that_transformers_reads(

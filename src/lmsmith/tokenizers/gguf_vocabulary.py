@@ -78,6 +78,9 @@ PRE_TOKENIZERS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
 _BEGINS_TEXTS = {"llama-bpe", "llama3"}
 """Where ``bos`` goes before a text if ``add_bos_token`` is not there: llama.cpp's rule."""
 
+_OF_SENTENCE_PIECE = ("unknown", "bos", "eos")
+"""The first tokens of such a vocabulary, where the file names none: llama.cpp's rule."""
+
 _WHOLE_WORDS = {"llama-bpe", "llama3", "smaug-bpe"}
 """Where a piece that is a token is taken as it is, whatever merges would make of it."""
 
@@ -130,6 +133,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
         raise UserError(
             f"the GGUF file has {len(tokens)} tokens and {len(types)} types", "fetch it again"
         )
+    named = _named_tokens(metadata, tokens)
     if whole := metadata.get("tokenizer.huggingface.json"):
         description = json.loads(whole)
     elif kind == "gpt2":
@@ -141,7 +145,6 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
             f"the GGUF file's tokenizer is of the kind {kind!r}; gpt2 and llama are known",
             "read the tokenizer from the model's Hugging Face folder",
         )
-    named = _named_tokens(metadata, tokens)
     variables = {
         name: named[key]
         for name, key in (
@@ -170,11 +173,14 @@ def _named_tokens(metadata: Mapping[str, Any], tokens: Sequence[str]) -> dict[st
         UserError: an id is not one of the tokens'.
     """
     named = {}
+    if metadata.get("tokenizer.ggml.model") == "llama":
+        named = dict(zip(_OF_SENTENCE_PIECE, tokens, strict=False))
     for key, token in metadata.items():
         part = key.removeprefix("tokenizer.ggml.").removesuffix("_token_id")
         if key != f"tokenizer.ggml.{part}_token_id":
             continue
-        if not isinstance(token, int) or not 0 <= token < len(tokens):
+        is_number = isinstance(token, int) and not isinstance(token, bool)
+        if not is_number or not 0 <= token < len(tokens):
             raise UserError(
                 f"{key} = {token}: expected the id of a token, 0 to {len(tokens) - 1}",
                 "fetch the file again, or take another conversion of the model",

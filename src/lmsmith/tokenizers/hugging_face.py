@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,11 +53,7 @@ def load_hugging_face(folder: Path | str) -> Tokenizer:
     variables = {key: name for key in _VARIABLES if (name := _name_of(names.get(key))) is not None}
     description = _with_specials(description, names)
     by_id = {token: name for name, token in vocabulary_of(description).items()}
-    found = _object(folder / "generation_config.json").get("eos_token_id")
-    if found is None:
-        found = _object(folder / "config.json").get("eos_token_id")
-    ends = found if isinstance(found, list) else [found]
-    stops = [by_id[end] for end in ends if end in by_id]
+    stops = [by_id[end] for end in _end_ids(folder) if end in by_id]
     if "eos_token" not in variables and stops:
         variables["eos_token"] = stops[0]
     try:
@@ -69,6 +66,28 @@ def load_hugging_face(folder: Path | str) -> Tokenizer:
         )
     except UserError as error:
         raise UserError(f"{folder}: {error.problem}", error.mend) from error
+
+
+def _end_ids(folder: Path) -> list[int]:
+    """The ids at which a reply ends, of the first file that names any.
+
+    Raises:
+        UserError: they are no numbers.
+    """
+    for path in (folder / "generation_config.json", folder / "config.json"):
+        found = _object(path).get("eos_token_id")
+        if found is None:
+            continue
+        ends = [
+            each for each in (found if isinstance(found, list) else [found]) if each is not None
+        ]
+        if any(isinstance(each, bool) or not isinstance(each, int) for each in ends):
+            raise UserError(
+                f"{path}: eos_token_id = {json.dumps(found)}: expected a token's id, or a list",
+                "fetch the file again",
+            )
+        return ends
+    return []
 
 
 def to_hugging_face(tokenizer: Tokenizer, folder: Path | str) -> None:

@@ -295,6 +295,10 @@ def _read_rope(settings: Settings) -> tuple[int, float, RopeScaling]:
         )
     known = _ROPE_KEYS[method]
     values = {ours: table[key] for ours, key in known.items() if table.get(key) is not None}
+    if "factor" in known and "factor" not in values:
+        raise UserError(f"rope_type = {method}: it has no factor", "fetch the file again")
+    if "original_context" in known:
+        values.setdefault("original_context", context)
     scaling = replace(RopeScaling(method=method), **values)
     if method == "dynamic":
         scaling = replace(scaling, original_context=context)
@@ -302,7 +306,7 @@ def _read_rope(settings: Settings) -> tuple[int, float, RopeScaling]:
     return context, theta, scaling
 
 
-def rope_table(settings: Settings) -> Mapping[str, Any]:
+def rope_table(settings: Settings) -> Any:
     """What config.json says of rotary positions: transformers takes ``rope_scaling`` first."""
     return settings.get("rope_scaling") or settings.get("rope_parameters") or {}
 

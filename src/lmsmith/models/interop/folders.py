@@ -15,7 +15,7 @@ from lmsmith.core.errors import UserError
 from lmsmith.core.files import read_json, write_json
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.interop.families import FAMILIES
-from lmsmith.models.interop.transformers import from_transformers, to_transformers
+from lmsmith.models.interop.transformers import from_transformers, read_shape, to_transformers
 from lmsmith.models.interop.unsupported import refuse_unsupported
 
 CONFIG_FILE = "config.json"
@@ -46,9 +46,9 @@ def read_transformers_config(folder: Path) -> ModelConfig:
     """
     settings = read_settings(folder)
     try:
-        return FAMILIES[settings["model_type"]].read(settings)
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{folder}: config.json lacks {error}", "fetch it again") from error
+        return read_shape(FAMILIES[settings["model_type"]], settings)
+    except UserError as error:
+        raise UserError(f"{folder}: {error.problem}", error.mend) from error
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from lmsmith.core.config import Problem, report_problems
 from lmsmith.core.errors import UserError
-from lmsmith.models.config import ModelConfig
+from lmsmith.models.config import ModelConfig, RopeScaling
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.empty import without_weights
 from lmsmith.models.interop.families import FAMILIES, UNEMBEDDING, Family
@@ -46,10 +47,7 @@ def from_transformers(
             f"model_type = {settings.get('model_type')}: not a family that lmsmith reads",
             f"it reads {', '.join(FAMILIES)}",
         )
-    try:
-        config = family.read(settings)
-    except KeyError as error:
-        raise UserError(f"the model's config.json lacks {error}", "load it again") from error
+    config = read_shape(family, settings)
     problems = config.check()
     if problems:
         raise report_problems([Problem(*problem) for problem in problems], "config.json")
@@ -77,6 +75,35 @@ def from_transformers(
             "it is another architecture than its config.json says",
         )
     return config, found
+
+
+def read_shape(family: Family, settings: Mapping[str, Any]) -> ModelConfig:
+    """The shape that a config.json describes.
+
+    Raises:
+        UserError: a value is missing, or of the wrong kind.
+    """
+    try:
+        config = family.read(settings)
+    except KeyError as error:
+        raise UserError(f"the model's config.json lacks {error}", "load it again") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        problem = f"a value in the model's config.json is of the wrong kind ({error})"
+        raise UserError(problem, "load it again") from error
+    wrong = [*_no_numbers(config), *_no_numbers(config.rope_scaling)]
+    if wrong:
+        raise report_problems(wrong, "config.json")
+    return config
+
+
+def _no_numbers(values: ModelConfig | RopeScaling) -> Iterator[Problem]:
+    """Those that are to be numbers, and are none."""
+    for field in dataclasses.fields(values):
+        value = getattr(values, field.name)
+        kinds = {"int": (int,), "float": (int, float)}.get(str(field.type))
+        if kinds and (isinstance(value, bool) or not isinstance(value, kinds)):
+            expected = "a whole number" if kinds == (int,) else "a number"
+            yield Problem(field.name, value, expected, "fetch the file again")
 
 
 def to_transformers(config: ModelConfig, state: State) -> tuple[dict[str, Any], dict[str, Tensor]]:

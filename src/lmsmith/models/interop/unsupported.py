@@ -77,6 +77,9 @@ def unsupported(settings: Mapping[str, Any]) -> Iterator[tuple[str, object, str,
 
 def _unsupported_rope(settings: Mapping[str, Any]) -> Iterator[tuple[str, object, str, str]]:
     table = rope_table(settings)
+    if not isinstance(table, Mapping):
+        yield "rope_scaling", table, "an object", "fetch the file again"
+        return
     method = table.get("rope_type") or table.get("type") or "default"
     if method not in ROPE_METHODS and method != "default":
         yield "rope_type", method, f"default, {', '.join(ROPE_METHODS)}", _MEND
