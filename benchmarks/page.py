@@ -31,7 +31,7 @@ SECOND = 1000.0
 """Milliseconds until one may type, at most, at the 95th percentile."""
 
 BYTES = 150_000
-"""Of the page gzipped, all its parts but those that formulas need."""
+"""Most bytes of the page, gzipped, without the parts that formulas need."""
 
 FORMULAS = re.compile("assets/(math-|KaTeX_)")
 """KaTeX and its fonts, fetched with the first formula."""

@@ -6,7 +6,7 @@ from collections import Counter
 
 from lmsmith.corpus.rows import Conversation
 from lmsmith.prompts import encode_prompt
-from lmsmith.prompts.selection import PromptAndReply, prompt_room, select_prompts, told_of_prompts
+from lmsmith.prompts.selection import PromptAndReply, prompt_room, prompts_warning, select_prompts
 from lmsmith.tokenizers import Tokenizer
 
 TOKENIZER = Tokenizer.train(["I think you like tea, and so do I. what about you?"] * 4, 280)
@@ -98,12 +98,12 @@ def test_a_prompt_alone_is_taken_whatever_the_reply_and_what_is_left_out_is_coun
     found = select_prompts(conversations, TOKENIZER, 43, most=9, per_conversation=9, counts=counts)
     assert sorted(each.id for each in found) == ["open#1", "open#3", "silent#1", "wordy#1"]
     assert counts == {"turns": 6, "too_long": 1, "empty": 1, "reply_length": 0}
-    told = told_of_prompts(counts, 43)
+    told = prompts_warning(counts, 43)
     assert told == (
         "2 of 6 prompts left out: 1 whose last message does not fit 43 tokens or is refused by the "
         "chat template, 1 without a word"
     )
-    assert told_of_prompts(Counter(turns=6), 43) == ""
+    assert prompts_warning(Counter(turns=6), 43) == ""
 
 
 def test_room_of_a_prompt() -> None:

@@ -21,9 +21,9 @@ from lmsmith.rlhf.candidates import (
     encode_rankings,
     encode_responses,
     likelihoods,
+    rankings_warnings,
     score_rankings,
     score_table,
-    told_of_rankings,
 )
 from lmsmith.rlhf.ranking import ranking_loss
 from lmsmith.rlhf.scoring import response_log_likelihoods, score_sequences
@@ -187,9 +187,9 @@ def test_rankings_that_teach_nothing_are_left_out_for_a_reason() -> None:
     left_out = {"tied": 2, "empty": 2, "equal": 3, "too_long": 1, "contradicted": 2}
     assert {name: counts[name] for name in left_out} == left_out
     assert counts["responses_cut"] == 1
-    told = told_of_rankings(counts, 48)
+    told = rankings_warnings(counts, 48)
     assert told[0].startswith("10 of 15 rankings left out: 2 with all responses tied, ")
     assert counts["disputed"] == 3
-    assert told[1].startswith("3 of 15 rankings are learnt from though others say the other way")
+    assert told[1].startswith("3 of 15 rankings are learnt from though others reverse their order")
     assert told[2] == "1 of 14 responses lose their end, being longer than 35 tokens"
-    assert told_of_rankings(Counter(rankings=3, responses=9), 48) == []
+    assert rankings_warnings(Counter(rankings=3, responses=9), 48) == []

@@ -27,7 +27,7 @@ from lmsmith.models.folder import load_decoder, load_scalar_model, save_model
 from lmsmith.models.heads import ScalarModel
 from lmsmith.rlhf.ppo_config import PPOConfig
 from lmsmith.stages import ppo as stage
-from lmsmith.stages.ppo import run, snapshot_iterations, told_of_updates
+from lmsmith.stages.ppo import few_updates_warning, run, snapshot_iterations
 from lmsmith.training import loop
 from lmsmith.training.optimiser import OptimiserConfig
 
@@ -200,6 +200,6 @@ def test_snapshots_are_evenly_spread_and_never_the_beginning() -> None:
 
 def test_few_updates_are_said() -> None:
     enough = replace(CONFIG, iterations=18, value_warmup=4, rollouts=128, minibatch=64)
-    assert told_of_updates(replace(enough, inner_epochs=1)) == ""
+    assert few_updates_warning(replace(enough, inner_epochs=1)) == ""
     few = replace(enough, iterations=6, inner_epochs=1)
-    assert told_of_updates(few).startswith("4 updates of the policy are too few")
+    assert few_updates_warning(few).startswith("4 updates of the policy are too few")

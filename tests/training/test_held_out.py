@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lmsmith.training.held_out import BestWeights, batch_for_steps, told_of_rise, told_of_steps
+from lmsmith.training.held_out import BestWeights, batch_for_steps, few_steps_warning, rise_warning
 
 
 def test_best_weights_survive_a_checkpoint_and_prefer_low_loss_when_equal() -> None:
@@ -40,10 +40,10 @@ def test_the_batch_shrinks_with_little_data(
 
 
 def test_few_steps_and_a_rise_are_told_of() -> None:
-    assert told_of_steps(50, "more") == ""
-    assert told_of_steps(6, "more") == "6 steps are too few to learn much: more"
-    assert told_of_rise("loss", [(5, 3.0), (9, 2.0), (12, 2.01)], 9) == ""
-    assert told_of_rise("loss", [], 0) == ""
-    told = told_of_rise("loss", [(5, 2.61), (9, 2.7), (12, 2.8)], 5)
+    assert few_steps_warning(50, "more") == ""
+    assert few_steps_warning(6, "more") == "6 steps are too few to learn much: more"
+    assert rise_warning("loss", [(5, 3.0), (9, 2.0), (12, 2.01)], 9) == ""
+    assert rise_warning("loss", [], 0) == ""
+    told = rise_warning("loss", [(5, 2.61), (9, 2.7), (12, 2.8)], 5)
     assert "rose from 2.610 after step 5 to 2.800 at the end" in told
     assert "weights of step 5 are kept" in told

@@ -105,7 +105,7 @@ def list_users(database: _Database = "", json: bool = False) -> int:
         })  # fmt: skip
         return 0
     if not found:
-        print("there are no users; whoever can reach the server is its owner")
+        print("there are no users; everybody who can reach the server is its owner")
     width = max((len(each.name) for each in found), default=0)
     for each in found:
         print(f"{each.name:<{width}}  {each.role}{'' if each.token_hash else ', cannot log in'}")

@@ -44,7 +44,7 @@ def decide(identity: Identity, run_folder: Path) -> Decision:
             return Decision(name, "continue", "was interrupted, continues where it was saved")
         reasons = reasons or since
     elif started.exists():
-        reasons = reasons or ["its started.json is damaged, so it begins anew"]
+        reasons = reasons or ["its started.json is damaged, so it starts again"]
     return Decision(name, "run", "; ".join(reasons) or "not run yet")
 
 

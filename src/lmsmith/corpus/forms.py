@@ -1,4 +1,4 @@
-"""The forms in which others write conversations, each read as a list of messages.
+"""The formats of conversations that other programs write, each read as a list of messages.
 
 - ours: ``messages``, as `validate_messages` accepts them;
 - ShareGPT: ``conversations``, a list of ``{"from": "human" | "gpt", "value": text}``;

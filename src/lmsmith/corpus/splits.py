@@ -1,6 +1,6 @@
 """Which split a conversation belongs to: a function of its name, whatever else there is.
 
-Only where so few are there that a split would be empty, others give it one.
+Where there are so few that a split would be empty, another split gives it one.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ def select_prompts(
     return sorted(found, key=lambda each: (fingerprint(each.id), each.id))[:most]
 
 
-def told_of_prompts(counts: Counter[str], room: int, window: str = "") -> str:
+def prompts_warning(counts: Counter[str], room: int, window: str = "") -> str:
     """What `select_prompts` left out and why, as a sentence; empty if it is nothing.
 
     Args:

@@ -100,7 +100,7 @@ LEFT_OUT = {
     "empty": "with an empty prompt, or less than two responses that are not empty",
     "equal": "whose responses are equal as far as they are read",
     "too_long": "whose last message does not fit the context",
-    "contradicted": "that others say the other way round as often",
+    "contradicted": "whose order as many others reverse",
 }
 """Reasons for which `encode_rankings` leaves a ranking out, in words."""
 
@@ -143,7 +143,7 @@ def encode_rankings(
     )
 
 
-def told_of_rankings(counts: Mapping[str, int], context: int) -> list[str]:
+def rankings_warnings(counts: Mapping[str, int], context: int) -> list[str]:
     """What `encode_rankings` left out or cut and why, in sentences."""
     told = []
     reasons = [f"{counts[name]:,} {words}" for name, words in LEFT_OUT.items() if counts[name]]
@@ -155,7 +155,7 @@ def told_of_rankings(counts: Mapping[str, int], context: int) -> list[str]:
     if counts["disputed"]:
         told.append(
             f"{counts['disputed']:,} of {counts['rankings']:,} rankings are learnt from though "
-            "others say the other way round, more or less often"
+            "others reverse their order, more or less often"
         )
     for name, words in (
         ("responses_empty", "left out, being empty"),
@@ -214,12 +214,12 @@ def _distinct(responses: Sequence[Sequence[int]], ranks: Sequence[int]) -> list[
 
 
 def _contradicted(rankings: Sequence[EncodedRanking]) -> tuple[set[int], int]:
-    """Rankings of which each pair is said as often the other way round: they teach nothing.
+    """Rankings of which as many others reverse each pair: they teach nothing.
 
     Labelers who disagree more often one way than the other are learnt from, all of them.
 
     Returns:
-        Those, and how many others have a pair that is said the other way round, too.
+        Their numbers, and how many of the other rankings have a pair that one reverses.
     """
     votes: Counter[tuple[int, int]] = Counter()
     pairs: list[list[tuple[int, int]]] = []

@@ -1,4 +1,4 @@
-"""``/api/imports``: conversations of files that the page reads, in any form that others write."""
+"""``/api/imports``: conversations of files that the page reads, in any known format."""
 
 from __future__ import annotations
 

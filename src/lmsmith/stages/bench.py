@@ -30,9 +30,9 @@ from lmsmith.rlhf.candidates import (
     EncodedRanking,
     encode_rankings,
     likelihoods,
+    rankings_warnings,
     score_rankings,
     score_table,
-    told_of_rankings,
 )
 from lmsmith.rlhf.ranking import correct_pairs, pair_differences
 from lmsmith.rlhf.scoring import response_log_likelihoods
@@ -160,7 +160,7 @@ def measure_scorer(bench: Bench, name: str) -> dict[str, Any]:
     counts: Counter[str] = Counter()
     context = model.decoder.config.context
     rankings, kept = encode_rankings(bench.tokenizer, rows, context, counts)
-    for told in told_of_rankings(counts, context):
+    for told in rankings_warnings(counts, context):
         bench.out.progress.say(f"{bench.out.name}: {name}: test rankings: {told}")
     if not rankings or path is None:
         return {}

@@ -39,7 +39,7 @@ from lmsmith.corpus.sources import (
     files_of,
 )
 from lmsmith.corpus.splits import assign_splits, hold_out_text, opening_key, split_of
-from lmsmith.stages.left_out import told_of_empty_splits, told_of_left_out, why_none_is_left
+from lmsmith.stages.left_out import empty_splits_warning, left_out_warnings, why_none_is_left
 from lmsmith.stages.own_rankings import (
     best_conversations,
     divide_rankings,
@@ -266,14 +266,14 @@ def run(config: DataConfig, inputs: Mapping[str, Path], out: StageFolder) -> dic
     for note in hold_out_text(documents, shares, FROM_CONVERSATIONS):
         out.progress.note(f"data: {note}")
 
-    for note in (*talks.notes(), *texts.notes(), *told_of_left_out(counts, config.minimum_turns)):
+    for note in (*talks.notes(), *texts.notes(), *left_out_warnings(counts, config.minimum_turns)):
         out.progress.say(f"data: {note}")
     if parts := ", ".join(f"{count:,} {what}" for what, count in (+left_out).most_common()):
         out.progress.say(f"data: left out of the conversations: {parts}")
     counts.update({f"splits.{name}": len(rows) for name, rows in splits.items()})
     empty = [name for name in splits if fractions[name] > 0 and not splits[name]]
     if conversations and empty:
-        told = told_of_empty_splits(empty, fractions, len(conversations))
+        told = empty_splits_warning(empty, fractions, len(conversations))
         out.progress.say(f"data: {told}")
     if rankings:
         _use_comparisons(splits, ranked_openings, out.progress)

@@ -19,7 +19,7 @@ _DOCUMENTS = {
 }
 
 
-def told_of_left_out(counts: Mapping[str, int], minimum_turns: int) -> Iterator[str]:
+def left_out_warnings(counts: Mapping[str, int], minimum_turns: int) -> Iterator[str]:
     """A sentence for each kind of row of which some were left out: how many, and why."""
     kinds = (
         ("conversations", counts["conversations.read"], _CONVERSATIONS),
@@ -53,7 +53,7 @@ def why_none_is_left(
     return problem, f"{mend}: check the roles and texts of the rows."
 
 
-def told_of_empty_splits(empty: Collection[str], shares: Mapping[str, float], rows: int) -> str:
+def empty_splits_warning(empty: Collection[str], shares: Mapping[str, float], rows: int) -> str:
     """That some splits have no conversation, and how many it takes."""
     needed = sum(share > 0 for share in shares.values())
     return (

@@ -15,7 +15,7 @@ from lmsmith.corpus.mixture import PretrainingBatches, read_mixture
 from lmsmith.corpus.rows import read_conversations, rows_of_split
 from lmsmith.models.adapters import adapt
 from lmsmith.models.folder import load_decoder, load_scalar_model, save_model
-from lmsmith.prompts.selection import select_prompts, told_of_prompts
+from lmsmith.prompts.selection import prompts_warning, select_prompts
 from lmsmith.rlhf.ppo import PPOTrainer
 from lmsmith.rlhf.ppo_config import SHORTEST_PROMPT, PPOConfig
 from lmsmith.tokenizers import Tokenizer
@@ -59,7 +59,7 @@ def run(config: PPOConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict
             if counts["turns"]
             else "give data.splits.prompts a share, or add conversations: one is enough",
         )
-    if told := told_of_prompts(counts, room):
+    if told := prompts_warning(counts, room):
         out.progress.say(f"ppo: {told}. Raise ppo.maximum_prompt to use more")
     prompts = [prompt.tokens for prompt in chosen]
     pretraining = pretraining_batches(config, inputs, context, out.seed)
@@ -81,7 +81,7 @@ def run(config: PPOConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict
         decode=lambda tokens: tokenizer.decode(tokens, special=True),
         tokenizer=tokenizer,
     )
-    if told := told_of_updates(config):
+    if told := few_updates_warning(config):
         out.progress.say(f"ppo: {told}")
     card = {
         "stage": "ppo",
@@ -111,7 +111,7 @@ def run(config: PPOConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict
     return metrics
 
 
-def told_of_updates(config: PPOConfig) -> str:
+def few_updates_warning(config: PPOConfig) -> str:
     """A sentence where the policy is updated too few times to learn much; else empty."""
     iterations = config.iterations - config.value_warmup
     updates = iterations * config.inner_epochs * (config.rollouts // config.minibatch)

@@ -45,8 +45,8 @@ from lmsmith.prompts.selection import (
     LEFT_OUT,
     PromptAndReply,
     prompt_room,
+    prompts_warning,
     select_prompts,
-    told_of_prompts,
 )
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.machine import resolve_machine
@@ -265,7 +265,7 @@ class Collector:
             counts=counts,
         )
         window = f"{config.minimum_tokens} to {config.maximum_tokens} tokens"
-        if told := told_of_prompts(counts, room, window):
+        if told := prompts_warning(counts, room, window):
             left_out = {name: counts[name] for name in LEFT_OUT}
             self.left_out.update(left_out)
             progress, name = self.out.progress, self.out.name

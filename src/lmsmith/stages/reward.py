@@ -22,9 +22,9 @@ from lmsmith.rlhf.candidates import (
     LEFT_OUT,
     EncodedRanking,
     encode_rankings,
+    rankings_warnings,
     score_rankings,
     score_table,
-    told_of_rankings,
 )
 from lmsmith.rlhf.ranking import pair_accuracy, ranking_loss
 from lmsmith.rlhf.ranking_gradients import accumulate_ranking_gradients
@@ -33,8 +33,8 @@ from lmsmith.training.held_out import (
     FEW_STEPS,
     BestWeights,
     batch_for_steps,
-    told_of_rise,
-    told_of_steps,
+    few_steps_warning,
+    rise_warning,
 )
 from lmsmith.training.loop import run_steps
 from lmsmith.training.machine import ResolvedMachine, resolve_machine
@@ -141,7 +141,7 @@ def run(config: RewardConfig, inputs: Mapping[str, Path], out: StageFolder) -> d
         [ranking.length for ranking in train], batch_prompts, config.epochs, out.seed
     )
     steps, per_epoch = len(batches), len(batches) // config.epochs
-    if told := told_of_steps(steps, f"raise {name}.epochs, or add rankings"):
+    if told := few_steps_warning(steps, f"raise {name}.epochs, or add rankings"):
         out.progress.say(f"{name}: {told}")
     best = BestWeights(model)
     torch.manual_seed(derive_seed(out.seed, "dropout"))
@@ -183,7 +183,7 @@ def run(config: RewardConfig, inputs: Mapping[str, Path], out: StageFolder) -> d
         for row in read_metrics(out.metrics_log().path)
         if "validation/loss" in row
     ]
-    if told := told_of_rise("ranking loss", looks, best.step):
+    if told := rise_warning("ranking loss", looks, best.step):
         out.progress.say(f"{name}: {told}")
     decoder.set_dropout(0.0)
     set_shift(model, train, machine)
@@ -229,7 +229,7 @@ def load_rankings(
     rankings = list(rows_of_split(read_rankings, path))
     counts: Counter[str] = Counter()
     encoded, _ = encode_rankings(tokenizer, rankings, context, counts)
-    for told in told_of_rankings(counts, context):
+    for told in rankings_warnings(counts, context):
         out.progress.say(f"{path.parent.name}/{path.name}: {told}")
     names = (*(f"responses_{what}" for what in ("cut", "equal", "empty")), "disputed")
     left_out = {f"left_out_{name}": float(counts[name]) for name in LEFT_OUT}

@@ -270,7 +270,7 @@ def demonstration_windows(
             continue
         counts["conversations_longer_than_context"] += len(cut) > 1
         windows += cut
-    told = told_of_windows(counts, context, refusal)
+    told = windows_warnings(counts, context, refusal)
     if not windows and told:
         raise UserError(f"{path}: nothing is left to learn from: {'; '.join(told)}", MORE_ROOM)
     if not windows:
@@ -293,7 +293,7 @@ def demonstration_windows(
     return windows, {"windows": float(len(windows)), **{n: float(counts[n]) for n in names}}
 
 
-def told_of_windows(
+def windows_warnings(
     counts: Mapping[str, int], context: int, refusal: UserError | None
 ) -> list[str]:
     """A sentence for each reason for which something of the conversations is not learnt."""

@@ -103,7 +103,7 @@ OWN_FORMAT = ChatFormat(
     (SYSTEM, USER, ASSISTANT),
     text_start=(END_OF_TEXT,),
 )
-"""Of the tokenizers that are trained here; its tokens are ``SPECIAL_TOKENS``.
+"""Format of the tokenizers that are trained here; its tokens are ``SPECIAL_TOKENS``.
 
 Models are trained here on documents that begin with ``<|endoftext|>``, so text prompts do too.
 """

@@ -71,7 +71,7 @@ def batch_for_steps(items: float, batch: int, minimum_steps: int) -> int:
     return max(1, min(batch, int(items // max(1, minimum_steps))))
 
 
-def told_of_steps(steps: int, mend: str) -> str:
+def few_steps_warning(steps: int, mend: str) -> str:
     """A sentence where there are too few steps to learn much; else empty."""
     if steps >= FEW_STEPS:
         return ""
@@ -79,7 +79,7 @@ def told_of_steps(steps: int, mend: str) -> str:
     return f"{count} too few to learn much: {mend}"
 
 
-def told_of_rise(name: str, looks: Sequence[tuple[int, float]], kept: int) -> str:
+def rise_warning(name: str, looks: Sequence[tuple[int, float]], kept: int) -> str:
     """A sentence where a held-out loss ends above its best; else empty.
 
     Args:

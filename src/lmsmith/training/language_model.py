@@ -19,7 +19,7 @@ from lmsmith.models.adapters import TrainedState, has_adapters
 from lmsmith.models.attention import packed_mask
 from lmsmith.models.decoder import Decoder
 from lmsmith.training.compiling import choose_compiling
-from lmsmith.training.held_out import BestWeights, told_of_rise, told_of_steps
+from lmsmith.training.held_out import BestWeights, few_steps_warning, rise_warning
 from lmsmith.training.loop import run_steps
 from lmsmith.training.losses import IGNORED, linear_cross_entropy_sum
 from lmsmith.training.machine import (
@@ -205,7 +205,7 @@ def train_language_model(
         best.offer((-found,), done)
         return {VALIDATION: found}
 
-    if told := told_of_steps(steps, more_steps):
+    if told := few_steps_warning(steps, more_steps):
         out.progress.say(f"{description}: {told}")
     torch.manual_seed(derive_seed(out.seed, "dropout"))
     run_steps(
@@ -220,7 +220,7 @@ def train_language_model(
     )
     best.restore()
     looks = [(int(row["step"]), row[VALIDATION]) for row in held_out_looks(out)]
-    if told := told_of_rise("bits per byte", looks, best.step):
+    if told := rise_warning("bits per byte", looks, best.step):
         out.progress.say(f"{description}: {told}")
     return training_summary(out)
 

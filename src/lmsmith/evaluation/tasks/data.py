@@ -28,7 +28,7 @@ DATA_VARIABLE = "LMSMITH_DATA"
 
 
 _STREAM = 0x6974
-"""Parts the draw of items from the others of the same seed."""
+"""Separates the draw of items from other draws of the same seed."""
 
 Drawn = TypeVar("Drawn")
 

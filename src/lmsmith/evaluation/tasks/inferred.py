@@ -66,7 +66,7 @@ _SHAPES: tuple[tuple[frozenset[str], Kind, Mapping[str, Any]], ...] = (
 
 
 FEWEST_SPACES = 1 / 20
-"""Of a text's characters; where they are fewer its words are not parted by them, as in Chinese."""
+"""Share of a text's characters below which spaces do not separate its words, as in Chinese."""
 
 
 def _has_no_words(text: str) -> bool:
