@@ -120,12 +120,45 @@ def test_each_form_becomes_messages(
             {"mapping": {"a": {"parent": ["b"]}}},
             "'mapping' must be an object of objects, each with",
         ),
-        ({"mapping": {"a": {"message": {"author": "me"}}}}, "'author' and 'content' must be"),
+        (
+            {"mapping": {"a": {"message": {"author": "me", "content": 1}}}},
+            "'author' and 'content' must be",
+        ),
     ],
 )
 def test_a_row_of_another_form_says_what_was_expected(row: dict[str, object], problem: str) -> None:
     with pytest.raises(UserError, match=problem):
         messages_of(row, "here", Counter())
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("content", None),
+        ("content", {"content_type": "text", "parts": None}),
+        ("content", {"content_type": "text"}),
+    ],
+)
+def test_an_empty_message_of_an_export_does_not_stop_it(place: str, value: object) -> None:
+    mapping = {
+        "a": node(None, "user", "hello"),
+        "b": {"parent": "a", "message": {"author": {"role": "user"}, place: value}},
+        "c": node("b", "assistant", "hi", recipient=None),
+    }
+    left_out: Counter[str] = Counter()
+    assert messages_of({"mapping": mapping, "current_node": "c"}, "x", left_out) == ASKED
+    assert +left_out == {"empty messages": 1}
+
+
+@pytest.mark.parametrize("row", [{"current_node": ["b"]}, {"current_node": 3}, {}])
+def test_an_export_whose_last_node_is_not_named_is_read_to_its_end(row: dict[str, object]) -> None:
+    mapping = {"a": node(None, "user", "hello"), "b": node("a", "assistant", "hi")}
+    assert messages_of({"mapping": mapping, **row}, "x", Counter()) == ASKED
+
+
+def test_a_message_of_an_export_that_is_no_object_is_named() -> None:
+    with pytest.raises(UserError, match="x, message a must be an object, not text"):
+        messages_of({"mapping": {"a": {"parent": None, "message": "hello"}}}, "x", Counter())
 
 
 def test_a_circle_in_an_export_ends() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -400,19 +399,13 @@ def test_after_each_iteration_its_numbers_are_logged() -> None:
     assert [row["judge/scores"] for row in rows] == [1.0, 2.0]
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [({"prompts": []}, "at least one prompt"), ({"ptx_coefficient": 1.0}, "pretraining batches")],
-)
-def test_what_cannot_be_is_refused(options: dict[str, Any], words: str) -> None:
-    config = replace(CONFIG, ptx_coefficient=options.get("ptx_coefficient", 0.0))
+def test_pretraining_text_is_needed_where_it_is_learnt_from() -> None:
     policy = toy_policy()
-    make: Callable[[], PPOTrainer] = lambda: PPOTrainer(  # noqa: E731
-        policy, ScalarModel(policy), policy, share_of_liked, options.get("prompts", PROMPTS),
-        stop_token=STOP, config=config, machine=MACHINE,
-    )  # fmt: skip
-    with pytest.raises(ValueError, match=words):
-        make()
+    with pytest.raises(ValueError, match="pretraining batches"):
+        PPOTrainer(
+            policy, ScalarModel(policy), policy, share_of_liked, PROMPTS,
+            stop_token=STOP, config=replace(CONFIG, ptx_coefficient=1.0), machine=MACHINE,
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -428,7 +421,7 @@ def test_what_cannot_be_is_refused(options: dict[str, Any], words: str) -> None:
         (lambda n: [math.nan, *[0.0] * (n - 1)], "1 of 64 rewards .* NaN .* of response 0"),
         (lambda n: np.full(n, np.inf), "64 of 64 rewards .* infinite"),
         (lambda n: torch.full((n,), -1e30), "too large for float32"),
-        (lambda n: np.full(n, 1e300), "infinite"),
+        (lambda n: np.full(n, 1e300), r"too large for float32: the first is 1e\+300"),
     ],
 )
 def test_rewards_that_are_no_numbers_one_for_each_are_refused(rewards: Any, words: str) -> None:
@@ -438,7 +431,18 @@ def test_rewards_that_are_no_numbers_one_for_each_are_refused(rewards: Any, word
     assert "learning rate" not in str(raised.value)
 
 
-@pytest.mark.parametrize("kind", [list, np.array, torch.tensor, lambda x: torch.tensor(x).int()])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        list,
+        np.array,
+        torch.tensor,
+        lambda x: torch.tensor(x).int(),
+        lambda x: np.array(x[::-1])[::-1],
+        lambda x: np.array(x, dtype=object),
+        lambda x: np.frombuffer(np.array(x, dtype=np.float32).tobytes(), dtype=np.float32),
+    ],
+)
 def test_rewards_may_be_any_numbers(kind: Any) -> None:
     config = replace(CONFIG, iterations=1)
     expected = toy_trainer(config, reward=lambda _, r: torch.tensor([len(x) * 1.0 for x in r]))
@@ -455,14 +459,41 @@ def test_rewards_may_be_any_numbers(kind: Any) -> None:
         ([5] * 12, r"prompts\[1\] has 12 tokens, which leaves no room"),
         ([5, 99], r"prompts\[1\] has token ids outside 0 to 9"),
         ([-1], r"outside 0 to 9"),
+        ([5.5], r"prompts\[1\] is no list of token ids"),
+        (["5"], r"prompts\[1\] is no list of token ids"),
+        ("hello", r"prompts\[1\] is no list of token ids"),
+        (None, r"prompts\[1\] is no list of token ids"),
+        ([[5]], r"prompts\[1\] is no list of token ids"),
     ],
 )
-def test_prompts_that_cannot_be_read_are_refused(prompt: list[int], words: str) -> None:
+def test_prompts_that_cannot_be_read_are_refused(prompt: Any, words: str) -> None:
     policy = toy_policy()
     with pytest.raises(UserError, match=words):
         PPOTrainer(
             policy, ScalarModel(policy), policy, share_of_liked, [[5], prompt],
             stop_token=STOP, config=CONFIG, machine=MACHINE,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "prompts", [((5, 6), (7, 8)), np.array([[5, 6], [7, 8]]), iter([[5], [6]])]
+)
+def test_prompts_may_be_anything_that_holds_token_ids(prompts: Any) -> None:
+    trainer = PPOTrainer(
+        toy_policy(), ScalarModel(toy_policy()), toy_policy(), share_of_liked, prompts,
+        stop_token=STOP, config=CONFIG, machine=MACHINE,
+    )  # fmt: skip
+    assert len(trainer.prompts) == 2
+    assert all(type(token) is int for prompt in trainer.prompts for token in prompt)
+
+
+@pytest.mark.parametrize(("prompts", "stop"), [([], STOP), ([[5]], None), ([[5]], "1")])
+def test_no_prompt_and_no_stop_token_are_refused(prompts: Any, stop: Any) -> None:
+    policy = toy_policy()
+    with pytest.raises(UserError, match=r"no prompt|stop_token = (None|'1')"):
+        PPOTrainer(
+            policy, ScalarModel(policy), policy, share_of_liked, prompts,
+            stop_token=stop, config=CONFIG, machine=MACHINE,
         )  # fmt: skip
 
 

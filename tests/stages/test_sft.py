@@ -217,6 +217,35 @@ def test_the_weights_of_the_best_look_are_kept_and_a_rise_is_said(
     assert f"the weights of step {metrics['best_step']:.0f} are kept" in said
 
 
+def test_the_best_weights_survive_a_stop_after_a_worse_look(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talk = lambda reply: [  # noqa: E731
+        {"role": "user", "content": "tea"}, {"role": "assistant", "content": reply},
+    ]  # fmt: skip
+    rows = [{"messages": talk("yes " * 6), "id": str(n)} for n in range(8)]
+    held_out = [{"messages": talk("no " * 6), "id": "b"}]
+    data = write_data(tmp_path / "data", demonstrations=rows, validation=held_out)
+    folders = {**inputs, "data": data}
+    fast = OptimiserConfig(learning_rate=0.05, weight_decay=0.0)
+    config = replace(CONFIG, epochs=6, minimum_steps=12, warmup=0, optimiser=fast)
+    whole = stage_folder(tmp_path / "whole")
+    metrics = run(config, folders, whole)
+    last = int(metrics["steps"])
+    assert metrics["best_step"] < last - 2
+    for stop in range(int(metrics["best_step"]) - 1, last):
+        out = stage_folder(tmp_path / f"stopped-{stop}")
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                loop, "stop_requested", lambda o=out, n=stop: 2 if len(untimed(o)) >= n else None
+            )
+            with pytest.raises(Interrupted):
+                run(config, folders, out)
+        assert run(config, folders, out)["best_step"] == metrics["best_step"]
+        name = "model/model.safetensors"
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+
+
 def test_replies_that_do_not_end_are_said(
     made: tuple[StageFolder, dict[str, float]], inputs: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -24,8 +24,10 @@ EXPECTED = (
 
 _ROLES = {
     **dict.fromkeys(("user", "human", "prompter"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model", "bing", "bard"), "assistant"),
-    "system": "system",
+    **dict.fromkeys(
+        ("assistant", "gpt", "chatgpt", "bot", "model", "bing", "bard", "claude", "ai"), "assistant"
+    ),
+    **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(
         ("tool", "function", "observation", "function_call", "function_response"), "tool"
     ),
@@ -160,7 +162,7 @@ def _chatgpt(row: Mapping[str, object], where: str, left_out: Counter[str]) -> I
     )
     for name in reversed(path):
         message = nodes[name].get("message")
-        if isinstance(message, dict):
+        if message is not None:
             yield from _chatgpt_message(message, f"{where}, message {name}", left_out)
 
 
@@ -170,15 +172,20 @@ def _last_leaf(nodes: Mapping[str, Mapping[str, object]]) -> str | None:
     return next((name for name in reversed(list(nodes)) if name not in parents), None)
 
 
-def _chatgpt_message(
-    message: Mapping[str, object], place: str, left_out: Counter[str]
-) -> Iterator[_Turn]:
+def _chatgpt_message(message: object, place: str, left_out: Counter[str]) -> Iterator[_Turn]:
+    if not isinstance(message, dict):
+        raise UserError(f"{place} must be an object, not {name_of_type(message)}")
     author, content = message.get("author"), message.get("content")
+    if content is None:
+        left_out[_EMPTY] += 1
+        return
     if not isinstance(author, dict) or not isinstance(content, dict):
         raise UserError(f"{place}: 'author' and 'content' must be objects")
     about = message.get("metadata")
     hidden = isinstance(about, dict) and about.get("is_visually_hidden_from_conversation")
-    parts = content.get("parts", [content.get("text") or ""])
+    parts = content.get("parts")
+    if parts is None:
+        parts = [content.get("text") or ""]
     if not isinstance(parts, list):
         raise UserError(f"{place}: 'parts' must be a list, not {name_of_type(parts)}")
     texts = [part.get("text") if isinstance(part, dict) else part for part in parts]  # speech
@@ -188,7 +195,7 @@ def _chatgpt_message(
         return  # every conversation begins with an empty one
     if hidden or role == "system":
         left_out[_HIDDEN] += 1
-    elif role == "tool" or message.get("recipient", "all") != "all":
+    elif role == "tool" or message.get("recipient") not in ("all", None):
         yield "tool", text
     elif content.get("content_type") not in ("text", "multimodal_text", None):
         left_out[_HIDDEN] += 1  # thoughts, custom instructions, results of code

@@ -19,6 +19,9 @@ from lmsmith.corpus.trees import is_tree, tree_rankings
 LONG_TEXT_CHARACTERS = 16_384
 """A .txt file longer than this is read as several documents, so that a split can divide it."""
 
+WORST_RANK = 1_000_000
+"""Far more than responses can have."""
+
 RANKING_SPLITS = ("train", "validation", "test")
 
 Row = TypeVar("Row")
@@ -174,8 +177,12 @@ def _read_ranked(row: Mapping[str, object], where: str) -> Ranked:
         raise UserError(f"{where}: 'responses' must be a list of texts")
     if len(responses) < 2:
         raise UserError(f"{where}: 'responses' must hold at least two, not {len(responses)}")
-    if not isinstance(ranks, list) or not all(type(rank) is int and rank >= 1 for rank in ranks):
-        raise UserError(f"{where}: 'ranks' must be a list of whole numbers from 1 (the best)")
+    if not isinstance(ranks, list) or not all(
+        type(rank) is int and 1 <= rank <= WORST_RANK for rank in ranks
+    ):
+        raise UserError(
+            f"{where}: 'ranks' must be a list of whole numbers from 1 (the best) to {WORST_RANK:,}"
+        )
     if len(ranks) != len(responses):
         raise UserError(f"{where}: {len(responses)} responses but {len(ranks)} ranks")
     return prompt, responses, ranks

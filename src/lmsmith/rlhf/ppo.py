@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +113,6 @@ class PPOTrainer:
         tokenizer: Tokenizer | None = None,
     ) -> None:
         self.config = config if config is not None else PPOConfig()
-        if not prompts:
-            raise ValueError("PPO needs at least one prompt")
         problems = decode_settings(PPOConfig, asdict(self.config), "")[1]
         context = policy.config.context
         if not problems and self.config.maximum_response >= context:
@@ -135,9 +134,7 @@ class PPOTrainer:
         self.reward: RewardFunction = (
             self._reward_of(reward_model) if isinstance(reward_model, ScalarModel) else reward_model
         )
-        self.prompts = [[int(token) for token in prompt] for prompt in prompts]
-        refuse_unreadable(self.prompts, stop_token, policy)
-        self.stop_token = stop_token
+        self.prompts, self.stop_token = readable_prompts(prompts, stop_token, policy)
         self.pretraining = pretraining
         self.seed = seed
         self.decode = decode
@@ -462,29 +459,52 @@ class PPOTrainer:
             )
 
 
-def refuse_unreadable(prompts: Sequence[Sequence[int]], stop_token: int, policy: Decoder) -> None:
-    """Raise a UserError for the first prompt that is empty, too long or of unknown tokens."""
+def readable_prompts(
+    prompts: Sequence[Sequence[int]], stop_token: int, policy: Decoder
+) -> tuple[list[list[int]], int]:
+    """Prompts and stop token as plain whole numbers, whatever holds them: lists, arrays, tensors.
+
+    Raises:
+        UserError: there is no prompt, or the first that is empty, too long, or no list of tokens
+            that the policy has.
+    """
     context, vocabulary = policy.config.context, policy.config.vocabulary_size
-    if not 0 <= stop_token < vocabulary:
+    try:
+        stop = index(stop_token)
+    except TypeError:
+        stop = -1
+    if not 0 <= stop < vocabulary:
         raise UserError(
-            f"stop_token = {stop_token}: the policy has tokens 0 to {vocabulary - 1}",
+            f"stop_token = {stop_token!r}: the policy has tokens 0 to {vocabulary - 1}",
             "give the id of the token that ends a response",
         )
+    found: list[list[int]] = []
     for number, prompt in enumerate(prompts):
-        if not prompt:
+        try:
+            tokens = [index(token) for token in prompt]
+        except TypeError as error:
+            raise UserError(
+                f"prompts[{number}] is no list of token ids ({error})",
+                "encode texts with the policy's own tokenizer; ids are whole numbers",
+            ) from error
+        if not tokens:
             problem, mend = "has no tokens", "begin it with the start-of-text token"
-        elif len(prompt) >= context:
+        elif len(tokens) >= context:
             problem = (
-                f"has {len(prompt)} tokens, which leaves no room for a response in the policy's "
+                f"has {len(tokens)} tokens, which leaves no room for a response in the policy's "
                 f"context of {context}"
             )
             mend = "shorten the prompt, or leave it out"
-        elif not 0 <= min(prompt) <= max(prompt) < vocabulary:
+        elif not 0 <= min(tokens) <= max(tokens) < vocabulary:
             problem = f"has token ids outside 0 to {vocabulary - 1}"
             mend = "encode it with the policy's own tokenizer"
         else:
+            found.append(tokens)
             continue
         raise UserError(f"prompts[{number}] {problem}", mend)
+    if not found:
+        raise UserError("PPO has no prompt", "give at least one list of token ids")
+    return found, stop
 
 
 def explained_variance(values_bs: Tensor, returns_bs: Tensor, mask_bs: Tensor) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,10 +24,8 @@ def checked_rewards(rewards: object, count: int) -> Tensor:
     """
     expected = f"expected {count} finite numbers, shape ({count},): one for each response"
     try:
-        found = torch.as_tensor(rewards).detach()
-        if found.is_complex():
-            raise TypeError("complex numbers")
-        rewards_b = found.to("cpu", torch.float32)
+        plain = rewards.tolist() if isinstance(rewards, Tensor | np.ndarray) else rewards
+        rewards_b = torch.as_tensor(plain, dtype=torch.float64).detach()
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(
             f"the reward function returned {type(rewards).__name__} that is no list of numbers "
@@ -55,7 +54,7 @@ def checked_rewards(rewards: object, count: int) -> Tensor:
                 f"{expected}",
                 mend,
             )
-    return rewards_b
+    return rewards_b.float()
 
 
 def value_mask(mask_br: Tensor) -> Tensor:

@@ -146,6 +146,18 @@ class DataConfig:
         if not self.turn_separator:
             problems.append(("turn_separator", "", "must not be empty", 'use "\\n"'))
         paths = [source.path for source in self.documents]
+        named = {"conversations": self.conversations, "rankings": self.rankings, "documents": paths}
+        problems += [
+            (
+                f"{key}.{number}",
+                "",
+                "names no file",
+                'write a path, or [] for none; "." is a folder',
+            )
+            for key, sources in named.items()
+            for number, source in enumerate(sources)
+            if not source.strip()
+        ]
         problems += [
             (f"documents.{number}.path", path, "is named twice", "leave one out")
             for number, path in enumerate(paths)
