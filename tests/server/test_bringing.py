@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 from worlds import HTTP, Running, parrot, running
 
 from lmsmith.core.files import write_jsonl
-from lmsmith.feedback.importing import import_file
+from lmsmith.corpus import forms
+from lmsmith.feedback.importing import begun_by_user, import_file
 from lmsmith.feedback.store import Store
 
 ASKED = [{"role": "user", "content": "tea? 你好"}, {"role": "assistant", "content": "yes"}]
@@ -156,3 +158,15 @@ def test_mistakes_name_the_row_and_nothing_is_added(
     assert message.startswith("talks.json, conversation 6")
     assert why in message
     assert store.counts() == before
+
+
+def test_the_page_has_words_for_all_that_is_left_out() -> None:
+    """It shows them in the reader's language, by the texts that the server counts them under."""
+    counts = {
+        text for name, text in vars(forms).items() if name.isupper() and isinstance(text, str)
+    } - {forms.EXPECTED}
+    left_out = Counter[str]()
+    begun_by_user([ASKED[1], ASKED[0]], left_out)
+    page = (Path(__file__).parents[2] / "web/src/chat/Sidebar.svelte").read_text("utf-8")
+    assert len(counts) > 5
+    assert [text for text in (*counts, *left_out) if text not in page] == []

@@ -22,6 +22,7 @@ log = logging.getLogger("lmsmith.models")
 """Says which model a run's folder stands for; the command line shows it."""
 
 ADAPTER_FILE = "adapter.safetensors"
+"""As in `lmsmith.models.folder`, which imports torch."""
 
 WRITING_STAGES = ("ppo", "sft", "pretrain", "base")
 """The stages that make a model which writes, the most aligned first."""
