@@ -74,6 +74,17 @@ def test_lines_come_every_few_seconds() -> None:
     assert len(lines) == 9
 
 
+def test_the_time_left_does_not_count_a_slow_first_step() -> None:
+    now = [0.0]
+    stream = io.StringIO()
+    progress = LineProgress(10, stream, lambda: now[0])
+    progress.begin("training", 100, "steps")
+    for step, seconds in enumerate((60, 10, 10), start=1):  # the first one compiles
+        now[0] += seconds
+        progress.update(step)
+    assert stream.getvalue().splitlines()[-1] == "training 3/100 steps, 16 min 10 s left"
+
+
 @pytest.mark.parametrize(
     "progress", [QuietProgress(), LineProgress(stream=io.StringIO())], ids=["quiet", "line"]
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -220,3 +221,24 @@ def test_an_early_stop_is_remembered(tmp_path: Path) -> None:
         assert done == 2
     assert training.ran == []
     assert len(training.rows()) == 2
+
+
+def test_a_step_that_fails_while_stopping_ends_the_run_as_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C reaches the C++ compiler too: its death is no error of the run."""
+    training = Training(tmp_path)
+    signals: list[int] = []
+    monkeypatch.setattr(loop, "stop_requested", lambda: signals[0] if signals else None)
+
+    def fails(_: int) -> Mapping[str, float]:
+        raise RuntimeError("C++ compile error")
+
+    def stopped(index: int) -> Mapping[str, float]:
+        signals.append(signal.SIGINT)
+        return fails(index)
+
+    with pytest.raises(RuntimeError, match="compile"):
+        training.run(fails)
+    with pytest.raises(Interrupted):
+        training.run(stopped)

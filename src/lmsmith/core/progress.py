@@ -62,13 +62,27 @@ class Task:
     first: int
     started: float
     figures: dict[str, float] = field(default_factory=dict)
+    first_advance: tuple[int, float] | None = None
+
+    def advance(self, done: int, figures: dict[str, float], now: float) -> None:
+        """``done`` units are done at ``now``; ``figures`` are added to those known."""
+        self.done = done
+        self.figures = {**self.figures, **figures}
+        if self.first_advance is None and done > self.first:
+            self.first_advance = (done, now)
 
     def seconds_left(self, now: float) -> float | None:
-        """The time left at the pace so far, or None before there is one."""
-        advanced = self.done - self.first
+        """The time left at the pace so far, or None before there is one.
+
+        The first advance counts only while it is the only one, since a first step also compiles.
+        """
+        since, started = self.first, self.started
+        if self.first_advance is not None and self.done > self.first_advance[0]:
+            since, started = self.first_advance
+        advanced = self.done - since
         if advanced <= 0 or self.total <= 0:
             return None
-        return max(0.0, (now - self.started) / advanced * (self.total - self.done))
+        return max(0.0, (now - started) / advanced * (self.total - self.done))
 
 
 def format_seconds(seconds: float) -> str:
@@ -153,10 +167,10 @@ class LineProgress:
     def update(self, done: int, **figures: float) -> None:
         if self._task is None:
             return
-        self._task.done = done
-        self._task.figures.update(figures)
-        if self._clock() - self._last >= self._every:
-            self._last = self._clock()
+        now = self._clock()
+        self._task.advance(done, figures, now)
+        if now - self._last >= self._every:
+            self._last = now
             self._print(_task_line(self._task, self._last))
 
     def end(self) -> None:
@@ -258,8 +272,7 @@ class LiveProgress:
 
     def update(self, done: int, **figures: float) -> None:
         if self._task is not None:
-            self._task.done = done
-            self._task.figures = {**self._task.figures, **figures}
+            self._task.advance(done, figures, time.monotonic())
 
     def end(self) -> None:
         self._task = None

@@ -81,7 +81,13 @@ def run_steps(
     out.progress.begin(description, steps, "steps", done)
     interval, last_save = out.machine.checkpoint_seconds, time.monotonic()
     while done < steps and not stopped:
-        row = dict(step(done))
+        try:
+            row = dict(step(done))
+        except Exception as error:
+            # Ctrl-C also ends the compiler that a step waits for, and the step fails.
+            if (signal_number := stop_requested()) is not None:
+                raise Interrupted(signal_number) from error
+            raise
         refuse_non_finite(row, description, done + 1, checkpoints)
         done += 1
         due = done == steps or (evaluate_every and done % evaluate_every == 0)
