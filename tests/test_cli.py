@@ -269,6 +269,11 @@ def test_run_shows_lines_then_the_table_and_the_report(
     shown = capsys.readouterr()
     assert "make: done in" in shown.err
     assert shown.out.splitlines()[-1].startswith("report: runs/small/")
+    Path("runs/small/sft/model").mkdir(parents=True)
+    assert cli.main(["run", "small"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "next: lmsmith chat runs/small; or its chat page: lmsmith serve runs/small"
+    )
     assert cli.main(["run", "small", "--quiet"]) == 0
     shown = capsys.readouterr()
     assert len(shown.out.splitlines()) == 1

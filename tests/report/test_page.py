@@ -145,6 +145,20 @@ def test_an_interval_that_holds_the_baseline_is_not_called_a_gain(whole_run: Pat
     assert Page(html).text.count("● no clear gain") == 2
 
 
+def test_ppo_without_a_judge_is_measured_by_its_own_reward_model(whole_run: Path) -> None:
+    path = whole_run / "evaluate" / "stage.json"
+    manifest = json.loads(path.read_text())
+    metrics = manifest["metrics"]
+    for name in [name for name in metrics if name.startswith("ppo.win_rate")]:
+        del metrics[name]
+    metrics.update({f"ppo.win_rate_by_reward{end}": 0.75 for end in ("", "_low", "_high")})
+    path.write_text(json.dumps(manifest))
+    text = Page(build_report(whole_run).read_text(encoding="utf-8")).text
+    assert "wins over SFT by its own reward model" in text
+    assert "no judge measured it" in text
+    assert "not measured yet" not in text
+
+
 def test_the_recipe_on_the_page_is_enough_to_run_again(html: str, shared_run: Path) -> None:
     page = Page(html)
     start = page.text.index('description = "Real')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -64,6 +65,11 @@ def run(
 
         print_closing_table(place)
     print(f"report: {page}")
+    from lmsmith.catalogue.resolving import WRITING_STAGES
+
+    if not quiet and any((place / stage / "model").exists() for stage in WRITING_STAGES):
+        named = shlex.quote(str(place))
+        print(f"next: lmsmith chat {named}; or its chat page: lmsmith serve {named}")
     return 0
 
 

@@ -244,8 +244,11 @@ def _of_reward(stage: str, tables: Mapping[str, Metrics]) -> _Measured:
 
 
 def _of_ppo(tables: Mapping[str, Metrics]) -> _Measured:
+    """By the judge; without one by the reward model that PPO trained with, which proves less."""
     table = tables["ppo"]
-    value, low, high = (table.get(f"win_rate{end}") for end in ("", "_low", "_high"))
+    judged = table.get("win_rate") is not None
+    metric = "win_rate" if judged else "win_rate_by_reward"
+    value, low, high = (table.get(f"{metric}{end}") for end in ("", "_low", "_high"))
     if value is None:
         return _NONE
     notes = []
@@ -255,12 +258,14 @@ def _of_ppo(tables: Mapping[str, Metrics]) -> _Measured:
         notes.append(f"at equal length {percent(controlled)}")
     if (kl := table.get("kl")) is not None:
         notes.append(f"KL {fixed(kl, 2)} nats")
+    if not judged:
+        notes.append("no judge measured it")
     return (
-        "wins over SFT by the judge",
+        f"wins over SFT by {'the judge' if judged else 'its own reward model'}",
         percent(0.5),
         percent(value),
         "; ".join(notes),
-        verdict_of(low, high, 0.5),
+        verdict_of(low, high, 0.5) if judged else "",
     )
 
 
