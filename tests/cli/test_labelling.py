@@ -206,6 +206,8 @@ def test_users(call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     ]
     assert "an admin" in call("users", "role", "owner", "user", code=2)
     assert "rows that name nobody" in call("users", "add", "import", code=2)
+    for name in ("Import", "OWNER", "Ｏwner"):
+        assert "of lmsmith's own" in call("users", "add", name, code=2)
     assert call("users", "role", "Ann", "admin") == {"name": "Ann", "role": "admin"}
     assert call("users", "ls")["users"][0]["role"] == "admin"
     assert "no user" in call("users", "role", "Bo", "admin", code=2)

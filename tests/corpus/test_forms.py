@@ -150,6 +150,17 @@ def test_an_empty_message_of_an_export_does_not_stop_it(place: str, value: objec
     assert +left_out == {"empty messages": 1}
 
 
+def test_a_role_of_chatgpts_own_does_not_stop_an_export() -> None:
+    mapping = {
+        "a": node(None, "user", "hello"),
+        "b": node("a", "critic", "no"),
+        "c": node("b", "assistant", "hi"),
+    }
+    left_out: Counter[str] = Counter()
+    assert messages_of({"mapping": mapping, "current_node": "c"}, "x", left_out) == ASKED
+    assert +left_out == {"messages to or from tools": 1}
+
+
 @pytest.mark.parametrize("row", [{"current_node": ["b"]}, {"current_node": 3}, {}])
 def test_an_export_whose_last_node_is_not_named_is_read_to_its_end(row: dict[str, object]) -> None:
     mapping = {"a": node(None, "user", "hello"), "b": node("a", "assistant", "hi")}

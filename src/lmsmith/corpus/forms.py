@@ -190,7 +190,8 @@ def _chatgpt_message(message: object, place: str, left_out: Counter[str]) -> Ite
         raise UserError(f"{place}: 'parts' must be a list, not {name_of_type(parts)}")
     texts = [part.get("text") if isinstance(part, dict) else part for part in parts]  # speech
     text = "\n".join(part for part in texts if isinstance(part, str)).strip()
-    role = _role(author.get("role"), place)
+    # Roles beside these are ChatGPT's own, such as its critic.
+    role = _ROLES.get(str(author.get("role")).casefold(), "tool")
     if role == "system" and not text:
         return  # every conversation begins with an empty one
     if hidden or role == "system":

@@ -44,6 +44,12 @@ class People:
             UserError: somebody of this name can log in already, or name or role are none.
         """
         _check_reserved(name, role)
+        for reserved in (OWNER, IMPORTER):
+            if plain_name(name).casefold() == reserved != plain_name(name):
+                raise UserError(
+                    f"{name!r} reads as {reserved!r}, a name of lmsmith's own",
+                    "choose another name",
+                )
         person = self.store.person(name, role)
         if person.token_hash:
             again = f"lmsmith users token {shlex.quote(person.name)}{self.store.option}"
