@@ -126,6 +126,8 @@ def test_bodies_that_are_no_requests(served: Running, body: bytes) -> None:
         (b"null", "JSON object"),
         ('{"messages": "你好"}'.encode("gbk"), "not UTF-8"),
         (b'{"n": ' + b"1" * 5000 + b"}", "cannot be read: Exceeds the limit"),
+        (b'{"n": ' + b"[" * 100_000, "nested too deeply"),
+        (b'{"model": "a\x01"}', "Invalid control character at character 12"),
     ],
 )
 def test_the_reason_why_a_body_is_no_request(served: Running, body: bytes, word: str) -> None:

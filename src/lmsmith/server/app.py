@@ -106,6 +106,7 @@ async def _bad_body(_: Request, error: Exception) -> Response:
     kind, place = first.get("type"), list(first.get("loc", ()))
     if kind == "json_invalid":
         reason = first.get("ctx", {}).get("error", "")
+        reason = reason.removesuffix(" at")  # Python's own words: "Invalid control character at"
         return _no_body(f"the body is not JSON: {reason} at character {place[-1]}")
     if place == ["body"] and kind in _NO_OBJECT:
         return _no_body(_NO_OBJECT[kind])
@@ -142,7 +143,9 @@ async def _http_error(request: Request, error: Exception) -> Response:
         return error.__cause__.response()
     if isinstance(error.__cause__, UnicodeDecodeError):
         return _no_body("the body is not UTF-8; save or send it as UTF-8")
-    if isinstance(error.__cause__, RecursionError | ValueError):
+    if isinstance(error.__cause__, RecursionError):
+        return _no_body("the body cannot be read: lists and objects are nested too deeply in it")
+    if isinstance(error.__cause__, ValueError):
         return _no_body(f"the body cannot be read: {error.__cause__}")
     problem = f"{request.method} {request.url.path}: {error.detail}"
     return ApiError(error.status_code, problem, headers=error.headers or {}).response()
