@@ -276,3 +276,28 @@ def test_a_message_whose_connection_broke_is_not_said_twice(chat: Chat) -> None:
     expect(box(page)).to_have_value("")
     said = [each.content for each in chat.messages(page) if each.role == "user"]
     assert said == ["the first", "the second"]
+
+
+@pytest.mark.parametrize("where", ["new", "old"])
+def test_a_message_on_its_way_at_a_reload_is_not_said_twice(chat: Chat, where: str) -> None:
+    page = chat.visit()
+    if where == "old":
+        say(page, "the first")
+        expect(page.get_by_label("Answer again")).to_have_count(1)
+
+    arrived = list[Route]()
+
+    def arrives(route: Route) -> None:
+        route.fetch()
+        arrived.append(route)  # and the page never hears of it
+
+    page.route("**/messages", arrives)
+    say(page, "on its way")
+    while not arrived:
+        page.wait_for_timeout(20)
+    page.reload()
+    expect(page.get_by_role("button", name="Answer this")).to_be_visible()
+    expect(box(page)).to_have_value("")
+    page.unroute("**/messages", arrives)
+    said = [each.content for each in chat.messages(page) if each.role == "user"]
+    assert said.count("on its way") == 1

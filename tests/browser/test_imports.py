@@ -77,3 +77,22 @@ def test_what_cannot_be_imported_is_said_in_the_readers_language(chat: Chat) -> 
     bring(page, "rows.jsonl", f'{json.dumps(ALPACA)}\n{{"text": "x"}}\n')
     expect(page.locator(".toast.bad").last).to_contain_text("rows.jsonl, conversation 2")
     expect(page.locator("nav li a")).to_have_count(0)
+
+
+def test_a_conversation_that_is_too_long_keeps_no_other_out(chat: Chat) -> None:
+    page = chat.visit()
+    long = {**ALPACA, "output": "x" * 5_000_000}
+    after = {**ALPACA, "instruction": "Say no."}
+    bring(page, "rows.json", json.dumps([ALPACA, long, after]))
+    toast = page.locator(".toast").last
+    expect(toast).to_contain_text("2 imported. Left out: 1 × conversations that are longer than")
+    expect(page.locator("nav li")).to_have_count(2)
+
+
+def test_a_file_that_is_no_text_is_named(chat: Chat) -> None:
+    page = chat.visit()
+    bring(page, "chatgpt.json", "PK\x03\x04")
+    expect(page.locator(".toast.bad").last).to_contain_text("it is a zip file; unpack it")
+    file = {"name": "a.json", "mimeType": "", "buffer": json.dumps(ALPACA).encode() + b"\xe9"}
+    page.locator("input[type=file]").set_input_files(file)
+    expect(page.locator(".toast.bad").last).to_contain_text("not text in UTF-8")

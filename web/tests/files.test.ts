@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest';
-import { asJson, asMarkdown, fileName, parts, rowsOf } from '../src/chat/files';
+import { asJson, asMarkdown, fileName, parts, rowsOf, textOf } from '../src/chat/files';
 import type { Message } from '../src/chat/tree';
 import { en } from '../src/words/en';
 import { zh } from '../src/words/zh';
@@ -21,6 +21,14 @@ test('rows of JSON, of a list and of lines are read', () => {
 test.each([
   ['', 'empty'], ['[]', 'empty'], ['null', 'row 1'], ['[{}, 3]', 'row 2'], ['{}\nno json\n', 'line 2'],
 ])('%j is refused: %s', (text, why) => expect(() => rowsOf(text)).toThrow(why));
+
+test('a file is read as it is written, or refused with the reason', () => {
+  const wide = new Uint8Array([0xff, 0xfe, ...'é{}'].flatMap((each) => (typeof each === 'number' ? each : [each.charCodeAt(0), 0])));
+  expect(textOf(wide)).toBe('é{}');
+  expect(textOf(new TextEncoder().encode('\uFEFF你好'))).toBe('你好');
+  expect(() => textOf(new TextEncoder().encode('PK\u0003\u0004'))).toThrow('unpack it');
+  expect(() => textOf(new Uint8Array([0x22, 0xe9, 0x22]))).toThrow('not text in UTF-8'); // Latin-1
+});
 
 test('rows are sent in parts, and none is lost', () => {
   const rows = [...Array(2500).keys()].map((number) => ({ number, text: 'x'.repeat(number === 7 ? 900_000 : 9) }));

@@ -48,6 +48,7 @@ async function* answer(wait: Promise<AnswerEvent>) {
 async function show(id: string): Promise<void> {
   await talk.open(id);
   draft.show(id);
+  draft.takeBackLost();
 }
 
 test('nothing is said while a conversation loads, and a load that comes late changes nothing', async () => {

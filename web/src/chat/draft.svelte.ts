@@ -15,7 +15,18 @@ class Draft {
     const name = id ?? 'new';
     this.#shown = name;
     this.text = recall(`draft.${name}`, '');
-    if (!this.#onWay.includes(name)) this.#takeBack(name, recall(`sent.${name}`, '')); // of a page that is gone
+  }
+
+  /** Take back what a page that is gone was sending, unless the conversation that is shown has it. */
+  takeBackLost(): void {
+    const name = this.#shown;
+    if (this.#onWay.includes(name)) return;
+    const said = recall(`sent.${name}`, '');
+    const answered = new Set(talk.messages.map((each) => each.parent));
+    const arrived = talk.messages.some(
+      (each) => each.role === 'user' && each.content === said && !answered.has(each.id),
+    );
+    this.#takeBack(name, arrived ? '' : said);
   }
 
   typed(): void {

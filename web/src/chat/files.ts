@@ -19,6 +19,18 @@ export function asMarkdown(
   return [`# ${title}\n`, ...parts].join('\n');
 }
 
+/** What is written in a file, in UTF-8 or UTF-16. Throws an Error that says what is wrong. */
+export function textOf(bytes: Uint8Array): string {
+  const [first, second] = bytes;
+  if (first === 0x50 && second === 0x4b) throw new Error(t('file.zip')); // "PK"
+  const kind = first === 0xff && second === 0xfe ? 'utf-16le' : first === 0xfe && second === 0xff ? 'utf-16be' : 'utf-8';
+  try {
+    return new TextDecoder(kind, { fatal: true }).decode(bytes);
+  } catch {
+    throw new Error(t('file.noText'));
+  }
+}
+
 /** The rows of a file: JSON, a list in it, or JSONL. Throws an Error that says what is wrong. */
 export function rowsOf(text: string): Record<string, unknown>[] {
   const plain = text.replace(/^\uFEFF/, '');

@@ -13,7 +13,10 @@ export function escaped(text: string): string {
  *  space within it, and no letter or digit after it. */
 const INLINE =
   /^(?:\$\$[^$]{1,4000}?\$\$|\$(?![\s$])(?:\\.|[^\\$\n]){1,1000}?(?<!\s)\$(?![A-Za-z0-9])|\\\([\s\S]{1,4000}?\\\)|\\\[[\s\S]{1,4000}?\\\])/;
-const BLOCK = /^ {0,3}(?:\$\$[\s\S]{1,4000}?\$\$|\\\[[\s\S]{1,4000}?\\\])[ \t]*(?:\n|$)/;
+/** Delimiters that nothing closes take no paragraphs or code with them: an empty line is within it only
+ *  where both stand in lines of their own. */
+const BLOCK =
+  /^ {0,3}(?:\$\$[ \t]*\n(?:(?!\$\$|```)[\s\S]){1,4000}\n[ \t]*\$\$|\$\$(?:(?!\$\$|\n[ \t]*\n)[\s\S]){1,4000}\$\$|\\\[(?:(?!\\\]|\n[ \t]*\n)[\s\S]){1,4000}\\\])[ \t]*(?:\n|$)/;
 
 /** A formula as it was written; it is set when it is shown. */
 function formula(text: string): string {

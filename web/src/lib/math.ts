@@ -5,20 +5,31 @@ import 'katex/dist/katex.min.css';
 
 const DELIMITERS = /^(?:\$\$?|\\[([])|(?:\$\$?|\\[)\]])$/g;
 
-/** Set a formula in place; one that is no TeX stays as it was written. */
-export function typeset(source: HTMLElement): void {
+/** Set formulas in place. All are set before one is measured: the page is laid out once. */
+export function typeset(sources: Iterable<HTMLElement>): void {
+  const wide = [...sources].map(set).filter((made) => made && made.scrollWidth > made.clientWidth);
+  for (const made of wide) made!.tabIndex = 0; // what is wide scrolls
+}
+
+/** Links, images and attributes stay a text, too: KaTeX would leave out what they hold. */
+function refuse(): never {
+  throw new Error('no command that reaches out of the formula');
+}
+
+/** One that is no TeX stays as it was written. */
+function set(source: HTMLElement): HTMLElement | undefined {
   const made = document.createElement('span');
   const displayMode = source.dataset['math'] === 'block';
   try {
     katex.render((source.textContent ?? '').trim().replace(DELIMITERS, ''), made, {
-      ...{ displayMode, throwOnError: true, trust: false, strict: 'ignore' },
+      ...{ displayMode, throwOnError: true, trust: refuse, strict: 'ignore' },
       ...{ maxSize: 20, maxExpand: 500 },
     });
   } catch {
-    return;
+    return undefined;
   }
   made.dir = 'ltr';
   made.className = 'formula';
   source.replaceWith(made);
-  if (made.scrollWidth > made.clientWidth) made.tabIndex = 0; // what is wide scrolls
+  return made;
 }

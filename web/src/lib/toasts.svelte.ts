@@ -31,7 +31,8 @@ export function dismiss(id: number): void {
   if (place >= 0) toasts.splice(place, 1);
 }
 
-/** Say what went wrong. */
+/** Say what went wrong; once, while it is in sight. */
 export function complain(error: unknown): void {
-  toast(reasonOf(error), { bad: true });
+  const text = reasonOf(error);
+  if (!toasts.some((each) => each.bad && each.text === text)) toast(text, { bad: true });
 }
