@@ -165,6 +165,7 @@ def test_full_and_closed_outputs(line: str, code: int, said: bytes) -> None:
         ("serve m --prot 3", "serve: --prot is no option of this command", "Did you mean --port?"),
         ("serve m --port", "serve: --port has no value", ""),
         ("serve m --port x", "serve: --port: expected INT (invalid literal", ""),
+        ("eval m --limit x", "eval: --limit: expected N (invalid literal for int()", ""),
     ],
 )
 def test_mistakes_in_a_command_line_are_said_as_all_others(

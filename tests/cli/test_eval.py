@@ -423,9 +423,23 @@ def test_a_task_of_ones_own_is_a_function_of_lines(
     printed = capsys.readouterr()
     found = [json.loads(line) for line in printed.out.splitlines()]
     assert [row["input"] for row in found] == ["the river", 'a "dog"', "the sea", "the hill"]
-    assert "1 blank lines have no answer" in printed.err
+    assert "blank lines, which have no answer: 1" in printed.err
     assert set(found[0]["probabilities"]) == {"dry", "wet", "other"}
     assert evaluate(capsys, "one", "--tasks", "wetness", "--shots", "1")["results"][0]["items"] == 2
+
+
+def test_texts_that_do_not_fit_are_counted(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "few.jsonl").write_text(json.dumps({"input": "the sea", "label": "wet"}))
+    assert cli.main(["task", "add", "wetness", "Wet?", "few.jsonl", "--labels", "wet,dry"]) == 0
+    (here / "in.txt").write_text("the sea\n" + "the dog " * 5000)
+    assert cli.main(["task", "run", "wetness", "one", "--input", "in.txt", *COMMON]) == 0
+    printed = capsys.readouterr()
+    assert "only the end was read: 1; shorten them" in printed.err
+    monkeypatch.setattr("sys.stdin", None)
+    assert cli.main(["task", "run", "wetness", "one", *COMMON]) == 2
+    assert "standard input is closed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,8 @@ def run(
     task = _user_task(name)
     opened = _opened(input)
     machine = prepare_process(MachineConfig(precision=precision, threads=threads))
-    function = TextFunction(load_subject(model, machine), task, read_data(task, [Path()]).items)
+    subject = load_subject(model, machine)
+    function = TextFunction(subject, task, read_data(task, [Path()]).items)
     waiting: list[str] = []
     blank = 0
     with opened as stream:
@@ -134,13 +135,21 @@ def run(
                 waiting = []
     _print_answers(function(waiting))
     if blank:
-        print(f"{blank} blank lines have no answer", file=sys.stderr)
+        print(f"blank lines, which have no answer: {blank}", file=sys.stderr)
+    if function.cut:
+        print(
+            f"texts longer than the model's context ({subject.context} tokens), of which only the "
+            f"end was read: {function.cut}; shorten them",
+            file=sys.stderr,
+        )
     return 0
 
 
 def _opened(file: Path | None) -> contextlib.AbstractContextManager[BinaryIO]:
     """The file, or standard input, whose bytes are UTF-8 whatever the terminal's encoding is."""
     if file is None:
+        if sys.stdin is None:
+            raise UserError("standard input is closed", "name a file: --input FILE")
         return contextlib.nullcontext(sys.stdin.buffer)
     require_file(file)
     try:

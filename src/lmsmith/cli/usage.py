@@ -48,7 +48,9 @@ def explained(name: str, function: Callable[..., Any], beside: Sequence[str]) ->
             problem = f"{event.tokens[0]!r} is one word too many"
         elif kind == "InstantiationFailure" and event.argument is not None:
             expected = event.argument.lowered.metavar
-            problem = f"{_shown(event.argument)}: expected {expected} ({event.message})"
+            # Of a value that may be absent the last reason is that of the value.
+            reason = event.message.rpartition("'>: ")[2].removesuffix(")")
+            problem = f"{_shown(event.argument)}: expected {expected} ({reason})"
         else:
             return
         hint = f"lmsmith {name} --help shows its arguments and options."

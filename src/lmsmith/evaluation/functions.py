@@ -76,10 +76,14 @@ class TextFunction:
         subject: the model.
         task: made by `classification` or `extraction`.
         examples: shown before every text, the same ones in the same order, as many as fit.
+
+    Attributes:
+        cut: texts of which only the end was read, since the context holds no more.
     """
 
     def __init__(self, subject: Subject, task: TaskSpec, examples: Sequence[Item]) -> None:
         self._subject, self._task, self._examples = subject, task, tuple(examples)
+        self.cut = 0
 
     def __call__(self, inputs: Sequence[str]) -> list[dict[str, Any]]:
         """For each text its label with every label's probability, or the line written."""
@@ -87,7 +91,8 @@ class TextFunction:
             return []
         questions = [self.question(text, number) for number, text in enumerate(inputs)]
         method = METHODS[self._task.kind](self._subject, self._task, questions, 0)
-        rows = method.answer(range(len(questions)))
+        rows = list(method.answer(range(len(questions))))
+        self.cut += sum(row["truncated"] > 0 for row in rows)
         return [self._answer(text, row) for text, row in zip(inputs, rows, strict=True)]
 
     def question(self, text: str, number: int = 0) -> Question:
