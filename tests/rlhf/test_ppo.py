@@ -116,6 +116,13 @@ def test_a_rules_reward_rises_within_seconds(seed: int) -> None:
         assert torch.equal(value, before[name]), name
 
 
+def test_what_goes_wrong_without_a_folder_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    trainer = toy_trainer(replace(CONFIG, iterations=1))
+    trainer.prompts[0] = [5] * 9
+    trainer.fit()
+    assert "PPO: 1 of 4 prompts leave a response less than" in caplog.messages[0]
+
+
 def test_a_strong_penalty_holds_the_policy_where_it_was() -> None:
     free, held = (
         toy_trainer(replace(CONFIG, iterations=8, kl_coefficient=beta)).fit()[-1]

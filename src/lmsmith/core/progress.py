@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -135,6 +136,14 @@ class QuietProgress:
     def stage_ends(self, stage: str, seconds: float) -> None: ...
 
     def close(self) -> None: ...
+
+
+class LoggedProgress(QuietProgress):
+    """Shows nothing; warnings go to the log ``lmsmith``, which Python prints by default."""
+
+    def say(self, text: str) -> None:
+        super().say(text)
+        logging.getLogger("lmsmith").warning(text)
 
 
 class LineProgress:

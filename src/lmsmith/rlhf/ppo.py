@@ -6,7 +6,6 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,8 @@ from torch import Tensor
 
 from lmsmith.core.config import Problem, report_problems
 from lmsmith.core.config import decode as decode_settings
-from lmsmith.core.errors import UserError
 from lmsmith.core.metrics import read_metrics
-from lmsmith.core.progress import QuietProgress
+from lmsmith.core.progress import LoggedProgress
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.core.runs import StageFolder, derive_seed
 from lmsmith.generation.engine import SamplingSettings, generate
@@ -36,6 +34,7 @@ from lmsmith.rlhf.rollout import (
     ROWS_AT_ONCE,
     RewardFunction,
     Rollout,
+    readable_prompts,
     sampled_log_probs,
     score_rollout,
     state_values,
@@ -161,7 +160,8 @@ class PPOTrainer:
         """Run all iterations, resuming from checkpoints in ``out`` where there are any.
 
         Args:
-            out: metrics.jsonl and checkpoints go there; a temporary folder if None.
+            out: metrics.jsonl and checkpoints go there, and warnings are shown by it; a temporary
+                folder if None, and warnings go to the log ``lmsmith``.
             after_iteration: called with the number of iterations done; its numbers are logged.
 
         Returns:
@@ -169,7 +169,7 @@ class PPOTrainer:
         """
         if out is None:
             with tempfile.TemporaryDirectory() as folder:
-                quiet = StageFolder(Path(folder), self.seed, MachineConfig(), QuietProgress())
+                quiet = StageFolder(Path(folder), self.seed, MachineConfig(), LoggedProgress())
                 return self.fit(quiet, after_iteration)
         context, most = self.policy.config.context, self.config.maximum_response
         if short := sum(len(prompt) + most > context for prompt in self.prompts):
@@ -457,54 +457,6 @@ class PPOTrainer:
                     "ended": bool(rollout.ended_b[row]),
                 }
             )
-
-
-def readable_prompts(
-    prompts: Sequence[Sequence[int]], stop_token: int, policy: Decoder
-) -> tuple[list[list[int]], int]:
-    """Prompts and stop token as plain whole numbers, whatever holds them: lists, arrays, tensors.
-
-    Raises:
-        UserError: there is no prompt, or the first that is empty, too long, or no list of tokens
-            that the policy has.
-    """
-    context, vocabulary = policy.config.context, policy.config.vocabulary_size
-    try:
-        stop = index(stop_token)
-    except TypeError:
-        stop = -1
-    if not 0 <= stop < vocabulary:
-        raise UserError(
-            f"stop_token = {stop_token!r}: the policy has tokens 0 to {vocabulary - 1}",
-            "give the id of the token that ends a response",
-        )
-    found: list[list[int]] = []
-    for number, prompt in enumerate(prompts):
-        try:
-            tokens = [index(token) for token in prompt]
-        except TypeError as error:
-            raise UserError(
-                f"prompts[{number}] is no list of token ids ({error})",
-                "encode texts with the policy's own tokenizer; ids are whole numbers",
-            ) from error
-        if not tokens:
-            problem, mend = "has no tokens", "begin it with the start-of-text token"
-        elif len(tokens) >= context:
-            problem = (
-                f"has {len(tokens)} tokens, which leaves no room for a response in the policy's "
-                f"context of {context}"
-            )
-            mend = "shorten the prompt, or leave it out"
-        elif not 0 <= min(tokens) <= max(tokens) < vocabulary:
-            problem = f"has token ids outside 0 to {vocabulary - 1}"
-            mend = "encode it with the policy's own tokenizer"
-        else:
-            found.append(tokens)
-            continue
-        raise UserError(f"prompts[{number}] {problem}", mend)
-    if not found:
-        raise UserError("PPO has no prompt", "give at least one list of token ids")
-    return found, stop
 
 
 def explained_variance(values_bs: Tensor, returns_bs: Tensor, mask_bs: Tensor) -> float:

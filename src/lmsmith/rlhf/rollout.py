@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import index
 
 import torch
 from torch import Tensor
 
+from lmsmith.core.errors import UserError
 from lmsmith.generation.vocabulary import Vocabulary
 from lmsmith.models.batching import PaddedBatch, length_groups, pad_batch, response_log_probs
 from lmsmith.models.decoder import Decoder
@@ -43,6 +45,54 @@ class Rollout:
     values_bs: Tensor
     scores_b: Tensor
     ended_b: Tensor
+
+
+def readable_prompts(
+    prompts: Sequence[Sequence[int]], stop_token: int, policy: Decoder
+) -> tuple[list[list[int]], int]:
+    """Prompts and stop token as plain whole numbers, whatever holds them: lists, arrays, tensors.
+
+    Raises:
+        UserError: there is no prompt, or the first that is empty, too long, or no list of tokens
+            that the policy has.
+    """
+    context, vocabulary = policy.config.context, policy.config.vocabulary_size
+    try:
+        stop = index(stop_token)
+    except TypeError:
+        stop = -1
+    if not 0 <= stop < vocabulary:
+        raise UserError(
+            f"stop_token = {stop_token!r}: the policy has tokens 0 to {vocabulary - 1}",
+            "give the id of the token that ends a response",
+        )
+    found: list[list[int]] = []
+    for number, prompt in enumerate(prompts):
+        try:
+            tokens = [index(token) for token in prompt]
+        except TypeError as error:
+            raise UserError(
+                f"prompts[{number}] is no list of token ids ({error})",
+                "encode texts with the policy's own tokenizer; ids are whole numbers",
+            ) from error
+        if not tokens:
+            problem, mend = "has no tokens", "begin it with the start-of-text token"
+        elif len(tokens) >= context:
+            problem = (
+                f"has {len(tokens)} tokens, which leaves no room for a response in the policy's "
+                f"context of {context}"
+            )
+            mend = "shorten the prompt, or leave it out"
+        elif not 0 <= min(tokens) <= max(tokens) < vocabulary:
+            problem = f"has token ids outside 0 to {vocabulary - 1}"
+            mend = "encode it with the policy's own tokenizer"
+        else:
+            found.append(tokens)
+            continue
+        raise UserError(f"prompts[{number}] {problem}", mend)
+    if not found:
+        raise UserError("PPO has no prompt", "give at least one list of token ids")
+    return found, stop
 
 
 def state_values(value_model: ScalarModel, batch: PaddedBatch) -> Tensor:
