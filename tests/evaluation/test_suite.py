@@ -17,7 +17,7 @@ from lmsmith.evaluation import suite
 from lmsmith.evaluation.methods.multiple_choice import MultipleChoice
 from lmsmith.evaluation.methods.subject import Subject
 from lmsmith.evaluation.suite import Setting, TaskResult, evaluate_task
-from lmsmith.evaluation.tasks.spec import DataSpec, PromptSpec, TaskSpec
+from lmsmith.evaluation.tasks.spec import AnswerSpec, DataSpec, PromptSpec, TaskSpec
 
 TASK = TaskSpec(
     "made",
@@ -223,3 +223,24 @@ def test_a_long_document_tells_how_far_it_is_and_can_be_stopped(
     with pytest.raises(Interrupted):
         evaluate_task(subject, task, Setting(), [data], data / "again", stopped)
     assert len(stopped.read) == 1
+
+
+def test_right_answers_that_no_model_can_write_are_counted(tiny: Subject, tmp_path: Path) -> None:
+    golds = ["cat", "the dog ran to the river and sat on the mat", "cat\ndog", " mat\n"]
+    rows = [{"q": f"{n}?", "a": gold} for n, gold in enumerate(golds)]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = TaskSpec(
+        "own",
+        "free_form",
+        DataSpec(file="own.jsonl"),
+        prompt=PromptSpec(context="{{ q }}", answers="a"),
+        answer=AnswerSpec(max_new_tokens=9),
+    )
+    progress = QuietProgress()
+    evaluate_task(tiny, task, Setting(shots=0), [tmp_path], tmp_path / "out", progress)
+    where = "in the task's file (lmsmith tasks show TASK --toml begins one)"
+    of = "own: the right answers of 1 of 4 items"
+    assert progress.said == [
+        f"{of} are longer than 9 tokens: raise answer.max_new_tokens {where}",
+        f"{of} contain a text at which an answer ends: change answer.stop {where}",
+    ]

@@ -146,5 +146,6 @@ def _who_signs_in(people: People, token: str) -> str | None:
     if not token and not people.has_admin():
         option = people.store.option
         return f"no admin can sign in; make one: lmsmith users add owner --role admin{option}"
-    own = "the server's token or " if token else ""
-    return f"sign in with {own}a user's; a new one: lmsmith users token NAME{people.store.option}"
+    own = "the server's or " if token else ""
+    new = f"lmsmith users token NAME{people.store.option}"
+    return f"sign in with {own}a user's token; a new one: {new}"

@@ -225,6 +225,9 @@ def answer_items(
     started = time.monotonic()
     labels = ShownLabels(task, pool, setting.labels, setting.seed, fixed=setting.fixed)
     questions = [ask(subject, task, setting, item, pool, labels) for item in items]
+    if task.kind == "free_form" and not task.answer.extract:
+        for sentence in unwritable(subject, task, questions):
+            progress.say(sentence)
     method = METHODS[task.kind](subject, task, questions, setting.seed)
     by_id = {item.id: item for item in items}
     done = total - len(items)
@@ -249,6 +252,21 @@ def answer_items(
             progress.update(done)
         stop_if_requested()
     progress.end()
+
+
+def unwritable(subject: Subject, task: TaskSpec, questions: Sequence[Question]) -> Iterator[str]:
+    """What keeps a model from writing the right answers of some questions, a sentence each."""
+    room, stops = task.answer.max_new_tokens, task.answer.stop
+    file = "in the task's file (lmsmith tasks show TASK --toml begins one)"
+    of = f"{task.name}: the right answers of {{}} of {len(questions)} items"
+    golds = [[gold.strip() for gold in question.answers] for question in questions]
+    sizes = ([len(tokens) for tokens in subject.tokenizer.encode_batch(each)] for each in golds)
+    if long := sum(min(each) > room for each in sizes):
+        why = f"are longer than {room} tokens: raise answer.max_new_tokens"
+        yield f"{of.format(long)} {why} {file}"
+    if ended := sum(all(any(s in gold for s in stops) for gold in each) for each in golds):
+        why = "contain a text at which an answer ends: change answer.stop"
+        yield f"{of.format(ended)} {why} {file}"
 
 
 def scored(task: TaskSpec, item: Item, row: dict[str, Any]) -> dict[str, Any]:
