@@ -81,6 +81,17 @@ def test_which_stage_a_run_stands_for_is_said(run: Path, caplog: pytest.LogCaptu
     (run / ".ppo.next").mkdir()
     note = "made before the present sft; run its recipe again, a new one is not done"
     assert said() == [f"{run}: the model of ppo ({note})"]
+    write_record(run / "ppo" / "stage.json", {"inputs": {"policy": {"stage": "sft", "files": {}}}})
+    base = {"stage": "pretrain", "files": {"model/a": "old"}}
+    write_record(run / "sft" / "stage.json", {"outputs": {}, "inputs": {"base": base}})
+    write_record(run / "pretrain" / "stage.json", {"outputs": {"model/a": "new"}})
+    (run / ".sft.next").mkdir()
+    note = "made before the present pretrain; run its recipe again, a new one is not done"
+    assert said() == [f"{run}: the model of ppo ({note}, a new sft is not done)"]
+    policy = {"stage": "sft", "files": {"model/a": "old"}}
+    write_record(run / "ppo" / "stage.json", {"inputs": {"policy": policy}})
+    write_record(run / "sft" / "stage.json", {"outputs": {"model/a": "new"}})
+    (run / ".sft.next").rmdir()
     (run / "ppo" / "model" / "adapter.safetensors").touch()
     assert said() == [
         f"{run}: the adapters of ppo are not used: sft was made again since (run its recipe again)",

@@ -441,3 +441,13 @@ def test_the_recipe_for_own_data_learns_the_assistant_alone(
     assert bench.run(config)["conversations.kept"] == 1
     with pytest.raises(UserError, match="name conversations or documents"):
         load_stage_recipe("own")
+
+
+@pytest.mark.parametrize("key", ["conversations", "rankings", "documents"])
+def test_a_source_that_names_no_file_is_refused(key: str) -> None:
+    config = DataConfig(conversations=("a.jsonl",))
+    source = DocumentSource(" ") if key == "documents" else " "
+    problems = replace(config, **{key: (source,)}).check()
+    assert [(name, expected) for name, _, expected, _ in problems] == [
+        (f"{key}.0", "names no file")
+    ]

@@ -104,7 +104,7 @@ def _models_of_run(run: Path) -> Iterator[Path]:
         if not (model / "config.json").is_file():
             without += [stage] if _in_recipe(run, stage) else []
             continue
-        remade = remade_inputs(read_record(run / stage / "stage.json") or {}, run)
+        remade = _remade(run, stage)
         again = "run its recipe again"
         if remade and (model / ADAPTER_FILE).is_file():
             log.warning(
@@ -113,12 +113,31 @@ def _models_of_run(run: Path) -> Iterator[Path]:
             )
             continue
         notes = [f"{name} is not done" for name in without]
-        notes += [f"made before the present {name}; {again}" for name in remade]
-        working = working_folder(run / stage)
-        if working != run / stage and working.exists():
-            notes.append("a new one is not done")
+        line = _made_from(run, stage)
+        older = {name for each in line for name in _remade(run, each)}
+        if older:
+            notes.append(f"made before the present {' and '.join(sorted(older))}; {again}")
+        for each in line:
+            working = working_folder(run / each)
+            if working != run / each and working.exists():
+                notes.append(f"a new {'one' if each == stage else each} is not done")
         log.info(f"{run}: the model of {stage}" + f" ({', '.join(notes)})" * bool(notes))
         yield model
+
+
+def _remade(run: Path, stage: str) -> list[str]:
+    """The inputs of a stage that were made again since it read them."""
+    return remade_inputs(read_record(run / stage / "stage.json") or {}, run)
+
+
+def _made_from(run: Path, stage: str) -> list[str]:
+    """A stage, and those that it is made from, directly or through others."""
+    found = [stage]
+    for each in found:
+        record = read_record(run / each / "stage.json") or {}
+        inputs = (str(entry["stage"]) for entry in (record.get("inputs") or {}).values())
+        found += [name for name in dict.fromkeys(inputs) if name not in found]
+    return found
 
 
 def _in_recipe(run: Path, stage: str) -> bool:
