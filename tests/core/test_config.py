@@ -114,6 +114,14 @@ def test_every_problem_is_reported_at_once() -> None:
     ]
 
 
+def test_numbers_are_finite_and_capitals_of_a_key_are_overlooked() -> None:
+    table = {"STEPS": 5, "steps": 5, "optimizer": {"learning_rate": float("inf")}}
+    assert lines(table) == [
+        "sft.STEPS = 5: unknown key; did you mean sft.steps?",
+        "sft.optimizer.learning_rate = inf: must be a finite number",
+    ]
+
+
 def test_contradictions_are_reported_beside_unknown_keys() -> None:
     assert lines({"steps": 5, "limit": 2, "zzz": 1, "sources": [{"path": "a", "weight": 0}]}) == [
         "sft.zzz = 1: unknown key; the keys here are steps, optimizer, sources, named, extra, "

@@ -517,6 +517,7 @@ def test_no_prompt_and_no_stop_token_are_refused(prompts: Any, stop: Any) -> Non
         {"kl_control": "band", "kl_low": math.nan},
         {"kl_control": "never"},
         {"iterations": 2.5},
+        {"sample_rows": -1},
         {"maximum_response": 12},
         {"optimiser": replace(FAST, learning_rate=-1.0)},
     ],

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import difflib
 import json
+import math
 import tomllib
 import types
 import typing
@@ -148,7 +149,7 @@ def unknown_key(
         right_keys: what could stand in its place.
         deeper_keys: what could be meant if its table was forgotten.
     """
-    name = key.split(".")[-1]
+    name = key.split(".")[-1].casefold()
     by_name = {right.split(".")[-1]: right for right in right_keys}
     near = difflib.get_close_matches(name, by_name, n=1, cutoff=0.6)
     deeper = {right.split(".")[-1] for right in deeper_keys}
@@ -218,7 +219,10 @@ def _dataclass_in(hint: object) -> tuple[type[Any], type[Any] | None] | None:
 
 def _convert(hint: Any, value: object, key: str) -> tuple[Any, list[Problem]]:
     try:
-        return msgspec.convert(value, type=hint), []
+        made = msgspec.convert(value, type=hint)
+        if isinstance(made, float) and not math.isfinite(made):
+            return None, [Problem(key, value, "must be a finite number")]
+        return made, []
     except msgspec.ValidationError as error:
         if typing.get_origin(hint) is typing.Annotated:  # msgspec names the range it checks
             return None, [Problem(key, value, _lower_first(str(error)))]

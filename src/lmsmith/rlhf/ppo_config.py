@@ -106,6 +106,7 @@ class PPOConfig:
             "missing_end_penalty",
             "kl_budget",
             "snapshots",
+            "sample_rows",
             "value_warmup",
             "warmup",
         ]:
