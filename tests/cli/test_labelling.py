@@ -193,6 +193,17 @@ def test_mistakes(call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "bad.jsonl, line 1" in call("feedback", "import", "bad.jsonl", code=2)
 
 
+def test_names_that_look_alike_are_one_person(
+    call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    call("users", "add", "Jose\u0301 Mar\u00eda", "--role", "labeler")
+    for name in ("Jos\u00e9 Mari\u0301a", " José  María ", "\u200fJosé María\u200e"):
+        assert "already" in call("users", "add", name, code=2)
+    assert "U+0007" in call("users", "add", "Jo\u0007", code=2)
+    assert [each["name"] for each in call("users", "ls")["users"]] == ["José María", "owner"]
+
+
 def test_users(call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     added = call("users", "add", "Ann", "--role", "labeler")
