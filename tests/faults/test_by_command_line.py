@@ -25,7 +25,7 @@ def generated(
     return found
 
 
-@pytest.mark.parametrize("name", ["no_bos", "bos_processor", "spm"])
+@pytest.mark.parametrize("name", ["chatml", "bos_processor", "spm"])
 def test_greedy_text_is_that_of_transformers(
     zoo: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
