@@ -1,4 +1,4 @@
-"""What a user of ``lmsmith generate`` sees of start tokens, first spaces and whole characters."""
+"""What a user of the command line sees of start tokens, spaces, characters and new rankings."""
 
 from __future__ import annotations
 
@@ -60,3 +60,42 @@ def test_what_is_drawn_breaks_no_character(
     for seed in range(4):
         said = generated(capsys, zoo / name, "你好", *words, "--seed", str(seed))
         assert "\ufffd" not in said["text"]
+
+
+def test_more_rankings_repeat_nothing_that_does_not_read_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"where is thing {n}?"},
+                {"role": "assistant", "content": f"thing {n} is in drawer {n * 7 % 31}"},
+            ]
+        }
+        for n in range(60)
+    ]
+    for name, start in (("first", 0), ("second", 30)):
+        ranked = [
+            {"prompt": row["messages"][0]["content"], "responses": ["in a drawer", "no"]}
+            | {"ranks": [1, 2]}
+            for row in rows[start : start + 24]
+        ]
+        text = "".join(json.dumps(each) + "\n" for each in ranked)
+        (tmp_path / f"{name}.jsonl").write_text(text, "utf-8")
+    talks = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "talks.jsonl").write_text(talks, "utf-8")
+    recipe = tmp_path / "my.toml"
+    said = '[data]\nconversations = ["talks.jsonl"]\nrankings = [FILES]\n'
+    said += "[tokenizer]\nvocabulary_size = 300\n"
+    first, second = '"first.jsonl"', '"second.jsonl"'
+    words = ["run", str(recipe), "--folder", str(tmp_path / "run"), "--json"]
+
+    recipe.write_text(said.replace("FILES", first), "utf-8")
+    assert cli.main(words) == 0
+    recipe.write_text(said.replace("FILES", f"{first}, {second}"), "utf-8")
+    capsys.readouterr()
+    assert cli.main(words) == 0
+    stages = json.loads(capsys.readouterr().out)["stages"]
+    assert stages["data"]["action"] == "run"
+    assert stages["data"]["metrics"]["rankings"] == 48
+    assert stages["tokenizer"]["action"] == "skip"
