@@ -202,4 +202,4 @@ def test_few_updates_are_said() -> None:
     enough = replace(CONFIG, iterations=18, value_warmup=4, rollouts=128, minibatch=64)
     assert few_updates_warning(replace(enough, inner_epochs=1)) == ""
     few = replace(enough, iterations=6, inner_epochs=1)
-    assert few_updates_warning(few).startswith("4 updates of the policy are too few")
+    assert few_updates_warning(few).startswith("too few updates of the policy to learn much (4)")

@@ -118,7 +118,7 @@ def few_updates_warning(config: PPOConfig) -> str:
     if updates >= FEW_UPDATES:
         return ""
     return (
-        f"{updates} updates of the policy are too few to learn much: raise ppo.iterations, or "
+        f"too few updates of the policy to learn much ({updates}): raise ppo.iterations, or "
         "lower ppo.minibatch"
     )
 
