@@ -233,7 +233,7 @@ def test_mistake_has_no_traceback_in_a_process() -> None:
     )
     assert done.returncode == 2
     assert done.stdout == ""
-    assert message.startswith("lmsmith: no/such.toml: no such recipe file\n")
+    assert message.startswith("lmsmith: no/such.toml: no such recipe file (looked for ")
     assert "Traceback" not in message
     assert "Traceback" in in_a_process("run", "no/such.toml", "--debug").stderr
 
