@@ -1,4 +1,4 @@
-"""Chromium, and the page built."""
+"""Chromium, the page built, and a server to look at."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ from playwright.sync_api import Browser, expect, sync_playwright
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "tests/server"), str(ROOT / "tests/browser")]
+
+from chats import Chat  # noqa: E402
+from worlds import parrot, running  # noqa: E402
+
+from lmsmith.feedback.store import Store  # noqa: E402
 
 CHROMIUM = (
     os.environ.get("LMSMITH_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
@@ -42,3 +47,18 @@ def browser() -> Iterator[Browser]:
         made = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield made
         made.close()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    made = Store(tmp_path / "chat.db")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def chat(browser: Browser, store: Store) -> Iterator[Chat]:
+    with running({"parrot": parrot()}, store=store) as served:
+        yield Chat(served.address, store, browser)
+        for context in browser.contexts:
+            context.close()

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from chats import Chat, say
-from playwright.sync_api import Browser, expect
-from worlds import parrot, running
-
-from lmsmith.feedback.store import Store
+from playwright.sync_api import expect
 
 ANSWER = """So \\(a^2 + b^2 = c^2\\), that is $c = \\sqrt{a^2 + b^2}$, for $5 or $10:
 
@@ -23,16 +19,6 @@ $$
 
 and $\\nothing{$ is no TeX.
 """
-
-
-@pytest.fixture
-def chat(browser: Browser, tmp_path: Path) -> Iterator[Chat]:
-    store = Store(tmp_path / "chat.db")
-    with running({"parrot": parrot()}, store=store) as served:
-        yield Chat(served.address, store, browser)
-        for context in browser.contexts:
-            context.close()
-    store.close()
 
 
 @pytest.mark.parametrize("width", [1000, 390])

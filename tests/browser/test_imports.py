@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import pytest
 from chats import Chat
-from playwright.sync_api import Browser, Page, expect
-from worlds import parrot, running
-
-from lmsmith.feedback.store import Store
+from playwright.sync_api import Page, expect
 
 TALK: dict[str, Any] = {
     "title": "来自别处",
@@ -37,16 +31,6 @@ SHARED = {
     "conversations": [{"from": "human", "value": "hello"}, {"from": "gpt", "value": "hi there"}]
 }
 ALPACA = {"instruction": "Say yes.", "input": "", "output": "yes, with pleasure"}
-
-
-@pytest.fixture
-def chat(browser: Browser, tmp_path: Path) -> Iterator[Chat]:
-    store = Store(tmp_path / "chat.db")
-    with running({"parrot": parrot()}, store=store) as served:
-        yield Chat(served.address, store, browser)
-        for context in browser.contexts:
-            context.close()
-    store.close()
 
 
 def bring(page: Page, name: str, text: str) -> None:

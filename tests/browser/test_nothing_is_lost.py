@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from chats import Chat, box, say
-from playwright.sync_api import Browser, Page, Route, expect
-from worlds import SENTENCE, parrot, running
+from playwright.sync_api import Page, Route, expect
+from worlds import SENTENCE
 
 from lmsmith.feedback.store import Store
 
@@ -92,16 +92,13 @@ ANSWERS, SAYING, OPENING = r"/answers$/", r"/messages$|answers$/", r"/^GET .*con
 
 
 @pytest.fixture
-def chat(browser: Browser, tmp_path: Path) -> Iterator[Chat]:
+def store(tmp_path: Path) -> Iterator[Store]:
     with sqlite3.connect(tmp_path / "chat.db") as connection:
         connection.executescript(FIRST.read_text(encoding="utf-8"))
     connection.close()
-    store = Store(tmp_path / "chat.db")
-    with running({"parrot": parrot()}, store=store) as served:
-        yield Chat(served.address, store, browser)
-        for context in browser.contexts:
-            context.close()
-    store.close()
+    made = Store(tmp_path / "chat.db")
+    yield made
+    made.close()
 
 
 def hold(page: Page, what: str) -> None:

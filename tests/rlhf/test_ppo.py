@@ -423,6 +423,7 @@ def test_pretraining_text_is_needed_where_it_is_learnt_from() -> None:
         (lambda n: torch.tensor(0.0), r"shape \(\)"),
         (lambda n: [[0.0], [1.0, 2.0]], "no list of numbers"),
         (lambda n: ["good"] * n, "no list of numbers"),
+        (lambda n: [10**400] * n, "no list of numbers"),
         (lambda n: None, "NoneType"),
         (lambda n: torch.zeros(n, dtype=torch.complex64), "complex"),
         (lambda n: [math.nan, *[0.0] * (n - 1)], "1 of 64 rewards .* NaN .* of response 0"),

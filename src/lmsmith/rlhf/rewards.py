@@ -26,7 +26,7 @@ def checked_rewards(rewards: object, count: int) -> Tensor:
     try:
         plain = rewards.tolist() if isinstance(rewards, Tensor | np.ndarray) else rewards
         rewards_b = torch.as_tensor(plain, dtype=torch.float64).detach()
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise UserError(
             f"the reward function returned {type(rewards).__name__} that is no list of numbers "
             f"({error}); {expected}",
