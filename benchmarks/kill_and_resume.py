@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lmsmith.core.files import read_json, write_jsonl
-from lmsmith.core.runs import available_cores, derive_seed
+from lmsmith.runs.stage_folder import available_cores, derive_seed
 from lmsmith.stages import STAGES as ALL_STAGES
 
 RECIPE = """

@@ -7,11 +7,17 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
 from real_postgres import Postgres, made, removed
+
+if TYPE_CHECKING:
+    from lmsmith.evaluation.methods.subject import Subject
+    from lmsmith.feedback.store import Store
+    from lmsmith.tokenizers import Tokenizer
 
 settings.register_profile("lmsmith", deadline=None)
 settings.load_profile("lmsmith")
@@ -83,3 +89,39 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return str(tmp_path / "feedback.db")
     url: str = request.getfixturevalue("postgres").new_database()
     return url
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> Tokenizer:
+    from lmsmith.tokenizers import Tokenizer
+    from tiny_models import TEXTS
+
+    return Tokenizer.train(TEXTS, 330)
+
+
+@pytest.fixture(scope="session")
+def make_tiny(
+    tiny_tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Subject]:
+    """Makes a model to evaluate."""
+    from tiny_models import tiny_subject
+
+    def make(seed: int = 0, context: int = 256, begins: bool = True) -> Subject:
+        folder = tmp_path_factory.mktemp("model") / f"tiny-{seed}"
+        return tiny_subject(folder, tiny_tokenizer, seed, context, begins)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny(make_tiny: Callable[..., Subject]) -> Subject:
+    return make_tiny()
+
+
+@pytest.fixture
+def sqlite_store(tmp_path: Path) -> Iterator[Store]:
+    from lmsmith.feedback.store import Store
+
+    made = Store(tmp_path / "feedback.db")
+    yield made
+    made.close()

@@ -335,7 +335,7 @@ def test_closing_table_shows_gains_with_their_intervals(tmp_path: Path) -> None:
     from rich.console import Console
 
     from lmsmith.cli.closing import closing_table
-    from lmsmith.report.gains import Gain
+    from lmsmith.report.run.gains import Gain
 
     gain = Gain(
         "ppo", "PPO", "", "done", "wins over SFT", "50 %", "68 %", "[62 to 74 %]", "better", 245, 1

@@ -5,14 +5,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from lmsmith.core.version import VERSION as __version__
+
 if TYPE_CHECKING:
     from lmsmith.core.errors import UserError as UserError
     from lmsmith.library import LanguageModel as LanguageModel
     from lmsmith.library import load as load
     from lmsmith.rlhf.ppo import PPOTrainer as PPOTrainer
     from lmsmith.rlhf.ppo_config import PPOConfig as PPOConfig
-
-__version__ = "0.1.0"
 
 _WHERE = {
     "LanguageModel": "lmsmith.library",

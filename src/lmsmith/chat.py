@@ -16,7 +16,7 @@ import tyro
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import read_jsonl, write_jsonl
-from lmsmith.core.runs import derive_seed
+from lmsmith.runs.stage_folder import derive_seed
 
 if TYPE_CHECKING:
     from lmsmith.library import LanguageModel

@@ -14,7 +14,7 @@ from lmsmith.catalogue.reading import read_config, read_model
 from lmsmith.catalogue.registry import Record
 from lmsmith.catalogue.resolving import Source, resolve
 from lmsmith.core.errors import UserError
-from lmsmith.core.records import write_record
+from lmsmith.runs.records import write_record
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.tokenizers.hugging_face import to_hugging_face
 

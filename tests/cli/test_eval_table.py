@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 
 from lmsmith.cli.eval_table import comparison_table
-from lmsmith.evaluation.bootstrap import Interval
-from lmsmith.evaluation.comparing import Comparison
+from lmsmith.comparison.items import Comparison
+from lmsmith.statistics.bootstrap import Interval
 
 
 @pytest.mark.parametrize("width", [80, 100, 120])

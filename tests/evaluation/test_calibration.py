@@ -1,61 +1,72 @@
-"""Reliability bins against scikit-learn's, and errors by hand."""
+"""Calibration of choices against definitions, and its correction by a temperature."""
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
 import numpy as np
 import pytest
-from sklearn.calibration import calibration_curve
+import torch
+from torch.nn import functional as F
 
 from lmsmith.evaluation.calibration import (
-    expected_calibration_error,
-    preference_probabilities,
-    reliability_bins,
+    best_temperature,
+    calibrate,
+    calibrate_before_and_after,
+    choice_probabilities,
+    confidence_bins,
 )
+from lmsmith.statistics.calibration import expected_calibration_error
 
 
-def logit(p: float) -> float:
-    return math.log(p / (1 - p))
+def rows_drawn(count: int, temperature: float, seed: int) -> list[dict[str, Any]]:
+    """Items whose right choice is drawn by softmax(scores / temperature)."""
+    generator = np.random.default_rng(seed)
+    rows = []
+    for _ in range(count):
+        scores = generator.normal(size=4) * 3
+        gold = generator.choice(4, p=choice_probabilities(scores, temperature))
+        rows.append({"scores": {"accuracy": scores.tolist()}, "gold": int(gold)})
+    return rows
 
 
-def test_bins_are_those_of_scikit_learn() -> None:
-    differences = np.random.default_rng().normal(0.5, 2.0, size=3_000)
-    right = 1 / (1 + np.exp(-differences))
-    observed, predicted = calibration_curve(
-        np.repeat([1, 0], 3_000), np.concatenate([right, 1 - right]), n_bins=10
-    )
-    bins = reliability_bins(differences)
-    assert [each["observed"] for each in bins] == pytest.approx(observed.tolist())
-    assert [each["predicted"] for each in bins] == pytest.approx(predicted.tolist())
-    assert sum(each["count"] for each in bins) == 6_000
+@pytest.mark.parametrize("equal", ["width", "mass"])
+def test_the_error_is_its_definition(equal: Any) -> None:
+    generator = np.random.default_rng()
+    sure, right = generator.random(103), generator.integers(0, 2, 103)
+    bins = confidence_bins(sure, right, bins=7, equal=equal)
+    assert sum(each["count"] for each in bins) == 103
+    order = np.argsort(sure)
+    if equal == "width":
+        parts = [np.flatnonzero((sure >= n / 7) & (sure < (n + 1) / 7)) for n in range(7)]
+    else:
+        assert max(b["count"] for b in bins) - min(b["count"] for b in bins) <= 1
+        parts = [order[[i for i in range(103) if i * 7 // 103 == n]] for n in range(7)]
+    expected = sum(abs(right[p].sum() - sure[p].sum()) / 103 for p in parts if len(p))
+    assert expected_calibration_error(bins) == pytest.approx(expected)
 
 
-def test_bins_are_symmetric() -> None:
-    bins = reliability_bins(np.random.default_rng().normal(size=500), bins=4)
-    for one, other in zip(bins, reversed(bins), strict=True):
-        assert one["predicted"] == pytest.approx(1 - other["predicted"])
-        assert one["observed"] == pytest.approx(1 - other["observed"])
-        assert one["count"] == other["count"]
+def test_one_who_is_as_often_right_as_sure_has_little_error() -> None:
+    rows = rows_drawn(4000, 1.0, 1)
+    found = calibrate(rows, "accuracy")
+    assert found.equal_width < 0.03
+    assert found.equal_mass < 0.03
+    assert found.confidence == pytest.approx(found.accuracy, abs=0.03)
 
 
-def test_error_by_hand() -> None:
-    # says 0.8 four times and is right twice: off by 0.3, from either side
-    differences = [logit(0.8), logit(0.8), -logit(0.8), -logit(0.8)]
-    assert expected_calibration_error(reliability_bins(differences)) == pytest.approx(0.3)
+def test_a_temperature_mends_one_who_is_too_sure() -> None:
+    rows = rows_drawn(3000, 2.5, 2)
+    before, after = calibrate_before_and_after(rows, "accuracy")
+    assert before.equal_width > 0.1
+    assert after.equal_width < 0.04
+    assert after.accuracy == before.accuracy  # what is chosen does not change
+    assert after.temperature == pytest.approx(2.5, rel=0.1)
 
 
-def test_a_calibrated_model_has_little_error_and_a_bold_one_much() -> None:
-    generator = np.random.default_rng(5)
-    margins = generator.normal(0, 1.5, size=40_000)
-    labels = generator.random(40_000) < preference_probabilities(margins)
-    oriented = np.where(labels, margins, -margins)
-    assert expected_calibration_error(reliability_bins(oriented)) < 0.01
-    assert expected_calibration_error(reliability_bins(4 * oriented)) > 0.1
-
-
-def test_extremes_do_not_overflow() -> None:
-    probabilities = preference_probabilities([-1e4, 0.0, 1e4])
-    assert probabilities.tolist() == [0.0, 0.5, 1.0]
-    bins = reliability_bins([1e4, -1e4])
-    assert [each["low"] for each in bins] == [0.0, 0.9]
+def test_the_temperature_has_the_least_loss() -> None:
+    rows = rows_drawn(80, 0.6, int(np.random.default_rng().integers(1000)))
+    scores = torch.tensor([row["scores"]["accuracy"] for row in rows], dtype=torch.float64)
+    gold = torch.tensor([row["gold"] for row in rows])
+    best = best_temperature(rows, "accuracy")
+    losses = [float(F.cross_entropy(scores / t, gold)) for t in (best, best * 1.02, best / 1.02)]
+    assert losses[0] == min(losses)

@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from lmsmith.evaluation.comparing import compare_rows, summary
+from lmsmith.comparison.items import compare_rows, summary
 from lmsmith.evaluation.measures import aggregate, measure_of, paired_difference
-from lmsmith.evaluation.wilson import wilson_interval
+from lmsmith.statistics.wilson import wilson_interval
 
 
 def rows_of(values: list[float], name: str = "accuracy") -> list[dict[str, object]]:

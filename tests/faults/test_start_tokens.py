@@ -16,8 +16,8 @@ import torch
 from lmsmith.catalogue.exporting import export
 from lmsmith.catalogue.reading import ReadModel, read_model
 from lmsmith.core.recipe import MachineConfig
-from lmsmith.evaluation.functions import TextFunction, extraction
 from lmsmith.evaluation.methods.subject import make_subject
+from lmsmith.functions.text_function import TextFunction, extraction
 from lmsmith.library import LanguageModel, load
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder

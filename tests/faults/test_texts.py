@@ -13,12 +13,12 @@ from lmsmith.cli import main
 from lmsmith.core.files import read_jsonl
 from lmsmith.core.progress import QuietProgress
 from lmsmith.core.recipe import MachineConfig
-from lmsmith.core.runs import StageFolder
 from lmsmith.corpus.rows import read_conversations, read_documents, read_rankings
 from lmsmith.evaluation.tasks.data import DataSpec, read_items
 from lmsmith.feedback.exporting import export
 from lmsmith.feedback.importing import import_file
 from lmsmith.feedback.store import Store
+from lmsmith.runs.stage_folder import StageFolder
 from lmsmith.stages import data
 from lmsmith.tokenizers import Tokenizer
 

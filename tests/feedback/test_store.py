@@ -21,13 +21,13 @@ from lmsmith.core.errors import UserError
 from lmsmith.core.files import read_jsonl
 from lmsmith.core.progress import QuietProgress
 from lmsmith.core.recipe import MachineConfig
-from lmsmith.core.runs import StageFolder
 from lmsmith.corpus.rows import read_conversations, read_rankings
 from lmsmith.feedback import database
 from lmsmith.feedback.exporting import export
 from lmsmith.feedback.people import People
 from lmsmith.feedback.store import NotThere, Store
 from lmsmith.feedback.tables import Message, Table
+from lmsmith.runs.stage_folder import StageFolder
 from lmsmith.stages import data
 from real_postgres import Postgres
 

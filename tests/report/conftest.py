@@ -130,7 +130,7 @@ def write_run(folder: Path, stages: Iterable[str] = tuple(SETTINGS), seed: int =
         "machine": {"precision": "auto", "compile": "auto", "threads": 0, "deterministic": True},
         **SETTINGS,
     }
-    versions = {"lmsmith": "0.1.0", "torch": "2.13.0", "python": "3.11.9"}
+    versions = {"lmsmith": "0.2.0", "torch": "2.13.0", "python": "3.11.9"}
     (folder / "recipe.json").write_text(
         json.dumps({"recipe": recipe, "hardware": HARDWARE, "versions": versions})
     )
@@ -154,7 +154,7 @@ def write_stage(folder: Path, stage: str, chance: random.Random) -> None:
         "inputs": inputs,
         "outputs": {},
         "metrics": METRICS[stage],
-        "version": "0.1.0",
+        "version": "0.2.0",
         "git_commit": "0123456789abcdef",
         "hardware": HARDWARE,
         "started": "2026-01-02T03:04:05+00:00",

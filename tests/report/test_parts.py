@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmsmith.report import numbers
-from lmsmith.report.gains import verdict_of
-from lmsmith.report.records import count_parameters
-from lmsmith.report.samples import fold, guess_language
-from lmsmith.report.series import Series, pick, smooth, thin
+from lmsmith.report.run.gains import verdict_of
+from lmsmith.report.run.records import count_parameters
+from lmsmith.report.run.samples import fold, guess_language
+from lmsmith.report.run.series import Series, pick, smooth, thin
+from lmsmith.report.run.toml import to_toml
+from lmsmith.report.run.words import STAGE_WORDS, labeler_sentence
 from lmsmith.report.svg import COLOURS, canvas, themed_svg
-from lmsmith.report.toml import to_toml
-from lmsmith.report.words import STAGE_WORDS, labeler_sentence
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_the_report_knows_every_stage_of_the_pipeline_in_its_order() -> None:
 
 
 def test_names_are_shortened_by_the_folders_that_all_are_in() -> None:
-    from lmsmith.report.shown import short_names
+    from lmsmith.report.evaluation.shown import short_names
 
     assert short_names(["runs/small/sft", "runs/small/ppo"]) == ["sft", "ppo"]
     assert short_names(["runs/small", "runs/small/sft"]) == ["small", "small/sft"]

@@ -15,10 +15,8 @@ import torch
 from torch import Tensor
 
 from lmsmith.core.errors import Interrupted, UserError
-from lmsmith.core.metrics import read_metrics
 from lmsmith.core.progress import QuietProgress
 from lmsmith.core.recipe import MachineConfig
-from lmsmith.core.runs import StageFolder
 from lmsmith.corpus.batch import Batch
 from lmsmith.models.batching import pad_batch
 from lmsmith.models.config import ModelConfig
@@ -30,6 +28,8 @@ from lmsmith.rlhf.ppo import PPOTrainer, explained_variance
 from lmsmith.rlhf.ppo_config import PPOConfig
 from lmsmith.rlhf.rewards import token_rewards
 from lmsmith.rlhf.rollout import sampled_log_probs
+from lmsmith.runs.metrics_log import read_metrics
+from lmsmith.runs.stage_folder import StageFolder
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training import loop
 from lmsmith.training.language_model import accumulate_gradients

@@ -17,10 +17,10 @@ from worlds import CONTEXT, HTTP, RANDOM, TOKENIZER, Running, read, running, wor
 from lmsmith.catalogue.resolving import Source
 from lmsmith.cli import main
 from lmsmith.core.recipe import MachineConfig
-from lmsmith.evaluation.functions import TextFunction
 from lmsmith.evaluation.methods.subject import make_subject
 from lmsmith.evaluation.tasks.data import read_data
 from lmsmith.evaluation.tasks.shipped import tasks_folder, user_tasks
+from lmsmith.functions.text_function import TextFunction
 from lmsmith.generation.scheduler import Scheduler
 from lmsmith.models.folder import save_model
 from lmsmith.server.limits import Limits

@@ -10,10 +10,10 @@ import torch
 from lmsmith.core.files import write_jsonl
 from lmsmith.core.progress import QuietProgress
 from lmsmith.core.recipe import MachineConfig
-from lmsmith.core.runs import StageFolder
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.folder import save_model
+from lmsmith.runs.stage_folder import StageFolder
 from lmsmith.tokenizers import Tokenizer
 
 torch.set_num_threads(1)  # models so small only lose by sharing the work

@@ -21,11 +21,11 @@ from safetensors.torch import load_file
 from lmsmith.catalogue.exporting import export
 from lmsmith.catalogue.reading import read_model
 from lmsmith.core.errors import Interrupted, UserError
-from lmsmith.core.metrics import read_metrics
-from lmsmith.core.runs import StageFolder
 from lmsmith.models.adapters import AdapterConfig
 from lmsmith.models.folder import load_decoder, load_scalar_model
 from lmsmith.rlhf.ppo_config import PPOConfig
+from lmsmith.runs.metrics_log import read_metrics
+from lmsmith.runs.stage_folder import StageFolder
 from lmsmith.stages import base, evaluate, load_stage_recipe, ppo, reward, sft
 from lmsmith.training import loop
 from lmsmith.training.optimiser import OptimiserConfig

@@ -15,7 +15,7 @@ from lmsmith.core.config import decode
 from lmsmith.core.errors import UserError
 from lmsmith.core.progress import QuietProgress
 from lmsmith.core.recipe import MachineConfig, shipped_recipes
-from lmsmith.core.runs import StageFolder
+from lmsmith.runs.stage_folder import StageFolder
 from lmsmith.stages import load_stage_recipe
 from lmsmith.stages.data import DataConfig, DocumentSource, Splits, run
 

@@ -23,13 +23,13 @@ from preference_world import (
 from lmsmith.core.errors import Interrupted, UserError
 from lmsmith.core.files import read_json, read_jsonl, write_jsonl
 from lmsmith.core.recipe import MachineConfig
-from lmsmith.core.signals import StopSignal
 from lmsmith.evaluation.perplexity import bits_per_byte
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.folder import save_model
 from lmsmith.models.heads import ScalarModel
 from lmsmith.prompts import encode_prompt
 from lmsmith.rlhf.scoring import response_log_likelihoods, score_sequences
+from lmsmith.runs.signals import StopSignal
 from lmsmith.stages import bench
 from lmsmith.stages.evaluate import EvaluateConfig, run
 from lmsmith.training.machine import resolve_machine

@@ -13,8 +13,8 @@ from lmsmith.core.config import decode
 from lmsmith.core.errors import UserError
 from lmsmith.core.progress import QuietProgress
 from lmsmith.core.recipe import MachineConfig
-from lmsmith.core.runs import StageFolder
 from lmsmith.corpus.rows import Conversation, Ranking, read_conversations, read_rankings
+from lmsmith.runs.stage_folder import StageFolder
 from lmsmith.stages import data, rankings
 from lmsmith.stages.data import DataConfig, Splits
 from lmsmith.stages.own_rankings import best_conversations

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 from lmsmith.core.errors import Interrupted, UserError
-from lmsmith.core.metrics import read_metrics
 from lmsmith.core.progress import QuietProgress
 from lmsmith.core.recipe import MachineConfig, Recipe
-from lmsmith.core.records import write_record
+from lmsmith.runs.metrics_log import read_metrics
+from lmsmith.runs.records import write_record
 from lmsmith.stages import pipeline
 from lmsmith.stages.pipeline import run_recipe
 

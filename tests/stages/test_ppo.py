@@ -19,13 +19,13 @@ from preference_world import (
 
 from lmsmith.core.errors import Interrupted, UserError
 from lmsmith.core.files import read_jsonl, write_json
-from lmsmith.core.metrics import read_metrics
-from lmsmith.core.runs import StageFolder
 from lmsmith.corpus.mixture import MIXTURE_FILE, PretrainingBatches
 from lmsmith.corpus.shards import write_shards
 from lmsmith.models.folder import load_decoder, load_scalar_model, save_model
 from lmsmith.models.heads import ScalarModel
 from lmsmith.rlhf.ppo_config import PPOConfig
+from lmsmith.runs.metrics_log import read_metrics
+from lmsmith.runs.stage_folder import StageFolder
 from lmsmith.stages import ppo as stage
 from lmsmith.stages.ppo import few_updates_warning, run, snapshot_iterations
 from lmsmith.training import loop

@@ -16,12 +16,12 @@ from preference_world import make_tokenizer, sentence, stage_folder, write_data
 
 from lmsmith.core.errors import Interrupted, UserError
 from lmsmith.core.files import read_json, write_json
-from lmsmith.core.metrics import read_metrics
-from lmsmith.core.runs import StageFolder
-from lmsmith.core.signals import StopSignal
 from lmsmith.corpus.shards import TokenShards
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.folder import load_decoder
+from lmsmith.runs.metrics_log import read_metrics
+from lmsmith.runs.signals import StopSignal
+from lmsmith.runs.stage_folder import StageFolder
 from lmsmith.stages.pretrain import PretrainConfig, mixture_shares, run, tokenize_sources
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training import language_model

@@ -24,12 +24,12 @@ from preference_world import (
 
 from lmsmith.core.errors import Interrupted, UserError
 from lmsmith.core.files import read_jsonl
-from lmsmith.core.signals import StopSignal
 from lmsmith.corpus.cleaning import same_text
 from lmsmith.corpus.rows import Conversation, read_conversations, read_rankings
 from lmsmith.corpus.splits import split_of
 from lmsmith.prompts import encode_prompt
 from lmsmith.prompts.selection import select_prompts
+from lmsmith.runs.signals import StopSignal
 from lmsmith.stages import rankings
 from lmsmith.stages.rankings import (
     RankingsConfig,

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from lmsmith.core.identity import files_read
-from lmsmith.core.records import recorded_outputs
-from lmsmith.core.runs import StageFolder
+from lmsmith.runs.identity import files_read
+from lmsmith.runs.records import recorded_outputs
+from lmsmith.runs.stage_folder import StageFolder
 from lmsmith.stages import Stage, load_stage_recipe
 from lmsmith.stages.pipeline import run_recipe
 

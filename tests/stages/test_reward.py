@@ -20,15 +20,15 @@ from preference_world import (
 
 from lmsmith.core.errors import Interrupted, UserError
 from lmsmith.core.files import write_jsonl
-from lmsmith.core.metrics import read_metrics
 from lmsmith.core.recipe import MachineConfig
-from lmsmith.core.signals import StopSignal
 from lmsmith.corpus.rows import Ranking, read_rankings
 from lmsmith.models.folder import load_scalar_model
 from lmsmith.models.heads import ScalarModel
 from lmsmith.rlhf import ranking_gradients
 from lmsmith.rlhf.candidates import EncodedRanking, encode_rankings, score_rankings
 from lmsmith.rlhf.scoring import score_sequences
+from lmsmith.runs.metrics_log import read_metrics
+from lmsmith.runs.signals import StopSignal
 from lmsmith.stages import reward
 from lmsmith.stages.reward import (
     RewardConfig,

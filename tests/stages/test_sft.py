@@ -19,12 +19,12 @@ from preference_world import (
 
 from lmsmith.core.errors import Interrupted, UserError
 from lmsmith.core.files import write_jsonl
-from lmsmith.core.metrics import read_metrics
-from lmsmith.core.runs import StageFolder
 from lmsmith.corpus.batch import NO_TARGET
 from lmsmith.corpus.packing import ConversationBatches
 from lmsmith.evaluation.perplexity import reply_bits_per_byte
 from lmsmith.models.folder import load_decoder
+from lmsmith.runs.metrics_log import read_metrics
+from lmsmith.runs.stage_folder import StageFolder
 from lmsmith.stages.sft import SFTConfig, demonstration_windows, run
 from lmsmith.tokenizers.importing import import_tokenizer
 from lmsmith.training import loop

@@ -12,7 +12,7 @@ from lmsmith.core.errors import UserError
 from lmsmith.core.files import write_jsonl
 from lmsmith.core.progress import QuietProgress
 from lmsmith.core.recipe import MachineConfig
-from lmsmith.core.runs import StageFolder
+from lmsmith.runs.stage_folder import StageFolder
 from lmsmith.stages.tokenizer import TokenizerConfig, run
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.tokenizers.hugging_face import to_hugging_face

@@ -13,8 +13,8 @@ from pathlib import Path
 from lmsmith.core.errors import Interrupted
 from lmsmith.core.files import atomic_write
 from lmsmith.core.recipe import MachineConfig
-from lmsmith.core.runs import StageFolder
-from lmsmith.core.signals import stop_requested
+from lmsmith.runs.signals import stop_requested
+from lmsmith.runs.stage_folder import StageFolder
 from lmsmith.stages import Stage
 
 STAGES = (

@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 from lmsmith.core.progress import QuietProgress
 from lmsmith.core.recipe import MachineConfig
-from lmsmith.core.runs import StageFolder
 from lmsmith.corpus.batch import NO_TARGET, Batch
 from lmsmith.corpus.packing import ConversationBatches
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
+from lmsmith.runs.stage_folder import StageFolder
 from lmsmith.training import language_model
 from lmsmith.training.language_model import (
     accumulate_gradients,

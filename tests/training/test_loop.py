@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lmsmith.core.errors import Interrupted, UserError
-from lmsmith.core.metrics import read_metrics
 from lmsmith.core.progress import QuietProgress
 from lmsmith.core.recipe import MachineConfig
-from lmsmith.core.runs import StageFolder
+from lmsmith.runs.metrics_log import read_metrics
+from lmsmith.runs.stage_folder import StageFolder
 from lmsmith.training import loop
 from lmsmith.training.checkpoint import TENSORS, Checkpoints
 from lmsmith.training.loop import run_steps

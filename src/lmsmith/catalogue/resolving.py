@@ -14,9 +14,9 @@ from lmsmith.catalogue import registry
 from lmsmith.catalogue.shelf import SHELF
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import missing, read_json
-from lmsmith.core.folders import working_folder
-from lmsmith.core.identity import remade_inputs
-from lmsmith.core.records import read_record
+from lmsmith.runs.folders import working_folder
+from lmsmith.runs.identity import remade_inputs
+from lmsmith.runs.records import read_record
 
 log = logging.getLogger("lmsmith.models")
 """Says which model a run's folder stands for; the command line shows it."""

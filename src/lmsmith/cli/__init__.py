@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lmsmith import __version__
 from lmsmith.cli.streams import READER_GONE, say, show_what_can_be_shown, written_out
 from lmsmith.core.errors import Interrupted, UserError
 from lmsmith.core.text import encodable
+from lmsmith.core.version import VERSION
 
 
 @dataclass(frozen=True)
@@ -366,7 +366,7 @@ class _Shown(logging.Handler):
 
 def _dispatch(words: list[str], commands: Sequence[Command]) -> int:
     if words and words[0] == "--version":
-        print(f"lmsmith {__version__}")
+        print(f"lmsmith {VERSION}")
         return 0
     if not words or words[0] in ("-h", "--help", "help"):
         print(help_text(commands))

@@ -11,10 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from lmsmith.cli.output import table_console
-from lmsmith.report.gains import VERDICT_WORDS, Gain, describe_gains
-from lmsmith.report.metrics import stage_tables
 from lmsmith.report.numbers import duration
-from lmsmith.report.records import read_run
+from lmsmith.report.run.gains import VERDICT_WORDS, Gain, describe_gains
+from lmsmith.report.run.metrics import stage_tables
+from lmsmith.report.run.records import read_run
 
 _STYLES = {"better": "green", "unclear": "yellow", "worse": "red", "": ""}
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from lmsmith import __version__
 from lmsmith.cli.output import print_json
 from lmsmith.core.recipe import MachineConfig
-from lmsmith.core.runs import advice_on_threads, describe_hardware, git_commit
+from lmsmith.core.version import VERSION
+from lmsmith.runs.stage_folder import advice_on_threads, describe_hardware, git_commit
 
 
 def doctor(json: bool = False) -> int:
@@ -51,7 +51,7 @@ def examine() -> dict[str, object]:
 
     machine = prepare_process(MachineConfig())
     return {
-        "lmsmith": __version__,
+        "lmsmith": VERSION,
         "git_commit": git_commit(),
         "hardware": describe_hardware(),
         "free_disk_bytes": shutil.disk_usage(Path.cwd()).free,

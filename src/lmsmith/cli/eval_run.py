@@ -15,7 +15,7 @@ from lmsmith.core.errors import UserError
 from lmsmith.core.progress import RunProgress
 
 if TYPE_CHECKING:
-    from lmsmith.evaluation.instructions import Replies
+    from lmsmith.comparison.instructions import Replies
     from lmsmith.evaluation.suite import TaskResult
 
 
@@ -64,9 +64,9 @@ class Run:
 
     def measure(self, model: str, place: Path) -> Measured:
         """Put everything to a model; results and items go to ``place``."""
-        from lmsmith.core.locking import locked
-        from lmsmith.core.signals import StopSignal
         from lmsmith.evaluation.methods.subject import load_subject
+        from lmsmith.runs.locking import locked
+        from lmsmith.runs.signals import StopSignal
 
         progress = choose_progress(f"eval {model}", self.quiet)
         with StopSignal(), locked(place, progress):
@@ -118,8 +118,8 @@ def run_plan(
 
 def record_results(subject: Any, results: list[TaskResult], place: Path) -> dict[str, Any]:
     """Write results.json, and return what is in it."""
-    from lmsmith import __version__
     from lmsmith.core.files import write_json
+    from lmsmith.core.version import VERSION
 
     record: dict[str, Any] = {
         "model": subject.name,
@@ -128,7 +128,7 @@ def record_results(subject: Any, results: list[TaskResult], place: Path) -> dict
         "precision": subject.precision,
         "starts_texts": bool(subject.start),
         "chat": subject.chat,
-        "version": __version__,
+        "version": VERSION,
         "results": [result.as_dict() for result in results],
     }
     write_json(place / "results.json", record)

@@ -9,20 +9,20 @@ from rich import box
 from rich.table import Table
 
 from lmsmith.cli.output import print_json, table_console
-from lmsmith.evaluation.comparing import Comparison, compare_rows, summary
+from lmsmith.comparison.items import Comparison, compare_rows, summary
+from lmsmith.comparison.versus import Versus
 from lmsmith.evaluation.measures import measure_of
 from lmsmith.evaluation.suite import TaskResult
-from lmsmith.evaluation.versus import Versus
-from lmsmith.report.evaluation_page import (
+from lmsmith.report.evaluation.page import (
     build_evaluation_page,
     contamination_rows,
     ordered_measures,
 )
+from lmsmith.report.evaluation.papers import nearest, shown_published
+from lmsmith.report.evaluation.shown import short_names, shown_interval, shown_value
+from lmsmith.report.evaluation.side_by_side import ModelResults, Pair, values_of
+from lmsmith.report.evaluation.versus import versus_sentences
 from lmsmith.report.numbers import duration, signed, signed_interval
-from lmsmith.report.papers import nearest, shown_published
-from lmsmith.report.shown import short_names, shown_interval, shown_value
-from lmsmith.report.side_by_side import ModelResults, Pair, values_of
-from lmsmith.report.versus import versus_sentences
 
 if TYPE_CHECKING:
     from lmsmith.cli.eval_run import Measured

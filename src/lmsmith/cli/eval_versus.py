@@ -15,8 +15,8 @@ from lmsmith.core.progress import RunProgress
 
 if TYPE_CHECKING:
     from lmsmith.cli.eval_run import Measured
-    from lmsmith.evaluation.instructions import Instruction, Replies
-    from lmsmith.evaluation.versus import Versus
+    from lmsmith.comparison.instructions import Instruction, Replies
+    from lmsmith.comparison.versus import Versus
 
 PEOPLE = "people"
 """The judge that is no model: the labelers of a database."""
@@ -49,7 +49,7 @@ class Instructions:
     @functools.cached_property
     def asked(self) -> Sequence[Instruction]:
         """The file's instructions, read once."""
-        from lmsmith.evaluation.instructions import read_instructions
+        from lmsmith.comparison.instructions import read_instructions
 
         return read_instructions(self.file, self.limit, self.seed)
 
@@ -67,7 +67,7 @@ class Instructions:
 
     def replies(self, subject: Any, place: Path, progress: RunProgress) -> Replies:
         """A model's replies."""
-        from lmsmith.evaluation.instructions import reply_spec, write_replies
+        from lmsmith.comparison.instructions import reply_spec, write_replies
 
         spec = reply_spec(subject, self.tokens, greedy=self.greedy)
         return write_replies(subject, self.asked, self.file, place, spec, self.seed, progress)
@@ -84,10 +84,10 @@ class Instructions:
     def _by(
         self, pairs: Sequence[tuple[Measured, Measured]], machine: Any, quiet: bool
     ) -> list[Versus]:
-        from lmsmith.core.locking import locked
-        from lmsmith.core.signals import StopSignal
-        from lmsmith.evaluation.judges import load_a_judge
-        from lmsmith.evaluation.versus import judge_replies
+        from lmsmith.comparison.judges import load_a_judge
+        from lmsmith.comparison.versus import judge_replies
+        from lmsmith.runs.locking import locked
+        from lmsmith.runs.signals import StopSignal
 
         progress = choose_progress(f"win rate by {self.judge}", quiet)
         labels = [f"win rate against {before.name}" for before, _ in pairs]
@@ -113,7 +113,7 @@ class Instructions:
 
         found = []
         with opened(self.database, new=True) as store:
-            from lmsmith.feedback.win_rate import people_judge
+            from lmsmith.comparison.people import people_judge
 
             for before, after in pairs:
                 a, b = after.replied, before.replied

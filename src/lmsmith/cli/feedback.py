@@ -194,10 +194,10 @@ def sample(
     with opened(database, new=not logged) as store:
         from lmsmith.catalogue.reading import read_model
         from lmsmith.catalogue.resolving import resolve
-        from lmsmith.core.signals import StopSignal
         from lmsmith.feedback import sampling
         from lmsmith.feedback.queue import Queue
         from lmsmith.generation.settings import SamplingSettings
+        from lmsmith.runs.signals import StopSignal
         from lmsmith.training.machine import prepare_reading
 
         wanted = {"ranking": answers, "rating": 1, "demonstration": 0}[kind]

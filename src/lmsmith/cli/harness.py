@@ -49,9 +49,9 @@ class HarnessRun:
     def measure(self) -> dict[str, Any]:
         """Ask everything; what is printed as JSON, and kept as results.json."""
         from lmsmith.core.files import write_json
-        from lmsmith.core.locking import locked
-        from lmsmith.core.signals import StopSignal
         from lmsmith.evaluation.harness_tasks import quiet_and_offline_if_need_be
+        from lmsmith.runs.locking import locked
+        from lmsmith.runs.signals import StopSignal
 
         counts = self.counts()
         place = self.folder or Path("evals") / folder_name(self.model) / "lm-eval"
@@ -69,7 +69,7 @@ class HarnessRun:
     ) -> dict[str, Any]:
         import logging
 
-        from lmsmith import __version__
+        from lmsmith.core.version import VERSION
         from lmsmith.evaluation.harness_tasks import (
             HarnessSetting,
             find_names,
@@ -94,7 +94,7 @@ class HarnessRun:
         progress.stage_ends("model", time.monotonic() - started)
 
         subject = model.subject
-        kept = place / f"answers-{subject.fingerprint}-{__version__}"
+        kept = place / f"answers-{subject.fingerprint}-{VERSION}"
         rows: list[dict[str, Any]] = []
         raw = []
         for number, (label, setting) in enumerate(zip(labels, settings, strict=True)):
@@ -117,7 +117,7 @@ class HarnessRun:
             "precision": subject.precision,
             "starts_texts": bool(subject.start),
             "chat": self.chat,
-            "version": __version__,
+            "version": VERSION,
             "limit": self.limit,
             "seed": self.seed,
             "truncated": model.truncated,

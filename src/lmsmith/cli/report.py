@@ -16,11 +16,11 @@ def report(run: str, json: bool = False) -> int:
     """
     folder = find_run(run)
     if json:
-        from lmsmith.report.metrics import collect_metrics
+        from lmsmith.report.run.metrics import collect_metrics
 
         print_json(collect_metrics(folder))
         return 0
-    from lmsmith.report.page import build_report
+    from lmsmith.report.run.page import build_report
 
     print(build_report(folder))
     return 0

@@ -54,7 +54,7 @@ def run(
     if isinstance(progress, QuietProgress):
         for text in progress.said:
             print(text, file=sys.stderr)
-    from lmsmith.report.page import build_report
+    from lmsmith.report.run.page import build_report
 
     page = build_report(place)
     if json:

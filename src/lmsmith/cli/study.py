@@ -15,8 +15,8 @@ from lmsmith.core.errors import UserError
 from lmsmith.core.recipe import MachineConfig
 
 if TYPE_CHECKING:
-    from lmsmith.evaluation.studies import Arm, Found
-    from lmsmith.report.study_page import Studied
+    from lmsmith.report.study.page import Studied
+    from lmsmith.studies.in_context import Arm, Found
 
 _List = Annotated[str, tyro.conf.arg(metavar="A,B,…")]
 _Folders = Annotated[tyro.conf.UseAppendAction[tuple[Path, ...]], tyro.conf.arg(metavar="FOLDER")]
@@ -66,7 +66,7 @@ def study(
     """
     from lmsmith.core.files import write_json
     from lmsmith.evaluation.tasks.data import search_path
-    from lmsmith.report.study_page import build_study_page, study_record
+    from lmsmith.report.study.page import build_study_page, study_record
     from lmsmith.training.machine import prepare_process
 
     _check(models, orders, limit)
@@ -114,11 +114,11 @@ def _plans(
     """The arms of each task; everything is checked before a model is read."""
     from dataclasses import replace
 
-    from lmsmith.evaluation.studies import DEFAULT_SHOTS, plan_arms
     from lmsmith.evaluation.suite import Setting
     from lmsmith.evaluation.tasks.data import read_data
     from lmsmith.evaluation.tasks.shipped import find_tasks
     from lmsmith.evaluation.tasks.shown_labels import ShownLabels, has_shared_labels
+    from lmsmith.studies.in_context import DEFAULT_SHOTS, plan_arms
 
     counts = [count for count in shot_counts(shots) if count is not None]
     if "fit" in split_words(shots):
@@ -153,12 +153,12 @@ def _put(
     quiet: bool,
 ) -> list[Studied]:
     """Every arm of every task to one model."""
-    from lmsmith.core.locking import locked
-    from lmsmith.core.signals import StopSignal
     from lmsmith.evaluation.methods.subject import load_subject
-    from lmsmith.evaluation.studies import run_arms
     from lmsmith.evaluation.suite import evaluate_task
-    from lmsmith.report.study_page import Studied
+    from lmsmith.report.study.page import Studied
+    from lmsmith.runs.locking import locked
+    from lmsmith.runs.signals import StopSignal
+    from lmsmith.studies.in_context import run_arms
 
     place = folder / folder_name(model)
     progress = choose_progress(f"study {model}", quiet)
@@ -189,7 +189,7 @@ def _print(studied: Sequence[Studied]) -> None:
     from rich.table import Table
 
     from lmsmith.evaluation.measures import measure_of
-    from lmsmith.report.study_page import shown_difference, summary
+    from lmsmith.report.study.page import shown_difference, summary
 
     console = table_console()
     for each in studied:
@@ -206,7 +206,7 @@ def _print(studied: Sequence[Studied]) -> None:
 
 
 def _cells(found: Found) -> list[str]:
-    from lmsmith.report.shown import shown_interval, shown_value
+    from lmsmith.report.evaluation.shown import shown_interval, shown_value
 
     measure, headline = found.arm.task.measure, found.result.headline
     name = f"{found.arm.name}, {found.arm.line}" if found.arm.line else found.arm.name

@@ -55,12 +55,12 @@ def study_scale(
     """
     _check(minutes, steps, rows, items)
     from lmsmith.core.files import write_json
-    from lmsmith.core.locking import locked
-    from lmsmith.core.signals import StopSignal
-    from lmsmith.evaluation.scale.documents import byte_tokenizer
-    from lmsmith.evaluation.scale.family import DEFAULT_SIZES, read_sizes
-    from lmsmith.evaluation.scale.running import ScalePlan, run_study, settle_plan
-    from lmsmith.report.scale_page import build_scale_page, scale_record
+    from lmsmith.report.study.scale_page import build_scale_page, scale_record
+    from lmsmith.runs.locking import locked
+    from lmsmith.runs.signals import StopSignal
+    from lmsmith.studies.scale.documents import byte_tokenizer
+    from lmsmith.studies.scale.family import DEFAULT_SIZES, read_sizes
+    from lmsmith.studies.scale.running import ScalePlan, run_study, settle_plan
     from lmsmith.training.machine import prepare_process
 
     family = read_sizes(sizes or DEFAULT_SIZES, byte_tokenizer().vocabulary_size)
@@ -100,8 +100,8 @@ def _print(models: Sequence[Mapping[str, Any]]) -> None:
     from rich import box
     from rich.table import Table
 
-    from lmsmith.evaluation.scale.findings import find_rises, predict_losses
-    from lmsmith.report.scale_page import law_sentence, rise_row
+    from lmsmith.report.study.scale_page import law_sentence, rise_row
+    from lmsmith.studies.scale.findings import find_rises, predict_losses
 
     console = table_console()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)

@@ -48,8 +48,8 @@ def add(
     """
     from lmsmith.core.config import encode
     from lmsmith.core.files import atomic_write, read_jsonl, write_jsonl
-    from lmsmith.evaluation.functions import check_name, classification, extraction
     from lmsmith.evaluation.tasks.shipped import shipped_tasks, tasks_folder
+    from lmsmith.functions.text_function import check_name, classification, extraction
 
     check_name(name)
     if name in shipped_tasks():
@@ -112,9 +112,9 @@ def run(
         precision: Of matrix products; auto: bf16 where the processor multiplies it.
         threads: Of one operation; 0 for all cores.
     """
-    from lmsmith.evaluation.functions import TextFunction
     from lmsmith.evaluation.methods.subject import load_subject
     from lmsmith.evaluation.tasks.data import read_data
+    from lmsmith.functions.text_function import TextFunction
     from lmsmith.training.machine import prepare_process
 
     task = _user_task(name)

@@ -154,7 +154,7 @@ def answer_rules(task: TaskSpec) -> list[str]:
 def task_toml(task: object) -> str:
     """A task as TOML, with every setting that is not empty."""
     from lmsmith.core.config import encode
-    from lmsmith.report.toml import to_toml
+    from lmsmith.report.run.toml import to_toml
 
     table = encode(task)
     table["published"] = table.pop("published")

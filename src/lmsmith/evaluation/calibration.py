@@ -1,90 +1,104 @@
-"""Whether what is said to be likely is as likely: reliability bins, and their error."""
+"""Whether a model is right as often as it is sure: calibration of choices, and its correction.
+
+A choice's probability is the softmax of the choices' scores; an item's confidence is that of the
+choice with the highest.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Bin = dict[str, float]
+from lmsmith.statistics.calibration import Bin, confidence_bins, expected_calibration_error
 
-BINS = 10
-
-
-def preference_probabilities(differences: ArrayLike) -> NDArray[np.float64]:
-    """σ(r_w − r_l), without overflow."""
-    x = np.asarray(differences, dtype=np.float64)
-    half = np.exp(-np.abs(x))
-    return np.where(x >= 0, 1.0, half) / (1.0 + half)
+Floats = NDArray[np.float64]
+Row = Mapping[str, Any]
 
 
-def reliability_bins(differences: ArrayLike, bins: int = BINS) -> list[Bin]:
-    """Reliability diagram (Murphy & Winkler 1977) of a reward model over labelled pairs.
+@dataclass(frozen=True)
+class Calibration:
+    """How well confidence foretells being right.
 
-    Each pair is counted in both orientations, as (w, l) that was preferred and as (l, w) that
-    was not; so the diagram is symmetric about ½ and no coin decides which response comes first.
-
-    Args:
-        differences: r_w − r_l of each pair.
-        bins: number of bins of equal width between 0 and 1.
-
-    Returns:
-        ``{"low", "high", "predicted", "observed", "count"}`` of the bins that are not empty:
-        mean predicted probability, share preferred, and orientations counted.
+    Attributes:
+        bins: the reliability diagram, ten bins of equal width.
+        equal_width, equal_mass: expected calibration error with ten bins of either kind.
+        confidence, accuracy: means over items.
+        temperature: by which scores were divided.
+        items: how many it was measured on.
     """
-    right = preference_probabilities(differences)
-    predicted = np.concatenate([right, 1.0 - right])
-    observed = np.concatenate([np.ones_like(right), np.zeros_like(right)])
-    return confidence_bins(predicted, observed, bins)
+
+    bins: tuple[Bin, ...]
+    equal_width: float
+    equal_mass: float
+    confidence: float
+    accuracy: float
+    temperature: float
+    items: int
 
 
-def confidence_bins(
-    confidence: ArrayLike,
-    correct: ArrayLike,
-    bins: int = BINS,
-    equal: Literal["width", "mass"] = "width",
-) -> list[Bin]:
-    """The reliability diagram (Guo et al. 2017, section 2).
+def calibrate(rows: Sequence[Row], measure: str, temperature: float = 1.0) -> Calibration:
+    """Calibration of multiple-choice items by a measure's scores, divided by a temperature."""
+    confidence, correct = [], []
+    for row in rows:
+        probabilities = choice_probabilities(row["scores"][measure], temperature)
+        confidence.append(float(probabilities.max()))
+        correct.append(float(int(probabilities.argmax()) == row["gold"]))
+    wide = confidence_bins(confidence, correct)
+    even = confidence_bins(confidence, correct, equal="mass")
+    return Calibration(
+        tuple(wide),
+        expected_calibration_error(wide),
+        expected_calibration_error(even),
+        float(np.mean(confidence)),
+        float(np.mean(correct)),
+        temperature,
+        len(rows),
+    )
 
-    Args:
-        confidence: of each item, between 0 and 1.
-        correct: 1 where it was right, else 0.
-        bins: how many.
-        equal: bins of equal width between 0 and 1 (Naeini et al. 2015), or with equally many items
-            (Nguyen & O'Connor 2015).
 
-    Returns:
-        ``{"low", "high", "predicted", "observed", "count"}`` of the bins that are not empty.
+def calibrate_before_and_after(
+    rows: Sequence[Row], measure: str
+) -> tuple[Calibration, Calibration]:
+    """Calibration as it is, and with the temperature that fits best.
+
+    The temperature is fitted on every other item, and both are measured on the rest.
     """
-    sure, right = np.asarray(confidence, np.float64), np.asarray(correct, np.float64)
-    if equal == "width":
-        place = np.minimum((sure * bins).astype(int), bins - 1)
-    else:
-        rank = np.empty(sure.size, dtype=int)
-        rank[np.argsort(sure, kind="stable")] = np.arange(sure.size)
-        place = rank * bins // max(1, sure.size)
-    found: list[Bin] = []
-    for number in range(bins):
-        inside = place == number
-        if inside.any():
-            low, high = number / bins, (number + 1) / bins
-            if equal == "mass":
-                low, high = float(sure[inside].min()), float(sure[inside].max())
-            found.append(
-                {
-                    "low": low,
-                    "high": high,
-                    "predicted": float(sure[inside].mean()),
-                    "observed": float(right[inside].mean()),
-                    "count": int(inside.sum()),
-                }
-            )
-    return found
+    fitted = best_temperature(rows[::2], measure)
+    held_out = rows[1::2] or rows
+    return calibrate(held_out, measure), calibrate(held_out, measure, fitted)
 
 
-def expected_calibration_error(bins: Sequence[Bin]) -> float:
-    """Σ count/total · |observed − predicted| (Naeini et al. 2015); 0 is perfectly calibrated."""
-    total = sum(each["count"] for each in bins)
-    return sum(each["count"] * abs(each["observed"] - each["predicted"]) for each in bins) / total
+def best_temperature(rows: Sequence[Row], measure: str) -> float:
+    """The T with the least mean −log softmax(scores / T)[gold] (Guo et al. 2017, section 4.2).
+
+    It is convex in 1/T, so its minimum is found by golden section between 1/T of 1e-3 and 1e3.
+    """
+    low, high = np.log(1e-3), np.log(1e3)
+    ratio = (np.sqrt(5) - 1) / 2
+    while high - low > 1e-6:
+        left, right = high - ratio * (high - low), low + ratio * (high - low)
+        if _loss(rows, measure, np.exp(-left)) < _loss(rows, measure, np.exp(-right)):
+            high = right
+        else:
+            low = left
+    return float(np.exp(-(low + high) / 2))
+
+
+def _loss(rows: Sequence[Row], measure: str, temperature: float) -> float:
+    total = 0.0
+    for row in rows:
+        scores = np.asarray(row["scores"][measure], np.float64) / temperature
+        most = scores.max()
+        total += most + float(np.log(np.exp(scores - most).sum())) - float(scores[row["gold"]])
+    return total
+
+
+def choice_probabilities(scores: ArrayLike, temperature: float = 1.0) -> Floats:
+    """softmax(scores / temperature)."""
+    scaled = np.asarray(scores, np.float64) / temperature
+    weights = np.exp(scaled - scaled.max())
+    return np.asarray(weights / weights.sum())

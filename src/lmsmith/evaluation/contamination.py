@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lmsmith.evaluation.bootstrap import Interval
 from lmsmith.evaluation.measures import aggregate, measure_of
 from lmsmith.evaluation.methods.answers import HAN
+from lmsmith.statistics.bootstrap import Interval
 
 Rule = Literal["gpt3", "gpt4"]
 RULES: tuple[Rule, ...] = ("gpt3", "gpt4")

@@ -20,7 +20,6 @@ from lmsmith.core.errors import UserError
 from lmsmith.core.extras import needs_extra
 from lmsmith.core.progress import Progress, QuietProgress
 from lmsmith.core.recipe import MachineConfig
-from lmsmith.core.signals import stop_if_requested
 from lmsmith.evaluation.methods.likelihood import LikelihoodReader, common_prefix, shared_prefix
 from lmsmith.evaluation.methods.rolling import window_pairs
 from lmsmith.evaluation.methods.subject import Pair, Subject, load_subject
@@ -29,6 +28,7 @@ from lmsmith.generation.engine import Engine, answer
 from lmsmith.generation.requests import Request, TokenEvent
 from lmsmith.generation.settings import SamplingSettings
 from lmsmith.generation.stops import until_stop
+from lmsmith.runs.signals import stop_if_requested
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.tokenizers.special import JINJA_TEMPLATE
 from lmsmith.tokenizers.template import Rendering

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lmsmith.evaluation.bootstrap import (
+from lmsmith.evaluation.methods.overlap import bleu_of_sums
+from lmsmith.statistics.bootstrap import (
     Interval,
     percentile_interval,
     resample_counts,
 )
-from lmsmith.evaluation.methods.overlap import bleu_of_sums
-from lmsmith.evaluation.wilson import wilson_interval
+from lmsmith.statistics.wilson import wilson_interval
 
 NAN = float("nan")
 

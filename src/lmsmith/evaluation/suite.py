@@ -12,8 +12,6 @@ from lmsmith.core.config import encode
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import fingerprint
 from lmsmith.core.progress import Progress
-from lmsmith.core.signals import stop_if_requested
-from lmsmith.evaluation.bootstrap import Interval
 from lmsmith.evaluation.item_log import ItemLog
 from lmsmith.evaluation.measures import aggregate
 from lmsmith.evaluation.methods.cloze import Cloze
@@ -30,6 +28,8 @@ from lmsmith.evaluation.tasks.python_task import WRITTEN, PythonTask
 from lmsmith.evaluation.tasks.shown_labels import Labels, ShownLabels, nth_order
 from lmsmith.evaluation.tasks.spec import Published, TaskSpec
 from lmsmith.models.batching import length_batches
+from lmsmith.runs.signals import stop_if_requested
+from lmsmith.statistics.bootstrap import Interval
 
 ROWS_VERSION = 2
 """Of what the rows hold: rows of another version are made again."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lmsmith.evaluation.bootstrap import Interval, percentile_interval, resample_counts
+from lmsmith.statistics.bootstrap import Interval, percentile_interval, resample_counts
 
 Floats = NDArray[np.float64]
 

@@ -14,8 +14,6 @@ from lmsmith.catalogue.reading import ReadModel
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import fingerprint, read_jsonl
 from lmsmith.core.progress import Progress
-from lmsmith.core.runs import derive_seed
-from lmsmith.core.signals import stop_if_requested
 from lmsmith.corpus.cleaning import same_text
 from lmsmith.corpus.messages import validate_messages, validate_prompt
 from lmsmith.feedback.answers import check_responses
@@ -28,6 +26,8 @@ from lmsmith.generation.inference import InferenceDecoder
 from lmsmith.generation.requests import Request
 from lmsmith.generation.settings import SamplingSettings
 from lmsmith.prompts import encode_prompt, room_for_reply
+from lmsmith.runs.signals import stop_if_requested
+from lmsmith.runs.stage_folder import derive_seed
 from lmsmith.training.machine import ResolvedMachine
 
 ROUNDS = 3

@@ -9,13 +9,13 @@ from typing import Any
 
 from sqlalchemy import select
 
-from lmsmith.evaluation.bootstrap import Interval
-from lmsmith.feedback import agreement
-from lmsmith.feedback.agreement import pairs_of
 from lmsmith.feedback.label_tables import KINDS, Assignment, Task
 from lmsmith.feedback.leaderboard import Outcome, leaderboard
 from lmsmith.feedback.store import Store
 from lmsmith.feedback.tables import Comparison, Message, Person, utc
+from lmsmith.statistics import agreement
+from lmsmith.statistics.agreement import pairs_of
+from lmsmith.statistics.bootstrap import Interval
 
 _SHARES = {"left": 1.0, "right": 0.0, "tie": 0.5, "both_bad": 0.5}
 

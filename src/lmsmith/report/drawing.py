@@ -9,10 +9,10 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from lmsmith.core.metrics import read_metrics
-from lmsmith.report.records import Row, RunRecord, as_number
-from lmsmith.report.series import Series, smooth, thin
+from lmsmith.report.run.records import Row, RunRecord, as_number
+from lmsmith.report.run.series import Series, smooth, thin
 from lmsmith.report.svg import COLOURS
+from lmsmith.runs.metrics_log import read_metrics
 
 _ROUND_STEPS = [1, 2, 2.5, 5, 10]
 

@@ -14,10 +14,8 @@ from torch import Tensor
 
 from lmsmith.core.config import Problem, report_problems
 from lmsmith.core.config import decode as decode_settings
-from lmsmith.core.metrics import read_metrics
 from lmsmith.core.progress import LoggedProgress
 from lmsmith.core.recipe import MachineConfig
-from lmsmith.core.runs import StageFolder, derive_seed
 from lmsmith.generation.engine import SamplingSettings, generate
 from lmsmith.generation.vocabulary import vocabulary_of
 from lmsmith.models.adapters import TrainedState
@@ -40,6 +38,8 @@ from lmsmith.rlhf.rollout import (
     state_values,
 )
 from lmsmith.rlhf.scoring import score_sequences
+from lmsmith.runs.metrics_log import read_metrics
+from lmsmith.runs.stage_folder import StageFolder, derive_seed
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.language_model import PackedBatch, accumulate_gradients
 from lmsmith.training.loop import Stateful, run_steps

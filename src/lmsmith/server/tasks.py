@@ -19,11 +19,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from lmsmith.core.errors import UserError
-from lmsmith.evaluation.function_requests import AskedText, FunctionRequests, TooLong
 from lmsmith.evaluation.methods.subject import Subject
 from lmsmith.evaluation.tasks.data import Item, read_data
 from lmsmith.evaluation.tasks.shipped import user_tasks
 from lmsmith.evaluation.tasks.spec import TaskSpec
+from lmsmith.functions.requests import AskedText, FunctionRequests, TooLong
 from lmsmith.server.answering import Answer, Serving
 from lmsmith.server.errors import ApiError, refused
 from lmsmith.server.protocol import TaskBody

@@ -13,7 +13,7 @@ from typing import Any
 
 from lmsmith.core.config import Problem, report_problems
 from lmsmith.core.recipe import Recipe, load_recipe, recipe_text
-from lmsmith.core.runs import StageFolder
+from lmsmith.runs.stage_folder import StageFolder
 
 StageFunction = Callable[[Any, Mapping[str, Path], StageFolder], dict[str, float]]
 """``run(config, inputs, out) -> metrics``: what every stage's module has."""

@@ -10,8 +10,8 @@ from lmsmith.catalogue.reading import read_model
 from lmsmith.catalogue.resolving import resolve
 from lmsmith.core.config import NOT_A_SETTING
 from lmsmith.core.files import beside
-from lmsmith.core.runs import StageFolder
 from lmsmith.models.folder import save_model
+from lmsmith.runs.stage_folder import StageFolder
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,13 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmsmith.comparison.frontier import final_step, find_snapshots
+from lmsmith.comparison.replies import Scores, Texts, mean
+from lmsmith.comparison.scorers import accuracy_beside_rules, accuracy_by_origin
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import read_json, read_jsonl, sha256_file, write_json
-from lmsmith.core.runs import StageFolder, derive_seed
-from lmsmith.core.signals import stop_if_requested
 from lmsmith.corpus.rows import read_conversations, read_documents, read_rankings, rows_of_split
-from lmsmith.evaluation.bootstrap import bootstrap_ratio
-from lmsmith.evaluation.calibration import expected_calibration_error, reliability_bins
-from lmsmith.evaluation.frontier import final_step, find_snapshots
 from lmsmith.evaluation.perplexity import bits_per_byte, predict_replies
-from lmsmith.evaluation.replies import Scores, Texts, mean
-from lmsmith.evaluation.scorers import accuracy_beside_rules, accuracy_by_origin
 from lmsmith.generation.engine import SamplingSettings, generate
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.folder import load_decoder, load_scalar_model, load_tokenizer
@@ -36,6 +32,10 @@ from lmsmith.rlhf.candidates import (
 )
 from lmsmith.rlhf.ranking import correct_pairs, pair_differences
 from lmsmith.rlhf.scoring import response_log_likelihoods
+from lmsmith.runs.signals import stop_if_requested
+from lmsmith.runs.stage_folder import StageFolder, derive_seed
+from lmsmith.statistics.bootstrap import bootstrap_ratio
+from lmsmith.statistics.calibration import expected_calibration_error, reliability_bins
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.machine import ResolvedMachine, resolve_machine
 

@@ -18,7 +18,6 @@ from lmsmith.core.config import NOT_A_SETTING
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import beside, write_json, write_jsonl
 from lmsmith.core.progress import Progress
-from lmsmith.core.runs import StageFolder
 from lmsmith.corpus.cleaning import UnicodeForm, clean_text, text_key
 from lmsmith.corpus.conversations import (
     clean_conversations,
@@ -39,6 +38,7 @@ from lmsmith.corpus.sources import (
     files_of,
 )
 from lmsmith.corpus.splits import assign_splits, hold_out_text, opening_key, split_of
+from lmsmith.runs.stage_folder import StageFolder
 from lmsmith.stages.left_out import empty_splits_warning, left_out_warnings, why_none_is_left
 from lmsmith.stages.own_rankings import (
     best_conversations,

@@ -23,11 +23,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lmsmith.comparison.replies import compare_replies, describe_replies, sample_rows
 from lmsmith.core.files import write_json, write_jsonl
-from lmsmith.core.runs import StageFolder
-from lmsmith.evaluation.bootstrap import bootstrap_ratio
-from lmsmith.evaluation.replies import compare_replies, describe_replies, sample_rows
 from lmsmith.rlhf.diagnosis import diagnose_frontier
+from lmsmith.runs.stage_folder import StageFolder
 from lmsmith.stages.bench import (
     Bench,
     answer,
@@ -37,6 +36,7 @@ from lmsmith.stages.bench import (
     predict_text,
     score_texts,
 )
+from lmsmith.statistics.bootstrap import bootstrap_ratio
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, SupportsFloat
 
-import lmsmith
 from lmsmith.core.config import Problem, encode, report_problems
-from lmsmith.core.decisions import Decision, decide
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import (
     disk_full_error,
@@ -29,7 +27,11 @@ from lmsmith.core.files import (
     storage_error,
     write_json,
 )
-from lmsmith.core.folders import (
+from lmsmith.core.progress import QuietProgress, RunProgress
+from lmsmith.core.recipe import MachineConfig, Recipe
+from lmsmith.core.version import VERSION
+from lmsmith.runs.decisions import Decision, decide
+from lmsmith.runs.folders import (
     clean_up_stage,
     put_in_place,
     refuse_foreign_folder,
@@ -38,17 +40,16 @@ from lmsmith.core.folders import (
     stage_outputs,
     working_folder,
 )
-from lmsmith.core.identity import Identity, external_files, files_read
-from lmsmith.core.locking import locked
-from lmsmith.core.progress import QuietProgress, RunProgress
-from lmsmith.core.recipe import MachineConfig, Recipe
-from lmsmith.core.records import (
+from lmsmith.runs.identity import Identity, external_files, files_read
+from lmsmith.runs.locking import locked
+from lmsmith.runs.records import (
     read_record,
     recorded_outputs,
     recorded_seconds,
     write_record,
 )
-from lmsmith.core.runs import (
+from lmsmith.runs.signals import StopSignal, stop_if_requested
+from lmsmith.runs.stage_folder import (
     StageFolder,
     advice_on_threads,
     derive_seed,
@@ -57,8 +58,7 @@ from lmsmith.core.runs import (
     git_commit,
     reset_peak_memory,
 )
-from lmsmith.core.signals import StopSignal, stop_if_requested
-from lmsmith.core.watching import WatchedProgress
+from lmsmith.runs.watching import WatchedProgress
 from lmsmith.stages import STAGES, Stage
 
 Prepare = Callable[[MachineConfig], dict[str, object]]
@@ -268,7 +268,7 @@ class _Run:
                 "outputs": {name: sha256_file(working / name) for name in outputs},
                 "output_bytes": {name: (working / name).stat().st_size for name in outputs},
                 "metrics": {name: _number(value) for name, value in metrics.items()},
-                "version": lmsmith.__version__,
+                "version": VERSION,
                 "git_commit": git_commit(),
                 "hardware": describe_hardware(),
                 "machine": self.machine,

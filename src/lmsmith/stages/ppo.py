@@ -10,7 +10,6 @@ from pathlib import Path
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import write_jsonl
-from lmsmith.core.runs import StageFolder, derive_seed
 from lmsmith.corpus.mixture import PretrainingBatches, read_mixture
 from lmsmith.corpus.rows import read_conversations, rows_of_split
 from lmsmith.models.adapters import adapt
@@ -18,6 +17,7 @@ from lmsmith.models.folder import load_decoder, load_scalar_model, save_model
 from lmsmith.prompts.selection import prompts_warning, select_prompts
 from lmsmith.rlhf.ppo import PPOTrainer
 from lmsmith.rlhf.ppo_config import SHORTEST_PROMPT, PPOConfig
+from lmsmith.runs.stage_folder import StageFolder, derive_seed
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.machine import resolve_machine
 

@@ -12,7 +12,6 @@ import torch
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import read_json, write_json
-from lmsmith.core.runs import StageFolder, derive_seed
 from lmsmith.corpus.mixture import MIXTURE_FILE, SHARDS_FOLDER, PretrainingBatches
 from lmsmith.corpus.rows import read_documents, rows_of_split
 from lmsmith.corpus.shards import TokenShards, write_shards
@@ -20,6 +19,7 @@ from lmsmith.evaluation.perplexity import bits_per_byte
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.folder import save_model
+from lmsmith.runs.stage_folder import StageFolder, derive_seed
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.language_model import train_language_model
 from lmsmith.training.machine import resolve_machine

@@ -34,8 +34,6 @@ from typing import Any, Literal
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import read_json, write_json, write_jsonl
-from lmsmith.core.runs import StageFolder, derive_seed
-from lmsmith.core.signals import stop_if_requested
 from lmsmith.corpus.cleaning import same_text
 from lmsmith.corpus.rows import Ranking, read_conversations, read_rankings, rows_of_split
 from lmsmith.corpus.splits import assign_splits, opening_key, split_of
@@ -48,6 +46,8 @@ from lmsmith.prompts.selection import (
     prompts_warning,
     select_prompts,
 )
+from lmsmith.runs.signals import stop_if_requested
+from lmsmith.runs.stage_folder import StageFolder, derive_seed
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.machine import resolve_machine
 

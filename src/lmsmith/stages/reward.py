@@ -12,8 +12,6 @@ import torch
 from torch import nn
 
 from lmsmith.core.errors import UserError
-from lmsmith.core.metrics import read_metrics
-from lmsmith.core.runs import StageFolder, derive_seed
 from lmsmith.corpus.rows import read_rankings, rows_of_split
 from lmsmith.models.adapters import AdapterConfig, TrainedState, adapt
 from lmsmith.models.folder import load_decoder, load_tokenizer, save_model
@@ -28,6 +26,8 @@ from lmsmith.rlhf.candidates import (
 )
 from lmsmith.rlhf.ranking import pair_accuracy, ranking_loss
 from lmsmith.rlhf.ranking_gradients import accumulate_ranking_gradients
+from lmsmith.runs.metrics_log import read_metrics
+from lmsmith.runs.stage_folder import StageFolder, derive_seed
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.held_out import (
     FEW_STEPS,

@@ -12,7 +12,6 @@ from itertools import islice
 from pathlib import Path
 
 from lmsmith.core.errors import UserError
-from lmsmith.core.runs import StageFolder, derive_seed
 from lmsmith.corpus.packing import ConversationBatches
 from lmsmith.corpus.rows import read_conversations, rows_of_split
 from lmsmith.evaluation.perplexity import reply_bits_per_byte
@@ -23,6 +22,7 @@ from lmsmith.models.folder import load_decoder, save_model
 from lmsmith.prompts.selection import select_prompts
 from lmsmith.prompts.windows import conversation_windows
 from lmsmith.rlhf.diagnosis import FEW_ENDED
+from lmsmith.runs.stage_folder import StageFolder, derive_seed
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.held_out import FEW_STEPS, batch_for_steps
 from lmsmith.training.language_model import train_language_model

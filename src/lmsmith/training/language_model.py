@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lmsmith.core.metrics import read_metrics
-from lmsmith.core.runs import StageFolder, derive_seed
 from lmsmith.models.adapters import TrainedState, has_adapters
 from lmsmith.models.attention import packed_mask
 from lmsmith.models.decoder import Decoder
+from lmsmith.runs.metrics_log import read_metrics
+from lmsmith.runs.stage_folder import StageFolder, derive_seed
 from lmsmith.training.compiling import choose_compiling
 from lmsmith.training.held_out import BestWeights, few_steps_warning, rise_warning
 from lmsmith.training.loop import run_steps

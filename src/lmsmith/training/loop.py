@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import torch
 
 from lmsmith.core.errors import Interrupted, UserError
-from lmsmith.core.runs import StageFolder
-from lmsmith.core.signals import stop_requested
+from lmsmith.runs.signals import stop_requested
+from lmsmith.runs.stage_folder import StageFolder
 from lmsmith.training.checkpoint import Checkpoints
 
 

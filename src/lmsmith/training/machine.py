@@ -19,7 +19,7 @@ from torch import nn
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.recipe import MachineConfig
-from lmsmith.core.runs import available_cores
+from lmsmith.runs.stage_folder import available_cores
 
 Result = TypeVar("Result")
 

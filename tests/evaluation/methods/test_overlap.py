@@ -10,8 +10,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from lmsmith.comparison.items import compare_rows
 from lmsmith.core.errors import UserError
-from lmsmith.evaluation.comparing import compare_rows
 from lmsmith.evaluation.measures import aggregate, paired_difference
 from lmsmith.evaluation.methods import overlap
 

@@ -96,8 +96,8 @@ def test_labels_probabilities_add_up_in_any_number(tiny: Subject) -> None:
 def test_a_classifier_of_ones_own_scores_in_the_patterns_place(
     tiny: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lmsmith.evaluation.functions import TextFunction, classification
     from lmsmith.evaluation.tasks.data import read_items
+    from lmsmith.functions.text_function import TextFunction, classification
 
     file = tmp_path / "few.jsonl"
     shown = [{"input": "you fool", "label": "rude"}, {"input": "good day", "label": "kind"}]

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from lmsmith.core.runs import available_cores
 from lmsmith.evaluation.methods.pass_at_k import measured_at, pass_at_k
 from lmsmith.evaluation.methods.sandbox import check_system, run_program
 from lmsmith.evaluation.methods.subject import Subject
 from lmsmith.evaluation.methods.writing import Writer
 from lmsmith.evaluation.tasks.prompts import Question, item_fields
 from lmsmith.evaluation.tasks.spec import TaskSpec
+from lmsmith.runs.stage_folder import available_cores
 
 
 class Code:

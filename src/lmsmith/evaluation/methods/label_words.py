@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 
-from lmsmith.evaluation.confidence import choice_probabilities
+from lmsmith.evaluation.calibration import choice_probabilities
 from lmsmith.evaluation.methods.likelihood import LikelihoodReader
 from lmsmith.evaluation.methods.subject import Subject, load_subject
 from lmsmith.training.machine import ResolvedMachine

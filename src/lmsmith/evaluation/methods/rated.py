@@ -134,7 +134,7 @@ def _pattern_scores(texts: Sequence[str]) -> list[float]:
 
 def _classifier_score(subject: Subject, spec: RatingSpec) -> Callable[[Sequence[str]], list[float]]:
     """The probability that the user's own task gives the label."""
-    from lmsmith.evaluation.functions import TextFunction  # it is made of the suite's methods
+    from lmsmith.functions.text_function import TextFunction  # it is made of the suite's methods
 
     task = _classifier(spec)
     examples = list(read_items(_examples_file(task), task.data))

@@ -1,0 +1,165 @@
+"""Instructions that models reply to, and their replies, kept as they come."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lmsmith.core.errors import UserError
+from lmsmith.core.files import fingerprint, read_jsonl, sha256_file
+from lmsmith.core.progress import Progress
+from lmsmith.evaluation.item_log import ItemLog
+from lmsmith.evaluation.methods.subject import Subject
+from lmsmith.evaluation.methods.writing import Writer
+from lmsmith.evaluation.tasks.data import draw_items
+from lmsmith.evaluation.tasks.spec import AnswerSpec
+from lmsmith.prompts import Message, encode_prompt
+from lmsmith.runs.signals import stop_if_requested
+
+AT_ONCE = 8
+"""Prompts between two savings."""
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """What is asked: messages, the last of them the user's."""
+
+    id: str
+    messages: tuple[Message, ...]
+
+    @property
+    def text(self) -> str:
+        """For people and judges: the words of one message, or all messages with their roles."""
+        if len(self.messages) == 1:
+            return self.messages[0]["content"]
+        return "\n".join(f"{each['role']}: {each['content']}" for each in self.messages)
+
+
+@dataclass(frozen=True)
+class Replies:
+    """What a model replied, and how it was asked.
+
+    Attributes:
+        model: its name.
+        texts: one an instruction.
+        spec: how they were drawn.
+        seed: of the drawing.
+        fingerprint: of the model, the instructions' file and how they were drawn.
+    """
+
+    model: str
+    texts: tuple[str, ...]
+    spec: AnswerSpec
+    seed: int
+    fingerprint: str
+
+    @property
+    def empty(self) -> int:
+        """How many say nothing."""
+        return sum(not text for text in self.texts)
+
+    def as_dict(self) -> dict[str, object]:
+        """For ``--json`` and results.json."""
+        sampled = self.spec.search == "sample"
+        return {
+            "model": self.model,
+            "search": self.spec.search,
+            "temperature": self.spec.temperature if sampled else 0.0,
+            "top_p": self.spec.top_p if sampled else 1.0,
+            "seed": self.seed,
+            "max_new_tokens": self.spec.max_new_tokens,
+            "empty": self.empty,
+        }
+
+
+def read_instructions(file: Path, limit: int | None = None, seed: int = 0) -> list[Instruction]:
+    """Instructions of JSONL: ``prompt`` or ``instruction`` (a text or messages), or ``messages``.
+
+    A last message of the assistant's is left out: it is what is to be written.
+
+    Args:
+        limit: only so many, drawn by ``seed``; all if None.
+
+    Raises:
+        UserError: a row has none of them, or there are no rows.
+    """
+    found: list[Instruction] = []
+    for number, row in read_jsonl(file):
+        asked = row.get("prompt", row.get("instruction", row.get("messages")))
+        messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
+        where = f"{file}, line {number}"
+        if not isinstance(messages, list) or not all(_is_message(each) for each in messages):
+            raise UserError(
+                f"{where}: no instruction",
+                'a row is {"prompt": "…"} or {"messages": [{"role": "user", "content": "…"}]}',
+            )
+        if messages and messages[-1]["role"] == "assistant":
+            messages = messages[:-1]
+        if not messages or not messages[-1]["content"].strip():
+            raise UserError(f"{where}: nothing is asked", "end it with a user's message")
+        kept = [{"role": each["role"], "content": each["content"]} for each in messages]
+        found.append(Instruction(str(len(found)), tuple(kept)))
+    if not found:
+        raise UserError(f"{file}: no instructions", "give one or more")
+    return draw_items(found, limit, seed)
+
+
+def _is_message(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(value.get(k), str) for k in ("role", "content")
+    )
+
+
+def reply_spec(subject: Subject, tokens: int, *, greedy: bool = False) -> AnswerSpec:
+    """How a model replies: drawn as ``lmsmith chat`` draws, or the likeliest token each time.
+
+    Args:
+        tokens: the longest reply.
+    """
+    if greedy:
+        return AnswerSpec(max_new_tokens=tokens, stop=())
+    advised = subject.sampling
+    return AnswerSpec(
+        search="sample",
+        temperature=advised.temperature,
+        top_p=advised.top_p,
+        max_new_tokens=tokens,
+        stop=(),
+    )
+
+
+def write_replies(
+    subject: Subject,
+    instructions: Sequence[Instruction],
+    file: Path,
+    folder: Path,
+    spec: AnswerSpec,
+    seed: int,
+    progress: Progress,
+) -> Replies:
+    """A model's replies, by its chat template; those that are written already are read.
+
+    Args:
+        file: that the instructions are of.
+        folder: of ``replies.jsonl``.
+    """
+    of = fingerprint([subject.fingerprint, sha256_file(file), vars(spec), seed])
+    log = ItemLog(folder / "replies.jsonl", {"fingerprint": of})
+    left = [each for each in instructions if each.id not in log.rows]
+    writer = Writer(subject, spec, seed)
+    progress.begin("replies", len(instructions), "replies", len(instructions) - len(left))
+    for start in range(0, len(left), AT_ONCE):
+        began = time.monotonic()
+        batch = left[start : start + AT_ONCE]
+        prompts = [encode_prompt(subject.tokenizer, list(each.messages)).tokens for each in batch]
+        ids = [int(each.id) for each in batch]
+        texts, _ = writer.write(prompts, ids, spec.max_new_tokens, spec.stop, 1)
+        rows = [{"id": i.id, "text": t[0].strip()} for i, t in zip(batch, texts, strict=True)]
+        log.append(rows, time.monotonic() - began)
+        progress.update(len(instructions) - len(left) + start + len(batch))
+        stop_if_requested()
+    progress.end()
+    texts_now = tuple(str(log.rows[each.id]["text"]) for each in instructions)
+    return Replies(subject.name, texts_now, spec, seed, of)

@@ -1,0 +1,184 @@
+"""One model against another on instructions: a judge says whose reply is better, or people do."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lmsmith.comparison.instructions import AT_ONCE, Instruction, Replies
+from lmsmith.comparison.judges import Judge
+from lmsmith.comparison.win_rate import rate_at_equal_length, wins
+from lmsmith.core.files import fingerprint
+from lmsmith.core.progress import Progress
+from lmsmith.evaluation.item_log import ItemLog
+from lmsmith.runs.signals import stop_if_requested
+from lmsmith.statistics.bootstrap import Interval, bootstrap_ratio
+
+Row = Mapping[str, Any]
+
+ROWS_VERSION = 1
+"""Of what the rows of a judge hold: rows of another version are made again."""
+
+
+@dataclass(frozen=True)
+class PeoplesWork:
+    """What people have done of a win rate.
+
+    Attributes:
+        added: pairs that this run put into the queue.
+        judgements: done.
+        waiting: judgements still to come, of all pairs.
+        labelers: how many people judged.
+        several: pairs that two or more judged.
+        agreement: of those, the share of pairs of labelers that agree; a tie against a preference
+            is a half. None without any.
+        alpha: Krippendorff's, ordinal; None without any.
+    """
+
+    added: int
+    judgements: int
+    waiting: int
+    labelers: int
+    several: int
+    agreement: Interval | None
+    alpha: Interval | None
+
+
+@dataclass(frozen=True)
+class Versus:
+    """Model a against model b.
+
+    Attributes:
+        judge: who judged.
+        a, b: both models' replies.
+        rate: share of instructions on which a's reply is better, ties counting ½; None before
+            anything is judged.
+        at_equal_length: the same, were the replies equally long.
+        position_bias: P(the reply shown first) − ½, of a judge that reads both orders.
+        consistent: share of instructions on which both orders prefer the same reply.
+        ties: share of instructions without a winner.
+        rows: of the instructions that are judged.
+        people: their work, where people judge.
+        log: the name of the file that holds the rows.
+    """
+
+    judge: str
+    a: Replies
+    b: Replies
+    rate: Interval | None
+    at_equal_length: Interval | None
+    position_bias: Interval | None
+    consistent: float | None
+    ties: float | None
+    rows: Sequence[Row]
+    people: PeoplesWork | None = None
+    log: str = ""
+
+    def as_dict(self) -> dict[str, object]:
+        """For ``--json`` and results.json."""
+        found: dict[str, object] = {
+            "model": self.a.model,
+            "against": self.b.model,
+            "judge": self.judge,
+            "instructions": len(self.a.texts),
+            "judged": len(self.rows),
+            "win_rate": _plain(self.rate),
+            "win_rate_length_controlled": _plain(self.at_equal_length),
+            "position_bias": _plain(self.position_bias),
+            "consistent": self.consistent,
+            "ties": self.ties,
+            "replies": [self.a.as_dict(), self.b.as_dict()],
+        }
+        if self.people is not None:
+            work = vars(self.people) | {
+                "agreement": _plain(self.people.agreement),
+                "alpha": _plain(self.people.alpha),
+            }
+            found["people"] = work
+        return found
+
+
+def _plain(interval: Interval | None) -> dict[str, Any] | None:
+    return None if interval is None else vars(interval)
+
+
+def judge_replies(
+    judge: Judge,
+    instructions: Sequence[Instruction],
+    a: Replies,
+    b: Replies,
+    log: Path,
+    progress: Progress,
+    seed: int = 0,
+) -> Versus:
+    """What a judge makes of two models' replies; what it has judged already is not asked again.
+
+    Args:
+        log: the JSONL file of the judgements, each on the disk before the next batch is asked.
+            Those of another judge, other replies or another seed of theirs are made anew.
+        seed: of the intervals.
+    """
+    of = fingerprint(["win rate", ROWS_VERSION, judge.fingerprint, a.fingerprint, b.fingerprint])
+    kept = ItemLog(log, {"fingerprint": of, "judge": judge.name, "a": a.model, "b": b.model})
+    triples = list(zip(instructions, a.texts, b.texts, strict=True))
+    left = [each for each in triples if each[0].id not in kept.rows]
+    done = len(triples) - len(left)
+    progress.begin("win rate", len(triples), "pairs", done)
+    for start in range(0, len(left), AT_ONCE):
+        began = time.monotonic()
+        batch = left[start : start + AT_ONCE]
+        judged = judge.compare([(list(i.messages), one, two) for i, one, two in batch])
+        new = []
+        for (instruction, one, two), scores in zip(batch, judged, strict=True):
+            won = float(wins(scores["score_a"], scores["score_b"]))
+            new.append(judged_row(instruction, one, two, won) | scores)
+        kept.append(new, time.monotonic() - began)
+        progress.update(done + start + len(batch))
+        stop_if_requested()
+    progress.end()
+    rows = [kept.rows[each.id] for each in instructions]
+    return replace(summarise(judge.name, rows, a, b, seed), log=log.name)
+
+
+def judged_row(instruction: Instruction, a: str, b: str, won: float) -> dict[str, Any]:
+    """What is kept of an instruction, both replies and the verdict: 1 where a's is better."""
+    return {"id": instruction.id, "prompt": instruction.text, "a": a, "b": b, "won": won}
+
+
+def summarise(
+    judge: str,
+    rows: Sequence[Row],
+    a: Replies,
+    b: Replies,
+    seed: int = 0,
+    people: PeoplesWork | None = None,
+) -> Versus:
+    """The figures of judged rows."""
+    if not rows:
+        return Versus(judge, a, b, None, None, None, None, None, (), people)
+    won = np.array([row["won"] for row in rows], np.float64)
+    lengths_a, lengths_b = ([len(row[side]) + 1 for row in rows] for side in ("a", "b"))
+    bias, consistent = None, None
+    both = [row for row in rows if "a_shown_first" in row]
+    if both:
+        firsts = [(row["a_shown_first"] + 1 - row["a_shown_second"]) / 2 for row in both]
+        bias = bootstrap_ratio([first - 0.5 for first in firsts], seed=seed)
+        same = [(row["a_shown_first"] > 0.5) == (row["a_shown_second"] > 0.5) for row in both]
+        consistent = sum(same) / len(same)
+    return Versus(
+        judge,
+        a,
+        b,
+        bootstrap_ratio(won, seed=seed),
+        rate_at_equal_length(won, lengths_a, lengths_b, seed=seed),
+        bias,
+        consistent,
+        float(np.mean(won == 0.5)),
+        rows,
+        people,
+    )

@@ -1,1 +1,0 @@
-"""Emergence on a laptop: tiny models of several sizes, trained and measured on generated data."""

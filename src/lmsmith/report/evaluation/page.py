@@ -1,0 +1,164 @@
+"""The page of ``lmsmith eval``: results beside the papers', and the items, right and wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lmsmith.core.files import atomic_write
+from lmsmith.evaluation.measures import measure_of
+from lmsmith.evaluation.suite import TaskResult
+from lmsmith.report import numbers
+from lmsmith.report.evaluation.calibration import calibration_section
+from lmsmith.report.evaluation.papers import papers_section
+from lmsmith.report.evaluation.shown import contamination_row, shown_interval, shown_value
+from lmsmith.report.evaluation.side_by_side import ModelResults, Pair, pair_section, side_by_side
+from lmsmith.report.run.page import render
+
+SHOWN_ITEMS = 24
+"""Of each group; all are in the task's JSONL file."""
+
+SHOWN_TEXTS = 6
+"""Of an item with many."""
+
+Row = Mapping[str, Any]
+
+
+def build_evaluation_page(
+    folder: Path,
+    record: Mapping[str, Any],
+    results: Sequence[TaskResult],
+    *,
+    others: Sequence[ModelResults] = (),
+    pairs: Sequence[Pair] = (),
+    warnings: Sequence[str] = (),
+) -> Path:
+    """Write ``report.html`` into a folder, whole or not at all, and return its path.
+
+    Args:
+        record: what results.json holds of the model.
+        results: with their items' rows.
+        others: the models beside it on the page, in their order before it.
+        pairs: which of them are compared, by tasks and by whose replies are better.
+        warnings: said on top of the page.
+    """
+    parameters = int(record["parameters"])
+    models = [*others, ModelResults(str(record["model"]), results)]
+    context = {
+        "model": record["model"],
+        "parameters": parameters,
+        "precision": record["precision"],
+        "version": record["version"],
+        "warnings": list(warnings),
+        "side_by_side": side_by_side(models),
+        "pairs": [pair_section(each) for each in pairs],
+        "papers": papers_section(results, str(record["model"]), parameters),
+        "contamination": contamination_rows(record),
+        "tasks": [
+            _task(number, result) | {"calibration": calibration_section(number, result, models)}
+            for number, result in enumerate(results)
+        ],
+    }
+    path = folder / "report.html"
+    atomic_write(path, render("evaluation.html.j2", context))
+    return path
+
+
+def contamination_rows(record: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Of each result and each rule of overlap, what is shown of it."""
+    return [
+        contamination_row(result, each)
+        for result in record["results"]
+        for each in result.get("contamination", [])
+    ]
+
+
+def ordered_measures(result: TaskResult) -> list[str]:
+    """The headline, then the others."""
+    return sorted(result.measures, key=lambda name: name != result.task.measure)
+
+
+def _task(number: int, result: TaskResult) -> dict[str, Any]:
+    rows = result.rows
+    return {
+        "number": number,
+        "name": result.task.name,
+        "about": result.task.about,
+        "source": result.task.source,
+        "shots": result.setting.label,
+        "count": f"{result.items:,}",
+        "part": result.part,
+        "truncated": result.truncated,
+        "seconds": result.seconds,
+        "log": result.log.name,
+        "measures": [
+            {
+                "name": measure_of(name).name,
+                "value": shown_value(name, result.measures[name].value),
+                "interval": shown_interval(name, result.measures[name]),
+            }
+            for name in ordered_measures(result)
+        ],
+        "groups": _groups(result.task.measure, rows),
+    }
+
+
+def _groups(measure: str, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Wrong items, then right ones; all together where a measure is neither."""
+    if not measure_of(measure).is_share:
+        return [_group("items", rows, measure)]
+    wrong = [row for row in rows if not _is_right(row, measure)]
+    right = [row for row in rows if _is_right(row, measure)]
+    return [_group("wrong", wrong, measure), _group("right", right, measure)]
+
+
+def _group(title: str, rows: Sequence[Row], measure: str) -> dict[str, Any]:
+    cards = [_card(row, measure) for row in rows[:SHOWN_ITEMS]]
+    return {"title": title, "count": len(rows), "cards": cards}
+
+
+def _is_right(row: Row, measure: str) -> bool:
+    """Whether an item's share is a half or more, or less where less is better."""
+    value = row["metrics"][measure]
+    share = float(value[0] / value[1] if isinstance(value, Sequence) else value)
+    return (share >= 0.5) == measure_of(measure).higher_is_better
+
+
+def _card(row: Row, measure: str) -> dict[str, Any]:
+    chosen = row.get("chosen", {}).get(measure)
+    choices = [
+        {**choice, "gold": number == row["gold"], "chosen": number == chosen}
+        for number, choice in enumerate(row.get("choices", []))
+    ]
+    texts = [(f"reasoning {n + 1}", text) for n, text in enumerate(row.get("reasoning", []))]
+    verdicts = row.get("verdicts", [])
+    written = row.get("texts", [])
+    for number in _most_telling(row)[:SHOWN_TEXTS]:
+        said = f": {verdicts[number]}" if verdicts else ""
+        texts.append((f"written{said}", written[number].strip() or "(nothing)"))
+    if len(written) > SHOWN_TEXTS:
+        texts.append((f"and {len(written) - SHOWN_TEXTS} more", ""))
+    if "answer" in row:
+        texts.append(("read as the answer", row["answer"] or "(nothing)"))
+    if not choices and "gold" in row:
+        texts.append(("right", row["gold"]))
+    if "log_prob" in row:
+        note = f"{row['tokens']} tokens, log P {numbers.signed(row['log_prob'])}"
+        texts.append((note, ""))
+    share = measure_of(measure).is_share
+    return {
+        "id": row["id"],
+        "right": _is_right(row, measure) if share else None,
+        "truncated": row["truncated"],
+        "prompt": row["prompt"],
+        "choices": choices,
+        "texts": texts,
+    }
+
+
+def _most_telling(row: Row) -> list[int]:
+    """Places of an item's texts, the most toxic first."""
+    ratings = row.get("ratings", [])
+    places = range(len(row.get("texts", [])))
+    return sorted(places, key=lambda n: -ratings[n].get("toxicity", 0.0) if ratings else 0.0)

@@ -1,0 +1,163 @@
+"""Our figures in the rows of the papers' tables, and drawn among their models' sizes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from lmsmith.evaluation.measures import measure_of
+from lmsmith.evaluation.suite import TaskResult
+from lmsmith.evaluation.tasks.spec import Published
+from lmsmith.report.drawing import share_by_task
+from lmsmith.report.evaluation.shown import NOTHING, shown_interval, shown_value
+from lmsmith.report.svg import COLOURS, canvas, themed_svg
+
+OURS, THEIRS = "ppo", ("muted", "base", "reward", "judge", "sft")
+"""Roles of colours: the model's that was measured, and the papers' families'."""
+
+NEAREST = 2
+"""Figures of papers in a line of text."""
+
+SMALLEST, LARGEST = 1e7, 1e12
+"""Parameters of the smallest and the largest dot."""
+
+
+def nearest(result: TaskResult, measure: str, parameters: int) -> list[Published]:
+    """Papers' figures of a measure, those of the nearest sizes first."""
+    rows = [row for row in result.published if row.measure == measure]
+    rows.sort(key=lambda row: _apart(row.parameters, parameters))
+    return rows[:NEAREST]
+
+
+def _apart(theirs: float, ours: int) -> float:
+    """How far two sizes are from each other, by their ratio."""
+    return abs(math.log(theirs / max(ours, 1)))
+
+
+def shown_published(row: Published) -> str:
+    """A paper's figure, with whose it is."""
+    return f"{row.model} {_printed(row)} ({row.paper})"
+
+
+def _printed(row: Published) -> str:
+    """A paper's figure with no more digits than it has."""
+    share = measure_of(row.measure).is_share
+    return shown_value(row.measure, row.value) if share else f"{row.value:g}"
+
+
+def papers_section(
+    results: Sequence[TaskResult], model: str, parameters: int
+) -> dict[str, Any] | None:
+    """What the page shows; None where no paper has a figure.
+
+    Args:
+        results: of the model.
+        model: its name.
+        parameters: of it; the nearest size among the papers' is marked.
+
+    Returns:
+        ``model``, ``svg`` (empty if there is no share), and ``tables``, one a family of models:
+        ``family``, ``columns`` of (model, is it the nearest), ``rows`` of ``task, measure, ours,
+        interval, part, cells, source``.
+    """
+    tables = [_table(results, family, parameters) for family in _families(results)]
+    if not tables:
+        return None
+    return {"model": model, "svg": draw_among_papers(results, model), "tables": tables}
+
+
+def draw_among_papers(results: Sequence[TaskResult], model: str) -> str:
+    """Headline shares, ours with its interval among the papers', whose dots grow with the size.
+
+    Empty where there is none.
+    """
+    drawn = [
+        result
+        for result in results
+        if measure_of(result.task.measure).is_share and _headline_rows(result)
+    ]
+    if not drawn:
+        return ""
+    families = list(dict.fromkeys(_family(row) for each in drawn for row in _headline_rows(each)))
+    with canvas((7.6, 0.9 + 0.2 * len(drawn))) as (figure, (axes,)):
+        for place, family in enumerate(families):
+            points = [
+                (row.value, at, _area(row.parameters))
+                for at, result in enumerate(drawn)
+                for row in _headline_rows(result)
+                if _family(row) == family
+            ]
+            values, heights, areas = zip(*points, strict=True)
+            colour = COLOURS[THEIRS[place % len(THEIRS)]]
+            axes.scatter(
+                values, heights, s=areas, facecolors="none", edgecolors=colour, linewidths=0.8
+            )
+            axes.scatter([], [], s=18, facecolors="none", edgecolors=colour, label=family)
+        for at, result in enumerate(drawn):
+            ours = result.headline
+            axes.plot([ours.low, ours.high], [at, at], color=COLOURS[OURS], linewidth=1.4)
+            axes.scatter([ours.value], [at], s=18, color=COLOURS[OURS], zorder=3)
+        axes.plot([], [], color=COLOURS[OURS], marker="o", markersize=4, label=model)
+        share_by_task(axes, [each.name for each in drawn])
+        figure.legend(loc="outside upper left", ncols=4)
+        said = f"{model} on each task among {', '.join(families)}, whose dots grow with their size."
+        return themed_svg(figure, "among-papers", said)
+
+
+def _area(parameters: float) -> float:
+    """Points² of a dot."""
+    share = math.log(parameters / SMALLEST) / math.log(LARGEST / SMALLEST)
+    return 4 + 56 * min(max(share, 0.0), 1.0) ** 2
+
+
+def _headline_rows(result: TaskResult) -> list[Published]:
+    return [row for row in result.published if row.measure == result.task.measure]
+
+
+def _families(results: Sequence[TaskResult]) -> list[str]:
+    """Of the models that papers measured, the one with the most figures first."""
+    found: dict[str, int] = {}
+    for result in results:
+        for row in result.published:
+            if row.measure in result.measures:
+                found[_family(row)] = found.get(_family(row), 0) + 1
+    return sorted(found, key=lambda family: -found[family])
+
+
+def _family(row: Published) -> str:
+    return row.model.split()[0]
+
+
+def _table(results: Sequence[TaskResult], family: str, parameters: int) -> dict[str, Any]:
+    sizes: dict[str, float] = {}
+    rows = []
+    for result in results:
+        for measure, ours in result.measures.items():
+            theirs = {
+                row.model: row
+                for row in result.published
+                if row.measure == measure and _family(row) == family
+            }
+            if not theirs:
+                continue
+            sizes |= {name: row.parameters for name, row in theirs.items()}
+            rows.append((result, measure, ours, theirs))
+    names = sorted(sizes, key=lambda name: sizes[name])
+    near = min(names, key=lambda name: _apart(sizes[name], parameters))
+    return {
+        "family": family,
+        "columns": [(name.removeprefix(family).strip() or name, name == near) for name in names],
+        "rows": [
+            {
+                "task": result.name,
+                "measure": measure_of(measure).name,
+                "ours": shown_value(measure, ours.value),
+                "interval": shown_interval(measure, ours),
+                "part": result.part,
+                "cells": [_printed(theirs[name]) if name in theirs else NOTHING for name in names],
+                "source": next(iter(theirs.values())).paper.removeprefix(f"{family}, "),
+            }
+            for result, measure, ours, theirs in rows
+        ],
+    }

@@ -1,0 +1,214 @@
+"""What a run needs to know about itself: its folders, its machine, its commit, its seeds."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import gc
+import hashlib
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from lmsmith.core.version import VERSION
+from lmsmith.runs.folders import stage_of
+from lmsmith.runs.metrics_log import MetricsLog
+from lmsmith.core.progress import Progress
+from lmsmith.core.recipe import MachineConfig
+
+_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile", "asimd", "bf16", "sve")
+
+
+@dataclass(frozen=True)
+class StageFolder:
+    """Where a stage puts what it makes, and what it is told beside its own settings.
+
+    ``out / "model"`` is a path in the folder. A stage draws all chance from ``seed``.
+    """
+
+    path: Path
+    seed: int
+    machine: MachineConfig
+    progress: Progress
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    @property
+    def name(self) -> str:
+        """The stage's name."""
+        return stage_of(self.path)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints go; removed when the stage is done."""
+        return self.path / "checkpoints"
+
+    def metrics_log(self) -> MetricsLog:
+        """The stage's metrics log, ``metrics.jsonl``."""
+        return MetricsLog(self.path / "metrics.jsonl")
+
+
+def derive_seed(seed: int, *names: str | int) -> int:
+    """A 63-bit seed for one named use, the same on every machine and independent of others."""
+    digest = hashlib.sha256(json.dumps([seed, *names]).encode("utf-8")).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def describe_hardware() -> dict[str, object]:
+    """The machine in words and numbers: processor, cores, memory (bytes), flags, platform."""
+    fields = _processor_fields()
+    flags = set((fields.get("flags") or fields.get("Features") or "").split())
+    return {
+        "cpu": fields.get("model name") or platform.processor() or platform.machine(),
+        "cores": available_cores(),
+        "memory_bytes": _memory_bytes(),
+        "flags": [flag for flag in _FLAGS if flag in flags],
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+    }
+
+
+def describe_versions() -> dict[str, str]:
+    """The versions of lmsmith and of the packages that decide its numbers."""
+    found = {"lmsmith": VERSION, "python": platform.python_version()}
+    for name in ("torch", "tokenizers", "safetensors", "numpy"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def available_cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def advice_on_threads(threads: int = 0) -> str:
+    """What to do where other programs keep the cores busy; empty where enough of them are free.
+
+    Threads that wait for each other at every step are slower than one thread if they have to
+    share a core.
+
+    Args:
+        threads: those that are to compute; 0 is all cores.
+    """
+    cores = available_cores()
+    threads = threads or cores
+    total = os.cpu_count() or cores
+    busy = _busy_cores() if threads > 1 else 0.0
+    free = max(1, round(min(cores, total - busy)))
+    if busy < 0.5 or threads <= free:
+        return ""
+    return (
+        f"other programs keep {busy:.1f} of {total} cores busy: {threads} threads may be slower "
+        f"than {free} here. Stop these programs, or set machine.threads = {free} "
+        f"(--set machine.threads={free})."
+    )
+
+
+def _busy_cores(seconds: float = 0.3) -> float:
+    """How many cores others use just now; 0 where the system does not say."""
+    before, own = _busy_seconds(), time.process_time()
+    if before is None:
+        return 0.0
+    began = time.monotonic()
+    time.sleep(seconds)
+    after = _busy_seconds() or before
+    others = after - before - (time.process_time() - own)
+    return max(0.0, others / (time.monotonic() - began))
+
+
+def _busy_seconds() -> float | None:
+    """Seconds that all cores together have worked for programs of normal priority, on Linux."""
+    fields = _read_text("/proc/stat").split("\n", 1)[0].split()
+    if len(fields) < 8:
+        return None
+    user, _nice, system, _idle, _waiting, interrupts, soft = map(int, fields[1:8])
+    return float(user + system + interrupts + soft) / os.sysconf("SC_CLK_TCK")
+
+
+def _processor_fields() -> dict[str, str]:
+    """The fields of the first processor in /proc/cpuinfo; empty elsewhere than on Linux."""
+    text = _read_text("/proc/cpuinfo").split("\n\n")[0]
+    pairs = (line.split(":", 1) for line in text.splitlines() if ":" in line)
+    return {name.strip(): value.strip() for name, value in pairs}
+
+
+def _memory_bytes() -> int:
+    """The machine's memory, or the container's limit where that is less."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = _read_text("/sys/fs/cgroup/memory.max").strip()
+    return min(total, int(limit)) if limit.isdigit() else total
+
+
+def _read_text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+@functools.cache
+def git_commit() -> str | None:
+    """The commit this package runs from, with ``-dirty`` if files were changed since.
+
+    None when it was installed without its repository, or inside somebody else's.
+    """
+    here = Path(__file__).resolve()
+    if _git(here.parent, "ls-files", "--error-unmatch", here.name) is None:
+        return None
+    return _git(here.parent, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def reset_peak_memory() -> bool:
+    """Start the peak of this process's memory anew, so that it is a stage's own.
+
+    Memory that was freed is first given back to the system: it would count as this stage's.
+    Linux allows it by writing 5 to /proc/self/clear_refs. Elsewhere, or where that is
+    forbidden, False is returned and the peak stays that of the whole process so far.
+    """
+    gc.collect()
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # a C library other than glibc
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return True
+
+
+def peak_memory_bytes() -> int:
+    """The most memory this process has had resident since the last reset, in bytes.
+
+    Read from VmHWM in /proc/self/status; elsewhere from getrusage, which knows no reset.
+    """
+    for line in _read_text("/proc/self/status").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

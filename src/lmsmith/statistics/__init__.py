@@ -1,0 +1,1 @@
+"""Intervals, calibration, agreement and fits: numpy in, numbers out."""

@@ -1,0 +1,90 @@
+"""Whether what is said to be likely is as likely: reliability bins, and their error."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Bin = dict[str, float]
+
+BINS = 10
+
+
+def preference_probabilities(differences: ArrayLike) -> NDArray[np.float64]:
+    """σ(r_w − r_l), without overflow."""
+    x = np.asarray(differences, dtype=np.float64)
+    half = np.exp(-np.abs(x))
+    return np.where(x >= 0, 1.0, half) / (1.0 + half)
+
+
+def reliability_bins(differences: ArrayLike, bins: int = BINS) -> list[Bin]:
+    """Reliability diagram (Murphy & Winkler 1977) of a reward model over labelled pairs.
+
+    Each pair is counted in both orientations, as (w, l) that was preferred and as (l, w) that
+    was not; so the diagram is symmetric about ½ and no coin decides which response comes first.
+
+    Args:
+        differences: r_w − r_l of each pair.
+        bins: number of bins of equal width between 0 and 1.
+
+    Returns:
+        ``{"low", "high", "predicted", "observed", "count"}`` of the bins that are not empty:
+        mean predicted probability, share preferred, and orientations counted.
+    """
+    right = preference_probabilities(differences)
+    predicted = np.concatenate([right, 1.0 - right])
+    observed = np.concatenate([np.ones_like(right), np.zeros_like(right)])
+    return confidence_bins(predicted, observed, bins)
+
+
+def confidence_bins(
+    confidence: ArrayLike,
+    correct: ArrayLike,
+    bins: int = BINS,
+    equal: Literal["width", "mass"] = "width",
+) -> list[Bin]:
+    """The reliability diagram (Guo et al. 2017, section 2).
+
+    Args:
+        confidence: of each item, between 0 and 1.
+        correct: 1 where it was right, else 0.
+        bins: how many.
+        equal: bins of equal width between 0 and 1 (Naeini et al. 2015), or with equally many items
+            (Nguyen & O'Connor 2015).
+
+    Returns:
+        ``{"low", "high", "predicted", "observed", "count"}`` of the bins that are not empty.
+    """
+    sure, right = np.asarray(confidence, np.float64), np.asarray(correct, np.float64)
+    if equal == "width":
+        place = np.minimum((sure * bins).astype(int), bins - 1)
+    else:
+        rank = np.empty(sure.size, dtype=int)
+        rank[np.argsort(sure, kind="stable")] = np.arange(sure.size)
+        place = rank * bins // max(1, sure.size)
+    found: list[Bin] = []
+    for number in range(bins):
+        inside = place == number
+        if inside.any():
+            low, high = number / bins, (number + 1) / bins
+            if equal == "mass":
+                low, high = float(sure[inside].min()), float(sure[inside].max())
+            found.append(
+                {
+                    "low": low,
+                    "high": high,
+                    "predicted": float(sure[inside].mean()),
+                    "observed": float(right[inside].mean()),
+                    "count": int(inside.sum()),
+                }
+            )
+    return found
+
+
+def expected_calibration_error(bins: Sequence[Bin]) -> float:
+    """Σ count/total · |observed − predicted| (Naeini et al. 2015); 0 is perfectly calibrated."""
+    total = sum(each["count"] for each in bins)
+    return sum(each["count"] * abs(each["observed"] - each["predicted"]) for each in bins) / total

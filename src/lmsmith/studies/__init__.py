@@ -1,0 +1,1 @@
+"""What models take from the examples they are shown, and what grows with scale."""

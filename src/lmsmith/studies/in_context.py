@@ -1,0 +1,198 @@
+"""In-context learning as an experiment: a task put in several ways to the same items."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from lmsmith.comparison.items import Comparison, compare_rows
+from lmsmith.core.errors import UserError
+from lmsmith.evaluation.measures import measure_of
+from lmsmith.evaluation.suite import Setting, TaskResult
+from lmsmith.evaluation.tasks.shown_labels import Labels
+from lmsmith.evaluation.tasks.spec import TaskSpec
+
+StudyKind = Literal["labels", "order", "shots"]
+
+DEFAULT_SHOTS: Mapping[str, tuple[int, ...]] = {
+    "labels": (16,),
+    "order": (4,),
+    "shots": (0, 1, 2, 4, 8, 16, 32),
+}
+"""Those of the papers; GPT-3's curve goes on to a hundred, which few contexts hold."""
+
+LABELS: Mapping[Labels, str] = {
+    "gold": "gold labels",
+    "random": "random labels",
+    "words": "random words as labels",
+    "none": "inputs without labels",
+    "renamed": "labels renamed",
+}
+NO_SHOTS = "no demonstrations"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way in which a study puts a task.
+
+    Attributes:
+        name: what is different in it.
+        line: arms of one line are drawn as one; of ``shots``, with or without the instruction.
+    """
+
+    name: str
+    task: TaskSpec
+    setting: Setting
+    line: str = ""
+
+
+@dataclass(frozen=True)
+class Found:
+    """An arm with what a model made of it, and how it compares with the study's first arm."""
+
+    arm: Arm
+    result: TaskResult
+    against_first: Comparison | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``--json`` and results.json."""
+        compared = self.against_first
+        return {
+            "arm": self.arm.name,
+            "line": self.arm.line,
+            "labels": self.arm.setting.labels,
+            "order": self.arm.setting.order,
+            **self.result.as_dict(),
+            "difference": vars(compared.difference) if compared else None,
+            "changed": len(compared.gained) + len(compared.lost) if compared else None,
+        }
+
+
+def plan_arms(
+    kind: StudyKind,
+    task: TaskSpec,
+    shots: Sequence[int],
+    orders: int,
+    setting: Setting,
+    *,
+    renames: bool = True,
+) -> list[Arm]:
+    """The ways in which a study puts a task; the first is what others are compared with.
+
+    Args:
+        shots: how many; one number, but for ``shots``.
+        orders: of ``order``, how many permutations; fewer where there are not so many.
+        setting: what all have in common.
+        renames: whether the task has labels that all items share.
+
+    Raises:
+        UserError: the task shows no examples, or the numbers are none for this study.
+    """
+    if not task.shows_examples:
+        raise UserError(
+            f"task {task.name}: of the kind {task.kind}, which shows no examples", "name another"
+        )
+    if kind == "shots":
+        return _arms_of_shots(task, shots, setting)
+    least = 1 if kind == "labels" else 2
+    if len(shots) != 1 or shots[0] < least:
+        said = ",".join(str(count) for count in shots)
+        raise UserError(
+            f"--shots {said}: a study of {kind} has one number, {least} or more", "e.g. --shots 4"
+        )
+    if kind == "labels":
+        arms = _arms_of_labels(task, shots[0], setting)
+        return [arm for arm in arms if renames or arm.setting.labels != "renamed"]
+    if orders < 2:
+        raise UserError(f"--orders {orders}: must be 2 or more", "e.g. --orders 24")
+    if task.prompt.demonstrations:
+        raise UserError(
+            f"task {task.name}: its demonstrations are written out in their order",
+            "use a task whose shots are drawn",
+        )
+    common = replace(setting, shots=shots[0], fixed=True)
+    count = min(orders, math.factorial(shots[0]))
+    return [Arm(f"order {n + 1}", task, replace(common, order=n)) for n in range(count)]
+
+
+def _arms_of_labels(task: TaskSpec, shots: int, setting: Setting) -> list[Arm]:
+    """Min et al. 2022: gold labels first, the others against them."""
+    common = replace(setting, shots=shots)
+    arms = [Arm(name, task, replace(common, labels=labels)) for labels, name in LABELS.items()]
+    return [*arms, Arm(NO_SHOTS, task, replace(setting, shots=0))]
+
+
+def _arms_of_shots(task: TaskSpec, shots: Sequence[int], setting: Setting) -> list[Arm]:
+    """Brown et al. 2020, figure 1.2: with the task's instruction, if it has one, and without."""
+    lines = [("", task)]
+    if task.prompt.instruction:
+        bare = replace(task.prompt, instruction="")
+        without = replace(task, name=f"{task.name}-bare", prompt=bare, published=())
+        lines = [("with the instruction", task), ("without it", without)]
+    return [
+        Arm("1 shot" if count == 1 else f"{count} shots", each, replace(setting, shots=count), line)
+        for line, each in lines
+        for count in sorted(set(shots))
+    ]
+
+
+def run_arms(arms: Sequence[Arm], put: Callable[[TaskSpec, Setting], TaskResult]) -> list[Found]:
+    """Put all arms to a model, and compare each with the first on the same items."""
+    found: list[Found] = []
+    for arm in arms:
+        result = put(arm.task, arm.setting)
+        compared = None
+        if found:
+            measure, first = arm.task.measure, found[0].result.rows
+            compared = compare_rows(arm.name, measure, first, result.rows, arm.setting.seed)
+        found.append(Found(arm, result, compared))
+    return found
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How much a measure depends on the order of the shots (Lu et al. 2021, section 2).
+
+    Attributes:
+        lowest, highest, mean: of the orders' values.
+        deviation: their standard deviation, of the sample.
+        unsteady: share of items that are right in some orders and wrong in others; None where
+            items are neither.
+    """
+
+    lowest: float
+    highest: float
+    mean: float
+    deviation: float
+    unsteady: float | None
+
+
+def spread(found: Sequence[Found]) -> Spread:
+    """Of an ``order`` study of one model."""
+    measure = found[0].arm.task.measure
+    values = np.array([each.result.headline.value for each in found])
+    unsteady = None
+    if measure_of(measure).is_share:
+        rows = [[row["metrics"][measure] for row in each.result.rows] for each in found]
+        by_order = np.array(rows, np.float64)
+        if set(np.unique(by_order)) <= {0.0, 1.0}:
+            unsteady = float((by_order.max(axis=0) != by_order.min(axis=0)).mean())
+    return Spread(
+        float(values.min()),
+        float(values.max()),
+        float(values.mean()),
+        float(values.std(ddof=1)),
+        unsteady,
+    )
+
+
+def chance(found: Sequence[Found]) -> float | None:
+    """What guessing among the choices would get; None where there are no choices."""
+    rows = found[0].result.rows
+    if "choices" not in rows[0]:
+        return None
+    return float(np.mean([1 / len(row["choices"]) for row in rows]))

@@ -1,0 +1,128 @@
+"""What the measured models say together: which rises are clear, and what the small ones foretold.
+
+Which rises are looked at is settled beforehand: with shots on noisy copies, with size on sums by a
+chain, and with a chain on the longer sums. None is picked by its outcome. A rise is clear where the
+two 95 % intervals do not touch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lmsmith.statistics.bootstrap import Interval
+from lmsmith.statistics.power_law import Prediction, predict_largest
+from lmsmith.studies.scale.documents import SHARES
+from lmsmith.studies.scale.measuring import SHOTS, Count
+
+Measured = Mapping[str, Any]
+
+SHOTS_PATTERN = "noisy_copies"
+"""What the rise with shots is shown on: each example tells something, and none tells all."""
+
+CHAIN_DIGITS = 3
+"""Fewest digits of the sums on which a chain is compared: shorter ones are easy without."""
+
+
+FEWEST_LAYERS = 2
+"""Of a model that a law is fitted to: one layer cannot look up what it has read."""
+
+
+@dataclass(frozen=True)
+class Rise:
+    """Two shares, the second of which should be the higher.
+
+    Attributes:
+        what: ``shots``, ``size`` or ``chain``.
+        task: a pattern, or the sums.
+        low, high: what each is the share of.
+        before, after: the shares with their intervals.
+    """
+
+    what: str
+    task: str
+    low: str
+    high: str
+    before: Interval
+    after: Interval
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether all of the second's interval is above all of the first's."""
+        return self.after.low > self.before.high
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "is_clear": self.is_clear}
+
+
+def pattern_interval(measured: Measured, kind: str, shots: int) -> Interval:
+    """Accuracy on a pattern after so many examples."""
+    return Count(*measured["patterns"][kind][str(shots)]).interval
+
+
+def sum_interval(measured: Measured, style: str, digits: int) -> Interval:
+    """Accuracy on sums of so many digits, ``direct`` or by ``chain``."""
+    return Count(*measured["sums"][style][str(digits)]).interval
+
+
+def digits_of(measured: Measured) -> list[int]:
+    return sorted(int(digits) for digits in measured["sums"]["direct"])
+
+
+def all_sums_interval(measured: Measured, style: str) -> Interval:
+    """Accuracy on all sums that were asked, of any number of digits."""
+    counts = list(measured["sums"][style].values())
+    return Count(sum(right for right, _ in counts), sum(items for _, items in counts)).interval
+
+
+def find_rises(models: Sequence[Measured]) -> list[Rise]:
+    """With shots and with a chain of thought, both of the largest model, and with size."""
+    smallest, largest = models[0], models[-1]
+    rises = [
+        Rise(
+            "shots",
+            SHOTS_PATTERN,
+            f"{largest['model']}, 1 shot",
+            f"{largest['model']}, {SHOTS[-1]} shots",
+            pattern_interval(largest, SHOTS_PATTERN, 1),
+            pattern_interval(largest, SHOTS_PATTERN, SHOTS[-1]),
+        ),
+        Rise(
+            "size",
+            "sums by a chain",
+            str(smallest["model"]),
+            str(largest["model"]),
+            all_sums_interval(smallest, "chain"),
+            all_sums_interval(largest, "chain"),
+        ),
+    ]
+    return rises + [
+        Rise(
+            "chain",
+            f"sums of {digits} digits",
+            f"{largest['model']}, direct",
+            f"{largest['model']}, chain of thought",
+            sum_interval(largest, "direct", digits),
+            sum_interval(largest, "chain", digits),
+        )
+        for digits in digits_of(largest)
+        if digits >= CHAIN_DIGITS
+    ]
+
+
+def is_fitted(measured: Measured) -> bool:
+    """Whether it belongs to the law: models of one layer do not (Kaplan et al. 2020, figure 6)."""
+    return int(measured["layers"]) >= FEWEST_LAYERS
+
+
+def predict_losses(models: Sequence[Measured]) -> dict[str, Prediction | None]:
+    """For each family, what the smaller models foretell of the largest one's held-out loss."""
+    of_law = [each for each in models if is_fitted(each)]
+    compute = [float(each["compute"]) for each in of_law]
+    return {
+        family: predict_largest(compute, [float(e["losses"][family]["value"]) for e in of_law])
+        if of_law
+        else None
+        for family in SHARES
+    }
