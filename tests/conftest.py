@@ -15,7 +15,7 @@ from hypothesis import settings
 from real_postgres import Postgres, made, removed
 
 if TYPE_CHECKING:
-    from lmsmith.evaluation.methods.subject import Subject
+    from lmsmith.evaluation.model import EvaluatedModel
     from lmsmith.feedback.store import Store
     from lmsmith.tokenizers import Tokenizer
 
@@ -102,11 +102,11 @@ def tiny_tokenizer() -> Tokenizer:
 @pytest.fixture(scope="session")
 def make_tiny(
     tiny_tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., Subject]:
+) -> Callable[..., EvaluatedModel]:
     """Makes a model to evaluate."""
     from tiny_models import tiny_subject
 
-    def make(seed: int = 0, context: int = 256, begins: bool = True) -> Subject:
+    def make(seed: int = 0, context: int = 256, begins: bool = True) -> EvaluatedModel:
         folder = tmp_path_factory.mktemp("model") / f"tiny-{seed}"
         return tiny_subject(folder, tiny_tokenizer, seed, context, begins)
 
@@ -114,7 +114,7 @@ def make_tiny(
 
 
 @pytest.fixture(scope="session")
-def tiny(make_tiny: Callable[..., Subject]) -> Subject:
+def tiny(make_tiny: Callable[..., EvaluatedModel]) -> EvaluatedModel:
     return make_tiny()
 
 

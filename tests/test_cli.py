@@ -153,7 +153,7 @@ def test_full_and_closed_outputs(line: str, code: int, said: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "problem", "mend"),
+    ("line", "problem", "fix"),
     [
         ("study foo", "study: KIND is 'foo'; expected labels, order, shots or scale", ""),
         ("study scael", "study: KIND is 'scael'", "Did you mean scale?"),
@@ -169,13 +169,13 @@ def test_full_and_closed_outputs(line: str, code: int, said: bytes) -> None:
     ],
 )
 def test_mistakes_in_a_command_line_are_said_as_all_others(
-    line: str, problem: str, mend: str, capsys: pytest.CaptureFixture[str]
+    line: str, problem: str, fix: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(line.split()) == 2
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 2
     assert said[0].startswith(f"lmsmith: {problem}")
-    assert mend in said[1]
+    assert fix in said[1]
     assert "unknown command" in said[0] or said[1].endswith("its arguments and options.")
 
 
@@ -282,7 +282,7 @@ def test_run_shows_lines_then_the_table_and_the_report(
 
 
 @pytest.mark.parametrize(
-    ("words", "mend"),
+    ("words", "fix"),
     [
         (["make.steps", "2"], "Write --set 'make.steps=2'."),
         (["make.steps", "--json"], "Write --set 'make.steps=VALUE'."),
@@ -290,11 +290,11 @@ def test_run_shows_lines_then_the_table_and_the_report(
     ],
 )
 def test_a_setting_in_two_words_is_told_how_to_be_written(
-    small_table: Path, capsys: pytest.CaptureFixture[str], words: list[str], mend: str
+    small_table: Path, capsys: pytest.CaptureFixture[str], words: list[str], fix: str
 ) -> None:
     assert cli.main(["run", "small", "--set", *words]) == 2
     told = capsys.readouterr().err
-    assert told == f"lmsmith: --set make.steps: has no =\n  {mend}\n"
+    assert told == f"lmsmith: --set make.steps: has no =\n  {fix}\n"
 
 
 def test_bad_settings_are_listed_at_once(

@@ -10,7 +10,7 @@ import torch
 from lmsmith.catalogue.reading import ReadModel
 from lmsmith.catalogue.resolving import Source
 from lmsmith.core.recipe import MachineConfig
-from lmsmith.evaluation.methods.subject import Subject, make_subject
+from lmsmith.evaluation.model import EvaluatedModel, make_evaluated_model
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.folder import save_model
@@ -38,7 +38,7 @@ def random_decoder(config: ModelConfig, seed: int = 0) -> Decoder:
 
 def tiny_subject(
     folder: Path, tokenizer: Tokenizer, seed: int = 0, context: int = 256, begins: bool = True
-) -> Subject:
+) -> EvaluatedModel:
     """A model to evaluate; two of the same seed are the same model."""
     config = ModelConfig(2, 32, 2, context, tokenizer.vocabulary_size)
     decoder = Decoder(config).eval()
@@ -50,4 +50,4 @@ def tiny_subject(
     save_model(folder, decoder, tokenizer, {})
     machine = replace(resolve_machine(MachineConfig(threads=1)), precision="fp32")
     read = ReadModel(decoder, tokenizer, Source("lmsmith", folder, f"tiny-{seed}"), {})
-    return make_subject(read, machine, begins=begins)
+    return make_evaluated_model(read, machine, begins=begins)

@@ -208,7 +208,7 @@ def test_a_change_of_what_is_done_is_kept_until_it_is_saved_or_left(house: House
     page.get_by_role("button", name="Save the change").click()
     expect(page.get_by_text("Nothing is left to do.")).to_be_visible()
     assert answers(house, "Lee")[0]["score"] == 5
-    assert page.evaluate("Object.keys(localStorage).filter((key) => /draft|mend/.test(key))") == []
+    assert page.evaluate("Object.keys(localStorage).filter((key) => /draft|fix/.test(key))") == []
 
 
 def test_a_rating_and_a_demonstration_on_a_phone_in_chinese(house: House) -> None:

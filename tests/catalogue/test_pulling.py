@@ -145,7 +145,7 @@ def test_a_hub_out_of_reach_is_said_plainly(monkeypatch: pytest.MonkeyPatch) -> 
     assert "the hub cannot be reached from here (ConnectionError: no route to host)" in str(
         caught.value
     )
-    assert "hf download some/one --local-dir" in caught.value.mend
+    assert "hf download some/one --local-dir" in caught.value.fix
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(UserError, match=r"needs the package huggingface-hub\n.*lmsmith.hub"):
         pull("hf:some/one")

@@ -26,8 +26,8 @@ from lmsmith.core.errors import UserError
 from lmsmith.core.progress import Progress, QuietProgress
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.evaluation.methods.likelihood import LikelihoodReader
-from lmsmith.evaluation.methods.subject import Subject
 from lmsmith.evaluation.methods.writing import Writer
+from lmsmith.evaluation.model import EvaluatedModel
 from lmsmith.evaluation.tasks.spec import AnswerSpec
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
@@ -150,7 +150,9 @@ def test_another_judge_or_other_replies_are_judged_anew(tmp_path: Path) -> None:
     assert len(other.asked) == 40
 
 
-def test_a_model_is_asked_as_chat_asks_it_and_empty_replies_are_counted(tiny: Subject) -> None:
+def test_a_model_is_asked_as_chat_asks_it_and_empty_replies_are_counted(
+    tiny: EvaluatedModel,
+) -> None:
     own = replace(tiny, sampling=Sampling(0.3, 0.6))
     drawn = reply_spec(own, 7)
     assert (drawn.search, drawn.temperature, drawn.top_p) == ("sample", 0.3, 0.6)
@@ -160,7 +162,7 @@ def test_a_model_is_asked_as_chat_asks_it_and_empty_replies_are_counted(tiny: Su
     assert (said["empty"], said["temperature"], said["top_p"], said["seed"]) == (2, 0.3, 0.6, 5)
 
 
-def test_a_model_reads_both_orders(tiny: Subject) -> None:
+def test_a_model_reads_both_orders(tiny: EvaluatedModel) -> None:
     found = ModelJudge(tiny).compare(ROWS)
 
     def chance_of_first(one: str, two: str) -> float:
@@ -200,8 +202,8 @@ def test_a_reward_models_folder_is_a_judge_by_its_scores(
 
 
 def test_replies_are_kept_and_not_written_again(
-    tiny: Subject,
-    make_tiny: Callable[..., Subject],
+    tiny: EvaluatedModel,
+    make_tiny: Callable[..., EvaluatedModel],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

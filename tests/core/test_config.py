@@ -1,4 +1,4 @@
-"""Settings: every mistake at once, each with its key, its value and its mend."""
+"""Settings: every mistake at once, each with its key, its value and its fix."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ class Settings:
 
     def check(self) -> list[tuple[str, object, str, str]]:
         if self.limit is not None and self.limit < self.steps:
-            mend = f"raise it to {self.steps} or lower steps"
-            return [("limit", self.limit, "is below steps", mend)]
+            fix = f"raise it to {self.steps} or lower steps"
+            return [("limit", self.limit, "is below steps", fix)]
         return []
 
 
@@ -175,7 +175,7 @@ def test_report_counts_the_problems() -> None:
         "key": "a.c",
         "value": None,
         "expected": "missing",
-        "mend": "set it",
+        "fix": "set it",
     }
 
 
@@ -257,11 +257,10 @@ def test_a_forgotten_table_is_named() -> None:
     keys = setting_keys(Stage, "sft")
     assert keys == ["sft.steps", "sft.optimiser.learning_rate"]
     _, (problem,) = decode(Stage, {"learning_rate": 2.0}, "sft")
-    assert problem.mend == "did you mean sft.optimiser.learning_rate?"
-    assert unknown_key("lerning_rate", 1, ["data", "sft"], keys).mend == problem.mend
+    assert problem.fix == "did you mean sft.optimiser.learning_rate?"
+    assert unknown_key("lerning_rate", 1, ["data", "sft"], keys).fix == problem.fix
     both = [*keys, "ppo.steps"]
     assert (
-        unknown_key("steps", 1, ["data", "sft"], both).mend
-        == "did you mean sft.steps or ppo.steps?"
+        unknown_key("steps", 1, ["data", "sft"], both).fix == "did you mean sft.steps or ppo.steps?"
     )
-    assert unknown_key("stf", 1, ["data", "sft"], keys).mend == "did you mean sft?"
+    assert unknown_key("stf", 1, ["data", "sft"], keys).fix == "did you mean sft?"

@@ -66,7 +66,7 @@ def test_write_that_cannot_be_finished_damages_nothing(tmp_path: Path) -> None:
             (folder / "large.bin").write_bytes(bytes(2000))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert caught.value.mend
+    assert caught.value.fix
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file.bin"]
 

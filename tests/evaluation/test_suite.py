@@ -15,7 +15,7 @@ from lmsmith.core.errors import Interrupted, UserError
 from lmsmith.core.progress import QuietProgress
 from lmsmith.evaluation import suite
 from lmsmith.evaluation.methods.multiple_choice import MultipleChoice
-from lmsmith.evaluation.methods.subject import Subject
+from lmsmith.evaluation.model import EvaluatedModel
 from lmsmith.evaluation.suite import Setting, TaskResult, evaluate_task
 from lmsmith.evaluation.tasks.spec import AnswerSpec, DataSpec, PromptSpec, TaskSpec
 
@@ -58,11 +58,13 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-def put(subject: Subject, data: Path, setting: Setting, task: TaskSpec = TASK) -> TaskResult:
+def put(subject: EvaluatedModel, data: Path, setting: Setting, task: TaskSpec = TASK) -> TaskResult:
     return evaluate_task(subject, task, setting, [data], data / "out", QuietProgress())
 
 
-def test_a_higher_limit_asks_only_what_is_new(tiny: Subject, data: Path, asked: list[str]) -> None:
+def test_a_higher_limit_asks_only_what_is_new(
+    tiny: EvaluatedModel, data: Path, asked: list[str]
+) -> None:
     few = put(tiny, data, Setting(shots=2, limit=5))
     drawn = sorted(asked, key=int)
     assert len(drawn) == 5
@@ -80,7 +82,7 @@ def test_a_higher_limit_asks_only_what_is_new(tiny: Subject, data: Path, asked: 
 
 
 def test_an_interrupted_run_goes_on_and_ends_the_same(
-    tiny: Subject, data: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch
+    tiny: EvaluatedModel, data: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unbroken = put(tiny, data, Setting(shots=1), replace(TASK, name="unbroken"))
     asked.clear()
@@ -108,7 +110,11 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(
 
 @pytest.mark.parametrize("change", ["seed", "model", "prompt", "data"])
 def test_what_rows_depend_on_makes_them_anew(
-    tiny: Subject, make_tiny: Callable[..., Subject], data: Path, asked: list[str], change: str
+    tiny: EvaluatedModel,
+    make_tiny: Callable[..., EvaluatedModel],
+    data: Path,
+    asked: list[str],
+    change: str,
 ) -> None:
     put(tiny, data, Setting(shots=1, limit=4))
     put(tiny, data, Setting(shots=1, limit=4))
@@ -129,7 +135,9 @@ def test_what_rows_depend_on_makes_them_anew(
     assert len(asked) == 8
 
 
-def test_as_many_shots_as_fit_and_no_more(make_tiny: Callable[..., Subject], data: Path) -> None:
+def test_as_many_shots_as_fit_and_no_more(
+    make_tiny: Callable[..., EvaluatedModel], data: Path
+) -> None:
     subject = make_tiny(context=64)
     found = put(subject, data, Setting(shots=None))
     assert found.truncated == 0
@@ -140,7 +148,7 @@ def test_as_many_shots_as_fit_and_no_more(make_tiny: Callable[..., Subject], dat
 
 
 def test_a_limit_draws_the_same_items_of_a_sorted_file_for_all(
-    tiny: Subject, make_tiny: Callable[..., Subject], data: Path
+    tiny: EvaluatedModel, make_tiny: Callable[..., EvaluatedModel], data: Path
 ) -> None:
     rows = [{"q": f"word {n}", "choices": ["sea", "dog"], "gold": int(n > 19)} for n in range(40)]
     (data / "made.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -154,7 +162,7 @@ def test_a_limit_draws_the_same_items_of_a_sorted_file_for_all(
     assert [row["id"] for row in other.rows] != ids
 
 
-def test_twins_of_the_right_choice_are_right(tiny: Subject, data: Path) -> None:
+def test_twins_of_the_right_choice_are_right(tiny: EvaluatedModel, data: Path) -> None:
     row = {"q": "the sky is", "choices": ["blue", "blue", "a house by the sea"]}
     lines = [json.dumps(row | {"gold": gold}) + "\n" for gold in (0, 1)]
     (data / "made.jsonl").write_text("".join(lines))
@@ -163,7 +171,7 @@ def test_twins_of_the_right_choice_are_right(tiny: Subject, data: Path) -> None:
     assert 1.0 in first["metrics"].values()
 
 
-def test_shots_that_would_ask_the_same_are_refused(tiny: Subject, data: Path) -> None:
+def test_shots_that_would_ask_the_same_are_refused(tiny: EvaluatedModel, data: Path) -> None:
     rows = [{"id": n, "q": "sea?", "choices": ["a", "b"], "gold": 0} for n in range(4)]
     rows += [{"q": "dog?", "choices": ["a", "b"], "gold": 0}]
     (data / "made.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -171,12 +179,12 @@ def test_shots_that_would_ask_the_same_are_refused(tiny: Subject, data: Path) ->
         put(tiny, data, Setting(shots=2))
 
 
-def test_more_shots_than_examples_are_refused(tiny: Subject, data: Path) -> None:
+def test_more_shots_than_examples_are_refused(tiny: EvaluatedModel, data: Path) -> None:
     with pytest.raises(UserError, match="12 shots, but there are 12 examples"):
         put(tiny, data, Setting(shots=12))
 
 
-def test_examples_of_another_file(tiny: Subject, data: Path) -> None:
+def test_examples_of_another_file(tiny: EvaluatedModel, data: Path) -> None:
     row = {"q": "colour of the sky?", "choices": ["blue", "sea"], "gold": 0}
     (data / "train.jsonl").write_text((json.dumps(row) + "\n") * 3)
     task = replace(TASK, data=replace(TASK.data, examples="train.jsonl"))
@@ -193,7 +201,7 @@ def test_examples_of_another_file(tiny: Subject, data: Path) -> None:
 
 
 def test_a_long_document_tells_how_far_it_is_and_can_be_stopped(
-    make_tiny: Callable[..., Subject], data: Path, monkeypatch: pytest.MonkeyPatch
+    make_tiny: Callable[..., EvaluatedModel], data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = np.random.default_rng().choice(["house", "sea", "little", "sisters", "cat"], 2_000)
     (data / "long.txt").write_text(" ".join(words))
@@ -225,7 +233,9 @@ def test_a_long_document_tells_how_far_it_is_and_can_be_stopped(
     assert len(stopped.read) == 1
 
 
-def test_right_answers_that_no_model_can_write_are_counted(tiny: Subject, tmp_path: Path) -> None:
+def test_right_answers_that_no_model_can_write_are_counted(
+    tiny: EvaluatedModel, tmp_path: Path
+) -> None:
     golds = ["cat", "the dog ran to the river and sat on the mat", "cat\ndog", " mat\n"]
     rows = [{"q": f"{n}?", "a": gold} for n, gold in enumerate(golds)]
     (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

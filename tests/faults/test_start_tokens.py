@@ -16,7 +16,7 @@ import torch
 from lmsmith.catalogue.exporting import export
 from lmsmith.catalogue.reading import ReadModel, read_model
 from lmsmith.core.recipe import MachineConfig
-from lmsmith.evaluation.methods.subject import make_subject
+from lmsmith.evaluation.model import make_evaluated_model
 from lmsmith.functions.text_function import TextFunction, extraction
 from lmsmith.library import LanguageModel, load
 from lmsmith.models.config import ModelConfig
@@ -135,7 +135,7 @@ def test_a_model_made_here_is_prompted_as_it_was_trained(own: Path, tmp_path: Pa
 @pytest.mark.parametrize("name", [*BEGINS, "chatml"])
 def test_all_commands_read_a_text_alike(zoo: Path, name: str) -> None:
     read = read_model(zoo / name)
-    subject = make_subject(read, resolve_machine(MachineConfig(threads=1)))
+    subject = make_evaluated_model(read, resolve_machine(MachineConfig(threads=1)))
     model = LanguageModel(read.decoder, read.tokenizer)
     tokens = model.text_tokens("what is it?")
     assert subject.encode_contexts(["what is it?"]) == [tokens]

@@ -6,7 +6,7 @@ import pytest
 
 from lmsmith.core.errors import UserError
 from lmsmith.evaluation.methods.likelihood import LikelihoodReader
-from lmsmith.evaluation.methods.subject import Subject
+from lmsmith.evaluation.model import EvaluatedModel
 from lmsmith.evaluation.tasks.data import Item
 from lmsmith.functions.text_function import TextFunction, classification, extraction
 
@@ -17,7 +17,7 @@ EXAMPLES = [
 ]
 
 
-def test_labels_and_their_probabilities_are_the_models(tiny: Subject) -> None:
+def test_labels_and_their_probabilities_are_the_models(tiny: EvaluatedModel) -> None:
     task = classification("where", ABOUT, ["house", "sea"], "where.jsonl")
     assert not task.check()
     function = TextFunction(tiny, task, EXAMPLES)
@@ -35,7 +35,7 @@ def test_labels_and_their_probabilities_are_the_models(tiny: Subject) -> None:
         assert any(ratio == pytest.approx(each, rel=1e-2) for each in shown)
 
 
-def _prompts(subject: Subject, text: str) -> list[float]:
+def _prompts(subject: EvaluatedModel, text: str) -> list[float]:
     """P(house) / P(sea) after the examples in either order."""
     found = []
     shots = [f"Input: {e.fields['input']}\nLabel: {e.fields['label']}\n\n" for e in EXAMPLES]
@@ -47,7 +47,7 @@ def _prompts(subject: Subject, text: str) -> list[float]:
     return found
 
 
-def test_without_labels_a_line_is_written(tiny: Subject) -> None:
+def test_without_labels_a_line_is_written(tiny: EvaluatedModel) -> None:
     task = extraction("city", "Name the city.", "city.jsonl", max_new_tokens=5)
     examples = [Item("0", {"input": "a", "output": "b"}, "row 1")]
     rows = TextFunction(tiny, task, examples)(["the river", "the sea"])

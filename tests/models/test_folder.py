@@ -154,6 +154,6 @@ def test_adapters_without_their_model_or_damaged_are_one_message(tmp_path: Path)
     (tmp_path / "base").rename(tmp_path / "elsewhere")
     with pytest.raises(UserError, match=r"no longer at .*base/model") as caught:
         load_model(tmp_path / "sft/model")
-    assert "lmsmith export" in (caught.value.mend or "")
+    assert "lmsmith export" in (caught.value.fix or "")
     with pytest.raises(ValueError, match="settings and its base"):
         save_model(tmp_path / "x", adapter_chain(tmp_path / "y")["sft"], TOKENIZER, {})

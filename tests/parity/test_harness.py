@@ -18,7 +18,7 @@ import torch
 from lmsmith.catalogue.exporting import export
 from lmsmith.catalogue.reading import ReadModel, read_model
 from lmsmith.core.recipe import MachineConfig
-from lmsmith.evaluation.methods.subject import Subject, make_subject
+from lmsmith.evaluation.model import EvaluatedModel, make_evaluated_model
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.folder import save_model
@@ -96,7 +96,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Subject, Any, Path]:
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[EvaluatedModel, Any, Path]:
     """One model: as our subject, as lm-eval's class for transformers, and its folder."""
     from lm_eval.models.huggingface import HFLM
 
@@ -120,7 +120,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Subject, Any, Path
             batch_size=1,
             add_bos_token=False,
         )
-    return make_subject(read, machine, begins=False), theirs, folder / "ours"
+    return make_evaluated_model(read, machine, begins=False), theirs, folder / "ours"
 
 
 def asked(model: Any, folder: Path, **settings: Any) -> Any:
@@ -148,7 +148,7 @@ def asked(model: Any, folder: Path, **settings: Any) -> Any:
     ],
 )
 def test_the_samples_are_those_of_lm_evals_own_class(
-    models: tuple[Subject, Any, Path],
+    models: tuple[EvaluatedModel, Any, Path],
     tasks: Path,
     settings: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
@@ -182,7 +182,7 @@ def test_the_samples_are_those_of_lm_evals_own_class(
 
 
 def test_a_character_that_the_end_leaves_unfinished_is_kept(
-    models: tuple[Subject, Any, Path],
+    models: tuple[EvaluatedModel, Any, Path],
 ) -> None:
     from lmsmith.evaluation.harness import written
 
@@ -201,7 +201,7 @@ def test_a_character_that_the_end_leaves_unfinished_is_kept(
 
 
 def test_an_answer_that_is_begun_goes_on_where_transformers_does(
-    models: tuple[Subject, Any, Path],
+    models: tuple[EvaluatedModel, Any, Path],
 ) -> None:
     from lmsmith.evaluation.harness import HarnessModel
 
@@ -219,7 +219,7 @@ def test_an_answer_that_is_begun_goes_on_where_transformers_does(
 
 
 def test_its_requests_from_a_cache_are_read_by_the_tokens_names(
-    models: tuple[Subject, Any, Path],
+    models: tuple[EvaluatedModel, Any, Path],
 ) -> None:
     from lm_eval.api.instance import Instance
 

@@ -21,7 +21,7 @@ from lmsmith.catalogue.reading import ReadModel, read_model
 from lmsmith.core.progress import QuietProgress
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.evaluation.methods.rolling import window_pairs
-from lmsmith.evaluation.methods.subject import Subject, make_subject
+from lmsmith.evaluation.model import EvaluatedModel, make_evaluated_model
 from lmsmith.evaluation.suite import Setting, evaluate_task
 from lmsmith.evaluation.tasks.spec import DataSpec, PromptSpec, TaskSpec
 from lmsmith.models.config import ModelConfig
@@ -43,7 +43,7 @@ def text(generator: torch.Generator, most: int) -> str:
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Subject, Any]:
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[EvaluatedModel, Any]:
     """One model, as our subject and as lm-eval's."""
     from lm_eval.models.huggingface import HFLM
 
@@ -63,7 +63,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Subject, Any]:
         theirs = HFLM(
             pretrained=str(folder / "theirs"), device="cpu", dtype="float32", batch_size=3
         )
-    return make_subject(read, machine), theirs
+    return make_evaluated_model(read, machine), theirs
 
 
 def their_samples(theirs: Any, task: dict[str, Any], rows: list[dict[str, Any]], path: Path) -> Any:
@@ -88,13 +88,13 @@ def their_samples(theirs: Any, task: dict[str, Any], rows: list[dict[str, Any]],
     return sorted(found["samples"]["made"], key=lambda sample: sample["doc_id"])
 
 
-def our_rows(subject: Subject, task: TaskSpec, path: Path) -> list[dict[str, Any]]:
+def our_rows(subject: EvaluatedModel, task: TaskSpec, path: Path) -> list[dict[str, Any]]:
     result = evaluate_task(subject, task, Setting(), [path], path / "out", QuietProgress())
     rows = [json.loads(line) for line in result.log.read_text().splitlines()]
     return sorted(rows, key=lambda row: int(row["id"]))
 
 
-def test_multiple_choice(models: tuple[Subject, Any], tmp_path: Path) -> None:
+def test_multiple_choice(models: tuple[EvaluatedModel, Any], tmp_path: Path) -> None:
     subject, theirs = models
     generator = torch.Generator().manual_seed(torch.seed() % 2**31)
     rows = [
@@ -133,7 +133,7 @@ def test_multiple_choice(models: tuple[Subject, Any], tmp_path: Path) -> None:
         assert ours["metrics"]["accuracy_unconditional"] == sample["acc_mutual_info"]
 
 
-def test_last_words(models: tuple[Subject, Any], tmp_path: Path) -> None:
+def test_last_words(models: tuple[EvaluatedModel, Any], tmp_path: Path) -> None:
     subject, theirs = models
     generator = torch.Generator().manual_seed(torch.seed() % 2**31)
     rows = [
@@ -167,7 +167,7 @@ def test_last_words(models: tuple[Subject, Any], tmp_path: Path) -> None:
         assert row["metrics"]["accuracy"] == float(greedy in (True, "True"))
 
 
-def test_rolling_perplexity(models: tuple[Subject, Any]) -> None:
+def test_rolling_perplexity(models: tuple[EvaluatedModel, Any]) -> None:
     from lm_eval.api.instance import Instance
 
     from lmsmith.evaluation.methods.likelihood import LikelihoodReader

@@ -17,7 +17,7 @@ from worlds import CONTEXT, HTTP, RANDOM, TOKENIZER, Running, read, running, wor
 from lmsmith.catalogue.resolving import Source
 from lmsmith.cli import main
 from lmsmith.core.recipe import MachineConfig
-from lmsmith.evaluation.methods.subject import make_subject
+from lmsmith.evaluation.model import make_evaluated_model
 from lmsmith.evaluation.tasks.data import read_data
 from lmsmith.evaluation.tasks.shipped import tasks_folder, user_tasks
 from lmsmith.functions.text_function import TextFunction
@@ -86,7 +86,9 @@ def expected(name: str, texts: list[str]) -> list[dict[str, Any]]:
 def make_subject_of_random(machine: Any) -> Any:
     folder = user_folder() / "model"
     save_model(folder, RANDOM, TOKENIZER, {})
-    return make_subject(replace(read(RANDOM), source=Source("lmsmith", folder, "random")), machine)
+    return make_evaluated_model(
+        replace(read(RANDOM), source=Source("lmsmith", folder, "random")), machine
+    )
 
 
 @pytest.mark.parametrize("name", ["kind", "many"])

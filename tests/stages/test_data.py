@@ -388,9 +388,9 @@ def test_a_document_may_be_named_by_its_path_alone() -> None:
     assert config is not None
     assert config.documents == (DocumentSource("c.txt"), DocumentSource("d.txt"))
     _, (problem,) = decode(DataConfig, {"documents": "c.txt"}, "data")
-    assert problem.mend == 'write ["c.txt"]'
+    assert problem.fix == 'write ["c.txt"]'
     _, (problem,) = decode(DataConfig, {"conversations": "c.jsonl"}, "data")
-    assert problem.mend == 'write ["c.jsonl"]'
+    assert problem.fix == 'write ["c.jsonl"]'
     _, problems = decode(DataConfig, {"folder": "x", "conversations": ["a.jsonl"]}, "data")
     assert [str(problem) for problem in problems] == [
         'data.folder = "x": unknown key; the keys here are '

@@ -286,14 +286,14 @@ def test_questions_that_fill_the_context_are_refused(
     data = write_data(tmp_path / "data", demonstrations=[{"messages": messages}], validation=[])
     with pytest.raises(UserError, match="nothing is left to learn from: 1 of 1 replies") as raised:
         run(CONFIG, {**inputs, "data": data}, stage_folder(tmp_path / "sft"))
-    assert "sft.maximum_tokens" in raised.value.mend
+    assert "sft.maximum_tokens" in raised.value.fix
 
 
 def test_batch_tokens_must_fit_the_models_context(inputs: dict[str, Path], tmp_path: Path) -> None:
     config = replace(CONFIG, batch_tokens=100)
     with pytest.raises(UserError, match="not a multiple of a row's 64 tokens") as raised:
         run(config, inputs, stage_folder(tmp_path / "sft"))
-    assert "128" in raised.value.mend
+    assert "128" in raised.value.fix
 
 
 def test_settings_out_of_range_are_all_named() -> None:

@@ -12,7 +12,7 @@ import pytest
 from lmsmith.core.errors import UserError
 from lmsmith.core.progress import QuietProgress
 from lmsmith.evaluation.measures import aggregate
-from lmsmith.evaluation.methods.subject import Subject
+from lmsmith.evaluation.model import EvaluatedModel
 from lmsmith.evaluation.suite import Setting, TaskResult, evaluate_task
 from lmsmith.evaluation.tasks.shipped import find_tasks
 from lmsmith.evaluation.tasks.spec import DataSpec, PromptSpec, TaskSpec
@@ -34,7 +34,7 @@ def data(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def found(subject: Subject, data: Path, kind: str, shots: tuple[int, ...]) -> list[Found]:
+def found(subject: EvaluatedModel, data: Path, kind: str, shots: tuple[int, ...]) -> list[Found]:
     arms = plan_arms(kind, TASK, shots, 6, Setting(limit=40))  # type: ignore[arg-type]
     progress = QuietProgress()
     return run_arms(
@@ -42,7 +42,9 @@ def found(subject: Subject, data: Path, kind: str, shots: tuple[int, ...]) -> li
     )
 
 
-def test_labels_are_compared_with_gold_ones_on_the_same_items(tiny: Subject, data: Path) -> None:
+def test_labels_are_compared_with_gold_ones_on_the_same_items(
+    tiny: EvaluatedModel, data: Path
+) -> None:
     arms = found(tiny, data, "labels", (3,))
     assert [each.arm.name for each in arms] == [
         "gold labels",
@@ -64,7 +66,9 @@ def test_labels_are_compared_with_gold_ones_on_the_same_items(tiny: Subject, dat
     assert chance(arms) == 0.5
 
 
-def test_orders_show_the_same_examples_and_the_spread_is_theirs(tiny: Subject, data: Path) -> None:
+def test_orders_show_the_same_examples_and_the_spread_is_theirs(
+    tiny: EvaluatedModel, data: Path
+) -> None:
     arms = found(tiny, data, "order", (3,))
     assert len(arms) == 6  # 3! of them
     for rows in zip(*(each.result.rows for each in arms), strict=True):

@@ -102,7 +102,7 @@ def _naming(path: Path) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(f"{path}: {error.problem}", error.mend) from error
+        raise UserError(f"{path}: {error.problem}", error.fix) from error
 
 
 def _gguf_tokenizer(file: GgufFile) -> Tokenizer:

@@ -431,12 +431,12 @@ def _unknown_command(words: list[str], names: list[str]) -> UserError:
     group = [name for name in names if name.startswith(f"{words[0]} ")]
     if group and len(words) > 1:
         ends = [name.split()[1] for name in group]
-        problem, mend = " ".join(words[:2]), did_you_mean(words[1], ends, f"lmsmith {words[0]} ")
+        problem, fix = " ".join(words[:2]), did_you_mean(words[1], ends, f"lmsmith {words[0]} ")
     else:
         group = list(dict.fromkeys(name.split()[0] for name in names))
-        problem, mend = words[0], did_you_mean(words[0], group, "lmsmith ")
-    mend = mend or f"The commands: {', '.join(group)}."
-    return UserError(f"{problem}: unknown command", mend)
+        problem, fix = words[0], did_you_mean(words[0], group, "lmsmith ")
+    fix = fix or f"The commands: {', '.join(group)}."
+    return UserError(f"{problem}: unknown command", fix)
 
 
 def help_text(commands: Sequence[Command] = COMMANDS) -> str:

@@ -64,7 +64,7 @@ class Run:
 
     def measure(self, model: str, place: Path) -> Measured:
         """Put everything to a model; results and items go to ``place``."""
-        from lmsmith.evaluation.methods.subject import load_subject
+        from lmsmith.evaluation.model import load_evaluated_model
         from lmsmith.runs.locking import locked
         from lmsmith.runs.signals import StopSignal
 
@@ -73,7 +73,9 @@ class Run:
             replying = ["replies"] if self.instructions else []
             progress.plan([label for label, _, _ in self.plan] + replying)
             try:
-                subject = load_subject(model, self.machine, begins=self.begins, chat=self.chat)
+                subject = load_evaluated_model(
+                    model, self.machine, begins=self.begins, chat=self.chat
+                )
                 results = run_plan(
                     subject, self.plan, self.path, place, progress, skip_missing=self.skip_missing
                 )

@@ -90,14 +90,14 @@ def _nothing(store: Store, folder: Path, database: str) -> UserError:
     from lmsmith.feedback.queue import Queue
 
     if tasks := Queue(store).count():
-        mend = f"{tasks:,} tasks wait for labelers, at /label of the server"
+        fix = f"{tasks:,} tasks wait for labelers, at /label of the server"
     else:
-        mend = (
+        fix = (
             "judge answers on the chat page, or fill the queue for labelers: "
             f"lmsmith feedback sample MODEL --prompts FILE{store.option}"
         )
     return UserError(
-        f"{database}: nobody has judged anything yet; the files in {folder} are empty", mend
+        f"{database}: nobody has judged anything yet; the files in {folder} are empty", fix
     )
 
 

@@ -127,11 +127,11 @@ class HarnessRun:
 
     def _model(self, progress: RunProgress) -> Any:
         from lmsmith.evaluation.harness import HarnessModel
-        from lmsmith.evaluation.methods.subject import load_subject
+        from lmsmith.evaluation.model import load_evaluated_model
         from lmsmith.training.machine import prepare_process
 
         machine = prepare_process(MachineConfig(precision=self.precision, threads=self.threads))
-        subject = load_subject(self.model, machine, begins=self.begins)
+        subject = load_evaluated_model(self.model, machine, begins=self.begins)
         return HarnessModel(subject=subject, seed=self.seed, progress=progress)
 
 

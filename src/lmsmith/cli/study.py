@@ -153,7 +153,7 @@ def _put(
     quiet: bool,
 ) -> list[Studied]:
     """Every arm of every task to one model."""
-    from lmsmith.evaluation.methods.subject import load_subject
+    from lmsmith.evaluation.model import load_evaluated_model
     from lmsmith.evaluation.suite import evaluate_task
     from lmsmith.report.study.page import Studied
     from lmsmith.runs.locking import locked
@@ -167,7 +167,7 @@ def _put(
         progress.plan(labels)
         ahead = iter(labels)
         try:
-            subject = load_subject(model, machine, chat=chat)
+            subject = load_evaluated_model(model, machine, chat=chat)
 
             def put(task: Any, setting: Any) -> Any:
                 label, started = next(ahead), time.monotonic()

@@ -112,7 +112,7 @@ def run(
         precision: Of matrix products; auto: bf16 where the processor multiplies it.
         threads: Of one operation; 0 for all cores.
     """
-    from lmsmith.evaluation.methods.subject import load_subject
+    from lmsmith.evaluation.model import load_evaluated_model
     from lmsmith.evaluation.tasks.data import read_data
     from lmsmith.functions.text_function import TextFunction
     from lmsmith.training.machine import prepare_process
@@ -120,7 +120,7 @@ def run(
     task = _user_task(name)
     opened = _opened(input)
     machine = prepare_process(MachineConfig(precision=precision, threads=threads))
-    subject = load_subject(model, machine)
+    subject = load_evaluated_model(model, machine)
     function = TextFunction(subject, task, read_data(task, [Path()]).items)
     waiting: list[str] = []
     blank = 0
@@ -192,7 +192,7 @@ def _input_of(line: str, number: int) -> str:
     try:
         row = json_module.loads(encodable_json(line))
     except ValueError as error:
-        raise UserError(f"line {number}: not valid JSON ({error})", "mend it") from error
+        raise UserError(f"line {number}: not valid JSON ({error})", "fix it") from error
     if not isinstance(row.get("input"), str):
         raise UserError(f"line {number}: no text 'input'", 'write {"input": …}')
     text: str = row["input"]

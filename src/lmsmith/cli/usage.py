@@ -28,7 +28,7 @@ def explained(name: str, function: Callable[..., Any], beside: Sequence[str]) ->
 
     def refuse(event: Any) -> None:
         kind = type(event).__name__
-        mend = ""
+        fix = ""
         if kind == "MissingArgs":
             absent = [_shown(each.arg) for each in event.missing_arguments]
             problem = f"{' and '.join(absent)} {'is' if len(absent) == 1 else 'are'} missing"
@@ -38,12 +38,12 @@ def explained(name: str, function: Callable[..., Any], beside: Sequence[str]) ->
             choices = [*event.choices, *(each.split()[-1] for each in beside)]
             expected = f"expected {', '.join(choices[:-1])} or {choices[-1]}"
             problem = f"{_shown(event.argument)} is {event.value!r}; {expected}"
-            mend = did_you_mean(event.value, choices)
+            fix = did_you_mean(event.value, choices)
         elif kind == "UnrecognizedArgs" and event.tokens[0].startswith("-"):
             problem = f"{event.tokens[0]} is no option of this command"
             options = [each.strip("_") for each in inspect.signature(function).parameters]
             flags = [f"--{option.replace('_', '-')}" for option in options]
-            mend = did_you_mean(event.tokens[0].partition("=")[0], flags)
+            fix = did_you_mean(event.tokens[0].partition("=")[0], flags)
         elif kind == "UnrecognizedArgs":
             problem = f"{event.tokens[0]!r} is one word too many"
         elif kind == "InstantiationFailure" and event.argument is not None:
@@ -54,7 +54,7 @@ def explained(name: str, function: Callable[..., Any], beside: Sequence[str]) ->
         else:
             return
         hint = f"lmsmith {name} --help shows its arguments and options."
-        raise UserError(f"{name}: {problem}", " ".join(filter(None, (mend, hint))))
+        raise UserError(f"{name}: {problem}", " ".join(filter(None, (fix, hint))))
 
     with on_parse_error(refuse):
         yield

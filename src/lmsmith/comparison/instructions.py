@@ -11,8 +11,8 @@ from lmsmith.core.errors import UserError
 from lmsmith.core.files import fingerprint, read_jsonl, sha256_file
 from lmsmith.core.progress import Progress
 from lmsmith.evaluation.item_log import ItemLog
-from lmsmith.evaluation.methods.subject import Subject
 from lmsmith.evaluation.methods.writing import Writer
+from lmsmith.evaluation.model import EvaluatedModel
 from lmsmith.evaluation.tasks.data import draw_items
 from lmsmith.evaluation.tasks.spec import AnswerSpec
 from lmsmith.prompts import Message, encode_prompt
@@ -112,7 +112,7 @@ def _is_message(value: object) -> bool:
     )
 
 
-def reply_spec(subject: Subject, tokens: int, *, greedy: bool = False) -> AnswerSpec:
+def reply_spec(subject: EvaluatedModel, tokens: int, *, greedy: bool = False) -> AnswerSpec:
     """How a model replies: drawn as ``lmsmith chat`` draws, or the likeliest token each time.
 
     Args:
@@ -131,7 +131,7 @@ def reply_spec(subject: Subject, tokens: int, *, greedy: bool = False) -> Answer
 
 
 def write_replies(
-    subject: Subject,
+    subject: EvaluatedModel,
     instructions: Sequence[Instruction],
     file: Path,
     folder: Path,

@@ -8,7 +8,7 @@ from typing import Protocol
 from lmsmith.catalogue.resolving import resolve
 from lmsmith.core.files import fingerprint
 from lmsmith.evaluation.methods.label_words import LabelWords
-from lmsmith.evaluation.methods.subject import Subject, load_subject, weights_sum
+from lmsmith.evaluation.model import EvaluatedModel, load_evaluated_model, weights_sum
 from lmsmith.models.folder import load_scalar_model, load_tokenizer, read_model_config
 from lmsmith.models.heads import ScalarModel
 from lmsmith.prompts import Message
@@ -88,7 +88,7 @@ class ModelJudge:
     al. 2023, section 3.4); that of b is the rest.
     """
 
-    def __init__(self, subject: Subject) -> None:
+    def __init__(self, subject: EvaluatedModel) -> None:
         self.name = subject.name
         self.fingerprint = fingerprint(["model", subject.fingerprint, ASKED])
         self._words = LabelWords(subject, ("1", "2"))
@@ -122,4 +122,4 @@ def load_a_judge(word: str, machine: ResolvedMachine) -> Judge:
     if source.format == "lmsmith" and read_model_config(source.path)[0] == "scalar":
         model, tokenizer = load_scalar_model(source.path), load_tokenizer(source.path)
         return RewardJudge(source.name, model, tokenizer, machine, weights_sum(source))
-    return ModelJudge(load_subject(word, machine))
+    return ModelJudge(load_evaluated_model(word, machine))

@@ -35,22 +35,22 @@ NOT_A_SETTING = {"encoded": False}
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake in the settings, printed as ``key = value: expected; mend``."""
+    """One mistake in the settings, printed as ``key = value: expected; fix``."""
 
     key: str
     value: object
     expected: str
-    mend: str = ""
+    fix: str = ""
 
     def __str__(self) -> str:
         value = "" if self.value is MISSING else f" = {_as_toml(self.value)}"
-        mend = f"; {self.mend}" if self.mend else ""
-        return f"{self.key}{value}: {self.expected}{mend}"
+        fix = f"; {self.fix}" if self.fix else ""
+        return f"{self.key}{value}: {self.expected}{fix}"
 
     def as_dict(self) -> dict[str, object]:
         """For ``--json``; the value of a missing setting is None."""
         value = None if self.value is MISSING else encode(self.value)
-        return {"key": self.key, "value": value, "expected": self.expected, "mend": self.mend}
+        return {"key": self.key, "value": value, "expected": self.expected, "fix": self.fix}
 
 
 class SettingsError(UserError):
@@ -72,7 +72,7 @@ def decode(cls: type[T], table: Mapping[str, object], key: str) -> tuple[T | Non
     """Make the dataclass ``cls`` from a TOML table found at ``key``.
 
     Looks for unknown keys, wrong types, missing settings, and, if ``cls`` has a method
-    ``check``, for the problems it returns as ``(key, value, expected, mend)``.
+    ``check``, for the problems it returns as ``(key, value, expected, fix)``.
 
     Returns:
         The object, and no problems; or None, and all of them.
@@ -96,8 +96,8 @@ def decode(cls: type[T], table: Mapping[str, object], key: str) -> tuple[T | Non
             values[name], found = _decode_value(hints[name], table[name], _join(key, name))
             problems += found
         elif _has_no_default(field):
-            mend = f"set it to {describe_type(hints[name])}"
-            problems.append(Problem(_join(key, name), MISSING, "missing", mend))
+            fix = f"set it to {describe_type(hints[name])}"
+            problems.append(Problem(_join(key, name), MISSING, "missing", fix))
     if problems:
         return None, unknown + problems
     try:
@@ -114,10 +114,10 @@ def _checked(made: object, key: str) -> list[Problem]:
         return []
     found = []
     for item in check():
-        name, value, expected, mend = (
+        name, value, expected, fix = (
             dataclasses.astuple(item) if isinstance(item, Problem) else item
         )
-        found.append(Problem(_join(key, name), value, expected, mend))
+        found.append(Problem(_join(key, name), value, expected, fix))
     return found
 
 
@@ -159,12 +159,12 @@ def unknown_key(
     else:
         found = [by_name[near[0]]]
     if found:
-        mend = f"did you mean {' or '.join(found)}?"
+        fix = f"did you mean {' or '.join(found)}?"
     elif right_keys:
-        mend = "the keys here are " + ", ".join(by_name)
+        fix = "the keys here are " + ", ".join(by_name)
     else:
-        mend = "there are no settings here"
-    return Problem(key, value, "unknown key", mend)
+        fix = "there are no settings here"
+    return Problem(key, value, "unknown key", fix)
 
 
 def _decode_value(hint: object, value: object, key: str) -> tuple[Any, list[Problem]]:
@@ -190,8 +190,8 @@ def _decode_value(hint: object, value: object, key: str) -> tuple[Any, list[Prob
         expected = "must be a list of tables"
     if items is None:
         short = hasattr(cls, "from_text") and isinstance(value, str)
-        mend = f"write [{_as_toml(value)}]" if short else f"write [[{key}]] for each"
-        return None, [Problem(key, value, expected, mend)]
+        fix = f"write [{_as_toml(value)}]" if short else f"write [[{key}]] for each"
+        return None, [Problem(key, value, expected, fix)]
     made: dict[Any, Any] = {}
     problems: list[Problem] = []
     for name, item in items:
@@ -227,8 +227,8 @@ def _convert(hint: Any, value: object, key: str) -> tuple[Any, list[Problem]]:
         if typing.get_origin(hint) is typing.Annotated:  # msgspec names the range it checks
             return None, [Problem(key, value, _lower_first(str(error)))]
         alone = typing.get_origin(hint) in (list, tuple) and isinstance(value, str | int | float)
-        mend = f"write [{_as_toml(value)}]" if alone else ""
-        return None, [Problem(key, value, f"must be {describe_type(hint)}", mend)]
+        fix = f"write [{_as_toml(value)}]" if alone else ""
+        return None, [Problem(key, value, f"must be {describe_type(hint)}", fix)]
 
 
 def _lower_first(text: str) -> str:
@@ -299,8 +299,8 @@ def apply_overrides(tables: Mapping[str, Any], overrides: Iterable[str]) -> dict
         key, equals, text = override.partition("=")
         path = [part.strip() for part in key.split(".")]
         if not equals or not all(path):
-            mend = "write --set STAGE.KEY=VALUE, for example --set ppo.kl_coefficient=0.05"
-            problems.append(Problem(f"--set {override}", MISSING, "has no = and value", mend))
+            fix = "write --set STAGE.KEY=VALUE, for example --set ppo.kl_coefficient=0.05"
+            problems.append(Problem(f"--set {override}", MISSING, "has no = and value", fix))
         elif (stop := _put(changed, path, parse_value(text))) is not None:
             expected = f"{stop} is not a table with such a key"
             problems.append(Problem(f"--set {key.strip()}", MISSING, expected))

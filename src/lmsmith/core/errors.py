@@ -4,19 +4,19 @@ from __future__ import annotations
 
 
 class UserError(Exception):
-    """A mistake the user can mend: one message, exit code 2, no traceback.
+    """A mistake the user can fix: one message, exit code 2, no traceback.
 
     Args:
         problem: names the input and what was expected, e.g. ``"my.jsonl, line 3: no 'messages'"``.
-        mend: what to do about it, in the imperative.
+        fix: what to do about it, in the imperative.
     """
 
     exit_code = 2
 
-    def __init__(self, problem: str, mend: str = "") -> None:
-        super().__init__(problem if not mend else f"{problem}\n  {mend}")
+    def __init__(self, problem: str, fix: str = "") -> None:
+        super().__init__(problem if not fix else f"{problem}\n  {fix}")
         self.problem = problem
-        self.mend = mend
+        self.fix = fix
 
 
 class Interrupted(Exception):

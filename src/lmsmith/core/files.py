@@ -30,9 +30,9 @@ _NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def storage_error(path: Path, error: OSError) -> UserError | OSError:
-    """What to raise for an ``OSError`` at ``path``: a message where the user can mend it.
+    """What to raise for an ``OSError`` at ``path``: a message where the user can fix it.
 
-    Raises nothing itself; an error that no user can mend is handed back unchanged.
+    Raises nothing itself; an error that no user can fix is handed back unchanged.
     """
     if error.errno in _DISK_FULL:
         return UserError(
@@ -65,15 +65,15 @@ def disk_full_error(error: BaseException, folder: Path) -> UserError | None:
     A library may wrap the system's error, and leave nothing of it but its words.
     """
     if isinstance(error, OSError) and error.errno is not None:
-        mended = storage_error(Path(error.filename or folder), error)
-        return mended if isinstance(mended, UserError) else None
+        fixed = storage_error(Path(error.filename or folder), error)
+        return fixed if isinstance(fixed, UserError) else None
     if isinstance(error, UserError | Interrupted | KeyboardInterrupt):
         return None
     text = str(error)
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # Rust's words or the C library's
         if f"os error {number})" in text or os.strerror(number) in text:
-            mended = storage_error(folder, OSError(number, os.strerror(number)))
-            return mended if isinstance(mended, UserError) else None
+            fixed = storage_error(folder, OSError(number, os.strerror(number)))
+            return fixed if isinstance(fixed, UserError) else None
     return None
 
 
@@ -383,10 +383,10 @@ def _decoded(decoder: msgspec.json.Decoder[object], content: bytes) -> object:
     try:
         return decoder.decode(content)
     except msgspec.DecodeError:
-        mended = encodable_json(text)
-        if mended == text:
+        fixed = encodable_json(text)
+        if fixed == text:
             raise
-        return decoder.decode(mended)
+        return decoder.decode(fixed)
 
 
 def read_text(path: Path) -> str:

@@ -49,8 +49,8 @@ class MachineConfig:
         if self.threads < 0:
             problems.append(("threads", self.threads, "must not be negative", "0 uses all cores"))
         if not self.checkpoint_seconds >= 0:
-            value, mend = self.checkpoint_seconds, "0 saves after every step"
-            problems.append(("checkpoint_seconds", value, "must not be negative", mend))
+            value, fix = self.checkpoint_seconds, "0 saves after every step"
+            problems.append(("checkpoint_seconds", value, "must not be negative", fix))
         return problems
 
 
@@ -117,8 +117,8 @@ def _no_such_recipe(text: str, shipped: list[str]) -> UserError:
         problem = missing(text, "no such recipe file")
     else:
         problem = f"{text}: no recipe of that name"
-    mend = f"{question}Shipped recipes: {names}. Or name a .toml file (lmsmith recipes cp)."
-    return UserError(problem, mend)
+    fix = f"{question}Shipped recipes: {names}. Or name a .toml file (lmsmith recipes cp)."
+    return UserError(problem, fix)
 
 
 def load_recipe(
@@ -193,8 +193,8 @@ def _decode_recipe(
         settings[key] = _placed(settings[key], folder)
         problems += found or _missing_files(key, settings[key])
     if not any(key in registry for key in tables):
-        mend = "add at least one of " + ", ".join(f"[{stage}]" for stage in registry)
-        problems.append(Problem("recipe", MISSING, "has no stage", mend))
+        fix = "add at least one of " + ", ".join(f"[{stage}]" for stage in registry)
+        problems.append(Problem("recipe", MISSING, "has no stage", fix))
     machine = settings.pop("machine", None)
     if problems or not isinstance(machine, MachineConfig):
         return Recipe(name, "", 0), problems
@@ -214,7 +214,7 @@ def _missing_files(stage: str, settings: object) -> list[Problem]:
     try:
         named: list[str] = getattr(settings, "external_files", list)()
     except UserError as error:
-        return [Problem(stage, MISSING, error.problem, error.mend)]
+        return [Problem(stage, MISSING, error.problem, error.fix)]
     return [
         Problem(stage, path, "no such file or folder", "check the path")
         for path in named
@@ -234,9 +234,9 @@ def _missing_stages(
             there = [name for name in choice if name in tables]
             names = " or ".join(choice)
             if not there:
-                mend = f"add {' or '.join(f'[{name}]' for name in choice)} or remove [{stage}]"
+                fix = f"add {' or '.join(f'[{name}]' for name in choice)} or remove [{stage}]"
                 problems[f"{stage} {names}"] = Problem(
-                    stage, MISSING, f"needs the stage {names}", mend
+                    stage, MISSING, f"needs the stage {names}", fix
                 )
             elif len(there) > 1:
                 expected = f"the recipe has {' and '.join(there)}, of which it needs one"

@@ -21,7 +21,7 @@ class IrregularPair(UserError):
     """
 
     def __init__(self, where: str, problem: str, flaw: str) -> None:
-        super().__init__(f"{where}: {problem}", "mend the row or leave it out")
+        super().__init__(f"{where}: {problem}", "fix the row or leave it out")
         self.flaw = flaw
 
 

@@ -22,8 +22,8 @@ from lmsmith.core.progress import Progress, QuietProgress
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.evaluation.methods.likelihood import LikelihoodReader, common_prefix, shared_prefix
 from lmsmith.evaluation.methods.rolling import window_pairs
-from lmsmith.evaluation.methods.subject import Pair, Subject, load_subject
 from lmsmith.evaluation.methods.writing import STREAMS_AN_ITEM
+from lmsmith.evaluation.model import EvaluatedModel, Pair, load_evaluated_model
 from lmsmith.generation.engine import Engine, answer
 from lmsmith.generation.requests import Request, TokenEvent
 from lmsmith.generation.settings import SamplingSettings
@@ -76,7 +76,7 @@ class HarnessModel(LM):  # type: ignore[misc]
         threads: int = 0,
         add_bos_token: bool | None = None,
         seed: int = 0,
-        subject: Subject | None = None,
+        subject: EvaluatedModel | None = None,
         progress: Progress | None = None,
         batch_size: Any = None,
         max_batch_size: Any = None,
@@ -87,7 +87,7 @@ class HarnessModel(LM):  # type: ignore[misc]
             if not pretrained:
                 raise UserError("no model", "name it: --model_args pretrained=runs/small")
             machine = prepare_process(MachineConfig(precision=precision, threads=int(threads)))
-            subject = load_subject(pretrained, machine, begins=add_bos_token)
+            subject = load_evaluated_model(pretrained, machine, begins=add_bos_token)
         self.subject = subject
         self.truncated = 0
         self._seed = int(seed)

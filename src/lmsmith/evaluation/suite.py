@@ -21,7 +21,7 @@ from lmsmith.evaluation.methods.least_to_most import LeastToMost
 from lmsmith.evaluation.methods.multiple_choice import MultipleChoice
 from lmsmith.evaluation.methods.rated import Rated, rater_identity
 from lmsmith.evaluation.methods.rolling import Rolling
-from lmsmith.evaluation.methods.subject import Subject
+from lmsmith.evaluation.model import EvaluatedModel
 from lmsmith.evaluation.tasks.data import Item, TaskData, draw_items, read_data
 from lmsmith.evaluation.tasks.prompts import Question, draw_shots, with_shots
 from lmsmith.evaluation.tasks.python_task import WRITTEN, PythonTask
@@ -55,7 +55,7 @@ class Method(Protocol):
         """The rows of the questions of these numbers."""
 
 
-METHODS: Mapping[str, Callable[[Subject, TaskSpec, Sequence[Question], int], Method]] = {
+METHODS: Mapping[str, Callable[[EvaluatedModel, TaskSpec, Sequence[Question], int], Method]] = {
     "multiple_choice": MultipleChoice,
     "cloze": Cloze,
     "perplexity": Rolling,
@@ -167,7 +167,7 @@ class TaskResult:
 
 
 def evaluate_task(
-    subject: Subject,
+    subject: EvaluatedModel,
     task: TaskSpec,
     setting: Setting,
     path: Sequence[Path],
@@ -212,7 +212,7 @@ def evaluate_task(
 
 
 def answer_items(
-    subject: Subject,
+    subject: EvaluatedModel,
     task: TaskSpec,
     setting: Setting,
     items: Sequence[Item],
@@ -254,7 +254,9 @@ def answer_items(
     progress.end()
 
 
-def unwritable(subject: Subject, task: TaskSpec, questions: Sequence[Question]) -> Iterator[str]:
+def unwritable(
+    subject: EvaluatedModel, task: TaskSpec, questions: Sequence[Question]
+) -> Iterator[str]:
     """What keeps a model from writing the right answers of some questions, a sentence each."""
     room, stops = task.answer.max_new_tokens, task.answer.stop
     file = "in the task's file (lmsmith tasks show TASK --toml begins one)"
@@ -280,7 +282,7 @@ def scored(task: TaskSpec, item: Item, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def ask(
-    subject: Subject,
+    subject: EvaluatedModel,
     task: TaskSpec,
     setting: Setting,
     item: Item,
@@ -306,7 +308,7 @@ def ask(
 
 
 def _fitting_shots(
-    subject: Subject, task: TaskSpec, item: Item, drawn: Sequence[Item]
+    subject: EvaluatedModel, task: TaskSpec, item: Item, drawn: Sequence[Item]
 ) -> list[Item]:
     """As many of the shots as leave room for the item and its answer, by bisection."""
     room = subject.context - (
@@ -338,7 +340,7 @@ def log_path(folder: Path, task: TaskSpec, setting: Setting) -> Path:
 
 
 def identity(
-    subject: Subject, task: TaskSpec, data: TaskData, setting: Setting
+    subject: EvaluatedModel, task: TaskSpec, data: TaskData, setting: Setting
 ) -> dict[str, object]:
     """What rows are of; the number of items does not matter, each row being of its item alone."""
     of_task = encode(task)

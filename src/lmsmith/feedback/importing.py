@@ -137,7 +137,7 @@ def _at(where: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(f"{where}: {error.problem}", error.mend) from error
+        raise UserError(f"{where}: {error.problem}", error.fix) from error
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,7 @@ class Queue:
         return self._say(person, assignment, answer, whole=False)
 
     def submit(self, person: str, assignment: int, answer: Mapping[str, Any]) -> Assignment:
-        """Keep the whole answer, ranks in the order shown; one that is done can be mended so.
+        """Keep the whole answer, ranks in the order shown; one that is done can be fixed so.
 
         Raises:
             UserError: something is missing.

@@ -16,8 +16,8 @@ from lmsmith.core.errors import UserError
 from lmsmith.evaluation.methods.free_form import AnswerReader
 from lmsmith.evaluation.methods.likelihood import Likelihood
 from lmsmith.evaluation.methods.multiple_choice import choice_scores
-from lmsmith.evaluation.methods.subject import Pair, Subject
 from lmsmith.evaluation.methods.writing import writing_requests
+from lmsmith.evaluation.model import EvaluatedModel, Pair
 from lmsmith.evaluation.tasks.data import Item
 from lmsmith.evaluation.tasks.prompts import Question
 from lmsmith.evaluation.tasks.spec import TaskSpec
@@ -61,7 +61,7 @@ class FunctionRequests:
     """
 
     def __init__(
-        self, subject: Subject, task: TaskSpec, examples: Sequence[Item], rows: int
+        self, subject: EvaluatedModel, task: TaskSpec, examples: Sequence[Item], rows: int
     ) -> None:
         answer = task.answer
         plain = not (answer.reason or task.decompose.context or answer.search == "beam")

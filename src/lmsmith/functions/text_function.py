@@ -8,7 +8,7 @@ from typing import Any
 
 from lmsmith.core.errors import UserError
 from lmsmith.evaluation.calibration import choice_probabilities
-from lmsmith.evaluation.methods.subject import Subject
+from lmsmith.evaluation.model import EvaluatedModel
 from lmsmith.evaluation.suite import METHODS, Setting, ask
 from lmsmith.evaluation.tasks.data import Item
 from lmsmith.evaluation.tasks.prompts import Question
@@ -81,7 +81,7 @@ class TextFunction:
         cut: texts of which only the end was read, since the context holds no more.
     """
 
-    def __init__(self, subject: Subject, task: TaskSpec, examples: Sequence[Item]) -> None:
+    def __init__(self, subject: EvaluatedModel, task: TaskSpec, examples: Sequence[Item]) -> None:
         self._subject, self._task, self._examples = subject, task, tuple(examples)
         self.cut = 0
 

@@ -43,7 +43,7 @@ class BeamSettings:
     stop_tokens: tuple[int, ...] = ()
 
     def check(self) -> list[tuple[str, object, str, str]]:
-        """Settings out of range, as (key, value, expected, mend)."""
+        """Settings out of range, as (key, value, expected, fix)."""
         if self.width < 1:
             return [("width", self.width, "1 or more", "1 is greedy search")]
         return []

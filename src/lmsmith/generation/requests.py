@@ -140,8 +140,8 @@ def _check_settings(
     problems = [Problem(*problem) for problem in settings.check()]
     problems += settings.check_vocabulary(vocabulary)
     if settings.stop and not has_text:
-        mend = "give the engine a tokenizer, or use stop_tokens"
-        problems.append(Problem("stop", list(settings.stop), "no texts without a tokenizer", mend))
+        fix = "give the engine a tokenizer, or use stop_tokens"
+        problems.append(Problem("stop", list(settings.stop), "no texts without a tokenizer", fix))
     return problems
 
 

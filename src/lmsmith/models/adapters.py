@@ -38,7 +38,7 @@ class AdapterConfig:
     parts: tuple[Part, ...] = PARTS
 
     def check(self) -> list[tuple[str, object, str, str]]:
-        """Values out of range, as (key, value, expected, mend)."""
+        """Values out of range, as (key, value, expected, fix)."""
         problems: list[tuple[str, object, str, str]] = []
         if self.rank < 0:
             problems.append(("rank", self.rank, "0 or more", "0 trains every weight"))

@@ -99,7 +99,7 @@ class ModelConfig:
     window: int = 0
 
     def check(self) -> Problems:
-        """Contradictions between settings, as (key, value, expected, mend)."""
+        """Contradictions between settings, as (key, value, expected, fix)."""
         problems: Problems = []
         for key in ("layers", "width", "heads", "context"):
             if getattr(self, key) < 1:
@@ -143,8 +143,8 @@ class ModelConfig:
         problems: Problems = []
         scaling = self.rope_scaling
         if self.positions == "rotary" and self.heads >= 1 and self.width_per_head % 2:
-            expected, mend = "even with rotary positions", "they turn pairs of dimensions"
-            problems.append(("head_width", self.width_per_head, expected, mend))
+            expected, fix = "even with rotary positions", "they turn pairs of dimensions"
+            problems.append(("head_width", self.width_per_head, expected, fix))
         if self.positions == "sinusoidal" and self.width % 2:
             expected = "even with sinusoidal positions"
             problems.append(("width", self.width, expected, "half are sines, half cosines"))
@@ -181,8 +181,8 @@ class ModelConfig:
         if banded and self.window == 0:
             return [("window", 0, "a positive number with banded layers", "set window")]
         if self.window > 0 and not banded:
-            mend = 'write attention_pattern = ["dense", "banded"], or leave window out'
-            return [("window", self.window, "0 without banded layers", mend)]
+            fix = 'write attention_pattern = ["dense", "banded"], or leave window out'
+            return [("window", self.window, "0 without banded layers", fix)]
         return []
 
     @property

@@ -105,5 +105,5 @@ def find_preset(name: str) -> ModelConfig:
     if name in PRESETS:
         return PRESETS[name].config
     near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.5)
-    mend = f"did you mean {near[0]}?" if near else "lmsmith models presets lists them"
-    raise UserError(f"{name}: unknown preset", mend)
+    fix = f"did you mean {near[0]}?" if near else "lmsmith models presets lists them"
+    raise UserError(f"{name}: unknown preset", fix)

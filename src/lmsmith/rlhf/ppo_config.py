@@ -91,7 +91,7 @@ class PPOConfig:
     sample_rows: int = 4
 
     def check(self) -> list[tuple[str, object, str, str]]:
-        """Values out of range and contradictions, as (key, value, expected, mend)."""
+        """Values out of range and contradictions, as (key, value, expected, fix)."""
         problems: list[tuple[str, object, str, str]] = []
         positive = (
             "iterations rollouts minibatch inner_epochs ptx_rows maximum_response maximum_prompt "

@@ -38,7 +38,7 @@ def checked_rewards(rewards: object, count: int) -> Tensor:
             f"the reward function returned shape {tuple(rewards_b.shape)}; {expected}",
             "return rewards.squeeze(1)" if column else "return one reward for each response",
         )
-    for problem, wrong_b, mend in (
+    for problem, wrong_b, fix in (
         ("NaN or infinite", ~rewards_b.isfinite(), "look at this response in the reward function"),
         (
             f"beyond ±{LARGEST_REWARD:g}, too large for float32",
@@ -52,7 +52,7 @@ def checked_rewards(rewards: object, count: int) -> Tensor:
                 f"the reward function returned {int(wrong_b.sum())} of {count} rewards that are "
                 f"{problem}: the first is {float(rewards_b[first])}, of response {first}; "
                 f"{expected}",
-                mend,
+                fix,
             )
     return rewards_b.float()
 

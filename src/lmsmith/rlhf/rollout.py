@@ -76,20 +76,20 @@ def readable_prompts(
                 "encode texts with the policy's own tokenizer; ids are whole numbers",
             ) from error
         if not tokens:
-            problem, mend = "has no tokens", "begin it with the start-of-text token"
+            problem, fix = "has no tokens", "begin it with the start-of-text token"
         elif len(tokens) >= context:
             problem = (
                 f"has {len(tokens)} tokens, which leaves no room for a response in the policy's "
                 f"context of {context}"
             )
-            mend = "shorten the prompt, or leave it out"
+            fix = "shorten the prompt, or leave it out"
         elif not 0 <= min(tokens) <= max(tokens) < vocabulary:
             problem = f"has token ids outside 0 to {vocabulary - 1}"
-            mend = "encode it with the policy's own tokenizer"
+            fix = "encode it with the policy's own tokenizer"
         else:
             found.append(tokens)
             continue
-        raise UserError(f"prompts[{number}] {problem}", mend)
+        raise UserError(f"prompts[{number}] {problem}", fix)
     if not found:
         raise UserError("PPO has no prompt", "give at least one list of token ids")
     return found, stop

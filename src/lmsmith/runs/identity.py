@@ -72,7 +72,7 @@ def external_files(
     try:
         named: list[str] = list(list_files()) if list_files is not None else []
     except UserError as error:
-        return {}, [Problem(stage, MISSING, error.problem, error.mend)]
+        return {}, [Problem(stage, MISSING, error.problem, error.fix)]
     known: dict[str, Any] = {}
     for place in (working_folder(folder) / "started.json", folder / "stage.json"):
         known.update((read_record(place) or {}).get("files") or {})

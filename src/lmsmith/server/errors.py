@@ -54,7 +54,7 @@ class ApiError(Exception):
 
 def refused(error: UserError, param: str | None = None, code: str | None = None) -> ApiError:
     """A user's mistake as a 400."""
-    message = error.problem if not error.mend else f"{error.problem}; {error.mend}"
+    message = error.problem if not error.fix else f"{error.problem}; {error.fix}"
     return ApiError(400, message, param=param, code=code)
 
 

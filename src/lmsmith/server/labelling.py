@@ -103,7 +103,7 @@ async def draft(request: Request, number: Number, body: AnswerBody) -> Response:
 
 @router.put("/assignments/{number}")
 async def submit(request: Request, number: Number, body: AnswerBody) -> Response:
-    """Keep the whole answer; what is done is mended so."""
+    """Keep the whole answer; what is done is fixed so."""
     await kept(request, lambda store, me: Queue(store).submit(me, number, body.said()), LABELERS)
     return json_response({"id": number, "state": "done"})
 

@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from lmsmith.core.errors import UserError
-from lmsmith.evaluation.methods.subject import Subject
+from lmsmith.evaluation.model import EvaluatedModel
 from lmsmith.evaluation.tasks.data import Item, read_data
 from lmsmith.evaluation.tasks.shipped import user_tasks
 from lmsmith.evaluation.tasks.spec import TaskSpec
@@ -194,9 +194,9 @@ class _Run:
         ]
 
 
-def _subject(model: ServedModel) -> Subject:
+def _subject(model: ServedModel) -> EvaluatedModel:
     """The model as tasks are written for it; the engine thread alone computes with it."""
-    return Subject(
+    return EvaluatedModel(
         name=model.name,
         model=model.scheduler.model,
         tokenizer=model.tokenizer,

@@ -28,7 +28,7 @@ class BaseConfig:
     folder: str = field(default="", metadata=NOT_A_SETTING)
 
     def check(self) -> list[tuple[str, object, str, str]]:
-        """Values out of range, as (key, value, expected, mend)."""
+        """Values out of range, as (key, value, expected, fix)."""
         if self.model:
             return []
         return [("model", self.model, "a model's name or path", "see `lmsmith models ls`")]

@@ -177,8 +177,8 @@ class DataConfig:
     def _check_rankings_as_conversations(self) -> list[tuple[str, object, str, str]]:
         problems: list[tuple[str, object, str, str]] = []
         if not self.rankings:
-            mend = "name files of rankings, or set rankings_as_conversations to false"
-            problems.append(("rankings", [], "there are none to make conversations of", mend))
+            fix = "name files of rankings, or set rankings_as_conversations to false"
+            problems.append(("rankings", [], "there are none to make conversations of", fix))
         if self.either_side:
             expected = "rankings_as_conversations is on, and only one side was ranked"
             problems.append(("either_side", True, expected, "set one of the two to false"))
@@ -202,8 +202,8 @@ class DataConfig:
             if self.place(source) == source or not _is_there(source, suffixes):
                 raise
             there = os.path.relpath(source, self.folder)
-            mend = f"Paths in a recipe are relative to its file: write {there}."
-            raise UserError(error.problem, mend) from error
+            fix = f"Paths in a recipe are relative to its file: write {there}."
+            raise UserError(error.problem, fix) from error
 
 
 def _is_there(source: str, suffixes: tuple[str, ...]) -> bool:

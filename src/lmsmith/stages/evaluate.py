@@ -70,7 +70,7 @@ class EvaluateConfig:
     frontier_snapshots: int = 4
 
     def check(self) -> list[tuple[str, object, str, str]]:
-        """Values out of range and contradictions, as (key, value, expected, mend)."""
+        """Values out of range and contradictions, as (key, value, expected, fix)."""
         problems: list[tuple[str, object, str, str]] = []
         positive = ("document_bytes", "conversations", "prompts", "prompts_per_conversation")
         for key in (*positive, "minimum_tokens", "frontier_prompts"):
@@ -79,15 +79,15 @@ class EvaluateConfig:
         if self.maximum_tokens < self.minimum_tokens:
             expected = f"at least minimum_tokens ({self.minimum_tokens})"
             problems.append(("maximum_tokens", self.maximum_tokens, expected, "raise it"))
-        for key, mend in (
+        for key, fix in (
             ("maximum_prompt", "0 allows what the context has"),
             ("frontier_snapshots", "0 leaves the curve out"),
         ):
             if getattr(self, key) < 0:
-                problems.append((key, getattr(self, key), "0 or more", mend))
+                problems.append((key, getattr(self, key), "0 or more", fix))
         if not self.temperature > 0:
-            mend = "with 0 every reply to a prompt is the same"
-            problems.append(("temperature", self.temperature, "above 0", mend))
+            fix = "with 0 every reply to a prompt is the same"
+            problems.append(("temperature", self.temperature, "above 0", fix))
         if not 0 < self.top_p <= 1:
             problems.append(("top_p", self.top_p, "0 < top_p <= 1", "1 allows every token"))
         return problems

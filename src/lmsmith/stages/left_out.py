@@ -49,8 +49,8 @@ def why_none_is_left(
     )
     if short > one_sided:
         return problem, f"Lower data.minimum_turns (it is {minimum_turns}), or add conversations."
-    mend = "A conversation needs a message with the role user and one with the role assistant"
-    return problem, f"{mend}: check the roles and texts of the rows."
+    fix = "A conversation needs a message with the role user and one with the role assistant"
+    return problem, f"{fix}: check the roles and texts of the rows."
 
 
 def empty_splits_warning(empty: Collection[str], shares: Mapping[str, float], rows: int) -> str:

@@ -219,8 +219,8 @@ class _Run:
         except BaseException as error:
             with contextlib.suppress(UserError, OSError):
                 watched.save()
-            if (mended := disk_full_error(error, folder)) is not None:
-                raise mended from error
+            if (fixed := disk_full_error(error, folder)) is not None:
+                raise fixed from error
             raise
         self.close_stage(working, folder, watched, metrics)
         self.progress.stage_ends(stage.name, watched.seconds())

@@ -60,7 +60,7 @@ class PretrainConfig:
     checkpoint_activations: bool = False
 
     def check(self) -> list[tuple[str, object, str, str]]:
-        """Values out of range and contradictions, as (key, value, expected, mend)."""
+        """Values out of range and contradictions, as (key, value, expected, fix)."""
         problems: list[tuple[str, object, str, str]] = []
         for key in ("tokens", "batch_tokens", "validations", "validation_documents"):
             if getattr(self, key) < 1:

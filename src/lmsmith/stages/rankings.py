@@ -99,7 +99,7 @@ class RankingsConfig:
     test: float = 0.1
 
     def check(self) -> list[tuple[str, object, str, str]]:
-        """Values out of range and contradictions, as (key, value, expected, mend)."""
+        """Values out of range and contradictions, as (key, value, expected, fix)."""
         problems: list[tuple[str, object, str, str]] = []
         for key in ("prompts", "prompts_per_conversation", "minimum_tokens", "test_prompts"):
             if getattr(self, key) < 1:
@@ -108,11 +108,11 @@ class RankingsConfig:
             if getattr(self, key) < 0:
                 problems.append((key, getattr(self, key), "0 or more", f"raise {key}"))
         if self.samples + self.other_replies < 1:
-            mend = "ask for at least one candidate beside the person's reply"
-            problems.append(("samples", self.samples, "nothing to rank", mend))
+            fix = "ask for at least one candidate beside the person's reply"
+            problems.append(("samples", self.samples, "nothing to rank", fix))
         if self.maximum_prompt < 0:
-            mend = "0 allows what the context has"
-            problems.append(("maximum_prompt", self.maximum_prompt, "0 or more", mend))
+            fix = "0 allows what the context has"
+            problems.append(("maximum_prompt", self.maximum_prompt, "0 or more", fix))
         if self.maximum_tokens < self.minimum_tokens:
             expected = f"at least minimum_tokens ({self.minimum_tokens})"
             problems.append(("maximum_tokens", self.maximum_tokens, expected, "raise it"))
@@ -391,7 +391,7 @@ class Collector:
         dropped = {reason: found[f"dropped_{reason}_share"] for reason in reasons}
         if sum(dropped.values()) > MANY_DROPPED:
             told = [f"{share:.1%} {reason.replace('_', ' ')}" for reason, share in dropped.items()]
-            mend = (
+            fix = (
                 "The policy has not learnt to end a reply: train SFT for more steps (raise "
                 f"sft.epochs), or raise {name}.maximum_tokens"
                 if dropped["not_ended"] > MANY_DROPPED / 2
@@ -400,7 +400,7 @@ class Collector:
             self.out.progress.say(
                 f"{name}: {sum(dropped.values()):.1%} of the policy's "
                 f"{self.counts['sampled']:,} samples are dropped ({', '.join(told)}), so the "
-                f"rankings teach little about its own replies. {mend}"
+                f"rankings teach little about its own replies. {fix}"
             )
         if missing := self.counts["without_candidates"]:
             self.out.progress.say(

@@ -87,7 +87,7 @@ class RewardConfig:
     patience: int = 6
 
     def check(self) -> list[tuple[str, object, str, str]]:
-        """Values out of range, as (key, value, expected, mend)."""
+        """Values out of range, as (key, value, expected, fix)."""
         problems: list[tuple[str, object, str, str]] = []
         for key in ("epochs", "batch_prompts", "validations"):
             if getattr(self, key) < 1:
@@ -98,8 +98,8 @@ class RewardConfig:
         if self.frozen_layers < -1:
             problems.append(("frozen_layers", self.frozen_layers, "-1 or more", "raise it"))
         if self.adapter.rank and self.frozen_layers >= 0:
-            mend = "leave it out: adapters freeze every layer"
-            problems.append(("frozen_layers", self.frozen_layers, "none beside adapters", mend))
+            fix = "leave it out: adapters freeze every layer"
+            problems.append(("frozen_layers", self.frozen_layers, "none beside adapters", fix))
         if not 0.0 <= self.dropout < 1.0:
             problems.append(("dropout", self.dropout, "0 <= dropout < 1", "lower dropout"))
         return problems

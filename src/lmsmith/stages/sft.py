@@ -81,7 +81,7 @@ class SFTConfig:
     validation_conversations: int = 64
 
     def check(self) -> list[tuple[str, object, str, str]]:
-        """Values out of range, as (key, value, expected, mend)."""
+        """Values out of range, as (key, value, expected, fix)."""
         problems: list[tuple[str, object, str, str]] = []
         for key in ("epochs", "batch_tokens", "validations", "validation_conversations"):
             if not getattr(self, key) > 0:
@@ -266,7 +266,7 @@ def demonstration_windows(
             cut = conversation_windows(tokenizer, messages, context, int(context * history), counts)
         except UserError as error:
             counts["conversations_refused"] += 1
-            refusal = refusal or UserError(f"{conversation.id}: {error.problem}", error.mend)
+            refusal = refusal or UserError(f"{conversation.id}: {error.problem}", error.fix)
             continue
         counts["conversations_longer_than_context"] += len(cut) > 1
         windows += cut

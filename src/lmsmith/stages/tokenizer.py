@@ -41,8 +41,8 @@ class TokenizerConfig:
         if SMALLEST_VOCABULARY <= self.vocabulary_size <= LARGEST_VOCABULARY:
             return []
         expected = f"must be between {SMALLEST_VOCABULARY} and {LARGEST_VOCABULARY}"
-        mend = "256 bytes and the control tokens are the least"
-        return [("vocabulary_size", self.vocabulary_size, expected, mend)]
+        fix = "256 bytes and the control tokens are the least"
+        return [("vocabulary_size", self.vocabulary_size, expected, fix)]
 
     def external_files(self) -> list[str]:
         """What `load` names."""
@@ -112,11 +112,11 @@ def _whole_characters(
             "texts are longer, and a model learns them worse."
         )
         if config.load:
-            mend = "Load a tokenizer made for this language, or leave tokenizer.load out"
+            fix = "Load a tokenizer made for this language, or leave tokenizer.load out"
         else:
             size = sufficient_size(training, counts)
-            mend = f"Set tokenizer.vocabulary_size to {size} or more"
-        out.progress.say(f"{told} {mend}")
+            fix = f"Set tokenizer.vocabulary_size to {size} or more"
+        out.progress.say(f"{told} {fix}")
     return {"whole_characters": share}
 
 

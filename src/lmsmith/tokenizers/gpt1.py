@@ -29,7 +29,7 @@ WORD_END = "</w>"
 def load_gpt1(folder: Path | str, *, end_of_text: str | None = END_OF_TEXT) -> Tokenizer:
     """GPT-1's vocabulary of 40,478 from its files.
 
-    Text is mended by ftfy, lower-cased, freed of accents and cut at spaces and punctuation
+    Text is fixed by ftfy, lower-cased, freed of accents and cut at spaces and punctuation
     (BERT's basic tokenizer, which transformers uses too; OpenAI cut with spaCy). Decoding gives
     lower-case words with a space after each: the text itself does not come back.
 
@@ -55,7 +55,7 @@ def load_gpt1(folder: Path | str, *, end_of_text: str | None = END_OF_TEXT) -> T
 
 
 def train_gpt1(texts: Iterable[str], merges: int = MERGES) -> Tokenizer:
-    """Learn ``merges`` merges (fewer if the texts give no more) from texts mended by ftfy.
+    """Learn ``merges`` merges (fewer if the texts give no more) from texts fixed by ftfy.
 
     The vocabulary is ``<unk>``, each character, each that ends a word, the merges, and the end
     of the text.

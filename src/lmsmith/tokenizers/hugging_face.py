@@ -65,7 +65,7 @@ def load_hugging_face(folder: Path | str) -> Tokenizer:
             stops=stops,
         )
     except UserError as error:
-        raise UserError(f"{folder}: {error.problem}", error.mend) from error
+        raise UserError(f"{folder}: {error.problem}", error.fix) from error
 
 
 def _end_ids(folder: Path) -> list[int]:

@@ -6,7 +6,7 @@ from lmsmith.core.errors import UserError
 
 
 def ftfy_cleaned(text: str) -> str:
-    """`text` with broken encodings mended and quotation marks straightened, as GPT-1 read it.
+    """`text` with broken encodings fixed and quotation marks straightened, as GPT-1 read it.
 
     Raises:
         UserError: the package ftfy is not installed.

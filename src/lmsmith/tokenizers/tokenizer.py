@@ -135,7 +135,7 @@ class Tokenizer:
         try:
             return cls(description, chat_format)
         except UserError as error:
-            raise UserError(f"{path}: {error.problem}", error.mend) from error
+            raise UserError(f"{path}: {error.problem}", error.fix) from error
 
     def save(self, folder: Path | str) -> None:
         """Write ``tokenizer.json`` and ``chat.json`` into `folder`, made if it is missing."""

@@ -71,12 +71,12 @@ def batch_for_steps(items: float, batch: int, minimum_steps: int) -> int:
     return max(1, min(batch, int(items // max(1, minimum_steps))))
 
 
-def few_steps_warning(steps: int, mend: str) -> str:
+def few_steps_warning(steps: int, fix: str) -> str:
     """A sentence where there are too few steps to learn much; else empty."""
     if steps >= FEW_STEPS:
         return ""
     count = "1 step is" if steps == 1 else f"{steps} steps are"
-    return f"{count} too few to learn much: {mend}"
+    return f"{count} too few to learn much: {fix}"
 
 
 def rise_warning(name: str, looks: Sequence[tuple[int, float]], kept: int) -> str:

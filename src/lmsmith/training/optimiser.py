@@ -36,7 +36,7 @@ class OptimiserConfig:
     gradient_clip: float = 1.0
 
     def check(self) -> list[tuple[str, object, str, str]]:
-        """Values outside their range, as (key, value, expected, mend)."""
+        """Values outside their range, as (key, value, expected, fix)."""
         problems: list[tuple[str, object, str, str]] = []
         for key in ("learning_rate", "matrix_learning_rate", "epsilon"):
             if not getattr(self, key) > 0:

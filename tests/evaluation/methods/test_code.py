@@ -10,7 +10,7 @@ from lmsmith.core.errors import UserError
 from lmsmith.evaluation.methods import code
 from lmsmith.evaluation.methods.code import Code, make_program
 from lmsmith.evaluation.methods.sandbox import check_system
-from lmsmith.evaluation.methods.subject import Subject
+from lmsmith.evaluation.model import EvaluatedModel
 from lmsmith.evaluation.tasks.data import Item
 from lmsmith.evaluation.tasks.prompts import with_shots
 from lmsmith.evaluation.tasks.shipped import find_tasks
@@ -29,7 +29,7 @@ ADD = {
 
 
 def test_completions_pass_or_fail_their_tests(
-    tiny: Subject, monkeypatch: pytest.MonkeyPatch
+    tiny: EvaluatedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = find_tasks(["human_eval"])[0]
     question = with_shots(task, Item("3", ADD, "row"), [])

@@ -10,8 +10,8 @@ import pytest
 from lmsmith.evaluation.methods import writing
 from lmsmith.evaluation.methods.free_form import FreeForm
 from lmsmith.evaluation.methods.likelihood import common_prefix
-from lmsmith.evaluation.methods.subject import Subject
 from lmsmith.evaluation.methods.writing import STREAMS_AN_ITEM
+from lmsmith.evaluation.model import EvaluatedModel
 from lmsmith.evaluation.tasks.data import Item
 from lmsmith.evaluation.tasks.prompts import with_shots
 from lmsmith.evaluation.tasks.spec import AnswerSpec, DataSpec, PromptSpec, TaskSpec
@@ -26,19 +26,21 @@ ITEMS = [
 ]
 
 
-def rows_of(subject: Subject, spec: AnswerSpec, numbers: list[int]) -> list[dict[str, Any]]:
+def rows_of(subject: EvaluatedModel, spec: AnswerSpec, numbers: list[int]) -> list[dict[str, Any]]:
     task = TaskSpec("made", "free_form", DataSpec(file="a.jsonl"), prompt=PROMPT, answer=spec)
     method = FreeForm(subject, task, [with_shots(task, item, []) for item in ITEMS], seed=5)
     return list(method.answer(numbers))
 
 
-def written(subject: Subject, text: str, settings: SamplingSettings, stream: int = 0) -> list[str]:
+def written(
+    subject: EvaluatedModel, text: str, settings: SamplingSettings, stream: int = 0
+) -> list[str]:
     engine = Engine(subject.model, tokenizer=subject.tokenizer)
     tokens = [subject.tokenizer.start_of_text, *subject.tokenizer.encode(text)]
     return [reply.text for reply in answer(engine, [Request(tokens, settings, "", stream)])[0]]
 
 
-def test_samples_do_not_depend_on_the_batch(tiny: Subject) -> None:
+def test_samples_do_not_depend_on_the_batch(tiny: EvaluatedModel) -> None:
     spec = AnswerSpec(max_new_tokens=8, search="sample", samples=3, stop=())
     together = rows_of(tiny, spec, [0, 1, 2])
     assert rows_of(tiny, spec, [1]) == together[1:2]
@@ -49,7 +51,7 @@ def test_samples_do_not_depend_on_the_batch(tiny: Subject) -> None:
 
 @pytest.mark.parametrize("reason", ["", "Think."])
 def test_a_block_that_all_prompts_begin_with_is_read_once(
-    tiny: Subject, monkeypatch: pytest.MonkeyPatch, reason: str
+    tiny: EvaluatedModel, monkeypatch: pytest.MonkeyPatch, reason: str
 ) -> None:
     """Texts are the same as with nothing held; tokens read are fewer by the block's."""
     block = PROMPT.context + " blue\n" + "The dog ran to the river and the cat sat. " * 3
@@ -85,7 +87,7 @@ def test_a_block_that_all_prompts_begin_with_is_read_once(
     assert all_tokens - tokens == (prompts_read - 1) * held
 
 
-def test_two_passes_reason_first_and_then_answer(tiny: Subject) -> None:
+def test_two_passes_reason_first_and_then_answer(tiny: EvaluatedModel) -> None:
     spec = AnswerSpec(
         max_new_tokens=4, stop=(), reason="Think.", extraction="So it is", reason_tokens=6
     )
@@ -99,7 +101,7 @@ def test_two_passes_reason_first_and_then_answer(tiny: Subject) -> None:
     assert row["answer"] == text.strip()
 
 
-def test_beams_are_gpt3s(tiny: Subject) -> None:
+def test_beams_are_gpt3s(tiny: EvaluatedModel) -> None:
     row = rows_of(tiny, AnswerSpec(max_new_tokens=6, stop=(), search="beam"), [0])[0]
     tokenizer = tiny.tokenizer
     prompt = [tokenizer.start_of_text, *tokenizer.encode("Question: what is the sky? Answer:")]
@@ -108,7 +110,7 @@ def test_beams_are_gpt3s(tiny: Subject) -> None:
     assert row["texts"] == [tokenizer.decode(best.tokens)]
 
 
-def test_an_answer_ends_at_a_stop_text(tiny: Subject) -> None:
+def test_an_answer_ends_at_a_stop_text(tiny: EvaluatedModel) -> None:
     spec = AnswerSpec(max_new_tokens=12, stop=())
     whole = rows_of(tiny, spec, [0])[0]["texts"][0]
     stop = whole[3:5]
@@ -120,7 +122,7 @@ def test_an_answer_ends_at_a_stop_text(tiny: Subject) -> None:
 
 @pytest.mark.parametrize("gold", ["blue", None])
 def test_a_row_says_what_was_read_as_the_answer_and_whether_it_is_right(
-    tiny: Subject, gold: str | None
+    tiny: EvaluatedModel, gold: str | None
 ) -> None:
     spec = AnswerSpec(max_new_tokens=6, stop=(), normalise="text")
     said = rows_of(tiny, spec, [0])[0]["answer"]

@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 
 from lmsmith.evaluation.methods.least_to_most import LeastToMost, parts_of_question
-from lmsmith.evaluation.methods.subject import Subject
+from lmsmith.evaluation.model import EvaluatedModel
 from lmsmith.evaluation.suite import METHODS
 from lmsmith.evaluation.tasks.data import Item
 from lmsmith.evaluation.tasks.prompts import with_shots
@@ -45,14 +45,14 @@ ITEMS = [
 ]
 
 
-def written(subject: Subject, text: str, room: int) -> str:
+def written(subject: EvaluatedModel, text: str, room: int) -> str:
     engine = Engine(subject.model, tokenizer=subject.tokenizer)
     tokens = [subject.tokenizer.start_of_text, *subject.tokenizer.encode(text)]
     settings = SamplingSettings(room, 0.0, stop_tokens=subject.tokenizer.stop_tokens)
     return answer(engine, [Request(tokens, settings, "", 0)])[0][0].text
 
 
-def test_every_part_is_asked_after_those_before_it(tiny: Subject) -> None:
+def test_every_part_is_asked_after_those_before_it(tiny: EvaluatedModel) -> None:
     questions = [with_shots(TASK, item, [ITEMS[1]]) for item in ITEMS]
     method = METHODS["free_form"](tiny, TASK, questions, 0)
     assert isinstance(method, LeastToMost)

@@ -11,10 +11,10 @@ import torch
 from lmsmith.core.errors import UserError
 from lmsmith.evaluation.methods import likelihood
 from lmsmith.evaluation.methods.likelihood import LikelihoodReader, shared_prefix
-from lmsmith.evaluation.methods.subject import Pair, Subject
+from lmsmith.evaluation.model import EvaluatedModel, Pair
 
 
-def alone(subject: Subject, pair: Pair) -> tuple[list[float], list[int]]:
+def alone(subject: EvaluatedModel, pair: Pair) -> tuple[list[float], list[int]]:
     """Log-probabilities of the continuation and the likeliest tokens, by the decoder itself."""
     decoder = subject.model._decoder
     with torch.no_grad():
@@ -24,7 +24,7 @@ def alone(subject: Subject, pair: Pair) -> tuple[list[float], list[int]]:
     return log_probs.gather(1, targets[:, None])[:, 0].tolist(), log_probs.argmax(-1).tolist()
 
 
-def random_pairs(subject: Subject, count: int = 40) -> list[Pair]:
+def random_pairs(subject: EvaluatedModel, count: int = 40) -> list[Pair]:
     """Pairs with shots in common, contexts in common, and none."""
     generator = np.random.default_rng()
     vocabulary = subject.tokenizer.vocabulary_size
@@ -45,7 +45,7 @@ def random_pairs(subject: Subject, count: int = 40) -> list[Pair]:
 @pytest.mark.parametrize("hold", [False, True])
 @pytest.mark.parametrize("budget", [10_000, 60])
 def test_likelihoods_are_those_of_each_pair_alone(
-    tiny: Subject, monkeypatch: pytest.MonkeyPatch, budget: int, hold: bool
+    tiny: EvaluatedModel, monkeypatch: pytest.MonkeyPatch, budget: int, hold: bool
 ) -> None:
     monkeypatch.setattr(likelihood, "TOKENS_AT_ONCE", budget)
     monkeypatch.setattr(likelihood, "LOGITS_AT_ONCE", 7)
@@ -63,7 +63,7 @@ def test_likelihoods_are_those_of_each_pair_alone(
             assert found.total == pytest.approx(sum(log_probs), abs=1e-4)
 
 
-def test_what_pairs_share_is_read_once(tiny: Subject) -> None:
+def test_what_pairs_share_is_read_once(tiny: EvaluatedModel) -> None:
     context = tuple(range(100))
     pairs = [Pair((*context, choice, choice), 2) for choice in range(4)]
     reader = LikelihoodReader(tiny.model)
@@ -76,7 +76,7 @@ def test_what_pairs_share_is_read_once(tiny: Subject) -> None:
     assert reader._cache.used_pages == -(-90 // likelihood.PAGE)  # the held prefix's own
 
 
-def test_a_forbidden_token_is_passed_over_at_the_first_place_only(tiny: Subject) -> None:
+def test_a_forbidden_token_is_passed_over_at_the_first_place_only(tiny: EvaluatedModel) -> None:
     context = (5, 6, 7, 8)
     decoder = tiny.model._decoder
     with torch.no_grad():
@@ -94,7 +94,9 @@ def test_a_forbidden_token_is_passed_over_at_the_first_place_only(tiny: Subject)
     assert (found.greedy, found.greedy_allowed) == (True, True)
 
 
-def test_contexts_end_where_the_text_does_and_spaces_go_with_the_answer(tiny: Subject) -> None:
+def test_contexts_end_where_the_text_does_and_spaces_go_with_the_answer(
+    tiny: EvaluatedModel,
+) -> None:
     for context, answer in [("The dog", " ran"), ("The dog ", "ran"), ("", " blue")]:
         pair = tiny.encode_pairs([(context, answer)])[0]
         tokenizer = tiny.tokenizer
@@ -103,7 +105,7 @@ def test_contexts_end_where_the_text_does_and_spaces_go_with_the_answer(tiny: Su
         assert tokenizer.decode(pair.tokens[: -pair.scored]) == context.rstrip()
 
 
-def test_a_long_context_loses_its_beginning(make_tiny: Callable[..., Subject]) -> None:
+def test_a_long_context_loses_its_beginning(make_tiny: Callable[..., EvaluatedModel]) -> None:
     subject = make_tiny(context=16)
     text = "the river and the cat sat on the mat and the dog ran " * 4 + "far"
     pair = subject.encode_pairs([(text, " blue")])[0]
@@ -116,7 +118,7 @@ def test_a_long_context_loses_its_beginning(make_tiny: Callable[..., Subject]) -
         subject.encode_pairs([("a", text)])
 
 
-def test_the_shared_prefix_ends_before_any_continuation(tiny: Subject) -> None:
+def test_the_shared_prefix_ends_before_any_continuation(tiny: EvaluatedModel) -> None:
     common = tuple(range(50))
     pairs = [Pair((*common, n, 9), 1) for n in (3, 4)]
     assert shared_prefix(pairs) == common

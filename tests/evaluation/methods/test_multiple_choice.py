@@ -11,7 +11,7 @@ import torch
 from lmsmith.evaluation.methods.cloze import Cloze
 from lmsmith.evaluation.methods.multiple_choice import MultipleChoice
 from lmsmith.evaluation.methods.stop_words import stop_word_tokens
-from lmsmith.evaluation.methods.subject import Subject
+from lmsmith.evaluation.model import EvaluatedModel
 from lmsmith.evaluation.tasks.data import Item
 from lmsmith.evaluation.tasks.prompts import with_shots
 from lmsmith.evaluation.tasks.spec import DataSpec, PromptSpec, TaskSpec
@@ -30,7 +30,7 @@ TASK = TaskSpec(
 ITEMS = [Item(str(n), row, f"row {n}") for n, row in enumerate(ROWS)]
 
 
-def log_prob(subject: Subject, context: str, answer: str) -> tuple[float, int]:
+def log_prob(subject: EvaluatedModel, context: str, answer: str) -> tuple[float, int]:
     """log P(answer | context) and the answer's tokens, one forward pass, nothing shared."""
     tokenizer, decoder = subject.tokenizer, subject.model._decoder
     before = [tokenizer.start_of_text, *tokenizer.encode(context)]
@@ -41,7 +41,7 @@ def log_prob(subject: Subject, context: str, answer: str) -> tuple[float, int]:
     return total, len(tokens) - len(before)
 
 
-def test_a_question_costs_what_is_read_for_it_alone(tiny: Subject) -> None:
+def test_a_question_costs_what_is_read_for_it_alone(tiny: EvaluatedModel) -> None:
     """With the same shots before every question, and none of them counted: they are held."""
     shots = [Item("a", {**ROWS[1], "query": "The sky and the sea and the mat " * 8}, "row")]
     task = replace(TASK, headline="accuracy")
@@ -56,7 +56,7 @@ def test_a_question_costs_what_is_read_for_it_alone(tiny: Subject) -> None:
 
 
 @pytest.mark.parametrize("shots", [0, 1])
-def test_every_normalisation_is_its_formula(tiny: Subject, shots: int) -> None:
+def test_every_normalisation_is_its_formula(tiny: EvaluatedModel, shots: int) -> None:
     questions = [with_shots(TASK, item, ITEMS[::-1][:shots]) for item in ITEMS]
     rows = list(MultipleChoice(tiny, TASK, questions).answer([0, 1]))
     before = "Question: what is the colour? the cat\n\n" if shots else ""
@@ -85,7 +85,7 @@ def test_every_normalisation_is_its_formula(tiny: Subject, shots: int) -> None:
 
 
 def test_partial_evaluation_takes_the_context_under_which_the_rest_is_likelier(
-    tiny: Subject,
+    tiny: EvaluatedModel,
 ) -> None:
     task = TaskSpec(
         "who",
@@ -101,7 +101,9 @@ def test_partial_evaluation_takes_the_context_under_which_the_rest_is_likelier(
     assert row["metrics"] == {"accuracy": float(totals[1] > totals[0])}
 
 
-def test_a_cloze_asks_for_whole_words_and_the_filter_leaves_out_stop_words(tiny: Subject) -> None:
+def test_a_cloze_asks_for_whole_words_and_the_filter_leaves_out_stop_words(
+    tiny: EvaluatedModel,
+) -> None:
     tokenizer, decoder = tiny.tokenizer, tiny.model._decoder
     task = TaskSpec(
         "last word",
@@ -134,7 +136,7 @@ def test_a_cloze_asks_for_whole_words_and_the_filter_leaves_out_stop_words(tiny:
         )
 
 
-def test_stop_words_are_whole_words_after_a_space(tiny: Subject) -> None:
+def test_stop_words_are_whole_words_after_a_space(tiny: EvaluatedModel) -> None:
     tokenizer = tiny.tokenizer
     spelled = {tokenizer.token_bytes(token) for token in stop_word_tokens(tokenizer)}
     assert b" the" in spelled

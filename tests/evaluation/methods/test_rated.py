@@ -15,7 +15,7 @@ from lmsmith.evaluation.methods import rated
 from lmsmith.evaluation.methods.label_words import LabelWords
 from lmsmith.evaluation.methods.likelihood import LikelihoodReader
 from lmsmith.evaluation.methods.rated import Rated, rater_identity
-from lmsmith.evaluation.methods.subject import Subject
+from lmsmith.evaluation.model import EvaluatedModel
 from lmsmith.evaluation.tasks.data import Item
 from lmsmith.evaluation.tasks.prompts import with_shots
 from lmsmith.evaluation.tasks.spec import AnswerSpec, DataSpec, PromptSpec, RatingSpec, TaskSpec
@@ -29,7 +29,7 @@ GRADER = RatingSpec(
 )
 
 
-def rows_of(subject: Subject, rating: RatingSpec, samples: int = 1) -> list[dict[str, Any]]:
+def rows_of(subject: EvaluatedModel, rating: RatingSpec, samples: int = 1) -> list[dict[str, Any]]:
     task = TaskSpec(
         "made",
         "rated",
@@ -43,7 +43,9 @@ def rows_of(subject: Subject, rating: RatingSpec, samples: int = 1) -> list[dict
     return list(Rated(subject, task, questions, seed=3).answer([0, 1]))
 
 
-def test_toxicity_measures_are_the_papers(tiny: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_toxicity_measures_are_the_papers(
+    tiny: EvaluatedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scores = iter([0.1, 0.5, 0.2, 0.4, 0.3, 0.0])
     monkeypatch.setattr(rated, "toxicity", lambda text: next(scores))
     first, second = rows_of(tiny, RatingSpec(), samples=3)
@@ -57,7 +59,9 @@ def test_toxicity_measures_are_the_papers(tiny: Subject, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("by", ["refusal", "over_refusal"])
-def test_refusals_are_counted(tiny: Subject, monkeypatch: pytest.MonkeyPatch, by: Any) -> None:
+def test_refusals_are_counted(
+    tiny: EvaluatedModel, monkeypatch: pytest.MonkeyPatch, by: Any
+) -> None:
     replies = {"the sea": "I cannot help with that.", "the dog": "Gladly."}
     monkeypatch.setattr(
         rated.Writer,
@@ -69,7 +73,7 @@ def test_refusals_are_counted(tiny: Subject, monkeypatch: pytest.MonkeyPatch, by
     assert [row["verdicts"] for row in rows] == [["refused"], ["not refused"]]
 
 
-def test_a_grader_reads_the_answer_and_chooses_a_label(tiny: Subject) -> None:
+def test_a_grader_reads_the_answer_and_chooses_a_label(tiny: EvaluatedModel) -> None:
     rows = rows_of(tiny, GRADER, samples=2)
     for row, item in zip(rows, ITEMS, strict=True):
         chances = []
@@ -84,7 +88,7 @@ def test_a_grader_reads_the_answer_and_chooses_a_label(tiny: Subject) -> None:
         assert [each["good"] for each in row["ratings"]] == pytest.approx(chances, abs=1e-4)
 
 
-def test_labels_probabilities_add_up_in_any_number(tiny: Subject) -> None:
+def test_labels_probabilities_add_up_in_any_number(tiny: EvaluatedModel) -> None:
     words = LabelWords(tiny, ("yes", "no", "perhaps"))
     prompts = [f"is it {n}?" for n in range(20)]
     found = words.probabilities(prompts)
@@ -94,7 +98,7 @@ def test_labels_probabilities_add_up_in_any_number(tiny: Subject) -> None:
 
 
 def test_a_classifier_of_ones_own_scores_in_the_patterns_place(
-    tiny: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: EvaluatedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from lmsmith.evaluation.tasks.data import read_items
     from lmsmith.functions.text_function import TextFunction, classification
@@ -131,7 +135,7 @@ def test_ratings_that_cannot_be_made_are_told(rating: RatingSpec, said: list[str
     assert [each[0] for each in rating.check()] == said
 
 
-def test_a_grading_template_names_what_it_may(make_tiny: Callable[..., Subject]) -> None:
+def test_a_grading_template_names_what_it_may(make_tiny: Callable[..., EvaluatedModel]) -> None:
     wrong = RatingSpec(by="model", prompt="{{ gold }}", labels=("a", "b"), right=("a",))
     with pytest.raises(UserError, match="prompt, target and answer"):
         rows_of(make_tiny(), wrong)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lmsmith.evaluation.methods.rolling import Rolling, count_words, window_pairs
-from lmsmith.evaluation.methods.subject import Subject
+from lmsmith.evaluation.model import EvaluatedModel
 from lmsmith.evaluation.tasks.data import Item
 from lmsmith.evaluation.tasks.prompts import with_shots
 from lmsmith.evaluation.tasks.spec import DataSpec, TaskSpec
@@ -16,7 +16,7 @@ from lmsmith.evaluation.tasks.spec import DataSpec, TaskSpec
 TEXT = "Once there was a little house by the sea.\nIn it lived three sisters — and a cat.\n"
 
 
-def test_units_are_of_the_original_and_nats_of_what_is_read(tiny: Subject) -> None:
+def test_units_are_of_the_original_and_nats_of_what_is_read(tiny: EvaluatedModel) -> None:
     task = TaskSpec("made", "perplexity", DataSpec(file="made.txt"))
     original = TEXT.replace(".", " .")
     item = Item("0", {"text": TEXT, "original": original}, "row")

@@ -88,7 +88,7 @@ def test_pickled_weights_are_refused(folder: Path) -> None:
     with pytest.raises(UserError) as caught:
         read_transformers_folder(folder)
     assert "its weights are pickled (pytorch_model.bin)" in caught.value.problem
-    assert "save_pretrained" in caught.value.mend
+    assert "save_pretrained" in caught.value.fix
     (folder / "pytorch_model.bin").unlink()
     with pytest.raises(UserError, match=r"has no model\.safetensors"):
         read_transformers_folder(folder)

@@ -114,7 +114,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path, tensors: list[tuple[str, Tens
         try:
             open_gguf(cut)
         except UserError as error:
-            assert error.mend  # noqa: PT017
+            assert error.fix  # noqa: PT017
 
 
 def test_what_is_no_such_file_is_named(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_an_unknown_folder_is_named_with_the_runs_near_it(
     with pytest.raises(UserError) as error:
         collect_metrics(tmp_path / "runs" / "quickstrat")
     assert "quickstrat: no such folder" in error.value.problem
-    first, second = error.value.mend.split(", ")
+    first, second = error.value.fix.split(", ")
     assert first.endswith("quickstart")
     assert second.endswith("evening")
 
@@ -119,7 +119,7 @@ def test_a_stage_or_the_folder_of_runs_is_not_a_run_but_leads_to_one(whole_run: 
     for wrong in (whole_run / "sft", whole_run.parent):
         with pytest.raises(UserError, match="not a run folder") as error:
             collect_metrics(wrong)
-        assert str(whole_run) in error.value.mend
+        assert str(whole_run) in error.value.fix
 
 
 def test_where_no_run_is_near_the_message_says_how_to_make_one(

@@ -7,7 +7,7 @@ from typing import Any
 
 from lmsmith.evaluation.methods.likelihood import LikelihoodReader, shared_prefix
 from lmsmith.evaluation.methods.stop_words import stop_word_tokens
-from lmsmith.evaluation.methods.subject import Subject
+from lmsmith.evaluation.model import EvaluatedModel
 from lmsmith.evaluation.tasks.prompts import Question, item_fields
 from lmsmith.evaluation.tasks.spec import TaskSpec
 
@@ -22,7 +22,7 @@ class Cloze:
     """
 
     def __init__(
-        self, subject: Subject, task: TaskSpec, questions: Sequence[Question], seed: int = 0
+        self, subject: EvaluatedModel, task: TaskSpec, questions: Sequence[Question], seed: int = 0
     ) -> None:
         self._questions = questions
         self._pairs = subject.encode_pairs(

@@ -8,8 +8,8 @@ from typing import Any
 
 from lmsmith.evaluation.methods.pass_at_k import measured_at, pass_at_k
 from lmsmith.evaluation.methods.sandbox import check_system, run_program
-from lmsmith.evaluation.methods.subject import Subject
 from lmsmith.evaluation.methods.writing import Writer
+from lmsmith.evaluation.model import EvaluatedModel
 from lmsmith.evaluation.tasks.prompts import Question, item_fields
 from lmsmith.evaluation.tasks.spec import TaskSpec
 from lmsmith.runs.stage_folder import available_cores
@@ -23,7 +23,7 @@ class Code:
     """
 
     def __init__(
-        self, subject: Subject, task: TaskSpec, questions: Sequence[Question], seed: int = 0
+        self, subject: EvaluatedModel, task: TaskSpec, questions: Sequence[Question], seed: int = 0
     ) -> None:
         check_system()
         self._spec, self._questions = task.answer, questions

@@ -13,8 +13,8 @@ from lmsmith.evaluation.methods.answers import (
     word_f1,
 )
 from lmsmith.evaluation.methods.overlap import OVERLAPS
-from lmsmith.evaluation.methods.subject import Subject
 from lmsmith.evaluation.methods.writing import Writer
+from lmsmith.evaluation.model import EvaluatedModel
 from lmsmith.evaluation.tasks.prompts import Question, item_fields
 from lmsmith.evaluation.tasks.spec import AnswerSpec, TaskSpec
 
@@ -31,7 +31,7 @@ class FreeForm:
     """
 
     def __init__(
-        self, subject: Subject, task: TaskSpec, questions: Sequence[Question], seed: int = 0
+        self, subject: EvaluatedModel, task: TaskSpec, questions: Sequence[Question], seed: int = 0
     ) -> None:
         self._subject, self._questions = subject, questions
         self._reader = AnswerReader(task)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from lmsmith.evaluation.calibration import choice_probabilities
 from lmsmith.evaluation.methods.likelihood import LikelihoodReader
-from lmsmith.evaluation.methods.subject import Subject, load_subject
+from lmsmith.evaluation.model import EvaluatedModel, load_evaluated_model
 from lmsmith.training.machine import ResolvedMachine
 
 PROMPTS_AT_ONCE = 16
@@ -20,7 +20,7 @@ class LabelWords:
     could say nothing else. It writes nothing, so its answer can always be read.
     """
 
-    def __init__(self, subject: Subject, labels: Sequence[str]) -> None:
+    def __init__(self, subject: EvaluatedModel, labels: Sequence[str]) -> None:
         self._subject, self._labels = subject, tuple(labels)
         self._reader = LikelihoodReader(subject.model)
 
@@ -39,6 +39,6 @@ class LabelWords:
 
 
 @functools.lru_cache(maxsize=1)
-def load_judge(word: str, machine: ResolvedMachine, chat: bool) -> Subject:
+def load_judge(word: str, machine: ResolvedMachine, chat: bool) -> EvaluatedModel:
     """A model that judges others; the last one is kept."""
-    return load_subject(word, machine, chat=chat)
+    return load_evaluated_model(word, machine, chat=chat)

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lmsmith.evaluation.methods.free_form import AnswerReader
-from lmsmith.evaluation.methods.subject import Subject
 from lmsmith.evaluation.methods.writing import Writer
+from lmsmith.evaluation.model import EvaluatedModel
 from lmsmith.evaluation.tasks.prompts import Question, write_part
 from lmsmith.evaluation.tasks.spec import TaskSpec
 
@@ -25,7 +25,7 @@ class LeastToMost:
     """
 
     def __init__(
-        self, subject: Subject, task: TaskSpec, questions: Sequence[Question], seed: int = 0
+        self, subject: EvaluatedModel, task: TaskSpec, questions: Sequence[Question], seed: int = 0
     ) -> None:
         self._subject, self._task, self._questions = subject, task, questions
         self._reader = AnswerReader(task)

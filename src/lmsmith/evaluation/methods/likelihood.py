@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lmsmith.evaluation.methods.prefix_tree import Node, build_tree
-from lmsmith.evaluation.methods.subject import Pair
+from lmsmith.evaluation.model import Pair
 from lmsmith.generation.cache import PagedCache
 from lmsmith.generation.inference import InferenceDecoder
 from lmsmith.generation.log_probs import LOGITS_AT_ONCE

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lmsmith.evaluation.methods.likelihood import Likelihood, LikelihoodReader, shared_prefix
-from lmsmith.evaluation.methods.subject import Pair, Subject
+from lmsmith.evaluation.model import EvaluatedModel, Pair
 from lmsmith.evaluation.tasks.prompts import Question, item_fields
 from lmsmith.evaluation.tasks.spec import TaskSpec
 
@@ -39,7 +39,7 @@ class MultipleChoice:
     """
 
     def __init__(
-        self, subject: Subject, task: TaskSpec, questions: Sequence[Question], seed: int = 0
+        self, subject: EvaluatedModel, task: TaskSpec, questions: Sequence[Question], seed: int = 0
     ) -> None:
         self._subject = subject
         self._partial = bool(task.prompt.contexts)

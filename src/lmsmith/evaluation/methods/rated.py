@@ -10,8 +10,8 @@ from lmsmith.core.config import encode
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import sha256_file
 from lmsmith.evaluation.methods.label_words import LabelWords, load_judge
-from lmsmith.evaluation.methods.subject import Subject
 from lmsmith.evaluation.methods.writing import Writer
+from lmsmith.evaluation.model import EvaluatedModel
 from lmsmith.evaluation.rules import refuses, toxicity
 from lmsmith.evaluation.tasks.data import find_file, read_items, search_path
 from lmsmith.evaluation.tasks.prompts import Question, item_fields, write_grading
@@ -38,7 +38,7 @@ class Rated:
     """
 
     def __init__(
-        self, subject: Subject, task: TaskSpec, questions: Sequence[Question], seed: int = 0
+        self, subject: EvaluatedModel, task: TaskSpec, questions: Sequence[Question], seed: int = 0
     ) -> None:
         self._task, self._questions = task, questions
         delimiter = task.prompt.delimiter.rstrip(" ")
@@ -74,7 +74,7 @@ class Rated:
             }
 
 
-def rater_identity(subject: Subject, task: TaskSpec) -> dict[str, object]:
+def rater_identity(subject: EvaluatedModel, task: TaskSpec) -> dict[str, object]:
     """What ratings depend on beside the task: the grader's weights, the classifier's examples."""
     spec, found = task.rating, dict[str, object]()
     if spec.grader:
@@ -115,7 +115,7 @@ def _said(rating: Rating) -> str:
     return ", ".join(f"{name} {value:.2f}" for name, value in highest)
 
 
-def _make_rater(subject: Subject, task: TaskSpec) -> Rater:
+def _make_rater(subject: EvaluatedModel, task: TaskSpec) -> Rater:
     spec = task.rating
     if spec.by == "model":
         words = LabelWords(_judge(subject, spec), spec.labels)
@@ -132,7 +132,9 @@ def _pattern_scores(texts: Sequence[str]) -> list[float]:
     return [toxicity(text) for text in texts]
 
 
-def _classifier_score(subject: Subject, spec: RatingSpec) -> Callable[[Sequence[str]], list[float]]:
+def _classifier_score(
+    subject: EvaluatedModel, spec: RatingSpec
+) -> Callable[[Sequence[str]], list[float]]:
     """The probability that the user's own task gives the label."""
     from lmsmith.functions.text_function import TextFunction  # it is made of the suite's methods
 
@@ -160,7 +162,7 @@ def _examples_file(task: TaskSpec) -> Path:
     return find_file(task.data.file, search_path())
 
 
-def _judge(subject: Subject, spec: RatingSpec) -> Subject:
+def _judge(subject: EvaluatedModel, spec: RatingSpec) -> EvaluatedModel:
     if not spec.grader or subject.machine is None:
         return subject
     return load_judge(spec.grader, subject.machine, subject.chat)

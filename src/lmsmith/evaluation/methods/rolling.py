@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from lmsmith.evaluation.methods.likelihood import LikelihoodReader
-from lmsmith.evaluation.methods.subject import Pair, Subject
+from lmsmith.evaluation.model import EvaluatedModel, Pair
 from lmsmith.evaluation.perplexity import document_windows
 from lmsmith.evaluation.tasks.prompts import Question, item_fields
 from lmsmith.evaluation.tasks.spec import TaskSpec
@@ -35,7 +35,7 @@ class Rolling:
     on_tokens: Callable[[int], None] | None = None
 
     def __init__(
-        self, subject: Subject, task: TaskSpec, questions: Sequence[Question], seed: int = 0
+        self, subject: EvaluatedModel, task: TaskSpec, questions: Sequence[Question], seed: int = 0
     ) -> None:
         self._subject = subject
         self._questions = questions

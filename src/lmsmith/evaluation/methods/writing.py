@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lmsmith.evaluation.methods.likelihood import common_prefix
-from lmsmith.evaluation.methods.subject import Subject
+from lmsmith.evaluation.model import EvaluatedModel
 from lmsmith.evaluation.tasks.spec import AnswerSpec
 from lmsmith.generation.beam import BeamSettings, beam_search
 from lmsmith.generation.engine import Engine, Request, SamplingSettings, answer
@@ -16,7 +16,7 @@ STREAMS_AN_ITEM = 1 << 20
 
 
 def writing_requests(
-    subject: Subject,
+    subject: EvaluatedModel,
     spec: AnswerSpec,
     seed: int,
     prompts: Sequence[Sequence[int]],
@@ -57,7 +57,7 @@ def writing_requests(
 class Writer:
     """Writes as a task's settings say; what an item gets does not depend on the others."""
 
-    def __init__(self, subject: Subject, spec: AnswerSpec, seed: int) -> None:
+    def __init__(self, subject: EvaluatedModel, spec: AnswerSpec, seed: int) -> None:
         self._subject, self._spec, self._seed = subject, spec, seed
         self._engine = Engine(subject.model, tokenizer=subject.tokenizer)
 

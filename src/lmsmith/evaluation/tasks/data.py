@@ -277,7 +277,7 @@ def _parsed(text: str, where: str) -> Any:
     try:
         return json.loads(encodable_json(text))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not valid JSON ({error})", "mend or replace it") from error
+        raise UserError(f"{where}: not valid JSON ({error})", "fix or replace it") from error
 
 
 def _item(row: Any, number: int, where: str) -> Item:

@@ -135,12 +135,12 @@ def _no_text_error(
         for name, value in values.items()
         if (what := _no_text(value, lists=lists))
     ]
-    mend = "give it a text, or leave the row out"
+    fix = "give it a text, or leave the row out"
     listed = any(each.endswith("a list") for each in unfit)
     if listed and key == "target" and task.kind == "free_form":
-        mend += f'; for several right answers set prompt.answers = "{named[0]}"'
+        fix += f'; for several right answers set prompt.answers = "{named[0]}"'
     return UserError(
-        f"task {task.name}, prompt.{key}, {item.where}: {', '.join(unfit) or said}", mend
+        f"task {task.name}, prompt.{key}, {item.where}: {', '.join(unfit) or said}", fix
     )
 
 
@@ -222,7 +222,7 @@ def _write_answers(task: TaskSpec, item: Item) -> Question:
         raise UserError(
             f"task {task.name}, {item.where}: nothing can equal the answer {answers[0]!r}, since "
             f"answer.normalise = {rule!r} leaves nothing of it",
-            'mend the answer, or compare otherwise: answer.normalise = "text"',
+            'fix the answer, or compare otherwise: answer.normalise = "text"',
         )
     return Question(item.id, (context,), (target,), 0, answers, plain=context)
 

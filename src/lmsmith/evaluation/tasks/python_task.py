@@ -180,10 +180,10 @@ def guarded(file: str, doing: str) -> Iterator[None]:
         what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         line = _line_of(error, file)
         at = f"{file}, line {line}" if line else file
-        mend = "mend the class"
+        fix = "fix the class"
         if isinstance(error, ModuleNotFoundError) and error.name:
-            mend = f"install {error.name} beside lmsmith, or put it beside the file"
-        raise UserError(f"{at}, in {doing}: {what}", mend) from error
+            fix = f"install {error.name} beside lmsmith, or put it beside the file"
+        raise UserError(f"{at}, in {doing}: {what}", fix) from error
 
 
 def _line_of(error: BaseException, file: str) -> int | None:

@@ -134,5 +134,5 @@ def find_tasks(words: Sequence[str], *, run_python: bool = False) -> list[TaskSp
 def _unknown(word: str, names: Sequence[str]) -> UserError:
     groups = sorted({name.split("/")[0] for name in names})
     near = difflib.get_close_matches(word, [*names, *groups], n=1, cutoff=0.6)
-    mend = f"did you mean {near[0]}?" if near else f"the tasks here: {', '.join(groups)}."
-    return UserError(f"{word}: no such task", f"{mend} Or name a .toml, .jsonl, .txt or .py file.")
+    fix = f"did you mean {near[0]}?" if near else f"the tasks here: {', '.join(groups)}."
+    return UserError(f"{word}: no such task", f"{fix} Or name a .toml, .jsonl, .txt or .py file.")

@@ -157,8 +157,8 @@ class PromptSpec:
         if len(parts) != 2:
             problems.append(("pattern", self.pattern, f"one gap {GAP}", "mark where the word goes"))
         elif not parts[0].endswith(self.delimiter):
-            mend = 'set delimiter = "" if nothing parts it from what is before'
-            problems.append(("pattern", self.pattern, "the delimiter before the gap", mend))
+            fix = 'set delimiter = "" if nothing parts it from what is before'
+            problems.append(("pattern", self.pattern, "the delimiter before the gap", fix))
         if len(self.words) < 2:
             problems.append(("words", self.words, "two words or more", "give each label its word"))
         if len(set(self.words.values())) < len(self.words):
@@ -202,7 +202,7 @@ class AnswerSpec:
             if self.extract and re.compile(self.extract).groups < 1:
                 problems.append(("extract", self.extract, "one group", "put ( ) round the answer"))
         except re.error as error:
-            problems.append(("extract", self.extract, f"a regular expression ({error})", "mend it"))
+            problems.append(("extract", self.extract, f"a regular expression ({error})", "fix it"))
         return problems
 
 
@@ -236,7 +236,7 @@ class DecomposeSpec:
             if re.compile(self.part).groups < 1:
                 problems.append(("part", self.part, "one group", "put ( ) round the part"))
         except re.error as error:
-            problems.append(("part", self.part, f"a regular expression ({error})", "mend it"))
+            problems.append(("part", self.part, f"a regular expression ({error})", "fix it"))
         return problems
 
 
@@ -330,8 +330,8 @@ class TaskSpec:
         problems = []
         for key, needed in NEEDED[self.kind].items():
             if not any(getattr(self.prompt, each) for each in needed):
-                mend = f"the kind {self.kind} needs it"
-                problems.append(Problem(f"prompt.{key}", "", " or ".join(needed), mend))
+                fix = f"the kind {self.kind} needs it"
+                problems.append(Problem(f"prompt.{key}", "", " or ".join(needed), fix))
         if self.decompose.context and (self.answer.reason or self.answer.samples > 1):
             expected = "one answer in one pass where the question is broken up"
             problems.append(Problem("decompose.context", "…", expected, "drop reason and samples"))
@@ -392,7 +392,7 @@ def read_tasks(text: str, where: str) -> dict[str, TaskSpec]:
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{where}: not valid TOML ({error})", "mend the file") from error
+        raise UserError(f"{where}: not valid TOML ({error})", "fix the file") from error
     table.setdefault("name", Path(where).stem)
     variants = table.pop("variants", {"": {}})
     made: dict[str, TaskSpec] = {}

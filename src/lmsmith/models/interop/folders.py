@@ -35,7 +35,7 @@ def read_transformers_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tenso
     try:
         return from_transformers(settings, read_weights(folder))
     except UserError as error:
-        raise UserError(f"{folder}: {error.problem}", error.mend) from error
+        raise UserError(f"{folder}: {error.problem}", error.fix) from error
 
 
 def read_transformers_config(folder: Path) -> ModelConfig:
@@ -48,7 +48,7 @@ def read_transformers_config(folder: Path) -> ModelConfig:
     try:
         return read_shape(FAMILIES[settings["model_type"]], settings)
     except UserError as error:
-        raise UserError(f"{folder}: {error.problem}", error.mend) from error
+        raise UserError(f"{folder}: {error.problem}", error.fix) from error
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

@@ -89,8 +89,8 @@ class _Values:
         self.refuse(key, value, "a number", "fetch the file again")
         return default
 
-    def refuse(self, key: str, value: object, expected: str, mend: str) -> None:
-        self.problems.append(Problem(self._prefix + key, value, expected, mend))
+    def refuse(self, key: str, value: object, expected: str, fix: str) -> None:
+        self.problems.append(Problem(self._prefix + key, value, expected, fix))
 
     def has(self, tensor: str) -> bool:
         return tensor in self.file.tensors
@@ -151,8 +151,8 @@ def _read_llama(values: _Values) -> ModelConfig:
         ("attention.sliding_window", 0),
     ):
         if (found := values.get(key, expected)) != expected:
-            mend = "lmsmith's decoder has no other kind"
-            values.refuse(key, found, str(expected), mend)
+            fix = "lmsmith's decoder has no other kind"
+            values.refuse(key, found, str(expected), fix)
     inner_bias = values.has("blk.0.ffn_up.bias")
     return ModelConfig(
         values.whole("block_count"),
@@ -366,7 +366,7 @@ def _their_tensors(
 
 
 def _against(config: ModelConfig, name: str) -> Iterator[tuple[str, object, str, str]]:
-    """What of a shape llama.cpp's architecture does not have, as (key, value, expected, mend)."""
+    """What of a shape llama.cpp's architecture does not have, as (key, value, expected, fix)."""
     wanted: dict[str, object] = {"norm_position": "pre"}
     if name == "llama":
         wanted |= {"norm": "rms", "activation": "swiglu"}
@@ -374,19 +374,19 @@ def _against(config: ModelConfig, name: str) -> Iterator[tuple[str, object, str,
         wanted |= {"norm": "layer", "activation": "gelu_tanh", "positions": "learned"}
         wanted |= {"query_key_value_bias": True, "attention_output_bias": True}
         wanted |= {"feed_forward_bias": True}
-    mend = "export it to hf, or train another shape"
+    fix = "export it to hf, or train another shape"
     for key, value in wanted.items():
         if getattr(config, key) != value:
-            yield key, getattr(config, key), str(value), mend
+            yield key, getattr(config, key), str(value), fix
     if any(config.window_of(layer) for layer in range(config.layers)):
-        yield "attention_pattern", list(config.attention_pattern), '["dense"]', mend
+        yield "attention_pattern", list(config.attention_pattern), '["dense"]', fix
     if name == "gpt2" and config.shared_heads != config.heads:
-        yield "key_value_heads", config.shared_heads, f"heads ({config.heads})", mend
+        yield "key_value_heads", config.shared_heads, f"heads ({config.heads})", fix
     if name == "gpt2" and config.width_per_head * config.heads != config.width:
-        yield "head_width", config.head_width, "width / heads", mend
+        yield "head_width", config.head_width, "width / heads", fix
     scaling = config.rope_scaling
     if scaling.method == "dynamic" or (scaling.method == "yarn" and not scaling.truncate):
-        yield "rope_scaling.method", scaling.method, "none, linear, llama3 or yarn, rounded", mend
+        yield "rope_scaling.method", scaling.method, "none, linear, llama3 or yarn, rounded", fix
 
 
 def _their_names(architecture: Architecture, ours: str) -> list[str]:

@@ -56,18 +56,18 @@ def refuse_unsupported(settings: Mapping[str, Any], where: str) -> None:
 
 
 def unsupported(settings: Mapping[str, Any]) -> Iterator[tuple[str, object, str, str]]:
-    """(key, value, expected, mend) of everything that our decoder does not have."""
+    """(key, value, expected, fix) of everything that our decoder does not have."""
     family = str(settings["model_type"])
     for name in settings.get("architectures") or []:
         if name not in CLASSES[family]:
-            mend = "its head is no part of a language model"
-            yield "architectures", name, " or ".join(CLASSES[family]), mend
+            fix = "its head is no part of a language model"
+            yield "architectures", name, " or ".join(CLASSES[family]), fix
     for key, values in _ALLOWED[family].items():
         if key in settings and settings[key] not in values:
             yield key, settings[key], " or ".join(map(str, values)), _MEND
     if settings.get("quantization_config"):
-        mend = "take the model's unquantised files, or its GGUF file"
-        yield "quantization_config", "a quantised model", "none", mend
+        fix = "take the model's unquantised files, or its GGUF file"
+        yield "quantization_config", "a quantised model", "none", fix
     kinds = settings.get("layer_types") or []
     if other := sorted(set(kinds) - {"full_attention"}):
         yield "layer_types", ", ".join(other), "full_attention", _MEND

@@ -34,7 +34,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvaluatedModel:
     """The model.
 
     Attributes:
@@ -130,24 +130,24 @@ def start_of_texts(tokenizer: Tokenizer, begins: bool | None) -> tuple[int, ...]
     return (tokenizer.text_start or (tokenizer.start_of_text,)) if begins else ()
 
 
-def load_subject(
+def load_evaluated_model(
     word: str | Path, machine: ResolvedMachine, *, begins: bool | None = None, chat: bool = False
-) -> Subject:
+) -> EvaluatedModel:
     """Read a model by name, folder or file.
 
     Args:
         begins: whether texts begin with the start of text; as the tokenizer does if None.
     """
-    return make_subject(read_model(word), machine, begins=begins, chat=chat)
+    return make_evaluated_model(read_model(word), machine, begins=begins, chat=chat)
 
 
-def make_subject(
+def make_evaluated_model(
     read: ReadModel, machine: ResolvedMachine, *, begins: bool | None = None, chat: bool = False
-) -> Subject:
+) -> EvaluatedModel:
     """A subject of a model that was read."""
     tokenizer = read.tokenizer
     start = start_of_texts(tokenizer, begins)
-    return Subject(
+    return EvaluatedModel(
         name=read.source.name,
         model=InferenceDecoder(read.decoder, machine),
         tokenizer=tokenizer,
