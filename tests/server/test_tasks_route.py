@@ -16,10 +16,11 @@ from worlds import CONTEXT, HTTP, RANDOM, TOKENIZER, Running, read, running, wor
 
 from lmsmith.catalogue.resolving import Source
 from lmsmith.cli import main
+from lmsmith.core.paths import tasks_folder
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.evaluation.model import make_evaluated_model
 from lmsmith.evaluation.tasks.data import read_data
-from lmsmith.evaluation.tasks.shipped import tasks_folder, user_tasks
+from lmsmith.evaluation.tasks.shipped import user_tasks
 from lmsmith.functions.text_function import TextFunction
 from lmsmith.generation.scheduler import Scheduler
 from lmsmith.models.folder import save_model

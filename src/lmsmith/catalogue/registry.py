@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -16,6 +14,7 @@ from typing import Any
 from lmsmith.core.config import decode
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import atomic_folder, read_json, write_json
+from lmsmith.core.paths import model_folders, models_folder
 
 RECORD_FILE = "record.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -55,19 +54,6 @@ class Record:
         return asdict(self) | {"path": str(self.path)}
 
 
-def home() -> Path:
-    """Where models are kept: ``LMSMITH_HOME``, or the platform's place for a program's data."""
-    if chosen := os.environ.get("LMSMITH_HOME"):
-        return Path(chosen).expanduser()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "lmsmith" / "models"
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-        return Path(base) / "lmsmith" / "models"
-    base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-    return Path(base) / "lmsmith" / "models"
-
-
 def check_name(name: str) -> str:
     """The name, if it can be one.
 
@@ -83,7 +69,9 @@ def check_name(name: str) -> str:
 
 
 def folder_of(name: str) -> Path:
-    return home() / name
+    """The folder of a registered model, or where it would be."""
+    folders = [folder / name for folder in model_folders()]
+    return next((each for each in folders if (each / RECORD_FILE).is_file()), folders[0])
 
 
 def now() -> str:
@@ -91,14 +79,13 @@ def now() -> str:
 
 
 def records() -> list[Record]:
-    """Of every registered model, by name; folders without a readable record are passed over."""
-    if not home().is_dir():
-        return []
+    """The registered models, by name. Folders without a readable record are skipped."""
+    names = {path.parent.name for each in model_folders() for path in each.glob(f"*/{RECORD_FILE}")}
     found = []
-    for path in sorted(home().glob(f"*/{RECORD_FILE}")):
-        if not path.parent.name.startswith("."):
+    for name in sorted(names):
+        if not name.startswith("."):
             with contextlib.suppress(UserError):
-                found.append(_read(path))
+                found.append(_read(folder_of(name) / RECORD_FILE))
     return found
 
 
@@ -127,7 +114,7 @@ def registering(name: str) -> Iterator[Path]:
     The block puts the model's files in it and calls `write_record`. An older model of the name is
     replaced; one being fetched that fails leaves everything as it was.
     """
-    with atomic_folder(folder_of(check_name(name))) as partial:
+    with atomic_folder(models_folder() / check_name(name)) as partial:
         yield partial
 
 

@@ -11,6 +11,7 @@ from lmsmith.catalogue import registry
 from lmsmith.catalogue.resolving import Source, resolve
 from lmsmith.catalogue.shelf import SHELF
 from lmsmith.cli.output import choose_progress, print_json
+from lmsmith.core.paths import models_folder
 from lmsmith.core.progress import LiveProgress
 
 
@@ -56,7 +57,7 @@ def list_models(json: bool = False) -> int:
     if json:
         offers = [{"name": name, "about": m.about, "bytes": m.bytes} for name, m in offered.items()]
         models = [record.as_dict() for record in found]
-        print_json({"home": str(registry.home()), "models": models, "pull": offers})
+        print_json({"home": str(models_folder()), "models": models, "pull": offers})
         return 0
     for record in found:
         print(f"{record.name}  {record.format}  {_size(record.bytes)}  {record.source}")

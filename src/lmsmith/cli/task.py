@@ -48,7 +48,8 @@ def add(
     """
     from lmsmith.core.config import encode
     from lmsmith.core.files import atomic_write, read_jsonl, write_jsonl
-    from lmsmith.evaluation.tasks.shipped import shipped_tasks, tasks_folder
+    from lmsmith.core.paths import tasks_folder
+    from lmsmith.evaluation.tasks.shipped import shipped_tasks
     from lmsmith.functions.text_function import check_name, classification, extraction
 
     check_name(name)

@@ -13,14 +13,13 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError
 
-from lmsmith.catalogue.registry import home
 from lmsmith.core.errors import UserError
+from lmsmith.core.paths import database_file
 
 
 def default_database() -> str:
-    """Where conversations and judgements are kept if nothing is said: beside the models."""
-    models = home()
-    return str((models.parent if models.name == "models" else models) / "conversations.db")
+    """The database that commands use if none is named."""
+    return str(database_file())
 
 
 def open_database(where: str | Path) -> Engine:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import difflib
 import functools
-import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import read_text
+from lmsmith.core.paths import task_folders
 from lmsmith.evaluation.tasks.inferred import infer_task
 from lmsmith.evaluation.tasks.python_code import names_python, python_tasks
 from lmsmith.evaluation.tasks.spec import Published, TaskSpec, read_tasks
@@ -75,17 +75,10 @@ def suites() -> dict[str, list[tuple[str, str]]]:
     }
 
 
-def tasks_folder() -> Path:
-    """Where a user's own tasks are kept."""
-    home = os.environ.get("LMSMITH_HOME")
-    return (Path(home) if home else Path.home() / ".local/share/lmsmith") / "tasks"
-
-
 def user_tasks() -> dict[str, TaskSpec]:
     """The user's own tasks, by name."""
     found: dict[str, TaskSpec] = {}
-    folder = tasks_folder()
-    for file in sorted(folder.glob("*.toml")) if folder.is_dir() else []:
+    for file in (file for each in task_folders() for file in sorted(each.glob("*.toml"))):
         found |= read_tasks(read_text(file), str(file))
     return found
 

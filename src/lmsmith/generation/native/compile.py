@@ -12,6 +12,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from lmsmith.core.paths import cache_folder
+
 SOURCE = Path(__file__).with_name("kernels.cpp")
 
 FLAGS = (
@@ -40,12 +42,6 @@ def load_library() -> ctypes.CDLL | None:
         return ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def cache_folder() -> Path:
-    """Where compiled kernels are kept: ``$XDG_CACHE_HOME/lmsmith``, or ``~/.cache/lmsmith``."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "lmsmith"
 
 
 def _compile(compiler: str, path: Path) -> None:
