@@ -1,0 +1,1 @@
+"""What a run keeps of itself: folders, fingerprints, records, locks, signals and logs."""
