@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from lmsmith.runs import identity as identity_module
 from lmsmith.core.errors import UserError
+from lmsmith.runs import identity as identity_module
 from lmsmith.runs.identity import Identity, differences, external_files, file_states, files_read
 
 IDENTITY = Identity(

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from lmsmith.core.errors import UserError
-from lmsmith.runs.locking import locked
 from lmsmith.core.progress import QuietProgress
+from lmsmith.runs.locking import locked
 
 HOLD = """
 import os, sys, time

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from lmsmith.runs import stage_folder as runs
 from lmsmith.core.progress import QuietProgress
 from lmsmith.core.recipe import MachineConfig
+from lmsmith.runs import stage_folder as runs
 
 
 def test_seeds_are_stable_distinct_and_63_bits() -> None:

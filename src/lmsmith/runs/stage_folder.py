@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from lmsmith.core.progress import Progress
+from lmsmith.core.recipe import MachineConfig
 from lmsmith.core.version import VERSION
 from lmsmith.runs.folders import stage_of
 from lmsmith.runs.metrics_log import MetricsLog
-from lmsmith.core.progress import Progress
-from lmsmith.core.recipe import MachineConfig
 
 _FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile", "asimd", "bf16", "sve")
 

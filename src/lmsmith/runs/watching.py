@@ -9,8 +9,8 @@ from pathlib import Path
 
 from lmsmith.core.progress import Progress
 from lmsmith.runs.records import write_record
-from lmsmith.runs.stage_folder import peak_memory_bytes
 from lmsmith.runs.signals import stop_requested
+from lmsmith.runs.stage_folder import peak_memory_bytes
 
 _SAVE_TIME_EVERY = 5.0  # seconds; at most so much of the wall time is lost by a kill -9
 
