@@ -14,7 +14,7 @@ from lmsmith.core.recipe import MachineConfig
 from lmsmith.generation.engine import Engine, SamplingSettings, answer, stream
 from lmsmith.generation.inference import InferenceDecoder
 from lmsmith.generation.requests import Reply, Request
-from lmsmith.generation.stops import until_stop
+from lmsmith.generation.sequences import until_stop
 from lmsmith.generation.vocabulary import vocabulary_of
 from lmsmith.models.decoder import Decoder
 from lmsmith.prompts import Message, Prompt, encode_prompt, room_for_reply

@@ -38,12 +38,12 @@ def test_replies_are_those_of_whole_prompts(options: dict[str, Any], samples: in
     requests = [Request(prompt, settings, stream=n) for n, prompt in enumerate(PROMPTS)]
     plain = answer(Engine(decoder), requests)
     engine = Engine(decoder, rows=4)  # not all join together
-    engine.hold(PREFIX)
+    engine.cache_prefix(PREFIX)
     for _ in range(2):
         assert answer(engine, requests) == plain
-    engine.hold([3, 4, 5])
+    engine.cache_prefix([3, 4, 5])
     assert answer(engine, requests) == plain
-    engine.hold([])
+    engine.cache_prefix([])
     assert answer(engine, requests) == plain
     assert engine._cache is not None
     assert engine._cache.used_pages == 0
@@ -53,7 +53,7 @@ def test_log_probabilities_of_a_prompt_are_of_all_of_it() -> None:
     decoder = decoder_of()
     settings = SamplingSettings(2, 0.0, prompt_log_probs=True)
     engine = Engine(decoder)
-    engine.hold(PREFIX)
+    engine.cache_prefix(PREFIX)
     request = Request(PROMPTS[0], settings)
     assert answer(engine, [request]) == answer(Engine(decoder), [request])
 
@@ -61,7 +61,7 @@ def test_log_probabilities_of_a_prompt_are_of_all_of_it() -> None:
 def test_what_cannot_be_held() -> None:
     engine = Engine(decoder_of())
     with pytest.raises(UserError, match="fills the context"):
-        engine.hold([1] * 128)
+        engine.cache_prefix([1] * 128)
     engine.submit(Request([1, 2], SamplingSettings(4)))
     with pytest.raises(UserError, match="being written"):
-        engine.hold(PREFIX)
+        engine.cache_prefix(PREFIX)

@@ -7,7 +7,7 @@ import random
 
 import torch
 
-from lmsmith.generation.penalties import History, adjust
+from lmsmith.generation.sampling import History, adjust
 from lmsmith.generation.settings import SamplingSettings
 
 

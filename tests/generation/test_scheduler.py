@@ -14,9 +14,9 @@ from torch import Tensor
 
 from lmsmith.core.errors import UserError
 from lmsmith.generation import scheduler as module
-from lmsmith.generation.cache import PAGE, PagedCache
 from lmsmith.generation.engine import Engine, InferenceDecoder, SamplingSettings, answer
 from lmsmith.generation.inference import Span
+from lmsmith.generation.kv_cache import PAGE, PagedCache
 from lmsmith.generation.requests import Reply, Request, TokenEvent
 from lmsmith.generation.scheduler import Event, Failed, Joined, Scheduler
 from lmsmith.models.config import ModelConfig, RopeScaling

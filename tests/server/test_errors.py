@@ -14,8 +14,8 @@ import openai
 import pytest
 from worlds import CONTEXT, HTTP, RANDOM, SENTENCE, TOKENIZER, Running, running, said_by, words
 
-from lmsmith.generation.rows import Row
 from lmsmith.generation.scheduler import Scheduler
+from lmsmith.generation.sequences import RunningSequence
 from lmsmith.server.limits import Limits
 
 ASK = said_by("what do you like?")
@@ -291,14 +291,14 @@ def test_a_request_that_takes_too_long() -> None:
 def test_a_poisoned_request_gets_500_and_the_rest_go_on(
     served: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    poison, take = TOKENIZER.encode("🙂")[0], Row.take
+    poison, take = TOKENIZER.encode("🙂")[0], RunningSequence.append
 
-    def fragile(reply: Row, token: int, log_prob: Any) -> Any:
+    def fragile(reply: RunningSequence, token: int, log_prob: Any) -> Any:
         if token == poison and reply.settings.seed == 666:
             raise RuntimeError("what a token")
         return take(reply, token, log_prob)
 
-    monkeypatch.setattr(Row, "take", fragile)
+    monkeypatch.setattr(RunningSequence, "append", fragile)
     body = {"messages": ASK, "temperature": 0.01, "seed": 666}
     with caplog.at_level(logging.ERROR, "lmsmith.server"):
         response = post(served, "/v1/chat/completions", body)

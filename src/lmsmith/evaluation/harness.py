@@ -26,8 +26,8 @@ from lmsmith.evaluation.methods.writing import STREAMS_AN_ITEM
 from lmsmith.evaluation.model import EvaluatedModel, Pair, load_evaluated_model
 from lmsmith.generation.engine import Engine, answer
 from lmsmith.generation.requests import Request, TokenEvent
+from lmsmith.generation.sequences import until_stop
 from lmsmith.generation.settings import SamplingSettings
-from lmsmith.generation.stops import until_stop
 from lmsmith.runs.signals import stop_if_requested
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.tokenizers.special import JINJA_TEMPLATE
@@ -184,7 +184,7 @@ class HarnessModel(LM):  # type: ignore[misc]
         engine = Engine(self.subject.model, tokenizer=self.subject.tokenizer)
         prefix = common_prefix([each.prompt for each in asked])
         if len(prefix) < self.subject.context:
-            engine.hold(prefix)
+            engine.cache_prefix(prefix)
         texts: list[str] = []
         self._progress.begin("texts", len(asked), "requests")
         for start in range(0, len(asked), WRITTEN_TOGETHER):
@@ -240,7 +240,7 @@ class HarnessModel(LM):  # type: ignore[misc]
     def _read(self, title: str, pairs: Sequence[Pair]) -> Iterator[tuple[list[int], list[Any]]]:
         """Numbers of pairs and their likelihoods, those with the same beginning together."""
         reader = LikelihoodReader(self.subject.model)
-        reader.hold(shared_prefix(pairs))
+        reader.cache_prefix(shared_prefix(pairs))
         self._progress.begin(title, len(pairs), "requests")
         order = sorted(range(len(pairs)), key=lambda number: pairs[number].tokens)
         done = 0

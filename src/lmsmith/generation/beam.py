@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from lmsmith.core.config import Problem, report_problems
-from lmsmith.generation.cache import PagedCache
 from lmsmith.generation.engine import ready
 from lmsmith.generation.inference import InferenceDecoder
+from lmsmith.generation.kv_cache import PagedCache
 from lmsmith.generation.requests import Request, check_requests
 from lmsmith.generation.settings import SamplingSettings
 from lmsmith.generation.vocabulary import vocabulary_of

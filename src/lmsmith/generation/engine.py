@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from lmsmith.core.errors import UserError
-from lmsmith.generation.cache import PAGE, PagedCache, pages_for
 from lmsmith.generation.inference import InferenceDecoder
+from lmsmith.generation.kv_cache import PAGE, PagedCache, pages_for
 from lmsmith.generation.log_probs import TokenLogProb, prompt_log_probs
 from lmsmith.generation.requests import Reply, Request, TokenEvent, check_requests
-from lmsmith.generation.rows import Row, draw_tokens, new_rows
+from lmsmith.generation.sequences import RunningSequence, draw_tokens, new_sequences
 from lmsmith.generation.settings import SamplingSettings
 from lmsmith.generation.vocabulary import vocabulary_of
 from lmsmith.models.decoder import Decoder
@@ -50,7 +50,7 @@ class _Asked:
     number: int
     request: Request
     pages: int
-    room: int
+    max_tokens: int
     done: int = 0
     rows: list[int] = field(default_factory=list)
 
@@ -92,7 +92,7 @@ class Engine:
         self._most_pages = max(1, budget // page_bytes)
         self._cache: PagedCache | None = None
         self._waiting: deque[_Asked] = deque()
-        self._rows: list[Row] = []
+        self._rows: list[RunningSequence] = []
         self._reserved: dict[int, int] = {}  # request → pages
         self._left: dict[int, int] = {}  # request → replies not finished
         self._next = 0
@@ -118,7 +118,7 @@ class Engine:
         check_requests(self.model.config, requests, self.tokenizer)
         return [self._queue(request) for request in requests]
 
-    def hold(self, prefix: Sequence[int]) -> None:
+    def cache_prefix(self, prefix: Sequence[int]) -> None:
         """Read once what many prompts to come begin with; each is read from there on.
 
         It takes the place of what was held before; an empty one is let go. Prompts that begin
@@ -174,12 +174,12 @@ class Engine:
     def _queue(self, request: Request) -> int:
         number, self._next = self._next, self._next + 1
         settings = request.settings
-        room = request.room(self.model.config.context)
-        own = pages_for(len(request.prompt) + room)
+        max_tokens = request.max_tokens(self.model.config.context)
+        own = pages_for(len(request.prompt) + max_tokens)
         # Samples share the prompt's whole pages and have the rest for themselves.
         more = own - len(request.prompt) // PAGE
         pages = own + (settings.samples - 1) * more
-        self._waiting.append(_Asked(number, request, pages, room))
+        self._waiting.append(_Asked(number, request, pages, max_tokens))
         return number
 
     def _admit(self) -> list[_Asked]:
@@ -225,7 +225,11 @@ class Engine:
         )
 
     def _fan_out(
-        self, joining: list[_Asked], going: list[Row], hidden_nd: Tensor, logits_bv: Tensor
+        self,
+        joining: list[_Asked],
+        going: list[RunningSequence],
+        hidden_nd: Tensor,
+        logits_bv: Tensor,
     ) -> Tensor:
         """Make the joining requests' rows, all samples of one with its prompt's logits."""
         assert self._cache is not None
@@ -241,11 +245,11 @@ class Engine:
                 )
             at += len(prompt) - asked.done
             asked.rows += [self._cache.fork(asked.rows[0]) for _ in range(settings.samples - 1)]
-            self._rows += new_rows(
+            self._rows += new_sequences(
                 asked.request,
                 asked.number,
                 asked.rows,
-                room=asked.room,
+                max_tokens=asked.max_tokens,
                 vocabulary=self.vocabulary,
                 tokenizer=self.tokenizer,
                 prompt_log_probs=log_probs,
@@ -257,13 +261,13 @@ class Engine:
         """Draw a token for every row; rows that are done leave."""
         rows = list(self._rows)
         drawn = draw_tokens(logits_bv, rows, self.model.kernels)
-        events = [row.take(*found) for row, found in zip(rows, drawn, strict=True)]
+        events = [row.append(*found) for row, found in zip(rows, drawn, strict=True)]
         for row, event in zip(rows, events, strict=True):
             if event.finish is not None:
                 self._leave(row)
         return events
 
-    def _leave(self, row: Row) -> None:
+    def _leave(self, row: RunningSequence) -> None:
         assert self._cache is not None
         self._cache.close(row.row)
         self._rows.remove(row)

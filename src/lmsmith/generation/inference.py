@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lmsmith.generation.cache import LayerCache, PagedCache, pages_for
 from lmsmith.generation.kernels import Kernels, Places
+from lmsmith.generation.kv_cache import LayerCache, PagedCache, pages_for
 from lmsmith.generation.native.operations import best_kernels
 from lmsmith.generation.native.stack import native_stack
 from lmsmith.generation.weights import BlockWeights, Norm, WeightKind, read_weight

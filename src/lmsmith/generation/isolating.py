@@ -11,13 +11,13 @@ from torch import Tensor
 from lmsmith.generation.inference import InferenceDecoder, Span
 from lmsmith.generation.kernels import Kernels
 from lmsmith.generation.log_probs import TokenLogProb
-from lmsmith.generation.row_store import RowStore
-from lmsmith.generation.rows import Row, draw_tokens
+from lmsmith.generation.prefix_cache import PrefixCache
+from lmsmith.generation.sequences import RunningSequence, draw_tokens
 
 Failures = dict[int, Exception]
 """Request → why it cannot go on."""
 
-Choice = tuple[Row, int, TokenLogProb | None]
+Choice = tuple[RunningSequence, int, TokenLogProb | None]
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Work:
 
 
 def read(
-    model: InferenceDecoder, rows: RowStore, work: Sequence[Work], failures: Failures
+    model: InferenceDecoder, rows: PrefixCache, work: Sequence[Work], failures: Failures
 ) -> list[Tensor | None]:
     """Hidden states (tokens, width) of each piece of work; None where its request failed.
 
@@ -48,7 +48,7 @@ def read(
 
 
 def choose(
-    logits_bv: Tensor, replies: Sequence[Row], failures: Failures, kernels: Kernels
+    logits_bv: Tensor, replies: Sequence[RunningSequence], failures: Failures, kernels: Kernels
 ) -> list[Choice]:
     """The next token of each reply, with its log-probability if that is asked for.
 

@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lmsmith.generation.cache import LayerCache
-from lmsmith.generation.onednn import onednn_linear
+from lmsmith.generation.kv_cache import LayerCache
 from lmsmith.generation.sampling import choose_tokens
 from lmsmith.generation.settings import SamplingSettings
 from lmsmith.generation.vocabulary import Mask
-from lmsmith.generation.weights import Weight
+from lmsmith.generation.weights import Weight, onednn_linear
 from lmsmith.models.positions import Rotation, rotate
 
 

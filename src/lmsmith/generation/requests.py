@@ -44,7 +44,7 @@ class Request:
     keep: bool = True
     is_message: bool = False
 
-    def room(self, context: int) -> int:
+    def max_tokens(self, context: int) -> int:
         """Most tokens that each of its replies may get, by a model with this context."""
         return min(context - len(self.prompt), self.settings.max_new_tokens)
 
@@ -151,10 +151,10 @@ def _check_forced(request: Request, config: ModelConfig) -> tuple[str, str] | No
         return None
     if len(forced) != request.settings.samples or not all(forced):
         return (f"{name}: a text to write for each sample, and none empty", "give as many")
-    longest, room = max(map(len, forced)), request.room(config.context)
-    if longest > room:
+    longest, most = max(map(len, forced)), request.max_tokens(config.context)
+    if longest > most:
         return (
-            f"{name}: {longest} tokens to write, where {room} may follow the prompt",
+            f"{name}: {longest} tokens to write, where {most} may follow the prompt",
             "shorten the prompt, or raise max_new_tokens",
         )
     if not all(0 <= token < config.vocabulary_size for tokens in forced for token in tokens):

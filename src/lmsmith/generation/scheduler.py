@@ -23,10 +23,9 @@ from lmsmith.generation import isolating
 from lmsmith.generation.inference import InferenceDecoder
 from lmsmith.generation.isolating import Failures, Work
 from lmsmith.generation.log_probs import TokenLogProb, prompt_log_probs
-from lmsmith.generation.prefixes import Held
+from lmsmith.generation.prefix_cache import CachedPrefix, PrefixCache
 from lmsmith.generation.requests import Request, TokenEvent, check_requests
-from lmsmith.generation.row_store import RowStore
-from lmsmith.generation.rows import Row, new_rows
+from lmsmith.generation.sequences import RunningSequence, new_sequences
 from lmsmith.generation.vocabulary import vocabulary_of
 from lmsmith.tokenizers import Tokenizer
 
@@ -64,14 +63,14 @@ class _Reading:
     """A request whose prompt is waiting or being read.
 
     Attributes:
-        room: tokens that each reply may get.
+        max_tokens: that each reply may get.
         row: of the cache, once it has joined.
         done: tokens of the prompt that the row holds.
     """
 
     number: int
     request: Request
-    room: int
+    max_tokens: int
     row: int = -1
     done: int = 0
     log_probs: list[TokenLogProb] = field(default_factory=list)
@@ -117,10 +116,10 @@ class Scheduler:
         self._start_anew()
 
     def _start_anew(self) -> None:
-        self.rows = RowStore(self.model, self._cache_bytes, self.most_rows, self._kept_rows)
+        self.rows = PrefixCache(self.model, self._cache_bytes, self.most_rows, self._kept_rows)
         self._waiting: deque[_Reading] = deque()
         self._reading: deque[_Reading] = deque()
-        self._writing: list[Row] = []
+        self._writing: list[RunningSequence] = []
         self._lacks_pages = False  # of the cache, for the first who waits
 
     @property
@@ -214,20 +213,20 @@ class Scheduler:
     # Joining
 
     def _new_reading(self, number: int, request: Request) -> _Reading:
-        return _Reading(number, request, request.room(self.model.config.context))
+        return _Reading(number, request, request.max_tokens(self.model.config.context))
 
     def _pages_to_come(self, reading: _Reading) -> int:
         """Most pages that a request may take from now on, for all of its replies."""
         prompt = len(reading.prompt)
-        own = self.rows.pages_to_come(reading.done, prompt + reading.room)
-        more = self.rows.pages_to_come(prompt, prompt + reading.room)
+        own = self.rows.pages_to_come(reading.done, prompt + reading.max_tokens)
+        more = self.rows.pages_to_come(prompt, prompt + reading.max_tokens)
         return own + (reading.samples - 1) * more
 
     def _promised(self) -> int:
         """Most pages that those who have joined may still take."""
         writing = (
             self.rows.pages_to_come(
-                self.rows.read_tokens(reply.row), len(reply.tokens) + reply.room
+                self.rows.read_tokens(reply.row), len(reply.tokens) + reply.tokens_left
             )
             for reply in self._writing
         )
@@ -252,9 +251,9 @@ class Scheduler:
             joined.append(Joined(first.number, done))
         return joined
 
-    def _live(self) -> list[Held]:
+    def _live(self) -> list[CachedPrefix]:
         """Rows in use, and what they have read."""
-        rows: list[Held] = [
+        rows: list[CachedPrefix] = [
             (reply.row, reply.tokens[: self.rows.read_tokens(reply.row)]) for reply in self._writing
         ]
         return rows + [(each.row, each.prompt[: each.done]) for each in self._reading]
@@ -295,15 +294,15 @@ class Scheduler:
 
     # Writing
 
-    def _begin_writing(self, reading: _Reading) -> list[Row]:
+    def _begin_writing(self, reading: _Reading) -> list[RunningSequence]:
         self._reading.remove(reading)
         rows = [reading.row]
         rows += [self.rows.fork(reading.row) for _ in range(reading.samples - 1)]
-        begun = new_rows(
+        begun = new_sequences(
             reading.request,
             reading.number,
             rows,
-            room=reading.room,
+            max_tokens=reading.max_tokens,
             vocabulary=self.vocabulary,
             tokenizer=self.tokenizer,
             prompt_log_probs=tuple(reading.log_probs),
@@ -312,7 +311,7 @@ class Scheduler:
         return begun
 
     def _draw(
-        self, replies: list[Row], ends: list[Tensor | None], failures: Failures
+        self, replies: list[RunningSequence], ends: list[Tensor | None], failures: Failures
     ) -> list[Event]:
         """A token for every reply whose last hidden state is there; replies that are done leave."""
         there = [(reply, end) for reply, end in zip(replies, ends, strict=True) if end is not None]
@@ -324,7 +323,7 @@ class Scheduler:
             logits_bv, [reply for reply, _ in there], failures, self.model.kernels
         ):
             try:
-                event = reply.take(token, log_prob)
+                event = reply.append(token, log_prob)
             except Exception as error:
                 failures[reply.request] = error
                 continue
@@ -335,7 +334,7 @@ class Scheduler:
 
     # Leaving
 
-    def _leave(self, reply: Row) -> None:
+    def _leave(self, reply: RunningSequence) -> None:
         self._writing.remove(reply)
         if reply.keep:
             self.rows.keep(reply.row, reply.tokens)

@@ -16,15 +16,14 @@ import torch
 from torch import Tensor
 
 from lmsmith.core.errors import UserError
-from lmsmith.generation.cache import PagedCache
 from lmsmith.generation.engine import ready
 from lmsmith.generation.inference import InferenceDecoder
+from lmsmith.generation.kv_cache import PagedCache
 from lmsmith.generation.log_probs import prompt_log_probs, token_log_probs
-from lmsmith.generation.penalties import adjust
-from lmsmith.generation.prefixes import common_length
+from lmsmith.generation.prefix_cache import common_length
 from lmsmith.generation.requests import Request, TokenEvent, check_requests
-from lmsmith.generation.rows import Row, mask_of, new_rows
-from lmsmith.generation.sampling import filtered
+from lmsmith.generation.sampling import adjust, filtered
+from lmsmith.generation.sequences import RunningSequence, mask_of, new_sequences
 from lmsmith.generation.settings import SamplingSettings
 from lmsmith.generation.vocabulary import vocabulary_of
 from lmsmith.models.decoder import Decoder
@@ -154,13 +153,13 @@ def speculate(
     vocabulary = vocabulary_of(tokenizer, model.config.vocabulary_size)
     if settings.samples != 1:
         raise UserError(f"samples = {settings.samples}: speculate writes one reply", "use Engine")
-    room = request.room(model.config.context)
-    cache = model.new_cache(1, len(prompt) + room)
+    max_tokens = request.max_tokens(model.config.context)
+    cache = model.new_cache(1, len(prompt) + max_tokens)
     row = cache.open()
-    (reply,) = new_rows(request, 0, [row], room=room, vocabulary=vocabulary)
+    (reply,) = new_sequences(request, 0, [row], max_tokens=max_tokens, vocabulary=vocabulary)
     text, chance = reply.tokens, _chance(settings.seed)
     while True:
-        draft = drafter.guess(text, min(guesses, reply.room - 1), chance)
+        draft = drafter.guess(text, min(guesses, reply.tokens_left - 1), chance)
         unread = text[cache.lengths[row] :]
         hidden_td = model.read([(row, unread + draft.tokens)], cache)
         if settings.prompt_log_probs and not reply.drawn:
@@ -175,7 +174,7 @@ def speculate(
                 (found,) = token_log_probs(
                     logits_tv[at], [token], [settings.top_log_probs], vocabulary
                 )
-            event = reply.take(token, found)
+            event = reply.append(token, found)
             yield event
             if event.finish is not None:
                 return
@@ -187,7 +186,7 @@ def _chance(seed: int) -> np.random.Generator:
 
 
 def _accept(
-    logits_tv: Tensor, draft: Draft, reply: Row, chance: np.random.Generator
+    logits_tv: Tensor, draft: Draft, reply: RunningSequence, chance: np.random.Generator
 ) -> Iterator[int]:
     """The guesses that are kept, and the one token of the model's own after them.
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from lmsmith.generation.onednn import lay_out
-from lmsmith.generation.quantise import quantise_int8
 from lmsmith.models.decoder import Block
 from lmsmith.models.feed_forward import FeedForward, GatedFeedForward
 
 WeightKind = Literal["model", "int8"]
+
+GROUP = 64
+"""Weights of a row that share a scale, where a row has a whole number of such groups; a multiple of
+the 32 that the kernels take at a time."""
 
 
 @dataclass(frozen=True)
@@ -130,3 +132,49 @@ class BlockWeights:
     @property
     def matrices(self) -> list[Weight]:
         return [self.query_key_value, self.output, self.inner, self.feed_forward_output]
+
+
+def quantise_int8(weight: Tensor, group: int = GROUP) -> tuple[Tensor, Tensor]:
+    """Round a matrix to 8 bits, symmetrically, each group of a row by its largest absolute value.
+
+    value = round(w / scale), scale = max |w| / 127 over the group.
+
+    Args:
+        weight: (outputs, inputs).
+        group: inputs that share a scale; a whole row's where it does not divide them.
+
+    Returns:
+        values: int8 (outputs, inputs).
+        scales: float32 (outputs, inputs / group).
+    """
+    outputs, inputs = weight.shape
+    size = group if inputs % group == 0 else inputs
+    grouped = weight.float().view(outputs, inputs // size, size)
+    scales = grouped.abs().amax(dim=-1) / 127
+    divisor = torch.where(scales == 0, torch.ones_like(scales), scales)
+    values = (grouped / divisor[..., None]).round().to(torch.int8)
+    return values.view(outputs, inputs), scales.contiguous()
+
+
+@functools.cache
+def onednn_linear() -> Any:
+    """PyTorch's operator for a linear layer in bf16 with such weights, or None.
+
+    It is the one that torch.compile's frozen graphs call; plain `F.linear` lays the weights out
+    anew in every call.
+    """
+    if not (torch._C._has_mkldnn and torch.cpu._is_avx512_bf16_supported()):
+        return None
+    try:
+        weight = lay_out(torch.zeros(16, 16, dtype=torch.bfloat16))
+        linear = torch.ops.mkldnn._linear_pointwise
+        linear(torch.zeros(1, 16, dtype=torch.bfloat16), weight, None, "none", [], "")
+    except (AttributeError, RuntimeError, NotImplementedError):
+        return None
+    return linear
+
+
+def lay_out(weight: Tensor) -> Tensor:
+    """A bf16 matrix as oneDNN's kernels read it."""
+    result: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
+    return result

@@ -54,7 +54,7 @@ def test_likelihoods_are_those_of_each_pair_alone(
     pairs = random_pairs(tiny)
     reader = LikelihoodReader(tiny.model)
     if hold:
-        reader.hold(pairs[0].tokens[:12])
+        reader.cache_prefix(pairs[0].tokens[:12])
     for _ in range(2):  # the second call finds the cache as it was left
         for pair, found in zip(pairs, reader.read(pairs), strict=True):
             log_probs, best = alone(tiny, pair)
@@ -69,7 +69,7 @@ def test_what_pairs_share_is_read_once(tiny: EvaluatedModel) -> None:
     reader = LikelihoodReader(tiny.model)
     reader.read(pairs)
     assert reader.tokens_read == 100 + 4
-    reader.hold(context[:90])
+    reader.cache_prefix(context[:90])
     reader.read(pairs)
     reader.read(pairs)
     assert reader.tokens_read == 104 + 90 + 2 * (10 + 4)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmsmith.evaluation.methods.prefix_tree import Node, build_tree
-from lmsmith.generation.prefixes import common_length
+from lmsmith.generation.prefix_cache import common_length
 
 TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=12).map(tuple)
 

@@ -12,8 +12,7 @@ import torch
 from lmsmith.generation.kernels import TorchKernels
 from lmsmith.generation.native import compile as native
 from lmsmith.generation.native.operations import NativeKernels, best_kernels
-from lmsmith.generation.quantise import quantise_int8
-from lmsmith.generation.weights import Weight
+from lmsmith.generation.weights import Weight, quantise_int8
 
 TORCH = TorchKernels()
 

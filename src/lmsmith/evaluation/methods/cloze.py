@@ -29,7 +29,7 @@ class Cloze:
             [(q.contexts[0], task.prompt.delimiter + q.choices[0]) for q in questions]
         )
         self._reader = LikelihoodReader(subject.model, stop_word_tokens(subject.tokenizer))
-        self._reader.hold(shared_prefix(self._pairs))
+        self._reader.cache_prefix(shared_prefix(self._pairs))
 
     @property
     def tokens(self) -> list[int]:

@@ -43,7 +43,7 @@ class FreeForm:
         self._contexts = begun
         self._prompts = subject.encode_contexts(begun)
         self._writer = Writer(subject, task.answer, seed)
-        self._writer.hold(self._prompts)
+        self._writer.cache_prefix(self._prompts)
 
     @property
     def tokens(self) -> list[int]:

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from lmsmith.evaluation.methods.prefix_tree import Node, build_tree
 from lmsmith.evaluation.model import Pair
-from lmsmith.generation.cache import PagedCache
 from lmsmith.generation.inference import InferenceDecoder
+from lmsmith.generation.kv_cache import PagedCache
 from lmsmith.generation.log_probs import LOGITS_AT_ONCE
-from lmsmith.generation.prefixes import common_length
+from lmsmith.generation.prefix_cache import common_length
 
 TOKENS_AT_ONCE = 1024
 """Of nodes that are read together: many enough for fast products, whose results stay in caches."""
@@ -93,7 +93,7 @@ class LikelihoodReader:
         self._held_row: int | None = None
         self.tokens_read = 0
 
-    def hold(self, tokens: Sequence[int]) -> None:
+    def cache_prefix(self, tokens: Sequence[int]) -> None:
         """Read a prefix once for all calls to come whose pairs begin with it."""
         if self._held_row is not None:
             self._cache.close(self._held_row)

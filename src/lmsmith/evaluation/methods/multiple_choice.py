@@ -63,7 +63,7 @@ class MultipleChoice:
             at = after
         self._reader = LikelihoodReader(subject.model)
         self._held = shared_prefix(pairs)
-        self._reader.hold(self._held)
+        self._reader.cache_prefix(self._held)
 
     @property
     def tokens(self) -> list[int]:

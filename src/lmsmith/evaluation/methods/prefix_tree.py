@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from lmsmith.generation.prefixes import common_length
+from lmsmith.generation.prefix_cache import common_length
 
 LEAST_SHARED = 8
 """Tokens that sequences must share for a node of their own: a node costs what a few tokens do."""

@@ -9,7 +9,7 @@ from lmsmith.evaluation.model import EvaluatedModel
 from lmsmith.evaluation.tasks.spec import AnswerSpec
 from lmsmith.generation.beam import BeamSettings, beam_search
 from lmsmith.generation.engine import Engine, Request, SamplingSettings, answer
-from lmsmith.generation.stops import until_stop
+from lmsmith.generation.sequences import until_stop
 
 STREAMS_AN_ITEM = 1 << 20
 """Of chance: sample i of item n draws from stream n times this, plus i."""
@@ -61,14 +61,14 @@ class Writer:
         self._subject, self._spec, self._seed = subject, spec, seed
         self._engine = Engine(subject.model, tokenizer=subject.tokenizer)
 
-    def hold(self, prompts: Sequence[Sequence[int]]) -> None:
+    def cache_prefix(self, prompts: Sequence[Sequence[int]]) -> None:
         """Read once what all prompts of a task begin with, as with fixed shots.
 
         Beams read their prompts themselves, whole.
         """
         prefix = common_prefix(prompts)
         if self._spec.search != "beam" and len(prefix) < self._subject.context:
-            self._engine.hold(prefix)
+            self._engine.cache_prefix(prefix)
 
     def write(
         self,

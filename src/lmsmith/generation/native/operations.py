@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lmsmith.generation.cache import LayerCache
 from lmsmith.generation.kernels import Kernels, Places, TorchKernels
+from lmsmith.generation.kv_cache import LayerCache
 from lmsmith.generation.native.compile import load_library
 from lmsmith.generation.sampling import check_finite
 from lmsmith.generation.settings import SamplingSettings

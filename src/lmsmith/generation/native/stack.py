@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lmsmith.generation.cache import PagedCache
 from lmsmith.generation.kernels import Kernels, Places
+from lmsmith.generation.kv_cache import PagedCache
 from lmsmith.generation.native.operations import FEW_ROWS, MAX_HEAD_WIDTH, NativeKernels
 from lmsmith.generation.weights import BlockWeights, Norm, Weight
 from lmsmith.models.config import ModelConfig

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,25 +11,23 @@ from torch import Tensor
 
 from lmsmith.generation.kernels import Kernels
 from lmsmith.generation.log_probs import TokenLogProb, token_log_probs
-from lmsmith.generation.penalties import History, adjust
 from lmsmith.generation.requests import FinishReason, Request, TokenEvent
-from lmsmith.generation.sampling import row_uniforms
+from lmsmith.generation.sampling import History, adjust, row_uniforms
 from lmsmith.generation.settings import SamplingSettings
-from lmsmith.generation.stops import StopScanner
 from lmsmith.generation.vocabulary import ANY, Mask, Vocabulary
 from lmsmith.tokenizers import StreamDecoder, Tokenizer
 from lmsmith.tokenizers.utf8 import BOUNDARY, LONGEST
 
 
 @dataclass
-class Row:
+class RunningSequence:
     """A reply being written.
 
     Attributes:
         request, sample: what it answers, and which of the answers it is.
         row: of the cache.
         tokens: of the prompt and of the reply so far; the last one drawn is not read yet.
-        room: tokens it may still get.
+        tokens_left: that it may still get.
         vocabulary: the ids that it may write.
         state: where the bytes of its text stand in a character.
         uniforms: its chance, a number a token; empty where there is none in it.
@@ -45,7 +43,7 @@ class Row:
     settings: SamplingSettings
     row: int
     tokens: list[int]
-    room: int
+    tokens_left: int
     vocabulary: Vocabulary
     state: int
     uniforms: list[float]
@@ -63,12 +61,12 @@ class Row:
         """Its chance for the token that comes next."""
         return self.uniforms[self.drawn] if self.uniforms else 0.0
 
-    def take(self, token: int, log_prob: TokenLogProb | None) -> TokenEvent:
+    def append(self, token: int, log_prob: TokenLogProb | None) -> TokenEvent:
         """Let the reply go on with a token."""
         first = self.drawn == 0
         self.tokens.append(token)
         self.state = self.vocabulary.next(self.state, token)
-        self.drawn, self.room = self.drawn + 1, self.room - 1
+        self.drawn, self.tokens_left = self.drawn + 1, self.tokens_left - 1
         if self.history is not None:
             self.history.add(token)
         text, finish = self._text_of(token)
@@ -86,46 +84,46 @@ class Row:
         finish: FinishReason | None = None
         if ended_by_token or (self.scanner is not None and self.scanner.stopped):
             finish = "stop"
-        elif self.room == 0:
+        elif self.tokens_left == 0:
             finish = "context" if self.fills_context else "length"
         if finish is not None and self.scanner is not None:
             text += self.scanner.flush()
         return text, finish
 
 
-def new_rows(
+def new_sequences(
     request: Request,
     number: int,
     cache_rows: Sequence[int],
     *,
-    room: int,
+    max_tokens: int,
     vocabulary: Vocabulary,
     tokenizer: Tokenizer | None = None,
     prompt_log_probs: tuple[TokenLogProb, ...] = (),
-) -> list[Row]:
+) -> list[RunningSequence]:
     """A request's replies before their first token, one for each row of the cache."""
     settings = request.settings
     streams = [request.stream + sample for sample in range(settings.samples)]
     uniforms: list[list[float]] = [[] for _ in streams]
     if settings.temperature > 0:
-        uniforms = row_uniforms(settings.seed, streams, room).tolist()
+        uniforms = row_uniforms(settings.seed, streams, max_tokens).tolist()
     forced = request.forced or ((),) * settings.samples
     state = vocabulary.state_after(request.prompt)
     return [
-        Row(
+        RunningSequence(
             request=number,
             sample=sample,
             settings=settings,
             row=row,
             tokens=list(request.prompt),
-            room=len(forced[sample]) or room,
+            tokens_left=len(forced[sample]) or max_tokens,
             vocabulary=vocabulary,
             state=state,
             uniforms=uniforms[sample],
             history=History(list(request.prompt)) if settings.has_penalties else None,
             decoder=_decoder(tokenizer, request, state) if tokenizer is not None else None,
             scanner=StopScanner(settings.stop) if settings.stop else None,
-            fills_context=room < settings.max_new_tokens and not request.forced,
+            fills_context=max_tokens < settings.max_new_tokens and not request.forced,
             prompt_log_probs=prompt_log_probs,
             forced=forced[sample],
             # Texts that are scored seldom come again; of forced ones the prompt alone does.
@@ -136,7 +134,7 @@ def new_rows(
 
 
 def draw_tokens(
-    logits_bv: Tensor, rows: Sequence[Row], kernels: Kernels
+    logits_bv: Tensor, rows: Sequence[RunningSequence], kernels: Kernels
 ) -> list[tuple[int, TokenLogProb | None]]:
     """The next token of each row by its own settings, with its log-probability if it is asked for.
 
@@ -174,7 +172,7 @@ def _decoder(tokenizer: Tokenizer, request: Request, state: int) -> StreamDecode
     return decoder
 
 
-def mask_of(logits_bv: Tensor, rows: Sequence[Row]) -> Mask | None:
+def mask_of(logits_bv: Tensor, rows: Sequence[RunningSequence]) -> Mask | None:
     """What rows with equal settings may draw; every token where a bias forbids all that may."""
     temperature = rows[0].settings.temperature
     mask = rows[0].vocabulary.mask([row.state for row in rows], temperature)
@@ -185,7 +183,7 @@ def mask_of(logits_bv: Tensor, rows: Sequence[Row]) -> Mask | None:
 
 
 def _log_probs(
-    logits_bv: Tensor, rows: Sequence[Row], tokens: Sequence[int]
+    logits_bv: Tensor, rows: Sequence[RunningSequence], tokens: Sequence[int]
 ) -> list[TokenLogProb | None]:
     """Of each row's token; None where it is not asked for."""
     log_probs: list[TokenLogProb | None] = [None] * len(rows)
@@ -205,3 +203,53 @@ def _log_probs(
 def _part(logits_bv: Tensor, places: list[int]) -> Tensor:
     """Some rows of the logits; no copy if it is all of them."""
     return logits_bv if len(places) == len(logits_bv) else logits_bv[places]
+
+
+class StopScanner:
+    """Text that comes in pieces, up to the first of the stop texts.
+
+    What may be the beginning of a stop text is held back until it is known not to be.
+
+    Attributes:
+        stopped: whether a stop text has come; nothing after it is taken.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._held = ""
+        self.stopped = False
+
+    def push(self, piece: str) -> str:
+        """The text that is known to come before any stop text."""
+        if self.stopped:
+            return ""
+        self._held += piece
+        ends = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
+        if ends:
+            self.stopped = True
+            return self._held[: min(ends)]
+        keep = max((overlap(self._held, stop) for stop in self._stops), default=0)
+        known = self._held[: len(self._held) - keep]
+        self._held = self._held[len(self._held) - keep :]
+        return known
+
+    def flush(self) -> str:
+        """What was held back, once no more text will come."""
+        rest, self._held = ("" if self.stopped else self._held), ""
+        return rest
+
+
+def overlap(text: str, stop: str) -> int:
+    """How many characters at the end of ``text`` are the beginning of ``stop``."""
+    longest = min(len(text), len(stop) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
+
+
+def until_stop(pieces: Iterator[str], stops: Sequence[str]) -> Iterator[str]:
+    """The pieces up to the first of the stop texts."""
+    scanner = StopScanner(stops)
+    for piece in pieces:
+        yield scanner.push(piece)
+        if scanner.stopped:
+            return
+    yield scanner.flush()

@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from lmsmith.generation.cache import PAGE, PagedCache
+from lmsmith.generation.kv_cache import PAGE, PagedCache
 from lmsmith.models.config import ModelConfig
 
 CONFIG = ModelConfig(
