@@ -16,7 +16,7 @@ from lmsmith.evaluation.model import EvaluatedModel
 from lmsmith.evaluation.suite import Setting, TaskResult, evaluate_task
 from lmsmith.evaluation.tasks.shipped import find_tasks
 from lmsmith.evaluation.tasks.spec import DataSpec, PromptSpec, TaskSpec
-from lmsmith.studies.in_context import Arm, Found, chance, plan_arms, run_arms, spread
+from lmsmith.studies.in_context import Arm, Found, chance, compare_arms, plan_arms, spread
 
 TASK = TaskSpec(
     "made",
@@ -37,9 +37,10 @@ def data(tmp_path: Path) -> Path:
 def found(subject: EvaluatedModel, data: Path, kind: str, shots: tuple[int, ...]) -> list[Found]:
     arms = plan_arms(kind, TASK, shots, 6, Setting(limit=40))  # type: ignore[arg-type]
     progress = QuietProgress()
-    return run_arms(
-        arms, lambda task, setting: evaluate_task(subject, task, setting, [data], data, progress)
-    )
+    results = [
+        evaluate_task(subject, arm.task, arm.setting, [data], data, progress) for arm in arms
+    ]
+    return compare_arms(arms, results)
 
 
 def test_labels_are_compared_with_gold_ones_on_the_same_items(

@@ -8,12 +8,11 @@ from typing import Annotated, Literal
 import tyro
 
 from lmsmith.cli.eval_plan import (
-    Plan,
     check_seed,
-    make_plan,
     models_to_measure,
     places_of,
-    with_raters,
+    shot_counts,
+    split_words,
 )
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import missing
@@ -102,10 +101,13 @@ def evaluate(
         json: Print one JSON object on standard output, and nothing else there.
         quiet: Show no progress.
     """
-    from lmsmith.cli.eval_run import Run, add_contamination, check_corpora
+    from lmsmith.cli.eval_run import Run
     from lmsmith.cli.eval_table import compared, report
     from lmsmith.cli.eval_versus import PEOPLE, Instructions
     from lmsmith.core.files import write_json
+    from lmsmith.evaluation.contamination import add_contamination, check_corpora
+    from lmsmith.evaluation.run import Plan, plan_tasks, with_raters
+    from lmsmith.evaluation.suite import Setting
     from lmsmith.evaluation.tasks.data import search_path
     from lmsmith.training.machine import prepare_process
 
@@ -146,7 +148,8 @@ def evaluate(
         )
     plan: Plan = []
     if tasks or suite or not win_rate:
-        plan = make_plan(tasks, suite, shots, fixed_shots, limit, seed, measure)
+        setting = Setting(fixed=fixed_shots, limit=limit, seed=seed)
+        plan = plan_tasks(split_words(tasks), suite, shot_counts(shots), setting, measure)
     rater = "" if judge == PEOPLE else judge
     plan = with_raters(plan, classifier, rater, compares=bool(pairs))
     instructions = None
@@ -168,14 +171,14 @@ def evaluate(
     measured = [run.measure(*each) for each in zip(models, places_of(models, folder), strict=True)]
     found = measured[-1]
     if contamination:
-        add_contamination(found, contamination)
+        add_contamination(found.record, found.results, contamination)
     paired = [(measured[before], measured[after]) for before, after in pairs]
     versus = []
     if instructions is not None:
         versus = instructions.judged(paired, run.machine, quiet=run.quiet)
         found.record["win_rates"] = [each.as_dict() for each in versus]
     if contamination or versus:
-        write_json(found.place / "results.json", found.record)
+        write_json(found.folder / "results.json", found.record)
     report(measured, compared(paired, versus), json=json)
     if instructions is not None and not json and (step := instructions.next_step(versus)):
         print(step)

@@ -151,7 +151,7 @@ def report(measured: Sequence[Measured], pairs: Sequence[Pair], *, json: bool) -
     found = measured[-1]
     models = [ModelResults(each.name, each.results) for each in measured]
     page = build_evaluation_page(
-        found.place, found.record, found.results, others=models[:-1], pairs=pairs
+        found.folder, found.record, found.results, others=models[:-1], pairs=pairs
     )
     if json:
         shown: dict[str, Any] = {}

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmsmith.cli.eval_plan import folder_name
 from lmsmith.cli.output import choose_progress
 from lmsmith.core.progress import RunProgress
 
@@ -86,6 +85,7 @@ class Instructions:
     ) -> list[Versus]:
         from lmsmith.comparison.judges import load_a_judge
         from lmsmith.comparison.versus import judge_replies
+        from lmsmith.evaluation.run import folder_name
         from lmsmith.runs.locking import locked
         from lmsmith.runs.signals import StopSignal
 
@@ -98,8 +98,8 @@ class Instructions:
             for label, (before, after) in zip(labels, pairs, strict=True):
                 started = time.monotonic()
                 progress.stage_begins(label, "")
-                log = after.place / f"win-rate-{folder_name(before.word)}.jsonl"
-                with StopSignal(), locked(after.place, progress):
+                log = after.folder / f"win-rate-{folder_name(before.word)}.jsonl"
+                with StopSignal(), locked(after.folder, progress):
                     a, b = after.replied, before.replied
                     found.append(judge_replies(judging, self.asked, a, b, log, progress, self.seed))
                 progress.stage_ends(label, time.monotonic() - started)
@@ -110,6 +110,7 @@ class Instructions:
     def _by_people(self, pairs: Sequence[tuple[Measured, Measured]]) -> list[Versus]:
         from lmsmith.cli.feedback import opened
         from lmsmith.core.files import write_jsonl
+        from lmsmith.evaluation.run import folder_name
 
         found = []
         with opened(self.database, new=True) as store:
@@ -118,7 +119,7 @@ class Instructions:
             for before, after in pairs:
                 a, b = after.replied, before.replied
                 versus = people_judge(store, self.asked, a, b, self.labelers, self.seed)
-                log = after.place / f"win-rate-{folder_name(before.word)}-people.jsonl"
+                log = after.folder / f"win-rate-{folder_name(before.word)}-people.jsonl"
                 write_jsonl(log, [dict(row) for row in versus.rows])
                 found.append(replace(versus, log=log.name))
         return found

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from rich import box
 from rich.table import Table
 
-from lmsmith.cli.eval_plan import folder_name, shot_counts, split_words
+from lmsmith.cli.eval_plan import shot_counts, split_words
 from lmsmith.cli.output import choose_progress, print_json, table_console
 from lmsmith.core.errors import UserError
 from lmsmith.core.progress import RunProgress
@@ -50,6 +50,7 @@ class HarnessRun:
         """Ask everything; what is printed as JSON, and kept as results.json."""
         from lmsmith.core.files import write_json
         from lmsmith.evaluation.harness_tasks import quiet_and_offline_if_need_be
+        from lmsmith.evaluation.run import folder_name
         from lmsmith.runs.locking import locked
         from lmsmith.runs.signals import StopSignal
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from lmsmith.cli.eval_plan import check_seed, folder_name, shot_counts, split_words
+from lmsmith.cli.eval_plan import check_seed, shot_counts, split_words
 from lmsmith.cli.output import choose_progress, print_json, table_console
 from lmsmith.core.errors import UserError
 from lmsmith.core.recipe import MachineConfig
@@ -93,6 +92,8 @@ def study(
 def _check(models: Sequence[str], orders: int, limit: int | None) -> None:
     if not models:
         raise UserError("no models", "e.g. lmsmith study labels smollm2-135m --tasks boolq")
+    from lmsmith.evaluation.run import folder_name
+
     names = [folder_name(model) for model in models]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
@@ -112,8 +113,7 @@ def _plans(
     path: list[Path],
 ) -> list[list[Arm]]:
     """The arms of each task; everything is checked before a model is read."""
-    from dataclasses import replace
-
+    from lmsmith.evaluation.run import with_measure
     from lmsmith.evaluation.suite import Setting
     from lmsmith.evaluation.tasks.data import read_data
     from lmsmith.evaluation.tasks.shipped import find_tasks
@@ -129,9 +129,7 @@ def _plans(
     plans = []
     for task in found:
         if measure:
-            task = replace(task, headline=measure)
-            if task.check():
-                raise UserError(f"--measure {measure}: task {task.name} has none such")
+            task = with_measure(task, measure)
         renames = False
         if kind == "labels":
             pool = read_data(task, path, seed).pool
@@ -153,35 +151,26 @@ def _put(
     quiet: bool,
 ) -> list[Studied]:
     """Every arm of every task to one model."""
-    from lmsmith.evaluation.model import load_evaluated_model
-    from lmsmith.evaluation.suite import evaluate_task
+    from lmsmith.evaluation.run import PlannedTask, folder_name, model_to_evaluate, run_plan
     from lmsmith.report.study.page import Studied
-    from lmsmith.runs.locking import locked
-    from lmsmith.runs.signals import StopSignal
-    from lmsmith.studies.in_context import run_arms
+    from lmsmith.studies.in_context import compare_arms
 
     place = folder / folder_name(model)
     progress = choose_progress(f"study {model}", quiet)
-    with StopSignal(), locked(place, progress):
-        labels = [f"{a.task.name} {a.line} {a.name}" for arms in plans for a in arms]
-        progress.plan(labels)
-        ahead = iter(labels)
-        try:
-            subject = load_evaluated_model(model, machine, chat=chat)
-
-            def put(task: Any, setting: Any) -> Any:
-                label, started = next(ahead), time.monotonic()
-                progress.stage_begins(label, "")
-                result = evaluate_task(subject, task, setting, path, place, progress)
-                progress.stage_ends(label, time.monotonic() - started)
-                return result
-
-            return [
-                Studied(subject.name, subject.parameters, tuple(run_arms(arms, put)))
-                for arms in plans
-            ]
-        finally:
-            progress.close()
+    planned = [
+        [PlannedTask(f"{a.task.name} {a.line} {a.name}", a.task, a.setting) for a in arms]
+        for arms in plans
+    ]
+    labels = [each.label for plan in planned for each in plan]
+    with model_to_evaluate(model, place, labels, progress, machine, chat=chat) as read:
+        return [
+            Studied(
+                read.name,
+                read.parameters,
+                tuple(compare_arms(arms, run_plan(read, plan, path, place, progress))),
+            )
+            for arms, plan in zip(plans, planned, strict=True)
+        ]
 
 
 def _print(studied: Sequence[Studied]) -> None:

@@ -9,12 +9,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from lmsmith.core.errors import UserError
 from lmsmith.evaluation.measures import aggregate, measure_of
 from lmsmith.evaluation.methods.answers import HAN
+from lmsmith.evaluation.suite import TaskResult
+from lmsmith.evaluation.tasks.data import read_items
+from lmsmith.evaluation.tasks.spec import DataSpec
 from lmsmith.statistics.bootstrap import Interval
 
 Rule = Literal["gpt3", "gpt4"]
@@ -175,3 +180,38 @@ def row_text(row: Row) -> str:
     if isinstance(gold, int):
         gold = row["choices"][gold]["text"]
     return f"{row['prompt']} {gold}".strip()
+
+
+def add_contamination(
+    record: Mapping[str, Any], results: Sequence[TaskResult], files: Sequence[Path]
+) -> None:
+    """Put each result's scores on clean and dirty items, by both rules, into the record."""
+
+    def documents() -> Iterator[str]:
+        for file in files:
+            yield from _file_texts(file)
+
+    for result, of_task in zip(results, record["results"], strict=True):
+        texts = {row["id"]: row_text(row) for row in result.rows}
+        of_task["contamination"] = []
+        for rule in RULES:
+            dirty, n = find_overlaps(texts, documents(), rule, result.setting.seed)
+            split = split_scores(result.rows, result.task.measure, dirty, rule, n)
+            of_task["contamination"].append(split.as_dict())
+
+
+def check_corpora(files: Sequence[Path]) -> None:
+    """Refuse a corpus without a text before anything is measured.
+
+    Raises:
+        UserError: there is none in a file.
+    """
+    for file in files:
+        if not any(text.strip() for text in _file_texts(file)):
+            problem = f"--contamination {file}: no text in it"
+            raise UserError(problem, "name what the model was trained on")
+
+
+def _file_texts(file: Path) -> Iterator[str]:
+    for item in read_items(file, DataSpec(file=str(file))):
+        yield document_text(item.fields)

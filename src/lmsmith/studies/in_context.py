@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -140,11 +140,10 @@ def _arms_of_shots(task: TaskSpec, shots: Sequence[int], setting: Setting) -> li
     ]
 
 
-def run_arms(arms: Sequence[Arm], put: Callable[[TaskSpec, Setting], TaskResult]) -> list[Found]:
-    """Put all arms to a model, and compare each with the first on the same items."""
+def compare_arms(arms: Sequence[Arm], results: Sequence[TaskResult]) -> list[Found]:
+    """Each arm's result, compared with the first arm's on the same items."""
     found: list[Found] = []
-    for arm in arms:
-        result = put(arm.task, arm.setting)
+    for arm, result in zip(arms, results, strict=True):
         compared = None
         if found:
             measure, first = arm.task.measure, found[0].result.rows
