@@ -2,9 +2,9 @@
 
 Both are given the same queries, keys and values in one run and take turns, so that whatever else
 the machine does meets both. Dense is PyTorch's fused kernel, `scaled_dot_product_attention` with
-`is_causal`; banded is `lmsmith.models.banded`, its biases made anew every time. The exponent p of
-seconds ∝ lengthᵖ is that of the line of least squares through the logarithms: 1 for work that
-grows with the length, 2 for its square.
+`is_causal`; banded is `banded_attention` of `lmsmith.models.attention_kernels`, its biases made
+anew every time. The exponent p of seconds ∝ lengthᵖ is that of the line of least squares through
+the logarithms: 1 for work that grows with the length, 2 for its square.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
-from lmsmith.models.banded import band_biases, banded_attention
+from lmsmith.models.attention_kernels import band_biases, banded_attention
 
 Count = Annotated[int, tyro.conf.arg(metavar="N")]
 PASSES = ("forward", "forward+backward")
@@ -108,7 +108,7 @@ def measure(
 
     def banded() -> Tensor:
         dtype, device = leaves[0].dtype, leaves[0].device
-        biases = band_biases(length, length, window, None, dtype, device)
+        biases = band_biases(length, window, None, dtype, device)
         return banded_attention(*leaves, biases, window)
 
     def timed(call: Callable[[], Tensor]) -> float:

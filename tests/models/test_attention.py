@@ -8,13 +8,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lmsmith.models.attention import (
-    KeyValueCache,
     attention_bias,
-    explicit_attention,
     packed_mask,
     padded_mask,
     padded_positions,
 )
+from lmsmith.models.attention_kernels import explicit_attention
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 
@@ -122,13 +121,3 @@ def attention_case(masked: bool) -> tuple[list[Tensor], Tensor, Tensor | None]:
     documents = torch.tensor([[0] * 4 + [1] * 5, [0] * 9])
     bias = attention_bias(packed_mask(documents), torch.float32) if masked else None
     return [query, key, value], direction, bias
-
-
-def test_a_cache_keeps_the_rows_it_is_told_to() -> None:
-    cache = KeyValueCache(CONFIG, batch=4, capacity=3)
-    new = torch.arange(4.0)[:, None, None, None].expand(4, 3, 2, 8)
-    cache.append(0, new, -new)
-    cache.select(torch.tensor([3, 1]))
-    assert cache.keys[0][:, 0, 0, 0].tolist() == [3.0, 1.0]
-    assert cache.values[0][:, 2, 1, 7].tolist() == [-3.0, -1.0]
-    assert [tensor.shape[0] for tensor in [*cache.keys, *cache.values]] == [2] * 4

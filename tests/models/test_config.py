@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from lmsmith.core.config import decode
-from lmsmith.models.attention import KeyValueCache, SelfAttention
+from lmsmith.generation.kv_cache import PagedCache
+from lmsmith.models.attention import SelfAttention
 from lmsmith.models.config import ModelConfig, RopeScaling
 from lmsmith.models.decoder import Decoder
 from lmsmith.training.losses import linear_cross_entropy_sum
@@ -51,6 +52,15 @@ def module_parameters(config: ModelConfig) -> int:
         return sum(parameter.numel() for parameter in Decoder(config).parameters())
 
 
+def held_bytes(cache: PagedCache) -> int:
+    """Bytes of the pages that rows have."""
+    return sum(
+        sum(users > 0 for users in pool.users) * part[:, 0].numel() * part.element_size()
+        for pool in cache._pools
+        for part in (pool.keys, pool.values)
+    )
+
+
 @settings(max_examples=40)
 @given(shapes)
 def test_the_formulas_count_the_modules_parameters_and_the_caches_bytes(
@@ -59,9 +69,13 @@ def test_the_formulas_count_the_modules_parameters_and_the_caches_bytes(
     assert config.check() == []
     assert config.parameters == module_parameters(config)
     for tokens in (2, 7):
-        cache = KeyValueCache(config, batch=3, capacity=tokens, dtype=torch.bfloat16)
-        held = sum(t.numel() * t.element_size() for t in [*cache.keys, *cache.values])
-        assert held == 3 * config.cache_bytes(tokens)
+        cache = PagedCache(
+            replace(config, context=7), rows=3, pages=1, dtype=torch.bfloat16, page=1
+        )
+        for row in (cache.open(), cache.open(), cache.open()):
+            for _ in range(tokens):
+                cache.extend(row, 1)
+        assert held_bytes(cache) == 3 * config.cache_bytes(tokens)
     assert config.cache_bytes(1) == config.cache_bytes_per_token()
 
 
@@ -132,13 +146,6 @@ def test_a_banded_layer_trains_on_what_its_window_sees() -> None:
     assert found == pytest.approx(saved, rel=0.01)
     # A window as long as the sequence is no window.
     assert banded.training_flops_per_token(10) == dense.training_flops_per_token(10)
-
-
-def test_cache_bytes_are_those_of_the_cache() -> None:
-    config = ModelConfig(layers=3, width=16, heads=2, context=24, vocabulary_size=50)
-    cache = KeyValueCache(config, batch=5, capacity=7, dtype=torch.bfloat16)
-    held = sum(t.numel() * t.element_size() for t in [*cache.keys, *cache.values])
-    assert held == 5 * 7 * config.cache_bytes_per_token(2)
 
 
 def test_contradictions_are_all_named() -> None:

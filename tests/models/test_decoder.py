@@ -1,4 +1,4 @@
-"""The decoder: initialisation, causality, caching, checkpointing, and its compiled form."""
+"""The decoder: initialisation, causality, checkpointing, and its compiled form."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lmsmith.models.attention import KeyValueCache, SelfAttention, packed_mask
+from lmsmith.models.attention import SelfAttention, packed_mask
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Block, Decoder, compute_dtype, gelu
 
@@ -95,26 +95,6 @@ def test_no_position_sees_a_later_token() -> None:
         one, other = decoder(tokens), decoder(changed)
     assert torch.equal(one[:, :7], other[:, :7])
     assert (one[:, 7:] != other[:, 7:]).any(dim=2).all()
-
-
-@pytest.mark.parametrize("pieces", [[12], [1] * 12, [5, 1, 1, 5], [1, 11]])
-def test_reading_in_pieces_with_a_cache_equals_reading_at_once(pieces: list[int]) -> None:
-    decoder, tokens = random_decoder(), random_tokens(2, 12)
-    cache = KeyValueCache(CONFIG, batch=2, capacity=12)
-    with torch.no_grad():
-        parts = [decoder(piece, cache=cache) for piece in tokens.split(pieces, dim=1)]
-        whole = decoder(tokens)
-    assert cache.length == 12
-    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-4, atol=1e-5)
-
-
-def test_a_cache_is_filled_though_activations_are_checkpointed() -> None:
-    decoder, tokens = random_decoder(), random_tokens(2, 6)
-    decoder.checkpoint_activations = True
-    cache = KeyValueCache(CONFIG, batch=2, capacity=6)
-    decoder(tokens[:, :5], cache=cache)
-    last = decoder(tokens[:, 5:], cache=cache)
-    torch.testing.assert_close(last, decoder(tokens)[:, 5:], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.generation.inference import InferenceDecoder
-from lmsmith.models.attention import KeyValueCache, packed_mask
+from lmsmith.models.attention import packed_mask
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Block, Decoder
 from lmsmith.models.folder import load_model, save_model
@@ -50,9 +50,15 @@ def test_no_position_sees_a_later_token(config: ModelConfig) -> None:
 
 @pytest.mark.parametrize("pieces", [[1] * 19, [7, 1, 1, 10]])
 def test_reading_in_pieces_equals_reading_at_once(config: ModelConfig, pieces: list[int]) -> None:
-    decoder, cache = random_decoder(config), KeyValueCache(config, batch=2, capacity=19)
+    decoder = random_decoder(config)
+    reader = InferenceDecoder(decoder)
+    cache = reader.new_cache(2, 19)
+    rows = [cache.open(), cache.open()]
+    parts = []
+    for piece in TOKENS.split(pieces, dim=1):
+        spans = list(zip(rows, piece.tolist(), strict=True))
+        parts.append(reader.read(spans, cache).view(2, -1, config.width))
     with torch.no_grad():
-        parts = [decoder(piece, cache=cache) for piece in TOKENS.split(pieces, dim=1)]
         torch.testing.assert_close(torch.cat(parts, 1), decoder(TOKENS), rtol=1e-4, atol=1e-4)
 
 

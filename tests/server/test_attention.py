@@ -9,7 +9,6 @@ import pytest
 import torch
 from worlds import CONTEXT, HTTP, RANDOM, TOKENIZER, Running, said_by, words
 
-from lmsmith.models.inspection import attention_weights
 from lmsmith.prompts import encode_prompt
 from lmsmith.server.attention import thumbnails
 from lmsmith.server.token_text import token_texts
@@ -30,7 +29,7 @@ def tokens_of_talk() -> list[int]:
 
 def test_the_numbers_of_a_head_are_the_models(served: Running) -> None:
     found = look(served, layer=1, head=2)
-    expected = attention_weights(RANDOM, tokens_of_talk(), 999)[1][2]
+    expected = RANDOM.attention_weights(tokens_of_talk(), 999)[1][2]
     assert found["count"] == len(expected) == len(found["tokens"])
     assert "".join(found["tokens"]).endswith("and rain")
     for place, row in enumerate(found["weights"]):
@@ -68,7 +67,7 @@ def test_pictures_of_all_heads(served: Running) -> None:
     size, count = found["size"], len(tokens_of_talk())
     assert (found["layers"], found["heads"], size) == (2, 4, min(32, count))
     pixels = torch.frombuffer(bytearray(base64.b64decode(found["thumbnails"])), dtype=torch.uint8)
-    weights = torch.cat(attention_weights(RANDOM, tokens_of_talk(), count))
+    weights = torch.cat(RANDOM.attention_weights(tokens_of_talk(), count))
     assert torch.equal(pixels.view(8, size, size), thumbnails(weights, count))
 
 

@@ -15,8 +15,7 @@ from lmsmith.core.errors import UserError
 from lmsmith.core.files import read_json
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
-from lmsmith.models.empty import without_weights
-from lmsmith.models.folder import load_decoder, load_tokenizer, read_model_config
+from lmsmith.models.folder import load_decoder, load_tokenizer, read_model_config, without_weights
 from lmsmith.models.interop.folders import read_transformers_config, read_transformers_folder
 from lmsmith.models.interop.gguf_file import GgufFile, open_gguf
 from lmsmith.models.interop.gguf_models import from_gguf, read_gguf_config

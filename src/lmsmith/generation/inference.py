@@ -19,9 +19,8 @@ from lmsmith.generation.native.stack import native_stack
 from lmsmith.generation.weights import BlockWeights, Norm, WeightKind, read_weight
 from lmsmith.models.adapters import merged_state
 from lmsmith.models.config import ModelConfig
-from lmsmith.models.decoder import Block, Decoder
-from lmsmith.models.empty import without_weights
-from lmsmith.models.feed_forward import ACTIVATIONS
+from lmsmith.models.decoder import ACTIVATIONS, Block, Decoder
+from lmsmith.models.folder import without_weights
 from lmsmith.models.positions import Rotation
 from lmsmith.training.machine import ResolvedMachine
 
@@ -94,7 +93,7 @@ class InferenceDecoder:
         places = _extend(cache, spans)
         tokens_n = torch.tensor([token for _, tokens in spans for token in tokens])
         positions_n = places.positions_n.long()
-        x_nd = self._decoder._embed(tokens_n, positions_n)
+        x_nd = self._decoder.embed(tokens_n, positions_n)
         rotation = self._rotation(positions_n, places)
         if self._stack is not None and self._stack.takes(len(x_nd)):
             x_nd = self._stack(x_nd, places, cache, rotation)

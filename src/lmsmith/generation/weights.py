@@ -10,8 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lmsmith.models.decoder import Block
-from lmsmith.models.feed_forward import FeedForward, GatedFeedForward
+from lmsmith.models.decoder import Block, FeedForward, GatedFeedForward
 
 WeightKind = Literal["model", "int8"]
 

@@ -6,19 +6,75 @@ Which parts it is made of is decided once, in the constructors, by `ModelConfig`
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from lmsmith.models.attention import Bias, KeyValueCache, SelfAttention, attention_bias
-from lmsmith.models.banded import band_biases
+from lmsmith.models.attention import Bias, SelfAttention, attention_bias
+from lmsmith.models.attention_kernels import band_biases
 from lmsmith.models.config import ModelConfig
-from lmsmith.models.feed_forward import FeedForward, gelu, make_feed_forward
 from lmsmith.models.positions import NoPositions, RotaryPositions, Rotation, SinusoidalPositions
 
-__all__ = ["Block", "Decoder", "FeedForward", "PostNormBlock", "compute_dtype", "gelu"]
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU in GPT-2's form, ½x(1 + tanh(√(2/π)(x + 0.044715x³))).
+
+    As ½(1 + tanh u) = σ(2u), the compiler is given the sigmoid, which it makes faster code of.
+    """
+    result: Tensor
+    if not torch.compiler.is_compiling():
+        result = F.gelu(x, approximate="tanh")
+        return result
+    wide = x.float()
+    twice_u = 2.0 * math.sqrt(2.0 / math.pi) * (wide + 0.044715 * wide * wide * wide)
+    result = (wide * torch.sigmoid(twice_u)).to(x.dtype)
+    return result
+
+
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "gelu_tanh": gelu,
+    "gelu": F.gelu,
+    "relu": F.relu,
+}
+"""Name in `ModelConfig.activation` → function; ``swiglu`` is `GatedFeedForward`."""
+
+
+class FeedForward(nn.Module):
+    """W₂ f(W₁ x + b₁) + b₂, with GELU in its tanh form for GPT-2."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        bias = config.feed_forward_bias
+        self.activation = ACTIVATIONS[config.activation]
+        self.inner = nn.Linear(config.width, config.inner_width, bias=bias)
+        self.output = nn.Linear(config.inner_width, config.width, bias=bias)
+
+    def forward(self, x_btd: Tensor) -> Tensor:
+        result: Tensor = self.output(self.activation(self.inner(x_btd)))
+        return result
+
+
+class GatedFeedForward(nn.Module):
+    """SwiGLU: W₂ (silu(W_g x) ∘ W₁ x), (Shazeer 2020, equation 6)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        bias = config.feed_forward_bias
+        self.gate = nn.Linear(config.width, config.inner_width, bias=bias)
+        self.inner = nn.Linear(config.width, config.inner_width, bias=bias)
+        self.output = nn.Linear(config.inner_width, config.width, bias=bias)
+
+    def forward(self, x_btd: Tensor) -> Tensor:
+        result: Tensor = self.output(F.silu(self.gate(x_btd)) * self.inner(x_btd))
+        return result
+
+
+def make_feed_forward(config: ModelConfig) -> FeedForward | GatedFeedForward:
+    """The layer that the configuration names."""
+    return GatedFeedForward(config) if config.activation == "swiglu" else FeedForward(config)
 
 
 class Block(nn.Module):
@@ -32,15 +88,8 @@ class Block(nn.Module):
         self.feed_forward = make_feed_forward(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(
-        self,
-        x_btd: Tensor,
-        bias: Bias = None,
-        cache: KeyValueCache | None = None,
-        layer: int = 0,
-        rotation: Rotation | None = None,
-    ) -> Tensor:
-        attended = self.attention(self.attention_norm(x_btd), bias, cache, layer, rotation)
+    def forward(self, x_btd: Tensor, bias: Bias = None, rotation: Rotation | None = None) -> Tensor:
+        attended = self.attention(self.attention_norm(x_btd), bias, rotation)
         x_btd = x_btd + self.dropout(attended)
         result: Tensor = x_btd + self.dropout(self.feed_forward(self.feed_forward_norm(x_btd)))
         return result
@@ -49,15 +98,8 @@ class Block(nn.Module):
 class PostNormBlock(Block):
     """Post-norm block: norm(x + attention(x)), then norm(x + feed_forward(x))."""
 
-    def forward(
-        self,
-        x_btd: Tensor,
-        bias: Bias = None,
-        cache: KeyValueCache | None = None,
-        layer: int = 0,
-        rotation: Rotation | None = None,
-    ) -> Tensor:
-        attended = self.attention(x_btd, bias, cache, layer, rotation)
+    def forward(self, x_btd: Tensor, bias: Bias = None, rotation: Rotation | None = None) -> Tensor:
+        attended = self.attention(x_btd, bias, rotation)
         x_btd = self.attention_norm(x_btd + self.dropout(attended))
         result: Tensor = self.feed_forward_norm(x_btd + self.dropout(self.feed_forward(x_btd)))
         return result
@@ -157,83 +199,80 @@ class Decoder(nn.Module):
         tokens_bt: Tensor,
         positions_bt: Tensor | None = None,
         mask_bts: Tensor | None = None,
-        cache: KeyValueCache | None = None,
     ) -> Tensor:
         """Hidden states, after the final norm if there is one.
 
         Args:
             tokens_bt: token ids (batch, length).
-            positions_bt: position of each token; counted on from the cache, or from 0, if None.
-            mask_bts: True where a position (t) may attend to a column (s, cached ones first);
-                causal if None. Banded layers see what it allows within their window of columns.
-            cache: filled with this call's keys and values, and read for earlier ones.
+            positions_bt: position of each token; counted from 0 if None.
+            mask_bts: True where a position (t) may attend to a column (s); causal if None. Banded
+                layers see what it allows within their window of columns.
 
         Returns:
             (batch, length, width).
         """
-        start = cache.length if cache is not None else 0
-        length = tokens_bt.shape[1]
-        if positions_bt is None:
-            positions_bt = torch.arange(start, start + length, device=tokens_bt.device)[None]
-        x_btd = self._embed(tokens_bt, positions_bt)
-        bias_dtype = compute_dtype(x_btd) if cache is None else cache.keys[0].dtype
-        biases = self._biases(mask_bts, length, cache, bias_dtype, tokens_bt.device)
-        rotation = None if self.rotary is None else self.rotary(positions_bt)
+        x_btd, biases, rotation = self._entering(tokens_bt, positions_bt, mask_bts)
         training = torch.is_grad_enabled()
         for layer, block in enumerate(self.blocks):
             bias = biases[self.config.attention_kind(layer)]
-            if training and self.checkpoint_activations and cache is None:
-                x_btd = checkpoint(block, x_btd, bias, None, 0, rotation, use_reentrant=False)
+            if training and self.checkpoint_activations:
+                x_btd = checkpoint(block, x_btd, bias, rotation, use_reentrant=False)
             elif training:
-                x_btd = block(x_btd, bias, cache, layer, rotation)
+                x_btd = block(x_btd, bias, rotation)
             else:
                 # Looks at held-out text come in many lengths, each of which would be compiled.
-                x_btd = block.forward(x_btd, bias, cache, layer, rotation)
-        if cache is not None:
-            cache.length += length
+                x_btd = block.forward(x_btd, bias, rotation)
         result: Tensor = self.final_norm(x_btd)
         return result
 
-    def _embed(self, tokens_bt: Tensor, positions_bt: Tensor) -> Tensor:
+    def _entering(
+        self, tokens_bt: Tensor, positions_bt: Tensor | None, mask_bts: Tensor | None
+    ) -> tuple[Tensor, dict[str, Bias], Rotation | None]:
+        """What enters the first block, and what the blocks' attention takes besides."""
+        length, device = tokens_bt.shape[1], tokens_bt.device
+        if positions_bt is None:
+            positions_bt = torch.arange(length, device=device)[None]
+        x_btd = self.embed(tokens_bt, positions_bt)
+        dtype, kinds = compute_dtype(x_btd), self.config.attention_pattern
+        biases: dict[str, Bias] = {}
+        if "dense" in kinds:
+            biases["dense"] = attention_bias(mask_bts, dtype)
+        if "banded" in kinds:
+            biases["banded"] = band_biases(length, self.config.window, mask_bts, dtype, device)
+        return x_btd, biases, None if self.rotary is None else self.rotary(positions_bt)
+
+    def embed(self, tokens_bt: Tensor, positions_bt: Tensor) -> Tensor:
+        """Token and position embeddings, added: (…) → (…, width)."""
         tokens_btd = self.token_embedding(tokens_bt)
         if self.embedding_scale != 1.0:
             tokens_btd = tokens_btd * self.embedding_scale
         result: Tensor = self.dropout(tokens_btd + self.position_embedding(positions_bt))
         return result
 
-    def _biases(
-        self,
-        mask_bts: Tensor | None,
-        length: int,
-        cache: KeyValueCache | None,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> dict[str, Bias]:
-        """What each kind of attention adds to its scores, made once for all its layers."""
-        biases: dict[str, Bias] = {}
-        start, window = (cache.length if cache is not None else 0), self.config.window
-        kinds = set(self.config.attention_pattern)
-        if "dense" in kinds:
-            dense = mask_bts
-            if mask_bts is None and start > 0 and length > 1:
-                columns = torch.arange(start + length, device=device)
-                dense = (columns[None] <= columns[start:, None])[None]
-            biases["dense"] = attention_bias(dense, dtype)
-        if "banded" in kinds:
-            within, keys = mask_bts, length
-            if cache is not None:
-                columns = cache.columns(window, length)
-                within = mask_bts[:, :, columns.to(device)] if mask_bts is not None else None
-                keys = len(columns)
-            if length == 1:  # all that the cache gives is in the window
-                biases["banded"] = attention_bias(within, dtype)
-            else:
-                biases["banded"] = band_biases(length, keys, window, within, dtype, device)
-        return biases
-
     def logits(self, hidden_btd: Tensor) -> Tensor:
         """Unembed: (…, width) → (…, vocabulary)."""
         return F.linear(hidden_btd, self.unembedding_weight)
+
+    @torch.no_grad()
+    def attention_weights(self, tokens: Sequence[int], queries: int) -> list[Tensor]:
+        """softmax(QKᵀ/√d_k + mask) of every layer, for the last tokens of a text.
+
+        Args:
+            tokens: the t tokens of the text, which are all read.
+            queries: how many of the last tokens' rows are given.
+
+        Returns:
+            One float32 tensor (heads, queries, t) a layer; rows sum to 1.
+        """
+        x_btd, biases, rotation = self._entering(torch.tensor([list(tokens)]), None, None)
+        found = []
+        for layer, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            pre_norm = self.config.norm_position == "pre"
+            attending = block.attention_norm(x_btd) if pre_norm else x_btd
+            found.append(block.attention.weights(attending, rotation, queries)[0])
+            x_btd = block.forward(x_btd, biases[self.config.attention_kind(layer)], rotation)
+        return found
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

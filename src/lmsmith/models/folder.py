@@ -6,9 +6,10 @@ config names the folder of the model that they are added to.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch.overrides import TorchFunctionMode
 
 from lmsmith.core.config import decode, report_problems
 from lmsmith.core.errors import UserError
@@ -29,7 +31,6 @@ from lmsmith.models.adapters import (
 )
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
-from lmsmith.models.empty import without_weights
 from lmsmith.models.heads import ScalarModel
 from lmsmith.tokenizers import Tokenizer
 
@@ -37,6 +38,28 @@ KINDS = {"decoder": Decoder, "scalar": ScalarModel}
 
 WEIGHTS_FILE = "model.safetensors"
 ADAPTER_FILE = "adapter.safetensors"
+
+
+class _NoInitialisation(TorchFunctionMode):
+    """What `torch.nn.init` has leaves its tensor as it is."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def without_weights() -> Iterator[None]:
+    """Modules made inside have shapes alone: their tensors are on the meta device.
+
+    The device alone would do, but drawing initial weights there imports PyTorch's compiler, which
+    takes three seconds.
+    """
+    with torch.device("meta"), _NoInitialisation():
+        yield
 
 
 def save_model(

@@ -14,7 +14,6 @@ from starlette.responses import Response
 from torch import Tensor
 from torch.nn import functional as F
 
-from lmsmith.models.inspection import attention_weights
 from lmsmith.server import asking
 from lmsmith.server.answering import Serving
 from lmsmith.server.errors import ApiError
@@ -74,7 +73,7 @@ def _look(
 ) -> dict[str, Any]:
     tokens = read_tokens(model, messages)
     shown = tokens[-SHOWN:]
-    weights = attention_weights(model.scheduler.model.decoder, tokens, len(shown))
+    weights = model.scheduler.model.decoder.attention_weights(tokens, len(shown))
     config = model.scheduler.model.config
     about: dict[str, Any] = {
         "tokens": token_texts(model.tokenizer, tokens)[-SHOWN:],

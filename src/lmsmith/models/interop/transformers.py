@@ -16,7 +16,7 @@ from lmsmith.core.config import Problem, report_problems
 from lmsmith.core.errors import UserError
 from lmsmith.models.config import ModelConfig, RopeScaling
 from lmsmith.models.decoder import Decoder
-from lmsmith.models.empty import without_weights
+from lmsmith.models.folder import without_weights
 from lmsmith.models.interop.families import FAMILIES, UNEMBEDDING, Family
 
 State = Mapping[str, Tensor]

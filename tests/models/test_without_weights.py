@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 from lmsmith.models.decoder import Decoder
-from lmsmith.models.empty import without_weights
+from lmsmith.models.folder import without_weights
 from lmsmith.models.presets import find_preset
 
 
@@ -21,7 +21,7 @@ def test_shapes_are_there_and_weights_are_not() -> None:
 def test_the_compiler_is_not_imported() -> None:
     script = (
         "import sys; from lmsmith.models.decoder import Decoder\n"
-        "from lmsmith.models.empty import without_weights\n"
+        "from lmsmith.models.folder import without_weights\n"
         "from lmsmith.models.presets import find_preset\n"
         "with without_weights(): Decoder(find_preset('smollm2-135m'))\n"
         "assert 'torch._dynamo' not in sys.modules"
