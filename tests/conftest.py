@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,8 +20,16 @@ if TYPE_CHECKING:
     from lmsmith.feedback.store import Store
     from lmsmith.tokenizers import Tokenizer
 
-settings.register_profile("lmsmith", deadline=None)
+settings.register_profile("lmsmith", deadline=None, derandomize=True)
 settings.load_profile("lmsmith")
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """The test's own seed, the same in every run; pytest prints it where the test fails."""
+    found = zlib.crc32(request.node.nodeid.encode())
+    print(f"seed {found}")
+    return found
 
 
 @pytest.fixture(autouse=True)

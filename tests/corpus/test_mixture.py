@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from itertools import pairwise
 
@@ -145,17 +144,3 @@ def test_bad_mixtures(weights: list[float], problem: str) -> None:
     with pytest.raises(UserError, match=problem):
         PretrainingBatches(shards, weights, 8, 2, 0)
     assert PretrainingBatches(shards, [1.0, 0.0], 8, 2, 0).batch(3).target_count > 0
-
-
-def test_a_batch_of_64_by_256_takes_at_most_2_ms() -> None:
-    chance = np.random.default_rng(0)
-    documents = [chance.integers(5, 4096, length) for length in chance.integers(5, 2000, 3000)]
-    shards = TokenShards.from_documents(documents, END, 4096)
-    batches = PretrainingBatches([shards, shards], [1.0, 2.0], 256, 64, 1)
-    batches.batch(0)
-    seconds = []
-    for step in range(1, 40):
-        start = time.perf_counter()
-        batches.batch(step)
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 0.002

@@ -31,8 +31,8 @@ def rows_drawn(count: int, temperature: float, seed: int) -> list[dict[str, Any]
 
 
 @pytest.mark.parametrize("equal", ["width", "mass"])
-def test_the_error_is_its_definition(equal: Any) -> None:
-    generator = np.random.default_rng()
+def test_the_error_is_its_definition(seed: int, equal: Any) -> None:
+    generator = np.random.default_rng(seed)
     sure, right = generator.random(103), generator.integers(0, 2, 103)
     bins = confidence_bins(sure, right, bins=7, equal=equal)
     assert sum(each["count"] for each in bins) == 103
@@ -63,8 +63,8 @@ def test_a_temperature_mends_one_who_is_too_sure() -> None:
     assert after.temperature == pytest.approx(2.5, rel=0.1)
 
 
-def test_the_temperature_has_the_least_loss() -> None:
-    rows = rows_drawn(80, 0.6, int(np.random.default_rng().integers(1000)))
+def test_the_temperature_has_the_least_loss(seed: int) -> None:
+    rows = rows_drawn(80, 0.6, int(np.random.default_rng(seed).integers(1000)))
     scores = torch.tensor([row["scores"]["accuracy"] for row in rows], dtype=torch.float64)
     gold = torch.tensor([row["gold"] for row in rows])
     best = best_temperature(rows, "accuracy")

@@ -201,9 +201,9 @@ def test_examples_of_another_file(tiny: EvaluatedModel, data: Path) -> None:
 
 
 def test_a_long_document_tells_how_far_it_is_and_can_be_stopped(
-    make_tiny: Callable[..., EvaluatedModel], data: Path, monkeypatch: pytest.MonkeyPatch
+    seed: int, make_tiny: Callable[..., EvaluatedModel], data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = np.random.default_rng().choice(["house", "sea", "little", "sisters", "cat"], 2_000)
+    words = np.random.default_rng(seed).choice(["house", "sea", "little", "sisters", "cat"], 2_000)
     (data / "long.txt").write_text(" ".join(words))
     task = TaskSpec("long", "perplexity", DataSpec(file="long.txt", documents="whole"))
 

@@ -70,14 +70,14 @@ def tasks(folder: Path, source: random.Random) -> list[dict[str, Any]]:
 
 
 def test_the_scores_are_those_of_lm_evals_own_class(
-    served: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    seed: int, served: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra [harness])")
     pytest.importorskip("tenacity", reason="lm-eval's api extra is not installed ([clients])")
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     export(read(RANDOM), tmp_path / "theirs", "hf")
-    source = random.Random()
+    source = random.Random(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from lm_eval import simple_evaluate

@@ -35,8 +35,8 @@ def test_ratio_weighs_by_the_denominator() -> None:
     assert (interval.low, interval.high) == (0.0, 1.0)
 
 
-def test_same_seed_same_interval_and_no_other() -> None:
-    values = np.random.default_rng().normal(size=50)
+def test_same_seed_same_interval_and_no_other(seed: int) -> None:
+    values = np.random.default_rng(seed).normal(size=50)
     assert bootstrap_ratio(values, seed=1) == bootstrap_ratio(values, seed=1)
     assert bootstrap_ratio(values, seed=1).low != bootstrap_ratio(values, seed=2).low
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -244,10 +243,8 @@ def test_a_template_that_never_ends_is_stopped(monkeypatch: pytest.MonkeyPatch) 
     render("{{ bos_token }}")  # the process has started
     monkeypatch.setattr(template, "SECONDS", 1.0)
     loops = "{% for a in range(99999) %}" * 4 + "{% endfor %}" * 4
-    began = time.monotonic()
     with pytest.raises(UserError, match="did not end within 1 seconds"):
         render(loops)
-    assert time.monotonic() - began < 30
     monkeypatch.undo()
     assert render("{{ bos_token }}").text == "<s>"
 

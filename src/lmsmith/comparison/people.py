@@ -14,7 +14,7 @@ from lmsmith.feedback.kept import NAMES_A_QUERY
 from lmsmith.feedback.label_tables import Assignment, Task
 from lmsmith.feedback.queue import Queue
 from lmsmith.feedback.store import Store
-from lmsmith.statistics.agreement import alpha_interval, pairwise_agreement, preferences
+from lmsmith.statistics.agreement import krippendorff_alpha, pairwise_agreement, preferences
 
 JUDGE = "people"
 
@@ -125,5 +125,5 @@ def _work(added: int, pairs: Mapping[str, _Pair], seed: int) -> PeoplesWork:
         labelers=len({person for each in pairs.values() for person, _ in each.said}),
         several=len(several),
         agreement=pairwise_agreement(several, seed),
-        alpha=alpha_interval([preferences(each) for each in several], "ordinal", seed),
+        alpha=krippendorff_alpha([preferences(each) for each in several], "ordinal", seed),
     )

@@ -11,6 +11,7 @@ from lmsmith.statistics.bootstrap import (
     percentile_interval,
     resample_counts,
 )
+from lmsmith.statistics.logistic import fit_logistic, sigmoid
 
 Floats = NDArray[np.float64]
 
@@ -82,50 +83,10 @@ def rate_at_equal_length(
         won: (prompts,): 1 where a won, 0 where b did, or between.
     """
     ratio = np.log(np.asarray(lengths_a, np.float64) / np.asarray(lengths_b, np.float64))
-    value = float(_sigmoid(fit_logistic(ratio, won)[0, 0]))
+    design_n2 = np.stack([np.ones_like(ratio), ratio], axis=1)
+    value = float(sigmoid(fit_logistic(design_n2, won, ridge=RIDGE)[0, 0]))
     parts = [
-        _sigmoid(fit_logistic(ratio, won, counts)[:, 0])
+        sigmoid(fit_logistic(design_n2, won, counts, ridge=RIDGE)[:, 0])
         for counts in resample_counts(won.size, resamples, seed)
     ]
     return percentile_interval(value, np.concatenate(parts))
-
-
-def fit_logistic(
-    x: ArrayLike, y: ArrayLike, weights_rn: Floats | None = None, ridge: float = RIDGE
-) -> Floats:
-    """Logistic regressions y ~ σ(b₀ + b₁x), one for each row of weights, by Newton's method.
-
-    Minimises Σ w · cross entropy(y, σ(b₀ + b₁x)) + ½ ridge ‖b‖²; y may be a fraction.
-
-    Args:
-        x, y: (n,).
-        weights_rn: (regressions, n); one regression with weights 1 if None.
-
-    Returns:
-        (regressions, 2): b₀ and b₁.
-    """
-    x_n, y_n = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    weights_rn = np.ones((1, x_n.size)) if weights_rn is None else weights_rn
-    b_r2 = np.zeros((weights_rn.shape[0], 2))
-    for _ in range(100):
-        p_rn = _sigmoid(b_r2[:, :1] + b_r2[:, 1:] * x_n)
-        residual_rn = weights_rn * (p_rn - y_n)
-        curvature_rn = weights_rn * p_rn * (1.0 - p_rn)
-        g0 = residual_rn.sum(axis=1) + ridge * b_r2[:, 0]
-        g1 = residual_rn @ x_n + ridge * b_r2[:, 1]
-        h00 = curvature_rn.sum(axis=1) + ridge
-        h01 = curvature_rn @ x_n
-        h11 = curvature_rn @ (x_n * x_n) + ridge
-        determinant = h00 * h11 - h01 * h01
-        step = np.stack([h11 * g0 - h01 * g1, h00 * g1 - h01 * g0], axis=1) / determinant[:, None]
-        # A full step may overshoot where nearly all weights agree; a bounded one cannot.
-        step /= np.maximum(1.0, np.abs(step).max(axis=1, keepdims=True))
-        b_r2 -= step
-        if np.abs(step).max() < 1e-10:
-            break
-    return b_r2
-
-
-def _sigmoid(x: NDArray[np.float64] | np.float64) -> Floats:
-    half = np.exp(-np.abs(x))
-    return np.where(x >= 0, 1.0, half) / (1.0 + half)

@@ -6,6 +6,7 @@ choice with the highest.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lmsmith.statistics.calibration import Bin, confidence_bins, expected_calibration_error
+from lmsmith.statistics.power_law import golden_section
 
 Floats = NDArray[np.float64]
 Row = Mapping[str, Any]
@@ -77,15 +79,10 @@ def best_temperature(rows: Sequence[Row], measure: str) -> float:
 
     It is convex in 1/T, so its minimum is found by golden section between 1/T of 1e-3 and 1e3.
     """
-    low, high = np.log(1e-3), np.log(1e3)
-    ratio = (np.sqrt(5) - 1) / 2
-    while high - low > 1e-6:
-        left, right = high - ratio * (high - low), low + ratio * (high - low)
-        if _loss(rows, measure, np.exp(-left)) < _loss(rows, measure, np.exp(-right)):
-            high = right
-        else:
-            low = left
-    return float(np.exp(-(low + high) / 2))
+    inverse = golden_section(
+        lambda x: _loss(rows, measure, math.exp(-x)), math.log(1e-3), math.log(1e3)
+    )
+    return math.exp(-inverse)
 
 
 def _loss(rows: Sequence[Row], measure: str, temperature: float) -> float:

@@ -10,12 +10,12 @@ from typing import Any
 from sqlalchemy import select
 
 from lmsmith.feedback.label_tables import KINDS, Assignment, Task
-from lmsmith.feedback.leaderboard import Outcome, leaderboard
 from lmsmith.feedback.store import Store
 from lmsmith.feedback.tables import Comparison, Message, Person, utc
 from lmsmith.statistics import agreement
 from lmsmith.statistics.agreement import pairs_of
 from lmsmith.statistics.bootstrap import Interval
+from lmsmith.statistics.bradley_terry import Outcome, leaderboard
 
 _SHARES = {"left": 1.0, "right": 0.0, "tie": 0.5, "both_bad": 0.5}
 
@@ -54,7 +54,7 @@ def statistics_of(store: Store, seed: int = 0) -> dict[str, Any]:
                 "pairwise": _shown(agreement.pairwise_agreement(several, seed)),
                 "tau_b": _shown(agreement.mean_tau_b(several, seed)),
                 "alpha": _shown(
-                    agreement.alpha_interval(
+                    agreement.krippendorff_alpha(
                         [agreement.preferences(each) for each in several], "ordinal", seed
                     )
                 ),
@@ -62,7 +62,7 @@ def statistics_of(store: Store, seed: int = 0) -> dict[str, Any]:
             "rating": {
                 "tasks": sum(len(each) >= 2 for each in scores),
                 "alpha": _shown(
-                    agreement.alpha_interval([[each] for each in scores], "interval", seed)
+                    agreement.krippendorff_alpha([[each] for each in scores], "interval", seed)
                 ),
             },
         },

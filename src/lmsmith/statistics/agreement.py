@@ -80,38 +80,26 @@ def mean_tau_b(tasks: Sequence[Sequence[Sequence[int]]], seed: int = 0) -> Inter
     return bootstrap_ratio(sums, counts, seed=seed, resamples=RESAMPLES) if sums else None
 
 
-def krippendorff_alpha(units: Iterable[Sequence[float]], metric: Metric) -> float:
-    """Krippendorff's α = 1 − D_o / D_e (Krippendorff 2011, "Computing Krippendorff's
-    Alpha-Reliability").
-
-    D_o is the mean squared difference of values within a unit, D_e that of all values, whatever
-    their unit; 1 is agreement, 0 what chance gives.
-
-    Args:
-        units: what all labelers said of one unit; those with fewer than two values say nothing.
-        metric: nominal: values are equal or not. ordinal: they differ by how many values lie
-            between. interval: they differ by their difference.
-
-    Returns:
-        NaN if there is nothing to compare, or if all values are the same.
-    """
-    parts = _coincidences([[unit] for unit in units])
-    if parts is None:
-        return float("nan")
-    values, by_cluster_cvv = parts
-    return _alpha(values, by_cluster_cvv.sum(axis=0), metric)
-
-
-def alpha_interval(
+def krippendorff_alpha(
     clusters: Iterable[Sequence[Sequence[float]]],
     metric: Metric,
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> Interval | None:
-    """α with its bootstrap 95 % interval; None if there is nothing to compare.
+    """Krippendorff's α = 1 − D_o / D_e with its bootstrap 95 % interval (Krippendorff 2011,
+    "Computing Krippendorff's Alpha-Reliability").
+
+    D_o is the mean squared difference of values within a unit, D_e that of all values, whatever
+    their unit; 1 is agreement, 0 what chance gives.
 
     Args:
-        clusters: units that are resampled together, since they are of one task.
+        clusters: units, what all labelers said of one; the units of a task are one cluster and
+            are resampled together. Units with fewer than two values say nothing.
+        metric: nominal: values are equal or not. ordinal: they differ by how many values lie
+            between. interval: they differ by their difference.
+
+    Returns:
+        None if there is nothing to compare; NaN if all values are the same.
     """
     parts = _coincidences(clusters)
     if parts is None:

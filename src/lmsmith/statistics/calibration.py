@@ -6,18 +6,13 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
+
+from lmsmith.statistics.logistic import sigmoid
 
 Bin = dict[str, float]
 
 BINS = 10
-
-
-def preference_probabilities(differences: ArrayLike) -> NDArray[np.float64]:
-    """σ(r_w − r_l), without overflow."""
-    x = np.asarray(differences, dtype=np.float64)
-    half = np.exp(-np.abs(x))
-    return np.where(x >= 0, 1.0, half) / (1.0 + half)
 
 
 def reliability_bins(differences: ArrayLike, bins: int = BINS) -> list[Bin]:
@@ -34,7 +29,7 @@ def reliability_bins(differences: ArrayLike, bins: int = BINS) -> list[Bin]:
         ``{"low", "high", "predicted", "observed", "count"}`` of the bins that are not empty:
         mean predicted probability, share preferred, and orientations counted.
     """
-    right = preference_probabilities(differences)
+    right = sigmoid(differences)
     predicted = np.concatenate([right, 1.0 - right])
     observed = np.concatenate([np.ones_like(right), np.zeros_like(right)])
     return confidence_bins(predicted, observed, bins)

@@ -74,7 +74,7 @@ def fit_power_law(compute: Sequence[float], losses: Sequence[float]) -> PowerLaw
     grid = -np.geomspace(-FLATTEST, -STEEPEST, _GRID)
     errors = [solve(float(b))[0] for b in grid]
     best = int(np.argmin(errors))
-    exponent = _golden(
+    exponent = golden_section(
         lambda b: solve(b)[0],
         float(grid[min(best + 1, _GRID - 1)]),
         float(grid[max(best - 1, 0)]),
@@ -124,7 +124,7 @@ def predict_largest(compute: Sequence[float], losses: Sequence[float]) -> Predic
     return Prediction(law, predicted, losses[largest])
 
 
-def _golden(function: Callable[[float], float], low: float, high: float) -> float:
+def golden_section(function: Callable[[float], float], low: float, high: float) -> float:
     """Where a function of one valley between low and high is least."""
     ratio = (math.sqrt(5.0) - 1.0) / 2.0
     for _ in range(200):

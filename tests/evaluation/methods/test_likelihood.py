@@ -24,9 +24,9 @@ def alone(subject: EvaluatedModel, pair: Pair) -> tuple[list[float], list[int]]:
     return log_probs.gather(1, targets[:, None])[:, 0].tolist(), log_probs.argmax(-1).tolist()
 
 
-def random_pairs(subject: EvaluatedModel, count: int = 40) -> list[Pair]:
+def random_pairs(seed: int, subject: EvaluatedModel, count: int = 40) -> list[Pair]:
     """Pairs with shots in common, contexts in common, and none."""
-    generator = np.random.default_rng()
+    generator = np.random.default_rng(seed)
     vocabulary = subject.tokenizer.vocabulary_size
 
     def some(most: int) -> tuple[int, ...]:
@@ -45,13 +45,13 @@ def random_pairs(subject: EvaluatedModel, count: int = 40) -> list[Pair]:
 @pytest.mark.parametrize("hold", [False, True])
 @pytest.mark.parametrize("budget", [10_000, 60])
 def test_likelihoods_are_those_of_each_pair_alone(
-    tiny: EvaluatedModel, monkeypatch: pytest.MonkeyPatch, budget: int, hold: bool
+    seed: int, tiny: EvaluatedModel, monkeypatch: pytest.MonkeyPatch, budget: int, hold: bool
 ) -> None:
     monkeypatch.setattr(likelihood, "TOKENS_AT_ONCE", budget)
     monkeypatch.setattr(likelihood, "LOGITS_AT_ONCE", 7)
     if budget == 60:
         monkeypatch.setattr(likelihood, "ROWS_AT_ONCE", 2)  # more are open, and the cache grows
-    pairs = random_pairs(tiny)
+    pairs = random_pairs(seed, tiny)
     reader = LikelihoodReader(tiny.model)
     if hold:
         reader.cache_prefix(pairs[0].tokens[:12])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 import warnings
 from importlib import metadata
 from pathlib import Path
@@ -50,10 +49,8 @@ def test_offline_it_fails_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         address = f"http://127.0.0.1:{closed.getsockname()[1]}"
     monkeypatch.setenv("HF_ENDPOINT", address)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    started = time.monotonic()
     with pytest.raises(MissingData, match=r"not in the cache of data sets.*cannot be reached"):
         read_data(put(hub="someone/something", split="test"), [])
-    assert time.monotonic() - started < 10
 
 
 @pytest.mark.filterwarnings("ignore")

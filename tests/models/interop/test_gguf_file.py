@@ -76,9 +76,11 @@ def test_the_package_gguf_reads_the_same(
 
 
 @pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
-def test_every_type_is_unpacked_as_the_package_does(kind: gguf.GGMLQuantizationType) -> None:
+def test_every_type_is_unpacked_as_the_package_does(
+    seed: int, kind: gguf.GGMLQuantizationType
+) -> None:
     block, size = gguf.GGML_QUANT_SIZES[kind]
-    random = np.random.default_rng()
+    random = np.random.default_rng(seed)
     data = random.integers(0, 256, (3, 2 * size), dtype=np.uint8)
     with np.errstate(all="ignore"):
         expected = gguf.quants.dequantize(data, kind)
@@ -97,7 +99,9 @@ def test_a_smaller_type_is_the_rounded_one() -> None:
     assert torch.equal(dequantise(data, kind, (40, 64), torch.bfloat16), wide.bfloat16())
 
 
-def test_a_damaged_file_is_refused(tmp_path: Path, tensors: list[tuple[str, Tensor]]) -> None:
+def test_a_damaged_file_is_refused(
+    seed: int, tmp_path: Path, tensors: list[tuple[str, Tensor]]
+) -> None:
     path = tmp_path / "model.gguf"
     write_gguf(path, "tiny", METADATA, tensors, "f32")
     whole = path.read_bytes()
@@ -106,7 +110,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path, tensors: list[tuple[str, Tens
         cut.write_bytes(whole[:length])
         with pytest.raises(UserError, match=r"damaged or cut off|cannot be read|GGUF 0"):
             open_gguf(cut)
-    random = np.random.default_rng()
+    random = np.random.default_rng(seed)
     for _ in range(40):  # whatever a byte becomes: an answer, or one message
         damaged = bytearray(whole)
         damaged[random.integers(4, 400)] = random.integers(256)

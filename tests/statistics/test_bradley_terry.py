@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from lmsmith.feedback.leaderboard import RIDGE, Outcome, bradley_terry, leaderboard
+from lmsmith.statistics.bradley_terry import RIDGE, Outcome, bradley_terry, leaderboard
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmsmith.statistics.bootstrap import Interval, percentile_interval, resample_counts
+from lmsmith.statistics.logistic import fit_logistic, sigmoid
 
 Floats = NDArray[np.float64]
 
@@ -59,10 +60,9 @@ def leaderboard(tasks: Sequence[Sequence[Outcome]], seed: int = 0) -> list[Stand
             wins_tmm[number, place[other], place[one]] += 1 - share
     total_mm = wins_tmm.sum(axis=0)
     flat_tx = wins_tmm.reshape(len(kept), -1)
-    drawn_rm = np.stack([
-        bradley_terry(drawn.reshape(total_mm.shape))
+    drawn_rm = np.concatenate([
+        strengths((counts @ flat_tx).reshape(-1, *total_mm.shape))
         for counts in resample_counts(len(kept), RESAMPLES, seed)
-        for drawn in counts @ flat_tx
     ])  # fmt: skip
     strength_m = bradley_terry(total_mm)
     games_m = (total_mm + total_mm.T).sum(axis=1)
@@ -70,7 +70,7 @@ def leaderboard(tasks: Sequence[Sequence[Outcome]], seed: int = 0) -> list[Stand
         Standing(
             name,
             strength := percentile_interval(float(strength_m[m]), drawn_rm[:, m]),
-            Interval(*(float(_sigmoid(np.asarray(x))) for x in vars(strength).values())),
+            Interval(*(float(sigmoid(x)) for x in vars(strength).values())),
             round(float(games_m[m])),
         )
         for m, name in enumerate(names)
@@ -81,27 +81,19 @@ def leaderboard(tasks: Sequence[Sequence[Outcome]], seed: int = 0) -> list[Stand
 def bradley_terry(wins_mm: Floats, ridge: float = RIDGE) -> Floats:
     """Strengths β of models: P(i preferred to j) = σ(β_i − β_j) (Bradley & Terry 1952).
 
-    Minimises −Σ wins[i, j] log σ(β_i − β_j) + ½ ridge ‖β‖² by Newton's method; the minimum has
-    Σβ = 0. A tie is half a win for each.
+    Minimises −Σ wins[i, j] log σ(β_i − β_j) + ½ ridge ‖β‖²; the minimum has Σβ = 0.
+    A tie is half a win for each.
 
     Args:
         wins_mm: how often the row's model was preferred to the column's.
     """
-    beta = np.zeros(len(wins_mm))
-    games_mm = wins_mm + wins_mm.T
-    for _ in range(100):
-        p_mm = _sigmoid(beta[:, None] - beta[None, :])
-        gradient = (games_mm * p_mm - wins_mm).sum(axis=1) + ridge * beta
-        weight_mm = games_mm * p_mm * (1 - p_mm)
-        curvature = np.diag(weight_mm.sum(axis=1) + ridge) - weight_mm
-        step = np.linalg.solve(curvature, gradient)
-        # A full step may overshoot where one side nearly always wins; a bounded one cannot.
-        beta -= step / max(1.0, float(np.abs(step).max()))
-        if np.abs(step).max() < 1e-10:
-            break
-    return beta
+    return strengths(wins_mm[None], ridge)[0]
 
 
-def _sigmoid(x: Floats) -> Floats:
-    half = np.exp(-np.abs(x))
-    return np.where(x >= 0, 1.0, half) / (1.0 + half)
+def strengths(wins_rmm: Floats, ridge: float = RIDGE) -> Floats:
+    """`bradley_terry` of several tables of wins at once, (r, m)."""
+    models = wins_rmm.shape[-1]
+    one, other = (each.ravel() for each in np.indices((models, models)))
+    design_np = np.eye(models)[one] - np.eye(models)[other]
+    weights_rn = wins_rmm.reshape(len(wins_rmm), -1)
+    return fit_logistic(design_np, np.ones(len(one)), weights_rn, ridge=ridge)
