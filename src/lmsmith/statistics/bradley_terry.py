@@ -87,7 +87,7 @@ def bradley_terry(wins_mm: Floats, ridge: float = RIDGE) -> Floats:
     Args:
         wins_mm: how often the row's model was preferred to the column's.
     """
-    return strengths(wins_mm[None], ridge)[0]
+    return np.asarray(strengths(wins_mm[None], ridge)[0])
 
 
 def strengths(wins_rmm: Floats, ridge: float = RIDGE) -> Floats:

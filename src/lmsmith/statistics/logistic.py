@@ -12,7 +12,7 @@ def sigmoid(x: ArrayLike) -> Floats:
     """1 / (1 + exp(−x)), without overflow."""
     x = np.asarray(x, np.float64)
     half = np.exp(-np.abs(x))
-    return np.where(x >= 0, 1.0, half) / (1.0 + half)
+    return np.asarray(np.where(x >= 0, 1.0, half) / (1.0 + half))
 
 
 def fit_logistic(
