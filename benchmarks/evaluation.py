@@ -140,7 +140,7 @@ def write_parts(
 
 def write_part(part: Part, rows: Sequence[dict[str, Any]]) -> Part:
     """The rows as they are, and with their prompts written out."""
-    from lmsmith.evaluation.suite import Setting, ask
+    from lmsmith.evaluation.evaluator import Setting, ask
     from lmsmith.evaluation.tasks.data import read_data
 
     write_rows(part.own_rows, rows)

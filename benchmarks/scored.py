@@ -91,8 +91,8 @@ def our_side(job: Job) -> dict[str, Callable[[Any], Any]]:
     from lmsmith.catalogue.reading import read_model
     from lmsmith.core.progress import QuietProgress
     from lmsmith.core.recipe import MachineConfig
+    from lmsmith.evaluation.evaluator import Setting, ask, evaluate_task
     from lmsmith.evaluation.model import make_evaluated_model
-    from lmsmith.evaluation.suite import Setting, ask, evaluate_task
     from lmsmith.evaluation.tasks.data import read_data
     from lmsmith.training.machine import measure_matrix_peak_again, prepare_reading
 

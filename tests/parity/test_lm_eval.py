@@ -20,9 +20,9 @@ from lmsmith.catalogue.exporting import export
 from lmsmith.catalogue.reading import ReadModel, read_model
 from lmsmith.core.progress import QuietProgress
 from lmsmith.core.recipe import MachineConfig
-from lmsmith.evaluation.methods.rolling import window_pairs
+from lmsmith.evaluation.evaluator import Setting, evaluate_task
+from lmsmith.evaluation.methods.perplexity import window_pairs
 from lmsmith.evaluation.model import EvaluatedModel, make_evaluated_model
-from lmsmith.evaluation.suite import Setting, evaluate_task
 from lmsmith.evaluation.tasks.spec import DataSpec, PromptSpec, TaskSpec
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder

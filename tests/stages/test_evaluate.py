@@ -23,7 +23,7 @@ from preference_world import (
 from lmsmith.core.errors import Interrupted, UserError
 from lmsmith.core.files import read_json, read_jsonl, write_jsonl
 from lmsmith.core.recipe import MachineConfig
-from lmsmith.evaluation.perplexity import bits_per_byte
+from lmsmith.evaluation.methods.perplexity import bits_per_byte
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.folder import save_model
 from lmsmith.models.heads import ScalarModel

@@ -11,9 +11,9 @@ import pytest
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.progress import QuietProgress
+from lmsmith.evaluation.evaluator import Setting, TaskResult, evaluate_task
 from lmsmith.evaluation.measures import aggregate
 from lmsmith.evaluation.model import EvaluatedModel
-from lmsmith.evaluation.suite import Setting, TaskResult, evaluate_task
 from lmsmith.evaluation.tasks.shipped import find_tasks
 from lmsmith.evaluation.tasks.spec import DataSpec, PromptSpec, TaskSpec
 from lmsmith.studies.in_context import Arm, Found, chance, compare_arms, plan_arms, spread

@@ -106,8 +106,8 @@ def evaluate(
     from lmsmith.cli.eval_versus import PEOPLE, Instructions
     from lmsmith.core.files import write_json
     from lmsmith.evaluation.contamination import add_contamination, check_corpora
+    from lmsmith.evaluation.evaluator import Setting
     from lmsmith.evaluation.run import Plan, plan_tasks, with_raters
-    from lmsmith.evaluation.suite import Setting
     from lmsmith.evaluation.tasks.data import search_path
     from lmsmith.training.machine import prepare_process
 

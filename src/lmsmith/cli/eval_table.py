@@ -11,8 +11,8 @@ from rich.table import Table
 from lmsmith.cli.output import print_json, table_console
 from lmsmith.comparison.items import Comparison, compare_rows, summary
 from lmsmith.comparison.versus import Versus
+from lmsmith.evaluation.evaluator import TaskResult
 from lmsmith.evaluation.measures import measure_of
-from lmsmith.evaluation.suite import TaskResult
 from lmsmith.report.evaluation.page import (
     build_evaluation_page,
     contamination_rows,

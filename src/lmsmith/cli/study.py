@@ -113,8 +113,8 @@ def _plans(
     path: list[Path],
 ) -> list[list[Arm]]:
     """The arms of each task; everything is checked before a model is read."""
+    from lmsmith.evaluation.evaluator import Setting
     from lmsmith.evaluation.run import with_measure
-    from lmsmith.evaluation.suite import Setting
     from lmsmith.evaluation.tasks.data import read_data
     from lmsmith.evaluation.tasks.shipped import find_tasks
     from lmsmith.evaluation.tasks.shown_labels import ShownLabels, has_shared_labels

@@ -10,9 +10,9 @@ from pathlib import Path
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import fingerprint, read_jsonl, sha256_file
 from lmsmith.core.progress import Progress
-from lmsmith.evaluation.item_log import ItemLog
 from lmsmith.evaluation.methods.writing import Writer
 from lmsmith.evaluation.model import EvaluatedModel
+from lmsmith.evaluation.rows import ItemLog
 from lmsmith.evaluation.tasks.data import draw_items
 from lmsmith.evaluation.tasks.spec import AnswerSpec
 from lmsmith.prompts import Message, encode_prompt

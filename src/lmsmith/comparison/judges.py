@@ -7,7 +7,7 @@ from typing import Protocol
 
 from lmsmith.catalogue.resolving import resolve
 from lmsmith.core.files import fingerprint
-from lmsmith.evaluation.methods.label_words import LabelWords
+from lmsmith.evaluation.methods.rated import LabelWords
 from lmsmith.evaluation.model import EvaluatedModel, load_evaluated_model, weights_sum
 from lmsmith.models.folder import load_scalar_model, load_tokenizer, read_model_config
 from lmsmith.models.heads import ScalarModel

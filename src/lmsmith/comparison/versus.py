@@ -15,7 +15,7 @@ from lmsmith.comparison.judges import Judge
 from lmsmith.comparison.win_rate import rate_at_equal_length, wins
 from lmsmith.core.files import fingerprint
 from lmsmith.core.progress import Progress
-from lmsmith.evaluation.item_log import ItemLog
+from lmsmith.evaluation.rows import ItemLog
 from lmsmith.runs.signals import stop_if_requested
 from lmsmith.statistics.bootstrap import Interval, bootstrap_ratio
 

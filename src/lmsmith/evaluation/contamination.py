@@ -15,9 +15,9 @@ from typing import Any, Literal
 import numpy as np
 
 from lmsmith.core.errors import UserError
+from lmsmith.evaluation.evaluator import TaskResult
 from lmsmith.evaluation.measures import aggregate, measure_of
 from lmsmith.evaluation.methods.answers import HAN
-from lmsmith.evaluation.suite import TaskResult
 from lmsmith.evaluation.tasks.data import read_items
 from lmsmith.evaluation.tasks.spec import DataSpec
 from lmsmith.statistics.bootstrap import Interval

@@ -21,7 +21,7 @@ from lmsmith.core.extras import needs_extra
 from lmsmith.core.progress import Progress, QuietProgress
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.evaluation.methods.likelihood import LikelihoodReader, common_prefix, shared_prefix
-from lmsmith.evaluation.methods.rolling import window_pairs
+from lmsmith.evaluation.methods.perplexity import window_pairs
 from lmsmith.evaluation.methods.writing import STREAMS_AN_ITEM
 from lmsmith.evaluation.model import EvaluatedModel, Pair, load_evaluated_model
 from lmsmith.generation.engine import Engine, answer

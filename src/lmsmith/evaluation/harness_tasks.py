@@ -17,7 +17,7 @@ from typing import Any
 from lmsmith.core.errors import UserError
 from lmsmith.core.extras import needs_extra
 from lmsmith.core.files import atomic_write, finite
-from lmsmith.evaluation.tasks.offline import caches_alone, why_offline
+from lmsmith.evaluation.tasks.sources import caches_alone, why_offline
 
 RESAMPLES = 1_000
 """For the standard errors that lm-eval draws; it takes 100,000 if it is not told otherwise."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lmsmith.evaluation.methods.overlap import bleu_of_sums
+from lmsmith.evaluation.methods.answers import bleu_of_sums
 from lmsmith.statistics.bootstrap import (
     Interval,
     percentile_interval,

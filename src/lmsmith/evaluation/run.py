@@ -13,8 +13,8 @@ from lmsmith.core.errors import UserError
 from lmsmith.core.files import write_json
 from lmsmith.core.progress import RunProgress
 from lmsmith.core.version import VERSION
+from lmsmith.evaluation.evaluator import Setting, TaskResult, evaluate_task
 from lmsmith.evaluation.model import EvaluatedModel, load_evaluated_model
-from lmsmith.evaluation.suite import Setting, TaskResult, evaluate_task
 from lmsmith.evaluation.tasks.data import MissingData
 from lmsmith.evaluation.tasks.shipped import find_tasks, suites
 from lmsmith.evaluation.tasks.spec import TaskSpec

@@ -8,8 +8,8 @@ from typing import Any
 
 from lmsmith.core.errors import UserError
 from lmsmith.evaluation.calibration import choice_probabilities
+from lmsmith.evaluation.evaluator import METHODS, Setting, ask
 from lmsmith.evaluation.model import EvaluatedModel
-from lmsmith.evaluation.suite import METHODS, Setting, ask
 from lmsmith.evaluation.tasks.data import Item
 from lmsmith.evaluation.tasks.prompts import Question
 from lmsmith.evaluation.tasks.spec import AnswerSpec, DataSpec, PromptSpec, TaskSpec

@@ -16,7 +16,7 @@ from lmsmith.comparison.scorers import accuracy_beside_rules, accuracy_by_origin
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import read_json, read_jsonl, sha256_file, write_json
 from lmsmith.corpus.rows import read_conversations, read_documents, read_rankings, rows_of_split
-from lmsmith.evaluation.perplexity import bits_per_byte, predict_replies
+from lmsmith.evaluation.methods.perplexity import bits_per_byte, predict_replies
 from lmsmith.generation.engine import SamplingSettings, generate
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.folder import load_decoder, load_scalar_model, load_tokenizer

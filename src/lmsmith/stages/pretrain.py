@@ -15,7 +15,7 @@ from lmsmith.core.files import read_json, write_json
 from lmsmith.corpus.mixture import MIXTURE_FILE, SHARDS_FOLDER, PretrainingBatches
 from lmsmith.corpus.rows import read_documents, rows_of_split
 from lmsmith.corpus.shards import TokenShards, write_shards
-from lmsmith.evaluation.perplexity import bits_per_byte
+from lmsmith.evaluation.methods.perplexity import bits_per_byte
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.folder import save_model

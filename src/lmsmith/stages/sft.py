@@ -14,7 +14,7 @@ from pathlib import Path
 from lmsmith.core.errors import UserError
 from lmsmith.corpus.packing import ConversationBatches
 from lmsmith.corpus.rows import read_conversations, rows_of_split
-from lmsmith.evaluation.perplexity import reply_bits_per_byte
+from lmsmith.evaluation.methods.perplexity import reply_bits_per_byte
 from lmsmith.generation.engine import SamplingSettings, generate
 from lmsmith.models.adapters import AdapterConfig, adapt
 from lmsmith.models.decoder import Decoder

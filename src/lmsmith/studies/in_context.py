@@ -11,8 +11,8 @@ import numpy as np
 
 from lmsmith.comparison.items import Comparison, compare_rows
 from lmsmith.core.errors import UserError
+from lmsmith.evaluation.evaluator import Setting, TaskResult
 from lmsmith.evaluation.measures import measure_of
-from lmsmith.evaluation.suite import Setting, TaskResult
 from lmsmith.evaluation.tasks.shown_labels import Labels
 from lmsmith.evaluation.tasks.spec import TaskSpec
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+from math import comb
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lmsmith.core.errors import UserError
 from lmsmith.evaluation.methods import code
-from lmsmith.evaluation.methods.code import Code, make_program
+from lmsmith.evaluation.methods.code import Code, make_program, pass_at_k
 from lmsmith.evaluation.methods.sandbox import check_system
 from lmsmith.evaluation.model import EvaluatedModel
 from lmsmith.evaluation.tasks.data import Item
 from lmsmith.evaluation.tasks.prompts import with_shots
 from lmsmith.evaluation.tasks.shipped import find_tasks
+from lmsmith.evaluation.tasks.spec import measured_at
 
 try:
     check_system()
@@ -58,3 +63,30 @@ def test_the_papers_solution_of_every_problem_passes(public_data: Any) -> None:
         assert code.run_program(make_program(question, question.choices[0])).passed
         assert not code.run_program(make_program(question, "\n    pass\n")).passed
         assert not question.contexts[0][-1].isspace()
+
+
+@given(st.integers(1, 8), st.data())
+def test_it_is_the_share_of_picks_that_hold_one_that_passed(
+    samples: int, data: st.DataObject
+) -> None:
+    passed = data.draw(st.integers(0, samples))
+    k = data.draw(st.integers(1, samples))
+    outcomes = [True] * passed + [False] * (samples - passed)
+    picks = list(combinations(outcomes, k))
+    expected = sum(any(pick) for pick in picks) / len(picks)
+    assert pass_at_k(samples, passed, k) == pytest.approx(expected)
+
+
+def test_it_is_the_papers_formula_for_many_samples() -> None:
+    for passed in (0, 1, 13, 100, 200):
+        expected = 1 - comb(200 - passed, 100) / comb(200, 100)
+        assert pass_at_k(200, passed, 100) == pytest.approx(expected, abs=1e-12)
+
+
+def test_impossible_counts_are_refused() -> None:
+    for samples, passed, k in ((3, 4, 1), (3, 1, 4), (3, 1, 0)):
+        with pytest.raises(ValueError, match="pass@"):
+            pass_at_k(samples, passed, k)
+    assert measured_at(1) == [1]
+    assert measured_at(10) == [1, 10]
+    assert measured_at(200) == [1, 10, 100]

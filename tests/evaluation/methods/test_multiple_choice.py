@@ -8,9 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lmsmith.evaluation.methods.cloze import Cloze
+from lmsmith.evaluation.methods.cloze import Cloze, stop_word_tokens
 from lmsmith.evaluation.methods.multiple_choice import MultipleChoice
-from lmsmith.evaluation.methods.stop_words import stop_word_tokens
 from lmsmith.evaluation.model import EvaluatedModel
 from lmsmith.evaluation.tasks.data import Item
 from lmsmith.evaluation.tasks.prompts import with_shots

@@ -13,7 +13,7 @@ import pytest
 from lmsmith.comparison.items import compare_rows
 from lmsmith.core.errors import UserError
 from lmsmith.evaluation.measures import aggregate, paired_difference
-from lmsmith.evaluation.methods import overlap
+from lmsmith.evaluation.methods import answers as overlap
 
 sacrebleu = pytest.importorskip("sacrebleu")
 pytest.importorskip("rouge_score")

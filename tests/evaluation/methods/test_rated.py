@@ -12,9 +12,8 @@ import pytest
 
 from lmsmith.core.errors import UserError
 from lmsmith.evaluation.methods import rated
-from lmsmith.evaluation.methods.label_words import LabelWords
 from lmsmith.evaluation.methods.likelihood import LikelihoodReader
-from lmsmith.evaluation.methods.rated import Rated, rater_identity
+from lmsmith.evaluation.methods.rated import LabelWords, Rated, rater_identity
 from lmsmith.evaluation.model import EvaluatedModel
 from lmsmith.evaluation.tasks.data import Item
 from lmsmith.evaluation.tasks.prompts import with_shots

@@ -11,7 +11,7 @@ import pytest
 
 from lmsmith.core.errors import UserError
 from lmsmith.evaluation.tasks.data import MissingData, read_data
-from lmsmith.evaluation.tasks.offline import OFFLINE_VARIABLES
+from lmsmith.evaluation.tasks.sources import OFFLINE_VARIABLES
 from lmsmith.evaluation.tasks.spec import DataSpec, TaskSpec
 
 

@@ -14,8 +14,8 @@ from types import ModuleType
 
 import pytest
 
-from lmsmith.evaluation.tasks import offline
-from lmsmith.evaluation.tasks.offline import (
+from lmsmith.evaluation.tasks import sources
+from lmsmith.evaluation.tasks.sources import (
     OFFLINE_VARIABLES,
     caches_alone,
     said_offline,
@@ -107,7 +107,7 @@ def test_a_hub_that_answers_is_asked(monkeypatch: pytest.MonkeyPatch, code: int,
 
 
 def test_a_hub_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(offline, "PATIENCE", 0.3)
+    monkeypatch.setattr(sources, "PATIENCE", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         said = why_offline()
@@ -124,7 +124,7 @@ def test_a_name_that_is_looked_up_for_long_is_not_waited_for(
         asked.wait(30)
         raise OSError
 
-    monkeypatch.setattr(offline, "PATIENCE", 0.1)
+    monkeypatch.setattr(sources, "PATIENCE", 0.1)
     monkeypatch.setattr(socket, "create_connection", slow)
     assert "does not answer within 0.1 seconds" in why_offline()
     asked.set()

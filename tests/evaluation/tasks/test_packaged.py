@@ -10,7 +10,7 @@ import pytest
 
 from lmsmith.core.errors import UserError
 from lmsmith.evaluation.tasks.data import MissingData, read_data
-from lmsmith.evaluation.tasks.packaged import package_file
+from lmsmith.evaluation.tasks.sources import package_file
 from lmsmith.evaluation.tasks.spec import DataSpec, TaskSpec, read_tasks
 
 

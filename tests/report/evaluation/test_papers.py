@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from lmsmith.evaluation.evaluator import Setting, TaskResult
 from lmsmith.evaluation.measures import aggregate
-from lmsmith.evaluation.suite import Setting, TaskResult
 from lmsmith.evaluation.tasks.shipped import find_tasks
 from lmsmith.evaluation.tasks.spec import Published, TaskSpec
 from lmsmith.report.evaluation.papers import nearest, papers_section, shown_published

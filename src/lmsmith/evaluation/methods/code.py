@@ -6,12 +6,11 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from lmsmith.evaluation.methods.pass_at_k import measured_at, pass_at_k
 from lmsmith.evaluation.methods.sandbox import check_system, run_program
 from lmsmith.evaluation.methods.writing import Writer
 from lmsmith.evaluation.model import EvaluatedModel
 from lmsmith.evaluation.tasks.prompts import Question, item_fields
-from lmsmith.evaluation.tasks.spec import TaskSpec
+from lmsmith.evaluation.tasks.spec import TaskSpec, measured_at
 from lmsmith.runs.stage_folder import available_cores
 
 
@@ -64,3 +63,21 @@ class Code:
 def make_program(question: Question, completion: str) -> str:
     """Prompt, completion and tests as one program."""
     return f"{question.plain}{completion}\n{question.answers[0]}"
+
+
+def pass_at_k(samples: int, passed: int, k: int) -> float:
+    """1 − C(n − c, k) / C(n, k), the unbiased estimate from n samples of which c passed.
+
+    As a product, which neither overflows nor loses digits.
+
+    Raises:
+        ValueError: fewer samples than k, or more passed than there are.
+    """
+    if not (0 <= passed <= samples and 1 <= k <= samples):
+        raise ValueError(f"pass@{k} of {samples} samples, {passed} passed")
+    if samples - passed < k:
+        return 1.0
+    missed = 1.0
+    for number in range(samples - passed + 1, samples + 1):
+        missed *= 1.0 - k / number
+    return 1.0 - missed

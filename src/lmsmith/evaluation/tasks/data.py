@@ -18,9 +18,9 @@ from lmsmith.core.files import fingerprint, missing, read_text, sha256_file
 from lmsmith.core.text import encodable_json
 from lmsmith.evaluation.tasks.detokenise import DETOKENISERS
 from lmsmith.evaluation.tasks.generated import GENERATORS
-from lmsmith.evaluation.tasks.packaged import MissingData as MissingData
-from lmsmith.evaluation.tasks.packaged import package_file
 from lmsmith.evaluation.tasks.python_task import WRITTEN, Author, PythonTask, canonical
+from lmsmith.evaluation.tasks.sources import MissingData as MissingData
+from lmsmith.evaluation.tasks.sources import package_file
 from lmsmith.evaluation.tasks.spec import DataSpec, TaskSpec
 
 DATA_VARIABLE = "LMSMITH_DATA"
@@ -173,7 +173,7 @@ def _located(spec: DataSpec, name: str, path: Sequence[Path]) -> Path:
 
 
 def _of_hub(spec: DataSpec) -> TaskData:
-    from lmsmith.evaluation.tasks.hub import read_hub
+    from lmsmith.evaluation.tasks.sources import read_hub
 
     def rows_of(split: str) -> tuple[Item, ...]:
         rows = read_hub(spec, split)

@@ -1,21 +1,34 @@
-"""A task whose rows and prompts a class of the user's writes: its methods, called with care."""
+"""Tasks from Python code that the user names: ``my_task.py``, ``my_task.py:Name``, ``module:Name``.
+
+Code is run only where the user names it on the command line; no task file, no data and no hub can
+have it run. The class's methods write rows and prompts; they are called with care.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
+import hashlib
+import importlib
+import importlib.util
 import inspect
 import json
 import math
 import operator
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+from lmsmith.core.config import Problem, decode, report_problems, unknown_key
 from lmsmith.core.errors import UserError
-from lmsmith.evaluation.tasks.spec import TaskSpec
+from lmsmith.core.files import fingerprint, sha256_file
+from lmsmith.evaluation.tasks.spec import NEEDED, PromptSpec, TaskSpec
 
 MOST_ROWS = 1_000_000
 """More than so many rows are taken for rows without an end."""
@@ -230,3 +243,239 @@ def _checked(key: str, value: Any, where: str) -> Any:
 def canonical(fields: Mapping[str, Any]) -> str:
     """A row's fields for a fingerprint; of what JSON cannot hold, the type alone."""
     return json.dumps(fields, default=lambda value: type(value).__name__, skipkeys=True)
+
+
+_WORD = re.compile(r"(?P<file>.+\.py)(:(?P<class>\w+))?|(?P<module>[A-Za-z_][\w.]*):(?P<name>\w+)")
+_PROMPT = tuple(each.name for each in fields(PromptSpec))
+_TASK = tuple(each.name for each in fields(TaskSpec) if each.name != "prompt")
+_METHODS = ("items", "examples", "prompt", "measure")
+OWN_MEASURE = "own_measure"
+"""What a class's measure is called if it names no headline."""
+
+
+def names_python(word: str) -> bool:
+    """Whether a word names code: a .py file, perhaps with ``:Class``, or ``module:Class``."""
+    return _WORD.fullmatch(word) is not None
+
+
+def python_tasks(word: str) -> dict[str, PythonTask]:
+    """The tasks of a file, or the one of a class, by name. Runs the file.
+
+    Raises:
+        UserError: there is no such file, module or class; its code fails; it is no task.
+    """
+    found = _WORD.fullmatch(word)
+    assert found is not None, "asked for where names_python says so"
+    if found["file"]:
+        file = Path(found["file"])
+        module, digest = _run_file(file)
+        stem, shown, wanted = file.stem, str(file), found["class"]
+    else:
+        module = _import(found["module"])
+        shown, wanted = str(module.__file__ or found["module"]), found["name"]
+        digest = sha256_file(Path(module.__file__)) if module.__file__ else ""
+        stem = found["module"].rsplit(".", 1)[-1]
+    classes = _classes(module)
+    if wanted:
+        chosen = getattr(module, wanted, None)
+        if not inspect.isclass(chosen):
+            near = difflib.get_close_matches(wanted, classes, n=1)
+            others = f"its tasks: {', '.join(classes)}" if classes else "it has no tasks"
+            raise UserError(
+                f"{word}: no class {wanted}", f"did you mean {near[0]}?" if near else others
+            )
+        classes_made = {wanted: chosen}
+    else:
+        classes_made = classes
+    if not classes_made:
+        raise UserError(
+            f"{word}: no task in it",
+            'a task is a class that says its kind, e.g. kind = "multiple_choice"',
+        )
+    made: dict[str, PythonTask] = {}
+    for name, cls in classes_made.items():
+        default = stem if len(classes) == 1 and name in classes else f"{stem}/{name}"
+        task = _task(cls, default, shown, digest)
+        if task.name in made:
+            raise UserError(f"{word}: two tasks are named {task.name}", "name them apart")
+        made[task.name] = task
+    return made
+
+
+def _run_file(file: Path) -> tuple[ModuleType, str]:
+    """A file's module, and its fingerprint: of the very bytes that are run."""
+    try:
+        source = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error})", "check the path") from error
+    folder = str(file.absolute().parent)
+    if folder not in sys.path:  # the files beside it can be imported; what is installed goes first
+        sys.path.append(folder)
+    name = f"lmsmith_task_{fingerprint(str(file.absolute()))}"
+    module = ModuleType(name)
+    module.__file__ = str(file)
+    sys.modules[name] = module  # dataclasses look their module up
+    with guarded(str(file), "the file"):
+        exec(compile(source, str(file), "exec"), module.__dict__)
+    return module, hashlib.sha256(source).hexdigest()
+
+
+def _import(name: str) -> ModuleType:
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+    found = None
+    try:
+        with guarded(name, "the import"):  # of an inner module, the outer ones' code is run
+            found = importlib.util.find_spec(name)
+    except UserError as error:
+        cause = error.__cause__
+        if not (isinstance(cause, ModuleNotFoundError) and f"{name}.".startswith(f"{cause.name}.")):
+            raise
+    if found is None:
+        raise UserError(
+            f"{name}: no such module here", "check the name, or name the file: my_task.py"
+        )
+    with guarded(str(found.origin or name), "the import"):
+        return importlib.import_module(name)
+
+
+def _classes(module: ModuleType) -> dict[str, type]:
+    """A module's own classes that say their kind; those whose names begin with _ are bases."""
+    return {
+        name: each
+        for name, each in vars(module).items()
+        if inspect.isclass(each)
+        and each.__module__ == module.__name__
+        and not name.startswith("_")
+        and hasattr(each, "kind")
+    }
+
+
+def _task(cls: type, name: str, file: str, digest: str) -> PythonTask:
+    where = f"{file}, class {cls.__name__}"
+    with guarded(file, f"{cls.__name__}()"):
+        instance = cls()
+    author = Author(instance, file, where, digest)
+    if not hasattr(instance, "kind"):
+        raise UserError(f"{where}: no kind", 'say it, e.g. kind = "multiple_choice"')
+    prompt, writers = _prompt(author)
+    author = replace(author, writers=writers)
+    table: dict[str, Any] = {"name": name, "about": _first_line(cls), "source": file}
+    for key in _TASK:
+        value = _setting(author, key)
+        if value is not None:
+            table[key] = value
+    if isinstance(_setting(author, "measure"), str):
+        table.setdefault("headline", instance.measure)
+    table["prompt"] = prompt
+    _check_rows(author, table)
+    _check_names(author)
+    own = ""
+    if author.has("measure"):
+        if table["kind"] != "free_form":
+            expected = "a method measure(row, answer) goes with free_form"
+            raise UserError(f"{where}: kind {table['kind']}", f"{expected}; headline names one")
+        own = str(table.pop("headline", "")) or OWN_MEASURE
+    _check_methods(author, str(table["kind"]), prompt)
+    task, problems = decode(TaskSpec, table, "")
+    if task is None:
+        raise report_problems(problems, where)
+    settings = {each.name: getattr(task, each.name) for each in fields(TaskSpec)}
+    return PythonTask(**settings, author=author, own_measure=own)
+
+
+def _first_line(cls: type) -> str:
+    """Of the docstring; a dataclass without one is given its signature, which says nothing."""
+    text = (cls.__doc__ or "").strip()
+    made = dataclasses.is_dataclass(cls) and text.startswith(f"{cls.__name__}(")
+    return "" if made or not text else text.splitlines()[0]
+
+
+def _setting(author: Author, key: str) -> Any:
+    """A setting as TOML would hold it; None if it is a method, or not there."""
+    value = getattr(author.instance, key, None)
+    return None if callable(value) else _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    """Settings given as the package's own dataclasses, or as tables."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {each.name: _plain(getattr(value, each.name)) for each in fields(value)}
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def _prompt(author: Author) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The prompt's table, and which of its settings methods write."""
+    table: dict[str, Any] = {}
+    given = _setting(author, "prompt")
+    if isinstance(given, str):
+        table["context"] = given
+    elif isinstance(given, dict):
+        table |= given
+    elif given is not None:
+        raise UserError(f"{author.where}: prompt is {given!r}", "write def prompt(self, row)")
+    writers = []
+    for key in _PROMPT:
+        name = method_name(key)
+        value = _setting(author, key)
+        if author.has(name) and key in WRITERS:
+            writers.append(key)
+            table[key] = WRITERS[key]
+        elif author.has(name):
+            raise UserError(
+                f"{author.where}: {key} is a method", f"say it as a value; by row: {_ROWWISE}"
+            )
+        elif key in ("choices", "contexts", "answers") and isinstance(value, list):
+            table[key] = repr([str(each) for each in value])
+        elif value is not None:
+            table[key] = value
+    return table, tuple(writers)
+
+
+_ROWWISE = ", ".join(f"{method_name(key)}(row)" for key in WRITERS)
+
+
+def _check_rows(author: Author, table: dict[str, Any]) -> None:
+    if author.has("items") and "data" in table:
+        data = table["data"]
+        if not isinstance(data, dict) or {"file", "package", "hub", "generator"} & {
+            key for key, value in data.items() if value
+        }:
+            raise UserError(f"{author.where}: both data and items()", "leave one out")
+    if author.has("items"):
+        table["data"] = {**table.get("data", {}), "generator": "items()"}
+    elif "data" not in table:
+        raise UserError(
+            f"{author.where}: no method items, and no data",
+            'write def items(self), which yields rows, or data = {"file": "rows.jsonl"}',
+        )
+
+
+def _check_methods(author: Author, kind: str, prompt: Mapping[str, Any]) -> None:
+    for key, needed in NEEDED.get(kind, {}).items():
+        if not any(prompt.get(each) for each in needed):
+            name = method_name(key)
+            others = [each for each in needed if each != key]
+            instead = f" (or {', or '.join(others)})" if others else ""
+            raise UserError(
+                f"{author.where}: no method {name}",
+                f"the kind {kind} needs it: def {name}(self, row){instead}",
+            )
+
+
+def _check_names(author: Author) -> None:
+    """A value whose name is nearly a setting's is a slip of the pen."""
+    known = [*_TASK, *_PROMPT, *_METHODS]
+    problems: list[Problem] = []
+    for cls in type(author.instance).__mro__[:-1]:
+        for name, value in vars(cls).items():
+            plain = not name.startswith("_") and isinstance(value, str | int | float | list | dict)
+            if plain and name not in known:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.86)
+                if near and not hasattr(author.instance, near[0]):
+                    problems.append(unknown_key(name, value, known))
+    if problems:
+        raise report_problems(problems, author.where)

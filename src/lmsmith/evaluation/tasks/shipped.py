@@ -15,7 +15,7 @@ from lmsmith.core.errors import UserError
 from lmsmith.core.files import read_text
 from lmsmith.core.paths import task_folders
 from lmsmith.evaluation.tasks.inferred import infer_task
-from lmsmith.evaluation.tasks.python_code import names_python, python_tasks
+from lmsmith.evaluation.tasks.python_task import names_python, python_tasks
 from lmsmith.evaluation.tasks.spec import Published, TaskSpec, read_tasks
 
 

@@ -11,7 +11,6 @@ from typing import Any, Literal, TypeVar
 
 from lmsmith.core.config import Problem, decode, report_problems
 from lmsmith.core.errors import UserError
-from lmsmith.evaluation.methods.pass_at_k import measured_at
 
 Shots = TypeVar("Shots", int, int | None)
 Kind = Literal["multiple_choice", "cloze", "perplexity", "free_form", "code", "rated"]
@@ -52,6 +51,15 @@ RATINGS: Mapping[str, tuple[str, ...]] = {
 """The measures of the kind ``rated``, by who rates."""
 
 
+PASS_AT = (1, 10, 100)
+"""The k of pass@k that are measured, as far as there are samples."""
+
+
+def measured_at(samples: int) -> list[int]:
+    """The k that so many samples allow."""
+    return [k for k in PASS_AT if k <= samples]
+
+
 @dataclass(frozen=True)
 class DataSpec:
     """Where items are: a file on the search path or in a package, the hub, or a generator."""
@@ -65,7 +73,7 @@ class DataSpec:
     path: str = ""
     """Of a package: the file inside it, and perhaps ``examples`` another."""
     hub: str = ""
-    """A data set of the Hugging Face hub: see evaluation/tasks/hub.py."""
+    """A data set of the Hugging Face hub: see evaluation/tasks/sources.py."""
     subset: str = ""
     """Of the hub: the data set's configuration."""
     split: str = ""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from matplotlib.ticker import PercentFormatter
 
 from lmsmith.evaluation.calibration import Calibration, calibrate, calibrate_before_and_after
-from lmsmith.evaluation.suite import TaskResult
+from lmsmith.evaluation.evaluator import TaskResult
 from lmsmith.report import numbers
 from lmsmith.report.evaluation.side_by_side import MODEL_ROLES, ModelResults
 from lmsmith.report.svg import COLOURS, WIDE, canvas, themed_svg

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lmsmith.core.files import atomic_write
+from lmsmith.evaluation.evaluator import TaskResult
 from lmsmith.evaluation.measures import measure_of
-from lmsmith.evaluation.suite import TaskResult
 from lmsmith.report import numbers
 from lmsmith.report.evaluation.calibration import calibration_section
 from lmsmith.report.evaluation.papers import papers_section

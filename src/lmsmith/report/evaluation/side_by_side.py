@@ -8,8 +8,8 @@ from typing import Any
 
 from lmsmith.comparison.items import Comparison, summary
 from lmsmith.comparison.versus import Versus
+from lmsmith.evaluation.evaluator import TaskResult
 from lmsmith.evaluation.measures import measure_of
-from lmsmith.evaluation.suite import TaskResult
 from lmsmith.report import numbers
 from lmsmith.report.drawing import share_by_task
 from lmsmith.report.evaluation.shown import NOTHING, short_names, shown_interval, shown_value

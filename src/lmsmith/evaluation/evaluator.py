@@ -12,16 +12,15 @@ from lmsmith.core.config import encode
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import fingerprint
 from lmsmith.core.progress import Progress
-from lmsmith.evaluation.item_log import ItemLog
 from lmsmith.evaluation.measures import aggregate
 from lmsmith.evaluation.methods.cloze import Cloze
 from lmsmith.evaluation.methods.code import Code
-from lmsmith.evaluation.methods.free_form import FreeForm
-from lmsmith.evaluation.methods.least_to_most import LeastToMost
+from lmsmith.evaluation.methods.free_form import FreeForm, LeastToMost
 from lmsmith.evaluation.methods.multiple_choice import MultipleChoice
+from lmsmith.evaluation.methods.perplexity import Rolling
 from lmsmith.evaluation.methods.rated import Rated, rater_identity
-from lmsmith.evaluation.methods.rolling import Rolling
 from lmsmith.evaluation.model import EvaluatedModel
+from lmsmith.evaluation.rows import ItemLog
 from lmsmith.evaluation.tasks.data import Item, TaskData, draw_items, read_data
 from lmsmith.evaluation.tasks.prompts import Question, draw_shots, with_shots
 from lmsmith.evaluation.tasks.python_task import WRITTEN, PythonTask

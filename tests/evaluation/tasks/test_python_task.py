@@ -10,8 +10,7 @@ import pytest
 from lmsmith.core.errors import UserError
 from lmsmith.evaluation.tasks.data import read_data
 from lmsmith.evaluation.tasks.prompts import draw_shots, with_shots, write_question
-from lmsmith.evaluation.tasks.python_code import names_python, python_tasks
-from lmsmith.evaluation.tasks.python_task import PythonTask
+from lmsmith.evaluation.tasks.python_task import PythonTask, names_python, python_tasks
 from lmsmith.evaluation.tasks.shipped import find_tasks
 from lmsmith.evaluation.tasks.spec import TaskSpec
 

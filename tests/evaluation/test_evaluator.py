@@ -13,10 +13,10 @@ import pytest
 
 from lmsmith.core.errors import Interrupted, UserError
 from lmsmith.core.progress import QuietProgress
-from lmsmith.evaluation import suite
+from lmsmith.evaluation import evaluator
+from lmsmith.evaluation.evaluator import Setting, TaskResult, evaluate_task
 from lmsmith.evaluation.methods.multiple_choice import MultipleChoice
 from lmsmith.evaluation.model import EvaluatedModel
-from lmsmith.evaluation.suite import Setting, TaskResult, evaluate_task
 from lmsmith.evaluation.tasks.spec import AnswerSpec, DataSpec, PromptSpec, TaskSpec
 
 TASK = TaskSpec(
@@ -54,7 +54,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             yield row
 
     monkeypatch.setattr(MultipleChoice, "answer", watched)
-    monkeypatch.setattr(suite, "TOKENS_A_BATCH", 40)
+    monkeypatch.setattr(evaluator, "TOKENS_A_BATCH", 40)
     return found
 
 
@@ -94,7 +94,7 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(
         if calls == 3:
             raise Interrupted(15)
 
-    monkeypatch.setattr(suite, "stop_if_requested", stop)
+    monkeypatch.setattr(evaluator, "stop_if_requested", stop)
     with pytest.raises(Interrupted):
         put(tiny, data, Setting(shots=1))
     kept = list(asked)
@@ -226,7 +226,7 @@ def test_a_long_document_tells_how_far_it_is_and_can_be_stopped(
     def stop() -> None:
         raise Interrupted(2)
 
-    monkeypatch.setattr(suite, "stop_if_requested", stop)
+    monkeypatch.setattr(evaluator, "stop_if_requested", stop)
     stopped = Watched()
     with pytest.raises(Interrupted):
         evaluate_task(subject, task, Setting(), [data], data / "again", stopped)
