@@ -106,7 +106,7 @@ def main(
 
 
 def export_model(model: str, folder: Path) -> str:
-    from lmsmith.catalogue.exporting import export
+    from lmsmith.catalogue.export import export
     from lmsmith.catalogue.reading import read_model
 
     return str(export(read_model(model), folder, "hf")["path"])

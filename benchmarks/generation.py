@@ -96,7 +96,7 @@ def main(
 
 def find_gguf() -> Path:
     """The file that ``lmsmith pull smollm2-135m`` fetched, or that LMSMITH_TEST_GGUF names."""
-    from lmsmith.catalogue.resolving import resolve
+    from lmsmith.catalogue.resolve import resolve
     from lmsmith.core.errors import UserError
 
     try:
@@ -107,7 +107,7 @@ def find_gguf() -> Path:
 
 def eight_bits(path: Path, folder: str) -> Path:
     """The same model for llama.cpp in Q8_0."""
-    from lmsmith.catalogue.exporting import export
+    from lmsmith.catalogue.export import export
     from lmsmith.catalogue.reading import read_model
 
     return Path(export(read_model(path), Path(folder), "gguf", "q8_0")["path"])

@@ -183,7 +183,7 @@ def random_prompts(count: int, length: int, seed: int) -> list[list[int]]:
 
 def gguf(model: str) -> Path:
     """The model's file, which llama.cpp reads."""
-    from lmsmith.catalogue.resolving import resolve
+    from lmsmith.catalogue.resolve import resolve
 
     found = resolve(model).path
     if importlib.util.find_spec("xllamacpp") is None or found.suffix != ".gguf":

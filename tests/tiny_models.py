@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from lmsmith.catalogue.reading import ReadModel
-from lmsmith.catalogue.resolving import Source
+from lmsmith.catalogue.resolve import Source
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.evaluation.model import EvaluatedModel, make_evaluated_model
 from lmsmith.models.config import ModelConfig

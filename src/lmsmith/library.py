@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lmsmith.catalogue.reading import read_model
-from lmsmith.catalogue.sampling import Sampling, advised_sampling
+from lmsmith.catalogue.resolve import Sampling, advised_sampling
 from lmsmith.core.errors import UserError
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.generation.engine import Engine, SamplingSettings, answer, stream
@@ -18,7 +18,7 @@ from lmsmith.generation.sequences import until_stop
 from lmsmith.generation.vocabulary import vocabulary_of
 from lmsmith.models.decoder import Decoder
 from lmsmith.prompts import Message, Prompt, encode_prompt, room_for_reply
-from lmsmith.prompts.text import encode_text_prompts
+from lmsmith.prompts.prompt import encode_text_prompts
 from lmsmith.tokenizers import StreamDecoder, Tokenizer
 from lmsmith.training.machine import ResolvedMachine, resolve_machine
 
@@ -116,7 +116,7 @@ class LanguageModel:
         return "".join(self.write(self.text_tokens(text), settings, stop))
 
     def text_tokens(self, text: str) -> list[int]:
-        """A text to be continued, as tokens (`lmsmith.prompts.text`)."""
+        """A text to be continued, as tokens (`lmsmith.prompts.prompt`)."""
         return encode_text_prompts(self.tokenizer, [text])[0].tokens
 
     def chat(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lmsmith.catalogue.exporting import export
+from lmsmith.catalogue.export import export
 from lmsmith.catalogue.reading import read_model
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from lmsmith.catalogue import registry
-from lmsmith.catalogue.resolving import Source
-from lmsmith.catalogue.sampling import Sampling, advised_sampling
+from lmsmith.catalogue.resolve import Sampling, Source, advised_sampling
 from lmsmith.core.files import write_json
 
 

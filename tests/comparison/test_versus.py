@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from lmsmith.catalogue.sampling import Sampling
+from lmsmith.catalogue.resolve import Sampling
 from lmsmith.comparison.instructions import (
     Instruction,
     Replies,

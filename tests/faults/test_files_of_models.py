@@ -13,7 +13,7 @@ from lmsmith.catalogue.reading import read_model
 from lmsmith.core.errors import UserError
 from lmsmith.models.interop.folders import read_transformers_config
 from lmsmith.tokenizers import Tokenizer
-from lmsmith.tokenizers.gguf_vocabulary import gguf_metadata, tokenizer_from_gguf
+from lmsmith.tokenizers.gguf import gguf_metadata, tokenizer_from_gguf
 
 OWN = Tokenizer.train(["hello there, how are you?"] * 4, 300)
 

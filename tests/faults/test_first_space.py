@@ -13,8 +13,8 @@ from lmsmith.evaluation.tasks.prompts import Question
 from lmsmith.generation.engine import Engine, Request, SamplingSettings, answer
 from lmsmith.generation.inference import InferenceDecoder
 from lmsmith.tokenizers import StreamDecoder, Tokenizer
-from lmsmith.tokenizers.gguf_vocabulary import tokenizer_from_gguf
-from lmsmith.tokenizers.gpt1 import train_gpt1
+from lmsmith.tokenizers.gguf import tokenizer_from_gguf
+from lmsmith.tokenizers.gpt import train_gpt1
 
 
 @pytest.fixture(scope="module")

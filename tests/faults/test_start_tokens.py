@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from lmsmith.catalogue.exporting import export
+from lmsmith.catalogue.export import export
 from lmsmith.catalogue.reading import ReadModel, read_model
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.evaluation.model import make_evaluated_model
@@ -22,7 +22,7 @@ from lmsmith.library import LanguageModel, load
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.folder import save_model
-from lmsmith.prompts.text import encode_text_prompts
+from lmsmith.prompts.prompt import encode_text_prompts
 from lmsmith.stages.pretrain import tokenize_sources
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.machine import resolve_machine

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lmsmith.catalogue.reading import load_any_tokenizer
 from lmsmith.core.errors import UserError
 from lmsmith.generation.beam import BeamSettings, beam_search
 from lmsmith.generation.engine import Engine, answer, generate
@@ -28,13 +29,11 @@ from lmsmith.generation.vocabulary import Vocabulary, vocabulary_of
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.tokenizers import Tokenizer
-from lmsmith.tokenizers.gguf_vocabulary import (
+from lmsmith.tokenizers.gguf import (
     gguf_metadata,
-    load_gguf_tokenizer,
     tokenizer_from_gguf,
 )
-from lmsmith.tokenizers.gpt1 import train_gpt1
-from lmsmith.tokenizers.gpt2 import load_gpt2
+from lmsmith.tokenizers.gpt import load_gpt2, train_gpt1
 from lmsmith.tokenizers.hugging_face import load_hugging_face, to_hugging_face
 from tiny_models import random_decoder
 
@@ -90,7 +89,7 @@ def tokenizer(request: pytest.FixtureRequest, folder: Path) -> Tokenizer:
         return load_gpt2(request.getfixturevalue("public_data")("gpt2_vocab"))
     if request.param == "smollm2":
         pytest.importorskip("gguf")
-        return load_gguf_tokenizer(request.getfixturevalue("smollm_gguf"))
+        return load_any_tokenizer(request.getfixturevalue("smollm_gguf"))
     kinds: dict[str, Kind] = {
         "byte_level_gguf": byte_level_gguf,
         "sentence_piece": sentence_piece,

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from lmsmith.catalogue.exporting import export
+from lmsmith.catalogue.export import export
 from lmsmith.catalogue.reading import ReadModel, read_model
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.evaluation.model import EvaluatedModel, make_evaluated_model

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lmsmith.catalogue.exporting import export
+from lmsmith.catalogue.export import export
 from lmsmith.catalogue.reading import ReadModel, read_model
-from lmsmith.catalogue.resolving import Source
+from lmsmith.catalogue.resolve import Source
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.interop.folders import read_transformers_folder, write_transformers_model
 from lmsmith.models.interop.gguf_file import open_gguf

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from lmsmith.catalogue.exporting import export
+from lmsmith.catalogue.export import export
 from lmsmith.catalogue.reading import ReadModel, read_model
 from lmsmith.core.progress import QuietProgress
 from lmsmith.core.recipe import MachineConfig

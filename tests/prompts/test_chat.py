@@ -17,7 +17,7 @@ from lmsmith.prompts import (
     validate_messages,
 )
 from lmsmith.tokenizers import Tokenizer
-from lmsmith.tokenizers.special import JINJA_TEMPLATE
+from lmsmith.tokenizers.chat_format import JINJA_TEMPLATE
 
 TOKENIZER = Tokenizer.train(["hello there, how are you? I am well, thank you. 你好"] * 4, 300)
 T = TOKENIZER

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 import pytest
 
 from lmsmith.corpus.messages import Message
-from lmsmith.prompts.chat import encode_conversation, fit_conversation
-from lmsmith.prompts.windows import conversation_windows
+from lmsmith.prompts.chat import conversation_windows, encode_conversation, fit_conversation
 from lmsmith.tokenizers import Tokenizer
-from lmsmith.tokenizers.importing import import_tokenizer
+from lmsmith.tokenizers.import_tokenizer import import_tokenizer
 
 OWN = Tokenizer.train(["Question: what is it? Answer: it is a dog."] * 4, 300)
 EOS, USER = "<|endoftext|>", "<|user|>"

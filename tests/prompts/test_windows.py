@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmsmith.corpus.messages import Message
-from lmsmith.prompts.chat import encode_conversation
-from lmsmith.prompts.windows import conversation_windows
+from lmsmith.prompts.chat import conversation_windows, encode_conversation
 from lmsmith.tokenizers import Tokenizer
 
 TOKENIZER = Tokenizer.train(["so it goes, and so it went"], 265)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from worlds import CONTEXT, RANDOM, TOKENIZER, Running, read
 
-from lmsmith.catalogue.exporting import export
+from lmsmith.catalogue.export import export
 
 WORDS = ["what", "do", "you", "like", "I", "rain", "and", "tea", "said", "cat", "é", "你"]
 

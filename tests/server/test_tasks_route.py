@@ -14,7 +14,7 @@ import httpx2 as httpx
 import pytest
 from worlds import CONTEXT, HTTP, RANDOM, TOKENIZER, Running, read, running, words
 
-from lmsmith.catalogue.resolving import Source
+from lmsmith.catalogue.resolve import Source
 from lmsmith.cli import main
 from lmsmith.core.paths import tasks_folder
 from lmsmith.core.recipe import MachineConfig

@@ -14,7 +14,7 @@ import httpx2 as httpx
 import torch
 
 from lmsmith.catalogue.reading import ReadModel
-from lmsmith.catalogue.resolving import Source
+from lmsmith.catalogue.resolve import Source
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder

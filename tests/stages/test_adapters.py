@@ -18,7 +18,7 @@ from preference_world import (
 )
 from safetensors.torch import load_file
 
-from lmsmith.catalogue.exporting import export
+from lmsmith.catalogue.export import export
 from lmsmith.catalogue.reading import read_model
 from lmsmith.core.errors import Interrupted, UserError
 from lmsmith.models.adapters import AdapterConfig

@@ -26,7 +26,7 @@ from lmsmith.models.folder import load_decoder
 from lmsmith.runs.metrics_log import read_metrics
 from lmsmith.runs.stage_folder import StageFolder
 from lmsmith.stages.sft import SFTConfig, demonstration_windows, run
-from lmsmith.tokenizers.importing import import_tokenizer
+from lmsmith.tokenizers.import_tokenizer import import_tokenizer
 from lmsmith.training import loop
 from lmsmith.training.machine import resolve_machine
 from lmsmith.training.optimiser import OptimiserConfig

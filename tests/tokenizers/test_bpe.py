@@ -15,7 +15,7 @@ from tokenizers import Tokenizer as Backend
 
 from lmsmith.core.errors import UserError
 from lmsmith.tokenizers import StreamDecoder, Tokenizer
-from lmsmith.tokenizers.special import SPECIAL_TOKENS
+from lmsmith.tokenizers.chat_format import SPECIAL_TOKENS
 
 CORPUS = [
     "Hello there, how are you doing today? I'm doing well, thanks.\n\nWhat's up?",

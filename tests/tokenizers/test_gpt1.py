@@ -9,7 +9,7 @@ import pytest
 
 from lmsmith.core.errors import UserError
 from lmsmith.tokenizers import StreamDecoder, Tokenizer
-from lmsmith.tokenizers.gpt1 import UNKNOWN, load_gpt1, train_gpt1, write_gpt1_files
+from lmsmith.tokenizers.gpt import UNKNOWN, load_gpt1, train_gpt1, write_gpt1_files
 
 ftfy = pytest.importorskip("ftfy")
 

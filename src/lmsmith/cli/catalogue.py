@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from lmsmith.catalogue import registry
-from lmsmith.catalogue.resolving import Source, resolve
-from lmsmith.catalogue.shelf import SHELF
+from lmsmith.catalogue.registry import KNOWN_MODELS
+from lmsmith.catalogue.resolve import Source, resolve
 from lmsmith.cli.output import choose_progress, print_json
 from lmsmith.core.paths import models_folder
 from lmsmith.core.progress import LiveProgress
@@ -27,7 +27,7 @@ def pull(name: str, again: bool = False, json: bool = False) -> int:
         again: Fetch it even if it is here.
         json: Print its record as one JSON object, and nothing else.
     """
-    from lmsmith.catalogue.pulling import pull as fetch
+    from lmsmith.catalogue.pull import pull as fetch
 
     progress = choose_progress(f"pull {name}", json)
     if isinstance(progress, LiveProgress):
@@ -53,7 +53,7 @@ def list_models(json: bool = False) -> int:
     """
     found = registry.records()
     here = {record.name for record in found}
-    offered = {name: model for name, model in SHELF.items() if name not in here}
+    offered = {name: model for name, model in KNOWN_MODELS.items() if name not in here}
     if json:
         offers = [{"name": name, "about": m.about, "bytes": m.bytes} for name, m in offered.items()]
         models = [record.as_dict() for record in found]
@@ -151,8 +151,8 @@ def export(
         type: Of the weights. f32 for hf and f16 for gguf if not given; q8_0 is for gguf alone.
         json: Print path, format, type and bytes as one JSON object.
     """
-    from lmsmith.catalogue.exporting import default_folder
-    from lmsmith.catalogue.exporting import export as write
+    from lmsmith.catalogue.export import default_folder
+    from lmsmith.catalogue.export import export as write
     from lmsmith.catalogue.reading import read_model
 
     found = read_model(model)

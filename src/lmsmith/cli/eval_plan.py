@@ -43,7 +43,7 @@ def stages_of(run: str) -> list[str]:
     Raises:
         UserError: there are not two of them.
     """
-    from lmsmith.catalogue.resolving import WRITING_STAGES
+    from lmsmith.catalogue.resolve import WRITING_STAGES
 
     found = [
         str(Path(run) / stage)

@@ -58,7 +58,7 @@ class Instructions:
         Raises:
             UserError: the instructions are none, or there is no such judge.
         """
-        from lmsmith.catalogue.resolving import resolve
+        from lmsmith.catalogue.resolve import resolve
 
         _ = self.asked  # raises what is wrong with the file
         if self.judge != PEOPLE:

@@ -193,7 +193,7 @@ def sample(
         raise UserError(f"--count {count}: 1 or more")
     with opened(database, new=not logged) as store:
         from lmsmith.catalogue.reading import read_model
-        from lmsmith.catalogue.resolving import resolve
+        from lmsmith.catalogue.resolve import resolve
         from lmsmith.feedback import sampling
         from lmsmith.feedback.queue import Queue
         from lmsmith.generation.settings import SamplingSettings

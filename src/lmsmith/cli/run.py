@@ -65,7 +65,7 @@ def run(
 
         print_closing_table(place)
     print(f"report: {page}")
-    from lmsmith.catalogue.resolving import WRITING_STAGES
+    from lmsmith.catalogue.resolve import WRITING_STAGES
 
     if not quiet and any((place / stage / "model").exists() for stage in WRITING_STAGES):
         named = shlex.quote(str(place))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from lmsmith.catalogue.resolving import resolve
+from lmsmith.catalogue.resolve import resolve
 from lmsmith.core.files import fingerprint
 from lmsmith.evaluation.methods.rated import LabelWords
 from lmsmith.evaluation.model import EvaluatedModel, load_evaluated_model, weights_sum

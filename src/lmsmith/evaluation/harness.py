@@ -30,7 +30,7 @@ from lmsmith.generation.sequences import until_stop
 from lmsmith.generation.settings import SamplingSettings
 from lmsmith.runs.signals import stop_if_requested
 from lmsmith.tokenizers import Tokenizer
-from lmsmith.tokenizers.special import JINJA_TEMPLATE
+from lmsmith.tokenizers.chat_format import JINJA_TEMPLATE
 from lmsmith.tokenizers.template import Rendering
 from lmsmith.training.machine import prepare_process
 

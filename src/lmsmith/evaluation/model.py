@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lmsmith.catalogue.reading import ReadModel, read_model
-from lmsmith.catalogue.resolving import Source
-from lmsmith.catalogue.sampling import Sampling, advised_sampling
+from lmsmith.catalogue.resolve import Sampling, Source, advised_sampling
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import fingerprint, sha256_file
 from lmsmith.generation.inference import InferenceDecoder
 from lmsmith.prompts import encode_prompt
-from lmsmith.prompts.text import begun
+from lmsmith.prompts.prompt import begun
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.machine import ResolvedMachine
 

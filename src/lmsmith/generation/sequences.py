@@ -16,7 +16,7 @@ from lmsmith.generation.sampling import History, adjust, row_uniforms
 from lmsmith.generation.settings import SamplingSettings
 from lmsmith.generation.vocabulary import ANY, Mask, Vocabulary
 from lmsmith.tokenizers import StreamDecoder, Tokenizer
-from lmsmith.tokenizers.utf8 import BOUNDARY, LONGEST
+from lmsmith.tokenizers.token_bytes import BOUNDARY, LONGEST
 
 
 @dataclass

@@ -1,9 +1,9 @@
 """A model's ids: which of them are tokens, and which may be drawn after a text.
 
 Drawn tokens never break a character: after its first bytes only tokens that continue it may come,
-and no token may whose bytes are valid nowhere (`lmsmith.tokenizers.utf8`). The probabilities of
-the others are renormalised. Ids without a token (an embedding has often more rows than its
-tokenizer has tokens) are never drawn, greedily neither.
+and no token may whose bytes are valid nowhere (`lmsmith.tokenizers.token_bytes`). The
+probabilities of the others are renormalised. Ids without a token (an embedding has often more rows
+than its tokenizer has tokens) are never drawn, greedily neither.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lmsmith.tokenizers import Tokenizer
-from lmsmith.tokenizers.utf8 import BOUNDARY, LONGEST, STATES
+from lmsmith.tokenizers.token_bytes import BOUNDARY, LONGEST, STATES
 
 ANY = STATES
 """In the place of a state: every token may come, as at temperature 0."""

@@ -15,7 +15,7 @@ from lmsmith.models.batching import PaddedBatch, length_groups, pad_batch, respo
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.heads import ScalarModel
 from lmsmith.rlhf.rewards import checked_rewards
-from lmsmith.tokenizers.utf8 import LONGEST
+from lmsmith.tokenizers.token_bytes import LONGEST
 from lmsmith.training.machine import ResolvedMachine, evaluation_mode
 
 RewardFunction = Callable[[list[list[int]], list[list[int]]], Tensor | Sequence[float]]

@@ -11,7 +11,7 @@ from lmsmith.generation.requests import Request
 from lmsmith.generation.settings import SamplingSettings
 from lmsmith.generation.vocabulary import Vocabulary
 from lmsmith.prompts import encode_prompt
-from lmsmith.prompts.text import TextPrompt, encode_text_prompts
+from lmsmith.prompts.prompt import TextPrompt, encode_text_prompts
 from lmsmith.server.errors import ApiError, refused, unsupported
 from lmsmith.server.limits import Limits
 from lmsmith.server.protocol import ChatBody, ChatMessage, CompletionBody, SamplingBody
@@ -120,7 +120,7 @@ def check_length(model: ServedModel, count: int, param: str) -> None:
 
 
 def completion_prompts(model: ServedModel, body: CompletionBody) -> list[TextPrompt]:
-    """Each prompt as tokens; a text's begin as `lmsmith.prompts.text` says.
+    """Each prompt as tokens; a text's begin as `lmsmith.prompts.prompt` says.
 
     Raises:
         ApiError: one is empty, too long, or of tokens that the model does not have.

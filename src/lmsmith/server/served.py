@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from lmsmith.catalogue.reading import ReadModel, read_model
-from lmsmith.catalogue.resolving import resolve
-from lmsmith.catalogue.sampling import Sampling, advised_sampling
+from lmsmith.catalogue.resolve import Sampling, advised_sampling, resolve
 from lmsmith.core.errors import UserError
 from lmsmith.generation.inference import InferenceDecoder
 from lmsmith.generation.scheduler import Scheduler

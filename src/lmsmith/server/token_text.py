@@ -9,7 +9,7 @@ from lmsmith.generation.log_probs import TokenLogProb
 from lmsmith.generation.requests import Reply
 from lmsmith.server.served import ServedModel
 from lmsmith.tokenizers import StreamDecoder, Tokenizer
-from lmsmith.tokenizers.utf8 import BOUNDARY
+from lmsmith.tokenizers.token_bytes import BOUNDARY
 
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:

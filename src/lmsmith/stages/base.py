@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lmsmith.catalogue.reading import read_model
-from lmsmith.catalogue.resolving import resolve
+from lmsmith.catalogue.resolve import resolve
 from lmsmith.core.config import NOT_A_SETTING
 from lmsmith.core.files import beside
 from lmsmith.models.folder import save_model

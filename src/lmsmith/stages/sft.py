@@ -19,8 +19,8 @@ from lmsmith.generation.engine import SamplingSettings, generate
 from lmsmith.models.adapters import AdapterConfig, adapt
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.folder import load_decoder, save_model
+from lmsmith.prompts.chat import conversation_windows
 from lmsmith.prompts.selection import select_prompts
-from lmsmith.prompts.windows import conversation_windows
 from lmsmith.rlhf.diagnosis import FEW_ENDED
 from lmsmith.runs.stage_folder import StageFolder, derive_seed
 from lmsmith.tokenizers import Tokenizer

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lmsmith.catalogue.reading import load_any_tokenizer, tokenizer_files
 from lmsmith.core.config import NOT_A_SETTING
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import beside
 from lmsmith.corpus.rows import read_documents
 from lmsmith.runs.stage_folder import StageFolder
 from lmsmith.tokenizers import Tokenizer
-from lmsmith.tokenizers.any_kind import load_any_tokenizer, tokenizer_files
 from lmsmith.tokenizers.bpe import LARGEST_VOCABULARY, SMALLEST_VOCABULARY
 
 ENOUGH_WHOLE = 0.9

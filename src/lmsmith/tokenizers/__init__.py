@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from lmsmith.tokenizers.stream import StreamDecoder
-from lmsmith.tokenizers.tokenizer import EncodedChat, Tokenizer
+from lmsmith.tokenizers.tokenizer import EncodedChat, StreamDecoder, Tokenizer
 
 __all__ = ["EncodedChat", "StreamDecoder", "Tokenizer"]

@@ -12,8 +12,8 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.text import encodable
-from lmsmith.tokenizers.byte_level import byte_of_character
-from lmsmith.tokenizers.special import SPECIAL_TOKENS
+from lmsmith.tokenizers.chat_format import SPECIAL_TOKENS
+from lmsmith.tokenizers.token_bytes import byte_of_character
 
 TOKENIZER_FILE = "tokenizer.json"
 

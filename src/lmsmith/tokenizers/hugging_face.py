@@ -10,8 +10,8 @@ from typing import Any
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import atomic_write, read_json, write_json
 from lmsmith.tokenizers.bpe import TOKENIZER_FILE
-from lmsmith.tokenizers.importing import import_tokenizer
-from lmsmith.tokenizers.special import END_OF_TEXT, END_OF_TURN, JINJA_TEMPLATE
+from lmsmith.tokenizers.chat_format import END_OF_TEXT, END_OF_TURN, JINJA_TEMPLATE
+from lmsmith.tokenizers.import_tokenizer import import_tokenizer
 from lmsmith.tokenizers.tokenizer import Tokenizer, vocabulary_of
 
 CONFIG_FILE = "tokenizer_config.json"

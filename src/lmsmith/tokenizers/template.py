@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lmsmith.core.errors import UserError
-from lmsmith.tokenizers.shield import secret_text
+from lmsmith.tokenizers.control_tokens import secret_text
 
 SECONDS = 10.0
 """Longest time for one conversation."""

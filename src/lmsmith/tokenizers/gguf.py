@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
 from lmsmith.core.errors import UserError
-from lmsmith.tokenizers.gpt2 import byte_level_description
+from lmsmith.tokenizers.gpt import byte_level_description
 from lmsmith.tokenizers.hugging_face import described_with_start, hugging_face_template
-from lmsmith.tokenizers.importing import import_tokenizer
+from lmsmith.tokenizers.import_tokenizer import import_tokenizer
 from lmsmith.tokenizers.tokenizer import Tokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -83,37 +82,6 @@ _OF_SENTENCE_PIECE = ("unknown", "bos", "eos")
 
 _WHOLE_WORDS = {"llama-bpe", "llama3", "smaug-bpe"}
 """Where a piece that is a token is taken as it is, whatever merges would make of it."""
-
-
-def load_gguf_tokenizer(path: Path | str) -> Tokenizer:
-    """The tokenizer of a GGUF file.
-
-    Raises:
-        UserError: the package gguf is missing, the file is not GGUF, or its tokenizer is of a
-            kind that is not known.
-    """
-    return tokenizer_from_gguf(read_tokenizer_metadata(Path(path)))
-
-
-def read_tokenizer_metadata(path: Path) -> dict[str, Any]:
-    """What a GGUF file says under ``tokenizer.``, by key.
-
-    Raises:
-        UserError: the package gguf is missing, or the file cannot be read.
-    """
-    try:
-        from gguf import GGUFReader
-    except ImportError as error:
-        raise UserError(
-            f"{path}: reading GGUF needs the package gguf", 'pip install "lmsmith[gguf]"'
-        ) from error
-    try:
-        fields = GGUFReader(path).fields
-        return {
-            key: field.contents() for key, field in fields.items() if key.startswith("tokenizer.")
-        }
-    except (OSError, ValueError, IndexError, KeyError) as error:
-        raise UserError(f"{path}: not a readable GGUF file ({error})", "fetch it again") from error
 
 
 def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:

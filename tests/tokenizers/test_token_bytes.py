@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from lmsmith.tokenizers.utf8 import BOUNDARY, STATES, Utf8Table, utf8_table
+from lmsmith.tokenizers.token_bytes import BOUNDARY, STATES, Utf8Table, utf8_table
 
 BYTES = utf8_table([bytes([byte]) for byte in range(256)] + [b"", b""], {256})
 CONTROL, HOLE = 256, 257

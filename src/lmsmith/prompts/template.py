@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from lmsmith.corpus.messages import Message
-from lmsmith.prompts.fitted import FittedConversation, Prompt, too_long
+from lmsmith.prompts.prompt import FittedConversation, Prompt, too_long
 from lmsmith.tokenizers import EncodedChat, Tokenizer
 
 
@@ -81,7 +81,7 @@ def conversation_windows(
     history: int,
     counts: Counter[str] | None = None,
 ) -> list[tuple[list[int], list[bool]]]:
-    """`lmsmith.prompts.windows.conversation_windows` for a template.
+    """`lmsmith.prompts.chat.conversation_windows` for a template.
 
     Where the template ends no reply but the last, every reply has a window of its own: in one
     with others, only the last would be seen to end.

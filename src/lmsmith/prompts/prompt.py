@@ -1,10 +1,12 @@
-"""What of a conversation fits a context: a prompt, or a conversation to learn from."""
+"""Texts and conversations as prompts: tokens to be continued, and what of them fits a context."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lmsmith.core.errors import UserError
+from lmsmith.tokenizers import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -54,3 +56,41 @@ def too_long(needed: int, limit: int | None) -> PromptTooLong:
         f"there is room for {limit}",
         "shorten them, or use a model with a longer context",
     )
+
+
+@dataclass(frozen=True)
+class TextPrompt:
+    """A text to be continued, as tokens.
+
+    Attributes:
+        tokens: never empty, unless special tokens were refused.
+        start: how many of the first ones the text does not spell.
+    """
+
+    tokens: list[int]
+    start: int
+
+
+def encode_text_prompts(
+    tokenizer: Tokenizer, texts: Sequence[str], *, add_special_tokens: bool = True
+) -> list[TextPrompt]:
+    """Texts as prompts, with what the tokenizer's files put before a text, and nothing else.
+
+    Args:
+        add_special_tokens: without them a prompt is the text's own tokens, none for no text.
+    """
+    start = tokenizer.text_start if add_special_tokens else ()
+    return [
+        TextPrompt([*start, *tokens], len(start))
+        if tokens or not add_special_tokens
+        else TextPrompt(begun(tokenizer, tokens, start), len(start) or 1)
+        for tokens in tokenizer.encode_batch(list(texts))
+    ]
+
+
+def begun(tokenizer: Tokenizer, tokens: Sequence[int], start: Sequence[int]) -> list[int]:
+    """A text's tokens after ``start``.
+
+    A model goes on from a token: without any, the start of text stands there.
+    """
+    return [*start, *tokens] or [tokenizer.start_of_text]

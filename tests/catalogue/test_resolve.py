@@ -12,7 +12,7 @@ import torch
 from lmsmith.catalogue import registry
 from lmsmith.catalogue.reading import read_config, read_model
 from lmsmith.catalogue.registry import Record
-from lmsmith.catalogue.resolving import Source, resolve
+from lmsmith.catalogue.resolve import Source, resolve
 from lmsmith.core.errors import UserError
 from lmsmith.core.paths import models_folder
 from lmsmith.runs.records import write_record

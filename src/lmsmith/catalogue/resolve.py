@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from lmsmith.catalogue import registry
-from lmsmith.catalogue.shelf import SHELF
+from lmsmith.catalogue.registry import KNOWN_MODELS
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import missing, read_json
 from lmsmith.runs.folders import working_folder
@@ -61,7 +61,7 @@ def resolve(word: str | Path) -> Source:
     if record is not None:
         found = _of_path(record.path, record.name)
         return Source(found.format, found.path, record.name)
-    if name in SHELF:
+    if name in KNOWN_MODELS:
         raise UserError(f"{name} is not on this machine yet", f"fetch it: lmsmith pull {name}")
     if name.startswith("hf:"):
         raise UserError(
@@ -172,8 +172,8 @@ def _instead(path: Path, name: str) -> str:
         return f"did you mean {Path('runs') / path}?"
     registered = [record.name for record in registry.records()]
     runs = sorted(str(folder.parent) for folder in Path("runs").glob("*/recipe.json"))
-    near = difflib.get_close_matches(name, [*registered, *SHELF, *runs], n=1, cutoff=0.6)
-    if near and near[0] in SHELF and near[0] not in registered:
+    near = difflib.get_close_matches(name, [*registered, *KNOWN_MODELS, *runs], n=1, cutoff=0.6)
+    if near and near[0] in KNOWN_MODELS and near[0] not in registered:
         return f"did you mean {near[0]}? Fetch it: lmsmith pull {near[0]}"
     if near:
         return f"did you mean {near[0]}?"
@@ -187,6 +187,37 @@ def _instead(path: Path, name: str) -> str:
     if runs:
         known.append(f"the runs here: {', '.join(runs[:12])}")
     known.append(
-        f"`lmsmith pull NAME` fetches {', '.join(SHELF)}; `lmsmith run quickstart` makes one"
+        f"`lmsmith pull NAME` fetches {', '.join(KNOWN_MODELS)}; `lmsmith run quickstart` makes one"
     )
     return "; ".join(known)
+
+
+GENERATION_FILE = "generation_config.json"
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What is meant where a temperature or a top-p is not given."""
+
+    temperature: float = 0.8
+    top_p: float = 0.95
+
+
+def advised_sampling(source: Source) -> Sampling:
+    """The makers' advice: of a fetched model, or in a Hugging Face folder; else our own."""
+    record = registry.find(source.name)
+    if source.name in KNOWN_MODELS and record is not None and record.path == source.path:
+        shelved = KNOWN_MODELS[source.name]
+        return Sampling(shelved.temperature, shelved.top_p)
+    path = source.path / GENERATION_FILE
+    if source.format != "hf" or not path.is_file():
+        return Sampling()
+    content = read_json(path)
+    advice = content if isinstance(content, dict) else {}
+    temperature, top_p = (advice.get(name) for name in ("temperature", "top_p"))
+    usual = Sampling()
+    return Sampling(_number(temperature, 2.0, usual.temperature), _number(top_p, 1.0, usual.top_p))
+
+
+def _number(value: object, most: float, otherwise: float) -> float:
+    return float(value) if isinstance(value, int | float) and 0 < value <= most else otherwise

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from lmsmith.catalogue.exporting import default_folder, export, padded_vocabulary
+from lmsmith.catalogue.export import default_folder, export, padded_vocabulary
 from lmsmith.catalogue.reading import ReadModel, read_model
-from lmsmith.catalogue.resolving import Source
+from lmsmith.catalogue.resolve import Source
 from lmsmith.core.errors import UserError
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder

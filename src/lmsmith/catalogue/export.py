@@ -14,7 +14,7 @@ from lmsmith.models.interop.folders import write_transformers_model
 from lmsmith.models.interop.gguf_models import to_gguf
 from lmsmith.models.interop.gguf_writing import FILE_TYPES, write_gguf
 from lmsmith.tokenizers import Tokenizer
-from lmsmith.tokenizers.gguf_vocabulary import UNUSED, gguf_metadata
+from lmsmith.tokenizers.gguf import UNUSED, gguf_metadata
 from lmsmith.tokenizers.hugging_face import to_hugging_face
 
 CARD_FILE = "card.json"

@@ -9,12 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lmsmith.catalogue.reading import load_any_tokenizer, tokenizer_files
 from lmsmith.core.errors import UserError
 from lmsmith.tokenizers import Tokenizer
-from lmsmith.tokenizers.any_kind import load_any_tokenizer, tokenizer_files
-from lmsmith.tokenizers.gguf_vocabulary import gguf_metadata, tokenizer_from_gguf
-from lmsmith.tokenizers.gpt1 import train_gpt1, write_gpt1_files
-from lmsmith.tokenizers.gpt2 import load_gpt2
+from lmsmith.tokenizers.gguf import gguf_metadata, tokenizer_from_gguf
+from lmsmith.tokenizers.gpt import load_gpt2, train_gpt1, write_gpt1_files
 from lmsmith.tokenizers.hugging_face import load_hugging_face, to_hugging_face
 
 pytest.importorskip("ftfy")
