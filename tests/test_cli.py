@@ -94,6 +94,22 @@ def test_unknown_command_suggests_the_nearest(capsys: pytest.CaptureFixture[str]
     assert "The commands: run, " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "now"),
+    [
+        ("task add tone", "tasks add"),
+        ("task run tone", "tasks run"),
+        ("task", "tasks"),
+        ("models export m", "export"),
+    ],
+)
+def test_old_spellings_name_the_new_ones(
+    words: str, now: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words.split()) == 2
+    assert f"Write lmsmith {now}" in capsys.readouterr().err
+
+
 def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["run"]) == 2
     assert cli.main(["run", "small", "--nonsense"]) == 2
@@ -189,7 +205,7 @@ def failing(error: BaseException) -> list[cli.Command]:
         def load(self) -> Any:
             return fail
 
-    return [Failing("fail", "", "", "fails", ("lmsmith fail",))]
+    return [Failing("fail", "", "fails", ("lmsmith fail",))]
 
 
 def test_exit_codes_and_messages(capsys: pytest.CaptureFixture[str]) -> None:
@@ -221,7 +237,7 @@ def test_what_a_model_stands_for_is_said_once(
         def load(self) -> Any:
             return command
 
-    assert cli.main(["tell"], [Telling("tell", "", "", "tells", ("lmsmith tell",))]) == 0
+    assert cli.main(["tell"], [Telling("tell", "", "tells", ("lmsmith tell",))]) == 0
     assert capsys.readouterr().err == "runs/a: the model of ppo\n"
     assert caplog.messages == []
 
@@ -331,17 +347,17 @@ def test_recipes_are_listed_and_copied(
     assert cli.main(["recipes", "cp", "smal", str(tmp_path / "x.toml")]) == 2
 
 
-def test_closing_table_shows_gains_with_their_intervals(tmp_path: Path) -> None:
+def test_gains_table_shows_gains_with_their_intervals(tmp_path: Path) -> None:
     from rich.console import Console
 
-    from lmsmith.cli.closing import closing_table
+    from lmsmith.cli.run import gains_table
     from lmsmith.report.run.gains import Gain
 
     gain = Gain(
         "ppo", "PPO", "", "done", "wins over SFT", "50 %", "68 %", "[62 to 74 %]", "better", 245, 1
     )
     console = Console(width=100, record=True, file=open(os.devnull, "w"))  # noqa: PTH123, SIM115
-    console.print(closing_table([gain, replace(gain, stage="sft", wall_seconds=None)]))
+    console.print(gains_table([gain, replace(gain, stage="sft", wall_seconds=None)]))
     shown = console.export_text()
     console.file.close()
     assert "68 %" in shown

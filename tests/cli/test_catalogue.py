@@ -73,7 +73,7 @@ def test_export_has_a_folder_by_default(here: Path, capsys: pytest.CaptureFixtur
     result = answer(capsys, "export", "runs/small", "--json")
     assert result["path"] == "runs/small/export/hf"
     assert (here / "runs/small/export/hf/model.safetensors").is_file()
-    assert cli.main(["models", "export", "runs/small", "elsewhere", "--type", "bf16"]) == 0
+    assert cli.main(["export", "runs/small", "elsewhere", "--type", "bf16"]) == 0
     assert "elsewhere: " in capsys.readouterr().out
     assert cli.main(["export", "runs/small", "runs/small"]) == 2
     assert "not an earlier export" in capsys.readouterr().err

@@ -411,7 +411,7 @@ def test_a_task_of_ones_own_is_a_function_of_lines(
 ) -> None:
     rows = [{"input": "the sea", "label": "wet"}, {"input": "the dog", "label": "dry"}]
     (here / "few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = ["task", "add", "wetness", "Is it wet?", "few.jsonl"]
+    words = ["tasks", "add", "wetness", "Is it wet?", "few.jsonl"]
     assert cli.main(words) == 0
     assert cli.main(words) == 2
     assert "--replace" in capsys.readouterr().err
@@ -419,7 +419,7 @@ def test_a_task_of_ones_own_is_a_function_of_lines(
     capsys.readouterr()
     given = b'\xef\xbb\xbfthe river\r\n\n\xef\xbb\xbf{"input": "a \\"dog\\""}\r\nthe sea\rthe hill'
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(given), encoding="ascii"))
-    assert cli.main(["task", "run", "wetness", "one", *COMMON]) == 0
+    assert cli.main(["tasks", "run", "wetness", "one", *COMMON]) == 0
     printed = capsys.readouterr()
     found = [json.loads(line) for line in printed.out.splitlines()]
     assert [row["input"] for row in found] == ["the river", 'a "dog"', "the sea", "the hill"]
@@ -432,13 +432,13 @@ def test_texts_that_do_not_fit_are_counted(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (here / "few.jsonl").write_text(json.dumps({"input": "the sea", "label": "wet"}))
-    assert cli.main(["task", "add", "wetness", "Wet?", "few.jsonl", "--labels", "wet,dry"]) == 0
+    assert cli.main(["tasks", "add", "wetness", "Wet?", "few.jsonl", "--labels", "wet,dry"]) == 0
     (here / "in.txt").write_text("the sea\n" + "the dog " * 5000)
-    assert cli.main(["task", "run", "wetness", "one", "--input", "in.txt", *COMMON]) == 0
+    assert cli.main(["tasks", "run", "wetness", "one", "--input", "in.txt", *COMMON]) == 0
     printed = capsys.readouterr()
     assert "only the end was read: 1; shorten them" in printed.err
     monkeypatch.setattr("sys.stdin", None)
-    assert cli.main(["task", "run", "wetness", "one", *COMMON]) == 2
+    assert cli.main(["tasks", "run", "wetness", "one", *COMMON]) == 2
     assert "standard input is closed" in capsys.readouterr().err
 
 
@@ -455,10 +455,10 @@ def test_input_that_cannot_be_read_says_why(
 ) -> None:
     row = {"input": "the sea", "label": "wet"}
     (here / "few.jsonl").write_text(json.dumps(row))
-    assert cli.main(["task", "add", "wetness", "Wet?", "few.jsonl", "--labels", "wet,dry"]) == 0
+    assert cli.main(["tasks", "add", "wetness", "Wet?", "few.jsonl", "--labels", "wet,dry"]) == 0
     if content is not None:
         (here / "in.jsonl").write_bytes(content)
-    assert cli.main(["task", "run", "wetness", "one", "--input", "in.jsonl"]) == 2
+    assert cli.main(["tasks", "run", "wetness", "one", "--input", "in.jsonl"]) == 2
     assert said in capsys.readouterr().err
 
 
@@ -477,7 +477,7 @@ def test_a_task_that_cannot_be_made_says_why(
     here: Path, capsys: pytest.CaptureFixture[str], words: list[str], content: str, said: str
 ) -> None:
     (here / "few.jsonl").write_text(content)
-    assert cli.main(["task", "add", *words]) == 2
+    assert cli.main(["tasks", "add", *words]) == 2
     assert said in capsys.readouterr().err
 
 

@@ -64,7 +64,7 @@ def test_odd_files_are_named_by_every_command(
     lines = {
         "feedback": ["feedback", "import", str(file), "--database", str(tmp_path / "f.db")],
         "recipe": ["run", str(recipe), "--folder", str(tmp_path / "run")],
-        "task": ["task", "add", "mine", "About?", str(file)],
+        "task": ["tasks", "add", "mine", "About?", str(file)],
         "eval": ["tasks", "show", str(file)],
     }
     assert main(lines[command]) == 2
@@ -86,7 +86,7 @@ def test_paths_that_are_not_there_say_where_they_were_looked_for(
         ["tasks", "show", "absent.jsonl"],
         ["feedback", "import", "absent.jsonl", "--database", "f.db"],
         ["feedback", "stats", "--database", "absent.db"],
-        ["task", "add", "mine", "About?", "absent.jsonl"],
+        ["tasks", "add", "mine", "About?", "absent.jsonl"],
     ):
         assert main(words) == 2, words
         path = next(word for word in words if "absent" in word)

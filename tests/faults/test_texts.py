@@ -70,7 +70,7 @@ def test_labels_with_odd_line_ends(
 ) -> None:
     monkeypatch.setenv("LMSMITH_HOME", str(tmp_path))
     labels = faults("02-line-separators") / "labels.jsonl"
-    assert main(["task", "add", "odd", "About?", str(labels)]) == 0
+    assert main(["tasks", "add", "odd", "About?", str(labels)]) == 0
     (kept,) = tmp_path.rglob("odd.jsonl")
     assert len(list(read_jsonl(kept))) == rows_of(labels)
 

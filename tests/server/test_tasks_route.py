@@ -1,4 +1,4 @@
-"""/v1/tasks: a task of one's own over HTTP: the answers of `lmsmith task run`; nobody is harmed."""
+"""/v1/tasks: a task of one's own over HTTP: the answers of `lmsmith tasks run`; nobody is harmed."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def add(name: str, rows: list[dict[str, str]], about: str) -> None:
     file = user_folder() / f"{name}-given.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert main(["task", "add", name, about, str(file)]) == 0
+    assert main(["tasks", "add", name, about, str(file)]) == 0
 
 
 def user_folder() -> Path:

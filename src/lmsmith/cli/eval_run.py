@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lmsmith.cli.eval_versus import Instructions
-from lmsmith.cli.output import choose_progress
 from lmsmith.comparison.instructions import Replies
+from lmsmith.core.progress import choose_progress
 from lmsmith.evaluation.run import (
     Evaluation,
     Plan,

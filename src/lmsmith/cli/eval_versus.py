@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmsmith.cli.output import choose_progress
-from lmsmith.core.progress import RunProgress
+from lmsmith.core.progress import RunProgress, choose_progress
 
 if TYPE_CHECKING:
     from lmsmith.cli.eval_run import Measured

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import tyro
-
-from lmsmith.cli.output import choose_progress, print_json
+from lmsmith.cli.output import plain_table, print_json, table_console
 from lmsmith.core.errors import UserError
 from lmsmith.core.extras import needs_extra
 from lmsmith.core.files import missing
+from lmsmith.core.progress import choose_progress
 from lmsmith.core.recipe import MachineConfig
 
 if TYPE_CHECKING:
-    from lmsmith.feedback.store import Store
+    from rich.console import Console
+    from rich.table import Table
 
-_Database = Annotated[str, tyro.conf.arg(metavar="FILE")]
-_Share = Annotated[float, tyro.conf.arg(metavar="SHARE")]
+    from lmsmith.feedback.store import Store
 
 
 @contextlib.contextmanager
@@ -46,8 +45,8 @@ def opened(database: str, *, new: bool = False) -> Iterator[Store]:
 
 def export(
     folder: Path,
-    database: _Database = "",
-    held_out: _Share = 0.0,
+    database: str = "",
+    held_out: float = 0.0,
     with_liked: bool = False,
     json: bool = False,
 ) -> int:
@@ -103,8 +102,8 @@ def _nothing(store: Store, folder: Path, database: str) -> UserError:
 
 def import_(
     file: Path,
-    database: _Database = "",
-    person: Annotated[str, tyro.conf.arg(metavar="NAME")] = "import",
+    database: str = "",
+    person: str = "import",
     overlap: int = 1,
     json: bool = False,
 ) -> int:
@@ -150,9 +149,9 @@ def import_(
 
 
 def sample(
-    models: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
-    database: _Database = "",
-    prompts: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    models: tuple[str, ...],
+    database: str = "",
+    prompts: Path | None = None,
     logged: bool = False,
     kind: Literal["ranking", "rating", "demonstration"] = "ranking",
     answers: int = 4,
@@ -246,7 +245,7 @@ def sample(
     return 0
 
 
-def stats(database: _Database = "", seed: int = 0, json: bool = False) -> int:
+def stats(database: str = "", seed: int = 0, json: bool = False) -> int:
     """Show what is labelled, how far labelers agree, and which model is best.
 
     Args:
@@ -261,8 +260,6 @@ def stats(database: _Database = "", seed: int = 0, json: bool = False) -> int:
     if json:
         print_json(found)
         return 0
-    from lmsmith.cli.feedback_tables import print_statistics
-
     print_statistics(found)
     return 0
 
@@ -282,3 +279,64 @@ def _safe(database: str) -> str:
     from lmsmith.feedback.database import default_database, make_safe
 
     return make_safe(database) if "://" in database else database or default_database()
+
+
+def print_statistics(found: Mapping[str, Any], console: Console | None = None) -> None:
+    """Tasks, labelers, agreement and leaderboard, those of which something is known."""
+    console = console or table_console()
+    tasks = plain_table("kind", "tasks", "complete", "gold")
+    for kind, counts in found["tasks"].items():
+        tasks.add_row(kind, *(f"{counts[name]:,}" for name in ("tasks", "complete", "gold")))
+    console.print(tasks)
+    if found["labelers"]:
+        console.print(_labelers(found["labelers"]))
+    agreement = plain_table("agreement", "value", "95 %", "tasks")
+    for kind, measures in found["agreement"].items():
+        for name, interval in measures.items():
+            if name != "tasks" and interval is not None:
+                row = (f"{kind}, {_NAMES[name]}", *_interval(interval), str(measures["tasks"]))
+                agreement.add_row(*row)
+    if agreement.row_count:
+        console.print(agreement)
+    if found["leaderboard"]:
+        board = plain_table("model", "preferred to the middle", "95 %", "comparisons")
+        for each in found["leaderboard"]:
+            board.add_row(each["model"], *_interval(each["rate"]), f"{each['comparisons']:,}")
+        console.print(board)
+    if found["ratings"]:
+        ratings = plain_table("model", "mean rating", "ratings")
+        for each in found["ratings"]:
+            ratings.add_row(each["model"] or "—", f"{each['mean']:.2f}", f"{each['count']:,}")
+        console.print(ratings)
+
+
+_NAMES = {"pairwise": "pairs alike", "tau_b": "Kendall τ-b", "alpha": "Krippendorff α"}
+
+
+def _labelers(labelers: list[dict[str, Any]]) -> Table:
+    table = plain_table(
+        "labeler",
+        "demonstrations",
+        "ratings",
+        "rankings",
+        "skipped",
+        "seconds",
+        "gold alike",
+        left=("labeler",),
+    )
+    for each in labelers:
+        gold = each["gold"]["pairwise"]
+        table.add_row(
+            each["name"],
+            *(str(each[name]) for name in ("demonstration", "rating", "ranking", "skipped")),
+            "—" if each["seconds"] is None else f"{each['seconds']:.0f}",
+            "—" if gold is None else f"{gold['value']:.2f}",
+        )
+    return table
+
+
+def _interval(found: Mapping[str, float | None]) -> tuple[str, str]:
+    value, low, high = (
+        "—" if found[name] is None else f"{found[name]:.2f}" for name in ("value", "low", "high")
+    )
+    return value, f"{low} to {high}"

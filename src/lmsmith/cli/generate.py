@@ -5,9 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
-
-import tyro
+from typing import TYPE_CHECKING, Any
 
 from lmsmith.cli.output import print_json
 from lmsmith.core.recipe import MachineConfig
@@ -22,11 +20,11 @@ def generate(
     model: str,
     prompt: str,
     max_tokens: int = 128,
-    temperature: Annotated[float | None, tyro.conf.arg(metavar="X")] = None,
-    top_p: Annotated[float | None, tyro.conf.arg(metavar="P")] = None,
-    seed: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    seed: int | None = None,
     json: bool = False,
-    alternatives: Annotated[int, tyro.conf.arg(metavar="N")] = 5,
+    alternatives: int = 5,
     prompt_log_probabilities: bool = False,
 ) -> int:
     """Continue a text, and print what comes after it as it is written.

@@ -12,9 +12,9 @@ from rich import box
 from rich.table import Table
 
 from lmsmith.cli.eval_plan import shot_counts, split_words
-from lmsmith.cli.output import choose_progress, print_json, table_console
+from lmsmith.cli.output import print_json, table_console
 from lmsmith.core.errors import UserError
-from lmsmith.core.progress import RunProgress
+from lmsmith.core.progress import RunProgress, choose_progress
 from lmsmith.core.recipe import MachineConfig
 
 

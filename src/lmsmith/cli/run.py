@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING
 
-import tyro
-
-from lmsmith.cli.output import choose_progress, print_json
-from lmsmith.core.progress import QuietProgress
+from lmsmith.cli.output import plain_table, print_json, table_console
+from lmsmith.core.progress import QuietProgress, choose_progress
 from lmsmith.stages import load_stage_recipe
 from lmsmith.stages.pipeline import run_recipe
 
-_Overrides = Annotated[
-    tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="STAGE.KEY=VALUE")
-]
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from lmsmith.report.run.gains import Gain
+
+_STYLES = {"better": "green", "unclear": "yellow", "worse": "red", "": ""}
 
 
 def run(
     recipe: str,
-    set: _Overrides = (),
-    only: Annotated[str | None, tyro.conf.arg(metavar="STAGE")] = None,
+    set: tuple[str, ...] = (),
+    only: str | None = None,
     dry_run: bool = False,
-    folder: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
+    folder: Path | None = None,
     json: bool = False,
     quiet: bool = False,
 ) -> int:
@@ -61,9 +64,7 @@ def run(
         print_json({**result, "report": str(page)})
         return 0
     if not quiet:
-        from lmsmith.cli.closing import print_closing_table
-
-        print_closing_table(place)
+        print_gains(place)
     print(f"report: {page}")
     from lmsmith.catalogue.resolve import WRITING_STAGES
 
@@ -82,3 +83,33 @@ def plan_text(result: dict[str, object]) -> str:
         f"{entry['action']:<8}  {name:<{width}}  {entry['reason']}"
         for name, entry in stages.items()
     )
+
+
+def print_gains(folder: Path, console: Console | None = None) -> None:
+    """Print what each stage of the run in ``folder`` gained, with its wall time."""
+    from lmsmith.report.run.gains import describe_gains
+    from lmsmith.report.run.metrics import stage_tables
+    from lmsmith.report.run.records import read_run
+
+    run = read_run(folder)
+    gains = describe_gains(run, stage_tables(run))
+    console = console or table_console()
+    console.print(gains_table([gain for gain in gains if gain.status != "not run"]))
+
+
+def gains_table(gains: Sequence[Gain]) -> Table:
+    """A row a stage: the measure, before → after, the note with the interval, the verdict."""
+    from rich.text import Text
+
+    from lmsmith.report.numbers import duration
+    from lmsmith.report.run.gains import VERDICT_WORDS
+
+    table = plain_table("stage", "measured by", "before", "after", "", left=("measured by", ""))
+    table.add_column("time", justify="right", no_wrap=True)
+    for gain in gains:
+        verdict = VERDICT_WORDS[gain.verdict]
+        note = "; ".join(text for text in (gain.note, verdict) if text)
+        after = Text(gain.after, style=_STYLES[gain.verdict])
+        time = duration(gain.wall_seconds) if gain.wall_seconds is not None else gain.status
+        table.add_row(gain.stage, gain.measure, gain.before, after, Text(note), time)
+    return table

@@ -6,9 +6,7 @@ import contextlib
 import logging
 import os
 import webbrowser
-from typing import TYPE_CHECKING, Annotated, Literal
-
-import tyro
+from typing import TYPE_CHECKING, Literal
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.recipe import MachineConfig
@@ -16,18 +14,16 @@ from lmsmith.core.recipe import MachineConfig
 if TYPE_CHECKING:
     from lmsmith.feedback.people import People
 
-_Hosts = Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME")]
-
 
 def serve(
-    models: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
+    models: tuple[str, ...],
     host: str = "127.0.0.1",
     port: int = 8000,
-    token: Annotated[str, tyro.conf.arg(metavar="TOKEN")] = "",
-    allow_host: _Hosts = (),
+    token: str = "",
+    allow_host: tuple[str, ...] = (),
     weights: Literal["model", "int8"] = "model",
-    database: Annotated[str, tyro.conf.arg(metavar="FILE")] = "",
-    memory: Annotated[float, tyro.conf.arg(metavar="GB")] = 0.0,
+    database: str = "",
+    memory: float = 0.0,
     threads: int = 0,
     streams: int = 64,
     queue: int = 128,

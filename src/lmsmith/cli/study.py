@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from lmsmith.cli.eval_plan import check_seed, shot_counts, split_words
-from lmsmith.cli.output import choose_progress, print_json, table_console
+from lmsmith.cli.output import print_json, table_console
 from lmsmith.core.errors import UserError
+from lmsmith.core.progress import choose_progress
 from lmsmith.core.recipe import MachineConfig
 
 if TYPE_CHECKING:

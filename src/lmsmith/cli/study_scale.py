@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from lmsmith.cli.output import choose_progress, print_json, table_console
+from lmsmith.cli.output import print_json, table_console
 from lmsmith.core.errors import UserError
+from lmsmith.core.progress import choose_progress
 from lmsmith.core.recipe import MachineConfig
 
 _Sizes = Annotated[str, tyro.conf.arg(metavar="LxW,LxW,…")]

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Literal
-
-import tyro
+from typing import TYPE_CHECKING, Literal
 
 from lmsmith.cli.feedback import opened
 from lmsmith.cli.output import print_json
@@ -14,13 +12,11 @@ from lmsmith.cli.output import print_json
 if TYPE_CHECKING:
     from lmsmith.feedback.people import People
 
-_Database = Annotated[str, tyro.conf.arg(metavar="FILE")]
-
 
 def add(
     name: str,
     role: Literal["admin", "labeler", "user"] = "user",
-    database: _Database = "",
+    database: str = "",
     json: bool = False,
 ) -> int:
     """Let somebody in, and print their token, which is shown this once.
@@ -45,7 +41,7 @@ def add(
     return 0
 
 
-def token(name: str, database: _Database = "", json: bool = False) -> int:
+def token(name: str, database: str = "", json: bool = False) -> int:
     """Give somebody a new token; the one before ends, with all that was logged in by it.
 
     Of a database in which nobody has a token yet, the owner gets one too, as by `users add`.
@@ -64,7 +60,7 @@ def token(name: str, database: _Database = "", json: bool = False) -> int:
 def role(
     name: str,
     role: Literal["admin", "labeler", "user"],
-    database: _Database = "",
+    database: str = "",
     json: bool = False,
 ) -> int:
     """Give somebody another role; browsers they are logged in from ask for their token again.
@@ -87,7 +83,7 @@ def role(
     return 0
 
 
-def list_users(database: _Database = "", json: bool = False) -> int:
+def list_users(database: str = "", json: bool = False) -> int:
     """List who there is.
 
     Args:
@@ -112,7 +108,7 @@ def list_users(database: _Database = "", json: bool = False) -> int:
     return 0
 
 
-def remove(name: str, database: _Database = "", json: bool = False) -> int:
+def remove(name: str, database: str = "", json: bool = False) -> int:
     """Delete somebody and all that is theirs: conversations, judgements, what is in the queue.
 
     It is gone from later exports too; files of earlier ones are yours to delete.

@@ -354,3 +354,10 @@ class LiveProgress:
             note = f"{format_seconds(row.seconds)}, done before"
             return "✓", "dim green", Text(note, style="dim")
         return "·", "dim", Text("to come", style="dim")
+
+
+def choose_progress(title: str, quiet: bool) -> RunProgress:
+    """A live view in a terminal, lines elsewhere, nothing if ``quiet``."""
+    if quiet:
+        return QuietProgress()
+    return LiveProgress(title) if sys.stderr.isatty() else LineProgress()

@@ -1,4 +1,4 @@
-"""``/v1/tasks``: the owner's own tasks (``lmsmith task add``) as functions of texts.
+"""``/v1/tasks``: the owner's own tasks (``lmsmith tasks add``) as functions of texts.
 
 A task's texts go through the scheduler like any prompt, a few at a time, so that replies under way
 wait for none of them longer than for another prompt.
@@ -86,7 +86,7 @@ def _tasks() -> dict[str, TaskSpec]:
 def _task(name: str) -> tuple[TaskSpec, Sequence[Item]]:
     tasks = _tasks()
     if name not in tasks:
-        there = f"there is: {', '.join(tasks)}" if tasks else "there is none yet: lmsmith task add"
+        there = f"there is: {', '.join(tasks)}" if tasks else "there is none yet: lmsmith tasks add"
         problem = f"there is no task {name!r} here; {there}"
         raise ApiError(404, problem, param="task", code="task_not_found")
     try:

@@ -10,9 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import tyro
+from typing import TYPE_CHECKING
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import read_jsonl, write_jsonl
@@ -21,7 +19,6 @@ from lmsmith.runs.stage_folder import derive_seed
 if TYPE_CHECKING:
     from lmsmith.library import LanguageModel
 
-_Messages = Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="TEXT")]
 
 HELP = """\
 /system TEXT     set the system message; without TEXT, remove it
@@ -40,14 +37,14 @@ Ctrl-C stops a reply. A line that begins with // is sent with one /."""
 COMMANDS = [line.split()[0] for line in HELP.splitlines() if line.startswith("/")]
 
 
-def main(
+def chat(
     model: str,
-    temperature: Annotated[float | None, tyro.conf.arg(metavar="X")] = None,
-    top_p: Annotated[float | None, tyro.conf.arg(metavar="P")] = None,
+    temperature: float | None = None,
+    top_p: float | None = None,
     max_tokens: int = 128,
-    seed: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
-    system: Annotated[str, tyro.conf.arg(metavar="TEXT")] = "",
-    message: _Messages = (),
+    seed: int | None = None,
+    system: str = "",
+    message: tuple[str, ...] = (),
     json: bool = False,
 ) -> int:
     """Talk with a model, with several turns kept within its context.

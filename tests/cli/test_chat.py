@@ -20,9 +20,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmsmith import chat
-from lmsmith.chat import COMMANDS, ChatSession, ChatSettings, bars, run_command
+from lmsmith.cli import chat
 from lmsmith.cli import main as cli
+from lmsmith.cli.chat import COMMANDS, ChatSession, ChatSettings, bars, run_command
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import read_jsonl
 from lmsmith.library import LanguageModel
@@ -350,7 +350,7 @@ def test_a_terminals_control_codes_are_not_printed(capsys: pytest.CaptureFixture
 def test_in_a_terminal(folder: Path, tmp_path: Path) -> None:
     """The real command in a pseudo-terminal: talk, Ctrl-C in a reply and at the prompt, Ctrl-D."""
     terminal, theirs = pty.openpty()
-    source = str(Path(chat.__file__).parents[1])
+    source = str(Path(chat.__file__).parents[2])
     # A shell's background job, as this test may be, ignores Ctrl-C, and so would its children.
     heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     main = "import sys; from lmsmith.cli import main; sys.exit(main())"
