@@ -1,4 +1,4 @@
-"""/v1/tasks: a task of one's own over HTTP: the answers of `lmsmith tasks run`; nobody is harmed."""
+"""/v1/tasks: a task of one's own over HTTP: as `lmsmith tasks run`; nobody is harmed."""
 
 from __future__ import annotations
 
