@@ -76,7 +76,7 @@ def serving(*words: str) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
 def test_sigterm_finishes_what_was_begun(model: Path) -> None:
     words = ["one=" + str(model), str(model), "--port", "0", "--memory", "0.1"]
     with serving(*words) as (process, said):
-        assert said[0].startswith("one: context 2,000, weights 0.00 GB, cache 0.05 GB (")
+        assert said[0].startswith("one: context 2,000, weights 190 kB, cache 49.8 MB (")
         assert said[1].startswith("tiny: ")
         address = said[-1].split("/v1")[0]
         with urllib.request.urlopen(f"{address}/v1/models") as response:

@@ -13,7 +13,6 @@ from lmsmith.core.progress import (
     QuietProgress,
     RunProgress,
     format_figure,
-    format_seconds,
 )
 
 
@@ -101,14 +100,6 @@ def test_every_view_takes_every_call(progress: RunProgress) -> None:
 
 
 def test_numbers_for_people() -> None:
-    assert [format_seconds(s) for s in (0.04, 9.96, 59.7, 185, 3720, 86400)] == [
-        "0.0 s",
-        "10 s",
-        "1 min 00 s",
-        "3 min 05 s",
-        "1 h 02 min",
-        "24 h 00 min",
-    ]
     assert format_figure("validation/bits_per_byte", 1.81234) == "held-out bits per byte 1.812"
     assert format_figure("prompts", 12) == "prompts 12"
     assert format_figure("loss", float("nan")) == "loss nan"

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from lmsmith.cli.output import print_json
+from lmsmith.core.format import format_size
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.core.version import VERSION
 from lmsmith.runs.stage_folder import advice_on_threads, describe_hardware, git_commit
@@ -29,8 +30,8 @@ def doctor(json: bool = False) -> int:
         "python": f"{hardware['python']} on {hardware['platform']}",
         "processor": f"{hardware['cpu']}, {hardware['cores']} cores",
         "instructions": ", ".join(hardware["flags"]) or "none of those that matter here",
-        "memory": _gib(hardware["memory_bytes"]),
-        "free disk here": _gib(found["free_disk_bytes"]),
+        "memory": format_size(hardware["memory_bytes"]),
+        "free disk here": format_size(float(str(found["free_disk_bytes"]))),
         "torch": f"{found['torch']}, {machine['threads']} threads",
         "load": found["advice_on_threads"] or "enough cores are free",
         "C++ compiler": machine["compiler"] or "none: models run eager, which is slower",
@@ -75,8 +76,3 @@ def _precision(found: dict[str, object], machine: dict[str, object]) -> str:
 
 def _in_brackets(text: object) -> str:
     return f" ({text})" if text else ""
-
-
-def _gib(size: object) -> str:
-    assert isinstance(size, int)
-    return f"{size / 2**30:.1f} GiB"

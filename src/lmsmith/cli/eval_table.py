@@ -11,6 +11,7 @@ from rich.table import Table
 from lmsmith.cli.output import print_json, table_console
 from lmsmith.comparison.items import Comparison, compare_rows, summary
 from lmsmith.comparison.versus import Versus
+from lmsmith.core.format import format_duration
 from lmsmith.evaluation.evaluator import TaskResult
 from lmsmith.evaluation.measures import measure_of
 from lmsmith.report.evaluation.page import (
@@ -22,7 +23,7 @@ from lmsmith.report.evaluation.papers import nearest, shown_published
 from lmsmith.report.evaluation.shown import short_names, shown_interval, shown_value
 from lmsmith.report.evaluation.side_by_side import ModelResults, Pair, values_of
 from lmsmith.report.evaluation.versus import versus_sentences
-from lmsmith.report.numbers import duration, signed, signed_interval
+from lmsmith.report.numbers import signed, signed_interval
 
 if TYPE_CHECKING:
     from lmsmith.cli.eval_run import Measured
@@ -46,7 +47,7 @@ def results_table(results: Sequence[TaskResult]) -> Table:
                 measure_of(name).name,
                 shown_value(name, interval.value),
                 shown_interval(name, interval),
-                duration(result.seconds) if first else "",
+                format_duration(result.seconds) if first else "",
                 style="" if first else "dim",
             )
     return table

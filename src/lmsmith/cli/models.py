@@ -11,6 +11,7 @@ from lmsmith.catalogue import registry
 from lmsmith.catalogue.registry import KNOWN_MODELS
 from lmsmith.catalogue.resolve import Source, resolve
 from lmsmith.cli.output import print_json, table_console
+from lmsmith.core.format import format_size
 from lmsmith.core.paths import models_folder
 from lmsmith.core.progress import LiveProgress, choose_progress
 from lmsmith.models.presets import PRESETS, Preset
@@ -41,7 +42,7 @@ def pull(name: str, again: bool = False, json: bool = False) -> int:
     if json:
         print_json(record.as_dict())
     else:
-        print(f"{record.name}: {_size(record.bytes)} in {record.path}")
+        print(f"{record.name}: {format_size(record.bytes)} in {record.path}")
         print(f"talk with it: lmsmith chat {record.name}")
     return 0
 
@@ -61,11 +62,11 @@ def list_models(json: bool = False) -> int:
         print_json({"home": str(models_folder()), "models": models, "pull": offers})
         return 0
     for record in found:
-        print(f"{record.name}  {record.format}  {_size(record.bytes)}  {record.source}")
+        print(f"{record.name}  {record.format}  {format_size(record.bytes)}  {record.source}")
     if not found:
         print("no model is registered")
     for name, model in offered.items():
-        print(f"to fetch: lmsmith pull {name}  ({_size(model.bytes)}; {model.about})")
+        print(f"to fetch: lmsmith pull {name}  ({format_size(model.bytes)}; {model.about})")
     return 0
 
 
@@ -127,7 +128,7 @@ def remove_model(name: str, json: bool = False) -> int:
     if json:
         print_json({"removed": record.name, "bytes": record.bytes})
     else:
-        print(f"{record.name} is gone: {_size(record.bytes)} are free")
+        print(f"{record.name} is gone: {format_size(record.bytes)} are free")
     return 0
 
 
@@ -161,12 +162,8 @@ def export(
     if json:
         print_json(result)
     else:
-        print(f"{result['path']}: {_size(result['bytes'])} ({result['type']})")
+        print(f"{result['path']}: {format_size(result['bytes'])} ({result['type']})")
     return 0
-
-
-def _size(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
@@ -232,9 +229,9 @@ def print_presets(rows: dict[str, dict[str, Any]]) -> None:
             f"{row['heads']} × {row['head_width']}",
             f"{row['context']:,}",
             f"{row['parameters']:,}",
-            *(f"{sizes[precision] / 1e9:,.2f} GB" for precision in BYTES),
+            *(format_size(sizes[precision]) for precision in BYTES),
             f"{row['training_flops_per_token']:.2e}",
             f"{row['cache_bytes_per_token']:,} B",
-            f"{row['cache_bytes_at_context'] / 1e6:,.1f} MB",
+            format_size(row["cache_bytes_at_context"]),
         )
     table_console().print(table)

@@ -101,7 +101,7 @@ def gains_table(gains: Sequence[Gain]) -> Table:
     """A row a stage: the measure, before → after, the note with the interval, the verdict."""
     from rich.text import Text
 
-    from lmsmith.report.numbers import duration
+    from lmsmith.core.format import format_duration
     from lmsmith.report.run.gains import VERDICT_WORDS
 
     table = plain_table("stage", "measured by", "before", "after", "", left=("measured by", ""))
@@ -110,6 +110,6 @@ def gains_table(gains: Sequence[Gain]) -> Table:
         verdict = VERDICT_WORDS[gain.verdict]
         note = "; ".join(text for text in (gain.note, verdict) if text)
         after = Text(gain.after, style=_STYLES[gain.verdict])
-        time = duration(gain.wall_seconds) if gain.wall_seconds is not None else gain.status
+        time = format_duration(gain.wall_seconds) if gain.wall_seconds is not None else gain.status
         table.add_row(gain.stage, gain.measure, gain.before, after, Text(note), time)
     return table

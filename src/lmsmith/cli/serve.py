@@ -9,6 +9,7 @@ import webbrowser
 from typing import TYPE_CHECKING, Literal
 
 from lmsmith.core.errors import UserError
+from lmsmith.core.format import format_size
 from lmsmith.core.recipe import MachineConfig
 
 if TYPE_CHECKING:
@@ -108,8 +109,8 @@ def serve(
         for model in served:
             print(
                 f"{model.name}: context {model.context:,}, weights "
-                f"{model.weight_bytes / GIGABYTE:.2f} GB, cache "
-                f"{model.cache_bytes / GIGABYTE:.2f} GB ({model.scheduler.rows.tokens:,} tokens)"
+                f"{format_size(model.weight_bytes)}, cache "
+                f"{format_size(model.cache_bytes)} ({model.scheduler.rows.tokens:,} tokens)"
             )
         serving = Serving(served, limits)
         address, *others = addresses(listening, host)

@@ -16,6 +16,7 @@ import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -427,6 +428,26 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
     """Write one JSON object a line, atomically; NaN and infinity become null."""
     lines = [json.dumps(finite(row), ensure_ascii=False) + "\n" for row in rows]
     atomic_write(path, "".join(lines))
+
+
+def growing_rows(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSONL file that is still written to, none if it is missing.
+
+    A line that is no JSON object is skipped: the last one may be half there.
+    """
+    rows = []
+    for line in path.read_bytes().split(b"\n") if path.is_file() else []:
+        with contextlib.suppress(ValueError):  # UnicodeDecodeError is one too
+            rows.append(json.loads(line))
+    return [row for row in rows if isinstance(row, dict)]
+
+
+def cut_torn_line(path: Path) -> None:
+    """Remove what follows the last line end of a file that is appended to: a kill left it."""
+    content = path.read_bytes() if path.is_file() else b""
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(path, whole)
 
 
 def sha256_file(path: Path) -> str:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TextIO, runtime_checkable
 
+from lmsmith.core.format import format_duration
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
@@ -84,18 +86,6 @@ class Task:
         if advanced <= 0 or self.total <= 0:
             return None
         return max(0.0, (now - started) / advanced * (self.total - self.done))
-
-
-def format_seconds(seconds: float) -> str:
-    """``8.2 s``, ``3 min 05 s``, ``1 h 02 min``."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def format_figure(name: str, value: float) -> str:
@@ -185,7 +175,7 @@ class LineProgress:
     def end(self) -> None:
         if self._task is not None:
             now = self._clock()
-            taken = format_seconds(now - self._task.started)
+            taken = format_duration(now - self._task.started)
             self._print(f"{_task_line(self._task, None)}, {taken}")
         self._task = None
 
@@ -199,7 +189,7 @@ class LineProgress:
         self._print("stages: " + ", ".join(stages))
 
     def stage_skipped(self, stage: str, seconds: float) -> None:
-        self._print(f"{stage}: done before ({format_seconds(seconds)})")
+        self._print(f"{stage}: done before ({format_duration(seconds)})")
 
     def stage_begins(self, stage: str, reason: str) -> None:
         self._print(reason)
@@ -207,7 +197,7 @@ class LineProgress:
 
     def stage_ends(self, stage: str, seconds: float) -> None:
         self._stage = ""
-        self._print(f"{stage}: done in {format_seconds(seconds)}")
+        self._print(f"{stage}: done in {format_duration(seconds)}")
 
     def close(self) -> None:
         self._task = None
@@ -222,7 +212,7 @@ def _task_line(task: Task, now: float | None) -> str:
     parts += [format_figure(name, value) for name, value in task.figures.items()]
     left = task.seconds_left(now) if now is not None else None
     if left is not None:
-        parts.append(f"{format_seconds(left)} left")
+        parts.append(f"{format_duration(left)} left")
     return ", ".join(parts)
 
 
@@ -334,7 +324,7 @@ class LiveProgress:
                 ProgressBar(total=max(task.total, 1), completed=task.done, width=28),
                 Text(f"{100 * share:3.0f} %"),
                 Text(f"{task.done:,}/{task.total:,} {task.unit}", style="dim"),
-                Text(f"{format_seconds(left)} left" if left is not None else "", style="cyan"),
+                Text(f"{format_duration(left)} left" if left is not None else "", style="cyan"),
             )
             parts.append(line)
             if task.figures:
@@ -347,11 +337,11 @@ class LiveProgress:
         from rich.text import Text
 
         if row.state == "running":
-            return "▶", "bold cyan", Text(format_seconds(now - row.started), style="cyan")
+            return "▶", "bold cyan", Text(format_duration(now - row.started), style="cyan")
         if row.state == "done":
-            return "✓", "green", Text(format_seconds(row.seconds), style="green")
+            return "✓", "green", Text(format_duration(row.seconds), style="green")
         if row.state == "before":
-            note = f"{format_seconds(row.seconds)}, done before"
+            note = f"{format_duration(row.seconds)}, done before"
             return "✓", "dim green", Text(note, style="dim")
         return "·", "dim", Text("to come", style="dim")
 

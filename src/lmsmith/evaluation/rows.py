@@ -8,7 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lmsmith.core.files import finite, read_json, storage_error, write_json
+from lmsmith.core.files import (
+    cut_torn_line,
+    finite,
+    growing_rows,
+    read_json,
+    storage_error,
+    write_json,
+)
 from lmsmith.core.text import encodable
 
 
@@ -32,7 +39,11 @@ class ItemLog:
         record = read_json(self._about) if self._about.is_file() else None
         if isinstance(record, dict) and record.get("fingerprint") == identity["fingerprint"]:
             self.seconds = float(record.get("seconds") or 0.0)
-            self.rows = _read_whole_lines(path)
+            try:
+                cut_torn_line(path)
+                self.rows = {row["id"]: row for row in growing_rows(path)}
+            except OSError as error:
+                raise storage_error(path, error) from error
         else:
             path.unlink(missing_ok=True)
             self._write_about()
@@ -57,18 +68,3 @@ class ItemLog:
 
     def _write_about(self) -> None:
         write_json(self._about, self._identity | {"seconds": round(self.seconds, 3)})
-
-
-def _read_whole_lines(path: Path) -> dict[str, dict[str, Any]]:
-    """Rows by id; a last line that a kill cut off is removed."""
-    try:
-        content = path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            os.truncate(path, len(whole))
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise storage_error(path, error) from error
-    rows = (json.loads(line) for line in whole.splitlines())
-    return {row["id"]: row for row in rows}

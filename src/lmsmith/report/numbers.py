@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 
-MISSING = "–"
+from lmsmith.core.format import UNKNOWN as MISSING
+from lmsmith.core.format import format_duration, format_size
+
 NBSP = "\u00a0"
 
 
@@ -65,30 +67,13 @@ def signed_interval(low: float, high: float, decimals: int = 2) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as "0.4 s", "42 s", "6 min 12 s" or "2 h 05 min"."""
-    if seconds is None or not math.isfinite(seconds):
-        return MISSING
-    if seconds < 9.95:
-        return f"{seconds:.1f}{NBSP}s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}{NBSP}s"
-    if whole < 3600:
-        return f"{whole // 60}{NBSP}min {whole % 60:02d}{NBSP}s"
-    minutes = round(seconds / 60)
-    return f"{minutes // 60}{NBSP}h {minutes % 60:02d}{NBSP}min"
+    """`format_duration` for a page: a line does not break within it."""
+    return format_duration(seconds).replace(" ", NBSP)
 
 
 def size(number_of_bytes: float | None) -> str:
-    """Bytes in decimal units: "1.24 GB"."""
-    if number_of_bytes is None or not math.isfinite(number_of_bytes):
-        return MISSING
-    value = float(number_of_bytes)
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if abs(value) < 1000:
-            return f"{number(value)}{NBSP}{unit}"
-        value /= 1000
-    return f"{number(value)}{NBSP}TB"
+    """`format_size` for a page: a line does not break within it."""
+    return format_size(number_of_bytes).replace(" ", NBSP)
 
 
 def large_count(count: float | None) -> str:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import SupportsFloat
 
-from lmsmith.core.files import atomic_write, storage_error
+from lmsmith.core.files import atomic_write, cut_torn_line, growing_rows, storage_error
 
 
 class MetricsLog:
@@ -23,7 +22,7 @@ class MetricsLog:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._restart_clock(_parse(path))
-        self._mended = False
+        self._is_whole = False
 
     def _restart_clock(self, rows: list[dict[str, float]]) -> None:
         self._seconds_before = rows[-1].get("seconds", 0.0) if rows else 0.0
@@ -41,9 +40,9 @@ class MetricsLog:
         line = json.dumps(row, ensure_ascii=False) + "\n"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            if not self._mended:
-                _cut_torn_line(self.path)
-                self._mended = True
+            if not self._is_whole:
+                cut_torn_line(self.path)
+                self._is_whole = True
             with self.path.open("ab") as file:
                 file.write(line.encode("utf-8"))
         except OSError as error:
@@ -65,19 +64,11 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 
 def _parse(path: Path) -> list[dict[str, float]]:
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return []
-    rows: list[dict[str, float]] = []
-    for line in content.split(b"\n"):
-        try:
-            row = json.loads(line)
-        except ValueError:  # a torn line; UnicodeDecodeError is one too
-            continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append({key: math.nan if item is None else item for key, item in row.items()})
-    return rows
+    return [
+        {key: math.nan if item is None else item for key, item in row.items()}
+        for row in growing_rows(path)
+        if isinstance(row.get("step"), int)
+    ]
 
 
 def _number(value: SupportsFloat) -> int | float | None:
@@ -89,13 +80,3 @@ def _number(value: SupportsFloat) -> int | float | None:
 
 def _jsonable(row: Mapping[str, float]) -> dict[str, int | float | None]:
     return {name: _number(value) for name, value in row.items()}
-
-
-def _cut_torn_line(path: Path) -> None:
-    """Cut off what follows the last newline, which a kill in the middle of a write left."""
-    if not path.exists():
-        return
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole != len(content):
-        os.truncate(path, whole)

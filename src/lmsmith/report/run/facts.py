@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmsmith.core.files import read_json
+from lmsmith.core.files import growing_rows, read_json
 from lmsmith.report import numbers
 from lmsmith.report.run.records import (
     Row,
@@ -16,7 +16,6 @@ from lmsmith.report.run.records import (
     StageRecord,
     as_number,
     count_parameters,
-    read_rows,
 )
 from lmsmith.report.run.series import pick
 from lmsmith.report.run.words import stage_title
@@ -215,7 +214,7 @@ def read_warnings(run: RunRecord) -> list[Warned]:
     for stage in run.stages.values():
         said = stage.manifest.get("warnings")
         rows: list[object] = [*said] if isinstance(said, list) else []
-        rows += read_rows(stage.folder / "warnings.jsonl", growing=True)
+        rows += growing_rows(stage.folder / "warnings.jsonl")
         for row in rows:
             table = row if isinstance(row, dict) else {"text": row}
             text = table.get("text") or table.get("message") or table.get("warning")

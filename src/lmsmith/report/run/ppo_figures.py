@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.ticker import PercentFormatter
 
+from lmsmith.core.files import growing_rows
 from lmsmith.report import numbers
 from lmsmith.report.drawing import (
     ReportFigure,
@@ -19,7 +20,7 @@ from lmsmith.report.drawing import (
     present,
 )
 from lmsmith.report.run.metrics import stage_tables
-from lmsmith.report.run.records import Row, RunRecord, as_number, read_rows
+from lmsmith.report.run.records import Row, RunRecord, as_number
 from lmsmith.report.run.series import pick
 from lmsmith.report.svg import COLOURS, SMALL, WIDE, canvas, themed_svg
 
@@ -182,7 +183,7 @@ def draw_win_rate(run: RunRecord) -> ReportFigure | None:
 def draw_frontier(run: RunRecord) -> ReportFigure | None:
     """Reward against KL, by the reward model and by the judge (Gao, Schulman, Hilton 2022)."""
     rows = sorted(
-        read_rows(run.folder / "evaluate" / "frontier.jsonl", growing=True),
+        growing_rows(run.folder / "evaluate" / "frontier.jsonl"),
         key=lambda row: as_number(row.get("step")) or 0.0,
     )
     reward, judge = pick(rows, "reward", "kl"), pick(rows, "judge", "kl")

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import difflib
-import json
 import math
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from safetensors import SafetensorError, safe_open
+
 from lmsmith.core.errors import UserError
-from lmsmith.core.files import missing, read_json, read_jsonl
+from lmsmith.core.files import missing, read_json
 from lmsmith.report.run.words import STAGE_WORDS
 
 Status = Literal["done", "outdated", "started", "not run"]
@@ -140,49 +140,14 @@ def read_run(folder: Path) -> RunRecord:
     return RunRecord(folder, folder.resolve().name, manifest, _mark_outdated(stages))
 
 
-def read_rows(path: Path, *, growing: bool = False) -> list[Row]:
-    """The rows of a JSONL file, none if it is missing.
-
-    Args:
-        growing: the file may still be written to: stop at a torn line instead of raising.
-    """
-    rows: list[Row] = []
-    if not path.is_file():
-        return rows
-    try:
-        rows.extend(row for _, row in read_jsonl(path))
-    except UserError:
-        if not growing:
-            raise
-        return _whole_rows(path)
-    return rows
-
-
 def count_parameters(model_folder: Path) -> int | None:
     """Numbers in ``model.safetensors``, counted from its header without loading a weight."""
-    path = model_folder / "model.safetensors"
     try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > 100_000_000:
-                return None
-            header = json.loads(file.read(length))
-        shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
-        return sum(int(math.prod(shape)) for shape in shapes)
-    except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError):
+        with safe_open(model_folder / "model.safetensors", "numpy") as file:
+            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+            return sum(int(math.prod(shape)) for shape in shapes)
+    except (OSError, SafetensorError):
         return None
-
-
-def _whole_rows(path: Path) -> list[Row]:
-    rows: list[Row] = []
-    for line in path.read_bytes().splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            break
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows
 
 
 def _read_stage(folder: Path) -> StageRecord:

@@ -9,7 +9,8 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from lmsmith.report.run.records import Row, RunRecord, as_number, read_rows
+from lmsmith.core.files import growing_rows
+from lmsmith.report.run.records import Row, RunRecord, as_number
 from lmsmith.report.run.words import REPLIERS
 
 SHOWN_OPEN = 6
@@ -110,7 +111,7 @@ def read_practice(run: RunRecord, most: int = 4) -> tuple[Exchange, ...]:
     A prompt that both steps answered is one exchange with two replies; where the steps share
     none, ``most`` exchanges of each step follow one another. Empty with fewer than two steps.
     """
-    rows = read_rows(run.folder / "ppo" / "samples.jsonl", growing=True)
+    rows = growing_rows(run.folder / "ppo" / "samples.jsonl")
     by_step: dict[int, dict[str, Row]] = {}
     for row in rows:
         step = as_number(row.get("step"))
@@ -181,7 +182,7 @@ def _joins(character: str, before: str) -> bool:
 
 
 def _sample_rows(run: RunRecord) -> list[Row]:
-    return read_rows(run.folder / "evaluate" / "samples.jsonl", growing=True)
+    return growing_rows(run.folder / "evaluate" / "samples.jsonl")
 
 
 def _repliers(rows: Iterable[Row]) -> list[str]:
