@@ -73,9 +73,9 @@ dropout = 0.1
 validation_conversations = 8
 
 [rankings]
-prompts = 400
-test_prompts = 60
-maximum_tokens = 40
+max_prompts = 400
+max_test_prompts = 60
+max_new_tokens = 40
 
 [reward]
 epochs = 2
@@ -86,20 +86,20 @@ validations = 2
 iterations = 16
 rollouts = 16
 minibatch = 8
-inner_epochs = 2
+ppo_epochs = 2
 kl_control = "adaptive"
 kl_coefficient = 0.05
 ptx_coefficient = 0.5
 ptx_rows = 2
-maximum_response = 16
-maximum_prompt = 80
+max_new_tokens = 16
+max_prompt_tokens = 80
 snapshots = 2
 
 [judge_rankings]
-conversations = "judge"
-prompts = 400
-test_prompts = 60
-maximum_tokens = 40
+split = "judge"
+max_prompts = 400
+max_test_prompts = 60
+max_new_tokens = 40
 
 [judge]
 epochs = 2
@@ -107,10 +107,10 @@ batch_prompts = 8
 validations = 2
 
 [evaluate]
-document_bytes = 20_000
-conversations = 20
-prompts = 80
-maximum_tokens = 40
+max_document_bytes = 20_000
+max_conversations = 20
+max_prompts = 80
+max_new_tokens = 40
 frontier_prompts = 40
 frontier_snapshots = 2
 """

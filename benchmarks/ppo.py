@@ -70,14 +70,14 @@ def main(
     """
     machine = prepare_process(MachineConfig())
     shape, config = quickstart()
-    rows, tokens = rows or config.rollouts, tokens or config.maximum_response
+    rows, tokens = rows or config.rollouts, tokens or config.max_new_tokens
     config = replace(
         config,
-        maximum_prompt=prompt,
-        maximum_response=tokens,
+        max_prompt_tokens=prompt,
+        max_new_tokens=tokens,
         rollouts=rows,
         minibatch=min(config.minibatch, rows),
-        value_warmup=0,  # all models learn, as in most steps
+        value_warmup_iterations=0,  # all models learn, as in most steps
     )
     peak, memory = measure_matrix_peak(machine.precision), memory_speed()
     rollout = measure_rollout(shape, machine, rows, prompt, tokens, peer)
@@ -274,17 +274,17 @@ def step_floors(
     shape: ModelConfig, config: PPOConfig, prompt: int, peak: float, memory: float
 ) -> dict[str, float]:
     """Least seconds of each part: matrix products at the peak, and the cache's reading."""
-    length = prompt + config.maximum_response
+    length = prompt + config.max_new_tokens
     forward = shape.training_flops_per_token(length) / 3 / (peak * 1e9)
     read = config.rollouts * length * forward
     cached = sum(range(prompt, length)) * config.rollouts * shape.cache_bytes_per_token()
     text = config.ptx_rows * shape.context if config.ptx_coefficient else 0
-    updates = config.inner_epochs * (config.rollouts // config.minibatch)
+    updates = config.ppo_epochs * (config.rollouts // config.minibatch)
     ptx = updates * text * shape.training_flops_per_token() / (peak * 1e9)
     return {
         "rollout": read + cached / memory,
         "score": 4 * read,  # policy, reference, value and reward model
-        "update": config.inner_epochs * 2 * 3 * read + ptx,  # policy and value model
+        "update": config.ppo_epochs * 2 * 3 * read + ptx,  # policy and value model
     }
 
 

@@ -106,13 +106,13 @@ def test_all_that_a_gguf_file_cannot_hold_is_named(run: Path, tmp_path: Path) ->
         model.tokenizer.vocabulary_size,
         norm_position="post",
         activation="relu",
-        key_value_heads=2,
+        kv_heads=2,
         attention_pattern=("dense", "banded"),
         window=8,
     )
     with pytest.raises(UserError) as caught:
         export(ReadModel(Decoder(odd), model.tokenizer, model.source, {}), tmp_path / "x", "gguf")
-    for key in ("norm_position", "activation", "key_value_heads", "attention_pattern"):
+    for key in ("norm_position", "activation", "kv_heads", "attention_pattern"):
         assert key in str(caught.value)
     assert not (tmp_path / "x").exists()
 

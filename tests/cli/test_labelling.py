@@ -46,7 +46,7 @@ context = 64
 epochs = 1.0
 validations = 1
 [rankings]
-validation = 0.3
+validation_fraction = 0.3
 [reward]
 epochs = 1
 """

@@ -20,9 +20,11 @@ from lmsmith.core.config import (
     decode,
     encode,
     parse_value,
+    refuse_old_keys,
     report_problems,
     setting_keys,
     unknown_key,
+    with_new_keys,
 )
 from lmsmith.core.errors import UserError
 
@@ -264,3 +266,26 @@ def test_a_forgotten_table_is_named() -> None:
         unknown_key("steps", 1, ["data", "sft"], both).fix == "did you mean sft.steps or ppo.steps?"
     )
     assert unknown_key("stf", 1, ["data", "sft"], keys).fix == "did you mean sft?"
+
+
+@dataclass(frozen=True)
+class Renamed:
+    gae_lambda: float = 0.95
+    max_new_tokens: int = 8
+    test: float = 0.1
+
+
+def test_a_renamed_key_is_told_its_new_name() -> None:
+    _, problems = decode(Renamed, {"trace": 0.9, "maximum_tokens": 5, "test": 0.2}, "ppo")
+    assert [(problem.key, problem.fix) for problem in problems] == [
+        ("ppo.trace", "write ppo.gae_lambda"),
+        ("ppo.maximum_tokens", "write ppo.max_new_tokens"),
+    ]
+    assert str(problems[0]) == "ppo.trace = 0.9: has a new name; write ppo.gae_lambda"
+    with pytest.raises(SettingsError, match=r"trace = 0\.9: has a new name; write gae_lambda"):
+        refuse_old_keys(Renamed, {"trace": 0.9, "test": 0.2})
+
+
+def test_files_of_earlier_versions_are_read_by_their_old_keys() -> None:
+    table = with_new_keys(Renamed, {"trace": 0.9, "maximum_tokens": 5, "test": 0.2, "other": 1})
+    assert table == {"gae_lambda": 0.9, "max_new_tokens": 5, "test": 0.2, "other": 1}

@@ -1,11 +1,15 @@
 """Inputs of known faults, from ../shared/faults; tests skip where that folder is absent."""
 
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from lmsmith.core.config import RENAMED_KEYS
+from lmsmith.stages import STAGES
 
 FAULTS = Path(__file__).parents[3] / "shared" / "faults"
 
@@ -21,6 +25,26 @@ def faults() -> Callable[[str], Path]:
         return path
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def with_new_keys() -> Callable[[str], str]:
+    """Makes a recipe's text of an earlier version one of today: keys before 0.2 are renamed."""
+    keys = {
+        stage.name: {each.name for each in dataclasses.fields(stage.config_type())}
+        for stage in STAGES
+    }
+
+    def renamed(text: str) -> str:
+        table, lines = "", []
+        for line in text.splitlines():
+            table = line.strip("[]") if line.startswith("[") else table
+            key, here = line.split(" =")[0], keys.get(table, set())
+            new = [name for name in RENAMED_KEYS.get(key, ()) if name in here]
+            lines.append(new[0] + line[len(key) :] if new and key not in here else line)
+        return "\n".join(lines) + "\n"
+
+    return renamed
 
 
 @pytest.fixture(scope="session")

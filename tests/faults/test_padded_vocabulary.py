@@ -46,13 +46,17 @@ def test_a_task_that_samples_is_measured(
 
 
 def test_it_is_trained_and_exported_with_its_shape(
-    zoo: Path, faults: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    zoo: Path,
+    faults: Callable[[str], Path],
+    with_new_keys: Callable[[str], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     given = faults("20-padded-vocabulary")
     monkeypatch.chdir(tmp_path)
     shutil.copytree(zoo / "padded", "zoo/padded")
-    for name in ("pad.toml", "rank.jsonl"):
-        shutil.copy(given / name, name)
+    shutil.copy(given / "rank.jsonl", "rank.jsonl")
+    Path("pad.toml").write_text(with_new_keys((given / "pad.toml").read_text()))
     talks = [
         {"messages": [{"role": "user", "content": f"question {n}?"},
                       {"role": "assistant", "content": f"a good answer {n}"}]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -15,6 +16,7 @@ import pytest
 
 import lmsmith
 from lmsmith.cli import main
+from lmsmith.core.config import RENAMED_KEYS
 from lmsmith.core.files import read_json
 from lmsmith.corpus.rows import read_conversations, read_rankings
 from lmsmith.prompts.selection import select_prompts
@@ -145,8 +147,12 @@ def test_twins_are_one_response_and_cut_ones_are_counted(faults: Faults, tmp_pat
 
 
 def test_ppo_from_python_names_what_is_wrong(faults: Faults) -> None:
-    script = faults("25-ppo-api") / "p.py"
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    script = (faults("25-ppo-api") / "p.py").read_text(encoding="utf-8")
+    for old, (new, *_) in RENAMED_KEYS.items():
+        script = re.sub(rf"\b{old}=", f"{new}=", script)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     lines = [line for line in done.stdout.splitlines() if "check:" not in line]
     assert len(lines) > 15
     for line in lines:

@@ -26,9 +26,9 @@ SHAPES = {
     "banded": replace(PLAIN, attention_pattern=("dense", "banded"), window=20),
     "wide band": replace(PLAIN, attention_pattern=("banded",), window=70),
     "llama": LLAMA,
-    "one shared head": replace(LLAMA, key_value_heads=1, head_width=32, tied_embeddings=False),
+    "one shared head": replace(LLAMA, kv_heads=1, head_width=32, tied_embeddings=False),
     "heads of 64": replace(LLAMA, head_width=64),
-    "six share a head": replace(LLAMA, heads=6, key_value_heads=1, head_width=128),
+    "six share a head": replace(LLAMA, heads=6, kv_heads=1, head_width=128),
     "banded heads of 64": replace(
         PLAIN, attention_pattern=("banded", "dense"), window=37, head_width=64
     ),

@@ -14,14 +14,14 @@ GPT2 = ModelConfig(layers=3, width=24, heads=3, context=32, vocabulary_size=41)
 LLAMA = replace(
     GPT2,
     heads=4,
-    key_value_heads=2,
+    kv_heads=2,
     head_width=6,
     norm="rms",
     positions="rotary",
     activation="swiglu",
-    query_key_value_bias=False,
+    qkv_bias=False,
     attention_output_bias=False,
-    feed_forward_bias=False,
+    ffn_bias=False,
 )
 
 STYLES = {
@@ -30,9 +30,9 @@ STYLES = {
     "banded llama": replace(LLAMA, attention_pattern=("banded", "dense"), window=4),
     "llama": LLAMA,
     "llama, stretched": replace(LLAMA, rope_scaling=RopeScaling("llama3", 8.0, 8)),
-    "one shared head, untied": replace(LLAMA, key_value_heads=1, tied_embeddings=False),
+    "one shared head, untied": replace(LLAMA, kv_heads=1, tied_embeddings=False),
     "sinusoidal, relu": replace(GPT2, positions="sinusoidal", activation="relu"),
-    "exact gelu, some biases": replace(GPT2, activation="gelu", query_key_value_bias=False),
+    "exact gelu, some biases": replace(GPT2, activation="gelu", qkv_bias=False),
 }
 
 

@@ -19,7 +19,7 @@ LENGTH, QUERIES = 13, 5
 def by_hand(attention: SelfAttention, x_td: Tensor, rotation: Any) -> tuple[Tensor, Tensor]:
     """Weights (heads, t, t), one score at a time, and what comes of them (t, width)."""
     projected = attention.query_key_value(x_td[None]).view(1, LENGTH, -1, attention.head_width)
-    heads, shared = attention.heads, attention.shared_heads
+    heads, shared = attention.heads, attention.kv_heads
     query, key, value = projected.transpose(1, 2).split([heads, shared, shared], dim=1)
     if rotation is not None:
         query, key = rotate(query, rotation), rotate(key, rotation)

@@ -23,7 +23,7 @@ GPT2_SMALL = ModelConfig(layers=12, width=768, heads=12, context=1024, vocabular
 
 shapes = st.builds(
     lambda shared, group, pairs, **others: ModelConfig(
-        heads=shared * group, key_value_heads=shared, head_width=2 * pairs, window=3, **others
+        heads=shared * group, kv_heads=shared, head_width=2 * pairs, window=3, **others
     ),
     layers=st.integers(1, 3),
     width=st.sampled_from([6, 16]),
@@ -32,14 +32,14 @@ shapes = st.builds(
     pairs=st.integers(1, 3),
     context=st.integers(1, 20),
     vocabulary_size=st.integers(1, 50),
-    feed_forward=st.integers(0, 40),
+    ffn_width=st.integers(0, 40),
     norm_position=st.sampled_from(["pre", "post"]),
     norm=st.sampled_from(["layer", "rms"]),
     positions=st.sampled_from(["learned", "sinusoidal", "rotary"]),
     activation=st.sampled_from(["gelu_tanh", "gelu", "relu", "swiglu"]),
-    query_key_value_bias=st.booleans(),
+    qkv_bias=st.booleans(),
     attention_output_bias=st.booleans(),
-    feed_forward_bias=st.booleans(),
+    ffn_bias=st.booleans(),
     tied_embeddings=st.booleans(),
     attention_pattern=st.sampled_from(
         [("banded",), ("dense", "banded"), ("dense", "dense", "banded")]
@@ -81,7 +81,7 @@ def test_the_formulas_count_the_modules_parameters_and_the_caches_bytes(
 
 def test_the_first_seven_settings_keep_their_places_and_old_files_can_be_read() -> None:
     old = {"layers": 2, "width": 16, "heads": 2, "context": 12, "vocabulary_size": 270}
-    old |= {"feed_forward": 40, "dropout": 0}
+    old |= {"ffn_width": 40, "dropout": 0}
     config, problems = decode(ModelConfig, old, "config.json")
     assert problems == []
     assert config == ModelConfig(2, 16, 2, 12, 270, 40, 0.0)
@@ -113,7 +113,7 @@ def test_gpt2s_sizes(layers: int, width: int, heads: int, parameters: int) -> No
     [
         {},
         {"head_width": 6},
-        {"activation": "swiglu", "feed_forward": 40, "key_value_heads": 1, "positions": "rotary"},
+        {"activation": "swiglu", "ffn_width": 40, "kv_heads": 1, "positions": "rotary"},
         {"tied_embeddings": False, "norm_position": "post"},
     ],
 )
@@ -149,11 +149,11 @@ def test_a_banded_layer_trains_on_what_its_window_sees() -> None:
 
 
 def test_contradictions_are_all_named() -> None:
-    config = ModelConfig(layers=0, width=10, heads=3, context=0, feed_forward=-1, dropout=1.0)
+    config = ModelConfig(layers=0, width=10, heads=3, context=0, ffn_width=-1, dropout=1.0)
     assert [key for key, *_ in config.check()] == [
         "layers",
         "context",
-        "feed_forward",
+        "ffn_width",
         "heads",
         "dropout",
     ]
@@ -163,7 +163,7 @@ def test_contradictions_are_all_named() -> None:
 @pytest.mark.parametrize(
     ("settings", "key"),
     [
-        ({"key_value_heads": 3}, "key_value_heads"),
+        ({"kv_heads": 3}, "kv_heads"),
         ({"head_width": -1}, "head_width"),
         ({"norm_epsilon": 0.0}, "norm_epsilon"),
         ({"positions": "rotary", "rope_theta": -1.0}, "rope_theta"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -157,3 +158,20 @@ def test_adapters_without_their_model_or_damaged_are_one_message(tmp_path: Path)
     assert "lmsmith export" in (caught.value.fix or "")
     with pytest.raises(ValueError, match="settings and its base"):
         save_model(tmp_path / "x", adapter_chain(tmp_path / "y")["sft"], TOKENIZER, {})
+
+
+def test_a_folder_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    config = replace(CONFIG, ffn_width=24, kv_heads=1, qkv_bias=False, ffn_bias=False)
+    save_model(tmp_path / "model", Decoder(config), TOKENIZER, {})
+    path = tmp_path / "model" / "config.json"
+    text = path.read_text()
+    for new, old in (
+        ("ffn_width", "feed_forward"),
+        ("kv_heads", "key_value_heads"),
+        ("qkv_bias", "query_key_value_bias"),
+        ("ffn_bias", "feed_forward_bias"),
+    ):
+        assert f'"{new}"' in text
+        text = text.replace(f'"{new}"', f'"{old}"')
+    path.write_text(text)
+    assert read_model_config(tmp_path / "model") == ("decoder", config)

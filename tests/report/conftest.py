@@ -187,7 +187,7 @@ def write_model(folder: Path) -> None:
         | {"__metadata__": {"format": "pt"}}
     ).encode()
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
-    shape = {"layers": 6, "width": 256, "heads": 4, "context": 256, "feed_forward": 0}
+    shape = {"layers": 6, "width": 256, "heads": 4, "context": 256, "ffn_width": 0}
     (folder / "config.json").write_text(json.dumps({"kind": "decoder", "model": shape}))
 
 

@@ -23,15 +23,15 @@ def random_case(seed: int) -> tuple[Tensor, Tensor, Tensor, list[int]]:
 
 @settings(max_examples=25)
 @given(st.integers(0, 2**31), st.floats(0, 1), st.floats(0, 1))
-def test_equal_to_the_sum_of_its_definition(seed: int, discount: float, trace: float) -> None:
+def test_equal_to_the_sum_of_its_definition(seed: int, gamma: float, gae_lambda: float) -> None:
     """Â_t = Σ_l (γλ)^l δ_{t+l}, term by term (Schulman et al. 2016, equation 16)."""
     rewards, values, mask, lengths = random_case(seed)
-    advantages, returns = generalised_advantages(rewards, values, mask, discount, trace)
+    advantages, returns = generalised_advantages(rewards, values, mask, gamma, gae_lambda)
     for row, length in enumerate(lengths):
         r, v = rewards[row].tolist(), [*values[row, :length].tolist(), 0.0]
-        delta = [r[t] + discount * v[t + 1] - v[t] for t in range(length)]
+        delta = [r[t] + gamma * v[t + 1] - v[t] for t in range(length)]
         for t in range(length):
-            expected = sum((discount * trace) ** k * delta[t + k] for k in range(length - t))
+            expected = sum((gamma * gae_lambda) ** k * delta[t + k] for k in range(length - t))
             assert float(advantages[row, t]) == pytest.approx(expected, rel=1e-4, abs=1e-4)
             assert float(returns[row, t]) == pytest.approx(expected + v[t], rel=1e-4, abs=1e-4)
         assert (advantages[row, length:] == 0).all()

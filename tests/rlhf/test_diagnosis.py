@@ -58,7 +58,7 @@ def test_a_healthy_run_is_left_alone_at_every_iteration() -> None:
         ("clipping", "policy/clipfrac_avg", 0.1, 0.6, "tokens are clipped"),
         ("never_ended", "val/share_ended", 0.02, 0.01, "raise sft.epochs"),
         ("equal_rewards", "objective/scores_std", 0.0, 0.0, "the same reward"),
-        ("no_end", "val/share_ended", 0.95, 0.1, "missing_end_penalty"),
+        ("no_end", "val/share_ended", 0.95, 0.1, "missing_eos_penalty"),
     ],
 )
 def test_each_trouble_has_its_name_and_a_cause(

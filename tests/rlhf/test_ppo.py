@@ -44,11 +44,11 @@ CONFIG = PPOConfig(
     iterations=12,
     rollouts=64,
     minibatch=32,
-    inner_epochs=2,
+    ppo_epochs=2,
     kl_coefficient=0.02,
     ptx_coefficient=0.0,
-    maximum_response=5,
-    missing_end_penalty=0.1,
+    max_new_tokens=5,
+    missing_eos_penalty=0.1,
     kl_budget=0.0,
     optimiser=FAST,
     value_optimiser=FAST,
@@ -174,7 +174,7 @@ def test_responses_are_drawn_from_the_distribution_their_log_probs_are_of(
 
     monkeypatch.setattr(ppo, "token_rewards", watched)
     config = replace(
-        CONFIG, rollouts=1024, minibatch=1024, inner_epochs=1, maximum_response=1,
+        CONFIG, rollouts=1024, minibatch=1024, ppo_epochs=1, max_new_tokens=1,
         temperature=temperature,
     )  # fmt: skip
     row = toy_trainer(config, policy=toy_policy(spread=0.5)).step(0)
@@ -190,8 +190,8 @@ def test_the_pretraining_gradient_is_added_and_weighted() -> None:
         learning_rate=100.0, weight_decay=0.0, epsilon=1e3, gradient_clip=0.0
     )  # so large an epsilon makes Adam's first step 0.1 × the gradient
     config = replace(
-        CONFIG, kl_coefficient=0.0, missing_end_penalty=0.0, whiten_advantages=False,
-        ptx_coefficient=0.7, rollouts=8, minibatch=8, inner_epochs=1, optimiser=still,
+        CONFIG, kl_coefficient=0.0, missing_eos_penalty=0.0, whiten_advantages=False,
+        ptx_coefficient=0.7, rollouts=8, minibatch=8, ppo_epochs=1, optimiser=still,
     )  # fmt: skip
 
     def nothing(prompts: list[list[int]], responses: list[list[int]]) -> Tensor:
@@ -243,7 +243,7 @@ def test_a_reward_model_is_read_at_the_stop_token_and_prompts_take_turns() -> No
 
 
 def test_the_value_model_learns_first() -> None:
-    trainer = toy_trainer(replace(CONFIG, iterations=3, value_warmup=2))
+    trainer = toy_trainer(replace(CONFIG, iterations=3, value_warmup_iterations=2))
     rows, weights = [], []
     for iteration in range(3):
         weights.append(
@@ -289,7 +289,8 @@ def test_a_warning_is_not_said_again_after_a_resume(
 
 RESUMED = replace(
     CONFIG, iterations=5, rollouts=16, minibatch=8, kl_control="adaptive", kl_target=0.05,
-    kl_horizon=64, ptx_coefficient=0.2, sample_rows=2, schedule="linear", warmup=2, value_warmup=1,
+    kl_horizon=64, ptx_coefficient=0.2, sample_rows=2, schedule="linear", warmup_iterations=2,
+    value_warmup_iterations=1,
 )  # fmt: skip
 
 
@@ -368,7 +369,7 @@ def test_samples_are_kept_as_text(unbroken: tuple[PPOTrainer, StageFolder]) -> N
         assert row["prompt"] in prompts
         response = [int(token) for token in row["response"].split()]
         assert row["ended"] == (response[-1] == STOP)
-        penalty = 0.0 if row["ended"] else RESUMED.missing_end_penalty
+        penalty = 0.0 if row["ended"] else RESUMED.missing_eos_penalty
         expected = share_of_liked([], [response]).item() - penalty
         assert row["score"] == pytest.approx(expected, abs=1e-6)
 
@@ -511,7 +512,7 @@ def test_no_prompt_and_no_stop_token_are_refused(prompts: Any, stop: Any) -> Non
         {"rollouts": 32, "minibatch": 64},
         {"rollouts": 0},
         {"iterations": 0},
-        {"clip": math.nan},
+        {"clip_range": math.nan},
         {"temperature": math.inf},
         {"kl_coefficient": math.nan},
         {"kl_control": "adaptive", "kl_target": 0.0},
@@ -519,7 +520,7 @@ def test_no_prompt_and_no_stop_token_are_refused(prompts: Any, stop: Any) -> Non
         {"kl_control": "never"},
         {"iterations": 2.5},
         {"sample_rows": -1},
-        {"maximum_response": 12},
+        {"max_new_tokens": 12},
         {"optimiser": replace(FAST, learning_rate=-1.0)},
     ],
 )
@@ -531,11 +532,11 @@ def test_settings_out_of_range_are_refused_from_python_too(settings: dict[str, A
 
 def test_contradictions_are_all_named() -> None:
     config = replace(
-        CONFIG, iterations=0, minibatch=48, discount=1.5, kl_coefficient=0.0, kl_control="adaptive"
+        CONFIG, iterations=0, minibatch=48, gamma=1.5, kl_coefficient=0.0, kl_control="adaptive"
     )
     assert [key for key, *_ in config.check()] == [
         "iterations",
-        "discount",
+        "gamma",
         "minibatch",
         "kl_coefficient",
     ]
@@ -548,9 +549,9 @@ def test_contradictions_are_all_named() -> None:
 
 def test_the_papers_settings_are_the_defaults() -> None:
     config = PPOConfig()
-    assert (config.rollouts, config.minibatch, config.inner_epochs) == (512, 64, 1)
-    assert (config.kl_coefficient, config.clip, config.value_clip) == (0.02, 0.2, 0.2)
-    assert (config.discount, config.trace, config.ptx_coefficient) == (1.0, 0.95, 27.8)
+    assert (config.rollouts, config.minibatch, config.ppo_epochs) == (512, 64, 1)
+    assert (config.kl_coefficient, config.clip_range, config.value_clip_range) == (0.02, 0.2, 0.2)
+    assert (config.gamma, config.gae_lambda, config.ptx_coefficient) == (1.0, 0.95, 27.8)
 
 
 def test_explained_variance() -> None:
@@ -576,7 +577,7 @@ def test_rollout_and_update_are_of_the_distribution_renormalised_over_whole_char
     trainer = PPOTrainer(
         copy.deepcopy(policy), value_model, policy, share_of_liked, prompts,
         stop_token=tokenizer.end_of_turn, machine=MACHINE, tokenizer=tokenizer,
-        config=replace(CONFIG, rollouts=8, minibatch=4, maximum_response=8, temperature=1.3),
+        config=replace(CONFIG, rollouts=8, minibatch=4, max_new_tokens=8, temperature=1.3),
     )  # fmt: skip
     row = trainer.step(0)
     assert row["val/first_ratio"] == pytest.approx(1.0, abs=1e-5)
@@ -606,3 +607,10 @@ def test_rollout_and_update_are_of_the_distribution_renormalised_over_whole_char
             entropy = -(exact_v.exp() * exact_v).sum()
             torch.testing.assert_close(entropy_br[row_number, place], entropy, rtol=1e-3, atol=1e-4)
             text.append(token)
+
+
+def test_an_old_keyword_is_refused_with_its_new_name() -> None:
+    old: dict[str, Any] = {"maximum_response": 6, "trace": 0.9}
+    with pytest.raises(UserError, match=r"write max_new_tokens\n.*write gae_lambda"):
+        PPOConfig(**old)
+    assert copy.deepcopy(CONFIG) == CONFIG

@@ -61,7 +61,7 @@ def scored(policy: Decoder = POLICY, temperature: float = 0.7) -> Rollout:
         PROMPTS,
         RESPONSES,
         stop_token=STOP,
-        missing_end_penalty=1.5,
+        missing_eos_penalty=1.5,
         temperature=temperature,
         machine=MACHINE,
         vocabulary=EVERYTHING,
@@ -112,7 +112,7 @@ def test_a_stop_token_inside_is_no_end() -> None:
 
     rollout = score_rollout(
         POLICY, REFERENCE, VALUE, nothing, [[4], [4]], [[STOP, 5], [5, STOP]],
-        stop_token=STOP, missing_end_penalty=1.0, temperature=1.0, machine=MACHINE,
+        stop_token=STOP, missing_eos_penalty=1.0, temperature=1.0, machine=MACHINE,
         vocabulary=EVERYTHING,
     )  # fmt: skip
     assert rollout.scores_b.tolist() == [-1.0, 0.0]

@@ -34,23 +34,23 @@ TOKENIZER = make_tokenizer()
 ADAPTER = AdapterConfig(rank=4, alpha=16.0)
 FAST = OptimiserConfig(learning_rate=0.02, weight_decay=0.0)
 SFT = sft.SFTConfig(
-    epochs=10, batch_tokens=256, maximum_tokens=32, adapter=ADAPTER, optimiser=FAST, warmup=2
+    epochs=10, batch_tokens=256, max_length=32, adapter=ADAPTER, optimiser=FAST, warmup_steps=2
 )
-REWARD = reward.RewardConfig(batch_prompts=8, adapter=ADAPTER, optimiser=FAST, warmup=2)
+REWARD = reward.RewardConfig(batch_prompts=8, adapter=ADAPTER, optimiser=FAST, warmup_steps=2)
 PPO = PPOConfig(
     iterations=2,
     rollouts=8,
     minibatch=8,
     ptx_coefficient=0.0,
-    maximum_response=10,
-    maximum_prompt=40,
+    max_new_tokens=10,
+    max_prompt_tokens=40,
     snapshots=1,
     adapter=ADAPTER,
     optimiser=FAST,
     value_optimiser=FAST,
 )
 EVALUATE = evaluate.EvaluateConfig(
-    prompts=4, conversations=4, minimum_tokens=1, maximum_tokens=20, frontier_prompts=2
+    max_prompts=4, max_conversations=4, min_new_tokens=1, max_new_tokens=20, frontier_prompts=2
 )
 FOLDERS = ("sft/model", "reward/model", "ppo/model", "ppo/value", "ppo/snapshots/step-000001")
 

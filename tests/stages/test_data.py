@@ -132,7 +132,7 @@ def test_what_is_no_exchange_is_dropped_and_counted(bench: Bench) -> None:
         {"id": "short", "messages": talk("a", "b")},
         {"id": "system and short", "messages": talk("a", "b", system="be")},
     ]
-    config = DataConfig((bench.write(rows),), minimum_turns=3, splits=Splits(1, 0, 0, 0, 0, 0))
+    config = DataConfig((bench.write(rows),), min_turns=3, splits=Splits(1, 0, 0, 0, 0, 0))
     metrics = bench.run(config)
     (row,) = bench.read("demonstrations")
     assert row["messages"] == talk("a\nb", "c\nd", "e", system="be")
@@ -257,10 +257,10 @@ def test_what_is_left_out_is_said_with_its_reason(bench: Bench) -> None:
     ]
     texts = bench.write([{"text": "the same"}, {"text": "The same!"}, {"text": " "}], "docs.jsonl")
     documents = (DocumentSource(texts),)
-    bench.run(DataConfig((bench.write(rows),), documents, minimum_turns=4))
+    bench.run(DataConfig((bench.write(rows),), documents, min_turns=4))
     assert bench.progress.said[:2] == [
         "data: 38 of 58 conversations left out: 1 without a message of both user and assistant, "
-        "36 with fewer than 4 turns (data.minimum_turns), 1 with the text of another",
+        "36 with fewer than 4 turns (data.min_turns), 1 with the text of another",
         "data: 2 of 3 documents left out: 1 empty, 1 with the text of another, or of a "
         "conversation",
     ]
@@ -316,11 +316,11 @@ def test_nothing_left_says_why(bench: Bench) -> None:
     rows = [{"messages": talk("a", "b")}, {"messages": talk("b", "a")}, {"messages": talk("a")}]
     problem = "none of 3 conversations is left: 1 have one side only, 2 fewer than 4 turns"
     with pytest.raises(UserError, match=problem) as caught:
-        bench.run(DataConfig(conversations=(bench.write(rows),), minimum_turns=4))
-    assert "Lower data.minimum_turns (it is 4)" in str(caught.value)
+        bench.run(DataConfig(conversations=(bench.write(rows),), min_turns=4))
+    assert "Lower data.min_turns (it is 4)" in str(caught.value)
     with pytest.raises(UserError, match="1 have one side only") as caught:
         bench.run(DataConfig(conversations=(bench.write(rows[2:]),)))
-    assert "minimum_turns" not in str(caught.value)
+    assert "min_turns" not in str(caught.value)
     assert "check the roles" in str(caught.value)
     with pytest.raises(UserError, match="no conversations in it"):
         bench.run(DataConfig(conversations=(bench.write([]),)))
@@ -336,7 +336,7 @@ def test_a_bad_row_names_file_and_line(bench: Bench) -> None:
 
 def test_settings_are_checked_all_at_once() -> None:
     table = {
-        "minimum_turns": 0,
+        "min_turns": 0,
         "conversations_weight": -1.0,
         "turn_separator": "",
         "documents": [],
@@ -349,7 +349,7 @@ def test_settings_are_checked_all_at_once() -> None:
     assert sorted(problem.key for problem in problems) == [
         "data.conversations",
         "data.conversations_weight",
-        "data.minimum_turns",
+        "data.min_turns",
         "data.turn_separator",
     ]
     _, problems = decode(DataConfig, {"splits": {"test": -0.1}}, "data")
@@ -401,7 +401,7 @@ def test_a_document_may_be_named_by_its_path_alone() -> None:
                 "rankings",
                 "rankings_as_conversations",
                 "conversations_weight",
-                "minimum_turns",
+                "min_turns",
                 "either_side",
                 "unicode_form",
                 "turn_separator",
@@ -416,7 +416,7 @@ def test_the_demo(bench: Bench) -> None:
         importlib.metadata.version("chitchat-dataset")
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("the demo's data is not installed: pip install --no-deps chitchat-dataset")
-    metrics = bench.run(DataConfig(("package:chitchat-dataset",), minimum_turns=4))
+    metrics = bench.run(DataConfig(("package:chitchat-dataset",), min_turns=4))
     assert metrics["conversations.read"] == 7168
     assert metrics["conversations.kept"] == 3242
     assert metrics["documents.bytes"] > 9e6
@@ -436,7 +436,7 @@ def test_the_recipe_for_own_data_learns_the_assistant_alone(
     recipe = load_stage_recipe(tmp_path / "my.toml")
     config = recipe.stages["data"]
     assert isinstance(config, DataConfig)
-    assert (config.either_side, config.minimum_turns) == (False, 2)
+    assert (config.either_side, config.min_turns) == (False, 2)
     assert config.external_files() == [str(tmp_path / "talks.jsonl")]
     assert bench.run(config)["conversations.kept"] == 1
     with pytest.raises(UserError, match="name conversations or documents"):

@@ -47,7 +47,11 @@ def perturbed(decoder: Decoder, seed: int, size: float) -> Decoder:
 
 
 CONFIG = EvaluateConfig(
-    document_bytes=1_500, conversations=6, prompts=24, maximum_tokens=20, frontier_prompts=16
+    max_document_bytes=1_500,
+    max_conversations=6,
+    max_prompts=24,
+    max_new_tokens=20,
+    frontier_prompts=16,
 )
 DECODERS = {name: ending_decoder(TOKENIZER, seed) for seed, name in enumerate(("pretrain", "sft"))}
 DECODERS["ppo"] = perturbed(DECODERS["sft"], 3, 0.2)
@@ -290,15 +294,15 @@ def test_a_stopped_evaluation_goes_on_and_ends_the_same(
 def test_replies_too_long_for_the_context_are_one_message(
     inputs: dict[str, Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=r"evaluate\.maximum_tokens = 60"):
-        run(EvaluateConfig(maximum_tokens=60), inputs, stage_folder(tmp_path))
+    with pytest.raises(UserError, match=r"evaluate\.max_new_tokens = 60"):
+        run(EvaluateConfig(max_new_tokens=60), inputs, stage_folder(tmp_path))
 
 
 def test_settings_out_of_range_are_all_named() -> None:
-    config = EvaluateConfig(prompts=0, maximum_tokens=1, frontier_snapshots=-1, temperature=0)
+    config = EvaluateConfig(max_prompts=0, max_new_tokens=1, frontier_snapshots=-1, temperature=0)
     assert [key for key, *_ in config.check()] == [
-        "prompts",
-        "maximum_tokens",
+        "max_prompts",
+        "max_new_tokens",
         "frontier_snapshots",
         "temperature",
     ]

@@ -40,8 +40,8 @@ CONFIG = PPOConfig(
     minibatch=8,
     ptx_coefficient=0.5,
     ptx_rows=2,
-    maximum_response=10,
-    maximum_prompt=40,
+    max_new_tokens=10,
+    max_prompt_tokens=40,
     snapshots=2,
     sample_rows=3,
     optimiser=FAST,
@@ -187,7 +187,7 @@ def test_prompts_are_taken_however_long_the_persons_reply(
 def test_a_response_as_long_as_the_context_is_refused(
     inputs: dict[str, Path], tmp_path: Path
 ) -> None:
-    config = replace(CONFIG, maximum_response=60)
+    config = replace(CONFIG, max_new_tokens=60)
     with pytest.raises(UserError, match="leaves no room for a prompt"):
         run(config, inputs, stage_folder(tmp_path / "ppo"))
 
@@ -199,7 +199,7 @@ def test_snapshots_are_evenly_spread_and_never_the_beginning() -> None:
 
 
 def test_few_updates_are_said() -> None:
-    enough = replace(CONFIG, iterations=18, value_warmup=4, rollouts=128, minibatch=64)
-    assert few_updates_warning(replace(enough, inner_epochs=1)) == ""
-    few = replace(enough, iterations=6, inner_epochs=1)
+    enough = replace(CONFIG, iterations=18, value_warmup_iterations=4, rollouts=128, minibatch=64)
+    assert few_updates_warning(replace(enough, ppo_epochs=1)) == ""
+    few = replace(enough, iterations=6, ppo_epochs=1)
     assert few_updates_warning(few).startswith("too few updates of the policy to learn much (4)")

@@ -33,7 +33,7 @@ CONFIG = PretrainConfig(
     tokens=2_560,
     batch_tokens=128,
     optimiser=OptimiserConfig(name="muon", learning_rate=0.01),
-    warmup=2,
+    warmup_steps=2,
     validations=2,
     validation_documents=3,
 )
@@ -160,7 +160,7 @@ def test_a_few_rows_at_a_time_and_checkpointing_change_next_to_nothing(
     losses = []
     for name, config in (
         ("plain", plain),
-        ("parts", replace(plain, rows_at_once=1)),
+        ("parts", replace(plain, micro_batch_size=1)),
         ("checkpointed", replace(plain, checkpoint_activations=True)),
     ):
         out = stage_folder(tmp_path / name)
@@ -188,12 +188,12 @@ def test_a_loss_that_is_no_number_stops_and_says_where(
 
 
 def test_settings_out_of_range_are_all_named() -> None:
-    config = PretrainConfig(tokens=0, batch_tokens=1000, rows_at_once=-1, final=2.0,
+    config = PretrainConfig(tokens=0, batch_tokens=1000, micro_batch_size=-1, final_lr_fraction=2.0,
                             decay_fraction=-0.5)  # fmt: skip
     assert [key for key, *_ in config.check()] == [
         "tokens",
-        "rows_at_once",
-        "final",
+        "micro_batch_size",
+        "final_lr_fraction",
         "decay_fraction",
         "batch_tokens",
     ]

@@ -38,7 +38,9 @@ from lmsmith.stages.rankings import (
 )
 
 TOKENIZER = make_tokenizer()
-CONFIG = RankingsConfig(maximum_tokens=24, prompts=60, test_prompts=12, validation=0.25)
+CONFIG = RankingsConfig(
+    max_new_tokens=24, max_prompts=60, max_test_prompts=12, validation_fraction=0.25
+)
 SPLITS = ("train", "validation", "test")
 
 
@@ -107,10 +109,10 @@ def test_files_read_back_as_rankings(made: Path) -> None:
 def test_all_candidates_obey_one_window_and_none_repeats(made: Path) -> None:
     for row in all_rows(made):
         lengths = [len(TOKENIZER.encode(text)) for text in row["responses"]]
-        assert min(lengths) >= CONFIG.minimum_tokens
-        assert max(lengths) <= CONFIG.maximum_tokens
+        assert min(lengths) >= CONFIG.min_new_tokens
+        assert max(lengths) <= CONFIG.max_new_tokens
         prompt = encode_prompt(TOKENIZER, row["prompt"]).tokens
-        assert len(prompt) + CONFIG.maximum_tokens + 1 <= 64
+        assert len(prompt) + CONFIG.max_new_tokens + 1 <= 64
         for place, text in enumerate(row["responses"]):
             assert not any(same_text(text, other) for other in row["responses"][:place])
 
@@ -179,7 +181,7 @@ def test_judge_and_reward_are_tested_on_the_same_candidates(
     made: Path, inputs: dict[str, Path], tmp_path: Path
 ) -> None:
     out = stage_folder(tmp_path, seed=1234)
-    run(RankingsConfig(**{**vars(CONFIG), "conversations": "judge"}), inputs, out)
+    run(RankingsConfig(**{**vars(CONFIG), "split": "judge"}), inputs, out)
     assert all(row["id"].startswith("j") for row in rows_of(out.path, "train"))
     assert all(row["source"] == "judge" for row in rows_of(out.path, "train"))
     assert (out / "test.jsonl").read_bytes() == (made / "test.jsonl").read_bytes()
@@ -229,7 +231,7 @@ def own_rankings(count: int, turns: int = 3) -> list[dict[str, object]]:
 def test_own_rankings_are_used_and_a_dialogue_is_in_one_split(tmp_path: Path) -> None:
     data = write_data(tmp_path / "data", rankings=own_rankings(60))
     out = stage_folder(tmp_path / "out")
-    metrics = run(RankingsConfig(test=0.2, validation=0.2), {"data": data}, out)
+    metrics = run(RankingsConfig(test_fraction=0.2, validation_fraction=0.2), {"data": data}, out)
     found = {split: rows_of(out.path, split) for split in SPLITS}
     assert sum(len(each) for each in found.values()) == 180
     assert all(metrics[split] == len(each) > 0 for split, each in found.items())
@@ -258,19 +260,24 @@ def test_own_rankings_without_any_to_train_on_are_refused(tmp_path: Path) -> Non
 
 
 def test_no_eligible_prompt_is_one_clear_message(inputs: dict[str, Path], tmp_path: Path) -> None:
-    config = RankingsConfig(minimum_tokens=23, maximum_tokens=24)
+    config = RankingsConfig(min_new_tokens=23, max_new_tokens=24)
     with pytest.raises(UserError, match=r"no prompt whose reply has 23 to 24 tokens"):
         run(config, inputs, stage_folder(tmp_path))
     with pytest.raises(UserError, match="too little room for a prompt"):
-        run(RankingsConfig(maximum_tokens=60), inputs, stage_folder(tmp_path))
+        run(RankingsConfig(max_new_tokens=60), inputs, stage_folder(tmp_path))
 
 
 def test_settings_out_of_range_are_all_named() -> None:
     config = RankingsConfig(
-        prompts=0, samples=0, other_replies=0, maximum_tokens=1, top_p=0.0, validation=1.0
+        max_prompts=0,
+        samples=0,
+        other_replies=0,
+        max_new_tokens=1,
+        top_p=0.0,
+        validation_fraction=1.0,
     )
     keys = [key for key, *_ in config.check()]
-    assert keys == ["prompts", "samples", "maximum_tokens", "top_p", "validation"]
+    assert keys == ["max_prompts", "samples", "max_new_tokens", "top_p", "validation_fraction"]
     assert RankingsConfig().check() == []
 
 
@@ -288,7 +295,7 @@ def test_prompts_are_left_out_by_the_length_of_their_reply_aloud(
     inputs: dict[str, Path], tmp_path: Path
 ) -> None:
     out = stage_folder(tmp_path / "rankings")
-    config = replace(CONFIG, minimum_tokens=3, maximum_tokens=4, prompts_per_conversation=9)
+    config = replace(CONFIG, min_new_tokens=3, max_new_tokens=4, prompts_per_conversation=9)
     metrics = run(config, inputs, out)
     assert metrics["prompts_reply_length"] > 0
     said = "\n".join(out.progress.said)  # type: ignore[attr-defined]

@@ -44,31 +44,31 @@ context = 64
 batch_tokens = 256
 validations = 1
 [rankings]
-prompts = 16
-test_prompts = 8
-maximum_tokens = 24
+max_prompts = 16
+max_test_prompts = 8
+max_new_tokens = 24
 samples = 1
 [reward]
 [ppo]
 iterations = 2
 rollouts = 4
 minibatch = 4
-maximum_prompt = 32
-maximum_response = 8
+max_prompt_tokens = 32
+max_new_tokens = 8
 snapshots = 1
 ptx_rows = 1
 [judge_rankings]
-conversations = "judge"
-prompts = 16
-test_prompts = 8
-maximum_tokens = 24
+split = "judge"
+max_prompts = 16
+max_test_prompts = 8
+max_new_tokens = 24
 samples = 1
 [judge]
 [evaluate]
-conversations = 4
-prompts = 4
-maximum_tokens = 8
-maximum_prompt = 32
+max_conversations = 4
+max_prompts = 4
+max_new_tokens = 8
+max_prompt_tokens = 32
 frontier_prompts = 2
 frontier_snapshots = 1
 """

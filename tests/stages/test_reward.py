@@ -290,7 +290,7 @@ def test_nothing_left_is_one_clear_message(inputs: dict[str, Path], tmp_path: Pa
     folders = {**inputs, "rankings": tmp_path / "rankings"}
     with pytest.raises(UserError, match="no ranking to learn from") as raised:
         run(CONFIG, folders, stage_folder(tmp_path / "reward"))
-    assert "raise reward.maximum_tokens" in raised.value.fix
+    assert "raise reward.max_length" in raised.value.fix
 
 
 def test_shift_lengths_and_the_longer() -> None:

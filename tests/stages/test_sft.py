@@ -38,7 +38,7 @@ CONFIG = SFTConfig(
     batch_tokens=4 * CONTEXT,
     dropout=0.1,
     optimiser=OptimiserConfig(learning_rate=0.01, weight_decay=0.0),
-    warmup=2,
+    warmup_steps=2,
     validations=2,
     validation_conversations=4,
 )
@@ -180,7 +180,7 @@ def test_little_data_is_learnt_in_smaller_batches_and_said(
 
 
 def test_the_batch_stays_where_it_is_asked_to(inputs: dict[str, Path], tmp_path: Path) -> None:
-    config = replace(CONFIG, minimum_steps=0)
+    config = replace(CONFIG, min_steps=0)
     out = stage_folder(tmp_path / "sft")
     assert run(config, inputs, out)["batch_tokens"] == CONFIG.batch_tokens
     assert not any("little data" in line for line in out.progress.said)  # type: ignore[attr-defined]
@@ -198,7 +198,7 @@ def test_the_weights_of_the_best_look_are_kept_and_a_rise_is_said(
     data = write_data(tmp_path / "data", demonstrations=rows, validation=held_out)
     folders = {**inputs, "data": data}
     fast = OptimiserConfig(learning_rate=0.05, weight_decay=0.0)
-    config = replace(CONFIG, epochs=12, dropout=0.0, warmup=0, optimiser=fast)
+    config = replace(CONFIG, epochs=12, dropout=0.0, warmup_steps=0, optimiser=fast)
     out = stage_folder(tmp_path / "sft")
     metrics = run(config, folders, out)
     looks = {
@@ -228,7 +228,7 @@ def test_the_best_weights_survive_a_stop_after_a_worse_look(
     data = write_data(tmp_path / "data", demonstrations=rows, validation=held_out)
     folders = {**inputs, "data": data}
     fast = OptimiserConfig(learning_rate=0.05, weight_decay=0.0)
-    config = replace(CONFIG, epochs=6, minimum_steps=12, warmup=0, optimiser=fast)
+    config = replace(CONFIG, epochs=6, min_steps=12, warmup_steps=0, optimiser=fast)
     whole = stage_folder(tmp_path / "whole")
     metrics = run(config, folders, whole)
     last = int(metrics["steps"])
@@ -286,7 +286,7 @@ def test_questions_that_fill_the_context_are_refused(
     data = write_data(tmp_path / "data", demonstrations=[{"messages": messages}], validation=[])
     with pytest.raises(UserError, match="nothing is left to learn from: 1 of 1 replies") as raised:
         run(CONFIG, {**inputs, "data": data}, stage_folder(tmp_path / "sft"))
-    assert "sft.maximum_tokens" in raised.value.fix
+    assert "sft.max_length" in raised.value.fix
 
 
 def test_batch_tokens_must_fit_the_models_context(inputs: dict[str, Path], tmp_path: Path) -> None:
@@ -297,12 +297,14 @@ def test_batch_tokens_must_fit_the_models_context(inputs: dict[str, Path], tmp_p
 
 
 def test_settings_out_of_range_are_all_named() -> None:
-    config = SFTConfig(epochs=0, warmup=-1, history=1.0, dropout=-0.1, final=1.5)
+    config = SFTConfig(
+        epochs=0, warmup_steps=-1, overlap_fraction=1.0, dropout=-0.1, final_lr_fraction=1.5
+    )
     assert [key for key, *_ in config.check()] == [
         "epochs",
-        "warmup",
-        "history",
+        "warmup_steps",
+        "overlap_fraction",
         "dropout",
-        "final",
+        "final_lr_fraction",
     ]
     assert SFTConfig().check() == CONFIG.check() == []

@@ -98,14 +98,14 @@ def test_packed_equals_unpacked_in_loss_and_gradients() -> None:
     assert_close(gradients(decoder), packed_gradients, 1e-4)
 
 
-@pytest.mark.parametrize("rows_at_once", [1, 2, 5])
-def test_a_few_rows_at_a_time_equal_the_whole_batch(rows_at_once: int) -> None:
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 5])
+def test_a_few_rows_at_a_time_equal_the_whole_batch(micro_batch_size: int) -> None:
     batch, _ = packed(20)
     assert batch.tokens_bt.shape[0] > 5
     decoder = random_decoder()
     loss, targets = accumulate_gradients(decoder, batch, FP32)
     whole = gradients(decoder)
-    parts, counted = accumulate_gradients(decoder, batch, FP32, rows_at_once)
+    parts, counted = accumulate_gradients(decoder, batch, FP32, micro_batch_size)
     assert parts == pytest.approx(loss, rel=1e-5)
     assert counted == targets == batch.target_count
     assert_close(whole, gradients(decoder), 1e-4)

@@ -32,6 +32,38 @@ MISSING = _Missing()
 NOT_A_SETTING = {"encoded": False}
 """Metadata of a field that no recipe can set and no record holds."""
 
+RENAMED_KEYS: Mapping[str, tuple[str, ...]] = {
+    "clip": ("clip_range",),
+    "conversations": ("split", "max_conversations"),
+    "discount": ("gamma",),
+    "document_bytes": ("max_document_bytes",),
+    "feed_forward": ("ffn_width",),
+    "feed_forward_bias": ("ffn_bias",),
+    "final": ("final_lr_fraction",),
+    "history": ("overlap_fraction",),
+    "inner_epochs": ("ppo_epochs",),
+    "key_value_heads": ("kv_heads",),
+    "maximum_prompt": ("max_prompt_tokens",),
+    "maximum_response": ("max_new_tokens",),
+    "maximum_tokens": ("max_length", "max_new_tokens"),
+    "minimum_steps": ("min_steps",),
+    "minimum_tokens": ("min_new_tokens",),
+    "minimum_turns": ("min_turns",),
+    "missing_end_penalty": ("missing_eos_penalty",),
+    "most_prompts": ("max_prompts",),
+    "prompts": ("max_prompts",),
+    "query_key_value_bias": ("qkv_bias",),
+    "rows_at_once": ("micro_batch_size",),
+    "test": ("test_fraction",),
+    "test_prompts": ("max_test_prompts",),
+    "trace": ("gae_lambda",),
+    "validation": ("validation_fraction",),
+    "value_clip": ("value_clip_range",),
+    "value_warmup": ("value_warmup_iterations",),
+    "warmup": ("warmup_steps", "warmup_iterations"),
+}
+"""Keys before version 0.2, and what they are called now: the one that the settings have."""
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -149,6 +181,9 @@ def unknown_key(
         right_keys: what could stand in its place.
         deeper_keys: what could be meant if its table was forgotten.
     """
+    new = RENAMED_KEYS.get(key.split(".")[-1], ())
+    if renamed := [right for right in right_keys if right.split(".")[-1] in new]:
+        return Problem(key, value, "has a new name", f"write {renamed[0]}")
     name = key.split(".")[-1].casefold()
     by_name = {right.split(".")[-1]: right for right in right_keys}
     near = difflib.get_close_matches(name, by_name, n=1, cutoff=0.6)
@@ -165,6 +200,29 @@ def unknown_key(
     else:
         fix = "there are no settings here"
     return Problem(key, value, "unknown key", fix)
+
+
+def with_new_keys(cls: type, table: Mapping[str, Any]) -> dict[str, Any]:
+    """A table of ``cls`` that an earlier version wrote, with the keys that settings have now."""
+    names = {f.name for f in _settings_of(cls)}
+    renamed = {old: new for old, all_new in RENAMED_KEYS.items() for new in all_new if new in names}
+    return {
+        name if name in names else renamed.get(name, name): value for name, value in table.items()
+    }
+
+
+def refuse_old_keys(cls: type, given: Mapping[str, object]) -> None:
+    """Name the new keyword where ``cls`` is called with one that was renamed.
+
+    Raises:
+        SettingsError: all such keywords.
+    """
+    names = [f.name for f in dataclasses.fields(cls)]
+    problems = [
+        unknown_key(name, value, names) for name, value in given.items() if name not in names
+    ]
+    if problems:
+        raise report_problems(problems, cls.__name__)
 
 
 def _decode_value(hint: object, value: object, key: str) -> tuple[Any, list[Problem]]:

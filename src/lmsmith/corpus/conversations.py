@@ -36,14 +36,14 @@ def clean_messages(
 
 
 def drop_without_exchange(
-    conversations: Iterable[Conversation], minimum_turns: int, counts: Counter[str]
+    conversations: Iterable[Conversation], min_turns: int, counts: Counter[str]
 ) -> Iterator[Conversation]:
-    """Keep conversations of both roles and of at least `minimum_turns` turns."""
+    """Keep conversations of both roles and of at least `min_turns` turns."""
     for conversation in conversations:
         turns = conversation.turns()
         if len({turn["role"] for turn in turns}) < 2:
             counts["dropped.one_sided"] += 1
-        elif len(turns) < minimum_turns:
+        elif len(turns) < min_turns:
             counts["dropped.too_few_turns"] += 1
         else:
             yield conversation

@@ -77,7 +77,7 @@ class _Pool:
     ) -> None:
         self.window = window
         self.table = torch.zeros(rows, pages_for(config.context, page), dtype=torch.int32)
-        shape = (len(layers), pages, config.shared_heads, page, config.width_per_head)
+        shape = (len(layers), pages, config.resolved_kv_heads, page, config.width_per_head)
         # Of all layers in one piece, so that a page is copied at once.
         self.keys, self.values = torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)
         self.layers = {

@@ -63,11 +63,11 @@ class SelfAttention(nn.Module):
     def __init__(self, config: ModelConfig, window: int = 0) -> None:
         super().__init__()
         self.heads, self.head_width = config.heads, config.width_per_head
-        self.shared_heads = config.shared_heads
+        self.kv_heads = config.resolved_kv_heads
         self.query_key_value = nn.Linear(
             config.width,
-            (self.heads + 2 * self.shared_heads) * self.head_width,
-            bias=config.query_key_value_bias,
+            (self.heads + 2 * self.kv_heads) * self.head_width,
+            bias=config.qkv_bias,
         )
         self.output = nn.Linear(
             self.heads * self.head_width, config.width, bias=config.attention_output_bias
@@ -79,7 +79,7 @@ class SelfAttention(nn.Module):
     def forward(self, x_btd: Tensor, bias: Bias = None, rotation: Rotation | None = None) -> Tensor:
         """(batch, length, width) → the same."""
         query, key, value = self._project(x_btd, rotation)
-        group = self.heads // self.shared_heads
+        group = self.heads // self.kv_heads
         if group > 1:
             key, value = (part.repeat_interleave(group, dim=1) for part in (key, value))
         mixed_bhtk = self._mix(query, key, value, bias)
@@ -91,7 +91,7 @@ class SelfAttention(nn.Module):
         split = self.query_key_value(x_btd).view(*x_btd.shape[:2], -1, self.head_width)
         query, key, value = (
             part.transpose(1, 2)
-            for part in split.split([self.heads, self.shared_heads, self.shared_heads], dim=2)
+            for part in split.split([self.heads, self.kv_heads, self.kv_heads], dim=2)
         )
         if rotation is not None:
             query, key = rotate(query, rotation), rotate(key, rotation)
@@ -115,7 +115,7 @@ class SelfAttention(nn.Module):
         """
         length = x_btd.shape[1]
         query, key, _ = self._project(x_btd, rotation)
-        key = key.repeat_interleave(self.heads // self.shared_heads, dim=1)
+        key = key.repeat_interleave(self.heads // self.kv_heads, dim=1)
         scores = (query[:, :, -queries:] @ key.transpose(-1, -2)).float()
         places = torch.arange(length, device=x_btd.device)
         distance = places[-queries:, None] - places[None]

@@ -51,10 +51,10 @@ class ModelConfig:
         heads: attention heads.
         context: longest sequence, in tokens.
         vocabulary_size: rows of the token embedding; 0 in a recipe means the tokenizer's size.
-        feed_forward: inner width of the feed-forward layer; 0 means 4 × width.
+        ffn_width: inner width of the feed-forward layer; 0 means 4 × width.
         dropout: probability, at the embeddings, the attention weights and each residual branch;
             0 turns it off.
-        key_value_heads: heads of keys and values, each shared by heads / key_value_heads query
+        kv_heads: heads of keys and values, each shared by heads / kv_heads query
             heads (Ainslie et al. 2023); 0 means as many as heads.
         head_width: of one head's query, key and value; 0 means width / heads.
         norm_position: ``pre``, x + f(norm(x)), with a final norm; ``post``, norm(x + f(x)),
@@ -67,7 +67,7 @@ class ModelConfig:
         rope_scaling: how the rotary positions are stretched.
         activation: of the feed-forward layer: ``gelu_tanh`` (GPT-2's form), ``gelu`` (exact),
             ``relu``, or ``swiglu``, silu(gate) × inner with a third matrix (Shazeer 2020).
-        query_key_value_bias, attention_output_bias, feed_forward_bias: whether these linear
+        qkv_bias, attention_output_bias, ffn_bias: whether these linear
             layers add a bias.
         tied_embeddings: whether the unembedding is the transposed token embedding.
         attention_pattern: kinds of attention, repeated over the layers: ``dense`` sees everything
@@ -80,9 +80,9 @@ class ModelConfig:
     heads: int = 4
     context: int = 256
     vocabulary_size: int = 0
-    feed_forward: int = 0
+    ffn_width: int = 0
     dropout: float = 0.0
-    key_value_heads: int = 0
+    kv_heads: int = 0
     head_width: int = 0
     norm_position: Literal["pre", "post"] = "pre"
     norm: Literal["layer", "rms"] = "layer"
@@ -91,9 +91,9 @@ class ModelConfig:
     rope_theta: float = 10_000.0
     rope_scaling: RopeScaling = field(default_factory=RopeScaling)
     activation: Literal["gelu_tanh", "gelu", "relu", "swiglu"] = "gelu_tanh"
-    query_key_value_bias: bool = True
+    qkv_bias: bool = True
     attention_output_bias: bool = True
-    feed_forward_bias: bool = True
+    ffn_bias: bool = True
     tied_embeddings: bool = True
     attention_pattern: tuple[AttentionKind, ...] = ("dense",)
     window: int = 0
@@ -104,7 +104,7 @@ class ModelConfig:
         for key in ("layers", "width", "heads", "context"):
             if getattr(self, key) < 1:
                 problems.append((key, getattr(self, key), "a positive number", f"raise {key}"))
-        for key in ("vocabulary_size", "feed_forward", "key_value_heads", "head_width", "window"):
+        for key in ("vocabulary_size", "ffn_width", "kv_heads", "head_width", "window"):
             if getattr(self, key) < 0:
                 problems.append((key, getattr(self, key), "0 or more", f"raise {key}"))
         for key in ("norm_epsilon", "rope_theta"):
@@ -128,11 +128,11 @@ class ModelConfig:
                     "choose width and heads so that width / heads is whole, or set head_width",
                 )
             )
-        if self.key_value_heads > 0 and self.heads % self.key_value_heads:
+        if self.kv_heads > 0 and self.heads % self.kv_heads:
             problems.append(
                 (
-                    "key_value_heads",
-                    self.key_value_heads,
+                    "kv_heads",
+                    self.kv_heads,
                     f"a divisor of heads ({self.heads})",
                     "choose it so that each is shared by as many heads",
                 )
@@ -191,13 +191,13 @@ class ModelConfig:
         return self.head_width or self.width // self.heads
 
     @property
-    def shared_heads(self) -> int:
+    def resolved_kv_heads(self) -> int:
         """Heads of keys and values."""
-        return self.key_value_heads or self.heads
+        return self.kv_heads or self.heads
 
     @property
-    def inner_width(self) -> int:
-        return self.feed_forward or 4 * self.width
+    def resolved_ffn_width(self) -> int:
+        return self.ffn_width or 4 * self.width
 
     @property
     def has_final_norm(self) -> bool:
@@ -217,25 +217,25 @@ class ModelConfig:
 
     @property
     def _key_value_width(self) -> int:
-        return 2 * self.shared_heads * self.width_per_head
+        return 2 * self.resolved_kv_heads * self.width_per_head
 
     @property
     def _block_products(self) -> int:
         """Weights of one block's matrices."""
         attention = self.width * (2 * self._query_width + self._key_value_width)
         matrices = 3 if self.activation == "swiglu" else 2
-        return attention + matrices * self.width * self.inner_width
+        return attention + matrices * self.width * self.resolved_ffn_width
 
     @property
     def parameters(self) -> int:
         """Number of parameters, a tied embedding counted once."""
-        width, inner = self.width, self.inner_width
+        width, inner = self.width, self.resolved_ffn_width
         gates = inner if self.activation == "swiglu" else 0
         norm = 2 * width if self.norm == "layer" else width
         block = self._block_products + 2 * norm
-        block += self.query_key_value_bias * (self._query_width + self._key_value_width)
+        block += self.qkv_bias * (self._query_width + self._key_value_width)
         block += self.attention_output_bias * width
-        block += self.feed_forward_bias * (inner + gates + width)
+        block += self.ffn_bias * (inner + gates + width)
         embeddings = self.vocabulary_size * width * (1 if self.tied_embeddings else 2)
         if self.positions == "learned":
             embeddings += self.context * width

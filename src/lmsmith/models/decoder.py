@@ -47,10 +47,10 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        bias = config.feed_forward_bias
+        bias = config.ffn_bias
         self.activation = ACTIVATIONS[config.activation]
-        self.inner = nn.Linear(config.width, config.inner_width, bias=bias)
-        self.output = nn.Linear(config.inner_width, config.width, bias=bias)
+        self.inner = nn.Linear(config.width, config.resolved_ffn_width, bias=bias)
+        self.output = nn.Linear(config.resolved_ffn_width, config.width, bias=bias)
 
     def forward(self, x_btd: Tensor) -> Tensor:
         result: Tensor = self.output(self.activation(self.inner(x_btd)))
@@ -62,10 +62,10 @@ class GatedFeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        bias = config.feed_forward_bias
-        self.gate = nn.Linear(config.width, config.inner_width, bias=bias)
-        self.inner = nn.Linear(config.width, config.inner_width, bias=bias)
-        self.output = nn.Linear(config.inner_width, config.width, bias=bias)
+        bias = config.ffn_bias
+        self.gate = nn.Linear(config.width, config.resolved_ffn_width, bias=bias)
+        self.inner = nn.Linear(config.width, config.resolved_ffn_width, bias=bias)
+        self.output = nn.Linear(config.resolved_ffn_width, config.width, bias=bias)
 
     def forward(self, x_btd: Tensor) -> Tensor:
         result: Tensor = self.output(F.silu(self.gate(x_btd)) * self.inner(x_btd))

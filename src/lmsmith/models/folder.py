@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.overrides import TorchFunctionMode
 
-from lmsmith.core.config import decode, report_problems
+from lmsmith.core.config import decode, report_problems, with_new_keys
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import atomic_folder, read_json, write_json
 from lmsmith.models.adapters import (
@@ -115,7 +115,7 @@ def read_model_config(folder: Path) -> tuple[str, ModelConfig]:
     kind = content.get("kind")
     if kind not in KINDS or not isinstance(content.get("model"), dict):
         raise UserError(f"{path} is not an lmsmith model's config", "name another model folder")
-    config, problems = decode(ModelConfig, content["model"], str(path))
+    config, problems = decode(ModelConfig, with_new_keys(ModelConfig, content["model"]), str(path))
     if config is None or problems:
         raise report_problems(problems)
     return kind, config

@@ -50,7 +50,7 @@ def gpt3(layers: int, width: int, heads: int, head_width: int) -> ModelConfig:
 
 
 def llama(
-    layers: int, width: int, heads: int, key_value_heads: int, feed_forward: int, context: int
+    layers: int, width: int, heads: int, kv_heads: int, ffn_width: int, context: int
 ) -> ModelConfig:
     """RMSNorm, rotary positions, SwiGLU, grouped queries, no biases (Touvron et al. 2023)."""
     return ModelConfig(
@@ -58,14 +58,14 @@ def llama(
         width,
         heads,
         context,
-        feed_forward=feed_forward,
-        key_value_heads=key_value_heads,
+        ffn_width=ffn_width,
+        kv_heads=kv_heads,
         norm="rms",
         positions="rotary",
         activation="swiglu",
-        query_key_value_bias=False,
+        qkv_bias=False,
         attention_output_bias=False,
-        feed_forward_bias=False,
+        ffn_bias=False,
     )
 
 

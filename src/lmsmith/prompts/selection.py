@@ -37,14 +37,14 @@ class PromptAndReply:
     reply_tokens: int
 
 
-def prompt_room(maximum_prompt: int, maximum_reply: int, context: int) -> int:
+def prompt_room(max_prompt_tokens: int, max_new_tokens: int, context: int) -> int:
     """Most tokens of a prompt, beside which the longest reply and its end of turn fit the context.
 
     Args:
-        maximum_prompt: most that are wanted; 0 for all that there is room for.
+        max_prompt_tokens: most that are wanted; 0 for all that there is room for.
     """
-    room = context - maximum_reply - 1
-    return min(room, maximum_prompt) if maximum_prompt else room
+    room = context - max_new_tokens - 1
+    return min(room, max_prompt_tokens) if max_prompt_tokens else room
 
 
 def select_prompts(

@@ -25,15 +25,15 @@ def masked_whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True) -> T
 
 
 def generalised_advantages(
-    rewards_bs: Tensor, values_bs: Tensor, mask_bs: Tensor, discount: float, trace: float
+    rewards_bs: Tensor, values_bs: Tensor, mask_bs: Tensor, gamma: float, gae_lambda: float
 ) -> tuple[Tensor, Tensor]:
     """GAE (Schulman et al. 2016, eq. 16): Â_t = Σ_l (γλ)^l δ_{t+l}, δ_t = r_t + γV_{t+1} − V_t.
 
     Args:
         rewards_bs, values_bs: per state (batch, states).
         mask_bs: True for a row's real states, which come first.
-        discount: γ.
-        trace: λ.
+        gamma: γ.
+        gae_lambda: λ.
 
     Returns:
         advantages_bs, and returns_bs = advantages + values; both 0 where the mask is false.
@@ -44,8 +44,8 @@ def generalised_advantages(
     running_b = torch.zeros_like(values_bs[:, 0])
     next_value_b = torch.zeros_like(running_b)
     for state in reversed(range(values_bs.shape[1])):
-        delta_b = rewards_bs[:, state] + discount * next_value_b - values_bs[:, state]
-        running_b = (delta_b + discount * trace * running_b) * mask_bs[:, state]
+        delta_b = rewards_bs[:, state] + gamma * next_value_b - values_bs[:, state]
+        running_b = (delta_b + gamma * gae_lambda * running_b) * mask_bs[:, state]
         advantages_bs[:, state] = running_b
         next_value_b = values_bs[:, state]
     return advantages_bs, advantages_bs + values_bs

@@ -81,7 +81,7 @@ def diagnose(
             (
                 "clipping",
                 f"{clipped:.0%} of the tokens are clipped: updates are too large for the batch. "
-                "Lower the learning rate or inner_epochs.",
+                "Lower the learning rate or ppo_epochs.",
             )
         )
     ended, ended_before = recent("val/share_ended"), early("val/share_ended")
@@ -91,15 +91,15 @@ def diagnose(
                 "never_ended",
                 f"only {ended:.1%} of the replies end by themselves, and few ever did: the policy "
                 "has not learnt to end a reply, and what breaks off teaches little. Train SFT for "
-                "more steps (raise sft.epochs), or raise maximum_response.",
+                "more steps (raise sft.epochs), or raise max_new_tokens.",
             )
         )
     elif ended < 0.5 and ended < 0.7 * ended_before:
         found.append(
             (
                 "no_end",
-                f"only {ended:.0%} of the replies end by themselves: raise missing_end_penalty or "
-                "maximum_response.",
+                f"only {ended:.0%} of the replies end by themselves: raise missing_eos_penalty or "
+                "max_new_tokens.",
             )
         )
     if recent("objective/scores_std") == 0.0:

@@ -32,7 +32,7 @@ def clipped_policy_loss(
     old_log_probs_br: Tensor,
     advantages_br: Tensor,
     mask_br: Tensor,
-    clip: float,
+    clip_range: float,
 ) -> PolicyLoss:
     """ρ = π/π_old per token; the objective takes the worse of ρA and clip(ρ, 1 − ε, 1 + ε)A.
 
@@ -41,12 +41,12 @@ def clipped_policy_loss(
         old_log_probs_br: under the policy that drew the tokens.
         advantages_br: Â, whitened or not.
         mask_br: True where a response token stands.
-        clip: ε.
+        clip_range: ε.
     """
     difference_br = (log_probs_br - old_log_probs_br).masked_fill(~mask_br, 0.0)
     ratio_br = difference_br.exp()
     plain_br = -advantages_br * ratio_br
-    clipped_br = -advantages_br * ratio_br.clamp(1.0 - clip, 1.0 + clip)
+    clipped_br = -advantages_br * ratio_br.clamp(1.0 - clip_range, 1.0 + clip_range)
     with torch.no_grad():
         approximate_kl = 0.5 * masked_mean(difference_br**2, mask_br)
         clip_fraction = masked_mean((clipped_br > plain_br).float(), mask_br)
@@ -56,7 +56,7 @@ def clipped_policy_loss(
 
 
 def clipped_value_loss(
-    values_bs: Tensor, old_values_bs: Tensor, returns_bs: Tensor, mask_bs: Tensor, clip: float
+    values_bs: Tensor, old_values_bs: Tensor, returns_bs: Tensor, mask_bs: Tensor, clip_range: float
 ) -> tuple[Tensor, Tensor]:
     """½ E[max((V − R)², (V_old + clip(V − V_old, ±ε) − R)²)], and the share that was clipped.
 
@@ -65,9 +65,9 @@ def clipped_value_loss(
         old_values_bs: when the responses were drawn.
         returns_bs: targets R.
         mask_bs: True for real states, the one past the last token included.
-        clip: ε.
+        clip_range: ε.
     """
-    limited_bs = old_values_bs + (values_bs - old_values_bs).clamp(-clip, clip)
+    limited_bs = old_values_bs + (values_bs - old_values_bs).clamp(-clip_range, clip_range)
     plain_bs = (values_bs - returns_bs) ** 2
     clipped_bs = (limited_bs - returns_bs) ** 2
     loss = 0.5 * masked_mean(torch.maximum(plain_bs, clipped_bs), mask_bs)

@@ -114,10 +114,10 @@ class PPOTrainer:
         self.config = config if config is not None else PPOConfig()
         problems = decode_settings(PPOConfig, asdict(self.config), "")[1]
         context = policy.config.context
-        if not problems and self.config.maximum_response >= context:
-            most = self.config.maximum_response
+        if not problems and self.config.max_new_tokens >= context:
+            most = self.config.max_new_tokens
             expected = f"less than the policy's context ({context}), which holds the prompt, too"
-            problems = [Problem("maximum_response", most, expected, f"set it to {context // 2}")]
+            problems = [Problem("max_new_tokens", most, expected, f"set it to {context // 2}")]
         if problems:
             raise report_problems(problems, "PPOConfig")
         if self.config.ptx_coefficient and pretraining is None:
@@ -171,11 +171,11 @@ class PPOTrainer:
             with tempfile.TemporaryDirectory() as folder:
                 quiet = StageFolder(Path(folder), self.seed, MachineConfig(), LoggedProgress())
                 return self.fit(quiet, after_iteration)
-        context, most = self.policy.config.context, self.config.maximum_response
+        context, most = self.policy.config.context, self.config.max_new_tokens
         if short := sum(len(prompt) + most > context for prompt in self.prompts):
             out.progress.say(
                 f"PPO: {short} of {len(self.prompts)} prompts leave a response less than "
-                f"maximum_response = {most} tokens in the context of {context}: shorten them"
+                f"max_new_tokens = {most} tokens in the context of {context}: shorten them"
             )
         log = out.metrics_log()
         # What was said before an interruption is not said again.
@@ -234,7 +234,7 @@ class PPOTrainer:
             prompts,
             responses,
             stop_token=self.stop_token,
-            missing_end_penalty=config.missing_end_penalty,
+            missing_eos_penalty=config.missing_eos_penalty,
             temperature=config.temperature,
             machine=self.machine,
             vocabulary=self.vocabulary,
@@ -307,7 +307,7 @@ class PPOTrainer:
 
     def _sample(self, prompts: list[list[int]], iteration: int) -> list[list[int]]:
         settings = SamplingSettings(
-            max_new_tokens=self.config.maximum_response,
+            max_new_tokens=self.config.max_new_tokens,
             temperature=self.config.temperature,
             stop_tokens=(self.stop_token,),
             seed=derive_seed(self.seed, "rollout", iteration),
@@ -322,31 +322,31 @@ class PPOTrainer:
         mask_br = rollout.batch.response_mask_br
         mask_bs = value_mask(mask_br)
         advantages_bs, returns_bs = generalised_advantages(
-            rewards_bs, rollout.values_bs, mask_bs, config.discount, config.trace
+            rewards_bs, rollout.values_bs, mask_bs, config.gamma, config.gae_lambda
         )
         advantages_br = advantages_bs[:, :-1] * mask_br
         if config.whiten_advantages:
             advantages_br = masked_whiten(advantages_br, mask_br)
-        learns = iteration >= config.value_warmup
+        learns = iteration >= config.value_warmup_iterations
         policy_factor = 0.0
         if learns:
             policy_factor = learning_rate_factor(
                 config.schedule,
-                iteration - config.value_warmup,
-                config.iterations - config.value_warmup,
-                config.warmup,
+                iteration - config.value_warmup_iterations,
+                config.iterations - config.value_warmup_iterations,
+                config.warmup_iterations,
             )
         value_factor = learning_rate_factor(config.schedule, iteration, config.iterations)
         minibatches = config.rollouts // config.minibatch
         rows: list[dict[str, float]] = []
-        for epoch in range(config.inner_epochs):
+        for epoch in range(config.ppo_epochs):
             generator = torch.Generator().manual_seed(
                 derive_seed(self.seed, "minibatch", iteration, epoch)
             )
             order = torch.randperm(config.rollouts, generator=generator)
             for number in range(minibatches):
                 index = order[number * config.minibatch : (number + 1) * config.minibatch]
-                update = (iteration * config.inner_epochs + epoch) * minibatches + number
+                update = (iteration * config.ppo_epochs + epoch) * minibatches + number
                 row: dict[str, float] = {}
                 if learns:
                     row |= self._update_policy(update, policy_factor, rollout, advantages_br, index)
@@ -389,7 +389,7 @@ class PPOTrainer:
                 rollout.log_probs_br[group],
                 advantages_br[group],
                 mask_br,
-                config.clip,
+                config.clip_range,
             )
             (share * policy.loss).backward()  # type: ignore[no-untyped-call]
             means.add("loss/policy_avg", policy.loss, share)
@@ -425,7 +425,7 @@ class PPOTrainer:
                 rollout.values_bs[group],
                 returns_bs[group],
                 mask_bs,
-                self.config.value_clip,
+                self.config.value_clip_range,
             )
             (share * loss).backward()  # type: ignore[no-untyped-call]
             means.add("loss/value_avg", loss, share)

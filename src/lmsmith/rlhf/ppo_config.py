@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Self
 
+from lmsmith.core.config import refuse_old_keys
 from lmsmith.models.adapters import AdapterConfig
 from lmsmith.rlhf.kl import Control
 from lmsmith.training.optimiser import OptimiserConfig
@@ -22,29 +24,29 @@ class PPOConfig:
         iterations: rollout-and-update rounds.
         rollouts: responses an iteration (the paper's batch).
         minibatch: responses an update.
-        inner_epochs: passes over a batch of rollouts.
+        ppo_epochs: passes over a batch of rollouts.
         kl_coefficient: β, weight of the per-token penalty −(log π − log π_ref).
         kl_control: ``fixed``, ``adaptive`` or ``band``.
         kl_target, kl_horizon: for ``adaptive``: nats per response, and episodes.
         kl_low, kl_high: for ``band``: nats per response.
         kl_budget: KL in nats per response above which the run is warned of; 0 for none.
-        clip: ε of the policy's ratio.
-        value_clip: ε of the value's change.
-        discount: γ.
-        trace: λ of GAE.
+        clip_range: ε of the policy's ratio.
+        value_clip_range: ε of the value's change.
+        gamma: γ.
+        gae_lambda: λ of GAE.
         ptx_coefficient: γ_ptx, weight of the pretraining log-likelihood; 0 turns PPO-ptx off.
         ptx_rows: rows of pretraining text per minibatch.
         temperature: of sampling, and of every log-probability.
-        maximum_response: tokens a response may have.
-        maximum_prompt: tokens of a prompt; the oldest turns are dropped beyond it.
-        prompts_per_conversation, most_prompts: how many prompts the stage takes.
-        missing_end_penalty: taken from the score of a response that did not end by itself.
+        max_new_tokens: tokens a response may have.
+        max_prompt_tokens: tokens of a prompt; the oldest turns are dropped beyond it.
+        prompts_per_conversation, max_prompts: how many prompts the stage takes.
+        missing_eos_penalty: taken from the score of a response that did not end by itself.
         whiten_advantages: to zero mean and unit variance over a batch's tokens.
         schedule: of both learning rates.
-        value_warmup: iterations at the start in which only the value model learns: made from the
-            reward model, it knows a response's end but not what its middle is worth, and a policy
-            that learnt from its first estimates would unlearn to end its responses.
-        warmup: iterations after those over which the policy's learning rate rises.
+        value_warmup_iterations: iterations at the start in which only the value model learns: made
+            from the reward model, it knows a response's end but not what its middle is worth, and a
+            policy that learnt from its first estimates would unlearn to end its responses.
+        warmup_iterations: iterations after those over which the policy's learning rate rises.
         adapter: low-rank adapters that policy and value model train instead of their weights.
         optimiser, value_optimiser: of the policy and of the value model.
         snapshots: how many times along the way the policy is kept, for the KL frontier.
@@ -54,7 +56,7 @@ class PPOConfig:
     iterations: int = 61
     rollouts: int = 512
     minibatch: int = 64
-    inner_epochs: int = 1
+    ppo_epochs: int = 1
     kl_coefficient: float = 0.02
     kl_control: Control = "fixed"
     kl_target: float = 6.0
@@ -62,22 +64,22 @@ class PPOConfig:
     kl_low: float = 1.0
     kl_high: float = 10.0
     kl_budget: float = 20.0
-    clip: float = 0.2
-    value_clip: float = 0.2
-    discount: float = 1.0
-    trace: float = 0.95
+    clip_range: float = 0.2
+    value_clip_range: float = 0.2
+    gamma: float = 1.0
+    gae_lambda: float = 0.95
     ptx_coefficient: float = 27.8
     ptx_rows: int = 8
     temperature: float = 1.0
-    maximum_response: int = 48
-    maximum_prompt: int = 160
+    max_new_tokens: int = 48
+    max_prompt_tokens: int = 160
     prompts_per_conversation: int = 8
-    most_prompts: int = 31_000
-    missing_end_penalty: float = 1.0
+    max_prompts: int = 31_000
+    missing_eos_penalty: float = 1.0
     whiten_advantages: bool = True
     schedule: Schedule = "constant"
-    value_warmup: int = 0
-    warmup: int = 0
+    value_warmup_iterations: int = 0
+    warmup_iterations: int = 0
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     optimiser: OptimiserConfig = field(
         default_factory=lambda: OptimiserConfig(
@@ -90,12 +92,17 @@ class PPOConfig:
     snapshots: int = 4
     sample_rows: int = 4
 
+    def __new__(cls, *_: object, **given: object) -> Self:
+        refuse_old_keys(cls, given)
+        return super().__new__(cls)
+
     def check(self) -> list[tuple[str, object, str, str]]:
         """Values out of range and contradictions, as (key, value, expected, fix)."""
         problems: list[tuple[str, object, str, str]] = []
         positive = (
-            "iterations rollouts minibatch inner_epochs ptx_rows maximum_response maximum_prompt "
-            "prompts_per_conversation most_prompts kl_horizon kl_target temperature clip value_clip"
+            "iterations rollouts minibatch ppo_epochs ptx_rows max_new_tokens max_prompt_tokens "
+            "prompts_per_conversation max_prompts kl_horizon kl_target temperature clip_range "
+            "value_clip_range"
         )
         for key in positive.split():
             if not 0 < getattr(self, key) < math.inf:
@@ -103,32 +110,32 @@ class PPOConfig:
         for key in [
             "kl_coefficient",
             "ptx_coefficient",
-            "missing_end_penalty",
+            "missing_eos_penalty",
             "kl_budget",
             "snapshots",
             "sample_rows",
-            "value_warmup",
-            "warmup",
+            "value_warmup_iterations",
+            "warmup_iterations",
         ]:
             if not 0 <= getattr(self, key) < math.inf:
                 problems.append((key, getattr(self, key), "0 or more", f"raise {key}"))
-        for key in ("discount", "trace"):
+        for key in ("gamma", "gae_lambda"):
             if not 0.0 <= getattr(self, key) <= 1.0:
                 problems.append((key, getattr(self, key), "between 0 and 1", f"change {key}"))
-        if self.value_warmup >= self.iterations > 0:
+        if self.value_warmup_iterations >= self.iterations > 0:
             problems.append(
                 (
-                    "value_warmup",
-                    self.value_warmup,
+                    "value_warmup_iterations",
+                    self.value_warmup_iterations,
                     f"fewer than iterations ({self.iterations})",
                     "leave the policy some iterations to learn in",
                 )
             )
-        if 0 < self.maximum_prompt < SHORTEST_PROMPT:
+        if 0 < self.max_prompt_tokens < SHORTEST_PROMPT:
             problems.append(
                 (
-                    "maximum_prompt",
-                    self.maximum_prompt,
+                    "max_prompt_tokens",
+                    self.max_prompt_tokens,
                     f"{SHORTEST_PROMPT} or more",
                     "a shorter one holds no turn of a user",
                 )

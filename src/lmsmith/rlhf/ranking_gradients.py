@@ -20,7 +20,7 @@ def activation_bytes(config: ModelConfig, rows: int, length: int) -> int:
     In float32: twelve times the width (norms, queries, keys, values, what is mixed and added),
     four times the feed-forward layer's inner width, and attention scores and probabilities.
     """
-    numbers = 12 * config.width + 4 * config.inner_width + 2 * config.heads * length
+    numbers = 12 * config.width + 4 * config.resolved_ffn_width + 2 * config.heads * length
     return 4 * config.layers * rows * length * numbers
 
 

@@ -130,7 +130,7 @@ def score_rollout(
     responses: Sequence[Sequence[int]],
     *,
     stop_token: int,
-    missing_end_penalty: float,
+    missing_eos_penalty: float,
     temperature: float,
     machine: ResolvedMachine,
     vocabulary: Vocabulary,
@@ -159,6 +159,6 @@ def score_rollout(
         reference_log_probs_br=reference_log_probs_br,
         entropy_br=entropy_br,
         values_bs=values_bs,
-        scores_b=scores_b - missing_end_penalty * (~ended_b),
+        scores_b=scores_b - missing_eos_penalty * (~ended_b),
         ended_b=ended_b,
     )

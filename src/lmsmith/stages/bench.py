@@ -66,9 +66,9 @@ class Bench:
         self.machine = resolve_machine(self.out.machine)
         self.tokenizer = load_tokenizer(self.inputs["sft"] / "model")
         context = self.decoder("sft").config.context
-        if context < 2 * config.maximum_tokens + 2:
+        if context < 2 * config.max_new_tokens + 2:
             raise UserError(
-                f"evaluate.maximum_tokens = {config.maximum_tokens}: the model's context of "
+                f"evaluate.max_new_tokens = {config.max_new_tokens}: the model's context of "
                 f"{context} leaves too little room for a prompt",
                 f"lower it to {max(1, context // 2 - 1)} or less",
             )
@@ -76,10 +76,10 @@ class Bench:
         self.prompts = select_prompts(
             rows_of_split(read_conversations, path),
             self.tokenizer,
-            prompt_room(config.maximum_prompt, config.maximum_tokens, context),
-            most=config.prompts,
+            prompt_room(config.max_prompt_tokens, config.max_new_tokens, context),
+            most=config.max_prompts,
             per_conversation=config.prompts_per_conversation,
-            reply_tokens=(config.minimum_tokens, config.maximum_tokens),
+            reply_tokens=(config.min_new_tokens, config.max_new_tokens),
         )
         self.snapshots = find_snapshots(self.inputs.get("ppo"), config.frontier_snapshots)
         parts = 2 * len(self.policies) + 2 * len(self.scorers)
@@ -136,13 +136,13 @@ def predict_text(bench: Bench, name: str) -> dict[str, float]:
     texts: list[str] = []
     size = 0
     for document in rows_of_split(read_documents, documents):
-        if size >= bench.config.document_bytes:
+        if size >= bench.config.max_document_bytes:
             break
         texts.append(document.text)
         size += len(document.text.encode())
     path = bench.inputs["data"] / "test.jsonl"
     found = rows_of_split(read_conversations, path)
-    conversations = [each.messages for each in islice(found, bench.config.conversations)]
+    conversations = [each.messages for each in islice(found, bench.config.max_conversations)]
     replies = predict_replies(decoder, tokenizer, conversations, bench.machine)
     return {
         "bits_per_byte": bits_per_byte(decoder, tokenizer, texts, bench.machine),
@@ -213,7 +213,7 @@ def answer(bench: Bench, policy: str | Decoder, prompts: int | None = None) -> l
     """A reply to each prompt, or to the first ``prompts``; the same random numbers for all."""
     decoder = bench.decoder(policy) if isinstance(policy, str) else policy
     settings = SamplingSettings(
-        max_new_tokens=bench.config.maximum_tokens + 1,
+        max_new_tokens=bench.config.max_new_tokens + 1,
         temperature=bench.config.temperature,
         top_p=bench.config.top_p,
         stop_tokens=(bench.tokenizer.end_of_turn,),
@@ -235,7 +235,7 @@ def score_texts(bench: Bench, name: str, texts: Texts) -> dict[str, list[float]]
     for each, *written in zip(bench.prompts, *texts.values(), strict=False):
         different = list(dict.fromkeys(written))
         replies = [
-            [*ids[: bench.config.maximum_tokens], end]
+            [*ids[: bench.config.max_new_tokens], end]
             for ids in bench.tokenizer.encode_batch(different)
         ]
         rows.append(EncodedRanking(each.tokens, replies, [1] * len(replies)))

@@ -116,7 +116,7 @@ class DataConfig:
     conversations only."""
     conversations_weight: float = 1.0
     """How often the conversations' text is read in pretraining, relative to documents'."""
-    minimum_turns: int = 2
+    min_turns: int = 2
     """Conversations with fewer turns (messages of user and assistant) are dropped."""
     either_side: bool = False
     """Both sides are people: use each conversation once more with the roles exchanged.
@@ -139,9 +139,9 @@ class DataConfig:
             problems.append(
                 ("conversations", [], "no text at all", "name conversations or documents")
             )
-        if self.minimum_turns < 2:
+        if self.min_turns < 2:
             problems.append(
-                ("minimum_turns", self.minimum_turns, "must be 2 or more", "an exchange has two")
+                ("min_turns", self.min_turns, "must be 2 or more", "an exchange has two")
             )
         if not self.turn_separator:
             problems.append(("turn_separator", "", "must not be empty", 'use "\\n"'))
@@ -245,13 +245,13 @@ def run(config: DataConfig, inputs: Mapping[str, Path], out: StageFolder) -> dic
         read += best_conversations(rankings, read, counts)
     counts["conversations.read"] = len(read)
     cleaned = clean_conversations(read, config.unicode_form, counts)
-    exchanges = drop_without_exchange(cleaned, config.minimum_turns, counts)
+    exchanges = drop_without_exchange(cleaned, config.min_turns, counts)
     conversations, keys = drop_duplicates(exchanges, counts)
     counts["conversations.kept"] = len(conversations)
     if (config.conversations or config.rankings_as_conversations) and not conversations:
         ranked = config.rankings if config.rankings_as_conversations else ()
         named = ", ".join((*config.conversations, *ranked))
-        raise UserError(*why_none_is_left(named, counts, config.minimum_turns))
+        raise UserError(*why_none_is_left(named, counts, config.min_turns))
 
     ranked_openings = set(openings)
     names = [_split_name(conversation, ranked_openings) for conversation in conversations]
@@ -278,7 +278,7 @@ def run(config: DataConfig, inputs: Mapping[str, Path], out: StageFolder) -> dic
     for note in hold_out_text(documents, shares, FROM_CONVERSATIONS):
         out.progress.note(f"data: {note}")
 
-    for note in (*talks.notes(), *texts.notes(), *left_out_warnings(counts, config.minimum_turns)):
+    for note in (*talks.notes(), *texts.notes(), *left_out_warnings(counts, config.min_turns)):
         out.progress.say(f"data: {note}")
     if parts := ", ".join(f"{count:,} {what}" for what, count in (+left_out).most_common()):
         out.progress.say(f"data: left out of the conversations: {parts}")

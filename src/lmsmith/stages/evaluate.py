@@ -44,26 +44,26 @@ class EvaluateConfig:
     """Settings of the evaluation.
 
     Attributes:
-        document_bytes: at most so much held-out text is read for bits per byte.
-        conversations: at most so many test conversations for the perplexity of replies.
-        prompts: at most so many test prompts that every policy answers.
+        max_document_bytes: at most so much held-out text is read for bits per byte.
+        max_conversations: at most so many test conversations for the perplexity of replies.
+        max_prompts: at most so many test prompts that every policy answers.
         prompts_per_conversation: at most so many of one conversation, evenly spread over it.
-        minimum_tokens, maximum_tokens: length of the person's reply to such a prompt; no policy's
+        min_new_tokens, max_new_tokens: length of the person's reply to such a prompt; no policy's
             reply is longer than the latter.
-        maximum_prompt: most tokens of such a prompt; the oldest turns are dropped beyond it. 0
+        max_prompt_tokens: most tokens of such a prompt; the oldest turns are dropped beyond it. 0
             allows what the context has beside the longest reply.
         temperature, top_p: of the policies' replies.
         frontier_prompts: prompts that PPO's snapshots answer.
         frontier_snapshots: at most so many snapshots, evenly spread; 0 leaves the curve out.
     """
 
-    document_bytes: int = 300_000
-    conversations: int = 80
-    prompts: int = 500
+    max_document_bytes: int = 300_000
+    max_conversations: int = 80
+    max_prompts: int = 500
     prompts_per_conversation: int = 2
-    minimum_tokens: int = 3
-    maximum_tokens: int = 48
-    maximum_prompt: int = 96
+    min_new_tokens: int = 3
+    max_new_tokens: int = 48
+    max_prompt_tokens: int = 96
     temperature: float = 1.0
     top_p: float = 1.0
     frontier_prompts: int = 100
@@ -72,15 +72,20 @@ class EvaluateConfig:
     def check(self) -> list[tuple[str, object, str, str]]:
         """Values out of range and contradictions, as (key, value, expected, fix)."""
         problems: list[tuple[str, object, str, str]] = []
-        positive = ("document_bytes", "conversations", "prompts", "prompts_per_conversation")
-        for key in (*positive, "minimum_tokens", "frontier_prompts"):
+        positive = (
+            "max_document_bytes",
+            "max_conversations",
+            "max_prompts",
+            "prompts_per_conversation",
+        )
+        for key in (*positive, "min_new_tokens", "frontier_prompts"):
             if getattr(self, key) < 1:
                 problems.append((key, getattr(self, key), "a positive number", f"raise {key}"))
-        if self.maximum_tokens < self.minimum_tokens:
-            expected = f"at least minimum_tokens ({self.minimum_tokens})"
-            problems.append(("maximum_tokens", self.maximum_tokens, expected, "raise it"))
+        if self.max_new_tokens < self.min_new_tokens:
+            expected = f"at least min_new_tokens ({self.min_new_tokens})"
+            problems.append(("max_new_tokens", self.max_new_tokens, expected, "raise it"))
         for key, fix in (
-            ("maximum_prompt", "0 allows what the context has"),
+            ("max_prompt_tokens", "0 allows what the context has"),
             ("frontier_snapshots", "0 leaves the curve out"),
         ):
             if getattr(self, key) < 0:

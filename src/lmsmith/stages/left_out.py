@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 
 _CONVERSATIONS = {
     "dropped.one_sided": "without a message of both user and assistant",
-    "dropped.too_few_turns": "with fewer than {minimum_turns} turns (data.minimum_turns)",
+    "dropped.too_few_turns": "with fewer than {min_turns} turns (data.min_turns)",
     "dropped.duplicates": "with the text of another",
 }
 _BEST = {
@@ -19,7 +19,7 @@ _DOCUMENTS = {
 }
 
 
-def left_out_warnings(counts: Mapping[str, int], minimum_turns: int) -> Iterator[str]:
+def left_out_warnings(counts: Mapping[str, int], min_turns: int) -> Iterator[str]:
     """A sentence for each kind of row of which some were left out: how many, and why."""
     kinds = (
         ("conversations", counts["conversations.read"], _CONVERSATIONS),
@@ -31,24 +31,22 @@ def left_out_warnings(counts: Mapping[str, int], minimum_turns: int) -> Iterator
         if found:
             why = ", ".join(f"{count:,} {words}" for words, count in found.items())
             total = f"{sum(found.values()):,} of {read:,} {kind} left out: "
-            yield total + why.format(minimum_turns=minimum_turns)
+            yield total + why.format(min_turns=min_turns)
     if empty := counts["dropped.empty_messages"]:
         yield f"{empty:,} empty messages left out of conversations"
 
 
-def why_none_is_left(
-    sources: str, counts: Mapping[str, int], minimum_turns: int
-) -> tuple[str, str]:
+def why_none_is_left(sources: str, counts: Mapping[str, int], min_turns: int) -> tuple[str, str]:
     """The problem that no conversation is left, and what to do about the most frequent reason."""
     if not counts["conversations.read"]:
         return f"{sources}: no conversations in it", "Add conversations."
     one_sided, short = counts["dropped.one_sided"], counts["dropped.too_few_turns"]
     problem = (
         f"{sources}: none of {counts['conversations.read']} conversations is left: {one_sided} "
-        f"have one side only, {short} fewer than {minimum_turns} turns"
+        f"have one side only, {short} fewer than {min_turns} turns"
     )
     if short > one_sided:
-        return problem, f"Lower data.minimum_turns (it is {minimum_turns}), or add conversations."
+        return problem, f"Lower data.min_turns (it is {min_turns}), or add conversations."
     fix = "A conversation needs a message with the role user and one with the role assistant"
     return problem, f"{fix}: check the roles and texts of the rows."
 

@@ -34,10 +34,10 @@ def run(config: PPOConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict
     reward_model = load_scalar_model(inputs["reward"] / "model")
     tokenizer = Tokenizer.load(inputs["policy"] / "model")
     context = reference.config.context
-    room = min(config.maximum_prompt, context - config.maximum_response)
-    if context - config.maximum_response < SHORTEST_PROMPT:
+    room = min(config.max_prompt_tokens, context - config.max_new_tokens)
+    if context - config.max_new_tokens < SHORTEST_PROMPT:
         raise UserError(
-            f"ppo.maximum_response = {config.maximum_response} leaves no room for a prompt in the "
+            f"ppo.max_new_tokens = {config.max_new_tokens} leaves no room for a prompt in the "
             f"model's context of {context} tokens",
             f"set it to {context // 4} or less",
         )
@@ -47,7 +47,7 @@ def run(config: PPOConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict
         rows_of_split(read_conversations, path),
         tokenizer,
         room,
-        most=config.most_prompts,
+        most=config.max_prompts,
         per_conversation=config.prompts_per_conversation,
         counts=counts,
     )
@@ -55,12 +55,12 @@ def run(config: PPOConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict
         raise UserError(
             f"{path} holds no turn of a user that fits {room} tokens "
             f"(it has {counts['turns']} turns of a user)",
-            "raise ppo.maximum_prompt, or give conversations with shorter messages"
+            "raise ppo.max_prompt_tokens, or give conversations with shorter messages"
             if counts["turns"]
             else "give data.splits.prompts a share, or add conversations: one is enough",
         )
     if told := prompts_warning(counts, room):
-        out.progress.say(f"ppo: {told}. Raise ppo.maximum_prompt to use more")
+        out.progress.say(f"ppo: {told}. Raise ppo.max_prompt_tokens to use more")
     prompts = [prompt.tokens for prompt in chosen]
     pretraining = pretraining_batches(config, inputs, context, out.seed)
     policy, value_model = copy.deepcopy(reference), copy.deepcopy(reward_model)
@@ -113,8 +113,8 @@ def run(config: PPOConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict
 
 def few_updates_warning(config: PPOConfig) -> str:
     """A sentence where the policy is updated too few times to learn much; else empty."""
-    iterations = config.iterations - config.value_warmup
-    updates = iterations * config.inner_epochs * (config.rollouts // config.minibatch)
+    iterations = config.iterations - config.value_warmup_iterations
+    updates = iterations * config.ppo_epochs * (config.rollouts // config.minibatch)
     if updates >= FEW_UPDATES:
         return ""
     return (

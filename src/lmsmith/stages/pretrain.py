@@ -35,11 +35,11 @@ class PretrainConfig:
         model: the decoder's shape; its vocabulary is the tokenizer's.
         tokens: to train on in all; more than the corpus has means several passes.
         batch_tokens: an update's; a multiple of the context.
-        rows_at_once: rows computed at a time, 0 for a whole batch; fewer need less memory
+        micro_batch_size: rows computed at a time, 0 for a whole batch; fewer need less memory
             (gradient accumulation) and change nothing else.
         optimiser: AdamW, or Muon for the blocks' matrices.
-        schedule, warmup, final, decay_fraction: of the learning rate; ``final`` is the factor at
-            the last step.
+        schedule, warmup_steps, final_lr_fraction, decay_fraction: of the learning rate;
+            ``final_lr_fraction`` is the factor at the last step.
         validations: how often held-out text is looked at along the way.
         validation_documents: how many held-out documents are looked at.
         checkpoint_activations: compute each block's insides again in the backward pass instead
@@ -49,11 +49,11 @@ class PretrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     tokens: int = 4_000_000
     batch_tokens: int = 8_192
-    rows_at_once: int = 0
+    micro_batch_size: int = 0
     optimiser: OptimiserConfig = field(default_factory=lambda: OptimiserConfig(name="muon"))
     schedule: Schedule = "warmup_stable_decay"
-    warmup: int = 20
-    final: float = 0.0
+    warmup_steps: int = 20
+    final_lr_fraction: float = 0.0
     decay_fraction: float = 0.5
     validations: int = 8
     validation_documents: int = 64
@@ -65,10 +65,10 @@ class PretrainConfig:
         for key in ("tokens", "batch_tokens", "validations", "validation_documents"):
             if getattr(self, key) < 1:
                 problems.append((key, getattr(self, key), "a positive number", f"raise {key}"))
-        for key in ("rows_at_once", "warmup"):
+        for key in ("micro_batch_size", "warmup_steps"):
             if getattr(self, key) < 0:
                 problems.append((key, getattr(self, key), "0 or more", f"raise {key}"))
-        for key in ("final", "decay_fraction"):
+        for key in ("final_lr_fraction", "decay_fraction"):
             if not 0.0 <= getattr(self, key) <= 1.0:
                 problems.append((key, getattr(self, key), "between 0 and 1", f"change {key}"))
         context = self.model.context
@@ -127,14 +127,19 @@ def run(config: PretrainConfig, inputs: Mapping[str, Path], out: StageFolder) ->
         batches.batch,
         config.optimiser,
         lambda index: learning_rate_factor(
-            config.schedule, index, steps, config.warmup, config.final, config.decay_fraction
+            config.schedule,
+            index,
+            steps,
+            config.warmup_steps,
+            config.final_lr_fraction,
+            config.decay_fraction,
         ),
         machine,
         out,
         description="pretrain",
         steps=steps,
         batch_tokens=config.batch_tokens,
-        rows_at_once=config.rows_at_once,
+        micro_batch_size=config.micro_batch_size,
         bytes_per_token=total_bytes / total_tokens,
         held_out_bits_per_byte=(
             partial(bits_per_byte, decoder, tokenizer, held_out, machine) if held_out else None

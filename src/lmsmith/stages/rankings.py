@@ -68,40 +68,45 @@ class RankingsConfig:
     """Settings of the collection of rankings.
 
     Attributes:
-        conversations: the split that train and validation rankings are made from; ``judge`` for
+        split: the split that train and validation rankings are made from; ``judge`` for
             the rankings of the judge, which nothing else sees.
-        prompts: most prompts for training and validation together.
+        max_prompts: most prompts for training and validation together.
         prompts_per_conversation: most prompts of one conversation, evenly spread over it.
         samples: replies drawn from the policy for a prompt; K is less where some are dropped.
         other_replies: people's replies from other conversations for a prompt.
-        minimum_tokens, maximum_tokens: length of every candidate, its end of turn not counted.
-        maximum_prompt: most tokens of a prompt; the oldest turns are dropped beyond it. Reading
+        min_new_tokens, max_new_tokens: length of every candidate, its end of turn not counted.
+        max_prompt_tokens: most tokens of a prompt; the oldest turns are dropped beyond it. Reading
             the prompts is most of the time that samples take, so it is worth being short. 0
             allows what the context has beside the longest reply.
         temperature, top_p: of the policy's samples.
-        validation: share of the conversations held out to stop training by.
-        test_prompts: most prompts of the test rankings, which are made from the test split.
-        test: share of the user's own rankings held out for testing.
+        validation_fraction: share of the conversations held out to stop training by.
+        max_test_prompts: most prompts of the test rankings, which are made from the test split.
+        test_fraction: share of the user's own rankings held out for testing.
     """
 
-    conversations: Literal["comparisons", "judge"] = "comparisons"
-    prompts: int = 3_000
+    split: Literal["comparisons", "judge"] = "comparisons"
+    max_prompts: int = 3_000
     prompts_per_conversation: int = 4
     samples: int = 2
     other_replies: int = 1
-    minimum_tokens: int = 3
-    maximum_tokens: int = 48
-    maximum_prompt: int = 96
+    min_new_tokens: int = 3
+    max_new_tokens: int = 48
+    max_prompt_tokens: int = 96
     temperature: float = 1.0
     top_p: float = 1.0
-    validation: float = 0.12
-    test_prompts: int = 600
-    test: float = 0.1
+    validation_fraction: float = 0.12
+    max_test_prompts: int = 600
+    test_fraction: float = 0.1
 
     def check(self) -> list[tuple[str, object, str, str]]:
         """Values out of range and contradictions, as (key, value, expected, fix)."""
         problems: list[tuple[str, object, str, str]] = []
-        for key in ("prompts", "prompts_per_conversation", "minimum_tokens", "test_prompts"):
+        for key in (
+            "max_prompts",
+            "prompts_per_conversation",
+            "min_new_tokens",
+            "max_test_prompts",
+        ):
             if getattr(self, key) < 1:
                 problems.append((key, getattr(self, key), "a positive number", f"raise {key}"))
         for key in ("samples", "other_replies"):
@@ -110,17 +115,17 @@ class RankingsConfig:
         if self.samples + self.other_replies < 1:
             fix = "ask for at least one candidate beside the person's reply"
             problems.append(("samples", self.samples, "nothing to rank", fix))
-        if self.maximum_prompt < 0:
+        if self.max_prompt_tokens < 0:
             fix = "0 allows what the context has"
-            problems.append(("maximum_prompt", self.maximum_prompt, "0 or more", fix))
-        if self.maximum_tokens < self.minimum_tokens:
-            expected = f"at least minimum_tokens ({self.minimum_tokens})"
-            problems.append(("maximum_tokens", self.maximum_tokens, expected, "raise it"))
+            problems.append(("max_prompt_tokens", self.max_prompt_tokens, "0 or more", fix))
+        if self.max_new_tokens < self.min_new_tokens:
+            expected = f"at least min_new_tokens ({self.min_new_tokens})"
+            problems.append(("max_new_tokens", self.max_new_tokens, expected, "raise it"))
         if self.temperature < 0:
             problems.append(("temperature", self.temperature, "0 or more", "1 is as trained"))
         if not 0 < self.top_p <= 1:
             problems.append(("top_p", self.top_p, "0 < top_p <= 1", "1 allows every token"))
-        for key in ("validation", "test"):
+        for key in ("validation_fraction", "test_fraction"):
             if not 0 < getattr(self, key) < 1:
                 expected = "between 0 and 1"
                 problems.append((key, getattr(self, key), expected, "it is a share"))
@@ -130,38 +135,38 @@ class RankingsConfig:
 def run(config: RankingsConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict[str, float]:
     """Write ``train.jsonl``, ``validation.jsonl`` and ``test.jsonl``."""
     own = inputs["data"] / "rankings.jsonl"
-    if config.conversations == "comparisons" and own.is_file():
+    if config.split == "comparisons" and own.is_file():
         return split_own_rankings(config, own, out)
     tokenizer = load_tokenizer(inputs["policy"] / "model")
     decoder = load_decoder(inputs["policy"] / "model")
-    if decoder.config.context < 2 * config.maximum_tokens + 2:
+    if decoder.config.context < 2 * config.max_new_tokens + 2:
         raise UserError(
-            f"{out.name}.maximum_tokens = {config.maximum_tokens}: the model's context of "
+            f"{out.name}.max_new_tokens = {config.max_new_tokens}: the model's context of "
             f"{decoder.config.context} leaves too little room for a prompt",
             f"lower it to {max(1, decoder.config.context // 2 - 1)} or less",
         )
     policy = InferenceDecoder(decoder, resolve_machine(out.machine))
     collector = Collector(config, tokenizer, policy, out)
-    given = collector.read(inputs["data"] / f"{config.conversations}.jsonl", config.prompts)
-    held_out = {"validation": config.validation}
+    given = collector.read(inputs["data"] / f"{config.split}.jsonl", config.max_prompts)
+    held_out = {"validation": config.validation_fraction}
     parts: dict[str, list[PromptAndReply]] = {"train": [], "validation": [], "test": []}
     for each in given:
         # a name of its own: the id alone has decided the conversation's split in the data stage
         parts[split_of(f"{each.root} held out", held_out) or "train"].append(each)
-    parts["test"] = collector.read(inputs["data"] / "test.jsonl", config.test_prompts)
+    parts["test"] = collector.read(inputs["data"] / "test.jsonl", config.max_test_prompts)
     rows = {split: collector.collect(split, found) for split, found in parts.items()}
-    if not (inputs["data"] / f"{config.conversations}.jsonl").is_file():
+    if not (inputs["data"] / f"{config.split}.jsonl").is_file():
         raise UserError(
-            f"{out.name}: no conversation is in the split {config.conversations}, of which "
+            f"{out.name}: no conversation is in the split {config.split}, of which "
             "rankings are made",
-            f"add conversations, or raise data.splits.{config.conversations}; one is enough",
+            f"add conversations, or raise data.splits.{config.split}; one is enough",
         )
     if not rows["train"]:
         raise UserError(
-            f"{inputs['data'] / config.conversations}.jsonl: no prompt whose reply has "
-            f"{config.minimum_tokens} to {config.maximum_tokens} tokens",
-            f"widen {out.name}.minimum_tokens and maximum_tokens, add conversations, or raise "
-            f"data.splits.{config.conversations}",
+            f"{inputs['data'] / config.split}.jsonl: no prompt whose reply has "
+            f"{config.min_new_tokens} to {config.max_new_tokens} tokens",
+            f"widen {out.name}.min_new_tokens and max_new_tokens, add conversations, or raise "
+            f"data.splits.{config.split}",
         )
     for split, found_rows in rows.items():
         write_jsonl(out / f"{split}.jsonl", found_rows)
@@ -175,7 +180,7 @@ def split_own_rankings(config: RankingsConfig, path: Path, out: StageFolder) -> 
     """
     rows: dict[str, list[Ranking]] = {"train": [], "validation": [], "test": []}
     rankings = list(read_rankings(path))
-    shares = {"validation": config.validation, "test": config.test}
+    shares = {"validation": config.validation_fraction, "test": config.test_fraction}
     divided = {ranking.split for ranking in rankings}
     filled = [split for split in (None, *shares) if (split or "train") not in divided]
     openings = [opening_key(ranking.prompt) for ranking in rankings if ranking.split is None]
@@ -253,7 +258,9 @@ class Collector:
     def read(self, path: Path, most: int) -> list[PromptAndReply]:
         """At most so many prompts of a file of conversations; none if it is missing."""
         config = self.config
-        room = prompt_room(config.maximum_prompt, config.maximum_tokens, self.policy.config.context)
+        room = prompt_room(
+            config.max_prompt_tokens, config.max_new_tokens, self.policy.config.context
+        )
         counts: Counter[str] = Counter()
         found = select_prompts(
             rows_of_split(read_conversations, path),
@@ -261,16 +268,16 @@ class Collector:
             room,
             most=most,
             per_conversation=config.prompts_per_conversation,
-            reply_tokens=(config.minimum_tokens, config.maximum_tokens),
+            reply_tokens=(config.min_new_tokens, config.max_new_tokens),
             counts=counts,
         )
-        window = f"{config.minimum_tokens} to {config.maximum_tokens} tokens"
+        window = f"{config.min_new_tokens} to {config.max_new_tokens} tokens"
         if told := prompts_warning(counts, room, window):
             left_out = {name: counts[name] for name in LEFT_OUT}
             self.left_out.update(left_out)
             progress, name = self.out.progress, self.out.name
             tell = progress.say if 2 * sum(left_out.values()) > counts["turns"] else progress.note
-            tell(f"{path.name}: {told} ({name}.maximum_prompt, minimum_tokens, maximum_tokens)")
+            tell(f"{path.name}: {told} ({name}.max_prompt_tokens, min_new_tokens, max_new_tokens)")
         return found
 
     def collect(self, split: str, prompts: Sequence[PromptAndReply]) -> list[dict[str, Any]]:
@@ -314,7 +321,7 @@ class Collector:
         config = self.config
         seed = derive_seed(0 if split == "test" else self.out.seed, split)
         settings = SamplingSettings(
-            max_new_tokens=config.maximum_tokens + 1,
+            max_new_tokens=config.max_new_tokens + 1,
             temperature=config.temperature,
             top_p=config.top_p,
             stop_tokens=(self.tokenizer.end_of_turn,),
@@ -340,7 +347,7 @@ class Collector:
                 counts["without_candidates"] += 1
                 continue
             random.Random(derive_seed(seed, "order", each.id)).shuffle(candidates)
-            source = "test" if split == "test" else config.conversations
+            source = "test" if split == "test" else config.split
             rows.append(ranking_row(each, candidates, source))
         del counts[""]
         return {"rows": rows, "counts": dict(counts)}
@@ -354,7 +361,7 @@ class Collector:
             return text, "dropped_empty"
         # As a person's reply is: sampled tokens are not always those the text is encoded to.
         length = len(self.tokenizer.encode(text))
-        if not self.config.minimum_tokens <= length <= self.config.maximum_tokens:
+        if not self.config.min_new_tokens <= length <= self.config.max_new_tokens:
             return text, "dropped_length"
         if any(same_text(text, other) for other in others):
             return text, "dropped_repeated"
@@ -393,9 +400,9 @@ class Collector:
             told = [f"{share:.1%} {reason.replace('_', ' ')}" for reason, share in dropped.items()]
             fix = (
                 "The policy has not learnt to end a reply: train SFT for more steps (raise "
-                f"sft.epochs), or raise {name}.maximum_tokens"
+                f"sft.epochs), or raise {name}.max_new_tokens"
                 if dropped["not_ended"] > MANY_DROPPED / 2
-                else f"Widen {name}.minimum_tokens and maximum_tokens, or train SFT for longer"
+                else f"Widen {name}.min_new_tokens and max_new_tokens, or train SFT for longer"
             )
             self.out.progress.say(
                 f"{name}: {sum(dropped.values()):.1%} of the policy's "

@@ -56,23 +56,23 @@ class RewardConfig:
         epochs: passes over the rankings; fewer when held-out accuracy stops rising. A second
             pass over a few thousand prompts overfits a small model.
         batch_prompts: prompts of an update, each with all its responses.
-        minimum_steps: with little data, batch_prompts is lowered, to 1 at least, for so many
+        min_steps: with little data, batch_prompts is lowered, to 1 at least, for so many
             updates; 0 keeps it.
         dropout: on the residual branches, embeddings and attention, in training only.
         frozen_layers: so many of the lowest layers, and the embeddings, stay as they were; −1
             trains everything.
         adapter: low-rank adapters that are trained, with the head, instead of the weights.
-        optimiser, schedule, warmup, final: as in pretraining.
+        optimiser, schedule, warmup_steps, final_lr_fraction: as in pretraining.
         validations: how often an epoch the held-out rankings are looked at; the weights with the
             best accuracy there are kept.
-        maximum_tokens: most tokens of a prompt and one response; the oldest turns are dropped
+        max_length: most tokens of a prompt and one response; the oldest turns are dropped
             beyond it. 0 allows the model's context.
         patience: stop after so many looks without a better one; 0 never stops.
     """
 
     epochs: int = 1
     batch_prompts: int = 16
-    minimum_steps: int = FEW_STEPS
+    min_steps: int = FEW_STEPS
     dropout: float = 0.0
     frozen_layers: int = -1
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
@@ -80,10 +80,10 @@ class RewardConfig:
         default_factory=lambda: OptimiserConfig(learning_rate=2e-4, weight_decay=0.01)
     )
     schedule: Schedule = "cosine"
-    warmup: int = 10
-    final: float = 0.05
+    warmup_steps: int = 10
+    final_lr_fraction: float = 0.05
     validations: int = 4
-    maximum_tokens: int = 0
+    max_length: int = 0
     patience: int = 6
 
     def check(self) -> list[tuple[str, object, str, str]]:
@@ -92,7 +92,7 @@ class RewardConfig:
         for key in ("epochs", "batch_prompts", "validations"):
             if getattr(self, key) < 1:
                 problems.append((key, getattr(self, key), "a positive number", f"raise {key}"))
-        for key in ("minimum_steps", "warmup", "patience", "maximum_tokens"):
+        for key in ("min_steps", "warmup_steps", "patience", "max_length"):
             if getattr(self, key) < 0:
                 problems.append((key, getattr(self, key), "0 or more", f"raise {key}"))
         if self.frozen_layers < -1:
@@ -111,14 +111,14 @@ def run(config: RewardConfig, inputs: Mapping[str, Path], out: StageFolder) -> d
     machine = resolve_machine(out.machine)
     tokenizer = load_tokenizer(inputs["base"] / "model")
     decoder = load_decoder(inputs["base"] / "model")
-    context = min(config.maximum_tokens or decoder.config.context, decoder.config.context)
+    context = min(config.max_length or decoder.config.context, decoder.config.context)
     train, counts = load_rankings(inputs["rankings"] / "train.jsonl", tokenizer, context, out)
     held_out, _ = load_rankings(inputs["rankings"] / "validation.jsonl", tokenizer, context, out)
     if not train:
         raise UserError(
             f"{inputs['rankings'] / 'train.jsonl'}: no ranking to learn from",
             "a ranking needs two different responses of different ranks, and a prompt that fits "
-            f"the context; raise {name}.maximum_tokens if they differ beyond its {context}",
+            f"the context; raise {name}.max_length if they differ beyond its {context}",
         )
 
     model = ScalarModel(decoder)
@@ -129,13 +129,13 @@ def run(config: RewardConfig, inputs: Mapping[str, Path], out: StageFolder) -> d
     freeze_layers(model, config.frozen_layers)
     optimiser = Optimiser(model, config.optimiser, matrices=[decoder.blocks])
     batch_prompts = batch_for_steps(
-        config.epochs * len(train), config.batch_prompts, config.minimum_steps
+        config.epochs * len(train), config.batch_prompts, config.min_steps
     )
     if batch_prompts < config.batch_prompts:
         out.progress.say(
             f"{name}: {len(train):,} rankings are little data, so batch_prompts = {batch_prompts} "
             f"is taken, not {config.batch_prompts}, for more updates "
-            f"({name}.minimum_steps = {config.minimum_steps})"
+            f"({name}.min_steps = {config.min_steps})"
         )
     batches = ranking_batches(
         [ranking.length for ranking in train], batch_prompts, config.epochs, out.seed
@@ -151,7 +151,9 @@ def run(config: RewardConfig, inputs: Mapping[str, Path], out: StageFolder) -> d
         model.train()
         chosen = [train[i] for i in batches[index]]
         loss, accuracy, tokens = accumulate_ranking_gradients(model, chosen, machine)
-        factor = learning_rate_factor(config.schedule, index, steps, config.warmup, config.final)
+        factor = learning_rate_factor(
+            config.schedule, index, steps, config.warmup_steps, config.final_lr_fraction
+        )
         gradient_norm = optimiser.step(factor)
         return {
             "loss": loss,

@@ -31,7 +31,7 @@ from lmsmith.training.optimiser import OptimiserConfig
 from lmsmith.training.schedule import Schedule, learning_rate_factor
 
 MORE_ROOM = (
-    "shorten the messages, raise sft.maximum_tokens, or take a model with a longer context or "
+    "shorten the messages, raise sft.max_length, or take a model with a longer context or "
     "another chat template"
 )
 
@@ -48,16 +48,16 @@ class SFTConfig:
     Attributes:
         epochs: passes over the demonstrations.
         batch_tokens: of an update, padding included; a multiple of a row's.
-        minimum_steps: with little data, batch_tokens is lowered, to one row at least, for so many
+        min_steps: with little data, batch_tokens is lowered, to one row at least, for so many
             updates; 0 keeps it.
-        maximum_tokens: of a row: longer conversations are cut into several windows. 0 allows the
+        max_length: of a row: longer conversations are cut into several windows. 0 allows the
             model's context.
-        rows_at_once: rows computed at a time, 0 for a whole batch.
-        history: share of the context that repeats earlier turns where a long conversation is cut
-            into several windows.
+        micro_batch_size: rows computed at a time, 0 for a whole batch.
+        overlap_fraction: share of the context that repeats earlier turns where a long conversation
+            is cut into several windows.
         dropout: on the residual branches, embeddings and attention.
         adapter: low-rank adapters that are trained instead of the weights.
-        optimiser, schedule, warmup, final: as in pretraining.
+        optimiser, schedule, warmup_steps, final_lr_fraction: as in pretraining.
         validations: how often held-out conversations are looked at along the way, once an epoch
             at least; the weights with the lowest loss there are kept.
         validation_conversations: how many are looked at.
@@ -65,18 +65,18 @@ class SFTConfig:
 
     epochs: float = 1.0
     batch_tokens: int = 8_192
-    minimum_steps: int = FEW_STEPS
-    maximum_tokens: int = 0
-    rows_at_once: int = 0
-    history: float = 0.4
+    min_steps: int = FEW_STEPS
+    max_length: int = 0
+    micro_batch_size: int = 0
+    overlap_fraction: float = 0.4
     dropout: float = 0.0
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     optimiser: OptimiserConfig = field(
         default_factory=lambda: OptimiserConfig(learning_rate=3e-4, weight_decay=0.0)
     )
     schedule: Schedule = "cosine"
-    warmup: int = 10
-    final: float = 0.05
+    warmup_steps: int = 10
+    final_lr_fraction: float = 0.05
     validations: int = 4
     validation_conversations: int = 64
 
@@ -86,14 +86,21 @@ class SFTConfig:
         for key in ("epochs", "batch_tokens", "validations", "validation_conversations"):
             if not getattr(self, key) > 0:
                 problems.append((key, getattr(self, key), "a positive number", f"raise {key}"))
-        for key in ("minimum_steps", "rows_at_once", "warmup", "maximum_tokens"):
+        for key in ("min_steps", "micro_batch_size", "warmup_steps", "max_length"):
             if getattr(self, key) < 0:
                 problems.append((key, getattr(self, key), "0 or more", f"raise {key}"))
-        for key in ("history", "dropout"):
+        for key in ("overlap_fraction", "dropout"):
             if not 0.0 <= getattr(self, key) < 1.0:
                 problems.append((key, getattr(self, key), f"0 <= {key} < 1", f"change {key}"))
-        if not 0.0 <= self.final <= 1.0:
-            problems.append(("final", self.final, "between 0 and 1", "change final"))
+        if not 0.0 <= self.final_lr_fraction <= 1.0:
+            problems.append(
+                (
+                    "final_lr_fraction",
+                    self.final_lr_fraction,
+                    "between 0 and 1",
+                    "change final_lr_fraction",
+                )
+            )
         return problems
 
 
@@ -102,15 +109,15 @@ def run(config: SFTConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict
     machine = resolve_machine(out.machine)
     decoder = load_decoder(inputs["base"] / "model")
     tokenizer = Tokenizer.load(inputs["base"] / "model")
-    context = min(config.maximum_tokens or decoder.config.context, decoder.config.context)
+    context = min(config.max_length or decoder.config.context, decoder.config.context)
     if config.batch_tokens % context:
         raise UserError(
             f"sft.batch_tokens = {config.batch_tokens} is not a multiple of a row's {context} "
-            f"tokens (sft.maximum_tokens, or the model's context)",
+            f"tokens (sft.max_length, or the model's context)",
             f"set it to {max(1, round(config.batch_tokens / context)) * context}",
         )
     windows, counts = demonstration_windows(
-        inputs["data"] / "demonstrations.jsonl", tokenizer, context, config.history, out
+        inputs["data"] / "demonstrations.jsonl", tokenizer, context, config.overlap_fraction, out
     )
 
     def packed(rows: int) -> ConversationBatches:
@@ -120,14 +127,14 @@ def run(config: SFTConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict
 
     batches = packed(config.batch_tokens // context)
     rows = batch_for_steps(
-        config.epochs * batches.rows_per_epoch, batches.batch_size, config.minimum_steps
+        config.epochs * batches.rows_per_epoch, batches.batch_size, config.min_steps
     )
     if rows < batches.batch_size:
         batches = packed(rows)
         out.progress.say(
             f"sft: {batches.rows_per_epoch:,} rows of {context} tokens are little data, so "
             f"batch_tokens = {rows * context:,} is taken, not {config.batch_tokens:,}, for more "
-            f"updates (sft.minimum_steps = {config.minimum_steps})"
+            f"updates (sft.min_steps = {config.min_steps})"
         )
     steps = max(1, round(config.epochs * batches.rows_per_epoch / batches.batch_size))
     held_out = readable_conversations(
@@ -152,14 +159,14 @@ def run(config: SFTConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict
         batches.batch,
         config.optimiser,
         lambda index: learning_rate_factor(
-            config.schedule, index, steps, config.warmup, config.final
+            config.schedule, index, steps, config.warmup_steps, config.final_lr_fraction
         ),
         machine,
         out,
         description="sft",
         steps=steps,
         batch_tokens=rows * context,
-        rows_at_once=config.rows_at_once,
+        micro_batch_size=config.micro_batch_size,
         bytes_per_token=target_bytes / batches.targets_per_epoch,
         held_out_bits_per_byte=(
             partial(reply_bits_per_byte, decoder, tokenizer, held_out, machine)

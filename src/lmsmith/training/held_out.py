@@ -58,17 +58,17 @@ class BestWeights:
         self.step, self.looks_since = state["step"], state["looks_since"]
 
 
-def batch_for_steps(items: float, batch: int, minimum_steps: int) -> int:
-    """The batch, lowered to 1 or more where ``items`` give less than ``minimum_steps`` of it.
+def batch_for_steps(items: float, batch: int, min_steps: int) -> int:
+    """The batch, lowered to 1 or more where ``items`` give less than ``min_steps`` of it.
 
     Args:
         items: rows or prompts in all epochs together.
         batch: of them in an update.
-        minimum_steps: how many updates are wanted.
+        min_steps: how many updates are wanted.
     """
-    if items >= batch * minimum_steps:
+    if items >= batch * min_steps:
         return batch
-    return max(1, min(batch, int(items // max(1, minimum_steps))))
+    return max(1, min(batch, int(items // max(1, min_steps))))
 
 
 def few_steps_warning(steps: int, fix: str) -> str:

@@ -66,7 +66,7 @@ def accumulate_gradients(
     decoder: Decoder,
     batch: PackedBatch,
     machine: ResolvedMachine,
-    rows_at_once: int = 0,
+    micro_batch_size: int = 0,
     weight: float = 1.0,
 ) -> tuple[float, int]:
     """Add the gradient of ``weight`` × the batch's mean loss per target token to the parameters'.
@@ -78,7 +78,7 @@ def accumulate_gradients(
     """
     targets = int((batch.targets_bt != IGNORED).sum())
     rows = batch.tokens_bt.shape[0]
-    step = rows_at_once or rows
+    step = micro_batch_size or rows
     total = 0.0
     for start in range(0, rows, step):
         with machine.autocast():
@@ -104,7 +104,7 @@ def training_step(
     learning_rate_factor: Callable[[int], float],
     machine: ResolvedMachine,
     bytes_per_token: float,
-    rows_at_once: int = 0,
+    micro_batch_size: int = 0,
 ) -> Callable[[int], Mapping[str, float]]:
     """The step function of `loop.run_steps` for a language model.
 
@@ -115,7 +115,7 @@ def training_step(
         learning_rate_factor: of a step.
         machine: precision.
         bytes_per_token: of the target text, to give the loss in bits per byte.
-        rows_at_once: rows computed at a time; 0 for all (gradient accumulation otherwise).
+        micro_batch_size: rows computed at a time; 0 for all (gradient accumulation otherwise).
     """
     flops_per_token = training_flops_per_token(decoder)
     peak = measure_matrix_peak(machine.precision)
@@ -125,7 +125,7 @@ def training_step(
         started = time.perf_counter()
         batch = batches(index)
         decoder.train()
-        loss, targets = accumulate_gradients(decoder, batch, machine, rows_at_once)
+        loss, targets = accumulate_gradients(decoder, batch, machine, micro_batch_size)
         factor = learning_rate_factor(index)
         gradient_norm = optimiser.step(factor)
         tokens_per_second = batch.tokens_bt.size / (time.perf_counter() - started)
@@ -156,7 +156,7 @@ def train_language_model(
     description: str,
     steps: int,
     batch_tokens: int,
-    rows_at_once: int,
+    micro_batch_size: int,
     bytes_per_token: float,
     held_out_bits_per_byte: Callable[[], float] | None,
     validations: int,
@@ -168,7 +168,7 @@ def train_language_model(
     Too few steps, and a held-out loss that rises again, are said.
 
     Args:
-        decoder, batches, learning_rate_factor, machine, rows_at_once, bytes_per_token: as in
+        decoder, batches, learning_rate_factor, machine, micro_batch_size, bytes_per_token: as in
             `training_step`.
         optimiser_config: settings of the optimiser.
         out: the stage's folder; dropout is drawn from its seed.
@@ -194,7 +194,7 @@ def train_language_model(
         learning_rate_factor,
         machine,
         bytes_per_token=bytes_per_token,
-        rows_at_once=rows_at_once,
+        micro_batch_size=micro_batch_size,
     )
 
     best = BestWeights(decoder)

@@ -12,26 +12,28 @@ def learning_rate_factor(
     schedule: Schedule,
     step: int,
     steps: int,
-    warmup: int = 0,
-    final: float = 0.0,
+    warmup_steps: int = 0,
+    final_lr_fraction: float = 0.0,
     decay_fraction: float = 0.3,
 ) -> float:
     """Factor of the peak learning rate at a step, counted from 0.
 
-    Linear warm-up over ``warmup`` steps (its last step has factor 1), then
+    Linear warm-up over ``warmup_steps`` steps (its last step has factor 1), then
 
-    * ``cosine``: half a cosine from 1 to ``final`` at the last step (Radford et al. 2018);
-    * ``warmup_stable_decay``: 1, then a straight line to ``final`` over the last
+    * ``cosine``: half a cosine from 1 to ``final_lr_fraction`` at the last step
+      (Radford et al. 2018);
+    * ``warmup_stable_decay``: 1, then a straight line to ``final_lr_fraction`` over the last
       ``decay_fraction`` of all steps (Hu et al. 2024);
-    * ``linear``: a straight line to ``final``;
+    * ``linear``: a straight line to ``final_lr_fraction``;
     * ``constant``: 1.
     """
-    if step < warmup:
-        return (step + 1) / warmup
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
     if schedule == "constant":
         return 1.0
-    remaining = steps - 1 - warmup
-    progress = 1.0 if remaining <= 0 else min(1.0, (step - warmup) / remaining)
+    final = final_lr_fraction
+    remaining = steps - 1 - warmup_steps
+    progress = 1.0 if remaining <= 0 else min(1.0, (step - warmup_steps) / remaining)
     if schedule == "cosine":
         return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * progress))
     if schedule == "linear":

@@ -17,12 +17,12 @@ LLAMA = replace(llama(2, 64, 4, 2, 96, 64), vocabulary_size=320)
 
 SHAPES: dict[str, ModelConfig] = {
     "gpt2": ModelConfig(2, 64, 4, 64, 320),
-    "gpt2-untied": ModelConfig(3, 32, 2, 64, 320, feed_forward=96, tied_embeddings=False),
+    "gpt2-untied": ModelConfig(3, 32, 2, 64, 320, ffn_width=96, tied_embeddings=False),
     "llama": LLAMA,
-    "llama-untied": replace(LLAMA, tied_embeddings=False, key_value_heads=4, norm_epsilon=1e-6),
-    "llama-one-kv": replace(LLAMA, key_value_heads=1, layers=3, rope_theta=50_000.0),
+    "llama-untied": replace(LLAMA, tied_embeddings=False, kv_heads=4, norm_epsilon=1e-6),
+    "llama-one-kv": replace(LLAMA, kv_heads=1, layers=3, rope_theta=50_000.0),
     "llama-wide-heads": replace(LLAMA, head_width=32),
-    "llama-bias": replace(LLAMA, query_key_value_bias=True, attention_output_bias=True),
+    "llama-bias": replace(LLAMA, qkv_bias=True, attention_output_bias=True),
     "llama-linear": replace(LLAMA, rope_scaling=RopeScaling("linear", 4.0)),
     "llama-llama3": replace(LLAMA, context=128, rope_scaling=RopeScaling("llama3", 8.0, 32)),
     "llama-yarn": replace(LLAMA, rope_scaling=RopeScaling("yarn", 4.0, 16)),
@@ -39,7 +39,7 @@ ONLY_TRANSFORMERS: dict[str, ModelConfig] = {
         4,
         64,
         320,
-        query_key_value_bias=False,
+        qkv_bias=False,
         attention_pattern=("dense", "banded"),
         window=8,
     ),
@@ -115,7 +115,7 @@ def spelt_out(config: ModelConfig) -> ModelConfig:
     """With nothing left to a default."""
     return replace(
         config,
-        feed_forward=config.inner_width,
-        key_value_heads=config.shared_heads,
+        ffn_width=config.resolved_ffn_width,
+        kv_heads=config.resolved_kv_heads,
         head_width=config.width_per_head,
     )

@@ -19,7 +19,7 @@ from lmsmith.models.interop.folders import (
     write_transformers_model,
 )
 
-CONFIG = ModelConfig(2, 32, 4, 16, 40, feed_forward=64)
+CONFIG = ModelConfig(2, 32, 4, 16, 40, ffn_width=64)
 
 
 @pytest.fixture

@@ -76,7 +76,7 @@ class NativeStack:
             tokens=len(x_nd),
             width=config.width,
             heads=config.heads,
-            shared=config.shared_heads,
+            shared=config.resolved_kv_heads,
             head_width=config.width_per_head,
             page=cache.page,
             activation=_ACTIVATIONS[config.activation],

@@ -120,7 +120,7 @@ def _read_gpt2(values: _Values) -> ModelConfig:
         values.whole("attention.head_count"),
         values.whole("context_length"),
         values.vocabulary_size,
-        feed_forward=values.whole("feed_forward_length", 0),
+        ffn_width=values.whole("feed_forward_length", 0),
         norm_epsilon=values.number("attention.layer_norm_epsilon", 1e-5),
         tied_embeddings=values.tied,
     )
@@ -135,7 +135,7 @@ def _sizes(config: ModelConfig) -> dict[str, Any]:
         "block_count": config.layers,
         "context_length": config.context,
         "embedding_length": config.width,
-        "feed_forward_length": config.inner_width,
+        "feed_forward_length": config.resolved_ffn_width,
         "attention.head_count": config.heads,
         "vocab_size": config.vocabulary_size,
     }
@@ -160,8 +160,8 @@ def _read_llama(values: _Values) -> ModelConfig:
         heads,
         values.whole("context_length"),
         values.vocabulary_size,
-        feed_forward=values.whole("feed_forward_length"),
-        key_value_heads=values.whole("attention.head_count_kv", heads),
+        ffn_width=values.whole("feed_forward_length"),
+        kv_heads=values.whole("attention.head_count_kv", heads),
         head_width=0 if per_head * heads == width else per_head,
         norm="rms",
         norm_epsilon=values.number("attention.layer_norm_rms_epsilon", 1e-6),
@@ -169,9 +169,9 @@ def _read_llama(values: _Values) -> ModelConfig:
         rope_theta=values.number("rope.freq_base", 10_000.0),
         rope_scaling=_read_scaling(values, per_head),
         activation="swiglu",
-        query_key_value_bias=values.has("blk.0.attn_q.bias"),
+        qkv_bias=values.has("blk.0.attn_q.bias"),
         attention_output_bias=values.has("blk.0.attn_output.bias"),
-        feed_forward_bias=inner_bias,
+        ffn_bias=inner_bias,
         tied_embeddings=values.tied,
     )
 
@@ -234,7 +234,7 @@ def _write_llama(config: ModelConfig) -> dict[str, Any]:
     scaling = config.rope_scaling
     values = {
         **_sizes(config),
-        "attention.head_count_kv": config.shared_heads,
+        "attention.head_count_kv": config.resolved_kv_heads,
         "attention.layer_norm_rms_epsilon": config.norm_epsilon,
         "rope.freq_base": config.rope_theta,
         "rope.dimension_count": config.width_per_head,
@@ -351,7 +351,7 @@ def _their_tensors(
     per_head = config.width_per_head
     if config.rope_scaling.method == "llama3":
         yield ROPE_FACTORS, llama3_factors(per_head, config.rope_theta, config.rope_scaling)
-    shared = config.shared_heads * per_head
+    shared = config.resolved_kv_heads * per_head
     for ours in parameter_shapes(config):
         names = _their_names(architecture, ours)
         weight = state[ours]
@@ -372,16 +372,16 @@ def _against(config: ModelConfig, name: str) -> Iterator[tuple[str, object, str,
         wanted |= {"norm": "rms", "activation": "swiglu"}
     else:
         wanted |= {"norm": "layer", "activation": "gelu_tanh", "positions": "learned"}
-        wanted |= {"query_key_value_bias": True, "attention_output_bias": True}
-        wanted |= {"feed_forward_bias": True}
+        wanted |= {"qkv_bias": True, "attention_output_bias": True}
+        wanted |= {"ffn_bias": True}
     fix = "export it to hf, or train another shape"
     for key, value in wanted.items():
         if getattr(config, key) != value:
             yield key, getattr(config, key), str(value), fix
     if any(config.window_of(layer) for layer in range(config.layers)):
         yield "attention_pattern", list(config.attention_pattern), '["dense"]', fix
-    if name == "gpt2" and config.shared_heads != config.heads:
-        yield "key_value_heads", config.shared_heads, f"heads ({config.heads})", fix
+    if name == "gpt2" and config.resolved_kv_heads != config.heads:
+        yield "kv_heads", config.resolved_kv_heads, f"heads ({config.heads})", fix
     if name == "gpt2" and config.width_per_head * config.heads != config.width:
         yield "head_width", config.head_width, "width / heads", fix
     scaling = config.rope_scaling
@@ -403,7 +403,7 @@ def _turned_heads(architecture: Architecture, config: ModelConfig, ours: str, nu
     """Heads in part ``number`` of a matrix whose rows are in another order; 0 if they are not."""
     if not architecture.interleaved or ".query_key_value." not in ours:
         return 0
-    return (config.heads, config.shared_heads, 0)[number]
+    return (config.heads, config.resolved_kv_heads, 0)[number]
 
 
 def pairs_together(rows: Tensor, heads: int) -> Tensor:

@@ -141,8 +141,8 @@ def _spelt_out(config: ModelConfig) -> ModelConfig:
     """With nothing left to a default, and without dropout, which is no part of a trained model."""
     return replace(
         config,
-        feed_forward=config.inner_width,
-        key_value_heads=config.shared_heads,
+        ffn_width=config.resolved_ffn_width,
+        kv_heads=config.resolved_kv_heads,
         head_width=config.width_per_head,
         attention_pattern=tuple(config.attention_kind(n) for n in range(config.layers)),
         dropout=0.0,
@@ -176,7 +176,7 @@ def _turned(family: Family, name: str) -> bool:
 
 def _rows(config: ModelConfig) -> list[int]:
     """Rows of queries, keys and values in the one matrix."""
-    shared = config.shared_heads * config.width_per_head
+    shared = config.resolved_kv_heads * config.width_per_head
     return [config.heads * config.width_per_head, shared, shared]
 
 

@@ -35,9 +35,9 @@ class Size:
             vocabulary_size,
             norm="rms",
             positions="rotary",
-            query_key_value_bias=False,
+            qkv_bias=False,
             attention_output_bias=False,
-            feed_forward_bias=False,
+            ffn_bias=False,
         )
 
 

@@ -218,7 +218,7 @@ def _train(
         description=f"training {size.name}",
         steps=plan.steps,
         batch_tokens=plan.batch_tokens,
-        rows_at_once=0,
+        micro_batch_size=0,
         bytes_per_token=1.0,
         held_out_bits_per_byte=None,
         validations=1,
