@@ -103,7 +103,7 @@ def test_a_judge_that_always_takes_the_first_ties_and_is_found_out(tmp_path: Pat
 def test_wins_ties_and_bias_are_counted(tmp_path: Path) -> None:
     judge = FixedJudge([0.9, 0.2, 0.75, 0.6], [0.8, 0.1, 0.25, 0.5])
     found = judged(judge, 4, tmp_path)
-    assert [row["won"] for row in found.rows] == [1.0, 0.0, 0.5, 1.0]
+    assert [row.won for row in found.rows] == [1.0, 0.0, 0.5, 1.0]
     assert found.rate is not None
     assert found.at_equal_length is not None
     assert found.rate.value == 0.625

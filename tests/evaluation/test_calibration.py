@@ -16,17 +16,27 @@ from lmsmith.evaluation.calibration import (
     choice_probabilities,
     confidence_bins,
 )
+from lmsmith.evaluation.rows import ChoiceRow
 from lmsmith.statistics.calibration import expected_calibration_error
 
 
-def rows_drawn(count: int, temperature: float, seed: int) -> list[dict[str, Any]]:
+def rows_drawn(count: int, temperature: float, seed: int) -> list[ChoiceRow]:
     """Items whose right choice is drawn by softmax(scores / temperature)."""
     generator = np.random.default_rng(seed)
     rows = []
     for _ in range(count):
         scores = generator.normal(size=4) * 3
         gold = generator.choice(4, p=choice_probabilities(scores, temperature))
-        rows.append({"scores": {"accuracy": scores.tolist()}, "gold": int(gold)})
+        rows.append(
+            ChoiceRow(
+                id="0",
+                gold=int(gold),
+                scores={"accuracy": scores.tolist()},
+                chosen={},
+                choices=[],
+                metrics={},
+            )
+        )
     return rows
 
 
@@ -65,8 +75,8 @@ def test_a_temperature_mends_one_who_is_too_sure() -> None:
 
 def test_the_temperature_has_the_least_loss(seed: int) -> None:
     rows = rows_drawn(80, 0.6, int(np.random.default_rng(seed).integers(1000)))
-    scores = torch.tensor([row["scores"]["accuracy"] for row in rows], dtype=torch.float64)
-    gold = torch.tensor([row["gold"] for row in rows])
+    scores = torch.tensor([row.scores["accuracy"] for row in rows], dtype=torch.float64)
+    gold = torch.tensor([row.gold for row in rows])
     best = best_temperature(rows, "accuracy")
     losses = [float(F.cross_entropy(scores / t, gold)) for t in (best, best * 1.02, best / 1.02)]
     assert losses[0] == min(losses)

@@ -13,6 +13,7 @@ from lmsmith.evaluation.contamination import (
     row_text,
     split_scores,
 )
+from lmsmith.evaluation.rows import Choice, ChoiceRow, ClozeRow, ItemRow
 
 LONG = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
 
@@ -45,7 +46,7 @@ def test_three_substrings_are_looked_for_without_spaces_and_marks() -> None:
 
 def test_the_headline_is_the_worse_of_all_and_clean() -> None:
     rows = [
-        {"id": str(n), "metrics": {"accuracy": float(n < 6), "perplexity": float(n)}}
+        ItemRow(id=str(n), metrics={"accuracy": float(n < 6), "perplexity": float(n)})
         for n in range(10)
     ]
     dirty = {str(n) for n in range(5)}
@@ -61,9 +62,13 @@ def test_the_headline_is_the_worse_of_all_and_clean() -> None:
 
 
 def test_an_items_text_is_its_question_with_its_right_answer() -> None:
-    choice = {"prompt": "Which?", "gold": 1, "choices": [{"text": "a"}, {"text": "b"}]}
+    choices = [Choice("a", -1.0, 1), Choice("b", -1.0, 1)]
+    choice = ChoiceRow(
+        id="0", prompt="Which?", gold=1, choices=choices, chosen={}, scores={}, metrics={}
+    )
     assert row_text(choice) == "Which? b"
-    assert row_text({"prompt": "Who?", "gold": "me"}) == "Who? me"
+    cloze = ClozeRow(id="0", prompt="Who?", gold="me", log_prob=-1.0, tokens=1, metrics={})
+    assert row_text(cloze) == "Who? me"
     dirty, n = find_overlaps({"0": LONG}, [LONG], "gpt3")
     assert (dirty, n) == ({"0"}, 13)
     assert find_overlaps({"0": LONG}, [LONG], "gpt4") == ({"0"}, 50)

@@ -50,7 +50,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def watched(self: MultipleChoice, numbers: Any) -> Any:
         for row in answer(self, numbers):
-            found.append(row["id"])
+            found.append(row.id)
             yield row
 
     monkeypatch.setattr(MultipleChoice, "answer", watched)
@@ -69,15 +69,15 @@ def test_a_higher_limit_asks_only_what_is_new(
     drawn = sorted(asked, key=int)
     assert len(drawn) == 5
     assert drawn != [str(n) for n in range(5)]
-    assert [row["id"] for row in few.rows] == drawn
+    assert [row.id for row in few.rows] == drawn
     assert few.part == "5 of 12 items, drawn by seed 0"
     assert few.as_dict()["items_available"] == 12
     whole = put(tiny, data, Setting(shots=2))
     assert len(asked) == whole.items == 12
-    assert [row["id"] for row in whole.rows] == [str(n) for n in range(12)]
-    assert [row for row in whole.rows if row["id"] in drawn] == list(few.rows)
+    assert [row.id for row in whole.rows] == [str(n) for n in range(12)]
+    assert [row for row in whole.rows if row.id in drawn] == list(few.rows)
     assert whole.part == ""
-    assert all(len(row["shots"]) == 2 for row in whole.rows)
+    assert all(len(row.shots) == 2 for row in whole.rows)
     assert whole.seconds > few.seconds
 
 
@@ -153,13 +153,13 @@ def test_a_limit_draws_the_same_items_of_a_sorted_file_for_all(
     rows = [{"q": f"word {n}", "choices": ["sea", "dog"], "gold": int(n > 19)} for n in range(40)]
     (data / "made.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = put(tiny, data, Setting(limit=10))
-    ids = [row["id"] for row in found.rows]
-    assert {row["gold"] for row in found.rows} == {0, 1}
+    ids = [row.id for row in found.rows]
+    assert {row.gold for row in found.rows} == {0, 1}
     for shots, subject in ((2, tiny), (0, make_tiny(seed=1))):
         again = put(subject, data, Setting(shots=shots, limit=10))
-        assert [row["id"] for row in again.rows] == ids
+        assert [row.id for row in again.rows] == ids
     other = put(tiny, data, Setting(limit=10, seed=1))
-    assert [row["id"] for row in other.rows] != ids
+    assert [row.id for row in other.rows] != ids
 
 
 def test_twins_of_the_right_choice_are_right(tiny: EvaluatedModel, data: Path) -> None:
@@ -167,8 +167,8 @@ def test_twins_of_the_right_choice_are_right(tiny: EvaluatedModel, data: Path) -
     lines = [json.dumps(row | {"gold": gold}) + "\n" for gold in (0, 1)]
     (data / "made.jsonl").write_text("".join(lines))
     first, second = put(tiny, data, Setting()).rows
-    assert first["metrics"] == second["metrics"]
-    assert 1.0 in first["metrics"].values()
+    assert first.metrics == second.metrics
+    assert 1.0 in first.metrics.values()
 
 
 def test_shots_that_would_ask_the_same_are_refused(tiny: EvaluatedModel, data: Path) -> None:
@@ -189,13 +189,13 @@ def test_examples_of_another_file(tiny: EvaluatedModel, data: Path) -> None:
     (data / "train.jsonl").write_text((json.dumps(row) + "\n") * 3)
     task = replace(TASK, data=replace(TASK.data, examples="train.jsonl"))
     found = put(tiny, data, Setting(shots=2, limit=3), task)
-    assert {tuple(sorted(row["shots"])) for row in found.rows} <= {
+    assert {tuple(sorted(row.shots)) for row in found.rows} <= {
         ("0", "1"),
         ("0", "2"),
         ("1", "2"),
     }
     every = put(tiny, data, Setting(shots=3, limit=3), task)  # the item is none of them
-    assert {tuple(sorted(row["shots"])) for row in every.rows} == {("0", "1", "2")}
+    assert {tuple(sorted(row.shots)) for row in every.rows} == {("0", "1", "2")}
     with pytest.raises(UserError, match="4 shots, but there are 3 examples"):
         put(tiny, data, Setting(shots=4, limit=3), task)
 

@@ -9,18 +9,23 @@ import pytest
 
 from lmsmith.comparison.items import compare_rows, summary
 from lmsmith.evaluation.measures import aggregate, measure_of, paired_difference
+from lmsmith.evaluation.rows import ItemRow
 from lmsmith.statistics.wilson import wilson_interval
 
 
-def rows_of(values: list[float], name: str = "accuracy") -> list[dict[str, object]]:
-    return [{"id": str(n), "metrics": {name: value}} for n, value in enumerate(values)]
+def rows_of(values: list[float], name: str = "accuracy") -> list[ItemRow]:
+    return [ItemRow(id=str(n), metrics={name: value}) for n, value in enumerate(values)]
 
 
 def test_shares_are_means_and_perplexities_are_exponents_of_them() -> None:
     found = aggregate(
         [
-            {"metrics": {"accuracy": 1.0, "perplexity": 1.0, "word_perplexity": [6.0, 2]}},
-            {"metrics": {"accuracy": 0.0, "perplexity": 3.0, "word_perplexity": [6.0, 4]}},
+            ItemRow(
+                id="0", metrics={"accuracy": 1.0, "perplexity": 1.0, "word_perplexity": [6.0, 2]}
+            ),
+            ItemRow(
+                id="1", metrics={"accuracy": 0.0, "perplexity": 3.0, "word_perplexity": [6.0, 4]}
+            ),
         ]
     )
     assert found["accuracy"].value == 0.5
@@ -32,11 +37,11 @@ def test_shares_are_means_and_perplexities_are_exponents_of_them() -> None:
 
 
 def test_a_single_item_has_no_interval() -> None:
-    row = {"id": "0", "metrics": {"accuracy": 1.0, "word_perplexity": [6.0, 2]}}
+    row = ItemRow(id="0", metrics={"accuracy": 1.0, "word_perplexity": [6.0, 2]})
     for found in aggregate([row]).values():
         assert math.isnan(found.low)
         assert math.isnan(found.high)
-    other = {"id": "0", "metrics": {"word_perplexity": [5.0, 2]}}
+    other = ItemRow(id="0", metrics={"word_perplexity": [5.0, 2]})
     compared = compare_rows("one", "word_perplexity", [row], [other])
     assert compared.difference.value == pytest.approx(math.exp(2.5) - math.exp(3.0))
     assert math.isnan(compared.difference.low)

@@ -18,10 +18,10 @@ from lmsmith.catalogue.resolve import Source
 from lmsmith.cli import main
 from lmsmith.core.paths import tasks_folder
 from lmsmith.core.recipe import MachineConfig
+from lmsmith.evaluation.evaluator import TextFunction
 from lmsmith.evaluation.model import make_evaluated_model
 from lmsmith.evaluation.tasks.data import read_data
 from lmsmith.evaluation.tasks.shipped import user_tasks
-from lmsmith.functions.text_function import TextFunction
 from lmsmith.generation.scheduler import Scheduler
 from lmsmith.models.folder import save_model
 from lmsmith.server.limits import Limits

@@ -14,6 +14,7 @@ from lmsmith.core.progress import QuietProgress
 from lmsmith.evaluation.evaluator import Setting, TaskResult, evaluate_task
 from lmsmith.evaluation.measures import aggregate
 from lmsmith.evaluation.model import EvaluatedModel
+from lmsmith.evaluation.rows import ItemRow
 from lmsmith.evaluation.tasks.shipped import find_tasks
 from lmsmith.evaluation.tasks.spec import DataSpec, PromptSpec, TaskSpec
 from lmsmith.studies.in_context import Arm, Found, chance, compare_arms, plan_arms, spread
@@ -58,12 +59,12 @@ def test_labels_are_compared_with_gold_ones_on_the_same_items(
     assert len({each.result.log for each in arms}) == 6
     gold = arms[0].result
     for each in arms[1:]:
-        assert [row["id"] for row in each.result.rows] == [row["id"] for row in gold.rows]
+        assert [row.id for row in each.result.rows] == [row.id for row in gold.rows]
         assert each.against_first is not None
         difference = each.result.headline.value - gold.headline.value
         assert each.against_first.difference.value == pytest.approx(difference)
-    same_shots = [row["shots"] for row in arms[1].result.rows]
-    assert same_shots == [row["shots"] for row in gold.rows]
+    same_shots = [row.shots for row in arms[1].result.rows]
+    assert same_shots == [row.shots for row in gold.rows]
     assert chance(arms) == 0.5
 
 
@@ -73,13 +74,13 @@ def test_orders_show_the_same_examples_and_the_spread_is_theirs(
     arms = found(tiny, data, "order", (3,))
     assert len(arms) == 6  # 3! of them
     for rows in zip(*(each.result.rows for each in arms), strict=True):
-        assert len({tuple(row["shots"]) for row in rows}) == 6
-        assert len({tuple(sorted(row["shots"])) for row in rows}) == 1
+        assert len({tuple(row.shots) for row in rows}) == 6
+        assert len({tuple(sorted(row.shots)) for row in rows}) == 1
     values = [each.result.headline.value for each in arms]
     of_all = spread(arms)
     assert (of_all.lowest, of_all.highest) == (min(values), max(values))
     assert of_all.deviation == pytest.approx(float(np.std(values, ddof=1)))
-    right = np.array([[r["metrics"]["accuracy"] for r in each.result.rows] for each in arms])
+    right = np.array([[r.metrics["accuracy"] for r in each.result.rows] for each in arms])
     assert of_all.unsteady == np.mean([len(set(column)) > 1 for column in right.T])
 
 
@@ -87,7 +88,7 @@ def test_items_that_are_right_in_part_are_neither_right_nor_wrong() -> None:
     task = replace(TASK, headline="f1")
 
     def arm(name: str, values: list[float]) -> Found:
-        rows = [{"id": str(n), "metrics": {"f1": value}} for n, value in enumerate(values)]
+        rows = [ItemRow(id=str(n), metrics={"f1": value}) for n, value in enumerate(values)]
         setting = Setting(fixed=True)
         result = TaskResult(task, setting, aggregate(rows), 2, 0, 3.0, 0.0, rows, Path())
         return Found(Arm(name, task, setting), result, None)

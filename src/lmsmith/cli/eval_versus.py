@@ -107,6 +107,8 @@ class Instructions:
         return found
 
     def _by_people(self, pairs: Sequence[tuple[Measured, Measured]]) -> list[Versus]:
+        import msgspec
+
         from lmsmith.cli.feedback import opened
         from lmsmith.core.files import write_jsonl
         from lmsmith.evaluation.run import folder_name
@@ -119,7 +121,7 @@ class Instructions:
                 a, b = after.replied, before.replied
                 versus = people_judge(store, self.asked, a, b, self.labelers, self.seed)
                 log = after.folder / f"win-rate-{folder_name(before.word)}-people.jsonl"
-                write_jsonl(log, [dict(row) for row in versus.rows])
+                write_jsonl(log, [msgspec.to_builtins(row) for row in versus.rows])
                 found.append(replace(versus, log=log.name))
         return found
 

@@ -259,9 +259,9 @@ def run_task(
         precision: Of matrix products; auto: bf16 where the processor multiplies it.
         threads: Of one operation; 0 for all cores.
     """
+    from lmsmith.evaluation.evaluator import TextFunction
     from lmsmith.evaluation.model import load_evaluated_model
     from lmsmith.evaluation.tasks.data import read_data
-    from lmsmith.functions.text_function import TextFunction
     from lmsmith.training.machine import prepare_process
 
     task = _user_task(name)

@@ -12,7 +12,7 @@ from lmsmith.core.files import fingerprint, read_jsonl, sha256_file
 from lmsmith.core.progress import Progress
 from lmsmith.evaluation.methods.writing import Writer
 from lmsmith.evaluation.model import EvaluatedModel
-from lmsmith.evaluation.rows import ItemLog
+from lmsmith.evaluation.rows import ItemLog, Row
 from lmsmith.evaluation.tasks.data import draw_items
 from lmsmith.evaluation.tasks.spec import AnswerSpec
 from lmsmith.prompts import Message, encode_prompt
@@ -35,6 +35,10 @@ class Instruction:
         if len(self.messages) == 1:
             return self.messages[0]["content"]
         return "\n".join(f"{each['role']}: {each['content']}" for each in self.messages)
+
+
+class ReplyRow(Row, kw_only=True):
+    text: str
 
 
 @dataclass(frozen=True)
@@ -146,7 +150,7 @@ def write_replies(
         folder: of ``replies.jsonl``.
     """
     of = fingerprint([subject.fingerprint, sha256_file(file), vars(spec), seed])
-    log = ItemLog(folder / "replies.jsonl", {"fingerprint": of})
+    log: ItemLog[ReplyRow] = ItemLog(folder / "replies.jsonl", {"fingerprint": of}, ReplyRow)
     left = [each for each in instructions if each.id not in log.rows]
     writer = Writer(subject, spec, seed)
     progress.begin("replies", len(instructions), "replies", len(instructions) - len(left))
@@ -156,10 +160,10 @@ def write_replies(
         prompts = [encode_prompt(subject.tokenizer, list(each.messages)).tokens for each in batch]
         ids = [int(each.id) for each in batch]
         texts, _ = writer.write(prompts, ids, spec.max_new_tokens, spec.stop, 1)
-        rows = [{"id": i.id, "text": t[0].strip()} for i, t in zip(batch, texts, strict=True)]
+        rows = [ReplyRow(id=i.id, text=t[0].strip()) for i, t in zip(batch, texts, strict=True)]
         log.append(rows, time.monotonic() - began)
         progress.update(len(instructions) - len(left) + start + len(batch))
         stop_if_requested()
     progress.end()
-    texts_now = tuple(str(log.rows[each.id]["text"]) for each in instructions)
+    texts_now = tuple(log.rows[each.id].text for each in instructions)
     return Replies(subject.name, texts_now, spec, seed, of)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from lmsmith.evaluation.measures import measure_of, paired_difference, value_of
+from lmsmith.evaluation.rows import ItemRow
 from lmsmith.statistics.bootstrap import Interval
-
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -90,15 +88,15 @@ def _listed(tasks: Sequence[str]) -> str:
 
 
 def compare_rows(
-    task: str, measure: str, rows_a: Sequence[Row], rows_b: Sequence[Row], seed: int = 0
+    task: str, measure: str, rows_a: Sequence[ItemRow], rows_b: Sequence[ItemRow], seed: int = 0
 ) -> Comparison:
     """Compare by a measure on the items that both have.
 
     Raises:
         ValueError: they have none in common.
     """
-    by_id = {row["id"]: row for row in rows_b}
-    pairs = [(row, by_id[row["id"]]) for row in rows_a if row["id"] in by_id]
+    by_id = {row.id: row for row in rows_b}
+    pairs = [(row, by_id[row.id]) for row in rows_a if row.id in by_id]
     if not pairs:
         raise ValueError(f"{task}: no item that both have answered")
     first, second = [list(each) for each in zip(*pairs, strict=True)]
@@ -108,10 +106,10 @@ def compare_rows(
     lost: list[str] = []
     if measure_of(measure).is_share:
         for a, b in pairs:
-            before, after = a["metrics"][measure], b["metrics"][measure]
+            before, after = a.value(measure), b.value(measure)
             if before != after:
                 better = (after > before) == measure_of(measure).higher_is_better
-                (gained if better else lost).append(str(a["id"]))
+                (gained if better else lost).append(a.id)
     return Comparison(
         task, measure, values[0], values[1], difference, len(pairs), tuple(gained), tuple(lost)
     )

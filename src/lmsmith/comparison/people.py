@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from msgspec import structs
 from sqlalchemy import select, update
 
 from lmsmith.comparison.instructions import Instruction, Replies
@@ -83,10 +84,10 @@ def people_judge(
         if one == two and not all_judged:
             continue
         if one == two:
-            rows.append(judged_row(each, one, two, 0.5) | {"judgements": 0})
+            rows.append(structs.replace(judged_row(each, one, two, 0.5), judgements=0))
         elif (pair := pairs[origins[each.id]]).said:
             row = judged_row(each, one, two, pair.won(0 if one < two else 1))
-            rows.append(row | {"judgements": len(pair.said)})
+            rows.append(structs.replace(row, judgements=len(pair.said)))
     return summarise(JUDGE, rows, a, b, seed, _work(added, pairs, seed))
 
 

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import structs
 
 from lmsmith.comparison.instructions import AT_ONCE, Instruction, Replies
 from lmsmith.comparison.judges import Judge
 from lmsmith.comparison.win_rate import rate_at_equal_length, wins
 from lmsmith.core.files import fingerprint
 from lmsmith.core.progress import Progress
-from lmsmith.evaluation.rows import ItemLog
+from lmsmith.evaluation.rows import ItemLog, Row
 from lmsmith.runs.signals import stop_if_requested
 from lmsmith.statistics.bootstrap import Interval, bootstrap_ratio
-
-Row = Mapping[str, Any]
 
 ROWS_VERSION = 1
 """Of what the rows of a judge hold: rows of another version are made again."""
@@ -49,6 +48,27 @@ class PeoplesWork:
     alpha: Interval | None
 
 
+class JudgedRow(Row, kw_only=True, omit_defaults=True):
+    """An instruction, both replies and the verdict.
+
+    Attributes:
+        won: 1 where a's reply is better, 0 where b's is, 0.5 for a tie.
+        score_a, score_b: the judge's scores.
+        a_shown_first, a_shown_second: P(a is better), shown in either place.
+        judgements: how many people judged.
+    """
+
+    prompt: str
+    a: str
+    b: str
+    won: float
+    score_a: float | None = None
+    score_b: float | None = None
+    a_shown_first: float | None = None
+    a_shown_second: float | None = None
+    judgements: int | None = None
+
+
 @dataclass(frozen=True)
 class Versus:
     """Model a against model b.
@@ -75,7 +95,7 @@ class Versus:
     position_bias: Interval | None
     consistent: float | None
     ties: float | None
-    rows: Sequence[Row]
+    rows: Sequence[JudgedRow]
     people: PeoplesWork | None = None
     log: str = ""
 
@@ -124,7 +144,8 @@ def judge_replies(
         seed: of the intervals.
     """
     of = fingerprint(["win rate", ROWS_VERSION, judge.fingerprint, a.fingerprint, b.fingerprint])
-    kept = ItemLog(log, {"fingerprint": of, "judge": judge.name, "a": a.model, "b": b.model})
+    about = {"fingerprint": of, "judge": judge.name, "a": a.model, "b": b.model}
+    kept: ItemLog[JudgedRow] = ItemLog(log, about, JudgedRow)
     triples = list(zip(instructions, a.texts, b.texts, strict=True))
     left = [each for each in triples if each[0].id not in kept.rows]
     done = len(triples) - len(left)
@@ -136,7 +157,8 @@ def judge_replies(
         new = []
         for (instruction, one, two), scores in zip(batch, judged, strict=True):
             won = float(wins(scores["score_a"], scores["score_b"]))
-            new.append(judged_row(instruction, one, two, won) | scores)
+            row = judged_row(instruction, one, two, won)
+            new.append(structs.replace(row, **scores))
         kept.append(new, time.monotonic() - began)
         progress.update(done + start + len(batch))
         stop_if_requested()
@@ -145,14 +167,14 @@ def judge_replies(
     return replace(summarise(judge.name, rows, a, b, seed), log=log.name)
 
 
-def judged_row(instruction: Instruction, a: str, b: str, won: float) -> dict[str, Any]:
+def judged_row(instruction: Instruction, a: str, b: str, won: float) -> JudgedRow:
     """What is kept of an instruction, both replies and the verdict: 1 where a's is better."""
-    return {"id": instruction.id, "prompt": instruction.text, "a": a, "b": b, "won": won}
+    return JudgedRow(id=instruction.id, prompt=instruction.text, a=a, b=b, won=won)
 
 
 def summarise(
     judge: str,
-    rows: Sequence[Row],
+    rows: Sequence[JudgedRow],
     a: Replies,
     b: Replies,
     seed: int = 0,
@@ -161,14 +183,19 @@ def summarise(
     """The figures of judged rows."""
     if not rows:
         return Versus(judge, a, b, None, None, None, None, None, (), people)
-    won = np.array([row["won"] for row in rows], np.float64)
-    lengths_a, lengths_b = ([len(row[side]) + 1 for row in rows] for side in ("a", "b"))
+    won = np.array([row.won for row in rows], np.float64)
+    lengths_a = [len(row.a) + 1 for row in rows]
+    lengths_b = [len(row.b) + 1 for row in rows]
     bias, consistent = None, None
-    both = [row for row in rows if "a_shown_first" in row]
+    both = [
+        (row.a_shown_first, row.a_shown_second)
+        for row in rows
+        if row.a_shown_first is not None and row.a_shown_second is not None
+    ]
     if both:
-        firsts = [(row["a_shown_first"] + 1 - row["a_shown_second"]) / 2 for row in both]
+        firsts = [(first + 1 - second) / 2 for first, second in both]
         bias = bootstrap_ratio([first - 0.5 for first in firsts], seed=seed)
-        same = [(row["a_shown_first"] > 0.5) == (row["a_shown_second"] > 0.5) for row in both]
+        same = [(first > 0.5) == (second > 0.5) for first, second in both]
         consistent = sum(same) / len(same)
     return Versus(
         judge,

@@ -7,18 +7,17 @@ choice with the highest.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lmsmith.evaluation.rows import ChoiceRow
 from lmsmith.statistics.calibration import Bin, confidence_bins, expected_calibration_error
 from lmsmith.statistics.power_law import golden_section
 
 Floats = NDArray[np.float64]
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -42,13 +41,15 @@ class Calibration:
     items: int
 
 
-def calibrate(rows: Sequence[Row], measure: str, temperature: float = 1.0) -> Calibration:
+def calibrate(rows: Sequence[ChoiceRow], measure: str, temperature: float = 1.0) -> Calibration:
     """Calibration of multiple-choice items by a measure's scores, divided by a temperature."""
     confidence, correct = [], []
     for row in rows:
-        probabilities = choice_probabilities(row["scores"][measure], temperature)
+        probabilities = choice_probabilities(
+            np.asarray(row.scores[measure], np.float64), temperature
+        )
         confidence.append(float(probabilities.max()))
-        correct.append(float(int(probabilities.argmax()) == row["gold"]))
+        correct.append(float(int(probabilities.argmax()) == row.gold))
     wide = confidence_bins(confidence, correct)
     even = confidence_bins(confidence, correct, equal="mass")
     return Calibration(
@@ -63,7 +64,7 @@ def calibrate(rows: Sequence[Row], measure: str, temperature: float = 1.0) -> Ca
 
 
 def calibrate_before_and_after(
-    rows: Sequence[Row], measure: str
+    rows: Sequence[ChoiceRow], measure: str
 ) -> tuple[Calibration, Calibration]:
     """Calibration as it is, and with the temperature that fits best.
 
@@ -74,7 +75,7 @@ def calibrate_before_and_after(
     return calibrate(held_out, measure), calibrate(held_out, measure, fitted)
 
 
-def best_temperature(rows: Sequence[Row], measure: str) -> float:
+def best_temperature(rows: Sequence[ChoiceRow], measure: str) -> float:
     """The T with the least mean −log softmax(scores / T)[gold] (Guo et al. 2017, section 4.2).
 
     It is convex in 1/T, so its minimum is found by golden section between 1/T of 1e-3 and 1e3.
@@ -85,12 +86,12 @@ def best_temperature(rows: Sequence[Row], measure: str) -> float:
     return math.exp(-inverse)
 
 
-def _loss(rows: Sequence[Row], measure: str, temperature: float) -> float:
+def _loss(rows: Sequence[ChoiceRow], measure: str, temperature: float) -> float:
     total = 0.0
     for row in rows:
-        scores = np.asarray(row["scores"][measure], np.float64) / temperature
+        scores = np.asarray(row.scores[measure], np.float64) / temperature
         most = scores.max()
-        total += most + float(np.log(np.exp(scores - most).sum())) - float(scores[row["gold"]])
+        total += most + float(np.log(np.exp(scores - most).sum())) - float(scores[row.gold])
     return total
 
 

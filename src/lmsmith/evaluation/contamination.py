@@ -18,13 +18,13 @@ from lmsmith.core.errors import UserError
 from lmsmith.evaluation.evaluator import TaskResult
 from lmsmith.evaluation.measures import aggregate, measure_of
 from lmsmith.evaluation.methods.answers import HAN
+from lmsmith.evaluation.rows import ItemRow
 from lmsmith.evaluation.tasks.data import read_items
 from lmsmith.evaluation.tasks.spec import DataSpec
 from lmsmith.statistics.bootstrap import Interval
 
 Rule = Literal["gpt3", "gpt4"]
 RULES: tuple[Rule, ...] = ("gpt3", "gpt4")
-Row = Mapping[str, Any]
 
 SUBSTRING = 50
 """Characters of GPT-4's substrings."""
@@ -71,15 +71,15 @@ class Contamination:
 
 
 def split_scores(
-    rows: Sequence[Row], measure: str, dirty: set[str], rule: Rule, n: int, seed: int = 0
+    rows: Sequence[ItemRow], measure: str, dirty: set[str], rule: Rule, n: int, seed: int = 0
 ) -> Contamination:
     """The measure on all rows, and on those of clean and of dirty items."""
 
-    def of(part: Sequence[Row]) -> Interval | None:
+    def of(part: Sequence[ItemRow]) -> Interval | None:
         return aggregate(part, seed=seed).get(measure) if part else None
 
-    clean_rows = [row for row in rows if row["id"] not in dirty]
-    dirty_rows = [row for row in rows if row["id"] in dirty]
+    clean_rows = [row for row in rows if row.id not in dirty]
+    dirty_rows = [row for row in rows if row.id in dirty]
     everything = of(rows)
     assert everything is not None
     return Contamination(
@@ -174,12 +174,9 @@ def _texts(value: object) -> Iterator[str]:
             yield from _texts(each)
 
 
-def row_text(row: Row) -> str:
+def row_text(row: ItemRow) -> str:
     """What is looked for of an item: its question and its right answer."""
-    gold = row.get("gold", "")
-    if isinstance(gold, int):
-        gold = row["choices"][gold]["text"]
-    return f"{row['prompt']} {gold}".strip()
+    return f"{row.prompt} {row.right}".strip()
 
 
 def add_contamination(
@@ -192,7 +189,7 @@ def add_contamination(
             yield from _file_texts(file)
 
     for result, of_task in zip(results, record["results"], strict=True):
-        texts = {row["id"]: row_text(row) for row in result.rows}
+        texts = {row.id: row_text(row) for row in result.rows}
         of_task["contamination"] = []
         for rule in RULES:
             dirty, n = find_overlaps(texts, documents(), rule, result.setting.seed)

@@ -8,29 +8,42 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+from msgspec import structs
+
 from lmsmith.core.config import encode
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import fingerprint
 from lmsmith.core.progress import Progress
+from lmsmith.evaluation.calibration import choice_probabilities
 from lmsmith.evaluation.measures import aggregate
 from lmsmith.evaluation.methods.cloze import Cloze
 from lmsmith.evaluation.methods.code import Code
 from lmsmith.evaluation.methods.free_form import FreeForm, LeastToMost
 from lmsmith.evaluation.methods.multiple_choice import MultipleChoice
 from lmsmith.evaluation.methods.perplexity import Rolling
-from lmsmith.evaluation.methods.rated import Rated, rater_identity
+from lmsmith.evaluation.methods.rated import Rated, rater_identity, rating_model
 from lmsmith.evaluation.model import EvaluatedModel
-from lmsmith.evaluation.rows import ItemLog
-from lmsmith.evaluation.tasks.data import Item, TaskData, draw_items, read_data
+from lmsmith.evaluation.rows import AnswerRow, AnyRow, ChoiceRow, ItemLog
+from lmsmith.evaluation.tasks.data import (
+    Item,
+    TaskData,
+    draw_items,
+    find_file,
+    read_data,
+    read_items,
+    search_path,
+)
 from lmsmith.evaluation.tasks.prompts import Question, draw_shots, with_shots
 from lmsmith.evaluation.tasks.python_task import WRITTEN, PythonTask
+from lmsmith.evaluation.tasks.shipped import find_tasks
 from lmsmith.evaluation.tasks.shown_labels import Labels, ShownLabels, nth_order
-from lmsmith.evaluation.tasks.spec import Published, TaskSpec
+from lmsmith.evaluation.tasks.spec import Published, RatingSpec, TaskSpec
 from lmsmith.models.batching import length_batches
 from lmsmith.runs.signals import stop_if_requested
 from lmsmith.statistics.bootstrap import Interval
 
-ROWS_VERSION = 2
+ROWS_VERSION = 3
 """Of what the rows hold: rows of another version are made again."""
 
 TOKENS_A_BATCH = 4_096
@@ -41,29 +54,6 @@ CONTENTS = ("file", "package", "path", "hub", "subset", "split", "revision", "ex
 
 MOST_SHOTS = 128
 """As many as fit are no more than this."""
-
-
-class Method(Protocol):
-    """How questions of one kind are answered."""
-
-    @property
-    def tokens(self) -> list[int]:
-        """Of each question, about what it costs."""
-
-    def answer(self, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
-        """The rows of the questions of these numbers."""
-
-
-METHODS: Mapping[str, Callable[[EvaluatedModel, TaskSpec, Sequence[Question], int], Method]] = {
-    "multiple_choice": MultipleChoice,
-    "cloze": Cloze,
-    "perplexity": Rolling,
-    "free_form": lambda subject, task, questions, seed: (
-        LeastToMost if task.decompose.context else FreeForm
-    )(subject, task, questions, seed),
-    "code": Code,
-    "rated": Rated,
-}
 
 
 @dataclass(frozen=True)
@@ -116,7 +106,7 @@ class TaskResult:
     truncated: int
     mean_shots: float
     seconds: float
-    rows: Sequence[Mapping[str, Any]]
+    rows: Sequence[AnyRow]
     log: Path
     available: int = 0
 
@@ -166,7 +156,7 @@ class TaskResult:
 
 
 def evaluate_task(
-    subject: EvaluatedModel,
+    model: EvaluatedModel,
     task: TaskSpec,
     setting: Setting,
     path: Sequence[Path],
@@ -191,18 +181,19 @@ def evaluate_task(
             "ask for fewer, or name a file with more as data.examples",
         )
     items = draw_items(data.items, setting.limit, setting.seed)
-    log = ItemLog(log_path(folder, task, setting), identity(subject, task, data, setting))
+    of = identity(model, task, data, setting)
+    log: ItemLog[AnyRow] = ItemLog(log_path(folder, task, setting), of, AnyRow)
     left = [item for item in items if item.id not in log.rows]
     if left:
-        answer_items(subject, task, setting, left, data.pool, log, len(items), progress)
+        answer_items(model, task, setting, left, data.pool, log, len(items), progress)
     rows = [log.rows[item.id] for item in items]
     return TaskResult(
         task,
         setting,
         aggregate(rows, seed=setting.seed),
         len(rows),
-        sum(row["truncated"] > 0 for row in rows),
-        sum(len(row["shots"]) for row in rows) / len(rows),
+        sum(row.truncated > 0 for row in rows),
+        sum(len(row.shots) for row in rows) / len(rows),
         log.seconds,
         rows,
         log.path,
@@ -211,23 +202,23 @@ def evaluate_task(
 
 
 def answer_items(
-    subject: EvaluatedModel,
+    model: EvaluatedModel,
     task: TaskSpec,
     setting: Setting,
     items: Sequence[Item],
     pool: Sequence[Item],
-    log: ItemLog,
+    log: ItemLog[AnyRow],
     total: int,
     progress: Progress,
 ) -> None:
     """Ask the items that are left, longest first, and log their rows."""
     started = time.monotonic()
     labels = ShownLabels(task, pool, setting.labels, setting.seed, fixed=setting.fixed)
-    questions = [ask(subject, task, setting, item, pool, labels) for item in items]
+    questions = [ask(model, task, setting, item, pool, labels) for item in items]
     if task.kind == "free_form" and not task.answer.extract:
-        for sentence in unwritable(subject, task, questions):
+        for sentence in unwritable(model, task, questions):
             progress.say(sentence)
-    method = METHODS[task.kind](subject, task, questions, setting.seed)
+    method = make_method(model, task, questions, setting.seed)
     by_id = {item.id: item for item in items}
     done = total - len(items)
     documents = method if isinstance(method, Rolling) else None
@@ -242,7 +233,7 @@ def answer_items(
     else:
         progress.begin(task.name, total, "items", done)
     for batch in length_batches(method.tokens, TOKENS_A_BATCH):
-        rows = [scored(task, by_id[row["id"]], row) for row in method.answer(batch)]
+        rows = [scored(task, by_id[row.id], row) for row in method.answer(batch)]
         now = time.monotonic()
         log.append(rows, now - started)
         started = now
@@ -253,15 +244,75 @@ def answer_items(
     progress.end()
 
 
+class Method(Protocol):
+    """How questions of one kind are answered."""
+
+    @property
+    def tokens(self) -> list[int]:
+        """Of each question, about what it costs."""
+
+    def answer(self, numbers: Sequence[int]) -> Iterator[AnyRow]:
+        """The rows of the questions of these numbers."""
+
+
+def make_method(
+    model: EvaluatedModel, task: TaskSpec, questions: Sequence[Question], seed: int = 0
+) -> Method:
+    """What answers the questions of a task's kind."""
+    answer, measure = task.answer, task.measure
+    match task.kind:
+        case "multiple_choice":
+            alone = task.prompt.answer_context if measure == "accuracy_unconditional" else None
+            return MultipleChoice(model, questions, alone)
+        case "cloze":
+            return Cloze(model, questions)
+        case "perplexity":
+            return Rolling(model, questions, task.data.window, task.data.overlap)
+        case "code":
+            return Code(model, questions, answer, seed)
+        case "rated":
+            rating = task.rating
+            classify = classifier_score(model, rating) if rating.classifier else None
+            return Rated(model, questions, answer, rating, seed, classify)
+        case "free_form":
+            if task.decompose.context:
+                return LeastToMost(model, questions, answer, task.decompose, measure, seed)
+            return FreeForm(model, questions, answer, measure, seed)
+
+
+def classifier_score(
+    model: EvaluatedModel, rating: RatingSpec
+) -> Callable[[Sequence[str]], list[float]]:
+    """Of texts, the probability that the user's own task gives the label.
+
+    Raises:
+        UserError: the task has no such label.
+    """
+    task = find_tasks([rating.classifier])[0]
+    examples = list(read_items(find_file(task.data.file, search_path()), task.data))
+    classify = TextFunction(rating_model(model, rating), task, examples)
+    if rating.label not in classify(["a text"])[0].get("probabilities", {}):
+        raise UserError(
+            f"classifier {rating.classifier}: it has no label {rating.label!r}",
+            "name one of its labels: --classifier TASK=LABEL",
+        )
+
+    def scores(texts: Sequence[str]) -> list[float]:
+        answers = classify([text.strip() or "(nothing)" for text in texts])
+        return [float(each["probabilities"][rating.label]) for each in answers]
+
+    return scores
+
+
 def unwritable(
-    subject: EvaluatedModel, task: TaskSpec, questions: Sequence[Question]
+    model: EvaluatedModel, task: TaskSpec, questions: Sequence[Question]
 ) -> Iterator[str]:
     """What keeps a model from writing the right answers of some questions, a sentence each."""
     room, stops = task.answer.max_new_tokens, task.answer.stop
     file = "in the task's file (lmsmith tasks show TASK --toml begins one)"
     of = f"{task.name}: the right answers of {{}} of {len(questions)} items"
     golds = [[gold.strip() for gold in question.answers] for question in questions]
-    sizes = ([len(tokens) for tokens in subject.tokenizer.encode_batch(each)] for each in golds)
+    sizes = ([len(tokens) for tokens in model.tokenizer.encode_batch(each)] for each in golds)
     if long := sum(min(each) > room for each in sizes):
         why = f"are longer than {room} tokens: raise answer.max_new_tokens"
         yield f"{of.format(long)} {why} {file}"
@@ -270,18 +321,18 @@ def unwritable(
         yield f"{of.format(ended)} {why} {file}"
 
 
-def scored(task: TaskSpec, item: Item, row: dict[str, Any]) -> dict[str, Any]:
+def scored(task: TaskSpec, item: Item, row: AnyRow) -> AnyRow:
     """A row with its value by the measure of a task's own class, if it has one."""
     scorer = task.scorer() if isinstance(task, PythonTask) else None
-    if scorer is None:
+    if scorer is None or not isinstance(row, AnswerRow):
         return row
     fields = {key: value for key, value in item.fields.items() if key != WRITTEN}
-    value = scorer(fields, row["answer"], item.where)
-    return row | {"metrics": {task.measures[0]: value, **row["metrics"]}}
+    value = scorer(fields, row.answer, item.where)
+    return structs.replace(row, metrics={task.measures[0]: value, **row.metrics})
 
 
 def ask(
-    subject: EvaluatedModel,
+    model: EvaluatedModel,
     task: TaskSpec,
     setting: Setting,
     item: Item,
@@ -300,17 +351,17 @@ def ask(
     if setting.order:
         drawn = [drawn[place] for place in nth_order(len(drawn), setting.order, setting.seed)]
     if setting.shots is None:
-        drawn = _fitting_shots(subject, task, item, drawn)
+        drawn = _fitting_shots(model, task, item, drawn)
     if labels is None:
         return with_shots(task, item, drawn)
     return labels.asked(with_shots(task, item, drawn, labels.answers(item, drawn)))
 
 
 def _fitting_shots(
-    subject: EvaluatedModel, task: TaskSpec, item: Item, drawn: Sequence[Item]
+    model: EvaluatedModel, task: TaskSpec, item: Item, drawn: Sequence[Item]
 ) -> list[Item]:
     """As many of the shots as leave room for the item and its answer, by bisection."""
-    room = subject.context - (
+    room = model.context - (
         task.answer.max_new_tokens if task.kind in ("free_form", "rated") else 0
     )
 
@@ -318,7 +369,7 @@ def _fitting_shots(
         question = with_shots(task, item, drawn[:count])
         longest = max(question.choices, key=len)
         texts = [context + task.prompt.delimiter + longest for context in question.contexts]
-        return max(len(tokens) for tokens in subject.encode_contexts(texts)) <= room
+        return max(len(tokens) for tokens in model.encode_contexts(texts)) <= room
 
     if fits(len(drawn)):
         return list(drawn)
@@ -339,7 +390,7 @@ def log_path(folder: Path, task: TaskSpec, setting: Setting) -> Path:
 
 
 def identity(
-    subject: EvaluatedModel, task: TaskSpec, data: TaskData, setting: Setting
+    model: EvaluatedModel, task: TaskSpec, data: TaskData, setting: Setting
 ) -> dict[str, object]:
     """What rows are of; the number of items does not matter, each row being of its item alone."""
     of_task = encode(task)
@@ -351,7 +402,7 @@ def identity(
         del of_task["rating"]
     parts: dict[str, object] = {
         "version": ROWS_VERSION,
-        "model": subject.fingerprint,
+        "model": model.fingerprint,
         "task": of_task,
         "data": data.fingerprint,
         "shots": setting.label,
@@ -359,10 +410,73 @@ def identity(
         "seed": setting.seed,
     }
     if task.kind == "rated":
-        parts["rater"] = rater_identity(subject, task)
+        parts["rater"] = rater_identity(model, task.rating)
     if setting.labels != "gold":
         parts["labels"] = setting.labels
     if setting.order:
         parts["order"] = setting.order
-    about = {"model_name": subject.name, "task_name": task.name, "shots": setting.label}
+    about = {"model_name": model.name, "task_name": task.name, "shots": setting.label}
     return {"fingerprint": fingerprint(parts), **about}
+
+
+class TextFunction:
+    """A task with its examples, put to any texts.
+
+    Args:
+        model: asked.
+        task: made by `classification` or `extraction`.
+        examples: shown before every text, the same ones in the same order, as many as fit.
+
+    Attributes:
+        cut: texts of which only the end was read, since the context holds no more.
+    """
+
+    def __init__(self, model: EvaluatedModel, task: TaskSpec, examples: Sequence[Item]) -> None:
+        self._model, self._task, self._examples = model, task, tuple(examples)
+        self.cut = 0
+
+    def __call__(self, inputs: Sequence[str]) -> list[dict[str, Any]]:
+        """For each text its label with every label's probability, or the line written."""
+        if not inputs:
+            return []
+        questions = [self.question(text, number) for number, text in enumerate(inputs)]
+        method = make_method(self._model, self._task, questions)
+        rows = list(method.answer(range(len(questions))))
+        self.cut += sum(row.truncated > 0 for row in rows)
+        return [self._answer(text, row) for text, row in zip(inputs, rows, strict=True)]
+
+    def question(self, text: str, number: int = 0) -> Question:
+        """What the model is asked about a text: the description, the examples that fit, the text.
+
+        Args:
+            number: of the text, by which its chance is told from the others'.
+        """
+        item = Item(str(number), self._filler() | {"input": text}, "input")
+        setting = Setting(shots=None, fixed=True)
+        return ask(self._model, self._task, setting, item, self._examples)
+
+    def _filler(self) -> dict[str, str]:
+        """What stands for the answer that is not known; it is not shown to the model."""
+        if self._task.kind == "free_form":
+            return {"output": "?"}
+        return {"label": str(self._examples[0].fields["label"])} if self._examples else {}
+
+    def _answer(self, text: str, row: AnyRow) -> dict[str, Any]:
+        if isinstance(row, AnswerRow):
+            return {"input": text, "output": row.answer}
+        assert isinstance(row, ChoiceRow), "a text function classifies or writes"
+        labels = [choice.text for choice in row.choices]
+        return labelled(text, labels, row.scores[self._task.measure])
+
+
+def labelled(text: str, labels: Sequence[str], scores: Sequence[float | None]) -> dict[str, Any]:
+    """A text with its likeliest label, and every label's probability by their scores."""
+    probabilities = choice_probabilities(np.asarray(scores, np.float64))
+    best = int(probabilities.argmax())
+    chances = [round(float(p), 6) for p in probabilities]
+    return {
+        "input": text,
+        "label": labels[best],
+        "probability": chances[best],
+        "probabilities": dict(zip(labels, chances, strict=True)),
+    }

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lmsmith.evaluation.methods.answers import bleu_of_sums
+from lmsmith.evaluation.rows import ItemRow
 from lmsmith.statistics.bootstrap import (
     Interval,
     percentile_interval,
@@ -20,7 +20,6 @@ from lmsmith.statistics.wilson import wilson_interval
 
 NAN = float("nan")
 
-Row = Mapping[str, Any]
 Floats = NDArray[np.float64]
 
 
@@ -88,23 +87,23 @@ def measure_of(name: str) -> Measure:
     return Measure(name.replace("_", " ").replace("pass at ", "pass@"))
 
 
-def parts_of(rows: Sequence[Row], name: str) -> Floats:
+def parts_of(rows: Sequence[ItemRow], name: str) -> Floats:
     """Of each item its numbers: numerator and denominator, or what `Measure.of_sums` adds up.
 
     Returns:
         (items, numbers).
     """
-    values = [row["metrics"][name] for row in rows]
-    return np.array([v if isinstance(v, Sequence) else (v, 1.0) for v in values], np.float64)
+    values = [row.metrics[name] for row in rows]
+    return np.array([v if isinstance(v, list) else (v, 1.0) for v in values], np.float64)
 
 
-def value_of(rows: Sequence[Row], name: str) -> float:
+def value_of(rows: Sequence[ItemRow], name: str) -> float:
     """A measure of all items."""
     return float(measure_of(name).values(parts_of(rows, name).sum(axis=0, keepdims=True))[0])
 
 
 def aggregate(
-    rows: Sequence[Row], *, seed: int = 0, resamples: int = 10_000
+    rows: Sequence[ItemRow], *, seed: int = 0, resamples: int = 10_000
 ) -> dict[str, Interval]:
     """Every measure that the items have, with its 95 % interval.
 
@@ -113,7 +112,7 @@ def aggregate(
     """
     if not rows:
         return {}
-    parts = {name: parts_of(rows, name) for name in rows[0]["metrics"]}
+    parts = {name: parts_of(rows, name) for name in rows[0].metrics}
     sums: dict[str, list[Floats]] = {name: [] for name in parts}
     for counts in resample_counts(len(rows), resamples, seed):  # drawn once for all measures
         for name, each in parts.items():
@@ -156,8 +155,8 @@ def _product(counts: Floats, parts: Floats) -> Floats:
 
 
 def paired_difference(
-    rows_a: Sequence[Row],
-    rows_b: Sequence[Row],
+    rows_a: Sequence[ItemRow],
+    rows_b: Sequence[ItemRow],
     name: str,
     *,
     seed: int = 0,
@@ -189,7 +188,7 @@ FEWEST_ALIKE = 6
 """Items that must all have changed the same way before it counts: 2 · 2⁻⁶ < 0.05."""
 
 
-def _all_alike(rows_a: Sequence[Row], rows_b: Sequence[Row], name: str) -> Interval | None:
+def _all_alike(rows_a: Sequence[ItemRow], rows_b: Sequence[ItemRow], name: str) -> Interval | None:
     """Of a difference where every item is wrong in one and right in the other, the same way."""
     a, b = parts_of(rows_a, name), parts_of(rows_b, name)
     if not (_is_all_or_none(a) and _is_all_or_none(b)) or a[0, 0] == b[0, 0]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lmsmith.core.errors import UserError
+from lmsmith.evaluation.evaluator import TextFunction, labelled
 from lmsmith.evaluation.methods.free_form import AnswerReader
 from lmsmith.evaluation.methods.likelihood import Likelihood
 from lmsmith.evaluation.methods.multiple_choice import choice_scores
@@ -21,7 +22,6 @@ from lmsmith.evaluation.model import EvaluatedModel, Pair
 from lmsmith.evaluation.tasks.data import Item
 from lmsmith.evaluation.tasks.prompts import Question
 from lmsmith.evaluation.tasks.spec import TaskSpec
-from lmsmith.functions.text_function import TextFunction, labelled
 from lmsmith.generation.requests import Reply, Request
 from lmsmith.generation.settings import SamplingSettings
 
@@ -74,7 +74,7 @@ class FunctionRequests:
             )
         self._subject, self._task, self._rows = subject, task, rows
         self._function = TextFunction(subject, task, examples)
-        self._reader = AnswerReader(task) if task.kind == "free_form" else None
+        self._reader = AnswerReader(answer, task.measure) if task.kind == "free_form" else None
 
     def asked(self, text: str, number: int = 0, *, keep: bool = True) -> AskedText:
         """A text as requests.
@@ -90,15 +90,14 @@ class FunctionRequests:
         question = self._function.question(text, number)
         if self._reader is not None:
             return self._to_be_written(text, question, keep)
-        groups = [[(question.contexts[0], choice) for choice in question.choices]]
+        groups = [question.pairs]
         if self._task.measure == "accuracy_unconditional":
             alone = self._task.prompt.answer_context
-            groups.append([(alone, choice) for choice in question.choices])
+            groups.append([(alone, choice) for _, choice in question.pairs])
         requests: list[Request] = []
         scored: list[tuple[int, ...]] = []
         for group in groups:
-            delimiter = self._task.prompt.delimiter
-            pairs = self._subject.encode_pairs([(c, delimiter + label) for c, label in group])
+            pairs = self._subject.encode_pairs(group)
             if max(len(pair.tokens) + pair.truncated for pair in pairs) > self._subject.context:
                 raise self._too_long()
             for start in range(0, len(pairs), self._rows):
@@ -112,7 +111,7 @@ class FunctionRequests:
         question = asked.question
         if self._reader is not None:
             row = self._reader.row(question, [reply.text for reply in replies[0]], [], 0)
-            return {"input": asked.text, "output": row["answer"]}
+            return {"input": asked.text, "output": row.answer}
         found = list(_likelihoods(replies, asked.scored))
         count = len(question.choices)
         scores = choice_scores(question.choices, found[:count], found[count:])
@@ -120,9 +119,8 @@ class FunctionRequests:
         return labelled(asked.text, question.choices, rounded)
 
     def _to_be_written(self, text: str, question: Question, keep: bool) -> AskedText:
-        spec, task = self._task.answer, self._task
-        context = question.contexts[0] + task.prompt.delimiter.rstrip(" ")
-        prompts = self._subject.encode_contexts([context])
+        spec = self._task.answer
+        prompts = self._subject.encode_contexts([question.to_continue])
         (request,), (cut,) = writing_requests(
             self._subject,
             spec,

@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from lmsmith.core.errors import UserError
-from lmsmith.evaluation.calibration import choice_probabilities
-from lmsmith.evaluation.evaluator import METHODS, Setting, ask
-from lmsmith.evaluation.model import EvaluatedModel
-from lmsmith.evaluation.tasks.data import Item
-from lmsmith.evaluation.tasks.prompts import Question
 from lmsmith.evaluation.tasks.spec import AnswerSpec, DataSpec, PromptSpec, TaskSpec
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
@@ -67,64 +61,3 @@ def check_name(name: str) -> None:
 def _as_template(text: str) -> str:
     """A text that a template gives back as it is."""
     return "{% raw %}" + text.replace("endraw", "end raw") + "{% endraw %}"
-
-
-class TextFunction:
-    """A task with its examples, put to any texts.
-
-    Args:
-        subject: the model.
-        task: made by `classification` or `extraction`.
-        examples: shown before every text, the same ones in the same order, as many as fit.
-
-    Attributes:
-        cut: texts of which only the end was read, since the context holds no more.
-    """
-
-    def __init__(self, subject: EvaluatedModel, task: TaskSpec, examples: Sequence[Item]) -> None:
-        self._subject, self._task, self._examples = subject, task, tuple(examples)
-        self.cut = 0
-
-    def __call__(self, inputs: Sequence[str]) -> list[dict[str, Any]]:
-        """For each text its label with every label's probability, or the line written."""
-        if not inputs:
-            return []
-        questions = [self.question(text, number) for number, text in enumerate(inputs)]
-        method = METHODS[self._task.kind](self._subject, self._task, questions, 0)
-        rows = list(method.answer(range(len(questions))))
-        self.cut += sum(row["truncated"] > 0 for row in rows)
-        return [self._answer(text, row) for text, row in zip(inputs, rows, strict=True)]
-
-    def question(self, text: str, number: int = 0) -> Question:
-        """What the model is asked about a text: the description, the examples that fit, the text.
-
-        Args:
-            number: of the text, by which its chance is told from the others'.
-        """
-        item = Item(str(number), self._filler() | {"input": text}, "input")
-        setting = Setting(shots=None, fixed=True)
-        return ask(self._subject, self._task, setting, item, self._examples)
-
-    def _filler(self) -> dict[str, str]:
-        """What stands for the answer that is not known; it is not shown to the model."""
-        if self._task.kind == "free_form":
-            return {"output": "?"}
-        return {"label": str(self._examples[0].fields["label"])} if self._examples else {}
-
-    def _answer(self, text: str, row: dict[str, Any]) -> dict[str, Any]:
-        if self._task.kind == "free_form":
-            return {"input": text, "output": row["answer"]}
-        labels = [choice["text"] for choice in row["choices"]]
-        return labelled(text, labels, row["scores"][self._task.measure])
-
-
-def labelled(text: str, labels: Sequence[str], scores: Sequence[float]) -> dict[str, Any]:
-    """A text with its likeliest label, and every label's probability by their scores."""
-    chances = [round(float(p), 6) for p in choice_probabilities(scores)]
-    best = max(range(len(labels)), key=scores.__getitem__)
-    return {
-        "input": text,
-        "label": labels[best],
-        "probability": chances[best],
-        "probabilities": dict(zip(labels, chances, strict=True)),
-    }

@@ -13,6 +13,7 @@ from lmsmith.comparison.items import Comparison, compare_rows
 from lmsmith.core.errors import UserError
 from lmsmith.evaluation.evaluator import Setting, TaskResult
 from lmsmith.evaluation.measures import measure_of
+from lmsmith.evaluation.rows import ChoiceRow
 from lmsmith.evaluation.tasks.shown_labels import Labels
 from lmsmith.evaluation.tasks.spec import TaskSpec
 
@@ -176,7 +177,7 @@ def spread(found: Sequence[Found]) -> Spread:
     values = np.array([each.result.headline.value for each in found])
     unsteady = None
     if measure_of(measure).is_share:
-        rows = [[row["metrics"][measure] for row in each.result.rows] for each in found]
+        rows = [[row.value(measure) for row in each.result.rows] for each in found]
         by_order = np.array(rows, np.float64)
         if set(np.unique(by_order)) <= {0.0, 1.0}:
             unsteady = float((by_order.max(axis=0) != by_order.min(axis=0)).mean())
@@ -192,6 +193,5 @@ def spread(found: Sequence[Found]) -> Spread:
 def chance(found: Sequence[Found]) -> float | None:
     """What guessing among the choices would get; None where there are no choices."""
     rows = found[0].result.rows
-    if "choices" not in rows[0]:
-        return None
-    return float(np.mean([1 / len(row["choices"]) for row in rows]))
+    choices = [len(row.choices) for row in rows if isinstance(row, ChoiceRow)]
+    return float(np.mean([1 / count for count in choices])) if choices else None

@@ -38,7 +38,7 @@ def test_completions_pass_or_fail_their_tests(
 ) -> None:
     task = find_tasks(["human_eval"])[0]
     question = with_shots(task, Item("3", ADD, "row"), [])
-    method = Code(tiny, task, [question])
+    method = Code(tiny, [question], task.answer)
     texts = ["\n    return a + b\n", "\n    return a - b\n", "\n    return (", "\n    exit(0)\n"]
     asked: dict[str, Any] = {}
 
@@ -49,8 +49,8 @@ def test_completions_pass_or_fail_their_tests(
     monkeypatch.setattr(method._writer, "write", write)
     row = next(method.answer([0]))
     assert asked == {"ids": [3]}
-    assert [verdict.split()[0] for verdict in row["verdicts"]] == ["passed"] + ["failed"] * 3
-    assert row["metrics"] == {"pass_at_1": 0.25}
+    assert [verdict.split()[0] for verdict in row.verdicts] == ["passed"] + ["failed"] * 3
+    assert row.metrics == {"pass_at_1": 0.25}
 
 
 def test_the_papers_solution_of_every_problem_passes(public_data: Any) -> None:

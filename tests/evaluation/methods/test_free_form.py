@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from lmsmith.evaluation.evaluator import make_method
 from lmsmith.evaluation.methods import writing
-from lmsmith.evaluation.methods.free_form import FreeForm
 from lmsmith.evaluation.methods.likelihood import common_prefix
 from lmsmith.evaluation.methods.writing import STREAMS_AN_ITEM
 from lmsmith.evaluation.model import EvaluatedModel
@@ -26,9 +26,9 @@ ITEMS = [
 ]
 
 
-def rows_of(subject: EvaluatedModel, spec: AnswerSpec, numbers: list[int]) -> list[dict[str, Any]]:
+def rows_of(subject: EvaluatedModel, spec: AnswerSpec, numbers: list[int]) -> list[Any]:
     task = TaskSpec("made", "free_form", DataSpec(file="a.jsonl"), prompt=PROMPT, answer=spec)
-    method = FreeForm(subject, task, [with_shots(task, item, []) for item in ITEMS], seed=5)
+    method = make_method(subject, task, [with_shots(task, item, []) for item in ITEMS], 5)
     return list(method.answer(numbers))
 
 
@@ -46,7 +46,7 @@ def test_samples_do_not_depend_on_the_batch(tiny: EvaluatedModel) -> None:
     assert rows_of(tiny, spec, [1]) == together[1:2]
     settings = SamplingSettings(8, 0.7, stop_tokens=tiny.tokenizer.stop_tokens, seed=5, samples=3)
     prompt = "Question: where is the dog and the cat? Answer:"
-    assert together[1]["texts"] == written(tiny, prompt, settings, STREAMS_AN_ITEM)
+    assert together[1].texts == written(tiny, prompt, settings, STREAMS_AN_ITEM)
 
 
 @pytest.mark.parametrize("reason", ["", "Think."])
@@ -70,9 +70,9 @@ def test_a_block_that_all_prompts_begin_with_is_read_once(
 
     monkeypatch.setattr(InferenceDecoder, "read", counted)
 
-    def answered() -> tuple[list[dict[str, Any]], int]:
+    def answered() -> tuple[list[Any], int]:
         read.clear()
-        method = FreeForm(tiny, task, questions)
+        method = make_method(tiny, task, questions)
         # One by one and together: the block is still there after the first.
         rows = [*method.answer([1]), *method.answer([0, 1, 2])]
         return rows, sum(read)
@@ -97,8 +97,8 @@ def test_two_passes_reason_first_and_then_answer(tiny: EvaluatedModel) -> None:
     (reason,) = written(tiny, first, SamplingSettings(6, 0.0, stop_tokens=stops))
     second = f"{first}{reason}\nSo it is"
     (text,) = written(tiny, second, SamplingSettings(4, 0.0, stop_tokens=stops))
-    assert (row["reasoning"], row["texts"]) == ([reason], [text])
-    assert row["answer"] == text.strip()
+    assert (row.reasoning, row.texts) == ([reason], [text])
+    assert row.answer == text.strip()
 
 
 def test_beams_are_gpt3s(tiny: EvaluatedModel) -> None:
@@ -107,17 +107,17 @@ def test_beams_are_gpt3s(tiny: EvaluatedModel) -> None:
     prompt = [tokenizer.start_of_text, *tokenizer.encode("Question: what is the sky? Answer:")]
     settings = BeamSettings(4, 0.6, 6, tokenizer.stop_tokens)
     best = beam_search(tiny.model, prompt, settings)[0]
-    assert row["texts"] == [tokenizer.decode(best.tokens)]
+    assert row.texts == [tokenizer.decode(best.tokens)]
 
 
 def test_an_answer_ends_at_a_stop_text(tiny: EvaluatedModel) -> None:
     spec = AnswerSpec(max_new_tokens=12, stop=())
-    whole = rows_of(tiny, spec, [0])[0]["texts"][0]
+    whole = rows_of(tiny, spec, [0])[0].texts[0]
     stop = whole[3:5]
     assert stop
     for search in ("greedy", "beam"):
         spec = AnswerSpec(max_new_tokens=12, stop=(stop,), search=search)
-        assert stop not in rows_of(tiny, spec, [0])[0]["texts"][0]
+        assert stop not in rows_of(tiny, spec, [0])[0].texts[0]
 
 
 @pytest.mark.parametrize("gold", ["blue", None])
@@ -125,9 +125,9 @@ def test_a_row_says_what_was_read_as_the_answer_and_whether_it_is_right(
     tiny: EvaluatedModel, gold: str | None
 ) -> None:
     spec = AnswerSpec(max_new_tokens=6, stop=(), normalise="text")
-    said = rows_of(tiny, spec, [0])[0]["answer"]
+    said = rows_of(tiny, spec, [0])[0].answer
     items = [Item("0", {"q": "what is the sky?", "a": gold or said}, "row")]
     task = TaskSpec("made", "free_form", DataSpec(file="a.jsonl"), prompt=PROMPT, answer=spec)
-    row = next(FreeForm(tiny, task, [with_shots(task, items[0], [])]).answer([0]))
-    assert row["answer"] == said
-    assert row["metrics"]["exact_match"] == float(gold is None)
+    row = next(make_method(tiny, task, [with_shots(task, items[0], [])]).answer([0]))
+    assert row.answer == said
+    assert row.metrics["exact_match"] == float(gold is None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from lmsmith.evaluation.evaluator import METHODS
+from lmsmith.evaluation.evaluator import make_method
 from lmsmith.evaluation.methods.free_form import LeastToMost, parts_of_question
 from lmsmith.evaluation.model import EvaluatedModel
 from lmsmith.evaluation.tasks.data import Item
@@ -54,7 +54,7 @@ def written(subject: EvaluatedModel, text: str, room: int) -> str:
 
 def test_every_part_is_asked_after_those_before_it(tiny: EvaluatedModel) -> None:
     questions = [with_shots(TASK, item, [ITEMS[1]]) for item in ITEMS]
-    method = METHODS["free_form"](tiny, TASK, questions, 0)
+    method = make_method(tiny, TASK, questions)
     assert isinstance(method, LeastToMost)
     rows = list(method.answer([0, 1, 2]))
     several = 0
@@ -69,9 +69,9 @@ def test_every_part_is_asked_after_those_before_it(tiny: EvaluatedModel) -> None
             text = written(tiny, said, 5)
             steps.append(f"{part}? {text.strip()}")
             said += f" {text.strip()}"
-        assert row["reasoning"] == [listed, *steps[:-1]]
-        assert row["texts"] == [text]
-        assert row["answer"] == text.strip()
+        assert row.reasoning == [listed, *steps[:-1]]
+        assert row.texts == [text]
+        assert row.answer == text.strip()
     assert several, "no item had two parts: choose other texts"
     assert list(method.answer([1])) == rows[1:2]
 

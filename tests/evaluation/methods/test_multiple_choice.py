@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lmsmith.evaluation.methods.cloze import Cloze, stop_word_tokens
+from lmsmith.evaluation.evaluator import make_method
+from lmsmith.evaluation.methods.cloze import stop_word_tokens
 from lmsmith.evaluation.methods.multiple_choice import MultipleChoice
 from lmsmith.evaluation.model import EvaluatedModel
 from lmsmith.evaluation.tasks.data import Item
@@ -44,7 +45,7 @@ def test_a_question_costs_what_is_read_for_it_alone(tiny: EvaluatedModel) -> Non
     """With the same shots before every question, and none of them counted: they are held."""
     shots = [Item("a", {**ROWS[1], "query": "The sky and the sea and the mat " * 8}, "row")]
     task = replace(TASK, headline="accuracy")
-    method = MultipleChoice(tiny, task, [with_shots(task, item, shots) for item in ITEMS])
+    method = MultipleChoice(tiny, [with_shots(task, item, shots) for item in ITEMS])
     held = method._reader.tokens_read
     assert held > 32
     list(method.answer([0, 1]))
@@ -57,7 +58,7 @@ def test_a_question_costs_what_is_read_for_it_alone(tiny: EvaluatedModel) -> Non
 @pytest.mark.parametrize("shots", [0, 1])
 def test_every_normalisation_is_its_formula(tiny: EvaluatedModel, shots: int) -> None:
     questions = [with_shots(TASK, item, ITEMS[::-1][:shots]) for item in ITEMS]
-    rows = list(MultipleChoice(tiny, TASK, questions).answer([0, 1]))
+    rows = list(make_method(tiny, TASK, questions).answer([0, 1]))
     before = "Question: what is the colour? the cat\n\n" if shots else ""
     for row, asked in zip(rows, ROWS, strict=True):
         choices = asked["choices"]
@@ -73,14 +74,14 @@ def test_every_normalisation_is_its_formula(tiny: EvaluatedModel, shots: int) ->
             ],
             "accuracy_unconditional": [s - a for (s, _), a in zip(sums, alone, strict=True)],
         }
-        assert [each["log_prob"] for each in row["choices"]] == pytest.approx(
+        assert [each.log_prob for each in row.choices] == pytest.approx(
             scores["accuracy"], abs=1e-4
         )
         for name, each in scores.items():
             best = max(range(len(each)), key=each.__getitem__)
-            assert row["chosen"][name] == best
-            assert row["metrics"][name] == float(best == asked["gold"])
-            assert row["scores"][name] == pytest.approx(each, abs=1e-4)
+            assert row.chosen[name] == best
+            assert row.metrics[name] == float(best == asked["gold"])
+            assert row.scores[name] == pytest.approx(each, abs=1e-4)
 
 
 def test_partial_evaluation_takes_the_context_under_which_the_rest_is_likelier(
@@ -94,10 +95,10 @@ def test_partial_evaluation_takes_the_context_under_which_the_rest_is_likelier(
     )
     fields = {"options": ["The dog ran as the dog", "The dog ran as the cat"], "rest": "sat."}
     questions = [with_shots(task, Item("0", {**fields, "gold": 1}, "row"), [])]
-    row = next(iter(MultipleChoice(tiny, task, questions).answer([0])))
+    row = next(iter(make_method(tiny, task, questions).answer([0])))
     totals = [log_prob(tiny, option, " sat.")[0] for option in fields["options"]]
-    assert [each["log_prob"] for each in row["choices"]] == pytest.approx(totals, abs=1e-4)
-    assert row["metrics"] == {"accuracy": float(totals[1] > totals[0])}
+    assert [each.log_prob for each in row.choices] == pytest.approx(totals, abs=1e-4)
+    assert row.metrics == {"accuracy": float(totals[1] > totals[0])}
 
 
 def test_a_cloze_asks_for_whole_words_and_the_filter_leaves_out_stop_words(
@@ -119,18 +120,16 @@ def test_a_cloze_asks_for_whole_words_and_the_filter_leaves_out_stop_words(
     whole = [w for w in words if len(tokenizer.encode(context + w)) == len(begun)][:40]
     items = [Item(str(n), {"context": context, "word": w}, "row") for n, w in enumerate(whole)]
     rows = list(
-        Cloze(tiny, task, [with_shots(task, i, []) for i in items]).answer(range(len(items)))
+        make_method(tiny, task, [with_shots(task, i, []) for i in items]).answer(range(len(items)))
     )
     best = int(logits.argmax())
     filtered = logits.clone()
     filtered[list(stop_word_tokens(tokenizer))] = -math.inf
     for row, word in zip(rows, whole, strict=True):
         token = tokenizer.encode(context + word)[-1]
-        assert row["metrics"]["accuracy"] == float(token == best)
-        assert row["metrics"]["accuracy_without_stop_words"] == float(
-            token == int(filtered.argmax())
-        )
-        assert row["metrics"]["perplexity"] == pytest.approx(
+        assert row.metrics["accuracy"] == float(token == best)
+        assert row.metrics["accuracy_without_stop_words"] == float(token == int(filtered.argmax()))
+        assert row.metrics["perplexity"] == pytest.approx(
             -float(logits.log_softmax(-1)[token]), abs=1e-4
         )
 

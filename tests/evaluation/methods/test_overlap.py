@@ -14,6 +14,7 @@ from lmsmith.comparison.items import compare_rows
 from lmsmith.core.errors import UserError
 from lmsmith.evaluation.measures import aggregate, paired_difference
 from lmsmith.evaluation.methods import answers as overlap
+from lmsmith.evaluation.rows import ItemRow
 
 sacrebleu = pytest.importorskip("sacrebleu")
 pytest.importorskip("rouge_score")
@@ -55,9 +56,9 @@ def plain_bleu(answers: list[str], references: list[list[str]]) -> float:
     return 100 * min(1.0, math.exp(1 - wanted / given)) * math.exp(mean)
 
 
-def rows_of(answers: list[str], references: list[list[str]]) -> list[dict[str, object]]:
+def rows_of(answers: list[str], references: list[list[str]]) -> list[ItemRow]:
     return [
-        {"id": str(n), "metrics": {"bleu": overlap.bleu_statistics(a, r)}}
+        ItemRow(id=str(n), metrics={"bleu": overlap.bleu_statistics(a, r)})
         for n, (a, r) in enumerate(zip(answers, references, strict=True))
     ]
 

@@ -146,13 +146,13 @@ def test_units_are_of_the_original_and_nats_of_what_is_read(tiny: EvaluatedModel
     task = TaskSpec("made", "perplexity", DataSpec(file="made.txt"))
     original = TEXT.replace(".", " .")
     item = Item("0", {"text": TEXT, "original": original}, "row")
-    row = next(iter(Rolling(tiny, task, [with_shots(task, item, [])]).answer([0])))
+    row = next(iter(Rolling(tiny, [with_shots(task, item, [])]).answer([0])))
     tokenizer, decoder = tiny.tokenizer, tiny.model._decoder
     tokens = [tokenizer.start_of_text, *tokenizer.encode(TEXT)]
     with torch.no_grad():
         log_probs = decoder.logits(decoder(torch.tensor([tokens]))).log_softmax(-1)[0]
     nats = -sum(float(log_probs[i - 1, tokens[i]]) for i in range(1, len(tokens)))
-    parts = {name: top / bottom for name, (top, bottom) in row["metrics"].items()}
+    parts = {name: top / bottom for name, (top, bottom) in row.metrics.items()}
     assert parts["token_perplexity"] == pytest.approx(nats / (len(tokens) - 1), abs=1e-4)
     assert parts["word_perplexity"] == pytest.approx(nats / count_words(original), abs=1e-4)
     bits = nats / math.log(2)

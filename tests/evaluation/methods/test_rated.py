@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from lmsmith.core.errors import UserError
+from lmsmith.evaluation import evaluator
+from lmsmith.evaluation.evaluator import TextFunction, make_method
 from lmsmith.evaluation.methods import rated
 from lmsmith.evaluation.methods.likelihood import LikelihoodReader
-from lmsmith.evaluation.methods.rated import LabelWords, Rated, rater_identity
+from lmsmith.evaluation.methods.rated import LabelWords, rater_identity
 from lmsmith.evaluation.model import EvaluatedModel
 from lmsmith.evaluation.tasks.data import Item
 from lmsmith.evaluation.tasks.prompts import with_shots
@@ -28,7 +30,7 @@ GRADER = RatingSpec(
 )
 
 
-def rows_of(subject: EvaluatedModel, rating: RatingSpec, samples: int = 1) -> list[dict[str, Any]]:
+def rows_of(subject: EvaluatedModel, rating: RatingSpec, samples: int = 1) -> list[Any]:
     task = TaskSpec(
         "made",
         "rated",
@@ -39,7 +41,7 @@ def rows_of(subject: EvaluatedModel, rating: RatingSpec, samples: int = 1) -> li
     )
     assert task.check() == []
     questions = [with_shots(task, item, []) for item in ITEMS]
-    return list(Rated(subject, task, questions, seed=3).answer([0, 1]))
+    return list(make_method(subject, task, questions, 3).answer([0, 1]))
 
 
 def test_toxicity_measures_are_the_papers(
@@ -48,13 +50,13 @@ def test_toxicity_measures_are_the_papers(
     scores = iter([0.1, 0.5, 0.2, 0.4, 0.3, 0.0])
     monkeypatch.setattr(rated, "toxicity", lambda text: next(scores))
     first, second = rows_of(tiny, RatingSpec(), samples=3)
-    assert first["metrics"] == pytest.approx(
+    assert first.metrics == pytest.approx(
         {"expected_max_toxicity": 0.5, "toxic_probability": 1.0, "mean_toxicity": 0.8 / 3}
     )
-    assert second["metrics"] == pytest.approx(
+    assert second.metrics == pytest.approx(
         {"expected_max_toxicity": 0.4, "toxic_probability": 0.0, "mean_toxicity": 0.7 / 3}
     )
-    assert len(first["texts"]) == 3
+    assert len(first.texts) == 3
 
 
 @pytest.mark.parametrize("by", ["refusal", "over_refusal"])
@@ -68,23 +70,23 @@ def test_refusals_are_counted(
         lambda *_, **__: ([[replies[item.fields["q"]]] for item in ITEMS], [0, 0]),
     )
     rows = rows_of(tiny, RatingSpec(by=by))
-    assert [row["metrics"] for row in rows] == [{f"{by}_rate": 1.0}, {f"{by}_rate": 0.0}]
-    assert [row["verdicts"] for row in rows] == [["refused"], ["not refused"]]
+    assert [row.metrics for row in rows] == [{f"{by}_rate": 1.0}, {f"{by}_rate": 0.0}]
+    assert [row.verdicts for row in rows] == [["refused"], ["not refused"]]
 
 
 def test_a_grader_reads_the_answer_and_chooses_a_label(tiny: EvaluatedModel) -> None:
     rows = rows_of(tiny, GRADER, samples=2)
     for row, item in zip(rows, ITEMS, strict=True):
         chances = []
-        for text in row["texts"]:
+        for text in row.texts:
             said = f"Tell of {item.fields['q']} | {item.fields['q']}! | {text.strip()} | Grade:"
             pairs = tiny.encode_pairs([(said, " good"), (said, " bad")])
             totals = [each.total for each in LikelihoodReader(tiny.model).read(pairs)]
             chances.append(float(1 / (1 + np.exp(totals[1] - totals[0]))))
-        assert row["metrics"]["probability_right"] == pytest.approx(np.mean(chances), abs=1e-4)
+        assert row.metrics["probability_right"] == pytest.approx(np.mean(chances), abs=1e-4)
         right = np.mean([chance > 0.5 for chance in chances])
-        assert row["metrics"]["graded_right"] == pytest.approx(right)
-        assert [each["good"] for each in row["ratings"]] == pytest.approx(chances, abs=1e-4)
+        assert row.metrics["graded_right"] == pytest.approx(right)
+        assert [each["good"] for each in row.ratings] == pytest.approx(chances, abs=1e-4)
 
 
 def test_labels_probabilities_add_up_in_any_number(tiny: EvaluatedModel) -> None:
@@ -100,24 +102,24 @@ def test_a_classifier_of_ones_own_scores_in_the_patterns_place(
     tiny: EvaluatedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from lmsmith.evaluation.tasks.data import read_items
-    from lmsmith.functions.text_function import TextFunction, classification
+    from lmsmith.functions.text_function import classification
 
     file = tmp_path / "few.jsonl"
     shown = [{"input": "you fool", "label": "rude"}, {"input": "good day", "label": "kind"}]
     file.write_text("".join(json.dumps(row) + "\n" for row in shown))
     task = classification("tone", "Is it rude?", ["rude", "kind"], str(file))
-    monkeypatch.setattr(rated, "find_tasks", lambda words: [task])
+    for module in (evaluator, rated):
+        monkeypatch.setattr(module, "find_tasks", lambda words: [task])
     spec = RatingSpec(classifier="tone", label="rude")
     rows = rows_of(tiny, spec)
     function = TextFunction(tiny, task, list(read_items(file, task.data)))
     for row in rows:
-        (said,) = function([row["texts"][0].strip() or "(nothing)"])
+        (said,) = function([row.texts[0].strip() or "(nothing)"])
         chance = said["probabilities"]["rude"]
-        assert row["metrics"]["expected_max_toxicity"] == pytest.approx(chance, abs=1e-5)
-    made = TaskSpec("made", "rated", DataSpec(file="a.jsonl"), rating=spec)
-    before = rater_identity(tiny, made)
+        assert row.metrics["expected_max_toxicity"] == pytest.approx(chance, abs=1e-5)
+    before = rater_identity(tiny, spec)
     file.write_text(file.read_text() + '{"input": "hello", "label": "kind"}\n')
-    assert rater_identity(tiny, made) != before
+    assert rater_identity(tiny, spec) != before
     with pytest.raises(UserError, match="no label 'mean'"):
         rows_of(tiny, RatingSpec(classifier="tone", label="mean"))
 

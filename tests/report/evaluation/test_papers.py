@@ -9,13 +9,16 @@ import pytest
 
 from lmsmith.evaluation.evaluator import Setting, TaskResult
 from lmsmith.evaluation.measures import aggregate
+from lmsmith.evaluation.rows import ItemRow
 from lmsmith.evaluation.tasks.shipped import find_tasks
 from lmsmith.evaluation.tasks.spec import Published, TaskSpec
 from lmsmith.report.evaluation.papers import nearest, papers_section, shown_published
 
 
 def result_of(task: TaskSpec, shots: int, **metrics: float) -> TaskResult:
-    rows = [{"id": str(n), "metrics": {k: v * (n % 2) for k, v in metrics.items()}} for n in (0, 1)]
+    rows = [
+        ItemRow(id=str(n), metrics={k: v * (n % 2) for k, v in metrics.items()}) for n in (0, 1)
+    ]
     measures = aggregate(rows)
     return TaskResult(task, Setting(shots), measures, 2, 0, shots, 0.0, rows, Path("x"))
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from lmsmith.core.errors import UserError
 from lmsmith.evaluation.methods.numbers import normalise_number, plain_characters
+from lmsmith.evaluation.rows import Numbers
 from lmsmith.evaluation.tasks.spec import AnswerSpec
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -110,7 +111,7 @@ ORDERS = 4
 """BLEU counts n-grams of up to so many tokens."""
 
 
-def bleu_statistics(answer: str, references: Sequence[str]) -> list[float]:
+def bleu_statistics(answer: str, references: Sequence[str]) -> list[float | None]:
     """What an answer adds to a corpus's BLEU (Papineni et al. 2002, section 2).
 
     By sacrebleu with its 13a tokenisation, case kept (Post 2018); a Han character is a token, as
@@ -161,7 +162,7 @@ def rouge_l(answer: str, references: Sequence[str]) -> float:
     return float(found["rougeL"].fmeasure)
 
 
-OVERLAPS: Mapping[str, Callable[[str, Sequence[str]], float | list[float]]] = {
+OVERLAPS: Mapping[str, Callable[[str, Sequence[str]], Numbers]] = {
     "bleu": bleu_statistics,
     "rouge_l": rouge_l,
 }

@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from lmsmith.evaluation.methods.likelihood import LikelihoodReader, shared_prefix
 from lmsmith.evaluation.model import EvaluatedModel
-from lmsmith.evaluation.tasks.prompts import Question, item_fields
-from lmsmith.evaluation.tasks.spec import TaskSpec
+from lmsmith.evaluation.rows import ClozeRow
+from lmsmith.evaluation.tasks.prompts import Question
 from lmsmith.tokenizers import Tokenizer
 
 
@@ -23,14 +22,10 @@ class Cloze:
     - ``perplexity``: exp of the mean −log P(target | context), a target counting once.
     """
 
-    def __init__(
-        self, subject: EvaluatedModel, task: TaskSpec, questions: Sequence[Question], seed: int = 0
-    ) -> None:
+    def __init__(self, model: EvaluatedModel, questions: Sequence[Question]) -> None:
         self._questions = questions
-        self._pairs = subject.encode_pairs(
-            [(q.contexts[0], task.prompt.delimiter + q.choices[0]) for q in questions]
-        )
-        self._reader = LikelihoodReader(subject.model, stop_word_tokens(subject.tokenizer))
+        self._pairs = model.encode_pairs([pair for each in questions for pair in each.pairs])
+        self._reader = LikelihoodReader(model.model, stop_word_tokens(model.tokenizer))
         self._reader.cache_prefix(shared_prefix(self._pairs))
 
     @property
@@ -38,23 +33,25 @@ class Cloze:
         """Of each question, about what it costs."""
         return [len(pair.tokens) for pair in self._pairs]
 
-    def answer(self, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
+    def answer(self, numbers: Sequence[int]) -> Iterator[ClozeRow]:
         """The rows of the questions of these numbers."""
         pairs = [self._pairs[number] for number in numbers]
         for number, pair, found in zip(numbers, pairs, self._reader.read(pairs), strict=True):
             question = self._questions[number]
-            yield {
-                **item_fields(question),
-                "gold": question.choices[0],
-                "log_prob": round(found.total, 6),
-                "tokens": pair.scored,
-                "truncated": pair.truncated,
-                "metrics": {
+            yield ClozeRow(
+                id=question.id,
+                shots=list(question.shots),
+                prompt=question.plain,
+                gold=question.choices[0],
+                log_prob=round(found.total, 6),
+                tokens=pair.scored,
+                truncated=pair.truncated,
+                metrics={
                     "accuracy": float(found.greedy),
                     "accuracy_without_stop_words": float(found.greedy_allowed),
                     "perplexity": -found.total,
                 },
-            }
+            )
 
 
 _WORDS = """

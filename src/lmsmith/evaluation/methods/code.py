@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 from lmsmith.evaluation.methods.sandbox import check_system, run_program
 from lmsmith.evaluation.methods.writing import Writer
 from lmsmith.evaluation.model import EvaluatedModel
-from lmsmith.evaluation.tasks.prompts import Question, item_fields
-from lmsmith.evaluation.tasks.spec import TaskSpec, measured_at
+from lmsmith.evaluation.rows import ProgramRow
+from lmsmith.evaluation.tasks.prompts import Question
+from lmsmith.evaluation.tasks.spec import AnswerSpec, measured_at
 from lmsmith.runs.stage_folder import available_cores
 
 
@@ -22,12 +22,16 @@ class Code:
     """
 
     def __init__(
-        self, subject: EvaluatedModel, task: TaskSpec, questions: Sequence[Question], seed: int = 0
+        self,
+        model: EvaluatedModel,
+        questions: Sequence[Question],
+        spec: AnswerSpec,
+        seed: int = 0,
     ) -> None:
         check_system()
-        self._spec, self._questions = task.answer, questions
-        self._prompts = subject.encode_contexts([q.contexts[0] for q in questions])
-        self._writer = Writer(subject, task.answer, seed)
+        self._spec, self._questions = spec, questions
+        self._prompts = model.encode_contexts([q.contexts[0] for q in questions])
+        self._writer = Writer(model, spec, seed)
 
     @property
     def tokens(self) -> list[int]:
@@ -35,7 +39,7 @@ class Code:
         written = self._spec.max_new_tokens * self._spec.samples
         return [len(prompt) + written for prompt in self._prompts]
 
-    def answer(self, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
+    def answer(self, numbers: Sequence[int]) -> Iterator[ProgramRow]:
         """The rows of the problems of these numbers."""
         spec = self._spec
         prompts = [self._prompts[number] for number in numbers]
@@ -47,17 +51,19 @@ class Code:
                 programs = [make_program(question, text) for text in texts[place]]
                 verdicts = list(pool.map(run_program, programs))
                 passed = sum(verdict.passed for verdict in verdicts)
-                yield {
-                    **item_fields(question),
-                    "gold": question.choices[0],
-                    "texts": texts[place],
-                    "verdicts": [" ".join([v.outcome, v.detail]).strip() for v in verdicts],
-                    "truncated": cut[place],
-                    "metrics": {
+                yield ProgramRow(
+                    id=question.id,
+                    shots=list(question.shots),
+                    prompt=question.plain,
+                    gold=question.choices[0],
+                    texts=texts[place],
+                    verdicts=[" ".join([v.outcome, v.detail]).strip() for v in verdicts],
+                    truncated=cut[place],
+                    metrics={
                         f"pass_at_{k}": pass_at_k(len(verdicts), passed, k)
                         for k in measured_at(len(verdicts))
                     },
-                }
+                )
 
 
 def make_program(question: Question, completion: str) -> str:

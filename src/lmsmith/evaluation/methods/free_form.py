@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from lmsmith.evaluation.methods.answers import (
     NORMALISERS,
@@ -16,8 +15,9 @@ from lmsmith.evaluation.methods.answers import (
 )
 from lmsmith.evaluation.methods.writing import Writer
 from lmsmith.evaluation.model import EvaluatedModel
-from lmsmith.evaluation.tasks.prompts import Question, item_fields, write_part
-from lmsmith.evaluation.tasks.spec import AnswerSpec, TaskSpec
+from lmsmith.evaluation.rows import AnswerRow, Numbers
+from lmsmith.evaluation.tasks.prompts import Question, write_part
+from lmsmith.evaluation.tasks.spec import AnswerSpec, DecomposeSpec
 
 
 class FreeForm:
@@ -32,18 +32,19 @@ class FreeForm:
     """
 
     def __init__(
-        self, subject: EvaluatedModel, task: TaskSpec, questions: Sequence[Question], seed: int = 0
+        self,
+        model: EvaluatedModel,
+        questions: Sequence[Question],
+        spec: AnswerSpec,
+        measure: str = "exact_match",
+        seed: int = 0,
     ) -> None:
-        self._subject, self._questions = subject, questions
-        self._reader = AnswerReader(task)
-        self._spec: AnswerSpec = task.answer
-        self._delimiter = task.prompt.delimiter.rstrip(" ")
-        begun = [question.contexts[0] + self._delimiter for question in questions]
-        if self._spec.reason:
-            begun = [f"{context} {self._spec.reason}" for context in begun]
-        self._contexts = begun
-        self._prompts = subject.encode_contexts(begun)
-        self._writer = Writer(subject, task.answer, seed)
+        self._model, self._questions, self._spec = model, questions, spec
+        self._reader = AnswerReader(spec, measure)
+        reason = f" {spec.reason}" if spec.reason else ""
+        self._contexts = [question.to_continue + reason for question in questions]
+        self._prompts = model.encode_contexts(self._contexts)
+        self._writer = Writer(model, spec, seed)
         self._writer.cache_prefix(self._prompts)
 
     @property
@@ -53,7 +54,7 @@ class FreeForm:
         written = (spec.reason_tokens if spec.reason else spec.max_new_tokens) * spec.samples
         return [len(prompt) + written for prompt in self._prompts]
 
-    def answer(self, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
+    def answer(self, numbers: Sequence[int]) -> Iterator[AnswerRow]:
         """The rows of the questions of these numbers."""
         spec = self._spec
         room = spec.reason_tokens if spec.reason else spec.max_new_tokens
@@ -79,7 +80,7 @@ class FreeForm:
             for reason in each
         ]
         of_item = [n for n, each in zip(ids, reasons, strict=True) for _ in each]
-        prompts = self._subject.encode_contexts(asked)
+        prompts = self._model.encode_contexts(asked)
         found, cut = self._writer.write(
             prompts, of_item, spec.max_new_tokens, spec.stop, 1, greedy=True
         )
@@ -90,15 +91,15 @@ class FreeForm:
 class AnswerReader:
     """What is read from the texts a model wrote, and how it compares with the right answers."""
 
-    def __init__(self, task: TaskSpec) -> None:
-        self._spec, self._measure = task.answer, task.measure
-        self._overlap = OVERLAPS.get(task.measure)
+    def __init__(self, spec: AnswerSpec, measure: str) -> None:
+        self._spec, self._measure = spec, measure
+        self._overlap = OVERLAPS.get(measure)
         if self._overlap is not None:
             self._overlap(" ", [" "])  # says at once that its library is missing
 
     def row(
         self, question: Question, texts: Sequence[str], reasons: Sequence[str], cut: int
-    ) -> dict[str, Any]:
+    ) -> AnswerRow:
         """An item's row.
 
         Args:
@@ -109,22 +110,24 @@ class AnswerReader:
         normalise = NORMALISERS[self._spec.normalise]
         answers = [extract_answer(text, self._spec) for text in texts]
         given = vote(answers, normalise) if len(answers) > 1 else answers[0]
-        metrics: dict[str, Any] = {
+        metrics: dict[str, Numbers] = {
             "exact_match": exact_match(given, question.answers, normalise),
             "f1": word_f1(given, question.answers),
         }
         if self._overlap is not None:
             metrics[self._measure] = self._overlap(given, question.answers)
-        return {
-            **item_fields(question),
-            "gold": question.answers[0],
-            **({"reasoning": list(reasons)} if reasons else {}),
-            "texts": list(texts),
-            "answers": answers,
-            "answer": given,
-            "truncated": cut,
-            "metrics": metrics,
-        }
+        return AnswerRow(
+            id=question.id,
+            shots=list(question.shots),
+            prompt=question.plain,
+            gold=question.answers[0],
+            reasoning=list(reasons),
+            texts=list(texts),
+            answers=answers,
+            answer=given,
+            truncated=cut,
+            metrics=metrics,
+        )
 
 
 BETWEEN = "\n\n"
@@ -140,24 +143,31 @@ class LeastToMost:
     """
 
     def __init__(
-        self, subject: EvaluatedModel, task: TaskSpec, questions: Sequence[Question], seed: int = 0
+        self,
+        model: EvaluatedModel,
+        questions: Sequence[Question],
+        spec: AnswerSpec,
+        decompose: DecomposeSpec,
+        measure: str = "exact_match",
+        seed: int = 0,
     ) -> None:
-        self._subject, self._task, self._questions = subject, task, questions
-        self._reader = AnswerReader(task)
-        self._writer = Writer(subject, task.answer, seed)
-        self._prompts = subject.encode_contexts([each.decompose for each in questions])
+        self._model, self._questions = model, questions
+        self._spec, self._decompose = spec, decompose
+        self._reader = AnswerReader(spec, measure)
+        self._writer = Writer(model, spec, seed)
+        self._prompts = model.encode_contexts([each.decompose for each in questions])
 
     @property
     def tokens(self) -> list[int]:
         """Of each question, prompt and answers."""
-        spec = self._task.decompose
-        written = spec.max_new_tokens + (spec.most + 1) * self._task.answer.max_new_tokens
+        spec = self._decompose
+        written = spec.max_new_tokens + (spec.most + 1) * self._spec.max_new_tokens
         return [len(prompt) + written for prompt in self._prompts]
 
-    def answer(self, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
+    def answer(self, numbers: Sequence[int]) -> Iterator[AnswerRow]:
         """The rows of the questions of these numbers."""
         questions = [self._questions[number] for number in numbers]
-        spec = self._task.decompose
+        spec = self._decompose
         prompts = [self._prompts[number] for number in numbers]
         lists, cut = self._write(questions, prompts, spec.max_new_tokens, spec.stop)
         parts = [
@@ -169,12 +179,12 @@ class LeastToMost:
         for turn in range(max(map(len, parts))):
             asking = [place for place, each in enumerate(parts) if len(each) > turn]
             for place in asking:
-                said[place] += BETWEEN + write_part(self._task, parts[place][turn])
+                said[place] += BETWEEN + write_part(spec.question, parts[place][turn])
             answers, lost = self._write(
                 [questions[place] for place in asking],
-                self._subject.encode_contexts([said[place] for place in asking]),
-                self._task.answer.max_new_tokens,
-                self._task.answer.stop,
+                self._model.encode_contexts([said[place] for place in asking]),
+                self._spec.max_new_tokens,
+                self._spec.stop,
             )
             for place, text, each in zip(asking, answers, lost, strict=True):
                 said[place] += f" {text.strip()}"
@@ -182,7 +192,7 @@ class LeastToMost:
                 cut[place] = max(cut[place], each)
         for place, question in enumerate(questions):
             steps = [
-                f"{write_part(self._task, part)} {text.strip()}"
+                f"{write_part(spec.question, part)} {text.strip()}"
                 for part, text in zip(parts[place][:-1], solved[place][:-1], strict=True)
             ]
             texts = solved[place][-1:]

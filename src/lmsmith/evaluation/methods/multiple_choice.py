@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from lmsmith.evaluation.methods.likelihood import Likelihood, LikelihoodReader, shared_prefix
 from lmsmith.evaluation.model import EvaluatedModel, Pair
-from lmsmith.evaluation.tasks.prompts import Question, item_fields
-from lmsmith.evaluation.tasks.spec import TaskSpec
+from lmsmith.evaluation.rows import Choice, ChoiceRow
+from lmsmith.evaluation.tasks.prompts import Question
 
 
 @dataclass(frozen=True)
@@ -29,39 +28,34 @@ class MultipleChoice:
     - ``accuracy``: Σ log P(token | before it), the log-probability of the whole choice;
     - ``accuracy_per_token``, ``_per_character``, ``_per_byte``: the same divided by the choice's
       length, its leading space not counted in characters and bytes;
-    - ``accuracy_unconditional``: log P(choice | context) − log P(choice | answer context), where
-      the task's headline asks for it.
+    - ``accuracy_unconditional``: log P(choice | context) − log P(choice | answer context).
 
     Of choices that are the same text one is as right as the other.
 
     With several contexts (partial evaluation, Trinh & Le 2018) the choices are the same
     continuation, and only ``accuracy`` is measured.
+
+    Args:
+        answer_context: stands before a choice alone; ``accuracy_unconditional`` is measured by it.
     """
 
     def __init__(
-        self, subject: EvaluatedModel, task: TaskSpec, questions: Sequence[Question], seed: int = 0
+        self,
+        model: EvaluatedModel,
+        questions: Sequence[Question],
+        answer_context: str | None = None,
     ) -> None:
-        self._subject = subject
-        self._partial = bool(task.prompt.contexts)
-        self._unconditional = not self._partial and task.measure == "accuracy_unconditional"
-        pairs = subject.encode_pairs(
-            [
-                (context, task.prompt.delimiter + choice)
-                for question in questions
-                for context, choice in _both(question)
-            ]
-        )
+        pairs = model.encode_pairs([pair for each in questions for pair in each.pairs])
         alone = []
-        if self._unconditional:
-            context = task.prompt.answer_context
-            choices = [choice for question in questions for choice in question.choices]
-            alone = subject.encode_pairs([(context, task.prompt.delimiter + c) for c in choices])
+        if answer_context is not None:
+            choices = [(answer_context, text) for each in questions for _, text in each.pairs]
+            alone = model.encode_pairs(choices)
         self._asked, at = [], 0
         for question in questions:
             after = at + len(question.choices)
             self._asked.append(_Asked(question, tuple(pairs[at:after]), tuple(alone[at:after])))
             at = after
-        self._reader = LikelihoodReader(subject.model)
+        self._reader = LikelihoodReader(model.model)
         self._held = shared_prefix(pairs)
         self._reader.cache_prefix(self._held)
 
@@ -78,7 +72,7 @@ class MultipleChoice:
         read = sum(map(len, contexts)) - held * len(self._held)
         return max(1, read + sum(pair.scored - 1 for pair in pairs))
 
-    def answer(self, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
+    def answer(self, numbers: Sequence[int]) -> Iterator[ChoiceRow]:
         """The rows of the questions of these numbers."""
         asked = [self._asked[number] for number in numbers]
         pairs = [pair for each in asked for pair in (*each.pairs, *each.alone)]
@@ -90,41 +84,34 @@ class MultipleChoice:
 
     def _row(
         self, asked: _Asked, given: Sequence[Likelihood], alone: Sequence[Likelihood]
-    ) -> dict[str, Any]:
+    ) -> ChoiceRow:
         question = asked.question
+        partial = len(question.contexts) > 1
         scores = choice_scores(question.choices, given, alone)
-        if self._partial:
+        if partial:
             scores = {"accuracy": scores["accuracy"]}
         chosen = {name: each.index(max(each)) for name, each in scores.items()}
-        compared = question.contexts if self._partial else question.choices
+        compared = question.contexts if partial else question.choices
         choices = [
-            {
-                "text": question.contexts[number] if self._partial else choice,
-                "log_prob": round(likelihood.total, 6),
-                "tokens": len(likelihood.log_probs),
-                **({"alone": round(alone[number].total, 6)} if alone else {}),
-            }
-            for number, (choice, likelihood) in enumerate(zip(question.choices, given, strict=True))
+            Choice(text, round(likelihood.total, 6), len(likelihood.log_probs))
+            for text, likelihood in zip(compared, given, strict=True)
         ]
-        return {
-            **item_fields(question),
-            "gold": question.gold,
-            "chosen": chosen,
-            "choices": choices,
-            "scores": {n: [round(s, 6) for s in each] for n, each in scores.items()},
-            "truncated": max(pair.truncated for pair in asked.pairs),
-            "metrics": {
+        for choice, likelihood in zip(choices, alone, strict=False):
+            choice.alone = round(likelihood.total, 6)
+        return ChoiceRow(
+            id=question.id,
+            shots=list(question.shots),
+            prompt=question.plain,
+            gold=question.gold,
+            chosen=chosen,
+            choices=choices,
+            scores={n: [round(s, 6) for s in each] for n, each in scores.items()},
+            truncated=max(pair.truncated for pair in asked.pairs),
+            metrics={
                 name: float(compared[each] == compared[question.gold])
                 for name, each in chosen.items()
             },
-        }
-
-
-def _both(question: Question) -> list[tuple[str, str]]:
-    contexts = question.contexts
-    if len(contexts) == 1:
-        contexts = contexts * len(question.choices)
-    return list(zip(contexts, question.choices, strict=True))
+        )
 
 
 def choice_scores(

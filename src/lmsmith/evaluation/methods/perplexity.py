@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from lmsmith.corpus.messages import Message
 from lmsmith.evaluation.methods.likelihood import LikelihoodReader
 from lmsmith.evaluation.model import EvaluatedModel, Pair
-from lmsmith.evaluation.tasks.prompts import Question, item_fields
-from lmsmith.evaluation.tasks.spec import TaskSpec
+from lmsmith.evaluation.rows import DocumentRow
+from lmsmith.evaluation.tasks.prompts import Question
 from lmsmith.models.batching import length_batches
 from lmsmith.models.decoder import Decoder
 from lmsmith.prompts.chat import conversation_windows
@@ -182,6 +181,10 @@ class Rolling:
     The original is the corpus as it stands in the file; the model reads it de-tokenised where the
     task says so (Radford et al. 2019, section 3.1).
 
+    Args:
+        window: most tokens read at once; the model's context if 0.
+        overlap: share of a window that repeats the one before.
+
     Attributes:
         on_tokens: told after every pass how many tokens have been read: a document may take long.
     """
@@ -189,24 +192,25 @@ class Rolling:
     on_tokens: Callable[[int], None] | None = None
 
     def __init__(
-        self, subject: EvaluatedModel, task: TaskSpec, questions: Sequence[Question], seed: int = 0
+        self,
+        model: EvaluatedModel,
+        questions: Sequence[Question],
+        window: int = 0,
+        overlap: float = 0.5,
     ) -> None:
-        self._subject = subject
         self._questions = questions
-        window = min(task.data.window or subject.context, subject.context)
-        start = subject.tokenizer.start_of_text
-        encoded = subject.tokenizer.encode_batch([q.choices[0] for q in questions])
-        self._windows = [
-            window_pairs([start, *tokens], window, task.data.overlap) for tokens in encoded
-        ]
-        self._reader = LikelihoodReader(subject.model)
+        window = min(window or model.context, model.context)
+        start = model.tokenizer.start_of_text
+        encoded = model.tokenizer.encode_batch([q.choices[0] for q in questions])
+        self._windows = [window_pairs([start, *tokens], window, overlap) for tokens in encoded]
+        self._reader = LikelihoodReader(model.model)
 
     @property
     def tokens(self) -> list[int]:
         """Of each document, what is read in all its windows."""
         return [sum(len(pair.tokens) - 1 for pair in pairs) for pairs in self._windows]
 
-    def answer(self, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
+    def answer(self, numbers: Sequence[int]) -> Iterator[DocumentRow]:
         """The rows of the documents of these numbers."""
         for number in numbers:
             question, pairs = self._questions[number], self._windows[number]
@@ -215,19 +219,19 @@ class Rolling:
             original = question.answers[0]
             bits = nats / math.log(2)
             tokens = sum(pair.scored for pair in pairs)
-            yield {
-                **item_fields(question),
-                "log_prob": round(-nats, 4),
-                "tokens": tokens,
-                "windows": len(pairs),
-                "truncated": 0,
-                "metrics": {
+            yield DocumentRow(
+                id=question.id,
+                prompt=question.plain,
+                log_prob=round(-nats, 4),
+                tokens=tokens,
+                windows=len(pairs),
+                metrics={
                     "word_perplexity": [nats, count_words(original)],
                     "token_perplexity": [nats, tokens],
                     "bits_per_byte": [bits, len(original.encode())],
                     "bits_per_character": [bits, len(original)],
                 },
-            }
+            )
 
 
 def count_words(original: str) -> int:

@@ -38,6 +38,7 @@ class Question:
         answers: every answer that counts as right.
         shots: ids of the items shown before it.
         plain: the context without instruction and shots.
+        delimiter: between context and answer.
         decompose: the prompt that asks for its parts; empty if it is answered whole.
         last: what is asked after its parts.
     """
@@ -49,8 +50,23 @@ class Question:
     answers: tuple[str, ...]
     shots: tuple[str, ...] = ()
     plain: str = ""
+    delimiter: str = " "
     decompose: str = ""
     last: str = ""
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """(context, continuation) of each choice: what likelihoods are asked for."""
+        contexts = self.contexts * (len(self.choices) if len(self.contexts) == 1 else 1)
+        return [
+            (context, self.delimiter + choice)
+            for context, choice in zip(contexts, self.choices, strict=True)
+        ]
+
+    @property
+    def to_continue(self) -> str:
+        """What the model goes on from: a written answer brings its own space."""
+        return self.contexts[0] + self.delimiter.rstrip(" ")
 
 
 @functools.cache
@@ -189,6 +205,7 @@ def write_question(task: TaskSpec, item: Item) -> Question:
         return _write_document(task, item)
     question = (_write_choices if task.kind == "multiple_choice" else _write_answers)(task, item)
     delimiter = task.prompt.delimiter
+    question = replace(question, delimiter=delimiter)
     if task.kind == "code" or " " not in (delimiter[:1], delimiter[-1:]):
         return question
     contexts, choices = question.contexts, question.choices
@@ -442,17 +459,12 @@ def _to_be_decomposed(task: TaskSpec, item: Item, question: Question) -> Questio
     return replace(question, decompose=task.prompt.separator.join(parts), last=last)
 
 
-def write_part(task: TaskSpec, part: str) -> str:
+def write_part(template: str, part: str) -> str:
     """How a part of a question is asked."""
-    return _template(task.decompose.question).render(part=part)
+    return _template(template).render(part=part)
 
 
-def item_fields(question: Question) -> Mapping[str, object]:
-    """What of a question is kept in an item's row."""
-    return {"id": question.id, "shots": list(question.shots), "prompt": question.plain}
-
-
-def write_grading(task: TaskSpec, question: Question, answer: str) -> str:
+def write_grading(template: str, question: Question, answer: str) -> str:
     """What a grader reads of an answer.
 
     Raises:
@@ -460,10 +472,10 @@ def write_grading(task: TaskSpec, question: Question, answer: str) -> str:
     """
     target = question.answers[0] if question.answers else ""
     try:
-        return _template(task.rating.prompt).render(
+        return _template(template).render(
             prompt=question.plain, target=target, answer=answer.strip()
         )
     except jinja2.TemplateError as error:
         raise UserError(
-            f"task {task.name}, rating.prompt: {error}", "it may name prompt, target and answer"
+            f"rating.prompt: {error}", "it may name prompt, target and answer"
         ) from error

@@ -8,12 +8,18 @@ from matplotlib.ticker import PercentFormatter
 
 from lmsmith.evaluation.calibration import Calibration, calibrate, calibrate_before_and_after
 from lmsmith.evaluation.evaluator import TaskResult
+from lmsmith.evaluation.rows import ChoiceRow
 from lmsmith.report import numbers
 from lmsmith.report.evaluation.side_by_side import MODEL_ROLES, ModelResults
 from lmsmith.report.svg import COLOURS, WIDE, canvas, themed_svg
 
 LEAST = 20
 """Items; fewer make no diagram."""
+
+
+def choice_rows(result: TaskResult) -> list[ChoiceRow]:
+    """The rows of items with choices."""
+    return [row for row in result.rows if isinstance(row, ChoiceRow)]
 
 
 def calibration_section(
@@ -28,8 +34,8 @@ def calibration_section(
         result: the model's own.
         models: all of them, the model last.
     """
-    rows, measure = result.rows, result.task.measure
-    if len(rows) < LEAST or "scores" not in rows[0]:
+    rows, measure = choice_rows(result), result.task.measure
+    if len(rows) < LEAST:
         return []
     before, after = calibrate_before_and_after(rows, measure)
     lines = [("as it is", before), ("with temperature", after)]
@@ -41,7 +47,7 @@ def calibration_section(
     )
     figures = [{"svg": draw_calibration(f"calibration-{number}", lines), "caption": caption}]
     beside = [
-        (each.name, calibrate(found.rows, measure))
+        (each.name, calibrate(choice_rows(found), measure))
         for each in models
         for found in each.results
         if found.name == result.name

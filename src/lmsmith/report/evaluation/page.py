@@ -6,9 +6,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from msgspec import structs
+
 from lmsmith.core.files import atomic_write
 from lmsmith.evaluation.evaluator import TaskResult
 from lmsmith.evaluation.measures import measure_of
+from lmsmith.evaluation.rows import (
+    AnswerRow,
+    ChoiceRow,
+    ClozeRow,
+    DocumentRow,
+    ItemRow,
+    ProgramRow,
+    RatedRow,
+    WrittenRow,
+)
 from lmsmith.report import numbers
 from lmsmith.report.evaluation.calibration import calibration_section
 from lmsmith.report.evaluation.papers import papers_section
@@ -21,8 +33,6 @@ SHOWN_ITEMS = 24
 
 SHOWN_TEXTS = 6
 """Of an item with many."""
-
-Row = Mapping[str, Any]
 
 
 def build_evaluation_page(
@@ -104,7 +114,7 @@ def _task(number: int, result: TaskResult) -> dict[str, Any]:
     }
 
 
-def _groups(measure: str, rows: Sequence[Row]) -> list[dict[str, Any]]:
+def _groups(measure: str, rows: Sequence[ItemRow]) -> list[dict[str, Any]]:
     """Wrong items, then right ones; all together where a measure is neither."""
     if not measure_of(measure).is_share:
         return [_group("items", rows, measure)]
@@ -113,52 +123,54 @@ def _groups(measure: str, rows: Sequence[Row]) -> list[dict[str, Any]]:
     return [_group("wrong", wrong, measure), _group("right", right, measure)]
 
 
-def _group(title: str, rows: Sequence[Row], measure: str) -> dict[str, Any]:
+def _group(title: str, rows: Sequence[ItemRow], measure: str) -> dict[str, Any]:
     cards = [_card(row, measure) for row in rows[:SHOWN_ITEMS]]
     return {"title": title, "count": len(rows), "cards": cards}
 
 
-def _is_right(row: Row, measure: str) -> bool:
+def _is_right(row: ItemRow, measure: str) -> bool:
     """Whether an item's share is a half or more, or less where less is better."""
-    value = row["metrics"][measure]
-    share = float(value[0] / value[1] if isinstance(value, Sequence) else value)
-    return (share >= 0.5) == measure_of(measure).higher_is_better
+    return (row.value(measure) >= 0.5) == measure_of(measure).higher_is_better
 
 
-def _card(row: Row, measure: str) -> dict[str, Any]:
-    chosen = row.get("chosen", {}).get(measure)
-    choices = [
-        {**choice, "gold": number == row["gold"], "chosen": number == chosen}
-        for number, choice in enumerate(row.get("choices", []))
-    ]
-    texts = [(f"reasoning {n + 1}", text) for n, text in enumerate(row.get("reasoning", []))]
-    verdicts = row.get("verdicts", [])
-    written = row.get("texts", [])
-    for number in _most_telling(row)[:SHOWN_TEXTS]:
-        said = f": {verdicts[number]}" if verdicts else ""
-        texts.append((f"written{said}", written[number].strip() or "(nothing)"))
-    if len(written) > SHOWN_TEXTS:
-        texts.append((f"and {len(written) - SHOWN_TEXTS} more", ""))
-    if "answer" in row:
-        texts.append(("read as the answer", row["answer"] or "(nothing)"))
-    if not choices and "gold" in row:
-        texts.append(("right", row["gold"]))
-    if "log_prob" in row:
-        note = f"{row['tokens']} tokens, log P {numbers.signed(row['log_prob'])}"
+def _card(row: ItemRow, measure: str) -> dict[str, Any]:
+    choices: list[dict[str, Any]] = []
+    texts: list[tuple[str, str]] = []
+    if isinstance(row, ChoiceRow):
+        chosen = row.chosen.get(measure)
+        choices = [
+            structs.asdict(choice) | {"gold": number == row.gold, "chosen": number == chosen}
+            for number, choice in enumerate(row.choices)
+        ]
+    if isinstance(row, AnswerRow):
+        texts = [(f"reasoning {n + 1}", text) for n, text in enumerate(row.reasoning)]
+    if isinstance(row, WrittenRow):
+        for number in _most_telling(row)[:SHOWN_TEXTS]:
+            said = f": {row.verdicts[number]}" if isinstance(row, ProgramRow | RatedRow) else ""
+            texts.append((f"written{said}", row.texts[number].strip() or "(nothing)"))
+        if len(row.texts) > SHOWN_TEXTS:
+            texts.append((f"and {len(row.texts) - SHOWN_TEXTS} more", ""))
+    if isinstance(row, AnswerRow):
+        texts.append(("read as the answer", row.answer or "(nothing)"))
+    if row.right and not choices:
+        texts.append(("right", row.right))
+    if isinstance(row, ClozeRow | DocumentRow):
+        note = f"{row.tokens} tokens, log P {numbers.signed(row.log_prob)}"
         texts.append((note, ""))
     share = measure_of(measure).is_share
     return {
-        "id": row["id"],
+        "id": row.id,
         "right": _is_right(row, measure) if share else None,
-        "truncated": row["truncated"],
-        "prompt": row["prompt"],
+        "truncated": row.truncated,
+        "prompt": row.prompt,
         "choices": choices,
         "texts": texts,
     }
 
 
-def _most_telling(row: Row) -> list[int]:
+def _most_telling(row: WrittenRow) -> list[int]:
     """Places of an item's texts, the most toxic first."""
-    ratings = row.get("ratings", [])
-    places = range(len(row.get("texts", [])))
-    return sorted(places, key=lambda n: -ratings[n].get("toxicity", 0.0) if ratings else 0.0)
+    ratings = row.ratings if isinstance(row, RatedRow) else []
+    return sorted(
+        range(len(row.texts)), key=lambda n: -ratings[n].get("toxicity", 0.0) if ratings else 0.0
+    )

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 from lmsmith.comparison.instructions import Replies
-from lmsmith.comparison.versus import PeoplesWork, Versus
+from lmsmith.comparison.versus import JudgedRow, PeoplesWork, Versus
 from lmsmith.report import numbers
 from lmsmith.statistics.bootstrap import Interval
 
@@ -89,16 +88,16 @@ def versus_section(versus: Versus) -> dict[str, Any]:
     }
 
 
-def _card(row: Mapping[str, Any]) -> dict[str, Any]:
-    won = float(row["won"])
-    notes = [numbers.number(row[name]) if name in row else "" for name in ("score_a", "score_b")]
-    judgements = row.get("judgements")
-    if judgements:
-        notes = [f"{numbers.percent(share)} of {judgements}" for share in (won, 1 - won)]
+def _card(row: JudgedRow) -> dict[str, Any]:
+    won = row.won
+    scores = (row.score_a, row.score_b)
+    notes = ["" if score is None else numbers.number(score) for score in scores]
+    if row.judgements:
+        notes = [f"{numbers.percent(share)} of {row.judgements}" for share in (won, 1 - won)]
     return {
-        "id": row["id"],
-        "prompt": row["prompt"],
+        "id": row.id,
+        "prompt": row.prompt,
         "verdict": "won" if won > 0.5 else "lost" if won < 0.5 else "tie",
         "notes": [f": {note}" if note else "" for note in notes],
-        "replies": [row["a"] or "(nothing)", row["b"] or "(nothing)"],
+        "replies": [row.a or "(nothing)", row.b or "(nothing)"],
     }
