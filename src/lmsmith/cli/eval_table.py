@@ -13,7 +13,7 @@ from lmsmith.comparison.items import Comparison, compare_rows, summary
 from lmsmith.comparison.versus import Versus
 from lmsmith.core.format import format_duration
 from lmsmith.evaluation.evaluator import TaskResult
-from lmsmith.evaluation.measures import measure_of
+from lmsmith.evaluation.measures import LM_EVAL, measure_of
 from lmsmith.report.evaluation.page import (
     build_evaluation_page,
     contamination_rows,
@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 
 
 def results_table(results: Sequence[TaskResult]) -> Table:
-    """A row a task and number of shots; all measures of it, the headline first."""
+    """A row a task and number of shots; all measures of it, the headline first.
+
+    In brackets stands what lm-evaluation-harness calls the same figure.
+    """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("task", "shots", "items", "measure", "value", "95 % interval"):
         on_left = name in ("task", "measure")
@@ -44,7 +47,7 @@ def results_table(results: Sequence[TaskResult]) -> Table:
                 result.task.name if first else "",
                 result.setting.label if first else "",
                 f"{result.items:,}" if first else "",
-                measure_of(name).name,
+                measure_of(name).name + (f" ({LM_EVAL[name]})" if name in LM_EVAL else ""),
                 shown_value(name, interval.value),
                 shown_interval(name, interval),
                 format_duration(result.seconds) if first else "",

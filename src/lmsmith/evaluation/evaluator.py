@@ -16,7 +16,7 @@ from lmsmith.core.errors import UserError
 from lmsmith.core.files import fingerprint
 from lmsmith.core.progress import Progress
 from lmsmith.evaluation.calibration import choice_probabilities
-from lmsmith.evaluation.measures import aggregate
+from lmsmith.evaluation.measures import aggregate, lm_eval_metrics
 from lmsmith.evaluation.methods.cloze import Cloze
 from lmsmith.evaluation.methods.code import Code
 from lmsmith.evaluation.methods.free_form import FreeForm, LeastToMost
@@ -145,6 +145,7 @@ class TaskResult:
             "seed": self.setting.seed,
             "measure": self.task.measure,
             "measures": {name: vars(each) for name, each in self.measures.items()},
+            "metrics": {n: vars(each) for n, each in lm_eval_metrics(self.measures).items()},
             "items": self.items,
             "items_available": self.available,
             "truncated": self.truncated,

@@ -80,6 +80,31 @@ MEASURES: Mapping[str, Measure] = {
 }
 
 
+LM_EVAL: Mapping[str, str] = {
+    "accuracy": "acc",
+    "accuracy_per_character": "acc_norm",
+    "accuracy_per_byte": "acc_bytes",
+    "accuracy_unconditional": "acc_mutual_info",
+    "exact_match": "exact_match",
+    "perplexity": "perplexity",
+    "bits_per_byte": "bits_per_byte",
+}
+"""Measure → what lm-evaluation-harness calls the same figure."""
+
+
+def lm_eval_metrics(measures: Mapping[str, Interval]) -> dict[str, Interval]:
+    """The measures that lm-evaluation-harness has too, by its names.
+
+    Its ``byte_perplexity`` is 2 to the bits per byte. Its ``word_perplexity`` is none of ours,
+    since it counts no line ends.
+    """
+    found = {LM_EVAL[name]: each for name, each in measures.items() if name in LM_EVAL}
+    if bits := found.get("bits_per_byte"):
+        ends = (_exp(end * math.log(2)) for end in (bits.value, bits.low, bits.high))
+        found["byte_perplexity"] = Interval(*ends)
+    return found
+
+
 def measure_of(name: str) -> Measure:
     """A measure by name, ``pass_at_K`` and extra ones included."""
     if name in MEASURES:
