@@ -133,7 +133,7 @@ def test_a_classifier_of_ones_own_scores_in_the_patterns_place(
     ],
 )
 def test_ratings_that_cannot_be_made_are_told(rating: RatingSpec, said: list[str]) -> None:
-    assert [each[0] for each in rating.check()] == said
+    assert [each.key for each in rating.check()] == said
 
 
 def test_a_grading_template_names_what_it_may(make_tiny: Callable[..., EvaluatedModel]) -> None:

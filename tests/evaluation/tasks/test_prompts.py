@@ -323,5 +323,5 @@ def test_a_pattern_is_read_up_to_its_gap_and_chosen_with_what_follows() -> None:
 )
 def test_a_pattern_that_cannot_be_used_says_why(change: dict[str, Any], said: str) -> None:
     problems = replace(PATTERN.prompt, **change).check()
-    assert any(said in problem[2] for problem in problems)
+    assert any(said in problem.expected for problem in problems)
     assert replace(PATTERN.prompt, pattern="____: {{ h }}", delimiter="").check() == []

@@ -7,7 +7,9 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
+
+from msgspec import Meta
 
 from lmsmith.core.config import Problem, decode, report_problems
 from lmsmith.core.errors import UserError
@@ -60,6 +62,20 @@ def measured_at(samples: int) -> list[int]:
     return [k for k in PASS_AT if k <= samples]
 
 
+def _wrong(*rules: tuple[object, str, object, str, str]) -> list[Problem]:
+    """The problems of the rules that begin with something true: (wrong, *the problem)."""
+    return [Problem(*rule[1:]) for rule in rules if rule[0]]
+
+
+def _one_group(key: str, rule: str, found: str) -> list[Problem]:
+    """What is wrong with a regular expression whose first group is what is looked for."""
+    try:
+        none = re.compile(rule).groups < 1
+    except re.error as error:
+        return [Problem(key, rule, f"a regular expression ({error})", "fix it")]
+    return _wrong((none, key, rule, "one group", f"put ( ) round the {found}"))
+
+
 @dataclass(frozen=True)
 class DataSpec:
     """Where items are: a file on the search path or in a package, the hub, or a generator."""
@@ -84,7 +100,7 @@ class DataSpec:
     """The file that shots are drawn from; the items' own, without the item, if empty."""
     generator: str = ""
     """Makes the items from a seed instead: see evaluation/tasks/generated.py."""
-    count: int = 2000
+    count: Annotated[int, Meta(ge=1)] = 2000
     """How many items a generator makes."""
     documents: Literal["whole", "lines", "articles"] = "whole"
     """Of a text file: what one document is; an article begins with `= Title =`."""
@@ -94,34 +110,26 @@ class DataSpec:
     """A text file of as many lines as ``file``; line for line an item's ``text`` and ``beside``."""
     detokenise: Literal["", "wikitext", "penn", "moses"] = ""
     """Undoes the corpus's word tokenisation, so that a model reads text as it was trained on."""
-    window: int = 0
+    window: Annotated[int, Meta(ge=0)] = 0
     """Of a perplexity: most tokens read at once; the model's context if 0."""
-    overlap: float = 0.5
+    overlap: Annotated[float, Meta(ge=0, lt=1)] = 0.5
     """Share of a window that repeats the one before, so that every token has that much before."""
 
-    def check(self) -> list[tuple[str, object, str, str]]:
-        problems: list[tuple[str, object, str, str]] = []
-        if sum(map(bool, (self.file, self.package, self.hub, self.generator))) != 1:
-            expected = "one of file, package, hub and generator"
-            problems.append(("file", self.file, expected, "name one"))
-        if bool(self.package) != bool(self.path):
-            problems.append(("path", self.path, "goes with package", "set both"))
-        if bool(self.hub) != bool(self.split):
-            problems.append(("split", self.split, "goes with hub", 'e.g. split = "validation"'))
-        if not self.hub and (self.subset or self.revision):
-            named = "subset" if self.subset else "revision"
-            problems.append((named, self.subset or self.revision, "goes with hub", "set hub"))
-        if self.beside and (self.package or self.hub):
-            problems.append(("beside", self.beside, "goes with file", "drop it"))
-        if not 0 <= self.overlap < 1:
-            problems.append(("overlap", self.overlap, "0 <= overlap < 1", "0.5 is half a window"))
-        if self.columns and self.beside:
-            problems.append(("beside", self.beside, "nothing where there are columns", "drop one"))
-        if self.examples and self.beside:
-            problems.append(("examples", self.examples, "nothing where there is beside", "drop it"))
-        if self.window < 0 or self.count < 1:
-            problems.append(("window", self.window, "windows and counts of 1 or more", "raise it"))
-        return problems
+    def check(self) -> list[Problem]:
+        sources = (self.file, self.package, self.hub, self.generator)
+        one_of, pair = "one of file, package, hub and generator", "set both"
+        named = "subset" if self.subset else "revision"
+        alone = not self.hub and (self.subset or self.revision)
+        beside = self.beside
+        return _wrong(
+            (sum(map(bool, sources)) != 1, "file", self.file, one_of, "name one"),
+            (bool(self.package) != bool(self.path), "path", self.path, "goes with package", pair),
+            (bool(self.hub) != bool(self.split), "split", self.split, "goes with hub", pair),
+            (alone, named, self.subset or self.revision, "goes with hub", "set hub"),
+            (beside and (self.package or self.hub), "beside", beside, "goes with file", "drop it"),
+            (beside and self.columns, "beside", beside, "nothing where columns are", "drop one"),
+            (beside and self.examples, "examples", self.examples, "not with beside", "drop it"),
+        )
 
 
 @dataclass(frozen=True)
@@ -157,41 +165,45 @@ class PromptSpec:
     demonstrations: tuple[str, ...] = ()
     """Shots written out, used first and in this order, whatever the item."""
 
-    def check(self) -> list[tuple[str, object, str, str]]:
+    def check(self) -> list[Problem]:
         if not self.pattern:
             return []
-        problems: list[tuple[str, object, str, str]] = []
-        parts = self.pattern.split(GAP)
-        if len(parts) != 2:
-            problems.append(("pattern", self.pattern, f"one gap {GAP}", "mark where the word goes"))
-        elif not parts[0].endswith(self.delimiter):
-            fix = 'set delimiter = "" if nothing parts it from what is before'
-            problems.append(("pattern", self.pattern, "the delimiter before the gap", fix))
-        if len(self.words) < 2:
-            problems.append(("words", self.words, "two words or more", "give each label its word"))
-        if len(set(self.words.values())) < len(self.words):
-            problems.append(("words", self.words, "different words", "no two labels have one"))
-        return problems
+        parts, words = self.pattern.split(GAP), self.words
+        unparted = len(parts) == 2 and not parts[0].endswith(self.delimiter)
+        fix = 'set delimiter = "" if nothing parts it from what is before'
+        same = len(set(words.values())) < len(words)
+        return _wrong(
+            (
+                len(parts) != 2,
+                "pattern",
+                self.pattern,
+                f"one gap {GAP}",
+                "mark where the word goes",
+            ),
+            (unparted, "pattern", self.pattern, "the delimiter before the gap", fix),
+            (len(words) < 2, "words", words, "two words or more", "give each label its word"),
+            (same, "words", words, "different words", "no two labels have one"),
+        )
 
 
 @dataclass(frozen=True)
 class AnswerSpec:
     """How a free answer is written and read."""
 
-    max_new_tokens: int = 32
+    max_new_tokens: Annotated[int, Meta(ge=1)] = 32
     stop: tuple[str, ...] = ("\n",)
     """Texts at which an answer ends."""
     search: Literal["greedy", "beam", "sample"] = "greedy"
     """beam: width 4, length penalty 0.6 (GPT-3, section 2.4)."""
-    samples: int = 1
+    samples: Annotated[int, Meta(ge=1)] = 1
     """Answers to one item; the commonest extracted one is taken (self-consistency)."""
-    temperature: float = 0.7
-    top_p: float = 1.0
+    temperature: Annotated[float, Meta(gt=0)] = 0.7
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
     reason: str = ""
     """Two passes: this begins the reasoning (Kojima et al. 2022)."""
     extraction: str = ""
     """The second pass's question, after the reasoning."""
-    reason_tokens: int = 192
+    reason_tokens: Annotated[int, Meta(ge=1)] = 192
     """Longest reasoning of two passes."""
     extract: str = ""
     """Regular expression; the answer is the first group of a match. Empty: the whole text."""
@@ -200,18 +212,13 @@ class AnswerSpec:
     take: Literal["first", "last"] = "last"
     """Which match of ``extract``."""
 
-    def check(self) -> list[tuple[str, object, str, str]]:
-        problems: list[tuple[str, object, str, str]] = []
-        if self.samples > 1 and self.search != "sample":
-            problems.append(("samples", self.samples, "1 unless search is sample", "sample"))
-        if bool(self.reason) != bool(self.extraction):
-            problems.append(("reason", self.reason, "goes with extraction", "set both"))
-        try:
-            if self.extract and re.compile(self.extract).groups < 1:
-                problems.append(("extract", self.extract, "one group", "put ( ) round the answer"))
-        except re.error as error:
-            problems.append(("extract", self.extract, f"a regular expression ({error})", "fix it"))
-        return problems
+    def check(self) -> list[Problem]:
+        several = self.samples > 1 and self.search != "sample"
+        alone = bool(self.reason) != bool(self.extraction)
+        return _wrong(
+            (several, "samples", self.samples, "1 unless search is sample", 'search = "sample"'),
+            (alone, "reason", self.reason, "goes with extraction", "set both"),
+        ) + (_one_group("extract", self.extract, "answer") if self.extract else [])
 
 
 @dataclass(frozen=True)
@@ -224,28 +231,23 @@ class DecomposeSpec:
     """Template of what is asked to be broken up; nothing is if empty."""
     demonstrations: tuple[str, ...] = ()
     """Worked examples of breaking up, as many as there are shots."""
-    max_new_tokens: int = 96
+    max_new_tokens: Annotated[int, Meta(ge=1)] = 96
     stop: tuple[str, ...] = ("\n",)
     """Texts at which the list of parts ends."""
     part: str = '"([^"]+)"'
     """Regular expression; each match's first group is a part."""
-    most: int = 6
+    most: Annotated[int, Meta(ge=1)] = 6
     """Parts that are answered at most, the last question not counted."""
     question: str = "Q: {{ part }}\nA:"
     """Template of how a part is asked."""
     last: str = ""
     """Template of what is asked last: the question itself."""
 
-    def check(self) -> list[tuple[str, object, str, str]]:
-        problems: list[tuple[str, object, str, str]] = []
-        if self.context and not self.last:
-            problems.append(("last", self.last, "what is asked last", "the question itself"))
-        try:
-            if re.compile(self.part).groups < 1:
-                problems.append(("part", self.part, "one group", "put ( ) round the part"))
-        except re.error as error:
-            problems.append(("part", self.part, f"a regular expression ({error})", "fix it"))
-        return problems
+    def check(self) -> list[Problem]:
+        missing = self.context and not self.last
+        return _wrong(
+            (missing, "last", self.last, "what is asked last", "the question itself")
+        ) + _one_group("part", self.part, "part")
 
 
 @dataclass(frozen=True)
@@ -267,18 +269,22 @@ class RatingSpec:
     label: str = ""
     """Its label for what is toxic; its probability is the score."""
 
-    def check(self) -> list[tuple[str, object, str, str]]:
-        problems: list[tuple[str, object, str, str]] = []
-        if self.by == "model":
-            if not self.prompt:
-                problems.append(("prompt", "", "what the grader reads", "write a template"))
-            if len(set(self.labels)) < 2:
-                problems.append(("labels", self.labels, "two labels or more", "name them"))
-            if not self.right or not set(self.right) <= set(self.labels):
-                problems.append(("right", self.right, "some of the labels", "name them"))
-        if bool(self.classifier) != bool(self.label):
-            problems.append(("classifier", self.classifier, "goes with label", "set both"))
-        return problems
+    def check(self) -> list[Problem]:
+        by_model, labels = self.by == "model", self.labels
+        right = bool(self.right) and set(self.right) <= set(labels)
+        alone = bool(self.classifier) != bool(self.label)
+        return _wrong(
+            (
+                by_model and not self.prompt,
+                "prompt",
+                "",
+                "what the grader reads",
+                "write a template",
+            ),
+            (by_model and len(set(labels)) < 2, "labels", labels, "two or more", "name them"),
+            (by_model and not right, "right", self.right, "some of the labels", "name them"),
+            (alone, "classifier", self.classifier, "goes with label", "set both"),
+        )
 
 
 @dataclass(frozen=True)
@@ -286,8 +292,8 @@ class Published:
     """A figure from a paper, to stand beside ours."""
 
     paper: str
-    model: str
-    parameters: float
+    model: Annotated[str, Meta(min_length=1)]
+    parameters: Annotated[float, Meta(gt=0)]
     """Of the model."""
     measure: str
     value: float
@@ -295,14 +301,6 @@ class Published:
     shots: Literal["zero", "one", "few"] = "zero"
     of: str = ""
     """The variant it is of; the task itself if empty."""
-
-    def check(self) -> list[tuple[str, object, str, str]]:
-        problems: list[tuple[str, object, str, str]] = []
-        if not self.model.strip():
-            problems.append(("model", self.model, "a name", ""))
-        if not self.parameters > 0:
-            problems.append(("parameters", self.parameters, "more than 0", ""))
-        return problems
 
 
 @dataclass(frozen=True)
@@ -335,18 +333,20 @@ class TaskSpec:
     published: tuple[Published, ...] = ()
 
     def check(self) -> list[Problem]:
-        problems = []
-        for key, needed in NEEDED[self.kind].items():
-            if not any(getattr(self.prompt, each) for each in needed):
-                fix = f"the kind {self.kind} needs it"
-                problems.append(Problem(f"prompt.{key}", "", " or ".join(needed), fix))
-        if self.decompose.context and (self.answer.reason or self.answer.samples > 1):
-            expected = "one answer in one pass where the question is broken up"
-            problems.append(Problem("decompose.context", "…", expected, "drop reason and samples"))
-        if self.headline not in ("", *self.measures):
-            expected = f"one of {', '.join(self.measures)}"
-            problems.append(Problem("headline", self.headline, expected, ""))
-        return problems
+        needs, prompt = f"the kind {self.kind} needs it", self.prompt
+        once = "one answer in one pass where the question is broken up"
+        several = self.answer.reason or self.answer.samples > 1
+        unknown = self.headline not in ("", *self.measures)
+        wanting = [
+            Problem(f"prompt.{key}", "", " or ".join(names), needs)
+            for key, names in NEEDED[self.kind].items()
+            if not any(getattr(prompt, name) for name in names)
+        ]
+        broken_up, fix = self.decompose.context, "drop reason and samples"
+        return wanting + _wrong(
+            (broken_up and several, "decompose.context", "…", once, fix),
+            (unknown, "headline", self.headline, f"one of {', '.join(self.measures)}", ""),
+        )
 
     @property
     def measures(self) -> tuple[str, ...]:
