@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpt1_files import gpt1_tokenizer, write_gpt1_files
 from lmsmith.catalogue.reading import load_any_tokenizer, tokenizer_files
 from lmsmith.core.errors import UserError
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.tokenizers.gguf import gguf_metadata, tokenizer_from_gguf
-from lmsmith.tokenizers.gpt import load_gpt2, train_gpt1, write_gpt1_files
+from lmsmith.tokenizers.gpt import load_gpt2
 from lmsmith.tokenizers.hugging_face import load_hugging_face, to_hugging_face
 
 pytest.importorskip("ftfy")
@@ -56,7 +57,7 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tokenizer]:
     del whole_words["tokenizer.huggingface.json"]
     made = {
         "own": OWN,
-        "gpt1": train_gpt1(TEXTS, merges=30),
+        "gpt1": gpt1_tokenizer(TEXTS, 90),
         "gpt2": load_gpt2(gpt2),
         "hugging face": load_hugging_face(hugging_face),
         "gguf, byte-level": tokenizer_from_gguf(whole_words),
@@ -109,7 +110,7 @@ def test_each_is_found_by_its_files(tmp_path: Path) -> None:
     OWN.save(folders["own"])
     to_hugging_face(OWN, folders["hf"])
     gpt2_files(folders["gpt2"])
-    write_gpt1_files(train_gpt1(TEXTS, merges=9), folders["gpt1"])
+    write_gpt1_files(TEXTS, 90, folders["gpt1"])
     assert load_any_tokenizer(folders["own"]).is_own
     assert not load_any_tokenizer(folders["hf"]).is_own
     assert load_any_tokenizer(folders["gpt2"]).format.cleaning == ""

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from gpt1_files import gpt1_tokenizer
 from lmsmith.catalogue.reading import load_any_tokenizer
 from lmsmith.core.errors import UserError
 from lmsmith.generation.beam import BeamSettings, beam_search
@@ -33,7 +34,7 @@ from lmsmith.tokenizers.gguf import (
     gguf_metadata,
     tokenizer_from_gguf,
 )
-from lmsmith.tokenizers.gpt import load_gpt2, train_gpt1
+from lmsmith.tokenizers.gpt import load_gpt2
 from lmsmith.tokenizers.hugging_face import load_hugging_face, to_hugging_face
 from tiny_models import random_decoder
 
@@ -84,7 +85,7 @@ def tokenizer(request: pytest.FixtureRequest, folder: Path) -> Tokenizer:
         return load_hugging_face(folder)
     if request.param == "gpt1":
         pytest.importorskip("ftfy")
-        return train_gpt1([TEXT] * 5, merges=30)
+        return gpt1_tokenizer([TEXT] * 5, 90)
     if request.param == "gpt2":
         return load_gpt2(request.getfixturevalue("public_data")("gpt2_vocab"))
     if request.param == "smollm2":
@@ -297,7 +298,7 @@ def test_the_table_is_made_once_for_a_tokenizer_and_a_size() -> None:
 
 def test_whole_characters_alone_need_no_mask() -> None:
     pytest.importorskip("ftfy")
-    gpt1 = train_gpt1([TEXT] * 5, merges=30)
+    gpt1 = gpt1_tokenizer([TEXT] * 5, 90)
     found = vocabulary_of(gpt1, gpt1.vocabulary_size)
     assert found.mask([0], 1.0) is None
     assert vocabulary_of(gpt1, gpt1.vocabulary_size + 1).mask([0], 1.0) is not None

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from gpt1_files import gpt1_tokenizer, write_gpt1_files
 from lmsmith.core.errors import UserError
 from lmsmith.tokenizers import StreamDecoder, Tokenizer
-from lmsmith.tokenizers.gpt import UNKNOWN, load_gpt1, train_gpt1, write_gpt1_files
+from lmsmith.tokenizers.gpt import UNKNOWN, load_gpt1
 
 ftfy = pytest.importorskip("ftfy")
 
@@ -21,7 +22,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return train_gpt1(TEXTS, merges=60)
+    return gpt1_tokenizer(TEXTS, 150)
 
 
 def test_ids_are_those_of_transformers_on_real_text(
@@ -29,9 +30,7 @@ def test_ids_are_those_of_transformers_on_real_text(
 ) -> None:
     transformers = pytest.importorskip("transformers")
     text = public_data("lm/tinyshakespeare.txt").read_text()
-    trained = train_gpt1([text[:200_000]], merges=2_000)
-    assert len(trained.description["model"]["merges"]) == 2_000
-    write_gpt1_files(trained, tmp_path)
+    write_gpt1_files([text[:200_000]], 2_000, tmp_path)
     oracle = transformers.OpenAIGPTTokenizer(
         vocab=str(tmp_path / "vocab.json"), merges=str(tmp_path / "merges.txt")
     )
@@ -40,7 +39,6 @@ def test_ids_are_those_of_transformers_on_real_text(
     for each in (text[200_000:400_000], wiki.replace(UNKNOWN, "unknown"), *TEXTS[:1]):
         cleaned = ftfy.fix_text(each)
         ids = ours.encode(each)
-        assert ids == trained.encode(each)
         assert ids == oracle.encode(cleaned, add_special_tokens=False)
         assert ours.decode(ids) == oracle.decode(ids, skip_special_tokens=True)
 
@@ -56,8 +54,8 @@ def test_text_never_makes_a_control_token(tokenizer: Tokenizer) -> None:
     assert tokenizer.end_of_text not in ids
 
 
-def test_the_end_of_text_is_one_more_token_or_none(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    write_gpt1_files(tokenizer, tmp_path)
+def test_the_end_of_text_is_one_more_token_or_none(tmp_path: Path) -> None:
+    write_gpt1_files(TEXTS, 150, tmp_path)
     with_end, without = load_gpt1(tmp_path), load_gpt1(tmp_path, end_of_text=None)
     assert with_end.vocabulary_size == without.vocabulary_size + 1
     assert with_end.end_of_text == without.vocabulary_size
