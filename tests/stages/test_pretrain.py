@@ -14,11 +14,13 @@ import pytest
 import torch
 from preference_world import make_tokenizer, sentence, stage_folder, write_data
 
+from lmsmith.core.config import decode, encode
 from lmsmith.core.errors import Interrupted, UserError
 from lmsmith.core.files import read_json, write_json
 from lmsmith.corpus.shards import TokenShards
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.folder import load_decoder
+from lmsmith.models.presets import PRESETS
 from lmsmith.runs.metrics_log import read_metrics
 from lmsmith.runs.signals import StopSignal
 from lmsmith.runs.stage_folder import StageFolder
@@ -198,3 +200,30 @@ def test_settings_out_of_range_are_all_named() -> None:
         "batch_tokens",
     ]
     assert PretrainConfig().check() == CONFIG.check() == []
+
+
+def test_a_preset_is_a_shape_that_other_keys_change(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    small = {"layers": 1, "width": 16, "heads": 2, "kv_heads": 1, "ffn_width": 24, "context": 32}
+    settings = {"tokens": 256, "batch_tokens": 128, "model": {"preset": "tiny-llama", **small}}
+    config, problems = decode(PretrainConfig, settings, "pretrain")
+    assert problems == []
+    assert config is not None
+    assert config.model == replace(PRESETS["tiny-llama"].config, vocabulary_size=0, **small)
+    recorded = encode(config)["model"]
+    assert recorded["norm"] == "rms"
+    assert "preset" not in recorded
+    out = stage_folder(tmp_path / "pretrain")
+    run(config, inputs, out)
+    written = read_json(out.path / "model" / "config.json")["model"]
+    assert written == recorded | {"vocabulary_size": TOKENIZER.vocabulary_size}
+    assert load_decoder(out.path / "model").config.activation == "swiglu"
+
+
+def test_an_unknown_preset_is_named_with_those_that_there_are() -> None:
+    config, problems = decode(PretrainConfig, {"model": {"preset": "gpt5"}}, "pretrain")
+    assert config is None
+    assert [problem.key for problem in problems] == ["pretrain.model.preset"]
+    assert "gpt2-xl, gpt3-125m" in str(problems[0])
+    assert "models presets" in problems[0].fix

@@ -32,6 +32,9 @@ MISSING = _Missing()
 NOT_A_SETTING = {"encoded": False}
 """Metadata of a field that no recipe can set and no record holds."""
 
+SHORTHAND = {"recorded": False}
+"""Metadata of a setting that stands for others, which a record holds in its place."""
+
 RENAMED_KEYS: Mapping[str, tuple[str, ...]] = {
     "clip": ("clip_range",),
     "conversations": ("split", "max_conversations"),
@@ -104,13 +107,16 @@ def decode(cls: type[T], table: Mapping[str, object], key: str) -> tuple[T | Non
     """Make the dataclass ``cls`` from a TOML table found at ``key``.
 
     Looks for unknown keys, wrong types, missing settings, and, if ``cls`` has a method
-    ``check``, for the problems it returns as ``(key, value, expected, fix)``.
+    ``check``, for the problems it returns as ``(key, value, expected, fix)``. If ``cls`` has a
+    method ``expand``, it first writes out the shorthands in the table.
 
     Returns:
         The object, and no problems; or None, and all of them.
     """
     hints = typing.get_type_hints(cls, include_extras=True)
     fields = {f.name: f for f in _settings_of(cls)}
+    if (expand := getattr(cls, "expand", None)) is not None:
+        table = expand(table)
     unknown = [
         unknown_key(
             _join(key, name),
@@ -325,13 +331,13 @@ def describe_type(hint: object) -> str:
 def encode(value: object) -> Any:
     """A dataclass (or any setting) as plain dicts, lists, text and numbers.
 
-    Fields whose metadata says ``encoded=False`` are left out: they are no settings.
+    Fields whose metadata is `NOT_A_SETTING` or `SHORTHAND` are left out.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
             f.name: encode(getattr(value, f.name))
             for f in dataclasses.fields(value)
-            if f.metadata.get("encoded", True)
+            if f.metadata.get("encoded", True) and f.metadata.get("recorded", True)
         }
     if isinstance(value, Mapping):
         return {str(name): encode(item) for name, item in value.items()}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from lmsmith.core.config import SHORTHAND
+
 AttentionKind = Literal["dense", "banded"]
 Problems = list[tuple[str, object, str, str]]
 
@@ -73,6 +75,8 @@ class ModelConfig:
         attention_pattern: kinds of attention, repeated over the layers: ``dense`` sees everything
             before, ``banded`` the last ``window`` tokens (Child et al. 2019; GPT-3).
         window: tokens a banded layer's position sees, itself included.
+        preset: in a recipe, a published shape by name (``lmsmith models presets``): the settings
+            that are not written beside it are its.
     """
 
     layers: int = 6
@@ -97,6 +101,7 @@ class ModelConfig:
     tied_embeddings: bool = True
     attention_pattern: tuple[AttentionKind, ...] = ("dense",)
     window: int = 0
+    preset: str = field(default="", compare=False, repr=False, metadata=SHORTHAND)
 
     def check(self) -> Problems:
         """Contradictions between settings, as (key, value, expected, fix)."""

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.overrides import TorchFunctionMode
 
-from lmsmith.core.config import decode, report_problems, with_new_keys
+from lmsmith.core.config import decode, encode, report_problems, with_new_keys
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import atomic_folder, read_json, write_json
 from lmsmith.models.adapters import (
@@ -83,7 +83,7 @@ def save_model(
     """
     decoder = model.decoder if isinstance(model, ScalarModel) else model
     kind = "scalar" if isinstance(model, ScalarModel) else "decoder"
-    config: dict[str, Any] = {"kind": kind, "model": asdict(decoder.config)}
+    config: dict[str, Any] = {"kind": kind, "model": encode(decoder.config)}
     state, file = model.state_dict(), WEIGHTS_FILE
     if has_adapters(model):
         if adapter is None or base is None:

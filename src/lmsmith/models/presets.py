@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from lmsmith.core.errors import UserError
 from lmsmith.models.config import ModelConfig
 
 GPT2_VOCABULARY = 50_257
@@ -94,16 +92,3 @@ PRESETS: Mapping[str, Preset] = {
     "tiny-gpt2": Preset(ModelConfig(6, 256, 4, 256, 4096), _LAPTOP),
     "tiny-llama": Preset(replace(llama(6, 256, 4, 2, 688, 256), vocabulary_size=4096), _LAPTOP),
 }
-
-
-def find_preset(name: str) -> ModelConfig:
-    """The shape of that name.
-
-    Raises:
-        UserError: there is none; the nearest is named.
-    """
-    if name in PRESETS:
-        return PRESETS[name].config
-    near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.5)
-    fix = f"did you mean {near[0]}?" if near else "lmsmith models presets lists them"
-    raise UserError(f"{name}: unknown preset", fix)

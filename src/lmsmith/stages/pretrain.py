@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from lmsmith.core.config import encode
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import read_json, write_json
 from lmsmith.corpus.mixture import MIXTURE_FILE, SHARDS_FOLDER, PretrainingBatches
@@ -19,6 +21,7 @@ from lmsmith.evaluation.methods.perplexity import bits_per_byte
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.folder import save_model
+from lmsmith.models.presets import PRESETS
 from lmsmith.runs.stage_folder import StageFolder, derive_seed
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.language_model import train_language_model
@@ -59,9 +62,21 @@ class PretrainConfig:
     validation_documents: int = 64
     checkpoint_activations: bool = False
 
+    @classmethod
+    def expand(cls, table: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Write ``model.preset`` out; the keys beside it override it."""
+        model = table.get("model")
+        if not isinstance(model, Mapping) or str(model.get("preset")) not in PRESETS:
+            return table
+        shape = encode(PRESETS[model["preset"]].config)
+        return {**table, "model": {**shape, "vocabulary_size": 0, **model}}
+
     def check(self) -> list[tuple[str, object, str, str]]:
         """Values out of range and contradictions, as (key, value, expected, fix)."""
         problems: list[tuple[str, object, str, str]] = []
+        if self.model.preset not in ("", *PRESETS):
+            expected, fix = f"one of {', '.join(PRESETS)}", "`lmsmith models presets` shows them"
+            problems.append(("model.preset", self.model.preset, expected, fix))
         for key in ("tokens", "batch_tokens", "validations", "validation_documents"):
             if getattr(self, key) < 1:
                 problems.append((key, getattr(self, key), "a positive number", f"raise {key}"))
@@ -154,7 +169,7 @@ def run(config: PretrainConfig, inputs: Mapping[str, Path], out: StageFolder) ->
         "epochs": steps * config.batch_tokens / total_tokens,
         "compiled": float(decoder.compiled),
     }
-    card = {"stage": "pretrain", "parents": [], "settings": asdict(config), "metrics": metrics}
+    card = {"stage": "pretrain", "parents": [], "settings": encode(config), "metrics": metrics}
     save_model(out / "model", decoder, tokenizer, card)
     return metrics
 

@@ -21,7 +21,7 @@ from lmsmith.models.interop.gguf_models import (
     to_gguf,
 )
 from lmsmith.models.interop.quantised import tensor_type
-from lmsmith.models.presets import find_preset, llama
+from lmsmith.models.presets import PRESETS, llama
 
 CONFIG = replace(llama(2, 32, 4, 2, 48, 16), vocabulary_size=40, tied_embeddings=False)
 
@@ -101,4 +101,4 @@ def test_kinds_of_one_value_for_each_layer_are_read() -> None:
 @pytest.mark.parametrize("preset", ["gpt1", "gpt3-125m"])
 def test_what_llama_cpp_has_not_is_refused(preset: str) -> None:
     with pytest.raises(UserError, match=r"norm_position|attention_pattern"):
-        to_gguf(find_preset(preset), {})
+        to_gguf(PRESETS[preset].config, {})

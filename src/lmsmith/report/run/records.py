@@ -143,9 +143,10 @@ def read_run(folder: Path) -> RunRecord:
 def count_parameters(model_folder: Path) -> int | None:
     """Numbers in ``model.safetensors``, counted from its header without loading a weight."""
     try:
-        with safe_open(model_folder / "model.safetensors", "numpy") as file:
-            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
-            return sum(int(math.prod(shape)) for shape in shapes)
+        with safe_open(model_folder / "model.safetensors", framework="numpy") as file:
+            names = file.keys()
+            count: int = sum(math.prod(file.get_slice(name).get_shape()) for name in names)
+            return count
     except (OSError, SafetensorError):
         return None
 
