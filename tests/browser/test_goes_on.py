@@ -14,12 +14,12 @@ from playwright.sync_api import Browser, Page, Route, expect
 from worlds import CONTEXT, LIMITS, SENTENCE, parrot, running, words
 
 from lmsmith.feedback.store import Store
-from lmsmith.server.answering import Serving
+from lmsmith.server.engine import AsyncEngine
 
 
-def slowly(serving: Serving) -> None:
+def slowly(engine: AsyncEngine) -> None:
     """The endless parrot writes for some seconds."""
-    scheduler = serving.models["endless"].scheduler
+    scheduler = engine.models["endless"].scheduler
     step = scheduler.step
 
     def slow() -> Any:

@@ -10,8 +10,8 @@ import torch
 from worlds import CONTEXT, HTTP, RANDOM, TOKENIZER, Running, said_by, words
 
 from lmsmith.prompts import encode_prompt
-from lmsmith.server.attention import thumbnails
-from lmsmith.server.token_text import token_texts
+from lmsmith.server.api.attention import thumbnails
+from lmsmith.server.stream import token_texts
 
 TALK = [*said_by("I like tea"), {"role": "assistant", "content": "and rain"}]
 

@@ -20,7 +20,7 @@ from lmsmith.feedback.exporting import export
 from lmsmith.feedback.store import Store
 from lmsmith.feedback.tables import Message
 from lmsmith.server import pages
-from lmsmith.server.answering import Serving
+from lmsmith.server.engine import AsyncEngine
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -34,9 +34,9 @@ if not pages.assets():
     pytest.skip("the page is not built: python hatch_build.py", allow_module_level=True)
 
 
-def slowly(serving: Serving) -> None:
+def slowly(engine: AsyncEngine) -> None:
     """The endless parrot can be stopped in its midst."""
-    scheduler = serving.models["endless"].scheduler
+    scheduler = engine.models["endless"].scheduler
     step = scheduler.step
 
     def slow() -> Any:

@@ -16,7 +16,7 @@ from worlds import CONTEXT, HTTP, RANDOM, SENTENCE, TOKENIZER, Running, running,
 
 from lmsmith.generation.scheduler import Scheduler
 from lmsmith.generation.sequences import RunningSequence
-from lmsmith.server.limits import Limits
+from lmsmith.server.requests import Limits
 
 ASK = said_by("what do you like?")
 
@@ -244,7 +244,7 @@ class Hangup:
 def test_who_hangs_up_frees_the_slot_at_once(stream: bool) -> None:
     limits = Limits(streams=1, queue=4, seconds=30, drain_seconds=0)
     with running({"random": RANDOM}, limits) as served:
-        scheduler = served.serving.models["random"].scheduler
+        scheduler = served.engine.models["random"].scheduler
         first = Hangup(served, stream=stream)
         wait_for(lambda: scheduler.active == 1)
         second = Hangup(served, stream=stream)
@@ -255,8 +255,8 @@ def test_who_hangs_up_frees_the_slot_at_once(stream: bool) -> None:
             assert first.socket.recv(100)
         first.socket.close()
         wait_for(lambda: scheduler.active == 0)
-        assert not served.serving.answers
-        assert served.serving.waiting == {"random": 0}
+        assert not served.engine.generations
+        assert served.engine.waiting == {"random": 0}
         text = HTTP.get(f"{served.address}/metrics").text
         assert 'lmsmith_requests_cancelled_total{model="random"} 2.0' in text
 
@@ -264,7 +264,7 @@ def test_who_hangs_up_frees_the_slot_at_once(stream: bool) -> None:
 def test_a_full_queue_is_429_with_retry_after() -> None:
     limits = Limits(streams=1, queue=2, seconds=30, drain_seconds=0)
     with running({"random": RANDOM}, limits) as served:
-        scheduler = served.serving.models["random"].scheduler
+        scheduler = served.engine.models["random"].scheduler
         hanging = [Hangup(served, stream=True)]
         wait_for(lambda: scheduler.active == 1)
         for count in (1, 2):
@@ -285,7 +285,7 @@ def test_a_request_that_takes_too_long() -> None:
     with running({"random": RANDOM}, Limits(seconds=0.02)) as served:
         body = {"messages": ASK, "ignore_eos": True}
         assert refused(post(served, "/v1/chat/completions", body), 504)["code"] == "timeout"
-        wait_for(lambda: not served.serving.models["random"].scheduler.busy)
+        wait_for(lambda: not served.engine.models["random"].scheduler.busy)
 
 
 def test_a_poisoned_request_gets_500_and_the_rest_go_on(
@@ -341,7 +341,7 @@ def test_an_end_that_takes_too_long_cuts_streams_off_with_an_error() -> None:
     with running({"random": RANDOM}, Limits(drain_seconds=0)) as served:
         client = Hangup(served, stream=True)
         assert client.socket.recv(10)
-        served.server.end()
+        served.server.stop()
         rest = b""
         while part := client.socket.recv(65536):
             rest += part

@@ -70,7 +70,7 @@ def test_hostile_bodies(served: Running, path: str, body: dict[str, Any]) -> Non
     if response.status_code != 200:
         assert set(response.json()["error"]) == {"message", "type", "param", "code"}
     assert '"internal_error"' not in response.text
-    assert not served.serving.answers or body.get("stream")
+    assert not served.engine.generations or body.get("stream")
 
 
 def test_and_it_still_answers(served: Running) -> None:

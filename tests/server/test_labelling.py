@@ -132,13 +132,13 @@ def test_nobody_learns_from_the_cache_what_others_have_asked(house: House) -> No
         talk = house.call(name, "POST", "conversations", {})["id"]
         asked = {"role": "user", "content": "the cat said: I like rain and tea. " * 5}
         number = house.call(name, "POST", f"conversations/{talk}/messages", asked)["id"]
-        before = house.served.serving.metrics.text()
+        before = house.served.engine.metrics.text()
         HTTP.post(
             f"{house.served.address}/api/conversations/{talk}/answers",
             json={"parent": number, "max_tokens": 2},
             headers={"authorization": f"Bearer {house.tokens[name]}"},
         )
-        counts.append(_cached(house.served.serving.metrics.text()) - _cached(before))
+        counts.append(_cached(house.served.engine.metrics.text()) - _cached(before))
         house.call(name, "DELETE", f"conversations/{talk}")
     assert counts[:2] == [0, 0]
     assert counts[2] > 16
@@ -224,8 +224,8 @@ def test_whoever_has_no_token_or_no_longer_has_is_not_let_in(house: House) -> No
 def test_the_first_user_closes_a_server_that_was_open(tmp_path: Any) -> None:
     store = Store(tmp_path / "feedback.db")
     with running({"random": RANDOM}, store=store) as served:
-        access = served.server.config.app._access
-        access._clock = lambda: now
+        authenticator = served.server.config.app._authenticator
+        authenticator._clock = lambda: now
         now = 0.0
         assert httpx.get(f"{served.address}/v1/models", trust_env=False).status_code == 200
         People(store).add("Ann", "user")

@@ -28,9 +28,9 @@ from lmsmith.feedback.label_tables import KINDS
 from lmsmith.feedback.people import People
 from lmsmith.feedback.queue import Queue
 from lmsmith.feedback.store import Store
-from lmsmith.server.limits import Limits
+from lmsmith.server.auth import COOKIE
 from lmsmith.server.pages import is_open
-from lmsmith.server.session import COOKIE
+from lmsmith.server.requests import Limits
 
 EXAMPLES = int(os.environ.get("LMSMITH_HOSTILE", "60"))
 SECRET = "xylophon"
@@ -318,19 +318,19 @@ def test_no_route_gives_or_changes_what_is_anothers(house: House, name: str) -> 
 
 
 def test_nobody_stops_or_reads_anothers_answer(house: House) -> None:
-    class Talk:
+    class Pending:
         person = house.store.person("Ann").id
-        answer = None  # an end of it would fail
+        generation = None  # an end of it would fail
 
     app = house.served.server.config.app._app._app
-    app.state.talks._all["answer-1"] = (Talk(), None)
+    app.state.answers._all["answer-1"] = (Pending(), None)
     try:
         for name in ("Bob", "Lee", "Ada", ""):
             for method, path in (("POST", "answer-1/stop"), ("GET", "answer-1")):
                 answered = house.ask(name, method, f"/api/answers/{path}")
                 assert answered.status == (404 if name else 401)
     finally:
-        del app.state.talks._all["answer-1"]
+        del app.state.answers._all["answer-1"]
 
 
 @pytest.mark.parametrize(
@@ -468,5 +468,5 @@ def test_nobody_is_sent_elsewhere(house: House) -> None:
 def test_it_still_answers(house: House) -> None:
     assert house.ask("", "GET", "/api/session").status == 200
     assert house.call("Bob", "GET", "conversations")
-    wait_until(lambda: not house.served.serving.answers)
-    assert house.served.serving.worker.is_alive
+    wait_until(lambda: not house.served.engine.generations)
+    assert house.served.engine.thread.is_alive

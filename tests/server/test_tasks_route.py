@@ -24,7 +24,7 @@ from lmsmith.evaluation.tasks.data import read_data
 from lmsmith.evaluation.tasks.shipped import user_tasks
 from lmsmith.generation.scheduler import Scheduler
 from lmsmith.models.folder import save_model
-from lmsmith.server.limits import Limits
+from lmsmith.server.requests import Limits
 from lmsmith.training.machine import resolve_machine
 
 LABELS = ["rain", "some tea", "the cat, it said", "é你"]
@@ -152,8 +152,8 @@ def test_what_is_refused(
     error = refused(post(served, name, body), status)
     assert error["param"] == param
     assert word in error["message"]
-    wait_for(lambda: not served.serving.answers)
-    assert served.serving.waiting == {"parrot": 0, "random": 0}
+    wait_for(lambda: not served.engine.generations)
+    assert served.engine.waiting == {"parrot": 0, "random": 0}
 
 
 def test_a_task_that_cannot_be_read_is_the_servers_fault(
@@ -206,7 +206,7 @@ def chat(served: Running) -> Hangup:
 def test_who_hangs_up_stops_the_work() -> None:
     limits = Limits(streams=4, queue=300, seconds=60)
     with running({"random": RANDOM}, limits) as served:
-        scheduler = served.serving.models["random"].scheduler
+        scheduler = served.engine.models["random"].scheduler
         submitted = 0
         submit = scheduler.submit
 
@@ -219,12 +219,12 @@ def test_who_hangs_up_stops_the_work() -> None:
         client = Hangup(served, "/v1/tasks/kind", {"inputs": ["what is it?"] * 250})
         wait_for(lambda: submitted >= 3)
         client.socket.close()
-        wait_for(lambda: scheduler.active == 0 and not served.serving.answers)
+        wait_for(lambda: scheduler.active == 0 and not served.engine.generations)
         seen = submitted
         assert seen < 240
         time.sleep(0.2)
         assert submitted == seen
-        assert served.serving.waiting == {"random": 0}
+        assert served.engine.waiting == {"random": 0}
         text = HTTP.get(f"{served.address}/metrics").text
         assert 'lmsmith_requests_cancelled_total{model="random"} 1.0' in text
 
@@ -232,8 +232,8 @@ def test_who_hangs_up_stops_the_work() -> None:
 def test_a_full_queue_is_429_but_not_in_the_midst() -> None:
     limits = Limits(streams=1, queue=1, seconds=60, drain_seconds=0)
     with running({"random": RANDOM}, limits) as served:
-        scheduler = served.serving.models["random"].scheduler
-        waiting = served.serving.waiting
+        scheduler = served.engine.models["random"].scheduler
+        waiting = served.engine.waiting
         hanging = [chat(served)]
         wait_for(lambda: scheduler.active == 1 and waiting["random"] == 0)
         hanging.append(chat(served))
@@ -251,7 +251,7 @@ def test_a_full_queue_is_429_but_not_in_the_midst() -> None:
             asked.append(True)
             return len(asked) > 1
 
-        served.serving.is_full = full  # type: ignore[method-assign]
+        served.engine.is_full = full  # type: ignore[method-assign]
         found = post(served, "kind", {"inputs": ["x"] * 3})
         assert found.status_code == 200, found.text
         assert len(found.json()["results"]) == 3
@@ -261,15 +261,15 @@ def test_a_full_queue_is_429_but_not_in_the_midst() -> None:
 def test_time_and_the_end_of_the_server() -> None:
     with running({"random": RANDOM}, Limits(streams=4, seconds=0.3)) as served:
         assert refused(post(served, "many", {"inputs": ["x"] * 250}), 504)["code"] == "timeout"
-        wait_for(lambda: not served.serving.models["random"].scheduler.busy)
-        served.serving.draining = True
+        wait_for(lambda: not served.engine.models["random"].scheduler.busy)
+        served.engine.draining = True
         assert refused(post(served, "kind", {"input": "x"}), 503)["code"] == "shutting_down"
 
 
 def test_streams_go_on_between_the_pieces(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """No step reads more of a task's texts than of any prompt: 256 tokens beside a reply."""
     longest: list[int] = []
-    scheduler, step = served.serving.models["random"].scheduler, Scheduler._pieces
+    scheduler, step = served.engine.models["random"].scheduler, Scheduler._pieces
 
     def seen(self: Scheduler) -> Any:
         beside, pieces = bool(self._writing), step(self)

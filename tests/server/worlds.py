@@ -18,11 +18,11 @@ from lmsmith.catalogue.resolve import Source
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
-from lmsmith.server.answering import Serving
 from lmsmith.server.app import create_app
-from lmsmith.server.limits import Limits
-from lmsmith.server.running import Server, listen
-from lmsmith.server.served import serve_models
+from lmsmith.server.engine import AsyncEngine
+from lmsmith.server.lifecycle import Server, listen
+from lmsmith.server.models import serve_models
+from lmsmith.server.requests import Limits
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.machine import resolve_machine
 from tiny_models import random_decoder
@@ -72,7 +72,7 @@ class Running:
     """A server in a thread of its own."""
 
     address: str
-    serving: Serving
+    engine: AsyncEngine
     server: Server
 
 
@@ -80,10 +80,10 @@ class Running:
 def running(
     models: dict[str, Decoder] | None = None,
     limits: Limits = LIMITS,
-    prepare: Callable[[Serving], None] = lambda _: None,
+    prepare: Callable[[AsyncEngine], None] = lambda _: None,
     **options: Any,
 ) -> Any:
-    """A real server on a free port; it is told to end at the end, and must do so."""
+    """A real server on a free port; it is stopped at the end, and must end."""
     chosen = models if models is not None else {"parrot": parrot(), "random": RANDOM}
     served = serve_models(
         {name: read(decoder) for name, decoder in chosen.items()},
@@ -92,18 +92,18 @@ def running(
         memory_bytes=60_000_000,
         streams=limits.streams,
     )
-    serving = Serving(served, limits)
-    prepare(serving)
+    engine = AsyncEngine(served, limits)
+    prepare(engine)
     listening, ready = listen("127.0.0.1", 0), threading.Event()
-    server = Server(create_app(serving, **options), serving, listening, ready.set)
-    thread = threading.Thread(target=server.go)
+    server = Server(create_app(engine, **options), engine, listening, ready.set)
+    thread = threading.Thread(target=server.serve_until_stopped)
     thread.start()
     try:
         assert ready.wait(20)
         port = listening.getsockname()[1]
-        yield Running(f"http://127.0.0.1:{port}", serving, server)
+        yield Running(f"http://127.0.0.1:{port}", engine, server)
     finally:
-        server.end()
+        server.stop()
         thread.join(20)
         assert not thread.is_alive()
 

@@ -67,12 +67,12 @@ def serve(
     from lmsmith.feedback.people import People
     from lmsmith.feedback.store import Store
     from lmsmith.server import pages
-    from lmsmith.server.answering import Serving
     from lmsmith.server.app import create_app
+    from lmsmith.server.engine import AsyncEngine
     from lmsmith.server.guard import LOOPBACK
-    from lmsmith.server.limits import Limits
-    from lmsmith.server.running import Server, addresses, is_any, listen
-    from lmsmith.server.served import GIGABYTE, read_models, serve_models
+    from lmsmith.server.lifecycle import Server, addresses, is_any, listen
+    from lmsmith.server.models import GIGABYTE, read_models, serve_models
+    from lmsmith.server.requests import Limits
     from lmsmith.training.machine import compute_aside, prepare_reading
 
     token = token or os.environ.get("LMSMITH_TOKEN", "")
@@ -112,7 +112,7 @@ def serve(
                 f"{format_size(model.weight_bytes)}, cache "
                 f"{format_size(model.cache_bytes)} ({model.scheduler.rows.tokens:,} tokens)"
             )
-        serving = Serving(served, limits)
+        engine = AsyncEngine(served, limits)
         address, *others = addresses(listening, host)
         kept_in = make_safe(database) if "://" in database else database
 
@@ -131,8 +131,8 @@ def serve(
                 webbrowser.open(address)
 
         hosts = () if is_any(listening) and not allow_host else (*LOOPBACK, host, *allow_host)
-        app = create_app(serving, token=token, hosts=hosts, store=store)
-        Server(app, serving, listening, ready).go()
+        app = create_app(engine, token=token, hosts=hosts, store=store)
+        Server(app, engine, listening, ready).serve_until_stopped()
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The application: routes, errors in the API's shape, and what guards them."""
+"""The application: its routes behind the guard, and how it tells a supervisor that it is well."""
 
 from __future__ import annotations
 
@@ -9,38 +9,32 @@ import secrets
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
+from fastapi import APIRouter, FastAPI
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from lmsmith.feedback.store import Store
-from lmsmith.server import (
-    attention,
-    basics,
-    bringing,
-    chat,
-    completions,
-    judging,
-    labelling,
-    pages,
-    signing_in,
-    talking,
-    tasks,
-    tokens,
-)
-from lmsmith.server.access import Access
-from lmsmith.server.answering import Serving
-from lmsmith.server.errors import ApiError, internal
+from lmsmith.server import auth, pages
+from lmsmith.server.api import answers, attention, conversations, imports, labelling
+from lmsmith.server.engine import AsyncEngine
+from lmsmith.server.errors import ApiError, add_error_handlers, internal
 from lmsmith.server.guard import LOOPBACK, Guard
+from lmsmith.server.openai import chat, completions, models, tasks
+from lmsmith.server.stream import json_response
 
 log = logging.getLogger("lmsmith.server")
+router = APIRouter()
+
+PARTS = (
+    chat, completions, models, tasks, conversations, answers, imports, labelling, attention, auth,
+    pages,
+)  # fmt: skip
 
 
 def create_app(
-    serving: Serving,
+    engine: AsyncEngine,
     *,
     token: str = "",
     hosts: Sequence[str] = LOOPBACK,
@@ -49,7 +43,7 @@ def create_app(
     """An ASGI application.
 
     Args:
-        serving: the models; their thread is started and stopped with the application.
+        engine: the models; its thread starts and stops with the application.
         token: demanded of every request if it is not empty.
         hosts: names by which the server may be called; empty allows all.
         store: keeps conversations and judgements; without it there is no ``/api``.
@@ -57,12 +51,12 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        serving.worker.start(asyncio.get_running_loop())
+        engine.thread.start(asyncio.get_running_loop())
         try:
             yield
         finally:
-            await app.state.talks.finish()
-            await asyncio.to_thread(serving.worker.stop)
+            await app.state.answers.finish()
+            await asyncio.to_thread(engine.thread.stop)
 
     app = FastAPI(
         title="lmsmith",
@@ -72,90 +66,61 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,  # to an address made of the Host header
     )
-    app.state.serving, app.state.store = serving, store
-    app.state.access = Access(token, store)
-    app.state.talks = talking.Talks(serving.limits.unread_seconds)
-    for part in (
-        basics, bringing, chat, completions, tasks, tokens, judging, talking, attention, labelling,
-        pages, signing_in,
-    ):  # fmt: skip
+    app.state.engine, app.state.store = engine, store
+    app.state.authenticator = auth.Authenticator(token, store)
+    app.state.answers = answers.PendingAnswers(engine.limits.unread_seconds)
+    app.include_router(router)
+    for part in PARTS:
         app.include_router(part.router)
-    app.add_exception_handler(ApiError, _api_error)
-    app.add_exception_handler(RequestValidationError, _bad_body)
-    app.add_exception_handler(HTTPException, _http_error)
-    guarded = Guard(
-        _Crashes(app, serving),
-        access=app.state.access,
+    add_error_handlers(app)
+    return Guard(
+        _CatchCrashes(app, engine),
+        authenticator=app.state.authenticator,
         is_open=pages.is_open,
         hosts=hosts,
-        body_bytes=serving.limits.body_bytes,
+        body_bytes=engine.limits.body_bytes,
     )
-    return guarded
 
 
-async def _api_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError)
-    return error.response()
+@router.get("/health")
+async def health(request: Request) -> Response:
+    """200 while the engine thread lives."""
+    return _status("ok" if request.app.state.engine.thread.is_alive else "the engine has ended")
 
 
-async def _bad_body(_: Request, error: Exception) -> Response:
-    """A field that is wrong: 400, as OpenAI's API has it, not 422."""
-    assert isinstance(error, RequestValidationError)
-    found: list[dict[str, Any]] = [dict(each) for each in error.errors()]
-    first = found[0]
-    kind, place = first.get("type"), list(first.get("loc", ()))
-    if kind == "json_invalid":
-        reason = first.get("ctx", {}).get("error", "")
-        reason = reason.removesuffix(" at")  # Python's own words: "Invalid control character at"
-        return _no_body(f"the body is not JSON: {reason} at character {place[-1]}")
-    if place == ["body"] and kind in _NO_OBJECT:
-        return _no_body(_NO_OBJECT[kind])
-    if any(map(_is_branch, place)):  # of several types none fits: what each of them expects
-        found = [each for each in found if each["loc"][:2] == first["loc"][:2]]
-    else:
-        found = [first]
-    place = [part for part in place if part not in ("body", "query") and not _is_branch(part)]
-    param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
-    param = param.removeprefix(".")
-    said = " or ".join(dict.fromkeys(each["msg"].removeprefix("Value error, ") for each in found))
-    problem = f"{param}: {said}" if param else said
-    return ApiError(400, problem, param=param or None, code="invalid_value").response()
+@router.get("/ready")
+async def ready(request: Request) -> Response:
+    """200 while a request would be accepted."""
+    engine: AsyncEngine = request.app.state.engine
+    if engine.draining:
+        return _status("draining")
+    if not engine.thread.is_alive:
+        return _status("the engine has ended")
+    full = [name for name in engine.models if engine.is_full(name)]
+    return _status(f"the queue of {full[0]} is full" if full else "ok")
 
 
-_NO_OBJECT = {
-    "missing": "the body is empty; send a JSON object",
-    "model_attributes_type": "the body must be a JSON object, {…}",
-}
+def _status(word: str) -> Response:
+    return json_response({"status": word}, status=200 if word == "ok" else 503)
 
 
-def _no_body(problem: str) -> Response:
-    return ApiError(400, problem, code="invalid_body").response()
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """For Prometheus; admins alone see how much others use the server."""
+    auth.require_role(request, ("admin",))
+    engine: AsyncEngine = request.app.state.engine
+    for name, model in engine.models.items():
+        engine.metrics.waiting.labels(name).set(engine.waiting[name])
+        engine.metrics.active.labels(name).set(model.scheduler.active)
+        engine.metrics.cache_used.labels(name).set(model.scheduler.rows.used_bytes)
+    return Response(engine.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
-def _is_branch(part: object) -> bool:
-    """Whether a part of a place is pydantic's name for one type of several, and not a field."""
-    return isinstance(part, str) and (part == "str" or part.startswith(("list[", "function-")))
+class _CatchCrashes:
+    """Turns a programming error into a 500 and a log line; counts responses."""
 
-
-async def _http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    if isinstance(error.__cause__, ApiError):  # raised while the body was read
-        return error.__cause__.response()
-    if isinstance(error.__cause__, UnicodeDecodeError):
-        return _no_body("the body is not UTF-8; save or send it as UTF-8")
-    if isinstance(error.__cause__, RecursionError):
-        return _no_body("the body cannot be read: lists and objects are nested too deeply in it")
-    if isinstance(error.__cause__, ValueError):
-        return _no_body(f"the body cannot be read: {error.__cause__}")
-    problem = f"{request.method} {request.url.path}: {error.detail}"
-    return ApiError(error.status_code, problem, headers=error.headers or {}).response()
-
-
-class _Crashes:
-    """Mistakes of ours become a 500 in the API's shape, and a line in the log."""
-
-    def __init__(self, app: ASGIApp, serving: Serving) -> None:
-        self._app, self._serving = app, serving
+    def __init__(self, app: ASGIApp, engine: AsyncEngine) -> None:
+        self._app, self._engine = app, engine
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -169,7 +134,7 @@ class _Crashes:
                 begun = True
                 route = scope.get("route")
                 path = getattr(route, "path", "other")
-                self._serving.metrics.responses.labels(path, str(message["status"])).inc()
+                self._engine.metrics.responses.labels(path, str(message["status"])).inc()
             await send(message)
 
         try:

@@ -6,19 +6,23 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import Response
 
 from lmsmith.core.errors import UserError
 
 
 class ApiError(Exception):
-    """What a request is refused with.
+    """A refused or failed request.
 
     Args:
-        status: of HTTP.
-        message: what is wrong, and what to do.
+        status: HTTP status.
+        message: the problem, and its fix.
         kind: ``invalid_request_error``, ``server_error`` and so on.
-        param: the field that is wrong.
+        param: the wrong field.
         code: for programs, such as ``context_length_exceeded``.
         headers: beside the usual ones.
     """
@@ -38,33 +42,26 @@ class ApiError(Exception):
         self.param, self.code, self.headers = param, code, dict(headers or {})
 
     def body(self) -> dict[str, Any]:
-        return {
-            "error": {
-                "message": self.message,
-                "type": self.kind,
-                "param": self.param,
-                "code": self.code,
-            }
-        }
+        error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
+        return {"error": error}
 
     def response(self) -> Response:
         content = json.dumps(self.body(), ensure_ascii=False)
         return Response(content, self.status, self.headers, "application/json")
 
 
-def refused(error: UserError, param: str | None = None, code: str | None = None) -> ApiError:
+def bad_request(error: UserError, param: str | None = None, code: str | None = None) -> ApiError:
     """A user's mistake as a 400."""
     message = error.problem if not error.fix else f"{error.problem}; {error.fix}"
     return ApiError(400, message, param=param, code=code)
 
 
 def unsupported(param: str, message: str) -> ApiError:
-    """What this server does not do."""
     return ApiError(400, message, param=param, code="unsupported_parameter")
 
 
 def internal(request_id: str) -> ApiError:
-    """A mistake of ours; the log says more under the same id."""
+    """A programming error; the log has its traceback under the same id."""
     message = f"the server failed on this request; its log says more under {request_id}"
     return ApiError(500, message, "server_error", code="internal_error")
 
@@ -77,3 +74,70 @@ def shutting_down() -> ApiError:
         code="shutting_down",
         headers={"Retry-After": "5"},
     )
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Answer every error of an application in this shape."""
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_error)
+
+
+async def _api_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return error.response()
+
+
+async def _validation_error(_: Request, error: Exception) -> Response:
+    """A wrong field: 400, as OpenAI's API has it, not 422."""
+    assert isinstance(error, RequestValidationError)
+    found: list[dict[str, Any]] = [dict(each) for each in error.errors()]
+    first = found[0]
+    kind, place = first.get("type"), list(first.get("loc", ()))
+    if kind == "json_invalid":
+        reason = first.get("ctx", {}).get("error", "")
+        reason = reason.removesuffix(" at")  # Python's own words: "Invalid control character at"
+        return _invalid_body(f"the body is not JSON: {reason} at character {place[-1]}")
+    if place == ["body"] and kind in _NO_OBJECT:
+        return _invalid_body(_NO_OBJECT[kind])
+    if any(map(_is_branch, place)):  # no type of a union fits: what each of them expects
+        found = [each for each in found if each["loc"][:2] == first["loc"][:2]]
+    else:
+        found = [first]
+    place = [part for part in place if part not in ("body", "query") and not _is_branch(part)]
+    param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
+    param = param.removeprefix(".")
+    said = " or ".join(dict.fromkeys(each["msg"].removeprefix("Value error, ") for each in found))
+    problem = f"{param}: {said}" if param else said
+    return ApiError(400, problem, param=param or None, code="invalid_value").response()
+
+
+_NO_OBJECT = {
+    "missing": "the body is empty; send a JSON object",
+    "model_attributes_type": "the body must be a JSON object, {…}",
+}
+
+
+def _is_branch(part: object) -> bool:
+    """Whether a part of a location is pydantic's name for one type of a union, and not a field."""
+    return isinstance(part, str) and (part == "str" or part.startswith(("list[", "function-")))
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    cause = error.__cause__
+    if isinstance(cause, ApiError):  # raised while the body was read
+        return cause.response()
+    if isinstance(cause, UnicodeDecodeError):
+        return _invalid_body("the body is not UTF-8; save or send it as UTF-8")
+    if isinstance(cause, RecursionError):
+        nested = "lists and objects are nested too deeply in it"
+        return _invalid_body(f"the body cannot be read: {nested}")
+    if isinstance(cause, ValueError):
+        return _invalid_body(f"the body cannot be read: {cause}")
+    problem = f"{request.method} {request.url.path}: {error.detail}"
+    return ApiError(error.status_code, problem, headers=error.headers or {}).response()
+
+
+def _invalid_body(problem: str) -> Response:
+    return ApiError(400, problem, code="invalid_body").response()

@@ -1,4 +1,4 @@
-"""What every request passes before anything reads it: host, token, size."""
+"""Checks before a request is read: host, origin, token, size, type."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lmsmith.core.text import encodable_json
-from lmsmith.server.access import Access
+from lmsmith.server.auth import VISITOR, Authenticator, Visitor
 from lmsmith.server.errors import ApiError
-from lmsmith.server.visitors import Visitor, let_in
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -25,32 +24,31 @@ _HEADERS = [
 ]
 
 _POLICY = b"default-src 'none'; frame-ancestors 'none'"
-"""Of whatever has no policy of its own."""
+"""For responses that have none of their own."""
 
 
 class Guard:
-    """Refuses what has no right to be answered.
+    """Refuses requests that the application must not see.
 
     Args:
-        app: what is guarded.
-        access: knows who asks, by the token that is demanded of every request, if one is, or by
-            the cookie given for it.
-        is_open: paths that are answered to anybody.
+        app: the guarded application.
+        authenticator: finds the visitor.
+        is_open: paths that are open to anybody.
         hosts: names by which the server may be called: another name means that a page elsewhere
             had its own name point here. Empty allows all, which needs a token.
-        body_bytes: of the longest body.
+        body_bytes: longest body.
     """
 
     def __init__(
         self,
         app: ASGIApp,
         *,
-        access: Access,
+        authenticator: Authenticator,
         is_open: Callable[[str], bool],
         hosts: Sequence[str],
         body_bytes: int,
     ) -> None:
-        self._app, self._access, self._body_bytes = app, access, body_bytes
+        self._app, self._authenticator, self._body_bytes = app, authenticator, body_bytes
         self._is_open = is_open
         self._hosts = {host.lower() for host in hosts}
 
@@ -73,7 +71,7 @@ class Guard:
         try:
             self._check(headers)
             if not self._is_open(scope["path"]):
-                let_in(scope, await self._visitor(headers))
+                scope[VISITOR] = await self._visitor(headers)
             _check_form(headers)
             await self._app(scope, _encodable_body(self._bounded(receive)), send_safely)
         except ApiError as error:
@@ -93,12 +91,7 @@ class Guard:
             raise self._too_large()
 
     async def _visitor(self, headers: Headers) -> Visitor:
-        """Who asks.
-
-        Raises:
-            ApiError: 401, nobody who may.
-        """
-        found = await self._access.who(headers)
+        found = await self._authenticator.authenticate(headers)
         if found is None:
             raise ApiError(
                 401,
@@ -111,7 +104,7 @@ class Guard:
         return found
 
     def _is_own(self, origin: str, host: str) -> bool:
-        """Whether a page that asks is one of this server's own."""
+        """Whether the page that sends it is of this server."""
         name = _host_name(origin.partition("://")[2])
         return name == _host_name(host) or name in self._hosts
 

@@ -12,7 +12,7 @@ _GAPS = (0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5)
 
 @dataclass(frozen=True)
 class ModelMetrics:
-    """What is counted of a model's answers: looked up once, as every token counts in it."""
+    """A model's figures, looked up once: every token counts in them."""
 
     first_token: Histogram
     gap: Histogram
@@ -23,7 +23,7 @@ class ModelMetrics:
 
 
 class Metrics:
-    """What is counted, by model where that makes sense."""
+    """All figures, by model where that makes sense."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -53,7 +53,6 @@ class Metrics:
         self.responses = counter("responses", "Responses, by path and status.", ["path", "status"])
 
     def of(self, model: str) -> ModelMetrics:
-        """A model's own."""
         return ModelMetrics(
             first_token=self.first_token.labels(model),
             gap=self.gap.labels(model),

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -24,23 +24,30 @@ from lmsmith.evaluation.tasks.data import Item, read_data
 from lmsmith.evaluation.tasks.shipped import user_tasks
 from lmsmith.evaluation.tasks.spec import TaskSpec
 from lmsmith.functions.requests import AskedText, FunctionRequests, TooLong
-from lmsmith.server.answering import Answer, Serving
-from lmsmith.server.errors import ApiError, refused
-from lmsmith.server.protocol import TaskBody
-from lmsmith.server.responses import ClientGone, json_response, while_connected
-from lmsmith.server.served import ServedModel
-from lmsmith.server.token_text import usage
+from lmsmith.server.auth import visitor_of
+from lmsmith.server.engine import AsyncEngine, Generation
+from lmsmith.server.errors import ApiError, bad_request
+from lmsmith.server.models import ServedModel, served_model
+from lmsmith.server.requests import Body, ParsedRequest, new_id
+from lmsmith.server.stream import ClientGone, json_response, usage, while_connected
 
 log = logging.getLogger("lmsmith.server")
 router = APIRouter()
 
 SHARE = 4
-"""A task's texts take this part of the replies that may be written together, one text at least."""
+"""A task's texts take this part of a model's rows, one text at least."""
+
+
+class TaskBody(Body):
+    """Either one text or several."""
+
+    input: str | None = None
+    inputs: list[str] | None = Field(None, min_length=1)
 
 
 @router.get("/v1/tasks")
 async def list_tasks() -> Response:
-    """All tasks of the owner's own."""
+    """The owner's tasks."""
     tasks = await asyncio.to_thread(_tasks)
     data = [
         {"id": name, "object": "task", "about": task.about, "kind": task.kind}
@@ -51,19 +58,20 @@ async def list_tasks() -> Response:
 
 @router.post("/v1/tasks/{name:path}")
 async def run_task(request: Request, name: str, body: TaskBody) -> Response:
-    """Each text with its label and every label's probability, or with what was written of it."""
-    serving: Serving = request.app.state.serving
-    texts = _texts(body, serving.limits.prompts)
-    model = serving.model(body.model)
+    """Each text with its label and every label's probability, or with the extracted text."""
+    engine: AsyncEngine = request.app.state.engine
+    texts = _texts(body, engine.limits.prompts)
+    model = served_model(engine.models, body.model)
     task, examples = await asyncio.to_thread(_task, name)
-    run = _Run(serving, model, task, examples, is_list=body.input is None)
+    salt = visitor_of(request).cache_salt
+    run = _TaskRun(engine, model, task, examples, salt, is_list=body.input is None)
     try:
         results = await while_connected(request, run.results(texts))
     except ClientGone:
-        serving.metrics.cancelled.labels(model.name).inc()
+        engine.metrics.cancelled.labels(model.name).inc()
         return Response(status_code=499)
     shown = {"object": "task.results", "task": name, "model": model.name, "results": results}
-    return json_response({**shown, "usage": run.usage()}, {"x-request-id": run.name})
+    return json_response({**shown, "usage": run.usage()}, {"x-request-id": run.id})
 
 
 def _texts(body: TaskBody, most: int) -> list[str]:
@@ -97,69 +105,73 @@ def _task(name: str) -> tuple[TaskSpec, Sequence[Item]]:
 
 
 def _unreadable() -> ApiError:
-    """Said without the path, which is nobody's but the owner's."""
+    """Without the path, which is for the owner alone."""
     problem = "a task's file on the server cannot be read; the server's log says which and why"
     return ApiError(500, problem, "server_error", code="task_unreadable")
 
 
-class _Run:
+class _TaskRun:
     """A task's texts on their way through the scheduler.
 
     Args:
-        serving: whose queue and limits hold.
-        model: answers.
-        task: what is asked.
+        engine: its queue and limits hold.
+        model: runs the task.
+        task: the owner's.
         examples: shown before each text.
+        cache_salt: the visitor's.
         is_list: texts were given as ``inputs``; errors say so.
     """
 
     def __init__(
         self,
-        serving: Serving,
+        engine: AsyncEngine,
         model: ServedModel,
         task: TaskSpec,
         examples: Sequence[Item],
+        cache_salt: str,
         *,
         is_list: bool,
     ) -> None:
-        self.name = f"task-{secrets.token_hex(12)}"
-        self._serving, self._model, self._is_list = serving, model, is_list
-        self._rows = max(1, serving.limits.streams // SHARE)
+        self.id = new_id("task")
+        self._engine, self._model, self._is_list = engine, model, is_list
+        self._cache_salt = cache_salt
+        self._rows = max(1, engine.limits.streams // SHARE)
         try:
-            self._function = FunctionRequests(_subject(model), task, examples, self._rows)
+            self._function = FunctionRequests(_evaluated(model), task, examples, self._rows)
         except UserError as error:
-            raise refused(error, "task", "unsupported_task") from error
-        self._read = self._written = self._reused = 0
-        self._ahead: AskedText | None = None  # prepared, but for the next part
+            raise bad_request(error, "task", "unsupported_task") from error
+        self._prompt_tokens = self._new_tokens = self._cached_tokens = 0
+        self._ahead: AskedText | None = None  # of the next part
 
     async def results(self, texts: Sequence[str]) -> list[dict[str, Any]]:
-        """What the task makes of each text.
+        """The result of each text.
 
-        The first text goes alone: the examples that it has read are there for all others.
+        The first text goes alone: the examples are in the cache then for all others.
 
         Raises:
-            ApiError: a text cannot be asked (400), too many wait (429), or it is over (503, 504).
+            ApiError: a text is refused (400), the queue is full (429), or the time or the server
+                ends (503, 504).
         """
-        begun, results = time.perf_counter(), list[dict[str, Any]]()
+        started, results = time.perf_counter(), list[dict[str, Any]]()
         while len(results) < len(texts):
             part = await self._next(texts, len(results))
             requests = [each for asked in part for each in asked.requests]
-            answer = self._serving.answer(
-                self._model, requests, self.name, begun=begun if results else None
+            parsed = ParsedRequest(
+                id=self.id, model=self._model, prompts=requests, cache_salt=self._cache_salt
             )
+            generation = self._engine.submit(parsed, started=started if results else None)
             try:
-                await answer.whole()
+                await generation.finish()
             finally:
-                answer.close()
-            results += self._answers(part, answer)
+                generation.close()
+            results += self._results(part, generation)
         return results
 
     def usage(self) -> dict[str, Any]:
-        """Tokens of all texts, as other routes say it."""
-        return usage(self._read, self._written, self._reused)
+        return usage(self._prompt_tokens, self._new_tokens, self._cached_tokens)
 
     async def _next(self, texts: Sequence[str], first: int) -> list[AskedText]:
-        """The texts from the first on that are asked together."""
+        """The texts from ``first`` on that are submitted together."""
         part: list[AskedText] = []
         rows = 0
         for number in range(first, len(texts)):
@@ -180,22 +192,22 @@ class _Run:
         try:
             return self._function.asked(text, number, keep=number == 0)
         except TooLong as error:
-            raise refused(error, param, "context_length_exceeded") from error
+            raise bad_request(error, param, "context_length_exceeded") from error
         except UserError as error:
-            raise refused(error, param) from error
+            raise bad_request(error, param) from error
 
-    def _answers(self, part: Sequence[AskedText], answer: Answer) -> list[dict[str, Any]]:
-        self._read += answer.prompt_tokens
-        self._written += answer.written_tokens
-        self._reused += answer.reused_tokens
-        replies = iter([question.replies for question in answer.questions])
+    def _results(self, part: Sequence[AskedText], generation: Generation) -> list[dict[str, Any]]:
+        self._prompt_tokens += generation.prompt_tokens
+        self._new_tokens += generation.new_tokens
+        self._cached_tokens += generation.cached_tokens
+        replies = iter([prompt.replies for prompt in generation.prompts])
         return [
             self._function.answer(asked, [next(replies) for _ in asked.requests]) for asked in part
         ]
 
 
-def _subject(model: ServedModel) -> EvaluatedModel:
-    """The model as tasks are written for it; the engine thread alone computes with it."""
+def _evaluated(model: ServedModel) -> EvaluatedModel:
+    """The model as tasks know it; the engine thread alone computes with it."""
     return EvaluatedModel(
         name=model.name,
         model=model.scheduler.model,

@@ -12,10 +12,10 @@ from worlds import MACHINE, RANDOM, TOKENIZER, read
 from lmsmith.generation.requests import FinishReason, Request, TokenEvent
 from lmsmith.generation.scheduler import Event, Failed, Joined
 from lmsmith.generation.settings import SamplingSettings
-from lmsmith.server.answering import MOST_TOGETHER, Answer, Serving
+from lmsmith.server.engine import MAX_BATCH, AsyncEngine, Generation
 from lmsmith.server.errors import ApiError
-from lmsmith.server.limits import Limits
-from lmsmith.server.served import serve_models
+from lmsmith.server.models import serve_models
+from lmsmith.server.requests import Limits, ParsedRequest
 
 
 def token(number: int, finish: FinishReason | None = None) -> TokenEvent:
@@ -23,7 +23,7 @@ def token(number: int, finish: FinishReason | None = None) -> TokenEvent:
 
 
 class Waiting:
-    """An answer whose events come from the test; no engine runs."""
+    """A generation whose events come from the test; no engine runs."""
 
     def __init__(self, seconds: float = 30) -> None:
         served = serve_models(
@@ -33,20 +33,23 @@ class Waiting:
             memory_bytes=40_000_000,
             streams=2,
         )
-        self.serving = Serving(served, Limits(seconds=seconds))
+        self.engine = AsyncEngine(served, Limits(seconds=seconds))
         request = Request(TOKENIZER.encode("tea"), SamplingSettings(max_new_tokens=400))
-        self.answer = Answer(self.serving, served[0], [request], "answer")
+        self.generation = Generation(
+            self.engine,
+            ParsedRequest(id="id", model=served[0], prompts=[request], cache_salt=""),
+        )
 
     def come(self, *events: Event) -> None:
-        (ticket,) = self.answer.tickets
+        (request,) = self.generation.in_thread
         for event in events:
-            ticket.listener(event, time.perf_counter())
+            request.listener(event, time.perf_counter())
 
     async def batches(self) -> list[list[int]]:
         """The tokens of each batch; the reply has them, and nothing that comes later."""
         found, taken = [], 0
-        (reply,) = self.answer.questions[0].replies
-        async for batch in self.answer.events():
+        (reply,) = self.generation.replies
+        async for batch in self.generation.events():
             found.append([])
             for _, event in batch:
                 taken += 1
@@ -56,7 +59,7 @@ class Waiting:
         return found
 
     def timeouts(self) -> float:
-        return self.serving.metrics.rejected.labels("timeout")._value.get()
+        return self.engine.metrics.rejected.labels("timeout")._value.get()
 
 
 def run(waiting: Waiting) -> Sequence[Sequence[int]]:
@@ -65,12 +68,12 @@ def run(waiting: Waiting) -> Sequence[Sequence[int]]:
 
 def test_what_is_there_comes_together_but_not_without_bound() -> None:
     waiting = Waiting()
-    count = 2 * MOST_TOGETHER + 3
+    count = 2 * MAX_BATCH + 3
     waiting.come(Joined(0, 2), *map(token, range(count - 1)), token(count - 1, "length"))
     found = run(waiting)
-    assert [len(batch) for batch in found] == [MOST_TOGETHER, MOST_TOGETHER, 3]
+    assert [len(batch) for batch in found] == [MAX_BATCH, MAX_BATCH, 3]
     assert sum(found, []) == list(range(count))  # noqa: RUF017
-    assert waiting.answer.reused_tokens == 2
+    assert waiting.generation.cached_tokens == 2
 
 
 def test_what_came_before_a_failure_is_not_lost() -> None:
@@ -78,7 +81,7 @@ def test_what_came_before_a_failure_is_not_lost() -> None:
     waiting.come(Joined(0, 0), token(1), token(2), Failed(0, ApiError(503, "it is over")))
     with pytest.raises(ApiError, match="it is over"):
         run(waiting)
-    assert waiting.answer.questions[0].replies[0].tokens == [1, 2]
+    assert waiting.generation.replies[0].tokens == [1, 2]
 
 
 def test_a_reply_that_is_whole_does_not_fail() -> None:
@@ -95,5 +98,5 @@ def test_time_is_over() -> None:
     with pytest.raises(ApiError, match=r"within 0\.05 seconds") as raised:
         run(waiting)
     assert raised.value.status == 504
-    assert waiting.answer.questions[0].replies[0].tokens == [1]
+    assert waiting.generation.replies[0].tokens == [1]
     assert waiting.timeouts() == 1

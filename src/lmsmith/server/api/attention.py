@@ -14,22 +14,20 @@ from starlette.responses import Response
 from torch import Tensor
 from torch.nn import functional as F
 
-from lmsmith.server import asking
-from lmsmith.server.answering import Serving
+from lmsmith.server.engine import AsyncEngine
 from lmsmith.server.errors import ApiError
-from lmsmith.server.protocol import ChatMessage
-from lmsmith.server.responses import json_response
-from lmsmith.server.served import ServedModel
-from lmsmith.server.token_text import token_texts
+from lmsmith.server.models import ServedModel, served_model
+from lmsmith.server.requests import ChatMessage, chat_tokens, plain_messages
+from lmsmith.server.stream import json_response, token_texts
 from lmsmith.training.machine import compute_aside
 
 router = APIRouter()
 
-SHOWN = 128
-"""Tokens that are shown, the last ones."""
+MAX_SHOWN = 128
+"""Most tokens that are shown, the last ones."""
 
-READ = 2048
-"""Most tokens of a conversation that is read for it."""
+MAX_TOKENS = 2048
+"""Longest conversation."""
 
 THUMBNAIL = 32
 """Rows and columns of a head's picture among all heads."""
@@ -49,8 +47,8 @@ class AttentionBody(BaseModel):
 @router.post("/api/attention")
 async def attention(request: Request, body: AttentionBody) -> Response:
     """Pictures of all heads, or the weights of one."""
-    serving: Serving = request.app.state.serving
-    model = serving.model(body.model)
+    engine: AsyncEngine = request.app.state.engine
+    model = served_model(engine.models, body.model)
     config = model.scheduler.model.config
     for name, given, most in (
         ("layer", body.layer, config.layers),
@@ -60,23 +58,23 @@ async def attention(request: Request, body: AttentionBody) -> Response:
             raise ApiError(400, f"{name} = {given}: 0 to {most - 1}", param=name)
     if (body.layer is None) != (body.head is None):
         raise ApiError(400, "give both layer and head, or neither", param="layer")
-    messages = asking.plain_messages(body.messages)
+    messages = plain_messages(body.messages)
     async with _one_at_a_time:
         found = await asyncio.to_thread(
-            compute_aside, lambda: _look(model, messages, body.layer, body.head)
+            compute_aside, lambda: _attention(model, messages, body.layer, body.head)
         )
     return json_response(found)
 
 
-def _look(
+def _attention(
     model: ServedModel, messages: list[dict[str, str]], layer: int | None, head: int | None
 ) -> dict[str, Any]:
-    tokens = read_tokens(model, messages)
-    shown = tokens[-SHOWN:]
+    tokens = _tokens(model, messages)
+    shown = tokens[-MAX_SHOWN:]
     weights = model.scheduler.model.decoder.attention_weights(tokens, len(shown))
     config = model.scheduler.model.config
     about: dict[str, Any] = {
-        "tokens": token_texts(model.tokenizer, tokens)[-SHOWN:],
+        "tokens": token_texts(model.tokenizer, tokens)[-MAX_SHOWN:],
         "count": len(tokens),
         "layers": config.layers,
         "heads": config.heads,
@@ -89,18 +87,18 @@ def _look(
     return about | {"size": pictures.shape[-1], "thumbnails": packed}
 
 
-def read_tokens(model: ServedModel, messages: list[dict[str, str]]) -> list[int]:
-    """The conversation as the model reads it; an answer at its end without what ends it.
+def _tokens(model: ServedModel, messages: list[dict[str, str]]) -> list[int]:
+    """The conversation as the model reads it; a reply at its end without its stop token.
 
     Raises:
-        ApiError: it is too long to be looked at.
+        ApiError: it is too long.
     """
     reply: list[int] = []
     if messages[-1]["role"] == "assistant":
         reply = model.tokenizer.encode(messages[-1]["content"])
         messages = messages[:-1]
-    tokens = [*asking.chat_tokens(model, messages), *reply]
-    most = min(READ, model.context)
+    tokens = [*chat_tokens(model, messages), *reply]
+    most = min(MAX_TOKENS, model.context)
     if len(tokens) > most:
         problem = f"messages: {len(tokens)} tokens; attention is shown of {most} at most"
         raise ApiError(400, problem, param="messages", code="context_length_exceeded")

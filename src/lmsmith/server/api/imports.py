@@ -16,14 +16,20 @@ from lmsmith.core.errors import UserError
 from lmsmith.corpus.forms import messages_of
 from lmsmith.feedback.importing import begun_by_user
 from lmsmith.feedback.trees import Said, Tree, bring, check_tree, in_turn, origin_of
-from lmsmith.server.errors import refused
-from lmsmith.server.judging import MessageBody, RatingBody, Text, Title, conversation_json
-from lmsmith.server.keeping import kept
-from lmsmith.server.responses import json_response
+from lmsmith.server.api.conversations import (
+    MessageBody,
+    RatingBody,
+    Text,
+    Title,
+    conversation_json,
+)
+from lmsmith.server.auth import with_store
+from lmsmith.server.errors import bad_request
+from lmsmith.server.stream import json_response
 
 router = APIRouter(prefix="/api")
 
-LONGEST_TITLE = 60
+MAX_TITLE = 60
 
 
 class FileMessage(MessageBody):
@@ -49,19 +55,19 @@ class ImportBody(BaseModel):
 
 
 @router.post("/imports")
-async def bring_rows(request: Request, body: ImportBody) -> Response:
+async def import_rows(request: Request, body: ImportBody) -> Response:
     """Add the conversations that are not there yet: the new ones, how many are known, and how much
     of what was left out. All of the rows, or, where anything is wrong with one, none."""
     left_out = Counter[str]()
     try:
         found = await asyncio.to_thread(_read_all, body, left_out)
     except UserError as error:
-        raise refused(error, "rows") from error
+        raise bad_request(error, "rows") from error
 
     def trees(me: str) -> list[Tree]:
         return [Tree(title, said, f"{origin_of(me, said)}.1") for title, said in found]
 
-    made = await kept(request, lambda store, me: bring(store, me, trees(me)))
+    made = await with_store(request, lambda store, me: bring(store, me, trees(me)))
     return json_response(
         {
             "conversations": [conversation_json(each) for each in made],
@@ -91,8 +97,8 @@ def _read(row: dict[str, Any], where: str, left_out: Counter[str]) -> tuple[str,
     if not isinstance(title, str) or not title.strip():
         title = next((each.content for each in said if each.role == "user"), "")
         title = title.strip().partition("\n")[0]
-        if len(title) > LONGEST_TITLE:
-            title = f"{title[: LONGEST_TITLE - 2].rstrip()}…"
+        if len(title) > MAX_TITLE:
+            title = f"{title[: MAX_TITLE - 2].rstrip()}…"
     return title[:300], said
 
 

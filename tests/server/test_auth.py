@@ -17,9 +17,14 @@ from worlds import RANDOM, Running, running
 from lmsmith.core.errors import UserError
 from lmsmith.feedback.people import People
 from lmsmith.feedback.store import Store
-from lmsmith.server.access import Access
-from lmsmith.server.session import COOKIE, SECONDS, Sessions, session_cookie
-from lmsmith.server.visitors import Visitor
+from lmsmith.server.auth import (
+    COOKIE,
+    SESSION_SECONDS,
+    Authenticator,
+    Sessions,
+    Visitor,
+    session_cookie,
+)
 
 
 @pytest.fixture(scope="module", params=["in memory", "in a database"])
@@ -96,22 +101,22 @@ def test_without_a_token_everybody_is_in(served: Running) -> None:
 def test_a_session_ends_when_its_time_is_over_or_when_it_is_told_to() -> None:
     now = 1000.0
     sessions = Sessions("a", lambda: now)
-    cookie, other = sessions.begin(), sessions.begin()
+    cookie, other = sessions.open(), sessions.open()
     assert sessions.is_open(cookie)
     assert not Sessions("a", lambda: now).is_open(cookie)
-    sessions.end(other)
+    sessions.close(other)
     assert not sessions.is_open(other)
     assert sessions.is_open(cookie)
-    now += SECONDS
+    now += SESSION_SECONDS
     assert not sessions.is_open(cookie)
 
 
-def _asked(access: Access, cookie: str) -> Visitor | None:
-    return asyncio.run(access.who(Headers({"cookie": f"{COOKIE}={cookie}"})))
+def _asked(authenticator: Authenticator, cookie: str) -> Visitor | None:
+    return asyncio.run(authenticator.authenticate(Headers({"cookie": f"{COOKIE}={cookie}"})))
 
 
-def _cookie(access: Access, token: str) -> str:
-    found = asyncio.run(access.sign_in(token))
+def _cookie(authenticator: Authenticator, token: str) -> str:
+    found = asyncio.run(authenticator.sign_in(token))
     assert found is not None
     return found[0]
 
@@ -119,14 +124,14 @@ def _cookie(access: Access, token: str) -> str:
 def test_the_owners_session_is_bound_to_the_servers_token(tmp_path: Path) -> None:
     """It outlives the server, ends with its token, and opens nothing once there is none."""
     store = Store(tmp_path / "feedback.db")
-    cookie = _cookie(Access("a", store), "a")
-    assert _asked(Access("a", store), cookie) == Visitor()
-    assert _asked(Access("b", store), cookie) is None
+    cookie = _cookie(Authenticator("a", store), "a")
+    assert _asked(Authenticator("a", store), cookie) == Visitor()
+    assert _asked(Authenticator("b", store), cookie) is None
     People(store).add("Ann", "user")
-    assert _asked(Access("", store), cookie) is None
-    assert _asked(Access("a", store), cookie) == Visitor()
-    asyncio.run(Access("a", store).sign_out(Headers({"cookie": f"{COOKIE}={cookie}"})))
-    assert _asked(Access("a", store), cookie) is None
+    assert _asked(Authenticator("", store), cookie) is None
+    assert _asked(Authenticator("a", store), cookie) == Visitor()
+    asyncio.run(Authenticator("a", store).sign_out(Headers({"cookie": f"{COOKIE}={cookie}"})))
+    assert _asked(Authenticator("a", store), cookie) is None
     store.close()
 
 
@@ -134,10 +139,10 @@ def test_nobody_slips_in_while_it_is_looked_whether_there_are_people(tmp_path: P
     """The first requests of a server come together, and all of them wait for the answer."""
     store = Store(tmp_path / "feedback.db")
     People(store).add("Ann", "user")
-    access = Access("", store)
+    authenticator = Authenticator("", store)
 
     async def together() -> list[Visitor | None]:
-        return await asyncio.gather(*(access.who(Headers({})) for _ in range(8)))
+        return await asyncio.gather(*(authenticator.authenticate(Headers({})) for _ in range(8)))
 
     assert asyncio.run(together()) == [None] * 8
     store.close()
@@ -145,21 +150,21 @@ def test_nobody_slips_in_while_it_is_looked_whether_there_are_people(tmp_path: P
 
 def test_a_house_that_is_open_gives_no_cookie_that_would_open_it_later(tmp_path: Path) -> None:
     store = Store(tmp_path / "feedback.db")
-    assert _cookie(Access("", store), "") == ""
+    assert _cookie(Authenticator("", store), "") == ""
     store.close()
 
 
 def test_a_persons_sessions_end_with_their_role_their_token_or_themselves(tmp_path: Path) -> None:
     store = Store(tmp_path / "feedback.db")
-    people, access = People(store), Access("", store)
+    people, authenticator = People(store), Authenticator("", store)
     tokens = {name: people.add(name, "user") for name in ("Ann", "Bob", "Cleo", "Dan")}
-    cookies = {name: _cookie(access, token) for name, token in tokens.items()}
+    cookies = {name: _cookie(authenticator, token) for name, token in tokens.items()}
     people.change("Ann", "labeler")
     people.renew("Bob")
     people.remove("Cleo")
-    found = {name: _asked(access, cookie) for name, cookie in cookies.items()}
+    found = {name: _asked(authenticator, cookie) for name, cookie in cookies.items()}
     assert [name for name, visitor in found.items() if visitor is not None] == ["Dan"]
-    visitor = _asked(access, _cookie(access, tokens["Ann"]))
+    visitor = _asked(authenticator, _cookie(authenticator, tokens["Ann"]))
     assert visitor is not None
     assert visitor.role == "labeler"
     with pytest.raises(UserError, match="role"):
@@ -171,7 +176,7 @@ def test_a_persons_sessions_end_with_their_role_their_token_or_themselves(tmp_pa
 def test_no_other_cookie_is_open(cookie: str) -> None:
     sessions = Sessions("a", lambda: 1000.0)
     assert not sessions.is_open(cookie)
-    assert not sessions.is_open(sessions.begin()[:-1] + cookie[:3] + ".")
+    assert not sessions.is_open(sessions.open()[:-1] + cookie[:3] + ".")
     session_cookie(cookie)
 
 

@@ -15,13 +15,13 @@ from worlds import CONTEXT, HTTP, LIMITS, SENTENCE, Running, parrot, running, wo
 
 from lmsmith.feedback.exporting import export
 from lmsmith.feedback.store import Store
-from lmsmith.server.answering import Serving
+from lmsmith.server.engine import AsyncEngine
 from lmsmith.server.errors import shutting_down
 
 
-def slowly(serving: Serving) -> None:
+def slowly(engine: AsyncEngine) -> None:
     """Each step of the endless parrot takes a while, so that it can be stopped in its midst."""
-    scheduler = serving.models["endless"].scheduler
+    scheduler = engine.models["endless"].scheduler
     step = scheduler.step
 
     def slow() -> Any:
@@ -168,7 +168,7 @@ def test_an_answer_that_nobody_comes_back_for_ends_and_is_kept(kept: tuple[Runni
     stream = events(served, talk, parent=question, model="endless")
     written = [next(stream), next(stream), next(stream)][-1]["delta"]
     stream.close()  # type: ignore[attr-defined]
-    scheduler = served.serving.models["endless"].scheduler
+    scheduler = served.engine.models["endless"].scheduler
     deadline = time.monotonic() + 10
     while len(found := shown(served, talk)) < 2 or scheduler.active:  # freed at the next step
         assert time.monotonic() < deadline
@@ -182,7 +182,7 @@ def test_an_answer_that_fails_is_kept_as_far_as_it_came(kept: tuple[Running, Sto
     talk, question = ask(served)
     stream = events(served, talk, parent=question, model="endless")
     next(stream), next(stream)
-    threading.Timer(0.02, served.serving.worker.fail_all, [shutting_down()]).start()
+    threading.Timer(0.02, served.engine.thread.fail_all, [shutting_down()]).start()
     *_, message, error = stream
     assert error["error"]["code"] == "shutting_down"
     assert message["message"]["finish"] == "error"

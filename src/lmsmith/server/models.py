@@ -1,9 +1,9 @@
-"""The models that are served: read, named, and given their share of the memory."""
+"""The served models: read, named, and given their share of the memory."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,27 +13,27 @@ from lmsmith.catalogue.resolve import Sampling, advised_sampling, resolve
 from lmsmith.core.errors import UserError
 from lmsmith.generation.inference import InferenceDecoder
 from lmsmith.generation.scheduler import Scheduler
+from lmsmith.server.errors import ApiError
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.machine import ResolvedMachine
 
 GIGABYTE = 10**9
 
 CACHE_BYTES = GIGABYTE
-"""Of each model's cache, if nothing is said."""
+"""Default of each model's cache."""
 
 
 @dataclass
 class ServedModel:
-    """A model that answers.
+    """A model with its scheduler.
 
     Attributes:
         name: clients call it so.
-        tokenizer: its own.
-        scheduler: writes, in the engine thread alone.
+        scheduler: used in the engine thread alone.
         created: when it was made ready, seconds since 1970.
         weight_bytes: of its weights in memory.
         cache_bytes: that its cache may take.
-        advised: how its makers would draw from it.
+        advised: the sampling that its makers advise.
         source: the path or name that commands take.
     """
 
@@ -49,6 +49,20 @@ class ServedModel:
     @property
     def context(self) -> int:
         return self.scheduler.model.config.context
+
+
+def served_model(models: Mapping[str, ServedModel], name: str | None) -> ServedModel:
+    """The model of that name; the first one where no name is given.
+
+    Raises:
+        ApiError: 404, with the names there are.
+    """
+    if name is None:
+        return next(iter(models.values()))
+    if name not in models:
+        problem = f"there is no model {name!r} here; there is: {', '.join(models)}"
+        raise ApiError(404, problem, param="model", code="model_not_found")
+    return models[name]
 
 
 def split_word(word: str) -> tuple[str, str]:
@@ -88,7 +102,7 @@ def serve_models(
         machine: gives the precision.
         weights: as they are in that precision, or ``int8``.
         memory_bytes: for all weights and caches; 0 gives every cache `CACHE_BYTES`.
-        streams: replies written together, of each model.
+        streams: replies generated together, of each model.
 
     Raises:
         UserError: the budget has no room for the weights and a context of each model.

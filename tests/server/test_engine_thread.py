@@ -14,7 +14,7 @@ from lmsmith.generation.engine import Engine, InferenceDecoder, SamplingSettings
 from lmsmith.generation.requests import Request, TokenEvent
 from lmsmith.generation.scheduler import Event, Failed, Joined, Scheduler
 from lmsmith.models.config import ModelConfig
-from lmsmith.server.worker import EngineThread, Ticket
+from lmsmith.server.engine import EngineRequest, EngineThread
 from tiny_models import random_decoder
 
 MODEL = InferenceDecoder(random_decoder(ModelConfig(2, 32, 4, 600, 300)))
@@ -43,7 +43,7 @@ def asked(seed: int, *, prompt: int = 20, tokens: int = LENGTH, samples: int = 1
 
 def all_heard(
     first: Sequence[Heard],
-    told_seconds: float,
+    flush_seconds: float,
     *,
     after: tuple[Heard, int, Heard] | None = None,
     cache_bytes: int = 2**24,
@@ -55,7 +55,7 @@ def all_heard(
     async def run() -> None:
         loop, calls = asyncio.get_running_loop(), 0
         over = asyncio.Event()
-        worker = EngineThread({"m": scheduler}, told_seconds)
+        worker = EngineThread({"m": scheduler}, flush_seconds)
 
         def ended(heard: Heard) -> bool:
             ends = [e for e in heard.events if isinstance(e, Failed) or getattr(e, "finish", None)]
@@ -71,7 +71,7 @@ def all_heard(
                 if all(map(ended, everyone)):
                     over.set()
 
-            worker.submit(Ticket("m", heard.request, listen))
+            worker.submit(EngineRequest("m", heard.request, listen))
 
         plain = loop.call_soon_threadsafe
 
@@ -94,11 +94,11 @@ def all_heard(
     return everyone
 
 
-@pytest.mark.parametrize("told_seconds", [0.0, 0.003, math.inf])
-def test_everything_is_told_once_and_in_order(told_seconds: float) -> None:
+@pytest.mark.parametrize("flush_seconds", [0.0, 0.003, math.inf])
+def test_everything_is_told_once_and_in_order(flush_seconds: float) -> None:
     whole = answer(Engine(MODEL), [asked(seed).request for seed in range(5)])
     for heard, (reply,) in zip(
-        all_heard([asked(seed) for seed in range(5)], told_seconds), whole, strict=True
+        all_heard([asked(seed) for seed in range(5)], flush_seconds), whole, strict=True
     ):
         assert isinstance(heard.events[0], Joined)
         assert heard.tokens == reply.tokens

@@ -1,4 +1,4 @@
-"""The server's life: it listens, answers, and when it is told to end, finishes what it began."""
+"""The server's life: it listens, serves, and at shutdown finishes running requests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from lmsmith.core.errors import UserError
-from lmsmith.server.answering import Serving
+from lmsmith.server.engine import AsyncEngine
 from lmsmith.server.errors import shutting_down
 
 log = logging.getLogger("lmsmith.server")
@@ -26,20 +26,20 @@ class Server(uvicorn.Server):
     """uvicorn, but SIGTERM drains and is no failure.
 
     Args:
-        app: answers.
-        serving: whose requests are drained.
+        app: the application.
+        engine: its requests are drained.
         listening: an open socket.
-        ready: called once requests are taken.
+        ready: called once requests are accepted.
     """
 
     def __init__(
         self,
         app: ASGIApp,
-        serving: Serving,
+        engine: AsyncEngine,
         listening: socket.socket,
         ready: Callable[[], None] = lambda: None,
     ) -> None:
-        drain = serving.limits.drain_seconds
+        drain = engine.limits.drain_seconds
         super().__init__(
             uvicorn.Config(
                 app,
@@ -52,17 +52,17 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=int(drain) + 5,
             )
         )
-        self._serving, self._listening, self._ready = serving, listening, ready
+        self._engine, self._listening, self._ready = engine, listening, ready
         self._draining: asyncio.Task[None] | None = None
 
-    def go(self) -> None:
-        """Serve until a signal, or `end` in another thread; in flight requests are finished."""
+    def serve_until_stopped(self) -> None:
+        """Serve until a signal, or `stop` in another thread; running requests are finished."""
         with asyncio.Runner(loop_factory=self.config.get_loop_factory()) as runner:
             runner.run(self.serve([self._listening]))
 
-    def end(self) -> None:
-        """Take no more requests, finish those under way, and return from `go`."""
-        self._serving.draining = True
+    def stop(self) -> None:
+        """Accept no more requests, finish the running ones, and end `serve_until_stopped`."""
+        self._engine.draining = True
         self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -71,18 +71,18 @@ class Server(uvicorn.Server):
             self._ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._serving.draining = True
-        self._draining = asyncio.ensure_future(self._end_what_lasts())
+        self._engine.draining = True
+        self._draining = asyncio.ensure_future(self._cut_off())
         try:
             await super().shutdown(sockets)
         finally:
             self._draining.cancel()
 
-    async def _end_what_lasts(self) -> None:
-        await asyncio.sleep(self._serving.limits.drain_seconds)
-        if self._serving.answers:
-            log.warning("%d requests are cut off", len(self._serving.answers))
-        self._serving.worker.fail_all(shutting_down())
+    async def _cut_off(self) -> None:
+        await asyncio.sleep(self._engine.limits.drain_seconds)
+        if self._engine.generations:
+            log.warning("%d requests are cut off", len(self._engine.generations))
+        self._engine.thread.fail_all(shutting_down())
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -91,17 +91,17 @@ class Server(uvicorn.Server):
             yield
             return
         numbers = (signal.SIGINT, signal.SIGTERM)
-        before = {number: signal.signal(number, self._told) for number in numbers}
+        before = {number: signal.signal(number, self._on_signal) for number in numbers}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _told(self, _number: int, _frame: FrameType | None) -> None:
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         if self.should_exit:
             self.force_exit = True
-        self.end()
+        self.stop()
 
 
 def is_any(listening: socket.socket) -> bool:
@@ -126,9 +126,9 @@ def addresses(listening: socket.socket, host: str) -> list[str]:
 def _outside(family: socket.AddressFamily) -> list[str]:
     """The address by which others reach this machine, if there is a network."""
     elsewhere = "2001:db8::1" if family == socket.AF_INET6 else "192.0.2.1"  # for documents alone
-    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as asking:
-        asking.connect((elsewhere, 9))  # sends nothing; the system chooses the way out
-        return [str(asking.getsockname()[0])]
+    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect((elsewhere, 9))  # sends nothing; the system chooses the way out
+        return [str(probe.getsockname()[0])]
     return []
 
 

@@ -1,4 +1,4 @@
-"""``/api``: conversations and judgements, kept in the database that training reads."""
+"""``/api/conversations``: messages and judgements, in the database that training reads."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from starlette.responses import Response
 
 from lmsmith.feedback.store import Store
 from lmsmith.feedback.tables import Conversation, Message, utc
-from lmsmith.server.keeping import kept
-from lmsmith.server.responses import json_response
+from lmsmith.server.auth import with_store
+from lmsmith.server.stream import json_response
 
 router = APIRouter(prefix="/api")
 
 Title = Annotated[str, Field(max_length=300)]
 Text = Annotated[str, Field(max_length=1_000_000)]
-Number = Annotated[int, Field(ge=1, lt=2**31)]
+Id = Annotated[int, Field(ge=1, lt=2**31)]
 
 
 class TitleBody(BaseModel):
@@ -27,7 +27,7 @@ class TitleBody(BaseModel):
 
 
 class MessageBody(BaseModel):
-    parent: Number | None = None
+    parent: Id | None = None
     role: Literal["system", "user", "assistant"]
     content: Text
     model: Title = ""
@@ -48,43 +48,43 @@ class BetterBody(BaseModel):
 
 
 class ComparisonBody(BaseModel):
-    left: Number
-    right: Number
+    left: Id
+    right: Id
     verdict: Literal["left", "right", "tie", "both_bad"]
 
 
 @router.get("/conversations")
 async def list_conversations(request: Request, search: str = "") -> Response:
-    found = await kept(request, lambda store, me: store.conversations(me, search))
+    found = await with_store(request, lambda store, me: store.conversations(me, search))
     return json_response({"conversations": [conversation_json(each) for each in found]})
 
 
 @router.post("/conversations")
-async def begin(request: Request, body: TitleBody) -> Response:
-    made = await kept(request, lambda store, me: store.begin(me, body.title))
+async def create(request: Request, body: TitleBody) -> Response:
+    made = await with_store(request, lambda store, me: store.begin(me, body.title))
     return json_response(conversation_json(made))
 
 
 @router.patch("/conversations/{name}")
 async def rename(request: Request, name: str, body: TitleBody) -> Response:
-    await kept(request, lambda store, me: store.rename(me, name, body.title))
+    await with_store(request, lambda store, me: store.rename(me, name, body.title))
     return json_response({"id": name, "title": body.title})
 
 
 @router.delete("/conversations/{name}")
 async def delete(request: Request, name: str) -> Response:
-    await kept(request, lambda store, me: store.delete(me, name))
+    await with_store(request, lambda store, me: store.delete(me, name))
     return json_response({"deleted": name})
 
 
 @router.get("/conversations/{name}")
 async def show(request: Request, name: str) -> Response:
     """All messages of the tree, each after its parent, with this person's judgements, and the
-    answers that are being written."""
-    me = await kept(request, lambda _, me: me)
+    answers that are being generated."""
+    me = await with_store(request, lambda _, me: me)
     # Before the messages: one that is kept meanwhile is among both, and not among none.
-    answers = request.app.state.talks.in_conversation(me, name)
-    messages, judged = await kept(
+    answers = request.app.state.answers.in_conversation(me, name)
+    messages, judged = await with_store(
         request, lambda store, me: (store.tree(me, name), store.judgements(me, name))
     )
     return json_response(
@@ -97,7 +97,7 @@ async def show(request: Request, name: str) -> Response:
 
 
 @router.post("/conversations/{name}/messages")
-async def say(request: Request, name: str, body: MessageBody) -> Response:
+async def add_message(request: Request, name: str, body: MessageBody) -> Response:
     def work(store: Store, me: str) -> Message:
         return store.say(
             me,
@@ -110,31 +110,33 @@ async def say(request: Request, name: str, body: MessageBody) -> Response:
             finish=body.finish,
         )
 
-    return json_response(message_json(await kept(request, work)))
+    return json_response(message_json(await with_store(request, work)))
 
 
 @router.put("/messages/{number}/rating")
-async def rate(request: Request, number: Number, body: RatingBody) -> Response:
+async def rate(request: Request, number: Id, body: RatingBody) -> Response:
     def work(store: Store, me: str) -> object:
         return store.rate(me, number, body.value, body.reasons, body.comment)
 
-    await kept(request, work)
+    await with_store(request, work)
     return json_response({"message": number, "rating": body.value})
 
 
 @router.put("/messages/{number}/better")
-async def improve(request: Request, number: Number, body: BetterBody) -> Response:
-    await kept(request, lambda store, me: store.improve(me, number, body.content))
+async def improve(request: Request, number: Id, body: BetterBody) -> Response:
+    await with_store(request, lambda store, me: store.improve(me, number, body.content))
     return json_response({"message": number, "better": body.content})
 
 
 @router.post("/comparisons")
 async def compare(request: Request, body: ComparisonBody) -> Response:
-    await kept(request, lambda store, me: store.compare(me, body.left, body.right, body.verdict))
+    await with_store(
+        request, lambda store, me: store.compare(me, body.left, body.right, body.verdict)
+    )
     return json_response(body.model_dump())
 
 
-def _time(moment: datetime) -> str:
+def iso_time(moment: datetime) -> str:
     """ISO 8601, UTC."""
     return utc(moment).isoformat()
 
@@ -143,8 +145,8 @@ def conversation_json(found: Conversation) -> dict[str, Any]:
     return {
         "id": found.id,
         "title": found.title,
-        "created": _time(found.created),
-        "updated": _time(found.updated),
+        "created": iso_time(found.created),
+        "updated": iso_time(found.updated),
     }
 
 
@@ -157,5 +159,5 @@ def message_json(found: Message) -> dict[str, Any]:
         "model": found.model,
         "settings": found.settings,
         "finish": found.finish,
-        "created": _time(found.created),
+        "created": iso_time(found.created),
     }

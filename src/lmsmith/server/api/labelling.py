@@ -1,9 +1,10 @@
-"""``/api/label``: the labelling queue for labelers, and what has come of it for admins."""
+"""``/api/label``: the labelling queue for labelers, and its statistics for admins."""
 
 from __future__ import annotations
 
 import shlex
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
@@ -14,23 +15,23 @@ from lmsmith.feedback.answers import LONGEST, MOST_RANKED, shown_ranks
 from lmsmith.feedback.queue import Held, Queue
 from lmsmith.feedback.statistics import statistics_of
 from lmsmith.feedback.store import Store
-from lmsmith.feedback.tables import utc
-from lmsmith.server.keeping import kept
-from lmsmith.server.responses import json_response
-from lmsmith.server.visitors import visitor_of
+from lmsmith.server.api.conversations import Id, iso_time
+from lmsmith.server.auth import visitor_of, with_store
+from lmsmith.server.models import served_model
+from lmsmith.server.stream import json_response
 
 router = APIRouter(prefix="/api/label")
 
 Kind = Literal["demonstration", "rating", "ranking"]
 Text = Annotated[str, Field(max_length=LONGEST)]
-Number = Annotated[int, Field(ge=1, lt=2**31)]
 
 LABELERS = ("admin", "labeler")
 ADMINS = ("admin",)
+Result = TypeVar("Result")
 
 
-class AnswerBody(BaseModel):
-    """What of this a kind of task needs, `lmsmith.feedback.answers.checked` says."""
+class LabelBody(BaseModel):
+    """`lmsmith.feedback.answers.checked` says which of these a kind of task needs."""
 
     content: Text = ""
     score: int | None = None
@@ -38,7 +39,7 @@ class AnswerBody(BaseModel):
     ranks: Annotated[list[int], Field(max_length=MOST_RANKED)] | None = None
     comment: Text = ""
 
-    def said(self) -> dict[str, Any]:
+    def given(self) -> dict[str, Any]:
         return self.model_dump(exclude_none=True)
 
 
@@ -56,7 +57,7 @@ async def next_task(request: Request, kind: Kind | None = None) -> Response:
 
     Where there is none, admins are told the command that fills this server's queue.
     """
-    model = request.app.state.serving.model(None)
+    model = served_model(request.app.state.engine.models, None)
 
     def work(store: Store, me: str) -> dict[str, Any]:
         queue = Queue(store)
@@ -67,73 +68,76 @@ async def next_task(request: Request, kind: Kind | None = None) -> Response:
         sample = f"lmsmith feedback sample {shlex.quote(model.source)}"
         return found | {"fill": f"{sample} --prompts prompts.jsonl --answers 4{store.option}"}
 
-    return json_response(await kept(request, work, LABELERS))
+    return json_response(await with_store(request, work, LABELERS))
 
 
 @router.get("/progress")
 async def progress(request: Request) -> Response:
     """How many of each kind are done, skipped and left."""
-    found = await kept(request, lambda store, me: Queue(store).progress(me), LABELERS)
+    found = await _with_queue(request, lambda queue, me: queue.progress(me))
     return json_response({"progress": found})
 
 
 @router.get("/assignments")
 async def list_done(request: Request) -> Response:
     """What this labeler did last."""
-
-    def work(store: Store, me: str) -> list[dict[str, Any]]:
-        return [_shown(held) for held in Queue(store).done(me)]
-
-    return json_response({"assignments": await kept(request, work, LABELERS)})
+    done = await _with_queue(request, lambda queue, me: queue.done(me))
+    return json_response({"assignments": [_shown(held) for held in done]})
 
 
 @router.get("/assignments/{number}")
-async def show(request: Request, number: Number) -> Response:
+async def show(request: Request, number: Id) -> Response:
     """A task that this labeler has or had."""
-    held = await kept(request, lambda store, me: Queue(store).held(me, number), LABELERS)
+    held = await _with_queue(request, lambda queue, me: queue.held(me, number))
     return json_response(_shown(held))
 
 
 @router.put("/assignments/{number}/draft")
-async def draft(request: Request, number: Number, body: AnswerBody) -> Response:
-    """Keep what is said so far."""
-    await kept(request, lambda store, me: Queue(store).draft(me, number, body.said()), LABELERS)
+async def draft(request: Request, number: Id, body: LabelBody) -> Response:
+    """Save an unfinished label."""
+    await _with_queue(request, lambda queue, me: queue.draft(me, number, body.given()))
     return json_response({"id": number, "state": "open"})
 
 
 @router.put("/assignments/{number}")
-async def submit(request: Request, number: Number, body: AnswerBody) -> Response:
-    """Keep the whole answer; what is done is fixed so."""
-    await kept(request, lambda store, me: Queue(store).submit(me, number, body.said()), LABELERS)
+async def submit(request: Request, number: Id, body: LabelBody) -> Response:
+    """Save the whole label, or correct it."""
+    await _with_queue(request, lambda queue, me: queue.submit(me, number, body.given()))
     return json_response({"id": number, "state": "done"})
 
 
 @router.post("/assignments/{number}/skip")
-async def skip(request: Request, number: Number, body: SkipBody) -> Response:
-    """Give the task to others."""
-    await kept(request, lambda store, me: Queue(store).skip(me, number, body.reason), LABELERS)
+async def skip(request: Request, number: Id, body: SkipBody) -> Response:
+    """Leave the task to others."""
+    await _with_queue(request, lambda queue, me: queue.skip(me, number, body.reason))
     return json_response({"id": number, "state": "skipped"})
 
 
 @router.get("/guidelines/{kind}")
 async def guideline(request: Request, kind: Kind) -> Response:
-    """What labelers are told; empty where it is the page's own text."""
-    found = await kept(request, lambda store, _: Queue(store).guideline(kind), LABELERS)
+    """The text for labelers; empty where it is the page's own."""
+    found = await _with_queue(request, lambda queue, _: queue.guideline(kind))
     return json_response({"kind": kind, "content": found})
 
 
 @router.put("/guidelines/{kind}")
 async def set_guideline(request: Request, kind: Kind, body: GuidelineBody) -> Response:
-    """Tell them something else."""
+    """Replace the guideline."""
     content = body.content
-    await kept(request, lambda store, _: Queue(store).set_guideline(kind, content), ADMINS)
+    await _with_queue(request, lambda queue, _: queue.set_guideline(kind, content), ADMINS)
     return json_response({"kind": kind, "content": content})
 
 
 @router.get("/statistics")
 async def statistics(request: Request) -> Response:
     """Progress of all, agreement, leaderboard."""
-    return json_response(await kept(request, lambda store, _: statistics_of(store), ADMINS))
+    return json_response(await with_store(request, lambda store, _: statistics_of(store), ADMINS))
+
+
+async def _with_queue(
+    request: Request, work: Callable[[Queue, str], Result], roles: tuple[str, ...] = LABELERS
+) -> Result:
+    return await with_store(request, lambda store, me: work(Queue(store), me), roles)
 
 
 def _shown(held: Held) -> dict[str, Any]:
@@ -149,6 +153,6 @@ def _shown(held: Held) -> dict[str, Any]:
         "prompt": task.prompt,
         "responses": [task.responses[place] for place in assignment.shown],
         "answer": answer,
-        "lease": utc(assignment.lease).isoformat(),
+        "lease": iso_time(assignment.lease),
         "reason": assignment.reason,
     }

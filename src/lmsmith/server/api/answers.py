@@ -1,0 +1,343 @@
+"""``/api/conversations/…/answers``: a model's answer in a conversation, saved as it is generated.
+
+It goes on when its reader hangs up, for a bounded time, in which it can be read again. It is in the
+database before the last event says so. The text so far is saved, too, when the reader stops it or
+does not come back, or the engine fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import secrets
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field, FiniteFloat
+from starlette.requests import Request
+from starlette.responses import Response
+
+from lmsmith.core.errors import UserError
+from lmsmith.feedback.conversations import as_turns
+from lmsmith.feedback.store import Store
+from lmsmith.feedback.tables import Message
+from lmsmith.generation.requests import Reply
+from lmsmith.prompts import PromptTooLong, encode_prompt, room_for_reply
+from lmsmith.server.api.conversations import Id, Title, message_json
+from lmsmith.server.auth import in_database, visitor_of, with_store
+from lmsmith.server.engine import AsyncEngine, Generation
+from lmsmith.server.errors import ApiError, bad_request, internal
+from lmsmith.server.models import ServedModel, served_model
+from lmsmith.server.requests import (
+    ParsedRequest,
+    SamplingBody,
+    message_request,
+    new_id,
+    sampling_settings,
+)
+from lmsmith.server.stream import EventStream, finish_reason, json_response
+
+log = logging.getLogger("lmsmith.server")
+router = APIRouter(prefix="/api")
+
+AnswerId = Annotated[str, Field(max_length=100)]
+
+
+class AnswerBody(BaseModel):
+    """The message to answer, the model, and its sampling; ``note`` is saved with the settings."""
+
+    parent: Id
+    model: Title | None = None
+    temperature: FiniteFloat | None = Field(None, ge=0, le=100)
+    top_p: FiniteFloat | None = Field(None, ge=0, le=1)
+    max_tokens: int | None = Field(None, ge=1, lt=2**31)
+    seed: int | None = Field(None, ge=0, lt=2**53)
+    note: dict[Title, Title] = Field(default_factory=dict, max_length=10)
+
+
+class Stopped(ApiError):
+    """The reader has read enough."""
+
+    def __init__(self) -> None:
+        super().__init__(400, "the answer was stopped", code="stopped")
+
+
+class PendingAnswer:
+    """An answer that is being generated, in an asyncio task of its own, for any number of readers.
+
+    Args:
+        store: saves it.
+        person: owner of the conversation.
+        conversation: its id.
+        body: the request's.
+        generation: of the engine, one reply.
+        dropped: messages that were left out of the prompt, since they do not fit.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        person: str,
+        conversation: str,
+        body: AnswerBody,
+        generation: Generation,
+        dropped: int,
+    ) -> None:
+        self.person, self.conversation, self.generation = person, conversation, generation
+        self._store, self._body, self._dropped = store, body, dropped
+        self._last: list[dict[str, Any]] = []
+        self._error: ApiError | None = None
+        self._is_over = False
+        self._news = asyncio.Event()
+        self._readers = 0
+        self._unread: asyncio.TimerHandle | None = None
+
+    async def run(self) -> None:
+        """Generate it to its end, and save it."""
+        finish = "stopped"
+        try:
+            async for batch in self.generation.events():
+                deque(batch, maxlen=0)
+                self._wake_readers()
+            finish = finish_reason(self._reply) or ""
+        except Stopped:
+            pass
+        except ApiError as error:
+            self._error, finish = error, "error"
+        except Exception:
+            log.exception("answer %s failed", self.generation.id)
+            self._error, finish = internal(self.generation.id), "error"
+        finally:
+            self.generation.close()
+        try:
+            self._last = [{"message": await in_database(self._save, finish)}]
+        except ApiError as error:
+            self._error = error
+        except Exception:
+            log.exception("answer %s is not kept", self.generation.id)
+            self._error = internal(self.generation.id)
+        self._is_over = True
+        if self._unread is not None:
+            self._unread.cancel()
+        self._wake_readers()
+
+    async def events(self) -> AsyncIterator[list[dict[str, Any]]]:
+        """What it is; its text from the beginning, piece by piece; the message, once it is saved.
+
+        Raises:
+            ApiError: the engine failed, or the database, in which case there is no message.
+        """
+        yield [self.shown()]
+        read = 0
+        while True:
+            news, is_over, text = self._news, self._is_over, self._reply.text
+            if read < len(text):
+                yield [{"delta": text[read:]}]
+                read = len(text)
+            if is_over:
+                break
+            await news.wait()
+        yield self._last
+        if self._error is not None:
+            raise self._error
+
+    def add_reader(self) -> None:
+        self._readers += 1
+        if self._unread is not None:
+            self._unread.cancel()
+
+    def remove_reader(self, unread_seconds: float) -> None:
+        """Without another reader, it ends after so many seconds."""
+        self._readers -= 1
+        if not self._readers and not self._is_over:
+            loop = asyncio.get_running_loop()
+            self._unread = loop.call_later(unread_seconds, self.generation.end, Stopped())
+
+    def shown(self) -> dict[str, Any]:
+        """Its description, for every reader."""
+        return {
+            "answer": self.generation.id,
+            "parent": self._body.parent,
+            "model": self.generation.model.name,
+            "dropped": self._dropped,
+            "note": self._body.note,
+        }
+
+    @property
+    def _reply(self) -> Reply:
+        return self.generation.replies[0]
+
+    def _wake_readers(self) -> None:
+        """Later news wake them by another event."""
+        news, self._news = self._news, asyncio.Event()
+        news.set()
+
+    def _save(self, finish: str) -> dict[str, Any] | None:
+        """Add the message, but none for an answer that was cut off before a word."""
+        reply = self._reply
+        if not reply.text and finish in ("stopped", "error"):
+            return None
+        sampling = self._body.model_dump(
+            include={"temperature", "top_p", "max_tokens"}, exclude_none=True
+        )
+        seed = self.generation.prompts[0].request.settings.seed
+        settings = {**sampling, "seed": seed, **self._body.note}
+        if self._dropped:
+            settings["dropped"] = self._dropped
+        try:
+            message = self._store.say(
+                self.person,
+                self.conversation,
+                self._body.parent,
+                "assistant",
+                reply.text,
+                model=self.generation.model.name,
+                settings=settings,
+                finish=finish,
+            )
+        except UserError as error:
+            log.warning("answer %s is not kept: %s", self.generation.id, error.problem)
+            return None
+        return message_json(message)
+
+
+class PendingAnswers:
+    """The answers that are being generated, by id.
+
+    Args:
+        unread_seconds: that one goes on while nobody reads it.
+    """
+
+    def __init__(self, unread_seconds: float) -> None:
+        self._unread_seconds = unread_seconds
+        self._all: dict[str, tuple[PendingAnswer, asyncio.Task[None]]] = {}
+
+    def start(self, answer: PendingAnswer) -> None:
+        task = asyncio.ensure_future(answer.run())
+        self._all[answer.generation.id] = answer, task
+        task.add_done_callback(lambda _: self._all.pop(answer.generation.id))
+
+    def stream(self, answer: PendingAnswer) -> EventStream:
+        """Its events from the beginning; a client that hung up may read them again."""
+        return EventStream(_Reader(answer, self._unread_seconds), answer.events())
+
+    def find(self, person: str, answer: str) -> PendingAnswer:
+        """A person's answer.
+
+        Raises:
+            ApiError: 404, it is not being generated.
+        """
+        found = self._all.get(answer)
+        if found is None or found[0].person != person:
+            raise ApiError(404, f"no answer {answer} is being written", code="not_found")
+        return found[0]
+
+    def in_conversation(self, person: str, conversation: str) -> list[dict[str, Any]]:
+        return [
+            answer.shown()
+            for answer, _ in self._all.values()
+            if (answer.person, answer.conversation) == (person, conversation)
+        ]
+
+    async def finish(self) -> None:
+        """End all, and save what was generated."""
+        running = list(self._all.values())
+        for answer, _ in running:
+            answer.generation.end(Stopped())
+        await asyncio.gather(*(task for _, task in running))
+
+
+class _Reader:
+    """A client that reads an answer, which goes on for a while without its last reader."""
+
+    def __init__(self, answer: PendingAnswer, unread_seconds: float) -> None:
+        self.id = answer.generation.id
+        self._answer, self._unread_seconds = answer, unread_seconds
+        answer.add_reader()
+
+    def disconnect(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self._answer.remove_reader(self._unread_seconds)
+
+
+def _prompt(
+    model: ServedModel, path: Sequence[Message], max_tokens: int | None
+) -> tuple[list[int], int]:
+    """A conversation as a prompt with room for a reply, and how many messages were left out.
+
+    The oldest turns are left out first, then messages just before the last one that got no answer.
+
+    Raises:
+        ApiError: the template refuses it, or the last message alone is too long.
+    """
+    limit = model.context - room_for_reply(model.context, max_tokens or model.context)
+    system = [message for message in path[:1] if message.role == "system"]
+    rest = path[len(system) :]
+    in_turns = [len(list(each)) for _, each in itertools.groupby(rest, lambda each: each.role)]
+    problem: UserError | None = None
+    for count in (len(rest), *range(in_turns[-1] - 1, 0, -1)):
+        try:
+            turns = as_turns([*system, *rest[-count:]])
+            prompt = encode_prompt(model.tokenizer, turns, limit)
+        except PromptTooLong as error:
+            problem = error
+        except UserError as error:
+            raise bad_request(error, "messages") from error
+        else:
+            return prompt.tokens, len(rest) - count + sum(in_turns[: prompt.dropped_messages])
+    assert problem is not None
+    raise bad_request(problem, "messages", "context_length_exceeded") from problem
+
+
+@router.post("/conversations/{name}/answers")
+async def create(request: Request, name: str, body: AnswerBody) -> Response:
+    """Answer a user's message, as events; the answer becomes its child."""
+    engine: AsyncEngine = request.app.state.engine
+    person, path = await with_store(request, lambda store, me: (me, store.path(me, body.parent)))
+    if path[-1].conversation_id != name:
+        raise ApiError(404, f"message {body.parent} is in another conversation", code="not_found")
+    if path[-1].role != "user":
+        raise ApiError(400, f"message {body.parent} is no user's message", param="parent")
+    model = served_model(engine.models, body.model)
+    tokens, dropped = await asyncio.to_thread(_prompt, model, path, body.max_tokens)
+    seed = secrets.randbelow(2**53) if body.seed is None else body.seed
+    sampling = SamplingBody.model_validate(
+        {"temperature": body.temperature, "top_p": body.top_p, "seed": seed}
+    )
+    settings = sampling_settings(sampling, model, engine.limits, max_new_tokens=body.max_tokens)
+    generation = engine.submit(
+        ParsedRequest(
+            id=new_id("answer"),
+            model=model,
+            prompts=[message_request(tokens, settings)],
+            cache_salt=visitor_of(request).cache_salt,
+        )
+    )
+    answers: PendingAnswers = request.app.state.answers
+    answer = PendingAnswer(request.app.state.store, person, name, body, generation, dropped)
+    answers.start(answer)
+    return answers.stream(answer)
+
+
+@router.get("/answers/{name}")
+async def read(request: Request, name: AnswerId) -> Response:
+    """The events of an answer that is being generated, from its beginning."""
+    answers: PendingAnswers = request.app.state.answers
+    return answers.stream(await _find(request, name))
+
+
+@router.post("/answers/{name}/stop")
+async def stop(request: Request, name: AnswerId) -> Response:
+    """End an answer; its stream then gives the message as far as it was generated."""
+    (await _find(request, name)).generation.end(Stopped())
+    return json_response({"stopped": name})
+
+
+async def _find(request: Request, name: str) -> PendingAnswer:
+    answers: PendingAnswers = request.app.state.answers
+    return answers.find(await with_store(request, lambda _, me: me), name)

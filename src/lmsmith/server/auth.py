@@ -1,0 +1,318 @@
+"""Who sends a request, and what they may do: tokens, session cookies, roles, the store.
+
+Where there is a database, sessions are in it (`lmsmith.feedback.people`), outlive a restart, and
+end at sign-out. Without one they are in memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from http.cookies import CookieError, SimpleCookie
+from typing import Annotated, TypeVar
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+from sqlalchemy.exc import OperationalError
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import Response
+
+from lmsmith.core.errors import UserError
+from lmsmith.feedback.names import OWNER
+from lmsmith.feedback.people import People
+from lmsmith.feedback.store import NotThere, Store
+from lmsmith.feedback.tables import ROLES, Person
+from lmsmith.server.errors import ApiError, bad_request
+from lmsmith.server.stream import json_response
+
+log = logging.getLogger("lmsmith.server")
+router = APIRouter(prefix="/api/session")
+Result = TypeVar("Result")
+
+COOKIE = "lmsmith_session"
+SESSION_SECONDS = 30 * 24 * 3600
+
+RECHECK_SECONDS = 1.0
+"""The first user that is added closes an open server after at most so long."""
+
+VISITOR = "lmsmith.visitor"
+"""Key of the `Visitor` in a request's scope; set by the guard alone."""
+
+
+@dataclass(frozen=True)
+class Visitor:
+    """Sender of a request: the server's owner, or a named user.
+
+    Attributes:
+        name: of the person.
+        role: admin, labeler or user.
+        id: of the person in the database; empty for the owner, who may not be in it yet.
+    """
+
+    name: str = OWNER
+    role: str = "admin"
+    id: str = ""
+
+    def person(self, store: Store) -> str:
+        """The person's id."""
+        return self.id or store.person(self.name, self.role).id
+
+    @property
+    def cache_salt(self) -> str:
+        """Requests of one salt may reuse each other's prompts in the prefix cache.
+
+        Every named user has their own; all who have the server's token, or everybody where there
+        is none, share one.
+        """
+        return self.id
+
+
+def visitor_of(request: Request) -> Visitor:
+    found = request.scope[VISITOR]
+    assert isinstance(found, Visitor)
+    return found
+
+
+def require_role(request: Request, roles: tuple[str, ...]) -> Visitor:
+    """The request's visitor.
+
+    Raises:
+        ApiError: 403 for another role.
+    """
+    visitor = visitor_of(request)
+    if visitor.role not in roles:
+        problem = f"this is for the role {' or '.join(roles)}; you are {visitor.role}"
+        raise ApiError(403, problem, "permission_error", code="role_not_allowed")
+    return visitor
+
+
+async def in_database(work: Callable[..., Result], *given: object) -> Result:
+    """Call a function that uses the database in a thread.
+
+    Raises:
+        ApiError: 503, the database is unreachable, or locked for too long.
+    """
+    try:
+        return await asyncio.to_thread(work, *given)
+    except OperationalError as error:
+        log.error("the database does not answer: %s", error.orig)
+        problem = "the database does not answer now; try again"
+        headers = {"Retry-After": "2"}
+        raise ApiError(
+            503, problem, "server_error", code="database_unavailable", headers=headers
+        ) from error
+
+
+async def with_store(
+    request: Request, work: Callable[[Store, str], Result], roles: tuple[str, ...] = ROLES
+) -> Result:
+    """Use the store as the visitor.
+
+    Args:
+        request: its visitor is checked.
+        work: gets the store and the person's id.
+        roles: allowed ones.
+
+    Raises:
+        ApiError: 403 for another role, 404 without a database or for what is not this person's,
+            400 for what cannot be done, 503 if the database does not answer.
+    """
+    store: Store | None = request.app.state.store
+    if store is None:
+        raise ApiError(404, "nothing is kept here; start the server with --database FILE")
+    visitor = require_role(request, roles)
+    try:
+        return await in_database(lambda: work(store, visitor.person(store)))
+    except NotThere as error:
+        raise ApiError(404, error.problem, code="not_found") from error
+    except UserError as error:
+        raise bad_request(error) from error
+
+
+class Sessions:
+    """The server's token, and the sessions in memory.
+
+    Args:
+        token: whoever knows it may sign in. Empty: everybody is signed in.
+        clock: seconds since 1970.
+    """
+
+    def __init__(self, token: str, clock: Callable[[], float] = time.time) -> None:
+        self.token, self._clock = token, clock
+        self._ends: dict[bytes, float] = {}
+
+    def is_token(self, token: str) -> bool:
+        """Whether this is the server's token, compared in constant time."""
+        return hmac.compare_digest(token.encode(errors="surrogatepass"), self.token.encode())
+
+    def open(self) -> str:
+        """The value of a new session's cookie."""
+        now, cookie = self._clock(), secrets.token_urlsafe(32)
+        self._ends = {name: end for name, end in self._ends.items() if end > now}
+        self._ends[_digest(cookie)] = now + SESSION_SECONDS
+        return cookie
+
+    def is_open(self, cookie: str) -> bool:
+        return self._ends.get(_digest(cookie), 0.0) > self._clock()
+
+    def close(self, cookie: str) -> None:
+        """End a session for everybody who has its cookie."""
+        self._ends.pop(_digest(cookie), None)
+
+
+def _digest(cookie: str) -> bytes:
+    """Sessions are found by a hash: the time of a look-up tells nothing of a guess."""
+    return hashlib.sha256(cookie.encode(errors="surrogatepass")).digest()
+
+
+def session_cookie(header: str) -> str:
+    """The session in a Cookie header; empty if there is none."""
+    try:
+        found = SimpleCookie(header).get(COOKIE)
+    except CookieError:
+        return ""
+    return found.value if found is not None else ""
+
+
+class Authenticator:
+    """Finds a request's visitor by token or cookie.
+
+    Args:
+        token: the server's, which is its owner's; may be empty.
+        store: has the named users; None without a database.
+        clock: seconds, for `RECHECK_SECONDS`.
+    """
+
+    def __init__(
+        self, token: str, store: Store | None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._sessions = Sessions(token)
+        self._people = People(store) if store is not None else None
+        self._clock, self._checked = clock, -RECHECK_SECONDS
+        # Before the first request, which others do not wait for.
+        self._has_people = self._people is not None and self._people.anybody()
+
+    async def is_closed(self) -> bool:
+        """Whether a token is needed. A closed server stays closed until it ends."""
+        is_closed = bool(self._sessions.token) or self._has_people
+        if is_closed or self._people is None:
+            return is_closed
+        if self._clock() - self._checked >= RECHECK_SECONDS:
+            self._checked = self._clock()
+            self._has_people = await in_database(self._people.anybody)
+        return self._has_people
+
+    async def authenticate(self, headers: Headers) -> Visitor | None:
+        """The visitor; None if they may not use the server."""
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        cookie = session_cookie(headers.get("cookie", ""))
+        if not await self.is_closed():
+            return Visitor()
+        if scheme.lower() == "bearer":
+            return await self._by_token(given.strip())
+        if not cookie:
+            return None
+        if self._people is None:
+            return Visitor() if self._sessions.is_open(cookie) else None
+        return await in_database(self._by_session, self._people, cookie)
+
+    async def sign_in(self, token: str) -> tuple[str, Visitor] | None:
+        """A session's cookie and visitor; None if nobody has this token.
+
+        The cookie is empty where nobody needs one.
+        """
+        visitor = await self._by_token(token)
+        if visitor is None:
+            return None
+        if not await self.is_closed():
+            return "", visitor
+        if self._people is None:
+            return self._sessions.open(), visitor
+        return await in_database(self._open_session, self._people, visitor), visitor
+
+    async def sign_out(self, headers: Headers) -> None:
+        """End the cookie's session for everybody who has a copy of it."""
+        cookie = session_cookie(headers.get("cookie", ""))
+        self._sessions.close(cookie)
+        if cookie and self._people is not None:
+            await in_database(self._people.close_session, cookie, self._sessions.token)
+
+    async def _by_token(self, token: str) -> Visitor | None:
+        if self._sessions.is_token(token) and (token or not await self.is_closed()):
+            return Visitor()
+        if self._people is None:
+            return None
+        return _visitor(await in_database(self._people.by_token, token))
+
+    def _open_session(self, people: People, visitor: Visitor) -> str:
+        """The owner's is bound to the server's token: another token ends it."""
+        if visitor.id:
+            return people.open_session(visitor.id)
+        return people.open_session(visitor.person(people.store), self._sessions.token)
+
+    def _by_session(self, people: People, cookie: str) -> Visitor | None:
+        if self._sessions.token and people.by_session(cookie, self._sessions.token):
+            return Visitor()
+        return _visitor(people.by_session(cookie))
+
+
+def _visitor(person: Person | None) -> Visitor | None:
+    return Visitor(person.name, person.role, person.id) if person is not None else None
+
+
+class TokenBody(BaseModel):
+    token: Annotated[str, Field(max_length=1000)]
+
+
+@router.get("")
+async def show(request: Request) -> Response:
+    """Whether this browser is signed in, as whom, and whether it must be."""
+    authenticator: Authenticator = request.app.state.authenticator
+    return await _shown(authenticator, await authenticator.authenticate(request.headers))
+
+
+@router.post("")
+async def sign_in(request: Request, body: TokenBody) -> Response:
+    """Exchange a token, the server's or a user's, for a cookie that no script can read."""
+    authenticator: Authenticator = request.app.state.authenticator
+    found = await authenticator.sign_in(body.token)
+    if found is None:
+        problem = "that is no token of this server"
+        raise ApiError(401, problem, "authentication_error", code="invalid_api_key")
+    cookie, visitor = found
+    response = await _shown(authenticator, visitor)
+    if cookie:
+        response.set_cookie(
+            COOKIE,
+            cookie,
+            max_age=SESSION_SECONDS,
+            httponly=True,
+            samesite="strict",
+            secure=request.url.scheme == "https",
+        )
+    return response
+
+
+@router.delete("")
+async def sign_out(request: Request) -> Response:
+    """End the session, and delete its cookie."""
+    authenticator: Authenticator = request.app.state.authenticator
+    await authenticator.sign_out(request.headers)
+    visitor = None if await authenticator.is_closed() else Visitor()
+    response = await _shown(authenticator, visitor)
+    response.delete_cookie(COOKIE, httponly=True, samesite="strict")
+    return response
+
+
+async def _shown(authenticator: Authenticator, visitor: Visitor | None) -> Response:
+    who = {} if visitor is None else {"name": visitor.name, "role": visitor.role}
+    needs_token = await authenticator.is_closed()
+    found = {"signed_in": visitor is not None, "needs_token": needs_token, **who}
+    return json_response(found, {"Cache-Control": "no-store"})

@@ -1,0 +1,432 @@
+"""The engine: one thread that runs the models, and the event loop's side of it.
+
+All tensors are touched in this thread alone. The event loop hands over commands, and gets the
+events of a step in one call, so that neither waits for the other. Every call takes processors from
+the model, so that tokens that follow each other faster than anybody reads are sent together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from lmsmith.core.errors import UserError
+from lmsmith.generation.requests import Reply, Request, TokenEvent
+from lmsmith.generation.scheduler import Event, Failed, Joined, Scheduler
+from lmsmith.server.errors import ApiError, bad_request, internal, shutting_down
+from lmsmith.server.metrics import Metrics
+from lmsmith.server.models import ServedModel
+from lmsmith.server.requests import Limits, ParsedRequest
+
+log = logging.getLogger("lmsmith.server")
+
+Listener = Callable[[Event, float], None]
+"""Gets an event, and when it came about (perf_counter)."""
+
+FLUSH_SECONDS = 0.025
+"""Tokens of running replies are sent at most so often. What somebody waits for is sent at once: a
+reply's first token, its end, that a request joins or fails."""
+
+MAX_BATCH = 64
+"""Tokens of a batch: a client that reads slowly has many waiting, and others wait meanwhile."""
+
+
+class AsyncEngine:
+    """The models, their thread, and the queue of requests.
+
+    Args:
+        models: in the order they were named; the first is the default.
+        limits: of one client.
+    """
+
+    def __init__(self, models: Sequence[ServedModel], limits: Limits) -> None:
+        self.models = {model.name: model for model in models}
+        self.limits = limits
+        self.metrics = Metrics()
+        self.thread = EngineThread({model.name: model.scheduler for model in models})
+        self.draining = False
+        self.waiting = dict.fromkeys(self.models, 0)
+        self.generations: set[Generation] = set()
+        self._mean_seconds = 1.0  # of a request, a running mean
+
+    def submit(self, parsed: ParsedRequest, *, started: float | None = None) -> Generation:
+        """Queue a request.
+
+        Args:
+            parsed: its prompts fail together.
+            started: when a request that was accepted already began (perf_counter), of which this
+                is the next part: it needs no place in the queue, is finished at shutdown, and its
+                time runs since then.
+
+        Raises:
+            ApiError: it cannot be generated (400), the queue is full (429), or the server ends
+                (503).
+        """
+        if self.draining and started is None:
+            self.metrics.rejected.labels("draining").inc()
+            raise shutting_down()
+        for request in parsed.prompts:
+            try:
+                parsed.model.scheduler.check(request)
+            except UserError as error:
+                raise bad_request(error) from error
+        if started is None and self.is_full(parsed.model.name):
+            self.metrics.rejected.labels("queue").inc()
+            raise self._queue_full(parsed.model.name)
+        generation = Generation(self, parsed, started)
+        self.generations.add(generation)
+        for each in generation.in_thread:
+            self.thread.submit(each)
+        return generation
+
+    def is_full(self, name: str) -> bool:
+        """Whether the queue of a model is full, beside requests for which a row is free."""
+        free = self.limits.streams - self.models[name].scheduler.active
+        return self.waiting[name] >= self.limits.queue + max(0, free)
+
+    def _queue_full(self, name: str) -> ApiError:
+        seconds = math.ceil(self._mean_seconds * self.waiting[name] / self.limits.streams)
+        return ApiError(
+            429,
+            f"{self.waiting[name]} requests wait for {name} already; try again later",
+            "rate_limit_error",
+            code="queue_full",
+            headers={"Retry-After": str(min(60, max(1, seconds)))},
+        )
+
+    def add_duration(self, seconds: float) -> None:
+        """A request has ended; Retry-After is estimated from its time."""
+        self._mean_seconds += 0.1 * (seconds - self._mean_seconds)
+
+
+@dataclass
+class PromptResult:
+    """A prompt and its replies, one for each sample, as far as they are generated.
+
+    Attributes:
+        cached: tokens of the prompt that were in the cache.
+    """
+
+    request: Request
+    replies: list[Reply]
+    cached: int = 0
+
+
+class Generation:
+    """The replies of a submitted request: their events, and what there is of them so far."""
+
+    def __init__(
+        self, engine: AsyncEngine, parsed: ParsedRequest, started: float | None = None
+    ) -> None:
+        self.parsed, self.model, self.id = parsed, parsed.model, parsed.id
+        self.prompts = [
+            PromptResult(request, [Reply() for _ in range(request.settings.samples)])
+            for request in parsed.prompts
+        ]
+        self._engine, self._metrics = engine, engine.metrics.of(self.model.name)
+        self._events: deque[tuple[int, Event, float]] = deque()
+        self._has_events = asyncio.Event()
+        self._submitted = time.perf_counter()
+        self._started = self._submitted if started is None else started
+        self._last: dict[tuple[int, int], float] = {}
+        self._waiting = set(range(len(self.prompts)))
+        self._closed = False
+        engine.waiting[self.model.name] += len(self.prompts)
+        self.in_thread = [
+            EngineRequest(
+                self.model.name, replace(request, salt=parsed.cache_salt), self._listener(number)
+            )
+            for number, request in enumerate(parsed.prompts)
+        ]
+
+    def _listener(self, number: int) -> Listener:
+        return lambda event, moment: self._add(number, event, moment)
+
+    def _add(self, number: int, event: Event, moment: float) -> None:
+        self._events.append((number, event, moment))
+        self._has_events.set()
+
+    @property
+    def replies(self) -> list[Reply]:
+        """Of all prompts."""
+        return [reply for each in self.prompts for reply in each.replies]
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(len(each.request.prompt) for each in self.prompts)
+
+    @property
+    def new_tokens(self) -> int:
+        return sum(len(reply.tokens) for reply in self.replies)
+
+    @property
+    def cached_tokens(self) -> int:
+        return sum(each.cached for each in self.prompts)
+
+    async def events(self) -> AsyncIterator[Iterator[tuple[int, TokenEvent]]]:
+        """(number of the prompt, event) until every reply has ended, in batches.
+
+        A token is added to its reply when it is taken from its batch, and not before.
+
+        Raises:
+            ApiError: the request failed, took too long, or the server ends.
+        """
+        left = len(self.replies)
+        spent = time.perf_counter() - self._started
+        timer = asyncio.get_running_loop().call_later(
+            self._engine.limits.seconds - spent, self.end, TimeoutError()
+        )
+        try:
+            while left:
+                while not self._events:
+                    self._has_events.clear()
+                    await self._has_events.wait()
+                tokens, error = self._next()
+                left -= sum(event.finish is not None for _, event, _ in tokens)
+                if tokens:
+                    yield map(self._take, *zip(*tokens, strict=True))
+                if error is not None and left:
+                    raise self._failure(error)
+        finally:
+            timer.cancel()
+        self._engine.add_duration(time.perf_counter() - self._submitted)
+
+    async def finish(self) -> None:
+        """Wait until every reply has ended."""
+        async for batch in self.events():
+            deque(batch, maxlen=0)
+
+    def close(self) -> None:
+        """Cancel what is not finished: its rows are free from the next step on."""
+        if self._closed:
+            return
+        self._closed = True
+        self._engine.generations.discard(self)
+        self._engine.waiting[self.model.name] -= len(self._waiting)
+        if not all(reply.finish for reply in self.replies):
+            for request in self.in_thread:
+                self._engine.thread.cancel(request)
+
+    def end(self, error: Exception) -> None:
+        """Raise an error from `events`, after what has come already."""
+        self._add(0, Failed(-1, error), time.perf_counter())
+
+    def disconnect(self) -> None:
+        """The client hung up."""
+        self._metrics.cancelled.inc()
+        self.close()
+
+    def _next(self) -> tuple[list[tuple[int, TokenEvent, float]], Exception | None]:
+        """The tokens that are there, a batch at most, up to what ended the request."""
+        tokens: list[tuple[int, TokenEvent, float]] = []
+        while self._events and len(tokens) < MAX_BATCH:
+            number, event, moment = self._events.popleft()
+            if isinstance(event, Failed):
+                return tokens, event.error
+            if isinstance(event, Joined):
+                self._joined(number, event)
+            else:
+                tokens.append((number, event, moment))
+        return tokens, None
+
+    def _joined(self, number: int, event: Joined) -> None:
+        self.prompts[number].cached = event.reused
+        self._waiting.discard(number)
+        self._engine.waiting[self.model.name] -= 1
+        self._metrics.prompt_tokens.inc(len(self.prompts[number].request.prompt))
+        self._metrics.cached_tokens.inc(event.reused)
+
+    def _take(self, number: int, event: TokenEvent, moment: float) -> tuple[int, TokenEvent]:
+        self.prompts[number].replies[event.sample].add(event)
+        before = self._last.get((number, event.sample))
+        if before is None:
+            self._metrics.first_token.observe(moment - self._submitted)
+        else:
+            self._metrics.gap.observe(moment - before)
+        self._last[number, event.sample] = moment
+        self._metrics.generated_tokens.inc()
+        return number, event
+
+    def _failure(self, error: Exception) -> ApiError:
+        if isinstance(error, ApiError):
+            return error
+        if isinstance(error, TimeoutError):
+            self._engine.metrics.rejected.labels("timeout").inc()
+            problem = f"no answer within {self._engine.limits.seconds:g} seconds"
+            return ApiError(504, problem, "server_error", code="timeout")
+        log.error("request %s failed: %s", self.id, error, exc_info=error)
+        return internal(self.id)
+
+
+@dataclass(eq=False)
+class EngineRequest:
+    """A prompt on its way through the engine thread.
+
+    Attributes:
+        model: the scheduler's name.
+        listener: called in the event loop with every event.
+        number: of the scheduler, once it has the request.
+        unfinished: replies.
+        has_token: whether a token has come.
+        is_over: whether no more events will come.
+    """
+
+    model: str
+    request: Request
+    listener: Listener
+    number: int = -1
+    unfinished: int = 0
+    has_token: bool = False
+    is_over: bool = False
+
+
+_Addressed = tuple[EngineRequest, Event, float]
+
+
+class EngineThread:
+    """Schedulers, stepped in turn while they have something to do.
+
+    Args:
+        schedulers: by the name of their model.
+        flush_seconds: between two calls that send the event loop nothing but tokens.
+    """
+
+    def __init__(
+        self, schedulers: Mapping[str, Scheduler], flush_seconds: float = FLUSH_SECONDS
+    ) -> None:
+        self._schedulers = dict(schedulers)
+        self._requests: dict[str, dict[int, EngineRequest]] = {name: {} for name in schedulers}
+        self._commands: deque[Callable[[], list[_Addressed]]] = deque()
+        self._unsent: list[_Addressed] = []
+        self._flush_seconds, self._flushed_at = flush_seconds, -math.inf
+        self._urgent = False
+        self._wake = threading.Condition()
+        self._ending = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin; events go to this event loop."""
+        self._loop = loop
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the current step; no more events come."""
+        with self._wake:
+            self._ending = True
+            self._wake.notify()
+        self._thread.join()
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def submit(self, request: EngineRequest) -> None:
+        """Queue a request; its listener gets its events."""
+        self._command(lambda: self._submit(request))
+
+    def cancel(self, request: EngineRequest) -> None:
+        """End a request at the next step."""
+        request.is_over = True
+        self._command(lambda: self._cancel(request))
+
+    def fail_all(self, error: Exception) -> None:
+        """End every request with an error."""
+        self._command(
+            lambda: [each for name in self._schedulers for each in self._fail(name, error)]
+        )
+
+    def _command(self, command: Callable[[], list[_Addressed]]) -> None:
+        with self._wake:
+            self._commands.append(command)
+            self._wake.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._ending or self._commands or self._busy())
+                if self._ending:
+                    return
+                commands = list(self._commands)
+                self._commands.clear()
+            for command in commands:
+                self._unsent += command()
+            if any(scheduler.will_read for scheduler in self._schedulers.values()):
+                self._flush()  # reading a prompt takes long
+            for name in self._schedulers:
+                self._unsent += self._step(name)
+            if self._urgent or time.perf_counter() - self._flushed_at >= self._flush_seconds:
+                self._flush()
+
+    def _busy(self) -> bool:
+        return any(scheduler.busy for scheduler in self._schedulers.values())
+
+    def _step(self, name: str) -> list[_Addressed]:
+        scheduler = self._schedulers[name]
+        if not scheduler.busy:
+            return []
+        try:
+            return self._addressed(name, scheduler.step())
+        except Exception as error:
+            log.exception("model %s: a step failed; its requests are ended", name)
+            return self._fail(name, error)
+
+    def _submit(self, request: EngineRequest) -> list[_Addressed]:
+        if request.is_over:
+            return []
+        try:
+            request.number = self._schedulers[request.model].submit(request.request)
+        except Exception as error:
+            self._urgent = True
+            return [(request, Failed(-1, error), time.perf_counter())]
+        request.unfinished = request.request.settings.samples
+        self._requests[request.model][request.number] = request
+        return []
+
+    def _cancel(self, request: EngineRequest) -> list[_Addressed]:
+        if self._requests[request.model].pop(request.number, None) is not None:
+            self._schedulers[request.model].cancel(request.number)
+        return []
+
+    def _fail(self, name: str, error: Exception) -> list[_Addressed]:
+        return self._addressed(name, self._schedulers[name].fail_all(error))
+
+    def _addressed(self, name: str, events: Sequence[Event]) -> list[_Addressed]:
+        """Events with their requests; requests that are over are forgotten."""
+        requests, found, now = self._requests[name], list[_Addressed](), time.perf_counter()
+        for event in events:
+            request = requests.get(event.request)
+            if request is None:
+                continue
+            found.append((request, event, now))
+            if not isinstance(event, TokenEvent):
+                self._urgent = True
+            elif event.finish is not None or not request.has_token:
+                self._urgent = request.has_token = True
+                request.unfinished -= event.finish is not None
+            is_token = isinstance(event, TokenEvent)
+            if isinstance(event, Failed) or (is_token and not request.unfinished):
+                del requests[event.request]
+        return found
+
+    def _flush(self) -> None:
+        events, self._unsent = self._unsent, []
+        self._urgent, self._flushed_at = False, time.perf_counter()
+        if not events or self._loop is None:
+            return
+        try:
+            self._loop.call_soon_threadsafe(_deliver, events)
+        except RuntimeError:  # the loop was closed meanwhile
+            log.debug("events came after the end")
+
+
+def _deliver(events: list[_Addressed]) -> None:
+    for request, event, moment in events:
+        if not request.is_over:
+            request.listener(event, moment)

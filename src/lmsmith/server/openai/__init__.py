@@ -1,0 +1,1 @@
+"""Routes that OpenAI's clients know, and those beside them under ``/v1``."""

@@ -1,0 +1,128 @@
+"""``/v1/models``, and the models' tokenizers for clients: ``/tokenize`` and its like."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from lmsmith.server.engine import AsyncEngine
+from lmsmith.server.errors import ApiError
+from lmsmith.server.models import ServedModel, served_model
+from lmsmith.server.requests import Body, ChatMessage, TokenIds, chat_tokens, plain_messages
+from lmsmith.server.stream import json_response, token_texts
+from lmsmith.tokenizers import Tokenizer
+
+router = APIRouter()
+
+
+class TokenizeBody(Body):
+    """Either a text or messages."""
+
+    prompt: str | None = None
+    messages: list[ChatMessage] | None = None
+    add_special_tokens: bool | None = None
+    return_token_strs: bool | None = None
+
+
+class DetokenizeBody(Body):
+    tokens: TokenIds
+
+
+def _model(request: Request, name: str | None) -> ServedModel:
+    engine: AsyncEngine = request.app.state.engine
+    return served_model(engine.models, name)
+
+
+@router.get("/v1/models")
+async def list_models(request: Request) -> Response:
+    engine: AsyncEngine = request.app.state.engine
+    data = [_shown(model) for model in engine.models.values()]
+    return json_response({"object": "list", "data": data})
+
+
+@router.get("/v1/models/{name:path}")
+async def show_model(request: Request, name: str) -> Response:
+    return json_response(_shown(_model(request, name)))
+
+
+def _shown(model: ServedModel) -> dict[str, Any]:
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "lmsmith",
+        "max_model_len": model.context,
+        "advised": {"temperature": model.advised.temperature, "top_p": model.advised.top_p},
+    }
+
+
+@router.post("/tokenize")
+async def tokenize(request: Request, body: TokenizeBody) -> Response:
+    """Token ids of a text, or of the prompt that messages make."""
+    model, special = _model(request, body.model), body.add_special_tokens
+    if (body.prompt is None) == (body.messages is None):
+        raise ApiError(400, "give either prompt or messages", param="prompt")
+    if body.prompt is not None:
+        tokens = await asyncio.to_thread(
+            _text_tokens, model.tokenizer, body.prompt, special is not False
+        )
+    else:
+        messages = plain_messages(body.messages or [])
+        tokens = await asyncio.to_thread(chat_tokens, model, messages, special)
+    strings = token_texts(model.tokenizer, tokens) if body.return_token_strs else None
+    return json_response(
+        {
+            "count": len(tokens),
+            "max_model_len": model.context,
+            "tokens": tokens,
+            "token_strs": strings,
+        }
+    )
+
+
+def _text_tokens(tokenizer: Tokenizer, text: str, special: bool) -> list[int]:
+    """A text is text, whatever it spells, with one exception for programs that ask for its id:
+    the name of a token that begins or parts texts, and nothing beside it."""
+    for token in (tokenizer.end_of_text, tokenizer.start_of_text):
+        if text == tokenizer.control_tokens.get(token):
+            return [token]
+    return [*(tokenizer.text_start if special else ()), *tokenizer.encode(text)]
+
+
+@router.post("/detokenize")
+async def detokenize(request: Request, body: DetokenizeBody) -> Response:
+    """The text of token ids, control tokens by their names."""
+    tokenizer = _model(request, body.model).tokenizer
+    known = tokenizer.vocabulary_size
+    if body.tokens and max(body.tokens) >= known:
+        raise ApiError(400, f"tokens: the ids are below {known}", param="tokens")
+    text = await asyncio.to_thread(tokenizer.decode, body.tokens, special=True)
+    return json_response({"prompt": text})
+
+
+@router.get("/tokenizer_info")
+async def tokenizer_info(request: Request, model: str | None = None) -> Response:
+    """What a client must know to write prompts itself."""
+    served = _model(request, model)
+    tokenizer = served.tokenizer
+    names = tokenizer.control_tokens
+    return json_response(
+        {
+            "model": served.name,
+            "tokenizer_class": "lmsmith",
+            "vocab_size": tokenizer.vocabulary_size,
+            "model_max_length": served.context,
+            "bos_token": names.get(tokenizer.start_of_text),
+            "bos_token_id": tokenizer.start_of_text,
+            "add_bos_token": bool(tokenizer.text_start),
+            "eos_token": names.get(tokenizer.end_of_text),
+            "eos_token_id": tokenizer.end_of_text,
+            "pad_token": names.get(tokenizer.end_of_text),
+            "end_of_turn_token": names.get(tokenizer.end_of_turn),
+            "chat_template": tokenizer.format.description().get("jinja"),
+        }
+    )

@@ -1,0 +1,426 @@
+"""From the body of a request to what the engine gets, and what is refused on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, Field, FiniteFloat
+
+from lmsmith.core.errors import UserError
+from lmsmith.generation.requests import Request
+from lmsmith.generation.settings import SamplingSettings
+from lmsmith.generation.vocabulary import Vocabulary
+from lmsmith.prompts import encode_prompt
+from lmsmith.prompts.prompt import TextPrompt, encode_text_prompts
+from lmsmith.server.errors import ApiError, bad_request, unsupported
+from lmsmith.server.models import ServedModel, served_model
+
+MAX_STOPS = 4
+TEXT_PARTS = ("text", "input_text", "output_text")
+DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of one client; what is beyond them is refused with a message that names them.
+
+    Attributes:
+        streams: replies generated together, of each model.
+        queue: requests that wait; beyond it, 429.
+        seconds: longest time from request to last token.
+        body_bytes: of a request.
+        samples: replies to one prompt (``n``).
+        prompts: of one completion request.
+        tokens: longest reply; 0 is the context.
+        unread_seconds: that an answer in a conversation is generated while nobody reads it.
+        drain_seconds: that running requests have to finish at shutdown.
+    """
+
+    streams: int = 64
+    queue: int = 128
+    seconds: float = 600.0
+    body_bytes: int = 4 << 20
+    samples: int = 16
+    prompts: int = 256
+    tokens: int = 0
+    drain_seconds: float = 30.0
+    unread_seconds: float = 300.0
+
+    def check(self) -> list[str]:
+        """What is out of range, a line each."""
+        least = {
+            "streams": 1, "queue": 1, "seconds": 0.001, "body_bytes": 1, "samples": 1,
+            "prompts": 1, "tokens": 0, "drain_seconds": 0,
+            "unread_seconds": 0,
+        }  # fmt: skip
+        return [
+            f"{name} = {getattr(self, name)}: {low:g} or more"
+            for name, low in least.items()
+            if not getattr(self, name) >= low
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParsedRequest:
+    """A request as the engine gets it.
+
+    Attributes:
+        id: sent back as ``x-request-id``.
+        model: generates the replies.
+        prompts: one generation request each; they succeed or fail together.
+        cache_salt: the visitor's `lmsmith.server.auth.Visitor.cache_salt`: only requests of the
+            same salt share the prefix cache. The engine gives it to every prompt.
+        prefixes: for each prompt, how many of its first tokens the client did not write.
+    """
+
+    id: str
+    model: ServedModel
+    prompts: Sequence[Request]
+    cache_salt: str
+    prefixes: Sequence[int] = ()
+
+
+def new_id(kind: str) -> str:
+    """A request's id, such as ``chatcmpl-3f…``."""
+    return f"{kind}-{secrets.token_hex(12)}"
+
+
+# Bodies, as OpenAI's API has them. Unknown fields are ignored; null is the default.
+
+
+def _no_bool(given: object) -> object:
+    if isinstance(given, bool):
+        raise ValueError(f"a number is expected, not {str(given).lower()}")
+    return given
+
+
+Int = Annotated[int, BeforeValidator(_no_bool)]
+Float = Annotated[FiniteFloat, BeforeValidator(_no_bool)]
+Penalty = Annotated[Float, Field(ge=-100, le=100)]
+TokenIds = list[Annotated[Int, Field(ge=0, lt=2**31)]]
+
+
+class Body(BaseModel):
+    model: str | None = None
+
+
+class StreamOptions(BaseModel):
+    include_usage: bool | None = None
+
+
+class SamplingBody(Body):
+    """What chat and completions have in common; from ``top_k`` on, not OpenAI's."""
+
+    n: Int | None = Field(None, ge=1)
+    max_tokens: Int | None = Field(None, ge=0)
+    temperature: Float | None = Field(None, ge=0, le=100)
+    top_p: Float | None = Field(None, ge=0, le=1)
+    stop: str | list[str] | None = None
+    seed: Int | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: dict[str, Penalty] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    top_k: Int | None = Field(None, ge=-1)
+    min_p: Float | None = None
+    repetition_penalty: Float | None = Field(None, ge=0.01, le=100)
+    ignore_eos: bool | None = None
+    add_special_tokens: bool | None = None
+
+
+class ChatMessage(BaseModel):
+    role: str
+    content: str | list[Any] | None = None
+    tool_calls: Any = None
+    function_call: Any = None
+
+
+class ChatBody(SamplingBody):
+    messages: list[ChatMessage] = Field(min_length=1)
+    max_tokens: Int | None = Field(None, ge=1)
+    max_completion_tokens: Int | None = Field(None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: Int | None = Field(None, ge=0, le=20)
+    tools: Any = None
+    tool_choice: Any = None
+    functions: Any = None
+    function_call: Any = None
+    response_format: Any = None
+    modalities: Any = None
+    audio: Any = None
+
+
+class CompletionBody(SamplingBody):
+    prompt: str | list[str] | TokenIds | list[TokenIds] | None = None
+    logprobs: Int | None = Field(None, ge=0, le=20)
+    echo: bool | None = None
+    best_of: Int | None = None
+    suffix: str | None = None
+
+
+# Parsing
+
+
+async def parse_chat(
+    body: ChatBody, models: Mapping[str, ServedModel], limits: Limits, cache_salt: str
+) -> ParsedRequest:
+    """A chat request.
+
+    Raises:
+        ApiError: 400 or 404, it asks for what is not there, or does not fit.
+    """
+    _refuse_unsupported(body)
+    model = served_model(models, body.model)
+    messages = plain_messages(body.messages)
+    tokens = await asyncio.to_thread(chat_tokens, model, messages, body.add_special_tokens)
+    longest = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    settings = sampling_settings(
+        body,
+        model,
+        limits,
+        max_new_tokens=longest,
+        log_probs=(body.top_logprobs or 0) if body.logprobs or body.top_logprobs else None,
+    )
+    return ParsedRequest(
+        id=new_id("chatcmpl"),
+        model=model,
+        prompts=[message_request(tokens, settings)],
+        cache_salt=cache_salt,
+    )
+
+
+async def parse_completion(
+    body: CompletionBody, models: Mapping[str, ServedModel], limits: Limits, cache_salt: str
+) -> ParsedRequest:
+    """A completion request: one prompt or several.
+
+    Raises:
+        ApiError: 400 or 404, it asks for what is not there, or does not fit.
+    """
+    if body.suffix:
+        raise unsupported("suffix", "suffix is not supported; leave it out")
+    if body.best_of not in (None, body.n or 1):
+        raise unsupported("best_of", "best_of is not supported; ask for n and choose")
+    model = served_model(models, body.model)
+    prompts = await asyncio.to_thread(_completion_prompts, model, body)
+    if len(prompts) > limits.prompts:
+        problem = f"prompt: at most {limits.prompts} at once, not {len(prompts)}"
+        raise ApiError(400, problem, param="prompt")
+    longest = DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
+    if longest == 0 and not body.echo:
+        raise ApiError(400, "max_tokens = 0 needs echo", param="max_tokens")
+    settings = sampling_settings(
+        body,
+        model,
+        limits,
+        max_new_tokens=longest,
+        log_probs=body.logprobs,
+        prompt_log_probs=bool(body.echo) and body.logprobs is not None,
+    )
+    requests = [
+        # Each prompt draws from random numbers of its own.
+        Request(each.tokens, settings, f"prompt {n + 1}" if prompts[1:] else "the prompt", n << 16)
+        for n, each in enumerate(prompts)
+    ]
+    return ParsedRequest(
+        id=new_id("cmpl"),
+        model=model,
+        prompts=requests,
+        cache_salt=cache_salt,
+        prefixes=[each.start for each in prompts],
+    )
+
+
+def message_request(tokens: list[int], settings: SamplingSettings) -> Request:
+    """A conversation whose reply is a message."""
+    return Request(tokens, settings, "the prompt", is_message=True)
+
+
+def _refuse_unsupported(body: ChatBody) -> None:
+    """Raises ApiError for what would change the reply and is not supported."""
+    for param in ("tools", "functions"):
+        if getattr(body, param):
+            raise unsupported(param, f"{param} are not supported; leave them out")
+    if body.tool_choice not in (None, "none", "auto") or body.function_call not in (None, "none"):
+        raise unsupported("tool_choice", "tools are not supported; leave tool_choice out")
+    wanted = body.response_format
+    kind = wanted.get("type") if isinstance(wanted, dict) else wanted
+    if kind not in (None, "text"):
+        raise unsupported("response_format", "only the response_format {'type': 'text'} is there")
+    if body.audio is not None or (body.modalities or ["text"]) != ["text"]:
+        raise unsupported("modalities", "only text comes out; leave modalities and audio out")
+
+
+def plain_messages(messages: Sequence[ChatMessage]) -> list[dict[str, str]]:
+    """Messages as lmsmith has them: text alone, a system message only first, turns in turn.
+
+    Messages in a row by one role are joined by an empty line; ``developer`` is the system.
+
+    Raises:
+        ApiError: a role, or a part of a content, that is not supported.
+    """
+    found: list[dict[str, str]] = []
+    for number, message in enumerate(messages):
+        where = f"messages[{number}]"
+        if message.tool_calls or message.function_call or message.role in ("tool", "function"):
+            raise unsupported(where, f"{where}: tools are not supported; leave such messages out")
+        role = "system" if message.role == "developer" else message.role
+        if role not in ("system", "user", "assistant"):
+            problem = f"{where}: role {message.role!r}; expected system, user or assistant"
+            raise ApiError(400, problem, param=f"{where}.role", code="invalid_value")
+        content = _text(message.content, f"{where}.content")
+        if found and found[-1]["role"] == role:
+            found[-1]["content"] += f"\n\n{content}"
+        elif role == "system" and found:
+            problem = f"{where}: a system message after the conversation has begun; put it first"
+            raise ApiError(400, problem, param=f"{where}.role", code="invalid_value")
+        else:
+            found.append({"role": role, "content": content})
+    return found
+
+
+def _text(content: str | list[Any] | None, where: str) -> str:
+    if content is None:
+        problem = f"{where}: null; expected a text, which may be empty"
+        raise ApiError(400, problem, param=where, code="invalid_value")
+    if not isinstance(content, list):
+        return content
+    parts = []
+    for number, part in enumerate(content):
+        kind = part.get("type") if isinstance(part, dict) else None
+        text = part.get("text") if kind in TEXT_PARTS else None
+        if isinstance(part, str):
+            text = part
+        if not isinstance(text, str):
+            problem = f"{where}[{number}]: only parts of type text are supported, not {kind!r}"
+            raise unsupported(f"{where}[{number}]", problem)
+        parts.append(text)
+    return "".join(parts)
+
+
+def chat_tokens(
+    model: ServedModel, messages: Sequence[dict[str, str]], add_special_tokens: bool | None = None
+) -> list[int]:
+    """The whole conversation as a prompt.
+
+    Args:
+        model: its tokenizer's template writes them.
+        messages: as `plain_messages` gives them.
+        add_special_tokens: put the tokens that begin texts before those of the template.
+
+    Raises:
+        ApiError: the template refuses it, or it is too long.
+    """
+    try:
+        tokens = encode_prompt(model.tokenizer, messages).tokens
+    except UserError as error:
+        raise bad_request(error, "messages") from error
+    if add_special_tokens:
+        tokens = [*model.tokenizer.text_start, *tokens]
+    _check_length(model, len(tokens), "messages")
+    return tokens
+
+
+def _check_length(model: ServedModel, count: int, param: str) -> None:
+    """Raises ApiError if a prompt leaves no room for a token."""
+    if count >= model.context:
+        raise ApiError(
+            400,
+            f"this model's maximum context length is {model.context} tokens, and the {param} "
+            f"resulted in {count}, which leaves no room for a reply; shorten the {param}",
+            param=param,
+            code="context_length_exceeded",
+        )
+
+
+def _completion_prompts(model: ServedModel, body: CompletionBody) -> list[TextPrompt]:
+    """Each prompt as tokens; a text's begin as `lmsmith.prompts.prompt` says.
+
+    Raises:
+        ApiError: one is empty, too long, or of tokens that the model does not have.
+    """
+    given = body.prompt if body.prompt is not None else ""
+    prompts: list[Any] = [given] if isinstance(given, str) else given or [""]
+    if isinstance(prompts[0], int):
+        prompts = [prompts]
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    special = body.add_special_tokens is not False
+    encoded = iter(encode_text_prompts(model.tokenizer, texts, add_special_tokens=special))
+    found = [
+        next(encoded) if isinstance(prompt, str) else TextPrompt(list(prompt), 0)
+        for prompt in prompts
+    ]
+    known = model.tokenizer.vocabulary_size
+    for each in found:
+        _check_length(model, len(each.tokens), "prompt")
+        if not each.tokens or max(each.tokens) >= known:
+            problem = f"a token id is {known} or more" if each.tokens else "a prompt is empty"
+            raise ApiError(400, f"{problem}; encode texts by /tokenize", param="prompt")
+    return found
+
+
+def sampling_settings(
+    body: SamplingBody,
+    model: ServedModel,
+    limits: Limits,
+    *,
+    max_new_tokens: int | None,
+    log_probs: int | None = None,
+    prompt_log_probs: bool = False,
+) -> SamplingSettings:
+    """How the replies are drawn.
+
+    Args:
+        body: the request's.
+        model: replies end at its tokenizer's stop tokens.
+        limits: of ``n`` and of a reply's length.
+        max_new_tokens: of a reply; None is as many as the context allows.
+        log_probs: how many alternatives are given with each token; None gives no probabilities.
+        prompt_log_probs: whether those of the prompt are given.
+
+    Raises:
+        ApiError: one of them is out of range.
+    """
+    stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
+    if len(stops) > MAX_STOPS:
+        raise ApiError(400, f"stop: at most {MAX_STOPS} texts, not {len(stops)}", param="stop")
+    samples = body.n or 1
+    if samples > limits.samples:
+        raise ApiError(400, f"n = {samples}: at most {limits.samples} here", param="n")
+    most = limits.tokens or model.context
+    return SamplingSettings(
+        max_new_tokens=max(1, most if max_new_tokens is None else min(max_new_tokens, most)),
+        temperature=1.0 if body.temperature is None else body.temperature,
+        top_k=max(0, body.top_k or 0),  # −1 means all in other servers
+        top_p=1.0 if body.top_p is None else max(body.top_p, 1e-9),
+        min_p=body.min_p or 0.0,
+        stop_tokens=() if body.ignore_eos else model.tokenizer.stop_tokens,
+        seed=secrets.randbelow(2**63) if body.seed is None else body.seed % 2**64,
+        repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        logit_bias=_logit_bias(body.logit_bias or {}, model.scheduler.vocabulary),
+        stop=tuple(stop for stop in stops if stop),
+        samples=samples,
+        log_probs=log_probs is not None,
+        top_log_probs=log_probs or 0,
+        prompt_log_probs=prompt_log_probs,
+    )
+
+
+def _logit_bias(given: dict[str, float], vocabulary: Vocabulary) -> dict[int, float]:
+    try:
+        found = {int(token): bias for token, bias in given.items()}
+    except ValueError:
+        problem = "logit_bias: the keys are token ids, as /tokenize gives them"
+        raise ApiError(400, problem, param="logit_bias") from None
+    if unknown := vocabulary.unknown(found):
+        problem = f"logit_bias: {unknown[:3]}: the keys are {vocabulary.described}"
+        raise ApiError(400, problem, param="logit_bias")
+    return found
