@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lmsmith.core.recipe import MachineConfig
-from lmsmith.corpus.batch import Batch
+from lmsmith.corpus.batches import Batch
 from lmsmith.generation.engine import SamplingSettings, generate
 from lmsmith.generation.sampling import choose_tokens
 from lmsmith.models.config import ModelConfig

@@ -255,7 +255,7 @@ def peer_step(task: Task, *, tuned: bool) -> tuple[Callable[[], object], Callabl
 
 def packed_batch(task: Task, number: int) -> Any:
     """Random documents packed into rows, the same for both sides."""
-    from lmsmith.corpus.batch import Batch
+    from lmsmith.corpus.batches import Batch
 
     chance = np.random.default_rng(number)
     length, shape = task.model.context, (task.rows, task.model.context)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmsmith.core.errors import UserError
-from lmsmith.corpus.batch import NO_TARGET, Batch
+from lmsmith.corpus.batches import NO_TARGET, Batch
 from lmsmith.corpus.mixture import BLOCK, PretrainingBatches
 from lmsmith.corpus.shards import TokenShards
 

@@ -11,7 +11,7 @@ import pytest
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import write_jsonl
 from lmsmith.corpus import rows as rows_module
-from lmsmith.corpus.pairs import IrregularPair
+from lmsmith.corpus.formats import IrregularPair
 from lmsmith.corpus.rows import read_conversations, read_documents, read_rankings
 
 HELLO = {"role": "user", "content": "hello"}

@@ -20,7 +20,7 @@ from lmsmith.core.config import RENAMED_KEYS
 from lmsmith.core.files import read_json
 from lmsmith.corpus.rows import read_conversations, read_rankings
 from lmsmith.prompts.selection import select_prompts
-from lmsmith.rlhf.candidates import encode_rankings
+from lmsmith.rlhf.ranking import encode_rankings
 from lmsmith.tokenizers import Tokenizer
 
 Faults = Callable[[str], Path]

@@ -17,16 +17,15 @@ from torch import Tensor
 from lmsmith.core.errors import Interrupted, UserError
 from lmsmith.core.progress import QuietProgress
 from lmsmith.core.recipe import MachineConfig
-from lmsmith.corpus.batch import Batch
+from lmsmith.corpus.batches import Batch
 from lmsmith.models.batching import pad_batch
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.heads import ScalarModel
 from lmsmith.rlhf import ppo
-from lmsmith.rlhf.losses import PolicyLoss, clipped_policy_loss
+from lmsmith.rlhf.objective import PolicyLoss, clipped_policy_loss, token_rewards
 from lmsmith.rlhf.ppo import PPOTrainer, explained_variance
 from lmsmith.rlhf.ppo_config import PPOConfig
-from lmsmith.rlhf.rewards import token_rewards
 from lmsmith.rlhf.rollout import sampled_log_probs
 from lmsmith.runs.metrics_log import read_metrics
 from lmsmith.runs.stage_folder import StageFolder

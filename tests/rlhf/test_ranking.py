@@ -1,159 +1,287 @@
-"""The ranking loss against the pairwise loss, sums by hand, and finite differences."""
+"""Rankings as rows, their scores and gradients."""
 
 from __future__ import annotations
 
 import itertools
-import math
+from collections import Counter
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
-from torch.nn import functional as F
 
+from lmsmith.core.errors import UserError
+from lmsmith.core.recipe import MachineConfig
+from lmsmith.corpus.rows import Ranking
+from lmsmith.models.config import ModelConfig
+from lmsmith.models.decoder import Decoder
+from lmsmith.models.heads import ScalarModel
+from lmsmith.prompts import encode_prompt
+from lmsmith.rlhf.objective import pair_accuracy, ranking_loss
 from lmsmith.rlhf.ranking import (
-    better_pairs,
-    correct_pairs,
-    pair_accuracy,
-    pair_differences,
-    ranking_loss,
-    ranking_losses,
+    EncodedRanking,
+    accumulate_ranking_gradients,
+    activation_bytes,
+    candidate_batch,
+    candidate_scores,
+    encode_rankings,
+    encode_responses,
+    likelihoods,
+    memory_groups,
+    rankings_warnings,
+    score_rankings,
+    score_table,
 )
+from lmsmith.rlhf.rollout import response_log_likelihoods, score_sequences
+from lmsmith.tokenizers import Tokenizer
+from lmsmith.training.machine import resolve_machine
+
+MACHINE = resolve_machine(MachineConfig(precision="fp32"))
+TOKENIZER = Tokenizer.train(["where are you? I am here, and you are there."] * 4, 280)
 
 
-def minus_log_sigmoid(x: float) -> float:
-    return math.log1p(math.exp(-x))
+def scalar_model(seed: int, context: int = 48) -> ScalarModel:
+    generator = torch.Generator().manual_seed(seed)
+    decoder = Decoder(ModelConfig(2, 16, 2, context, TOKENIZER.vocabulary_size))
+    decoder.initialise(generator)
+    for parameter in decoder.parameters():  # far from zero, so that a wrong mask shows
+        parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
+    model = ScalarModel(decoder)
+    model.initialise_head(generator)
+    return model.eval()
 
 
-def loss_by_hand(scores: list[float], ranks: list[int]) -> float | None:
-    """Equation 1 of Ouyang et al. 2022 as loops; None if all are tied."""
-    losses = []
-    for i, j in itertools.combinations(range(len(scores)), 2):
-        if ranks[i] < ranks[j]:
-            losses.append(minus_log_sigmoid(scores[i] - scores[j]))
-        elif ranks[i] > ranks[j]:
-            losses.append(minus_log_sigmoid(scores[j] - scores[i]))
-    return sum(losses) / len(losses) if losses else None
+def random_rankings(seed: int, count: int) -> list[EncodedRanking]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def tokens(least: int, most: int) -> list[int]:
+        length = int(torch.randint(least, most, (), generator=generator))
+        return torch.randint(0, TOKENIZER.vocabulary_size, (length,), generator=generator).tolist()
+
+    return [
+        EncodedRanking(tokens(1, 20), [tokens(1, 15) for _ in range(k)], list(range(1, k + 1)))
+        for k in torch.randint(2, 6, (count,), generator=generator).tolist()
+    ]
 
 
-def padded(rows: list[list[float]], fill: float) -> Tensor:
-    most = max(len(row) for row in rows)
-    return torch.tensor([[*row, *[fill] * (most - len(row))] for row in rows], dtype=torch.float64)
+def test_scores_equal_those_of_separate_rows() -> None:
+    seed = int(torch.randint(0, 1 << 30, ()))
+    model = scalar_model(seed)
+    model.shift.fill_(0.3)
+    rankings = random_rankings(seed, 9)
+    scores = score_rankings(model, rankings, MACHINE)
+    for ranking, row in zip(rankings, scores, strict=True):
+        alone = score_sequences(model, [ranking.prompt + r for r in ranking.responses], MACHINE)
+        torch.testing.assert_close(torch.tensor(row), alone, atol=1e-5, rtol=1e-5)
 
 
-def test_two_responses_give_the_pairwise_loss() -> None:
-    scores_bk = torch.randn(64, 2)
-    ranks_bk = torch.tensor([[1, 2], [2, 1]]).repeat(32, 1)
-    winner = torch.where(ranks_bk[:, 0] == 1, scores_bk[:, 0], scores_bk[:, 1])
-    loser = torch.where(ranks_bk[:, 0] == 1, scores_bk[:, 1], scores_bk[:, 0])
-    torch.testing.assert_close(
-        ranking_loss(scores_bk, ranks_bk), -F.logsigmoid(winner - loser).mean()
-    )
+def test_likelihoods_equal_those_of_separate_rows() -> None:
+    seed = int(torch.randint(0, 1 << 30, ()))
+    decoder = scalar_model(seed).decoder
+    rankings = random_rankings(seed, 9)
+    for ranking, row in zip(rankings, likelihoods(decoder, rankings, MACHINE), strict=True):
+        prompts = [ranking.prompt] * len(ranking.responses)
+        alone = response_log_likelihoods(decoder, prompts, ranking.responses, MACHINE)
+        torch.testing.assert_close(torch.tensor(row), alone, atol=1e-4, rtol=1e-5)
 
 
-def test_four_ways_with_ties_by_hand() -> None:
-    # ranks 1 2 2 3: pairs (0,1) (0,2) (0,3) (1,3) (2,3); (1,2) is tied and dropped
-    scores = [0.5, 0.2, -0.1, 1.0]
-    by_hand = (
-        minus_log_sigmoid(0.3)
-        + minus_log_sigmoid(0.6)
-        + minus_log_sigmoid(-0.5)
-        + minus_log_sigmoid(-0.8)
-        + minus_log_sigmoid(-1.1)
-    ) / 5
-    ranks_bk = torch.tensor([[1, 2, 2, 3]])
-    assert float(ranking_loss(torch.tensor([scores]), ranks_bk)) == pytest.approx(by_hand, rel=1e-6)
-    assert int(better_pairs(ranks_bk, torch.ones(1, 4, dtype=torch.bool)).sum()) == 5
-    assert pair_accuracy(torch.tensor([scores]), ranks_bk) == pytest.approx(2 / 5)
+def test_gradients_equal_those_of_separate_rows() -> None:
+    model = scalar_model(1)
+    rankings = random_rankings(2, 4)
+    batch = candidate_batch(rankings)
+    together = ranking_loss(candidate_scores(model, batch), batch.ranks_bk, batch.present_bk)
+    gradients = torch.autograd.grad(together, list(model.parameters())[:-1])
+
+    rows = [
+        torch.stack([model(torch.tensor([r.prompt + s]))[0, -1] for s in r.responses])
+        for r in rankings
+    ]
+    scores_bk = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    apart = ranking_loss(scores_bk, batch.ranks_bk, batch.present_bk)
+    torch.testing.assert_close(together, apart)
+    for one, other in zip(
+        gradients, torch.autograd.grad(apart, list(model.parameters())[:-1]), strict=True
+    ):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
-rankings = st.lists(
-    st.lists(st.tuples(st.floats(-5, 5), st.integers(1, 4)), min_size=2, max_size=6),
-    min_size=1,
-    max_size=5,
+def test_every_response_follows_the_same_prompt_within_the_context() -> None:
+    prompt = [
+        {"role": "user", "content": "where are you? " * 4},
+        {"role": "assistant", "content": "here"},
+        {"role": "user", "content": "where?"},
+    ]
+    texts = ["I am here", "there " * 60, "", "and you?"]
+    tokens, responses = encode_responses(TOKENIZER, prompt, texts, 48)
+    assert tokens == encode_prompt(TOKENIZER, prompt, 48 - max(map(len, responses))).tokens
+    assert all(len(tokens) + len(response) <= 48 for response in responses)
+    assert all(response[-1] == TOKENIZER.end_of_turn for response in responses)
+    assert responses[0][:-1] == TOKENIZER.encode(texts[0])
+    assert len(responses[1]) == 36
+    assert responses[2] == [TOKENIZER.end_of_turn]
+
+
+def test_rankings_that_teach_nothing_are_left_out() -> None:
+    ask = [{"role": "user", "content": "where?"}]
+    long = [{"role": "user", "content": "where are you " * 40}]
+    rankings = [
+        Ranking("tied", ask, ["a", "b"], [1, 1]),
+        Ranking("good", ask, ["a", "b", "c"], [2, 1, 2]),
+        Ranking("too long", long, ["a", "b"], [1, 2]),
+    ]
+    encoded, kept = encode_rankings(TOKENIZER, rankings, 48)
+    assert kept == [1]
+    assert encoded[0].best == [1]
+    with pytest.raises(UserError):
+        encode_responses(TOKENIZER, long, ["a"], 48)
+
+
+def test_table_of_scores() -> None:
+    rankings = [EncodedRanking([1], [[2], [3]], [2, 1]), EncodedRanking([1], [[2]] * 3, [1, 1, 2])]
+    scores_bk, ranks_bk, present_bk = score_table(rankings, [[0.5, 1.5], [1.0, 2.0, 3.0]])
+    assert scores_bk.tolist() == [[0.5, 1.5, 0.0], [1.0, 2.0, 3.0]]
+    assert ranks_bk.tolist() == [[2, 1, 0], [1, 1, 2]]
+    assert present_bk.tolist() == [[True, True, False], [True, True, True]]
+
+
+def ranked(responses: list[str], ranks: list[int], prompt: str = "so") -> Ranking:
+    return Ranking("r", [{"role": "user", "content": prompt}], responses, ranks)
+
+
+@pytest.mark.parametrize(
+    ("responses", "ranks", "places"),
+    [
+        (["a", "a", "b"], [1, 2, 3], [0, 2]),  # twins that both stand above the rest
+        (["b", "a", "a"], [1, 2, 2], [0, 1]),
+        (["a", "b", "a", "c"], [1, 2, 3, 4], [1, 3]),  # twins that say opposite things of "b"
+        (["a", "", "b"], [1, 2, 3], [0, 2]),
+        (["a", "b", "c"], [1, 1, 2], [0, 1, 2]),
+    ],
 )
-
-
-@given(rankings)
-def test_a_batch_of_different_lengths_equals_loops(
-    batch: list[list[tuple[float, int]]],
+def test_only_different_responses_are_compared(
+    responses: list[str], ranks: list[int], places: list[int]
 ) -> None:
-    scores_bk = padded([[score for score, _ in row] for row in batch], math.nan)
-    ranks_bk = padded([[rank for _, rank in row] for row in batch], 0).long()
-    present_bk = ~scores_bk.isnan()
-    by_hand = [loss_by_hand([s for s, _ in row], [r for _, r in row]) for row in batch]
-    counted = [loss for loss in by_hand if loss is not None]
-    expected = sum(counted) / len(counted) if counted else 0.0
-    assert float(ranking_loss(scores_bk, ranks_bk, present_bk)) == pytest.approx(expected, rel=1e-5)
-    each = ranking_losses(scores_bk.nan_to_num(), ranks_bk, present_bk).tolist()
-    assert each == pytest.approx([loss or 0.0 for loss in by_hand], rel=1e-5)
+    ((each,), _) = encode_rankings(TOKENIZER, [ranked(responses, ranks)], 48)
+    assert each.places == places
+    assert each.ranks == [ranks[place] for place in places]
+    assert len({tuple(response) for response in each.responses}) == len(places)
 
 
-def test_each_prompt_weighs_the_same_whatever_its_pairs() -> None:
-    scores_bk = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]])
-    ranks_bk = torch.tensor([[1, 2, 3, 4], [1, 2, 0, 0]])
-    present_bk = torch.tensor([[True] * 4, [True, True, False, False]])
-    first = (3 * minus_log_sigmoid(1.0) + 3 * minus_log_sigmoid(0.0)) / 6
-    second = minus_log_sigmoid(-1.0)
-    assert float(ranking_loss(scores_bk, ranks_bk, present_bk)) == pytest.approx(
-        (first + second) / 2, rel=1e-6
+def test_rankings_that_teach_nothing_are_left_out_for_a_reason() -> None:
+    long = "so it goes " * 30
+    rankings = [
+        ranked(["a", "b"], [1, 2]),
+        ranked([long + "a", long + "b"], [1, 2]),  # equal once they are cut
+        ranked(["a", "a"], [1, 2]),
+        ranked(["a", "b", "a"], [1, 2, 3]),
+        ranked(["a", " "], [1, 2]),
+        ranked(["a", "b"], [1, 2], prompt=" "),
+        ranked(["a", "b"], [1, 1]),
+        ranked(["a", "b", ""], [1, 1, 2]),
+        ranked(["a", "b"], [1, 2], prompt=long * 3),
+        ranked(["c", "d"], [1, 2]),
+        ranked(["d", "c"], [1, 2]),  # the labelers cancel each other out
+        ranked(["e", "f"], [1, 2]),
+        ranked(["e", "f"], [1, 2]),
+        ranked(["f", "e"], [1, 2]),  # but these do not: all three are learnt from
+        ranked([long, "b"], [1, 2]),
+    ]
+    counts: Counter[str] = Counter()
+    encoded, kept = encode_rankings(TOKENIZER, rankings, 48, counts)
+    assert kept == [0, 11, 12, 13, 14]
+    assert len(encoded) == 5
+    left_out = {"tied": 2, "empty": 2, "equal": 3, "too_long": 1, "contradicted": 2}
+    assert {name: counts[name] for name in left_out} == left_out
+    assert counts["responses_cut"] == 1
+    told = rankings_warnings(counts, 48)
+    assert told[0].startswith("10 of 15 rankings left out: 2 with all responses tied, ")
+    assert counts["disputed"] == 3
+    assert told[1].startswith("3 of 15 rankings are learnt from though others reverse their order")
+    assert told[2] == "1 of 14 responses lose their end, being longer than 35 tokens"
+    assert rankings_warnings(Counter(rankings=3, responses=9), 48) == []
+
+
+CONFIG = ModelConfig(2, 16, 2, 96, 50)
+
+
+def world(seed: int, count: int = 7) -> tuple[ScalarModel, list[EncodedRanking]]:
+    """A model and rankings of 2 to 4 responses, some of them tied, of very different lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    decoder = Decoder(CONFIG)
+    decoder.initialise(generator)
+    model = ScalarModel(decoder)
+    for parameter in model.parameters():
+        parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
+
+    def tokens(most: int) -> list[int]:
+        length = int(torch.randint(1, most, (), generator=generator))
+        return torch.randint(0, 50, (length,), generator=generator).tolist()
+
+    ranks = [[1, 2], [2, 1, 2], [1, 1, 2, 3]]
+    rankings = [
+        EncodedRanking(tokens(30), [tokens(16) for _ in places], places)
+        for places in itertools.islice(itertools.cycle(ranks), count)
+    ]
+    return model, rankings
+
+
+def gradients(model: ScalarModel) -> dict[str, torch.Tensor]:
+    found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_parts_add_up_to_the_whole(rows: int) -> None:
+    model, rankings = world(int(torch.randint(0, 1 << 30, ())))
+    batch = candidate_batch(rankings)
+    scores_bk = candidate_scores(model, batch)
+    whole = ranking_loss(scores_bk, batch.ranks_bk, batch.present_bk)
+    whole.backward()
+    expected = gradients(model)
+    longest = max(ranking.length for ranking in rankings)
+    most = activation_bytes(CONFIG, rows, longest)
+    loss, accuracy, tokens = accumulate_ranking_gradients(model, rankings, MACHINE, most)
+    found = gradients(model)
+    assert loss == pytest.approx(whole.item(), abs=1e-5)
+    assert accuracy == pytest.approx(
+        pair_accuracy(scores_bk.detach(), batch.ranks_bk, batch.present_bk)
     )
+    assert tokens < batch.tokens_bt.numel()
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4)
 
 
-def test_gradient_is_the_closed_form_and_the_finite_difference() -> None:
-    scores_bk = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
-    ranks_bk = torch.tensor([[1, 2, 2, 2], [3, 1, 2, 4], [2, 2, 1, 9]])
-    present_bk = torch.ones(3, 4, dtype=torch.bool)
-    present_bk[2, 3] = False
-
-    loss = ranking_loss(scores_bk, ranks_bk, present_bk)
-    (gradient_bk,) = torch.autograd.grad(loss, scores_bk)
-
-    # d(−log σ(r_w − r_l))/dr_w = −σ(r_l − r_w), and the opposite for r_l
-    pairs = better_pairs(ranks_bk, present_bk)
-    pull = torch.sigmoid(scores_bk[:, None, :] - scores_bk[:, :, None]).where(pairs, 0.0)
-    count_b1 = pairs.sum(dim=(1, 2))[:, None]
-    closed_bk = (pull.sum(dim=1) - pull.sum(dim=2)) / count_b1 / 3
-    torch.testing.assert_close(gradient_bk, closed_bk.detach(), atol=1e-6, rtol=1e-5)
-    assert float(gradient_bk[2, 3]) == 0.0
-
-    step = 1e-2  # the loss itself is float32
-    for row, column in itertools.product(range(3), range(4)):
-        up, down = scores_bk.detach().clone(), scores_bk.detach().clone()
-        up[row, column] += step
-        down[row, column] -= step
-        slope = float(
-            ranking_loss(up, ranks_bk, present_bk) - ranking_loss(down, ranks_bk, present_bk)
-        ) / (2 * step)
-        assert slope == pytest.approx(float(gradient_bk[row, column]), abs=1e-4)
+def test_what_fits_is_computed_at_once_in_its_own_order() -> None:
+    assert memory_groups([3, 9, 5], CONFIG) == [[0, 1, 2]]
 
 
-def test_huge_differences_stay_finite() -> None:
-    scores_bk = torch.tensor([[1e4, -1e4], [-1e4, 1e4]], requires_grad=True)
-    loss = ranking_loss(scores_bk, torch.tensor([[1, 2], [1, 2]]))
-    loss.backward()  # type: ignore[no-untyped-call]
-    assert float(loss.detach()) == pytest.approx(1e4)
-    assert scores_bk.grad is not None
-    assert bool(scores_bk.grad.isfinite().all())
+@given(st.lists(st.integers(1, 900), min_size=1, max_size=40), st.integers(1, 10**9))
+def test_groups_hold_every_row_once_and_stay_within_the_bytes(
+    lengths: list[int], most: int
+) -> None:
+    groups = memory_groups(lengths, CONFIG, most)
+    assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
+    for group in groups:
+        longest = max(lengths[index] for index in group)
+        assert len(group) == 1 or activation_bytes(CONFIG, len(group), longest) <= most
 
 
-def test_absent_scores_never_reach_loss_or_gradient() -> None:
-    scores_bk = torch.tensor([[1.0, 0.0, math.inf]], requires_grad=True)
-    present_bk = torch.tensor([[True, True, False]])
-    loss = ranking_loss(scores_bk, torch.tensor([[1, 2, 3]]), present_bk)
-    loss.backward()  # type: ignore[no-untyped-call]
-    assert float(loss.detach()) == pytest.approx(minus_log_sigmoid(1.0))
-    assert scores_bk.grad is not None
-    assert scores_bk.grad[0].isfinite().all()
+def test_the_estimate_is_near_what_is_kept() -> None:
+    """Bytes of the tensors that autograd saves, attention's probabilities among them."""
+    config = ModelConfig(3, 64, 4, 128, 50)
+    decoder = Decoder(config)
+    decoder.attend_explicitly()
+    saved: dict[int, int] = {}
 
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
 
-def test_accuracy_counts_equal_scores_half_and_pools_pairs() -> None:
-    scores_bk = torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 9.0]])
-    ranks_bk = torch.tensor([[1, 2, 2], [1, 2, 0]])
-    present_bk = torch.tensor([[True, True, True], [True, True, False]])
-    correct_b, pairs_b = correct_pairs(scores_bk, ranks_bk, present_bk)
-    assert correct_b.tolist() == [1.5, 0.0]
-    assert pairs_b.tolist() == [2.0, 1.0]
-    assert pair_accuracy(scores_bk, ranks_bk, present_bk) == pytest.approx(0.5)
-    assert sorted(pair_differences(scores_bk, ranks_bk, present_bk).tolist()) == [-1.0, 0.0, 1.0]
+    weights = {parameter.untyped_storage().data_ptr() for parameter in decoder.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        hidden = decoder(torch.randint(0, 50, (4, 96)))
+    total = sum(size for place, size in saved.items() if place not in weights)
+    assert hidden.requires_grad
+    assert 0.5 * total < activation_bytes(config, 4, 96) < 4 * total

@@ -11,7 +11,7 @@ import pytest
 from worlds import HTTP, Running, parrot, running
 
 from lmsmith.core.files import write_jsonl
-from lmsmith.corpus import forms
+from lmsmith.corpus import formats
 from lmsmith.feedback.importing import begun_by_user, import_file
 from lmsmith.feedback.store import Store
 
@@ -163,8 +163,8 @@ def test_mistakes_name_the_row_and_nothing_is_added(
 def test_the_page_has_words_for_all_that_is_left_out() -> None:
     """It shows them in the reader's language, by the texts that the server counts them under."""
     counts = {
-        text for name, text in vars(forms).items() if name.isupper() and isinstance(text, str)
-    } - {forms.EXPECTED}
+        text for name, text in vars(formats).items() if name.isupper() and isinstance(text, str)
+    } - {formats.EXPECTED}
     left_out = Counter[str]()
     begun_by_user([ASKED[1], ASKED[0]], left_out)
     page = (Path(__file__).parents[2] / "web/src/chat/Sidebar.svelte").read_text("utf-8")

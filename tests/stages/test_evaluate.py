@@ -28,7 +28,7 @@ from lmsmith.models.decoder import Decoder
 from lmsmith.models.folder import save_model
 from lmsmith.models.heads import ScalarModel
 from lmsmith.prompts import encode_prompt
-from lmsmith.rlhf.scoring import response_log_likelihoods, score_sequences
+from lmsmith.rlhf.rollout import response_log_likelihoods, score_sequences
 from lmsmith.runs.signals import StopSignal
 from lmsmith.stages import bench
 from lmsmith.stages.evaluate import EvaluateConfig, run

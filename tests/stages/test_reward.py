@@ -24,9 +24,9 @@ from lmsmith.core.recipe import MachineConfig
 from lmsmith.corpus.rows import Ranking, read_rankings
 from lmsmith.models.folder import load_scalar_model
 from lmsmith.models.heads import ScalarModel
-from lmsmith.rlhf import ranking_gradients
-from lmsmith.rlhf.candidates import EncodedRanking, encode_rankings, score_rankings
-from lmsmith.rlhf.scoring import score_sequences
+from lmsmith.rlhf import ranking
+from lmsmith.rlhf.ranking import EncodedRanking, encode_rankings, score_rankings
+from lmsmith.rlhf.rollout import score_sequences
 from lmsmith.runs.metrics_log import read_metrics
 from lmsmith.runs.signals import StopSignal
 from lmsmith.stages import reward
@@ -164,7 +164,7 @@ def test_a_killed_run_ends_with_the_same_bits(
             os.kill(os.getpid(), signal.SIGTERM)
         return real(*arguments)
 
-    for module in (reward, ranking_gradients):
+    for module in (reward, ranking):
         monkeypatch.setattr(module, "ranking_loss", killing)
     for _ in range(2):
         with StopSignal(), pytest.raises(Interrupted):

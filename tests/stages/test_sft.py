@@ -19,8 +19,7 @@ from preference_world import (
 
 from lmsmith.core.errors import Interrupted, UserError
 from lmsmith.core.files import write_jsonl
-from lmsmith.corpus.batch import NO_TARGET
-from lmsmith.corpus.packing import ConversationBatches
+from lmsmith.corpus.batches import NO_TARGET, ConversationBatches
 from lmsmith.evaluation.methods.perplexity import reply_bits_per_byte
 from lmsmith.models.folder import load_decoder
 from lmsmith.runs.metrics_log import read_metrics

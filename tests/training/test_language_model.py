@@ -14,8 +14,7 @@ from torch.nn import functional as F
 
 from lmsmith.core.progress import QuietProgress
 from lmsmith.core.recipe import MachineConfig
-from lmsmith.corpus.batch import NO_TARGET, Batch
-from lmsmith.corpus.packing import ConversationBatches
+from lmsmith.corpus.batches import NO_TARGET, Batch, ConversationBatches
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.runs.stage_folder import StageFolder

@@ -1,4 +1,4 @@
-"""What `auto` stands for on this machine, and that measuring it draws no chance."""
+"""What the machine can do, and whether a run compiles."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from lmsmith.core.errors import UserError
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.training import machine as machine_module
 from lmsmith.training.machine import (
+    choose_compiling,
     compute_aside,
     evaluation_mode,
     measure_matrix_peak,
@@ -129,3 +130,24 @@ def test_what_is_computed_aside_leaves_no_team_of_threads() -> None:
 def test_what_fails_aside_fails_here() -> None:
     with pytest.raises(ZeroDivisionError):
         compute_aside(lambda: 1 / 0)
+
+
+MACHINE = replace(resolve_machine(MachineConfig()), compile="auto")
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_the_choice_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: bool) -> None:
+    def at_speed(gigaflops: float) -> bool:
+        monkeypatch.setattr(machine_module, "measure_matrix_peak", lambda precision: gigaflops)
+        return choose_compiling(MACHINE, 1e14, tmp_path / "checkpoints")
+
+    slow, fast = 10.0, 1e6
+    assert at_speed(slow if first else fast) is first
+    assert at_speed(fast if first else slow) is first
+    (tmp_path / "checkpoints/compiled.json").write_text("fal")
+    assert at_speed(fast if first else slow) is not first
+
+
+def test_what_the_user_said_holds(tmp_path: Path) -> None:
+    assert choose_compiling(replace(MACHINE, compile="on"), 1.0, tmp_path)
+    assert not choose_compiling(replace(MACHINE, compile="off"), 1e30, tmp_path)

@@ -12,7 +12,7 @@ from lmsmith.evaluation.model import EvaluatedModel, load_evaluated_model, weigh
 from lmsmith.models.folder import load_scalar_model, load_tokenizer, read_model_config
 from lmsmith.models.heads import ScalarModel
 from lmsmith.prompts import Message
-from lmsmith.rlhf.candidates import EncodedRanking, encode_responses, score_rankings
+from lmsmith.rlhf.ranking import EncodedRanking, encode_responses, score_rankings
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.machine import ResolvedMachine
 

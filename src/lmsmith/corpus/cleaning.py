@@ -1,13 +1,17 @@
-"""Light cleaning of text from outside, and a key that is equal for texts that are nearly so."""
+"""Text and conversations from outside: cleaned, without duplicates, from either side."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import Literal, TypeAlias
 
 from lmsmith.core.text import encodable
+from lmsmith.corpus.messages import Message
+from lmsmith.corpus.rows import Conversation
 
 UnicodeForm: TypeAlias = Literal["none", "NFC", "NFKC"]
 
@@ -42,3 +46,84 @@ def text_key(text: str) -> str:
 def same_text(one: str, other: str) -> bool:
     """Whether two replies differ in nothing but case and white space."""
     return one.casefold().split() == other.casefold().split()
+
+
+def clean_conversations(
+    conversations: Iterable[Conversation], unicode_form: UnicodeForm, counts: Counter[str]
+) -> Iterator[Conversation]:
+    """Clean every message; drop the empty ones, and join what then are neighbours of one role."""
+    for conversation in conversations:
+        messages = clean_messages(conversation.messages, unicode_form, counts)
+        yield Conversation(conversation.id, messages)
+
+
+def clean_messages(
+    messages: Iterable[Message], unicode_form: UnicodeForm, counts: Counter[str]
+) -> list[dict[str, str]]:
+    """Messages without the empty ones, neighbours of one role joined."""
+    cleaned: list[dict[str, str]] = []
+    for message in messages:
+        content = clean_text(message["content"], unicode_form)
+        if not content:
+            counts["dropped.empty_messages"] += 1
+        elif cleaned and cleaned[-1]["role"] == message["role"]:
+            cleaned[-1]["content"] += "\n" + content
+        else:
+            cleaned.append({"role": message["role"], "content": content})
+    return cleaned
+
+
+def drop_without_exchange(
+    conversations: Iterable[Conversation], min_turns: int, counts: Counter[str]
+) -> Iterator[Conversation]:
+    """Keep conversations of both roles and of at least `min_turns` turns."""
+    for conversation in conversations:
+        turns = conversation.turns()
+        if len({turn["role"] for turn in turns}) < 2:
+            counts["dropped.one_sided"] += 1
+        elif len(turns) < min_turns:
+            counts["dropped.too_few_turns"] += 1
+        else:
+            yield conversation
+
+
+def drop_duplicates(
+    conversations: Iterable[Conversation], counts: Counter[str]
+) -> tuple[list[Conversation], set[str]]:
+    """Of those with nearly the same text, whoever says it, keep the one with the smallest id.
+
+    So what is kept, and with it the split, does not depend on the order of reading.
+
+    Returns:
+        The conversations in their order, and the keys of their texts.
+    """
+    read = [
+        (text_key("\n".join(turn["content"] for turn in conversation.turns())), conversation)
+        for conversation in conversations
+    ]
+    smallest: dict[str, Conversation] = {}
+    for key, conversation in read:
+        if key not in smallest or conversation.id < smallest[key].id:
+            smallest[key] = conversation
+    kept = [conversation for key, conversation in read if smallest[key] is conversation]
+    counts["dropped.duplicates"] = len(read) - len(kept)
+    return kept, set(smallest)
+
+
+def other_side(conversation: Conversation) -> Conversation | None:
+    """The conversation with user and assistant exchanged, from the user's first message on.
+
+    None if nothing of the assistant's is left, or if a system message says who is who.
+    """
+    exchanged = {"user": "assistant", "assistant": "user"}
+    if conversation.messages[0]["role"] == "system":
+        return None
+    messages = [
+        {"role": exchanged[message["role"]], "content": message["content"]}
+        for message in conversation.messages
+    ]
+    if messages[0]["role"] == "assistant":
+        messages.pop(0)
+    if len(messages) < 2:
+        return None
+    return Conversation(f"{conversation.id}/other-side", messages)

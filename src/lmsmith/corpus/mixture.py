@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import read_json
-from lmsmith.corpus.batch import NO_TARGET, Batch, generator
+from lmsmith.corpus.batches import NO_TARGET, Batch, generator
 from lmsmith.corpus.shards import TokenShards
 
 SHARDS_FOLDER = "shards"

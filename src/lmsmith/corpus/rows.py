@@ -10,11 +10,19 @@ from typing import TypeVar
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import fingerprint, read_rows, read_text
-from lmsmith.corpus.fields import id_of, require_keys, text_of
-from lmsmith.corpus.forms import messages_of, name_of
+from lmsmith.corpus.formats import (
+    IrregularPair,
+    Ranked,
+    id_of,
+    is_tree,
+    messages_of,
+    name_of,
+    read_pair,
+    require_keys,
+    text_of,
+    tree_rankings,
+)
 from lmsmith.corpus.messages import validate_prompt
-from lmsmith.corpus.pairs import IrregularPair, Ranked, read_pair
-from lmsmith.corpus.trees import is_tree, tree_rankings
 
 LONG_TEXT_CHARACTERS = 16_384
 """A .txt file longer than this is read as several documents, so that a split can divide it."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import is_hidden, missing, require_file, sha256_file
 from lmsmith.corpus.demo import PACKAGE, dataset_path, read_chitchat
-from lmsmith.corpus.pairs import IrregularPair
+from lmsmith.corpus.formats import IrregularPair
 from lmsmith.corpus.rows import (
     Conversation,
     Document,

@@ -13,8 +13,7 @@ from sqlalchemy.orm import Session
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import fingerprint, read_rows
-from lmsmith.corpus.fields import text_of
-from lmsmith.corpus.forms import is_conversation, messages_of
+from lmsmith.corpus.formats import is_conversation, messages_of, text_of
 from lmsmith.corpus.messages import validate_messages, validate_prompt
 from lmsmith.feedback import answers
 from lmsmith.feedback.judgements import new_ranking
@@ -47,7 +46,7 @@ def import_file(
       3]}``), to measure labelers by. ``models`` may name who wrote the responses, ``overlap`` how
       many labelers are to judge them;
     - ``prompt``, ``responses`` and ``ranks``: a ranking, by ``labeler`` where it names one;
-    - a conversation: ``messages``, or a form of others (see `lmsmith.corpus.forms`).
+    - a conversation: ``messages``, or a form of others (see `lmsmith.corpus.formats`).
 
     What was imported before is not again. Of rankings and conversations that stand in a file
     several times, each is one, for two labelers without a name may agree; of tasks only the first.

@@ -22,12 +22,18 @@ from lmsmith.models.adapters import TrainedState
 from lmsmith.models.batching import length_groups
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.heads import ScalarModel
-from lmsmith.rlhf.advantages import generalised_advantages, masked_mean, masked_whiten
 from lmsmith.rlhf.diagnosis import diagnose
-from lmsmith.rlhf.kl import KLController
-from lmsmith.rlhf.losses import clipped_policy_loss, clipped_value_loss
+from lmsmith.rlhf.objective import (
+    KLController,
+    clipped_policy_loss,
+    clipped_value_loss,
+    generalised_advantages,
+    masked_mean,
+    masked_whiten,
+    token_rewards,
+    value_mask,
+)
 from lmsmith.rlhf.ppo_config import PPOConfig
-from lmsmith.rlhf.rewards import token_rewards, value_mask
 from lmsmith.rlhf.rollout import (
     ROWS_AT_ONCE,
     RewardFunction,
@@ -35,17 +41,16 @@ from lmsmith.rlhf.rollout import (
     readable_prompts,
     sampled_log_probs,
     score_rollout,
+    score_sequences,
     state_values,
 )
-from lmsmith.rlhf.scoring import score_sequences
 from lmsmith.runs.metrics_log import read_metrics
 from lmsmith.runs.stage_folder import StageFolder, derive_seed
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.language_model import PackedBatch, accumulate_gradients
 from lmsmith.training.loop import Stateful, run_steps
 from lmsmith.training.machine import ResolvedMachine, prepare_process
-from lmsmith.training.optimiser import Optimiser
-from lmsmith.training.schedule import learning_rate_factor
+from lmsmith.training.optimiser import Optimiser, learning_rate_factor
 
 
 class _Means:

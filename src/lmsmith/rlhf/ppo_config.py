@@ -8,9 +8,8 @@ from typing import Self
 
 from lmsmith.core.config import refuse_old_keys
 from lmsmith.models.adapters import AdapterConfig
-from lmsmith.rlhf.kl import Control
-from lmsmith.training.optimiser import OptimiserConfig
-from lmsmith.training.schedule import Schedule
+from lmsmith.rlhf.objective import Control
+from lmsmith.training.optimiser import OptimiserConfig, Schedule
 
 SHORTEST_PROMPT = 8
 """Tokens a prompt must be allowed: room for a turn's control tokens and a few words."""

@@ -1,81 +1,433 @@
-"""The reward model's loss over K-way rankings, and how often it orders a pair as they do."""
+"""Rankings for the reward model: a prompt and its K responses in one row, scored and learnt."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from lmsmith.core.errors import UserError
+from lmsmith.corpus.rows import Ranking
+from lmsmith.models.batching import length_batches
+from lmsmith.models.config import ModelConfig
+from lmsmith.models.decoder import Decoder
+from lmsmith.models.heads import ScalarModel
+from lmsmith.prompts import Message, encode_prompt
+from lmsmith.rlhf.objective import correct_pairs, ranking_loss
+from lmsmith.tokenizers import Tokenizer
+from lmsmith.training.machine import ResolvedMachine, evaluation_mode
+
+TOKENS_AT_ONCE = 8_192
+
+_PADDING = -1
+_PROMPT = 0
 
 
-def better_pairs(ranks_bk: Tensor, present_bk: Tensor) -> Tensor:
-    """(batch, K, K): True at (w, l) where response w ranks above l; ties and padding are False.
+@dataclass(frozen=True)
+class EncodedRanking:
+    """A ranking as tokens.
+
+    Attributes:
+        prompt: ends with the assistant's role token.
+        responses: each ends with the end of turn.
+        ranks: 1 is best, equal numbers are ties.
+        places: which of the responses that were brought these are, where some are left out.
+    """
+
+    prompt: list[int]
+    responses: list[list[int]]
+    ranks: list[int]
+    places: list[int] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        """Tokens of the row that holds it."""
+        return len(self.prompt) + sum(len(response) for response in self.responses)
+
+    @property
+    def best(self) -> list[int]:
+        """Places of the responses of the first rank."""
+        first = min(self.ranks)
+        return [place for place, rank in enumerate(self.ranks) if rank == first]
+
+
+def encode_responses(
+    tokenizer: Tokenizer, prompt: Sequence[Message], responses: Sequence[str], context: int
+) -> tuple[list[int], list[list[int]]]:
+    """A prompt and texts that answer it, each as the tokens a reward model reads.
+
+    Every response is given its end of turn, also one that was cut off, so that a reward model
+    judges what a reader would see. All of them follow the same prompt: what is left of it beside
+    the longest response. A response longer than three quarters of the context loses its end.
+
+    Raises:
+        UserError: the system message and the last one do not fit.
+    """
+    encoded, _ = _cut_responses(tokenizer, responses, context)
+    return _prompt_beside(tokenizer, prompt, encoded, context), encoded
+
+
+def longest_response(context: int) -> int:
+    """Most tokens of a response, its end of turn not counted, that a reward model reads."""
+    return max(1, 3 * context // 4 - 1)
+
+
+def _cut_responses(
+    tokenizer: Tokenizer, responses: Sequence[str], context: int
+) -> tuple[list[list[int]], list[bool]]:
+    """Responses as tokens with their end of turn, and which of them lost their end."""
+    most = longest_response(context)
+    encoded = [tokenizer.encode(text) for text in responses]
+    return [[*ids[:most], tokenizer.end_of_turn] for ids in encoded], [
+        len(ids) > most for ids in encoded
+    ]
+
+
+def _prompt_beside(
+    tokenizer: Tokenizer,
+    prompt: Sequence[Message],
+    responses: Sequence[Sequence[int]],
+    context: int,
+) -> list[int]:
+    """What of a prompt fits the context beside the longest response."""
+    room = context - max(len(tokens) for tokens in responses)
+    return encode_prompt(tokenizer, prompt, room).tokens
+
+
+LEFT_OUT = {
+    "tied": "with all responses tied",
+    "empty": "with an empty prompt, or less than two responses that are not empty",
+    "equal": "whose responses are equal as far as they are read",
+    "too_long": "whose last message does not fit the context",
+    "contradicted": "whose order as many others reverse",
+}
+"""Reasons for which `encode_rankings` leaves a ranking out, in words."""
+
+
+def encode_rankings(
+    tokenizer: Tokenizer,
+    rankings: Sequence[Ranking],
+    context: int,
+    counts: Counter[str] | None = None,
+) -> tuple[list[EncodedRanking], list[int]]:
+    """Rankings as tokens, and which of ``rankings`` they are.
+
+    Left out are empty responses, and all but one of those that are equal as they are read (all of
+    them where their ranks contradict each other); then rankings without a pair that is not tied,
+    and those that `LEFT_OUT` names.
 
     Args:
-        ranks_bk: 1 is best, equal numbers are ties.
-        present_bk: False where a prompt has fewer than K responses.
+        counts: gets the numbers of ``rankings`` read and of those left out for each reason of
+            `LEFT_OUT`; of ``responses`` of those that are kept, and how many of these are cut
+            (``responses_cut``) or left out (``responses_empty``, ``responses_equal``); and of
+            rankings that are kept though others contradict them (``disputed``).
     """
-    above = ranks_bk[:, :, None] < ranks_bk[:, None, :]
-    return above & present_bk[:, :, None] & present_bk[:, None, :]
+    counts = counts if counts is not None else Counter()
+    counts["rankings"] += len(rankings)
+    encoded: list[EncodedRanking] = []
+    kept: list[int] = []
+    for index, ranking in enumerate(rankings):
+        found = _encode_ranking(tokenizer, ranking, context, counts)
+        if isinstance(found, str):
+            counts[found] += 1
+        else:
+            encoded.append(found)
+            kept.append(index)
+    cancelled, disputed = _contradicted(encoded)
+    counts["contradicted"] += len(cancelled)
+    counts["disputed"] += disputed
+    return (
+        [each for n, each in enumerate(encoded) if n not in cancelled],
+        [index for n, index in enumerate(kept) if n not in cancelled],
+    )
 
 
-def score_differences(scores_bk: Tensor) -> Tensor:
-    """(batch, K, K): r_w − r_l at (w, l)."""
-    return scores_bk[:, :, None] - scores_bk[:, None, :]
+def rankings_warnings(counts: Mapping[str, int], context: int) -> list[str]:
+    """What `encode_rankings` left out or cut and why, in sentences."""
+    told = []
+    reasons = [f"{counts[name]:,} {words}" for name, words in LEFT_OUT.items() if counts[name]]
+    if reasons:
+        left_out = sum(counts[name] for name in LEFT_OUT)
+        told.append(
+            f"{left_out:,} of {counts['rankings']:,} rankings left out: {', '.join(reasons)}"
+        )
+    if counts["disputed"]:
+        told.append(
+            f"{counts['disputed']:,} of {counts['rankings']:,} rankings are learnt from though "
+            "others reverse their order, more or less often"
+        )
+    for name, words in (
+        ("responses_empty", "left out, being empty"),
+        ("responses_equal", "left out, being equal to another of their ranking as they are read"),
+        ("responses_cut", f"lose their end, being longer than {longest_response(context)} tokens"),
+    ):
+        if counts[name]:
+            told.append(f"{counts[name]:,} of {counts['responses']:,} responses {words}")
+    return told
 
 
-def ranking_losses(scores_bk: Tensor, ranks_bk: Tensor, present_bk: Tensor) -> Tensor:
-    """−log σ(r_w − r_l) averaged over the pairs of each prompt: (batch,), float32.
+def _encode_ranking(
+    tokenizer: Tokenizer, ranking: Ranking, context: int, counts: Counter[str]
+) -> EncodedRanking | str:
+    """A ranking as tokens, or the reason for which it is left out."""
+    if len(set(ranking.ranks)) < 2:
+        return "tied"
+    written = [place for place, text in enumerate(ranking.responses) if text.strip()]
+    if len(written) < 2 or not ranking.prompt[-1]["content"].strip():
+        return "empty"
+    if len({ranking.ranks[place] for place in written}) < 2:
+        return "tied"
+    texts = [ranking.responses[place] for place in written]
+    encoded, cut = _cut_responses(tokenizer, texts, context)
+    distinct = _distinct(encoded, [ranking.ranks[place] for place in written])
+    places = [written[n] for n in distinct]
+    if len({ranking.ranks[place] for place in places}) < 2:
+        return "equal"
+    responses = [encoded[n] for n in distinct]
+    try:
+        prompt = _prompt_beside(tokenizer, ranking.prompt, responses, context)
+    except UserError:
+        return "too_long"
+    counts["responses"] += len(ranking.responses)
+    counts["responses_empty"] += len(ranking.responses) - len(written)
+    counts["responses_equal"] += len(written) - len(places)
+    counts["responses_cut"] += sum(cut[n] for n in distinct)
+    return EncodedRanking(prompt, responses, [ranking.ranks[place] for place in places], places)
 
-    Ouyang et al. 2022, equation 1, whose 1 / C(K,2) counts the pairs that are not tied, since
-    ties are dropped. A prompt without such a pair has the loss 0.
-    """
-    pairs_bkk = better_pairs(ranks_bk, present_bk)
-    # softplus(−x) = −log σ(x), without overflow
-    losses_bkk = F.softplus(-score_differences(scores_bk.float())).masked_fill(~pairs_bkk, 0.0)
-    return losses_bkk.sum(dim=(1, 2)) / pairs_bkk.sum(dim=(1, 2)).clamp(min=1)
+
+def _distinct(responses: Sequence[Sequence[int]], ranks: Sequence[int]) -> list[int]:
+    """Places of different responses: of equal ones the first, if all compare alike to the rest."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for place, response in enumerate(responses):
+        groups.setdefault(tuple(response), []).append(place)
+    kept = []
+    for places in groups.values():
+        others = [rank for place, rank in enumerate(ranks) if place not in places]
+        compared = {
+            tuple((ranks[place] > rank) - (ranks[place] < rank) for rank in others)
+            for place in places
+        }
+        if len(compared) == 1:
+            kept.append(places[0])
+    return sorted(kept)
 
 
-def ranking_loss(scores_bk: Tensor, ranks_bk: Tensor, present_bk: Tensor | None = None) -> Tensor:
-    """Mean over prompts of `ranking_losses`; prompts without a pair to learn from do not count.
+def _contradicted(rankings: Sequence[EncodedRanking]) -> tuple[set[int], int]:
+    """Rankings of which as many others reverse each pair: they teach nothing.
 
-    Args:
-        scores_bk: rewards of K responses a prompt; anything where ``present_bk`` is False.
-        ranks_bk: 1 is best, equal numbers are ties.
-        present_bk: all True if None.
-    """
-    present_bk = torch.ones_like(ranks_bk, dtype=torch.bool) if present_bk is None else present_bk
-    scores_bk = scores_bk.masked_fill(~present_bk, 0.0)
-    counted_b = better_pairs(ranks_bk, present_bk).any(dim=2).any(dim=1)
-    return ranking_losses(scores_bk, ranks_bk, present_bk).sum() / counted_b.sum().clamp(min=1)
-
-
-def correct_pairs(
-    scores_bk: Tensor, ranks_bk: Tensor, present_bk: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """For each prompt, how many of its pairs the scores order rightly, and how many it has.
-
-    A pair of equal scores counts one half. Ties of ranks are no pairs.
+    Labelers who disagree more often one way than the other are learnt from, all of them.
 
     Returns:
-        correct_b (float32) and pairs_b (float32); their sums' ratio is the accuracy.
+        Their numbers, and how many of the other rankings have a pair that one reverses.
     """
-    present_bk = torch.ones_like(ranks_bk, dtype=torch.bool) if present_bk is None else present_bk
-    pairs_bkk = better_pairs(ranks_bk, present_bk)
-    differences_bkk = score_differences(scores_bk.float())
-    right_bkk = (differences_bkk > 0).float() + 0.5 * (differences_bkk == 0).float()
-    correct_b = right_bkk.masked_fill(~pairs_bkk, 0.0).sum(dim=(1, 2))
-    return correct_b, pairs_bkk.sum(dim=(1, 2)).float()
+    votes: Counter[tuple[int, int]] = Counter()
+    pairs: list[list[tuple[int, int]]] = []
+    for ranking in rankings:
+        keys = [hash((tuple(ranking.prompt), tuple(each))) for each in ranking.responses]
+        pairs.append(
+            [
+                (keys[better], keys[worse])
+                for better, rank in enumerate(ranking.ranks)
+                for worse, other in enumerate(ranking.ranks)
+                if rank < other
+            ]
+        )
+        votes.update(pairs[-1])
+    cancelled = {
+        number
+        for number, each in enumerate(pairs)
+        if all(votes[better, worse] == votes[worse, better] for better, worse in each)
+    }
+    contradicted = sum(any(votes[worse, better] for better, worse in each) for each in pairs)
+    return cancelled, contradicted - len(cancelled)
 
 
-def pair_accuracy(scores_bk: Tensor, ranks_bk: Tensor, present_bk: Tensor | None = None) -> float:
-    """Share of all pairs that are not tied whose better response has the higher score."""
-    correct_b, pairs_b = correct_pairs(scores_bk, ranks_bk, present_bk)
-    return float(correct_b.sum() / pairs_b.sum().clamp(min=1))
+@dataclass(frozen=True)
+class CandidateBatch:
+    """Rows ``[prompt, response 1, …, response K, padding]``.
+
+    A response's positions go on from the prompt's end and it attends to the prompt and to
+    itself, so its hidden states are those it would have in a row of its own, and the prompt is
+    computed once instead of K times.
+
+    Attributes:
+        tokens_bt: padding is 0.
+        positions_bt: of each token in its own sequence.
+        segments_bt: 0 for the prompt, k for the k-th response, −1 for padding.
+        ends_bk: the column of each response's last token; 0 where there is no response.
+        ranks_bk: 0 where there is no response.
+        present_bk: False where there is no response.
+    """
+
+    tokens_bt: Tensor
+    positions_bt: Tensor
+    segments_bt: Tensor
+    ends_bk: Tensor
+    ranks_bk: Tensor
+    present_bk: Tensor
+
+    @property
+    def mask_bts(self) -> Tensor:
+        """Causal, to the prompt and to one's own response; padding attends to itself."""
+        length = self.tokens_bt.shape[1]
+        causal = torch.ones(length, length, dtype=torch.bool).tril()
+        own = self.segments_bt[:, :, None] == self.segments_bt[:, None, :]
+        prompt = (self.segments_bt == _PROMPT)[:, None, :]
+        used = (self.segments_bt != _PADDING)[:, None, :]
+        itself = torch.eye(length, dtype=torch.bool)
+        return (causal & (own | prompt) & used) | itself
 
 
-def pair_differences(
-    scores_bk: Tensor, ranks_bk: Tensor, present_bk: Tensor | None = None
-) -> Tensor:
-    """r_w − r_l of every pair that is not tied, prompt by prompt: (pairs,), float32."""
-    present_bk = torch.ones_like(ranks_bk, dtype=torch.bool) if present_bk is None else present_bk
-    return score_differences(scores_bk.float())[better_pairs(ranks_bk, present_bk)]
+def candidate_batch(rankings: Sequence[EncodedRanking]) -> CandidateBatch:
+    """Lay rankings out as rows, padded to the longest."""
+    length = max(ranking.length for ranking in rankings)
+    most = max(len(ranking.responses) for ranking in rankings)
+    tokens_bt = torch.zeros(len(rankings), length, dtype=torch.long)
+    positions_bt = torch.zeros_like(tokens_bt)
+    segments_bt = torch.full_like(tokens_bt, _PADDING)
+    ends_bk = torch.zeros(len(rankings), most, dtype=torch.long)
+    ranks_bk = torch.zeros_like(ends_bk)
+    for row, ranking in enumerate(rankings):
+        start = 0
+        opening = len(ranking.prompt)
+        for segment, piece in enumerate([ranking.prompt, *ranking.responses]):
+            end = start + len(piece)
+            first = 0 if segment == _PROMPT else opening
+            tokens_bt[row, start:end] = torch.tensor(piece)
+            positions_bt[row, start:end] = torch.arange(first, first + len(piece))
+            segments_bt[row, start:end] = segment
+            if segment != _PROMPT:
+                ends_bk[row, segment - 1] = end - 1
+                ranks_bk[row, segment - 1] = ranking.ranks[segment - 1]
+            start = end
+    return CandidateBatch(tokens_bt, positions_bt, segments_bt, ends_bk, ranks_bk, ranks_bk > 0)
+
+
+def candidate_scores(model: ScalarModel, batch: CandidateBatch) -> Tensor:
+    """The reward of each response, read at its last token: (batch, K), 0 where there is none."""
+    values_bt: Tensor = model(batch.tokens_bt, batch.positions_bt, batch.mask_bts)
+    return values_bt.gather(1, batch.ends_bk).masked_fill(~batch.present_bk, 0.0)
+
+
+def score_rankings(
+    model: ScalarModel, rankings: Sequence[EncodedRanking], machine: ResolvedMachine
+) -> list[list[float]]:
+    """The reward of every response of every ranking."""
+    scores: list[list[float]] = [[] for _ in rankings]
+    with evaluation_mode(model), machine.autocast():
+        for group in length_batches([ranking.length for ranking in rankings], TOKENS_AT_ONCE):
+            found_bk = candidate_scores(model, candidate_batch([rankings[i] for i in group]))
+            for index, row in zip(group, found_bk.tolist(), strict=True):
+                scores[index] = row[: len(rankings[index].responses)]
+    return scores
+
+
+def likelihoods(
+    decoder: Decoder, rankings: Sequence[EncodedRanking], machine: ResolvedMachine
+) -> list[list[float]]:
+    """Σ log π(token | what is before it), in nats, over every response of every ranking."""
+    found: list[list[float]] = [[] for _ in rankings]
+    with evaluation_mode(decoder), machine.autocast():
+        for group in length_batches([ranking.length for ranking in rankings], TOKENS_AT_ONCE):
+            batch = candidate_batch([rankings[i] for i in group])
+            hidden_btd = decoder(batch.tokens_bt, batch.positions_bt, batch.mask_bts)
+            for row, index in enumerate(group):
+                ranking = rankings[index]
+                columns = torch.tensor(
+                    [
+                        len(ranking.prompt) - 1 if place == 0 else int(end) - len(response) + place
+                        for response, end in zip(
+                            ranking.responses, batch.ends_bk[row].tolist(), strict=False
+                        )
+                        for place in range(len(response))
+                    ]
+                )
+                tokens_n = torch.tensor([token for tokens in ranking.responses for token in tokens])
+                log_probs_nv = decoder.logits(hidden_btd[row, columns]).float().log_softmax(dim=-1)
+                each_n = log_probs_nv.gather(1, tokens_n[:, None])[:, 0]
+                pieces = torch.split(each_n, [len(response) for response in ranking.responses])
+                found[index] = [float(piece.sum()) for piece in pieces]
+    return found
+
+
+def score_table(
+    rankings: Sequence[EncodedRanking], scores: Sequence[Sequence[float]]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores, ranks and presence as (rankings, K) tensors, for `lmsmith.rlhf.objective`."""
+    most = max((len(row) for row in scores), default=2)
+    scores_bk = torch.zeros(len(scores), most)
+    ranks_bk = torch.zeros(len(scores), most, dtype=torch.long)
+    for index, (ranking, row) in enumerate(zip(rankings, scores, strict=True)):
+        scores_bk[index, : len(row)] = torch.tensor(row)
+        ranks_bk[index, : len(row)] = torch.tensor(ranking.ranks)
+    return scores_bk, ranks_bk, ranks_bk > 0
+
+
+ACTIVATION_BYTES = 4_000_000_000
+"""What rows computed together may keep for the backward pass, by `activation_bytes`."""
+
+
+def activation_bytes(config: ModelConfig, rows: int, length: int) -> int:
+    """About what a forward pass over so many rows keeps for its backward pass, from above.
+
+    In float32: twelve times the width (norms, queries, keys, values, what is mixed and added),
+    four times the feed-forward layer's inner width, and attention scores and probabilities.
+    """
+    numbers = 12 * config.width + 4 * config.resolved_ffn_width + 2 * config.heads * length
+    return 4 * config.layers * rows * length * numbers
+
+
+def memory_groups(
+    lengths: Sequence[int], config: ModelConfig, most: int = ACTIVATION_BYTES
+) -> list[list[int]]:
+    """Indices in groups of like length, the longest first, each within ``most`` bytes.
+
+    All of them, in their own order, where they fit together; a row that is too long by itself is
+    a group by itself.
+    """
+    if activation_bytes(config, len(lengths), max(lengths)) <= most:
+        return [list(range(len(lengths)))]
+    groups: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda each: -lengths[each]):
+        longest = lengths[groups[-1][0]] if groups else 0
+        if groups and activation_bytes(config, len(groups[-1]) + 1, longest) <= most:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups
+
+
+def accumulate_ranking_gradients(
+    model: ScalarModel,
+    rankings: Sequence[EncodedRanking],
+    machine: ResolvedMachine,
+    most: int = ACTIVATION_BYTES,
+) -> tuple[float, float, int]:
+    """Add the gradient of the rankings' mean loss to the parameters'.
+
+    Args:
+        rankings: each with a pair that is not tied, as `encode_rankings` leaves them.
+        most: bytes that rows computed together may keep.
+
+    Returns:
+        The loss, the share of pairs ordered rightly, and the tokens computed, padding included.
+    """
+    loss = correct = pairs = 0.0
+    tokens = 0
+    groups = memory_groups([ranking.length for ranking in rankings], model.decoder.config, most)
+    for group in groups:
+        batch = candidate_batch([rankings[index] for index in group])
+        with machine.autocast():
+            scores_bk = candidate_scores(model, batch)
+        part = ranking_loss(scores_bk, batch.ranks_bk, batch.present_bk)
+        part = part * (len(group) / len(rankings))
+        part.backward()  # type: ignore[no-untyped-call]
+        correct_b, pairs_b = correct_pairs(scores_bk.detach(), batch.ranks_bk, batch.present_bk)
+        loss += part.item()
+        correct += float(correct_b.sum())
+        pairs += float(pairs_b.sum())
+        tokens += batch.tokens_bt.numel()
+    return loss, correct / max(1.0, pairs), tokens

@@ -6,15 +6,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import index
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lmsmith.core.errors import UserError
-from lmsmith.generation.vocabulary import Vocabulary
-from lmsmith.models.batching import PaddedBatch, length_groups, pad_batch, response_log_probs
+from lmsmith.generation.vocabulary import Vocabulary, vocabulary_of
+from lmsmith.models.batching import (
+    PaddedBatch,
+    length_batches,
+    length_groups,
+    pad_batch,
+    response_log_probs,
+)
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.heads import ScalarModel
-from lmsmith.rlhf.rewards import checked_rewards
+from lmsmith.tokenizers import Tokenizer
 from lmsmith.tokenizers.token_bytes import LONGEST
 from lmsmith.training.machine import ResolvedMachine, evaluation_mode
 
@@ -162,3 +169,97 @@ def score_rollout(
         scores_b=scores_b - missing_eos_penalty * (~ended_b),
         ended_b=ended_b,
     )
+
+
+LARGEST_REWARD = 1e12
+"""Beyond it the square of a value's error, and the gradient's norm, leave float32."""
+
+
+def checked_rewards(rewards: object, count: int) -> Tensor:
+    """What a reward function returned as (count,) float32, apart from its graph.
+
+    Args:
+        rewards: a tensor, an array or a list of numbers.
+        count: of the responses.
+
+    Raises:
+        UserError: they are no numbers, not one for each response, not finite or too large.
+    """
+    expected = f"expected {count} finite numbers, shape ({count},): one for each response"
+    try:
+        plain = rewards.tolist() if isinstance(rewards, Tensor | np.ndarray) else rewards
+        rewards_b = torch.as_tensor(plain, dtype=torch.float64).detach()
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise UserError(
+            f"the reward function returned {type(rewards).__name__} that is no list of numbers "
+            f"({error}); {expected}",
+            "return a tensor or a list of floats",
+        ) from error
+    if rewards_b.shape != (count,):
+        column = rewards_b.shape == (count, 1)
+        raise UserError(
+            f"the reward function returned shape {tuple(rewards_b.shape)}; {expected}",
+            "return rewards.squeeze(1)" if column else "return one reward for each response",
+        )
+    for problem, wrong_b, fix in (
+        ("NaN or infinite", ~rewards_b.isfinite(), "look at this response in the reward function"),
+        (
+            f"beyond ±{LARGEST_REWARD:g}, too large for float32",
+            rewards_b.abs() > LARGEST_REWARD,
+            "scale the rewards; a deviation of about 1 is usual",
+        ),
+    ):
+        if wrong_b.any():
+            first = int(wrong_b.nonzero()[0])
+            raise UserError(
+                f"the reward function returned {int(wrong_b.sum())} of {count} rewards that are "
+                f"{problem}: the first is {float(rewards_b[first])}, of response {first}; "
+                f"{expected}",
+                fix,
+            )
+    return rewards_b.float()
+
+
+TOKENS_AT_ONCE = 16_384
+
+
+def score_sequences(
+    model: ScalarModel, sequences: Sequence[Sequence[int]], machine: ResolvedMachine
+) -> Tensor:
+    """The reward of each sequence, read at its last token: (sequences,), float32."""
+    scores_n = torch.zeros(len(sequences))
+    with evaluation_mode(model), machine.autocast():
+        for group in length_batches([len(s) for s in sequences], TOKENS_AT_ONCE):
+            batch = pad_batch([sequences[i] for i in group])
+            values_bt = model(batch.left_aligned())
+            scores_n[group] = values_bt.gather(1, batch.lengths_b[:, None] - 1)[:, 0]
+    return scores_n
+
+
+def response_log_likelihoods(
+    decoder: Decoder,
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    machine: ResolvedMachine,
+    temperature: float = 1.0,
+    tokenizer: Tokenizer | None = None,
+) -> Tensor:
+    """Σ log π(token | before) over each response, in nats: (sequences,), float32.
+
+    Args:
+        decoder: π.
+        prompts, responses: token ids.
+        machine: precision of matrix products.
+        temperature: the one that the responses were sampled with; logits are divided by it.
+        tokenizer: the one that they were sampled with, which says what could follow; everything
+            if None.
+    """
+    vocabulary = vocabulary_of(tokenizer, decoder.config.vocabulary_size)
+    totals_n = torch.zeros(len(prompts))
+    lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
+    with evaluation_mode(decoder), machine.autocast():
+        for group in length_batches(lengths, TOKENS_AT_ONCE // 4):
+            batch = pad_batch([prompts[i] for i in group], [responses[i] for i in group])
+            log_probs_br, _ = sampled_log_probs(decoder, batch, temperature, vocabulary)
+            totals_n[group] = log_probs_br.sum(dim=1)
+    return totals_n

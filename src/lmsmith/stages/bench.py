@@ -22,7 +22,8 @@ from lmsmith.models.decoder import Decoder
 from lmsmith.models.folder import load_decoder, load_scalar_model, load_tokenizer
 from lmsmith.models.heads import ScalarModel
 from lmsmith.prompts.selection import PromptAndReply, prompt_room, select_prompts
-from lmsmith.rlhf.candidates import (
+from lmsmith.rlhf.objective import correct_pairs, pair_differences
+from lmsmith.rlhf.ranking import (
     EncodedRanking,
     encode_rankings,
     likelihoods,
@@ -30,8 +31,7 @@ from lmsmith.rlhf.candidates import (
     score_rankings,
     score_table,
 )
-from lmsmith.rlhf.ranking import correct_pairs, pair_differences
-from lmsmith.rlhf.scoring import response_log_likelihoods
+from lmsmith.rlhf.rollout import response_log_likelihoods
 from lmsmith.runs.signals import stop_if_requested
 from lmsmith.runs.stage_folder import StageFolder, derive_seed
 from lmsmith.statistics.bootstrap import bootstrap_ratio

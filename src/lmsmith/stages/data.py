@@ -18,13 +18,15 @@ from lmsmith.core.config import NOT_A_SETTING
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import beside, write_json, write_jsonl
 from lmsmith.core.progress import Progress
-from lmsmith.corpus.cleaning import UnicodeForm, clean_text, text_key
-from lmsmith.corpus.conversations import (
+from lmsmith.corpus.cleaning import (
+    UnicodeForm,
     clean_conversations,
     clean_messages,
+    clean_text,
     drop_duplicates,
     drop_without_exchange,
     other_side,
+    text_key,
 )
 from lmsmith.corpus.rows import Conversation, Document
 from lmsmith.corpus.sources import (

@@ -15,7 +15,7 @@ from lmsmith.core.errors import UserError
 from lmsmith.core.files import fingerprint
 from lmsmith.core.progress import Progress
 from lmsmith.corpus.cleaning import UnicodeForm, clean_text
-from lmsmith.corpus.pairs import IrregularPair
+from lmsmith.corpus.formats import IrregularPair
 from lmsmith.corpus.rows import Conversation, Ranking
 from lmsmith.corpus.sources import FilesOnce, rankings_of
 

@@ -26,8 +26,7 @@ from lmsmith.runs.stage_folder import StageFolder, derive_seed
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.language_model import train_language_model
 from lmsmith.training.machine import resolve_machine
-from lmsmith.training.optimiser import OptimiserConfig
-from lmsmith.training.schedule import Schedule, learning_rate_factor
+from lmsmith.training.optimiser import OptimiserConfig, Schedule, learning_rate_factor
 
 
 @dataclass(frozen=True)

@@ -16,30 +16,29 @@ from lmsmith.corpus.rows import read_rankings, rows_of_split
 from lmsmith.models.adapters import AdapterConfig, TrainedState, adapt
 from lmsmith.models.folder import load_decoder, load_tokenizer, save_model
 from lmsmith.models.heads import ScalarModel
-from lmsmith.rlhf.candidates import (
+from lmsmith.rlhf.objective import pair_accuracy, ranking_loss
+from lmsmith.rlhf.ranking import (
     LEFT_OUT,
     EncodedRanking,
+    accumulate_ranking_gradients,
     encode_rankings,
     rankings_warnings,
     score_rankings,
     score_table,
 )
-from lmsmith.rlhf.ranking import pair_accuracy, ranking_loss
-from lmsmith.rlhf.ranking_gradients import accumulate_ranking_gradients
 from lmsmith.runs.metrics_log import read_metrics
 from lmsmith.runs.stage_folder import StageFolder, derive_seed
 from lmsmith.tokenizers import Tokenizer
-from lmsmith.training.held_out import (
+from lmsmith.training.loop import (
     FEW_STEPS,
     BestWeights,
     batch_for_steps,
     few_steps_warning,
     rise_warning,
+    run_steps,
 )
-from lmsmith.training.loop import run_steps
 from lmsmith.training.machine import ResolvedMachine, resolve_machine
-from lmsmith.training.optimiser import Optimiser, OptimiserConfig
-from lmsmith.training.schedule import Schedule, learning_rate_factor
+from lmsmith.training.optimiser import Optimiser, OptimiserConfig, Schedule, learning_rate_factor
 
 WINDOW_BATCHES = 8
 """Batches whose prompts are sorted by length together, so that little of a batch is padding."""

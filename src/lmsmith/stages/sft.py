@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 from lmsmith.core.errors import UserError
-from lmsmith.corpus.packing import ConversationBatches
+from lmsmith.corpus.batches import ConversationBatches
 from lmsmith.corpus.rows import read_conversations, rows_of_split
 from lmsmith.evaluation.methods.perplexity import reply_bits_per_byte
 from lmsmith.generation.engine import SamplingSettings, generate
@@ -24,11 +24,10 @@ from lmsmith.prompts.selection import select_prompts
 from lmsmith.rlhf.diagnosis import FEW_ENDED
 from lmsmith.runs.stage_folder import StageFolder, derive_seed
 from lmsmith.tokenizers import Tokenizer
-from lmsmith.training.held_out import FEW_STEPS, batch_for_steps
 from lmsmith.training.language_model import train_language_model
+from lmsmith.training.loop import FEW_STEPS, batch_for_steps
 from lmsmith.training.machine import ResolvedMachine, resolve_machine
-from lmsmith.training.optimiser import OptimiserConfig
-from lmsmith.training.schedule import Schedule, learning_rate_factor
+from lmsmith.training.optimiser import OptimiserConfig, Schedule, learning_rate_factor
 
 MORE_ROOM = (
     "shorten the messages, raise sft.max_length, or take a model with a longer context or "

@@ -18,12 +18,11 @@ from lmsmith.models.attention import packed_mask
 from lmsmith.models.decoder import Decoder
 from lmsmith.runs.metrics_log import read_metrics
 from lmsmith.runs.stage_folder import StageFolder, derive_seed
-from lmsmith.training.compiling import choose_compiling
-from lmsmith.training.held_out import BestWeights, few_steps_warning, rise_warning
-from lmsmith.training.loop import run_steps
+from lmsmith.training.loop import BestWeights, few_steps_warning, rise_warning, run_steps
 from lmsmith.training.losses import IGNORED, linear_cross_entropy_sum
 from lmsmith.training.machine import (
     ResolvedMachine,
+    choose_compiling,
     measure_matrix_peak,
     measure_matrix_peak_again,
 )

@@ -12,12 +12,14 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import nn
 
 from lmsmith.core.errors import UserError
+from lmsmith.core.files import read_json, write_json
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.runs.stage_folder import available_cores
 
@@ -194,3 +196,25 @@ def evaluation_mode(*models: nn.Module) -> Iterator[None]:
     finally:
         for model, mode in zip(models, modes, strict=True):
             model.train(mode)
+
+
+def choose_compiling(machine: ResolvedMachine, planned_flops: float, folder: Path) -> bool:
+    """`worth_compiling`, which measures the machine, asked only at a stage's first start.
+
+    Compiled code rounds differently, so a run that is continued while the machine is slower or
+    faster must not choose anew. ``auto``'s choice is kept in ``folder / "compiled.json"``.
+
+    Args:
+        folder: the stage's checkpoints.
+    """
+    if machine.compile != "auto":
+        return machine.compile == "on"
+    path = folder / "compiled.json"
+    if path.exists():
+        with contextlib.suppress(UserError):
+            kept = read_json(path)
+            if isinstance(kept, bool):
+                return kept
+    chosen = worth_compiling(machine, planned_flops)
+    write_json(path, chosen)
+    return chosen

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmsmith.corpus.batch import NO_TARGET
+from lmsmith.corpus.batches import NO_TARGET
 from lmsmith.studies.scale.addition import CHAIN, DIRECT, Sum, draw_sum, read_answer
 from lmsmith.studies.scale.documents import (
     CONTEXT,

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from lmsmith.core.recipe import MachineConfig
-from lmsmith.corpus.batch import NO_TARGET, Batch
+from lmsmith.corpus.batches import NO_TARGET, Batch
 from lmsmith.models.decoder import Decoder
 from lmsmith.studies.scale import measuring
 from lmsmith.studies.scale.documents import CONTEXT, Writer

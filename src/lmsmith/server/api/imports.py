@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from lmsmith.core.errors import UserError
-from lmsmith.corpus.forms import messages_of
+from lmsmith.corpus.formats import messages_of
 from lmsmith.feedback.importing import begun_by_user
 from lmsmith.feedback.trees import Said, Tree, bring, check_tree, in_turn, origin_of
 from lmsmith.server.api.conversations import (

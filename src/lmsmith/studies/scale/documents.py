@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lmsmith.corpus.batch import NO_TARGET, Batch, generator
+from lmsmith.corpus.batches import NO_TARGET, Batch, generator
 from lmsmith.studies.scale.addition import CHAIN, DIRECT, Sum, draw_sum
 from lmsmith.studies.scale.patterns import Example, draw_document
 from lmsmith.studies.scale.sentences import draw_sentence

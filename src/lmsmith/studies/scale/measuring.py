@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lmsmith.corpus.batch import NO_TARGET, Batch, generator
+from lmsmith.corpus.batches import NO_TARGET, Batch, generator
 from lmsmith.generation.engine import generate
 from lmsmith.generation.settings import SamplingSettings
 from lmsmith.models.attention import packed_mask

@@ -24,8 +24,7 @@ from lmsmith.studies.scale.family import Size
 from lmsmith.studies.scale.measuring import measure, parts
 from lmsmith.training.language_model import accumulate_gradients, train_language_model
 from lmsmith.training.machine import ResolvedMachine
-from lmsmith.training.optimiser import Optimiser, OptimiserConfig
-from lmsmith.training.schedule import learning_rate_factor
+from lmsmith.training.optimiser import Optimiser, OptimiserConfig, learning_rate_factor
 
 FEWEST_STEPS, MOST_STEPS = 100, 6_000
 """Of a plan made by time."""

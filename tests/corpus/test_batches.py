@@ -1,4 +1,4 @@
-"""SFT batches hold every target of every conversation exactly once an epoch."""
+"""Batches of packed conversations."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmsmith.core.errors import UserError
-from lmsmith.corpus.batch import NO_TARGET, Batch
-from lmsmith.corpus.packing import ConversationBatches, pack_best_fit
+from lmsmith.corpus.batches import NO_TARGET, Batch, ConversationBatches, pack_best_fit
 
 CONTEXT = 12
 Row = tuple[list[int], list[bool]]

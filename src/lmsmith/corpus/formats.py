@@ -11,11 +11,225 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
 
 from lmsmith.core.errors import UserError
-from lmsmith.corpus.fields import id_of, require_keys, text_of
-from lmsmith.corpus.messages import name_of_type, validate_messages
-from lmsmith.corpus.trees import best_path, is_tree
+from lmsmith.core.files import fingerprint
+from lmsmith.corpus.messages import name_of_type, validate_messages, validate_prompt
+
+
+def require_keys(row: Mapping[str, object], keys: Iterable[str], where: str) -> None:
+    """See that a row has all of these keys."""
+    for key in keys:
+        if key not in row:
+            found = ", ".join(map(repr, row)) or "none"
+            raise UserError(f"{where}: no {key!r} in this row; its keys are: {found}")
+
+
+def text_of(row: Mapping[str, object], key: str, where: str, default: str | None = None) -> str:
+    """The text at a key; ``default``, where given, stands for null and for a missing key."""
+    value = row.get(key)
+    if value is None and default is not None:
+        return default
+    if not isinstance(value, str):
+        raise UserError(f"{where}: {key!r} must be text, not {name_of_type(value)}")
+    return value
+
+
+def id_of(row: Mapping[str, object], where: str) -> str:
+    """The row's ``id``, text or a whole number; empty if it has none."""
+    value = row.get("id")
+    return str(value) if type(value) is int else text_of(row, "id", where, default="")
+
+
+Ranked: TypeAlias = tuple[list[dict[str, str]], list[str], list[int]]
+"""A prompt, the responses to it, and their ranks: 1 is best."""
+
+
+class IrregularPair(UserError):
+    """A well-formed row whose two texts are no choice between two replies to one prompt.
+
+    Attributes:
+        flaw: what is wrong, in words that follow "2 rankings".
+    """
+
+    def __init__(self, where: str, problem: str, flaw: str) -> None:
+        super().__init__(f"{where}: {problem}", "fix the row or leave it out")
+        self.flaw = flaw
+
+
+def read_pair(row: Mapping[str, object], where: str) -> Ranked:
+    """The ranking of two that a row of ``chosen`` and ``rejected`` is.
+
+    Raises:
+        IrregularPair: there is no prompt, or there are two that differ, a message is empty, both
+            responses are the same, or a text does not end with the assistant's message. Published
+            data has such rows.
+        UserError: the row has another form.
+    """
+    require_keys(row, ("chosen", "rejected"), where)
+    prompt, chosen, rejected = _prompt_and_responses(row, where)
+    if not all(text.strip() for text in (chosen, rejected, *(m["content"] for m in prompt))):
+        raise IrregularPair(where, "a message is empty", "with an empty message")
+    if chosen.strip() == rejected.strip():
+        problem = "'chosen' and 'rejected' are the same"
+        raise IrregularPair(where, problem, "of one response twice")
+    return prompt, [chosen, rejected], [1, 2]
+
+
+def _prompt_and_responses(
+    row: Mapping[str, object], where: str
+) -> tuple[list[dict[str, str]], str, str]:
+    chosen, rejected = row["chosen"], row["rejected"]
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        if row.get("prompt") is not None:
+            return validate_prompt(row["prompt"], where), chosen, rejected
+        chosen, rejected = _from_transcript(chosen, where), _from_transcript(rejected, where)
+    better = validate_messages(chosen, f"{where}, 'chosen'")
+    worse = validate_messages(rejected, f"{where}, 'rejected'")
+    if {better[-1]["role"], worse[-1]["role"]} != {"assistant"}:
+        raise IrregularPair(
+            where,
+            "'chosen' and 'rejected' must end with the assistant's message",
+            "that do not end with the assistant's message",
+        )
+    responses = better[-1]["content"], worse[-1]["content"]
+    if len(better) == 1 and len(worse) == 1 and row.get("prompt") is not None:
+        return validate_prompt(row["prompt"], where), *responses  # the messages are replies alone
+    if len(better) == 1:
+        raise IrregularPair(where, "there is no prompt", "without a prompt")
+    if better[:-1] != worse[:-1]:
+        raise IrregularPair(
+            where,
+            "'chosen' and 'rejected' differ before their last message",
+            "whose texts differ before the last message",
+        )
+    return validate_prompt(better[:-1], where), *responses
+
+
+def _from_transcript(text: str, where: str) -> list[dict[str, str]]:
+    """Messages of ``"\\n\\nHuman: …\\n\\nAssistant: …"`` (Bai et al. 2022, hh-rlhf)."""
+    names = {"\n\nHuman:": "user", "\n\nAssistant:": "assistant"}
+    messages: list[dict[str, str]] = []
+    rest = "\n\n" + text.lstrip("\n")
+    while rest:
+        name = next((name for name in names if rest.startswith(name)), None)
+        if name is None:
+            raise UserError(
+                f"{where}: there is no 'prompt', and 'chosen' and 'rejected' are not conversations",
+                "give 'prompt', or messages, or texts that start with 'Human:'",
+            )
+        rest = rest[len(name) :]
+        end = min((at for name in names if (at := rest.find(name)) >= 0), default=len(rest))
+        content, rest = rest[:end].strip(), rest[end:]
+        if messages and messages[-1]["role"] == names[name]:
+            messages[-1]["content"] = "\n".join(filter(None, (messages[-1]["content"], content)))
+        else:
+            messages.append({"role": names[name], "content": content})
+    return messages
+
+
+ROLES = {"prompter": "user", "assistant": "assistant"}
+
+
+@dataclass(frozen=True)
+class _Message:
+    id: str
+    role: str
+    text: str
+    rank: int | None
+    replies: list[object]
+
+    def as_message(self) -> dict[str, str]:
+        return {"role": self.role, "content": self.text}
+
+
+def is_tree(row: Mapping[str, object]) -> bool:
+    """Whether a row is one of Open Assistant's trees."""
+    return "message_tree_id" in row
+
+
+def tree_rankings(row: Mapping[str, object], where: str) -> Iterator[tuple[str, Ranked]]:
+    """(id, ranking) of each message of a prompter that two or more ranked replies answer.
+
+    The prompt is the path from the root to that message; replies without a rank are left out.
+
+    Raises:
+        UserError: the row is not such a tree.
+    """
+    root = _root(row, where)
+    waiting: list[tuple[_Message, list[dict[str, str]]]] = [(root, [])] if root else []
+    while waiting:
+        message, before = waiting.pop()
+        path = [*before, message.as_message()]
+        replies = _replies(message, where)
+        ranked = [(reply.text, reply.rank + 1) for reply in replies if reply.rank is not None]
+        if message.role == "user" and len(ranked) >= 2:
+            texts, ranks = [text for text, _ in ranked], [rank for _, rank in ranked]
+            yield message.id or fingerprint(path), (path, texts, ranks)
+        waiting += [(reply, path) for reply in reversed(replies)]
+
+
+def best_path(row: Mapping[str, object], where: str) -> tuple[str, list[dict[str, str]]] | None:
+    """(id, messages) of the conversation along the best reply to every message.
+
+    Of replies that nobody ranked the first counts as the best. The assistant has the last word;
+    None if it has none.
+
+    Raises:
+        UserError: the row is not such a tree.
+    """
+    messages: list[dict[str, str]] = []
+    message = _root(row, where)
+    while message is not None:
+        messages.append(message.as_message())
+        message = min(
+            _replies(message, where),
+            key=lambda reply: (reply.rank is None, reply.rank or 0),
+            default=None,
+        )
+    if messages and messages[-1]["role"] == "user":
+        messages.pop()
+    name = text_of(row, "message_tree_id", where, default="")
+    return (name or fingerprint(messages), messages) if messages else None
+
+
+def _root(row: Mapping[str, object], where: str) -> _Message | None:
+    require_keys(row, ("prompt",), where)
+    return _read_message(row["prompt"], where)
+
+
+def _replies(message: _Message, where: str) -> list[_Message]:
+    """The replies to a message that are there."""
+    read = [_read_message(reply, where) for reply in message.replies]
+    replies = [reply for reply in read if reply is not None]
+    for reply in replies:
+        if reply.role == message.role:
+            raise UserError(f"{where}: two messages in a row by the {reply.role} in this tree")
+    return replies
+
+
+def _read_message(value: object, where: str) -> _Message | None:
+    """A message, checked; None if it was deleted or says nothing."""
+    if not isinstance(value, dict):
+        raise UserError(
+            f"{where}: a message of this tree must be an object, not {name_of_type(value)}"
+        )
+    require_keys(value, ("text", "role"), f"{where}, a message of the tree")
+    text, role = text_of(value, "text", where), text_of(value, "role", where)
+    if role not in ROLES:
+        raise UserError(f"{where}: the role {role!r} in a tree; expected {' or '.join(ROLES)}")
+    rank, replies = value.get("rank"), value.get("replies") or []
+    if rank is not None and (type(rank) is not int or rank < 0):
+        raise UserError(f"{where}: 'rank' in a tree must be a whole number from 0 (the best)")
+    if not isinstance(replies, list):
+        raise UserError(f"{where}: 'replies' must be a list, not {name_of_type(replies)}")
+    if value.get("deleted") or not text.strip():
+        return None
+    name = text_of(value, "message_id", where, default="")
+    return _Message(name, ROLES[role], text, rank, replies)
+
 
 EXPECTED = (
     "a conversation has 'messages', or is a row of ShareGPT ('conversations'), of Alpaca "
