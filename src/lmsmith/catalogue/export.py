@@ -11,8 +11,8 @@ from lmsmith.catalogue.reading import ReadModel
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import atomic_folder, read_json, write_json
 from lmsmith.models.interop.folders import write_transformers_model
+from lmsmith.models.interop.gguf_file import FILE_TYPES, write_gguf
 from lmsmith.models.interop.gguf_models import to_gguf
-from lmsmith.models.interop.gguf_writing import FILE_TYPES, write_gguf
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.tokenizers.gguf import UNUSED, gguf_metadata
 from lmsmith.tokenizers.hugging_face import to_hugging_face

@@ -195,7 +195,7 @@ def pull_hub(name: str, progress: Progress, download: Download | None = None) ->
         if not (partial / "config.json").is_file():
             raise UserError(f"{name} has no config.json", "name another model")
         settings = read_json(partial / "config.json")
-        from lmsmith.models.interop.unsupported import refuse_unsupported
+        from lmsmith.models.interop.families import refuse_unsupported
 
         refuse_unsupported(settings if isinstance(settings, dict) else {}, name)
         fetch(repository, revision or None, _WEIGHTS, partial)

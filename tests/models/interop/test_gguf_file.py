@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from lmsmith.core.errors import UserError
-from lmsmith.models.interop.gguf_file import open_gguf
-from lmsmith.models.interop.gguf_writing import pack, write_gguf
+from lmsmith.models.interop.gguf_file import open_gguf, pack, write_gguf
 from lmsmith.models.interop.quantised import dequantise, tensor_type
 
 gguf = pytest.importorskip("gguf")

@@ -1,19 +1,35 @@
-"""What transformers calls the settings and weights of each family of models.
+"""What transformers calls the settings and weights of each family of models, and what of a
+config.json our decoder does not have.
 
 A family gives names alone; `lmsmith.models.interop.transformers` moves the weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lmsmith.core.config import Problem, report_problems
 from lmsmith.core.errors import UserError
 from lmsmith.models.config import AttentionKind, ModelConfig, RopeScaling
 
 Settings = Mapping[str, Any]
 """The contents of transformers' config.json."""
+
+UNEMBEDDING = "lm_head.weight"
+"""Outside every prefix; in the file only where it is not tied."""
+
+_ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+}
+"""Theirs → ours."""
+
+_SIZES = ("layers", "width", "heads", "context", "vocabulary_size")
+_FIX = "another model of this family may have it"
 
 
 @dataclass(frozen=True)
@@ -22,177 +38,86 @@ class Family:
 
     Attributes:
         model_type: in config.json.
+        classes: whose weights we read: with an unembedding, and without.
         prefix: before all names but the unembedding's; files of the bare model have none.
         layers: name of the list of blocks.
         outside: our parameter, without ``.weight`` or ``.bias`` → theirs, outside the blocks.
         inside: the same inside a block; where theirs are several, ours is all of them, stacked.
-        read: their settings → ours.
-        write: ours → theirs.
+        settings: our setting → theirs.
+        defaults: our settings where config.json says nothing.
+        required: our settings that config.json must say.
+        allowed: their setting → the values that we have; one that is absent is fine.
+        read_more: their settings → those of ours that a name alone does not give.
+        write_more: the inverse.
         input_first: whether the blocks' matrices are stored (inputs, outputs).
         scales_scores: whether scores are divided by √head_width; if not, the query's weights hold
             that factor.
     """
 
     model_type: str
+    classes: tuple[str, ...]
     prefix: str
     layers: str
     outside: Mapping[str, str]
     inside: Mapping[str, Sequence[str]]
-    read: Callable[[Settings], ModelConfig]
-    write: Callable[[ModelConfig], dict[str, Any]]
+    settings: Mapping[str, str]
+    defaults: Mapping[str, Any]
+    allowed: Mapping[str, tuple[object, ...]]
+    write_more: Callable[[ModelConfig], dict[str, Any]]
+    read_more: Callable[[Settings], dict[str, Any]] = lambda settings: {}
+    required: Sequence[str] = _SIZES
     input_first: bool = False
     scales_scores: bool = True
 
+    def read(self, settings: Settings) -> ModelConfig:
+        """The shape; raises KeyError where a setting is missing."""
+        ours = dict(self.defaults)
+        for name, theirs in self.settings.items():
+            value: Any = settings[theirs] if name in self.required else settings.get(theirs)
+            if value is not None or name in self.required:
+                ours[name] = _ACTIVATIONS[value] if name == "activation" else value
+        return ModelConfig(**ours | self.read_more(settings))
 
-UNEMBEDDING = "lm_head.weight"
-"""Outside every prefix; in the file only where it is not tied."""
-
-TRANSFORMERS_ACTIVATIONS = {
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "relu": "relu",
-}
-
-
-def _activation(settings: Settings, key: str) -> Any:
-    name = settings.get(key, "gelu_new")
-    if name not in TRANSFORMERS_ACTIVATIONS:
-        raise UserError(
-            f"{key} = {name}: not an activation that lmsmith has",
-            f"models with {', '.join(TRANSFORMERS_ACTIVATIONS)} can be read",
-        )
-    return TRANSFORMERS_ACTIVATIONS[name]
+    def write(self, config: ModelConfig) -> dict[str, Any]:
+        """The contents of config.json."""
+        full, names = spelt_out(config), {"gelu_tanh": "gelu_new"}
+        written = {theirs: getattr(full, ours) for ours, theirs in self.settings.items()}
+        written = {key: names.get(value, value) for key, value in written.items()}
+        kind = {"architectures": [self.classes[0]], "model_type": self.model_type}
+        return kind | written | self.write_more(config)
 
 
-def _their_activation(config: ModelConfig) -> str:
-    return {"gelu_tanh": "gelu_new"}.get(config.activation, config.activation)
-
-
-def _refuse(settings: Settings, ours: Mapping[str, object]) -> None:
-    """Settings that our decoder has in one way only."""
-    for key, value in ours.items():
-        if settings.get(key, value) != value:
-            raise UserError(
-                f"{key} = {settings[key]}: lmsmith's decoder has {value} only",
-                "another model of this family may have it",
-            )
-
-
-def read_openai_gpt(settings: Settings) -> ModelConfig:
-    """GPT-1. Its ``afn = "gelu"`` is the tanh form."""
-    _refuse(settings, {"afn": "gelu"})
-    return ModelConfig(
-        settings["n_layer"],
-        settings["n_embd"],
-        settings["n_head"],
-        settings["n_positions"],
-        settings["vocab_size"],
-        dropout=settings.get("resid_pdrop", 0.1),
-        norm_position="post",
-        norm_epsilon=settings.get("layer_norm_epsilon", 1e-5),
-        tied_embeddings=settings.get("tie_word_embeddings", True),
+def spelt_out(config: ModelConfig) -> ModelConfig:
+    """With no width or number of heads left to a default."""
+    return replace(
+        config,
+        ffn_width=config.resolved_ffn_width,
+        kv_heads=config.resolved_kv_heads,
+        head_width=config.width_per_head,
     )
-
-
-def write_openai_gpt(config: ModelConfig) -> dict[str, Any]:
-    return {
-        "architectures": ["OpenAIGPTLMHeadModel"],
-        "model_type": "openai-gpt",
-        "afn": "gelu",
-        **_gpt_sizes(config),
-    }
-
-
-def _gpt_sizes(config: ModelConfig) -> dict[str, Any]:
-    return {
-        "n_layer": config.layers,
-        "n_embd": config.width,
-        "n_head": config.heads,
-        "n_positions": config.context,
-        "vocab_size": config.vocabulary_size,
-        "layer_norm_epsilon": config.norm_epsilon,
-        "embd_pdrop": config.dropout,
-        "attn_pdrop": config.dropout,
-        "resid_pdrop": config.dropout,
-        "tie_word_embeddings": config.tied_embeddings,
-    }
-
-
-def read_gpt2(settings: Settings) -> ModelConfig:
-    """GPT-2."""
-    _refuse(settings, {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False})
-    return ModelConfig(
-        settings["n_layer"],
-        settings["n_embd"],
-        settings["n_head"],
-        settings["n_positions"],
-        settings["vocab_size"],
-        ffn_width=settings.get("n_inner") or 0,
-        dropout=settings.get("resid_pdrop", 0.1),
-        norm_epsilon=settings.get("layer_norm_epsilon", 1e-5),
-        activation=_activation(settings, "activation_function"),
-        tied_embeddings=settings.get("tie_word_embeddings", True),
-    )
-
-
-def write_gpt2(config: ModelConfig) -> dict[str, Any]:
-    return {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
-        "activation_function": _their_activation(config),
-        "n_inner": config.resolved_ffn_width,
-        **_gpt_sizes(config),
-    }
 
 
 _NEO_KINDS: Mapping[str, AttentionKind] = {"global": "dense", "local": "banded"}
 
 
-def read_gpt_neo(settings: Settings) -> ModelConfig:
-    """GPT-Neo: dense and banded layers, no bias on queries, keys and values."""
+def _read_neo_pattern(settings: Settings) -> dict[str, Any]:
     layers = settings.get("attention_layers") or [
         kind for kinds, times in settings["attention_types"] for kind in list(kinds) * times
     ]
     pattern = shortest_cycle([_NEO_KINDS[kind] for kind in layers[: settings["num_layers"]]])
-    return ModelConfig(
-        settings["num_layers"],
-        settings["hidden_size"],
-        settings["num_heads"],
-        settings["max_position_embeddings"],
-        settings["vocab_size"],
-        ffn_width=settings.get("intermediate_size") or 0,
-        dropout=settings.get("resid_dropout", 0.0),
-        norm_epsilon=settings.get("layer_norm_epsilon", 1e-5),
-        activation=_activation(settings, "activation_function"),
-        qkv_bias=False,
-        tied_embeddings=settings.get("tie_word_embeddings", True),
-        attention_pattern=pattern,
-        window=settings["window_size"] if "banded" in pattern else 0,
-    )
+    window = settings["window_size"] if "banded" in pattern else 0
+    return {"attention_pattern": pattern, "window": window}
 
 
-def write_gpt_neo(config: ModelConfig) -> dict[str, Any]:
+def _write_neo_pattern(config: ModelConfig) -> dict[str, Any]:
     theirs = {ours: name for name, ours in _NEO_KINDS.items()}
     layers = [theirs[config.attention_kind(layer)] for layer in range(config.layers)]
     return {
-        "architectures": ["GPTNeoForCausalLM"],
-        "model_type": "gpt_neo",
-        "num_layers": config.layers,
-        "hidden_size": config.width,
-        "num_heads": config.heads,
-        "max_position_embeddings": config.context,
-        "vocab_size": config.vocabulary_size,
-        "intermediate_size": config.resolved_ffn_width,
-        "activation_function": _their_activation(config),
         "attention_layers": layers,
         "attention_types": [[layers, 1]],
         "window_size": config.window or 256,
-        "layer_norm_epsilon": config.norm_epsilon,
         "embed_dropout": config.dropout,
         "attention_dropout": config.dropout,
-        "resid_dropout": config.dropout,
-        "tie_word_embeddings": config.tied_embeddings,
     }
 
 
@@ -202,58 +127,6 @@ def shortest_cycle(kinds: Sequence[AttentionKind]) -> tuple[AttentionKind, ...]:
         if all(kind == kinds[place % length] for place, kind in enumerate(kinds)):
             return tuple(kinds[:length])
     return tuple(kinds)
-
-
-def read_llama(settings: Settings) -> ModelConfig:
-    """Llama, and what shares its architecture, such as SmolLM2."""
-    _refuse(settings, {"hidden_act": "silu"})
-    context, theta, scaling = _read_rope(settings)
-    attention_bias = bool(settings.get("attention_bias", False))
-    return ModelConfig(
-        settings["num_hidden_layers"],
-        settings["hidden_size"],
-        settings["num_attention_heads"],
-        context,
-        settings["vocab_size"],
-        ffn_width=settings["intermediate_size"],
-        kv_heads=settings.get("num_key_value_heads") or 0,
-        head_width=settings.get("head_dim") or 0,
-        norm="rms",
-        norm_epsilon=settings.get("rms_norm_eps", 1e-6),
-        positions="rotary",
-        rope_theta=theta,
-        rope_scaling=scaling,
-        activation="swiglu",
-        qkv_bias=attention_bias,
-        attention_output_bias=attention_bias,
-        ffn_bias=bool(settings.get("mlp_bias", False)),
-        tied_embeddings=bool(settings.get("tie_word_embeddings", False)),
-    )
-
-
-def write_llama(config: ModelConfig) -> dict[str, Any]:
-    dynamic = config.rope_scaling.method == "dynamic"
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "num_hidden_layers": config.layers,
-        "hidden_size": config.width,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.resolved_kv_heads,
-        "head_dim": config.width_per_head,
-        "max_position_embeddings": (
-            config.rope_scaling.original_context if dynamic else config.context
-        ),
-        "vocab_size": config.vocabulary_size,
-        "intermediate_size": config.resolved_ffn_width,
-        "hidden_act": "silu",
-        "rms_norm_eps": config.norm_epsilon,
-        "attention_bias": config.qkv_bias,
-        "mlp_bias": config.ffn_bias,
-        "tie_word_embeddings": config.tied_embeddings,
-        "rope_theta": config.rope_theta,
-        "rope_parameters": _write_rope(config),
-    }
 
 
 _ROPE_KEYS: Mapping[str, Mapping[str, str]] = {
@@ -277,22 +150,16 @@ _ROPE_KEYS: Mapping[str, Mapping[str, str]] = {
 }
 """Method → our setting → theirs."""
 
-ROPE_METHODS = tuple(name for name in _ROPE_KEYS if name != "none")
+_ROPE_METHODS = tuple(name for name in _ROPE_KEYS if name != "none")
 
 
-def _read_rope(settings: Settings) -> tuple[int, float, RopeScaling]:
-    """Context, θ and scaling, from version 5's ``rope_parameters`` or the older keys."""
+def _read_llama(settings: Settings) -> dict[str, Any]:
+    """Rotary positions, from version 5's ``rope_parameters`` or the older keys; biases."""
     table = rope_table(settings)
     theta = float(table.get("rope_theta") or settings.get("rope_theta") or 10_000.0)
     method: Any = table.get("rope_type") or table.get("type") or "default"
     method = "none" if method == "default" else method
     context = int(settings["max_position_embeddings"])
-    if method not in _ROPE_KEYS or table.get("mscale"):
-        what = "mscale" if method in _ROPE_KEYS else f"rope_type = {method}"
-        raise UserError(
-            f"{what}: a scaling of rotary positions that lmsmith does not have",
-            f"models with {', '.join(name for name in _ROPE_KEYS if name != 'none')} can be read",
-        )
     known = _ROPE_KEYS[method]
     values = {ours: table[key] for ours, key in known.items() if table.get(key) is not None}
     if "factor" in known and "factor" not in values:
@@ -303,7 +170,9 @@ def _read_rope(settings: Settings) -> tuple[int, float, RopeScaling]:
     if method == "dynamic":
         scaling = replace(scaling, original_context=context)
         context = int(context * scaling.factor)
-    return context, theta, scaling
+    bias = bool(settings.get("attention_bias", False))
+    rope = {"context": context, "rope_theta": theta, "rope_scaling": scaling}
+    return rope | {"attention_output_bias": bias}
 
 
 def rope_table(settings: Settings) -> Any:
@@ -311,14 +180,33 @@ def rope_table(settings: Settings) -> Any:
     return settings.get("rope_scaling") or settings.get("rope_parameters") or {}
 
 
-def _write_rope(config: ModelConfig) -> dict[str, Any]:
+def _write_llama(config: ModelConfig) -> dict[str, Any]:
     scaling = config.rope_scaling
     method = "default" if scaling.method == "none" else scaling.method
     table: dict[str, Any] = {"rope_type": method, "rope_theta": config.rope_theta}
     for ours, theirs in _ROPE_KEYS[scaling.method].items():
         if ours != "attention_factor" or scaling.attention_factor:
             table[theirs] = getattr(scaling, ours)
-    return table
+    written = {"hidden_act": "silu", "rope_theta": config.rope_theta, "rope_parameters": table}
+    if scaling.method == "dynamic":
+        written["max_position_embeddings"] = scaling.original_context
+    return written
+
+
+_GPT_SETTINGS = {
+    "layers": "n_layer",
+    "width": "n_embd",
+    "heads": "n_head",
+    "context": "n_positions",
+    "vocabulary_size": "vocab_size",
+    "norm_epsilon": "layer_norm_epsilon",
+    "dropout": "resid_pdrop",
+    "tied_embeddings": "tie_word_embeddings",
+}
+
+
+def _write_gpt_dropout(config: ModelConfig) -> dict[str, Any]:
+    return {"embd_pdrop": config.dropout, "attn_pdrop": config.dropout}
 
 
 _GPT_INSIDE = {
@@ -335,26 +223,38 @@ FAMILIES: Mapping[str, Family] = {
     for family in (
         Family(
             "openai-gpt",
+            ("OpenAIGPTLMHeadModel", "OpenAIGPTModel"),
             "transformer.",
             "h",
             {"token_embedding": "tokens_embed", "position_embedding": "positions_embed"},
             _GPT_INSIDE,
-            read_openai_gpt,
-            write_openai_gpt,
+            _GPT_SETTINGS,
+            {"dropout": 0.1, "norm_position": "post"},
+            {"afn": ("gelu",)},  # which is the tanh form
+            lambda config: {"afn": "gelu", **_write_gpt_dropout(config)},
             input_first=True,
         ),
         Family(
             "gpt2",
+            ("GPT2LMHeadModel", "GPT2Model"),
             "transformer.",
             "h",
             {"token_embedding": "wte", "position_embedding": "wpe", "final_norm": "ln_f"},
             _GPT_INSIDE,
-            read_gpt2,
-            write_gpt2,
+            {**_GPT_SETTINGS, "ffn_width": "n_inner", "activation": "activation_function"},
+            {"dropout": 0.1},
+            {
+                "activation_function": tuple(_ACTIVATIONS),
+                "scale_attn_weights": (True,),
+                "scale_attn_by_inverse_layer_idx": (False,),
+                "add_cross_attention": (False,),
+            },
+            _write_gpt_dropout,
             input_first=True,
         ),
         Family(
             "gpt_neo",
+            ("GPTNeoForCausalLM", "GPTNeoModel"),
             "transformer.",
             "h",
             {"token_embedding": "wte", "position_embedding": "wpe", "final_norm": "ln_f"},
@@ -367,12 +267,27 @@ FAMILIES: Mapping[str, Family] = {
                 ],
                 "attention.output": ["attn.attention.out_proj"],
             },
-            read_gpt_neo,
-            write_gpt_neo,
+            {
+                "layers": "num_layers",
+                "width": "hidden_size",
+                "heads": "num_heads",
+                "context": "max_position_embeddings",
+                "vocabulary_size": "vocab_size",
+                "ffn_width": "intermediate_size",
+                "activation": "activation_function",
+                "norm_epsilon": "layer_norm_epsilon",
+                "dropout": "resid_dropout",
+                "tied_embeddings": "tie_word_embeddings",
+            },
+            {"qkv_bias": False},
+            {"activation_function": tuple(_ACTIVATIONS)},
+            _write_neo_pattern,
+            _read_neo_pattern,
             scales_scores=False,
         ),
         Family(
             "llama",
+            ("LlamaForCausalLM", "LlamaModel"),
             "model.",
             "layers",
             {"token_embedding": "embed_tokens", "final_norm": "norm"},
@@ -389,9 +304,87 @@ FAMILIES: Mapping[str, Family] = {
                 "feed_forward.inner": ["mlp.up_proj"],
                 "feed_forward.output": ["mlp.down_proj"],
             },
-            read_llama,
-            write_llama,
+            {
+                "layers": "num_hidden_layers",
+                "width": "hidden_size",
+                "heads": "num_attention_heads",
+                "context": "max_position_embeddings",
+                "vocabulary_size": "vocab_size",
+                "ffn_width": "intermediate_size",
+                "kv_heads": "num_key_value_heads",
+                "head_width": "head_dim",
+                "norm_epsilon": "rms_norm_eps",
+                "qkv_bias": "attention_bias",
+                "ffn_bias": "mlp_bias",
+                "tied_embeddings": "tie_word_embeddings",
+            },
+            {
+                "norm": "rms",
+                "norm_epsilon": 1e-6,
+                "positions": "rotary",
+                "activation": "swiglu",
+                "qkv_bias": False,
+                "ffn_bias": False,
+                "tied_embeddings": False,
+            },
+            {
+                "hidden_act": ("silu",),
+                "sliding_window": (None,),
+                "partial_rotary_factor": (1.0,),
+            },
+            _write_llama,
+            _read_llama,
+            (*_SIZES, "ffn_width"),
         ),
     )
 }
 """model_type → names."""
+
+
+def refuse_unsupported(settings: Mapping[str, Any], where: str) -> None:
+    """Raise one UserError that names everything in a config.json that we do not have."""
+    family = str(settings.get("model_type"))
+    if family not in FAMILIES:
+        named = ", ".join(map(str, settings.get("architectures") or [])) or "no architecture"
+        raise UserError(
+            f"{where}: model_type = {settings.get('model_type')} ({named}): "
+            "not an architecture that lmsmith has",
+            f"it reads {', '.join(family.classes[0] for family in FAMILIES.values())}",
+        )
+    problems = [Problem(*problem) for problem in unsupported(settings)]
+    if problems:
+        raise report_problems(problems, where)
+
+
+def unsupported(settings: Mapping[str, Any]) -> Iterator[tuple[str, object, str, str]]:
+    """(key, value, expected, fix) of everything that our decoder does not have."""
+    family = FAMILIES[str(settings["model_type"])]
+    for name in settings.get("architectures") or []:
+        if name not in family.classes:
+            fix = "its head is no part of a language model"
+            yield "architectures", name, " or ".join(family.classes), fix
+    for key, values in family.allowed.items():
+        if key in settings and settings[key] not in values:
+            yield key, settings[key], " or ".join(map(str, values)), _FIX
+    if settings.get("quantization_config"):
+        fix = "take the model's unquantised files, or its GGUF file"
+        yield "quantization_config", "a quantised model", "none", fix
+    kinds = settings.get("layer_types") or []
+    if other := sorted(set(kinds) - {"full_attention"}):
+        yield "layer_types", ", ".join(other), "full_attention", _FIX
+    if family.model_type == "llama":
+        yield from _unsupported_rope(settings)
+
+
+def _unsupported_rope(settings: Mapping[str, Any]) -> Iterator[tuple[str, object, str, str]]:
+    table = rope_table(settings)
+    if not isinstance(table, Mapping):
+        yield "rope_scaling", table, "an object", "fetch the file again"
+        return
+    method = table.get("rope_type") or table.get("type") or "default"
+    if method not in _ROPE_METHODS and method != "default":
+        yield "rope_type", method, f"default, {', '.join(_ROPE_METHODS)}", _FIX
+    if table.get("mscale"):
+        yield "mscale", table["mscale"], "none", _FIX
+    if table.get("partial_rotary_factor", 1.0) != 1.0:
+        yield "partial_rotary_factor", table["partial_rotary_factor"], "1.0", _FIX

@@ -14,9 +14,8 @@ from torch import Tensor
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import read_json, write_json
 from lmsmith.models.config import ModelConfig
-from lmsmith.models.interop.families import FAMILIES
+from lmsmith.models.interop.families import FAMILIES, refuse_unsupported
 from lmsmith.models.interop.transformers import from_transformers, read_shape, to_transformers
-from lmsmith.models.interop.unsupported import refuse_unsupported
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"

@@ -17,7 +17,13 @@ from lmsmith.core.errors import UserError
 from lmsmith.models.config import ModelConfig, RopeScaling
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.folder import without_weights
-from lmsmith.models.interop.families import FAMILIES, UNEMBEDDING, Family
+from lmsmith.models.interop.families import (
+    FAMILIES,
+    UNEMBEDDING,
+    Family,
+    refuse_unsupported,
+    spelt_out,
+)
 
 State = Mapping[str, Tensor]
 
@@ -41,12 +47,8 @@ def from_transformers(
         UserError: another family, a setting that we do not have, or weights that are missing, of
             another shape, or without a place.
     """
-    family = FAMILIES.get(str(settings.get("model_type")))
-    if family is None:
-        raise UserError(
-            f"model_type = {settings.get('model_type')}: not a family that lmsmith reads",
-            f"it reads {', '.join(FAMILIES)}",
-        )
+    refuse_unsupported(settings, "config.json")
+    family = FAMILIES[settings["model_type"]]
     config = read_shape(family, settings)
     problems = config.check()
     if problems:
@@ -128,8 +130,8 @@ def their_family(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
     """The first family whose settings, read back, are this shape; and those settings."""
     for family in FAMILIES.values():
         settings = family.write(config)
-        with contextlib.suppress(UserError):  # a part that this family cannot name
-            if _spelt_out(family.read(settings)) == _spelt_out(config):
+        with contextlib.suppress(KeyError):  # a part that this family cannot name
+            if _compared(family.read(settings)) == _compared(config):
                 return family, settings
     raise UserError(
         "transformers has no model of this shape",
@@ -137,16 +139,10 @@ def their_family(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
     )
 
 
-def _spelt_out(config: ModelConfig) -> ModelConfig:
+def _compared(config: ModelConfig) -> ModelConfig:
     """With nothing left to a default, and without dropout, which is no part of a trained model."""
-    return replace(
-        config,
-        ffn_width=config.resolved_ffn_width,
-        kv_heads=config.resolved_kv_heads,
-        head_width=config.width_per_head,
-        attention_pattern=tuple(config.attention_kind(n) for n in range(config.layers)),
-        dropout=0.0,
-    )
+    pattern = tuple(config.attention_kind(layer) for layer in range(config.layers))
+    return replace(spelt_out(config), attention_pattern=pattern, dropout=0.0)
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, torch.Size]:
