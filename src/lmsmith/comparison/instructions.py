@@ -152,14 +152,14 @@ def write_replies(
     of = fingerprint([subject.fingerprint, sha256_file(file), vars(spec), seed])
     log: ItemLog[ReplyRow] = ItemLog(folder / "replies.jsonl", {"fingerprint": of}, ReplyRow)
     left = [each for each in instructions if each.id not in log.rows]
-    writer = Writer(subject, spec, seed)
+    writer = Writer(subject, seed)
     progress.begin("replies", len(instructions), "replies", len(instructions) - len(left))
     for start in range(0, len(left), AT_ONCE):
         began = time.monotonic()
         batch = left[start : start + AT_ONCE]
         prompts = [encode_prompt(subject.tokenizer, list(each.messages)).tokens for each in batch]
         ids = [int(each.id) for each in batch]
-        texts, _ = writer.write(prompts, ids, spec.max_new_tokens, spec.stop, 1)
+        texts, _ = writer.write(prompts, ids, spec)
         rows = [ReplyRow(id=i.id, text=t[0].strip()) for i, t in zip(batch, texts, strict=True)]
         log.append(rows, time.monotonic() - began)
         progress.update(len(instructions) - len(left) + start + len(batch))

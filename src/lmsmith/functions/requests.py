@@ -119,17 +119,9 @@ class FunctionRequests:
         return labelled(asked.text, question.choices, rounded)
 
     def _to_be_written(self, text: str, question: Question, keep: bool) -> AskedText:
-        spec = self._task.answer
         prompts = self._subject.encode_contexts([question.to_continue])
         (request,), (cut,) = writing_requests(
-            self._subject,
-            spec,
-            0,
-            prompts,
-            [int(question.id)],
-            spec.max_new_tokens,
-            spec.stop,
-            spec.samples,
+            self._subject, self._task.answer, 0, prompts, [int(question.id)]
         )
         if cut:
             raise self._too_long()

@@ -13,7 +13,7 @@ import pytest
 from lmsmith.core.errors import UserError
 from lmsmith.evaluation import evaluator
 from lmsmith.evaluation.evaluator import TextFunction, make_method
-from lmsmith.evaluation.methods import rated
+from lmsmith.evaluation.methods import rated, writing
 from lmsmith.evaluation.methods.likelihood import LikelihoodReader
 from lmsmith.evaluation.methods.rated import LabelWords, rater_identity
 from lmsmith.evaluation.model import EvaluatedModel
@@ -65,7 +65,7 @@ def test_refusals_are_counted(
 ) -> None:
     replies = {"the sea": "I cannot help with that.", "the dog": "Gladly."}
     monkeypatch.setattr(
-        rated.Writer,
+        writing.Writer,
         "write",
         lambda *_, **__: ([[replies[item.fields["q"]]] for item in ITEMS], [0, 0]),
     )

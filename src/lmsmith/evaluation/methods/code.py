@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from lmsmith.evaluation.methods.sandbox import check_system, run_program
-from lmsmith.evaluation.methods.writing import Writer
+from lmsmith.evaluation.methods.writing import WritingMethod
 from lmsmith.evaluation.model import EvaluatedModel
 from lmsmith.evaluation.rows import ProgramRow
 from lmsmith.evaluation.tasks.prompts import Question
@@ -14,7 +14,7 @@ from lmsmith.evaluation.tasks.spec import AnswerSpec, measured_at
 from lmsmith.runs.stage_folder import available_cores
 
 
-class Code:
+class Code(WritingMethod):
     """Completes programs, and runs them with their tests in the sandbox.
 
     ``pass_at_K`` is the unbiased estimate from all samples, for K = 1, 10 and 100 as far as there
@@ -29,26 +29,14 @@ class Code:
         seed: int = 0,
     ) -> None:
         check_system()
-        self._spec, self._questions = spec, questions
-        self._prompts = model.encode_contexts([q.contexts[0] for q in questions])
-        self._writer = Writer(model, spec, seed)
-
-    @property
-    def tokens(self) -> list[int]:
-        """Of each problem, prompt and samples."""
-        written = self._spec.max_new_tokens * self._spec.samples
-        return [len(prompt) + written for prompt in self._prompts]
+        contexts = [question.contexts[0] for question in questions]
+        super().__init__(model, questions, contexts, spec, seed)
 
     def answer(self, numbers: Sequence[int]) -> Iterator[ProgramRow]:
         """The rows of the problems of these numbers."""
-        spec = self._spec
-        prompts = [self._prompts[number] for number in numbers]
-        ids = [int(self._questions[number].id) for number in numbers]
-        texts, cut = self._writer.write(prompts, ids, spec.max_new_tokens, spec.stop, spec.samples)
         with ThreadPoolExecutor(available_cores()) as pool:
-            for place, number in enumerate(numbers):
-                question = self._questions[number]
-                programs = [make_program(question, text) for text in texts[place]]
+            for question, texts, lost in zip(*self.written(numbers), strict=True):
+                programs = [make_program(question, text) for text in texts]
                 verdicts = list(pool.map(run_program, programs))
                 passed = sum(verdict.passed for verdict in verdicts)
                 yield ProgramRow(
@@ -56,9 +44,9 @@ class Code:
                     shots=list(question.shots),
                     prompt=question.plain,
                     gold=question.choices[0],
-                    texts=texts[place],
+                    texts=texts,
                     verdicts=[" ".join([v.outcome, v.detail]).strip() for v in verdicts],
-                    truncated=cut[place],
+                    truncated=lost,
                     metrics={
                         f"pass_at_{k}": pass_at_k(len(verdicts), passed, k)
                         for k in measured_at(len(verdicts))

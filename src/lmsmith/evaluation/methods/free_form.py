@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from lmsmith.evaluation.methods.answers import (
     NORMALISERS,
@@ -13,14 +14,14 @@ from lmsmith.evaluation.methods.answers import (
     vote,
     word_f1,
 )
-from lmsmith.evaluation.methods.writing import Writer
+from lmsmith.evaluation.methods.writing import WritingMethod
 from lmsmith.evaluation.model import EvaluatedModel
 from lmsmith.evaluation.rows import AnswerRow, Numbers
 from lmsmith.evaluation.tasks.prompts import Question, write_part
 from lmsmith.evaluation.tasks.spec import AnswerSpec, DecomposeSpec
 
 
-class FreeForm:
+class FreeForm(WritingMethod):
     """Writes answers, and compares them with the right ones.
 
     With ``reason`` it asks twice (Kojima et al. 2022, section 3): the question and the trigger,
@@ -39,53 +40,37 @@ class FreeForm:
         measure: str = "exact_match",
         seed: int = 0,
     ) -> None:
-        self._model, self._questions, self._spec = model, questions, spec
-        self._reader = AnswerReader(spec, measure)
+        first = spec
+        if spec.reason:
+            first = replace(spec, max_new_tokens=spec.reason_tokens, stop=())
         reason = f" {spec.reason}" if spec.reason else ""
         self._contexts = [question.to_continue + reason for question in questions]
-        self._prompts = model.encode_contexts(self._contexts)
-        self._writer = Writer(model, spec, seed)
-        self._writer.cache_prefix(self._prompts)
-
-    @property
-    def tokens(self) -> list[int]:
-        """Of each question, prompt and answers."""
-        spec = self._spec
-        written = (spec.reason_tokens if spec.reason else spec.max_new_tokens) * spec.samples
-        return [len(prompt) + written for prompt in self._prompts]
+        super().__init__(model, questions, self._contexts, first, seed)
+        self._spec, self._reader = spec, AnswerReader(spec, measure)
+        if spec.search != "beam":  # which reads its prompts itself, whole
+            self._writer.cache_prefix(self._prompts)
 
     def answer(self, numbers: Sequence[int]) -> Iterator[AnswerRow]:
         """The rows of the questions of these numbers."""
-        spec = self._spec
-        room = spec.reason_tokens if spec.reason else spec.max_new_tokens
-        stops = () if spec.reason else spec.stop
-        prompts = [self._prompts[number] for number in numbers]
-        ids = [int(self._questions[number].id) for number in numbers]
-        texts, cut = self._writer.write(prompts, ids, room, stops, spec.samples)
+        questions, texts, cut = self.written(numbers)
         reasons: list[list[str]] = [[] for _ in numbers]
-        if spec.reason:
-            reasons, (texts, _) = texts, self._conclude(numbers, ids, texts)
-        for place, number in enumerate(numbers):
-            question = self._questions[number]
-            yield self._reader.row(question, texts[place], reasons[place], cut[place])
+        if self._spec.reason:
+            reasons, texts = texts, self._conclude(numbers, texts)
+        yield from map(self._reader.row, questions, texts, reasons, cut)
 
     def _conclude(
-        self, numbers: Sequence[int], ids: Sequence[int], reasons: Sequence[Sequence[str]]
-    ) -> tuple[list[list[str]], list[int]]:
+        self, numbers: Sequence[int], reasons: Sequence[Sequence[str]]
+    ) -> list[list[str]]:
         """The second pass: an answer to each reasoning."""
-        spec = self._spec
-        asked = [
-            f"{self._contexts[number]}{reason}\n{spec.extraction}"
-            for number, each in zip(numbers, reasons, strict=True)
-            for reason in each
-        ]
-        of_item = [n for n, each in zip(ids, reasons, strict=True) for _ in each]
-        prompts = self._model.encode_contexts(asked)
-        found, cut = self._writer.write(
-            prompts, of_item, spec.max_new_tokens, spec.stop, 1, greedy=True
+        asked = [(n, text) for n, each in zip(numbers, reasons, strict=True) for text in each]
+        prompts = self._model.encode_contexts(
+            [f"{self._contexts[n]}{reason}\n{self._spec.extraction}" for n, reason in asked]
         )
-        flat = iter(found)
-        return [[next(flat)[0] for _ in each] for each in reasons], cut
+        ids = [int(self._questions[number].id) for number, _ in asked]
+        greedy = replace(self._spec, search="greedy", samples=1)
+        texts, _ = self._writer.write(prompts, ids, greedy)
+        flat = iter(texts)
+        return [[next(flat)[0] for _ in each] for each in reasons]
 
 
 class AnswerReader:
@@ -134,7 +119,7 @@ BETWEEN = "\n\n"
 """Parts stand in paragraphs of their own."""
 
 
-class LeastToMost:
+class LeastToMost(WritingMethod):
     """Asks for a question's parts, then answers them in order, the question itself last.
 
     The first prompt is the task's worked decompositions and the item; what it names are the parts.
@@ -151,28 +136,24 @@ class LeastToMost:
         measure: str = "exact_match",
         seed: int = 0,
     ) -> None:
-        self._model, self._questions = model, questions
+        first = replace(spec, max_new_tokens=decompose.max_new_tokens, stop=decompose.stop)
+        super().__init__(model, questions, [each.decompose for each in questions], first, seed)
         self._spec, self._decompose = spec, decompose
         self._reader = AnswerReader(spec, measure)
-        self._writer = Writer(model, spec, seed)
-        self._prompts = model.encode_contexts([each.decompose for each in questions])
 
     @property
     def tokens(self) -> list[int]:
         """Of each question, prompt and answers."""
-        spec = self._decompose
-        written = spec.max_new_tokens + (spec.most + 1) * self._spec.max_new_tokens
-        return [len(prompt) + written for prompt in self._prompts]
+        written = (self._decompose.most + 1) * self._spec.max_new_tokens
+        return [tokens + written for tokens in super().tokens]
 
     def answer(self, numbers: Sequence[int]) -> Iterator[AnswerRow]:
         """The rows of the questions of these numbers."""
-        questions = [self._questions[number] for number in numbers]
         spec = self._decompose
-        prompts = [self._prompts[number] for number in numbers]
-        lists, cut = self._write(questions, prompts, spec.max_new_tokens, spec.stop)
+        questions, lists, cut = self.written(numbers)
         parts = [
             parts_of_question(text, question.last, spec.part, spec.most)
-            for text, question in zip(lists, questions, strict=True)
+            for (text,), question in zip(lists, questions, strict=True)
         ]
         solved: list[list[str]] = [[] for _ in questions]
         said = [question.contexts[0] for question in questions]
@@ -180,13 +161,10 @@ class LeastToMost:
             asking = [place for place, each in enumerate(parts) if len(each) > turn]
             for place in asking:
                 said[place] += BETWEEN + write_part(spec.question, parts[place][turn])
-            answers, lost = self._write(
-                [questions[place] for place in asking],
-                self._model.encode_contexts([said[place] for place in asking]),
-                self._spec.max_new_tokens,
-                self._spec.stop,
-            )
-            for place, text, each in zip(asking, answers, lost, strict=True):
+            prompts = self._model.encode_contexts([said[place] for place in asking])
+            ids = [int(questions[place].id) for place in asking]
+            answers, lost = self._writer.write(prompts, ids, self._spec)
+            for place, (text,), each in zip(asking, answers, lost, strict=True):
                 said[place] += f" {text.strip()}"
                 solved[place].append(text)
                 cut[place] = max(cut[place], each)
@@ -196,18 +174,7 @@ class LeastToMost:
                 for part, text in zip(parts[place][:-1], solved[place][:-1], strict=True)
             ]
             texts = solved[place][-1:]
-            yield self._reader.row(question, texts, [lists[place], *steps], cut[place])
-
-    def _write(
-        self,
-        questions: Sequence[Question],
-        prompts: Sequence[Sequence[int]],
-        room: int,
-        stops: Sequence[str],
-    ) -> tuple[list[str], list[int]]:
-        ids = [int(question.id) for question in questions]
-        texts, cut = self._writer.write(prompts, ids, room, stops, 1)
-        return [each[0] for each in texts], cut
+            yield self._reader.row(question, texts, [*lists[place], *steps], cut[place])
 
 
 def parts_of_question(text: str, last: str, rule: str, most: int) -> list[str]:

@@ -9,7 +9,7 @@ from lmsmith.core.config import encode
 from lmsmith.core.files import sha256_file
 from lmsmith.evaluation.calibration import choice_probabilities
 from lmsmith.evaluation.methods.likelihood import LikelihoodReader
-from lmsmith.evaluation.methods.writing import Writer
+from lmsmith.evaluation.methods.writing import WritingMethod
 from lmsmith.evaluation.model import EvaluatedModel, load_evaluated_model
 from lmsmith.evaluation.rows import Numbers, RatedRow
 from lmsmith.evaluation.rules import refuses, toxicity
@@ -64,7 +64,7 @@ Rater = Callable[[Question, Sequence[str]], list[Rating]]
 """Of a question and its texts, each text's ratings by name."""
 
 
-class Rated:
+class Rated(WritingMethod):
     """Writes as a free-form task does, and has every text rated.
 
     - Toxicity (Gehman et al. 2020, section 3.2): ``expected_max_toxicity``, the highest score of an
@@ -84,27 +84,14 @@ class Rated:
         seed: int = 0,
         classify: Score | None = None,
     ) -> None:
-        self._answer, self._rating, self._questions = answer, rating, questions
-        self._prompts = model.encode_contexts([q.to_continue for q in questions])
-        self._writer = Writer(model, answer, seed)
+        contexts = [question.to_continue for question in questions]
+        super().__init__(model, questions, contexts, answer, seed)
+        self._rating = rating
         self._rate = _make_rater(model, rating, classify)
-
-    @property
-    def tokens(self) -> list[int]:
-        """Of each question, prompt and texts."""
-        spec = self._answer
-        return [len(prompt) + spec.max_new_tokens * spec.samples for prompt in self._prompts]
 
     def answer(self, numbers: Sequence[int]) -> Iterator[RatedRow]:
         """The rows of the questions of these numbers."""
-        spec = self._answer
-        prompts = [self._prompts[number] for number in numbers]
-        ids = [int(self._questions[number].id) for number in numbers]
-        written, cut = self._writer.write(
-            prompts, ids, spec.max_new_tokens, spec.stop, spec.samples
-        )
-        for number, texts, lost in zip(numbers, written, cut, strict=True):
-            question = self._questions[number]
+        for question, texts, lost in zip(*self.written(numbers), strict=True):
             ratings = self._rate(question, texts)
             yield RatedRow(
                 id=question.id,
@@ -143,11 +130,10 @@ def _metrics(spec: RatingSpec, ratings: Sequence[Rating]) -> dict[str, Numbers]:
             "mean_toxicity": mean("toxicity"),
         }
     if spec.by == "model":
-        right = [float(max(spec.labels, key=each.__getitem__) in spec.right) for each in ratings]
-        chances = [sum(each[label] for label in spec.right) for each in ratings]
+        right = [max(spec.labels, key=each.__getitem__) in spec.right for each in ratings]
         return {
             "graded_right": sum(right) / len(right),
-            "probability_right": sum(chances) / len(chances),
+            "probability_right": sum(map(mean, spec.right)),
         }
     return {f"{spec.by}_rate": mean("refusal")}
 

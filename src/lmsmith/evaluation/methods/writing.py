@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from lmsmith.evaluation.methods.likelihood import common_prefix
 from lmsmith.evaluation.model import EvaluatedModel
+from lmsmith.evaluation.tasks.prompts import Question
 from lmsmith.evaluation.tasks.spec import AnswerSpec
 from lmsmith.generation.beam import BeamSettings, beam_search
 from lmsmith.generation.engine import Engine, Request, SamplingSettings, answer
@@ -16,30 +17,24 @@ STREAMS_AN_ITEM = 1 << 20
 
 
 def writing_requests(
-    subject: EvaluatedModel,
+    model: EvaluatedModel,
     spec: AnswerSpec,
     seed: int,
     prompts: Sequence[Sequence[int]],
     ids: Sequence[int],
-    room: int,
-    stops: Sequence[str],
-    samples: int,
-    *,
-    greedy: bool = False,
 ) -> tuple[list[Request], list[int]]:
     """What an engine is asked to write as a task says, and the tokens each prompt lost to fit."""
-    context = subject.context
-    room = min(room, context // 2)
-    cut = [max(0, len(prompt) + room - context) for prompt in prompts]
-    sampled = spec.search == "sample" and not greedy
+    room = min(spec.max_new_tokens, model.context // 2)
+    cut = [max(0, len(prompt) + room - model.context) for prompt in prompts]
+    sampled = spec.search == "sample"
     settings = SamplingSettings(
         max_new_tokens=room,
         temperature=spec.temperature if sampled else 0.0,
         top_p=spec.top_p if sampled else 1.0,
-        stop_tokens=subject.tokenizer.stop_tokens,
+        stop_tokens=model.tokenizer.stop_tokens,
         seed=seed,
-        stop=tuple(stops),
-        samples=samples,
+        stop=tuple(spec.stop),
+        samples=spec.samples,
     )
     requests = [
         Request(
@@ -47,7 +42,7 @@ def writing_requests(
             settings,
             f"item {item}",
             item * STREAMS_AN_ITEM,
-            is_message=subject.chat,
+            is_message=model.chat,
         )
         for prompt, lost, item in zip(prompts, cut, ids, strict=True)
     ]
@@ -57,42 +52,65 @@ def writing_requests(
 class Writer:
     """Writes as a task's settings say; what an item gets does not depend on the others."""
 
-    def __init__(self, subject: EvaluatedModel, spec: AnswerSpec, seed: int) -> None:
-        self._subject, self._spec, self._seed = subject, spec, seed
-        self._engine = Engine(subject.model, tokenizer=subject.tokenizer)
+    def __init__(self, model: EvaluatedModel, seed: int) -> None:
+        self._model, self._seed = model, seed
+        self._engine = Engine(model.model, tokenizer=model.tokenizer)
 
     def cache_prefix(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Read once what all prompts of a task begin with, as with fixed shots.
-
-        Beams read their prompts themselves, whole.
-        """
+        """Read once what all prompts of a task begin with, as with fixed shots."""
         prefix = common_prefix(prompts)
-        if self._spec.search != "beam" and len(prefix) < self._subject.context:
+        if len(prefix) < self._model.context:
             self._engine.cache_prefix(prefix)
 
     def write(
-        self,
-        prompts: Sequence[Sequence[int]],
-        ids: Sequence[int],
-        room: int,
-        stops: Sequence[str],
-        samples: int,
-        *,
-        greedy: bool = False,
+        self, prompts: Sequence[Sequence[int]], ids: Sequence[int], spec: AnswerSpec
     ) -> tuple[list[list[str]], list[int]]:
         """Texts of each prompt, and the tokens it lost to fit with its answer."""
-        requests, cut = writing_requests(
-            self._subject, self._spec, self._seed, prompts, ids, room, stops, samples, greedy=greedy
-        )
-        if self._spec.search == "beam" and not greedy:
-            room = requests[0].settings.max_new_tokens if requests else room
-            return [[self._beam(each.prompt, room, stops)] for each in requests], cut
+        requests, cut = writing_requests(self._model, spec, self._seed, prompts, ids)
+        if spec.search == "beam":
+            return [[self._beam(each)] for each in requests], cut
         return [[reply.text for reply in each] for each in answer(self._engine, requests)], cut
 
-    def _beam(self, prompt: Sequence[int], room: int, stops: Sequence[str]) -> str:
-        tokenizer = self._subject.tokenizer
-        settings = BeamSettings(max_new_tokens=room, stop_tokens=tokenizer.stop_tokens)
-        best = beam_search(self._subject.model, prompt, settings, tokenizer=tokenizer)[0]
-        before = () if self._subject.chat else prompt
+    def _beam(self, request: Request) -> str:
+        tokenizer, settings = self._model.tokenizer, request.settings
+        beams = BeamSettings(
+            max_new_tokens=settings.max_new_tokens, stop_tokens=settings.stop_tokens
+        )
+        best = beam_search(self._model.model, request.prompt, beams, tokenizer=tokenizer)[0]
+        before = () if self._model.chat else request.prompt
         text = tokenizer.decode(best.tokens, after=before)
-        return "".join(until_stop(iter([text]), list(stops)))
+        return "".join(until_stop(iter([text]), list(settings.stop)))
+
+
+class WritingMethod:
+    """What methods have in common whose answers are written.
+
+    Args:
+        contexts: of the questions, to be continued.
+        spec: how the first text of each is written.
+    """
+
+    def __init__(
+        self,
+        model: EvaluatedModel,
+        questions: Sequence[Question],
+        contexts: Sequence[str],
+        spec: AnswerSpec,
+        seed: int,
+    ) -> None:
+        self._model, self._questions, self._first = model, questions, spec
+        self._prompts = model.encode_contexts(contexts)
+        self._writer = Writer(model, seed)
+
+    @property
+    def tokens(self) -> list[int]:
+        """Of each question, prompt and texts."""
+        written = self._first.max_new_tokens * self._first.samples
+        return [len(prompt) + written for prompt in self._prompts]
+
+    def written(self, numbers: Sequence[int]) -> tuple[list[Question], list[list[str]], list[int]]:
+        """The questions of these numbers, their texts, and the tokens each prompt lost."""
+        questions = [self._questions[number] for number in numbers]
+        prompts = [self._prompts[number] for number in numbers]
+        ids = [int(question.id) for question in questions]
+        return questions, *self._writer.write(prompts, ids, self._first)

@@ -14,55 +14,34 @@ _QUESTION = "Question: {{ question }}\nAnswer:"
 _ANSWERS = "[answer, aliases | default([], true)]"
 """One right answer or a list of them, and other ways to write it where a row has any."""
 
-_SHAPES: tuple[tuple[frozenset[str], Kind, Mapping[str, Any]], ...] = (
-    (
-        frozenset({"query", "choices", "gold"}),
-        "multiple_choice",
-        {"context": "{{ query }}", "choices": "choices", "gold": "gold"},
+_CHOICE: Kind = "multiple_choice"
+_FREE: Kind = "free_form"
+
+_SHAPES: Mapping[str, tuple[Kind, Mapping[str, Any]]] = {
+    "choices gold query": (
+        _CHOICE, {"context": "{{ query }}", "choices": "choices", "gold": "gold"},
     ),
-    (
-        frozenset({"context_options", "continuation", "gold"}),
-        "multiple_choice",
-        {"contexts": "context_options", "target": "{{ continuation }}", "gold": "gold"},
+    "context_options continuation gold": (
+        _CHOICE, {"contexts": "context_options", "target": "{{ continuation }}", "gold": "gold"},
     ),
-    (
-        frozenset({"context", "continuation"}),
-        "cloze",
-        {"context": "{{ context }}", "target": "{{ continuation }}"},
+    "context continuation": (
+        "cloze", {"context": "{{ context }}", "target": "{{ continuation }}"},
     ),
-    (
-        frozenset({"context", "completion"}),
-        "free_form",
-        {
-            "context": "{{ context }}",
-            "answers": "completion",
-            "delimiter": "",
-            "separator": "",
-        },
+    "completion context": (
+        _FREE,
+        {"context": "{{ context }}", "answers": "completion", "delimiter": "", "separator": ""},
     ),
-    (
-        frozenset({"question", "choices", "answer"}),
-        "multiple_choice",
-        {"context": _QUESTION, "choices": "choices", "gold": "answer"},
+    "answer choices question": (
+        _CHOICE, {"context": _QUESTION, "choices": "choices", "gold": "answer"},
     ),
-    (
-        frozenset({"context", "question", "answer"}),
-        "free_form",
-        {"context": f"{{{{ context }}}}\n{_QUESTION}", "answers": _ANSWERS},
+    "answer context question": (
+        _FREE, {"context": f"{{{{ context }}}}\n{_QUESTION}", "answers": _ANSWERS},
     ),
-    (
-        frozenset({"question", "answer"}),
-        "free_form",
-        {"context": _QUESTION, "answers": _ANSWERS},
-    ),
-    (
-        frozenset({"context", "answer"}),
-        "free_form",
-        {"context": "{{ context }}", "answers": _ANSWERS},
-    ),
-    (frozenset({"text"}), "perplexity", {}),
-)
-"""Keys that a row must have → the kind of task, and its prompt."""
+    "answer question": (_FREE, {"context": _QUESTION, "answers": _ANSWERS}),
+    "answer context": (_FREE, {"context": "{{ context }}", "answers": _ANSWERS}),
+    "text": ("perplexity", {}),
+}  # fmt: skip
+"""Keys that a row must have → the kind of task, and its prompt; the first that fits counts."""
 
 
 FEWEST_SPACES = 1 / 20
@@ -97,9 +76,11 @@ def infer_task(path: Path) -> TaskSpec:
     if first is None:
         raise UserError(f"{path}: no items", "a task needs at least one")
     keys: dict[str, Any] = dict(first.fields)
-    for needed, kind, prompt in _SHAPES:
-        if needed <= keys.keys():
-            answer = AnswerSpec(normalise="text") if "completion" in needed else AnswerSpec()
+    for needed, (kind, prompt) in _SHAPES.items():
+        if set(needed.split()) <= keys.keys():
+            answer = (
+                AnswerSpec(normalise="text") if "completion" in needed.split() else AnswerSpec()
+            )
             unparted = kind == "perplexity" and _has_no_words(str(keys["text"]))
             return TaskSpec(
                 name,
@@ -110,7 +91,7 @@ def infer_task(path: Path) -> TaskSpec:
                 prompt=PromptSpec(**prompt),
                 answer=answer,
             )
-    shapes = "; ".join(", ".join(sorted(needed)) for needed, _, _ in _SHAPES)
+    shapes = "; ".join(needed.replace(" ", ", ") for needed in _SHAPES)
     raise UserError(
         f"{path}: its rows have {', '.join(keys) or 'nothing'}, which is no shape of a task",
         f"give them one of: {shapes}; or describe the task in a TOML file "
