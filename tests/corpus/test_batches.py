@@ -124,14 +124,14 @@ def test_what_comes_after_the_last_target_takes_no_room() -> None:
 def test_epochs_at() -> None:
     rows = [(list(range(13)), [False] + [True] * 12)] * 6
     batches = ConversationBatches(rows, CONTEXT, 4, 0)
-    assert (batches.rows_per_epoch, batches.steps_per_epoch) == (6, 2)
+    assert batches.rows_per_epoch == 6
     assert batches.epochs_at(3) == 2.0
 
 
 def test_each_epoch_and_each_seed_has_its_own_order() -> None:
     rows = [([first, first + 1], [False, True]) for first in range(1, 61)]
     batches = ConversationBatches(rows, CONTEXT, 5, 0)
-    assert batches.steps_per_epoch == 1
+    assert batches.rows_per_epoch == 5
     other_seed = ConversationBatches(rows, CONTEXT, 5, 1)
     orders = [batches.batch(0), batches.batch(1), other_seed.batch(0)]
     assert len({batch.tokens_bt.tobytes() for batch in orders}) == 3

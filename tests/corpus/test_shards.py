@@ -7,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from lmsmith.core.errors import UserError
 from lmsmith.corpus.shards import TokenShards, write_shards
@@ -31,17 +29,6 @@ def test_documents_come_back_framed(vocabulary_size: int, kind: type, tmp_path: 
 def test_no_documents(tmp_path: Path) -> None:
     shards = write_shards(tmp_path / "shards", [], END, 300)
     assert (len(shards), shards.total_tokens) == (0, 0)
-
-
-@settings(max_examples=15, deadline=None)  # it waits for the disk
-@given(st.lists(st.lists(st.integers(1, 299), max_size=5), max_size=5))
-def test_in_memory_is_the_same_as_on_disk(
-    tmp_path_factory: pytest.TempPathFactory, documents: list[list[int]]
-) -> None:
-    written = write_shards(tmp_path_factory.mktemp("s") / "shards", documents, END, 300)
-    made = TokenShards.from_documents(documents, END, 300)
-    assert written.tokens.tolist() == made.tokens.tolist()
-    assert written.offsets.tolist() == made.offsets.tolist()
 
 
 def test_a_writer_that_fails_leaves_what_was_there(tmp_path: Path) -> None:

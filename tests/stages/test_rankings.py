@@ -228,7 +228,7 @@ def own_rankings(count: int, turns: int = 3) -> list[dict[str, object]]:
     return rows
 
 
-def test_own_rankings_are_used_and_a_dialogue_is_in_one_split(tmp_path: Path) -> None:
+def test_human_rankings_are_used_and_a_dialogue_is_in_one_split(tmp_path: Path) -> None:
     data = write_data(tmp_path / "data", rankings=own_rankings(60))
     out = stage_folder(tmp_path / "out")
     metrics = run(RankingsConfig(test_fraction=0.2, validation_fraction=0.2), {"data": data}, out)
@@ -252,7 +252,7 @@ def test_a_split_that_rankings_name_is_obeyed(tmp_path: Path) -> None:
         ]
 
 
-def test_own_rankings_without_any_to_train_on_are_refused(tmp_path: Path) -> None:
+def test_human_rankings_without_any_to_train_on_are_refused(tmp_path: Path) -> None:
     rows: list[dict[str, object]] = [{**row, "split": "test"} for row in own_rankings(3)]
     data = write_data(tmp_path / "data", rankings=rows)
     with pytest.raises(UserError, match=r"rankings\.jsonl: too few rankings to train on"):

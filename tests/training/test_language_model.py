@@ -106,7 +106,7 @@ def test_a_few_rows_at_a_time_equal_the_whole_batch(micro_batch_size: int) -> No
     whole = gradients(decoder)
     parts, counted = accumulate_gradients(decoder, batch, FP32, micro_batch_size)
     assert parts == pytest.approx(loss, rel=1e-5)
-    assert counted == targets == batch.target_count
+    assert counted == targets == (batch.targets_bt != NO_TARGET).sum()
     assert_close(whole, gradients(decoder), 1e-4)
 
 
@@ -114,7 +114,7 @@ def test_the_loss_is_the_mean_over_targets_and_its_weight_only_in_the_gradient()
     batch, _ = packed()
     decoder = random_decoder()
     with torch.no_grad():
-        expected = packed_loss_sum(decoder, batch).item() / batch.target_count
+        expected = packed_loss_sum(decoder, batch).item() / (batch.targets_bt != NO_TARGET).sum()
     loss, _ = accumulate_gradients(decoder, batch, FP32)
     once = gradients(decoder)
     weighted, _ = accumulate_gradients(decoder, batch, FP32, weight=27.8)
@@ -186,7 +186,7 @@ def test_a_training_step_learns_and_reports(
     assert rows[0]["loss"] == pytest.approx(first, rel=1e-5)
     assert rows[0]["bits_per_byte"] == pytest.approx(first / math.log(2) / 3.0, rel=1e-5)
     assert rows[0]["learning_rate"] == pytest.approx(0.005)
-    assert rows[0]["target_tokens"] == batch.target_count
+    assert rows[0]["target_tokens"] == (batch.targets_bt != NO_TARGET).sum()
     assert rows[-1]["loss"] < 0.8 * rows[0]["loss"]
     assert decoder.training  # dropout, where there is any, is on
     share = rows[3]["tokens_per_second"] * CONFIG.training_flops_per_token() / 1e12
@@ -198,7 +198,7 @@ def test_a_training_step_learns_and_reports(
     summary = training_summary(out)
     assert summary["steps"] == 12
     assert summary["final_loss"] == pytest.approx(rows[-1]["loss"])
-    assert summary["trained_target_tokens"] == 12 * batch.target_count
+    assert summary["trained_target_tokens"] == 12 * (batch.targets_bt != NO_TARGET).sum()
     assert summary["validation_bits_per_byte"] == pytest.approx(1 / 12)
 
 

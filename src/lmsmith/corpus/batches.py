@@ -32,11 +32,6 @@ class Batch:
     documents_bt: npt.NDArray[np.int32]
     positions_bt: npt.NDArray[np.int64]
 
-    @property
-    def target_count(self) -> int:
-        """How many positions have a target: what a mean loss over tokens divides by."""
-        return int((self.targets_bt != NO_TARGET).sum())
-
 
 def generator(seed: int, *names: int) -> np.random.Generator:
     """Chance that is a function of `seed` and of what it is for, so that any step can be redone."""
@@ -121,11 +116,6 @@ class ConversationBatches:
     def targets_per_epoch(self) -> int:
         """How many tokens an epoch teaches."""
         return sum(int((targets != NO_TARGET).sum()) for targets in self._targets)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Steps after which every conversation has been seen: the last may begin a new epoch."""
-        return -(-self.rows_per_epoch // self.batch_size)
 
     def epochs_at(self, step: int) -> float:
         """How many times the conversations have been read through before `step`."""

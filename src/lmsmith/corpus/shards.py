@@ -32,22 +32,6 @@ class TokenShards:
         self.offsets = offsets
 
     @classmethod
-    def from_documents(
-        cls,
-        documents: Iterable[Sequence[int]],
-        end_of_text: int,
-        vocabulary_size: int,
-        start: Sequence[int] | None = None,
-    ) -> TokenShards:
-        """Shards in memory of documents without frame; see `write_shards`."""
-        kind = _kind_for(vocabulary_size)
-        start = [end_of_text] if start is None else start
-        arrays = [_framed(document, start, end_of_text, kind) for document in documents]
-        lengths = [len(array) for array in arrays]
-        tokens = np.concatenate(arrays) if arrays else np.empty(0, kind)
-        return cls(tokens, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
-
-    @classmethod
     def load(cls, folder: Path) -> TokenShards:
         """Map a folder that `write_shards` wrote.
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import filecmp
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from lmsmith.core.errors import UserError
-from lmsmith.core.files import is_hidden, missing, require_file, sha256_file
+from lmsmith.core.files import is_hidden, missing, require_file
 from lmsmith.corpus.demo import PACKAGE, dataset_path, read_chitchat
 from lmsmith.corpus.formats import IrregularPair
 from lmsmith.corpus.rows import (
@@ -56,24 +57,31 @@ class FilesOnce:
         self.empty: list[Path] = []
         self.again: list[tuple[Path, Path]] = []
         self.unread: list[Path] = []
-        self._first: dict[str, Path] = {}
-        self._mend = ""
+        self._by_size: dict[int, list[Path]] = {}
+        self._hint = ""
 
     def of(self, source: str, suffixes: tuple[str, ...]) -> Iterator[Path]:
         """The files of a source that were not read before."""
         for path in files_of(source, suffixes):
-            if not path.stat().st_size:
+            if not (size := path.stat().st_size):
                 self.empty.append(path)
                 continue
-            first = self._first.setdefault(sha256_file(path), path)
-            if first is path:
+            if (first := self._first(path, size)) is None:
                 yield path
             else:
                 self.again.append((path, first))
         unread = _unread(source, suffixes)
         self.unread += unread
         if any(path.name.lower().endswith(suffixes) for path in unread):
-            self._mend = "; a .json file is read if it is named itself"
+            self._hint = "; a .json file is read if it is named itself"
+
+    def _first(self, path: Path, size: int) -> Path | None:
+        """The file read before that holds the same; only files of one size are compared."""
+        before = self._by_size.setdefault(size, [])
+        found = next((each for each in before if filecmp.cmp(each, path, shallow=False)), None)
+        if found is None:
+            before.append(path)
+        return found
 
     def notes(self) -> list[str]:
         """What was not read, in words."""
@@ -87,7 +95,7 @@ class FilesOnce:
             count = _files(len(self.again))
             found.append(f"{count} read once, though named twice: {path}{same}{others}")
         if self.unread:
-            names = f"{_named(self.unread)}{self._mend}"
+            names = f"{_named(self.unread)}{self._hint}"
             found.append(f"{_files(len(self.unread))} not read, for the end of the name: {names}")
         return found
 

@@ -25,8 +25,11 @@ from lmsmith.corpus.cleaning import (
     clean_text,
     drop_duplicates,
     drop_without_exchange,
+    empty_splits_warning,
+    left_out_warnings,
     other_side,
     text_key,
+    why_none_is_left,
 )
 from lmsmith.corpus.rows import Conversation, Document
 from lmsmith.corpus.sources import (
@@ -41,11 +44,10 @@ from lmsmith.corpus.sources import (
 )
 from lmsmith.corpus.splits import assign_splits, hold_out_text, opening_key, split_of
 from lmsmith.runs.stage_folder import StageFolder
-from lmsmith.stages.left_out import empty_splits_warning, left_out_warnings, why_none_is_left
-from lmsmith.stages.own_rankings import (
+from lmsmith.stages.human_rankings import (
     best_conversations,
     divide_rankings,
-    read_own_rankings,
+    read_human_rankings,
 )
 
 FROM_CONVERSATIONS = "data.conversations"
@@ -235,7 +237,7 @@ def run(config: DataConfig, inputs: Mapping[str, Path], out: StageFolder) -> dic
         out.progress.update(number)
     places = [config.place(source) for source in config.rankings]
     needed = config.rankings_as_conversations
-    rankings = read_own_rankings(places, config.unicode_form, out.progress, counts, needed)
+    rankings = read_human_rankings(places, config.unicode_form, out.progress, counts, needed)
     out.progress.update(sources)
     fractions = asdict(config.splits)
     openings: list[str] = []

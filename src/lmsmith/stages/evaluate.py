@@ -17,26 +17,50 @@ done, so that an interrupted evaluation goes on where it was.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from lmsmith.comparison.replies import compare_replies, describe_replies, sample_rows
-from lmsmith.core.files import write_json, write_jsonl
-from lmsmith.rlhf.diagnosis import diagnose_frontier
-from lmsmith.runs.stage_folder import StageFolder
-from lmsmith.stages.bench import (
-    Bench,
-    answer,
-    kl_of_replies,
-    measure_frontier,
-    measure_scorer,
-    predict_text,
-    score_texts,
+from lmsmith.comparison.frontier import final_step, find_snapshots
+from lmsmith.comparison.replies import (
+    Scores,
+    Texts,
+    compare_replies,
+    describe_replies,
+    mean,
+    sample_rows,
 )
+from lmsmith.comparison.scorers import accuracy_beside_rules, accuracy_by_origin
+from lmsmith.core.errors import UserError
+from lmsmith.core.files import read_json, read_jsonl, sha256_file, write_json, write_jsonl
+from lmsmith.corpus.rows import read_conversations, read_documents, read_rankings, rows_of_split
+from lmsmith.evaluation.methods.perplexity import bits_per_byte, predict_replies
+from lmsmith.generation.engine import SamplingSettings, generate
+from lmsmith.models.decoder import Decoder
+from lmsmith.models.folder import load_decoder, load_scalar_model, load_tokenizer
+from lmsmith.models.heads import ScalarModel
+from lmsmith.prompts.selection import PromptAndReply, prompt_room, select_prompts
+from lmsmith.rlhf.diagnosis import diagnose_frontier
+from lmsmith.rlhf.objective import correct_pairs, pair_differences
+from lmsmith.rlhf.ranking import (
+    EncodedRanking,
+    encode_rankings,
+    likelihoods,
+    rankings_warnings,
+    score_rankings,
+    score_table,
+)
+from lmsmith.rlhf.rollout import response_log_likelihoods
+from lmsmith.runs.signals import stop_if_requested
+from lmsmith.runs.stage_folder import StageFolder, derive_seed
 from lmsmith.statistics.bootstrap import bootstrap_ratio
+from lmsmith.statistics.calibration import expected_calibration_error, reliability_bins
+from lmsmith.tokenizers import Tokenizer
+from lmsmith.training.machine import ResolvedMachine, resolve_machine
 
 
 @dataclass(frozen=True)
@@ -100,37 +124,45 @@ class EvaluateConfig:
 
 def run(config: EvaluateConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict[str, float]:
     """Measure; write ``samples.jsonl``, ``calibration.json`` and ``frontier.jsonl``."""
-    bench = Bench(config, inputs, out)
+    evaluation = Evaluation(config, inputs, out)
     metrics: dict[str, float] = {}
-    for name in bench.policies:
-        metrics |= named(name, bench.part(f"text/{name}", partial(predict_text, bench, name)))
+    for name in evaluation.policies:
+        metrics |= named(
+            name, evaluation.part(f"text/{name}", partial(evaluation.predict_text, name))
+        )
     calibration: dict[str, Any] = {}
-    for name in bench.scorers:
-        found = bench.part(f"rankings/{name}", partial(measure_scorer, bench, name))
+    for name in evaluation.scorers:
+        found = evaluation.part(f"rankings/{name}", partial(evaluation.measure_scorer, name))
         calibration[name] = found.pop("calibration", [])
         metrics |= named(name, found)
     replies = {
-        name: bench.part(f"replies/{name}", partial(answer, bench, name)) for name in bench.policies
+        name: evaluation.part(f"replies/{name}", partial(evaluation.answer, name))
+        for name in evaluation.policies
     }
     texts = {
-        "human": [each.reply for each in bench.prompts],
-        **{name: [bench.text(reply) for reply in found] for name, found in replies.items()},
+        "human": [each.reply for each in evaluation.prompts],
+        **{
+            name: [evaluation.tokenizer.decode(reply) for reply in found]
+            for name, found in replies.items()
+        },
     }
     scores = {
-        name: bench.part(f"scores/{name}", partial(score_texts, bench, name, texts))
-        for name in bench.scorers
+        name: evaluation.part(f"scores/{name}", partial(evaluation.score_texts, name, texts))
+        for name in evaluation.scorers
     }
-    metrics |= describe_replies(bench.tokenizer, replies, texts, scores)
+    metrics |= describe_replies(evaluation.tokenizer, replies, texts, scores)
     frontier: list[dict[str, float]] = []
-    if "ppo" in replies and bench.prompts:
-        kl = bench.part("kl", partial(kl_of_replies, bench, bench.decoder("ppo"), replies["ppo"]))
-        metrics |= bootstrap_ratio(kl, seed=bench.seed("kl")).named("ppo.kl")
-        metrics |= compare_replies(replies, scores, bench.seed("win_rate"))
-        frontier = measure_frontier(bench, kl, scores)
+    if "ppo" in replies and evaluation.prompts:
+        kl = evaluation.part(
+            "kl", partial(evaluation.kl_of_replies, evaluation.decoder("ppo"), replies["ppo"])
+        )
+        metrics |= bootstrap_ratio(kl, seed=evaluation.seed("kl")).named("ppo.kl")
+        metrics |= compare_replies(replies, scores, evaluation.seed("win_rate"))
+        frontier = evaluation.measure_frontier(kl, scores)
         if (warning := diagnose_frontier(frontier)) is not None:
             out.progress.say(f"{out.name}: {warning}")
-    bench.end()
-    write_jsonl(out / "samples.jsonl", sample_rows(bench.prompts, texts, scores))
+    out.progress.end()
+    write_jsonl(out / "samples.jsonl", sample_rows(evaluation.prompts, texts, scores))
     write_json(out / "calibration.json", calibration)
     write_jsonl(out / "frontier.jsonl", frontier)
     return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
@@ -139,3 +171,235 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Path], out: StageFolder) ->
 def named(stage: str, metrics: Mapping[str, float]) -> dict[str, float]:
     """``{"accuracy": …}`` of reward as ``{"reward.accuracy": …}``; what is unknown is left out."""
     return {f"{stage}.{name}": value for name, value in metrics.items() if value is not None}
+
+
+POLICIES = ("pretrain", "base", "sft", "ppo")
+SCORERS = {"reward": "rankings", "judge": "judge_rankings"}
+"""The models that score, and the stage whose test rankings each is tested on."""
+
+
+@dataclass
+class Evaluation:
+    """What is measured with: models, prompts and the place where finished parts are kept."""
+
+    config: EvaluateConfig
+    inputs: Mapping[str, Path]
+    out: StageFolder
+    tokenizer: Tokenizer = field(init=False)
+    machine: ResolvedMachine = field(init=False)
+    prompts: list[PromptAndReply] = field(init=False)
+    snapshots: list[tuple[int, Path]] = field(init=False)
+    done: int = 0
+    decoders: dict[Path, Decoder] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        config = self.config
+        self.machine = resolve_machine(self.out.machine)
+        self.tokenizer = load_tokenizer(self.inputs["sft"] / "model")
+        context = self.decoder("sft").config.context
+        if context < 2 * config.max_new_tokens + 2:
+            raise UserError(
+                f"evaluate.max_new_tokens = {config.max_new_tokens}: the model's context of "
+                f"{context} leaves too little room for a prompt",
+                f"lower it to {max(1, context // 2 - 1)} or less",
+            )
+        path = self.inputs["data"] / "test.jsonl"
+        self.prompts = select_prompts(
+            rows_of_split(read_conversations, path),
+            self.tokenizer,
+            prompt_room(config.max_prompt_tokens, config.max_new_tokens, context),
+            most=config.max_prompts,
+            per_conversation=config.prompts_per_conversation,
+            reply_tokens=(config.min_new_tokens, config.max_new_tokens),
+        )
+        self.snapshots = find_snapshots(self.inputs.get("ppo"), config.frontier_snapshots)
+        parts = 2 * len(self.policies) + 2 * len(self.scorers)
+        parts += 1 + len(self.snapshots) if "ppo" in self.inputs else 0
+        self.out.progress.begin("evaluate", parts, "parts")
+
+    @property
+    def policies(self) -> list[str]:
+        """Language models there are, in the order of their stages."""
+        return [name for name in POLICIES if name in self.inputs]
+
+    @property
+    def scorers(self) -> list[str]:
+        """Models that score there are."""
+        return [name for name in SCORERS if name in self.inputs]
+
+    def seed(self, use: str) -> int:
+        return derive_seed(self.out.seed, use)
+
+    def decoder(self, name: str) -> Decoder:
+        """A language model by its stage's name, read once."""
+        return self.decoder_at(self.inputs[name] / "model")
+
+    def decoder_at(self, folder: Path) -> Decoder:
+        if folder not in self.decoders:
+            self.decoders[folder] = load_decoder(folder)
+        return self.decoders[folder]
+
+    def scorer(self, name: str) -> ScalarModel:
+        return load_scalar_model(self.inputs[name] / "model")
+
+    def part(self, name: str, measure: Callable[[], Any]) -> Any:
+        """What ``measure`` returns, or returned before an interruption. JSON can hold it."""
+        path = self.out.checkpoints / f"{name.replace('/', '-')}.json"
+        if not path.exists():
+            stop_if_requested()
+            write_json(path, measure())
+        self.done += 1
+        self.out.progress.update(self.done)
+        return read_json(path)
+
+    def predict_text(self, name: str) -> dict[str, float]:
+        """Bits per byte of held-out text, and perplexity of people's replies."""
+        decoder, tokenizer = self.decoder(name), self.tokenizer
+        documents = self.inputs["data"] / "test_documents.jsonl"
+        texts: list[str] = []
+        size = 0
+        for document in rows_of_split(read_documents, documents):
+            if size >= self.config.max_document_bytes:
+                break
+            texts.append(document.text)
+            size += len(document.text.encode())
+        path = self.inputs["data"] / "test.jsonl"
+        found = rows_of_split(read_conversations, path)
+        conversations = [each.messages for each in islice(found, self.config.max_conversations)]
+        replies = predict_replies(decoder, tokenizer, conversations, self.machine)
+        return {
+            "bits_per_byte": bits_per_byte(decoder, tokenizer, texts, self.machine),
+            "reply_perplexity": replies.perplexity,
+            "reply_bits_per_byte": replies.bits_per_byte,
+        }
+
+    def measure_scorer(self, name: str) -> dict[str, Any]:
+        """Accuracy with its interval, the two rules beside it, and calibration."""
+        source = self.inputs.get(SCORERS[name])
+        path = source / "test.jsonl" if source is not None else None
+        rows = list(rows_of_split(read_rankings, path)) if path is not None else []
+        model = self.scorer(name)
+        counts: Counter[str] = Counter()
+        context = model.decoder.config.context
+        rankings, kept = encode_rankings(self.tokenizer, rows, context, counts)
+        for told in rankings_warnings(counts, context):
+            self.out.progress.say(f"{self.out.name}: {name}: test rankings: {told}")
+        if not rankings or path is None:
+            return {}
+        scores = score_rankings(model, rankings, self.machine)
+        correct_b, pairs_b = correct_pairs(*score_table(rankings, scores))
+        seed = self.seed("accuracy")
+        found: dict[str, Any] = bootstrap_ratio(correct_b, pairs_b, seed=seed).named("accuracy")
+        found["test_prompts"] = len(rankings)
+        found["test_pairs"] = int(pairs_b.sum())
+
+        longer = [[float(len(response)) for response in each.responses] for each in rankings]
+        # Both scorers are tested on the same rows, unless the user brought rankings.
+        total = self.sft_likelihoods(rankings, path)
+        per_token = [
+            [sum_ / length for sum_, length in zip(sums, lengths, strict=True)]
+            for sums, lengths in zip(total, longer, strict=True)
+        ]
+        rules = {"longer": longer, "likelier_total": total, "likelier_per_token": per_token}
+        right = {rule: correct_pairs(*score_table(rankings, of))[0] for rule, of in rules.items()}
+        found |= accuracy_beside_rules(correct_b, pairs_b, right, seed)
+
+        by_id: dict[str, Any] = {
+            str(row.get("id")): row.get("origins") for _, row in read_jsonl(path)
+        }
+        origins = [by_id.get(rows[index].id) for index in kept]
+        found |= accuracy_by_origin(
+            scores,
+            [each.ranks for each in rankings],
+            [
+                [known[place] for place in each.places] if known else None
+                for known, each in zip(origins, rankings, strict=True)
+            ],
+        )
+        differences = pair_differences(*score_table(rankings, scores)).numpy()
+        found["calibration"] = reliability_bins(differences)
+        found["calibration_error"] = expected_calibration_error(found["calibration"])
+        return found
+
+    def sft_likelihoods(self, rankings: Sequence[EncodedRanking], path: Path) -> list[list[float]]:
+        """SFT's log-likelihood of every response, computed once for files of the same content."""
+        kept = self.out.checkpoints / f"likelihoods-{sha256_file(path)[:16]}.json"
+        if not kept.exists():
+            write_json(kept, likelihoods(self.decoder("sft"), rankings, self.machine))
+        saved: Any = read_json(kept)
+        return [list(map(float, row)) for row in saved]
+
+    def answer(self, policy: str | Decoder, prompts: int | None = None) -> list[list[int]]:
+        """A reply to each prompt, or to the first ``prompts``; the same random numbers for all."""
+        decoder = self.decoder(policy) if isinstance(policy, str) else policy
+        settings = SamplingSettings(
+            max_new_tokens=self.config.max_new_tokens + 1,
+            temperature=self.config.temperature,
+            top_p=self.config.top_p,
+            stop_tokens=(self.tokenizer.end_of_turn,),
+            seed=self.seed("replies"),
+        )
+        asked = [each.tokens for each in self.prompts[:prompts]]
+        if not asked:
+            return []
+        return generate(decoder, asked, settings, machine=self.machine, tokenizer=self.tokenizer)
+
+    def score_texts(self, name: str, texts: Texts) -> dict[str, list[float]]:
+        """A scorer's number for every text, by who wrote it.
+
+        The same text to the same prompt is scored once: rounding must not break a tie.
+        """
+        end = self.tokenizer.end_of_turn
+        rows, places = [], []
+        for each, *written in zip(self.prompts, *texts.values(), strict=False):
+            different = list(dict.fromkeys(written))
+            replies = [
+                [*ids[: self.config.max_new_tokens], end]
+                for ids in self.tokenizer.encode_batch(different)
+            ]
+            rows.append(EncodedRanking(each.tokens, replies, [1] * len(replies)))
+            places.append([different.index(text) for text in written])
+        scores = score_rankings(self.scorer(name), rows, self.machine)
+        return {
+            replier: [row[place[column]] for row, place in zip(scores, places, strict=True)]
+            for column, replier in enumerate(texts)
+        }
+
+    def kl_of_replies(self, policy: Decoder, replies: Sequence[Sequence[int]]) -> list[float]:
+        """Σ log π(token) − log π_SFT(token) over each of the policy's own replies, in nats.
+
+        Its mean is an unbiased estimate of KL(policy ‖ SFT) of a reply at that temperature.
+        """
+        asked = [each.tokens for each in self.prompts[: len(replies)]]
+        sampled = self.machine, self.config.temperature, self.tokenizer
+        policy_n, sft_n = (
+            response_log_likelihoods(decoder, asked, replies, *sampled)
+            for decoder in (policy, self.decoder("sft"))
+        )
+        return [float(value) for value in policy_n - sft_n]
+
+    def measure_frontier(self, kl: Sequence[float], scores: Scores) -> list[dict[str, float]]:
+        """Reward and judge's score over KL from SFT: at SFT, PPO's snapshots, and PPO's end."""
+        prompts = self.config.frontier_prompts
+        points: list[dict[str, float]] = []
+        if not self.snapshots:
+            return points
+        first = {name: mean(by_replier["sft"][:prompts]) for name, by_replier in scores.items()}
+        points.append({"step": 0, "kl": 0.0, **first})
+        for step, folder in self.snapshots:
+            points.append(
+                self.part(f"frontier/{step}", partial(self.measure_snapshot, step, folder))
+            )
+        last = {name: mean(by_replier["ppo"][:prompts]) for name, by_replier in scores.items()}
+        final = final_step(self.inputs["ppo"], self.snapshots[-1][0])
+        if final > self.snapshots[-1][0]:
+            points.append({"step": final, "kl": mean(kl[:prompts]), **last})
+        return points
+
+    def measure_snapshot(self, step: int, folder: Path) -> dict[str, float]:
+        """A snapshot's replies to the first prompts: mean KL, and mean score by each scorer."""
+        decoder = load_decoder(folder)
+        replies = self.answer(decoder, self.config.frontier_prompts)
+        texts = {"ppo": [self.tokenizer.decode(reply) for reply in replies]}
+        means = {name: mean(self.score_texts(name, texts)["ppo"]) for name in self.scorers}
+        return {"step": step, "kl": mean(self.kl_of_replies(decoder, replies)), **means}

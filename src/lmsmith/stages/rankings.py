@@ -136,7 +136,7 @@ def run(config: RankingsConfig, inputs: Mapping[str, Path], out: StageFolder) ->
     """Write ``train.jsonl``, ``validation.jsonl`` and ``test.jsonl``."""
     own = inputs["data"] / "rankings.jsonl"
     if config.split == "comparisons" and own.is_file():
-        return split_own_rankings(config, own, out)
+        return split_human_rankings(config, own, out)
     tokenizer = load_tokenizer(inputs["policy"] / "model")
     decoder = load_decoder(inputs["policy"] / "model")
     if decoder.config.context < 2 * config.max_new_tokens + 2:
@@ -173,7 +173,7 @@ def run(config: RankingsConfig, inputs: Mapping[str, Path], out: StageFolder) ->
     return collector.metrics(rows)
 
 
-def split_own_rankings(config: RankingsConfig, path: Path, out: StageFolder) -> dict[str, float]:
+def split_human_rankings(config: RankingsConfig, path: Path, out: StageFolder) -> dict[str, float]:
     """The user's rankings by the split they name, else by a hash of how their dialogue begins.
 
     So neither a prompt, nor two turns of a dialogue, nor two branches of a tree are in two splits.

@@ -23,7 +23,7 @@ RANKINGS_OF = {"comparisons": "train", "validation": "validation", "test": "test
 """The split of conversations → the split of the rankings stage that its rankings are in."""
 
 
-def read_own_rankings(
+def read_human_rankings(
     sources: Sequence[str],
     unicode_form: UnicodeForm,
     progress: Progress,

@@ -17,7 +17,7 @@ from lmsmith.corpus.rows import Conversation, Ranking, read_conversations, read_
 from lmsmith.runs.stage_folder import StageFolder
 from lmsmith.stages import data, rankings
 from lmsmith.stages.data import DataConfig, Splits
-from lmsmith.stages.own_rankings import best_conversations
+from lmsmith.stages.human_rankings import best_conversations
 
 SPLITS = ("demonstrations", "comparisons", "prompts", "judge", "test", "validation")
 USED = {"train": "comparisons", "validation": "validation", "test": "test"}
