@@ -3,7 +3,7 @@
 People are kept apart: all that is one person's is on one side of the held-out split, and what
 labelers say of a logged prompt goes with the person who asked. What came from a file is nobody's:
 all of it that begins alike is on one side, whoever judged it, and on the side of the people who
-asked the same, where these are on one (docs/decisions/023).
+asked the same, where these are on one (docs/decisions/011).
 """
 
 from __future__ import annotations
