@@ -26,7 +26,11 @@ def on_files(files: Files, config: Any) -> Files:
 
 def commands_page() -> str:
     """Every command with its arguments, from the functions that the command line is made of."""
-    parts = ["# Commands", "", "`lmsmith COMMAND --help` prints the same. `--debug` shows tracebacks."]
+    parts = [
+        "# Commands",
+        "",
+        "`lmsmith COMMAND --help` prints the same. `--debug` shows tracebacks.",
+    ]
     for command in COMMANDS:
         function = command.load()
         text = inspect.getdoc(function) or ""

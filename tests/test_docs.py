@@ -1,0 +1,140 @@
+"""The documents' command lines and settings exist, and the decisions are numbered without gaps."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lmsmith.cli import COMMANDS
+from lmsmith.core.config import decode, setting_keys
+from lmsmith.core.recipe import MachineConfig
+from lmsmith.stages import STAGES
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([*ROOT.glob("README*.md"), *ROOT.glob("docs/**/*.md")])
+EVERYWHERE = {"help", "debug", "version"}
+_NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+
+pages = pytest.mark.parametrize("page", PAGES, ids=_NAMES)
+
+
+def blocks(text: str) -> Iterator[tuple[str, str]]:
+    """The language and the text of each fenced block."""
+    for found in re.finditer(r"^```(\w*)[^\n]*\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        yield found[1], found[2]
+
+
+def command_lines(text: str) -> Iterator[str]:
+    """What begins with ``lmsmith`` in blocks and between backticks."""
+    for language, block in blocks(text):
+        if language in ("", "console", "sh", "bash"):
+            for line in block.replace("\\\n", " ").splitlines():
+                for part in re.split(r"&&|[;|] ", line.removeprefix("$ ")):
+                    if re.match(r"lmsmith\s", part.strip()):
+                        yield part.strip()
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    for found in re.finditer(r"`(lmsmith [^`]+)`", prose):
+        yield " ".join(found[1].split())
+
+
+@functools.cache
+def options() -> dict[str, set[str]]:
+    """Of each command, the names of its arguments and options."""
+    return {
+        each.name: {
+            name.strip("_").replace("_", "-") for name in inspect.signature(each.load()).parameters
+        }
+        for each in COMMANDS
+    }
+
+
+def problems_of(line: str) -> list[str]:
+    """Which words of a command line no command has."""
+    try:
+        words = shlex.split(line, comments=True)[1:]
+    except ValueError:  # an apostrophe in an example that is cut short
+        words = line.split()[1:]
+    if not words or words[0].startswith("-") or words[0].isupper():
+        return []
+    groups = {name.split()[0] for name in options() if " " in name}
+    name = " ".join(words[:2]) if " ".join(words[:2]) in options() else words[0]
+    if name in options():
+        known = options()[name] | EVERYWHERE
+    elif name in groups and (len(words) == 1 or words[1].startswith("-") or "|" in line):
+        known = set().union(*(all_ for each, all_ in options().items() if each.startswith(name)))
+    else:
+        return [f"no command {' '.join(words[:2])!r}"]
+    flags = [word[2:].partition("=")[0] for word in words if re.match(r"--[a-z]", word)]
+    return [f"{name} has no --{flag}" for flag in flags if flag not in known | EVERYWHERE]
+
+
+@pages
+def test_every_command_line_names_a_command_and_its_options(page: Path) -> None:
+    found = [
+        f"{line}: {problem}"
+        for line in command_lines(page.read_text())
+        for problem in problems_of(line)
+    ]
+    assert not found, "\n".join(found)
+
+
+@functools.cache
+def settings() -> dict[str, type]:
+    """The tables of a recipe."""
+    return {each.name: each.config_type() for each in STAGES} | {"machine": MachineConfig}
+
+
+@functools.cache
+def keys() -> frozenset[str]:
+    """Every key of every stage, and every table."""
+    found = {key for name, cls in settings().items() for key in setting_keys(cls, name)}
+    tables = {key.rpartition(".")[0] for key in found}
+    return frozenset(found | tables | {"seed", "description"})
+
+
+@pages
+def test_every_setting_of_a_recipe_exists(page: Path) -> None:
+    text = page.read_text()
+    found = []
+    # A task's file has a table [data] of its own.
+    tasks = page.relative_to(ROOT).as_posix().startswith("docs/evaluation")
+    tables_of = settings() if not tasks else {}
+    for language, block in blocks(text):
+        tables = tomllib.loads(block) if language == "toml" else {}
+        for name in tables.keys() & tables_of.keys():
+            _, problems = decode(settings()[name], tables[name], name)
+            found += [str(each) for each in problems if each.expected == "unknown key"]
+            found += [str(each) for each in problems if each.expected == "has a new name"]
+    written = re.findall(r"--set[ =]'?([a-z_.]+)=", text)
+    stages = "|".join(settings().keys() - ({"data"} if tasks else set()))
+    written += re.findall(rf"`((?:{stages})(?:\.[a-z_]+)+)(?: = [^`]*)?`", text)
+    found += [key for key in written if key not in keys() and not is_metric(key)]
+    assert not found, "\n".join(found)
+
+
+@functools.cache
+def source() -> str:
+    return "\n".join(file.read_text() for file in (ROOT / "src").rglob("*.py"))
+
+
+def is_metric(key: str) -> bool:
+    """Whether the code writes a metric of that name."""
+    name = key.split(".")[-1]
+    return re.search(rf"[\"'._]{name}[\"'_{{]|f\"{name}", source()) is not None
+
+
+def test_decisions_are_numbered_without_gaps_and_listed() -> None:
+    folder = ROOT / "docs/decisions"
+    names = sorted(file.name for file in folder.glob("0*.md"))
+    assert [int(name[:3]) for name in names] == list(range(1, len(names) + 1))
+    listed = (folder / "README.md").read_text()
+    for name in names:
+        assert (folder / name).read_text().startswith(f"# {name[:3]}: ")
+        assert f"]({name})" in listed
