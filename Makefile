@@ -1,5 +1,6 @@
 # `make install` makes lmsmith a command, `make demo` makes and talks to a model, `make chat` talks to
-# a published one, `make serve` does so in a browser, `make test` checks.
+# a published one, `make serve` does so in a browser, `make test` checks, `make docs` builds the
+# documentation into site/.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,7 +17,7 @@ ACTIVATE = @echo; echo "To use lmsmith in this or another terminal, type first:"
 	echo "  source '$(CURDIR)/$(BIN)/activate'"; \
 	echo "Or write '$(CURDIR)/$(BIN)/lmsmith' in place of lmsmith."; echo
 
-.PHONY: demo chat serve page test check unit install clean
+.PHONY: demo chat serve page docs test check unit install clean
 
 demo: $(VENV)/.demo
 	$(ACTIVATE)
@@ -40,7 +41,11 @@ page: $(VENV)/.dev
 	$(BIN)/python hatch_build.py run check
 	$(BIN)/python hatch_build.py run test
 
-test: check page unit
+# The site of docs/, into site/. The variable silences what the theme says of other programs.
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+test: check page docs unit
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check
@@ -78,4 +83,4 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/.demo
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
