@@ -20,7 +20,7 @@ from lmsmith.comparison.instructions import (
     reply_spec,
     write_replies,
 )
-from lmsmith.comparison.judges import ASKED, Compared, ModelJudge, RewardJudge, load_a_judge
+from lmsmith.comparison.judges import ASKED, Compared, ModelJudge, RewardJudge, load_judge
 from lmsmith.comparison.versus import Versus, judge_replies
 from lmsmith.core.errors import UserError
 from lmsmith.core.progress import Progress, QuietProgress
@@ -186,7 +186,7 @@ def test_a_reward_models_folder_is_a_judge_by_its_scores(
     torch.manual_seed(4)
     model = ScalarModel(Decoder(ModelConfig(1, 16, 2, 64, tiny_tokenizer.vocabulary_size))).eval()
     save_model(tmp_path / "reward", model, tiny_tokenizer, {})
-    judge = load_a_judge(
+    judge = load_judge(
         str(tmp_path / "reward"), resolve_machine(MachineConfig(precision="fp32", threads=1))
     )
     assert isinstance(judge, RewardJudge)

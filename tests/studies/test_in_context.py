@@ -17,7 +17,7 @@ from lmsmith.evaluation.model import EvaluatedModel
 from lmsmith.evaluation.rows import ItemRow
 from lmsmith.evaluation.tasks.shipped import find_tasks
 from lmsmith.evaluation.tasks.spec import DataSpec, PromptSpec, TaskSpec
-from lmsmith.studies.in_context import Arm, Found, chance, compare_arms, plan_arms, spread
+from lmsmith.studies.in_context import Arm, ArmResult, chance, compare_arms, plan_arms, spread
 
 TASK = TaskSpec(
     "made",
@@ -35,7 +35,9 @@ def data(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def found(subject: EvaluatedModel, data: Path, kind: str, shots: tuple[int, ...]) -> list[Found]:
+def found(
+    subject: EvaluatedModel, data: Path, kind: str, shots: tuple[int, ...]
+) -> list[ArmResult]:
     arms = plan_arms(kind, TASK, shots, 6, Setting(limit=40))  # type: ignore[arg-type]
     progress = QuietProgress()
     results = [
@@ -87,11 +89,11 @@ def test_orders_show_the_same_examples_and_the_spread_is_theirs(
 def test_items_that_are_right_in_part_are_neither_right_nor_wrong() -> None:
     task = replace(TASK, headline="f1")
 
-    def arm(name: str, values: list[float]) -> Found:
+    def arm(name: str, values: list[float]) -> ArmResult:
         rows = [ItemRow(id=str(n), metrics={"f1": value}) for n, value in enumerate(values)]
         setting = Setting(fixed=True)
         result = TaskResult(task, setting, aggregate(rows), 2, 0, 3.0, 0.0, rows, Path())
-        return Found(Arm(name, task, setting), result, None)
+        return ArmResult(Arm(name, task, setting), result, None)
 
     assert spread([arm("1", [0.4, 0.5]), arm("2", [0.41, 0.5])]).unsteady is None
     assert spread([arm("1", [1.0, 0.0]), arm("2", [0.0, 0.0])]).unsteady == 0.5

@@ -30,11 +30,18 @@ eval = eval.evaluate: measure a model on tasks, as the papers did
     lmsmith eval smollm2-135m --tasks lambada,copa --limit 100 --data DATA
     lmsmith eval runs/quickstart --tasks my_task.jsonl --shots 0,4 --json
     lmsmith eval smollm2-135m --harness lm-eval --tasks arc_easy --limit 100
+compare = eval.compare: ask models the same items, and say which is better
+    lmsmith compare smollm2-135m runs/quickstart --tasks copa --data DATA
+    lmsmith compare runs/quickstart --stages --suite gpt3 --limit 100 --data DATA
+    lmsmith compare A B --win-rate instructions.jsonl --judge people
+score = score.score: score responses with a reward model
+    lmsmith score runs/quickstart --prompt "Hi!" --response "Hello." --response "Go away."
+    lmsmith score runs/quickstart/reward --input replies.jsonl --json
 study = study.study: find out what models take from the examples they are shown
     lmsmith study labels smollm2-135m --tasks boolq --shots 4 --limit 100 --data DATA
     lmsmith study order smollm2-135m --tasks sst2/very --orders 24 --data DATA
     lmsmith study shots runs/small runs/large --tasks scrambles/insertion
-study scale = study_scale.study_scale: train tiny models, see what grows with shots and size
+study scale = study.study_scale: train tiny models, see what grows with shots and size
     lmsmith study scale
     lmsmith study scale --minutes 60 --sizes 2x32,2x64,3x96,4x128,4x192 --out evals/long
     lmsmith study scale --steps 2000 --json

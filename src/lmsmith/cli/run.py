@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmsmith.cli.output import plain_table, print_json, table_console
-from lmsmith.core.progress import QuietProgress, choose_progress
-from lmsmith.stages import load_stage_recipe
-from lmsmith.stages.pipeline import run_recipe
+from lmsmith import api
+from lmsmith.cli.output import plain_table, table_console
+from lmsmith.cli.parsing import printed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,56 +20,22 @@ if TYPE_CHECKING:
 _STYLES = {"better": "green", "unclear": "yellow", "worse": "red", "": ""}
 
 
-def run(
-    recipe: str,
-    set: tuple[str, ...] = (),
-    only: str | None = None,
-    dry_run: bool = False,
-    folder: Path | None = None,
-    json: bool = False,
-    quiet: bool = False,
-) -> int:
-    """Run a recipe's stages, then build the run's report.
-
-    Run it again after anything (Ctrl-C, kill, a full disk): what is done is skipped, and what
-    was cut off continues. A changed setting reruns its stage and those below it.
-
-    Args:
-        recipe: A shipped recipe (lmsmith recipes ls) or a .toml file; paths in it are relative to
-            that file.
-        set: Change a setting, e.g. ppo.kl_coefficient=0.05; a path is as one in the recipe.
-        only: Run just this stage; its inputs must be done.
-        dry_run: Say what would run, and why, and run nothing.
-        folder: The run's folder; runs/NAME by default.
-        json: Print one JSON object on standard output, and nothing else there.
-        quiet: Show no progress, only warnings.
-    """
-    loaded = load_stage_recipe(recipe, set)
-    place = folder or Path("runs") / loaded.name
-    if dry_run:
-        result = run_recipe(loaded, place, only, dry_run=True)
-        print_json(result) if json else print(plan_text(result))
-        return 0
-    progress = choose_progress(f"{loaded.name}: {loaded.description}".removesuffix(": "), quiet)
-    result = run_recipe(loaded, place, only, progress=progress)
-    if isinstance(progress, QuietProgress):
-        for text in progress.said:
-            print(text, file=sys.stderr)
-    from lmsmith.report.run.page import build_report
-
-    page = build_report(place)
-    if json:
-        print_json({**result, "report": str(page)})
-        return 0
-    if not quiet:
-        print_gains(place)
-    print(f"report: {page}")
+def _show(result: api.RunResult, *, quiet: bool) -> None:
+    if result.report is None:
+        print(plan_text(result.record))
+        return
     from lmsmith.catalogue.resolve import WRITING_STAGES
 
-    if not quiet and any((place / stage / "model").exists() for stage in WRITING_STAGES):
-        named = shlex.quote(str(place))
+    folder = result.folder
+    if not quiet:
+        print_gains(folder)
+    print(f"report: {result.report}")
+    if not quiet and any((folder / stage / "model").exists() for stage in WRITING_STAGES):
+        named = shlex.quote(str(folder))
         print(f"next: lmsmith chat {named}; or its chat page: lmsmith serve {named}")
-    return 0
+
+
+run = printed(api.run, _show, quiet_json=False)
 
 
 def plan_text(result: dict[str, object]) -> str:

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from lmsmith.catalogue.resolve import resolve
+from lmsmith.comparison.score import score_responses
 from lmsmith.core.files import fingerprint
 from lmsmith.evaluation.methods.rated import LabelWords
 from lmsmith.evaluation.model import EvaluatedModel, load_evaluated_model, weights_sum
 from lmsmith.models.folder import load_scalar_model, load_tokenizer, read_model_config
 from lmsmith.models.heads import ScalarModel
 from lmsmith.prompts import Message
-from lmsmith.rlhf.ranking import EncodedRanking, encode_responses, score_rankings
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.machine import ResolvedMachine
 
@@ -52,18 +52,9 @@ class RewardJudge:
 
     def compare(self, rows: Sequence[Compared]) -> list[dict[str, float]]:
         """Of each row both rewards; equal replies have equal ones."""
-        context = self._model.decoder.config.context
-        rankings, same = [], []
-        for messages, a, b in rows:
-            texts = list(dict.fromkeys([a, b]))  # rounding must not break a tie
-            same.append(len(texts) == 1)
-            prompt, responses = encode_responses(self._tokenizer, messages, texts, context)
-            rankings.append(EncodedRanking(prompt, responses, [1] * len(responses)))
-        scores = score_rankings(self._model, rankings, self._machine)
-        return [
-            {"score_a": each[0], "score_b": each[0] if tied else each[1]}
-            for each, tied in zip(scores, same, strict=True)
-        ]
+        answered = [(messages, [a, b]) for messages, a, b in rows]
+        scores = score_responses(self._model, self._tokenizer, answered, self._machine)
+        return [{"score_a": a, "score_b": b} for a, b in scores]
 
 
 ASKED = """Here is a conversation, and two replies to its last message.
@@ -116,7 +107,7 @@ class ModelJudge:
         return judged
 
 
-def load_a_judge(word: str, machine: ResolvedMachine) -> Judge:
+def load_judge(word: str, machine: ResolvedMachine) -> Judge:
     """A reward model's folder gives a `RewardJudge`, any model that writes a `ModelJudge`."""
     source = resolve(word)
     if source.format == "lmsmith" and read_model_config(source.path)[0] == "scalar":

@@ -436,6 +436,11 @@ class TextFunction:
         self._model, self._task, self._examples = model, task, tuple(examples)
         self.cut = 0
 
+    @property
+    def context(self) -> int:
+        """Longest prompt and answer together, in tokens."""
+        return self._model.context
+
     def __call__(self, inputs: Sequence[str]) -> list[dict[str, Any]]:
         """For each text its label with every label's probability, or the line written."""
         if not inputs:

@@ -44,12 +44,18 @@ class Evaluation:
         folder: where its results and its items' rows are.
         record: what results.json holds.
         results: one a planned task.
+        report: the page, once it is written.
     """
 
     word: str
     folder: Path
     record: dict[str, Any]
     results: list[TaskResult]
+    report: Path | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The record with the page's path: what ``--json`` prints."""
+        return self.record | ({"report": str(self.report)} if self.report else {})
 
     @property
     def name(self) -> str:
@@ -260,6 +266,28 @@ def evaluate_model(
     ) as model:
         results = run_plan(model, plan, path, folder, progress, skip_missing=skip_missing)
         return write_results(word, model, results, folder)
+
+
+def check_limits(limit: int | None, seed: int) -> None:
+    """Raises UserError if a number of items or a seed is out of range."""
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit {limit}: must be 1 or more", "leave it out for all items")
+    if seed < 0:
+        raise UserError(f"--seed {seed}: must be 0 or more", "e.g. --seed 1")
+
+
+def shot_counts(words: Sequence[int | str]) -> list[int | None]:
+    """Numbers of examples; None for ``fit``, as many as the context holds.
+
+    Raises:
+        UserError: a word is neither a number nor ``fit``.
+    """
+    counts: list[int | None] = []
+    for word in map(str, words):
+        if word != "fit" and not word.isdecimal():
+            raise UserError(f"--shots {word}: neither a number nor fit", "e.g. --shots 0,1,4")
+        counts.append(None if word == "fit" else int(word))
+    return counts
 
 
 def folder_name(model: str) -> str:

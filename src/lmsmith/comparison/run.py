@@ -1,0 +1,278 @@
+"""Several models on the same tasks and instructions: what `lmsmith.compare` runs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+
+from lmsmith.catalogue.resolve import WRITING_STAGES, resolve
+from lmsmith.comparison.instructions import (
+    Instruction,
+    Replies,
+    read_instructions,
+    reply_spec,
+    write_replies,
+)
+from lmsmith.comparison.items import Comparison, compare_rows
+from lmsmith.comparison.judges import load_judge
+from lmsmith.comparison.versus import Versus, judge_replies
+from lmsmith.core.errors import UserError
+from lmsmith.core.extras import needs_extra
+from lmsmith.core.files import write_jsonl
+from lmsmith.core.progress import choose_progress
+from lmsmith.evaluation.evaluator import TaskResult
+from lmsmith.evaluation.run import (
+    Evaluation,
+    Plan,
+    folder_name,
+    model_to_evaluate,
+    run_plan,
+    stage,
+    write_results,
+)
+from lmsmith.runs.locking import locked
+from lmsmith.runs.signals import StopSignal
+from lmsmith.training.machine import ResolvedMachine
+
+PEOPLE = "people"
+"""The judge that is no model: the labelers of a database."""
+
+
+@dataclass(frozen=True)
+class EvaluatedReplies(Evaluation):
+    """A model's results, and its replies to instructions if it was given any."""
+
+    replies: Replies | None = None
+
+
+@dataclass(frozen=True)
+class ModelPair:
+    """Two models on the same items and instructions: the second against the first.
+
+    Attributes:
+        before, after: their names.
+        comparisons: one a task and measure.
+        versus: whose replies are better, if that was judged.
+    """
+
+    before: str
+    after: str
+    comparisons: Sequence[Comparison]
+    versus: Versus | None = None
+
+
+@dataclass(frozen=True)
+class WinRate:
+    """Instructions that all models reply to, and who judges the replies.
+
+    Attributes:
+        file: JSONL.
+        instructions: its rows, or as many as were drawn.
+        judge: a model, or `PEOPLE`.
+        tokens: the longest reply.
+        seed: of the replies and the intervals.
+        greedy: the likeliest token each time, else as ``lmsmith chat`` draws.
+        database: the labelers'; the server's if empty.
+        labelers: how many are to judge each pair.
+    """
+
+    file: Path
+    instructions: Sequence[Instruction]
+    judge: str
+    tokens: int = 256
+    seed: int = 0
+    greedy: bool = False
+    database: str = ""
+    labelers: int = 1
+
+
+def plan_win_rate(
+    file: Path,
+    limit: int | None,
+    judge: str,
+    *,
+    tokens: int = 256,
+    seed: int = 0,
+    greedy: bool = False,
+    database: str = "",
+    labelers: int = 1,
+) -> WinRate:
+    """Read the instructions and find the judge, before hours are spent.
+
+    Raises:
+        UserError: there are no instructions, or there is no such judge.
+    """
+    instructions = read_instructions(file, limit, seed)
+    if judge != PEOPLE:
+        resolve(judge)
+    return WinRate(file, instructions, judge, tokens, seed, greedy, database, labelers)
+
+
+def models_to_compare(
+    models: Sequence[str], *, stages: bool = False
+) -> tuple[list[str], list[tuple[int, int]]]:
+    """The models in order, the first named last, and which pairs are compared: (before, after).
+
+    Args:
+        stages: compare a run's stages, each with the one before it.
+
+    Raises:
+        UserError: there are not two models, one is named twice, or the run has no two stages.
+    """
+    if stages and len(models) != 1:
+        raise UserError("--stages: takes one run", "name its folder, such as runs/quickstart")
+    words = stages_of(models[0]) if stages else [*models[1:], *models[:1]]
+    if len(words) < 2:
+        problem = f"{' '.join(words) or 'compare'}: compared with nothing"
+        raise UserError(problem, "name two models or more: lmsmith compare MODEL OTHER")
+    names = [folder_name(word) for word in words]
+    twice = next((word for word in words if names.count(folder_name(word)) > 1), None)
+    if twice is not None:
+        raise UserError(f"{twice}: the same model twice", "name another")
+    last = len(words) - 1
+    return words, [(n, n + 1 if stages else last) for n in range(last)]
+
+
+def stages_of(run: str) -> list[str]:
+    """The folders of a run's stages that made a model which writes, the first one first.
+
+    Raises:
+        UserError: there are not two of them.
+    """
+    found = [
+        str(Path(run) / stage)
+        for stage in reversed(WRITING_STAGES)
+        if (Path(run) / stage / "model" / "config.json").is_file()
+    ]
+    if len(found) < 2:
+        problem = f"{run}: no run with two stages that write"
+        raise UserError(problem, "name a run's folder, such as runs/quickstart --stages")
+    return found
+
+
+def compare_models(
+    words: Sequence[str],
+    pairs: Sequence[tuple[int, int]],
+    plan: Plan,
+    path: Sequence[Path],
+    folder: Path | None,
+    machine: ResolvedMachine,
+    win_rate: WinRate | None = None,
+    *,
+    begins: bool | None = None,
+    chat: bool = False,
+    skip_missing: bool = False,
+    quiet: bool = False,
+) -> tuple[list[EvaluatedReplies], list[ModelPair]]:
+    """Evaluate every model on the plan, let it reply to the instructions, and compare the pairs.
+
+    Args:
+        words, pairs: of `models_to_compare`.
+        path, skip_missing: see `lmsmith.evaluation.run.run_plan`.
+        folder: of the last model's results, the others beside it; evals/MODEL if None.
+        begins, chat: see `lmsmith.evaluation.model.load_evaluated_model`.
+
+    Raises:
+        UserError: there is no such model, or a task cannot be asked.
+        Interrupted: after Ctrl-C, with all answers kept.
+    """
+    folders = [Path("evals") / folder_name(word) for word in words]
+    if folder is not None:
+        beside = [folder.with_name(f"{folder.name}-{folder_name(word)}") for word in words[:-1]]
+        folders = [*beside, folder]
+    measured = []
+    for word, place in zip(words, folders, strict=True):
+        progress = choose_progress(f"eval {word}", quiet)
+        stages = [each.label for each in plan] + ["replies"] * bool(win_rate)
+        with model_to_evaluate(
+            word, place, stages, progress, machine, begins=begins, chat=chat
+        ) as model:
+            results = run_plan(model, plan, path, place, progress, skip_missing=skip_missing)
+            replies = None
+            if win_rate is not None:
+                with stage(progress, "replies"):
+                    spec = reply_spec(model, win_rate.tokens, greedy=win_rate.greedy)
+                    replies = write_replies(
+                        model, win_rate.instructions, win_rate.file, place, spec, win_rate.seed,
+                        progress,
+                    )  # fmt: skip
+            found = write_results(word, model, results, place)
+            measured.append(EvaluatedReplies(**vars(found), replies=replies))
+    paired = [(measured[before], measured[after]) for before, after in pairs]
+    versus: Sequence[Versus | None] = [None] * len(paired)
+    if win_rate is not None and win_rate.judge == PEOPLE:
+        versus = _judged_by_people(win_rate, paired)
+    elif win_rate is not None:
+        versus = _judged_by_model(win_rate, paired, machine, quiet=quiet)
+    return measured, [
+        ModelPair(before.name, after.name, compare_results(before.results, after.results), judged)
+        for (before, after), judged in zip(paired, versus, strict=True)
+    ]
+
+
+def compare_results(before: Sequence[TaskResult], after: Sequence[TaskResult]) -> list[Comparison]:
+    """Each task of the second model against the first, by the headline and by perplexity."""
+    by_name = {result.name: result for result in before}
+    return [
+        compare_rows(
+            result.name, measure, by_name[result.name].rows, result.rows, result.setting.seed
+        )
+        for result in after
+        for measure in _compared_measures(result)
+    ]
+
+
+def _compared_measures(result: TaskResult) -> list[str]:
+    """The headline, and the perplexity of whole words: it moves where none is right."""
+    measures = [result.task.measure]
+    if "perplexity" in result.measures:
+        measures.append("perplexity")
+    return list(dict.fromkeys(measures))
+
+
+Paired = Sequence[tuple[EvaluatedReplies, EvaluatedReplies]]
+
+
+def _replies(before: EvaluatedReplies, after: EvaluatedReplies) -> tuple[Replies, Replies]:
+    assert after.replies is not None
+    assert before.replies is not None
+    return after.replies, before.replies
+
+
+def _judged_by_model(
+    plan: WinRate, pairs: Paired, machine: ResolvedMachine, *, quiet: bool
+) -> list[Versus]:
+    """Judgements are kept in the second model's folder, in ``win-rate-FIRST.jsonl``."""
+    progress = choose_progress(f"win rate by {plan.judge}", quiet)
+    labels = [f"win rate against {before.name}" for before, _ in pairs]
+    found = []
+    progress.plan(labels)
+    with contextlib.closing(progress):
+        judge = load_judge(plan.judge, machine)
+        for label, (before, after) in zip(labels, pairs, strict=True):
+            log = after.folder / f"win-rate-{folder_name(before.word)}.jsonl"
+            with stage(progress, label), StopSignal(), locked(after.folder, progress):
+                a, b = _replies(before, after)
+                found.append(
+                    judge_replies(judge, plan.instructions, a, b, log, progress, plan.seed)
+                )
+    return found
+
+
+def _judged_by_people(plan: WinRate, pairs: Paired) -> list[Versus]:
+    with needs_extra("serve"):
+        from lmsmith.comparison.people import people_judge
+        from lmsmith.feedback.store import open_store
+    found = []
+    with open_store(plan.database, new=True) as store:
+        for before, after in pairs:
+            a, b = _replies(before, after)
+            versus = people_judge(store, plan.instructions, a, b, plan.labelers, plan.seed)
+            log = after.folder / f"win-rate-{folder_name(before.word)}-people.jsonl"
+            write_jsonl(log, [msgspec.to_builtins(row) for row in versus.rows])
+            found.append(replace(versus, log=log.name))
+    return found
