@@ -30,17 +30,18 @@ GOOD = 'description = "small"\nseed = 1\n[make]\n[grow]\nrate = 0.5\n'
 @pytest.fixture
 def small_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The tiny stages in place of the real ones, a recipe of them shipped, an empty folder."""
-    import lmsmith.cli.run
-    import lmsmith.stages
+    import lmsmith.stages.pipeline
+
+    load_stage_recipe = lmsmith.stages.load_stage_recipe
 
     def load(name: str | Path, overrides: Any = ()) -> Recipe:
-        return lmsmith.stages.load_stage_recipe(name, overrides, tiny.STAGES)
+        return load_stage_recipe(name, overrides, tiny.STAGES)
 
     def run(*arguments: Any, **options: Any) -> dict[str, object]:
         return run_recipe(*arguments, **options, stages=tiny.STAGES, prepare=tiny.prepare)
 
-    monkeypatch.setattr(lmsmith.cli.run, "load_stage_recipe", load)
-    monkeypatch.setattr(lmsmith.cli.run, "run_recipe", run)
+    monkeypatch.setattr(lmsmith.stages, "load_stage_recipe", load)
+    monkeypatch.setattr(lmsmith.stages.pipeline, "run_recipe", run)
     monkeypatch.setattr(recipes, "shipped_recipes", lambda: {"small": GOOD})
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -101,6 +102,9 @@ def test_unknown_command_suggests_the_nearest(capsys: pytest.CaptureFixture[str]
         ("task run tone", "tasks run"),
         ("task", "tasks"),
         ("models export m", "export"),
+        ("eval a --compare b", "compare MODEL OTHER"),
+        ("eval a --stages", "compare RUN --stages"),
+        ("eval a --win-rate f.jsonl", "compare MODEL OTHER --win-rate FILE"),
     ],
 )
 def test_old_spellings_name_the_new_ones(

@@ -8,11 +8,31 @@ from typing import TYPE_CHECKING
 from lmsmith.core.version import VERSION as __version__
 
 if TYPE_CHECKING:
+    from lmsmith.api import add_task as add_task
+    from lmsmith.api import compare as compare
+    from lmsmith.api import evaluate as evaluate
+    from lmsmith.api import export as export
+    from lmsmith.api import export_feedback as export_feedback
+    from lmsmith.api import feedback_statistics as feedback_statistics
+    from lmsmith.api import import_feedback as import_feedback
+    from lmsmith.api import pull as pull
+    from lmsmith.api import run as run
+    from lmsmith.api import sample_feedback as sample_feedback
+    from lmsmith.api import score as score
+    from lmsmith.api import study as study
+    from lmsmith.api import study_scale as study_scale
+    from lmsmith.api import task_function as task_function
     from lmsmith.core.errors import UserError as UserError
     from lmsmith.library import LanguageModel as LanguageModel
     from lmsmith.library import load as load
     from lmsmith.rlhf.ppo import PPOTrainer as PPOTrainer
     from lmsmith.rlhf.ppo_config import PPOConfig as PPOConfig
+
+_API = (
+    "add_task", "compare", "evaluate", "export", "export_feedback", "feedback_statistics",
+    "import_feedback", "pull", "run", "sample_feedback", "score", "study", "study_scale",
+    "task_function",
+)  # fmt: skip
 
 _WHERE = {
     "LanguageModel": "lmsmith.library",
@@ -20,10 +40,11 @@ _WHERE = {
     "PPOTrainer": "lmsmith.rlhf.ppo",
     "UserError": "lmsmith.core.errors",
     "load": "lmsmith.library",
+    **dict.fromkeys(_API, "lmsmith.api"),
 }
-"""Where each public name lives; imported when first asked for, since torch takes seconds."""
+"""Where each public name lives; imported at its first use, since torch takes seconds."""
 
-__all__ = ["LanguageModel", "PPOConfig", "PPOTrainer", "UserError", "__version__", "load"]
+__all__ = ["__version__", *_WHERE]
 
 
 def __getattr__(name: str) -> object:

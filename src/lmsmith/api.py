@@ -989,20 +989,3 @@ def feedback_statistics(*, database: str = "", seed: int = 0) -> dict[str, Any]:
         from lmsmith.feedback.store import open_store
     with open_store(database) as store:
         return statistics_of(store, seed)
-
-
-def serve(models: Sequence[str], **options: Any) -> None:
-    """Answer OpenAI's API, and serve the chat page, until Ctrl-C or SIGTERM.
-
-    Args:
-        models: runs, folders, files or registered names; NAME=MODEL chooses what clients call it.
-        options: those of ``lmsmith serve --help``: ``host``, ``port``, ``token``, ``database``…
-
-    Raises:
-        UserError: a model is missing, or an option is out of range.
-
-    >>> lmsmith.serve(["runs/quickstart"], port=8080)                       # doctest: +SKIP
-    """
-    from lmsmith.cli.serve import serve as command
-
-    command(tuple(models), **options)

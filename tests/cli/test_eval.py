@@ -1,4 +1,4 @@
-"""lmsmith eval, tasks and task, from the command line to the page."""
+"""lmsmith eval, compare and tasks, from the command line to the page."""
 
 from __future__ import annotations
 
@@ -55,12 +55,18 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, models_of_the_test: No
 COMMON = ["--precision", "fp32", "--threads", "1"]
 
 
-def evaluate(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
-    assert cli.main(["eval", *words, *COMMON, "--json"]) == 0
+def evaluate(
+    capsys: pytest.CaptureFixture[str], *words: str, command: str = "eval"
+) -> dict[str, Any]:
+    assert cli.main([command, *words, *COMMON, "--json"]) == 0
     out = capsys.readouterr()
     assert out.err == ""
     found: dict[str, Any] = json.loads(out.out)
     return found
+
+
+def compare(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    return evaluate(capsys, *words, command="compare")
 
 
 def test_own_files_become_results_items_and_a_page(
@@ -105,7 +111,7 @@ def test_run_again_nothing_is_asked_again_and_the_page_is_the_same(
 
 def test_two_models_on_the_same_items(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("--tasks", "choose.jsonl,word.jsonl")
-    found = evaluate(capsys, "one", *words, "--compare", "two")
+    found = compare(capsys, "one", "two", *words)
     alone = evaluate(capsys, "two", *words)
     comparison = found["comparisons"][0]
     assert (comparison["model"], comparison["against"]) == ("one", "two")
@@ -117,17 +123,17 @@ def test_two_models_on_the_same_items(here: Path, capsys: pytest.CaptureFixture[
     assert changed == pytest.approx(30 * difference["value"])
     assert (here / "evals/two/results.json").is_file()
     assert "Against two" in Path(found["report"]).read_text()
-    assert cli.main(["eval", "one", *words, "--compare", "two", "--quiet", *COMMON]) == 0
+    assert cli.main(["compare", "one", "two", *words, "--quiet", *COMMON]) == 0
     shown = capsys.readouterr().out
     assert "accuracy per character" in shown
     assert "won" in shown
-    assert cli.main(["eval", "one", *words, "--compare", "one", *COMMON]) == 2
+    assert cli.main(["compare", "one", "one", *words, *COMMON]) == 2
 
 
 def test_calibration_of_both_models_stands_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ("one", "--tasks", "choose.jsonl")
-    alone = Path(evaluate(capsys, *words)["report"]).read_text()
-    both = Path(evaluate(capsys, *words, "--compare", "two")["report"]).read_text()
+    words = ("--tasks", "choose.jsonl")
+    alone = Path(evaluate(capsys, "one", *words)["report"]).read_text()
+    both = Path(compare(capsys, "one", "two", *words)["report"]).read_text()
     assert alone.count("<figcaption>") == 1
     assert both.count("<figcaption>") == 2
     caption = both.split("<figcaption>")[2].split("</figcaption>")[0]
@@ -139,8 +145,8 @@ def test_a_win_rate_by_a_judge_that_reads_both_orders(
 ) -> None:
     rows = [{"prompt": "<i>where</i> is the dog?"}, {"prompt": "what is blue?"}] * 2
     (here / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = ("--compare", "two", "--win-rate", "asked.jsonl", "--reply-tokens", "6")
-    found = evaluate(capsys, "one", *words, "--judge", "two")
+    words = ("one", "two", "--win-rate", "asked.jsonl", "--reply-tokens", "6")
+    found = compare(capsys, *words, "--judge", "two")
     (rate,) = found["win_rates"]
     assert (rate["instructions"], rate["judge"], rate["against"]) == (4, "two", "two")
     assert found["results"] == []
@@ -152,17 +158,17 @@ def test_a_win_rate_by_a_judge_that_reads_both_orders(
     page = Path(found["report"]).read_text()
     assert "Win rate against two" in page
     assert "&lt;i&gt;where" in page
-    assert cli.main(["eval", "one", *words, "--judge", "two", "--quiet", *COMMON]) == 0
+    assert cli.main(["compare", *words, "--judge", "two", "--quiet", *COMMON]) == 0
     shown = capsys.readouterr().out
     assert "win rate: one beats two on" in shown
     assert "both orders agree" in shown
     assert "drawn as lmsmith chat does (temperature 0.8, top-p 0.95), seed 0" in shown
     assert [each["search"] for each in rate["replies"]] == ["sample", "sample"]
-    greedy = evaluate(capsys, "one", *words, "--judge", "two", "--greedy")["win_rates"][0]
+    greedy = compare(capsys, *words, "--judge", "two", "--greedy")["win_rates"][0]
     assert [each["temperature"] for each in greedy["replies"]] == [0.0, 0.0]
     texts = [row["text"] for row in rows_of(here / "evals/one/replies.jsonl")]
     assert greedy["replies"][0]["empty"] == texts.count("")
-    assert cli.main(["eval", "one", *words, *COMMON]) == 2
+    assert cli.main(["compare", *words, *COMMON]) == 2
     assert "--judge MODEL" in capsys.readouterr().err
 
 
@@ -173,7 +179,7 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
 def test_three_models_stand_side_by_side(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_model(here / "three", 3)
     words = ("--tasks", "choose.jsonl,word.jsonl")
-    found = evaluate(capsys, "one", *words, "--compare", "two", "--compare", "three")
+    found = compare(capsys, "one", "two", "three", *words)
     compared = [(row["task"], row["measure"], row["against"]) for row in found["comparisons"]]
     measures = [("choose", "accuracy"), ("word", "accuracy"), ("word", "perplexity")]
     assert compared == [(*each, other) for other in ("two", "three") for each in measures]
@@ -195,16 +201,16 @@ def test_the_stages_of_a_run_are_compared_each_with_the_one_before(
         make_model(here / "runs/small" / stage / "model", seed)
     (here / "asked.jsonl").write_text('{"prompt": "where is the dog?"}\n')
     words = ("runs/small", "--stages", "--tasks", "choose.jsonl", "--reply-tokens", "4")
-    found = evaluate(capsys, *words, "--win-rate", "asked.jsonl", "--judge", "two")
+    found = compare(capsys, *words, "--win-rate", "asked.jsonl", "--judge", "two")
     steps = [("runs/small/sft", "runs/small/pretrain"), ("runs/small/ppo", "runs/small/sft")]
     assert [(row["model"], row["against"]) for row in found["comparisons"]] == steps
     assert [(row["model"], row["against"]) for row in found["win_rates"]] == steps
     assert found["model"] == "runs/small/ppo"
-    assert cli.main(["eval", *words, "--quiet", *COMMON]) == 0
+    assert cli.main(["compare", *words, "--quiet", *COMMON]) == 0
     assert capsys.readouterr().out.count(" is better on ") == 2
-    assert cli.main(["eval", *words, "--compare", "one", *COMMON]) == 2
-    assert "--stages and --compare" in capsys.readouterr().err
-    assert cli.main(["eval", "one", "--stages", "--tasks", "choose.jsonl", *COMMON]) == 2
+    assert cli.main(["compare", "one", *words, *COMMON]) == 2
+    assert "--stages: takes one run" in capsys.readouterr().err
+    assert cli.main(["compare", "one", "--stages", "--tasks", "choose.jsonl", *COMMON]) == 2
     assert "no run with two stages" in capsys.readouterr().err
 
 
@@ -216,14 +222,14 @@ def test_a_win_rate_by_people_through_the_store(
 
     rows = [{"prompt": f"where is dog {n}?"} for n in range(6)]
     (here / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = ("one", "--compare", "two", "--win-rate", "asked.jsonl", "--reply-tokens", "6")
+    words = ("one", "two", "--win-rate", "asked.jsonl", "--reply-tokens", "6")
     words = (*words, "--judge", "people", "--database", "people.db", "--labelers", "2")
-    assert cli.main(["eval", *words, "--quiet", *COMMON]) == 0
+    assert cli.main(["compare", *words, "--quiet", *COMMON]) == 0
     shown = capsys.readouterr().out
     assert "one against two: nothing is judged yet" in shown
     assert "12 are still to come, 6 pairs of them new in the queue" in shown
     assert "next: lmsmith users add NAME --role labeler --database people.db" in shown
-    found = evaluate(capsys, *words)["win_rates"][0]
+    found = compare(capsys, *words)["win_rates"][0]
     assert (found["win_rate"], found["people"]["added"], found["people"]["waiting"]) == (
         None,
         0,
@@ -244,7 +250,7 @@ def test_a_win_rate_by_people_through_the_store(
             ranks = [1 if text in mine else 2 for text in texts] if name == "Ann" else [1, 1]
             queue.submit(person, assignment.id, {"ranks": ranks})
     store.close()
-    found = evaluate(capsys, *words)["win_rates"][0]
+    found = compare(capsys, *words)["win_rates"][0]
     assert found["win_rate"]["value"] == pytest.approx((4 * 1 + 2 * 0.75) / 6)
     assert (found["judge"], found["judged"], found["ties"]) == ("people", 6, 0)
     work = found["people"]
@@ -252,8 +258,8 @@ def test_a_win_rate_by_people_through_the_store(
     assert (work["labelers"], work["several"], work["agreement"]["value"]) == (2, 2, 0.5)
     kept = rows_of(here / "evals/one/win-rate-two-people.jsonl")
     assert sorted(row["judgements"] for row in kept) == [1, 1, 1, 1, 2, 2]
-    turned = ("two", "--compare", "one", *words[3:])  # the same texts, the other way round
-    other = evaluate(capsys, *turned)["win_rates"][0]
+    turned = ("two", "one", *words[2:])  # the same texts, the other way round
+    other = compare(capsys, *turned)["win_rates"][0]
     assert other["people"]["added"] == 0
     assert other["win_rate"]["value"] == pytest.approx(1 - found["win_rate"]["value"])
 
@@ -313,8 +319,8 @@ def test_names_in_brackets_and_with_dollars_are_shown_as_they_are(
 ) -> None:
     (here / "word.jsonl").rename(here / "a$b_{$[x].jsonl")
     (here / "two").rename(here / "t$w_{$[o]")
-    words = ["--tasks", "a$b_{$[x].jsonl", "--compare", "t$w_{$[o]", "--quiet"]
-    assert cli.main(["eval", "one", *words, *COMMON]) == 0
+    words = ["t$w_{$[o]", "--tasks", "a$b_{$[x].jsonl", "--quiet"]
+    assert cli.main(["compare", "one", *words, *COMMON]) == 0
     out = capsys.readouterr().out
     assert "a$b_{$[x]" in out
     assert "t$w_{$[o]" in out
@@ -328,10 +334,10 @@ def test_models_do_not_rate_themselves_where_they_are_compared(
         '[prompt]\ncontext = "{{ context }}"\n[rating]\nby = "model"\n'
         'prompt = "{{ answer }}: good?"\nlabels = ["yes", "no"]\nright = ["yes"]\n'
     )
-    words = ["one", "--tasks", "grade.toml", "--compare", "two"]
-    assert cli.main(["eval", *words, *COMMON]) == 2
+    words = ["one", "two", "--tasks", "grade.toml"]
+    assert cli.main(["compare", *words, *COMMON]) == 2
     assert "each model would rate its own texts" in capsys.readouterr().err
-    found = evaluate(capsys, *words, "--judge", "one", "--limit", "2")
+    found = compare(capsys, *words, "--judge", "one", "--limit", "2")
     assert found["comparisons"][0]["items"] == 2
 
 
@@ -348,9 +354,10 @@ def test_models_do_not_rate_themselves_where_they_are_compared(
         (["one", "--tasks", "word.jsonl", "--data", "nowhere"], "nowhere: no such folder"),
         (["three", "--tasks", "word.jsonl"], "three: no such folder"),
         (["one", "--tasks", "word.jsonl", "--contamination", "no.txt"], "no.txt: no such file"),
-        (["one", "--compare", "two", "--win-rate", "no.jsonl", "--judge", "two"], "no.jsonl"),
-        (["one", "--compare", "two", "--win-rate", "word.jsonl", "--judge", "x"], "no instruction"),
-        (["one", "--compare", "two", "--labelers", "0", "--tasks", "word.jsonl"], "--labelers 0"),
+        (["compare", "one", "two", "--win-rate", "no.jsonl", "--judge", "two"], "no.jsonl"),
+        (["compare", "one", "two", "--win-rate", "word.jsonl", "--judge", "x"], "no instruction"),
+        (["compare", "one", "two", "--labelers", "0", "--tasks", "word.jsonl"], "--labelers 0"),
+        (["compare", "one", "--tasks", "word.jsonl"], "compared with nothing"),
         (["one", "--tasks", "word.jsonl", "--seed", "-1"], "--seed -1"),
         (["one", "--tasks", "word.jsonl,sub/word.jsonl"], "another task has the name word"),
         (["one", "--tasks", "human_eval", "--measure", "pass_at_7"], "--measure pass_at_7"),
@@ -359,7 +366,8 @@ def test_models_do_not_rate_themselves_where_they_are_compared(
 def test_mistakes_are_told_in_one_message(
     capsys: pytest.CaptureFixture[str], words: list[str], said: str
 ) -> None:
-    assert cli.main(["eval", *words, "--quiet", *COMMON]) == 2
+    command = words if words[0] == "compare" else ["eval", *words]
+    assert cli.main([*command, "--quiet", *COMMON]) == 2
     error = capsys.readouterr().err
     assert said in error
     assert "Traceback" not in error

@@ -99,7 +99,7 @@ def test_a_study_that_was_stopped_goes_on_to_the_same_numbers(
 
 
 def running_study(words: list[str]) -> None:
-    from lmsmith.cli.study_scale import study_scale
+    from lmsmith.api import study_scale
 
     study_scale(
         sizes=words[1],

@@ -52,7 +52,7 @@ def score(
 
 
 def _rows(file: Path | None) -> Iterator[dict[str, object]]:
-    for number, line in input_lines(file):
+    for number, line in ((n, text) for n, text in input_lines(file) if text.strip()):
         try:
             row = json_module.loads(line)
         except ValueError as error:

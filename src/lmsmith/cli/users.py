@@ -6,8 +6,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
-from lmsmith.cli.feedback import opened
 from lmsmith.cli.output import print_json
+from lmsmith.core.extras import needs_extra
 
 if TYPE_CHECKING:
     from lmsmith.feedback.people import People
@@ -131,9 +131,10 @@ def remove(name: str, database: str = "", json: bool = False) -> int:
 
 @contextlib.contextmanager
 def _people(database: str, *, new: bool = False) -> Iterator[People]:
-    with opened(database, new=new) as store:
+    with needs_extra("serve"):
         from lmsmith.feedback.people import People
-
+        from lmsmith.feedback.store import open_store
+    with open_store(database, new=new) as store:
         yield People(store)
 
 

@@ -15,7 +15,7 @@ from lmsmith.rlhf.ranking import EncodedRanking, encode_responses, score_ranking
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.machine import ResolvedMachine
 
-Answered = tuple[list[Message], list[str]]
+Answered = tuple[Sequence[Message], Sequence[str]]
 """A prompt and responses to it."""
 
 FORMS = '{"prompt": …, "response": "…"}, {"prompt": …, "responses": [ … ]} or {"messages": [ … ]}'

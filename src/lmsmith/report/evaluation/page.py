@@ -8,6 +8,7 @@ from typing import Any
 
 from msgspec import structs
 
+from lmsmith.comparison.run import ModelPair
 from lmsmith.core.files import atomic_write
 from lmsmith.evaluation.evaluator import TaskResult
 from lmsmith.evaluation.measures import measure_of
@@ -26,7 +27,6 @@ from lmsmith.report.evaluation.calibration import calibration_section
 from lmsmith.report.evaluation.papers import papers_section
 from lmsmith.report.evaluation.shown import contamination_row, shown_interval, shown_value
 from lmsmith.report.evaluation.side_by_side import (
-    ModelPair,
     ModelResults,
     pair_section,
     side_by_side,

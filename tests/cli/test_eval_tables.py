@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 
 import pytest
-from lmsmith.cli.eval_table import comparison_table
 from rich.console import Console
 
+from lmsmith.cli.eval_tables import comparison_table
 from lmsmith.comparison.items import Comparison
 from lmsmith.statistics.bootstrap import Interval
 
