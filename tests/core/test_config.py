@@ -112,7 +112,7 @@ def test_every_problem_is_reported_at_once() -> None:
         'sft.sources.1.weight = "much": must be a number',
         'sft.schedule = "linear": must be one of "cosine", "constant"',
         "sft.limit = 1.5: must be a whole number or left out",
-        "sft.share = 2.0: expected `float` <= 1.0",
+        "sft.share = 2.0: must be between 0 and 1; lower it",
     ]
 
 
@@ -129,6 +129,7 @@ def test_contradictions_are_reported_beside_unknown_keys() -> None:
         "sft.zzz = 1: unknown key; the keys here are steps, optimizer, sources, named, extra, "
         "schedule, limit, share",
         "sft.sources.0.weight = 0.0: must be above 0",
+        "sft.limit = 2: is below steps; raise it to 5 or lower steps",
     ]
     assert lines({"steps": 5, "limit": 2}) == [
         "sft.limit = 2: is below steps; raise it to 5 or lower steps"

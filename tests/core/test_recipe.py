@@ -62,8 +62,8 @@ def test_every_problem_of_a_recipe_at_once(tmp_path: Path) -> None:
     assert message(path).splitlines()[1:] == [
         '  descripton = "x": unknown key; did you mean description?',
         '  seed = "one": must be a whole number',
-        "  machine.threads = -1: must not be negative; 0 uses all cores",
-        "  machine.checkpoint_seconds = -2.0: must not be negative; 0 saves after every step",
+        "  machine.threads = -1: must be 0 or more; raise it",
+        "  machine.checkpoint_seconds = -2.0: must be 0 or more; raise it",
         "  ppo.kl_coeficient = 0.05: unknown key; did you mean ppo.kl_coefficient?",
         "  ppo: needs the stage data; add [data] or remove [ppo]",
     ]

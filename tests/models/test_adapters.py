@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lmsmith.core.config import problems_in
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.generation.inference import decoder_for_reading
 from lmsmith.models.adapters import (
@@ -161,4 +162,4 @@ def test_a_layer_of_its_own() -> None:
     ],
 )
 def test_settings_out_of_range_are_named(settings: AdapterConfig, key: str) -> None:
-    assert [problem[0] for problem in settings.check()] == [key]
+    assert [each.key for each in problems_in(settings)] == [key]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from lmsmith.core.config import decode
+from lmsmith.core.config import decode, problems_in
 from lmsmith.generation.kv_cache import PagedCache
 from lmsmith.models.attention import SelfAttention
 from lmsmith.models.config import ModelConfig, RopeScaling
@@ -66,7 +66,7 @@ def held_bytes(cache: PagedCache) -> int:
 def test_the_formulas_count_the_modules_parameters_and_the_caches_bytes(
     config: ModelConfig,
 ) -> None:
-    assert config.check() == []
+    assert problems_in(config) == []
     assert config.parameters == module_parameters(config)
     for tokens in (2, 7):
         cache = PagedCache(
@@ -150,14 +150,14 @@ def test_a_banded_layer_trains_on_what_its_window_sees() -> None:
 
 def test_contradictions_are_all_named() -> None:
     config = ModelConfig(layers=0, width=10, heads=3, context=0, ffn_width=-1, dropout=1.0)
-    assert [key for key, *_ in config.check()] == [
+    assert [each.key for each in problems_in(config)] == [
         "layers",
         "context",
         "ffn_width",
-        "heads",
         "dropout",
+        "heads",
     ]
-    assert ModelConfig().check() == GPT2_SMALL.check() == []
+    assert problems_in(ModelConfig()) == problems_in(GPT2_SMALL) == []
 
 
 @pytest.mark.parametrize(
@@ -188,4 +188,4 @@ def test_contradictions_are_all_named() -> None:
     ],
 )
 def test_each_contradiction_is_named(settings: dict[str, Any], key: str) -> None:
-    assert [found for found, *_ in ModelConfig(**settings).check()] == [key]
+    assert [each.key for each in problems_in(ModelConfig(**settings))] == [key]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lmsmith.core.config import problems_in
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.presets import PRESETS
 
@@ -24,7 +25,7 @@ def test_the_count_is_the_modules(name: str) -> None:
     with torch.device("meta"):
         counted = sum(parameter.numel() for parameter in Decoder(config).parameters())
     assert config.parameters == counted == PARAMETERS.get(name, counted)
-    assert config.check() == []
+    assert problems_in(config) == []
 
 
 @pytest.mark.parametrize(

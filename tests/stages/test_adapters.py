@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from lmsmith.catalogue.export import export
 from lmsmith.catalogue.reading import read_model
+from lmsmith.core.config import problems_in
 from lmsmith.core.errors import Interrupted, UserError
 from lmsmith.models.adapters import AdapterConfig
 from lmsmith.models.folder import load_decoder, load_scalar_model
@@ -217,4 +218,4 @@ def test_a_recipe_begins_with_one_model(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_base_that_is_nowhere_is_a_problem_of_the_recipe(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="fetch it: lmsmith pull smollm2-135m"):
         base.BaseConfig().external_files()
-    assert base.BaseConfig("").check()[0][0] == "model"
+    assert problems_in(base.BaseConfig(""))[0].key == "model"

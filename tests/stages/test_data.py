@@ -352,7 +352,7 @@ def test_settings_are_checked_all_at_once() -> None:
         "data.min_turns",
         "data.turn_separator",
     ]
-    _, problems = decode(DataConfig, {"splits": {"test": -0.1}}, "data")
+    _, problems = decode(DataConfig, {"conversations": ["a"], "splits": {"test": -0.1}}, "data")
     assert [problem.key for problem in problems] == ["data.splits.test"]
     documents = [{"path": "a"}, {"path": "a", "weight": -1}]
     _, problems = decode(DataConfig, {"documents": documents}, "data")
@@ -448,6 +448,4 @@ def test_a_source_that_names_no_file_is_refused(key: str) -> None:
     config = DataConfig(conversations=("a.jsonl",))
     source = DocumentSource(" ") if key == "documents" else " "
     problems = replace(config, **{key: (source,)}).check()
-    assert [(name, expected) for name, _, expected, _ in problems] == [
-        (f"{key}.0", "names no file")
-    ]
+    assert [(each.key, each.expected) for each in problems] == [(f"{key}.0", "names no file")]

@@ -20,6 +20,7 @@ from preference_world import (
     write_models,
 )
 
+from lmsmith.core.config import problems_in
 from lmsmith.core.errors import Interrupted, UserError
 from lmsmith.core.files import read_json, read_jsonl, write_jsonl
 from lmsmith.core.recipe import MachineConfig
@@ -300,13 +301,13 @@ def test_replies_too_long_for_the_context_are_one_message(
 
 def test_settings_out_of_range_are_all_named() -> None:
     config = EvaluateConfig(max_prompts=0, max_new_tokens=1, frontier_snapshots=-1, temperature=0)
-    assert [key for key, *_ in config.check()] == [
+    assert [each.key for each in problems_in(config)] == [
         "max_prompts",
-        "max_new_tokens",
-        "frontier_snapshots",
         "temperature",
+        "frontier_snapshots",
+        "max_new_tokens",
     ]
-    assert EvaluateConfig().check() == []
+    assert problems_in(EvaluateConfig()) == []
 
 
 def test_rankings_that_do_not_fit_are_no_test(inputs: dict[str, Path], tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from preference_world import make_tokenizer, sentence, stage_folder, write_data
 
-from lmsmith.core.config import decode, encode
+from lmsmith.core.config import decode, encode, problems_in
 from lmsmith.core.errors import Interrupted, UserError
 from lmsmith.core.files import read_json, write_json
 from lmsmith.corpus.shards import TokenShards
@@ -192,14 +192,14 @@ def test_a_loss_that_is_no_number_stops_and_says_where(
 def test_settings_out_of_range_are_all_named() -> None:
     config = PretrainConfig(tokens=0, batch_tokens=1000, micro_batch_size=-1, final_lr_fraction=2.0,
                             decay_fraction=-0.5)  # fmt: skip
-    assert [key for key, *_ in config.check()] == [
+    assert [each.key for each in problems_in(config)] == [
         "tokens",
         "micro_batch_size",
         "final_lr_fraction",
         "decay_fraction",
         "batch_tokens",
     ]
-    assert PretrainConfig().check() == CONFIG.check() == []
+    assert problems_in(PretrainConfig()) == problems_in(CONFIG) == []
 
 
 def test_a_preset_is_a_shape_that_other_keys_change(

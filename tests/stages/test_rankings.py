@@ -22,6 +22,7 @@ from preference_world import (
     write_models,
 )
 
+from lmsmith.core.config import problems_in
 from lmsmith.core.errors import Interrupted, UserError
 from lmsmith.core.files import read_jsonl
 from lmsmith.corpus.cleaning import same_text
@@ -276,9 +277,9 @@ def test_settings_out_of_range_are_all_named() -> None:
         top_p=0.0,
         validation_fraction=1.0,
     )
-    keys = [key for key, *_ in config.check()]
-    assert keys == ["max_prompts", "samples", "max_new_tokens", "top_p", "validation_fraction"]
-    assert RankingsConfig().check() == []
+    keys = [each.key for each in problems_in(config)]
+    assert keys == ["max_prompts", "top_p", "validation_fraction", "samples", "max_new_tokens"]
+    assert problems_in(RankingsConfig()) == []
 
 
 def test_a_policy_that_never_ends_is_told_of(inputs: dict[str, Path], tmp_path: Path) -> None:

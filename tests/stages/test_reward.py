@@ -18,6 +18,7 @@ from preference_world import (
     write_models,
 )
 
+from lmsmith.core.config import problems_in
 from lmsmith.core.errors import Interrupted, UserError
 from lmsmith.core.files import write_jsonl
 from lmsmith.core.recipe import MachineConfig
@@ -310,5 +311,10 @@ def test_shift_lengths_and_the_longer() -> None:
 
 def test_settings_out_of_range_are_all_named() -> None:
     config = RewardConfig(epochs=0, patience=-1, frozen_layers=-2, dropout=1.0)
-    assert [key for key, *_ in config.check()] == ["epochs", "patience", "frozen_layers", "dropout"]
-    assert RewardConfig().check() == []
+    assert [each.key for each in problems_in(config)] == [
+        "epochs",
+        "dropout",
+        "frozen_layers",
+        "patience",
+    ]
+    assert problems_in(RewardConfig()) == []

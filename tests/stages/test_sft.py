@@ -17,6 +17,7 @@ from preference_world import (
     write_models,
 )
 
+from lmsmith.core.config import problems_in
 from lmsmith.core.errors import Interrupted, UserError
 from lmsmith.core.files import write_jsonl
 from lmsmith.corpus.batches import NO_TARGET, ConversationBatches
@@ -299,11 +300,11 @@ def test_settings_out_of_range_are_all_named() -> None:
     config = SFTConfig(
         epochs=0, warmup_steps=-1, overlap_fraction=1.0, dropout=-0.1, final_lr_fraction=1.5
     )
-    assert [key for key, *_ in config.check()] == [
+    assert [each.key for each in problems_in(config)] == [
         "epochs",
-        "warmup_steps",
         "overlap_fraction",
         "dropout",
+        "warmup_steps",
         "final_lr_fraction",
     ]
-    assert SFTConfig().check() == CONFIG.check() == []
+    assert problems_in(SFTConfig()) == problems_in(CONFIG) == []

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from lmsmith.core.config import problems_in
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.heads import ScalarModel
@@ -170,14 +171,14 @@ def test_settings_out_of_range_are_all_named() -> None:
     config = OptimiserConfig(
         learning_rate=0, weight_decay=-1, beta2=1.0, momentum=-0.1, gradient_clip=-1
     )
-    assert [key for key, *_ in config.check()] == [
+    assert [each.key for each in problems_in(config)] == [
         "learning_rate",
         "weight_decay",
-        "gradient_clip",
         "beta2",
         "momentum",
+        "gradient_clip",
     ]
-    assert OptimiserConfig().check() == []
+    assert problems_in(OptimiserConfig()) == []
 
 
 def test_warm_up_is_a_straight_line_whose_last_step_is_the_peak() -> None:

@@ -63,6 +63,10 @@ recipes ls = recipes.list_recipes: list the recipes that come with lmsmith
 recipes cp = recipes.copy_recipe: copy a recipe to a file of your own, to change it
     lmsmith recipes cp own my.toml
     lmsmith recipes cp quickstart my.toml
+recipes settings = recipes.show_settings: every setting: type, default, range and meaning
+    lmsmith recipes settings ppo
+    lmsmith recipes settings ppo.gae_lambda
+    lmsmith recipes settings --json
 recipes validate = recipes.validate_recipe: check a recipe, and list every problem in it
     lmsmith recipes validate my.toml
 tasks add = tasks.add_task: make a task of a description and a few examples

@@ -1,15 +1,21 @@
-"""``lmsmith recipes``: list, copy and check recipes."""
+"""``lmsmith recipes``: list, copy and check recipes, and show their settings."""
 
 from __future__ import annotations
 
 import tomllib
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from lmsmith.cli.output import print_json
 from lmsmith.core.config import SettingsError
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import atomic_write
 from lmsmith.core.recipe import recipe_text, shipped_recipes
+from lmsmith.core.settings import settings_as_markdown, settings_as_text, with_comments
+
+_Key = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[STAGE[.KEY]]")]
 
 
 def list_recipes(json: bool = False) -> int:
@@ -32,7 +38,7 @@ def list_recipes(json: bool = False) -> int:
 
 
 def copy_recipe(name: str, file: Path, force: bool = False) -> int:
-    """Copy a recipe to a file of your own, comments and all.
+    """Copy a recipe to a file of your own, with a comment on what each setting means.
 
     Args:
         name: A shipped recipe, or a .toml file.
@@ -43,8 +49,30 @@ def copy_recipe(name: str, file: Path, force: bool = False) -> int:
     target = file / f"{stem}.toml" if file.is_dir() else file
     if target.exists() and not force:
         raise UserError(f"{target}: exists already", "Name another file, or add --force.")
+    if name in shipped_recipes():
+        from lmsmith.stages import recipe_settings
+
+        text = with_comments(text, recipe_settings())
     atomic_write(target, text)
     print(f"{target}: change it, then lmsmith run {target}")
+    return 0
+
+
+def show_settings(key: _Key = "", json: bool = False, markdown: bool = False) -> int:
+    """Show type, default, range and meaning of every setting of every stage.
+
+    Args:
+        key: A stage, or one key, such as ppo.gae_lambda; all without it.
+        json: Print one JSON object.
+        markdown: Print a page of Markdown.
+    """
+    from lmsmith.stages import recipe_settings
+
+    found = recipe_settings(key)
+    if json:
+        print_json({"settings": [each.as_dict() for each in found]})
+    else:
+        print(settings_as_markdown(found) if markdown else settings_as_text(found))
     return 0
 
 

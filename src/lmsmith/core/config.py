@@ -14,13 +14,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import PurePath
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
 from lmsmith.core.errors import UserError
 
 T = TypeVar("T")
+
+PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
+NonNegativeInt = Annotated[int, msgspec.Meta(ge=0)]
+PositiveFloat = Annotated[float, msgspec.Meta(gt=0)]
+NonNegativeFloat = Annotated[float, msgspec.Meta(ge=0)]
+Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
+FractionBelowOne = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 
 
 class _Missing:
@@ -78,7 +85,7 @@ class Problem:
     fix: str = ""
 
     def __str__(self) -> str:
-        value = "" if self.value is MISSING else f" = {_as_toml(self.value)}"
+        value = "" if self.value is MISSING else f" = {as_toml(self.value)}"
         fix = f"; {self.fix}" if self.fix else ""
         return f"{self.key}{value}: {self.expected}{fix}"
 
@@ -106,15 +113,21 @@ def report_problems(problems: Sequence[Problem], where: str = "settings") -> Set
 def decode(cls: type[T], table: Mapping[str, object], key: str) -> tuple[T | None, list[Problem]]:
     """Make the dataclass ``cls`` from a TOML table found at ``key``.
 
-    Looks for unknown keys, wrong types, missing settings, and, if ``cls`` has a method
-    ``check``, for the problems it returns as ``(key, value, expected, fix)``. If ``cls`` has a
-    method ``expand``, it first writes out the shorthands in the table.
+    Looks for unknown keys, wrong types, missing settings, values out of the range that stands
+    at the field, and, if ``cls`` has a method ``check``, for the problems that it returns. If
+    ``cls`` has a method ``expand``, it first writes out the shorthands in the table.
 
     Returns:
         The object, and no problems; or None, and all of them.
     """
-    hints = typing.get_type_hints(cls, include_extras=True)
-    fields = {f.name: f for f in _settings_of(cls)}
+    made, problems = _make(cls, table, key)
+    return (None if problems else made), problems
+
+
+def _make(cls: type[T], table: Mapping[str, object], key: str) -> tuple[T | None, list[Problem]]:
+    """The object, even where values are out of range or contradict each other; and all problems."""
+    hints, ranges = typing.get_type_hints(cls), _hints(cls)
+    fields = {f.name: f for f in settings_of(cls)}
     if (expand := getattr(cls, "expand", None)) is not None:
         table = expand(table)
     unknown = [
@@ -129,41 +142,94 @@ def decode(cls: type[T], table: Mapping[str, object], key: str) -> tuple[T | Non
     ]
     values: dict[str, object] = {}
     problems: list[Problem] = []
+    makeable = True
     for name, field in fields.items():
         if name in table:
             values[name], found = _decode_value(hints[name], table[name], _join(key, name))
-            problems += found
-        elif _has_no_default(field):
+            problems += found or _out_of_range(ranges[name], values[name], _join(key, name))
+            makeable = makeable and not (found and values[name] is None)
+        elif has_no_default(field):
             fix = f"set it to {describe_type(hints[name])}"
             problems.append(Problem(_join(key, name), MISSING, "missing", fix))
-    if problems:
+            makeable = False
+    if not makeable:
         return None, unknown + problems
     try:
         made = cls(**values)
     except (ValueError, TypeError) as error:  # from __post_init__
-        return None, [*unknown, Problem(key, MISSING, str(error))]
-    problems = unknown + _checked(made, key)
-    return (None if problems else made), problems
+        return None, [*unknown, *problems, Problem(key, MISSING, str(error))]
+    return made, [*unknown, *problems, *_contradictions(made, key)]
 
 
-def _checked(made: object, key: str) -> list[Problem]:
-    check = getattr(made, "check", None)
-    if check is None:
-        return []
-    found = []
-    for item in check():
-        name, value, expected, fix = (
-            dataclasses.astuple(item) if isinstance(item, Problem) else item
+def problems_in(settings: object, key: str = "") -> list[Problem]:
+    """Values out of range and contradictions in a settings dataclass and in those within it."""
+    found: list[Problem] = []
+    for name, hint in _hints(type(settings)).items():
+        value = getattr(settings, name)
+        found += _out_of_range(hint, value, _join(key, name))
+        if dataclasses.is_dataclass(value):
+            found += problems_in(value, _join(key, name))
+    return found + _contradictions(settings, key)
+
+
+def _contradictions(settings: object, key: str) -> list[Problem]:
+    """What the settings' own method ``check`` finds."""
+    items: list[Any] = getattr(settings, "check", list)()
+    found = [item if isinstance(item, Problem) else Problem(*item) for item in items]
+    return [dataclasses.replace(each, key=_join(key, each.key)) for each in found]
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    """Field → its type, the range included."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+
+
+def _out_of_range(hint: object, value: object, key: str) -> list[Problem]:
+    """The problem of a ``value`` that is not in the range that the type ``hint`` states."""
+    for meta in _ranges(hint):
+        if not isinstance(value, int | float):
+            continue
+        if isinstance(value, float) and not math.isfinite(value):
+            return [Problem(key, value, "must be a finite number")]
+        too_low = (meta.ge is not None and value < meta.ge) or (
+            meta.gt is not None and value <= meta.gt
         )
-        found.append(Problem(_join(key, name), value, expected, fix))
-    return found
+        too_high = (meta.le is not None and value > meta.le) or (
+            meta.lt is not None and value >= meta.lt
+        )
+        if too_low or too_high:
+            fix = "raise it" if too_low else "lower it"
+            return [Problem(key, value, f"must be {describe_range(hint)}", fix)]
+    return []
 
 
-def _has_no_default(field: dataclasses.Field[Any]) -> bool:
+def _ranges(hint: object) -> list[msgspec.Meta]:
+    arguments = typing.get_args(hint) if typing.get_origin(hint) is typing.Annotated else ()
+    return [each for each in arguments if isinstance(each, msgspec.Meta)]
+
+
+def describe_range(hint: object) -> str:
+    """The range of a type in the user's words, such as ``1 or more``; empty if it has none."""
+    words = []
+    for meta in _ranges(hint):
+        if meta.ge is not None and meta.le is not None:
+            words.append(f"between {meta.ge} and {meta.le}")
+            continue
+        words += [f"{meta.ge} or more"] if meta.ge is not None else []
+        words += [f"above {meta.gt}"] if meta.gt is not None else []
+        words += [f"{meta.le} or less"] if meta.le is not None else []
+        words += [f"below {meta.lt}"] if meta.lt is not None else []
+    return " and ".join(words)
+
+
+def has_no_default(field: dataclasses.Field[Any]) -> bool:
+    """Whether a recipe must give this setting."""
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
-def _settings_of(cls: type) -> list[dataclasses.Field[Any]]:
+def settings_of(cls: type) -> list[dataclasses.Field[Any]]:
+    """The fields that a recipe can set."""
     fields = dataclasses.fields(typing.cast(Any, cls))
     return [f for f in fields if f.init and f.metadata.get("encoded", True)]
 
@@ -172,8 +238,8 @@ def setting_keys(cls: type, key: str) -> list[str]:
     """The dotted key of every setting in the dataclass ``cls`` at ``key``, tables within too."""
     hints = typing.get_type_hints(cls)
     found = []
-    for f in _settings_of(cls):
-        name, inner = _join(key, f.name), _dataclass_in(hints[f.name])
+    for f in settings_of(cls):
+        name, inner = _join(key, f.name), dataclass_in(hints[f.name])
         found += [name] if inner is None or inner[1] else setting_keys(inner[0], name)
     return found
 
@@ -210,7 +276,7 @@ def unknown_key(
 
 def with_new_keys(cls: type, table: Mapping[str, Any]) -> dict[str, Any]:
     """A table of ``cls`` that an earlier version wrote, with the keys that settings have now."""
-    names = {f.name for f in _settings_of(cls)}
+    names = {f.name for f in settings_of(cls)}
     renamed = {old: new for old, all_new in RENAMED_KEYS.items() for new in all_new if new in names}
     return {
         name if name in names else renamed.get(name, name): value for name, value in table.items()
@@ -233,7 +299,7 @@ def refuse_old_keys(cls: type, given: Mapping[str, object]) -> None:
 
 def _decode_value(hint: object, value: object, key: str) -> tuple[Any, list[Problem]]:
     """A value of the type ``hint``, or the problems in it."""
-    inner = _dataclass_in(hint)
+    inner = dataclass_in(hint)
     if inner is None:
         return _convert(hint, value, key)
     cls, container = inner
@@ -245,7 +311,7 @@ def _decode_value(hint: object, value: object, key: str) -> tuple[Any, list[Prob
             return short(value), []
         if not isinstance(value, Mapping):
             return None, [Problem(key, value, "must be a table", f"write [{key}] and its settings")]
-        return decode(cls, value, key)
+        return _make(cls, value, key)
     if container is dict:
         items: Any = value.items() if isinstance(value, Mapping) else None
         expected = "must be a table of tables"
@@ -254,28 +320,30 @@ def _decode_value(hint: object, value: object, key: str) -> tuple[Any, list[Prob
         expected = "must be a list of tables"
     if items is None:
         short = hasattr(cls, "from_text") and isinstance(value, str)
-        fix = f"write [{_as_toml(value)}]" if short else f"write [[{key}]] for each"
+        fix = f"write [{as_toml(value)}]" if short else f"write [[{key}]] for each"
         return None, [Problem(key, value, expected, fix)]
     made: dict[Any, Any] = {}
     problems: list[Problem] = []
     for name, item in items:
         made[name], found = _decode_value(cls, item, _join(key, str(name)))
         problems += found
+    if problems and None in made.values():
+        return None, problems
     return (made if container is dict else container(made.values())), problems
 
 
-def _dataclass_in(hint: object) -> tuple[type[Any], type[Any] | None] | None:
+def dataclass_in(hint: object) -> tuple[type[Any], type[Any] | None] | None:
     """(dataclass, container) of ``X``, ``X | None``, ``list[X]``, ``tuple[X, ...]``, ``dict``."""
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return hint, None
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
-        return _dataclass_in(arguments[0])
+        return dataclass_in(arguments[0])
     if origin in (typing.Union, types.UnionType):
-        found = [_dataclass_in(option) for option in arguments if option is not type(None)]
+        found = [dataclass_in(option) for option in arguments if option is not type(None)]
         return found[0] if len(found) == 1 else None
     if origin in (list, tuple, dict) and arguments:
-        inner = _dataclass_in(arguments[1] if origin is dict else arguments[0])
+        inner = dataclass_in(arguments[1] if origin is dict else arguments[0])
         if inner is not None and inner[1] is None:
             return inner[0], origin
     return None
@@ -287,16 +355,10 @@ def _convert(hint: Any, value: object, key: str) -> tuple[Any, list[Problem]]:
         if isinstance(made, float) and not math.isfinite(made):
             return None, [Problem(key, value, "must be a finite number")]
         return made, []
-    except msgspec.ValidationError as error:
-        if typing.get_origin(hint) is typing.Annotated:  # msgspec names the range it checks
-            return None, [Problem(key, value, _lower_first(str(error)))]
+    except msgspec.ValidationError:
         alone = typing.get_origin(hint) in (list, tuple) and isinstance(value, str | int | float)
-        fix = f"write [{_as_toml(value)}]" if alone else ""
+        fix = f"write [{as_toml(value)}]" if alone else ""
         return None, [Problem(key, value, f"must be {describe_type(hint)}", fix)]
-
-
-def _lower_first(text: str) -> str:
-    return text[:1].lower() + text[1:]
 
 
 def describe_type(hint: object) -> str:
@@ -314,7 +376,7 @@ def describe_type(hint: object) -> str:
     if origin is typing.Annotated:
         return describe_type(arguments[0])
     if origin is Literal:
-        return "one of " + ", ".join(_as_toml(option) for option in arguments)
+        return "one of " + ", ".join(as_toml(option) for option in arguments)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(describe_type(option) for option in arguments)
     if origin is tuple and arguments and arguments[-1] is not Ellipsis:
@@ -408,14 +470,14 @@ def _join(prefix: str, name: str) -> str:
     return f"{prefix}.{name}" if prefix and name else prefix or name
 
 
-def _as_toml(value: object) -> str:
+def as_toml(value: object) -> str:
     """A value as the user would have written it, shortened if long."""
     if isinstance(value, bool):
         text = "true" if value else "false"
     elif isinstance(value, Mapping):
-        text = "{" + ", ".join(f"{name} = {_as_toml(item)}" for name, item in value.items()) + "}"
+        text = "{" + ", ".join(f"{name} = {as_toml(item)}" for name, item in value.items()) + "}"
     elif isinstance(value, list | tuple):
-        text = "[" + ", ".join(_as_toml(item) for item in value) + "]"
+        text = "[" + ", ".join(as_toml(item) for item in value) + "]"
     elif isinstance(value, str):
         text = json.dumps(value, ensure_ascii=False)
     else:

@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 from lmsmith.core.config import (
     MISSING,
+    NonNegativeFloat,
+    NonNegativeInt,
     Problem,
     apply_overrides,
     decode,
@@ -34,24 +36,15 @@ class MachineConfig:
     """How to use the machine; nothing here changes what is computed, except ``precision``."""
 
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """auto: bf16 where the chip multiplies it natively, else fp32."""
+    """Number format of matrix products. auto: bf16 where the chip multiplies it, else fp32."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """auto: compiled where a C++ compiler is there and compiling pays within the run."""
-    threads: int = 0
-    """0: all cores."""
+    """auto: compile where a C++ compiler is there and compiling pays within the run."""
+    threads: NonNegativeInt = 0
+    """CPU threads; 0 uses all cores."""
     deterministic: bool = True
-    """True: a run is a function of recipe, data and seed, bit for bit."""
-    checkpoint_seconds: float = 30.0
-    """Time between checkpoints: the most work that a kill can cost."""
-
-    def check(self) -> list[tuple[str, object, str, str]]:
-        problems: list[tuple[str, object, str, str]] = []
-        if self.threads < 0:
-            problems.append(("threads", self.threads, "must not be negative", "0 uses all cores"))
-        if not self.checkpoint_seconds >= 0:
-            value, fix = self.checkpoint_seconds, "0 saves after every step"
-            problems.append(("checkpoint_seconds", value, "must not be negative", fix))
-        return problems
+    """The run is a function of recipe, data and seed, bit for bit."""
+    checkpoint_seconds: NonNegativeFloat = 30.0
+    """Seconds between checkpoints: the most work that a kill can cost. 0 saves after every step."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lmsmith.core.config import NonNegativeInt, PositiveFloat, Problem
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.heads import ScalarModel
 
@@ -25,28 +26,19 @@ PARTS: tuple[Part, ...] = ("attention", "feed_forward")
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """Settings of low-rank adapters.
+    """Settings of low-rank adapters."""
 
-    Attributes:
-        rank: r; 0 for none: every weight is trained.
-        alpha: α, so that the adapter's product counts α/r.
-        parts: the layers of a block that are adapted.
-    """
-
-    rank: int = 0
-    alpha: float = 32.0
+    rank: NonNegativeInt = 0
+    """The adapter's rank r; 0 uses none, and every weight is trained."""
+    alpha: PositiveFloat = 32.0
+    """The adapter's product is scaled by alpha / rank."""
     parts: tuple[Part, ...] = PARTS
+    """The layers of a block that are adapted."""
 
-    def check(self) -> list[tuple[str, object, str, str]]:
-        """Values out of range, as (key, value, expected, fix)."""
-        problems: list[tuple[str, object, str, str]] = []
-        if self.rank < 0:
-            problems.append(("rank", self.rank, "0 or more", "0 trains every weight"))
-        if not self.alpha > 0:
-            problems.append(("alpha", self.alpha, "a positive number", "32 is usual"))
-        if not self.parts:
-            problems.append(("parts", [], "at least one", "leave it out to adapt all"))
-        return problems
+    def check(self) -> list[Problem]:
+        """Adapters without a layer."""
+        fix = "leave it out to adapt all"
+        return [] if self.parts else [Problem("parts", [], "at least one", fix)]
 
 
 class AdaptedLinear(nn.Linear):

@@ -5,128 +5,115 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lmsmith.core.config import SHORTHAND
+from lmsmith.core.config import (
+    SHORTHAND,
+    FractionBelowOne,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Problem,
+)
 
 AttentionKind = Literal["dense", "banded"]
-Problems = list[tuple[str, object, str, str]]
 
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """How rotary positions are stretched over a context longer than the trained one.
-
-    Attributes:
-        method: ``none``; ``linear`` divides all frequencies by the factor (Chen et al. 2023);
-            ``dynamic`` raises the base once a sequence is longer than ``original_context`` (NTK
-            aware scaling); ``llama3`` divides the low frequencies only (Llama 3.1); ``yarn``
-            interpolates between both by wavelength and warms the scores (Peng et al. 2023).
-        factor: how much longer the context is.
-        original_context: tokens the model was trained on before it was stretched; not read by
-            ``linear``.
-        low_frequency_factor, high_frequency_factor: ``llama3``: wavelengths longer than
-            original_context / low are divided, those shorter than original_context / high kept.
-        beta_fast, beta_slow: ``yarn``: rotations within the original context above which a
-            frequency is kept, and below which it is divided.
-        attention_factor: ``yarn``: multiplies cosine and sine; 0 means 0.1 ln(factor) + 1.
-        truncate: ``yarn``: round the borders of its ramp to whole dimensions.
-    """
+    """How rotary positions are stretched over a context longer than the trained one."""
 
     method: Literal["none", "linear", "dynamic", "llama3", "yarn"] = "none"
+    """``none``; ``linear`` divides all frequencies by the factor (Chen et al. 2023); ``dynamic``
+    raises the base once a sequence is longer than ``original_context`` (NTK aware scaling);
+    ``llama3`` divides the low frequencies only (Llama 3.1); ``yarn`` interpolates between both by
+    wavelength and warms the scores (Peng et al. 2023)."""
     factor: float = 1.0
+    """How much longer the context is."""
     original_context: int = 0
+    """Tokens the model was trained on before it was stretched; not read by ``linear``."""
     low_frequency_factor: float = 1.0
+    """``llama3``: wavelengths longer than original_context / this are divided."""
     high_frequency_factor: float = 4.0
+    """``llama3``: wavelengths shorter than original_context / this are kept."""
     beta_fast: float = 32.0
+    """``yarn``: rotations within the original context above which a frequency is kept."""
     beta_slow: float = 1.0
+    """``yarn``: rotations within the original context below which a frequency is divided."""
     attention_factor: float = 0.0
+    """``yarn``: multiplies cosine and sine; 0 means 0.1 ln(factor) + 1."""
     truncate: bool = True
+    """``yarn``: round the borders of its ramp to whole dimensions."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """A decoder. The defaults make it GPT-2 (Radford et al. 2019, section 2.3); GPT-1, GPT-3 and
     Llama are other choices of the same parts (`lmsmith.models.presets`).
-
-    Attributes:
-        layers: number of blocks.
-        width: size of the residual stream.
-        heads: attention heads.
-        context: longest sequence, in tokens.
-        vocabulary_size: rows of the token embedding; 0 in a recipe means the tokenizer's size.
-        ffn_width: inner width of the feed-forward layer; 0 means 4 × width.
-        dropout: probability, at the embeddings, the attention weights and each residual branch;
-            0 turns it off.
-        kv_heads: heads of keys and values, each shared by heads / kv_heads query
-            heads (Ainslie et al. 2023); 0 means as many as heads.
-        head_width: of one head's query, key and value; 0 means width / heads.
-        norm_position: ``pre``, x + f(norm(x)), with a final norm; ``post``, norm(x + f(x)),
-            without one (Vaswani et al. 2017; GPT-1).
-        norm: ``layer`` (Ba et al. 2016) or ``rms`` (Zhang and Sennrich 2019).
-        norm_epsilon: added to the variance.
-        positions: ``learned`` (a table of ``context`` rows), ``sinusoidal`` (Vaswani et al. 2017,
-            section 3.5, with token embeddings × √width) or ``rotary`` (Su et al. 2021).
-        rope_theta: base of the rotary wavelengths.
-        rope_scaling: how the rotary positions are stretched.
-        activation: of the feed-forward layer: ``gelu_tanh`` (GPT-2's form), ``gelu`` (exact),
-            ``relu``, or ``swiglu``, silu(gate) × inner with a third matrix (Shazeer 2020).
-        qkv_bias, attention_output_bias, ffn_bias: whether these linear
-            layers add a bias.
-        tied_embeddings: whether the unembedding is the transposed token embedding.
-        attention_pattern: kinds of attention, repeated over the layers: ``dense`` sees everything
-            before, ``banded`` the last ``window`` tokens (Child et al. 2019; GPT-3).
-        window: tokens a banded layer's position sees, itself included.
-        preset: in a recipe, a published shape by name (``lmsmith models presets``): the settings
-            that are not written beside it are its.
     """
 
-    layers: int = 6
-    width: int = 256
-    heads: int = 4
-    context: int = 256
-    vocabulary_size: int = 0
-    ffn_width: int = 0
-    dropout: float = 0.0
-    kv_heads: int = 0
-    head_width: int = 0
+    layers: PositiveInt = 6
+    """Number of blocks."""
+    width: PositiveInt = 256
+    """Size of the residual stream."""
+    heads: PositiveInt = 4
+    """Attention heads."""
+    context: PositiveInt = 256
+    """Longest sequence, in tokens."""
+    vocabulary_size: NonNegativeInt = 0
+    """Rows of the token embedding; 0 in a recipe means the tokenizer's size."""
+    ffn_width: NonNegativeInt = 0
+    """Inner width of the feed-forward layer; 0 means 4 × width."""
+    dropout: FractionBelowOne = 0.0
+    """Probability at the embeddings, the attention weights and each residual branch; 0 is off."""
+    kv_heads: NonNegativeInt = 0
+    """Heads of keys and values, each shared by heads / kv_heads query heads (Ainslie et al. 2023);
+    0 means as many as heads."""
+    head_width: NonNegativeInt = 0
+    """Width of one head's query, key and value; 0 means width / heads."""
     norm_position: Literal["pre", "post"] = "pre"
+    """``pre``, x + f(norm(x)), with a final norm; ``post``, norm(x + f(x)), without one (Vaswani et
+    al. 2017; GPT-1)."""
     norm: Literal["layer", "rms"] = "layer"
-    norm_epsilon: float = 1e-5
+    """``layer`` (Ba et al. 2016) or ``rms`` (Zhang and Sennrich 2019)."""
+    norm_epsilon: PositiveFloat = 1e-5
+    """Added to the variance."""
     positions: Literal["learned", "sinusoidal", "rotary"] = "learned"
-    rope_theta: float = 10_000.0
+    """``learned`` (a table of ``context`` rows), ``sinusoidal`` (Vaswani et al. 2017, section 3.5,
+    with token embeddings × √width) or ``rotary`` (Su et al. 2021)."""
+    rope_theta: PositiveFloat = 10_000.0
+    """Base of the rotary wavelengths."""
     rope_scaling: RopeScaling = field(default_factory=RopeScaling)
+    """How the rotary positions are stretched."""
     activation: Literal["gelu_tanh", "gelu", "relu", "swiglu"] = "gelu_tanh"
+    """Activation of the feed-forward layer: ``gelu_tanh`` (GPT-2's form), ``gelu`` (exact),
+    ``relu``, or ``swiglu``, silu(gate) × inner with a third matrix (Shazeer 2020)."""
     qkv_bias: bool = True
+    """The layer that makes queries, keys and values adds a bias."""
     attention_output_bias: bool = True
+    """The attention's output layer adds a bias."""
     ffn_bias: bool = True
+    """The feed-forward layers add a bias."""
     tied_embeddings: bool = True
+    """The unembedding is the transposed token embedding."""
     attention_pattern: tuple[AttentionKind, ...] = ("dense",)
-    window: int = 0
+    """Kinds of attention, repeated over the layers: ``dense`` sees everything before, ``banded``
+    the last ``window`` tokens (Child et al. 2019; GPT-3)."""
+    window: NonNegativeInt = 0
+    """Tokens a banded layer's position sees, itself included."""
     preset: str = field(default="", compare=False, repr=False, metadata=SHORTHAND)
+    """In a recipe, a published shape by name (``lmsmith models presets``): the settings that are
+    not written beside it are its."""
 
-    def check(self) -> Problems:
-        """Contradictions between settings, as (key, value, expected, fix)."""
-        problems: Problems = []
-        for key in ("layers", "width", "heads", "context"):
-            if getattr(self, key) < 1:
-                problems.append((key, getattr(self, key), "a positive number", f"raise {key}"))
-        for key in ("vocabulary_size", "ffn_width", "kv_heads", "head_width", "window"):
-            if getattr(self, key) < 0:
-                problems.append((key, getattr(self, key), "0 or more", f"raise {key}"))
-        for key in ("norm_epsilon", "rope_theta"):
-            if not getattr(self, key) > 0:
-                problems.append((key, getattr(self, key), "a positive number", f"raise {key}"))
-        problems += self._check_heads()
-        if not 0.0 <= self.dropout < 1.0:
-            problems.append(("dropout", self.dropout, "0 <= dropout < 1", "lower dropout"))
-        return problems + self._check_positions() + self._check_pattern()
+    def check(self) -> list[Problem]:
+        """Contradictions between settings."""
+        return [*self._check_heads(), *self._check_positions(), *self._check_pattern()]
 
-    def _check_heads(self) -> Problems:
-        problems: Problems = []
+    def _check_heads(self) -> list[Problem]:
+        problems: list[Problem] = []
         if self.heads < 1:
             return problems
         if self.head_width == 0 and self.width % self.heads:
             problems.append(
-                (
+                Problem(
                     "heads",
                     self.heads,
                     f"a divisor of width ({self.width})",
@@ -135,7 +122,7 @@ class ModelConfig:
             )
         if self.kv_heads > 0 and self.heads % self.kv_heads:
             problems.append(
-                (
+                Problem(
                     "kv_heads",
                     self.kv_heads,
                     f"a divisor of heads ({self.heads})",
@@ -144,26 +131,28 @@ class ModelConfig:
             )
         return problems
 
-    def _check_positions(self) -> Problems:
-        problems: Problems = []
+    def _check_positions(self) -> list[Problem]:
+        problems: list[Problem] = []
         scaling = self.rope_scaling
         if self.positions == "rotary" and self.heads >= 1 and self.width_per_head % 2:
             expected, fix = "even with rotary positions", "they turn pairs of dimensions"
-            problems.append(("head_width", self.width_per_head, expected, fix))
+            problems.append(Problem("head_width", self.width_per_head, expected, fix))
         if self.positions == "sinusoidal" and self.width % 2:
             expected = "even with sinusoidal positions"
-            problems.append(("width", self.width, expected, "half are sines, half cosines"))
+            problems.append(Problem("width", self.width, expected, "half are sines, half cosines"))
         if scaling.method == "none":
             return problems
         if self.positions != "rotary":
             expected = 'none unless positions = "rotary"'
-            problems.append(("rope_scaling.method", scaling.method, expected, "leave it out"))
+            problems.append(
+                Problem("rope_scaling.method", scaling.method, expected, "leave it out")
+            )
         if not scaling.factor >= 1.0:
             expected = "1 or more"
-            problems.append(("rope_scaling.factor", scaling.factor, expected, "raise it"))
+            problems.append(Problem("rope_scaling.factor", scaling.factor, expected, "raise it"))
         if scaling.method != "linear" and not 1 <= scaling.original_context <= self.context:
             problems.append(
-                (
+                Problem(
                     "rope_scaling.original_context",
                     scaling.original_context,
                     f"between 1 and the context ({self.context})",
@@ -173,21 +162,23 @@ class ModelConfig:
         low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
         if scaling.method == "llama3" and not 0 < low < high:
             expected = f"between 0 and high_frequency_factor ({high:g})"
-            problems.append(("rope_scaling.low_frequency_factor", low, expected, "lower it"))
+            problems.append(Problem("rope_scaling.low_frequency_factor", low, expected, "lower it"))
         if scaling.method == "yarn" and not 0 < scaling.beta_slow <= scaling.beta_fast:
             expected = f"between 0 and beta_fast ({scaling.beta_fast:g})"
-            problems.append(("rope_scaling.beta_slow", scaling.beta_slow, expected, "lower it"))
+            problems.append(
+                Problem("rope_scaling.beta_slow", scaling.beta_slow, expected, "lower it")
+            )
         return problems
 
-    def _check_pattern(self) -> Problems:
+    def _check_pattern(self) -> list[Problem]:
         banded = "banded" in self.attention_pattern
         if not self.attention_pattern:
-            return [("attention_pattern", [], "one kind or more", 'write ["dense"]')]
+            return [Problem("attention_pattern", [], "one kind or more", 'write ["dense"]')]
         if banded and self.window == 0:
-            return [("window", 0, "a positive number with banded layers", "set window")]
+            return [Problem("window", 0, "a positive number with banded layers", "set window")]
         if self.window > 0 and not banded:
             fix = 'write attention_pattern = ["dense", "banded"], or leave window out'
-            return [("window", self.window, "0 without banded layers", fix)]
+            return [Problem("window", self.window, "0 without banded layers", fix)]
         return []
 
     @property

@@ -5,14 +5,17 @@ Nothing here imports a stage's module before it is needed, so that the table cos
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lmsmith.core.config import Problem, report_problems
-from lmsmith.core.recipe import Recipe, load_recipe, recipe_text
+from lmsmith.core.config import Problem, report_problems, unknown_key
+from lmsmith.core.errors import UserError
+from lmsmith.core.recipe import MachineConfig, Recipe, load_recipe, recipe_text
+from lmsmith.core.settings import Setting, describe_settings
 from lmsmith.runs.stage_folder import StageFolder
 
 StageFunction = Callable[[Any, Mapping[str, Path], StageFolder], dict[str, float]]
@@ -167,6 +170,31 @@ STAGES: tuple[Stage, ...] = (
         format=4,
     ),
 )
+
+
+def recipe_settings(key: str = "") -> list[Setting]:
+    """Every setting of a recipe, or those of a stage, of a table within it, or one by its key.
+
+    Raises:
+        UserError: there is no such stage or key; with the nearest that there is.
+    """
+    found = [
+        Setting("description", "text in quotes", '""', "", "What the recipe makes, in a line."),
+        Setting("seed", "a whole number", "0", "", "Seed of all chance: data, weights, samples."),
+        *describe_settings(MachineConfig, "machine"),
+    ]
+    for stage in STAGES:
+        found += describe_settings(stage.config_type(), stage.name)
+    if not key:
+        return found
+    chosen = [each for each in found if each.key == key or each.key.startswith(f"{key}.")]
+    if not chosen:
+        names = [each.key for each in found]
+        near = difflib.get_close_matches(key, [*names, *(each.name for each in STAGES)], 1)
+        renamed = unknown_key(key, "", names).fix if "." in key else ""
+        fix = f"did you mean {near[0]}?" if near and "write" not in renamed else renamed
+        raise UserError(f"{key}: no such stage or key", fix or "lmsmith recipes settings lists all")
+    return chosen
 
 
 def load_stage_recipe(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lmsmith.catalogue.reading import read_model
 from lmsmith.catalogue.resolve import resolve
-from lmsmith.core.config import NOT_A_SETTING
+from lmsmith.core.config import NOT_A_SETTING, Problem
 from lmsmith.core.files import beside
 from lmsmith.models.folder import save_model
 from lmsmith.runs.stage_folder import StageFolder
@@ -16,22 +16,18 @@ from lmsmith.runs.stage_folder import StageFolder
 
 @dataclass(frozen=True)
 class BaseConfig:
-    """Which model to begin with.
-
-    Attributes:
-        model: a registered name (`lmsmith pull`), a run, or the path of a model folder, a Hugging
-            Face folder or a GGUF file.
-        folder: what a relative path is relative to, where there is something: the recipe's folder.
-    """
+    """Which model to begin with."""
 
     model: str = "smollm2-135m"
+    """A registered name (`lmsmith pull`), a run, or the path of a model folder, a Hugging Face
+    folder or a GGUF file."""
     folder: str = field(default="", metadata=NOT_A_SETTING)
+    """What a relative path is relative to, where there is something: the recipe's folder."""
 
-    def check(self) -> list[tuple[str, object, str, str]]:
-        """Values out of range, as (key, value, expected, fix)."""
-        if self.model:
-            return []
-        return [("model", self.model, "a model's name or path", "see `lmsmith models ls`")]
+    def check(self) -> list[Problem]:
+        """No model."""
+        fix = "see `lmsmith models ls`"
+        return [] if self.model else [Problem("model", "", "a model's name or path", fix)]
 
     def external_files(self) -> list[str]:
         """The model's file or folder."""

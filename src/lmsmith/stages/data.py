@@ -13,8 +13,11 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Annotated
 
-from lmsmith.core.config import NOT_A_SETTING
+import msgspec
+
+from lmsmith.core.config import NOT_A_SETTING, Fraction, NonNegativeFloat, Problem
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import beside, write_json, write_jsonl
 from lmsmith.core.progress import Progress
@@ -63,8 +66,8 @@ class DocumentSource:
 
     path: str
     """A .txt, .jsonl or .jsonl.gz file, a folder of them, or a glob."""
-    weight: float = 1.0
-    """How often each of its documents is read, relative to `conversations_weight`."""
+    weight: NonNegativeFloat = 1.0
+    """How often each document is read, relative to `conversations_weight`; 0 leaves it out."""
 
     @classmethod
     def from_text(cls, path: str) -> DocumentSource:
@@ -76,27 +79,28 @@ class DocumentSource:
 class Splits:
     """Shares of the conversations, at most 1 in sum; the rest is for pretraining alone."""
 
-    demonstrations: float = 0.36
-    comparisons: float = 0.20
-    prompts: float = 0.20
-    judge: float = 0.12
-    test: float = 0.08
-    validation: float = 0.04
+    demonstrations: Fraction = 0.36
+    """Share for supervised fine-tuning."""
+    comparisons: Fraction = 0.20
+    """Share that the reward model's rankings are made from."""
+    prompts: Fraction = 0.20
+    """Share whose prompts PPO answers."""
+    judge: Fraction = 0.12
+    """Share that the judge's rankings are made from; no other stage sees it."""
+    test: Fraction = 0.08
+    """Share that the report's figures are measured on."""
+    validation: Fraction = 0.04
+    """Share held out to see when a stage overfits."""
 
-    def check(self) -> list[tuple[str, object, str, str]]:
+    def check(self) -> list[Problem]:
+        """Shares above 1 in sum."""
         shares = asdict(self)
-        problems: list[tuple[str, object, str, str]] = [
-            (name, share, "must be between 0 and 1", "it is a share of the conversations")
-            for name, share in shares.items()
-            if not 0 <= share <= 1
-        ]
-        if not problems and sum(shares.values()) > 1 + 1e-9:
-            total = sum(shares.values())
-            largest = max(shares, key=lambda name: shares[name])
-            problems.append(
-                (largest, shares[largest], f"the shares add up to {total:.3g}", "1 is the most")
-            )
-        return problems
+        total = sum(shares.values())
+        if total <= 1 + 1e-9 or not all(0 <= share <= 1 for share in shares.values()):
+            return []
+        largest = max(shares, key=lambda name: shares[name])
+        expected = f"the shares add up to {total:.3g}"
+        return [Problem(largest, shares[largest], expected, "1 is the most")]
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,7 @@ class DataConfig:
     Rows have ``messages``, or are of ShareGPT, Alpaca, ChatGPT's export (conversations.json) or
     Open Assistant."""
     documents: tuple[DocumentSource, ...] = ()
+    """Text of your own for pretraining, each a path or a table."""
     rankings: tuple[str, ...] = ()
     """Sources of human rankings, used in place of the demo's labeler: files of own rows, of pairs
     (``chosen``, ``rejected``) or of Open Assistant's trees."""
@@ -118,9 +123,9 @@ class DataConfig:
     Then `splits` divides the rankings too, all that begin alike together: those in comparisons
     train the reward model, those in validation and test measure it, and the others are
     conversations only."""
-    conversations_weight: float = 1.0
+    conversations_weight: NonNegativeFloat = 1.0
     """How often the conversations' text is read in pretraining, relative to documents'."""
-    min_turns: int = 2
+    min_turns: Annotated[int, msgspec.Meta(ge=2)] = 2
     """Conversations with fewer turns (messages of user and assistant) are dropped."""
     either_side: bool = False
     """Both sides are people: use each conversation once more with the roles exchanged.
@@ -132,60 +137,39 @@ class DataConfig:
     turn_separator: str = "\n\n"
     """Stands between two turns in the plain text for pretraining."""
     splits: Splits = field(default_factory=Splits)
+    """How the conversations are divided."""
     folder: str = field(default="", metadata=NOT_A_SETTING)
     """What relative paths are relative to: the recipe's folder."""
 
-    def check(self) -> list[tuple[str, object, str, str]]:
-        problems: list[tuple[str, object, str, str]] = []
-        if self.rankings_as_conversations:
-            problems += self._check_rankings_as_conversations()
-        elif not self.conversations and not self.documents:
-            problems.append(
-                ("conversations", [], "no text at all", "name conversations or documents")
-            )
-        if self.min_turns < 2:
-            problems.append(
-                ("min_turns", self.min_turns, "must be 2 or more", "an exchange has two")
-            )
+    def check(self) -> list[Problem]:
+        """Missing, empty and doubled sources."""
+        problems: list[Problem] = []
+        if self.rankings_as_conversations and not self.rankings:
+            fix = "name files of rankings, or set rankings_as_conversations to false"
+            expected = "there are none to make conversations of"
+            problems.append(Problem("rankings", [], expected, fix))
+        if self.rankings_as_conversations and self.either_side:
+            expected = "rankings_as_conversations is on, and only one side was ranked"
+            problems.append(Problem("either_side", True, expected, "set one of the two to false"))
+        if not (self.rankings_as_conversations or self.conversations or self.documents):
+            fix = "name conversations or documents"
+            problems.append(Problem("conversations", [], "no text at all", fix))
         if not self.turn_separator:
-            problems.append(("turn_separator", "", "must not be empty", 'use "\\n"'))
+            problems.append(Problem("turn_separator", "", "must not be empty", 'use "\\n"'))
         paths = [source.path for source in self.documents]
         named = {"conversations": self.conversations, "rankings": self.rankings, "documents": paths}
+        fix = 'write a path, or [] for none; "." is a folder'
         problems += [
-            (
-                f"{key}.{number}",
-                "",
-                "names no file",
-                'write a path, or [] for none; "." is a folder',
-            )
+            Problem(f"{key}.{number}", "", "names no file", fix)
             for key, sources in named.items()
             for number, source in enumerate(sources)
             if not source.strip()
         ]
         problems += [
-            (f"documents.{number}.path", path, "is named twice", "leave one out")
+            Problem(f"documents.{number}.path", path, "is named twice", "leave one out")
             for number, path in enumerate(paths)
             if path in paths[:number]
         ]
-        weights = [("conversations_weight", self.conversations_weight)] + [
-            (f"documents.{number}.weight", source.weight)
-            for number, source in enumerate(self.documents)
-        ]
-        problems += [
-            (name, weight, "must be 0 or more, and finite", "0 leaves the source out")
-            for name, weight in weights
-            if not 0 <= weight < float("inf")
-        ]
-        return problems
-
-    def _check_rankings_as_conversations(self) -> list[tuple[str, object, str, str]]:
-        problems: list[tuple[str, object, str, str]] = []
-        if not self.rankings:
-            fix = "name files of rankings, or set rankings_as_conversations to false"
-            problems.append(("rankings", [], "there are none to make conversations of", fix))
-        if self.either_side:
-            expected = "rankings_as_conversations is on, and only one side was ranked"
-            problems.append(("either_side", True, expected, "set one of the two to false"))
         return problems
 
     def external_files(self) -> list[str]:

@@ -23,7 +23,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from lmsmith.comparison.frontier import final_step, find_snapshots
 from lmsmith.comparison.replies import (
@@ -35,6 +37,7 @@ from lmsmith.comparison.replies import (
     sample_rows,
 )
 from lmsmith.comparison.scorers import accuracy_beside_rules, accuracy_by_origin
+from lmsmith.core.config import NonNegativeInt, PositiveFloat, PositiveInt, Problem
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import read_json, read_jsonl, sha256_file, write_json, write_jsonl
 from lmsmith.corpus.rows import read_conversations, read_documents, read_rankings, rows_of_split
@@ -65,61 +68,38 @@ from lmsmith.training.machine import ResolvedMachine, resolve_machine
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Settings of the evaluation.
+    """Settings of the evaluation."""
 
-    Attributes:
-        max_document_bytes: at most so much held-out text is read for bits per byte.
-        max_conversations: at most so many test conversations for the perplexity of replies.
-        max_prompts: at most so many test prompts that every policy answers.
-        prompts_per_conversation: at most so many of one conversation, evenly spread over it.
-        min_new_tokens, max_new_tokens: length of the person's reply to such a prompt; no policy's
-            reply is longer than the latter.
-        max_prompt_tokens: most tokens of such a prompt; the oldest turns are dropped beyond it. 0
-            allows what the context has beside the longest reply.
-        temperature, top_p: of the policies' replies.
-        frontier_prompts: prompts that PPO's snapshots answer.
-        frontier_snapshots: at most so many snapshots, evenly spread; 0 leaves the curve out.
-    """
-
-    max_document_bytes: int = 300_000
-    max_conversations: int = 80
-    max_prompts: int = 500
-    prompts_per_conversation: int = 2
-    min_new_tokens: int = 3
+    max_document_bytes: PositiveInt = 300_000
+    """Most bytes of held-out text that bits per byte are measured on."""
+    max_conversations: PositiveInt = 80
+    """Most test conversations that the perplexity of people's responses is measured on."""
+    max_prompts: PositiveInt = 500
+    """Most test prompts that every policy answers."""
+    prompts_per_conversation: PositiveInt = 2
+    """Most prompts of one conversation, evenly spread over it."""
+    min_new_tokens: PositiveInt = 3
+    """Fewest tokens of the person's response to such a prompt."""
     max_new_tokens: int = 48
-    max_prompt_tokens: int = 96
-    temperature: float = 1.0
-    top_p: float = 1.0
-    frontier_prompts: int = 100
-    frontier_snapshots: int = 4
+    """Most tokens of the person's response, and of a policy's."""
+    max_prompt_tokens: NonNegativeInt = 96
+    """Most tokens of such a prompt; the oldest turns are dropped beyond it. 0 allows what the
+    context has beside the longest response."""
+    temperature: PositiveFloat = 1.0
+    """Temperature of the policies' responses; with 0 all to a prompt would be the same."""
+    top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
+    """Nucleus sampling of the policies' responses; 1 allows every token."""
+    frontier_prompts: PositiveInt = 100
+    """Prompts that PPO's snapshots answer, for the curve of reward over KL."""
+    frontier_snapshots: NonNegativeInt = 4
+    """Most snapshots on that curve, evenly spread; 0 leaves it out."""
 
-    def check(self) -> list[tuple[str, object, str, str]]:
-        """Values out of range and contradictions, as (key, value, expected, fix)."""
-        problems: list[tuple[str, object, str, str]] = []
-        positive = (
-            "max_document_bytes",
-            "max_conversations",
-            "max_prompts",
-            "prompts_per_conversation",
-        )
-        for key in (*positive, "min_new_tokens", "frontier_prompts"):
-            if getattr(self, key) < 1:
-                problems.append((key, getattr(self, key), "a positive number", f"raise {key}"))
-        if self.max_new_tokens < self.min_new_tokens:
-            expected = f"at least min_new_tokens ({self.min_new_tokens})"
-            problems.append(("max_new_tokens", self.max_new_tokens, expected, "raise it"))
-        for key, fix in (
-            ("max_prompt_tokens", "0 allows what the context has"),
-            ("frontier_snapshots", "0 leaves the curve out"),
-        ):
-            if getattr(self, key) < 0:
-                problems.append((key, getattr(self, key), "0 or more", fix))
-        if not self.temperature > 0:
-            fix = "with 0 every reply to a prompt is the same"
-            problems.append(("temperature", self.temperature, "above 0", fix))
-        if not 0 < self.top_p <= 1:
-            problems.append(("top_p", self.top_p, "0 < top_p <= 1", "1 allows every token"))
-        return problems
+    def check(self) -> list[Problem]:
+        """No length between the bounds."""
+        if self.max_new_tokens >= self.min_new_tokens:
+            return []
+        expected = f"at least min_new_tokens ({self.min_new_tokens})"
+        return [Problem("max_new_tokens", self.max_new_tokens, expected, "raise it")]
 
 
 def run(config: EvaluateConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict[str, float]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lmsmith.core.config import encode
+from lmsmith.core.config import Fraction, NonNegativeInt, PositiveInt, Problem, encode
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import read_json, write_json
 from lmsmith.corpus.mixture import MIXTURE_FILE, SHARDS_FOLDER, PretrainingBatches
@@ -31,35 +31,33 @@ from lmsmith.training.optimiser import OptimiserConfig, Schedule, learning_rate_
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Settings of pretraining.
-
-    Attributes:
-        model: the decoder's shape; its vocabulary is the tokenizer's.
-        tokens: to train on in all; more than the corpus has means several passes.
-        batch_tokens: an update's; a multiple of the context.
-        micro_batch_size: rows computed at a time, 0 for a whole batch; fewer need less memory
-            (gradient accumulation) and change nothing else.
-        optimiser: AdamW, or Muon for the blocks' matrices.
-        schedule, warmup_steps, final_lr_fraction, decay_fraction: of the learning rate;
-            ``final_lr_fraction`` is the factor at the last step.
-        validations: how often held-out text is looked at along the way.
-        validation_documents: how many held-out documents are looked at.
-        checkpoint_activations: compute each block's insides again in the backward pass instead
-            of keeping them.
-    """
+    """Settings of pretraining."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
-    tokens: int = 4_000_000
-    batch_tokens: int = 8_192
-    micro_batch_size: int = 0
+    """The decoder's shape; its vocabulary is the tokenizer's."""
+    tokens: PositiveInt = 4_000_000
+    """Tokens to train on in all; more than the corpus has means several passes."""
+    batch_tokens: PositiveInt = 8_192
+    """Tokens of an update; a multiple of the context."""
+    micro_batch_size: NonNegativeInt = 0
+    """Rows computed at a time, 0 for a whole batch. Fewer need less memory (gradient accumulation)
+    and change nothing else."""
     optimiser: OptimiserConfig = field(default_factory=lambda: OptimiserConfig(name="muon"))
+    """AdamW, or Muon for the blocks' matrices."""
     schedule: Schedule = "warmup_stable_decay"
-    warmup_steps: int = 20
-    final_lr_fraction: float = 0.0
-    decay_fraction: float = 0.5
-    validations: int = 8
-    validation_documents: int = 64
+    """Course of the learning rate after the warm-up."""
+    warmup_steps: NonNegativeInt = 20
+    """Updates over which the learning rate rises."""
+    final_lr_fraction: Fraction = 0.0
+    """Factor of the peak learning rate at the last update."""
+    decay_fraction: Fraction = 0.5
+    """Share of all updates over which ``warmup_stable_decay`` lowers the learning rate."""
+    validations: PositiveInt = 8
+    """How often the loss on held-out text is measured."""
+    validation_documents: PositiveInt = 64
+    """Held-out documents that are read each time."""
     checkpoint_activations: bool = False
+    """Compute each block's activations again in the backward pass instead of keeping them."""
 
     @classmethod
     def expand(cls, table: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -70,32 +68,17 @@ class PretrainConfig:
         shape = encode(PRESETS[model["preset"]].config)
         return {**table, "model": {**shape, "vocabulary_size": 0, **model}}
 
-    def check(self) -> list[tuple[str, object, str, str]]:
-        """Values out of range and contradictions, as (key, value, expected, fix)."""
-        problems: list[tuple[str, object, str, str]] = []
+    def check(self) -> list[Problem]:
+        """An unknown preset, and a batch that is not whole rows."""
+        problems: list[Problem] = []
         if self.model.preset not in ("", *PRESETS):
             expected, fix = f"one of {', '.join(PRESETS)}", "`lmsmith models presets` shows them"
-            problems.append(("model.preset", self.model.preset, expected, fix))
-        for key in ("tokens", "batch_tokens", "validations", "validation_documents"):
-            if getattr(self, key) < 1:
-                problems.append((key, getattr(self, key), "a positive number", f"raise {key}"))
-        for key in ("micro_batch_size", "warmup_steps"):
-            if getattr(self, key) < 0:
-                problems.append((key, getattr(self, key), "0 or more", f"raise {key}"))
-        for key in ("final_lr_fraction", "decay_fraction"):
-            if not 0.0 <= getattr(self, key) <= 1.0:
-                problems.append((key, getattr(self, key), "between 0 and 1", f"change {key}"))
+            problems.append(Problem("model.preset", self.model.preset, expected, fix))
         context = self.model.context
         if context > 0 and self.batch_tokens % context:
-            nearest = max(1, round(self.batch_tokens / context)) * context
-            problems.append(
-                (
-                    "batch_tokens",
-                    self.batch_tokens,
-                    f"a multiple of model.context ({context})",
-                    f"set it to {nearest}",
-                )
-            )
+            expected = f"a multiple of model.context ({context})"
+            fix = f"set it to {max(1, round(self.batch_tokens / context)) * context}"
+            problems.append(Problem("batch_tokens", self.batch_tokens, expected, fix))
         return problems
 
 

@@ -30,8 +30,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import msgspec
+
+from lmsmith.core.config import NonNegativeFloat, NonNegativeInt, PositiveInt, Problem
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import read_json, write_json, write_jsonl
 from lmsmith.corpus.cleaning import same_text
@@ -65,70 +68,46 @@ MANY_DROPPED = 0.5
 
 @dataclass(frozen=True)
 class RankingsConfig:
-    """Settings of the collection of rankings.
-
-    Attributes:
-        split: the split that train and validation rankings are made from; ``judge`` for
-            the rankings of the judge, which nothing else sees.
-        max_prompts: most prompts for training and validation together.
-        prompts_per_conversation: most prompts of one conversation, evenly spread over it.
-        samples: replies drawn from the policy for a prompt; K is less where some are dropped.
-        other_replies: people's replies from other conversations for a prompt.
-        min_new_tokens, max_new_tokens: length of every candidate, its end of turn not counted.
-        max_prompt_tokens: most tokens of a prompt; the oldest turns are dropped beyond it. Reading
-            the prompts is most of the time that samples take, so it is worth being short. 0
-            allows what the context has beside the longest reply.
-        temperature, top_p: of the policy's samples.
-        validation_fraction: share of the conversations held out to stop training by.
-        max_test_prompts: most prompts of the test rankings, which are made from the test split.
-        test_fraction: share of the user's own rankings held out for testing.
-    """
+    """Settings of the collection of rankings."""
 
     split: Literal["comparisons", "judge"] = "comparisons"
-    max_prompts: int = 3_000
-    prompts_per_conversation: int = 4
-    samples: int = 2
-    other_replies: int = 1
-    min_new_tokens: int = 3
+    """The split that train and validation rankings are made from; ``judge`` for the judge's, which
+    nothing else sees."""
+    max_prompts: PositiveInt = 3_000
+    """Most prompts for training and validation together."""
+    prompts_per_conversation: PositiveInt = 4
+    """Most prompts of one conversation, evenly spread over it."""
+    samples: NonNegativeInt = 2
+    """Responses drawn from the policy for a prompt; fewer are ranked where some are dropped."""
+    other_replies: NonNegativeInt = 1
+    """People's responses from other conversations for a prompt."""
+    min_new_tokens: PositiveInt = 3
+    """Fewest tokens of a response, its end of turn not counted."""
     max_new_tokens: int = 48
-    max_prompt_tokens: int = 96
-    temperature: float = 1.0
-    top_p: float = 1.0
-    validation_fraction: float = 0.12
-    max_test_prompts: int = 600
-    test_fraction: float = 0.1
+    """Most tokens of a response, its end of turn not counted."""
+    max_prompt_tokens: NonNegativeInt = 96
+    """Most tokens of a prompt; the oldest turns are dropped beyond it. Reading the prompts takes
+    most of the time. 0 allows what the context has beside the longest response."""
+    temperature: NonNegativeFloat = 1.0
+    """Temperature of the policy's samples."""
+    top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
+    """Nucleus sampling of the policy's samples; 1 allows every token."""
+    validation_fraction: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.12
+    """Share of the conversations held out to stop training by."""
+    max_test_prompts: PositiveInt = 600
+    """Most prompts of the test rankings, which are made from the test split."""
+    test_fraction: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.1
+    """Share of the user's own rankings held out for testing."""
 
-    def check(self) -> list[tuple[str, object, str, str]]:
-        """Values out of range and contradictions, as (key, value, expected, fix)."""
-        problems: list[tuple[str, object, str, str]] = []
-        for key in (
-            "max_prompts",
-            "prompts_per_conversation",
-            "min_new_tokens",
-            "max_test_prompts",
-        ):
-            if getattr(self, key) < 1:
-                problems.append((key, getattr(self, key), "a positive number", f"raise {key}"))
-        for key in ("samples", "other_replies"):
-            if getattr(self, key) < 0:
-                problems.append((key, getattr(self, key), "0 or more", f"raise {key}"))
+    def check(self) -> list[Problem]:
+        """Nothing to rank, and no length between the bounds."""
+        problems: list[Problem] = []
         if self.samples + self.other_replies < 1:
             fix = "ask for at least one candidate beside the person's reply"
-            problems.append(("samples", self.samples, "nothing to rank", fix))
-        if self.max_prompt_tokens < 0:
-            fix = "0 allows what the context has"
-            problems.append(("max_prompt_tokens", self.max_prompt_tokens, "0 or more", fix))
+            problems.append(Problem("samples", self.samples, "nothing to rank", fix))
         if self.max_new_tokens < self.min_new_tokens:
             expected = f"at least min_new_tokens ({self.min_new_tokens})"
-            problems.append(("max_new_tokens", self.max_new_tokens, expected, "raise it"))
-        if self.temperature < 0:
-            problems.append(("temperature", self.temperature, "0 or more", "1 is as trained"))
-        if not 0 < self.top_p <= 1:
-            problems.append(("top_p", self.top_p, "0 < top_p <= 1", "1 allows every token"))
-        for key in ("validation_fraction", "test_fraction"):
-            if not 0 < getattr(self, key) < 1:
-                expected = "between 0 and 1"
-                problems.append((key, getattr(self, key), expected, "it is a share"))
+            problems.append(Problem("max_new_tokens", self.max_new_tokens, expected, "raise it"))
         return problems
 
 

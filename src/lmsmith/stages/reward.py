@@ -7,10 +7,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Annotated
 
+import msgspec
 import torch
 from torch import nn
 
+from lmsmith.core.config import Fraction, FractionBelowOne, NonNegativeInt, PositiveInt, Problem
 from lmsmith.core.errors import UserError
 from lmsmith.corpus.rows import read_rankings, rows_of_split
 from lmsmith.models.adapters import AdapterConfig, TrainedState, adapt
@@ -49,59 +52,47 @@ MEASURED_PROMPTS = 1_000
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """Settings of the reward model's training.
+    """Settings of the reward model's training."""
 
-    Attributes:
-        epochs: passes over the rankings; fewer when held-out accuracy stops rising. A second
-            pass over a few thousand prompts overfits a small model.
-        batch_prompts: prompts of an update, each with all its responses.
-        min_steps: with little data, batch_prompts is lowered, to 1 at least, for so many
-            updates; 0 keeps it.
-        dropout: on the residual branches, embeddings and attention, in training only.
-        frozen_layers: so many of the lowest layers, and the embeddings, stay as they were; −1
-            trains everything.
-        adapter: low-rank adapters that are trained, with the head, instead of the weights.
-        optimiser, schedule, warmup_steps, final_lr_fraction: as in pretraining.
-        validations: how often an epoch the held-out rankings are looked at; the weights with the
-            best accuracy there are kept.
-        max_length: most tokens of a prompt and one response; the oldest turns are dropped
-            beyond it. 0 allows the model's context.
-        patience: stop after so many looks without a better one; 0 never stops.
-    """
-
-    epochs: int = 1
-    batch_prompts: int = 16
-    min_steps: int = FEW_STEPS
-    dropout: float = 0.0
-    frozen_layers: int = -1
+    epochs: PositiveInt = 1
+    """Passes over the rankings; fewer when held-out accuracy stops rising. A second pass over a few
+    thousand prompts overfits a small model."""
+    batch_prompts: PositiveInt = 16
+    """Prompts of an update, each with all its responses."""
+    min_steps: NonNegativeInt = FEW_STEPS
+    """With little data, batch_prompts is lowered, to 1 at least, for so many updates; 0 keeps
+    it."""
+    dropout: FractionBelowOne = 0.0
+    """Dropout on the residual branches, embeddings and attention, in training only."""
+    frozen_layers: Annotated[int, msgspec.Meta(ge=-1)] = -1
+    """So many of the lowest layers, and the embeddings, stay as they were; −1 trains everything."""
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    """Low-rank adapters that are trained, with the head, instead of the weights."""
     optimiser: OptimiserConfig = field(
         default_factory=lambda: OptimiserConfig(learning_rate=2e-4, weight_decay=0.01)
     )
+    """The optimiser of all trained weights."""
     schedule: Schedule = "cosine"
-    warmup_steps: int = 10
-    final_lr_fraction: float = 0.05
-    validations: int = 4
-    max_length: int = 0
-    patience: int = 6
+    """Course of the learning rate after the warm-up."""
+    warmup_steps: NonNegativeInt = 10
+    """Updates over which the learning rate rises."""
+    final_lr_fraction: Fraction = 0.05
+    """Factor of the peak learning rate at the last update."""
+    validations: PositiveInt = 4
+    """How often an epoch the accuracy on held-out rankings is measured; the weights with the best
+    are kept."""
+    max_length: NonNegativeInt = 0
+    """Most tokens of a prompt and one response; the oldest turns are dropped beyond it. 0 allows
+    the model's context."""
+    patience: NonNegativeInt = 6
+    """Stop after so many measurements without a better one; 0 never stops."""
 
-    def check(self) -> list[tuple[str, object, str, str]]:
-        """Values out of range, as (key, value, expected, fix)."""
-        problems: list[tuple[str, object, str, str]] = []
-        for key in ("epochs", "batch_prompts", "validations"):
-            if getattr(self, key) < 1:
-                problems.append((key, getattr(self, key), "a positive number", f"raise {key}"))
-        for key in ("min_steps", "warmup_steps", "patience", "max_length"):
-            if getattr(self, key) < 0:
-                problems.append((key, getattr(self, key), "0 or more", f"raise {key}"))
-        if self.frozen_layers < -1:
-            problems.append(("frozen_layers", self.frozen_layers, "-1 or more", "raise it"))
-        if self.adapter.rank and self.frozen_layers >= 0:
-            fix = "leave it out: adapters freeze every layer"
-            problems.append(("frozen_layers", self.frozen_layers, "none beside adapters", fix))
-        if not 0.0 <= self.dropout < 1.0:
-            problems.append(("dropout", self.dropout, "0 <= dropout < 1", "lower dropout"))
-        return problems
+    def check(self) -> list[Problem]:
+        """Frozen layers beside adapters."""
+        if not self.adapter.rank or self.frozen_layers < 0:
+            return []
+        fix = "leave it out: adapters freeze every layer"
+        return [Problem("frozen_layers", self.frozen_layers, "none beside adapters", fix)]
 
 
 def run(config: RewardConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict[str, float]:

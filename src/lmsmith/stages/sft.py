@@ -11,6 +11,13 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
+from lmsmith.core.config import (
+    Fraction,
+    FractionBelowOne,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 from lmsmith.core.errors import UserError
 from lmsmith.corpus.batches import ConversationBatches
 from lmsmith.corpus.rows import read_conversations, rows_of_split
@@ -42,65 +49,42 @@ Windows = list[tuple[list[int], list[bool]]]
 
 @dataclass(frozen=True)
 class SFTConfig:
-    """Settings of supervised fine-tuning.
+    """Settings of supervised fine-tuning."""
 
-    Attributes:
-        epochs: passes over the demonstrations.
-        batch_tokens: of an update, padding included; a multiple of a row's.
-        min_steps: with little data, batch_tokens is lowered, to one row at least, for so many
-            updates; 0 keeps it.
-        max_length: of a row: longer conversations are cut into several windows. 0 allows the
-            model's context.
-        micro_batch_size: rows computed at a time, 0 for a whole batch.
-        overlap_fraction: share of the context that repeats earlier turns where a long conversation
-            is cut into several windows.
-        dropout: on the residual branches, embeddings and attention.
-        adapter: low-rank adapters that are trained instead of the weights.
-        optimiser, schedule, warmup_steps, final_lr_fraction: as in pretraining.
-        validations: how often held-out conversations are looked at along the way, once an epoch
-            at least; the weights with the lowest loss there are kept.
-        validation_conversations: how many are looked at.
-    """
-
-    epochs: float = 1.0
-    batch_tokens: int = 8_192
-    min_steps: int = FEW_STEPS
-    max_length: int = 0
-    micro_batch_size: int = 0
-    overlap_fraction: float = 0.4
-    dropout: float = 0.0
+    epochs: PositiveFloat = 1.0
+    """Passes over the demonstrations."""
+    batch_tokens: PositiveInt = 8_192
+    """Tokens of an update, padding included; a multiple of a row's."""
+    min_steps: NonNegativeInt = FEW_STEPS
+    """With little data, batch_tokens is lowered, to one row at least, for so many updates; 0 keeps
+    it."""
+    max_length: NonNegativeInt = 0
+    """Tokens of a row: longer conversations are cut into several windows. 0 allows the model's
+    context."""
+    micro_batch_size: NonNegativeInt = 0
+    """Rows computed at a time, 0 for a whole batch."""
+    overlap_fraction: FractionBelowOne = 0.4
+    """Share of the context that repeats earlier turns where a long conversation is cut into several
+    windows."""
+    dropout: FractionBelowOne = 0.0
+    """Dropout on the residual branches, embeddings and attention."""
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    """Low-rank adapters that are trained instead of the weights."""
     optimiser: OptimiserConfig = field(
         default_factory=lambda: OptimiserConfig(learning_rate=3e-4, weight_decay=0.0)
     )
+    """The optimiser of all trained weights."""
     schedule: Schedule = "cosine"
-    warmup_steps: int = 10
-    final_lr_fraction: float = 0.05
-    validations: int = 4
-    validation_conversations: int = 64
-
-    def check(self) -> list[tuple[str, object, str, str]]:
-        """Values out of range, as (key, value, expected, fix)."""
-        problems: list[tuple[str, object, str, str]] = []
-        for key in ("epochs", "batch_tokens", "validations", "validation_conversations"):
-            if not getattr(self, key) > 0:
-                problems.append((key, getattr(self, key), "a positive number", f"raise {key}"))
-        for key in ("min_steps", "micro_batch_size", "warmup_steps", "max_length"):
-            if getattr(self, key) < 0:
-                problems.append((key, getattr(self, key), "0 or more", f"raise {key}"))
-        for key in ("overlap_fraction", "dropout"):
-            if not 0.0 <= getattr(self, key) < 1.0:
-                problems.append((key, getattr(self, key), f"0 <= {key} < 1", f"change {key}"))
-        if not 0.0 <= self.final_lr_fraction <= 1.0:
-            problems.append(
-                (
-                    "final_lr_fraction",
-                    self.final_lr_fraction,
-                    "between 0 and 1",
-                    "change final_lr_fraction",
-                )
-            )
-        return problems
+    """Course of the learning rate after the warm-up."""
+    warmup_steps: NonNegativeInt = 10
+    """Updates over which the learning rate rises."""
+    final_lr_fraction: Fraction = 0.05
+    """Factor of the peak learning rate at the last update."""
+    validations: PositiveInt = 4
+    """How often the loss on held-out conversations is measured, once an epoch at least; the weights
+    with the lowest are kept."""
+    validation_conversations: PositiveInt = 64
+    """Held-out conversations that are read each time."""
 
 
 def run(config: SFTConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict[str, float]:

@@ -6,6 +6,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
+
+import msgspec
 
 from lmsmith.catalogue.reading import load_any_tokenizer, tokenizer_files
 from lmsmith.core.config import NOT_A_SETTING
@@ -29,20 +32,15 @@ LARGEST_ADVISED = 1 << 16
 class TokenizerConfig:
     """How many tokens there are to be, or which tokenizer to take instead of training one."""
 
-    vocabulary_size: int = 4096
-    """Control tokens and the 256 bytes included. Less is made of text that gives less."""
+    vocabulary_size: Annotated[int, msgspec.Meta(ge=SMALLEST_VOCABULARY, le=LARGEST_VOCABULARY)] = (
+        4096
+    )
+    """Tokens, the control tokens and the 256 bytes included; fewer where the text gives less."""
     load: str = ""
-    """A tokenizer made before: a folder of lmsmith, of Hugging Face, of GPT-2's or GPT-1's
-    vocabulary and merges, or a GGUF file; `vocabulary_size` is then its own."""
+    """A tokenizer to use instead of training one: a folder of lmsmith, Hugging Face, or GPT-1's or
+    GPT-2's vocabulary and merges, or a GGUF file. `vocabulary_size` is then its own."""
     folder: str = field(default="", metadata=NOT_A_SETTING)
     """What a relative path is relative to: the recipe's folder."""
-
-    def check(self) -> list[tuple[str, object, str, str]]:
-        if SMALLEST_VOCABULARY <= self.vocabulary_size <= LARGEST_VOCABULARY:
-            return []
-        expected = f"must be between {SMALLEST_VOCABULARY} and {LARGEST_VOCABULARY}"
-        fix = "256 bytes and the control tokens are the least"
-        return [("vocabulary_size", self.vocabulary_size, expected, fix)]
 
     def external_files(self) -> list[str]:
         """What `load` names."""

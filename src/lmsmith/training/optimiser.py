@@ -10,45 +10,32 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lmsmith.core.config import FractionBelowOne, NonNegativeFloat, PositiveFloat
+
 
 @dataclass(frozen=True)
 class OptimiserConfig:
-    """Settings of the optimiser.
-
-    Attributes:
-        name: ``adamw`` for everything, or ``muon`` for the blocks' matrices with AdamW for
-            embeddings, norms, biases and heads.
-        learning_rate: AdamW's peak.
-        matrix_learning_rate: Muon's peak.
-        weight_decay: decoupled, on matrices only (embeddings, norms and biases have none).
-        beta1, beta2, epsilon: AdamW's.
-        momentum: Muon's.
-        gradient_clip: largest norm of the whole gradient; 0 for no limit.
-    """
+    """Settings of the optimiser."""
 
     name: Literal["adamw", "muon"] = "adamw"
-    learning_rate: float = 3e-4
-    matrix_learning_rate: float = 0.02
-    weight_decay: float = 0.1
-    beta1: float = 0.9
-    beta2: float = 0.95
-    epsilon: float = 1e-8
-    momentum: float = 0.95
-    gradient_clip: float = 1.0
-
-    def check(self) -> list[tuple[str, object, str, str]]:
-        """Values outside their range, as (key, value, expected, fix)."""
-        problems: list[tuple[str, object, str, str]] = []
-        for key in ("learning_rate", "matrix_learning_rate", "epsilon"):
-            if not getattr(self, key) > 0:
-                problems.append((key, getattr(self, key), "a positive number", f"raise {key}"))
-        for key in ("weight_decay", "gradient_clip"):
-            if getattr(self, key) < 0:
-                problems.append((key, getattr(self, key), "0 or more", f"raise {key}"))
-        for key in ("beta1", "beta2", "momentum"):
-            if not 0.0 <= getattr(self, key) < 1.0:
-                problems.append((key, getattr(self, key), f"0 <= {key} < 1", f"lower {key}"))
-        return problems
+    """``adamw`` for everything, or ``muon`` for the blocks' matrices with AdamW for embeddings,
+    norms, biases and heads."""
+    learning_rate: PositiveFloat = 3e-4
+    """AdamW's peak learning rate."""
+    matrix_learning_rate: PositiveFloat = 0.02
+    """Muon's peak learning rate."""
+    weight_decay: NonNegativeFloat = 0.1
+    """Decoupled weight decay, on matrices only; embeddings, norms and biases have none."""
+    beta1: FractionBelowOne = 0.9
+    """AdamW's decay rate of the gradient's running mean."""
+    beta2: FractionBelowOne = 0.95
+    """AdamW's decay rate of the squared gradient's running mean."""
+    epsilon: PositiveFloat = 1e-8
+    """AdamW's term in the denominator."""
+    momentum: FractionBelowOne = 0.95
+    """Muon's momentum."""
+    gradient_clip: NonNegativeFloat = 1.0
+    """Largest norm of the whole gradient; 0 sets no limit."""
 
 
 class Optimiser:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmsmith.core.config import Problem, report_problems
+from lmsmith.core.config import Problem, problems_in, report_problems
 from lmsmith.core.errors import UserError
 from lmsmith.models.config import ModelConfig, RopeScaling
 from lmsmith.models.interop.gguf_file import GgufFile
@@ -319,7 +319,7 @@ def _read_config(file: GgufFile) -> tuple[Architecture, ModelConfig]:
         )
     values = _Values(file, str(name))
     config = architecture.read(values)
-    problems = values.problems or [Problem(*problem) for problem in config.check()]
+    problems = values.problems or problems_in(config)
     if problems:
         raise report_problems(problems, "the GGUF file")
     return architecture, config

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmsmith.core.config import Problem, report_problems
+from lmsmith.core.config import Problem, problems_in, report_problems
 from lmsmith.core.errors import UserError
 from lmsmith.models.config import ModelConfig, RopeScaling
 from lmsmith.models.decoder import Decoder
@@ -50,9 +50,9 @@ def from_transformers(
     refuse_unsupported(settings, "config.json")
     family = FAMILIES[settings["model_type"]]
     config = read_shape(family, settings)
-    problems = config.check()
+    problems = problems_in(config)
     if problems:
-        raise report_problems([Problem(*problem) for problem in problems], "config.json")
+        raise report_problems(problems, "config.json")
     found: dict[str, Tensor] = {}
     used: set[str] = set()
     for name, shape in parameter_shapes(config).items():
