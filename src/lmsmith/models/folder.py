@@ -133,9 +133,7 @@ def load_model(folder: Path) -> Decoder | ScalarModel:
     adapter = content.get("adapter")
     model: Decoder | ScalarModel
     if adapter is None:
-        with without_weights():
-            decoder = Decoder(config)
-            model = ScalarModel(decoder) if kind == "scalar" else decoder
+        model = _without_weights(kind, config)
         _fill(model, _read_tensors(folder / WEIGHTS_FILE), folder / WEIGHTS_FILE)
     else:
         model = _load_adapted(folder, kind, adapter)
@@ -164,13 +162,15 @@ def _load_adapted(folder: Path, kind: str, adapter: Mapping[str, Any]) -> Decode
     except RuntimeError as error:
         raise _unreadable(path, error) from error
     decoder = model.decoder if isinstance(model, ScalarModel) else model
-    with without_weights():
-        plain: Decoder | ScalarModel = Decoder(decoder.config)
-        if kind == "scalar":
-            assert isinstance(plain, Decoder)
-            plain = ScalarModel(plain)
+    plain = _without_weights(kind, decoder.config)
     _fill(plain, merged_state(model), path)
     return plain
+
+
+def _without_weights(kind: str, config: ModelConfig) -> Decoder | ScalarModel:
+    with without_weights():
+        decoder = Decoder(config)
+        return ScalarModel(decoder) if kind == "scalar" else decoder
 
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:

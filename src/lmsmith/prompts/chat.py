@@ -169,16 +169,11 @@ def conversation_windows(
     if not tokenizer.is_own:
         return template.conversation_windows(tokenizer, messages, limit, history, counts)
     counts = counts if counts is not None else Counter()
-    opening = [tokenizer.end_of_text]
-    contents = tokenizer.encode_batch([message["content"] for message in messages])
-    pieces = [
-        [tokenizer.role_token(message["role"]), *content, tokenizer.end_of_turn]
-        for message, content in zip(messages, contents, strict=True)
-    ]
-    learnt = [message["role"] == "assistant" for message in messages]
-    if messages and messages[0]["role"] == "system":
-        opening += pieces.pop(0)
-        learnt.pop(0)
+    if not messages:
+        return []
+    opening, turns = _encode(tokenizer, messages)
+    pieces = [turn.tokens for turn in turns]
+    learnt = [turn.role == "assistant" for turn in turns]
     windows: list[tuple[list[int], list[bool]]] = []
     start = 0
     while start < len(pieces):

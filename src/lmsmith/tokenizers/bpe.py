@@ -12,7 +12,7 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.text import encodable
-from lmsmith.tokenizers.chat_format import SPECIAL_TOKENS
+from lmsmith.tokenizers.chat_format import REMAKE, SPECIAL_TOKENS
 from lmsmith.tokenizers.token_bytes import byte_of_character
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -32,8 +32,6 @@ PATTERN = "|".join(
     ]
 )
 """Where text is cut before merging; merges never cross a cut."""
-
-_REMAKE = "train it again with `lmsmith run RECIPE --only tokenizer`, or name another folder"
 
 
 def train_description(texts: Iterable[str], vocabulary_size: int) -> dict[str, Any]:
@@ -88,7 +86,7 @@ def check_is_ours(description: object, path: Path) -> None:
     """Refuse a tokenizer whose ids or bytes would not mean what this class says they mean."""
 
     def refuse(what: str) -> UserError:
-        return UserError(f"{path}: not a tokenizer of lmsmith: {what}", _REMAKE)
+        return UserError(f"{path}: not a tokenizer of lmsmith: {what}", REMAKE)
 
     if not isinstance(description, dict):
         raise refuse("expected an object at the top")

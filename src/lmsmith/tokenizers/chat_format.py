@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
+
+import msgspec
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import read_json
@@ -68,7 +73,7 @@ def plain_template(text_start: Sequence[str]) -> str:
     return ("{{- " + start + " -}}" if text_start else "") + PLAIN_TEMPLATE
 
 
-_REMAKE = "train it again with `lmsmith run RECIPE --only tokenizer`, or name another folder"
+REMAKE = "train it again with `lmsmith run RECIPE --only tokenizer`, or name another folder"
 
 
 @dataclass(frozen=True)
@@ -108,18 +113,7 @@ class ChatFormat:
         """What ``chat.json`` holds."""
         if self.jinja is None:
             return dict(chat_description())
-        return {
-            "template": IMPORTED_NAME,
-            "start_of_text": self.start_of_text,
-            "end_of_text": self.end_of_text,
-            "end_of_turn": self.end_of_turn,
-            "stops": list(self.stops),
-            "variables": dict(self.variables),
-            "cleaning": self.cleaning,
-            "text_start": list(self.text_start),
-            "markers": list(self.markers),
-            "jinja": self.jinja,
-        }
+        return {"template": IMPORTED_NAME, **dataclasses.asdict(self)}
 
 
 OWN_FORMAT = ChatFormat(
@@ -153,43 +147,24 @@ def read_chat_format(path: Path) -> ChatFormat:
         f"{path}: expected the chat template {TEMPLATE_NAME!r} as lmsmith writes it, or "
         f"{IMPORTED_NAME!r}, found {name!r}"
         + (" with other contents" if name == TEMPLATE_NAME else ""),
-        _REMAKE,
+        REMAKE,
     )
 
 
 def _imported(chat: Mapping[str, object], path: Path) -> ChatFormat:
-    texts = ("start_of_text", "end_of_text", "end_of_turn", "jinja", "cleaning")
-    wrong = [key for key in texts if not isinstance(chat.get(key), str)]
-    stops, variables = chat.get("stops"), chat.get("variables")
-    if not isinstance(variables, dict) or not all(isinstance(v, str) for v in variables.values()):
-        wrong.append("variables")
-    if chat.get("cleaning") not in ("", "ftfy"):
-        wrong.append("cleaning")
     # Older files have no such lists: their start_of_text was another token than end_of_text
     # where one goes before every text.
-    begins = [chat["start_of_text"]] if chat.get("start_of_text") != chat.get("end_of_text") else []
-    text_start, markers = chat.get("text_start", begins), chat.get("markers", [])
-    for name, names in (("stops", stops), ("text_start", text_start), ("markers", markers)):
-        if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
+    start, end = chat.get("start_of_text"), chat.get("end_of_text")
+    chat = {"text_start": [start] if start != end else [], "markers": [], **chat}
+    kinds = typing.get_type_hints(ChatFormat) | {"jinja": str, "cleaning": Literal["", "ftfy"]}
+    wrong = []
+    for name, kind in kinds.items():
+        try:
+            msgspec.convert(chat.get(name), kind)
+        except msgspec.ValidationError:
             wrong.append(name)
     if wrong:
         raise UserError(
-            f"{path}: {', '.join(dict.fromkeys(wrong))} missing or of the wrong kind",
-            "import the model again",
+            f"{path}: {', '.join(wrong)} missing or of the wrong kind", "import the model again"
         )
-    assert isinstance(stops, list)
-    assert isinstance(variables, dict)
-    assert isinstance(text_start, list)
-    assert isinstance(markers, list)
-    start, end, turn, jinja, cleaning = (str(chat[key]) for key in texts)
-    return ChatFormat(
-        start,
-        end,
-        turn,
-        tuple(stops),
-        jinja,
-        variables,
-        cleaning,
-        tuple(text_start),
-        tuple(markers),
-    )
+    return msgspec.convert(chat, ChatFormat)

@@ -6,7 +6,7 @@ Keys are those of the GGUF specification (ggml/docs/gguf.md, "Tokenizer").
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import tokenizers
@@ -21,14 +21,19 @@ from lmsmith.tokenizers.tokenizer import Tokenizer
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """Token types."""
 
-_CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+
+def _described(*steps: pre_tokenizers.PreTokenizer) -> Any:
+    """The pre-tokenizer of these steps as a ``tokenizer.json`` has it."""
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = steps[0] if len(steps) == 1 else pre_tokenizers.Sequence([*steps])
+    return json.loads(backend.to_str())["pre_tokenizer"]
 
 
-def _cuts(digits: str) -> str:
+def _split(digits: str) -> Any:
     """The pattern that Llama 3 and Qwen 2 share but for the number of digits in a piece."""
-    return "|".join(
+    pattern = "|".join(
         [
-            _CONTRACTIONS,
+            "(?i:'s|'t|'re|'ve|'m|'ll|'d)",
             r"[^\r\n\p{L}\p{N}]?\p{L}+",
             digits,
             r" ?[^\s\p{L}\p{N}]+[\r\n]*",
@@ -37,40 +42,20 @@ def _cuts(digits: str) -> str:
             r"\s+",
         ]
     )
-
-
-def _split(pattern: str) -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
+    return _described(
+        pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     )
 
 
-def _gpt2() -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.ByteLevel(add_prefix_space=False)
+_GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
+_SINGLE_DIGITS = _described(pre_tokenizers.Digits(individual_digits=True), _GPT2)
 
-
-def _gpt2_single_digits() -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _gpt2()])
-
-
-PRE_TOKENIZERS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
-    "gpt-2": _gpt2,
-    "default": _gpt2,
-    "olmo": _gpt2,
-    "phi-2": _gpt2,
-    "smollm": _gpt2_single_digits,
-    "starcoder": _gpt2_single_digits,
-    "refact": _gpt2_single_digits,
-    "command-r": _gpt2_single_digits,
-    "llama-bpe": lambda: _split(_cuts(r"\p{N}{1,3}")),
-    "llama3": lambda: _split(_cuts(r"\p{N}{1,3}")),
-    "dbrx": lambda: _split(_cuts(r"\p{N}{1,3}")),
-    "smaug-bpe": lambda: _split(_cuts(r"\p{N}{1,3}")),
-    "qwen2": lambda: _split(_cuts(r"\p{N}")),
-    "stablelm2": lambda: _split(_cuts(r"\p{N}")),
+PRE_TOKENIZERS: dict[str, Any] = {
+    **dict.fromkeys(("gpt-2", "default", "olmo", "phi-2"), _described(_GPT2)),
+    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r"), _SINGLE_DIGITS),
+    **dict.fromkeys(("llama-bpe", "llama3", "dbrx", "smaug-bpe"), _split(r"\p{N}{1,3}")),
+    **dict.fromkeys(("qwen2", "stablelm2"), _split(r"\p{N}")),
 }
 """How text is cut, by ``tokenizer.ggml.pre``."""
 
@@ -214,17 +199,11 @@ def gguf_metadata(tokenizer: Tokenizer) -> dict[str, Any]:
 def pre_tokenizer_name(tokenizer: Tokenizer) -> str | None:
     """The ``tokenizer.ggml.pre`` that cuts text just so; None if none of the known does."""
     step = tokenizer.description.get("pre_tokenizer")
-    for name, make in PRE_TOKENIZERS.items():
+    for name, known in PRE_TOKENIZERS.items():
         whole_words = bool(tokenizer.description["model"].get("ignore_merges"))
-        if whole_words == (name in _WHOLE_WORDS) and _described(make()) == step:
+        if whole_words == (name in _WHOLE_WORDS) and known == step:
             return name
     return None
-
-
-def _described(step: pre_tokenizers.PreTokenizer) -> Any:
-    backend = tokenizers.Tokenizer(models.BPE())
-    backend.pre_tokenizer = step
-    return json.loads(backend.to_str())["pre_tokenizer"]
 
 
 def _step_types(step: Any, key: str) -> set[str]:
@@ -258,7 +237,7 @@ def _byte_level(
         if {left, right, left + right} <= vocabulary.keys():
             merges.append((left, right))
     description = byte_level_description(vocabulary, merges, [])
-    description["pre_tokenizer"] = _described(PRE_TOKENIZERS[name]())
+    description["pre_tokenizer"] = PRE_TOKENIZERS[name]
     description["model"]["ignore_merges"] = name in _WHOLE_WORDS
     description["added_tokens"] = _added(tokens, types)
     return description

@@ -73,6 +73,7 @@ class Tokenizer:
         stop_tokens: ids at which a reply ends, `end_of_turn` first.
         control_tokens: names by id of the tokens that are part of no text.
         template: how a conversation is written; None for lmsmith's own format.
+        drops_first_space, drops_last_space: whether that space of a text is the tokenizer's own.
     """
 
     def __init__(self, description: Mapping[str, Any], chat_format: ChatFormat) -> None:
@@ -100,8 +101,10 @@ class Tokenizer:
             vocabulary[name]: name for name in chat_format.markers if name in vocabulary
         }
         self._backend, self._spelling = shielded_backend(description, self._shielded)
-        self._pieces = read_pieces(description, vocabulary, self.control_tokens)
-        self._bytes = self._pieces.bytes_by_id
+        pieces = read_pieces(description, vocabulary, self.control_tokens)
+        self._bytes = pieces.bytes_by_id
+        self.drops_first_space = pieces.drops_first_space
+        self.drops_last_space = pieces.drops_last_space
         self.start_of_text = vocabulary[chat_format.start_of_text]
         self.text_start = tuple(vocabulary[name] for name in chat_format.text_start)
         self.end_of_text = vocabulary[chat_format.end_of_text]
@@ -190,16 +193,6 @@ class Tokenizer:
     def shielded(self) -> list[str]:
         """Names of all tokens that no text makes: control tokens, and markers of the template."""
         return list(self._shielded.values())
-
-    @property
-    def drops_first_space(self) -> bool:
-        """Whether a text's first space is the tokenizer's own and no part of the text."""
-        return self._pieces.drops_first_space
-
-    @property
-    def drops_last_space(self) -> bool:
-        """The same of a text's last space."""
-        return self._pieces.drops_last_space
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`; never a control token, whatever the text spells.
