@@ -112,20 +112,13 @@ def gram_length(texts: Iterable[str]) -> int:
 
 def find_grams(texts: Mapping[str, str], documents: Iterable[str], n: int) -> set[str]:
     """Ids of texts that share n words in a row with a document; shorter ones share all theirs."""
-    wanted: dict[int, dict[tuple[str, ...], set[str]]] = {}
+    parts: list[tuple[str, Sequence[str]]] = []
     for name, text in texts.items():
-        words = normal_words(text)
+        words = tuple(normal_words(text))
         length = min(n, len(words))
-        for start in range(len(words) - length + 1 if length else 0):
-            gram = tuple(words[start : start + length])
-            wanted.setdefault(length, {}).setdefault(gram, set()).add(name)
-    found: set[str] = set()
-    for document in documents:
-        words = normal_words(document)
-        for length, grams in wanted.items():
-            for start in range(len(words) - length + 1):
-                found |= grams.get(tuple(words[start : start + length]), set())
-    return found
+        starts = range(len(words) - length + 1 if length else 0)
+        parts += [(name, words[start : start + length]) for start in starts]
+    return _find(parts, (tuple(normal_words(document)) for document in documents))
 
 
 def find_substrings(texts: Mapping[str, str], documents: Iterable[str], seed: int = 0) -> set[str]:
@@ -134,21 +127,28 @@ def find_substrings(texts: Mapping[str, str], documents: Iterable[str], seed: in
     Only letters and digits count on either side; a text shorter than that is looked for whole.
     """
     generator = np.random.default_rng(seed)
-    wanted: dict[int, dict[str, set[str]]] = {}
+    parts: list[tuple[str, Sequence[str]]] = []
     for name, text in texts.items():
         kept = letters_and_digits(text)
         length = min(SUBSTRING, len(kept))
-        if not length:
-            continue
-        for start in generator.integers(0, len(kept) - length + 1, SUBSTRINGS).tolist():
-            part = kept[start : start + length]
-            wanted.setdefault(length, {}).setdefault(part, set()).add(name)
+        if length:
+            starts = generator.integers(0, len(kept) - length + 1, SUBSTRINGS).tolist()
+            parts += [(name, kept[start : start + length]) for start in starts]
+    return _find(parts, map(letters_and_digits, documents))
+
+
+def _find(
+    parts: Iterable[tuple[str, Sequence[str]]], documents: Iterable[Sequence[str]]
+) -> set[str]:
+    """The names of parts that stand in a document; both are tuples of words, or both strings."""
+    wanted: dict[int, dict[Sequence[str], set[str]]] = {}
+    for name, part in parts:
+        wanted.setdefault(len(part), {}).setdefault(part, set()).add(name)
     found: set[str] = set()
     for document in documents:
-        kept = letters_and_digits(document)
-        for length, parts in wanted.items():
-            for start in range(len(kept) - length + 1):
-                found |= parts.get(kept[start : start + length], set())
+        for length, names in wanted.items():
+            for start in range(len(document) - length + 1):
+                found |= names.get(document[start : start + length], set())
     return found
 
 

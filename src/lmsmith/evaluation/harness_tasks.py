@@ -6,7 +6,6 @@ import contextlib
 import difflib
 import io
 import json
-import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import Any
 from lmsmith.core.errors import UserError
 from lmsmith.core.extras import needs_extra
 from lmsmith.core.files import atomic_write, finite
-from lmsmith.evaluation.tasks.sources import caches_alone, why_offline
+from lmsmith.evaluation.tasks.sources import caches_alone, environment, why_offline
 
 RESAMPLES = 1_000
 """For the standard errors that lm-eval draws; it takes 100,000 if it is not told otherwise."""
@@ -43,21 +42,16 @@ def quiet_and_offline_if_need_be() -> Iterator[bool]:
         (``HF_HUB_OFFLINE=1``).
     """
     offline = bool(why_offline())
-    before = {name: os.environ.get(name) for name in _ONE_PROCESS}
-    os.environ.update(_ONE_PROCESS)
-    try:
-        with (
-            caches_alone() if offline else contextlib.nullcontext(),
-            _silent_bars(),
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-        ):
-            # Of lm-eval's and its libraries' authors, to themselves.
-            warnings.simplefilter("ignore")
-            yield offline
-    finally:
-        for name, text in before.items():
-            os.environ.pop(name, None) if text is None else os.environ.update({name: text})
+    with (
+        environment(_ONE_PROCESS),
+        caches_alone() if offline else contextlib.nullcontext(),
+        _silent_bars(),
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
+        # Of lm-eval's and its libraries' authors, to themselves.
+        warnings.simplefilter("ignore")
+        yield offline
 
 
 @contextlib.contextmanager

@@ -127,13 +127,23 @@ def why_offline(path: str = "") -> str:
 
 
 @contextlib.contextmanager
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Inside, the process has these environment variables."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, text in before.items():
+            os.environ.pop(name, None) if text is None else os.environ.update({name: text})
+
+
+@contextlib.contextmanager
 def caches_alone() -> Iterator[None]:
     """Inside, the hub's libraries read their caches and ask no network.
 
     Those that are imported already have read the environment, and are told by their own switches.
     """
-    before = {name: os.environ.get(name) for name in _SWITCHES}
-    os.environ.update(dict.fromkeys(_SWITCHES, "1"))
     loaded = [
         (sys.modules[name], switch, getattr(sys.modules[name], switch))
         for name in ("huggingface_hub.constants", "datasets.config")
@@ -144,12 +154,11 @@ def caches_alone() -> Iterator[None]:
     for module, switch, _ in loaded:
         setattr(module, switch, True)
     try:
-        yield
+        with environment(dict.fromkeys(_SWITCHES, "1")):
+            yield
     finally:
         for module, switch, value in loaded:
             setattr(module, switch, value)
-        for name, text in before.items():
-            os.environ.pop(name, None) if text is None else os.environ.update({name: text})
 
 
 OLDEST = 4
