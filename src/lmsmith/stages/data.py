@@ -34,7 +34,7 @@ from lmsmith.corpus.cleaning import (
     text_key,
     why_none_is_left,
 )
-from lmsmith.corpus.rows import Conversation, Document
+from lmsmith.corpus.rows import Conversation, Document, Ranking
 from lmsmith.corpus.sources import (
     PACKAGE_PREFIX,
     ROWS,
@@ -210,59 +210,34 @@ def run(config: DataConfig, inputs: Mapping[str, Path], out: StageFolder) -> dic
     Raises:
         UserError: bad input (file and line are named), or nothing is left.
     """
-    counts: Counter[str] = Counter()
-    sources = len(config.conversations) + len(config.rankings)
-    out.progress.begin("reading", sources, "sources")
-    read: list[Conversation] = []
+    counts, left_out = Counter[str](), Counter[str]()
     talks, texts = FilesOnce(), FilesOnce()
-    left_out: Counter[str] = Counter()
-    for number, source in enumerate(config.conversations, start=1):
-        read += conversations_of(config.place(source), left_out, talks)
-        out.progress.update(number)
-    places = [config.place(source) for source in config.rankings]
-    needed = config.rankings_as_conversations
-    rankings = read_human_rankings(places, config.unicode_form, out.progress, counts, needed)
-    out.progress.update(sources)
-    fractions = asdict(config.splits)
-    openings: list[str] = []
-    if config.rankings_as_conversations:
-        openings = [
-            opening_key(clean_messages(ranking.prompt, config.unicode_form, Counter()))
-            for ranking in rankings
-        ]
+    read, rankings = _read_sources(config, talks, counts, left_out, out.progress)
+    ranked_first = config.rankings_as_conversations
+    openings = [
+        opening_key(clean_messages(ranking.prompt, config.unicode_form, Counter()))
+        for ranking in (rankings if ranked_first else ())
+    ]
+    if ranked_first:
         read += best_conversations(rankings, read, counts)
-    counts["conversations.read"] = len(read)
-    cleaned = clean_conversations(read, config.unicode_form, counts)
-    exchanges = drop_without_exchange(cleaned, config.min_turns, counts)
-    conversations, keys = drop_duplicates(exchanges, counts)
-    counts["conversations.kept"] = len(conversations)
-    if (config.conversations or config.rankings_as_conversations) and not conversations:
-        ranked = config.rankings if config.rankings_as_conversations else ()
-        named = ", ".join((*config.conversations, *ranked))
-        raise UserError(*why_none_is_left(named, counts, config.min_turns))
+    conversations, keys = _clean(config, read, counts)
 
+    fractions = asdict(config.splits)
     ranked_openings = set(openings)
     names = [_split_name(conversation, ranked_openings) for conversation in conversations]
     assigned = assign_splits([*names, *openings], fractions, list(fractions))
-    if config.rankings_as_conversations:
+    if ranked_first:
         rankings = divide_rankings(rankings, [assigned[name] for name in openings], counts)
         if fractions["comparisons"] > 0 and not counts["rankings.train"]:
             out.progress.say("data: no ranking fell into comparisons; there are too few")
     splits: dict[str, list[Conversation]] = {name: [] for name in fractions}
-    documents: dict[str, list[Document]] = {part: [] for part in ("", *HELD_OUT)}
     for name, conversation in zip(names, conversations, strict=True):
-        split = assigned[name]
-        if split is not None:
+        if (split := assigned[name]) is not None:
             splits[split].append(conversation)
-        if split != "judge":
-            part = split if split in HELD_OUT else ""
-            documents[part].append(_as_document(conversation, config.turn_separator))
-    shares = {name: fractions[name] for name in HELD_OUT}
-    for own in config.documents:
-        for document in own_documents(own.path, config, keys, counts, texts):
-            documents[split_of(document.id, shares) or ""].append(document)
+    documents = _documents(config, conversations, [assigned[n] for n in names], keys, counts, texts)
     if not any(documents.values()) and not any(splits.values()):
         raise UserError("data: the documents hold no text", "Add text, or name conversations.")
+    shares = {name: fractions[name] for name in HELD_OUT}
     for note in hold_out_text(documents, shares, FROM_CONVERSATIONS):
         out.progress.note(f"data: {note}")
 
@@ -279,25 +254,74 @@ def run(config: DataConfig, inputs: Mapping[str, Path], out: StageFolder) -> dic
         _use_comparisons(splits, ranked_openings, out.progress)
 
     _write_documents(documents, out, counts)
-    exchanged = 0
-    for split, rows in splits.items():
-        if config.either_side and split not in HELD_OUT:
-            others = list(filter(None, map(other_side, rows)))
-            rows, exchanged = [*rows, *others], exchanged + len(others)
-        _write(out / f"{split}.jsonl", (conversation.row() for conversation in rows))
-        counts[f"conversations.{split}"] = len(rows)
-    if exchanged:
-        out.progress.say(
-            f"data: {exchanged:,} conversations are used a second time with user and assistant "
-            "exchanged, as both sides are people (data.either_side = true); set it to false where "
-            "the assistant alone is to be learnt from"
-        )
+    _write_splits(splits, config.either_side, out, counts)
     _write(out / "rankings.jsonl", (ranking.row() for ranking in rankings))
     counts["rankings"] = len(rankings)
     weights = {own.path: own.weight for own in config.documents}
     write_json(out / "mixture.json", {FROM_CONVERSATIONS: config.conversations_weight, **weights})
     out.progress.end()
     return {name: float(count) for name, count in counts.items()}
+
+
+def _read_sources(
+    config: DataConfig,
+    files: FilesOnce,
+    counts: Counter[str],
+    left_out: Counter[str],
+    progress: Progress,
+) -> tuple[list[Conversation], list[Ranking]]:
+    """The conversations and people's rankings of all sources."""
+    sources = len(config.conversations) + len(config.rankings)
+    progress.begin("reading", sources, "sources")
+    read: list[Conversation] = []
+    for number, source in enumerate(config.conversations, start=1):
+        read += conversations_of(config.place(source), left_out, files)
+        progress.update(number)
+    places = [config.place(source) for source in config.rankings]
+    needed = config.rankings_as_conversations
+    rankings = read_human_rankings(places, config.unicode_form, progress, counts, needed)
+    progress.update(sources)
+    return read, rankings
+
+
+def _clean(
+    config: DataConfig, read: Sequence[Conversation], counts: Counter[str]
+) -> tuple[list[Conversation], set[str]]:
+    """The conversations that are left, and the keys of their texts."""
+    counts["conversations.read"] = len(read)
+    cleaned = clean_conversations(read, config.unicode_form, counts)
+    exchanges = drop_without_exchange(cleaned, config.min_turns, counts)
+    conversations, keys = drop_duplicates(exchanges, counts)
+    counts["conversations.kept"] = len(conversations)
+    if (config.conversations or config.rankings_as_conversations) and not conversations:
+        ranked = config.rankings if config.rankings_as_conversations else ()
+        named = ", ".join((*config.conversations, *ranked))
+        raise UserError(*why_none_is_left(named, counts, config.min_turns))
+    return conversations, keys
+
+
+def _documents(
+    config: DataConfig,
+    conversations: Sequence[Conversation],
+    splits: Sequence[str | None],
+    keys: set[str],
+    counts: Counter[str],
+    files: FilesOnce,
+) -> dict[str, list[Document]]:
+    """Text for pretraining (the part "") and of each split that is held out.
+
+    The judge's conversations are left out: nothing else learns from them.
+    """
+    documents: dict[str, list[Document]] = {part: [] for part in ("", *HELD_OUT)}
+    for conversation, split in zip(conversations, splits, strict=True):
+        if split != "judge":
+            part = split if split in HELD_OUT else ""
+            documents[part].append(_as_document(conversation, config.turn_separator))
+    shares = {name: getattr(config.splits, name) for name in HELD_OUT}
+    for own in config.documents:
+        for document in own_documents(own.path, config, keys, counts, files):
+            documents[split_of(document.id, shares) or ""].append(document)
+    return documents
 
 
 def _split_name(conversation: Conversation, ranked_openings: Collection[str]) -> str:
@@ -359,6 +383,27 @@ def _write_documents(
         _write(out / f"{name}.jsonl", (document.row() for document in rows))
         counts[name] = len(rows)
         counts[f"{name}.bytes"] = sum(len(document.text.encode()) for document in rows)
+
+
+def _write_splits(
+    splits: Mapping[str, Sequence[Conversation]],
+    either_side: bool,
+    out: StageFolder,
+    counts: Counter[str],
+) -> None:
+    exchanged = 0
+    for split, rows in splits.items():
+        if either_side and split not in HELD_OUT:
+            others = list(filter(None, map(other_side, rows)))
+            rows, exchanged = [*rows, *others], exchanged + len(others)
+        _write(out / f"{split}.jsonl", (conversation.row() for conversation in rows))
+        counts[f"conversations.{split}"] = len(rows)
+    if exchanged:
+        out.progress.say(
+            f"data: {exchanged:,} conversations are used a second time with user and assistant "
+            "exchanged, as both sides are people (data.either_side = true); set it to false where "
+            "the assistant alone is to be learnt from"
+        )
 
 
 def _write(path: Path, rows: Iterable[dict[str, object]]) -> None:
