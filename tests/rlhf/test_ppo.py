@@ -24,8 +24,13 @@ from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.heads import ScalarModel
 from lmsmith.rlhf import ppo
-from lmsmith.rlhf.objective import PolicyLoss, clipped_policy_loss, token_rewards
-from lmsmith.rlhf.ppo import PPOTrainer, explained_variance
+from lmsmith.rlhf.objective import (
+    PolicyLoss,
+    clipped_policy_loss,
+    explained_variance,
+    token_rewards,
+)
+from lmsmith.rlhf.ppo import PPOTrainer
 from lmsmith.rlhf.ppo_config import PPOConfig
 from lmsmith.rlhf.rollout import sampled_log_probs
 from lmsmith.runs.metrics_log import read_metrics

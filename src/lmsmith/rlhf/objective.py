@@ -241,6 +241,15 @@ def clipped_value_loss(
     return loss, clip_fraction
 
 
+def explained_variance(values_bs: Tensor, returns_bs: Tensor, mask_bs: Tensor) -> float:
+    """1 − Var(R − V)/Var(R) over the mask: 1 is a perfect value model, 0 a constant one."""
+    values, returns = values_bs[mask_bs], returns_bs[mask_bs]
+    variance = returns.var(unbiased=False)
+    if variance == 0:
+        return 0.0
+    return float(1.0 - (returns - values).var(unbiased=False) / variance)
+
+
 Control = Literal["fixed", "adaptive", "band"]
 
 

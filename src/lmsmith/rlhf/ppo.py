@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from lmsmith.rlhf.objective import (
     KLController,
     clipped_policy_loss,
     clipped_value_loss,
+    explained_variance,
     generalised_advantages,
     masked_mean,
     masked_whiten,
@@ -225,13 +227,48 @@ class PPOTrainer:
         return read_metrics(log.path)
 
     def step(self, iteration: int) -> dict[str, float]:
-        """One iteration: rollout, then updates. Depends only on the state and its number."""
-        config = self.config
-        started = time.perf_counter()
+        """One iteration: sample → score → rewards → advantages → update → KL controller.
+
+        It depends on the state and its number alone.
+        """
+        config, times = self.config, [time.perf_counter()]
         prompts = [self.prompts[i] for i in self._prompt_order(iteration)]
         responses = self._sample(prompts, iteration)
-        sampled = time.perf_counter()
-        rollout = score_rollout(
+        times.append(time.perf_counter())
+        rollout = self._score(prompts, responses)
+        mask_br = rollout.batch.response_mask_br
+        rewards_bs, penalties_br = token_rewards(
+            rollout.scores_b,
+            rollout.log_probs_br,
+            rollout.reference_log_probs_br,
+            mask_br,
+            self.kl.coefficient,
+        )
+        times.append(time.perf_counter())
+        advantages_bs, returns_bs = generalised_advantages(
+            rewards_bs, rollout.values_bs, value_mask(mask_br), config.gamma, config.gae_lambda
+        )
+        advantages_br = advantages_bs[:, :-1] * mask_br
+        if config.whiten_advantages:
+            advantages_br = masked_whiten(advantages_br, mask_br)
+        metrics = self._update(iteration, rollout, advantages_br, returns_bs)
+        times.append(time.perf_counter())
+
+        sampling, scoring, updating = (end - start for start, end in pairwise(times))
+        metrics |= rollout_metrics(rollout, penalties_br) | {
+            "kl_coefficient": self.kl.coefficient,
+            "episode": float((iteration + 1) * config.rollouts),
+            "rollout_tokens_per_second": int(mask_br.sum()) / sampling,
+            "seconds/rollout": sampling,
+            "seconds/score": scoring,
+            "seconds/update": updating,
+        }
+        self.kl.update(metrics["objective/kl"], config.rollouts)
+        self._keep_samples(iteration, rollout)
+        return metrics
+
+    def _score(self, prompts: list[list[int]], responses: list[list[int]]) -> Rollout:
+        return score_rollout(
             self.policy,
             self.reference,
             self.value_model,
@@ -239,48 +276,11 @@ class PPOTrainer:
             prompts,
             responses,
             stop_token=self.stop_token,
-            missing_eos_penalty=config.missing_eos_penalty,
-            temperature=config.temperature,
+            missing_eos_penalty=self.config.missing_eos_penalty,
+            temperature=self.config.temperature,
             machine=self.machine,
             vocabulary=self.vocabulary,
         )
-        rewards_bs, penalties_br = token_rewards(
-            rollout.scores_b,
-            rollout.log_probs_br,
-            rollout.reference_log_probs_br,
-            rollout.batch.response_mask_br,
-            self.kl.coefficient,
-        )
-        scored = time.perf_counter()
-        metrics = self._update(iteration, rollout, rewards_bs)
-        updated = time.perf_counter()
-
-        mask_br = rollout.batch.response_mask_br
-        kl = float((rollout.log_probs_br - rollout.reference_log_probs_br).sum(1).mean())
-        non_score = float(penalties_br.sum(1).mean())
-        score = float(rollout.scores_b.mean())
-        tokens = int(mask_br.sum())
-        metrics |= {
-            "objective/kl": kl,
-            "objective/entropy": float(rollout.entropy_br.sum(1).mean()),
-            "objective/scores": score,
-            "objective/scores_std": float(rollout.scores_b.std(unbiased=False)),
-            "objective/non_score_reward": non_score,
-            "objective/rlhf_reward": score + non_score,
-            "objective/response_tokens": tokens / len(prompts),
-            "policy/entropy_avg": float(masked_mean(rollout.entropy_br, mask_br)),
-            "val/num_eos_tokens": float(rollout.ended_b.sum()),
-            "val/share_ended": float(rollout.ended_b.float().mean()),
-            "kl_coefficient": self.kl.coefficient,
-            "episode": float((iteration + 1) * config.rollouts),
-            "rollout_tokens_per_second": tokens / (sampled - started),
-            "seconds/rollout": sampled - started,
-            "seconds/score": scored - sampled,
-            "seconds/update": updated - scored,
-        }
-        self.kl.update(kl, config.rollouts)
-        self._keep_samples(iteration, rollout)
-        return metrics
 
     def _reward_of(self, model: ScalarModel) -> RewardFunction:
         def reward(prompts: list[list[int]], responses: list[list[int]]) -> Tensor:
@@ -321,17 +321,12 @@ class PPOTrainer:
             self.policy, prompts, settings, machine=self.machine, tokenizer=self.tokenizer
         )
 
-    def _update(self, iteration: int, rollout: Rollout, rewards_bs: Tensor) -> dict[str, float]:
+    def _update(
+        self, iteration: int, rollout: Rollout, advantages_br: Tensor, returns_bs: Tensor
+    ) -> dict[str, float]:
         """All inner epochs over one batch of rollouts, minibatch by minibatch."""
         config = self.config
-        mask_br = rollout.batch.response_mask_br
-        mask_bs = value_mask(mask_br)
-        advantages_bs, returns_bs = generalised_advantages(
-            rewards_bs, rollout.values_bs, mask_bs, config.gamma, config.gae_lambda
-        )
-        advantages_br = advantages_bs[:, :-1] * mask_br
-        if config.whiten_advantages:
-            advantages_br = masked_whiten(advantages_br, mask_br)
+        mask_bs = value_mask(rollout.batch.response_mask_br)
         learns = iteration >= config.value_warmup_iterations
         policy_factor = 0.0
         if learns:
@@ -464,10 +459,22 @@ class PPOTrainer:
             )
 
 
-def explained_variance(values_bs: Tensor, returns_bs: Tensor, mask_bs: Tensor) -> float:
-    """1 − Var(R − V)/Var(R) over the mask: 1 is a perfect value model, 0 a constant one."""
-    values, returns = values_bs[mask_bs], returns_bs[mask_bs]
-    variance = returns.var(unbiased=False)
-    if variance == 0:
-        return 0.0
-    return float(1.0 - (returns - values).var(unbiased=False) / variance)
+def rollout_metrics(rollout: Rollout, penalties_br: Tensor) -> dict[str, float]:
+    """Figures of a rollout before any update; KL and entropy in nats a response."""
+    mask_br = rollout.batch.response_mask_br
+    non_score = float(penalties_br.sum(1).mean())
+    score = float(rollout.scores_b.mean())
+    return {
+        "objective/kl": float(
+            (rollout.log_probs_br - rollout.reference_log_probs_br).sum(1).mean()
+        ),
+        "objective/entropy": float(rollout.entropy_br.sum(1).mean()),
+        "objective/scores": score,
+        "objective/scores_std": float(rollout.scores_b.std(unbiased=False)),
+        "objective/non_score_reward": non_score,
+        "objective/rlhf_reward": score + non_score,
+        "objective/response_tokens": int(mask_br.sum()) / len(rollout.scores_b),
+        "policy/entropy_avg": float(masked_mean(rollout.entropy_br, mask_br)),
+        "val/num_eos_tokens": float(rollout.ended_b.sum()),
+        "val/share_ended": float(rollout.ended_b.float().mean()),
+    }
