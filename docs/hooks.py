@@ -10,13 +10,20 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 from lmsmith.cli import COMMANDS
+from lmsmith.core.settings import settings_as_markdown
+from lmsmith.stages import recipe_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def on_files(files: Files, config: Any) -> Files:
     """Add the generated pages, and leave decisions to the page that lists them."""
-    for name, text in {"commands.md": commands_page(), "changelog.md": changelog_page()}.items():
+    pages = {
+        "commands.md": commands_page(),
+        "settings.md": settings_as_markdown(recipe_settings()),
+        "changelog.md": changelog_page(),
+    }
+    for name, text in pages.items():
         files.append(File.generated(config, name, content=text))
     for file in files:
         if file.src_uri.startswith("decisions/0"):

@@ -67,7 +67,7 @@ def problems_of(line: str) -> list[str]:
     name = " ".join(words[:2]) if " ".join(words[:2]) in options() else words[0]
     if name in options():
         known = options()[name] | EVERYWHERE
-    elif name in groups and (len(words) == 1 or words[1].startswith("-") or "|" in line or "…" in line):
+    elif name in groups and (len(words) == 1 or words[1][0] in "-…" or "|" in line):
         known = set().union(*(all_ for each, all_ in options().items() if each.startswith(name)))
     else:
         return [f"no command {' '.join(words[:2])!r}"]
