@@ -114,3 +114,20 @@ def test_an_unknown_task_is_told_the_nearest() -> None:
         "arithmetic/2d_plus",
         "arithmetic/2d_minus",
     ]
+
+
+def test_every_setting_out_of_its_range_is_told() -> None:
+    text = (
+        'kind = "free_form"\n[data]\nfile = "a"\noverlap = 1\ncount = 0\nwindow = -1\n'
+        '[prompt]\ncontext = "{{ q }}"\ntarget = "{{ a }}"\n'
+        "[answer]\nsamples = 0\ntop_p = 1.5\ntemperature = 0\nmax_new_tokens = 0\n"
+        '[[published]]\npaper = "p"\nmodel = " "\nparameters = 0\nmeasure = "f1"\nvalue = 1\n'
+    )
+    with pytest.raises(UserError) as told:
+        read_tasks(text, "made.toml")
+    for key in (
+        "data.overlap", "data.count", "data.window", "answer.samples", "answer.top_p",
+        "answer.temperature", "answer.max_new_tokens", "published.0.model",
+        "published.0.parameters",
+    ):  # fmt: skip
+        assert f"{key} = " in str(told.value)

@@ -11,7 +11,15 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from msgspec import Meta
 
-from lmsmith.core.config import Problem, decode, report_problems
+from lmsmith.core.config import (
+    FractionBelowOne,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Problem,
+    decode,
+    report_problems,
+)
 from lmsmith.core.errors import UserError
 
 Shots = TypeVar("Shots", int, int | None)
@@ -100,7 +108,7 @@ class DataSpec:
     """The file that shots are drawn from; the items' own, without the item, if empty."""
     generator: str = ""
     """Makes the items from a seed instead: see evaluation/tasks/generated.py."""
-    count: Annotated[int, Meta(ge=1)] = 2000
+    count: PositiveInt = 2000
     """How many items a generator makes."""
     documents: Literal["whole", "lines", "articles"] = "whole"
     """Of a text file: what one document is; an article begins with `= Title =`."""
@@ -110,9 +118,9 @@ class DataSpec:
     """A text file of as many lines as ``file``; line for line an item's ``text`` and ``beside``."""
     detokenise: Literal["", "wikitext", "penn", "moses"] = ""
     """Undoes the corpus's word tokenisation, so that a model reads text as it was trained on."""
-    window: Annotated[int, Meta(ge=0)] = 0
+    window: NonNegativeInt = 0
     """Of a perplexity: most tokens read at once; the model's context if 0."""
-    overlap: Annotated[float, Meta(ge=0, lt=1)] = 0.5
+    overlap: FractionBelowOne = 0.5
     """Share of a window that repeats the one before, so that every token has that much before."""
 
     def check(self) -> list[Problem]:
@@ -190,20 +198,20 @@ class PromptSpec:
 class AnswerSpec:
     """How a free answer is written and read."""
 
-    max_new_tokens: Annotated[int, Meta(ge=1)] = 32
+    max_new_tokens: PositiveInt = 32
     stop: tuple[str, ...] = ("\n",)
     """Texts at which an answer ends."""
     search: Literal["greedy", "beam", "sample"] = "greedy"
     """beam: width 4, length penalty 0.6 (GPT-3, section 2.4)."""
-    samples: Annotated[int, Meta(ge=1)] = 1
+    samples: PositiveInt = 1
     """Answers to one item; the commonest extracted one is taken (self-consistency)."""
-    temperature: Annotated[float, Meta(gt=0)] = 0.7
+    temperature: PositiveFloat = 0.7
     top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
     reason: str = ""
     """Two passes: this begins the reasoning (Kojima et al. 2022)."""
     extraction: str = ""
     """The second pass's question, after the reasoning."""
-    reason_tokens: Annotated[int, Meta(ge=1)] = 192
+    reason_tokens: PositiveInt = 192
     """Longest reasoning of two passes."""
     extract: str = ""
     """Regular expression; the answer is the first group of a match. Empty: the whole text."""
@@ -231,12 +239,12 @@ class DecomposeSpec:
     """Template of what is asked to be broken up; nothing is if empty."""
     demonstrations: tuple[str, ...] = ()
     """Worked examples of breaking up, as many as there are shots."""
-    max_new_tokens: Annotated[int, Meta(ge=1)] = 96
+    max_new_tokens: PositiveInt = 96
     stop: tuple[str, ...] = ("\n",)
     """Texts at which the list of parts ends."""
     part: str = '"([^"]+)"'
     """Regular expression; each match's first group is a part."""
-    most: Annotated[int, Meta(ge=1)] = 6
+    most: PositiveInt = 6
     """Parts that are answered at most, the last question not counted."""
     question: str = "Q: {{ part }}\nA:"
     """Template of how a part is asked."""
@@ -292,8 +300,8 @@ class Published:
     """A figure from a paper, to stand beside ours."""
 
     paper: str
-    model: Annotated[str, Meta(min_length=1)]
-    parameters: Annotated[float, Meta(gt=0)]
+    model: str
+    parameters: PositiveFloat
     """Of the model."""
     measure: str
     value: float
@@ -301,6 +309,9 @@ class Published:
     shots: Literal["zero", "one", "few"] = "zero"
     of: str = ""
     """The variant it is of; the task itself if empty."""
+
+    def check(self) -> list[Problem]:
+        return _wrong((not self.model.strip(), "model", self.model, "a name", ""))
 
 
 @dataclass(frozen=True)
@@ -325,7 +336,7 @@ class TaskSpec:
     about: str = ""
     source: str = ""
     headline: str = ""
-    shots: int = 0
+    shots: NonNegativeInt = 0
     prompt: PromptSpec = field(default_factory=PromptSpec)
     answer: AnswerSpec = field(default_factory=AnswerSpec)
     decompose: DecomposeSpec = field(default_factory=DecomposeSpec)
