@@ -1,10 +1,10 @@
 import { expect, test } from 'vitest';
-import { EventParser } from '../src/lib/sse';
+import { EventReader } from '../src/lib/sse';
 
 const bytes = (text: string) => new TextEncoder().encode(text);
 
 function parse(stream: Uint8Array, cuts: number[]): string[] {
-  const parser = new EventParser();
+  const parser = new EventReader();
   const places = [0, ...cuts, stream.length];
   const found = places.slice(1).flatMap((end, n) => parser.push(stream.slice(places[n], end)));
   return [...found, ...parser.end()];

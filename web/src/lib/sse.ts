@@ -1,52 +1,25 @@
+import { createParser } from 'eventsource-parser';
 import { ApiError } from './api';
 
-/** Server-sent events out of bytes that the network cuts anywhere. */
-export class EventParser {
+/** The data of server-sent events out of bytes that the network cuts anywhere. */
+export class EventReader {
   #decoder = new TextDecoder('utf-8');
-  #rest = '';
-  #data: string[] = [];
-  #afterReturn = false;
+  #found: string[] = [];
+  #parser = createParser({ onEvent: ({ data }) => this.#found.push(data) });
 
   /** The data of the events that are whole with these bytes. */
   push(bytes: Uint8Array): string[] {
-    return this.#take(this.#decoder.decode(bytes, { stream: true }));
+    return this.#feed(this.#decoder.decode(bytes, { stream: true }));
   }
 
   /** The stream has ended: a last event that no empty line closed is given, too. */
   end(): string[] {
-    const found = this.#take(this.#decoder.decode() + '\n');
-    return [...found, ...this.#close()];
+    return this.#feed(this.#decoder.decode() + '\n\n');
   }
 
-  #take(text: string): string[] {
-    const found: string[] = [];
-    for (const character of text) {
-      const second = character === '\n' && this.#afterReturn;
-      this.#afterReturn = character === '\r';
-      if (second) continue;
-      if (character === '\n' || character === '\r') {
-        found.push(...this.#line(this.#rest));
-        this.#rest = '';
-      } else this.#rest += character;
-    }
-    return found;
-  }
-
-  #line(line: string): string[] {
-    if (line === '') return this.#close();
-    const colon = line.indexOf(':');
-    const field = colon < 0 ? line : line.slice(0, colon);
-    if (field !== 'data') return [];
-    const value = colon < 0 ? '' : line.slice(colon + 1);
-    this.#data.push(value.startsWith(' ') ? value.slice(1) : value);
-    return [];
-  }
-
-  #close(): string[] {
-    if (this.#data.length === 0) return [];
-    const whole = this.#data.join('\n');
-    this.#data = [];
-    return [whole];
+  #feed(text: string): string[] {
+    this.#parser.feed(text);
+    return this.#found.splice(0);
   }
 }
 
@@ -55,7 +28,7 @@ export class EventParser {
 export async function* events<Event>(response: Response): AsyncGenerator<Event> {
   const reader = response.body?.getReader();
   if (!reader) return;
-  const parser = new EventParser();
+  const parser = new EventReader();
   try {
     for (;;) {
       const { done, value } = await reader.read().catch((error: unknown) => {
