@@ -189,7 +189,9 @@ def write_talk(database: str, messages: int) -> str:
                 ANSWER.format(number=number) if answers else f"Question {number}: why is it blue?"
             )
             role = "assistant" if answers else "user"
-            parent = store.say(me, talk, parent, role, said, model="m" if answers else "").id
+            parent = store.add_message(
+                me, talk, parent, role, said, model="m" if answers else ""
+            ).id
     return talk
 
 

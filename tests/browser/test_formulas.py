@@ -32,8 +32,8 @@ def test_formulas_are_set_where_there_are_any(chat: Chat, width: int, tmp_path: 
     assert not any("math" in url or "KaTeX" in url for url in fetched)
     me = chat.store.person("owner").id
     talk, last = page.url.rpartition("/")[2], chat.messages(page)[-1].id
-    asked = chat.store.say(me, talk, last, "user", "more")
-    chat.store.say(me, talk, asked.id, "assistant", ANSWER)
+    asked = chat.store.add_message(me, talk, last, "user", "more")
+    chat.store.add_message(me, talk, asked.id, "assistant", ANSWER)
     page.reload()
     answer = page.locator("article.assistant").last
     expect(answer.locator(".katex")).to_have_count(4)

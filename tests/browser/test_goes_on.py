@@ -193,7 +193,7 @@ def test_a_page_that_is_looked_at_again_shows_what_was_said_elsewhere(chat: Chat
     expect(page.locator("article.assistant")).to_have_count(1)
     me = chat.store.person("owner").id
     talk, last = page.url.rpartition("/")[2], chat.messages(page)[-1].id
-    chat.store.say(me, talk, last, "user", "from a phone")  # no tab of this browser
+    chat.store.add_message(me, talk, last, "user", "from a phone")  # no tab of this browser
     page.evaluate("window.dispatchEvent(new Event('focus'))")
     expect(page.locator("article.user").last).to_contain_text("from a phone")
     expect(page.get_by_role("button", name="Answer this")).to_be_visible()
@@ -237,8 +237,8 @@ def test_text_from_right_to_left_stands_so(chat: Chat) -> None:
     me = chat.store.person("owner").id
     talk, last = page.url.rpartition("/")[2], chat.messages(page)[-1].id
     mixed = f"{arabic}\n\n1. {arabic}\n\nIn English.\n\n```python\nprint(1)\n```\n"
-    asked = chat.store.say(me, talk, last, "user", "more")
-    chat.store.say(me, talk, asked.id, "assistant", mixed)
+    asked = chat.store.add_message(me, talk, last, "user", "more")
+    chat.store.add_message(me, talk, asked.id, "assistant", mixed)
     page.reload()
     blocks = page.locator("article.assistant").last.locator(".block")
     expect(blocks).to_have_count(4)

@@ -58,8 +58,8 @@ def test_ratings_alone_teach_nothing_and_it_is_said(
     store = Store(tmp_path / "x.db")
     me = store.person("Ann").id
     talk = store.begin(me).id
-    asked = store.say(me, talk, None, "user", "tea?").id
-    store.rate(me, store.say(me, talk, asked, "assistant", "yes").id, 1)
+    asked = store.add_message(me, talk, None, "user", "tea?").id
+    store.rate(me, store.add_message(me, talk, asked, "assistant", "yes").id, 1)
     store.close()
     words = ["feedback", "export", str(tmp_path / "out"), "--database", str(tmp_path / "x.db")]
     assert cli.main(words) == 0

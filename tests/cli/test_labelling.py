@@ -151,7 +151,7 @@ def test_a_prompt_stands_on_one_side_whoever_judged_it(
         asker = store.person(f"asker {number % 10}").id
         talk = store.begin(asker).id
         text = f"question {number}"
-        message = store.say(asker, talk, None, "user", text).id
+        message = store.add_message(asker, talk, None, "user", text).id
         for kind in ("ranking", "demonstration"):
             responses = ["a", "b", "c", "d"] if kind == "ranking" else []
             queue.add(kind, text, responses, overlap=2, message=message)

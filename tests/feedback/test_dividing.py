@@ -36,8 +36,8 @@ def question(number: int, *, held_out: bool) -> str:
 def asks(store: Store, who: str, content: str) -> None:
     """A talk of theirs that is exported."""
     talk = store.begin(who).id
-    asked = store.say(who, talk, None, "user", content).id
-    answered = store.say(who, talk, asked, "assistant", "so so", model="m").id
+    asked = store.add_message(who, talk, None, "user", content).id
+    answered = store.add_message(who, talk, asked, "assistant", "so so", model="m").id
     store.improve(who, answered, f"better: {content}")
 
 
@@ -102,7 +102,7 @@ def test_labels_of_imported_talks_go_by_prompt_and_of_a_persons_by_person(
     import_file(store, tmp_path / "talks.jsonl", person="import")
     ann = person(store, 1, held_out=True)
     for number in range(5):
-        store.say(ann, store.begin(ann).id, None, "user", f"own {number}")
+        store.add_message(ann, store.begin(ann).id, None, "user", f"own {number}")
     queue, lee = Queue(store), store.person("Lee", "labeler").id
     for asked in logged_prompts(store):
         queue.add("ranking", asked.messages, ["a", "b", "c", "d"], message=asked.message)

@@ -227,7 +227,7 @@ def test_a_deleted_users_prompts_and_labels_are_gone(store: Store, tmp_path: Pat
     queue = Queue(store)
     ann, bob = (store.person(name).id for name in ("Ann", "Bob"))
     talk = store.begin(ann).id
-    asked = store.say(ann, talk, None, "user", "is absinthe good?").id
+    asked = store.add_message(ann, talk, None, "user", "is absinthe good?").id
     prompt = [{"role": "user", "content": "is absinthe good?"}]
     queue.add("ranking", prompt, TEXTS, message=asked)
     queue.add("demonstration", "and lemonade?")

@@ -41,7 +41,7 @@ class Talk:
         self.id = store.begin(person, f"about {word}").id
 
         def say(parent: int | None, role: str, content: str) -> int:
-            return store.say(person, self.id, parent, role, content, model="m").id
+            return store.add_message(person, self.id, parent, role, content, model="m").id
 
         self.system = say(None, "system", "be kind")
         self.question = say(self.system, "user", f"do you like {word}?")
@@ -60,7 +60,7 @@ def test_a_tree_has_paths_and_siblings(store: Store) -> None:
     ]  # fmt: skip
     tree = store.tree(ann, talk.id)
     assert [m.id for m in tree if m.parent_id == talk.next] == [talk.left, talk.right]
-    edited = store.say(ann, talk.id, talk.system, "user", "do you like rain?")
+    edited = store.add_message(ann, talk.id, talk.system, "user", "do you like rain?")
     assert len(store.path(ann, edited.id)) == 2
     assert path[-1].created.tzinfo is None or path[-1].created.utcoffset() is not None
 
@@ -73,9 +73,9 @@ def test_what_cannot_follow_is_refused(store: Store) -> None:
         (talk.answer, "system"), (None, "king"),
     ]:  # fmt: skip
         with pytest.raises(UserError, match="cannot follow"):
-            store.say(ann, talk.id, parent, role, "x")
+            store.add_message(ann, talk.id, parent, role, "x")
     with pytest.raises(NotThere, match="another conversation"):
-        store.say(ann, talk.id, other.answer, "user", "x")
+        store.add_message(ann, talk.id, other.answer, "user", "x")
     with pytest.raises(UserError, match="no answer of a model"):
         store.rate(ann, talk.question, 1)
     with pytest.raises(UserError, match="not two answers"):
@@ -98,11 +98,11 @@ def test_nobody_reaches_what_is_anothers(store: Store) -> None:
         lambda: store.path(bob, talk.answer),
         lambda: store.rename(bob, talk.id, "mine"),
         lambda: store.delete(bob, talk.id),
-        lambda: store.say(bob, talk.id, talk.answer, "user", "x"),
+        lambda: store.add_message(bob, talk.id, talk.answer, "user", "x"),
         lambda: store.rate(bob, talk.answer, 1),
         lambda: store.improve(bob, talk.answer, "x"),
         lambda: store.compare(bob, talk.left, talk.right, "left"),
-        lambda: store.say(bob, store.begin(bob).id, talk.answer, "user", "x"),
+        lambda: store.add_message(bob, store.begin(bob).id, talk.answer, "user", "x"),
     ]
     for attempt in attempts:
         with pytest.raises(NotThere):
@@ -115,7 +115,7 @@ def test_conversations_are_found_and_renamed(store: Store) -> None:
     ann = store.person("Ann").id
     tea, rain = Talk(store, ann), Talk(store, ann, "rain_100%")
     assert [c.id for c in store.conversations(ann)] == [rain.id, tea.id]
-    store.say(ann, tea.id, tea.left, "user", "and Coffee?")
+    store.add_message(ann, tea.id, tea.left, "user", "and Coffee?")
     assert [c.id for c in store.conversations(ann)] == [tea.id, rain.id]
     assert [c.id for c in store.conversations(ann, "coffee")] == [tea.id]
     assert [c.id for c in store.conversations(ann, "100%")] == [rain.id]
@@ -182,7 +182,7 @@ store = Store(sys.argv[1])
 person = store.person("Ann").id
 talk = store.begin(person).id
 for number in range(1000):
-    message = store.say(person, talk, None, "user", f"message {number}")
+    message = store.add_message(person, talk, None, "user", f"message {number}")
     print(number, flush=True)
 """
 
@@ -213,7 +213,7 @@ def test_what_postgres_acknowledged_survives_the_end_of_postgres(postgres: Postg
     person = store.person("Ann").id
     talk = store.begin(person).id
     for number in range(5):
-        store.say(person, talk, None, "user", f"message {number}")
+        store.add_message(person, talk, None, "user", f"message {number}")
     postgres.kill()
     postgres.start()
     kept = [message.content for message in store.tree(person, talk)]  # by a new connection
@@ -225,7 +225,7 @@ def test_any_text_is_kept(store: Store) -> None:
     ann = store.person("Ann").id
     talk = store.begin(ann, "nul \x00 title").id
     for said in ("nul \x00 text", "é你🙂", "'; drop table people; --", "%s %(x)s :y \\"):
-        message = store.say(ann, talk, None, "user", said, settings={"a\x00": "b\x00"})
+        message = store.add_message(ann, talk, None, "user", said, settings={"a\x00": "b\x00"})
         (kept,) = [each for each in store.tree(ann, talk) if each.id == message.id]
         assert kept.content.replace("\ufffd", "\x00") == said
         assert [each.id for each in store.conversations(ann, said)] == [talk]

@@ -117,7 +117,7 @@ def test_it_is_read_searched_continued_and_exported(
     judged = store.judgements(me, talk.id)
     assert judged[3]["rating"]["reasons"] == ["helpful", "kind"]
     assert judged[4]["better"].startswith("Yes, both")
-    said = store.say(me, talk.id, 7, "user", "and now?")
+    said = store.add_message(me, talk.id, 7, "user", "and now?")
     assert [each.id for each in store.path(me, said.id)] == [1, 2, 3, 6, 7, said.id]
     with pytest.raises(NotThere):
         store.tree(bob, talk.id)

@@ -113,7 +113,7 @@ def test_an_answer_that_cannot_be_kept_ends_with_an_error(
     def fails(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(store, "say", fails)
+    monkeypatch.setattr(store, "add_message", fails)
     found = list(events(served, talk, parent=question, model="parrot"))
     assert found[-1]["error"]["code"] == code
     assert not any("message" in each for each in found)

@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from worlds import HTTP, RANDOM, Running, running
 
-from lmsmith.feedback.label_tables import KINDS
 from lmsmith.feedback.people import People
 from lmsmith.feedback.queue import Queue
 from lmsmith.feedback.store import Store
+from lmsmith.feedback.tables import KINDS
 
 NAMES = {"Ada": "admin", "Lee": "labeler", "Li": "labeler", "Uma": "user", "Ugo": "user"}
 TEXTS = ["good", "bad", "fair", "well"]

@@ -24,10 +24,10 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from worlds import RANDOM, Running, running
 
-from lmsmith.feedback.label_tables import KINDS
 from lmsmith.feedback.people import People
 from lmsmith.feedback.queue import Queue
 from lmsmith.feedback.store import Store
+from lmsmith.feedback.tables import KINDS
 from lmsmith.server.auth import COOKIE
 from lmsmith.server.pages import is_open
 from lmsmith.server.requests import Limits

@@ -11,10 +11,10 @@ from sqlalchemy import select, update
 from lmsmith.comparison.instructions import Instruction, Replies
 from lmsmith.comparison.versus import PeoplesWork, Versus, judged_row, summarise
 from lmsmith.core.files import fingerprint
-from lmsmith.feedback.kept import NAMES_A_QUERY
-from lmsmith.feedback.label_tables import Assignment, Task
+from lmsmith.feedback.database import NAMES_A_QUERY
 from lmsmith.feedback.queue import Queue
 from lmsmith.feedback.store import Store
+from lmsmith.feedback.tables import Assignment, Task
 from lmsmith.statistics.agreement import krippendorff_alpha, pairwise_agreement, preferences
 
 JUDGE = "people"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lmsmith.core.errors import UserError
-from lmsmith.feedback.label_tables import Task
+from lmsmith.feedback.tables import Task
 
 FLAGS = (
     "fails_instruction",

@@ -10,7 +10,7 @@ from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from lmsmith.core.errors import UserError
-from lmsmith.feedback.kept import Kept, NotThere
+from lmsmith.feedback.database import Database, NotThere
 from lmsmith.feedback.tables import Conversation, Message, now
 
 _AFTER = {
@@ -27,7 +27,7 @@ def may_follow(role: str, before: str | None) -> bool:
     return before in _AFTER.get(role, ())
 
 
-class Conversations(Kept):
+class Conversations(Database):
     """The store's conversations."""
 
     def begin(self, person: str, title: str = "") -> Conversation:
@@ -61,7 +61,7 @@ class Conversations(Kept):
             session.delete(conversation_of(session, person, conversation))
         self.scrub()
 
-    def say(
+    def add_message(
         self,
         person: str,
         conversation: str,

@@ -22,10 +22,10 @@ from lmsmith.core.files import write_jsonl
 from lmsmith.corpus import rows
 from lmsmith.corpus.splits import opening_key, split_of
 from lmsmith.feedback.conversations import as_turns, path_to
-from lmsmith.feedback.label_tables import Assignment, Task
 from lmsmith.feedback.names import IMPORTER
 from lmsmith.feedback.store import Store
 from lmsmith.feedback.tables import (
+    Assignment,
     BetterAnswer,
     Comparison,
     Conversation,
@@ -33,6 +33,7 @@ from lmsmith.feedback.tables import (
     Person,
     RankedAnswers,
     Rating,
+    Task,
 )
 
 FILES = ("conversations", "rankings", "ratings")

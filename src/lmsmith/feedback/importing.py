@@ -17,11 +17,10 @@ from lmsmith.corpus.formats import is_conversation, messages_of, text_of
 from lmsmith.corpus.messages import validate_messages, validate_prompt
 from lmsmith.feedback import answers
 from lmsmith.feedback.judgements import new_ranking
-from lmsmith.feedback.label_tables import KINDS, Task
 from lmsmith.feedback.names import Names, person_name
 from lmsmith.feedback.queue import new_task
 from lmsmith.feedback.store import Store
-from lmsmith.feedback.tables import Conversation, Person, RankedAnswers
+from lmsmith.feedback.tables import KINDS, Conversation, Person, RankedAnswers, Task
 from lmsmith.feedback.trees import IMPORTING, Tree, add_trees, in_turn, known_origins, origin_of
 
 _KIND_OF = {0: "demonstration", 1: "rating"}

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from lmsmith.core.errors import UserError
 from lmsmith.corpus.messages import validate_messages
 from lmsmith.feedback.conversations import conversation_of, message_of
-from lmsmith.feedback.kept import Kept
+from lmsmith.feedback.database import Database
 from lmsmith.feedback.tables import (
     VERDICTS,
     BetterAnswer,
@@ -24,7 +24,7 @@ from lmsmith.feedback.tables import (
 Judgement = TypeVar("Judgement", Rating, BetterAnswer, Comparison)
 
 
-class Judgements(Kept):
+class Judgements(Database):
     """The store's judgements."""
 
     def rate(

@@ -16,10 +16,9 @@ from sqlalchemy import ColumnElement, delete, select
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.text import encodable
-from lmsmith.feedback.label_tables import Session
 from lmsmith.feedback.names import IMPORTER, OWNER, find_person, plain_name
 from lmsmith.feedback.store import NotThere, Store, check_role
-from lmsmith.feedback.tables import Person, now, utc
+from lmsmith.feedback.tables import Person, Session, now, utc
 
 SESSION_DAYS = 30
 

@@ -19,9 +19,8 @@ from sqlalchemy.orm import Session
 from lmsmith.core.errors import UserError
 from lmsmith.corpus.messages import validate_prompt
 from lmsmith.feedback import answers
-from lmsmith.feedback.label_tables import KINDS, Assignment, Guideline, Task
 from lmsmith.feedback.store import NotThere, Store
-from lmsmith.feedback.tables import now
+from lmsmith.feedback.tables import KINDS, Assignment, Guideline, Task, now
 
 LEASE = timedelta(minutes=30)
 GOLD_EVERY = 10

@@ -9,9 +9,8 @@ from typing import Any
 
 from sqlalchemy import select
 
-from lmsmith.feedback.label_tables import KINDS, Assignment, Task
 from lmsmith.feedback.store import Store
-from lmsmith.feedback.tables import Comparison, Message, Person, utc
+from lmsmith.feedback.tables import KINDS, Assignment, Comparison, Message, Person, Task, utc
 from lmsmith.statistics import agreement
 from lmsmith.statistics.agreement import pairs_of
 from lmsmith.statistics.bootstrap import Interval

@@ -15,9 +15,8 @@ from sqlalchemy.exc import IntegrityError
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import missing
 from lmsmith.feedback.conversations import Conversations
-from lmsmith.feedback.database import default_database
+from lmsmith.feedback.database import NotThere, default_database
 from lmsmith.feedback.judgements import Judgements
-from lmsmith.feedback.kept import NotThere
 from lmsmith.feedback.names import find_person, person_name
 from lmsmith.feedback.tables import (
     ROLES,

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import fingerprint
 from lmsmith.feedback.conversations import may_follow
-from lmsmith.feedback.kept import NAMES_A_QUERY, Kept
+from lmsmith.feedback.database import NAMES_A_QUERY, Database
 from lmsmith.feedback.tables import BetterAnswer, Conversation, Message, Rating
 
 IMPORTING = 7_310_552
@@ -88,7 +88,7 @@ def known_origins(session: Session, table: Any, names: Sequence[str]) -> set[str
     return known
 
 
-def bring(store: Kept, person: str, trees: Sequence[Tree]) -> list[Conversation]:
+def bring(store: Database, person: str, trees: Sequence[Tree]) -> list[Conversation]:
     """Add those of a person's that are not there yet, each once; the new ones."""
     first = {tree.origin: tree for tree in reversed(trees)}
     with store.exclusive(IMPORTING) as session:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from alembic import context
 
-from lmsmith.feedback import label_tables  # noqa: F401
 from lmsmith.feedback.tables import Table
 
 context.configure(

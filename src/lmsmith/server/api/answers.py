@@ -188,7 +188,7 @@ class PendingAnswer:
         if self._dropped:
             settings["dropped"] = self._dropped
         try:
-            message = self._store.say(
+            message = self._store.add_message(
                 self.person,
                 self.conversation,
                 self._body.parent,

@@ -99,7 +99,7 @@ async def show(request: Request, name: str) -> Response:
 @router.post("/conversations/{name}/messages")
 async def add_message(request: Request, name: str, body: MessageBody) -> Response:
     def work(store: Store, me: str) -> Message:
-        return store.say(
+        return store.add_message(
             me,
             name,
             body.parent,
