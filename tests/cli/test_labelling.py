@@ -231,7 +231,7 @@ def test_users(call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert "lmsmith users ls --database feedback.db" in call("users", "rm", "Ann", code=2)
     assert call("users", "rm", "owner") == {"deleted": "owner"}
     assert call("users", "ls")["users"] == []
-    monkeypatch.setenv("LMSMITH_HOME", str(tmp_path / "lmsmith/models"))
+    monkeypatch.setenv("LMSMITH_HOME", str(tmp_path / "lmsmith"))
     assert cli.main(["users", "add", "Bo"]) == 0  # in the server's own database
     assert (tmp_path / "lmsmith/conversations.db").is_file()
     assert cli.main(["users", "ls"]) == 0
