@@ -30,8 +30,7 @@ from lmsmith.generation.sampling import choose_tokens
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.heads import ScalarModel
-from lmsmith.rlhf.ppo import PPOTrainer
-from lmsmith.rlhf.ppo_config import PPOConfig
+from lmsmith.rlhf.ppo import PPOConfig, PPOTrainer
 from lmsmith.stages import load_stage_recipe
 from lmsmith.stages.pretrain import PretrainConfig
 from lmsmith.stages.tokenizer import TokenizerConfig

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from lmsmith.core.errors import UserError as UserError
     from lmsmith.library import LanguageModel as LanguageModel
     from lmsmith.library import load as load
+    from lmsmith.rlhf.ppo import PPOConfig as PPOConfig
     from lmsmith.rlhf.ppo import PPOTrainer as PPOTrainer
-    from lmsmith.rlhf.ppo_config import PPOConfig as PPOConfig
 
 _API = (
     "add_task", "compare", "evaluate", "export", "export_feedback", "feedback_statistics",
@@ -36,7 +36,7 @@ _API = (
 
 _WHERE = {
     "LanguageModel": "lmsmith.library",
-    "PPOConfig": "lmsmith.rlhf.ppo_config",
+    "PPOConfig": "lmsmith.rlhf.ppo",
     "PPOTrainer": "lmsmith.rlhf.ppo",
     "UserError": "lmsmith.core.errors",
     "load": "lmsmith.library",

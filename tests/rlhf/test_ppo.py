@@ -30,8 +30,7 @@ from lmsmith.rlhf.objective import (
     explained_variance,
     token_rewards,
 )
-from lmsmith.rlhf.ppo import PPOTrainer
-from lmsmith.rlhf.ppo_config import PPOConfig
+from lmsmith.rlhf.ppo import PPOConfig, PPOTrainer
 from lmsmith.rlhf.rollout import sampled_log_probs
 from lmsmith.runs.metrics_log import read_metrics
 from lmsmith.runs.stage_folder import StageFolder

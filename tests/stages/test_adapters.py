@@ -24,7 +24,7 @@ from lmsmith.core.config import problems_in
 from lmsmith.core.errors import Interrupted, UserError
 from lmsmith.models.adapters import AdapterConfig
 from lmsmith.models.folder import load_decoder, load_scalar_model
-from lmsmith.rlhf.ppo_config import PPOConfig
+from lmsmith.rlhf.ppo import PPOConfig
 from lmsmith.runs.metrics_log import read_metrics
 from lmsmith.runs.stage_folder import StageFolder
 from lmsmith.stages import base, evaluate, load_stage_recipe, ppo, reward, sft

@@ -23,7 +23,7 @@ from lmsmith.corpus.mixture import MIXTURE_FILE, PretrainingBatches
 from lmsmith.corpus.shards import write_shards
 from lmsmith.models.folder import load_decoder, load_scalar_model, save_model
 from lmsmith.models.heads import ScalarModel
-from lmsmith.rlhf.ppo_config import PPOConfig
+from lmsmith.rlhf.ppo import PPOConfig
 from lmsmith.runs.metrics_log import read_metrics
 from lmsmith.runs.stage_folder import StageFolder
 from lmsmith.stages import ppo as stage

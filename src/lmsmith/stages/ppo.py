@@ -15,8 +15,7 @@ from lmsmith.corpus.rows import read_conversations, rows_of_split
 from lmsmith.models.adapters import adapt
 from lmsmith.models.folder import load_decoder, load_scalar_model, save_model
 from lmsmith.prompts.selection import prompts_warning, select_prompts
-from lmsmith.rlhf.ppo import PPOTrainer
-from lmsmith.rlhf.ppo_config import SHORTEST_PROMPT, PPOConfig
+from lmsmith.rlhf.ppo import SHORTEST_PROMPT, PPOConfig, PPOTrainer
 from lmsmith.runs.stage_folder import StageFolder, derive_seed
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.machine import resolve_machine
