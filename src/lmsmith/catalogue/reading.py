@@ -113,7 +113,7 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def _folder_tokenizer(folder: Path) -> Tokenizer:
-    """Of a Hugging Face folder. GPT-1's own files give no token more than its embedding has."""
+    """Tokenizer of a Hugging Face folder. GPT-1's files give no token beyond its embedding."""
     settings = read_json(folder / "config.json")
     first = isinstance(settings, dict) and settings.get("model_type") == "openai-gpt"
     if first and (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():

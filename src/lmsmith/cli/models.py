@@ -116,7 +116,7 @@ export = printed(api.export, _show_exported)
 
 
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
-"""Of one parameter, at each precision."""
+"""Bytes of one parameter, at each precision."""
 
 
 def list_presets(json: bool = False) -> int:

@@ -29,10 +29,10 @@ class Judge(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Of all that its judgements depend on beside what it is shown."""
+        """Fingerprint of what its judgements depend on, besides the replies."""
 
     def compare(self, rows: Sequence[Compared]) -> list[dict[str, float]]:
-        """Of each row ``score_a`` and ``score_b``; equal ones are a tie."""
+        """``score_a`` and ``score_b`` of each row; equal ones are a tie."""
 
 
 class RewardJudge:
@@ -51,7 +51,7 @@ class RewardJudge:
         self._model, self._tokenizer, self._machine = model, tokenizer, machine
 
     def compare(self, rows: Sequence[Compared]) -> list[dict[str, float]]:
-        """Of each row both rewards; equal replies have equal ones."""
+        """Both rewards of each row; equal replies have equal ones."""
         answered = [(messages, [a, b]) for messages, a, b in rows]
         scores = score_responses(self._model, self._tokenizer, answered, self._machine)
         return [{"score_a": a, "score_b": b} for a, b in scores]

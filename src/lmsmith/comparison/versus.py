@@ -21,7 +21,7 @@ from lmsmith.runs.signals import stop_if_requested
 from lmsmith.statistics.bootstrap import Interval, bootstrap_ratio
 
 ROWS_VERSION = 1
-"""Of what the rows of a judge hold: rows of another version are made again."""
+"""Version of a judge's rows; rows of another version are made again."""
 
 
 @dataclass(frozen=True)

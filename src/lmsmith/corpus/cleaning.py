@@ -90,7 +90,7 @@ def drop_without_exchange(
 def drop_duplicates(
     conversations: Iterable[Conversation], counts: Counter[str]
 ) -> tuple[list[Conversation], set[str]]:
-    """Of those with nearly the same text, whoever says it, keep the one with the smallest id.
+    """Keep the smallest id of conversations with nearly the same text, whatever the roles.
 
     So what is kept, and with it the split, does not depend on the order of reading.
 

@@ -44,7 +44,7 @@ from lmsmith.runs.signals import stop_if_requested
 from lmsmith.statistics.bootstrap import Interval
 
 ROWS_VERSION = 3
-"""Of what the rows hold: rows of another version are made again."""
+"""Version of the rows' contents; rows of another version are made again."""
 
 TOKENS_A_BATCH = 4_096
 """About so many are read between two savings."""
@@ -125,7 +125,7 @@ class TaskResult:
 
     @property
     def headline(self) -> Interval:
-        """Of the task's headline measure."""
+        """Interval of the task's headline measure."""
         return self.measures[self.task.measure]
 
     @property
@@ -250,7 +250,7 @@ class Method(Protocol):
 
     @property
     def tokens(self) -> list[int]:
-        """Of each question, about what it costs."""
+        """Approximate cost of each question, in tokens."""
 
     def answer(self, numbers: Sequence[int]) -> Iterator[AnyRow]:
         """The rows of the questions of these numbers."""
@@ -284,7 +284,7 @@ def make_method(
 def classifier_score(
     model: EvaluatedModel, rating: RatingSpec
 ) -> Callable[[Sequence[str]], list[float]]:
-    """Of texts, the probability that the user's own task gives the label.
+    """Score texts by the probability that the user's own task gives the label.
 
     Raises:
         UserError: the task has no such label.

@@ -40,13 +40,13 @@ with needs_extra("harness"):
     from lm_eval.models.utils import normalize_gen_kwargs
 
 TOKENS_A_BATCH = 16_384
-"""Of pairs that are handed over together: what they share is read once; a kill loses no more."""
+"""Tokens of pairs that are read together; a kill loses no more."""
 
 WRITTEN_TOGETHER = 128
 """Requests whose texts are handed over together."""
 
 DEFAULT_TOKENS = 256
-"""Of an answer whose task names no length: lm-eval's."""
+"""Length of an answer whose task names none, as in lm-eval."""
 
 
 class HarnessModel(LM):  # type: ignore[misc]

@@ -25,7 +25,7 @@ KEPT = (
     "results", "groups", "group_subtasks", "configs", "versions", "n-shot", "higher_is_better",
     "n-samples", "config", "lm_eval_version",
 )  # fmt: skip
-"""Of what lm-eval returns; the rest tells of the machine."""
+"""Keys that are kept of lm-eval's result; the others describe the machine."""
 
 _ONE_PROCESS = {"DISABLE_MULTIPROC": "1"}
 """Resampling in several is slower than the resampling."""

@@ -113,7 +113,7 @@ def measure_of(name: str) -> Measure:
 
 
 def parts_of(rows: Sequence[ItemRow], name: str) -> Floats:
-    """Of each item its numbers: numerator and denominator, or what `Measure.of_sums` adds up.
+    """Numbers of each item: numerator and denominator, or what `Measure.of_sums` adds up.
 
     Returns:
         (items, numbers).
@@ -214,7 +214,7 @@ FEWEST_ALIKE = 6
 
 
 def _all_alike(rows_a: Sequence[ItemRow], rows_b: Sequence[ItemRow], name: str) -> Interval | None:
-    """Of a difference where every item is wrong in one and right in the other, the same way."""
+    """Interval of a difference in which every item changes from wrong to right, or back."""
     a, b = parts_of(rows_a, name), parts_of(rows_b, name)
     if not (_is_all_or_none(a) and _is_all_or_none(b)) or a[0, 0] == b[0, 0]:
         return None

@@ -21,7 +21,7 @@ from lmsmith.core.files import (
 from lmsmith.core.text import encodable
 
 Numbers = float | list[float | None] | None
-"""Of an item's measure: its value, or the numbers that are added up; None is NaN or infinite."""
+"""Value of an item's measure, or the numbers to add up; None is NaN or infinite."""
 
 
 class Row(msgspec.Struct, kw_only=True):

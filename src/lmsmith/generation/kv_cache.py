@@ -175,12 +175,12 @@ class PagedCache:
 
     @property
     def pages(self) -> int:
-        """Of all kinds of layers together, free ones too."""
+        """Pages of all kinds of layers together, free ones too."""
         return sum(len(pool.users) for pool in self._pools)
 
     @property
     def used_pages(self) -> int:
-        """Of all kinds of layers together; a shared page counts once."""
+        """Used pages of all kinds of layers together; a shared page counts once."""
         return sum(len(pool.users) - len(pool.free) for pool in self._pools)
 
     def open(self) -> int:

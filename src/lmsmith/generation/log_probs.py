@@ -69,7 +69,7 @@ def prompt_log_probs(
     top: int,
     vocabulary: Vocabulary,
 ) -> tuple[TokenLogProb, ...]:
-    """Of every token of a prompt but the first, before which there is nothing.
+    """Log-probabilities of a prompt's tokens; the first has none.
 
     Args:
         model: whose logits are taken, of a part of the prompt at a time.

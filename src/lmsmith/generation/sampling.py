@@ -137,7 +137,7 @@ def keep_nucleus(logits_bv: Tensor, p: float) -> Tensor:
 
 
 def _probability_before(values_bk: Tensor, largest_b1: Tensor, total_b1: Tensor) -> Tensor:
-    """Of each token, the probability of all likelier ones; float64."""
+    """Probability of all tokens likelier than each token; float64."""
     probabilities_bk = (values_bk - largest_b1).exp().double() / total_b1
     return probabilities_bk.cumsum(dim=-1) - probabilities_bk
 

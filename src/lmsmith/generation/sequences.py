@@ -185,7 +185,7 @@ def mask_of(logits_bv: Tensor, rows: Sequence[RunningSequence]) -> Mask | None:
 def _log_probs(
     logits_bv: Tensor, rows: Sequence[RunningSequence], tokens: Sequence[int]
 ) -> list[TokenLogProb | None]:
-    """Of each row's token; None where it is not asked for."""
+    """Log-probability of each row's token; None where it is not requested."""
     log_probs: list[TokenLogProb | None] = [None] * len(rows)
     places = [place for place, row in enumerate(rows) if row.settings.wants_log_probs]
     if places:

@@ -44,7 +44,7 @@ class Weight:
     def in_rows(
         cls, values: Tensor, scales: Tensor | None = None, bias: Tensor | None = None
     ) -> Weight:
-        """Of a matrix as PyTorch has it."""
+        """Pack a matrix in PyTorch's layout."""
         outputs, inputs = values.shape
         return cls(values.contiguous(), scales, bias, (outputs, inputs))
 

@@ -142,7 +142,7 @@ def merged_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 class TrainedState:
-    """Of a model's state what training changes: all that is not frozen, and the buffers.
+    """What training changes of a model's state: all that is not frozen, and the buffers.
 
     A checkpoint of it is as large as the adapters, not as the model.
     """

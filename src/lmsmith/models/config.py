@@ -183,7 +183,7 @@ class ModelConfig:
 
     @property
     def width_per_head(self) -> int:
-        """Of one head's query, key and value."""
+        """Width of one head's query, key and value."""
         return self.head_width or self.width // self.heads
 
     @property

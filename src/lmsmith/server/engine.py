@@ -154,7 +154,7 @@ class Generation:
 
     @property
     def replies(self) -> list[Reply]:
-        """Of all prompts."""
+        """Replies to all prompts."""
         return [reply for each in self.prompts for reply in each.replies]
 
     @property

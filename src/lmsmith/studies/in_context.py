@@ -186,7 +186,7 @@ class Spread:
 
 
 def spread(found: Sequence[ArmResult]) -> Spread:
-    """Of an ``order`` study of one model."""
+    """Spread of an ``order`` study of one model."""
     measure = found[0].arm.task.measure
     values = np.array([each.result.headline.value for each in found])
     unsteady = None

@@ -27,7 +27,7 @@ SECONDS = 10.0
 START_SECONDS = 120.0
 
 MOST_CHARACTERS = 1_000_000
-"""Of a rendered conversation, besides four times its messages."""
+"""Most characters of a rendered conversation, besides four times its messages."""
 
 _OPEN, _CLOSE, _NUMBERS = "\U0010fff0", "\U0010fff1", 0x100000
 """Private characters, which templates do not look for: a mark's kind, and message 0."""

@@ -30,7 +30,7 @@ class Cloze:
 
     @property
     def tokens(self) -> list[int]:
-        """Of each question, about what it costs."""
+        """Approximate cost of each question, in tokens."""
         return [len(pair.tokens) for pair in self._pairs]
 
     def answer(self, numbers: Sequence[int]) -> Iterator[ClozeRow]:

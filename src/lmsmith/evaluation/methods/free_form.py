@@ -143,7 +143,7 @@ class LeastToMost(WritingMethod):
 
     @property
     def tokens(self) -> list[int]:
-        """Of each question, prompt and answers."""
+        """Tokens of each question's prompt and answers."""
         written = (self._decompose.most + 1) * self._spec.max_new_tokens
         return [tokens + written for tokens in super().tokens]
 

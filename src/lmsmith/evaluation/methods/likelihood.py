@@ -22,13 +22,13 @@ from lmsmith.generation.log_probs import LOGITS_AT_ONCE
 from lmsmith.generation.prefix_cache import common_length
 
 TOKENS_AT_ONCE = 1024
-"""Of nodes that are read together: many enough for fast products, whose results stay in caches."""
+"""Tokens of nodes that are read together: enough for fast products that stay in caches."""
 
 ROWS_AT_ONCE = 256
 """Nodes that are read together at most."""
 
 FIRST_PAGES = 128
-"""Of the cache, which grows with what is asked."""
+"""First size of the cache, which grows with the requests."""
 
 PAGE = 16
 """Tokens of its pages: a choice copies what its context has begun of one."""
@@ -39,7 +39,7 @@ LEAST_HELD = 32
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Of a continuation.
+    """Likelihood of a continuation.
 
     Attributes:
         log_probs: of its tokens, in nats.

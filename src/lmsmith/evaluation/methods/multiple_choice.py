@@ -61,7 +61,7 @@ class MultipleChoice:
 
     @property
     def tokens(self) -> list[int]:
-        """Of each question, about what is read: its context once, without what all have in common,
+        """Approximate tokens read for each question: its context once, without what all share,
         and its choices."""
         return [self._cost(asked) for asked in self._asked]
 

@@ -207,7 +207,7 @@ class Rolling:
 
     @property
     def tokens(self) -> list[int]:
-        """Of each document, what is read in all its windows."""
+        """Tokens read in all windows of each document."""
         return [sum(len(pair.tokens) - 1 for pair in pairs) for pairs in self._windows]
 
     def answer(self, numbers: Sequence[int]) -> Iterator[DocumentRow]:

@@ -34,7 +34,7 @@ class LabelWords:
         self._reader = LikelihoodReader(model.model)
 
     def probabilities(self, prompts: Sequence[str]) -> list[Mapping[str, float]]:
-        """Of each prompt, every label's probability."""
+        """Probability of every label, for each prompt."""
         found: list[Mapping[str, float]] = []
         for start in range(0, len(prompts), PROMPTS_AT_ONCE):
             part = prompts[start : start + PROMPTS_AT_ONCE]
@@ -58,10 +58,10 @@ TOXIC = 0.5
 
 Rating = Mapping[str, float]
 Score = Callable[[Sequence[str]], list[float]]
-"""Of texts, each one's toxicity."""
+"""Toxicity of each text."""
 
 Rater = Callable[[Question, Sequence[str]], list[Rating]]
-"""Of a question and its texts, each text's ratings by name."""
+"""Ratings by name of each text that answers a question."""
 
 
 class Rated(WritingMethod):

@@ -13,7 +13,7 @@ from lmsmith.generation.engine import Engine, Request, SamplingSettings, answer
 from lmsmith.generation.sequences import until_stop
 
 STREAMS_AN_ITEM = 1 << 20
-"""Of chance: sample i of item n draws from stream n times this, plus i."""
+"""Random streams an item: sample i of item n uses stream n times this, plus i."""
 
 
 def writing_requests(
@@ -104,7 +104,7 @@ class WritingMethod:
 
     @property
     def tokens(self) -> list[int]:
-        """Of each question, prompt and texts."""
+        """Tokens of each question's prompt and texts."""
         written = self._first.max_new_tokens * self._first.samples
         return [len(prompt) + written for prompt in self._prompts]
 

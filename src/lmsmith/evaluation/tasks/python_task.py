@@ -386,7 +386,7 @@ def _task(cls: type, name: str, file: str, digest: str) -> PythonTask:
 
 
 def _first_line(cls: type) -> str:
-    """Of the docstring; a dataclass without one is given its signature, which says nothing."""
+    """First line of the docstring; a dataclass's own signature does not count."""
     text = (cls.__doc__ or "").strip()
     made = dataclasses.is_dataclass(cls) and text.startswith(f"{cls.__name__}(")
     return "" if made or not text else text.splitlines()[0]

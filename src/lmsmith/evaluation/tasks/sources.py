@@ -162,7 +162,7 @@ def caches_alone() -> Iterator[None]:
 
 
 OLDEST = 4
-"""Of ``datasets``: older ones can run code that a data set brings along."""
+"""Oldest major version of ``datasets``; older ones run code from data sets."""
 
 
 def read_hub(spec: DataSpec, split: str) -> list[dict[str, Any]]:

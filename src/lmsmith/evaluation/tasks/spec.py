@@ -91,19 +91,19 @@ class DataSpec:
     file: str = ""
     """JSONL, JSON or text, perhaps .gz, relative to a folder of the search path."""
     field: str = ""
-    """Of a JSON object: the key that holds the list of items."""
+    """Key that holds the list of items in a JSON object."""
     package: str = ""
     """An installed Python package, in which ``path`` is; its code is not run."""
     path: str = ""
-    """Of a package: the file inside it, and perhaps ``examples`` another."""
+    """File inside the package; ``examples`` may name another."""
     hub: str = ""
     """A data set of the Hugging Face hub: see evaluation/tasks/sources.py."""
     subset: str = ""
-    """Of the hub: the data set's configuration."""
+    """Configuration of the hub's data set."""
     split: str = ""
-    """Of the hub: which part the items are; ``examples`` names another for the shots."""
+    """Split of the hub's data set; ``examples`` names another for the shots."""
     revision: str = ""
-    """Of the hub: a commit, so that the items stay what they are."""
+    """Commit of the hub's data set, so that the items never change."""
     examples: str = ""
     """The file that shots are drawn from; the items' own, without the item, if empty."""
     generator: str = ""
@@ -111,15 +111,15 @@ class DataSpec:
     count: PositiveInt = 2000
     """How many items a generator makes."""
     documents: Literal["whole", "lines", "articles"] = "whole"
-    """Of a text file: what one document is; an article begins with `= Title =`."""
+    """What a document is in a text file; an article begins with `= Title =`."""
     columns: tuple[str, ...] = ()
-    """Of a file of lines whose fields tabs part: what the fields are called."""
+    """Names of the fields in a file of tab-separated lines."""
     beside: str = ""
     """A text file of as many lines as ``file``; line for line an item's ``text`` and ``beside``."""
     detokenise: Literal["", "wikitext", "penn", "moses"] = ""
     """Undoes the corpus's word tokenisation, so that a model reads text as it was trained on."""
     window: NonNegativeInt = 0
-    """Of a perplexity: most tokens read at once; the model's context if 0."""
+    """Most tokens read at once for a perplexity; 0 means the model's context."""
     overlap: FractionBelowOne = 0.5
     """Share of a window that repeats the one before, so that every token has that much before."""
 
@@ -260,7 +260,7 @@ class DecomposeSpec:
 
 @dataclass(frozen=True)
 class RatingSpec:
-    """Of the kind ``rated``: by whom what a model wrote is rated."""
+    """Who rates a model's texts, for the kind ``rated``."""
 
     by: Literal["toxicity", "refusal", "over_refusal", "model"] = "toxicity"
     """Patterns of toxicity or of refusals, or a model that grades."""
@@ -273,7 +273,7 @@ class RatingSpec:
     grader: str = ""
     """The model that grades or classifies; the one under evaluation if empty."""
     classifier: str = ""
-    """Of toxicity: a task of the user's own that says what is toxic, in the patterns' place."""
+    """The user's own task that rates toxicity instead of the patterns."""
     label: str = ""
     """Its label for what is toxic; its probability is the score."""
 
@@ -302,7 +302,7 @@ class Published:
     paper: str
     model: str
     parameters: PositiveFloat
-    """Of the model."""
+    """Parameters of the model."""
     measure: str
     value: float
     """In the measure's own unit: a share between 0 and 1, a perplexity, bits."""

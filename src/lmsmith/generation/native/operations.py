@@ -23,10 +23,10 @@ from lmsmith.generation.weights import Weight
 from lmsmith.models.positions import Rotation
 
 LANES = 16
-"""Of a register, in float32."""
+"""Numbers of a register, in float32."""
 
 MAX_HEAD_WIDTH = 512
-"""Of the attention, which keeps a query on the stack."""
+"""Widest head of the attention kernel, which keeps a query on the stack."""
 
 
 class _Attend(ctypes.Structure):

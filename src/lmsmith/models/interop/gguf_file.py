@@ -25,7 +25,7 @@ from lmsmith.models.interop.quantised import TensorType, dequantise, tensor_type
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 ALIGNMENT = 32
-"""Of tensors, where the file does not give ``general.alignment``."""
+"""Alignment of tensors in a file without ``general.alignment``."""
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q"}
 _SCALARS |= {12: "d"}

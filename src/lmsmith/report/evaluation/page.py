@@ -34,10 +34,10 @@ from lmsmith.report.evaluation.side_by_side import (
 from lmsmith.report.run.page import render
 
 SHOWN_ITEMS = 24
-"""Of each group; all are in the task's JSONL file."""
+"""Items shown of each group; all are in the task's JSONL file."""
 
 SHOWN_TEXTS = 6
-"""Of an item with many."""
+"""Texts shown of an item."""
 
 
 def build_evaluation_page(
@@ -81,7 +81,7 @@ def build_evaluation_page(
 
 
 def contamination_rows(record: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Of each result and each rule of overlap, what is shown of it."""
+    """Row of each result and each rule of overlap."""
     return [
         contamination_row(result, each)
         for result in record["results"]

@@ -116,7 +116,7 @@ def _headline_rows(result: TaskResult) -> list[Published]:
 
 
 def _families(results: Sequence[TaskResult]) -> list[str]:
-    """Of the models that papers measured, the one with the most figures first."""
+    """Families of models that papers measured, those with the most figures first."""
     found: dict[str, int] = {}
     for result in results:
         for row in result.published:

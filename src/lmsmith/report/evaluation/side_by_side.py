@@ -81,7 +81,7 @@ def values_of(models: Sequence[ModelResults]) -> list[dict[str, Any]]:
 
 
 def side_by_side(models: Sequence[ModelResults]) -> dict[str, Any] | None:
-    """Of three models or more the table and the drawing; of two, the difference says it all."""
+    """Table and drawing of three models or more; two have their difference alone."""
     if len(models) < 3 or not models[-1].results:
         return None
     return {

@@ -72,7 +72,7 @@ class _ChatFormat(ReplyFormat):
             yield choice({}, log_probs if has_more else None, finish_reason(reply))
 
     def _log_probs(self, reply: Reply, start: int) -> dict[str, Any] | None:
-        """Of a reply's tokens from ``start`` on, but for the token that ended it."""
+        """Log-probabilities of a reply's tokens from ``start``, without the token that ended it."""
         if not self._prompt.request.settings.wants_log_probs:
             return None
         tokenizer, found = self.generation.model.tokenizer, reply.log_probs[start:]

@@ -124,7 +124,7 @@ class _CompletionFormat(ReplyFormat):
         }
 
     def _prompt_log_probs(self, number: int, reply: Reply) -> list[TokenLogProb | int]:
-        """Of the prompt as the client wrote it; its first token has none if nothing was before."""
+        """Log-probabilities of the client's prompt; the first token has none at a text's start."""
         if prefix := self.generation.parsed.prefixes[number]:
             return list(reply.prompt_log_probs[prefix - 1 :])
         return [self.generation.prompts[number].request.prompt[0], *reply.prompt_log_probs]

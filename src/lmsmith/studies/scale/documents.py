@@ -20,7 +20,7 @@ CONTEXT = 208
 """Tokens of a row: the longest document of `LINES` lines fits."""
 
 LINES = 17
-"""Of a pattern's document: sixteen examples and one more to be answered."""
+"""Lines of a pattern's document: sixteen examples and one to answer."""
 
 DIGITS = 4
 """Most digits of a number to be added."""
@@ -29,10 +29,10 @@ TRAINED, HELD_OUT = 0, 1
 """Streams of chance: what is trained on, and what is measured on."""
 
 SHARES: Mapping[str, float] = {"patterns": 0.5, "sums": 0.35, "sentences": 0.15}
-"""Of the rows of a batch, those of each family."""
+"""Share of each family in the rows of a batch."""
 
 PATTERN_SHARES: Mapping[str, float] = {"noisy_copies": 0.5, "remove_symbols": 0.25, "reorder": 0.25}
-"""Of the rows of patterns."""
+"""Share of each pattern in the rows of patterns."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ CHAIN_DIGITS = 3
 
 
 FEWEST_LAYERS = 2
-"""Of a model that a law is fitted to: one layer cannot look up what it has read."""
+"""Fewest layers of a model in a fit: one layer cannot look up what it has read."""
 
 
 @dataclass(frozen=True)

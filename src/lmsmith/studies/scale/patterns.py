@@ -22,7 +22,7 @@ WORD = 3
 
 COPIED_LETTERS = LETTERS[:8]
 NOISE = 0.3
-"""Of noisy copies: the probability that a letter is replaced by one drawn uniformly, which may be
+"""Probability that a letter of a noisy copy is replaced by one drawn uniformly, which may be
 the same again."""
 
 

@@ -27,10 +27,10 @@ from lmsmith.training.machine import ResolvedMachine
 from lmsmith.training.optimiser import Optimiser, OptimiserConfig, learning_rate_factor
 
 FEWEST_STEPS, MOST_STEPS = 100, 6_000
-"""Of a plan made by time."""
+"""Fewest and most steps of a plan by time."""
 
 TRAINING_SHARE = 0.85
-"""Of the minutes, what goes into training; the rest is for compiling and measuring."""
+"""Share of the minutes for training; the rest is for compiling and measuring."""
 
 OPTIMISER = OptimiserConfig(name="muon", learning_rate=2e-3, matrix_learning_rate=0.02)
 
