@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lmsmith.cli.eval_table import results_table
 
+from lmsmith.cli.eval_tables import results_table
 from lmsmith.evaluation.evaluator import Setting, TaskResult, make_method
 from lmsmith.evaluation.measures import aggregate, lm_eval_metrics
 from lmsmith.evaluation.model import EvaluatedModel
