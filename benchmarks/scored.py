@@ -112,9 +112,9 @@ def our_side(job: Job) -> dict[str, Callable[[Any], Any]]:
             seconds,
             cpu,
             seconds,
-            tuple(tuple(each["log_prob"] for each in row["choices"]) for row in result.rows),
-            sum(row["metrics"]["accuracy"] for row in result.rows),
-            sum(row["metrics"]["accuracy_per_character"] for row in result.rows),
+            tuple(tuple(each.log_prob for each in row.choices) for row in result.rows),
+            sum(row.value("accuracy") for row in result.rows),
+            sum(row.value("accuracy_per_character") for row in result.rows),
         )
 
     def operations(part: Part) -> float:
