@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from lmsmith.library import load as load
     from lmsmith.rlhf.ppo import PPOConfig as PPOConfig
     from lmsmith.rlhf.ppo import PPOTrainer as PPOTrainer
+    from lmsmith.server.serve import serve as serve
 
 _API = (
     "add_task", "compare", "evaluate", "export", "export_feedback", "feedback_statistics",
@@ -40,6 +41,7 @@ _WHERE = {
     "PPOTrainer": "lmsmith.rlhf.ppo",
     "UserError": "lmsmith.core.errors",
     "load": "lmsmith.library",
+    "serve": "lmsmith.server.serve",
     **dict.fromkeys(_API, "lmsmith.api"),
 }
 """Where each public name lives; imported at its first use, since torch takes seconds."""

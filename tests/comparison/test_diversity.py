@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lmsmith.comparison.diversity import distinct, most_repeated_share
+from lmsmith.comparison.replies import distinct, most_repeated_share
 
 
 def test_distinct_by_hand() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lmsmith.comparison.scorers import accuracy_beside_rules, accuracy_by_origin
+from lmsmith.comparison.replies import accuracy_beside_rules, accuracy_by_origin
 
 
 def test_the_strongest_rule_is_the_one_to_beat() -> None:

@@ -45,7 +45,7 @@ study scale = study.study_scale: train tiny models, see what grows with shots an
     lmsmith study scale
     lmsmith study scale --minutes 60 --sizes 2x32,2x64,3x96,4x128,4x192 --out evals/long
     lmsmith study scale --steps 2000 --json
-serve = serve.serve: answer OpenAI's API with models of this machine
+serve = lmsmith.server.serve.serve: answer OpenAI's API with models of this machine
     lmsmith serve runs/quickstart
     lmsmith serve smollm2-135m mine=runs/quickstart --port 8080 --weights int8
     lmsmith serve smollm2-135m --host 0.0.0.0 --token SECRET
@@ -119,7 +119,7 @@ doctor = doctor.doctor: show what this machine can do, and what lmsmith will cho
     lmsmith doctor
     lmsmith doctor --json
 """
-"""NAME = MODULE.FUNCTION: SUMMARY, and below it examples.
+"""NAME = MODULE.FUNCTION: SUMMARY, and below it examples; modules are those of this package.
 
 The function's signature and docstring are the command line (see `lmsmith.cli.parsing`).
 """
@@ -136,10 +136,9 @@ class Command:
 
     def load(self) -> Callable[..., Any]:
         """Import the function."""
-        module, function = self.place.split(".")
-        found: Callable[..., Any] = getattr(
-            importlib.import_module(f"lmsmith.cli.{module}"), function
-        )
+        module, _, function = self.place.rpartition(".")
+        module = module if module.startswith("lmsmith.") else f"lmsmith.cli.{module}"
+        found: Callable[..., Any] = getattr(importlib.import_module(module), function)
         return found
 
 

@@ -89,7 +89,8 @@ def printed(
     signature = inspect.signature(function)
     flag = inspect.Parameter("json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=bool)
     parameters = [
-        each.replace(annotation=annotation) for each, annotation in _typed_parameters(function)
+        each.replace(annotation=_positional(each, annotation))
+        for each, annotation in _typed_parameters(function)
     ]
     command.__signature__ = inspect.Signature([*parameters, flag])  # type: ignore[attr-defined]
     about, own = _documented(function)
@@ -98,6 +99,14 @@ def printed(
     lines = [f"    {each}: {explained.get(each, '')}" for each in (*signature.parameters, "json")]
     command.__doc__ = "\n".join([about, "", "Args:", *lines])
     return command
+
+
+def _positional(parameter: inspect.Parameter, annotation: Any) -> Any:
+    """The type of an argument that may be left out, such as a folder to write to."""
+    optional = parameter.default is not inspect.Parameter.empty
+    if optional and parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
+        return Annotated[annotation, tyro.conf.Positional]
+    return annotation
 
 
 def _typed_parameters(function: Callable[..., Any]) -> list[tuple[inspect.Parameter, Any]]:

@@ -1,4 +1,4 @@
-"""What everyone's replies to the same prompts come to: described, compared, and as rows to read.
+"""What everyone's replies to the same prompts come to: described, compared, scored, and as rows.
 
 Throughout, ``texts`` are the replies as a reader sees them, by who wrote them (``human`` and the
 policies); ``scores`` the numbers each scorer (``reward``, ``judge``) gives them, by who wrote
@@ -8,21 +8,24 @@ them; ``replies`` the policies' own tokens, the end of turn included where it wa
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lmsmith.comparison.diversity import distinct, most_repeated_share
-from lmsmith.comparison.win_rate import length_controlled_win_rate, win_rate
+from torch import Tensor
+
+from lmsmith.comparison.win_rate import length_controlled_win_rate, win_rate, wins
 from lmsmith.prompts.selection import PromptAndReply
+from lmsmith.statistics.bootstrap import bootstrap_ratio
 from lmsmith.tokenizers import Tokenizer
 
-Replies = Mapping[str, Sequence[Sequence[int]]]
+ReplyTokens = Mapping[str, Sequence[Sequence[int]]]
 Texts = Mapping[str, Sequence[str]]
 Scores = Mapping[str, Mapping[str, Sequence[float]]]
 
 
 def describe_replies(
-    tokenizer: Tokenizer, replies: Replies, texts: Texts, scores: Scores
+    tokenizer: Tokenizer, replies: ReplyTokens, texts: Texts, scores: Scores
 ) -> dict[str, float]:
     """Length, variety, ends and mean scores of every replier's replies; nothing without prompts."""
     prompts = len(texts["human"])
@@ -43,7 +46,7 @@ def describe_replies(
     return found
 
 
-def compare_replies(replies: Replies, scores: Scores, seed: int) -> dict[str, float]:
+def compare_replies(replies: ReplyTokens, scores: Scores, seed: int) -> dict[str, float]:
     """PPO against SFT by the judge, raw and at equal length; and by the reward model itself."""
     found: dict[str, float] = {}
     if "judge" in scores:
@@ -86,3 +89,68 @@ def sample_rows(
 def mean(values: Sequence[float]) -> float:
     """NaN where there are none."""
     return sum(values) / len(values) if values else math.nan
+
+
+def distinct(replies: Sequence[Sequence[int]], n: int) -> float:
+    """Share of different n-grams among all n-grams of all replies (Li et al. 2016, section 5).
+
+    It falls as there is more text, so compare it for the same number of replies of like length.
+    0 when no reply has n tokens.
+    """
+    grams = [tuple(reply[i : i + n]) for reply in replies for i in range(len(reply) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def most_repeated_share(texts: Sequence[str]) -> float:
+    """Share of the replies that are the most frequent one, case and white space aside."""
+    counts = Counter(" ".join(text.casefold().split()) for text in texts)
+    return max(counts.values(), default=0) / max(1, len(texts))
+
+
+LIKELIER = ("likelier_total", "likelier_per_token")
+"""The two readings of "the likelier under SFT wins"; the stronger is the one to beat."""
+
+
+def accuracy_beside_rules(
+    correct_b: Tensor, pairs_b: Tensor, rules: Mapping[str, Tensor], seed: int
+) -> dict[str, float]:
+    """Accuracies of rules that know nothing of the conversation, and the margin above the best.
+
+    Args:
+        correct_b: pairs of each prompt that the scorer orders rightly, ties counting ½.
+        pairs_b: pairs of each prompt.
+        rules: the same as ``correct_b`` for each rule; those of `LIKELIER` must be among them.
+        seed: of the margin's bootstrap over prompts.
+    """
+    found = {
+        f"{rule}_wins_accuracy": float(right_b.sum() / pairs_b.sum())
+        for rule, right_b in rules.items()
+    }
+    right = {rule: float(right_b.sum()) for rule, right_b in rules.items()}
+    stronger = max(LIKELIER, key=right.__getitem__)
+    found["likelier_wins_accuracy"] = found[f"{stronger}_wins_accuracy"]
+    strongest = max(right, key=right.__getitem__)
+    margin = bootstrap_ratio(correct_b - rules[strongest], pairs_b, seed=seed)
+    return found | margin.named("accuracy_above_rules")
+
+
+def accuracy_by_origin(
+    scores: Sequence[Sequence[float]], ranks: Sequence[Sequence[int]], origins: Sequence[object]
+) -> dict[str, float]:
+    """Accuracy against each kind of other candidate, where a row says what its candidates are.
+
+    Args:
+        scores, ranks: of each row's candidates; rank 1 is best.
+        origins: the kind of each of the row's candidates; a row of anything else is left out.
+    """
+    right: dict[str, list[float]] = {}
+    for row_scores, row_ranks, kinds in zip(scores, ranks, origins, strict=True):
+        if not isinstance(kinds, list) or len(kinds) != len(row_scores):
+            continue
+        first = min(row_ranks)
+        for best in [place for place, rank in enumerate(row_ranks) if rank == first]:
+            for place, kind in enumerate(kinds):
+                if row_ranks[place] > first:
+                    won = wins([row_scores[best]], [row_scores[place]])[0]
+                    right.setdefault(str(kind), []).append(float(won))
+    return {f"accuracy_against_{kind}": sum(each) / len(each) for kind, each in right.items()}

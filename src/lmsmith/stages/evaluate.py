@@ -31,12 +31,13 @@ from lmsmith.comparison.frontier import final_step, find_snapshots
 from lmsmith.comparison.replies import (
     Scores,
     Texts,
+    accuracy_beside_rules,
+    accuracy_by_origin,
     compare_replies,
     describe_replies,
     mean,
     sample_rows,
 )
-from lmsmith.comparison.scorers import accuracy_beside_rules, accuracy_by_origin
 from lmsmith.core.config import NonNegativeInt, PositiveFloat, PositiveInt, Problem
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import read_json, read_jsonl, sha256_file, write_json, write_jsonl

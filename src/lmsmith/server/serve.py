@@ -1,4 +1,4 @@
-"""``lmsmith serve``: models over HTTP, in the form that OpenAI's clients know."""
+"""``lmsmith serve`` and `lmsmith.serve`: from models and options to a server that listens."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import webbrowser
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from lmsmith.core.errors import UserError
@@ -17,11 +18,12 @@ if TYPE_CHECKING:
 
 
 def serve(
-    models: tuple[str, ...],
+    models: Sequence[str],
+    *,
     host: str = "127.0.0.1",
     port: int = 8000,
     token: str = "",
-    allow_host: tuple[str, ...] = (),
+    allow_host: Sequence[str] = (),
     weights: Literal["model", "int8"] = "model",
     database: str = "",
     memory: float = 0.0,
@@ -32,7 +34,7 @@ def serve(
     timeout: float = 600.0,
     drain: float = 30.0,
     open: bool = False,
-) -> int:
+) -> None:
     """A chat page, and OpenAI's API (/v1/chat/completions and others), with models of this machine.
 
     SIGTERM or Ctrl-C takes no more requests, finishes those under way, and ends.
@@ -55,6 +57,11 @@ def serve(
         timeout: Seconds that a request may take.
         drain: Seconds that replies under way have to finish, once the server is told to end.
         open: Open the chat page in a browser.
+
+    Raises:
+        UserError: a model is missing, an option is out of range, or the address is taken.
+
+    >>> lmsmith.serve(["runs/quickstart"], port=8080)                       # doctest: +SKIP
     """
     from lmsmith.core.extras import needs_extra
 
@@ -99,7 +106,7 @@ def serve(
         machine = prepare_reading(MachineConfig(threads=threads))
         served = compute_aside(
             lambda: serve_models(
-                read_models(models),
+                read_models(tuple(models)),
                 machine=machine,
                 weights=weights,
                 memory_bytes=int(memory * GIGABYTE),
@@ -133,7 +140,6 @@ def serve(
         hosts = () if is_any(listening) and not allow_host else (*LOOPBACK, host, *allow_host)
         app = create_app(engine, token=token, hosts=hosts, store=store)
         Server(app, engine, listening, ready).serve_until_stopped()
-    return 0
 
 
 def _who_signs_in(people: People, token: str) -> str | None:
