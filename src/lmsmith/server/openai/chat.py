@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -39,6 +40,9 @@ class _ChatFormat(ReplyFormat):
         (self._prompt,) = generation.prompts
         # Tokens of each reply whose log-probabilities were sent; -1 before the first chunk.
         self._sent = [-1] * len(self._prompt.replies)
+
+    def whole(self) -> dict[str, Any]:
+        return super().whole() | {"created": int(time.time())}  # when the reply is whole
 
     def choices(self) -> list[dict[str, Any]]:
         return [
