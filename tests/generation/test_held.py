@@ -45,8 +45,7 @@ def test_replies_are_those_of_whole_prompts(options: dict[str, Any], samples: in
     assert answer(engine, requests) == plain
     engine.cache_prefix([])
     assert answer(engine, requests) == plain
-    assert engine._cache is not None
-    assert engine._cache.used_pages == 0
+    assert engine.scheduler.cache.kv.used_pages == 0
 
 
 def test_log_probabilities_of_a_prompt_are_of_all_of_it() -> None:

@@ -161,7 +161,7 @@ def test_without_being_asked_no_logits_but_the_last_are_made(
 
     monkeypatch.setattr(InferenceDecoder, "logits", counted)
     monkeypatch.setattr("lmsmith.generation.sequences.token_log_probs", never)
-    monkeypatch.setattr("lmsmith.generation.engine.prompt_log_probs", never)
+    monkeypatch.setattr("lmsmith.generation.scheduler.prompt_log_probs", never)
     answer(Engine(DECODER), [Request([5] * 30, SamplingSettings(4, seed=1))] * 2)
     assert rows == [2, 2, 2, 2]
 

@@ -86,7 +86,7 @@ def run(scheduler: Scheduler) -> list[Event]:
     events: list[Event] = []
     while scheduler.busy:
         events += scheduler.step()
-        assert scheduler.rows.cache.used_pages <= scheduler.rows.pages
+        assert scheduler.cache.kv.used_pages <= scheduler.cache.pages
         assert scheduler.active <= scheduler.most_rows
     return events
 
@@ -128,9 +128,8 @@ def test_any_company_rows_and_memory(seed: int, tokens: int, rows: int) -> None:
     expected = answer(Engine(MODEL, tokenizer=TOKENIZER), requests)
     scheduler = small(tokens=max(tokens, 3 * 400), rows=rows)
     assert_equal(serve(scheduler, requests, seed), expected)
-    while (row := scheduler.rows._kept.forget_oldest()) is not None:
-        scheduler.rows.close(row)
-    assert scheduler.rows.cache.used_pages == 0
+    scheduler.forget()
+    assert scheduler.cache.kv.used_pages == 0
 
 
 def test_the_next_turn_reads_what_is_new_only() -> None:
@@ -283,7 +282,7 @@ def test_fail_all_ends_everything_and_begins_anew() -> None:
     error = RuntimeError("all over")
     assert scheduler.fail_all(error) == [Failed(number, error) for number in range(4)]
     assert not scheduler.busy
-    assert scheduler.rows.cache.used_pages == 0
+    assert scheduler.cache.kv.used_pages == 0
     scheduler.submit(request)
     (alone,) = answer(Engine(MODEL, tokenizer=TOKENIZER), [request])
     written = [event.token for event in run(scheduler) if isinstance(event, TokenEvent)]
@@ -329,11 +328,11 @@ def test_forced_replies_are_scored_as_their_prompts_would_be(name: str) -> None:
     joined = [event for event in run(scheduler) if isinstance(event, Joined)]
     assert [each.request for each in joined] == [later]
     assert name == "banded" or joined[0].reused == 150
-    kept = len(scheduler.rows._kept)
+    kept = len(scheduler.cache._kept)
     assert kept <= 2
     scheduler.submit(replace(asked[0], prompt=tokens_of(source, 90), keep=False))
     run(scheduler)
-    assert len(scheduler.rows._kept) == kept
+    assert len(scheduler.cache._kept) == kept
 
 
 @pytest.mark.parametrize(

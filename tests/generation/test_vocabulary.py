@@ -293,7 +293,9 @@ def test_the_table_is_made_once_for_a_tokenizer_and_a_size() -> None:
     assert vocabulary_of(OWN, 400) is vocabulary_of(OWN, 400)
     assert vocabulary_of(OWN, 400) is not vocabulary_of(OWN, 401)
     model = InferenceDecoder(model_of(OWN))
-    assert Engine(model, tokenizer=OWN).vocabulary is Engine(model, tokenizer=OWN).vocabulary
+    assert Engine(model, tokenizer=OWN).scheduler.vocabulary is vocabulary_of(
+        OWN, model.config.vocabulary_size
+    )
 
 
 def test_whole_characters_alone_need_no_mask() -> None:

@@ -274,7 +274,7 @@ def test_streams_go_on_between_the_pieces(served: Running, monkeypatch: pytest.M
     def seen(self: Scheduler) -> Any:
         beside, pieces = bool(self._writing), step(self)
         if beside:
-            longest.append(sum(len(work.span[1]) for _, work in pieces))
+            longest.append(sum(len(tokens) for _, (_, tokens) in pieces))
         return pieces
 
     monkeypatch.setattr(Scheduler, "_pieces", seen)

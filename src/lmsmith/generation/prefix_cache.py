@@ -1,9 +1,13 @@
-"""Rows of the cache for requests that come and go, within a number of pages that is kept."""
+"""The keys and values of sequences in use, and of earlier ones that a new prompt may begin as.
+
+It is the one prefix cache: conversations that a server keeps for their next turn, what the items of
+a task have in common, and prompts that are being read or answered now.
+"""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from lmsmith.core.errors import UserError
 from lmsmith.generation.inference import InferenceDecoder
@@ -12,70 +16,99 @@ from lmsmith.generation.kv_cache import PAGE, PagedCache, pages_for
 SHORTEST = 16
 """Tokens below which reading them again is not worth the copy of a page."""
 
-CachedPrefix = tuple[int, Sequence[int]]
-"""A row of the cache, and the tokens that it has read."""
+CachedPrefix = tuple[int, Sequence[int], int]
+"""A row of the cache, tokens, and how many of them the row has read."""
 
 
 class PrefixCache:
-    """The cache, the rows in use, and rows of earlier conversations that may be begun from.
+    """The cache, its rows in use, and those of earlier sequences, within a number of pages.
 
     Args:
         model: whose keys and values are held.
-        cache_bytes: memory of the cache, which is never exceeded.
+        cache_bytes: memory of the cache.
         rows: most rows in use.
-        kept: most earlier conversations; 0 begins from none.
+        kept: most earlier sequences that are kept, the least recently used going first; 0 keeps
+            none.
+        page: tokens of a page.
+        grows: whether the memory is taken as it is needed, and exceeded by a sequence that would
+            never fit; else it is taken at once and never exceeded.
 
     Raises:
-        UserError: there is no room for two pages.
+        UserError: a cache that does not grow has no room for two pages.
     """
 
-    def __init__(self, model: InferenceDecoder, cache_bytes: int, rows: int, kept: int) -> None:
+    def __init__(
+        self,
+        model: InferenceDecoder,
+        cache_bytes: int,
+        rows: int,
+        kept: int,
+        *,
+        page: int = PAGE,
+        grows: bool = False,
+    ) -> None:
         config = model.config
-        page_bytes = config.cache_bytes_per_token(model.dtype.itemsize) * PAGE
+        page_bytes = config.cache_bytes_per_token(model.dtype.itemsize) * page
         windows = {config.window_of(layer) for layer in range(config.layers)}
-        self.banded = any(windows)
+        self.banded, self.page, self.grows = any(windows), page, grows
         self._kinds = len(windows)
         self.pages = cache_bytes // page_bytes
-        if self.pages < 2 * self._kinds:
+        if self.pages < 2 * self._kinds and not grows:
             raise UserError(
-                f"a cache of {cache_bytes:,} bytes has no room for {2 * PAGE} tokens",
+                f"a cache of {cache_bytes:,} bytes has no room for {2 * page} tokens",
                 f"give it {2 * self._kinds * page_bytes:,} or more",
             )
         self._page_bytes = page_bytes / self._kinds
-        self._most_kept = kept
-        self._kept = KeptPrefixes()
+        self._most_kept, self._rows, self._model = kept, rows + kept + 1, model
+        self._kept: OrderedDict[int, tuple[str, list[int]]] = OrderedDict()
+        self._pinned: CachedPrefix | None = None
         self._salts: dict[int, str] = {}  # of rows in use and kept
-        self.cache = PagedCache(config, rows + kept + 1, self.pages, model.dtype)
+        self.kv = self._new_kv(1 if grows else self.pages)
+
+    def _new_kv(self, pages: int) -> PagedCache:
+        return PagedCache(self._model.config, self._rows, pages, self._model.dtype, self.page)
 
     @property
     def tokens(self) -> int:
         """Most tokens that all rows together may hold."""
-        return self.pages * PAGE // self._kinds
+        return self.pages * self.page // self._kinds
 
     @property
     def used_bytes(self) -> int:
-        """Earlier conversations included."""
-        return int(self.cache.used_pages * self._page_bytes)
+        """Earlier sequences included."""
+        return int(self.kv.used_pages * self._page_bytes)
+
+    @property
+    def reuses(self) -> bool:
+        """Whether a prompt may begin from an earlier one."""
+        return bool(self._most_kept or self._pinned)
 
     def read_tokens(self, row: int) -> int:
         """How many tokens a row holds."""
-        return self.cache.lengths[row]
+        return self.kv.lengths[row]
 
     def pages_to_come(self, done: int, length: int) -> int:
         """Most pages that a row with ``done`` tokens takes until it has ``length``.
 
         The page that it is in counts: where that is shared, it will be copied.
         """
-        return (pages_for(length) - done // PAGE) * self._kinds
+        return (pages_for(length, self.page) - done // self.page) * self._kinds
+
+    def reserve(self, pages: int) -> None:
+        """Take the memory of so many pages at once while the cache is empty; growing copies it."""
+        pages = max(1, min(pages, self.pages))
+        if self.grows and not self.kv.used_pages and self.kv.pages < pages * self._kinds:
+            self.kv = self._new_kv(pages)
 
     def open(
         self,
         prompt: Sequence[int],
-        live: Sequence[CachedPrefix],
+        live: Iterable[CachedPrefix],
         pages: int,
         *,
         reuse: bool,
         salt: str = "",
+        alone: bool = False,
     ) -> tuple[int, int]:
         """A row for a prompt, begun from the row that begins so for longest.
 
@@ -85,109 +118,92 @@ class PrefixCache:
             pages: that must be free, were the row empty.
             reuse: whether it may begin from another row.
             salt: of the rows that it may begin from, and that may begin from it.
+            alone: whether no other row is in use: a cache that grows then has room in any case.
 
         Returns:
             The row, and how many tokens of the prompt it holds already; row −1 if there is no
             room now.
         """
-        found = None
-        if reuse and self._most_kept:
-            rows = (held for held in (*self._kept.held(), *live) if self._salts[held[0]] == salt)
-            found = longest_prefix(rows, prompt, whole_rows=self.banded)
+        found = self.longest(prompt, live, salt) if reuse and self.reuses else None
         if found is not None:
             earlier, done = found
-            if self._make_room(pages - done // PAGE * self._kinds, but=earlier):
-                self._kept.use(earlier)
-                row = self.fork(earlier)
-                if done < self.cache.lengths[row]:
-                    self.cache.truncate(row, done)
+            if self._make_room(pages - done // self.page * self._kinds, but=earlier):
+                if earlier in self._kept:
+                    self._kept.move_to_end(earlier)
+                row = self.fork(earlier, salt)
+                if done < self.kv.lengths[row]:
+                    self.kv.truncate(row, done)
                 return row, done
-        if not self._make_room(pages, but=None):
+        if not self._make_room(pages) and not (alone and self.grows):
             return -1, 0
-        row = self.cache.open()
+        row = self.kv.open()
         self._salts[row] = salt
         return row, 0
 
-    def _make_room(self, pages: int, but: int | None) -> bool:
-        while self.cache.used_pages + pages > self.pages:
-            oldest = self._kept.forget_oldest(but)
-            if oldest is None:
+    def longest(
+        self, prompt: Sequence[int], live: Iterable[CachedPrefix], salt: str
+    ) -> tuple[int, int] | None:
+        """The row of this salt that begins as the prompt does for longest, and for how long."""
+        rows = (each for each in (*self._earlier(), *live) if self._salts[each[0]] == salt)
+        pinned = [] if self._pinned is None else [self._pinned]
+        return longest_prefix((*pinned, *rows), prompt, whole_rows=self.banded)
+
+    def _earlier(self) -> Iterator[CachedPrefix]:
+        return ((row, tokens, len(tokens)) for row, (_, tokens) in self._kept.items())
+
+    def _make_room(self, pages: int, but: int | None = None) -> bool:
+        while self.kv.used_pages + pages > self.pages:
+            if not self.forget_oldest(but):
                 return False
-            self.close(oldest)
         return True
 
-    def fork(self, row: int) -> int:
+    def fork(self, row: int, salt: str = "") -> int:
         """A row with the same past."""
-        made = self.cache.fork(row)
-        self._salts[made] = self._salts[row]
+        made = self.kv.fork(row)
+        self._salts[made] = self._salts.get(row, salt)
         return made
 
     def close(self, row: int) -> None:
         """Give a row back."""
         del self._salts[row]
-        self.cache.close(row)
+        self.kv.close(row)
+
+    def pin(self, row: int, tokens: Sequence[int]) -> None:
+        """Keep a row for every prompt to come that begins so, in place of the one before."""
+        self.unpin()
+        self._pinned = (row, list(tokens), len(tokens))
+
+    def unpin(self) -> None:
+        if self._pinned is not None:
+            self.close(self._pinned[0])
+            self._pinned = None
 
     def keep(self, row: int, tokens: Sequence[int]) -> None:
-        """Give a row back, and keep what it has read for the next turn."""
-        if not self._most_kept:
+        """Give a row back, and keep what it has read for the next prompt that begins so.
+
+        A row whose tokens another one of its salt begins with is of no use beside it.
+        """
+        read, salt = list(tokens[: self.kv.lengths[row]]), self._salts[row]
+        alike = [(other, own) for other, (of, own) in self._kept.items() if of == salt]
+        if not self._most_kept or any(own[: len(read)] == read for _, own in alike):
             self.close(row)
             return
-        read = list(tokens[: self.cache.lengths[row]])
-        for useless in self._kept.keep(row, read, self._salts[row]):
-            self.close(useless)
+        for other, own in alike:
+            if read[: len(own)] == own:
+                del self._kept[other]
+                self.close(other)
+        self._kept[row] = salt, read
         if len(self._kept) > self._most_kept:
-            oldest = self._kept.forget_oldest()
-            assert oldest is not None
-            self.close(oldest)
+            self.forget_oldest()
 
-    def forget(self, lengths: dict[int, int]) -> None:
-        """Take back what rows were extended by in one reading: row → its length before."""
-        for row, length in lengths.items():
-            self.cache.truncate(row, length)
-
-
-class KeptPrefixes:
-    """Rows of finished replies, the least recently used one first.
-
-    A row whose tokens another one of its salt begins with is of no use beside it, and is not kept.
-    """
-
-    def __init__(self) -> None:
-        self._rows: OrderedDict[int, tuple[str, list[int]]] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def held(self) -> list[CachedPrefix]:
-        return [(row, tokens) for row, (_, tokens) in self._rows.items()]
-
-    def keep(self, row: int, tokens: list[int], salt: str = "") -> list[int]:
-        """Keep a row; returns the rows that are of no use any more, which may be itself."""
-        alike = [(other, before) for other, (own, before) in self._rows.items() if own == salt]
-        for _, tokens_before in alike:
-            if common_length(tokens_before, tokens) == len(tokens):
-                return [row]
-        useless = [
-            other
-            for other, tokens_before in alike
-            if common_length(tokens_before, tokens) == len(tokens_before)
-        ]
-        for other in useless:
-            del self._rows[other]
-        self._rows[row] = salt, tokens
-        return useless
-
-    def use(self, row: int) -> None:
-        """A row was begun from; one that is not kept is left alone."""
-        if row in self._rows:
-            self._rows.move_to_end(row)
-
-    def forget_oldest(self, but: int | None = None) -> int | None:
-        """The row used longest ago, which is kept no longer; None if there is none but ``but``."""
-        row = next((row for row in self._rows if row != but), None)
-        if row is not None:
-            del self._rows[row]
-        return row
+    def forget_oldest(self, but: int | None = None) -> bool:
+        """Close the kept row used longest ago; False if there is none but ``but``."""
+        row = next((row for row in self._kept if row != but), None)
+        if row is None:
+            return False
+        del self._kept[row]
+        self.close(row)
+        return True
 
 
 def longest_prefix(
@@ -203,22 +219,21 @@ def longest_prefix(
         whole_rows: a row counts only if all of it begins the prompt: layers of banded attention
             have given back what an earlier end would see.
     """
-    best: tuple[int, int] | None = None
+    best, longest = -1, SHORTEST - 1
     prompt = list(prompt[:-1])
-    for row, tokens in rows:
-        count = common_length(tokens, prompt)
-        if whole_rows and count < len(tokens):
+    for row, tokens, length in rows:
+        end = min(length, len(prompt))
+        if end <= longest or tokens[longest] != prompt[longest] or (whole_rows and end < length):
             continue
-        if count >= SHORTEST and (best is None or count > best[1]):
-            best = (row, count)
-    return best
+        count = common_length(tokens, prompt, end)
+        if count > longest and not (whole_rows and count < length):
+            best, longest = row, count
+    return None if best < 0 else (best, longest)
 
 
-def common_length(left: Sequence[int], right: Sequence[int], known: int = 0) -> int:
-    """How many tokens two sequences begin with in common, of which ``known`` are known."""
-    low, high = known, min(len(left), len(right))
-    if left[low : low + 1] != right[low : low + 1]:
-        return low
+def common_length(left: Sequence[int], right: Sequence[int], most: int | None = None) -> int:
+    """How many tokens two sequences begin with in common, ``most`` at most."""
+    low, high = 0, min(len(left), len(right)) if most is None else most
     while low < high:
         middle = (low + high + 1) // 2
         if left[low:middle] == right[low:middle]:

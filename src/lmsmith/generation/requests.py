@@ -29,7 +29,8 @@ class Request:
         salt: whose it is: it begins from what was read for requests of the same salt alone, so that
             nobody learns from the count or the time what others have asked.
         forced: what each sample writes, whatever the model would: with ``settings.log_probs`` the
-            model says how likely it finds each, and reads the prompt once for all of them.
+            model says how likely it finds each, and reads the prompt once for all of them. The last
+            token of each is foretold and not read, so it may lie one past the context.
         keep: whether what is read of it is kept for later requests that begin so.
         is_message: whether the reply is a message, a text of its own, and not what a text goes on
             with: a tokenizer may begin texts with a space, which is no part of them.
@@ -46,7 +47,12 @@ class Request:
 
     def max_tokens(self, context: int) -> int:
         """Most tokens that each of its replies may get, by a model with this context."""
-        return min(context - len(self.prompt), self.settings.max_new_tokens)
+        return min(context + bool(self.forced) - len(self.prompt), self.settings.max_new_tokens)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether its part of the cache is kept; prompts that are scored seldom come again."""
+        return self.keep and not self.settings.prompt_log_probs
 
 
 @dataclass(frozen=True)
@@ -118,9 +124,10 @@ def check_requests(
     """
     problems: list[tuple[str, str]] = []
     vocabulary = vocabulary_of(tokenizer, config.vocabulary_size)
-    shared = all(request.settings is requests[0].settings for request in requests)
-    for number, request in enumerate(requests):
-        if not (shared and number):  # the prompts of a batch often share their settings
+    shared, checked = all(r.settings is requests[0].settings for r in requests), set[int]()
+    for request in requests:
+        if id(request.settings) not in checked:  # those of a batch often share their settings
+            checked.add(id(request.settings))
             where = "" if shared or not request.name else f"{request.name}: "
             for found in _check_settings(request.settings, vocabulary, tokenizer is not None):
                 problems.append((f"{where}{found}", ""))
@@ -168,7 +175,7 @@ def _check_prompt(
     name, prompt = request.name or "the prompt", request.prompt
     if not len(prompt):
         return (f"{name} is empty", "begin it with the end-of-text token")
-    if len(prompt) >= config.context:
+    if len(prompt) >= config.context + bool(request.forced):
         return (
             f"{name} has {len(prompt)} tokens; the model's context of {config.context} "
             "leaves no room for a reply",

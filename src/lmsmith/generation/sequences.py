@@ -19,7 +19,7 @@ from lmsmith.tokenizers import StreamDecoder, Tokenizer
 from lmsmith.tokenizers.token_bytes import BOUNDARY, LONGEST
 
 
-@dataclass
+@dataclass(eq=False)
 class RunningSequence:
     """A reply being written.
 
@@ -34,7 +34,9 @@ class RunningSequence:
         fills_context: whether the context ends before ``max_new_tokens``.
         prompt_log_probs: to be given with its first token.
         drawn: tokens of the reply so far.
-        forced: its tokens, where they are not the model's to choose.
+        finished: whether it has its last token.
+        forced: its tokens, where they are given.
+        stream: of its chance.
         keep: whether its part of the cache is of use to others.
     """
 
@@ -53,7 +55,9 @@ class RunningSequence:
     fills_context: bool
     prompt_log_probs: tuple[TokenLogProb, ...] = ()
     drawn: int = 0
+    finished: bool = False
     forced: tuple[int, ...] = ()
+    stream: int = 0
     keep: bool = True
 
     @property
@@ -70,6 +74,7 @@ class RunningSequence:
         if self.history is not None:
             self.history.add(token)
         text, finish = self._text_of(token)
+        self.finished = finish is not None
         prompt = self.prompt_log_probs if first else ()
         return TokenEvent(self.request, self.sample, token, log_prob, prompt, text, finish)
 
@@ -126,8 +131,8 @@ def new_sequences(
             fills_context=max_tokens < settings.max_new_tokens and not request.forced,
             prompt_log_probs=prompt_log_probs,
             forced=forced[sample],
-            # Texts that are scored seldom come again; of forced ones the prompt alone does.
-            keep=request.keep and not settings.prompt_log_probs and not (request.forced and sample),
+            stream=streams[sample],
+            keep=request.keeps,
         )
         for sample, row in enumerate(cache_rows)
     ]
@@ -158,8 +163,8 @@ def draw_tokens(
         uniform_b = torch.tensor([row.uniform for row in chosen], dtype=torch.float64)
         mask = mask_of(part_bv, chosen)
         drawn = kernels.draw(part_bv, chosen[0].settings, uniform_b, mask).tolist()
-        for place, token, row in zip(places, drawn, chosen, strict=True):
-            tokens[place] = row.forced[row.drawn] if row.forced else token
+        for place, token in zip(places, drawn, strict=True):
+            tokens[place] = token
     return list(zip(tokens, _log_probs(logits_bv, rows, tokens), strict=True))
 
 

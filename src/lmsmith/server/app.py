@@ -112,7 +112,7 @@ async def metrics(request: Request) -> Response:
     for name, model in engine.models.items():
         engine.metrics.waiting.labels(name).set(engine.waiting[name])
         engine.metrics.active.labels(name).set(model.scheduler.active)
-        engine.metrics.cache_used.labels(name).set(model.scheduler.rows.used_bytes)
+        engine.metrics.cache_used.labels(name).set(model.scheduler.cache.used_bytes)
     return Response(engine.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 

@@ -117,7 +117,7 @@ def serve(
             print(
                 f"{model.name}: context {model.context:,}, weights "
                 f"{format_size(model.weight_bytes)}, cache "
-                f"{format_size(model.cache_bytes)} ({model.scheduler.rows.tokens:,} tokens)"
+                f"{format_size(model.cache_bytes)} ({model.scheduler.cache.tokens:,} tokens)"
             )
         engine = AsyncEngine(served, limits)
         address, *others = addresses(listening, host)

@@ -12,6 +12,7 @@ from lmsmith.core.errors import UserError
 from lmsmith.evaluation.methods import likelihood
 from lmsmith.evaluation.methods.likelihood import LikelihoodReader, shared_prefix
 from lmsmith.evaluation.model import EvaluatedModel, Pair
+from lmsmith.generation import log_probs as reading
 
 
 def alone(subject: EvaluatedModel, pair: Pair) -> tuple[list[float], list[int]]:
@@ -48,7 +49,7 @@ def test_likelihoods_are_those_of_each_pair_alone(
     seed: int, tiny: EvaluatedModel, monkeypatch: pytest.MonkeyPatch, budget: int, hold: bool
 ) -> None:
     monkeypatch.setattr(likelihood, "TOKENS_AT_ONCE", budget)
-    monkeypatch.setattr(likelihood, "LOGITS_AT_ONCE", 7)
+    monkeypatch.setattr(reading, "LOGITS_AT_ONCE", 7)
     if budget == 60:
         monkeypatch.setattr(likelihood, "ROWS_AT_ONCE", 2)  # more are open, and the cache grows
     pairs = random_pairs(seed, tiny)
@@ -73,7 +74,9 @@ def test_what_pairs_share_is_read_once(tiny: EvaluatedModel) -> None:
     reader.read(pairs)
     reader.read(pairs)
     assert reader.tokens_read == 104 + 90 + 2 * (10 + 4)
-    assert reader._cache.used_pages == -(-90 // likelihood.PAGE)  # the held prefix's own
+    assert reader._scheduler.cache.kv.used_pages == -(
+        -90 // likelihood.PAGE
+    )  # the held prefix's own
 
 
 def test_a_forbidden_token_is_passed_over_at_the_first_place_only(tiny: EvaluatedModel) -> None:
