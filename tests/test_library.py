@@ -17,6 +17,7 @@ import lmsmith
 from lmsmith.core.errors import UserError
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.generation.engine import SamplingSettings, generate
+from lmsmith.generation.speculative import PromptLookup
 from lmsmith.library import LanguageModel, load, until_stop
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
@@ -105,6 +106,18 @@ def test_generate_is_the_engines_text(model: LanguageModel) -> None:
     assert TOKENIZER.decode(tokens).removeprefix(text) in ("", "\ufffd")
     assert text != model.generate("hello", max_new_tokens=40, seed=4)
     assert model.generate("", max_new_tokens=3)
+
+
+@pytest.mark.parametrize("kind", ["model", "lookup"])
+def test_a_draft_changes_no_greedy_text(model: LanguageModel, kind: str) -> None:
+    drafted = LanguageModel(model.decoder, TOKENIZER)
+    drafted.draft = model.decoder if kind == "model" else PromptLookup()
+    for text in ("hello", "a b a b a"):
+        expected = model.generate(text, max_new_tokens=20, temperature=0)
+        assert drafted.generate(text, max_new_tokens=20, temperature=0) == expected
+        settings = model.settings(20, 0.0, 0, 1.0, 0)
+        tokens = model.text_tokens(text)
+        assert drafted.whole_reply(tokens, settings) == model.whole_reply(tokens, settings)
 
 
 def test_chat_answers_the_conversation(model: LanguageModel) -> None:

@@ -7,14 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lmsmith.catalogue.reading import read_model
+from lmsmith.catalogue.reading import ReadModel, read_model
 from lmsmith.catalogue.resolve import Sampling, advised_sampling
 from lmsmith.core.errors import UserError
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.generation.engine import Engine, SamplingSettings, answer, stream
 from lmsmith.generation.inference import InferenceDecoder
-from lmsmith.generation.requests import Reply, Request
+from lmsmith.generation.requests import Reply, Request, TokenEvent
 from lmsmith.generation.sequences import until_stop
+from lmsmith.generation.speculative import Drafter, DraftModel, PromptLookup, speculate
 from lmsmith.generation.vocabulary import vocabulary_of
 from lmsmith.models.decoder import Decoder
 from lmsmith.prompts import Message, Prompt, encode_prompt, room_for_reply
@@ -22,8 +23,13 @@ from lmsmith.prompts.prompt import encode_text_prompts
 from lmsmith.tokenizers import StreamDecoder, Tokenizer
 from lmsmith.training.machine import ResolvedMachine, resolve_machine
 
+PROMPT_LOOKUP = "prompt-lookup"
+"""The draft that needs no model."""
 
-def load(path: str | Path, *, machine: MachineConfig | None = None) -> LanguageModel:
+
+def load(
+    path: str | Path, *, machine: MachineConfig | None = None, draft: str | Path = ""
+) -> LanguageModel:
     """Read a model that writes text.
 
     Args:
@@ -32,9 +38,13 @@ def load(path: str | Path, *, machine: MachineConfig | None = None) -> LanguageM
             last stage that is done: PPO, else SFT, else pretraining; a Hugging Face folder; a
             GGUF file; or a registered name (``smollm2-135m``).
         machine: precision and threads; chosen for this machine if None.
+        draft: a smaller model of the same tokenizer that guesses the next tokens, or
+            ``prompt-lookup``, which guesses that what follows has followed before; the model
+            reads several guesses at once and keeps those that are right (speculative decoding).
 
     Raises:
-        UserError: there is no such model, or it is damaged, or it gives rewards and not text.
+        UserError: there is no such model, or it is damaged, or it gives rewards and not text; or
+            the draft has another tokenizer.
 
     >>> model = lmsmith.load("runs/quickstart")                             # doctest: +SKIP
     >>> model.chat([{"role": "user", "content": "Hello!"}])                 # doctest: +SKIP
@@ -47,7 +57,24 @@ def load(path: str | Path, *, machine: MachineConfig | None = None) -> LanguageM
         folder=found.source.path,
         machine=resolve_machine(machine or MachineConfig()),
         sampling=advised_sampling(found.source),
+        draft=_read_draft(draft, found) if draft else None,
     )
+
+
+def _read_draft(word: str | Path, target: ReadModel) -> Decoder | PromptLookup:
+    if word == PROMPT_LOOKUP:
+        return PromptLookup()
+    found = read_model(word)
+    ours, theirs = target.tokenizer, found.tokenizer
+    sizes = target.decoder.config.vocabulary_size, found.decoder.config.vocabulary_size
+    ids = range(min(ours.vocabulary_size, theirs.vocabulary_size))
+    same = ours.vocabulary_size == theirs.vocabulary_size and sizes[0] == sizes[1]
+    if not same or any(ours.token_bytes(token) != theirs.token_bytes(token) for token in ids):
+        raise UserError(
+            f"--draft {word}: it has another tokenizer than {target.source.name}",
+            f"name a model of the same tokenizer, or {PROMPT_LOOKUP}",
+        )
+    return found.decoder
 
 
 class LanguageModel:
@@ -60,6 +87,7 @@ class LanguageModel:
         folder: where it was read from, a folder or a GGUF file, or None.
         machine: precision and threads it writes with.
         sampling: what is meant where a temperature or a top-p is not given.
+        draft: what guesses the next tokens, or None.
     """
 
     def __init__(
@@ -71,6 +99,7 @@ class LanguageModel:
         folder: Path | None = None,
         machine: ResolvedMachine | None = None,
         sampling: Sampling | None = None,
+        draft: Decoder | PromptLookup | None = None,
     ) -> None:
         self.decoder = decoder
         self.tokenizer = tokenizer
@@ -78,6 +107,7 @@ class LanguageModel:
         self.folder = folder
         self.machine = machine or resolve_machine(MachineConfig())
         self.sampling = sampling or Sampling()
+        self.draft = draft
         self._ready: tuple[object, InferenceDecoder] | None = None
 
     @property
@@ -203,7 +233,18 @@ class LanguageModel:
 
     def write_tokens(self, tokens: Sequence[int], settings: SamplingSettings) -> Iterator[int]:
         """What comes after ``tokens``, a stop token included."""
+        if self.draft is not None:
+            return (event.token for event in self._speculate(tokens, settings))
         return stream(self._inference_decoder(), tokens, settings, tokenizer=self.tokenizer)
+
+    def _speculate(self, tokens: Sequence[int], settings: SamplingSettings) -> Iterator[TokenEvent]:
+        drafter: Drafter
+        if isinstance(self.draft, Decoder):
+            drafter = DraftModel(self.draft, settings, machine=self.machine)
+        else:
+            drafter = self.draft or PromptLookup()
+        model = self._inference_decoder()
+        return speculate(model, tokens, settings, drafter, tokenizer=self.tokenizer)
 
     def whole_reply(self, tokens: Sequence[int], settings: SamplingSettings) -> Reply:
         """All that comes after ``tokens``: tokens, text, why it ended, log-probabilities asked for.
@@ -211,6 +252,11 @@ class LanguageModel:
         Raises:
             UserError: the tokens leave no room in the context, or a setting is out of range.
         """
+        if self.draft is not None:
+            reply = Reply()
+            for event in self._speculate(tokens, settings):
+                reply.add(event)
+            return reply
         engine = Engine(self._inference_decoder(), tokenizer=self.tokenizer, rows=1)
         return answer(engine, [Request(tokens, settings, "the prompt")])[0][0]
 

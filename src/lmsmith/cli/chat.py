@@ -46,6 +46,7 @@ def chat(
     system: str = "",
     message: tuple[str, ...] = (),
     json: bool = False,
+    draft: str = "",
 ) -> int:
     """Talk with a model, with several turns kept within its context.
 
@@ -64,6 +65,8 @@ def chat(
         system: The system message.
         message: Say this, print the reply and end; more than once for several turns.
         json: Print the conversation as one JSON object at the end, and nothing else.
+        draft: A smaller model of the same tokenizer that guesses ahead, or prompt-lookup, which
+            guesses what followed before; the text's distribution stays the model's own.
     """
     interactive = not message and sys.stdin.isatty()
     if json and interactive:
@@ -76,7 +79,7 @@ def chat(
     from lmsmith.training.machine import prepare_reading
 
     prepare_reading(MachineConfig())
-    language_model = load(model)
+    language_model = load(model, draft=draft)
     advised = language_model.sampling
     settings = ChatSettings(
         advised.temperature if temperature is None else temperature,

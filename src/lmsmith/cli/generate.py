@@ -24,6 +24,7 @@ def generate(
     top_p: float | None = None,
     seed: int | None = None,
     json: bool = False,
+    draft: str = "",
     alternatives: int = 5,
     prompt_log_probabilities: bool = False,
 ) -> int:
@@ -42,13 +43,15 @@ def generate(
             top-p) as one JSON object.
         alternatives: How many of the likeliest tokens the JSON object has in each token's place.
         prompt_log_probabilities: Let the JSON object have those of the prompt's tokens too.
+        draft: A smaller model of the same tokenizer that guesses ahead, or prompt-lookup, which
+            guesses what followed before; the text's distribution stays the model's own.
     """
     from lmsmith.library import load
     from lmsmith.training.machine import prepare_reading
 
     prepare_reading(MachineConfig())
     seed = secrets.randbelow(2**31) if seed is None else seed
-    language_model = load(model)
+    language_model = load(model, draft=draft)
     settings = language_model.settings(max_tokens, temperature, 0, top_p, seed)
     tokens = language_model.text_tokens(prompt)
     if json:

@@ -156,7 +156,9 @@ def speculate(
     max_tokens = request.max_tokens(model.config.context)
     cache = model.new_cache(1, len(prompt) + max_tokens)
     row = cache.open()
-    (reply,) = new_sequences(request, 0, [row], max_tokens=max_tokens, vocabulary=vocabulary)
+    (reply,) = new_sequences(
+        request, 0, [row], max_tokens=max_tokens, vocabulary=vocabulary, tokenizer=tokenizer
+    )
     text, chance = reply.tokens, _chance(settings.seed)
     while True:
         draft = drafter.guess(text, min(guesses, reply.tokens_left - 1), chance)
