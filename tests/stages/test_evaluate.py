@@ -31,7 +31,7 @@ from lmsmith.models.heads import ScalarModel
 from lmsmith.prompts import encode_prompt
 from lmsmith.rlhf.rollout import response_log_likelihoods, score_sequences
 from lmsmith.runs.signals import StopSignal
-from lmsmith.stages import bench
+from lmsmith.stages import evaluate
 from lmsmith.stages.evaluate import EvaluateConfig, run
 from lmsmith.training.machine import resolve_machine
 
@@ -273,7 +273,7 @@ def test_a_stopped_evaluation_goes_on_and_ends_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = stage_folder(tmp_path)
-    real, calls = bench.generate, []
+    real, calls = evaluate.generate, []
 
     def killing(*arguments: Any, **settings: Any) -> list[list[int]]:
         calls.append(1)
@@ -281,7 +281,7 @@ def test_a_stopped_evaluation_goes_on_and_ends_the_same(
             os.kill(os.getpid(), signal.SIGTERM)
         return real(*arguments, **settings)
 
-    monkeypatch.setattr(bench, "generate", killing)
+    monkeypatch.setattr(evaluate, "generate", killing)
     with StopSignal(), pytest.raises(Interrupted):
         run(CONFIG, inputs, out)
     with StopSignal():
