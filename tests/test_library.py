@@ -200,7 +200,7 @@ def test_weights_changed_in_place_are_used(model: LanguageModel) -> None:
 def test_importing_lmsmith_imports_no_torch() -> None:
     script = (
         "import sys, lmsmith; dir(lmsmith); lmsmith.UserError; lmsmith.__version__;"
-        "import lmsmith.chat; assert 'torch' not in sys.modules; lmsmith.load;"
+        "import lmsmith.cli.chat; assert 'torch' not in sys.modules; lmsmith.load;"
         "assert 'torch' in sys.modules; import json; print(json.dumps(dir(lmsmith)))"
     )
     done = subprocess.run(

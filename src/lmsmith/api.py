@@ -733,8 +733,7 @@ def add_task(
 
 def task_toml(task: object) -> str:
     """A task as TOML, with every setting that is not empty."""
-    from lmsmith.core.config import encode
-    from lmsmith.report.run.toml import to_toml
+    from lmsmith.core.config import encode, to_toml
 
     table = encode(task)
     table["published"] = table.pop("published")

@@ -17,6 +17,7 @@ from pathlib import PurePath
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
+import tomli_w
 
 from lmsmith.core.errors import UserError
 
@@ -483,3 +484,16 @@ def as_toml(value: object) -> str:
     else:
         text = str(value)
     return text if len(text) <= 80 else text[:77] + "…"
+
+
+def to_toml(tables: Mapping[str, object]) -> str:
+    """Settings as TOML; None, which TOML lacks, is left out."""
+    return tomli_w.dumps(_without_none(tables))
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [_without_none(item) for item in value if item is not None]
+    return value

@@ -121,3 +121,35 @@ def _short_count(value: float, _: object = None) -> str:
         if abs(value) >= scale:
             return f"{value / scale:.3g}{letter}"
     return f"{value:.3g}"
+
+
+@dataclass(frozen=True)
+class ReliabilityCurve:
+    """Bins of a reliability diagram, as (predicted, observed, share of the largest point)."""
+
+    label: str
+    colour: str
+    points: Sequence[tuple[float, float, float]]
+
+
+def draw_reliability(axes: Axes, curves: Sequence[ReliabilityCurve], said: str, true: str) -> None:
+    """Predicted against observed frequency (Guo et al. 2017); a larger point has more items."""
+    axes.plot([0, 1], [0, 1], color=COLOURS["muted"], linewidth=1, linestyle=(0, (2, 2)))
+    for curve in curves:
+        predicted, observed, shares = zip(*curve.points, strict=True)
+        axes.plot(predicted, observed, color=curve.colour, linewidth=1.2, label=curve.label)
+        axes.scatter(
+            predicted,
+            observed,
+            s=[10 + 70 * share for share in shares],
+            color=curve.colour,
+            edgecolors=COLOURS["paper"],
+            linewidths=0.8,
+            zorder=3,
+        )
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.set_xlabel(said)
+    axes.set_ylabel(true)

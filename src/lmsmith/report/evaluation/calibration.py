@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from matplotlib.ticker import PercentFormatter
-
 from lmsmith.evaluation.calibration import Calibration, calibrate, calibrate_before_and_after
 from lmsmith.evaluation.evaluator import TaskResult
 from lmsmith.evaluation.rows import ChoiceRow
 from lmsmith.report import numbers
+from lmsmith.report.drawing import ReliabilityCurve, draw_reliability
 from lmsmith.report.evaluation.side_by_side import MODEL_ROLES, ModelResults
 from lmsmith.report.svg import COLOURS, WIDE, canvas, themed_svg
 
@@ -74,20 +73,17 @@ def _errors(each: Calibration) -> str:
 
 def draw_calibration(name: str, lines: Sequence[tuple[str, Calibration]]) -> str:
     """The reliability diagram of calibrations; a dot's size is its share of the items."""
+    curves = [
+        ReliabilityCurve(
+            label,
+            COLOURS[MODEL_ROLES[place % len(MODEL_ROLES)]],
+            [(bin["predicted"], bin["observed"], bin["count"] / each.items) for bin in each.bins],
+        )
+        for place, (label, each) in enumerate(lines)
+    ]
     with canvas(WIDE) as (figure, (axes,)):
-        axes.plot([0, 1], [0, 1], color=COLOURS["muted"], linewidth=1, linestyle=(0, (2, 2)))
-        for place, (label, each) in enumerate(lines):
-            colour = COLOURS[MODEL_ROLES[place % len(MODEL_ROLES)]]
-            sizes = [10 + 70 * part["count"] / each.items for part in each.bins]
-            predicted = [part["predicted"] for part in each.bins]
-            observed = [part["observed"] for part in each.bins]
-            axes.plot(predicted, observed, color=colour, linewidth=1.2, label=label)
-            axes.scatter(predicted, observed, s=sizes, color=colour, zorder=3)
-        axes.set_xlim(0, 1)
-        axes.set_ylim(0, 1)
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axes.set_xlabel("how sure the model is of its choice")
-        axes.set_ylabel("how often it is right")
+        draw_reliability(
+            axes, curves, "how sure the model is of its choice", "how often it is right"
+        )
         axes.legend(loc="upper left")
         return themed_svg(figure, name, "Reliability diagram: confidence against accuracy.")

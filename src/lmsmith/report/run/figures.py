@@ -10,7 +10,9 @@ from matplotlib.ticker import PercentFormatter
 from lmsmith.core.files import read_json
 from lmsmith.report import numbers
 from lmsmith.report.drawing import (
+    ReliabilityCurve,
     ReportFigure,
+    draw_reliability,
     label_axes,
     legend_above,
     marked_line,
@@ -44,9 +46,9 @@ def draw_figures(run: RunRecord) -> tuple[FigureGroup, ...]:
             "Learning what is preferred",
             present(
                 draw_ranking_training(run, "reward"),
-                draw_reliability(run, "reward"),
+                draw_reward_reliability(run, "reward"),
                 draw_ranking_training(run, "judge"),
-                draw_reliability(run, "judge"),
+                draw_reward_reliability(run, "judge"),
             ),
         ),
         FigureGroup("PPO, iteration by iteration", draw_ppo_curves(run), small=True),
@@ -132,30 +134,20 @@ def draw_ranking_training(run: RunRecord, stage: str) -> ReportFigure | None:
         )
 
 
-def draw_reliability(run: RunRecord, stage: str) -> ReportFigure | None:
-    """Stated against observed frequency that one reply beats another (Guo et al. 2017)."""
+def draw_reward_reliability(run: RunRecord, stage: str) -> ReportFigure | None:
+    """Stated against observed frequency that one reply beats another."""
     bins = _calibration(run).get(stage)
     if not bins:
         return None
-    predicted, observed, counts = zip(*bins, strict=True)
+    most = max(count for *_, count in bins)
+    points = [(predicted, observed, count / most) for predicted, observed, count in bins]
     with canvas(WIDE) as (figure, (axes,)):
-        axes.plot([0, 1], [0, 1], color=COLOURS["muted"], linewidth=1, linestyle=(0, (2, 2)))
-        axes.plot(predicted, observed, color=COLOURS[stage], linewidth=1.2)
-        axes.scatter(
-            predicted,
-            observed,
-            s=[10 + 70 * count / max(counts) for count in counts],
-            color=COLOURS[stage],
-            edgecolors=COLOURS["paper"],
-            linewidths=0.8,
-            zorder=3,
+        draw_reliability(
+            axes,
+            [ReliabilityCurve("", COLOURS[stage], points)],
+            "how sure the model says it is that a reply wins",
+            "how often it wins",
         )
-        axes.set_xlim(0, 1)
-        axes.set_ylim(0, 1)
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axes.set_xlabel("how sure the model says it is that a reply wins")
-        axes.set_ylabel("how often it wins")
         return ReportFigure(
             f"{stage}-reliability",
             f"{STAGE_WORDS[stage].title}: does it know how sure it may be?",

@@ -8,6 +8,7 @@ from typing import Any
 
 import jinja2
 
+from lmsmith.core.config import to_toml
 from lmsmith.core.files import atomic_write
 from lmsmith.report import numbers
 from lmsmith.report.run.facts import (
@@ -27,7 +28,6 @@ from lmsmith.report.run.gains import describe_gains, key_figures
 from lmsmith.report.run.metrics import stage_tables
 from lmsmith.report.run.records import RunRecord, read_run
 from lmsmith.report.run.samples import SHOWN_OPEN, average_scores, read_exchanges, read_practice
-from lmsmith.report.run.toml import to_toml
 from lmsmith.report.run.words import (
     GLOSSARY,
     REPLIERS,
