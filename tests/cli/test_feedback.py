@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lmsmith import cli
+from lmsmith import api, cli
+from lmsmith.cli.parsing import printed
 
 pytest.importorskip("sqlalchemy")
 
@@ -42,7 +43,8 @@ def test_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sorted(path.name for path in out.iterdir()) == files
     assert cli.main([*words, "--held-out", "0.5"]) == 0
     assert sorted(path.name for path in (out / "held_out").iterdir()) == files
-    capsys.readouterr()
+    said = capsys.readouterr().out
+    assert all(f"{out / 'held_out' / name}: " in said for name in files)
     assert cli.main([*words, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert (rows["rankings.jsonl"], rows["conversations.jsonl"]) == (1, 0)
@@ -66,6 +68,26 @@ def test_ratings_alone_teach_nothing_and_it_is_said(
     assert "--with-liked makes demonstrations" in capsys.readouterr().out
     assert cli.main([*words, "--with-liked"]) == 0
     assert "conversations.jsonl by data.conversations\n" in capsys.readouterr().out
+    store = Store(tmp_path / "x.db")
+    store.rate(me, store.add_message(me, talk, asked, "assistant", "no").id, -1)
+    store.rate(me, 2, -1)
+    store.close()
+    assert cli.main([*words, "--with-liked"]) == 0
+    assert "--with-liked" not in capsys.readouterr().out
+
+
+def test_sampling_says_how_many_different_answers_were_wanted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from lmsmith.cli import feedback
+
+    def nothing(models: tuple[str, ...], *, kind: str, answers: int = 4) -> api.FeedbackRows:
+        return api.FeedbackRows("x.db", {"tasks": 0, "known": 0, "dropped": 2}, kind=kind)
+
+    sample = printed(nothing, feedback._show_sample)
+    for options, wanted in (({}, 4), ({"answers": 3}, 3), ({"kind": "rating"}, 1)):
+        assert sample((), **{"kind": "ranking", **options}) == 0
+        assert f"2 prompts left out: not {wanted} different" in capsys.readouterr().out
 
 
 ROWS = {

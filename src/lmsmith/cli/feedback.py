@@ -14,19 +14,19 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def _show_export(found: api.FeedbackRows) -> None:
+def _show_export(found: api.FeedbackRows, held_out: float, with_liked: bool) -> None:
     from lmsmith.feedback.exporting import HELD_OUT
 
     assert found.folder is not None
     rows = found.rows
     for name, count in rows.items():
-        if count or not name.startswith(HELD_OUT):
+        if count or held_out or not name.startswith(HELD_OUT):
             print(f"{found.folder / name}: {count:,} rows")
     read = {f"data.{name}": f"{name}.jsonl" for name in ("conversations", "rankings")}
     paths = [f"{found.folder / name} by {key}" for key, name in read.items() if rows[name]]
     if paths:
         print("a recipe reads", " and ".join(paths))
-    else:
+    elif not with_liked:
         print("no stage reads ratings; --with-liked makes demonstrations of answers with thumbs up")
 
 
@@ -48,14 +48,15 @@ def _show_import(found: api.FeedbackRows) -> None:
 import_ = printed(api.import_feedback, _show_import)
 
 
-def _show_sample(found: api.FeedbackRows) -> None:
+def _show_sample(found: api.FeedbackRows, kind: str, answers: int) -> None:
     counts = found.rows
+    wanted = {"ranking": answers, "rating": 1}.get(kind, 0)
     print(f"{counts['tasks']:,} tasks are new in the queue")
     if counts["known"]:
         print(f"{counts['known']:,} were there already")
     if counts["dropped"]:
         print(
-            f"{counts['dropped']:,} prompts left out: not enough different answers that are not "
+            f"{counts['dropped']:,} prompts left out: not {wanted} different answers that are not "
             "empty; a higher --temperature or more --max-tokens gives more"
         )
     if counts["tasks"] or counts["known"]:

@@ -69,7 +69,7 @@ def printed(
     Args:
         function: its parameters are the command's, with ``json`` beside; its result is a mapping,
             or has ``as_dict``.
-        show: prints the result for people; it is told ``quiet`` if it has such a parameter.
+        show: prints the result for people; it is told the options whose names its parameters have.
         like: whose docstring explains the parameters that the function's own does not.
         quiet_json: whether ``--json`` means ``--quiet`` too.
     """
@@ -80,13 +80,16 @@ def printed(
         result = function(*arguments, **options)
         if json:
             print_json(result if isinstance(result, Mapping) else result.as_dict())
-        elif "quiet" in inspect.signature(show).parameters:
-            show(result, quiet=options.get("quiet", False))
         else:
-            show(result)
+            show(result, **{name: options.get(name, default) for name, default in told.items()})
         return 0
 
     signature = inspect.signature(function)
+    told = {
+        name: signature.parameters[name].default
+        for name in inspect.signature(show).parameters
+        if name in signature.parameters
+    }
     flag = inspect.Parameter("json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=bool)
     parameters = [
         each.replace(annotation=_positional(each, annotation))
@@ -200,7 +203,7 @@ def _annotation(parameter: inspect.Parameter, hint: Any) -> Any:
         if metavar is not None and "," in metavar:
             return Annotated[tuple[of, ...], _comma_list(metavar)]  # type: ignore[valid-type]
         hint = Annotated[tuple[of, ...], tyro.conf.UseAppendAction]  # type: ignore[valid-type]
-    if metavar is None or required:
+    if metavar is None or "," in metavar or required:
         return hint
     return Annotated[hint, tyro.conf.arg(metavar=metavar)]
 
