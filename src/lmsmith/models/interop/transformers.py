@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
+import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -100,12 +100,12 @@ def read_shape(family: Family, settings: Mapping[str, Any]) -> ModelConfig:
 
 def _no_numbers(values: ModelConfig | RopeScaling) -> Iterator[Problem]:
     """Those that are to be numbers, and are none."""
-    for field in dataclasses.fields(values):
-        value = getattr(values, field.name)
-        kinds = {"int": (int,), "float": (int, float)}.get(str(field.type))
-        if kinds and (isinstance(value, bool) or not isinstance(value, kinds)):
-            expected = "a whole number" if kinds == (int,) else "a number"
-            yield Problem(field.name, value, expected, "fetch the file again")
+    for name, hint in typing.get_type_hints(type(values)).items():
+        value = getattr(values, name)
+        kinds = (int,) if hint is int else (int, float)
+        if hint in (int, float) and (isinstance(value, bool) or not isinstance(value, kinds)):
+            expected = "a whole number" if hint is int else "a number"
+            yield Problem(name, value, expected, "fetch the file again")
 
 
 def to_transformers(config: ModelConfig, state: State) -> tuple[dict[str, Any], dict[str, Tensor]]:
