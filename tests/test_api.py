@@ -123,7 +123,7 @@ def test_the_command_scores_arguments_a_file_and_standard_input(
         (["runs/small", "--input", "bad.jsonl"], "line 1: not valid JSON"),
         (["runs/small", "--input", "list.jsonl"], "line 1: not a JSON object"),
         (["runs/small", "--input", "empty.jsonl"], "empty.jsonl: no conversations"),
-        (["runs/small", "--input", "user.jsonl"], "the last message is no response"),
+        (["runs/small", "--input", "user.jsonl"], "the last message is not a response"),
     ],
 )
 def test_mistakes_are_told_in_one_message(

@@ -182,7 +182,7 @@ def test_full_and_closed_outputs(line: str, code: int, said: bytes) -> None:
         ("users add Ann --role labler", "users add: --role is 'labler'", "Did you mean labeler?"),
         ("users add Ann Lee", "users add: 'Lee' is one word too many", ""),
         ("recipes cp", "recipes cp: NAME and FILE are missing", ""),
-        ("serve m --prot 3", "serve: --prot is no option of this command", "Did you mean --port?"),
+        ("serve m --prot 3", "serve: --prot is not an option of this", "Did you mean --port?"),
         ("serve m --port", "serve: --port has no value", ""),
         ("serve m --port x", "serve: --port: expected INT (invalid literal", ""),
         ("eval m --limit x", "eval: --limit: expected N (invalid literal for int()", ""),

@@ -531,7 +531,7 @@ def study_scale(
 
     Accuracy with 0 to 16 examples on noisy copies of a hidden word and on hidden rules, "remove
     symbols" among them (Brown et al. 2020, figure 1.2); sums of 1 to 4 digits answered directly
-    and by a chain of thought (Wei et al. 2022); and the loss of the largest model foretold from
+    and by a chain of thought (Wei et al. 2022); and the loss of the largest model predicted from
     the smaller ones by L(C) = a C^b + c (OpenAI 2023, section 3). It needs no data and no network.
     Run it again after Ctrl-C or a kill: it goes on.
 

@@ -177,7 +177,7 @@ def test_where_all_are_damaged_the_message_says_that_it_begins_anew(tmp_path: Pa
     (checkpoints.path(10) / TENSORS).write_bytes(b"")
     assert checkpoints.load_latest() is None
     assert len(said) == 1
-    assert "starting anew" in said[0]
+    assert "starting from step 0" in said[0]
 
 
 def test_the_newest_few_are_kept(tmp_path: Path) -> None:

@@ -257,7 +257,7 @@ def _user_errors(name: str, function: Callable[..., Any], beside: Sequence[str])
             flag = event.tokens[0].partition("=")[0]
             if (now := MOVED.get(f"{name} {flag}")) is not None:
                 raise UserError(f"{name} {flag}: is another command now", f"Write lmsmith {now}.")
-            problem = f"{event.tokens[0]} is no option of this command"
+            problem = f"{event.tokens[0]} is not an option of this command"
             options = [each.strip("_") for each in inspect.signature(function).parameters]
             fix = _did_you_mean(flag, [f"--{each.replace('_', '-')}" for each in options])
         elif kind == "UnrecognizedArgs":

@@ -228,7 +228,7 @@ def read_json(path: Path) -> object:
     try:
         return _decoded(msgspec.json.Decoder(), content.removeprefix(b"\xef\xbb\xbf"))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON ({error})", "Mend or replace the file.") from error
+        raise UserError(f"{path}: not valid JSON ({error})", "Fix or replace the file.") from error
 
 
 def _read_bytes(path: Path) -> bytes:

@@ -136,7 +136,7 @@ def load_recipe(
     try:
         written = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{name_or_path}: not valid TOML: {error}", "Mend that line.") from error
+        raise UserError(f"{name_or_path}: not valid TOML: {error}", "Fix that line.") from error
     tables = apply_overrides(written, overrides)
     folder = "" if str(name_or_path) in shipped_recipes() else str(Path(name_or_path).parent)
     recipe, problems = _decode_recipe(name, tables, registry, folder)

@@ -103,7 +103,7 @@ def find_names(words: Sequence[str], folders: Sequence[Path]) -> tuple[Any, list
         if not found:
             near = difflib.get_close_matches(word, manager.all_tasks, n=4, cutoff=0.6)
             raise UserError(
-                f"--tasks {word}: lm-eval has none such",
+                f"--tasks {word}: lm-eval has no such task",
                 f"near it are: {', '.join(near)}" if near else "lm_eval ls tasks lists them",
             )
         names += [name for name in found if name not in names]

@@ -143,7 +143,7 @@ def load_evaluated_model(
 def make_evaluated_model(
     read: ReadModel, machine: ResolvedMachine, *, begins: bool | None = None, chat: bool = False
 ) -> EvaluatedModel:
-    """A subject of a model that was read."""
+    """An `EvaluatedModel` from a model that was read."""
     tokenizer = read.tokenizer
     start = start_of_texts(tokenizer, begins)
     return EvaluatedModel(

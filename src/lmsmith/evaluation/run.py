@@ -87,7 +87,7 @@ def plan_tasks(
     if suite:
         known = suites()
         if suite not in known:
-            raise UserError(f"--suite {suite}: there is none", f"the suites: {', '.join(known)}")
+            raise UserError(f"--suite {suite}: no such suite", f"the suites: {', '.join(known)}")
         asked += [(task, tuple(shots) or (int(own),)) for task, own in known[suite]]
     if not asked:
         raise UserError("no tasks", "name some: --tasks lambada,copa, or --suite gpt3")
@@ -115,7 +115,7 @@ def with_measure(task: TaskSpec, measure: str) -> TaskSpec:
     """
     changed = replace(task, headline=measure)
     if changed.check():
-        raise UserError(f"--measure {measure}: task {task.name} has none such")
+        raise UserError(f"--measure {measure}: task {task.name} has no such measure")
     return changed
 
 

@@ -158,7 +158,7 @@ def new_ranking(
 def _answer(session: Session, person: str, message: int) -> Message:
     found = message_of(session, person, message)
     if found.role != "assistant":
-        raise UserError(f"message {message} is no answer of a model")
+        raise UserError(f"message {message} is not an answer of a model")
     return found
 
 

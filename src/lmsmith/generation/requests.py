@@ -30,7 +30,7 @@ class Request:
             nobody learns from the count or the time what others have asked.
         forced: what each sample writes, whatever the model would: with ``settings.log_probs`` the
             model says how likely it finds each, and reads the prompt once for all of them. The last
-            token of each is foretold and not read, so it may lie one past the context.
+            token of each is predicted and not read, so it may lie one past the context.
         keep: whether what is read of it is kept for later requests that begin so.
         is_message: whether the reply is a message, a text of its own, and not what a text goes on
             with: a tokenizer may begin texts with a space, which is no part of them.
@@ -60,7 +60,7 @@ class TokenEvent:
     """One token of a reply, as soon as it is drawn.
 
     Attributes:
-        request: the number that `Engine.submit` gave.
+        request: the number that `Scheduler.submit` gave.
         sample: which of the request's replies, from 0.
         token: its id.
         log_prob: if the request asked for it.

@@ -90,7 +90,7 @@ def diagnose(
             (
                 "never_ended",
                 f"only {ended:.1%} of the replies end by themselves, and few ever did: the policy "
-                "has not learnt to end a reply, and what breaks off teaches little. Train SFT for "
+                "rarely ends a reply, and what breaks off teaches little. Train SFT for "
                 "more steps (raise sft.epochs), or raise max_new_tokens.",
             )
         )

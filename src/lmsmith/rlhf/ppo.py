@@ -410,7 +410,7 @@ class PPOTrainer:
             sequences = []
             for prompt, response in zip(prompts, responses, strict=True):
                 # In its training every response had an end, for which a full context loses a
-                # token; that this one had none is the missing-end penalty's affair.
+                # token; that this one had none is for missing_eos_penalty.
                 if response[-1:] != [self.stop_token]:
                     room = model.decoder.config.context - len(prompt) - 1
                     response = [*response[:room], self.stop_token]
@@ -447,7 +447,7 @@ class PPOTrainer:
     def _update(
         self, iteration: int, rollout: Rollout, advantages_br: Tensor, returns_bs: Tensor
     ) -> dict[str, float]:
-        """All inner epochs over one batch of rollouts, minibatch by minibatch."""
+        """All `ppo_epochs` over one batch of rollouts, minibatch by minibatch."""
         config = self.config
         mask_bs = value_mask(rollout.batch.response_mask_br)
         learns = iteration >= config.value_warmup_iterations

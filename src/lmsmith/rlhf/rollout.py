@@ -41,7 +41,7 @@ class Rollout:
         log_probs_br, reference_log_probs_br: of the response tokens (`sampled_log_probs`).
         entropy_br: of the policy at each response token, nats.
         values_bs: the value model's, per state (one more column than response tokens).
-        scores_b: rewards, the missing-end penalty included.
+        scores_b: rewards, missing_eos_penalty included.
         ended_b: whether the response ended with its stop token.
     """
 
@@ -105,7 +105,7 @@ def readable_prompts(
 def state_values(value_model: ScalarModel, batch: PaddedBatch) -> Tensor:
     """V of every state of the responses: before each token, and after the last; (batch, r + 1).
 
-    What stands past a response's end means nothing; `rewards.value_mask` tells where that is.
+    What stands past a response's end means nothing; `objective.value_mask` tells where that is.
     """
     values_bt: Tensor = value_model(batch.left_aligned())
     states = batch.response_mask_br.shape[1] + 1

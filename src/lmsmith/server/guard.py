@@ -84,7 +84,7 @@ class Guard:
             raise ApiError(421, problem, code="host_not_allowed")
         origin = headers.get("origin")
         if origin is not None and not self._is_own(origin, headers.get("host", "")):
-            problem = "pages of other origins may not ask this server"
+            problem = "requests from other origins are refused"
             raise ApiError(403, problem, "permission_error", code="origin_not_allowed")
         length = headers.get("content-length", "0")
         if length.isascii() and length.isdigit() and int(length) > self._body_bytes:

@@ -252,9 +252,9 @@ def _refuse_unsupported(body: ChatBody) -> None:
     wanted = body.response_format
     kind = wanted.get("type") if isinstance(wanted, dict) else wanted
     if kind not in (None, "text"):
-        raise unsupported("response_format", "only the response_format {'type': 'text'} is there")
+        raise unsupported("response_format", "only {'type': 'text'} is supported")
     if body.audio is not None or (body.modalities or ["text"]) != ["text"]:
-        raise unsupported("modalities", "only text comes out; leave modalities and audio out")
+        raise unsupported("modalities", "only text is supported; leave modalities and audio out")
 
 
 def plain_messages(messages: Sequence[ChatMessage]) -> list[dict[str, str]]:

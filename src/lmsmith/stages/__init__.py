@@ -217,7 +217,7 @@ def load_stage_recipe(
         problem = Problem(
             "ppo.ptx_coefficient",
             coefficient,
-            "PPO-ptx reads the text of the stage pretrain, which the recipe has not",
+            "PPO-ptx reads the text of the stage pretrain, but the recipe has no such stage",
             "set it to 0",
         )
         raise report_problems([problem], str(name_or_path))

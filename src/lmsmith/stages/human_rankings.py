@@ -56,12 +56,12 @@ def read_human_rankings(
             f"(the first: {left_out[0].problem})"
         )
         if not rankings:
-            raise UserError(f"data.rankings: {told}", "Mend these rows, or add rankings.")
+            raise UserError(f"data.rankings: {told}", "Fix these rows, or add rankings.")
         progress.say(f"data: {told}")
     if sources and not rankings:
         if needed or not files.empty:
             raise UserError(f"{', '.join(sources)}: no rankings in it", "Add rankings.")
-        progress.say("data: no rankings of people: they are made as if data.rankings were not set")
+        progress.say("data: no rankings of people; they are made as if data.rankings were not set")
     return [_cleaned(ranking, unicode_form) for ranking in rankings]
 
 

@@ -378,7 +378,7 @@ class Collector:
         if sum(dropped.values()) > MANY_DROPPED:
             told = [f"{share:.1%} {reason.replace('_', ' ')}" for reason, share in dropped.items()]
             fix = (
-                "The policy has not learnt to end a reply: train SFT for more steps (raise "
+                "The policy rarely ends a reply: train SFT for more steps (raise "
                 f"sft.epochs), or raise {name}.max_new_tokens"
                 if dropped["not_ended"] > MANY_DROPPED / 2
                 else f"Widen {name}.min_new_tokens and max_new_tokens, or train SFT for longer"

@@ -229,7 +229,7 @@ def share_ended(
     if share < FEW_ENDED:
         out.progress.say(
             f"sft: only {share:.0%} of {len(replies)} replies end within {length} tokens, where "
-            f"people's end within {length // 2}: the model has not learnt to end a reply. Train "
+            f"people's end within {length // 2}: the model rarely ends a reply. Train "
             "for more steps (raise sft.epochs), or add demonstrations"
         )
     return {"share_ended": share}

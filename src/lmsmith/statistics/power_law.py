@@ -1,6 +1,6 @@
-"""A power law with an irreducible term, fitted to small models to foretell a large one's loss.
+"""A power law with an irreducible term, fitted to small models to predict a large one's loss.
 
-L(C) = a · C^b + c, b < 0: how the loss of GPT-4 was foretold from models of a ten-thousandth of its
+L(C) = a · C^b + c, b < 0: how GPT-4's loss was predicted from models of a ten-thousandth of its
 compute (OpenAI 2023, section 3); without c it is the law of Kaplan et al. 2020, section 3.
 """
 
@@ -89,7 +89,7 @@ def fit_power_law(compute: Sequence[float], losses: Sequence[float]) -> PowerLaw
 
 @dataclass(frozen=True)
 class Prediction:
-    """What smaller models foretold of the largest, beside what was measured.
+    """The largest model's loss as smaller ones predict it, beside what was measured.
 
     Attributes:
         law: fitted to the smaller ones; None where their losses do not fall.

@@ -114,7 +114,7 @@ class Checkpoints:
         for step in reversed(steps):
             problem = self.problem(step)
             if problem:
-                instead = "starting anew" if step == steps[0] else "using the one before it"
+                instead = "starting from step 0" if step == steps[0] else "using the one before it"
                 self.say(f"checkpoint {self.path(step).name} is damaged ({problem}); {instead}")
                 continue
             scalars = json.loads((self.path(step) / SCALARS).read_text(encoding="utf-8"))

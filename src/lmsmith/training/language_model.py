@@ -32,7 +32,7 @@ VALIDATION = "validation/bits_per_byte"
 
 
 class PackedBatch(Protocol):
-    """Rows that hold several documents: what `corpus.packing` makes."""
+    """Rows that hold several documents: what `corpus.batches` makes."""
 
     @property
     def tokens_bt(self) -> NDArray[np.int64]: ...

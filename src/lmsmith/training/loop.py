@@ -211,6 +211,6 @@ def rise_warning(name: str, looks: Sequence[tuple[int, float]], kept: int) -> st
         return ""
     return (
         f"held-out {name} rose from {best:.3f} after step {step} to {last:.3f} at the end, so the "
-        f"training data is learnt by heart; the weights of step {kept} are kept. Fewer epochs, a "
+        f"model overfits; the weights of step {kept} are kept. Fewer epochs, a "
         "lower learning rate or more data would help"
     )

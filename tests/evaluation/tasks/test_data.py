@@ -135,7 +135,7 @@ def test_a_text_without_spaces_is_measured_a_character(tmp_path: Path) -> None:
 def test_rows_of_no_known_shape_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "mine.jsonl"
     file.write_text('{"x": 1}\n')
-    with pytest.raises(UserError, match="its rows have x, which is no shape of a task"):
+    with pytest.raises(UserError, match="its rows have x, which match no form of a task"):
         infer_task(file)
 
 

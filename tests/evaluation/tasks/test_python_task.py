@@ -185,7 +185,7 @@ def test_code_is_run_only_where_the_user_names_it(here: Path) -> None:
         (("    kind =", "    def measure(self, r, a): pass\n    kind ="), "goes with free_form"),
         (("class Pick:", "class Pick(:"), "pick.py, line 9, in the file: SyntaxError"),
         (("class Pick:", "import no_such_thing\nclass Pick:"), "install no_such_thing"),
-        (("    kind =", "    kin ="), "no task in it"),
+        (("    kind =", "    kin ="), "the file defines no task"),
     ],
 )
 def test_what_is_wrong_is_one_message(change: tuple[str, str], said: str) -> None:

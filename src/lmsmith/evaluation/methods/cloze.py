@@ -14,7 +14,7 @@ from lmsmith.tokenizers import Tokenizer
 
 
 class Cloze:
-    """Measures how well a target is foretold.
+    """Measures how well a target is predicted.
 
     - ``accuracy``: each token of the target is the likeliest at its place (the whole word);
     - ``accuracy_without_stop_words``: the same where the word may begin with no token that is a

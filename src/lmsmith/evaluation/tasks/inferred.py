@@ -93,7 +93,7 @@ def infer_task(path: Path) -> TaskSpec:
             )
     shapes = "; ".join(needed.replace(" ", ", ") for needed in _SHAPES)
     raise UserError(
-        f"{path}: its rows have {', '.join(keys) or 'nothing'}, which is no shape of a task",
+        f"{path}: its rows have {', '.join(keys) or 'nothing'}, which match no form of a task",
         f"give them one of: {shapes}; or describe the task in a TOML file "
         "(lmsmith tasks show NAME --toml prints one to begin with)",
     )

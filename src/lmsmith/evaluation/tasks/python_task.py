@@ -289,7 +289,7 @@ def python_tasks(word: str) -> dict[str, PythonTask]:
         classes_made = classes
     if not classes_made:
         raise UserError(
-            f"{word}: no task in it",
+            f"{word}: the file defines no task",
             'a task is a class that says its kind, e.g. kind = "multiple_choice"',
         )
     made: dict[str, PythonTask] = {}

@@ -94,7 +94,7 @@ def draw_sum_sizes(name: str, digits: int, models: Sequence[Measured]) -> str:
 def draw_law(
     name: str, family: str, models: Sequence[Measured], prediction: Prediction | None
 ) -> str:
-    """Held-out loss against compute; the law fitted to all but the last, and what it foretold."""
+    """Held-out loss against compute; the law fitted to all but the last, and what it predicted."""
     compute = np.array([float(each["compute"]) for each in models])
     losses = [Interval(**each["losses"][family]) for each in models]
     of_law = [number for number, each in enumerate(models) if is_fitted(each)]
@@ -135,7 +135,7 @@ def draw_law(
                 markersize=7,
                 linestyle="none",
                 color=COLOURS["ink"],
-                label="foretold",
+                label="predicted",
             )
         axes.set_xscale("log")
         axes.xaxis.set_minor_formatter(NullFormatter())

@@ -177,7 +177,7 @@ def share_cell(interval: Interval) -> tuple[str, str]:
 
 
 def law_sentence(family: str, prediction: Prediction | None) -> str:
-    """What the smaller models foretold, and what came."""
+    """The loss that smaller models predict, and the measured one."""
     if prediction is None:
         return "Too few models for a law: it takes four of two layers or more."
     if prediction.law is None or prediction.error is None:
@@ -188,7 +188,7 @@ def law_sentence(family: str, prediction: Prediction | None) -> str:
         known = f" The entropy of these sentences is {entropy_per_character():.3f}."
     return (
         f"L(C) = {numbers.number(law.scale)} · C^{numbers.fixed(law.exponent, 3)} + "
-        f"{numbers.fixed(law.irreducible, 3)}: foretold {numbers.fixed(prediction.predicted, 4)}, "
+        f"{numbers.fixed(law.irreducible, 3)}: predicted {numbers.fixed(prediction.predicted, 4)}, "
         f"measured {numbers.fixed(prediction.measured, 4)}, "
         f"{numbers.signed(100 * prediction.error, 1)} %.{known}"
     )

@@ -1,4 +1,4 @@
-"""What the measured models say together: which rises are clear, and what the small ones foretold.
+"""What the measured models say together: which rises are clear, and what the small ones predicted.
 
 Which rises are looked at is settled beforehand: with shots on noisy copies, with size on sums by a
 chain, and with a chain on the longer sums. None is picked by its outcome. A rise is clear where the
