@@ -830,7 +830,7 @@ def export_feedback(
         UserError: there is no such database, or nobody has judged anything.
     """
     with needs_extra("serve"):
-        from lmsmith.feedback import exporting
+        from lmsmith.feedback import export as exporting
         from lmsmith.feedback.queue import Queue
         from lmsmith.feedback.store import open_store
     with open_store(database) as store:
@@ -873,7 +873,7 @@ def import_feedback(
         UserError: a row is wrong, or there are none.
     """
     with needs_extra("serve"):
-        from lmsmith.feedback.importing import import_file
+        from lmsmith.feedback.imports import import_file
         from lmsmith.feedback.store import open_store
     left_out = Counter[str]()
     with open_store(database, new=True) as store:
@@ -933,7 +933,7 @@ def sample_feedback(
     if count < 1:
         raise UserError(f"--count {count}: 1 or more")
     with needs_extra("serve"):
-        from lmsmith.feedback import sampling
+        from lmsmith.feedback import sample as sampling
         from lmsmith.feedback.queue import Queue
         from lmsmith.feedback.store import open_store
     from lmsmith.catalogue.reading import read_model

@@ -26,7 +26,7 @@ from sqlalchemy import select
 
 from lmsmith import cli
 from lmsmith.core.files import write_jsonl
-from lmsmith.feedback.importing import import_file
+from lmsmith.feedback.imports import import_file
 from lmsmith.feedback.people import People
 from lmsmith.feedback.store import Store
 from lmsmith.feedback.tables import Message

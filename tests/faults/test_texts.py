@@ -15,8 +15,8 @@ from lmsmith.core.progress import QuietProgress
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.corpus.rows import read_conversations, read_documents, read_rankings
 from lmsmith.evaluation.tasks.data import DataSpec, read_items
-from lmsmith.feedback.exporting import export
-from lmsmith.feedback.importing import import_file
+from lmsmith.feedback.export import export
+from lmsmith.feedback.imports import import_file
 from lmsmith.feedback.store import Store
 from lmsmith.runs.stage_folder import StageFolder
 from lmsmith.stages import data

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from lmsmith.core.files import read_jsonl, write_jsonl
 from lmsmith.corpus.splits import opening_key, split_of
-from lmsmith.feedback.exporting import HELD_OUT, export
-from lmsmith.feedback.importing import import_file
+from lmsmith.feedback.export import HELD_OUT, export
+from lmsmith.feedback.imports import import_file
 from lmsmith.feedback.queue import Queue
-from lmsmith.feedback.sampling import logged_prompts
+from lmsmith.feedback.sample import logged_prompts
 from lmsmith.feedback.store import Store
 
 SHARE = 0.5

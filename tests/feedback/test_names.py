@@ -13,7 +13,7 @@ from lmsmith.core.errors import UserError
 
 pytest.importorskip("sqlalchemy")
 
-from lmsmith.feedback.importing import import_file
+from lmsmith.feedback.imports import import_file
 from lmsmith.feedback.names import person_name
 from lmsmith.feedback.people import People
 from lmsmith.feedback.store import Store

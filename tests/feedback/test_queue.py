@@ -13,7 +13,7 @@ import pytest
 
 from lmsmith.core.errors import UserError
 from lmsmith.feedback.answers import FLAGS
-from lmsmith.feedback.exporting import export
+from lmsmith.feedback.export import export
 from lmsmith.feedback.people import People
 from lmsmith.feedback.queue import Queue
 from lmsmith.feedback.store import NotThere, Store

@@ -23,7 +23,7 @@ from lmsmith.core.progress import QuietProgress
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.corpus.rows import read_conversations, read_rankings
 from lmsmith.feedback import database
-from lmsmith.feedback.exporting import export
+from lmsmith.feedback.export import export
 from lmsmith.feedback.people import People
 from lmsmith.feedback.store import NotThere, Store
 from lmsmith.feedback.tables import Message, Table

@@ -16,7 +16,7 @@ from alembic.config import Config
 from sqlalchemy import JSON, Connection, DateTime, MetaData, Table, create_engine, text
 
 from lmsmith.feedback import database as opening
-from lmsmith.feedback.exporting import export
+from lmsmith.feedback.export import export
 from lmsmith.feedback.store import NotThere, Store
 from lmsmith.feedback.tables import utc
 

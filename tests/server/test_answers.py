@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 from worlds import CONTEXT, HTTP, LIMITS, SENTENCE, Running, parrot, running, words
 
-from lmsmith.feedback.exporting import export
+from lmsmith.feedback.export import export
 from lmsmith.feedback.store import Store
 from lmsmith.server.engine import AsyncEngine
 from lmsmith.server.errors import shutting_down

@@ -16,7 +16,7 @@ import httpx2 as httpx
 import pytest
 from worlds import HTTP, RANDOM, SENTENCE, Running, parrot, running
 
-from lmsmith.feedback.exporting import export
+from lmsmith.feedback.export import export
 from lmsmith.feedback.store import Store
 from lmsmith.feedback.tables import Message
 from lmsmith.server import pages

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from worlds import HTTP, RANDOM, Running, running
 
-from lmsmith.feedback.exporting import export
+from lmsmith.feedback.export import export
 from lmsmith.feedback.store import Store
 
 

@@ -12,7 +12,7 @@ from worlds import HTTP, Running, parrot, running
 
 from lmsmith.core.files import write_jsonl
 from lmsmith.corpus import formats
-from lmsmith.feedback.importing import begun_by_user, import_file
+from lmsmith.feedback.imports import begun_by_user, import_file
 from lmsmith.feedback.store import Store
 
 ASKED = [{"role": "user", "content": "tea? 你好"}, {"role": "assistant", "content": "yes"}]

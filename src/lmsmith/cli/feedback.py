@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def _show_export(found: api.FeedbackRows, held_out: float, with_liked: bool) -> None:
-    from lmsmith.feedback.exporting import HELD_OUT
+    from lmsmith.feedback.export import HELD_OUT
 
     assert found.folder is not None
     rows = found.rows

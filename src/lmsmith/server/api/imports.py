@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from lmsmith.core.errors import UserError
 from lmsmith.corpus.formats import messages_of
-from lmsmith.feedback.importing import begun_by_user
+from lmsmith.feedback.imports import begun_by_user
 from lmsmith.feedback.trees import Said, Tree, bring, check_tree, in_turn, origin_of
 from lmsmith.server.api.conversations import (
     MessageBody,

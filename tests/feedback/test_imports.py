@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import write_jsonl
-from lmsmith.feedback.importing import import_file
+from lmsmith.feedback.imports import import_file
 from lmsmith.feedback.queue import Queue
 from lmsmith.feedback.statistics import statistics_of
 from lmsmith.feedback.store import Store
