@@ -76,7 +76,7 @@ def test_what_cannot_follow_is_refused(store: Store) -> None:
             store.add_message(ann, talk.id, parent, role, "x")
     with pytest.raises(NotThere, match="another conversation"):
         store.add_message(ann, talk.id, other.answer, "user", "x")
-    with pytest.raises(UserError, match="no answer of a model"):
+    with pytest.raises(UserError, match="not an answer of a model"):
         store.rate(ann, talk.question, 1)
     with pytest.raises(UserError, match="not two answers"):
         store.compare(ann, talk.answer, talk.left, "left")
