@@ -252,7 +252,7 @@ def _refuse_unsupported(body: ChatBody) -> None:
     wanted = body.response_format
     kind = wanted.get("type") if isinstance(wanted, dict) else wanted
     if kind not in (None, "text"):
-        raise unsupported("response_format", "only {'type': 'text'} is supported")
+        raise unsupported("response_format", "response_format: only {'type': 'text'} is supported")
     if body.audio is not None or (body.modalities or ["text"]) != ["text"]:
         raise unsupported("modalities", "only text is supported; leave modalities and audio out")
 
