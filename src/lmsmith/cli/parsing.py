@@ -69,7 +69,7 @@ def printed(
     Args:
         function: its parameters are the command's, with ``json`` beside; its result is a mapping,
             or has ``as_dict``.
-        show: prints the result for people; it is told the options whose names its parameters have.
+        show: prints the result for people; it gets the options that its parameters name.
         like: whose docstring explains the parameters that the function's own does not.
         quiet_json: whether ``--json`` means ``--quiet`` too.
     """

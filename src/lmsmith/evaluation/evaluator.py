@@ -455,7 +455,7 @@ class TextFunction:
         """What the model is asked about a text: the description, the examples that fit, the text.
 
         Args:
-            number: of the text, by which its chance is told from the others'.
+            number: of the text; each number has random draws of its own.
         """
         item = Item(str(number), self._filler() | {"input": text}, "input")
         setting = Setting(shots=None, fixed=True)

@@ -80,7 +80,7 @@ class FunctionRequests:
         """A text as requests.
 
         Args:
-            number: of the text, by which its chance is told from the others'.
+            number: of the text; each number has random draws of its own.
             keep: whether the engine keeps what it read for the texts to come.
 
         Raises:

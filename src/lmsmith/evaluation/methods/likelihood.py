@@ -31,7 +31,7 @@ MOST_TOGETHER = 64
 """Continuations of a context that are one request."""
 
 CACHE_BYTES = 1 << 30
-"""Of the cache, which takes what is asked."""
+"""Bytes of the cache."""
 
 PAGE = 16
 """Tokens of its pages: a choice copies what its context has begun of one."""

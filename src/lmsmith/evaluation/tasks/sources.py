@@ -142,7 +142,7 @@ def environment(variables: Mapping[str, str]) -> Iterator[None]:
 def caches_alone() -> Iterator[None]:
     """Inside, the hub's libraries read their caches and ask no network.
 
-    Those that are imported already have read the environment, and are told by their own switches.
+    Libraries that are imported already have read the environment; their own switches are set.
     """
     loaded = [
         (sys.modules[name], switch, getattr(sys.modules[name], switch))
