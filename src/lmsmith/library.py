@@ -13,8 +13,7 @@ from lmsmith.core.errors import UserError
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.generation.engine import Engine, SamplingSettings, answer, stream
 from lmsmith.generation.inference import InferenceDecoder
-from lmsmith.generation.requests import Reply, Request, TokenEvent
-from lmsmith.generation.sequences import until_stop
+from lmsmith.generation.requests import Reply, Request, TokenEvent, until_stop
 from lmsmith.generation.speculative import Drafter, DraftModel, PromptLookup, speculate
 from lmsmith.generation.vocabulary import vocabulary_of
 from lmsmith.models.decoder import Decoder

@@ -9,7 +9,7 @@ import torch
 
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.generation.inference import InferenceDecoder
-from lmsmith.generation.kernels import Kernels, TorchKernels
+from lmsmith.generation.kernels import TorchKernels
 from lmsmith.generation.native.operations import best_kernels
 from lmsmith.models.config import ModelConfig, RopeScaling
 from lmsmith.models.decoder import Decoder
@@ -66,7 +66,7 @@ def read_in_pieces(
 
 
 @pytest.fixture(params=["native", "torch"])
-def kernels(request: pytest.FixtureRequest) -> Kernels:
+def kernels(request: pytest.FixtureRequest) -> TorchKernels:
     found = best_kernels()
     if request.param == "torch":
         return TorchKernels()
@@ -76,7 +76,9 @@ def kernels(request: pytest.FixtureRequest) -> Kernels:
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_pieces_of_ragged_rows_give_the_states_of_the_whole(name: str, kernels: Kernels) -> None:
+def test_pieces_of_ragged_rows_give_the_states_of_the_whole(
+    name: str, kernels: TorchKernels
+) -> None:
     config = SHAPES[name]
     decoder = random_decoder(config)
     generator = torch.Generator().manual_seed(1)

@@ -18,8 +18,8 @@ from lmsmith.generation import log_probs as module
 from lmsmith.generation.beam import BeamSettings, beam_search
 from lmsmith.generation.engine import Engine, Request, answer, stream
 from lmsmith.generation.inference import InferenceDecoder
-from lmsmith.generation.log_probs import TokenLogProb, token_log_probs
-from lmsmith.generation.requests import Reply
+from lmsmith.generation.log_probs import token_log_probs
+from lmsmith.generation.requests import Reply, TokenLogProb
 from lmsmith.generation.settings import SamplingSettings
 from lmsmith.generation.speculative import DraftModel, PromptLookup, speculate
 from lmsmith.generation.vocabulary import Vocabulary
@@ -160,7 +160,7 @@ def test_without_being_asked_no_logits_but_the_last_are_made(
         raise AssertionError("log-probabilities were made")
 
     monkeypatch.setattr(InferenceDecoder, "logits", counted)
-    monkeypatch.setattr("lmsmith.generation.sequences.token_log_probs", never)
+    monkeypatch.setattr("lmsmith.generation.log_probs.token_log_probs", never)
     monkeypatch.setattr("lmsmith.generation.scheduler.prompt_log_probs", never)
     answer(Engine(DECODER), [Request([5] * 30, SamplingSettings(4, seed=1))] * 2)
     assert rows == [2, 2, 2, 2]

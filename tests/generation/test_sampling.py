@@ -186,7 +186,7 @@ def test_every_setting_out_of_range_is_reported() -> None:
     settings = SamplingSettings(
         max_new_tokens=0, temperature=-1, top_k=-1, top_p=0, stop_tokens=(-1,), seed=-1
     )
-    keys = [problem[0] for problem in settings.check()]
+    keys = [problem.key for problem in settings.check()]
     assert keys == ["max_new_tokens", "temperature", "top_k", "top_p", "stop_tokens", "seed"]
     assert SamplingSettings().check() == []
-    assert [p[0] for p in SamplingSettings(temperature=math.nan).check()] == ["temperature"]
+    assert [p.key for p in SamplingSettings(temperature=math.nan).check()] == ["temperature"]

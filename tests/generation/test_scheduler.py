@@ -18,7 +18,7 @@ from lmsmith.generation.engine import Engine, InferenceDecoder, SamplingSettings
 from lmsmith.generation.inference import Span
 from lmsmith.generation.kv_cache import PAGE, PagedCache
 from lmsmith.generation.requests import Reply, Request, TokenEvent
-from lmsmith.generation.scheduler import Event, Failed, Joined, Scheduler
+from lmsmith.generation.scheduler import Admitted, Event, Failed, Scheduler
 from lmsmith.models.config import ModelConfig, RopeScaling
 from lmsmith.tokenizers import Tokenizer
 from tiny_models import random_decoder
@@ -87,7 +87,7 @@ def run(scheduler: Scheduler) -> list[Event]:
     while scheduler.busy:
         events += scheduler.step()
         assert scheduler.cache.kv.used_pages <= scheduler.cache.pages
-        assert scheduler.active <= scheduler.most_rows
+        assert scheduler.active <= scheduler.max_rows
     return events
 
 
@@ -141,7 +141,7 @@ def test_the_next_turn_reads_what_is_new_only() -> None:
     turn = [*first, *reply, 7, 8, 9]
     scheduler.submit(Request(turn, sampling))
     events = run(scheduler)
-    assert events[0] == Joined(1, len(first) + len(reply) - 1)  # the last token was never read
+    assert events[0] == Admitted(1, len(first) + len(reply) - 1)  # the last token was never read
     written = [event.token for event in events if isinstance(event, TokenEvent)]
     (alone,) = answer(Engine(MODEL, tokenizer=TOKENIZER), [Request(turn, sampling)])
     assert written == alone[0].tokens
@@ -149,14 +149,14 @@ def test_the_next_turn_reads_what_is_new_only() -> None:
     for number, prompt in enumerate([first, [*first[:100], *reply]], start=2):
         scheduler.submit(Request(prompt, sampling))
         events = run(scheduler)
-        assert events[0] == Joined(number, min(len(first) - 1, 100) if number == 3 else 149)
+        assert events[0] == Admitted(number, min(len(first) - 1, 100) if number == 3 else 149)
         (alone,) = answer(Engine(MODEL, tokenizer=TOKENIZER), [Request(prompt, sampling)])
         assert [e.token for e in events if isinstance(e, TokenEvent)] == alone[0].tokens
 
 
 def test_a_long_prompt_does_not_keep_others_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PIECE", 16)
-    monkeypatch.setattr(module, "TOKENS_BESIDE", 32)
+    monkeypatch.setattr(module, "CHUNK", 16)
+    monkeypatch.setattr(module, "PREFILL_BESIDE_DECODE", 32)
     scheduler, source = small(), random.Random(0)
     scheduler.submit(Request(tokens_of(source, 5), SamplingSettings(max_new_tokens=40)))
     scheduler.step()
@@ -246,8 +246,8 @@ def test_cancelled_at_every_stage_leaves_nothing_behind() -> None:
     assert written == {numbers[1], numbers[2]}
     # What was read of a cancelled prompt need not be read again.
     scheduler.submit(Request(prompts[0], SamplingSettings(max_new_tokens=1)))
-    (joined,) = [event for event in run(scheduler) if isinstance(event, Joined)]
-    assert joined.reused >= 128
+    (joined,) = [event for event in run(scheduler) if isinstance(event, Admitted)]
+    assert joined.cached >= 128
 
 
 def test_nobody_begins_from_what_was_read_for_another() -> None:
@@ -259,8 +259,8 @@ def test_nobody_begins_from_what_was_read_for_another() -> None:
     def reused(salt: str, more: int) -> int:
         number = scheduler.submit(Request([*prompt, more], short, salt=salt))
         events = [event for _ in range(4) for event in scheduler.step()]
-        (joined,) = [e for e in events if isinstance(e, Joined) and e.request == number]
-        return joined.reused
+        (joined,) = [e for e in events if isinstance(e, Admitted) and e.request == number]
+        return joined.cached
 
     for _ in range(4):
         scheduler.step()
@@ -325,9 +325,9 @@ def test_forced_replies_are_scored_as_their_prompts_would_be(name: str) -> None:
     assert (first, second) == (0, 1)
     # What one has read is there for the next that begins so; not where it asks for that not to be.
     later = scheduler.submit(replace(asked[0], prompt=[*prompt, 7], keep=False))
-    joined = [event for event in run(scheduler) if isinstance(event, Joined)]
+    joined = [event for event in run(scheduler) if isinstance(event, Admitted)]
     assert [each.request for each in joined] == [later]
-    assert name == "banded" or joined[0].reused == 150
+    assert name == "banded" or joined[0].cached == 150
     kept = len(scheduler.cache._kept)
     assert kept <= 2
     scheduler.submit(replace(asked[0], prompt=tokens_of(source, 90), keep=False))

@@ -12,7 +12,7 @@ import pytest
 from lmsmith.core.errors import UserError
 from lmsmith.generation.engine import Engine, InferenceDecoder, SamplingSettings, answer
 from lmsmith.generation.requests import Request, TokenEvent
-from lmsmith.generation.scheduler import Event, Failed, Joined, Scheduler
+from lmsmith.generation.scheduler import Admitted, Event, Failed, Scheduler
 from lmsmith.models.config import ModelConfig
 from lmsmith.server.engine import EngineRequest, EngineThread
 from tiny_models import random_decoder
@@ -100,7 +100,7 @@ def test_everything_is_told_once_and_in_order(flush_seconds: float) -> None:
     for heard, (reply,) in zip(
         all_heard([asked(seed) for seed in range(5)], flush_seconds), whole, strict=True
     ):
-        assert isinstance(heard.events[0], Joined)
+        assert isinstance(heard.events[0], Admitted)
         assert heard.tokens == reply.tokens
         assert heard.moments == sorted(heard.moments)
 

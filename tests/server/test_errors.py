@@ -14,8 +14,8 @@ import openai
 import pytest
 from worlds import CONTEXT, HTTP, RANDOM, SENTENCE, TOKENIZER, Running, running, said_by, words
 
+from lmsmith.generation.requests import RunningSequence
 from lmsmith.generation.scheduler import Scheduler
-from lmsmith.generation.sequences import RunningSequence
 from lmsmith.server.requests import Limits
 
 ASK = said_by("what do you like?")

@@ -10,7 +10,7 @@ import pytest
 from worlds import MACHINE, RANDOM, TOKENIZER, read
 
 from lmsmith.generation.requests import FinishReason, Request, TokenEvent
-from lmsmith.generation.scheduler import Event, Failed, Joined
+from lmsmith.generation.scheduler import Admitted, Event, Failed
 from lmsmith.generation.settings import SamplingSettings
 from lmsmith.server.engine import MAX_BATCH, AsyncEngine, Generation
 from lmsmith.server.errors import ApiError
@@ -69,7 +69,7 @@ def run(waiting: Waiting) -> Sequence[Sequence[int]]:
 def test_what_is_there_comes_together_but_not_without_bound() -> None:
     waiting = Waiting()
     count = 2 * MAX_BATCH + 3
-    waiting.come(Joined(0, 2), *map(token, range(count - 1)), token(count - 1, "length"))
+    waiting.come(Admitted(0, 2), *map(token, range(count - 1)), token(count - 1, "length"))
     found = run(waiting)
     assert [len(batch) for batch in found] == [MAX_BATCH, MAX_BATCH, 3]
     assert sum(found, []) == list(range(count))  # noqa: RUF017
@@ -78,7 +78,7 @@ def test_what_is_there_comes_together_but_not_without_bound() -> None:
 
 def test_what_came_before_a_failure_is_not_lost() -> None:
     waiting = Waiting()
-    waiting.come(Joined(0, 0), token(1), token(2), Failed(0, ApiError(503, "it is over")))
+    waiting.come(Admitted(0, 0), token(1), token(2), Failed(0, ApiError(503, "it is over")))
     with pytest.raises(ApiError, match="it is over"):
         run(waiting)
     assert waiting.generation.replies[0].tokens == [1, 2]
@@ -87,14 +87,14 @@ def test_what_came_before_a_failure_is_not_lost() -> None:
 def test_a_reply_that_is_whole_does_not_fail() -> None:
     """Its reader may be slow, and the time be over by then."""
     waiting = Waiting()
-    waiting.come(Joined(0, 0), token(1), token(2, "stop"), Failed(-1, TimeoutError()))
+    waiting.come(Admitted(0, 0), token(1), token(2, "stop"), Failed(-1, TimeoutError()))
     assert run(waiting) == [[1, 2]]
     assert waiting.timeouts() == 0
 
 
 def test_time_is_over() -> None:
     waiting = Waiting(seconds=0.05)
-    waiting.come(Joined(0, 0), token(1))
+    waiting.come(Admitted(0, 0), token(1))
     with pytest.raises(ApiError, match=r"within 0\.05 seconds") as raised:
         run(waiting)
     assert raised.value.status == 504

@@ -269,15 +269,15 @@ def test_time_and_the_end_of_the_server() -> None:
 def test_streams_go_on_between_the_pieces(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """No step reads more of a task's texts than of any prompt: 256 tokens beside a reply."""
     longest: list[int] = []
-    scheduler, step = served.engine.models["random"].scheduler, Scheduler._pieces
+    scheduler, step = served.engine.models["random"].scheduler, Scheduler._chunks
 
     def seen(self: Scheduler) -> Any:
-        beside, pieces = bool(self._writing), step(self)
+        beside, pieces = bool(self._decoding), step(self)
         if beside:
             longest.append(sum(len(tokens) for _, (_, tokens) in pieces))
         return pieces
 
-    monkeypatch.setattr(Scheduler, "_pieces", seen)
+    monkeypatch.setattr(Scheduler, "_chunks", seen)
     talking = chat(served)
     wait_for(lambda: scheduler.active == 1)
     found = post(served, "kind", {"model": "random", "inputs": [words(60)] * 8})

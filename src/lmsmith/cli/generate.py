@@ -11,7 +11,7 @@ from lmsmith.cli.output import print_json
 from lmsmith.core.recipe import MachineConfig
 
 if TYPE_CHECKING:
-    from lmsmith.generation.log_probs import TokenLogProb
+    from lmsmith.generation.requests import TokenLogProb
     from lmsmith.generation.settings import SamplingSettings
     from lmsmith.library import LanguageModel
 

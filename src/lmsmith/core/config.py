@@ -175,8 +175,7 @@ def problems_in(settings: object, key: str = "") -> list[Problem]:
 
 def _contradictions(settings: object, key: str) -> list[Problem]:
     """What the settings' own method ``check`` finds."""
-    items: list[Any] = getattr(settings, "check", list)()
-    found = [item if isinstance(item, Problem) else Problem(*item) for item in items]
+    found: list[Problem] = getattr(settings, "check", list)()
     return [dataclasses.replace(each, key=_join(key, each.key)) for each in found]
 
 

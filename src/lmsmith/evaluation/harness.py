@@ -25,8 +25,7 @@ from lmsmith.evaluation.methods.perplexity import window_pairs
 from lmsmith.evaluation.methods.writing import STREAMS_AN_ITEM
 from lmsmith.evaluation.model import EvaluatedModel, Pair, load_evaluated_model
 from lmsmith.generation.engine import Engine, answer
-from lmsmith.generation.requests import Request, TokenEvent
-from lmsmith.generation.sequences import until_stop
+from lmsmith.generation.requests import Request, TokenEvent, until_stop
 from lmsmith.generation.settings import SamplingSettings
 from lmsmith.runs.signals import stop_if_requested
 from lmsmith.tokenizers import Tokenizer

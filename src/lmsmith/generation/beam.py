@@ -42,10 +42,10 @@ class BeamSettings:
     max_new_tokens: int = 128
     stop_tokens: tuple[int, ...] = ()
 
-    def check(self) -> list[tuple[str, object, str, str]]:
-        """Settings out of range, as (key, value, expected, fix)."""
+    def check(self) -> list[Problem]:
+        """Settings out of range."""
         if self.width < 1:
-            return [("width", self.width, "1 or more", "1 is greedy search")]
+            return [Problem("width", self.width, "1 or more", "1 is greedy search")]
         return []
 
 
@@ -88,8 +88,7 @@ def beam_search(
     Raises:
         UserError: settings out of range, or a prompt that cannot be answered.
     """
-    problems = [Problem(*problem) for problem in settings.check()]
-    if problems:
+    if problems := settings.check():
         raise report_problems(problems)
     model = ready(decoder, machine)
     plain = SamplingSettings(settings.max_new_tokens, stop_tokens=settings.stop_tokens)

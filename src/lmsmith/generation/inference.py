@@ -1,21 +1,25 @@
-"""A decoder made ready for reading only: weights cast and laid out once, tokens of all rows packed.
+"""The decoder of inference: forward pass, logits, and the draw of the next tokens.
 
-Tokens that are read together stand in one list, (n, width), whatever rows they belong to and
-however many each row has: a step of 16 rows is 16 tokens, a prompt of 500 is 500, and neither is
-padded to the other.
+Weights are cast and laid out once. The tokens of a forward pass are packed into one list,
+(n, width), whatever rows of the cache they belong to: 16 replies are 16 tokens, a prompt of 500 is
+500, and neither is padded to the other.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from lmsmith.generation.kernels import Kernels, Places
+from lmsmith.generation.kernels import Places, TorchKernels
 from lmsmith.generation.kv_cache import LayerCache, PagedCache, pages_for
 from lmsmith.generation.native.operations import best_kernels
 from lmsmith.generation.native.stack import native_stack
+from lmsmith.generation.requests import RunningSequence
+from lmsmith.generation.sampling import adjust
+from lmsmith.generation.vocabulary import ANY, Mask
 from lmsmith.generation.weights import BlockWeights, Norm, WeightKind, read_weight
 from lmsmith.models.adapters import merged_state
 from lmsmith.models.config import ModelConfig
@@ -29,19 +33,19 @@ Span = tuple[int, Sequence[int]]
 
 
 class InferenceDecoder:
-    """A decoder that only writes.
+    """A decoder for inference.
 
     The linear layers and the unembedding multiply in ``dtype``; embeddings, norms and the
-    residual stream stay float32. That is what autocast does in training, so that a policy writes
-    with the rounding it is updated with. The weights are copied where ``dtype`` is not float32:
-    make a new one after every update.
+    residual stream stay float32, as autocast does it in training: a policy writes with the
+    rounding it is updated with. The weights are copied where ``dtype`` is not float32: make a new
+    one after every update.
 
     Args:
         decoder: its dropout is off here, whatever its mode.
         machine: gives ``dtype``; float32 if None.
         weights: ``model``, as they are in ``dtype``; or ``int8``, every matrix but the token
             embedding rounded to 8 bits in groups (`quantise_int8`), for activations in bf16.
-        kernels: the operations; the fastest there are if None.
+        kernels: the operations; the fastest available if None.
     """
 
     @torch.no_grad()
@@ -51,7 +55,7 @@ class InferenceDecoder:
         machine: ResolvedMachine | None = None,
         *,
         weights: WeightKind = "model",
-        kernels: Kernels | None = None,
+        kernels: TorchKernels | None = None,
     ) -> None:
         self.config: ModelConfig = decoder.config
         self.dtype = torch.float32 if machine is None else machine.dtype
@@ -70,12 +74,12 @@ class InferenceDecoder:
 
     @property
     def decoder(self) -> Decoder:
-        """The float32 weights that it was made of, adapters added to them, for reading only."""
+        """The float32 weights that it was made of, adapters merged; for reading only."""
         return self._decoder
 
     @property
     def weight_bytes(self) -> int:
-        """What one step reads of weights."""
+        """Bytes of weights that one step reads."""
         matrices = [matrix for block in self._blocks for matrix in block.matrices]
         return sum(matrix.bytes for matrix in [*matrices, self._unembedding])
 
@@ -85,11 +89,7 @@ class InferenceDecoder:
 
     @torch.inference_mode()
     def read(self, spans: Sequence[Span], cache: PagedCache) -> Tensor:
-        """Read the tokens that follow in each row; the cache takes them in.
-
-        Returns:
-            Hidden states (n, width) of all tokens, span after span.
-        """
+        """Hidden states (n, width) of all tokens, span after span; the cache grows by them."""
         places = _extend(cache, spans)
         tokens_n = torch.tensor([token for _, tokens in spans for token in tokens])
         positions_n = places.positions_n.long()
@@ -109,10 +109,37 @@ class InferenceDecoder:
         return self.kernels.linear(hidden_nd.to(self.dtype), self._unembedding, torch.float32)
 
     @torch.inference_mode()
-    def raw_logits(self, hidden_nd: Tensor) -> Tensor:
-        """`logits` in the type that the product gives them in: float32, or bf16 on matrix units."""
+    def scored_logits(self, hidden_nd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits in the type of the product (float32, or bf16 on matrix units), the log Σ exp of
+        each row, and its first largest."""
         dtype = self.kernels.product_dtype(self._unembedding, len(hidden_nd))
-        return self.kernels.linear(hidden_nd.to(self.dtype), self._unembedding, dtype)
+        logits_nv = self.kernels.linear(hidden_nd.to(self.dtype), self._unembedding, dtype)
+        return logits_nv, *self.kernels.log_sums(logits_nv)
+
+    def draw(self, logits_bv: Tensor, sequences: Sequence[RunningSequence]) -> list[int]:
+        """The next token of each sequence; those with equal settings are drawn together.
+
+        Raises:
+            UserError: logits are not finite numbers.
+        """
+        groups: dict[tuple[float, int, float, float], list[int]] = {}
+        for place, each in enumerate(sequences):
+            by = each.settings
+            key = (by.temperature, by.top_k, by.top_p, by.min_p)
+            groups.setdefault(key, []).append(place)
+        tokens = [0] * len(sequences)
+        for places in groups.values():
+            chosen = [sequences[place] for place in places]
+            part_bv = logits_bv if len(groups) == 1 else logits_bv[places]
+            if any(each.settings.logit_bias or each.settings.has_penalties for each in chosen):
+                pairs = zip(part_bv, chosen, strict=True)
+                part_bv = torch.stack([adjust(v, each.settings, each.history) for v, each in pairs])
+            uniform_b = torch.tensor([each.uniform for each in chosen], dtype=torch.float64)
+            mask = mask_of(part_bv, chosen)
+            drawn_b = self.kernels.draw(part_bv, chosen[0].settings, uniform_b, mask)
+            for place, token in zip(places, drawn_b.tolist(), strict=True):
+                tokens[place] = token
+        return tokens
 
     def _rotation(self, positions_n: Tensor, places: Places) -> Rotation | None:
         """Cosines and sines (n, head_width / 2), each row's on its own: some depend on length."""
@@ -150,7 +177,7 @@ class InferenceDecoder:
 
     def _norm(self, x_nd: Tensor, norm: Norm, dtype: torch.dtype | None = None) -> Tensor:
         dtype = self.dtype if dtype is None else dtype
-        return self.kernels.norm(x_nd, norm.weight, norm.shift, norm.epsilon, dtype)
+        return self.kernels.norm(x_nd, norm, dtype)
 
     def _feed_forward(self, entering: Tensor, block: BlockWeights, x_nd: Tensor) -> Tensor:
         kernels, activation = self.kernels, self.config.activation
@@ -164,8 +191,18 @@ class InferenceDecoder:
         return kernels.linear(active, block.feed_forward_output, self.dtype, add_to=x_nd)
 
 
+def mask_of(logits_bv: Tensor, sequences: Sequence[RunningSequence]) -> Mask | None:
+    """Tokens that sequences with equal settings may draw; all where a bias forbids each of them."""
+    first = sequences[0]
+    mask = first.vocabulary.mask([each.state for each in sequences], first.settings.temperature)
+    if mask is not None and any(each.settings.forbids for each in sequences):
+        none_b = mask.apply(logits_bv).amax(dim=-1) == -math.inf
+        mask = Mask(mask.forbidden_sv, mask.states_b.masked_fill(none_b, ANY))
+    return mask
+
+
 def decoder_for_reading(decoder: Decoder) -> Decoder:
-    """The same weights in a decoder of its own, so that dropout is off in one alone."""
+    """A decoder of the same weights in evaluation mode, adapters merged."""
     with without_weights():
         copy = Decoder(decoder.config).eval()
     copy.load_state_dict(merged_state(decoder), assign=True)
@@ -173,7 +210,7 @@ def decoder_for_reading(decoder: Decoder) -> Decoder:
 
 
 def _extend(cache: PagedCache, spans: Sequence[Span]) -> Places:
-    """Make room in the cache; say where every token stands."""
+    """Make room in the cache; the place of every token."""
     rows: list[int] = []
     positions: list[int] = []
     found: list[tuple[int, int, int]] = []

@@ -1,12 +1,11 @@
-"""What a step of generation is made of: the operations, and how PyTorch does them.
+"""The operations of a forward pass and the draw of a token, in PyTorch.
 
-Those in C++ are in `native`; this is for where none can be compiled, and for float32.
+`native` has them in C++; these serve float32, and machines without a compiler.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from lmsmith.generation.kv_cache import LayerCache
 from lmsmith.generation.sampling import choose_tokens
 from lmsmith.generation.settings import SamplingSettings
 from lmsmith.generation.vocabulary import Mask
-from lmsmith.generation.weights import Weight, onednn_linear
+from lmsmith.generation.weights import Norm, Weight, onednn_linear
 from lmsmith.models.positions import Rotation, rotate
 
 
@@ -35,80 +34,17 @@ class Places:
     spans: tuple[tuple[int, int, int], ...]
 
 
-class Kernels(Protocol):
-    """The operations; n counts tokens."""
-
-    def prepare(self, weight: Weight) -> Weight:
-        """A weight in the form that `linear` likes."""
-
-    def linear(
-        self, x_ni: Tensor, weight: Weight, dtype: torch.dtype, add_to: Tensor | None = None
-    ) -> Tensor:
-        """x Wᵀ + b, in ``dtype``; or added to the float32 ``add_to`` once it is rounded."""
-
-    def norm(
-        self,
-        x_nd: Tensor,
-        weight: Tensor,
-        shift: Tensor | None,
-        epsilon: float,
-        dtype: torch.dtype,
-    ) -> Tensor:
-        """RMSNorm, or LayerNorm where there is a shift; float32 in, ``dtype`` out."""
-
-    def gate(self, both_ni: Tensor) -> Tensor:
-        """SwiGLU's silu(gate) ∘ inner, where ``both_ni`` holds gate and inner side by side."""
-
-    def gelu(self, x_ni: Tensor) -> Tensor:
-        """GELU in its form with tanh."""
-
-    def attend(
-        self,
-        projected_nhk: Tensor,
-        places: Places,
-        cache: LayerCache,
-        heads: int,
-        rotation: Rotation | None,
-    ) -> Tensor:
-        """Keep the tokens' keys and values; then softmax(QKᵀ/√d_k)V over those before each.
-
-        Args:
-            projected_nhk: queries, keys and values, (n, heads + 2 × shared heads, head_width), in
-                the cache's type, not turned yet.
-            places: rows and positions; the cache has pages for them.
-            cache: of this layer.
-            heads: of queries.
-            rotation: cosines and sines (n, head_width / 2), or None.
-
-        Returns:
-            (n, heads × head_width).
-        """
-
-    def product_dtype(self, weight: Weight, rows: int) -> torch.dtype:
-        """The type that `linear` can give the product of so many rows in without rounding it."""
-
-    def log_sums(self, logits_nv: Tensor) -> tuple[Tensor, Tensor]:
-        """log Σ exp of each row, float32 (n,), and the first of its largest, int64 (n,)."""
-
-    def draw(
-        self,
-        logits_bv: Tensor,
-        settings: SamplingSettings,
-        uniform_b: Tensor,
-        mask: Mask | None = None,
-    ) -> Tensor:
-        """`choose_tokens`."""
-
-
 class TorchKernels:
-    """The operations in PyTorch."""
+    """The operations in PyTorch; n counts tokens."""
 
     def prepare(self, weight: Weight) -> Weight:
+        """A weight in the layout that `linear` prefers."""
         return weight
 
     def linear(
         self, x_ni: Tensor, weight: Weight, dtype: torch.dtype, add_to: Tensor | None = None
     ) -> Tensor:
+        """x Wᵀ + b, in ``dtype``; or added to the float32 ``add_to`` once it is rounded."""
         bias = None if weight.bias is None else weight.bias.to(x_ni.dtype)
         onednn = onednn_linear() if weight.values.dtype == torch.bfloat16 else None
         if onednn is None:
@@ -117,23 +53,20 @@ class TorchKernels:
             result = onednn(x_ni, weight.laid_out, bias, "none", [], "")
         return result.to(dtype) if add_to is None else add_to.add_(result)
 
-    def norm(
-        self,
-        x_nd: Tensor,
-        weight: Tensor,
-        shift: Tensor | None,
-        epsilon: float,
-        dtype: torch.dtype,
-    ) -> Tensor:
+    def norm(self, x_nd: Tensor, norm: Norm, dtype: torch.dtype) -> Tensor:
+        """RMSNorm, or LayerNorm where there is a shift; float32 in, ``dtype`` out."""
+        weight, shift, epsilon = norm
         if shift is None:
             return F.rms_norm(x_nd, weight.shape, weight, epsilon).to(dtype)
         return F.layer_norm(x_nd, weight.shape, weight, shift, epsilon).to(dtype)
 
     def gate(self, both_ni: Tensor) -> Tensor:
+        """SwiGLU's silu(gate) ∘ inner, where ``both_ni`` holds gate and inner side by side."""
         gate_ni, inner_ni = both_ni.chunk(2, dim=1)
         return F.silu(gate_ni) * inner_ni
 
     def gelu(self, x_ni: Tensor) -> Tensor:
+        """GELU in its form with tanh."""
         return F.gelu(x_ni, approximate="tanh")
 
     def attend(
@@ -144,6 +77,19 @@ class TorchKernels:
         heads: int,
         rotation: Rotation | None,
     ) -> Tensor:
+        """Store the tokens' keys and values; then softmax(QKᵀ/√d_k)V over those before each.
+
+        Args:
+            projected_nhk: queries, keys and values before rotation, (n, heads + 2 × kv_heads,
+                head_width), in the cache's type.
+            places: rows and positions; the cache has pages for them.
+            cache: of this layer.
+            heads: of queries.
+            rotation: cosines and sines (n, head_width / 2), or None.
+
+        Returns:
+            (n, heads × head_width).
+        """
         query_nhk, key_nhk, value_nhk = split_heads(projected_nhk, heads, rotation)
         cache.store(places.rows_n, places.positions_n, key_nhk, value_nhk)
         mixed, at = [], 0
@@ -153,10 +99,12 @@ class TorchKernels:
         return torch.cat(mixed)
 
     def product_dtype(self, weight: Weight, rows: int) -> torch.dtype:
+        """The type in which `linear` gives the product of so many rows without rounding it."""
         values = weight.values.dtype
         return values if values.is_floating_point else torch.bfloat16
 
     def log_sums(self, logits_nv: Tensor) -> tuple[Tensor, Tensor]:
+        """log Σ exp of each row, float32 (n,), and the first of its largest, int64 (n,)."""
         return logits_nv.float().logsumexp(dim=-1), logits_nv.argmax(dim=-1)
 
     def draw(
@@ -166,6 +114,7 @@ class TorchKernels:
         uniform_b: Tensor,
         mask: Mask | None = None,
     ) -> Tensor:
+        """`choose_tokens`."""
         return choose_tokens(logits_bv, settings, uniform_b, mask)
 
 

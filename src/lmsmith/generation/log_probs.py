@@ -1,48 +1,30 @@
-"""How likely the model finds tokens: those it writes, those of a prompt, and given ones.
+"""Log-probabilities of tokens: drawn ones, those of a prompt, and forced ones.
 
-Whatever only reads gets its log-probabilities here, through the scheduler: generation, the server,
-evaluation. Two more readers compute the same numbers where these cannot serve:
-`lmsmith.models.batching.response_log_probs` for PPO, with gradients and a temperature, and
-`lmsmith.training.losses` for the loss over documents, with gradients too.
+Generation, the server and evaluation get their log-probabilities here, through the scheduler. Two
+more readers compute the same numbers: `lmsmith.models.batching.response_log_probs` for PPO, with
+gradients and a temperature, and `lmsmith.training.losses` for the loss over documents, with
+gradients.
 
-What is given is log p = logit − log Σ exp(logits) of the model's raw logits, in nats. Bias,
-penalties, temperature, truncation and what UTF-8 forbids decide which token is drawn, and change
-nothing of it. Ids without a token have their part in the sum, as in training.
+log p = logit − log Σ exp(logits) of the model's raw logits, in nats. Bias, penalties, temperature,
+truncation and UTF-8 masks decide which token is drawn, and do not change its log-probability. Ids
+without a token are part of the sum, as in training.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from lmsmith.generation.inference import InferenceDecoder
+from lmsmith.generation.requests import RunningSequence, TokenLogProb
 from lmsmith.generation.settings import SamplingSettings
 from lmsmith.generation.vocabulary import Vocabulary
 
 LOGITS_AT_ONCE = 256
 """Places of a prompt whose logits are held together."""
-
-
-@dataclass(frozen=True)
-class TokenLogProb:
-    """A token's log-probability, and those of what could stand in its place.
-
-    Attributes:
-        token: its id.
-        log_prob: log p(token | what is before it).
-        top: (token, log-probability) of the likeliest there, the likeliest first.
-        greedy: of a given token, whether it is the likeliest in its place.
-        greedy_allowed: the same among those that the request's ``logit_bias`` does not forbid.
-    """
-
-    token: int
-    log_prob: float
-    top: tuple[tuple[int, float], ...] = ()
-    greedy: bool | None = None
-    greedy_allowed: bool | None = None
 
 
 def token_log_probs(
@@ -72,6 +54,24 @@ def token_log_probs(
     ]
 
 
+def drawn_log_probs(
+    logits_bv: Tensor, sequences: Sequence[RunningSequence], tokens: Sequence[int]
+) -> list[TokenLogProb | None]:
+    """Log-probability of each sequence's drawn token; None where it is not requested."""
+    log_probs: list[TokenLogProb | None] = [None] * len(tokens)
+    places = [place for place, each in enumerate(sequences) if each.settings.wants_log_probs]
+    if places:
+        found = token_log_probs(
+            logits_bv[places],
+            [tokens[place] for place in places],
+            [sequences[place].settings.top_log_probs for place in places],
+            sequences[places[0]].vocabulary,
+        )
+        for place, log_prob in zip(places, found, strict=True):
+            log_probs[place] = log_prob
+    return log_probs
+
+
 def prompt_log_probs(
     model: InferenceDecoder,
     prompt: Sequence[int],
@@ -82,9 +82,9 @@ def prompt_log_probs(
     """Log-probabilities of a prompt's tokens; the first has none.
 
     Args:
-        model: whose logits are taken, of a part of the prompt at a time.
+        model: computes logits, of a part of the prompt at a time.
         prompt: its t tokens.
-        hidden_td: the states that the model has after each.
+        hidden_td: the model's states after each.
         top: how many of the likeliest, at each place.
         vocabulary: of the model.
     """
@@ -98,28 +98,29 @@ def prompt_log_probs(
 
 
 @torch.inference_mode()
-def given_log_probs(
+def forced_log_probs(
     model: InferenceDecoder,
     hidden_nd: Tensor,
-    given: Sequence[tuple[int, int]],
+    forced: Sequence[tuple[int, int]],
     settings: Sequence[SamplingSettings],
     vocabulary: Vocabulary,
 ) -> list[TokenLogProb]:
-    """Log-probabilities of given tokens; a state that several follow is multiplied out once.
+    """Log-probabilities of forced tokens; the logits of a state are computed once.
 
     Args:
-        model: whose logits are taken, of a part of the states at a time.
+        model: computes logits, of a part of the states at a time.
         hidden_nd: states.
-        given: (state, token that follows it), in the order of the states.
+        forced: (state, token that follows it), in the order of the states.
         settings: of each token's request: ``top_log_probs``, and what ``logit_bias`` forbids.
         vocabulary: of the model.
     """
     found: list[TokenLogProb] = []
     for start in range(0, len(hidden_nd), LOGITS_AT_ONCE):
-        logits_pv = model.raw_logits(hidden_nd[start : start + LOGITS_AT_ONCE])
-        log_sum_p, best_p = model.kernels.log_sums(logits_pv)
+        logits_pv, log_sum_p, best_p = model.scored_logits(
+            hidden_nd[start : start + LOGITS_AT_ONCE]
+        )
         first = len(found)
-        part = [each for each in given[first:] if each[0] < start + LOGITS_AT_ONCE]
+        part = [each for each in forced[first:] if each[0] < start + LOGITS_AT_ONCE]
         rows_n = torch.tensor([state - start for state, _ in part])
         tokens_n = torch.tensor([token for _, token in part])
         log_prob_n = logits_pv[rows_n, tokens_n].float() - log_sum_p[rows_n]
@@ -128,21 +129,24 @@ def given_log_probs(
             TokenLogProb(token, log_prob, (), best, best)
             for (_, token), log_prob, best in zip(part, log_prob_n.tolist(), best_n, strict=True)
         ]
-        asked = list(enumerate(settings[first : first + len(part)]))
-        for each in {id(each): each for _, each in asked}.values():
-            places = [place for place, own in asked if own is each]
-            if each.forbids:
-                forbidden = [t for t, bias in each.logit_bias.items() if bias == -torch.inf]
+        by_settings: dict[int, list[int]] = {}
+        for place in range(len(part)):
+            by_settings.setdefault(id(settings[first + place]), []).append(place)
+        for places in by_settings.values():
+            asked = settings[first + places[0]]
+            if asked.forbids:
+                forbidden = [t for t, bias in asked.logit_bias.items() if bias == -torch.inf]
                 allowed_nv = logits_pv[rows_n[places]]
                 allowed_nv[:, forbidden] = -torch.inf
                 for place, best in zip(places, allowed_nv.argmax(dim=-1).tolist(), strict=True):
                     at = found[first + place]
                     found[first + place] = replace(at, greedy_allowed=best == at.token)
-            if each.top_log_probs:
+            if asked.top_log_probs:
                 tokens = [part[place][1] for place in places]
-                logits_nv = logits_pv[rows_n[places]].float()
-                tops = [each.top_log_probs] * len(places)
-                listed = token_log_probs(logits_nv, tokens, tops, vocabulary)
+                tops = [asked.top_log_probs] * len(places)
+                listed = token_log_probs(
+                    logits_pv[rows_n[places]].float(), tokens, tops, vocabulary
+                )
                 for place, one in zip(places, listed, strict=True):
                     found[first + place] = replace(found[first + place], top=one.top)
     return found

@@ -1,13 +1,13 @@
-"""The keys and values of sequences in use, and of earlier ones that a new prompt may begin as.
+"""The prefix cache: keys and values of sequences in use, and of earlier ones.
 
-It is the one prefix cache: conversations that a server keeps for their next turn, what the items of
-a task have in common, and prompts that are being read or answered now.
+A new prompt begins from the row with the longest common prefix: a conversation's last turn, what
+the items of a task have in common, or a prompt that is being read or answered now.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 from lmsmith.core.errors import UserError
 from lmsmith.generation.inference import InferenceDecoder
@@ -21,17 +21,16 @@ CachedPrefix = tuple[int, Sequence[int], int]
 
 
 class PrefixCache:
-    """The cache, its rows in use, and those of earlier sequences, within a number of pages.
+    """A `PagedCache` with its rows in use and those of earlier sequences, of limited size.
 
     Args:
-        model: whose keys and values are held.
+        model: its keys and values are held.
         cache_bytes: memory of the cache.
-        rows: most rows in use.
-        kept: most earlier sequences that are kept, the least recently used going first; 0 keeps
-            none.
+        rows: maximum number of rows in use.
+        kept: maximum number of earlier sequences, the least recently used going first.
         page: tokens of a page.
-        grows: whether the memory is taken as it is needed, and exceeded by a sequence that would
-            never fit; else it is taken at once and never exceeded.
+        grows: whether memory is allocated as it is needed, and exceeded by a sequence that would
+            never fit; else it is allocated at once and never exceeded.
 
     Raises:
         UserError: a cache that does not grow has no room for two pages.
@@ -70,7 +69,7 @@ class PrefixCache:
 
     @property
     def tokens(self) -> int:
-        """Most tokens that all rows together may hold."""
+        """Maximum number of tokens that all rows together hold."""
         return self.pages * self.page // self._kinds
 
     @property
@@ -87,15 +86,15 @@ class PrefixCache:
         """How many tokens a row holds."""
         return self.kv.lengths[row]
 
-    def pages_to_come(self, done: int, length: int) -> int:
-        """Most pages that a row with ``done`` tokens takes until it has ``length``.
+    def max_pages(self, done: int, length: int) -> int:
+        """Maximum number of pages that a row with ``done`` tokens takes until it has ``length``.
 
         The page that it is in counts: where that is shared, it will be copied.
         """
         return (pages_for(length, self.page) - done // self.page) * self._kinds
 
     def reserve(self, pages: int) -> None:
-        """Take the memory of so many pages at once while the cache is empty; growing copies it."""
+        """Allocate so many pages at once while the cache is empty; growing copies it."""
         pages = max(1, min(pages, self.pages))
         if self.grows and not self.kv.used_pages and self.kv.pages < pages * self._kinds:
             self.kv = self._new_kv(pages)
@@ -110,14 +109,14 @@ class PrefixCache:
         salt: str = "",
         alone: bool = False,
     ) -> tuple[int, int]:
-        """A row for a prompt, begun from the row that begins so for longest.
+        """A row for a prompt, forked from the row with the longest common prefix.
 
         Args:
             prompt: to be read.
-            live: rows in use that may be begun from.
-            pages: that must be free, were the row empty.
-            reuse: whether it may begin from another row.
-            salt: of the rows that it may begin from, and that may begin from it.
+            live: rows in use that may be forked.
+            pages: that must be free for an empty row.
+            reuse: whether another row may be forked.
+            salt: rows of the same salt alone may be forked, from this one too.
             alone: whether no other row is in use: a cache that grows then has room in any case.
 
         Returns:
@@ -143,13 +142,11 @@ class PrefixCache:
     def longest(
         self, prompt: Sequence[int], live: Iterable[CachedPrefix], salt: str
     ) -> tuple[int, int] | None:
-        """The row of this salt that begins as the prompt does for longest, and for how long."""
-        rows = (each for each in (*self._earlier(), *live) if self._salts[each[0]] == salt)
+        """The row of this salt with the longest common prefix, and the prefix's length."""
+        kept = ((row, tokens, len(tokens)) for row, (_, tokens) in self._kept.items())
+        rows = (each for each in (*kept, *live) if self._salts[each[0]] == salt)
         pinned = [] if self._pinned is None else [self._pinned]
         return longest_prefix((*pinned, *rows), prompt, whole_rows=self.banded)
-
-    def _earlier(self) -> Iterator[CachedPrefix]:
-        return ((row, tokens, len(tokens)) for row, (_, tokens) in self._kept.items())
 
     def _make_room(self, pages: int, but: int | None = None) -> bool:
         while self.kv.used_pages + pages > self.pages:
@@ -164,13 +161,12 @@ class PrefixCache:
         return made
 
     def close(self, row: int) -> None:
-        """Give a row back."""
+        """Free a row."""
         del self._salts[row]
         self.kv.close(row)
 
     def pin(self, row: int, tokens: Sequence[int]) -> None:
-        """Keep a row for every prompt to come that begins so, in place of the one before."""
-        self.unpin()
+        """Keep a row for every prompt to come that begins so."""
         self._pinned = (row, list(tokens), len(tokens))
 
     def unpin(self) -> None:
@@ -178,14 +174,14 @@ class PrefixCache:
             self.close(self._pinned[0])
             self._pinned = None
 
-    def keep(self, row: int, tokens: Sequence[int]) -> None:
-        """Give a row back, and keep what it has read for the next prompt that begins so.
+    def release(self, row: int, tokens: Sequence[int], *, keep: bool) -> None:
+        """End the use of a row, and perhaps keep what it has read for prompts that begin so.
 
-        A row whose tokens another one of its salt begins with is of no use beside it.
+        A row whose tokens another one of its salt begins with is not kept.
         """
         read, salt = list(tokens[: self.kv.lengths[row]]), self._salts[row]
         alike = [(other, own) for other, (of, own) in self._kept.items() if of == salt]
-        if not self._most_kept or any(own[: len(read)] == read for _, own in alike):
+        if not (keep and self._most_kept) or any(own[: len(read)] == read for _, own in alike):
             self.close(row)
             return
         for other, own in alike:
@@ -209,15 +205,15 @@ class PrefixCache:
 def longest_prefix(
     rows: Iterable[CachedPrefix], prompt: Sequence[int], *, whole_rows: bool
 ) -> tuple[int, int] | None:
-    """The row that begins as ``prompt`` does for longest, and for how many tokens.
+    """The row with the longest common prefix, and the prefix's length.
 
-    The prompt's last token is never among them: its hidden state is needed for the next one.
+    The prompt's last token is never part of it: its hidden state is needed for the next one.
 
     Args:
         rows: candidates.
         prompt: to be read.
         whole_rows: a row counts only if all of it begins the prompt: layers of banded attention
-            have given back what an earlier end would see.
+            have freed what an earlier end would see.
     """
     best, longest = -1, SHORTEST - 1
     prompt = list(prompt[:-1])
@@ -232,7 +228,7 @@ def longest_prefix(
 
 
 def common_length(left: Sequence[int], right: Sequence[int], most: int | None = None) -> int:
-    """How many tokens two sequences begin with in common, ``most`` at most."""
+    """Length of the common prefix of two sequences, ``most`` at most."""
     low, high = 0, min(len(left), len(right)) if most is None else most
     while low < high:
         middle = (low + high + 1) // 2

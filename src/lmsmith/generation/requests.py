@@ -1,18 +1,19 @@
-"""What is asked of the engine, what it answers, and what it refuses."""
+"""A request, the sequences that answer it, their events, and which requests are refused."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from lmsmith.core.config import Problem
 from lmsmith.core.errors import UserError
-from lmsmith.generation.log_probs import TokenLogProb
+from lmsmith.generation.sampling import History, row_uniforms
 from lmsmith.generation.settings import SamplingSettings
 from lmsmith.generation.vocabulary import Vocabulary, vocabulary_of
 from lmsmith.models.config import ModelConfig
-from lmsmith.tokenizers import Tokenizer
+from lmsmith.tokenizers import StreamDecoder, Tokenizer
+from lmsmith.tokenizers.token_bytes import BOUNDARY, LONGEST
 
 FinishReason = Literal["stop", "length", "context", "cancelled"]
 
@@ -24,16 +25,16 @@ class Request:
     Attributes:
         prompt: token ids.
         settings: how its replies are drawn.
-        name: what an error calls it; ``prompt`` if empty.
-        stream: of chance; sample i of the request draws from stream + i of its seed.
-        salt: whose it is: it begins from what was read for requests of the same salt alone, so that
-            nobody learns from the count or the time what others have asked.
-        forced: what each sample writes, whatever the model would: with ``settings.log_probs`` the
-            model says how likely it finds each, and reads the prompt once for all of them. The last
+        name: its name in errors; ``prompt`` if empty.
+        stream: sample i draws its random numbers from stream + i of the seed.
+        salt: cache salt. A request reuses only what requests of the same salt have read, so that
+            nobody learns from a count or a time what others have asked.
+        forced: the tokens of each sample, whatever the model prefers: with ``settings.log_probs``
+            they get their log-probabilities, and the prompt is read once for all of them. The last
             token of each is predicted and not read, so it may lie one past the context.
-        keep: whether what is read of it is kept for later requests that begin so.
-        is_message: whether the reply is a message, a text of its own, and not what a text goes on
-            with: a tokenizer may begin texts with a space, which is no part of them.
+        keep: whether its part of the cache is kept for later requests that begin so.
+        is_message: whether the reply is a text of its own, not the continuation of a text: a
+            tokenizer may begin texts with a space, which is no part of them.
     """
 
     prompt: Sequence[int]
@@ -46,13 +47,32 @@ class Request:
     is_message: bool = False
 
     def max_tokens(self, context: int) -> int:
-        """Most tokens that each of its replies may get, by a model with this context."""
+        """Maximum number of tokens of each reply, by a model with this context."""
         return min(context + bool(self.forced) - len(self.prompt), self.settings.max_new_tokens)
 
     @property
     def keeps(self) -> bool:
         """Whether its part of the cache is kept; prompts that are scored seldom come again."""
         return self.keep and not self.settings.prompt_log_probs
+
+
+@dataclass(frozen=True)
+class TokenLogProb:
+    """A token's log-probability, and those of the alternatives in its place.
+
+    Attributes:
+        token: its id.
+        log_prob: log p(token | what is before it), in nats.
+        top: (token, log-probability) of the likeliest there, the likeliest first.
+        greedy: of a forced token, whether it is the likeliest in its place.
+        greedy_allowed: the same among those that the request's ``logit_bias`` does not forbid.
+    """
+
+    token: int
+    log_prob: float
+    top: tuple[tuple[int, float], ...] = ()
+    greedy: bool | None = None
+    greedy_allowed: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -64,10 +84,10 @@ class TokenEvent:
         sample: which of the request's replies, from 0.
         token: its id.
         log_prob: if the request asked for it.
-        prompt_log_probs: with a reply's first token, if the request asked for them: those of the
-            prompt's tokens but the first, before which there is nothing.
-        text: what is new of the reply's text, if the engine has a tokenizer.
-        finish: why the reply ends with this token; None while it goes on.
+        prompt_log_probs: those of the prompt's tokens but the first, with a reply's first token,
+            if the request asked for them.
+        text: the new text of the reply, if the engine has a tokenizer.
+        finish: why the reply ends with this token; None if it does not.
     """
 
     request: int
@@ -88,8 +108,8 @@ class Reply:
         text: without stop token or stop text; empty if the engine has no tokenizer.
         finish: ``stop`` (a stop token or text), ``length`` (max_new_tokens), ``context`` (the
             context is full), ``cancelled``.
-        log_probs: of its tokens, if asked for.
-        prompt_log_probs: of the prompt's tokens but the first, if asked for.
+        log_probs: of its tokens, if the request asked for them.
+        prompt_log_probs: of the prompt's tokens but the first, likewise.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -108,10 +128,182 @@ class Reply:
         self.prompt_log_probs = self.prompt_log_probs or event.prompt_log_probs
 
 
+@dataclass(eq=False)
+class RunningSequence:
+    """A reply in progress.
+
+    Attributes:
+        request, sample: the number of its request, and which of its samples this is.
+        row: of the cache.
+        tokens: of the prompt and of the reply so far; the last one drawn is not read yet.
+        tokens_left: that it may still get.
+        vocabulary: the ids that it may write.
+        state: where the bytes of its text stand in a character.
+        uniforms: its random numbers, one a token; empty at temperature 0.
+        fills_context: whether the context ends before ``max_new_tokens``.
+        prompt_log_probs: given with its first token.
+        drawn: tokens of the reply so far.
+        finished: whether it has its last token.
+        forced: its tokens, if they are given.
+        keep: whether its part of the cache is kept.
+    """
+
+    request: int
+    sample: int
+    settings: SamplingSettings
+    row: int
+    tokens: list[int]
+    tokens_left: int
+    vocabulary: Vocabulary
+    state: int
+    uniforms: list[float]
+    history: History | None
+    decoder: StreamDecoder | None
+    scanner: StopScanner | None
+    fills_context: bool
+    prompt_log_probs: tuple[TokenLogProb, ...]
+    forced: tuple[int, ...]
+    keep: bool
+    drawn: int = 0
+    finished: bool = False
+
+    @property
+    def uniform(self) -> float:
+        """Random number of the next token."""
+        return self.uniforms[self.drawn] if self.uniforms else 0.0
+
+    def append(self, token: int, log_prob: TokenLogProb | None) -> TokenEvent:
+        """Add a token."""
+        prompt = () if self.drawn else self.prompt_log_probs
+        self.tokens.append(token)
+        self.state = self.vocabulary.next(self.state, token)
+        self.drawn, self.tokens_left = self.drawn + 1, self.tokens_left - 1
+        if self.history is not None:
+            self.history.add(token)
+        text, finish = self._text_of(token)
+        self.finished = finish is not None
+        return TokenEvent(self.request, self.sample, token, log_prob, prompt, text, finish)
+
+    def _text_of(self, token: int) -> tuple[str, FinishReason | None]:
+        """The text that a token adds, and why the reply ends with it, if it does."""
+        is_stop, scanner = token in self.settings.stop_tokens, self.scanner
+        text = "" if self.decoder is None or is_stop else self.decoder.push(token)
+        if scanner is not None:
+            text = scanner.push(text)
+        finish: FinishReason | None = None
+        if is_stop or (scanner is not None and scanner.stopped):
+            finish = "stop"
+        elif self.tokens_left == 0:
+            finish = "context" if self.fills_context else "length"
+        if finish is not None and scanner is not None:
+            text += scanner.flush()
+        return text, finish
+
+
+def new_sequences(
+    request: Request,
+    number: int,
+    row: int,
+    *,
+    max_tokens: int,
+    vocabulary: Vocabulary,
+    tokenizer: Tokenizer | None,
+    prompt_log_probs: tuple[TokenLogProb, ...] = (),
+) -> list[RunningSequence]:
+    """A request's replies before their first token, all in the cache's row of the prompt."""
+    settings = request.settings
+    streams = range(request.stream, request.stream + settings.samples)
+    uniforms: list[list[float]] = [[] for _ in streams]
+    if settings.temperature > 0:
+        uniforms = row_uniforms(settings.seed, streams, max_tokens).tolist()
+    forced = request.forced or ((),) * settings.samples
+    state = vocabulary.state_after(request.prompt)
+    return [
+        RunningSequence(
+            request=number,
+            sample=sample,
+            settings=settings,
+            row=row,
+            tokens=list(request.prompt),
+            tokens_left=len(forced[sample]) or max_tokens,
+            vocabulary=vocabulary,
+            state=state,
+            uniforms=uniforms[sample],
+            history=History(list(request.prompt)) if settings.has_penalties else None,
+            decoder=None if tokenizer is None else _stream_decoder(tokenizer, request, state),
+            scanner=StopScanner(settings.stop) if settings.stop else None,
+            fills_context=max_tokens < settings.max_new_tokens and not request.forced,
+            prompt_log_probs=prompt_log_probs,
+            forced=forced[sample],
+            keep=request.keeps,
+        )
+        for sample in range(settings.samples)
+    ]
+
+
+def _stream_decoder(tokenizer: Tokenizer, request: Request, state: int) -> StreamDecoder:
+    """Decodes a reply; a character that the prompt has begun is part of it."""
+    decoder = StreamDecoder(tokenizer, () if request.is_message else request.prompt)
+    if state != BOUNDARY:
+        for token in request.prompt[-LONGEST:]:
+            decoder.push(token)
+    return decoder
+
+
+class StopScanner:
+    """Text that comes in pieces, up to the first of the stop texts.
+
+    What may be the beginning of a stop text is held back until it is known not to be.
+
+    Attributes:
+        stopped: whether a stop text has come; later text is ignored.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._held = ""
+        self.stopped = False
+
+    def push(self, piece: str) -> str:
+        """The text that is known to come before any stop text."""
+        if self.stopped:
+            return ""
+        self._held += piece
+        ends = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
+        if ends:
+            self.stopped = True
+            return self._held[: min(ends)]
+        keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
+        cut = len(self._held) - keep
+        known, self._held = self._held[:cut], self._held[cut:]
+        return known
+
+    def flush(self) -> str:
+        """What was held back, once no more text will come."""
+        rest, self._held = ("" if self.stopped else self._held), ""
+        return rest
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Number of characters at the end of ``text`` that are the beginning of ``stop``."""
+    longest = min(len(text), len(stop) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
+
+
+def until_stop(pieces: Iterator[str], stops: Sequence[str]) -> Iterator[str]:
+    """The pieces up to the first of the stop texts."""
+    scanner = StopScanner(stops)
+    for piece in pieces:
+        yield scanner.push(piece)
+        if scanner.stopped:
+            return
+    yield scanner.flush()
+
+
 def check_requests(
     config: ModelConfig, requests: Sequence[Request], tokenizer: Tokenizer | None = None
 ) -> None:
-    """Refuse what cannot be answered, all of it at once, each problem with its request's name.
+    """Refuse requests that cannot be answered, all problems at once, each with its request's name.
 
     Args:
         config: of the model.
@@ -133,7 +325,8 @@ def check_requests(
                 problems.append((f"{where}{found}", ""))
         problem = _check_prompt(request, config, vocabulary) or _check_forced(request, config)
         if problem is not None:
-            problems.append(problem)
+            name = request.name or "the prompt"
+            problems.append((f"{name}{problem[0]}", problem[1]))
     if len(problems) == 1:
         raise UserError(*problems[0])
     if problems:
@@ -144,51 +337,41 @@ def check_requests(
 def _check_settings(
     settings: SamplingSettings, vocabulary: Vocabulary, has_text: bool
 ) -> list[Problem]:
-    problems = [Problem(*problem) for problem in settings.check()]
-    problems += settings.check_vocabulary(vocabulary)
+    problems = settings.check() + settings.check_vocabulary(vocabulary)
     if settings.stop and not has_text:
         fix = "give the engine a tokenizer, or use stop_tokens"
         problems.append(Problem("stop", list(settings.stop), "no texts without a tokenizer", fix))
     return problems
 
 
-def _check_forced(request: Request, config: ModelConfig) -> tuple[str, str] | None:
-    name, forced = request.name or "the prompt", request.forced
-    if not forced:
-        return None
-    if len(forced) != request.settings.samples or not all(forced):
-        return (f"{name}: a text to write for each sample, and none empty", "give as many")
-    longest, most = max(map(len, forced)), request.max_tokens(config.context)
-    if longest > most:
-        return (
-            f"{name}: {longest} tokens to write, where {most} may follow the prompt",
-            "shorten the prompt, or raise max_new_tokens",
-        )
-    if not all(0 <= token < config.vocabulary_size for tokens in forced for token in tokens):
-        return (f"{name}: token ids to write that the model does not have", "use its tokenizer")
-    return None
-
-
 def _check_prompt(
     request: Request, config: ModelConfig, vocabulary: Vocabulary
 ) -> tuple[str, str] | None:
-    name, prompt = request.name or "the prompt", request.prompt
+    """What is wrong, to follow the prompt's name, and the fix."""
+    prompt, context = request.prompt, config.context
     if not len(prompt):
-        return (f"{name} is empty", "begin it with the end-of-text token")
-    if len(prompt) >= config.context + bool(request.forced):
-        return (
-            f"{name} has {len(prompt)} tokens; the model's context of {config.context} "
-            "leaves no room for a reply",
-            "shorten the prompt, or use a model with a longer context",
-        )
+        return " is empty", "begin it with the end-of-text token"
+    if len(prompt) >= context + bool(request.forced):
+        what = f" has {len(prompt)} tokens; the model's context of {context} leaves no room for"
+        return f"{what} a reply", "shorten the prompt, or use a model with a longer context"
     if not (min(prompt) >= 0 and max(prompt) < config.vocabulary_size):
-        return (
-            f"{name} has token ids outside 0 to {config.vocabulary_size - 1}",
-            "encode it with the model's own tokenizer",
-        )
+        what = f" has token ids outside 0 to {config.vocabulary_size - 1}"
+        return what, "encode it with the model's own tokenizer"
     if vocabulary.without_token and (unknown := vocabulary.unknown(prompt)):
-        return (
-            f"{name} has ids that no token has: {unknown[:3]}",
-            f"use {vocabulary.described}",
-        )
+        return f" has ids that no token has: {unknown[:3]}", f"use {vocabulary.described}"
+    return None
+
+
+def _check_forced(request: Request, config: ModelConfig) -> tuple[str, str] | None:
+    forced = request.forced
+    if not forced:
+        return None
+    if len(forced) != request.settings.samples or not all(forced):
+        return ": a text to write for each sample, and none empty", "give as many"
+    longest, most = max(map(len, forced)), request.max_tokens(config.context)
+    if longest > most:
+        what = f": {longest} tokens to write, where {most} may follow the prompt"
+        return what, "shorten the prompt, or raise max_new_tokens"
+    if not all(0 <= token < config.vocabulary_size for tokens in forced for token in tokens):
+        return ": token ids to write that the model does not have", "use its tokenizer"
     return None

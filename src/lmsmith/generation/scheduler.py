@@ -1,15 +1,15 @@
-"""The one scheduler: it answers requests that come and go, for the command line, PPO, the server
-and evaluation.
+"""The scheduler: it answers requests that come and go, for the command line, PPO, the server and
+evaluation.
 
-A step reads one packed list: the last token of every reply under way, and prompts that are still to
-be read, whole or in pieces, so that a long prompt does not keep the others waiting. Then it draws
-one token for each reply. A prompt that begins as an earlier one did is read from there on only, and
-waits while another one reads what both begin with. A likelihood is a request whose tokens are
-given: they are read like a prompt, and their log-probabilities are its reply. What fails, fails for
-the request that caused it; the others go on.
+A step is one forward pass over a packed list: the last token of every reply in progress (decode),
+and prompts (prefill), whole or in chunks, so that a long prompt does not delay the others. Then one
+token is drawn for each reply. A prompt that begins as an earlier one did is read from there on, and
+waits while another one reads what both begin with. A likelihood is a request with forced tokens:
+they are read like a prompt, and their log-probabilities are its reply. An error ends the request
+that caused it; the others continue.
 
-What is drawn is a function of the request alone, up to the limits of rounding that
-docs/generation.md names: its chance is keyed by its seed.
+A reply is a function of its request alone, up to the limits of rounding that docs/generation.md
+names: its random numbers are keyed by its seed.
 """
 
 from __future__ import annotations
@@ -24,32 +24,35 @@ from torch import Tensor
 from lmsmith.core.errors import UserError
 from lmsmith.generation.inference import InferenceDecoder, Span
 from lmsmith.generation.kv_cache import PAGE
-from lmsmith.generation.log_probs import TokenLogProb, given_log_probs, prompt_log_probs
+from lmsmith.generation.log_probs import drawn_log_probs, forced_log_probs, prompt_log_probs
 from lmsmith.generation.prefix_cache import SHORTEST, CachedPrefix, PrefixCache, longest_prefix
-from lmsmith.generation.requests import Request, TokenEvent, check_requests
-from lmsmith.generation.sequences import RunningSequence, draw_tokens, new_sequences
+from lmsmith.generation.requests import (
+    Request,
+    RunningSequence,
+    TokenEvent,
+    TokenLogProb,
+    check_requests,
+    new_sequences,
+)
 from lmsmith.generation.vocabulary import vocabulary_of
 from lmsmith.tokenizers import Tokenizer
 
-PIECE = 128
-"""Prompts are read in pieces that end at multiples of this many tokens, or with the prompt."""
+CHUNK = 128
+"""Chunks of a prompt end at multiples of this many tokens, or with the prompt."""
 
-TOKENS_BESIDE, TOKENS_ALONE = 256, 1024
-"""Prompt tokens read in one step, about: while replies are under way, and while none is."""
+PREFILL_BESIDE_DECODE, PREFILL_ALONE = 256, 1024
+"""Prompt tokens of one step, about: while replies are in progress, and while none is."""
 
 KEPT_ROWS = 64
-"""Most finished conversations whose keys and values are kept for their next turn."""
-
-Failures = dict[int, Exception]
-"""Request → why it cannot go on."""
+"""Maximum number of finished conversations whose keys and values are kept for their next turn."""
 
 
 @dataclass(frozen=True)
-class Joined:
-    """A request waits no longer; ``reused`` tokens of its prompt need not be read again."""
+class Admitted:
+    """A request waits no longer; ``cached`` tokens of its prompt are in the cache already."""
 
     request: int
-    reused: int
+    cached: int
 
 
 @dataclass(frozen=True)
@@ -60,21 +63,23 @@ class Failed:
     error: Exception
 
 
-Event = TokenEvent | Joined | Failed
+Event = TokenEvent | Admitted | Failed
 
 
 @dataclass(eq=False)
-class _Reading:
-    """Tokens of a request that wait or are being read: its prompt, and what it is given to write.
+class _Prefill:
+    """Tokens of a request to be read: its prompt, and a forced reply.
 
-    Several given replies to one prompt are readings of their own once the prompt is read.
+    Several forced replies to one prompt are prefills of their own once the prompt is read.
 
     Attributes:
+        number: of the request.
         tokens: to be read.
-        max_tokens: that each reply may get.
-        row: of the cache, once it has joined.
+        max_tokens: of each reply.
+        row: of the cache, once it is admitted.
         done: tokens that the row holds.
-        sequences: the replies, once the prompt is read, where they are given.
+        log_probs: of the prompt, as far as it is read.
+        sequences: the replies, once the prompt is read.
     """
 
     number: int
@@ -93,20 +98,21 @@ class _Reading:
 
 @dataclass
 class _Step:
-    """What comes of one step's reading.
+    """Results of one forward pass.
 
     Attributes:
-        ends: states after which tokens are drawn.
-        drawing: the replies, with the place of their state among the ends.
-        states: those after which given tokens stand, of each span.
-        given: the replies, with the place of their state among the states.
+        failures: request → its error.
+        last_states: states after which tokens are drawn.
+        drawing: the replies, with the index of their last state.
+        forced_states: those after which forced tokens stand, of each span.
+        forced: (index of the state, reply, token).
     """
 
-    failures: Failures = field(default_factory=dict)
-    ends: list[Tensor] = field(default_factory=list)
+    failures: dict[int, Exception] = field(default_factory=dict)
+    last_states: list[Tensor] = field(default_factory=list)
     drawing: list[tuple[int, RunningSequence]] = field(default_factory=list)
-    states: list[Tensor] = field(default_factory=list)
-    given: list[tuple[int, RunningSequence, int]] = field(default_factory=list)
+    forced_states: list[Tensor] = field(default_factory=list)
+    forced: list[tuple[int, RunningSequence, int]] = field(default_factory=list)
 
 
 class Scheduler:
@@ -116,16 +122,15 @@ class Scheduler:
         model: the weights.
         tokenizer: turns tokens into the text of events, and says which may follow.
         cache_bytes: memory of the cache.
-        rows: most replies written together.
-        kept_rows: most finished sequences that are kept; 0 reuses nothing.
-        prompt_tokens: prompts are read whole, about so many tokens of them in a step; in pieces if
-            None.
+        rows: maximum number of replies in progress.
+        kept_rows: maximum number of finished sequences that are kept; 0 reuses nothing.
+        prompt_tokens: prompts are read whole, about so many tokens a step; in chunks if None.
         page: tokens of a page of the cache.
-        grows: whether the cache takes its memory as it is needed, and a request that would never
-            fit is answered alone; else that is refused.
+        grows: whether the cache allocates memory as it is needed, and a request that would never
+            fit is answered alone; else such a request is refused.
 
     Attributes:
-        tokens_read: since it was made.
+        tokens_read: tokens of all forward passes.
 
     Raises:
         UserError: the cache is too small for anything.
@@ -143,52 +148,51 @@ class Scheduler:
         page: int = PAGE,
         grows: bool = False,
     ) -> None:
-        self.model, self.tokenizer, self.most_rows = model, tokenizer, rows
+        self.model, self.tokenizer, self.max_rows = model, tokenizer, rows
         self.vocabulary = vocabulary_of(tokenizer, model.config.vocabulary_size)
         # Frequencies that depend on the length of what is read: a prompt is read whole.
         self._dynamic = model.config.rope_scaling.method == "dynamic"
-        self._prompt_tokens = TOKENS_ALONE if self._dynamic else None
-        self._prompt_tokens = prompt_tokens or self._prompt_tokens
+        self._prompt_tokens = prompt_tokens or (PREFILL_ALONE if self._dynamic else None)
         self._cache_bytes, self._kept_rows = cache_bytes, 0 if self._dynamic else kept_rows
         self._page, self._grows = page, grows
         self._next = self.tokens_read = 0
-        self._start_anew()
+        self._reset()
 
-    def _start_anew(self) -> None:
+    def _reset(self) -> None:
         self.cache = PrefixCache(
             self.model,
             self._cache_bytes,
-            self.most_rows,
+            self.max_rows,
             self._kept_rows,
             page=self._page,
             grows=self._grows,
         )
-        self._waiting: deque[_Reading] = deque()
-        self._reading: deque[_Reading] = deque()
-        self._writing: list[RunningSequence] = []
-        self._lacks_pages = False  # of the cache, for the first who waits
+        self._waiting: deque[_Prefill] = deque()
+        self._prefilling: deque[_Prefill] = deque()
+        self._decoding: list[RunningSequence] = []
+        self._out_of_pages = False  # for the first that waits
 
     @property
     def busy(self) -> bool:
-        """Whether a step would read something."""
-        return bool(self._writing or self._reading or self._waiting)
+        """Whether any request is unfinished."""
+        return bool(self._decoding or self._prefilling or self._waiting)
 
     @property
-    def will_read(self) -> bool:
-        """Whether a step would read of prompts, as far as is known; it takes longer then."""
-        if self._reading or not self._waiting or self._lacks_pages:
-            return bool(self._reading)
-        return self.active + self._waiting[0].samples <= self.most_rows
+    def will_prefill(self) -> bool:
+        """Whether the next step would read of prompts, as far as is known; it takes longer."""
+        if self._prefilling or not self._waiting or self._out_of_pages:
+            return bool(self._prefilling)
+        return self.active + self._waiting[0].samples <= self.max_rows
 
     @property
     def waiting(self) -> int:
-        """Requests that have not joined."""
+        """Requests that are not admitted yet."""
         return len(self._waiting)
 
     @property
     def active(self) -> int:
-        """Replies being written, and those whose prompts are being read."""
-        return len(self._writing) + sum(reading.samples for reading in self._reading)
+        """Replies in progress, and those whose prompts are being read."""
+        return len(self._decoding) + sum(each.samples for each in self._prefilling)
 
     def check(self, request: Request) -> None:
         """Raises UserError with all that is wrong with a request; safe in any thread."""
@@ -196,12 +200,12 @@ class Scheduler:
         if self._grows:
             return
         samples = request.settings.samples
-        if samples > self.most_rows:
+        if samples > self.max_rows:
             raise UserError(
-                f"samples = {samples}: at most {self.most_rows} replies are written together",
+                f"samples = {samples}: at most {self.max_rows} replies are written together",
                 "ask for fewer",
             )
-        if self._pages_to_come(self._new_reading(-1, request)) > self.cache.pages:
+        if self._max_pages(self._new_prefill(-1, request)) > self.cache.pages:
             raise UserError(
                 f"{request.name or 'the request'}: prompt and replies may come to more tokens than "
                 f"the cache's {self.cache.tokens:,}",
@@ -209,7 +213,7 @@ class Scheduler:
             )
 
     def submit(self, request: Request) -> int:
-        """Let a request wait for the next step; returns its number.
+        """Queue a request for the next step; returns its number.
 
         Raises:
             UserError: it cannot be answered.
@@ -224,14 +228,14 @@ class Scheduler:
 
     def _queue(self, request: Request) -> int:
         number, self._next = self._next, self._next + 1
-        self._waiting.append(self._new_reading(number, request))
+        self._waiting.append(self._new_prefill(number, request))
         return number
 
     def cache_prefix(self, prefix: Sequence[int]) -> None:
-        """Read once what many prompts to come begin with, in place of the one before, if any.
+        """Read once what many prompts to come begin with; it replaces the one before.
 
         Raises:
-            UserError: it fills the model's context, or requests are under way.
+            UserError: it fills the model's context, or requests are in progress.
         """
         if self.busy:
             raise UserError("replies are being written", "cache a prefix before, or after them")
@@ -243,9 +247,9 @@ class Scheduler:
         self.cache.unpin()
         if not prefix or self._dynamic:
             return
-        self.cache.reserve(4 * self.cache.pages_to_come(0, len(prefix)))
+        self.cache.reserve(4 * self.cache.max_pages(0, len(prefix)))
         row, _ = self.cache.open(prefix, (), 0, reuse=False, alone=True)
-        self._read([(row, prefix)])
+        self._forward([(row, prefix)])
         self.cache.pin(row, prefix)
 
     def forget(self) -> None:
@@ -255,329 +259,324 @@ class Scheduler:
 
     def cancel(self, number: int) -> None:
         """End a request; what was read of it is kept for the next one that begins so."""
-        self._lacks_pages = False
+        self._out_of_pages = False
         self._waiting = deque(each for each in self._waiting if each.number != number)
-        for reading in [each for each in self._reading if each.number == number]:
-            self._reading.remove(reading)
-            self._give_back(reading.row, reading.tokens, reading.request.keep)
-        for reply in [each for each in self._writing if each.request == number]:
-            self._leave(reply)
+        for prefill in self._prefills_of(number):
+            self._prefilling.remove(prefill)
+            self.cache.release(prefill.row, prefill.tokens, keep=prefill.request.keep)
+        for reply in self._replies_of(number):
+            self._finish(reply)
 
     def fail_all(self, error: Exception) -> list[Event]:
         """End every request and forget every conversation."""
-        numbers = {each.number for each in (*self._waiting, *self._reading)}
-        numbers |= {reply.request for reply in self._writing}
-        self._start_anew()
+        numbers = {each.number for each in (*self._waiting, *self._prefilling)}
+        numbers |= {reply.request for reply in self._decoding}
+        self._reset()
         return [Failed(number, error) for number in sorted(numbers)]
 
     def step(self) -> list[Event]:
-        """Read what is new, and draw a token for every reply."""
-        joined = self._admit()
-        replies, pieces, step = list(self._writing), self._pieces(), _Step()
+        """Admit requests, run one forward pass, and draw a token for every reply."""
+        admitted = self._admit()
+        replies, chunks, step = list(self._decoding), self._chunks(), _Step()
         work: list[tuple[int, Span]] = [
             (reply.request, (reply.row, reply.tokens[-1:])) for reply in replies
         ]
-        work += [(reading.number, span) for reading, span in pieces]
+        work += [(prefill.number, span) for prefill, span in chunks]
         if not work:
-            return joined
-        hidden = self._read_apart(work, step.failures)
-        for reply, end in zip(replies, hidden, strict=False):
-            if end is not None:
-                step.drawing.append((len(step.ends), reply))
-                step.ends.append(end)
-        for (reading, _), hidden_nd in zip(pieces, hidden[len(replies) :], strict=True):
+            return admitted
+        hidden = self._forward_isolated(work, step)
+        for reply, last in zip(replies, hidden, strict=False):
+            if last is not None:
+                step.drawing.append((len(step.last_states), reply))
+                step.last_states.append(last)
+        for (prefill, _), hidden_nd in zip(chunks, hidden[len(replies) :], strict=True):
             if hidden_nd is not None:
-                self._take_in(reading, hidden_nd, step)
+                self._prefill(prefill, hidden_nd, step)
         scored = self._score(step)
-        return [*joined, *scored, *self._draw(step), *self._fail(step.failures)]
+        return [*admitted, *scored, *self._decode(step), *self._fail(step)]
 
-    # Joining
+    # Admission
 
-    def _new_reading(self, number: int, request: Request) -> _Reading:
-        """Where one reply alone is given, it is read with its prompt."""
-        given = request.forced[0][:-1] if len(request.forced) == 1 else ()
+    def _new_prefill(self, number: int, request: Request) -> _Prefill:
+        """One forced reply is read with its prompt."""
+        forced = request.forced[0][:-1] if len(request.forced) == 1 else ()
         max_tokens = max(map(len, request.forced), default=0)
         max_tokens = max_tokens or request.max_tokens(self.model.config.context)
-        return _Reading(number, request, [*request.prompt, *given], max_tokens)
+        return _Prefill(number, request, [*request.prompt, *forced], max_tokens)
 
-    def _pages_to_come(self, reading: _Reading) -> int:
-        """Most pages that a request may take from now on, for all of its replies."""
-        prompt = len(reading.request.prompt)
-        own = self.cache.pages_to_come(reading.done, prompt + reading.max_tokens)
-        more = self.cache.pages_to_come(prompt, prompt + reading.max_tokens)
-        return own + (reading.samples - 1) * more
+    def _max_pages(self, prefill: _Prefill) -> int:
+        """Maximum number of pages that a request may still take, for all of its replies."""
+        prompt = len(prefill.request.prompt)
+        own = self.cache.max_pages(prefill.done, prompt + prefill.max_tokens)
+        more = self.cache.max_pages(prompt, prompt + prefill.max_tokens)
+        return own + (prefill.samples - 1) * more
 
     def _promised(self) -> int:
-        """Most pages that those who have joined may still take."""
-        writing = (
-            self.cache.pages_to_come(
+        """Maximum number of pages that the admitted requests may still take."""
+        decoding = (
+            self.cache.max_pages(
                 self.cache.read_tokens(reply.row), len(reply.tokens) + reply.tokens_left
             )
-            for reply in self._writing
+            for reply in self._decoding
         )
-        return sum(map(self._pages_to_come, self._reading)) + sum(writing)
+        return sum(map(self._max_pages, self._prefilling)) + sum(decoding)
 
     def _admit(self) -> list[Event]:
-        """Requests join in turn, as far as rows and pages go."""
-        joined: list[Event] = []
-        self._lacks_pages = False
+        """Admit requests in turn, as far as rows and pages go."""
+        admitted: list[Event] = []
+        self._out_of_pages = False
         if not self._waiting:
-            return joined
+            return admitted
         promised, active = self._promised(), self.active
         if not active:
-            self.cache.reserve(sum(map(self._pages_to_come, self._waiting)))
+            self.cache.reserve(sum(map(self._max_pages, self._waiting)))
         for first in list(self._waiting):
-            if active and active + first.samples > self.most_rows:
+            if active and active + first.samples > self.max_rows:
                 break
-            scored, salt = first.request.settings.prompt_log_probs, first.request.salt
+            scored = first.request.settings.prompt_log_probs
             live = () if scored or not self.cache.reuses else self._live()
             if live and self._awaits_prefix(first, live):
                 continue
-            row, done = self.cache.open(
+            row, cached = self.cache.open(
                 first.request.prompt,
                 live,
-                promised + self._pages_to_come(first),
+                promised + self._max_pages(first),
                 reuse=not scored,
-                salt=salt,
+                salt=first.request.salt,
                 alone=not active,
             )
             if row < 0:
-                self._lacks_pages = True
+                self._out_of_pages = True
                 break
-            first.row, first.done = row, done
+            first.row, first.done = row, cached
             self._waiting.remove(first)
-            self._reading.append(first)
-            active, promised = active + first.samples, promised + self._pages_to_come(first)
-            joined.append(Joined(first.number, done))
-        return joined
+            self._prefilling.append(first)
+            active, promised = active + first.samples, promised + self._max_pages(first)
+            admitted.append(Admitted(first.number, cached))
+        return admitted
 
     def _live(self) -> list[CachedPrefix]:
         """Rows in use, and what they have read."""
         rows: list[CachedPrefix] = [
-            (reply.row, reply.tokens, self.cache.read_tokens(reply.row)) for reply in self._writing
+            (reply.row, reply.tokens, self.cache.read_tokens(reply.row)) for reply in self._decoding
         ]
-        return rows + [(each.row, each.tokens, each.done) for each in self._reading]
+        return rows + [(each.row, each.tokens, each.done) for each in self._prefilling]
 
-    def _awaits_prefix(self, reading: _Reading, live: Sequence[CachedPrefix]) -> bool:
-        """Whether somebody is about to have read more of the prompt than anybody has."""
-        prompt, salt = reading.request.prompt, reading.request.salt
-        others = [
-            (each.row, each.tokens, len(each.tokens))
-            for each in self._reading
-            if each.request.salt == salt and each.done < len(each.tokens)
-        ]
-        coming = longest_prefix(others, prompt, whole_rows=self.cache.banded)
+    def _awaits_prefix(self, waiting: _Prefill, live: Sequence[CachedPrefix]) -> bool:
+        """Whether a prefill in progress will hold more of the prompt than any row holds now."""
+        prompt, salt = waiting.request.prompt, waiting.request.salt
+        coming = longest_prefix(
+            [
+                (each.row, each.tokens, len(each.tokens))
+                for each in self._prefilling
+                if each.request.salt == salt and each.done < len(each.tokens)
+            ],
+            prompt,
+            whole_rows=self.cache.banded,
+        )
         if coming is None:
             return False
         found = self.cache.longest(prompt, live, salt)
         return coming[1] >= SHORTEST + (0 if found is None else found[1])
 
-    # Reading
+    # Prefill
 
-    def _pieces(self) -> list[tuple[_Reading, Span]]:
-        """What is read of prompts in this step: of each in turn a fair share, in one span."""
-        pieces: list[tuple[_Reading, Span]] = []
+    def _chunks(self) -> list[tuple[_Prefill, Span]]:
+        """The prompt tokens of this step: of each prompt in turn a fair share, in one span."""
+        chunks: list[tuple[_Prefill, Span]] = []
         if self._prompt_tokens is not None:
             size = 0
-            for reading in self._reading:
-                size += len(reading.tokens) - reading.done
-                if pieces and size > self._prompt_tokens:
+            for prefill in self._prefilling:
+                size += len(prefill.tokens) - prefill.done
+                if chunks and size > self._prompt_tokens:
                     break
-                pieces.append((reading, (reading.row, reading.tokens[reading.done :])))
-            return pieces
-        left = TOKENS_BESIDE if self._writing else TOKENS_ALONE
-        for number, reading in enumerate(self._reading):
+                chunks.append((prefill, (prefill.row, prefill.tokens[prefill.done :])))
+            return chunks
+        left = PREFILL_BESIDE_DECODE if self._decoding else PREFILL_ALONE
+        for number, prefill in enumerate(self._prefilling):
             if left <= 0:
                 break
-            share = max(1, left // (len(self._reading) - number) // PIECE) * PIECE
-            start, tokens = reading.done, reading.tokens
-            end = min(len(tokens), (start + share) // PIECE * PIECE)
-            pieces.append((reading, (reading.row, tokens[start:end])))
+            share = max(1, left // (len(self._prefilling) - number) // CHUNK) * CHUNK
+            start, tokens = prefill.done, prefill.tokens
+            end = min(len(tokens), (start + share) // CHUNK * CHUNK)
+            chunks.append((prefill, (prefill.row, tokens[start:end])))
             left -= end - start
-        self._reading.rotate(-1)
-        return pieces
+        self._prefilling.rotate(-1)
+        return chunks
 
-    def _read(self, spans: Sequence[Span]) -> Tensor:
+    def _forward(self, spans: Sequence[Span]) -> Tensor:
         self.tokens_read += sum(len(tokens) for _, tokens in spans)
         return self.model.read(spans, self.cache.kv)
 
-    def _read_apart(
-        self, work: Sequence[tuple[int, Span]], failures: Failures
+    def _forward_isolated(
+        self, work: Sequence[tuple[int, Span]], step: _Step
     ) -> list[Tensor | None]:
         """Hidden states (tokens, width) of each request's span; None where it failed.
 
-        What fails together is read again one by one, so that one request's failure is its own.
+        If the batch fails, its spans are read again one by one to find the request at fault.
         """
         before = {row: self.cache.read_tokens(row) for _, (row, _) in work}
         try:
-            hidden_nd = self._read([span for _, span in work])
+            hidden_nd = self._forward([span for _, span in work])
             return list(torch.split(hidden_nd, [len(tokens) for _, (_, tokens) in work]))
         except Exception as error:
             for row, length in before.items():
                 self.cache.kv.truncate(row, length)
             if len(work) == 1:
-                failures[work[0][0]] = error
+                step.failures[work[0][0]] = error
                 return [None]
-        return [found for each in work for found in self._read_apart([each], failures)]
+        return [found for each in work for found in self._forward_isolated([each], step)]
 
-    def _take_in(self, reading: _Reading, hidden_nd: Tensor, step: _Step) -> None:
-        """Go on in a prompt or in given tokens."""
-        request, start = reading.request, reading.done
+    def _prefill(self, prefill: _Prefill, hidden_nd: Tensor, step: _Step) -> None:
+        """Take the states of a prompt's next chunk, or of forced tokens."""
+        request, start = prefill.request, prefill.done
         settings, last = request.settings, len(request.prompt) - 1
-        reading.done += len(hidden_nd)
+        prefill.done += len(hidden_nd)
         if settings.prompt_log_probs and start <= last:
-            part = request.prompt[start : reading.done + 1]
+            part = request.prompt[start : prefill.done + 1]
             try:
-                reading.log_probs += prompt_log_probs(
+                prefill.log_probs += prompt_log_probs(
                     self.model, part, hidden_nd, settings.top_log_probs, self.vocabulary
                 )
             except Exception as error:
-                step.failures[reading.number] = error
+                step.failures[prefill.number] = error
                 return
-        if reading.done <= last:
+        if prefill.done <= last:
             return
-        if not reading.sequences:
-            reading.sequences = new_sequences(
+        if not prefill.sequences:
+            prefill.sequences = new_sequences(
                 request,
-                reading.number,
-                [reading.row] * settings.samples,
-                max_tokens=reading.max_tokens,
+                prefill.number,
+                prefill.row,
+                max_tokens=prefill.max_tokens,
                 vocabulary=self.vocabulary,
                 tokenizer=self.tokenizer,
-                prompt_log_probs=tuple(reading.log_probs),
+                prompt_log_probs=tuple(prefill.log_probs),
             )
         if not request.forced:
-            self._begin_writing(reading, hidden_nd[-1:], step)
+            self._start_decoding(prefill, hidden_nd[-1:], step)
             return
         first = max(start, last)
-        at = sum(map(len, step.states))
-        step.states.append(hidden_nd[first - start :])
-        step.given += [
-            (at + place - first, reply, reply.forced[place - last])
-            for place in range(first, reading.done)
-            for reply in reading.sequences
+        offset = sum(map(len, step.forced_states)) - first
+        step.forced_states.append(hidden_nd[first - start :])
+        step.forced += [
+            (offset + place, reply, reply.forced[place - last])
+            for place in range(first, prefill.done)
+            for reply in prefill.sequences
         ]
-        if reading.done == len(reading.tokens):
-            self._end_given(reading)
+        if prefill.done == len(prefill.tokens):
+            self._finish_forced(prefill)
 
-    def _begin_writing(self, reading: _Reading, end: Tensor, step: _Step) -> None:
-        self._reading.remove(reading)
-        for reply in reading.sequences[1:]:
-            reply.row = self.cache.fork(reading.row)
-        step.drawing += [(len(step.ends), reply) for reply in reading.sequences]
-        step.ends.append(end)
-        self._writing += reading.sequences
+    def _start_decoding(self, prefill: _Prefill, last_state: Tensor, step: _Step) -> None:
+        self._prefilling.remove(prefill)
+        for reply in prefill.sequences[1:]:
+            reply.row = self.cache.fork(prefill.row)
+        step.drawing += [(len(step.last_states), reply) for reply in prefill.sequences]
+        step.last_states.append(last_state)
+        self._decoding += prefill.sequences
 
-    def _end_given(self, reading: _Reading) -> None:
-        """All is read; where several replies are given, each goes on from the prompt's end."""
-        self._reading.remove(reading)
-        several = reading.sequences if len(reading.sequences) > 1 else []
+    def _finish_forced(self, prefill: _Prefill) -> None:
+        """End a prefill; several forced replies are read from its end on, each by itself."""
+        self._prefilling.remove(prefill)
+        several = prefill.sequences if len(prefill.sequences) > 1 else []
         for reply in reversed([each for each in several if len(each.forced) > 1]):
             part = replace(
-                reading,
-                request=replace(reading.request, keep=False),
-                tokens=[*reading.tokens, *reply.forced[:-1]],
-                row=self.cache.fork(reading.row),
+                prefill,
+                request=replace(prefill.request, keep=False),
+                tokens=[*prefill.tokens, *reply.forced[:-1]],
+                row=self.cache.fork(prefill.row),
                 max_tokens=len(reply.forced),
                 sequences=[reply],
             )
-            self._reading.appendleft(part)
-        self._give_back(reading.row, reading.tokens, reading.request.keeps)
+            self._prefilling.appendleft(part)
+        self.cache.release(prefill.row, prefill.tokens, keep=prefill.request.keeps)
 
-    # Writing
+    # Decode
 
     def _score(self, step: _Step) -> list[Event]:
-        """The given tokens, with their log-probabilities."""
-        given = [each for each in step.given if each[1].request not in step.failures]
-        if not given:
+        """The forced tokens, with their log-probabilities."""
+        forced = [each for each in step.forced if each[1].request not in step.failures]
+        if not forced:
             return []
-        found = given_log_probs(
+        found = forced_log_probs(
             self.model,
-            torch.cat(step.states),
-            [(state, token) for state, _, token in given],
-            [reply.settings for _, reply, _ in given],
+            torch.cat(step.forced_states),
+            [(state, token) for state, _, token in forced],
+            [reply.settings for _, reply, _ in forced],
             self.vocabulary,
         )
         events: list[Event] = []
-        for (_, reply, token), log_prob in zip(given, found, strict=True):
+        for (_, reply, token), log_prob in zip(forced, found, strict=True):
             if not reply.finished:
                 wanted = log_prob if reply.settings.wants_log_probs else None
-                self._go_on(reply, token, wanted, events, step.failures)
+                events += self._append(reply, token, wanted, step)
         return events
 
-    def _draw(self, step: _Step) -> list[Event]:
-        """A token for every reply; replies that are done leave."""
+    def _decode(self, step: _Step) -> list[Event]:
+        """A token for every reply; finished replies leave."""
         if not step.drawing:
             return []
-        logits_bv = self.model.logits(torch.cat(step.ends))
+        logits_bv = self.model.logits(torch.cat(step.last_states))
         events: list[Event] = []
-        for reply, token, log_prob in self._choose(logits_bv, step.drawing, step.failures):
-            if self._go_on(reply, token, log_prob, events, step.failures) and reply.finished:
-                self._leave(reply)
+        for reply, token, log_prob in self._draw(logits_bv, step.drawing, step):
+            events += self._append(reply, token, log_prob, step)
+            if reply.finished:
+                self._finish(reply)
         return events
 
-    def _go_on(
-        self,
-        reply: RunningSequence,
-        token: int,
-        log_prob: TokenLogProb | None,
-        events: list[Event],
-        failures: Failures,
-    ) -> bool:
-        """A reply's next token; False if it fails."""
+    def _append(
+        self, reply: RunningSequence, token: int, log_prob: TokenLogProb | None, step: _Step
+    ) -> list[Event]:
+        """The event of a reply's next token; none if it fails."""
         try:
-            events.append(reply.append(token, log_prob))
+            return [reply.append(token, log_prob)]
         except Exception as error:
-            failures[reply.request] = error
-            return False
-        return True
+            step.failures[reply.request] = error
+            return []
 
-    def _choose(
-        self,
-        logits_bv: Tensor,
-        drawing: Sequence[tuple[int, RunningSequence]],
-        failures: Failures,
+    def _draw(
+        self, logits_bv: Tensor, drawing: Sequence[tuple[int, RunningSequence]], step: _Step
     ) -> list[tuple[RunningSequence, int, TokenLogProb | None]]:
-        """The next token of each reply, by the row of logits it goes by; apart if they fail."""
-        drawing = [each for each in drawing if each[1].request not in failures]
-        places = [place for place, _ in drawing]
-        if places != list(range(len(logits_bv))):
-            logits_bv = logits_bv[torch.tensor(places, dtype=torch.long)]
-        replies = [reply for _, reply in drawing]
+        """The next token of each reply, from its row of the logits; one by one if they fail."""
+        drawing = [each for each in drawing if each[1].request not in step.failures]
+        places, replies = [place for place, _ in drawing], [reply for _, reply in drawing]
         if not replies:
             return []
+        if places != list(range(len(logits_bv))):
+            logits_bv = logits_bv[torch.tensor(places)]
         try:
-            drawn = draw_tokens(logits_bv, replies, self.model.kernels)
-            return [(reply, *found) for reply, found in zip(replies, drawn, strict=True)]
+            tokens = self.model.draw(logits_bv, replies)
+            log_probs = drawn_log_probs(logits_bv, replies, tokens)
+            return list(zip(replies, tokens, log_probs, strict=True))
         except Exception as error:
             if len(replies) == 1:
-                failures[replies[0].request] = error
+                step.failures[replies[0].request] = error
                 return []
         return [
             found
             for place, reply in enumerate(replies)
-            for found in self._choose(logits_bv[place : place + 1], [(0, reply)], failures)
+            for found in self._draw(logits_bv[place : place + 1], [(0, reply)], step)
         ]
 
-    # Leaving
+    # Finish
 
-    def _leave(self, reply: RunningSequence) -> None:
-        self._writing.remove(reply)
-        self._give_back(reply.row, reply.tokens, reply.keep)
+    def _prefills_of(self, number: int) -> list[_Prefill]:
+        return [each for each in self._prefilling if each.number == number]
 
-    def _give_back(self, row: int, tokens: Sequence[int], keep: bool) -> None:
-        if keep:
-            self.cache.keep(row, tokens)
-        else:
-            self.cache.close(row)
+    def _replies_of(self, number: int) -> list[RunningSequence]:
+        return [each for each in self._decoding if each.request == number]
 
-    def _fail(self, failures: Failures) -> list[Event]:
-        """End what failed; nothing of it is kept."""
-        for number in failures:
-            for reading in [each for each in self._reading if each.number == number]:
-                self._reading.remove(reading)
-                self.cache.close(reading.row)
-            for reply in [each for each in self._writing if each.request == number]:
-                self._writing.remove(reply)
+    def _finish(self, reply: RunningSequence) -> None:
+        self._decoding.remove(reply)
+        self.cache.release(reply.row, reply.tokens, keep=reply.keep)
+
+    def _fail(self, step: _Step) -> list[Event]:
+        """End the requests that failed; nothing of them is kept."""
+        for number in step.failures:
+            for prefill in self._prefills_of(number):
+                self._prefilling.remove(prefill)
+                self.cache.close(prefill.row)
+            for reply in self._replies_of(number):
+                self._decoding.remove(reply)
                 self.cache.close(reply.row)
-        return [Failed(number, error) for number, error in failures.items()]
+        return [Failed(number, error) for number, error in step.failures.items()]

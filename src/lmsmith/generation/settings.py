@@ -77,8 +77,8 @@ class SamplingSettings:
         """Whether a bias forbids tokens."""
         return -math.inf in self.logit_bias.values()
 
-    def check(self) -> list[tuple[str, object, str, str]]:
-        """Settings out of range, as (key, value, expected, fix)."""
+    def check(self) -> list[Problem]:
+        """Settings out of range."""
         finite, seeds = math.isfinite, f"0 <= seed < {MOST_STREAMS}"
         penalty, number = self.repetition_penalty, "a finite number"
         rules: list[tuple[str, bool, str, str]] = [
@@ -117,7 +117,9 @@ class SamplingSettings:
             ("samples", self.samples >= 1, "1 or more", "raise samples"),
             ("top_log_probs", self.top_log_probs >= 0, "0 or more", "0 gives none"),
         ]
-        return [(key, getattr(self, key), want, fix) for key, ok, want, fix in rules if not ok]
+        return [
+            Problem(key, getattr(self, key), want, fix) for key, ok, want, fix in rules if not ok
+        ]
 
     def check_vocabulary(self, vocabulary: Vocabulary) -> list[Problem]:
         """Settings that name tokens this model does not have, or forbid all of them."""

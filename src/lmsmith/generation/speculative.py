@@ -17,13 +17,18 @@ from torch import Tensor
 
 from lmsmith.core.errors import UserError
 from lmsmith.generation.engine import ready
-from lmsmith.generation.inference import InferenceDecoder
+from lmsmith.generation.inference import InferenceDecoder, mask_of
 from lmsmith.generation.kv_cache import PagedCache
 from lmsmith.generation.log_probs import prompt_log_probs, token_log_probs
 from lmsmith.generation.prefix_cache import common_length
-from lmsmith.generation.requests import Request, TokenEvent, check_requests
+from lmsmith.generation.requests import (
+    Request,
+    RunningSequence,
+    TokenEvent,
+    check_requests,
+    new_sequences,
+)
 from lmsmith.generation.sampling import adjust, filtered
-from lmsmith.generation.sequences import RunningSequence, mask_of, new_sequences
 from lmsmith.generation.settings import SamplingSettings
 from lmsmith.generation.vocabulary import vocabulary_of
 from lmsmith.models.decoder import Decoder
@@ -157,7 +162,7 @@ def speculate(
     cache = model.new_cache(1, len(prompt) + max_tokens)
     row = cache.open()
     (reply,) = new_sequences(
-        request, 0, [row], max_tokens=max_tokens, vocabulary=vocabulary, tokenizer=tokenizer
+        request, 0, row, max_tokens=max_tokens, vocabulary=vocabulary, tokenizer=tokenizer
     )
     text, chance = reply.tokens, _chance(settings.seed)
     while True:

@@ -1,11 +1,11 @@
-"""Weights in the form that they are read in: cast, rounded and put together once."""
+"""Weights of inference: cast, rounded and joined once."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -93,14 +93,17 @@ def read_weight(
     return Weight.in_rows(parts[0] if len(parts) == 1 else torch.cat(parts), None, bias)
 
 
-class Norm:
+class Norm(NamedTuple):
     """A norm's scale, and the shift of LayerNorm."""
 
-    def __init__(self, norm: nn.LayerNorm | nn.RMSNorm) -> None:
-        self.weight = norm.weight
-        self.shift = norm.bias if isinstance(norm, nn.LayerNorm) else None
-        assert norm.eps is not None
-        self.epsilon = norm.eps
+    weight: Tensor
+    shift: Tensor | None
+    epsilon: float
+
+
+def _read_norm(norm: nn.LayerNorm | nn.RMSNorm) -> Norm:
+    assert norm.eps is not None
+    return Norm(norm.weight, norm.bias if isinstance(norm, nn.LayerNorm) else None, norm.eps)
 
 
 class BlockWeights:
@@ -115,8 +118,8 @@ class BlockWeights:
     ) -> None:
         attention, layer = block.attention, block.feed_forward
         assert isinstance(layer, FeedForward | GatedFeedForward)
-        self.attention_norm = Norm(block.attention_norm)
-        self.feed_forward_norm = Norm(block.feed_forward_norm)
+        self.attention_norm = _read_norm(block.attention_norm)
+        self.feed_forward_norm = _read_norm(block.feed_forward_norm)
         inner = [layer.gate, layer.inner] if isinstance(layer, GatedFeedForward) else [layer.inner]
 
         def ready(*layers: nn.Linear) -> Weight:

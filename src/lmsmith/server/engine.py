@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 from lmsmith.core.errors import UserError
 from lmsmith.generation.requests import Reply, Request, TokenEvent
-from lmsmith.generation.scheduler import Event, Failed, Joined, Scheduler
+from lmsmith.generation.scheduler import Admitted, Event, Failed, Scheduler
 from lmsmith.server.errors import ApiError, bad_request, internal, shutting_down
 from lmsmith.server.metrics import Metrics
 from lmsmith.server.models import ServedModel
@@ -229,18 +229,18 @@ class Generation:
             number, event, moment = self._events.popleft()
             if isinstance(event, Failed):
                 return tokens, event.error
-            if isinstance(event, Joined):
+            if isinstance(event, Admitted):
                 self._joined(number, event)
             else:
                 tokens.append((number, event, moment))
         return tokens, None
 
-    def _joined(self, number: int, event: Joined) -> None:
-        self.prompts[number].cached = event.reused
+    def _joined(self, number: int, event: Admitted) -> None:
+        self.prompts[number].cached = event.cached
         self._waiting.discard(number)
         self._engine.waiting[self.model.name] -= 1
         self._metrics.prompt_tokens.inc(len(self.prompts[number].request.prompt))
-        self._metrics.cached_tokens.inc(event.reused)
+        self._metrics.cached_tokens.inc(event.cached)
 
     def _take(self, number: int, event: TokenEvent, moment: float) -> tuple[int, TokenEvent]:
         self.prompts[number].replies[event.sample].add(event)
@@ -357,7 +357,7 @@ class EngineThread:
                 self._commands.clear()
             for command in commands:
                 self._unsent += command()
-            if any(scheduler.will_read for scheduler in self._schedulers.values()):
+            if any(scheduler.will_prefill for scheduler in self._schedulers.values()):
                 self._flush()  # reading a prompt takes long
             for name in self._schedulers:
                 self._unsent += self._step(name)

@@ -12,7 +12,7 @@ import torch
 from lmsmith.generation.kernels import TorchKernels
 from lmsmith.generation.native import compile as native
 from lmsmith.generation.native.operations import NativeKernels, best_kernels
-from lmsmith.generation.weights import Weight, quantise_int8
+from lmsmith.generation.weights import Norm, Weight, quantise_int8
 
 TORCH = TorchKernels()
 
@@ -135,9 +135,9 @@ def test_log_sums(native_kernels: NativeKernels, count: int, dtype: torch.dtype)
 def test_norm(native_kernels: NativeKernels, width: int, centred: bool) -> None:
     x, weight = 3 * torch.randn(7, width) + 1, torch.randn(width)
     shift = torch.randn(width) if centred else None
-    found = native_kernels.norm(x, weight, shift, 1e-5, torch.float32)
-    torch.testing.assert_close(found, TORCH.norm(x, weight, shift, 1e-5, torch.float32))
-    half = native_kernels.norm(x, weight, shift, 1e-5, torch.bfloat16)
+    found = native_kernels.norm(x, Norm(weight, shift, 1e-5), torch.float32)
+    torch.testing.assert_close(found, TORCH.norm(x, Norm(weight, shift, 1e-5), torch.float32))
+    half = native_kernels.norm(x, Norm(weight, shift, 1e-5), torch.bfloat16)
     torch.testing.assert_close(half.float(), found, rtol=2**-8, atol=0)
 
 

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 
 from lmsmith.evaluation.model import Pair
 from lmsmith.generation.inference import InferenceDecoder
-from lmsmith.generation.log_probs import TokenLogProb
 from lmsmith.generation.prefix_cache import common_length
-from lmsmith.generation.requests import Request, TokenEvent
+from lmsmith.generation.requests import Request, TokenEvent, TokenLogProb
 from lmsmith.generation.scheduler import Failed, Scheduler
 from lmsmith.generation.settings import SamplingSettings
 

@@ -10,7 +10,7 @@ from lmsmith.evaluation.tasks.prompts import Question
 from lmsmith.evaluation.tasks.spec import AnswerSpec
 from lmsmith.generation.beam import BeamSettings, beam_search
 from lmsmith.generation.engine import Engine, Request, SamplingSettings, answer
-from lmsmith.generation.sequences import until_stop
+from lmsmith.generation.requests import until_stop
 
 STREAMS_AN_ITEM = 1 << 20
 """Random streams an item: sample i of item n uses stream n times this, plus i."""

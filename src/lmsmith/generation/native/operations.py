@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lmsmith.generation.kernels import Kernels, Places, TorchKernels
+from lmsmith.generation.kernels import Places, TorchKernels
 from lmsmith.generation.kv_cache import LayerCache
 from lmsmith.generation.native.compile import load_library
 from lmsmith.generation.sampling import check_finite
 from lmsmith.generation.settings import SamplingSettings
 from lmsmith.generation.vocabulary import Mask
-from lmsmith.generation.weights import Weight
+from lmsmith.generation.weights import Norm, Weight
 from lmsmith.models.positions import Rotation
 
 LANES = 16
@@ -132,12 +132,11 @@ class NativeKernels(TorchKernels):
         rows, inputs = x_ni.shape
         outputs = weight.shape[0]
         result = torch.empty(rows, outputs, dtype=dtype) if add_to is None else add_to
-        scales, bias = weight.scales, weight.bias
         self._linear(
             x_ni.data_ptr(),
             weight.values.data_ptr(),
-            None if scales is None else scales.data_ptr(),
-            None if bias is None else bias.data_ptr(),
+            address(weight.scales),
+            address(weight.bias),
             result.data_ptr(),
             rows,
             inputs,
@@ -149,23 +148,16 @@ class NativeKernels(TorchKernels):
         )
         return result
 
-    def norm(
-        self,
-        x_nd: Tensor,
-        weight: Tensor,
-        shift: Tensor | None,
-        epsilon: float,
-        dtype: torch.dtype,
-    ) -> Tensor:
+    def norm(self, x_nd: Tensor, norm: Norm, dtype: torch.dtype) -> Tensor:
         result = torch.empty(x_nd.shape, dtype=dtype)
         self._norm(
             x_nd.data_ptr(),
-            weight.data_ptr(),
-            None if shift is None else shift.data_ptr(),
+            norm.weight.data_ptr(),
+            address(norm.shift),
             result.data_ptr(),
             *x_nd.shape,
-            epsilon,
-            shift is not None,
+            norm.epsilon,
+            norm.shift is not None,
             _RESULTS[dtype],
             torch.get_num_threads(),
         )
@@ -203,8 +195,8 @@ class NativeKernels(TorchKernels):
         cosine, sine = rotation or (None, None)
         arguments = _Attend(
             projected=projected_nhk.data_ptr(),
-            cosine=None if cosine is None else cosine.data_ptr(),
-            sine=None if sine is None else sine.data_ptr(),
+            cosine=address(cosine),
+            sine=address(sine),
             keys=cache.keys.data_ptr(),
             values=cache.values.data_ptr(),
             table=table.data_ptr(),
@@ -270,8 +262,13 @@ class NativeKernels(TorchKernels):
         return tokens_b
 
 
-def best_kernels() -> Kernels:
-    """Those in C++ where they can be had."""
+def address(tensor: Tensor | None) -> int | None:
+    """Address of a tensor's first number; None for none."""
+    return None if tensor is None else tensor.data_ptr()
+
+
+def best_kernels() -> TorchKernels:
+    """Those in C++ where they can be compiled."""
     library = load_library()
     if library is None:
         return TorchKernels()

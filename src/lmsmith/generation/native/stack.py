@@ -9,9 +9,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lmsmith.generation.kernels import Kernels, Places
+from lmsmith.generation.kernels import Places, TorchKernels
 from lmsmith.generation.kv_cache import PagedCache
-from lmsmith.generation.native.operations import FEW_ROWS, MAX_HEAD_WIDTH, NativeKernels
+from lmsmith.generation.native.operations import (
+    FEW_ROWS,
+    MAX_HEAD_WIDTH,
+    NativeKernels,
+    address,
+)
 from lmsmith.generation.weights import BlockWeights, Norm, Weight
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.positions import Rotation
@@ -20,7 +25,7 @@ _ACTIVATIONS = {"swiglu": 0, "gelu_tanh": 1}
 
 
 def native_stack(
-    kernels: Kernels, blocks: Sequence[BlockWeights], config: ModelConfig, dtype: torch.dtype
+    kernels: TorchKernels, blocks: Sequence[BlockWeights], config: ModelConfig, dtype: torch.dtype
 ) -> NativeStack | None:
     """The blocks in one call, or None where some operation of theirs is not in C++."""
     possible = (
@@ -67,8 +72,8 @@ class NativeStack:
         arguments = _Stack(
             blocks=ctypes.addressof(self._blocks),
             pages=ctypes.addressof(self._pages_of(cache)),
-            cosine=_address(cosine),
-            sine=_address(sine),
+            cosine=address(cosine),
+            sine=address(sine),
             rows=places.rows_n.data_ptr(),
             positions=places.positions_n.data_ptr(),
             x=x_nd.data_ptr(),
@@ -153,21 +158,17 @@ def _block(block: BlockWeights) -> _Block:
 
 
 def _norm(norm: Norm) -> tuple[int | None, int | None]:
-    return _address(norm.weight), _address(norm.shift)
+    return address(norm.weight), address(norm.shift)
 
 
 def _matrix(weight: Weight) -> _Matrix:
     outputs, inputs = weight.shape
     return _Matrix(
         weight.values.data_ptr(),
-        _address(weight.scales),
-        _address(weight.bias),
+        address(weight.scales),
+        address(weight.bias),
         inputs,
         outputs,
         weight.group,
         weight.in_panels,
     )
-
-
-def _address(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()

@@ -10,8 +10,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from lmsmith.generation.log_probs import TokenLogProb
-from lmsmith.generation.requests import Reply, TokenEvent
+from lmsmith.generation.requests import Reply, TokenEvent, TokenLogProb
 from lmsmith.server.auth import visitor_of
 from lmsmith.server.engine import AsyncEngine, Generation
 from lmsmith.server.requests import CompletionBody, parse_completion
