@@ -1,4 +1,4 @@
-"""What the command line does, in Python: typed arguments in, typed results out.
+"""Python functions of the commands: typed arguments in, typed results out.
 
 Every function here is a command of ``lmsmith`` too, with the same names of arguments. Imports that
 take seconds are made when a function is called.
@@ -19,6 +19,14 @@ from lmsmith.core.extras import needs_extra
 from lmsmith.core.files import missing, write_json
 from lmsmith.core.progress import QuietProgress, choose_progress
 from lmsmith.core.recipe import MachineConfig
+from lmsmith.options import (
+    CompareOptions,
+    EvaluateOptions,
+    Precision,
+    TaskOptions,
+    documented,
+    takes,
+)
 
 if TYPE_CHECKING:
     from lmsmith.catalogue.registry import Record
@@ -31,9 +39,6 @@ if TYPE_CHECKING:
     from lmsmith.training.machine import ResolvedMachine
 
 Found = TypeVar("Found", bound="Evaluation")
-Precision = Literal["auto", "bf16", "fp32"]
-StartOfText = Literal["auto", "always", "never"]
-_BEGINS = {"auto": None, "always": True, "never": False}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +65,7 @@ class RunResult(Recorded):
     folder: Path
 
 
+@documented
 def run(
     recipe: str,
     *,
@@ -107,61 +113,12 @@ def run(
     return RunResult(folder=place, record=record, report=build_report(place))
 
 
-def evaluate(
-    model: str,
-    *,
-    tasks: Sequence[str] = (),
-    suite: str = "",
-    shots: Sequence[int | str] = (),
-    fixed_shots: bool = False,
-    limit: int | None = None,
-    data: Sequence[Path] = (),
-    measure: str = "",
-    seed: int = 0,
-    chat: bool = False,
-    start_of_text: StartOfText = "auto",
-    precision: Precision = "auto",
-    threads: int = 0,
-    contamination: Sequence[Path] = (),
-    classifier: str = "",
-    judge: str = "",
-    harness: Literal["own", "lm-eval"] = "own",
-    include_path: Sequence[Path] = (),
-    folder: Path | None = None,
-    quiet: bool = False,
-) -> Evaluation:
+@takes(EvaluateOptions)
+def evaluate(model: str, options: EvaluateOptions) -> Evaluation:
     """Measure a model on tasks: a table with intervals, every item's answer, and a page.
 
     Run it again after anything (Ctrl-C, kill): items that are answered are not asked again, and
     a higher limit asks only what is new.
-
-    Args:
-        model: A run, a model folder, a Hugging Face folder, a GGUF file or a registered name.
-        tasks: Names (lmsmith tasks ls), or .toml, .jsonl, .txt or .py files of your own; of a
-            .py file every task, or one: my_task.py:MyTask, my_module:MyTask.
-        suite: Tasks that go together: gpt2, gpt3, chat or safety.
-        shots: Examples before each item, e.g. 0,1,4; fit for as many as the context holds. By
-            default what the task says.
-        fixed_shots: The same examples for all items; else drawn for each.
-        limit: Only so many items of each task, drawn by the seed, the same for every model and
-            number of shots. With lm-eval's tasks the first ones, as lm-eval takes them.
-        data: Where tasks' files are; may be given more than once. Also LMSMITH_DATA.
-        measure: The headline measure, if not the task's own.
-        seed: Of items drawn, examples, generated items, sampling and intervals.
-        chat: Ask by the model's chat template.
-        start_of_text: Whether texts begin with that token; auto: as the tokenizer does.
-        precision: Of matrix products; auto: bf16 where the processor multiplies it.
-        threads: Of one operation; 0 for all cores.
-        contamination: Text that a model was trained on (.txt, .jsonl): the score without items
-            that overlap with it; may be given more than once.
-        classifier: What scores toxicity in the patterns' place: a task of your own (lmsmith tasks
-            add) and its label for what is toxic.
-        judge: The model that grades and classifies; by default the one that is measured.
-        harness: Whose tasks: those of lmsmith tasks ls, or lm-evaluation-harness's, by its names
-            (arc_easy), prompts and measures; extra: pip install "lmsmith[harness]".
-        include_path: lm-eval's: a folder of YAML tasks of your own; may be given more than once.
-        folder: Where results go; evals/MODEL by default, evals/MODEL/lm-eval for lm-eval's.
-        quiet: Show no progress.
 
     Returns:
         The results of each task with its items' rows, and the page. Those of lm-eval's tasks
@@ -174,42 +131,50 @@ def evaluate(
     >>> found = lmsmith.evaluate("runs/quickstart", tasks=["arithmetic"])   # doctest: +SKIP
     >>> found.results[0].headline.value                                     # doctest: +SKIP
     """
-    from lmsmith.evaluation.run import check_limits, evaluate_model, folder_name, shot_counts
-
-    check_limits(limit, seed)
-    if include_path and harness == "own":
-        raise UserError("--include-path: for lm-eval's tasks", "add --harness lm-eval")
-    if harness == "lm-eval":
-        from lmsmith.evaluation.harness_run import evaluate_with_harness
-
-        own = {"--suite": suite, "--fixed-shots": fixed_shots, "--data": data}
-        own |= {"--measure": measure, "--contamination": contamination, "--judge": judge}
-        given = [name for name, value in (own | {"--classifier": classifier}).items() if value]
-        if given:
-            problem = f"{', '.join(given)}: not for --harness lm-eval"
-            raise UserError(problem, "leave it out, or measure with lmsmith's own tasks")
-        progress = choose_progress(f"eval {model}", quiet)
-        return evaluate_with_harness(
-            model, tasks, shot_counts(shots), limit, seed, _machine(precision, threads), progress,
-            chat=chat, begins=_BEGINS[start_of_text], include_path=include_path, folder=folder,
-        )  # fmt: skip
-    _check_contamination(contamination)
-    plan = _plan(tasks, suite, shots, fixed_shots, limit, seed, measure)
-    from lmsmith.evaluation.run import with_raters
+    from lmsmith.evaluation.run import check_limits, evaluate_model, folder_name, with_raters
     from lmsmith.evaluation.tasks.data import search_path
 
+    check_limits(options.limit, options.seed)
+    if options.harness == "lm-eval":
+        return _evaluate_with_harness(model, options)
+    if options.include_path:
+        raise UserError("--include-path: for lm-eval's tasks", "add --harness lm-eval")
+    _check_contamination(options.contamination)
     found = evaluate_model(
         model,
-        with_raters(plan, classifier, judge),
-        search_path(data),
-        folder or Path("evals") / folder_name(model),
-        choose_progress(f"eval {model}", quiet),
-        _machine(precision, threads),
-        begins=_BEGINS[start_of_text],
-        chat=chat,
-        skip_missing=bool(suite),
+        with_raters(_plan(options), options.classifier, options.judge),
+        search_path(options.data),
+        options.folder or Path("evals") / folder_name(model),
+        choose_progress(f"eval {model}", options.quiet),
+        _machine(options.precision, options.threads),
+        begins=options.begins,
+        chat=options.chat,
+        skip_missing=bool(options.suite),
     )
-    return _with_report(found, contamination)
+    return _with_report(found, options.contamination)
+
+
+def _evaluate_with_harness(model: str, options: EvaluateOptions) -> Evaluation:
+    from lmsmith.evaluation.harness_run import evaluate_with_harness
+    from lmsmith.evaluation.run import shot_counts
+
+    own = ("suite", "fixed_shots", "data", "measure", "contamination", "judge", "classifier")
+    if given := [f"--{name.replace('_', '-')}" for name in own if getattr(options, name)]:
+        problem = f"{', '.join(given)}: not for --harness lm-eval"
+        raise UserError(problem, "leave it out, or measure with lmsmith's own tasks")
+    return evaluate_with_harness(
+        model,
+        options.tasks,
+        shot_counts(options.shots),
+        options.limit,
+        options.seed,
+        _machine(options.precision, options.threads),
+        choose_progress(f"eval {model}", options.quiet),
+        chat=options.chat,
+        begins=options.begins,
+        include_path=options.include_path,
+        folder=options.folder,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,33 +192,8 @@ class ModelComparison(Recorded):
     database: str = ""
 
 
-def compare(
-    models: Sequence[str],
-    *,
-    stages: bool = False,
-    tasks: Sequence[str] = (),
-    suite: str = "",
-    shots: Sequence[int | str] = (),
-    fixed_shots: bool = False,
-    limit: int | None = None,
-    data: Sequence[Path] = (),
-    measure: str = "",
-    seed: int = 0,
-    chat: bool = False,
-    start_of_text: StartOfText = "auto",
-    precision: Precision = "auto",
-    threads: int = 0,
-    contamination: Sequence[Path] = (),
-    classifier: str = "",
-    judge: str = "",
-    win_rate: Path | None = None,
-    reply_tokens: int = 256,
-    greedy: bool = False,
-    labelers: int = 1,
-    database: str = "",
-    folder: Path | None = None,
-    quiet: bool = False,
-) -> ModelComparison:
+@takes(CompareOptions)
+def compare(models: Sequence[str], options: CompareOptions) -> ModelComparison:
     """Ask models the same items, and say what the first gains over each other, with intervals.
 
     Tasks are those of lmsmith eval. With instructions, all models reply to them, and a judge or
@@ -261,19 +201,6 @@ def compare(
 
     Args:
         models: Two or more; the page is about the first. Of the stages one run.
-        stages: Compare a run's pretrained, SFT and PPO models: what each changed.
-        judge: The model that grades, classifies and judges: a reward model's folder, or any model
-            that writes, shown both orders; or people: labelers, by the pages of lmsmith serve.
-        win_rate: Instructions (.jsonl) to which all models reply as in lmsmith chat; the judge
-            says whose reply is better.
-        reply_tokens: Longest reply to an instruction.
-        greedy: Reply by the likeliest token each time, not as lmsmith chat draws.
-        labelers: How many people are to judge each pair.
-        database: The labelers': a file, or a URL; the server's if it is left out.
-        folder: Where the first model's results go, those of others beside it; evals/MODEL by
-            default.
-
-    The others are those of `evaluate`.
 
     Raises:
         UserError: there are not two models, or as `evaluate`.
@@ -286,44 +213,41 @@ def compare(
     from lmsmith.evaluation.run import check_limits, with_raters
     from lmsmith.evaluation.tasks.data import search_path
 
-    check_limits(limit, seed)
-    if labelers < 1:
-        raise UserError(f"--labelers {labelers}: must be 1 or more", "e.g. --labelers 3")
-    _check_contamination(contamination)
-    words, pairs = models_to_compare(models, stages=stages)
-    if win_rate and not judge:
-        raise UserError(f"--win-rate {win_rate}: needs a judge", "name one: --judge MODEL")
-    plan: Plan = []
-    if tasks or suite or not win_rate:
-        plan = _plan(tasks, suite, shots, fixed_shots, limit, seed, measure)
-    plan = with_raters(plan, classifier, "" if judge == PEOPLE else judge, compares=True)
-    wanted = None
-    if win_rate:
-        wanted = plan_win_rate(
-            win_rate, limit, judge, tokens=reply_tokens, seed=seed, greedy=greedy,
-            database=database, labelers=labelers,
-        )  # fmt: skip
-    measured, paired = compare_models(
-        words, pairs, plan, search_path(data), folder, _machine(precision, threads), wanted,
-        begins=_BEGINS[start_of_text], chat=chat, skip_missing=bool(suite), quiet=quiet,
+    judge, instructions = options.judge, options.win_rate
+    check_limits(options.limit, options.seed)
+    if options.labelers < 1:
+        raise UserError(f"--labelers {options.labelers}: must be 1 or more", "e.g. --labelers 3")
+    _check_contamination(options.contamination)
+    words, pairs = models_to_compare(models, stages=options.stages)
+    if instructions and not judge:
+        raise UserError(f"--win-rate {instructions}: needs a judge", "name one: --judge MODEL")
+    plan = _plan(options) if options.tasks or options.suite or not instructions else []
+    plan = with_raters(plan, options.classifier, "" if judge == PEOPLE else judge, compares=True)
+    wanted = None if instructions is None else plan_win_rate(
+        instructions, options.limit, judge, tokens=options.reply_tokens, seed=options.seed,
+        greedy=options.greedy, database=options.database, labelers=options.labelers,
     )  # fmt: skip
-    found = measured[-1]
+    (*others, found), paired = compare_models(
+        words, pairs, plan, search_path(options.data), options.folder,
+        _machine(options.precision, options.threads), wanted, begins=options.begins,
+        chat=options.chat, skip_missing=bool(options.suite), quiet=options.quiet,
+    )  # fmt: skip
     if wanted is not None:
         found.record["win_rates"] = [each.versus.as_dict() for each in paired if each.versus]
         write_json(found.folder / "results.json", found.record)
-    found = _with_report(found, contamination, measured[:-1], paired)
+    found = _with_report(found, options.contamination, others, paired)
     comparisons = [
         {"model": pair.after, "against": pair.before, **each.as_dict()}
         for pair in paired
         for each in pair.comparisons
     ]
-    beside = {"beside": [each.record for each in measured[:-1]], "comparisons": comparisons}
+    beside = {"beside": [each.record for each in others], "comparisons": comparisons}
     return ModelComparison(
         record=found.record | beside,
         report=found.report,
-        evaluations=[*measured[:-1], found],
+        evaluations=[*others, found],
         pairs=paired,
-        database=database,
+        database=options.database,
     )
 
 
@@ -342,20 +266,13 @@ def _check_contamination(files: Sequence[Path]) -> None:
     check_corpora(files)
 
 
-def _plan(
-    tasks: Sequence[str],
-    suite: str,
-    shots: Sequence[int | str],
-    fixed: bool,
-    limit: int | None,
-    seed: int,
-    measure: str,
-) -> Plan:
+def _plan(options: TaskOptions) -> Plan:
     from lmsmith.evaluation.evaluator import Setting
     from lmsmith.evaluation.run import plan_tasks, shot_counts
 
-    setting = Setting(fixed=fixed, limit=limit, seed=seed)
-    return plan_tasks(list(tasks), suite, shot_counts(shots), setting, measure)
+    setting = Setting(fixed=options.fixed_shots, limit=options.limit, seed=options.seed)
+    shots = shot_counts(options.shots)
+    return plan_tasks(options.tasks, options.suite, shots, setting, options.measure)
 
 
 def _with_report(
@@ -405,6 +322,7 @@ class Scores:
         return {"model": self.model, "scores": [asdict(each) for each in self.scores]}
 
 
+@documented
 def score(
     model: str,
     conversations: Sequence[Mapping[str, Any] | Sequence[Message]],
@@ -419,8 +337,6 @@ def score(
         conversations: each a list of messages, the last of them the assistant's; or a row:
             ``{"messages": […]}``, ``{"prompt": text or messages, "response": text}``, or
             ``{"prompt": …, "responses": [text, …]}``, which gives a score for each.
-        precision: of matrix products; auto: bf16 where the processor multiplies it.
-        threads: of one operation; 0 for all cores.
 
     Raises:
         UserError: the model gives no rewards, or a conversation has another form or does not fit
@@ -449,6 +365,7 @@ class Study(Recorded):
     tasks: list[TaskStudy]
 
 
+@documented
 def study(
     kind: Literal["labels", "order", "shots"],
     models: Sequence[str],
@@ -475,15 +392,12 @@ def study(
 
     Args:
         kind: labels, order or shots.
-        models: Runs, model folders, Hugging Face folders, GGUF files or registered names.
         tasks: Names (lmsmith tasks ls), or .toml or .jsonl files of your own.
         shots: Examples before each item; 16 for labels, 4 for order, 0,1,2,4,8,16,32 for shots.
         orders: Of the examples, how many.
         limit: Only so many items of each task, drawn by the seed, the same for all models and ways.
         seed: Of items drawn, examples, labels, orders, generated items and intervals.
         folder: Items go to FOLDER/MODEL, the page and its figures to FOLDER/study-KIND.
-
-    The others are those of `evaluate`.
 
     Raises:
         UserError: there is no such model or task, or a task does not fit the study.
@@ -513,6 +427,7 @@ class ScaleStudy(Recorded):
     models: list[dict[str, Any]]
 
 
+@documented
 def study_scale(
     *,
     sizes: str = "",
@@ -542,11 +457,8 @@ def study_scale(
         rows: Rows of 208 tokens in a batch.
         items: Documents or questions of each kind that a model is measured on.
         seed: Of weights, documents and questions.
-        precision: Of matrix products; auto: bf16 where the processor multiplies it.
-        threads: Of one operation; 0 for all cores.
         compile: Whether blocks are compiled; auto: where it pays.
         out: The models, results.json and report.html go here.
-        quiet: Show no progress.
 
     Raises:
         UserError: a number is out of range, or the folder holds a study with other settings.
@@ -584,6 +496,7 @@ def study_scale(
     return ScaleStudy(record=record, models=models, report=page)
 
 
+@documented
 def pull(name: str, *, again: bool = False, quiet: bool = False) -> Record:
     """Fetch a model and register its name; one that is here already is not fetched again.
 
@@ -594,7 +507,6 @@ def pull(name: str, *, again: bool = False, quiet: bool = False) -> Record:
     Args:
         name: smollm2-135m, or hf:OWNER/MODEL, perhaps with @REVISION.
         again: Fetch it even if it is here.
-        quiet: Show no progress.
 
     Raises:
         UserError: there is no such model, or it cannot be fetched.
@@ -621,6 +533,7 @@ class ExportedModel:
         return vars(self) | {"path": str(self.path)}
 
 
+@documented
 def export(
     model: str,
     folder: Path | None = None,
@@ -633,7 +546,6 @@ def export(
     hf is a folder that transformers and vLLM load; gguf a file that llama.cpp runs.
 
     Args:
-        model: A run, a model folder, a Hugging Face folder, a GGUF file or a registered name.
         folder: Where to; runs/NAME/export/hf or /gguf for a run, MODEL-hf or MODEL-gguf else.
         to: The format.
         type: Of the weights. f32 for hf and f16 for gguf if not given; q8_0 is for gguf alone.
@@ -745,6 +657,7 @@ def task_toml(task: object) -> str:
     return to_toml(kept)
 
 
+@documented
 def task_function(
     name: str, model: str, *, precision: Precision = "auto", threads: int = 0
 ) -> TextFunction:
@@ -752,9 +665,6 @@ def task_function(
 
     Args:
         name: of the task (`add_task`).
-        model: a run, a model folder, a Hugging Face folder, a GGUF file or a registered name.
-        precision: of matrix products; auto: bf16 where the processor multiplies it.
-        threads: of one operation; 0 for all cores.
 
     Returns:
         A function from a list of texts to one dictionary a text: ``label`` and ``probabilities``,
@@ -811,6 +721,7 @@ def _database_name(database: str) -> str:
     return make_safe(database) if "://" in database else database or default_database()
 
 
+@documented
 def export_feedback(
     folder: Path, *, database: str = "", held_out: float = 0.0, with_liked: bool = False
 ) -> FeedbackRows:
@@ -821,7 +732,6 @@ def export_feedback(
 
     Args:
         folder: Where to; is made if it is missing, and files of an earlier export are replaced.
-        database: A file, or a URL such as postgresql://host/name; the server's if it is left out.
         held_out: Share of the people whose rows go to FOLDER/held_out, to measure on, and of
             what was imported, by how it begins.
         with_liked: Answers that were thumbed up are demonstrations too.
@@ -850,6 +760,7 @@ def export_feedback(
     return FeedbackRows(_database_name(database), counts, folder)
 
 
+@documented
 def import_feedback(
     file: Path, *, database: str = "", person: str = "import", overlap: int = 1
 ) -> FeedbackRows:
@@ -883,6 +794,7 @@ def import_feedback(
     return FeedbackRows(_database_name(database), counts, left_out=+left_out)
 
 
+@documented
 def sample_feedback(
     models: Sequence[str],
     *,
@@ -920,7 +832,6 @@ def sample_feedback(
         temperature: Of the answers.
         top_p: Of the answers.
         seed: Of the choice of prompts and of the answers.
-        quiet: Show no progress.
 
     Returns:
         How many tasks are new, known, or dropped for want of different answers.
@@ -973,11 +884,11 @@ def sample_feedback(
     return FeedbackRows(_database_name(database), counts, kind=kind)
 
 
+@documented
 def feedback_statistics(*, database: str = "", seed: int = 0) -> dict[str, Any]:
     """Show what is labelled, how far labelers agree, and which model is best.
 
     Args:
-        database: A file, or a URL such as postgresql://host/name; the server's if it is left out.
         seed: Of the bootstrap intervals, which are 95 %.
 
     Returns:

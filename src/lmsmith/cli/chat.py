@@ -39,6 +39,7 @@ COMMANDS = [line.split()[0] for line in HELP.splitlines() if line.startswith("/"
 
 def chat(
     model: str,
+    *,
     temperature: float | None = None,
     top_p: float | None = None,
     max_tokens: int = 128,
@@ -47,7 +48,7 @@ def chat(
     message: tuple[str, ...] = (),
     json: bool = False,
     draft: str = "",
-) -> int:
+) -> None:
     """Talk with a model, with several turns kept within its context.
 
     In a terminal, /help lists the commands, Ctrl-C stops a reply and Ctrl-D ends. From a pipe,
@@ -56,17 +57,11 @@ def chat(
     Args:
         model: A run (runs/quickstart: its last stage), a stage's folder, a model folder, a
             Hugging Face folder, a GGUF file or a registered name (smollm2-135m).
-        temperature: 0 takes the likeliest token every time. As the model's makers advise if not
-            given, or 0.8.
-        top_p: Only the likeliest tokens of this total probability may come; 1 means all. As the
-            makers advise if not given, or 0.95.
         max_tokens: Longest reply, in tokens.
         seed: Of all chance; a fresh one if not given.
         system: The system message.
         message: Say this, print the reply and end; more than once for several turns.
         json: Print the conversation as one JSON object at the end, and nothing else.
-        draft: A smaller model of the same tokenizer that guesses ahead, or prompt-lookup, which
-            guesses what followed before; the text's distribution stays the model's own.
     """
     interactive = not message and sys.stdin.isatty()
     if json and interactive:
@@ -93,12 +88,11 @@ def chat(
         session.set_system(system)
     if interactive:
         _converse(session)
-        return 0
+        return
     said = iter(message) if message else _piped_lines()
     _answer_all(session, said, quiet=json, commands=not message)
     if json:
         _print_json(session)
-    return 0
 
 
 @dataclass(frozen=True)

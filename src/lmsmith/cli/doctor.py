@@ -12,16 +12,12 @@ from lmsmith.core.version import VERSION
 from lmsmith.runs.stage_folder import advice_on_threads, describe_hardware, git_commit
 
 
-def doctor(json: bool = False) -> int:
-    """Show the hardware, the torch build, the compiler, and the choices made from them.
-
-    Args:
-        json: Print one JSON object.
-    """
+def doctor(*, json: bool = False) -> None:
+    """Show the hardware, the torch build, the compiler, and the choices made from them."""
     found = examine()
     if json:
         print_json(found)
-        return 0
+        return
     hardware, machine = found["hardware"], found["machine"]
     assert isinstance(hardware, dict)
     assert isinstance(machine, dict)
@@ -41,7 +37,6 @@ def doctor(json: bool = False) -> int:
     width = max(len(name) for name in lines)
     for name, text in lines.items():
         print(f"{name:<{width}}  {text}")
-    return 0
 
 
 def examine() -> dict[str, object]:

@@ -45,4 +45,4 @@ def _show_comparison(found: api.ModelComparison) -> None:
         print(f"{next_step(found.database)}. Then this command again")
 
 
-compare = printed(api.compare, _show_comparison, like=api.evaluate)
+compare = printed(api.compare, _show_comparison)

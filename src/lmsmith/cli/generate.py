@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 def generate(
     model: str,
     prompt: str,
+    *,
     max_tokens: int = 128,
     temperature: float | None = None,
     top_p: float | None = None,
@@ -27,24 +28,17 @@ def generate(
     draft: str = "",
     alternatives: int = 5,
     prompt_log_probabilities: bool = False,
-) -> int:
+) -> None:
     """Continue a text, and print what comes after it as it is written.
 
     Args:
-        model: A run, a model folder, a Hugging Face folder, a GGUF file or a registered name.
         prompt: The beginning; may be empty.
         max_tokens: Most tokens to write.
-        temperature: 0 takes the likeliest token every time. As the model's makers advise if not
-            given, or 0.8.
-        top_p: Only the likeliest tokens of this total probability may come; 1 means all. As the
-            makers advise if not given, or 0.95.
         seed: Of all chance; a fresh one if not given.
         json: Print text, tokens and log-probabilities (natural logarithms, before temperature and
             top-p) as one JSON object.
         alternatives: How many of the likeliest tokens the JSON object has in each token's place.
         prompt_log_probabilities: Let the JSON object have those of the prompt's tokens too.
-        draft: A smaller model of the same tokenizer that guesses ahead, or prompt-lookup, which
-            guesses what followed before; the text's distribution stays the model's own.
     """
     from lmsmith.library import load
     from lmsmith.training.machine import prepare_reading
@@ -62,11 +56,10 @@ def generate(
             prompt_log_probs=prompt_log_probabilities,
         )
         print_json(_whole(language_model, prompt, tokens, settings) | {"seed": seed})
-        return 0
+        return
     for piece in language_model.write(tokens, settings):
         print(piece, end="", flush=True)
     print(flush=True)
-    return 0
 
 
 def _whole(

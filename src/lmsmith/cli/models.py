@@ -23,12 +23,8 @@ def _show_pulled(record: registry.Record) -> None:
 pull = printed(api.pull, _show_pulled)
 
 
-def list_models(json: bool = False) -> int:
-    """List the registered models, and those that can be fetched by name.
-
-    Args:
-        json: Print one JSON object.
-    """
+def list_models(*, json: bool = False) -> None:
+    """List the registered models, and those that can be fetched by name."""
     found = registry.records()
     here = {record.name for record in found}
     offered = {name: model for name, model in KNOWN_MODELS.items() if name not in here}
@@ -36,33 +32,30 @@ def list_models(json: bool = False) -> int:
         offers = [{"name": name, "about": m.about, "bytes": m.bytes} for name, m in offered.items()]
         models = [record.as_dict() for record in found]
         print_json({"home": str(models_folder()), "models": models, "pull": offers})
-        return 0
+        return
     for record in found:
         print(f"{record.name}  {record.format}  {format_size(record.bytes)}  {record.source}")
     if not found:
         print("no model is registered")
     for name, model in offered.items():
         print(f"to fetch: lmsmith pull {name}  ({format_size(model.bytes)}; {model.about})")
-    return 0
 
 
-def show_model(model: str, json: bool = False) -> int:
+def show_model(model: str, *, json: bool = False) -> None:
     """Show where a model is from, and its shape.
 
     Args:
         model: A registered name, or a path of any format.
-        json: Print one JSON object.
     """
     source = resolve(model)
     rows = describe(source)
     if json:
         print_json(rows)
-        return 0
+        return
     width = max(len(key) for key in rows)
     for key, value in rows.items():
         shown = f"{value:,}" if isinstance(value, int) else value
         print(f"{key.replace('_', ' '):<{width}}  {shown}")
-    return 0
 
 
 def describe(source: Source) -> dict[str, Any]:
@@ -93,19 +86,17 @@ def describe(source: Source) -> dict[str, Any]:
     }
 
 
-def remove_model(name: str, json: bool = False) -> int:
+def remove_model(name: str, *, json: bool = False) -> None:
     """Delete a registered model and its files.
 
     Args:
         name: Of the model.
-        json: Print its record as one JSON object.
     """
     record = registry.remove(name)
     if json:
         print_json({"removed": record.name, "bytes": record.bytes})
     else:
         print(f"{record.name} is gone: {format_size(record.bytes)} are free")
-    return 0
 
 
 def _show_exported(found: api.ExportedModel) -> None:
@@ -119,22 +110,18 @@ BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 """Bytes of one parameter, at each precision."""
 
 
-def list_presets(json: bool = False) -> int:
+def list_presets(*, json: bool = False) -> None:
     """List model shapes with their size, their cost to train, and what their cache takes.
 
     Bytes are of the parameters alone. A training step's operations are of matrix products, forward
     and backward, for one token at full context. The cache is bfloat16; banded layers keep their
     window of it.
-
-    Args:
-        json: Print one JSON object.
     """
     rows = {name: preset_figures(preset) for name, preset in PRESETS.items()}
     if json:
         print_json({"presets": rows})
-        return 0
+        return
     print_presets(rows)
-    return 0
 
 
 def preset_figures(preset: Preset) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""A command line from a function's signature and docstring, and mistakes in one: tyro's work."""
+"""A command line from a function's signature and docstring, by tyro; and messages for mistakes.
+
+A positional parameter is a positional argument, and a keyword-only parameter is an option.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ import tyro
 
 from lmsmith.cli.output import print_json
 from lmsmith.core.errors import UserError
+from lmsmith.options import documented, read_docstring
 
 MOVED = {
     "task": "tasks",
@@ -31,11 +35,10 @@ MOVED = {
 }
 """Commands and options of earlier versions, and what to write now."""
 
-POSITIONAL = {"models", "others"}
 METAVARS = {
     "FILE": "database prompts input include contamination win_rate",
     "FOLDER": "data folder out include_path",
-    "MODEL": "judge",
+    "MODEL": "judge models",
     "N": "limit seed alternatives reply_tokens labelers",
     "NAME": "suite measure person allow_host",
     "X": "temperature",
@@ -43,6 +46,7 @@ METAVARS = {
     "SHARE": "held_out",
     "TASK=LABEL": "classifier",
     "STAGE": "only",
+    "[STAGE[.KEY]]": "key",
     "STAGE.KEY=VALUE": "set",
     "TEXT": "system message response",
     "TOKEN": "token",
@@ -58,11 +62,7 @@ _METAVAR = {name: metavar for metavar, names in METAVARS.items() for name in nam
 
 
 def printed(
-    function: Callable[..., Any],
-    show: Callable[..., object],
-    *,
-    like: Callable[..., Any] | None = None,
-    quiet_json: bool = True,
+    function: Callable[..., Any], show: Callable[..., object], *, quiet_json: bool = True
 ) -> Callable[..., int]:
     """A command that calls a function of `lmsmith.api` and prints its result.
 
@@ -70,12 +70,18 @@ def printed(
         function: its parameters are the command's, with ``json`` beside; its result is a mapping,
             or has ``as_dict``.
         show: prints the result for people; it gets the options that its parameters name.
-        like: whose docstring explains the parameters that the function's own does not.
         quiet_json: whether ``--json`` means ``--quiet`` too.
     """
+    parameters = inspect.signature(function).parameters
+    told = {
+        name: parameters[name].default
+        for name in inspect.signature(show).parameters
+        if name in parameters
+    }
 
+    @functools.wraps(function)
     def command(*arguments: Any, json: bool = False, **options: Any) -> int:
-        if json and quiet_json and "quiet" in signature.parameters:
+        if json and quiet_json and "quiet" in parameters:
             options["quiet"] = True
         result = function(*arguments, **options)
         if json:
@@ -84,57 +90,9 @@ def printed(
             show(result, **{name: options.get(name, default) for name, default in told.items()})
         return 0
 
-    signature = inspect.signature(function)
-    told = {
-        name: signature.parameters[name].default
-        for name in inspect.signature(show).parameters
-        if name in signature.parameters
-    }
     flag = inspect.Parameter("json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=bool)
-    parameters = [
-        each.replace(annotation=_positional(each, annotation))
-        for each, annotation in _typed_parameters(function)
-    ]
-    command.__signature__ = inspect.Signature([*parameters, flag])  # type: ignore[attr-defined]
-    about, own = _documented(function)
-    explained = (_documented(like)[1] if like else {}) | own
-    explained["json"] = "Print one JSON object on standard output, and nothing else there."
-    lines = [f"    {each}: {explained.get(each, '')}" for each in (*signature.parameters, "json")]
-    command.__doc__ = "\n".join([about, "", "Args:", *lines])
-    return command
-
-
-def _positional(parameter: inspect.Parameter, annotation: Any) -> Any:
-    """The type of an argument that may be left out, such as a folder to write to."""
-    optional = parameter.default is not inspect.Parameter.empty
-    if optional and parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
-        return Annotated[annotation, tyro.conf.Positional]
-    return annotation
-
-
-def _typed_parameters(function: Callable[..., Any]) -> list[tuple[inspect.Parameter, Any]]:
-    """A function's parameters with their types; those of imports for the type checker aside."""
-    module = vars(sys.modules[function.__module__])
-    return [
-        (
-            each,
-            eval(each.annotation, module) if isinstance(each.annotation, str) else each.annotation,
-        )
-        for each in inspect.signature(function).parameters.values()
-    ]
-
-
-def _documented(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
-    """What a docstring says before its arguments, and of each of them."""
-    about, _, rest = (inspect.getdoc(function) or "").partition("\nArgs:\n")
-    found: dict[str, str] = {}
-    name = ""
-    for line in rest.partition("\n\n")[0].splitlines():
-        if not line.startswith("     "):
-            name, _, line = line.partition(":")
-            name = name.strip()
-        found[name] = f"{found.get(name, '')} {line.strip()}".strip()
-    return about.strip(), found
+    command.__signature__ = inspect.Signature([*parameters.values(), flag])  # type: ignore[attr-defined]
+    return documented(command)
 
 
 def run_command(
@@ -152,20 +110,16 @@ def run_command(
         beside: last words of commands that begin with this one's name.
     """
     _refuse_settings_without_value(words)
-    about = (inspect.getdoc(function) or summary).split("\nArgs:")[0].strip()
+    about, meanings, _ = read_docstring(documented(function))
     shown = "\n".join(f"  {example}" for example in examples)
     try:
         with _user_errors(name, function, beside):
             call = tyro.cli(
-                _shaped(function),
+                _shaped(function, meanings),
                 prog=f"lmsmith {name}",
-                description=f"{about}\n\nExamples:\n{shown}",
+                description=f"{about or summary}\n\nExamples:\n{shown}",
                 args=words,
-                config=(
-                    tyro.conf.PositionalRequiredArgs,
-                    tyro.conf.PositionalMetavarFromFieldName,
-                    tyro.conf.FlagCreatePairsOff,
-                ),
+                config=(tyro.conf.PositionalMetavarFromFieldName, tyro.conf.FlagCreatePairsOff),
             )
         code = call()
     except SystemExit as stop:  # after --help
@@ -173,39 +127,42 @@ def run_command(
     return code if isinstance(code, int) else 0
 
 
-def _shaped(function: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:
-    """The function as tyro reads it: it returns the call, and each option has its metavar."""
+def _shaped(
+    function: Callable[..., Any], meanings: Mapping[str, str]
+) -> Callable[..., Callable[[], Any]]:
+    """The function as tyro reads it: it returns the call, and each parameter has its help."""
 
     def parsed(*arguments: Any, **options: Any) -> Callable[[], Any]:
         return functools.partial(function, *arguments, **options)
 
-    parameters = [
-        each.replace(annotation=_annotation(each, hint))
-        for each, hint in _typed_parameters(function)
-    ]
+    # Types of the parameters alone: the result's may be imported for the type checker only.
+    module = vars(sys.modules[function.__module__])
+    parameters = []
+    for each in inspect.signature(function).parameters.values():
+        hint = each.annotation
+        hint = eval(hint, module) if isinstance(hint, str) else hint
+        parameters.append(each.replace(annotation=_annotation(each, hint, meanings[each.name])))
     parsed.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     parsed.__annotations__ = {each.name: each.annotation for each in parameters}
-    parsed.__doc__ = function.__doc__
     return parsed
 
 
-def _annotation(parameter: inspect.Parameter, hint: Any) -> Any:
+def _annotation(parameter: inspect.Parameter, hint: Any, meaning: str) -> Any:
     """A parameter's type with what tyro is to know of it."""
-    name, required = parameter.name, parameter.default is inspect.Parameter.empty
-    metavar = _METAVAR.get(name)
-    if typing.get_origin(hint) is Annotated:
-        return hint
+    metavar = _METAVAR.get(parameter.name)
+    positional = parameter.kind is not inspect.Parameter.KEYWORD_ONLY
+    marks = [tyro.conf.Positional] if positional else []
     if typing.get_origin(hint) in (tuple, Sequence):
-        of = typing.get_args(hint)[0]
-        if name in POSITIONAL:
-            shown = tyro.conf.arg(metavar="MODEL")
-            return Annotated[tuple[of, ...], tyro.conf.Positional, shown]  # type: ignore[valid-type]
+        hint = tuple[typing.get_args(hint)[0], ...]  # type: ignore[misc]
         if metavar is not None and "," in metavar:
-            return Annotated[tuple[of, ...], _comma_list(metavar)]  # type: ignore[valid-type]
-        hint = Annotated[tuple[of, ...], tyro.conf.UseAppendAction]  # type: ignore[valid-type]
-    if metavar is None or "," in metavar or required:
-        return hint
-    return Annotated[hint, tyro.conf.arg(metavar=metavar)]
+            marks.append(_comma_list(metavar))
+        elif not positional:
+            marks.append(tyro.conf.UseAppendAction)
+    elif positional and not (metavar or "").startswith("["):
+        metavar = None  # the parameter's name
+    if metavar is not None and "," in metavar:
+        metavar = None
+    return Annotated[hint, *marks, tyro.conf.arg(metavar=metavar, help=meaning)]
 
 
 def _comma_list(metavar: str) -> Any:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from lmsmith.cli.output import print_json
 from lmsmith.core.config import SettingsError
@@ -15,29 +12,22 @@ from lmsmith.core.files import atomic_write
 from lmsmith.core.recipe import recipe_text, shipped_recipes
 from lmsmith.core.settings import settings_as_markdown, settings_as_text, with_comments
 
-_Key = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[STAGE[.KEY]]")]
 
-
-def list_recipes(json: bool = False) -> int:
-    """List the recipes that come with lmsmith.
-
-    Args:
-        json: Print one JSON object.
-    """
+def list_recipes(*, json: bool = False) -> None:
+    """List the recipes that come with lmsmith."""
     descriptions = {
         name: str(tomllib.loads(text).get("description", ""))
         for name, text in shipped_recipes().items()
     }
     if json:
         print_json({"recipes": descriptions})
-        return 0
+        return
     width = max((len(name) for name in descriptions), default=0)
     for name, description in descriptions.items():
         print(f"{name:<{width}}  {description}".rstrip())
-    return 0
 
 
-def copy_recipe(name: str, file: Path, force: bool = False) -> int:
+def copy_recipe(name: str, file: Path, *, force: bool = False) -> None:
     """Copy a recipe to a file of your own, with a comment on what each setting means.
 
     Args:
@@ -55,15 +45,13 @@ def copy_recipe(name: str, file: Path, force: bool = False) -> int:
         text = with_comments(text, recipe_settings())
     atomic_write(target, text)
     print(f"{target}: change it, then lmsmith run {target}")
-    return 0
 
 
-def show_settings(key: _Key = "", json: bool = False, markdown: bool = False) -> int:
+def show_settings(key: str = "", *, json: bool = False, markdown: bool = False) -> None:
     """Show type, default, range and meaning of every setting of every stage.
 
     Args:
         key: A stage, or one key, such as ppo.gae_lambda; all without it.
-        json: Print one JSON object.
         markdown: Print a page of Markdown.
     """
     from lmsmith.stages import recipe_settings
@@ -73,15 +61,13 @@ def show_settings(key: _Key = "", json: bool = False, markdown: bool = False) ->
         print_json({"settings": [each.as_dict() for each in found]})
     else:
         print(settings_as_markdown(found) if markdown else settings_as_text(found))
-    return 0
 
 
-def validate_recipe(file: str, json: bool = False) -> int:
+def validate_recipe(file: str, *, json: bool = False) -> int:
     """Check a recipe without running it: every problem, each with what to do.
 
     Args:
         file: A .toml file, or a shipped recipe.
-        json: Print one JSON object.
     """
     from lmsmith.stages import load_stage_recipe
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from lmsmith.cli.output import print_json
 
 
-def report(run: str, json: bool = False) -> int:
+def report(run: str, *, json: bool = False) -> None:
     """Rebuild the report of a run and print its path, or print all metrics.
 
     Args:
@@ -19,11 +19,10 @@ def report(run: str, json: bool = False) -> int:
         from lmsmith.report.run.metrics import collect_metrics
 
         print_json(collect_metrics(folder))
-        return 0
+        return
     from lmsmith.report.run.page import build_report
 
     print(build_report(folder))
-    return 0
 
 
 def find_run(run: str, runs: Path = Path("runs")) -> Path:

@@ -9,17 +9,19 @@ from pathlib import Path
 from lmsmith import api
 from lmsmith.cli.output import input_lines, print_json
 from lmsmith.core.errors import UserError
+from lmsmith.options import Precision
 
 
 def score(
     model: str,
+    *,
     prompt: str = "",
     response: tuple[str, ...] = (),
     input: Path | None = None,
-    precision: api.Precision = "auto",
+    precision: Precision = "auto",
     threads: int = 0,
     json: bool = False,
-) -> int:
+) -> None:
     """Score responses with a reward model: a line a response, its reward and its text.
 
     A reward has no unit: only differences between scores of one model mean something.
@@ -30,9 +32,6 @@ def score(
         response: To the prompt; may be given more than once.
         input: JSONL of {"prompt": …, "response": …}, {"prompt": …, "responses": […]} or
             {"messages": […]}, whose last message is scored; standard input by default.
-        precision: Of matrix products; auto: bf16 where the processor multiplies it.
-        threads: Of one operation; 0 for all cores.
-        json: Print one JSON object.
     """
     if bool(prompt) != bool(response):
         raise UserError("--prompt and --response: one without the other", "give both, or neither")
@@ -44,11 +43,10 @@ def score(
     found = api.score(model, rows, precision=precision, threads=threads)
     if json:
         print_json(found.as_dict())
-        return 0
+        return
     for each in found.scores:
         text = json_module.dumps(each.messages[-1]["content"], ensure_ascii=False)
         print(f"{each.reward:8.4f}  {text}")
-    return 0
 
 
 def _rows(file: Path | None) -> Iterator[dict[str, object]]:

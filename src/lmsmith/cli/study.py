@@ -33,7 +33,7 @@ def _show(study: api.Study) -> None:
     print(f"report: {study.report}")
 
 
-study = printed(api.study, _show, like=api.evaluate)
+study = printed(api.study, _show)
 
 
 def _show_scale(study: api.ScaleStudy) -> None:

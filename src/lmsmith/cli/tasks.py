@@ -13,6 +13,7 @@ from lmsmith.cli.output import input_lines, print_json
 from lmsmith.cli.parsing import printed
 from lmsmith.core.errors import UserError
 from lmsmith.core.text import encodable_json
+from lmsmith.options import Precision
 
 if TYPE_CHECKING:
     from lmsmith.evaluation.tasks.spec import TaskSpec
@@ -21,12 +22,8 @@ BATCH = 64
 """Texts answered together."""
 
 
-def list_tasks(json: bool = False) -> int:
-    """List the tasks that come with lmsmith, your own, and the suites.
-
-    Args:
-        json: Print one JSON object.
-    """
+def list_tasks(*, json: bool = False) -> None:
+    """List the tasks that come with lmsmith, your own, and the suites."""
     from lmsmith.core.config import encode
     from lmsmith.evaluation.tasks.shipped import shipped_tasks, suites, user_tasks
 
@@ -38,7 +35,7 @@ def list_tasks(json: bool = False) -> int:
                 "suites": suites(),
             }
         )
-        return 0
+        return
     groups: dict[str, list[str]] = {}
     for name in {**shipped, **own}:
         groups.setdefault(name.split("/")[0], []).append(name)
@@ -51,11 +48,11 @@ def list_tasks(json: bool = False) -> int:
         print(f"{group:<{width}}  {task.kind:<15}  {mine}{task.about}{each}")
     for name, rows in suites().items():
         print(f"--suite {name}: {', '.join(dict.fromkeys(task for task, _ in rows))}")
-    return 0
 
 
 def show_task(
     task: str,
+    *,
     shots: int | None = None,
     item: int = 0,
     fixed_shots: bool = False,
@@ -63,7 +60,7 @@ def show_task(
     data: Sequence[Path] = (),
     toml: bool = False,
     json: bool = False,
-) -> int:
+) -> None:
     """Show a task, and the exact prompt of one of its items.
 
     Args:
@@ -75,7 +72,6 @@ def show_task(
         seed: Of the examples.
         data: Where the task's file is; also LMSMITH_DATA.
         toml: Print the task as a TOML file, to begin one of your own with.
-        json: Print one JSON object.
     """
     from lmsmith.core.config import encode
     from lmsmith.evaluation.tasks.data import read_data, search_path
@@ -88,7 +84,7 @@ def show_task(
         raise UserError(f"{task}: written in Python, so no TOML file", "leave --toml out")
     if toml:
         print(api.task_toml(found))
-        return 0
+        return
     read = read_data(found, search_path(data), seed)
     if not 0 <= item < len(read.items):
         raise UserError(f"--item {item}: the task has {len(read.items)}, from 0", "name another")
@@ -98,7 +94,7 @@ def show_task(
     question = with_shots(found, asked, drawn)
     if json:
         print_json({"task": encode(found), "items": len(read.items), "question": vars(question)})
-        return 0
+        return
     print(f"{found.name}: {found.about} ({found.source or 'no source named'})")
     print(f"kind {found.kind}, {len(read.items):,} items, judged by {found.measure}")
     if question.decompose:
@@ -117,7 +113,6 @@ def show_task(
         print("--- how it is answered and read ---")
         for line in answer_rules(found):
             print(line)
-    return 0
 
 
 def answer_rules(task: TaskSpec) -> list[str]:
@@ -167,10 +162,11 @@ add_task = printed(api.add_task, _show_added)
 def run_task(
     name: str,
     model: str,
+    *,
     input: Path | None = None,
-    precision: api.Precision = "auto",
+    precision: Precision = "auto",
     threads: int = 0,
-) -> int:
+) -> None:
     """Put a task of your own to texts: JSON lines in, JSON lines out, in the same order.
 
     Each line read is {"input": …}, or plain text; each line printed has the input with its label
@@ -178,10 +174,7 @@ def run_task(
 
     Args:
         name: Of the task (lmsmith tasks add).
-        model: A run, a model folder, a Hugging Face folder, a GGUF file or a registered name.
         input: A file of lines; standard input by default.
-        precision: Of matrix products; auto: bf16 where the processor multiplies it.
-        threads: Of one operation; 0 for all cores.
     """
     lines = input_lines(input)
     function = api.task_function(name, model, precision=precision, threads=threads)
@@ -204,7 +197,6 @@ def run_task(
             f"end was read: {function.cut}; shorten them",
             file=sys.stderr,
         )
-    return 0
 
 
 def _input_of(line: str, number: int) -> str:

@@ -12,13 +12,16 @@ from lmsmith.core.extras import needs_extra
 if TYPE_CHECKING:
     from lmsmith.feedback.people import People
 
+Role = Literal["admin", "labeler", "user"]
+
 
 def add(
     name: str,
-    role: Literal["admin", "labeler", "user"] = "user",
+    *,
+    role: Role = "user",
     database: str = "",
     json: bool = False,
-) -> int:
+) -> None:
     """Let somebody in, and print their token, which is shown this once.
 
     As soon as there is one user, the server answers nobody without a token, its owner included:
@@ -28,8 +31,6 @@ def add(
     Args:
         name: 1 to 200 visible characters. Spaces around it, full-width letters and characters that
             show nothing make no other name.
-        role: A user talks to models; a labeler judges answers too; an admin also sees the
-            statistics.
         database: A file, made if it is missing, or a URL such as postgresql://host/name; the
             server's if it is left out.
         json: Print name, role and token as one JSON object, with "owner_token" where the owner
@@ -38,39 +39,32 @@ def add(
     with _people(database, new=True) as people:
         made = people.add(name, role)
         _show_token(people, name, made, json)
-    return 0
 
 
-def token(name: str, database: str = "", json: bool = False) -> int:
+def token(name: str, *, database: str = "", json: bool = False) -> None:
     """Give somebody a new token; the one before ends, with all that was logged in by it.
 
     Of a database in which nobody has a token yet, the owner gets one too, as by `users add`.
 
     Args:
         name: Of the user.
-        database: A file, or a URL such as postgresql://host/name; the server's if it is left out.
-        json: Print name and token as one JSON object.
     """
     with _people(database) as people:
         made = people.renew(name)
         _show_token(people, name, made, json)
-    return 0
 
 
 def role(
     name: str,
-    role: Literal["admin", "labeler", "user"],
+    role: Role,
+    *,
     database: str = "",
     json: bool = False,
-) -> int:
+) -> None:
     """Give somebody another role; browsers they are logged in from ask for their token again.
 
     Args:
         name: Of the user.
-        role: A user talks to models; a labeler judges answers too; an admin also sees the
-            statistics.
-        database: A file, or a URL such as postgresql://host/name; the server's if it is left out.
-        json: Print name and role as one JSON object.
     """
     with _people(database) as people:
         people.change(name, role)
@@ -80,16 +74,10 @@ def role(
         else:
             print(f"{person.name} is {role} now")
             _say_who_is_left(people)
-    return 0
 
 
-def list_users(database: str = "", json: bool = False) -> int:
-    """List who there is.
-
-    Args:
-        database: A file, or a URL such as postgresql://host/name; the server's if it is left out.
-        json: Print them as one JSON object.
-    """
+def list_users(*, database: str = "", json: bool = False) -> None:
+    """List who there is."""
     with _people(database) as people:
         found = people.all()
     if json:
@@ -99,24 +87,21 @@ def list_users(database: str = "", json: bool = False) -> int:
                 for each in found
             ]
         })  # fmt: skip
-        return 0
+        return
     if not found:
         print("there are no users; everybody who can reach the server is its owner")
     width = max((len(each.name) for each in found), default=0)
     for each in found:
         print(f"{each.name:<{width}}  {each.role}{'' if each.token_hash else ', cannot log in'}")
-    return 0
 
 
-def remove(name: str, database: str = "", json: bool = False) -> int:
+def remove(name: str, *, database: str = "", json: bool = False) -> None:
     """Delete somebody and all that is theirs: conversations, judgements, what is in the queue.
 
     It is gone from later exports too; files of earlier ones are yours to delete.
 
     Args:
         name: Of the user.
-        database: A file, or a URL such as postgresql://host/name; the server's if it is left out.
-        json: Print the name as a JSON object.
     """
     with _people(database) as people:
         person = people.named(name)
@@ -126,7 +111,6 @@ def remove(name: str, database: str = "", json: bool = False) -> int:
         else:
             print(f"{person.name} and all that was theirs is deleted")
             _say_who_is_left(people)
-    return 0
 
 
 @contextlib.contextmanager
