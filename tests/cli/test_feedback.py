@@ -9,6 +9,7 @@ import pytest
 
 from lmsmith import api, cli
 from lmsmith.cli.parsing import printed
+from stores import rank
 
 pytest.importorskip("sqlalchemy")
 
@@ -34,7 +35,7 @@ def test_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(words) == 2
     assert "1 tasks wait for labelers" in capsys.readouterr().err
     prompt = [{"role": "user", "content": "x"}]
-    store.rank(store.person("Ann").id, prompt, ["a", "b", "c"], [1, 2, 2])
+    rank(store, store.person("Ann").id, prompt, ["a", "b", "c"], [1, 2, 2])
     store.close()
     assert cli.main(words) == 0
     said = capsys.readouterr().out

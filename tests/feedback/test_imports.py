@@ -15,6 +15,7 @@ from lmsmith.feedback.imports import import_file
 from lmsmith.feedback.queue import Queue
 from lmsmith.feedback.statistics import statistics_of
 from lmsmith.feedback.store import Store
+from stores import rank, row_counts
 
 ROWS: list[dict[str, object]] = [
     {"prompt": "write"},
@@ -32,10 +33,10 @@ def test_each_row_finds_its_place(store: Store, tmp_path: Path) -> None:
     tasks = statistics_of(store)["tasks"]
     assert tasks["rating"] == {"tasks": 0, "complete": 0, "gold": 1}
     assert tasks["ranking"] == {"tasks": 1, "complete": 0, "gold": 0}
-    before = store.counts()
+    before = row_counts(store)
     again = import_file(store, tmp_path / "rows.jsonl", person="Ann", overlap=2)
     assert again == {"tasks": 0, "rankings": 0, "conversations": 0, "known": 5}
-    assert store.counts() == before
+    assert row_counts(store) == before
     (talk,) = store.conversations(store.person("Ann").id)
     assert [m.content for m in store.tree(store.person("Ann").id, talk.id)] == ["x", "y"]
     held = Queue(store).next(store.person("Lee").id)
@@ -88,7 +89,7 @@ def test_a_bad_row_keeps_all_others_out(
     with pytest.raises(UserError, match=what) as error:
         import_file(store, tmp_path / "rows.jsonl", person="Ann")
     assert "rows.jsonl, line 6" in str(error.value)
-    assert sum(store.counts().values()) == 0
+    assert sum(row_counts(store).values()) == 0
     assert not Queue(store).progress(store.person("Lee").id)["demonstration"]["left"]
 
 
@@ -137,7 +138,7 @@ def test_what_was_imported_before_this_was_noted_is_known(tmp_path: Path) -> Non
     store = Store(path)
     lee = store.person("Lee").id
     for _ in range(2):
-        store.rank(lee, [{"role": "user", "content": "tea? é"}], ["a", "b"], [2, 1])
+        rank(store, lee, [{"role": "user", "content": "tea? é"}], ["a", "b"], [2, 1])
     with store.engine.begin() as connection:
         for table in ("conversations", "rankings"):
             connection.execute(text(f"DROP INDEX ix_{table}_origin"))

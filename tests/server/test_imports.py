@@ -14,6 +14,7 @@ from lmsmith.core.files import write_jsonl
 from lmsmith.corpus import formats
 from lmsmith.feedback.imports import begun_by_user, import_file
 from lmsmith.feedback.store import Store
+from stores import row_counts
 
 ASKED = [{"role": "user", "content": "tea? 你好"}, {"role": "assistant", "content": "yes"}]
 MESSAGE: dict[str, Any] = {"model": "m", "settings": {"seed": 3}, "finish": "stop"}
@@ -114,9 +115,9 @@ def test_forms_of_others_are_imported_and_what_is_left_out_is_said(
     }
     said = [[m["content"] for m in shown(served, each)] for each in found["conversations"]]
     assert said == [["hello", "hi"], ["hello\nthere", "hi"], ["Say yes.", "yes"]]
-    before = store.counts()
+    before = row_counts(store)
     assert bring(served, SHAREGPT, ALPACA)["known"] == 2
-    assert store.counts() == before
+    assert row_counts(store) == before
     # What is deleted can be imported again.
     gone = found["conversations"][2]["id"]
     assert HTTP.delete(f"{served.address}/api/conversations/{gone}").status_code == 200
@@ -152,12 +153,12 @@ def test_mistakes_name_the_row_and_nothing_is_added(
     kept: tuple[Running, Store], row: dict[str, Any], why: str
 ) -> None:
     served, store = kept
-    before = store.counts()
+    before = row_counts(store)
     new = {"instruction": f"new {why}", "output": "x"}
     message = bring(served, new, row, status=400)["error"]["message"]
     assert message.startswith("talks.json, conversation 6")
     assert why in message
-    assert store.counts() == before
+    assert row_counts(store) == before
 
 
 def test_the_page_has_words_for_all_that_is_left_out() -> None:

@@ -1,4 +1,4 @@
-"""What may be said of a task: a demonstration's text, a rating with flags, ranks with ties."""
+"""Labelers' answers to a task: a demonstration's text, a rating with flags, ranks with ties."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lmsmith.core.errors import UserError
-from lmsmith.feedback.tables import Task
 
 FLAGS = (
     "fails_instruction",
@@ -21,7 +20,7 @@ FLAGS = (
     "expresses_opinion",
     "moral_judgement",
 )
-"""What labelers of InstructGPT noted of an answer (Ouyang et al. 2022, table 3)."""
+"""Flags of an answer, as InstructGPT's labelers set them (Ouyang et al. 2022, table 3)."""
 
 LOWEST, HIGHEST = 1, 7
 FEWEST_RANKED, MOST_RANKED = 2, 9
@@ -37,18 +36,15 @@ def check_responses(kind: str, responses: Sequence[str]) -> None:
     Raises:
         UserError: these are more or fewer.
     """
-    least, most = {
-        "demonstration": (0, 0),
-        "rating": (1, 1),
-        "ranking": (FEWEST_RANKED, MOST_RANKED),
-    }[kind]
+    ranges = {"demonstration": (0, 0), "rating": (1, 1), "ranking": (FEWEST_RANKED, MOST_RANKED)}
+    least, most = ranges[kind]
     if not least <= len(responses) <= most:
         expected = str(least) if least == most else f"{least} to {most}"
         raise UserError(f"a {kind} of {len(responses)} answers: expected {expected}")
 
 
 def checked(kind: str, count: int, answer: Mapping[str, Any], *, whole: bool) -> dict[str, Any]:
-    """An answer in its one form; of a draft, what is there of it.
+    """An answer in its one form; a draft (not ``whole``) may lack any of it.
 
     - demonstration: ``content``
     - rating: ``score`` 1 to 7, ``flags`` of `FLAGS`, ``comment``
@@ -59,9 +55,14 @@ def checked(kind: str, count: int, answer: Mapping[str, Any], *, whole: bool) ->
         UserError: it is none; names what is missing.
     """
     if kind == "demonstration":
-        return _demonstration(answer, whole)
-    said = {"comment": _text(answer, "comment")}
-    return said | (_rating(answer, whole) if kind == "rating" else _ranking(answer, count, whole))
+        content = _text(answer, "content")
+        if whole and not content.strip():
+            raise UserError("content: the demonstration is empty")
+        return {"content": content}
+    comment = {"comment": _text(answer, "comment")}
+    return comment | (
+        _rating(answer, whole) if kind == "rating" else _ranking(answer, count, whole)
+    )
 
 
 def shown_ranks(ranks: Sequence[int], shown: Sequence[int]) -> list[int]:
@@ -70,7 +71,7 @@ def shown_ranks(ranks: Sequence[int], shown: Sequence[int]) -> list[int]:
 
 
 def kept_ranks(ranks: Sequence[int], shown: Sequence[int]) -> list[int]:
-    """The other way round: from the order shown to the order kept."""
+    """The inverse: from the order shown to the order kept."""
     return [ranks[shown.index(place)] for place in range(len(shown))]
 
 
@@ -78,18 +79,6 @@ def dense(ranks: Sequence[int]) -> list[int]:
     """The same order and ties in the numbers 1, 2, 3, …"""
     places = {rank: place for place, rank in enumerate(sorted(set(ranks)), start=1)}
     return [places[rank] for rank in ranks]
-
-
-def of_task(task: Task, answer: Mapping[str, Any], *, whole: bool = True) -> dict[str, Any]:
-    """`checked` for a task."""
-    return checked(task.kind, len(task.responses), answer, whole=whole)
-
-
-def _demonstration(answer: Mapping[str, Any], whole: bool) -> dict[str, Any]:
-    content = _text(answer, "content")
-    if whole and not content.strip():
-        raise UserError("content: the demonstration is empty")
-    return {"content": content}
 
 
 def _rating(answer: Mapping[str, Any], whole: bool) -> dict[str, Any]:

@@ -25,18 +25,15 @@ class NotThere(UserError):
 
 
 NAMES_A_QUERY = 500
-"""That are looked up at once; SQLite takes no more than so many thousands of variables."""
+"""Names looked up at once; SQLite limits the variables of a query."""
 
 
 class Database:
-    """A database.
-
-    Args:
-        where: a file, or a database's URL.
+    """A database: a file, or a URL.
 
     Attributes:
-        option: how a command line names it, for commands that messages advise; empty for the
-            server's own database, which commands open anyway.
+        option: names it in commands that messages advise; empty for the server's own database,
+            which commands open anyway.
 
     Raises:
         UserError: it cannot be opened.
@@ -52,11 +49,7 @@ class Database:
 
     @contextmanager
     def exclusive(self, lock: int) -> Iterator[Session]:
-        """A transaction beside which none runs that holds the same lock.
-
-        Args:
-            lock: PostgreSQL's advisory lock; SQLite has one writer, whatever it does.
-        """
+        """A transaction that holds PostgreSQL's advisory lock; SQLite has one writer anyway."""
         with self.session.begin() as session:
             if self.engine.dialect.name == "sqlite":
                 session.execute(text("BEGIN IMMEDIATE"))
@@ -65,7 +58,7 @@ class Database:
             yield session
 
     def scrub(self) -> None:
-        """Leave nothing of what was deleted in SQLite's log."""
+        """Remove what was deleted from SQLite's log."""
         if self.engine.dialect.name == "sqlite":
             with self.engine.connect() as connection:
                 connection.execute(text("PRAGMA wal_checkpoint(TRUNCATE)"))
@@ -77,10 +70,7 @@ def default_database() -> str:
 
 
 def open_database(where: str | Path) -> Engine:
-    """A database that has today's tables.
-
-    Args:
-        where: a file, which is made if it is missing, or a URL such as ``postgresql://…``.
+    """A database with the current tables; a file is made if it is missing.
 
     Raises:
         UserError: it cannot be opened, or was made by a later lmsmith.
@@ -89,8 +79,8 @@ def open_database(where: str | Path) -> Engine:
     if url.startswith("sqlite:///"):
         Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     try:
-        # A server of its own may be started anew: connections are tried before they are used.
-        # What people said stands in no error's text, and so in no log.
+        # A database server may restart: connections are tried before they are used.
+        # Parameters, which hold what people said, stay out of errors and logs.
         engine = create_engine(
             _with_driver(url), pool_pre_ping=not url.startswith("sqlite"), hide_parameters=True
         )
@@ -125,7 +115,7 @@ def make_safe(url: str) -> str:
 
 
 def option_of(where: str | Path) -> str:
-    """The option that names a database to a command; empty for the one that it takes anyway."""
+    """The command-line option that names a database; empty for the default one."""
     name = str(where)
     if name == default_database():
         return ""
@@ -133,7 +123,7 @@ def option_of(where: str | Path) -> str:
 
 
 def _with_driver(url: str) -> str:
-    """PostgreSQL by psycopg 3, whatever this SQLAlchemy would take."""
+    """PostgreSQL by psycopg 3."""
     scheme, separator, rest = url.partition("://")
     return f"{scheme}+psycopg{separator}{rest}" if scheme == "postgresql" else url
 
@@ -141,27 +131,22 @@ def _with_driver(url: str) -> str:
 def _without_nul(
     _connection: Any, _cursor: Any, statement: str, parameters: Any, *_: object
 ) -> tuple[str, Any]:
-    """PostgreSQL has no character U+0000 in its texts; U+FFFD takes its place."""
+    """PostgreSQL has no character U+0000 in its texts; U+FFFD replaces it."""
 
-    def kept(values: Any) -> Any:
+    def replaced(values: Any) -> Any:
         if isinstance(values, list | tuple):
-            return type(values)(kept(each) for each in values)
+            return type(values)(map(replaced, values))
         if isinstance(values, dict):
-            return {name: kept(value) for name, value in values.items()}
+            return {name: replaced(value) for name, value in values.items()}
         return values.replace("\0", "\ufffd") if isinstance(values, str) else values
 
-    return statement, kept(parameters)
+    return statement, replaced(parameters)
 
 
 def _prepare_sqlite(connection: Any, _: object) -> None:
-    """Write-ahead log; every commit is on the disk; what is deleted is overwritten."""
-    for setting in (
-        "journal_mode = WAL",
-        "synchronous = FULL",
-        "foreign_keys = ON",
-        "busy_timeout = 10000",
-        "secure_delete = ON",
-    ):
+    """Write-ahead log; every commit is on the disk; deleted data is overwritten."""
+    settings = "journal_mode = WAL; synchronous = FULL; foreign_keys = ON; busy_timeout = 10000"
+    for setting in (*settings.split("; "), "secure_delete = ON"):
         connection.execute(f"PRAGMA {setting}")
 
 

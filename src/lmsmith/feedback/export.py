@@ -1,9 +1,9 @@
 """From the database to the files that `lmsmith run` reads: conversations and rankings.
 
-People are kept apart: all that is one person's is on one side of the held-out split, and what
-labelers say of a logged prompt goes with the person who asked. What came from a file is nobody's:
-all of it that begins alike is on one side, whoever judged it, and on the side of the people who
-asked the same, where these are on one (docs/decisions/011).
+A person's rows are all on one side of the held-out split, and labels of a logged prompt are on the
+side of the person who asked. Rows of files are nobody's: those that begin alike are on one side,
+whoever judged them, and on the side of the people who asked the same, where these are on one
+(docs/decisions/011).
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from lmsmith.core.errors import UserError
 from lmsmith.core.files import write_jsonl
 from lmsmith.corpus import rows
 from lmsmith.corpus.splits import opening_key, split_of
-from lmsmith.feedback.conversations import as_turns, path_to
-from lmsmith.feedback.names import IMPORTER
-from lmsmith.feedback.store import Store
+from lmsmith.feedback.people import IMPORTER
+from lmsmith.feedback.store import Store, as_turns, path_to
 from lmsmith.feedback.tables import (
     Assignment,
     BetterAnswer,
@@ -55,8 +54,8 @@ def export(
 
     Args:
         store: the database.
-        folder: is made if it is missing; files in it are replaced. All are written, also without a
-            row, so that a recipe that names them can always be read.
+        folder: is made if it is missing; files in it are replaced. Files without a row are written
+            too, so that a recipe that names them can always be read.
         held_out: share of the people, and of what came from files, in ``held_out/``.
         with_liked: whether answers that were thumbed up are demonstrations.
 
@@ -101,9 +100,7 @@ class _Row:
 
     Attributes:
         person: who asked; empty if it came from a file.
-        file: its name.
-        content: the row.
-        opening: a name for all that begins alike.
+        opening: the same for all rows that begin alike.
     """
 
     person: str
@@ -117,9 +114,9 @@ def _all(session: Session, with_liked: bool) -> Iterator[_Row]:
     importer = session.scalar(select(Person.id).where(Person.name == IMPORTER))
 
     def row(person: str | None, file: str, content: dict[str, object]) -> _Row:
-        said: Any = content.get("messages") or content["prompt"]
+        messages: Any = content.get("messages") or content["prompt"]
         owner = "" if person is None or person == importer else person
-        return _Row(owner, file, content, opening_key(said))
+        return _Row(owner, file, content, opening_key(messages))
 
     for person in session.scalars(select(Person.id).order_by(Person.id)):
         for content in _demonstrations(session, person, with_liked):
@@ -130,12 +127,14 @@ def _all(session: Session, with_liked: bool) -> Iterator[_Row]:
             yield row(person, "ratings", content)
     for asker, file, content in _labelled(session):
         yield row(asker, file, content)
-    for content in _imported(session):
+    for each in session.scalars(select(RankedAnswers).order_by(RankedAnswers.id)):
+        name, ranks = f"ranking-{each.id}", each.ranks
+        content = _ranking(name, each.prompt, each.responses, ranks, each.person_id)
         yield row(None, "rankings", content)
 
 
 def _labelled(session: Session) -> Iterator[tuple[str | None, str, dict[str, object]]]:
-    """What came of the queue: who asked, if it was somebody here, the file, the row."""
+    """Labels of the queue: the person who asked, if there is one, the file, the row."""
     query = (
         select(Assignment, Task, Conversation.person_id)
         .join(Task, Assignment.task_id == Task.id)
@@ -145,21 +144,20 @@ def _labelled(session: Session) -> Iterator[tuple[str | None, str, dict[str, obj
         .order_by(Assignment.id)
     )
     for done, task, asker in session.execute(query):
-        said = done.answer
+        answer = done.answer
         if task.kind == "demonstration":
-            messages = [*task.prompt, {"role": "assistant", "content": said["content"]}]
+            messages = [*task.prompt, {"role": "assistant", "content": answer["content"]}]
             name = f"demonstration-{done.person_id}-{done.id}"
             yield asker, "conversations", rows.Conversation(name, messages).row()
         elif task.kind == "ranking":
-            row = _ranking(
-                f"labelled-{done.id}", task.prompt, task.responses, said["ranks"], done.person_id
-            )
+            name, ranks = f"labelled-{done.id}", answer["ranks"]
+            row = _ranking(name, task.prompt, task.responses, ranks, done.person_id)
             yield asker, "rankings", row
         else:
             messages = [*task.prompt, {"role": "assistant", "content": task.responses[0]}]
             model = task.models[0] if task.models else ""
-            who = {"messages": messages, "model": model, "labeler": done.person_id}
-            yield asker, "ratings", who | {"scale": "1-7", **said}
+            row = {"messages": messages, "model": model, "labeler": done.person_id}
+            yield asker, "ratings", row | {"scale": "1-7", **answer}
 
 
 def _judged(session: Session, table: Any, person: str) -> Iterator[tuple[Any, list[Message]]]:
@@ -180,15 +178,8 @@ def _demonstrations(session: Session, person: str, with_liked: bool) -> Iterator
                 yield rows.Conversation(f"liked-{person}-{each.id}", as_turns(path)).row()
 
 
-def _imported(session: Session) -> Iterator[dict[str, object]]:
-    """Rankings that were made elsewhere."""
-    for each in session.scalars(select(RankedAnswers).order_by(RankedAnswers.id)):
-        name = f"ranking-{each.id}"
-        yield _ranking(name, each.prompt, each.responses, each.ranks, each.person_id)
-
-
 def _compared(session: Session, person: str) -> Iterator[dict[str, object]]:
-    """What a person said of the answers they got."""
+    """A person's comparisons and better answers, as rankings."""
     for pair in session.scalars(
         select(Comparison).where(Comparison.person_id == person).order_by(Comparison.id)
     ):
@@ -212,10 +203,6 @@ def _ranking(
 
 def _ratings(session: Session, person: str) -> Iterator[dict[str, object]]:
     for each, path in _judged(session, Rating, person):
-        judged = {
-            "scale": "thumbs",
-            "value": each.value,
-            "reasons": each.reasons,
-            "comment": each.comment,
-        }
-        yield {"messages": as_turns(path), "model": path[-1].model, "labeler": person, **judged}
+        row = {"messages": as_turns(path), "model": path[-1].model, "labeler": person}
+        rating = {"value": each.value, "reasons": each.reasons, "comment": each.comment}
+        yield {**row, "scale": "thumbs", **rating}

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from lmsmith.core.errors import UserError
@@ -16,16 +17,30 @@ from lmsmith.core.files import fingerprint, read_rows
 from lmsmith.corpus.formats import is_conversation, messages_of, text_of
 from lmsmith.corpus.messages import validate_messages, validate_prompt
 from lmsmith.feedback import answers
-from lmsmith.feedback.judgements import new_ranking
-from lmsmith.feedback.names import Names, person_name
+from lmsmith.feedback.database import NAMES_A_QUERY
+from lmsmith.feedback.people import Names, person_name
 from lmsmith.feedback.queue import new_task
-from lmsmith.feedback.store import Store
-from lmsmith.feedback.tables import KINDS, Conversation, Person, RankedAnswers, Task
-from lmsmith.feedback.trees import IMPORTING, Tree, add_trees, in_turn, known_origins, origin_of
+from lmsmith.feedback.store import Store, check_order, new_ranking
+from lmsmith.feedback.tables import (
+    KINDS,
+    BetterAnswer,
+    Conversation,
+    Message,
+    Person,
+    RankedAnswers,
+    Rating,
+    Task,
+)
+
+IMPORTING = 7_310_552
+"""PostgreSQL's advisory lock for importing; any number that nothing else uses."""
 
 _KIND_OF = {0: "demonstration", 1: "rating"}
 
 Row = Mapping[str, Any]
+
+
+# Files
 
 
 def import_file(
@@ -45,16 +60,16 @@ def import_file(
       3]}``), to measure labelers by. ``models`` may name who wrote the responses, ``overlap`` how
       many labelers are to judge them;
     - ``prompt``, ``responses`` and ``ranks``: a ranking, by ``labeler`` where it names one;
-    - a conversation: ``messages``, or a form of others (see `lmsmith.corpus.formats`).
+    - a conversation: ``messages``, or another form (see `lmsmith.corpus.formats`).
 
-    What was imported before is not again. Of rankings and conversations that stand in a file
-    several times, each is one, for two labelers without a name may agree; of tasks only the first.
+    Rows that were imported before are skipped. Rankings and conversations that a file has several
+    times are all added, for two labelers without a name may agree; of equal tasks only the first.
 
     Args:
         store: the database.
         path: of the file.
-        person: the name of whoever the conversations, and rankings of nobody, are.
-        overlap: where a row does not say.
+        person: owner of the conversations, and of the rankings without a labeler.
+        overlap: for rows without one.
         left_out: counts the parts of conversations that are no message of user or assistant.
 
     Returns:
@@ -67,8 +82,7 @@ def import_file(
     for where, row in found:
         _check(row, where)
     with store.exclusive(IMPORTING) as session:
-        counts = _Import(session, person, overlap).all(found)
-    return counts
+        return _Import(session, person, overlap).add_all(found)
 
 
 def _rows(path: Path, left_out: Counter[str]) -> Iterator[tuple[str, Row]]:
@@ -76,8 +90,7 @@ def _rows(path: Path, left_out: Counter[str]) -> Iterator[tuple[str, Row]]:
     for where, row in read_rows(path):
         if "prompt" in row or "messages" in row or not is_conversation(row):
             yield where, row
-            continue
-        if messages := begun_by_user(messages_of(row, where, left_out), left_out):
+        elif messages := begun_by_user(messages_of(row, where, left_out), left_out):
             yield where, {"messages": messages}
 
 
@@ -94,8 +107,7 @@ def begun_by_user(
 def _check(row: Row, where: str) -> None:
     """Refuse a row of the wrong form."""
     if "messages" in row:
-        messages = validate_messages(row["messages"], where)
-        if messages[0]["role"] == "assistant":
+        if validate_messages(row["messages"], where)[0]["role"] == "assistant":
             raise UserError(f"{where}: a conversation here begins with the user, or the system")
         return
     if "prompt" not in row:
@@ -110,22 +122,19 @@ def _check(row: Row, where: str) -> None:
         raise UserError(f"{where}: 'ranks' must be a list of whole numbers")
     if not isinstance(row.get("gold", {}), dict) or type(row.get("overlap", 1)) is not int:
         raise UserError(f"{where}: 'gold' must be an object, and 'overlap' a whole number")
-    if "ranks" not in row:
-        _check_task(row, where)
-
-
-def _check_task(row: Row, where: str) -> None:
-    kind, count = _kind(row), len(row.get("responses", []))
+    if "ranks" in row:
+        return
+    kind, responses = _kind(row), row.get("responses", [])
     if kind not in KINDS:
         raise UserError(f"{where}: 'kind' must be one of {', '.join(KINDS)}")
     with _at(where):
-        answers.check_responses(kind, row.get("responses", []))
+        answers.check_responses(kind, responses)
         if "gold" in row:
-            answers.checked(kind, count, row["gold"], whole=True)
+            answers.checked(kind, len(responses), row["gold"], whole=True)
 
 
 def _kind(row: Row) -> str:
-    """What is asked for: as the row says, else by the number of its responses."""
+    """The task's kind: as the row says, else by the number of its responses."""
     return str(row.get("kind", _KIND_OF.get(len(row.get("responses", [])), "ranking")))
 
 
@@ -140,7 +149,7 @@ def _at(where: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Named:
-    """A row, and the name under which it is in the database once it is imported."""
+    """A row, and its origin in the database once it is imported."""
 
     where: str
     row: Row
@@ -148,47 +157,58 @@ class _Named:
 
 
 class _Import:
-    """The rows of one file, on their way into one transaction.
+    """Adds the rows of one file, in one transaction.
 
     Args:
         session: of the transaction.
-        person: whose rows of nobody are.
-        overlap: of tasks that do not say.
+        person: owner of rows that name nobody.
+        overlap: for tasks without one.
     """
 
     def __init__(self, session: Session, person: str, overlap: int) -> None:
         self._session, self._person, self._overlap = session, person, overlap
         self._names = Names(session)
 
-    def all(self, found: Sequence[tuple[str, Row]]) -> dict[str, int]:
-        """Add what is new; how much that is."""
-        tasks, rankings, talks = list[_Named](), list[_Named](), list[_Named]()
+    def add_all(self, found: Sequence[tuple[str, Row]]) -> dict[str, int]:
+        """Add what is new; returns how much that is."""
+        tasks, rankings, conversations = list[_Named](), list[_Named](), list[_Named]()
         for where, row in found:
             with _at(where):
                 if "messages" in row:
-                    said = in_turn(validate_messages(row["messages"], where))
-                    talks.append(_Named(where, row, origin_of(self._id_of(self._person), said)))
+                    origin = origin_of(self._id_of(self._person), _messages(row, where))
+                    conversations.append(_Named(where, row, origin))
                 elif "ranks" in row:
-                    rankings.append(_Named(where, row, self._name_of_ranking(row, where)))
+                    prompt = validate_prompt(row["prompt"], where)
+                    content = [prompt, row.get("responses", []), row["ranks"]]
+                    origin = fingerprint(["ranking", self._labeler(row, where), *content])
+                    rankings.append(_Named(where, row, origin))
                 else:
-                    tasks.append(_Named(where, row, _name_of_task(row)))
+                    content = [row["prompt"], row.get("responses", []), row.get("gold")]
+                    origin = fingerprint(["import", _kind(row), *content])
+                    tasks.append(_Named(where, row, origin))
         first = {each.origin: each for each in reversed(tasks)}
         new_tasks = self._new(Task, [each for each in tasks if first[each.origin] is each])
         new_rankings = self._new(RankedAnswers, _numbered(rankings))
-        new_talks = self._new(Conversation, _numbered(talks))
-        self._session.add_all([self._task(each) for each in new_tasks])
-        self._session.add_all([self._ranking(each) for each in new_rankings])
-        if new_talks:
-            trees = [_tree(each) for each in new_talks]
-            add_trees(self._session, self._id_of(self._person), trees)
+        new_conversations = self._new(Conversation, _numbered(conversations))
+        self._session.add_all(map(self._task, new_tasks))
+        self._session.add_all(map(self._ranking, new_rankings))
+        if new_conversations:
+            trees = [
+                Tree(
+                    Path(each.where.partition(",")[0]).name[:300],
+                    _messages(each.row, each.where),
+                    each.origin,
+                )
+                for each in new_conversations
+            ]
+            _add_trees(self._session, self._id_of(self._person), trees)
         self._session.flush()
-        new = len(new_tasks) + len(new_rankings) + len(new_talks)
-        return {
+        counts = {
             "tasks": len(new_tasks),
             "rankings": len(new_rankings),
-            "conversations": len(new_talks),
-            "known": len(found) - new,
+            "conversations": len(new_conversations),
         }
+        return counts | {"known": len(found) - sum(counts.values())}
 
     def _id_of(self, name: str) -> str:
         """The person of that name, who is added if new."""
@@ -200,30 +220,20 @@ class _Import:
         self._names.add(made)
         return made.id
 
-    def _new(self, table: Any, named: Iterable[_Named]) -> list[_Named]:
-        """Those that are not in the database."""
-        rows = list(named)
-        known = known_origins(self._session, table, [each.origin for each in rows])
+    def _new(self, table: Any, rows: list[_Named]) -> list[_Named]:
+        """Rows that are not in the database."""
+        known = _known_origins(self._session, table, [each.origin for each in rows])
         return [each for each in rows if each.origin not in known]
 
     def _labeler(self, row: Row, where: str) -> str:
         return self._id_of(text_of(row, "labeler", where, default="") or self._person)
 
-    def _name_of_ranking(self, row: Row, where: str) -> str:
-        prompt = validate_prompt(row["prompt"], where)
-        said = [prompt, row.get("responses", []), row["ranks"]]
-        return fingerprint(["ranking", self._labeler(row, where), *said])
-
     def _ranking(self, each: _Named) -> RankedAnswers:
         row, where = each.row, each.where
+        prompt = validate_prompt(row["prompt"], where)
         with _at(where):
-            return new_ranking(
-                self._labeler(row, where),
-                validate_prompt(row["prompt"], where),
-                row.get("responses", []),
-                row["ranks"],
-                origin=each.origin,
-            )
+            labeler = self._labeler(row, where)
+            return new_ranking(labeler, prompt, row.get("responses", []), row["ranks"], each.origin)
 
     def _task(self, each: _Named) -> Task:
         row = each.row
@@ -239,19 +249,127 @@ class _Import:
             )
 
 
-def _tree(each: _Named) -> Tree:
-    title = Path(each.where.partition(",")[0]).name[:300]
-    return Tree(title, in_turn(validate_messages(each.row["messages"], each.where)), each.origin)
+def _messages(row: Row, where: str) -> list[ImportedMessage]:
+    return in_turn(validate_messages(row["messages"], where))
 
 
-def _numbered(named: Sequence[_Named]) -> Iterator[_Named]:
-    """Rows that say the same are the first, the second and so on of their name."""
-    seen = Counter[str]()
-    for each in named:
+def _numbered(rows: Sequence[_Named]) -> list[_Named]:
+    """Equal rows have the first, the second and so on of their origin."""
+    seen, found = Counter[str](), []
+    for each in rows:
         seen[each.origin] += 1
-        yield _Named(each.where, each.row, f"{each.origin}.{seen[each.origin]}")
+        found.append(replace(each, origin=f"{each.origin}.{seen[each.origin]}"))
+    return found
 
 
-def _name_of_task(row: Row) -> str:
-    gold = row.get("gold")
-    return fingerprint(["import", _kind(row), row["prompt"], row.get("responses", []), gold])
+# Conversations as trees
+
+
+@dataclass(frozen=True)
+class ImportedMessage:
+    """A message of a tree.
+
+    Attributes:
+        parent: its place in the tree, None at the beginning.
+        about: ``model``, ``settings`` and ``finish``, where they are known.
+        rating: ``value``, ``reasons`` and ``comment``, if its reader gave one.
+        better: a better answer, if its reader gave one.
+    """
+
+    parent: int | None
+    role: str
+    content: str
+    about: dict[str, Any] = field(default_factory=dict)
+    rating: dict[str, Any] | None = None
+    better: str | None = None
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A conversation, each message after its parent; only one of an origin is added."""
+
+    title: str
+    messages: Sequence[ImportedMessage]
+    origin: str
+
+
+def in_turn(messages: Iterable[dict[str, str]]) -> list[ImportedMessage]:
+    """Messages each of which follows the one before."""
+    return [
+        ImportedMessage(number - 1 if number else None, message["role"], message["content"])
+        for number, message in enumerate(messages)
+    ]
+
+
+def origin_of(person: str, messages: Sequence[ImportedMessage]) -> str:
+    """The origin of a conversation that a person imports: the same for the same messages, whatever
+    file has them. Where a file has them several times, a number follows, from 1."""
+    content: list[Any] = [{"role": each.role, "content": each.content} for each in messages]
+    parents = [each.parent for each in messages]
+    if parents != [None, *range(len(messages) - 1)]:
+        content.append(parents)
+    return fingerprint(["conversation", person, content])
+
+
+def check_tree(messages: Sequence[ImportedMessage], where: str) -> None:
+    """Raises UserError if a message cannot stand where it does."""
+    for number, each in enumerate(messages, start=1):
+        before = None if each.parent is None else messages[each.parent].role
+        check_order(each.role, before, f"{where}: message {number}: ")
+
+
+def import_trees(store: Store, person: str, trees: Sequence[Tree]) -> list[Conversation]:
+    """Add those of a person's trees that are not there yet; returns the new conversations."""
+    first = {tree.origin: tree for tree in reversed(trees)}
+    with store.exclusive(IMPORTING) as session:
+        known = _known_origins(session, Conversation, list(first))
+        new = [tree for tree in trees if first[tree.origin] is tree and tree.origin not in known]
+        return _add_trees(session, person, new)
+
+
+def _known_origins(session: Session, table: Any, origins: Sequence[str]) -> set[str]:
+    """Origins that are in the database already."""
+    known: set[str] = set()
+    for start in range(0, len(origins), NAMES_A_QUERY):
+        some = origins[start : start + NAMES_A_QUERY]
+        known |= set(session.scalars(select(table.origin).where(table.origin.in_(some))))
+    return known
+
+
+def _add_trees(session: Session, person: str, trees: Sequence[Tree]) -> list[Conversation]:
+    """Add conversations of a person: all first messages, then all that follow these, and so on,
+    since each needs its parent's number."""
+    made = [Conversation(person_id=person, title=tree.title, origin=tree.origin) for tree in trees]
+    session.add_all(made)
+    session.flush()
+    added: list[dict[int, Message]] = [{} for _ in trees]
+    left = [dict(enumerate(tree.messages)) for tree in trees]
+    while any(left):
+        new = []
+        for conversation, there, missing in zip(made, added, left, strict=True):
+            ready = [
+                n for n, each in missing.items() if each.parent is None or each.parent in there
+            ]
+            for number in ready:
+                each = missing.pop(number)
+                message = Message(
+                    conversation_id=conversation.id,
+                    parent_id=None if each.parent is None else there[each.parent].id,
+                    role=each.role,
+                    content=each.content,
+                    **each.about,
+                )
+                new.append((there, number, message))
+        session.add_all(message for _, _, message in new)
+        session.flush()
+        for there, number, message in new:
+            there[number] = message
+    for tree, there in zip(trees, added, strict=True):
+        for number, each in enumerate(tree.messages):
+            of: dict[str, Any] = {"message_id": there[number].id, "person_id": person}
+            if each.rating is not None:
+                session.add(Rating(**of, **each.rating))
+            if each.better is not None:
+                session.add(BetterAnswer(**of, content=each.better))
+    session.flush()
+    return made

@@ -1,36 +1,77 @@
-"""Who may log in: names, roles, tokens and sessions.
+"""People: their names and roles, the tokens and sessions by which they log in.
+
+However a name is typed or stored in a file, it is one person. Two spellings that look alike are one
+name: composed and decomposed accents, full-width and plain letters, spaces around and between
+words, and characters that show nothing (zero-width ones, marks of direction, variation selectors).
+Capitals count. Control characters are refused.
 
 A token and a session's cookie are ``ID.SECRET``. The row is found by its id; of the secret, which
-is 256 bits of chance, the database has a SHA-256 only, and these are compared in constant time.
+is 256 random bits, the database has a SHA-256 only, and these are compared in constant time.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import secrets
 import shlex
+import unicodedata
 from datetime import timedelta
 
-from sqlalchemy import ColumnElement, delete, select
+from sqlalchemy import ColumnElement, delete, orm, select
+from sqlalchemy.exc import IntegrityError
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.text import encodable
-from lmsmith.feedback.names import IMPORTER, OWNER, find_person, plain_name
-from lmsmith.feedback.store import NotThere, Store, check_role
-from lmsmith.feedback.tables import Person, Session, now, utc
+from lmsmith.feedback.database import Database, NotThere
+from lmsmith.feedback.tables import ROLES, Person, Session, now, utc
 
+OWNER = "owner"
+"""The server's owner: everybody, until the first user is added."""
+
+IMPORTER = "import"
+"""Rows of a file that name nobody. It is no person: what is split by people is not by it."""
+
+LONGEST_NAME = 200
 SESSION_DAYS = 30
+
+_INVISIBLE = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0"
+    "\U000e0000-\U000e0fff]"
+)
+"""Characters that show nothing and are of no category of their own; the rest are of Cf."""
+
+
+class PersonStore(Database):
+    """The store's people."""
+
+    def person(self, name: str, role: str = "user") -> Person:
+        """The person of that name, who is added if new."""
+        _check_role(role)
+        try:
+            with self.session.begin() as session:
+                found = find_person(session, name)
+                if found is None:
+                    found = Person(name=person_name(name), role=role)
+                    session.add(found)
+                return found
+        except IntegrityError:  # another process has added them meanwhile
+            with self.session() as session:
+                named = select(Person).where(Person.name == person_name(name))
+                return session.scalars(named).one()
+
+    def delete_person(self, person: str) -> None:
+        """Delete a person and all that is theirs, also from later exports."""
+        with self.session.begin() as session:
+            session.execute(delete(Person).where(Person.id == person))
+        self.scrub()
 
 
 class People:
-    """The people of a database.
+    """The people of a database, and how they log in."""
 
-    Args:
-        store: it.
-    """
-
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: PersonStore) -> None:
         self.store = store
 
     def add(self, name: str, role: str) -> str:
@@ -53,7 +94,7 @@ class People:
         if person.token_hash:
             again = f"lmsmith users token {shlex.quote(person.name)}{self.store.option}"
             raise UserError(f"there is a user {person.name!r} already", f"a new token: {again}")
-        return self._renewed(person, role)
+        return self._new_token(person, role)
 
     def add_owner(self) -> str:
         """Let the server's owner in, so that they are not locked out of what is theirs.
@@ -63,7 +104,7 @@ class People:
         """
         if self.has_admin():
             return ""
-        return self._renewed(self.store.person(OWNER, "admin"), "admin")
+        return self._new_token(self.store.person(OWNER, "admin"), "admin")
 
     def owner_is_out(self) -> bool:
         """Whether there is an owner who has talked to models, and has no token."""
@@ -76,9 +117,9 @@ class People:
             NotThere: there is nobody of this name.
         """
         person = self.named(name)
-        return self._renewed(person, person.role)
+        return self._new_token(person, person.role)
 
-    def _renewed(self, found: Person, role: str) -> str:
+    def _new_token(self, found: Person, role: str) -> str:
         with self.store.session.begin() as session:
             person = session.get_one(Person, found.id)
             secret = secrets.token_urlsafe(32)
@@ -94,7 +135,7 @@ class People:
             UserError: there is no such role.
         """
         _check_reserved(name, role)
-        check_role(role)
+        _check_role(role)
         with self.store.session.begin() as session:
             person = session.get_one(Person, self.named(name).id)
             person.role = role
@@ -126,7 +167,7 @@ class People:
             return session.scalar(select(Person.id).where(*conditions).limit(1)) is not None
 
     def by_token(self, token: str) -> Person | None:
-        """Whose token it is."""
+        """The person whose token it is."""
         name, _, secret = encodable(token).partition(".")
         with self.store.session() as session:
             person = session.get(Person, name)
@@ -137,12 +178,12 @@ class People:
         """Log somebody in.
 
         Args:
-            person: whom.
-            server_token: by which they are let in, if it was not by their own; the session is
-                open to those alone who name it.
+            person: their id.
+            server_token: the token that let them in, if it was not their own; the session is open
+                only to requests that give it too.
 
         Returns:
-            What the cookie holds.
+            The cookie's content.
         """
         secret = secrets.token_urlsafe(32)
         with self.store.session.begin() as session:
@@ -157,7 +198,7 @@ class People:
             return f"{made.id}.{secret}"
 
     def by_session(self, cookie: str, server_token: str = "") -> Person | None:
-        """Who is logged in by this cookie, and was let in by this token of the server."""
+        """The person logged in by this cookie and, if one is given, this token of the server."""
         name, _, secret = encodable(cookie).partition(".")
         with self.store.session() as session:
             found = session.get(Session, name)
@@ -169,8 +210,7 @@ class People:
 
     def close_session(self, cookie: str, server_token: str = "") -> None:
         """Log out: the cookie opens nothing from now on."""
-        tokens = {"", server_token}
-        if all(self.by_session(cookie, token) is None for token in tokens):
+        if all(self.by_session(cookie, token) is None for token in {"", server_token}):
             return
         with self.store.session.begin() as session:
             session.execute(delete(Session).where(Session.id == cookie.partition(".")[0]))
@@ -189,8 +229,78 @@ class People:
         return found
 
 
+def person_name(given: str) -> str:
+    """The one form of a name.
+
+    Raises:
+        UserError: it is empty, too long, or has control characters.
+    """
+    name = plain_name(given)
+    odd = next((each for each in name if unicodedata.category(each) in ("Cc", "Cs")), None)
+    if odd is not None:
+        raise UserError(
+            f"{given!r}: the character U+{ord(odd):04X} cannot stand in a name",
+            "give a name of letters, digits, signs and spaces",
+        )
+    if not name or len(name) > LONGEST_NAME:
+        shown = repr(given)
+        if len(given) > LONGEST_NAME:
+            shown = f"{given[:40]!r} … ({len(name):,} long)"
+        raise UserError(f"{shown}: expected a name of 1 to {LONGEST_NAME} visible characters")
+    return name
+
+
+def plain_name(name: str) -> str:
+    """As `person_name`, but of names that are refused, too: earlier versions took them."""
+    text = unicodedata.normalize("NFKC", name)
+    text = "".join(each for each in text if unicodedata.category(each) != "Cf")
+    return " ".join(unicodedata.normalize("NFKC", _INVISIBLE.sub("", text)).split())
+
+
+class Names:
+    """The people of a database, by name.
+
+    Databases of earlier versions have names in several forms: a name that is there as it is given
+    comes before one that is the same by `person_name`, and an older person before a younger one.
+    """
+
+    def __init__(self, session: orm.Session) -> None:
+        query = select(Person.name, Person.id).order_by(Person.created.desc(), Person.id)
+        people = [(name, person) for name, person in session.execute(query)]
+        self._exact = dict(people)
+        self._plain = {plain_name(name): person for name, person in people}
+
+    def find(self, name: str) -> str | None:
+        """The id of the person of that name.
+
+        Raises:
+            UserError: nobody can be called so.
+        """
+        return self._exact.get(name) or self._plain.get(person_name(name))
+
+    def add(self, person: Person) -> None:
+        """Note a new person."""
+        self._exact[person.name] = self._plain[person.name] = person.id
+
+
+def find_person(session: orm.Session, name: str) -> Person | None:
+    """The person of that name, in whichever form it is typed.
+
+    Raises:
+        UserError: nobody can be called so.
+    """
+    found = session.scalar(select(Person).where(Person.name == encodable(name)))
+    if found is None and (known := Names(session).find(name)) is not None:
+        found = session.get_one(Person, known)
+    return found
+
+
+def _check_role(role: str) -> None:
+    if role not in ROLES:
+        raise UserError(f"role {role!r}: expected one of {', '.join(ROLES)}")
+
+
 def _check_reserved(name: str, role: str) -> None:
-    """Raises UserError for names that mean something else."""
     if plain_name(name) == IMPORTER:
         raise UserError(f"{IMPORTER!r} stands for rows that name nobody", "choose another name")
     if plain_name(name) == OWNER and role != "admin":

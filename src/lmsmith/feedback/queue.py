@@ -1,8 +1,8 @@
 """The labelling queue: tasks come in, go to labelers one at a time, and come back answered.
 
-A task is in one labeler's hands for as long as a lease lasts, which every draft renews. When it has
-run out, somebody else may get the task; what the first one has written stays, and is taken when it
-comes after all: `Task.overlap` is the least number of answers, and no work is thrown away.
+A task belongs to one labeler during a lease, which every draft renews. After that somebody else may
+get the task; the first labeler's draft stays, and a late answer is accepted: `Task.overlap` is the
+least number of answers, and no work is thrown away.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import ColumnElement, Select, func, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from lmsmith.core.errors import UserError
 from lmsmith.corpus.messages import validate_prompt
 from lmsmith.feedback import answers
-from lmsmith.feedback.store import NotThere, Store
+from lmsmith.feedback.database import NotThere
+from lmsmith.feedback.store import Store
 from lmsmith.feedback.tables import KINDS, Assignment, Guideline, Task, now
 
 LEASE = timedelta(minutes=30)
@@ -36,10 +37,9 @@ class Queue:
     """The queue of a database.
 
     Args:
-        store: it.
-        lease: how long a task is one labeler's own after their last sign of life.
-        gold_every: a labeler's first task, and each so many after it, is a gold one if there is
-            one left for them.
+        store: the database.
+        lease: time that a task is one labeler's own after their last draft.
+        gold_every: a labeler's first task, and every n-th after it, is a gold one if one is left.
     """
 
     def __init__(
@@ -49,19 +49,8 @@ class Queue:
 
     # Tasks
 
-    def add(
-        self,
-        kind: str,
-        prompt: object,
-        responses: Sequence[str] = (),
-        *,
-        models: Sequence[str] = (),
-        overlap: int = 1,
-        gold: Mapping[str, Any] | None = None,
-        origin: str | None = None,
-        message: int | None = None,
-    ) -> bool:
-        """A new task.
+    def add(self, kind: str, prompt: object, responses: Sequence[str] = (), **given: Any) -> bool:
+        """Add a task, with the arguments of `new_task`.
 
         Returns:
             Whether it is new: not if there is one of this origin.
@@ -69,16 +58,8 @@ class Queue:
         Raises:
             UserError: it is none; names what is wrong.
         """
-        made = new_task(
-            kind,
-            prompt,
-            responses,
-            models=models,
-            overlap=overlap,
-            gold=gold,
-            origin=origin,
-            message=message,
-        )
+        made = new_task(kind, prompt, responses, **given)
+        origin = made.origin
         try:
             with self._store.session.begin() as session:
                 session.add(made)
@@ -89,7 +70,7 @@ class Queue:
         return True
 
     def count(self) -> int:
-        """How many tasks there are."""
+        """The number of tasks."""
         with self._store.session() as session:
             return session.scalar(select(func.count()).select_from(Task)) or 0
 
@@ -101,26 +82,14 @@ class Queue:
     # A labeler's work
 
     def next(self, person: str, kind: str | None = None) -> Held | None:
-        """The task that this labeler has begun, or another one, or None if there is none left.
-
-        Args:
-            kind: of the task; any if None.
-        """
+        """The task of this kind, or of any, that this labeler has begun, or a new one, or None."""
         kinds = KINDS if kind is None else (kind,)
         with self._store.exclusive(_HANDING_OUT) as session:
-            found = session.scalar(
-                select(Assignment)
-                .join(Task, Assignment.task_id == Task.id)
-                .where(
-                    Assignment.person_id == person,
-                    Assignment.state == "open",
-                    Task.kind.in_(kinds),
-                )
-                .order_by(Assignment.id)
-            )
-            if found is not None:
-                found.lease = now() + self._lease
-                return found, session.get_one(Task, found.task_id)
+            begun = _assignments(person, Assignment.state == "open", Task.kind.in_(kinds))
+            row = session.execute(begun.order_by(Assignment.id).limit(1)).one_or_none()
+            if row is not None:
+                row[0].lease = now() + self._lease
+                return row[0], row[1]
             task = self._choose(session, person, kinds)
             if task is None:
                 return None
@@ -142,19 +111,19 @@ class Queue:
             return _held(session, person, assignment)
 
     def draft(self, person: str, assignment: int, answer: Mapping[str, Any]) -> Assignment:
-        """Keep what is said so far, ranks in the order shown; the lease begins anew."""
-        return self._say(person, assignment, answer, whole=False)
+        """Save an unfinished answer, ranks in the order shown; the lease is renewed."""
+        return self._save(person, assignment, answer, whole=False)
 
     def submit(self, person: str, assignment: int, answer: Mapping[str, Any]) -> Assignment:
-        """Keep the whole answer, ranks in the order shown; one that is done can be fixed so.
+        """Save the whole answer, ranks in the order shown; it may replace an earlier one.
 
         Raises:
             UserError: something is missing.
         """
-        return self._say(person, assignment, answer, whole=True)
+        return self._save(person, assignment, answer, whole=True)
 
     def skip(self, person: str, assignment: int, reason: str) -> Assignment:
-        """Give a task back, and say why; it goes to others.
+        """Give a task back to others, with a reason.
 
         Raises:
             UserError: no reason, or the task is done.
@@ -171,14 +140,10 @@ class Queue:
     def done(self, person: str, most: int = 50) -> list[Held]:
         """What this labeler has done, the last first."""
         with self._store.session() as session:
-            query = (
-                select(Assignment, Task)
-                .join(Task, Assignment.task_id == Task.id)
-                .where(Assignment.person_id == person, Assignment.state == "done")
-                .order_by(Assignment.finished.desc(), Assignment.id.desc())
-                .limit(most)
+            query = _assignments(person, Assignment.state == "done").order_by(
+                Assignment.finished.desc(), Assignment.id.desc()
             )
-            return [(found, task) for found, task in session.execute(query)]
+            return [(found, task) for found, task in session.execute(query.limit(most))]
 
     def progress(self, person: str) -> dict[str, Any]:
         """How many of each kind this labeler has done and skipped, and how many there are left."""
@@ -202,29 +167,29 @@ class Queue:
     # Guidelines
 
     def guideline(self, kind: str) -> str:
-        """What labelers are told about a kind; empty where it is the usual text."""
+        """Instructions for labelers about a kind; empty where it is the usual text."""
         with self._store.session() as session:
             found = session.get(Guideline, kind)
             return found.content if found is not None else ""
 
     def set_guideline(self, kind: str, content: str) -> None:
-        """Tell labelers something else from now on; an empty text is the usual one."""
+        """Replace the instructions; an empty text is the usual one."""
         if kind not in KINDS or len(content) > answers.LONGEST:
             raise UserError(f"kind {kind!r}: expected one of {', '.join(KINDS)}, and a text")
         with self._store.session.begin() as session:
             session.merge(Guideline(kind=kind, content=content))
 
-    def _say(
+    def _save(
         self, person: str, assignment: int, answer: Mapping[str, Any], *, whole: bool
     ) -> Assignment:
         with self._store.session.begin() as session:
             found, task = _held(session, person, assignment)
             if found.state != "open" and not (whole and found.state == "done"):
                 raise UserError(f"assignment {assignment} is {found.state}, no longer a draft")
-            said = answers.of_task(task, answer, whole=whole)
-            if "ranks" in said:
-                said["ranks"] = answers.kept_ranks(said["ranks"], found.shown)
-            found.answer, found.lease = said, now() + self._lease
+            saved = answers.checked(task.kind, len(task.responses), answer, whole=whole)
+            if "ranks" in saved:
+                saved["ranks"] = answers.kept_ranks(saved["ranks"], found.shown)
+            found.answer, found.lease = saved, now() + self._lease
             if whole:
                 found.state, found.finished = "done", found.finished or now()
             return found
@@ -237,12 +202,11 @@ class Queue:
         first = gold if (done or 0) % self._gold_every == 0 else gold.is_(False)
         for rule in (first, first.is_(False)):
             query = self._left(person, kinds).where(rule).order_by(Task.id).limit(1)
-            found: Task | None = session.scalar(query)
-            if found is not None:
+            if (found := session.scalar(query)) is not None:
                 return found
         return None
 
-    def _left(self, person: str, kinds: Sequence[str]) -> Any:
+    def _left(self, person: str, kinds: Sequence[str]) -> Select[Task]:
         """Tasks that this labeler may get."""
         mine = select(Assignment.id).where(
             Assignment.task_id == Task.id, Assignment.person_id == person
@@ -275,7 +239,7 @@ def new_task(
     origin: str | None = None,
     message: int | None = None,
 ) -> Task:
-    """A task that is in no database yet.
+    """A task that is in no database yet; see `Task` for the arguments.
 
     Raises:
         UserError: it is none; names what is wrong.
@@ -305,12 +269,14 @@ def new_task(
     )
 
 
+def _assignments(person: str, *conditions: ColumnElement[bool]) -> Select[Assignment, Task]:
+    """A labeler's assignments with their tasks."""
+    query = select(Assignment, Task).join(Task, Assignment.task_id == Task.id)
+    return query.where(Assignment.person_id == person, *conditions)
+
+
 def _held(session: Session, person: str, assignment: int) -> Held:
-    query = (
-        select(Assignment, Task)
-        .join(Task, Assignment.task_id == Task.id)
-        .where(Assignment.id == assignment, Assignment.person_id == person)
-    )
+    query = _assignments(person, Assignment.id == assignment)
     found = session.execute(query).one_or_none()
     if found is None:
         raise NotThere(f"there is no assignment {assignment}")

@@ -17,9 +17,8 @@ from lmsmith.core.progress import Progress
 from lmsmith.corpus.cleaning import same_text
 from lmsmith.corpus.messages import validate_messages, validate_prompt
 from lmsmith.feedback.answers import check_responses
-from lmsmith.feedback.conversations import as_turns, path_to
 from lmsmith.feedback.queue import Queue
-from lmsmith.feedback.store import Store
+from lmsmith.feedback.store import Store, as_turns, path_to
 from lmsmith.feedback.tables import Message
 from lmsmith.generation.engine import Engine, answer
 from lmsmith.generation.inference import InferenceDecoder
@@ -31,25 +30,24 @@ from lmsmith.runs.stage_folder import derive_seed
 from lmsmith.training.machine import ResolvedMachine
 
 ROUNDS = 3
-"""How often answers are drawn anew in the place of empty and repeated ones."""
+"""How often empty and repeated answers are drawn again."""
 
 Writer = Callable[[Sequence[dict[str, str]], int, int], list[str]]
-"""(prompt, how many, seed) → answers; one that came to no end, or is empty, may be missing."""
+"""(prompt, number of answers, seed) → answers; unfinished and empty ones may be missing."""
 
 
 @dataclass(frozen=True)
-class AskedPrompt:
-    """A prompt, and the logged message it ends with, if it is one."""
+class SampledPrompt:
+    """A prompt, and the id of the logged message that it ends with, if it is one."""
 
     messages: list[dict[str, str]]
     message: int | None = None
 
 
-def prompts_of(path: Path) -> Iterator[AskedPrompt]:
+def prompts_of(path: Path) -> Iterator[SampledPrompt]:
     """The prompts of a JSONL file.
 
-    Rows have ``prompt`` (messages, or a text), or ``messages``, which stand for what comes before
-    the last answer.
+    Rows have ``prompt`` (messages, or a text), or ``messages``, whose last answer is left out.
 
     Raises:
         UserError: naming the file and the line.
@@ -57,29 +55,29 @@ def prompts_of(path: Path) -> Iterator[AskedPrompt]:
     for line, row in read_jsonl(path):
         where = f"{path}, line {line}"
         if "prompt" in row:
-            yield AskedPrompt(validate_prompt(row["prompt"], where))
+            yield SampledPrompt(validate_prompt(row["prompt"], where))
         elif "messages" in row:
             messages = validate_messages(row["messages"], where)
             while messages and messages[-1]["role"] != "user":
                 messages.pop()
             if messages:
-                yield AskedPrompt(messages)
+                yield SampledPrompt(messages)
         else:
             raise UserError(f"{where}: no 'prompt' and no 'messages'")
 
 
-def logged_prompts(store: Store) -> list[AskedPrompt]:
-    """What people asked the models, each message with all that came before it."""
+def logged_prompts(store: Store) -> list[SampledPrompt]:
+    """Each message to a model, with all that came before it."""
     with store.session() as session:
         query = select(Message).where(Message.role == "user").order_by(Message.id)
         return [
-            AskedPrompt(as_turns(path_to(session, message)), message.id)
+            SampledPrompt(as_turns(path_to(session, message)), message.id)
             for message in session.scalars(query)
         ]
 
 
-def drawn(prompts: Sequence[AskedPrompt], count: int, seed: int) -> list[AskedPrompt]:
-    """So many of them by chance, no text twice; all of them if there are no more."""
+def drawn(prompts: Sequence[SampledPrompt], count: int, seed: int) -> list[SampledPrompt]:
+    """At most ``count`` of them, drawn at random, no text twice."""
     first = {fingerprint(each.messages): each for each in reversed(prompts)}
     by_name = sorted(first)
     chosen = random.Random(derive_seed(seed, "prompts")).sample(by_name, min(count, len(by_name)))
@@ -95,19 +93,16 @@ def writer_of(model: ReadModel, machine: ResolvedMachine, settings: SamplingSett
 
     def write(prompt: Sequence[dict[str, str]], count: int, seed: int) -> list[str]:
         tokens = encode_prompt(model.tokenizer, prompt, limit).tokens
-        asked = replace(settings, samples=count, seed=seed)
+        request = Request(tokens, replace(settings, samples=count, seed=seed), is_message=True)
         engine = Engine(decoder, tokenizer=model.tokenizer, rows=count)
-        return [
-            reply.text.strip()
-            for reply in answer(engine, [Request(tokens, asked, is_message=True)])[0]
-        ]
+        return [reply.text.strip() for reply in answer(engine, [request])[0]]
 
     return write
 
 
 def fill_queue(
     queue: Queue,
-    prompts: Sequence[AskedPrompt],
+    prompts: Sequence[SampledPrompt],
     writers: dict[str, Writer],
     *,
     kind: str,
@@ -116,18 +111,18 @@ def fill_queue(
     seed: int,
     progress: Progress,
 ) -> dict[str, int]:
-    """Put a task for each prompt into the queue; of a run that was ended, the rest.
+    """Put a task for each prompt into the queue; after an interrupted run, the rest.
 
     Args:
-        queue: is filled.
-        prompts: what is asked.
+        queue: receives the tasks.
+        prompts: of the tasks.
         writers: models by name; each writes an equal part of the answers, the first ones one more
             where they do not divide.
         kind: of the tasks.
         answers: to each prompt: none for a demonstration, one for a rating, 2 to 9 for a ranking.
         overlap: how many labelers are to do each task.
         seed: of the answers.
-        progress: is told of each prompt.
+        progress: shows each prompt.
 
     Returns:
         ``tasks`` made, ``known`` from an earlier run, ``dropped`` for want of different answers.
@@ -145,21 +140,19 @@ def fill_queue(
         origin = fingerprint(["sample", kind, each.messages, list(writers), answers, seed])
         if queue.has(origin):
             counts["known"] += 1
+        elif len(found := _collect(each.messages, writers, answers, seed)) < answers:
+            counts["dropped"] += 1
         else:
-            found = _collect(each.messages, writers, answers, seed)
-            if len(found) < answers:
-                counts["dropped"] += 1
-            else:
-                queue.add(
-                    kind,
-                    each.messages,
-                    [text for _, text in found],
-                    models=[name for name, _ in found],
-                    overlap=overlap,
-                    origin=origin,
-                    message=each.message,
-                )
-                counts["tasks"] += 1
+            queue.add(
+                kind,
+                each.messages,
+                [text for _, text in found],
+                models=[name for name, _ in found],
+                overlap=overlap,
+                origin=origin,
+                message=each.message,
+            )
+            counts["tasks"] += 1
         progress.update(number)
     progress.end()
     return dict(counts)
@@ -168,7 +161,7 @@ def fill_queue(
 def _collect(
     prompt: Sequence[dict[str, str]], writers: dict[str, Writer], answers: int, seed: int
 ) -> list[tuple[str, str]]:
-    """Different answers and who wrote them, in an order of chance."""
+    """Different answers with their models, in a random order."""
     found: list[tuple[str, str]] = []
     name = fingerprint(prompt)
     for place, (model, write) in enumerate(writers.items()):
@@ -176,8 +169,7 @@ def _collect(
         for round_number in range(ROUNDS):
             if not wanted:
                 break
-            drawn_seed = derive_seed(seed, name, model, round_number)
-            for text in write(prompt, wanted, drawn_seed):
+            for text in write(prompt, wanted, derive_seed(seed, name, model, round_number)):
                 if text.strip() and not any(same_text(text, other) for _, other in found):
                     found.append((model, text))
                     wanted -= 1

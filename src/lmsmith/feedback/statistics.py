@@ -1,9 +1,10 @@
-"""What has come of labelling: how much is done, how far labelers agree, which model is best."""
+"""Results of labelling: progress, agreement of labelers, and which model is best."""
 
 from __future__ import annotations
 
+import itertools
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,29 +22,35 @@ _SHARES = {"left": 1.0, "right": 0.0, "tie": 0.5, "both_bad": 0.5}
 
 @dataclass(frozen=True)
 class _Work:
-    """A labeler's answer to a task, or their skipping it."""
+    """A task that a labeler has answered or skipped."""
 
     labeler: str
     task: Task
     assignment: Assignment
 
     @property
+    def is_done(self) -> bool:
+        return self.assignment.state == "done"
+
+    @property
     def seconds(self) -> float:
-        """From the task's being handed out to the answer."""
+        """From the task's start to the answer."""
         assert self.assignment.finished is not None
         return (utc(self.assignment.finished) - utc(self.assignment.started)).total_seconds()
 
 
 def statistics_of(store: Store, seed: int = 0) -> dict[str, Any]:
-    """Everything, as one JSON object.
+    """Progress, labelers, agreement and models as one JSON object.
 
     Gold tasks measure labelers and are left out of agreement and of the leaderboard. An interval
     is ``{"value", "low", "high"}`` at 95 %, or null where nothing is known.
     """
     work = _finished(store)
-    real = [each for each in work if each.assignment.state == "done" and each.task.gold is None]
+    real = [each for each in work if each.is_done and each.task.gold is None]
     rankings, scores = _by_task(real, "ranking", "ranks"), _by_task(real, "rating", "score")
     several = [each for each in rankings if len(each) >= 2]
+    preferences = [agreement.preferences(each) for each in several]
+    alpha = agreement.krippendorff_alpha
     return {
         "tasks": _tasks(store),
         "labelers": _labelers(work),
@@ -52,17 +59,11 @@ def statistics_of(store: Store, seed: int = 0) -> dict[str, Any]:
                 "tasks": len(several),
                 "pairwise": _shown(agreement.pairwise_agreement(several, seed)),
                 "tau_b": _shown(agreement.mean_tau_b(several, seed)),
-                "alpha": _shown(
-                    agreement.krippendorff_alpha(
-                        [agreement.preferences(each) for each in several], "ordinal", seed
-                    )
-                ),
+                "alpha": _shown(alpha(preferences, "ordinal", seed)),
             },
             "rating": {
                 "tasks": sum(len(each) >= 2 for each in scores),
-                "alpha": _shown(
-                    agreement.krippendorff_alpha([[each] for each in scores], "interval", seed)
-                ),
+                "alpha": _shown(alpha([[each] for each in scores], "interval", seed)),
             },
         },
         "leaderboard": [
@@ -91,13 +92,11 @@ def _finished(store: Store) -> list[_Work]:
 
 
 def _tasks(store: Store) -> dict[str, dict[str, int]]:
-    """By kind: how many there are, how many have all answers that are wanted, how many are gold."""
+    """By kind: the number of tasks, of those with all wanted answers, and of gold tasks."""
     found = {kind: {"tasks": 0, "complete": 0, "gold": 0} for kind in KINDS}
-    done: dict[int, int] = defaultdict(int)
     with store.session() as session:
         query = select(Assignment.task_id).where(Assignment.state == "done")
-        for task in session.scalars(query):
-            done[task] += 1
+        done = Counter(session.scalars(query))
         columns = select(Task.id, Task.kind, Task.overlap, Task.gold.is_not(None))
         for number, kind, overlap, is_gold in session.execute(columns):
             found[kind]["gold" if is_gold else "tasks"] += 1
@@ -106,55 +105,46 @@ def _tasks(store: Store) -> dict[str, dict[str, int]]:
 
 
 def _labelers(work: list[_Work]) -> list[dict[str, Any]]:
-    """Each labeler's numbers, and how near they came to the gold answers."""
+    """Each labeler's numbers, and the agreement with the gold answers."""
     by_name: dict[str, list[_Work]] = defaultdict(list)
     for each in work:
         by_name[each.labeler].append(each)
-    return [
-        {
-            "name": name,
-            **{
-                kind: sum(
-                    each.task.kind == kind and each.assignment.state == "done" for each in theirs
-                )
-                for kind in KINDS
-            },
+    found: list[dict[str, Any]] = []
+    for name, theirs in sorted(by_name.items()):
+        done = [each for each in theirs if each.is_done]
+        counts = Counter(each.task.kind for each in done)
+        seconds = [each.seconds for each in done]
+        numbers = {
             "skipped": sum(each.assignment.state == "skipped" for each in theirs),
-            "seconds": _median(theirs),
-            "gold": _gold(theirs),
+            "seconds": statistics.median(seconds) if seconds else None,
+            "gold": _gold(done),
         }
-        for name, theirs in sorted(by_name.items())
-    ]
+        found.append({"name": name, **{kind: counts[kind] for kind in KINDS}, **numbers})
+    return found
 
 
-def _median(theirs: list[_Work]) -> float | None:
-    """Half of the answers took no longer."""
-    seconds = [each.seconds for each in theirs if each.assignment.state == "done"]
-    return statistics.median(seconds) if seconds else None
-
-
-def _gold(theirs: list[_Work]) -> dict[str, Any]:
-    """How many gold tasks, agreement with their rankings, mean distance from their scores."""
-    done = [each for each in theirs if each.assignment.state == "done" and each.task.gold]
+def _gold(done: list[_Work]) -> dict[str, Any]:
+    """The number of gold tasks, agreement with their rankings, mean distance from their scores."""
+    pairs = [(each.task, each.task.gold, each.assignment.answer) for each in done if each.task.gold]
     rankings = [
-        [each.task.gold["ranks"], each.assignment.answer["ranks"]]
-        for each in done
-        if each.task.gold and each.task.kind == "ranking"
+        [gold["ranks"], answer["ranks"]]
+        for task, gold, answer in pairs
+        if gold and task.kind == "ranking"
     ]
     distances = [
-        abs(each.task.gold["score"] - each.assignment.answer["score"])
-        for each in done
-        if each.task.gold and each.task.kind == "rating"
+        abs(gold["score"] - answer["score"])
+        for task, gold, answer in pairs
+        if gold and task.kind == "rating"
     ]
     return {
-        "tasks": len(done),
+        "tasks": len(pairs),
         "pairwise": _shown(agreement.pairwise_agreement(rankings)),
         "distance": statistics.mean(distances) if distances else None,
     }
 
 
 def _by_task(work: list[_Work], kind: str, name: str) -> list[list[Any]]:
-    """What the labelers of each task said."""
+    """The labelers' answers to each task."""
     found: dict[int, list[Any]] = defaultdict(list)
     for each in work:
         if each.task.kind == kind:
@@ -167,11 +157,10 @@ def _outcomes(store: Store, work: list[_Work]) -> list[list[Outcome]]:
     found: dict[object, list[Outcome]] = defaultdict(list)
     for each in work:
         if each.task.kind == "ranking" and each.task.models:
-            models = each.task.models
-            pairs = [(i, j) for i in range(len(models)) for j in range(i + 1, len(models))]
+            pairs = itertools.combinations(each.task.models, 2)
             signs = pairs_of(each.assignment.answer["ranks"]).tolist()
-            for (i, j), sign in zip(pairs, signs, strict=True):
-                found[each.task.id].append((models[i], models[j], (1 + sign) / 2))
+            for (one, other), sign in zip(pairs, signs, strict=True):
+                found[each.task.id].append((one, other, (1 + sign) / 2))
     with store.session() as session:
         for pair in session.scalars(select(Comparison).order_by(Comparison.id)):
             left, right = (session.get_one(Message, x) for x in (pair.left_id, pair.right_id))
@@ -182,7 +171,7 @@ def _outcomes(store: Store, work: list[_Work]) -> list[list[Outcome]]:
 
 
 def _ratings(work: list[_Work]) -> list[dict[str, Any]]:
-    """Each model's ratings: how many, how often which score, and how often which flag."""
+    """Each model's ratings: their number, and the counts of scores and flags."""
     found: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for each in work:
         if each.task.kind == "rating":

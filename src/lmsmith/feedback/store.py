@@ -1,75 +1,204 @@
-"""What people say and judge, written so that it is safe once a function has returned.
+"""The store: conversations as trees of messages, and judgements of their answers.
 
 Every query names the person it is for: nobody reaches what is another's, whatever ids they guess.
+What is written is safe once a function has returned.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
-from sqlalchemy import delete, func, select
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import delete, or_, select
+from sqlalchemy.orm import Session
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import missing
-from lmsmith.feedback.conversations import Conversations
-from lmsmith.feedback.database import NotThere, default_database
-from lmsmith.feedback.judgements import Judgements
-from lmsmith.feedback.names import find_person, person_name
+from lmsmith.corpus.messages import validate_messages
+from lmsmith.feedback.database import NotThere as NotThere
+from lmsmith.feedback.database import default_database
+from lmsmith.feedback.people import PersonStore
 from lmsmith.feedback.tables import (
-    ROLES,
+    VERDICTS,
     BetterAnswer,
     Comparison,
     Conversation,
     Message,
-    Person,
     RankedAnswers,
     Rating,
+    now,
 )
 
-__all__ = ["NotThere", "Store", "check_role", "open_store"]
+_AFTER = {
+    "system": (None,),
+    "user": (None, "system", "user", "assistant"),
+    "assistant": ("user",),
+}
+"""Roles that a role may follow; None is the beginning. A user may go on after a message without an
+answer."""
+
+Judgement = TypeVar("Judgement", Rating, BetterAnswer, Comparison)
 
 
-def check_role(role: str) -> None:
-    """Raises UserError if there is no such role."""
-    if role not in ROLES:
-        raise UserError(f"role {role!r}: expected one of {', '.join(ROLES)}")
+class Store(PersonStore):
+    """The database of one server, or of one file: people, conversations, judgements."""
 
+    # Conversations
 
-class Store(Conversations, Judgements):
-    """The database of one server, or of one file: people, and all that is theirs."""
-
-    def person(self, name: str, role: str = "user") -> Person:
-        """The person of that name, who is added if new."""
-        check_role(role)
-        try:
-            with self.session.begin() as session:
-                found = find_person(session, name)
-                if found is None:
-                    found = Person(name=person_name(name), role=role)
-                    session.add(found)
-                return found
-        except IntegrityError:  # somebody else has added them meanwhile
-            with self.session() as session:
-                named = select(Person).where(Person.name == person_name(name))
-                return session.scalars(named).one()
-
-    def delete_person(self, person: str) -> None:
-        """A person and all that is theirs is gone, also from what is exported later."""
+    def begin(self, person: str, title: str = "") -> Conversation:
+        """A new conversation."""
         with self.session.begin() as session:
-            session.execute(delete(Person).where(Person.id == person))
+            made = Conversation(person_id=person, title=title)
+            session.add(made)
+            return made
+
+    def conversations(self, person: str, search: str = "") -> list[Conversation]:
+        """A person's, the last used first; with ``search``, those that contain this text."""
+        query = select(Conversation).where(Conversation.person_id == person)
+        if search:
+            found = select(Message.id).where(
+                Message.conversation_id == Conversation.id,
+                Message.content.icontains(search, autoescape=True),
+            )
+            query = query.where(
+                or_(Conversation.title.icontains(search, autoescape=True), found.exists())
+            )
+        with self.session() as session:
+            return list(session.scalars(query.order_by(Conversation.updated.desc())))
+
+    def rename(self, person: str, conversation: str, title: str) -> None:
+        with self.session.begin() as session:
+            _conversation(session, person, conversation).title = title
+
+    def delete(self, person: str, conversation: str) -> None:
+        """Delete a conversation and all judgements of it."""
+        with self.session.begin() as session:
+            session.delete(_conversation(session, person, conversation))
         self.scrub()
 
-    def counts(self) -> dict[str, int]:
-        """How much there is of everything."""
-        tables = (Person, Conversation, Message, Rating, BetterAnswer, Comparison, RankedAnswers)
+    def add_message(
+        self,
+        person: str,
+        conversation: str,
+        parent: int | None,
+        role: str,
+        content: str,
+        *,
+        model: str = "",
+        settings: dict[str, Any] | None = None,
+        finish: str = "",
+    ) -> Message:
+        """Add a message after another; several after one are siblings.
+
+        Raises:
+            NotThere: the conversation or the parent is not this person's.
+            UserError: one of this role does not follow there.
+        """
+        with self.session.begin() as session:
+            _conversation(session, person, conversation).updated = now()
+            before = None
+            if parent is not None:
+                found = _message(session, person, parent)
+                if found.conversation_id != conversation:
+                    raise NotThere(f"message {parent} is in another conversation")
+                before = found.role
+            check_order(role, before)
+            made = Message(
+                conversation_id=conversation,
+                parent_id=parent,
+                role=role,
+                content=content,
+                model=model,
+                settings=settings or {},
+                finish=finish,
+            )
+            session.add(made)
+            return made
+
+    def tree(self, person: str, conversation: str) -> list[Message]:
+        """All messages, each after its parent, siblings in the order they were said."""
         with self.session() as session:
-            return {
-                table.__tablename__: session.scalar(select(func.count()).select_from(table)) or 0
-                for table in tables
-            }
+            _conversation(session, person, conversation)
+            query = select(Message).where(Message.conversation_id == conversation)
+            return list(session.scalars(query.order_by(Message.id)))
+
+    def path(self, person: str, message: int) -> list[Message]:
+        """The messages from the beginning to this one."""
+        with self.session() as session:
+            return path_to(session, _message(session, person, message))
+
+    # Judgements
+
+    def rate(
+        self, person: str, message: int, value: int, reasons: Sequence[str] = (), comment: str = ""
+    ) -> Rating:
+        """Thumbs up or down; a second one by the same person replaces the first."""
+        if value not in (-1, 1):
+            raise UserError(f"value = {value}: 1 is thumbs up, -1 thumbs down")
+        with self.session.begin() as session:
+            _answer(session, person, message)
+            made = Rating(
+                message_id=message,
+                person_id=person,
+                value=value,
+                reasons=list(reasons),
+                comment=comment,
+            )
+            return _replace(session, made, Rating.message_id == message)
+
+    def improve(self, person: str, message: int, content: str) -> BetterAnswer:
+        """Save a better answer than a model's."""
+        if not content.strip():
+            raise UserError("a better answer must not be empty")
+        with self.session.begin() as session:
+            _answer(session, person, message)
+            made = BetterAnswer(message_id=message, person_id=person, content=content)
+            return _replace(session, made, BetterAnswer.message_id == message)
+
+    def compare(self, person: str, left: int, right: int, verdict: str) -> Comparison:
+        """Say which of two answers to one message is better.
+
+        Raises:
+            UserError: they are not two answers to one message, or there is no such verdict.
+        """
+        if verdict not in VERDICTS:
+            raise UserError(f"verdict {verdict!r}: expected one of {', '.join(VERDICTS)}")
+        with self.session.begin() as session:
+            first, second = _answer(session, person, left), _answer(session, person, right)
+            if left == right or first.parent_id != second.parent_id:
+                raise UserError(f"{left} and {right} are not two answers to one message")
+            made = Comparison(left_id=left, right_id=right, person_id=person, verdict=verdict)
+            same = Comparison.left_id == left, Comparison.right_id == right
+            return _replace(session, made, *same)
+
+    def judgements(self, person: str, conversation: str) -> dict[int, dict[str, Any]]:
+        """A person's judgements of the answers in a conversation, by message."""
+        found: dict[int, dict[str, Any]] = {}
+        with self.session() as session:
+            _conversation(session, person, conversation)
+            inside = select(Message.id).where(Message.conversation_id == conversation)
+
+            def judged(table: type[Judgement], message: Any) -> Iterator[Judgement]:
+                query = select(table).where(table.person_id == person, message.in_(inside))
+                return iter(session.scalars(query))
+
+            for rating in judged(Rating, Rating.message_id):
+                found.setdefault(rating.message_id, {})["rating"] = {
+                    "value": rating.value,
+                    "reasons": rating.reasons,
+                    "comment": rating.comment,
+                }
+            for better in judged(BetterAnswer, BetterAnswer.message_id):
+                found.setdefault(better.message_id, {})["better"] = better.content
+            for compared in judged(Comparison, Comparison.left_id):
+                pair = {"left": compared.left_id, "right": compared.right_id}
+                for message in pair.values():
+                    comparisons = found.setdefault(message, {}).setdefault("comparisons", [])
+                    comparisons.append({**pair, "verdict": compared.verdict})
+        return found
 
 
 @contextlib.contextmanager
@@ -91,3 +220,91 @@ def open_store(database: str = "", *, new: bool = False) -> Iterator[Store]:
         )
     with contextlib.closing(Store(database)) as store:
         yield store
+
+
+def check_order(role: str, before: str | None, where: str = "") -> None:
+    """Check that a message may follow one of another role, or None, at the beginning.
+
+    Raises:
+        UserError: it may not; the error begins with ``where``.
+    """
+    if before not in _AFTER.get(role, ()):
+        after = before or "the beginning"
+        raise UserError(f"{where}a message of {role!r} cannot follow {after}")
+
+
+def path_to(session: Session, message: Message) -> list[Message]:
+    """A message, after those that it follows."""
+    path = [message]
+    while path[0].parent_id is not None:
+        path.insert(0, session.get_one(Message, path[0].parent_id))
+    return path
+
+
+def as_turns(path: Sequence[Message]) -> list[dict[str, str]]:
+    """Messages as models and recipes read them: consecutive ones of one role are one turn."""
+    return [
+        {"role": role, "content": "\n\n".join(message.content for message in turn)}
+        for role, turn in itertools.groupby(path, lambda message: message.role)
+    ]
+
+
+def new_ranking(
+    person: str,
+    prompt: Sequence[dict[str, str]],
+    responses: Sequence[str],
+    ranks: Sequence[int],
+    origin: str | None = None,
+) -> RankedAnswers:
+    """A ranking that is in no database yet; rank 1 is the best, equal numbers are ties.
+
+    Raises:
+        UserError: it is no ranking of two or more answers to a user's message.
+    """
+    messages = validate_messages([dict(message) for message in prompt], "the prompt")
+    if messages[-1]["role"] != "user":
+        raise UserError("the prompt must end with the user's message")
+    if len(responses) < 2 or len(ranks) != len(responses) or min(ranks) < 1:
+        raise UserError(f"{len(responses)} answers, ranks {list(ranks)}: one from 1 for each")
+    return RankedAnswers(
+        person_id=person,
+        prompt=messages,
+        responses=list(responses),
+        ranks=list(ranks),
+        origin=origin,
+    )
+
+
+def _conversation(session: Session, person: str, conversation: str) -> Conversation:
+    query = select(Conversation).where(
+        Conversation.id == conversation, Conversation.person_id == person
+    )
+    if (found := session.scalar(query)) is None:
+        raise NotThere(f"there is no conversation {conversation}")
+    return found
+
+
+def _message(session: Session, person: str, message: int) -> Message:
+    query = (
+        select(Message)
+        .join(Conversation, Message.conversation_id == Conversation.id)
+        .where(Message.id == message, Conversation.person_id == person)
+    )
+    if (found := session.scalar(query)) is None:
+        raise NotThere(f"there is no message {message}")
+    return found
+
+
+def _answer(session: Session, person: str, message: int) -> Message:
+    found = _message(session, person, message)
+    if found.role != "assistant":
+        raise UserError(f"message {message} is not an answer of a model")
+    return found
+
+
+def _replace(session: Session, made: Judgement, *same: Any) -> Judgement:
+    """Add a judgement, and delete this person's earlier one of the same."""
+    table = type(made)
+    session.execute(delete(table).where(table.person_id == made.person_id, *same))
+    session.add(made)
+    return made

@@ -1,6 +1,6 @@
 """The tables: people and their sessions, conversations, judgements, and the labelling queue.
 
-Whatever belongs to a person or a conversation goes with it when it is deleted.
+What belongs to a person or a conversation is deleted with it.
 """
 
 from __future__ import annotations
@@ -32,8 +32,6 @@ def new_id() -> str:
 
 
 class Table(MappedAsDataclass, DeclarativeBase):
-    """What all tables have in common."""
-
     type_annotation_map = {  # noqa: RUF012
         datetime: DateTime(timezone=True),
         dict[str, Any]: JSON(none_as_null=True),
@@ -44,17 +42,13 @@ class Table(MappedAsDataclass, DeclarativeBase):
 
 
 def refers_to(table: str, **options: Any) -> Any:
-    """A reference; what refers to a row that is deleted is deleted too."""
+    """A reference; deleting a row deletes what refers to it."""
     reference = ForeignKey(f"{table}.id", ondelete="CASCADE")
     return mapped_column(reference, **{"index": True, **options})
 
 
 class Person(Table, kw_only=True):
-    """Whoever talks or judges.
-
-    Attributes:
-        token_hash: of the secret by which they are known; empty for one who cannot log in.
-    """
+    """A user, a labeler or an admin; ``token_hash`` is empty for one who cannot log in."""
 
     __tablename__ = "people"
     __table_args__ = (CheckConstraint(f"role in {ROLES}", "known_role"),)
@@ -67,11 +61,7 @@ class Person(Table, kw_only=True):
 
 
 class Conversation(Table, kw_only=True):
-    """A tree of messages.
-
-    Attributes:
-        origin: what it was made of, if it was imported; a second one of one origin is not made.
-    """
+    """A tree of messages; an imported one has an ``origin``, of which there is only one."""
 
     __tablename__ = "conversations"
 
@@ -84,11 +74,11 @@ class Conversation(Table, kw_only=True):
 
 
 class Message(Table, kw_only=True):
-    """A message after its parent; siblings are what was said in its place.
+    """A message after its parent; siblings are its alternatives.
 
     Attributes:
-        model: that wrote it; empty for a person's.
-        settings: it was drawn with.
+        model: its author; empty for a person's.
+        settings: of its sampling.
         finish: why it ended: ``stop``, ``length``, ``stopped`` by the reader, or empty.
     """
 
@@ -128,7 +118,7 @@ class Rating(Table, kw_only=True):
 
 
 class BetterAnswer(Table, kw_only=True):
-    """What would have been better than an answer: a demonstration."""
+    """A better answer than a model's: a demonstration."""
 
     __tablename__ = "better_answers"
     __table_args__ = (UniqueConstraint("message_id", "person_id"),)
@@ -163,9 +153,9 @@ class RankedAnswers(Table, kw_only=True):
     Attributes:
         prompt: messages, the last of which is the user's.
         ranks: one for each response, 1 is best, equal numbers are ties.
-        models: that wrote them, hidden from the labeler.
+        models: their authors, hidden from the labeler.
         shown: the order in which they were shown.
-        origin: what it was made of, if it was imported; a second one of one origin is not made.
+        origin: of an imported one; there is only one ranking of an origin.
     """
 
     __tablename__ = "rankings"
@@ -182,11 +172,7 @@ class RankedAnswers(Table, kw_only=True):
 
 
 class Session(Table, kw_only=True):
-    """A browser that is logged in, until it is logged out or the time is up.
-
-    Attributes:
-        secret_hash: of what the cookie holds beside the id.
-    """
+    """A browser that is logged in; ``secret_hash`` is of the cookie's secret."""
 
     __tablename__ = "sessions"
 
@@ -201,14 +187,14 @@ class Task(Table, kw_only=True):
     """Something for labelers to judge or to write.
 
     Attributes:
-        kind: what is asked: to write an answer, to rate one, to rank several.
+        kind: to write an answer, to rate one, or to rank several.
         prompt: messages, the last of which is the user's.
         responses: none, one, or K texts.
-        models: that wrote them; hidden from labelers.
+        models: their authors, hidden from labelers.
         overlap: how many labelers are to do it; a gold task is given to all.
         gold: the right answer, by which labelers are measured; None for a real task.
-        origin: what it was made of and how; a second task of one origin is not made.
-        message_id: the logged message that asks, with which the task is deleted.
+        origin: its source and settings; there is only one task of an origin.
+        message_id: the logged prompt, with which the task is deleted.
     """
 
     __tablename__ = "tasks"
@@ -230,11 +216,11 @@ class Task(Table, kw_only=True):
 
 
 class Assignment(Table, kw_only=True):
-    """A task in a labeler's hands, or done, or skipped.
+    """A labeler's task, open, done or skipped.
 
     Attributes:
         shown: the order in which the responses are shown: places in `Task.responses`.
-        answer: what is said so far, in the order of `Task.responses`; the draft while it is open.
+        answer: in the order of `Task.responses`; a draft while the task is open.
         lease: until when the task is this labeler's own; somebody else may get it later.
         reason: why it was skipped.
     """
@@ -259,7 +245,7 @@ class Assignment(Table, kw_only=True):
 
 
 class Guideline(Table, kw_only=True):
-    """What labelers are told about a kind of task, where it is not the usual text."""
+    """Instructions for labelers about a kind of task, in place of the usual text."""
 
     __tablename__ = "guidelines"
     __table_args__ = (CheckConstraint(f"kind in {KINDS}", "known_kind"),)

@@ -25,8 +25,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from lmsmith.core.errors import UserError
-from lmsmith.feedback.names import OWNER
-from lmsmith.feedback.people import People
+from lmsmith.feedback.people import OWNER, People, PersonStore
 from lmsmith.feedback.store import NotThere, Store
 from lmsmith.feedback.tables import ROLES, Person
 from lmsmith.server.errors import ApiError, bad_request
@@ -60,7 +59,7 @@ class Visitor:
     role: str = "admin"
     id: str = ""
 
-    def person(self, store: Store) -> str:
+    def person(self, store: PersonStore) -> str:
         """The person's id."""
         return self.id or store.person(self.name, self.role).id
 

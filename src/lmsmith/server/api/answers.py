@@ -21,8 +21,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from lmsmith.core.errors import UserError
-from lmsmith.feedback.conversations import as_turns
-from lmsmith.feedback.store import Store
+from lmsmith.feedback.store import Store, as_turns
 from lmsmith.feedback.tables import Message
 from lmsmith.generation.requests import Reply
 from lmsmith.prompts import PromptTooLong, encode_prompt, room_for_reply

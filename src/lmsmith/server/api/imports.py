@@ -14,8 +14,9 @@ from starlette.responses import Response
 
 from lmsmith.core.errors import UserError
 from lmsmith.corpus.formats import messages_of
-from lmsmith.feedback.imports import begun_by_user
-from lmsmith.feedback.trees import Said, Tree, bring, check_tree, in_turn, origin_of
+from lmsmith.feedback.imports import ImportedMessage as Said
+from lmsmith.feedback.imports import Tree, begun_by_user, check_tree, in_turn, origin_of
+from lmsmith.feedback.imports import import_trees as bring
 from lmsmith.server.api.conversations import (
     MessageBody,
     RatingBody,
