@@ -9,7 +9,7 @@ from rich.console import Console
 
 from lmsmith.cli.eval_tables import comparison_table
 from lmsmith.comparison.items import Comparison
-from lmsmith.statistics.bootstrap import Interval
+from lmsmith.statistics.intervals import Interval
 
 
 @pytest.mark.parametrize("width", [80, 100, 120])

@@ -10,7 +10,7 @@ import pytest
 from lmsmith.comparison.items import compare_rows, summary
 from lmsmith.evaluation.measures import aggregate, measure_of, paired_difference
 from lmsmith.evaluation.rows import ItemRow
-from lmsmith.statistics.wilson import wilson_interval
+from lmsmith.statistics.intervals import wilson_interval
 
 
 def rows_of(values: list[float], name: str = "accuracy") -> list[ItemRow]:

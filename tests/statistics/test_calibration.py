@@ -12,7 +12,7 @@ from lmsmith.statistics.calibration import (
     expected_calibration_error,
     reliability_bins,
 )
-from lmsmith.statistics.logistic import sigmoid
+from lmsmith.statistics.fits import sigmoid
 
 
 def logit(p: float) -> float:

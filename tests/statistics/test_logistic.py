@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
-from lmsmith.statistics.logistic import fit_logistic
+from lmsmith.statistics.fits import fit_logistic
 
 
 def with_ones(x: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lmsmith.statistics.power_law import fit_power_law, predict_largest
+from lmsmith.statistics.fits import fit_power_law, predict_largest
 
 COMPUTE = [1e12, 4e12, 1.5e13, 6e13, 2e14]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lmsmith.statistics.wilson import wilson_interval
+from lmsmith.statistics.intervals import wilson_interval
 
 
 @pytest.mark.parametrize(("right", "items"), [(1, 10), (5, 10), (97, 100), (3, 400)])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lmsmith.evaluation.measures import measure_of, paired_difference, value_of
 from lmsmith.evaluation.rows import ItemRow
-from lmsmith.statistics.bootstrap import Interval
+from lmsmith.statistics.intervals import Interval
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lmsmith.comparison.win_rate import length_controlled_win_rate, win_rate, wins
 from lmsmith.prompts.selection import PromptAndReply
-from lmsmith.statistics.bootstrap import bootstrap_ratio
+from lmsmith.statistics.intervals import bootstrap_ratio
 from lmsmith.tokenizers import Tokenizer
 
 ReplyTokens = Mapping[str, Sequence[Sequence[int]]]

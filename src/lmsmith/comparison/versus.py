@@ -18,7 +18,7 @@ from lmsmith.core.files import fingerprint
 from lmsmith.core.progress import Progress
 from lmsmith.evaluation.rows import ItemLog, Row
 from lmsmith.runs.signals import stop_if_requested
-from lmsmith.statistics.bootstrap import Interval, bootstrap_ratio
+from lmsmith.statistics.intervals import Interval, bootstrap_ratio
 
 ROWS_VERSION = 1
 """Version of a judge's rows; rows of another version are made again."""

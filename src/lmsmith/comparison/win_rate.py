@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from lmsmith.statistics.bootstrap import (
+from lmsmith.statistics.fits import fit_logistic, sigmoid
+from lmsmith.statistics.intervals import (
+    Floats,
     Interval,
     bootstrap_ratio,
     percentile_interval,
     resample_counts,
 )
-from lmsmith.statistics.logistic import fit_logistic, sigmoid
-
-Floats = NDArray[np.float64]
 
 RIDGE = 1e-3
 """Weight of ½‖b‖² in the logistic regression: next to nothing, but it keeps b finite when one

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from lmsmith.evaluation.rows import ChoiceRow
 from lmsmith.statistics.calibration import Bin, confidence_bins, expected_calibration_error
-from lmsmith.statistics.power_law import golden_section
+from lmsmith.statistics.fits import golden_section
 
 Floats = NDArray[np.float64]
 

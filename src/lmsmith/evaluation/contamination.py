@@ -21,7 +21,7 @@ from lmsmith.evaluation.methods.answers import HAN
 from lmsmith.evaluation.rows import ItemRow
 from lmsmith.evaluation.tasks.data import read_items
 from lmsmith.evaluation.tasks.spec import DataSpec
-from lmsmith.statistics.bootstrap import Interval
+from lmsmith.statistics.intervals import Interval
 
 Rule = Literal["gpt3", "gpt4"]
 RULES: tuple[Rule, ...] = ("gpt3", "gpt4")

@@ -41,7 +41,7 @@ from lmsmith.evaluation.tasks.shown_labels import Labels, ShownLabels, nth_order
 from lmsmith.evaluation.tasks.spec import Published, RatingSpec, TaskSpec
 from lmsmith.models.batching import length_batches
 from lmsmith.runs.signals import stop_if_requested
-from lmsmith.statistics.bootstrap import Interval
+from lmsmith.statistics.intervals import Interval
 
 ROWS_VERSION = 3
 """Version of the rows' contents; rows of another version are made again."""

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from lmsmith.evaluation.methods.answers import bleu_of_sums
 from lmsmith.evaluation.rows import ItemRow
-from lmsmith.statistics.bootstrap import (
+from lmsmith.statistics.intervals import (
     Interval,
     percentile_interval,
     resample_counts,
+    wilson_interval,
 )
-from lmsmith.statistics.wilson import wilson_interval
 
 NAN = float("nan")
 

@@ -14,8 +14,8 @@ from lmsmith.feedback.store import Store
 from lmsmith.feedback.tables import KINDS, Assignment, Comparison, Message, Person, Task, utc
 from lmsmith.statistics import agreement
 from lmsmith.statistics.agreement import pairs_of
-from lmsmith.statistics.bootstrap import Interval
 from lmsmith.statistics.bradley_terry import Outcome, leaderboard
+from lmsmith.statistics.intervals import Interval
 
 _SHARES = {"left": 1.0, "right": 0.0, "tie": 0.5, "both_bad": 0.5}
 

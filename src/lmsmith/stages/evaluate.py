@@ -61,8 +61,8 @@ from lmsmith.rlhf.ranking import (
 from lmsmith.rlhf.rollout import response_log_likelihoods
 from lmsmith.runs.signals import stop_if_requested
 from lmsmith.runs.stage_folder import StageFolder, derive_seed
-from lmsmith.statistics.bootstrap import bootstrap_ratio
 from lmsmith.statistics.calibration import expected_calibration_error, reliability_bins
+from lmsmith.statistics.intervals import bootstrap_ratio
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.machine import ResolvedMachine, resolve_machine
 

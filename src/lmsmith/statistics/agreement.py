@@ -1,60 +1,69 @@
-"""How far labelers agree: pair by pair, by Kendall's τ-b, and by Krippendorff's α.
-
-All of it is made of numpy arrays; nothing here knows the database.
-"""
+"""How far labelers agree: pair by pair, by Kendall's τ-b, and by Krippendorff's α."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lmsmith.statistics.bootstrap import (
+from lmsmith.statistics.intervals import (
+    Floats,
     Interval,
     bootstrap_ratio,
     percentile_interval,
     resample_counts,
 )
 
-Floats = NDArray[np.float64]
+Ranks = Sequence[int]
 Metric = Literal["nominal", "ordinal", "interval"]
 
 RESAMPLES = 1_000
 
 
-def pairs_of(ranks: Sequence[int]) -> NDArray[np.int64]:
+def pairs_of(ranks: Ranks) -> NDArray[np.int64]:
     """For each two responses i < j: 1 if i is better, −1 if j is, 0 for a tie. (K(K−1)/2,)"""
     each = np.asarray(ranks, np.int64)
     first, second = np.triu_indices(each.size, k=1)
     return np.asarray(np.sign(each[second] - each[first]))
 
 
-def pairwise_agreement(tasks: Sequence[Sequence[Sequence[int]]], seed: int = 0) -> Interval | None:
+def pairwise_agreement(tasks: Sequence[Sequence[Ranks]], seed: int = 0) -> Interval | None:
     """Share of pairs of responses on which two labelers agree, with its bootstrap 95 % interval.
 
     Two who prefer the same, or who both see a tie, agree (1); a tie against a preference counts ½;
     opposite preferences 0. Tasks are resampled whole.
 
     Args:
-        tasks: rankings of one task's responses by two or more labelers, a list a task.
+        tasks: rankings of one task's responses by its labelers, a list a task.
 
     Returns:
         None if no task has two rankings.
     """
-    agreed, counted = [], []
+
+    def agreed(one: Ranks, other: Ranks) -> Floats:
+        return np.asarray(1 - np.abs(pairs_of(one) - pairs_of(other)) / 2)
+
+    return _mean_over_two(agreed, tasks, seed)
+
+
+def _mean_over_two(
+    score: Callable[[Ranks, Ranks], Floats], tasks: Sequence[Sequence[Ranks]], seed: int
+) -> Interval | None:
+    """The mean score of every two rankings of a task; None if there is none."""
+    sums, counts = [], []
     for rankings in tasks:
-        signs = [pairs_of(ranks) for ranks in rankings]
-        scores = [1 - np.abs(a - b) / 2 for a, b in itertools.combinations(signs, 2)]
-        if scores:
-            agreed.append(float(np.sum(scores)))
-            counted.append(float(np.size(scores)))
-    return bootstrap_ratio(agreed, counted, seed=seed, resamples=RESAMPLES) if agreed else None
+        scores = [score(a, b) for a, b in itertools.combinations(rankings, 2)]
+        if count := sum(each.size for each in scores):
+            sums.append(float(sum(each.sum() for each in scores)))
+            counts.append(float(count))
+    return bootstrap_ratio(sums, counts, seed=seed, resamples=RESAMPLES) if sums else None
 
 
-def kendall_tau_b(one: Sequence[int], other: Sequence[int]) -> float:
+def kendall_tau_b(one: Ranks, other: Ranks) -> float:
     """Kendall's rank correlation with ties (Kendall 1945).
 
     τ_b = (C − D) / √((n₀ − n₁)(n₀ − n₂)): concordant less discordant pairs over the geometric mean
@@ -62,22 +71,20 @@ def kendall_tau_b(one: Sequence[int], other: Sequence[int]) -> float:
     """
     a, b = pairs_of(one), pairs_of(other)
     scale = float(np.sqrt(np.count_nonzero(a) * np.count_nonzero(b)))
-    return float((a * b).sum() / scale) if scale else float("nan")
+    return float((a * b).sum() / scale) if scale else math.nan
 
 
-def mean_tau_b(tasks: Sequence[Sequence[Sequence[int]]], seed: int = 0) -> Interval | None:
-    """The mean τ-b of all two labelers of a task, tasks resampled whole.
+def mean_tau_b(tasks: Sequence[Sequence[Ranks]], seed: int = 0) -> Interval | None:
+    """The mean τ-b of every two labelers of a task, tasks resampled whole.
 
-    Where one of the two sees nothing but ties there is no τ-b, and the two are left out.
+    Two are left out where one sees nothing but ties, so that there is no τ-b.
     """
-    sums, counts = [], []
-    for rankings in tasks:
-        found = [kendall_tau_b(a, b) for a, b in itertools.combinations(rankings, 2)]
-        known = [tau for tau in found if not np.isnan(tau)]
-        if known:
-            sums.append(float(np.sum(known)))
-            counts.append(float(len(known)))
-    return bootstrap_ratio(sums, counts, seed=seed, resamples=RESAMPLES) if sums else None
+
+    def known(one: Ranks, other: Ranks) -> Floats:
+        tau = np.array([kendall_tau_b(one, other)])
+        return tau[~np.isnan(tau)]
+
+    return _mean_over_two(known, tasks, seed)
 
 
 def krippendorff_alpha(
@@ -86,8 +93,7 @@ def krippendorff_alpha(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> Interval | None:
-    """Krippendorff's α = 1 − D_o / D_e with its bootstrap 95 % interval (Krippendorff 2011,
-    "Computing Krippendorff's Alpha-Reliability").
+    """Krippendorff's α = 1 − D_o / D_e with its bootstrap 95 % interval (Krippendorff 2011).
 
     D_o is the mean squared difference of values within a unit, D_e that of all values, whatever
     their unit; 1 is agreement, 0 what chance gives.
@@ -137,11 +143,7 @@ def _alpha(values: Floats, coincidences_vv: Floats, metric: Metric) -> float:
     distance_vv = _DISTANCES[metric](values, totals)
     observed = float((coincidences_vv * distance_vv).sum())
     expected = float((np.outer(totals, totals) * distance_vv).sum()) / (n - 1)
-    return 1 - observed / expected if expected else float("nan")
-
-
-def _nominal(values: Floats, _: Floats) -> Floats:
-    return 1.0 - np.eye(values.size)
+    return 1 - observed / expected if expected else math.nan
 
 
 def _ordinal(_: Floats, totals: Floats) -> Floats:
@@ -150,19 +152,15 @@ def _ordinal(_: Floats, totals: Floats) -> Floats:
     return np.asarray((middle[:, None] - middle[None, :]) ** 2)
 
 
-def _interval(values: Floats, _: Floats) -> Floats:
-    return np.asarray((values[:, None] - values[None, :]) ** 2)
-
-
 _DISTANCES: dict[Metric, Callable[[Floats, Floats], Floats]] = {
-    "nominal": _nominal,
+    "nominal": lambda values, _: 1.0 - np.eye(values.size),
     "ordinal": _ordinal,
-    "interval": _interval,
+    "interval": lambda values, _: (values[:, None] - values[None, :]) ** 2,
 }
 
 
-def preferences(rankings: Sequence[Sequence[int]]) -> list[list[float]]:
-    """Every two responses of a task as a unit: what each labeler prefers, −1, 0 or 1."""
-    said = np.stack([pairs_of(ranks) for ranks in rankings])
-    units: list[list[float]] = said.T.astype(np.float64).tolist()
+def preferences(rankings: Sequence[Ranks]) -> list[list[float]]:
+    """Each two responses of a task as a unit: what each labeler prefers, −1, 0 or 1."""
+    preferred = np.stack([pairs_of(ranks) for ranks in rankings])
+    units: list[list[float]] = preferred.T.astype(np.float64).tolist()
     return units

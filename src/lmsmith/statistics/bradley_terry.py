@@ -1,4 +1,4 @@
-"""Which model is best, by comparisons of two answers: the Bradley–Terry model, with intervals."""
+"""The Bradley–Terry model: which model is best, by comparisons of two answers."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from lmsmith.statistics.bootstrap import Interval, percentile_interval, resample_counts
-from lmsmith.statistics.logistic import fit_logistic, sigmoid
-
-Floats = NDArray[np.float64]
+from lmsmith.statistics.fits import fit_logistic, sigmoid
+from lmsmith.statistics.intervals import Floats, Interval, percentile_interval, resample_counts
 
 RIDGE = 0.01
 """Weight of ½‖β‖²: next to nothing, but it keeps β finite for a model that always wins."""
@@ -47,8 +44,8 @@ def leaderboard(tasks: Sequence[Sequence[Outcome]], seed: int = 0) -> list[Stand
         tasks: the outcomes of one task together, since they are not independent: the bootstrap
             resamples tasks whole. Outcomes of a model with itself say nothing and are left out.
     """
-    kept = [[each for each in task if each[0] != each[1]] for task in tasks]
-    kept = [task for task in kept if task]
+    different = ([each for each in task if each[0] != each[1]] for task in tasks)
+    kept = [task for task in different if task]
     names = sorted({name for task in kept for one, other, _ in task for name in (one, other)})
     if not names:
         return []

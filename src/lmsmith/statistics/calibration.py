@@ -1,4 +1,4 @@
-"""Whether what is said to be likely is as likely: reliability bins, and their error."""
+"""Calibration: reliability bins of predicted probabilities, and their error."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lmsmith.statistics.logistic import sigmoid
+from lmsmith.statistics.fits import sigmoid
 
 Bin = dict[str, float]
 
@@ -23,11 +23,6 @@ def reliability_bins(differences: ArrayLike, bins: int = BINS) -> list[Bin]:
 
     Args:
         differences: r_w − r_l of each pair.
-        bins: number of bins of equal width between 0 and 1.
-
-    Returns:
-        ``{"low", "high", "predicted", "observed", "count"}`` of the bins that are not empty:
-        mean predicted probability, share preferred, and orientations counted.
     """
     right = sigmoid(differences)
     predicted = np.concatenate([right, 1.0 - right])
@@ -46,12 +41,12 @@ def confidence_bins(
     Args:
         confidence: of each item, between 0 and 1.
         correct: 1 where it was right, else 0.
-        bins: how many.
         equal: bins of equal width between 0 and 1 (Naeini et al. 2015), or with equally many items
             (Nguyen & O'Connor 2015).
 
     Returns:
-        ``{"low", "high", "predicted", "observed", "count"}`` of the bins that are not empty.
+        ``{"low", "high", "predicted", "observed", "count"}`` of the bins that are not empty: mean
+        confidence, share of right ones, and number of items.
     """
     sure, right = np.asarray(confidence, np.float64), np.asarray(correct, np.float64)
     if equal == "width":
@@ -67,15 +62,9 @@ def confidence_bins(
             low, high = number / bins, (number + 1) / bins
             if equal == "mass":
                 low, high = float(sure[inside].min()), float(sure[inside].max())
-            found.append(
-                {
-                    "low": low,
-                    "high": high,
-                    "predicted": float(sure[inside].mean()),
-                    "observed": float(right[inside].mean()),
-                    "count": int(inside.sum()),
-                }
-            )
+            predicted, observed = float(sure[inside].mean()), float(right[inside].mean())
+            sides = {"low": low, "high": high, "predicted": predicted, "observed": observed}
+            found.append({**sides, "count": int(inside.sum())})
     return found
 
 

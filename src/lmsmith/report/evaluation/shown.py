@@ -8,7 +8,7 @@ from typing import Any
 
 from lmsmith.evaluation.measures import measure_of
 from lmsmith.report import numbers
-from lmsmith.statistics.bootstrap import Interval
+from lmsmith.statistics.intervals import Interval
 
 NOTHING = "–"
 """Stands where there is no value."""

@@ -8,7 +8,7 @@ from typing import Any
 from lmsmith.comparison.instructions import Replies
 from lmsmith.comparison.versus import JudgedRow, PeoplesWork, Versus
 from lmsmith.report import numbers
-from lmsmith.statistics.bootstrap import Interval
+from lmsmith.statistics.intervals import Interval
 
 SHOWN = 24
 """Instructions on the page; all are in the JSONL file."""

@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, PercentFormatter
 from lmsmith.evaluation.measures import measure_of
 from lmsmith.report.numbers import large_count
 from lmsmith.report.svg import COLOURS, WIDE, canvas, themed_svg
-from lmsmith.statistics.bootstrap import Interval
+from lmsmith.statistics.intervals import Interval
 
 _COLOURS = [COLOURS[role] for role in ("pretrain", "ppo", "sft", "reward", "judge", "human", "ink")]
 _TALL = (WIDE[0], 3.2)

@@ -11,8 +11,8 @@ from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
 
 from lmsmith.report.numbers import large_count
 from lmsmith.report.svg import COLOURS, WIDE, canvas, themed_svg
-from lmsmith.statistics.bootstrap import Interval
-from lmsmith.statistics.power_law import Prediction
+from lmsmith.statistics.fits import Prediction
+from lmsmith.statistics.intervals import Interval
 from lmsmith.studies.scale.findings import digits_of, is_fitted, pattern_interval, sum_interval
 from lmsmith.studies.scale.measuring import SHOTS
 from lmsmith.studies.scale.patterns import best_accuracy

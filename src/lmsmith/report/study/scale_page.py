@@ -12,8 +12,8 @@ from lmsmith.core.version import VERSION
 from lmsmith.report import numbers
 from lmsmith.report.run.page import render
 from lmsmith.report.study.scale_figures import draw_law, draw_pattern, draw_sum_sizes, draw_sums
-from lmsmith.statistics.bootstrap import Interval
-from lmsmith.statistics.power_law import Prediction
+from lmsmith.statistics.fits import Prediction
+from lmsmith.statistics.intervals import Interval
 from lmsmith.studies.scale.documents import SHARES
 from lmsmith.studies.scale.findings import (
     Rise,

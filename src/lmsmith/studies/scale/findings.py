@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lmsmith.statistics.bootstrap import Interval
-from lmsmith.statistics.power_law import Prediction, predict_largest
+from lmsmith.statistics.fits import Prediction, predict_largest
+from lmsmith.statistics.intervals import Interval
 from lmsmith.studies.scale.documents import SHARES
 from lmsmith.studies.scale.measuring import SHOTS, Count
 

@@ -16,8 +16,7 @@ from lmsmith.generation.settings import SamplingSettings
 from lmsmith.models.attention import packed_mask
 from lmsmith.models.decoder import Decoder
 from lmsmith.runs.signals import stop_if_requested
-from lmsmith.statistics.bootstrap import Interval, bootstrap_ratio
-from lmsmith.statistics.wilson import wilson_interval
+from lmsmith.statistics.intervals import Interval, bootstrap_ratio, wilson_interval
 from lmsmith.studies.scale.addition import CHAIN, DIRECT, Sum, draw_sum, read_answer
 from lmsmith.studies.scale.documents import (
     CONTEXT,

@@ -1,16 +1,18 @@
-"""How sure a measured number is: percentile bootstrap over prompts."""
+"""Intervals around a measured number: the bootstrap over prompts, and Wilson's of a share."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 
-COUNTS_AT_ONCE = 4_000_000
+_COUNTS_AT_ONCE = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -26,17 +28,34 @@ class Interval:
         return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
 
 
-def resample_counts(clusters: int, resamples: int, seed: int) -> Iterator[Floats]:
-    """How often each cluster is drawn in each resample, a few resamples at a time.
+def wilson_interval(right: int, items: int) -> Interval:
+    """``right / items`` with Wilson's 95 % score interval (Wilson 1927), which holds at 0 and 1.
 
-    Each row is one draw of ``clusters`` clusters with replacement: a multinomial.
+    centre = (p + z²/2n) / (1 + z²/n), half width = z √(p(1 − p)/n + z²/4n²) / (1 + z²/n).
+
+    Raises:
+        ValueError: there are no items, or more right ones than items.
+    """
+    if not 0 <= right <= items or items == 0:
+        raise ValueError(f"{right} of {items}")
+    z = NormalDist().inv_cdf(0.975)
+    share, square = right / items, z * z / items
+    centre = (share + square / 2) / (1 + square)
+    half = z / (1 + square) * (share * (1 - share) / items + square / (4 * items)) ** 0.5
+    low = 0.0 if right == 0 else max(0.0, centre - half)
+    high = 1.0 if right == items else min(1.0, centre + half)
+    return Interval(share, low, high)
+
+
+def resample_counts(clusters: int, resamples: int, seed: int) -> Iterator[Floats]:
+    """How often each cluster is drawn in each resample: draws with replacement, a multinomial.
 
     Yields:
         (some resamples, clusters), ``resamples`` rows in all.
     """
     generator = np.random.default_rng(seed)
     chances = np.full(clusters, 1.0 / clusters)
-    at_once = max(1, COUNTS_AT_ONCE // clusters)
+    at_once = max(1, _COUNTS_AT_ONCE // clusters)
     for start in range(0, resamples, at_once):
         rows = min(at_once, resamples - start)
         yield generator.multinomial(clusters, chances, size=rows).astype(np.float64)
@@ -46,7 +65,7 @@ def percentile_interval(value: float, resampled: Floats, level: float = 0.95) ->
     """The middle ``level`` of the resampled values (Efron 1979), NaNs left out."""
     known = resampled[~np.isnan(resampled)]
     if known.size == 0:
-        return Interval(value, float("nan"), float("nan"))
+        return Interval(value, math.nan, math.nan)
     tail = (1.0 - level) / 2
     low, high = np.quantile(known, [tail, 1.0 - tail])
     return Interval(value, float(low), float(high))
@@ -58,9 +77,8 @@ def bootstrap_ratio(
     *,
     seed: int = 0,
     resamples: int = 10_000,
-    level: float = 0.95,
 ) -> Interval:
-    """Σ numerators / Σ denominators with its percentile interval, clusters resampled whole.
+    """Σ numerators / Σ denominators with its 95 % percentile interval, clusters resampled whole.
 
     A cluster is a prompt: what is measured on one prompt (its pairs, its tokens) is drawn
     together, since it is not independent. Without denominators it is the mean.
@@ -68,9 +86,6 @@ def bootstrap_ratio(
     Args:
         numerators: a sum for each cluster, e.g. its pairs ordered rightly.
         denominators: a count for each cluster, e.g. its pairs; 1 if None.
-        seed: the same seed gives the same interval.
-        resamples: how many.
-        level: share of the resamples within the interval.
 
     Raises:
         ValueError: there are no clusters, or the denominators add up to nothing.
@@ -86,4 +101,4 @@ def bootstrap_ratio(
         below = counts @ bottom
         with np.errstate(invalid="ignore", divide="ignore"):
             parts.append(np.where(below > 0, (counts @ top) / below, np.nan))
-    return percentile_interval(float(top.sum() / bottom.sum()), np.concatenate(parts), level)
+    return percentile_interval(float(top.sum() / bottom.sum()), np.concatenate(parts))

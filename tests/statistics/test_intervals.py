@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from lmsmith.statistics.bootstrap import bootstrap_ratio, percentile_interval, resample_counts
+from lmsmith.statistics.intervals import bootstrap_ratio, percentile_interval, resample_counts
 
 
 def test_interval_of_a_share_is_the_normal_one() -> None:

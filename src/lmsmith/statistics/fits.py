@@ -1,4 +1,4 @@
-"""A power law with an irreducible term, fitted to small models to predict a large one's loss.
+"""Fits: logistic regressions, and the power law that predicts a large model's loss from small ones.
 
 L(C) = a · C^b + c, b < 0: how GPT-4's loss was predicted from models of a ten-thousandth of its
 compute (OpenAI 2023, section 3); without c it is the law of Kaplan et al. 2020, section 3.
@@ -8,12 +8,58 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import ArrayLike
+
+from lmsmith.statistics.intervals import Floats
 
 STEEPEST, FLATTEST = -4.0, -1e-3
+"""Exponents b between which the law is sought."""
+
 _GRID = 400
+
+
+def sigmoid(x: ArrayLike) -> Floats:
+    """1 / (1 + exp(−x)), without overflow."""
+    x = np.asarray(x, np.float64)
+    half = np.exp(-np.abs(x))
+    return np.asarray(np.where(x >= 0, 1.0, half) / (1.0 + half))
+
+
+def fit_logistic(
+    design_np: ArrayLike, y: ArrayLike, weights_rn: Floats | None = None, *, ridge: float
+) -> Floats:
+    """Logistic regressions y ~ σ(design · b) by Newton's method, one for each row of weights.
+
+    Minimises Σ w · cross entropy(y, σ(design · b)) + ½ ridge ‖b‖².
+
+    Args:
+        design_np: (n, p).
+        y: (n,), 0, 1 or a fraction between.
+        weights_rn: (r, n); one regression with weights 1 if None.
+        ridge: a small weight keeps b finite where all outcomes are the same.
+
+    Returns:
+        (r, p): b of each regression.
+    """
+    x_np, y_n = np.asarray(design_np, np.float64), np.asarray(y, np.float64)
+    weights_rn = np.ones((1, len(x_np))) if weights_rn is None else weights_rn
+    b_rp = np.zeros((len(weights_rn), x_np.shape[1]))
+    for _ in range(100):
+        p_rn = sigmoid(b_rp @ x_np.T)
+        gradient_rp = (weights_rn * (p_rn - y_n)) @ x_np + ridge * b_rp
+        curvature_rn = weights_rn * p_rn * (1.0 - p_rn)
+        hessian_rpp = np.einsum("rn,np,nq->rpq", curvature_rn, x_np, x_np, optimize=True)
+        hessian_rpp += ridge * np.eye(x_np.shape[1])
+        step_rp = np.linalg.solve(hessian_rpp, gradient_rp[..., None])[..., 0]
+        # A full step may overshoot where nearly all weights agree; a bounded one cannot.
+        step_rp /= np.maximum(1.0, np.abs(step_rp).max(axis=1, keepdims=True))
+        b_rp -= step_rp
+        if np.abs(step_rp).max() < 1e-10:
+            break
+    return b_rp
 
 
 @dataclass(frozen=True)
@@ -43,8 +89,7 @@ def fit_power_law(compute: Sequence[float], losses: Sequence[float]) -> PowerLaw
     and then by golden section around the grid's best.
 
     Args:
-        compute: of each model, above 0; at least three different ones.
-        losses: of each model.
+        compute: above 0; at least three different ones.
 
     Returns:
         None where the losses do not fall, so that no law with b < 0 < a fits.
@@ -74,27 +119,22 @@ def fit_power_law(compute: Sequence[float], losses: Sequence[float]) -> PowerLaw
     grid = -np.geomspace(-FLATTEST, -STEEPEST, _GRID)
     errors = [solve(float(b))[0] for b in grid]
     best = int(np.argmin(errors))
-    exponent = golden_section(
-        lambda b: solve(b)[0],
-        float(grid[min(best + 1, _GRID - 1)]),
-        float(grid[max(best - 1, 0)]),
-    )
+    low, high = grid[min(best + 1, _GRID - 1)], grid[max(best - 1, 0)]
+    exponent = golden_section(lambda b: solve(b)[0], float(low), float(high))
     _, a, c = solve(exponent)
     if a <= 0.0:
         return None
     law = PowerLaw(a * middle**-exponent, exponent, c, 0.0)
     residual = max(abs(law(float(x)) - float(y)) for x, y in zip(c_n, l_n, strict=True))
-    return PowerLaw(law.scale, law.exponent, law.irreducible, residual)
+    return replace(law, residual=residual)
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The largest model's loss as smaller ones predict it, beside what was measured.
+    """The largest model's measured loss, and the loss that the smaller ones predict.
 
     Attributes:
         law: fitted to the smaller ones; None where their losses do not fall.
-        predicted: the largest one's loss by it.
-        measured: its loss.
     """
 
     law: PowerLaw | None
@@ -110,11 +150,7 @@ class Prediction:
 
 
 def predict_largest(compute: Sequence[float], losses: Sequence[float]) -> Prediction | None:
-    """Fit all but the one with the most compute, and foretell that one.
-
-    Returns:
-        None where fewer than three are left to fit.
-    """
+    """Fit all but the one with the most compute, and predict it; None if under three are left."""
     order = np.argsort(np.asarray(compute))
     smaller, largest = order[:-1], int(order[-1])
     if len({compute[int(i)] for i in smaller}) < 3:
@@ -125,7 +161,7 @@ def predict_largest(compute: Sequence[float], losses: Sequence[float]) -> Predic
 
 
 def golden_section(function: Callable[[float], float], low: float, high: float) -> float:
-    """Where a function of one valley between low and high is least."""
+    """The minimum of a function with one valley between low and high."""
     ratio = (math.sqrt(5.0) - 1.0) / 2.0
     for _ in range(200):
         left, right = high - ratio * (high - low), low + ratio * (high - low)
