@@ -18,7 +18,7 @@ from lmsmith.generation.speculative import Drafter, DraftModel, PromptLookup, sp
 from lmsmith.generation.vocabulary import vocabulary_of
 from lmsmith.models.decoder import Decoder
 from lmsmith.prompts import Message, Prompt, encode_prompt, room_for_reply
-from lmsmith.prompts.prompt import encode_text_prompts
+from lmsmith.prompts.chat import encode_text_prompts
 from lmsmith.tokenizers import StreamDecoder, Tokenizer
 from lmsmith.training.machine import ResolvedMachine, resolve_machine
 
@@ -145,7 +145,7 @@ class LanguageModel:
         return "".join(self.write(self.text_tokens(text), settings, stop))
 
     def text_tokens(self, text: str) -> list[int]:
-        """A text to be continued, as tokens (`lmsmith.prompts.prompt`)."""
+        """A text to be continued, as tokens (`lmsmith.prompts.chat`)."""
         return encode_text_prompts(self.tokenizer, [text])[0].tokens
 
     def chat(

@@ -23,7 +23,7 @@ from lmsmith.library import LanguageModel, load
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.folder import save_model
-from lmsmith.prompts.prompt import encode_text_prompts
+from lmsmith.prompts.chat import encode_text_prompts
 from lmsmith.stages.pretrain import tokenize_sources
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.machine import resolve_machine
@@ -119,7 +119,7 @@ def test_a_model_made_here_is_prompted_as_it_was_trained(own: Path, tmp_path: Pa
     documents = tmp_path / "documents.jsonl"
     documents.write_text(json.dumps({"id": "1", "text": "hello there", "source": "a"}) + "\n")
     sources = tokenize_sources(documents, model.tokenizer, tmp_path / "shards")
-    framed = sources["a"].shards.document(0).tolist()
+    framed = sources["a"].shards.tokens.tolist()
     assert framed == [*model.text_tokens("hello there"), model.tokenizer.end_of_text]
     export(read_model(own), tmp_path / "hf", "hf")
     again = load(tmp_path / "hf")

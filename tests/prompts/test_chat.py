@@ -10,12 +10,9 @@ from hypothesis import strategies as st
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from lmsmith.core.errors import UserError
-from lmsmith.prompts import (
-    encode_conversation,
-    encode_prompt,
-    fit_conversation,
-    validate_messages,
-)
+from lmsmith.prompts import encode_prompt, validate_messages
+from lmsmith.prompts.chat import encode_turns
+from lmsmith.prompts.sft_rows import conversation_windows
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.tokenizers.chat_format import JINJA_TEMPLATE
 
@@ -57,13 +54,17 @@ def test_tokens_and_targets_by_hand() -> None:
         expected += [(T.role_token(turn["role"]), False)]
         expected += [(token, target) for token in T.encode(turn["content"])]
         expected += [(T.end_of_turn, target)]
-    tokens, is_target = encode_conversation(T, messages)
+    ((tokens, is_target),) = conversation_windows(T, messages, 999, 0)
     assert list(zip(tokens, is_target, strict=True)) == expected
 
 
 @given(conversations())
 def test_targets_are_exactly_what_the_assistant_says(messages: list[dict[str, str]]) -> None:
-    tokens, is_target = encode_conversation(T, messages)
+    windows = conversation_windows(T, messages, 999, 0)
+    assert len(windows) == any(turn["role"] == "assistant" for turn in messages)
+    if not windows:
+        return
+    ((tokens, is_target),) = windows
     said = [token for token, target in zip(tokens, is_target, strict=True) if target]
     expected = [
         token
@@ -84,8 +85,8 @@ def test_the_jinja_template_writes_the_same(messages: list[dict[str, str]], ask:
         .from_string(JINJA_TEMPLATE)
         .render(messages=messages, add_generation_prompt=ask)
     )
-    tokens, _ = encode_conversation(T, messages)
-    tokens += [T.assistant] if ask else []
+    opening, turns = encode_turns(T, messages)
+    tokens = [*opening, *itertools.chain(*turns), *([T.assistant] if ask else [])]
     assert T.decode(tokens, special=True) == rendered
 
 
@@ -93,7 +94,7 @@ def test_the_jinja_template_writes_the_same(messages: list[dict[str, str]], ask:
 def test_a_prompt_is_the_conversation_before_the_reply(messages: list[dict[str, str]]) -> None:
     if messages[-1]["role"] != "assistant":
         return
-    tokens, is_target = encode_conversation(T, messages)
+    ((tokens, is_target),) = conversation_windows(T, messages, 999, 0)
     prompt = encode_prompt(T, messages[:-1])
     reply = [*T.encode(messages[-1]["content"]), T.end_of_turn]
     assert prompt.tokens + reply == tokens
@@ -139,33 +140,6 @@ def test_a_prompt_that_cannot_fit_says_what_is_needed() -> None:
 def test_a_prompt_that_ends_with_the_assistant_is_refused() -> None:
     with pytest.raises(UserError, match="the last message is the assistant's"):
         encode_prompt(T, [message("user", "a"), message("assistant", "b")])
-
-
-@given(conversations(), st.integers(0, 80))
-def test_a_fitted_conversation_is_the_newest_turns(
-    messages: list[dict[str, str]], limit: int
-) -> None:
-    system = messages[:1] if messages[0]["role"] == "system" else []
-    turns = messages[len(system) :]
-    whole, _ = encode_conversation(T, messages)
-    fitted = fit_conversation(T, messages, limit)
-    assert len(fitted.tokens) == len(fitted.is_target) <= max(limit, 0)
-    if len(whole) <= limit:
-        assert (fitted.tokens, fitted.is_target) == encode_conversation(T, messages)
-        assert (fitted.dropped_messages, fitted.cut_tokens) == (0, 0)
-    elif fitted.cut_tokens:
-        last, targets = encode_conversation(T, system + turns[-1:])
-        assert (fitted.tokens, fitted.is_target) == (last[:limit], targets[:limit])
-        assert fitted.cut_tokens == len(last) - limit
-        assert fitted.dropped_messages == len(turns) - 1
-    elif fitted.tokens:
-        kept = system + turns[fitted.dropped_messages :]
-        assert (fitted.tokens, fitted.is_target) == encode_conversation(T, kept)
-        assert fitted.dropped_messages > 0
-        one_more = system + turns[fitted.dropped_messages - 1 :]
-        assert len(encode_conversation(T, one_more)[0]) > limit
-    else:
-        assert fitted.dropped_messages == len(messages)
 
 
 @given(conversations())

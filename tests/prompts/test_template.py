@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmsmith.core.errors import UserError
-from lmsmith.prompts import encode_conversation, encode_prompt, fit_conversation
-from lmsmith.prompts.chat import conversation_windows
+from lmsmith.prompts import encode_prompt
+from lmsmith.prompts.sft_rows import conversation_windows
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.tokenizers.hugging_face import load_hugging_face, to_hugging_face
 
@@ -31,6 +31,11 @@ def conversation(lengths: list[int], system: int = 0) -> list[dict[str, str]]:
         for n, length in enumerate(lengths)
     ]
     return ([{"role": "system", "content": "s" * system}] if system else []) + turns
+
+
+def whole(tokenizer: Tokenizer, messages: list[dict[str, str]]) -> tuple[list[int], list[bool]]:
+    (window,) = conversation_windows(tokenizer, messages, 999, 0)
+    return window
 
 
 def test_prompts_are_ours_where_they_begin_with_the_user(templated: Tokenizer) -> None:
@@ -67,20 +72,7 @@ def test_the_assistant_is_not_asked_to_answer_itself(templated: Tokenizer) -> No
 
 def test_whole_conversations_are_ours(templated: Tokenizer) -> None:
     messages = conversation([3, 2, 0, 0, 1, 4], system=2)
-    assert encode_conversation(templated, messages) == encode_conversation(OWN, messages)
-    assert fit_conversation(templated, messages, 99) == fit_conversation(OWN, messages, 99)
-
-
-def test_what_is_fitted_keeps_the_newest_pairs_and_cuts_the_last(templated: Tokenizer) -> None:
-    messages = conversation([5, 5, 5, 5])
-    pair = fit_conversation(templated, messages, 20)
-    assert pair.dropped_messages == 2
-    assert (pair.tokens, pair.is_target) == encode_conversation(OWN, messages[2:])
-    cut = fit_conversation(templated, messages, 11)
-    whole, _ = encode_conversation(OWN, messages[2:])
-    assert cut.tokens == whole[:11]
-    assert cut.cut_tokens == len(whole) - 11
-    assert fit_conversation(templated, messages, 3).tokens == []
+    assert whole(templated, messages) == whole(OWN, messages)
 
 
 def test_every_reply_is_learnt_once_and_its_windows_fit(templated: Tokenizer) -> None:
@@ -95,7 +87,7 @@ def test_every_reply_is_learnt_once_and_its_windows_fit(templated: Tokenizer) ->
             for token, target in zip(tokens, is_target, strict=True)
             if target
         ]
-        expected, targets = encode_conversation(OWN, messages)
+        expected, targets = whole(OWN, messages)
         assert learnt == [t for t, target in zip(expected, targets, strict=True) if target]
         assert all(len(tokens) <= limit for tokens, _ in windows)
 

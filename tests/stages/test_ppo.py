@@ -19,7 +19,7 @@ from preference_world import (
 
 from lmsmith.core.errors import Interrupted, UserError
 from lmsmith.core.files import read_jsonl, write_json
-from lmsmith.corpus.mixture import MIXTURE_FILE, PretrainingBatches
+from lmsmith.corpus.batches import MIXTURE_FILE, PretrainingBatches
 from lmsmith.corpus.shards import write_shards
 from lmsmith.models.folder import load_decoder, load_scalar_model, save_model
 from lmsmith.models.heads import ScalarModel

@@ -20,9 +20,10 @@ from preference_world import (
 from lmsmith.core.config import problems_in
 from lmsmith.core.errors import Interrupted, UserError
 from lmsmith.core.files import write_jsonl
-from lmsmith.corpus.batches import NO_TARGET, ConversationBatches
+from lmsmith.corpus.batches import NO_TARGET
 from lmsmith.evaluation.methods.perplexity import reply_bits_per_byte
 from lmsmith.models.folder import load_decoder
+from lmsmith.prompts.sft_rows import SFTBatches
 from lmsmith.runs.metrics_log import read_metrics
 from lmsmith.runs.stage_folder import StageFolder
 from lmsmith.stages.sft import SFTConfig, demonstration_windows, run
@@ -93,7 +94,7 @@ def test_the_targets_are_exactly_what_the_assistants_say(
     )
     assert counts["conversations_longer_than_context"] > 0
     assert counts["replies_cut"] == counts["replies_without_question"] == 0
-    batches = ConversationBatches(windows, 40, batch_size=1, seed=0)
+    batches = SFTBatches(windows, 40, batch_size=1, seed=0)
     learnt: list[str] = []
     for step in range(batches.rows_per_epoch):
         batch = batches.batch(step)

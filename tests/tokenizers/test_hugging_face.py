@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from lmsmith.core.errors import UserError
-from lmsmith.prompts import encode_conversation, encode_prompt
+from lmsmith.prompts import encode_prompt
+from lmsmith.prompts.sft_rows import conversation_windows
 from lmsmith.tokenizers import StreamDecoder, Tokenizer
 from lmsmith.tokenizers.hugging_face import load_hugging_face, to_hugging_face
 
@@ -111,7 +112,8 @@ def test_transformers_reads_what_is_written_without_a_warning(
         {"role": "user", "content": " hello\n"},
         {"role": "assistant", "content": "你好 there"},
     ]
-    assert oracle.apply_chat_template(talk, return_dict=False) == encode_conversation(OWN, talk)[0]
+    ((tokens, _),) = conversation_windows(OWN, talk, 999, 0)
+    assert oracle.apply_chat_template(talk, return_dict=False) == tokens
     asked = oracle.apply_chat_template(talk[:2], add_generation_prompt=True, return_dict=False)
     assert asked == encode_prompt(OWN, talk[:2]).tokens
     text = "how are you? 你好 1234\n\n"
@@ -125,5 +127,5 @@ def test_what_is_written_comes_back_by_its_template(tmp_path: Path) -> None:
     assert not back.is_own
     assert back.end_of_turn == OWN.end_of_turn
     talk = [{"role": "user", "content": "<|end|> hello"}, {"role": "assistant", "content": "你好"}]
-    assert encode_conversation(back, talk) == encode_conversation(OWN, talk)
+    assert conversation_windows(back, talk, 999, 0) == conversation_windows(OWN, talk, 999, 0)
     assert encode_prompt(back, talk[:1]) == encode_prompt(OWN, talk[:1])

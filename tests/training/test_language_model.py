@@ -14,9 +14,10 @@ from torch.nn import functional as F
 
 from lmsmith.core.progress import QuietProgress
 from lmsmith.core.recipe import MachineConfig
-from lmsmith.corpus.batches import NO_TARGET, Batch, ConversationBatches
+from lmsmith.corpus.batches import NO_TARGET, Batch
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
+from lmsmith.prompts.sft_rows import SFTBatches
 from lmsmith.runs.stage_folder import StageFolder
 from lmsmith.training import language_model
 from lmsmith.training.language_model import (
@@ -59,8 +60,8 @@ def pieces(count: int = 12, seed: int = 1) -> list[tuple[list[int], list[bool]]]
 def packed(count: int = 12, seed: int = 1) -> tuple[Batch, list[tuple[list[int], list[bool]]]]:
     """One batch that holds every piece, and the pieces."""
     made = pieces(count, seed)
-    rows = ConversationBatches(made, context=20, batch_size=1, seed=0).rows_per_epoch
-    return ConversationBatches(made, context=20, batch_size=rows, seed=0).batch(0), made
+    rows = SFTBatches(made, context=20, batch_size=1, seed=0).rows_per_epoch
+    return SFTBatches(made, context=20, batch_size=rows, seed=0).batch(0), made
 
 
 def gradients(decoder: Decoder) -> dict[str, Tensor]:

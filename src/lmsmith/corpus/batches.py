@@ -1,18 +1,39 @@
-"""Batches of packed rows: several documents or conversations side by side, none seeing another."""
+"""Pretraining batches: rows of packed documents from weighted sources, none seeing another.
+
+A batch is a pure function of (sources, weights, seed, step), so a resumed run needs no state.
+SFT's batches are in `lmsmith.prompts.sft_rows`.
+"""
 
 from __future__ import annotations
 
-import bisect
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from lmsmith.core.errors import UserError
+from lmsmith.core.files import read_json
+from lmsmith.corpus.shards import TokenShards
 
 NO_TARGET = -100
 """Where nothing is predicted; `torch.nn.functional.cross_entropy` ignores this index."""
+
+SHARDS_FOLDER = "shards"
+MIXTURE_FILE = "mixture.json"
+"""In a pretraining stage's folder: its sources' token shards, a folder each, and the weight of
+each, in the order of the folders."""
+
+BLOCK = 1024
+"""Rows in a block of the mixture: within one, sources have their shares to the row."""
+
+_WEYL = (math.sqrt(5) - 1) / 2
+
+Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -20,11 +41,11 @@ class Batch:
     """`batch_size` rows of `context` positions.
 
     Attributes:
-        tokens_bt: int64, what the model reads.
-        targets_bt: int64, the token that follows in the same document, or `NO_TARGET`.
-        documents_bt: int32, which document of its row a position belongs to, counted from 0; a
-            position attends only to its own. Padding is a document of its own.
-        positions_bt: int64, the position inside the document as far as the row holds it, from 0.
+        tokens_bt: the model's input.
+        targets_bt: the token that follows in the same document, or `NO_TARGET`.
+        documents_bt: the number of the position's document in its row, from 0; a position attends
+            only to its own. Padding is a document of its own.
+        positions_bt: the position inside the document as far as the row holds it, from 0.
     """
 
     tokens_bt: npt.NDArray[np.int64]
@@ -32,132 +53,177 @@ class Batch:
     documents_bt: npt.NDArray[np.int32]
     positions_bt: npt.NDArray[np.int64]
 
+    @classmethod
+    def empty(cls, batch_size: int, context: int) -> Batch:
+        """Rows without tokens and targets, to be filled."""
+        shape = batch_size, context
+        return cls(
+            np.zeros(shape, np.int64),
+            np.full(shape, NO_TARGET, np.int64),
+            np.zeros(shape, np.int32),
+            np.zeros(shape, np.int64),
+        )
+
+    def pad(self, row: int, start: int, document: int) -> None:
+        """Make the rest of a row padding: a document of its own."""
+        self.documents_bt[row, start:] = document
+        self.positions_bt[row, start:] = np.arange(self.positions_bt.shape[1] - start)
+
 
 def generator(seed: int, *names: int) -> np.random.Generator:
-    """Chance that is a function of `seed` and of what it is for, so that any step can be redone."""
+    """Random numbers that depend on `seed` and `names` alone, so that any step can be redone."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, *names])))
 
 
-def pack_best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Best-fit packing in the order given: each item goes where it leaves the least room.
+class PretrainingBatches:
+    """Batches of ``batch_size`` rows of ``context`` positions from a weighted mixture.
+
+    Each time a source is read through (an epoch), its documents are put in a fresh order and laid
+    end to end; row r of it holds the positions ``[r * context, (r + 1) * context)`` and the target
+    of its last one is the token after. The rows are then read in a fresh order too, so that a
+    batch is not a few documents in sequence. Every token that follows another in its document is
+    a target exactly once an epoch; the last row is padded.
 
     Args:
-        lengths: each at least 1, at most `capacity`. Longest first packs tightest, and the number
-            of bins then does not depend on the order of equal lengths.
-
-    Returns:
-        For each bin the numbers of its items.
-    """
-    bins: list[list[int]] = []
-    rooms: list[tuple[int, int]] = []  # (room left, bin), sorted
-    for item, length in enumerate(lengths):
-        if not 1 <= length <= capacity:
-            raise ValueError(f"item {item} has length {length}, not in 1..{capacity}")
-        at = bisect.bisect_left(rooms, (length, -1))
-        if at == len(rooms):
-            bins.append([])
-            room, chosen = capacity, len(bins) - 1
-        else:
-            room, chosen = rooms.pop(at)
-        bins[chosen].append(item)
-        bisect.insort(rooms, (room - length, chosen))
-    return bins
-
-
-class ConversationBatches:
-    """Batches of ``batch_size`` rows of ``context`` positions, packed anew each epoch.
-
-    Every target of every conversation is in exactly one row of an epoch. A batch is a pure
-    function of the arguments and the step.
-
-    Args:
-        rows: (tokens, is_target) of each conversation, as `encode_conversation` gives them.
-            Tokens after the last target are left out, since nothing is learnt from them; so is a
-            conversation without any target, counted in `without_targets`.
-        context: positions in a row. A conversation needs one less than its tokens.
+        sources: documents, each framed by end-of-text.
+        weights: share of rows from each source, in any unit. Met exactly in the long run, and to
+            within a row for each source in every `BLOCK` rows.
+        context: positions in a row.
 
     Raises:
-        UserError: there is nothing to learn from.
-        ValueError: a conversation is too long; fit it first.
+        UserError: a source that is to be read is empty, or a weight is negative, or all are 0.
     """
 
     def __init__(
         self,
-        rows: Sequence[tuple[Sequence[int], Sequence[bool]]],
+        sources: Sequence[TokenShards],
+        weights: Sequence[float],
         context: int,
         batch_size: int,
         seed: int,
     ) -> None:
-        self.context = context
-        self.batch_size = batch_size
-        self._seed = seed
-        self._tokens: list[np.ndarray[tuple[int], np.dtype[np.int64]]] = []
-        self._targets: list[np.ndarray[tuple[int], np.dtype[np.int64]]] = []
-        for tokens, is_target in rows:
-            learnt = np.flatnonzero(np.asarray(is_target, dtype=bool)[1:])
-            if len(learnt) == 0:
-                continue
-            length = int(learnt[-1]) + 1
-            if length > context:
-                raise ValueError(f"a conversation needs {length} positions; there are {context}")
-            kept = np.asarray(tokens[: length + 1], dtype=np.int64)
-            targets = np.full(length, NO_TARGET, np.int64)
-            targets[learnt] = kept[learnt + 1]
-            self._tokens.append(kept[:-1])
-            self._targets.append(targets)
-        self.without_targets = len(rows) - len(self._tokens)
-        if not self._tokens:
-            raise UserError("no conversation holds anything that the assistant says")
-        self._lengths = np.array([len(tokens) for tokens in self._tokens])
-        self._epoch: tuple[int, list[list[int]]] = (0, self._pack(0))
-        self.rows_per_epoch = len(self._epoch[1])
-
-    @property
-    def targets_per_epoch(self) -> int:
-        """How many tokens an epoch teaches."""
-        return sum(int((targets != NO_TARGET).sum()) for targets in self._targets)
-
-    def epochs_at(self, step: int) -> float:
-        """How many times the conversations have been read through before `step`."""
-        return step * self.batch_size / self.rows_per_epoch
+        total = math.fsum(weights)
+        if not all(weight >= 0 and math.isfinite(weight) for weight in weights) or total <= 0:
+            raise UserError(f"weights of the mixture must be 0 or more, not all 0: {list(weights)}")
+        for number, (source, weight) in enumerate(zip(sources, weights, strict=True), start=1):
+            if weight > 0 and source.total_tokens < 2:
+                raise UserError(
+                    f"source {number} of the mixture has no text", "Give it text, or weight 0."
+                )
+        self.context, self.batch_size, self._seed = context, batch_size, seed
+        self._cumulative = np.cumsum(np.asarray(weights, dtype=np.float64)) / total
+        self._cumulative[-1] = 1.0
+        self._readers = [
+            _Reader(source, context, seed, number) for number, source in enumerate(sources)
+        ]
+        self._block_rows = lru_cache(maxsize=1)(self._draw_block)
 
     def batch(self, step: int) -> Batch:
         """The batch of `step`, counted from 0."""
-        size, context = self.batch_size, self.context
-        batch = Batch(
-            tokens_bt=np.zeros((size, context), np.int64),
-            targets_bt=np.full((size, context), NO_TARGET, np.int64),
-            documents_bt=np.zeros((size, context), np.int32),
-            positions_bt=np.zeros((size, context), np.int64),
-        )
-        for place in range(size):
-            epoch, row = divmod(step * size + place, self.rows_per_epoch)
-            self._fill(batch, place, self._packed(epoch)[row])
+        sources, rows = self._rows(step * self.batch_size, (step + 1) * self.batch_size)
+        batch = Batch.empty(self.batch_size, self.context)
+        for number in np.unique(sources):
+            places = np.flatnonzero(sources == number)
+            self._readers[number].read(rows[places], places, batch)
         return batch
 
-    def _fill(self, batch: Batch, place: int, conversations: Sequence[int]) -> None:
-        start = 0
-        for number, conversation in enumerate(conversations):
-            stop = start + len(self._tokens[conversation])
-            batch.tokens_bt[place, start:stop] = self._tokens[conversation]
-            batch.targets_bt[place, start:stop] = self._targets[conversation]
-            batch.documents_bt[place, start:stop] = number
-            batch.positions_bt[place, start:stop] = np.arange(stop - start)
-            start = stop
-        batch.documents_bt[place, start:] = len(conversations)
-        batch.positions_bt[place, start:] = np.arange(self.context - start)
+    def _rows(self, start: int, stop: int) -> tuple[Indices, Indices]:
+        """For rows `start` to `stop` of the mixture: source, and which of that source's rows."""
+        first, last = start // BLOCK, (stop - 1) // BLOCK
+        blocks = [self._block_rows(block) for block in range(first, last + 1)]
+        inside = slice(start - first * BLOCK, stop - first * BLOCK)
+        sources, rows = zip(*blocks, strict=True)
+        return np.concatenate(sources)[inside], np.concatenate(rows)[inside]
 
-    def _packed(self, epoch: int) -> list[list[int]]:
-        if self._epoch[0] != epoch:
-            self._epoch = epoch, self._pack(epoch)
-        return self._epoch[1]
+    def _draw_block(self, block: int) -> tuple[Indices, Indices]:
+        count = np.diff(self._bounds(np.array([block]))[0], prepend=0)
+        sources = np.repeat(np.arange(len(count)), count)
+        generator(self._seed, 0, block).shuffle(sources)
+        read = np.diff(self._bounds(np.arange(block)).sum(axis=0, dtype=np.int64), prepend=0)
+        rows = np.empty(BLOCK, np.int64)
+        for number, before in enumerate(read):
+            rows[sources == number] = before + np.arange(count[number])
+        return sources, rows
 
-    def _pack(self, epoch: int) -> list[list[int]]:
-        """Rows of an epoch: longest conversations first, equal ones in a fresh order."""
-        chance = generator(self._seed, epoch)
-        order = chance.permutation(len(self._lengths))
-        order = order[np.argsort(-self._lengths[order], kind="stable")]
-        packed = pack_best_fit(self._lengths[order].tolist(), self.context)
-        return [
-            [int(order[item]) for item in packed[row]] for row in chance.permutation(len(packed))
-        ]
+    def _bounds(self, blocks: Indices) -> Indices:
+        """``(blocks, sources)``: how many rows of a block fall to the sources up to each.
+
+        Source s has the points ``(j + shift) / BLOCK`` of [0, 1) that lie in its interval. The
+        shift is another in each block, spread evenly over [0, 1) by a Weyl sequence, so that
+        rounding evens out and shares are exact in the limit.
+        """
+        shift = (blocks[:, None] * _WEYL) % 1.0
+        bounds = np.ceil(BLOCK * self._cumulative - shift).astype(np.int64).clip(0, BLOCK)
+        bounds[:, -1] = BLOCK
+        return bounds
+
+
+class _Reader:
+    """The rows of one source, epoch after epoch."""
+
+    def __init__(self, shards: TokenShards, context: int, seed: int, number: int) -> None:
+        self._shards, self._context, self._seed, self._number = shards, context, seed, number
+        # The last token of all is only ever a target.
+        self.rows = max(0, -(-(shards.total_tokens - 1) // context))
+        self._order = lru_cache(maxsize=2)(self._draw_order)  # a batch may straddle two epochs
+
+    def read(self, rows: Indices, places: Indices, batch: Batch) -> None:
+        """Fill the rows ``places`` of a batch with this source's ``rows``, counted over epochs."""
+        epochs = rows // self.rows
+        for epoch in np.unique(epochs):
+            chosen = epochs == epoch
+            self._read_epoch(int(epoch), rows[chosen] - epoch * self.rows, places[chosen], batch)
+
+    def _draw_order(self, epoch: int) -> tuple[Indices, Indices, Indices]:
+        """Documents in this epoch's order, their ends when laid end to end, and order of rows."""
+        chance = generator(self._seed, 1, self._number, epoch)
+        documents = chance.permutation(len(self._shards))
+        lengths = np.diff(self._shards.offsets)[documents]
+        return documents, np.cumsum(lengths), chance.permutation(self.rows)
+
+    def _read_epoch(self, epoch: int, rows: Indices, places: Indices, batch: Batch) -> None:
+        documents, ends, row_order = self._order(epoch)
+        starts = row_order[rows] * self._context
+        # One more than the row, for the last target; less where the source ends.
+        stops = np.minimum(starts + self._context + 1, self._shards.total_tokens)
+        first = np.searchsorted(ends, starts, side="right")
+        last = np.searchsorted(ends, stops - 1, side="right")
+
+        # One segment for each document that a row has part of: (segment,) arrays.
+        count = last - first + 1
+        row = np.repeat(np.arange(len(rows)), count)
+        inside_row = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+        document = first[row] + inside_row
+        document_end = ends[document]
+        source_document = documents[document]
+        source_start = self._shards.offsets[source_document]
+        document_start = document_end - (self._shards.offsets[source_document + 1] - source_start)
+        start = np.maximum(document_start, starts[row])
+        stop = np.minimum(document_end, stops[row])
+        length = stop - start
+        physical = source_start + start - document_start
+        column = start - starts[row]
+
+        # One entry for each token of the rows: (token,) arrays.
+        segment = np.repeat(np.arange(len(row)), length)
+        position = np.arange(len(segment)) - np.repeat(np.cumsum(length) - length, length)
+        values = self._shards.tokens[physical[segment] + position].astype(np.int64)
+        columns = column[segment] + position
+        rows_at = places[row][segment]
+
+        read = columns < self._context
+        batch.tokens_bt[rows_at[read], columns[read]] = values[read]
+        batch.documents_bt[rows_at[read], columns[read]] = inside_row[segment][read]
+        batch.positions_bt[rows_at[read], columns[read]] = position[read]
+        predicted = position > 0  # the token before it in the same document is in the row
+        batch.targets_bt[rows_at[predicted], columns[predicted] - 1] = values[predicted]
+        for place, width, documents_in_row in zip(places, stops - starts, count, strict=True):
+            if width < self._context:
+                batch.pad(place, width, documents_in_row)
+
+
+def read_mixture(folder: Path) -> tuple[list[TokenShards], list[float]]:
+    """The sources of a pretraining stage's folder and their weights."""
+    weights: Any = read_json(folder / MIXTURE_FILE)
+    shards = [TokenShards.load(path) for path in sorted((folder / SHARDS_FOLDER).iterdir())]
+    return shards, [float(weight) for weight in weights]

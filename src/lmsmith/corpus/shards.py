@@ -38,14 +38,12 @@ class TokenShards:
         Raises:
             UserError: a file is missing, cut off or not what it should be.
         """
+        fix = "Remove the folder and run the stage that made it again."
         try:
             tokens = np.load(folder / TOKENS_FILE, mmap_mode="r", allow_pickle=False)
             offsets = np.load(folder / OFFSETS_FILE, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise UserError(
-                f"{folder}: token shards cannot be read ({error})",
-                "Remove the folder and run the stage that made it again.",
-            ) from error
+            raise UserError(f"{folder}: token shards cannot be read ({error})", fix) from error
         if (
             tokens.dtype not in (np.dtype(np.uint16), np.dtype(np.uint32))
             or offsets.dtype != np.int64
@@ -56,10 +54,7 @@ class TokenShards:
             or offsets[-1] != len(tokens)
             or (np.diff(offsets) < 0).any()
         ):
-            raise UserError(
-                f"{folder}: token shards are damaged",
-                "Remove the folder and run the stage that made it again.",
-            )
+            raise UserError(f"{folder}: token shards are damaged", fix)
         return cls(tokens, offsets)
 
     def __len__(self) -> int:
@@ -70,10 +65,6 @@ class TokenShards:
     def total_tokens(self) -> int:
         """Number of tokens, the frame of each document included."""
         return int(self.offsets[-1])
-
-    def document(self, number: int) -> Tokens:
-        """The tokens of one document, with its frame."""
-        return self.tokens[self.offsets[number] : self.offsets[number + 1]]
 
 
 def write_shards(
@@ -93,7 +84,7 @@ def write_shards(
         vocabulary_size: decides between 2 and 4 bytes a token.
         start: put before each; `end_of_text` if None.
     """
-    kind = _kind_for(vocabulary_size)
+    kind = np.uint16 if vocabulary_size <= 1 << 16 else np.uint32
     start = [end_of_text] if start is None else start
     with atomic_folder(folder) as partial:
         offsets = [0]
@@ -103,7 +94,7 @@ def write_shards(
             np.lib.format.write_array_header_1_0(file, {**header, "shape": (0,)})
             begin = file.tell()
             for document in documents:
-                array = _framed(document, start, end_of_text, kind)
+                array = np.array([*start, *document, end_of_text], kind)
                 file.write(array.tobytes())
                 offsets.append(offsets[-1] + len(array))
             file.seek(0)
@@ -114,20 +105,3 @@ def write_shards(
             os.fsync(file.fileno())
         np.save(partial / OFFSETS_FILE, np.array(offsets, dtype=np.int64))
     return TokenShards.load(folder)
-
-
-def _kind_for(vocabulary_size: int) -> type[np.uint16] | type[np.uint32]:
-    return np.uint16 if vocabulary_size <= 1 << 16 else np.uint32
-
-
-def _framed(
-    document: Sequence[int],
-    start: Sequence[int],
-    end_of_text: int,
-    kind: type[np.uint16] | type[np.uint32],
-) -> Tokens:
-    array = np.empty(len(start) + len(document) + 1, dtype=kind)
-    array[: len(start)] = start
-    array[len(start) : -1] = document
-    array[-1] = end_of_text
-    return array

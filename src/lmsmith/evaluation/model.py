@@ -12,7 +12,7 @@ from lmsmith.core.errors import UserError
 from lmsmith.core.files import fingerprint, sha256_file
 from lmsmith.generation.inference import InferenceDecoder
 from lmsmith.prompts import encode_prompt
-from lmsmith.prompts.prompt import begun
+from lmsmith.prompts.chat import begun
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.machine import ResolvedMachine
 

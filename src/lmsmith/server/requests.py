@@ -15,7 +15,7 @@ from lmsmith.generation.requests import Request
 from lmsmith.generation.settings import SamplingSettings
 from lmsmith.generation.vocabulary import Vocabulary
 from lmsmith.prompts import encode_prompt
-from lmsmith.prompts.prompt import TextPrompt, encode_text_prompts
+from lmsmith.prompts.chat import TextPrompt, encode_text_prompts
 from lmsmith.server.errors import ApiError, bad_request, unsupported
 from lmsmith.server.models import ServedModel, served_model
 
@@ -340,7 +340,7 @@ def _check_length(model: ServedModel, count: int, param: str) -> None:
 
 
 def _completion_prompts(model: ServedModel, body: CompletionBody) -> list[TextPrompt]:
-    """Each prompt as tokens; a text's begin as `lmsmith.prompts.prompt` says.
+    """Each prompt as tokens; a text's begin as `lmsmith.prompts.chat` says.
 
     Raises:
         ApiError: one is empty, too long, or of tokens that the model does not have.

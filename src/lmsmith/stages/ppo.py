@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import write_jsonl
-from lmsmith.corpus.mixture import PretrainingBatches, read_mixture
+from lmsmith.corpus.batches import PretrainingBatches, read_mixture
 from lmsmith.corpus.rows import read_conversations, rows_of_split
 from lmsmith.models.adapters import adapt
 from lmsmith.models.folder import load_decoder, load_scalar_model, save_model

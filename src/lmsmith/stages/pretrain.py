@@ -14,7 +14,7 @@ import torch
 from lmsmith.core.config import Fraction, NonNegativeInt, PositiveInt, Problem, encode
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import read_json, write_json
-from lmsmith.corpus.mixture import MIXTURE_FILE, SHARDS_FOLDER, PretrainingBatches
+from lmsmith.corpus.batches import MIXTURE_FILE, SHARDS_FOLDER, PretrainingBatches
 from lmsmith.corpus.rows import read_documents, rows_of_split
 from lmsmith.corpus.shards import TokenShards, write_shards
 from lmsmith.evaluation.methods.perplexity import bits_per_byte

@@ -19,15 +19,14 @@ from lmsmith.core.config import (
     PositiveInt,
 )
 from lmsmith.core.errors import UserError
-from lmsmith.corpus.batches import ConversationBatches
 from lmsmith.corpus.rows import read_conversations, rows_of_split
 from lmsmith.evaluation.methods.perplexity import reply_bits_per_byte
 from lmsmith.generation.engine import SamplingSettings, generate
 from lmsmith.models.adapters import AdapterConfig, adapt
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.folder import load_decoder, save_model
-from lmsmith.prompts.chat import conversation_windows
 from lmsmith.prompts.selection import select_prompts
+from lmsmith.prompts.sft_rows import SFTBatches, Window, conversation_windows
 from lmsmith.rlhf.diagnosis import FEW_ENDED
 from lmsmith.runs.stage_folder import StageFolder, derive_seed
 from lmsmith.tokenizers import Tokenizer
@@ -43,8 +42,6 @@ MORE_ROOM = (
 
 ENDED_PROMPTS, ENDED_TOKENS, ENDED_CONVERSATIONS = 24, 96, 240
 """Replies drawn to see whether they end, their length, and where their prompts are taken from."""
-
-Windows = list[tuple[list[int], list[bool]]]
 
 
 @dataclass(frozen=True)
@@ -103,8 +100,8 @@ def run(config: SFTConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict
         inputs["data"] / "demonstrations.jsonl", tokenizer, context, config.overlap_fraction, out
     )
 
-    def packed(rows: int) -> ConversationBatches:
-        return ConversationBatches(
+    def packed(rows: int) -> SFTBatches:
+        return SFTBatches(
             windows, context=context, batch_size=rows, seed=derive_seed(out.seed, "batches")
         )
 
@@ -237,7 +234,7 @@ def share_ended(
 
 def demonstration_windows(
     path: Path, tokenizer: Tokenizer, context: int, history: float, out: StageFolder
-) -> tuple[Windows, dict[str, float]]:
+) -> tuple[list[Window], dict[str, float]]:
     """Windows of all conversations in a file, and how many of what there were.
 
     What is left out or cut is said.
@@ -245,7 +242,7 @@ def demonstration_windows(
     Raises:
         UserError: nothing is left to learn from.
     """
-    windows: Windows = []
+    windows: list[Window] = []
     counts: Counter[str] = Counter()
     refusal: UserError | None = None
     for conversation in rows_of_split(read_conversations, path):

@@ -25,7 +25,7 @@ from lmsmith.evaluation.tasks.prompts import with_shots
 from lmsmith.evaluation.tasks.spec import DataSpec, TaskSpec
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
-from lmsmith.prompts import encode_conversation
+from lmsmith.prompts.sft_rows import conversation_windows
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.losses import IGNORED
 from lmsmith.training.machine import resolve_machine
@@ -107,7 +107,7 @@ def test_replies_equal_token_by_token_sums() -> None:
         {"role": "user", "content": "so"},
         {"role": "assistant", "content": "I think so"},
     ]
-    tokens, is_target = encode_conversation(TOKENIZER, messages)
+    ((tokens, is_target),) = conversation_windows(TOKENIZER, messages, 999, 0)
     total = sum(nats(model, tokens[:i], tokens[i]) for i in range(len(tokens)) if is_target[i])
     found = predict_replies(model, TOKENIZER, [messages], MACHINE)
     assert found.tokens == sum(is_target)

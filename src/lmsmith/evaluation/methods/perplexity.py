@@ -15,7 +15,7 @@ from lmsmith.evaluation.rows import DocumentRow
 from lmsmith.evaluation.tasks.prompts import Question
 from lmsmith.models.batching import length_batches
 from lmsmith.models.decoder import Decoder
-from lmsmith.prompts.chat import conversation_windows
+from lmsmith.prompts.sft_rows import conversation_windows
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.losses import IGNORED, linear_cross_entropy_sum
 from lmsmith.training.machine import ResolvedMachine, evaluation_mode
@@ -106,7 +106,7 @@ def predict_replies(
     """How well the assistant's messages are predicted, each once, from what was said before.
 
     What does not fit the context is left out of the history, oldest first
-    (`prompts.chat.conversation_windows`, with half a context of history).
+    (`prompts.sft_rows.conversation_windows`, with half a context of history).
     """
     context = decoder.config.context
     windows: list[Window] = []

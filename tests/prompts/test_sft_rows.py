@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import chain
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmsmith.corpus.messages import Message
-from lmsmith.prompts.chat import conversation_windows, encode_conversation
+from lmsmith.prompts.chat import encode_turns
+from lmsmith.prompts.sft_rows import conversation_windows
 from lmsmith.tokenizers import Tokenizer
 
 TOKENIZER = Tokenizer.train(["so it goes, and so it went"], 265)
@@ -126,7 +128,9 @@ def test_a_window_is_whole_messages_in_order_with_at_most_so_much_history(
 
 def test_a_conversation_that_fits_is_encoded_as_it_is() -> None:
     messages = marked([3, 5, 2, 7], 4, 0)
-    tokens, is_target = encode_conversation(TOKENIZER, messages)
+    opening, turns = encode_turns(TOKENIZER, messages)
+    tokens = [*opening, *chain(*turns)]
+    ((_, is_target),) = conversation_windows(TOKENIZER, messages, 999, 0)
     assert conversation_windows(TOKENIZER, messages, len(tokens), 10) == [(tokens, is_target)]
     text = [
         TOKENIZER.decode([t], special=True) for t, on in zip(tokens, is_target, strict=True) if on
