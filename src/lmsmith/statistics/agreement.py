@@ -82,7 +82,7 @@ def mean_tau_b(tasks: Sequence[Sequence[Ranks]], seed: int = 0) -> Interval | No
 
     def known(one: Ranks, other: Ranks) -> Floats:
         tau = np.array([kendall_tau_b(one, other)])
-        return tau[~np.isnan(tau)]
+        return np.asarray(tau[~np.isnan(tau)])
 
     return _mean_over_two(known, tasks, seed)
 
