@@ -38,8 +38,8 @@ class Source:
     path: str
     weight: float = 1.0
 
-    def check(self) -> list[tuple[str, object, str, str]]:
-        return [] if self.weight > 0 else [("weight", self.weight, "must be above 0", "")]
+    def check(self) -> list[Problem]:
+        return [] if self.weight > 0 else [Problem("weight", self.weight, "must be above 0")]
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ class Settings:
     limit: int | None = None
     share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.5
 
-    def check(self) -> list[tuple[str, object, str, str]]:
+    def check(self) -> list[Problem]:
         if self.limit is not None and self.limit < self.steps:
             fix = f"raise it to {self.steps} or lower steps"
-            return [("limit", self.limit, "is below steps", fix)]
+            return [Problem("limit", self.limit, "is below steps", fix)]
         return []
 
 

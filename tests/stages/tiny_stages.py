@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from lmsmith.core.config import Problem
 from lmsmith.core.errors import Interrupted
 from lmsmith.core.files import atomic_write
 from lmsmith.core.recipe import MachineConfig
@@ -40,10 +41,10 @@ class TinyConfig:
     def external_files(self) -> list[str]:
         return list(self.files)
 
-    def check(self) -> list[tuple[str, object, str, str]]:
+    def check(self) -> list[Problem]:
         if self.rate > 0:
             return []
-        return [("rate", self.rate, "must be above 0", "0.02 is usual")]
+        return [Problem("rate", self.rate, "must be above 0", "0.02 is usual")]
 
 
 def run(config: TinyConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Settings: frozen dataclasses read from TOML tables, with every mistake reported at once."""
+"""Read TOML tables into frozen dataclasses of settings, and report every mistake at once."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ import msgspec
 import tomli_w
 
 from lmsmith.core.errors import UserError
+from lmsmith.core.renamed_keys import RENAMED_KEYS
 
 T = TypeVar("T")
 
@@ -42,39 +43,6 @@ NOT_A_SETTING = {"encoded": False}
 
 SHORTHAND = {"recorded": False}
 """Metadata of a setting that stands for others, which a record holds in its place."""
-
-RENAMED_KEYS: Mapping[str, tuple[str, ...]] = {
-    "clip": ("clip_range",),
-    "conversations": ("split", "max_conversations"),
-    "discount": ("gamma",),
-    "document_bytes": ("max_document_bytes",),
-    "feed_forward": ("ffn_width",),
-    "feed_forward_bias": ("ffn_bias",),
-    "final": ("final_lr_fraction",),
-    "history": ("overlap_fraction",),
-    "inner_epochs": ("ppo_epochs",),
-    "key_value_heads": ("kv_heads",),
-    "maximum_prompt": ("max_prompt_tokens",),
-    "maximum_response": ("max_new_tokens",),
-    "maximum_tokens": ("max_length", "max_new_tokens"),
-    "minimum_steps": ("min_steps",),
-    "minimum_tokens": ("min_new_tokens",),
-    "minimum_turns": ("min_turns",),
-    "missing_end_penalty": ("missing_eos_penalty",),
-    "most_prompts": ("max_prompts",),
-    "prompts": ("max_prompts",),
-    "query_key_value_bias": ("qkv_bias",),
-    "rows_at_once": ("micro_batch_size",),
-    "test": ("test_fraction",),
-    "test_prompts": ("max_test_prompts",),
-    "trace": ("gae_lambda",),
-    "validation": ("validation_fraction",),
-    "value_clip": ("value_clip_range",),
-    "value_warmup": ("value_warmup_iterations",),
-    "warmup": ("warmup_steps", "warmup_iterations"),
-}
-"""Keys before version 0.2, and what they are called now: the one that the settings have."""
-
 
 @dataclass(frozen=True)
 class Problem:
@@ -99,16 +67,11 @@ class Problem:
 class SettingsError(UserError):
     """All problems of some settings in one message, one line a problem."""
 
-    def __init__(self, problems: Sequence[Problem], where: str) -> None:
+    def __init__(self, problems: Sequence[Problem], where: str = "settings") -> None:
         count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
         lines = "\n".join(f"  {problem}" for problem in problems)
         super().__init__(f"{where}: {count}\n{lines}")
         self.problems = tuple(problems)
-
-
-def report_problems(problems: Sequence[Problem], where: str = "settings") -> SettingsError:
-    """The error that reports all ``problems`` of ``where`` at once."""
-    return SettingsError(problems, where)
 
 
 def decode(cls: type[T], table: Mapping[str, object], key: str) -> tuple[T | None, list[Problem]]:
@@ -129,37 +92,32 @@ def _make(cls: type[T], table: Mapping[str, object], key: str) -> tuple[T | None
     """The object, even where values are out of range or contradict each other; and all problems."""
     hints, ranges = typing.get_type_hints(cls), _hints(cls)
     fields = {f.name: f for f in settings_of(cls)}
-    if (expand := getattr(cls, "expand", None)) is not None:
-        table = expand(table)
-    unknown = [
-        unknown_key(
-            _join(key, name),
-            value,
-            [_join(key, right) for right in fields],
-            setting_keys(cls, key),
-        )
+    table = getattr(cls, "expand", dict)(table)
+    right, deeper = [_join(key, name) for name in fields], setting_keys(cls, key)
+    problems = [
+        unknown_key(_join(key, name), value, right, deeper)
         for name, value in table.items()
         if name not in fields
     ]
     values: dict[str, object] = {}
-    problems: list[Problem] = []
     makeable = True
     for name, field in fields.items():
+        place = _join(key, name)
         if name in table:
-            values[name], found = _decode_value(hints[name], table[name], _join(key, name))
-            problems += found or _out_of_range(ranges[name], values[name], _join(key, name))
+            values[name], found = _decode_value(hints[name], table[name], place)
+            problems += found or _out_of_range(ranges[name], values[name], place)
             makeable = makeable and not (found and values[name] is None)
         elif has_no_default(field):
             fix = f"set it to {describe_type(hints[name])}"
-            problems.append(Problem(_join(key, name), MISSING, "missing", fix))
+            problems.append(Problem(place, MISSING, "missing", fix))
             makeable = False
     if not makeable:
-        return None, unknown + problems
+        return None, problems
     try:
         made = cls(**values)
     except (ValueError, TypeError) as error:  # from __post_init__
-        return None, [*unknown, *problems, Problem(key, MISSING, str(error))]
-    return made, [*unknown, *problems, *_contradictions(made, key)]
+        return None, [*problems, Problem(key, MISSING, str(error))]
+    return made, [*problems, *_contradictions(made, key)]
 
 
 def problems_in(settings: object, key: str = "") -> list[Problem]:
@@ -187,25 +145,24 @@ def _hints(cls: type) -> dict[str, Any]:
 
 def _out_of_range(hint: object, value: object, key: str) -> list[Problem]:
     """The problem of a ``value`` that is not in the range that the type ``hint`` states."""
+    if not isinstance(value, int | float):
+        return []
     for meta in _ranges(hint):
-        if not isinstance(value, int | float):
-            continue
-        if isinstance(value, float) and not math.isfinite(value):
+        if not math.isfinite(value):
             return [Problem(key, value, "must be a finite number")]
-        too_low = (meta.ge is not None and value < meta.ge) or (
-            meta.gt is not None and value <= meta.gt
-        )
-        too_high = (meta.le is not None and value > meta.le) or (
-            meta.lt is not None and value >= meta.lt
-        )
-        if too_low or too_high:
+        too_low = value < _or(meta.ge, -math.inf) or value <= _or(meta.gt, -math.inf)
+        if too_low or value > _or(meta.le, math.inf) or value >= _or(meta.lt, math.inf):
             fix = "raise it" if too_low else "lower it"
             return [Problem(key, value, f"must be {describe_range(hint)}", fix)]
     return []
 
 
+def _or(bound: float | None, otherwise: float) -> float:
+    return otherwise if bound is None else bound
+
+
 def _ranges(hint: object) -> list[msgspec.Meta]:
-    arguments = typing.get_args(hint) if typing.get_origin(hint) is typing.Annotated else ()
+    arguments = typing.get_args(hint) if typing.get_origin(hint) is Annotated else ()
     return [each for each in arguments if isinstance(each, msgspec.Meta)]
 
 
@@ -294,7 +251,7 @@ def refuse_old_keys(cls: type, given: Mapping[str, object]) -> None:
         unknown_key(name, value, names) for name, value in given.items() if name not in names
     ]
     if problems:
-        raise report_problems(problems, cls.__name__)
+        raise SettingsError(problems, cls.__name__)
 
 
 def _decode_value(hint: object, value: object, key: str) -> tuple[Any, list[Problem]]:
@@ -431,7 +388,7 @@ def apply_overrides(tables: Mapping[str, Any], overrides: Iterable[str]) -> dict
             expected = f"{stop} is not a table with such a key"
             problems.append(Problem(f"--set {key.strip()}", MISSING, expected))
     if problems:
-        raise report_problems(problems, "--set")
+        raise SettingsError(problems, "--set")
     return changed
 
 

@@ -23,41 +23,31 @@ import msgspec
 from lmsmith.core.errors import Interrupted, UserError
 from lmsmith.core.text import encodable, encodable_json
 
+_MARK = b"\xef\xbb\xbf"  # byte order mark of UTF-8
 PARTIAL_SUFFIX = ".partial"
 """What an unfinished write is called; anything so named after a kill may be removed."""
 
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
-_NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
-
 
 def storage_error(path: Path, error: OSError) -> UserError | OSError:
-    """What to raise for an ``OSError`` at ``path``: a message where the user can fix it.
-
-    Raises nothing itself; an error that no user can fix is handed back unchanged.
-    """
-    if error.errno in _DISK_FULL:
-        return UserError(
-            f"{path}: the disk is full",
-            f"Free space {_free_space(path)}, then run the same command again; "
-            "everything saved before is whole.",
-        )
-    if error.errno == errno.EFBIG:
-        return UserError(
-            f"{path}: the file grew past the size this process may write",
-            "Raise the limit (`ulimit -f unlimited`), then run the same command again.",
-        )
-    if error.errno in _NOT_ALLOWED:
-        return UserError(
-            f"{path}: writing is not allowed ({os.strerror(error.errno or 0)})",
-            "Choose another folder, or change its owner or its permissions.",
-        )
-    if error.errno in (errno.ENOTDIR, errno.EEXIST):
-        return UserError(
-            f"{path}: a part of this path is a file, not a folder", "Choose another path."
-        )
-    if error.errno == errno.EISDIR:
-        return UserError(f"{path}: is a folder, not a file", "Choose another path.")
-    return error
+    """The error to raise for an ``OSError`` at ``path``: a message where the user can fix it."""
+    number = error.errno
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        problem = "the disk is full"
+        fix = f"Free space {_free_space(path)}, then run the same command again; "
+        fix += "everything saved before is whole."
+    elif number == errno.EFBIG:
+        problem = "the file grew past the size this process may write"
+        fix = "Raise the limit (`ulimit -f unlimited`), then run the same command again."
+    elif number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        problem = f"writing is not allowed ({os.strerror(number)})"
+        fix = "Choose another folder, or change its owner or its permissions."
+    elif number in (errno.ENOTDIR, errno.EEXIST):
+        problem, fix = "a part of this path is a file, not a folder", "Choose another path."
+    elif number == errno.EISDIR:
+        problem, fix = "is a folder, not a file", "Choose another path."
+    else:
+        return error
+    return UserError(f"{path}: {problem}", fix)
 
 
 def disk_full_error(error: BaseException, folder: Path) -> UserError | None:
@@ -89,51 +79,30 @@ def _free_space(path: Path) -> str:
 def atomic_write(path: Path, data: bytes | str) -> None:
     """Write ``data`` so that ``path`` holds either what it held before or all of ``data``.
 
-    A temporary file beside it is written, synced to the disk and renamed over it.
-
     Raises:
-        UserError: the disk is full or writing is not allowed; the temporary file is removed.
+        UserError: the disk is full or writing is not allowed; ``path`` is as it was.
     """
-    content = encodable(data).encode("utf-8") if isinstance(data, str) else data
-    partial = _partial_name(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        _sync_folder(path.parent)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise storage_error(path, error) from error
-        raise
+    with atomic_file(path) as partial:
+        partial.write_bytes(encodable(data).encode("utf-8") if isinstance(data, str) else data)
 
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a name beside ``path`` for a file that takes its name when the block ends well.
 
-    For files too large for `atomic_write`, or that a library writes.
+    The file is synced to the disk first. For files too large for `atomic_write`, or that a library
+    writes.
 
     Raises:
         UserError: the disk is full or writing is not allowed; ``path`` is as it was.
     """
     partial = _partial_name(path)
-    try:
+    with _removed_on_error(partial, path):
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
-        _sync_folder(partial)
+        _sync(partial)
         partial.replace(path)
-        _sync_folder(path.parent)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise storage_error(path, error) from error
-        raise
+        _sync(path.parent)
 
 
 @contextlib.contextmanager
@@ -149,7 +118,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """
     partial = _partial_name(path)
     replaced = path.with_name(f".{path.name}.replaced")
-    try:
+    with _removed_on_error(partial, path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if replaced.exists():
             if path.exists():
@@ -162,15 +131,24 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         for file in partial.rglob("*"):
             if file.is_file() and not file.is_symlink() and file.stat().st_nlink == 1:
                 file.chmod(allowed)
-            _sync_folder(file)
-        _sync_folder(partial)
+            _sync(file)
+        _sync(partial)
         if path.exists():
             path.rename(replaced)
         partial.rename(path)
-        _sync_folder(path.parent)
+        _sync(path.parent)
         shutil.rmtree(replaced, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _removed_on_error(partial: Path, path: Path) -> Iterator[None]:
+    """Remove ``partial`` if the block fails; say what is wrong with ``path``."""
+    try:
+        yield
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise storage_error(path, error) from error
         raise
@@ -190,7 +168,7 @@ def _partial_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(3)}{PARTIAL_SUFFIX}")
 
 
-def _sync_folder(path: Path) -> None:
+def _sync(path: Path) -> None:
     """Ask the disk to keep ``path`` (a file or a folder) as it now is."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -226,7 +204,7 @@ def read_json(path: Path) -> object:
     """
     content = _read_bytes(path)
     try:
-        return _decoded(msgspec.json.Decoder(), content.removeprefix(b"\xef\xbb\xbf"))
+        return _decoded(msgspec.json.Decoder(), content.removeprefix(_MARK))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error})", "Fix or replace the file.") from error
 
@@ -291,24 +269,18 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
         UserError: the file is missing or cannot be read or unpacked, or a line (named) is not
             UTF-8, not JSON or not an object.
     """
-    require_file(path)
     decoder = msgspec.json.Decoder()
-    try:
-        with _open_to_read(path) as file:
-            for number, line in enumerate(file, start=1):
-                text = line.removeprefix(b"\xef\xbb\xbf").strip() if number == 1 else line.strip()
-                if text:
-                    try:
-                        row = _json_object(decoder, text, path, number)
-                    except UserError:
-                        if path.suffix.lower() == ".gz":
-                            deque(file, maxlen=0)  # the checksum at its end may tell the reason
-                        raise
-                    yield number, row
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise _damaged(path, error) from error
-    except OSError as error:
-        raise _reading_error(path, error) from error
+    with _open_to_read(path) as file:
+        for number, line in enumerate(file, start=1):
+            text = line.removeprefix(_MARK).strip() if number == 1 else line.strip()
+            if text:
+                try:
+                    row = _json_object(decoder, text, f"{path}, line {number}")
+                except UserError:
+                    if path.suffix.lower() == ".gz":
+                        deque(file, maxlen=0)  # the checksum at its end may tell the reason
+                    raise
+                yield number, row
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
@@ -327,12 +299,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
         return
     for number, value in enumerate(rows, start=1):
         place = f"{path}, item {number}"
-        if not isinstance(value, dict):
-            raise UserError(
-                f"{place}: expected a JSON object, found {_json_name(value)}",
-                "The file must be a list of JSON objects.",
-            )
-        yield place, value
+        yield place, _object(value, place, "The file must be a list of JSON objects.")
 
 
 def _whole_json(path: Path) -> list[object] | None:
@@ -340,36 +307,48 @@ def _whole_json(path: Path) -> list[object] | None:
     try:
         value = read_json(path)
     except UserError:
-        if _read_bytes(path).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
+        if _read_bytes(path).removeprefix(_MARK).lstrip().startswith(b"{"):
             return None
         raise
     return value if isinstance(value, list) else [value]
 
 
-def _open_to_read(path: Path) -> io.BufferedIOBase:
-    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
+@contextlib.contextmanager
+def _open_to_read(path: Path) -> Iterator[io.BufferedIOBase]:
+    """The file, unpacked if its name ends with ``.gz``; errors of reading become messages."""
+    require_file(path)
+    try:
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+            yield file
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(
+            f"{path}: damaged, or not packed by gzip ({error})",
+            "Get the file again; if it is plain text, take .gz off its name.",
+        ) from error
+    except OSError as error:
+        raise _reading_error(path, error) from error
 
 
 def _json_object(
-    decoder: msgspec.json.Decoder[object], text: bytes, path: Path, number: int
+    decoder: msgspec.json.Decoder[object], text: bytes, where: str
 ) -> dict[str, object]:
-    where = f"{path}, line {number}"
     try:
         row = _decoded(decoder, text)
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{where}: not UTF-8 text (byte {error.start + 1})", "Save the file as UTF-8."
-        ) from error
+        problem = f"{where}: not UTF-8 text (byte {error.start + 1})"
+        raise UserError(problem, "Save the file as UTF-8.") from error
     except (msgspec.DecodeError, RecursionError) as error:
-        raise UserError(
-            f"{where}: not valid JSON ({error})", "Every line must be one JSON object."
-        ) from error
-    if not isinstance(row, dict):
-        raise UserError(
-            f"{where}: expected a JSON object, found {_json_name(row)}",
-            "Every line must be one JSON object in braces.",
-        )
-    return row
+        problem = f"{where}: not valid JSON ({error})"
+        raise UserError(problem, "Every line must be one JSON object.") from error
+    return _object(row, where, "Every line must be one JSON object in braces.")
+
+
+def _object(value: object, where: str, fix: str) -> dict[str, object]:
+    if isinstance(value, dict):
+        return value
+    names = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
+    found = names.get(type(value), "a number")
+    raise UserError(f"{where}: expected a JSON object, found {found}", fix)
 
 
 def _decoded(decoder: msgspec.json.Decoder[object], content: bytes) -> object:
@@ -397,31 +376,14 @@ def read_text(path: Path) -> str:
         UserError: the file is missing or cannot be read or unpacked, or a line (named) is not
             UTF-8.
     """
-    require_file(path)
+    with _open_to_read(path) as file:
+        content = file.read()
     try:
-        with _open_to_read(path) as file:
-            return file.read().decode("utf-8-sig")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{path}, line {line}: not UTF-8 text", "Save the file as UTF-8."
-        ) from error
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise _damaged(path, error) from error
-    except OSError as error:
-        raise _reading_error(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(
-        f"{path}: damaged, or not packed by gzip ({error})",
-        "Get the file again; if it is plain text, take .gz off its name.",
-    )
-
-
-def _json_name(value: object) -> str:
-    names = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
-    return names.get(type(value), "a number")
+        problem = f"{path}, line {line}: not UTF-8 text"
+        raise UserError(problem, "Save the file as UTF-8.") from error
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, object]]) -> None:

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, TextIO, runtime_checkable
+from typing import TYPE_CHECKING, TextIO
 
 from lmsmith.core.format import format_duration
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 
-class Progress(Protocol):
-    """What a stage tells whoever watches: one task at a time, and lines that stay."""
+class Progress:
+    """Progress of a stage: one task at a time, and lines that stay. This class shows nothing."""
 
     def begin(self, description: str, total: int, unit: str, done: int = 0) -> None:
         """Start a task of ``total`` units, ``done`` of which were done before (a resume)."""
@@ -34,9 +34,8 @@ class Progress(Protocol):
         """A line that stays on the screen, but is no warning and is not kept."""
 
 
-@runtime_checkable
-class RunProgress(Progress, Protocol):
-    """What the pipeline tells beside: which stages there are, and which one is running."""
+class RunProgress(Progress):
+    """Progress of a run: which stages there are, and which one is running."""
 
     def plan(self, stages: Sequence[str]) -> None:
         """The stages of this run, in order."""
@@ -56,7 +55,7 @@ class RunProgress(Progress, Protocol):
 
 @dataclass
 class Task:
-    """A task under way, with what is needed to foretell its end."""
+    """A task under way, and its pace."""
 
     description: str
     total: int
@@ -100,32 +99,14 @@ def format_figure(name: str, value: float) -> str:
     return f"{words} {value:.4g}"
 
 
-class QuietProgress:
+class QuietProgress(RunProgress):
     """Shows nothing; ``said`` keeps the warnings."""
 
     def __init__(self) -> None:
         self.said: list[str] = []
 
-    def begin(self, description: str, total: int, unit: str, done: int = 0) -> None: ...
-
-    def update(self, done: int, **figures: float) -> None: ...
-
-    def end(self) -> None: ...
-
     def say(self, text: str) -> None:
         self.said.append(text)
-
-    def note(self, text: str) -> None: ...
-
-    def plan(self, stages: Sequence[str]) -> None: ...
-
-    def stage_skipped(self, stage: str, seconds: float) -> None: ...
-
-    def stage_begins(self, stage: str, reason: str) -> None: ...
-
-    def stage_ends(self, stage: str, seconds: float) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class LoggedProgress(QuietProgress):
@@ -136,12 +117,33 @@ class LoggedProgress(QuietProgress):
         logging.getLogger("lmsmith").warning(text)
 
 
-class LineProgress:
+class _ShownProgress(RunProgress):
+    """Keeps the task under way; ``clock`` is monotonic, in seconds."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._task: Task | None = None
+
+    def begin(self, description: str, total: int, unit: str, done: int = 0) -> None:
+        self._task = Task(description, total, unit, done, done, self._clock())
+
+    def update(self, done: int, **figures: float) -> None:
+        if self._task is not None:
+            self._task.advance(done, figures, self._clock())
+
+    def end(self) -> None:
+        self._task = None
+
+    def close(self) -> None:
+        self._task = None
+
+
+class LineProgress(_ShownProgress):
     """Prints a line every few seconds, for logs and pipes.
 
     Args:
         seconds: the least time between two lines of one task.
-        stream: where to; standard error by default.
+        stream: standard error by default.
         clock: a monotonic clock in seconds.
     """
 
@@ -151,60 +153,49 @@ class LineProgress:
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        super().__init__(clock)
         self._every = seconds
         self._stream = stream
-        self._clock = clock
         self._stage = ""
-        self._task: Task | None = None
         self._last = clock()
 
     def begin(self, description: str, total: int, unit: str, done: int = 0) -> None:
-        now = self._clock()
-        self._task = Task(description, total, unit, done, done, now)
-        self._last = now
+        super().begin(description, total, unit, done)
+        self._last = self._clock()
 
     def update(self, done: int, **figures: float) -> None:
-        if self._task is None:
-            return
+        super().update(done, **figures)
         now = self._clock()
-        self._task.advance(done, figures, now)
-        if now - self._last >= self._every:
+        if self._task is not None and now - self._last >= self._every:
             self._last = now
-            self._print(_task_line(self._task, self._last))
+            self.note(_task_line(self._task, now))
 
     def end(self) -> None:
         if self._task is not None:
-            now = self._clock()
-            taken = format_duration(now - self._task.started)
-            self._print(f"{_task_line(self._task, None)}, {taken}")
-        self._task = None
+            taken = format_duration(self._clock() - self._task.started)
+            self.note(f"{_task_line(self._task, None)}, {taken}")
+        super().end()
 
     def say(self, text: str) -> None:
-        self._print(text)
+        self.note(text)
 
     def note(self, text: str) -> None:
-        self._print(text)
+        prefix = f"{self._stage}: " if self._stage and not text.startswith(self._stage) else ""
+        print(f"{prefix}{text}", file=self._stream or sys.stderr, flush=True)
 
     def plan(self, stages: Sequence[str]) -> None:
-        self._print("stages: " + ", ".join(stages))
+        self.note("stages: " + ", ".join(stages))
 
     def stage_skipped(self, stage: str, seconds: float) -> None:
-        self._print(f"{stage}: done before ({format_duration(seconds)})")
+        self.note(f"{stage}: done before ({format_duration(seconds)})")
 
     def stage_begins(self, stage: str, reason: str) -> None:
-        self._print(reason)
+        self.note(reason)
         self._stage = stage
 
     def stage_ends(self, stage: str, seconds: float) -> None:
         self._stage = ""
-        self._print(f"{stage}: done in {format_duration(seconds)}")
-
-    def close(self) -> None:
-        self._task = None
-
-    def _print(self, text: str) -> None:
-        prefix = f"{self._stage}: " if self._stage and not text.startswith(self._stage) else ""
-        print(f"{prefix}{text}", file=self._stream or sys.stderr, flush=True)
+        self.note(f"{stage}: done in {format_duration(seconds)}")
 
 
 def _task_line(task: Task, now: float | None) -> str:
@@ -220,61 +211,42 @@ def _task_line(task: Task, now: float | None) -> str:
 class _StageRow:
     """One line of the live view."""
 
-    name: str
-    state: str = "to come"  # then "running", "done", "before"
+    state: str = "to come"  # then "running", "done", "done before"
     seconds: float = 0.0
     started: float = 0.0
 
 
-class LiveProgress:
+class LiveProgress(_ShownProgress):
     """The view of ``lmsmith run``: all stages with their times, a bar, figures and time left.
 
-    Lines given to ``say`` are printed above the view and stay. Drawing costs little: at most
-    four frames a second, from rich's own thread.
+    Lines given to ``say`` are printed above the view and stay. rich draws at most four frames a
+    second in a thread of its own.
     """
 
     def __init__(self, title: str = "", console: Console | None = None) -> None:
         from rich.console import Console
         from rich.live import Live
 
+        super().__init__()
         self._title = title
-        self._rows: list[_StageRow] = []
-        self._task: Task | None = None
+        self._rows: dict[str, _StageRow] = {}
         self._console = console or Console(stderr=True)
-        self._live = Live(
-            get_renderable=self.render, console=self._console, refresh_per_second=4, transient=False
-        )
-        self._running = False
+        self._live = Live(get_renderable=self.render, console=self._console, refresh_per_second=4)
 
     def plan(self, stages: Sequence[str]) -> None:
-        self._rows = [_StageRow(name) for name in stages]
-        if not self._running:
-            self._live.start()
-            self._running = True
+        self._rows = {name: _StageRow() for name in stages}
+        self._live.start()
 
     def stage_skipped(self, stage: str, seconds: float) -> None:
-        row = self._row(stage)
-        row.state, row.seconds = "before", seconds
+        self._rows[stage] = _StageRow("done before", seconds)
 
     def stage_begins(self, stage: str, reason: str) -> None:
-        row = self._row(stage)
-        row.state, row.started = "running", time.monotonic()
+        self._rows[stage] = _StageRow("running", started=self._clock())
         self.note(reason)
 
     def stage_ends(self, stage: str, seconds: float) -> None:
-        row = self._row(stage)
-        row.state, row.seconds = "done", seconds
-        self._task = None
-
-    def begin(self, description: str, total: int, unit: str, done: int = 0) -> None:
-        self._task = Task(description, total, unit, done, done, time.monotonic())
-
-    def update(self, done: int, **figures: float) -> None:
-        if self._task is not None:
-            self._task.advance(done, figures, time.monotonic())
-
-    def end(self) -> None:
-        self._task = None
+        self._rows[stage] = _StageRow("done", seconds)
+        self.end()
 
     def say(self, text: str) -> None:
         self._print(text, "yellow")
@@ -288,17 +260,8 @@ class LiveProgress:
         self._console.print(Text(text, style=style))
 
     def close(self) -> None:
-        if self._running:
-            self._task = None
-            self._live.stop()
-            self._running = False
-
-    def _row(self, stage: str) -> _StageRow:
-        for row in self._rows:
-            if row.name == stage:
-                return row
-        self._rows.append(_StageRow(stage))
-        return self._rows[-1]
+        super().close()
+        self._live.stop()
 
     def render(self) -> RenderableType:
         """The view as it is now."""
@@ -307,12 +270,15 @@ class LiveProgress:
         from rich.table import Table
         from rich.text import Text
 
-        now = time.monotonic()
+        now = self._clock()
         table = Table.grid(padding=(0, 1))
         parts: list[RenderableType] = [Text(self._title, style="bold")] if self._title else []
-        for row in self._rows:
-            mark, style, note = self._look(row, now)
-            table.add_row(Text(mark, style=style), Text(row.name, style=style), note)
+        for name, row in list(self._rows.items()):  # rich draws in another thread
+            mark, style, note_style = _LOOKS[row.state]
+            taken = format_duration(now - row.started if row.state == "running" else row.seconds)
+            note = {"to come": "to come", "done before": f"{taken}, done before"}
+            shown = Text(note.get(row.state, taken), style=note_style)
+            table.add_row(Text(mark, style=style), Text(name, style=style), shown)
         parts.append(table)
         task = self._task
         if task is not None:
@@ -332,18 +298,14 @@ class LiveProgress:
                 parts.append(Text(f"  {figures}", style="cyan"))
         return Group(*parts)
 
-    def _look(self, row: _StageRow, now: float) -> tuple[str, str, RenderableType]:
-        """(mark, style, note) of a stage's line."""
-        from rich.text import Text
 
-        if row.state == "running":
-            return "▶", "bold cyan", Text(format_duration(now - row.started), style="cyan")
-        if row.state == "done":
-            return "✓", "green", Text(format_duration(row.seconds), style="green")
-        if row.state == "before":
-            note = f"{format_duration(row.seconds)}, done before"
-            return "✓", "dim green", Text(note, style="dim")
-        return "·", "dim", Text("to come", style="dim")
+_LOOKS = {
+    "running": ("▶", "bold cyan", "cyan"),
+    "done": ("✓", "green", "green"),
+    "done before": ("✓", "dim green", "dim"),
+    "to come": ("·", "dim", "dim"),
+}
+"""State of a stage → its mark, the style of mark and name, and the style of its time."""
 
 
 def choose_progress(title: str, quiet: bool) -> RunProgress:

@@ -16,7 +16,7 @@ _SAVE_TIME_EVERY = 5.0  # seconds; at most so much of the wall time is lost by a
 
 
 @dataclass
-class WatchedProgress:
+class WatchedProgress(Progress):
     """Hands a stage's progress on, and keeps started.json's wall time, so that a kill costs none.
 
     Warnings are kept too, for stage.json.
