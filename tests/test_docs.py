@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from lmsmith.cli import COMMANDS
-from lmsmith.core.config import RENAMED_KEYS, decode, setting_keys
+from lmsmith.core.config import decode, setting_keys
 from lmsmith.core.recipe import MachineConfig
+from lmsmith.core.renamed_keys import RENAMED_KEYS
 from lmsmith.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[1]

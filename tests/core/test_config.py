@@ -21,7 +21,6 @@ from lmsmith.core.config import (
     encode,
     parse_value,
     refuse_old_keys,
-    report_problems,
     setting_keys,
     unknown_key,
     with_new_keys,
@@ -171,7 +170,7 @@ def test_long_values_are_shortened() -> None:
 
 def test_report_counts_the_problems() -> None:
     problems = [Problem("a.b", 1, "is wrong"), Problem("a.c", MISSING, "missing", "set it")]
-    error = report_problems(problems, "my.toml")
+    error = SettingsError(problems, "my.toml")
     assert str(error) == "my.toml: 2 problems\n  a.b = 1: is wrong\n  a.c: missing; set it"
     assert isinstance(error, SettingsError)
     assert error.problems[1].as_dict() == {

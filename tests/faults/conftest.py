@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lmsmith.core.config import RENAMED_KEYS
+from lmsmith.core.renamed_keys import RENAMED_KEYS
 from lmsmith.stages import STAGES
 
 FAULTS = Path(__file__).parents[3] / "shared" / "faults"

@@ -16,8 +16,8 @@ import pytest
 
 import lmsmith
 from lmsmith.cli import main
-from lmsmith.core.config import RENAMED_KEYS
 from lmsmith.core.files import read_json
+from lmsmith.core.renamed_keys import RENAMED_KEYS
 from lmsmith.corpus.rows import read_conversations, read_rankings
 from lmsmith.prompts.selection import select_prompts
 from lmsmith.rlhf.ranking import encode_rankings

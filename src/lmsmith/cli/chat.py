@@ -191,13 +191,13 @@ class ChatSession:
 
     def check(self, settings: ChatSettings) -> None:
         """Raises UserError if a setting is out of range."""
-        from lmsmith.core.config import report_problems
+        from lmsmith.core.config import SettingsError
 
         sampling = self.model.settings(
             settings.max_tokens, settings.temperature, 0, settings.top_p, settings.seed
         )
         if problems := sampling.check():
-            raise report_problems(problems)
+            raise SettingsError(problems)
 
     def change(self, **values: float) -> None:
         """Change settings, all or none; a seed begins its replies anew.

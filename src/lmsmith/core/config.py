@@ -44,6 +44,7 @@ NOT_A_SETTING = {"encoded": False}
 SHORTHAND = {"recorded": False}
 """Metadata of a setting that stands for others, which a record holds in its place."""
 
+
 @dataclass(frozen=True)
 class Problem:
     """One mistake in the settings, printed as ``key = value: expected; fix``."""

@@ -15,10 +15,10 @@ from lmsmith.core.config import (
     NonNegativeFloat,
     NonNegativeInt,
     Problem,
+    SettingsError,
     apply_overrides,
     decode,
     encode,
-    report_problems,
     setting_keys,
     unknown_key,
 )
@@ -147,7 +147,7 @@ def load_recipe(
         if stage in tables and stage not in written
     ]
     if problems:
-        raise report_problems(problems, str(name_or_path))
+        raise SettingsError(problems, str(name_or_path))
     return recipe
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lmsmith.core.config import Problem, report_problems
+from lmsmith.core.config import Problem, SettingsError
 from lmsmith.generation.engine import ready
 from lmsmith.generation.inference import InferenceDecoder
 from lmsmith.generation.kv_cache import PagedCache
@@ -89,7 +89,7 @@ def beam_search(
         UserError: settings out of range, or a prompt that cannot be answered.
     """
     if problems := settings.check():
-        raise report_problems(problems)
+        raise SettingsError(problems)
     model = ready(decoder, machine)
     plain = SamplingSettings(settings.max_new_tokens, stop_tokens=settings.stop_tokens)
     check_requests(model.config, [Request(prompt, plain, "the prompt")], tokenizer)

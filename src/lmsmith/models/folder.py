@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.overrides import TorchFunctionMode
 
-from lmsmith.core.config import decode, encode, report_problems, with_new_keys
+from lmsmith.core.config import SettingsError, decode, encode, with_new_keys
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import atomic_folder, read_json, write_json
 from lmsmith.models.adapters import (
@@ -117,7 +117,7 @@ def read_model_config(folder: Path) -> tuple[str, ModelConfig]:
         raise UserError(f"{path} is not an lmsmith model's config", "name another model folder")
     config, problems = decode(ModelConfig, with_new_keys(ModelConfig, content["model"]), str(path))
     if config is None or problems:
-        raise report_problems(problems)
+        raise SettingsError(problems)
     return kind, config
 
 
@@ -144,7 +144,7 @@ def _load_adapted(folder: Path, kind: str, adapter: Mapping[str, Any]) -> Decode
     settings = {name: value for name, value in adapter.items() if name != "base"}
     found, problems = decode(AdapterConfig, settings, f"{folder / 'config.json'}: adapter")
     if found is None or problems or not isinstance(adapter.get("base"), str):
-        raise report_problems(problems, str(folder / "config.json"))
+        raise SettingsError(problems, str(folder / "config.json"))
     base = folder / adapter["base"]
     if not (base / "config.json").is_file():
         raise UserError(

@@ -22,8 +22,8 @@ from lmsmith.core.config import (
     PositiveFloat,
     PositiveInt,
     Problem,
+    SettingsError,
     refuse_old_keys,
-    report_problems,
 )
 from lmsmith.core.config import decode as decode_settings
 from lmsmith.core.progress import LoggedProgress
@@ -249,7 +249,7 @@ class PPOTrainer:
             expected = f"less than the policy's context ({context}), which holds the prompt, too"
             problems = [Problem("max_new_tokens", most, expected, f"set it to {context // 2}")]
         if problems:
-            raise report_problems(problems, "PPOConfig")
+            raise SettingsError(problems, "PPOConfig")
         if self.config.ptx_coefficient and pretraining is None:
             raise ValueError("ptx_coefficient is not 0: give pretraining batches, or set it to 0")
         # Evaluation mode throughout: with dropout on, the ratio would not begin at 1.

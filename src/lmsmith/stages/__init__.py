@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lmsmith.core.config import Problem, report_problems, unknown_key
+from lmsmith.core.config import Problem, SettingsError, unknown_key
 from lmsmith.core.errors import UserError
 from lmsmith.core.recipe import MachineConfig, Recipe, load_recipe, recipe_text
 from lmsmith.core.settings import Setting, describe_settings
@@ -220,5 +220,5 @@ def load_stage_recipe(
             "PPO-ptx reads the text of the stage pretrain, but the recipe has no such stage",
             "set it to 0",
         )
-        raise report_problems([problem], str(name_or_path))
+        raise SettingsError([problem], str(name_or_path))
     return recipe

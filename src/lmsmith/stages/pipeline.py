@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, SupportsFloat
 
-from lmsmith.core.config import Problem, encode, report_problems
+from lmsmith.core.config import Problem, SettingsError, encode
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import (
     disk_full_error,
@@ -149,7 +149,7 @@ class _Run:
             self.files[name], found = external_files(name, self.recipe.stages[name], place)
             problems += found
         if problems:
-            raise report_problems(problems, self.recipe.name)
+            raise SettingsError(problems, self.recipe.name)
 
     def identity(self, name: str, pending: Collection[str] = ()) -> Identity:
         """A stage's identity; what it reads of stages that are ``pending`` is not known yet."""

@@ -25,7 +25,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lmsmith.core.config import Problem, decode, report_problems, unknown_key
+from lmsmith.core.config import Problem, SettingsError, decode, unknown_key
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import fingerprint, sha256_file
 from lmsmith.evaluation.tasks.spec import NEEDED, PromptSpec, TaskSpec
@@ -380,7 +380,7 @@ def _task(cls: type, name: str, file: str, digest: str) -> PythonTask:
     _check_methods(author, str(table["kind"]), prompt)
     task, problems = decode(TaskSpec, table, "")
     if task is None:
-        raise report_problems(problems, where)
+        raise SettingsError(problems, where)
     settings = {each.name: getattr(task, each.name) for each in fields(TaskSpec)}
     return PythonTask(**settings, author=author, own_measure=own)
 
@@ -478,4 +478,4 @@ def _check_names(author: Author) -> None:
                 if near and not hasattr(author.instance, near[0]):
                     problems.append(unknown_key(name, value, known))
     if problems:
-        raise report_problems(problems, author.where)
+        raise SettingsError(problems, author.where)

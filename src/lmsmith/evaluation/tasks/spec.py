@@ -17,8 +17,8 @@ from lmsmith.core.config import (
     PositiveFloat,
     PositiveInt,
     Problem,
+    SettingsError,
     decode,
-    report_problems,
 )
 from lmsmith.core.errors import UserError
 
@@ -427,7 +427,7 @@ def read_tasks(text: str, where: str) -> dict[str, TaskSpec]:
         if task is not None:
             made[task.name] = task
     if problems:
-        raise report_problems(problems, where)
+        raise SettingsError(problems, where)
     return made
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lmsmith.core.config import Problem, report_problems
+from lmsmith.core.config import Problem, SettingsError
 from lmsmith.core.errors import UserError
 from lmsmith.models.config import AttentionKind, ModelConfig, RopeScaling
 
@@ -353,7 +353,7 @@ def refuse_unsupported(settings: Mapping[str, Any], where: str) -> None:
         )
     problems = [Problem(*problem) for problem in unsupported(settings)]
     if problems:
-        raise report_problems(problems, where)
+        raise SettingsError(problems, where)
 
 
 def unsupported(settings: Mapping[str, Any]) -> Iterator[tuple[str, object, str, str]]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmsmith.core.config import Problem, problems_in, report_problems
+from lmsmith.core.config import Problem, SettingsError, problems_in
 from lmsmith.core.errors import UserError
 from lmsmith.models.config import ModelConfig, RopeScaling
 from lmsmith.models.interop.gguf_file import GgufFile
@@ -321,7 +321,7 @@ def _read_config(file: GgufFile) -> tuple[Architecture, ModelConfig]:
     config = architecture.read(values)
     problems = values.problems or problems_in(config)
     if problems:
-        raise report_problems(problems, "the GGUF file")
+        raise SettingsError(problems, "the GGUF file")
     return architecture, config
 
 
@@ -339,7 +339,7 @@ def to_gguf(
     name = "llama" if config.positions == "rotary" else "gpt2"
     problems = [Problem(*problem) for problem in _against(config, name)]
     if problems:
-        raise report_problems(problems, f"a GGUF file (llama.cpp's {name})")
+        raise SettingsError(problems, f"a GGUF file (llama.cpp's {name})")
     architecture = ARCHITECTURES[name]
     metadata = {f"{name}.{key}": value for key, value in architecture.write(config).items()}
     return name, metadata, _their_tensors(architecture, config, state)

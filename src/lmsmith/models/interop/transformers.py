@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmsmith.core.config import Problem, problems_in, report_problems
+from lmsmith.core.config import Problem, SettingsError, problems_in
 from lmsmith.core.errors import UserError
 from lmsmith.models.config import ModelConfig, RopeScaling
 from lmsmith.models.decoder import Decoder
@@ -52,7 +52,7 @@ def from_transformers(
     config = read_shape(family, settings)
     problems = problems_in(config)
     if problems:
-        raise report_problems(problems, "config.json")
+        raise SettingsError(problems, "config.json")
     found: dict[str, Tensor] = {}
     used: set[str] = set()
     for name, shape in parameter_shapes(config).items():
@@ -94,7 +94,7 @@ def read_shape(family: Family, settings: Mapping[str, Any]) -> ModelConfig:
         raise UserError(problem, "load it again") from error
     wrong = [*_no_numbers(config), *_no_numbers(config.rope_scaling)]
     if wrong:
-        raise report_problems(wrong, "config.json")
+        raise SettingsError(wrong, "config.json")
     return config
 
 
