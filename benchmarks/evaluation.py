@@ -140,13 +140,17 @@ def write_parts(
 
 def write_part(part: Part, rows: Sequence[dict[str, Any]]) -> Part:
     """The rows as they are, and with their prompts written out."""
-    from lmsmith.evaluation.evaluator import Setting, ask
     from lmsmith.evaluation.tasks.data import read_data
+    from lmsmith.evaluation.tasks.prompts import choose_shots, with_shots
+    from lmsmith.evaluation.tasks.spec import TaskSetting
 
     write_rows(part.own_rows, rows)
-    task, setting = own_task(part), Setting(part.shots, fixed=True)
+    task, setting = own_task(part), TaskSetting(part.shots, fixed=True)
     read = read_data(task, [Path(part.folder)])
-    asked = [ask(None, task, setting, item, read.pool) for item in read.items]  # type: ignore[arg-type]
+    asked = [
+        with_shots(task, item, choose_shots(None, task, setting, item, read.pool))  # type: ignore[arg-type]
+        for item in read.items
+    ]
     write_rows(
         part.peer_rows,
         [{"context": q.contexts[0], "choices": list(q.choices), "gold": q.gold} for q in asked],

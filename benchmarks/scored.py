@@ -91,9 +91,11 @@ def our_side(job: Job) -> dict[str, Callable[[Any], Any]]:
     from lmsmith.catalogue.reading import read_model
     from lmsmith.core.progress import QuietProgress
     from lmsmith.core.recipe import MachineConfig
-    from lmsmith.evaluation.evaluator import Setting, ask, evaluate_task
     from lmsmith.evaluation.model import make_evaluated_model
+    from lmsmith.evaluation.run import evaluate_task
     from lmsmith.evaluation.tasks.data import read_data
+    from lmsmith.evaluation.tasks.prompts import choose_shots, with_shots
+    from lmsmith.evaluation.tasks.spec import TaskSetting
     from lmsmith.training.machine import measure_matrix_peak_again, prepare_reading
 
     machine = prepare_reading(MachineConfig(threads=job.threads, precision=job.precision))
@@ -104,7 +106,7 @@ def our_side(job: Job) -> dict[str, Callable[[Any], Any]]:
         with tempfile.TemporaryDirectory() as out:
             started, cpu = time.perf_counter(), time.process_time()
             result = evaluate_task(
-                subject, own_task(part), Setting(part.shots, fixed=True), [path], Path(out),
+                subject, own_task(part), TaskSetting(part.shots, fixed=True), [path], Path(out),
                 QuietProgress(),
             )  # fmt: skip
             seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
@@ -119,9 +121,12 @@ def our_side(job: Job) -> dict[str, Callable[[Any], Any]]:
 
     def operations(part: Part) -> float:
         """Of the products that cannot be left out, by a tree of the items' tokens."""
-        task, setting = own_task(part), Setting(part.shots, fixed=True)
+        task, setting = own_task(part), TaskSetting(part.shots, fixed=True)
         read = read_data(task, [Path(part.folder)])
-        asked = [ask(subject, task, setting, item, read.pool) for item in read.items]
+        asked = [
+            with_shots(task, item, choose_shots(subject, task, setting, item, read.pool))
+            for item in read.items
+        ]
         pairs = subject.encode_pairs(
             [(q.contexts[0], task.prompt.delimiter + c) for q in asked for c in q.choices]
         )

@@ -31,14 +31,14 @@ from lmsmith.options import (
 if TYPE_CHECKING:
     from lmsmith.catalogue.registry import Record
     from lmsmith.comparison.run import EvaluatedReplies, ModelPair
-    from lmsmith.evaluation.evaluator import TextFunction
-    from lmsmith.evaluation.run import Evaluation, Plan
+    from lmsmith.evaluation.functions import TextFunction
+    from lmsmith.evaluation.run import ModelEvaluation, Plan
     from lmsmith.evaluation.tasks.spec import TaskSpec
     from lmsmith.prompts import Message
     from lmsmith.studies.in_context import TaskStudy
     from lmsmith.training.machine import ResolvedMachine
 
-Found = TypeVar("Found", bound="Evaluation")
+Found = TypeVar("Found", bound="ModelEvaluation")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +114,7 @@ def run(
 
 
 @takes(EvaluateOptions)
-def evaluate(model: str, options: EvaluateOptions) -> Evaluation:
+def evaluate(model: str, options: EvaluateOptions) -> ModelEvaluation:
     """Measure a model on tasks: a table with intervals, every item's answer, and a page.
 
     Run it again after anything (Ctrl-C, kill): items that are answered are not asked again, and
@@ -154,8 +154,8 @@ def evaluate(model: str, options: EvaluateOptions) -> Evaluation:
     return _with_report(found, options.contamination)
 
 
-def _evaluate_with_harness(model: str, options: EvaluateOptions) -> Evaluation:
-    from lmsmith.evaluation.harness_run import evaluate_with_harness
+def _evaluate_with_harness(model: str, options: EvaluateOptions) -> ModelEvaluation:
+    from lmsmith.evaluation.harness_tasks import evaluate_with_harness
     from lmsmith.evaluation.run import shot_counts
 
     own = ("suite", "fixed_shots", "data", "measure", "contamination", "judge", "classifier")
@@ -267,10 +267,10 @@ def _check_contamination(files: Sequence[Path]) -> None:
 
 
 def _plan(options: TaskOptions) -> Plan:
-    from lmsmith.evaluation.evaluator import Setting
     from lmsmith.evaluation.run import plan_tasks, shot_counts
+    from lmsmith.evaluation.tasks.spec import TaskSetting
 
-    setting = Setting(fixed=options.fixed_shots, limit=options.limit, seed=options.seed)
+    setting = TaskSetting(fixed=options.fixed_shots, limit=options.limit, seed=options.seed)
     shots = shot_counts(options.shots)
     return plan_tasks(options.tasks, options.suite, shots, setting, options.measure)
 
@@ -278,7 +278,7 @@ def _plan(options: TaskOptions) -> Plan:
 def _with_report(
     found: Found,
     contamination: Sequence[Path],
-    others: Sequence[Evaluation] = (),
+    others: Sequence[ModelEvaluation] = (),
     pairs: Sequence[ModelPair] = (),
 ) -> Found:
     """The evaluation with its page, and the overlaps with training texts in its record."""
@@ -404,13 +404,14 @@ def study(
 
     >>> lmsmith.study("order", ["runs/a"], tasks=["sst2/very"]).report      # doctest: +SKIP
     """
-    from lmsmith.evaluation.evaluator import Setting
     from lmsmith.evaluation.tasks.data import search_path
+    from lmsmith.evaluation.tasks.spec import TaskSetting
     from lmsmith.report.study.page import build_study_page, study_record
     from lmsmith.studies.in_context import plan_study, run_study
 
     path = search_path(data)
-    plans = plan_study(kind, tasks, shots, orders, Setting(limit=limit, seed=seed), measure, path)
+    setting = TaskSetting(limit=limit, seed=seed)
+    plans = plan_study(kind, tasks, shots, orders, setting, measure, path)
     machine = _machine(precision, threads)
     studies = run_study(models, plans, path, folder, machine, chat=chat, quiet=quiet)
     place = folder / f"study-{kind}"
@@ -605,8 +606,8 @@ def add_task(
     """
     from lmsmith.core.files import atomic_write, read_jsonl, write_jsonl
     from lmsmith.core.paths import tasks_folder
+    from lmsmith.evaluation.functions import check_name, classification, extraction
     from lmsmith.evaluation.tasks.shipped import shipped_tasks
-    from lmsmith.functions.text_function import check_name, classification, extraction
 
     check_name(name)
     if name in shipped_tasks():
@@ -675,7 +676,7 @@ def task_function(
 
     >>> lmsmith.task_function("tone", "smollm2-135m")(["What a film!"])     # doctest: +SKIP
     """
-    from lmsmith.evaluation.evaluator import TextFunction
+    from lmsmith.evaluation.functions import TextFunction
     from lmsmith.evaluation.model import load_evaluated_model
     from lmsmith.evaluation.tasks.data import read_data
     from lmsmith.evaluation.tasks.shipped import user_tasks

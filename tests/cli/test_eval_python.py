@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lmsmith import cli
-from lmsmith.evaluation import evaluator
+from lmsmith.evaluation import run
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.folder import save_model
@@ -79,13 +79,13 @@ def test_answers_are_kept_until_the_class_is_another(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    scored = evaluator.scored
+    scored = run.scored
 
     def watched(task: Any, item: Any, row: dict[str, Any]) -> dict[str, Any]:
         asked.append(item.id)
         return scored(task, item, row)
 
-    monkeypatch.setattr(evaluator, "scored", watched)
+    monkeypatch.setattr(run, "scored", watched)
     words = ("--tasks", "parity.py", "--shots", "0,2", "--limit")
     first = evaluate(capsys, *words, "5")
     assert [(each["task"], each["shots"], each["items"]) for each in first] == [

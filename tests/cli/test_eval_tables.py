@@ -7,15 +7,15 @@ import io
 import pytest
 from rich.console import Console
 
-from lmsmith.cli.eval_tables import comparison_table
-from lmsmith.comparison.items import Comparison
+from lmsmith.cli.eval import comparison_table
+from lmsmith.comparison.run import TaskComparison
 from lmsmith.statistics.intervals import Interval
 
 
 @pytest.mark.parametrize("width", [80, 100, 120])
 def test_a_comparisons_figures_and_verdicts_are_whole(width: int) -> None:
     rows = [
-        Comparison(
+        TaskComparison(
             task="gpt3_arithmetic/1d_composite 16-shot",
             measure="accuracy_unconditional",
             value_a=0.123,
@@ -25,7 +25,9 @@ def test_a_comparisons_figures_and_verdicts_are_whole(width: int) -> None:
             gained=("a",) * 101,
             lost=("b",) * 87,
         ),
-        Comparison("copa 0-shot", "accuracy", 0.6, 0.7, Interval(0.1, 0.05, 0.15), 9, ("c",), ()),
+        TaskComparison(
+            "copa 0-shot", "accuracy", 0.6, 0.7, Interval(0.1, 0.05, 0.15), 9, ("c",), ()
+        ),
     ]
     shown = io.StringIO()
     console = Console(width=width, file=shown)

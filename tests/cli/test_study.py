@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lmsmith import cli
-from lmsmith.evaluation.methods.multiple_choice import MultipleChoice
+from lmsmith.evaluation.methods.likelihood import MultipleChoice
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.folder import save_model

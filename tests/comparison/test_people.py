@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lmsmith.comparison.instructions import Instruction, Replies
 from lmsmith.comparison.people import people_judge
-from lmsmith.comparison.versus import Versus
+from lmsmith.comparison.win_rate import Versus
 from lmsmith.evaluation.tasks.spec import AnswerSpec
 from lmsmith.feedback.queue import Queue
 from lmsmith.feedback.store import Store

@@ -21,7 +21,7 @@ from lmsmith.comparison.instructions import (
     write_replies,
 )
 from lmsmith.comparison.judges import ASKED, Compared, ModelJudge, RewardJudge, load_judge
-from lmsmith.comparison.versus import Versus, judge_replies
+from lmsmith.comparison.win_rate import Versus, judge_replies
 from lmsmith.core.errors import UserError
 from lmsmith.core.progress import Progress, QuietProgress
 from lmsmith.core.recipe import MachineConfig

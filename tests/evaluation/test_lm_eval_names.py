@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lmsmith.cli.eval_tables import results_table
-from lmsmith.evaluation.evaluator import Setting, TaskResult, make_method
+from lmsmith.cli.eval import results_table
 from lmsmith.evaluation.measures import aggregate, lm_eval_metrics
 from lmsmith.evaluation.model import EvaluatedModel
 from lmsmith.evaluation.rows import ChoiceRow, DocumentRow
+from lmsmith.evaluation.run import TaskResult, make_method
 from lmsmith.evaluation.tasks.data import Item
 from lmsmith.evaluation.tasks.prompts import with_shots
-from lmsmith.evaluation.tasks.spec import DataSpec, PromptSpec, TaskSpec
+from lmsmith.evaluation.tasks.spec import DataSpec, PromptSpec, TaskSetting, TaskSpec
 
 CHOICE = TaskSpec(
     "made",
@@ -78,7 +78,7 @@ def test_documents_and_the_table(tiny: EvaluatedModel) -> None:
     assert found["bits_per_byte"].value == pytest.approx(nats / size / math.log(2), abs=1e-5)
     assert found["byte_perplexity"].value == pytest.approx(math.exp(nats / size), abs=1e-4)
     assert found["byte_perplexity"].low < found["byte_perplexity"].value
-    result = TaskResult(task, Setting(), measures, 3, 0, 0, 0.0, rows, Path("x"))  # type: ignore[arg-type]
+    result = TaskResult(task, TaskSetting(), measures, 3, 0, 0, 0.0, rows, Path("x"))  # type: ignore[arg-type]
     assert result.as_dict()["metrics"] == {name: vars(each) for name, each in found.items()}
     column = results_table([result]).columns[3]
     assert "bits per byte (bits_per_byte)" in list(column.cells)

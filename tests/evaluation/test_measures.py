@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from lmsmith.comparison.items import compare_rows, summary
+from lmsmith.comparison.run import compare_rows, summary
 from lmsmith.evaluation.measures import aggregate, measure_of, paired_difference
 from lmsmith.evaluation.rows import ItemRow
 from lmsmith.statistics.intervals import wilson_interval

@@ -16,9 +16,8 @@ import torch
 from lmsmith.catalogue.export import export
 from lmsmith.catalogue.reading import ReadModel, read_model
 from lmsmith.core.recipe import MachineConfig
-from lmsmith.evaluation.evaluator import TextFunction
+from lmsmith.evaluation.functions import TextFunction, extraction
 from lmsmith.evaluation.model import make_evaluated_model
-from lmsmith.functions.text_function import extraction
 from lmsmith.library import LanguageModel, load
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder

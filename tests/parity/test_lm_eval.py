@@ -20,10 +20,10 @@ from lmsmith.catalogue.export import export
 from lmsmith.catalogue.reading import ReadModel, read_model
 from lmsmith.core.progress import QuietProgress
 from lmsmith.core.recipe import MachineConfig
-from lmsmith.evaluation.evaluator import Setting, evaluate_task
 from lmsmith.evaluation.methods.perplexity import window_pairs
 from lmsmith.evaluation.model import EvaluatedModel, make_evaluated_model
-from lmsmith.evaluation.tasks.spec import DataSpec, PromptSpec, TaskSpec
+from lmsmith.evaluation.run import evaluate_task
+from lmsmith.evaluation.tasks.spec import DataSpec, PromptSpec, TaskSetting, TaskSpec
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.folder import save_model
@@ -89,7 +89,7 @@ def their_samples(theirs: Any, task: dict[str, Any], rows: list[dict[str, Any]],
 
 
 def our_rows(subject: EvaluatedModel, task: TaskSpec, path: Path) -> list[dict[str, Any]]:
-    result = evaluate_task(subject, task, Setting(), [path], path / "out", QuietProgress())
+    result = evaluate_task(subject, task, TaskSetting(), [path], path / "out", QuietProgress())
     rows = [json.loads(line) for line in result.log.read_text().splitlines()]
     return sorted(rows, key=lambda row: int(row["id"]))
 

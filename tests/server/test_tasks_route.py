@@ -18,7 +18,7 @@ from lmsmith.catalogue.resolve import Source
 from lmsmith.cli import main
 from lmsmith.core.paths import tasks_folder
 from lmsmith.core.recipe import MachineConfig
-from lmsmith.evaluation.evaluator import TextFunction
+from lmsmith.evaluation.functions import TextFunction
 from lmsmith.evaluation.model import make_evaluated_model
 from lmsmith.evaluation.tasks.data import read_data
 from lmsmith.evaluation.tasks.shipped import user_tasks

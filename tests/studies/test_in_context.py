@@ -11,12 +11,12 @@ import pytest
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.progress import QuietProgress
-from lmsmith.evaluation.evaluator import Setting, TaskResult, evaluate_task
 from lmsmith.evaluation.measures import aggregate
 from lmsmith.evaluation.model import EvaluatedModel
 from lmsmith.evaluation.rows import ItemRow
+from lmsmith.evaluation.run import TaskResult, evaluate_task
 from lmsmith.evaluation.tasks.shipped import find_tasks
-from lmsmith.evaluation.tasks.spec import DataSpec, PromptSpec, TaskSpec
+from lmsmith.evaluation.tasks.spec import DataSpec, PromptSpec, TaskSetting, TaskSpec
 from lmsmith.studies.in_context import Arm, ArmResult, chance, compare_arms, plan_arms, spread
 
 TASK = TaskSpec(
@@ -38,7 +38,7 @@ def data(tmp_path: Path) -> Path:
 def found(
     subject: EvaluatedModel, data: Path, kind: str, shots: tuple[int, ...]
 ) -> list[ArmResult]:
-    arms = plan_arms(kind, TASK, shots, 6, Setting(limit=40))  # type: ignore[arg-type]
+    arms = plan_arms(kind, TASK, shots, 6, TaskSetting(limit=40))  # type: ignore[arg-type]
     progress = QuietProgress()
     results = [
         evaluate_task(subject, arm.task, arm.setting, [data], data, progress) for arm in arms
@@ -91,7 +91,7 @@ def test_items_that_are_right_in_part_are_neither_right_nor_wrong() -> None:
 
     def arm(name: str, values: list[float]) -> ArmResult:
         rows = [ItemRow(id=str(n), metrics={"f1": value}) for n, value in enumerate(values)]
-        setting = Setting(fixed=True)
+        setting = TaskSetting(fixed=True)
         result = TaskResult(task, setting, aggregate(rows), 2, 0, 3.0, 0.0, rows, Path())
         return ArmResult(Arm(name, task, setting), result, None)
 
@@ -101,7 +101,7 @@ def test_items_that_are_right_in_part_are_neither_right_nor_wrong() -> None:
 
 def test_shots_go_with_the_instruction_and_without_it() -> None:
     task = find_tasks(["scrambles/insertion"])[0]
-    arms = plan_arms("shots", task, (4, 0, 1), 8, Setting())
+    arms = plan_arms("shots", task, (4, 0, 1), 8, TaskSetting())
     assert [(a.line, a.name) for a in arms] == [
         (line, name)
         for line in ("with the instruction", "without it")
@@ -126,4 +126,4 @@ def test_a_study_that_cannot_be_made_says_why(
     kind: str, shots: tuple[int, ...], orders: int, task: str, said: str
 ) -> None:
     with pytest.raises(UserError, match=said):
-        plan_arms(kind, find_tasks([task])[0], shots, orders, Setting())  # type: ignore[arg-type]
+        plan_arms(kind, find_tasks([task])[0], shots, orders, TaskSetting())  # type: ignore[arg-type]

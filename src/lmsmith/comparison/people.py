@@ -9,7 +9,7 @@ from msgspec import structs
 from sqlalchemy import select, update
 
 from lmsmith.comparison.instructions import Instruction, Replies
-from lmsmith.comparison.versus import PeoplesWork, Versus, judged_row, summarise
+from lmsmith.comparison.win_rate import PeoplesWork, Versus, judged_row, summarise
 from lmsmith.core.files import fingerprint
 from lmsmith.feedback.database import NAMES_A_QUERY
 from lmsmith.feedback.queue import Queue
@@ -21,7 +21,7 @@ JUDGE = "people"
 
 
 @dataclass
-class _Pair:
+class _QueuedPair:
     """A pair in the queue.
 
     Attributes:
@@ -95,9 +95,9 @@ def _origin(instruction: Instruction, one: str, two: str) -> str:
     return fingerprint(["win rate", list(instruction.messages), sorted([one, two])])
 
 
-def _read(store: Store, origins: Sequence[str], labelers: int) -> Mapping[str, _Pair]:
+def _read(store: Store, origins: Sequence[str], labelers: int) -> Mapping[str, _QueuedPair]:
     """The pairs of these origins with what was said of them; each is given to as many at least."""
-    pairs: dict[str, _Pair] = {}
+    pairs: dict[str, _QueuedPair] = {}
     with store.session.begin() as session:
         for start in range(0, len(origins), NAMES_A_QUERY):
             mine = Task.origin.in_(origins[start : start + NAMES_A_QUERY])
@@ -105,7 +105,7 @@ def _read(store: Store, origins: Sequence[str], labelers: int) -> Mapping[str, _
                 update(Task).where(mine, Task.overlap < labelers).values(overlap=labelers)
             )
             for task in session.scalars(select(Task).where(mine)):
-                pairs[str(task.origin)] = _Pair(task.overlap)
+                pairs[str(task.origin)] = _QueuedPair(task.overlap)
             query = (
                 select(Task.origin, Assignment.person_id, Assignment.answer)
                 .join(Assignment, Assignment.task_id == Task.id)
@@ -117,7 +117,7 @@ def _read(store: Store, origins: Sequence[str], labelers: int) -> Mapping[str, _
     return pairs
 
 
-def _work(added: int, pairs: Mapping[str, _Pair], seed: int) -> PeoplesWork:
+def _work(added: int, pairs: Mapping[str, _QueuedPair], seed: int) -> PeoplesWork:
     several = [[ranks for _, ranks in each.said] for each in pairs.values() if len(each.said) > 1]
     return PeoplesWork(
         added=added,

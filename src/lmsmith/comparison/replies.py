@@ -1,4 +1,4 @@
-"""What everyone's replies to the same prompts come to: described, compared, scored, and as rows.
+"""Figures of a run's policies: their replies to the same prompts, and PPO's snapshots.
 
 Throughout, ``texts`` are the replies as a reader sees them, by who wrote them (``human`` and the
 policies); ``scores`` the numbers each scorer (``reward``, ``judge``) gives them, by who wrote
@@ -8,13 +8,16 @@ them; ``replies`` the policies' own tokens, the end of turn included where it wa
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from lmsmith.comparison.win_rate import length_controlled_win_rate, win_rate, wins
+from lmsmith.core.files import read_json
 from lmsmith.prompts.selection import PromptAndReply
 from lmsmith.statistics.intervals import bootstrap_ratio
 from lmsmith.tokenizers import Tokenizer
@@ -154,3 +157,30 @@ def accuracy_by_origin(
                     won = wins([row_scores[best]], [row_scores[place]])[0]
                     right.setdefault(str(kind), []).append(float(won))
     return {f"accuracy_against_{kind}": sum(each) / len(each) for kind, each in right.items()}
+
+
+def find_snapshots(ppo: Path | None, most: int) -> list[tuple[int, Path]]:
+    """(step, model folder) of PPO's snapshots, at most so many, evenly spread."""
+    folder = ppo / "snapshots" if ppo is not None else None
+    if folder is None or not folder.is_dir() or most == 0:
+        return []
+    found = []
+    for path in sorted(folder.iterdir()):
+        match = re.fullmatch(r"step-(\d+)", path.name)
+        inner = path / "model" if (path / "model").is_dir() else path
+        if match and (inner / "config.json").is_file():
+            found.append((int(match[1]), inner))
+    found.sort()
+    if len(found) <= most:
+        return found
+    return [found[int((index + 0.5) * len(found) / most)] for index in range(most)]
+
+
+def final_step(ppo: Path, least: int) -> int:
+    """How many iterations PPO ran, by its model's card; one after ``least`` if it does not say."""
+    card: Any = read_json(ppo / "model" / "card.json")
+    for place in ("metrics", "settings"):
+        steps = (card.get(place) or {}).get("iterations")
+        if isinstance(steps, int | float):
+            return int(steps)
+    return least + 1

@@ -1,4 +1,4 @@
-"""Several models on the same tasks and instructions: what `lmsmith.compare` runs."""
+"""Several models on the same tasks and instructions, and the difference between two of them."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from lmsmith.comparison.instructions import (
     reply_spec,
     write_replies,
 )
-from lmsmith.comparison.items import Comparison, compare_rows
 from lmsmith.comparison.judges import load_judge
-from lmsmith.comparison.versus import Versus, judge_replies
+from lmsmith.comparison.win_rate import Versus, judge_replies
 from lmsmith.core.errors import UserError
 from lmsmith.core.extras import needs_extra
 from lmsmith.core.files import write_jsonl
 from lmsmith.core.progress import choose_progress
-from lmsmith.evaluation.evaluator import TaskResult
+from lmsmith.evaluation.measures import measure_of, paired_difference, value_of
+from lmsmith.evaluation.rows import ItemRow
 from lmsmith.evaluation.run import (
-    Evaluation,
+    ModelEvaluation,
     Plan,
+    TaskResult,
     folder_name,
     model_to_evaluate,
     run_plan,
@@ -36,6 +37,7 @@ from lmsmith.evaluation.run import (
 )
 from lmsmith.runs.locking import locked
 from lmsmith.runs.signals import StopSignal
+from lmsmith.statistics.intervals import Interval
 from lmsmith.training.machine import ResolvedMachine
 
 PEOPLE = "people"
@@ -43,30 +45,75 @@ PEOPLE = "people"
 
 
 @dataclass(frozen=True)
-class EvaluatedReplies(Evaluation):
+class EvaluatedReplies(ModelEvaluation):
     """A model's results, and its replies to instructions if it was given any."""
 
     replies: Replies | None = None
 
 
 @dataclass(frozen=True)
-class ModelPair:
-    """Two models on the same items and instructions: the second against the first.
+class TaskComparison:
+    """Two models, a and b, on the items of a task that both answered.
 
     Attributes:
-        before, after: their names.
+        task: its name, with shots.
+        difference: b less a, items resampled for both together.
+        items: how many.
+        gained: ids of items that b has right and a has not.
+        lost: the other way round.
+    """
+
+    task: str
+    measure: str
+    value_a: float
+    value_b: float
+    difference: Interval
+    items: int
+    gained: tuple[str, ...]
+    lost: tuple[str, ...]
+
+    @property
+    def verdict(self) -> str:
+        """``better``, ``worse``, or ``unclear`` where the interval holds 0 or is unknown."""
+        if not (self.difference.low > 0 or self.difference.high < 0):
+            return "unclear"
+        higher = self.difference.value > 0
+        return "better" if higher == measure_of(self.measure).higher_is_better else "worse"
+
+    @property
+    def is_unchanged(self) -> bool:
+        """Whether every item counts the same in both."""
+        alike = not self.gained and not self.lost
+        return measure_of(self.measure).is_share and alike and self.difference.value == 0
+
+    def as_dict(self) -> dict[str, object]:
+        """For ``--json``."""
+        return {
+            **vars(self),
+            "difference": vars(self.difference),
+            "verdict": self.verdict,
+            "gained": list(self.gained),
+            "lost": list(self.lost),
+        }
+
+
+@dataclass(frozen=True)
+class ModelPair:
+    """Two models, by name, on the same items and instructions: the second against the first.
+
+    Attributes:
         comparisons: one a task and measure.
         versus: whose replies are better, if that was judged.
     """
 
     before: str
     after: str
-    comparisons: Sequence[Comparison]
+    comparisons: Sequence[TaskComparison]
     versus: Versus | None = None
 
 
 @dataclass(frozen=True)
-class WinRate:
+class WinRatePlan:
     """Instructions that all models reply to, and who judges the replies.
 
     Attributes:
@@ -100,7 +147,7 @@ def plan_win_rate(
     greedy: bool = False,
     database: str = "",
     labelers: int = 1,
-) -> WinRate:
+) -> WinRatePlan:
     """Read the instructions and find the judge, before hours are spent.
 
     Raises:
@@ -109,7 +156,7 @@ def plan_win_rate(
     instructions = read_instructions(file, limit, seed)
     if judge != PEOPLE:
         resolve(judge)
-    return WinRate(file, instructions, judge, tokens, seed, greedy, database, labelers)
+    return WinRatePlan(file, instructions, judge, tokens, seed, greedy, database, labelers)
 
 
 def models_to_compare(
@@ -161,7 +208,7 @@ def compare_models(
     path: Sequence[Path],
     folder: Path | None,
     machine: ResolvedMachine,
-    win_rate: WinRate | None = None,
+    win_rate: WinRatePlan | None = None,
     *,
     begins: bool | None = None,
     chat: bool = False,
@@ -214,7 +261,9 @@ def compare_models(
     ]
 
 
-def compare_results(before: Sequence[TaskResult], after: Sequence[TaskResult]) -> list[Comparison]:
+def compare_results(
+    before: Sequence[TaskResult], after: Sequence[TaskResult]
+) -> list[TaskComparison]:
     """Each task of the second model against the first, by the headline and by perplexity."""
     by_name = {result.name: result for result in before}
     return [
@@ -226,12 +275,69 @@ def compare_results(before: Sequence[TaskResult], after: Sequence[TaskResult]) -
     ]
 
 
+def compare_rows(
+    task: str, measure: str, rows_a: Sequence[ItemRow], rows_b: Sequence[ItemRow], seed: int = 0
+) -> TaskComparison:
+    """Compare by a measure on the items that both have.
+
+    Raises:
+        ValueError: they have none in common.
+    """
+    by_id = {row.id: row for row in rows_b}
+    pairs = [(row, by_id[row.id]) for row in rows_a if row.id in by_id]
+    if not pairs:
+        raise ValueError(f"{task}: no item that both have answered")
+    first, second = [list(each) for each in zip(*pairs, strict=True)]
+    difference = paired_difference(first, second, measure, seed=seed)
+    values = [value_of(rows, measure) for rows in (first, second)]
+    gained: list[str] = []
+    lost: list[str] = []
+    if measure_of(measure).is_share:
+        for a, b in pairs:
+            before, after = a.value(measure), b.value(measure)
+            if before != after:
+                better = (after > before) == measure_of(measure).higher_is_better
+                (gained if better else lost).append(a.id)
+    return TaskComparison(
+        task, measure, values[0], values[1], difference, len(pairs), tuple(gained), tuple(lost)
+    )
+
+
 def _compared_measures(result: TaskResult) -> list[str]:
     """The headline, and the perplexity of whole words: it moves where none is right."""
     measures = [result.task.measure]
     if "perplexity" in result.measures:
         measures.append("perplexity")
     return list(dict.fromkeys(measures))
+
+
+def summary(comparisons: Sequence[TaskComparison]) -> str:
+    """Several in words: "better on 2 of 9, worse on 1; no item changed in 3: …", of tasks.
+
+    A task counts as better, or as worse, if it is by any of its measures.
+    """
+    tasks: dict[str, list[TaskComparison]] = {}
+    for each in comparisons:
+        tasks.setdefault(each.task, []).append(each)
+
+    def count(verdict: str) -> int:
+        return sum(any(each.verdict == verdict for each in of) for of in tasks.values())
+
+    said = f"better on {count('better')} of {len(tasks)}, worse on {count('worse')}"
+    same = [task for task, of in tasks.items() if all(each.is_unchanged for each in of)]
+    return f"{said}; no item changed in {len(same)}: {_listed(same)}" if same else said
+
+
+def _listed(tasks: Sequence[str]) -> str:
+    """Names, each with its numbers of shots: "lambada, triviaqa (0, 1, 16-shot)"."""
+    found: dict[str, list[str]] = {}
+    for each in tasks:
+        name, _, shots = each.partition(", ")
+        found.setdefault(name, []).append(shots.removesuffix("-shot") or "0")
+    return ", ".join(
+        name if shots == ["0"] else f"{name} ({', '.join(shots)}-shot)"
+        for name, shots in found.items()
+    )
 
 
 Paired = Sequence[tuple[EvaluatedReplies, EvaluatedReplies]]
@@ -244,7 +350,7 @@ def _replies(before: EvaluatedReplies, after: EvaluatedReplies) -> tuple[Replies
 
 
 def _judged_by_model(
-    plan: WinRate, pairs: Paired, machine: ResolvedMachine, *, quiet: bool
+    plan: WinRatePlan, pairs: Paired, machine: ResolvedMachine, *, quiet: bool
 ) -> list[Versus]:
     """Judgements are kept in the second model's folder, in ``win-rate-FIRST.jsonl``."""
     progress = choose_progress(f"win rate by {plan.judge}", quiet)
@@ -263,7 +369,7 @@ def _judged_by_model(
     return found
 
 
-def _judged_by_people(plan: WinRate, pairs: Paired) -> list[Versus]:
+def _judged_by_people(plan: WinRatePlan, pairs: Paired) -> list[Versus]:
     with needs_extra("serve"):
         from lmsmith.comparison.people import people_judge
         from lmsmith.feedback.store import open_store

@@ -1,10 +1,23 @@
-"""How often one model's replies beat another's by a judge's scores, raw and at equal length."""
+"""One model's replies against another's: who wins how often, raw and at equal length."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
 import numpy as np
+from msgspec import structs
 from numpy.typing import ArrayLike
 
+from lmsmith.comparison.instructions import AT_ONCE, Instruction, Replies
+from lmsmith.comparison.judges import Judge
+from lmsmith.core.files import fingerprint
+from lmsmith.core.progress import Progress
+from lmsmith.evaluation.rows import ItemLog, Row
+from lmsmith.runs.signals import stop_if_requested
 from lmsmith.statistics.fits import fit_logistic, sigmoid
 from lmsmith.statistics.intervals import (
     Floats,
@@ -17,6 +30,196 @@ from lmsmith.statistics.intervals import (
 RIDGE = 1e-3
 """Weight of ½‖b‖² in the logistic regression: next to nothing, but it keeps b finite when one
 side wins always."""
+
+ROWS_VERSION = 1
+"""Version of a judge's rows; rows of another version are made again."""
+
+
+@dataclass(frozen=True)
+class PeoplesWork:
+    """What people have done of a win rate.
+
+    Attributes:
+        added: pairs that this run put into the queue.
+        judgements: done.
+        waiting: judgements still to come, of all pairs.
+        labelers: how many people judged.
+        several: pairs that two or more judged.
+        agreement: of those, the share of pairs of labelers that agree; a tie against a preference
+            is a half. None without any.
+        alpha: Krippendorff's, ordinal; None without any.
+    """
+
+    added: int
+    judgements: int
+    waiting: int
+    labelers: int
+    several: int
+    agreement: Interval | None
+    alpha: Interval | None
+
+
+class JudgedRow(Row, kw_only=True, omit_defaults=True):
+    """An instruction, both replies and the verdict.
+
+    Attributes:
+        won: 1 where a's reply is better, 0 where b's is, 0.5 for a tie.
+        score_a, score_b: the judge's scores.
+        a_shown_first, a_shown_second: P(a is better), shown in either place.
+        judgements: how many people judged.
+    """
+
+    prompt: str
+    a: str
+    b: str
+    won: float
+    score_a: float | None = None
+    score_b: float | None = None
+    a_shown_first: float | None = None
+    a_shown_second: float | None = None
+    judgements: int | None = None
+
+
+@dataclass(frozen=True)
+class Versus:
+    """Model a against model b.
+
+    Attributes:
+        judge: who judged.
+        a, b: both models' replies.
+        rate: share of instructions on which a's reply is better, ties counting ½; None before
+            anything is judged.
+        at_equal_length: the same, were the replies equally long.
+        position_bias: P(the reply shown first) − ½, of a judge that reads both orders.
+        consistent: share of instructions on which both orders prefer the same reply.
+        ties: share of instructions without a winner.
+        rows: of the instructions that are judged.
+        people: their work, where people judge.
+        log: the name of the file that holds the rows.
+    """
+
+    judge: str
+    a: Replies
+    b: Replies
+    rate: Interval | None
+    at_equal_length: Interval | None
+    position_bias: Interval | None
+    consistent: float | None
+    ties: float | None
+    rows: Sequence[JudgedRow]
+    people: PeoplesWork | None = None
+    log: str = ""
+
+    def as_dict(self) -> dict[str, object]:
+        """For ``--json`` and results.json."""
+        found: dict[str, object] = {
+            "model": self.a.model,
+            "against": self.b.model,
+            "judge": self.judge,
+            "instructions": len(self.a.texts),
+            "judged": len(self.rows),
+            "win_rate": _plain(self.rate),
+            "win_rate_length_controlled": _plain(self.at_equal_length),
+            "position_bias": _plain(self.position_bias),
+            "consistent": self.consistent,
+            "ties": self.ties,
+            "replies": [self.a.as_dict(), self.b.as_dict()],
+        }
+        if self.people is not None:
+            work = vars(self.people) | {
+                "agreement": _plain(self.people.agreement),
+                "alpha": _plain(self.people.alpha),
+            }
+            found["people"] = work
+        return found
+
+
+def _plain(interval: Interval | None) -> dict[str, Any] | None:
+    return None if interval is None else vars(interval)
+
+
+def judge_replies(
+    judge: Judge,
+    instructions: Sequence[Instruction],
+    a: Replies,
+    b: Replies,
+    log: Path,
+    progress: Progress,
+    seed: int = 0,
+) -> Versus:
+    """What a judge makes of two models' replies; what it has judged already is not asked again.
+
+    Args:
+        log: the JSONL file of the judgements, each on the disk before the next batch is asked.
+            Those of another judge, other replies or another seed of theirs are made anew.
+        seed: of the intervals.
+    """
+    of = fingerprint(["win rate", ROWS_VERSION, judge.fingerprint, a.fingerprint, b.fingerprint])
+    about = {"fingerprint": of, "judge": judge.name, "a": a.model, "b": b.model}
+    kept: ItemLog[JudgedRow] = ItemLog(log, about, JudgedRow)
+    triples = list(zip(instructions, a.texts, b.texts, strict=True))
+    left = [each for each in triples if each[0].id not in kept.rows]
+    done = len(triples) - len(left)
+    progress.begin("win rate", len(triples), "pairs", done)
+    for start in range(0, len(left), AT_ONCE):
+        began = time.monotonic()
+        batch = left[start : start + AT_ONCE]
+        judged = judge.compare([(list(i.messages), one, two) for i, one, two in batch])
+        new = []
+        for (instruction, one, two), scores in zip(batch, judged, strict=True):
+            won = float(wins(scores["score_a"], scores["score_b"]))
+            row = judged_row(instruction, one, two, won)
+            new.append(structs.replace(row, **scores))
+        kept.append(new, time.monotonic() - began)
+        progress.update(done + start + len(batch))
+        stop_if_requested()
+    progress.end()
+    rows = [kept.rows[each.id] for each in instructions]
+    return replace(summarise(judge.name, rows, a, b, seed), log=log.name)
+
+
+def judged_row(instruction: Instruction, a: str, b: str, won: float) -> JudgedRow:
+    """What is kept of an instruction, both replies and the verdict: 1 where a's is better."""
+    return JudgedRow(id=instruction.id, prompt=instruction.text, a=a, b=b, won=won)
+
+
+def summarise(
+    judge: str,
+    rows: Sequence[JudgedRow],
+    a: Replies,
+    b: Replies,
+    seed: int = 0,
+    people: PeoplesWork | None = None,
+) -> Versus:
+    """The figures of judged rows."""
+    if not rows:
+        return Versus(judge, a, b, None, None, None, None, None, (), people)
+    won = np.array([row.won for row in rows], np.float64)
+    lengths_a = [len(row.a) + 1 for row in rows]
+    lengths_b = [len(row.b) + 1 for row in rows]
+    bias, consistent = None, None
+    both = [
+        (row.a_shown_first, row.a_shown_second)
+        for row in rows
+        if row.a_shown_first is not None and row.a_shown_second is not None
+    ]
+    if both:
+        firsts = [(first + 1 - second) / 2 for first, second in both]
+        bias = bootstrap_ratio([first - 0.5 for first in firsts], seed=seed)
+        same = [(first > 0.5) == (second > 0.5) for first, second in both]
+        consistent = sum(same) / len(same)
+    return Versus(
+        judge,
+        a,
+        b,
+        bootstrap_ratio(won, seed=seed),
+        rate_at_equal_length(won, lengths_a, lengths_b, seed=seed),
+        bias,
+        consistent,
+        float(np.mean(won == 0.5)),
+        rows,
+        people,
+    )
 
 
 def wins(scores_a: ArrayLike, scores_b: ArrayLike) -> Floats:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from lmsmith.evaluation.rows import ChoiceRow
 from lmsmith.statistics.calibration import Bin, confidence_bins, expected_calibration_error
@@ -45,9 +45,7 @@ def calibrate(rows: Sequence[ChoiceRow], measure: str, temperature: float = 1.0)
     """Calibration of multiple-choice items by a measure's scores, divided by a temperature."""
     confidence, correct = [], []
     for row in rows:
-        probabilities = choice_probabilities(
-            np.asarray(row.scores[measure], np.float64), temperature
-        )
+        probabilities = choice_probabilities(row.scores[measure], temperature)
         confidence.append(float(probabilities.max()))
         correct.append(float(int(probabilities.argmax()) == row.gold))
     wide = confidence_bins(confidence, correct)
@@ -95,7 +93,9 @@ def _loss(rows: Sequence[ChoiceRow], measure: str, temperature: float) -> float:
     return total
 
 
-def choice_probabilities(scores: ArrayLike, temperature: float = 1.0) -> Floats:
+def choice_probabilities(
+    scores: Sequence[float | None] | Floats, temperature: float = 1.0
+) -> Floats:
     """softmax(scores / temperature)."""
     scaled = np.asarray(scores, np.float64) / temperature
     weights = np.exp(scaled - scaled.max())

@@ -15,10 +15,10 @@ from typing import Any, Literal
 import numpy as np
 
 from lmsmith.core.errors import UserError
-from lmsmith.evaluation.evaluator import TaskResult
 from lmsmith.evaluation.measures import aggregate, measure_of
 from lmsmith.evaluation.methods.answers import HAN
 from lmsmith.evaluation.rows import ItemRow
+from lmsmith.evaluation.run import TaskResult
 from lmsmith.evaluation.tasks.data import read_items
 from lmsmith.evaluation.tasks.spec import DataSpec
 from lmsmith.statistics.intervals import Interval

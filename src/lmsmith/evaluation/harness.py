@@ -20,10 +20,15 @@ from lmsmith.core.errors import UserError
 from lmsmith.core.extras import needs_extra
 from lmsmith.core.progress import Progress, QuietProgress
 from lmsmith.core.recipe import MachineConfig
-from lmsmith.evaluation.methods.likelihood import LikelihoodReader, common_prefix, shared_prefix
+from lmsmith.evaluation.methods.likelihood import (
+    Likelihood,
+    LikelihoodReader,
+    common_prefix,
+    shared_prefix,
+)
 from lmsmith.evaluation.methods.perplexity import window_pairs
 from lmsmith.evaluation.methods.writing import STREAMS_AN_ITEM
-from lmsmith.evaluation.model import EvaluatedModel, Pair, load_evaluated_model
+from lmsmith.evaluation.model import Continuation, EvaluatedModel, load_evaluated_model
 from lmsmith.generation.engine import Engine, answer
 from lmsmith.generation.requests import Request, TokenEvent, until_stop
 from lmsmith.generation.settings import SamplingSettings
@@ -157,7 +162,7 @@ class HarnessModel(LM):  # type: ignore[misc]
 
         The last window is filled up with what stands before it.
         """
-        tokenizer, pairs = self.subject.tokenizer, list[Pair]()
+        tokenizer, pairs = self.subject.tokenizer, list[Continuation]()
         owners, left = list[int](), list[int]()
         encoded = tokenizer.encode_batch([each.args[0] for each in requests])
         for number, tokens in enumerate(encoded):
@@ -201,7 +206,7 @@ class HarnessModel(LM):  # type: ignore[misc]
         self._progress.end()
         return texts
 
-    def _pairs(self, given: Sequence[tuple[str, str]]) -> list[Pair]:
+    def _pairs(self, given: Sequence[tuple[str, str]]) -> list[Continuation]:
         """A continuation keeps the spaces that lm-eval gives it, also after a chat's prompt."""
         renderings = [self._rendering(context) for context, _ in given]
         plain = [number for number, each in enumerate(renderings) if each is None]
@@ -211,12 +216,12 @@ class HarnessModel(LM):  # type: ignore[misc]
             for rendering, (_, continuation) in zip(renderings, given, strict=True)
         ]
 
-    def _chat_pair(self, rendering: Rendering, continuation: str) -> Pair:
+    def _chat_pair(self, rendering: Rendering, continuation: str) -> Continuation:
         """Spaces at the prompt's end count as the continuation's: lm-eval's rule for any text."""
         tokenizer = self.subject.tokenizer
         before = tokenizer.encode_rendered(rendering.until(len(rendering.text.rstrip())))
         whole = tokenizer.encode_rendered(rendering, continuation)
-        return self.subject.pair([*self._start(whole), *whole], len(whole) - len(before))
+        return self.subject.continuation([*self._start(whole), *whole], len(whole) - len(before))
 
     def _rendering(self, context: str) -> Rendering | None:
         """Where a prompt's control tokens are; None for plain text.
@@ -236,7 +241,9 @@ class HarnessModel(LM):  # type: ignore[misc]
         start = list(self.subject.start)
         return start if [*tokens[: len(start)]] != start else []
 
-    def _read(self, title: str, pairs: Sequence[Pair]) -> Iterator[tuple[list[int], list[Any]]]:
+    def _read(
+        self, title: str, pairs: Sequence[Continuation]
+    ) -> Iterator[tuple[list[int], list[Likelihood]]]:
         """Numbers of pairs and their likelihoods, those with the same beginning together."""
         reader = LikelihoodReader(self.subject.model)
         reader.cache_prefix(shared_prefix(pairs))

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness's tasks: found, with their data, and put to one of our models."""
+"""lm-evaluation-harness's tasks on one of our models: ``lmsmith eval --harness lm-eval``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import contextlib
 import difflib
 import io
 import json
+import logging
 import re
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +17,15 @@ from typing import Any
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.extras import needs_extra
-from lmsmith.core.files import atomic_write, finite
+from lmsmith.core.files import atomic_write, finite, write_json
+from lmsmith.core.progress import RunProgress
+from lmsmith.core.version import VERSION
+from lmsmith.evaluation.model import load_evaluated_model
+from lmsmith.evaluation.run import ModelEvaluation, folder_name, model_record, stage
 from lmsmith.evaluation.tasks.sources import caches_alone, environment, why_offline
+from lmsmith.runs.locking import locked
+from lmsmith.runs.signals import StopSignal
+from lmsmith.training.machine import ResolvedMachine
 
 RESAMPLES = 1_000
 """For the standard errors that lm-eval draws; it takes 100,000 if it is not told otherwise."""
@@ -27,30 +36,115 @@ KEPT = (
 )  # fmt: skip
 """Keys that are kept of lm-eval's result; the others describe the machine."""
 
-_ONE_PROCESS = {"DISABLE_MULTIPROC": "1"}
-"""Resampling in several is slower than the resampling."""
+
+@dataclass(frozen=True)
+class HarnessSetting:
+    """How tasks are put: examples, None for what each task says; the first items, None for all."""
+
+    shots: int | None = None
+    limit: int | None = None
+    seed: int = 0
+    chat: bool = False
+
+    @property
+    def label(self) -> str:
+        return "" if self.shots is None else f"-{self.shots}-shot"
+
+
+def evaluate_with_harness(
+    word: str,
+    tasks: Sequence[str],
+    counts: Sequence[int | None],
+    limit: int | None,
+    seed: int,
+    machine: ResolvedMachine,
+    progress: RunProgress,
+    *,
+    chat: bool = False,
+    begins: bool | None = None,
+    include_path: Sequence[Path] = (),
+    folder: Path | None = None,
+) -> ModelEvaluation:
+    """Evaluate a model on lm-eval's tasks; results.json and the samples go to ``folder``.
+
+    Args:
+        tasks: lm-eval's names.
+        counts: numbers of examples; what each task says if empty.
+        limit: only the first items of each task.
+        include_path: folders of YAML tasks.
+        folder: evals/MODEL/lm-eval if None.
+
+    Returns:
+        The evaluation; its rows are in the record, its ``results`` are empty.
+
+    Raises:
+        UserError: ``counts`` has None, as many as fit, which lm-eval does not know; or there is no
+            such task or model.
+    """
+    if None in counts:
+        raise UserError("--shots fit: lm-eval takes a number", "e.g. --shots 0,5")
+    place = folder or Path("evals") / folder_name(word) / "lm-eval"
+    settings = [HarnessSetting(count, limit, seed, chat) for count in counts or [None]]
+    with (
+        StopSignal(),
+        quiet_and_offline_if_need_be() as offline,
+        locked(place, progress),
+        contextlib.closing(progress),
+    ):
+        progress.plan(["tasks", "model", *(f"lm-eval{each.label}" for each in settings)])
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)
+        with stage(progress, "tasks"):
+            manager, names = _find_names(tasks, include_path)
+            loaded = _load_tasks(manager, names, offline=offline)
+        with stage(progress, "model"):
+            from lmsmith.evaluation.harness import HarnessModel  # it is made of lm-eval's class
+
+            subject = load_evaluated_model(word, machine, begins=begins)
+            model = HarnessModel(subject=subject, seed=seed, progress=progress)
+        kept = place / f"answers-{subject.fingerprint}-{VERSION}"
+        rows: list[dict[str, Any]] = []
+        raw = []
+        for number, setting in enumerate(settings):
+            if number:  # lm-eval writes the number of shots into the tasks
+                loaded = _load_tasks(manager, names, offline=offline)
+            started = time.monotonic()
+            with stage(progress, f"lm-eval{setting.label}"):
+                found = _run_tasks(model, loaded, manager, setting, kept)
+                seconds = time.monotonic() - started
+                logs = _write_samples(found, place, setting.label)
+            rows += [row | {"log": logs.get(row["task"])} for row in _result_rows(found)]
+            raw.append(_plain_results(found) | {"seconds": round(seconds, 3)})
+        if model.truncated:
+            progress.say(f"{model.truncated:,} prompts lost their beginning to fit the context")
+        record = model_record(subject) | {
+            "folder": str(place),
+            "chat": chat,
+            "limit": limit,
+            "seed": seed,
+            "truncated": model.truncated,
+            "results": rows,
+            "lm_eval": raw,
+        }
+        write_json(place / "results.json", record)
+    return ModelEvaluation(word, place, record, [])
 
 
 @contextlib.contextmanager
 def quiet_and_offline_if_need_be() -> Iterator[bool]:
     """Let lm-eval and datasets print nothing, and ask no network where there is none.
 
-    Without it, data that is not here is asked for again and again for half a minute.
-
-    Yields:
-        Whether the hub is left alone: it does not answer, or the user says so
-        (``HF_HUB_OFFLINE=1``).
+    They would ask for data that is not here for half a minute. Yields whether the hub is left
+    alone: it does not answer, or the user says so (``HF_HUB_OFFLINE=1``).
     """
     offline = bool(why_offline())
     with (
-        environment(_ONE_PROCESS),
+        environment({"DISABLE_MULTIPROC": "1"}),  # several processes resample more slowly
         caches_alone() if offline else contextlib.nullcontext(),
         _silent_bars(),
         warnings.catch_warnings(),
         contextlib.redirect_stdout(io.StringIO()),
     ):
-        # Of lm-eval's and its libraries' authors, to themselves.
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # of lm-eval's and its libraries' authors, to themselves
         yield offline
 
 
@@ -71,15 +165,12 @@ def _silent_bars() -> Iterator[None]:
         tqdm.__init__ = begin
 
 
-def find_names(words: Sequence[str], folders: Sequence[Path]) -> tuple[Any, list[str]]:
+def _find_names(words: Sequence[str], folders: Sequence[Path]) -> tuple[Any, list[str]]:
     """lm-eval's task manager, and the names of tasks, groups and tags that the words mean.
 
     Args:
         words: names, patterns (``mmlu_*``), or YAML files.
         folders: of YAML tasks of the user's own, before lm-eval's.
-
-    Raises:
-        UserError: lm-eval is not installed, a folder is missing, or there is no such task.
     """
     with needs_extra("harness"):
         import lm_eval.tasks
@@ -110,12 +201,8 @@ def find_names(words: Sequence[str], folders: Sequence[Path]) -> tuple[Any, list
     return manager, names
 
 
-def load_tasks(manager: Any, names: Sequence[str], *, offline: bool) -> list[Any]:
-    """The tasks with their data, groups as a whole.
-
-    Raises:
-        UserError: data cannot be had, or a task cannot be asked here.
-    """
+def _load_tasks(manager: Any, names: Sequence[str], *, offline: bool) -> list[Any]:
+    """The tasks with their data, groups as a whole."""
     loaded: list[Any] = []
     for name in names:
         try:
@@ -147,40 +234,14 @@ def _loading_error(name: str, error: Exception, offline: bool) -> UserError:
     return UserError(problem, "check the task's dataset_path, splits and templates")
 
 
-@dataclass(frozen=True)
-class HarnessSetting:
-    """How tasks are asked.
-
-    Attributes:
-        shots: examples before each item; None for what each task says.
-        limit: only the first items of each task; None for all.
-        seed: of the examples, and of all other chance.
-        chat: ask by the model's chat template.
-    """
-
-    shots: int | None = None
-    limit: int | None = None
-    seed: int = 0
-    chat: bool = False
-
-    @property
-    def label(self) -> str:
-        return "" if self.shots is None else f"-{self.shots}-shot"
-
-
-def run_tasks(
+def _run_tasks(
     model: Any, tasks: Sequence[Any], manager: Any, setting: HarnessSetting, kept: Path
 ) -> dict[str, Any]:
-    """lm-eval's results of a model.
+    """lm-eval's results of a model, on tasks that were not asked before.
 
     Args:
         model: a `lmsmith.evaluation.harness.HarnessModel`.
-        tasks: of `load_tasks`, not asked before.
         kept: the beginning of a file's name, for answers to be found again after a kill.
-
-    Raises:
-        UserError: a task cannot be asked so, in lm-eval's words.
-        Interrupted: after Ctrl-C, with all answers kept.
     """
     import jinja2
     import lm_eval
@@ -209,7 +270,7 @@ def run_tasks(
     return dict(found)
 
 
-def result_rows(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _result_rows(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row a task or group: its measures with lm-eval's values and standard errors."""
     rows = []
     for name, metrics in found["results"].items():
@@ -241,7 +302,7 @@ def result_rows(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def write_samples(found: Mapping[str, Any], place: Path, label: str) -> dict[str, str]:
+def _write_samples(found: Mapping[str, Any], place: Path, label: str) -> dict[str, str]:
     """Write what lm-eval keeps of each item, a JSONL file a task; their paths by task."""
     from lm_eval.utils import handle_non_serializable
 
@@ -257,7 +318,7 @@ def write_samples(found: Mapping[str, Any], place: Path, label: str) -> dict[str
     return paths
 
 
-def plain_results(found: Mapping[str, Any]) -> dict[str, Any]:
+def _plain_results(found: Mapping[str, Any]) -> dict[str, Any]:
     """lm-eval's own results as JSON has them, without the samples and the machine."""
     from lm_eval.utils import handle_non_serializable
 

@@ -18,11 +18,11 @@ from lmsmith.training.machine import ResolvedMachine
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A context and its continuation as tokens.
+class Continuation:
+    """A continuation after its context, as tokens.
 
     Attributes:
-        tokens: both, one after the other; never empty before the continuation.
+        tokens: both, one after the other; the context is never empty.
         scored: how many of the last ones are the continuation.
         truncated: tokens of the context that did not fit, cut from its beginning.
     """
@@ -31,6 +31,10 @@ class Pair:
     scored: int
     truncated: int = 0
 
+    @property
+    def context(self) -> tuple[int, ...]:
+        return self.tokens[: len(self.tokens) - self.scored]
+
 
 @dataclass(frozen=True)
 class EvaluatedModel:
@@ -38,8 +42,6 @@ class EvaluatedModel:
 
     Attributes:
         name: to call it by.
-        model: the decoder.
-        tokenizer: its own.
         fingerprint: of its weights' file and the precision.
         parameters: of the decoder.
         precision: of the matrix products, ``fp32`` or ``bf16``.
@@ -72,7 +74,7 @@ class EvaluatedModel:
         encoded = self.tokenizer.encode_batch(list(contexts))
         return [begun(self.tokenizer, tokens, self.start) for tokens in encoded]
 
-    def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Pair]:
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Continuation]:
         """Tokens of (context, continuation): encoded as one text, parted where the context ends.
 
         Spaces at the context's end are encoded with the continuation, as words are. A pair of more
@@ -82,22 +84,22 @@ class EvaluatedModel:
             contexts = [self._chat_tokens(context) for context, _ in pairs]
             continuations = self.tokenizer.encode_batch([text.lstrip() for _, text in pairs])
             return [
-                self.pair([*context, *continuation], len(continuation))
-                for context, continuation in zip(contexts, continuations, strict=True)
+                self.continuation([*context, *tokens], len(tokens))
+                for context, tokens in zip(contexts, continuations, strict=True)
             ]
         stripped = [context.rstrip() for context, _ in pairs]
         whole = self.tokenizer.encode_batch([context + text for context, text in pairs])
         different = list(dict.fromkeys(stripped))  # an item's choices have one
         before = dict(zip(different, self.tokenizer.encode_batch(different), strict=True))
         return [
-            self.pair(
+            self.continuation(
                 [*self._opening(before[context]), *tokens], len(tokens) - len(before[context])
             )
             for tokens, context in zip(whole, stripped, strict=True)
         ]
 
-    def pair(self, tokens: list[int], scored: int) -> Pair:
-        """The pair whose continuation is the last ``scored`` tokens, cut to fit from the left.
+    def continuation(self, tokens: list[int], scored: int) -> Continuation:
+        """The last ``scored`` tokens as a continuation, its context cut from the left to fit.
 
         Raises:
             UserError: the continuation is empty, or leaves no token before it in the context.
@@ -113,20 +115,13 @@ class EvaluatedModel:
                 f"a continuation of {scored} tokens fills the context of {self.context}",
                 "use a model with a longer context, or leave the item out",
             )
-        return Pair(tuple(tokens[cut:]), scored, cut)
+        return Continuation(tuple(tokens[cut:]), scored, cut)
 
     def _opening(self, context: Sequence[int]) -> list[int]:
         return begun(self.tokenizer, context, self.start)[: -len(context) or None]
 
     def _chat_tokens(self, context: str) -> list[int]:
         return encode_prompt(self.tokenizer, [{"role": "user", "content": context}]).tokens
-
-
-def start_of_texts(tokenizer: Tokenizer, begins: bool | None) -> tuple[int, ...]:
-    """Tokens before every text: as the tokenizer's files say if None, else some or none."""
-    if begins is None:
-        return tokenizer.text_start
-    return (tokenizer.text_start or (tokenizer.start_of_text,)) if begins else ()
 
 
 def load_evaluated_model(
@@ -143,9 +138,11 @@ def load_evaluated_model(
 def make_evaluated_model(
     read: ReadModel, machine: ResolvedMachine, *, begins: bool | None = None, chat: bool = False
 ) -> EvaluatedModel:
-    """An `EvaluatedModel` from a model that was read."""
+    """As `load_evaluated_model`, from a model that was read."""
     tokenizer = read.tokenizer
-    start = start_of_texts(tokenizer, begins)
+    start = tokenizer.text_start
+    if begins is not None:
+        start = (start or (tokenizer.start_of_text,)) if begins else ()
     return EvaluatedModel(
         name=read.source.name,
         model=InferenceDecoder(read.decoder, machine),

@@ -1,48 +1,143 @@
-"""A model on a plan of tasks: ``lmsmith eval``, ``lmsmith study`` and `lmsmith.evaluate`."""
+"""A model on a plan of tasks: items in batches, each answer kept as it comes."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from msgspec import structs
+
+from lmsmith.core.config import encode
 from lmsmith.core.errors import UserError
-from lmsmith.core.files import write_json
-from lmsmith.core.progress import RunProgress
+from lmsmith.core.files import fingerprint, write_json
+from lmsmith.core.progress import Progress, RunProgress
 from lmsmith.core.version import VERSION
-from lmsmith.evaluation.evaluator import Setting, TaskResult, evaluate_task
+from lmsmith.evaluation.measures import aggregate, lm_eval_metrics
+from lmsmith.evaluation.methods.code import Code
+from lmsmith.evaluation.methods.free_form import free_form_method
+from lmsmith.evaluation.methods.likelihood import Cloze, MultipleChoice
+from lmsmith.evaluation.methods.perplexity import Rolling
+from lmsmith.evaluation.methods.rated import Rated, classifier_score, rater_identity
 from lmsmith.evaluation.model import EvaluatedModel, load_evaluated_model
-from lmsmith.evaluation.tasks.data import MissingData
+from lmsmith.evaluation.rows import AnswerRow, AnyRow, ItemLog
+from lmsmith.evaluation.tasks.data import Item, MissingData, TaskData, draw_items, read_data
+from lmsmith.evaluation.tasks.prompts import Question, choose_shots, with_shots
+from lmsmith.evaluation.tasks.python_task import WRITTEN, PythonTask
 from lmsmith.evaluation.tasks.shipped import find_tasks, suites
-from lmsmith.evaluation.tasks.spec import TaskSpec
+from lmsmith.evaluation.tasks.shown_labels import ShownLabels
+from lmsmith.evaluation.tasks.spec import Published, TaskSetting, TaskSpec
+from lmsmith.models.batching import length_batches
 from lmsmith.runs.locking import locked
-from lmsmith.runs.signals import StopSignal
+from lmsmith.runs.signals import StopSignal, stop_if_requested
+from lmsmith.statistics.intervals import Interval
 from lmsmith.training.machine import ResolvedMachine
+
+ROWS_VERSION = 3
+"""Version of the rows' contents; rows of another version are discarded."""
+
+TOKENS_A_BATCH = 4_096
+"""Tokens read between two savings, about."""
+
+LOCATIONS = ("file", "package", "path", "hub", "subset", "split", "revision", "examples", "beside")
+"""Settings that only say where data is; its contents are in its own fingerprint."""
 
 
 @dataclass(frozen=True)
 class PlannedTask:
-    """A task with the way it is asked, and what progress calls it."""
+    """A task with its setting, and its name in the progress."""
 
     label: str
     task: TaskSpec
-    setting: Setting
+    setting: TaskSetting
 
 
 Plan = list[PlannedTask]
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class TaskResult:
+    """A model's result on a task.
+
+    Attributes:
+        measures: each with its interval.
+        items: how many.
+        truncated: items whose beginning did not fit the context.
+        mean_shots: examples that were shown, on average.
+        seconds: spent, in all sittings.
+        rows: of the items, in the data's order.
+        log: the file that holds them.
+        available: items that the data has, of which these were drawn; 0 if it is not known.
+    """
+
+    task: TaskSpec
+    setting: TaskSetting
+    measures: Mapping[str, Interval]
+    items: int
+    truncated: int
+    mean_shots: float
+    seconds: float
+    rows: Sequence[AnyRow]
+    log: Path
+    available: int = 0
+
+    @property
+    def part(self) -> str:
+        """The items where they are not all: ``200 of 1,838 items, drawn by seed 0``."""
+        if self.items >= self.available:
+            return ""
+        return f"{self.items:,} of {self.available:,} items, drawn by seed {self.setting.seed}"
+
+    @property
+    def name(self) -> str:
+        """The task, and its shots if there are any."""
+        shots = self.setting.label
+        return self.task.name if shots == "0" else f"{self.task.name}, {shots}-shot"
+
+    @property
+    def headline(self) -> Interval:
+        """Interval of the task's headline measure."""
+        return self.measures[self.task.measure]
+
+    @property
+    def published(self) -> tuple[Published, ...]:
+        """Papers' figures of the same number of shots."""
+        shots = self.setting.shots
+        kind = "zero" if shots == 0 else "one" if shots == 1 else "few"
+        return tuple(row for row in self.task.published if row.shots == kind)
+
+    def as_dict(self) -> dict[str, object]:
+        """For ``--json`` and results.json."""
+        return {
+            "task": self.task.name,
+            "kind": self.task.kind,
+            "shots": self.setting.label,
+            "fixed_shots": self.setting.fixed,
+            "seed": self.setting.seed,
+            "measure": self.task.measure,
+            "measures": {name: vars(each) for name, each in self.measures.items()},
+            "metrics": {n: vars(each) for n, each in lm_eval_metrics(self.measures).items()},
+            "items": self.items,
+            "items_available": self.available,
+            "truncated": self.truncated,
+            "mean_shots": round(self.mean_shots, 2),
+            "seconds": round(self.seconds, 3),
+            "published": [encode(row) for row in self.published],
+            "log": str(self.log),
+        }
+
+
+@dataclass(frozen=True)
+class ModelEvaluation:
     """One model's results.
 
     Attributes:
         word: the model as the user named it.
         folder: where its results and its items' rows are.
-        record: what results.json holds.
+        record: the contents of results.json.
         results: one a planned task.
         report: the page, once it is written.
     """
@@ -65,9 +160,9 @@ class Evaluation:
 
 def plan_tasks(
     tasks: Sequence[str],
-    suite: str = "",
-    shots: Sequence[int | None] = (),
-    setting: Setting | None = None,
+    suite: str,
+    shots: Sequence[int | None],
+    setting: TaskSetting,
     measure: str = "",
 ) -> Plan:
     """Find the tasks, and plan each with each number of shots.
@@ -75,14 +170,13 @@ def plan_tasks(
     Args:
         tasks: names, groups and files, as `find_tasks` reads them.
         suite: tasks that go together, beside those named.
-        shots: numbers of examples, None for as many as fit; what each task says if empty.
-        setting: all else of how they are asked.
+        shots: numbers of examples, None for as many as fit; each task's own if empty.
+        setting: all but the shots.
         measure: the headline measure in place of the tasks' own.
 
     Raises:
         UserError: nothing, or something unknown, is named.
     """
-    setting = setting or Setting()
     asked = [(word, tuple(shots)) for word in tasks]
     if suite:
         known = suites()
@@ -120,7 +214,7 @@ def with_measure(task: TaskSpec, measure: str) -> TaskSpec:
 
 
 def with_raters(plan: Plan, classifier: str, judge: str, *, compares: bool = False) -> Plan:
-    """The plan with what rates its tasks' texts.
+    """The plan with the rater of its tasks' texts.
 
     Args:
         classifier: ``TASK=LABEL``, in place of the patterns of toxicity.
@@ -167,7 +261,7 @@ def model_to_evaluate(
     """Read a model; inside, the folder is locked and Ctrl-C ends the work between two items.
 
     Args:
-        stages: what progress announces.
+        stages: those that progress announces.
         begins, chat: see `load_evaluated_model`.
     """
     with StopSignal(), locked(folder, progress):
@@ -185,6 +279,37 @@ def stage(progress: RunProgress, label: str) -> Iterator[None]:
     progress.stage_begins(label, "")
     yield
     progress.stage_ends(label, time.monotonic() - started)
+
+
+def evaluate_model(
+    word: str,
+    plan: Plan,
+    path: Sequence[Path],
+    folder: Path,
+    progress: RunProgress,
+    machine: ResolvedMachine,
+    *,
+    begins: bool | None = None,
+    chat: bool = False,
+    skip_missing: bool = False,
+) -> ModelEvaluation:
+    """Evaluate a model on a plan: results.json and each task's rows go to ``folder``.
+
+    Args:
+        word: a run, a model folder, a Hugging Face folder, a GGUF file or a registered name.
+        path, skip_missing: see `run_plan`.
+        begins, chat: see `load_evaluated_model`.
+
+    Raises:
+        UserError: there is no such model, or a task cannot be asked.
+        Interrupted: after Ctrl-C, with all answers kept.
+    """
+    labels = [planned.label for planned in plan]
+    with model_to_evaluate(
+        word, folder, labels, progress, machine, begins=begins, chat=chat
+    ) as model:
+        results = run_plan(model, plan, path, folder, progress, skip_missing=skip_missing)
+        return write_results(word, model, results, folder)
 
 
 def run_plan(
@@ -221,9 +346,16 @@ def run_plan(
 
 def write_results(
     word: str, model: EvaluatedModel, results: list[TaskResult], folder: Path
-) -> Evaluation:
+) -> ModelEvaluation:
     """Write a model's results.json."""
-    record: dict[str, Any] = {
+    record = model_record(model) | {"results": [result.as_dict() for result in results]}
+    write_json(folder / "results.json", record)
+    return ModelEvaluation(word, folder, record, results)
+
+
+def model_record(model: EvaluatedModel) -> dict[str, Any]:
+    """The model in results.json."""
+    return {
         "model": model.name,
         "parameters": model.parameters,
         "fingerprint": model.fingerprint,
@@ -231,41 +363,189 @@ def write_results(
         "starts_texts": bool(model.start),
         "chat": model.chat,
         "version": VERSION,
-        "results": [result.as_dict() for result in results],
     }
-    write_json(folder / "results.json", record)
-    return Evaluation(word, folder, record, results)
 
 
-def evaluate_model(
-    word: str,
-    plan: Plan,
+def evaluate_task(
+    model: EvaluatedModel,
+    task: TaskSpec,
+    setting: TaskSetting,
     path: Sequence[Path],
     folder: Path,
-    progress: RunProgress,
-    machine: ResolvedMachine,
-    *,
-    begins: bool | None = None,
-    chat: bool = False,
-    skip_missing: bool = False,
-) -> Evaluation:
-    """Evaluate a model on a plan: results.json and each task's rows go to ``folder``.
+    progress: Progress,
+) -> TaskResult:
+    """Put a task to a model; see `run_plan`."""
+    setting = replace(setting, shots=task.shown_shots(setting.shots))
+    data = read_data(task, path, setting.seed)
+    there = len(data.pool) - (data.pool is data.items)  # no item is its own example
+    if setting.shots and setting.shots > there:
+        raise UserError(
+            f"task {task.name}: {setting.shots} shots, but there are {len(data.pool)} examples",
+            "ask for fewer, or name a file with more as data.examples",
+        )
+    items = draw_items(data.items, setting.limit, setting.seed)
+    of = identity(model, task, data, setting)
+    log: ItemLog[AnyRow] = ItemLog(log_path(folder, task, setting), of, AnyRow)
+    left = [item for item in items if item.id not in log.rows]
+    if left:
+        answer_items(model, task, setting, left, data.pool, log, len(items), progress)
+    rows = [log.rows[item.id] for item in items]
+    return TaskResult(
+        task,
+        setting,
+        aggregate(rows, seed=setting.seed),
+        len(rows),
+        sum(row.truncated > 0 for row in rows),
+        sum(len(row.shots) for row in rows) / len(rows),
+        log.seconds,
+        rows,
+        log.path,
+        len(data.items),
+    )
 
-    Args:
-        word: a run, a model folder, a Hugging Face folder, a GGUF file or a registered name.
-        path, skip_missing: see `run_plan`.
-        begins, chat: see `load_evaluated_model`.
 
-    Raises:
-        UserError: there is no such model, or a task cannot be asked.
-        Interrupted: after Ctrl-C, with all answers kept.
-    """
-    stages = [planned.label for planned in plan]
-    with model_to_evaluate(
-        word, folder, stages, progress, machine, begins=begins, chat=chat
-    ) as model:
-        results = run_plan(model, plan, path, folder, progress, skip_missing=skip_missing)
-        return write_results(word, model, results, folder)
+def answer_items(
+    model: EvaluatedModel,
+    task: TaskSpec,
+    setting: TaskSetting,
+    items: Sequence[Item],
+    pool: Sequence[Item],
+    log: ItemLog[AnyRow],
+    total: int,
+    progress: Progress,
+) -> None:
+    """Ask the items that are left, longest first, and log their rows."""
+    started = time.monotonic()
+    shots = [choose_shots(model, task, setting, item, pool) for item in items]
+    if setting.labels == "gold":
+        questions = [with_shots(task, item, each) for item, each in zip(items, shots, strict=True)]
+    else:
+        labels = ShownLabels(task, pool, setting.labels, setting.seed, fixed=setting.fixed)
+        questions = [labels.question(item, each) for item, each in zip(items, shots, strict=True)]
+    if task.kind == "free_form" and not task.answer.extract:
+        for sentence in unwritable(model, task, questions):
+            progress.say(sentence)
+    method = make_method(model, task, questions, setting.seed)
+    by_id = {item.id: item for item in items}
+    done = total - len(items)
+    documents = method if isinstance(method, Rolling) else None
+    if documents:  # of very different lengths
+
+        def read(tokens: int) -> None:
+            progress.update(tokens)
+            stop_if_requested()
+
+        documents.on_tokens = read
+        progress.begin(task.name, sum(documents.tokens), "tokens")
+    else:
+        progress.begin(task.name, total, "items", done)
+    for batch in length_batches(method.tokens, TOKENS_A_BATCH):
+        rows = [scored(task, by_id[row.id], row) for row in method.answer(batch)]
+        now = time.monotonic()
+        log.append(rows, now - started)
+        started = now
+        done += len(rows)
+        if not documents:
+            progress.update(done)
+        stop_if_requested()
+    progress.end()
+
+
+class Method(Protocol):
+    """Answers the questions of one kind of task."""
+
+    @property
+    def tokens(self) -> list[int]:
+        """Approximate cost of each question, in tokens."""
+
+    def answer(self, numbers: Sequence[int]) -> Iterator[AnyRow]:
+        """The rows of the questions of these numbers."""
+
+
+def make_method(
+    model: EvaluatedModel, task: TaskSpec, questions: Sequence[Question], seed: int = 0
+) -> Method:
+    """The method of a task's kind, for these questions."""
+    match task.kind:
+        case "multiple_choice":
+            return MultipleChoice(model, questions, task.answer_context)
+        case "cloze":
+            return Cloze(model, questions)
+        case "perplexity":
+            return Rolling(model, questions, task.data.window, task.data.overlap)
+        case "code":
+            return Code(model, questions, task.answer, seed)
+        case "rated":
+            classify = classifier_score(model, task.rating) if task.rating.classifier else None
+            return Rated(model, questions, task.answer, task.rating, seed, classify)
+        case "free_form":
+            return free_form_method(model, task, questions, seed)
+
+
+def unwritable(
+    model: EvaluatedModel, task: TaskSpec, questions: Sequence[Question]
+) -> Iterator[str]:
+    """Why the model cannot write the right answers of some questions, a sentence each."""
+    room, stops = task.answer.max_new_tokens, task.answer.stop
+    file = "in the task's file (lmsmith tasks show TASK --toml begins one)"
+    of = f"{task.name}: the right answers of {{}} of {len(questions)} items"
+    golds = [[gold.strip() for gold in question.answers] for question in questions]
+    sizes = ([len(tokens) for tokens in model.tokenizer.encode_batch(each)] for each in golds)
+    if long := sum(min(each) > room for each in sizes):
+        why = f"are longer than {room} tokens: raise answer.max_new_tokens"
+        yield f"{of.format(long)} {why} {file}"
+    if ended := sum(all(any(s in gold for s in stops) for gold in each) for each in golds):
+        why = "contain a text at which an answer ends: change answer.stop"
+        yield f"{of.format(ended)} {why} {file}"
+
+
+def scored(task: TaskSpec, item: Item, row: AnyRow) -> AnyRow:
+    """A row with its value by the measure of a task's own class, if it has one."""
+    scorer = task.scorer() if isinstance(task, PythonTask) else None
+    if scorer is None or not isinstance(row, AnswerRow):
+        return row
+    fields = {key: value for key, value in item.fields.items() if key != WRITTEN}
+    value = scorer(fields, row.answer, item.where)
+    return structs.replace(row, metrics={task.measures[0]: value, **row.metrics})
+
+
+def log_path(folder: Path, task: TaskSpec, setting: TaskSetting) -> Path:
+    """The file of a task's rows."""
+    name = task.name.replace("/", ".")
+    fixed = "-fixed" if setting.fixed and setting.shots != 0 else ""
+    labels = f"-{setting.labels}-labels" if setting.labels != "gold" else ""
+    order = f"-order-{setting.order}" if setting.order else ""
+    return folder / f"{name}-{setting.label}-shot{fixed}{labels}{order}.jsonl"
+
+
+def identity(
+    model: EvaluatedModel, task: TaskSpec, data: TaskData, setting: TaskSetting
+) -> dict[str, object]:
+    """All that a row depends on; not the number of items, since each row is of its item alone."""
+    of_task = encode(task)
+    for key in ("about", "source", "published"):
+        del of_task[key]
+    for key in LOCATIONS:
+        del of_task["data"][key]
+    if task.kind != "rated":
+        del of_task["rating"]
+    parts: dict[str, object] = {
+        "version": ROWS_VERSION,
+        "model": model.fingerprint,
+        "task": of_task,
+        "data": data.fingerprint,
+        "shots": setting.label,
+        "fixed": setting.fixed,
+        "seed": setting.seed,
+    }
+    if task.kind == "rated":
+        parts["rater"] = rater_identity(model, task.rating)
+    if setting.labels != "gold":
+        parts["labels"] = setting.labels
+    if setting.order:
+        parts["order"] = setting.order
+    about = {"model_name": model.name, "task_name": task.name, "shots": setting.label}
+    return {"fingerprint": fingerprint(parts), **about}
 
 
 def check_limits(limit: int | None, seed: int) -> None:

@@ -27,7 +27,6 @@ from typing import Annotated, Any
 
 import msgspec
 
-from lmsmith.comparison.frontier import final_step, find_snapshots
 from lmsmith.comparison.replies import (
     Scores,
     Texts,
@@ -35,6 +34,8 @@ from lmsmith.comparison.replies import (
     accuracy_by_origin,
     compare_replies,
     describe_replies,
+    final_step,
+    find_snapshots,
     mean,
     sample_rows,
 )

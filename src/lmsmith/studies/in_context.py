@@ -10,14 +10,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lmsmith.comparison.items import Comparison, compare_rows
+from lmsmith.comparison.run import TaskComparison, compare_rows
 from lmsmith.core.errors import UserError
 from lmsmith.core.progress import choose_progress
-from lmsmith.evaluation.evaluator import Setting, TaskResult
 from lmsmith.evaluation.measures import measure_of
 from lmsmith.evaluation.rows import ChoiceRow
 from lmsmith.evaluation.run import (
     PlannedTask,
+    TaskResult,
     check_limits,
     folder_name,
     model_to_evaluate,
@@ -27,8 +27,8 @@ from lmsmith.evaluation.run import (
 )
 from lmsmith.evaluation.tasks.data import read_data
 from lmsmith.evaluation.tasks.shipped import find_tasks
-from lmsmith.evaluation.tasks.shown_labels import Labels, ShownLabels, has_shared_labels
-from lmsmith.evaluation.tasks.spec import TaskSpec
+from lmsmith.evaluation.tasks.shown_labels import ShownLabels, has_shared_labels
+from lmsmith.evaluation.tasks.spec import Labels, TaskSetting, TaskSpec
 from lmsmith.training.machine import ResolvedMachine
 
 StudyKind = Literal["labels", "order", "shots"]
@@ -61,7 +61,7 @@ class Arm:
 
     name: str
     task: TaskSpec
-    setting: Setting
+    setting: TaskSetting
     line: str = ""
 
 
@@ -71,7 +71,7 @@ class ArmResult:
 
     arm: Arm
     result: TaskResult
-    against_first: Comparison | None
+    against_first: TaskComparison | None
 
     def as_dict(self) -> dict[str, Any]:
         """For ``--json`` and results.json."""
@@ -92,7 +92,7 @@ def plan_arms(
     task: TaskSpec,
     shots: Sequence[int],
     orders: int,
-    setting: Setting,
+    setting: TaskSetting,
     *,
     renames: bool = True,
 ) -> list[Arm]:
@@ -134,14 +134,14 @@ def plan_arms(
     return [Arm(f"order {n + 1}", task, replace(common, order=n)) for n in range(count)]
 
 
-def _arms_of_labels(task: TaskSpec, shots: int, setting: Setting) -> list[Arm]:
+def _arms_of_labels(task: TaskSpec, shots: int, setting: TaskSetting) -> list[Arm]:
     """Min et al. 2022: gold labels first, the others against them."""
     common = replace(setting, shots=shots)
     arms = [Arm(name, task, replace(common, labels=labels)) for labels, name in LABELS.items()]
     return [*arms, Arm(NO_SHOTS, task, replace(setting, shots=0))]
 
 
-def _arms_of_shots(task: TaskSpec, shots: Sequence[int], setting: Setting) -> list[Arm]:
+def _arms_of_shots(task: TaskSpec, shots: Sequence[int], setting: TaskSetting) -> list[Arm]:
     """Brown et al. 2020, figure 1.2: with the task's instruction, if it has one, and without."""
     lines = [("", task)]
     if task.prompt.instruction:
@@ -234,7 +234,7 @@ def plan_study(
     tasks: Sequence[str],
     shots: Sequence[int | str],
     orders: int,
-    setting: Setting,
+    setting: TaskSetting,
     measure: str,
     path: Sequence[Path],
 ) -> list[list[Arm]]:

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from lmsmith.core.errors import UserError
 from lmsmith.evaluation.methods import code
-from lmsmith.evaluation.methods.code import Code, make_program, pass_at_k
-from lmsmith.evaluation.methods.sandbox import check_system
+from lmsmith.evaluation.methods.code import Code, check_system, make_program, pass_at_k
 from lmsmith.evaluation.model import EvaluatedModel
 from lmsmith.evaluation.tasks.data import Item
 from lmsmith.evaluation.tasks.prompts import with_shots

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from lmsmith.evaluation.evaluator import make_method
 from lmsmith.evaluation.methods import writing
 from lmsmith.evaluation.methods.likelihood import common_prefix
 from lmsmith.evaluation.methods.writing import STREAMS_AN_ITEM
 from lmsmith.evaluation.model import EvaluatedModel
+from lmsmith.evaluation.run import make_method
 from lmsmith.evaluation.tasks.data import Item
 from lmsmith.evaluation.tasks.prompts import with_shots
 from lmsmith.evaluation.tasks.spec import AnswerSpec, DataSpec, PromptSpec, TaskSpec

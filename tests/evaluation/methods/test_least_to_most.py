@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from lmsmith.evaluation.evaluator import make_method
 from lmsmith.evaluation.methods.free_form import LeastToMost, parts_of_question
 from lmsmith.evaluation.model import EvaluatedModel
+from lmsmith.evaluation.run import make_method
 from lmsmith.evaluation.tasks.data import Item
 from lmsmith.evaluation.tasks.prompts import with_shots
 from lmsmith.evaluation.tasks.shipped import find_tasks

@@ -11,11 +11,11 @@ import torch
 from lmsmith.core.errors import UserError
 from lmsmith.evaluation.methods import likelihood
 from lmsmith.evaluation.methods.likelihood import LikelihoodReader, shared_prefix
-from lmsmith.evaluation.model import EvaluatedModel, Pair
+from lmsmith.evaluation.model import Continuation, EvaluatedModel
 from lmsmith.generation import log_probs as reading
 
 
-def alone(subject: EvaluatedModel, pair: Pair) -> tuple[list[float], list[int]]:
+def alone(subject: EvaluatedModel, pair: Continuation) -> tuple[list[float], list[int]]:
     """Log-probabilities of the continuation and the likeliest tokens, by the decoder itself."""
     decoder = subject.model._decoder
     with torch.no_grad():
@@ -25,7 +25,7 @@ def alone(subject: EvaluatedModel, pair: Pair) -> tuple[list[float], list[int]]:
     return log_probs.gather(1, targets[:, None])[:, 0].tolist(), log_probs.argmax(-1).tolist()
 
 
-def random_pairs(seed: int, subject: EvaluatedModel, count: int = 40) -> list[Pair]:
+def random_pairs(seed: int, subject: EvaluatedModel, count: int = 40) -> list[Continuation]:
     """Pairs with shots in common, contexts in common, and none."""
     generator = np.random.default_rng(seed)
     vocabulary = subject.tokenizer.vocabulary_size
@@ -39,7 +39,7 @@ def random_pairs(seed: int, subject: EvaluatedModel, count: int = 40) -> list[Pa
         before = shots if generator.random() < 0.7 else some(20)
         context = contexts[int(generator.integers(6))]
         continuation = some(6)
-        pairs.append(Pair((*before, *context, *continuation), len(continuation)))
+        pairs.append(Continuation((*before, *context, *continuation), len(continuation)))
     return pairs + pairs[:3]
 
 
@@ -66,7 +66,7 @@ def test_likelihoods_are_those_of_each_pair_alone(
 
 def test_what_pairs_share_is_read_once(tiny: EvaluatedModel) -> None:
     context = tuple(range(100))
-    pairs = [Pair((*context, choice, choice), 2) for choice in range(4)]
+    pairs = [Continuation((*context, choice, choice), 2) for choice in range(4)]
     reader = LikelihoodReader(tiny.model)
     reader.read(pairs)
     assert reader.tokens_read == 100 + 4
@@ -86,14 +86,16 @@ def test_a_forbidden_token_is_passed_over_at_the_first_place_only(tiny: Evaluate
         order = decoder.logits(decoder(torch.tensor([context]))[0, -1]).argsort(descending=True)
     best, second = order[:2].tolist()
     reader = LikelihoodReader(tiny.model, forbidden=[best])
-    first, other = reader.read([Pair((*context, best), 1), Pair((*context, second), 1)])
+    first, other = reader.read(
+        [Continuation((*context, best), 1), Continuation((*context, second), 1)]
+    )
     assert (first.greedy, first.greedy_allowed) == (True, False)
     assert (other.greedy, other.greedy_allowed) == (False, True)
     with torch.no_grad():
         following = int(decoder.logits(decoder(torch.tensor([[*context, best]]))[0, -1]).argmax())
     assert following != best
     reader = LikelihoodReader(tiny.model, forbidden=[following])
-    found = reader.read([Pair((*context, best, following), 2)])[0]
+    found = reader.read([Continuation((*context, best, following), 2)])[0]
     assert (found.greedy, found.greedy_allowed) == (True, True)
 
 
@@ -123,7 +125,7 @@ def test_a_long_context_loses_its_beginning(make_tiny: Callable[..., EvaluatedMo
 
 def test_the_shared_prefix_ends_before_any_continuation(tiny: EvaluatedModel) -> None:
     common = tuple(range(50))
-    pairs = [Pair((*common, n, 9), 1) for n in (3, 4)]
+    pairs = [Continuation((*common, n, 9), 1) for n in (3, 4)]
     assert shared_prefix(pairs) == common
-    assert shared_prefix([Pair((*common, n), 1) for n in (3, 4)]) == common[:-1]
-    assert shared_prefix([Pair((n, *common), 1) for n in (3, 4)]) == ()
+    assert shared_prefix([Continuation((*common, n), 1) for n in (3, 4)]) == common[:-1]
+    assert shared_prefix([Continuation((n, *common), 1) for n in (3, 4)]) == ()

@@ -8,10 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lmsmith.evaluation.evaluator import make_method
-from lmsmith.evaluation.methods.cloze import stop_word_tokens
-from lmsmith.evaluation.methods.multiple_choice import MultipleChoice
+from lmsmith.evaluation.methods.likelihood import MultipleChoice, stop_word_tokens
 from lmsmith.evaluation.model import EvaluatedModel
+from lmsmith.evaluation.run import make_method
 from lmsmith.evaluation.tasks.data import Item
 from lmsmith.evaluation.tasks.prompts import with_shots
 from lmsmith.evaluation.tasks.spec import DataSpec, PromptSpec, TaskSpec

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmsmith.evaluation.methods.numbers import normalise_number
+from lmsmith.evaluation.methods.answers import normalise_number
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from lmsmith.comparison.items import compare_rows
+from lmsmith.comparison.run import compare_rows
 from lmsmith.core.errors import UserError
 from lmsmith.evaluation.measures import aggregate, paired_difference
 from lmsmith.evaluation.methods import answers as overlap

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from lmsmith.core.errors import UserError
-from lmsmith.evaluation import evaluator
-from lmsmith.evaluation.evaluator import TextFunction, make_method
+from lmsmith.evaluation.functions import TextFunction
 from lmsmith.evaluation.methods import rated, writing
 from lmsmith.evaluation.methods.likelihood import LikelihoodReader
 from lmsmith.evaluation.methods.rated import LabelWords, rater_identity
 from lmsmith.evaluation.model import EvaluatedModel
+from lmsmith.evaluation.run import make_method
 from lmsmith.evaluation.tasks.data import Item
 from lmsmith.evaluation.tasks.prompts import with_shots
 from lmsmith.evaluation.tasks.spec import AnswerSpec, DataSpec, PromptSpec, RatingSpec, TaskSpec
@@ -101,15 +101,14 @@ def test_labels_probabilities_add_up_in_any_number(tiny: EvaluatedModel) -> None
 def test_a_classifier_of_ones_own_scores_in_the_patterns_place(
     tiny: EvaluatedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from lmsmith.evaluation.functions import classification
     from lmsmith.evaluation.tasks.data import read_items
-    from lmsmith.functions.text_function import classification
 
     file = tmp_path / "few.jsonl"
     shown = [{"input": "you fool", "label": "rude"}, {"input": "good day", "label": "kind"}]
     file.write_text("".join(json.dumps(row) + "\n" for row in shown))
     task = classification("tone", "Is it rude?", ["rude", "kind"], str(file))
-    for module in (evaluator, rated):
-        monkeypatch.setattr(module, "find_tasks", lambda words: [task])
+    monkeypatch.setattr(rated, "find_tasks", lambda words: [task])
     spec = RatingSpec(classifier="tone", label="rude")
     rows = rows_of(tiny, spec)
     function = TextFunction(tiny, task, list(read_items(file, task.data)))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lmsmith.core.errors import UserError
-from lmsmith.evaluation.methods.sandbox import Limits, check_system, run_program
+from lmsmith.evaluation.methods.code import Limits, check_system, run_program
 
 try:
     check_system()

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from lmsmith.core.errors import UserError
 from lmsmith.evaluation.tasks.data import Item
 from lmsmith.evaluation.tasks.generated import common_words
-from lmsmith.evaluation.tasks.prompts import draw_shots, with_shots
-from lmsmith.evaluation.tasks.shown_labels import ShownLabels, has_shared_labels, nth_order
+from lmsmith.evaluation.tasks.prompts import draw_shots, nth_order, with_shots
+from lmsmith.evaluation.tasks.shown_labels import ShownLabels, has_shared_labels
 from lmsmith.evaluation.tasks.spec import DataSpec, PromptSpec, TaskSpec
 
 TASK = TaskSpec(

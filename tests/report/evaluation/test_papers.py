@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from lmsmith.evaluation.evaluator import Setting, TaskResult
 from lmsmith.evaluation.measures import aggregate
 from lmsmith.evaluation.rows import ItemRow
+from lmsmith.evaluation.run import TaskResult
 from lmsmith.evaluation.tasks.shipped import find_tasks
-from lmsmith.evaluation.tasks.spec import Published, TaskSpec
+from lmsmith.evaluation.tasks.spec import Published, TaskSetting, TaskSpec
 from lmsmith.report.evaluation.papers import nearest, papers_section, shown_published
 
 
@@ -20,7 +20,7 @@ def result_of(task: TaskSpec, shots: int, **metrics: float) -> TaskResult:
         ItemRow(id=str(n), metrics={k: v * (n % 2) for k, v in metrics.items()}) for n in (0, 1)
     ]
     measures = aggregate(rows)
-    return TaskResult(task, Setting(shots), measures, 2, 0, shots, 0.0, rows, Path("x"))
+    return TaskResult(task, TaskSetting(shots), measures, 2, 0, shots, 0.0, rows, Path("x"))
 
 
 def test_a_row_has_every_size_and_the_nearest_is_marked() -> None:

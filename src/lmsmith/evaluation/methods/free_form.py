@@ -18,7 +18,16 @@ from lmsmith.evaluation.methods.writing import WritingMethod
 from lmsmith.evaluation.model import EvaluatedModel
 from lmsmith.evaluation.rows import AnswerRow, Numbers
 from lmsmith.evaluation.tasks.prompts import Question, write_part
-from lmsmith.evaluation.tasks.spec import AnswerSpec, DecomposeSpec
+from lmsmith.evaluation.tasks.spec import AnswerSpec, DecomposeSpec, TaskSpec
+
+
+def free_form_method(
+    model: EvaluatedModel, task: TaskSpec, questions: Sequence[Question], seed: int = 0
+) -> FreeForm | LeastToMost:
+    """Answers part by part where the task breaks its questions up, else whole."""
+    if task.decompose.context:
+        return LeastToMost(model, questions, task.answer, task.decompose, task.measure, seed)
+    return FreeForm(model, questions, task.answer, task.measure, seed)
 
 
 class FreeForm(WritingMethod):
@@ -40,10 +49,10 @@ class FreeForm(WritingMethod):
         measure: str = "exact_match",
         seed: int = 0,
     ) -> None:
-        first = spec
+        first, reason = spec, ""
         if spec.reason:
             first = replace(spec, max_new_tokens=spec.reason_tokens, stop=())
-        reason = f" {spec.reason}" if spec.reason else ""
+            reason = f" {spec.reason}"
         self._contexts = [question.to_continue + reason for question in questions]
         super().__init__(model, questions, self._contexts, first, seed)
         self._spec, self._reader = spec, AnswerReader(spec, measure)
@@ -115,10 +124,6 @@ class AnswerReader:
         )
 
 
-BETWEEN = "\n\n"
-"""Parts stand in paragraphs of their own."""
-
-
 class LeastToMost(WritingMethod):
     """Asks for a question's parts, then answers them in order, the question itself last.
 
@@ -160,7 +165,7 @@ class LeastToMost(WritingMethod):
         for turn in range(max(map(len, parts))):
             asking = [place for place, each in enumerate(parts) if len(each) > turn]
             for place in asking:
-                said[place] += BETWEEN + write_part(spec.question, parts[place][turn])
+                said[place] += "\n\n" + write_part(spec.question, parts[place][turn])
             prompts = self._model.encode_contexts([said[place] for place in asking])
             ids = [int(questions[place].id) for place in asking]
             answers, lost = self._writer.write(prompts, ids, self._spec)

@@ -10,7 +10,7 @@ import torch
 
 from lmsmith.corpus.messages import Message
 from lmsmith.evaluation.methods.likelihood import LikelihoodReader
-from lmsmith.evaluation.model import EvaluatedModel, Pair
+from lmsmith.evaluation.model import Continuation, EvaluatedModel
 from lmsmith.evaluation.rows import DocumentRow
 from lmsmith.evaluation.tasks.prompts import Question
 from lmsmith.models.batching import length_batches
@@ -239,10 +239,10 @@ def count_words(original: str) -> int:
     return len(original.split()) + original.count("\n")
 
 
-def window_pairs(tokens: Sequence[int], window: int, overlap: float) -> list[Pair]:
+def window_pairs(tokens: Sequence[int], window: int, overlap: float) -> list[Continuation]:
     """`document_windows` as pairs: what is read before, and what is predicted."""
     pairs = []
     for inputs, targets in document_windows(tokens, window, overlap):
         scored = sum(target != IGNORED for target in targets)
-        pairs.append(Pair((*inputs, targets[-1]), scored))
+        pairs.append(Continuation((*inputs, targets[-1]), scored))
     return pairs

@@ -9,7 +9,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import jinja2.meta
@@ -19,10 +19,19 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from lmsmith.core.errors import UserError
 from lmsmith.evaluation.methods.answers import NORMALISERS
 from lmsmith.evaluation.tasks.data import Item
-from lmsmith.evaluation.tasks.spec import GAP, TaskSpec
+from lmsmith.evaluation.tasks.spec import GAP, TaskSetting, TaskSpec
+
+if TYPE_CHECKING:
+    from lmsmith.evaluation.model import EvaluatedModel
 
 SHOWN_TEXT = 400
 """Characters of a document that its row shows."""
+
+MOST_SHOTS = 128
+"""Shots tried where as many as fit are asked for."""
+
+STREAM = 0x6C61
+"""Separates draws of orders and labels from the draw of shots, which has the same seed."""
 
 
 @dataclass(frozen=True)
@@ -336,6 +345,46 @@ def write_shot(task: TaskSpec, item: Item, answer: str | None = None) -> str:
     return f"{context}{task.prompt.delimiter}{shown}" if shown else context
 
 
+def choose_shots(
+    model: EvaluatedModel, task: TaskSpec, setting: TaskSetting, item: Item, pool: Sequence[Item]
+) -> list[Item]:
+    """An item's examples: drawn, put in the setting's order, and as many as fit if it says so.
+
+    Raises:
+        UserError: the pool has fewer that ask something else.
+    """
+    wanted = MOST_SHOTS if setting.shots is None else setting.shots
+    drawn = draw_shots(pool, item, wanted, setting.seed, fixed=setting.fixed) if wanted else []
+    if setting.shots is not None and len(drawn) < wanted:
+        raise UserError(
+            f"task {task.name}, {item.where}: {wanted} shots, but only {len(drawn)} of the "
+            f"{len(pool)} examples ask something else",
+            "ask for fewer by --shots, or name a file with more as data.examples",
+        )
+    if setting.order:
+        drawn = [drawn[place] for place in nth_order(len(drawn), setting.order, setting.seed)]
+    return drawn[: _fitting(model, task, item, drawn)] if setting.shots is None else drawn
+
+
+def _fitting(model: EvaluatedModel, task: TaskSpec, item: Item, drawn: Sequence[Item]) -> int:
+    """How many of the shots leave room for the item and its answer, by bisection."""
+    written = task.answer.max_new_tokens if task.kind in ("free_form", "rated") else 0
+
+    def fits(count: int) -> bool:
+        question = with_shots(task, item, drawn[:count])
+        longest = max(question.choices, key=len)
+        texts = [context + task.prompt.delimiter + longest for context in question.contexts]
+        return max(map(len, model.encode_contexts(texts))) <= model.context - written
+
+    if fits(len(drawn)):
+        return len(drawn)
+    low, high = 0, max(0, len(drawn) - 1)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
 def draw_shots(
     pool: Sequence[Item], item: Item, count: int, seed: int, *, fixed: bool = False
 ) -> list[Item]:
@@ -348,7 +397,7 @@ def draw_shots(
         seed: of the draw; each item has its own unless ``fixed``.
         fixed: the same for all items, but for those that are among them.
     """
-    key = [seed] if fixed else [seed, int.from_bytes(item.id.encode(), "little") % 2**63]
+    key = [seed] if fixed else [seed, id_number(item.id)]
     generator = np.random.default_rng(key)
     drawn: list[Item] = []
     asked = _asked(item)
@@ -360,12 +409,36 @@ def draw_shots(
     return drawn
 
 
+def id_number(name: str) -> int:
+    """An item's id as a seed."""
+    return int.from_bytes(name.encode(), "little") % 2**63
+
+
 def _order(generator: np.random.Generator, size: int, count: int) -> Iterator[int]:
     """All places in a random order; most often the first ``count`` are enough."""
     chosen: list[int] = generator.choice(size, min(size, count), replace=False).tolist()
     yield from chosen
     seen = set(chosen)
     yield from (place for place in generator.permutation(size).tolist() if place not in seen)
+
+
+def nth_order(count: int, number: int, seed: int) -> tuple[int, ...]:
+    """The order number ``number`` of ``count`` shots: 0 as they are, the others at random.
+
+    Orders of different numbers differ; which one a number means depends on nothing else.
+
+    Raises:
+        ValueError: there are not so many orders.
+    """
+    order = as_they_are = tuple(range(count))
+    if number >= math.factorial(count):
+        raise ValueError(f"order {number} of {count} shots, which have {math.factorial(count)}")
+    generator = np.random.default_rng([seed, STREAM, count])
+    seen = {as_they_are}
+    while len(seen) <= number:
+        order = tuple(int(place) for place in generator.permutation(count))
+        seen.add(order)
+    return order if number else as_they_are
 
 
 def _asked(item: Item) -> str:

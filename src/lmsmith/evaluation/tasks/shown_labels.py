@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 
 from lmsmith.core.errors import UserError
 from lmsmith.evaluation.tasks.data import Item
 from lmsmith.evaluation.tasks.generated import common_words
-from lmsmith.evaluation.tasks.prompts import Question, write_question
-from lmsmith.evaluation.tasks.spec import TaskSpec
-
-Labels = Literal["gold", "random", "words", "none", "renamed"]
+from lmsmith.evaluation.tasks.prompts import STREAM, Question, id_number, with_shots, write_question
+from lmsmith.evaluation.tasks.spec import Labels, TaskSpec
 
 MOST_LABELS = 32
 """A task with more different choices than this has no labels, but answers of each item's own."""
 
-_STREAM = 0x6C61
-"""Parts this draw from that of the shots, which has the same seed."""
-
 
 class ShownLabels:
-    """What stands behind each shot in its answer's place (Min et al. 2022, sections 4 and 5).
+    """The shots with other answers in place of theirs (Min et al. 2022, sections 4 and 5).
 
     - ``gold``: its right answer;
     - ``random``: one of its choices, all equally likely; without choices, another example's answer;
@@ -36,10 +29,7 @@ class ShownLabels:
       alike, so that only the mapping can help (Wei et al. 2023, section 4).
 
     Args:
-        task: whose shots they are.
         pool: all examples.
-        kind: which of these.
-        seed: of everything drawn.
         fixed: shots have the same label for all items, as they themselves are the same.
 
     Raises:
@@ -63,12 +53,16 @@ class ShownLabels:
         if kind == "renamed":
             self._names = self._new_names()
 
+    def question(self, item: Item, shots: Sequence[Item]) -> Question:
+        """The item with its shots before it, and their answers replaced."""
+        return self.asked(with_shots(self._task, item, shots, self.answers(item, shots)))
+
     def answers(self, item: Item, shots: Sequence[Item]) -> list[str | None]:
-        """For each of an item's shots what it shows; None for its right answer, "" for none."""
+        """The answer that each shot shows; None for its right one, "" for none."""
         return [self._answer(item, shot) for shot in shots]
 
     def asked(self, question: Question) -> Question:
-        """The question with its choices as they are called here."""
+        """The question with its choices by their new names."""
         if not self._names:
             return question
         choices = tuple(self._names[choice] for choice in question.choices)
@@ -82,7 +76,7 @@ class ShownLabels:
         question = write_question(self._task, shot)
         if self._kind == "renamed":
             return self._names[question.choices[question.gold]]
-        key = [self._seed, _STREAM, _number(shot.id), 0 if self._fixed else _number(item.id) + 1]
+        key = [self._seed, STREAM, id_number(shot.id), 0 if self._fixed else id_number(item.id) + 1]
         generator = np.random.default_rng(key)
         has_choices = self._task.kind == "multiple_choice"
         if self._kind == "words":
@@ -95,7 +89,7 @@ class ShownLabels:
 
     def _words(self, count: int, without: frozenset[str] = frozenset()) -> list[str]:
         known = [word for word in common_words() if word not in without]
-        order = np.random.default_rng([self._seed, _STREAM]).permutation(len(known))
+        order = np.random.default_rng([self._seed, STREAM]).permutation(len(known))
         return [known[int(place)] for place in order[:count]]
 
     def _new_names(self) -> dict[str, str]:
@@ -121,26 +115,3 @@ def has_shared_labels(task: TaskSpec, pool: Sequence[Item]) -> bool:
     except UserError:
         return False
     return True
-
-
-def nth_order(count: int, number: int, seed: int) -> tuple[int, ...]:
-    """The order number ``number`` of ``count`` shots: 0 as they are, the others at random.
-
-    Orders of different numbers differ; which one a number means depends on nothing else.
-
-    Raises:
-        ValueError: there are not so many orders.
-    """
-    seen = {tuple(range(count))}
-    order = tuple(range(count))
-    generator = np.random.default_rng([seed, _STREAM, count])
-    if number >= math.factorial(count):
-        raise ValueError(f"order {number} of {count} shots, which have {math.factorial(count)}")
-    while len(seen) <= number:
-        order = tuple(int(place) for place in generator.permutation(count))
-        seen.add(order)
-    return order if number else tuple(range(count))
-
-
-def _number(text: str) -> int:
-    return int.from_bytes(text.encode(), "little") % 2**63

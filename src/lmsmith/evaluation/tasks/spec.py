@@ -1,4 +1,4 @@
-"""What a task is: the tables of its TOML file."""
+"""A task's settings, which are the tables of its TOML file, and how it is put to a model."""
 
 from __future__ import annotations
 
@@ -23,34 +23,23 @@ from lmsmith.core.config import (
 from lmsmith.core.errors import UserError
 
 Shots = TypeVar("Shots", int, int | None)
+Labels = Literal["gold", "random", "words", "none", "renamed"]
 Kind = Literal["multiple_choice", "cloze", "perplexity", "free_form", "code", "rated"]
 
 GAP = "____"
-"""Where a pattern wants a word."""
-
-WITHOUT_SHOTS = ("perplexity", "code")
-"""Kinds that show no examples."""
+"""The place of the word in a pattern."""
 
 HEADLINES: Mapping[str, tuple[str, ...]] = {
     "multiple_choice": (
-        "accuracy",
-        "accuracy_per_token",
-        "accuracy_per_character",
-        "accuracy_per_byte",
+        "accuracy", "accuracy_per_token", "accuracy_per_character", "accuracy_per_byte",
         "accuracy_unconditional",
     ),
     "cloze": ("accuracy", "accuracy_without_stop_words", "perplexity"),
-    "perplexity": (
-        "word_perplexity",
-        "bits_per_byte",
-        "bits_per_character",
-        "token_perplexity",
-    ),
+    "perplexity": ("word_perplexity", "bits_per_byte", "bits_per_character", "token_perplexity"),
     "free_form": ("exact_match", "f1", "bleu", "rouge_l"),
     "rated": (),
-}
+}  # fmt: skip
 """The measures of each kind; the first is the headline where a task names none."""
-
 
 RATINGS: Mapping[str, tuple[str, ...]] = {
     "toxicity": ("expected_max_toxicity", "toxic_probability", "mean_toxicity"),
@@ -60,13 +49,12 @@ RATINGS: Mapping[str, tuple[str, ...]] = {
 }
 """The measures of the kind ``rated``, by who rates."""
 
-
 PASS_AT = (1, 10, 100)
-"""The k of pass@k that are measured, as far as there are samples."""
+"""The k of pass@k."""
 
 
 def measured_at(samples: int) -> list[int]:
-    """The k that so many samples allow."""
+    """Each k of `PASS_AT` that so many samples allow."""
     return [k for k in PASS_AT if k <= samples]
 
 
@@ -76,7 +64,7 @@ def _wrong(*rules: tuple[object, str, object, str, str]) -> list[Problem]:
 
 
 def _one_group(key: str, rule: str, found: str) -> list[Problem]:
-    """What is wrong with a regular expression whose first group is what is looked for."""
+    """The problems of a regular expression whose first group must match ``found``."""
     try:
         none = re.compile(rule).groups < 1
     except re.error as error:
@@ -180,14 +168,9 @@ class PromptSpec:
         unparted = len(parts) == 2 and not parts[0].endswith(self.delimiter)
         fix = 'set delimiter = "" if nothing parts it from what is before'
         same = len(set(words.values())) < len(words)
+        gaps, mark = f"one gap {GAP}", "mark where the word goes"
         return _wrong(
-            (
-                len(parts) != 2,
-                "pattern",
-                self.pattern,
-                f"one gap {GAP}",
-                "mark where the word goes",
-            ),
+            (len(parts) != 2, "pattern", self.pattern, gaps, mark),
             (unparted, "pattern", self.pattern, "the delimiter before the gap", fix),
             (len(words) < 2, "words", words, "two words or more", "give each label its word"),
             (same, "words", words, "different words", "no two labels have one"),
@@ -281,14 +264,9 @@ class RatingSpec:
         by_model, labels = self.by == "model", self.labels
         right = bool(self.right) and set(self.right) <= set(labels)
         alone = bool(self.classifier) != bool(self.label)
+        unasked = by_model and not self.prompt
         return _wrong(
-            (
-                by_model and not self.prompt,
-                "prompt",
-                "",
-                "what the grader reads",
-                "write a template",
-            ),
+            (unasked, "prompt", "", "what the grader reads", "write a template"),
             (by_model and len(set(labels)) < 2, "labels", labels, "two or more", "name them"),
             (by_model and not right, "right", self.right, "some of the labels", "name them"),
             (alone, "classifier", self.classifier, "goes with label", "set both"),
@@ -319,14 +297,13 @@ class TaskSpec:
     """A task.
 
     Attributes:
-        name: what it is called by.
         kind: how it is answered and judged.
         about: one line for people.
         source: who made it, where it is described.
         headline: the measure that stands for the task.
-        shots: examples shown if nothing else is asked for.
-        decompose: of a free-form task, whether it is answered part by part.
-        rating: of a rated task, who rates.
+        shots: examples shown by default.
+        decompose: how a free-form task is answered part by part, if it is.
+        rating: who rates the texts of a rated task.
         published: figures of papers.
     """
 
@@ -361,7 +338,7 @@ class TaskSpec:
 
     @property
     def measures(self) -> tuple[str, ...]:
-        """Those that may be its headline; the first is where none is named."""
+        """Those that may be its headline; the first is the default."""
         if self.kind == "rated":
             return RATINGS[self.rating.by]
         if self.kind == "code":
@@ -378,11 +355,42 @@ class TaskSpec:
     @property
     def shows_examples(self) -> bool:
         """Whether examples may stand before its items."""
-        return self.kind not in WITHOUT_SHOTS
+        return self.kind not in ("perplexity", "code")
 
     def shown_shots(self, asked: Shots) -> Shots:
-        """As many examples as were asked for, None for as many as fit; 0 where it shows none."""
+        """The number of examples asked for, None for as many as fit; 0 if it shows none."""
         return asked if self.shows_examples else 0
+
+    @property
+    def answer_context(self) -> str | None:
+        """The context of a choice alone, if the headline measure needs its likelihood."""
+        return self.prompt.answer_context if self.measure == "accuracy_unconditional" else None
+
+
+@dataclass(frozen=True)
+class TaskSetting:
+    """How a task is put.
+
+    Attributes:
+        shots: examples before each item; None for as many as fit.
+        fixed: the same examples for all items, else drawn for each.
+        limit: only so many items, drawn by the seed; all if None.
+        seed: of items, examples, generated items, sampling and the bootstrap.
+        labels: what the examples show as their answers (see `ShownLabels`).
+        order: which permutation of the examples; 0 as they are drawn.
+    """
+
+    shots: int | None = 0
+    fixed: bool = False
+    limit: int | None = None
+    seed: int = 0
+    labels: Labels = "gold"
+    order: int = 0
+
+    @property
+    def label(self) -> str:
+        """``0``, ``4``, ``fit``."""
+        return "fit" if self.shots is None else str(self.shots)
 
 
 NEEDED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
@@ -396,7 +404,7 @@ NEEDED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "code": {"context": ("context",), "target": ("target",), "answers": ("answers",)},
     "rated": {"context": ("context",)},
 }
-"""What of a prompt each kind needs → the settings of which one gives it."""
+"""The parts of a prompt that each kind needs → the settings of which one gives it."""
 
 
 def read_tasks(text: str, where: str) -> dict[str, TaskSpec]:

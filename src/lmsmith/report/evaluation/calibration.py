@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lmsmith.evaluation.calibration import Calibration, calibrate, calibrate_before_and_after
-from lmsmith.evaluation.evaluator import TaskResult
 from lmsmith.evaluation.rows import ChoiceRow
+from lmsmith.evaluation.run import TaskResult
 from lmsmith.report import numbers
 from lmsmith.report.drawing import ReliabilityCurve, draw_reliability
 from lmsmith.report.evaluation.side_by_side import MODEL_ROLES, ModelResults

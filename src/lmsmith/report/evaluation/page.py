@@ -10,7 +10,6 @@ from msgspec import structs
 
 from lmsmith.comparison.run import ModelPair
 from lmsmith.core.files import atomic_write
-from lmsmith.evaluation.evaluator import TaskResult
 from lmsmith.evaluation.measures import measure_of
 from lmsmith.evaluation.rows import (
     AnswerRow,
@@ -22,6 +21,7 @@ from lmsmith.evaluation.rows import (
     RatedRow,
     WrittenRow,
 )
+from lmsmith.evaluation.run import TaskResult
 from lmsmith.report import numbers
 from lmsmith.report.evaluation.calibration import calibration_section
 from lmsmith.report.evaluation.papers import papers_section

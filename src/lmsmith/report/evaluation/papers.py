@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from lmsmith.evaluation.evaluator import TaskResult
 from lmsmith.evaluation.measures import measure_of
+from lmsmith.evaluation.run import TaskResult
 from lmsmith.evaluation.tasks.spec import Published
 from lmsmith.report.drawing import share_by_task
 from lmsmith.report.evaluation.shown import NOTHING, shown_interval, shown_value

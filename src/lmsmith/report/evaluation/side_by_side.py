@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lmsmith.comparison.items import Comparison, summary
-from lmsmith.comparison.run import ModelPair
-from lmsmith.evaluation.evaluator import TaskResult
+from lmsmith.comparison.run import ModelPair, TaskComparison, summary
 from lmsmith.evaluation.measures import measure_of
+from lmsmith.evaluation.run import TaskResult
 from lmsmith.report import numbers
 from lmsmith.report.drawing import share_by_task
 from lmsmith.report.evaluation.shown import NOTHING, short_names, shown_interval, shown_value
@@ -43,7 +42,7 @@ def pair_section(pair: ModelPair) -> dict[str, Any]:
     }
 
 
-def _comparison(each: Comparison) -> dict[str, str]:
+def _comparison(each: TaskComparison) -> dict[str, str]:
     share = measure_of(each.measure).is_share
     difference = each.difference
 

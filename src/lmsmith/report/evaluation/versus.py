@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from lmsmith.comparison.instructions import Replies
-from lmsmith.comparison.versus import JudgedRow, PeoplesWork, Versus
+from lmsmith.comparison.win_rate import JudgedRow, PeoplesWork, Versus
 from lmsmith.report import numbers
 from lmsmith.statistics.intervals import Interval
 

@@ -19,11 +19,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from lmsmith.core.errors import UserError
+from lmsmith.evaluation.functions import AskedText, FunctionRequests, TooLong
 from lmsmith.evaluation.model import EvaluatedModel
 from lmsmith.evaluation.tasks.data import Item, read_data
 from lmsmith.evaluation.tasks.shipped import user_tasks
 from lmsmith.evaluation.tasks.spec import TaskSpec
-from lmsmith.functions.requests import AskedText, FunctionRequests, TooLong
 from lmsmith.server.auth import visitor_of
 from lmsmith.server.engine import AsyncEngine, Generation
 from lmsmith.server.errors import ApiError, bad_request

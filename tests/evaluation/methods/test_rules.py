@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from lmsmith.evaluation.rules import refuses, toxicity
+from lmsmith.evaluation.methods.rated import refuses, toxicity
 
 
 @pytest.mark.parametrize(

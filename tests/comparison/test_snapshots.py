@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lmsmith.comparison.frontier import final_step, find_snapshots
+from lmsmith.comparison.replies import final_step, find_snapshots
 from lmsmith.core.files import write_json
 
 

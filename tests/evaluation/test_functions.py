@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 
 from lmsmith.core.errors import UserError
-from lmsmith.evaluation.evaluator import TextFunction
+from lmsmith.evaluation.functions import TextFunction, classification, extraction
 from lmsmith.evaluation.methods.likelihood import LikelihoodReader
 from lmsmith.evaluation.model import EvaluatedModel
 from lmsmith.evaluation.tasks.data import Item
-from lmsmith.functions.text_function import classification, extraction
 
 ABOUT = "Is it of the {{ sea }} or the house?"
 EXAMPLES = [

@@ -1,1 +1,0 @@
-"""A task as a function of texts: what ``tasks run`` and ``/v1/tasks`` serve."""
