@@ -16,9 +16,9 @@ from lmsmith.core.recipe import MachineConfig
 from lmsmith.generation import engine
 from lmsmith.generation.engine import InferenceDecoder, SamplingSettings, generate, stream
 from lmsmith.generation.sampling import choose_tokens, row_uniforms
-from lmsmith.models.batching import pad_batch, response_log_probs
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
+from lmsmith.rlhf.rollout import pad_batch, response_log_probs
 from lmsmith.training.machine import resolve_machine
 from tiny_models import random_decoder
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from lmsmith.core.errors import UserError
 from lmsmith.generation.engine import SamplingSettings, generate
-from lmsmith.models.attention import packed_mask
-from lmsmith.models.batching import pad_batch
+from lmsmith.models.attention import packed_mask, padded_mask, padded_positions
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.interop.transformers import from_transformers, to_transformers
+from lmsmith.rlhf.rollout import pad_batch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 transformers = pytest.importorskip("transformers", reason="transformers, the oracle, is not here")
@@ -161,7 +161,9 @@ def test_padded_and_packed_rows(pair: Pair, tokens: Tensor) -> None:
     both = torch.tensor([rows[0] + rows[2]])
     positions = torch.tensor([[*range(9), *range(16)]])
     with torch.no_grad():
-        padded = decoder(batch.tokens_bt, batch.positions_bt, batch.mask_bts)
+        padded = decoder(
+            batch.tokens_bt, padded_positions(batch.valid_bt), padded_mask(batch.valid_bt)
+        )
         packed = decoder(both, positions, packed_mask(documents))[0]
         alone = [decoder(torch.tensor([row]))[0] for row in rows]
     for row in range(3):

@@ -99,16 +99,18 @@ def test_loss_and_gradients(pair: tuple[torch.nn.Module, Decoder], tokens: Tenso
 
 def test_padded_rows(pair: tuple[torch.nn.Module, Decoder], tokens: Tensor) -> None:
     """With padding on the left, transformers must be told positions; we count them."""
-    from lmsmith.models.batching import pad_batch
+    from lmsmith.models.attention import padded_mask, padded_positions
+    from lmsmith.rlhf.rollout import pad_batch
 
     peer, decoder = pair
     batch = pad_batch([tokens[0, :9].tolist(), tokens[1, :23].tolist(), tokens[2, :16].tolist()])
     with torch.no_grad():
-        ours = decoder.logits(decoder(batch.tokens_bt, batch.positions_bt, batch.mask_bts))
+        positions, mask = padded_positions(batch.valid_bt), padded_mask(batch.valid_bt)
+        ours = decoder.logits(decoder(batch.tokens_bt, positions, mask))
         theirs = peer(
             batch.tokens_bt,
             attention_mask=batch.valid_bt.long(),
-            position_ids=batch.positions_bt,
+            position_ids=positions,
         ).logits
     valid = batch.valid_bt
     torch.testing.assert_close(ours[valid], theirs[valid], rtol=0, atol=1e-4)

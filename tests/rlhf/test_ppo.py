@@ -19,7 +19,6 @@ from lmsmith.core.errors import Interrupted, UserError
 from lmsmith.core.progress import QuietProgress
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.corpus.batches import Batch
-from lmsmith.models.batching import pad_batch
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.heads import ScalarModel
@@ -31,7 +30,7 @@ from lmsmith.rlhf.objective import (
     token_rewards,
 )
 from lmsmith.rlhf.ppo import PPOConfig, PPOTrainer
-from lmsmith.rlhf.rollout import sampled_log_probs
+from lmsmith.rlhf.rollout import pad_batch, response_log_probs
 from lmsmith.runs.metrics_log import read_metrics
 from lmsmith.runs.stage_folder import StageFolder
 from lmsmith.tokenizers import Tokenizer
@@ -588,7 +587,7 @@ def test_rollout_and_update_are_of_the_distribution_renormalised_over_whole_char
     assert row["objective/kl"] == 0.0
     batch = pad_batch(prompts, trainer._sample(prompts, 0))
     with torch.no_grad():
-        log_probs_br, entropy_br = sampled_log_probs(
+        log_probs_br, entropy_br = response_log_probs(
             trainer.reference, batch, 1.3, trainer.vocabulary
         )
     vocabulary, table = trainer.vocabulary, tokenizer.utf8

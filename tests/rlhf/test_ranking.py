@@ -26,13 +26,12 @@ from lmsmith.rlhf.ranking import (
     candidate_scores,
     encode_rankings,
     encode_responses,
-    likelihoods,
     memory_groups,
     rankings_warnings,
     score_rankings,
     score_table,
 )
-from lmsmith.rlhf.rollout import response_log_likelihoods, score_sequences
+from lmsmith.rlhf.rollout import score_sequences
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.machine import resolve_machine
 
@@ -73,16 +72,6 @@ def test_scores_equal_those_of_separate_rows() -> None:
     for ranking, row in zip(rankings, scores, strict=True):
         alone = score_sequences(model, [ranking.prompt + r for r in ranking.responses], MACHINE)
         torch.testing.assert_close(torch.tensor(row), alone, atol=1e-5, rtol=1e-5)
-
-
-def test_likelihoods_equal_those_of_separate_rows() -> None:
-    seed = int(torch.randint(0, 1 << 30, ()))
-    decoder = scalar_model(seed).decoder
-    rankings = random_rankings(seed, 9)
-    for ranking, row in zip(rankings, likelihoods(decoder, rankings, MACHINE), strict=True):
-        prompts = [ranking.prompt] * len(ranking.responses)
-        alone = response_log_likelihoods(decoder, prompts, ranking.responses, MACHINE)
-        torch.testing.assert_close(torch.tensor(row), alone, atol=1e-4, rtol=1e-5)
 
 
 def test_gradients_equal_those_of_separate_rows() -> None:

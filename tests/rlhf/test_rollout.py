@@ -10,12 +10,18 @@ import torch
 
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.generation.vocabulary import Vocabulary, vocabulary_of
-from lmsmith.models.batching import pad_batch, response_log_probs
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.heads import ScalarModel
 from lmsmith.rlhf import rollout as rollout_module
-from lmsmith.rlhf.rollout import Rollout, response_log_likelihoods, score_rollout, score_sequences
+from lmsmith.rlhf.rollout import (
+    Rollout,
+    pad_batch,
+    response_log_likelihoods,
+    response_log_probs,
+    score_rollout,
+    score_sequences,
+)
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.machine import resolve_machine
 

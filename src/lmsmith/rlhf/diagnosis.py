@@ -5,22 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 WINDOW = 5
-"""Iterations that a judgement looks back on; one noisy iteration is no news."""
+"""Iterations that a diagnosis averages; one may be noise."""
 
 FEW_ENDED = 0.25
-"""Share of replies that end by themselves below which a policy has not learnt to end one."""
+"""A policy with a smaller share of replies that end by themselves has not learnt to end one."""
 
 
 def diagnose(
     history: Sequence[Mapping[str, float]], kl_budget: float = 0.0, *, ends: bool = False
 ) -> list[tuple[str, str]]:
-    """What is going wrong at the end of a run's history, as (short name, sentence).
+    """Problems at the end of a run's history, as (short name, sentence).
 
     Args:
         history: the metrics of every iteration so far, oldest first.
-        kl_budget: KL in nats per response that should not be passed; 0 for none.
-        ends: whether this is the run's last iteration, which a run shorter than the window is
-            judged at, too.
+        kl_budget: most KL in nats per response; 0 for no limit.
+        ends: whether the run ends here; a run shorter than the window is diagnosed at its end.
     """
     if len(history) < WINDOW and not ends:
         return []
@@ -35,89 +34,74 @@ def diagnose(
     def early(name: str) -> float:
         return mean(name, history[:WINDOW])
 
-    found: list[tuple[str, str]] = []
-    kl = recent("objective/kl")
-    if kl < -0.1:
-        found.append(
-            (
-                "negative_kl",
-                f"KL is {kl:.2f} nats, below zero, which a true KL never is: responses are not "
-                "drawn from the distribution the log-probabilities are of. Look for top-p, top-k "
-                "or a temperature used in sampling only, or padding counted as tokens.",
-            )
-        )
-    if kl_budget and kl > kl_budget:
-        found.append(
-            (
-                "kl_over_budget",
-                f"KL is {kl:.1f} nats a response, over its budget of {kl_budget:g}: the policy has "
-                "left the texts the reward model knows. Raise kl_coefficient, lower the learning "
-                "rate, or set kl_control to adaptive.",
-            )
-        )
-    before, now = early("policy/entropy_avg"), recent("policy/entropy_avg")
-    if now < 0.4 * before:
-        found.append(
-            (
-                "entropy_collapse",
-                f"entropy fell from {before:.2f} to {now:.2f} nats a token: replies are becoming "
-                "the same. The usual causes are too high a learning rate or too small a "
-                "kl_coefficient.",
-            )
-        )
-    before, now = early("objective/response_tokens"), recent("objective/response_tokens")
-    if now > 1.6 * before or now < before / 1.6:
-        found.append(
-            (
-                "length_drift",
-                f"replies went from {before:.0f} to {now:.0f} tokens: the reward model probably "
-                "prefers a length. Look at reward.longer_wins_accuracy and the length-controlled "
-                "win rate.",
-            )
-        )
-    clipped = recent("policy/clipfrac_avg")
-    if clipped > 0.3:
-        found.append(
-            (
-                "clipping",
-                f"{clipped:.0%} of the tokens are clipped: updates are too large for the batch. "
-                "Lower the learning rate or ppo_epochs.",
-            )
-        )
+    kl, clipped = recent("objective/kl"), recent("policy/clipfrac_avg")
+    entropies = early("policy/entropy_avg"), recent("policy/entropy_avg")
+    lengths = early("objective/response_tokens"), recent("objective/response_tokens")
     ended, ended_before = recent("val/share_ended"), early("val/share_ended")
-    if ended < FEW_ENDED and ended_before < FEW_ENDED:
-        found.append(
-            (
-                "never_ended",
-                f"only {ended:.1%} of the replies end by themselves, and few ever did: the policy "
-                "rarely ends a reply, and what breaks off teaches little. Train SFT for "
-                "more steps (raise sft.epochs), or raise max_new_tokens.",
-            )
-        )
-    elif ended < 0.5 and ended < 0.7 * ended_before:
-        found.append(
-            (
-                "no_end",
-                f"only {ended:.0%} of the replies end by themselves: raise missing_eos_penalty or "
-                "max_new_tokens.",
-            )
-        )
-    if recent("objective/scores_std") == 0.0:
-        found.append(
-            (
-                "equal_rewards",
-                "every reply has the same reward, so that there is nothing to learn from: look at "
-                "the reward function, or train the reward model for longer.",
-            )
-        )
-    return found
+    few_ended = ended < FEW_ENDED and ended_before < FEW_ENDED
+    rules = (
+        (
+            "negative_kl",
+            kl < -0.1,
+            f"KL is {kl:.2f} nats, below zero, which a true KL never is: responses are not "
+            "drawn from the distribution the log-probabilities are of. Look for top-p, top-k "
+            "or a temperature used in sampling only, or padding counted as tokens.",
+        ),
+        (
+            "kl_over_budget",
+            bool(kl_budget) and kl > kl_budget,
+            f"KL is {kl:.1f} nats a response, over its budget of {kl_budget:g}: the policy has "
+            "left the texts the reward model knows. Raise kl_coefficient, lower the learning "
+            "rate, or set kl_control to adaptive.",
+        ),
+        (
+            "entropy_collapse",
+            entropies[1] < 0.4 * entropies[0],
+            f"entropy fell from {entropies[0]:.2f} to {entropies[1]:.2f} nats a token: replies are "
+            "becoming the same. The usual causes are too high a learning rate or too small a "
+            "kl_coefficient.",
+        ),
+        (
+            "length_drift",
+            lengths[1] > 1.6 * lengths[0] or lengths[1] < lengths[0] / 1.6,
+            f"replies went from {lengths[0]:.0f} to {lengths[1]:.0f} tokens: the reward model "
+            "probably prefers a length. Look at reward.longer_wins_accuracy and the "
+            "length-controlled win rate.",
+        ),
+        (
+            "clipping",
+            clipped > 0.3,
+            f"{clipped:.0%} of the tokens are clipped: updates are too large for the batch. "
+            "Lower the learning rate or ppo_epochs.",
+        ),
+        (
+            "never_ended",
+            few_ended,
+            f"only {ended:.1%} of the replies end by themselves, and few ever did: the policy "
+            "rarely ends a reply, and what breaks off teaches little. Train SFT for "
+            "more steps (raise sft.epochs), or raise max_new_tokens.",
+        ),
+        (
+            "no_end",
+            not few_ended and ended < 0.5 and ended < 0.7 * ended_before,
+            f"only {ended:.0%} of the replies end by themselves: raise missing_eos_penalty or "
+            "max_new_tokens.",
+        ),
+        (
+            "equal_rewards",
+            recent("objective/scores_std") == 0.0,
+            "every reply has the same reward, so that there is nothing to learn from: look at "
+            "the reward function, or train the reward model for longer.",
+        ),
+    )
+    return [(name, sentence) for name, applies, sentence in rules if applies]
 
 
 def diagnose_frontier(points: Sequence[Mapping[str, float]]) -> str | None:
-    """Whether the reward rose while the judge's score fell, as a sentence; None if not.
+    """A sentence where the reward rose while the judge's score fell; None if not.
 
-    The mark of over-optimisation (Gao et al. 2023, section 3): told where the judge ends below
-    where it began, or falls at each of the last two steps along the way.
+    That is over-optimisation (Gao et al. 2023, section 3): the judge ends below where it began, or
+    falls at each of the last two steps.
 
     Args:
         points: ``reward`` and ``judge``, mean scores at growing KL, the first of the SFT model.

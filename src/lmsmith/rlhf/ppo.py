@@ -1,4 +1,4 @@
-"""Proximal policy optimisation of a policy against a reward model: InstructGPT's third stage."""
+"""Proximal policy optimisation against a reward model: InstructGPT's third step."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ from lmsmith.rlhf.rollout import (
     ROWS_AT_ONCE,
     RewardFunction,
     Rollout,
+    model_reward,
     readable_prompts,
-    sampled_log_probs,
+    response_log_probs,
     score_rollout,
-    score_sequences,
     state_values,
 )
 from lmsmith.runs.metrics_log import read_metrics
@@ -153,46 +153,33 @@ class PPOConfig:
 
     def check(self) -> list[Problem]:
         """Contradictions between settings."""
-        problems: list[Problem] = []
+        wrong: list[tuple[str, str, str]] = []
         if self.value_warmup_iterations >= self.iterations > 0:
-            problems.append(
-                Problem(
-                    "value_warmup_iterations",
-                    self.value_warmup_iterations,
-                    f"fewer than iterations ({self.iterations})",
-                    "leave the policy some iterations to learn in",
-                )
-            )
+            fix = "leave the policy some iterations to learn in"
+            expected = f"fewer than iterations ({self.iterations})"
+            wrong.append(("value_warmup_iterations", expected, fix))
         if self.rollouts > 0 and self.minibatch > 0 and self.rollouts % self.minibatch:
-            expected = f"a divisor of rollouts ({self.rollouts})"
             fix = "choose minibatch so that rollouts / minibatch is whole"
-            problems.append(Problem("minibatch", self.minibatch, expected, fix))
+            wrong.append(("minibatch", f"a divisor of rollouts ({self.rollouts})", fix))
         if self.kl_control == "band" and not 0 <= self.kl_low < self.kl_high < math.inf:
-            expected = f"0 <= kl_low < kl_high ({self.kl_high})"
-            problems.append(Problem("kl_low", self.kl_low, expected, "change it"))
+            wrong.append(("kl_low", f"0 <= kl_low < kl_high ({self.kl_high})", "change it"))
         if self.kl_control != "fixed" and self.kl_coefficient == 0:
             expected = f"positive where kl_control is {self.kl_control}, which multiplies it"
-            problems.append(
-                Problem("kl_coefficient", self.kl_coefficient, expected, "start it at 0.02")
-            )
-        return problems
+            wrong.append(("kl_coefficient", expected, "start it at 0.02"))
+        return [Problem(key, getattr(self, key), expected, fix) for key, expected, fix in wrong]
 
 
-class _Means:
-    """Means over a minibatch, added up from groups that are each a share of it."""
-
-    def __init__(self) -> None:
-        self.figures: dict[str, float] = {}
-
-    def add(self, name: str, mean: Tensor, share: float) -> None:
-        self.figures[name] = self.figures.get(name, 0.0) + share * float(mean.detach())
+def _add_means(figures: dict[str, float], share: float, means: Mapping[str, Tensor]) -> None:
+    """Add a group's means to a minibatch's, of which it is a ``share``."""
+    for name, mean in means.items():
+        figures[name] = figures.get(name, 0.0) + share * float(mean.detach())
 
 
 class SampleTable:
     """Prompts and responses kept for people to read, as part of the training state."""
 
     def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[dict[str, object]] = []
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": list(self.rows)}
@@ -208,16 +195,15 @@ class PPOTrainer:
         policy: trained in place; usually a copy of ``reference``.
         value_model: trained in place; usually a copy of the reward model.
         reference: π_ref of the KL penalty, the SFT model; never changed.
-        reward_model: a `ScalarModel` read at the stop token after prompt and response, also of
-            a response that was cut off, or any function from prompts and responses (token ids)
-            to rewards: one finite number for each response.
+        reward_model: a `ScalarModel`, read at the stop token that follows every response (a cut
+            one, too), or any function from prompts and responses (token ids) to rewards: one
+            finite number for each response.
         prompts: token ids, each ending where the response begins, with room for a response.
-        stop_token: the token that ends a response.
-        config: settings.
-        pretraining: the packed batch of pretraining text for an update's number (PPO-ptx);
-            required where ``config.ptx_coefficient`` is not 0.
+        stop_token: ends a response.
+        pretraining: update → packed batch of pretraining text (PPO-ptx); required where
+            ``config.ptx_coefficient`` is not 0.
         seed: of prompt order, sampling and minibatches.
-        machine: precision and threads; this machine's defaults if None.
+        machine: this machine's defaults if None.
         decode: token ids to text, for the sample tables.
         tokenizer: says which tokens may follow (`lmsmith.generation.vocabulary`); all if None.
 
@@ -241,16 +227,15 @@ class PPOTrainer:
         decode: Callable[[Sequence[int]], str] | None = None,
         tokenizer: Tokenizer | None = None,
     ) -> None:
-        self.config = config if config is not None else PPOConfig()
-        problems = decode_settings(PPOConfig, asdict(self.config), "")[1]
-        context = policy.config.context
-        if not problems and self.config.max_new_tokens >= context:
-            most = self.config.max_new_tokens
+        self.config = config = config if config is not None else PPOConfig()
+        problems = decode_settings(PPOConfig, asdict(config), "")[1]
+        context, most = policy.config.context, config.max_new_tokens
+        if not problems and most >= context:
             expected = f"less than the policy's context ({context}), which holds the prompt, too"
             problems = [Problem("max_new_tokens", most, expected, f"set it to {context // 2}")]
         if problems:
             raise SettingsError(problems, "PPOConfig")
-        if self.config.ptx_coefficient and pretraining is None:
+        if config.ptx_coefficient and pretraining is None:
             raise ValueError("ptx_coefficient is not 0: give pretraining batches, or set it to 0")
         # Evaluation mode throughout: with dropout on, the ratio would not begin at 1.
         self.policy = policy.eval()
@@ -260,18 +245,17 @@ class PPOTrainer:
         for decoder in (policy, reference, value_model.decoder):
             decoder.attend_explicitly()
         self.machine = machine if machine is not None else prepare_process(MachineConfig())
-        self.reward: RewardFunction = (
-            self._reward_of(reward_model) if isinstance(reward_model, ScalarModel) else reward_model
-        )
         self.prompts, self.stop_token = readable_prompts(prompts, stop_token, policy)
-        self.pretraining = pretraining
-        self.seed = seed
-        self.decode = decode
+        self.reward: RewardFunction = (
+            model_reward(reward_model, self.stop_token, self.machine)
+            if isinstance(reward_model, ScalarModel)
+            else reward_model
+        )
+        self.pretraining, self.seed, self.decode = pretraining, seed, decode
         self.tokenizer = tokenizer
         self.vocabulary = vocabulary_of(tokenizer, policy.config.vocabulary_size)
-        self.policy_optimiser = Optimiser(policy, self.config.optimiser)
-        self.value_optimiser = Optimiser(value_model, self.config.value_optimiser)
-        config = self.config
+        self.policy_optimiser = Optimiser(policy, config.optimiser)
+        self.value_optimiser = Optimiser(value_model, config.value_optimiser)
         self.kl = KLController(
             config.kl_coefficient,
             config.kl_control,
@@ -287,15 +271,12 @@ class PPOTrainer:
         out: StageFolder | None = None,
         after_iteration: Callable[[int], Mapping[str, float]] | None = None,
     ) -> list[dict[str, float]]:
-        """Run all iterations, resuming from checkpoints in ``out`` where there are any.
+        """Run all iterations, resuming from checkpoints in ``out``; return the metrics of each.
 
         Args:
-            out: metrics.jsonl and checkpoints go there, and warnings are shown by it; a temporary
-                folder if None, and warnings go to the log ``lmsmith``.
+            out: gets metrics.jsonl, checkpoints and warnings; if None, it is a temporary folder,
+                and warnings go to the log ``lmsmith``.
             after_iteration: called with the number of iterations done; its numbers are logged.
-
-        Returns:
-            The metrics of every iteration.
         """
         if out is None:
             with tempfile.TemporaryDirectory() as folder:
@@ -308,16 +289,13 @@ class PPOTrainer:
                 f"max_new_tokens = {most} tokens in the context of {context}: shorten them"
             )
         log = out.metrics_log()
-        # What was said before an interruption is not said again.
+        # No warning from before an interruption is repeated.
         before = read_metrics(log.path)
         warned = {
             name
             for done in range(1, len(before) + 1)
             for name, _ in diagnose(before[:done], self.config.kl_budget)
         }
-
-        def evaluate(done: int) -> Mapping[str, float]:
-            return after_iteration(done) if after_iteration is not None else {}
 
         def step(iteration: int) -> Mapping[str, float]:
             row = self.step(iteration)
@@ -344,21 +322,30 @@ class PPOTrainer:
             out=out,
             description="PPO",
             shown=("objective/scores", "objective/kl", "rollout_tokens_per_second"),
-            evaluate=evaluate,
+            evaluate=after_iteration,
             evaluate_every=1,
         )
         return read_metrics(log.path)
 
     def step(self, iteration: int) -> dict[str, float]:
-        """One iteration: sample → score → rewards → advantages → update → KL controller.
-
-        It depends on the state and its number alone.
-        """
+        """One iteration: sample → score → rewards → advantages → update → KL controller."""
         config, times = self.config, [time.perf_counter()]
         prompts = [self.prompts[i] for i in self._prompt_order(iteration)]
         responses = self._sample(prompts, iteration)
         times.append(time.perf_counter())
-        rollout = self._score(prompts, responses)
+        rollout = score_rollout(
+            self.policy,
+            self.reference,
+            self.value_model,
+            self.reward,
+            prompts,
+            responses,
+            stop_token=self.stop_token,
+            missing_eos_penalty=config.missing_eos_penalty,
+            temperature=config.temperature,
+            machine=self.machine,
+            vocabulary=self.vocabulary,
+        )
         mask_br = rollout.batch.response_mask_br
         rewards_bs, penalties_br = token_rewards(
             rollout.scores_b,
@@ -378,7 +365,7 @@ class PPOTrainer:
         times.append(time.perf_counter())
 
         sampling, scoring, updating = (end - start for start, end in pairwise(times))
-        metrics |= rollout_metrics(rollout, penalties_br) | {
+        metrics |= rollout.metrics(penalties_br) | {
             "kl_coefficient": self.kl.coefficient,
             "episode": float((iteration + 1) * config.rollouts),
             "rollout_tokens_per_second": int(mask_br.sum()) / sampling,
@@ -387,40 +374,13 @@ class PPOTrainer:
             "seconds/update": updating,
         }
         self.kl.update(metrics["objective/kl"], config.rollouts)
-        self._keep_samples(iteration, rollout)
+        if self.decode is not None:
+            rows = rollout.sample_rows(config.sample_rows, self.decode)
+            self.samples.rows += [{"step": iteration + 1, **row} for row in rows]
         return metrics
 
-    def _score(self, prompts: list[list[int]], responses: list[list[int]]) -> Rollout:
-        return score_rollout(
-            self.policy,
-            self.reference,
-            self.value_model,
-            self.reward,
-            prompts,
-            responses,
-            stop_token=self.stop_token,
-            missing_eos_penalty=self.config.missing_eos_penalty,
-            temperature=self.config.temperature,
-            machine=self.machine,
-            vocabulary=self.vocabulary,
-        )
-
-    def _reward_of(self, model: ScalarModel) -> RewardFunction:
-        def reward(prompts: list[list[int]], responses: list[list[int]]) -> Tensor:
-            sequences = []
-            for prompt, response in zip(prompts, responses, strict=True):
-                # In its training every response had an end, for which a full context loses a
-                # token; that this one had none is for missing_eos_penalty.
-                if response[-1:] != [self.stop_token]:
-                    room = model.decoder.config.context - len(prompt) - 1
-                    response = [*response[:room], self.stop_token]
-                sequences.append(prompt + response)
-            return score_sequences(model, sequences, self.machine)
-
-        return reward
-
     def _prompt_order(self, iteration: int) -> list[int]:
-        """The iteration's prompts: the list is gone through in a fresh order each pass."""
+        """The iteration's prompts: each pass over the list has a fresh order."""
         count, size = self.config.rollouts, len(self.prompts)
         orders: dict[int, list[int]] = {}
         chosen: list[int] = []
@@ -451,15 +411,16 @@ class PPOTrainer:
         config = self.config
         mask_bs = value_mask(rollout.batch.response_mask_br)
         learns = iteration >= config.value_warmup_iterations
+        value_factor = learning_rate_factor(config.schedule, iteration, config.iterations)
         policy_factor = 0.0
         if learns:
+            waits = config.value_warmup_iterations
             policy_factor = learning_rate_factor(
                 config.schedule,
-                iteration - config.value_warmup_iterations,
-                config.iterations - config.value_warmup_iterations,
+                iteration - waits,
+                config.iterations - waits,
                 config.warmup_iterations,
             )
-        value_factor = learning_rate_factor(config.schedule, iteration, config.iterations)
         minibatches = config.rollouts // config.minibatch
         rows: list[dict[str, float]] = []
         for epoch in range(config.ppo_epochs):
@@ -496,15 +457,14 @@ class PPOTrainer:
         Rows of like length are computed together and their gradients added, each weighted by its
         share of the tokens, which is the gradient of the mean over the whole minibatch.
         """
-        config = self.config
+        config, figures = self.config, dict[str, float]()
         tokens = int(rollout.batch.response_mask_br[index].sum())
-        means = _Means()
         for group in self._groups(rollout, index):
             batch = rollout.batch.rows(group)
             mask_br = batch.response_mask_br
             share = int(mask_br.sum()) / tokens
             with self.machine.autocast():
-                log_probs_br, entropy_br = sampled_log_probs(
+                log_probs_br, entropy_br = response_log_probs(
                     self.policy, batch, config.temperature, self.vocabulary
                 )
             policy = clipped_policy_loss(
@@ -515,28 +475,27 @@ class PPOTrainer:
                 config.clip_range,
             )
             (share * policy.loss).backward()  # type: ignore[no-untyped-call]
-            means.add("loss/policy_avg", policy.loss, share)
-            means.add("policy/approxkl_avg", policy.approximate_kl, share)
-            means.add("policy/clipfrac_avg", policy.clip_fraction, share)
-            means.add("policy/updated_entropy_avg", masked_mean(entropy_br, mask_br), share)
-            means.add("val/ratio", policy.ratio, share)
-        ptx = 0.0
-        if config.ptx_coefficient and self.pretraining is not None:
-            ptx, _ = accumulate_gradients(
-                self.policy,
-                self.pretraining(update),
-                self.machine,
-                weight=config.ptx_coefficient,
-            )
+            means = {
+                "loss/policy_avg": policy.loss,
+                "policy/approxkl_avg": policy.approximate_kl,
+                "policy/clipfrac_avg": policy.clip_fraction,
+                "policy/updated_entropy_avg": masked_mean(entropy_br, mask_br),
+                "val/ratio": policy.ratio,
+            }
+            _add_means(figures, share, means)
+        ptx, weight = 0.0, config.ptx_coefficient
+        if weight and self.pretraining is not None:
+            text = self.pretraining(update)
+            ptx, _ = accumulate_gradients(self.policy, text, self.machine, weight=weight)
         norm = self.policy_optimiser.step(factor)
-        return {**means.figures, "loss/ptx_avg": ptx, "policy/gradient_norm": norm}
+        return {**figures, "loss/ptx_avg": ptx, "policy/gradient_norm": norm}
 
     def _update_value_model(
         self, factor: float, rollout: Rollout, returns_bs: Tensor, index: Tensor
     ) -> dict[str, float]:
         """One update of the value model on some rows of the rollout, grouped in the same way."""
         states = int(value_mask(rollout.batch.response_mask_br[index]).sum())
-        means = _Means()
+        figures: dict[str, float] = {}
         for group in self._groups(rollout, index):
             batch = rollout.batch.rows(group)
             mask_bs = value_mask(batch.response_mask_br)
@@ -551,53 +510,9 @@ class PPOTrainer:
                 self.config.value_clip_range,
             )
             (share * loss).backward()  # type: ignore[no-untyped-call]
-            means.add("loss/value_avg", loss, share)
-            means.add("val/clipfrac_avg", clipped, share)
-        norm = self.value_optimiser.step(factor)
-        return {**means.figures, "val/gradient_norm": norm}
+            _add_means(figures, share, {"loss/value_avg": loss, "val/clipfrac_avg": clipped})
+        return {**figures, "val/gradient_norm": self.value_optimiser.step(factor)}
 
     def _groups(self, rollout: Rollout, index: Tensor) -> list[Tensor]:
-        """The rows of a minibatch in groups of like length."""
         lengths_b = rollout.batch.lengths_b[index]
         return [index[part] for part in length_groups(lengths_b, ROWS_AT_ONCE)]
-
-    def _keep_samples(self, iteration: int, rollout: Rollout) -> None:
-        if self.decode is None:
-            return
-        batch = rollout.batch
-        kl_b = (rollout.log_probs_br - rollout.reference_log_probs_br).sum(1)
-        for row in range(min(self.config.sample_rows, len(kl_b))):
-            prompt = batch.tokens_bt[row, : batch.prompt_length]
-            prompt = prompt[batch.valid_bt[row, : batch.prompt_length]]
-            response = batch.response_br[row][batch.response_mask_br[row]]
-            self.samples.rows.append(
-                {
-                    "step": iteration + 1,
-                    "prompt": self.decode(prompt.tolist()),
-                    "response": self.decode(response.tolist()),
-                    "score": float(rollout.scores_b[row]),
-                    "kl": float(kl_b[row]),
-                    "ended": bool(rollout.ended_b[row]),
-                }
-            )
-
-
-def rollout_metrics(rollout: Rollout, penalties_br: Tensor) -> dict[str, float]:
-    """Figures of a rollout before any update; KL and entropy in nats a response."""
-    mask_br = rollout.batch.response_mask_br
-    non_score = float(penalties_br.sum(1).mean())
-    score = float(rollout.scores_b.mean())
-    return {
-        "objective/kl": float(
-            (rollout.log_probs_br - rollout.reference_log_probs_br).sum(1).mean()
-        ),
-        "objective/entropy": float(rollout.entropy_br.sum(1).mean()),
-        "objective/scores": score,
-        "objective/scores_std": float(rollout.scores_b.std(unbiased=False)),
-        "objective/non_score_reward": non_score,
-        "objective/rlhf_reward": score + non_score,
-        "objective/response_tokens": int(mask_br.sum()) / len(rollout.scores_b),
-        "policy/entropy_avg": float(masked_mean(rollout.entropy_br, mask_br)),
-        "val/num_eos_tokens": float(rollout.ended_b.sum()),
-        "val/share_ended": float(rollout.ended_b.float().mean()),
-    }

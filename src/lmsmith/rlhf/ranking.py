@@ -1,4 +1,4 @@
-"""Rankings for the reward model: a prompt and its K responses in one row, scored and learnt."""
+"""Rankings for the reward model: a prompt and its K responses in one row, scored and trained on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from lmsmith.core.errors import UserError
 from lmsmith.corpus.rows import Ranking
 from lmsmith.models.batching import length_batches
 from lmsmith.models.config import ModelConfig
-from lmsmith.models.decoder import Decoder
 from lmsmith.models.heads import ScalarModel
 from lmsmith.prompts import Message, encode_prompt
 from lmsmith.rlhf.objective import correct_pairs, ranking_loss
@@ -34,7 +33,7 @@ class EncodedRanking:
         prompt: ends with the assistant's role token.
         responses: each ends with the end of turn.
         ranks: 1 is best, equal numbers are ties.
-        places: which of the responses that were brought these are, where some are left out.
+        places: places of these responses among all that were given.
     """
 
     prompt: list[int]
@@ -57,11 +56,11 @@ class EncodedRanking:
 def encode_responses(
     tokenizer: Tokenizer, prompt: Sequence[Message], responses: Sequence[str], context: int
 ) -> tuple[list[int], list[list[int]]]:
-    """A prompt and texts that answer it, each as the tokens a reward model reads.
+    """A prompt and texts that answer it, as the tokens a reward model reads.
 
-    Every response is given its end of turn, also one that was cut off, so that a reward model
-    judges what a reader would see. All of them follow the same prompt: what is left of it beside
-    the longest response. A response longer than three quarters of the context loses its end.
+    Every response ends with the end of turn, also one that was cut off: a reward model judges what
+    a reader would see. All follow the same prompt, which is cut to fit beside the longest response.
+    A response longer than three quarters of the context loses its end.
 
     Raises:
         UserError: the system message and the last one do not fit.
@@ -71,7 +70,7 @@ def encode_responses(
 
 
 def longest_response(context: int) -> int:
-    """Most tokens of a response, its end of turn not counted, that a reward model reads."""
+    """Most tokens of a response that a reward model reads, its end of turn not counted."""
     return max(1, 3 * context // 4 - 1)
 
 
@@ -81,9 +80,8 @@ def _cut_responses(
     """Responses as tokens with their end of turn, and which of them lost their end."""
     most = longest_response(context)
     encoded = [tokenizer.encode(text) for text in responses]
-    return [[*ids[:most], tokenizer.end_of_turn] for ids in encoded], [
-        len(ids) > most for ids in encoded
-    ]
+    cut = [len(ids) > most for ids in encoded]
+    return [[*ids[:most], tokenizer.end_of_turn] for ids in encoded], cut
 
 
 def _prompt_beside(
@@ -92,7 +90,7 @@ def _prompt_beside(
     responses: Sequence[Sequence[int]],
     context: int,
 ) -> list[int]:
-    """What of a prompt fits the context beside the longest response."""
+    """The newest messages of a prompt that fit the context beside the longest response."""
     room = context - max(len(tokens) for tokens in responses)
     return encode_prompt(tokenizer, prompt, room).tokens
 
@@ -113,11 +111,10 @@ def encode_rankings(
     context: int,
     counts: Counter[str] | None = None,
 ) -> tuple[list[EncodedRanking], list[int]]:
-    """Rankings as tokens, and which of ``rankings`` they are.
+    """Rankings as tokens, and their places in ``rankings``.
 
     Left out are empty responses, and all but one of those that are equal as they are read (all of
-    them where their ranks contradict each other); then rankings without a pair that is not tied,
-    and those that `LEFT_OUT` names.
+    them where their ranks contradict each other); then the rankings that `LEFT_OUT` names.
 
     Args:
         counts: gets the numbers of ``rankings`` read and of those left out for each reason of
@@ -146,18 +143,15 @@ def encode_rankings(
 
 
 def rankings_warnings(counts: Mapping[str, int], context: int) -> list[str]:
-    """What `encode_rankings` left out or cut and why, in sentences."""
-    told = []
-    reasons = [f"{counts[name]:,} {words}" for name, words in LEFT_OUT.items() if counts[name]]
-    if reasons:
-        left_out = sum(counts[name] for name in LEFT_OUT)
-        told.append(
-            f"{left_out:,} of {counts['rankings']:,} rankings left out: {', '.join(reasons)}"
-        )
+    """Sentences that say what `encode_rankings` left out or cut, and why."""
+    told, rankings = [], f"{counts['rankings']:,} rankings"
+    if left_out := sum(counts[name] for name in LEFT_OUT):
+        reasons = [f"{counts[name]:,} {words}" for name, words in LEFT_OUT.items() if counts[name]]
+        told.append(f"{left_out:,} of {rankings} left out: {', '.join(reasons)}")
     if counts["disputed"]:
         told.append(
-            f"{counts['disputed']:,} of {counts['rankings']:,} rankings are learnt from though "
-            "others reverse their order, more or less often"
+            f"{counts['disputed']:,} of {rankings} are learnt from though others reverse their "
+            "order, more or less often"
         )
     for name, words in (
         ("responses_empty", "left out, being empty"),
@@ -199,7 +193,7 @@ def _encode_ranking(
 
 
 def _distinct(responses: Sequence[Sequence[int]], ranks: Sequence[int]) -> list[int]:
-    """Places of different responses: of equal ones the first, if all compare alike to the rest."""
+    """Places of different responses; of equal ones the first, if all rank alike among the rest."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for place, response in enumerate(responses):
         groups.setdefault(tuple(response), []).append(place)
@@ -216,12 +210,9 @@ def _distinct(responses: Sequence[Sequence[int]], ranks: Sequence[int]) -> list[
 
 
 def _contradicted(rankings: Sequence[EncodedRanking]) -> tuple[set[int], int]:
-    """Rankings of which as many others reverse each pair: they teach nothing.
+    """Numbers of the rankings each pair of which is reversed as often as given: they teach nothing.
 
-    Labelers who disagree more often one way than the other are learnt from, all of them.
-
-    Returns:
-        Their numbers, and how many of the other rankings have a pair that one reverses.
+    Also returns how many of the other rankings have a pair that one reverses; these are kept.
     """
     votes: Counter[tuple[int, int]] = Counter()
     pairs: list[list[tuple[int, int]]] = []
@@ -249,17 +240,15 @@ def _contradicted(rankings: Sequence[EncodedRanking]) -> tuple[set[int], int]:
 class CandidateBatch:
     """Rows ``[prompt, response 1, …, response K, padding]``.
 
-    A response's positions go on from the prompt's end and it attends to the prompt and to
-    itself, so its hidden states are those it would have in a row of its own, and the prompt is
-    computed once instead of K times.
+    A response's positions continue the prompt's, and it attends to the prompt and to itself: its
+    hidden states are those of a row of its own, and the prompt is computed once.
 
     Attributes:
         tokens_bt: padding is 0.
         positions_bt: of each token in its own sequence.
         segments_bt: 0 for the prompt, k for the k-th response, −1 for padding.
-        ends_bk: the column of each response's last token; 0 where there is no response.
-        ranks_bk: 0 where there is no response.
-        present_bk: False where there is no response.
+        ends_bk: the column of each response's last token.
+        ranks_bk, present_bk: 0 and False, as ``ends_bk``, where there is no response.
     """
 
     tokens_bt: Tensor
@@ -271,7 +260,7 @@ class CandidateBatch:
 
     @property
     def mask_bts(self) -> Tensor:
-        """Causal, to the prompt and to one's own response; padding attends to itself."""
+        """Causal attention to the prompt and the own response; padding attends to itself."""
         length = self.tokens_bt.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool).tril()
         own = self.segments_bt[:, :, None] == self.segments_bt[:, None, :]
@@ -282,7 +271,7 @@ class CandidateBatch:
 
 
 def candidate_batch(rankings: Sequence[EncodedRanking]) -> CandidateBatch:
-    """Lay rankings out as rows, padded to the longest."""
+    """Rankings as rows, padded to the longest."""
     length = max(ranking.length for ranking in rankings)
     most = max(len(ranking.responses) for ranking in rankings)
     tokens_bt = torch.zeros(len(rankings), length, dtype=torch.long)
@@ -292,10 +281,9 @@ def candidate_batch(rankings: Sequence[EncodedRanking]) -> CandidateBatch:
     ranks_bk = torch.zeros_like(ends_bk)
     for row, ranking in enumerate(rankings):
         start = 0
-        opening = len(ranking.prompt)
         for segment, piece in enumerate([ranking.prompt, *ranking.responses]):
             end = start + len(piece)
-            first = 0 if segment == _PROMPT else opening
+            first = 0 if segment == _PROMPT else len(ranking.prompt)
             tokens_bt[row, start:end] = torch.tensor(piece)
             positions_bt[row, start:end] = torch.arange(first, first + len(piece))
             segments_bt[row, start:end] = segment
@@ -325,34 +313,6 @@ def score_rankings(
     return scores
 
 
-def likelihoods(
-    decoder: Decoder, rankings: Sequence[EncodedRanking], machine: ResolvedMachine
-) -> list[list[float]]:
-    """Σ log π(token | what is before it), in nats, over every response of every ranking."""
-    found: list[list[float]] = [[] for _ in rankings]
-    with evaluation_mode(decoder), machine.autocast():
-        for group in length_batches([ranking.length for ranking in rankings], TOKENS_AT_ONCE):
-            batch = candidate_batch([rankings[i] for i in group])
-            hidden_btd = decoder(batch.tokens_bt, batch.positions_bt, batch.mask_bts)
-            for row, index in enumerate(group):
-                ranking = rankings[index]
-                columns = torch.tensor(
-                    [
-                        len(ranking.prompt) - 1 if place == 0 else int(end) - len(response) + place
-                        for response, end in zip(
-                            ranking.responses, batch.ends_bk[row].tolist(), strict=False
-                        )
-                        for place in range(len(response))
-                    ]
-                )
-                tokens_n = torch.tensor([token for tokens in ranking.responses for token in tokens])
-                log_probs_nv = decoder.logits(hidden_btd[row, columns]).float().log_softmax(dim=-1)
-                each_n = log_probs_nv.gather(1, tokens_n[:, None])[:, 0]
-                pieces = torch.split(each_n, [len(response) for response in ranking.responses])
-                found[index] = [float(piece.sum()) for piece in pieces]
-    return found
-
-
 def score_table(
     rankings: Sequence[EncodedRanking], scores: Sequence[Sequence[float]]
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -367,14 +327,14 @@ def score_table(
 
 
 ACTIVATION_BYTES = 4_000_000_000
-"""What rows computed together may keep for the backward pass, by `activation_bytes`."""
+"""Most bytes that rows computed together keep for the backward pass."""
 
 
 def activation_bytes(config: ModelConfig, rows: int, length: int) -> int:
-    """About what a forward pass over so many rows keeps for its backward pass, from above.
+    """Upper estimate of the bytes that a forward pass keeps for its backward pass.
 
-    In float32: twelve times the width (norms, queries, keys, values, what is mixed and added),
-    four times the feed-forward layer's inner width, and attention scores and probabilities.
+    In float32: twelve times the width (norms, queries, keys, values, residuals), four times the
+    feed-forward layer's inner width, and attention scores and probabilities.
     """
     numbers = 12 * config.width + 4 * config.resolved_ffn_width + 2 * config.heads * length
     return 4 * config.layers * rows * length * numbers
@@ -385,8 +345,7 @@ def memory_groups(
 ) -> list[list[int]]:
     """Indices in groups of like length, the longest first, each within ``most`` bytes.
 
-    All of them, in their own order, where they fit together; a row that is too long by itself is
-    a group by itself.
+    All of them, in their own order, where they fit together. A row that is too long is alone.
     """
     if activation_bytes(config, len(lengths), max(lengths)) <= most:
         return [list(range(len(lengths)))]
@@ -410,7 +369,7 @@ def accumulate_ranking_gradients(
 
     Args:
         rankings: each with a pair that is not tied, as `encode_rankings` leaves them.
-        most: bytes that rows computed together may keep.
+        most: as in `memory_groups`.
 
     Returns:
         The loss, the share of pairs ordered rightly, and the tokens computed, padding included.

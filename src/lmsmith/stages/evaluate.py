@@ -54,7 +54,6 @@ from lmsmith.rlhf.objective import correct_pairs, pair_differences
 from lmsmith.rlhf.ranking import (
     EncodedRanking,
     encode_rankings,
-    likelihoods,
     rankings_warnings,
     score_rankings,
     score_table,
@@ -307,7 +306,12 @@ class Evaluation:
         """SFT's log-likelihood of every response, computed once for files of the same content."""
         kept = self.out.checkpoints / f"likelihoods-{sha256_file(path)[:16]}.json"
         if not kept.exists():
-            write_json(kept, likelihoods(self.decoder("sft"), rankings, self.machine))
+            prompts = [each.prompt for each in rankings for _ in each.responses]
+            responses = [response for each in rankings for response in each.responses]
+            found = response_log_likelihoods(
+                self.decoder("sft"), prompts, responses, self.machine
+            ).split([len(each.responses) for each in rankings])
+            write_json(kept, [row.tolist() for row in found])
         saved: Any = read_json(kept)
         return [list(map(float, row)) for row in saved]
 
