@@ -31,7 +31,7 @@ from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.heads import ScalarModel
 from lmsmith.rlhf.ppo import PPOConfig, PPOTrainer
-from lmsmith.stages import load_stage_recipe
+from lmsmith.stages.pipeline import load_stage_recipe
 from lmsmith.stages.pretrain import PretrainConfig
 from lmsmith.stages.tokenizer import TokenizerConfig
 from lmsmith.training.machine import (

@@ -86,7 +86,7 @@ def main(
 
 def quickstart_task() -> Task:
     """Shape, batch and optimiser of the shipped quickstart recipe."""
-    from lmsmith.stages import load_stage_recipe
+    from lmsmith.stages.pipeline import load_stage_recipe
     from lmsmith.stages.pretrain import PretrainConfig
     from lmsmith.stages.tokenizer import TokenizerConfig
 

@@ -11,7 +11,7 @@ from mkdocs.structure.files import File, Files
 
 from lmsmith.cli import COMMANDS
 from lmsmith.core.settings import settings_as_markdown
-from lmsmith.stages import recipe_settings
+from lmsmith.stages.pipeline import recipe_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -32,7 +32,7 @@ def small_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The tiny stages in place of the real ones, a recipe of them shipped, an empty folder."""
     import lmsmith.stages.pipeline
 
-    load_stage_recipe = lmsmith.stages.load_stage_recipe
+    load_stage_recipe = lmsmith.stages.pipeline.load_stage_recipe
 
     def load(name: str | Path, overrides: Any = ()) -> Recipe:
         return load_stage_recipe(name, overrides, tiny.STAGES)
@@ -40,7 +40,7 @@ def small_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def run(*arguments: Any, **options: Any) -> dict[str, object]:
         return run_recipe(*arguments, **options, stages=tiny.STAGES, prepare=tiny.prepare)
 
-    monkeypatch.setattr(lmsmith.stages, "load_stage_recipe", load)
+    monkeypatch.setattr(lmsmith.stages.pipeline, "load_stage_recipe", load)
     monkeypatch.setattr(lmsmith.stages.pipeline, "run_recipe", run)
     monkeypatch.setattr(recipes, "shipped_recipes", lambda: {"small": GOOD})
     monkeypatch.chdir(tmp_path)
@@ -383,11 +383,11 @@ def test_machine_settings_are_described_by_doctor(capsys: pytest.CaptureFixture[
 def test_validate_lists_problems_for_people_and_for_programs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import lmsmith.stages
+    import lmsmith.stages.pipeline
 
-    load = lmsmith.stages.load_stage_recipe
+    load = lmsmith.stages.pipeline.load_stage_recipe
     monkeypatch.setattr(
-        lmsmith.stages, "load_stage_recipe", lambda name: load(name, (), tiny.STAGES)
+        lmsmith.stages.pipeline, "load_stage_recipe", lambda name: load(name, (), tiny.STAGES)
     )
     good, bad = tmp_path / "good.toml", tmp_path / "bad.toml"
     good.write_text(GOOD)

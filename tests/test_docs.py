@@ -16,7 +16,7 @@ from lmsmith.cli import COMMANDS
 from lmsmith.core.config import decode, setting_keys
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.core.renamed_keys import RENAMED_KEYS
-from lmsmith.stages import STAGES
+from lmsmith.stages.pipeline import STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("README*.md"), *ROOT.glob("docs/**/*.md")])

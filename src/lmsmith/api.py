@@ -95,8 +95,7 @@ def run(
 
     >>> lmsmith.run("quickstart", set=["ppo.iterations=20"]).report         # doctest: +SKIP
     """
-    from lmsmith.stages import load_stage_recipe
-    from lmsmith.stages.pipeline import run_recipe
+    from lmsmith.stages.pipeline import load_stage_recipe, run_recipe
 
     loaded = load_stage_recipe(recipe, set)
     place = folder or Path("runs") / loaded.name

@@ -18,7 +18,7 @@ from lmsmith.core.settings import (
     settings_as_text,
     with_comments,
 )
-from lmsmith.stages import STAGES, recipe_settings
+from lmsmith.stages.pipeline import STAGES, recipe_settings
 
 
 @dataclass(frozen=True)

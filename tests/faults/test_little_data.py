@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from lmsmith.core.errors import UserError
-from lmsmith.stages import load_stage_recipe
-from lmsmith.stages.pipeline import run_recipe
+from lmsmith.stages.pipeline import load_stage_recipe, run_recipe
 
 Faults = Callable[[str], Path]
 

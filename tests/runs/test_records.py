@@ -6,7 +6,14 @@ import json
 import random
 from pathlib import Path
 
-from lmsmith.runs.records import read_record, recorded_outputs, recorded_seconds, write_record
+from lmsmith.core.progress import QuietProgress
+from lmsmith.runs.records import (
+    WatchedProgress,
+    read_record,
+    recorded_outputs,
+    recorded_seconds,
+    write_record,
+)
 
 RECORD: dict[str, object] = {
     "status": "done",
@@ -57,3 +64,14 @@ def test_nothing_written_is_nothing(tmp_path: Path) -> None:
 def test_outputs_are_those_of_the_record(tmp_path: Path) -> None:
     write_record(tmp_path / "stage.json", {**RECORD, "outputs": {"link.txt": "1" * 64}})
     assert recorded_outputs(tmp_path) == {"link.txt": "1" * 64}
+
+
+def test_a_warning_outlives_a_kill_right_after_it(tmp_path: Path) -> None:
+    path = tmp_path / "started.json"
+    watched = WatchedProgress(QuietProgress(), path, {"stage": "x"}, {"wall_seconds": 2.0})
+    watched.say("odd")
+    watched.say("odd")
+    record = read_record(path)
+    assert record is not None
+    assert record["warnings"] == ["odd"]
+    assert record["wall_seconds"] >= 2.0

@@ -27,7 +27,8 @@ from lmsmith.models.folder import load_decoder, load_scalar_model
 from lmsmith.rlhf.ppo import PPOConfig
 from lmsmith.runs.metrics_log import read_metrics
 from lmsmith.runs.stage_folder import StageFolder
-from lmsmith.stages import base, evaluate, load_stage_recipe, ppo, reward, sft
+from lmsmith.stages import base, evaluate, ppo, reward, sft
+from lmsmith.stages.pipeline import load_stage_recipe
 from lmsmith.training import loop
 from lmsmith.training.optimiser import OptimiserConfig
 

@@ -16,8 +16,8 @@ from lmsmith.core.errors import UserError
 from lmsmith.core.progress import QuietProgress
 from lmsmith.core.recipe import MachineConfig, shipped_recipes
 from lmsmith.runs.stage_folder import StageFolder
-from lmsmith.stages import load_stage_recipe
 from lmsmith.stages.data import DataConfig, DocumentSource, Splits, run
+from lmsmith.stages.pipeline import load_stage_recipe
 
 SPLITS = ("demonstrations", "comparisons", "prompts", "judge", "test", "validation")
 

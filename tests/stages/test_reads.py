@@ -13,8 +13,7 @@ import pytest
 from lmsmith.runs.identity import files_read
 from lmsmith.runs.records import recorded_outputs
 from lmsmith.runs.stage_folder import StageFolder
-from lmsmith.stages import Stage, load_stage_recipe
-from lmsmith.stages.pipeline import run_recipe
+from lmsmith.stages.pipeline import Stage, load_stage_recipe, run_recipe
 
 RECIPE = """
 seed = 7

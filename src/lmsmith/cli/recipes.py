@@ -40,7 +40,7 @@ def copy_recipe(name: str, file: Path, *, force: bool = False) -> None:
     if target.exists() and not force:
         raise UserError(f"{target}: exists already", "Name another file, or add --force.")
     if name in shipped_recipes():
-        from lmsmith.stages import recipe_settings
+        from lmsmith.stages.pipeline import recipe_settings
 
         text = with_comments(text, recipe_settings())
     atomic_write(target, text)
@@ -54,7 +54,7 @@ def show_settings(key: str = "", *, json: bool = False, markdown: bool = False) 
         key: A stage, or one key, such as ppo.gae_lambda; all without it.
         markdown: Print a page of Markdown.
     """
-    from lmsmith.stages import recipe_settings
+    from lmsmith.stages.pipeline import recipe_settings
 
     found = recipe_settings(key)
     if json:
@@ -69,7 +69,7 @@ def validate_recipe(file: str, *, json: bool = False) -> int:
     Args:
         file: A .toml file, or a shipped recipe.
     """
-    from lmsmith.stages import load_stage_recipe
+    from lmsmith.stages.pipeline import load_stage_recipe
 
     try:
         recipe = load_stage_recipe(file)

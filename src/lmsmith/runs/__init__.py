@@ -1,1 +1,1 @@
-"""What a run keeps of itself: folders, fingerprints, records, locks, signals and logs."""
+"""Bookkeeping of a run: folders, fingerprints, records, locks, signals and logs."""

@@ -1,4 +1,4 @@
-"""What a run folder holds: a stage's outputs, what may be removed, and what is somebody else's."""
+"""The stages' folders in a run: where a stage works, its outputs, and what may be removed."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ _NEXT = ".next"
 
 
 def working_folder(folder: Path) -> Path:
-    """Where a stage works: in its folder, or beside it while finished outputs stand there.
+    """Where a stage works: its folder, or one beside it that keeps finished outputs until then.
 
-    So the outputs of before stay until the new ones are complete. It is as deep as the stage's
-    folder: models with adapters name their base by a relative path.
+    It is as deep as the stage's folder: models with adapters name their base by a relative path.
     """
     return folder.with_name(f".{folder.name}{_NEXT}") if _finished(folder) else folder
 
 
 def stage_of(working: Path) -> str:
-    """The stage's name, by the folder that it works in."""
+    """The name of the stage that works in the folder."""
     return working.name.removeprefix(".").removesuffix(_NEXT)
 
 
@@ -41,7 +40,7 @@ def stage_outputs(folder: Path) -> Iterator[str]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Finish or remove what a killed run left half moved, half written or half removed."""
+    """Finish or remove what a killed run left half moved, written or removed."""
     remove_partials(folder, inside=False)
     for working in folder.glob(f".*{_NEXT}"):
         place = folder / stage_of(working)
@@ -52,7 +51,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def clean_up_stage(folder: Path) -> None:
-    """Remove what a stage that is done needs no longer."""
+    """Remove what only a stage that runs needs."""
     (folder / "started.json").unlink(missing_ok=True)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     if (working := working_folder(folder)) != folder:
@@ -60,7 +59,7 @@ def clean_up_stage(folder: Path) -> None:
 
 
 def put_in_place(working: Path, folder: Path) -> None:
-    """Let the finished outputs in ``working`` take the place of those in ``folder``."""
+    """Replace ``folder`` by the finished outputs in ``working``."""
     if working != folder:
         removed = _move_away(folder)
         working.rename(folder)
@@ -73,7 +72,7 @@ def remove_stage(folder: Path) -> None:
 
 
 def _move_away(folder: Path) -> Path:
-    """The folder's new name, under which a later run would remove it."""
+    """Rename the folder, so that a later run would remove it; return its new name."""
     removed = folder.with_name(f".{folder.name.removeprefix('.')}.removed")
     _remove(removed)
     if folder.exists() or folder.is_symlink():
@@ -90,17 +89,16 @@ def _remove(folder: Path) -> None:
 
 
 def refuse_foreign_folder(folder: Path) -> None:
-    """Never remove what lmsmith did not make: such a folder has neither of its records.
+    """Protect what lmsmith did not make: a folder that has neither of its records.
 
     Raises:
         UserError: something else is where a stage's folder would be.
     """
     if folder.is_dir():
         names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-        if not names or names & {"stage.json", "started.json"}:
-            return
-    elif not folder.exists() and not folder.is_symlink():
-        return
-    raise UserError(
-        f"{folder}: is in the way; lmsmith did not make it", "Choose another --folder, or move it."
-    )
+        foreign = bool(names) and not names & {"stage.json", "started.json"}
+    else:
+        foreign = folder.exists() or folder.is_symlink()
+    if foreign:
+        fix = "Choose another --folder, or move it."
+        raise UserError(f"{folder}: is in the way; lmsmith did not make it", fix)

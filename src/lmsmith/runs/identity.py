@@ -1,4 +1,4 @@
-"""What decides a stage's outputs, and what has become of it since a record was written."""
+"""What decides a stage's outputs, what changed since a record of it, and what to do with it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from lmsmith.core.config import MISSING, Problem
+from lmsmith.core.config import MISSING, Problem, as_toml
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import fingerprint, sha256_file
 from lmsmith.runs.folders import working_folder
@@ -48,10 +48,58 @@ class Identity:
         return {"fingerprint": self.fingerprint, **vars(self)}
 
 
+@dataclass(frozen=True)
+class Decision:
+    """What to do with a stage, and why."""
+
+    stage: str
+    action: str
+    """``skip``, ``continue``, ``run``, or ``depends`` where an input has to be made first."""
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.stage}: {self.reason}"
+
+
+def decide(identity: Identity, run_folder: Path) -> Decision:
+    """Compare ``identity`` with its stage's folder in ``run_folder`` as it is now."""
+    name, folder = identity.stage, run_folder / identity.stage
+    done, started = folder / "stage.json", working_folder(folder) / "started.json"
+    reasons: list[str] = []
+    if (record := read_record(done)) is not None:
+        reasons = differences(record, identity) or _damaged_outputs(record, folder)
+        if not reasons and identity.pending:
+            sources = ", ".join(identity.pending)
+            return Decision(name, "depends", f"runs if what it reads of {sources} changes")
+        if not reasons:
+            return Decision(name, "skip", "done, nothing changed")
+    elif done.exists():
+        reasons = ["its stage.json is damaged, so it is made again"]
+    if (record := read_record(started)) is not None:
+        if not (since := differences(record, identity)):
+            return Decision(name, "continue", "was interrupted, continues where it was saved")
+        reasons = reasons or since
+    elif started.exists():
+        reasons = reasons or ["its started.json is damaged, so it starts again"]
+    return Decision(name, "run", "; ".join(reasons) or "not run yet")
+
+
+def _damaged_outputs(record: Mapping[str, Any], folder: Path) -> list[str]:
+    """The first output that is missing or has another size; hashing gigabytes takes long."""
+    for name, size in (record.get("output_bytes") or {}).items():
+        try:
+            found = (folder / name).stat().st_size
+        except OSError:
+            return [f"its output {name} is missing"]
+        if found != size:
+            return [f"its output {name} has {found} bytes instead of {size}"]
+    return []
+
+
 def files_read(outputs: Mapping[str, str], patterns: Sequence[str]) -> dict[str, str]:
     """The outputs that match a pattern: file → SHA-256.
 
-    A model's card is left out: it tells times, and nothing is computed from it that does not
+    A model's card is left out: it holds times, and nothing is computed from it that does not
     follow from the files beside it.
     """
     return {
@@ -66,11 +114,10 @@ def external_files(
 ) -> tuple[dict[str, dict[str, object]], list[Problem]]:
     """The state of the files a stage's settings name, and those that cannot be read.
 
-    ``folder`` is the stage's: its records spare hashing what has not been touched since.
+    ``folder`` is the stage's: its records spare hashing files that are as they were.
     """
-    list_files = getattr(settings, "external_files", None)
     try:
-        named: list[str] = list(list_files()) if list_files is not None else []
+        named: list[str] = getattr(settings, "external_files", list)()
     except UserError as error:
         return {}, [Problem(stage, MISSING, error.problem, error.fix)]
     known: dict[str, Any] = {}
@@ -90,8 +137,7 @@ def external_files(
 def file_states(path: Path, known: Mapping[str, Any]) -> dict[str, dict[str, object]]:
     """Size, time and hash of a file, or of every file in a folder.
 
-    A hash from an earlier record (``known``) is used again while size and time of change are the
-    same.
+    The hash of an earlier record (``known``) is used while size and time of change are the same.
 
     Raises:
         UserError: there is no such file, or it cannot be read.
@@ -110,23 +156,22 @@ def file_states(path: Path, known: Mapping[str, Any]) -> dict[str, dict[str, obj
 
 
 def differences(record: Mapping[str, Any], identity: Identity) -> list[str]:
-    """Why a record of a stage is not of ``identity``, in words; empty if it is."""
+    """Why a record is not of ``identity``, in words; empty if it is."""
     if record.get("fingerprint") == identity.fingerprint:
         return []
     reasons = []
     if record.get("format") != identity.format:
         reasons.append(f"this version of lmsmith makes {identity.stage} differently")
-    old_settings = _flat(record.get("settings") or {})
-    for key, value in (new_settings := _flat(identity.settings)).items():
+    old_settings, new_settings = _flat(record.get("settings") or {}), _flat(identity.settings)
+    for key, value in new_settings.items():
         if key not in old_settings:
-            reasons.append(f"{key} is new: {_show(value)}")
+            reasons.append(f"{key} is new: {as_toml(value)}")
         elif old_settings[key] != value:
-            reasons.append(f"{key} changed {_show(old_settings[key])} → {_show(value)}")
+            reasons.append(f"{key} changed {as_toml(old_settings[key])} → {as_toml(value)}")
     reasons += [f"{key} is gone" for key in old_settings if key not in new_settings]
-    if record.get("seed") != identity.seed:
-        reasons.append(f"seed changed {record.get('seed')} → {identity.seed}")
-    if record.get("precision") != identity.precision:
-        reasons.append(f"precision changed {record.get('precision')} → {identity.precision}")
+    for key in ("seed", "precision"):
+        if record.get(key) != (now := getattr(identity, key)):
+            reasons.append(f"{key} changed {record.get(key)} → {now}")
     old_files, new_files = record.get("files") or {}, identity.files
     for path in sorted({*old_files, *new_files}):
         old, new = old_files.get(path, {}), new_files.get(path, {})
@@ -170,18 +215,14 @@ def _became(before: object, now: object) -> str:
 
 def _flat(settings: object, prefix: str = "") -> dict[str, object]:
     """``{"optimizer": {"rate": 1}}`` as ``{"optimizer.rate": 1}``; lists likewise."""
-    items: list[tuple[str, object]]
+    items: list[tuple[Any, object]]
     if isinstance(settings, Mapping) and settings:
-        items = [(str(name), value) for name, value in settings.items()]
+        items = list(settings.items())
     elif isinstance(settings, list) and any(isinstance(item, dict | list) for item in settings):
-        items = [(str(number), value) for number, value in enumerate(settings)]
+        items = list(enumerate(settings))
     else:
         return {prefix: settings} if prefix else {}
     flat: dict[str, object] = {}
     for name, value in items:
-        flat.update(_flat(value, f"{prefix}.{name}" if prefix else name))
+        flat.update(_flat(value, f"{prefix}.{name}" if prefix else str(name)))
     return flat
-
-
-def _show(value: object) -> str:
-    return str(Problem("", value, "")).removeprefix(" = ").removesuffix(": ")

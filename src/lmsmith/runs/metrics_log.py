@@ -15,13 +15,13 @@ from lmsmith.core.files import atomic_write, cut_torn_line, growing_rows, storag
 class MetricsLog:
     """A growing JSONL file of ``{"step", "seconds", **values}``.
 
-    ``seconds`` is the time spent on the kept rows: it goes on from the last row's after a
-    resume, and so never counts the pause between.
+    ``seconds`` is the time spent on the kept rows: after a resume it goes on from the last row's,
+    and so never counts the pause between.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._restart_clock(_parse(path))
+        self._restart_clock(read_metrics(path))
         self._is_whole = False
 
     def _restart_clock(self, rows: list[dict[str, float]]) -> None:
@@ -35,35 +35,27 @@ class MetricsLog:
             UserError: the disk is full or writing is not allowed.
         """
         seconds = self._seconds_before + time.monotonic() - self._started
-        row: dict[str, object] = {"step": step, "seconds": round(seconds, 3)}
-        row.update({name: _number(value) for name, value in values.items()})
-        line = json.dumps(row, ensure_ascii=False) + "\n"
+        row = _line({"step": step, "seconds": round(seconds, 3), **values})
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if not self._is_whole:
                 cut_torn_line(self.path)
                 self._is_whole = True
             with self.path.open("ab") as file:
-                file.write(line.encode("utf-8"))
+                file.write(row.encode("utf-8"))
         except OSError as error:
             raise storage_error(self.path, error) from error
 
     def truncate_after(self, step: int) -> None:
         """Drop the rows of later steps than ``step`` and a torn last line, atomically."""
-        if not self.path.exists():
-            return
-        rows = [row for row in _parse(self.path) if row["step"] <= step]
-        lines = [json.dumps(_jsonable(row), ensure_ascii=False) + "\n" for row in rows]
-        atomic_write(self.path, "".join(lines))
-        self._restart_clock(rows)
+        if self.path.exists():
+            rows = [row for row in read_metrics(self.path) if row["step"] <= step]
+            atomic_write(self.path, "".join(map(_line, rows)))
+            self._restart_clock(rows)
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """All whole rows of a metrics log; none if it is missing. A null reads as NaN."""
-    return _parse(path)
-
-
-def _parse(path: Path) -> list[dict[str, float]]:
     return [
         {key: math.nan if item is None else item for key, item in row.items()}
         for row in growing_rows(path)
@@ -71,12 +63,13 @@ def _parse(path: Path) -> list[dict[str, float]]:
     ]
 
 
+def _line(row: Mapping[str, SupportsFloat]) -> str:
+    plain = {name: _number(value) for name, value in row.items()}
+    return json.dumps(plain, ensure_ascii=False) + "\n"
+
+
 def _number(value: SupportsFloat) -> int | float | None:
     if isinstance(value, int):
         return int(value)
     number = float(value)
     return number if math.isfinite(number) else None
-
-
-def _jsonable(row: Mapping[str, float]) -> dict[str, int | float | None]:
-    return {name: _number(value) for name, value in row.items()}

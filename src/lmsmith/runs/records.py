@@ -1,7 +1,8 @@
-"""stage.json and started.json: what is written about a stage, sealed against flipped bits."""
+"""stage.json and started.json: a stage's records, with a checksum, and kept while it runs."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,11 @@ from typing import Any
 from lmsmith.core.config import encode
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import fingerprint, finite, read_json, write_json
+from lmsmith.core.progress import Progress
+from lmsmith.runs.signals import stop_requested
+from lmsmith.runs.stage_folder import peak_memory_bytes
+
+_SAVE_EVERY = 5.0  # seconds; a kill -9 loses at most so much of the wall time
 
 
 def write_record(path: Path, record: Mapping[str, object]) -> None:
@@ -18,28 +24,91 @@ def write_record(path: Path, record: Mapping[str, object]) -> None:
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """What `write_record` wrote; None if it is missing or damaged."""
+    """Read what `write_record` wrote; None if it is missing or damaged."""
     if not path.exists():
         return None
     try:
         record = read_json(path)
     except UserError:
         return None
-    if not isinstance(record, dict) or record.get("checksum") != _checksum(record):
-        return None
-    return record
+    if isinstance(record, dict) and record.get("checksum") == _checksum(record):
+        return record
+    return None
 
 
 def recorded_seconds(record: Mapping[str, Any] | None) -> float:
-    """Wall time a record tells of; 0 without one."""
+    """Wall time in a record; 0 without one."""
     return float((record or {}).get("wall_seconds") or 0.0)
 
 
 def recorded_outputs(folder: Path) -> dict[str, str]:
-    """File → SHA-256 of the outputs of the stage that is done in ``folder``; empty if none is."""
+    """File → SHA-256 of the outputs of the finished stage in ``folder``; empty if none is."""
     record = read_record(folder / "stage.json")
     return {} if record is None else record["outputs"]
 
 
 def _checksum(record: Mapping[str, object]) -> str:
     return fingerprint(finite({key: item for key, item in record.items() if key != "checksum"}))
+
+
+class WatchedProgress(Progress):
+    """Passes a stage's progress on, and keeps its wall time and warnings in started.json.
+
+    Args:
+        path: of started.json.
+        identity: what the record says beside.
+        before: the record of the stage's earlier sittings; empty if there were none.
+    """
+
+    def __init__(
+        self,
+        progress: Progress,
+        path: Path,
+        identity: Mapping[str, object],
+        before: Mapping[str, Any],
+    ) -> None:
+        self.progress, self.path, self.identity = progress, path, identity
+        self.seconds_before = recorded_seconds(before)
+        self.peak_before = int(before.get("peak_memory_bytes") or 0)
+        self.warnings: list[str] = list(before.get("warnings") or [])
+        self.began = time.monotonic()
+        self.saved, self.stop_noted = 0.0, False
+
+    def seconds(self) -> float:
+        """Wall time of the stage so far, earlier sittings included."""
+        return self.seconds_before + time.monotonic() - self.began
+
+    def record(self) -> dict[str, object]:
+        return {
+            **self.identity,
+            "wall_seconds": round(self.seconds(), 3),
+            "peak_memory_bytes": max(self.peak_before, peak_memory_bytes()),
+            "warnings": self.warnings,
+        }
+
+    def save(self) -> None:
+        self.saved = time.monotonic()
+        write_record(self.path, self.record())
+
+    def begin(self, description: str, total: int, unit: str, done: int = 0) -> None:
+        self.progress.begin(description, total, unit, done)
+
+    def end(self) -> None:
+        self.progress.end()
+
+    def note(self, text: str) -> None:
+        self.progress.note(text)
+
+    def update(self, done: int, **figures: float) -> None:
+        self.progress.update(done, **figures)
+        if time.monotonic() - self.saved >= _SAVE_EVERY:
+            self.save()
+        if not self.stop_noted and stop_requested() is not None:
+            self.stop_noted = True
+            self.note("stopping: saving first (Ctrl-C again stops at once)")
+
+    def say(self, text: str) -> None:
+        if text not in self.warnings:
+            self.warnings.append(text)
+            self.save()  # at once: a stage that is killed now need not say it again
+        self.progress.say(text)

@@ -1,11 +1,11 @@
-"""Ctrl-C and SIGTERM as a flag that a loop may look at between two steps."""
+"""Ctrl-C and SIGTERM as a flag that a loop reads between two steps."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
 import threading
-from types import FrameType, TracebackType
+from types import FrameType
 
 from lmsmith.core.errors import Interrupted
 
@@ -15,7 +15,7 @@ _depth = 0
 
 
 def stop_requested() -> int | None:
-    """The number of the signal that asked this process to stop, or None."""
+    """The signal that asked this process to stop, or None."""
     return _requested
 
 
@@ -43,12 +43,7 @@ class StopSignal:
                     self._previous[number] = signal.signal(number, _remember)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         global _depth, _requested
         _depth -= 1
         for number, handler in self._previous.items():

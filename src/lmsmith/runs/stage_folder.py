@@ -1,4 +1,4 @@
-"""What a run needs to know about itself: its folders, its machine, its commit, its seeds."""
+"""A stage's folder and seeds, and the machine and commit that a run records."""
 
 from __future__ import annotations
 
@@ -29,10 +29,7 @@ _FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile", "asimd", "bf
 
 @dataclass(frozen=True)
 class StageFolder:
-    """Where a stage puts what it makes, and what it is told beside its own settings.
-
-    ``out / "model"`` is a path in the folder. A stage draws all chance from ``seed``.
-    """
+    """Where a stage writes; ``out / "model"`` is a path in it. All chance comes from ``seed``."""
 
     path: Path
     seed: int
@@ -44,16 +41,14 @@ class StageFolder:
 
     @property
     def name(self) -> str:
-        """The stage's name."""
         return stage_of(self.path)
 
     @property
     def checkpoints(self) -> Path:
-        """Where checkpoints go; removed when the stage is done."""
+        """Removed when the stage is done."""
         return self.path / "checkpoints"
 
     def metrics_log(self) -> MetricsLog:
-        """The stage's metrics log, ``metrics.jsonl``."""
         return MetricsLog(self.path / "metrics.jsonl")
 
 
@@ -88,24 +83,18 @@ def describe_versions() -> dict[str, str]:
 
 def available_cores() -> int:
     """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def advice_on_threads(threads: int = 0) -> str:
-    """What to do where other programs keep the cores busy; empty where enough of them are free.
+    """Advice where other programs keep cores busy that ``threads`` (0: all) need; else empty.
 
-    Threads that wait for each other at every step are slower than one thread if they have to
-    share a core.
-
-    Args:
-        threads: those that are to compute; 0 is all cores.
+    Threads wait for each other at every step, and are slower than one thread if they share a core.
     """
     cores = available_cores()
     threads = threads or cores
-    total = os.cpu_count() or cores
-    busy = _busy_cores() if threads > 1 else 0.0
+    total, busy = os.cpu_count() or cores, _busy_cores() if threads > 1 else 0.0
     free = max(1, round(min(cores, total - busy)))
     if busy < 0.5 or threads <= free:
         return ""
@@ -117,19 +106,17 @@ def advice_on_threads(threads: int = 0) -> str:
 
 
 def _busy_cores(seconds: float = 0.3) -> float:
-    """How many cores others use just now; 0 where the system does not say."""
-    before, own = _busy_seconds(), time.process_time()
+    """How many cores others use now; 0 where the system does not say."""
+    before, own, began = _busy_seconds(), time.process_time(), time.monotonic()
     if before is None:
         return 0.0
-    began = time.monotonic()
     time.sleep(seconds)
-    after = _busy_seconds() or before
-    others = after - before - (time.process_time() - own)
+    others = (_busy_seconds() or before) - before - (time.process_time() - own)
     return max(0.0, others / (time.monotonic() - began))
 
 
 def _busy_seconds() -> float | None:
-    """Seconds that all cores together have worked for programs of normal priority, on Linux."""
+    """Seconds that all cores have worked for programs of normal priority; None if not on Linux."""
     fields = _read_text("/proc/stat").split("\n", 1)[0].split()
     if len(fields) < 8:
         return None
@@ -160,36 +147,30 @@ def _read_text(path: str) -> str:
 
 @functools.cache
 def git_commit() -> str | None:
-    """The commit this package runs from, with ``-dirty`` if files were changed since.
+    """The commit of this package, with ``-dirty`` if files were changed since.
 
     None when it was installed without its repository, or inside somebody else's.
     """
-    here = Path(__file__).resolve()
+    here = Path(__file__)
     if _git(here.parent, "ls-files", "--error-unmatch", here.name) is None:
         return None
     return _git(here.parent, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
+    command = ["git", "-C", str(folder), *arguments]
     try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *arguments],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None
 
 
 def reset_peak_memory() -> bool:
-    """Start the peak of this process's memory anew, so that it is a stage's own.
+    """Reset this process's memory peak, so that it is a stage's own; False where impossible.
 
-    Memory that was freed is first given back to the system: it would count as this stage's.
-    Linux allows it by writing 5 to /proc/self/clear_refs. Elsewhere, or where that is
-    forbidden, False is returned and the peak stays that of the whole process so far.
+    Freed memory is first returned to the system: it would count as this stage's. Linux allows a
+    reset by writing 5 to /proc/self/clear_refs.
     """
     gc.collect()
     if sys.platform == "linux":
@@ -203,9 +184,9 @@ def reset_peak_memory() -> bool:
 
 
 def peak_memory_bytes() -> int:
-    """The most memory this process has had resident since the last reset, in bytes.
+    """The most memory this process has had resident since the last reset (see VmHWM), in bytes.
 
-    Read from VmHWM in /proc/self/status; elsewhere from getrusage, which knows no reset.
+    Elsewhere than on Linux it is getrusage's, which has no reset.
     """
     for line in _read_text("/proc/self/status").splitlines():
         if line.startswith("VmHWM:"):

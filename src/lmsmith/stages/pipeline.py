@@ -1,15 +1,19 @@
-"""Runs a recipe's stages in order: skips what is done, continues what was cut off.
+"""A recipe's stages, from raw text to an aligned chat model: their table, and how they run.
 
-Whether a stage is done is a matter of its fingerprint, which stands for all that decides its
-outputs: its settings, the seed, the precision, the contents of the files that it reads from
-stages before it and of those its settings name, and the version of its code's format. A stage
-that was interrupted finds its folder as it left it, and continues from its own checkpoints. A
-finished stage that runs again works in a folder beside it until it is done.
+They run in order; a stage that is done is skipped. Its fingerprint says so, which stands for all
+that decides its outputs: its settings, the seed, the precision, the contents of the files that it
+reads from stages before it and of those its settings name, and the version of its code's format.
+A stage that was interrupted continues from its own checkpoints. A finished stage that runs again
+works in a folder beside it until it is done.
+
+No stage's module is imported before it is needed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import difflib
+import importlib
 import random
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -18,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, SupportsFloat
 
-from lmsmith.core.config import Problem, SettingsError, encode
+from lmsmith.core.config import Problem, SettingsError, encode, unknown_key
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import (
     disk_full_error,
@@ -28,9 +32,9 @@ from lmsmith.core.files import (
     write_json,
 )
 from lmsmith.core.progress import QuietProgress, RunProgress
-from lmsmith.core.recipe import MachineConfig, Recipe
+from lmsmith.core.recipe import MachineConfig, Recipe, load_recipe, recipe_text
+from lmsmith.core.settings import Setting, describe_settings
 from lmsmith.core.version import VERSION
-from lmsmith.runs.decisions import Decision, decide
 from lmsmith.runs.folders import (
     clean_up_stage,
     put_in_place,
@@ -40,9 +44,10 @@ from lmsmith.runs.folders import (
     stage_outputs,
     working_folder,
 )
-from lmsmith.runs.identity import Identity, external_files, files_read
+from lmsmith.runs.identity import Decision, Identity, decide, external_files, files_read
 from lmsmith.runs.locking import locked
 from lmsmith.runs.records import (
+    WatchedProgress,
     read_record,
     recorded_outputs,
     recorded_seconds,
@@ -58,11 +63,201 @@ from lmsmith.runs.stage_folder import (
     git_commit,
     reset_peak_memory,
 )
-from lmsmith.runs.watching import WatchedProgress
-from lmsmith.stages import STAGES, Stage
+
+StageFunction = Callable[[Any, Mapping[str, Path], StageFolder], dict[str, float]]
+"""``run(config, inputs, out) -> metrics``, which every stage's module has."""
 
 Prepare = Callable[[MachineConfig], dict[str, object]]
 """Makes the process ready for heavy work; returns the choices made, for stage.json."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage's name, where its code is, and which stages' folders it reads.
+
+    Attributes:
+        name: of the recipe's table, and of the folder.
+        module: has ``run(config, inputs, out) -> metrics``.
+        config: the name of the settings' dataclass in that module.
+        needs: role → stage whose folder ``run`` gets under that role, or a choice of stages, one
+            of which a recipe has.
+        optional: the same, for stages that a recipe may leave out.
+        reads: role → patterns of the files that are read in that stage's folder; all if not given.
+            Only when one of these changes does the stage run again.
+        format: raised when the code changes what the stage makes from the same settings, so
+            that folders made before are made again.
+    """
+
+    name: str
+    module: str
+    config: str
+    needs: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
+    optional: Mapping[str, str] = field(default_factory=dict)
+    reads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    format: int = 1
+
+    def config_type(self) -> type[Any]:
+        found: type[Any] = getattr(importlib.import_module(self.module), self.config)
+        return found
+
+    def function(self) -> StageFunction:
+        found: StageFunction = importlib.import_module(self.module).run
+        return found
+
+    def patterns(self, role: str) -> tuple[str, ...]:
+        """Patterns of the files that the stage reads from the input of that role."""
+        return self.reads.get(role, ("*",))
+
+    def inputs(self, present: Mapping[str, object]) -> dict[str, str]:
+        """Role → stage, for a recipe whose stages are ``present``."""
+        chosen = {}
+        for role, names in self.needs.items():
+            choice = (names,) if isinstance(names, str) else names
+            chosen[role] = next((name for name in choice if name in present), choice[0])
+        return chosen | {role: name for role, name in self.optional.items() if name in present}
+
+
+FIRST_MODEL = ("pretrain", "base")
+"""What fine-tuning begins with: a model pretrained here, or one that was there before."""
+
+_MODEL = ("model/*",)
+_RANKINGS = ("train.jsonl", "validation.jsonl")
+
+STAGES: tuple[Stage, ...] = (
+    Stage("data", "lmsmith.stages.data", "DataConfig"),
+    Stage(
+        "tokenizer",
+        "lmsmith.stages.tokenizer",
+        "TokenizerConfig",
+        needs={"data": "data"},
+        reads={"data": ("*documents.jsonl",)},
+    ),
+    Stage(
+        "pretrain",
+        "lmsmith.stages.pretrain",
+        "PretrainConfig",
+        needs={"data": "data", "tokenizer": "tokenizer"},
+        reads={"data": ("documents.jsonl", "validation_documents.jsonl", "mixture.json")},
+        format=3,
+    ),
+    Stage("base", "lmsmith.stages.base", "BaseConfig", format=2),
+    Stage(
+        "sft",
+        "lmsmith.stages.sft",
+        "SFTConfig",
+        needs={"data": "data", "base": FIRST_MODEL},
+        reads={"data": ("demonstrations.jsonl", "validation.jsonl"), "base": _MODEL},
+        format=2,
+    ),
+    Stage(
+        "rankings",
+        "lmsmith.stages.rankings",
+        "RankingsConfig",
+        needs={"data": "data", "policy": "sft"},
+        reads={"data": ("rankings.jsonl", "comparisons.jsonl", "test.jsonl"), "policy": _MODEL},
+        format=4,
+    ),
+    Stage(
+        "reward",
+        "lmsmith.stages.reward",
+        "RewardConfig",
+        needs={"rankings": "rankings", "base": "sft"},
+        reads={"rankings": _RANKINGS, "base": _MODEL},
+        format=3,
+    ),
+    Stage(
+        "ppo",
+        "lmsmith.stages.ppo",
+        "PPOConfig",
+        needs={"data": "data", "policy": "sft", "reward": "reward"},
+        optional={"pretrain": "pretrain"},
+        reads={
+            "data": ("prompts.jsonl",),
+            "policy": _MODEL,
+            "reward": _MODEL,
+            "pretrain": ("shards/*", "mixture.json"),
+        },
+        format=4,
+    ),
+    Stage(
+        "judge_rankings",
+        "lmsmith.stages.rankings",
+        "RankingsConfig",
+        needs={"data": "data", "policy": "sft"},
+        reads={"data": ("judge.jsonl", "test.jsonl"), "policy": _MODEL},
+        format=3,
+    ),
+    Stage(
+        "judge",
+        "lmsmith.stages.reward",
+        "RewardConfig",
+        needs={"rankings": "judge_rankings", "base": FIRST_MODEL},
+        reads={"rankings": _RANKINGS, "base": _MODEL},
+        format=3,
+    ),
+    Stage(
+        "evaluate",
+        "lmsmith.stages.evaluate",
+        "EvaluateConfig",
+        needs={"data": "data", "sft": "sft"},
+        optional={
+            name: name
+            for name in (*FIRST_MODEL, "rankings", "reward", "ppo", "judge_rankings", "judge")
+        },
+        reads={
+            "data": ("test.jsonl", "test_documents.jsonl"),
+            "ppo": ("model/*", "snapshots/*"),
+            **dict.fromkeys(("sft", *FIRST_MODEL, "reward", "judge"), _MODEL),
+            **dict.fromkeys(("rankings", "judge_rankings"), ("test.jsonl",)),
+        },
+        format=4,
+    ),
+)
+
+
+def recipe_settings(key: str = "") -> list[Setting]:
+    """Every setting of a recipe, or those of a stage or of a table in it, or one by its key.
+
+    Raises:
+        UserError: no such stage or key; the nearest one is named.
+    """
+    found = [
+        Setting("description", "text in quotes", '""', "", "What the recipe makes, in a line."),
+        Setting("seed", "a whole number", "0", "", "Seed of all chance: data, weights, samples."),
+        *describe_settings(MachineConfig, "machine"),
+    ]
+    for stage in STAGES:
+        found += describe_settings(stage.config_type(), stage.name)
+    if not key:
+        return found
+    chosen = [each for each in found if each.key == key or each.key.startswith(f"{key}.")]
+    if not chosen:
+        names = [each.key for each in found]
+        near = difflib.get_close_matches(key, [*names, *(each.name for each in STAGES)], 1)
+        renamed = unknown_key(key, "", names).fix if "." in key else ""
+        fix = f"did you mean {near[0]}?" if near and "write" not in renamed else renamed
+        raise UserError(f"{key}: no such stage or key", fix or "lmsmith recipes settings lists all")
+    return chosen
+
+
+def load_stage_recipe(
+    name_or_path: str | Path, overrides: Sequence[str] = (), stages: Sequence[Stage] = STAGES
+) -> Recipe:
+    """Read and check a recipe made of these stages.
+
+    Raises:
+        UserError: no such recipe, not TOML, or the list of all problems in it.
+    """
+    recipe_text(name_or_path)  # a missing recipe is reported before torch is imported
+    types = {stage.name: stage.config_type() for stage in stages}
+    needs = {stage.name: tuple(stage.needs.values()) for stage in stages}
+    recipe = load_recipe(name_or_path, overrides, types, needs)
+    coefficient = getattr(recipe.stages.get("ppo"), "ptx_coefficient", 0)
+    if coefficient and "pretrain" not in recipe.stages:
+        expected = "PPO-ptx reads the text of the stage pretrain, but the recipe has no such stage"
+        problem = Problem("ppo.ptx_coefficient", coefficient, expected, "set it to 0")
+        raise SettingsError([problem], str(name_or_path))
+    return recipe
 
 
 def run_recipe(
@@ -78,11 +273,9 @@ def run_recipe(
 
     Args:
         only: run just this stage; its inputs must be done and current.
-        dry_run: decide and tell, but run nothing.
-        progress: who watches; nobody by default.
-        stages: the table of stages.
-        prepare: makes the process ready for heavy work, once, before the first stage that
-            runs, and returns its choices; ``lmsmith.training.machine`` by default.
+        dry_run: decide, but run nothing.
+        prepare: called once, before the first stage that runs; ``lmsmith.training.machine``'s
+            `prepare_process` by default.
 
     Returns:
         ``{"folder", "recipe", "stages": {name: {"action", "reason", …}}, "wall_seconds"}``;
@@ -123,8 +316,14 @@ class _Run:
     """stage → the state of the files that its settings name"""
 
     def plan(self, only: str | None) -> list[tuple[Decision, Identity]]:
-        """What is to be done with every stage (or with ``only``), as the folder is now."""
-        self.read_files()
+        """What to do with every stage (or with ``only``), as the folder is now."""
+        problems: list[Problem] = []
+        for name in self.stages:
+            settings, place = self.recipe.stages[name], self.folder / name
+            self.files[name], wrong = external_files(name, settings, place)
+            problems += wrong
+        if problems:
+            raise SettingsError(problems, self.recipe.name)
         found: dict[str, tuple[Decision, Identity]] = {}
         for name in self.stages:
             pending = {each for each, (decision, _) in found.items() if decision.action != "skip"}
@@ -140,16 +339,6 @@ class _Run:
                     f"Run --only {needed} first, or leave --only out.",
                 )
         return [found[only]]
-
-    def read_files(self) -> None:
-        """The state of the files that the settings name."""
-        problems: list[Problem] = []
-        for name in self.stages:
-            place = self.folder / name
-            self.files[name], found = external_files(name, self.recipe.stages[name], place)
-            problems += found
-        if problems:
-            raise SettingsError(problems, self.recipe.name)
 
     def identity(self, name: str, pending: Collection[str] = ()) -> Identity:
         """A stage's identity; what it reads of stages that are ``pending`` is not known yet."""
@@ -170,20 +359,13 @@ class _Run:
         )
 
     def run(self, only: str | None) -> dict[str, object]:
-        """Do it, stage by stage; a stage is decided on anew once its inputs are made."""
+        """Run the plan; each stage is decided on again once its inputs are made."""
         remove_leftovers(self.folder)
         plan = self.plan(only)
         for _, identity in plan:
             refuse_foreign_folder(self.folder / identity.stage)
-        write_json(
-            self.folder / "recipe.json",
-            {
-                "recipe": self.recipe.as_dict(),
-                "versions": describe_versions(),
-                "git_commit": git_commit(),
-                "hardware": describe_hardware(),
-            },
-        )
+        about = {"versions": describe_versions(), **_provenance()}
+        write_json(self.folder / "recipe.json", {"recipe": self.recipe.as_dict(), **about})
         self.progress.plan([identity.stage for _, identity in plan])
         decisions = []
         for _, planned in plan:
@@ -200,7 +382,7 @@ class _Run:
         return self.summary(decisions)
 
     def run_stage(self, identity: Identity, decision: Decision) -> None:
-        """Run one stage to its end and record it; on a stop, record how far it came."""
+        """Run one stage and record it; on a stop, record how far it came."""
         stage, folder = self.stages[identity.stage], self.folder / identity.stage
         if self.machine is None:
             threads = self.recipe.machine.threads
@@ -226,7 +408,7 @@ class _Run:
         self.progress.stage_ends(stage.name, watched.seconds())
 
     def open_stage(self, identity: Identity, decision: Decision, folder: Path) -> WatchedProgress:
-        """Make the folder that the stage works in ready, and begin its record, started.json."""
+        """Prepare the folder that the stage works in, and begin its record, started.json."""
         before: Mapping[str, Any] = {}
         if decision.action == "continue":
             before = read_record(folder / "started.json") or {}
@@ -236,17 +418,9 @@ class _Run:
         folder.mkdir(parents=True, exist_ok=True)
         self.progress.stage_begins(identity.stage, str(decision))
         reset_peak_memory()
-        watched = WatchedProgress(
-            self.progress,
-            folder / "started.json",
-            {
-                **identity.as_dict(),
-                "started": before.get("started") or _now(),
-            },
-            seconds_before=recorded_seconds(before),
-            peak_before=int(before.get("peak_memory_bytes") or 0),
-            warnings=list(before.get("warnings") or []),
-        )
+        started = before.get("started") or datetime.now(UTC).isoformat(timespec="seconds")
+        about = {**identity.as_dict(), "started": started}
+        watched = WatchedProgress(self.progress, folder / "started.json", about, before)
         watched.save()
         return watched
 
@@ -257,7 +431,7 @@ class _Run:
         watched: WatchedProgress,
         metrics: Mapping[str, SupportsFloat],
     ) -> None:
-        """Record a stage that is done in stage.json, and put its outputs into ``folder``."""
+        """Record a finished stage in stage.json, and put its outputs into ``folder``."""
         remove_partials(working)
         outputs = sorted(stage_outputs(working))
         write_record(
@@ -267,10 +441,12 @@ class _Run:
                 **watched.record(),
                 "outputs": {name: sha256_file(working / name) for name in outputs},
                 "output_bytes": {name: (working / name).stat().st_size for name in outputs},
-                "metrics": {name: _number(value) for name, value in metrics.items()},
+                "metrics": {  # plain numbers of what may be numpy's or torch's
+                    name: value if type(value) is int else float(value)
+                    for name, value in metrics.items()
+                },
                 "version": VERSION,
-                "git_commit": git_commit(),
-                "hardware": describe_hardware(),
+                **_provenance(),
                 "machine": self.machine,
             },
         )
@@ -278,9 +454,8 @@ class _Run:
         clean_up_stage(folder)
 
     def summary(self, decisions: Sequence[Decision]) -> dict[str, object]:
-        """What the run came to, from the records in the folder."""
-        stages: dict[str, dict[str, object]] = {}
-        total = 0.0
+        """The run's result, from the records in the folder."""
+        stages, total = {}, 0.0
         for decision in decisions:
             entry: dict[str, object] = {"action": decision.action, "reason": decision.reason}
             record = read_record(self.folder / decision.stage / "stage.json")
@@ -306,7 +481,7 @@ def _prepare_process(config: MachineConfig) -> dict[str, object]:
 
 
 def _seed_generators(seed: int) -> None:
-    """Seed the process-wide generators, so that no stage depends on what ran before it."""
+    """Seed the process-wide generators: no stage depends on what ran before it."""
     random.seed(seed)
     if "torch" in sys.modules:
         import torch
@@ -314,10 +489,5 @@ def _seed_generators(seed: int) -> None:
         torch.manual_seed(seed)
 
 
-def _number(value: SupportsFloat) -> int | float:
-    """A plain number of what may be one of numpy's or torch's."""
-    return value if type(value) is int else float(value)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+def _provenance() -> dict[str, object]:
+    return {"git_commit": git_commit(), "hardware": describe_hardware()}
