@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
+import torch
 
 from lmsmith.comparison.replies import (
     Scores,
@@ -308,9 +309,8 @@ class Evaluation:
         if not kept.exists():
             prompts = [each.prompt for each in rankings for _ in each.responses]
             responses = [response for each in rankings for response in each.responses]
-            found = response_log_likelihoods(
-                self.decoder("sft"), prompts, responses, self.machine
-            ).split([len(each.responses) for each in rankings])
+            sums_n = response_log_likelihoods(self.decoder("sft"), prompts, responses, self.machine)
+            found = torch.split(sums_n, [len(each.responses) for each in rankings])
             write_json(kept, [row.tolist() for row in found])
         saved: Any = read_json(kept)
         return [list(map(float, row)) for row in saved]
