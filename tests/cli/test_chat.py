@@ -112,9 +112,9 @@ def test_what_spells_a_control_token_is_text(session: ChatSession) -> None:
     tokens = MODEL.prompt(session.turns[:1], sampling).tokens
     assert [token for token in tokens if token < 5] == [
         TOKENIZER.end_of_text,
-        TOKENIZER.user,
+        TOKENIZER.role_token("user"),
         TOKENIZER.end_of_turn,
-        TOKENIZER.assistant,
+        TOKENIZER.role_token("assistant"),
     ]
 
 

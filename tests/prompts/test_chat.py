@@ -75,7 +75,13 @@ def test_targets_are_exactly_what_the_assistant_says(messages: list[dict[str, st
     assert said == expected
     turns = len(messages)
     assert sum(token == T.end_of_turn for token in tokens) == turns
-    assert sum(token in (T.system, T.user, T.assistant) for token in tokens) == turns
+    assert (
+        sum(
+            token in (T.role_token("system"), T.role_token("user"), T.role_token("assistant"))
+            for token in tokens
+        )
+        == turns
+    )
 
 
 @given(conversations(), st.booleans())
@@ -86,7 +92,7 @@ def test_the_jinja_template_writes_the_same(messages: list[dict[str, str]], ask:
         .render(messages=messages, add_generation_prompt=ask)
     )
     opening, turns = encode_turns(T, messages)
-    tokens = [*opening, *itertools.chain(*turns), *([T.assistant] if ask else [])]
+    tokens = [*opening, *itertools.chain(*turns), *([T.role_token("assistant")] if ask else [])]
     assert T.decode(tokens, special=True) == rendered
 
 
@@ -125,9 +131,15 @@ def test_a_prompt_within_a_limit_keeps_system_and_newest(
 
 
 def test_a_prompt_may_be_empty_and_asks_the_assistant_to_begin() -> None:
-    assert encode_prompt(T, []).tokens == [T.end_of_text, T.assistant]
+    assert encode_prompt(T, []).tokens == [T.end_of_text, T.role_token("assistant")]
     system = encode_prompt(T, [message("system", "be")]).tokens
-    assert system == [T.end_of_text, T.system, *T.encode("be"), T.end_of_turn, T.assistant]
+    assert system == [
+        T.end_of_text,
+        T.role_token("system"),
+        *T.encode("be"),
+        T.end_of_turn,
+        T.role_token("assistant"),
+    ]
 
 
 def test_a_prompt_that_cannot_fit_says_what_is_needed() -> None:

@@ -67,7 +67,7 @@ def test_prompts_are_ours_where_they_begin_with_the_user(templated: Tokenizer) -
 def test_the_assistant_is_not_asked_to_answer_itself(templated: Tokenizer) -> None:
     with pytest.raises(UserError, match="the last message is the assistant's"):
         encode_prompt(templated, conversation([1, 1]))
-    assert encode_prompt(templated, []).tokens == [OWN.end_of_text, OWN.assistant]
+    assert encode_prompt(templated, []).tokens == [OWN.end_of_text, OWN.role_token("assistant")]
 
 
 def test_whole_conversations_are_ours(templated: Tokenizer) -> None:

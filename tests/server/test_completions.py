@@ -117,7 +117,7 @@ def test_the_tokenizer(served: Running) -> None:
     assert post("/tokenize", prompt=TEXT)["tokens"] == [TOKENIZER.start_of_text, *TOKENS]
     assert post("/detokenize", tokens=TOKENS) == {"prompt": TEXT}
     turn = post("/tokenize", messages=[{"role": "user", "content": "tea"}])["tokens"]
-    assert turn[-1] == TOKENIZER.assistant
+    assert turn[-1] == TOKENIZER.role_token("assistant")
     assert post("/detokenize", tokens=turn) == {
         "prompt": "<|endoftext|><|user|>tea<|end|><|assistant|>"
     }
@@ -209,7 +209,7 @@ def test_metrics_count(served: Running, client: openai.OpenAI) -> None:
 def test_tokens_told_together_stay_events_of_their_own(served: Running) -> None:
     """Most come in one piece; each has its own text and probability, and the last one the end."""
     asked = {
-        "model": "parrot", "prompt": [TOKENIZER.assistant], "max_tokens": 8, "temperature": 0,
+        "model": "parrot", "prompt": [TOKENIZER.role_token("assistant")], "max_tokens": 8, "temperature": 0,
         "logprobs": 0, "ignore_eos": True, "stream": True,
     }  # fmt: skip
     events = []

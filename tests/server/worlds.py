@@ -45,7 +45,7 @@ def parrot(for_ever: bool = False) -> Decoder:
     decoder = Decoder(config).eval()
     generator = torch.Generator().manual_seed(0)
     directions = torch.randn(count, width, generator=generator)
-    said = [TOKENIZER.assistant, *TOKENIZER.encode(SENTENCE), TOKENIZER.end_of_turn]
+    said = [TOKENIZER.role_token("assistant"), *TOKENIZER.encode(SENTENCE), TOKENIZER.end_of_turn]
     assert len(set(said)) == len(said)
     if for_ever:
         said[-1] = said[1]

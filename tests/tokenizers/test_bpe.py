@@ -76,18 +76,15 @@ def test_a_lone_surrogate_becomes_the_replacement_character(tokenizer: Tokenizer
 def test_control_tokens_have_the_lowest_ids(tokenizer: Tokenizer) -> None:
     ids = [
         tokenizer.end_of_text,
-        tokenizer.system,
-        tokenizer.user,
-        tokenizer.assistant,
+        *map(tokenizer.role_token, ("system", "user", "assistant")),
         tokenizer.end_of_turn,
     ]
     assert ids == [0, 1, 2, 3, 4]
-    assert [tokenizer.role_token(role) for role in ("system", "user", "assistant")] == [1, 2, 3]
     assert [tokenizer.token_bytes(token) for token in ids] == [b""] * 5
 
 
 def test_decode_leaves_control_tokens_out_unless_asked(tokenizer: Tokenizer) -> None:
-    ids = [tokenizer.user, *tokenizer.encode("hi"), tokenizer.end_of_turn]
+    ids = [tokenizer.role_token("user"), *tokenizer.encode("hi"), tokenizer.end_of_turn]
     assert tokenizer.decode(ids) == "hi"
     assert tokenizer.decode(ids, special=True) == "<|user|>hi<|end|>"
 

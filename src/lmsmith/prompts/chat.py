@@ -79,7 +79,7 @@ def encode_prompt(
         left -= len(turns[dropped])
     if room < 0 or (turns and dropped == len(turns)):
         raise PromptTooLong(len(opening) + 1 + (len(turns[-1]) if turns else 0), limit)
-    return Prompt([*opening, *chain(*turns[dropped:]), tokenizer.assistant], dropped)
+    return Prompt([*opening, *chain(*turns[dropped:]), tokenizer.role_token("assistant")], dropped)
 
 
 def _by_template(tokenizer: Tokenizer, messages: Sequence[Message], limit: int | None) -> Prompt:

@@ -1,4 +1,4 @@
-"""What a tokenizer knows of conversations: its control tokens by role, and its template."""
+"""A tokenizer's control tokens by role, and its chat template."""
 
 from __future__ import annotations
 
@@ -38,23 +38,20 @@ JINJA_TEMPLATE = (
 """Equal to ``lmsmith.prompts.chat`` (a test renders both), for programs that read Jinja."""
 
 
-def chat_description() -> dict[str, str]:
-    """What ``chat.json`` holds: the template's name, its tokens, and its Jinja form."""
-    return {
-        "template": TEMPLATE_NAME,
-        "end_of_text": END_OF_TEXT,
-        "system": SYSTEM,
-        "user": USER,
-        "assistant": ASSISTANT,
-        "end_of_turn": END_OF_TURN,
-        "jinja": JINJA_TEMPLATE,
-    }
+CHAT_DESCRIPTION: dict[str, str] = {
+    "template": TEMPLATE_NAME,
+    "end_of_text": END_OF_TEXT,
+    **ROLE_TOKENS,
+    "end_of_turn": END_OF_TURN,
+    "jinja": JINJA_TEMPLATE,
+}
+"""Contents of our own ``chat.json``: the template's name, its tokens, and its Jinja form."""
 
 
 CHAT_FILE = "chat.json"
 
 IMPORTED_NAME = "jinja"
-"""What ``chat.json`` calls the template of a model from outside."""
+"""The template's name in the ``chat.json`` of a model from outside."""
 
 PLAIN_TEMPLATE = (
     "{%- for message in messages -%}"
@@ -81,14 +78,14 @@ class ChatFormat:
     """Control tokens by their names, and how a conversation is written with them.
 
     Attributes:
-        start_of_text: what stands before a text that needs a token before it.
-        end_of_text: what parts one text from the next.
-        end_of_turn: what the assistant ends its reply with.
+        start_of_text: stands before a text that needs a token before it.
+        end_of_text: separates one text from the next.
+        end_of_turn: ends the assistant's reply.
         stops: further tokens at which a reply ends.
         jinja: the chat template; None for lmsmith's own format (`lmsmith.prompts.chat`).
-        variables: what the template is given besides messages (``bos_token``, ``eos_token``).
-        cleaning: what is done to text first: nothing, or ``"ftfy"``.
-        text_start: what goes before every text prompt, as the tokenizer's files say; often nothing.
+        variables: input of the template besides messages (``bos_token``, ``eos_token``).
+        cleaning: applied to text first: nothing, or ``"ftfy"``.
+        text_start: goes before every text prompt, as the tokenizer's files say; often nothing.
         markers: further tokens that no text makes, though they are text when the model writes them.
     """
 
@@ -104,31 +101,24 @@ class ChatFormat:
 
     @property
     def names(self) -> list[str]:
-        """Every token with a part to play, once."""
-        parts = (self.start_of_text, self.end_of_text, self.end_of_turn, *self.stops)
-        parts += self.text_start
-        return list(dict.fromkeys(parts))
+        """Every token with a role, once."""
+        ends = (self.start_of_text, self.end_of_text, self.end_of_turn, *self.stops)
+        return list(dict.fromkeys((*ends, *self.text_start)))
 
     def description(self) -> dict[str, object]:
-        """What ``chat.json`` holds."""
+        """Contents of ``chat.json``."""
         if self.jinja is None:
-            return dict(chat_description())
+            return dict(CHAT_DESCRIPTION)
         return {"template": IMPORTED_NAME, **dataclasses.asdict(self)}
 
 
 OWN_FORMAT = ChatFormat(
-    END_OF_TEXT,
-    END_OF_TEXT,
-    END_OF_TURN,
-    (SYSTEM, USER, ASSISTANT),
-    text_start=(END_OF_TEXT,),
+    END_OF_TEXT, END_OF_TEXT, END_OF_TURN, (SYSTEM, USER, ASSISTANT), text_start=(END_OF_TEXT,)
 )
 """Format of the tokenizers that are trained here; its tokens are ``SPECIAL_TOKENS``.
 
 Models are trained here on documents that begin with ``<|endoftext|>``, so text prompts do too.
 """
-
-assert set(OWN_FORMAT.names) == set(SPECIAL_TOKENS)
 
 
 def read_chat_format(path: Path) -> ChatFormat:
@@ -138,11 +128,11 @@ def read_chat_format(path: Path) -> ChatFormat:
         UserError: it is missing, damaged, or describes neither our format nor a template.
     """
     chat = read_json(path)
-    if isinstance(chat, dict) and chat == chat_description():
+    if chat == CHAT_DESCRIPTION:
         return OWN_FORMAT
-    if isinstance(chat, dict) and chat.get("template") == IMPORTED_NAME:
-        return _imported(chat, path)
     name = chat.get("template") if isinstance(chat, dict) else None
+    if name == IMPORTED_NAME:
+        return _imported(chat, path)
     raise UserError(
         f"{path}: expected the chat template {TEMPLATE_NAME!r} as lmsmith writes it, or "
         f"{IMPORTED_NAME!r}, found {name!r}"

@@ -28,8 +28,7 @@ def shielded_backend(
 
     A control token is renamed wherever it stands, in the model's vocabulary too: otherwise text
     could still reach it (a Unigram model finds ``</s>`` in its vocabulary, and a BPE model that
-    ignores merges for whole words does too). What is added around a text (post-processing),
-    cut off or padded is left out.
+    ignores merges for whole words does too). Post-processing, truncation and padding are left out.
 
     Args:
         description: contents of a ``tokenizer.json``.
@@ -39,7 +38,7 @@ def shielded_backend(
         The backend, and the secret that spells each control token.
 
     Raises:
-        UserError: the description cannot be read by the library.
+        UserError: the library cannot read the description.
     """
     key = secret_text()
     spelling = {token: f"{key}{token}{key[0]}" for token in controls}
@@ -51,12 +50,7 @@ def shielded_backend(
         for token in description.get("added_tokens") or []
     ]
     known = {token["id"] for token in added}
-    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    added += [
-        {"id": token, "content": spelling[token], "special": True} | plain
-        for token in controls
-        if token not in known
-    ]
+    added += [added_token(t, spelling[t], True) for t in controls if t not in known]
     hidden = dict(description) | {
         "added_tokens": sorted(added, key=lambda token: token["id"]),
         "model": _renamed_model(description["model"], renamed),
@@ -80,6 +74,12 @@ def shielded_backend(
     return backend, spelling
 
 
+def added_token(token: int, content: str, special: bool) -> dict[str, Any]:
+    """An entry of ``added_tokens`` that is matched as it is written."""
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    return {"id": token, "content": content, "special": special, **plain}
+
+
 def _renamed_model(model: Mapping[str, Any], renamed: Mapping[str, str]) -> dict[str, Any]:
     """The model with the control tokens renamed in its vocabulary, and without their merges."""
     result = dict(model)
@@ -93,10 +93,6 @@ def _renamed_model(model: Mapping[str, Any], renamed: Mapping[str, str]) -> dict
     if "dropout" in result:
         result["dropout"] = None
     if isinstance(result.get("merges"), list):
-        result["merges"] = [merge for merge in result["merges"] if not _touches(merge, renamed)]
+        pairs = ((m, m.split(" ") if isinstance(m, str) else m) for m in result["merges"])
+        result["merges"] = [m for m, (a, b) in pairs if not {a, b, a + b} & renamed.keys()]
     return result
-
-
-def _touches(merge: str | list[str], renamed: Mapping[str, str]) -> bool:
-    left, right = merge.split(" ") if isinstance(merge, str) else merge
-    return left in renamed or right in renamed or left + right in renamed

@@ -13,6 +13,7 @@ import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
 from lmsmith.core.errors import UserError
+from lmsmith.tokenizers.control_tokens import added_token
 from lmsmith.tokenizers.gpt import byte_level_description
 from lmsmith.tokenizers.hugging_face import described_with_start, hugging_face_template
 from lmsmith.tokenizers.import_tokenizer import import_tokenizer
@@ -57,16 +58,24 @@ PRE_TOKENIZERS: dict[str, Any] = {
     **dict.fromkeys(("llama-bpe", "llama3", "dbrx", "smaug-bpe"), _split(r"\p{N}{1,3}")),
     **dict.fromkeys(("qwen2", "stablelm2"), _split(r"\p{N}")),
 }
-"""How text is cut, by ``tokenizer.ggml.pre``."""
+"""Pre-tokenizers by ``tokenizer.ggml.pre``."""
 
 _BEGINS_TEXTS = {"llama-bpe", "llama3"}
-"""Where ``bos`` goes before a text if ``add_bos_token`` is not there: llama.cpp's rule."""
+"""Kinds that put ``bos`` before a text if ``add_bos_token`` is not there: llama.cpp's rule."""
 
 _OF_SENTENCE_PIECE = ("unknown", "bos", "eos")
 """The first tokens of such a vocabulary, where the file names none: llama.cpp's rule."""
 
+_VARIABLES = {
+    "bos_token": "bos",
+    "eos_token": "eos",
+    "unk_token": "unknown",
+    "pad_token": "padding",
+}
+"""Names of tokens in templates, and in keys of the file."""
+
 _WHOLE_WORDS = {"llama-bpe", "llama3", "smaug-bpe"}
-"""Where a piece that is a token is taken as it is, whatever merges would make of it."""
+"""Kinds that take a piece that is a token as it is, whatever merges would make of it."""
 
 
 def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
@@ -98,16 +107,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
             f"the GGUF file's tokenizer is of the kind {kind!r}; gpt2 and llama are known",
             "read the tokenizer from the model's Hugging Face folder",
         )
-    variables = {
-        name: named[key]
-        for name, key in (
-            ("bos_token", "bos"),
-            ("eos_token", "eos"),
-            ("unk_token", "unknown"),
-            ("pad_token", "padding"),
-        )
-        if key in named
-    }
+    variables = {name: named[key] for name, key in _VARIABLES.items() if key in named}
     adds = kind == "llama" or metadata.get("tokenizer.ggml.pre") in _BEGINS_TEXTS
     adds = bool(metadata.get("tokenizer.ggml.add_bos_token", adds))
     return import_tokenizer(
@@ -120,11 +120,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
 
 
 def _named_tokens(metadata: Mapping[str, Any], tokens: Sequence[str]) -> dict[str, str]:
-    """The tokens that have a part of their own, by the part: ``bos`` and others.
-
-    Raises:
-        UserError: an id is not one of the tokens'.
-    """
+    """The tokens that have a role, by its name in the file: ``bos`` and others."""
     named = {}
     if metadata.get("tokenizer.ggml.model") == "llama":
         named = dict(zip(_OF_SENTENCE_PIECE, tokens, strict=False))
@@ -132,8 +128,7 @@ def _named_tokens(metadata: Mapping[str, Any], tokens: Sequence[str]) -> dict[st
         part = key.removeprefix("tokenizer.ggml.").removesuffix("_token_id")
         if key != f"tokenizer.ggml.{part}_token_id":
             continue
-        is_number = isinstance(token, int) and not isinstance(token, bool)
-        if not is_number or not 0 <= token < len(tokens):
+        if type(token) is not int or not 0 <= token < len(tokens):
             raise UserError(
                 f"{key} = {token}: expected the id of a token, 0 to {len(tokens) - 1}",
                 "fetch the file again, or take another conversion of the model",
@@ -143,7 +138,7 @@ def _named_tokens(metadata: Mapping[str, Any], tokens: Sequence[str]) -> dict[st
 
 
 def gguf_metadata(tokenizer: Tokenizer) -> dict[str, Any]:
-    """What to write under ``tokenizer.`` in a GGUF file, by key: text, lists, numbers.
+    """Keys under ``tokenizer.`` of a GGUF file, and their values: text, lists, numbers.
 
     Other programs cut text by the name in ``tokenizer.ggml.pre``. lmsmith's own pattern has no
     name there; GPT-2's is the nearest, so such a program may cut some texts otherwise (the ids
@@ -153,7 +148,8 @@ def gguf_metadata(tokenizer: Tokenizer) -> dict[str, Any]:
         UserError: it is not byte-level BPE, or begins texts with more than one token.
     """
     model = tokenizer.description["model"]
-    kinds = _step_types(tokenizer.description.get("decoder"), "decoders")
+    decoder = tokenizer.description.get("decoder") or {}
+    kinds = {step.get("type") for step in decoder.get("decoders", [decoder])}
     if model.get("type") != "BPE" or "ByteLevel" not in kinds:
         raise UserError(
             "only byte-level BPE tokenizers can be written as GGUF so far",
@@ -165,9 +161,8 @@ def gguf_metadata(tokenizer: Tokenizer) -> dict[str, Any]:
             "a GGUF file has room for one token, its bos_token",
             "export it to hf",
         )
-    written = {token: name for name, token in model["vocab"].items()}
-    written |= {t["id"]: t["content"] for t in tokenizer.description["added_tokens"]}
-    added = {t["id"] for t in tokenizer.description["added_tokens"]}
+    added = {t["id"]: t["content"] for t in tokenizer.description["added_tokens"]}
+    written = {token: name for name, token in model["vocab"].items()} | added
 
     def type_of(token: int) -> int:
         if token in tokenizer.control_tokens:
@@ -206,11 +201,6 @@ def pre_tokenizer_name(tokenizer: Tokenizer) -> str | None:
     return None
 
 
-def _step_types(step: Any, key: str) -> set[str]:
-    steps = step.get(key, [step]) if isinstance(step, dict) else []
-    return {each.get("type") for each in steps}
-
-
 def _get(metadata: Mapping[str, Any], key: str, kind: type[Any]) -> Any:
     value = metadata.get(f"tokenizer.{key}")
     if not isinstance(value, kind):
@@ -231,11 +221,8 @@ def _byte_level(
             "read the tokenizer from the model's Hugging Face folder",
         )
     vocabulary = _used(metadata, tokens, types)
-    merges = []
-    for merge in _get(metadata, "ggml.merges", list):
-        left, _, right = merge.partition(" ")
-        if {left, right, left + right} <= vocabulary.keys():
-            merges.append((left, right))
+    pairs = (merge.partition(" ")[::2] for merge in _get(metadata, "ggml.merges", list))
+    merges = [(a, b) for a, b in pairs if {a, b, a + b} <= vocabulary.keys()]
     description = byte_level_description(vocabulary, merges, [])
     description["pre_tokenizer"] = PRE_TOKENIZERS[name]
     description["model"]["ignore_merges"] = name in _WHOLE_WORDS
@@ -256,9 +243,8 @@ def _used(
 
 
 def _added(tokens: Sequence[str], types: Sequence[int]) -> list[dict[str, Any]]:
-    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     return [
-        {"id": number, "content": token, "special": kind != USER_DEFINED} | plain
+        added_token(number, token, kind != USER_DEFINED)
         for number, (token, kind) in enumerate(zip(tokens, types, strict=True))
         if kind in (CONTROL, UNKNOWN, USER_DEFINED)
     ]
@@ -269,8 +255,6 @@ def _sentence_piece(
 ) -> dict[str, Any]:
     scores = _get(metadata, "ggml.scores", list)
     vocabulary = _used(metadata, tokens, types)
-    unknown = next((t for t, kind in zip(tokens, types, strict=True) if kind == UNKNOWN), None)
-    kinds = set(types)
     normal = {
         token: score
         for token, score, kind in zip(tokens, scores, types, strict=True)
@@ -280,17 +264,13 @@ def _sentence_piece(
         models.BPE(
             vocab=vocabulary,
             merges=list(merges_of_scores(normal)),
-            unk_token=unknown,
+            unk_token=tokens[types.index(UNKNOWN)] if UNKNOWN in types else None,
             fuse_unk=True,
-            byte_fallback=BYTE in kinds,
+            byte_fallback=BYTE in types,
         )
     )
     spaced: list[normalizers.Normalizer] = [normalizers.Replace(" ", "▁")]
-    ends: list[decoders.Decoder] = [
-        decoders.Replace("▁", " "),
-        decoders.ByteFallback(),
-        decoders.Fuse(),
-    ]
+    ends = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     if metadata.get("tokenizer.ggml.add_space_prefix", True):
         spaced.insert(0, normalizers.Prepend("▁"))
         ends.append(decoders.Strip(content=" ", left=1, right=0))

@@ -60,10 +60,9 @@ def load_gpt1(folder: Path | str, *, end_of_text: str | None = END_OF_TEXT) -> T
     if UNKNOWN not in vocabulary:
         raise UserError(f"{folder}: the vocabulary has no {UNKNOWN}", "fetch it again")
     _check_merges(vocabulary, merges)
-    model = models.BPE(
-        vocab=vocabulary, merges=merges, unk_token=UNKNOWN, end_of_word_suffix=WORD_END
+    backend = tokenizers.Tokenizer(
+        models.BPE(vocab=vocabulary, merges=merges, unk_token=UNKNOWN, end_of_word_suffix=WORD_END)
     )
-    backend = tokenizers.Tokenizer(model)
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.BPEDecoder(suffix=WORD_END)
@@ -79,11 +78,7 @@ def load_gpt1(folder: Path | str, *, end_of_text: str | None = END_OF_TEXT) -> T
 def byte_level_description(
     vocabulary: dict[str, int], merges: Sequence[tuple[str, str]], controls: Sequence[str]
 ) -> dict[str, Any]:
-    """Contents of a ``tokenizer.json`` that cuts text as GPT-2 does.
-
-    Raises:
-        UserError: a merge names a token that is not in the vocabulary.
-    """
+    """Contents of a ``tokenizer.json`` that cuts text as GPT-2 does."""
     _check_merges(vocabulary, merges)
     backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=list(merges)))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -106,7 +101,6 @@ def _check_merges(vocabulary: Mapping[str, int], merges: Iterable[tuple[str, str
 
 
 def _read_vocabulary(folder: Path, names: Sequence[str]) -> dict[str, int]:
-    """Ids by token, of the first of the files that is there."""
     path = _existing(folder, names)
     content = read_json(path)
     if not isinstance(content, dict) or not all(isinstance(v, int) for v in content.values()):
@@ -115,16 +109,14 @@ def _read_vocabulary(folder: Path, names: Sequence[str]) -> dict[str, int]:
 
 
 def _read_merges(folder: Path, names: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs in the order they were learnt, of the first of the files that is there."""
+    """Pairs in the order they were learnt."""
     path = _existing(folder, names)
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as UTF-8 ({error})", "fetch it again") from error
-    if lines and lines[0].startswith("#version"):
-        del lines[0]
     merges = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(lines[lines[0].startswith("#version") :], start=1):
         if not line.strip():
             continue
         pair = line.rstrip("\r").split(" ")
@@ -137,6 +129,7 @@ def _read_merges(folder: Path, names: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _existing(folder: Path, names: Sequence[str]) -> Path:
+    """The first of the files that is there."""
     for name in names:
         if (folder / name).is_file():
             return folder / name

@@ -16,23 +16,15 @@ from lmsmith.tokenizers.tokenizer import Tokenizer, vocabulary_of
 
 CONFIG_FILE = "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
-_VARIABLES = (
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
-)
+_VARIABLES = [f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
 
 
 def load_hugging_face(folder: Path | str) -> Tokenizer:
     """Read ``tokenizer.json`` with the control tokens and the chat template beside it.
 
     These come from ``tokenizer_config.json``, ``special_tokens_map.json``,
-    ``chat_template.jinja`` (which goes first), and ``generation_config.json`` or ``config.json``
-    (tokens that end a text), where they are.
+    ``chat_template.jinja`` (which has precedence), and ``generation_config.json`` or
+    ``config.json`` (tokens that end a text), where they are.
 
     Raises:
         UserError: there is no ``tokenizer.json``, or a file is damaged.
@@ -69,11 +61,7 @@ def load_hugging_face(folder: Path | str) -> Tokenizer:
 
 
 def _end_ids(folder: Path) -> list[int]:
-    """The ids at which a reply ends, of the first file that names any.
-
-    Raises:
-        UserError: they are no numbers.
-    """
+    """The ids at which a reply ends, of the first file that names any."""
     for path in (folder / "generation_config.json", folder / "config.json"):
         found = _object(path).get("eos_token_id")
         if found is None:
@@ -81,7 +69,7 @@ def _end_ids(folder: Path) -> list[int]:
         ends = [
             each for each in (found if isinstance(found, list) else [found]) if each is not None
         ]
-        if any(isinstance(each, bool) or not isinstance(each, int) for each in ends):
+        if any(type(each) is not int for each in ends):
             raise UserError(
                 f"{path}: eos_token_id = {json.dumps(found)}: expected a token's id, or a list",
                 "fetch the file again",
@@ -100,25 +88,17 @@ def to_hugging_face(tokenizer: Tokenizer, folder: Path | str) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / TOKENIZER_FILE, described_with_start(tokenizer))
-    variables, template = hugging_face_variables(tokenizer), hugging_face_template(tokenizer)
-    write_json(
-        folder / CONFIG_FILE,
-        {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "clean_up_tokenization_spaces": False,
-            "add_bos_token": variables.get("bos_token") in tokenizer.format.text_start,
-            **variables,
-        },
-    )
+    own = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TURN, "pad_token": END_OF_TEXT}
+    variables = own if tokenizer.is_own else dict(tokenizer.format.variables)
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "add_bos_token": variables.get("bos_token") in tokenizer.format.text_start,
+        **variables,
+    }
+    write_json(folder / CONFIG_FILE, config)
     write_json(folder / "special_tokens_map.json", variables)
-    atomic_write(folder / TEMPLATE_FILE, template)
-
-
-def hugging_face_variables(tokenizer: Tokenizer) -> dict[str, str]:
-    """Names of the control tokens as transformers calls them."""
-    if tokenizer.is_own:
-        return {"bos_token": END_OF_TEXT, "eos_token": END_OF_TURN, "pad_token": END_OF_TEXT}
-    return dict(tokenizer.format.variables)
+    atomic_write(folder / TEMPLATE_FILE, hugging_face_template(tokenizer))
 
 
 def hugging_face_template(tokenizer: Tokenizer) -> str:
@@ -152,8 +132,7 @@ def _template(folder: Path, config: Mapping[str, Any]) -> str:
             raise UserError(f"{path}: cannot be read ({error})", "fetch it again") from error
     template = config.get("chat_template")
     if isinstance(template, list):  # several by name
-        named = {each.get("name"): each.get("template") for each in template}
-        template = named.get("default")
+        template = {each.get("name"): each.get("template") for each in template}.get("default")
     return template if isinstance(template, str) else ""
 
 
@@ -161,8 +140,8 @@ def _with_specials(description: Mapping[str, Any], names: Mapping[str, Any]) -> 
     """The description, with those tokens special that the files beside it call so."""
     listed = [names.get("additional_special_tokens"), names.get("extra_special_tokens")]
     parts = [each.values() if isinstance(each, Mapping) else each or [] for each in listed]
-    decoder = names.get("added_tokens_decoder")
-    decoded = [token for token in (decoder or {}).values() if token.get("special")]
+    decoder = names.get("added_tokens_decoder") or {}
+    decoded = [token for token in decoder.values() if token.get("special")]
     specials = {_name_of(token) for part in (*parts, decoded) for token in part}
     added = [
         token | {"special": True} if token["content"] in specials else token
@@ -174,10 +153,9 @@ def _with_specials(description: Mapping[str, Any], names: Mapping[str, Any]) -> 
 def _text_start(
     description: Mapping[str, Any], config: Mapping[str, Any], bos: str | None
 ) -> tuple[str, ...]:
-    """What the files put before a text: the post-processor's, and ``bos_token`` as the config says.
+    """The post-processor's start of a text; where ``add_bos_token`` is there, it decides on bos.
 
-    Where ``add_bos_token`` is there, it decides about ``bos_token``: so llama.cpp reads it, and
-    transformers up to version 4 (version 5 reads the post-processor alone).
+    llama.cpp reads it so, and transformers up to version 4; 5 reads the post-processor alone.
     """
     start = _processor_start(description)
     adds = config.get("add_bos_token")

@@ -1,4 +1,4 @@
-"""What an import of every kind does: find the part that each control token plays."""
+"""Imports of every kind: find the role of each control token."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ENDS_OF_TEXT = (
     "<eos>",
     "<|eos|>",
 )
-"""Where a chat model's ``eos_token`` ends a turn, one of these parts texts."""
+"""Where a chat model's ``eos_token`` ends a turn, one of these separates texts."""
 
 _ENDS_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|eom_id|>")
 
@@ -35,18 +35,17 @@ def import_tokenizer(
     stops: Iterable[str] = (),
     cleaning: str = "",
 ) -> Tokenizer:
-    """A tokenizer from outside, with the parts of its control tokens found out.
+    """A tokenizer from outside; the roles of its control tokens are found by its template.
 
-    What ends a turn is what the template writes after a reply; without a template it is the end
+    The end of a turn is what the template writes after a reply; without a template it is the end
     of the text, and conversations are written in words (``User: …``).
 
     Args:
         description: contents of a ``tokenizer.json``.
         variables: its ``bos_token``, ``eos_token`` and others, as templates know them.
         jinja: the chat template.
-        text_start: what goes before every text prompt.
         stops: more tokens at which a reply ends.
-        cleaning: see `ChatFormat`.
+        text_start, cleaning: see `ChatFormat`.
 
     Raises:
         UserError: it names no token that ends a text.
@@ -95,7 +94,7 @@ _TOOL = {"role": "tool", "content": "result"}
 _TALK = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
 
 _PIPED = re.compile(r"<[|｜].*[|｜]>", re.DOTALL)
-"""How no one writes but who names a control token."""
+"""Nobody writes so but to name a control token."""
 
 
 def _may_be_marker(name: str) -> bool:
@@ -137,22 +136,21 @@ def _end_of_turn(
     A template may write it only where the user goes on, as the mark of the user's turn (GLM); it
     counts if the model stops there.
     """
-    if plain is None:
-        return None
     found = _after_reply(plain)
-    if found is None:
-        longer = _rendered(template, [*_TALK, {"role": "user", "content": "more"}], controls)
-        found = _after_reply(longer) if longer else None
-        return found if found in stops else None
-    return found
+    if plain is None or found is not None:
+        return found
+    found = _after_reply(
+        _rendered(template, [*_TALK, {"role": "user", "content": "more"}], controls)
+    )
+    return found if found in stops else None
 
 
-def _after_reply(rendering: Rendering) -> str | None:
+def _after_reply(rendering: Rendering | None) -> str | None:
     """The control token after message 1."""
+    if rendering is None:
+        return None
     for span in rendering.spans or []:
-        after = span.end
-        while after < len(rendering.text) and rendering.text[after].isspace():
-            after += 1
+        after = rendering.after_spaces(span.end)
         found = [rendering.text[s:e] for s, e in rendering.controls if s == after]
         if span.message == 1 and found:
             return found[0]

@@ -32,7 +32,7 @@ MOST_CHARACTERS = 1_000_000
 _OPEN, _CLOSE, _NUMBERS = "\U0010fff0", "\U0010fff1", 0x100000
 """Private characters, which templates do not look for: a mark's kind, and message 0."""
 
-_MEND = "use the model's own template, or change this one (`chat.json` or `chat_template.jinja`)"
+_FIX = "use the model's own template, or change this one (`chat.json` or `chat_template.jinja`)"
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,6 @@ class Rendering:
     """A conversation as a template writes it.
 
     Attributes:
-        text: equal to the plain rendering of the messages.
         spans: of the messages' contents, in order; all other text is the template's. None where
             the template rewrites contents, so that it cannot be known.
         controls: (start, end) of each control token that the template wrote.
@@ -67,10 +66,9 @@ class Rendering:
         return Rendering(self.text[:end], None, inside, self.keeps_spaces)
 
     def replies(self, messages: Sequence[Mapping[str, str]], stops: Collection[str]) -> list[Span]:
-        """What the assistant writes: each of its messages' contents and what ends the turn.
+        """Where the assistant's messages stand: each with its content and what ends the turn.
 
         Args:
-            messages: those that were rendered.
             stops: names of the control tokens that end a turn; spaces before one are written too.
 
         Raises:
@@ -94,11 +92,12 @@ class Rendering:
             content = messages[number]["content"]
             content = content.rstrip() if self.keeps_spaces else content.strip()
             start, end = self._with_unmarked(content, spans[0].start, spans[-1].end)
-            after = end
-            while after < len(self.text) and self.text[after].isspace():
-                after += 1
-            found.append(Span(number, start, ends.get(after, end)))
+            found.append(Span(number, start, ends.get(self.after_spaces(end), end)))
         return found
+
+    def after_spaces(self, place: int) -> int:
+        """The place of the first character from ``place`` on that is no white space."""
+        return len(self.text) - len(self.text[place:].lstrip())
 
     def _with_unmarked(self, content: str, start: int, end: int) -> tuple[int, int]:
         """The place of all of a content, of which the marked part begins and ends here."""
@@ -117,7 +116,6 @@ class ChatTemplate:
     """A Jinja program that writes a conversation.
 
     Attributes:
-        source: the program.
         variables: what it is given besides the messages: ``bos_token``, ``eos_token`` and others.
     """
 
@@ -138,7 +136,6 @@ class ChatTemplate:
         spells a control token, or makes one together with the template's text; else it is refused.
 
         Args:
-            messages: role and content each.
             ask: end with what opens the assistant's reply.
             controls: names of the control tokens.
 
@@ -177,13 +174,9 @@ class ChatTemplate:
         return Rendering(plain_text, None, found)
 
     def _context(self, messages: Sequence[Mapping[str, str]], ask: bool) -> dict[str, Any]:
-        nothing = {"tools": None, "documents": None}
-        return {
-            **self.variables,
-            **nothing,
-            "messages": [dict(message) for message in messages],
-            "add_generation_prompt": ask,
-        }
+        messages = [dict(message) for message in messages]
+        asked = {"messages": messages, "add_generation_prompt": ask}
+        return {**self.variables, "tools": None, "documents": None, **asked}
 
 
 def _matches(names: Sequence[str], text: str) -> list[re.Match[str]]:
@@ -207,7 +200,7 @@ class _Marks:
     def __init__(self, controls: Sequence[str], constants: Sequence[str]) -> None:
         self._controls = controls
         self._key = secret_text()
-        self._mark = re.compile(f"{self._key}([{_OPEN}{_CLOSE}])(.)", re.DOTALL)
+        self._marks = re.compile(f"{self._key}([{_OPEN}{_CLOSE}])(.)", re.DOTALL)
         bare = [text for text in constants if not any(_may_join(text, c) for c in controls)]
         self._bare = _pattern(tuple(bare)) if bare else None
 
@@ -215,14 +208,13 @@ class _Marks:
         """The content of message ``number`` with its marks."""
         core = content.strip()
         if not core:
-            return self._opened(number) + self._closed(number) + content
-        start = content.index(core)
-        pieces, at = [content[:start]], 0
+            return self._mark(_OPEN, number) + self._mark(_CLOSE, number) + content
+        before, _, after = content.partition(core)
+        pieces, at = [before], 0
         for match in self._bare.finditer(core) if self._bare else ():
             pieces += [self._wrapped(number, core[at : match.start()]), match.group()]
             at = match.end()
-        pieces += [self._wrapped(number, core[at:]), content[start + len(core) :]]
-        return "".join(pieces)
+        return "".join([*pieces, self._wrapped(number, core[at:]), after])
 
     def _wrapped(self, number: int, text: str) -> str:
         """``text`` between marks, spaces at its ends outside; no marks if that is all."""
@@ -230,13 +222,10 @@ class _Marks:
         if not core:
             return text
         before, _, after = text.partition(core)
-        return f"{before}{self._opened(number)}{core}{self._closed(number)}{after}"
+        return f"{before}{self._mark(_OPEN, number)}{core}{self._mark(_CLOSE, number)}{after}"
 
-    def _opened(self, number: int) -> str:
-        return self._key + _OPEN + chr(_NUMBERS + number)
-
-    def _closed(self, number: int) -> str:
-        return self._key + _CLOSE + chr(_NUMBERS + number)
+    def _mark(self, kind: str, number: int) -> str:
+        return self._key + kind + chr(_NUMBERS + number)
 
     def read(self, marked: str) -> tuple[str, list[Span] | None]:
         """The text without marks, and the spans; None for these if marks are lost or crossed."""
@@ -244,7 +233,7 @@ class _Marks:
         spans: list[Span] = []
         length, at, whole = 0, 0, True
         opened: tuple[int, int] | None = None
-        for match in self._mark.finditer(marked):
+        for match in self._marks.finditer(marked):
             pieces.append(marked[at : match.start()])
             length += len(pieces[-1])
             at = match.end()
@@ -288,9 +277,7 @@ def _keeps_spaces(template: ChatTemplate) -> bool:
 
 
 def _render(source: str, contexts: list[dict[str, Any]]) -> list[str]:
-    given = max(
-        sum(len(message["content"]) for message in context["messages"]) for context in contexts
-    )
+    given = max(sum(len(each["content"]) for each in context["messages"]) for context in contexts)
     request = {"template": source, "contexts": contexts, "most": MOST_CHARACTERS + 4 * given}
     texts: list[str] = _worker().ask(request, SECONDS)["texts"]
     return texts
@@ -305,22 +292,18 @@ class _Worker:
         self._process: subprocess.Popen[bytes] | None = None
 
     def ask(self, request: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-        """The answer to a request.
-
-        Raises:
-            UserError: it is an error, or none came in time.
-        """
+        """The answer to a request; a `UserError` if it is an error, or none came in time."""
         with self._lock:
             if self._process is None:
                 self._start()
             line = self._exchange(json.dumps(request).encode() + b"\n", seconds)
         if not line:
             raise UserError(
-                f"the chat template did not end within {seconds:g} seconds, or was stopped", _MEND
+                f"the chat template did not end within {seconds:g} seconds, or was stopped", _FIX
             )
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise UserError(f"the chat template {answer['error']}", _MEND)
+            raise UserError(f"the chat template {answer['error']}", _FIX)
         return answer
 
     def _start(self) -> None:
@@ -352,11 +335,8 @@ class _Worker:
                 process.stdin.flush()
             with selectors.DefaultSelector() as selector:
                 selector.register(process.stdout, selectors.EVENT_READ)
-                while not line.endswith(b"\n"):
-                    if not selector.select(deadline - time.monotonic()):
-                        break
-                    read = os.read(process.stdout.fileno(), 1 << 20)
-                    if not read:
+                while not line.endswith(b"\n") and selector.select(deadline - time.monotonic()):
+                    if not (read := os.read(process.stdout.fileno(), 1 << 20)):
                         break
                     line += read
         except OSError:
@@ -369,11 +349,10 @@ class _Worker:
     def close(self) -> None:
         """End the process."""
         process, self._process = self._process, None
-        if process is None:
-            return
-        process.kill()
-        with contextlib.suppress(OSError):
-            process.communicate()
+        if process is not None:
+            process.kill()
+            with contextlib.suppress(OSError):
+                process.communicate()
 
 
 _the_worker: _Worker | None = None

@@ -1,7 +1,7 @@
 """A process of its own that renders chat templates, which are other people's programs.
 
 It reads one JSON request a line and answers with one; it is started by path and imports nothing
-of lmsmith. Its memory is limited here, its time by whoever asks.
+of lmsmith. Its memory is limited here, its time by `template`.
 """
 
 from __future__ import annotations
@@ -98,13 +98,12 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
         template = jinja.from_string(source)
         texts = []
         for context in request["contexts"]:
-            pieces, length = [], 0
+            text = ""
             for piece in template.generate(**context):
-                pieces.append(piece)
-                length += len(piece)
-                if length > request["most"]:
+                text += piece
+                if len(text) > request["most"]:
                     return {"error": f"writes more than {request['most']:,} characters"}
-            texts.append("".join(pieces))
+            texts.append(text)
         return {"texts": texts}
     except Refusal as error:
         return {"error": f"refuses this conversation: {error}"}
@@ -126,12 +125,9 @@ def main() -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    out = sys.stdout
-    out.write("ready\n")
-    out.flush()
+    print("ready", flush=True)
     for line in sys.stdin:
-        out.write(json.dumps(answer(json.loads(line))) + "\n")
-        out.flush()
+        print(json.dumps(answer(json.loads(line))), flush=True)
 
 
 if __name__ == "__main__":

@@ -42,10 +42,10 @@ _WORD_STARTS = "▁"
 
 @dataclass(frozen=True)
 class Pieces:
-    """What tokens are as text.
+    """Tokens as text.
 
     Attributes:
-        bytes_by_id: one for each id; empty for control tokens and for ids that are not used.
+        bytes_by_id: empty for control tokens and for ids that are not used.
         drops_first_space: whether encoding puts a space before a text, which decoding takes away.
         drops_last_space: the same after a text (GPT-1, where a word's end is written).
     """
@@ -61,7 +61,6 @@ def read_pieces(
     """The pieces of a ``tokenizer.json``.
 
     Args:
-        description: its contents.
         vocabulary: id of each token as it is written, added tokens included.
         controls: tokens that are no part of any text, by id.
 
@@ -143,7 +142,7 @@ LONGEST: Final = 4
 
 @dataclass(frozen=True)
 class Utf8Table:
-    """What each token does in each state.
+    """The effect of each token in each state.
 
     Attributes:
         allowed_sv: bool (states, vocabulary): whether it may be drawn. Control tokens may at a
@@ -172,7 +171,7 @@ def utf8_table(pieces: Sequence[bytes], controls: Container[int]) -> Utf8Table:
     for token, piece in enumerate(pieces):
         is_control_v[token] = not piece and token in controls
         is_token_v[token] = bool(piece) or is_control_v[token]
-        if _is_text(piece):
+        if piece.decode(errors="ignore").encode() == piece:
             allowed_sv[BOUNDARY, token] = is_token_v[token]
             continue
         goes_on = _TAIL[0] <= piece[0] <= _TAIL[1]
@@ -186,14 +185,6 @@ def utf8_table(pieces: Sequence[bytes], controls: Container[int]) -> Utf8Table:
     return Utf8Table(allowed_sv, next_sv, is_token_v)
 
 
-def _is_text(piece: bytes) -> bool:
-    try:
-        piece.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
 def _read(state: int, piece: bytes) -> tuple[bool, int]:
     """Whether the bytes may follow in a state, and the state after them."""
     valid = True
@@ -201,8 +192,8 @@ def _read(state: int, piece: bytes) -> tuple[bool, int]:
         after = _step(state, byte)
         if after is None:
             valid = False
-            after = None if state == BOUNDARY else _step(BOUNDARY, byte)
-        state = BOUNDARY if after is None else after
+            after = _step(BOUNDARY, byte) or BOUNDARY
+        state = after
     return valid, state
 
 

@@ -27,12 +27,8 @@ from lmsmith.tokenizers.template import ChatTemplate, Rendering
 from lmsmith.tokenizers.token_bytes import Utf8Table, read_pieces, utf8_table
 
 
-def ftfy_cleaned(text: str) -> str:
-    """`text` with broken encodings fixed and quotation marks straightened, as GPT-1 read it.
-
-    Raises:
-        UserError: the package ftfy is not installed.
-    """
+def _fixed_by_ftfy(text: str) -> str:
+    """`text` with broken encodings fixed and quotation marks straightened, as GPT-1 read it."""
     try:
         import ftfy
     except ImportError as error:
@@ -48,7 +44,6 @@ class EncodedChat:
     """A conversation as tokens by a template.
 
     Attributes:
-        tokens: their ids.
         authors: for each token the number of the assistant's message that it is a part of (its
             content and what ends the turn), or -1.
     """
@@ -60,16 +55,12 @@ class EncodedChat:
 class Tokenizer:
     """Text to token ids and back: lmsmith's own byte-level BPE, or a model's from outside.
 
-    No text makes a control token or a marker of the template, whatever it spells: only
-    `encode_chat` and whoever names one (`end_of_turn`) do. Kinds differ in their data alone:
-    the contents of a ``tokenizer.json``, as the tokenizers library reads it, and a `ChatFormat`.
+    No text makes a control token or a marker of the template, whatever it spells. Kinds differ in
+    their data alone: the contents of a ``tokenizer.json``, and a `ChatFormat`.
 
     Attributes:
-        format: control tokens by name, and the chat template.
-        start_of_text: id of what stands before a text's first token where there must be one.
-        text_start: ids that go before every text prompt, as the tokenizer's files say; often none.
-        end_of_text: id of what parts texts.
-        end_of_turn: id of what the assistant ends a reply with.
+        format: control tokens by name, and the chat template; `ChatFormat` describes
+            ``start_of_text``, ``text_start``, ``end_of_text`` and ``end_of_turn``, here ids.
         stop_tokens: ids at which a reply ends, `end_of_turn` first.
         control_tokens: names by id of the tokens that are part of no text.
         template: how a conversation is written; None for lmsmith's own format.
@@ -79,12 +70,8 @@ class Tokenizer:
     def __init__(self, description: Mapping[str, Any], chat_format: ChatFormat) -> None:
         """See `train`, `load`, and the modules named after the kinds.
 
-        Args:
-            description: contents of a ``tokenizer.json``.
-            chat_format: whose tokens must be in the vocabulary.
-
         Raises:
-            UserError: they are not; or the description cannot be read.
+            UserError: the vocabulary has not all tokens of the format, or cannot be read.
         """
         self.description, self.format = description, chat_format
         vocabulary = vocabulary_of(description)
@@ -111,24 +98,19 @@ class Tokenizer:
         self.end_of_turn = vocabulary[chat_format.end_of_turn]
         stops = (chat_format.end_of_turn, chat_format.end_of_text, *chat_format.stops)
         self.stop_tokens = tuple(dict.fromkeys(vocabulary[name] for name in stops))
-        self.template = (
-            None
-            if chat_format.jinja is None
-            else ChatTemplate(chat_format.jinja, chat_format.variables)
-        )
-        self._roles = (
-            {role: vocabulary[name] for role, name in ROLE_TOKENS.items()}
-            if self.template is None
-            else {}
-        )
+        self.template: ChatTemplate | None = None
+        self._roles: dict[str, int] = {}
+        if chat_format.jinja is None:
+            self._roles = {role: vocabulary[name] for role, name in ROLE_TOKENS.items()}
+        else:
+            self.template = ChatTemplate(chat_format.jinja, chat_format.variables)
 
     @classmethod
     def train(cls, texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
         """Learn lmsmith's byte-level BPE (`lmsmith.tokenizers.bpe`) from `texts`.
 
-        The same texts give the same tokenizer, byte for byte. The result has at most
-        `vocabulary_size` tokens: fewer when the texts have no more pairs that occur twice, so
-        callers read `vocabulary_size` from the result.
+        The same texts give the same tokenizer, byte for byte. It has fewer than `vocabulary_size`
+        tokens when the texts have no more pairs that occur twice.
 
         Raises:
             UserError: `vocabulary_size` has no room for bytes and control tokens, or is absurd.
@@ -147,10 +129,9 @@ class Tokenizer:
         """
         path = Path(folder_or_file)
         is_folder = path.is_dir()
-        folder = path if is_folder else path.parent
+        chat = (path if is_folder else path.parent) / CHAT_FILE
+        chat_format = read_chat_format(chat) if is_folder or chat.is_file() else OWN_FORMAT
         path = path / TOKENIZER_FILE if is_folder else path
-        has_chat = is_folder or (folder / CHAT_FILE).is_file()
-        chat_format = read_chat_format(folder / CHAT_FILE) if has_chat else OWN_FORMAT
         description = read_json(path)
         if chat_format is OWN_FORMAT:
             check_is_ours(description, path)
@@ -199,7 +180,10 @@ class Tokenizer:
 
         (A vocabulary without all bytes has one token for what it does not know; that one comes.)
         """
-        ids: list[int] = self._backend.encode(self._clean(text), add_special_tokens=False).ids
+        return self._ids(self._clean(text))
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -227,9 +211,7 @@ class Tokenizer:
         )
         text = b"".join(pieces).decode("utf-8", errors="replace")
         own, held = self.spaces_after(after)
-        text = held + text
-        if own:
-            text = text.removeprefix(" ")
+        text = (held + text).removeprefix(" " if own else "")
         return text.removesuffix(" ") if self.drops_last_space else text
 
     def spaces_after(self, ids: Sequence[int]) -> tuple[bool, str]:
@@ -260,21 +242,6 @@ class Tokenizer:
         """Id of the token that opens a message of `role`, in lmsmith's own format only."""
         return self._roles[role]
 
-    @property
-    def system(self) -> int:
-        """Id of the token that opens a system message, in lmsmith's own format only."""
-        return self._roles["system"]
-
-    @property
-    def user(self) -> int:
-        """Id of the token that opens a user's message, in lmsmith's own format only."""
-        return self._roles["user"]
-
-    @property
-    def assistant(self) -> int:
-        """Id of the token that opens an assistant's message, in lmsmith's own format only."""
-        return self._roles["assistant"]
-
     def encode_chat(self, messages: Sequence[Mapping[str, str]], *, ask: bool) -> EncodedChat:
         """A conversation as tokens by the model's own template.
 
@@ -282,16 +249,14 @@ class Tokenizer:
         token, and where one does, it is text.
 
         Args:
-            messages: role and content each.
             ask: end with what opens the assistant's reply.
 
         Raises:
             UserError: the template cannot write it; see `ChatTemplate.render`. Without ``ask``,
                 also if it cannot be known which text is the assistant's.
         """
-        assert self.template is not None
-        cleaned = [{**message, "content": self._clean(message["content"])} for message in messages]
-        rendering = self.template.render(cleaned, ask=ask, controls=self.shielded)
+        cleaned = self._cleaned(messages)
+        rendering = self._rendered(cleaned, ask)
         text, starts = self._with_secrets(rendering)
         encoding = self._backend.encode(text, add_special_tokens=False)
         if ask:
@@ -312,23 +277,18 @@ class Tokenizer:
         Raises:
             UserError: the template cannot write it; see `ChatTemplate.render`.
         """
+        return self._rendered(self._cleaned(messages), ask)
+
+    def _rendered(self, cleaned: Sequence[Mapping[str, str]], ask: bool) -> Rendering:
         template = self.template or ChatTemplate(JINJA_TEMPLATE, {})
-        cleaned = [{**message, "content": self._clean(message["content"])} for message in messages]
         return template.render(cleaned, ask=ask, controls=self.shielded)
 
     def encode_rendered(self, rendering: Rendering, then: str = "") -> list[int]:
         """Ids of a rendered conversation and a text after it, which makes no control token."""
-        text, _ = self._with_secrets(rendering)
-        whole = text + self._clean(then)
-        ids: list[int] = self._backend.encode(whole, add_special_tokens=False).ids
-        return ids
+        return self._ids(self._with_secrets(rendering)[0] + self._clean(then))
 
     def _with_secrets(self, rendering: Rendering) -> tuple[str, list[int]]:
-        """The text with the template's control tokens in their secret spelling.
-
-        Returns:
-            It, and for each of its characters the place in ``rendering.text`` it comes from.
-        """
+        """The text with secrets for control tokens, and the place each character comes from."""
         ids = self._ids_by_name
         pieces: list[str] = []
         places: list[int] = []
@@ -346,9 +306,12 @@ class Tokenizer:
     def _ids_by_name(self) -> dict[str, int]:
         return {name: token for token, name in self._shielded.items()}
 
+    def _cleaned(self, messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+        return [{**message, "content": self._clean(message["content"])} for message in messages]
+
     def _clean(self, text: str) -> str:
         text = encodable(text)
-        return ftfy_cleaned(text) if self.format.cleaning == "ftfy" else text
+        return _fixed_by_ftfy(text) if self.format.cleaning == "ftfy" else text
 
 
 def vocabulary_of(description: Mapping[str, Any]) -> dict[str, int]:
