@@ -209,8 +209,8 @@ def test_metrics_count(served: Running, client: openai.OpenAI) -> None:
 def test_tokens_told_together_stay_events_of_their_own(served: Running) -> None:
     """Most come in one piece; each has its own text and probability, and the last one the end."""
     asked = {
-        "model": "parrot", "prompt": [TOKENIZER.role_token("assistant")], "max_tokens": 8, "temperature": 0,
-        "logprobs": 0, "ignore_eos": True, "stream": True,
+        "model": "parrot", "prompt": [TOKENIZER.role_token("assistant")], "max_tokens": 8,
+        "temperature": 0, "logprobs": 0, "ignore_eos": True, "stream": True,
     }  # fmt: skip
     events = []
     for line in HTTP.post(f"{served.address}/v1/completions", json=asked).text.splitlines():
