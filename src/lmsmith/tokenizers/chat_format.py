@@ -131,7 +131,7 @@ def read_chat_format(path: Path) -> ChatFormat:
     if chat == CHAT_DESCRIPTION:
         return OWN_FORMAT
     name = chat.get("template") if isinstance(chat, dict) else None
-    if name == IMPORTED_NAME:
+    if isinstance(chat, dict) and name == IMPORTED_NAME:
         return _imported(chat, path)
     raise UserError(
         f"{path}: expected the chat template {TEMPLATE_NAME!r} as lmsmith writes it, or "
