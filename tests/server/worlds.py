@@ -18,9 +18,8 @@ from lmsmith.catalogue.resolve import Source
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
-from lmsmith.server.app import create_app
+from lmsmith.server.app import Server, create_app, listen
 from lmsmith.server.engine import AsyncEngine
-from lmsmith.server.lifecycle import Server, listen
 from lmsmith.server.models import serve_models
 from lmsmith.server.requests import Limits
 from lmsmith.tokenizers import Tokenizer

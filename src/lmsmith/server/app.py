@@ -1,36 +1,39 @@
-"""The application: its routes behind the guard, and how it tells a supervisor that it is well."""
+"""The application: its routes behind the guard; the server that runs it and drains at shutdown."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import secrets
-from collections.abc import AsyncIterator, Sequence
-from typing import Any
+import signal
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
+from types import FrameType
 
+import uvicorn
 from fastapi import APIRouter, FastAPI
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from lmsmith.core.errors import UserError
 from lmsmith.feedback.store import Store
 from lmsmith.server import auth, pages
-from lmsmith.server.api import answers, attention, conversations, imports, labelling
+from lmsmith.server.api import answers, attention, conversations, labelling
 from lmsmith.server.engine import AsyncEngine
-from lmsmith.server.errors import ApiError, add_error_handlers, internal
+from lmsmith.server.errors import ApiError, add_error_handlers, internal, shutting_down
 from lmsmith.server.guard import LOOPBACK, Guard
-from lmsmith.server.openai import chat, completions, models, tasks
+from lmsmith.server.openai import completions, models, tasks
 from lmsmith.server.stream import json_response
 
 log = logging.getLogger("lmsmith.server")
 router = APIRouter()
 
-PARTS = (
-    chat, completions, models, tasks, conversations, answers, imports, labelling, attention, auth,
-    pages,
-)  # fmt: skip
+PARTS = (completions, models, tasks, conversations, answers, labelling, attention, auth, pages)
 
 
 def create_app(
@@ -44,7 +47,7 @@ def create_app(
 
     Args:
         engine: the models; its thread starts and stops with the application.
-        token: demanded of every request if it is not empty.
+        token: required in every request if it is not empty.
         hosts: names by which the server may be called; empty allows all.
         store: keeps conversations and judgements; without it there is no ``/api``.
     """
@@ -68,7 +71,7 @@ def create_app(
     )
     app.state.engine, app.state.store = engine, store
     app.state.authenticator = auth.Authenticator(token, store)
-    app.state.answers = answers.PendingAnswers(engine.limits.unread_seconds)
+    app.state.answers = answers.PendingAnswers()
     app.include_router(router)
     for part in PARTS:
         app.include_router(part.router)
@@ -122,18 +125,17 @@ class _CatchCrashes:
     def __init__(self, app: ASGIApp, engine: AsyncEngine) -> None:
         self._app, self._engine = app, engine
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         begun = False
 
-        async def counted(message: Any) -> None:
+        async def counted(message: Message) -> None:
             nonlocal begun
             if message["type"] == "http.response.start":
                 begun = True
-                route = scope.get("route")
-                path = getattr(route, "path", "other")
+                path = getattr(scope.get("route"), "path", "other")
                 self._engine.metrics.responses.labels(path, str(message["status"])).inc()
             await send(message)
 
@@ -146,3 +148,119 @@ class _CatchCrashes:
             log.exception("request %s (%s) failed", name, scope.get("path"))
             if not begun:
                 await internal(name).response()(scope, receive, counted)
+
+
+class Server(uvicorn.Server):
+    """uvicorn, but SIGTERM drains and is no failure.
+
+    Args:
+        app: the application.
+        engine: its requests are drained.
+        listening: an open socket.
+        ready: called once requests are accepted.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        engine: AsyncEngine,
+        listening: socket.socket,
+        ready: Callable[[], None] = lambda: None,
+    ) -> None:
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            ws="none",
+            lifespan="on",
+            proxy_headers=False,
+            timeout_graceful_shutdown=int(engine.limits.drain_seconds) + 5,
+        )
+        super().__init__(config)
+        self._engine, self._listening, self._ready = engine, listening, ready
+
+    def serve_until_stopped(self) -> None:
+        """Serve until a signal, or `stop` in another thread; running requests are finished."""
+        with asyncio.Runner(loop_factory=self.config.get_loop_factory()) as runner:
+            runner.run(self.serve([self._listening]))
+
+    def stop(self) -> None:
+        """Accept no more requests, finish the running ones, and end `serve_until_stopped`."""
+        self._engine.draining = True
+        self.should_exit = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._engine.draining = True
+        draining = asyncio.ensure_future(self._cut_off())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            draining.cancel()
+
+    async def _cut_off(self) -> None:
+        await asyncio.sleep(self._engine.limits.drain_seconds)
+        if self._engine.generations:
+            log.warning("%d requests are cut off", len(self._engine.generations))
+        self._engine.thread.fail_all(shutting_down())
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """The first SIGINT or SIGTERM drains, a second one ends at once; neither is an error."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, self._on_signal) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        if self.should_exit:
+            self.force_exit = True
+        self.stop()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """An open socket; port 0 is any that is free.
+
+    Raises:
+        UserError: the address cannot be had.
+    """
+    if not 0 <= port < 2**16:
+        raise UserError(f"--port {port}: there is no such port", "choose one of 0 to 65535")
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
+        return socket.create_server((host, port), family=family, backlog=512, dualstack_ipv6=both)
+    except OSError as error:
+        raise UserError(
+            f"{host}:{port}: cannot listen there ({error})", "choose another --port"
+        ) from error
+
+
+def is_any(listening: socket.socket) -> bool:
+    """Whether a socket listens at every address of this machine."""
+    return ipaddress.ip_address(str(listening.getsockname()[0])).is_unspecified
+
+
+def addresses(listening: socket.socket, host: str) -> list[str]:
+    """URLs of the server at ``host``: from this machine, then from others that can reach it."""
+    port, family = listening.getsockname()[1], listening.family
+    names = [host]
+    if is_any(listening):
+        is_v6 = family == socket.AF_INET6
+        names = ["::1" if is_v6 else "127.0.0.1"]
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            # An address for documents alone: nothing is sent; the system chooses the route.
+            probe.connect(("2001:db8::1" if is_v6 else "192.0.2.1", 9))
+            names.append(str(probe.getsockname()[0]))
+    return [f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}" for name in names]

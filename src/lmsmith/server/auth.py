@@ -1,7 +1,7 @@
-"""Who sends a request, and what they may do: tokens, session cookies, roles, the store.
+"""Authentication: the visitor of a request, by token or session cookie, and their role.
 
-Where there is a database, sessions are in it (`lmsmith.feedback.people`), outlive a restart, and
-end at sign-out. Without one they are in memory.
+Sessions are in the database (`lmsmith.feedback.people`), and outlive a restart; without a database
+they are in memory.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lmsmith.core.errors import UserError
 from lmsmith.feedback.people import OWNER, People, PersonStore
 from lmsmith.feedback.store import NotThere, Store
 from lmsmith.feedback.tables import ROLES, Person
-from lmsmith.server.errors import ApiError, bad_request
+from lmsmith.server.errors import ApiError, bad_request, unavailable
 from lmsmith.server.stream import json_response
 
 log = logging.getLogger("lmsmith.server")
@@ -39,7 +39,7 @@ COOKIE = "lmsmith_session"
 SESSION_SECONDS = 30 * 24 * 3600
 
 RECHECK_SECONDS = 1.0
-"""The first user that is added closes an open server after at most so long."""
+"""The first user that is added closes an open server after at most this time."""
 
 VISITOR = "lmsmith.visitor"
 """Key of the `Visitor` in a request's scope; set by the guard alone."""
@@ -50,7 +50,6 @@ class Visitor:
     """Sender of a request: the server's owner, or a named user.
 
     Attributes:
-        name: of the person.
         role: admin, labeler or user.
         id: of the person in the database; empty for the owner, who may not be in it yet.
     """
@@ -59,16 +58,14 @@ class Visitor:
     role: str = "admin"
     id: str = ""
 
-    def person(self, store: PersonStore) -> str:
-        """The person's id."""
+    def person_id(self, store: PersonStore) -> str:
         return self.id or store.person(self.name, self.role).id
 
     @property
     def cache_salt(self) -> str:
         """Requests of one salt may reuse each other's prompts in the prefix cache.
 
-        Every named user has their own; all who have the server's token, or everybody where there
-        is none, share one.
+        Every named user has their own; all who use the server's token, or none, share one.
         """
         return self.id
 
@@ -103,10 +100,7 @@ async def in_database(work: Callable[..., Result], *given: object) -> Result:
     except OperationalError as error:
         log.error("the database does not answer: %s", error.orig)
         problem = "the database does not answer now; try again"
-        headers = {"Retry-After": "2"}
-        raise ApiError(
-            503, problem, "server_error", code="database_unavailable", headers=headers
-        ) from error
+        raise unavailable(problem, "database_unavailable", seconds=2) from error
 
 
 async def with_store(
@@ -115,20 +109,19 @@ async def with_store(
     """Use the store as the visitor.
 
     Args:
-        request: its visitor is checked.
+        request: its visitor must have one of the ``roles``.
         work: gets the store and the person's id.
-        roles: allowed ones.
 
     Raises:
         ApiError: 403 for another role, 404 without a database or for what is not this person's,
-            400 for what cannot be done, 503 if the database does not answer.
+            400 for other errors of ``work``, 503 if the database does not answer.
     """
     store: Store | None = request.app.state.store
     if store is None:
         raise ApiError(404, "nothing is kept here; start the server with --database FILE")
     visitor = require_role(request, roles)
     try:
-        return await in_database(lambda: work(store, visitor.person(store)))
+        return await in_database(lambda: work(store, visitor.person_id(store)))
     except NotThere as error:
         raise ApiError(404, error.problem, code="not_found") from error
     except UserError as error:
@@ -136,11 +129,9 @@ async def with_store(
 
 
 class Sessions:
-    """The server's token, and the sessions in memory.
+    """The server's token, empty if everybody is signed in, and the sessions in memory.
 
-    Args:
-        token: whoever knows it may sign in. Empty: everybody is signed in.
-        clock: seconds since 1970.
+    The ``clock`` gives seconds since 1970.
     """
 
     def __init__(self, token: str, clock: Callable[[], float] = time.time) -> None:
@@ -167,7 +158,7 @@ class Sessions:
 
 
 def _digest(cookie: str) -> bytes:
-    """Sessions are found by a hash: the time of a look-up tells nothing of a guess."""
+    """Key of a session: by a hash, the time of a look-up reveals nothing about a guess."""
     return hashlib.sha256(cookie.encode(errors="surrogatepass")).digest()
 
 
@@ -195,7 +186,6 @@ class Authenticator:
         self._sessions = Sessions(token)
         self._people = People(store) if store is not None else None
         self._clock, self._checked = clock, -RECHECK_SECONDS
-        # Before the first request, which others do not wait for.
         self._has_people = self._people is not None and self._people.anybody()
 
     async def is_closed(self) -> bool:
@@ -223,10 +213,7 @@ class Authenticator:
         return await in_database(self._by_session, self._people, cookie)
 
     async def sign_in(self, token: str) -> tuple[str, Visitor] | None:
-        """A session's cookie and visitor; None if nobody has this token.
-
-        The cookie is empty where nobody needs one.
-        """
+        """A session's cookie, empty if none is needed, and visitor; None if the token is wrong."""
         visitor = await self._by_token(token)
         if visitor is None:
             return None
@@ -251,10 +238,10 @@ class Authenticator:
         return _visitor(await in_database(self._people.by_token, token))
 
     def _open_session(self, people: People, visitor: Visitor) -> str:
-        """The owner's is bound to the server's token: another token ends it."""
+        """The owner's session is bound to the server's token: another token ends it."""
         if visitor.id:
             return people.open_session(visitor.id)
-        return people.open_session(visitor.person(people.store), self._sessions.token)
+        return people.open_session(visitor.person_id(people.store), self._sessions.token)
 
     def _by_session(self, people: People, cookie: str) -> Visitor | None:
         if self._sessions.token and people.by_session(cookie, self._sessions.token):
@@ -279,7 +266,7 @@ async def show(request: Request) -> Response:
 
 @router.post("")
 async def sign_in(request: Request, body: TokenBody) -> Response:
-    """Exchange a token, the server's or a user's, for a cookie that no script can read."""
+    """Exchange a token, the server's or a user's, for a cookie that scripts cannot read."""
     authenticator: Authenticator = request.app.state.authenticator
     found = await authenticator.sign_in(body.token)
     if found is None:
@@ -311,7 +298,6 @@ async def sign_out(request: Request) -> Response:
 
 
 async def _shown(authenticator: Authenticator, visitor: Visitor | None) -> Response:
+    found = {"signed_in": visitor is not None, "needs_token": await authenticator.is_closed()}
     who = {} if visitor is None else {"name": visitor.name, "role": visitor.role}
-    needs_token = await authenticator.is_closed()
-    found = {"signed_in": visitor is not None, "needs_token": needs_token, **who}
-    return json_response(found, {"Cache-Control": "no-store"})
+    return json_response(found | who, {"Cache-Control": "no-store"})

@@ -1,8 +1,8 @@
-"""The engine: one thread that runs the models, and the event loop's side of it.
+"""The engine: one thread that runs the models, its interface in the event loop, and its metrics.
 
-All tensors are touched in this thread alone. The event loop hands over commands, and gets the
-events of a step in one call, so that neither waits for the other. Every call takes processors from
-the model, so that tokens that follow each other faster than anybody reads are sent together.
+Only this thread uses tensors. The event loop hands over commands, and gets the events of a step in
+one call, so that neither waits for the other. Every call takes processors from the model, so tokens
+that follow each other faster than anybody reads are sent together.
 """
 
 from __future__ import annotations
@@ -14,27 +14,84 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from lmsmith.core.errors import UserError
 from lmsmith.generation.requests import Reply, Request, TokenEvent
 from lmsmith.generation.scheduler import Admitted, Event, Failed, Scheduler
 from lmsmith.server.errors import ApiError, bad_request, internal, shutting_down
-from lmsmith.server.metrics import Metrics
 from lmsmith.server.models import ServedModel
 from lmsmith.server.requests import Limits, ParsedRequest
 
 log = logging.getLogger("lmsmith.server")
 
 Listener = Callable[[Event, float], None]
-"""Gets an event, and when it came about (perf_counter)."""
+"""Gets an event and its time (perf_counter)."""
 
 FLUSH_SECONDS = 0.025
-"""Tokens of running replies are sent at most so often. What somebody waits for is sent at once: a
-reply's first token, its end, that a request joins or fails."""
+"""Least time between two deliveries of tokens. A reply's first token and its end, and a request's
+start and failure, are delivered at once."""
 
 MAX_BATCH = 64
-"""Tokens of a batch: a client that reads slowly has many waiting, and others wait meanwhile."""
+"""Most tokens of a batch, so that a slow reader with many tokens does not delay others."""
+
+_WAITS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_GAPS = (0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5)
+
+
+@dataclass(frozen=True)
+class ModelMetrics:
+    """A model's metrics, looked up once, since every token counts in them."""
+
+    first_token: Histogram
+    gap: Histogram
+    prompt_tokens: Counter
+    cached_tokens: Counter
+    generated_tokens: Counter
+    cancelled: Counter
+
+
+class Metrics:
+    """Metrics for Prometheus, in a registry of the server's own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        all_: dict[str, Any] = {"namespace": "lmsmith", "registry": self.registry}
+        model = {"labelnames": ["model"], **all_}
+        waits, gaps = {"buckets": _WAITS, **model}, {"buckets": _GAPS, **model}
+        self.waiting = Gauge("requests_waiting", "Requests in the queue.", **model)
+        self.active = Gauge("replies_active", "Replies being written or about to be.", **model)
+        self.cache_used = Gauge(
+            "cache_used_bytes", "Of the cache, kept conversations included.", **model
+        )
+        self.first_token = Histogram(
+            "time_to_first_token_seconds", "From question to first token.", **waits
+        )
+        self.gap = Histogram(
+            "inter_token_seconds", "From one token of a reply to the next.", **gaps
+        )
+        self.prompt_tokens = Counter("prompt_tokens", "Tokens of prompts.", **model)
+        self.cached_tokens = Counter("cached_tokens", "Of those, not read again.", **model)
+        self.generated_tokens = Counter("generated_tokens", "Tokens of replies.", **model)
+        self.cancelled = Counter("requests_cancelled", "Clients that went away.", **model)
+        self.rejected = Counter(
+            "requests_rejected", "Requests refused, by reason.", ["reason"], **all_
+        )
+        self.responses = Counter(
+            "responses", "Responses, by path and status.", ["path", "status"], **all_
+        )
+
+    def of(self, model: str) -> ModelMetrics:
+        names = [each.name for each in fields(ModelMetrics)]
+        return ModelMetrics(**{name: getattr(self, name).labels(model) for name in names})
+
+    def text(self) -> bytes:
+        """In Prometheus' text format."""
+        return generate_latest(self.registry)
 
 
 class AsyncEngine:
@@ -60,9 +117,9 @@ class AsyncEngine:
 
         Args:
             parsed: its prompts fail together.
-            started: when a request that was accepted already began (perf_counter), of which this
-                is the next part: it needs no place in the queue, is finished at shutdown, and its
-                time runs since then.
+            started: start time (perf_counter) of an accepted request, of which this is the next
+                part: it needs no place in the queue, is finished at shutdown, and its timeout
+                counts from then.
 
         Raises:
             ApiError: it cannot be generated (400), the queue is full (429), or the server ends
@@ -78,7 +135,15 @@ class AsyncEngine:
                 raise bad_request(error) from error
         if started is None and self.is_full(parsed.model.name):
             self.metrics.rejected.labels("queue").inc()
-            raise self._queue_full(parsed.model.name)
+            waiting = self.waiting[parsed.model.name]
+            seconds = math.ceil(self._mean_seconds * waiting / self.limits.streams)
+            raise ApiError(
+                429,
+                f"{waiting} requests wait for {parsed.model.name} already; try again later",
+                "rate_limit_error",
+                code="queue_full",
+                headers={"Retry-After": str(min(60, max(1, seconds)))},
+            )
         generation = Generation(self, parsed, started)
         self.generations.add(generation)
         for each in generation.in_thread:
@@ -86,32 +151,18 @@ class AsyncEngine:
         return generation
 
     def is_full(self, name: str) -> bool:
-        """Whether the queue of a model is full, beside requests for which a row is free."""
+        """Whether the queue of a model is full, not counting requests for which a row is free."""
         free = self.limits.streams - self.models[name].scheduler.active
         return self.waiting[name] >= self.limits.queue + max(0, free)
 
-    def _queue_full(self, name: str) -> ApiError:
-        seconds = math.ceil(self._mean_seconds * self.waiting[name] / self.limits.streams)
-        return ApiError(
-            429,
-            f"{self.waiting[name]} requests wait for {name} already; try again later",
-            "rate_limit_error",
-            code="queue_full",
-            headers={"Retry-After": str(min(60, max(1, seconds)))},
-        )
-
     def add_duration(self, seconds: float) -> None:
-        """A request has ended; Retry-After is estimated from its time."""
+        """Count a request's duration, from which Retry-After is estimated."""
         self._mean_seconds += 0.1 * (seconds - self._mean_seconds)
 
 
 @dataclass
 class PromptResult:
-    """A prompt and its replies, one for each sample, as far as they are generated.
-
-    Attributes:
-        cached: tokens of the prompt that were in the cache.
-    """
+    """A prompt, its replies so far, one for each sample, and the number of cached prompt tokens."""
 
     request: Request
     replies: list[Reply]
@@ -119,7 +170,7 @@ class PromptResult:
 
 
 class Generation:
-    """The replies of a submitted request: their events, and what there is of them so far."""
+    """A submitted request: the events of its replies, and the replies so far."""
 
     def __init__(
         self, engine: AsyncEngine, parsed: ParsedRequest, started: float | None = None
@@ -140,13 +191,12 @@ class Generation:
         engine.waiting[self.model.name] += len(self.prompts)
         self.in_thread = [
             EngineRequest(
-                self.model.name, replace(request, salt=parsed.cache_salt), self._listener(number)
+                self.model.name,
+                replace(request, salt=parsed.cache_salt),
+                partial(self._add, number),
             )
             for number, request in enumerate(parsed.prompts)
         ]
-
-    def _listener(self, number: int) -> Listener:
-        return lambda event, moment: self._add(number, event, moment)
 
     def _add(self, number: int, event: Event, moment: float) -> None:
         self._events.append((number, event, moment))
@@ -154,7 +204,6 @@ class Generation:
 
     @property
     def replies(self) -> list[Reply]:
-        """Replies to all prompts."""
         return [reply for each in self.prompts for reply in each.replies]
 
     @property
@@ -172,7 +221,7 @@ class Generation:
     async def events(self) -> AsyncIterator[Iterator[tuple[int, TokenEvent]]]:
         """(number of the prompt, event) until every reply has ended, in batches.
 
-        A token is added to its reply when it is taken from its batch, and not before.
+        A token is added to its reply when it is taken from its batch.
 
         Raises:
             ApiError: the request failed, took too long, or the server ends.
@@ -214,7 +263,7 @@ class Generation:
                 self._engine.thread.cancel(request)
 
     def end(self, error: Exception) -> None:
-        """Raise an error from `events`, after what has come already."""
+        """Raise an error from `events`, after the events that have come already."""
         self._add(0, Failed(-1, error), time.perf_counter())
 
     def disconnect(self) -> None:
@@ -223,19 +272,19 @@ class Generation:
         self.close()
 
     def _next(self) -> tuple[list[tuple[int, TokenEvent, float]], Exception | None]:
-        """The tokens that are there, a batch at most, up to what ended the request."""
+        """The waiting tokens, a batch at most, and the error after them, if there is one."""
         tokens: list[tuple[int, TokenEvent, float]] = []
         while self._events and len(tokens) < MAX_BATCH:
             number, event, moment = self._events.popleft()
             if isinstance(event, Failed):
                 return tokens, event.error
             if isinstance(event, Admitted):
-                self._joined(number, event)
+                self._admitted(number, event)
             else:
                 tokens.append((number, event, moment))
         return tokens, None
 
-    def _joined(self, number: int, event: Admitted) -> None:
+    def _admitted(self, number: int, event: Admitted) -> None:
         self.prompts[number].cached = event.cached
         self._waiting.discard(number)
         self._engine.waiting[self.model.name] -= 1
@@ -266,13 +315,13 @@ class Generation:
 
 @dataclass(eq=False)
 class EngineRequest:
-    """A prompt on its way through the engine thread.
+    """A prompt in the engine thread.
 
     Attributes:
         model: the scheduler's name.
         listener: called in the event loop with every event.
-        number: of the scheduler, once it has the request.
-        unfinished: replies.
+        number: the scheduler's, once it has the request.
+        unfinished: the number of unfinished replies.
         has_token: whether a token has come.
         is_over: whether no more events will come.
     """
@@ -290,11 +339,9 @@ _Addressed = tuple[EngineRequest, Event, float]
 
 
 class EngineThread:
-    """Schedulers, stepped in turn while they have something to do.
+    """Schedulers, by the name of their model, stepped in turn while they are busy.
 
-    Args:
-        schedulers: by the name of their model.
-        flush_seconds: between two calls that send the event loop nothing but tokens.
+    Between two deliveries of nothing but tokens, ``flush_seconds`` pass.
     """
 
     def __init__(
@@ -312,7 +359,7 @@ class EngineThread:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begin; events go to this event loop."""
+        """Begin; this event loop gets the events."""
         self._loop = loop
         self._thread.start()
 
@@ -398,19 +445,19 @@ class EngineThread:
         return self._addressed(name, self._schedulers[name].fail_all(error))
 
     def _addressed(self, name: str, events: Sequence[Event]) -> list[_Addressed]:
-        """Events with their requests; requests that are over are forgotten."""
+        """Events with their requests; finished requests are forgotten."""
         requests, found, now = self._requests[name], list[_Addressed](), time.perf_counter()
         for event in events:
             request = requests.get(event.request)
             if request is None:
                 continue
             found.append((request, event, now))
+            is_token = isinstance(event, TokenEvent)
             if not isinstance(event, TokenEvent):
                 self._urgent = True
             elif event.finish is not None or not request.has_token:
                 self._urgent = request.has_token = True
                 request.unfinished -= event.finish is not None
-            is_token = isinstance(event, TokenEvent)
             if isinstance(event, Failed) or (is_token and not request.unfinished):
                 del requests[event.request]
         return found

@@ -24,7 +24,7 @@ class ApiError(Exception):
         kind: ``invalid_request_error``, ``server_error`` and so on.
         param: the wrong field.
         code: for programs, such as ``context_length_exceeded``.
-        headers: beside the usual ones.
+        headers: additional ones.
     """
 
     def __init__(
@@ -66,18 +66,16 @@ def internal(request_id: str) -> ApiError:
     return ApiError(500, message, "server_error", code="internal_error")
 
 
+def unavailable(problem: str, code: str, *, seconds: int) -> ApiError:
+    """A 503, after which clients retry in so many seconds."""
+    return ApiError(503, problem, "server_error", code=code, headers={"Retry-After": str(seconds)})
+
+
 def shutting_down() -> ApiError:
-    return ApiError(
-        503,
-        "the server is shutting down",
-        "server_error",
-        code="shutting_down",
-        headers={"Retry-After": "5"},
-    )
+    return unavailable("the server is shutting down", "shutting_down", seconds=5)
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Answer every error of an application in this shape."""
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
@@ -100,15 +98,13 @@ async def _validation_error(_: Request, error: Exception) -> Response:
         return _invalid_body(f"the body is not JSON: {reason} at character {place[-1]}")
     if place == ["body"] and kind in _NO_OBJECT:
         return _invalid_body(_NO_OBJECT[kind])
-    if any(map(_is_branch, place)):  # no type of a union fits: what each of them expects
-        found = [each for each in found if each["loc"][:2] == first["loc"][:2]]
-    else:
-        found = [first]
+    found = found if any(map(_is_branch, place)) else [first]  # all types of a union, or one
+    found = [each for each in found if each["loc"][:2] == first["loc"][:2]]
     place = [part for part in place if part not in ("body", "query") and not _is_branch(part)]
     param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
     param = param.removeprefix(".")
-    said = " or ".join(dict.fromkeys(each["msg"].removeprefix("Value error, ") for each in found))
-    problem = f"{param}: {said}" if param else said
+    text = " or ".join(dict.fromkeys(each["msg"].removeprefix("Value error, ") for each in found))
+    problem = f"{param}: {text}" if param else text
     return ApiError(400, problem, param=param or None, code="invalid_value").response()
 
 
@@ -119,7 +115,7 @@ _NO_OBJECT = {
 
 
 def _is_branch(part: object) -> bool:
-    """Whether a part of a location is pydantic's name for one type of a union, and not a field."""
+    """Whether a part of a location is pydantic's name for a type of a union, and no field."""
     return isinstance(part, str) and (part == "str" or part.startswith(("list[", "function-")))
 
 
@@ -131,8 +127,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     if isinstance(cause, UnicodeDecodeError):
         return _invalid_body("the body is not UTF-8; save or send it as UTF-8")
     if isinstance(cause, RecursionError):
-        nested = "lists and objects are nested too deeply in it"
-        return _invalid_body(f"the body cannot be read: {nested}")
+        cause = ValueError("lists and objects are nested too deeply in it")
     if isinstance(cause, ValueError):
         return _invalid_body(f"the body cannot be read: {cause}")
     problem = f"{request.method} {request.url.path}: {error.detail}"

@@ -17,13 +17,12 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 _JSON = re.compile(r"\s*application/([\w.-]+\+)?json\s*(;|$)", re.IGNORECASE)
 
-_HEADERS = [
-    (b"x-content-type-options", b"nosniff"),
-    (b"x-frame-options", b"DENY"),
-    (b"referrer-policy", b"no-referrer"),
-]
-
-_POLICY = b"default-src 'none'; frame-ancestors 'none'"
+_HEADERS = {
+    b"x-content-type-options": b"nosniff",
+    b"x-frame-options": b"DENY",
+    b"referrer-policy": b"no-referrer",
+}
+_POLICY = {b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'"}
 """For responses that have none of their own."""
 
 
@@ -33,9 +32,9 @@ class Guard:
     Args:
         app: the guarded application.
         authenticator: finds the visitor.
-        is_open: paths that are open to anybody.
-        hosts: names by which the server may be called: another name means that a page elsewhere
-            had its own name point here. Empty allows all, which needs a token.
+        is_open: whether a path is open to everybody.
+        hosts: names by which the server may be called, which stops pages elsewhere whose own name
+            points here. Empty allows all, which needs a token.
         body_bytes: longest body.
     """
 
@@ -62,10 +61,10 @@ class Guard:
 
         async def send_safely(message: Message) -> None:
             if message["type"] == "http.response.start":
-                given = [*message.get("headers", []), *_HEADERS]
-                if all(name.lower() != b"content-security-policy" for name, _ in given):
-                    given.append((b"content-security-policy", _POLICY))
-                message = {**message, "headers": given}
+                given = message.get("headers", [])
+                own = {name.lower() for name, _ in given}
+                more = _HEADERS | {k: v for k, v in _POLICY.items() if k not in own}
+                message = {**message, "headers": [*given, *more.items()]}
             await send(message)
 
         try:
@@ -104,12 +103,12 @@ class Guard:
         return found
 
     def _is_own(self, origin: str, host: str) -> bool:
-        """Whether the page that sends it is of this server."""
+        """Whether the page that sends it is this server's."""
         name = _host_name(origin.partition("://")[2])
         return name == _host_name(host) or name in self._hosts
 
     def _bounded(self, receive: Receive) -> Receive:
-        """A body without a length is counted as it comes."""
+        """Counts a body without a length as it comes."""
         read = 0
 
         async def bounded() -> Message:
@@ -129,7 +128,7 @@ class Guard:
 
 
 def _encodable_body(receive: Receive) -> Receive:
-    """A request's body whole, without the lone surrogates that JSON may escape (``\\ud83d``)."""
+    """Gives the whole body, without the lone surrogates that JSON may escape (``\\ud83d``)."""
     whole = False
 
     async def received() -> Message:
@@ -159,11 +158,7 @@ def _encodable(body: bytes) -> bytes:
 
 
 def _check_form(headers: Headers) -> None:
-    """A body is JSON as it is: what a form of a page elsewhere sends, or what is packed, is not.
-
-    Raises:
-        ApiError: 415.
-    """
+    """Raises ApiError (415) for a body that is compressed or, like a form's, not JSON."""
     if headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers:
         return
     packed = headers.get("content-encoding", "identity")
@@ -174,8 +169,8 @@ def _check_form(headers: Headers) -> None:
         )
     kind = headers.get("content-type", "")
     if not _JSON.match(kind):
-        said = f"Content-Type is {kind!r}" if kind else "there is no Content-Type"
-        problem = f"{said}; send JSON, and with it the header Content-Type: application/json"
+        found = f"Content-Type is {kind!r}" if kind else "there is no Content-Type"
+        problem = f"{found}; send JSON, and with it the header Content-Type: application/json"
         raise ApiError(415, problem, code="unsupported_media_type")
 
 

@@ -1,4 +1,4 @@
-"""The served models: read, named, and given their share of the memory."""
+"""The served models: read, named, and given their share of memory."""
 
 from __future__ import annotations
 
@@ -19,20 +19,17 @@ from lmsmith.training.machine import ResolvedMachine
 
 GIGABYTE = 10**9
 
-CACHE_BYTES = GIGABYTE
-"""Default of each model's cache."""
-
 
 @dataclass
 class ServedModel:
     """A model with its scheduler.
 
     Attributes:
-        name: clients call it so.
+        name: for clients.
         scheduler: used in the engine thread alone.
-        created: when it was made ready, seconds since 1970.
+        created: time of loading, seconds since 1970.
         weight_bytes: of its weights in memory.
-        cache_bytes: that its cache may take.
+        cache_bytes: limit of its cache.
         advised: the sampling that its makers advise.
         source: the path or name that commands take.
     """
@@ -52,10 +49,10 @@ class ServedModel:
 
 
 def served_model(models: Mapping[str, ServedModel], name: str | None) -> ServedModel:
-    """The model of that name; the first one where no name is given.
+    """The model of that name; the first one without a name.
 
     Raises:
-        ApiError: 404, with the names there are.
+        ApiError: 404, with the names of the models.
     """
     if name is None:
         return next(iter(models.values()))
@@ -65,8 +62,8 @@ def served_model(models: Mapping[str, ServedModel], name: str | None) -> ServedM
     return models[name]
 
 
-def split_word(word: str) -> tuple[str, str]:
-    """Name and model of ``NAME=MODEL``; a model alone is called by the last part of its path."""
+def _name_and_model(word: str) -> tuple[str, str]:
+    """Both of ``NAME=MODEL``; a model alone is named by the last part of its path."""
     name, equals, model = word.partition("=")
     if equals and name and model and not Path(word).exists():
         return name, model
@@ -74,12 +71,12 @@ def split_word(word: str) -> tuple[str, str]:
 
 
 def read_models(words: Sequence[str]) -> dict[str, ReadModel]:
-    """Read models by the names they will have.
+    """Read models; returns them by name.
 
     Raises:
         UserError: one cannot be read, or two have one name.
     """
-    named = [split_word(word) for word in words]
+    named = [_name_and_model(word) for word in words]
     names = [name for name, _ in named]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -95,13 +92,13 @@ def serve_models(
     memory_bytes: int,
     streams: int,
 ) -> list[ServedModel]:
-    """Make models ready, within a budget.
+    """Prepare models for serving, within a budget.
 
     Args:
         models: by name.
         machine: gives the precision.
         weights: as they are in that precision, or ``int8``.
-        memory_bytes: for all weights and caches; 0 gives every cache `CACHE_BYTES`.
+        memory_bytes: for all weights and caches; 0 gives every cache `GIGABYTE`.
         streams: replies generated together, of each model.
 
     Raises:
@@ -116,7 +113,7 @@ def serve_models(
         name: 4 * found.decoder.config.parameters + ready[name].weight_bytes
         for name, found in models.items()
     }
-    cache_bytes = CACHE_BYTES
+    cache_bytes = GIGABYTE
     if memory_bytes:
         cache_bytes = (memory_bytes - sum(sizes.values())) // len(models)
         needed = sum(sizes.values()) + sum(

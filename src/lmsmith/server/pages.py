@@ -1,4 +1,4 @@
-"""The page in the browser: files that `web/` was built into, held in memory and compressed."""
+"""The page in the browser: the files built from `web/`, held in memory and compressed."""
 
 from __future__ import annotations
 
@@ -19,23 +19,14 @@ router = APIRouter()
 
 STATIC = Path(__file__).parent / "static"
 
-POLICY = "; ".join(
-    [
-        "default-src 'none'",
-        "script-src 'self'",
-        "style-src 'self'",
-        "img-src 'self'",
-        "font-src 'self'",
-        "connect-src 'self'",
-        "base-uri 'none'",
-        "form-action 'none'",
-        "frame-ancestors 'none'",
-    ]
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; font-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 """Nothing inline, nothing from elsewhere."""
 
 FOREVER = "public, max-age=31536000, immutable"
-"""For files whose name holds the hash of what is in them."""
+"""For files whose name holds their hash."""
 
 NOT_BUILT = """<!doctype html>
 <meta charset="utf-8">
@@ -57,14 +48,7 @@ TYPES = {
 
 @dataclass(frozen=True)
 class Asset:
-    """A file as it is sent.
-
-    Attributes:
-        body: its bytes.
-        packed: the same by gzip.
-        kind: its media type.
-        tag: of what is in it.
-    """
+    """A file: its bytes, plain and compressed by gzip, its media type and entity tag."""
 
     body: bytes
     packed: bytes
@@ -104,8 +88,8 @@ OPEN = ("/", "/label", "/api/session", "/health", "/ready")
 
 
 def is_open(path: str) -> bool:
-    """Whether a path is answered to everybody: the page itself, which holds nobody's data and asks
-    for the token, and what a supervisor without a token looks at."""
+    """Whether a path is open to everybody: the page, which holds nobody's data and asks for the
+    token, and the health checks of a supervisor."""
     return path in OPEN or path.startswith(("/c/", "/label/", "/assets/"))
 
 
@@ -114,7 +98,7 @@ def is_open(path: str) -> bool:
 @router.get("/label")
 @router.get("/label/{rest:path}")
 async def page(request: Request) -> Response:
-    """The page, whichever part of it is asked for; it looks at the address itself."""
+    """The page, which reads the address itself."""
     index = assets().get("index.html")
     if index is None:
         return HTMLResponse(NOT_BUILT, 503)

@@ -1,4 +1,4 @@
-"""From the body of a request to what the engine gets, and what is refused on the way."""
+"""Request bodies, checked and parsed into requests for the engine."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of one client; what is beyond them is refused with a message that names them.
+    """The server's limits.
 
     Attributes:
         streams: replies generated together, of each model.
@@ -36,8 +36,8 @@ class Limits:
         samples: replies to one prompt (``n``).
         prompts: of one completion request.
         tokens: longest reply; 0 is the context.
-        unread_seconds: that an answer in a conversation is generated while nobody reads it.
-        drain_seconds: that running requests have to finish at shutdown.
+        unread_seconds: how long an answer in a conversation is generated without a reader.
+        drain_seconds: time that running requests have to finish at shutdown.
     """
 
     streams: int = 64
@@ -51,29 +51,25 @@ class Limits:
     unread_seconds: float = 300.0
 
     def check(self) -> list[str]:
-        """What is out of range, a line each."""
-        least = {
-            "streams": 1, "queue": 1, "seconds": 0.001, "body_bytes": 1, "samples": 1,
-            "prompts": 1, "tokens": 0, "drain_seconds": 0,
-            "unread_seconds": 0,
-        }  # fmt: skip
+        """Problems of values out of range, a line each."""
+        least = {"seconds": 0.001, "tokens": 0, "drain_seconds": 0, "unread_seconds": 0}
         return [
-            f"{name} = {getattr(self, name)}: {low:g} or more"
-            for name, low in least.items()
-            if not getattr(self, name) >= low
+            f"{name} = {value}: {least.get(name, 1):g} or more"
+            for name, value in vars(self).items()
+            if not value >= least.get(name, 1)
         ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParsedRequest:
-    """A request as the engine gets it.
+    """A request for the engine.
 
     Attributes:
         id: sent back as ``x-request-id``.
         model: generates the replies.
         prompts: one generation request each; they succeed or fail together.
-        cache_salt: the visitor's `lmsmith.server.auth.Visitor.cache_salt`: only requests of the
-            same salt share the prefix cache. The engine gives it to every prompt.
+        cache_salt: the visitor's `lmsmith.server.auth.Visitor.cache_salt`, which the engine gives
+            to every prompt: only requests of the same salt share the prefix cache.
         prefixes: for each prompt, how many of its first tokens the client did not write.
     """
 
@@ -113,7 +109,7 @@ class StreamOptions(BaseModel):
 
 
 class SamplingBody(Body):
-    """What chat and completions have in common; from ``top_k`` on, not OpenAI's."""
+    """Fields of chat and completions; from ``top_k`` on, not OpenAI's."""
 
     n: Int | None = Field(None, ge=1)
     max_tokens: Int | None = Field(None, ge=0)
@@ -173,26 +169,17 @@ async def parse_chat(
     """A chat request.
 
     Raises:
-        ApiError: 400 or 404, it asks for what is not there, or does not fit.
+        ApiError: 400 or 404, a field is unsupported or wrong, or the prompt does not fit.
     """
     _refuse_unsupported(body)
     model = served_model(models, body.model)
     messages = plain_messages(body.messages)
     tokens = await asyncio.to_thread(chat_tokens, model, messages, body.add_special_tokens)
     longest = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-    settings = sampling_settings(
-        body,
-        model,
-        limits,
-        max_new_tokens=longest,
-        log_probs=(body.top_logprobs or 0) if body.logprobs or body.top_logprobs else None,
-    )
-    return ParsedRequest(
-        id=new_id("chatcmpl"),
-        model=model,
-        prompts=[message_request(tokens, settings)],
-        cache_salt=cache_salt,
-    )
+    log_probs = (body.top_logprobs or 0) if body.logprobs or body.top_logprobs else None
+    settings = sampling_settings(body, model, limits, max_new_tokens=longest, log_probs=log_probs)
+    prompts = [message_request(tokens, settings)]
+    return ParsedRequest(id=new_id("chatcmpl"), model=model, prompts=prompts, cache_salt=cache_salt)
 
 
 async def parse_completion(
@@ -201,7 +188,7 @@ async def parse_completion(
     """A completion request: one prompt or several.
 
     Raises:
-        ApiError: 400 or 404, it asks for what is not there, or does not fit.
+        ApiError: 400 or 404, a field is unsupported or wrong, or a prompt does not fit.
     """
     if body.suffix:
         raise unsupported("suffix", "suffix is not supported; leave it out")
@@ -243,7 +230,7 @@ def message_request(tokens: list[int], settings: SamplingSettings) -> Request:
 
 
 def _refuse_unsupported(body: ChatBody) -> None:
-    """Raises ApiError for what would change the reply and is not supported."""
+    """Raises ApiError for unsupported fields that would change the reply."""
     for param in ("tools", "functions"):
         if getattr(body, param):
             raise unsupported(param, f"{param} are not supported; leave them out")
@@ -258,12 +245,12 @@ def _refuse_unsupported(body: ChatBody) -> None:
 
 
 def plain_messages(messages: Sequence[ChatMessage]) -> list[dict[str, str]]:
-    """Messages as lmsmith has them: text alone, a system message only first, turns in turn.
+    """Messages of text alone, a system message only first, roles in turn.
 
-    Messages in a row by one role are joined by an empty line; ``developer`` is the system.
+    Consecutive messages of one role are joined by an empty line; ``developer`` is the system.
 
     Raises:
-        ApiError: a role, or a part of a content, that is not supported.
+        ApiError: a role, or a part of a content, is not supported.
     """
     found: list[dict[str, str]] = []
     for number, message in enumerate(messages):
@@ -294,9 +281,7 @@ def _text(content: str | list[Any] | None, where: str) -> str:
     parts = []
     for number, part in enumerate(content):
         kind = part.get("type") if isinstance(part, dict) else None
-        text = part.get("text") if kind in TEXT_PARTS else None
-        if isinstance(part, str):
-            text = part
+        text = part.get("text") if kind in TEXT_PARTS else part
         if not isinstance(text, str):
             problem = f"{where}[{number}]: only parts of type text are supported, not {kind!r}"
             raise unsupported(f"{where}[{number}]", problem)
@@ -311,7 +296,7 @@ def chat_tokens(
 
     Args:
         model: its tokenizer's template writes them.
-        messages: as `plain_messages` gives them.
+        messages: of `plain_messages`.
         add_special_tokens: put the tokens that begin texts before those of the template.
 
     Raises:
@@ -340,22 +325,20 @@ def _check_length(model: ServedModel, count: int, param: str) -> None:
 
 
 def _completion_prompts(model: ServedModel, body: CompletionBody) -> list[TextPrompt]:
-    """Each prompt as tokens; a text's begin as `lmsmith.prompts.chat` says.
+    """Each prompt as tokens.
 
     Raises:
-        ApiError: one is empty, too long, or of tokens that the model does not have.
+        ApiError: one is empty, too long, or has tokens that the model does not have.
     """
     given = body.prompt if body.prompt is not None else ""
     prompts: list[Any] = [given] if isinstance(given, str) else given or [""]
     if isinstance(prompts[0], int):
         prompts = [prompts]
-    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-    special = body.add_special_tokens is not False
-    encoded = iter(encode_text_prompts(model.tokenizer, texts, add_special_tokens=special))
-    found = [
-        next(encoded) if isinstance(prompt, str) else TextPrompt(list(prompt), 0)
-        for prompt in prompts
-    ]
+    if isinstance(prompts[0], str):
+        special = body.add_special_tokens is not False
+        found = encode_text_prompts(model.tokenizer, prompts, add_special_tokens=special)
+    else:
+        found = [TextPrompt(prompt, 0) for prompt in prompts]
     known = model.tokenizer.vocabulary_size
     for each in found:
         _check_length(model, len(each.tokens), "prompt")
@@ -374,18 +357,18 @@ def sampling_settings(
     log_probs: int | None = None,
     prompt_log_probs: bool = False,
 ) -> SamplingSettings:
-    """How the replies are drawn.
+    """The sampling settings of the replies.
 
     Args:
         body: the request's.
         model: replies end at its tokenizer's stop tokens.
         limits: of ``n`` and of a reply's length.
         max_new_tokens: of a reply; None is as many as the context allows.
-        log_probs: how many alternatives are given with each token; None gives no probabilities.
-        prompt_log_probs: whether those of the prompt are given.
+        log_probs: number of alternatives with each token; None gives no log-probabilities.
+        prompt_log_probs: whether the prompt's are given.
 
     Raises:
-        ApiError: one of them is out of range.
+        ApiError: a setting is out of range.
     """
     stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
     if len(stops) > MAX_STOPS:

@@ -74,10 +74,9 @@ def serve(
     from lmsmith.feedback.people import People
     from lmsmith.feedback.store import Store
     from lmsmith.server import pages
-    from lmsmith.server.app import create_app
+    from lmsmith.server.app import Server, addresses, create_app, is_any, listen
     from lmsmith.server.engine import AsyncEngine
     from lmsmith.server.guard import LOOPBACK
-    from lmsmith.server.lifecycle import Server, addresses, is_any, listen
     from lmsmith.server.models import GIGABYTE, read_models, serve_models
     from lmsmith.server.requests import Limits
     from lmsmith.training.machine import compute_aside, prepare_reading
@@ -103,13 +102,13 @@ def serve(
                 f"let people in by name: lmsmith users add NAME{store.option}",
             )
         listening = closing.enter_context(contextlib.closing(listen(host, port)))
-        machine = prepare_reading(MachineConfig(threads=threads))
+        machine, budget = prepare_reading(MachineConfig(threads=threads)), int(memory * GIGABYTE)
         served = compute_aside(
             lambda: serve_models(
-                read_models(tuple(models)),
+                read_models(models),
                 machine=machine,
                 weights=weights,
-                memory_bytes=int(memory * GIGABYTE),
+                memory_bytes=budget,
                 streams=streams,
             )
         )
@@ -129,10 +128,10 @@ def serve(
                 print(f"the chat page is at {address}, OpenAI's API at {address}/v1")
             else:
                 print(f"the chat page is not built; {address} says how. The API is at {address}/v1")
-            if others and not allow_host:  # which names that others may use
+            if others and not allow_host:
                 print(f"other machines reach it at {others[0]}")
-            if (asked := _who_signs_in(people, token)) is not None:
-                print(asked)
+            if hint := _sign_in_hint(people, token):
+                print(hint)
             print(f"{address}/v1 is ready; Ctrl-C ends", flush=True)
             if open:
                 webbrowser.open(address)
@@ -142,13 +141,12 @@ def serve(
         Server(app, engine, listening, ready).serve_until_stopped()
 
 
-def _who_signs_in(people: People, token: str) -> str | None:
-    """What is asked of everybody, and what to do without it."""
+def _sign_in_hint(people: People, token: str) -> str:
+    """How to sign in, if anybody must."""
+    option = people.store.option
     if not people.anybody():
-        return "sign in with the server's token" if token else None
+        return "sign in with the server's token" if token else ""
     if not token and not people.has_admin():
-        option = people.store.option
         return f"no admin can sign in; make one: lmsmith users add owner --role admin{option}"
     own = "the server's or " if token else ""
-    new = f"lmsmith users token NAME{people.store.option}"
-    return f"sign in with {own}a user's token; a new one: {new}"
+    return f"sign in with {own}a user's token; a new one: lmsmith users token NAME{option}"

@@ -29,11 +29,10 @@ Result = TypeVar("Result")
 
 
 class ReplyFormat(ABC):
-    """Writes the replies of a generation as a route's JSON.
+    """Writes the replies of a generation as a route's JSON, whole or in chunks.
 
     Attributes:
-        object: its ``object``.
-        chunk_object: that of a streamed part.
+        object, chunk_object: the ``object`` field of either.
     """
 
     object: str
@@ -68,17 +67,12 @@ class ReplyFormat(ABC):
             yield [{**head, "choices": [], "usage": self.usage()}]
 
     def _head(self, kind: str) -> dict[str, Any]:
-        found = self.generation
-        return {
-            "id": found.id,
-            "object": kind,
-            "created": self._created,
-            "model": found.model.name,
-        }
+        head = {"id": self.generation.id, "object": kind, "created": self._created}
+        return head | {"model": self.generation.model.name}
 
 
 def usage(prompt: int, new: int, cached: int) -> dict[str, Any]:
-    """Tokens of prompts, of replies, and of prompts that were in the cache."""
+    """Usage, given the numbers of tokens of prompts, of replies, and of cached prompts."""
     return {
         "prompt_tokens": prompt,
         "completion_tokens": new,
@@ -108,10 +102,10 @@ def token_text(tokenizer: Tokenizer, token: int) -> str:
 
 
 def token_texts(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[str]:
-    """Texts of tokens that follow one another, as a reader sees them.
+    """Texts of successive tokens, as a reader sees them.
 
-    Tokens that only together make whole characters show these at the first of them; the others
-    of the run, and what makes no character, are as `token_text` has them.
+    Where only several tokens together make whole characters, the first of them shows these; the
+    others, and bytes that make no character, are as in `token_text`.
     """
     texts = [token_text(tokenizer, token) for token in tokens]
     begun, state = 0, BOUNDARY
@@ -166,10 +160,10 @@ async def _gone(receive: Receive) -> None:
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """The result of ``work``, which is cancelled when the client hangs up.
+    """The result of ``work``.
 
     Raises:
-        ClientGone: it did.
+        ClientGone: the client hung up; ``work`` is cancelled.
     """
     task, watcher = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request.receive))
     try:
@@ -183,10 +177,9 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -
 
 
 class Source(Protocol):
-    """What a stream reads: a generation, or a reader of one that goes on without it."""
+    """A generation, or an answer that goes on without the reader of its stream."""
 
-    @property
-    def id(self) -> str: ...
+    id: str
 
     def disconnect(self) -> None:
         """The client hung up."""
@@ -198,11 +191,11 @@ class Source(Protocol):
 class EventStream(Response):
     """Server-sent events.
 
-    What fails before the first event is a plain error with its status; later, an event with an
+    A failure before the first event is a plain error with its status; later, an event with an
     ``error``, after which the stream ends without ``[DONE]``.
 
     Args:
-        source: is closed at the end, however that comes; its id is sent as ``x-request-id``.
+        source: always closed at the end; its id is sent as ``x-request-id``.
         events: objects to send, those of a batch in one piece.
     """
 
@@ -233,8 +226,8 @@ class EventStream(Response):
         try:
             async for batch in self._events:
                 if not begun:
-                    begun = True
-                    await send(self._start())
+                    begun, head = True, {"status": 200, "headers": self.raw_headers}
+                    await send({"type": "http.response.start", **head})
                 await _send_events(send, *map(msgspec.json.encode, batch))
             await _send_events(send, b"[DONE]")
         except Exception as error:
@@ -246,9 +239,6 @@ class EventStream(Response):
                 return
             await _send_events(send, msgspec.json.encode(error.body()))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    def _start(self) -> dict[str, Any]:
-        return {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
 
 
 async def _send_events(send: Send, *events: bytes) -> None:

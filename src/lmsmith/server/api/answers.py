@@ -73,7 +73,8 @@ class PendingAnswer:
         conversation: its id.
         body: the request's.
         generation: of the engine, one reply.
-        dropped: messages that were left out of the prompt, since they do not fit.
+        dropped: the number of messages left out of the prompt, since they do not fit.
+        unread_seconds: time that it goes on while nobody reads it.
     """
 
     def __init__(
@@ -84,14 +85,16 @@ class PendingAnswer:
         body: AnswerBody,
         generation: Generation,
         dropped: int,
+        unread_seconds: float,
     ) -> None:
         self.person, self.conversation, self.generation = person, conversation, generation
+        self.id = generation.id
         self._store, self._body, self._dropped = store, body, dropped
         self._last: list[dict[str, Any]] = []
         self._error: ApiError | None = None
         self._is_over = False
         self._news = asyncio.Event()
-        self._readers = 0
+        self._readers, self._unread_seconds = 0, unread_seconds
         self._unread: asyncio.TimerHandle | None = None
 
     async def run(self) -> None:
@@ -104,27 +107,34 @@ class PendingAnswer:
             finish = finish_reason(self._reply) or ""
         except Stopped:
             pass
-        except ApiError as error:
-            self._error, finish = error, "error"
-        except Exception:
-            log.exception("answer %s failed", self.generation.id)
-            self._error, finish = internal(self.generation.id), "error"
+        except Exception as error:
+            self._error, finish = self._failure(error, "failed"), "error"
         finally:
             self.generation.close()
         try:
             self._last = [{"message": await in_database(self._save, finish)}]
-        except ApiError as error:
-            self._error = error
-        except Exception:
-            log.exception("answer %s is not kept", self.generation.id)
-            self._error = internal(self.generation.id)
+        except Exception as error:
+            self._error = self._failure(error, "is not kept")
         self._is_over = True
         if self._unread is not None:
             self._unread.cancel()
         self._wake_readers()
 
-    async def events(self) -> AsyncIterator[list[dict[str, Any]]]:
-        """What it is; its text from the beginning, piece by piece; the message, once it is saved.
+    def _failure(self, error: Exception, problem: str) -> ApiError:
+        if isinstance(error, ApiError):
+            return error
+        log.error("answer %s %s", self.id, problem, exc_info=error)
+        return internal(self.id)
+
+    def stream(self) -> EventStream:
+        """Its events from the beginning; a client that hung up may read them again."""
+        self._readers += 1
+        if self._unread is not None:
+            self._unread.cancel()
+        return EventStream(self, self._events())
+
+    async def _events(self) -> AsyncIterator[list[dict[str, Any]]]:
+        """Its description; its text from the beginning, in pieces; the message, once it is saved.
 
         Raises:
             ApiError: the engine failed, or the database, in which case there is no message.
@@ -143,22 +153,20 @@ class PendingAnswer:
         if self._error is not None:
             raise self._error
 
-    def add_reader(self) -> None:
-        self._readers += 1
-        if self._unread is not None:
-            self._unread.cancel()
+    def disconnect(self) -> None:
+        """The client hung up; the answer goes on."""
 
-    def remove_reader(self, unread_seconds: float) -> None:
-        """Without another reader, it ends after so many seconds."""
+    def close(self) -> None:
+        """A reader leaves; without another one, the answer ends after ``unread_seconds``."""
         self._readers -= 1
         if not self._readers and not self._is_over:
             loop = asyncio.get_running_loop()
-            self._unread = loop.call_later(unread_seconds, self.generation.end, Stopped())
+            self._unread = loop.call_later(self._unread_seconds, self.generation.end, Stopped())
 
     def shown(self) -> dict[str, Any]:
         """Its description, for every reader."""
         return {
-            "answer": self.generation.id,
+            "answer": self.id,
             "parent": self._body.parent,
             "model": self.generation.model.name,
             "dropped": self._dropped,
@@ -198,30 +206,21 @@ class PendingAnswer:
                 finish=finish,
             )
         except UserError as error:
-            log.warning("answer %s is not kept: %s", self.generation.id, error.problem)
+            log.warning("answer %s is not kept: %s", self.id, error.problem)
             return None
         return message_json(message)
 
 
 class PendingAnswers:
-    """The answers that are being generated, by id.
+    """The answers that are being generated, by id."""
 
-    Args:
-        unread_seconds: that one goes on while nobody reads it.
-    """
-
-    def __init__(self, unread_seconds: float) -> None:
-        self._unread_seconds = unread_seconds
+    def __init__(self) -> None:
         self._all: dict[str, tuple[PendingAnswer, asyncio.Task[None]]] = {}
 
     def start(self, answer: PendingAnswer) -> None:
         task = asyncio.ensure_future(answer.run())
-        self._all[answer.generation.id] = answer, task
-        task.add_done_callback(lambda _: self._all.pop(answer.generation.id))
-
-    def stream(self, answer: PendingAnswer) -> EventStream:
-        """Its events from the beginning; a client that hung up may read them again."""
-        return EventStream(_Reader(answer, self._unread_seconds), answer.events())
+        self._all[answer.id] = answer, task
+        task.add_done_callback(lambda _: self._all.pop(answer.id))
 
     def find(self, person: str, answer: str) -> PendingAnswer:
         """A person's answer.
@@ -247,21 +246,6 @@ class PendingAnswers:
         for answer, _ in running:
             answer.generation.end(Stopped())
         await asyncio.gather(*(task for _, task in running))
-
-
-class _Reader:
-    """A client that reads an answer, which goes on for a while without its last reader."""
-
-    def __init__(self, answer: PendingAnswer, unread_seconds: float) -> None:
-        self.id = answer.generation.id
-        self._answer, self._unread_seconds = answer, unread_seconds
-        answer.add_reader()
-
-    def disconnect(self) -> None:
-        pass
-
-    def close(self) -> None:
-        self._answer.remove_reader(self._unread_seconds)
 
 
 def _prompt(
@@ -317,17 +301,23 @@ async def create(request: Request, name: str, body: AnswerBody) -> Response:
             cache_salt=visitor_of(request).cache_salt,
         )
     )
-    answers: PendingAnswers = request.app.state.answers
-    answer = PendingAnswer(request.app.state.store, person, name, body, generation, dropped)
-    answers.start(answer)
-    return answers.stream(answer)
+    answer = PendingAnswer(
+        request.app.state.store,
+        person,
+        name,
+        body,
+        generation,
+        dropped,
+        engine.limits.unread_seconds,
+    )
+    request.app.state.answers.start(answer)
+    return answer.stream()
 
 
 @router.get("/answers/{name}")
 async def read(request: Request, name: AnswerId) -> Response:
     """The events of an answer that is being generated, from its beginning."""
-    answers: PendingAnswers = request.app.state.answers
-    return answers.stream(await _find(request, name))
+    return (await _find(request, name)).stream()
 
 
 @router.post("/answers/{name}/stop")

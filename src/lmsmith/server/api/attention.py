@@ -14,7 +14,6 @@ from starlette.responses import Response
 from torch import Tensor
 from torch.nn import functional as F
 
-from lmsmith.server.engine import AsyncEngine
 from lmsmith.server.errors import ApiError
 from lmsmith.server.models import ServedModel, served_model
 from lmsmith.server.requests import ChatMessage, chat_tokens, plain_messages
@@ -23,14 +22,9 @@ from lmsmith.training.machine import compute_aside
 
 router = APIRouter()
 
-MAX_SHOWN = 128
-"""Most tokens that are shown, the last ones."""
-
-MAX_TOKENS = 2048
-"""Longest conversation."""
-
-THUMBNAIL = 32
-"""Rows and columns of a head's picture among all heads."""
+MAX_SHOWN = 128  # tokens, the last ones
+MAX_TOKENS = 2048  # of a conversation
+THUMBNAIL = 32  # rows and columns of a head's picture among all heads
 
 _one_at_a_time = asyncio.Lock()
 
@@ -47,13 +41,10 @@ class AttentionBody(BaseModel):
 @router.post("/api/attention")
 async def attention(request: Request, body: AttentionBody) -> Response:
     """Pictures of all heads, or the weights of one."""
-    engine: AsyncEngine = request.app.state.engine
-    model = served_model(engine.models, body.model)
+    model = served_model(request.app.state.engine.models, body.model)
     config = model.scheduler.model.config
-    for name, given, most in (
-        ("layer", body.layer, config.layers),
-        ("head", body.head, config.heads),
-    ):
+    numbers = (("layer", body.layer, config.layers), ("head", body.head, config.heads))
+    for name, given, most in numbers:
         if given is not None and given >= most:
             raise ApiError(400, f"{name} = {given}: 0 to {most - 1}", param=name)
     if (body.layer is None) != (body.head is None):
@@ -106,8 +97,8 @@ def _tokens(model: ServedModel, messages: list[dict[str, str]]) -> list[int]:
 
 
 def _numbers(weights_qt: Tensor, shown: int) -> dict[str, Any]:
-    """A head's weights among the shown tokens, each row as far as it sees, and what it gives to
-    earlier ones."""
+    """A head's weights among the shown tokens, each row as far as it sees, and the total weight of
+    earlier tokens."""
     inside_qq = weights_qt[:, -shown:]
     rows = [[round(value, 4) for value in row[: n + 1]] for n, row in enumerate(inside_qq.tolist())]
     before = (1 - inside_qq.sum(dim=-1)).clamp(min=0).tolist()
@@ -116,7 +107,5 @@ def _numbers(weights_qt: Tensor, shown: int) -> dict[str, Any]:
 
 def thumbnails(weights_hqt: Tensor, shown: int) -> Tensor:
     """Pictures (heads, size, size), 8 bits: 255 √(the largest weight that falls on a point)."""
-    inside_hqq = weights_hqt[:, :, -shown:]
-    size = min(THUMBNAIL, shown)
-    pooled = F.adaptive_max_pool2d(inside_hqq, size)
+    pooled = F.adaptive_max_pool2d(weights_hqt[:, :, -shown:], min(THUMBNAIL, shown))
     return (pooled.sqrt() * 255).round().to(torch.uint8)

@@ -1,18 +1,35 @@
-"""``/api/conversations``: messages and judgements, in the database that training reads."""
+"""``/api/conversations``: messages and judgements, in the database that training reads.
+
+``/api/imports`` adds conversations of files that the page reads, in any known format.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import itertools
+from collections import Counter
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
-from pydantic import BaseModel, Field, FiniteFloat
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from lmsmith.feedback.store import Store
+from lmsmith.core.errors import UserError
+from lmsmith.corpus.formats import messages_of
+from lmsmith.feedback.imports import (
+    ImportedMessage,
+    Tree,
+    begun_by_user,
+    check_tree,
+    import_trees,
+    in_turn,
+    origin_of,
+)
 from lmsmith.feedback.tables import Conversation, Message, utc
 from lmsmith.server.auth import with_store
+from lmsmith.server.errors import bad_request
 from lmsmith.server.stream import json_response
 
 router = APIRouter(prefix="/api")
@@ -20,6 +37,8 @@ router = APIRouter(prefix="/api")
 Title = Annotated[str, Field(max_length=300)]
 Text = Annotated[str, Field(max_length=1_000_000)]
 Id = Annotated[int, Field(ge=1, lt=2**31)]
+
+MAX_TITLE = 60
 
 
 class TitleBody(BaseModel):
@@ -82,43 +101,26 @@ async def show(request: Request, name: str) -> Response:
     """All messages of the tree, each after its parent, with this person's judgements, and the
     answers that are being generated."""
     me = await with_store(request, lambda _, me: me)
-    # Before the messages: one that is kept meanwhile is among both, and not among none.
+    # Before the messages: an answer saved meanwhile is then in both lists, not in neither.
     answers = request.app.state.answers.in_conversation(me, name)
     messages, judged = await with_store(
         request, lambda store, me: (store.tree(me, name), store.judgements(me, name))
     )
-    return json_response(
-        {
-            "id": name,
-            "answers": answers,
-            "messages": [message_json(each) | judged.get(each.id, {}) for each in messages],
-        }
-    )
+    shown = [message_json(each) | judged.get(each.id, {}) for each in messages]
+    return json_response({"id": name, "answers": answers, "messages": shown})
 
 
 @router.post("/conversations/{name}/messages")
 async def add_message(request: Request, name: str, body: MessageBody) -> Response:
-    def work(store: Store, me: str) -> Message:
-        return store.add_message(
-            me,
-            name,
-            body.parent,
-            body.role,
-            body.content,
-            model=body.model,
-            settings=dict(body.settings),
-            finish=body.finish,
-        )
-
-    return json_response(message_json(await with_store(request, work)))
+    given = body.model_dump()
+    made = await with_store(request, lambda store, me: store.add_message(me, name, **given))
+    return json_response(message_json(made))
 
 
 @router.put("/messages/{number}/rating")
 async def rate(request: Request, number: Id, body: RatingBody) -> Response:
-    def work(store: Store, me: str) -> object:
-        return store.rate(me, number, body.value, body.reasons, body.comment)
-
-    await with_store(request, work)
+    given = body.model_dump()
+    await with_store(request, lambda store, me: store.rate(me, number, **given))
     return json_response({"message": number, "rating": body.value})
 
 
@@ -130,10 +132,9 @@ async def improve(request: Request, number: Id, body: BetterBody) -> Response:
 
 @router.post("/comparisons")
 async def compare(request: Request, body: ComparisonBody) -> Response:
-    await with_store(
-        request, lambda store, me: store.compare(me, body.left, body.right, body.verdict)
-    )
-    return json_response(body.model_dump())
+    given = body.model_dump()
+    await with_store(request, lambda store, me: store.compare(me, **given))
+    return json_response(given)
 
 
 def iso_time(moment: datetime) -> str:
@@ -161,3 +162,98 @@ def message_json(found: Message) -> dict[str, Any]:
         "finish": found.finish,
         "created": iso_time(found.created),
     }
+
+
+# Imports
+
+
+class FileMessage(MessageBody):
+    """A message as the page exports it; numbers are those of the file."""
+
+    id: int
+    rating: RatingBody | None = None
+    better: Text | None = None
+
+
+class FileTree(BaseModel):
+    """A conversation as the page exports it."""
+
+    messages: list[FileMessage]
+
+
+class ImportBody(BaseModel):
+    """Rows of a file; ``first`` is the number of the first one."""
+
+    name: Title
+    first: Annotated[int, Field(ge=1)] = 1
+    rows: Annotated[list[dict[str, Any]], Field(max_length=10_000)]
+
+
+@router.post("/imports")
+async def import_rows(request: Request, body: ImportBody) -> Response:
+    """Add the conversations that are not there yet: the new ones, how many are known, and how much
+    of what was left out. All of the rows, or, where anything is wrong with one, none."""
+    left_out = Counter[str]()
+    try:
+        found = await asyncio.to_thread(_read_all, body, left_out)
+    except UserError as error:
+        raise bad_request(error, "rows") from error
+
+    def trees(me: str) -> list[Tree]:
+        return [Tree(title, messages, f"{origin_of(me, messages)}.1") for title, messages in found]
+
+    made = await with_store(request, lambda store, me: import_trees(store, me, trees(me)))
+    return json_response(
+        {
+            "conversations": [conversation_json(each) for each in made],
+            "known": len(found) - len(made),
+            "left_out": {what: count for what, count in left_out.items() if count},
+        }
+    )
+
+
+def _read_all(body: ImportBody, left_out: Counter[str]) -> list[tuple[str, list[ImportedMessage]]]:
+    """Title and messages of each row in which somebody says anything."""
+    places = (f"{body.name}, conversation {number}" for number in itertools.count(body.first))
+    found = (_read(row, where, left_out) for row, where in zip(body.rows, places, strict=False))
+    return [(title, messages) for title, messages in found if messages]
+
+
+def _read(
+    row: dict[str, Any], where: str, left_out: Counter[str]
+) -> tuple[str, list[ImportedMessage]]:
+    """Title and messages of a row."""
+    messages = row.get("messages")
+    first = messages[0] if isinstance(messages, list) and messages else None
+    if isinstance(first, dict) and "id" in first:
+        found = _tree(row, where)
+    else:
+        found = in_turn(begun_by_user(messages_of(row, where, left_out), left_out))
+    check_tree(found, where)
+    title = row.get("title")
+    if not isinstance(title, str) or not title.strip():
+        title = next((each.content for each in found if each.role == "user"), "")
+        title = title.strip().partition("\n")[0]
+        if len(title) > MAX_TITLE:
+            title = f"{title[: MAX_TITLE - 2].rstrip()}…"
+    return title[:300], found
+
+
+def _tree(row: dict[str, Any], where: str) -> list[ImportedMessage]:
+    try:
+        tree = FileTree.model_validate(row)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise UserError(f"{where}: {place}: {first['msg']}") from error
+    places: dict[int | None, int | None] = {None: None}
+    found = []
+    for number, each in enumerate(tree.messages):
+        if each.parent not in places:
+            raise UserError(f"{where}: message {each.id} comes before what it answers")
+        places[each.id] = number
+        about = each.model_dump(include={"model", "settings", "finish"})
+        rating = None if each.rating is None else each.rating.model_dump()
+        parent = places[each.parent]
+        found.append(ImportedMessage(parent, each.role, each.content, about, rating, each.better))
+    return found

@@ -25,13 +25,12 @@ router = APIRouter(prefix="/api/label")
 Kind = Literal["demonstration", "rating", "ranking"]
 Text = Annotated[str, Field(max_length=LONGEST)]
 
-LABELERS = ("admin", "labeler")
-ADMINS = ("admin",)
+LABELERS, ADMINS = ("admin", "labeler"), ("admin",)
 Result = TypeVar("Result")
 
 
 class LabelBody(BaseModel):
-    """`lmsmith.feedback.answers.checked` says which of these a kind of task needs."""
+    """A label; `lmsmith.feedback.answers.checked` says which fields a kind of task needs."""
 
     content: Text = ""
     score: int | None = None
@@ -53,10 +52,8 @@ class GuidelineBody(BaseModel):
 
 @router.post("/next")
 async def next_task(request: Request, kind: Kind | None = None) -> Response:
-    """The task this labeler has begun, or a new one; null if there is none left.
-
-    Where there is none, admins are told the command that fills this server's queue.
-    """
+    """The task this labeler has begun, or a new one; null if there is none left, with the command
+    that fills the queue, for admins."""
     model = served_model(request.app.state.engine.models, None)
 
     def work(store: Store, me: str) -> dict[str, Any]:
@@ -80,7 +77,7 @@ async def progress(request: Request) -> Response:
 
 @router.get("/assignments")
 async def list_done(request: Request) -> Response:
-    """What this labeler did last."""
+    """This labeler's last tasks."""
     done = await _with_queue(request, lambda queue, me: queue.done(me))
     return json_response({"assignments": [_shown(held) for held in done]})
 
@@ -123,9 +120,8 @@ async def guideline(request: Request, kind: Kind) -> Response:
 @router.put("/guidelines/{kind}")
 async def set_guideline(request: Request, kind: Kind, body: GuidelineBody) -> Response:
     """Replace the guideline."""
-    content = body.content
-    await _with_queue(request, lambda queue, _: queue.set_guideline(kind, content), ADMINS)
-    return json_response({"kind": kind, "content": content})
+    await _with_queue(request, lambda queue, _: queue.set_guideline(kind, body.content), ADMINS)
+    return json_response({"kind": kind, "content": body.content})
 
 
 @router.get("/statistics")

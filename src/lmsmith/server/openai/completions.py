@@ -1,7 +1,8 @@
-"""``POST /v1/completions``: the continuation of texts or of tokens."""
+"""``POST /v1/chat/completions`` and ``/v1/completions``: messages and texts are continued."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +14,22 @@ from starlette.responses import Response
 from lmsmith.generation.requests import Reply, TokenEvent, TokenLogProb
 from lmsmith.server.auth import visitor_of
 from lmsmith.server.engine import AsyncEngine, Generation
-from lmsmith.server.requests import CompletionBody, parse_completion
+from lmsmith.server.requests import ChatBody, CompletionBody, parse_chat, parse_completion
 from lmsmith.server.stream import ReplyFormat, finish_reason, respond, token_text, usage
 from lmsmith.tokenizers import StreamDecoder, Tokenizer
 
 router = APIRouter()
+
+LOWEST_LOG_PROB = -9999.0
+
+
+@router.post("/v1/chat/completions")
+async def chat_completions(request: Request, body: ChatBody) -> Response:
+    """The assistant's next message, whole or as a stream."""
+    engine: AsyncEngine = request.app.state.engine
+    salt = visitor_of(request).cache_salt
+    generation = engine.submit(await parse_chat(body, engine.models, engine.limits, salt))
+    return await respond(request, generation, _ChatFormat(generation), body)
 
 
 @router.post("/v1/completions")
@@ -25,22 +37,87 @@ async def completions(request: Request, body: CompletionBody) -> Response:
     """Continuations, whole or as a stream; with ``echo`` after their prompts."""
     engine: AsyncEngine = request.app.state.engine
     salt = visitor_of(request).cache_salt
-    parsed = await parse_completion(body, engine.models, engine.limits, salt)
-    generation = engine.submit(parsed)
+    generation = engine.submit(await parse_completion(body, engine.models, engine.limits, salt))
     return await respond(request, generation, _CompletionFormat(generation, body), body)
 
 
+class _ChatFormat(ReplyFormat):
+    """Replies as chat choices."""
+
+    object, chunk_object = "chat.completion", "chat.completion.chunk"
+
+    def __init__(self, generation: Generation) -> None:
+        super().__init__(generation)
+        (self._prompt,) = generation.prompts
+        # Tokens of each reply whose log-probabilities were sent; -1 before the first chunk.
+        self._sent = [-1] * len(self._prompt.replies)
+
+    def whole(self) -> dict[str, Any]:
+        return super().whole() | {"created": int(time.time())}  # when the reply is whole
+
+    def choices(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "index": index,
+                "message": {"role": "assistant", "content": reply.text, "refusal": None},
+                "logprobs": self._log_probs(reply, 0),
+                "finish_reason": finish_reason(reply),
+            }
+            for index, reply in enumerate(self._prompt.replies)
+        ]
+
+    def new_choices(self, prompt: int, event: TokenEvent) -> Iterator[dict[str, Any]]:
+        index, reply = event.sample, self._prompt.replies[event.sample]
+
+        def choice(
+            delta: dict[str, Any], log_probs: object = None, finish: str | None = None
+        ) -> dict[str, Any]:
+            return {"index": index, "delta": delta, "logprobs": log_probs, "finish_reason": finish}
+
+        if self._sent[index] < 0:
+            self._sent[index] = 0
+            yield choice({"role": "assistant", "content": ""})
+        if event.text:
+            log_probs = self._log_probs(reply, self._sent[index])
+            self._sent[index] = len(reply.log_probs)
+            yield choice({"content": event.text}, log_probs)
+        if event.finish is not None:
+            log_probs = self._log_probs(reply, self._sent[index])
+            has_more = log_probs is not None and log_probs["content"]
+            yield choice({}, log_probs if has_more else None, finish_reason(reply))
+
+    def _log_probs(self, reply: Reply, start: int) -> dict[str, Any] | None:
+        """Log-probabilities of a reply's tokens from ``start``, without the token that ended it."""
+        if not self._prompt.request.settings.wants_log_probs:
+            return None
+        tokenizer, found = self.generation.model.tokenizer, reply.log_probs[start:]
+        if reply.finish == "stop" and reply.tokens[-1] in tokenizer.stop_tokens:
+            found = found[:-1]
+        content = [
+            {
+                **_entry(tokenizer, each.token, each.log_prob),
+                "top_logprobs": [_entry(tokenizer, *pair) for pair in each.top],
+            }
+            for each in found
+        ]
+        return {"content": content, "refusal": None}
+
+
+def _entry(tokenizer: Tokenizer, token: int, log_prob: float) -> dict[str, Any]:
+    control = token in tokenizer.control_tokens or token >= tokenizer.vocabulary_size
+    content = b"" if control else tokenizer.token_bytes(token)
+    text = token_text(tokenizer, token)
+    return {"token": text, "logprob": max(log_prob, LOWEST_LOG_PROB), "bytes": list(content)}
+
+
 class _Offsets:
-    """Positions of tokens in a text, in characters, one after another.
+    """Positions of successive tokens in a text, in characters.
 
-    A token in the midst of a character begins where the character does.
-
-    Args:
-        tokenizer: of the tokens.
-        after: tokens that the text goes on from.
+    A token in the midst of a character begins where the character does. The text follows the
+    tokens ``after``.
     """
 
-    def __init__(self, tokenizer: Tokenizer, after: Sequence[int] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, after: Sequence[int]) -> None:
         self._tokenizer, self._decoder = tokenizer, StreamDecoder(tokenizer, after)
         self._at = 0
 
@@ -53,12 +130,12 @@ class _Offsets:
 
 @dataclass
 class _Sent:
-    """How much of a reply was sent.
+    """What was sent of a reply.
 
     Attributes:
         offsets: of its tokens, and of its prompt's where that is echoed.
-        tokens: of the reply, whose log-probabilities were sent.
-        begun: whether anything was.
+        tokens: the number of its tokens whose log-probabilities were sent.
+        begun: whether anything was sent.
     """
 
     offsets: _Offsets
@@ -85,9 +162,10 @@ class _CompletionFormat(ReplyFormat):
         }
 
     def choices(self) -> list[dict[str, Any]]:
+        prompts = self.generation.prompts
         return [
-            self._choice(*place, self.generation.prompts[place[0]].replies[place[1]].text)
-            for place in self._sent
+            self._choice(number, sample, prompts[number].replies[sample].text)
+            for number, sample in self._sent
         ]
 
     def new_choices(self, prompt: int, event: TokenEvent) -> Iterator[dict[str, Any]]:
@@ -102,16 +180,17 @@ class _CompletionFormat(ReplyFormat):
         return usage(found.prompt_tokens, new, found.cached_tokens)
 
     def _choice(self, number: int, sample: int, text: str) -> dict[str, Any]:
-        """What is new of a reply: its text, and the log-probabilities that were not sent."""
+        """New text of a reply, with the log-probabilities that were not sent."""
         prompt, sent = self.generation.prompts[number], self._sent[number, sample]
         reply = prompt.replies[sample]
         text = "" if self._prompts_only else text
         found: list[TokenLogProb | int] = []
         if self._echo and not sent.begun:
-            tokens = prompt.request.prompt[self.generation.parsed.prefixes[number] :]
-            text = self._tokenizer.decode(tokens, special=True) + text
-            if self._wants_log_probs:
-                found += self._prompt_log_probs(number, reply)
+            prefix, tokens = self.generation.parsed.prefixes[number], prompt.request.prompt
+            text = self._tokenizer.decode(tokens[prefix:], special=True) + text
+            if self._wants_log_probs:  # the first token of a text has none
+                found += reply.prompt_log_probs[max(prefix - 1, 0) :]
+                found = found if prefix else [tokens[0], *found]
         if not self._prompts_only:
             found += reply.log_probs[sent.tokens :]  # with the stop token: clients expect it last
         sent.begun, sent.tokens = True, len(reply.log_probs)
@@ -122,30 +201,19 @@ class _CompletionFormat(ReplyFormat):
             "finish_reason": finish_reason(reply),
         }
 
-    def _prompt_log_probs(self, number: int, reply: Reply) -> list[TokenLogProb | int]:
-        """Log-probabilities of the client's prompt; the first token has none at a text's start."""
-        if prefix := self.generation.parsed.prefixes[number]:
-            return list(reply.prompt_log_probs[prefix - 1 :])
-        return [self.generation.prompts[number].request.prompt[0], *reply.prompt_log_probs]
-
     def _log_probs(
         self, found: Sequence[TokenLogProb | int], offsets: _Offsets
     ) -> dict[str, list[Any]]:
         """A choice's ``logprobs``; a bare token is one without: the first of a prompt."""
-        result: dict[str, list[Any]] = {
-            "tokens": [],
-            "token_logprobs": [],
-            "top_logprobs": [],
-            "text_offset": [],
-        }
+        names = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
+        result: dict[str, list[Any]] = {name: [] for name in names}
         for each in found:
             token = each if isinstance(each, int) else each.token
             log_prob, top = None, None
             if not isinstance(each, int):
-                log_prob = max(each.log_prob, -9999.0)
-                top = {token_text(self._tokenizer, t): max(value, -9999.0) for t, value in each.top}
-            result["tokens"].append(token_text(self._tokenizer, token))
-            result["token_logprobs"].append(log_prob)
-            result["top_logprobs"].append(top)
-            result["text_offset"].append(offsets.next(token))
+                log_prob = max(each.log_prob, LOWEST_LOG_PROB)
+                top = {token_text(self._tokenizer, t): max(p, LOWEST_LOG_PROB) for t, p in each.top}
+            shown = (token_text(self._tokenizer, token), log_prob, top, offsets.next(token))
+            for name, value in zip(names, shown, strict=True):
+                result[name].append(value)
         return result

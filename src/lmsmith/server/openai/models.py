@@ -1,4 +1,4 @@
-"""``/v1/models``, and the models' tokenizers for clients: ``/tokenize`` and its like."""
+"""``/v1/models``, and their tokenizers: ``/tokenize``, ``/detokenize``, ``/tokenizer_info``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from lmsmith.server.engine import AsyncEngine
 from lmsmith.server.errors import ApiError
 from lmsmith.server.models import ServedModel, served_model
 from lmsmith.server.requests import Body, ChatMessage, TokenIds, chat_tokens, plain_messages
@@ -33,14 +32,12 @@ class DetokenizeBody(Body):
 
 
 def _model(request: Request, name: str | None) -> ServedModel:
-    engine: AsyncEngine = request.app.state.engine
-    return served_model(engine.models, name)
+    return served_model(request.app.state.engine.models, name)
 
 
 @router.get("/v1/models")
 async def list_models(request: Request) -> Response:
-    engine: AsyncEngine = request.app.state.engine
-    data = [_shown(model) for model in engine.models.values()]
+    data = [_shown(model) for model in request.app.state.engine.models.values()]
     return json_response({"object": "list", "data": data})
 
 
@@ -67,26 +64,19 @@ async def tokenize(request: Request, body: TokenizeBody) -> Response:
     if (body.prompt is None) == (body.messages is None):
         raise ApiError(400, "give either prompt or messages", param="prompt")
     if body.prompt is not None:
-        tokens = await asyncio.to_thread(
-            _text_tokens, model.tokenizer, body.prompt, special is not False
-        )
+        given = model.tokenizer, body.prompt, special is not False
+        tokens = await asyncio.to_thread(_text_tokens, *given)
     else:
         messages = plain_messages(body.messages or [])
         tokens = await asyncio.to_thread(chat_tokens, model, messages, special)
     strings = token_texts(model.tokenizer, tokens) if body.return_token_strs else None
-    return json_response(
-        {
-            "count": len(tokens),
-            "max_model_len": model.context,
-            "tokens": tokens,
-            "token_strs": strings,
-        }
-    )
+    found = {"count": len(tokens), "max_model_len": model.context}
+    return json_response({**found, "tokens": tokens, "token_strs": strings})
 
 
 def _text_tokens(tokenizer: Tokenizer, text: str, special: bool) -> list[int]:
-    """A text is text, whatever it spells, with one exception for programs that ask for its id:
-    the name of a token that begins or parts texts, and nothing beside it."""
+    """A text's tokens; no text spells a control token, except that the name alone of the token
+    that begins or separates texts gives its id, for programs that need it."""
     for token in (tokenizer.end_of_text, tokenizer.start_of_text):
         if text == tokenizer.control_tokens.get(token):
             return [token]
@@ -95,7 +85,7 @@ def _text_tokens(tokenizer: Tokenizer, text: str, special: bool) -> list[int]:
 
 @router.post("/detokenize")
 async def detokenize(request: Request, body: DetokenizeBody) -> Response:
-    """The text of token ids, control tokens by their names."""
+    """The text of token ids; control tokens appear by name."""
     tokenizer = _model(request, body.model).tokenizer
     known = tokenizer.vocabulary_size
     if body.tokens and max(body.tokens) >= known:
@@ -106,10 +96,9 @@ async def detokenize(request: Request, body: DetokenizeBody) -> Response:
 
 @router.get("/tokenizer_info")
 async def tokenizer_info(request: Request, model: str | None = None) -> Response:
-    """What a client must know to write prompts itself."""
+    """Control tokens and template, for clients that write prompts themselves."""
     served = _model(request, model)
-    tokenizer = served.tokenizer
-    names = tokenizer.control_tokens
+    tokenizer, names = served.tokenizer, served.tokenizer.control_tokens
     return json_response(
         {
             "model": served.name,

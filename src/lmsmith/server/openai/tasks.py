@@ -1,7 +1,7 @@
 """``/v1/tasks``: the owner's own tasks (``lmsmith tasks add``) as functions of texts.
 
-A task's texts go through the scheduler like any prompt, a few at a time, so that replies under way
-wait for none of them longer than for another prompt.
+A task's texts go through the scheduler like other prompts, a few at a time, so that running replies
+do not wait longer for them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lmsmith.evaluation.tasks.data import Item, read_data
 from lmsmith.evaluation.tasks.shipped import user_tasks
 from lmsmith.evaluation.tasks.spec import TaskSpec
 from lmsmith.server.auth import visitor_of
-from lmsmith.server.engine import AsyncEngine, Generation
+from lmsmith.server.engine import AsyncEngine
 from lmsmith.server.errors import ApiError, bad_request
 from lmsmith.server.models import ServedModel, served_model
 from lmsmith.server.requests import Body, ParsedRequest, new_id
@@ -35,7 +35,7 @@ log = logging.getLogger("lmsmith.server")
 router = APIRouter()
 
 SHARE = 4
-"""A task's texts take this part of a model's rows, one text at least."""
+"""A task takes at most 1/SHARE of a model's rows, or one text."""
 
 
 class TaskBody(Body):
@@ -71,7 +71,7 @@ async def run_task(request: Request, name: str, body: TaskBody) -> Response:
         engine.metrics.cancelled.labels(model.name).inc()
         return Response(status_code=499)
     shown = {"object": "task.results", "task": name, "model": model.name, "results": results}
-    return json_response({**shown, "usage": run.usage()}, {"x-request-id": run.id})
+    return json_response({**shown, "usage": usage(*run.counts)}, {"x-request-id": run.id})
 
 
 def _texts(body: TaskBody, most: int) -> list[str]:
@@ -111,15 +111,18 @@ def _unreadable() -> ApiError:
 
 
 class _TaskRun:
-    """A task's texts on their way through the scheduler.
+    """One task request, which submits its texts in parts.
 
     Args:
-        engine: its queue and limits hold.
+        engine: submits the texts.
         model: runs the task.
         task: the owner's.
         examples: shown before each text.
         cache_salt: the visitor's.
-        is_list: texts were given as ``inputs``; errors say so.
+        is_list: whether the texts are ``inputs``, in errors.
+
+    Attributes:
+        counts: tokens of prompts, of replies, and of prompts that were in the cache.
     """
 
     def __init__(
@@ -140,13 +143,13 @@ class _TaskRun:
             self._function = FunctionRequests(_evaluated(model), task, examples, self._rows)
         except UserError as error:
             raise bad_request(error, "task", "unsupported_task") from error
-        self._prompt_tokens = self._new_tokens = self._cached_tokens = 0
-        self._ahead: AskedText | None = None  # of the next part
+        self.counts = (0, 0, 0)
+        self._ahead: AskedText | None = None  # the first of the next part
 
     async def results(self, texts: Sequence[str]) -> list[dict[str, Any]]:
         """The result of each text.
 
-        The first text goes alone: the examples are in the cache then for all others.
+        The first text goes alone: it puts the examples into the cache for all others.
 
         Raises:
             ApiError: a text is refused (400), the queue is full (429), or the time or the server
@@ -164,14 +167,21 @@ class _TaskRun:
                 await generation.finish()
             finally:
                 generation.close()
-            results += self._results(part, generation)
+            prompt, new, cached = self.counts
+            self.counts = (
+                prompt + generation.prompt_tokens,
+                new + generation.new_tokens,
+                cached + generation.cached_tokens,
+            )
+            replies = iter([each.replies for each in generation.prompts])
+            results += [
+                self._function.answer(asked, [next(replies) for _ in asked.requests])
+                for asked in part
+            ]
         return results
 
-    def usage(self) -> dict[str, Any]:
-        return usage(self._prompt_tokens, self._new_tokens, self._cached_tokens)
-
     async def _next(self, texts: Sequence[str], first: int) -> list[AskedText]:
-        """The texts from ``first`` on that are submitted together."""
+        """Texts from ``first`` on that are submitted together."""
         part: list[AskedText] = []
         rows = 0
         for number in range(first, len(texts)):
@@ -196,18 +206,9 @@ class _TaskRun:
         except UserError as error:
             raise bad_request(error, param) from error
 
-    def _results(self, part: Sequence[AskedText], generation: Generation) -> list[dict[str, Any]]:
-        self._prompt_tokens += generation.prompt_tokens
-        self._new_tokens += generation.new_tokens
-        self._cached_tokens += generation.cached_tokens
-        replies = iter([prompt.replies for prompt in generation.prompts])
-        return [
-            self._function.answer(asked, [next(replies) for _ in asked.requests]) for asked in part
-        ]
-
 
 def _evaluated(model: ServedModel) -> EvaluatedModel:
-    """The model as tasks know it; the engine thread alone computes with it."""
+    """The model for tasks; the engine thread alone computes with it."""
     return EvaluatedModel(
         name=model.name,
         model=model.scheduler.model,
