@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from mkdocs.structure.files import File, Files
 
 from lmsmith.cli import COMMANDS
 from lmsmith.core.settings import settings_as_markdown
+from lmsmith.options import documented, read_docstring
 from lmsmith.stages.pipeline import recipe_settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,29 +41,25 @@ def commands_page() -> str:
     ]
     for command in COMMANDS:
         function = command.load()
-        text = inspect.getdoc(function) or ""
-        about, _, arguments = text.partition("\nArgs:\n")
+        about, meanings, _ = read_docstring(documented(function))
         parts += ["", f"## lmsmith {command.name}", "", about.strip(), ""]
         parts += ["```console", *(f"$ {example}" for example in command.examples), "```", ""]
-        rows = _argument_rows(inspect.signature(function), inspect.cleandoc(arguments))
+        rows = _argument_rows(inspect.signature(function), meanings)
         if rows:
             parts += ["| argument | default | meaning |", "|---|---|---|", *rows]
     return "\n".join(parts) + "\n"
 
 
-def _argument_rows(signature: inspect.Signature, described: str) -> list[str]:
-    meanings = {
-        found[1]: " ".join(found[2].split())
-        for found in re.finditer(r"^(\w+): (.*(?:\n +.*)*)", described, re.MULTILINE)
-    }
+def _argument_rows(signature: inspect.Signature, meanings: Mapping[str, str]) -> list[str]:
     rows = []
     for each in signature.parameters.values():
-        meaning = meanings.get(each.name, "").replace("|", r"\|")
+        meaning = meanings[each.name].replace("|", r"\|")
+        positional = each.kind is not inspect.Parameter.KEYWORD_ONLY
+        name = each.name.upper() if positional else f"--{each.name.strip('_').replace('_', '-')}"
+        default = "" if each.default in (None, False, (), "") else f"`{each.default}`"
         if each.default is inspect.Parameter.empty:
-            rows.append(f"| `{each.name.upper()}` | required | {meaning} |")
-        else:
-            shown = "" if each.default in (None, False, (), "") else f"`{each.default}`"
-            rows.append(f"| `--{each.name.strip('_').replace('_', '-')}` | {shown} | {meaning} |")
+            default = "required" if each.kind is not inspect.Parameter.VAR_POSITIONAL else ""
+        rows.append(f"| `{name}` | {default} | {meaning} |")
     return rows
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
+import runpy
 import shlex
 import tomllib
 from collections.abc import Iterator
@@ -141,6 +142,14 @@ def test_decisions_are_numbered_without_gaps_and_listed() -> None:
     for name in names:
         assert (folder / name).read_text().startswith(f"# {name[:3]}: ")
         assert f"]({name})" in listed
+
+
+def test_the_page_of_commands_explains_every_argument() -> None:
+    pytest.importorskip("mkdocs")
+    hooks = runpy.run_path(str(ROOT / "docs/hooks.py"))
+    rows = re.findall(r"^\| `.*", hooks["commands_page"](), re.MULTILINE)
+    assert len(rows) > 100
+    assert [row for row in rows if row.endswith("|  |")] == []
 
 
 @pytest.mark.parametrize("name", ["architecture.md", "instructgpt.md"])
