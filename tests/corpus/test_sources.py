@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 
 from lmsmith.core.errors import UserError
-from lmsmith.corpus import demo
 from lmsmith.corpus.sources import (
+    DEMO_PACKAGE,
     FilesOnce,
     conversations_of,
     documents_of,
     files_of,
     rankings_of,
+    read_chitchat,
 )
 
 ROW = {"messages": [{"role": "user", "content": "hello"}]}
@@ -181,7 +182,7 @@ def test_the_demo_format_becomes_turns(tmp_path: Path) -> None:
         [sent("x", "ok")],
     ]
     path.write_text(json.dumps({"one": {"messages": runs}, "none": {"messages": []}}))
-    (conversation,) = demo.read_chitchat(path)
+    (conversation,) = read_chitchat(path)
     assert conversation.id == "one"
     assert conversation.messages == [
         {"role": "user", "content": "hello\nthere?"},
@@ -190,12 +191,12 @@ def test_the_demo_format_becomes_turns(tmp_path: Path) -> None:
     ]
     path.write_text(json.dumps({"one": {"messages": [["hello"]]}}))
     with pytest.raises(UserError, match="conversation one: not as version"):
-        list(demo.read_chitchat(path))
+        list(read_chitchat(path))
 
 
 def test_the_demo_package_is_found_without_importing_it() -> None:
     try:
-        importlib.metadata.version(demo.PACKAGE)
+        importlib.metadata.version(DEMO_PACKAGE)
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("the demo's data is not installed: pip install --no-deps chitchat-dataset")
     (path,) = files_of("package:chitchat-dataset", (".jsonl",))

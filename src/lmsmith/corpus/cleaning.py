@@ -1,4 +1,4 @@
-"""Text and conversations from outside: cleaned, without duplicates, from either side."""
+"""Cleans text and conversations from outside, and drops duplicates."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Literal, TypeAlias
 
 from lmsmith.core.text import encodable
-from lmsmith.corpus.messages import Message
+from lmsmith.corpus.messages import Message, add_message
 from lmsmith.corpus.rows import Conversation
 
 UnicodeForm: TypeAlias = Literal["none", "NFC", "NFKC"]
@@ -66,10 +66,8 @@ def clean_messages(
         content = clean_text(message["content"], unicode_form)
         if not content:
             counts["dropped.empty_messages"] += 1
-        elif cleaned and cleaned[-1]["role"] == message["role"]:
-            cleaned[-1]["content"] += "\n" + content
         else:
-            cleaned.append({"role": message["role"], "content": content})
+            add_message(cleaned, message["role"], content)
     return cleaned
 
 
@@ -116,17 +114,14 @@ def other_side(conversation: Conversation) -> Conversation | None:
     None if nothing of the assistant's is left, or if a system message says who is who.
     """
     exchanged = {"user": "assistant", "assistant": "user"}
-    if conversation.messages[0]["role"] == "system":
+    start = conversation.messages[0]["role"] == "user"  # exchanged, the assistant's
+    messages = conversation.messages[start:]
+    if conversation.messages[0]["role"] == "system" or len(messages) < 2:
         return None
-    messages = [
-        {"role": exchanged[message["role"]], "content": message["content"]}
-        for message in conversation.messages
-    ]
-    if messages[0]["role"] == "assistant":
-        messages.pop(0)
-    if len(messages) < 2:
-        return None
-    return Conversation(f"{conversation.id}/other-side", messages)
+    return Conversation(
+        f"{conversation.id}/other-side",
+        [{**message, "role": exchanged[message["role"]]} for message in messages],
+    )
 
 
 _CONVERSATIONS = {

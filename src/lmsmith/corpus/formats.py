@@ -1,4 +1,4 @@
-"""The formats of conversations that other programs write, each read as a list of messages.
+"""Formats of conversations and rankings, ours and other programs', read as lists of messages.
 
 - ours: ``messages``, as `validate_messages` accepts them;
 - ShareGPT: ``conversations``, a list of ``{"from": "human" | "gpt", "value": text}``;
@@ -9,14 +9,14 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import fingerprint
-from lmsmith.corpus.messages import name_of_type, validate_messages, validate_prompt
+from lmsmith.corpus.messages import add_message, name_of_type, validate_messages, validate_prompt
 
 
 def require_keys(row: Mapping[str, object], keys: Iterable[str], where: str) -> None:
@@ -60,7 +60,7 @@ class IrregularPair(UserError):
 
 
 def read_pair(row: Mapping[str, object], where: str) -> Ranked:
-    """The ranking of two that a row of ``chosen`` and ``rejected`` is.
+    """The ranking of two in a row of ``chosen`` and ``rejected``.
 
     Raises:
         IrregularPair: there is no prompt, or there are two that differ, a message is empty, both
@@ -112,17 +112,13 @@ def _from_transcript(text: str, where: str) -> list[dict[str, str]]:
     """Messages of ``"\\n\\nHuman: …\\n\\nAssistant: …"`` (Bai et al. 2022, hh-rlhf)."""
     names = {"\n\nHuman:": "user", "\n\nAssistant:": "assistant"}
     messages: list[dict[str, str]] = []
-    rest = "\n\n" + text.lstrip("\n")
-    while rest:
-        name = next((name for name in names if rest.startswith(name)), None)
-        if name is None:
-            raise UserError(
-                f"{where}: there is no 'prompt', and 'chosen' and 'rejected' are not conversations",
-                "give 'prompt', or messages, or texts that start with 'Human:'",
-            )
-        rest = rest[len(name) :]
-        end = min((at for name in names if (at := rest.find(name)) >= 0), default=len(rest))
-        content, rest = rest[:end].strip(), rest[end:]
+    before, *said = re.split("(\n\nHuman:|\n\nAssistant:)", "\n\n" + text.lstrip("\n"))
+    if before:
+        raise UserError(
+            f"{where}: there is no 'prompt', and 'chosen' and 'rejected' are not conversations",
+            "give 'prompt', or messages, or texts that start with 'Human:'",
+        )
+    for name, content in zip(said[::2], map(str.strip, said[1::2]), strict=True):
         if messages and messages[-1]["role"] == names[name]:
             messages[-1]["content"] = "\n".join(filter(None, (messages[-1]["content"], content)))
         else:
@@ -130,11 +126,10 @@ def _from_transcript(text: str, where: str) -> list[dict[str, str]]:
     return messages
 
 
-ROLES = {"prompter": "user", "assistant": "assistant"}
+_TREE_ROLES = {"prompter": "user", "assistant": "assistant"}
 
 
-@dataclass(frozen=True)
-class _Message:
+class _Message(NamedTuple):
     id: str
     role: str
     text: str
@@ -154,9 +149,6 @@ def tree_rankings(row: Mapping[str, object], where: str) -> Iterator[tuple[str, 
     """(id, ranking) of each message of a prompter that two or more ranked replies answer.
 
     The prompt is the path from the root to that message; replies without a rank are left out.
-
-    Raises:
-        UserError: the row is not such a tree.
     """
     root = _root(row, where)
     waiting: list[tuple[_Message, list[dict[str, str]]]] = [(root, [])] if root else []
@@ -176,19 +168,13 @@ def best_path(row: Mapping[str, object], where: str) -> tuple[str, list[dict[str
 
     Of replies that nobody ranked the first counts as the best. The assistant has the last word;
     None if it has none.
-
-    Raises:
-        UserError: the row is not such a tree.
     """
     messages: list[dict[str, str]] = []
     message = _root(row, where)
     while message is not None:
         messages.append(message.as_message())
-        message = min(
-            _replies(message, where),
-            key=lambda reply: (reply.rank is None, reply.rank or 0),
-            default=None,
-        )
+        replies = _replies(message, where)
+        message = min(replies, key=lambda each: (each.rank is None, each.rank or 0), default=None)
     if messages and messages[-1]["role"] == "user":
         messages.pop()
     name = text_of(row, "message_tree_id", where, default="")
@@ -202,7 +188,7 @@ def _root(row: Mapping[str, object], where: str) -> _Message | None:
 
 def _replies(message: _Message, where: str) -> list[_Message]:
     """The replies to a message that are there."""
-    read = [_read_message(reply, where) for reply in message.replies]
+    read = (_read_message(reply, where) for reply in message.replies)
     replies = [reply for reply in read if reply is not None]
     for reply in replies:
         if reply.role == message.role:
@@ -218,8 +204,10 @@ def _read_message(value: object, where: str) -> _Message | None:
         )
     require_keys(value, ("text", "role"), f"{where}, a message of the tree")
     text, role = text_of(value, "text", where), text_of(value, "role", where)
-    if role not in ROLES:
-        raise UserError(f"{where}: the role {role!r} in a tree; expected {' or '.join(ROLES)}")
+    if role not in _TREE_ROLES:
+        raise UserError(
+            f"{where}: the role {role!r} in a tree; expected {' or '.join(_TREE_ROLES)}"
+        )
     rank, replies = value.get("rank"), value.get("replies") or []
     if rank is not None and (type(rank) is not int or rank < 0):
         raise UserError(f"{where}: 'rank' in a tree must be a whole number from 0 (the best)")
@@ -228,7 +216,7 @@ def _read_message(value: object, where: str) -> _Message | None:
     if value.get("deleted") or not text.strip():
         return None
     name = text_of(value, "message_id", where, default="")
-    return _Message(name, ROLES[role], text, rank, replies)
+    return _Message(name, _TREE_ROLES[role], text, rank, replies)
 
 
 EXPECTED = (
@@ -236,16 +224,13 @@ EXPECTED = (
     "('instruction', 'output'), of ChatGPT's export ('mapping') or of Open Assistant"
 )
 
-_ROLES = {
-    **dict.fromkeys(("user", "human", "prompter"), "user"),
-    **dict.fromkeys(
-        ("assistant", "gpt", "chatgpt", "bot", "model", "bing", "bard", "claude", "ai"), "assistant"
-    ),
-    **dict.fromkeys(("system", "developer"), "system"),
-    **dict.fromkeys(
-        ("tool", "function", "observation", "function_call", "function_response"), "tool"
-    ),
+_NAMES_OF_ROLES = {
+    "user": "user human prompter",
+    "assistant": "assistant gpt chatgpt bot model bing bard claude ai",
+    "system": "system developer",
+    "tool": "tool function observation function_call function_response",
 }
+_ROLES = {name: role for role, names in _NAMES_OF_ROLES.items() for name in names.split()}
 
 _TOOLS = "messages to or from tools"
 _HIDDEN = "hidden messages"
@@ -260,7 +245,7 @@ _Turn = tuple[str, str]
 
 
 def is_conversation(row: Mapping[str, object]) -> bool:
-    """Whether a row is a conversation in one of the known forms."""
+    """Whether a row is a conversation in a known form."""
     return is_tree(row) or any(form in row for form in ("messages", *_FORMS))
 
 
@@ -272,9 +257,7 @@ def messages_of(
     Consecutive messages of one role are joined in the forms of others, where they are common.
 
     Args:
-        row: a JSON object from outside.
-        where: opens an error, such as ``"my.jsonl, line 3"``.
-        left_out: counts, by what they are, the parts that are no message of user or assistant.
+        left_out: counts, by kind, the parts that are no message of user or assistant.
 
     Returns:
         As `validate_messages`; None if nobody says anything in it.
@@ -317,10 +300,8 @@ def _joined(turns: Iterable[_Turn], left_out: Counter[str]) -> list[dict[str, st
             left_out[_EMPTY] += 1
         elif role == "system" and messages:
             left_out[_LATE_SYSTEM] += 1
-        elif messages and messages[-1]["role"] == role:
-            messages[-1]["content"] += "\n" + text
         else:
-            messages.append({"role": role, "content": text})
+            add_message(messages, role, text)
     return messages
 
 
@@ -398,8 +379,7 @@ def _chatgpt_message(message: object, place: str, left_out: Counter[str]) -> Ite
     about = message.get("metadata")
     hidden = isinstance(about, dict) and about.get("is_visually_hidden_from_conversation")
     parts = content.get("parts")
-    if parts is None:
-        parts = [content.get("text") or ""]
+    parts = [content.get("text") or ""] if parts is None else parts
     if not isinstance(parts, list):
         raise UserError(f"{place}: 'parts' must be a list, not {name_of_type(parts)}")
     texts = [part.get("text") if isinstance(part, dict) else part for part in parts]  # speech
@@ -424,8 +404,7 @@ def _chatgpt_message(message: object, place: str, left_out: Counter[str]) -> Ite
 def _role(name: object, place: str) -> str:
     role = _ROLES.get(name.casefold()) if isinstance(name, str) else None
     if role is None:
-        known = ", ".join(_ROLES)
-        raise UserError(f"{place} is from {name!r}; expected one of {known}")
+        raise UserError(f"{place} is from {name!r}; expected one of {', '.join(_ROLES)}")
     return role
 
 

@@ -1,4 +1,4 @@
-"""A conversation is a list of messages; this is what makes one valid."""
+"""Conversations as lists of messages, and the checks of those from outside."""
 
 from __future__ import annotations
 
@@ -13,6 +13,14 @@ Message: TypeAlias = Mapping[str, str]
 ROLES = ("system", "user", "assistant")
 
 
+def add_message(messages: list[dict[str, str]], role: str, content: str) -> None:
+    """Append a message; consecutive ones of one role are joined by a line end."""
+    if messages and messages[-1]["role"] == role:
+        messages[-1]["content"] += "\n" + content
+    else:
+        messages.append({"role": role, "content": content})
+
+
 def validate_messages(messages: object, where: str) -> list[dict[str, str]]:
     """Check a conversation from outside, and return it as a plain list of messages.
 
@@ -20,7 +28,6 @@ def validate_messages(messages: object, where: str) -> list[dict[str, str]]:
     whom may begin.
 
     Args:
-        messages: anything that came out of a JSON file.
         where: opens the error, such as ``"my.jsonl, line 3"``.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The rows that users bring and stages pass on: conversations, rankings, documents."""
+"""Rows that users bring and stages pass on: conversations, rankings, documents."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Row = TypeVar("Row")
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages in order, as `validate_messages` accepts them, and what they are known by."""
+    """Messages in order, as `validate_messages` accepts them, and their id."""
 
     id: str
     messages: list[dict[str, str]]
@@ -56,9 +56,9 @@ class Ranking:
     """K responses to one prompt in a labeler's order.
 
     Attributes:
-        prompt: messages, the last of which is the user's.
-        responses: K >= 2 texts.
-        ranks: one for each response, 1 is best, equal numbers are ties.
+        prompt: ends with the user's message.
+        responses: K >= 2.
+        ranks: 1 is best, equal numbers are ties.
         split: one of `RANKING_SPLITS` if it is decided already.
     """
 
@@ -97,9 +97,7 @@ class Document:
 
 
 def read_conversations(path: Path, left_out: Counter[str] | None = None) -> Iterator[Conversation]:
-    """Conversations of a file, in any of the forms that `messages_of` reads.
-
-    A row without an id is known by a hash of its messages.
+    """Conversations of a file, in any form of `messages_of`; the default id is a hash of them.
 
     Args:
         left_out: counts the parts of rows that are no message of user or assistant.
@@ -115,7 +113,7 @@ def read_conversations(path: Path, left_out: Counter[str] | None = None) -> Iter
 
 
 def rows_of_split(read: Callable[[Path], Iterator[Row]], path: Path) -> Iterator[Row]:
-    """The rows of a file of the data stage, which is there only if the split has rows."""
+    """The rows of a file of the data stage, which exists only if the split has rows."""
     return read(path) if path.is_file() else iter(())
 
 
@@ -131,15 +129,14 @@ def read_documents(path: Path, source: str | None = None) -> Iterator[Document]:
         UserError: naming the file and the line.
     """
     if path.suffix.lower() == ".txt":
-        pieces = _cut_at_blank_lines(read_text(path))
-        for number, piece in enumerate(pieces):
+        for number, piece in enumerate(_cut_at_blank_lines(read_text(path))):
             yield Document(f"{path.name}#{number}", piece, source or path.name)
         return
     for where, row in read_rows(path):
         require_keys(row, ("text",), where)
         text = text_of(row, "text", where)
-        name = source or text_of(row, "source", where, default=path.name)
-        yield Document(id_of(row, where) or fingerprint(text), text, name)
+        part = source or text_of(row, "source", where, default=path.name)
+        yield Document(id_of(row, where) or fingerprint(text), text, part)
 
 
 def read_rankings(path: Path, left_out: list[IrregularPair] | None = None) -> Iterator[Ranking]:
@@ -152,7 +149,7 @@ def read_rankings(path: Path, left_out: list[IrregularPair] | None = None) -> It
     - Open Assistant's trees, each of which holds several rankings.
 
     Args:
-        left_out: gets the pairs that are no choice between two replies, in place of an error.
+        left_out: gets the irregular pairs, in place of an error.
 
     Raises:
         UserError: naming the file and the line.

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import difflib
 import filecmp
+import importlib.metadata
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from lmsmith.core.errors import UserError
-from lmsmith.core.files import is_hidden, missing, require_file
-from lmsmith.corpus.demo import PACKAGE, dataset_path, read_chitchat
+from lmsmith.core.files import is_hidden, missing, read_json, require_file
 from lmsmith.corpus.formats import IrregularPair
+from lmsmith.corpus.messages import add_message
 from lmsmith.corpus.rows import (
     Conversation,
     Document,
@@ -23,33 +23,24 @@ from lmsmith.corpus.rows import (
 )
 
 PACKAGE_PREFIX = "package:"
+DEMO_PACKAGE = "chitchat-dataset"
+_INSTALL = f"pip install --no-deps {DEMO_PACKAGE}==0.9.0"
 
 ROWS = (".jsonl", ".jsonl.gz")
-"""What files of rows end with, in capitals or not."""
-
 TALKS = (*ROWS, ".json")
-"""What files of conversations end with."""
-
 ROWS_OR_TEXT = (*ROWS, ".txt")
+"""Suffixes of files of rows, conversations and documents, in capitals or not."""
 
 _IN_FOLDERS = "conversations"
-"""What a .json file in a folder begins with if it is read: others may hold anything."""
-
-
-class _Package(NamedTuple):
-    path: Callable[[], Path]
-    read: Callable[[], Iterator[Conversation]]
-
-
-_PACKAGES: dict[str, _Package] = {PACKAGE: _Package(dataset_path, read_chitchat)}
+"""A .json file in a folder is read if its name begins so: others may hold anything."""
 
 
 class FilesOnce:
     """The files of sources: one that comes again is read only once, an empty one not at all.
 
     Attributes:
-        empty: the files without a byte, such as an export writes where there is nothing.
-        again: each copy that was not read, and the file that was, which holds the same.
+        empty: the files without a byte.
+        again: each copy that was not read, and the file that was.
         unread: the files in folders that have another suffix.
     """
 
@@ -76,7 +67,7 @@ class FilesOnce:
             self._hint = "; a .json file is read if it is named itself"
 
     def _first(self, path: Path, size: int) -> Path | None:
-        """The file read before that holds the same; only files of one size are compared."""
+        """The file read before that holds the same."""
         before = self._by_size.setdefault(size, [])
         found = next((each for each in before if filecmp.cmp(each, path, shallow=False)), None)
         if found is None:
@@ -84,7 +75,7 @@ class FilesOnce:
         return found
 
     def notes(self) -> list[str]:
-        """What was not read, in words."""
+        """Sentences on the files that were not read."""
         found = []
         if self.empty:
             found.append(f"{_files(len(self.empty))} empty: {_named(self.empty)}")
@@ -111,26 +102,23 @@ def _files(count: int) -> str:
 def conversations_of(
     source: str, left_out: Counter[str] | None = None, files: FilesOnce | None = None
 ) -> Iterator[Conversation]:
-    """All conversations of a source.
+    """All conversations of a source; ``left_out`` as in `read_conversations`.
 
     Args:
-        left_out: as `read_conversations`.
         files: those that were read before, of which a copy is left out.
 
     Raises:
-        UserError: unknown package, nothing found, or what `read_conversations` says.
+        UserError: unknown package, nothing found, or a file cannot be read.
     """
-    files = FilesOnce() if files is None else files
-    if source.startswith(PACKAGE_PREFIX):
-        for _ in files.of(source, TALKS):
-            yield from _package(source).read()
-        return
-    for path in files.of(source, TALKS):
-        yield from read_conversations(path, left_out)
+    for path in (files or FilesOnce()).of(source, TALKS):
+        if source.startswith(PACKAGE_PREFIX):
+            yield from read_chitchat(path)
+        else:
+            yield from read_conversations(path, left_out)
 
 
 def documents_of(source: str, files: FilesOnce | None = None) -> Iterator[Document]:
-    """All documents of a source, which names them; a package's conversations are no documents."""
+    """All documents of a source, which names them."""
     for path in (files or FilesOnce()).of(source, ROWS_OR_TEXT):
         yield from read_documents(path, source)
 
@@ -144,19 +132,19 @@ def rankings_of(
 
 
 def files_of(source: str, suffixes: tuple[str, ...]) -> list[Path]:
-    """The files that a source names, sorted: itself, all in a folder below, or a glob's matches.
+    """The files of a source, sorted: itself, all in a folder below, or a glob's matches.
 
-    Hidden files and folders (``.name``) are not read: they are what systems and editors leave.
+    Hidden files and folders (``.name``) are not read: systems and editors leave them.
 
     Args:
-        suffixes: what their names may end with, at least two.
+        suffixes: at least two.
 
     Raises:
         UserError: there is none, one named by itself has another suffix, or one is no file.
     """
     kinds = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
     if source.startswith(PACKAGE_PREFIX):
-        return [_package(source).path()]
+        return [_package_file(source)]
     path = Path(source).expanduser()
     if path.is_dir():
         found = [file for file in _visible(path, "**/*") if _read_in_folder(file, suffixes)]
@@ -178,7 +166,7 @@ def files_of(source: str, suffixes: tuple[str, ...]) -> list[Path]:
 
 
 def _unread(source: str, suffixes: tuple[str, ...]) -> list[Path]:
-    """The files that a source's folder holds beside those that are read."""
+    """The files of a source's folder that are not read."""
     path = Path(source).expanduser()
     if source.startswith(PACKAGE_PREFIX) or not path.is_dir():
         return []
@@ -208,15 +196,49 @@ def _visible(folder: Path, pattern: str) -> list[Path]:
     return sorted(file for file in found if not is_hidden(file.relative_to(folder)))
 
 
-def _package(source: str) -> _Package:
-    name = source.removeprefix(PACKAGE_PREFIX)
-    if name not in _PACKAGES:
+def _package_file(source: str) -> Path:
+    """The data file of an installed package, found without importing it."""
+    if source != PACKAGE_PREFIX + DEMO_PACKAGE:
         raise UserError(
             f"{source}: lmsmith does not know how to read this package",
-            f"Known: {', '.join(PACKAGE_PREFIX + known for known in _PACKAGES)}; "
-            "for your own data give a path.",
+            f"Known: {PACKAGE_PREFIX}{DEMO_PACKAGE}; for your own data give a path.",
         )
-    return _PACKAGES[name]
+    try:
+        files = importlib.metadata.files(DEMO_PACKAGE) or []
+    except importlib.metadata.PackageNotFoundError as error:
+        raise UserError(f"{source}: not installed", _INSTALL) from error
+    for file in files:
+        path = Path(str(file.locate()))
+        if file.name == "dataset.json" and path.is_file():
+            return path
+    raise UserError(
+        f"{source}: installed without its dataset.json", _INSTALL + " --force-reinstall"
+    )
+
+
+def read_chitchat(path: Path) -> Iterator[Conversation]:
+    """The demo's conversations of two people: whoever writes first is the user.
+
+    Args:
+        path: an object of id → ``{"messages": [[{"sender", "text", …}, …], …], …}``, a list for
+            each run of one sender.
+    """
+    data = read_json(path)
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: expected an object of conversations", _INSTALL)
+    for name, conversation in data.items():
+        messages: list[dict[str, str]] = []
+        try:
+            sent = [each for run in conversation["messages"] for each in run]
+            for each in sent:
+                role = "user" if str(each["sender"]) == str(sent[0]["sender"]) else "assistant"
+                add_message(messages, role, str(each["text"]))
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"{path}, conversation {name}: not as version 0.9.0 writes it", _INSTALL
+            ) from error
+        if messages:
+            yield Conversation(str(name), messages)
 
 
 def _nearest(path: Path) -> str:

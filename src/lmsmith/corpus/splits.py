@@ -1,7 +1,4 @@
-"""Which split a conversation belongs to: a function of its name, whatever else there is.
-
-Where there are so few that a split would be empty, another split gives it one.
-"""
+"""The split of a conversation: a function of its name, unless a split would be empty."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from lmsmith.corpus.rows import Document
 
 
 def split_of(name: str, fractions: Mapping[str, float]) -> str | None:
-    """The split of what is called `name`, or None when it is in the rest.
+    """The split of `name`, or None when it is in the rest.
 
     The hash of `name` is a point in [0, 1); the fractions, laid end to end in their order, are
     intervals. So splits are disjoint, and do not change when rows are added, removed or reordered.
@@ -23,8 +20,7 @@ def split_of(name: str, fractions: Mapping[str, float]) -> str | None:
     Args:
         fractions: split → its share, each at least 0, at most 1 in sum.
     """
-    point = _point(name)
-    end = 0.0
+    point, end = _point(name), 0.0
     for split, fraction in fractions.items():
         end += fraction
         if point < end:
@@ -37,13 +33,13 @@ def split_of(name: str, fractions: Mapping[str, float]) -> str | None:
 def assign_splits(
     names: Iterable[str], fractions: Mapping[str, float], filled: Sequence[str | None]
 ) -> dict[str, str | None]:
-    """The split of each name: that of `split_of`, but none that has a share is left empty.
+    """The split of each name by `split_of`; an empty split gets a name of the fullest one.
 
-    An empty split gets a name of the fullest one, which gives its last only to a split that is
-    needed more.
+    The fullest gives its last only to a split that is needed more.
 
     Args:
-        filled: the splits that are not to be empty, the most needed first; None is the rest.
+        filled: the splits that are not to be empty, the most needed first; None is the rest. A
+            split without a share stays empty.
     """
     members: dict[str | None, list[str]] = {split: [] for split in (*fractions, None)}
     for name in dict.fromkeys(names):
@@ -61,8 +57,8 @@ def assign_splits(
     return {name: split for split, inside in members.items() for name in inside}
 
 
-LEAST_HELD_OUT = 100
-"""Characters: a shorter text says nothing of a model."""
+MIN_HELD_OUT = 100
+"""Characters: a shorter text does not measure a model."""
 
 
 def hold_out_text(
@@ -80,10 +76,13 @@ def hold_out_text(
     Yields:
         What was done, a sentence each.
     """
+
+    def longest_of(found: Iterable[Document]) -> Document | None:
+        return max(found, key=lambda each: len(each.text), default=None)
+
     if not documents[""]:
         part = max(documents, key=lambda name: len(documents[name]))
-        longest = max(documents[part], key=lambda each: len(each.text), default=None)
-        if longest is not None:
+        if (longest := longest_of(documents[part])) is not None:
             documents[part].remove(longest)
             documents[""].append(longest)
             yield f"{longest.id} is for training, though it fell into {part}: all the text did"
@@ -91,37 +90,31 @@ def hold_out_text(
         if documents[part] or share == 0:
             continue
         candidates = [each for each in documents[""] if each.source != whole]
-        total = sum(len(each.text) for each in candidates)
-        longest = max(candidates, key=lambda each: len(each.text), default=None)
-        size = max(LEAST_HELD_OUT, round(share * total))
-        if longest is None:
+        size = max(MIN_HELD_OUT, round(share * sum(len(each.text) for each in candidates)))
+        if (longest := longest_of(candidates)) is None:
             continue
-        if len(longest.text) < 4 * LEAST_HELD_OUT:
-            yield f"no text for {part}: it takes a document of {4 * LEAST_HELD_OUT} characters"
+        if len(longest.text) < 4 * MIN_HELD_OUT:
+            yield f"no text for {part}: it takes a document of {4 * MIN_HELD_OUT} characters"
             continue
         head, tail = _cut_end(longest.text, min(size, len(longest.text) // 4))
         documents[""][documents[""].index(longest)] = replace(longest, text=head)
         documents[part].append(Document(f"{longest.id}/{part}", tail, longest.source))
-        name = longest.id
-        yield f"no document fell into {part}; it gets the last {len(tail):,} characters of {name}"
+        gets = f"the last {len(tail):,} characters of {longest.id}"
+        yield f"no document fell into {part}; it gets {gets}"
 
 
 def _cut_end(text: str, size: int) -> tuple[str, str]:
     """A text in two, the second about `size` characters long; between lines or words if it can."""
     place = len(text) - size
-    for mark in ("\n", " "):
-        found = text.find(mark, place, place + size // 2)
-        if found > 0:
-            place = found
-            break
+    marks = (text.find(mark, place, place + size // 2) for mark in ("\n", " "))
+    place = next((mark for mark in marks if mark > 0), place)
     return text[:place].rstrip(), text[place:].lstrip()
 
 
 def opening_key(messages: Sequence[Message]) -> str:
-    """A name for all dialogues that begin alike: a hash of the first thing the user says.
+    """A name for all dialogues that begin alike: the `text_key` of the user's first message.
 
-    Split by it, the branches of a tree and the turns of a dialogue stay together. It ignores
-    what `text_key` ignores.
+    Split by it, the branches of a tree and the turns of a dialogue stay together.
     """
     said = (clean_text(each["content"]) for each in messages if each["role"] == "user")
     return text_key(next(filter(None, said), ""))

@@ -1,4 +1,4 @@
-"""Prompts out of conversations: what was said before a person's reply, and that reply."""
+"""Prompts out of conversations: the messages before a person's reply, and that reply."""
 
 from __future__ import annotations
 
@@ -12,21 +12,24 @@ from lmsmith.corpus.rows import Conversation
 from lmsmith.prompts.chat import encode_prompt
 from lmsmith.tokenizers import Tokenizer
 
-LEFT_OUT = ("too_long", "reply_length", "empty")
-"""Reasons for which `select_prompts` leaves a prompt out."""
+LEFT_OUT = {
+    "too_long": "whose last message does not fit {room} tokens or is refused by the chat template",
+    "reply_length": "with a reply outside {window}",
+    "empty": "without a word",
+}
+"""Reasons for which `select_prompts` leaves a prompt out, in words."""
 
 
 @dataclass(frozen=True)
 class PromptAndReply:
-    """A prompt out of a conversation, and what the person replied.
+    """A prompt out of a conversation, and the person's reply.
 
     Attributes:
         id: the conversation's, and the reply's place in it.
         root: the conversation's, whichever side plays the assistant.
         prompt: the messages before the reply that fit the context.
-        tokens: of the prompt.
-        reply: the person's; empty where the conversation ends with the prompt.
-        reply_tokens: of the reply, its end of turn not counted.
+        reply: empty where the conversation ends with the prompt.
+        reply_tokens: their number, without the end of turn.
     """
 
     id: str
@@ -38,10 +41,10 @@ class PromptAndReply:
 
 
 def prompt_room(max_prompt_tokens: int, max_new_tokens: int, context: int) -> int:
-    """Most tokens of a prompt, beside which the longest reply and its end of turn fit the context.
+    """Most tokens of a prompt, so that the longest reply and its end of turn fit the context too.
 
     Args:
-        max_prompt_tokens: most that are wanted; 0 for all that there is room for.
+        max_prompt_tokens: 0 for all that there is room for.
     """
     room = context - max_new_tokens - 1
     return min(room, max_prompt_tokens) if max_prompt_tokens else room
@@ -68,8 +71,8 @@ def select_prompts(
         per_conversation: prompts of one conversation.
         reply_tokens: least and most tokens of the reply, its end of turn not counted; None where
             only the prompts are wanted.
-        counts: gets how many messages of the user there are (``turns``), and how many are left
-            out for each reason of `LEFT_OUT`.
+        counts: gets the number of the user's messages (``turns``), and how many are left out for
+            each reason of `LEFT_OUT`.
     """
     found: list[PromptAndReply] = []
     counts = counts if counts is not None else Counter()
@@ -85,39 +88,24 @@ def select_prompts(
                 continue
             system = before[:1] if before[0]["role"] == "system" else []
             kept = [*system, *before[len(system) + prompt.dropped_messages :]]
-            found.append(
-                PromptAndReply(
-                    f"{conversation.id}#{turn}",
-                    conversation.id.removesuffix("/other-side"),
-                    kept,
-                    prompt.tokens,
-                    messages[turn]["content"] if turn < len(messages) else "",
-                    length,
-                )
-            )
+            name, root = f"{conversation.id}#{turn}", conversation.id.removesuffix("/other-side")
+            reply = messages[turn]["content"] if turn < len(messages) else ""
+            found.append(PromptAndReply(name, root, kept, prompt.tokens, reply, length))
     return sorted(found, key=lambda each: (fingerprint(each.id), each.id))[:most]
 
 
 def prompts_warning(counts: Counter[str], room: int, window: str = "") -> str:
-    """What `select_prompts` left out and why, as a sentence; empty if it is nothing.
+    """A sentence on the prompts that `select_prompts` left out; empty if there are none.
 
     Args:
         window: the settings that say which replies are taken, by name.
     """
-    reasons = (
-        f"whose last message does not fit {room} tokens or is refused by the chat template",
-        f"with a reply outside {window}",
-        "without a word",
-    )
-    told = [
-        f"{counts[name]:,} {reason}"
-        for name, reason in zip(LEFT_OUT, reasons, strict=True)
-        if counts[name]
-    ]
-    if not told:
+    reasons = [f"{counts[name]:,} {why}" for name, why in LEFT_OUT.items() if counts[name]]
+    if not reasons:
         return ""
     left_out = sum(counts[name] for name in LEFT_OUT)
-    return f"{left_out:,} of {counts['turns']:,} prompts left out: {', '.join(told)}"
+    why = ", ".join(reasons).format(room=room, window=window)
+    return f"{left_out:,} of {counts['turns']:,} prompts left out: {why}"
 
 
 def _eligible_turns(
