@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from lmsmith.catalogue.reading import ReadModel, read_model
 from lmsmith.catalogue.resolve import Sampling, advised_sampling
@@ -76,6 +76,22 @@ def _read_draft(word: str | Path, target: ReadModel) -> Decoder | PromptLookup:
     return found.decoder
 
 
+class SamplingOptions(TypedDict, total=False):
+    """How a text is drawn, and where it ends."""
+
+    max_new_tokens: int
+    """Most tokens to write, 128 by default; the context's end may come first."""
+    temperature: float | None
+    """0 takes the likeliest token every time; as the model's makers advise if None."""
+    top_k: int
+    """Only the k likeliest tokens may come; 0 means all."""
+    top_p: float | None
+    """Only the likeliest tokens of this total probability may come; 1 means all; as the makers
+    advise if None."""
+    seed: int
+    """The same seed gives the same text; 0 by default."""
+
+
 class LanguageModel:
     """A decoder with its tokenizer.
 
@@ -115,34 +131,19 @@ class LanguageModel:
         return self.decoder.config.context
 
     def generate(
-        self,
-        text: str,
-        *,
-        max_new_tokens: int = 128,
-        temperature: float | None = None,
-        top_k: int = 0,
-        top_p: float | None = None,
-        seed: int = 0,
-        stop: str | Sequence[str] = (),
+        self, text: str, *, stop: str | Sequence[str] = (), **sampling: Unpack[SamplingOptions]
     ) -> str:
         """Continue a text; the result is what comes after it.
 
         Args:
             text: its beginning; may be empty.
-            max_new_tokens: most tokens to write; the context's end may come first.
-            temperature: 0 takes the likeliest token every time; as the model's makers advise if
-                None.
-            top_k: only the k likeliest tokens may come; 0 means all.
-            top_p: only the likeliest tokens of this total probability may come; 1 means all; as
-                the makers advise if None.
-            seed: of all chance; the same seed gives the same text.
             stop: text or texts at which to end; the result ends before it.
+            sampling: see `SamplingOptions`.
 
         Raises:
             UserError: the text leaves no room in the context, or a setting is out of range.
         """
-        settings = self.settings(max_new_tokens, temperature, top_k, top_p, seed)
-        return "".join(self.write(self.text_tokens(text), settings, stop))
+        return "".join(self.write(self.text_tokens(text), self.settings(**sampling), stop))
 
     def text_tokens(self, text: str) -> list[int]:
         """A text to be continued, as tokens (`lmsmith.prompts.chat`)."""
@@ -152,51 +153,39 @@ class LanguageModel:
         self,
         messages: Sequence[Message],
         *,
-        max_new_tokens: int = 128,
-        temperature: float | None = None,
-        top_k: int = 0,
-        top_p: float | None = None,
-        seed: int = 0,
         stop: str | Sequence[str] = (),
+        **sampling: Unpack[SamplingOptions],
     ) -> str:
         """The assistant's reply to a conversation that a user's message ends.
 
         Args:
             messages: ``{"role": "system" | "user" | "assistant", "content": text}``. Where they
                 do not fit the context the oldest turns are dropped, never the system message.
-
-        The others are those of `generate`.
+            stop, sampling: as in `generate`.
 
         Raises:
             UserError: messages in the wrong form, or too long even without the oldest turns.
         """
-        settings = self.settings(max_new_tokens, temperature, top_k, top_p, seed)
-        return "".join(
-            self.write(self.prompt(messages, settings).tokens, settings, stop, is_message=True)
-        )
+        return "".join(self.stream_chat(messages, stop=stop, **sampling))
 
     def stream_chat(
         self,
         messages: Sequence[Message],
         *,
+        stop: str | Sequence[str] = (),
+        **sampling: Unpack[SamplingOptions],
+    ) -> Iterator[str]:
+        """Like `chat`, in pieces as they are written, none of which ends inside a character."""
+        settings = self.settings(**sampling)
+        return self.write(self.prompt(messages, settings).tokens, settings, stop, is_message=True)
+
+    def settings(
+        self,
         max_new_tokens: int = 128,
         temperature: float | None = None,
         top_k: int = 0,
         top_p: float | None = None,
         seed: int = 0,
-        stop: str | Sequence[str] = (),
-    ) -> Iterator[str]:
-        """Like `chat`, in pieces as they are written, none of which ends inside a character."""
-        settings = self.settings(max_new_tokens, temperature, top_k, top_p, seed)
-        return self.write(self.prompt(messages, settings).tokens, settings, stop, is_message=True)
-
-    def settings(
-        self,
-        max_new_tokens: int,
-        temperature: float | None,
-        top_k: int,
-        top_p: float | None,
-        seed: int,
     ) -> SamplingSettings:
         """Sampling that ends at the tokenizer's stop tokens: none of them is part of a text."""
         stops = self.tokenizer.stop_tokens

@@ -8,15 +8,18 @@ import json as json_module
 import secrets
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lmsmith.cli.output import print_json
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import read_jsonl, write_jsonl
+from lmsmith.core.text import encodable
 from lmsmith.runs.stage_folder import derive_seed
 
 if TYPE_CHECKING:
+    from lmsmith.generation.settings import SamplingSettings
     from lmsmith.library import LanguageModel
 
 
@@ -66,9 +69,6 @@ def chat(
     interactive = not message and sys.stdin.isatty()
     if json and interactive:
         raise UserError("--json: there is nothing to answer", "give a --message, or pipe text in")
-    for stream in (sys.stdin, sys.stdout):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
     from lmsmith.core.recipe import MachineConfig
     from lmsmith.library import load
     from lmsmith.training.machine import prepare_reading
@@ -83,16 +83,23 @@ def chat(
         secrets.randbelow(2**31) if seed is None else seed,
     )
     session = ChatSession(language_model, settings)
-    session.check(settings)
+    session.change()
     if system:
         session.set_system(system)
     if interactive:
         _converse(session)
         return
-    said = iter(message) if message else _piped_lines()
-    _answer_all(session, said, quiet=json, commands=not message)
+    lines = iter(message) if message else (line.rstrip("\r\n") for line in sys.stdin)
+    _answer_all(session, lines, quiet=json, commands=not message)
     if json:
-        _print_json(session)
+        turns = session.turns
+        print_json({
+            "model": str(language_model.folder),
+            **asdict(session.settings),
+            "messages": session.messages,
+            "replies": [turn["content"] for turn in turns if turn["role"] == "assistant"],
+            "dropped_messages": session.dropped,
+        })  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -133,18 +140,24 @@ class ChatSession:
         opening = [{"role": "system", "content": self.system}] if self.system else []
         return opening + self.turns
 
+    def _sampling(self, settings: ChatSettings) -> SamplingSettings:
+        return self.model.settings(
+            settings.max_tokens, settings.temperature, 0, settings.top_p, settings.seed
+        )
+
     def answer(self, text: str, write: Callable[[str], object]) -> str:
-        """Say something; the reply is handed to ``write`` in pieces as it comes, and returned.
+        """Say something; ``write`` gets the reply in pieces as it comes.
 
         Ctrl-C ends the reply: what was written of it stays in the history. If that is nothing,
         or if an error comes, the history is as it was before.
+
+        Returns:
+            The reply.
 
         Raises:
             UserError: the message does not fit the model's context.
             KeyboardInterrupt: after the history was put in order.
         """
-        from lmsmith.core.text import encodable
-
         before = len(self.turns)
         written: list[str] = []
         self.turns.append({"role": "user", "content": encodable(text)})
@@ -158,46 +171,30 @@ class ChatSession:
             else:
                 del self.turns[before:]
             raise
-        reply = "".join(written)
-        self.turns.append({"role": "assistant", "content": reply})
-        return reply
+        self.turns.append({"role": "assistant", "content": "".join(written)})
+        return self.turns[-1]["content"]
 
     def _pieces(self) -> Iterator[str]:
-        chosen = self.settings
-        seed = derive_seed(chosen.seed, "reply", self.replies)
-        sampling = self.model.settings(chosen.max_tokens, chosen.temperature, 0, chosen.top_p, seed)
+        seed = derive_seed(self.settings.seed, "reply", self.replies)
+        sampling = self._sampling(replace(self.settings, seed=seed))
         prompt = self.model.prompt(self.messages, sampling)
         self.dropped = prompt.dropped_messages
         self.replies += 1
         return self.model.write(prompt.tokens, sampling, is_message=True)
 
     def next_tokens(self, beginning: str = "", top: int = 10) -> list[tuple[str, float]]:
-        """What may come next in the reply to the last message: texts and probabilities.
+        """The ``top`` likeliest tokens after ``beginning`` of the reply to the last message.
 
-        Args:
-            beginning: of that reply.
-            top: how many.
+        Returns:
+            Texts and probabilities.
 
         Raises:
             UserError: the conversation does not fit the model's context.
         """
-        turns = self.turns
-        asked = turns[:-1] if turns and turns[-1]["role"] == "assistant" else turns
-        system = self.messages[: len(self.messages) - len(turns)]
-        chosen = self.settings
-        sampling = self.model.settings(chosen.max_tokens, 1.0, 0, 1.0, 0)
-        tokens = self.model.prompt(system + asked, sampling).tokens
+        answered = bool(self.turns) and self.turns[-1]["role"] == "assistant"
+        messages = self.messages[:-1] if answered else self.messages
+        tokens = self.model.prompt(messages, self._sampling(self.settings)).tokens
         return self.model.next_tokens(tokens + self.model.tokenizer.encode(beginning), top)
-
-    def check(self, settings: ChatSettings) -> None:
-        """Raises UserError if a setting is out of range."""
-        from lmsmith.core.config import SettingsError
-
-        sampling = self.model.settings(
-            settings.max_tokens, settings.temperature, 0, settings.top_p, settings.seed
-        )
-        if problems := sampling.check():
-            raise SettingsError(problems)
 
     def change(self, **values: float) -> None:
         """Change settings, all or none; a seed begins its replies anew.
@@ -205,8 +202,11 @@ class ChatSession:
         Raises:
             UserError: one is out of range.
         """
+        from lmsmith.core.config import SettingsError
+
         changed = replace(self.settings, **values)  # type: ignore[arg-type]
-        self.check(changed)
+        if problems := self._sampling(changed).check():
+            raise SettingsError(problems)
         self.settings = changed
         if "seed" in values:
             self.replies = 0
@@ -217,14 +217,10 @@ class ChatSession:
         Raises:
             UserError: it leaves no room for a message and a reply.
         """
-        from lmsmith.core.text import encodable
-
         text = encodable(text)
         if text:
-            chosen = self.settings
-            sampling = self.model.settings(chosen.max_tokens, 1.0, 0, 1.0, 0)
-            opening = {"role": "system", "content": text}
-            self.model.prompt([opening, {"role": "user", "content": "?"}], sampling)
+            messages = [{"role": "system", "content": text}, {"role": "user", "content": "?"}]
+            self.model.prompt(messages, self._sampling(self.settings))
         self.system = text
 
     def reset(self) -> None:
@@ -290,15 +286,10 @@ def run_command(session: ChatSession, line: str) -> str | None:
         path = Path(rest).expanduser()
         count = session.save(path)
         return f"saved; {path} holds {count} conversation{'s' if count > 1 else ''}"
-    numbers: dict[str, tuple[str, type[int] | type[float]]] = {
-        "/temperature": ("temperature", float),
-        "/top-p": ("top_p", float),
-        "/max-tokens": ("max_tokens", int),
-        "/seed": ("seed", int),
-    }
-    if name in numbers:
-        setting, kind = numbers[name]
+    setting = name[1:].replace("-", "_")
+    if setting in {each.name for each in fields(ChatSettings)}:
         if rest:
+            kind = type(getattr(ChatSettings, setting))
             session.change(**{setting: _number(name, rest, kind)})
         return f"{name[1:]} {getattr(session.settings, setting)}"
     near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
@@ -322,7 +313,7 @@ def bars(choices: Sequence[tuple[str, float]]) -> str:
     )
 
 
-def _number(name: str, text: str, kind: type[int] | type[float]) -> float:
+def _number(name: str, text: str, kind: type[float]) -> float:
     try:
         return kind(text)
     except ValueError:
@@ -355,19 +346,13 @@ def _converse(session: ChatSession) -> None:
             _note(str(error))
 
 
-def _piped_lines() -> Iterator[str]:
-    for line in sys.stdin:
-        yield line.rstrip("\r\n")
-
-
 def _answer_all(session: ChatSession, lines: Iterator[str], *, quiet: bool, commands: bool) -> None:
     """Every line a turn; the first error ends it."""
     for line in lines:
-        if commands:
-            if not _take_line(session, line, _nothing if quiet else _print, quiet=quiet):
-                return
-        else:
-            _take_turn(session, line, _nothing if quiet else _print, quiet=quiet)
+        if not commands:
+            _take_turn(session, line, _print, quiet=quiet)
+        elif not _take_line(session, line, _print, quiet=quiet):
+            return
 
 
 def _take_line(
@@ -389,7 +374,7 @@ def _take_turn(
     session: ChatSession, text: str, write: Callable[[str], object], *, quiet: bool
 ) -> None:
     dropped_before = session.dropped
-    reply = session.answer(text, write)
+    reply = session.answer(text, (lambda _: None) if quiet else write)
     if not quiet:
         print(flush=True)
         if not reply:
@@ -414,10 +399,6 @@ def _print_visible(piece: str) -> None:
     _print(piece.translate(_VISIBLE))
 
 
-def _nothing(_piece: str) -> None:
-    pass
-
-
 def _note(text: str) -> None:
     """To the user, not part of any reply."""
     print(text, file=sys.stderr, flush=True)
@@ -430,18 +411,3 @@ def describe(model: LanguageModel) -> str:
         f"{model.folder}: {config.parameters / 1e6:.1f}M parameters, {config.layers} layers of "
         f"{config.width}, a context of {config.context} tokens"
     )
-
-
-def _print_json(session: ChatSession) -> None:
-    chosen = session.settings
-    result = {
-        "model": str(session.model.folder),
-        "temperature": chosen.temperature,
-        "top_p": chosen.top_p,
-        "max_tokens": chosen.max_tokens,
-        "seed": chosen.seed,
-        "messages": session.messages,
-        "replies": [turn["content"] for turn in session.turns if turn["role"] == "assistant"],
-        "dropped_messages": session.dropped,
-    }
-    print(json_module.dumps(result, ensure_ascii=False, indent=2), flush=True)
