@@ -109,7 +109,7 @@ def export_model(model: str, folder: Path) -> str:
     from lmsmith.catalogue.export import export
     from lmsmith.catalogue.reading import read_model
 
-    return str(export(read_model(model), folder, "hf")["path"])
+    return str(export(read_model(model), folder, "hf").path)
 
 
 def write_parts(

@@ -110,7 +110,7 @@ def eight_bits(path: Path, folder: str) -> Path:
     from lmsmith.catalogue.export import export
     from lmsmith.catalogue.reading import read_model
 
-    return Path(export(read_model(path), Path(folder), "gguf", "q8_0")["path"])
+    return export(read_model(path), Path(folder), "gguf", "q8_0").path
 
 
 def measure(

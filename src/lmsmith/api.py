@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -29,11 +29,13 @@ from lmsmith.options import (
 )
 
 if TYPE_CHECKING:
+    from lmsmith.catalogue.export import ExportedModel
     from lmsmith.catalogue.registry import Record
     from lmsmith.comparison.run import EvaluatedReplies, ModelPair
     from lmsmith.evaluation.functions import TextFunction
     from lmsmith.evaluation.run import ModelEvaluation, Plan
     from lmsmith.evaluation.tasks.spec import TaskSpec
+    from lmsmith.feedback.store import Store
     from lmsmith.prompts import Message
     from lmsmith.studies.in_context import TaskStudy
     from lmsmith.training.machine import ResolvedMachine
@@ -519,20 +521,6 @@ def pull(name: str, *, again: bool = False, quiet: bool = False) -> Record:
         return fetch(name, again=again, progress=progress)
 
 
-@dataclass(frozen=True)
-class ExportedModel:
-    """A model in another program's format: a folder or a file."""
-
-    format: str
-    type: str
-    path: Path
-    bytes: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """For ``--json``."""
-        return vars(self) | {"path": str(self.path)}
-
-
 @documented
 def export(
     model: str,
@@ -558,10 +546,7 @@ def export(
     from lmsmith.catalogue.reading import read_model
 
     found = read_model(model)
-    written = write(found, folder or default_folder(found, to), to, type or "")
-    return ExportedModel(
-        written["format"], written["type"], Path(written["path"]), written["bytes"]
-    )
+    return write(found, folder or default_folder(found, to), to, type or "")
 
 
 @dataclass(frozen=True)
@@ -611,34 +596,30 @@ def add_task(
     check_name(name)
     if name in shipped_tasks():
         raise UserError(f"{name}: a task of this name comes with lmsmith", "choose another")
-    rows = [(number, row) for number, row in read_jsonl(examples)]
-    if not rows:
+    read = list(read_jsonl(examples))
+    if not read:
         raise UserError(f"{examples}: no examples", "give one or more")
-    answer = "label" if labels or "label" in rows[0][1] else "output"
-    for number, row in rows:
+    answer = "label" if labels or "label" in read[0][1] else "output"
+    for number, row in read:
         for key in ("input", answer):
             if not isinstance(row.get(key), str) or not str(row[key]).strip():
                 raise UserError(
                     f"{examples}, line {number}: no text {key!r}",
                     f'every row is {{"input": …, "{answer}": …}}',
                 )
-    place = tasks_folder()
-    file = place / f"{name}.toml"
+    file = tasks_folder() / f"{name}.toml"
+    kept = file.with_suffix(".jsonl")
     if file.exists() and not replace:
         raise UserError(f"{name}: there is such a task already", "add --replace to overwrite it")
-    kept = place / f"{name}.jsonl"
+    rows = [{key: str(row[key]).strip() for key in ("input", answer)} for _, row in read]
     if answer == "label":
-        known = list(labels)
-        found = list(dict.fromkeys(str(row["label"]).strip() for _, row in rows))
-        strange = [label for label in found if known and label not in known]
-        if strange:
+        known = list(labels) or list(dict.fromkeys(row["label"] for row in rows))
+        if strange := list(dict.fromkeys(r["label"] for r in rows if r["label"] not in known)):
             raise UserError(f"{examples}: labels {', '.join(strange)}", f"use {', '.join(known)}")
-        task = classification(name, about, known or found, str(kept))
+        task = classification(name, about, known, str(kept))
     else:
         task = extraction(name, about, str(kept))
-    write_jsonl(
-        kept, [{key: str(row[key]).strip() for key in ("input", answer)} for _, row in rows]
-    )
+    write_jsonl(kept, rows)
     atomic_write(file, task_toml(task))
     return AddedTask(task, file, len(rows))
 
@@ -647,11 +628,13 @@ def task_toml(task: object) -> str:
     """A task as TOML, with every setting that is not empty."""
     from lmsmith.core.config import encode, to_toml
 
+    def filled(table: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in table.items() if value not in ("", [], {})}
+
     table = encode(task)
-    table["published"] = table.pop("published")
-    kept = {key: value for key, value in table.items() if value not in ("", [], {})}
-    for key in ("data", "prompt", "answer", "decompose"):
-        kept[key] = {name: value for name, value in table[key].items() if value not in ("", [], {})}
+    published = table.pop("published")
+    kept = filled(table | {"published": published})
+    kept |= {key: filled(table[key]) for key in ("data", "prompt", "answer", "decompose")}
     if not table["decompose"]["context"]:
         del kept["decompose"]
     return to_toml(kept)
@@ -693,11 +676,11 @@ class FeedbackRows:
     """Rows written, read or made.
 
     Attributes:
-        database: what people judged is in it, without a password.
-        rows: how many of each kind or file.
+        database: its name, without a password.
+        rows: kind or file → number of rows.
         folder: of the files, after an export.
+        left_out: reason → number of rows left out, after an import.
         kind: what labelers are to do with the tasks, after sampling.
-        left_out: how many were left out for each reason.
     """
 
     database: str
@@ -715,10 +698,15 @@ class FeedbackRows:
         return {"database": self.database, **kind, **self.rows, **left_out}
 
 
-def _database_name(database: str) -> str:
-    from lmsmith.feedback.database import default_database, make_safe
-
-    return make_safe(database) if "://" in database else database or default_database()
+@contextlib.contextmanager
+def _opened(database: str, *, new: bool = False) -> Iterator[tuple[Store, str]]:
+    """The store, and the database's name without a password."""
+    with needs_extra("serve"):
+        from lmsmith.feedback.database import default_database, make_safe
+        from lmsmith.feedback.store import open_store
+    name = make_safe(database) if "://" in database else database or default_database()
+    with open_store(database, new=new) as store:
+        yield store, name
 
 
 @documented
@@ -739,11 +727,10 @@ def export_feedback(
     Raises:
         UserError: there is no such database, or nobody has judged anything.
     """
-    with needs_extra("serve"):
+    with _opened(database) as (store, name):
         from lmsmith.feedback import export as exporting
         from lmsmith.feedback.queue import Queue
-        from lmsmith.feedback.store import open_store
-    with open_store(database) as store:
+
         counts = exporting.export(store, folder, held_out=held_out, with_liked=with_liked)
         if not any(counts.values()):
             fix = (
@@ -752,12 +739,9 @@ def export_feedback(
             )
             if tasks := Queue(store).count():
                 fix = f"{tasks:,} tasks wait for labelers, at /label of the server"
-            raise UserError(
-                f"{_database_name(database)}: nobody has judged anything yet; the files in "
-                f"{folder} are empty",
-                fix,
-            )
-    return FeedbackRows(_database_name(database), counts, folder)
+            problem = f"{name}: nobody has judged anything yet; the files in {folder} are empty"
+            raise UserError(problem, fix)
+    return FeedbackRows(name, counts, folder)
 
 
 @documented
@@ -783,15 +767,14 @@ def import_feedback(
     Raises:
         UserError: a row is wrong, or there are none.
     """
-    with needs_extra("serve"):
-        from lmsmith.feedback.imports import import_file
-        from lmsmith.feedback.store import open_store
     left_out = Counter[str]()
-    with open_store(database, new=True) as store:
+    with _opened(database, new=True) as (store, name):
+        from lmsmith.feedback.imports import import_file
+
         counts = import_file(store, file, person=person, overlap=overlap, left_out=left_out)
     if not any(counts.values()) and not left_out:
         raise UserError(f"{file}: no rows", "see the forms of rows: lmsmith feedback import --help")
-    return FeedbackRows(_database_name(database), counts, left_out=+left_out)
+    return FeedbackRows(name, counts, left_out=+left_out)
 
 
 @documented
@@ -843,23 +826,22 @@ def sample_feedback(
         raise UserError("which prompts?", "name a file by --prompts, or take --logged ones")
     if count < 1:
         raise UserError(f"--count {count}: 1 or more")
-    with needs_extra("serve"):
-        from lmsmith.feedback import sample as sampling
-        from lmsmith.feedback.queue import Queue
-        from lmsmith.feedback.store import open_store
     from lmsmith.catalogue.reading import read_model
     from lmsmith.catalogue.resolve import resolve
     from lmsmith.generation.settings import SamplingSettings
     from lmsmith.runs.signals import StopSignal
     from lmsmith.training.machine import prepare_reading
 
-    with open_store(database, new=not logged) as store:
+    with _opened(database, new=not logged) as (store, name):
+        from lmsmith.feedback import sample as sampling
+        from lmsmith.feedback.queue import Queue
+
         wanted = {"ranking": answers, "rating": 1, "demonstration": 0}[kind]
         found = list(
             sampling.logged_prompts(store) if prompts is None else sampling.prompts_of(prompts)
         )
         if not found:
-            where = prompts or f"{_database_name(database)}: nobody has asked anything yet"
+            where = prompts or f"{name}: nobody has asked anything yet"
             raise UserError(f"{where}: no prompts", "take other prompts: --prompts FILE")
         settings = SamplingSettings(max_tokens, temperature, top_p=top_p)
         machine = prepare_reading(MachineConfig())
@@ -872,16 +854,10 @@ def sample_feedback(
         progress = choose_progress("lmsmith feedback sample", quiet)
         with contextlib.closing(progress), StopSignal():
             counts = sampling.fill_queue(
-                Queue(store),
-                sampling.drawn(found, count, seed),
-                writers,
-                kind=kind,
-                answers=wanted,
-                overlap=overlap,
-                seed=seed,
-                progress=progress,
-            )
-    return FeedbackRows(_database_name(database), counts, kind=kind)
+                Queue(store), sampling.drawn(found, count, seed), writers, kind=kind,
+                answers=wanted, overlap=overlap, seed=seed, progress=progress,
+            )  # fmt: skip
+    return FeedbackRows(name, counts, kind=kind)
 
 
 @documented
@@ -894,8 +870,7 @@ def feedback_statistics(*, database: str = "", seed: int = 0) -> dict[str, Any]:
     Returns:
         ``tasks``, ``labelers``, ``agreement``, ``leaderboard`` and ``ratings``.
     """
-    with needs_extra("serve"):
+    with _opened(database) as (store, _):
         from lmsmith.feedback.statistics import statistics_of
-        from lmsmith.feedback.store import open_store
-    with open_store(database) as store:
+
         return statistics_of(store, seed)

@@ -45,4 +45,4 @@ def hugging_face(run: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def gguf_file(run: Path, tmp_path: Path) -> Path:
     pytest.importorskip("gguf")
-    return Path(export(read_model(run), tmp_path, "gguf", "f32")["path"])
+    return export(read_model(run), tmp_path, "gguf", "f32").path

@@ -20,7 +20,7 @@ from lmsmith.models.decoder import Decoder
 def test_a_hugging_face_folder_is_whole(run: Path, tmp_path: Path) -> None:
     result = export(read_model(run), tmp_path / "out", "hf", "bf16")
     out = tmp_path / "out"
-    assert result == {
+    assert result.as_dict() == {
         "format": "hf",
         "type": "bf16",
         "path": str(out),

@@ -126,7 +126,7 @@ def test_a_model_made_here_is_prompted_as_it_was_trained(own: Path, tmp_path: Pa
     agrees(again, tmp_path / "hf")
     pytest.importorskip("gguf")
     found = export(read_model(own), tmp_path / "model.gguf", "gguf", "f32")
-    gguf = load(found["path"])
+    gguf = load(found.path)
     for prompt in PROMPTS:
         assert gguf.text_tokens(prompt) == model.text_tokens(prompt)
         assert greedy(gguf, prompt, 8) == greedy(model, prompt, 8)
@@ -151,9 +151,9 @@ def test_all_commands_read_a_text_alike(zoo: Path, name: str) -> None:
 def test_a_gguf_file_keeps_the_rule(zoo: Path, name: str, tmp_path: Path) -> None:
     gguf = pytest.importorskip("gguf")
     found = export(read_model(zoo / name), tmp_path / "model.gguf", "gguf", "f32")
-    fields = gguf.GGUFReader(found["path"]).fields
+    fields = gguf.GGUFReader(found.path).fields
     assert fields["tokenizer.ggml.add_bos_token"].contents() is BEGINS[name]
-    before, after = load(zoo / name), load(found["path"])
+    before, after = load(zoo / name), load(found.path)
     assert fields["tokenizer.ggml.bos_token_id"].contents() == before.tokenizer.start_of_text
     assert after.text_tokens("hello there") == before.text_tokens("hello there")
 

@@ -111,7 +111,7 @@ def test_transformers_reads_our_gguf(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", oracles.SHAPES)
 def test_we_read_our_gguf(name: str, kind: str, tmp_path: Path) -> None:
     model = made(oracles.SHAPES[name])
-    path = Path(export(model, tmp_path, "gguf", kind)["path"])
+    path = export(model, tmp_path, "gguf", kind).path
     config, state = from_gguf(open_gguf(path))
     spelt = oracles.spelt_out(model.decoder.config)
     assert oracles.spelt_out(config) == spelt
@@ -128,7 +128,7 @@ def test_llama_cpp_runs_our_gguf(name: str, kind: str, tmp_path: Path) -> None:
     if kind == "q8_0" and name not in ("gpt2", "llama"):
         pytest.skip("one of each architecture is enough")
     config = oracles.SHAPES[name]
-    path = Path(export(made(config), tmp_path, "gguf", kind)["path"])
+    path = export(made(config), tmp_path, "gguf", kind).path
     decoder = read_model(path).decoder  # rounded as the file is
     prompt = oracles.random_tokens(config, 1, 24)[0].tolist()
     plain = range(TOKENIZER.vocabulary_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,21 @@ FORMATS = ("hf", "gguf")
 _DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 
-def export(model: ReadModel, folder: Path, to: str, kind: str = "") -> dict[str, Any]:
+@dataclass(frozen=True)
+class ExportedModel:
+    """A model in another program's format: a folder or a file."""
+
+    format: str
+    type: str
+    path: Path
+    bytes: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return vars(self) | {"path": str(self.path)}
+
+
+def export(model: ReadModel, folder: Path, to: str, kind: str = "") -> ExportedModel:
     """Write the model into ``folder``, atomically.
 
     Args:
@@ -31,9 +46,6 @@ def export(model: ReadModel, folder: Path, to: str, kind: str = "") -> dict[str,
             nothing else; a GGUF file takes a name of its own in it.
         to: ``hf`` or ``gguf``.
         kind: of the weights: f32, f16, bf16, and q8_0 for GGUF. Empty: f32 for hf, f16 for gguf.
-
-    Returns:
-        ``format``, ``type``, ``path`` of the folder or file, and its ``bytes``.
 
     Raises:
         UserError: the format has no such model (all reasons are named) or type, or ``folder``
@@ -47,8 +59,7 @@ def export(model: ReadModel, folder: Path, to: str, kind: str = "") -> dict[str,
         raise UserError(f"--type {kind}: not a type of {to}", f"it is one of {', '.join(kinds)}")
     path = _to_folder(model, folder, kind) if to == "hf" else _to_file(model, folder, kind)
     files = [each for each in path.rglob("*") if each.is_file()] if path.is_dir() else [path]
-    size = sum(each.stat().st_size for each in files)
-    return {"format": to, "type": kind, "path": str(path), "bytes": size}
+    return ExportedModel(to, kind, path, sum(each.stat().st_size for each in files))
 
 
 def default_folder(model: ReadModel, to: str) -> Path:
@@ -83,14 +94,11 @@ def token_ids(tokenizer: Tokenizer) -> dict[str, Any]:
 def _to_folder(model: ReadModel, folder: Path, kind: str) -> Path:
     _check_replaceable(folder)
     decoder = model.decoder
+    tokens = token_ids(model.tokenizer)
     with atomic_folder(folder.absolute()) as partial:
         to_hugging_face(model.tokenizer, partial)
         write_transformers_model(
-            partial,
-            decoder.config,
-            decoder.state_dict(),
-            dtype=_DTYPES[kind],
-            tokens=token_ids(model.tokenizer),
+            partial, decoder.config, decoder.state_dict(), dtype=_DTYPES[kind], tokens=tokens
         )
         origin = {"exported_from": str(model.source.path), "exported_by": "lmsmith"}
         write_json(partial / CARD_FILE, model.card | origin)
@@ -126,12 +134,9 @@ def _to_file(model: ReadModel, folder: Path, kind: str) -> Path:
 
 def padded_vocabulary(metadata: dict[str, Any], size: int) -> dict[str, Any]:
     """Tokens without use up to the embedding's rows: llama.cpp wants as many."""
-    tokens = metadata["tokenizer.ggml.tokens"]
+    tokens, types = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
     added = [f"[unused{number}]" for number in range(len(tokens), size)]
     return metadata | {
         "tokenizer.ggml.tokens": [*tokens, *added],
-        "tokenizer.ggml.token_type": [
-            *metadata["tokenizer.ggml.token_type"],
-            *[UNUSED] * len(added),
-        ],
+        "tokenizer.ggml.token_type": [*types, *[UNUSED] * len(added)],
     }

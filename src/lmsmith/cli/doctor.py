@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from lmsmith.cli.output import print_json
 from lmsmith.core.format import format_size
@@ -14,60 +15,41 @@ from lmsmith.runs.stage_folder import advice_on_threads, describe_hardware, git_
 
 def doctor(*, json: bool = False) -> None:
     """Show the hardware, the torch build, the compiler, and the choices made from them."""
-    found = examine()
-    if json:
-        print_json(found)
-        return
-    hardware, machine = found["hardware"], found["machine"]
-    assert isinstance(hardware, dict)
-    assert isinstance(machine, dict)
-    lines = {
-        "lmsmith": f"{found['lmsmith']}{_in_brackets(found['git_commit'])}",
-        "python": f"{hardware['python']} on {hardware['platform']}",
-        "processor": f"{hardware['cpu']}, {hardware['cores']} cores",
-        "instructions": ", ".join(hardware["flags"]) or "none of those that matter here",
-        "memory": format_size(hardware["memory_bytes"]),
-        "free disk here": format_size(float(str(found["free_disk_bytes"]))),
-        "torch": f"{found['torch']}, {machine['threads']} threads",
-        "load": found["advice_on_threads"] or "enough cores are free",
-        "C++ compiler": machine["compiler"] or "none: models run eager, which is slower",
-        "precision": _precision(found, machine),
-        "compiling": "where it pays within the run" if machine["compile"] else "off",
-    }
-    width = max(len(name) for name in lines)
-    for name, text in lines.items():
-        print(f"{name:<{width}}  {text}")
-
-
-def examine() -> dict[str, object]:
-    """All that doctor knows, JSON-able; measures the matrix peak, which takes a second."""
     import torch
 
     from lmsmith.training.machine import measure_matrix_peak, prepare_process
 
-    machine = prepare_process(MachineConfig())
-    return {
-        "lmsmith": VERSION,
-        "git_commit": git_commit(),
-        "hardware": describe_hardware(),
-        "free_disk_bytes": shutil.disk_usage(Path.cwd()).free,
-        "torch": torch.__version__,
-        "advice_on_threads": advice_on_threads(),
-        "machine": machine.as_dict(),
-        "peak_gflops": {
-            precision: round(measure_matrix_peak(precision), 1) for precision in ("fp32", "bf16")
-        },
+    machine, commit = prepare_process(MachineConfig()), git_commit()
+    hardware: dict[str, Any] = describe_hardware()
+    free, advice = shutil.disk_usage(Path.cwd()).free, advice_on_threads()
+    # Measuring the peaks takes a second.
+    peaks = {each: round(measure_matrix_peak(each), 1) for each in ("fp32", "bf16")}
+    if json:
+        print_json({
+            "lmsmith": VERSION,
+            "git_commit": commit,
+            "hardware": hardware,
+            "free_disk_bytes": free,
+            "torch": torch.__version__,
+            "advice_on_threads": advice,
+            "machine": machine.as_dict(),
+            "peak_gflops": peaks,
+        })  # fmt: skip
+        return
+    lines = {
+        "lmsmith": f"{VERSION} ({commit})" if commit else VERSION,
+        "python": f"{hardware['python']} on {hardware['platform']}",
+        "processor": f"{hardware['cpu']}, {hardware['cores']} cores",
+        "instructions": ", ".join(hardware["flags"]) or "none of those that matter here",
+        "memory": format_size(hardware["memory_bytes"]),
+        "free disk here": format_size(free),
+        "torch": f"{torch.__version__}, {machine.threads} threads",
+        "load": advice or "enough cores are free",
+        "C++ compiler": machine.compiler or "none: models run eager, which is slower",
+        "precision": f"{machine.precision} (matrix peak measured now: bf16 {peaks['bf16']:,.0f}, "
+        f"fp32 {peaks['fp32']:,.0f} GFLOP/s)",
+        "compiling": "where it pays within the run" if machine.compile else "off",
     }
-
-
-def _precision(found: dict[str, object], machine: dict[str, object]) -> str:
-    peaks = found["peak_gflops"]
-    assert isinstance(peaks, dict)
-    return (
-        f"{machine['precision']} (matrix peak measured now: bf16 {peaks['bf16']:,.0f}, "
-        f"fp32 {peaks['fp32']:,.0f} GFLOP/s)"
-    )
-
-
-def _in_brackets(text: object) -> str:
-    return f" ({text})" if text else ""
+    width = max(len(name) for name in lines)
+    for name, text in lines.items():
+        print(f"{name:<{width}}  {text}")

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lmsmith import api
 from lmsmith.catalogue import registry
 from lmsmith.catalogue.registry import KNOWN_MODELS
-from lmsmith.catalogue.resolve import Source, resolve
+from lmsmith.catalogue.resolve import resolve
 from lmsmith.cli.output import print_json, table_console
 from lmsmith.cli.parsing import printed
 from lmsmith.core.format import format_size
 from lmsmith.core.paths import models_folder
-from lmsmith.models.presets import PRESETS, Preset
+from lmsmith.models.presets import PRESETS
+
+if TYPE_CHECKING:
+    from lmsmith.catalogue.export import ExportedModel
+    from lmsmith.models.config import ModelConfig
 
 
 def _show_pulled(record: registry.Record) -> None:
@@ -47,8 +51,24 @@ def show_model(model: str, *, json: bool = False) -> None:
     Args:
         model: A registered name, or a path of any format.
     """
+    from lmsmith.catalogue.reading import read_config
+
     source = resolve(model)
-    rows = describe(source)
+    config, record = read_config(source), registry.find(source.name)
+    known = record.as_dict() if record is not None and record.path == source.path else {}
+    rows = {
+        "name": source.name,
+        "path": str(source.path),
+        "format": source.format,
+        **{key: known[key] for key in ("source", "licence", "sha256", "bytes", "date") if known},
+        **_shape(config),
+        "ffn_width": config.resolved_ffn_width,
+        "positions": config.positions,
+        "norm": f"{config.norm_position}-{config.norm}",
+        "activation": config.activation,
+        "parameters": config.parameters,
+        "cache_bytes_per_token": config.cache_bytes_per_token(),
+    }
     if json:
         print_json(rows)
         return
@@ -58,31 +78,15 @@ def show_model(model: str, *, json: bool = False) -> None:
         print(f"{key.replace('_', ' '):<{width}}  {shown}")
 
 
-def describe(source: Source) -> dict[str, Any]:
-    """What is known of a model without reading its weights."""
-    from lmsmith.catalogue.reading import read_config
-
-    config = read_config(source)
-    record = registry.find(source.name)
-    known = record.as_dict() if record is not None and record.path == source.path else {}
+def _shape(config: ModelConfig) -> dict[str, int]:
     return {
-        "name": source.name,
-        "path": str(source.path),
-        "format": source.format,
-        **{key: known[key] for key in ("source", "licence", "sha256", "bytes", "date") if known},
         "layers": config.layers,
         "width": config.width,
         "heads": config.heads,
         "kv_heads": config.resolved_kv_heads,
         "head_width": config.width_per_head,
-        "ffn_width": config.resolved_ffn_width,
         "context": config.context,
         "vocabulary_size": config.vocabulary_size,
-        "positions": config.positions,
-        "norm": f"{config.norm_position}-{config.norm}",
-        "activation": config.activation,
-        "parameters": config.parameters,
-        "cache_bytes_per_token": config.cache_bytes_per_token(),
     }
 
 
@@ -99,7 +103,7 @@ def remove_model(name: str, *, json: bool = False) -> None:
         print(f"{record.name} is gone: {format_size(record.bytes)} are free")
 
 
-def _show_exported(found: api.ExportedModel) -> None:
+def _show_exported(found: ExportedModel) -> None:
     print(f"{found.path}: {format_size(found.bytes)} ({found.type})")
 
 
@@ -117,37 +121,23 @@ def list_presets(*, json: bool = False) -> None:
     and backward, for one token at full context. The cache is bfloat16; banded layers keep their
     window of it.
     """
-    rows = {name: preset_figures(preset) for name, preset in PRESETS.items()}
+    from rich.table import Table
+
+    rows: dict[str, dict[str, Any]] = {}
+    for name, preset in PRESETS.items():
+        config = preset.config
+        rows[name] = {
+            **_shape(config),
+            "parameters": config.parameters,
+            "bytes": {kind: config.parameters * size for kind, size in BYTES.items()},
+            "training_flops_per_token": config.training_flops_per_token(),
+            "cache_bytes_per_token": config.cache_bytes_per_token(),
+            "cache_bytes_at_context": config.cache_bytes(config.context),
+            "source": preset.source,
+        }
     if json:
         print_json({"presets": rows})
         return
-    print_presets(rows)
-
-
-def preset_figures(preset: Preset) -> dict[str, Any]:
-    """What the table says of one shape."""
-    config = preset.config
-    return {
-        "layers": config.layers,
-        "width": config.width,
-        "heads": config.heads,
-        "kv_heads": config.resolved_kv_heads,
-        "head_width": config.width_per_head,
-        "context": config.context,
-        "vocabulary_size": config.vocabulary_size,
-        "parameters": config.parameters,
-        "bytes": {name: config.parameters * size for name, size in BYTES.items()},
-        "training_flops_per_token": config.training_flops_per_token(),
-        "cache_bytes_per_token": config.cache_bytes_per_token(),
-        "cache_bytes_at_context": config.cache_bytes(config.context),
-        "source": preset.source,
-    }
-
-
-def print_presets(rows: dict[str, dict[str, Any]]) -> None:
-    """The table for people."""
-    from rich.table import Table
-
     table = Table(
         caption="heads × head width; GB of parameters; FLOPs to train on a token at full context; "
         "bfloat16 cache of one token, and of a full context"
@@ -157,7 +147,6 @@ def print_presets(rows: dict[str, dict[str, Any]]) -> None:
     for name in names:
         table.add_column(name, justify="left" if name == "preset" else "right", no_wrap=True)
     for name, row in rows.items():
-        sizes = row["bytes"]
         table.add_row(
             name,
             str(row["layers"]),
@@ -165,7 +154,7 @@ def print_presets(rows: dict[str, dict[str, Any]]) -> None:
             f"{row['heads']} × {row['head_width']}",
             f"{row['context']:,}",
             f"{row['parameters']:,}",
-            *(format_size(sizes[precision]) for precision in BYTES),
+            *map(format_size, row["bytes"].values()),
             f"{row['training_flops_per_token']:.2e}",
             f"{row['cache_bytes_per_token']:,} B",
             format_size(row["cache_bytes_at_context"]),

@@ -14,18 +14,13 @@ def report(run: str, *, json: bool = False) -> None:
         run: The run's folder, or its name under runs/.
         json: Print all metrics as one JSON object, and build nothing.
     """
-    folder = find_run(run)
+    named = Path("runs") / run
+    folder = named if named.is_dir() and not Path(run).exists() else Path(run)
     if json:
         from lmsmith.report.run.metrics import collect_metrics
 
         print_json(collect_metrics(folder))
-        return
-    from lmsmith.report.run.page import build_report
+    else:
+        from lmsmith.report.run.page import build_report
 
-    print(build_report(folder))
-
-
-def find_run(run: str, runs: Path = Path("runs")) -> Path:
-    """The folder of a run given by its path or by its name under ``runs``."""
-    named = runs / run
-    return named if named.is_dir() and not Path(run).exists() else Path(run)
+        print(build_report(folder))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json as json_module
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,12 +30,8 @@ def list_tasks(*, json: bool = False) -> None:
 
     own, shipped = user_tasks(), shipped_tasks()
     if json:
-        print_json(
-            {
-                "tasks": {name: encode(task) for name, task in (shipped | own).items()},
-                "suites": suites(),
-            }
-        )
+        tasks = {name: encode(task) for name, task in (shipped | own).items()}
+        print_json({"tasks": tasks, "suites": suites()})
         return
     groups: dict[str, list[str]] = {}
     for name in {**shipped, **own}:
@@ -178,17 +175,20 @@ def run_task(
     """
     lines = input_lines(input)
     function = api.task_function(name, model, precision=precision, threads=threads)
-    waiting: list[str] = []
     blank = 0
-    for number, line in lines:
-        if line.strip():
-            waiting.append(_input_of(line, number))
-        else:
-            blank += 1
-        if len(waiting) == BATCH:
-            _print_answers(function(waiting))
-            waiting = []
-    _print_answers(function(waiting))
+
+    def texts() -> Iterator[str]:
+        nonlocal blank
+        for number, line in lines:
+            if line.strip():
+                yield _input_of(line, number)
+            else:
+                blank += 1
+
+    waiting = texts()
+    while batch := list(itertools.islice(waiting, BATCH)):
+        for row in function(batch):
+            print(json_module.dumps(row, ensure_ascii=False), flush=True)
     if blank:
         print(f"blank lines, which have no answer: {blank}", file=sys.stderr)
     if function.cut:
@@ -211,8 +211,3 @@ def _input_of(line: str, number: int) -> str:
         raise UserError(f"line {number}: no text 'input'", 'write {"input": …}')
     text: str = row["input"]
     return text
-
-
-def _print_answers(rows: list[dict[str, object]]) -> None:
-    for row in rows:
-        print(json_module.dumps(row, ensure_ascii=False), flush=True)
