@@ -284,8 +284,8 @@ def _with_report(
 ) -> Found:
     """The evaluation with its page, and the overlaps with training texts in its record."""
     from lmsmith.evaluation.contamination import add_contamination
+    from lmsmith.report.evaluation.comparison import ModelResults
     from lmsmith.report.evaluation.page import build_evaluation_page
-    from lmsmith.report.evaluation.side_by_side import ModelResults
 
     if contamination:
         add_contamination(found.record, found.results, contamination)
@@ -477,8 +477,13 @@ def study_scale(
     from lmsmith.runs.locking import locked
     from lmsmith.runs.signals import StopSignal
     from lmsmith.studies.scale.documents import byte_tokenizer
-    from lmsmith.studies.scale.family import DEFAULT_SIZES, read_sizes
-    from lmsmith.studies.scale.running import ScalePlan, run_study, settle_plan
+    from lmsmith.studies.scale.running import (
+        DEFAULT_SIZES,
+        ScalePlan,
+        read_sizes,
+        run_study,
+        settle_plan,
+    )
     from lmsmith.training.machine import prepare_process
 
     family = read_sizes(sizes or DEFAULT_SIZES, byte_tokenizer().vocabulary_size)

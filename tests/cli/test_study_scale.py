@@ -15,7 +15,7 @@ from lmsmith.models.folder import load_model
 from lmsmith.report.study.scale_page import scale_record
 from lmsmith.studies.scale import running
 from lmsmith.studies.scale.findings import predict_losses
-from lmsmith.studies.scale.patterns import PATTERNS
+from lmsmith.studies.scale.texts import PATTERNS
 
 COMMON = ["--precision", "fp32", "--threads", "1", "--compile", "off", "--rows", "10"]
 SMALL = ["--sizes", "1x32,2x32,2x64,3x64,2x96", "--steps", "2", "--items", "12", "--out", "out"]
@@ -130,7 +130,7 @@ def test_minutes_become_steps_once(capsys: pytest.CaptureFixture[str]) -> None:
     # 100 steps at least: too long for a test, so the plan alone is made.
     from lmsmith.core.progress import QuietProgress
     from lmsmith.core.recipe import MachineConfig
-    from lmsmith.studies.scale.family import read_sizes
+    from lmsmith.studies.scale.running import read_sizes
     from lmsmith.training.machine import resolve_machine
 
     machine = resolve_machine(MachineConfig(precision="fp32", threads=1))

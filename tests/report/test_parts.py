@@ -11,12 +11,11 @@ from hypothesis import strategies as st
 
 from lmsmith.core.config import to_toml
 from lmsmith.report import numbers
+from lmsmith.report.drawing import COLOURS, Series, canvas, pick, smooth, themed_svg, thin
 from lmsmith.report.run.gains import verdict_of
 from lmsmith.report.run.records import count_parameters
 from lmsmith.report.run.samples import fold, guess_language
-from lmsmith.report.run.series import Series, pick, smooth, thin
 from lmsmith.report.run.words import STAGE_WORDS, labeler_sentence
-from lmsmith.report.svg import COLOURS, canvas, themed_svg
 from lmsmith.stages.pipeline import STAGES
 
 

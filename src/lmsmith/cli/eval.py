@@ -16,7 +16,7 @@ from lmsmith.core.format import format_duration
 if TYPE_CHECKING:
     from lmsmith.comparison.run import ModelPair, TaskComparison
     from lmsmith.evaluation.run import ModelEvaluation, TaskResult
-    from lmsmith.report.evaluation.side_by_side import ModelResults
+    from lmsmith.report.evaluation.comparison import ModelResults
 
 
 def _show(found: ModelEvaluation) -> None:
@@ -35,7 +35,7 @@ evaluate = printed(api.evaluate, _show)
 
 
 def _show_comparison(found: api.ModelComparison) -> None:
-    from lmsmith.report.evaluation.versus import versus_sentences
+    from lmsmith.report.evaluation.comparison import versus_sentences
 
     print_tables(found.evaluations, found.pairs)
     judged = [pair.versus for pair in found.pairs if pair.versus is not None]
@@ -59,8 +59,8 @@ def print_tables(evaluations: Sequence[ModelEvaluation], pairs: Sequence[ModelPa
         evaluations: of all models that are compared, or of one.
     """
     from lmsmith.comparison.run import summary
+    from lmsmith.report.evaluation.comparison import ModelResults
     from lmsmith.report.evaluation.shown import short_names
-    from lmsmith.report.evaluation.side_by_side import ModelResults
 
     console, found = table_console(), evaluations[-1]
     if found.results:
@@ -129,7 +129,7 @@ def paper_lines(results: Sequence[TaskResult], parameters: int) -> list[str]:
 
 def contamination_table(record: Mapping[str, Any]) -> Table:
     """Each score on all items and on those with and without an overlap; its headline."""
-    from lmsmith.report.evaluation.page import contamination_rows
+    from lmsmith.report.evaluation.shown import contamination_rows
 
     names = ("task", "rule", "overlap", "all", "clean", "dirty", "headline")
     table = plain_table(*names, left=("rule",))
@@ -171,8 +171,8 @@ def comparison_table(comparisons: Sequence[TaskComparison], a: str, b: str) -> T
 
 def values_table(models: Sequence[ModelResults]) -> Table:
     """A row a task, a column a model: the headline measure with its interval."""
+    from lmsmith.report.evaluation.comparison import values_of
     from lmsmith.report.evaluation.shown import short_names
-    from lmsmith.report.evaluation.side_by_side import values_of
 
     names = short_names([each.name for each in models])
     table = plain_table("task", "measure", *names, left=("measure",))

@@ -10,7 +10,7 @@ from lmsmith.cli.parsing import printed
 def _show(study: api.Study) -> None:
     from lmsmith.evaluation.measures import measure_of
     from lmsmith.report.evaluation.shown import shown_interval, shown_value
-    from lmsmith.report.study.page import shown_difference, summary
+    from lmsmith.report.study.page import difference_from_first, summary
 
     console = table_console()
     for each in study.tasks:
@@ -25,7 +25,7 @@ def _show(study: api.Study) -> None:
                 f"{result.items:,}",
                 shown_value(arm.task.measure, result.headline.value),
                 shown_interval(arm.task.measure, result.headline),
-                shown_difference(found),
+                difference_from_first(found),
             )
         console.print(table)
         for line in summary(each):

@@ -1,4 +1,4 @@
-"""In-context learning as an experiment: a task put in several ways to the same items."""
+"""In-context learning as an experiment: the same items with different examples in the prompt."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ DEFAULT_SHOTS: Mapping[str, tuple[int, ...]] = {
     "order": (4,),
     "shots": (0, 1, 2, 4, 8, 16, 32),
 }
-"""Those of the papers; GPT-3's curve goes on to a hundred, which few contexts hold."""
+"""Numbers of the papers; GPT-3's curve goes on to a hundred, which few contexts hold."""
 
 LABELS: Mapping[Labels, str] = {
     "gold": "gold labels",
@@ -52,10 +52,10 @@ NO_SHOTS = "no demonstrations"
 
 @dataclass(frozen=True)
 class Arm:
-    """One way in which a study puts a task.
+    """One variant of a task in a study.
 
     Attributes:
-        name: what is different in it.
+        name: the difference from the other arms.
         line: arms of one line are drawn as one; of ``shots``, with or without the instruction.
     """
 
@@ -67,7 +67,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class ArmResult:
-    """An arm with what a model made of it, and how it compares with the study's first arm."""
+    """A model's result on an arm, and its comparison with the study's first arm."""
 
     arm: Arm
     result: TaskResult
@@ -96,16 +96,16 @@ def plan_arms(
     *,
     renames: bool = True,
 ) -> list[Arm]:
-    """The ways in which a study puts a task; the first is what others are compared with.
+    """The arms of a task; the others are compared with the first.
 
     Args:
-        shots: how many; one number, but for ``shots``.
-        orders: of ``order``, how many permutations; fewer where there are not so many.
-        setting: what all have in common.
+        shots: one number, but several for ``shots``.
+        orders: permutations of ``order``; fewer where there are not so many.
+        setting: common to all arms.
         renames: whether the task has labels that all items share.
 
     Raises:
-        UserError: the task shows no examples, or the numbers are none for this study.
+        UserError: the task shows no examples, or the numbers do not fit this study.
     """
     if not task.shows_examples:
         raise UserError(
@@ -115,10 +115,9 @@ def plan_arms(
         return _arms_of_shots(task, shots, setting)
     least = 1 if kind == "labels" else 2
     if len(shots) != 1 or shots[0] < least:
-        said = ",".join(str(count) for count in shots)
-        raise UserError(
-            f"--shots {said}: a study of {kind} has one number, {least} or more", "e.g. --shots 4"
-        )
+        said = ",".join(map(str, shots))
+        problem = f"--shots {said}: a study of {kind} has one number, {least} or more"
+        raise UserError(problem, "e.g. --shots 4")
     if kind == "labels":
         arms = _arms_of_labels(task, shots[0], setting)
         return [arm for arm in arms if renames or arm.setting.labels != "renamed"]
@@ -157,23 +156,20 @@ def _arms_of_shots(task: TaskSpec, shots: Sequence[int], setting: TaskSetting) -
 
 def compare_arms(arms: Sequence[Arm], results: Sequence[TaskResult]) -> list[ArmResult]:
     """Each arm's result, compared with the first arm's on the same items."""
-    found: list[ArmResult] = []
-    for arm, result in zip(arms, results, strict=True):
-        compared = None
-        if found:
-            measure, first = arm.task.measure, found[0].result.rows
-            compared = compare_rows(arm.name, measure, first, result.rows, arm.setting.seed)
+    first, found = results[0].rows, [ArmResult(arms[0], results[0], None)]
+    for arm, result in zip(arms[1:], results[1:], strict=True):
+        measure, seed = arm.task.measure, arm.setting.seed
+        compared = compare_rows(arm.name, measure, first, result.rows, seed)
         found.append(ArmResult(arm, result, compared))
     return found
 
 
 @dataclass(frozen=True)
 class Spread:
-    """How much a measure depends on the order of the shots (Lu et al. 2021, section 2).
+    """Statistics of a measure over orders of the shots (Lu et al. 2021, section 2).
 
     Attributes:
-        lowest, highest, mean: of the orders' values.
-        deviation: their standard deviation, of the sample.
+        deviation: the sample's standard deviation.
         unsteady: share of items that are right in some orders and wrong in others; None where
             items are neither.
     """
@@ -188,24 +184,18 @@ class Spread:
 def spread(found: Sequence[ArmResult]) -> Spread:
     """Spread of an ``order`` study of one model."""
     measure = found[0].arm.task.measure
-    values = np.array([each.result.headline.value for each in found])
-    unsteady = None
+    values, unsteady = [each.result.headline.value for each in found], None
     if measure_of(measure).is_share:
         rows = [[row.value(measure) for row in each.result.rows] for each in found]
         by_order = np.array(rows, np.float64)
         if set(np.unique(by_order)) <= {0.0, 1.0}:
             unsteady = float((by_order.max(axis=0) != by_order.min(axis=0)).mean())
-    return Spread(
-        float(values.min()),
-        float(values.max()),
-        float(values.mean()),
-        float(values.std(ddof=1)),
-        unsteady,
-    )
+    mean, deviation = float(np.mean(values)), float(np.std(values, ddof=1))
+    return Spread(min(values), max(values), mean, deviation, unsteady)
 
 
 def chance(found: Sequence[ArmResult]) -> float | None:
-    """What guessing among the choices would get; None where there are no choices."""
+    """Accuracy of guessing among the choices; None where there are no choices."""
     rows = found[0].result.rows
     choices = [len(row.choices) for row in rows if isinstance(row, ChoiceRow)]
     return float(np.mean([1 / count for count in choices])) if choices else None
@@ -213,11 +203,7 @@ def chance(found: Sequence[ArmResult]) -> float | None:
 
 @dataclass(frozen=True)
 class TaskStudy:
-    """A study of one task on one model.
-
-    Attributes:
-        found: the arms in their order, the first of which the others are compared with.
-    """
+    """A study of one task on one model, the arms in their order."""
 
     model: str
     parameters: int
@@ -225,7 +211,6 @@ class TaskStudy:
 
     @property
     def task(self) -> TaskSpec:
-        """The task of the first arm."""
         return self.found[0].arm.task
 
 
@@ -244,10 +229,10 @@ def plan_study(
         tasks: names and files, as `find_tasks` reads them.
         shots: numbers of examples; those of the papers if empty.
         measure: the headline measure in place of the tasks' own.
-        path: folders in which tasks' data is looked for.
+        path: folders with the tasks' data.
 
     Raises:
-        UserError: nothing or something unknown is named, or a task does not fit the study.
+        UserError: a task or measure is unknown or missing, or a task does not fit the study.
     """
     check_limits(setting.limit, setting.seed)
     counts = [count for count in shot_counts(shots) if count is not None]
@@ -265,8 +250,8 @@ def plan_study(
             pool = read_data(task, path, setting.seed).pool
             ShownLabels(task, pool, "random", setting.seed)  # refuses a task without labels
             renames = has_shared_labels(task, pool)
-        wanted = counts or DEFAULT_SHOTS[kind]
-        plans.append(plan_arms(kind, task, wanted, orders, setting, renames=renames))
+        count = counts or DEFAULT_SHOTS[kind]
+        plans.append(plan_arms(kind, task, count, orders, setting, renames=renames))
     return plans
 
 
@@ -280,10 +265,10 @@ def run_study(
     chat: bool = False,
     quiet: bool = False,
 ) -> list[TaskStudy]:
-    """Put every arm of every task to each model; items' rows go to ``folder``/MODEL.
+    """Evaluate each model on every arm of every task; items' rows go to ``folder``/MODEL.
 
     Raises:
-        UserError: there is no model, one is named twice, or a task cannot be asked.
+        UserError: there is no model, one is named twice, or a task cannot be evaluated.
     """
     names = [folder_name(model) for model in models]
     if not models:

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmsmith.corpus.batches import NO_TARGET
-from lmsmith.studies.scale.addition import CHAIN, DIRECT, Sum, draw_sum, read_answer
 from lmsmith.studies.scale.documents import (
     CONTEXT,
     DIGITS,
@@ -23,14 +22,20 @@ from lmsmith.studies.scale.documents import (
     Writer,
     byte_tokenizer,
 )
-from lmsmith.studies.scale.patterns import (
+from lmsmith.studies.scale.texts import (
+    CHAIN,
+    DIRECT,
     LETTERS,
     PATTERNS,
     SYMBOLS,
+    Sum,
     best_accuracy,
     draw_document,
+    draw_sentence,
+    draw_sum,
+    entropy_per_character,
+    read_answer,
 )
-from lmsmith.studies.scale.sentences import draw_sentence, entropy_per_character
 
 NUMBERS = st.integers(0, 10**DIGITS - 1)
 

@@ -12,9 +12,9 @@ from lmsmith.corpus.batches import NO_TARGET, Batch
 from lmsmith.models.decoder import Decoder
 from lmsmith.studies.scale import measuring
 from lmsmith.studies.scale.documents import CONTEXT, Writer
-from lmsmith.studies.scale.family import Size
 from lmsmith.studies.scale.measuring import SHOTS
-from lmsmith.studies.scale.patterns import best_accuracy
+from lmsmith.studies.scale.running import Size
+from lmsmith.studies.scale.texts import best_accuracy
 from lmsmith.training.machine import resolve_machine
 
 ITEMS = 300

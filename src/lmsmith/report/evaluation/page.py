@@ -9,7 +9,7 @@ from typing import Any
 from msgspec import structs
 
 from lmsmith.comparison.run import ModelPair
-from lmsmith.core.files import atomic_write
+from lmsmith.evaluation.calibration import Calibration, calibrate, calibrate_before_and_after
 from lmsmith.evaluation.measures import measure_of
 from lmsmith.evaluation.rows import (
     AnswerRow,
@@ -23,21 +23,25 @@ from lmsmith.evaluation.rows import (
 )
 from lmsmith.evaluation.run import TaskResult
 from lmsmith.report import numbers
-from lmsmith.report.evaluation.calibration import calibration_section
-from lmsmith.report.evaluation.papers import papers_section
-from lmsmith.report.evaluation.shown import contamination_row, shown_interval, shown_value
-from lmsmith.report.evaluation.side_by_side import (
+from lmsmith.report.drawing import COLOURS, ReliabilityCurve, canvas, draw_reliability, themed_svg
+from lmsmith.report.evaluation.comparison import (
+    MODEL_ROLES,
     ModelResults,
     pair_section,
     side_by_side,
 )
-from lmsmith.report.run.page import render
+from lmsmith.report.evaluation.papers import papers_section
+from lmsmith.report.evaluation.shown import contamination_rows, shown_interval, shown_value
+from lmsmith.report.run.page import write_page
 
 SHOWN_ITEMS = 24
 """Items shown of each group; all are in the task's JSONL file."""
 
 SHOWN_TEXTS = 6
 """Texts shown of an item."""
+
+FEWEST_CALIBRATED = 20
+"""Fewest items for a reliability diagram."""
 
 
 def build_evaluation_page(
@@ -52,11 +56,11 @@ def build_evaluation_page(
     """Write ``report.html`` into a folder, whole or not at all, and return its path.
 
     Args:
-        record: what results.json holds of the model.
+        record: the model's results.json.
         results: with their items' rows.
         others: the models beside it on the page, in their order before it.
-        pairs: which of them are compared, by tasks and by whose replies are better.
-        warnings: said on top of the page.
+        pairs: the comparisons of two models.
+        warnings: sentences on top of the page.
     """
     parameters = int(record["parameters"])
     models = [*others, ModelResults(str(record["model"]), results)]
@@ -75,18 +79,7 @@ def build_evaluation_page(
             for number, result in enumerate(results)
         ],
     }
-    path = folder / "report.html"
-    atomic_write(path, render("evaluation.html.j2", context))
-    return path
-
-
-def contamination_rows(record: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Row of each result and each rule of overlap."""
-    return [
-        contamination_row(result, each)
-        for result in record["results"]
-        for each in result.get("contamination", [])
-    ]
+    return write_page(folder, "evaluation.html.j2", context)
 
 
 def ordered_measures(result: TaskResult) -> list[str]:
@@ -95,7 +88,6 @@ def ordered_measures(result: TaskResult) -> list[str]:
 
 
 def _task(number: int, result: TaskResult) -> dict[str, Any]:
-    rows = result.rows
     return {
         "number": number,
         "name": result.task.name,
@@ -115,7 +107,7 @@ def _task(number: int, result: TaskResult) -> dict[str, Any]:
             }
             for name in ordered_measures(result)
         ],
-        "groups": _groups(result.task.measure, rows),
+        "groups": _groups(result.task.measure, result.rows),
     }
 
 
@@ -123,9 +115,10 @@ def _groups(measure: str, rows: Sequence[ItemRow]) -> list[dict[str, Any]]:
     """Wrong items, then right ones; all together where a measure is neither."""
     if not measure_of(measure).is_share:
         return [_group("items", rows, measure)]
-    wrong = [row for row in rows if not _is_right(row, measure)]
-    right = [row for row in rows if _is_right(row, measure)]
-    return [_group("wrong", wrong, measure), _group("right", right, measure)]
+    return [
+        _group(title, [row for row in rows if _is_right(row, measure) == right], measure)
+        for title, right in (("wrong", False), ("right", True))
+    ]
 
 
 def _group(title: str, rows: Sequence[ItemRow], measure: str) -> dict[str, Any]:
@@ -160,8 +153,7 @@ def _card(row: ItemRow, measure: str) -> dict[str, Any]:
     if row.right and not choices:
         texts.append(("right", row.right))
     if isinstance(row, ClozeRow | DocumentRow):
-        note = f"{row.tokens} tokens, log P {numbers.signed(row.log_prob)}"
-        texts.append((note, ""))
+        texts.append((f"{row.tokens} tokens, log P {numbers.signed(row.log_prob)}", ""))
     share = measure_of(measure).is_share
     return {
         "id": row.id,
@@ -179,3 +171,74 @@ def _most_telling(row: WrittenRow) -> list[int]:
     return sorted(
         range(len(row.texts)), key=lambda n: -ratings[n].get("toxicity", 0.0) if ratings else 0.0
     )
+
+
+def calibration_section(
+    number: int, result: TaskResult, models: Sequence[ModelResults]
+) -> list[dict[str, str]]:
+    """Figures of a multiple-choice task, each with its caption.
+
+    One is of the model, as it is and with a temperature. Where other models answered the same
+    items a second one sets all side by side, as they are, on all items.
+
+    Args:
+        result: the model's own.
+        models: all of them, the model last.
+    """
+    rows, measure = _choice_rows(result), result.task.measure
+    if len(rows) < FEWEST_CALIBRATED:
+        return []
+    before, after = calibrate_before_and_after(rows, measure)
+    lines = [("as it is", before), ("with temperature", after)]
+    caption = (
+        f"Confidence against being right, on {before.items} items. Expected calibration error "
+        f"{_errors(before)}; with temperature {numbers.number(after.temperature)}, fitted on the "
+        f"other items, {numbers.fixed(after.equal_width, 3)} and "
+        f"{numbers.fixed(after.equal_mass, 3)}."
+    )
+    figures = [{"svg": _draw_calibration(f"calibration-{number}", lines), "caption": caption}]
+    beside = [
+        (each.name, calibrate(_choice_rows(found), measure))
+        for each in models
+        for found in each.results
+        if found.name == result.name
+    ]
+    if len(beside) > 1:
+        said = "; ".join(
+            f"{name} is on average {numbers.percent(each.confidence)} sure and "
+            f"{numbers.percent(each.accuracy)} right, expected calibration error {_errors(each)}"
+            for name, each in beside
+        )
+        svg = _draw_calibration(f"calibration-{number}-both", beside)
+        which = "Both" if len(beside) == 2 else "All"
+        caption = f"{which} models on all {beside[-1][1].items} items: {said}."
+        figures.append({"svg": svg, "caption": caption})
+    return figures
+
+
+def _choice_rows(result: TaskResult) -> list[ChoiceRow]:
+    return [row for row in result.rows if isinstance(row, ChoiceRow)]
+
+
+def _errors(each: Calibration) -> str:
+    return (
+        f"{numbers.fixed(each.equal_width, 3)} with bins of equal width, "
+        f"{numbers.fixed(each.equal_mass, 3)} with bins of equally many items"
+    )
+
+
+def _draw_calibration(name: str, lines: Sequence[tuple[str, Calibration]]) -> str:
+    """The reliability diagram of calibrations; a dot's size is its share of the items."""
+    curves = [
+        ReliabilityCurve(
+            label,
+            COLOURS[MODEL_ROLES[place % len(MODEL_ROLES)]],
+            [(bin["predicted"], bin["observed"], bin["count"] / each.items) for bin in each.bins],
+        )
+        for place, (label, each) in enumerate(lines)
+    ]
+    said = "how sure the model is of its choice"
+    with canvas() as (figure, (axes,)):
+        draw_reliability(axes, curves, said, "how often it is right")
+        axes.legend(loc="upper left")
+        return themed_svg(figure, name, "Reliability diagram: confidence against accuracy.")

@@ -1,17 +1,18 @@
-"""Our figures in the rows of the papers' tables, and drawn among their models' sizes."""
+"""Our figures in the rows of the papers' tables, and drawn among the papers' models."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from lmsmith.core.format import UNKNOWN
 from lmsmith.evaluation.measures import measure_of
 from lmsmith.evaluation.run import TaskResult
 from lmsmith.evaluation.tasks.spec import Published
-from lmsmith.report.drawing import share_by_task
-from lmsmith.report.evaluation.shown import NOTHING, shown_interval, shown_value
-from lmsmith.report.svg import COLOURS, canvas, themed_svg
+from lmsmith.report.drawing import COLOURS, canvas, legend_marker, share_by_task, themed_svg
+from lmsmith.report.evaluation.shown import shown_interval, shown_value
 
 OURS, THEIRS = "ppo", ("muted", "base", "reward", "judge", "sft")
 """Roles of colours: the model's that was measured, and the papers' families'."""
@@ -26,17 +27,16 @@ SMALLEST, LARGEST = 1e7, 1e12
 def nearest(result: TaskResult, measure: str, parameters: int) -> list[Published]:
     """Papers' figures of a measure, those of the nearest sizes first."""
     rows = [row for row in result.published if row.measure == measure]
-    rows.sort(key=lambda row: _apart(row.parameters, parameters))
-    return rows[:NEAREST]
+    return sorted(rows, key=lambda row: _apart(row.parameters, parameters))[:NEAREST]
 
 
 def _apart(theirs: float, ours: int) -> float:
-    """How far two sizes are from each other, by their ratio."""
+    """Distance of two sizes, by their ratio."""
     return abs(math.log(theirs / max(ours, 1)))
 
 
 def shown_published(row: Published) -> str:
-    """A paper's figure, with whose it is."""
+    """A paper's figure, with its model and source."""
     return f"{row.model} {_printed(row)} ({row.paper})"
 
 
@@ -49,12 +49,10 @@ def _printed(row: Published) -> str:
 def papers_section(
     results: Sequence[TaskResult], model: str, parameters: int
 ) -> dict[str, Any] | None:
-    """What the page shows; None where no paper has a figure.
+    """A model's results among those of papers; None where no paper has a figure.
 
     Args:
-        results: of the model.
-        model: its name.
-        parameters: of it; the nearest size among the papers' is marked.
+        parameters: of the model; the nearest size among the papers' is marked.
 
     Returns:
         ``model``, ``svg`` (empty if there is no share), and ``tables``, one a family of models:
@@ -79,26 +77,23 @@ def draw_among_papers(results: Sequence[TaskResult], model: str) -> str:
     ]
     if not drawn:
         return ""
-    families = list(dict.fromkeys(_family(row) for each in drawn for row in _headline_rows(each)))
+    families: dict[str, list[tuple[float, int, float]]] = {}
+    for at, result in enumerate(drawn):
+        for row in _headline_rows(result):
+            point = (row.value, at, _area(row.parameters))
+            families.setdefault(_family(row), []).append(point)
     with canvas((7.6, 0.9 + 0.2 * len(drawn))) as (figure, (axes,)):
-        for place, family in enumerate(families):
-            points = [
-                (row.value, at, _area(row.parameters))
-                for at, result in enumerate(drawn)
-                for row in _headline_rows(result)
-                if _family(row) == family
-            ]
+        for place, (family, points) in enumerate(families.items()):
             values, heights, areas = zip(*points, strict=True)
             colour = COLOURS[THEIRS[place % len(THEIRS)]]
-            axes.scatter(
-                values, heights, s=areas, facecolors="none", edgecolors=colour, linewidths=0.8
-            )
-            axes.scatter([], [], s=18, facecolors="none", edgecolors=colour, label=family)
+            ring: dict[str, Any] = {"facecolors": "none", "edgecolors": colour}
+            axes.scatter(values, heights, s=areas, linewidths=0.8, **ring)
+            axes.scatter([], [], s=18, label=family, **ring)
         for at, result in enumerate(drawn):
             ours = result.headline
             axes.plot([ours.low, ours.high], [at, at], color=COLOURS[OURS], linewidth=1.4)
             axes.scatter([ours.value], [at], s=18, color=COLOURS[OURS], zorder=3)
-        axes.plot([], [], color=COLOURS[OURS], marker="o", markersize=4, label=model)
+        legend_marker(axes, COLOURS[OURS], model)
         share_by_task(axes, [each.name for each in drawn])
         figure.legend(loc="outside upper left", ncols=4)
         said = f"{model} on each task among {', '.join(families)}, whose dots grow with their size."
@@ -117,12 +112,8 @@ def _headline_rows(result: TaskResult) -> list[Published]:
 
 def _families(results: Sequence[TaskResult]) -> list[str]:
     """Families of models that papers measured, those with the most figures first."""
-    found: dict[str, int] = {}
-    for result in results:
-        for row in result.published:
-            if row.measure in result.measures:
-                found[_family(row)] = found.get(_family(row), 0) + 1
-    return sorted(found, key=lambda family: -found[family])
+    rows = [row for each in results for row in each.published if row.measure in each.measures]
+    return [family for family, _ in Counter(_family(row) for row in rows).most_common()]
 
 
 def _family(row: Published) -> str:
@@ -139,10 +130,9 @@ def _table(results: Sequence[TaskResult], family: str, parameters: int) -> dict[
                 for row in result.published
                 if row.measure == measure and _family(row) == family
             }
-            if not theirs:
-                continue
-            sizes |= {name: row.parameters for name, row in theirs.items()}
-            rows.append((result, measure, ours, theirs))
+            if theirs:
+                sizes |= {name: row.parameters for name, row in theirs.items()}
+                rows.append((result, measure, ours, theirs))
     names = sorted(sizes, key=lambda name: sizes[name])
     near = min(names, key=lambda name: _apart(sizes[name], parameters))
     return {
@@ -155,7 +145,7 @@ def _table(results: Sequence[TaskResult], family: str, parameters: int) -> dict[
                 "ours": shown_value(measure, ours.value),
                 "interval": shown_interval(measure, ours),
                 "part": result.part,
-                "cells": [_printed(theirs[name]) if name in theirs else NOTHING for name in names],
+                "cells": [_printed(theirs[name]) if name in theirs else UNKNOWN for name in names],
                 "source": next(iter(theirs.values())).paper.removeprefix(f"{family}, "),
             }
             for result, measure, ours, theirs in rows

@@ -1,4 +1,4 @@
-"""How values, intervals and scores on parts of the items are written, on pages and in tables."""
+"""Values, intervals and scores on parts of the items as text, for pages and tables."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lmsmith.core.format import UNKNOWN
 from lmsmith.evaluation.measures import measure_of
 from lmsmith.report import numbers
 from lmsmith.statistics.intervals import Interval
-
-NOTHING = "–"
-"""Stands where there is no value."""
 
 
 def shown_value(measure: str, value: float) -> str:
@@ -19,6 +17,28 @@ def shown_value(measure: str, value: float) -> str:
     if measure_of(measure).is_share:
         return numbers.percent(value)
     return numbers.number(value, 4)
+
+
+def shown_interval(measure: str, interval: Interval) -> str:
+    """The interval's two ends."""
+    if measure_of(measure).is_share:
+        return numbers.percent_interval(interval.low, interval.high)
+    if math.isnan(interval.low):
+        return UNKNOWN
+    return f"{numbers.number(interval.low, 4)} to {numbers.number(interval.high, 4)}"
+
+
+def shown_difference(measure: str, difference: Interval) -> tuple[str, str]:
+    """A difference and its interval's two ends; a share's in points of per cent."""
+    scale, decimals = (100.0, 1) if measure_of(measure).is_share else (1.0, 3)
+    value, low, high = (scale * x for x in (difference.value, difference.low, difference.high))
+    return numbers.signed(value, decimals), numbers.signed_interval(low, high, decimals)
+
+
+def share_with_interval(share: Interval) -> str:
+    """``97.5 % (95.5 to 98.6 %)``."""
+    ends = numbers.percent_interval(share.low, share.high)
+    return f"{numbers.percent(share.value)} ({ends})"
 
 
 def short_names(names: Sequence[str]) -> list[str]:
@@ -31,31 +51,26 @@ def short_names(names: Sequence[str]) -> list[str]:
     return ["/".join(each[alike:]) for each in parts]
 
 
-def shown_interval(measure: str, interval: Interval) -> str:
-    """The interval's two ends."""
-    if measure_of(measure).is_share:
-        return numbers.percent_interval(interval.low, interval.high)
-    if math.isnan(interval.low):
-        return NOTHING
-    return f"{numbers.number(interval.low, 4)} to {numbers.number(interval.high, 4)}"
-
-
-def contamination_row(result: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, str]:
-    """A score on all, clean and dirty items, in words.
-
-    Args:
-        result: as results.json has it.
-        found: one of its ``contamination``.
+def contamination_rows(record: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Scores on all, clean and dirty items: a row a result of results.json and rule of overlap.
 
     Returns:
         ``task, rule, length, measure, overlap``, and of ``all, clean, dirty, headline`` the value
         with its interval.
     """
+    return [
+        _contamination_row(result, each)
+        for result in record["results"]
+        for each in result.get("contamination", [])
+    ]
+
+
+def _contamination_row(result: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, str]:
     measure = str(found["measure"])
 
     def both(part: Mapping[str, float] | None) -> str:
         if part is None:
-            return NOTHING
+            return UNKNOWN
         interval = Interval(**part)
         return f"{shown_value(measure, interval.value)} ({shown_interval(measure, interval)})"
 

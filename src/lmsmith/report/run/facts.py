@@ -1,23 +1,19 @@
-"""What the page says in words and tables: the run, its data, its machine, what each stage took."""
+"""Words and tables of the page: the run, its data, its machine, each stage's time and memory."""
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import statistics
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from lmsmith.core.files import growing_rows, read_json
 from lmsmith.report import numbers
-from lmsmith.report.run.records import (
-    Row,
-    RunRecord,
-    StageRecord,
-    as_number,
-    count_parameters,
-)
-from lmsmith.report.run.series import pick
+from lmsmith.report.drawing import pick
+from lmsmith.report.numbers import as_number
+from lmsmith.report.run.records import Row, RunRecord, StageRecord, as_table, count_parameters
 from lmsmith.report.run.words import stage_title
 from lmsmith.runs.metrics_log import read_metrics
 
@@ -31,18 +27,13 @@ DATA_FILES = (
     ("test", "for the test"),
 )
 
+MODELS = ("pretrain", "base", "sft", "ppo")
 
 _LARGEST_FILE_TO_COUNT = 200_000_000
-
-
 _ROWS_TO_ASK_FOR_LABELERS = 10_000
 
 
-MODELS = ("pretrain", "base", "sft", "ppo")
-
-
-@dataclass(frozen=True)
-class Warned:
+class Warned(NamedTuple):
     """A warning that a stage said while it ran."""
 
     stage: str
@@ -50,8 +41,7 @@ class Warned:
     text: str
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(NamedTuple):
     """One measure of every model side by side."""
 
     name: str
@@ -59,12 +49,10 @@ class Comparison:
     hint: str
 
 
-@dataclass(frozen=True)
-class Effort:
-    """What a stage took: text for each column of the table of times and memory."""
+class Effort(NamedTuple):
+    """Time and memory of a stage: text for each column of their table."""
 
     title: str
-    stage: str
     wall: str
     memory: str
     speed: str
@@ -74,70 +62,57 @@ class Effort:
 
 def describe_run(run: RunRecord) -> str:
     """What was trained and how far it came, in one or two sentences."""
-    finished = {name for name, stage in run.stages.items() if stage.finished}
     parameters = _parameters(run)
-    subject = (
-        "A GPT" if parameters is None else f"A GPT of {numbers.large_count(parameters)} parameters"
-    )
-    steps = [
-        words
-        for stage, words in (
-            ("pretrain", "pretrained on raw text"),
-            ("base", "made before"),
-            ("sft", "fine-tuned on demonstrations"),
-            ("ppo", "aligned with PPO to a reward model"),
-        )
-        if stage in finished
-    ]
+    subject = "A GPT"
+    if parameters is not None:
+        subject += f" of {numbers.large_count(parameters)} parameters"
+    does = {
+        "pretrain": "pretrained on raw text",
+        "base": "made before",
+        "sft": "fine-tuned on demonstrations",
+        "ppo": "aligned with PPO to a reward model",
+    }
+    steps = [words for stage, words in does.items() if run.stages[stage].finished]
     total = sum(stage.wall_seconds or 0.0 for stage in run.stages.values())
     cores = as_number(run.hardware.get("cores"))
     took = f" in {numbers.duration(total)}" if total else ""
     took += f" on {cores:.0f} core{'s' if cores != 1 else ''}" if took and cores else ""
     made = f"{subject}, {_listed(steps)}{took}." if steps else "Nothing has been trained yet."
-    expected = [name for name in run.stages if run.expects(name)]
-    missing = [_inline_title(name) for name in expected if name not in finished]
-    if not missing:
-        return made
-    return f"{made} Not done yet: {_listed(missing)}."
+    missing = [
+        _inline_title(name)
+        for name, stage in run.stages.items()
+        if run.expects(name) and not stage.finished
+    ]
+    return f"{made} Not done yet: {_listed(missing)}." if missing else made
 
 
 def name_facts(run: RunRecord) -> list[tuple[str, str]]:
-    """Name and text of what is said under the title: recipe, model, data, machine."""
-    facts = [("Recipe", run.recipe_name)]
+    """Name and text of each fact under the title: recipe, model, data, machine."""
     seed = as_number(run.recipe.get("seed"))
-    if seed is not None:
-        facts[0] = ("Recipe", f"{run.recipe_name}, seed {seed:.0f}")
+    recipe = run.recipe_name + (f", seed {seed:.0f}" if seed is not None else "")
     first = next((name for name in MODELS if run.stages[name].finished), MODELS[0])
     config = _json_table(run.folder / first / "model" / "config.json")
-    shape = config.get("model")
-    described = [
+    model = [
         f"{name.replace('_', ' ')} {value:,}"
-        for name, value in (shape if isinstance(shape, dict) else config).items()
+        for name, value in (as_table(config.get("model")) or config).items()
         if isinstance(value, int) and not isinstance(value, bool) and value
     ]
-    if described:
-        facts.append(("Model", ", ".join(described)))
-    data = _data_counts(run)
-    if data:
-        facts.append(("Data", ", ".join(f"{count:,} {words}" for words, count in data)))
     machine = dict(describe_machine(run.hardware))
     known = [
         f"{machine[name]}{unit}"
         for name, unit in (("Processor", ""), ("Cores", " cores"), ("Memory", " of memory"))
         if name in machine
     ]
-    if known:
-        facts.append(("Machine", ", ".join(known)))
-    return facts
+    data = [f"{count:,} {words}" for words, count in _data_counts(run)]
+    lists = (("Recipe", [recipe]), ("Model", model), ("Data", data), ("Machine", known))
+    return [(name, ", ".join(parts)) for name, parts in lists if parts]
 
 
 def _data_counts(run: RunRecord) -> list[tuple[str, int]]:
     """(words, rows) of each file of the data stage, by its metrics or else by counting lines."""
     stage, counts = run.stages["data"], []
     for name, words in DATA_FILES:
-        known = as_number(stage.metrics.get(f"conversations.{name}"))
-        if known is None:
-            known = as_number(stage.metrics.get(name))
+        known = _first_number(stage.metrics.get(f"conversations.{name}"), stage.metrics.get(name))
         path = stage.folder / f"{name}.jsonl"
         if known is None and path.is_file() and path.stat().st_size < _LARGEST_FILE_TO_COUNT:
             with path.open("rb") as file:
@@ -148,16 +123,19 @@ def _data_counts(run: RunRecord) -> list[tuple[str, int]]:
 
 
 def _parameters(run: RunRecord) -> float | None:
-    for stage in MODELS:
-        record = run.stages[stage]
-        known = as_number(record.metrics.get("parameters"))
-        if known is None:
-            known = as_number(_json_table(record.folder / "model" / "card.json").get("parameters"))
-        if known is None:
-            known = count_parameters(record.folder / "model")
+    for stage in (run.stages[name] for name in MODELS):
+        folder = stage.folder / "model"
+        card = _json_table(folder / "card.json")
+        known = _first_number(stage.metrics.get("parameters"), card.get("parameters"))
+        known = count_parameters(folder) if known is None else known
         if known is not None:
             return known
     return None
+
+
+def _first_number(*values: object) -> float | None:
+    known = (as_number(value) for value in values)
+    return next((value for value in known if value is not None), None)
 
 
 def compared_models(tables: Mapping[str, Mapping[str, float | None]]) -> list[str]:
@@ -168,13 +146,9 @@ def compared_models(tables: Mapping[str, Mapping[str, float | None]]) -> list[st
 def compare_models(tables: Mapping[str, Mapping[str, float | None]]) -> list[Comparison]:
     """The measures that all language models share, those that have been measured."""
     rows, models = [], compared_models(tables)
+    tax = "lower is better; a rise is the alignment tax"
     for name, metric, decimals, hint in (
-        (
-            "Bits per byte of unseen text",
-            "bits_per_byte",
-            3,
-            "lower is better; a rise is the alignment tax",
-        ),
+        ("Bits per byte of unseen text", "bits_per_byte", 3, tax),
         ("Perplexity of the person's reply", "reply_perplexity", 1, "lower is better"),
         ("Tokens per reply", "reply_tokens", 1, "a large change needs an explanation"),
     ):
@@ -209,7 +183,7 @@ def find_labeler(run: RunRecord, stage: str) -> str | None:
 
 
 def read_warnings(run: RunRecord) -> list[Warned]:
-    """What stages warned of, from ``warnings`` in stage.json and from warnings.jsonl."""
+    """Warnings of all stages, from ``warnings`` in stage.json and from warnings.jsonl."""
     found: dict[Warned, None] = {}
     for stage in run.stages.values():
         said = stage.manifest.get("warnings")
@@ -226,24 +200,24 @@ def read_warnings(run: RunRecord) -> list[Warned]:
 
 
 def measure_efforts(run: RunRecord) -> list[Effort]:
+    """The stages that have a wall time, with medians over their metrics log."""
     efforts = []
     for stage in run.stages.values():
         if stage.wall_seconds is None:
             continue
         rows = read_metrics(stage.folder / "metrics.jsonl")
-        speed = _median(pick(rows, "tokens_per_second").y)
-        if speed is None:
-            speed = _median(pick(rows, "rollout_tokens_per_second").y)
+        speed, of_rollouts, share = (
+            statistics.median_high(values) if (values := pick(rows, name).y) else None
+            for name in ("tokens_per_second", "rollout_tokens_per_second", "share_of_peak")
+        )
+        speed = of_rollouts if speed is None else speed
         efforts.append(
             Effort(
                 stage_title(stage.name),
-                stage.name,
                 numbers.duration(stage.wall_seconds),
                 numbers.size(stage.peak_memory_bytes),
                 "" if speed is None else f"{speed:,.0f}",
-                numbers.percent(share, 0)
-                if (share := _median(pick(rows, "share_of_peak").y)) is not None
-                else "",
+                "" if share is None else numbers.percent(share, 0),
                 _machine(stage) if rows else "",
             )
         )
@@ -274,13 +248,10 @@ def describe_machine(hardware: Row) -> list[tuple[str, str]]:
     rows = []
     for key in [*names, *(key for key in hardware if key not in names)]:
         value = hardware.get(key)
-        if value in (None, "", []):
-            continue
-        text = _plain(value)
-        amount = as_number(value)
-        if key in ("memory_bytes", "memory") and amount is not None:
-            text = numbers.size(amount)
-        rows.append((names.get(key, key.replace("_", " ")), text))
+        if value not in (None, "", []):
+            amount = as_number(value) if key in ("memory_bytes", "memory") else None
+            text = _plain(value) if amount is None else numbers.size(amount)
+            rows.append((names.get(key, key.replace("_", " ")), text))
     return rows
 
 
@@ -314,15 +285,7 @@ def _plain(value: object) -> str:
 
 
 def _json_table(path: Path) -> Row:
-    if not path.is_file():
-        return {}
-    value = read_json(path)
-    return value if isinstance(value, dict) else {}
-
-
-def _median(values: Iterable[float]) -> float | None:
-    ordered = sorted(values)
-    return ordered[len(ordered) // 2] if ordered else None
+    return as_table(read_json(path)) if path.is_file() else {}
 
 
 def _inline_title(stage: str) -> str:

@@ -1,20 +1,20 @@
-"""What each stage gained over the one before it, in numbers and in honest words."""
+"""Each stage's gain over the one before it, in numbers and in honest words."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Literal, NamedTuple
 
-from lmsmith.report import numbers
-from lmsmith.report.numbers import fixed, percent, percent_interval
+from lmsmith.report.numbers import NBSP, fixed, percent, percent_interval
 from lmsmith.report.run.records import RunRecord
 from lmsmith.report.run.words import REPLIERS, STAGE_WORDS
 
 Verdict = Literal["better", "unclear", "worse", ""]
 Metrics = Mapping[str, float | None]
 
-VALIDATION_BITS = "validation_bits_per_byte"
+_BITS = "bits per byte of unseen text"
 
 VERDICT_WORDS: dict[Verdict, str] = {
     "better": "gained",
@@ -45,8 +45,7 @@ class Gain:
         return VERDICT_WORDS[self.verdict]
 
 
-@dataclass(frozen=True)
-class Meter:
+class Meter(NamedTuple):
     """A share with its interval and the mark it should clear, all between 0 and 1."""
 
     value: float
@@ -55,8 +54,7 @@ class Meter:
     mark: float
 
 
-@dataclass(frozen=True)
-class KeyFigure:
+class KeyFigure(NamedTuple):
     """One of the few numbers at the top of the page."""
 
     name: str
@@ -68,25 +66,16 @@ class KeyFigure:
 
 def describe_gains(run: RunRecord, tables: Mapping[str, Metrics]) -> tuple[Gain, ...]:
     """A row a stage of the run, in order, whether it has run or not."""
+    before = tables.get(_first_model(tables), {}).get("reply_perplexity")
+    measures: _Measures = {**_MEASURES, "sft": partial(_of_sft, before=before)}
     rows = []
     for stage in run.planned:
-        words, measure = STAGE_WORDS.get(stage.name), _MEASURES.get(stage.name)
-        measured = _NONE
-        if measure is not None and stage.status != "not run":
-            measured = measure(tables)
-            if measured == _NONE:
-                measured = ("not measured yet", "", "", "", "")
-        rows.append(
-            Gain(
-                stage.name,
-                words.title if words else stage.name,
-                words.does if words else "",
-                stage.status,
-                *measured,
-                stage.wall_seconds,
-                stage.peak_memory_bytes,
-            )
-        )
+        title, does = STAGE_WORDS.get(stage.name, (stage.name, ""))
+        measured = _Measured()
+        if stage.name in measures and stage.status != "not run":
+            measured = measures[stage.name](tables[stage.name]) or _Measured("not measured yet")
+        seconds, peak = stage.wall_seconds, stage.peak_memory_bytes
+        rows.append(Gain(stage.name, title, does, stage.status, *measured, seconds, peak))
     return tuple(rows)
 
 
@@ -110,8 +99,17 @@ def key_figures(tables: Mapping[str, Metrics]) -> tuple[KeyFigure, ...]:
         before = start.get("reply_perplexity")
         note = "after SFT" + (f"; {fixed(before, 1)} before" if before is not None else "")
         figures.append(KeyFigure("Reply perplexity", fixed(perplexity, 1), note, "sft"))
-    figures.extend(_share_figure(tables, "reward", "accuracy", "Reward model accuracy"))
-    figures.extend(_share_figure(tables, "ppo", "win_rate", "PPO wins over SFT"))
+    baseline, mark = _best_baseline(tables.get("reward", {}))
+    against = f"{baseline}: {percent(mark)}" if mark > 0.5 else ""
+    for stage, metric, name, least, beside in (
+        ("reward", "accuracy", "Reward model accuracy", mark, against),
+        ("ppo", "win_rate", "PPO wins over SFT", 0.5, ""),
+    ):
+        value, low, high = _with_interval(tables.get(stage, {}), metric)
+        if value is not None:
+            note = "; ".join(filter(None, [_interval_words(low, high), beside]))
+            meter = Meter(value, low, high, least)
+            figures.append(KeyFigure(name, percent(value), note, stage, meter))
     return tuple(figures)
 
 
@@ -122,20 +120,14 @@ def verdict_of(low: float | None, high: float | None, mark: float) -> Verdict:
     return "better" if low > mark else "worse" if high < mark else "unclear"
 
 
-def _share_figure(
-    tables: Mapping[str, Metrics], stage: str, metric: str, name: str
-) -> list[KeyFigure]:
-    table = tables.get(stage, {})
-    value, low, high = (table.get(f"{metric}{end}") for end in ("", "_low", "_high"))
-    if value is None:
-        return []
-    mark = _best_baseline(table)[1] if stage == "reward" else 0.5
+def _with_interval(table: Metrics, metric: str) -> list[float | None]:
+    """A metric, and the low and the high end of its interval."""
+    return [table.get(f"{metric}{end}") for end in ("", "_low", "_high")]
+
+
+def _interval_words(low: float | None, high: float | None) -> str:
     interval = percent_interval(low, high)
-    note = f"95{numbers.NBSP}%: {interval}" if interval else ""
-    if stage == "reward" and mark > 0.5:
-        against = f"{_best_baseline(table)[0]}: {percent(mark)}"
-        note = f"{note}; {against}" if note else against
-    return [KeyFigure(name, percent(value), note, stage, Meter(value, low, high, mark))]
+    return f"95{NBSP}%: {interval}" if interval else ""
 
 
 def _best_baseline(table: Metrics) -> tuple[str, float]:
@@ -145,39 +137,39 @@ def _best_baseline(table: Metrics) -> tuple[str, float]:
         ("the longer wins", table.get("longer_wins_accuracy")),
         ("the likelier wins", table.get("likelier_wins_accuracy")),
     ]
-    return max(
-        ((name, value) for name, value in rules if value is not None), key=lambda rule: rule[1]
-    )
+    known = [(name, value) for name, value in rules if value is not None]
+    return max(known, key=lambda rule: rule[1])
 
 
-_Measured = tuple[str, str, str, str, Verdict]
-_NONE: _Measured = ("", "", "", "", "")
+class _Measured(NamedTuple):
+    """The part of a `Gain` that a stage's metrics tell."""
+
+    measure: str = ""
+    before: str = ""
+    after: str = ""
+    note: str = ""
+    verdict: Verdict = ""
 
 
-def _nothing(_: Mapping[str, Metrics]) -> _Measured:
-    return _NONE
-
-
-def _of_data(tables: Mapping[str, Metrics]) -> _Measured:
-    table = tables["data"]
+def _of_data(table: Metrics) -> _Measured | None:
     kept, read = table.get("conversations.kept"), table.get("conversations.read")
     if kept:
         note = f"of {_whole(read)} read" if read and read != kept else ""
-        return ("conversations kept", "", _whole(kept), note, "")
+        return _Measured("conversations kept", after=_whole(kept), note=note)
     documents = table.get("documents")
-    return ("documents", "", _whole(documents), "", "") if documents else _NONE
+    return _Measured("documents", after=_whole(documents)) if documents else None
 
 
-def _of_tokenizer(tables: Mapping[str, Metrics]) -> _Measured:
-    table = tables["tokenizer"]
+def _of_tokenizer(table: Metrics) -> _Measured | None:
     vocabulary, length = table.get("vocabulary_size"), table.get("bytes_per_token")
     density = table.get("tokens_per_character")
+    if length is None:
+        pieces = _Measured("pieces in the vocabulary", after=_whole(vocabulary))
+        return pieces if vocabulary is not None else None
     note = f"{_whole(vocabulary)} pieces" if vocabulary is not None else ""
     if note and density is not None:
         note += f", {fixed(density, 2)} tokens a character"
-    if length is None:
-        return ("pieces in the vocabulary", "", _whole(vocabulary), "", "") if note else _NONE
-    return ("bytes per token", "1", fixed(length, 2), note, "")
+    return _Measured("bytes per token", "1", fixed(length, 2), note)
 
 
 def _first_model(tables: Mapping[str, Metrics]) -> str:
@@ -185,103 +177,87 @@ def _first_model(tables: Mapping[str, Metrics]) -> str:
     return "pretrain" if tables.get("pretrain") else "base"
 
 
-def _of_base(tables: Mapping[str, Metrics]) -> _Measured:
-    after, where = _bits_per_byte(tables["base"])
+def _of_base(table: Metrics) -> _Measured | None:
+    after, where = _bits_per_byte(table)
     note = f"on the {where} split"
-    return ("bits per byte of unseen text", "", fixed(after, 3), note, "") if after else _NONE
+    return _Measured(_BITS, after=fixed(after, 3), note=note) if after else None
 
 
-def _of_pretrain(tables: Mapping[str, Metrics]) -> _Measured:
-    after, where = _bits_per_byte(tables["pretrain"])
+def _of_pretrain(table: Metrics) -> _Measured | None:
+    after, where = _bits_per_byte(table)
     if after is None:
-        return _NONE
-    verdict: Verdict = "better" if after < 8 else "worse"
+        return None
     note = f"on the {where} split; 8 is knowing nothing"
-    return ("bits per byte of unseen text", "8", fixed(after, 3), note, verdict)
+    return _Measured(_BITS, "8", fixed(after, 3), note, "better" if after < 8 else "worse")
 
 
 def _bits_per_byte(table: Metrics) -> tuple[float | None, str]:
     """The pretrained model's figure on the test split, else training's own on validation."""
     tested = table.get("bits_per_byte")
-    return (tested, "test") if tested is not None else (table.get(VALIDATION_BITS), "validation")
+    if tested is not None:
+        return tested, "test"
+    return table.get("validation_bits_per_byte"), "validation"
 
 
-def _of_sft(tables: Mapping[str, Metrics]) -> _Measured:
-    before = tables.get(_first_model(tables), {}).get("reply_perplexity")
-    after = tables["sft"].get("reply_perplexity")
+def _of_sft(table: Metrics, before: float | None) -> _Measured | None:
+    after, measure = table.get("reply_perplexity"), "perplexity of the person's reply"
     if after is None:
-        return _NONE
-    measure = "perplexity of the person's reply"
+        return None
     if before is None:
-        return (measure, "", fixed(after, 1), "", "")
-    verdict: Verdict = "better" if after < before else "worse"
+        return _Measured(measure, after=fixed(after, 1))
     note = f"{percent(abs(1 - after / before), 0)} {'less' if after < before else 'more'}"
-    return (measure, fixed(before, 1), fixed(after, 1), note, verdict)
+    verdict: Verdict = "better" if after < before else "worse"
+    return _Measured(measure, fixed(before, 1), fixed(after, 1), note, verdict)
 
 
-def _of_rankings(stage: str, tables: Mapping[str, Metrics]) -> _Measured:
-    total = [tables[stage].get(name) for name in ("train", "validation", "test")]
-    known = [value for value in total if value is not None]
-    if not known:
-        known = [v for v in [tables[stage].get("rankings")] if v is not None]
-    return ("prompts with ranked replies", "", _whole(sum(known)), "", "") if known else _NONE
+def _of_rankings(table: Metrics) -> _Measured | None:
+    for names in (("train", "validation", "test"), ("rankings",)):
+        known = [value for name in names if (value := table.get(name)) is not None]
+        if known:
+            return _Measured("prompts with ranked replies", after=_whole(sum(known)))
+    return None
 
 
-def _of_reward(stage: str, tables: Mapping[str, Metrics]) -> _Measured:
-    table = tables[stage]
-    value, low, high = (table.get(f"accuracy{end}") for end in ("", "_low", "_high"))
+def _of_reward(table: Metrics) -> _Measured | None:
+    value, low, high = _with_interval(table, "accuracy")
     if value is None:
-        return _NONE
+        return None
     name, mark = _best_baseline(table)
-    interval = percent_interval(low, high)
-    return (
-        "pairs ordered as the labeler did",
-        percent(mark),
-        percent(value),
-        (f"95{numbers.NBSP}%: {interval}; " if interval else "") + f"before: {name}",
-        verdict_of(low, high, mark),
-    )
+    note = "; ".join(filter(None, [_interval_words(low, high), f"before: {name}"]))
+    measure = "pairs ordered as the labeler did"
+    return _Measured(measure, percent(mark), percent(value), note, verdict_of(low, high, mark))
 
 
-def _of_ppo(tables: Mapping[str, Metrics]) -> _Measured:
+def _of_ppo(table: Metrics) -> _Measured | None:
     """By the judge; without one by the reward model that PPO trained with, which proves less."""
-    table = tables["ppo"]
     judged = table.get("win_rate") is not None
-    metric = "win_rate" if judged else "win_rate_by_reward"
-    value, low, high = (table.get(f"{metric}{end}") for end in ("", "_low", "_high"))
+    value, low, high = _with_interval(table, "win_rate" if judged else "win_rate_by_reward")
     if value is None:
-        return _NONE
-    notes = []
-    if interval := percent_interval(low, high):
-        notes.append(f"95{numbers.NBSP}%: {interval}")
+        return None
+    notes = [_interval_words(low, high)]
     if (controlled := table.get("win_rate_length_controlled")) is not None:
         notes.append(f"at equal length {percent(controlled)}")
     if (kl := table.get("kl")) is not None:
         notes.append(f"KL {fixed(kl, 2)} nats")
-    if not judged:
-        notes.append("no judge measured it")
-    return (
-        f"wins over SFT by {'the judge' if judged else 'its own reward model'}",
-        percent(0.5),
-        percent(value),
-        "; ".join(notes),
-        verdict_of(low, high, 0.5) if judged else "",
-    )
+    notes.append("" if judged else "no judge measured it")
+    measure = f"wins over SFT by {'the judge' if judged else 'its own reward model'}"
+    verdict = verdict_of(low, high, 0.5) if judged else ""
+    return _Measured(measure, percent(0.5), percent(value), "; ".join(filter(None, notes)), verdict)
 
 
 def _whole(value: float | None) -> str:
     return "" if value is None else f"{value:,.0f}"
 
 
-_MEASURES: dict[str, Callable[[Mapping[str, Metrics]], _Measured]] = {
+_Measures = dict[str, Callable[[Metrics], _Measured | None]]
+_MEASURES: _Measures = {
     "data": _of_data,
     "tokenizer": _of_tokenizer,
     "pretrain": _of_pretrain,
     "base": _of_base,
-    "sft": _of_sft,
-    "rankings": lambda tables: _of_rankings("rankings", tables),
-    "reward": lambda tables: _of_reward("reward", tables),
+    "rankings": _of_rankings,
+    "reward": _of_reward,
     "ppo": _of_ppo,
-    "judge_rankings": lambda tables: _of_rankings("judge_rankings", tables),
-    "judge": lambda tables: _of_reward("judge", tables),
+    "judge_rankings": _of_rankings,
+    "judge": _of_reward,
 }

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lmsmith.report.run.records import RunRecord, as_number, read_run
+from lmsmith.report.numbers import as_number
+from lmsmith.report.run.records import RunRecord, read_run
 
 
 def collect_metrics(run_folder: Path) -> dict[str, Any]:
@@ -22,23 +23,15 @@ def collect_metrics(run_folder: Path) -> dict[str, Any]:
     Raises:
         UserError: ``run_folder`` is not a run folder.
     """
-    return run_metrics(read_run(run_folder))
-
-
-def run_metrics(run: RunRecord) -> dict[str, Any]:
-    """As `collect_metrics`, of a run that has been read already."""
-    tables = stage_tables(run)
-    wall_seconds = {
-        stage.name: stage.wall_seconds
-        for stage in run.stages.values()
-        if stage.wall_seconds is not None
-    }
+    run = read_run(run_folder)
+    seconds = {stage.name: stage.wall_seconds for stage in run.stages.values()}
+    known = {name: value for name, value in seconds.items() if value is not None}
     return {
         "run": run.name,
         "recipe": run.recipe_name,
         "status": {stage.name: stage.status for stage in run.planned},
-        **tables,
-        "wall_seconds": {**wall_seconds, "total": sum(wall_seconds.values())},
+        **stage_tables(run),
+        "wall_seconds": {**known, "total": sum(known.values())},
         "versions": run.versions,
         "hardware": run.hardware,
     }
@@ -52,14 +45,10 @@ def stage_tables(run: RunRecord) -> dict[str, dict[str, float | None]]:
             continue
         own = {} if stage.name == "evaluate" else stage.metrics
         tables[stage.name] = {name: as_number(value) for name, value in own.items()}
-        if stage.wall_seconds is not None:
-            tables[stage.name]["wall_seconds"] = stage.wall_seconds
-        if stage.peak_memory_bytes is not None:
-            tables[stage.name]["peak_memory_bytes"] = stage.peak_memory_bytes
-    if "evaluate" in run.stages:
-        for name, value in run.stages["evaluate"].metrics.items():
-            table, _, metric = name.partition(".")
-            if not metric:
-                table, metric = "evaluate", name
-            tables.setdefault(table, {})[metric] = as_number(value)
+        for name in ("wall_seconds", "peak_memory_bytes"):
+            if getattr(stage, name) is not None:
+                tables[stage.name][name] = getattr(stage, name)
+    for name, value in run.stages["evaluate"].metrics.items():
+        table, _, metric = name.partition(".") if "." in name else ("evaluate", "", name)
+        tables.setdefault(table, {})[metric] = as_number(value)
     return tables

@@ -37,6 +37,8 @@ from lmsmith.report.run.words import (
     stage_title,
 )
 
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
+
 
 def build_report(run_folder: Path) -> Path:
     """Write ``report.html`` into ``run_folder``, whole or not at all, and return its path.
@@ -48,18 +50,18 @@ def build_report(run_folder: Path) -> Path:
             cannot be written.
     """
     run = read_run(run_folder)
-    path = run.folder / "report.html"
-    atomic_write(path, render_page(run))
+    return write_page(run.folder, "page.html.j2", _context(run))
+
+
+def write_page(folder: Path, template: str, context: dict[str, Any]) -> Path:
+    """Write a page of one of this package's templates to ``report.html`` and return its path."""
+    path = folder / "report.html"
+    atomic_write(path, render(template, context))
     return path
 
 
-def render_page(run: RunRecord) -> str:
-    """The page's HTML."""
-    return render("page.html.j2", _context(run))
-
-
 def render(template: str, context: dict[str, Any]) -> str:
-    """A page of one of this package's templates."""
+    """HTML of a template; characters that HTML or UTF-8 cannot hold become U+FFFD."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("lmsmith.report", "."),
         autoescape=True,
@@ -73,13 +75,14 @@ def render(template: str, context: dict[str, Any]) -> str:
         number=numbers.number,
         signed=numbers.signed,
     )
-    return _printable(environment.get_template(template).render(context))
+    return _UNPRINTABLE.sub("\ufffd", environment.get_template(template).render(context))
 
 
 def _context(run: RunRecord) -> dict[str, Any]:
     tables = stage_tables(run)
     exchanges = read_exchanges(run)
-    time = draw_time(run)
+    labeler, judges_labeler = (find_labeler(run, stage) for stage in ("rankings", "judge_rankings"))
+    recipe_keys = {"description", "seed", "machine", *run.stages}
     return {
         "run": run,
         "lede": describe_run(run),
@@ -91,10 +94,8 @@ def _context(run: RunRecord) -> dict[str, Any]:
         "titles": {name: words.title for name, words in STAGE_WORDS.items()},
         "compared": [REPLIERS[name] for name in compared_models(tables)],
         "comparisons": compare_models(tables),
-        "labeler": labeler_sentence(find_labeler(run, "rankings")) if "rankings" in tables else "",
-        "judge": judge_sentence(find_labeler(run, "rankings"), find_labeler(run, "judge_rankings"))
-        if "judge" in tables
-        else "",
+        "labeler": labeler_sentence(labeler) if "rankings" in tables else "",
+        "judge": judge_sentence(labeler, judges_labeler) if "judge" in tables else "",
         "groups": draw_figures(run),
         "averages": average_scores(run),
         "exchanges": exchanges[:SHOWN_OPEN],
@@ -106,24 +107,12 @@ def _context(run: RunRecord) -> dict[str, Any]:
             for stage in run.stages.values()
             if stage.settings
         ],
-        "time": time,
+        "time": draw_time(run),
         "efforts": measure_efforts(run),
         "total_seconds": sum(stage.wall_seconds or 0.0 for stage in run.stages.values()),
         "hardware": [*describe_machine(run.hardware), *matrix_peak(run)],
         "versions": [(k, v) for k, v in flatten(run.versions) if k not in run.hardware],
         "glossary": GLOSSARY,
-        "toml": to_toml({k: v for k, v in run.recipe.items() if k in _recipe_keys(run)}),
+        "toml": to_toml({k: v for k, v in run.recipe.items() if k in recipe_keys}),
         "metrics": [(name, stage_title(name), table) for name, table in tables.items() if table],
     }
-
-
-def _recipe_keys(run: RunRecord) -> set[str]:
-    return {"description", "seed", "machine", *run.stages}
-
-
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
-
-
-def _printable(html: str) -> str:
-    """Characters that HTML or UTF-8 cannot hold, shown as the replacement character."""
-    return _UNPRINTABLE.sub("\ufffd", html)

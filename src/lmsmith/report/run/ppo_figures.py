@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
 from lmsmith.core.files import growing_rows
 from lmsmith.report import numbers
 from lmsmith.report.drawing import (
+    COLOURS,
+    REFERENCE,
+    SMALL,
     ReportFigure,
+    Series,
+    canvas,
     label_axes,
     legend_above,
-    metrics_rows,
-    name_ends,
     noisy_line,
-    present,
+    pick,
 )
+from lmsmith.report.numbers import as_number
 from lmsmith.report.run.metrics import stage_tables
-from lmsmith.report.run.records import Row, RunRecord, as_number
-from lmsmith.report.run.series import pick
-from lmsmith.report.svg import COLOURS, SMALL, WIDE, canvas, themed_svg
+from lmsmith.report.run.records import Row, RunRecord
+from lmsmith.runs.metrics_log import read_metrics
 
 
 @dataclass(frozen=True)
@@ -61,10 +65,7 @@ PPO_CURVES = (
     PpoCurve(
         "ppo-clip-fraction",
         "Clip fraction",
-        (
-            ("policy/clipfrac_avg", "ppo", "policy"),
-            ("val/clipfrac_avg", "muted", "value model"),
-        ),
+        (("policy/clipfrac_avg", "ppo", "policy"), ("val/clipfrac_avg", "muted", "value model")),
         "A few per cent is usual; above 30 % the steps are too big.",
         share=True,
     ),
@@ -83,22 +84,17 @@ PPO_CURVES = (
 )
 
 
-def draw_ppo_curves(run: RunRecord) -> tuple[ReportFigure, ...]:
+def draw_ppo_curves(run: RunRecord) -> list[ReportFigure | None]:
     """Reward, KL, entropy, clip fraction, response length and value loss over iterations."""
-    rows = metrics_rows(run, "ppo")
-    return present(*(_draw_ppo_curve(run, curve, rows) for curve in PPO_CURVES))
+    rows = read_metrics(run.folder / "ppo" / "metrics.jsonl")
+    return [_draw_ppo_curve(run, curve, rows) for curve in PPO_CURVES]
 
 
 def _draw_ppo_curve(
-    run: RunRecord, curve: PpoCurve, rows: Sequence[dict[str, Any]]
+    run: RunRecord, curve: PpoCurve, rows: Sequence[dict[str, float]]
 ) -> ReportFigure | None:
     if curve.name == "ppo-entropy" and not pick(rows, "policy/entropy_avg"):
-        curve = PpoCurve(
-            curve.name,
-            curve.title,
-            (("objective/entropy", "ppo", "nats per reply"),),
-            curve.caption,
-        )
+        curve = replace(curve, lines=(("objective/entropy", "ppo", "nats per reply"),))
     drawn = [(pick(rows, metric), role, label) for metric, role, label in curve.lines]
     if not any(series for series, _, _ in drawn):
         return None
@@ -107,19 +103,13 @@ def _draw_ppo_curve(
             noisy_line(axes, series, COLOURS[role], label, smoothing=0.2)
         if curve.name == "ppo-kl":
             for bound in _kl_bounds(run.stages["ppo"].settings, max(drawn[0][0].y)):
-                axes.axhline(bound, color=COLOURS["muted"], linewidth=1, linestyle=(0, (2, 2)))
+                axes.axhline(bound, **REFERENCE)
         if curve.share:
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-        label_axes(axes, "iteration", "")
+        label_axes(axes, "iteration")
         legend_above(axes)
-        return ReportFigure(
-            curve.name,
-            curve.title,
-            curve.caption,
-            themed_svg(
-                figure, curve.name, f"Line chart of {curve.title.lower()} over PPO iterations."
-            ),
-        )
+        label = f"Line chart of {curve.title.lower()} over PPO iterations."
+        return ReportFigure.of(figure, curve.name, curve.title, curve.caption, label)
 
 
 def _kl_bounds(settings: Row, highest: float) -> list[float]:
@@ -133,76 +123,77 @@ def _kl_bounds(settings: Row, highest: float) -> list[float]:
 def draw_win_rate(run: RunRecord) -> ReportFigure | None:
     """PPO's win rate over SFT by the judge, raw and length-controlled, with 95 % intervals."""
     measured = stage_tables(run).get("ppo", {})
+    rates = {"as written": "win_rate", "at equal length": "win_rate_length_controlled"}
     bars = [
         (label, rate, measured.get(f"{key}_low"), measured.get(f"{key}_high"))
-        for label, key in (
-            ("as written", "win_rate"),
-            ("at equal length", "win_rate_length_controlled"),
-        )
+        for label, key in rates.items()
         if (rate := measured.get(key)) is not None
     ]
     if not bars:
         return None
-    with canvas(WIDE) as (figure, (axes,)):
+    ends: dict[str, Any] = {"marker": "|", "markersize": 9, "markeredgewidth": 1.6}
+    ink, paper = COLOURS["ink"], COLOURS["paper"]
+    with canvas() as (figure, (axes,)):
         for place, (_, rate, low, high) in enumerate(bars):
             axes.barh(place, rate, height=0.42, color=COLOURS["ppo"], alpha=0.85)
             axes.barh(place, 1 - rate, left=rate, height=0.42, color=COLOURS["sft"], alpha=0.35)
-            axes.text(0.015, place, "PPO", va="center", color=COLOURS["paper"])
+            axes.text(0.015, place, "PPO", va="center", color=paper)
             axes.text(0.985, place, "SFT", va="center", ha="right")
             if low is not None and high is not None:
-                axes.plot(
-                    [low, high],
-                    [place, place],
-                    color=COLOURS["ink"],
-                    linewidth=1.6,
-                    marker="|",
-                    markersize=9,
-                    markeredgewidth=1.6,
-                )
+                axes.plot([low, high], [place, place], color=ink, **ends)
             interval = numbers.percent_interval(low, high)
             words = numbers.percent(rate) + (f", 95 % interval {interval}" if interval else "")
             axes.text(0, place - 0.29, words, va="bottom")
-            axes.vlines(
-                0.5, place - 0.29, place + 0.29, color=COLOURS["ink"], linestyle=(0, (2, 2))
-            )
+            axes.vlines(0.5, place - 0.29, place + 0.29, color=ink, linestyle=(0, (2, 2)))
         axes.set_xlim(0, 1)
         axes.set_ylim(len(bars) - 0.55, -0.65)
         axes.set_yticks(range(len(bars)), [label for label, *_ in bars])
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.grid(visible=False)
         axes.set_xlabel("prompts for which the judge prefers PPO's reply to SFT's")
-        return ReportFigure(
+        return ReportFigure.of(
+            figure,
             "win-rate",
             "PPO against SFT, by the judge",
             "The black interval should lie wholly to the right of the dotted 50 %; the two bars "
             "should not differ much, or PPO won by length.",
-            themed_svg(figure, "win-rate", "Bar chart of PPO's win rate with 95 % intervals."),
+            "Bar chart of PPO's win rate with 95 % intervals.",
         )
 
 
 def draw_frontier(run: RunRecord) -> ReportFigure | None:
     """Reward against KL, by the reward model and by the judge (Gao, Schulman, Hilton 2022)."""
-    rows = sorted(
-        growing_rows(run.folder / "evaluate" / "frontier.jsonl"),
-        key=lambda row: as_number(row.get("step")) or 0.0,
-    )
+    rows = growing_rows(run.folder / "evaluate" / "frontier.jsonl")
+    rows.sort(key=lambda row: as_number(row.get("step")) or 0.0)
     reward, judge = pick(rows, "reward", "kl"), pick(rows, "judge", "kl")
     if not reward:
         return None
     panels = [(reward, "ppo", "reward model's score")]
     if judge:
         panels.append((judge, "judge", "judge's score"))
-    with canvas(WIDE, panels=len(panels)) as (figure, all_axes):
+    with canvas(panels=len(panels)) as (figure, all_axes):
         for axes, (series, role, label) in zip(all_axes, panels, strict=True):
             axes.plot(series.x, series.y, color=COLOURS[role], marker="o", markersize=4)
-            name_ends(axes, rows, series)
-            label_axes(axes, "KL from SFT, nats per reply", "")
+            _name_ends(axes, rows, series)
+            label_axes(axes, "KL from SFT, nats per reply")
             axes.margins(x=0.08, y=0.18)
             axes.set_title(label, fontsize=8.5, loc="left", color=COLOURS["ink"])
-        return ReportFigure(
+        return ReportFigure.of(
+            figure,
             "frontier",
             "Reward against KL",
             "Both should rise together to the right; the judge's curve turning down is the point "
             "where PPO began to exploit the reward model.",
-            themed_svg(figure, "frontier", "Line charts of reward and judge's score against KL."),
+            "Line charts of reward and judge's score against KL.",
         )
+
+
+def _name_ends(axes: Axes, rows: Sequence[Row], series: Series) -> None:
+    """Name the first and the last step beside their points."""
+    style: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7.5}
+    for index in {0, len(series) - 1}:
+        step, point = as_number(rows[index].get("step")), (series.x[index], series.y[index])
+        side, rise = ("left", -11) if index == 0 else ("right", 6)
+        if step is not None:
+            style |= {"xytext": (0, rise), "ha": side, "color": COLOURS["muted"]}
+            axes.annotate(f"step {step:.0f}", point, **style)

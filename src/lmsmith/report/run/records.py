@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,10 +13,13 @@ from safetensors import SafetensorError, safe_open
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import missing, read_json
+from lmsmith.report.numbers import as_number
 from lmsmith.report.run.words import STAGE_WORDS
 
 Status = Literal["done", "outdated", "started", "not run"]
 Row = dict[str, Any]
+
+_RECORD_FILES: Mapping[str, Status] = {"stage.json": "done", "started.json": "started"}
 
 
 @dataclass(frozen=True)
@@ -26,39 +29,17 @@ class StageRecord:
     name: str
     folder: Path
     status: Status
-    manifest: Row = field(default_factory=dict)
-
-    def _table(self, key: str) -> Row:
-        value = self.manifest.get(key)
-        return value if isinstance(value, dict) else {}
-
-    @property
-    def settings(self) -> Row:
-        return self._table("settings")
-
-    @property
-    def metrics(self) -> Row:
-        return self._table("metrics")
-
-    @property
-    def machine(self) -> Row:
-        return self._table("machine")
-
-    @property
-    def hardware(self) -> Row:
-        return self._table("hardware")
+    manifest: Row
+    settings: Row
+    metrics: Row
+    machine: Row
+    hardware: Row
+    wall_seconds: float | None
+    peak_memory_bytes: float | None
 
     @property
     def finished(self) -> bool:
         return self.status in ("done", "outdated")
-
-    @property
-    def wall_seconds(self) -> float | None:
-        return as_number(self.manifest.get("wall_seconds"))
-
-    @property
-    def peak_memory_bytes(self) -> float | None:
-        return as_number(self.manifest.get("peak_memory_bytes"))
 
 
 @dataclass(frozen=True)
@@ -94,29 +75,24 @@ class RunRecord:
 
     @property
     def hardware(self) -> Row:
-        table = self.manifest.get("hardware")
-        if isinstance(table, dict) and table:
-            return table
-        return next((s.hardware for s in self.stages.values() if s.hardware), {})
+        tables = [as_table(self.manifest.get("hardware"))]
+        tables += [stage.hardware for stage in self.stages.values()]
+        return next((table for table in tables if table), {})
 
     @property
     def versions(self) -> Row:
         """Package versions, and the lmsmith version and commit the stages were made with."""
-        versions: Row = {}
-        for stage in self.stages.values():
-            if stage.manifest.get("version"):
-                versions["lmsmith"] = stage.manifest["version"]
-            if stage.manifest.get("git_commit"):
-                versions["git_commit"] = stage.manifest["git_commit"]
-        table = self.manifest.get("versions")
-        return {**(table if isinstance(table, dict) else {}), **versions}
+        versions = {**as_table(self.manifest.get("versions"))}
+        for key, name in (("version", "lmsmith"), ("git_commit", "git_commit")):
+            said = [stage.manifest.get(key) for stage in self.stages.values()]
+            if known := [value for value in said if value]:
+                versions[name] = known[-1]
+        return versions
 
 
-def as_number(value: object) -> float | None:
-    """``value`` as a float, or None when it is not a finite number (JSON has no NaN)."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if math.isfinite(value) else None
+def as_table(value: object) -> Row:
+    """``value``, or an empty table where it is none."""
+    return value if isinstance(value, dict) else {}
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -152,55 +128,47 @@ def count_parameters(model_folder: Path) -> int | None:
 
 
 def _read_stage(folder: Path) -> StageRecord:
-    for file_name, status in (("stage.json", "done"), ("started.json", "started")):
-        path = folder / file_name
-        if path.is_file():
-            manifest = read_json(path)
-            if not isinstance(manifest, dict):
-                raise UserError(f"{path}: expected a JSON object", "run the recipe again")
-            return StageRecord(
-                folder.name, folder, "done" if status == "done" else "started", manifest
-            )
-    return StageRecord(folder.name, folder, "not run")
+    manifest: object = {}
+    status: Status = "not run"
+    found = next((name for name in _RECORD_FILES if (folder / name).is_file()), None)
+    if found is not None:
+        manifest, status = read_json(folder / found), _RECORD_FILES[found]
+    if not isinstance(manifest, dict):
+        raise UserError(f"{folder}/{found}: expected a JSON object", "run the recipe again")
+    keys = ("settings", "metrics", "machine", "hardware")
+    values: Row = {key: as_table(manifest.get(key)) for key in keys}
+    for key in ("wall_seconds", "peak_memory_bytes"):
+        values[key] = as_number(manifest.get(key))
+    return StageRecord(folder.name, folder, status, manifest, **values)
 
 
 def _mark_outdated(stages: dict[str, StageRecord]) -> dict[str, StageRecord]:
-    """A finished stage is outdated when an input of it has been made anew since."""
-    marked: dict[str, StageRecord] = {}
+    """A finished stage is outdated when one of its inputs has changed since."""
+    marked = dict(stages)
     for name, stage in stages.items():
-        inputs = stage.manifest.get("inputs")
-        outdated = False
-        for entry in inputs.values() if isinstance(inputs, dict) else ():
-            parent = stages.get(entry.get("stage", "")) if isinstance(entry, dict) else None
-            if parent is None or stage.status != "done":
-                continue
-            stale = marked.get(parent.name, parent).status == "outdated"
-            changed = parent.finished and not _still_made(parent, entry)
-            outdated = outdated or stale or changed or parent.status == "started"
-        status: Status = "outdated" if outdated else stage.status
-        marked[name] = StageRecord(name, stage.folder, status, stage.manifest)
+        for entry in as_table(stage.manifest.get("inputs")).values():
+            parent = marked.get(entry.get("stage", "")) if isinstance(entry, dict) else None
+            if stage.status == "done" and parent is not None and _has_changed(parent, entry):
+                marked[name] = replace(stage, status="outdated")
     return marked
 
 
-def _still_made(parent: StageRecord, entry: Row) -> bool:
-    """Whether a stage's outputs are those that another, whose record holds ``entry``, has read."""
+def _has_changed(parent: StageRecord, entry: Row) -> bool:
+    """Whether a stage's outputs are not those in the ``entry`` of a stage that has read them."""
+    if parent.status != "done":
+        return parent.status != "not run"
     read = entry.get("files")
     if not isinstance(read, dict):  # recorded by a version that compared settings
-        return bool(parent.manifest.get("fingerprint") == entry.get("fingerprint"))
+        return bool(parent.manifest.get("fingerprint") != entry.get("fingerprint"))
     outputs = parent.manifest.get("outputs") or {}
-    return all(outputs.get(name) == content for name, content in read.items())
+    return any(outputs.get(name) != content for name, content in read.items())
 
 
 def _is_run(folder: Path) -> bool:
     if not folder.is_dir() or (folder / "stage.json").is_file():
         return False
-    if (folder / "recipe.json").is_file():
-        return True
-    return any(
-        (folder / name / file).is_file()
-        for name in STAGE_WORDS
-        for file in ("stage.json", "started.json")
-    )
+    records = [folder / name / file for name in STAGE_WORDS for file in _RECORD_FILES]
+    return any(path.is_file() for path in [folder / "recipe.json", *records])
 
 
 def _not_a_run(folder: Path) -> UserError:

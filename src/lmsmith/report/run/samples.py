@@ -6,11 +6,12 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from typing import NamedTuple
 
 from lmsmith.core.files import growing_rows
-from lmsmith.report.run.records import Row, RunRecord, as_number
+from lmsmith.report.numbers import as_number
+from lmsmith.report.run.records import Row, RunRecord, as_table
 from lmsmith.report.run.words import REPLIERS
 
 SHOWN_OPEN = 6
@@ -22,9 +23,19 @@ _ROLE_TOKEN = re.compile(r"<\|(system|user|assistant)\|>")
 LONG_REPLY = 700
 """Characters after which a text is folded."""
 
+KINDS = ("reward", "judge")
+"""Who scores a reply: the reward model, the judge."""
 
-@dataclass(frozen=True)
-class Text:
+_SCRIPTS = (
+    ("kana", "\u3040", "\u30ff"),
+    ("han", "\u4e00", "\u9fff"),
+    ("han", "\u3400", "\u4dbf"),
+    ("hangul", "\uac00", "\ud7af"),
+)
+"""Scripts that tell the language, by their first and last character."""
+
+
+class Text(NamedTuple):
     """Text of unknown language: ``head`` is shown, ``rest`` folded; ``language`` "" if unknown."""
 
     head: str
@@ -36,16 +47,14 @@ class Text:
         return not (self.head + self.rest).strip()
 
 
-@dataclass(frozen=True)
-class Turn:
+class Turn(NamedTuple):
     """One message of a prompt."""
 
     role: str
     text: Text
 
 
-@dataclass(frozen=True)
-class Score:
+class Score(NamedTuple):
     """A score with the length, from -1 to 1, of the bar that shows it."""
 
     name: str
@@ -53,8 +62,7 @@ class Score:
     bar: float
 
 
-@dataclass(frozen=True)
-class Reply:
+class Reply(NamedTuple):
     """One replier's answer to the prompt above it."""
 
     replier: str
@@ -63,16 +71,14 @@ class Reply:
     scores: tuple[Score, ...]
 
 
-@dataclass(frozen=True)
-class Exchange:
+class Exchange(NamedTuple):
     """A prompt and every replier's answer to it."""
 
     turns: tuple[Turn, ...]
     replies: tuple[Reply, ...]
 
 
-@dataclass(frozen=True)
-class Average:
+class Average(NamedTuple):
     """A replier's mean score over all sampled prompts with its 95 % interval."""
 
     title: str
@@ -81,11 +87,11 @@ class Average:
 
 
 def read_exchanges(run: RunRecord) -> tuple[Exchange, ...]:
-    """All sampled prompts of the evaluate stage in the file's order: none is picked."""
+    """The first `SHOWN_MOST` sampled prompts of the evaluate stage in the file's order."""
     rows = _sample_rows(run)
     largest = {
-        kind: max((abs(v) for row in rows for v in _scores(row, kind).values()), default=1.0) or 1.0
-        for kind in ("reward", "judge")
+        kind: max((abs(v) for row in rows for v in _scores(row, kind).values()), default=0.0) or 1.0
+        for kind in KINDS
     }
     return tuple(_exchange(row, largest) for row in rows[:SHOWN_MOST])
 
@@ -94,9 +100,9 @@ def average_scores(run: RunRecord) -> tuple[Average, ...]:
     """The mean reward and judge's score of every replier over all rows of the samples file."""
     rows = _sample_rows(run)
     averages = []
-    for replier in _repliers(rows):
+    for replier in _in_order(name for row in rows for name in _replies(row)):
         values = {}
-        for kind in ("reward", "judge"):
+        for kind in KINDS:
             scores = [s for row in rows if (s := _scores(row, kind).get(replier)) is not None]
             if scores:
                 values[kind] = (*_mean_interval(scores), len(scores))
@@ -139,10 +145,8 @@ def fold(text: str, limit: int = LONG_REPLY) -> Text:
     language = guess_language(text)
     if len(text) <= limit * 1.2:
         return Text(text, "", language)
-    cut = limit
     space = text.rfind(" ", limit - 40, limit)
-    if space > 0:
-        cut = space
+    cut = space if space > 0 else limit
     while cut < len(text) and _joins(text[cut], text[cut - 1]):
         cut += 1
     return Text(text[:cut], text[cut:], language)
@@ -153,17 +157,10 @@ def guess_language(text: str) -> str:
 
     HTML's empty ``lang`` means unknown, which is the truth for text in Latin letters.
     """
-    counts = {"han": 0, "kana": 0, "hangul": 0, "letters": 0}
+    counts = dict.fromkeys(("han", "kana", "hangul", "letters"), 0)
     for character in text[:2000]:
-        code = ord(character)
-        if 0x3040 <= code <= 0x30FF:
-            counts["kana"] += 1
-        elif 0x4E00 <= code <= 0x9FFF or 0x3400 <= code <= 0x4DBF:
-            counts["han"] += 1
-        elif 0xAC00 <= code <= 0xD7AF:
-            counts["hangul"] += 1
-        elif character.isalpha():
-            counts["letters"] += 1
+        script = next((name for name, low, high in _SCRIPTS if low <= character <= high), "letters")
+        counts[script] += script != "letters" or character.isalpha()
     if counts["hangul"] > counts["letters"]:
         return "ko"
     if counts["kana"] * 5 > counts["han"] + counts["letters"]:
@@ -185,24 +182,23 @@ def _sample_rows(run: RunRecord) -> list[Row]:
     return growing_rows(run.folder / "evaluate" / "samples.jsonl")
 
 
-def _repliers(rows: Iterable[Row]) -> list[str]:
-    seen: dict[str, None] = {}
-    for row in rows:
-        if isinstance(row.get("human"), str):
-            seen.setdefault("human")
-        seen.update(dict.fromkeys(_table(row, "responses")))
-    return sorted(seen, key=lambda name: [*REPLIERS, name].index(name))
+def _replies(row: Row) -> Row:
+    """By replier, the texts of a row."""
+    human = {"human": row["human"]} if isinstance(row.get("human"), str) else {}
+    return {**as_table(row.get("responses")), **human}
+
+
+def _in_order(repliers: Iterable[str]) -> list[str]:
+    """Those in `REPLIERS` first, then the others as they come."""
+    return sorted(dict.fromkeys(repliers), key=lambda name: [*REPLIERS, name].index(name))
 
 
 def _exchange(row: Row, largest: dict[str, float]) -> Exchange:
-    texts = {**_table(row, "responses")}
-    if isinstance(row.get("human"), str):
-        texts["human"] = row["human"]
-    replies = []
-    for replier in _repliers([row]):
+    texts, replies = _replies(row), []
+    for replier in _in_order(texts):
         scores = tuple(
             Score(kind, value, max(-1.0, min(1.0, value / largest[kind])))
-            for kind in ("reward", "judge")
+            for kind in KINDS
             if (value := _scores(row, kind).get(replier)) is not None
         )
         title = REPLIERS.get(replier, replier)
@@ -238,17 +234,12 @@ def _without_ends(text: str) -> str:
     return text.replace("<|end|>", "").replace("<|endoftext|>", "")
 
 
-def _table(row: Row, key: str) -> Row:
-    value = row.get(key)
-    return value if isinstance(value, dict) else {}
-
-
 def _scores(row: Row, kind: str) -> dict[str, float]:
-    pairs = ((name, as_number(value)) for name, value in _table(row, kind).items())
+    pairs = ((name, as_number(value)) for name, value in as_table(row.get(kind)).items())
     return {name: value for name, value in pairs if value is not None}
 
 
-def _mean_interval(values: Sequence[float]) -> tuple[float, float]:
+def _mean_interval(values: list[float]) -> tuple[float, float]:
     """The mean and half its 95 % interval under the normal approximation."""
     mean = sum(values) / len(values)
     if len(values) < 2:

@@ -1,4 +1,4 @@
-"""The report's words: what each stage does, who the labeler was, how to read each number."""
+"""The report's words: each stage, who the labeler was, how to read each number."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class StageWords(NamedTuple):
-    """A stage's title and what it does, in a sentence a newcomer understands."""
+    """A stage's title, and a sentence on what it does that a newcomer understands."""
 
     title: str
     does: str
@@ -140,7 +140,7 @@ GLOSSARY: tuple[Term, ...] = (
 
 
 def stage_title(stage: str) -> str:
-    """The title of a stage, its own name where it is none of the pipeline's."""
+    """The title of a stage; its name where it is none of the pipeline's."""
     return STAGE_WORDS[stage].title if stage in STAGE_WORDS else stage
 
 

@@ -1,4 +1,4 @@
-"""The page of ``lmsmith study``: each task with its figure, its table, and what they say."""
+"""The page of ``lmsmith study``: each task with its figure, its table, and their summary."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lmsmith.core.files import atomic_write
 from lmsmith.core.version import VERSION
 from lmsmith.evaluation.measures import measure_of
 from lmsmith.report import numbers
-from lmsmith.report.evaluation.shown import shown_interval, shown_value
-from lmsmith.report.run.page import render
+from lmsmith.report.evaluation.shown import shown_difference, shown_interval, shown_value
+from lmsmith.report.run.page import write_page
 from lmsmith.report.study.figures import Line, draw_labels, draw_order, draw_shots, draw_sizes
 from lmsmith.studies.in_context import ArmResult, StudyKind, TaskStudy, chance, spread
 
@@ -35,7 +34,7 @@ ABOUT: Mapping[StudyKind, str] = {
 
 
 def study_record(kind: StudyKind, studied: Sequence[TaskStudy]) -> dict[str, Any]:
-    """What results.json and ``--json`` hold."""
+    """The record of results.json and ``--json``."""
     return {
         "study": kind,
         "version": VERSION,
@@ -65,9 +64,7 @@ def build_study_page(folder: Path, kind: StudyKind, studied: Sequence[TaskStudy]
         "version": VERSION,
         "tasks": [_task(number, kind, all_of) for number, all_of in enumerate(by_task.values())],
     }
-    path = folder / "report.html"
-    atomic_write(path, render("study.html.j2", context))
-    return path
+    return write_page(folder, "study.html.j2", context)
 
 
 def _task(number: int, kind: StudyKind, studied: Sequence[TaskStudy]) -> dict[str, Any]:
@@ -98,25 +95,22 @@ def _row(found: ArmResult) -> dict[str, Any]:
         "items": f"{found.result.items:,}",
         "value": shown_value(measure, headline.value),
         "interval": shown_interval(measure, headline),
-        "difference": shown_difference(found),
+        "difference": difference_from_first(found),
         "truncated": found.result.truncated,
     }
 
 
-def shown_difference(found: ArmResult) -> str:
-    """Against the first arm, with the interval of items resampled for both together."""
+def difference_from_first(found: ArmResult) -> str:
+    """The difference from the first arm, with the interval of items resampled for both together."""
     compared = found.against_first
     if compared is None:
         return ""
-    share = measure_of(compared.measure).is_share
-    scale, decimals = (100.0, 1) if share else (1.0, 3)
-    ends = compared.difference
-    interval = numbers.signed_interval(scale * ends.low, scale * ends.high, decimals)
-    return f"{numbers.signed(scale * ends.value, decimals)} ({interval})"
+    difference, interval = shown_difference(compared.measure, compared.difference)
+    return f"{difference} ({interval})"
 
 
 def summary(each: TaskStudy) -> list[str]:
-    """What the table comes to, in a sentence or two."""
+    """The table in a sentence or two."""
     task, guessing = each.task, chance(each.found)
     lines = []
     if part := each.found[0].result.part:
@@ -143,32 +137,18 @@ def summary(each: TaskStudy) -> list[str]:
 def _figures(name: str, kind: StudyKind, studied: Sequence[TaskStudy]) -> list[str]:
     measure = studied[0].task.measure
     guessing = chance(studied[0].found) if measure_of(measure).is_share else None
-    if kind == "labels":
-        lines = [_line(each.model, each.found, each) for each in studied]
-        return [draw_labels(name, lines, measure, guessing)]
-    if kind == "order":
-        lines = [_line(each.model, each.found, each) for each in studied]
-        return [draw_order(name, lines, measure, guessing)]
+    if kind != "shots":
+        draw = draw_labels if kind == "labels" else draw_order
+        lines = [Line(each.model, each.found, each) for each in studied]
+        return [draw(name, lines, measure, guessing)]
     curves = []
     for each in studied:
         for text in dict.fromkeys(found.arm.line for found in each.found):
             of_line = [found for found in each.found if found.arm.line == text]
             label = f"{each.model}, {text}" if text else each.model
-            curves.append(_line(label, of_line, each, text))
+            curves.append(Line(label, of_line, each, text))
     drawn = [draw_shots(name, curves, measure, guessing)]
     if len({each.parameters for each in studied}) > 1:
         first = [curve for curve in curves if curve.variant == curves[0].variant]
         drawn.append(draw_sizes(f"{name}-sizes", first, measure, guessing))
     return drawn
-
-
-def _line(label: str, found: Sequence[ArmResult], of: TaskStudy, variant: str = "") -> Line:
-    return Line(
-        label,
-        tuple(each.arm.name for each in found),
-        tuple(each.arm.setting.shots or 0 for each in found),
-        tuple(each.result.headline for each in found),
-        of.model,
-        of.parameters,
-        variant,
-    )

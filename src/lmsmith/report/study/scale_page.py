@@ -1,17 +1,25 @@
-"""The page of ``lmsmith study scale``: what rises, the curves, the tables, the law."""
+"""The page of ``lmsmith study scale``: rises, curves, tables, and the law of the loss."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lmsmith.core.files import atomic_write
 from lmsmith.core.version import VERSION
 from lmsmith.report import numbers
-from lmsmith.report.run.page import render
-from lmsmith.report.study.scale_figures import draw_law, draw_pattern, draw_sum_sizes, draw_sums
+from lmsmith.report.evaluation.shown import share_with_interval
+from lmsmith.report.run.page import write_page
+from lmsmith.report.study.figures import (
+    BEST,
+    Measured,
+    draw_law,
+    draw_pattern,
+    draw_sum_sizes,
+    draw_sums,
+    shots_label,
+)
 from lmsmith.statistics.fits import Prediction
 from lmsmith.statistics.intervals import Interval
 from lmsmith.studies.scale.documents import SHARES
@@ -24,11 +32,8 @@ from lmsmith.studies.scale.findings import (
     sum_interval,
 )
 from lmsmith.studies.scale.measuring import SHOTS, STYLES
-from lmsmith.studies.scale.patterns import PATTERNS, best_accuracy
 from lmsmith.studies.scale.running import ScalePlan
-from lmsmith.studies.scale.sentences import entropy_per_character
-
-Measured = Mapping[str, Any]
+from lmsmith.studies.scale.texts import PATTERNS, best_accuracy, entropy_per_character
 
 TITLES: Mapping[str, tuple[str, str]] = {
     "noisy_copies": (
@@ -45,7 +50,7 @@ TITLES: Mapping[str, tuple[str, str]] = {
 
 
 def scale_record(plan: ScalePlan, models: Sequence[Measured]) -> dict[str, Any]:
-    """What results.json and ``--json`` hold."""
+    """The record of results.json and ``--json``."""
     return {
         "study": "scale",
         "version": VERSION,
@@ -66,26 +71,20 @@ def scale_record(plan: ScalePlan, models: Sequence[Measured]) -> dict[str, Any]:
 
 
 def _with_intervals(measured: Measured) -> dict[str, Any]:
-    def shown(counts: Sequence[int], interval: Interval) -> dict[str, float]:
-        return {"right": counts[0], "items": counts[1], **vars(interval)}
+    """A model's counts with the intervals of their shares."""
 
-    return {
-        **measured,
-        "patterns": {
-            kind: {
-                shots: shown(counts, pattern_interval(measured, kind, int(shots)))
-                for shots, counts in by_shots.items()
+    def shown(part: str, interval_of: Callable[[Measured, str, int], Interval]) -> dict[str, Any]:
+        return {
+            name: {
+                number: {"right": right, "items": items}
+                | vars(interval_of(measured, name, int(number)))
+                for number, (right, items) in counts.items()
             }
-            for kind, by_shots in measured["patterns"].items()
-        },
-        "sums": {
-            style: {
-                digits: shown(counts, sum_interval(measured, style, int(digits)))
-                for digits, counts in by_digits.items()
-            }
-            for style, by_digits in measured["sums"].items()
-        },
-    }
+            for name, counts in measured[part].items()
+        }
+
+    found = {"patterns": shown("patterns", pattern_interval), "sums": shown("sums", sum_interval)}
+    return {**measured, **found}
 
 
 def build_scale_page(folder: Path, plan: ScalePlan, models: Sequence[Measured]) -> Path:
@@ -102,7 +101,7 @@ def build_scale_page(folder: Path, plan: ScalePlan, models: Sequence[Measured]) 
                 "title": TITLES[kind][0],
                 "about": TITLES[kind][1],
                 "svg": draw_pattern(f"pattern-{kind.replace('_', '-')}", kind, models),
-                "head": [f"{shots} shots" if shots != 1 else "1 shot" for shots in SHOTS],
+                "head": [shots_label(shots) for shots in SHOTS],
                 "rows": [
                     (each["model"], [share_cell(pattern_interval(each, kind, s)) for s in SHOTS])
                     for each in models
@@ -137,19 +136,16 @@ def build_scale_page(folder: Path, plan: ScalePlan, models: Sequence[Measured]) 
         "models": [_model_row(each) for each in models],
         "families": list(SHARES),
     }
-    path = folder / "report.html"
-    atomic_write(path, render("scale.html.j2", context))
-    return path
+    return write_page(folder, "scale.html.j2", context)
 
 
 def _bound_rows(kind: str) -> list[tuple[str, list[tuple[str, str]]]]:
-    """What can be known at best, as one more row of a pattern's table; none where it is all."""
+    """The most that can be known, as one more row of a pattern's table; none where it is all."""
     bound = best_accuracy(kind)
     if bound is None:
         return []
-    return [
-        ("all that the examples tell, on average", [(numbers.percent(bound(s)), "") for s in SHOTS])
-    ]
+    cells = [(numbers.percent(bound(shots)), "") for shots in SHOTS]
+    return [(BEST, cells)]
 
 
 def rise_row(rise: Rise) -> dict[str, Any]:
@@ -159,16 +155,10 @@ def rise_row(rise: Rise) -> dict[str, Any]:
         "task": TITLES[rise.task][0] if rise.task in TITLES else rise.task,
         "low": rise.low,
         "high": rise.high,
-        "before": shown_share(rise.before),
-        "after": shown_share(rise.after),
+        "before": share_with_interval(rise.before),
+        "after": share_with_interval(rise.after),
         "clear": "clear" if rise.is_clear else "not clear",
     }
-
-
-def shown_share(interval: Interval) -> str:
-    """``97.5 % (95.5 to 98.6 %)``."""
-    ends = numbers.percent_interval(interval.low, interval.high)
-    return f"{numbers.percent(interval.value)} ({ends})"
 
 
 def share_cell(interval: Interval) -> tuple[str, str]:
@@ -183,28 +173,23 @@ def law_sentence(family: str, prediction: Prediction | None) -> str:
     if prediction.law is None or prediction.error is None:
         return "The smaller models' losses do not fall with compute: no law fits them."
     law = prediction.law
-    known = ""
-    if family == "sentences":
-        known = f" The entropy of these sentences is {entropy_per_character():.3f}."
+    known = f" The entropy of these sentences is {entropy_per_character():.3f}."
     return (
         f"L(C) = {numbers.number(law.scale)} · C^{numbers.fixed(law.exponent, 3)} + "
         f"{numbers.fixed(law.irreducible, 3)}: predicted {numbers.fixed(prediction.predicted, 4)}, "
         f"measured {numbers.fixed(prediction.measured, 4)}, "
-        f"{numbers.signed(100 * prediction.error, 1)} %.{known}"
+        f"{numbers.signed(100 * prediction.error, 1)} %.{known if family == 'sentences' else ''}"
     )
 
 
 def _model_row(measured: Measured) -> dict[str, Any]:
+    losses = [measured["losses"][family] for family in SHARES]
     return {
         "name": measured["model"],
         "parameters": numbers.number(float(measured["parameters"])),
         "compute": f"{measured['compute']:.2e}",
         "losses": [
-            (
-                numbers.fixed(measured["losses"][family]["value"], 4),
-                f"{measured['losses'][family]['low']:.4f} to "
-                f"{measured['losses'][family]['high']:.4f}",
-            )
-            for family in SHARES
+            (numbers.fixed(each["value"], 4), f"{each['low']:.4f} to {each['high']:.4f}")
+            for each in losses
         ],
     }

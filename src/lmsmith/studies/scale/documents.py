@@ -10,9 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmsmith.corpus.batches import NO_TARGET, Batch, generator
-from lmsmith.studies.scale.addition import CHAIN, DIRECT, Sum, draw_sum
-from lmsmith.studies.scale.patterns import Example, draw_document
-from lmsmith.studies.scale.sentences import draw_sentence
+from lmsmith.studies.scale.texts import (
+    CHAIN,
+    DIRECT,
+    Example,
+    Sum,
+    draw_document,
+    draw_sentence,
+    draw_sum,
+)
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.tokenizers.chat_format import SPECIAL_TOKENS
 
@@ -26,7 +32,7 @@ DIGITS = 4
 """Most digits of a number to be added."""
 
 TRAINED, HELD_OUT = 0, 1
-"""Streams of chance: what is trained on, and what is measured on."""
+"""Streams of random numbers: documents to train on, and documents to measure on."""
 
 SHARES: Mapping[str, float] = {"patterns": 0.5, "sums": 0.35, "sentences": 0.15}
 """Share of each family in the rows of a batch."""
@@ -37,14 +43,9 @@ PATTERN_SHARES: Mapping[str, float] = {"noisy_copies": 0.5, "remove_symbols": 0.
 
 @dataclass(frozen=True)
 class Document:
-    """Tokens, and which of them are to be predicted.
+    """Tokens, the first of them the end of text, and for each whether it is to be predicted.
 
-    What is drawn by chance and follows from nothing (a question's numbers, a line's word) is no
-    target: nothing can be learnt from it.
-
-    Attributes:
-        tokens: begin with the tokenizer's end of text.
-        is_target: for each token.
+    Random numbers and words that follow from nothing are no targets: they cannot be learnt.
     """
 
     tokens: NDArray[np.int64]
@@ -78,26 +79,26 @@ class Writer:
         Those of noisy copies are noisy too: the likeliest next letter is the same with noise as
         without, and every line teaches, not the last alone.
         """
-        tokens = self.encode("".join(example.line for example in examples))
-        is_target = np.zeros(len(tokens), np.bool_)
+        is_target = np.zeros(sum(len(example.line) for example in examples), np.bool_)
         end = 0
         for example in examples:
             end += len(example.line)
             is_target[end - len(example.answer) - 1 : end] = True
-        return self._framed(tokens, is_target)
+        return self._framed("".join(example.line for example in examples), is_target)
 
     def sum(self, asked: Sum, style: str) -> Document:
         """A question, and its reply as the target, with the end of the text."""
-        prompt, reply = self.encode(asked.prompt(style)), self.encode(asked.reply(style))
-        tokens = np.concatenate([prompt, reply, [self.end_of_text]])
-        return self._framed(tokens, np.arange(len(tokens)) >= len(prompt))
+        prompt, reply = asked.prompt(style), asked.reply(style)
+        is_target = np.arange(len(prompt) + len(reply) + 1) >= len(prompt)
+        return self._framed(prompt + reply, is_target, self.end_of_text)
 
     def sentence(self, text: str) -> Document:
         """Every character is a target."""
-        return self._framed(self.encode(text), np.ones(len(text), np.bool_))
+        return self._framed(text, np.ones(len(text), np.bool_))
 
-    def _framed(self, tokens: NDArray[np.int64], is_target: NDArray[np.bool_]) -> Document:
-        return Document(np.append(self.end_of_text, tokens), np.append(False, is_target))
+    def _framed(self, text: str, is_target: NDArray[np.bool_], *end: int) -> Document:
+        tokens = np.concatenate([[self.end_of_text], self.encode(text), np.array(end, np.int64)])
+        return Document(tokens, np.append(False, is_target))
 
 
 @functools.cache
@@ -107,7 +108,7 @@ def byte_tokenizer() -> Tokenizer:
 
 
 def pack(rows: Sequence[Sequence[Document]], context: int, end_of_text: int) -> Batch:
-    """Rows of documents side by side; what is left of a row is padding, a document of its own."""
+    """Rows of documents side by side; the rest of a row is padding, a document of its own."""
     shape = (len(rows), context)
     tokens, targets = np.full(shape, end_of_text, np.int64), np.full(shape, NO_TARGET, np.int64)
     numbers, positions = np.zeros(shape, np.int32), np.zeros(shape, np.int64)
@@ -128,8 +129,7 @@ def pack(rows: Sequence[Sequence[Document]], context: int, end_of_text: int) -> 
 class StudyBatches:
     """Batches of all families, a pure function of the seed, the stream and the step.
 
-    Sums of the stream `HELD_OUT` are of the pairs kept out of the other; patterns' rules and
-    sentences are drawn anew in both.
+    The streams share no pair of numbers; both draw new rules of patterns and new sentences.
     """
 
     def __init__(self, rows: int, seed: int, stream: int = TRAINED) -> None:
@@ -144,17 +144,14 @@ class StudyBatches:
     def batch(self, step: int) -> Batch:
         """Rows of the families by their shares."""
         chance = generator(self.seed, self.stream, step)
-        names = [name for name, count in self._counts().items() for _ in range(count)]
+        bounds = np.round(np.cumsum([0.0, *SHARES.values()]) * self.rows).astype(int)
+        names = np.repeat(list(SHARES), np.diff(bounds)).tolist()
         return self._pack([self._makers[name](chance) for name in names])
 
     def batch_of(self, family: str, step: int) -> Batch:
         """Rows of one family, to measure its loss."""
         chance = generator(self.seed, self.stream, step, 1 + list(SHARES).index(family))
         return self._pack([self._makers[family](chance) for _ in range(self.rows)])
-
-    def _counts(self) -> dict[str, int]:
-        bounds = np.round(np.cumsum([0.0, *SHARES.values()]) * self.rows).astype(int)
-        return dict(zip(SHARES, np.diff(bounds).tolist(), strict=True))
 
     def _pack(self, rows: Sequence[Sequence[Document]]) -> Batch:
         return pack(rows, CONTEXT, self.writer.end_of_text)

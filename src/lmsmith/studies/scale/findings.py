@@ -1,8 +1,8 @@
-"""What the measured models say together: which rises are clear, and what the small ones predicted.
+"""Findings on all measured models: clear rises, and the loss that the small ones predict.
 
-Which rises are looked at is settled beforehand: with shots on noisy copies, with size on sums by a
-chain, and with a chain on the longer sums. None is picked by its outcome. A rise is clear where the
-two 95 % intervals do not touch.
+The rises are chosen beforehand, not by their outcome: with shots on noisy copies, with size on sums
+by a chain, and with a chain on the longer sums. A rise is clear where the two 95 % intervals do not
+touch.
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ from lmsmith.studies.scale.measuring import SHOTS, Count
 Measured = Mapping[str, Any]
 
 SHOTS_PATTERN = "noisy_copies"
-"""What the rise with shots is shown on: each example tells something, and none tells all."""
+"""Pattern of the rise with shots: each example tells something, and none tells all."""
 
 CHAIN_DIGITS = 3
 """Fewest digits of the sums on which a chain is compared: shorter ones are easy without."""
-
 
 FEWEST_LAYERS = 2
 """Fewest layers of a model in a fit: one layer cannot look up what it has read."""
@@ -36,7 +35,7 @@ class Rise:
     Attributes:
         what: ``shots``, ``size`` or ``chain``.
         task: a pattern, or the sums.
-        low, high: what each is the share of.
+        low, high: names of the two shares.
         before, after: the shares with their intervals.
     """
 
@@ -79,36 +78,20 @@ def all_sums_interval(measured: Measured, style: str) -> Interval:
 def find_rises(models: Sequence[Measured]) -> list[Rise]:
     """With shots and with a chain of thought, both of the largest model, and with size."""
     smallest, largest = models[0], models[-1]
+    small, large = str(smallest["model"]), str(largest["model"])
+    one, most = (pattern_interval(largest, SHOTS_PATTERN, shots) for shots in (1, SHOTS[-1]))
+    sums = [all_sums_interval(each, "chain") for each in (smallest, largest)]
     rises = [
-        Rise(
-            "shots",
-            SHOTS_PATTERN,
-            f"{largest['model']}, 1 shot",
-            f"{largest['model']}, {SHOTS[-1]} shots",
-            pattern_interval(largest, SHOTS_PATTERN, 1),
-            pattern_interval(largest, SHOTS_PATTERN, SHOTS[-1]),
-        ),
-        Rise(
-            "size",
-            "sums by a chain",
-            str(smallest["model"]),
-            str(largest["model"]),
-            all_sums_interval(smallest, "chain"),
-            all_sums_interval(largest, "chain"),
-        ),
+        Rise("shots", SHOTS_PATTERN, f"{large}, 1 shot", f"{large}, {SHOTS[-1]} shots", one, most),
+        Rise("size", "sums by a chain", small, large, *sums),
     ]
-    return rises + [
-        Rise(
-            "chain",
-            f"sums of {digits} digits",
-            f"{largest['model']}, direct",
-            f"{largest['model']}, chain of thought",
-            sum_interval(largest, "direct", digits),
-            sum_interval(largest, "chain", digits),
-        )
-        for digits in digits_of(largest)
-        if digits >= CHAIN_DIGITS
-    ]
+    for digits in digits_of(largest):
+        if digits >= CHAIN_DIGITS:
+            task = f"sums of {digits} digits"
+            direct, chain = (sum_interval(largest, way, digits) for way in ("direct", "chain"))
+            names = (f"{large}, direct", f"{large}, chain of thought")
+            rises.append(Rise("chain", task, *names, direct, chain))
+    return rises
 
 
 def is_fitted(measured: Measured) -> bool:
@@ -117,7 +100,7 @@ def is_fitted(measured: Measured) -> bool:
 
 
 def predict_losses(models: Sequence[Measured]) -> dict[str, Prediction | None]:
-    """For each family, what the smaller models foretell of the largest one's held-out loss."""
+    """For each family, the largest model's held-out loss as the smaller ones predict it."""
     of_law = [each for each in models if is_fitted(each)]
     compute = [float(each["compute"]) for each in of_law]
     return {

@@ -1,4 +1,4 @@
-"""What one trained model can do: by shots, by digits with and without a chain, and its loss."""
+"""Results of one trained model: by shots, by digits with and without a chain, and its loss."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from lmsmith.models.attention import packed_mask
 from lmsmith.models.decoder import Decoder
 from lmsmith.runs.signals import stop_if_requested
 from lmsmith.statistics.intervals import Interval, bootstrap_ratio, wilson_interval
-from lmsmith.studies.scale.addition import CHAIN, DIRECT, Sum, draw_sum, read_answer
 from lmsmith.studies.scale.documents import (
     CONTEXT,
     DIGITS,
@@ -29,7 +28,15 @@ from lmsmith.studies.scale.documents import (
     Writer,
     pack,
 )
-from lmsmith.studies.scale.patterns import PATTERNS, draw_document
+from lmsmith.studies.scale.texts import (
+    CHAIN,
+    DIRECT,
+    PATTERNS,
+    Sum,
+    draw_document,
+    draw_sum,
+    read_answer,
+)
 from lmsmith.training.losses import IGNORED
 from lmsmith.training.machine import ResolvedMachine, evaluation_mode
 
@@ -64,7 +71,7 @@ def measure(
     seed: int,
     on_part: Callable[[int], object] = lambda done: None,
 ) -> dict[str, Any]:
-    """All that the study says of a model, as JSON has it.
+    """All results of a model, as JSON has them.
 
     All models are asked the same items. Answers of patterns and direct sums are right where the
     likeliest token is right at each of their places, given those before: the same as writing them
@@ -72,7 +79,7 @@ def measure(
 
     Args:
         items: documents of each pattern, sums of each number of digits, and rows for the loss.
-        on_part: told how many of `parts` are done.
+        on_part: called with the number of parts done, of `parts`.
     """
     writer, done = Writer(), 0
     found: dict[str, Any] = {"patterns": {}, "sums": {}, "losses": {}, "samples": []}
@@ -101,7 +108,7 @@ def measure(
 
 
 parts = len(PATTERNS) + len(STYLES) + len(SHARES)
-"""How often `measure` tells of its progress."""
+"""How often `measure` calls ``on_part``."""
 
 
 def _measure_pattern(

@@ -1,8 +1,9 @@
-"""Train the models one after another, measure each, keep what is done."""
+"""Train models of several sizes one after another, measure each, keep what is done."""
 
 from __future__ import annotations
 
 import math
+import re
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,16 +16,20 @@ from lmsmith.core.errors import UserError
 from lmsmith.core.files import fingerprint
 from lmsmith.core.progress import RunProgress
 from lmsmith.core.recipe import MachineConfig
+from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.folder import load_model, save_model
 from lmsmith.runs.records import read_record, write_record
 from lmsmith.runs.stage_folder import StageFolder, derive_seed
 from lmsmith.studies.scale.documents import CONTEXT, StudyBatches, byte_tokenizer
-from lmsmith.studies.scale.family import Size
 from lmsmith.studies.scale.measuring import measure, parts
 from lmsmith.training.language_model import accumulate_gradients, train_language_model
 from lmsmith.training.machine import ResolvedMachine
 from lmsmith.training.optimiser import Optimiser, OptimiserConfig, learning_rate_factor
+
+DEFAULT_SIZES = "1x32,2x32,2x64,3x96,4x128"
+HEAD_WIDTH = 32
+MOST_LAYERS, MOST_WIDTH = 48, 2048
 
 FEWEST_STEPS, MOST_STEPS = 100, 6_000
 """Fewest and most steps of a plan by time."""
@@ -40,8 +45,69 @@ FORMAT = 2
 
 
 @dataclass(frozen=True)
+class Size:
+    """Blocks and the width of the residual stream, named ``4x128``."""
+
+    layers: int
+    width: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.layers}x{self.width}"
+
+    def config(self, vocabulary_size: int) -> ModelConfig:
+        """Rotary positions, RMSNorm, GELU, no biases; heads of 32."""
+        return ModelConfig(
+            self.layers,
+            self.width,
+            self.width // HEAD_WIDTH,
+            CONTEXT,
+            vocabulary_size,
+            norm="rms",
+            positions="rotary",
+            qkv_bias=False,
+            attention_output_bias=False,
+            ffn_bias=False,
+        )
+
+
+def read_sizes(text: str, vocabulary_size: int) -> tuple[Size, ...]:
+    """Sizes of ``2x32,4x128``, the fewest parameters first.
+
+    Raises:
+        UserError: one is not of that form or out of range, two are the same, or there is but one.
+    """
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    sizes = [_read_size(word) for word in words]
+    twice = next((size for size in sizes if sizes.count(size) > 1), None)
+    if twice:
+        raise UserError(f"--sizes: {twice.name} is named twice", "name each size once")
+    if len(sizes) < 2:
+        raise UserError(
+            f"--sizes {text}: a study of scale has two sizes or more", f"e.g. {DEFAULT_SIZES}"
+        )
+    return tuple(sorted(sizes, key=lambda size: size.config(vocabulary_size).parameters))
+
+
+def _read_size(word: str) -> Size:
+    found = re.fullmatch(r"(\d+)[x×](\d+)", word)
+    if not found:
+        raise UserError(f"--sizes {word}: not layers x width", f"e.g. --sizes {DEFAULT_SIZES}")
+    size = Size(int(found[1]), int(found[2]))
+    if not 1 <= size.layers <= MOST_LAYERS:
+        raise UserError(f"--sizes {word}: {size.layers} layers", f"1 to {MOST_LAYERS}")
+    if size.width % HEAD_WIDTH or not HEAD_WIDTH <= size.width <= MOST_WIDTH:
+        raise UserError(
+            f"--sizes {word}: the width must be a multiple of {HEAD_WIDTH}, the heads' width, "
+            f"at most {MOST_WIDTH}",
+            f"e.g. {size.layers}x{max(1, round(size.width / HEAD_WIDTH)) * HEAD_WIDTH}",
+        )
+    return size
+
+
+@dataclass(frozen=True)
 class ScalePlan:
-    """What decides a study's numbers, the machine aside.
+    """Everything that decides a study's numbers, the machine aside.
 
     Attributes:
         sizes: of the models, the smallest first.
@@ -89,38 +155,27 @@ def settle_plan(
     """
     path = folder / PLAN_FILE
     kept = read_record(path)
-    said = encode(asdict(wanted))
+    choice = {"asked_steps": wanted.steps, "minutes": minutes if wanted.steps == 0 else None}
     if kept is not None:
-        asked = {**said, "minutes": minutes if wanted.steps == 0 else None}
+        said = {**encode(asdict(wanted)), "minutes": choice["minutes"]}
         before = {**kept["plan"], "steps": kept["asked_steps"], "minutes": kept["minutes"]}
-        different = [key for key, value in asked.items() if before.get(key) != value]
-        if different:
-            key = different[0]
-            raise UserError(
-                f"{folder}: holds a study with other settings "
-                f"({key} was {before.get(key)}, now {asked[key]})",
-                "name another --out, or remove that folder",
-            )
-        return _with_steps(wanted, int(kept["plan"]["steps"]))
-    steps = wanted.steps or _steps_in(minutes, wanted, machine, progress)
-    plan = _with_steps(wanted, steps)
-    record = {
-        "plan": encode(asdict(plan)),
-        "asked_steps": wanted.steps,
-        "minutes": minutes if wanted.steps == 0 else None,
-    }
-    write_record(path, record)
+        for key, value in said.items():
+            if before.get(key) != value:
+                raise UserError(
+                    f"{folder}: holds a study with other settings "
+                    f"({key} was {before.get(key)}, now {value})",
+                    "name another --out, or remove that folder",
+                )
+        return replace(wanted, steps=int(kept["plan"]["steps"]))
+    plan = replace(wanted, steps=wanted.steps or _steps_in(minutes, wanted, machine, progress))
+    write_record(path, {"plan": encode(asdict(plan)), **choice})
     return plan
-
-
-def _with_steps(plan: ScalePlan, steps: int) -> ScalePlan:
-    return replace(plan, steps=steps)
 
 
 def _steps_in(
     minutes: float, plan: ScalePlan, machine: ResolvedMachine, progress: RunProgress
 ) -> int:
-    """How many steps all models can make: the time of a step is the best of a few, eager."""
+    """Steps that all models can make: the time of a step is the best of a few, eager."""
     seconds = sum(_seconds_of_step(size, plan, machine) for size in plan.sizes)
     steps = int(minutes * 60 * TRAINING_SHARE / seconds)
     progress.note(f"a step of all {len(plan.sizes)} models takes {seconds:.2f} s: {steps:,} steps")
@@ -150,10 +205,10 @@ def run_member(
     settings: MachineConfig,
     progress: RunProgress,
 ) -> dict[str, Any]:
-    """Train and measure one model in ``folder``; what is done there is not done again.
+    """Train and measure one model in ``folder``, each only once.
 
     Returns:
-        Its shape, compute and what `measure` found.
+        Its shape, its compute, and the results of `measure`.
     """
     path, identity = folder / MEASURED_FILE, _identity(size, plan)
     kept = read_record(path)
@@ -228,10 +283,6 @@ def _train(
     return {name: summary[name] for name in kept}
 
 
-def _parameters_in_words(size: Size) -> str:
-    return f"{size.config(byte_tokenizer().vocabulary_size).parameters:,} parameters"
-
-
 def run_study(
     folder: Path,
     plan: ScalePlan,
@@ -244,7 +295,8 @@ def run_study(
     progress.plan([size.name for size in plan.sizes])
     for size in plan.sizes:
         started = time.monotonic()
-        progress.stage_begins(size.name, _parameters_in_words(size))
+        parameters = size.config(byte_tokenizer().vocabulary_size).parameters
+        progress.stage_begins(size.name, f"{parameters:,} parameters")
         measured.append(run_member(folder / size.name, size, plan, machine, settings, progress))
         progress.stage_ends(size.name, time.monotonic() - started)
     return measured

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lmsmith.report.svg import canvas, themed_svg
+from lmsmith.report.drawing import canvas, themed_svg
 
 
 def test_names_in_any_script_are_drawn_by_the_page() -> None:
