@@ -73,7 +73,7 @@ def test_what_is_there_comes_together_but_not_without_bound() -> None:
     found = run(waiting)
     assert [len(batch) for batch in found] == [MAX_BATCH, MAX_BATCH, 3]
     assert sum(found, []) == list(range(count))  # noqa: RUF017
-    assert waiting.generation.cached_tokens == 2
+    assert waiting.generation.prompts[0].cached == 2
 
 
 def test_what_came_before_a_failure_is_not_lost() -> None:

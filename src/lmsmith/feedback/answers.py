@@ -31,11 +31,7 @@ LONGEST = 100_000
 
 
 def check_responses(kind: str, responses: Sequence[str]) -> None:
-    """A demonstration has no responses, a rating one, a ranking two to nine.
-
-    Raises:
-        UserError: these are more or fewer.
-    """
+    """Raises UserError unless a demonstration has no responses, a rating one, a ranking 2 to 9."""
     ranges = {"demonstration": (0, 0), "rating": (1, 1), "ranking": (FEWEST_RANKED, MOST_RANKED)}
     least, most = ranges[kind]
     if not least <= len(responses) <= most:

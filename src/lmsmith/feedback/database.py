@@ -29,14 +29,10 @@ NAMES_A_QUERY = 500
 
 
 class Database:
-    """A database: a file, or a URL.
+    """A database, a file or a URL; raises UserError if it cannot be opened.
 
     Attributes:
-        option: names it in commands that messages advise; empty for the server's own database,
-            which commands open anyway.
-
-    Raises:
-        UserError: it cannot be opened.
+        option: names it in commands that messages advise; empty for the default one.
     """
 
     def __init__(self, where: str | Path) -> None:
@@ -145,9 +141,10 @@ def _without_nul(
 
 def _prepare_sqlite(connection: Any, _: object) -> None:
     """Write-ahead log; every commit is on the disk; deleted data is overwritten."""
-    settings = "journal_mode = WAL; synchronous = FULL; foreign_keys = ON; busy_timeout = 10000"
-    for setting in (*settings.split("; "), "secure_delete = ON"):
-        connection.execute(f"PRAGMA {setting}")
+    connection.executescript(
+        "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;"
+        "PRAGMA busy_timeout = 10000; PRAGMA secure_delete = ON"
+    )
 
 
 def _bring_up_to_date(connection: Connection, name: str) -> None:

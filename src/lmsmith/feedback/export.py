@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,9 @@ from lmsmith.feedback.tables import (
 
 FILES = ("conversations", "rankings", "ratings")
 HELD_OUT = "held_out"
+
+_Row = tuple[str | None, str, dict[str, Any]]
+"""The person who asked, None if the row came from a file; the file; the row."""
 
 _RANKS = {"left": [1, 2], "right": [2, 1], "tie": [1, 1], "both_bad": [1, 1]}
 
@@ -67,20 +69,25 @@ def export(
     """
     if not 0 <= held_out < 1:
         raise UserError(f"held_out = {held_out}: expected a share of the people, 0 to below 1")
-    found: dict[str, list[dict[str, object]]] = {
+    found: dict[str, list[dict[str, Any]]] = {
         f"{part}{name}": [] for part in ("", f"{HELD_OUT}/") for name in FILES
     }
-    sides: dict[str, set[str]] = defaultdict(set)
     with store.session() as session:
-        rows = list(_all(session, with_liked))
-    for row in rows:
-        if row.person:
-            sides[row.opening].add(_part(row.person, held_out))
-    for row in rows:
-        part = _part(row.person or row.opening, held_out)
-        if not row.person and len(sides[row.opening]) == 1:
-            (part,) = sides[row.opening]
-        found[f"{part}{row.file}"].append(row.content)
+        importer = session.scalar(select(Person.id).where(Person.name == IMPORTER))
+        rows = [
+            ("" if person is None or person == importer else person, file, row)
+            for person, file, row in _all(session, with_liked)
+        ]
+    openings = [opening_key(row.get("messages") or row["prompt"]) for _, _, row in rows]
+    sides: dict[str, set[str]] = defaultdict(set)
+    for opening, (person, _, _) in zip(openings, rows, strict=True):
+        if person:
+            sides[opening].add(_part(person, held_out))
+    for opening, (person, file, row) in zip(openings, rows, strict=True):
+        part = _part(person or opening, held_out)
+        if not person and len(sides[opening]) == 1:
+            (part,) = sides[opening]
+        found[f"{part}{file}"].append(row)
     counts = {}
     for name, content in found.items():
         path = folder / f"{name}.jsonl"
@@ -94,47 +101,24 @@ def _part(name: str, held_out: float) -> str:
     return f"{HELD_OUT}/" if split_of(name, {HELD_OUT: held_out}) else ""
 
 
-@dataclass(frozen=True)
-class _Row:
-    """A row of a file.
-
-    Attributes:
-        person: who asked; empty if it came from a file.
-        opening: the same for all rows that begin alike.
-    """
-
-    person: str
-    file: str
-    content: dict[str, object]
-    opening: str
-
-
 def _all(session: Session, with_liked: bool) -> Iterator[_Row]:
-    """All rows, in an order that does not change."""
-    importer = session.scalar(select(Person.id).where(Person.name == IMPORTER))
-
-    def row(person: str | None, file: str, content: dict[str, object]) -> _Row:
-        messages: Any = content.get("messages") or content["prompt"]
-        owner = "" if person is None or person == importer else person
-        return _Row(owner, file, content, opening_key(messages))
-
+    """All rows, in a fixed order."""
     for person in session.scalars(select(Person.id).order_by(Person.id)):
-        for content in _demonstrations(session, person, with_liked):
-            yield row(person, "conversations", content)
-        for content in _compared(session, person):
-            yield row(person, "rankings", content)
-        for content in _ratings(session, person):
-            yield row(person, "ratings", content)
-    for asker, file, content in _labelled(session):
-        yield row(asker, file, content)
+        for row in _demonstrations(session, person, with_liked):
+            yield person, "conversations", row
+        for row in _compared(session, person):
+            yield person, "rankings", row
+        for row in _ratings(session, person):
+            yield person, "ratings", row
+    yield from _labelled(session)
     for each in session.scalars(select(RankedAnswers).order_by(RankedAnswers.id)):
         name, ranks = f"ranking-{each.id}", each.ranks
-        content = _ranking(name, each.prompt, each.responses, ranks, each.person_id)
-        yield row(None, "rankings", content)
+        row = _ranking(name, each.prompt, each.responses, ranks, each.person_id)
+        yield None, "rankings", row
 
 
-def _labelled(session: Session) -> Iterator[tuple[str | None, str, dict[str, object]]]:
-    """Labels of the queue: the person who asked, if there is one, the file, the row."""
+def _labelled(session: Session) -> Iterator[_Row]:
+    """Labels of the queue."""
     query = (
         select(Assignment, Task, Conversation.person_id)
         .join(Task, Assignment.task_id == Task.id)
@@ -166,7 +150,7 @@ def _judged(session: Session, table: Any, person: str) -> Iterator[tuple[Any, li
         yield each, path_to(session, session.get_one(Message, each.message_id))
 
 
-def _demonstrations(session: Session, person: str, with_liked: bool) -> Iterator[dict[str, object]]:
+def _demonstrations(session: Session, person: str, with_liked: bool) -> Iterator[dict[str, Any]]:
     better = set()
     for each, path in _judged(session, BetterAnswer, person):
         better.add(each.message_id)
@@ -178,7 +162,7 @@ def _demonstrations(session: Session, person: str, with_liked: bool) -> Iterator
                 yield rows.Conversation(f"liked-{person}-{each.id}", as_turns(path)).row()
 
 
-def _compared(session: Session, person: str) -> Iterator[dict[str, object]]:
+def _compared(session: Session, person: str) -> Iterator[dict[str, Any]]:
     """A person's comparisons and better answers, as rankings."""
     for pair in session.scalars(
         select(Comparison).where(Comparison.person_id == person).order_by(Comparison.id)
@@ -195,13 +179,13 @@ def _compared(session: Session, person: str) -> Iterator[dict[str, object]]:
 
 def _ranking(
     name: str, prompt: list[dict[str, str]], responses: list[str], ranks: list[int], person: str
-) -> dict[str, object]:
+) -> dict[str, Any]:
     source = name.partition("-")[0]
     ranking = rows.Ranking(name, prompt, list(responses), list(ranks), person, f"feedback.{source}")
     return ranking.row()
 
 
-def _ratings(session: Session, person: str) -> Iterator[dict[str, object]]:
+def _ratings(session: Session, person: str) -> Iterator[dict[str, Any]]:
     for each, path in _judged(session, Rating, person):
         row = {"messages": as_turns(path), "model": path[-1].model, "labeler": person}
         rating = {"value": each.value, "reasons": each.reasons, "comment": each.comment}

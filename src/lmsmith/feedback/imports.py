@@ -157,13 +157,7 @@ class _Named:
 
 
 class _Import:
-    """Adds the rows of one file, in one transaction.
-
-    Args:
-        session: of the transaction.
-        person: owner of rows that name nobody.
-        overlap: for tasks without one.
-    """
+    """Adds the rows of one file, in one transaction."""
 
     def __init__(self, session: Session, person: str, overlap: int) -> None:
         self._session, self._person, self._overlap = session, person, overlap

@@ -69,19 +69,19 @@ class PersonStore(Database):
 
 
 class People:
-    """The people of a database, and how they log in."""
+    """The people of a database, and how they log in.
+
+    Methods that take the name of an existing person raise `NotThere` if there is none.
+    """
 
     def __init__(self, store: PersonStore) -> None:
         self.store = store
 
     def add(self, name: str, role: str) -> str:
-        """Let somebody in.
-
-        Returns:
-            Their token, which is nowhere kept and is shown this once.
+        """Let somebody in; returns their token, which is stored nowhere.
 
         Raises:
-            UserError: somebody of this name can log in already, or name or role are none.
+            UserError: somebody of this name can log in already, or name or role are invalid.
         """
         _check_reserved(name, role)
         for reserved in (OWNER, IMPORTER):
@@ -97,11 +97,7 @@ class People:
         return self._new_token(person, role)
 
     def add_owner(self) -> str:
-        """Let the server's owner in, so that they are not locked out of what is theirs.
-
-        Returns:
-            Their new token; empty where an admin can log in.
-        """
+        """Let the server's owner in, unless an admin can log in; returns their token, or ""."""
         if self.has_admin():
             return ""
         return self._new_token(self.store.person(OWNER, "admin"), "admin")
@@ -111,11 +107,7 @@ class People:
         return self._has(Person.name == OWNER, Person.token_hash == "")
 
     def renew(self, name: str) -> str:
-        """A new token; the one before, and every session opened by it, end.
-
-        Raises:
-            NotThere: there is nobody of this name.
-        """
+        """A new token; the one before, and every session opened by it, end."""
         person = self.named(name)
         return self._new_token(person, person.role)
 
@@ -128,12 +120,7 @@ class People:
             return f"{person.id}.{secret}"
 
     def change(self, name: str, role: str) -> None:
-        """Give somebody another role; they sign in again, with the token they have.
-
-        Raises:
-            NotThere: there is nobody of this name.
-            UserError: there is no such role.
-        """
+        """Give somebody another role; they sign in again, with the token they have."""
         _check_reserved(name, role)
         _check_role(role)
         with self.store.session.begin() as session:
@@ -142,11 +129,7 @@ class People:
             session.execute(delete(Session).where(Session.person_id == person.id))
 
     def remove(self, name: str) -> None:
-        """Delete somebody and all that is theirs.
-
-        Raises:
-            NotThere: there is nobody of this name.
-        """
+        """Delete somebody and all that is theirs."""
         self.store.delete_person(self.named(name).id)
 
     def all(self) -> list[Person]:
@@ -175,15 +158,12 @@ class People:
         return person if given and person is not None and person.token_hash else None
 
     def open_session(self, person: str, server_token: str = "") -> str:
-        """Log somebody in.
+        """Log somebody in; returns the cookie's content.
 
         Args:
             person: their id.
-            server_token: the token that let them in, if it was not their own; the session is open
-                only to requests that give it too.
-
-        Returns:
-            The cookie's content.
+            server_token: the token that let them in, if it was not their own; the session is valid
+                only together with it.
         """
         secret = secrets.token_urlsafe(32)
         with self.store.session.begin() as session:
@@ -216,11 +196,7 @@ class People:
             session.execute(delete(Session).where(Session.id == cookie.partition(".")[0]))
 
     def named(self, name: str) -> Person:
-        """The person of that name.
-
-        Raises:
-            NotThere: there is nobody of this name.
-        """
+        """The person of that name."""
         with self.store.session() as session:
             found = find_person(session, name)
         if found is None:
@@ -230,11 +206,8 @@ class People:
 
 
 def person_name(given: str) -> str:
-    """The one form of a name.
-
-    Raises:
-        UserError: it is empty, too long, or has control characters.
-    """
+    """The one form of a name; raises UserError if it is empty, too long, or has control
+    characters."""
     name = plain_name(given)
     odd = next((each for each in name if unicodedata.category(each) in ("Cc", "Cs")), None)
     if odd is not None:
@@ -260,8 +233,8 @@ def plain_name(name: str) -> str:
 class Names:
     """The people of a database, by name.
 
-    Databases of earlier versions have names in several forms: a name that is there as it is given
-    comes before one that is the same by `person_name`, and an older person before a younger one.
+    Databases of earlier versions have names in several forms: an exact match precedes one by
+    `person_name`, and an older person a younger one.
     """
 
     def __init__(self, session: orm.Session) -> None:
@@ -271,24 +244,15 @@ class Names:
         self._plain = {plain_name(name): person for name, person in people}
 
     def find(self, name: str) -> str | None:
-        """The id of the person of that name.
-
-        Raises:
-            UserError: nobody can be called so.
-        """
+        """The id of the person of that name; raises UserError for an invalid name."""
         return self._exact.get(name) or self._plain.get(person_name(name))
 
     def add(self, person: Person) -> None:
-        """Note a new person."""
         self._exact[person.name] = self._plain[person.name] = person.id
 
 
 def find_person(session: orm.Session, name: str) -> Person | None:
-    """The person of that name, in whichever form it is typed.
-
-    Raises:
-        UserError: nobody can be called so.
-    """
+    """The person of that name, in any of its forms; raises UserError for an invalid name."""
     found = session.scalar(select(Person).where(Person.name == encodable(name)))
     if found is None and (known := Names(session).find(name)) is not None:
         found = session.get_one(Person, known)

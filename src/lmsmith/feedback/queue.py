@@ -40,6 +40,10 @@ class Queue:
         store: the database.
         lease: time that a task is one labeler's own after their last draft.
         gold_every: a labeler's first task, and every n-th after it, is a gold one if one is left.
+
+    Raises:
+        NotThere: an assignment is another labeler's, or none.
+        UserError: a task or an answer is invalid; names the problem.
     """
 
     def __init__(
@@ -50,14 +54,7 @@ class Queue:
     # Tasks
 
     def add(self, kind: str, prompt: object, responses: Sequence[str] = (), **given: Any) -> bool:
-        """Add a task, with the arguments of `new_task`.
-
-        Returns:
-            Whether it is new: not if there is one of this origin.
-
-        Raises:
-            UserError: it is none; names what is wrong.
-        """
+        """Add a `new_task`; returns False if there is one of this origin."""
         made = new_task(kind, prompt, responses, **given)
         origin = made.origin
         try:
@@ -95,18 +92,13 @@ class Queue:
                 return None
             shown = list(range(len(task.responses)))
             random.SystemRandom().shuffle(shown)
-            made = Assignment(
-                task_id=task.id, person_id=person, shown=shown, lease=now() + self._lease
-            )
+            lease = now() + self._lease
+            made = Assignment(task_id=task.id, person_id=person, shown=shown, lease=lease)
             session.add(made)
             return made, task
 
     def held(self, person: str, assignment: int) -> Held:
-        """A task that this labeler has or had.
-
-        Raises:
-            NotThere: it is another's, or none.
-        """
+        """A task that this labeler has or had; raises NotThere for another's, or none."""
         with self._store.session() as session:
             return _held(session, person, assignment)
 
@@ -115,19 +107,11 @@ class Queue:
         return self._save(person, assignment, answer, whole=False)
 
     def submit(self, person: str, assignment: int, answer: Mapping[str, Any]) -> Assignment:
-        """Save the whole answer, ranks in the order shown; it may replace an earlier one.
-
-        Raises:
-            UserError: something is missing.
-        """
+        """Save the whole answer, ranks in the order shown; it may replace an earlier one."""
         return self._save(person, assignment, answer, whole=True)
 
     def skip(self, person: str, assignment: int, reason: str) -> Assignment:
-        """Give a task back to others, with a reason.
-
-        Raises:
-            UserError: no reason, or the task is done.
-        """
+        """Give a task back to others, with a reason."""
         if not reason.strip() or len(reason) > answers.LONGEST:
             raise UserError("reason: say in a few words why the task is skipped")
         with self._store.session.begin() as session:
@@ -200,11 +184,8 @@ class Queue:
         )
         gold = Task.gold.is_not(None)
         first = gold if (done or 0) % self._gold_every == 0 else gold.is_(False)
-        for rule in (first, first.is_(False)):
-            query = self._left(person, kinds).where(rule).order_by(Task.id).limit(1)
-            if (found := session.scalar(query)) is not None:
-                return found
-        return None
+        query = self._left(person, kinds).order_by(first.desc(), Task.id).limit(1)
+        return session.scalar(query)
 
     def _left(self, person: str, kinds: Sequence[str]) -> Select[Task]:
         """Tasks that this labeler may get."""
@@ -239,11 +220,8 @@ def new_task(
     origin: str | None = None,
     message: int | None = None,
 ) -> Task:
-    """A task that is in no database yet; see `Task` for the arguments.
-
-    Raises:
-        UserError: it is none; names what is wrong.
-    """
+    """A task that is in no database yet, with the attributes of `Task`; raises UserError for
+    invalid ones."""
     if kind not in KINDS:
         raise UserError(f"kind {kind!r}: expected one of {', '.join(KINDS)}")
     messages = validate_prompt(prompt, f"the {kind}")

@@ -114,15 +114,11 @@ def fill_queue(
     """Put a task for each prompt into the queue; after an interrupted run, the rest.
 
     Args:
-        queue: receives the tasks.
-        prompts: of the tasks.
         writers: models by name; each writes an equal part of the answers, the first ones one more
             where they do not divide.
         kind: of the tasks.
         answers: to each prompt: none for a demonstration, one for a rating, 2 to 9 for a ranking.
         overlap: how many labelers are to do each task.
-        seed: of the answers.
-        progress: shows each prompt.
 
     Returns:
         ``tasks`` made, ``known`` from an earlier run, ``dropped`` for want of different answers.

@@ -95,7 +95,7 @@ class Store(PersonStore):
 
         Raises:
             NotThere: the conversation or the parent is not this person's.
-            UserError: one of this role does not follow there.
+            UserError: a message of this role cannot follow the parent.
         """
         with self.session.begin() as session:
             _conversation(session, person, conversation).updated = now()
@@ -159,11 +159,8 @@ class Store(PersonStore):
             return _replace(session, made, BetterAnswer.message_id == message)
 
     def compare(self, person: str, left: int, right: int, verdict: str) -> Comparison:
-        """Say which of two answers to one message is better.
-
-        Raises:
-            UserError: they are not two answers to one message, or there is no such verdict.
-        """
+        """Judge two answers to one message; raises UserError if they are not, and for a verdict
+        other than `VERDICTS`."""
         if verdict not in VERDICTS:
             raise UserError(f"verdict {verdict!r}: expected one of {', '.join(VERDICTS)}")
         with self.session.begin() as session:
@@ -223,11 +220,7 @@ def open_store(database: str = "", *, new: bool = False) -> Iterator[Store]:
 
 
 def check_order(role: str, before: str | None, where: str = "") -> None:
-    """Check that a message may follow one of another role, or None, at the beginning.
-
-    Raises:
-        UserError: it may not; the error begins with ``where``.
-    """
+    """Raises UserError if a message may not follow one of another role, or None, the beginning."""
     if before not in _AFTER.get(role, ()):
         after = before or "the beginning"
         raise UserError(f"{where}a message of {role!r} cannot follow {after}")

@@ -23,7 +23,7 @@ def now() -> datetime:
 
 
 def utc(moment: datetime) -> datetime:
-    """A time from the database; SQLite gives it without saying that it is UTC."""
+    """A time from the database, which SQLite gives without a time zone."""
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
 

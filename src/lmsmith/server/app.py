@@ -151,13 +151,9 @@ class _CatchCrashes:
 
 
 class Server(uvicorn.Server):
-    """uvicorn, but SIGTERM drains and is no failure.
+    """uvicorn, but SIGTERM drains the engine's requests and is no failure.
 
-    Args:
-        app: the application.
-        engine: its requests are drained.
-        listening: an open socket.
-        ready: called once requests are accepted.
+    ``ready`` is called once requests are accepted.
     """
 
     def __init__(
@@ -230,11 +226,7 @@ class Server(uvicorn.Server):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """An open socket; port 0 is any that is free.
-
-    Raises:
-        UserError: the address cannot be had.
-    """
+    """An open socket; port 0 is any that is free. Raises UserError if it cannot be opened."""
     if not 0 <= port < 2**16:
         raise UserError(f"--port {port}: there is no such port", "choose one of 0 to 65535")
     try:

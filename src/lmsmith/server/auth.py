@@ -47,18 +47,14 @@ VISITOR = "lmsmith.visitor"
 
 @dataclass(frozen=True)
 class Visitor:
-    """Sender of a request: the server's owner, or a named user.
-
-    Attributes:
-        role: admin, labeler or user.
-        id: of the person in the database; empty for the owner, who may not be in it yet.
-    """
+    """Sender of a request: a named user, or the server's owner, whose ``id`` is empty."""
 
     name: str = OWNER
     role: str = "admin"
     id: str = ""
 
     def person_id(self, store: PersonStore) -> str:
+        """The person's id in the database, to which the owner is added if new."""
         return self.id or store.person(self.name, self.role).id
 
     @property
@@ -77,11 +73,7 @@ def visitor_of(request: Request) -> Visitor:
 
 
 def require_role(request: Request, roles: tuple[str, ...]) -> Visitor:
-    """The request's visitor.
-
-    Raises:
-        ApiError: 403 for another role.
-    """
+    """The request's visitor; raises ApiError (403) for another role."""
     visitor = visitor_of(request)
     if visitor.role not in roles:
         problem = f"this is for the role {' or '.join(roles)}; you are {visitor.role}"
@@ -90,11 +82,8 @@ def require_role(request: Request, roles: tuple[str, ...]) -> Visitor:
 
 
 async def in_database(work: Callable[..., Result], *given: object) -> Result:
-    """Call a function that uses the database in a thread.
-
-    Raises:
-        ApiError: 503, the database is unreachable, or locked for too long.
-    """
+    """Call a function that uses the database in a thread; raises ApiError (503) if the database is
+    unreachable, or locked for too long."""
     try:
         return await asyncio.to_thread(work, *given)
     except OperationalError as error:
@@ -106,11 +95,7 @@ async def in_database(work: Callable[..., Result], *given: object) -> Result:
 async def with_store(
     request: Request, work: Callable[[Store, str], Result], roles: tuple[str, ...] = ROLES
 ) -> Result:
-    """Use the store as the visitor.
-
-    Args:
-        request: its visitor must have one of the ``roles``.
-        work: gets the store and the person's id.
+    """Call ``work`` with the store and the visitor's id.
 
     Raises:
         ApiError: 403 for another role, 404 without a database or for what is not this person's,
@@ -129,10 +114,7 @@ async def with_store(
 
 
 class Sessions:
-    """The server's token, empty if everybody is signed in, and the sessions in memory.
-
-    The ``clock`` gives seconds since 1970.
-    """
+    """The server's token, empty if everybody is signed in, and the sessions in memory."""
 
     def __init__(self, token: str, clock: Callable[[], float] = time.time) -> None:
         self.token, self._clock = token, clock
@@ -200,12 +182,12 @@ class Authenticator:
 
     async def authenticate(self, headers: Headers) -> Visitor | None:
         """The visitor; None if they may not use the server."""
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        cookie = session_cookie(headers.get("cookie", ""))
         if not await self.is_closed():
             return Visitor()
+        scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
             return await self._by_token(given.strip())
+        cookie = session_cookie(headers.get("cookie", ""))
         if not cookie:
             return None
         if self._people is None:

@@ -95,12 +95,7 @@ class Metrics:
 
 
 class AsyncEngine:
-    """The models, their thread, and the queue of requests.
-
-    Args:
-        models: in the order they were named; the first is the default.
-        limits: of one client.
-    """
+    """The models, the first of which is the default, their thread, and the queue of requests."""
 
     def __init__(self, models: Sequence[ServedModel], limits: Limits) -> None:
         self.models = {model.name: model for model in models}
@@ -207,16 +202,11 @@ class Generation:
         return [reply for each in self.prompts for reply in each.replies]
 
     @property
-    def prompt_tokens(self) -> int:
-        return sum(len(each.request.prompt) for each in self.prompts)
-
-    @property
-    def new_tokens(self) -> int:
-        return sum(len(reply.tokens) for reply in self.replies)
-
-    @property
-    def cached_tokens(self) -> int:
-        return sum(each.cached for each in self.prompts)
+    def token_counts(self) -> tuple[int, int, int]:
+        """Tokens of prompts, of replies, and of prompts that were in the cache."""
+        prompt = sum(len(each.request.prompt) for each in self.prompts)
+        new = sum(len(reply.tokens) for reply in self.replies)
+        return prompt, new, sum(each.cached for each in self.prompts)
 
     async def events(self) -> AsyncIterator[Iterator[tuple[int, TokenEvent]]]:
         """(number of the prompt, event) until every reply has ended, in batches.
@@ -279,17 +269,14 @@ class Generation:
             if isinstance(event, Failed):
                 return tokens, event.error
             if isinstance(event, Admitted):
-                self._admitted(number, event)
+                self.prompts[number].cached = event.cached
+                self._waiting.discard(number)
+                self._engine.waiting[self.model.name] -= 1
+                self._metrics.prompt_tokens.inc(len(self.prompts[number].request.prompt))
+                self._metrics.cached_tokens.inc(event.cached)
             else:
                 tokens.append((number, event, moment))
         return tokens, None
-
-    def _admitted(self, number: int, event: Admitted) -> None:
-        self.prompts[number].cached = event.cached
-        self._waiting.discard(number)
-        self._engine.waiting[self.model.name] -= 1
-        self._metrics.prompt_tokens.inc(len(self.prompts[number].request.prompt))
-        self._metrics.cached_tokens.inc(event.cached)
 
     def _take(self, number: int, event: TokenEvent, moment: float) -> tuple[int, TokenEvent]:
         self.prompts[number].replies[event.sample].add(event)
@@ -315,24 +302,15 @@ class Generation:
 
 @dataclass(eq=False)
 class EngineRequest:
-    """A prompt in the engine thread.
-
-    Attributes:
-        model: the scheduler's name.
-        listener: called in the event loop with every event.
-        number: the scheduler's, once it has the request.
-        unfinished: the number of unfinished replies.
-        has_token: whether a token has come.
-        is_over: whether no more events will come.
-    """
+    """A prompt in the engine thread; the event loop calls its listener with every event."""
 
     model: str
     request: Request
     listener: Listener
-    number: int = -1
-    unfinished: int = 0
+    number: int = -1  # the scheduler's
+    unfinished: int = 0  # replies
     has_token: bool = False
-    is_over: bool = False
+    is_over: bool = False  # no more events will come
 
 
 _Addressed = tuple[EngineRequest, Event, float]
@@ -384,10 +362,8 @@ class EngineThread:
         self._command(lambda: self._cancel(request))
 
     def fail_all(self, error: Exception) -> None:
-        """End every request with an error."""
-        self._command(
-            lambda: [each for name in self._schedulers for each in self._fail(name, error)]
-        )
+        names = self._schedulers
+        self._command(lambda: [each for name in names for each in self._fail(name, error)])
 
     def _command(self, command: Callable[[], list[_Addressed]]) -> None:
         with self._wake:

@@ -72,7 +72,7 @@ class Guard:
             if not self._is_open(scope["path"]):
                 scope[VISITOR] = await self._visitor(headers)
             _check_form(headers)
-            await self._app(scope, _encodable_body(self._bounded(receive)), send_safely)
+            await self._app(scope, self._whole_body(receive), send_safely)
         except ApiError as error:
             await error.response()(scope, receive, send_safely)
 
@@ -107,45 +107,33 @@ class Guard:
         name = _host_name(origin.partition("://")[2])
         return name == _host_name(host) or name in self._hosts
 
-    def _bounded(self, receive: Receive) -> Receive:
-        """Counts a body without a length as it comes."""
-        read = 0
+    def _whole_body(self, receive: Receive) -> Receive:
+        """Gives the whole body, without the lone surrogates that JSON may escape (``\\ud83d``).
 
-        async def bounded() -> Message:
-            nonlocal read
-            message = await receive()
-            if message["type"] == "http.request":
-                read += len(message.get("body", b""))
-                if read > self._body_bytes:
+        Raises:
+            ApiError: 413, also for a body that does not tell its length.
+        """
+        whole = False
+
+        async def received() -> Message:
+            nonlocal whole
+            body, more_body = bytearray(), True
+            while more_body:
+                message = await receive()
+                if whole or message["type"] != "http.request":
+                    return message
+                body += message.get("body", b"")
+                if len(body) > self._body_bytes:
                     raise self._too_large()
-            return message
+                more_body = message.get("more_body", False)
+            whole = True
+            return {"type": "http.request", "body": _encodable(bytes(body)), "more_body": False}
 
-        return bounded
+        return received
 
     def _too_large(self) -> ApiError:
         problem = f"the body may have {self._body_bytes:,} bytes at most"
         return ApiError(413, problem, code="body_too_large", headers={"Connection": "close"})
-
-
-def _encodable_body(receive: Receive) -> Receive:
-    """Gives the whole body, without the lone surrogates that JSON may escape (``\\ud83d``)."""
-    whole = False
-
-    async def received() -> Message:
-        nonlocal whole
-        message = await receive()
-        if whole or message["type"] != "http.request":
-            return message
-        parts = [message.get("body", b"")]
-        while message.get("more_body"):
-            message = await receive()
-            if message["type"] != "http.request":
-                return message
-            parts.append(message.get("body", b""))
-        whole = True
-        return {"type": "http.request", "body": _encodable(b"".join(parts)), "more_body": False}
-
-    return received
 
 
 def _encodable(body: bytes) -> bytes:

@@ -49,11 +49,7 @@ class ServedModel:
 
 
 def served_model(models: Mapping[str, ServedModel], name: str | None) -> ServedModel:
-    """The model of that name; the first one without a name.
-
-    Raises:
-        ApiError: 404, with the names of the models.
-    """
+    """The model of that name, or the first one; raises ApiError (404) for an unknown name."""
     if name is None:
         return next(iter(models.values()))
     if name not in models:
@@ -71,11 +67,7 @@ def _name_and_model(word: str) -> tuple[str, str]:
 
 
 def read_models(words: Sequence[str]) -> dict[str, ReadModel]:
-    """Read models; returns them by name.
-
-    Raises:
-        UserError: one cannot be read, or two have one name.
-    """
+    """Models by name; raises UserError if one cannot be read, or two have one name."""
     named = [_name_and_model(word) for word in words]
     names = [name for name, _ in named]
     twice = next((name for name in names if names.count(name) > 1), None)

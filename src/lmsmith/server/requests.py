@@ -26,29 +26,17 @@ DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's
 
 @dataclass(frozen=True)
 class Limits:
-    """The server's limits.
+    """The server's limits."""
 
-    Attributes:
-        streams: replies generated together, of each model.
-        queue: requests that wait; beyond it, 429.
-        seconds: longest time from request to last token.
-        body_bytes: of a request.
-        samples: replies to one prompt (``n``).
-        prompts: of one completion request.
-        tokens: longest reply; 0 is the context.
-        unread_seconds: how long an answer in a conversation is generated without a reader.
-        drain_seconds: time that running requests have to finish at shutdown.
-    """
-
-    streams: int = 64
-    queue: int = 128
-    seconds: float = 600.0
+    streams: int = 64  # replies generated together, of each model
+    queue: int = 128  # requests that wait; beyond it, 429
+    seconds: float = 600.0  # from request to last token
     body_bytes: int = 4 << 20
-    samples: int = 16
-    prompts: int = 256
-    tokens: int = 0
-    drain_seconds: float = 30.0
-    unread_seconds: float = 300.0
+    samples: int = 16  # replies to one prompt (``n``)
+    prompts: int = 256  # of one completion request
+    tokens: int = 0  # of a reply; 0 is the context
+    drain_seconds: float = 30.0  # that running requests have to finish at shutdown
+    unread_seconds: float = 300.0  # of generating an answer in a conversation without a reader
 
     def check(self) -> list[str]:
         """Problems of values out of range, a line each."""
@@ -166,11 +154,8 @@ class CompletionBody(SamplingBody):
 async def parse_chat(
     body: ChatBody, models: Mapping[str, ServedModel], limits: Limits, cache_salt: str
 ) -> ParsedRequest:
-    """A chat request.
-
-    Raises:
-        ApiError: 400 or 404, a field is unsupported or wrong, or the prompt does not fit.
-    """
+    """A chat request; raises ApiError (400 or 404) for a field that is unsupported or wrong, or a
+    prompt that does not fit."""
     _refuse_unsupported(body)
     model = served_model(models, body.model)
     messages = plain_messages(body.messages)
@@ -185,11 +170,7 @@ async def parse_chat(
 async def parse_completion(
     body: CompletionBody, models: Mapping[str, ServedModel], limits: Limits, cache_salt: str
 ) -> ParsedRequest:
-    """A completion request: one prompt or several.
-
-    Raises:
-        ApiError: 400 or 404, a field is unsupported or wrong, or a prompt does not fit.
-    """
+    """A completion request, of one prompt or several; raises ApiError as `parse_chat`."""
     if body.suffix:
         raise unsupported("suffix", "suffix is not supported; leave it out")
     if body.best_of not in (None, body.n or 1):
@@ -248,9 +229,7 @@ def plain_messages(messages: Sequence[ChatMessage]) -> list[dict[str, str]]:
     """Messages of text alone, a system message only first, roles in turn.
 
     Consecutive messages of one role are joined by an empty line; ``developer`` is the system.
-
-    Raises:
-        ApiError: a role, or a part of a content, is not supported.
+    Raises ApiError for an unsupported role or part of a content.
     """
     found: list[dict[str, str]] = []
     for number, message in enumerate(messages):
@@ -292,11 +271,9 @@ def _text(content: str | list[Any] | None, where: str) -> str:
 def chat_tokens(
     model: ServedModel, messages: Sequence[dict[str, str]], add_special_tokens: bool | None = None
 ) -> list[int]:
-    """The whole conversation as a prompt.
+    """`plain_messages` as a prompt, by the template of the model's tokenizer.
 
     Args:
-        model: its tokenizer's template writes them.
-        messages: of `plain_messages`.
         add_special_tokens: put the tokens that begin texts before those of the template.
 
     Raises:
@@ -325,11 +302,7 @@ def _check_length(model: ServedModel, count: int, param: str) -> None:
 
 
 def _completion_prompts(model: ServedModel, body: CompletionBody) -> list[TextPrompt]:
-    """Each prompt as tokens.
-
-    Raises:
-        ApiError: one is empty, too long, or has tokens that the model does not have.
-    """
+    """Each prompt as tokens."""
     given = body.prompt if body.prompt is not None else ""
     prompts: list[Any] = [given] if isinstance(given, str) else given or [""]
     if isinstance(prompts[0], int):

@@ -113,10 +113,10 @@ def serve(
             )
         )
         for model in served:
+            sizes = format_size(model.weight_bytes), format_size(model.cache_bytes)
             print(
-                f"{model.name}: context {model.context:,}, weights "
-                f"{format_size(model.weight_bytes)}, cache "
-                f"{format_size(model.cache_bytes)} ({model.scheduler.cache.tokens:,} tokens)"
+                f"{model.name}: context {model.context:,}, weights {sizes[0]}, "
+                f"cache {sizes[1]} ({model.scheduler.cache.tokens:,} tokens)"
             )
         engine = AsyncEngine(served, limits)
         address, *others = addresses(listening, host)

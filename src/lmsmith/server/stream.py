@@ -25,15 +25,8 @@ log = logging.getLogger("lmsmith.server")
 Result = TypeVar("Result")
 
 
-# Replies in the shape of OpenAI's API
-
-
 class ReplyFormat(ABC):
-    """Writes the replies of a generation as a route's JSON, whole or in chunks.
-
-    Attributes:
-        object, chunk_object: the ``object`` field of either.
-    """
+    """Writes the replies of a generation as a route's JSON, whole or in chunks."""
 
     object: str
     chunk_object: str
@@ -50,8 +43,7 @@ class ReplyFormat(ABC):
         """The parts that a token adds; none while its text is not whole."""
 
     def usage(self) -> dict[str, Any]:
-        found = self.generation
-        return usage(found.prompt_tokens, found.new_tokens, found.cached_tokens)
+        return usage(*self.generation.token_counts)
 
     def whole(self) -> dict[str, Any]:
         return self._head(self.object) | {"choices": self.choices(), "usage": self.usage()}
@@ -141,7 +133,7 @@ async def respond(
         wants_usage = bool(body.stream_options and body.stream_options.include_usage)
         return EventStream(generation, shown.chunks(wants_usage))
     try:
-        await while_connected(request, generation.finish())
+        await while_connected(request.receive, generation.finish())
         return json_response(shown.whole(), headers)
     except ClientGone:
         generation.disconnect()
@@ -159,13 +151,9 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
-async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """The result of ``work``.
-
-    Raises:
-        ClientGone: the client hung up; ``work`` is cancelled.
-    """
-    task, watcher = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request.receive))
+async def while_connected(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
+    """The result of ``work``; it is cancelled, and ClientGone raised, if the client hangs up."""
+    task, watcher = asyncio.ensure_future(work), asyncio.ensure_future(_gone(receive))
     try:
         await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
@@ -189,14 +177,10 @@ class Source(Protocol):
 
 
 class EventStream(Response):
-    """Server-sent events.
+    """Server-sent events: objects, those of a batch in one piece.
 
     A failure before the first event is a plain error with its status; later, an event with an
-    ``error``, after which the stream ends without ``[DONE]``.
-
-    Args:
-        source: always closed at the end; its id is sent as ``x-request-id``.
-        events: objects to send, those of a batch in one piece.
+    ``error``, after which the stream ends without ``[DONE]``. The source is always closed.
     """
 
     def __init__(self, source: Source, events: AsyncIterator[Sequence[Mapping[str, Any]]]) -> None:
@@ -208,17 +192,11 @@ class EventStream(Response):
         self._source, self._events = source, events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        sending = asyncio.ensure_future(self._send(scope, receive, send))
-        watcher = asyncio.ensure_future(_gone(receive))
         try:
-            await asyncio.wait({sending, watcher}, return_when=asyncio.FIRST_COMPLETED)
-            if sending.done():
-                sending.result()
-            else:
-                self._source.disconnect()
+            await while_connected(receive, self._send(scope, receive, send))
+        except ClientGone:
+            self._source.disconnect()
         finally:
-            sending.cancel()
-            watcher.cancel()
             self._source.close()
 
     async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:

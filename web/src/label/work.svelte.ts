@@ -33,14 +33,14 @@ type Counts = Record<'done' | 'skipped' | 'open' | 'left', number>;
 export type Progress = Record<Kind, Counts>;
 
 /** A change of a finished answer that is not saved yet; it is kept in this browser alone. */
-interface Mend {
+interface Correction {
   id: number;
   kind: Kind;
   answer: Answer;
 }
 
 const PAUSE = 500;
-const mends = (): Mend[] => recall<Mend[]>('mends', []);
+const corrections = (): Correction[] => recall<Correction[]>('mends', []);
 
 export class Work {
   task = $state<Task | null>(null);
@@ -67,7 +67,7 @@ export class Work {
       );
       this.progress = found.progress;
       this.fill = found.fill ?? '';
-      this.#show((await this.#begunMend()) ?? found.task);
+      this.#show((await this.#begunCorrection()) ?? found.task);
     } catch (error) {
       this.problem = reasonOf(error);
       this.task = null;
@@ -92,7 +92,7 @@ export class Work {
     if (task === null) return;
     task.answer = answer;
     if (task.state === 'done') {
-      keepMend(task, answer);
+      keepCorrection(task, answer);
       return;
     }
     if (task.state !== 'open') return;
@@ -127,14 +127,14 @@ export class Work {
     await this.#saving;
     await call('PUT', `/api/label/assignments/${task.id}`, task.answer);
     forget(`draft.${task.id}`);
-    keepMend(task, null);
+    keepCorrection(task, null);
     this.last = task.id;
     await this.next();
   }
 
   /** Leave a finished answer as it was. */
   async leaveChange(): Promise<void> {
-    if (this.task !== null) keepMend(this.task, null);
+    if (this.task !== null) keepCorrection(this.task, null);
     await this.next();
   }
 
@@ -160,12 +160,12 @@ export class Work {
       }
     }
     if (task?.state === 'done')
-      task.answer = mends().find((each) => each.id === task.id)?.answer ?? task.answer;
+      task.answer = corrections().find((each) => each.id === task.id)?.answer ?? task.answer;
     this.task = task;
   }
 
-  async #begunMend(): Promise<Task | null> {
-    for (const { id, kind } of mends()) {
+  async #begunCorrection(): Promise<Task | null> {
+    for (const { id, kind } of corrections()) {
       if (this.kind !== null && this.kind !== kind) continue;
       try {
         const task = await call<Task>('GET', `/api/label/assignments/${id}`);
@@ -196,8 +196,8 @@ export class Work {
   }
 }
 
-function keepMend({ id, kind }: Task, answer: Answer | null): void {
-  const others = mends().filter((each) => each.id !== id);
+function keepCorrection({ id, kind }: Task, answer: Answer | null): void {
+  const others = corrections().filter((each) => each.id !== id);
   const all = answer === null ? others : [...others, { id, kind, answer }];
   if (all.length > 0) keep('mends', all);
   else forget('mends');

@@ -45,7 +45,7 @@ export const label = {
   'label.ranking.so': 'The order is {order}.',
   'label.comment': 'Comment (if you like)',
   'label.submit': 'Submit',
-  'label.mend': 'Save the change',
+  'label.saveChange': 'Save the change',
   'label.skip': 'Skip',
   'label.skip.title': 'Skip this task',
   'label.skip.why': 'Why? The task goes to somebody else.',

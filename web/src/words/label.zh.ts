@@ -47,7 +47,7 @@ export const label: Record<keyof typeof english, string> = {
   'label.ranking.so': '顺序为 {order}。',
   'label.comment': '备注（可不填）',
   'label.submit': '提交',
-  'label.mend': '保存修改',
+  'label.saveChange': '保存修改',
   'label.skip': '跳过',
   'label.skip.title': '跳过这个任务',
   'label.skip.why': '为什么？任务会交给其他人。',

@@ -68,11 +68,8 @@ class PendingAnswer:
     """An answer that is being generated, in an asyncio task of its own, for any number of readers.
 
     Args:
-        store: saves it.
-        person: owner of the conversation.
-        conversation: its id.
-        body: the request's.
-        generation: of the engine, one reply.
+        person: id of the conversation's owner.
+        generation: has one reply.
         dropped: the number of messages left out of the prompt, since they do not fit.
         unread_seconds: time that it goes on while nobody reads it.
     """
@@ -223,11 +220,7 @@ class PendingAnswers:
         task.add_done_callback(lambda _: self._all.pop(answer.id))
 
     def find(self, person: str, answer: str) -> PendingAnswer:
-        """A person's answer.
-
-        Raises:
-            ApiError: 404, it is not being generated.
-        """
+        """A person's answer; raises ApiError (404) if it is not being generated."""
         found = self._all.get(answer)
         if found is None or found[0].person != person:
             raise ApiError(404, f"no answer {answer} is being written", code="not_found")

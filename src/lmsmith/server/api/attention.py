@@ -79,11 +79,7 @@ def _attention(
 
 
 def _tokens(model: ServedModel, messages: list[dict[str, str]]) -> list[int]:
-    """The conversation as the model reads it; a reply at its end without its stop token.
-
-    Raises:
-        ApiError: it is too long.
-    """
+    """The conversation as the model reads it; a reply at its end without its stop token."""
     reply: list[int] = []
     if messages[-1]["role"] == "assistant":
         reply = model.tokenizer.encode(messages[-1]["content"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter
@@ -110,37 +109,28 @@ def _entry(tokenizer: Tokenizer, token: int, log_prob: float) -> dict[str, Any]:
     return {"token": text, "logprob": max(log_prob, LOWEST_LOG_PROB), "bytes": list(content)}
 
 
-class _Offsets:
-    """Positions of successive tokens in a text, in characters.
-
-    A token in the midst of a character begins where the character does. The text follows the
-    tokens ``after``.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, after: Sequence[int]) -> None:
-        self._tokenizer, self._decoder = tokenizer, StreamDecoder(tokenizer, after)
-        self._at = 0
-
-    def next(self, token: int) -> int:
-        at = self._at
-        if token < self._tokenizer.vocabulary_size:
-            self._at += len(self._decoder.push(token))
-        return at
-
-
-@dataclass
 class _Sent:
-    """What was sent of a reply.
+    """How much of a completion was sent.
 
     Attributes:
-        offsets: of its tokens, and of its prompt's where that is echoed.
         tokens: the number of its tokens whose log-probabilities were sent.
         begun: whether anything was sent.
     """
 
-    offsets: _Offsets
-    tokens: int = 0
-    begun: bool = False
+    def __init__(self, tokenizer: Tokenizer, after: Sequence[int]) -> None:
+        self._tokenizer, self._decoder = tokenizer, StreamDecoder(tokenizer, after)
+        self._characters = self.tokens = 0
+        self.begun = False
+
+    def offset(self, token: int) -> int:
+        """Position of the next token in the text, which follows ``after``, in characters.
+
+        A token in the midst of a character begins where the character does.
+        """
+        at = self._characters
+        if token < self._tokenizer.vocabulary_size:
+            self._characters += len(self._decoder.push(token))
+        return at
 
 
 class _CompletionFormat(ReplyFormat):
@@ -154,9 +144,7 @@ class _CompletionFormat(ReplyFormat):
         self._prompts_only = body.max_tokens == 0
         self._echo, self._wants_log_probs = bool(body.echo), body.logprobs is not None
         self._sent = {
-            (number, sample): _Sent(
-                _Offsets(self._tokenizer, () if self._echo else each.request.prompt)
-            )
+            (number, sample): _Sent(self._tokenizer, () if self._echo else each.request.prompt)
             for number, each in enumerate(generation.prompts)
             for sample in range(len(each.replies))
         }
@@ -175,9 +163,8 @@ class _CompletionFormat(ReplyFormat):
             yield self._choice(prompt, event.sample, event.text)
 
     def usage(self) -> dict[str, Any]:
-        found = self.generation
-        new = 0 if self._prompts_only else found.new_tokens
-        return usage(found.prompt_tokens, new, found.cached_tokens)
+        prompt, new, cached = self.generation.token_counts
+        return usage(prompt, 0 if self._prompts_only else new, cached)
 
     def _choice(self, number: int, sample: int, text: str) -> dict[str, Any]:
         """New text of a reply, with the log-probabilities that were not sent."""
@@ -197,13 +184,11 @@ class _CompletionFormat(ReplyFormat):
         return {
             "index": number * len(prompt.replies) + sample,
             "text": text,
-            "logprobs": self._log_probs(found, sent.offsets) if self._wants_log_probs else None,
+            "logprobs": self._log_probs(found, sent) if self._wants_log_probs else None,
             "finish_reason": finish_reason(reply),
         }
 
-    def _log_probs(
-        self, found: Sequence[TokenLogProb | int], offsets: _Offsets
-    ) -> dict[str, list[Any]]:
+    def _log_probs(self, found: Sequence[TokenLogProb | int], sent: _Sent) -> dict[str, list[Any]]:
         """A choice's ``logprobs``; a bare token is one without: the first of a prompt."""
         names = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
         result: dict[str, list[Any]] = {name: [] for name in names}
@@ -213,7 +198,7 @@ class _CompletionFormat(ReplyFormat):
             if not isinstance(each, int):
                 log_prob = max(each.log_prob, LOWEST_LOG_PROB)
                 top = {token_text(self._tokenizer, t): max(p, LOWEST_LOG_PROB) for t, p in each.top}
-            shown = (token_text(self._tokenizer, token), log_prob, top, offsets.next(token))
+            shown = (token_text(self._tokenizer, token), log_prob, top, sent.offset(token))
             for name, value in zip(names, shown, strict=True):
                 result[name].append(value)
         return result

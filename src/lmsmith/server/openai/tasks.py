@@ -66,7 +66,7 @@ async def run_task(request: Request, name: str, body: TaskBody) -> Response:
     salt = visitor_of(request).cache_salt
     run = _TaskRun(engine, model, task, examples, salt, is_list=body.input is None)
     try:
-        results = await while_connected(request, run.results(texts))
+        results = await while_connected(request.receive, run.results(texts))
     except ClientGone:
         engine.metrics.cancelled.labels(model.name).inc()
         return Response(status_code=499)
@@ -112,14 +112,6 @@ def _unreadable() -> ApiError:
 
 class _TaskRun:
     """One task request, which submits its texts in parts.
-
-    Args:
-        engine: submits the texts.
-        model: runs the task.
-        task: the owner's.
-        examples: shown before each text.
-        cache_salt: the visitor's.
-        is_list: whether the texts are ``inputs``, in errors.
 
     Attributes:
         counts: tokens of prompts, of replies, and of prompts that were in the cache.
@@ -167,12 +159,8 @@ class _TaskRun:
                 await generation.finish()
             finally:
                 generation.close()
-            prompt, new, cached = self.counts
-            self.counts = (
-                prompt + generation.prompt_tokens,
-                new + generation.new_tokens,
-                cached + generation.cached_tokens,
-            )
+            prompt, new, cached = map(sum, zip(self.counts, generation.token_counts, strict=True))
+            self.counts = prompt, new, cached
             replies = iter([each.replies for each in generation.prompts])
             results += [
                 self._function.answer(asked, [next(replies) for _ in asked.requests])
