@@ -24,7 +24,7 @@ AT_ONCE = 8
 
 @dataclass(frozen=True)
 class Instruction:
-    """What is asked: messages, the last of them the user's."""
+    """Messages, the last of them the user's."""
 
     id: str
     messages: tuple[Message, ...]
@@ -43,11 +43,9 @@ class ReplyRow(Row, kw_only=True):
 
 @dataclass(frozen=True)
 class Replies:
-    """What a model replied, and how it was asked.
+    """A model's replies, one an instruction.
 
     Attributes:
-        model: its name.
-        texts: one an instruction.
         spec: how they were drawn.
         seed: of the drawing.
         fingerprint: of the model, the instructions' file and how they were drawn.
@@ -81,7 +79,7 @@ class Replies:
 def read_instructions(file: Path, limit: int | None = None, seed: int = 0) -> list[Instruction]:
     """Instructions of JSONL: ``prompt`` or ``instruction`` (a text or messages), or ``messages``.
 
-    A last message of the assistant's is left out: it is what is to be written.
+    A last message of the assistant's is left out.
 
     Args:
         limit: only so many, drawn by ``seed``; all if None.
@@ -117,11 +115,7 @@ def _is_message(value: object) -> bool:
 
 
 def reply_spec(subject: EvaluatedModel, tokens: int, *, greedy: bool = False) -> AnswerSpec:
-    """How a model replies: drawn as ``lmsmith chat`` draws, or the likeliest token each time.
-
-    Args:
-        tokens: the longest reply.
-    """
+    """How a model replies: drawn as ``lmsmith chat`` draws, or the likeliest token each time."""
     if greedy:
         return AnswerSpec(max_new_tokens=tokens, stop=())
     advised = subject.sampling
@@ -146,7 +140,7 @@ def write_replies(
     """A model's replies, by its chat template; those that are written already are read.
 
     Args:
-        file: that the instructions are of.
+        file: the file of the instructions.
         folder: of ``replies.jsonl``.
     """
     of = fingerprint([subject.fingerprint, sha256_file(file), vars(spec), seed])

@@ -1,4 +1,4 @@
-"""Who says which of two replies is better: a reward model, or a language model asked both ways."""
+"""Judges of which of two replies is better: a reward model, or a language model asked both ways."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class ModelJudge:
 
     P(1) is the probability of the label word "1" against "2". The score of a is the mean of its
     probabilities shown first and shown second, so that a liking for a place cancels out (Zheng et
-    al. 2023, section 3.4); that of b is the rest.
+    al. 2023, section 3.4); that of b is 1 minus it.
     """
 
     def __init__(self, subject: EvaluatedModel) -> None:

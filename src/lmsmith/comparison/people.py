@@ -22,12 +22,7 @@ JUDGE = "people"
 
 @dataclass
 class _QueuedPair:
-    """A pair in the queue.
-
-    Attributes:
-        overlap: how many are to judge it.
-        said: who judged, and their ranks.
-    """
+    """A pair in the queue: how many are to judge it, and each labeler's ranks."""
 
     overlap: int
     said: list[tuple[str, list[int]]] = field(default_factory=list)
@@ -50,15 +45,14 @@ def people_judge(
     labelers: int = 1,
     seed: int = 0,
 ) -> Versus:
-    """Put the pairs that are not there into the queue, and tell what people said of those that are.
+    """Put the pairs that are not there into the queue, and read the judgements of those that are.
 
     A pair is known by its prompt and both texts, so that running this again adds none twice, and
-    what was judged of the same texts before counts. Equal replies are a tie and are not asked;
-    they count as soon as every other pair has a judgement.
-    Several labelers' verdicts on a pair are averaged; instructions are resampled whole.
+    earlier judgements of the same texts count. Equal replies are a tie and are not asked; they
+    count as soon as every other pair has a judgement. Several labelers' verdicts on a pair are
+    averaged; instructions are resampled whole.
 
     Args:
-        store: the labelers' database.
         labelers: how many are to judge each pair; pairs that are there are given to as many.
         seed: of the intervals.
     """

@@ -30,7 +30,7 @@ Scores = Mapping[str, Mapping[str, Sequence[float]]]
 def describe_replies(
     tokenizer: Tokenizer, replies: ReplyTokens, texts: Texts, scores: Scores
 ) -> dict[str, float]:
-    """Length, variety, ends and mean scores of every replier's replies; nothing without prompts."""
+    """Length, variety, ends and mean scores of every writer's replies; nothing without prompts."""
     prompts = len(texts["human"])
     if not prompts:
         return {}
@@ -71,7 +71,7 @@ def compare_replies(replies: ReplyTokens, scores: Scores, seed: int) -> dict[str
 def sample_rows(
     prompts: Sequence[PromptAndReply], texts: Texts, scores: Scores
 ) -> list[dict[str, Any]]:
-    """One row a prompt: what everyone replied, and how each reply was scored."""
+    """One row a prompt: all replies, and each one's scores."""
     return [
         {
             "id": each.id,

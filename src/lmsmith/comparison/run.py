@@ -278,11 +278,7 @@ def compare_results(
 def compare_rows(
     task: str, measure: str, rows_a: Sequence[ItemRow], rows_b: Sequence[ItemRow], seed: int = 0
 ) -> TaskComparison:
-    """Compare by a measure on the items that both have.
-
-    Raises:
-        ValueError: they have none in common.
-    """
+    """Compare by a measure on the items that both have; raises ValueError if there are none."""
     by_id = {row.id: row for row in rows_b}
     pairs = [(row, by_id[row.id]) for row in rows_a if row.id in by_id]
     if not pairs:

@@ -1,4 +1,4 @@
-"""Score responses with a reward model: what `lmsmith.score` and a judge that is one compute."""
+"""Scores of responses by a reward model, for `lmsmith.score` and a judge that is one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FORMS = '{"prompt": …, "response": "…"}, {"prompt": …, "responses": [ … 
 
 
 def load_reward_model(word: str | Path) -> tuple[ScalarModel, Tokenizer]:
-    """The reward model of a folder; a run stands for its reward stage.
+    """The reward model of a folder; a run means its reward stage.
 
     Raises:
         UserError: there is none, or the model gives no rewards.

@@ -37,7 +37,7 @@ ROWS_VERSION = 1
 
 @dataclass(frozen=True)
 class PeoplesWork:
-    """What people have done of a win rate.
+    """The judgements of people in a win rate.
 
     Attributes:
         added: pairs that this run put into the queue.
@@ -85,8 +85,6 @@ class Versus:
     """Model a against model b.
 
     Attributes:
-        judge: who judged.
-        a, b: both models' replies.
         rate: share of instructions on which a's reply is better, ties counting ½; None before
             anything is judged.
         at_equal_length: the same, were the replies equally long.
@@ -94,7 +92,6 @@ class Versus:
         consistent: share of instructions on which both orders prefer the same reply.
         ties: share of instructions without a winner.
         rows: of the instructions that are judged.
-        people: their work, where people judge.
         log: the name of the file that holds the rows.
     """
 
@@ -147,11 +144,11 @@ def judge_replies(
     progress: Progress,
     seed: int = 0,
 ) -> Versus:
-    """What a judge makes of two models' replies; what it has judged already is not asked again.
+    """A judge's verdicts on two models' replies; earlier ones are not asked again.
 
     Args:
         log: the JSONL file of the judgements, each on the disk before the next batch is asked.
-            Those of another judge, other replies or another seed of theirs are made anew.
+            Those of another judge, other replies or another seed of theirs are discarded.
         seed: of the intervals.
     """
     of = fingerprint(["win rate", ROWS_VERSION, judge.fingerprint, a.fingerprint, b.fingerprint])
@@ -179,7 +176,7 @@ def judge_replies(
 
 
 def judged_row(instruction: Instruction, a: str, b: str, won: float) -> JudgedRow:
-    """What is kept of an instruction, both replies and the verdict: 1 where a's is better."""
+    """The row of an instruction: 1 where a's reply is better."""
     return JudgedRow(id=instruction.id, prompt=instruction.text, a=a, b=b, won=won)
 
 
@@ -231,11 +228,7 @@ def wins(scores_a: ArrayLike, scores_b: ArrayLike) -> Floats:
 def win_rate(
     scores_a: ArrayLike, scores_b: ArrayLike, *, seed: int = 0, resamples: int = 10_000
 ) -> Interval:
-    """Share of prompts on which a wins, ties counting ½, with its bootstrap 95 % interval.
-
-    Args:
-        scores_a, scores_b: a judge's score of each side's reply to the same prompts.
-    """
+    """Share of prompts on which a scores higher, ties counting ½; bootstrap 95 % interval."""
     return bootstrap_ratio(wins(scores_a, scores_b), seed=seed, resamples=resamples)
 
 
@@ -256,10 +249,9 @@ def length_controlled_win_rate(
 
     and the rate at equal length is σ(b₀). It is the idea of length-controlled AlpacaEval
     (Dubois et al. 2024, section 3), without its terms for the instruction's difficulty and its
-    tanh. The interval is a percentile bootstrap over prompts, the regression fitted anew on
-    each resample.
+    tanh. The interval is a percentile bootstrap over prompts, with a regression for each resample.
 
-    Limits: it removes what is linear in the log ratio, whether length moved the judge by itself
+    Limits: it removes all that is linear in the log ratio, whether length moved the judge by itself
     or a better reply happened to be longer; and it extrapolates when hardly any two replies are
     of similar length.
 

@@ -29,7 +29,6 @@ class Calibration:
         equal_width, equal_mass: expected calibration error with ten bins of either kind.
         confidence, accuracy: means over items.
         temperature: by which scores were divided.
-        items: how many it was measured on.
     """
 
     bins: tuple[Bin, ...]
@@ -64,9 +63,9 @@ def calibrate(rows: Sequence[ChoiceRow], measure: str, temperature: float = 1.0)
 def calibrate_before_and_after(
     rows: Sequence[ChoiceRow], measure: str
 ) -> tuple[Calibration, Calibration]:
-    """Calibration as it is, and with the temperature that fits best.
+    """Calibration as it is, and with the temperature that fits best on every other item.
 
-    The temperature is fitted on every other item, and both are measured on the rest.
+    Both are measured on the rest.
     """
     fitted = best_temperature(rows[::2], measure)
     held_out = rows[1::2] or rows

@@ -1,4 +1,4 @@
-"""Which items of a task a model may have seen in training, and what the score is without them.
+"""Items that a model may have seen in training, and the score without them.
 
 Two rules: GPT-3's n-grams of words (Brown et al. 2020, appendix C), and GPT-4's three substrings
 (OpenAI 2023, appendix C).
@@ -39,11 +39,8 @@ class Contamination:
     """A measure on all items, on those without and on those with an overlap.
 
     Attributes:
-        rule: by which overlaps were found.
         n: words of an n-gram, or characters of a substring.
-        measure: what was measured.
-        all, clean, dirty: it; None where there are no such items.
-        clean_items, dirty_items: how many.
+        all, clean, dirty: the measure; None where there are no such items.
     """
 
     rule: Rule
@@ -91,7 +88,7 @@ def split_scores(
 def find_overlaps(
     texts: Mapping[str, str], documents: Iterable[str], rule: Rule, seed: int = 0
 ) -> tuple[set[str], int]:
-    """The ids of texts that a document overlaps with, and the length that was looked for."""
+    """The ids of texts that a document overlaps with, and the length of the overlap."""
     if rule == "gpt3":
         n = gram_length(texts.values())
         return find_grams(texts, documents, n), n
@@ -158,7 +155,7 @@ def letters_and_digits(text: str) -> str:
 
 
 def document_text(fields: Mapping[str, Any]) -> str:
-    """What a row of a corpus says: its text, or every text that there is in it."""
+    """The text of a corpus's row, or every text that there is in it."""
     text = fields.get("text")
     return text if isinstance(text, str) else "\n".join(_texts(fields))
 
@@ -175,7 +172,7 @@ def _texts(value: object) -> Iterator[str]:
 
 
 def row_text(row: ItemRow) -> str:
-    """What is looked for of an item: its question and its right answer."""
+    """An item's question and its right answer."""
     return f"{row.prompt} {row.right}".strip()
 
 
@@ -198,11 +195,7 @@ def add_contamination(
 
 
 def check_corpora(files: Sequence[Path]) -> None:
-    """Refuse a corpus without a text before anything is measured.
-
-    Raises:
-        UserError: there is none in a file.
-    """
+    """Raises UserError if a corpus has no text, before anything is measured."""
     for file in files:
         if not any(text.strip() for text in _file_texts(file)):
             problem = f"--contamination {file}: no text in it"

@@ -1,4 +1,4 @@
-"""What items' numbers come to: each measure with its bootstrap interval over items."""
+"""Measures of items' rows, each with its bootstrap interval over items."""
 
 from __future__ import annotations
 
@@ -28,9 +28,7 @@ class Measure:
     """How a measure is made of items' numbers, and read.
 
     Attributes:
-        name: in words.
         transform: of Σ numerators / Σ denominators.
-        higher_is_better: whether it is.
         is_share: whether it lies between 0 and 1, and is shown in per cent.
         of_sums: of a measure that is no ratio: its values from items' numbers added up.
     """
@@ -42,7 +40,7 @@ class Measure:
     of_sums: Callable[[Floats], Floats] | None = None
 
     def values(self, sums_rs: Floats) -> Floats:
-        """The value of each resample, of whose items' numbers the sums are given."""
+        """The value of each resample, from the sums of its items' numbers."""
         if self.of_sums is not None:
             return self.of_sums(sums_rs)
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -113,11 +111,7 @@ def measure_of(name: str) -> Measure:
 
 
 def parts_of(rows: Sequence[ItemRow], name: str) -> Floats:
-    """Numbers of each item: numerator and denominator, or what `Measure.of_sums` adds up.
-
-    Returns:
-        (items, numbers).
-    """
+    """(items, numbers): numerator and denominator, or the summands of `Measure.of_sums`."""
     values = [row.metrics[name] for row in rows]
     return np.array([v if isinstance(v, list) else (v, 1.0) for v in values], np.float64)
 
@@ -132,8 +126,8 @@ def aggregate(
 ) -> dict[str, Interval]:
     """Every measure that the items have, with its 95 % interval.
 
-    It is the percentile interval of resampled items. Where all items are right, or none is, these
-    are all alike, and Wilson's takes its place. A single item has no interval (NaN).
+    It is the percentile interval of resampled items. If all items are right, or none is, resamples
+    are all alike, and it is Wilson's. A single item has no interval (NaN).
     """
     if not rows:
         return {}
@@ -173,7 +167,7 @@ def _resampled(parts: Floats, measure: Measure, resamples: int, seed: int) -> Fl
 
 
 def _product(counts: Floats, parts: Floats) -> Floats:
-    """Sums of resampled items; NaN where an infinite one was not drawn, whose 0 · ∞ that is."""
+    """Sums of resampled items; NaN where an infinite one was not drawn (0 · ∞)."""
     with np.errstate(invalid="ignore"):
         found: Floats = counts @ parts
     return found
@@ -189,11 +183,12 @@ def paired_difference(
 ) -> Interval:
     """A measure of b less that of a on the same items, items resampled for both together.
 
-    Where b has all items right and a none, or the reverse, resamples are all alike: fewer than six
+    If b has all items right and a none, or the reverse, resamples are all alike: fewer than six
     items tell nothing then (the sign test's two-sided p is 2 · 2⁻ⁿ), more have Wilson's interval.
+    A single item has no interval (NaN).
 
     Args:
-        rows_a, rows_b: of the same items in the same order. A single one has no interval (NaN).
+        rows_a, rows_b: of the same items in the same order.
     """
     measure = measure_of(name)
     value = value_of(rows_b, name) - value_of(rows_a, name)

@@ -1,4 +1,4 @@
-"""What is kept of each item: a row of a kind's own, in a JSONL file that grows batch by batch."""
+"""The row kept of each item, and the JSONL file of rows, which grows batch by batch."""
 
 from __future__ import annotations
 
@@ -25,23 +25,19 @@ Numbers = float | list[float | None] | None
 
 
 class Row(msgspec.Struct, kw_only=True):
-    """A line of a log.
-
-    Attributes:
-        id: of what was asked.
-    """
+    """A line of a log; ``id`` is the item's."""
 
     id: str
 
 
 class ItemRow(Row, tag_field="kind", kw_only=True):
-    """What every item's row holds.
+    """The fields of every item's row.
 
     Attributes:
         shots: ids of the examples before it.
         prompt: the item alone, without instruction and examples.
         truncated: tokens that the prompt lost to fit the context.
-        metrics: of each measure its numbers.
+        metrics: the numbers of each measure.
     """
 
     shots: list[str] = []
@@ -80,7 +76,7 @@ class Choice(msgspec.Struct):
 
 
 class ChoiceRow(ItemRow, tag="multiple_choice", kw_only=True):
-    """``scores`` and ``chosen`` are each measure's, by which the highest score is taken."""
+    """``scores`` of each choice by each measure; ``chosen``, the choice with the highest."""
 
     gold: int
     chosen: dict[str, int]
@@ -109,7 +105,7 @@ class DocumentRow(ItemRow, tag="perplexity", kw_only=True):
 
 
 class WrittenRow(ItemRow, kw_only=True):
-    """What rows of written texts have in common; ``gold`` is empty if nothing is right."""
+    """The fields of rows of written texts; ``gold`` is empty if nothing is right."""
 
     gold: str = ""
     texts: list[str]
@@ -144,14 +140,13 @@ R = TypeVar("R", bound=Row)
 class ItemLog(Generic[R]):
     """The rows of one task with one number of shots, read back after a kill.
 
-    Beside the rows' JSONL file stands a JSON file that says what they are of; rows of anything
-    else are made again.
+    Beside the rows' JSONL file a JSON file holds their identity; rows of another are discarded.
 
     Args:
         kind: a row's type, or several in a tagged union.
 
     Attributes:
-        rows: by item's id, those that are there.
+        rows: by item's id.
         seconds: time spent on them, in all sittings.
     """
 

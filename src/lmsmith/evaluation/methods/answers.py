@@ -32,7 +32,7 @@ _KEPT_MARKS = re.compile(
 
 
 def extract_answer(text: str, spec: AnswerSpec) -> str:
-    """The part of a text that is the answer; empty if the rule finds none."""
+    """The answer in a text; empty if the rule finds none."""
     if not spec.extract:
         return text.strip()
     found = [match for match in re.finditer(spec.extract, text) if match[1] is not None]
@@ -46,7 +46,7 @@ def normalise_squad(text: str) -> str:
 
     As MLQA does it for all languages (Lewis et al. 2020): marks of all scripts, a Han character a
     word. Beyond both, wide letters and digits are as narrow ones, a number keeps its minus and its
-    point, and what would leave nothing is left: the answer "A" is ``a``.
+    point, and if nothing would be left, the text is: the answer "A" is ``a``.
     """
     text = plain_characters(text.lower())
     kept = {found.start() for found in _KEPT_MARKS.finditer(text)}
@@ -180,7 +180,7 @@ def _plain_numbers(text: str) -> str:
 def _shortest_decimal(whole: str, rest: str, exponent: int) -> str:
     """Digits before and after the point, and zeros more, without those that mean nothing.
 
-    By the digits themselves, since a model may write more than Python makes a number of.
+    By the digits, since a model may write more of them than Python converts.
     """
     digits, point = whole + rest, len(whole) + exponent
     if point < 0:
@@ -219,8 +219,7 @@ def exact_match(answer: str, golds: Sequence[str], normalise: Callable[[str], st
 def word_f1(answer: str, golds: Sequence[str]) -> float:
     """The harmonic mean of precision and recall of words, against the best of the right answers.
 
-    2 · common / (words of the answer + words of the gold), SQuAD's normalisation on both (Rajpurkar
-    et al. 2016, section 6.1).
+    2 · common / (words of the answer + words of the gold), SQuAD's normalisation on both (ibid.).
     """
     given = normalise_squad(answer).split()
     best = 0.0
@@ -254,30 +253,24 @@ ORDERS = 4
 
 
 def bleu_statistics(answer: str, references: Sequence[str]) -> list[float | None]:
-    """What an answer adds to a corpus's BLEU (Papineni et al. 2002, section 2).
+    """The summands of an answer in a corpus's BLEU (Papineni et al. 2002, section 2).
 
     By sacrebleu with its 13a tokenisation, case kept (Post 2018); a Han character is a token, as
-    in its tokenisation of Chinese.
+    in its tokenisation of Chinese. Raises UserError if sacrebleu is not installed.
 
     Returns:
         The answer's tokens, those of the nearest reference, n-grams in common for n from 1 to 4,
         and n-grams of the answer.
-
-    Raises:
-        UserError: sacrebleu is not installed.
     """
     score = _bleu().sentence_score(_parted(answer), [_parted(each) for each in references])
     return [float(x) for x in (score.sys_len, score.ref_len, *score.counts, *score.totals)]
 
 
 def bleu_of_sums(sums_rs: Floats) -> Floats:
-    """BLEU of corpora, from 0 to 100, their answers' statistics added up.
+    """BLEU of corpora, from 0 to 100, from their summed `bleu_statistics`, (corpora, numbers).
 
     100 · min(1, exp(1 − r/c)) · (p₁p₂p₃p₄)^¼, p the shares of n-grams in common. As sacrebleu does,
     the k-th order without a match counts as 2⁻ᵏ matches, and a corpus without any is 0.
-
-    Args:
-        sums_rs: (corpora, numbers of `bleu_statistics`).
     """
     lengths, references = sums_rs[:, 0], sums_rs[:, 1]
     counts, totals = sums_rs[:, 2 : 2 + ORDERS], sums_rs[:, 2 + ORDERS :]
@@ -295,10 +288,7 @@ def rouge_l(answer: str, references: Sequence[str]) -> float:
 
     2PR / (P + R), P and R the longest common subsequence of words as a share of the answer's and
     the reference's; by rouge-score: small letters a to z and digits, no stemming, and Han
-    characters, each a word.
-
-    Raises:
-        UserError: rouge-score is not installed.
+    characters, each a word. Raises UserError if rouge-score is not installed.
     """
     found = _rouge().score_multi(list(references), answer)
     return float(found["rougeL"].fmeasure)

@@ -38,7 +38,7 @@ class FreeForm(WritingMethod):
     With several samples the commonest answer is taken.
 
     ``exact_match`` is by the task's normalisation, ``f1`` by SQuAD's; ``bleu`` and ``rouge_l``
-    are measured where they are the task's headline.
+    are measured if they are the task's headline.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class FreeForm(WritingMethod):
 
 
 class AnswerReader:
-    """What is read from the texts a model wrote, and how it compares with the right answers."""
+    """Reads answers from the texts a model wrote, and compares them with the right ones."""
 
     def __init__(self, spec: AnswerSpec, measure: str) -> None:
         self._spec, self._measure = spec, measure
@@ -94,13 +94,7 @@ class AnswerReader:
     def row(
         self, question: Question, texts: Sequence[str], reasons: Sequence[str], cut: int
     ) -> AnswerRow:
-        """An item's row.
-
-        Args:
-            texts: written as answers.
-            reasons: written before them.
-            cut: tokens that the prompt lost.
-        """
+        """An item's row, from the texts written as answers and the reasons written before them."""
         normalise = NORMALISERS[self._spec.normalise]
         answers = [extract_answer(text, self._spec) for text in texts]
         given = vote(answers, normalise) if len(answers) > 1 else answers[0]
@@ -127,9 +121,9 @@ class AnswerReader:
 class LeastToMost(WritingMethod):
     """Asks for a question's parts, then answers them in order, the question itself last.
 
-    The first prompt is the task's worked decompositions and the item; what it names are the parts.
-    Each part is then asked after the item and all parts before it with their answers, so that an
-    answer stands on the earlier ones; the last answer is the item's.
+    The first prompt is the task's worked decompositions and the item; the parts are named in the
+    text written. Each part is asked after the item and all parts before it with their answers; the
+    last answer is the item's.
     """
 
     def __init__(

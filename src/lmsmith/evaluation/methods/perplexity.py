@@ -1,4 +1,4 @@
-"""How well a model predicts text: documents, replies, and tasks of the kind ``perplexity``."""
+"""Perplexity of text: documents, replies, and tasks of the kind ``perplexity``."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class ReplyPrediction:
 def document_windows(tokens: Sequence[int], context: int, overlap: float = 0.5) -> Iterator[Window]:
     """Windows of at most ``context`` in which every token but the first is predicted once.
 
-    A window begins ``overlap`` of a context before the tokens it is there for, so that those
-    have at least that much before them; the last one reaches as far back as it can.
+    A window begins ``overlap`` of a context before the tokens it predicts, so that those have at
+    least that much before them; the last one reaches as far back as it can.
     """
     inputs = len(tokens) - 1
     stride = max(1, context - int(context * overlap))
@@ -68,19 +68,15 @@ def bits_per_byte(
     overlap: float = 0.5,
     on_tokens: Callable[[int], None] | None = None,
 ) -> float:
-    """Total nats / (ln 2 · total UTF-8 bytes) of documents.
+    """Total nats / (ln 2 · total UTF-8 bytes) of documents; NaN when there is no text.
 
-    Each is begun as those that the model learns from.
-    It does not depend on how many tokens a tokenizer makes of a byte. The document's end is not
-    predicted.
+    It does not depend on the tokenizer. A document begins as those that the model learns from; its
+    end is not predicted.
 
     Args:
         texts: documents; longer than the context is fine.
         overlap: share of the context that a window repeats of the one before.
-        on_tokens: told the tokens read so far.
-
-    Returns:
-        Bits per byte; NaN when there is no text.
+        on_tokens: is called with the tokens read so far.
     """
     encoded = tokenizer.encode_batch(list(texts))
     byte_count = sum(len(tokenizer.token_bytes(token)) for tokens in encoded for token in tokens)
@@ -103,9 +99,9 @@ def predict_replies(
     machine: ResolvedMachine,
     on_tokens: Callable[[int], None] | None = None,
 ) -> ReplyPrediction:
-    """How well the assistant's messages are predicted, each once, from what was said before.
+    """How well the assistant's messages are predicted, each once, from the messages before.
 
-    What does not fit the context is left out of the history, oldest first
+    The oldest history is left out if it does not fit the context
     (`prompts.sft_rows.conversation_windows`, with half a context of history).
     """
     context = decoder.config.context
@@ -172,21 +168,21 @@ class Rolling:
 
     With N = −Σ log P(token | its window before it), in nats:
 
-    - ``word_perplexity``: exp(N / words), words as the corpus counts them: what white space parts
-      in the original, and each line's end;
+    - ``word_perplexity``: exp(N / words), words as the corpus counts them: the original parted at
+      white space, and each line's end;
     - ``token_perplexity``: exp(N / tokens), which compares models of one tokenizer only;
     - ``bits_per_byte``, ``bits_per_character``: N / (ln 2 · UTF-8 bytes or characters of the
       original).
 
-    The original is the corpus as it stands in the file; the model reads it de-tokenised where the
-    task says so (Radford et al. 2019, section 3.1).
+    The original is the corpus's file; the model reads it de-tokenised if the task says so (Radford
+    et al. 2019, section 3.1).
 
     Args:
         window: most tokens read at once; the model's context if 0.
         overlap: share of a window that repeats the one before.
 
     Attributes:
-        on_tokens: told after every pass how many tokens have been read: a document may take long.
+        on_tokens: is called after every pass with the tokens read, since a document may take long.
     """
 
     on_tokens: Callable[[int], None] | None = None
@@ -240,7 +236,7 @@ def count_words(original: str) -> int:
 
 
 def window_pairs(tokens: Sequence[int], window: int, overlap: float) -> list[Continuation]:
-    """`document_windows` as pairs: what is read before, and what is predicted."""
+    """`document_windows` as contexts and their continuations."""
     pairs = []
     for inputs, targets in document_windows(tokens, window, overlap):
         scored = sum(target != IGNORED for target in targets)

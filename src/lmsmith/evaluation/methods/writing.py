@@ -23,7 +23,7 @@ def writing_requests(
     prompts: Sequence[Sequence[int]],
     ids: Sequence[int],
 ) -> tuple[list[Request], list[int]]:
-    """What an engine is asked to write as a task says, and the tokens each prompt lost to fit."""
+    """A task's prompts as requests, and the tokens each prompt lost to fit."""
     room = min(spec.max_new_tokens, model.context // 2)
     cut = [max(0, len(prompt) + room - model.context) for prompt in prompts]
     sampled = spec.search == "sample"
@@ -50,14 +50,14 @@ def writing_requests(
 
 
 class Writer:
-    """Writes as a task's settings say; what an item gets does not depend on the others."""
+    """Writes by a task's settings; an item's texts do not depend on the others."""
 
     def __init__(self, model: EvaluatedModel, seed: int) -> None:
         self._model, self._seed = model, seed
         self._engine = Engine(model.model, tokenizer=model.tokenizer)
 
     def cache_prefix(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Read once what all prompts of a task begin with, as with fixed shots."""
+        """Read once the tokens that all prompts of a task begin with, as with fixed shots."""
         prefix = common_prefix(prompts)
         if len(prefix) < self._model.context:
             self._engine.cache_prefix(prefix)
@@ -83,7 +83,7 @@ class Writer:
 
 
 class WritingMethod:
-    """What methods have in common whose answers are written.
+    """The base of methods whose answers are written.
 
     Args:
         contexts: of the questions, to be continued.
