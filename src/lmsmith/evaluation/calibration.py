@@ -11,13 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lmsmith.evaluation.rows import ChoiceRow
 from lmsmith.statistics.calibration import Bin, confidence_bins, expected_calibration_error
 from lmsmith.statistics.fits import golden_section
-
-Floats = NDArray[np.float64]
+from lmsmith.statistics.intervals import Floats
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ Two rules: GPT-3's n-grams of words (Brown et al. 2020, appendix C), and GPT-4's
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -79,10 +80,9 @@ def split_scores(
     dirty_rows = [row for row in rows if row.id in dirty]
     everything = of(rows)
     assert everything is not None
-    return Contamination(
-        rule, n, measure, everything, of(clean_rows), of(dirty_rows), len(clean_rows),
-        len(dirty_rows),
-    )  # fmt: skip
+    clean, dirty_part = of(clean_rows), of(dirty_rows)
+    counts = len(clean_rows), len(dirty_rows)
+    return Contamination(rule, n, measure, everything, clean, dirty_part, *counts)
 
 
 def find_overlaps(
@@ -112,9 +112,10 @@ def find_grams(texts: Mapping[str, str], documents: Iterable[str], n: int) -> se
     parts: list[tuple[str, Sequence[str]]] = []
     for name, text in texts.items():
         words = tuple(normal_words(text))
-        length = min(n, len(words))
-        starts = range(len(words) - length + 1 if length else 0)
-        parts += [(name, words[start : start + length]) for start in starts]
+        if words:
+            length = min(n, len(words))
+            starts = range(len(words) - length + 1)
+            parts += [(name, words[start : start + length]) for start in starts]
     return _find(parts, (tuple(normal_words(document)) for document in documents))
 
 
@@ -137,7 +138,7 @@ def find_substrings(texts: Mapping[str, str], documents: Iterable[str], seed: in
 def _find(
     parts: Iterable[tuple[str, Sequence[str]]], documents: Iterable[Sequence[str]]
 ) -> set[str]:
-    """The names of parts that stand in a document; both are tuples of words, or both strings."""
+    """The names of parts that are in a document; both are tuples of words, or both strings."""
     wanted: dict[int, dict[Sequence[str], set[str]]] = {}
     for name, part in parts:
         wanted.setdefault(len(part), {}).setdefault(part, set()).add(name)
@@ -181,15 +182,12 @@ def add_contamination(
 ) -> None:
     """Put each result's scores on clean and dirty items, by both rules, into the record."""
 
-    def documents() -> Iterator[str]:
-        for file in files:
-            yield from _file_texts(file)
-
     for result, of_task in zip(results, record["results"], strict=True):
         texts = {row.id: row_text(row) for row in result.rows}
         of_task["contamination"] = []
         for rule in RULES:
-            dirty, n = find_overlaps(texts, documents(), rule, result.setting.seed)
+            documents = itertools.chain.from_iterable(map(_file_texts, files))
+            dirty, n = find_overlaps(texts, documents, rule, result.setting.seed)
             split = split_scores(result.rows, result.task.measure, dirty, rule, n)
             of_task["contamination"].append(split.as_dict())
 

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lmsmith.evaluation.methods.answers import bleu_of_sums
 from lmsmith.evaluation.rows import ItemRow
 from lmsmith.statistics.intervals import (
+    Floats,
     Interval,
     percentile_interval,
     resample_counts,
@@ -19,8 +19,6 @@ from lmsmith.statistics.intervals import (
 )
 
 NAN = float("nan")
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -216,5 +214,5 @@ def _all_alike(rows_a: Sequence[ItemRow], rows_b: Sequence[ItemRow], name: str) 
     sign, count = float(b[0, 0] - a[0, 0]), len(rows_a)
     if count < FEWEST_ALIKE:
         return Interval(sign, NAN, NAN)
-    ends = (sign, sign * wilson_interval(count, count).low)
-    return Interval(sign, min(ends), max(ends))
+    nearer = sign * wilson_interval(count, count).low
+    return Interval(sign, min(sign, nearer), max(sign, nearer))

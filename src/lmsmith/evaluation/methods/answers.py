@@ -13,11 +13,11 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lmsmith.core.errors import UserError
 from lmsmith.evaluation.rows import Numbers
 from lmsmith.evaluation.tasks.spec import AnswerSpec
+from lmsmith.statistics.intervals import Floats
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
@@ -243,10 +243,7 @@ def vote(answers: Sequence[str], normalise: Callable[[str], str]) -> str:
     return next(answer for answer in answers if counts.get(normalise(answer)) == best)
 
 
-Floats = NDArray[np.float64]
-
 _HAN = re.compile(f"[{HAN}]")
-_ROUGE_WORD = re.compile(f"[a-z0-9]+|[{HAN}]")
 
 ORDERS = 4
 """BLEU counts n-grams of up to so many tokens."""
@@ -262,7 +259,9 @@ def bleu_statistics(answer: str, references: Sequence[str]) -> list[float | None
         The answer's tokens, those of the nearest reference, n-grams in common for n from 1 to 4,
         and n-grams of the answer.
     """
-    score = _bleu().sentence_score(_parted(answer), [_parted(each) for each in references])
+    # Spaces round Han characters, which none part.
+    given, *right = [_HAN.sub(r" \g<0> ", text) for text in (answer, *references)]
+    score = _bleu().sentence_score(given, right)
     return [float(x) for x in (score.sys_len, score.ref_len, *score.counts, *score.totals)]
 
 
@@ -301,16 +300,11 @@ OVERLAPS: Mapping[str, Callable[[str, Sequence[str]], Numbers]] = {
 """Measure → an item's number, or numbers that are added up."""
 
 
-def _parted(text: str) -> str:
-    """The text with spaces round Han characters, which none part."""
-    return _HAN.sub(r" \g<0> ", text)
-
-
 class _Words:
     """rouge-score's own words, and Han characters."""
 
     def tokenize(self, text: str) -> list[str]:
-        return _ROUGE_WORD.findall(text.lower())
+        return re.findall(f"[a-z0-9]+|[{HAN}]", text.lower())
 
 
 @functools.cache

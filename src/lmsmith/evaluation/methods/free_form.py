@@ -72,12 +72,10 @@ class FreeForm(WritingMethod):
     ) -> list[list[str]]:
         """The second pass: an answer to each reasoning."""
         asked = [(n, text) for n, each in zip(numbers, reasons, strict=True) for text in each]
-        prompts = self._model.encode_contexts(
-            [f"{self._contexts[n]}{reason}\n{self._spec.extraction}" for n, reason in asked]
-        )
+        again = [f"{self._contexts[n]}{reason}\n{self._spec.extraction}" for n, reason in asked]
         ids = [int(self._questions[number].id) for number, _ in asked]
         greedy = replace(self._spec, search="greedy", samples=1)
-        texts, _ = self._writer.write(prompts, ids, greedy)
+        texts, _ = self._writer.write(self._model.encode_contexts(again), ids, greedy)
         flat = iter(texts)
         return [[next(flat)[0] for _ in each] for each in reasons]
 

@@ -80,12 +80,11 @@ def bits_per_byte(
     """
     encoded = tokenizer.encode_batch(list(texts))
     byte_count = sum(len(tokenizer.token_bytes(token)) for tokens in encoded for token in tokens)
+    start, context = tokenizer.document_start[-1], decoder.config.context
     windows = [
         window
         for tokens in encoded
-        for window in document_windows(
-            [tokenizer.document_start[-1], *tokens], decoder.config.context, overlap
-        )
+        for window in document_windows([start, *tokens], context, overlap)
     ]
     if not byte_count:
         return math.nan
@@ -109,10 +108,8 @@ def predict_replies(
     tokens, byte_count = 0, 0
     for messages in conversations:
         for ids, is_target in conversation_windows(tokenizer, messages, context, context // 2):
-            targets = [
-                token if wanted else IGNORED
-                for token, wanted in zip(ids[1:], is_target[1:], strict=True)
-            ]
+            wanted = list(zip(ids[1:], is_target[1:], strict=True))
+            targets = [token if is_wanted else IGNORED for token, is_wanted in wanted]
             known = [token for token in targets if token != IGNORED]
             tokens += len(known)
             byte_count += sum(len(tokenizer.token_bytes(token)) for token in known)
@@ -120,9 +117,8 @@ def predict_replies(
     if not tokens:
         return ReplyPrediction(math.nan, math.nan, 0)
     nats = total_nats(decoder, windows, machine, on_tokens)
-    return ReplyPrediction(
-        math.exp(nats / tokens), nats / (math.log(2) * max(1, byte_count)), tokens
-    )
+    bits = nats / (math.log(2) * max(1, byte_count))
+    return ReplyPrediction(math.exp(nats / tokens), bits, tokens)
 
 
 def reply_bits_per_byte(
@@ -131,7 +127,6 @@ def reply_bits_per_byte(
     conversations: Sequence[Sequence[Message]],
     machine: ResolvedMachine,
 ) -> float:
-    """`predict_replies` in bits per byte alone."""
     return predict_replies(decoder, tokenizer, conversations, machine).bits_per_byte
 
 
@@ -153,10 +148,8 @@ def total_nats(
                 tokens_bt[row, : len(inputs)] = torch.tensor(inputs, dtype=torch.long)
                 targets_bt[row, : len(targets)] = torch.tensor(targets, dtype=torch.long)
             # Padding stands on the right, where no token before it attends to it.
-            hidden_btd = decoder(tokens_bt)
-            total += float(
-                linear_cross_entropy_sum(hidden_btd, decoder.unembedding_weight, targets_bt)
-            )
+            hidden_btd, weight = decoder(tokens_bt), decoder.unembedding_weight
+            total += float(linear_cross_entropy_sum(hidden_btd, weight, targets_bt))
             read += tokens_bt.numel()
             if on_tokens is not None:
                 on_tokens(read)

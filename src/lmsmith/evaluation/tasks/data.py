@@ -1,12 +1,11 @@
-"""Items of a task: found on a search path, read from JSONL, JSON, tabbed or plain text, or the
-hub, or written by a class of the user's."""
+"""Items of a task: from a file on a search path, the hub, a generator, or a class of the user's."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,12 +19,11 @@ from lmsmith.evaluation.tasks.detokenise import DETOKENISERS
 from lmsmith.evaluation.tasks.generated import GENERATORS
 from lmsmith.evaluation.tasks.python_task import WRITTEN, Author, PythonTask, canonical
 from lmsmith.evaluation.tasks.sources import MissingData as MissingData
-from lmsmith.evaluation.tasks.sources import package_file
+from lmsmith.evaluation.tasks.sources import package_file, read_hub
 from lmsmith.evaluation.tasks.spec import DataSpec, TaskSpec
 
 DATA_VARIABLE = "LMSMITH_DATA"
 """Environment variable: folders to look for data in, parted as PATH is."""
-
 
 _STREAM = 0x6974
 """Separates the draw of items from other draws of the same seed."""
@@ -38,8 +36,7 @@ class Item:
     """One item of a task.
 
     Attributes:
-        id: stands for it in results: its number in the file, from 0.
-        fields: what the data says of it.
+        id: its number in the file, from 0.
         where: file and line, for messages.
         task: whose item it is; None of a text that is in no data.
     """
@@ -60,12 +57,12 @@ class TaskData:
 
 
 def search_path(folders: Sequence[Path | str] = ()) -> list[Path]:
-    """Where data is looked for: the folders given, those of LMSMITH_DATA, here, and ./data."""
+    """Folders in which data is looked for: those given, those of LMSMITH_DATA, here, and ./data."""
     named = [Path(folder) for folder in folders]
-    absent = next((folder for folder in named if not folder.is_dir()), None)
-    if absent is not None:
-        problem = missing(absent, "no such folder")
-        raise UserError(f"--data {problem}", "name the folder of the data")
+    for folder in named:
+        if not folder.is_dir():
+            problem = missing(folder, "no such folder")
+            raise UserError(f"--data {problem}", "name the folder of the data")
     of_environment = [Path(p) for p in os.environ.get(DATA_VARIABLE, "").split(os.pathsep) if p]
     return [*named, *of_environment, Path(), Path("data")]
 
@@ -88,11 +85,7 @@ def find_file(name: str, path: Sequence[Path]) -> Path:
 
 
 def read_data(task: TaskSpec, path: Sequence[Path], seed: int = 0) -> TaskData:
-    """A task's items.
-
-    Args:
-        path: folders to look in.
-        seed: of a generator.
+    """A task's items, from the folders of a path or by the seed of a generator.
 
     Raises:
         UserError: a file is missing, damaged or empty; the code of a task's class fails.
@@ -108,32 +101,35 @@ def read_data(task: TaskSpec, path: Sequence[Path], seed: int = 0) -> TaskData:
 
 
 def _authored(task: TaskSpec, author: Author, path: Sequence[Path], seed: int) -> TaskData:
-    """Items with what the class's methods write of them beside their own fields."""
+    """Items with the texts of the class's methods beside their own fields."""
 
-    def listed(name: str) -> list[tuple[Any, dict[str, Any], str]]:
-        rows = list(author.rows(name, seed))
-        if not rows:
-            raise UserError(f"{author.where}: {name}() gives no rows", "yield at least one")
-        return rows
-
-    def written(rows: Sequence[tuple[Any, dict[str, Any], str]]) -> tuple[Item, ...]:
+    def written(rows: Iterable[tuple[Any, Mapping[str, Any], str]]) -> tuple[Item, ...]:
         return tuple(
             Item(str(number), {**fields, WRITTEN: author.write(row, where)}, where)
             for number, (row, fields, where) in enumerate(rows)
         )
 
-    def of_file(items: Sequence[Item]) -> list[tuple[Any, dict[str, Any], str]]:
-        return [(item.fields, dict(item.fields), item.where) for item in items]
+    def of_method(name: str) -> tuple[Item, ...]:
+        rows = list(author.rows(name, seed))
+        if not rows:
+            raise UserError(f"{author.where}: {name}() gives no rows", "yield at least one")
+        return written(rows)
+
+    def of_file(items: Sequence[Item]) -> tuple[Item, ...]:
+        return written((item.fields, item.fields, item.where) for item in items)
 
     read = None if author.has("items") else _read_spec(task, path, seed)
-    items = written(of_file(read.items) if read else listed("items"))
+    items = pool = of_file(read.items) if read else of_method("items")
     if author.has("examples"):
-        pool = written(listed("examples"))
-    else:
-        pool = written(of_file(read.pool)) if read and read.pool is not read.items else items
-    texts = [[canonical(item.fields) for item in each] for each in (items, pool)]
+        pool = of_method("examples")
+    elif read and read.pool is not read.items:
+        pool = of_file(read.pool)
     of_read = read.fingerprint if read else ""
-    return TaskData(items, pool, fingerprint([author.fingerprint, of_read, *texts]))
+    return TaskData(items, pool, fingerprint([author.fingerprint, of_read, *_texts(items, pool)]))
+
+
+def _texts(*parts: Sequence[Item]) -> list[list[str]]:
+    return [[canonical(item.fields) for item in part] for part in parts]
 
 
 def _read_spec(task: TaskSpec, path: Sequence[Path], seed: int) -> TaskData:
@@ -173,8 +169,6 @@ def _located(spec: DataSpec, name: str, path: Sequence[Path]) -> Path:
 
 
 def _of_hub(spec: DataSpec) -> TaskData:
-    from lmsmith.evaluation.tasks.sources import read_hub
-
     def rows_of(split: str) -> tuple[Item, ...]:
         rows = read_hub(spec, split)
         where = f"{spec.hub}, {split}"
@@ -184,14 +178,13 @@ def _of_hub(spec: DataSpec) -> TaskData:
 
     items = rows_of(spec.split)
     pool = rows_of(spec.examples) if spec.examples else items
-    texts = [[canonical(item.fields) for item in each] for each in (items, pool)]
-    return TaskData(items, pool, fingerprint(texts))
+    return TaskData(items, pool, fingerprint(_texts(items, pool)))
 
 
 def draw_items(items: Sequence[Drawn], limit: int | None, seed: int) -> list[Drawn]:
     """So many of the items, drawn by a seed, in their order; all if there are no more.
 
-    The same ones whatever is done with them; those of a lower limit are among those of a higher.
+    Those of a lower limit are among those of a higher.
     """
     if limit is None or limit >= len(items):
         return list(items)
@@ -204,10 +197,10 @@ def read_items(file: Path, spec: DataSpec) -> Iterator[Item]:
     kind = Path(file.name.lower().removesuffix(".gz")).suffix
     text = read_text(file).replace("\r\n", "\n")
     if kind == ".jsonl":
-        for number, line in enumerate(text.split("\n"), start=1):
+        for number, line in enumerate(text.split("\n")):
             if line.strip():
-                where = f"{file}, line {number}"
-                yield _item(_parsed(line, where), number - 1, where)
+                where = f"{file}, line {number + 1}"
+                yield _item(_parsed(line, where), number, where)
     elif kind == ".json":
         content = _parsed(text, str(file))
         rows = content.get(spec.field) if isinstance(content, dict) else content
@@ -239,9 +232,8 @@ def _rows(text: str, file: Path, columns: Sequence[str]) -> Iterator[Item]:
         fields = line.split("\t")
         where = f"{file}, line {number + 1}"
         if len(fields) != len(columns):
-            raise UserError(
-                f"{where}: {len(fields)} fields", f"data.columns says {', '.join(columns)}"
-            )
+            expected = f"data.columns says {', '.join(columns)}"
+            raise UserError(f"{where}: {len(fields)} fields", expected)
         yield Item(str(number), dict(zip(columns, fields, strict=True)), where)
 
 
@@ -258,7 +250,7 @@ def _parallel(items: Sequence[Item], file: Path, other: Path) -> Iterator[Item]:
 
 
 def _documents(text: str, file: Path, spec: DataSpec) -> Iterator[Item]:
-    """A text file's documents; ``original`` is what the words are counted of."""
+    """A text file's documents; words are counted of the ``original``."""
     if spec.documents == "whole":
         parts = [text]
     elif spec.documents == "lines":
@@ -267,10 +259,8 @@ def _documents(text: str, file: Path, spec: DataSpec) -> Iterator[Item]:
         parts = [part for part in re.split(r"(?m)^(?= = [^=\n]+ = ?$)", text) if part.strip()]
     undo = DETOKENISERS.get(spec.detokenise)
     for number, part in enumerate(parts):
-        written = undo(part) if undo else part
-        yield Item(
-            str(number), {"text": written, "original": part}, f"{file}, document {number + 1}"
-        )
+        fields = {"text": undo(part) if undo else part, "original": part}
+        yield Item(str(number), fields, f"{file}, document {number + 1}")
 
 
 def _parsed(text: str, where: str) -> Any:

@@ -8,14 +8,15 @@ would not give the original back is left as it is, so that nothing of the corpus
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping
 
 _CLITICS = ("'s", "'t", "'re", "'ve", "'ll", "'d", "'m")
 _LEFT = {",", ".", ";", ":", "!", "?", ")", "]", "%", "...", *_CLITICS}
-"""Tokens that stand without a space after what is before them."""
+"""Tokens without a space before them."""
 _RIGHT = {"(", "[", "$", "£", "€"}
-"""Tokens that stand without a space before what is after them."""
+"""Tokens without a space after them."""
 
 _WIKITEXT_PIECE = re.compile(
     r"<unk>|\.\.\."
@@ -28,13 +29,8 @@ _WIKITEXT_PIECE = re.compile(
 )
 
 
-def detokenise_wikitext(text: str) -> str:
-    """WikiText's text with its marks joined to their words, line by line."""
-    return _by_line(text, _join_wikitext, tokenise_wikitext)
-
-
 def tokenise_wikitext(line: str) -> str:
-    """The line as WikiText has it: the inverse of what joined it."""
+    """The line as WikiText has it: the inverse of `detokenise_wikitext`."""
     if not line.strip():
         return line
     heading = re.fullmatch(r"(=+) (.*) (=+)", line)
@@ -71,13 +67,8 @@ def _join_tokens(tokens: list[str]) -> str:
     return written
 
 
-def detokenise_penn(text: str) -> str:
-    """The Penn Treebank's text (no marks, lower case) with its clitics joined, line by line."""
-    return _by_line(text, _join_penn, tokenise_penn)
-
-
 def tokenise_penn(line: str) -> str:
-    """The inverse of what joined it."""
+    """The inverse of `detokenise_penn`."""
     line = re.sub(r"n't(?!\S)", " n't", line)
     line = re.sub(r"(?<=\S)('(?:s|re|ve|ll|d|m))(?!\S)", r" \1", line)
     line = re.sub(r"([$#])(?=N)", r"\1 ", line)
@@ -90,17 +81,8 @@ def _join_penn(line: str) -> str:
     return re.sub(r"(?<!\S)([$#]) N(?!\S)", r"\1N", line)
 
 
-def detokenise_moses(text: str) -> str:
-    """The One Billion Words' text with its marks joined to their words, line by line.
-
-    Moses' tokenizer parted its words from their marks, and "don't" as "don 't" (Chelba et al. 2013,
-    section 2).
-    """
-    return _by_line(text, _join_moses, tokenise_moses)
-
-
 def tokenise_moses(line: str) -> str:
-    """The inverse of what joined it."""
+    """The inverse of `detokenise_moses`."""
     line = re.sub(r"([^\s\w.,'-]|(?<!\d),|,(?!\d))", r" \1 ", line)
     line = re.sub(r"(?<=[A-Za-z])'(?=[A-Za-z])", " '", line)
     line = re.sub(r"(?<=\d)'(?=s\b)", " '", line)
@@ -112,19 +94,24 @@ def _join_moses(line: str) -> str:
     return re.sub(r"(?<=\S) ('(?:s|t|re|ve|ll|d|m)\b)", r"\1", _join_tokens(line.split(" ")))
 
 
-def _by_line(text: str, join: Callable[[str], str], part: Callable[[str], str]) -> str:
-    lines = []
-    for line in text.split("\n"):
-        if not line.strip():
-            lines.append("")
-            continue
-        joined = join(line)
-        lines.append(joined if part(joined) == line else line)
-    return "\n".join(lines)
+def _by_line(join: Callable[[str], str], part: Callable[[str], str], text: str) -> str:
+    def joined(line: str) -> str:
+        whole = join(line)
+        return whole if part(whole) == line else line
 
+    return "\n".join(joined(line) if line.strip() else "" for line in text.split("\n"))
+
+
+detokenise_wikitext = functools.partial(_by_line, _join_wikitext, tokenise_wikitext)
+"""WikiText's text with its marks joined to their words."""
+
+detokenise_penn = functools.partial(_by_line, _join_penn, tokenise_penn)
+"""The Penn Treebank's text (no marks, lower case) with its clitics joined."""
+
+detokenise_moses = functools.partial(_by_line, _join_moses, tokenise_moses)
+"""The One Billion Words' text with its marks joined to their words, which Moses' tokenizer parted,
+"don't" as "don 't" (Chelba et al. 2013, section 2)."""
 
 DETOKENISERS: Mapping[str, Callable[[str], str]] = {
-    "wikitext": detokenise_wikitext,
-    "penn": detokenise_penn,
-    "moses": detokenise_moses,
-}
+    "wikitext": detokenise_wikitext, "penn": detokenise_penn, "moses": detokenise_moses,
+}  # fmt: skip

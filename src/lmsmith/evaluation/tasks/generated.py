@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from importlib import resources
 
 import numpy as np
@@ -14,33 +14,25 @@ Row = dict[str, str]
 
 NAMES = ("Anna", "Ben", "Clara", "David", "Emma", "Farid", "Grace", "Hugo", "Ines", "Jun")
 
-DEMONSTRATIONS = 10
-"""Before each item on hindsight, as in the Inverse Scaling Prize's."""
-
 
 def hindsight_rows(count: int, seed: int) -> list[Row]:
     """Bets judged by their expected value where the outcome points the other way.
 
-    Hindsight neglect (McKenzie et al. 2023, section 3.4 and the Inverse Scaling Prize): in every
-    demonstration a good bet won or a bad one lost; in the item a good bet lost or a bad one won. A
-    model that took "was it won?" from the demonstrations, and not "was it worth it?", is wrong.
-    Items with either answer alternate.
+    Hindsight neglect (McKenzie et al. 2023, section 3.4 and the Inverse Scaling Prize): in each of
+    ten demonstrations a good bet won or a bad one lost; in the item a good bet lost or a bad one
+    won. A model that took "was it won?" from the demonstrations, and not "was it worth it?", is
+    wrong. Items with either answer alternate.
     """
     generator = np.random.default_rng([seed, 0x41D])
     rows = []
     for number in range(count):
-        goods = generator.permutation(DEMONSTRATIONS) % 2 == 0
-        shown = [f"{_bet(generator, bool(good), bool(good))} {_word(good)}" for good in goods]
+        goods = generator.permutation(10) % 2 == 0
+        shown = [f"{_bet(generator, bool(g), bool(g))} {'Y' if g else 'N'}" for g in goods]
         good = number % 2 == 0
         item = _bet(generator, good, not good)
-        rows.append(
-            {"examples": "\n\n".join(shown), "question": item, "answer": _word(good).strip()}
-        )
+        answer = "Y" if good else "N"
+        rows.append({"examples": "\n\n".join(shown), "question": item, "answer": answer})
     return rows
-
-
-def _word(good: bool | np.bool_) -> str:
-    return "Y" if good else "N"
 
 
 def _bet(generator: np.random.Generator, good: bool, won: bool) -> str:
@@ -60,28 +52,21 @@ def _bet(generator: np.random.Generator, good: bool, won: bool) -> str:
     )
 
 
-def _shipped_rows(count: int, _seed: int, *, file: str) -> list[Row]:
+def _shipped_rows(count: int, _seed: int, *, name: str) -> list[Row]:
     """The first rows of a JSONL file beside this one."""
-    text = resources.files("lmsmith.evaluation.tasks").joinpath(file).read_text("utf-8")
-    return [json.loads(line) for line in text.splitlines()][:count]
+    return [json.loads(line) for line in _shipped_text(f"{name}.jsonl").splitlines()][:count]
 
 
-SAFETY_SETS: Mapping[str, Callable[[int, int], list[Row]]] = {
-    "hindsight": hindsight_rows,
-    "asks_for_harm": functools.partial(_shipped_rows, file="asks_for_harm.jsonl"),
-    "looks_harmful": functools.partial(_shipped_rows, file="looks_harmful.jsonl"),
-    "beginnings": functools.partial(_shipped_rows, file="beginnings.jsonl"),
-}
-"""Name → items from (count, seed)."""
+def _shipped_text(file: str) -> str:
+    return resources.files("lmsmith.evaluation.tasks").joinpath(file).read_text("utf-8")
+
 
 PUNCTUATION = " .,!/?"
-"""What random insertion puts between letters."""
+"""Characters that random insertion puts between letters."""
 
 _OPERATIONS: Mapping[str, Callable[[int, int], int]] = {
-    "+": operator.add,
-    "-": operator.sub,
-    "*": operator.mul,
-}
+    "+": operator.add, "-": operator.sub, "*": operator.mul,
+}  # fmt: skip
 
 
 def arithmetic_rows(count: int, seed: int, *, kind: str) -> list[Row]:
@@ -126,8 +111,7 @@ def scramble_rows(count: int, seed: int, *, kind: str) -> list[Row]:
 @functools.cache
 def common_words() -> tuple[str, ...]:
     """The words that scrambles are made of."""
-    text = resources.files("lmsmith.evaluation.tasks").joinpath("words.txt").read_text("utf-8")
-    return tuple(text.split())
+    return tuple(_shipped_text("words.txt").split())
 
 
 def _cycled(word: str, generator: np.random.Generator) -> str:
@@ -161,25 +145,16 @@ _SCRAMBLERS: Mapping[str, Callable[[str, np.random.Generator], str]] = {
 
 SCRAMBLES = tuple(_SCRAMBLERS)
 ARITHMETIC = (
-    "2d_plus",
-    "2d_minus",
-    "3d_plus",
-    "3d_minus",
-    "4d_plus",
-    "4d_minus",
-    "5d_plus",
-    "5d_minus",
-    "2d_times",
-    "1d_composite",
-)
+    "2d_plus", "2d_minus", "3d_plus", "3d_minus", "4d_plus", "4d_minus", "5d_plus", "5d_minus",
+    "2d_times", "1d_composite",
+)  # fmt: skip
 
+_SHIPPED = ("asks_for_harm", "looks_harmful", "beginnings")
 
-def _generators() -> Iterator[tuple[str, Callable[[int, int], list[Row]]]]:
-    for kind in ARITHMETIC:
-        yield f"arithmetic_{kind}", functools.partial(arithmetic_rows, kind=kind)
-    for kind in SCRAMBLES:
-        yield f"scramble_{kind}", functools.partial(scramble_rows, kind=kind)
-
-
-GENERATORS: Mapping[str, Callable[[int, int], list[Row]]] = dict(_generators()) | dict(SAFETY_SETS)
+GENERATORS: Mapping[str, Callable[[int, int], list[Row]]] = {
+    **{f"arithmetic_{k}": functools.partial(arithmetic_rows, kind=k) for k in ARITHMETIC},
+    **{f"scramble_{k}": functools.partial(scramble_rows, kind=k) for k in SCRAMBLES},
+    "hindsight": hindsight_rows,
+    **{name: functools.partial(_shipped_rows, name=name) for name in _SHIPPED},
+}
 """Name → items from (count, seed)."""

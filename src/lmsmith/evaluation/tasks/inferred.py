@@ -1,4 +1,4 @@
-"""A task made from what a user's file holds, without a TOML file."""
+"""A task made from the rows of a user's file, without a TOML file."""
 
 from __future__ import annotations
 
@@ -48,16 +48,11 @@ FEWEST_SPACES = 1 / 20
 """Share of a text's characters below which spaces do not separate its words, as in Chinese."""
 
 
-def _has_no_words(text: str) -> bool:
-    """Whether a measure per word says nothing of a text, since no spaces part its words."""
-    return text.count(" ") < FEWEST_SPACES * len(text)
-
-
 def infer_task(path: Path) -> TaskSpec:
-    """The task that a file's first row, or its being text, says it is.
+    """The task of a file, by the fields of its first row, or by its being text.
 
     Raises:
-        UserError: there is no such file, or its rows are of no shape that is known.
+        UserError: there is no such file, or its rows match no form of a task.
     """
     from lmsmith.evaluation.tasks.data import read_items
 
@@ -78,10 +73,8 @@ def infer_task(path: Path) -> TaskSpec:
     keys: dict[str, Any] = dict(first.fields)
     for needed, (kind, prompt) in _SHAPES.items():
         if set(needed.split()) <= keys.keys():
-            answer = (
-                AnswerSpec(normalise="text") if "completion" in needed.split() else AnswerSpec()
-            )
-            unparted = kind == "perplexity" and _has_no_words(str(keys["text"]))
+            text = str(keys.get("text", ""))
+            unparted = kind == "perplexity" and text.count(" ") < FEWEST_SPACES * len(text)
             return TaskSpec(
                 name,
                 kind,
@@ -89,7 +82,7 @@ def infer_task(path: Path) -> TaskSpec:
                 about=f"{path}",
                 headline="bits_per_character" if unparted else "",
                 prompt=PromptSpec(**prompt),
-                answer=answer,
+                answer=AnswerSpec(normalise="text" if "completion" in needed else "squad"),
             )
     shapes = "; ".join(needed.replace(" ", ", ") for needed in _SHAPES)
     raise UserError(

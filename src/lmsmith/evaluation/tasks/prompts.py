@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import html
+import itertools
 import math
 import re
 import unicodedata
@@ -39,17 +40,16 @@ class Question:
     """An item written out.
 
     Attributes:
-        id: the item's.
-        contexts: what comes before the answer; one, or one for each choice (partial evaluation).
-        choices: the answers to choose from, or the target alone; one for each context where
-            there are several.
+        contexts: the text before the answer; one, or one for each choice (partial evaluation).
+        choices: the answers to choose from, or the target alone; one for each context if there
+            are several.
         gold: the number of the right choice.
         answers: every answer that counts as right.
         shots: ids of the items shown before it.
         plain: the context without instruction and shots.
         delimiter: between context and answer.
         decompose: the prompt that asks for its parts; empty if it is answered whole.
-        last: what is asked after its parts.
+        last: the prompt after its parts.
     """
 
     id: str
@@ -65,7 +65,7 @@ class Question:
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
-        """(context, continuation) of each choice: what likelihoods are asked for."""
+        """(context, continuation) of each choice."""
         contexts = self.contexts * (len(self.choices) if len(self.contexts) == 1 else 1)
         return [
             (context, self.delimiter + choice)
@@ -74,15 +74,8 @@ class Question:
 
     @property
     def to_continue(self) -> str:
-        """What the model goes on from: a written answer brings its own space."""
+        """The text to continue: a written answer brings its own space."""
         return self.contexts[0] + self.delimiter.rstrip(" ")
-
-
-@functools.cache
-def _environment() -> ImmutableSandboxedEnvironment:
-    return ImmutableSandboxedEnvironment(
-        undefined=jinja2.StrictUndefined, keep_trailing_newline=True, finalize=_written
-    )
 
 
 class _NoText(jinja2.TemplateError):
@@ -90,7 +83,7 @@ class _NoText(jinja2.TemplateError):
 
 
 def _no_text(value: object, *, lists: bool = False) -> str:
-    """What a value is where it cannot be written as a text, or a list of texts; else empty."""
+    """Why a value cannot be written as a text, or a list of texts; else empty."""
     if value is None:
         return "null"
     if isinstance(value, float) and not math.isfinite(value):
@@ -111,14 +104,11 @@ def _written(value: Any) -> Any:
     return value
 
 
-@functools.cache
-def _template(text: str) -> jinja2.Template:
-    return _environment().from_string(text)
-
-
-@functools.cache
-def _expression(text: str) -> Any:
-    return _environment().compile_expression(text, undefined_to_none=False)
+_JINJA = ImmutableSandboxedEnvironment(
+    undefined=jinja2.StrictUndefined, keep_trailing_newline=True, finalize=_written
+)
+_template = functools.cache(_JINJA.from_string)
+_expression = functools.cache(functools.partial(_JINJA.compile_expression, undefined_to_none=False))
 
 
 def _rendered(task: TaskSpec, key: str, text: str, item: Item) -> str:
@@ -132,7 +122,7 @@ def _rendered(task: TaskSpec, key: str, text: str, item: Item) -> str:
 
 def _evaluated(task: TaskSpec, key: str, text: str, item: Item) -> Any:
     try:
-        value = _expression(text)(**item.fields)
+        value: Any = _expression(text)(**item.fields)
         for each in [value, *(value if isinstance(value, list | tuple) else ())]:
             if isinstance(each, jinja2.Undefined):
                 str(each)  # a strict one says what is missing
@@ -141,42 +131,40 @@ def _evaluated(task: TaskSpec, key: str, text: str, item: Item) -> Any:
         raise _prompt_error(task, key, item, error) from error
 
 
+def _refused(task: TaskSpec, key: str, item: Item, problem: object, fix: str) -> UserError:
+    of = f", prompt.{key}" if key else ""
+    return UserError(f"task {task.name}{of}, {item.where}: {problem}", fix)
+
+
 def _prompt_error(task: TaskSpec, key: str, item: Item, error: Exception) -> UserError:
     has = ", ".join(item.fields) or "nothing"
-    return UserError(
-        f"task {task.name}, prompt.{key}, {item.where}: {error}",
-        f"give every row what the template names, or change it; this one has {has}",
-    )
+    fix = f"give every row what the template names, or change it; this one has {has}"
+    return _refused(task, key, item, error, fix)
 
 
 def _no_text_error(
     task: TaskSpec, key: str, text: str, item: Item, said: str, *, lists: bool = False
 ) -> UserError:
-    """Names the fields of a template that are no texts; ``said`` stands where none is."""
-    named = sorted(jinja2.meta.find_undeclared_variables(_environment().parse(text)))
-    values = {name: item.fields.get(name, "") for name in named}
+    """Names the fields of a template that are no texts; ``said`` if all are."""
+    named = sorted(jinja2.meta.find_undeclared_variables(_JINJA.parse(text)))
     unfit = [
         f"{name!r} is {what}"
-        for name, value in values.items()
-        if (what := _no_text(value, lists=lists))
+        for name in named
+        if (what := _no_text(item.fields.get(name, ""), lists=lists))
     ]
     fix = "give it a text, or leave the row out"
     listed = any(each.endswith("a list") for each in unfit)
     if listed and key == "target" and task.kind == "free_form":
         fix += f'; for several right answers set prompt.answers = "{named[0]}"'
-    return UserError(
-        f"task {task.name}, prompt.{key}, {item.where}: {', '.join(unfit) or said}", fix
-    )
+    return _refused(task, key, item, ", ".join(unfit) or said, fix)
 
 
 def _listed(task: TaskSpec, key: str, expression: str, item: Item) -> list[str]:
     """The texts of an expression that gives a list of them, or of lists."""
     found = _evaluated(task, key, expression, item)
     if isinstance(found, str | Mapping) or not isinstance(found, Sequence):
-        given = _no_text(found) or repr(found)
-        raise UserError(
-            f"task {task.name}, prompt.{key}, {item.where}: it gives {given}", "it must give a list"
-        )
+        given = f"it gives {_no_text(found) or repr(found)}"
+        raise _refused(task, key, item, given, "it must give a list")
     return [str(each) for each in _flat(task, key, expression, item, found)]
 
 
@@ -207,7 +195,7 @@ def write_question(task: TaskSpec, item: Item) -> Question:
     A space that the delimiter brings is taken off the contexts' ends and the choices' beginnings.
 
     Raises:
-        UserError: the item lacks what the task's templates name; there is no gold answer, or it
+        UserError: the item lacks a field of the task's templates; there is no gold answer, or it
             is none of the choices; an answer is empty, or one that nothing can equal.
     """
     if task.kind == "perplexity":
@@ -238,18 +226,15 @@ def _write_answers(task: TaskSpec, item: Item) -> Question:
     if task.kind == "rated" and not target:
         return Question(item.id, (context,), ("",), 0, (), plain=context)
     if not target.strip() or not any(answer.strip() for answer in answers):
-        raise UserError(
-            f"task {task.name}, prompt.{'answers' if prompt.answers else 'target'}, {item.where}: "
-            "the answer is empty",
-            "give every item an answer, or leave the item out",
-        )
+        key = "answers" if prompt.answers else "target"
+        fix = "give every item an answer, or leave the item out"
+        raise _refused(task, key, item, "the answer is empty", fix)
     rule = task.answer.normalise
     if task.measure == "exact_match" and not any(map(NORMALISERS[rule], answers)):
-        raise UserError(
-            f"task {task.name}, {item.where}: nothing can equal the answer {answers[0]!r}, since "
-            f"answer.normalise = {rule!r} leaves nothing of it",
-            'fix the answer, or compare otherwise: answer.normalise = "text"',
-        )
+        nothing = f"answer.normalise = {rule!r} leaves nothing of it"
+        problem = f"nothing can equal the answer {answers[0]!r}, since {nothing}"
+        fix = 'fix the answer, or compare otherwise: answer.normalise = "text"'
+        raise _refused(task, "", item, problem, fix)
     return Question(item.id, (context,), (target,), 0, answers, plain=context)
 
 
@@ -257,13 +242,13 @@ def _write_document(task: TaskSpec, item: Item) -> Question:
     """The text is the only choice; the only answer is the original, by which it is counted."""
     text = item.fields.get("text")
     if not isinstance(text, str) or not text.strip():
-        raise UserError(f"task {task.name}, {item.where}: no text", "give every item a text")
+        raise _refused(task, "", item, "no text", "give every item a text")
     original = str(item.fields.get("original", text))
     return Question(item.id, ("",), (text,), 0, (original,), plain=text[:SHOWN_TEXT])
 
 
 def _write_pattern(task: TaskSpec, item: Item) -> Question:
-    """What is before the gap is the context; each choice is a label's word with what follows it."""
+    """The context is the text before the gap; each choice a label's word and the text after it."""
     prompt = task.prompt
     before, after = prompt.pattern.split(GAP)
     context = _rendered(task, "pattern", before, item).removesuffix(prompt.delimiter)
@@ -271,10 +256,8 @@ def _write_pattern(task: TaskSpec, item: Item) -> Question:
     choices = tuple(word + rest for word in prompt.words.values())
     label = str(_evaluated(task, "label", prompt.label, item))
     if label not in prompt.words:
-        raise UserError(
-            f"task {task.name}, {item.where}: label {label!r} has no word",
-            f"prompt.words has words for {', '.join(prompt.words)}",
-        )
+        fix = f"prompt.words has words for {', '.join(prompt.words)}"
+        raise _refused(task, "", item, f"label {label!r} has no word", fix)
     gold = list(prompt.words).index(label)
     shown = f"{context}{prompt.delimiter}{GAP}{rest}"
     return Question(item.id, (context,), choices, gold, (choices[gold],), plain=shown)
@@ -292,26 +275,20 @@ def _write_choices(task: TaskSpec, item: Item) -> Question:
         contexts = (_rendered(task, "context", prompt.context, item),)
         choices = tuple(_listed(task, "choices", prompt.choices, item))
     if len(choices) < 2:
-        raise UserError(
-            f"task {task.name}, prompt.choices, {item.where}: "
-            f"{len(choices)} choice{'s' * (len(choices) != 1)}",
-            "an item needs two or more",
-        )
+        count = f"{len(choices)} choice{'s' * (len(choices) != 1)}"
+        raise _refused(task, "choices", item, count, "an item needs two or more")
     if any(not choice.strip() for choice in choices):
-        raise UserError(
-            f"task {task.name}, prompt.choices, {item.where}: a choice is empty", "give it a text"
-        )
+        raise _refused(task, "choices", item, "a choice is empty", "give it a text")
     said = _evaluated(task, "gold", prompt.gold, item)
     gold = _gold_number(said, choices if len(contexts) == 1 else contexts)
     if gold is None:
-        raise UserError(
-            f"task {task.name}, prompt.gold, {item.where}: gold is {_no_text(said) or repr(said)}",
+        raise _refused(
+            task, "gold", item, f"gold is {_no_text(said) or repr(said)}",
             f"the number of the right choice, from 0 to {len(choices) - 1}, or its text or letter "
             'where these mean one choice; of a file that counts from 1: prompt.gold = "gold - 1"',
-        )
-    answer = choices[gold]
+        )  # fmt: skip
     plain = contexts[0] if len(contexts) == 1 else contexts[gold]
-    return Question(item.id, contexts, choices, gold, (answer,), plain=plain)
+    return Question(item.id, contexts, choices, gold, (choices[gold],), plain=plain)
 
 
 def _gold_number(said: Any, choices: Sequence[str]) -> int | None:
@@ -334,11 +311,7 @@ def _gold_number(said: Any, choices: Sequence[str]) -> int | None:
 
 
 def write_shot(task: TaskSpec, item: Item, answer: str | None = None) -> str:
-    """The item with its right answer, as an example to go by.
-
-    Args:
-        answer: stands in the right one's place; "" for the context alone.
-    """
+    """The item with its right answer, or another in its place; "" for the context alone."""
     question = write_question(task, item)
     context = question.contexts[question.gold if len(question.contexts) > 1 else 0]
     shown = question.choices[question.gold] if answer is None else answer
@@ -390,23 +363,19 @@ def draw_shots(
 ) -> list[Item]:
     """Examples for an item: other items of the pool, without repetition.
 
+    Never the item itself, nor one that asks the same.
+
     Args:
-        pool: what is drawn from; the item itself is never drawn, nor one that asks the same.
-        item: whose examples they are.
-        count: how many; fewer where the pool has fewer.
+        count: how many; fewer if the pool has fewer.
         seed: of the draw; each item has its own unless ``fixed``.
         fixed: the same for all items, but for those that are among them.
     """
     key = [seed] if fixed else [seed, id_number(item.id)]
     generator = np.random.default_rng(key)
-    drawn: list[Item] = []
     asked = _asked(item)
-    for place in _order(generator, len(pool), count + 8):
-        if len(drawn) == count:
-            break
-        if not _asks_the_same(pool[place], item, asked):
-            drawn.append(pool[place])
-    return drawn
+    places = _order(generator, len(pool), count + 8)
+    others = (pool[n] for n in places if not _asks_the_same(pool[n], item, asked))
+    return list(itertools.islice(others, count))
 
 
 def id_number(name: str) -> int:
@@ -504,7 +473,7 @@ def with_shots(
     eight of them and four shots shows its first four.
 
     Args:
-        answers: what the shots show in their right answers' place (see `write_shot`).
+        answers: of the shots, in place of the right ones (see `write_shot`).
     """
     question = write_question(task, item)
     prompt = task.prompt
@@ -519,36 +488,29 @@ def with_shots(
         contexts=tuple(before + context for context in question.contexts),
         shots=(*(f"demonstration {n + 1}" for n in range(len(written))), *(s.id for s in shown)),
     )
-    return _to_be_decomposed(task, item, asked) if task.decompose.context else asked
-
-
-def _to_be_decomposed(task: TaskSpec, item: Item, question: Question) -> Question:
     spec = task.decompose
-    parts = [
-        *spec.demonstrations[: len(question.shots)],
-        _rendered(task, "context", spec.context, item),
-    ]
-    last = _rendered(task, "last", spec.last, item)
-    return replace(question, decompose=task.prompt.separator.join(parts), last=last)
+    if not spec.context:
+        return asked
+    broken_up = _rendered(task, "context", spec.context, item)
+    parts = prompt.separator.join([*spec.demonstrations[: len(asked.shots)], broken_up])
+    return replace(asked, decompose=parts, last=_rendered(task, "last", spec.last, item))
 
 
 def write_part(template: str, part: str) -> str:
-    """How a part of a question is asked."""
+    """The prompt for a part of a question."""
     return _template(template).render(part=part)
 
 
 def write_grading(template: str, question: Question, answer: str) -> str:
-    """What a grader reads of an answer.
+    """The text that a grader reads of an answer.
 
     Raises:
         UserError: the template is none, or names something else than prompt, target and answer.
     """
     target = question.answers[0] if question.answers else ""
+    shown = {"prompt": question.plain, "target": target, "answer": answer.strip()}
     try:
-        return _template(template).render(
-            prompt=question.plain, target=target, answer=answer.strip()
-        )
+        return _template(template).render(shown)
     except jinja2.TemplateError as error:
-        raise UserError(
-            f"rating.prompt: {error}", "it may name prompt, target and answer"
-        ) from error
+        fix = "it may name prompt, target and answer"
+        raise UserError(f"rating.prompt: {error}", fix) from error

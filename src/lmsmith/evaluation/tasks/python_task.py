@@ -31,20 +31,14 @@ from lmsmith.core.files import fingerprint, sha256_file
 from lmsmith.evaluation.tasks.spec import NEEDED, PromptSpec, TaskSpec
 
 MOST_ROWS = 1_000_000
-"""More than so many rows are taken for rows without an end."""
+"""More rows than this are taken for endless."""
 
 WRITTEN = "python"
-"""The field of an item that holds what the methods wrote; templates find it there."""
+"""The field of an item that holds the texts of the methods, for templates."""
 
 WRITERS: Mapping[str, str] = {
-    "instruction": f"{{{{ {WRITTEN}.instruction }}}}",
-    "context": f"{{{{ {WRITTEN}.context }}}}",
-    "contexts": f"{WRITTEN}.contexts",
-    "choices": f"{WRITTEN}.choices",
-    "gold": f"{WRITTEN}.gold",
-    "label": f"{WRITTEN}.label",
-    "target": f"{{{{ {WRITTEN}.target }}}}",
-    "answers": f"{WRITTEN}.answers",
+    **{key: f"{{{{ {WRITTEN}.{key} }}}}" for key in ("instruction", "context", "target")},
+    **{key: f"{WRITTEN}.{key}" for key in ("contexts", "choices", "gold", "label", "answers")},
 }
 """Settings of a prompt that a method of a row may write → the template that reads it."""
 
@@ -59,14 +53,12 @@ def method_name(key: str) -> str:
 
 @dataclass(frozen=True)
 class Author:
-    """An object of the user's class, asked for rows and for how they are written.
+    """An object of the user's class, which gives rows and writes their prompts.
 
-    Whatever goes wrong in its code is told in one message with file and line; what it prints
-    goes to standard error, since standard output is for results.
+    An error in its code becomes one message with file and line; its prints go to standard error,
+    since standard output is for results.
 
     Attributes:
-        instance: the object.
-        file: of its code.
         where: file and class, for messages.
         fingerprint: of the file's bytes.
         writers: the settings of a prompt that its methods write.
@@ -83,10 +75,9 @@ class Author:
         return callable(getattr(self.instance, name, None))
 
     def rows(self, name: str, seed: int) -> Iterator[tuple[Any, dict[str, Any], str]]:
-        """What the method ``name`` yields: each row, its fields, and which one it is.
+        """The rows of a method, ``items`` or ``examples``: each row, its fields, and its place.
 
         Args:
-            name: ``items`` or ``examples``.
             seed: given to a method that asks for ``seed``.
 
         Raises:
@@ -96,22 +87,20 @@ class Author:
         with self._guarded(f"{name}()"):
             wanted = {"seed": seed} if "seed" in inspect.signature(method).parameters else {}
             found = iter(method(**wanted))
-        number = 0
-        while True:
-            where = f"{self.file}, {name}(), row {number + 1}"
-            with self._guarded(f"{name}(), row {number + 1}"):
+        for number in range(1, MOST_ROWS + 2):
+            doing = f"{name}(), row {number}"
+            with self._guarded(doing):
                 row = next(found, _END)
             if row is _END:
                 return
-            if number == MOST_ROWS:
-                raise UserError(
-                    f"{self.where}: {name}() gives more than {MOST_ROWS:,} rows", "let it end"
-                )
+            if number > MOST_ROWS:
+                problem = f"{self.where}: {name}() gives more than {MOST_ROWS:,} rows"
+                raise UserError(problem, "let it end")
+            where = f"{self.file}, {doing}"
             yield row, _fields(row, where), where
-            number += 1
 
     def write(self, row: Any, where: str) -> dict[str, Any]:
-        """What the methods write of a row, by setting.
+        """The settings of a prompt that the methods write of a row.
 
         Raises:
             UserError: the code fails, or gives something of another type.
@@ -128,7 +117,7 @@ class Author:
         return written
 
     def measure(self, row: Any, answer: str, where: str) -> float:
-        """What the class's own measure gives an answer, from 0 to 1.
+        """An answer's value by the class's own measure, from 0 to 1.
 
         Raises:
             UserError: the code fails, or gives something else.
@@ -149,7 +138,7 @@ class Author:
             yield
 
     def _row(self, where: str) -> str:
-        """Which row, where the message has named the class's file already."""
+        """The row, in a message that has named the class's file already."""
         return where.removeprefix(f"{self.file}, ")
 
 
@@ -179,11 +168,7 @@ class PythonTask(TaskSpec):
 
 @contextlib.contextmanager
 def guarded(file: str, doing: str) -> Iterator[None]:
-    """Run code of the user's: an error in it becomes one message with file and line.
-
-    Raises:
-        UserError: the code failed, or asked to exit.
-    """
+    """Run the user's code: an error in it, or an exit, becomes a UserError with file and line."""
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
@@ -222,26 +207,24 @@ def _fields(row: Any, where: str) -> dict[str, Any]:
 
 def _checked(key: str, value: Any, where: str) -> Any:
     """A method's value, as the templates want it."""
+    expected = "a text"
     if key == "gold":
-        try:
+        expected = "the number of the right choice, from 0"
+        with contextlib.suppress(TypeError):
             return value if isinstance(value, bool) else operator.index(value)
-        except TypeError:
-            expected = "the number of the right choice, from 0"
     elif key in LISTS:
+        expected = "a list of texts"
         if isinstance(value, list) or (key == "answers" and isinstance(value, str)):
             return value
-        expected = "a list of texts"
     elif isinstance(value, str):
         return value
     elif key == "label" and isinstance(value, int):
         return str(value)
-    else:
-        expected = "a text"
     raise UserError(f"{where}: gave {value!r}", f"it must give {expected}")
 
 
 def canonical(fields: Mapping[str, Any]) -> str:
-    """A row's fields for a fingerprint; of what JSON cannot hold, the type alone."""
+    """A row's fields for a fingerprint; the type alone of values that JSON cannot hold."""
     return json.dumps(fields, default=lambda value: type(value).__name__, skipkeys=True)
 
 
@@ -250,7 +233,7 @@ _PROMPT = tuple(each.name for each in fields(PromptSpec))
 _TASK = tuple(each.name for each in fields(TaskSpec) if each.name != "prompt")
 _METHODS = ("items", "examples", "prompt", "measure")
 OWN_MEASURE = "own_measure"
-"""What a class's measure is called if it names no headline."""
+"""Name of a class's measure if it has no headline."""
 
 
 def names_python(word: str) -> bool:
@@ -259,7 +242,7 @@ def names_python(word: str) -> bool:
 
 
 def python_tasks(word: str) -> dict[str, PythonTask]:
-    """The tasks of a file, or the one of a class, by name. Runs the file.
+    """The tasks of a file or a module, or the one of a class, by name. Runs the code.
 
     Raises:
         UserError: there is no such file, module or class; its code fails; it is no task.
@@ -275,25 +258,22 @@ def python_tasks(word: str) -> dict[str, PythonTask]:
         shown, wanted = str(module.__file__ or found["module"]), found["name"]
         digest = sha256_file(Path(module.__file__)) if module.__file__ else ""
         stem = found["module"].rsplit(".", 1)[-1]
-    classes = _classes(module)
+    classes = chosen = _classes(module)
     if wanted:
-        chosen = getattr(module, wanted, None)
-        if not inspect.isclass(chosen):
+        cls = getattr(module, wanted, None)
+        if not inspect.isclass(cls):
             near = difflib.get_close_matches(wanted, classes, n=1)
             others = f"its tasks: {', '.join(classes)}" if classes else "it has no tasks"
-            raise UserError(
-                f"{word}: no class {wanted}", f"did you mean {near[0]}?" if near else others
-            )
-        classes_made = {wanted: chosen}
-    else:
-        classes_made = classes
-    if not classes_made:
+            fix = f"did you mean {near[0]}?" if near else others
+            raise UserError(f"{word}: no class {wanted}", fix)
+        chosen = {wanted: cls}
+    if not chosen:
         raise UserError(
             f"{word}: the file defines no task",
             'a task is a class that says its kind, e.g. kind = "multiple_choice"',
         )
     made: dict[str, PythonTask] = {}
-    for name, cls in classes_made.items():
+    for name, cls in chosen.items():
         default = stem if len(classes) == 1 and name in classes else f"{stem}/{name}"
         task = _task(cls, default, shown, digest)
         if task.name in made:
@@ -333,9 +313,8 @@ def _import(name: str) -> ModuleType:
         if not (isinstance(cause, ModuleNotFoundError) and f"{name}.".startswith(f"{cause.name}.")):
             raise
     if found is None:
-        raise UserError(
-            f"{name}: no such module here", "check the name, or name the file: my_task.py"
-        )
+        fix = "check the name, or name the file: my_task.py"
+        raise UserError(f"{name}: no such module here", fix)
     with guarded(str(found.origin or name), "the import"):
         return importlib.import_module(name)
 
@@ -393,7 +372,7 @@ def _first_line(cls: type) -> str:
 
 
 def _setting(author: Author, key: str) -> Any:
-    """A setting as TOML would hold it; None if it is a method, or not there."""
+    """A setting as TOML holds it; None if it is a method, or not there."""
     value = getattr(author.instance, key, None)
     return None if callable(value) else _plain(value)
 
@@ -409,14 +388,10 @@ def _plain(value: Any) -> Any:
 
 def _prompt(author: Author) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The prompt's table, and which of its settings methods write."""
-    table: dict[str, Any] = {}
     given = _setting(author, "prompt")
-    if isinstance(given, str):
-        table["context"] = given
-    elif isinstance(given, dict):
-        table |= given
-    elif given is not None:
+    if not isinstance(given, str | dict | None):
         raise UserError(f"{author.where}: prompt is {given!r}", "write def prompt(self, row)")
+    table: dict[str, Any] = {"context": given} if isinstance(given, str) else dict(given or {})
     writers = []
     for key in _PROMPT:
         name = method_name(key)
@@ -425,28 +400,23 @@ def _prompt(author: Author) -> tuple[dict[str, Any], tuple[str, ...]]:
             writers.append(key)
             table[key] = WRITERS[key]
         elif author.has(name):
-            raise UserError(
-                f"{author.where}: {key} is a method", f"say it as a value; by row: {_ROWWISE}"
-            )
-        elif key in ("choices", "contexts", "answers") and isinstance(value, list):
+            by_row = ", ".join(f"{method_name(each)}(row)" for each in WRITERS)
+            fix = f"say it as a value; by row: {by_row}"
+            raise UserError(f"{author.where}: {key} is a method", fix)
+        elif key in LISTS and isinstance(value, list):
             table[key] = repr([str(each) for each in value])
         elif value is not None:
             table[key] = value
     return table, tuple(writers)
 
 
-_ROWWISE = ", ".join(f"{method_name(key)}(row)" for key in WRITERS)
-
-
 def _check_rows(author: Author, table: dict[str, Any]) -> None:
-    if author.has("items") and "data" in table:
-        data = table["data"]
-        if not isinstance(data, dict) or {"file", "package", "hub", "generator"} & {
-            key for key, value in data.items() if value
-        }:
-            raise UserError(f"{author.where}: both data and items()", "leave one out")
     if author.has("items"):
-        table["data"] = {**table.get("data", {}), "generator": "items()"}
+        data = table.get("data", {})
+        sources = ("file", "package", "hub", "generator")
+        if not isinstance(data, dict) or any(data.get(key) for key in sources):
+            raise UserError(f"{author.where}: both data and items()", "leave one out")
+        table["data"] = {**data, "generator": "items()"}
     elif "data" not in table:
         raise UserError(
             f"{author.where}: no method items, and no data",
@@ -467,7 +437,7 @@ def _check_methods(author: Author, kind: str, prompt: Mapping[str, Any]) -> None
 
 
 def _check_names(author: Author) -> None:
-    """A value whose name is nearly a setting's is a slip of the pen."""
+    """A value whose name is nearly a setting's is a typing error."""
     known = [*_TASK, *_PROMPT, *_METHODS]
     problems: list[Problem] = []
     for cls in type(author.instance).__mro__[:-1]:

@@ -1,4 +1,4 @@
-"""Which task a word means: one that comes with the package, one of the user's, or a file."""
+"""The tasks of names and files: those that come with the package, and the user's own."""
 
 from __future__ import annotations
 
@@ -18,25 +18,22 @@ from lmsmith.evaluation.tasks.inferred import infer_task
 from lmsmith.evaluation.tasks.python_task import names_python, python_tasks
 from lmsmith.evaluation.tasks.spec import Published, TaskSpec, read_tasks
 
+SUITES_FILE = "suites.toml"
+_FOLDER = resources.files("lmsmith.evaluation.tasks")
+
 
 @functools.cache
 def shipped_tasks() -> dict[str, TaskSpec]:
     """The tasks that come with the package, by name."""
-    folder = resources.files("lmsmith.evaluation.tasks")
-    files = sorted(
-        (file for file in folder.iterdir() if file.name.endswith(".toml")),
-        key=lambda file: file.name,
-    )
+    names = sorted(file.name for file in _FOLDER.iterdir() if file.name.endswith(".toml"))
     found: dict[str, TaskSpec] = {}
-    for file in files:
-        if file.name != SUITES_FILE:
-            found |= read_tasks(file.read_text("utf-8"), file.name)
+    for name in names:
+        if name != SUITES_FILE:
+            found |= read_tasks(_FOLDER.joinpath(name).read_text("utf-8"), name)
     for name, rows in _gpt3_sizes().items():
         found[name] = replace(found[name], published=(*found[name].published, *rows))
     return found
 
-
-SUITES_FILE = "suites.toml"
 
 GPT3_SIZES = {
     "125M": 125e6, "350M": 350e6, "760M": 760e6, "1.3B": 1.3e9, "2.7B": 2.7e9, "6.7B": 6.7e9,
@@ -46,10 +43,10 @@ GPT3_SIZES = {
 
 
 def _gpt3_sizes() -> dict[str, list[Published]]:
-    """Task → what GPT-3 had on it in each of its sizes (Brown et al. 2020, table H.1)."""
-    text = resources.files("lmsmith.evaluation.tasks").joinpath("gpt3_table_h1.csv")
+    """Task → figures of GPT-3 in each of its sizes (Brown et al. 2020, table H.1)."""
+    text = _FOLDER.joinpath("gpt3_table_h1.csv").read_text("utf-8")
     found: dict[str, list[Published]] = {}
-    for row in csv.DictReader(text.read_text("utf-8").splitlines()):
+    for row in csv.DictReader(text.splitlines()):
         few = f", {row['k']} shots" if row["shots"] == "few" else ""
         found.setdefault(row["task"], []).extend(
             Published(
@@ -68,18 +65,19 @@ def _gpt3_sizes() -> dict[str, list[Published]]:
 @functools.cache
 def suites() -> dict[str, list[tuple[str, str]]]:
     """Suite → (task, shots) of each row."""
-    text = resources.files("lmsmith.evaluation.tasks").joinpath(SUITES_FILE).read_text("utf-8")
+    tables = tomllib.loads(_FOLDER.joinpath(SUITES_FILE).read_text("utf-8"))
     return {
         name: [(row["task"], str(shots)) for row in rows for shots in row.get("shots", [0])]
-        for name, rows in tomllib.loads(text).items()
+        for name, rows in tables.items()
     }
 
 
 def user_tasks() -> dict[str, TaskSpec]:
     """The user's own tasks, by name."""
     found: dict[str, TaskSpec] = {}
-    for file in (file for each in task_folders() for file in sorted(each.glob("*.toml"))):
-        found |= read_tasks(read_text(file), str(file))
+    for folder in task_folders():
+        for file in sorted(folder.glob("*.toml")):
+            found |= read_tasks(read_text(file), str(file))
     return found
 
 
@@ -87,11 +85,10 @@ def find_tasks(words: Sequence[str], *, run_python: bool = False) -> list[TaskSp
     """The tasks that words mean: names, groups (all variants of a name), .toml, .jsonl, .txt, .py.
 
     Args:
-        run_python: the words are the user's own, from the command line: code that they name is
-            run.
+        run_python: run the code that words name, since they are from the command line.
 
     Raises:
-        UserError: a word means none; the nearest name is told. Or two tasks have one name.
+        UserError: a word means none (the message has the nearest name), or two tasks have one name.
     """
     known = shipped_tasks() | user_tasks()
     found: dict[str, TaskSpec] = {}
@@ -120,12 +117,9 @@ def find_tasks(words: Sequence[str], *, run_python: bool = False) -> list[TaskSp
                 )
             add(python_tasks(word), word)
         else:
-            raise _unknown(word, sorted(known))
+            groups = sorted({name.split("/")[0] for name in known})
+            near = difflib.get_close_matches(word, [*sorted(known), *groups], n=1, cutoff=0.6)
+            fix = f"did you mean {near[0]}?" if near else f"the tasks here: {', '.join(groups)}."
+            fix += " Or name a .toml, .jsonl, .txt or .py file."
+            raise UserError(f"{word}: no such task", fix)
     return list(found.values())
-
-
-def _unknown(word: str, names: Sequence[str]) -> UserError:
-    groups = sorted({name.split("/")[0] for name in names})
-    near = difflib.get_close_matches(word, [*names, *groups], n=1, cutoff=0.6)
-    fix = f"did you mean {near[0]}?" if near else f"the tasks here: {', '.join(groups)}."
-    return UserError(f"{word}: no such task", f"{fix} Or name a .toml, .jsonl, .txt or .py file.")

@@ -39,10 +39,8 @@ def package_file(package: str, name: str) -> Path:
     """
     folders = _folders(package)
     if not folders:
-        raise MissingData(
-            f"{package}: no such package is installed here",
-            f"pip install {package.split('.')[0].replace('_', '-')}",
-        )
+        fix = f"pip install {package.split('.')[0].replace('_', '-')}"
+        raise MissingData(f"{package}: no such package is installed here", fix)
     for folder in folders:
         root = folder.resolve()
         for candidate in (root / name, root / f"{name}.gz"):
@@ -57,9 +55,8 @@ def package_file(package: str, name: str) -> Path:
 
 
 def _folders(package: str) -> list[Path]:
-    """Where a package's files are. Only its outermost part is looked up, since Python would run
-    that part's code to find an inner one.
-    """
+    """A package's folders; only its outermost part is looked up, since Python would run its code
+    to find an inner one."""
     outer, *inner = package.split(".")
     try:
         found = importlib.util.find_spec(outer)
@@ -75,13 +72,13 @@ def _folders(package: str) -> list[Path]:
     return [folder for each in top.split() if each != package for folder in _folders(each)]
 
 
-OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
-"""Any of these set to 1, ON, YES or TRUE: the hub is not asked."""
+_SWITCHES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+
+OFFLINE_VARIABLES = (*_SWITCHES, "TRANSFORMERS_OFFLINE")
+"""If any of these is 1, ON, YES or TRUE, the hub is not asked."""
 
 PATIENCE = 5.0
 """Seconds that the hub has to answer at all, before its caches alone are read."""
-
-_SWITCHES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
 
 
 def said_offline() -> str:
@@ -129,13 +126,14 @@ def why_offline(path: str = "") -> str:
 @contextlib.contextmanager
 def environment(variables: Mapping[str, str]) -> Iterator[None]:
     """Inside, the process has these environment variables."""
-    before = {name: os.environ.get(name) for name in variables}
+    before = {name: os.environ[name] for name in variables if name in os.environ}
     os.environ.update(variables)
     try:
         yield
     finally:
-        for name, text in before.items():
-            os.environ.pop(name, None) if text is None else os.environ.update({name: text})
+        for name in variables:
+            os.environ.pop(name, None)
+        os.environ.update(before)
 
 
 @contextlib.contextmanager
@@ -144,12 +142,12 @@ def caches_alone() -> Iterator[None]:
 
     Libraries that are imported already have read the environment; their own switches are set.
     """
+    modules = [sys.modules.get(name) for name in ("huggingface_hub.constants", "datasets.config")]
     loaded = [
-        (sys.modules[name], switch, getattr(sys.modules[name], switch))
-        for name in ("huggingface_hub.constants", "datasets.config")
-        if name in sys.modules
+        (module, switch, getattr(module, switch))
+        for module in modules
         for switch in _SWITCHES
-        if hasattr(sys.modules[name], switch)
+        if hasattr(module, switch)
     ]
     for module, switch, _ in loaded:
         setattr(module, switch, True)
@@ -166,23 +164,17 @@ OLDEST = 4
 
 
 def read_hub(spec: DataSpec, split: str) -> list[dict[str, Any]]:
-    """The rows of a split of a data set.
-
-    Args:
-        spec: names the data set (or a folder of one), its subset and revision.
-        split: which part.
+    """The rows of a split of a data set, or of a folder of one.
 
     Raises:
-        MissingData: ``datasets`` is not installed; or the data set is neither to be reached nor
+        MissingData: ``datasets`` is not installed; or the data set can neither be reached nor is
             in the cache.
         UserError: there is no such data set, subset or split.
     """
     _check_version()
-    offline = (
-        ""
-        if Path(spec.hub).is_dir()
-        else why_offline(f"api/datasets/{urllib.parse.quote(spec.hub)}")
-    )
+    offline = ""
+    if not Path(spec.hub).is_dir():
+        offline = why_offline(f"api/datasets/{urllib.parse.quote(spec.hub)}")
     datasets: Any = importlib.import_module("datasets")
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
@@ -192,14 +184,14 @@ def read_hub(spec: DataSpec, split: str) -> list[dict[str, Any]]:
                 spec.hub, spec.subset or None, split=split, revision=spec.revision or None
             )
         except Exception as error:
-            said = " ".join(str(error).split())
             if offline:
                 raise MissingData(
                     f"{spec.hub}: not in the cache of data sets, and {offline}",
                     "fetch it once with a network, or write it to a file and set data.file",
                 ) from error
+            said = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise UserError(
-                f"data.hub {spec.hub}, split {split}: {type(error).__name__}: {said}",
+                f"data.hub {spec.hub}, split {split}: {said}",
                 "check data.hub, data.subset, data.split and data.revision",
             ) from error
         if offline and spec.revision:
@@ -208,7 +200,7 @@ def read_hub(spec: DataSpec, split: str) -> list[dict[str, Any]]:
 
 
 def _check_revision(spec: DataSpec, files: Sequence[Mapping[str, str]], offline: str) -> None:
-    """The library takes whatever commit its cache has last; a file's folder is named by its."""
+    """The library takes the last commit in its cache; a file's folder is named by its commit."""
     found = {Path(file["filename"]).parent.name for file in files}
     if found != {spec.revision}:
         raise MissingData(
@@ -219,13 +211,10 @@ def _check_revision(spec: DataSpec, files: Sequence[Mapping[str, str]], offline:
 
 
 def _check_version() -> None:
+    fix = 'pip install "lmsmith[datasets]"'
     try:
         found = metadata.version("datasets")
     except metadata.PackageNotFoundError as error:
-        raise MissingData(
-            "data.hub needs the package datasets", 'pip install "lmsmith[datasets]"'
-        ) from error
+        raise MissingData("data.hub needs the package datasets", fix) from error
     if int(found.split(".")[0]) < OLDEST:
-        raise UserError(
-            f"datasets {found}: it can run code from the hub", 'pip install "lmsmith[datasets]"'
-        )
+        raise UserError(f"datasets {found}: it can run code from the hub", fix)

@@ -27,7 +27,7 @@ Labels = Literal["gold", "random", "words", "none", "renamed"]
 Kind = Literal["multiple_choice", "cloze", "perplexity", "free_form", "code", "rated"]
 
 GAP = "____"
-"""The place of the word in a pattern."""
+"""Marks the place of the word in a pattern."""
 
 HEADLINES: Mapping[str, tuple[str, ...]] = {
     "multiple_choice": (
@@ -114,14 +114,13 @@ class DataSpec:
     def check(self) -> list[Problem]:
         sources = (self.file, self.package, self.hub, self.generator)
         one_of, pair = "one of file, package, hub and generator", "set both"
-        named = "subset" if self.subset else "revision"
-        alone = not self.hub and (self.subset or self.revision)
-        beside = self.beside
+        named, beside = self.subset or self.revision, self.beside
+        key = "subset" if self.subset else "revision"
         return _wrong(
             (sum(map(bool, sources)) != 1, "file", self.file, one_of, "name one"),
             (bool(self.package) != bool(self.path), "path", self.path, "goes with package", pair),
             (bool(self.hub) != bool(self.split), "split", self.split, "goes with hub", pair),
-            (alone, named, self.subset or self.revision, "goes with hub", "set hub"),
+            (named and not self.hub, key, named, "goes with hub", "set hub"),
             (beside and (self.package or self.hub), "beside", beside, "goes with file", "drop it"),
             (beside and self.columns, "beside", beside, "nothing where columns are", "drop one"),
             (beside and self.examples, "examples", self.examples, "not with beside", "drop it"),
@@ -420,13 +419,12 @@ def read_tasks(text: str, where: str) -> dict[str, TaskSpec]:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{where}: not valid TOML ({error})", "fix the file") from error
-    table.setdefault("name", Path(where).stem)
-    variants = table.pop("variants", {"": {}})
+    name = table.get("name", Path(where).stem)
     made: dict[str, TaskSpec] = {}
     problems: list[Problem] = []
-    for variant, changes in variants.items():
+    for variant, changes in table.pop("variants", {"": {}}).items():
         merged = _merged(table, changes)
-        merged["name"] = f"{table['name']}/{variant}" if variant else table["name"]
+        merged["name"] = f"{name}/{variant}" if variant else name
         merged["published"] = [
             row for row in merged.get("published", []) if row.get("of", "") in ("", variant)
         ]
@@ -443,8 +441,6 @@ def _merged(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
     merged = dict(table)
     for key, value in changes.items():
         inner = merged.get(key)
-        if isinstance(inner, Mapping) and isinstance(value, Mapping):
-            merged[key] = _merged(inner, value)
-        else:
-            merged[key] = value
+        nested = isinstance(inner, Mapping) and isinstance(value, Mapping)
+        merged[key] = _merged(inner, value) if nested else value
     return merged
