@@ -13,6 +13,7 @@ import numpy as np
 Row = dict[str, str]
 
 NAMES = ("Anna", "Ben", "Clara", "David", "Emma", "Farid", "Grace", "Hugo", "Ines", "Jun")
+DEMONSTRATIONS = 10
 
 
 def hindsight_rows(count: int, seed: int) -> list[Row]:
@@ -26,7 +27,7 @@ def hindsight_rows(count: int, seed: int) -> list[Row]:
     generator = np.random.default_rng([seed, 0x41D])
     rows = []
     for number in range(count):
-        goods = generator.permutation(10) % 2 == 0
+        goods = generator.permutation(DEMONSTRATIONS) % 2 == 0
         shown = [f"{_bet(generator, bool(g), bool(g))} {'Y' if g else 'N'}" for g in goods]
         good = number % 2 == 0
         item = _bet(generator, good, not good)
