@@ -23,7 +23,6 @@ from lmsmith.options import (
     CompareOptions,
     EvaluateOptions,
     Precision,
-    TaskOptions,
     documented,
     takes,
 )
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from lmsmith.catalogue.registry import Record
     from lmsmith.comparison.run import EvaluatedReplies, ModelPair
     from lmsmith.evaluation.functions import TextFunction
-    from lmsmith.evaluation.run import ModelEvaluation, Plan
+    from lmsmith.evaluation.run import ModelEvaluation
     from lmsmith.evaluation.tasks.spec import TaskSpec
     from lmsmith.feedback.store import Store
     from lmsmith.prompts import Message
@@ -132,50 +131,19 @@ def evaluate(model: str, options: EvaluateOptions) -> ModelEvaluation:
     >>> found = lmsmith.evaluate("runs/quickstart", tasks=["arithmetic"])   # doctest: +SKIP
     >>> found.results[0].headline.value                                     # doctest: +SKIP
     """
-    from lmsmith.evaluation.run import check_limits, evaluate_model, folder_name, with_raters
-    from lmsmith.evaluation.tasks.data import search_path
+    from lmsmith.evaluation.run import check_limits, evaluate_model, plan_tasks
 
     check_limits(options.limit, options.seed)
     if options.harness == "lm-eval":
-        return _evaluate_with_harness(model, options)
+        from lmsmith.evaluation.harness_tasks import evaluate_with_harness
+
+        return evaluate_with_harness(model, options, _machine(options.precision, options.threads))
     if options.include_path:
         raise UserError("--include-path: for lm-eval's tasks", "add --harness lm-eval")
     _check_contamination(options.contamination)
-    found = evaluate_model(
-        model,
-        with_raters(_plan(options), options.classifier, options.judge),
-        search_path(options.data),
-        options.folder or Path("evals") / folder_name(model),
-        choose_progress(f"eval {model}", options.quiet),
-        _machine(options.precision, options.threads),
-        begins=options.begins,
-        chat=options.chat,
-        skip_missing=bool(options.suite),
-    )
-    return _with_report(found, options.contamination)
-
-
-def _evaluate_with_harness(model: str, options: EvaluateOptions) -> ModelEvaluation:
-    from lmsmith.evaluation.harness_tasks import evaluate_with_harness
-    from lmsmith.evaluation.run import shot_counts
-
-    own = ("suite", "fixed_shots", "data", "measure", "contamination", "judge", "classifier")
-    if given := [f"--{name.replace('_', '-')}" for name in own if getattr(options, name)]:
-        problem = f"{', '.join(given)}: not for --harness lm-eval"
-        raise UserError(problem, "leave it out, or measure with lmsmith's own tasks")
-    return evaluate_with_harness(
-        model,
-        options.tasks,
-        shot_counts(options.shots),
-        options.limit,
-        options.seed,
-        _machine(options.precision, options.threads),
-        choose_progress(f"eval {model}", options.quiet),
-        chat=options.chat,
-        begins=options.begins,
-        include_path=options.include_path,
-        folder=options.folder,
-    )
+    plan = plan_tasks(options, options.judge)
+    machine = _machine(options.precision, options.threads)
+    return _with_report(evaluate_model(model, plan, options, machine), options.contamination)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,30 +178,21 @@ def compare(models: Sequence[str], options: CompareOptions) -> ModelComparison:
     >>> found = lmsmith.compare(["runs/a", "runs/b"], tasks=["copa"])       # doctest: +SKIP
     >>> found.pairs[0].comparisons[0].verdict                               # doctest: +SKIP
     """
-    from lmsmith.comparison.run import PEOPLE, compare_models, models_to_compare, plan_win_rate
-    from lmsmith.evaluation.run import check_limits, with_raters
-    from lmsmith.evaluation.tasks.data import search_path
+    from lmsmith.comparison.run import PEOPLE, compare_models, models_to_compare, read_win_rate
+    from lmsmith.evaluation.run import check_limits, plan_tasks
 
-    judge, instructions = options.judge, options.win_rate
     check_limits(options.limit, options.seed)
     if options.labelers < 1:
         raise UserError(f"--labelers {options.labelers}: must be 1 or more", "e.g. --labelers 3")
     _check_contamination(options.contamination)
     words, pairs = models_to_compare(models, stages=options.stages)
-    if instructions and not judge:
-        raise UserError(f"--win-rate {instructions}: needs a judge", "name one: --judge MODEL")
-    plan = _plan(options) if options.tasks or options.suite or not instructions else []
-    plan = with_raters(plan, options.classifier, "" if judge == PEOPLE else judge, compares=True)
-    wanted = None if instructions is None else plan_win_rate(
-        instructions, options.limit, judge, tokens=options.reply_tokens, seed=options.seed,
-        greedy=options.greedy, database=options.database, labelers=options.labelers,
-    )  # fmt: skip
-    (*others, found), paired = compare_models(
-        words, pairs, plan, search_path(options.data), options.folder,
-        _machine(options.precision, options.threads), wanted, begins=options.begins,
-        chat=options.chat, skip_missing=bool(options.suite), quiet=options.quiet,
-    )  # fmt: skip
-    if wanted is not None:
+    judge = "" if options.judge == PEOPLE else options.judge
+    alone = options.win_rate is not None
+    plan = plan_tasks(options, judge, compares=True, may_be_empty=alone)
+    instructions = read_win_rate(options)
+    machine = _machine(options.precision, options.threads)
+    (*others, found), paired = compare_models(words, pairs, plan, options, machine, instructions)
+    if instructions:
         found.record["win_rates"] = [each.versus.as_dict() for each in paired if each.versus]
         write_json(found.folder / "results.json", found.record)
     found = _with_report(found, options.contamination, others, paired)
@@ -265,15 +224,6 @@ def _check_contamination(files: Sequence[Path]) -> None:
     if absent is not None:
         raise UserError(f"--contamination {missing(absent)}", "name a .txt or .jsonl file")
     check_corpora(files)
-
-
-def _plan(options: TaskOptions) -> Plan:
-    from lmsmith.evaluation.run import plan_tasks, shot_counts
-    from lmsmith.evaluation.tasks.spec import TaskSetting
-
-    setting = TaskSetting(fixed=options.fixed_shots, limit=options.limit, seed=options.seed)
-    shots = shot_counts(options.shots)
-    return plan_tasks(options.tasks, options.suite, shots, setting, options.measure)
 
 
 def _with_report(

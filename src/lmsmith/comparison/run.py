@@ -35,6 +35,8 @@ from lmsmith.evaluation.run import (
     stage,
     write_results,
 )
+from lmsmith.evaluation.tasks.data import search_path
+from lmsmith.options import CompareOptions
 from lmsmith.runs.locking import locked
 from lmsmith.runs.signals import StopSignal
 from lmsmith.statistics.intervals import Interval
@@ -112,51 +114,21 @@ class ModelPair:
     versus: Versus | None = None
 
 
-@dataclass(frozen=True)
-class WinRatePlan:
-    """Instructions that all models reply to, and who judges the replies.
-
-    Attributes:
-        file: JSONL.
-        instructions: its rows, or as many as were drawn.
-        judge: a model, or `PEOPLE`.
-        tokens: the longest reply.
-        seed: of the replies and the intervals.
-        greedy: the likeliest token each time, else as ``lmsmith chat`` draws.
-        database: the labelers'; the server's if empty.
-        labelers: how many are to judge each pair.
-    """
-
-    file: Path
-    instructions: Sequence[Instruction]
-    judge: str
-    tokens: int = 256
-    seed: int = 0
-    greedy: bool = False
-    database: str = ""
-    labelers: int = 1
-
-
-def plan_win_rate(
-    file: Path,
-    limit: int | None,
-    judge: str,
-    *,
-    tokens: int = 256,
-    seed: int = 0,
-    greedy: bool = False,
-    database: str = "",
-    labelers: int = 1,
-) -> WinRatePlan:
-    """Read the instructions and find the judge, before hours are spent.
+def read_win_rate(options: CompareOptions) -> list[Instruction]:
+    """Read the instructions and find the judge, before hours are spent; none without a file.
 
     Raises:
-        UserError: there are no instructions, or there is no such judge.
+        UserError: there are no instructions, or there is no judge.
     """
-    instructions = read_instructions(file, limit, seed)
-    if judge != PEOPLE:
-        resolve(judge)
-    return WinRatePlan(file, instructions, judge, tokens, seed, greedy, database, labelers)
+    if options.win_rate is None:
+        return []
+    if not options.judge:
+        problem = f"--win-rate {options.win_rate}: needs a judge"
+        raise UserError(problem, "name one: --judge MODEL")
+    instructions = read_instructions(options.win_rate, options.limit, options.seed)
+    if options.judge != PEOPLE:
+        resolve(options.judge)
+    return instructions
 
 
 def models_to_compare(
@@ -205,56 +177,48 @@ def compare_models(
     words: Sequence[str],
     pairs: Sequence[tuple[int, int]],
     plan: Plan,
-    path: Sequence[Path],
-    folder: Path | None,
+    options: CompareOptions,
     machine: ResolvedMachine,
-    win_rate: WinRatePlan | None = None,
-    *,
-    begins: bool | None = None,
-    chat: bool = False,
-    skip_missing: bool = False,
-    quiet: bool = False,
+    instructions: Sequence[Instruction] = (),
 ) -> tuple[list[EvaluatedReplies], list[ModelPair]]:
     """Evaluate every model on the plan, let it reply to the instructions, and compare the pairs.
 
+    The last model's results go to ``options.folder``, the others' beside it.
+
     Args:
         words, pairs: of `models_to_compare`.
-        path, skip_missing: see `lmsmith.evaluation.run.run_plan`.
-        folder: of the last model's results, the others beside it; evals/MODEL if None.
-        begins, chat: see `lmsmith.evaluation.model.load_evaluated_model`.
+        instructions: of `read_win_rate`.
 
     Raises:
         UserError: there is no such model, or a task cannot be asked.
         Interrupted: after Ctrl-C, with all answers kept.
     """
+    path, folder = search_path(options.data), options.folder
     folders = [Path("evals") / folder_name(word) for word in words]
     if folder is not None:
         beside = [folder.with_name(f"{folder.name}-{folder_name(word)}") for word in words[:-1]]
         folders = [*beside, folder]
     measured = []
     for word, place in zip(words, folders, strict=True):
-        progress = choose_progress(f"eval {word}", quiet)
-        stages = [each.label for each in plan] + ["replies"] * bool(win_rate)
-        with model_to_evaluate(
-            word, place, stages, progress, machine, begins=begins, chat=chat
-        ) as model:
-            results = run_plan(model, plan, path, place, progress, skip_missing=skip_missing)
+        progress = choose_progress(f"eval {word}", options.quiet)
+        stages = [each.label for each in plan] + ["replies"] * bool(instructions)
+        with model_to_evaluate(word, place, stages, progress, machine, options) as model:
+            results = run_plan(model, plan, path, place, progress, skip_missing=bool(options.suite))
             replies = None
-            if win_rate is not None:
+            if instructions and options.win_rate is not None:
                 with stage(progress, "replies"):
-                    spec = reply_spec(model, win_rate.tokens, greedy=win_rate.greedy)
+                    spec = reply_spec(model, options.reply_tokens, greedy=options.greedy)
                     replies = write_replies(
-                        model, win_rate.instructions, win_rate.file, place, spec, win_rate.seed,
-                        progress,
-                    )  # fmt: skip
+                        model, instructions, options.win_rate, place, spec, options.seed, progress
+                    )
             found = write_results(word, model, results, place)
             measured.append(EvaluatedReplies(**vars(found), replies=replies))
     paired = [(measured[before], measured[after]) for before, after in pairs]
     versus: Sequence[Versus | None] = [None] * len(paired)
-    if win_rate is not None and win_rate.judge == PEOPLE:
-        versus = _judged_by_people(win_rate, paired)
-    elif win_rate is not None:
-        versus = _judged_by_model(win_rate, paired, machine, quiet=quiet)
+    if instructions and options.judge == PEOPLE:
+        versus = _judged_by_people(instructions, paired, options)
+    elif instructions:
+        versus = _judged_by_model(instructions, paired, options, machine)
     return measured, [
         ModelPair(before.name, after.name, compare_results(before.results, after.results), judged)
         for (before, after), judged in zip(paired, versus, strict=True)
@@ -346,34 +310,37 @@ def _replies(before: EvaluatedReplies, after: EvaluatedReplies) -> tuple[Replies
 
 
 def _judged_by_model(
-    plan: WinRatePlan, pairs: Paired, machine: ResolvedMachine, *, quiet: bool
+    instructions: Sequence[Instruction],
+    pairs: Paired,
+    options: CompareOptions,
+    machine: ResolvedMachine,
 ) -> list[Versus]:
     """Judgements are kept in the second model's folder, in ``win-rate-FIRST.jsonl``."""
-    progress = choose_progress(f"win rate by {plan.judge}", quiet)
+    progress = choose_progress(f"win rate by {options.judge}", options.quiet)
     labels = [f"win rate against {before.name}" for before, _ in pairs]
     found = []
     progress.plan(labels)
     with contextlib.closing(progress):
-        judge = load_judge(plan.judge, machine)
+        judge = load_judge(options.judge, machine)
         for label, (before, after) in zip(labels, pairs, strict=True):
             log = after.folder / f"win-rate-{folder_name(before.word)}.jsonl"
             with stage(progress, label), StopSignal(), locked(after.folder, progress):
                 a, b = _replies(before, after)
-                found.append(
-                    judge_replies(judge, plan.instructions, a, b, log, progress, plan.seed)
-                )
+                found.append(judge_replies(judge, instructions, a, b, log, progress, options.seed))
     return found
 
 
-def _judged_by_people(plan: WinRatePlan, pairs: Paired) -> list[Versus]:
+def _judged_by_people(
+    instructions: Sequence[Instruction], pairs: Paired, options: CompareOptions
+) -> list[Versus]:
     with needs_extra("serve"):
         from lmsmith.comparison.people import people_judge
         from lmsmith.feedback.store import open_store
     found = []
-    with open_store(plan.database, new=True) as store:
+    with open_store(options.database, new=True) as store:
         for before, after in pairs:
             a, b = _replies(before, after)
-            versus = people_judge(store, plan.instructions, a, b, plan.labelers, plan.seed)
+            versus = people_judge(store, instructions, a, b, options.labelers, options.seed)
             log = after.folder / f"win-rate-{folder_name(before.word)}-people.jsonl"
             write_jsonl(log, [msgspec.to_builtins(row) for row in versus.rows])
             found.append(replace(versus, log=log.name))

@@ -11,18 +11,18 @@ import re
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.extras import needs_extra
 from lmsmith.core.files import atomic_write, finite, write_json
-from lmsmith.core.progress import RunProgress
+from lmsmith.core.progress import choose_progress
 from lmsmith.core.version import VERSION
 from lmsmith.evaluation.model import load_evaluated_model
-from lmsmith.evaluation.run import ModelEvaluation, folder_name, model_record, stage
+from lmsmith.evaluation.run import ModelEvaluation, folder_name, model_record, shot_counts, stage
 from lmsmith.evaluation.tasks.sources import caches_alone, environment, why_offline
+from lmsmith.options import EvaluateOptions
 from lmsmith.runs.locking import locked
 from lmsmith.runs.signals import StopSignal
 from lmsmith.training.machine import ResolvedMachine
@@ -37,90 +37,63 @@ KEPT = (
 """Keys that are kept of lm-eval's result; the others describe the machine."""
 
 
-@dataclass(frozen=True)
-class HarnessSetting:
-    """How tasks are put: examples, None for what each task says; the first items, None for all."""
-
-    shots: int | None = None
-    limit: int | None = None
-    seed: int = 0
-    chat: bool = False
-
-    @property
-    def label(self) -> str:
-        return "" if self.shots is None else f"-{self.shots}-shot"
-
-
 def evaluate_with_harness(
-    word: str,
-    tasks: Sequence[str],
-    counts: Sequence[int | None],
-    limit: int | None,
-    seed: int,
-    machine: ResolvedMachine,
-    progress: RunProgress,
-    *,
-    chat: bool = False,
-    begins: bool | None = None,
-    include_path: Sequence[Path] = (),
-    folder: Path | None = None,
+    word: str, options: EvaluateOptions, machine: ResolvedMachine
 ) -> ModelEvaluation:
-    """Evaluate a model on lm-eval's tasks; results.json and the samples go to ``folder``.
-
-    Args:
-        tasks: lm-eval's names.
-        counts: numbers of examples; what each task says if empty.
-        limit: only the first items of each task.
-        include_path: folders of YAML tasks.
-        folder: evals/MODEL/lm-eval if None.
+    """Evaluate a model on lm-eval's tasks; results.json and the samples go to ``options.folder``.
 
     Returns:
         The evaluation; its rows are in the record, its ``results`` are empty.
 
     Raises:
-        UserError: ``counts`` has None, as many as fit, which lm-eval does not know; or there is no
-            such task or model.
+        UserError: an option is not for lm-eval's tasks, or there is no such task or model.
     """
+    own = ("suite", "fixed_shots", "data", "measure", "contamination", "judge", "classifier")
+    if given := [f"--{name.replace('_', '-')}" for name in own if getattr(options, name)]:
+        problem = f"{', '.join(given)}: not for --harness lm-eval"
+        raise UserError(problem, "leave it out, or measure with lmsmith's own tasks")
+    counts = shot_counts(options.shots)
     if None in counts:
         raise UserError("--shots fit: lm-eval takes a number", "e.g. --shots 0,5")
-    place = folder or Path("evals") / folder_name(word) / "lm-eval"
-    settings = [HarnessSetting(count, limit, seed, chat) for count in counts or [None]]
+    place = options.folder or Path("evals") / folder_name(word) / "lm-eval"
+    progress = choose_progress(f"eval {word}", options.quiet)
+    rounds = {"" if count is None else f"-{count}-shot": count for count in counts or [None]}
     with (
         StopSignal(),
         quiet_and_offline_if_need_be() as offline,
         locked(place, progress),
         contextlib.closing(progress),
     ):
-        progress.plan(["tasks", "model", *(f"lm-eval{each.label}" for each in settings)])
+        progress.plan(["tasks", "model", *(f"lm-eval{label}" for label in rounds)])
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
         with stage(progress, "tasks"):
-            manager, names = _find_names(tasks, include_path)
+            manager, names = _find_names(options.tasks, options.include_path)
             loaded = _load_tasks(manager, names, offline=offline)
         with stage(progress, "model"):
             from lmsmith.evaluation.harness import HarnessModel  # it is made of lm-eval's class
 
-            subject = load_evaluated_model(word, machine, begins=begins)
-            model = HarnessModel(subject=subject, seed=seed, progress=progress)
+            subject = load_evaluated_model(word, machine, begins=options.begins)
+            model = HarnessModel(subject=subject, seed=options.seed, progress=progress)
         kept = place / f"answers-{subject.fingerprint}-{VERSION}"
         rows: list[dict[str, Any]] = []
-        raw = []
-        for number, setting in enumerate(settings):
-            if number:  # lm-eval writes the number of shots into the tasks
+        raw: list[dict[str, Any]] = []
+        for label, count in rounds.items():
+            if raw:  # lm-eval writes the number of shots into the tasks
                 loaded = _load_tasks(manager, names, offline=offline)
             started = time.monotonic()
-            with stage(progress, f"lm-eval{setting.label}"):
-                found = _run_tasks(model, loaded, manager, setting, kept)
+            with stage(progress, f"lm-eval{label}"):
+                found = _run_tasks(model, loaded, manager, options, count, kept)
                 seconds = time.monotonic() - started
-                logs = _write_samples(found, place, setting.label)
+                logs = _write_samples(found, place, label)
             rows += [row | {"log": logs.get(row["task"])} for row in _result_rows(found)]
             raw.append(_plain_results(found) | {"seconds": round(seconds, 3)})
         if model.truncated:
             progress.say(f"{model.truncated:,} prompts lost their beginning to fit the context")
         record = model_record(subject) | {
             "folder": str(place),
-            "chat": chat,
-            "limit": limit,
-            "seed": seed,
+            "chat": options.chat,
+            "limit": options.limit,
+            "seed": options.seed,
             "truncated": model.truncated,
             "results": rows,
             "lm_eval": raw,
@@ -235,7 +208,12 @@ def _loading_error(name: str, error: Exception, offline: bool) -> UserError:
 
 
 def _run_tasks(
-    model: Any, tasks: Sequence[Any], manager: Any, setting: HarnessSetting, kept: Path
+    model: Any,
+    tasks: Sequence[Any],
+    manager: Any,
+    options: EvaluateOptions,
+    shots: int | None,
+    kept: Path,
 ) -> dict[str, Any]:
     """lm-eval's results of a model, on tasks that were not asked before.
 
@@ -246,17 +224,17 @@ def _run_tasks(
     import jinja2
     import lm_eval
 
-    seed = setting.seed
+    seed = options.seed
     try:
         found = lm_eval.simple_evaluate(
             model=model,
             tasks=list(tasks),
-            num_fewshot=setting.shots,
-            limit=setting.limit,
+            num_fewshot=shots,
+            limit=options.limit,
             use_cache=str(kept),
             bootstrap_iters=RESAMPLES,
-            apply_chat_template=setting.chat,
-            fewshot_as_multiturn=setting.chat,
+            apply_chat_template=options.chat,
+            fewshot_as_multiturn=options.chat,
             task_manager=manager,
             random_seed=seed,
             numpy_random_seed=seed,

@@ -14,7 +14,7 @@ from msgspec import structs
 from lmsmith.core.config import encode
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import fingerprint, write_json
-from lmsmith.core.progress import Progress, RunProgress
+from lmsmith.core.progress import Progress, RunProgress, choose_progress
 from lmsmith.core.version import VERSION
 from lmsmith.evaluation.measures import aggregate, lm_eval_metrics
 from lmsmith.evaluation.methods.code import Code
@@ -24,13 +24,21 @@ from lmsmith.evaluation.methods.perplexity import Rolling
 from lmsmith.evaluation.methods.rated import Rated, classifier_score, rater_identity
 from lmsmith.evaluation.model import EvaluatedModel, load_evaluated_model
 from lmsmith.evaluation.rows import AnswerRow, AnyRow, ItemLog
-from lmsmith.evaluation.tasks.data import Item, MissingData, TaskData, draw_items, read_data
+from lmsmith.evaluation.tasks.data import (
+    Item,
+    MissingData,
+    TaskData,
+    draw_items,
+    read_data,
+    search_path,
+)
 from lmsmith.evaluation.tasks.prompts import Question, choose_shots, with_shots
 from lmsmith.evaluation.tasks.python_task import WRITTEN, PythonTask
 from lmsmith.evaluation.tasks.shipped import find_tasks, suites
 from lmsmith.evaluation.tasks.shown_labels import ShownLabels
 from lmsmith.evaluation.tasks.spec import Published, TaskSetting, TaskSpec
 from lmsmith.models.batching import length_batches
+from lmsmith.options import TaskOptions
 from lmsmith.runs.locking import locked
 from lmsmith.runs.signals import StopSignal, stop_if_requested
 from lmsmith.statistics.intervals import Interval
@@ -159,32 +167,32 @@ class ModelEvaluation:
 
 
 def plan_tasks(
-    tasks: Sequence[str],
-    suite: str,
-    shots: Sequence[int | None],
-    setting: TaskSetting,
-    measure: str = "",
+    options: TaskOptions, judge: str, *, compares: bool = False, may_be_empty: bool = False
 ) -> Plan:
     """Find the tasks, and plan each with each number of shots.
 
     Args:
-        tasks: names, groups and files, as `find_tasks` reads them.
-        suite: tasks that go together, beside those named.
-        shots: numbers of examples, None for as many as fit; each task's own if empty.
-        setting: all but the shots.
-        measure: the headline measure in place of the tasks' own.
+        judge: the model that grades texts; the one under evaluation if empty.
+        compares: whether several models are compared.
+        may_be_empty: whether a plan without tasks is right.
 
     Raises:
-        UserError: nothing, or something unknown, is named.
+        UserError: nothing, or something unknown, is named; the classifier is not a task and a
+            label; or several models are compared and each would rate its own texts.
     """
-    asked = [(word, tuple(shots)) for word in tasks]
-    if suite:
+    shots = tuple(shot_counts(options.shots))
+    asked = [(word, shots) for word in options.tasks]
+    if suite := options.suite:
         known = suites()
         if suite not in known:
             raise UserError(f"--suite {suite}: no such suite", f"the suites: {', '.join(known)}")
-        asked += [(task, tuple(shots) or (int(own),)) for task, own in known[suite]]
-    if not asked:
+        asked += [(task, shots or (int(own),)) for task, own in known[suite]]
+    if not asked and not may_be_empty:
         raise UserError("no tasks", "name some: --tasks lambada,copa, or --suite gpt3")
+    classifier, _, label = options.classifier.partition("=")
+    if options.classifier and not (classifier and label):
+        fix = "write it as TASK=LABEL"
+        raise UserError(f"--classifier {options.classifier}: no label", fix)
     plan: dict[str, PlannedTask] = {}
     named: dict[str, TaskSpec] = {}
     for word, counts in dict.fromkeys(asked):
@@ -192,12 +200,16 @@ def plan_tasks(
             if named.setdefault(task.name, task) != task:
                 problem = f"{word}: another task has the name {task.name}"
                 raise UserError(problem, "rename one of the two")
-            if measure:
-                task = with_measure(task, measure)
+            if options.measure:
+                task = with_measure(task, options.measure)
+            if task.kind == "rated":
+                task = _with_rater(task, classifier, label, judge, compares=compares)
             for count in counts or (task.shots,):
-                each = replace(setting, shots=task.shown_shots(count))
-                label = f"{task.name} {each.label}-shot"
-                plan.setdefault(label, PlannedTask(label, task, each))
+                setting = TaskSetting(
+                    task.shown_shots(count), options.fixed_shots, options.limit, options.seed
+                )
+                name = f"{task.name} {setting.label}-shot"
+                plan.setdefault(name, PlannedTask(name, task, setting))
     return list(plan.values())
 
 
@@ -213,38 +225,21 @@ def with_measure(task: TaskSpec, measure: str) -> TaskSpec:
     return changed
 
 
-def with_raters(plan: Plan, classifier: str, judge: str, *, compares: bool = False) -> Plan:
-    """The plan with the rater of its tasks' texts.
-
-    Args:
-        classifier: ``TASK=LABEL``, in place of the patterns of toxicity.
-        judge: the model that grades; the one under evaluation if empty.
-        compares: whether several models are compared.
-
-    Raises:
-        UserError: ``classifier`` is not a task and a label, or several models are compared and
-            each would rate its own texts.
-    """
-    name, _, label = classifier.partition("=")
-    if classifier and not (name and label):
-        raise UserError(f"--classifier {classifier}: no label", "write it as TASK=LABEL")
-    changed: Plan = []
-    for planned in plan:
-        task, rating = planned.task, planned.task.rating
-        if task.kind == "rated":
-            if rating.by == "toxicity" and name:
-                rating = replace(rating, classifier=name, label=label)
-            by_model = rating.by == "model" or bool(rating.classifier)
-            if judge and by_model:
-                rating = replace(rating, grader=judge)
-            if compares and by_model and not rating.grader:
-                raise UserError(
-                    f"task {task.name}: each model would rate its own texts",
-                    "name one that rates them all: --judge MODEL",
-                )
-            planned = replace(planned, task=replace(task, rating=rating))
-        changed.append(planned)
-    return changed
+def _with_rater(
+    task: TaskSpec, classifier: str, label: str, judge: str, *, compares: bool
+) -> TaskSpec:
+    rating = task.rating
+    if rating.by == "toxicity" and classifier:
+        rating = replace(rating, classifier=classifier, label=label)
+    by_model = rating.by == "model" or bool(rating.classifier)
+    if judge and by_model:
+        rating = replace(rating, grader=judge)
+    if compares and by_model and not rating.grader:
+        raise UserError(
+            f"task {task.name}: each model would rate its own texts",
+            "name one that rates them all: --judge MODEL",
+        )
+    return replace(task, rating=rating)
 
 
 @contextlib.contextmanager
@@ -254,20 +249,17 @@ def model_to_evaluate(
     stages: Sequence[str],
     progress: RunProgress,
     machine: ResolvedMachine,
-    *,
-    begins: bool | None = None,
-    chat: bool = False,
+    options: TaskOptions,
 ) -> Iterator[EvaluatedModel]:
     """Read a model; inside, the folder is locked and Ctrl-C ends the work between two items.
 
     Args:
         stages: those that progress announces.
-        begins, chat: see `load_evaluated_model`.
     """
     with StopSignal(), locked(folder, progress):
         progress.plan(list(stages))
         try:
-            yield load_evaluated_model(word, machine, begins=begins, chat=chat)
+            yield load_evaluated_model(word, machine, begins=options.begins, chat=options.chat)
         finally:
             progress.close()
 
@@ -282,33 +274,23 @@ def stage(progress: RunProgress, label: str) -> Iterator[None]:
 
 
 def evaluate_model(
-    word: str,
-    plan: Plan,
-    path: Sequence[Path],
-    folder: Path,
-    progress: RunProgress,
-    machine: ResolvedMachine,
-    *,
-    begins: bool | None = None,
-    chat: bool = False,
-    skip_missing: bool = False,
+    word: str, plan: Plan, options: TaskOptions, machine: ResolvedMachine
 ) -> ModelEvaluation:
-    """Evaluate a model on a plan: results.json and each task's rows go to ``folder``.
+    """Evaluate a model on a plan: results.json and each task's rows go to ``options.folder``.
 
     Args:
         word: a run, a model folder, a Hugging Face folder, a GGUF file or a registered name.
-        path, skip_missing: see `run_plan`.
-        begins, chat: see `load_evaluated_model`.
 
     Raises:
         UserError: there is no such model, or a task cannot be asked.
         Interrupted: after Ctrl-C, with all answers kept.
     """
-    labels = [planned.label for planned in plan]
-    with model_to_evaluate(
-        word, folder, labels, progress, machine, begins=begins, chat=chat
-    ) as model:
-        results = run_plan(model, plan, path, folder, progress, skip_missing=skip_missing)
+    path, labels = search_path(options.data), [planned.label for planned in plan]
+    folder = options.folder or Path("evals") / folder_name(word)
+    progress = choose_progress(f"eval {word}", options.quiet)
+    with model_to_evaluate(word, folder, labels, progress, machine, options) as model:
+        skip = bool(options.suite)
+        results = run_plan(model, plan, path, folder, progress, skip_missing=skip)
         return write_results(word, model, results, folder)
 
 

@@ -29,6 +29,7 @@ from lmsmith.evaluation.tasks.data import read_data
 from lmsmith.evaluation.tasks.shipped import find_tasks
 from lmsmith.evaluation.tasks.shown_labels import ShownLabels, has_shared_labels
 from lmsmith.evaluation.tasks.spec import Labels, TaskSetting, TaskSpec
+from lmsmith.options import TaskOptions
 from lmsmith.training.machine import ResolvedMachine
 
 StudyKind = Literal["labels", "order", "shots"]
@@ -281,11 +282,11 @@ def run_study(
         for arms in plans
     ]
     labels = [each.label for plan in planned for each in plan]
-    studies = []
+    studies, options = [], TaskOptions(chat=chat)
     for word, name in zip(models, names, strict=True):
         progress = choose_progress(f"study {word}", quiet)
         place = folder / name
-        with model_to_evaluate(word, place, labels, progress, machine, chat=chat) as model:
+        with model_to_evaluate(word, place, labels, progress, machine, options) as model:
             for arms, plan in zip(plans, planned, strict=True):
                 results = run_plan(model, plan, path, place, progress)
                 found = tuple(compare_arms(arms, results))

@@ -492,8 +492,8 @@ def with_shots(
     if not spec.context:
         return asked
     broken_up = _rendered(task, "context", spec.context, item)
-    parts = prompt.separator.join([*spec.demonstrations[: len(asked.shots)], broken_up])
-    return replace(asked, decompose=parts, last=_rendered(task, "last", spec.last, item))
+    decompose = prompt.separator.join([*spec.demonstrations[: len(asked.shots)], broken_up])
+    return replace(asked, decompose=decompose, last=_rendered(task, "last", spec.last, item))
 
 
 def write_part(template: str, part: str) -> str:
