@@ -12,6 +12,9 @@ else the machine does meets all of them. What each side gets:
 All write random prompts of the same lengths, and none stops before its time. A reply's first token
 reads the prompt: it is timed by itself, from the call to the token, and the others from there on.
 The floor is the reading of all weights once a token at the memory speed measured beside it.
+
+With ``--draft`` speculative decoding is measured instead: the same greedy replies with and without
+the draft, in turn, one stream, for a question whose reply copies from it and for an open one.
 """
 
 from __future__ import annotations
@@ -41,6 +44,12 @@ Count = Annotated[int, tyro.conf.arg(metavar="N")]
 OURS = "lmsmith bf16"
 PROMPT, FIRST_PROMPT, BATCH = 32, 512, 16
 TASKS = ("one", "batch16", "first")
+PASSAGE = """The lighthouse at Cape Henry was the first one that the new government paid for. It was
+finished in 1792 and burned whale oil in eight lamps. Its keeper climbed 191 steps every evening."""
+QUESTIONS = {
+    "copies": f"Repeat the following text word for word, three times.\n\n{PASSAGE}",
+    "open": "Write a story about a lighthouse and a storm.",
+}
 COLD = """
 import sys, lmsmith
 model = lmsmith.load(sys.argv[1])
@@ -63,6 +72,7 @@ def main(
     tokens: Count = 48,
     rounds: Count = 4,
     threads: Count = 0,
+    draft: str = "",
     json: bool = False,
 ) -> int:
     """Tokens a second of SmolLM2-135M, alone and in a batch, against named peers.
@@ -74,10 +84,15 @@ def main(
         tokens: Tokens of every reply.
         rounds: How often each side has its turn; its fastest counts.
         threads: Of every side; all cores if 0.
+        draft: Measure speculative decoding with this draft alone: prompt-lookup, or a model.
         json: Print one JSON object instead of the table.
     """
     path = gguf or find_gguf()
     threads = threads or os.cpu_count() or 1
+    if draft:
+        gain = speculation(path, draft, tokens, rounds, threads)
+        print(json_module.dumps(gain, indent=2)) if json else print_speculation(gain, threads)
+        return 0
     with tempfile.TemporaryDirectory() as folder:
         files = dict.fromkeys(("lmsmith bf16", "lmsmith int8", "transformers"), path)
         if importlib.util.find_spec("xllamacpp"):
@@ -178,6 +193,46 @@ def ratios(seconds: dict[str, dict[str, float]]) -> dict[str, float]:
         "batch16_ratio": peer["batch16"] / ours["batch16"],
         "first_token_ratio": peer["first"] / ours["first"],
     }
+
+
+def speculation(
+    path: Path, draft: str, tokens: int, rounds: int, threads: int
+) -> dict[str, dict[str, float]]:
+    """Question → tokens a second with and without the draft, of the fastest turns; the ratio."""
+    import torch
+
+    import lmsmith
+    from lmsmith.core.recipe import MachineConfig
+    from lmsmith.generation.engine import SamplingSettings
+
+    torch.set_num_threads(threads)
+    model = lmsmith.load(path, machine=MachineConfig(precision="bf16"), draft=draft)
+    drafts = {"without": None, "with": model.draft}
+    settings, found = SamplingSettings(tokens, temperature=0), {}
+    for name, question in QUESTIONS.items():
+        prompt = model.prompt([{"role": "user", "content": question}], settings).tokens
+        fastest = dict.fromkeys(drafts, float("inf"))
+        for _ in range(rounds + 1):
+            for way, model.draft in drafts.items():
+                reply = iter(model.write_tokens(prompt, settings))
+                next(reply)  # reads the prompt
+                started = time.perf_counter()
+                count = sum(1 for _ in reply)
+                fastest[way] = min(fastest[way], (time.perf_counter() - started) / count)
+        found[name] = {way: 1 / seconds for way, seconds in fastest.items()}
+        found[name]["ratio"] = fastest["without"] / fastest["with"]
+    return found
+
+
+def print_speculation(gain: dict[str, dict[str, float]], threads: int) -> None:
+    table = Table(title=f"SmolLM2-135M bf16, {threads} threads, one stream: tokens a second")
+    table.add_column("reply")
+    for column in ("without draft", "with draft", "ratio"):
+        table.add_column(column, justify="right")
+    for name, found in gain.items():
+        row = (f"{found['without']:.1f}", f"{found['with']:.1f}", f"{found['ratio']:.2f}×")
+        table.add_row(name, *row)
+    Console().print(table)
 
 
 class Worker:

@@ -28,7 +28,7 @@ from lmsmith.training.machine import ResolvedMachine
 
 @dataclass(frozen=True)
 class BeamSettings:
-    """How beams are searched.
+    """Settings of beam search.
 
     Attributes:
         width: beams kept.
@@ -44,14 +44,13 @@ class BeamSettings:
 
     def check(self) -> list[Problem]:
         """Settings out of range."""
-        if self.width < 1:
-            return [Problem("width", self.width, "1 or more", "1 is greedy search")]
-        return []
+        wrong = Problem("width", self.width, "1 or more", "1 is greedy search")
+        return [wrong] if self.width < 1 else []
 
 
 @dataclass(frozen=True)
 class Beam:
-    """A reply found.
+    """A reply.
 
     Attributes:
         tokens: its stop token included.
@@ -72,18 +71,18 @@ def beam_search(
     machine: ResolvedMachine | None = None,
     tokenizer: Tokenizer | None = None,
 ) -> list[Beam]:
-    """The best replies found, at most ``settings.width``, the best first.
+    """The best replies, at most ``settings.width``, the best first.
 
-    The search ends once the best beam alive, were it to end now, would score less than the worst
-    of ``width`` finished ones (`transformers`' ``early_stopping=False``).
+    The search ends once the best unfinished beam, were it to end now, would score less than the
+    worst of ``width`` finished ones (`transformers`' ``early_stopping=False``).
 
     Args:
         decoder: the model.
         prompt: token ids.
-        settings: how it is searched.
+        settings: of the search.
         machine: gives the precision of matrix products; float32 if None.
-        tokenizer: ids without a token are in no beam; without it all ids may be. Beams are the
-            model's own likeliest texts, whatever their bytes are, as at temperature 0.
+        tokenizer: ids without a token are in no beam; without it all ids may be. The bytes of a
+            beam's text may be anything, as at temperature 0.
 
     Raises:
         UserError: settings out of range, or a prompt that cannot be answered.
@@ -133,11 +132,8 @@ class _Alive:
 def _expand(
     alive: Sequence[_Alive], log_probs_bv: Tensor, settings: BeamSettings
 ) -> tuple[list[_Alive], list[_Alive]]:
-    """The best ways on: ``width`` that stay alive, and those among the best that end.
-
-    Of the ``width`` best candidates those with a stop token end; the best others stay. Enough
-    candidates are looked at that as many stay.
-    """
+    """The ``width`` best continuations without a stop token, and those of the ``width`` best
+    candidates with one."""
     scores_bv = log_probs_bv + torch.tensor([[beam.score] for beam in alive])
     stops = set(settings.stop_tokens)
     count = min(settings.width * max(2, 1 + len(stops)), scores_bv.numel())
@@ -145,11 +141,11 @@ def _expand(
     steps_c = log_probs_bv.flatten()[places_c]
     stays: list[_Alive] = []
     ends: list[_Alive] = []
-    vocabulary = scores_bv.shape[1]
     candidates = zip(values_c.tolist(), steps_c.tolist(), places_c.tolist(), strict=True)
     for rank, (score, log_prob, place) in enumerate(candidates):
-        parent, token = alive[place // vocabulary], place % vocabulary
-        beam = _Alive((*parent.tokens, token), (*parent.log_probs, log_prob), score, parent.row)
+        parent, token = divmod(place, scores_bv.shape[1])
+        before = alive[parent]
+        beam = _Alive((*before.tokens, token), (*before.log_probs, log_prob), score, before.row)
         if token in stops:
             if rank < settings.width:
                 ends.append(beam)
@@ -159,7 +155,7 @@ def _expand(
 
 
 def _move(before: Sequence[_Alive], stays: Sequence[_Alive], cache: PagedCache) -> list[_Alive]:
-    """Give every beam a row of its own with its parent's past; pages are shared, not copied."""
+    """Give every beam its own row with its parent's tokens; pages are shared, not copied."""
     taken: set[int] = set()
     moved = []
     for beam in stays:

@@ -1,4 +1,4 @@
-"""The synchronous front of the scheduler: requests in, replies out, in the caller's own thread."""
+"""A synchronous interface to the scheduler: requests in, replies out, in the caller's thread."""
 
 from __future__ import annotations
 
@@ -16,20 +16,19 @@ from lmsmith.training.machine import ResolvedMachine
 __all__ = ["Engine", "InferenceDecoder", "Request", "SamplingSettings", "generate", "stream"]
 
 CACHE_BYTES = 512 << 20
-"""Memory of the cache; requests that do not fit wait."""
+"""Memory of the cache."""
 
 ROWS_AT_ONCE = 128
-"""Most replies written together: more would share weights' reading but read more of the past."""
+"""Maximum number of replies in progress: more share the weights but read more of the cache."""
 
 PROMPT_TOKENS_AT_ONCE = 4096
-"""Prompt tokens read in one step: what a joining request makes the others wait for."""
+"""Prompt tokens of one step, which delay the replies in progress."""
 
 
 class Engine:
-    """Requests in, tokens out, a step at a time: a `Scheduler` that reads prompts whole.
+    """A `Scheduler` that reads prompts whole, lets its cache grow, and raises what fails.
 
-    It refuses only what no model could answer, keeps nothing of finished requests but a prefix that
-    it is told to cache, and raises what fails.
+    It keeps nothing of finished requests but the prefix of `cache_prefix`.
 
     >>> engine = Engine(decoder)                                        # doctest: +SKIP
     >>> engine.submit(Request([1, 2, 3], SamplingSettings(seed=7)))     # doctest: +SKIP
@@ -38,12 +37,12 @@ class Engine:
     ...         print(event.token)
 
     Args:
-        decoder: a decoder, made ready here, or one that is.
+        decoder: the model.
         machine: gives the precision of matrix products; float32 if None.
         tokenizer: turns tokens into the text of events, which stop texts need, and says which
             may follow (`lmsmith.generation.vocabulary`).
-        cache_bytes: memory of the cache.
-        rows: most replies written together.
+        cache_bytes, rows: memory of the cache, and maximum number of replies in progress;
+            `CACHE_BYTES` and `ROWS_AT_ONCE` if None.
     """
 
     def __init__(
@@ -74,7 +73,7 @@ class Engine:
         return self.scheduler.busy
 
     def step(self) -> list[TokenEvent]:
-        """Read what is new and draw one token for every reply.
+        """Read new tokens and draw one for every reply.
 
         Raises:
             UserError: the model's logits are not finite numbers.
@@ -94,17 +93,19 @@ def answer(
     """All replies to requests, a list a request.
 
     Raises:
-        UserError: something is wrong with one of them; nothing has been written then.
+        UserError: one of them cannot be answered; nothing has been written then.
     """
     numbers = engine.submit_all(requests)
-    place = {number: index for index, number in enumerate(numbers)}
-    replies = [[Reply() for _ in range(request.settings.samples)] for request in requests]
+    replies = {
+        number: [Reply() for _ in range(request.settings.samples)]
+        for number, request in zip(numbers, requests, strict=True)
+    }
     while engine.busy:
         for event in engine.step():
-            replies[place[event.request]][event.sample].add(event)
+            replies[event.request][event.sample].add(event)
             if on_event is not None:
                 on_event(event)
-    return replies
+    return list(replies.values())
 
 
 def generate(
@@ -119,13 +120,13 @@ def generate(
     """Write a reply to each prompt.
 
     A reply ends with its stop token, which is part of it, after ``max_new_tokens``, or where
-    prompt and reply together fill the context. Chance is drawn from a stream of each row's own,
-    keyed by (seed, row): a row's reply does not depend on the other rows.
+    prompt and reply fill the context. Each row has its own random numbers, keyed by (seed, row):
+    its reply does not depend on the other rows.
 
     Args:
-        decoder: its dropout is off here, whatever its mode.
+        decoder: the model; without dropout.
         prompts: token ids.
-        settings: how tokens are drawn; one sample a prompt.
+        settings: one sample a prompt.
         machine: gives the precision of matrix products; float32 if None.
         tokenizer: says which tokens may follow; without it all may, whatever their bytes are.
         on_token: called with (row, token) for every token, in the order they are drawn.
@@ -147,15 +148,15 @@ def generate(
         Request(prompt, settings, "the prompt" if len(prompts) == 1 else f"prompt {row + 1}", row)
         for row, prompt in enumerate(prompts)
     ]
-    # Long prompts first: what is written last is short, and fewer rows are left alone.
-    order = sorted(range(len(prompts)), key=lambda row: (-len(prompts[row]), row))
-    check_requests(engine.model.config, requests, tokenizer)
+    # Long prompts first: the last replies are short, and fewer rows are left alone.
+    order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
+    check_requests(engine.model.config, requests, tokenizer)  # in the caller's order
     replies = answer(
         engine,
         [requests[row] for row in order],
         None if on_token is None else lambda event: on_token(order[event.request], event.token),
     )
-    by_row = {row: replies[place][0].tokens for place, row in enumerate(order)}
+    by_row = {row: reply.tokens for row, (reply,) in zip(order, replies, strict=True)}
     return [by_row[row] for row in range(len(prompts))]
 
 
@@ -169,7 +170,7 @@ def stream(
 ) -> Iterator[int]:
     """The tokens of ``generate(decoder, [prompt], settings)[0]``, each as soon as it is drawn.
 
-    The prompt is checked and read at the first token asked for.
+    The prompt is checked and read with the first token.
     """
     engine = Engine(decoder, machine=machine, tokenizer=tokenizer, rows=1)
     engine.submit(Request(prompt, settings, "the prompt"))
@@ -179,7 +180,5 @@ def stream(
 
 
 def ready(decoder: Decoder | InferenceDecoder, machine: ResolvedMachine | None) -> InferenceDecoder:
-    """The decoder made ready for reading, if it is not."""
-    if isinstance(decoder, InferenceDecoder):
-        return decoder
-    return InferenceDecoder(decoder, machine)
+    """An `InferenceDecoder` of the decoder, if it is none."""
+    return decoder if isinstance(decoder, InferenceDecoder) else InferenceDecoder(decoder, machine)

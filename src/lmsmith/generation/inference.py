@@ -90,16 +90,14 @@ class InferenceDecoder:
     @torch.inference_mode()
     def read(self, spans: Sequence[Span], cache: PagedCache) -> Tensor:
         """Hidden states (n, width) of all tokens, span after span; the cache grows by them."""
-        places = _extend(cache, spans)
+        places = self._extend(cache, spans)
         tokens_n = torch.tensor([token for _, tokens in spans for token in tokens])
-        positions_n = places.positions_n.long()
-        x_nd = self._decoder.embed(tokens_n, positions_n)
-        rotation = self._rotation(positions_n, places)
+        x_nd = self._decoder.embed(tokens_n, places.positions_n.long())
         if self._stack is not None and self._stack.takes(len(x_nd)):
-            x_nd = self._stack(x_nd, places, cache, rotation)
+            x_nd = self._stack(x_nd, places, cache)
         else:
-            for layer, block in enumerate(self._blocks):
-                x_nd = self._block(x_nd, block, places, cache.layers[layer], rotation)
+            for layer, block in zip(cache.layers, self._blocks, strict=True):
+                x_nd = self._block(x_nd, block, places, layer)
         result: Tensor = self._decoder.final_norm(x_nd)
         return result
 
@@ -141,33 +139,40 @@ class InferenceDecoder:
                 tokens[place] = token
         return tokens
 
-    def _rotation(self, positions_n: Tensor, places: Places) -> Rotation | None:
-        """Cosines and sines (n, head_width / 2), each row's on its own: some depend on length."""
+    def _extend(self, cache: PagedCache, spans: Sequence[Span]) -> Places:
+        """Make room in the cache; the place of every token."""
+        rows: list[int] = []
+        positions: list[int] = []
+        found: list[tuple[int, int, int]] = []
+        for row, tokens in spans:
+            start, count = cache.lengths[row], len(tokens)
+            cache.extend(row, count)
+            rows += [row] * count
+            positions += range(start, start + count)
+            found.append((row, start, count))
+        positions_n = torch.tensor(positions, dtype=torch.int32)
+        rotation = self._rotation(positions_n.long(), [count for _, _, count in found])
+        return Places(torch.tensor(rows, dtype=torch.int32), positions_n, found, rotation)
+
+    def _rotation(self, positions_n: Tensor, counts: list[int]) -> Rotation | None:
+        """Cosines and sines (n, head_width / 2), row by row where they depend on its length."""
         rotary = self._decoder.rotary
         if rotary is None:
             return None
-        if rotary.scaling.method != "dynamic":
-            cosine, sine = rotary(positions_n[None])
-            return cosine[0, 0].contiguous(), sine[0, 0].contiguous()
-        counts = [count for _, _, count in places.spans]
-        parts = [rotary(part_n[None]) for part_n in torch.split(positions_n, counts)]
-        cosines, sines = zip(*parts, strict=True)
+        apart = rotary.scaling.method == "dynamic"
+        parts = torch.split(positions_n, counts) if apart else (positions_n,)
+        cosines, sines = zip(*[rotary(part_n[None]) for part_n in parts], strict=True)
         return torch.cat(cosines, dim=2)[0, 0], torch.cat(sines, dim=2)[0, 0]
 
     def _block(
-        self,
-        x_nd: Tensor,
-        block: BlockWeights,
-        places: Places,
-        cache: LayerCache,
-        rotation: Rotation | None,
+        self, x_nd: Tensor, block: BlockWeights, places: Places, cache: LayerCache
     ) -> Tensor:
         """One block; pre-norm adds to ``x_nd`` in place."""
         kernels, dtype, pre_norm = self.kernels, self.dtype, self.config.norm_position == "pre"
         entering = self._norm(x_nd, block.attention_norm) if pre_norm else x_nd.to(dtype)
         projected = kernels.linear(entering, block.query_key_value, dtype)
         projected_nhk = projected.view(len(projected), -1, self.config.width_per_head)
-        mixed = kernels.attend(projected_nhk, places, cache, self.config.heads, rotation)
+        mixed = kernels.attend(projected_nhk, places, cache, self.config.heads)
         x_nd = kernels.linear(mixed, block.output, dtype, add_to=x_nd)
         if pre_norm:
             return self._feed_forward(self._norm(x_nd, block.feed_forward_norm), block, x_nd)
@@ -207,21 +212,3 @@ def decoder_for_reading(decoder: Decoder) -> Decoder:
         copy = Decoder(decoder.config).eval()
     copy.load_state_dict(merged_state(decoder), assign=True)
     return copy
-
-
-def _extend(cache: PagedCache, spans: Sequence[Span]) -> Places:
-    """Make room in the cache; the place of every token."""
-    rows: list[int] = []
-    positions: list[int] = []
-    found: list[tuple[int, int, int]] = []
-    for row, tokens in spans:
-        start, count = cache.lengths[row], len(tokens)
-        cache.extend(row, count)
-        rows += [row] * count
-        positions += range(start, start + count)
-        found.append((row, start, count))
-    return Places(
-        torch.tensor(rows, dtype=torch.int32),
-        torch.tensor(positions, dtype=torch.int32),
-        tuple(found),
-    )

@@ -21,17 +21,19 @@ from lmsmith.models.positions import Rotation, rotate
 
 @dataclass(frozen=True)
 class Places:
-    """Where the n tokens that are read together stand.
+    """Places of the n tokens of a forward pass.
 
     Attributes:
         rows_n: row of the cache of each, int32.
-        positions_n: its position in its row, int32; a row's tokens come one after the other.
+        positions_n: position in its row, int32; a row's tokens are adjacent.
         spans: (row, first position, tokens) of each row, in the same order.
+        rotation: cosines and sines (n, head_width / 2), or None.
     """
 
     rows_n: Tensor
     positions_n: Tensor
-    spans: tuple[tuple[int, int, int], ...]
+    spans: list[tuple[int, int, int]]
+    rotation: Rotation | None
 
 
 class TorchKernels:
@@ -70,27 +72,21 @@ class TorchKernels:
         return F.gelu(x_ni, approximate="tanh")
 
     def attend(
-        self,
-        projected_nhk: Tensor,
-        places: Places,
-        cache: LayerCache,
-        heads: int,
-        rotation: Rotation | None,
+        self, projected_nhk: Tensor, places: Places, cache: LayerCache, heads: int
     ) -> Tensor:
         """Store the tokens' keys and values; then softmax(QKᵀ/√d_k)V over those before each.
 
         Args:
             projected_nhk: queries, keys and values before rotation, (n, heads + 2 × kv_heads,
                 head_width), in the cache's type.
-            places: rows and positions; the cache has pages for them.
+            places: of the tokens; the cache has pages for them.
             cache: of this layer.
             heads: of queries.
-            rotation: cosines and sines (n, head_width / 2), or None.
 
         Returns:
             (n, heads × head_width).
         """
-        query_nhk, key_nhk, value_nhk = split_heads(projected_nhk, heads, rotation)
+        query_nhk, key_nhk, value_nhk = split_heads(projected_nhk, heads, places.rotation)
         cache.store(places.rows_n, places.positions_n, key_nhk, value_nhk)
         mixed, at = [], 0
         for row, start, count in places.spans:
@@ -121,7 +117,7 @@ class TorchKernels:
 def split_heads(
     projected_nhk: Tensor, heads: int, rotation: Rotation | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries (n, heads, head_width), keys and values, the first two turned."""
+    """Queries (n, heads, head_width), keys and values, the first two rotated."""
     shared = (projected_nhk.shape[1] - heads) // 2
     query, key, value = torch.split(projected_nhk, [heads, shared, shared], dim=1)
     if rotation is not None:
@@ -135,7 +131,7 @@ def attend_span(query_nhk: Tensor, cache: LayerCache, row: int, start: int) -> T
     count, heads, _ = query_nhk.shape
     first = max(0, start - cache.window + 1) if cache.window else 0
     key_hsk, value_hsk = cache.read(row, first, start + count)
-    mask_ns = None  # plainly causal where the span is all there is, and its band reaches it all
+    mask_ns = None  # causal if the span is the whole row, and within the window
     if start or (cache.window and count > cache.window):
         seen_s = torch.arange(first, start + count)
         place_n1 = torch.arange(start, start + count)[:, None]

@@ -1,9 +1,8 @@
-"""Keys and values of the past in pages, so that rows of any length waste no more than a page.
+"""The KV cache in pages, so that rows of any length waste no more than a page.
 
-A row's positions stand in pages of `PAGE` tokens, in the order its table names them. Rows may share
-pages: the samples of one prompt, and beams, share what they have in common, and a page that is
-shared is copied before one of them writes to it. Layers of locally banded attention keep only the
-pages that their window still reaches.
+A row's table lists its pages of `PAGE` tokens. Rows may share pages, such as the samples of one
+prompt, and beams; a shared page is copied before a row writes to it. Layers of locally banded
+attention keep only the pages that their window reaches.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from torch import Tensor
 from lmsmith.models.config import ModelConfig
 
 PAGE = 64
-"""Tokens of a page, where nothing else is asked for."""
+"""Tokens of a page by default."""
 
 
 def pages_for(tokens: int, page: int = PAGE) -> int:
@@ -26,7 +25,7 @@ def pages_for(tokens: int, page: int = PAGE) -> int:
 
 @dataclass
 class LayerCache:
-    """One layer's view: ``keys`` and ``values`` are (pages, shared heads, page, head_width).
+    """One layer's keys and values, (pages, kv_heads, page, head_width).
 
     ``table``, int32 (rows, pages of a row), is shared by all layers of one window.
     """
@@ -44,7 +43,7 @@ class LayerCache:
     def store(
         self, rows_n: Tensor, positions_n: Tensor, key_nhk: Tensor, value_nhk: Tensor
     ) -> None:
-        """Write tokens' keys and values to their places."""
+        """Write tokens' keys and values."""
         pages_n = self.table[rows_n.long(), (positions_n // self.page).long()].long()
         places_n = (positions_n % self.page).long()
         self.keys[pages_n, :, places_n] = key_nhk.to(self.keys.dtype)
@@ -63,7 +62,7 @@ class LayerCache:
 
 
 class _Pool:
-    """The pages of all layers of one window, and who has them."""
+    """The pages of all layers of one window, and their users."""
 
     def __init__(
         self,
@@ -78,7 +77,7 @@ class _Pool:
         self.window = window
         self.table = torch.zeros(rows, pages_for(config.context, page), dtype=torch.int32)
         shape = (len(layers), pages, config.resolved_kv_heads, page, config.width_per_head)
-        # Of all layers in one piece, so that a page is copied at once.
+        # One tensor for all layers, so that a page is copied at once.
         self.keys, self.values = torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)
         self.layers = {
             layer: LayerCache(self.keys[place], self.values[place], self.table, window)
@@ -86,7 +85,7 @@ class _Pool:
         }
         self.users = [0] * pages
         self.free = list(range(pages - 1, -1, -1))
-        self.first = [0] * rows  # block of a row's positions from which on it has pages
+        self.first = [0] * rows  # first block of a row's positions that has a page
         self.after = [0] * rows  # block after its last
 
     def take(self, row: int, block: int) -> int:
@@ -97,26 +96,23 @@ class _Pool:
         self.table[row, block] = page
         return page
 
-    def give_back(self, row: int, first: int, after: int) -> None:
-        if first >= after:
-            return
-        for page in self.table[row, first:after].tolist():
+    def release(self, row: int, first: int, after: int) -> None:
+        for page in self.table[row, first : max(first, after)].tolist():
             self.users[page] -= 1
             if not self.users[page]:
                 self.free.append(page)
 
     def own(self, row: int, block: int, filled: int) -> None:
-        """Make a shared page the row's own, by copying its first ``filled`` tokens."""
+        """Copy a shared page's first ``filled`` tokens to a page of the row's own."""
         page = int(self.table[row, block])
-        if self.users[page] == 1:
-            return
-        self.users[page] -= 1
-        copy = self.take(row, block)
-        for part in (self.keys, self.values):
-            part[:, copy, :, :filled] = part[:, page, :, :filled]
+        if self.users[page] > 1:
+            self.users[page] -= 1
+            copy = self.take(row, block)
+            for part in (self.keys, self.values):
+                part[:, copy, :, :filled] = part[:, page, :, :filled]
 
     def grow_rows(self) -> None:
-        """Twice the rows."""
+        """Double the rows."""
         self.table = torch.cat([self.table, torch.zeros_like(self.table)])
         for layer in self.layers.values():
             layer.table = self.table
@@ -124,7 +120,7 @@ class _Pool:
         self.after += [0] * len(self.after)
 
     def _grow(self) -> None:
-        """Twice the pages."""
+        """Double the pages."""
         pages = len(self.users)
         self.keys = torch.cat([self.keys, torch.zeros_like(self.keys)], dim=1)
         self.values = torch.cat([self.values, torch.zeros_like(self.values)], dim=1)
@@ -138,9 +134,8 @@ class PagedCache:
     """The cache of all layers.
 
     Args:
-        rows: to begin with; there are more when they are needed, as with pages.
-        pages: of all rows together.
-        page: tokens of a page. A row that goes on where another one forked copies up to so many.
+        rows, pages: at first; both double when more are needed.
+        page: tokens of a page, which is the most that a forked row copies.
 
     Attributes:
         lengths: tokens that each row holds.
@@ -175,12 +170,12 @@ class PagedCache:
 
     @property
     def pages(self) -> int:
-        """Pages of all kinds of layers together, free ones too."""
+        """Pages of all windows together, free ones too."""
         return sum(len(pool.users) for pool in self._pools)
 
     @property
     def used_pages(self) -> int:
-        """Used pages of all kinds of layers together; a shared page counts once."""
+        """Used pages of all windows together; a shared page counts once."""
         return sum(len(pool.users) - len(pool.free) for pool in self._pools)
 
     def open(self) -> int:
@@ -194,7 +189,6 @@ class PagedCache:
         return row
 
     def _grow_rows(self) -> None:
-        """Twice the rows."""
         rows = self.rows
         for pool in self._pools:
             pool.grow_rows()
@@ -202,13 +196,13 @@ class PagedCache:
         self._free_rows += range(2 * rows - 1, rows - 1, -1)
 
     def close(self, row: int) -> None:
-        """Give a row's pages back."""
+        """Free a row and its pages."""
         for pool in self._pools:
-            pool.give_back(row, pool.first[row], pool.after[row])
+            pool.release(row, pool.first[row], pool.after[row])
         self._free_rows.append(row)
 
     def fork(self, row: int) -> int:
-        """A row with the same past, in the same pages."""
+        """A row with the same tokens, in the same pages."""
         copy = self.open()
         self.lengths[copy] = self.lengths[row]
         for pool in self._pools:
@@ -220,7 +214,7 @@ class PagedCache:
         return copy
 
     def extend(self, row: int, count: int) -> None:
-        """Make room for ``count`` more tokens and let the row hold them."""
+        """Make room for ``count`` more tokens."""
         start, end = self.lengths[row], self.lengths[row] + count
         page, filled = self.page, start % self.page
         for pool in self._pools:
@@ -231,18 +225,18 @@ class PagedCache:
                 pool.after[row] = block + 1
             if pool.window:
                 reached = max(0, start - pool.window + 1) // page
-                pool.give_back(row, pool.first[row], min(reached, pool.after[row]))
+                pool.release(row, pool.first[row], min(reached, pool.after[row]))
                 pool.first[row] = max(pool.first[row], reached)
         self.lengths[row] = end
 
     def truncate(self, row: int, length: int) -> None:
-        """Forget a row's tokens from ``length`` on: those that a draft got wrong.
+        """Forget a row's tokens from ``length`` on, such as wrong guesses of a draft.
 
-        They must be of the last `extend`: of what is before, banded layers may have given back the
-        pages that an earlier end would see.
+        They must be of the last `extend`: banded layers may have freed what an earlier end would
+        see.
         """
         for pool in self._pools:
-            kept = pages_for(length, self.page)
-            pool.give_back(row, max(kept, pool.first[row]), pool.after[row])
-            pool.after[row] = max(kept, pool.first[row])
+            kept = max(pages_for(length, self.page), pool.first[row])
+            pool.release(row, kept, pool.after[row])
+            pool.after[row] = kept
         self.lengths[row] = length

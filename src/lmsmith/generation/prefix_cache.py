@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from lmsmith.core.errors import UserError
 from lmsmith.generation.inference import InferenceDecoder
-from lmsmith.generation.kv_cache import PAGE, PagedCache, pages_for
+from lmsmith.generation.kv_cache import PagedCache, pages_for
 
 SHORTEST = 16
 """Tokens below which reading them again is not worth the copy of a page."""
@@ -42,9 +42,8 @@ class PrefixCache:
         cache_bytes: int,
         rows: int,
         kept: int,
-        *,
-        page: int = PAGE,
-        grows: bool = False,
+        page: int,
+        grows: bool,
     ) -> None:
         config = model.config
         page_bytes = config.cache_bytes_per_token(model.dtype.itemsize) * page
@@ -81,10 +80,6 @@ class PrefixCache:
     def reuses(self) -> bool:
         """Whether a prompt may begin from an earlier one."""
         return bool(self._most_kept or self._pinned)
-
-    def read_tokens(self, row: int) -> int:
-        """How many tokens a row holds."""
-        return self.kv.lengths[row]
 
     def max_pages(self, done: int, length: int) -> int:
         """Maximum number of pages that a row with ``done`` tokens takes until it has ``length``.

@@ -1,15 +1,13 @@
 """From logits to a token: temperature, top-k, nucleus, min-p, and one draw by inverting the CDF.
 
-`native/draw.hpp` does the same for the engine, several times as fast.
-
-Chance enters as an argument, one uniform number a row, so that every function here is pure and a
-row's token depends on that row alone.
+`native/draw.hpp` does the same, several times as fast. One uniform number a row is an argument, so
+that every function is pure and a row's token depends on that row alone.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -20,14 +18,14 @@ from lmsmith.generation.settings import SamplingSettings
 from lmsmith.generation.vocabulary import Mask
 
 PREFIX = 512
-"""Likeliest tokens among which a nucleus is looked for before all are sorted."""
+"""Number of likeliest tokens that are searched for a nucleus before all are sorted."""
 
 
 def row_uniforms(seed: int, rows: Sequence[int], count: int) -> Tensor:
     """Uniform numbers in [0, 1), float64 (rows, count): one stream for each row's number.
 
-    Philox (Salmon et al. 2011) keyed by (seed, row): a row's numbers are the same whichever other
-    rows are asked for, and the first ones are the same whatever ``count`` is.
+    Philox (Salmon et al. 2011) keyed by (seed, row): a row's numbers depend on no other row, and
+    the first ones not on ``count``.
     """
     numbers = np.empty((len(rows), count))
     for index, row in enumerate(rows):
@@ -44,8 +42,8 @@ def choose_tokens(
     Args:
         logits_bv: float32 (batch, vocabulary).
         settings: temperature, top_k, top_p and min_p are used, in that order.
-        uniform_b: in [0, 1), float64; not looked at when the temperature is 0.
-        mask: what may be drawn; everything if None.
+        uniform_b: in [0, 1), float64; not used at temperature 0.
+        mask: tokens that may be drawn; all if None.
 
     Raises:
         UserError: a row's largest logit is not a finite number.
@@ -58,10 +56,10 @@ def choose_tokens(
 
 
 def filtered(logits_bv: Tensor, settings: SamplingSettings, mask: Mask | None = None) -> Tensor:
-    """Logits of the distribution that a token is drawn from: −∞ where none may be.
+    """Logits of the distribution that a token is drawn from, −∞ where none may be.
 
-    What the mask forbids goes first: top-k, nucleus and min-p choose among the others. At
-    temperature 0 the likeliest token alone is left.
+    The mask comes first; top-k, nucleus and min-p choose among the rest. At temperature 0 the
+    likeliest token alone is left.
 
     Raises:
         UserError: a row's largest logit is not a finite number.
@@ -78,11 +76,7 @@ def filtered(logits_bv: Tensor, settings: SamplingSettings, mask: Mask | None = 
 
 
 def check_finite(logits_bv: Tensor) -> None:
-    """Refuse what has no likeliest token; no distribution could be made of it.
-
-    Raises:
-        UserError: a row's largest logit is not a finite number.
-    """
+    """Raise UserError where a row's largest logit is not a finite number."""
     if not bool(torch.isfinite(logits_bv.amax(dim=-1)).all()):
         raise UserError(
             "the model's logits are not finite numbers, so it cannot write",
@@ -96,10 +90,7 @@ def greedy(logits_bv: Tensor) -> Tensor:
 
 
 def scale(logits_bv: Tensor, temperature: float) -> Tensor:
-    """Logits divided by the temperature: softmax gets sharper below 1, flatter above.
-
-    The likeliest is at 0 afterwards, so that none overflows however low the temperature is.
-    """
+    """Logits divided by the temperature; the likeliest is at 0, so that none overflows."""
     if temperature == 1:
         return logits_bv
     below_bv = logits_bv - logits_bv.amax(dim=-1, keepdim=True)
@@ -120,7 +111,7 @@ def keep_top_k(logits_bv: Tensor, k: int) -> Tensor:
 def keep_nucleus(logits_bv: Tensor, p: float) -> Tensor:
     """The smallest set of likeliest tokens with total probability at least p kept, others −∞.
 
-    Holtzman et al. 2020, section 3.1. The likeliest token is always kept.
+    Holtzman et al. 2020, section 3.1.
     """
     if p >= 1:
         return logits_bv
@@ -154,8 +145,7 @@ def sample(logits_bv: Tensor, uniform_b: Tensor) -> Tensor:
     """Draw from softmax(logits) by inverting its CDF at ``uniform_b``.
 
     The first token at which the running sum of probabilities exceeds uniform × total. The sum is
-    kept in float64, so that rounding is far below what any number of draws could show, and a
-    token of probability 0 is never drawn.
+    in float64, so that a token of probability 0 is never drawn.
     """
     running_bv = logits_bv.softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
     total_b = running_bv[:, -1]
@@ -165,7 +155,7 @@ def sample(logits_bv: Tensor, uniform_b: Tensor) -> Tensor:
 
 
 class History:
-    """The tokens of one reply so far, counted, and those of its prompt."""
+    """Counts of a reply's tokens so far, and the tokens of its prompt."""
 
     def __init__(self, prompt: list[int]) -> None:
         self.counts: dict[int, int] = {}
@@ -181,45 +171,27 @@ class History:
 
 
 def adjust(logits_v: Tensor, settings: SamplingSettings, history: History | None) -> Tensor:
-    """One row's logits (vocabulary,) after bias and penalties; the argument is left as it is."""
-    if not settings.logit_bias and not (settings.has_penalties and history):
-        return logits_v
-    logits_v = add_bias(logits_v.clone(), settings.logit_bias)
-    if history is None or not settings.has_penalties:
-        return logits_v
-    logits_v = penalise_repetition(logits_v, history.seen, settings.repetition_penalty)
-    return penalise_counts(
-        logits_v, history.counts, settings.presence_penalty, settings.frequency_penalty
-    )
+    """One row's logits (vocabulary,) after bias and penalties; the argument is not changed.
 
-
-def add_bias(logits_v: Tensor, bias: Mapping[int, float]) -> Tensor:
-    """Add to the logits of some tokens, in place."""
+    The repetition penalty divides the logits of seen tokens where positive and multiplies them
+    where negative (Keskar et al. 2019, section 4.1, with the sign's cure that `transformers` made
+    usual); the others give logit − presence · [count > 0] − frequency · count.
+    """
+    bias, penalty = settings.logit_bias, settings.repetition_penalty
+    presence, frequency = settings.presence_penalty, settings.frequency_penalty
+    if not bias and not (settings.has_penalties and history):
+        return logits_v
+    logits_v = logits_v.clone()
     if bias:
         logits_v[torch.tensor(list(bias))] += torch.tensor(list(bias.values()))
-    return logits_v
-
-
-def penalise_repetition(logits_v: Tensor, seen: list[int], penalty: float) -> Tensor:
-    """Logits of seen tokens divided by the penalty where positive, multiplied where negative.
-
-    Keskar et al. 2019, section 4.1, with the sign's cure that `transformers` made usual. In place.
-    """
-    if penalty == 1.0 or not seen:
+    if history is None:
         return logits_v
-    index = torch.tensor(seen)
-    found = logits_v[index]
-    logits_v[index] = torch.where(found > 0, found / penalty, found * penalty)
-    return logits_v
-
-
-def penalise_counts(
-    logits_v: Tensor, counts: Mapping[int, int], presence: float, frequency: float
-) -> Tensor:
-    """logit − presence · [count > 0] − frequency · count, in place."""
-    if not counts or (presence == 0.0 and frequency == 0.0):
-        return logits_v
-    index = torch.tensor(list(counts))
-    number = torch.tensor(list(counts.values()), dtype=logits_v.dtype)
-    logits_v[index] -= presence + frequency * number
+    if penalty != 1.0 and (seen := history.seen):
+        index = torch.tensor(seen)
+        found = logits_v[index]
+        logits_v[index] = torch.where(found > 0, found / penalty, found * penalty)
+    if history.counts and (presence or frequency):
+        index = torch.tensor(list(history.counts))
+        number = torch.tensor(list(history.counts.values()), dtype=logits_v.dtype)
+        logits_v[index] -= presence + frequency * number
     return logits_v

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -153,20 +154,13 @@ class Scheduler:
         # Frequencies that depend on the length of what is read: a prompt is read whole.
         self._dynamic = model.config.rope_scaling.method == "dynamic"
         self._prompt_tokens = prompt_tokens or (PREFILL_ALONE if self._dynamic else None)
-        self._cache_bytes, self._kept_rows = cache_bytes, 0 if self._dynamic else kept_rows
-        self._page, self._grows = page, grows
+        kept_rows = 0 if self._dynamic else kept_rows
+        self._new_cache = partial(PrefixCache, model, cache_bytes, rows, kept_rows, page, grows)
         self._next = self.tokens_read = 0
         self._reset()
 
     def _reset(self) -> None:
-        self.cache = PrefixCache(
-            self.model,
-            self._cache_bytes,
-            self.max_rows,
-            self._kept_rows,
-            page=self._page,
-            grows=self._grows,
-        )
+        self.cache = self._new_cache()
         self._waiting: deque[_Prefill] = deque()
         self._prefilling: deque[_Prefill] = deque()
         self._decoding: list[RunningSequence] = []
@@ -197,7 +191,7 @@ class Scheduler:
     def check(self, request: Request) -> None:
         """Raises UserError with all that is wrong with a request; safe in any thread."""
         check_requests(self.model.config, [request], self.tokenizer)
-        if self._grows:
+        if self.cache.grows:
             return
         samples = request.settings.samples
         if samples > self.max_rows:
@@ -315,7 +309,7 @@ class Scheduler:
         """Maximum number of pages that the admitted requests may still take."""
         decoding = (
             self.cache.max_pages(
-                self.cache.read_tokens(reply.row), len(reply.tokens) + reply.tokens_left
+                self.cache.kv.lengths[reply.row], len(reply.tokens) + reply.tokens_left
             )
             for reply in self._decoding
         )
@@ -358,7 +352,7 @@ class Scheduler:
     def _live(self) -> list[CachedPrefix]:
         """Rows in use, and what they have read."""
         rows: list[CachedPrefix] = [
-            (reply.row, reply.tokens, self.cache.read_tokens(reply.row)) for reply in self._decoding
+            (reply.row, reply.tokens, self.cache.kv.lengths[reply.row]) for reply in self._decoding
         ]
         return rows + [(each.row, each.tokens, each.done) for each in self._prefilling]
 
@@ -415,7 +409,7 @@ class Scheduler:
 
         If the batch fails, its spans are read again one by one to find the request at fault.
         """
-        before = {row: self.cache.read_tokens(row) for _, (row, _) in work}
+        before = {row: self.cache.kv.lengths[row] for _, (row, _) in work}
         try:
             hidden_nd = self._forward([span for _, span in work])
             return list(torch.split(hidden_nd, [len(tokens) for _, (_, tokens) in work]))

@@ -1,8 +1,8 @@
-"""Speculative decoding: a cheap guess of the next tokens, read by the model all at once.
+"""Speculative decoding: the model reads several guessed tokens at once (Leviathan et al. 2023).
 
-Leviathan et al. 2023. A token x guessed from q is kept with probability min(1, p(x) / q(x)); at the
-first that is not, one is drawn from the rest, max(0, p − q) normalised. What is written has the
-model's distribution p whatever q is, and at temperature 0 it is the model's greedy text.
+A token x guessed from q is kept with probability min(1, p(x) / q(x)); at the first that is not, one
+is drawn from max(0, p − q), normalised. The reply has the model's distribution p whatever q is, and
+at temperature 0 it is the model's greedy text.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lmsmith.core.errors import UserError
 from lmsmith.generation.engine import ready
 from lmsmith.generation.inference import InferenceDecoder, mask_of
 from lmsmith.generation.kv_cache import PagedCache
-from lmsmith.generation.log_probs import prompt_log_probs, token_log_probs
+from lmsmith.generation.log_probs import drawn_log_probs, prompt_log_probs
 from lmsmith.generation.prefix_cache import common_length
 from lmsmith.generation.requests import (
     Request,
@@ -38,8 +38,7 @@ from lmsmith.training.machine import ResolvedMachine
 
 @dataclass(frozen=True)
 class Draft:
-    """Guessed tokens, and the distribution each was drawn from: (g, vocabulary), or None where it
-    was certain of each (a distribution with all of its mass there)."""
+    """Guessed tokens, and the distribution of each, (g, vocabulary); None if each was certain."""
 
     tokens: list[int]
     probabilities_gv: Tensor | None = None
@@ -54,10 +53,10 @@ class Drafter(Protocol):
 
 @dataclass(frozen=True)
 class PromptLookup:
-    """What followed the last time that the text's end stood in it; no model is needed.
+    """Guesses what followed the last occurrence of the text's last tokens; needs no model.
 
     Attributes:
-        longest, shortest: tokens of the end that is looked for; longer ones first.
+        longest, shortest: numbers of last tokens that are searched; longer ones first.
     """
 
     longest: int = 3
@@ -78,7 +77,7 @@ class DraftModel:
 
     Args:
         decoder: the model.
-        settings: its tokens are drawn with; those of the request, for the most kept guesses.
+        settings: of its draws; those of the request, for the most kept guesses.
         machine: gives the precision of matrix products.
     """
 
@@ -100,23 +99,20 @@ class DraftModel:
         count = min(count, model.config.context - len(tokens))
         if count < 1:
             return Draft([])
-        text, guessed, distributions = list(tokens), [], []
+        text, distributions = list(tokens), []
         for _ in range(count):
-            logits_v = self._logits(text)
-            probabilities_v = filtered(logits_v[None], self._settings)[0].double().softmax(-1)
-            token = draw(probabilities_v, chance.random())
-            guessed.append(token)
-            distributions.append(probabilities_v)
-            text.append(token)
-        return Draft(guessed, torch.stack(distributions))
+            logits_v = filtered(self._logits(text)[None], self._settings)[0]
+            distributions.append(logits_v.double().softmax(-1))
+            text.append(draw(distributions[-1], chance.random()))
+        return Draft(text[-count:], torch.stack(distributions))
 
     def _logits(self, text: list[int]) -> Tensor:
-        """After ``text``; what the cache holds of it is not read again."""
+        """Logits after ``text``; what the cache holds of it is not read again."""
         shared = common_length(self._read, text[:-1])
         if self._cache is not None and not self._model.config.window:
             self._cache.truncate(self._row, shared)
         elif self._cache is None or shared < len(self._read):
-            # A banded layer has given back what it would need: all is read again.
+            # A banded layer has freed what it would need: all is read again.
             self._cache = self._model.new_cache(1, self._model.config.context)
             self._row, shared = self._cache.open(), 0
         hidden_td = self._model.read([(self._row, text[shared:])], self._cache)
@@ -134,17 +130,17 @@ def speculate(
     machine: ResolvedMachine | None = None,
     tokenizer: Tokenizer | None = None,
 ) -> Iterator[TokenEvent]:
-    """A reply, token by token, several at a time where the guesses are right.
+    """A reply, token by token.
 
-    Its distribution is that of `stream` with these settings; at temperature 0 it is its text.
-    Sampled tokens are others than its, as chance is used differently.
+    Its distribution is that of `stream` with these settings, and at temperature 0 its text. Sampled
+    tokens differ, as the random numbers are used differently.
 
     Args:
-        decoder: the model whose distribution counts.
+        decoder: the model.
         prompt: token ids.
         settings: of one reply. Log-probabilities are the model's, whatever was guessed.
-        drafter: guesses.
-        guesses: most tokens guessed at once.
+        drafter: guesses tokens.
+        guesses: maximum number of tokens guessed at once.
         machine: gives the precision of matrix products; float32 if None.
         tokenizer: says which tokens may follow; without it all may, whatever their bytes are.
 
@@ -164,7 +160,8 @@ def speculate(
     (reply,) = new_sequences(
         request, 0, row, max_tokens=max_tokens, vocabulary=vocabulary, tokenizer=tokenizer
     )
-    text, chance = reply.tokens, _chance(settings.seed)
+    text = reply.tokens
+    chance = np.random.Generator(np.random.Philox(key=np.array([settings.seed, 1], np.uint64)))
     while True:
         draft = drafter.guess(text, min(guesses, reply.tokens_left - 1), chance)
         unread = text[cache.lengths[row] :]
@@ -175,30 +172,18 @@ def speculate(
             )
         logits_tv = model.logits(hidden_td[len(unread) - 1 :])
         for place, token in enumerate(_accept(logits_tv, draft, reply, chance)):
-            found = None
-            if settings.wants_log_probs:
-                at = slice(place, place + 1)
-                (found,) = token_log_probs(
-                    logits_tv[at], [token], [settings.top_log_probs], vocabulary
-                )
-            event = reply.append(token, found)
+            (log_prob,) = drawn_log_probs(logits_tv[place : place + 1], [reply], [token])
+            event = reply.append(token, log_prob)
             yield event
             if event.finish is not None:
                 return
         cache.truncate(row, len(text) - 1)
 
 
-def _chance(seed: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(key=np.array([seed, 1], np.uint64)))
-
-
 def _accept(
     logits_tv: Tensor, draft: Draft, reply: RunningSequence, chance: np.random.Generator
 ) -> Iterator[int]:
-    """The guesses that are kept, and the one token of the model's own after them.
-
-    ``reply`` takes each before the next is asked for.
-    """
+    """The accepted guesses and one token of the model after them; ``reply`` takes each in turn."""
     for place in range(len(draft.tokens) + 1):
         logits_v = adjust(logits_tv[place], reply.settings, reply.history)
         mask = mask_of(logits_v[None], [reply])
@@ -207,11 +192,10 @@ def _accept(
             yield draw(target_v, chance.random())
             return
         guess = draft.tokens[place]
-        if draft.probabilities_gv is None:
-            guessed_v = torch.zeros_like(target_v)
-            guessed_v[guess] = 1.0
-        else:
+        if draft.probabilities_gv is not None:
             guessed_v = draft.probabilities_gv[place]
+        else:
+            guessed_v = torch.zeros_like(target_v).index_fill(0, torch.tensor(guess), 1.0)
         token, kept = keep_or_draw(target_v, guessed_v, guess, chance)
         yield token
         if not kept:
@@ -221,13 +205,9 @@ def _accept(
 def keep_or_draw(
     target_v: Tensor, guessed_v: Tensor, guess: int, chance: np.random.Generator
 ) -> tuple[int, bool]:
-    """Leviathan et al. 2023, algorithm 1: the token, and whether it is the guess.
+    """The token, and whether it is the guess x ~ q (Leviathan et al. 2023, algorithm 1).
 
-    Args:
-        target_v: p, (vocabulary,), float64.
-        guessed_v: q, which the guess was drawn from.
-        guess: x ~ q.
-        chance: of keeping, and of drawing another.
+    ``target_v`` is p, float64 (vocabulary,), and ``guessed_v`` q.
     """
     if chance.random() * float(guessed_v[guess]) < float(target_v[guess]):
         return guess, True

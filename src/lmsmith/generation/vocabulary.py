@@ -1,9 +1,9 @@
-"""A model's ids: which of them are tokens, and which may be drawn after a text.
+"""Which ids of a model are tokens, and which may be drawn after a text.
 
-Drawn tokens never break a character: after its first bytes only tokens that continue it may come,
-and no token may whose bytes are valid nowhere (`lmsmith.tokenizers.token_bytes`). The
+Drawn tokens never break a character: after its first bytes only tokens that continue it are
+allowed, and tokens whose bytes are valid nowhere never (`lmsmith.tokenizers.token_bytes`). The
 probabilities of the others are renormalised. Ids without a token (an embedding has often more rows
-than its tokenizer has tokens) are never drawn, greedily neither.
+than its tokenizer has tokens) are never drawn, at temperature 0 neither.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from lmsmith.tokenizers import Tokenizer
 from lmsmith.tokenizers.token_bytes import BOUNDARY, LONGEST, STATES
 
 ANY = STATES
-"""In the place of a state: every token may come, as at temperature 0."""
+"""The state in which every token is allowed, as at temperature 0."""
 
 
 @dataclass(frozen=True)
 class Mask:
-    """What may be drawn in each row of a batch.
+    """Tokens that may be drawn in each row of a batch.
 
     Attributes:
-        forbidden_sv: float32: 0 where a token may be drawn, −∞ where not.
+        forbidden_sv: float32, 0 where a state allows a token, else −∞.
         states_b: the state of each row, int64.
     """
 
@@ -38,12 +38,12 @@ class Mask:
     states_b: Tensor
 
     def apply(self, logits_bv: Tensor) -> Tensor:
-        """The logits, −∞ where nothing may be drawn."""
+        """The logits, −∞ for forbidden tokens."""
         return logits_bv + self.forbidden_sv[self.states_b]
 
 
 class Vocabulary:
-    """The ids of a model with a tokenizer; without one every id is a token that may always come.
+    """The ids of a model with a tokenizer; without one every id is an allowed token.
 
     Attributes:
         size: ids, the rows of the model's embedding.
@@ -73,18 +73,18 @@ class Vocabulary:
 
     @property
     def tokens(self) -> int:
-        """How many ids have a token."""
+        """Number of ids that have a token."""
         return self.size - len(self.without_token)
 
     @property
     def described(self) -> str:
-        """What ids must be, for messages."""
+        """Description of valid ids, for messages."""
         if not self.without_token:
             return f"token ids below {self.size}"
         return f"ids of the tokenizer's {self.tokens} tokens (the model has {self.size} rows)"
 
     def unknown(self, ids: Iterable[int]) -> list[int]:
-        """Those that no token has."""
+        """Ids that no token has."""
         return [each for each in ids if not 0 <= each < self.size or each in self.without_token]
 
     def state_after(self, tokens: Sequence[int]) -> int:
@@ -96,12 +96,10 @@ class Vocabulary:
 
     def next(self, state: int, token: int) -> int:
         """The state of a text after one more token."""
-        if self._next_sv is None:
-            return BOUNDARY
-        return int(self._next_sv[state, token])
+        return BOUNDARY if self._next_sv is None else int(self._next_sv[state, token])
 
     def states(self, tokens_bt: Tensor, valid_bt: Tensor) -> Tensor:
-        """The state before each token of every row, int64; invalid ones are passed over."""
+        """The state before each token of every row, int64; invalid tokens are skipped."""
         states_bt = torch.zeros_like(tokens_bt)
         if self._next_sv is None:
             return states_bt
@@ -113,16 +111,11 @@ class Vocabulary:
         return states_bt
 
     def forbidden(self, states_n: Tensor) -> Tensor | None:
-        """What may not be drawn in these states, bool (n, vocabulary); None if nothing is."""
-        if self._forbidden_sv is None:
-            return None
-        return (self._forbidden_sv < 0)[states_n]
+        """Forbidden tokens of these states, bool (n, vocabulary); None if all are allowed."""
+        return None if self._forbidden_sv is None else (self._forbidden_sv < 0)[states_n]
 
     def mask(self, states: Sequence[int], temperature: float) -> Mask | None:
-        """What may be drawn in rows with these states; None if it is everything.
-
-        At temperature 0 the text is the model's own, whatever its bytes are.
-        """
+        """Allowed tokens of rows with these states; None if all are, as often at temperature 0."""
         if self._forbidden_sv is None or (temperature == 0 and not self.without_token):
             return None
         found = [ANY] * len(states) if temperature == 0 else list(states)

@@ -15,22 +15,22 @@ from lmsmith.models.decoder import Block, FeedForward, GatedFeedForward
 WeightKind = Literal["model", "int8"]
 
 GROUP = 64
-"""Weights of a row that share a scale, where a row has a whole number of such groups; a multiple of
-the 32 that the kernels take at a time."""
+"""Weights of a row that share a scale, if the row is a multiple; itself a multiple of the kernels'
+32."""
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A matrix that is only read, (outputs, inputs).
+    """A constant matrix, (outputs, inputs).
 
     Attributes:
-        values: float32, bf16, or int8, which ``scales`` times are the weights.
+        values: float32, bf16, or int8 to be multiplied by ``scales``.
         scales: of int8, float32 (outputs, groups): one for each inputs / groups weights of a row.
         bias: float32 (outputs,), or None.
         shape: outputs and inputs.
-        in_panels: whether values and scales stand as the C++ kernels like them
-            (native/panels.hpp), flat; else in rows.
-        for_many: the same in rows, for products of many rows elsewhere.
+        in_panels: whether values and scales have the layout of the C++ kernels
+            (native/panels.hpp), flat; else rows.
+        for_many: the same in rows, for oneDNN's products of many rows.
     """
 
     values: Tensor
@@ -44,7 +44,7 @@ class Weight:
     def in_rows(
         cls, values: Tensor, scales: Tensor | None = None, bias: Tensor | None = None
     ) -> Weight:
-        """Pack a matrix in PyTorch's layout."""
+        """A matrix in PyTorch's layout."""
         outputs, inputs = values.shape
         return cls(values.contiguous(), scales, bias, (outputs, inputs))
 
@@ -59,13 +59,12 @@ class Weight:
 
     @property
     def bytes(self) -> int:
-        """What reading it moves."""
-        parts = [part for part in (self.values, self.scales, self.bias) if part is not None]
-        return sum(part.numel() * part.element_size() for part in parts)
+        """Size of values, scales and bias."""
+        return sum(t.nbytes for t in (self.values, self.scales, self.bias) if t is not None)
 
     @functools.cached_property
     def laid_out(self) -> Tensor:
-        """The values as oneDNN reads them; kept beside them from the first use."""
+        """The values in oneDNN's layout, made at the first use."""
         return lay_out(self.values)
 
     def as_dtype(self, dtype: torch.dtype) -> Tensor:
@@ -83,7 +82,7 @@ def read_weight(
     dtype: torch.dtype,
     kind: WeightKind,
 ) -> Weight:
-    """Matrices one under the other, as they are read."""
+    """Stack matrices, cast or rounded."""
     bias_parts = [bias.detach().float() for bias in biases if bias is not None]
     bias = torch.cat(bias_parts).contiguous() if bias_parts else None
     if kind == "int8":
@@ -107,7 +106,7 @@ def _read_norm(norm: nn.LayerNorm | nn.RMSNorm) -> Norm:
 
 
 class BlockWeights:
-    """The weights of a block; queries, keys and values are one matrix, gate and inner another."""
+    """Weights of a block; queries, keys and values are one matrix, gate and inner another."""
 
     def __init__(
         self,
@@ -137,12 +136,10 @@ class BlockWeights:
 
 
 def quantise_int8(weight: Tensor, group: int = GROUP) -> tuple[Tensor, Tensor]:
-    """Round a matrix to 8 bits, symmetrically, each group of a row by its largest absolute value.
-
-    value = round(w / scale), scale = max |w| / 127 over the group.
+    """Round a matrix (outputs, inputs) to 8 bits: round(w / scale), scale = max |w| / 127.
 
     Args:
-        weight: (outputs, inputs).
+        weight: the matrix.
         group: inputs that share a scale; a whole row's where it does not divide them.
 
     Returns:
@@ -160,10 +157,9 @@ def quantise_int8(weight: Tensor, group: int = GROUP) -> tuple[Tensor, Tensor]:
 
 @functools.cache
 def onednn_linear() -> Any:
-    """PyTorch's operator for a linear layer in bf16 with such weights, or None.
+    """The bf16 linear layer of torch.compile's frozen graphs, or None.
 
-    It is the one that torch.compile's frozen graphs call; plain `F.linear` lays the weights out
-    anew in every call.
+    Plain `F.linear` converts the weights' layout in every call.
     """
     if not (torch._C._has_mkldnn and torch.cpu._is_avx512_bf16_supported()):
         return None
@@ -177,6 +173,6 @@ def onednn_linear() -> Any:
 
 
 def lay_out(weight: Tensor) -> Tensor:
-    """A bf16 matrix as oneDNN's kernels read it."""
+    """A bf16 matrix in oneDNN's layout."""
     result: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
     return result

@@ -1,8 +1,8 @@
 """Low-rank adapters: train two narrow matrices beside each frozen one (LoRA, Hu et al. 2021).
 
-A layer computes W x + b + (α/r) · B A x, with A (r, in) and B (out, r). W is never changed; B
-begins at zero, so an adapted model begins as the one it was made from. ``merged_state`` gives the
-weights W + (α/r) B A of a plain model that computes the same.
+A layer computes W x + b + (α/r) · B A x, with A (r, in) and B (out, r). W is frozen; B is zero at
+first, so an adapted model begins as its base. ``merged_state`` gives the weights W + (α/r) B A of
+an equal plain model.
 """
 
 from __future__ import annotations
@@ -46,9 +46,8 @@ class AdaptedLinear(nn.Linear):
 
     Args:
         linear: its weight and bias are shared, and no longer trained.
-        rank, alpha: of the adapter; it must be filled (`initialise_adapters`, or loaded).
-        dtype: the frozen weight is kept in; the one that products are computed in spares a
-            conversion at every use.
+        rank, alpha: of the adapter, which is empty until `initialise_adapters`.
+        dtype: of the frozen weight; that of products saves conversions.
     """
 
     def __init__(
@@ -78,12 +77,9 @@ class AdaptedLinear(nn.Linear):
 def adapt(
     model: Decoder | ScalarModel, config: AdapterConfig, dtype: torch.dtype, seed: int
 ) -> None:
-    """Prepare a model for training by adapters; nothing happens where ``config.rank`` is 0.
+    """Prepare a model in place for training by adapters; a ``config.rank`` of 0 changes nothing.
 
-    Args:
-        model: changed in place.
-        dtype: that products are computed in.
-        seed: of the adapters' first values.
+    ``dtype`` is that of products, and ``seed`` that of the adapters' first values.
     """
     if config.rank:
         add_adapters(model, config, dtype)
@@ -93,14 +89,10 @@ def adapt(
 def add_adapters(
     model: Decoder | ScalarModel, config: AdapterConfig, dtype: torch.dtype | None = None
 ) -> None:
-    """Freeze the model, a scalar model's head excepted, and put adapters into its blocks.
+    """Freeze the model, except a scalar model's head, and put adapters into its blocks.
 
-    The adapters are empty until `initialise_adapters`, or until weights are loaded.
-
-    Args:
-        model: changed in place; without adapters yet.
-        config: with a rank above 0.
-        dtype: the adapted layers' frozen weights are kept in; as they are if None.
+    The adapters are empty until `initialise_adapters`, or until weights are loaded. ``dtype`` is
+    that of the adapted layers' frozen weights; unchanged if None.
     """
     decoder = model.decoder if isinstance(model, ScalarModel) else model
     decoder.requires_grad_(False)
@@ -114,7 +106,7 @@ def add_adapters(
 
 @torch.no_grad()
 def initialise_adapters(model: nn.Module, generator: torch.Generator) -> None:
-    """A uniform within ±1/√in (as `nn.Linear` draws), B zero: nothing is changed at first."""
+    """A uniform within ±1/√in, as in `nn.Linear`; B zero."""
     for _, layer in adapted_layers(model):
         bound = 1.0 / math.sqrt(layer.in_features)
         layer.down.uniform_(-bound, bound, generator=generator)
@@ -133,7 +125,7 @@ def has_adapters(model: nn.Module) -> bool:
 
 
 def merged_state(model: nn.Module) -> dict[str, Tensor]:
-    """``state_dict`` of the plain model that computes the same."""
+    """``state_dict`` of the equal plain model."""
     state = {name: value.detach() for name, value in model.state_dict().items()}
     for name, layer in adapted_layers(model):
         state[f"{name}.weight"] = layer.merged_weight()
@@ -142,10 +134,7 @@ def merged_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 class TrainedState:
-    """What training changes of a model's state: all that is not frozen, and the buffers.
-
-    A checkpoint of it is as large as the adapters, not as the model.
-    """
+    """State that training changes: buffers and parameters that are not frozen."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -157,7 +146,7 @@ class TrainedState:
         return {name: state[name] for name in self.names}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises RuntimeError where ``state`` is of another model."""
+        """Raises RuntimeError if ``state`` is of another model."""
         missing, unexpected = self.model.load_state_dict(state, strict=False)
         if unexpected or set(missing) & set(self.names):
             raise RuntimeError(f"not this model's state: {[*missing, *unexpected]}")

@@ -16,10 +16,7 @@ from lmsmith.models.positions import Rotation, rotate
 
 
 def packed_mask(documents_bt: Tensor) -> Tensor:
-    """Mask (batch, length, length) for rows that hold several documents.
-
-    A position attends to itself and to earlier positions of the same document.
-    """
+    """Causal mask (batch, length, length) within each document of a row."""
     length = documents_bt.shape[1]
     same = documents_bt[:, :, None] == documents_bt[:, None, :]
     causal = torch.ones(length, length, dtype=torch.bool, device=documents_bt.device).tril()
@@ -27,10 +24,9 @@ def packed_mask(documents_bt: Tensor) -> Tensor:
 
 
 def padded_mask(valid_bt: Tensor) -> Tensor:
-    """Mask (batch, length, length) for rows with padding where ``valid_bt`` is false.
+    """Causal mask (batch, length, length) without the padding, where ``valid_bt`` is false.
 
-    Every position attends to itself, so that a padding position's softmax is never empty (its
-    result is never used).
+    Every position attends to itself, so that no softmax is empty.
     """
     length = valid_bt.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=valid_bt.device).tril()
@@ -44,7 +40,7 @@ def padded_positions(valid_bt: Tensor) -> Tensor:
 
 
 def attention_bias(mask_bts: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """The mask as a number to add to the scores: 0 to attend, −∞ not to; (batch, 1, t, s)."""
+    """The mask as a term of the scores, 0 to attend, else −∞; (batch, 1, t, s)."""
     if mask_bts is None:
         return None
     bias = torch.zeros(mask_bts.shape, dtype=dtype, device=mask_bts.device)
@@ -52,26 +48,21 @@ def attention_bias(mask_bts: Tensor | None, dtype: torch.dtype) -> Tensor | None
 
 
 Bias = Tensor | list[Tensor] | None
-"""What is added to the scores: of a dense layer one tensor, or none where it is plainly causal; of
-a banded one a tensor for each block of queries."""
+"""Term of the scores: of a dense layer a tensor, or None if it is causal; of a banded one a tensor
+for each block of queries."""
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention, softmax(QKᵀ/√d_k)V (Vaswani et al. 2017, section 3.2), with queries
-    in groups that share a head of keys and values (Ainslie et al. 2023) if there are fewer."""
+    """Multi-head attention, softmax(QKᵀ/√d_k)V; grouped queries as in Ainslie et al. 2023."""
 
     def __init__(self, config: ModelConfig, window: int = 0) -> None:
         super().__init__()
         self.heads, self.head_width = config.heads, config.width_per_head
         self.kv_heads = config.resolved_kv_heads
-        self.query_key_value = nn.Linear(
-            config.width,
-            (self.heads + 2 * self.kv_heads) * self.head_width,
-            bias=config.qkv_bias,
-        )
-        self.output = nn.Linear(
-            self.heads * self.head_width, config.width, bias=config.attention_output_bias
-        )
+        width, inner = config.width, self.heads * self.head_width
+        projected = inner + 2 * self.kv_heads * self.head_width
+        self.query_key_value = nn.Linear(width, projected, bias=config.qkv_bias)
+        self.output = nn.Linear(inner, width, bias=config.attention_output_bias)
         self.dropout = config.dropout
         self.window = window
         self.explicit = False
@@ -87,7 +78,7 @@ class SelfAttention(nn.Module):
         return joined
 
     def _project(self, x_btd: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (batch, heads, t, head_width), and keys and values of the shared heads."""
+        """Queries (batch, heads, t, head_width), and keys and values of their own heads."""
         split = self.query_key_value(x_btd).view(*x_btd.shape[:2], -1, self.head_width)
         query, key, value = (
             part.transpose(1, 2)
@@ -98,7 +89,7 @@ class SelfAttention(nn.Module):
         return query, key, value
 
     def _mix(self, query: Tensor, key: Tensor, value: Tensor, bias: Bias) -> Tensor:
-        """The values that each query's weights add up to, (batch, heads, t, head_width)."""
+        """Weighted values of each query, (batch, heads, t, head_width)."""
         dropout = self.dropout if self.training else 0.0
         if isinstance(bias, list):
             return banded_attention(query, key, value, bias, self.window, dropout)
@@ -109,10 +100,7 @@ class SelfAttention(nn.Module):
         )
 
     def weights(self, x_btd: Tensor, rotation: Rotation | None, queries: int) -> Tensor:
-        """How much each of the last tokens attends to every token, (batch, heads, queries, t).
-
-        It is softmax(QKᵀ/√d_k) over what causality, and the window if there is one, let it see.
-        """
+        """softmax(QKᵀ/√d_k) of the last ``queries`` tokens, (batch, heads, queries, t)."""
         length = x_btd.shape[1]
         query, key, _ = self._project(x_btd, rotation)
         key = key.repeat_interleave(self.heads // self.kv_heads, dim=1)

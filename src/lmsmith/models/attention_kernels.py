@@ -13,21 +13,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 EXPLICIT_LENGTH = 1024
-"""Longest rows for which `explicit_attention` may hold all scores at once."""
+"""Maximum length of rows for `explicit_attention`, which holds all scores at once."""
 
 EXPLICIT_BLOCK = 512
-"""Queries of a block of `explicit_attention`: what is saved by smaller ones, smaller products
-cost more."""
+"""Queries of a block of `explicit_attention`; the products of smaller ones cost more."""
 
 
 class _ExplicitAttention(torch.autograd.Function):
-    """softmax(QKᵀ/√d_k + bias)V for causal biases, its scores written out.
+    """softmax(QKᵀ/√d_k + bias)V for causal biases, a block of queries at a time.
 
-    Queries are taken in blocks, as those of a block need no later keys than their own. With
-    E = exp(scores − their row's largest) and its row sums s, the result is (EV)/s: dividing the
-    narrow product spares a pass over all weights, and E is all that the backward pass needs of
-    them. With dO' = dO/s and δ = rowsum(dO' ∘ O), as in Dao et al. 2022, appendix B.2:
-    dV = Eᵀ dO', d scores = E ∘ (dO' Vᵀ − δ).
+    With E = exp(scores − their row's largest) and its row sums s, the result is (EV)/s: dividing
+    the narrow product saves a pass over all weights, and the backward pass needs E alone. With
+    dO' = dO/s and δ = rowsum(dO' ∘ O), as in Dao et al. 2022, appendix B.2: dV = Eᵀ dO',
+    d scores = E ∘ (dO' Vᵀ − δ).
     """
 
     @staticmethod
@@ -75,14 +73,8 @@ class _ExplicitAttention(torch.autograd.Function):
             value_part = exponentials.transpose(-1, -2) @ scaled[:, :, rows]
             key_gradient = key_gradient + F.pad(key_part.float(), unused)
             value_gradient = value_gradient + F.pad(value_part.float(), unused)
-        query_gradient = torch.cat(query_gradients, dim=2)
-        return (
-            query_gradient,
-            key_gradient.to(key.dtype),
-            value_gradient.to(value.dtype),
-            None,
-            None,
-        )
+        gradients = torch.cat(query_gradients, dim=2), key_gradient.to(key.dtype)
+        return (*gradients, value_gradient.to(value.dtype), None, None)
 
 
 def _query_blocks(length: int, block: int) -> list[tuple[int, int]]:
@@ -96,40 +88,32 @@ def explicit_attention(
     bias_b1ts: Tensor | None,
     block: int = EXPLICIT_BLOCK,
 ) -> Tensor:
-    """softmax(QKᵀ/√d_k + bias)V with its scores written out, for the compiler to fuse.
+    """softmax(QKᵀ/√d_k + bias)V with its scores in memory, for the compiler to fuse.
 
-    On a CPU at lengths of a few hundred this is faster forward and backward, once compiled, than
-    the fused kernel, whose backward pass is slow there; it needs memory for all scores.
+    On a CPU, compiled, at lengths of a few hundred, it is faster than the fused kernel.
 
     Args:
         query_bhtk, key_bhsk, value_bhsk: of one length, t = s.
-        bias_b1ts: must forbid (−∞) what a causal mask forbids, and may forbid more; causal if
-            None.
-        block: queries handled together.
+        bias_b1ts: −∞ where a causal mask forbids, and perhaps elsewhere; causal if None.
+        block: queries of a block.
     """
-    result: Tensor = _ExplicitAttention.apply(  # type: ignore[no-untyped-call]
-        query_bhtk, key_bhsk, value_bhsk, bias_b1ts, block
-    )
+    operands = (query_bhtk, key_bhsk, value_bhsk, bias_b1ts, block)
+    result: Tensor = _ExplicitAttention.apply(*operands)  # type: ignore[no-untyped-call]
     return result
 
 
 BLOCKS_PER_WINDOW = 4
-"""Queries are taken in blocks of window / 4: of the window + block keys that a block is given,
-few are outside its queries' windows. Smaller blocks cost more calls than they save."""
+"""A block of window / 4 queries reads window + block keys, few of them outside its queries'
+windows. Smaller blocks cost more calls than they save."""
 
 
 def query_block(window: int) -> int:
-    """Queries handled together."""
+    """Queries of a block."""
     return max(1, -(-window // BLOCKS_PER_WINDOW))
 
 
 def block_columns(length: int, window: int) -> list[tuple[slice, slice]]:
-    """The rows of each block of queries, and the columns of the keys it is given.
-
-    Args:
-        length: tokens.
-        window: tokens a query sees, itself included.
-    """
+    """Rows of each block of queries, and the columns of its keys."""
     size = query_block(window)
     reach = size * -(-(window - 1) // size)  # whole blocks, so that their borders are shared
     blocks = _query_blocks(length, size)
@@ -143,13 +127,12 @@ def band_biases(
     dtype: torch.dtype,
     device: torch.device,
 ) -> list[Tensor]:
-    """What `banded_attention` adds to the scores of each block of queries: 0 or −∞.
+    """Terms (0 or −∞) of the scores of each block of queries in `banded_attention`.
 
     Args:
         length: tokens.
         window: tokens a query sees, itself included.
-        mask_bts: True where a query may see a column, (batch, length, length); the band is taken
-            of it. Causal if None.
+        mask_bts: True where a query may see a column, (batch, length, length); causal if None.
         dtype: of the scores.
         device: of the biases, where there is no mask.
 
@@ -159,7 +142,7 @@ def band_biases(
     made: dict[tuple[int, int, int], Tensor] = {}
     biases = []
     for rows, columns in block_columns(length, window):
-        # Blocks whose rows and columns lie alike share one tensor.
+        # Blocks of equal shape share one tensor.
         shape = (rows.stop - rows.start, columns.stop - columns.start, rows.start - columns.start)
         if mask_bts is not None or shape not in made:
             row = torch.arange(rows.start, rows.stop, device=device)[:, None]
@@ -194,26 +177,22 @@ def banded_attention(
         (batch, heads, t, head_width).
     """
     columns = [columns for _, columns in block_columns(key_bhsk.shape[2], window)]
-    key_blocks, value_blocks = _overlapping(key_bhsk, columns), _overlapping(value_bhsk, columns)
-    query_blocks = torch.split(query_bhtk, query_block(window), dim=2)
+    queries = torch.split(query_bhtk, query_block(window), dim=2)
+    keys, values = _overlapping(key_bhsk, columns), _overlapping(value_bhsk, columns)
     mixed = [
         F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
-        for query, key, value, bias in zip(
-            query_blocks, key_blocks, value_blocks, biases, strict=True
-        )
+        for query, key, value, bias in zip(queries, keys, values, biases, strict=True)
     ]
     return torch.cat(mixed, dim=2)
 
 
 def _overlapping(part_bhsk: Tensor, columns: list[slice]) -> list[Tensor]:
-    """The slices of a tensor, made so that the gradient costs what the slices hold.
+    """Slices of a tensor, joined from pieces so that their gradients have the slices' size.
 
-    The gradient of a plain slice is as large as the whole tensor, which makes T² / block of all
-    of them. So the tensor is cut once where any slice begins or ends, and slices are joined.
+    The gradient of a plain slice is as large as the whole tensor: T² / block for all of them.
     """
     edges = sorted({0, part_bhsk.shape[2]} | {c.start for c in columns} | {c.stop for c in columns})
-    pieces = torch.split(
-        part_bhsk, [end - start for start, end in itertools.pairwise(edges)], dim=2
-    )
+    sizes = [end - start for start, end in itertools.pairwise(edges)]
+    pieces = torch.split(part_bhsk, sizes, dim=2)
     place = {edge: index for index, edge in enumerate(edges)}
     return [torch.cat(pieces[place[c.start] : place[c.stop]], dim=2) for c in columns]

@@ -1,7 +1,8 @@
-"""The shape of a decoder, and what follows from it: parameters, operations, bytes."""
+"""The shape of a decoder; its numbers of parameters, operations and bytes."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -105,81 +106,54 @@ class ModelConfig:
 
     def check(self) -> list[Problem]:
         """Contradictions between settings."""
-        return [*self._check_heads(), *self._check_positions(), *self._check_pattern()]
+        return [*self._check_parts(), *self._check_scaling(), *self._check_pattern()]
 
-    def _check_heads(self) -> list[Problem]:
-        problems: list[Problem] = []
-        if self.heads < 1:
-            return problems
-        if self.head_width == 0 and self.width % self.heads:
-            problems.append(
-                Problem(
-                    "heads",
-                    self.heads,
-                    f"a divisor of width ({self.width})",
-                    "choose width and heads so that width / heads is whole, or set head_width",
-                )
-            )
-        if self.kv_heads > 0 and self.heads % self.kv_heads:
-            problems.append(
-                Problem(
-                    "kv_heads",
-                    self.kv_heads,
-                    f"a divisor of heads ({self.heads})",
-                    "choose it so that each is shared by as many heads",
-                )
-            )
-        return problems
-
-    def _check_positions(self) -> list[Problem]:
-        problems: list[Problem] = []
-        scaling = self.rope_scaling
-        if self.positions == "rotary" and self.heads >= 1 and self.width_per_head % 2:
+    def _check_parts(self) -> Iterator[Problem]:
+        heads = self.heads
+        if heads >= 1 and self.head_width == 0 and self.width % heads:
+            fix = "choose width and heads so that width / heads is whole, or set head_width"
+            yield Problem("heads", heads, f"a divisor of width ({self.width})", fix)
+        if heads >= 1 and self.kv_heads > 0 and heads % self.kv_heads:
+            fix = "choose it so that each is shared by as many heads"
+            yield Problem("kv_heads", self.kv_heads, f"a divisor of heads ({heads})", fix)
+        if heads >= 1 and self.positions == "rotary" and self.width_per_head % 2:
             expected, fix = "even with rotary positions", "they turn pairs of dimensions"
-            problems.append(Problem("head_width", self.width_per_head, expected, fix))
+            yield Problem("head_width", self.width_per_head, expected, fix)
         if self.positions == "sinusoidal" and self.width % 2:
-            expected = "even with sinusoidal positions"
-            problems.append(Problem("width", self.width, expected, "half are sines, half cosines"))
+            expected, fix = "even with sinusoidal positions", "half are sines, half cosines"
+            yield Problem("width", self.width, expected, fix)
+
+    def _check_scaling(self) -> Iterator[Problem]:
+        scaling, original = self.rope_scaling, self.rope_scaling.original_context
+        low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+        slow, fast = scaling.beta_slow, scaling.beta_fast
         if scaling.method == "none":
-            return problems
+            return
         if self.positions != "rotary":
             expected = 'none unless positions = "rotary"'
-            problems.append(
-                Problem("rope_scaling.method", scaling.method, expected, "leave it out")
-            )
+            yield Problem("rope_scaling.method", scaling.method, expected, "leave it out")
         if not scaling.factor >= 1.0:
-            expected = "1 or more"
-            problems.append(Problem("rope_scaling.factor", scaling.factor, expected, "raise it"))
-        if scaling.method != "linear" and not 1 <= scaling.original_context <= self.context:
-            problems.append(
-                Problem(
-                    "rope_scaling.original_context",
-                    scaling.original_context,
-                    f"between 1 and the context ({self.context})",
-                    "set it to the context before scaling",
-                )
-            )
-        low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+            yield Problem("rope_scaling.factor", scaling.factor, "1 or more", "raise it")
+        if scaling.method != "linear" and not 1 <= original <= self.context:
+            expected = f"between 1 and the context ({self.context})"
+            fix = "set it to the context before scaling"
+            yield Problem("rope_scaling.original_context", original, expected, fix)
         if scaling.method == "llama3" and not 0 < low < high:
             expected = f"between 0 and high_frequency_factor ({high:g})"
-            problems.append(Problem("rope_scaling.low_frequency_factor", low, expected, "lower it"))
-        if scaling.method == "yarn" and not 0 < scaling.beta_slow <= scaling.beta_fast:
-            expected = f"between 0 and beta_fast ({scaling.beta_fast:g})"
-            problems.append(
-                Problem("rope_scaling.beta_slow", scaling.beta_slow, expected, "lower it")
-            )
-        return problems
+            yield Problem("rope_scaling.low_frequency_factor", low, expected, "lower it")
+        if scaling.method == "yarn" and not 0 < slow <= fast:
+            expected = f"between 0 and beta_fast ({fast:g})"
+            yield Problem("rope_scaling.beta_slow", slow, expected, "lower it")
 
-    def _check_pattern(self) -> list[Problem]:
+    def _check_pattern(self) -> Iterator[Problem]:
         banded = "banded" in self.attention_pattern
         if not self.attention_pattern:
-            return [Problem("attention_pattern", [], "one kind or more", 'write ["dense"]')]
-        if banded and self.window == 0:
-            return [Problem("window", 0, "a positive number with banded layers", "set window")]
-        if self.window > 0 and not banded:
+            yield Problem("attention_pattern", [], "one kind or more", 'write ["dense"]')
+        elif banded and self.window == 0:
+            yield Problem("window", 0, "a positive number with banded layers", "set window")
+        elif self.window > 0 and not banded:
             fix = 'write attention_pattern = ["dense", "banded"], or leave window out'
-            return [Problem("window", self.window, "0 without banded layers", fix)]
-        return []
+            yield Problem("window", self.window, "0 without banded layers", fix)
 
     @property
     def width_per_head(self) -> int:
@@ -226,12 +200,11 @@ class ModelConfig:
     def parameters(self) -> int:
         """Number of parameters, a tied embedding counted once."""
         width, inner = self.width, self.resolved_ffn_width
-        gates = inner if self.activation == "swiglu" else 0
         norm = 2 * width if self.norm == "layer" else width
         block = self._block_products + 2 * norm
         block += self.qkv_bias * (self._query_width + self._key_value_width)
         block += self.attention_output_bias * width
-        block += self.ffn_bias * (inner + gates + width)
+        block += self.ffn_bias * (inner * (1 + (self.activation == "swiglu")) + width)
         embeddings = self.vocabulary_size * width * (1 if self.tied_embeddings else 2)
         if self.positions == "learned":
             embeddings += self.context * width
@@ -240,10 +213,9 @@ class ModelConfig:
     def training_flops_per_token(self, context: int | None = None) -> float:
         """Operations in matrix products for one trained token, forward and backward.
 
-        6 × the weights used in products (unembedding included, look-ups not) plus attention's
-        12 × heads × head_width × the tokens that a position sees on average, summed over the
-        layers: context / 2 in a dense one, as the mask is causal (Chowdhery et al. 2022,
-        appendix B), and window − window² / (2 × context) in a banded one.
+        6 × the weights of products (unembedding included, look-ups not) + 12 × heads × head_width ×
+        the tokens that a position sees on average, summed over the layers: context / 2 in a dense
+        one (Chowdhery et al. 2022, appendix B), window − window² / (2 × context) in a banded one.
         """
         length = context or self.context
         products = self.layers * self._block_products + self.vocabulary_size * self.width
@@ -254,10 +226,10 @@ class ModelConfig:
         return 6.0 * products + 12.0 * self._query_width * seen
 
     def cache_bytes_per_token(self, bytes_per_number: int = 2) -> int:
-        """Bytes of key-value cache for one token of one sequence, while every layer keeps it."""
+        """Bytes of KV cache for one token that every layer keeps."""
         return self.layers * self._key_value_width * bytes_per_number
 
     def cache_bytes(self, tokens: int, bytes_per_number: int = 2) -> int:
-        """Bytes of key-value cache for a sequence: banded layers keep their window alone."""
+        """Bytes of KV cache for a sequence; banded layers keep their window alone."""
         kept = sum(min(tokens, self.window_of(layer) or tokens) for layer in range(self.layers))
         return kept * self._key_value_width * bytes_per_number

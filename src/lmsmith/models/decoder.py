@@ -1,7 +1,4 @@
-"""The decoder-only transformer: embed, a stack of blocks, perhaps a final norm, unembedding.
-
-Which parts it is made of is decided once, in the constructors, by `ModelConfig`.
-"""
+"""The decoder-only transformer: embedding, blocks, final norm and unembedding."""
 
 from __future__ import annotations
 
@@ -16,22 +13,19 @@ from torch.utils.checkpoint import checkpoint
 from lmsmith.models.attention import Bias, SelfAttention, attention_bias
 from lmsmith.models.attention_kernels import band_biases
 from lmsmith.models.config import ModelConfig
-from lmsmith.models.positions import NoPositions, RotaryPositions, Rotation, SinusoidalPositions
+from lmsmith.models.positions import RotaryPositions, Rotation, SinusoidalPositions
 
 
 def gelu(x: Tensor) -> Tensor:
     """GELU in GPT-2's form, ½x(1 + tanh(√(2/π)(x + 0.044715x³))).
 
-    As ½(1 + tanh u) = σ(2u), the compiler is given the sigmoid, which it makes faster code of.
+    ½(1 + tanh u) = σ(2u): the compiler makes faster code of the sigmoid.
     """
-    result: Tensor
     if not torch.compiler.is_compiling():
-        result = F.gelu(x, approximate="tanh")
-        return result
+        return F.gelu(x, approximate="tanh")
     wide = x.float()
     twice_u = 2.0 * math.sqrt(2.0 / math.pi) * (wide + 0.044715 * wide * wide * wide)
-    result = (wide * torch.sigmoid(twice_u)).to(x.dtype)
-    return result
+    return (wide * torch.sigmoid(twice_u)).to(x.dtype)
 
 
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
@@ -43,7 +37,7 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 
 class FeedForward(nn.Module):
-    """W₂ f(W₁ x + b₁) + b₂, with GELU in its tanh form for GPT-2."""
+    """W₂ f(W₁ x + b₁) + b₂."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -72,11 +66,6 @@ class GatedFeedForward(nn.Module):
         return result
 
 
-def make_feed_forward(config: ModelConfig) -> FeedForward | GatedFeedForward:
-    """The layer that the configuration names."""
-    return GatedFeedForward(config) if config.activation == "swiglu" else FeedForward(config)
-
-
 class Block(nn.Module):
     """Pre-norm block: x + attention(norm(x)), then x + feed_forward(norm(x))."""
 
@@ -85,7 +74,9 @@ class Block(nn.Module):
         self.attention_norm = make_norm(config)
         self.attention = SelfAttention(config, config.window_of(layer))
         self.feed_forward_norm = make_norm(config)
-        self.feed_forward = make_feed_forward(config)
+        self.feed_forward: FeedForward | GatedFeedForward
+        gated = config.activation == "swiglu"
+        self.feed_forward = GatedFeedForward(config) if gated else FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_btd: Tensor, bias: Bias = None, rotation: Rotation | None = None) -> Tensor:
@@ -115,15 +106,6 @@ def make_norm(config: ModelConfig) -> nn.LayerNorm | nn.RMSNorm:
     return norm
 
 
-def make_position_embedding(config: ModelConfig) -> nn.Module:
-    """What is added to the token embeddings, given the positions."""
-    if config.positions == "learned":
-        return nn.Embedding(config.context, config.width)
-    if config.positions == "sinusoidal":
-        return SinusoidalPositions(config.width)
-    return NoPositions()
-
-
 class Decoder(nn.Module):
     """GPT-1, GPT-2 (Radford et al. 2019, section 2.3), GPT-3 or Llama, as its config says."""
 
@@ -131,7 +113,11 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.token_embedding = nn.Embedding(config.vocabulary_size, config.width)
-        self.position_embedding = make_position_embedding(config)
+        self.position_embedding: nn.Module | None = None
+        if config.positions == "learned":
+            self.position_embedding = nn.Embedding(config.context, config.width)
+        elif config.positions == "sinusoidal":
+            self.position_embedding = SinusoidalPositions(config.width)
         self.dropout = nn.Dropout(config.dropout)
         block = BLOCKS[config.norm_position]
         self.blocks = nn.ModuleList(block(config, layer) for layer in range(config.layers))
@@ -146,7 +132,7 @@ class Decoder(nn.Module):
 
     @property
     def unembedding_weight(self) -> Tensor:
-        """(vocabulary, width): the token embedding's, or its own where they are not tied."""
+        """(vocabulary, width); the token embedding's where they are tied."""
         return (self.unembedding or self.token_embedding).weight
 
     @torch.no_grad()
@@ -156,14 +142,13 @@ class Decoder(nn.Module):
         GPT-2 scales the residual layers' weights by 1/√N, N their number: two in each block.
         GPT-1, whose residual stream is normalised after every layer, does not.
         """
-        pre_norm = self.config.norm_position == "pre"
-        residual_scale = 0.02 / math.sqrt(2 * self.config.layers) if pre_norm else 0.02
+        scaled: tuple[str, ...] = ("attention.output", "feed_forward.output")
+        if self.config.norm_position == "post":
+            scaled = ()
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
-                residual = name.endswith(("attention.output", "feed_forward.output"))
-                module.weight.normal_(
-                    0.0, residual_scale if residual else 0.02, generator=generator
-                )
+                divisor = math.sqrt(2 * self.config.layers) if name.endswith(scaled) else 1.0
+                module.weight.normal_(0.0, 0.02 / divisor, generator=generator)
                 if module.bias is not None:
                     module.bias.zero_()
             elif isinstance(module, nn.Embedding):
@@ -172,15 +157,14 @@ class Decoder(nn.Module):
     def attend_explicitly(self) -> None:
         """Hold all attention scores at once where rows are short (`attention.EXPLICIT_LENGTH`).
 
-        The fused kernel's backward pass took 40 % of a training step on a CPU; without it a step
-        takes about three quarters of the time, and gives the same numbers up to rounding.
+        On a CPU a training step takes about three quarters of the fused kernel's time.
         """
         for block in self.blocks:
             assert isinstance(block, Block)
             block.attention.explicit = True
 
     def compile_blocks(self) -> None:
-        """Compile the blocks for training; blocks of one kind share the result."""
+        """Compile the blocks for training."""
         self.compiled = True
         self.attend_explicitly()
         for block in self.blocks:
@@ -206,7 +190,7 @@ class Decoder(nn.Module):
             tokens_bt: token ids (batch, length).
             positions_bt: position of each token; counted from 0 if None.
             mask_bts: True where a position (t) may attend to a column (s); causal if None. Banded
-                layers see what it allows within their window of columns.
+                layers apply their window too.
 
         Returns:
             (batch, length, width).
@@ -220,7 +204,7 @@ class Decoder(nn.Module):
             elif training:
                 x_btd = block(x_btd, bias, rotation)
             else:
-                # Looks at held-out text come in many lengths, each of which would be compiled.
+                # Held-out texts have many lengths, each of which would be compiled.
                 x_btd = block.forward(x_btd, bias, rotation)
         result: Tensor = self.final_norm(x_btd)
         return result
@@ -228,7 +212,7 @@ class Decoder(nn.Module):
     def _entering(
         self, tokens_bt: Tensor, positions_bt: Tensor | None, mask_bts: Tensor | None
     ) -> tuple[Tensor, dict[str, Bias], Rotation | None]:
-        """What enters the first block, and what the blocks' attention takes besides."""
+        """The first block's input, and the attention's biases and rotation."""
         length, device = tokens_bt.shape[1], tokens_bt.device
         if positions_bt is None:
             positions_bt = torch.arange(length, device=device)[None]
@@ -246,7 +230,9 @@ class Decoder(nn.Module):
         tokens_btd = self.token_embedding(tokens_bt)
         if self.embedding_scale != 1.0:
             tokens_btd = tokens_btd * self.embedding_scale
-        result: Tensor = self.dropout(tokens_btd + self.position_embedding(positions_bt))
+        if self.position_embedding is not None:
+            tokens_btd = tokens_btd + self.position_embedding(positions_bt)
+        result: Tensor = self.dropout(tokens_btd)
         return result
 
     def logits(self, hidden_btd: Tensor) -> Tensor:
@@ -255,11 +241,7 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def attention_weights(self, tokens: Sequence[int], queries: int) -> list[Tensor]:
-        """softmax(QKᵀ/√d_k + mask) of every layer, for the last tokens of a text.
-
-        Args:
-            tokens: the t tokens of the text, which are all read.
-            queries: how many of the last tokens' rows are given.
+        """softmax(QKᵀ/√d_k + mask) of every layer, for the last ``queries`` of t tokens.
 
         Returns:
             One float32 tensor (heads, queries, t) a layer; rows sum to 1.
@@ -268,15 +250,14 @@ class Decoder(nn.Module):
         found = []
         for layer, block in enumerate(self.blocks):
             assert isinstance(block, Block)
-            pre_norm = self.config.norm_position == "pre"
-            attending = block.attention_norm(x_btd) if pre_norm else x_btd
+            attending = x_btd if isinstance(block, PostNormBlock) else block.attention_norm(x_btd)
             found.append(block.attention.weights(attending, rotation, queries)[0])
             x_btd = block.forward(x_btd, biases[self.config.attention_kind(layer)], rotation)
         return found
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """The type matrix products run in here: autocast's, or the tensor's own."""
+    """The type of matrix products: autocast's, or the tensor's own."""
     if torch.is_autocast_enabled(x.device.type):
         return torch.get_autocast_dtype(x.device.type)
     return x.dtype

@@ -1,7 +1,7 @@
 """Model folders: config.json, model.safetensors, tokenizer.json, chat.json, card.json.
 
-A model that was trained by adapters has ``adapter.safetensors`` instead of its weights, and its
-config names the folder of the model that they are added to.
+A model trained by adapters has ``adapter.safetensors`` instead of its weights, and its config names
+the folder of its base.
 """
 
 from __future__ import annotations
@@ -22,13 +22,8 @@ from torch.overrides import TorchFunctionMode
 from lmsmith.core.config import SettingsError, decode, encode, with_new_keys
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import atomic_folder, read_json, write_json
-from lmsmith.models.adapters import (
-    AdapterConfig,
-    TrainedState,
-    add_adapters,
-    has_adapters,
-    merged_state,
-)
+from lmsmith.models import adapters
+from lmsmith.models.adapters import AdapterConfig, TrainedState
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.heads import ScalarModel
@@ -41,7 +36,7 @@ ADAPTER_FILE = "adapter.safetensors"
 
 
 class _NoInitialisation(TorchFunctionMode):
-    """What `torch.nn.init` has leaves its tensor as it is."""
+    """Makes the functions of `torch.nn.init` change nothing."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -53,10 +48,9 @@ class _NoInitialisation(TorchFunctionMode):
 
 @contextlib.contextmanager
 def without_weights() -> Iterator[None]:
-    """Modules made inside have shapes alone: their tensors are on the meta device.
+    """Make modules without memory: their tensors are on the meta device.
 
-    The device alone would do, but drawing initial weights there imports PyTorch's compiler, which
-    takes three seconds.
+    Initialisation is off too: on that device it imports PyTorch's compiler for three seconds.
     """
     with torch.device("meta"), _NoInitialisation():
         yield
@@ -70,22 +64,21 @@ def save_model(
     adapter: AdapterConfig | None = None,
     base: Path | None = None,
 ) -> None:
-    """Write a model folder atomically, replacing one that is there.
+    """Write a model folder atomically; it replaces an old one.
 
     Args:
         folder: where.
         model: a decoder, or a reward or value model.
-        tokenizer: saved beside it.
-        card: parents, recipe, data, metrics: anything JSON can hold.
+        tokenizer: saved with it.
+        card: parents, recipe, data, metrics, as JSON.
         adapter: the settings of the model's adapters, if it has any.
-        base: the folder of the model they were added to; the two must keep their places to each
-            other.
+        base: the folder of their base; its path relative to ``folder`` must not change.
     """
     decoder = model.decoder if isinstance(model, ScalarModel) else model
     kind = "scalar" if isinstance(model, ScalarModel) else "decoder"
     config: dict[str, Any] = {"kind": kind, "model": encode(decoder.config)}
     state, file = model.state_dict(), WEIGHTS_FILE
-    if has_adapters(model):
+    if adapters.has_adapters(model):
         if adapter is None or base is None:
             raise ValueError("a model with adapters is saved with their settings and its base")
         place = Path(os.path.relpath(base.resolve(), folder.resolve())).as_posix()
@@ -102,7 +95,7 @@ def read_model_config(folder: Path) -> tuple[str, ModelConfig]:
     """Kind (``decoder`` or ``scalar``) and shape of a model folder.
 
     Raises:
-        UserError: it is not a model folder, or its config is not one of ours.
+        UserError: it is not a model folder, or its config is not lmsmith's.
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -126,7 +119,7 @@ def load_model(folder: Path) -> Decoder | ScalarModel:
 
     Raises:
         UserError: the folder, its config or its weights are missing, damaged or do not match; or
-            the model that its adapters belong to is not where it was.
+            the base of its adapters has moved.
     """
     kind, config = read_model_config(folder)
     content: Any = read_json(folder / "config.json")
@@ -155,7 +148,7 @@ def _load_adapted(folder: Path, kind: str, adapter: Mapping[str, Any]) -> Decode
     model = load_model(base)
     if kind == "scalar" and isinstance(model, Decoder):
         model = ScalarModel(model)
-    add_adapters(model, found)
+    adapters.add_adapters(model, found)
     path = folder / ADAPTER_FILE
     try:
         TrainedState(model).load_state_dict(_read_tensors(path))
@@ -163,7 +156,7 @@ def _load_adapted(folder: Path, kind: str, adapter: Mapping[str, Any]) -> Decode
         raise _unreadable(path, error) from error
     decoder = model.decoder if isinstance(model, ScalarModel) else model
     plain = _without_weights(kind, decoder.config)
-    _fill(plain, merged_state(model), path)
+    _fill(plain, adapters.merged_state(model), path)
     return plain
 
 
@@ -195,7 +188,7 @@ def _unreadable(path: Path, error: Exception) -> UserError:
 
 
 def load_decoder(folder: Path) -> Decoder:
-    """Like `load_model`, for a model that writes text."""
+    """`load_model` for a model that writes text."""
     model = load_model(folder)
     if not isinstance(model, Decoder):
         raise UserError(

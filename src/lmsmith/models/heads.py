@@ -1,4 +1,4 @@
-"""A decoder that gives a number instead of a distribution: reward and value models."""
+"""Reward and value models."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ from lmsmith.models.decoder import Decoder
 class ScalarModel(nn.Module):
     """A decoder without its unembedding, and a linear head to one number a position.
 
-    As a reward model the number at the last token is the reward (Ouyang et al. 2022, section
-    3.5); as a value model every position's number is the return expected from there.
-
-    ``shift`` is subtracted from every value: the reward model's bias, set so that demonstrations
-    score 0 on average.
+    A reward model's reward is the number at the last token (Ouyang et al. 2022, section 3.5); a
+    value model's numbers are the returns expected from each position. ``shift`` is subtracted from
+    every number, so that demonstrations score 0 on average.
     """
 
     shift: Tensor
@@ -28,13 +26,12 @@ class ScalarModel(nn.Module):
 
     @torch.no_grad()
     def initialise_head(self, generator: torch.Generator) -> None:
-        """Normal with standard deviation 0.1/√(width + 1), bias zero.
+        """Normal with standard deviation 0.1/√(width + 1), bias zero: all scores begin near 0.
 
-        A tenth of Stiennon et al. 2020, appendix B: all scores begin near 0, so that the first
-        updates need not unlearn differences that mean nothing.
+        The deviation is a tenth of Stiennon et al. 2020, appendix B.
         """
-        width = self.head.in_features
-        self.head.weight.normal_(0.0, 0.1 * (width + 1) ** -0.5, generator=generator)
+        deviation = 0.1 * (self.head.in_features + 1) ** -0.5
+        self.head.weight.normal_(0.0, deviation, generator=generator)
         self.head.bias.zero_()
 
     def forward(

@@ -1,4 +1,4 @@
-"""Where a token stands: sinusoidal and rotary positions, and how the latter are stretched."""
+"""Sinusoidal and rotary positions, and the scaling of the latter."""
 
 from __future__ import annotations
 
@@ -28,16 +28,8 @@ class SinusoidalPositions(nn.Module):
         return torch.stack([angles_bti.sin(), angles_bti.cos()], dim=-1).flatten(-2)
 
 
-class NoPositions(nn.Module):
-    """Adds nothing to the embeddings: the attention is told of positions in another way."""
-
-    def forward(self, positions_bt: Tensor) -> Tensor:
-        """A zero that has every shape."""
-        return torch.zeros((), device=positions_bt.device)
-
-
 class RotaryPositions(nn.Module):
-    """Angles by which queries and keys are turned (Su et al. 2021, section 3.2.2)."""
+    """Rotation angles of queries and keys (Su et al. 2021, section 3.2.2)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -55,7 +47,7 @@ class RotaryPositions(nn.Module):
 
 
 def rotate(x_bhtk: Tensor, rotation: Rotation) -> Tensor:
-    """Turn dimension i and i + head_width / 2 together, Llama's pairing; in float32."""
+    """Rotate dimensions i and i + head_width / 2 together, Llama's pairs; in float32."""
     cosine, sine = rotation
     first, second = x_bhtk.float().chunk(2, dim=-1)
     turned = torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
@@ -70,7 +62,7 @@ def rotary_frequencies(width: int, theta: float) -> Tensor:
 
 
 def scaled_frequencies(width: int, theta: float, scaling: RopeScaling) -> tuple[Tensor, float]:
-    """Frequencies (width / 2) of every method but ``dynamic``, and what multiplies cos and sin."""
+    """Frequencies (width / 2) of every method but ``dynamic``, and the factor of cos and sin."""
     frequencies = rotary_frequencies(width, theta)
     if scaling.method == "linear":
         return frequencies / scaling.factor, 1.0
@@ -87,8 +79,8 @@ def dynamic_frequencies(
 ) -> Tensor:
     """Frequencies (batch, 1, width / 2) by the length of each row, its largest position + 1.
 
-    θ' = θ (factor · length / original − (factor − 1))^(width / (width − 2)), from the original
-    context on.
+    θ' = θ (factor · length / original − (factor − 1))^(width / (width − 2)) beyond the original
+    context.
     """
     lengths_b = (positions_bt.amax(dim=1) + 1).clamp(min=scaling.original_context).float()
     stretch_b = scaling.factor * lengths_b / scaling.original_context - (scaling.factor - 1)

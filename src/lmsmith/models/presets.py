@@ -15,7 +15,7 @@ GPT3_WINDOW = 256
 
 @dataclass(frozen=True)
 class Preset:
-    """A shape, and where its numbers are from."""
+    """A shape and its source."""
 
     config: ModelConfig
     source: str
@@ -23,9 +23,8 @@ class Preset:
 
 def gpt1(layers: int, width: int, heads: int, context: int, vocabulary_size: int) -> ModelConfig:
     """Post-norm, learned positions, GELU in its tanh form, dropout 0.1 (Radford et al. 2018)."""
-    return ModelConfig(
-        layers, width, heads, context, vocabulary_size, dropout=0.1, norm_position="post"
-    )
+    sizes = (layers, width, heads, context, vocabulary_size)
+    return ModelConfig(*sizes, dropout=0.1, norm_position="post")
 
 
 def gpt2(layers: int, width: int, heads: int) -> ModelConfig:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lmsmith.generation.kernels import TorchKernels
-from lmsmith.generation.native import compile as native
+from lmsmith.generation.native import operations as native
 from lmsmith.generation.native.operations import NativeKernels, best_kernels
 from lmsmith.generation.weights import Norm, Weight, quantise_int8
 

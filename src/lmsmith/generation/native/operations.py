@@ -1,26 +1,43 @@
-"""The operations of a step in C++.
+"""The operations of a forward pass in C++, compiled once for this processor.
 
-They give what PyTorch's do but for rounding. They sum in an order that does not depend on the
-number of rows, so that a row's result is the same to the bit whatever else is in the batch.
+They differ from PyTorch's by rounding alone. They sum in an order that does not depend on the
+number of rows, so that a row's result has the same bits whatever else is in the batch.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lmsmith.core.paths import cache_folder
 from lmsmith.generation.kernels import Places, TorchKernels
 from lmsmith.generation.kv_cache import LayerCache
-from lmsmith.generation.native.compile import load_library
 from lmsmith.generation.sampling import check_finite
 from lmsmith.generation.settings import SamplingSettings
 from lmsmith.generation.vocabulary import Mask
 from lmsmith.generation.weights import Norm, Weight
-from lmsmith.models.positions import Rotation
+
+SOURCE = Path(__file__).with_name("kernels.cpp")
+
+FLAGS = (
+    *("-O3", "-march=native", "-std=c++17", "-fno-math-errno"),
+    *("-fopenmp", "-shared", "-fPIC"),
+)
+
+COMPILE_SECONDS = 300
+"""Limit; it takes two seconds of an idle processor."""
 
 LANES = 16
 """Numbers of a register, in float32."""
@@ -44,12 +61,27 @@ class _Attend(ctypes.Structure):
     )  # fmt: skip
 
 
+_TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int, "q": ctypes.c_int64, "f": ctypes.c_float}
+_SIGNATURES = {
+    "linear": "pppppiiiiiii",
+    "lay_out": "ppqqii",
+    "norm": "ppppiifiii",
+    "gate": "ppiii",
+    "gelu": "ppiii",
+    "attend_bf16": "pi",
+    "attend_float": "pi",
+    "log_sums": "pppiiii",
+    "draw": "pppppiififfi",
+    "stack": "pi",
+}
+"""Arguments of each function in kernels.cpp."""
+
 _RESULTS = {torch.float32: 0, torch.bfloat16: 1}
 _ADDED = 2
 
 FEW_ROWS = 8
-"""Rows up to which a product with bf16 weights is bound by reading them, and matrix units (AMX)
-gain nothing. More rows leave the C++ kernel on a processor that has them."""
+"""Rows up to which reading bf16 weights bounds a product, and matrix units (AMX) gain nothing. A
+processor with AMX multiplies more rows by oneDNN."""
 
 
 class NativeKernels(TorchKernels):
@@ -63,39 +95,15 @@ class NativeKernels(TorchKernels):
     def __init__(self, library: ctypes.CDLL, *, matrix_units: bool = False) -> None:
         self.library = library
         self.matrix_units = matrix_units
-        pointer, integer = ctypes.c_void_p, ctypes.c_int
-        self._linear = library.lmsmith_linear
-        self._linear.argtypes = [pointer] * 5 + [integer] * 7
-        self._lay_out = library.lmsmith_lay_out
-        self._lay_out.argtypes = [pointer] * 2 + [ctypes.c_int64] * 2 + [integer] * 2
-        self._has_panels = bool(library.lmsmith_has_panels())
-        self._draw = library.lmsmith_draw
-        self._draw.argtypes = (
-            [pointer] * 5
-            + [integer] * 2
-            + [*(ctypes.c_float, integer, ctypes.c_float, ctypes.c_float, integer)]
-        )
-        self._log_sums = library.lmsmith_log_sums
-        self._log_sums.argtypes = [pointer] * 3 + [integer] * 4
-        self._norm = library.lmsmith_norm
-        self._norm.argtypes = [pointer] * 4 + [integer] * 2 + [ctypes.c_float] + [integer] * 3
-        self._gate = library.lmsmith_gate
-        self._gelu = library.lmsmith_gelu
-        self._gate.argtypes = self._gelu.argtypes = [pointer] * 2 + [integer] * 3
-        self._attend = {
-            torch.bfloat16: library.lmsmith_attend_bf16,
-            torch.float32: library.lmsmith_attend_float,
-        }
-        functions = (self._linear, self._lay_out, self._norm, self._gate, self._gelu, self._draw)
-        for function in (*functions, self._log_sums, *self._attend.values()):
+        for name, codes in _SIGNATURES.items():
+            function = getattr(library, f"lmsmith_{name}")
+            function.argtypes = [_TYPES[code] for code in codes]
             function.restype = None
 
     def prepare(self, weight: Weight) -> Weight:
-        if not self._has_panels or weight.values.dtype == torch.float32:
+        if not self.library.lmsmith_has_panels() or weight.values.dtype == torch.float32:
             return weight
-        values = weight.values
-        if weight.shape[1] % 2:
-            values = F.pad(values, (0, 1))
+        values = F.pad(weight.values, (0, 1)) if weight.shape[1] % 2 else weight.values
         pairs = torch.int32 if values.dtype == torch.bfloat16 else torch.int16
         return replace(
             weight,
@@ -109,30 +117,22 @@ class NativeKernels(TorchKernels):
         """Its rows in panels (native/panels.hpp), flat."""
         rows, columns = matrix.shape
         result = torch.empty(-(-rows // LANES) * LANES * columns, dtype=matrix.dtype)
-        matrix = matrix.contiguous()
-        self._lay_out(
-            matrix.data_ptr(),
-            result.data_ptr(),
-            rows,
-            columns,
-            matrix.element_size(),
-            torch.get_num_threads(),
-        )
+        matrix, size = matrix.contiguous(), matrix.element_size()
+        pointers = matrix.data_ptr(), result.data_ptr()
+        self.library.lmsmith_lay_out(*pointers, rows, columns, size, torch.get_num_threads())
         return result
 
     def linear(
         self, x_ni: Tensor, weight: Weight, dtype: torch.dtype, add_to: Tensor | None = None
     ) -> Tensor:
         if weight.for_many is not None and len(x_ni) > FEW_ROWS:
-            weight = weight.for_many
-            return super().linear(x_ni, weight, dtype, add_to)
+            return super().linear(x_ni, weight.for_many, dtype, add_to)
         if weight.values.dtype == torch.float32:
             return super().linear(x_ni, weight, dtype, add_to)
         x_ni = x_ni.contiguous()
-        rows, inputs = x_ni.shape
-        outputs = weight.shape[0]
+        (rows, inputs), (outputs, _) = x_ni.shape, weight.shape
         result = torch.empty(rows, outputs, dtype=dtype) if add_to is None else add_to
-        self._linear(
+        self.library.lmsmith_linear(
             x_ni.data_ptr(),
             weight.values.data_ptr(),
             address(weight.scales),
@@ -150,7 +150,7 @@ class NativeKernels(TorchKernels):
 
     def norm(self, x_nd: Tensor, norm: Norm, dtype: torch.dtype) -> Tensor:
         result = torch.empty(x_nd.shape, dtype=dtype)
-        self._norm(
+        self.library.lmsmith_norm(
             x_nd.data_ptr(),
             norm.weight.data_ptr(),
             address(norm.shift),
@@ -168,38 +168,34 @@ class NativeKernels(TorchKernels):
             return super().gate(both_ni)
         rows, width = both_ni.shape[0], both_ni.shape[1] // 2
         result = torch.empty(rows, width, dtype=torch.bfloat16)
-        threads = torch.get_num_threads()
-        self._gate(both_ni.data_ptr(), result.data_ptr(), rows, width, threads)
+        pointers = both_ni.data_ptr(), result.data_ptr()
+        self.library.lmsmith_gate(*pointers, rows, width, torch.get_num_threads())
         return result
 
     def gelu(self, x_ni: Tensor) -> Tensor:
         if x_ni.dtype != torch.bfloat16:
             return super().gelu(x_ni)
         result = torch.empty_like(x_ni)
-        self._gelu(x_ni.data_ptr(), result.data_ptr(), *x_ni.shape, torch.get_num_threads())
+        self.library.lmsmith_gelu(
+            x_ni.data_ptr(), result.data_ptr(), *x_ni.shape, torch.get_num_threads()
+        )
         return result
 
     def attend(
-        self,
-        projected_nhk: Tensor,
-        places: Places,
-        cache: LayerCache,
-        heads: int,
-        rotation: Rotation | None,
+        self, projected_nhk: Tensor, places: Places, cache: LayerCache, heads: int
     ) -> Tensor:
         count, all_heads, width = projected_nhk.shape
         if width > MAX_HEAD_WIDTH:
-            return super().attend(projected_nhk, places, cache, heads, rotation)
-        table, threads = cache.table, torch.get_num_threads()
+            return super().attend(projected_nhk, places, cache, heads)
         mixed_nd = torch.empty(count, heads * width, dtype=projected_nhk.dtype)
-        cosine, sine = rotation or (None, None)
+        cosine, sine = places.rotation or (None, None)
         arguments = _Attend(
             projected=projected_nhk.data_ptr(),
             cosine=address(cosine),
             sine=address(sine),
             keys=cache.keys.data_ptr(),
             values=cache.values.data_ptr(),
-            table=table.data_ptr(),
+            table=cache.table.data_ptr(),
             rows=places.rows_n.data_ptr(),
             positions=places.positions_n.data_ptr(),
             mixed=mixed_nd.data_ptr(),
@@ -208,11 +204,14 @@ class NativeKernels(TorchKernels):
             shared=(all_heads - heads) // 2,
             width=width,
             page=cache.page,
-            row_pages=table.shape[1],
+            row_pages=cache.table.shape[1],
             window=cache.window,
             scale=width**-0.5,
         )
-        self._attend[projected_nhk.dtype](ctypes.byref(arguments), threads)
+        name = "float" if projected_nhk.dtype == torch.float32 else "bf16"
+        getattr(self.library, f"lmsmith_attend_{name}")(
+            ctypes.byref(arguments), torch.get_num_threads()
+        )
         return mixed_nd
 
     def product_dtype(self, weight: Weight, rows: int) -> torch.dtype:
@@ -224,7 +223,7 @@ class NativeKernels(TorchKernels):
         logits_nv = logits_nv.contiguous()
         log_sum_n = torch.empty(len(logits_nv), dtype=torch.float32)
         best_n = torch.empty(len(logits_nv), dtype=torch.int64)
-        self._log_sums(
+        self.library.lmsmith_log_sums(
             logits_nv.data_ptr(),
             log_sum_n.data_ptr(),
             best_n.data_ptr(),
@@ -246,7 +245,7 @@ class NativeKernels(TorchKernels):
         check_finite(logits_bv)
         logits_bv, uniform_b = logits_bv.contiguous(), uniform_b.double().contiguous()
         tokens_b = torch.empty(len(logits_bv), dtype=torch.int64)
-        self._draw(
+        self.library.lmsmith_draw(
             logits_bv.data_ptr(),
             uniform_b.data_ptr(),
             None if mask is None else mask.forbidden_sv.data_ptr(),
@@ -265,6 +264,51 @@ class NativeKernels(TorchKernels):
 def address(tensor: Tensor | None) -> int | None:
     """Address of a tensor's first number; None for none."""
     return None if tensor is None else tensor.data_ptr()
+
+
+@functools.cache
+def load_library() -> ctypes.CDLL | None:
+    """The kernels, or None without a compiler or with ``LMSMITH_NATIVE=0``.
+
+    The library's name in the user's cache folder depends on source, compiler and processor.
+    """
+    compiler = os.environ.get("CXX") or shutil.which("g++") or ""
+    if os.environ.get("LMSMITH_NATIVE") == "0" or not shutil.which(compiler):
+        return None
+    try:
+        path = cache_folder() / f"kernels-{_fingerprint(compiler)}.so"
+        if not path.is_file():
+            _compile(compiler, path)
+        return ctypes.CDLL(str(path))
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _compile(compiler: str, path: Path) -> None:
+    """Compile to a temporary file first, so that no process ever loads half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        result = Path(folder) / path.name
+        command = [compiler, *FLAGS, "-o", str(result), str(SOURCE)]
+        subprocess.run(command, check=True, capture_output=True, timeout=COMPILE_SECONDS)
+        result.replace(path)
+
+
+def _fingerprint(compiler: str) -> str:
+    parts = [path.read_bytes() for path in sorted(SOURCE.parent.glob("*.?pp"))]
+    parts += [" ".join(FLAGS).encode(), _processor().encode()]
+    parts.append(os.path.realpath(shutil.which(compiler) or compiler).encode())
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+def _processor() -> str:
+    """The processor's kind and instructions, on which ``-march=native`` depends."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.is_file():
+        return platform.processor() + platform.machine()
+    first = cpuinfo.read_text().split("\n\n")[0].splitlines()
+    kept = ("vendor_id", "cpu family", "model\t", "model name", "flags", "Features", "CPU")
+    return "\n".join(line for line in first if line.startswith(kept))
 
 
 def best_kernels() -> TorchKernels:

@@ -1,4 +1,4 @@
-"""All blocks of a step in one call: what Python adds to each operation is felt in small models."""
+"""All blocks of a forward pass in one call, which saves small models Python's overhead."""
 
 from __future__ import annotations
 
@@ -10,16 +10,10 @@ import torch
 from torch import Tensor
 
 from lmsmith.generation.kernels import Places, TorchKernels
-from lmsmith.generation.kv_cache import PagedCache
-from lmsmith.generation.native.operations import (
-    FEW_ROWS,
-    MAX_HEAD_WIDTH,
-    NativeKernels,
-    address,
-)
-from lmsmith.generation.weights import BlockWeights, Norm, Weight
+from lmsmith.generation.kv_cache import LayerCache, PagedCache
+from lmsmith.generation.native.operations import FEW_ROWS, MAX_HEAD_WIDTH, NativeKernels, address
+from lmsmith.generation.weights import BlockWeights, Weight
 from lmsmith.models.config import ModelConfig
-from lmsmith.models.positions import Rotation
 
 _ACTIVATIONS = {"swiglu": 0, "gelu_tanh": 1}
 
@@ -27,19 +21,12 @@ _ACTIVATIONS = {"swiglu": 0, "gelu_tanh": 1}
 def native_stack(
     kernels: TorchKernels, blocks: Sequence[BlockWeights], config: ModelConfig, dtype: torch.dtype
 ) -> NativeStack | None:
-    """The blocks in one call, or None where some operation of theirs is not in C++."""
-    possible = (
-        isinstance(kernels, NativeKernels)
-        and blocks
-        and dtype == torch.bfloat16
-        and config.norm_position == "pre"
-        and config.activation in _ACTIVATIONS
-        and config.width_per_head <= MAX_HEAD_WIDTH
-    )
-    if not possible:
-        return None
-    assert isinstance(kernels, NativeKernels)
-    return NativeStack(kernels, blocks, config)
+    """The blocks in one call, or None if an operation of theirs is not in C++."""
+    possible = config.activation in _ACTIVATIONS and config.width_per_head <= MAX_HEAD_WIDTH
+    possible = possible and config.norm_position == "pre" and dtype == torch.bfloat16
+    if isinstance(kernels, NativeKernels) and possible and blocks:
+        return NativeStack(kernels, blocks, config)
+    return None
 
 
 class NativeStack:
@@ -52,7 +39,6 @@ class NativeStack:
         self, kernels: NativeKernels, blocks: Sequence[BlockWeights], config: ModelConfig
     ) -> None:
         self._run = kernels.library.lmsmith_stack
-        self._run.argtypes, self._run.restype = [ctypes.c_void_p, ctypes.c_int], None
         self._config = config
         self._kept = blocks  # whose addresses follow
         self._blocks = (_Block * len(blocks))(*map(_block, blocks))
@@ -60,14 +46,12 @@ class NativeStack:
         self._pages: tuple[weakref.ref[PagedCache], object, ctypes.Array[_Pages]] | None = None
 
     def takes(self, tokens: int) -> bool:
-        """Whether so many are best read here: matrix units (AMX) are PyTorch's."""
+        """Whether so many are fastest here; matrix units (AMX) are PyTorch's."""
         return self._most_rows is None or tokens <= self._most_rows
 
-    def __call__(
-        self, x_nd: Tensor, places: Places, cache: PagedCache, rotation: Rotation | None
-    ) -> Tensor:
+    def __call__(self, x_nd: Tensor, places: Places, cache: PagedCache) -> Tensor:
         """The float32 states (n, width) after all blocks; the cache has room for the tokens."""
-        config, (cosine, sine) = self._config, rotation or (None, None)
+        config, (cosine, sine) = self._config, places.rotation or (None, None)
         x_nd = x_nd.contiguous()
         arguments = _Stack(
             blocks=ctypes.addressof(self._blocks),
@@ -91,21 +75,10 @@ class NativeStack:
         return x_nd
 
     def _pages_of(self, cache: PagedCache) -> ctypes.Array[_Pages]:
-        """Where the cache's layers are; it moves them when it grows."""
+        """Addresses of the cache's layers; it moves them when it grows."""
         known, size = self._pages, (cache.pages, cache.rows)
         if known is None or known[0]() is not cache or known[1] != size:
-            found = (_Pages * len(cache.layers))(
-                *(
-                    _Pages(
-                        layer.keys.data_ptr(),
-                        layer.values.data_ptr(),
-                        layer.table.data_ptr(),
-                        layer.table.shape[1],
-                        layer.window,
-                    )
-                    for layer in cache.layers
-                )
-            )
+            found = (_Pages * len(cache.layers))(*map(_pages, cache.layers))
             known = self._pages = (weakref.ref(cache), size, found)
         return known[2]
 
@@ -149,26 +122,18 @@ class _Stack(ctypes.Structure):
     )  # fmt: skip
 
 
+def _pages(layer: LayerCache) -> _Pages:
+    tensors = (layer.keys, layer.values, layer.table)
+    return _Pages(*map(address, tensors), layer.table.shape[1], layer.window)
+
+
 def _block(block: BlockWeights) -> _Block:
-    return _Block(
-        *_norm(block.attention_norm),
-        *_norm(block.feed_forward_norm),
-        *map(_matrix, block.matrices),
-    )
-
-
-def _norm(norm: Norm) -> tuple[int | None, int | None]:
-    return address(norm.weight), address(norm.shift)
+    before, after = block.attention_norm, block.feed_forward_norm
+    norms = (before.weight, before.shift, after.weight, after.shift)
+    return _Block(*map(address, norms), *map(_matrix, block.matrices))
 
 
 def _matrix(weight: Weight) -> _Matrix:
+    tensors = (weight.values, weight.scales, weight.bias)
     outputs, inputs = weight.shape
-    return _Matrix(
-        weight.values.data_ptr(),
-        address(weight.scales),
-        address(weight.bias),
-        inputs,
-        outputs,
-        weight.group,
-        weight.in_panels,
-    )
+    return _Matrix(*map(address, tensors), inputs, outputs, weight.group, weight.in_panels)

@@ -1,7 +1,5 @@
-"""What transformers calls the settings and weights of each family of models, and what of a
-config.json our decoder does not have.
-
-A family gives names alone; `lmsmith.models.interop.transformers` moves the weights.
+"""Names of settings and weights in transformers' families of models, and a check that our decoder
+supports a config.json; `lmsmith.models.interop.transformers` converts the weights.
 """
 
 from __future__ import annotations
@@ -38,17 +36,16 @@ class Family:
 
     Attributes:
         model_type: in config.json.
-        classes: whose weights we read: with an unembedding, and without.
+        classes: architectures that are read: with an unembedding, and without.
         prefix: before all names but the unembedding's; files of the bare model have none.
         layers: name of the list of blocks.
         outside: our parameter, without ``.weight`` or ``.bias`` → theirs, outside the blocks.
-        inside: the same inside a block; where theirs are several, ours is all of them, stacked.
+        inside: the same inside a block; ours is all of theirs, stacked.
         settings: our setting → theirs.
-        defaults: our settings where config.json says nothing.
-        required: our settings that config.json must say.
-        allowed: their setting → the values that we have; one that is absent is fine.
-        read_more: their settings → those of ours that a name alone does not give.
-        write_more: the inverse.
+        defaults: our settings where config.json has none.
+        allowed: their setting → the values that our decoder supports; it may be absent.
+        write_more, read_more: settings that need more than another name.
+        required: our settings that config.json must have.
         input_first: whether the blocks' matrices are stored (inputs, outputs).
         scales_scores: whether scores are divided by √head_width; if not, the query's weights hold
             that factor.
@@ -73,8 +70,9 @@ class Family:
         """The shape; raises KeyError where a setting is missing."""
         ours = dict(self.defaults)
         for name, theirs in self.settings.items():
-            value: Any = settings[theirs] if name in self.required else settings.get(theirs)
-            if value is not None or name in self.required:
+            needed = name in self.required
+            value: Any = settings[theirs] if needed else settings.get(theirs)
+            if value is not None or needed:
                 ours[name] = _ACTIVATIONS[value] if name == "activation" else value
         return ModelConfig(**ours | self.read_more(settings))
 
@@ -88,7 +86,7 @@ class Family:
 
 
 def spelt_out(config: ModelConfig) -> ModelConfig:
-    """With no width or number of heads left to a default."""
+    """With every width and number of heads written out."""
     return replace(
         config,
         ffn_width=config.resolved_ffn_width,
@@ -155,10 +153,9 @@ _ROPE_METHODS = tuple(name for name in _ROPE_KEYS if name != "none")
 
 def _read_llama(settings: Settings) -> dict[str, Any]:
     """Rotary positions, from version 5's ``rope_parameters`` or the older keys; biases."""
-    table = rope_table(settings)
+    table = _rope_table(settings)
     theta = float(table.get("rope_theta") or settings.get("rope_theta") or 10_000.0)
-    method: Any = table.get("rope_type") or table.get("type") or "default"
-    method = "none" if method == "default" else method
+    method = "none" if _rope_method(table) == "default" else _rope_method(table)
     context = int(settings["max_position_embeddings"])
     known = _ROPE_KEYS[method]
     values = {ours: table[key] for ours, key in known.items() if table.get(key) is not None}
@@ -170,14 +167,21 @@ def _read_llama(settings: Settings) -> dict[str, Any]:
     if method == "dynamic":
         scaling = replace(scaling, original_context=context)
         context = int(context * scaling.factor)
-    bias = bool(settings.get("attention_bias", False))
-    rope = {"context": context, "rope_theta": theta, "rope_scaling": scaling}
-    return rope | {"attention_output_bias": bias}
+    return {
+        "context": context,
+        "rope_theta": theta,
+        "rope_scaling": scaling,
+        "attention_output_bias": bool(settings.get("attention_bias", False)),
+    }
 
 
-def rope_table(settings: Settings) -> Any:
-    """What config.json says of rotary positions: transformers takes ``rope_scaling`` first."""
+def _rope_table(settings: Settings) -> Any:
+    """Settings of rotary positions: transformers takes ``rope_scaling`` first."""
     return settings.get("rope_scaling") or settings.get("rope_parameters") or {}
+
+
+def _rope_method(table: Mapping[str, Any]) -> Any:
+    return table.get("rope_type") or table.get("type") or "default"
 
 
 def _write_llama(config: ModelConfig) -> dict[str, Any]:
@@ -206,7 +210,7 @@ _GPT_SETTINGS = {
 
 
 def _write_gpt_dropout(config: ModelConfig) -> dict[str, Any]:
-    return {"embd_pdrop": config.dropout, "attn_pdrop": config.dropout}
+    return dict.fromkeys(("embd_pdrop", "attn_pdrop"), config.dropout)
 
 
 _GPT_INSIDE = {
@@ -260,11 +264,7 @@ FAMILIES: Mapping[str, Family] = {
             {"token_embedding": "wte", "position_embedding": "wpe", "final_norm": "ln_f"},
             {
                 **_GPT_INSIDE,
-                "attention.query_key_value": [
-                    "attn.attention.q_proj",
-                    "attn.attention.k_proj",
-                    "attn.attention.v_proj",
-                ],
+                "attention.query_key_value": [f"attn.attention.{part}_proj" for part in "qkv"],
                 "attention.output": ["attn.attention.out_proj"],
             },
             {
@@ -293,11 +293,7 @@ FAMILIES: Mapping[str, Family] = {
             {"token_embedding": "embed_tokens", "final_norm": "norm"},
             {
                 "attention_norm": ["input_layernorm"],
-                "attention.query_key_value": [
-                    "self_attn.q_proj",
-                    "self_attn.k_proj",
-                    "self_attn.v_proj",
-                ],
+                "attention.query_key_value": [f"self_attn.{part}_proj" for part in "qkv"],
                 "attention.output": ["self_attn.o_proj"],
                 "feed_forward_norm": ["post_attention_layernorm"],
                 "feed_forward.gate": ["mlp.gate_proj"],
@@ -327,11 +323,7 @@ FAMILIES: Mapping[str, Family] = {
                 "ffn_bias": False,
                 "tied_embeddings": False,
             },
-            {
-                "hidden_act": ("silu",),
-                "sliding_window": (None,),
-                "partial_rotary_factor": (1.0,),
-            },
+            {"hidden_act": ("silu",), "sliding_window": (None,), "partial_rotary_factor": (1.0,)},
             _write_llama,
             _read_llama,
             (*_SIZES, "ffn_width"),
@@ -341,8 +333,8 @@ FAMILIES: Mapping[str, Family] = {
 """model_type → names."""
 
 
-def refuse_unsupported(settings: Mapping[str, Any], where: str) -> None:
-    """Raise one UserError that names everything in a config.json that we do not have."""
+def refuse_unsupported(settings: Settings, where: str) -> None:
+    """Raise one UserError that names everything unsupported in a config.json."""
     family = str(settings.get("model_type"))
     if family not in FAMILIES:
         named = ", ".join(map(str, settings.get("architectures") or [])) or "no architecture"
@@ -351,40 +343,33 @@ def refuse_unsupported(settings: Mapping[str, Any], where: str) -> None:
             "not an architecture that lmsmith has",
             f"it reads {', '.join(family.classes[0] for family in FAMILIES.values())}",
         )
-    problems = [Problem(*problem) for problem in unsupported(settings)]
-    if problems:
+    if problems := list(_unsupported(settings, FAMILIES[family])):
         raise SettingsError(problems, where)
 
 
-def unsupported(settings: Mapping[str, Any]) -> Iterator[tuple[str, object, str, str]]:
-    """(key, value, expected, fix) of everything that our decoder does not have."""
-    family = FAMILIES[str(settings["model_type"])]
+def _unsupported(settings: Settings, family: Family) -> Iterator[Problem]:
     for name in settings.get("architectures") or []:
         if name not in family.classes:
             fix = "its head is no part of a language model"
-            yield "architectures", name, " or ".join(family.classes), fix
+            yield Problem("architectures", name, " or ".join(family.classes), fix)
     for key, values in family.allowed.items():
         if key in settings and settings[key] not in values:
-            yield key, settings[key], " or ".join(map(str, values)), _FIX
+            yield Problem(key, settings[key], " or ".join(map(str, values)), _FIX)
     if settings.get("quantization_config"):
         fix = "take the model's unquantised files, or its GGUF file"
-        yield "quantization_config", "a quantised model", "none", fix
-    kinds = settings.get("layer_types") or []
-    if other := sorted(set(kinds) - {"full_attention"}):
-        yield "layer_types", ", ".join(other), "full_attention", _FIX
-    if family.model_type == "llama":
-        yield from _unsupported_rope(settings)
-
-
-def _unsupported_rope(settings: Mapping[str, Any]) -> Iterator[tuple[str, object, str, str]]:
-    table = rope_table(settings)
-    if not isinstance(table, Mapping):
-        yield "rope_scaling", table, "an object", "fetch the file again"
+        yield Problem("quantization_config", "a quantised model", "none", fix)
+    if other := sorted(set(settings.get("layer_types") or []) - {"full_attention"}):
+        yield Problem("layer_types", ", ".join(other), "full_attention", _FIX)
+    if family.model_type != "llama":
         return
-    method = table.get("rope_type") or table.get("type") or "default"
-    if method not in _ROPE_METHODS and method != "default":
-        yield "rope_type", method, f"default, {', '.join(_ROPE_METHODS)}", _FIX
+    table = _rope_table(settings)
+    if not isinstance(table, Mapping):
+        yield Problem("rope_scaling", table, "an object", "fetch the file again")
+        return
+    method, known = _rope_method(table), ("default", *_ROPE_METHODS)
+    if method not in known:
+        yield Problem("rope_type", method, ", ".join(known), _FIX)
     if table.get("mscale"):
-        yield "mscale", table["mscale"], "none", _FIX
+        yield Problem("mscale", table["mscale"], "none", _FIX)
     if table.get("partial_rotary_factor", 1.0) != 1.0:
-        yield "partial_rotary_factor", table["partial_rotary_factor"], "1.0", _FIX
+        yield Problem("partial_rotary_factor", table["partial_rotary_factor"], "1.0", _FIX)

@@ -1,8 +1,9 @@
-"""Hugging Face folders: settings and weights read from config.json and safetensors, and written."""
+"""Read and write Hugging Face folders: config.json and safetensors."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,30 +29,35 @@ def read_transformers_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tenso
 
     Raises:
         UserError: a file is missing or damaged, the weights are pickled, or the model has
-            something that ours has not (all of it is named).
+            unsupported settings (all are named).
     """
-    settings = read_settings(folder)
-    try:
-        return from_transformers(settings, read_weights(folder))
-    except UserError as error:
-        raise UserError(f"{folder}: {error.problem}", error.fix) from error
+    settings = _read_settings(folder)
+    with _naming(folder):
+        return from_transformers(settings, _read_weights(folder))
 
 
 def read_transformers_config(folder: Path) -> ModelConfig:
     """The shape alone.
 
     Raises:
-        UserError: config.json is missing or damaged, or has something that ours has not.
+        UserError: config.json is missing or damaged, or has unsupported settings.
     """
-    settings = read_settings(folder)
-    try:
+    settings = _read_settings(folder)
+    with _naming(folder):
         return read_shape(FAMILIES[settings["model_type"]], settings)
+
+
+@contextlib.contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    """Begin the message of a UserError with the folder."""
+    try:
+        yield
     except UserError as error:
         raise UserError(f"{folder}: {error.problem}", error.fix) from error
 
 
-def read_settings(folder: Path) -> dict[str, Any]:
-    """The contents of config.json, if we have everything that it asks for."""
+def _read_settings(folder: Path) -> dict[str, Any]:
+    """The contents of a config.json that our decoder supports."""
     path = folder / CONFIG_FILE
     settings = read_json(path)
     if not isinstance(settings, dict):
@@ -60,12 +66,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder's safetensors, of one file or as its index says.
-
-    Raises:
-        UserError: there are none, they are damaged, or pickled.
-    """
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a folder's safetensors, of one file or as its index says."""
     if (folder / WEIGHTS_FILE).is_file():
         return _load(folder / WEIGHTS_FILE)
     index = folder / INDEX_FILE
@@ -82,8 +84,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         if not (folder / name).is_file():
             raise UserError(f"{folder} lacks {name}, a part of the weights", "fetch it again")
         found |= _load(folder / name)
-    missing = sorted(set(places) - set(found))
-    if missing:
+    if missing := sorted(set(places) - set(found)):
         raise UserError(f"{folder}: its files lack {missing[0]}", "fetch them again")
     return found
 
@@ -116,13 +117,9 @@ def write_transformers_model(
     dtype: torch.dtype = torch.float32,
     tokens: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write config.json, generation_config.json and model.safetensors into a folder.
+    """Write config.json, generation_config.json and model.safetensors into an existing folder.
 
-    Args:
-        folder: is there.
-        config, state: the model.
-        dtype: of the weights in the file.
-        tokens: ``bos_token_id``, ``eos_token_id`` (one or several) and ``pad_token_id``.
+    ``tokens`` are ``bos_token_id``, ``eos_token_id`` (one or several) and ``pad_token_id``.
 
     Raises:
         UserError: transformers has no model of this shape.
@@ -134,10 +131,8 @@ def write_transformers_model(
     name = str(dtype).removeprefix("torch.")
     write_json(folder / CONFIG_FILE, {**settings, **tokens, **first, "dtype": name})
     write_json(folder / "generation_config.json", tokens)
-    cast = {name: _owned(tensor.to(dtype)) for name, tensor in weights.items()}
+    cast = {
+        name: tensor.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in weights.items()  # safetensors takes no shared memory
+    }
     save_file(cast, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-
-
-def _owned(tensor: Tensor) -> Tensor:
-    """In memory of its own, as safetensors wants it."""
-    return tensor.detach().clone(memory_format=torch.contiguous_format)

@@ -1,7 +1,7 @@
-"""The GGUF container: read, and written as F32, F16, BF16 or Q8_0.
+"""Read and write GGUF files, as F32, F16, BF16 or Q8_0.
 
-The package gguf reads it too, through one NumPy view a string: seconds for a vocabulary of 49,152
-(docs/decisions/010). The layout is that of the specification (ggml/docs/gguf.md).
+The package gguf needs seconds to read a vocabulary of 49,152 (docs/decisions/010). The layout is
+that of the specification (ggml/docs/gguf.md).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class GgufTensor:
 
     Attributes:
         type: how its numbers are packed.
-        shape: (rows, columns), as PyTorch counts.
+        shape: (rows, columns), as in PyTorch.
         data: its bytes, uint8, in the memory-mapped file.
     """
 
@@ -54,12 +54,7 @@ class GgufTensor:
 
 @dataclass(frozen=True)
 class GgufFile:
-    """A file that was opened.
-
-    Attributes:
-        metadata: values by key.
-        tensors: by name.
-    """
+    """Metadata by key, and tensors by name."""
 
     metadata: Mapping[str, Any]
     tensors: Mapping[str, GgufTensor]
@@ -69,8 +64,8 @@ def open_gguf(path: Path) -> GgufFile:
     """Read the metadata of a GGUF file and map its tensors into memory.
 
     Raises:
-        UserError: it is missing, is not GGUF of a version and byte order that is known, is one
-            of several parts, or ends too early.
+        UserError: it is missing, is not GGUF of a known version and byte order, is one of several
+            parts, or ends too early.
     """
     try:
         with path.open("rb") as file:
@@ -81,11 +76,8 @@ def open_gguf(path: Path) -> GgufFile:
         raise UserError(f"{path}: not a GGUF file", "name a file that ends in .gguf")
     version = int.from_bytes(data[4:8], "little")
     if version not in VERSIONS:
-        what = (
-            "written for the other byte order"
-            if version and not version & 0xFFFF
-            else f"GGUF {version}"
-        )
+        swapped = version and not version & 0xFFFF
+        what = "written for the other byte order" if swapped else f"GGUF {version}"
         raise UserError(
             f"{path}: {what}; versions {' and '.join(map(str, VERSIONS))} can be read",
             "fetch a newer file of this model",
@@ -133,7 +125,7 @@ def _parse(data: mmap.mmap, path: Path) -> GgufFile:
 
 
 class _Cursor:
-    """A place in the file that moves on with what is read. Numbers are little-endian."""
+    """A position in the file that advances with each read. Numbers are little-endian."""
 
     def __init__(self, data: mmap.mmap, at: int) -> None:
         self._data, self.at, self._end = data, at, len(data)
@@ -173,7 +165,7 @@ class _Cursor:
 
 
 FILE_TYPES = {"f32": 0, "f16": 1, "bf16": 32, "q8_0": 7}
-"""Ways to pack matrices, with llama.cpp's numbers of them (``general.file_type``)."""
+"""Ways to pack matrices → llama.cpp's ``general.file_type``."""
 
 _ALWAYS_F32 = ("position_embd.", "rope_freqs.")
 Bytes = NDArray[np.uint8]
@@ -186,13 +178,13 @@ def write_gguf(
     tensors: Iterable[tuple[str, Tensor]],
     kind: str = "f16",
 ) -> None:
-    """Write one file, atomically. Vectors and positions stay float32, as llama.cpp wants them.
+    """Write one file, atomically. Vectors and positions stay float32, as llama.cpp expects.
 
     Args:
         path: of the file.
-        architecture: llama.cpp's name of it.
-        metadata: whole numbers, decimals, truth values, texts, and lists of one of them.
-        tensors: names and weights, as PyTorch counts dimensions.
+        architecture: llama.cpp's name.
+        metadata: int, float, bool, str, and lists of one of them.
+        tensors: names and weights, dimensions as in PyTorch.
         kind: one of `FILE_TYPES`. Rows that q8_0 cannot pack, not multiples of 32, become f16.
 
     Raises:
@@ -211,12 +203,13 @@ def write_gguf(
         writer = GGUFWriter(partial, architecture)
         try:
             for key, value in {**metadata, "general.file_type": FILE_TYPES[kind]}.items():
-                _add(writer, key, value)
+                if key != "general.architecture":  # the writer adds it
+                    getattr(writer, _ADDERS.get(type(value), "add_array"))(key, value)
             for name, tensor in held:
-                packed_as = GGMLQuantizationType[kinds[name].upper()]
+                type_ = GGMLQuantizationType[kinds[name].upper()]
                 size = packed_bytes(tensor.shape, kinds[name])
                 shape = [*tensor.shape[:-1], size // max(1, tensor.numel() // tensor.shape[-1])]
-                writer.add_tensor_info(name, shape, np.dtype(np.uint8), size, packed_as)
+                writer.add_tensor_info(name, shape, np.dtype(np.uint8), size, type_)
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
@@ -259,16 +252,4 @@ def pack(tensor: Tensor, kind: str, name: str = "a tensor") -> Bytes:
     return plain
 
 
-def _add(writer: Any, key: str, value: Any) -> None:
-    if key == "general.architecture":
-        return
-    if isinstance(value, bool):
-        writer.add_bool(key, value)
-    elif isinstance(value, int):
-        writer.add_uint32(key, value)
-    elif isinstance(value, float):
-        writer.add_float32(key, value)
-    elif isinstance(value, str):
-        writer.add_string(key, value)
-    else:
-        writer.add_array(key, value)
+_ADDERS = {bool: "add_bool", int: "add_uint32", float: "add_float32", str: "add_string"}

@@ -1,7 +1,7 @@
-"""Settings and weights as GGUF files have them, to ours and back: architectures gpt2 and llama.
+"""Convert settings and weights of GGUF files to ours and back: architectures gpt2 and llama.
 
-Names are those of llama.cpp (gguf-py's constants); Llama's rotary pairs lie side by side there,
-so the rows of its queries and keys are in another order than ours.
+Names are those of llama.cpp (gguf-py's constants). Llama's rotary pairs are adjacent there, so the
+rows of its queries and keys have another order than ours.
 """
 
 from __future__ import annotations
@@ -18,14 +18,18 @@ from lmsmith.core.config import Problem, SettingsError, problems_in
 from lmsmith.core.errors import UserError
 from lmsmith.models.config import ModelConfig, RopeScaling
 from lmsmith.models.interop.gguf_file import GgufFile
-from lmsmith.models.interop.transformers import parameter_shapes
+from lmsmith.models.interop.transformers import (
+    join_parts,
+    parameter_shapes,
+    query_key_value_rows,
+)
 from lmsmith.models.positions import llama3_frequencies, rotary_frequencies
 
 ROPE_FACTORS = "rope_freqs.weight"
-"""What each rotary frequency is divided by: Llama 3's scaling, worked out."""
+"""Divisors of the rotary frequencies, which Llama 3's scaling gives."""
 
 _LLAMA3 = RopeScaling("llama3", 8.0, 8192, 1.0, 4.0)
-"""The published settings, which the factors in a file are compared with."""
+"""The published settings."""
 
 _GUESSED_ORIGINALS = (8192, 4096, 2048, 16384, 32768, 1024, 512)
 
@@ -52,8 +56,8 @@ class Architecture:
     Attributes:
         read: metadata and tensors → our settings; problems go to the list.
         write: our settings → metadata, keys without the architecture's name.
-        query_key_value: names of the parts of that one matrix of ours.
-        interleaved: whether rotary pairs lie side by side.
+        query_key_value: names of the parts of our one matrix.
+        interleaved: whether rotary pairs are adjacent.
     """
 
     read: Callable[[_Values], ModelConfig]
@@ -63,7 +67,7 @@ class Architecture:
 
 
 class _Values:
-    """A file's metadata under its architecture's name, and what is wrong with it."""
+    """A file's metadata under its architecture's name, and their problems."""
 
     def __init__(self, file: GgufFile, architecture: str) -> None:
         self.file, self._prefix = file, f"{architecture}."
@@ -73,7 +77,7 @@ class _Values:
         return self.file.metadata.get(self._prefix + key, default)
 
     def whole(self, key: str, default: int | None = None) -> int:
-        """A number; lists of one number for each layer must hold it alone."""
+        """A whole number; a list of one number for each layer must hold one value."""
         value = self.get(key, default)
         values = set(value) if isinstance(value, list) else {value}
         if len(values) == 1 and isinstance(found := values.pop(), int) and found >= 0:
@@ -97,7 +101,7 @@ class _Values:
 
     @property
     def tied(self) -> bool:
-        """No tensor of its own, or the embedding's bytes once more."""
+        """Whether the unembedding is no tensor of its own, or has the embedding's bytes."""
         tensors = self.file.tensors
         if "output.weight" not in tensors or "token_embd.weight" not in tensors:
             return True
@@ -151,9 +155,7 @@ def _read_llama(values: _Values) -> ModelConfig:
         ("attention.sliding_window", 0),
     ):
         if (found := values.get(key, expected)) != expected:
-            fix = "lmsmith's decoder has no other kind"
-            values.refuse(key, found, str(expected), fix)
-    inner_bias = values.has("blk.0.ffn_up.bias")
+            values.refuse(key, found, str(expected), "lmsmith's decoder has no other kind")
     return ModelConfig(
         values.whole("block_count"),
         width,
@@ -171,7 +173,7 @@ def _read_llama(values: _Values) -> ModelConfig:
         activation="swiglu",
         qkv_bias=values.has("blk.0.attn_q.bias"),
         attention_output_bias=values.has("blk.0.attn_output.bias"),
-        ffn_bias=inner_bias,
+        ffn_bias=values.has("blk.0.ffn_up.bias"),
         tied_embeddings=values.tied,
     )
 
@@ -201,7 +203,7 @@ def _read_scaling(values: _Values, width: int) -> RopeScaling:
 
 
 def shortest(value: float, digits: int = 6) -> float:
-    """A float32 without the digits that it does not have."""
+    """A float32 rounded to its significant digits."""
     return float(f"{value:.{digits}g}")
 
 
@@ -210,7 +212,7 @@ def _yarn_magnitude(factor: float) -> float:
 
 
 def _read_factors(values: _Values, width: int, original: int) -> RopeScaling:
-    """Llama 3's settings from the divisors of the frequencies that they lead to."""
+    """Llama 3's settings, found from the divisors of the frequencies."""
     theta = values.number("rope.freq_base", 10_000.0)
     found = values.file.tensors[ROPE_FACTORS].read()
     low = values.number("rope.scaling.low_freq_factor", _LLAMA3.low_frequency_factor)
@@ -225,7 +227,7 @@ def _read_factors(values: _Values, width: int, original: int) -> RopeScaling:
 
 
 def llama3_factors(width: int, theta: float, scaling: RopeScaling) -> Tensor:
-    """What Llama 3's scaling divides each rotary frequency by, (width / 2)."""
+    """Llama 3's divisor of each rotary frequency, (width / 2)."""
     frequencies = rotary_frequencies(width, theta)
     return frequencies / llama3_frequencies(frequencies, scaling)
 
@@ -266,37 +268,29 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 def from_gguf(
     file: GgufFile, dtype: torch.dtype = torch.float32
 ) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """The model in a GGUF file as one of ours.
+    """Convert the model in a GGUF file.
 
     Returns:
         The shape, and what `Decoder.load_state_dict` takes, in ``dtype``.
 
     Raises:
-        UserError: another architecture, settings that we do not have (all of them are named), or
-            tensors that are missing, of another shape, or without a place.
+        UserError: another architecture, unsupported settings (all are named), or tensors that are
+            missing, of another shape, or without a place.
     """
     architecture, config = _read_config(file)
-    state: dict[str, Tensor] = {}
     used = {ROPE_FACTORS, "output.weight"}
-    for ours, shape in parameter_shapes(config).items():
-        parts = []
-        for number, theirs in enumerate(_their_names(architecture, ours)):
-            if theirs not in file.tensors:
-                raise UserError(f"the GGUF file lacks the tensor {theirs}", "fetch it again")
-            used.add(theirs)
-            part = file.tensors[theirs].read(dtype)
-            if heads := _turned_heads(architecture, config, ours, number):
-                part = halves_apart(part, heads)
-            parts.append(part)
-        weight = torch.cat(parts) if len(parts) > 1 else parts[0]
-        if weight.shape != shape:
-            raise UserError(
-                f"{theirs} has the shape {tuple(weight.shape)}, not {tuple(shape)}",
-                "the file is not what its metadata says: fetch it again",
-            )
-        state[ours] = weight
-    left = sorted(set(file.tensors) - used)
-    if left:
+
+    def read(ours: str, theirs: str, number: int) -> Tensor:
+        if theirs not in file.tensors:
+            raise UserError(f"the GGUF file lacks the tensor {theirs}", "fetch it again")
+        used.add(theirs)
+        part = file.tensors[theirs].read(dtype)
+        heads = _interleaved_heads(architecture, config, ours, number)
+        return halves_apart(part, heads) if heads else part
+
+    fix = "the file is not what its metadata says: fetch it again"
+    state = join_parts(config, lambda ours: _their_names(architecture, ours), read, fix)
+    if left := sorted(set(file.tensors) - used):
         raise UserError(
             f"the GGUF file has tensors without a place in our decoder: {', '.join(left[:3])}",
             "it is a variant of its architecture that lmsmith does not have",
@@ -319,8 +313,7 @@ def _read_config(file: GgufFile) -> tuple[Architecture, ModelConfig]:
         )
     values = _Values(file, str(name))
     config = architecture.read(values)
-    problems = values.problems or problems_in(config)
-    if problems:
+    if problems := values.problems or problems_in(config):
         raise SettingsError(problems, "the GGUF file")
     return architecture, config
 
@@ -328,17 +321,16 @@ def _read_config(file: GgufFile) -> tuple[Architecture, ModelConfig]:
 def to_gguf(
     config: ModelConfig, state: Mapping[str, Tensor]
 ) -> tuple[str, dict[str, Any], Iterator[tuple[str, Tensor]]]:
-    """A model of ours as llama.cpp has it.
+    """Convert a model to llama.cpp's format.
 
     Returns:
         The architecture, metadata by key, and the tensors one by one.
 
     Raises:
-        UserError: llama.cpp has no such model; everything that stands against it is named.
+        UserError: llama.cpp does not support the model; every reason is named.
     """
     name = "llama" if config.positions == "rotary" else "gpt2"
-    problems = [Problem(*problem) for problem in _against(config, name)]
-    if problems:
+    if problems := list(_unsupported(config, name)):
         raise SettingsError(problems, f"a GGUF file (llama.cpp's {name})")
     architecture = ARCHITECTURES[name]
     metadata = {f"{name}.{key}": value for key, value in architecture.write(config).items()}
@@ -348,45 +340,38 @@ def to_gguf(
 def _their_tensors(
     architecture: Architecture, config: ModelConfig, state: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, Tensor]]:
-    per_head = config.width_per_head
-    if config.rope_scaling.method == "llama3":
-        yield ROPE_FACTORS, llama3_factors(per_head, config.rope_theta, config.rope_scaling)
-    shared = config.resolved_kv_heads * per_head
+    scaling = config.rope_scaling
+    if scaling.method == "llama3":
+        yield ROPE_FACTORS, llama3_factors(config.width_per_head, config.rope_theta, scaling)
     for ours in parameter_shapes(config):
-        names = _their_names(architecture, ours)
-        weight = state[ours]
-        parts = (
-            (weight,)
-            if len(names) == 1
-            else torch.split(weight, [config.heads * per_head] + [shared] * 2)
-        )
+        names, weight = _their_names(architecture, ours), state[ours]
+        parts = (weight,) if len(names) == 1 else torch.split(weight, query_key_value_rows(config))
         for number, (theirs, part) in enumerate(zip(names, parts, strict=True)):
-            heads = _turned_heads(architecture, config, ours, number)
+            heads = _interleaved_heads(architecture, config, ours, number)
             yield theirs, pairs_together(part, heads) if heads else part
 
 
-def _against(config: ModelConfig, name: str) -> Iterator[tuple[str, object, str, str]]:
-    """What of a shape llama.cpp's architecture does not have, as (key, value, expected, fix)."""
+def _unsupported(config: ModelConfig, name: str) -> Iterator[Problem]:
     wanted: dict[str, object] = {"norm_position": "pre"}
     if name == "llama":
         wanted |= {"norm": "rms", "activation": "swiglu"}
     else:
         wanted |= {"norm": "layer", "activation": "gelu_tanh", "positions": "learned"}
-        wanted |= {"qkv_bias": True, "attention_output_bias": True}
-        wanted |= {"ffn_bias": True}
+        wanted |= dict.fromkeys(("qkv_bias", "attention_output_bias", "ffn_bias"), True)
     fix = "export it to hf, or train another shape"
     for key, value in wanted.items():
         if getattr(config, key) != value:
-            yield key, getattr(config, key), str(value), fix
+            yield Problem(key, getattr(config, key), str(value), fix)
     if any(config.window_of(layer) for layer in range(config.layers)):
-        yield "attention_pattern", list(config.attention_pattern), '["dense"]', fix
+        yield Problem("attention_pattern", list(config.attention_pattern), '["dense"]', fix)
     if name == "gpt2" and config.resolved_kv_heads != config.heads:
-        yield "kv_heads", config.resolved_kv_heads, f"heads ({config.heads})", fix
+        yield Problem("kv_heads", config.resolved_kv_heads, f"heads ({config.heads})", fix)
     if name == "gpt2" and config.width_per_head * config.heads != config.width:
-        yield "head_width", config.head_width, "width / heads", fix
+        yield Problem("head_width", config.head_width, "width / heads", fix)
     scaling = config.rope_scaling
     if scaling.method == "dynamic" or (scaling.method == "yarn" and not scaling.truncate):
-        yield "rope_scaling.method", scaling.method, "none, linear, llama3 or yarn, rounded", fix
+        expected = "none, linear, llama3 or yarn, rounded"
+        yield Problem("rope_scaling.method", scaling.method, expected, fix)
 
 
 def _their_names(architecture: Architecture, ours: str) -> list[str]:
@@ -399,15 +384,17 @@ def _their_names(architecture: Architecture, ours: str) -> list[str]:
     return [f"blk.{layer}.{name}.{kind}" for name in names]
 
 
-def _turned_heads(architecture: Architecture, config: ModelConfig, ours: str, number: int) -> int:
-    """Heads in part ``number`` of a matrix whose rows are in another order; 0 if they are not."""
+def _interleaved_heads(
+    architecture: Architecture, config: ModelConfig, ours: str, number: int
+) -> int:
+    """Heads in part ``number`` of a matrix with interleaved rows; 0 for other parts."""
     if not architecture.interleaved or ".query_key_value." not in ours:
         return 0
     return (config.heads, config.resolved_kv_heads, 0)[number]
 
 
 def pairs_together(rows: Tensor, heads: int) -> Tensor:
-    """Rows i and i + head_width / 2 of each head, which turn together, side by side."""
+    """Interleave rows i and i + head_width / 2 of each head."""
     return rows.reshape(heads, 2, -1, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
 
 

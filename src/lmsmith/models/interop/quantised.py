@@ -1,7 +1,7 @@
-"""Numbers as GGUF files pack them, unpacked.
+"""Unpack the numbers of GGUF files.
 
-Three kinds of blocks are unpacked here, since files of small models are mostly made of them and
-speed is felt; the package gguf unpacks all others.
+Three kinds of blocks are unpacked here, since files of small models mostly consist of them and
+speed matters; the package gguf unpacks all others.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from lmsmith.core.errors import UserError
 
 AT_ONCE = 1 << 15
-"""Blocks unpacked together: their numbers fit the second cache."""
+"""Blocks unpacked together: their numbers fit the L2 cache."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class TensorType:
 
     Attributes:
         number: in the file.
-        name: as llama.cpp says.
+        name: llama.cpp's.
         block: numbers that are packed together.
-        block_bytes: that a block takes.
+        block_bytes: size of a block.
     """
 
     number: int
@@ -65,20 +65,18 @@ def _unpack_8_bits(blocks_nb: Tensor, numbers_nk: Tensor) -> None:
     torch.mul(blocks_nb[:, 2:].view(torch.int8), _half(blocks_nb, 0), out=numbers_nk)
 
 
-def _unpack_4_bits(blocks_nb: Tensor, numbers_nk: Tensor) -> None:
-    """Scale and 32 half bytes, first all low ones: x = d·(q − 8)."""
-    scale_n1, packed_nk = _half(blocks_nb, 0), blocks_nb[:, 2:]
+def _unpack_4_bits(blocks_nb: Tensor, numbers_nk: Tensor, start: int = 2, zero: int = 8) -> None:
+    """Scale and, from byte ``start``, 32 half bytes, first all low ones: x = d·(q − zero)."""
+    scale_n1, packed_nk = _half(blocks_nb, 0), blocks_nb[:, start:]
     for half, quants_nk in enumerate((packed_nk & 15, packed_nk >> 4)):
-        quants_nk = quants_nk.view(torch.int8) - 8
+        quants_nk = quants_nk.view(torch.int8) - zero
         torch.mul(quants_nk, scale_n1, out=numbers_nk[:, 16 * half : 16 * half + 16])
 
 
 def _unpack_4_bits_with_least(blocks_nb: Tensor, numbers_nk: Tensor) -> None:
     """Scale, least number and 32 half bytes: x = d·q + m."""
-    scale_n1, least_n1, packed_nk = _half(blocks_nb, 0), _half(blocks_nb, 2), blocks_nb[:, 4:]
-    for half, quants_nk in enumerate((packed_nk & 15, packed_nk >> 4)):
-        torch.mul(quants_nk, scale_n1, out=numbers_nk[:, 16 * half : 16 * half + 16])
-    numbers_nk += least_n1
+    _unpack_4_bits(blocks_nb, numbers_nk, 4, 0)
+    numbers_nk += _half(blocks_nb, 2)
 
 
 def _half(blocks_nb: Tensor, at: int) -> Tensor:
@@ -98,12 +96,12 @@ def tensor_type(number: int, name: str) -> TensorType:
     """The type of that number, of the tensor ``name``.
 
     Raises:
-        UserError: it is one that cannot be unpacked, or only with the package gguf.
+        UserError: it cannot be unpacked, or only with the package gguf.
     """
-    for table in (PLAIN, BLOCKS):
-        if number in table:
-            found: TensorType = table[number][0]
-            return found
+    if number in PLAIN:
+        return PLAIN[number][0]
+    if number in BLOCKS:
+        return BLOCKS[number][0]
     constants, quants = _gguf(f"the tensor {name} is of type {number}")
     try:
         kind = constants.GGMLQuantizationType(number)
@@ -120,14 +118,7 @@ def tensor_type(number: int, name: str) -> TensorType:
 def dequantise(
     data: Tensor, kind: TensorType, shape: tuple[int, ...], dtype: torch.dtype
 ) -> Tensor:
-    """The numbers of a tensor.
-
-    Args:
-        data: its bytes, uint8.
-        kind: how they are packed.
-        shape: of the result.
-        dtype: of the result.
-    """
+    """The numbers of a tensor whose bytes (uint8) are ``data``."""
     if kind.number in PLAIN:
         if data.storage_offset() % kind.block_bytes:  # a file with an alignment of its own
             data = data.clone()
