@@ -113,7 +113,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.token_embedding = nn.Embedding(config.vocabulary_size, config.width)
-        self.position_embedding: nn.Module | None = None
+        self.position_embedding: nn.Module = nn.Identity()  # rotary positions add nothing
         if config.positions == "learned":
             self.position_embedding = nn.Embedding(config.context, config.width)
         elif config.positions == "sinusoidal":
@@ -230,7 +230,7 @@ class Decoder(nn.Module):
         tokens_btd = self.token_embedding(tokens_bt)
         if self.embedding_scale != 1.0:
             tokens_btd = tokens_btd * self.embedding_scale
-        if self.position_embedding is not None:
+        if self.config.positions != "rotary":
             tokens_btd = tokens_btd + self.position_embedding(positions_bt)
         result: Tensor = self.dropout(tokens_btd)
         return result

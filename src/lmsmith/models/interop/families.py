@@ -155,7 +155,8 @@ def _read_llama(settings: Settings) -> dict[str, Any]:
     """Rotary positions, from version 5's ``rope_parameters`` or the older keys; biases."""
     table = _rope_table(settings)
     theta = float(table.get("rope_theta") or settings.get("rope_theta") or 10_000.0)
-    method = "none" if _rope_method(table) == "default" else _rope_method(table)
+    method: Any = _rope_method(table)
+    method = "none" if method == "default" else method
     context = int(settings["max_position_embeddings"])
     known = _ROPE_KEYS[method]
     values = {ours: table[key] for ours, key in known.items() if table.get(key) is not None}
