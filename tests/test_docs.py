@@ -152,7 +152,10 @@ def test_the_page_of_commands_explains_every_argument() -> None:
     assert [row for row in rows if row.endswith("|  |")] == []
 
 
-@pytest.mark.parametrize("name", ["architecture.md", "instructgpt.md"])
-def test_every_file_that_is_named_exists(name: str) -> None:
-    named = re.findall(r"`([a-z_]+(?:/[a-z_]+)*\.py)", (ROOT / "docs" / name).read_text())
-    assert [file for file in named if not (ROOT / "src/lmsmith" / file).is_file()] == []
+@pages
+def test_every_file_that_is_named_exists(page: Path) -> None:
+    named = re.findall(r"`(?:python )?([a-z_0-9]+(?:/[a-z_0-9]+)+\.py)", page.read_text())
+    if page.name in ("architecture.md", "instructgpt.md"):
+        named += re.findall(r"`([a-z_]+\.py)", page.read_text())
+    folders = [ROOT / "src/lmsmith", ROOT]
+    assert [name for name in named if not any((at / name).is_file() for at in folders)] == []
