@@ -78,7 +78,7 @@ def test_gradients_equal_those_of_separate_rows() -> None:
     model = scalar_model(1)
     rankings = random_rankings(2, 4)
     batch = candidate_batch(rankings)
-    together = ranking_loss(candidate_scores(model, batch), batch.ranks_bk, batch.present_bk)
+    together = ranking_loss(candidate_scores(model, batch), batch.ranks_bk)
     gradients = torch.autograd.grad(together, list(model.parameters())[:-1])
 
     rows = [
@@ -86,7 +86,7 @@ def test_gradients_equal_those_of_separate_rows() -> None:
         for r in rankings
     ]
     scores_bk = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    apart = ranking_loss(scores_bk, batch.ranks_bk, batch.present_bk)
+    apart = ranking_loss(scores_bk, batch.ranks_bk)
     torch.testing.assert_close(together, apart)
     for one, other in zip(
         gradients, torch.autograd.grad(apart, list(model.parameters())[:-1]), strict=True
@@ -127,10 +127,10 @@ def test_rankings_that_teach_nothing_are_left_out() -> None:
 
 def test_table_of_scores() -> None:
     rankings = [EncodedRanking([1], [[2], [3]], [2, 1]), EncodedRanking([1], [[2]] * 3, [1, 1, 2])]
-    scores_bk, ranks_bk, present_bk = score_table(rankings, [[0.5, 1.5], [1.0, 2.0, 3.0]])
+    scores_bk, ranks_bk = score_table(rankings, [[0.5, 1.5], [1.0, 2.0, 3.0]])
     assert scores_bk.tolist() == [[0.5, 1.5, 0.0], [1.0, 2.0, 3.0]]
     assert ranks_bk.tolist() == [[2, 1, 0], [1, 1, 2]]
-    assert present_bk.tolist() == [[True, True, False], [True, True, True]]
+    assert (ranks_bk > 0).tolist() == [[True, True, False], [True, True, True]]
 
 
 def ranked(responses: list[str], ranks: list[int], prompt: str = "so") -> Ranking:
@@ -225,7 +225,7 @@ def test_parts_add_up_to_the_whole(rows: int) -> None:
     model, rankings = world(int(torch.randint(0, 1 << 30, ())))
     batch = candidate_batch(rankings)
     scores_bk = candidate_scores(model, batch)
-    whole = ranking_loss(scores_bk, batch.ranks_bk, batch.present_bk)
+    whole = ranking_loss(scores_bk, batch.ranks_bk)
     whole.backward()
     expected = gradients(model)
     longest = max(ranking.length for ranking in rankings)
@@ -233,9 +233,7 @@ def test_parts_add_up_to_the_whole(rows: int) -> None:
     loss, accuracy, tokens = accumulate_ranking_gradients(model, rankings, MACHINE, most)
     found = gradients(model)
     assert loss == pytest.approx(whole.item(), abs=1e-5)
-    assert accuracy == pytest.approx(
-        pair_accuracy(scores_bk.detach(), batch.ranks_bk, batch.present_bk)
-    )
+    assert accuracy == pytest.approx(pair_accuracy(scores_bk.detach(), batch.ranks_bk))
     assert tokens < batch.tokens_bt.numel()
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():

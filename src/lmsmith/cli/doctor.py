@@ -32,7 +32,7 @@ def doctor(*, json: bool = False) -> None:
             "free_disk_bytes": free,
             "torch": torch.__version__,
             "advice_on_threads": advice,
-            "machine": machine.as_dict(),
+            "machine": vars(machine),
             "peak_gflops": peaks,
         })  # fmt: skip
         return

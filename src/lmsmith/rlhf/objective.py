@@ -14,92 +14,68 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def better_pairs(ranks_bk: Tensor, present_bk: Tensor) -> Tensor:
+def better_pairs(ranks_bk: Tensor) -> Tensor:
     """(batch, K, K): True at (w, l) where response w ranks above l; ties and padding are False.
 
-    Args:
-        ranks_bk: 1 is best, equal numbers are ties.
-        present_bk: False where a prompt has fewer than K responses.
+    Here and below ``ranks_bk`` is 1 for the best, equal for ties, and 0 for the padding of a prompt
+    with fewer than K responses, whose scores may be anything.
     """
-    above = ranks_bk[:, :, None] < ranks_bk[:, None, :]
-    return above & present_bk[:, :, None] & present_bk[:, None, :]
+    present_bk = ranks_bk > 0
+    above_bkk = ranks_bk[:, :, None] < ranks_bk[:, None, :]
+    return above_bkk & present_bk[:, :, None] & present_bk[:, None, :]
 
 
-def score_differences(scores_bk: Tensor) -> Tensor:
-    """(batch, K, K): r_w − r_l at (w, l)."""
+def _differences(scores_bk: Tensor) -> Tensor:
+    """(batch, K, K), float32: r_w − r_l at (w, l)."""
+    scores_bk = scores_bk.float()
     return scores_bk[:, :, None] - scores_bk[:, None, :]
 
 
-def ranking_losses(scores_bk: Tensor, ranks_bk: Tensor, present_bk: Tensor) -> Tensor:
-    """−log σ(r_w − r_l) averaged over the pairs of each prompt: (batch,), float32.
+def ranking_loss(scores_bk: Tensor, ranks_bk: Tensor) -> Tensor:
+    """−log σ(r_w − r_l), averaged over the pairs of each prompt, then over prompts; float32.
 
     Ouyang et al. 2022, equation 1, whose 1 / C(K,2) counts the pairs that are not tied, since
-    ties are dropped. A prompt without such a pair has the loss 0.
+    ties are dropped. Prompts without such a pair do not count.
     """
-    pairs_bkk = better_pairs(ranks_bk, present_bk)
+    pairs_bkk = better_pairs(ranks_bk)
+    differences_bkk = _differences(scores_bk.masked_fill(ranks_bk <= 0, 0.0))
     # softplus(−x) = −log σ(x), without overflow
-    losses_bkk = F.softplus(-score_differences(scores_bk.float())).masked_fill(~pairs_bkk, 0.0)
-    return losses_bkk.sum(dim=(1, 2)) / pairs_bkk.sum(dim=(1, 2)).clamp(min=1)
+    losses_bkk = F.softplus(-differences_bkk).masked_fill(~pairs_bkk, 0.0)
+    pairs_b = pairs_bkk.sum(dim=(1, 2))
+    losses_b = losses_bkk.sum(dim=(1, 2)) / pairs_b.clamp(min=1)
+    return losses_b.sum() / (pairs_b > 0).sum().clamp(min=1)
 
 
-def ranking_loss(scores_bk: Tensor, ranks_bk: Tensor, present_bk: Tensor | None = None) -> Tensor:
-    """Mean over prompts of `ranking_losses`; prompts without a pair to learn from do not count.
-
-    Args:
-        scores_bk: rewards of K responses a prompt; anything where ``present_bk`` is False.
-        ranks_bk: 1 is best, equal numbers are ties.
-        present_bk: all True if None.
-    """
-    present_bk = torch.ones_like(ranks_bk, dtype=torch.bool) if present_bk is None else present_bk
-    scores_bk = scores_bk.masked_fill(~present_bk, 0.0)
-    counted_b = better_pairs(ranks_bk, present_bk).any(dim=2).any(dim=1)
-    return ranking_losses(scores_bk, ranks_bk, present_bk).sum() / counted_b.sum().clamp(min=1)
-
-
-def correct_pairs(
-    scores_bk: Tensor, ranks_bk: Tensor, present_bk: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def correct_pairs(scores_bk: Tensor, ranks_bk: Tensor) -> tuple[Tensor, Tensor]:
     """For each prompt, how many of its pairs the scores order rightly, and how many it has.
 
-    A pair of equal scores counts one half. Ties of ranks are no pairs.
-
-    Returns:
-        correct_b (float32) and pairs_b (float32); their sums' ratio is the accuracy.
+    Equal scores count one half; ties of ranks are no pairs. Both are float32; the ratio of their
+    sums is the accuracy.
     """
-    present_bk = torch.ones_like(ranks_bk, dtype=torch.bool) if present_bk is None else present_bk
-    pairs_bkk = better_pairs(ranks_bk, present_bk)
-    differences_bkk = score_differences(scores_bk.float())
+    pairs_bkk, differences_bkk = better_pairs(ranks_bk), _differences(scores_bk)
     right_bkk = (differences_bkk > 0).float() + 0.5 * (differences_bkk == 0).float()
     correct_b = right_bkk.masked_fill(~pairs_bkk, 0.0).sum(dim=(1, 2))
     return correct_b, pairs_bkk.sum(dim=(1, 2)).float()
 
 
-def pair_accuracy(scores_bk: Tensor, ranks_bk: Tensor, present_bk: Tensor | None = None) -> float:
+def pair_accuracy(scores_bk: Tensor, ranks_bk: Tensor) -> float:
     """Share of all pairs that are not tied whose better response has the higher score."""
-    correct_b, pairs_b = correct_pairs(scores_bk, ranks_bk, present_bk)
+    correct_b, pairs_b = correct_pairs(scores_bk, ranks_bk)
     return float(correct_b.sum() / pairs_b.sum().clamp(min=1))
 
 
-def pair_differences(
-    scores_bk: Tensor, ranks_bk: Tensor, present_bk: Tensor | None = None
-) -> Tensor:
+def pair_differences(scores_bk: Tensor, ranks_bk: Tensor) -> Tensor:
     """r_w − r_l of every pair that is not tied, prompt by prompt: (pairs,), float32."""
-    present_bk = torch.ones_like(ranks_bk, dtype=torch.bool) if present_bk is None else present_bk
-    return score_differences(scores_bk.float())[better_pairs(ranks_bk, present_bk)]
+    return _differences(scores_bk)[better_pairs(ranks_bk)]
 
 
 def value_mask(mask_br: Tensor) -> Tensor:
-    """The response mask with one more column: the state after the last token has a value too.
+    """The mask of response tokens with one more column, for states: (batch, response_length + 1).
 
-    Args:
-        mask_br: True where a response token stands (batch, response_length).
-
-    Returns:
-        (batch, response_length + 1): column t is the state before token t; the state one past the
-        last token, in which the score arrives, is included.
+    Column t is the state before token t; the state after the last token, in which the score
+    arrives, has a value too.
     """
-    first = torch.ones_like(mask_br[:, :1])
-    return torch.cat([first, mask_br], dim=1)
+    return torch.cat([torch.ones_like(mask_br[:, :1]), mask_br], dim=1)
 
 
 def token_rewards(
@@ -118,8 +94,8 @@ def token_rewards(
         kl_coefficient: β.
 
     Returns:
-        rewards_bs: (batch, response_length + 1); the score stands in one column, the state right
-            after the response's last token, and is nowhere else.
+        rewards_bs: (batch, response_length + 1), the score in the state right after the
+            response's last token.
         penalties_br: the KL part alone, 0 on padding.
     """
     penalties_br = -kl_coefficient * (log_probs_br - reference_log_probs_br)
@@ -131,7 +107,7 @@ def token_rewards(
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the places where the mask is true; 0 if there is none."""
+    """Mean where the mask is true; 0 if it is nowhere."""
     return (values * mask).sum() / mask.sum().clamp(min=1)
 
 
@@ -156,8 +132,6 @@ def generalised_advantages(
     Args:
         rewards_bs, values_bs: per state (batch, states).
         mask_bs: True for a row's real states, which come first.
-        gamma: γ.
-        gae_lambda: λ.
 
     Returns:
         advantages_bs, and returns_bs = advantages + values; both 0 where the mask is false.
@@ -177,19 +151,16 @@ def generalised_advantages(
 
 @dataclass(frozen=True)
 class PolicyLoss:
-    """The clipped surrogate and what is watched beside it; all scalars.
-
-    Attributes:
-        loss: −E[min(ρA, clip(ρ, 1 ± ε)A)].
-        approximate_kl: ½ E[(log π − log π_old)²].
-        clip_fraction: share of tokens where the clipped term was the smaller.
-        ratio: E[ρ].
-    """
+    """The clipped surrogate and its metrics; all scalars."""
 
     loss: Tensor
+    """−E[min(ρA, clip(ρ, 1 ± ε)A)]."""
     approximate_kl: Tensor
+    """½ E[(log π − log π_old)²]."""
     clip_fraction: Tensor
+    """Share of tokens where the clipped term was the smaller."""
     ratio: Tensor
+    """E[ρ]."""
 
 
 def clipped_policy_loss(
@@ -202,7 +173,7 @@ def clipped_policy_loss(
     """ρ = π/π_old per token; the objective takes the worse of ρA and clip(ρ, 1 − ε, 1 + ε)A.
 
     Args:
-        log_probs_br: under the policy being trained; carries the gradient.
+        log_probs_br: under the trained policy; carries the gradient.
         old_log_probs_br: under the policy that drew the tokens.
         advantages_br: Â, whitened or not.
         mask_br: True where a response token stands.
@@ -255,16 +226,11 @@ Control = Literal["fixed", "adaptive", "band"]
 
 @dataclass
 class KLController:
-    """β and the rule that moves it after each iteration.
+    """β and the rule that moves it after each iteration; KL is in nats per response.
 
-    Attributes:
-        coefficient: β now.
-        control: ``fixed`` leaves it; ``adaptive`` steers the measured KL to ``target`` (Ziegler
-            et al. 2019, section 2.2); ``band`` keeps it between ``low`` and ``high``, doubling β
-            above and halving it below (PPO-penalty, Schulman et al. 2017, section 4).
-        target: KL in nats per response, for ``adaptive``.
-        horizon: episodes over which ``adaptive`` corrects a 100 % error.
-        low, high: KL in nats per response, for ``band``.
+    ``fixed`` leaves it; ``adaptive`` steers the measured KL to ``target`` (Ziegler et al. 2019,
+    section 2.2), a 100 % error over ``horizon`` episodes; ``band`` keeps it between ``low`` and
+    ``high``, doubling β above and halving it below (PPO-penalty, Schulman et al. 2017, section 4).
     """
 
     coefficient: float

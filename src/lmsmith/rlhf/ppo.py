@@ -28,6 +28,7 @@ from lmsmith.core.config import (
 from lmsmith.core.config import decode as decode_settings
 from lmsmith.core.progress import LoggedProgress
 from lmsmith.core.recipe import MachineConfig
+from lmsmith.corpus.batches import Batch
 from lmsmith.generation.engine import SamplingSettings, generate
 from lmsmith.generation.vocabulary import vocabulary_of
 from lmsmith.models.adapters import AdapterConfig, TrainedState
@@ -60,7 +61,7 @@ from lmsmith.rlhf.rollout import (
 from lmsmith.runs.metrics_log import read_metrics
 from lmsmith.runs.stage_folder import StageFolder, derive_seed
 from lmsmith.tokenizers import Tokenizer
-from lmsmith.training.language_model import PackedBatch, accumulate_gradients
+from lmsmith.training.language_model import accumulate_gradients
 from lmsmith.training.loop import Stateful, run_steps
 from lmsmith.training.machine import ResolvedMachine, prepare_process
 from lmsmith.training.optimiser import Optimiser, OptimiserConfig, Schedule, learning_rate_factor
@@ -221,7 +222,7 @@ class PPOTrainer:
         *,
         stop_token: int,
         config: PPOConfig | None = None,
-        pretraining: Callable[[int], PackedBatch] | None = None,
+        pretraining: Callable[[int], Batch] | None = None,
         seed: int = 0,
         machine: ResolvedMachine | None = None,
         decode: Callable[[Sequence[int]], str] | None = None,

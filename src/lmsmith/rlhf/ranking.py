@@ -248,7 +248,7 @@ class CandidateBatch:
         positions_bt: of each token in its own sequence.
         segments_bt: 0 for the prompt, k for the k-th response, −1 for padding.
         ends_bk: the column of each response's last token.
-        ranks_bk, present_bk: 0 and False, as ``ends_bk``, where there is no response.
+        ranks_bk: 0, as ``ends_bk``, where there is no response.
     """
 
     tokens_bt: Tensor
@@ -256,7 +256,6 @@ class CandidateBatch:
     segments_bt: Tensor
     ends_bk: Tensor
     ranks_bk: Tensor
-    present_bk: Tensor
 
     @property
     def mask_bts(self) -> Tensor:
@@ -291,13 +290,13 @@ def candidate_batch(rankings: Sequence[EncodedRanking]) -> CandidateBatch:
                 ends_bk[row, segment - 1] = end - 1
                 ranks_bk[row, segment - 1] = ranking.ranks[segment - 1]
             start = end
-    return CandidateBatch(tokens_bt, positions_bt, segments_bt, ends_bk, ranks_bk, ranks_bk > 0)
+    return CandidateBatch(tokens_bt, positions_bt, segments_bt, ends_bk, ranks_bk)
 
 
 def candidate_scores(model: ScalarModel, batch: CandidateBatch) -> Tensor:
     """The reward of each response, read at its last token: (batch, K), 0 where there is none."""
     values_bt: Tensor = model(batch.tokens_bt, batch.positions_bt, batch.mask_bts)
-    return values_bt.gather(1, batch.ends_bk).masked_fill(~batch.present_bk, 0.0)
+    return values_bt.gather(1, batch.ends_bk).masked_fill(batch.ranks_bk == 0, 0.0)
 
 
 def score_rankings(
@@ -315,15 +314,15 @@ def score_rankings(
 
 def score_table(
     rankings: Sequence[EncodedRanking], scores: Sequence[Sequence[float]]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores, ranks and presence as (rankings, K) tensors, for `lmsmith.rlhf.objective`."""
+) -> tuple[Tensor, Tensor]:
+    """Scores and ranks as (rankings, K) tensors, for `lmsmith.rlhf.objective`."""
     most = max((len(row) for row in scores), default=2)
     scores_bk = torch.zeros(len(scores), most)
     ranks_bk = torch.zeros(len(scores), most, dtype=torch.long)
     for index, (ranking, row) in enumerate(zip(rankings, scores, strict=True)):
         scores_bk[index, : len(row)] = torch.tensor(row)
         ranks_bk[index, : len(row)] = torch.tensor(ranking.ranks)
-    return scores_bk, ranks_bk, ranks_bk > 0
+    return scores_bk, ranks_bk
 
 
 ACTIVATION_BYTES = 4_000_000_000
@@ -381,10 +380,9 @@ def accumulate_ranking_gradients(
         batch = candidate_batch([rankings[index] for index in group])
         with machine.autocast():
             scores_bk = candidate_scores(model, batch)
-        part = ranking_loss(scores_bk, batch.ranks_bk, batch.present_bk)
-        part = part * (len(group) / len(rankings))
+        part = ranking_loss(scores_bk, batch.ranks_bk) * (len(group) / len(rankings))
         part.backward()  # type: ignore[no-untyped-call]
-        correct_b, pairs_b = correct_pairs(scores_bk.detach(), batch.ranks_bk, batch.present_bk)
+        correct_b, pairs_b = correct_pairs(scores_bk.detach(), batch.ranks_bk)
         loss += part.item()
         correct += float(correct_b.sum())
         pairs += float(pairs_b.sum())

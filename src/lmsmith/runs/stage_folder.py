@@ -48,6 +48,11 @@ class StageFolder:
         """Removed when the stage is done."""
         return self.path / "checkpoints"
 
+    def warn(self, text: str) -> None:
+        """Show a warning of the stage, if the text is not empty."""
+        if text:
+            self.progress.say(f"{self.name}: {text}")
+
     def metrics_log(self) -> MetricsLog:
         return MetricsLog(self.path / "metrics.jsonl")
 

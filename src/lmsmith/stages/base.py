@@ -1,4 +1,4 @@
-"""Stage: a model that was made elsewhere, as what fine-tuning begins with."""
+"""Stage: a model from elsewhere, which fine-tuning begins with."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from lmsmith.runs.stage_folder import StageFolder
 
 @dataclass(frozen=True)
 class BaseConfig:
-    """Which model to begin with."""
+    """Settings of the base model."""
 
     model: str = "smollm2-135m"
     """A registered name (`lmsmith pull`), a run, or the path of a model folder, a Hugging Face
     folder or a GGUF file."""
     folder: str = field(default="", metadata=NOT_A_SETTING)
-    """What a relative path is relative to, where there is something: the recipe's folder."""
+    """Relative paths begin at this folder, the recipe's, where they exist."""
 
     def check(self) -> list[Problem]:
         """No model."""
@@ -30,11 +30,10 @@ class BaseConfig:
         return [] if self.model else [Problem("model", "", "a model's name or path", fix)]
 
     def external_files(self) -> list[str]:
-        """The model's file or folder."""
         return [str(resolve(self.place()).path)]
 
     def place(self) -> str:
-        """The path of the model, or the word that `resolve` knows it by."""
+        """The path of the model, or the name that `resolve` knows."""
         path = beside(self.folder, self.model)
         return path if Path(path).exists() else self.model
 

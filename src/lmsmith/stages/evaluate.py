@@ -1,17 +1,15 @@
 """Stage: every stage against the one before it, on conversations that no stage has seen.
 
-What is measured, and on what:
-
-- bits per byte of held-out text and perplexity of people's replies, for each language model;
-- accuracy of the reward model and of the judge on the test rankings, beside two rules that know
-  nothing of the conversation (the longer wins, the likelier under SFT wins), and calibration;
+- Each language model: bits per byte of held-out text, and perplexity of people's replies.
+- Reward model and judge: accuracy on the test rankings, beside two rules that ignore the
+  conversation (the longer wins, the likelier under SFT wins), and calibration.
 - PPO against SFT: both answer the same prompts at the same temperature with the same random
-  numbers, and the judge scores the texts as a reader would see them, so each is given an end of
-  turn whether the model wrote it or not; and how far PPO moved, in nats of KL for a reply;
-- the reward and the judge's score over that KL, at the snapshots PPO left.
+  numbers. The judge scores the texts as a reader sees them: each gets an end of turn, whether the
+  model wrote it or not. KL says how far PPO moved, in nats a reply.
+- PPO's snapshots: reward and judge's score over that KL.
 
-Where a recipe leaves stages out, what needs them is left out. Every part is saved when it is
-done, so that an interrupted evaluation goes on where it was.
+Measurements of stages that the recipe lacks are left out. Every part is saved when it is done, so
+that an interrupted evaluation continues.
 """
 
 from __future__ import annotations
@@ -20,7 +18,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -98,51 +95,36 @@ class EvaluateConfig:
 
     def check(self) -> list[Problem]:
         """No length between the bounds."""
-        if self.max_new_tokens >= self.min_new_tokens:
-            return []
         expected = f"at least min_new_tokens ({self.min_new_tokens})"
-        return [Problem("max_new_tokens", self.max_new_tokens, expected, "raise it")]
+        problem = Problem("max_new_tokens", self.max_new_tokens, expected, "raise it")
+        return [problem] if self.max_new_tokens < self.min_new_tokens else []
 
 
 def run(config: EvaluateConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict[str, float]:
     """Measure; write ``samples.jsonl``, ``calibration.json`` and ``frontier.jsonl``."""
     evaluation = Evaluation(config, inputs, out)
     metrics: dict[str, float] = {}
-    for name in evaluation.policies:
-        metrics |= named(
-            name, evaluation.part(f"text/{name}", partial(evaluation.predict_text, name))
-        )
+    part, policies, scorers = evaluation.part, evaluation.policies, evaluation.scorers
+    for name in policies:
+        metrics |= named(name, part(f"text/{name}", evaluation.predict_text, name))
     calibration: dict[str, Any] = {}
-    for name in evaluation.scorers:
-        found = evaluation.part(f"rankings/{name}", partial(evaluation.measure_scorer, name))
+    for name in scorers:
+        found = part(f"rankings/{name}", evaluation.measure_scorer, name)
         calibration[name] = found.pop("calibration", [])
         metrics |= named(name, found)
-    replies = {
-        name: evaluation.part(f"replies/{name}", partial(evaluation.answer, name))
-        for name in evaluation.policies
-    }
-    texts = {
-        "human": [each.reply for each in evaluation.prompts],
-        **{
-            name: [evaluation.tokenizer.decode(reply) for reply in found]
-            for name, found in replies.items()
-        },
-    }
-    scores = {
-        name: evaluation.part(f"scores/{name}", partial(evaluation.score_texts, name, texts))
-        for name in evaluation.scorers
-    }
+    replies = {name: part(f"replies/{name}", evaluation.answer, name) for name in policies}
+    decode = evaluation.tokenizer.decode
+    texts = {"human": [each.reply for each in evaluation.prompts]}
+    texts |= {name: [decode(reply) for reply in found] for name, found in replies.items()}
+    scores = {name: part(f"scores/{name}", evaluation.score_texts, name, texts) for name in scorers}
     metrics |= describe_replies(evaluation.tokenizer, replies, texts, scores)
     frontier: list[dict[str, float]] = []
     if "ppo" in replies and evaluation.prompts:
-        kl = evaluation.part(
-            "kl", partial(evaluation.kl_of_replies, evaluation.decoder("ppo"), replies["ppo"])
-        )
+        kl = part("kl", evaluation.kl_of_replies, evaluation.decoder("ppo"), replies["ppo"])
         metrics |= bootstrap_ratio(kl, seed=evaluation.seed("kl")).named("ppo.kl")
         metrics |= compare_replies(replies, scores, evaluation.seed("win_rate"))
         frontier = evaluation.measure_frontier(kl, scores)
-        if (warning := diagnose_frontier(frontier)) is not None:
-            out.progress.say(f"{out.name}: {warning}")
+        out.warn(diagnose_frontier(frontier) or "")
     out.progress.end()
     write_jsonl(out / "samples.jsonl", sample_rows(evaluation.prompts, texts, scores))
     write_json(out / "calibration.json", calibration)
@@ -151,7 +133,7 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Path], out: StageFolder) ->
 
 
 def named(stage: str, metrics: Mapping[str, float]) -> dict[str, float]:
-    """``{"accuracy": …}`` of reward as ``{"reward.accuracy": …}``; what is unknown is left out."""
+    """``{"accuracy": …}`` of reward as ``{"reward.accuracy": …}``; None is left out."""
     return {f"{stage}.{name}": value for name, value in metrics.items() if value is not None}
 
 
@@ -162,7 +144,7 @@ SCORERS = {"reward": "rankings", "judge": "judge_rankings"}
 
 @dataclass
 class Evaluation:
-    """What is measured with: models, prompts and the place where finished parts are kept."""
+    """Models, prompts and finished parts of an evaluation."""
 
     config: EvaluateConfig
     inputs: Mapping[str, Path]
@@ -172,7 +154,7 @@ class Evaluation:
     prompts: list[PromptAndReply] = field(init=False)
     snapshots: list[tuple[int, Path]] = field(init=False)
     done: int = 0
-    decoders: dict[Path, Decoder] = field(default_factory=dict)
+    decoders: dict[str, Decoder] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         config = self.config
@@ -201,52 +183,47 @@ class Evaluation:
 
     @property
     def policies(self) -> list[str]:
-        """Language models there are, in the order of their stages."""
+        """The language models of the run, in the order of their stages."""
         return [name for name in POLICIES if name in self.inputs]
 
     @property
     def scorers(self) -> list[str]:
-        """Models that score there are."""
+        """The models of the run that score."""
         return [name for name in SCORERS if name in self.inputs]
 
     def seed(self, use: str) -> int:
         return derive_seed(self.out.seed, use)
 
     def decoder(self, name: str) -> Decoder:
-        """A language model by its stage's name, read once."""
-        return self.decoder_at(self.inputs[name] / "model")
-
-    def decoder_at(self, folder: Path) -> Decoder:
-        if folder not in self.decoders:
-            self.decoders[folder] = load_decoder(folder)
-        return self.decoders[folder]
+        """A language model by its stage's name, loaded once."""
+        if name not in self.decoders:
+            self.decoders[name] = load_decoder(self.inputs[name] / "model")
+        return self.decoders[name]
 
     def scorer(self, name: str) -> ScalarModel:
         return load_scalar_model(self.inputs[name] / "model")
 
-    def part(self, name: str, measure: Callable[[], Any]) -> Any:
-        """What ``measure`` returns, or returned before an interruption. JSON can hold it."""
+    def part(self, name: str, measure: Callable[..., Any], *arguments: object) -> Any:
+        """The result of ``measure``, from a file if it was measured before an interruption."""
         path = self.out.checkpoints / f"{name.replace('/', '-')}.json"
         if not path.exists():
             stop_if_requested()
-            write_json(path, measure())
+            write_json(path, measure(*arguments))
         self.done += 1
         self.out.progress.update(self.done)
         return read_json(path)
 
     def predict_text(self, name: str) -> dict[str, float]:
         """Bits per byte of held-out text, and perplexity of people's replies."""
-        decoder, tokenizer = self.decoder(name), self.tokenizer
-        documents = self.inputs["data"] / "test_documents.jsonl"
+        decoder, tokenizer, data = self.decoder(name), self.tokenizer, self.inputs["data"]
         texts: list[str] = []
         size = 0
-        for document in rows_of_split(read_documents, documents):
+        for document in rows_of_split(read_documents, data / "test_documents.jsonl"):
             if size >= self.config.max_document_bytes:
                 break
             texts.append(document.text)
             size += len(document.text.encode())
-        path = self.inputs["data"] / "test.jsonl"
-        found = rows_of_split(read_conversations, path)
+        found = rows_of_split(read_conversations, data / "test.jsonl")
         conversations = [each.messages for each in islice(found, self.config.max_conversations)]
         replies = predict_replies(decoder, tokenizer, conversations, self.machine)
         return {
@@ -264,8 +241,8 @@ class Evaluation:
         counts: Counter[str] = Counter()
         context = model.decoder.config.context
         rankings, kept = encode_rankings(self.tokenizer, rows, context, counts)
-        for told in rankings_warnings(counts, context):
-            self.out.progress.say(f"{self.out.name}: {name}: test rankings: {told}")
+        for warning in rankings_warnings(counts, context):
+            self.out.warn(f"{name}: test rankings: {warning}")
         if not rankings or path is None:
             return {}
         scores = score_rankings(model, rankings, self.machine)
@@ -276,7 +253,6 @@ class Evaluation:
         found["test_pairs"] = int(pairs_b.sum())
 
         longer = [[float(len(response)) for response in each.responses] for each in rankings]
-        # Both scorers are tested on the same rows, unless the user brought rankings.
         total = self.sft_likelihoods(rankings, path)
         per_token = [
             [sum_ / length for sum_, length in zip(sums, lengths, strict=True)]
@@ -286,25 +262,23 @@ class Evaluation:
         right = {rule: correct_pairs(*score_table(rankings, of))[0] for rule, of in rules.items()}
         found |= accuracy_beside_rules(correct_b, pairs_b, right, seed)
 
-        by_id: dict[str, Any] = {
-            str(row.get("id")): row.get("origins") for _, row in read_jsonl(path)
-        }
-        origins = [by_id.get(rows[index].id) for index in kept]
-        found |= accuracy_by_origin(
-            scores,
-            [each.ranks for each in rankings],
-            [
-                [known[place] for place in each.places] if known else None
-                for known, each in zip(origins, rankings, strict=True)
-            ],
-        )
+        by_id: Any = {str(row.get("id")): row.get("origins") for _, row in read_jsonl(path)}
+        known = [by_id.get(rows[index].id) for index in kept]
+        origins = [
+            [given[place] for place in each.places] if given else None
+            for given, each in zip(known, rankings, strict=True)
+        ]
+        found |= accuracy_by_origin(scores, [each.ranks for each in rankings], origins)
         differences = pair_differences(*score_table(rankings, scores)).numpy()
         found["calibration"] = reliability_bins(differences)
         found["calibration_error"] = expected_calibration_error(found["calibration"])
         return found
 
     def sft_likelihoods(self, rankings: Sequence[EncodedRanking], path: Path) -> list[list[float]]:
-        """SFT's log-likelihood of every response, computed once for files of the same content."""
+        """SFT's log-likelihood of every response, computed once for files of the same content.
+
+        Both scorers are tested on the same rows, unless the user brought rankings.
+        """
         kept = self.out.checkpoints / f"likelihoods-{sha256_file(path)[:16]}.json"
         if not kept.exists():
             prompts = [each.prompt for each in rankings for _ in each.responses]
@@ -317,6 +291,9 @@ class Evaluation:
 
     def answer(self, policy: str | Decoder, prompts: int | None = None) -> list[list[int]]:
         """A reply to each prompt, or to the first ``prompts``; the same random numbers for all."""
+        asked = [each.tokens for each in self.prompts[:prompts]]
+        if not asked:
+            return []
         decoder = self.decoder(policy) if isinstance(policy, str) else policy
         settings = SamplingSettings(
             max_new_tokens=self.config.max_new_tokens + 1,
@@ -325,15 +302,12 @@ class Evaluation:
             stop_tokens=(self.tokenizer.end_of_turn,),
             seed=self.seed("replies"),
         )
-        asked = [each.tokens for each in self.prompts[:prompts]]
-        if not asked:
-            return []
         return generate(decoder, asked, settings, machine=self.machine, tokenizer=self.tokenizer)
 
     def score_texts(self, name: str, texts: Texts) -> dict[str, list[float]]:
-        """A scorer's number for every text, by who wrote it.
+        """A scorer's score of every text, by its writer.
 
-        The same text to the same prompt is scored once: rounding must not break a tie.
+        Equal texts to a prompt are scored once: rounding must not break a tie.
         """
         end = self.tokenizer.end_of_turn
         rows, places = [], []
@@ -358,25 +332,22 @@ class Evaluation:
         """
         asked = [each.tokens for each in self.prompts[: len(replies)]]
         sampled = self.machine, self.config.temperature, self.tokenizer
-        policy_n, sft_n = (
-            response_log_likelihoods(decoder, asked, replies, *sampled)
-            for decoder in (policy, self.decoder("sft"))
-        )
+        policy_n = response_log_likelihoods(policy, asked, replies, *sampled)
+        sft_n = response_log_likelihoods(self.decoder("sft"), asked, replies, *sampled)
         return [float(value) for value in policy_n - sft_n]
 
     def measure_frontier(self, kl: Sequence[float], scores: Scores) -> list[dict[str, float]]:
         """Reward and judge's score over KL from SFT: at SFT, PPO's snapshots, and PPO's end."""
-        prompts = self.config.frontier_prompts
-        points: list[dict[str, float]] = []
         if not self.snapshots:
-            return points
-        first = {name: mean(by_replier["sft"][:prompts]) for name, by_replier in scores.items()}
-        points.append({"step": 0, "kl": 0.0, **first})
+            return []
+        prompts = self.config.frontier_prompts
+        first, last = (
+            {name: mean(by_replier[policy][:prompts]) for name, by_replier in scores.items()}
+            for policy in ("sft", "ppo")
+        )
+        points: list[dict[str, float]] = [{"step": 0, "kl": 0.0, **first}]
         for step, folder in self.snapshots:
-            points.append(
-                self.part(f"frontier/{step}", partial(self.measure_snapshot, step, folder))
-            )
-        last = {name: mean(by_replier["ppo"][:prompts]) for name, by_replier in scores.items()}
+            points.append(self.part(f"frontier/{step}", self.measure_snapshot, step, folder))
         final = final_step(self.inputs["ppo"], self.snapshots[-1][0])
         if final > self.snapshots[-1][0]:
             points.append({"step": final, "kl": mean(kl[:prompts]), **last})

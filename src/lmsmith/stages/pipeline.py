@@ -477,7 +477,7 @@ def _prepare_process(config: MachineConfig) -> dict[str, object]:
 
     machine = prepare_process(config)
     peak = measure_matrix_peak(machine.precision)
-    return {**machine.as_dict(), "peak_gflops": round(peak, 1)}
+    return {**vars(machine), "peak_gflops": round(peak, 1)}
 
 
 def _seed_generators(seed: int) -> None:

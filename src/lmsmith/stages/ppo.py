@@ -23,7 +23,7 @@ from lmsmith.training.machine import resolve_machine
 __all__ = ["PPOConfig", "run"]
 
 FEW_UPDATES = 16
-"""Updates of the policy below which PPO cannot be expected to have learnt much."""
+"""Fewer updates of the policy cannot teach it much."""
 
 
 def run(config: PPOConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict[str, float]:
@@ -58,20 +58,18 @@ def run(config: PPOConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict
             if counts["turns"]
             else "give data.splits.prompts a share, or add conversations: one is enough",
         )
-    if told := prompts_warning(counts, room):
-        out.progress.say(f"ppo: {told}. Raise ppo.max_prompt_tokens to use more")
-    prompts = [prompt.tokens for prompt in chosen]
+    if warning := prompts_warning(counts, room):
+        out.progress.say(f"ppo: {warning}. Raise ppo.max_prompt_tokens to use more")
     pretraining = pretraining_batches(config, inputs, context, out.seed)
     policy, value_model = copy.deepcopy(reference), copy.deepcopy(reward_model)
     for name, model in (("policy", policy), ("value", value_model)):
-        seed = derive_seed(out.seed, "adapters", name)
-        adapt(model, config.adapter, machine.dtype, seed)
+        adapt(model, config.adapter, machine.dtype, derive_seed(out.seed, "adapters", name))
     trainer = PPOTrainer(
         policy,
         value_model,
         reference,
         reward_model,
-        prompts,
+        [prompt.tokens for prompt in chosen],
         stop_token=tokenizer.end_of_turn,
         config=config,
         pretraining=pretraining.batch if pretraining is not None else None,
@@ -80,38 +78,33 @@ def run(config: PPOConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict
         decode=lambda tokens: tokenizer.decode(tokens, special=True),
         tokenizer=tokenizer,
     )
-    if told := few_updates_warning(config):
-        out.progress.say(f"ppo: {told}")
-    card = {
-        "stage": "ppo",
-        "parents": [inputs["policy"].name, inputs["reward"].name],
-        "settings": asdict(config),
-    }
+    if warning := few_updates_warning(config):
+        out.progress.say(f"ppo: {warning}")
+    parents = [inputs["policy"].name, inputs["reward"].name]
+    card = {"stage": "ppo", "parents": parents, "settings": asdict(config)}
+    bases = inputs["policy"] / "model", inputs["reward"] / "model"
     snapshot_steps = snapshot_iterations(config)
-
-    def save_policy(folder: Path, card: Mapping[str, object]) -> None:
-        base = inputs["policy"] / "model"
-        save_model(folder, policy, tokenizer, dict(card), config.adapter, base)
 
     def keep_snapshot(done: int) -> dict[str, float]:
         if done in snapshot_steps:
-            save_policy(out / f"snapshots/step-{done:06d}", card)
+            folder = out / f"snapshots/step-{done:06d}"
+            save_model(folder, policy, tokenizer, card, config.adapter, bases[0])
         return {}
 
     rows = trainer.fit(out, keep_snapshot)
     write_jsonl(out / "samples.jsonl", trainer.samples.rows)
     metrics = summary(rows) | {
-        "prompts": float(len(prompts)),
+        "prompts": float(len(chosen)),
         "prompts_left_out": float(counts["too_long"] + counts["empty"]),
     }
-    save_policy(out / "model", card | {"metrics": metrics})
-    base = inputs["reward"] / "model"
-    save_model(out / "value", value_model, tokenizer, card, config.adapter, base)
+    about = card | {"metrics": metrics}
+    save_model(out / "model", policy, tokenizer, about, config.adapter, bases[0])
+    save_model(out / "value", value_model, tokenizer, card, config.adapter, bases[1])
     return metrics
 
 
 def few_updates_warning(config: PPOConfig) -> str:
-    """A sentence where the policy is updated too few times to learn much; else empty."""
+    """A sentence where the updates are too few to learn much; else empty."""
     iterations = config.iterations - config.value_warmup_iterations
     updates = iterations * config.ppo_epochs * (config.rollouts // config.minibatch)
     if updates >= FEW_UPDATES:
@@ -125,19 +118,15 @@ def few_updates_warning(config: PPOConfig) -> str:
 def pretraining_batches(
     config: PPOConfig, inputs: Mapping[str, Path], context: int, seed: int
 ) -> PretrainingBatches | None:
-    """Rows of what the policy was pretrained on, in the same mixture; None without PPO-ptx."""
+    """Rows of the policy's pretraining text, in the same mixture; None without PPO-ptx."""
     if not config.ptx_coefficient:
         return None
-    return PretrainingBatches(
-        *read_mixture(inputs["pretrain"]),
-        context=context,
-        batch_size=config.ptx_rows,
-        seed=derive_seed(seed, "pretraining"),
-    )
+    mixture = read_mixture(inputs["pretrain"])
+    return PretrainingBatches(*mixture, context, config.ptx_rows, derive_seed(seed, "pretraining"))
 
 
 def snapshot_iterations(config: PPOConfig) -> set[int]:
-    """After which iterations the policy is kept: evenly spread, the last one being ``model/``."""
+    """Iterations after which the policy is kept, evenly spread; the last one is ``model/``."""
     count = config.snapshots
     return {round(config.iterations * (i + 1) / (count + 1)) for i in range(count)} - {0}
 
@@ -162,7 +151,8 @@ def summary(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
         "rollout_tokens_per_second": late("rollout_tokens_per_second"),
         "episodes": rows[-1]["episode"],
         "iterations": float(len(rows)),
-        "seconds_rollout": sum(row["seconds/rollout"] for row in rows),
-        "seconds_score": sum(row["seconds/score"] for row in rows),
-        "seconds_update": sum(row["seconds/update"] for row in rows),
+        **{
+            f"seconds_{part}": sum(row[f"seconds/{part}"] for row in rows)
+            for part in ("rollout", "score", "update")
+        },
     }

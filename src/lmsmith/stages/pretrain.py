@@ -70,7 +70,7 @@ class PretrainConfig:
 
     def check(self) -> list[Problem]:
         """An unknown preset, and a batch that is not whole rows."""
-        problems: list[Problem] = []
+        problems = []
         if self.model.preset not in ("", *PRESETS):
             expected, fix = f"one of {', '.join(PRESETS)}", "`lmsmith models presets` shows them"
             problems.append(Problem("model.preset", self.model.preset, expected, fix))
@@ -97,18 +97,12 @@ def run(config: PretrainConfig, inputs: Mapping[str, Path], out: StageFolder) ->
     batches = PretrainingBatches(
         [source.shards for source in sources.values()],
         shares,
-        context=shape.context,
-        batch_size=config.batch_tokens // shape.context,
-        seed=derive_seed(out.seed, "batches"),
+        shape.context,
+        config.batch_tokens // shape.context,
+        derive_seed(out.seed, "batches"),
     )
-    held_out = [
-        document.text
-        for document in islice(
-            rows_of_split(read_documents, inputs["data"] / "validation_documents.jsonl"),
-            config.validation_documents,
-        )
-    ]
-
+    validation = rows_of_split(read_documents, inputs["data"] / "validation_documents.jsonl")
+    held_out = [document.text for document in islice(validation, config.validation_documents)]
     if not held_out:
         out.progress.say(
             "pretrain: no text is held out (data.splits.validation), so nothing says whether it "
@@ -158,7 +152,7 @@ def run(config: PretrainConfig, inputs: Mapping[str, Path], out: StageFolder) ->
 
 @dataclass(frozen=True)
 class Source:
-    """One source of documents: its token shards, and the UTF-8 bytes they stand for."""
+    """Token shards of a source of documents, and the bytes of its text in UTF-8."""
 
     shards: TokenShards
     text_bytes: int
@@ -170,9 +164,8 @@ def tokenize_sources(path: Path, tokenizer: Tokenizer, folder: Path) -> dict[str
     for document in rows_of_split(read_documents, path):
         texts.setdefault(document.source, []).append(document.text)
     if not texts:
-        raise UserError(
-            f"{path} holds no documents", "give the data stage more text: one document is enough"
-        )
+        fix = "give the data stage more text: one document is enough"
+        raise UserError(f"{path} holds no documents", fix)
     sources: dict[str, Source] = {}
     for number, (name, documents) in enumerate(sorted(texts.items())):
         shards = write_shards(
@@ -187,7 +180,7 @@ def tokenize_sources(path: Path, tokenizer: Tokenizer, folder: Path) -> dict[str
 
 
 def mixture_shares(sources: Mapping[str, Source], weights: object) -> list[float]:
-    """Share of rows from each source: its weight (1 where none is given) times its size."""
+    """Share of rows from each source: its weight (1 by default) times its size."""
     known = weights if isinstance(weights, dict) else {}
     return [
         float(known.get(name, 1.0)) * source.shards.total_tokens for name, source in sources.items()

@@ -1,23 +1,23 @@
 """Stage: rankings for a reward model, the user's own or those of a stated labeler.
 
-Where the user brought rankings (``data/rankings.jsonl``) they are split and used. Otherwise
-candidates are collected for prompts out of conversations that no policy was trained on, and
-ranked by the labeler ``human_reply_first``: the person's own reply is first; the policy's samples
-and a real reply from another conversation are second, tied among themselves.
+The user's rankings (``data/rankings.jsonl``) are split and used. Without them, candidates are
+collected for prompts out of conversations that no policy was trained on. The labeler
+``human_reply_first`` ranks them: the person's own reply is first; the policy's samples and a real
+reply from another conversation are second, tied among themselves.
 
-So that neither a candidate's length nor its form tells where it comes from:
+Neither a candidate's length nor its form may tell where it comes from:
 
-- one window of lengths holds for all candidates: a sample outside it is dropped just as a
-  person's reply outside it is no candidate;
-- a sample that did not end within the window is dropped. Kept, it would teach that what breaks
-  off is bad, which is a fact about the window and not about the reply, and which PPO has a
-  penalty of its own for; given an end it never had, it would be a text that nobody wrote;
-- empty samples, and those that only repeat another candidate, are dropped: a reply is not worse
-  than itself;
-- the reply from elsewhere is one of those nearest in length to the person's own;
-- the candidates stand in random order.
+- One window of lengths holds for all candidates; samples and people's replies outside it are
+  dropped.
+- A sample that did not end within the window is dropped. It would teach that a reply which breaks
+  off is bad, which is a fact about the window, and for which PPO has a penalty; an end added to it
+  would make a text that nobody wrote.
+- Empty samples, and those that repeat another candidate, are dropped: no reply is worse than
+  itself.
+- The reply from elsewhere is one of those nearest in length to the person's own.
+- The candidates stand in random order.
 
-What is dropped is counted, and the mean lengths are among the metrics.
+Metrics count what is dropped, and give the mean lengths.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -57,10 +57,13 @@ from lmsmith.training.machine import resolve_machine
 LABELER = "human_reply_first"
 
 NEAREST = 32
-"""The reply from elsewhere is drawn from so many that are nearest in length."""
+"""The reply from elsewhere is drawn from this many that are nearest in length."""
 
 PROMPTS_AT_ONCE = 128
 """Prompts sampled, and saved, together."""
+
+REASONS = ("not_ended", "empty", "length", "repeated")
+"""Reasons to drop a sample."""
 
 MANY_DROPPED = 0.5
 """Share of dropped samples above which the rankings say little about the policy's replies."""
@@ -101,7 +104,7 @@ class RankingsConfig:
 
     def check(self) -> list[Problem]:
         """Nothing to rank, and no length between the bounds."""
-        problems: list[Problem] = []
+        problems = []
         if self.samples + self.other_replies < 1:
             fix = "ask for at least one candidate beside the person's reply"
             problems.append(Problem("samples", self.samples, "nothing to rank", fix))
@@ -126,7 +129,8 @@ def run(config: RankingsConfig, inputs: Mapping[str, Path], out: StageFolder) ->
         )
     policy = InferenceDecoder(decoder, resolve_machine(out.machine))
     collector = Collector(config, tokenizer, policy, out)
-    given = collector.read(inputs["data"] / f"{config.split}.jsonl", config.max_prompts)
+    source = inputs["data"] / f"{config.split}.jsonl"
+    given = collector.read(source, config.max_prompts)
     held_out = {"validation": config.validation_fraction}
     parts: dict[str, list[PromptAndReply]] = {"train": [], "validation": [], "test": []}
     for each in given:
@@ -134,7 +138,7 @@ def run(config: RankingsConfig, inputs: Mapping[str, Path], out: StageFolder) ->
         parts[split_of(f"{each.root} held out", held_out) or "train"].append(each)
     parts["test"] = collector.read(inputs["data"] / "test.jsonl", config.max_test_prompts)
     rows = {split: collector.collect(split, found) for split, found in parts.items()}
-    if not (inputs["data"] / f"{config.split}.jsonl").is_file():
+    if not source.is_file():
         raise UserError(
             f"{out.name}: no conversation is in the split {config.split}, of which "
             "rankings are made",
@@ -142,7 +146,7 @@ def run(config: RankingsConfig, inputs: Mapping[str, Path], out: StageFolder) ->
         )
     if not rows["train"]:
         raise UserError(
-            f"{inputs['data'] / config.split}.jsonl: no prompt whose reply has "
+            f"{source}: no prompt whose reply has "
             f"{config.min_new_tokens} to {config.max_new_tokens} tokens",
             f"widen {out.name}.min_new_tokens and max_new_tokens, add conversations, or raise "
             f"data.splits.{config.split}",
@@ -153,9 +157,9 @@ def run(config: RankingsConfig, inputs: Mapping[str, Path], out: StageFolder) ->
 
 
 def split_human_rankings(config: RankingsConfig, path: Path, out: StageFolder) -> dict[str, float]:
-    """The user's rankings by the split they name, else by a hash of how their dialogue begins.
+    """Split the user's rankings as they say, else by a hash of how their dialogue begins.
 
-    So neither a prompt, nor two turns of a dialogue, nor two branches of a tree are in two splits.
+    So no prompt, no dialogue's turns and no tree's branches are in two splits.
     """
     rows: dict[str, list[Ranking]] = {"train": [], "validation": [], "test": []}
     rankings = list(read_rankings(path))
@@ -168,9 +172,9 @@ def split_human_rankings(config: RankingsConfig, path: Path, out: StageFolder) -
         split = ranking.split or assigned[opening_key(ranking.prompt)] or "train"
         rows[split].append(ranking)
     if missing := [split for split in shares if not rows[split]]:
-        out.progress.say(
-            f"{out.name}: no ranking for {' and '.join(missing)}, so the reward model is not "
-            f"measured there; {len(rows['train']):,} train it. It takes three dialogues"
+        out.warn(
+            f"no ranking for {' and '.join(missing)}, so the reward model is not measured there; "
+            f"{len(rows['train']):,} train it. It takes three dialogues"
         )
     if not rows["train"]:
         raise UserError(
@@ -188,10 +192,9 @@ def split_human_rankings(config: RankingsConfig, path: Path, out: StageFolder) -
 def replies_from_elsewhere(
     each: PromptAndReply, by_length: Sequence[PromptAndReply], count: int, seed: int
 ) -> list[str]:
-    """People's replies to other conversations, drawn from those nearest in length.
+    """People's replies in other conversations, drawn from those nearest in length.
 
-    Args:
-        by_length: the split's prompts, sorted by ``reply_tokens``.
+    ``by_length`` are the split's prompts, sorted by ``reply_tokens``.
     """
     middle = bisect_left(by_length, each.reply_tokens, key=lambda other: other.reply_tokens)
     near = sorted(
@@ -206,40 +209,30 @@ def replies_from_elsewhere(
             texts.append(other.reply)
         if len(texts) == max(NEAREST, count):
             break
-    return random.Random(derive_seed(seed, "elsewhere", each.id)).sample(
-        texts, min(count, len(texts))
-    )
+    chance = random.Random(derive_seed(seed, "elsewhere", each.id))
+    return chance.sample(texts, min(count, len(texts)))
 
 
+@dataclass
 class Collector:
     """Collects candidates, a saved chunk of prompts at a time.
 
-    A chunk's samples depend on the seed, the split and the chunk's number alone, and a chunk is
-    saved whole; so a run that was killed goes on where it was and ends with the same bytes. The
-    test split has a seed of its own, the same in every run, so that the reward model and the
-    judge are tested on the same candidates.
+    A chunk's samples depend on the seed, the split and the chunk's number alone, so a killed run
+    continues and ends with the same bytes. The test split has the same seed in every run, so that
+    the reward model and the judge are tested on the same candidates.
     """
 
-    def __init__(
-        self,
-        config: RankingsConfig,
-        tokenizer: Tokenizer,
-        policy: InferenceDecoder,
-        out: StageFolder,
-    ) -> None:
-        self.config = config
-        self.tokenizer = tokenizer
-        self.policy = policy
-        self.out = out
-        self.counts: Counter[str] = Counter()
-        self.left_out: Counter[str] = Counter()
+    config: RankingsConfig
+    tokenizer: Tokenizer
+    policy: InferenceDecoder
+    out: StageFolder
+    counts: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
 
     def read(self, path: Path, most: int) -> list[PromptAndReply]:
-        """At most so many prompts of a file of conversations; none if it is missing."""
-        config = self.config
-        room = prompt_room(
-            config.max_prompt_tokens, config.max_new_tokens, self.policy.config.context
-        )
+        """At most ``most`` prompts of a file of conversations; none if it is missing."""
+        config, context = self.config, self.policy.config.context
+        room = prompt_room(config.max_prompt_tokens, config.max_new_tokens, context)
         counts: Counter[str] = Counter()
         found = select_prompts(
             rows_of_split(read_conversations, path),
@@ -254,9 +247,10 @@ class Collector:
         if told := prompts_warning(counts, room, window):
             left_out = {name: counts[name] for name in LEFT_OUT}
             self.left_out.update(left_out)
-            progress, name = self.out.progress, self.out.name
-            tell = progress.say if 2 * sum(left_out.values()) > counts["turns"] else progress.note
-            tell(f"{path.name}: {told} ({name}.max_prompt_tokens, min_new_tokens, max_new_tokens)")
+            settings = "max_prompt_tokens, min_new_tokens, max_new_tokens"
+            line = f"{path.name}: {told} ({self.out.name}.{settings})"
+            many = 2 * sum(left_out.values()) > counts["turns"]
+            (self.out.progress.say if many else self.out.progress.note)(line)
         return found
 
     def collect(self, split: str, prompts: Sequence[PromptAndReply]) -> list[dict[str, Any]]:
@@ -270,22 +264,18 @@ class Collector:
         rows: list[dict[str, Any]] = []
         began, drawn = time.perf_counter(), 0
         for number, path in enumerate(paths):
+            start, end = number * PROMPTS_AT_ONCE, (number + 1) * PROMPTS_AT_ONCE
             if not path.exists():
                 stop_if_requested()
-                start = number * PROMPTS_AT_ONCE
-                chunk = self.sample(
-                    split, number, prompts[start : start + PROMPTS_AT_ONCE], by_length
-                )
+                chunk = self.sample(split, number, prompts[start:end], by_length)
                 write_json(path, chunk)
                 drawn += chunk["counts"]["sampled_tokens"]
             saved: Any = read_json(path)
             rows += saved["rows"]
             self.counts.update(saved["counts"])
-            seconds = time.perf_counter() - began
-            progress.update(
-                min(len(prompts), (number + 1) * PROMPTS_AT_ONCE),
-                **({"tokens_per_second": drawn / seconds} if drawn else {}),
-            )
+            rate = drawn / (time.perf_counter() - began)
+            shown = {"tokens_per_second": rate} if drawn else {}
+            progress.update(min(len(prompts), end), **shown)
         progress.end()
         return rows
 
@@ -312,11 +302,8 @@ class Collector:
         counts: Counter[str] = Counter(sampled=len(replies), sampled_tokens=sum(map(len, replies)))
         rows = []
         for place, each in enumerate(prompts):
-            candidates = [("human", each.reply)]
-            candidates += [
-                ("elsewhere", text)
-                for text in replies_from_elsewhere(each, by_length, config.other_replies, seed)
-            ]
+            others = replies_from_elsewhere(each, by_length, config.other_replies, seed)
+            candidates = [("human", each.reply), *(("elsewhere", text) for text in others)]
             for reply in replies[place * draws : (place + 1) * draws]:
                 text, problem = self.judge_sample(reply, [text for _, text in candidates])
                 counts[problem] += 1
@@ -332,13 +319,13 @@ class Collector:
         return {"rows": rows, "counts": dict(counts)}
 
     def judge_sample(self, reply: Sequence[int], others: Sequence[str]) -> tuple[str, str]:
-        """The text of a sample, and why it is no candidate (empty if it is one)."""
+        """The text of a sample, and the reason to drop it; empty for a candidate."""
         if reply[-1:] != [self.tokenizer.end_of_turn]:
             return "", "dropped_not_ended"
         text = self.tokenizer.decode(reply[:-1])
         if not text.strip():
             return text, "dropped_empty"
-        # As a person's reply is: sampled tokens are not always those the text is encoded to.
+        # Counted as a person's reply is: the text may be encoded to other tokens.
         length = len(self.tokenizer.encode(text))
         if not self.config.min_new_tokens <= length <= self.config.max_new_tokens:
             return text, "dropped_length"
@@ -348,22 +335,19 @@ class Collector:
 
     def metrics(self, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, float]:
         """Numbers of rows, mean candidates and lengths (of train), and shares dropped."""
-        found = {split: float(len(each)) for split, each in rows.items()}
-        train = rows["train"]
-        found["conversations"] = float(
-            len({str(row["id"]).rpartition("#")[0].removesuffix("/other-side") for row in train})
-        )
+        found, train = {split: float(len(each)) for split, each in rows.items()}, rows["train"]
+        names = {str(row["id"]).rpartition("#")[0].removesuffix("/other-side") for row in train}
+        found["conversations"] = float(len(names))
         found["candidates"] = sum(len(row["responses"]) for row in train) / len(train)
         lengths: dict[str, list[int]] = {}
         for row in train:
-            for origin, ids in zip(
-                row["origins"], self.tokenizer.encode_batch(row["responses"]), strict=True
-            ):
+            encoded = self.tokenizer.encode_batch(row["responses"])
+            for origin, ids in zip(row["origins"], encoded, strict=True):
                 lengths.setdefault(origin, []).append(len(ids))
         for origin, each in lengths.items():
             found[f"{origin}_reply_tokens"] = sum(each) / len(each)
         found["sampled_tokens"] = float(self.counts["sampled_tokens"])
-        for reason in ("not_ended", "empty", "length", "repeated"):
+        for reason in REASONS:
             share = self.counts[f"dropped_{reason}"] / max(1, self.counts["sampled"])
             found[f"dropped_{reason}_share"] = share
         found["prompts_without_candidates"] = float(self.counts["without_candidates"])
@@ -372,9 +356,8 @@ class Collector:
         return found
 
     def warn(self, found: Mapping[str, float]) -> None:
-        """Say so where the policy's samples are of little use, and why."""
-        name, reasons = self.out.name, ("not_ended", "empty", "length", "repeated")
-        dropped = {reason: found[f"dropped_{reason}_share"] for reason in reasons}
+        """Warn where the policy's samples are of little use, and say why."""
+        name, dropped = self.out.name, {each: found[f"dropped_{each}_share"] for each in REASONS}
         if sum(dropped.values()) > MANY_DROPPED:
             told = [f"{share:.1%} {reason.replace('_', ' ')}" for reason, share in dropped.items()]
             fix = (
@@ -383,21 +366,19 @@ class Collector:
                 if dropped["not_ended"] > MANY_DROPPED / 2
                 else f"Widen {name}.min_new_tokens and max_new_tokens, or train SFT for longer"
             )
-            self.out.progress.say(
-                f"{name}: {sum(dropped.values()):.1%} of the policy's "
-                f"{self.counts['sampled']:,} samples are dropped ({', '.join(told)}), so the "
-                f"rankings teach little about its own replies. {fix}"
+            self.out.warn(
+                f"{sum(dropped.values()):.1%} of the policy's {self.counts['sampled']:,} samples "
+                f"are dropped ({', '.join(told)}), so the rankings teach little about its own "
+                f"replies. {fix}"
             )
         if missing := self.counts["without_candidates"]:
-            self.out.progress.say(
-                f"{name}: {missing:,} prompts left out: no second candidate to rank"
-            )
+            self.out.warn(f"{missing:,} prompts left out: no second candidate to rank")
 
 
 def ranking_row(
     each: PromptAndReply, candidates: Sequence[tuple[str, str]], source: str
 ) -> dict[str, Any]:
-    """A ranking by the labeler, with an ``origins`` beside its ranks for those who analyse it."""
+    """A ranking by the labeler, with ``origins`` beside its ranks for analysis."""
     return Ranking(
         id=each.id,
         prompt=each.prompt,

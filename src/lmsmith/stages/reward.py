@@ -11,7 +11,6 @@ from typing import Annotated
 
 import msgspec
 import torch
-from torch import nn
 
 from lmsmith.core.config import Fraction, FractionBelowOne, NonNegativeInt, PositiveInt, Problem
 from lmsmith.core.errors import UserError
@@ -44,10 +43,10 @@ from lmsmith.training.machine import ResolvedMachine, resolve_machine
 from lmsmith.training.optimiser import Optimiser, OptimiserConfig, Schedule, learning_rate_factor
 
 WINDOW_BATCHES = 8
-"""Batches whose prompts are sorted by length together, so that little of a batch is padding."""
+"""Batches whose prompts are sorted by length together, to save padding."""
 
 MEASURED_PROMPTS = 1_000
-"""Training prompts that the rewards' zero is set by."""
+"""Training prompts that set the zero of the rewards."""
 
 
 @dataclass(frozen=True)
@@ -89,10 +88,9 @@ class RewardConfig:
 
     def check(self) -> list[Problem]:
         """Frozen layers beside adapters."""
-        if not self.adapter.rank or self.frozen_layers < 0:
-            return []
         fix = "leave it out: adapters freeze every layer"
-        return [Problem("frozen_layers", self.frozen_layers, "none beside adapters", fix)]
+        problem = Problem("frozen_layers", self.frozen_layers, "none beside adapters", fix)
+        return [problem] if self.adapter.rank and self.frozen_layers >= 0 else []
 
 
 def run(config: RewardConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict[str, float]:
@@ -122,17 +120,15 @@ def run(config: RewardConfig, inputs: Mapping[str, Path], out: StageFolder) -> d
         config.epochs * len(train), config.batch_prompts, config.min_steps
     )
     if batch_prompts < config.batch_prompts:
-        out.progress.say(
-            f"{name}: {len(train):,} rankings are little data, so batch_prompts = {batch_prompts} "
-            f"is taken, not {config.batch_prompts}, for more updates "
-            f"({name}.min_steps = {config.min_steps})"
+        out.warn(
+            f"{len(train):,} rankings are little data, so batch_prompts = {batch_prompts} is "
+            f"taken, not {config.batch_prompts}, for more updates ({name}.min_steps = "
+            f"{config.min_steps})"
         )
-    batches = ranking_batches(
-        [ranking.length for ranking in train], batch_prompts, config.epochs, out.seed
-    )
+    lengths = [ranking.length for ranking in train]
+    batches = ranking_batches(lengths, batch_prompts, config.epochs, out.seed)
     steps, per_epoch = len(batches), len(batches) // config.epochs
-    if told := few_steps_warning(steps, f"raise {name}.epochs, or add rankings"):
-        out.progress.say(f"{name}: {told}")
+    out.warn(few_steps_warning(steps, f"raise {name}.epochs, or add rankings"))
     best = BestWeights(model)
     torch.manual_seed(derive_seed(out.seed, "dropout"))
 
@@ -175,8 +171,7 @@ def run(config: RewardConfig, inputs: Mapping[str, Path], out: StageFolder) -> d
         for row in read_metrics(out.metrics_log().path)
         if "validation/loss" in row
     ]
-    if told := rise_warning("ranking loss", looks, best.step):
-        out.progress.say(f"{name}: {told}")
+    out.warn(rise_warning("ranking loss", looks, best.step))
     decoder.set_dropout(0.0)
     set_shift(model, train, machine)
     metrics = {
@@ -199,17 +194,13 @@ def run(config: RewardConfig, inputs: Mapping[str, Path], out: StageFolder) -> d
             "longer_wins_validation_accuracy": longer,
         }
         if accuracy <= max(0.5, longer, 1.0 - longer):
-            out.progress.say(
-                f"{name}: on held-out rankings it is right in {accuracy:.1%} of the pairs, no more "
-                f"often than a coin or the reply's length ({max(longer, 1 - longer):.1%}); "
-                "PPO would learn little from it. More prompts, or a better base, would help"
+            out.warn(
+                f"on held-out rankings it is right in {accuracy:.1%} of the pairs, no more often "
+                f"than a coin or the reply's length ({max(longer, 1 - longer):.1%}); PPO would "
+                "learn little from it. More prompts, or a better base, would help"
             )
-    card = {
-        "stage": name,
-        "parents": [inputs["base"].name],
-        "settings": asdict(config),
-        "metrics": metrics,
-    }
+    card: dict[str, object] = {"stage": name, "parents": [inputs["base"].name]}
+    card |= {"settings": asdict(config), "metrics": metrics}
     save_model(out / "model", model, tokenizer, card, config.adapter, inputs["base"] / "model")
     return metrics
 
@@ -217,12 +208,12 @@ def run(config: RewardConfig, inputs: Mapping[str, Path], out: StageFolder) -> d
 def load_rankings(
     path: Path, tokenizer: Tokenizer, context: int, out: StageFolder
 ) -> tuple[list[EncodedRanking], dict[str, float]]:
-    """The rankings of a file that teach something, as tokens, and what is left out or cut; said."""
+    """A file's rankings to learn from, as tokens, and counts of what is left out or cut; warns."""
     rankings = list(rows_of_split(read_rankings, path))
     counts: Counter[str] = Counter()
     encoded, _ = encode_rankings(tokenizer, rankings, context, counts)
-    for told in rankings_warnings(counts, context):
-        out.progress.say(f"{path.parent.name}/{path.name}: {told}")
+    for warning in rankings_warnings(counts, context):
+        out.progress.say(f"{path.parent.name}/{path.name}: {warning}")
     names = (*(f"responses_{what}" for what in ("cut", "equal", "empty")), "disputed")
     left_out = {f"left_out_{name}": float(counts[name]) for name in LEFT_OUT}
     return encoded, left_out | {name: float(counts[name]) for name in names}
@@ -233,14 +224,14 @@ def ranking_batches(
 ) -> list[list[int]]:
     """Indices of every step's prompts, each prompt once an epoch.
 
-    Prompts are shuffled, sorted by length within windows of a few batches, cut into batches, and
-    the batches shuffled: rows of a batch are of like length, and which come together is chance.
+    Prompts are shuffled, sorted by length within windows of `WINDOW_BATCHES`, cut into batches, and
+    the batches shuffled.
     """
     batches: list[list[int]] = []
+    window = batch_prompts * WINDOW_BATCHES
     for epoch in range(epochs):
         generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
         order = torch.randperm(len(lengths), generator=generator).tolist()
-        window = batch_prompts * WINDOW_BATCHES
         found = []
         for start in range(0, len(order), window):
             inside = sorted(order[start : start + window], key=lambda index: lengths[index])
@@ -251,25 +242,23 @@ def ranking_batches(
 
 
 def freeze_layers(model: ScalarModel, layers: int) -> None:
-    """Keep the embeddings and the lowest ``layers`` blocks as they are; none if it is −1."""
-    if layers < 0:
-        return
+    """Freeze the embeddings and the lowest ``layers`` blocks; nothing if it is −1."""
     decoder = model.decoder
-    frozen: list[nn.Module] = [decoder.token_embedding, decoder.position_embedding]
-    for module in [*frozen, *decoder.blocks[:layers]]:
-        for parameter in module.parameters():
-            parameter.requires_grad_(False)
+    if layers >= 0:
+        for module in (
+            decoder.token_embedding,
+            decoder.position_embedding,
+            *decoder.blocks[:layers],
+        ):
+            module.requires_grad_(False)
 
 
 def measure(
     model: ScalarModel, rankings: Sequence[EncodedRanking], machine: ResolvedMachine
 ) -> tuple[float, float]:
     """Accuracy over the pairs that are not tied, and the ranking loss."""
-    scores_bk, ranks_bk, present_bk = score_table(
-        rankings, score_rankings(model, rankings, machine)
-    )
-    accuracy = pair_accuracy(scores_bk, ranks_bk, present_bk)
-    return accuracy, float(ranking_loss(scores_bk, ranks_bk, present_bk))
+    table = score_table(rankings, score_rankings(model, rankings, machine))
+    return pair_accuracy(*table), float(ranking_loss(*table))
 
 
 def set_shift(
@@ -277,7 +266,7 @@ def set_shift(
 ) -> None:
     """Move the rewards so that the best responses, the demonstrations, score 0 on average.
 
-    Of at most `MEASURED_PROMPTS` prompts, whose mean is sure to 1/30 of the scores' deviation.
+    `MEASURED_PROMPTS` prompts give their mean within 1/30 of the scores' deviation.
     """
     best = [
         EncodedRanking(each.prompt, [each.responses[i] for i in each.best], [1] * len(each.best))
@@ -299,7 +288,5 @@ def reply_lengths(rankings: Sequence[EncodedRanking]) -> dict[str, float]:
     for ranking in rankings:
         for place, response in enumerate(ranking.responses):
             lengths[place in ranking.best].append(len(response) - 1)
-    return {
-        name: sum(lengths[kind]) / max(1, len(lengths[kind]))
-        for name, kind in (("best_reply_tokens", True), ("other_reply_tokens", False))
-    }
+    best, others = (sum(each) / max(1, len(each)) for each in lengths.values())
+    return {"best_reply_tokens": best, "other_reply_tokens": others}

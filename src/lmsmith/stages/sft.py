@@ -41,7 +41,7 @@ MORE_ROOM = (
 )
 
 ENDED_PROMPTS, ENDED_TOKENS, ENDED_CONVERSATIONS = 24, 96, 240
-"""Replies drawn to see whether they end, their length, and where their prompts are taken from."""
+"""Replies drawn to see whether they end; their length; conversations that give their prompts."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,9 @@ def run(config: SFTConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict
             f"tokens (sft.max_length, or the model's context)",
             f"set it to {max(1, round(config.batch_tokens / context)) * context}",
         )
+    demonstrations = inputs["data"] / "demonstrations.jsonl"
     windows, counts = demonstration_windows(
-        inputs["data"] / "demonstrations.jsonl", tokenizer, context, config.overlap_fraction, out
+        demonstrations, tokenizer, context, config.overlap_fraction, out
     )
 
     def packed(rows: int) -> SFTBatches:
@@ -157,23 +158,11 @@ def run(config: SFTConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict
         more_steps="raise sft.epochs, or add demonstrations",
     )
     decoder.set_dropout(0.0)
-    metrics = (
-        summary
-        | counts
-        | {
-            "epochs": batches.epochs_at(steps),
-            "batch_tokens": float(rows * context),
-            **share_ended(
-                decoder, tokenizer, inputs["data"] / "demonstrations.jsonl", machine, out
-            ),
-        }
-    )
-    card = {
-        "stage": "sft",
-        "parents": [str(inputs["base"].name)],
-        "settings": asdict(config),
-        "metrics": metrics,
-    }
+    metrics = summary | counts
+    metrics |= {"epochs": batches.epochs_at(steps), "batch_tokens": float(rows * context)}
+    metrics |= share_ended(decoder, tokenizer, demonstrations, machine, out)
+    card: dict[str, object] = {"stage": "sft", "parents": [inputs["base"].name]}
+    card |= {"settings": asdict(config), "metrics": metrics}
     save_model(out / "model", decoder, tokenizer, card, config.adapter, inputs["base"] / "model")
     return metrics
 
@@ -181,7 +170,7 @@ def run(config: SFTConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict
 def readable_conversations(
     path: Path, tokenizer: Tokenizer, context: int, most: int
 ) -> list[list[dict[str, str]]]:
-    """At most so many conversations of a file of which a reply can be read; none without it."""
+    """At most ``most`` conversations of a file with a reply that fits; none without the file."""
     found: list[list[dict[str, str]]] = []
     for conversation in rows_of_split(read_conversations, path):
         if len(found) == most:
@@ -195,9 +184,9 @@ def readable_conversations(
 def share_ended(
     decoder: Decoder, tokenizer: Tokenizer, path: Path, machine: ResolvedMachine, out: StageFolder
 ) -> dict[str, float]:
-    """Which share of replies the model ends by itself, where people's are short enough; said.
+    """Share of replies that the model ends by itself, where people's are short; warns if low.
 
-    Nothing if no prompt and reply of a file's first conversations fit the context.
+    Empty if no prompt and reply of a file's first conversations fit the context.
     """
     length = min(ENDED_TOKENS, decoder.config.context // 2)
     prompts = select_prompts(
@@ -210,18 +199,10 @@ def share_ended(
     )
     if not prompts:
         return {}
-    settings = SamplingSettings(
-        max_new_tokens=length,
-        stop_tokens=tokenizer.stop_tokens,
-        seed=derive_seed(out.seed, "replies"),
-    )
-    replies = generate(
-        decoder,
-        [each.tokens for each in prompts],
-        settings,
-        machine=machine,
-        tokenizer=tokenizer,
-    )
+    seed = derive_seed(out.seed, "replies")
+    settings = SamplingSettings(length, stop_tokens=tokenizer.stop_tokens, seed=seed)
+    asked = [each.tokens for each in prompts]
+    replies = generate(decoder, asked, settings, machine=machine, tokenizer=tokenizer)
     share = sum(reply[-1:] == [tokenizer.end_of_turn] for reply in replies) / len(replies)
     if share < FEW_ENDED:
         out.progress.say(
@@ -235,9 +216,7 @@ def share_ended(
 def demonstration_windows(
     path: Path, tokenizer: Tokenizer, context: int, history: float, out: StageFolder
 ) -> tuple[list[Window], dict[str, float]]:
-    """Windows of all conversations in a file, and how many of what there were.
-
-    What is left out or cut is said.
+    """Windows of all conversations in a file, and counts; warns of what is left out or cut.
 
     Raises:
         UserError: nothing is left to learn from.
@@ -257,17 +236,18 @@ def demonstration_windows(
             continue
         counts["conversations_longer_than_context"] += len(cut) > 1
         windows += cut
-    told = windows_warnings(counts, context, refusal)
-    if not windows and told:
-        raise UserError(f"{path}: nothing is left to learn from: {'; '.join(told)}", MORE_ROOM)
+    warnings = windows_warnings(counts, context, refusal)
+    if not windows and warnings:
+        reasons = "; ".join(warnings)
+        raise UserError(f"{path}: nothing is left to learn from: {reasons}", MORE_ROOM)
     if not windows:
         raise UserError(
             f"{path} holds no conversation in which the assistant says something",
             "give the data stage conversations with assistant turns, and "
             "data.splits.demonstrations a share",
         )
-    for line in told:
-        out.progress.say(f"sft: {path.name}: {line}")
+    for warning in warnings:
+        out.progress.say(f"sft: {path.name}: {warning}")
     names = (
         "conversations",
         "conversations_longer_than_context",
@@ -283,24 +263,20 @@ def demonstration_windows(
 def windows_warnings(
     counts: Mapping[str, int], context: int, refusal: UserError | None
 ) -> list[str]:
-    """A sentence for each reason for which something of the conversations is not learnt."""
-    replies, told = counts["replies"], []
-    if number := counts["replies_without_question"]:
-        told.append(
-            f"{number:,} of {replies:,} replies left out, because what they answer does not fit "
-            f"the context of {context} tokens"
-        )
-    if number := counts["replies_cut"]:
-        told.append(
-            f"{number:,} of {replies:,} replies lose their end, being too long for the context "
-            f"of {context} tokens; they do not teach where to end"
-        )
-    if number := counts["replies_not_written"]:
-        told.append(f"{number:,} of {replies:,} replies left out by the model's chat template")
+    """A sentence for each reason to leave out or cut a reply."""
+    of_replies, context_of = f"of {counts['replies']:,} replies", f"context of {context} tokens"
+    reasons = {
+        "replies_without_question": f"{of_replies} left out, because what they answer does not fit "
+        f"the {context_of}",
+        "replies_cut": f"{of_replies} lose their end, being too long for the {context_of}; they do "
+        "not teach where to end",
+        "replies_not_written": f"{of_replies} left out by the model's chat template",
+    }
+    found = [f"{counts[name]:,} {words}" for name, words in reasons.items() if counts[name]]
     if refusal is not None:
-        told.append(
+        found.append(
             f"{counts['conversations_refused']:,} of {counts['conversations']:,} conversations "
             f"left out, because the model's chat template refuses them (the first: "
             f"{refusal.problem})"
         )
-    return told
+    return found

@@ -1,4 +1,4 @@
-"""Stage 2, tokenizer: byte-level BPE learnt from the training documents, or one made before."""
+"""Stage: byte-level BPE learnt from the training documents, or a tokenizer made before."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from lmsmith.tokenizers import Tokenizer
 from lmsmith.tokenizers.bpe import LARGEST_VOCABULARY, SMALLEST_VOCABULARY
 
 ENOUGH_WHOLE = 0.9
-"""Share of a text's characters beyond ASCII below which a vocabulary is too small for it."""
+"""A vocabulary is too small if less of the text's characters beyond ASCII are whole tokens."""
 
 FEW = 0.05
-"""Share of all characters below which those beyond ASCII are no matter for advice."""
+"""Characters beyond ASCII matter if they are this share of all."""
 
 LARGEST_ADVISED = 1 << 16
 
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """How many tokens there are to be, or which tokenizer to take instead of training one."""
+    """Settings of the tokenizer."""
 
     vocabulary_size: Annotated[int, msgspec.Meta(ge=SMALLEST_VOCABULARY, le=LARGEST_VOCABULARY)] = (
         4096
@@ -43,11 +43,9 @@ class TokenizerConfig:
     """What a relative path is relative to: the recipe's folder."""
 
     def external_files(self) -> list[str]:
-        """What `load` names."""
         return [str(path) for path in tokenizer_files(self.place())] if self.load else []
 
     def place(self) -> str:
-        """Where the tokenizer is that `load` names."""
         return beside(self.folder, self.load)
 
 
@@ -55,12 +53,12 @@ def run(config: TokenizerConfig, inputs: Mapping[str, Path], out: StageFolder) -
     """Train on `data/documents.jsonl` (or load), save, and measure on held-out text.
 
     Returns:
-        `vocabulary_size`, and `bytes_per_token` and `tokens_per_character` on the test documents
-        (else the validation's, else the training ones); `whole_characters` where the training text
-        has many beyond ASCII, with a warning if they are few.
+        `vocabulary_size`; `compression` on the test documents (else the validation's, else the
+        training ones); `whole_characters` where the training text has many beyond ASCII, with a
+        warning if they are few.
 
     Raises:
-        UserError: no documents, or the tokenizer to be loaded is of no known kind.
+        UserError: no documents, or the tokenizer to load is of no known kind.
     """
     training = inputs["data"] / "documents.jsonl"
     if config.load:
@@ -94,7 +92,7 @@ def run(config: TokenizerConfig, inputs: Mapping[str, Path], out: StageFolder) -
 def _whole_characters(
     tokenizer: Tokenizer, config: TokenizerConfig, training: Path, out: StageFolder
 ) -> dict[str, float]:
-    """How much of a text in Chinese, say, is whole characters; a warning if little is."""
+    """Share of a text's characters beyond ASCII that are whole tokens; a warning if it is low."""
     every = Counter[str]()
     for text in _texts(training):
         every.update(text)
@@ -104,31 +102,29 @@ def _whole_characters(
         return {}
     share = sum(counts[each] for each in tokens_of_one(tokenizer, list(counts))) / total
     if share < ENOUGH_WHOLE:
-        told = (
-            f"tokenizer: {100 * (1 - share):.0f} % of the text's characters beyond ASCII are split "
-            f"into bytes, as a vocabulary of {tokenizer.vocabulary_size} has no tokens for them: "
-            "texts are longer, and a model learns them worse."
-        )
         if config.load:
             fix = "Load a tokenizer made for this language, or leave tokenizer.load out"
         else:
-            size = sufficient_size(training, counts)
-            fix = f"Set tokenizer.vocabulary_size to {size} or more"
-        out.progress.say(f"{told} {fix}")
+            fix = f"Set tokenizer.vocabulary_size to {sufficient_size(training, counts)} or more"
+        out.progress.say(
+            f"tokenizer: {100 * (1 - share):.0f} % of the text's characters beyond ASCII are split "
+            f"into bytes, as a vocabulary of {tokenizer.vocabulary_size} has no tokens for them: "
+            f"texts are longer, and a model learns them worse. {fix}"
+        )
     return {"whole_characters": share}
 
 
 def tokens_of_one(tokenizer: Tokenizer, characters: list[str]) -> list[str]:
-    """Those characters that are one token."""
+    """The characters that are one token."""
     encoded = tokenizer.encode_batch(characters)
     return [each for each, ids in zip(characters, encoded, strict=True) if len(ids) == 1]
 
 
 def sufficient_size(training: Path, counts: Mapping[str, int]) -> int:
-    """The vocabulary with which `ENOUGH_WHOLE` of these characters are whole, in 256s.
+    """The vocabulary size, in 256s, with which `ENOUGH_WHOLE` of these characters are whole.
 
-    BPE adds its tokens in an order that the size does not change, so one large vocabulary says at
-    which size each character has its token. Characters that occur once never have one.
+    BPE adds tokens in the same order at any size, so one large vocabulary says at which size each
+    character has its token. Characters that occur once never have one.
     """
     large = Tokenizer.train(_texts(training), LARGEST_ADVISED)
     whole = tokens_of_one(large, list(counts))
@@ -143,12 +139,7 @@ def sufficient_size(training: Path, counts: Mapping[str, int]) -> int:
 
 
 def compression(tokenizer: Tokenizer, texts: list[str]) -> dict[str, float]:
-    """How much of a text a context holds.
-
-    Returns:
-        `bytes_per_token`, UTF-8 bytes of the texts over their tokens, and
-        `tokens_per_character`, which says more of Chinese: a Han character has three bytes.
-    """
+    """UTF-8 bytes per token, and tokens per character (better for Chinese: three bytes each)."""
     tokens = sum(map(len, tokenizer.encode_batch(texts)))
     return {
         "bytes_per_token": sum(len(text.encode()) for text in texts) / tokens,

@@ -24,8 +24,7 @@ CHECKSUMS = "checksums.json"
 def flatten_state(state: Any) -> tuple[Any, dict[str, torch.Tensor]]:
     """Split a nested state into a JSON tree and its tensors, named by their place in it.
 
-    Dictionaries keep the type of their keys (optimisers number their parameters), tuples and
-    lists stay what they are.
+    Keys keep their type (optimisers number their parameters), and tuples and lists theirs.
     """
     tensors: dict[str, torch.Tensor] = {}
 
@@ -65,9 +64,8 @@ class Checkpoints:
     """A folder of checkpoints ``step-00000123/``, the newest few kept.
 
     Args:
-        folder: made when first needed.
         keep: how many to keep; at least two, so that a damaged one has another before it.
-        say: told, in a sentence, about each checkpoint that is passed over.
+        say: gets a sentence about each damaged checkpoint.
     """
 
     def __init__(
@@ -78,7 +76,7 @@ class Checkpoints:
         self.say = say
 
     def saved_steps(self) -> list[int]:
-        """Steps of the checkpoints on disk, oldest first; their soundness is not checked."""
+        """Steps of the checkpoints on disk, oldest first, damaged ones included."""
         if not self.folder.is_dir():
             return []
         names = (re.fullmatch(r"step-(\d{8})", path.name) for path in self.folder.iterdir())
@@ -88,10 +86,7 @@ class Checkpoints:
         return self.folder / f"step-{step:08d}"
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Write the state after ``step`` steps; drop the oldest beyond ``keep``.
-
-        Checkpoints of later steps, which were damaged or this would not be saved, are dropped too.
-        """
+        """Write the state after ``step`` steps; drop later ones (damaged) and the oldest."""
         self.folder.mkdir(parents=True, exist_ok=True)
         tree, tensors = flatten_state(state)
         with atomic_folder(self.path(step)) as folder:
@@ -105,25 +100,19 @@ class Checkpoints:
             shutil.rmtree(self.path(old), ignore_errors=True)
 
     def load_latest(self) -> tuple[int, dict[str, Any]] | None:
-        """The newest sound checkpoint as (steps done, state), or None if there is none.
-
-        A checkpoint that is incomplete or whose checksum differs is reported and the one before
-        it is used.
-        """
+        """The newest whole checkpoint as (steps done, state); None if there is none."""
         steps = self.saved_steps()
         for step in reversed(steps):
-            problem = self.problem(step)
-            if problem:
-                instead = "starting from step 0" if step == steps[0] else "using the one before it"
-                self.say(f"checkpoint {self.path(step).name} is damaged ({problem}); {instead}")
-                continue
-            scalars = json.loads((self.path(step) / SCALARS).read_text(encoding="utf-8"))
-            tensors = load_file(self.path(step) / TENSORS)
-            return step, restore_state(scalars["state"], tensors)
+            if not (problem := self.problem(step)):
+                scalars = json.loads((self.path(step) / SCALARS).read_text(encoding="utf-8"))
+                tensors = load_file(self.path(step) / TENSORS)
+                return step, restore_state(scalars["state"], tensors)
+            instead = "starting from step 0" if step == steps[0] else "using the one before it"
+            self.say(f"checkpoint {self.path(step).name} is damaged ({problem}); {instead}")
         return None
 
     def problem(self, step: int) -> str:
-        """What is wrong with a checkpoint, or an empty string."""
+        """The damage of a checkpoint, in words; empty if it is whole."""
         folder = self.path(step)
         try:
             sums = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))

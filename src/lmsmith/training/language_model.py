@@ -6,13 +6,11 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from typing import Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from lmsmith.corpus.batches import Batch
 from lmsmith.models.adapters import TrainedState, has_adapters
 from lmsmith.models.attention import packed_mask
 from lmsmith.models.decoder import Decoder
@@ -31,24 +29,11 @@ from lmsmith.training.optimiser import Optimiser, OptimiserConfig
 VALIDATION = "validation/bits_per_byte"
 
 
-class PackedBatch(Protocol):
-    """Rows that hold several documents: what `corpus.batches` makes."""
-
-    @property
-    def tokens_bt(self) -> NDArray[np.int64]: ...
-    @property
-    def targets_bt(self) -> NDArray[np.int64]: ...
-    @property
-    def documents_bt(self) -> NDArray[np.int32]: ...
-    @property
-    def positions_bt(self) -> NDArray[np.int64]: ...
-
-
-def packed_loss_sum(decoder: Decoder, batch: PackedBatch, rows: slice = slice(None)) -> Tensor:
+def packed_loss_sum(decoder: Decoder, batch: Batch, rows: slice = slice(None)) -> Tensor:
     """Cross entropy in nats, summed over a packed batch's targets.
 
-    No position attends to another document, and positions count from each document's start in
-    its row, so the sum equals that of the same pieces in rows of their own.
+    No position attends to another document, and positions count from each document's start, so the
+    sum equals that of the same pieces in rows of their own.
     """
     hidden_btd = decoder(
         torch.from_numpy(batch.tokens_bt[rows]),
@@ -63,22 +48,22 @@ def packed_loss_sum(decoder: Decoder, batch: PackedBatch, rows: slice = slice(No
 
 def accumulate_gradients(
     decoder: Decoder,
-    batch: PackedBatch,
+    batch: Batch,
     machine: ResolvedMachine,
     micro_batch_size: int = 0,
     weight: float = 1.0,
 ) -> tuple[float, int]:
     """Add the gradient of ``weight`` × the batch's mean loss per target token to the parameters'.
 
-    The mean is over the tokens of the whole batch, whatever part of it is computed at once.
+    Args:
+        micro_batch_size: rows computed at a time; 0 for all. The mean is over the whole batch.
 
     Returns:
         Mean loss in nats per target (not weighted), and the number of targets.
     """
-    targets = int((batch.targets_bt != IGNORED).sum())
+    targets, total = int((batch.targets_bt != IGNORED).sum()), 0.0
     rows = batch.tokens_bt.shape[0]
     step = micro_batch_size or rows
-    total = 0.0
     for start in range(0, rows, step):
         with machine.autocast():
             loss = packed_loss_sum(decoder, batch, slice(start, start + step)) / max(1, targets)
@@ -90,7 +75,7 @@ def accumulate_gradients(
 def training_flops_per_token(decoder: Decoder) -> float:
     """Floating-point operations of training on a token.
 
-    A frozen weight has no gradient of its own, which is a third of a linear layer's work.
+    Frozen weights save a third: their own gradient.
     """
     whole = decoder.config.training_flops_per_token()
     return whole * 2 / 3 if has_adapters(decoder) else whole
@@ -98,7 +83,7 @@ def training_flops_per_token(decoder: Decoder) -> float:
 
 def training_step(
     decoder: Decoder,
-    batches: Callable[[int], PackedBatch],
+    batches: Callable[[int], Batch],
     optimiser: Optimiser,
     learning_rate_factor: Callable[[int], float],
     machine: ResolvedMachine,
@@ -109,12 +94,9 @@ def training_step(
 
     Args:
         decoder: trained in place.
-        batches: the batch of a step.
-        optimiser: of the decoder's parameters.
-        learning_rate_factor: of a step.
-        machine: precision.
+        batches, learning_rate_factor: functions of the step.
         bytes_per_token: of the target text, to give the loss in bits per byte.
-        micro_batch_size: rows computed at a time; 0 for all (gradient accumulation otherwise).
+        micro_batch_size: as in `accumulate_gradients`.
     """
     flops_per_token = training_flops_per_token(decoder)
     peak = measure_matrix_peak(machine.precision)
@@ -146,7 +128,7 @@ def training_step(
 
 def train_language_model(
     decoder: Decoder,
-    batches: Callable[[int], PackedBatch],
+    batches: Callable[[int], Batch],
     optimiser_config: OptimiserConfig,
     learning_rate_factor: Callable[[int], float],
     machine: ResolvedMachine,
@@ -163,20 +145,15 @@ def train_language_model(
 ) -> dict[str, float]:
     """Train a decoder in `loop.run_steps`, its blocks compiled where the run is long enough.
 
-    Of all looks at held-out text, the weights of the best are what the decoder has at the end.
-    Too few steps, and a held-out loss that rises again, are said.
+    At the end the decoder has the weights that did best on held-out text. Too few steps, and a
+    held-out loss that rises again, are warned of. The rest is as in `training_step`.
 
     Args:
-        decoder, batches, learning_rate_factor, machine, micro_batch_size, bytes_per_token: as in
-            `training_step`.
-        optimiser_config: settings of the optimiser.
         out: the stage's folder; dropout is drawn from its seed.
         description: the stage's name, for the progress view.
-        steps: how many.
-        batch_tokens: of a step.
         held_out_bits_per_byte: measures the decoder on held-out text; None if there is none.
-        validations: how often it is asked along the way.
-        more_steps: what to do where there are too few steps.
+        validations: how often it is called along the way.
+        more_steps: the fix of too few steps.
 
     Returns:
         `training_summary`.
@@ -192,10 +169,9 @@ def train_language_model(
         optimiser,
         learning_rate_factor,
         machine,
-        bytes_per_token=bytes_per_token,
-        micro_batch_size=micro_batch_size,
+        bytes_per_token,
+        micro_batch_size,
     )
-
     best = BestWeights(decoder)
 
     def validate(done: int) -> dict[str, float]:
@@ -204,8 +180,8 @@ def train_language_model(
         best.offer((-found,), done)
         return {VALIDATION: found}
 
-    if told := few_steps_warning(steps, more_steps):
-        out.progress.say(f"{description}: {told}")
+    if warning := few_steps_warning(steps, more_steps):
+        out.progress.say(f"{description}: {warning}")
     torch.manual_seed(derive_seed(out.seed, "dropout"))
     run_steps(
         steps=steps,
@@ -219,23 +195,23 @@ def train_language_model(
     )
     best.restore()
     looks = [(int(row["step"]), row[VALIDATION]) for row in held_out_looks(out)]
-    if told := rise_warning("bits per byte", looks, best.step):
-        out.progress.say(f"{description}: {told}")
+    if warning := rise_warning("bits per byte", looks, best.step):
+        out.progress.say(f"{description}: {warning}")
     return training_summary(out)
 
 
 def held_out_looks(out: StageFolder) -> list[dict[str, float]]:
-    """The rows of the metrics log that have a look at held-out text."""
+    """The rows of the metrics log with a loss on held-out text."""
     return [row for row in read_metrics(out.metrics_log().path) if VALIDATION in row]
 
 
 def training_summary(out: StageFolder) -> dict[str, float]:
-    """What a trained stage's metrics log comes to, resumed or not.
+    """A trained stage's metrics log in a few numbers.
 
     ``tokens_per_second`` and ``share_of_peak`` are medians over the steps, so that compiling and
     a busy machine's worst moments do not count.
     """
-    rows = read_metrics(out.metrics_log().path)
+    rows, looks = read_metrics(out.metrics_log().path), held_out_looks(out)
     last = rows[-1]
     summary = {
         "steps": float(last["step"]),
@@ -245,7 +221,6 @@ def training_summary(out: StageFolder) -> dict[str, float]:
         "tokens_per_second": statistics.median(row["tokens_per_second"] for row in rows),
         "share_of_peak": statistics.median(row["share_of_peak"] for row in rows),
     }
-    looks = held_out_looks(out)
     if looks:
         best = min(looks, key=lambda row: row[VALIDATION])
         summary |= {"validation_bits_per_byte": best[VALIDATION], "best_step": best["step"]}

@@ -45,14 +45,13 @@ def run_steps(
     or SIGTERM, and at the end, so that an evaluation that fails afterwards costs no training.
 
     Args:
-        steps: how many.
-        step: does one step and returns its metrics; a value that is not finite ends the run.
+        step: does one step and returns its metrics.
         state: everything that changes from step to step, by name.
         out: the stage's folder; metrics.jsonl gets a row a step.
         description, shown: for the progress view: a title, and which metrics it shows.
         evaluate: called after every ``evaluate_every`` steps and after the last, with the number
             of steps done; its metrics are added to that step's row.
-        stop_early: asked after each evaluation; true ends the loop.
+        stop_early: called after each evaluation; true ends the loop.
 
     Returns:
         The number of steps done.
@@ -62,10 +61,8 @@ def run_steps(
         Interrupted: a signal asked to stop; the state has been saved.
     """
     checkpoints = Checkpoints(out.checkpoints, say=out.progress.say)
-    metrics = out.metrics_log()
-    done, stopped = 0, False
-    saved = checkpoints.load_latest()
-    if saved is not None:
+    metrics, done, stopped = out.metrics_log(), 0, False
+    if (saved := checkpoints.load_latest()) is not None:
         done, content = saved
         for name, part in state.items():
             part.load_state_dict(content["parts"][name])
@@ -76,9 +73,8 @@ def run_steps(
 
     def save() -> None:
         parts = {name: part.state_dict() for name, part in state.items()}
-        checkpoints.save(
-            done, {"parts": parts, "random": torch.get_rng_state(), "stopped": stopped}
-        )
+        whole = {"parts": parts, "random": torch.get_rng_state(), "stopped": stopped}
+        checkpoints.save(done, whole)
 
     out.progress.begin(description, steps, "steps", done)
     interval, last_save = out.machine.checkpoint_seconds, time.monotonic()
@@ -126,17 +122,17 @@ def refuse_non_finite(
 
 
 FEW_STEPS = 50
-"""Updates below which a training cannot be expected to have learnt much."""
+"""Fewer updates cannot teach a model much."""
 
 RISE = 0.01
-"""Share by which a held-out loss rises above its best before it is told of: less is noise."""
+"""Share by which a held-out loss must rise above its best for a warning: less is noise."""
 
 
 class BestWeights:
     """A copy of the weights that did best on held-out data; part of the loop's state.
 
-    What does best is the greatest tuple of figures: of an accuracy and a loss, ``(accuracy,
-    -loss)``. Of equal ones the first is kept.
+    The best ones have the greatest tuple of figures, such as ``(accuracy, -loss)``; the first of
+    equal ones is kept.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -147,7 +143,7 @@ class BestWeights:
         self.weights: dict[str, Tensor] = {}
 
     def offer(self, figures: tuple[float, ...], step: int) -> None:
-        """Keep the weights as they are now if they are better."""
+        """Keep the present weights if they are better."""
         if not self.weights or figures > self.figures:
             self.figures, self.step, self.looks_since = figures, step, 0
             self.weights = {
@@ -157,7 +153,7 @@ class BestWeights:
             self.looks_since += 1
 
     def restore(self) -> None:
-        """Put the best weights back into the model; it stays as it is if there were no looks."""
+        """Put the best weights back into the model, if any were offered."""
         if self.weights:
             self.model.load_state_dict(self.weights)
 
@@ -175,12 +171,9 @@ class BestWeights:
 
 
 def batch_for_steps(items: float, batch: int, min_steps: int) -> int:
-    """The batch, lowered to 1 or more where ``items`` give less than ``min_steps`` of it.
+    """The batch size, lowered (to 1 at least) where ``items`` make less than ``min_steps`` batches.
 
-    Args:
-        items: rows or prompts in all epochs together.
-        batch: of them in an update.
-        min_steps: how many updates are wanted.
+    ``items`` are the rows or prompts of all epochs together.
     """
     if items >= batch * min_steps:
         return batch
@@ -188,7 +181,7 @@ def batch_for_steps(items: float, batch: int, min_steps: int) -> int:
 
 
 def few_steps_warning(steps: int, fix: str) -> str:
-    """A sentence where there are too few steps to learn much; else empty."""
+    """A sentence where the steps are too few to learn much; else empty."""
     if steps >= FEW_STEPS:
         return ""
     count = "1 step is" if steps == 1 else f"{steps} steps are"
@@ -199,8 +192,7 @@ def rise_warning(name: str, looks: Sequence[tuple[int, float]], kept: int) -> st
     """A sentence where a held-out loss ends above its best; else empty.
 
     Args:
-        name: what the loss is called.
-        looks: (step, loss) of every look at held-out data, oldest first.
+        looks: (step, loss) of every measurement, oldest first.
         kept: the step whose weights are kept.
     """
     if not looks:

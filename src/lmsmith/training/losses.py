@@ -1,4 +1,4 @@
-"""Next-token loss without ever holding all logits: the unembedding and the loss in chunks."""
+"""Next-token loss that never holds all logits: the unembedding and the loss in chunks."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ CHUNK_ELEMENTS = 8 << 20
 """Logits held at once; chosen so that a chunk's passes stay in cache."""
 
 CHUNK_ROWS = 2048
-"""Fewest rows of a chunk: with few of them, and a large vocabulary, most of the time would go
-into adding to the gradient of the unembedding, which is as large as the unembedding itself."""
+"""Fewest rows of a chunk: with few of them and a large vocabulary, adding to the gradient of the
+unembedding would take most of the time."""
 
 
 def _softmax_step(
@@ -26,8 +26,8 @@ def _softmax_step(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The losses (n, 1), softmax (n, v), and softmax − 1 at the targets (n, 1).
 
-    The losses are float32, the others, which are gradients, of the logits' type; all are 0 where
-    not valid. The targets' place is filled in by the caller: compiled, that would be a copy.
+    The losses are float32, the gradients of the logits' type; all are 0 where not valid. The caller
+    fills in the targets' place: compiled, that would be a copy.
     """
     wide_nv = logits_nv.float()
     largest_n1 = wide_nv.amax(dim=-1, keepdim=True)
@@ -42,15 +42,15 @@ def _softmax_step(
 
 @functools.cache
 def _compiled_softmax_step() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
-    """Made when first asked for: asking imports the whole compiler, which takes seconds."""
+    """Compiled on first use: it imports the whole compiler, which takes seconds."""
     return torch.compile(_softmax_step, dynamic=False)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     """Sum over positions of −log softmax(h Wᵀ)[target], gradients made in the forward pass.
 
-    The gradient of the logits is softmax − one-hot, known as soon as the logits are; so each
-    chunk of logits is made once, used for the loss and both gradients, and dropped.
+    The gradient of the logits is softmax − one-hot: each chunk of logits is made once, used for
+    the loss and both gradients, and dropped.
     """
 
     @staticmethod
@@ -66,8 +66,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight = weight_vd.detach().to(dtype)
         total = torch.zeros((), dtype=torch.float32)
         hidden_gradient = torch.empty_like(hidden_nd)
-        # Transposed: a product is twice as fast when its left factor lies in order, and of the
-        # two, hidden states are the smaller one to turn round. A frozen weight has none.
+        # Transposed: a product is twice as fast when its left factor lies in order, and hidden
+        # states are smaller to transpose than gradients. A frozen weight has none.
         weight_learns = weight_vd.requires_grad
         weight_gradient_dv = torch.zeros(weight.T.shape if weight_learns else (0, 0))
         for rows in _chunks(hidden_nd.shape[0], weight.shape[0]):
@@ -128,8 +128,8 @@ def linear_cross_entropy_sum(
 def _needed_positions(targets_n: Tensor) -> Tensor | None:
     """Positions to make logits for, in order; None for all.
 
-    In fine-tuning most positions are not the assistant's. Some of these fill the number up to a
-    multiple of `CHUNK_ROWS` / 2, so that what is compiled meets few shapes.
+    In fine-tuning most positions are ignored. Some of these fill the number up to a multiple of
+    `CHUNK_ROWS` / 2, so that compiled code meets few shapes.
     """
     ignored_n = targets_n == IGNORED
     granule = max(1, CHUNK_ROWS // 2)

@@ -1,4 +1,4 @@
-"""What this machine can do, and how training uses it: threads, precision, compiling, memory."""
+"""How heavy work uses the machine: threads, precision, compiling, memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,32 +26,25 @@ from lmsmith.runs.stage_folder import available_cores
 Result = TypeVar("Result")
 
 COMPILE_SECONDS = 20.0
-"""About how long compiling a training step takes on two cores."""
+"""Approximate time that compiling a training step takes on two cores."""
 
 
 @dataclass(frozen=True)
 class ResolvedMachine:
-    """The choices that `auto` stood for.
-
-    Attributes:
-        precision: type of matrix products in training, ``bf16`` or ``fp32``.
-        compile: ``on``, ``auto`` (a stage asks `worth_compiling`) or ``off``, as it is without
-            a C++ compiler.
-        threads: threads of one operation.
-        compiler: path of the C++ compiler, or empty.
-        instruction_set: ``amx_bf16``, ``avx512_bf16`` or ``other``.
-        deterministic: whether only deterministic algorithms run.
-    """
+    """The choices that `auto` stood for."""
 
     precision: str
+    """Type of matrix products in training, ``bf16`` or ``fp32``."""
     compile: str
+    """``on``, ``auto`` (`choose_compiling` decides) or ``off``, as without a C++ compiler."""
     threads: int
+    """Threads of one operation."""
     compiler: str
+    """Path of the C++ compiler, or empty."""
     instruction_set: str
+    """``amx_bf16``, ``avx512_bf16`` or ``other``."""
     deterministic: bool
-
-    def as_dict(self) -> dict[str, object]:
-        return asdict(self)
+    """Whether only deterministic algorithms run."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -74,10 +67,10 @@ def cpu_instruction_set() -> str:
 
 
 def resolve_machine(config: MachineConfig) -> ResolvedMachine:
-    """Turn every ``auto`` into a choice. Pure: changes nothing in the process.
+    """Turn every ``auto`` into a choice; nothing in the process changes.
 
     Raises:
-        UserError: a number of threads that cannot be.
+        UserError: a negative number of threads.
     """
     if config.threads < 0:
         raise UserError(f"threads {config.threads}: must not be negative", "0 uses all cores")
@@ -86,8 +79,7 @@ def resolve_machine(config: MachineConfig) -> ResolvedMachine:
     if precision == "auto":
         precision = "fp32" if instruction_set == "other" else "bf16"
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or ""
-    if compiler and shutil.which(compiler) is None:
-        compiler = ""
+    compiler = compiler if shutil.which(compiler) else ""
     return ResolvedMachine(
         precision=precision,
         compile=config.compile if compiler else "off",
@@ -99,7 +91,7 @@ def resolve_machine(config: MachineConfig) -> ResolvedMachine:
 
 
 def prepare_process(config: MachineConfig) -> ResolvedMachine:
-    """Set this process up for heavy work, once, before it begins."""
+    """Set this process up for training, once, before it begins."""
     machine = prepare_reading(config)
     torch.use_deterministic_algorithms(machine.deterministic)
     # Filling fresh memory with NaN is a debugging aid that costs a write of every result.
@@ -108,10 +100,9 @@ def prepare_process(config: MachineConfig) -> ResolvedMachine:
 
 
 def prepare_reading(config: MachineConfig) -> ResolvedMachine:
-    """Set this process up for writing text alone.
+    """Set this process up for generation: `prepare_process` without PyTorch's deterministic mode.
 
-    As `prepare_process`, but for PyTorch's deterministic mode, which imports its compiler: a second
-    of a talk's beginning. Generation has nothing that it would change.
+    That would change nothing there, and takes a second to import the compiler.
     """
     machine = resolve_machine(config)
     keep_freed_memory()
@@ -120,26 +111,21 @@ def prepare_reading(config: MachineConfig) -> ResolvedMachine:
 
 
 def compute_aside(function: Callable[[], Result]) -> Result:
-    """Call it in a thread of its own, which ends then, and return what it returns.
+    """Return the function's result (or raise its error) from a thread of its own.
 
-    OpenMP keeps a team of threads for every thread that ever computed. Where these are more than
-    the cores, GNU's OpenMP lets a team sleep at each of its barriers, of which a step of a model
-    has hundreds, instead of waiting awake. So a process in which one thread is to compute for long
-    prepares in another one, whose team goes with it.
-
-    Raises:
-        Exception: whatever the function raises.
+    OpenMP keeps a team of threads for every thread that computed. Where these are more than the
+    cores, GNU's OpenMP lets a team sleep at each of the hundreds of barriers in a model's step.
+    So preparations run in another thread than long computing, and their team ends with it.
     """
     with ThreadPoolExecutor(1, "aside") as aside:
         return aside.submit(function).result()
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep large freed blocks instead of returning them to the kernel.
+    """Let glibc keep large freed blocks; no effect with another C library.
 
-    Every large result would otherwise live in fresh pages that the kernel must clear first: on a
-    two-core machine this alone made a 4,096 × 256 × 4,096 bf16 product 3.4 times as slow
-    (see docs/log.md). Does nothing where the C library is another.
+    Otherwise the kernel clears fresh pages for every large result, which made a bf16 product of
+    4,096 × 256 × 4,096 3.4 times as slow on two cores (see docs/log.md).
     """
     if sys.platform != "linux":
         return
@@ -167,7 +153,7 @@ def measure_matrix_peak(precision: str, size: int = 2048, seconds: float = 0.4) 
 
 
 def measure_matrix_peak_again(precision: str) -> float:
-    """`measure_matrix_peak` anew: where work ran faster than it, something disturbed it."""
+    """Measure the peak again, where work ran faster: something disturbed the first measurement."""
     measure_matrix_peak.cache_clear()
     return measure_matrix_peak(precision)
 
@@ -175,8 +161,8 @@ def measure_matrix_peak_again(precision: str) -> float:
 def worth_compiling(machine: ResolvedMachine, planned_flops: float) -> bool:
     """Whether the run is long enough for compiling to pay.
 
-    Compiled steps take about three quarters of the eager ones' time here, so a run pays for
-    compiling when its eager time, at a fifth of the peak, is over four times the compile time.
+    Compiled steps take about three quarters of the eager time, so a run pays for compiling when
+    its eager time, at a fifth of the peak, is over four times the compile time.
     """
     if machine.compile != "auto":
         return machine.compile == "on"
@@ -199,21 +185,17 @@ def evaluation_mode(*models: nn.Module) -> Iterator[None]:
 
 
 def choose_compiling(machine: ResolvedMachine, planned_flops: float, folder: Path) -> bool:
-    """`worth_compiling`, which measures the machine, asked only at a stage's first start.
+    """`worth_compiling`, which measures the machine, called only at a stage's first start.
 
-    Compiled code rounds differently, so a run that is continued while the machine is slower or
-    faster must not choose anew. ``auto``'s choice is kept in ``folder / "compiled.json"``.
-
-    Args:
-        folder: the stage's checkpoints.
+    Compiled code rounds differently, so a continued run must not choose again. ``auto``'s choice is
+    kept in ``compiled.json`` in the ``folder`` of the stage's checkpoints.
     """
     if machine.compile != "auto":
         return machine.compile == "on"
     path = folder / "compiled.json"
     if path.exists():
         with contextlib.suppress(UserError):
-            kept = read_json(path)
-            if isinstance(kept, bool):
+            if isinstance(kept := read_json(path), bool):
                 return kept
     chosen = worth_compiling(machine, planned_flops)
     write_json(path, chosen)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lmsmith.core.config import FractionBelowOne, NonNegativeFloat, PositiveFloat
 
@@ -43,8 +43,7 @@ class Optimiser:
 
     Args:
         model: parameters that do not require gradients are left out.
-        config: settings.
-        matrices: the modules whose matrices Muon takes (its ``name = "muon"``), e.g. the blocks.
+        matrices: the modules whose matrices Muon takes (``name = "muon"``), e.g. the blocks.
     """
 
     def __init__(
@@ -55,41 +54,25 @@ class Optimiser:
         muon_ids: set[int] = set()
         if config.name == "muon":
             muon_ids = {id(p) for m in matrices for p in m.parameters() if p.ndim == 2}
-        linear_weights = {
-            id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)
-        }
+        linear_weights = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
         by_muon = [p for p in self.parameters if id(p) in muon_ids]
         rest = [p for p in self.parameters if id(p) not in muon_ids]
         decayed = [p for p in rest if id(p) in linear_weights]
         plain = [p for p in rest if id(p) not in linear_weights]
         self.parts: list[torch.optim.Optimizer] = []
         self.peaks: list[float] = []
-        groups = [
-            {"params": decayed, "weight_decay": config.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
-        ]
-        groups = [group for group in groups if group["params"]]
-        if groups:
-            self.parts.append(
-                torch.optim.AdamW(
-                    groups,
-                    lr=config.learning_rate,
-                    betas=(config.beta1, config.beta2),
-                    eps=config.epsilon,
-                    fused=True,
-                )
-            )
-            self.peaks.append(config.learning_rate)
+        decays = ((decayed, config.weight_decay), (plain, 0.0))
+        if groups := [{"params": some, "weight_decay": decay} for some, decay in decays if some]:
+            betas = config.beta1, config.beta2
+            rate, epsilon = config.learning_rate, config.epsilon
+            adamw = torch.optim.AdamW(groups, lr=rate, betas=betas, eps=epsilon, fused=True)
+            self.parts.append(adamw)
+            self.peaks.append(rate)
         if by_muon:
-            self.parts.append(
-                torch.optim.Muon(
-                    by_muon,
-                    lr=config.matrix_learning_rate,
-                    weight_decay=config.weight_decay,
-                    momentum=config.momentum,
-                )
-            )
-            self.peaks.append(config.matrix_learning_rate)
+            rate, decay = config.matrix_learning_rate, config.weight_decay
+            muon = torch.optim.Muon(by_muon, lr=rate, weight_decay=decay, momentum=config.momentum)
+            self.parts.append(muon)
+            self.peaks.append(rate)
 
     def step(self, factor: float) -> float:
         """Clip, update at ``factor`` × the peak learning rates, clear the gradients.
@@ -97,29 +80,19 @@ class Optimiser:
         Returns:
             The gradient's norm before clipping. If it is not finite nothing is updated.
         """
-        norm = float(self.gradient_norm())
-        if norm == norm and norm != float("inf"):
-            limit = self.config.gradient_clip
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm, limit = float(nn.utils.get_total_norm(gradients)), self.config.gradient_clip
+        if math.isfinite(norm):
             if limit and norm > limit:
-                for parameter in self.parameters:
-                    if parameter.grad is not None:
-                        parameter.grad.mul_(limit / (norm + 1e-6))
+                for gradient in gradients:
+                    gradient.mul_(limit / (norm + 1e-6))
             for part, peak in zip(self.parts, self.peaks, strict=True):
                 for group in part.param_groups:
                     group["lr"] = peak * factor
                 part.step()
-        self.clear()
-        return norm
-
-    def gradient_norm(self) -> Tensor:
-        """Euclidean norm of the whole gradient."""
-        return torch.nn.utils.get_total_norm(
-            [p.grad for p in self.parameters if p.grad is not None]
-        )
-
-    def clear(self) -> None:
         for part in self.parts:
             part.zero_grad(set_to_none=True)
+        return norm
 
     def state_dict(self) -> dict[str, Any]:
         return {"parts": [part.state_dict() for part in self.parts]}
