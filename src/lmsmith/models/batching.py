@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 
-def length_batches(lengths: Sequence[int], tokens: int) -> list[list[int]]:
-    """Group indices so that a group's rows × longest length stay within ``tokens``.
+def length_batches(
+    lengths: Sequence[int], most: int, cost: Callable[[int, int], int] = operator.mul
+) -> list[list[int]]:
+    """Group indices so that a group's ``cost(rows, longest length)`` stays within ``most``.
 
-    The longest come first, so that a lack of memory shows at once.
+    The default cost is tokens. The longest come first, so that a lack of memory shows at once.
     """
     groups: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if groups and (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= tokens:
+        if groups and cost(len(groups[-1]) + 1, lengths[groups[-1][0]]) <= most:
             groups[-1].append(index)
         else:
             groups.append([index])

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import permutations
 
 import torch
 from torch import Tensor
@@ -66,7 +68,7 @@ def encode_responses(
         UserError: the system message and the last one do not fit.
     """
     encoded, _ = _cut_responses(tokenizer, responses, context)
-    return _prompt_beside(tokenizer, prompt, encoded, context), encoded
+    return encode_prompt(tokenizer, prompt, context - max(map(len, encoded))).tokens, encoded
 
 
 def longest_response(context: int) -> int:
@@ -82,17 +84,6 @@ def _cut_responses(
     encoded = [tokenizer.encode(text) for text in responses]
     cut = [len(ids) > most for ids in encoded]
     return [[*ids[:most], tokenizer.end_of_turn] for ids in encoded], cut
-
-
-def _prompt_beside(
-    tokenizer: Tokenizer,
-    prompt: Sequence[Message],
-    responses: Sequence[Sequence[int]],
-    context: int,
-) -> list[int]:
-    """The newest messages of a prompt that fit the context beside the longest response."""
-    room = context - max(len(tokens) for tokens in responses)
-    return encode_prompt(tokenizer, prompt, room).tokens
 
 
 LEFT_OUT = {
@@ -182,7 +173,8 @@ def _encode_ranking(
         return "equal"
     responses = [encoded[n] for n in distinct]
     try:
-        prompt = _prompt_beside(tokenizer, ranking.prompt, responses, context)
+        room = context - max(map(len, responses))
+        prompt = encode_prompt(tokenizer, ranking.prompt, room).tokens
     except UserError:
         return "too_long"
     counts["responses"] += len(ranking.responses)
@@ -218,14 +210,8 @@ def _contradicted(rankings: Sequence[EncodedRanking]) -> tuple[set[int], int]:
     pairs: list[list[tuple[int, int]]] = []
     for ranking in rankings:
         keys = [hash((tuple(ranking.prompt), tuple(each))) for each in ranking.responses]
-        pairs.append(
-            [
-                (keys[better], keys[worse])
-                for better, rank in enumerate(ranking.ranks)
-                for worse, other in enumerate(ranking.ranks)
-                if rank < other
-            ]
-        )
+        ranked = permutations(zip(ranking.ranks, keys, strict=True), 2)
+        pairs.append([(better, worse) for (rank, better), (other, worse) in ranked if rank < other])
         votes.update(pairs[-1])
     cancelled = {
         number
@@ -346,16 +332,10 @@ def memory_groups(
 
     All of them, in their own order, where they fit together. A row that is too long is alone.
     """
-    if activation_bytes(config, len(lengths), max(lengths)) <= most:
+    cost = partial(activation_bytes, config)
+    if cost(len(lengths), max(lengths)) <= most:
         return [list(range(len(lengths)))]
-    groups: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda each: -lengths[each]):
-        longest = lengths[groups[-1][0]] if groups else 0
-        if groups and activation_bytes(config, len(groups[-1]) + 1, longest) <= most:
-            groups[-1].append(index)
-        else:
-            groups.append([index])
-    return groups
+    return length_batches(lengths, most, cost)
 
 
 def accumulate_ranking_gradients(

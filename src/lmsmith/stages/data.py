@@ -1,13 +1,14 @@
-"""Stage 1, data: what people wrote becomes the disjoint sets that the other stages read.
+"""Stage: people's texts become the disjoint sets that the other stages read.
 
-Conversations are cleaned, those without real exchange and duplicates are dropped (and counted),
-and the rest are split by a hash of their ids; those made of rankings by a hash of how they begin,
-so that a dialogue's rankings stay together. Pretraining reads the plain text of all splits but
-judge, validation and test, beside the user's own documents.
+Conversations are cleaned; those without real exchange and duplicates are dropped and counted. The
+rest are split by a hash of their ids; those made of rankings by a hash of how they begin, so that
+a dialogue's rankings stay together. Pretraining reads the plain text of all splits but judge,
+validation and test, and the user's own documents.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -54,10 +55,10 @@ from lmsmith.stages.human_rankings import (
 )
 
 FROM_CONVERSATIONS = "data.conversations"
-"""The `source` of documents made from conversations."""
+"""Source of the documents made from conversations."""
 
 HELD_OUT = ("validation", "test")
-"""Splits that are only measured on; their text has files of its own."""
+"""Splits for measuring only; their text has its own files."""
 
 
 @dataclass(frozen=True)
@@ -95,17 +96,16 @@ class Splits:
     def check(self) -> list[Problem]:
         """Shares above 1 in sum."""
         shares = asdict(self)
-        total = sum(shares.values())
+        total, largest = sum(shares.values()), max(shares, key=lambda name: shares[name])
         if total <= 1 + 1e-9 or not all(0 <= share <= 1 for share in shares.values()):
             return []
-        largest = max(shares, key=lambda name: shares[name])
         expected = f"the shares add up to {total:.3g}"
         return [Problem(largest, shares[largest], expected, "1 is the most")]
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where text comes from, what is kept of it and how it is divided."""
+    """Settings of the data: sources, cleaning and splits."""
 
     conversations: tuple[str, ...] = ()
     """Sources: .jsonl, .jsonl.gz or .json files, folders, globs, or ``package:chitchat-dataset``.
@@ -139,7 +139,7 @@ class DataConfig:
     splits: Splits = field(default_factory=Splits)
     """How the conversations are divided."""
     folder: str = field(default="", metadata=NOT_A_SETTING)
-    """What relative paths are relative to: the recipe's folder."""
+    """Relative paths begin at this folder, the recipe's."""
 
     def check(self) -> list[Problem]:
         """Missing, empty and doubled sources."""
@@ -173,39 +173,35 @@ class DataConfig:
         return problems
 
     def external_files(self) -> list[str]:
-        """Every file that the stage will read, for the fingerprint of its inputs."""
+        """Every file that the stage reads, for the fingerprint of its inputs."""
         rows = [path for source in self.conversations for path in self._files(source, TALKS)]
         rows += [path for source in self.rankings for path in self._files(source, ROWS)]
         text = [path for own in self.documents for path in self._files(own.path, ROWS_OR_TEXT)]
         return [str(path) for path in dict.fromkeys(rows + text)]
 
     def place(self, source: str) -> str:
-        """Where a source is that the recipe names."""
+        """The place of a source that the recipe names."""
         return source if source.startswith(PACKAGE_PREFIX) else beside(self.folder, source)
 
     def _files(self, source: str, suffixes: tuple[str, ...]) -> list[Path]:
         try:
             return files_of(self.place(source), suffixes)
         except UserError as error:
-            if self.place(source) == source or not _is_there(source, suffixes):
+            found: list[Path] = []
+            with contextlib.suppress(UserError):
+                found = files_of(source, suffixes)
+            if not found or self.place(source) == source:
                 raise
             there = os.path.relpath(source, self.folder)
             fix = f"Paths in a recipe are relative to its file: write {there}."
             raise UserError(error.problem, fix) from error
 
 
-def _is_there(source: str, suffixes: tuple[str, ...]) -> bool:
-    try:
-        return bool(files_of(source, suffixes))
-    except UserError:
-        return False
-
-
 def run(config: DataConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict[str, float]:
     """Read everything, clean, drop, split and write.
 
-    Writes `documents.jsonl`, `validation_documents.jsonl`, `test_documents.jsonl`, a file a split,
-    `rankings.jsonl`, each only if it has rows, and `mixture.json`: source → weight.
+    `documents.jsonl`, `validation_documents.jsonl`, `test_documents.jsonl`, `rankings.jsonl` and a
+    file a split are written only if they have rows; `mixture.json` is source → weight.
 
     Raises:
         UserError: bad input (file and line are named), or nothing is left.
@@ -248,8 +244,8 @@ def run(config: DataConfig, inputs: Mapping[str, Path], out: StageFolder) -> dic
     counts.update({f"splits.{name}": len(rows) for name, rows in splits.items()})
     empty = [name for name in splits if fractions[name] > 0 and not splits[name]]
     if conversations and empty:
-        told = empty_splits_warning(empty, fractions, len(conversations))
-        out.progress.say(f"data: {told}")
+        warning = empty_splits_warning(empty, fractions, len(conversations))
+        out.progress.say(f"data: {warning}")
     if rankings:
         _use_comparisons(splits, ranked_openings, out.progress)
 
@@ -293,9 +289,8 @@ def _clean(
     exchanges = drop_without_exchange(cleaned, config.min_turns, counts)
     conversations, keys = drop_duplicates(exchanges, counts)
     counts["conversations.kept"] = len(conversations)
-    if (config.conversations or config.rankings_as_conversations) and not conversations:
-        ranked = config.rankings if config.rankings_as_conversations else ()
-        named = ", ".join((*config.conversations, *ranked))
+    ranked = config.rankings if config.rankings_as_conversations else ()
+    if (named := ", ".join((*config.conversations, *ranked))) and not conversations:
         raise UserError(*why_none_is_left(named, counts, config.min_turns))
     return conversations, keys
 
@@ -308,10 +303,7 @@ def _documents(
     counts: Counter[str],
     files: FilesOnce,
 ) -> dict[str, list[Document]]:
-    """Text for pretraining (the part "") and of each split that is held out.
-
-    The judge's conversations are left out: nothing else learns from them.
-    """
+    """Text for pretraining (the part "") and of each held-out split; the judge's is left out."""
     documents: dict[str, list[Document]] = {part: [] for part in ("", *HELD_OUT)}
     for conversation, split in zip(conversations, splits, strict=True):
         if split != "judge":
@@ -325,7 +317,7 @@ def _documents(
 
 
 def _split_name(conversation: Conversation, ranked_openings: Collection[str]) -> str:
-    """What decides a conversation's split: its id, or how it begins where rankings begin so."""
+    """The key of a conversation's split: its id, or its opening if rankings open so."""
     opening = opening_key(conversation.messages) if ranked_openings else ""
     return opening if opening in ranked_openings else conversation.id
 
@@ -334,11 +326,8 @@ def _use_comparisons(
     splits: Mapping[str, list[Conversation]], ranked_openings: Collection[str], progress: Progress
 ) -> None:
     """Where people's rankings train the reward model, comparisons' conversations give prompts."""
-    free = [
-        conversation
-        for conversation in splits["comparisons"]
-        if _split_name(conversation, ranked_openings) == conversation.id
-    ]
+    comparisons = splits["comparisons"]
+    free = [each for each in comparisons if _split_name(each, ranked_openings) == each.id]
     splits["prompts"].extend(free)
     if free:
         progress.say(
@@ -355,7 +344,7 @@ def own_documents(
     counts: Counter[str],
     files: FilesOnce,
 ) -> Iterator[Document]:
-    """The cleaned documents of a source that are not among the texts `seen`, which they join."""
+    """The cleaned documents of a source that are not in `seen`, which gets their keys."""
     for document in documents_of(config.place(source), files):
         counts["documents.read"] += 1
         text = clean_text(document.text, config.unicode_form)
@@ -370,7 +359,7 @@ def own_documents(
 
 
 def _as_document(conversation: Conversation, turn_separator: str) -> Document:
-    """Plain text: the turns without their roles; a system message is nobody's speech."""
+    """Plain text: the turns without their roles, and no system message."""
     text = turn_separator.join(turn["content"] for turn in conversation.turns())
     return Document(conversation.id, text, FROM_CONVERSATIONS)
 
@@ -394,7 +383,7 @@ def _write_splits(
     exchanged = 0
     for split, rows in splits.items():
         if either_side and split not in HELD_OUT:
-            others = list(filter(None, map(other_side, rows)))
+            others = [other for row in rows if (other := other_side(row)) is not None]
             rows, exchanged = [*rows, *others], exchanged + len(others)
         _write(out / f"{split}.jsonl", (conversation.row() for conversation in rows))
         counts[f"conversations.{split}"] = len(rows)
@@ -407,7 +396,7 @@ def _write_splits(
 
 
 def _write(path: Path, rows: Iterable[dict[str, object]]) -> None:
-    """Write `rows` if there are any; a file that a run before left is removed otherwise."""
+    """Write `rows` if there are any; remove the file of an earlier run otherwise."""
     rows = list(rows)
     if rows:
         write_jsonl(path, rows)

@@ -1,8 +1,7 @@
-"""People's rankings in the data stage: read, and divided between all that is learned from them.
+"""People's rankings in the data stage: read, and divided between training and testing.
 
-Where people brought rankings and few conversations or none, the best response to every prompt is
-a conversation too (``data.rankings_as_conversations``). Then the split of a conversation also says
-what its ranking is for, so that nothing is learned from what is measured on.
+With ``data.rankings_as_conversations`` the best response to every prompt is a conversation too.
+Then the split of a conversation is also its ranking's, so that nothing trains on test data.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from lmsmith.corpus.rows import Conversation, Ranking
 from lmsmith.corpus.sources import FilesOnce, rankings_of
 
 RANKINGS_OF = {"comparisons": "train", "validation": "validation", "test": "test"}
-"""The split of conversations → the split of the rankings stage that its rankings are in."""
+"""Split of conversations → the rankings stage's split."""
 
 
 def read_human_rankings(
@@ -30,11 +29,10 @@ def read_human_rankings(
     counts: Counter[str],
     needed: bool = True,
 ) -> list[Ranking]:
-    """All rankings of the sources, cleaned; irregular pairs are left out, counted and told of.
+    """All rankings of the sources, cleaned; irregular pairs are left out, counted and warned of.
 
     Args:
-        needed: without rankings there is nothing to learn from; else empty files are taken as
-            none, so that an export in which nobody ranked can be named.
+        needed: an error if empty files leave none; else an export in which nobody ranked is fine.
 
     Raises:
         UserError: bad input, or none is left.
@@ -49,15 +47,15 @@ def read_human_rankings(
     counts["rankings.read"] = read = len(rankings) + len(left_out)
     counts["rankings.left_out"] = len(left_out)
     if left_out:
-        flaws = Counter(irregular.flaw for irregular in left_out)
-        told = (
+        flaws = Counter(irregular.flaw for irregular in left_out).most_common()
+        warning = (
             f"{len(left_out):,} of {read:,} rankings left out: "
-            f"{', '.join(f'{count:,} {flaw}' for flaw, count in flaws.most_common())} "
+            f"{', '.join(f'{count:,} {flaw}' for flaw, count in flaws)} "
             f"(the first: {left_out[0].problem})"
         )
         if not rankings:
-            raise UserError(f"data.rankings: {told}", "Fix these rows, or add rankings.")
-        progress.say(f"data: {told}")
+            raise UserError(f"data.rankings: {warning}", "Fix these rows, or add rankings.")
+        progress.say(f"data: {warning}")
     if sources and not rankings:
         if needed or not files.empty:
             raise UserError(f"{', '.join(sources)}: no rankings in it", "Add rankings.")
@@ -66,22 +64,22 @@ def read_human_rankings(
 
 
 def _cleaned(ranking: Ranking, unicode_form: UnicodeForm) -> Ranking:
-    """The ranking with its texts as those of conversations are."""
-    prompt = [
-        {**message, "content": clean_text(message["content"], unicode_form)}
-        for message in ranking.prompt
-    ]
-    responses = [clean_text(response, unicode_form) for response in ranking.responses]
-    return replace(ranking, prompt=prompt, responses=responses)
+    """The ranking with its texts cleaned as those of conversations."""
+
+    def clean(text: str) -> str:
+        return clean_text(text, unicode_form)
+
+    prompt = [{**message, "content": clean(message["content"])} for message in ranking.prompt]
+    return replace(ranking, prompt=prompt, responses=list(map(clean, ranking.responses)))
 
 
 def best_conversations(
     rankings: Iterable[Ranking], others: Iterable[Conversation], counts: Counter[str]
 ) -> list[Conversation]:
-    """Each ranking's prompt with its best response, of equal ones the first.
+    """Each ranking's prompt with its best response, the first of equal ones.
 
-    One that only begins another of them, or one of `others`, is dropped: of a dialogue that was
-    ranked turn by turn, the whole is enough. So is one whose best response is empty.
+    It is dropped if it only begins another of them, or one of `others` (of a dialogue ranked turn
+    by turn, the whole is enough), or if the best response is empty.
     """
     found = []
     for ranking in rankings:
@@ -100,14 +98,9 @@ def best_conversations(
 
 
 def divide_rankings(
-    rankings: Sequence[Ranking],
-    splits: Sequence[str | None],
-    counts: Counter[str],
+    rankings: Sequence[Ranking], splits: Sequence[str | None], counts: Counter[str]
 ) -> list[Ranking]:
-    """Those whose split trains or tests a reward model, marked so; the others are left out.
-
-    Args:
-        splits: the split of conversations that each is in.
+    """The rankings whose conversation's split trains or tests a reward model, marked so.
 
     Raises:
         UserError: a ranking names a split already.
@@ -128,7 +121,7 @@ def divide_rankings(
 
 
 def _beginnings(conversation: Conversation) -> list[str]:
-    """A fingerprint of the first message, of the first two, …, of them all."""
+    """Fingerprints of the first message, of the first two, …, of all."""
     found = [""]
     for message in conversation.messages:
         found.append(fingerprint([found[-1], message]))

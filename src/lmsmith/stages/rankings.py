@@ -71,7 +71,7 @@ MANY_DROPPED = 0.5
 
 @dataclass(frozen=True)
 class RankingsConfig:
-    """Settings of the collection of rankings."""
+    """Settings of the rankings."""
 
     split: Literal["comparisons", "judge"] = "comparisons"
     """The split that train and validation rankings are made from; ``judge`` for the judge's, which
