@@ -121,8 +121,10 @@ def pretraining_batches(
     """Rows of the policy's pretraining text, in the same mixture; None without PPO-ptx."""
     if not config.ptx_coefficient:
         return None
-    mixture = read_mixture(inputs["pretrain"])
-    return PretrainingBatches(*mixture, context, config.ptx_rows, derive_seed(seed, "pretraining"))
+    seed = derive_seed(seed, "pretraining")
+    return PretrainingBatches(
+        *read_mixture(inputs["pretrain"]), context=context, batch_size=config.ptx_rows, seed=seed
+    )
 
 
 def snapshot_iterations(config: PPOConfig) -> set[int]:
