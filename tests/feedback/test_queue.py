@@ -83,7 +83,7 @@ def test_a_draft_is_kept_and_the_task_stays_with_its_labeler(store: Store) -> No
     assert other[1].kind == "demonstration"
     assert queue.next(store.person("Cleo", "labeler").id) is None
     for attempt in (
-        lambda: queue.held(bob, held[0].id),
+        lambda: queue.assigned(bob, held[0].id),
         lambda: queue.draft(bob, held[0].id, {}),
         lambda: queue.submit(bob, held[0].id, {"score": 3}),
         lambda: queue.skip(bob, held[0].id, "mine"),
@@ -164,7 +164,7 @@ def test_what_is_no_answer_is_refused(store: Store) -> None:
         for answer in answers:
             with pytest.raises(UserError, match=what):
                 queue.submit(ann, held[0].id, answer)
-        assert queue.held(ann, held[0].id)[0].state == "open"
+        assert queue.assigned(ann, held[0].id)[0].state == "open"
 
     fill(queue, 1)
     queue.add("rating", "question", ["x"])

@@ -121,7 +121,7 @@ class House:
         tree = [(m.id, m.role, m.content, m.settings) for m in self.store.tree(ann, talk)]
         queue = Queue(self.store)
         done = [(held.id, held.answer) for held, _ in queue.done(ann)]
-        draft = queue.held(ann, self.ids["Ann"].numbers[-1])[0]
+        draft = queue.assigned(ann, self.ids["Ann"].numbers[-1])[0]
         titles = {c.id: c.title for c in self.store.conversations(ann) if c.id == talk}
         return tree, self.store.judgements(ann, talk), done, draft.answer, draft.state, titles
 

@@ -61,16 +61,6 @@ def checked(kind: str, count: int, answer: Mapping[str, Any], *, whole: bool) ->
     )
 
 
-def shown_ranks(ranks: Sequence[int], shown: Sequence[int]) -> list[int]:
-    """Ranks of the responses, in the order in which these are shown."""
-    return [ranks[place] for place in shown]
-
-
-def kept_ranks(ranks: Sequence[int], shown: Sequence[int]) -> list[int]:
-    """The inverse: from the order shown to the order kept."""
-    return [ranks[shown.index(place)] for place in range(len(shown))]
-
-
 def dense(ranks: Sequence[int]) -> list[int]:
     """The same order and ties in the numbers 1, 2, 3, …"""
     places = {rank: place for place, rank in enumerate(sorted(set(ranks)), start=1)}

@@ -55,7 +55,6 @@ def export(
     labelers and are in no file.
 
     Args:
-        store: the database.
         folder: is made if it is missing; files in it are replaced. Files without a row are written
             too, so that a recipe that names them can always be read.
         held_out: share of the people, and of what came from files, in ``held_out/``.
@@ -75,17 +74,21 @@ def export(
     with store.session() as session:
         importer = session.scalar(select(Person.id).where(Person.name == IMPORTER))
         rows = [
-            ("" if person is None or person == importer else person, file, row)
+            (
+                None if person == importer else person,
+                opening_key(row.get("messages") or row["prompt"]),
+                file,
+                row,
+            )
             for person, file, row in _all(session, with_liked)
         ]
-    openings = [opening_key(row.get("messages") or row["prompt"]) for _, _, row in rows]
     sides: dict[str, set[str]] = defaultdict(set)
-    for opening, (person, _, _) in zip(openings, rows, strict=True):
-        if person:
+    for person, opening, _, _ in rows:
+        if person is not None:
             sides[opening].add(_part(person, held_out))
-    for opening, (person, file, row) in zip(openings, rows, strict=True):
+    for person, opening, file, row in rows:
         part = _part(person or opening, held_out)
-        if not person and len(sides[opening]) == 1:
+        if person is None and len(sides[opening]) == 1:
             (part,) = sides[opening]
         found[f"{part}{file}"].append(row)
     counts = {}

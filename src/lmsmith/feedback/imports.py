@@ -66,8 +66,6 @@ def import_file(
     times are all added, for two labelers without a name may agree; of equal tasks only the first.
 
     Args:
-        store: the database.
-        path: of the file.
         person: owner of the conversations, and of the rankings without a labeler.
         overlap: for rows without one.
         left_out: counts the parts of conversations that are no message of user or assistant.
@@ -187,21 +185,15 @@ class _Import:
         self._session.add_all(map(self._task, new_tasks))
         self._session.add_all(map(self._ranking, new_rankings))
         if new_conversations:
+            title = Path(new_conversations[0].where.partition(",")[0]).name[:300]
             trees = [
-                Tree(
-                    Path(each.where.partition(",")[0]).name[:300],
-                    _messages(each.row, each.where),
-                    each.origin,
-                )
+                Tree(title, _messages(each.row, each.where), each.origin)
                 for each in new_conversations
             ]
             _add_trees(self._session, self._id_of(self._person), trees)
         self._session.flush()
-        counts = {
-            "tasks": len(new_tasks),
-            "rankings": len(new_rankings),
-            "conversations": len(new_conversations),
-        }
+        counts = {"tasks": len(new_tasks), "rankings": len(new_rankings)}
+        counts["conversations"] = len(new_conversations)
         return counts | {"known": len(found) - sum(counts.values())}
 
     def _id_of(self, name: str) -> str:

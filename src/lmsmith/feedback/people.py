@@ -198,11 +198,10 @@ class People:
     def named(self, name: str) -> Person:
         """The person of that name."""
         with self.store.session() as session:
-            found = find_person(session, name)
-        if found is None:
-            problem = f"there is no user {name!r}"
-            raise NotThere(problem, f"see them all: lmsmith users ls{self.store.option}")
-        return found
+            if (found := find_person(session, name)) is not None:
+                return found
+        fix = f"see them all: lmsmith users ls{self.store.option}"
+        raise NotThere(f"there is no user {name!r}", fix)
 
 
 def person_name(given: str) -> str:

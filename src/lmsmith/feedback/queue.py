@@ -30,7 +30,7 @@ MOST_OVERLAP = 100
 _HANDING_OUT = 7_310_551
 """PostgreSQL's advisory lock for handing out; any number that nothing else uses."""
 
-Held = tuple[Assignment, Task]
+AssignedTask = tuple[Assignment, Task]
 
 
 class Queue:
@@ -78,7 +78,7 @@ class Queue:
 
     # A labeler's work
 
-    def next(self, person: str, kind: str | None = None) -> Held | None:
+    def next(self, person: str, kind: str | None = None) -> AssignedTask | None:
         """The task of this kind, or of any, that this labeler has begun, or a new one, or None."""
         kinds = KINDS if kind is None else (kind,)
         with self._store.exclusive(_HANDING_OUT) as session:
@@ -97,10 +97,10 @@ class Queue:
             session.add(made)
             return made, task
 
-    def held(self, person: str, assignment: int) -> Held:
+    def assigned(self, person: str, assignment: int) -> AssignedTask:
         """A task that this labeler has or had; raises NotThere for another's, or none."""
         with self._store.session() as session:
-            return _held(session, person, assignment)
+            return _assigned(session, person, assignment)
 
     def draft(self, person: str, assignment: int, answer: Mapping[str, Any]) -> Assignment:
         """Save an unfinished answer, ranks in the order shown; the lease is renewed."""
@@ -115,13 +115,13 @@ class Queue:
         if not reason.strip() or len(reason) > answers.LONGEST:
             raise UserError("reason: say in a few words why the task is skipped")
         with self._store.session.begin() as session:
-            found, _ = _held(session, person, assignment)
+            found, _ = _assigned(session, person, assignment)
             if found.state == "done":
                 raise UserError(f"assignment {assignment} is done; it cannot be skipped")
             found.state, found.reason, found.finished = "skipped", reason, now()
             return found
 
-    def done(self, person: str, most: int = 50) -> list[Held]:
+    def done(self, person: str, most: int = 50) -> list[AssignedTask]:
         """What this labeler has done, the last first."""
         with self._store.session() as session:
             query = _assignments(person, Assignment.state == "done").order_by(
@@ -167,12 +167,13 @@ class Queue:
         self, person: str, assignment: int, answer: Mapping[str, Any], *, whole: bool
     ) -> Assignment:
         with self._store.session.begin() as session:
-            found, task = _held(session, person, assignment)
+            found, task = _assigned(session, person, assignment)
             if found.state != "open" and not (whole and found.state == "done"):
                 raise UserError(f"assignment {assignment} is {found.state}, no longer a draft")
             saved = answers.checked(task.kind, len(task.responses), answer, whole=whole)
             if "ranks" in saved:
-                saved["ranks"] = answers.kept_ranks(saved["ranks"], found.shown)
+                ranks = dict(zip(found.shown, saved["ranks"], strict=True))
+                saved["ranks"] = [ranks[place] for place in sorted(ranks)]
             found.answer, found.lease = saved, now() + self._lease
             if whole:
                 found.state, found.finished = "done", found.finished or now()
@@ -253,7 +254,7 @@ def _assignments(person: str, *conditions: ColumnElement[bool]) -> Select[Assign
     return query.where(Assignment.person_id == person, *conditions)
 
 
-def _held(session: Session, person: str, assignment: int) -> Held:
+def _assigned(session: Session, person: str, assignment: int) -> AssignedTask:
     query = _assignments(person, Assignment.id == assignment)
     found = session.execute(query).one_or_none()
     if found is None:

@@ -86,8 +86,7 @@ def drawn(prompts: Sequence[SampledPrompt], count: int, seed: int) -> list[Sampl
 
 def writer_of(model: ReadModel, machine: ResolvedMachine, settings: SamplingSettings) -> Writer:
     """A model that answers prompts; the answers to one are drawn together."""
-    decoder = InferenceDecoder(model.decoder, machine)
-    context = model.decoder.config.context
+    decoder, context = InferenceDecoder(model.decoder, machine), model.decoder.config.context
     limit = context - room_for_reply(context, settings.max_new_tokens)
     settings = replace(settings, stop_tokens=model.tokenizer.stop_tokens)
 

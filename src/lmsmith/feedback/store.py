@@ -182,12 +182,9 @@ class Store(PersonStore):
                 query = select(table).where(table.person_id == person, message.in_(inside))
                 return iter(session.scalars(query))
 
-            for rating in judged(Rating, Rating.message_id):
-                found.setdefault(rating.message_id, {})["rating"] = {
-                    "value": rating.value,
-                    "reasons": rating.reasons,
-                    "comment": rating.comment,
-                }
+            for each in judged(Rating, Rating.message_id):
+                rating = {"value": each.value, "reasons": each.reasons, "comment": each.comment}
+                found.setdefault(each.message_id, {})["rating"] = rating
             for better in judged(BetterAnswer, BetterAnswer.message_id):
                 found.setdefault(better.message_id, {})["better"] = better.content
             for compared in judged(Comparison, Comparison.left_id):

@@ -188,11 +188,9 @@ class Authenticator:
         if scheme.lower() == "bearer":
             return await self._by_token(given.strip())
         cookie = session_cookie(headers.get("cookie", ""))
-        if not cookie:
-            return None
         if self._people is None:
             return Visitor() if self._sessions.is_open(cookie) else None
-        return await in_database(self._by_session, self._people, cookie)
+        return await in_database(self._by_session, self._people, cookie) if cookie else None
 
     async def sign_in(self, token: str) -> tuple[str, Visitor] | None:
         """A session's cookie, empty if none is needed, and visitor; None if the token is wrong."""
@@ -221,9 +219,8 @@ class Authenticator:
 
     def _open_session(self, people: People, visitor: Visitor) -> str:
         """The owner's session is bound to the server's token: another token ends it."""
-        if visitor.id:
-            return people.open_session(visitor.id)
-        return people.open_session(visitor.person_id(people.store), self._sessions.token)
+        token = "" if visitor.id else self._sessions.token
+        return people.open_session(visitor.person_id(people.store), token)
 
     def _by_session(self, people: People, cookie: str) -> Visitor | None:
         if self._sessions.token and people.by_session(cookie, self._sessions.token):

@@ -105,7 +105,7 @@ class AsyncEngine:
         self.draining = False
         self.waiting = dict.fromkeys(self.models, 0)
         self.generations: set[Generation] = set()
-        self._mean_seconds = 1.0  # of a request, a running mean
+        self.mean_seconds = 1.0  # of a request, a running mean
 
     def submit(self, parsed: ParsedRequest, *, started: float | None = None) -> Generation:
         """Queue a request.
@@ -131,7 +131,7 @@ class AsyncEngine:
         if started is None and self.is_full(parsed.model.name):
             self.metrics.rejected.labels("queue").inc()
             waiting = self.waiting[parsed.model.name]
-            seconds = math.ceil(self._mean_seconds * waiting / self.limits.streams)
+            seconds = math.ceil(self.mean_seconds * waiting / self.limits.streams)
             raise ApiError(
                 429,
                 f"{waiting} requests wait for {parsed.model.name} already; try again later",
@@ -149,10 +149,6 @@ class AsyncEngine:
         """Whether the queue of a model is full, not counting requests for which a row is free."""
         free = self.limits.streams - self.models[name].scheduler.active
         return self.waiting[name] >= self.limits.queue + max(0, free)
-
-    def add_duration(self, seconds: float) -> None:
-        """Count a request's duration, from which Retry-After is estimated."""
-        self._mean_seconds += 0.1 * (seconds - self._mean_seconds)
 
 
 @dataclass
@@ -234,7 +230,8 @@ class Generation:
                     raise self._failure(error)
         finally:
             timer.cancel()
-        self._engine.add_duration(time.perf_counter() - self._submitted)
+        seconds = time.perf_counter() - self._submitted
+        self._engine.mean_seconds += 0.1 * (seconds - self._engine.mean_seconds)
 
     async def finish(self) -> None:
         """Wait until every reply has ended."""
@@ -257,7 +254,6 @@ class Generation:
         self._add(0, Failed(-1, error), time.perf_counter())
 
     def disconnect(self) -> None:
-        """The client hung up."""
         self._metrics.cancelled.inc()
         self.close()
 
@@ -353,7 +349,6 @@ class EngineThread:
         return self._thread.is_alive()
 
     def submit(self, request: EngineRequest) -> None:
-        """Queue a request; its listener gets its events."""
         self._command(lambda: self._submit(request))
 
     def cancel(self, request: EngineRequest) -> None:

@@ -22,26 +22,16 @@ GIGABYTE = 10**9
 
 @dataclass
 class ServedModel:
-    """A model with its scheduler.
+    """A model with its scheduler."""
 
-    Attributes:
-        name: for clients.
-        scheduler: used in the engine thread alone.
-        created: time of loading, seconds since 1970.
-        weight_bytes: of its weights in memory.
-        cache_bytes: limit of its cache.
-        advised: the sampling that its makers advise.
-        source: the path or name that commands take.
-    """
-
-    name: str
+    name: str  # for clients
     tokenizer: Tokenizer
-    scheduler: Scheduler
-    created: int
-    weight_bytes: int
-    cache_bytes: int
-    advised: Sampling
-    source: str
+    scheduler: Scheduler  # used in the engine thread alone
+    created: int  # time of loading, seconds since 1970
+    weight_bytes: int  # in memory
+    cache_bytes: int  # at most
+    advised: Sampling  # that its makers advise
+    source: str  # the path or name that commands take
 
     @property
     def context(self) -> int:

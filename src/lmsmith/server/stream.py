@@ -75,9 +75,7 @@ def usage(prompt: int, new: int, cached: int) -> dict[str, Any]:
 
 def finish_reason(reply: Reply) -> str | None:
     """``stop`` or ``length``; the API has no other."""
-    if reply.finish is None:
-        return None
-    return "stop" if reply.finish == "stop" else "length"
+    return None if reply.finish is None else "stop" if reply.finish == "stop" else "length"
 
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:

@@ -11,8 +11,8 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from lmsmith.feedback.answers import LONGEST, MOST_RANKED, shown_ranks
-from lmsmith.feedback.queue import Held, Queue
+from lmsmith.feedback.answers import LONGEST, MOST_RANKED
+from lmsmith.feedback.queue import AssignedTask, Queue
 from lmsmith.feedback.statistics import statistics_of
 from lmsmith.feedback.store import Store
 from lmsmith.server.api.conversations import Id, iso_time
@@ -37,9 +37,6 @@ class LabelBody(BaseModel):
     flags: Annotated[list[str], Field(max_length=30)] = []
     ranks: Annotated[list[int], Field(max_length=MOST_RANKED)] | None = None
     comment: Text = ""
-
-    def given(self) -> dict[str, Any]:
-        return self.model_dump(exclude_none=True)
 
 
 class SkipBody(BaseModel):
@@ -85,21 +82,23 @@ async def list_done(request: Request) -> Response:
 @router.get("/assignments/{number}")
 async def show(request: Request, number: Id) -> Response:
     """A task that this labeler has or had."""
-    held = await _with_queue(request, lambda queue, me: queue.held(me, number))
+    held = await _with_queue(request, lambda queue, me: queue.assigned(me, number))
     return json_response(_shown(held))
 
 
 @router.put("/assignments/{number}/draft")
 async def draft(request: Request, number: Id, body: LabelBody) -> Response:
     """Save an unfinished label."""
-    await _with_queue(request, lambda queue, me: queue.draft(me, number, body.given()))
+    label = body.model_dump(exclude_none=True)
+    await _with_queue(request, lambda queue, me: queue.draft(me, number, label))
     return json_response({"id": number, "state": "open"})
 
 
 @router.put("/assignments/{number}")
 async def submit(request: Request, number: Id, body: LabelBody) -> Response:
     """Save the whole label, or correct it."""
-    await _with_queue(request, lambda queue, me: queue.submit(me, number, body.given()))
+    label = body.model_dump(exclude_none=True)
+    await _with_queue(request, lambda queue, me: queue.submit(me, number, label))
     return json_response({"id": number, "state": "done"})
 
 
@@ -136,12 +135,12 @@ async def _with_queue(
     return await with_store(request, lambda store, me: work(Queue(store), me), roles)
 
 
-def _shown(held: Held) -> dict[str, Any]:
+def _shown(held: AssignedTask) -> dict[str, Any]:
     """A task as its labeler sees it: responses in the order shown, no names of models."""
     assignment, task = held
     answer = dict(assignment.answer)
     if "ranks" in answer:
-        answer["ranks"] = shown_ranks(answer["ranks"], assignment.shown)
+        answer["ranks"] = [answer["ranks"][place] for place in assignment.shown]
     return {
         "id": assignment.id,
         "kind": task.kind,

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import APIRouter
 from pydantic import Field
@@ -33,6 +33,7 @@ from lmsmith.server.stream import ClientGone, json_response, usage, while_connec
 
 log = logging.getLogger("lmsmith.server")
 router = APIRouter()
+Result = TypeVar("Result")
 
 SHARE = 4
 """A task takes at most 1/SHARE of a model's rows, or one text."""
@@ -48,7 +49,7 @@ class TaskBody(Body):
 @router.get("/v1/tasks")
 async def list_tasks() -> Response:
     """The owner's tasks."""
-    tasks = await asyncio.to_thread(_tasks)
+    tasks = await asyncio.to_thread(_read, "the tasks", user_tasks)
     data = [
         {"id": name, "object": "task", "about": task.about, "kind": task.kind}
         for name, task in tasks.items()
@@ -83,31 +84,23 @@ def _texts(body: TaskBody, most: int) -> list[str]:
     return texts
 
 
-def _tasks() -> dict[str, TaskSpec]:
-    try:
-        return user_tasks()
-    except UserError as error:
-        log.error("the tasks cannot be read: %s", error)
-        raise _unreadable() from error
-
-
 def _task(name: str) -> tuple[TaskSpec, Sequence[Item]]:
-    tasks = _tasks()
+    tasks = _read("the tasks", user_tasks)
     if name not in tasks:
         there = f"there is: {', '.join(tasks)}" if tasks else "there is none yet: lmsmith tasks add"
         problem = f"there is no task {name!r} here; {there}"
         raise ApiError(404, problem, param="task", code="task_not_found")
+    return tasks[name], _read(f"task {name}", lambda: read_data(tasks[name], [Path()]).items)
+
+
+def _read(what: str, work: Callable[[], Result]) -> Result:
     try:
-        return tasks[name], read_data(tasks[name], [Path()]).items
+        return work()
     except UserError as error:
-        log.error("task %s cannot be read: %s", name, error)
-        raise _unreadable() from error
-
-
-def _unreadable() -> ApiError:
-    """Without the path, which is for the owner alone."""
-    problem = "a task's file on the server cannot be read; the server's log says which and why"
-    return ApiError(500, problem, "server_error", code="task_unreadable")
+        log.error("%s cannot be read: %s", what, error)
+        # Without the path, which is for the owner alone.
+        problem = "a task's file on the server cannot be read; the server's log says which and why"
+        raise ApiError(500, problem, "server_error", code="task_unreadable") from error
 
 
 class _TaskRun:
