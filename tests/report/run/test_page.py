@@ -16,7 +16,6 @@ from lmsmith.core.errors import UserError
 from lmsmith.report.run.page import build_report
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
-SELF_CLOSING_SVG = {"path", "use", "rect", "circle", "line", "polyline", "polygon", "stop"}
 
 
 class Page(HTMLParser):

@@ -4,7 +4,7 @@
  * they do is not known either, so they are taken to share it equally. That is exact at T = 1. Above
  * 1 it gives them the most they can have, since x^(1/T) is concave there; below 1 the least.
  */
-export interface Reweighted {
+interface Reweighted {
   shares: number[];
   rest: number;
 }

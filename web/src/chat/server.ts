@@ -35,7 +35,7 @@ export interface Running {
 }
 
 /** What came of the rows of a file. */
-export interface Brought {
+interface Brought {
   conversations: Conversation[];
   known: number;
   left_out: Record<string, number>;

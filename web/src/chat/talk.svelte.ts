@@ -339,7 +339,7 @@ function joined(first: readonly Message[], second: readonly Message[]): Message[
 }
 
 /** The first line of what is said, if it is not long. */
-export function titleOf(content: string): string {
+function titleOf(content: string): string {
   const line = content.trim().split('\n')[0] ?? '';
   return line.length > 60 ? `${line.slice(0, 58).trimEnd()}…` : line;
 }

@@ -5,7 +5,7 @@ import { Marked, type TokenizerAndRendererExtension, type Tokens } from 'marked'
 
 const escapes: Record<string, string> = { '&': '&amp;', '<': '&lt;', '>': '&gt;', '"': '&quot;' };
 
-export function escaped(text: string): string {
+function escaped(text: string): string {
   return text.replace(/[&<>"]/g, (each) => escapes[each] ?? each);
 }
 

@@ -7,7 +7,7 @@ interface Answer {
   role?: Role;
 }
 
-export type Role = 'admin' | 'labeler' | 'user';
+type Role = 'admin' | 'labeler' | 'user';
 
 /** Whether this browser may talk to the server. */
 export const session = $state<{

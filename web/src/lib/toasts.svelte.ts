@@ -1,7 +1,7 @@
 import { reasonOf } from './errors';
 
 /** Short messages at the edge of the page, each perhaps with something to do. */
-export interface Toast {
+interface Toast {
   id: number;
   text: string;
   bad: boolean;
