@@ -78,17 +78,15 @@ def generator(seed: int, *names: int) -> np.random.Generator:
 class PretrainingBatches:
     """Batches of ``batch_size`` rows of ``context`` positions from a weighted mixture.
 
-    Each time a source is read through (an epoch), its documents are put in a fresh order and laid
-    end to end; row r of it holds the positions ``[r * context, (r + 1) * context)`` and the target
-    of its last one is the token after. The rows are then read in a fresh order too, so that a
-    batch is not a few documents in sequence. Every token that follows another in its document is
-    a target exactly once an epoch; the last row is padded.
+    In each epoch of a source, its documents are put in a fresh order and laid end to end; row r
+    holds the positions ``[r * context, (r + 1) * context)``, and the target of its last one is the
+    token after. The rows are then read in a fresh order too, so that a batch is not a few
+    documents in sequence. Every token that follows another in its document is a target exactly
+    once an epoch; the last row is padded.
 
     Args:
-        sources: documents, each framed by end-of-text.
         weights: share of rows from each source, in any unit. Met exactly in the long run, and to
             within a row for each source in every `BLOCK` rows.
-        context: positions in a row.
 
     Raises:
         UserError: a source that is to be read is empty, or a weight is negative, or all are 0.

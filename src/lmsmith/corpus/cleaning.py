@@ -26,8 +26,7 @@ def clean_text(text: str, unicode_form: UnicodeForm = "none") -> str:
     Vertical tabs, form feeds, NEL, U+2028 and U+2029 are line ends, too. Lone surrogates, which
     UTF-8 cannot hold, become U+FFFD.
     """
-    text = _LINE_END.sub("\n", encodable(text))
-    text = _CONTROL.sub("", text)
+    text = _CONTROL.sub("", _LINE_END.sub("\n", encodable(text)))
     if unicode_form != "none":
         text = unicodedata.normalize(unicode_form, text)
     return text.strip()

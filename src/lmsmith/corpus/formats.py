@@ -63,9 +63,8 @@ def read_pair(row: Mapping[str, object], where: str) -> Ranked:
     """The ranking of two in a row of ``chosen`` and ``rejected``.
 
     Raises:
-        IrregularPair: there is no prompt, or there are two that differ, a message is empty, both
-            responses are the same, or a text does not end with the assistant's message. Published
-            data has such rows.
+        IrregularPair: there is no prompt, or two that differ, a message is empty, both responses
+            are the same, or a text does not end with the assistant's. Published data has such rows.
         UserError: the row has another form.
     """
     require_keys(row, ("chosen", "rejected"), where)

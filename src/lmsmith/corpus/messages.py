@@ -68,11 +68,7 @@ def validate_messages(messages: object, where: str) -> list[dict[str, str]]:
 
 
 def validate_prompt(prompt: object, where: str) -> list[dict[str, str]]:
-    """Check a prompt from outside: messages of which the user's is last, or the text of one.
-
-    Raises:
-        UserError: as `validate_messages`, or the last message is another's.
-    """
+    """Check a prompt from outside: messages that end with the user's, or the text of one."""
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}]
     messages = validate_messages(prompt, f"{where}, 'prompt'")

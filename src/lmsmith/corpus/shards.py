@@ -76,12 +76,10 @@ def write_shards(
 ) -> TokenShards:
     """Write documents as they come, holding one at a time, and map the result.
 
-    `folder` appears whole or not at all.
+    `folder` appears whole or not at all. A token takes 2 or 4 bytes, by `vocabulary_size`.
 
     Args:
         documents: token ids without frame.
-        end_of_text: put after each.
-        vocabulary_size: decides between 2 and 4 bytes a token.
         start: put before each; `end_of_text` if None.
     """
     kind = np.uint16 if vocabulary_size <= 1 << 16 else np.uint32

@@ -112,10 +112,7 @@ def _cut_end(text: str, size: int) -> tuple[str, str]:
 
 
 def opening_key(messages: Sequence[Message]) -> str:
-    """A name for all dialogues that begin alike: the `text_key` of the user's first message.
-
-    Split by it, the branches of a tree and the turns of a dialogue stay together.
-    """
+    """The `text_key` of the user's first message: a dialogue's branches and turns share it."""
     said = (clean_text(each["content"]) for each in messages if each["role"] == "user")
     return text_key(next(filter(None, said), ""))
 

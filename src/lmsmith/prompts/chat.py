@@ -20,11 +20,7 @@ from lmsmith.tokenizers import Tokenizer
 
 @dataclass(frozen=True)
 class Prompt:
-    """Tokens to be continued by the assistant, up to what opens its message.
-
-    Attributes:
-        dropped_messages: how many of the oldest messages did not fit.
-    """
+    """Tokens up to what opens the assistant's message; the oldest messages may not have fitted."""
 
     tokens: list[int]
     dropped_messages: int

@@ -95,11 +95,7 @@ def select_prompts(
 
 
 def prompts_warning(counts: Counter[str], room: int, window: str = "") -> str:
-    """A sentence on the prompts that `select_prompts` left out; empty if there are none.
-
-    Args:
-        window: the settings that say which replies are taken, by name.
-    """
+    """A sentence on the prompts left out, if any; ``window`` names the lengths of replies."""
     reasons = [f"{counts[name]:,} {why}" for name, why in LEFT_OUT.items() if counts[name]]
     if not reasons:
         return ""

@@ -110,14 +110,13 @@ def _windows_by_template(
             last = next((n for n in range(start, last) if len(system) + n in replies), last - 1) + 1
         starts = [s for s in turn_starts(turns) if s <= start]
         allowed = (s for s in starts if sum(lengths[s:start]) <= history)
-        first = min(allowed, default=starts[-1])
-        encoded, end = _longest_window(tokenizer, system, turns[:last], first, start, limit)
-        if end == start:  # too long with its history: without it, and cut
-            first = starts[-1]
+        for first in (min(allowed, default=starts[-1]), starts[-1]):  # with its history, or without
             encoded, end = _longest_window(tokenizer, system, turns[:last], first, start, limit)
-            end = max(end, start + 1)
-            if not encoded.tokens:
-                encoded = _ended(tokenizer, system + turns[first:end])
+            if end > start:
+                break
+        else:  # too long by itself: it is cut
+            end = start + 1
+            encoded = _ended(tokenizer, system + turns[first:end])
         from_message = len(system) + start - first
         is_target = [author >= from_message for author in encoded.authors]
         if any(is_target[:limit]):
@@ -162,14 +161,10 @@ def _longest_window(
 
 
 def pack_best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Best-fit packing in the order given: each item goes where it leaves the least room.
+    """The numbers of the items in each bin, by best fit: an item goes where it leaves least room.
 
-    Args:
-        lengths: each at least 1, at most `capacity`. Longest first packs tightest, and the number
-            of bins then does not depend on the order of equal lengths.
-
-    Returns:
-        For each bin the numbers of its items.
+    Longest first packs tightest, and then the order of equal lengths does not change the number
+    of bins.
     """
     bins: list[list[int]] = []
     rooms: list[tuple[int, int]] = []  # (room left, bin), sorted
@@ -178,10 +173,9 @@ def pack_best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
             raise ValueError(f"item {item} has length {length}, not in 1..{capacity}")
         at = bisect.bisect_left(rooms, (length, -1))
         if at == len(rooms):
+            rooms.append((capacity, len(bins)))
             bins.append([])
-            room, chosen = capacity, len(bins) - 1
-        else:
-            room, chosen = rooms.pop(at)
+        room, chosen = rooms.pop(at)
         bins[chosen].append(item)
         bisect.insort(rooms, (room - length, chosen))
     return bins

@@ -107,10 +107,12 @@ def krippendorff_alpha(
     Returns:
         None if there is nothing to compare; NaN if all values are the same.
     """
-    parts = _coincidences(clusters)
-    if parts is None:
+    pairable = ([u for u in units if len(u) >= 2] for units in clusters)
+    kept = [units for units in pairable if units]
+    if not kept:
         return None
-    values, by_cluster_cvv = parts
+    values = np.unique(np.concatenate([np.asarray(u, float) for units in kept for u in units]))
+    by_cluster_cvv = np.stack([_coincidences(units, values) for units in kept])
     flat_cx = by_cluster_cvv.reshape(len(by_cluster_cvv), -1)
     found = [
         _alpha(values, drawn.reshape(values.size, values.size), metric)
@@ -121,20 +123,13 @@ def krippendorff_alpha(
     return percentile_interval(value, np.asarray(found))
 
 
-def _coincidences(clusters: Iterable[Sequence[Sequence[float]]]) -> tuple[Floats, Floats] | None:
-    """The values there are, and each cluster's coincidences of them: pairs over (m − 1)."""
-    pairable = [[u for u in units if len(u) >= 2] for units in clusters]
-    pairable = [units for units in pairable if units]
-    if not pairable:
-        return None
-    values = np.unique(np.concatenate([np.asarray(u, float) for us in pairable for u in us]))
-    found = np.zeros((len(pairable), values.size, values.size))
-    for number, units in enumerate(pairable):
-        for unit in units:
-            each = np.asarray(unit, np.float64)
-            counts = (each[:, None] == values).sum(axis=0).astype(np.float64)
-            found[number] += (np.outer(counts, counts) - np.diag(counts)) / (each.size - 1)
-    return values, found
+def _coincidences(units: Sequence[Sequence[float]], values: Floats) -> Floats:
+    """How often two values are in one unit: pairs over (m − 1)."""
+    found = np.zeros((values.size, values.size))
+    for unit in units:
+        counts = (np.asarray(unit, np.float64)[:, None] == values).sum(axis=0).astype(np.float64)
+        found += (np.outer(counts, counts) - np.diag(counts)) / (len(unit) - 1)
+    return found
 
 
 def _alpha(values: Floats, coincidences_vv: Floats, metric: Metric) -> float:

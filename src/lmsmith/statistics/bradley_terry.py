@@ -21,10 +21,10 @@ class Standing:
     """A model's place.
 
     Attributes:
-        strength: β, the mean of all models' is 0; a model with β higher by d is preferred with
+        strength: β, whose mean over all models is 0; a model with β higher by d is preferred with
             probability σ(d).
         rate: how often it is preferred to a model of strength 0: σ(β).
-        comparisons: with another model, that it was in.
+        comparisons: their number, with other models.
     """
 
     model: str
@@ -58,7 +58,7 @@ def leaderboard(tasks: Sequence[Sequence[Outcome]], seed: int = 0) -> list[Stand
     total_mm = wins_tmm.sum(axis=0)
     flat_tx = wins_tmm.reshape(len(kept), -1)
     drawn_rm = np.concatenate([
-        strengths((counts @ flat_tx).reshape(-1, *total_mm.shape))
+        bradley_terry((counts @ flat_tx).reshape(-1, *total_mm.shape))
         for counts in resample_counts(len(kept), RESAMPLES, seed)
     ])  # fmt: skip
     strength_m = bradley_terry(total_mm)
@@ -75,22 +75,21 @@ def leaderboard(tasks: Sequence[Sequence[Outcome]], seed: int = 0) -> list[Stand
     return sorted(found, key=lambda each: (-each.strength.value, each.model))
 
 
-def bradley_terry(wins_mm: Floats, ridge: float = RIDGE) -> Floats:
+def bradley_terry(wins_rmm: Floats, ridge: float = RIDGE) -> Floats:
     """Strengths β of models: P(i preferred to j) = σ(β_i − β_j) (Bradley & Terry 1952).
 
     Minimises −Σ wins[i, j] log σ(β_i − β_j) + ½ ridge ‖β‖²; the minimum has Σβ = 0.
     A tie is half a win for each.
 
     Args:
-        wins_mm: how often the row's model was preferred to the column's.
+        wins_rmm: how often the row's model was preferred to the column's; one table or several.
+
+    Returns:
+        (m,) of one table, (r, m) of several.
     """
-    return np.asarray(strengths(wins_mm[None], ridge)[0])
-
-
-def strengths(wins_rmm: Floats, ridge: float = RIDGE) -> Floats:
-    """`bradley_terry` of several tables of wins at once, (r, m)."""
     models = wins_rmm.shape[-1]
     one, other = (each.ravel() for each in np.indices((models, models)))
     design_np = np.eye(models)[one] - np.eye(models)[other]
-    weights_rn = wins_rmm.reshape(len(wins_rmm), -1)
-    return fit_logistic(design_np, np.ones(len(one)), weights_rn, ridge=ridge)
+    weights_rn = wins_rmm.reshape(-1, models**2)
+    fitted_rm = fit_logistic(design_np, np.ones(len(one)), weights_rn, ridge=ridge)
+    return fitted_rm.reshape(wins_rmm.shape[:-1])

@@ -36,9 +36,8 @@ def fit_logistic(
     Minimises Σ w · cross entropy(y, σ(design · b)) + ½ ridge ‖b‖².
 
     Args:
-        design_np: (n, p).
-        y: (n,), 0, 1 or a fraction between.
-        weights_rn: (r, n); one regression with weights 1 if None.
+        y: (n,), between 0 and 1.
+        weights_rn: one regression with weights 1 if None.
         ridge: a small weight keeps b finite where all outcomes are the same.
 
     Returns:

@@ -15,8 +15,7 @@ from lmsmith.core.errors import UserError
 def secret_text() -> str:
     """A short string that nobody can guess (85 bits), of private-use characters.
 
-    They have no case, are no space and belong to no script, so no text transformation that
-    templates or normalisers make takes them apart.
+    They have no case, space or script, so templates and normalisers do not change them.
     """
     return "".join(chr(0xF0000 + secrets.randbelow(0xFFFE)) for _ in range(6))
 
@@ -35,10 +34,7 @@ def shielded_backend(
         controls: names of the control tokens by id.
 
     Returns:
-        The backend, and the secret that spells each control token.
-
-    Raises:
-        UserError: the library cannot read the description.
+        The backend, and the secret of each control token.
     """
     key = secret_text()
     spelling = {token: f"{key}{token}{key[0]}" for token in controls}

@@ -43,7 +43,6 @@ def import_tokenizer(
     Args:
         description: contents of a ``tokenizer.json``.
         variables: its ``bos_token``, ``eos_token`` and others, as templates know them.
-        jinja: the chat template.
         stops: more tokens at which a reply ends.
         text_start, cleaning: see `ChatFormat`.
 
@@ -58,9 +57,8 @@ def import_tokenizer(
         )
     tokens = description.get("added_tokens") or []
     added = [token["content"] for token in tokens]
-    end = next((name for name in (eos, *_ENDS_OF_TEXT) if name not in _ENDS_OF_TURN), eos)
-    if eos in _ENDS_OF_TURN:
-        end = next((name for name in _ENDS_OF_TEXT if name in added), eos)
+    ends = [name for name in _ENDS_OF_TEXT if name in added]
+    end = ends[0] if ends and eos in _ENDS_OF_TURN else eos
     bos = variables.get("bos_token")
     chat_format = ChatFormat(
         start_of_text=bos if bos is not None and bos in vocabulary_of(description) else end,
@@ -73,15 +71,16 @@ def import_tokenizer(
         text_start=tuple(text_start),
     )
     specials = [token["content"] for token in tokens if token.get("special")]
+    # What the template writes of these is a marker: typed by a user, it must not split messages.
     possible = [name for name in added if name not in specials and _may_be_marker(name)]
     template = ChatTemplate(chat_format.jinja or "", chat_format.variables)
     controls = list(dict.fromkeys([*specials, *chat_format.names, *possible]))
     plain = _rendered(template, _TALK, controls)
     written = _written(plain)
     if plain is not None:
+        written |= _written(_rendered(template, _TALK[:1], controls, ask=True))
         for talk in ([_SYSTEM, *_TALK], [*_TALK, _TOOL]):
             written |= _written(_rendered(template, talk, controls))
-        written |= _written(_rendered(template, _TALK[:1], controls, ask=True))
     turn = _end_of_turn(template, plain, controls, chat_format.stops)
     markers = [name for name in possible if name in written or _PIPED.fullmatch(name)]
     return Tokenizer(
@@ -98,11 +97,7 @@ _PIPED = re.compile(r"<[|｜].*[|｜]>", re.DOTALL)
 
 
 def _may_be_marker(name: str) -> bool:
-    """Whether an added token that is not special is more than a word, spaces or punctuation.
-
-    Of these, what the template writes around messages is a marker: where a user types it, it
-    must not part messages.
-    """
+    """Whether an added token that is not special is more than a word, spaces or punctuation."""
     bare = "".join(name.split())
     return any(map(str.isalnum, bare)) and not bare.isalnum()
 

@@ -192,9 +192,8 @@ def _pattern(names: tuple[str, ...]) -> re.Pattern[str]:
 class _Marks:
     """Secret marks around contents that the usual template does not notice.
 
-    The first and the last space of a content stay outside, so that templates may trim; so does
-    what the template looks for (``</think>``), so that it may split there, unless it could be a
-    part of a control token.
+    The outer spaces of a content stay outside, so that templates may trim; so do texts that the
+    template splits by (``</think>``), unless they could be a part of a control token.
     """
 
     def __init__(self, controls: Sequence[str], constants: Sequence[str]) -> None:

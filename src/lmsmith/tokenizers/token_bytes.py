@@ -16,10 +16,9 @@ from lmsmith.core.errors import UserError
 
 @functools.cache
 def byte_of_character() -> dict[str, int]:
-    """The inverse of the character that writes each byte.
+    """Byte of each character that writes one (Radford et al. 2019).
 
-    Bytes that print keep their character; the others are numbered from U+0100 in order
-    (Radford et al. 2019).
+    Bytes that print keep their character; the others are numbered from U+0100 in order.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     table = {chr(byte): byte for byte in printable}
@@ -158,12 +157,7 @@ class Utf8Table:
 
 
 def utf8_table(pieces: Sequence[bytes], controls: Container[int]) -> Utf8Table:
-    """The table of a vocabulary.
-
-    Args:
-        pieces: the bytes of each token; empty for control tokens and ids without a token.
-        controls: ids of control tokens.
-    """
+    """The table of a vocabulary; pieces are empty for control tokens and ids without a token."""
     allowed_sv = np.zeros((STATES, len(pieces)), dtype=np.bool_)
     next_sv = np.zeros((STATES, len(pieces)), dtype=np.uint8)
     is_control_v = np.zeros(len(pieces), dtype=np.bool_)

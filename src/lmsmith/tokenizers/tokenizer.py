@@ -41,11 +41,9 @@ def _fixed_by_ftfy(text: str) -> str:
 
 @dataclass(frozen=True)
 class EncodedChat:
-    """A conversation as tokens by a template.
+    """A conversation as tokens, and for each the number of the assistant's message, or -1.
 
-    Attributes:
-        authors: for each token the number of the assistant's message that it is a part of (its
-            content and what ends the turn), or -1.
+    A message's tokens are its content and what ends the turn.
     """
 
     tokens: list[int]
@@ -215,11 +213,8 @@ class Tokenizer:
         return text.removesuffix(" ") if self.drops_last_space else text
 
     def spaces_after(self, ids: Sequence[int]) -> tuple[bool, str]:
-        """How a text goes on after `ids`.
-
-        Returns:
-            Whether its first space is the tokenizer's own, as where a text begins; and the space
-            at the end of `ids` that was not shown, since it might have been the last.
+        """How a text goes on after `ids`: whether its first space is the tokenizer's own, as where
+        a text begins, and the space at the end of `ids` that was held back as a possible last one.
         """
         if not (self.drops_first_space or self.drops_last_space):
             return False, ""
@@ -229,11 +224,7 @@ class Tokenizer:
         return self.drops_first_space and not last, held
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes that `token` adds to a text: empty for a control token.
-
-        Raises:
-            ValueError: there is no such id.
-        """
+        """The bytes that `token` adds to a text; a ValueError if there is no such id."""
         if not 0 <= token < len(self._bytes):
             raise ValueError(f"token id {token} is not in 0..{len(self._bytes) - 1}")
         return self._bytes[token]
@@ -272,11 +263,7 @@ class Tokenizer:
         )
 
     def render_chat(self, messages: Sequence[Mapping[str, str]], *, ask: bool) -> Rendering:
-        """A conversation as a text, for programs that know texts alone; see `encode_rendered`.
-
-        Raises:
-            UserError: the template cannot write it; see `ChatTemplate.render`.
-        """
+        """A conversation as a text, by `ChatTemplate.render`; see `encode_rendered`."""
         return self._rendered(self._cleaned(messages), ask)
 
     def _rendered(self, cleaned: Sequence[Mapping[str, str]], ask: bool) -> Rendering:
@@ -324,12 +311,10 @@ def vocabulary_of(description: Mapping[str, Any]) -> dict[str, int]:
 
 
 class StreamDecoder:
-    """Decode a stream of ids.
+    """Decode a stream of ids; the parts join to ``tokenizer.decode(ids, after=after)``.
 
-    Joined, what `push` and `flush` return is ``tokenizer.decode(ids, after=after)``.
-
-    A byte-level token may end in the middle of a UTF-8 character (Chinese, emoji); its first
-    bytes are held back until the rest has come.
+    A token may end in the middle of a UTF-8 character (Chinese, emoji); its first bytes are held
+    back until the rest has come.
     """
 
     def __init__(self, tokenizer: Tokenizer, after: Sequence[int] = ()) -> None:
