@@ -14,8 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from lmsmith.core.errors import UserError
-from lmsmith.core.extras import needs_extra
+from lmsmith.core.errors import UserError, needs_extra
 from lmsmith.core.files import missing, write_json
 from lmsmith.core.progress import QuietProgress, choose_progress
 from lmsmith.core.recipe import MachineConfig

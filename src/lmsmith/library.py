@@ -98,11 +98,11 @@ class LanguageModel:
     Attributes:
         decoder: the weights, float32.
         tokenizer: text to token ids and back.
-        card: where the model comes from: parents, recipe, data, metrics.
+        card: parents, recipe, data, metrics.
         folder: where it was read from, a folder or a GGUF file, or None.
         machine: precision and threads it writes with.
-        sampling: what is meant where a temperature or a top-p is not given.
-        draft: what guesses the next tokens, or None.
+        sampling: used where a temperature or a top-p is not given.
+        draft: guesses the next tokens, or None.
     """
 
     def __init__(
@@ -206,11 +206,7 @@ class LanguageModel:
         *,
         is_message: bool = False,
     ) -> Iterator[str]:
-        """What comes after ``tokens``, in pieces of whole characters; ends before a stop text.
-
-        Args:
-            is_message: as in `Request`.
-        """
+        """Write on after ``tokens``, in pieces of whole characters; ends before a stop text."""
         stops = [stop] if isinstance(stop, str) else list(stop)
         if "" in stops:
             raise UserError("stop: an empty text would end every reply at once", "leave it out")
@@ -220,7 +216,7 @@ class LanguageModel:
         return (piece for piece in until_stop(pieces, stops) if piece)
 
     def write_tokens(self, tokens: Sequence[int], settings: SamplingSettings) -> Iterator[int]:
-        """What comes after ``tokens``, a stop token included."""
+        """The tokens that follow ``tokens``, a stop token included."""
         if self.draft is not None:
             return (event.token for event in self._speculate(tokens, settings))
         return stream(self._inference_decoder(), tokens, settings, tokenizer=self.tokenizer)
@@ -235,7 +231,7 @@ class LanguageModel:
         return speculate(model, tokens, settings, drafter, tokenizer=self.tokenizer)
 
     def whole_reply(self, tokens: Sequence[int], settings: SamplingSettings) -> Reply:
-        """All that comes after ``tokens``: tokens, text, why it ended, log-probabilities asked for.
+        """The whole text that follows ``tokens``, with its tokens, end and log-probabilities.
 
         Raises:
             UserError: the tokens leave no room in the context, or a setting is out of range.
@@ -249,11 +245,7 @@ class LanguageModel:
         return answer(engine, [Request(tokens, settings, "the prompt")])[0][0]
 
     def next_tokens(self, tokens: Sequence[int], top: int = 10) -> list[tuple[str, float]]:
-        """The likeliest tokens to come after ``tokens``: their texts and probabilities.
-
-        Raises:
-            UserError: the tokens leave no room in the context.
-        """
+        """Texts and probabilities of the likeliest tokens to follow ``tokens``."""
         known = vocabulary_of(self.tokenizer, self.decoder.config.vocabulary_size).tokens
         top = min(top, known)
         reply = self.whole_reply(tokens, SamplingSettings(1, temperature=0, top_log_probs=top))

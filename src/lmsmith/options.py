@@ -112,6 +112,7 @@ MEANINGS = {
     "json": "Print one JSON object on standard output, and nothing else there.",
     "model": "A run, a model folder, a Hugging Face folder, a GGUF file or a registered name.",
     "models": "Runs, model folders, Hugging Face folders, GGUF files or registered names.",
+    "name": "As the ls command of the group shows it.",
     "role": "A user talks to models; a labeler judges answers too; an admin also sees the "
     "statistics.",
     "temperature": "0 takes the likeliest token every time. As the model's makers advise if not "

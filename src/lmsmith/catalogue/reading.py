@@ -35,13 +35,9 @@ _VOCABULARY_AND_MERGES = (
 
 @dataclass(frozen=True)
 class ReadModel:
-    """A model that writes text.
+    """A model that writes text: a float32 decoder in evaluation mode, and its tokenizer.
 
-    Attributes:
-        decoder: float32 weights, in evaluation mode.
-        tokenizer: its vocabulary is at most the decoder's.
-        source: where it was read from.
-        card: what is known of its making.
+    The tokenizer's vocabulary is at most the decoder's. ``card`` tells of the model's making.
     """
 
     decoder: Decoder
@@ -139,16 +135,14 @@ def load_any_tokenizer(path: Path | str) -> Tokenizer:
         return Tokenizer.load(path)
     if (path / TOKENIZER_FILE).is_file():
         return load_hugging_face(path)
-    pair = next(
-        (p for p in _VOCABULARY_AND_MERGES if all((path / name).is_file() for name in p)), None
+    for vocabulary, merges in _VOCABULARY_AND_MERGES:
+        if (path / vocabulary).is_file() and (path / merges).is_file():
+            text = (path / merges).read_text(encoding="utf-8", errors="replace")
+            return load_gpt1(path) if WORD_END in text else load_gpt2(path)
+    raise UserError(
+        f"{path} has no {TOKENIZER_FILE}, and no vocabulary with merges",
+        "name a model folder, a Hugging Face folder or a GGUF file",
     )
-    if pair is None:
-        raise UserError(
-            f"{path} has no {TOKENIZER_FILE}, and no vocabulary with merges",
-            "name a model folder, a Hugging Face folder or a GGUF file",
-        )
-    merges = (path / pair[1]).read_text(encoding="utf-8", errors="replace")
-    return load_gpt1(path) if WORD_END in merges else load_gpt2(path)
 
 
 def tokenizer_files(path: Path | str) -> list[Path]:
@@ -158,9 +152,7 @@ def tokenizer_files(path: Path | str) -> list[Path]:
         return [path]
     names = [TOKENIZER_FILE, CHAT_FILE]
     if path.is_dir() and not (path / CHAT_FILE).is_file():
-        others = [CONFIG_FILE, TEMPLATE_FILE, "special_tokens_map.json"]
-        others += ["generation_config.json", "config.json"]
-        pairs = [name for pair in _VOCABULARY_AND_MERGES for name in pair]
-        candidates = [TOKENIZER_FILE, *others, *pairs]
+        others = (CONFIG_FILE, TEMPLATE_FILE, "special_tokens_map.json", "generation_config.json")
+        candidates = [TOKENIZER_FILE, *others, "config.json", *sum(_VOCABULARY_AND_MERGES, ())]
         names = [name for name in candidates if (path / name).is_file()] or names
     return [path / name for name in names]

@@ -155,11 +155,7 @@ def write_record(partial: Path, record: Record) -> None:
 
 
 def remove(name: str) -> Record:
-    """Delete a registered model and its files.
-
-    Raises:
-        UserError: there is none of that name.
-    """
+    """Delete a registered model and its files; UserError if there is none of that name."""
     record = find(name)
     if record is None:
         known = ", ".join(each.name for each in records())

@@ -55,7 +55,7 @@ pull = models.pull: fetch a model, and register its name
 export = models.export: write a model for transformers, vLLM or llama.cpp
     lmsmith export runs/quickstart --to hf
     lmsmith export runs/quickstart out --to gguf --type q8_0
-report = report.report: rebuild a run's report, or print its metrics
+report = run.report: rebuild a run's report, or print its metrics
     lmsmith report runs/quickstart
     lmsmith report runs/quickstart --json
 recipes ls = recipes.list_recipes: list the recipes that come with lmsmith

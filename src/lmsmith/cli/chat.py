@@ -117,9 +117,7 @@ class ChatSession:
     """A conversation with a model.
 
     Attributes:
-        model: answers.
         settings: of the next reply.
-        system: the system message, or empty.
         turns: users' and assistants' messages, a user's first, each answered.
         replies: asked for since the seed was set; each draws from a seed of its own.
         dropped: how many of the oldest messages the last reply did not see.
@@ -146,17 +144,10 @@ class ChatSession:
         )
 
     def answer(self, text: str, write: Callable[[str], object]) -> str:
-        """Say something; ``write`` gets the reply in pieces as it comes.
+        """Say something, and return the reply; ``write`` gets it in pieces as it comes.
 
-        Ctrl-C ends the reply: what was written of it stays in the history. If that is nothing,
-        or if an error comes, the history is as it was before.
-
-        Returns:
-            The reply.
-
-        Raises:
-            UserError: the message does not fit the model's context.
-            KeyboardInterrupt: after the history was put in order.
+        Ctrl-C ends the reply: the part that was written stays in the history. If that is nothing,
+        or after an error, the history is as it was before.
         """
         before = len(self.turns)
         written: list[str] = []
@@ -183,25 +174,14 @@ class ChatSession:
         return self.model.write(prompt.tokens, sampling, is_message=True)
 
     def next_tokens(self, beginning: str = "", top: int = 10) -> list[tuple[str, float]]:
-        """The ``top`` likeliest tokens after ``beginning`` of the reply to the last message.
-
-        Returns:
-            Texts and probabilities.
-
-        Raises:
-            UserError: the conversation does not fit the model's context.
-        """
+        """The ``top`` likeliest tokens, with probabilities, after ``beginning`` of the reply."""
         answered = bool(self.turns) and self.turns[-1]["role"] == "assistant"
         messages = self.messages[:-1] if answered else self.messages
         tokens = self.model.prompt(messages, self._sampling(self.settings)).tokens
         return self.model.next_tokens(tokens + self.model.tokenizer.encode(beginning), top)
 
     def change(self, **values: float) -> None:
-        """Change settings, all or none; a seed begins its replies anew.
-
-        Raises:
-            UserError: one is out of range.
-        """
+        """Change settings, or none if one is out of range (UserError); a seed begins anew."""
         from lmsmith.core.config import SettingsError
 
         changed = replace(self.settings, **values)  # type: ignore[arg-type]
@@ -212,11 +192,7 @@ class ChatSession:
             self.replies = 0
 
     def set_system(self, text: str) -> None:
-        """Set the system message, or remove it if ``text`` is empty.
-
-        Raises:
-            UserError: it leaves no room for a message and a reply.
-        """
+        """Set the system message, or remove it; UserError if it leaves no room for a reply."""
         text = encodable(text)
         if text:
             messages = [{"role": "system", "content": text}, {"role": "user", "content": "?"}]
@@ -236,13 +212,9 @@ class ChatSession:
         return had
 
     def save(self, path: Path) -> int:
-        """Add this conversation to a JSONL file, in the place of its earlier self if it has one.
+        """Add this conversation to a JSONL file, or replace it there; the file's conversations.
 
-        Returns:
-            How many conversations the file holds now.
-
-        Raises:
-            UserError: the file holds something else, or cannot be written; it is as it was.
+        A file that holds something else stays as it was (UserError).
         """
         if not self.turns:
             raise UserError("there is nothing to save yet", "say something first")
@@ -259,11 +231,7 @@ class ChatSession:
 
 
 def run_command(session: ChatSession, line: str) -> str | None:
-    """Carry out a line that begins with a slash; what to tell the user, or None to end.
-
-    Raises:
-        UserError: there is no such command, or what follows it is wrong.
-    """
+    """Carry out a line that begins with a slash; the text for the user, or None to end."""
     name, _, rest = line.partition(" ")
     rest = rest.strip()
     if name in ("/quit", "/exit"):

@@ -10,7 +10,6 @@ from lmsmith.cli.output import plain_table, table_console
 from lmsmith.cli.parsing import printed
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.table import Table
 
 
@@ -77,9 +76,9 @@ def next_step(database: str) -> str:
     )
 
 
-def print_statistics(found: Mapping[str, Any], console: Console | None = None) -> None:
+def print_statistics(found: Mapping[str, Any]) -> None:
     """Tasks, labelers, agreement and leaderboard, those of which something is known."""
-    console = console or table_console()
+    console = table_console()
     tasks = plain_table("kind", "tasks", "complete", "gold")
     for kind, counts in found["tasks"].items():
         tasks.add_row(kind, *(f"{counts[name]:,}" for name in ("tasks", "complete", "gold")))
@@ -88,10 +87,9 @@ def print_statistics(found: Mapping[str, Any], console: Console | None = None) -
         console.print(_labelers(found["labelers"]))
     agreement = plain_table("agreement", "value", "95 %", "tasks")
     for kind, measures in found["agreement"].items():
-        for name, interval in measures.items():
-            if name != "tasks" and interval is not None:
-                row = (f"{kind}, {_NAMES[name]}", *_interval(interval), str(measures["tasks"]))
-                agreement.add_row(*row)
+        for name, shown in _NAMES.items():
+            if (interval := measures.get(name)) is not None:
+                agreement.add_row(f"{kind}, {shown}", *_interval(interval), str(measures["tasks"]))
     if agreement.row_count:
         console.print(agreement)
     if found["leaderboard"]:
@@ -110,16 +108,8 @@ _NAMES = {"pairwise": "pairs alike", "tau_b": "Kendall τ-b", "alpha": "Krippend
 
 
 def _labelers(labelers: list[dict[str, Any]]) -> Table:
-    table = plain_table(
-        "labeler",
-        "demonstrations",
-        "ratings",
-        "rankings",
-        "skipped",
-        "seconds",
-        "gold alike",
-        left=("labeler",),
-    )
+    names = ("demonstrations", "ratings", "rankings", "skipped", "seconds", "gold alike")
+    table = plain_table("labeler", *names)
     for each in labelers:
         gold = each["gold"]["pairwise"]
         table.add_row(

@@ -91,11 +91,7 @@ def _shape(config: ModelConfig) -> dict[str, int]:
 
 
 def remove_model(name: str, *, json: bool = False) -> None:
-    """Delete a registered model and its files.
-
-    Args:
-        name: Of the model.
-    """
+    """Delete a registered model and its files."""
     record = registry.remove(name)
     if json:
         print_json({"removed": record.name, "bytes": record.bytes})

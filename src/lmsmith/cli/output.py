@@ -64,7 +64,7 @@ def encode_output() -> None:
 
 @contextlib.contextmanager
 def flushed_output() -> Iterator[None]:
-    """All that the block prints has left when it ends.
+    """Flush all that the block prints.
 
     Raises:
         UserError: the disk is full behind standard output, or behind a file the error names.
@@ -103,10 +103,7 @@ def _discard(stream: TextIO) -> None:
 
 
 def print_json(value: Mapping[str, object]) -> None:
-    """One JSON object on standard output; NaN and infinity are null.
-
-    Characters that the output's encoding lacks are escaped.
-    """
+    """Print one JSON object: NaN and infinity as null, characters without encoding escaped."""
     escaped = not (sys.stdout.encoding or "utf-8").lower().startswith("utf")
     json.dump(finite(value), sys.stdout, ensure_ascii=escaped, indent=2)
     sys.stdout.write("\n")
@@ -141,9 +138,7 @@ def plain_table(
 
 
 def input_lines(file: Path | None) -> Iterator[tuple[int, str]]:
-    """Numbered lines of a file, or of standard input, UTF-8 whatever the terminal's encoding is.
-
-    Their ends, be these of Unix, Windows or old Macs, and byte order marks are left out.
+    """Numbered UTF-8 lines of a file, or of standard input, without line ends and marks.
 
     Raises:
         UserError: the file cannot be read, which is known at once; or a line is not UTF-8.

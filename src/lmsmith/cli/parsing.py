@@ -67,8 +67,7 @@ def printed(
     """A command that calls a function of `lmsmith.api` and prints its result.
 
     Args:
-        function: its parameters are the command's, with ``json`` beside; its result is a mapping,
-            or has ``as_dict``.
+        function: its result is a mapping, or has ``as_dict``.
         show: prints the result for people; it gets the options that its parameters name.
         quiet_json: whether ``--json`` means ``--quiet`` too.
     """
@@ -105,9 +104,7 @@ def run_command(
 ) -> int:
     """Parse the words as a function's arguments, call it, and return the exit code.
 
-    Args:
-        name: the command's.
-        beside: last words of commands that begin with this one's name.
+    ``beside`` has the last words of commands that begin with this one's name.
     """
     _refuse_settings_without_value(words)
     about, meanings, _ = read_docstring(documented(function))

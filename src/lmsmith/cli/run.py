@@ -1,4 +1,4 @@
-"""``lmsmith run``: a recipe from its first stage to its report."""
+"""``lmsmith run`` and ``lmsmith report``: a recipe from its first stage to its report."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmsmith import api
-from lmsmith.cli.output import plain_table, table_console
+from lmsmith.cli.output import plain_table, print_json, table_console
 from lmsmith.cli.parsing import printed
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.table import Table
 
     from lmsmith.report.run.gains import Gain
@@ -28,7 +27,13 @@ def _show(result: api.RunResult, *, quiet: bool) -> None:
 
     folder = result.folder
     if not quiet:
-        print_gains(folder)
+        from lmsmith.report.run.gains import describe_gains
+        from lmsmith.report.run.metrics import stage_tables
+        from lmsmith.report.run.records import read_run
+
+        read = read_run(folder)
+        gains = describe_gains(read, stage_tables(read))
+        table_console().print(gains_table([gain for gain in gains if gain.status != "not run"]))
     print(f"report: {result.report}")
     if not quiet and any((folder / stage / "model").exists() for stage in WRITING_STAGES):
         named = shlex.quote(str(folder))
@@ -49,18 +54,6 @@ def plan_text(result: dict[str, object]) -> str:
     )
 
 
-def print_gains(folder: Path, console: Console | None = None) -> None:
-    """Print what each stage of the run in ``folder`` gained, with its wall time."""
-    from lmsmith.report.run.gains import describe_gains
-    from lmsmith.report.run.metrics import stage_tables
-    from lmsmith.report.run.records import read_run
-
-    run = read_run(folder)
-    gains = describe_gains(run, stage_tables(run))
-    console = console or table_console()
-    console.print(gains_table([gain for gain in gains if gain.status != "not run"]))
-
-
 def gains_table(gains: Sequence[Gain]) -> Table:
     """A row a stage: the measure, before → after, the note with the interval, the verdict."""
     from rich.text import Text
@@ -77,3 +70,22 @@ def gains_table(gains: Sequence[Gain]) -> Table:
         time = format_duration(gain.wall_seconds) if gain.wall_seconds is not None else gain.status
         table.add_row(gain.stage, gain.measure, gain.before, after, Text(note), time)
     return table
+
+
+def report(run: str, *, json: bool = False) -> None:
+    """Rebuild the report of a run and print its path, or print all metrics.
+
+    Args:
+        run: The run's folder, or its name under runs/.
+        json: Print all metrics as one JSON object, and build nothing.
+    """
+    named = Path("runs") / run
+    folder = named if named.is_dir() and not Path(run).exists() else Path(run)
+    if json:
+        from lmsmith.report.run.metrics import collect_metrics
+
+        print_json(collect_metrics(folder))
+    else:
+        from lmsmith.report.run.page import build_report
+
+        print(build_report(folder))

@@ -170,7 +170,6 @@ def run_task(
     and every label's probability, or with what was written.
 
     Args:
-        name: Of the task (lmsmith tasks add).
         input: A file of lines; standard input by default.
     """
     lines = input_lines(input)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
 from lmsmith.cli.output import print_json
-from lmsmith.core.extras import needs_extra
+from lmsmith.core.errors import needs_extra
 
 if TYPE_CHECKING:
     from lmsmith.feedback.people import People
@@ -45,9 +45,6 @@ def token(name: str, *, database: str = "", json: bool = False) -> None:
     """Give somebody a new token; the one before ends, with all that was logged in by it.
 
     Of a database in which nobody has a token yet, the owner gets one too, as by `users add`.
-
-    Args:
-        name: Of the user.
     """
     with _people(database) as people:
         made = people.renew(name)
@@ -61,11 +58,7 @@ def role(
     database: str = "",
     json: bool = False,
 ) -> None:
-    """Give somebody another role; browsers they are logged in from ask for their token again.
-
-    Args:
-        name: Of the user.
-    """
+    """Give somebody another role; browsers they are logged in from ask for their token again."""
     with _people(database) as people:
         people.change(name, role)
         person = people.named(name)
@@ -99,9 +92,6 @@ def remove(name: str, *, database: str = "", json: bool = False) -> None:
     """Delete somebody and all that is theirs: conversations, judgements, what is in the queue.
 
     It is gone from later exports too; files of earlier ones are yours to delete.
-
-    Args:
-        name: Of the user.
     """
     with _people(database) as people:
         person = people.named(name)

@@ -19,8 +19,7 @@ from lmsmith.comparison.instructions import (
 )
 from lmsmith.comparison.judges import load_judge
 from lmsmith.comparison.win_rate import Versus, judge_replies
-from lmsmith.core.errors import UserError
-from lmsmith.core.extras import needs_extra
+from lmsmith.core.errors import UserError, needs_extra
 from lmsmith.core.files import write_jsonl
 from lmsmith.core.progress import choose_progress
 from lmsmith.evaluation.measures import measure_of, paired_difference, value_of

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import difflib
@@ -205,11 +206,9 @@ def setting_keys(cls: type, key: str) -> list[str]:
 def unknown_key(
     key: str, value: object, right_keys: Sequence[str], deeper_keys: Sequence[str] = ()
 ) -> Problem:
-    """The problem of a key that does not exist, with the nearest that does.
+    """The problem of a key that does not exist, with the nearest of ``right_keys``.
 
-    Args:
-        right_keys: what could stand in its place.
-        deeper_keys: what could be meant if its table was forgotten.
+    If its table was forgotten, one of ``deeper_keys`` may be meant.
     """
     new = RENAMED_KEYS.get(key.split(".")[-1], ())
     if renamed := [right for right in right_keys if right.split(".")[-1] in new]:
@@ -242,11 +241,7 @@ def with_new_keys(cls: type, table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refuse_old_keys(cls: type, given: Mapping[str, object]) -> None:
-    """Name the new keyword where ``cls`` is called with one that was renamed.
-
-    Raises:
-        SettingsError: all such keywords.
-    """
+    """SettingsError that names the new keywords where ``cls`` is called with renamed ones."""
     names = [f.name for f in dataclasses.fields(cls)]
     problems = [
         unknown_key(name, value, names) for name, value in given.items() if name not in names
@@ -349,10 +344,7 @@ def describe_type(hint: object) -> str:
 
 
 def encode(value: object) -> Any:
-    """A dataclass (or any setting) as plain dicts, lists, text and numbers.
-
-    Fields whose metadata is `NOT_A_SETTING` or `SHORTHAND` are left out.
-    """
+    """A setting as plain values, without fields that are `NOT_A_SETTING` or `SHORTHAND`."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
             f.name: encode(getattr(value, f.name))
@@ -372,10 +364,7 @@ def apply_overrides(tables: Mapping[str, Any], overrides: Iterable[str]) -> dict
     """A copy of ``tables`` with every ``"stage.key=value"`` put in.
 
     The value is read as TOML (``0.05``, ``true``, ``[1, 2]``), else taken as text. A number in
-    the key picks an item of a list: ``data.sources.0.weight=2``.
-
-    Raises:
-        UserError: overrides that are not of this form, all at once.
+    the key picks an item of a list: ``data.sources.0.weight=2``. UserError for all other forms.
     """
     changed = copy.deepcopy(dict(tables))
     problems: list[Problem] = []
@@ -395,32 +384,26 @@ def apply_overrides(tables: Mapping[str, Any], overrides: Iterable[str]) -> dict
 
 def parse_value(text: str) -> Any:
     """``text`` as a TOML value, or unchanged if it is none."""
-    try:
+    with contextlib.suppress(tomllib.TOMLDecodeError):
         table = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
-        return text.strip()
-    return table["value"] if set(table) == {"value"} else text.strip()
+        if set(table) == {"value"}:
+            return table["value"]
+    return text.strip()
 
 
 def _put(tables: dict[str, Any], path: list[str], value: object) -> str | None:
     """Put ``value`` at ``path``; the key that stands in the way is returned if one does."""
     place: Any = tables
-    for depth, name in enumerate(path):
-        last = depth == len(path) - 1
-        if isinstance(place, list):
-            if not (name.isdecimal() and int(name) < len(place)):
-                return ".".join(path[:depth])
-            index: Any = int(name)
-        elif isinstance(place, dict):
-            index = name
-            if not last:
-                place.setdefault(name, {})
-        else:
-            return ".".join(path[:depth])
-        if last:
+    for depth, name in enumerate(path, start=1):
+        index: Any = name
+        if isinstance(place, list) and name.isdecimal() and int(name) < len(place):
+            index = int(name)
+        elif not isinstance(place, dict):
+            return ".".join(path[: depth - 1])
+        if depth == len(path):
             place[index] = value
         else:
-            place = place[index]
+            place = place.setdefault(index, {}) if isinstance(place, dict) else place[index]
     return None
 
 

@@ -1,6 +1,9 @@
-"""The two ways a run ends early: a user's mistake, and an interruption."""
+"""The two ways a run ends early, a mistake and an interruption; and packages that are missing."""
 
 from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
 
 
 class UserError(Exception):
@@ -25,3 +28,13 @@ class Interrupted(Exception):
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"interrupted by signal {signal_number}")
         self.exit_code = 128 + signal_number
+
+
+@contextlib.contextmanager
+def needs_extra(name: str) -> Iterator[None]:
+    """UserError with the extra's name if a package that is imported inside is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        problem = f"the package {error.name} is not installed"
+        raise UserError(problem, f'install it: pip install "lmsmith[{name}]"') from error

@@ -51,17 +51,15 @@ def storage_error(path: Path, error: OSError) -> UserError | OSError:
 
 
 def disk_full_error(error: BaseException, folder: Path) -> UserError | None:
-    """The message for a write in ``folder`` that failed, if that is what ``error`` tells of.
-
-    A library may wrap the system's error, and leave nothing of it but its words.
-    """
+    """The message for a write in ``folder`` that failed; None if ``error`` is another error."""
+    if isinstance(error, UserError | Interrupted | KeyboardInterrupt):
+        return None
     if isinstance(error, OSError) and error.errno is not None:
         fixed = storage_error(Path(error.filename or folder), error)
         return fixed if isinstance(fixed, UserError) else None
-    if isinstance(error, UserError | Interrupted | KeyboardInterrupt):
-        return None
     text = str(error)
-    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # Rust's words or the C library's
+    # A library may keep only the words of the system's error: Rust's, or the C library's.
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         if f"os error {number})" in text or os.strerror(number) in text:
             fixed = storage_error(folder, OSError(number, os.strerror(number)))
             return fixed if isinstance(fixed, UserError) else None
@@ -77,21 +75,14 @@ def _free_space(path: Path) -> str:
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:
-    """Write ``data`` so that ``path`` holds either what it held before or all of ``data``.
-
-    Raises:
-        UserError: the disk is full or writing is not allowed; ``path`` is as it was.
-    """
+    """Write ``data``: ``path`` holds all of it, or, after a UserError, its earlier content."""
     with atomic_file(path) as partial:
         partial.write_bytes(encodable(data).encode("utf-8") if isinstance(data, str) else data)
 
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a name beside ``path`` for a file that takes its name when the block ends well.
-
-    The file is synced to the disk first. For files too large for `atomic_write`, or that a library
-    writes.
+    """Yield a name for a file that is synced and renamed to ``path`` when the block ends well.
 
     Raises:
         UserError: the disk is full or writing is not allowed; ``path`` is as it was.
@@ -107,14 +98,11 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder beside ``path`` that takes its name when the block ends well.
+    """Yield an empty folder that is synced and renamed to ``path`` when the block ends well.
 
-    Every file in it is synced first, and may be read by whom the umask lets. A folder already at
-    ``path`` is replaced; should the process die between the two renames, the next call puts the old
-    folder back.
-
-    Raises:
-        UserError: the disk is full or writing is not allowed; ``path`` is as it was.
+    Its files get the permissions of the umask. A folder already at ``path`` is replaced; if the
+    process dies between the two renames, the next call puts the old folder back. Errors are those
+    of `atomic_file`.
     """
     partial = _partial_name(path)
     replaced = path.with_name(f".{path.name}.replaced")
@@ -197,11 +185,7 @@ def write_json(path: Path, value: object) -> None:
 
 
 def read_json(path: Path) -> object:
-    """Read one JSON value.
-
-    Raises:
-        UserError: the file is missing, cannot be read, or is not UTF-8 JSON.
-    """
+    """Read one JSON value; UserError if the file is missing, unreadable or not UTF-8 JSON."""
     content = _read_bytes(path)
     try:
         return _decoded(msgspec.json.Decoder(), content.removeprefix(_MARK))
@@ -235,12 +219,9 @@ def is_hidden(path: Path) -> bool:
 
 
 def require_file(path: Path) -> None:
-    """Refuse a broken link, and a pipe or a device: its reading might never end.
+    """UserError for a broken link, and for a pipe or a device, whose reading might never end.
 
-    What a shell opens for a command (``/dev/stdin``, ``<(…)``) is no such thing.
-
-    Raises:
-        UserError: saying what it is.
+    A pipe that a shell opens for a command (``/dev/stdin``, ``<(…)``) is allowed.
     """
     by_the_shell = path.absolute().is_relative_to("/dev/fd") or str(path) == "/dev/stdin"
     if path.is_symlink() and not path.exists():
@@ -352,13 +333,7 @@ def _object(value: object, where: str, fix: str) -> dict[str, object]:
 
 
 def _decoded(decoder: msgspec.json.Decoder[object], content: bytes) -> object:
-    """A JSON value; lone surrogates in its strings, which JSON may escape, become U+FFFD.
-
-    Raises:
-        UnicodeDecodeError: it is not UTF-8.
-        msgspec.DecodeError: it is not JSON.
-        RecursionError: it is too deep.
-    """
+    """A JSON value; lone surrogates in its strings, which JSON may escape, become U+FFFD."""
     text = content.decode("utf-8")
     try:
         return decoder.decode(content)
@@ -370,11 +345,10 @@ def _decoded(decoder: msgspec.json.Decoder[object], content: bytes) -> object:
 
 
 def read_text(path: Path) -> str:
-    """A text file, unpacked if its name ends with ``.gz``; a byte order mark is no part of it.
+    """A text file, unpacked if its name ends with ``.gz``, without its byte order mark.
 
     Raises:
-        UserError: the file is missing or cannot be read or unpacked, or a line (named) is not
-            UTF-8.
+        UserError: it is missing or cannot be read or unpacked, or a line (named) is not UTF-8.
     """
     with _open_to_read(path) as file:
         content = file.read()
@@ -393,10 +367,7 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
 
 
 def growing_rows(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file that is still written to, none if it is missing.
-
-    A line that is no JSON object is skipped: the last one may be half there.
-    """
+    """The objects of a JSONL file that is still written to; other lines are skipped."""
     rows = []
     for line in path.read_bytes().split(b"\n") if path.is_file() else []:
         with contextlib.suppress(ValueError):  # UnicodeDecodeError is one too
@@ -413,11 +384,7 @@ def cut_torn_line(path: Path) -> None:
 
 
 def sha256_file(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal.
-
-    Raises:
-        UserError: the file is missing or cannot be read.
-    """
+    """The SHA-256 of a file's bytes, in hexadecimal; UserError if it cannot be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -139,13 +139,7 @@ class _ShownProgress(RunProgress):
 
 
 class LineProgress(_ShownProgress):
-    """Prints a line every few seconds, for logs and pipes.
-
-    Args:
-        seconds: the least time between two lines of one task.
-        stream: standard error by default.
-        clock: a monotonic clock in seconds.
-    """
+    """Prints a line of a task every few ``seconds`` to ``stream`` (standard error)."""
 
     def __init__(
         self,
@@ -219,8 +213,7 @@ class _StageRow:
 class LiveProgress(_ShownProgress):
     """The view of ``lmsmith run``: all stages with their times, a bar, figures and time left.
 
-    Lines given to ``say`` are printed above the view and stay. rich draws at most four frames a
-    second in a thread of its own.
+    rich draws at most four frames a second in a thread of its own; other lines stay above the view.
     """
 
     def __init__(self, title: str = "", console: Console | None = None) -> None:

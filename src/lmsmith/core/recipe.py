@@ -18,17 +18,16 @@ from lmsmith.core.config import (
     SettingsError,
     apply_overrides,
     decode,
+    describe_type,
     encode,
     setting_keys,
     unknown_key,
 )
 from lmsmith.core.errors import UserError
-from lmsmith.core.files import missing
+from lmsmith.core.files import missing, read_text
 
 Need = str | tuple[str, ...]
 """A stage that another needs, or a choice of stages, exactly one of which it needs."""
-
-_NO_NEEDS: Mapping[str, Sequence[Need]] = {}
 
 
 @dataclass(frozen=True)
@@ -70,38 +69,28 @@ class Recipe:
 
 def shipped_recipes() -> dict[str, str]:
     """The recipes that come with the package: name → TOML text, by name."""
-    folder = resources.files("lmsmith") / "recipes"
-    inside = folder.iterdir() if folder.is_dir() else iter(())
-    files = [file for file in inside if file.name.endswith(".toml")]
-    return {
+    files = (resources.files("lmsmith") / "recipes").iterdir()
+    texts = {
         file.name.removesuffix(".toml"): file.read_text(encoding="utf-8")
-        for file in sorted(files, key=lambda file: file.name)
+        for file in files
+        if file.name.endswith(".toml")
     }
+    return dict(sorted(texts.items()))
 
 
 def recipe_text(name_or_path: str | Path) -> tuple[str, str]:
-    """(name, TOML text) of a shipped recipe or of a file.
-
-    Raises:
-        UserError: there is neither such a recipe nor such a file, or it cannot be read.
-    """
+    """(name, TOML text) of a shipped recipe or of a file; UserError if it cannot be read."""
     text = str(name_or_path)
     shipped = shipped_recipes()
     if text in shipped:
         return text, shipped[text]
     path = Path(text)
     if path.is_file():
-        try:
-            return path.stem, path.read_bytes().decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}: not UTF-8 text", "Save the file as UTF-8.") from error
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        return path.stem, read_text(path)
     raise _no_such_recipe(text, list(shipped))
 
 
 def _no_such_recipe(text: str, shipped: list[str]) -> UserError:
-    names = ", ".join(shipped) or "none"
     near = difflib.get_close_matches(Path(text).stem, shipped, n=1)
     question = f"Did you mean {near[0]}? " if near else ""
     if Path(text).is_dir():
@@ -110,15 +99,15 @@ def _no_such_recipe(text: str, shipped: list[str]) -> UserError:
         problem = missing(text, "no such recipe file")
     else:
         problem = f"{text}: no recipe of that name"
-    fix = f"{question}Shipped recipes: {names}. Or name a .toml file (lmsmith recipes cp)."
-    return UserError(problem, fix)
+    fix = f"{question}Shipped recipes: {', '.join(shipped)}. Or name a .toml file"
+    return UserError(problem, f"{fix} (lmsmith recipes cp).")
 
 
 def load_recipe(
     name_or_path: str | Path,
     overrides: Sequence[str],
     registry: Mapping[str, type],
-    needs: Mapping[str, Sequence[Need]] = _NO_NEEDS,
+    needs: Mapping[str, Sequence[Need]] | None = None,
 ) -> Recipe:
     """Read a recipe, put the overrides in and check all of it before anything heavy starts.
 
@@ -140,7 +129,7 @@ def load_recipe(
     tables = apply_overrides(written, overrides)
     folder = "" if str(name_or_path) in shipped_recipes() else str(Path(name_or_path).parent)
     recipe, problems = _decode_recipe(name, tables, registry, folder)
-    problems += _missing_stages(tables, registry, needs)
+    problems += _missing_stages(tables, registry, needs or {})
     problems += [
         Problem(f"--set {stage}", MISSING, f"the recipe has no stage {stage}", f"add [{stage}]")
         for stage in registry
@@ -154,31 +143,25 @@ def load_recipe(
 def _decode_recipe(
     name: str, tables: Mapping[str, object], registry: Mapping[str, type], folder: str
 ) -> tuple[Recipe, list[Problem]]:
-    known: dict[str, type] = {"description": str, "seed": int, "machine": dict}
-    right_keys = [*known, *registry]
+    classes = {"machine": MachineConfig, **registry}
+    right_keys = ["description", "seed", *classes]
     inside = [
-        right
-        for key, cls in {"machine": MachineConfig, **registry}.items()
-        if key in tables
-        for right in setting_keys(cls, key)
+        right for key in classes if key in tables for right in setting_keys(classes[key], key)
     ]
     problems = [
         unknown_key(key, value, right_keys, inside)
         for key, value in tables.items()
         if key not in right_keys
     ]
-    for key in ("description", "seed"):
-        value = tables.get(key, known[key]())
-        if type(value) is not known[key]:
-            expected = (
-                "must be text in quotes" if key == "description" else "must be a whole number"
-            )
-            problems.append(Problem(key, value, expected))
+    for key, kind in (("description", str), ("seed", int)):
+        value = tables.get(key, kind())
+        if type(value) is not kind:
+            problems.append(Problem(key, value, f"must be {describe_type(kind)}"))
     settings: dict[str, object] = {}
-    for key, cls in {"machine": MachineConfig, **registry}.items():
-        table = tables.get(key, {} if key == "machine" else None)
-        if table is None:
+    for key, cls in classes.items():
+        if key not in tables and key != "machine":
             continue
+        table = tables.get(key, {})
         if not isinstance(table, Mapping):
             problems.append(Problem(key, table, "must be a table", f"write [{key}]"))
             continue
@@ -203,7 +186,7 @@ def _placed(settings: Any, folder: str) -> Any:
 
 
 def _missing_files(stage: str, settings: object) -> list[Problem]:
-    """Files that the settings name (``external_files() -> list[str]``) and that are not there."""
+    """Missing ones of the files that the settings name (``external_files() -> list[str]``)."""
     try:
         named: list[str] = getattr(settings, "external_files", list)()
     except UserError as error:

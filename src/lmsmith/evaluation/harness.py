@@ -16,8 +16,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from lmsmith.core.errors import UserError
-from lmsmith.core.extras import needs_extra
+from lmsmith.core.errors import UserError, needs_extra
 from lmsmith.core.progress import Progress, QuietProgress
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.evaluation.methods.likelihood import (

@@ -14,8 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lmsmith.core.errors import UserError
-from lmsmith.core.extras import needs_extra
+from lmsmith.core.errors import UserError, needs_extra
 from lmsmith.core.files import atomic_write, finite, write_json
 from lmsmith.core.progress import choose_progress
 from lmsmith.core.version import VERSION

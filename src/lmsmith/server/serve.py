@@ -63,7 +63,7 @@ def serve(
 
     >>> lmsmith.serve(["runs/quickstart"], port=8080)                       # doctest: +SKIP
     """
-    from lmsmith.core.extras import needs_extra
+    from lmsmith.core.errors import needs_extra
 
     with needs_extra("serve"):
         import fastapi  # noqa: F401
