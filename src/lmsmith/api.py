@@ -233,17 +233,12 @@ def _with_report(
 ) -> Found:
     """The evaluation with its page, and the overlaps with training texts in its record."""
     from lmsmith.evaluation.contamination import add_contamination
-    from lmsmith.report.evaluation.comparison import ModelResults
     from lmsmith.report.evaluation.page import build_evaluation_page
 
     if contamination:
         add_contamination(found.record, found.results, contamination)
         write_json(found.folder / "results.json", found.record)
-    beside = [ModelResults(each.name, each.results) for each in others]
-    page = build_evaluation_page(
-        found.folder, found.record, found.results, others=beside, pairs=pairs
-    )
-    return replace(found, report=page)
+    return replace(found, report=build_evaluation_page(found, others, pairs))
 
 
 @dataclass(frozen=True)

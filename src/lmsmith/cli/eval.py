@@ -16,7 +16,6 @@ from lmsmith.core.format import format_duration
 if TYPE_CHECKING:
     from lmsmith.comparison.run import ModelPair, TaskComparison
     from lmsmith.evaluation.run import ModelEvaluation, TaskResult
-    from lmsmith.report.evaluation.comparison import ModelResults
 
 
 def _show(found: ModelEvaluation) -> None:
@@ -59,7 +58,6 @@ def print_tables(evaluations: Sequence[ModelEvaluation], pairs: Sequence[ModelPa
         evaluations: of all models that are compared, or of one.
     """
     from lmsmith.comparison.run import summary
-    from lmsmith.report.evaluation.comparison import ModelResults
     from lmsmith.report.evaluation.shown import short_names
 
     console, found = table_console(), evaluations[-1]
@@ -73,7 +71,7 @@ def print_tables(evaluations: Sequence[ModelEvaluation], pairs: Sequence[ModelPa
         print("contamination: the lower of all and clean items is the headline")
         console.print(contamination_table(found.record))
     if len(evaluations) > 2 and found.results:
-        console.print(values_table([ModelResults(each.name, each.results) for each in evaluations]))
+        console.print(values_table(evaluations))
     for pair in pairs:
         changed = [each for each in pair.comparisons if not each.is_unchanged]
         if changed:
@@ -169,7 +167,7 @@ def comparison_table(comparisons: Sequence[TaskComparison], a: str, b: str) -> T
     return table
 
 
-def values_table(models: Sequence[ModelResults]) -> Table:
+def values_table(models: Sequence[ModelEvaluation]) -> Table:
     """A row a task, a column a model: the headline measure with its interval."""
     from lmsmith.report.evaluation.comparison import values_of
     from lmsmith.report.evaluation.shown import short_names

@@ -43,9 +43,7 @@ def _show_scale(study: api.ScaleStudy) -> None:
     names = ("rises", "task", "from", "accuracy", "to", "accuracy", "intervals apart")
     table = plain_table(*names, left=("task", "from", "to", "intervals apart"))
     for rise in find_rises(study.models):
-        row = rise_row(rise)
-        keys = ("what", "task", "low", "before", "high", "after", "clear")
-        table.add_row(*(row[key] for key in keys))
+        table.add_row(*rise_row(rise))
     table_console().print(table)
     for family, prediction in predict_losses(study.models).items():
         print(f"{family}: {law_sentence(family, prediction)}")

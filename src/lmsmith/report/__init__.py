@@ -1,3 +1,1 @@
-"""What a run made, told to a person: its metrics, its figures and one self-contained page."""
-
-from __future__ import annotations
+"""A run's metrics and figures, and one self-contained page of a run, evaluation or study."""

@@ -206,8 +206,7 @@ def marked_line(axes: Axes, series: Series, label: str) -> None:
 
 def label_axes(axes: Axes, below: str, beside: str = "") -> None:
     """Labels, and few round ticks."""
-    axes.set_xlabel(below)
-    axes.set_ylabel(beside)
+    axes.set(xlabel=below, ylabel=beside)
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=_ROUND_STEPS))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=_ROUND_STEPS))
     axes.xaxis.set_major_formatter(FuncFormatter(_short_count))
@@ -224,8 +223,7 @@ def _short_count(value: float, _: object) -> str:
 def share_by_task(axes: Axes, names: Sequence[str]) -> None:
     """A row a task, the first on top, and shares from 0 to 100 % along it."""
     axes.set_yticks(range(len(names)), list(names))
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.set_xlim(-0.02, 1.02)
+    axes.set(xlim=(-0.02, 1.02), ylim=(len(names) - 0.4, -0.6))
     axes.grid(visible=True, axis="x")
     axes.grid(visible=False, axis="y")
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
@@ -243,24 +241,19 @@ def legend_marker(axes: Axes, colour: str, label: str) -> None:
     axes.plot([], [], color=colour, marker="o", markersize=4, label=label)
 
 
-@dataclass(frozen=True)
-class ReliabilityCurve:
-    """Bins of a reliability diagram, as (predicted, observed, share of the largest point)."""
-
-    label: str
-    colour: str
-    points: Sequence[tuple[float, float, float]]
+ReliabilityCurve = tuple[str, str, Sequence[tuple[float, float, float]]]
+"""Label, colour, and bins as (predicted, observed, share of the largest point)."""
 
 
 def draw_reliability(axes: Axes, curves: Sequence[ReliabilityCurve], said: str, true: str) -> None:
     """Predicted against observed frequency (Guo et al. 2017); a larger point has more items."""
     axes.plot([0, 1], [0, 1], **REFERENCE)
     edge: dict[str, Any] = {"edgecolors": COLOURS["paper"], "linewidths": 0.8}
-    for curve in curves:
-        predicted, observed, shares = zip(*curve.points, strict=True)
+    for label, colour, bins in curves:
+        predicted, observed, shares = zip(*bins, strict=True)
         areas = [10 + 70 * share for share in shares]
-        axes.plot(predicted, observed, color=curve.colour, linewidth=1.2, label=curve.label)
-        axes.scatter(predicted, observed, s=areas, color=curve.colour, zorder=3, **edge)
+        axes.plot(predicted, observed, color=colour, linewidth=1.2, label=label)
+        axes.scatter(predicted, observed, s=areas, color=colour, zorder=3, **edge)
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel=said, ylabel=true)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))

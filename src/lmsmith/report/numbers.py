@@ -44,7 +44,7 @@ def signed(value: float | None, decimals: int = 2) -> str:
 
 
 def fixed(value: float | None, decimals: int) -> str:
-    """``value`` with so many decimals; – when unknown."""
+    """``value`` with ``decimals``; – when unknown."""
     return _formatted(value, f",.{decimals}f")
 
 

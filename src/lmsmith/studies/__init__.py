@@ -1,1 +1,1 @@
-"""What models take from the examples they are shown, and what grows with scale."""
+"""Studies of in-context learning and of scale."""

@@ -109,9 +109,8 @@ def plan_arms(
         UserError: the task shows no examples, or the numbers do not fit this study.
     """
     if not task.shows_examples:
-        raise UserError(
-            f"task {task.name}: of the kind {task.kind}, which shows no examples", "name another"
-        )
+        problem = f"task {task.name}: of the kind {task.kind}, which shows no examples"
+        raise UserError(problem, "name another")
     if kind == "shots":
         return _arms_of_shots(task, shots, setting)
     least = 1 if kind == "labels" else 2
@@ -125,10 +124,8 @@ def plan_arms(
     if orders < 2:
         raise UserError(f"--orders {orders}: must be 2 or more", "e.g. --orders 24")
     if task.prompt.demonstrations:
-        raise UserError(
-            f"task {task.name}: its demonstrations are written out in their order",
-            "use a task whose shots are drawn",
-        )
+        problem = f"task {task.name}: its demonstrations are written out in their order"
+        raise UserError(problem, "use a task whose shots are drawn")
     common = replace(setting, shots=shots[0], fixed=True)
     count = min(orders, math.factorial(shots[0]))
     return [Arm(f"order {n + 1}", task, replace(common, order=n)) for n in range(count)]
@@ -169,10 +166,8 @@ def compare_arms(arms: Sequence[Arm], results: Sequence[TaskResult]) -> list[Arm
 class Spread:
     """Statistics of a measure over orders of the shots (Lu et al. 2021, section 2).
 
-    Attributes:
-        deviation: the sample's standard deviation.
-        unsteady: share of items that are right in some orders and wrong in others; None where
-            items are neither.
+    ``deviation`` is the sample's standard deviation; ``unsteady`` is the share of items that are
+    right in some orders and wrong in others, None where items are neither.
     """
 
     lowest: float

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from lmsmith.comparison.instructions import Replies
@@ -12,7 +11,7 @@ from lmsmith.comparison.run import ModelPair, TaskComparison, summary
 from lmsmith.comparison.win_rate import JudgedRow, PeoplesWork, Versus
 from lmsmith.core.format import UNKNOWN
 from lmsmith.evaluation.measures import measure_of
-from lmsmith.evaluation.run import TaskResult
+from lmsmith.evaluation.run import ModelEvaluation
 from lmsmith.report import numbers
 from lmsmith.report.drawing import COLOURS, canvas, legend_marker, share_by_task, themed_svg
 from lmsmith.report.evaluation.shown import (
@@ -33,19 +32,10 @@ SHOWN_REPLIES = 24
 """Instructions on the page; all are in the JSONL file."""
 
 
-@dataclass(frozen=True)
-class ModelResults:
-    """A model's name and its results."""
-
-    name: str
-    results: Sequence[TaskResult]
-
-
 def pair_section(pair: ModelPair) -> dict[str, Any]:
     """The section of two models: what changed between them, and a win rate if there is one."""
     return {
-        "before": pair.before,
-        "after": pair.after,
+        "models": pair,
         "columns": short_names([pair.before, pair.after]),
         "comparisons": [_comparison(each) for each in pair.comparisons if not each.is_unchanged],
         "summary": summary(pair.comparisons) if pair.comparisons else "",
@@ -68,7 +58,7 @@ def _comparison(each: TaskComparison) -> dict[str, str]:
     }
 
 
-def values_of(models: Sequence[ModelResults]) -> list[dict[str, Any]]:
+def values_of(models: Sequence[ModelEvaluation]) -> list[dict[str, Any]]:
     """A row a task: the headline measure, and each model's value with its interval."""
     by_model = [{result.name: result.headline for result in each.results} for each in models]
     rows = []
@@ -84,7 +74,7 @@ def values_of(models: Sequence[ModelResults]) -> list[dict[str, Any]]:
     return rows
 
 
-def side_by_side(models: Sequence[ModelResults]) -> dict[str, Any] | None:
+def side_by_side(models: Sequence[ModelEvaluation]) -> dict[str, Any] | None:
     """Table and drawing of three models or more; two have their difference alone."""
     if len(models) < 3 or not models[-1].results:
         return None
@@ -95,7 +85,7 @@ def side_by_side(models: Sequence[ModelResults]) -> dict[str, Any] | None:
     }
 
 
-def draw_side_by_side(models: Sequence[ModelResults]) -> str:
+def draw_side_by_side(models: Sequence[ModelEvaluation]) -> str:
     """Each task's share by model, a dot with its interval; empty if no task has a share."""
     shown = [each for each in models[-1].results if measure_of(each.task.measure).is_share]
     shown = shown[:MOST_DRAWN]
@@ -167,7 +157,7 @@ def _people_sentences(work: PeoplesWork) -> list[str]:
 
 
 def _drawn(a: Replies, b: Replies) -> str:
-    """How both models were asked."""
+    """Sampling settings of both models."""
     tokens = f"at most {a.spec.max_new_tokens} tokens"
     if a.spec.search != "sample":
         return f"replies: the likeliest token each time (--greedy), {tokens}"
@@ -181,12 +171,9 @@ def _drawn(a: Replies, b: Replies) -> str:
 def versus_section(versus: Versus) -> dict[str, Any]:
     """A win rate as the page shows it: its sentences, and the first replies."""
     return {
-        "a": versus.a.model,
-        "b": versus.b.model,
-        "log": versus.log,
+        "found": versus,
         "sentences": versus_sentences(versus),
         "cards": [_card(row) for row in versus.rows[:SHOWN_REPLIES]],
-        "count": len(versus.rows),
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,10 @@ from lmsmith.evaluation.rows import (
     RatedRow,
     WrittenRow,
 )
-from lmsmith.evaluation.run import TaskResult
+from lmsmith.evaluation.run import ModelEvaluation, TaskResult
 from lmsmith.report import numbers
-from lmsmith.report.drawing import COLOURS, ReliabilityCurve, canvas, draw_reliability, themed_svg
-from lmsmith.report.evaluation.comparison import (
-    MODEL_ROLES,
-    ModelResults,
-    pair_section,
-    side_by_side,
-)
+from lmsmith.report.drawing import COLOURS, canvas, draw_reliability, themed_svg
+from lmsmith.report.evaluation.comparison import MODEL_ROLES, pair_section, side_by_side
 from lmsmith.report.evaluation.papers import papers_section
 from lmsmith.report.evaluation.shown import contamination_rows, shown_interval, shown_value
 from lmsmith.report.run.page import write_page
@@ -45,41 +40,26 @@ FEWEST_CALIBRATED = 20
 
 
 def build_evaluation_page(
-    folder: Path,
-    record: Mapping[str, Any],
-    results: Sequence[TaskResult],
-    *,
-    others: Sequence[ModelResults] = (),
+    found: ModelEvaluation,
+    others: Sequence[ModelEvaluation] = (),
     pairs: Sequence[ModelPair] = (),
-    warnings: Sequence[str] = (),
 ) -> Path:
-    """Write ``report.html`` into a folder, whole or not at all, and return its path.
+    """Write ``report.html`` into the model's folder, whole or not at all, and return its path.
 
     Args:
-        record: the model's results.json.
-        results: with their items' rows.
         others: the models beside it on the page, in their order before it.
         pairs: the comparisons of two models.
-        warnings: sentences on top of the page.
     """
-    parameters = int(record["parameters"])
-    models = [*others, ModelResults(str(record["model"]), results)]
+    record, results, models = found.record, found.results, [*others, found]
     context = {
-        "model": record["model"],
-        "parameters": parameters,
-        "precision": record["precision"],
-        "version": record["version"],
-        "warnings": list(warnings),
+        "record": record,
         "side_by_side": side_by_side(models),
         "pairs": [pair_section(each) for each in pairs],
-        "papers": papers_section(results, str(record["model"]), parameters),
+        "papers": papers_section(results, found.name, int(record["parameters"])),
         "contamination": contamination_rows(record),
-        "tasks": [
-            _task(number, result) | {"calibration": calibration_section(number, result, models)}
-            for number, result in enumerate(results)
-        ],
+        "tasks": [_task(number, result, models) for number, result in enumerate(results)],
     }
-    return write_page(folder, "evaluation.html.j2", context)
+    return write_page(found.folder, "evaluation.html.j2", context)
 
 
 def ordered_measures(result: TaskResult) -> list[str]:
@@ -87,18 +67,11 @@ def ordered_measures(result: TaskResult) -> list[str]:
     return sorted(result.measures, key=lambda name: name != result.task.measure)
 
 
-def _task(number: int, result: TaskResult) -> dict[str, Any]:
+def _task(number: int, result: TaskResult, models: Sequence[ModelEvaluation]) -> dict[str, Any]:
     return {
         "number": number,
-        "name": result.task.name,
-        "about": result.task.about,
-        "source": result.task.source,
-        "shots": result.setting.label,
-        "count": f"{result.items:,}",
-        "part": result.part,
-        "truncated": result.truncated,
-        "seconds": result.seconds,
-        "log": result.log.name,
+        "result": result,
+        "calibration": calibration_section(number, result, models),
         "measures": [
             {
                 "name": measure_of(name).name,
@@ -134,6 +107,7 @@ def _is_right(row: ItemRow, measure: str) -> bool:
 def _card(row: ItemRow, measure: str) -> dict[str, Any]:
     choices: list[dict[str, Any]] = []
     texts: list[tuple[str, str]] = []
+    share = measure_of(measure).is_share
     if isinstance(row, ChoiceRow):
         chosen = row.chosen.get(measure)
         choices = [
@@ -154,12 +128,9 @@ def _card(row: ItemRow, measure: str) -> dict[str, Any]:
         texts.append(("right", row.right))
     if isinstance(row, ClozeRow | DocumentRow):
         texts.append((f"{row.tokens} tokens, log P {numbers.signed(row.log_prob)}", ""))
-    share = measure_of(measure).is_share
     return {
-        "id": row.id,
+        "row": row,
         "right": _is_right(row, measure) if share else None,
-        "truncated": row.truncated,
-        "prompt": row.prompt,
         "choices": choices,
         "texts": texts,
     }
@@ -174,7 +145,7 @@ def _most_telling(row: WrittenRow) -> list[int]:
 
 
 def calibration_section(
-    number: int, result: TaskResult, models: Sequence[ModelResults]
+    number: int, result: TaskResult, models: Sequence[ModelEvaluation]
 ) -> list[dict[str, str]]:
     """Figures of a multiple-choice task, each with its caption.
 
@@ -230,7 +201,7 @@ def _errors(each: Calibration) -> str:
 def _draw_calibration(name: str, lines: Sequence[tuple[str, Calibration]]) -> str:
     """The reliability diagram of calibrations; a dot's size is its share of the items."""
     curves = [
-        ReliabilityCurve(
+        (
             label,
             COLOURS[MODEL_ROLES[place % len(MODEL_ROLES)]],
             [(bin["predicted"], bin["observed"], bin["count"] / each.items) for bin in each.bins],

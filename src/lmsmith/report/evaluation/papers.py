@@ -25,7 +25,7 @@ SMALLEST, LARGEST = 1e7, 1e12
 
 
 def nearest(result: TaskResult, measure: str, parameters: int) -> list[Published]:
-    """Papers' figures of a measure, those of the nearest sizes first."""
+    """The papers' figures of a measure with the nearest sizes, the nearest first."""
     rows = [row for row in result.published if row.measure == measure]
     return sorted(rows, key=lambda row: _apart(row.parameters, parameters))[:NEAREST]
 
@@ -55,9 +55,7 @@ def papers_section(
         parameters: of the model; the nearest size among the papers' is marked.
 
     Returns:
-        ``model``, ``svg`` (empty if there is no share), and ``tables``, one a family of models:
-        ``family``, ``columns`` of (model, is it the nearest), ``rows`` of ``task, measure, ours,
-        interval, part, cells, source``.
+        The model, a drawing (empty if there is no share), and a table for each family of models.
     """
     tables = [_table(results, family, parameters) for family in _families(results)]
     if not tables:
@@ -111,7 +109,7 @@ def _headline_rows(result: TaskResult) -> list[Published]:
 
 
 def _families(results: Sequence[TaskResult]) -> list[str]:
-    """Families of models that papers measured, those with the most figures first."""
+    """The papers' families of models, by their number of figures."""
     rows = [row for each in results for row in each.published if row.measure in each.measures]
     return [family for family, _ in Counter(_family(row) for row in rows).most_common()]
 

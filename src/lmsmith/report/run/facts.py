@@ -7,7 +7,6 @@ import json
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 from lmsmith.core.files import growing_rows, read_json
 from lmsmith.report import numbers
@@ -33,35 +32,8 @@ _LARGEST_FILE_TO_COUNT = 200_000_000
 _ROWS_TO_ASK_FOR_LABELERS = 10_000
 
 
-class Warned(NamedTuple):
-    """A warning that a stage said while it ran."""
-
-    stage: str
-    step: int | None
-    text: str
-
-
-class Comparison(NamedTuple):
-    """One measure of every model side by side."""
-
-    name: str
-    values: tuple[str, ...]
-    hint: str
-
-
-class Effort(NamedTuple):
-    """Time and memory of a stage: text for each column of their table."""
-
-    title: str
-    wall: str
-    memory: str
-    speed: str
-    share_of_peak: str
-    machine: str
-
-
 def describe_run(run: RunRecord) -> str:
-    """What was trained and how far it came, in one or two sentences."""
+    """The trained model and the stages still to come, in one or two sentences."""
     parameters = _parameters(run)
     subject = "A GPT"
     if parameters is not None:
@@ -143,8 +115,10 @@ def compared_models(tables: Mapping[str, Mapping[str, float | None]]) -> list[st
     return [name for name in MODELS if tables.get(name)]
 
 
-def compare_models(tables: Mapping[str, Mapping[str, float | None]]) -> list[Comparison]:
-    """The measures that all language models share, those that have been measured."""
+def compare_models(
+    tables: Mapping[str, Mapping[str, float | None]],
+) -> list[tuple[str, str, list[str]]]:
+    """Name, hint, and value by model of each measure of language models that has been measured."""
     rows, models = [], compared_models(tables)
     tax = "lower is better; a rise is the alignment tax"
     for name, metric, decimals, hint in (
@@ -152,10 +126,9 @@ def compare_models(tables: Mapping[str, Mapping[str, float | None]]) -> list[Com
         ("Perplexity of the person's reply", "reply_perplexity", 1, "lower is better"),
         ("Tokens per reply", "reply_tokens", 1, "a large change needs an explanation"),
     ):
-        values = [tables.get(stage, {}).get(metric) for stage in models]
+        values = [tables[stage].get(metric) for stage in models]
         if any(value is not None for value in values):
-            texts = tuple(numbers.fixed(value, decimals) for value in values)
-            rows.append(Comparison(name, texts, hint))
+            rows.append((name, hint, [numbers.fixed(value, decimals) for value in values]))
     return rows
 
 
@@ -182,26 +155,29 @@ def find_labeler(run: RunRecord, stage: str) -> str | None:
     return ", ".join(known) or None
 
 
-def read_warnings(run: RunRecord) -> list[Warned]:
-    """Warnings of all stages, from ``warnings`` in stage.json and from warnings.jsonl."""
-    found: dict[Warned, None] = {}
+def read_warnings(run: RunRecord) -> list[tuple[str, int | None, str]]:
+    """Stage, step and text of the warnings in stage.json (``warnings``) and warnings.jsonl."""
+    found: dict[tuple[str, int | None, str], None] = {}
     for stage in run.stages.values():
         said = stage.manifest.get("warnings")
         rows: list[object] = [*said] if isinstance(said, list) else []
-        rows += growing_rows(stage.folder / "warnings.jsonl")
-        for row in rows:
+        for row in rows + growing_rows(stage.folder / "warnings.jsonl"):
             table = row if isinstance(row, dict) else {"text": row}
             text = table.get("text") or table.get("message") or table.get("warning")
             step = as_number(table.get("step"))
             if text:
                 whole = None if step is None else int(step)
-                found.setdefault(Warned(stage_title(stage.name), whole, str(text)))
+                found.setdefault((stage_title(stage.name), whole, str(text)))
     return list(found)
 
 
-def measure_efforts(run: RunRecord) -> list[Effort]:
-    """The stages that have a wall time, with medians over their metrics log."""
-    efforts = []
+def measure_efforts(run: RunRecord) -> list[tuple[str, ...]]:
+    """A row a stage with a wall time.
+
+    Returns:
+        Title, wall time, peak memory, median tokens per second, share of peak, and arithmetic.
+    """
+    efforts: list[tuple[str, ...]] = []
     for stage in run.stages.values():
         if stage.wall_seconds is None:
             continue
@@ -212,7 +188,7 @@ def measure_efforts(run: RunRecord) -> list[Effort]:
         )
         speed = of_rollouts if speed is None else speed
         efforts.append(
-            Effort(
+            (
                 stage_title(stage.name),
                 numbers.duration(stage.wall_seconds),
                 numbers.size(stage.peak_memory_bytes),
@@ -247,8 +223,7 @@ def describe_machine(hardware: Row) -> list[tuple[str, str]]:
     }
     rows = []
     for key in [*names, *(key for key in hardware if key not in names)]:
-        value = hardware.get(key)
-        if value not in (None, "", []):
+        if (value := hardware.get(key)) not in (None, "", []):
             amount = as_number(value) if key in ("memory_bytes", "memory") else None
             text = _plain(value) if amount is None else numbers.size(amount)
             rows.append((names.get(key, key.replace("_", " ")), text))

@@ -2,64 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
 from lmsmith.core.files import read_json
-from lmsmith.report import numbers
-from lmsmith.report.drawing import (
-    COLOURS,
-    REFERENCE,
-    ReliabilityCurve,
-    ReportFigure,
-    Series,
-    canvas,
-    draw_reliability,
-    label_axes,
-    legend_above,
-    marked_line,
-    noisy_line,
-    pick,
-    smooth,
-)
+from lmsmith.report import drawing, numbers
+from lmsmith.report.drawing import COLOURS, ReportFigure, Series, canvas, pick, smooth
 from lmsmith.report.numbers import as_number
 from lmsmith.report.run.ppo_figures import draw_frontier, draw_ppo_curves, draw_win_rate
 from lmsmith.report.run.records import RunRecord, as_table
-from lmsmith.report.run.words import STAGE_WORDS, stage_title
+from lmsmith.report.run.words import stage_title
 from lmsmith.runs.metrics_log import read_metrics
 
 
-@dataclass(frozen=True)
-class FigureGroup:
-    """Figures that belong together under one heading; ``small`` ones stand three in a row."""
-
-    title: str
-    figures: list[ReportFigure]
-    small: bool = False
-
-
-def draw_figures(run: RunRecord) -> list[FigureGroup]:
-    """Every figure that the run has numbers for, in the reading order of the page."""
-    language = [draw_loss(run, "pretrain"), draw_loss(run, "sft")]
-    preferences = [
-        draw(run, stage)
-        for stage in ("reward", "judge")
-        for draw in (draw_ranking_training, draw_reward_reliability)
-    ]
-    gained = [draw_win_rate(run), draw_frontier(run)]
-    groups = [
-        FigureGroup(title, [figure for figure in drawn if figure is not None], small)
-        for title, drawn, small in (
-            ("Learning language", language, False),
-            ("Learning what is preferred", preferences, False),
-            ("PPO, iteration by iteration", draw_ppo_curves(run), True),
-            ("What PPO gained", gained, False),
-        )
-    ]
-    return [group for group in groups if group.figures]
+def draw_figures(run: RunRecord) -> dict[str, list[ReportFigure]]:
+    """By heading, every figure that the run has numbers for, in the reading order of the page."""
+    groups = {
+        "Learning language": [draw_loss(run, "pretrain"), draw_loss(run, "sft")],
+        "Learning what is preferred": [
+            draw(run, stage)
+            for stage in ("reward", "judge")
+            for draw in (draw_ranking_training, draw_reward_reliability)
+        ],
+        "PPO, iteration by iteration": draw_ppo_curves(run),
+        "What PPO gained": [draw_win_rate(run), draw_frontier(run)],
+    }
+    found = {title: [f for f in figures if f is not None] for title, figures in groups.items()}
+    return {title: figures for title, figures in found.items() if figures}
 
 
 def draw_loss(run: RunRecord, stage: str) -> ReportFigure | None:
@@ -74,16 +45,16 @@ def draw_loss(run: RunRecord, stage: str) -> ReportFigure | None:
     if not train and not validation:
         return None
     with canvas() as (figure, (axes,)):
-        noisy_line(axes, train, COLOURS[stage], "training")
-        marked_line(axes, validation, "validation")
+        drawing.noisy_line(axes, train, COLOURS[stage], "training")
+        drawing.marked_line(axes, validation, "validation")
         cut = _limit_to_the_learning(axes, train, validation)
-        label_axes(axes, "tokens seen" if over == "tokens" else "step", "bits per byte")
-        legend_above(axes)
+        drawing.label_axes(axes, "tokens seen" if over == "tokens" else "step", "bits per byte")
+        drawing.legend_above(axes)
         last = f" It ends at {numbers.fixed(validation.y[-1], 3)}." if validation else ""
         return ReportFigure.of(
             figure,
             f"{stage}-loss",
-            f"{STAGE_WORDS[stage].title}: bits per byte",
+            f"{stage_title(stage)}: bits per byte",
             f"Both lines should fall and stay together; validation rising while training falls is "
             f"learning by heart.{last}{' The steep start is cut off.' if cut else ''}",
             f"Line chart of bits per byte over {over}s, training and validation.",
@@ -110,19 +81,19 @@ def draw_ranking_training(run: RunRecord, stage: str) -> ReportFigure | None:
     if not (accuracy or validation or loss):
         return None
     with canvas(panels=2) as (figure, (left, right)):
-        noisy_line(left, accuracy, COLOURS[stage], "training")
-        marked_line(left, validation, "validation")
-        left.axhline(0.5, **REFERENCE)
+        drawing.noisy_line(left, accuracy, COLOURS[stage], "training")
+        drawing.marked_line(left, validation, "validation")
+        left.axhline(0.5, **drawing.REFERENCE)
         left.yaxis.set_major_formatter(PercentFormatter(1.0))
-        label_axes(left, "step", "pairs ordered right")
-        legend_above(left)
-        noisy_line(right, loss, COLOURS[stage], "training")
-        marked_line(right, validation_loss, "validation")
-        label_axes(right, "step", "ranking loss, nats")
+        drawing.label_axes(left, "step", "pairs ordered right")
+        drawing.legend_above(left)
+        drawing.noisy_line(right, loss, COLOURS[stage], "training")
+        drawing.marked_line(right, validation_loss, "validation")
+        drawing.label_axes(right, "step", "ranking loss, nats")
         return ReportFigure.of(
             figure,
             f"{stage}-training",
-            f"{STAGE_WORDS[stage].title}: accuracy and loss",
+            f"{stage_title(stage)}: accuracy and loss",
             "Validation accuracy should rise above the dotted 50 % of a coin; training stops "
             "where it no longer does.",
             "Two line charts over steps: pairs ordered right, and ranking loss.",
@@ -137,13 +108,12 @@ def draw_reward_reliability(run: RunRecord, stage: str) -> ReportFigure | None:
     most = max(count for *_, count in bins)
     points = [(predicted, observed, count / most) for predicted, observed, count in bins]
     with canvas() as (figure, (axes,)):
-        curves = [ReliabilityCurve("", COLOURS[stage], points)]
         said = "how sure the model says it is that a reply wins"
-        draw_reliability(axes, curves, said, "how often it wins")
+        drawing.draw_reliability(axes, [("", COLOURS[stage], points)], said, "how often it wins")
         return ReportFigure.of(
             figure,
             f"{stage}-reliability",
-            f"{STAGE_WORDS[stage].title}: does it know how sure it may be?",
+            f"{stage_title(stage)}: does it know how sure it may be?",
             "On the dotted diagonal 70 % said is 70 % true; a curve flatter than it is too sure of "
             "itself (a larger point stands for more pairs).",
             "Reliability diagram: stated against observed frequency of winning.",

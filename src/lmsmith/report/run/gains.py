@@ -80,24 +80,20 @@ def describe_gains(run: RunRecord, tables: Mapping[str, Metrics]) -> tuple[Gain,
 
 
 def key_figures(tables: Mapping[str, Metrics]) -> tuple[KeyFigure, ...]:
-    """The numbers by which a run is judged, those of them that have been measured."""
+    """The most important numbers of a run, where they have been measured."""
     figures = []
     first = _first_model(tables)
     start, sft = tables.get(first, {}), tables.get("sft", {})
     bits, where = _bits_per_byte(start)
     if bits is not None:
-        later = [
-            f"{REPLIERS[stage]} {fixed(value, 3)}"
-            for stage in ("sft", "ppo")
-            if (value := tables.get(stage, {}).get("bits_per_byte")) is not None
-        ]
-        note = f"{REPLIERS[first].lower()}, {where} split"
-        note += f"; {', '.join(later)}" if later else ""
+        later = {stage: tables.get(stage, {}).get("bits_per_byte") for stage in ("sft", "ppo")}
+        words = [f"{REPLIERS[s]} {fixed(v, 3)}" for s, v in later.items() if v is not None]
+        note = _joined(f"{REPLIERS[first].lower()}, {where} split", ", ".join(words))
         figures.append(KeyFigure("Bits per byte", fixed(bits, 3), note, first))
     perplexity = sft.get("reply_perplexity")
     if perplexity is not None:
         before = start.get("reply_perplexity")
-        note = "after SFT" + (f"; {fixed(before, 1)} before" if before is not None else "")
+        note = _joined("after SFT", f"{fixed(before, 1)} before" if before is not None else "")
         figures.append(KeyFigure("Reply perplexity", fixed(perplexity, 1), note, "sft"))
     baseline, mark = _best_baseline(tables.get("reward", {}))
     against = f"{baseline}: {percent(mark)}" if mark > 0.5 else ""
@@ -107,7 +103,7 @@ def key_figures(tables: Mapping[str, Metrics]) -> tuple[KeyFigure, ...]:
     ):
         value, low, high = _with_interval(tables.get(stage, {}), metric)
         if value is not None:
-            note = "; ".join(filter(None, [_interval_words(low, high), beside]))
+            note = _joined(_interval_words(low, high), beside)
             meter = Meter(value, low, high, least)
             figures.append(KeyFigure(name, percent(value), note, stage, meter))
     return tuple(figures)
@@ -223,7 +219,7 @@ def _of_reward(table: Metrics) -> _Measured | None:
     if value is None:
         return None
     name, mark = _best_baseline(table)
-    note = "; ".join(filter(None, [_interval_words(low, high), f"before: {name}"]))
+    note = _joined(_interval_words(low, high), f"before: {name}")
     measure = "pairs ordered as the labeler did"
     return _Measured(measure, percent(mark), percent(value), note, verdict_of(low, high, mark))
 
@@ -234,15 +230,20 @@ def _of_ppo(table: Metrics) -> _Measured | None:
     value, low, high = _with_interval(table, "win_rate" if judged else "win_rate_by_reward")
     if value is None:
         return None
-    notes = [_interval_words(low, high)]
-    if (controlled := table.get("win_rate_length_controlled")) is not None:
-        notes.append(f"at equal length {percent(controlled)}")
-    if (kl := table.get("kl")) is not None:
-        notes.append(f"KL {fixed(kl, 2)} nats")
-    notes.append("" if judged else "no judge measured it")
+    controlled, kl = table.get("win_rate_length_controlled"), table.get("kl")
+    note = _joined(
+        _interval_words(low, high),
+        f"at equal length {percent(controlled)}" if controlled is not None else "",
+        f"KL {fixed(kl, 2)} nats" if kl is not None else "",
+        "" if judged else "no judge measured it",
+    )
     measure = f"wins over SFT by {'the judge' if judged else 'its own reward model'}"
     verdict = verdict_of(low, high, 0.5) if judged else ""
-    return _Measured(measure, percent(0.5), percent(value), "; ".join(filter(None, notes)), verdict)
+    return _Measured(measure, percent(0.5), percent(value), note, verdict)
+
+
+def _joined(*notes: str) -> str:
+    return "; ".join(filter(None, notes))
 
 
 def _whole(value: float | None) -> str:

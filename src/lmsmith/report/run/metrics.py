@@ -38,7 +38,7 @@ def collect_metrics(run_folder: Path) -> dict[str, Any]:
 
 
 def stage_tables(run: RunRecord) -> dict[str, dict[str, float | None]]:
-    """The metrics by stage, evaluate's merged into the stage they speak of."""
+    """The metrics by stage; evaluate's stand under the stage that they measure."""
     tables: dict[str, dict[str, float | None]] = {}
     for stage in run.stages.values():
         if stage.status == "not run":

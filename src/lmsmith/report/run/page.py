@@ -11,31 +11,12 @@ import jinja2
 from lmsmith.core.config import to_toml
 from lmsmith.core.files import atomic_write
 from lmsmith.report import numbers
-from lmsmith.report.run.facts import (
-    compare_models,
-    compared_models,
-    describe_machine,
-    describe_run,
-    find_labeler,
-    flatten,
-    matrix_peak,
-    measure_efforts,
-    name_facts,
-    read_warnings,
-)
+from lmsmith.report.run import facts, words
 from lmsmith.report.run.figures import draw_figures, draw_time
 from lmsmith.report.run.gains import describe_gains, key_figures
 from lmsmith.report.run.metrics import stage_tables
 from lmsmith.report.run.records import RunRecord, read_run
 from lmsmith.report.run.samples import SHOWN_OPEN, average_scores, read_exchanges, read_practice
-from lmsmith.report.run.words import (
-    GLOSSARY,
-    REPLIERS,
-    STAGE_WORDS,
-    judge_sentence,
-    labeler_sentence,
-    stage_title,
-)
 
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 
@@ -54,14 +35,10 @@ def build_report(run_folder: Path) -> Path:
 
 
 def write_page(folder: Path, template: str, context: dict[str, Any]) -> Path:
-    """Write a page of one of this package's templates to ``report.html`` and return its path."""
-    path = folder / "report.html"
-    atomic_write(path, render(template, context))
-    return path
+    """Write a page of one of this package's templates to ``report.html`` and return its path.
 
-
-def render(template: str, context: dict[str, Any]) -> str:
-    """HTML of a template; characters that HTML or UTF-8 cannot hold become U+FFFD."""
+    Characters that HTML or UTF-8 cannot hold become U+FFFD.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("lmsmith.report", "."),
         autoescape=True,
@@ -69,50 +46,44 @@ def render(template: str, context: dict[str, Any]) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters.update(
-        duration=numbers.duration,
-        size=numbers.size,
-        number=numbers.number,
-        signed=numbers.signed,
-    )
-    return _UNPRINTABLE.sub("\ufffd", environment.get_template(template).render(context))
+    filters = (numbers.duration, numbers.size, numbers.number, numbers.signed)
+    environment.filters.update({each.__name__: each for each in filters})
+    html = environment.get_template(template).render(context)
+    path = folder / "report.html"
+    atomic_write(path, _UNPRINTABLE.sub("\ufffd", html))
+    return path
 
 
 def _context(run: RunRecord) -> dict[str, Any]:
-    tables = stage_tables(run)
-    exchanges = read_exchanges(run)
-    labeler, judges_labeler = (find_labeler(run, stage) for stage in ("rankings", "judge_rankings"))
+    tables, exchanges, stages = stage_tables(run), read_exchanges(run), run.stages.values()
+    labelers = [facts.find_labeler(run, stage) for stage in ("rankings", "judge_rankings")]
     recipe_keys = {"description", "seed", "machine", *run.stages}
     return {
         "run": run,
-        "lede": describe_run(run),
+        "lede": facts.describe_run(run),
         "description": str(run.recipe.get("description") or ""),
-        "facts": name_facts(run),
+        "facts": facts.name_facts(run),
         "figures_on_top": key_figures(tables),
         "gains": describe_gains(run, tables),
-        "outdated": [s for s in run.stages.values() if s.status == "outdated"],
-        "titles": {name: words.title for name, words in STAGE_WORDS.items()},
-        "compared": [REPLIERS[name] for name in compared_models(tables)],
-        "comparisons": compare_models(tables),
-        "labeler": labeler_sentence(labeler) if "rankings" in tables else "",
-        "judge": judge_sentence(labeler, judges_labeler) if "judge" in tables else "",
+        "outdated": [stage for stage in stages if stage.status == "outdated"],
+        "stage_title": words.stage_title,
+        "compared": [words.REPLIERS[name] for name in facts.compared_models(tables)],
+        "comparisons": facts.compare_models(tables),
+        "labeler": words.labeler_sentence(labelers[0]) if "rankings" in tables else "",
+        "judge": words.judge_sentence(*labelers) if "judge" in tables else "",
         "groups": draw_figures(run),
         "averages": average_scores(run),
         "exchanges": exchanges[:SHOWN_OPEN],
         "folded_exchanges": exchanges[SHOWN_OPEN:],
         "practice": read_practice(run),
-        "warnings": read_warnings(run),
-        "settings": [
-            (stage_title(stage.name), stage.name, flatten(stage.settings))
-            for stage in run.stages.values()
-            if stage.settings
-        ],
+        "warnings": facts.read_warnings(run),
+        "settings": {s.name: facts.flatten(s.settings) for s in stages if s.settings},
         "time": draw_time(run),
-        "efforts": measure_efforts(run),
-        "total_seconds": sum(stage.wall_seconds or 0.0 for stage in run.stages.values()),
-        "hardware": [*describe_machine(run.hardware), *matrix_peak(run)],
-        "versions": [(k, v) for k, v in flatten(run.versions) if k not in run.hardware],
-        "glossary": GLOSSARY,
+        "efforts": facts.measure_efforts(run),
+        "total_seconds": sum(stage.wall_seconds or 0.0 for stage in stages),
+        "hardware": [*facts.describe_machine(run.hardware), *facts.matrix_peak(run)],
+        "versions": [(k, v) for k, v in facts.flatten(run.versions) if k not in run.hardware],
+        "glossary": words.GLOSSARY,
         "toml": to_toml({k: v for k, v in run.recipe.items() if k in recipe_keys}),
-        "metrics": [(name, stage_title(name), table) for name, table in tables.items() if table],
+        "metrics": tables,
     }

@@ -1,4 +1,4 @@
-"""PPO in pictures: its curves, its win rate over SFT and what it paid for the reward."""
+"""PPO in pictures: its curves, its win rate over SFT, and reward against KL."""
 
 from __future__ import annotations
 
@@ -10,19 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
 from lmsmith.core.files import growing_rows
-from lmsmith.report import numbers
-from lmsmith.report.drawing import (
-    COLOURS,
-    REFERENCE,
-    SMALL,
-    ReportFigure,
-    Series,
-    canvas,
-    label_axes,
-    legend_above,
-    noisy_line,
-    pick,
-)
+from lmsmith.report import drawing, numbers
+from lmsmith.report.drawing import COLOURS, SMALL, ReportFigure, Series, canvas, pick
 from lmsmith.report.numbers import as_number
 from lmsmith.report.run.metrics import stage_tables
 from lmsmith.report.run.records import Row, RunRecord
@@ -100,20 +89,20 @@ def _draw_ppo_curve(
         return None
     with canvas(SMALL) as (figure, (axes,)):
         for series, role, label in drawn:
-            noisy_line(axes, series, COLOURS[role], label, smoothing=0.2)
+            drawing.noisy_line(axes, series, COLOURS[role], label, smoothing=0.2)
         if curve.name == "ppo-kl":
             for bound in _kl_bounds(run.stages["ppo"].settings, max(drawn[0][0].y)):
-                axes.axhline(bound, **REFERENCE)
+                axes.axhline(bound, **drawing.REFERENCE)
         if curve.share:
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-        label_axes(axes, "iteration")
-        legend_above(axes)
+        drawing.label_axes(axes, "iteration")
+        drawing.legend_above(axes)
         label = f"Line chart of {curve.title.lower()} over PPO iterations."
         return ReportFigure.of(figure, curve.name, curve.title, curve.caption, label)
 
 
 def _kl_bounds(settings: Row, highest: float) -> list[float]:
-    """What the KL should keep to, where the curve comes near enough for it to matter."""
+    """Bounds of the KL that the curve comes near."""
     keys = {"adaptive": ["kl_target"], "band": ["kl_low", "kl_high"]}
     named = [*keys.get(str(settings.get("kl_control")), []), "kl_budget"]
     bounds = [as_number(settings.get(key)) for key in named]
@@ -145,8 +134,7 @@ def draw_win_rate(run: RunRecord) -> ReportFigure | None:
             words = numbers.percent(rate) + (f", 95 % interval {interval}" if interval else "")
             axes.text(0, place - 0.29, words, va="bottom")
             axes.vlines(0.5, place - 0.29, place + 0.29, color=ink, linestyle=(0, (2, 2)))
-        axes.set_xlim(0, 1)
-        axes.set_ylim(len(bars) - 0.55, -0.65)
+        axes.set(xlim=(0, 1), ylim=(len(bars) - 0.55, -0.65))
         axes.set_yticks(range(len(bars)), [label for label, *_ in bars])
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.grid(visible=False)
@@ -175,7 +163,7 @@ def draw_frontier(run: RunRecord) -> ReportFigure | None:
         for axes, (series, role, label) in zip(all_axes, panels, strict=True):
             axes.plot(series.x, series.y, color=COLOURS[role], marker="o", markersize=4)
             _name_ends(axes, rows, series)
-            label_axes(axes, "KL from SFT, nats per reply")
+            drawing.label_axes(axes, "KL from SFT, nats per reply")
             axes.margins(x=0.08, y=0.18)
             axes.set_title(label, fontsize=8.5, loc="left", color=COLOURS["ink"])
         return ReportFigure.of(

@@ -154,7 +154,7 @@ def _mark_outdated(stages: dict[str, StageRecord]) -> dict[str, StageRecord]:
 
 
 def _has_changed(parent: StageRecord, entry: Row) -> bool:
-    """Whether a stage's outputs are not those in the ``entry`` of a stage that has read them."""
+    """Whether a stage's outputs differ from the ``entry`` of a stage that has read them."""
     if parent.status != "done":
         return parent.status != "not run"
     read = entry.get("files")
@@ -176,10 +176,9 @@ def _not_a_run(folder: Path) -> UserError:
     if not folder.exists():
         problem = missing(folder, "no such folder")
     problem += " (expected the folder that `lmsmith run` wrote, with recipe.json in it)"
-    near = _runs_near(folder)
-    if near:
-        return UserError(problem, "run folders near it: " + ", ".join(map(str, near)))
-    return UserError(problem, "make one with `lmsmith run quickstart`")
+    near = ", ".join(map(str, _runs_near(folder)))
+    fix = f"run folders near it: {near}" if near else "make one with `lmsmith run quickstart`"
+    return UserError(problem, fix)
 
 
 def _runs_near(folder: Path) -> list[Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import statistics
 import unicodedata
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -47,13 +48,6 @@ class Text(NamedTuple):
         return not (self.head + self.rest).strip()
 
 
-class Turn(NamedTuple):
-    """One message of a prompt."""
-
-    role: str
-    text: Text
-
-
 class Score(NamedTuple):
     """A score with the length, from -1 to 1, of the bar that shows it."""
 
@@ -72,46 +66,36 @@ class Reply(NamedTuple):
 
 
 class Exchange(NamedTuple):
-    """A prompt and every replier's answer to it."""
+    """A prompt as (role, text) of each message, and every replier's answer to it."""
 
-    turns: tuple[Turn, ...]
-    replies: tuple[Reply, ...]
-
-
-class Average(NamedTuple):
-    """A replier's mean score over all sampled prompts with its 95 % interval."""
-
-    title: str
-    replier: str
-    values: dict[str, tuple[float, float, int]]  # score's name → (mean, half interval, count)
+    turns: list[tuple[str, Text]]
+    replies: list[Reply]
 
 
-def read_exchanges(run: RunRecord) -> tuple[Exchange, ...]:
+def read_exchanges(run: RunRecord) -> list[Exchange]:
     """The first `SHOWN_MOST` sampled prompts of the evaluate stage in the file's order."""
     rows = _sample_rows(run)
     largest = {
         kind: max((abs(v) for row in rows for v in _scores(row, kind).values()), default=0.0) or 1.0
         for kind in KINDS
     }
-    return tuple(_exchange(row, largest) for row in rows[:SHOWN_MOST])
+    return [_exchange(row, largest) for row in rows[:SHOWN_MOST]]
 
 
-def average_scores(run: RunRecord) -> tuple[Average, ...]:
-    """The mean reward and judge's score of every replier over all rows of the samples file."""
+def average_scores(run: RunRecord) -> dict[str, dict[str, tuple[float, float, int]]]:
+    """By replier's title and kind of score: mean, half its 95 % interval, and number of rows."""
     rows = _sample_rows(run)
-    averages = []
+    averages: dict[str, dict[str, tuple[float, float, int]]] = {}
     for replier in _in_order(name for row in rows for name in _replies(row)):
-        values = {}
         for kind in KINDS:
             scores = [s for row in rows if (s := _scores(row, kind).get(replier)) is not None]
             if scores:
-                values[kind] = (*_mean_interval(scores), len(scores))
-        if values:
-            averages.append(Average(REPLIERS.get(replier, replier), replier, values))
-    return tuple(averages)
+                means = averages.setdefault(REPLIERS.get(replier, replier), {})
+                means[kind] = (*_mean_interval(scores), len(scores))
+    return averages
 
 
-def read_practice(run: RunRecord, most: int = 4) -> tuple[Exchange, ...]:
+def read_practice(run: RunRecord, most: int = 4) -> list[Exchange]:
     """Samples of PPO's first and last logged step; the same prompts where there are such.
 
     A prompt that both steps answered is one exchange with two replies; where the steps share
@@ -124,20 +108,18 @@ def read_practice(run: RunRecord, most: int = 4) -> tuple[Exchange, ...]:
         if step is not None and isinstance(row.get("response"), str):
             by_step.setdefault(int(step), {})[json.dumps(row.get("prompt"))] = row
     if len(by_step) < 2:
-        return ()
+        return []
     first, last = min(by_step), max(by_step)
     largest = max((abs(as_number(row.get("score")) or 0.0) for row in rows), default=0.0) or 1.0
     shared = [prompt for prompt in by_step[first] if prompt in by_step[last]]
     groups = [[(first, prompt), (last, prompt)] for prompt in shared[:most]] or [
         [(step, prompt)] for step in (first, last) for prompt in list(by_step[step])[:most]
     ]
-    return tuple(
-        Exchange(
-            _turns(by_step[group[0][0]][group[0][1]].get("prompt")),
-            tuple(_practised(step, by_step[step][prompt], largest) for step, prompt in group),
-        )
-        for group in groups
-    )
+    exchanges = []
+    for group in groups:
+        replies = [_practised(step, by_step[step][prompt], largest) for step, prompt in group]
+        exchanges.append(Exchange(_turns(json.loads(group[0][1])), replies))
+    return exchanges
 
 
 def fold(text: str, limit: int = LONG_REPLY) -> Text:
@@ -189,7 +171,7 @@ def _replies(row: Row) -> Row:
 
 
 def _in_order(repliers: Iterable[str]) -> list[str]:
-    """Those in `REPLIERS` first, then the others as they come."""
+    """Names in `REPLIERS` first, then the others in their order."""
     return sorted(dict.fromkeys(repliers), key=lambda name: [*REPLIERS, name].index(name))
 
 
@@ -203,7 +185,7 @@ def _exchange(row: Row, largest: dict[str, float]) -> Exchange:
         )
         title = REPLIERS.get(replier, replier)
         replies.append(Reply(replier, title, fold(str(texts[replier])), scores))
-    return Exchange(_turns(row.get("prompt")), tuple(replies))
+    return Exchange(_turns(row.get("prompt")), replies)
 
 
 def _practised(step: int, row: Row, largest: float) -> Reply:
@@ -212,22 +194,20 @@ def _practised(step: int, row: Row, largest: float) -> Reply:
     return Reply("ppo", f"PPO, iteration {step:,}", fold(_without_ends(row["response"])), scores)
 
 
-def _turns(prompt: object) -> tuple[Turn, ...]:
+def _turns(prompt: object) -> list[tuple[str, Text]]:
     if isinstance(prompt, str):
         return _decoded_turns(prompt)
     messages = [m for m in prompt if isinstance(m, dict)] if isinstance(prompt, list) else []
-    return tuple(Turn(str(m.get("role", "")), fold(str(m.get("content", "")))) for m in messages)
+    return [(str(m.get("role", "")), fold(str(m.get("content", "")))) for m in messages]
 
 
-def _decoded_turns(prompt: str) -> tuple[Turn, ...]:
+def _decoded_turns(prompt: str) -> list[tuple[str, Text]]:
     """Turns of a prompt that was decoded from tokens, its chat tokens written out."""
     parts = _ROLE_TOKEN.split(_without_ends(prompt))
     if len(parts) < 3:
-        return (Turn("user", fold(parts[0])),)
-    turns = [Turn(role, fold(text)) for role, text in zip(parts[1::2], parts[2::2], strict=True)]
-    if not parts[-1].strip():
-        turns.pop()
-    return tuple(turns)
+        return [("user", fold(parts[0]))]
+    turns = [(role, fold(text)) for role, text in zip(parts[1::2], parts[2::2], strict=True)]
+    return turns if parts[-1].strip() else turns[:-1]
 
 
 def _without_ends(text: str) -> str:
@@ -241,8 +221,5 @@ def _scores(row: Row, kind: str) -> dict[str, float]:
 
 def _mean_interval(values: list[float]) -> tuple[float, float]:
     """The mean and half its 95 % interval under the normal approximation."""
-    mean = sum(values) / len(values)
-    if len(values) < 2:
-        return mean, math.inf
-    variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    return mean, 1.96 * math.sqrt(variance / len(values))
+    mean, count = statistics.fmean(values), len(values)
+    return mean, 1.96 * statistics.stdev(values) / math.sqrt(count) if count > 1 else math.inf

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-
-class StageWords(NamedTuple):
-    """A stage's title, and a sentence on what it does that a newcomer understands."""
-
-    title: str
-    does: str
-
-
-STAGE_WORDS: dict[str, StageWords] = {
-    "data": StageWords("Data", "Cleans the text and splits it so that nothing is tested on itself"),
-    "tokenizer": StageWords("Tokenizer", "Learns which pieces to cut text into"),
-    "pretrain": StageWords("Pretraining", "Learns to predict the next token of raw text"),
-    "base": StageWords("Base model", "A model made before, which the stages below go on from"),
-    "sft": StageWords("Fine-tuning (SFT)", "Learns to answer from demonstrations"),
-    "rankings": StageWords("Rankings", "Collects candidate replies and ranks them"),
-    "reward": StageWords("Reward model", "Learns to score a reply the way the rankings do"),
-    "ppo": StageWords("PPO", "Practises replies that the reward model scores higher"),
-    "judge_rankings": StageWords(
-        "Judge's rankings", "Ranks replies to conversations no other stage has seen"
+STAGE_WORDS: dict[str, tuple[str, str]] = {
+    "data": ("Data", "Cleans the text and splits it so that nothing is tested on itself"),
+    "tokenizer": ("Tokenizer", "Learns which pieces to cut text into"),
+    "pretrain": ("Pretraining", "Learns to predict the next token of raw text"),
+    "base": ("Base model", "A model made before, which the stages below go on from"),
+    "sft": ("Fine-tuning (SFT)", "Learns to answer from demonstrations"),
+    "rankings": ("Rankings", "Collects candidate replies and ranks them"),
+    "reward": ("Reward model", "Learns to score a reply the way the rankings do"),
+    "ppo": ("PPO", "Practises replies that the reward model scores higher"),
+    "judge_rankings": (
+        "Judge's rankings",
+        "Ranks replies to conversations no other stage has seen",
     ),
-    "judge": StageWords("Judge", "A second reward model, kept apart to measure PPO fairly"),
-    "evaluate": StageWords("Evaluation", "Measures every stage on the test split"),
+    "judge": ("Judge", "A second reward model, kept apart to measure PPO fairly"),
+    "evaluate": ("Evaluation", "Measures every stage on the test split"),
 }
+"""A stage's title, and a sentence on what it does that a newcomer understands."""
 
 REPLIERS: dict[str, str] = {
     "human": "The person",
@@ -38,118 +30,93 @@ REPLIERS: dict[str, str] = {
 """Who may have written a reply, in the order in which they stand side by side."""
 
 
-class Term(NamedTuple):
-    """A number of the report, how to read it, and where it comes from."""
-
-    name: str
-    meaning: str
-    source: str
-
-
-GLOSSARY: tuple[Term, ...] = (
-    Term(
-        "Bits per byte",
+GLOSSARY: dict[str, tuple[str, str]] = {
+    "Bits per byte": (
         "How many bits the model needs, on average, for one byte of text it has not seen. Lower "
         "is better; 8 is knowing nothing. It counts bytes and not tokens, so models with "
         "different tokenizers can be compared.",
         "Gao et al. 2020, The Pile, §3.1",
     ),
-    Term(
-        "Reply perplexity",
+    "Reply perplexity": (
         "Among how many equally likely tokens the model hesitates, on average, at each token of "
         "the person's own reply. Lower is better.",
         "Jelinek et al. 1977; computed as in Radford et al. 2019, GPT-2",
     ),
-    Term(
-        "Reward",
+    "Reward": (
         "The reward model's score of a reply. Only differences mean something: by the model's own "
         "reckoning a reply that scores 1 more is preferred 73 times in 100. Zero is the average "
         "demonstration.",
         "Ouyang et al. 2022, InstructGPT, §3.5",
     ),
-    Term(
-        "Reward model accuracy",
+    "Reward model accuracy": (
         "How often the reward model orders two replies as the labeler did; ties are not counted. "
         "A coin reaches 50 %. Read it beside “the longer wins” and “the likelier wins”: a reward "
         "model that does not beat these has learned little.",
         "Stiennon et al. 2020, Learning to summarize, §4.3; Ouyang et al. 2022",
     ),
-    Term(
-        "Calibration error",
+    "Calibration error": (
         "How far, on average, the stated probability that one reply beats another is from how "
         "often it really does. Zero is perfect.",
         "Guo et al. 2017, On Calibration of Modern Neural Networks",
     ),
-    Term(
-        "Judge",
+    "Judge": (
         "A second reward model, trained from the pretrained model on conversations that no other "
         "stage has seen. PPO never optimised it, so it notices when PPO merely learns to please "
         "the first one.",
         "After the gold reward model of Gao, Schulman, Hilton 2022, §2",
     ),
-    Term(
-        "Win rate",
+    "Win rate": (
         "How often the judge prefers PPO's reply to SFT's for the same prompt; ties count half. "
         "The interval holds the true rate 95 times in 100 if the prompts were drawn again.",
         "Ouyang et al. 2022; interval: Efron 1979, the bootstrap",
     ),
-    Term(
-        "Length-controlled win rate",
+    "Length-controlled win rate": (
         "The win rate there would be if both wrote equally long replies. Far below the raw one "
         "means that PPO won by length.",
         "Dubois et al. 2024, Length-Controlled AlpacaEval",
     ),
-    Term(
-        "KL",
+    "KL": (
         "How far the policy has moved from the SFT model, in nats per reply, summed over its "
         "tokens. It should grow slowly and stay within its budget; below 0 for long is a fault "
         "of the sampling or of the log-probabilities.",
         "Ziegler et al. 2019, §2.1; Ouyang et al. 2022, equation 2",
     ),
-    Term(
-        "Entropy",
+    "Entropy": (
         "How undecided the policy is when it picks a token. A fall to near 0 is a collapse: it "
         "has begun to say the same thing to everyone.",
         "Schulman et al. 2017, PPO, §5",
     ),
-    Term(
-        "Clip fraction",
+    "Clip fraction": (
         "The share of tokens whose probability changed by more than the clip range in one "
         "update, and whose gradient was therefore cut off. A few per cent is usual; above "
         "30 % the steps are too big.",
         "Schulman et al. 2017, PPO, §3",
     ),
-    Term(
-        "Reward against KL",
+    "Reward against KL": (
         "What was gained for how far the model moved. When the reward model's curve rises and "
         "the judge's falls, PPO is exploiting the reward model's mistakes.",
         "Gao, Schulman, Hilton 2022, Scaling Laws for Reward Model Overoptimization",
     ),
-    Term(
-        "Alignment tax",
+    "Alignment tax": (
         "What the later stages cost in predicting raw text: the rise in bits per byte from the "
         "pretrained model to SFT and PPO. PPO-ptx exists to keep it small.",
         "Ouyang et al. 2022, §3.5 and §4.2",
     ),
-    Term(
-        "Share of peak",
+    "Share of peak": (
         "Arithmetic done in training over the most this machine did in a measured matrix product.",
         "As MFU in Chowdhery et al. 2022, PaLM, appendix B",
     ),
-)
+}
+"""How to read each number of the report, and its source."""
 
 
 def stage_title(stage: str) -> str:
     """The title of a stage; its name where it is none of the pipeline's."""
-    return STAGE_WORDS[stage].title if stage in STAGE_WORDS else stage
+    return STAGE_WORDS.get(stage, (stage, ""))[0]
 
 
 def labeler_sentence(labeler: str | None) -> str:
-    """Who ranked the replies, said for what it is.
-
-    Args:
-        labeler: the name in the rankings stage's settings or in its rows; None when not known.
-    """
+    """A plain sentence on who ranked the replies; ``labeler`` None when not known."""
     if labeler is None:
         return (
             "The rankings do not say who their labeler is; the reward model can be no better "
@@ -171,7 +138,7 @@ def labeler_sentence(labeler: str | None) -> str:
 
 
 def judge_sentence(labeler: str | None, judges_labeler: str | None) -> str:
-    """What the judge is, and whose taste it has."""
+    """The kind of judge, and whose labels it learned from."""
     sentence = (
         "The judge is itself a model: a reward model trained apart, from the pretrained model, on "
         "conversations that no other stage has seen. PPO could not learn to flatter it, but it is "

@@ -34,14 +34,7 @@ _BROAD = (6.9, 3.0)
 
 @dataclass(frozen=True)
 class Line:
-    """Arms of one model that are drawn together.
-
-    Attributes:
-        label: name of the line in the legend.
-        found: the results of its points.
-        study: the model that they are of.
-        variant: lines of one model with different ones are drawn differently.
-    """
+    """Arms of one model as the points of one line, solid or dashed by its variant."""
 
     label: str
     found: Sequence[ArmResult]
@@ -64,9 +57,9 @@ def draw_labels(name: str, lines: Sequence[Line], measure: str, guessing: float 
         style: dict[str, Any] = {"fmt": "o", "markersize": 4.5, "elinewidth": 1.2}
         for number, line in enumerate(lines):
             places = np.arange(len(rows)) + (number - (len(lines) - 1) / 2) * 0.16
-            values, colour = [each.value for each in line.values], _colour(number)
-            ends = _bars(line.values)
-            axes.errorbar(values, places, xerr=ends, color=colour, label=line.label, **style)
+            values, ends = [each.value for each in line.values], _bars(line.values)
+            style |= {"color": _colour(number), "label": line.label}
+            axes.errorbar(values, places, xerr=ends, **style)
         if guessing is not None:
             axes.axvline(guessing, **REFERENCE)
         axes.set_yticks(range(len(rows)), rows)
@@ -76,7 +69,8 @@ def draw_labels(name: str, lines: Sequence[Line], measure: str, guessing: float 
         axes.set_xlabel(measure_of(measure).name)
         if measure_of(measure).is_share:
             axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-        _legend(axes, lines)
+        if len(lines) > 1:
+            axes.legend(loc="best")
         return themed_svg(figure, name, "Values by the labels that the examples show.")
 
 
@@ -105,7 +99,8 @@ def draw_shots(name: str, lines: Sequence[Line], measure: str, guessing: float |
             _line_with_band(axes, line.shots, line.values, colour, line.label, dashes, 0.12)
         _shots_axis(axes, sorted({count for line in lines for count in line.shots}))
         _values_beside(axes, measure, guessing)
-        _legend(axes, lines)
+        if len(lines) > 1:
+            axes.legend(loc="best")
         return themed_svg(figure, name, "Value against the number of examples.")
 
 
@@ -115,8 +110,8 @@ def draw_sizes(name: str, lines: Sequence[Line], measure: str, guessing: float |
     with canvas(_TALL) as (figure, (axes,)):
         sizes = [float(line.study.parameters) for line in lines]
         for number, count in enumerate(lines[0].shots):
-            values, colour = [line.values[number].value for line in lines], _colour(number)
-            label = shots_label(count)
+            values = [line.values[number].value for line in lines]
+            colour, label = _colour(number), shots_label(count)
             axes.plot(sizes, values, color=colour, marker="o", markersize=3.5, label=label)
         _size_axis(axes, sizes, large_count)
         _values_beside(axes, measure, guessing)
@@ -156,8 +151,7 @@ def draw_sums(name: str, models: Sequence[Measured]) -> str:
                 ends = [sum_interval(each, style, count) for count in digits]
                 _line_with_band(axes, digits, ends, _by_size(number, models), size_label(each))
             axes.set_title(title, fontsize=8.5, color=COLOURS["muted"])
-            axes.set_xlabel("digits of each number")
-            axes.set_xticks(digits_of(models[0]))
+            axes.set(xlabel="digits of each number", xticks=digits_of(models[0]))
             _accuracy_axis(axes)
         left.legend(loc="best")
         return themed_svg(figure, name, "Sums: accuracy against digits, direct and by a chain.")
@@ -190,12 +184,8 @@ def draw_law(
         if law is not None:
             along = np.geomspace(compute[of_law[0]] / 1.5, compute[of_law[-1]] * 1.5, 100)
             style: dict[str, Any] = {"color": COLOURS["muted"], "linestyle": DASHED}
-            axes.plot(
-                along,
-                [law(float(x)) for x in along],
-                label="law fitted to the smaller ones",
-                **style,
-            )
+            fitted, label = [law(float(x)) for x in along], "law fitted to the smaller ones"
+            axes.plot(along, fitted, label=label, **style)
         labels: set[str] = set()
         for number, (x, end) in enumerate(zip(compute, losses, strict=True)):
             if number not in of_law:
@@ -213,8 +203,7 @@ def draw_law(
             axes.plot([compute[of_law[-1]]], [prediction.predicted], label="predicted", **style)
         axes.set_xscale("log")
         axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xlabel("operations of training")
-        axes.set_ylabel("held-out loss, nats per token")
+        axes.set(xlabel="operations of training", ylabel="held-out loss, nats per token")
         axes.legend(loc="best")
         return themed_svg(figure, name, f"{family}: held-out loss against compute.")
 
@@ -261,8 +250,7 @@ def _values_beside(axes: Axes, measure: str, guessing: float | None) -> None:
 
 
 def _accuracy_axis(axes: Axes) -> None:
-    axes.set_ylabel("accuracy")
-    axes.set_ylim(-0.03, 1.03)
+    axes.set(ylabel="accuracy", ylim=(-0.03, 1.03))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
 
 
@@ -296,8 +284,3 @@ def _colour(number: int) -> str:
 def _by_size(number: int, of: Sequence[object]) -> str:
     """The largest has the last colour."""
     return _BY_SIZE[max(0, len(_BY_SIZE) - 1 - len(of) + number) % len(_BY_SIZE)]
-
-
-def _legend(axes: Axes, lines: Sequence[Line]) -> None:
-    if len(lines) > 1:
-        axes.legend(loc="best")

@@ -58,30 +58,19 @@ def build_study_page(folder: Path, kind: StudyKind, studied: Sequence[TaskStudy]
     by_task: dict[str, list[TaskStudy]] = {}
     for each in studied:
         by_task.setdefault(each.task.name, []).append(each)
-    context = {
-        "kind": kind,
-        "about": ABOUT[kind],
-        "version": VERSION,
-        "tasks": [_task(number, kind, all_of) for number, all_of in enumerate(by_task.values())],
-    }
+    tasks = [_task(number, kind, all_of) for number, all_of in enumerate(by_task.values())]
+    context = {"kind": kind, "about": ABOUT[kind], "version": VERSION, "tasks": tasks}
     return write_page(folder, "study.html.j2", context)
 
 
 def _task(number: int, kind: StudyKind, studied: Sequence[TaskStudy]) -> dict[str, Any]:
     task = studied[0].task
     return {
-        "name": task.name,
-        "about": task.about,
-        "source": task.source,
+        "spec": task,
         "measure": measure_of(task.measure).name,
         "figures": _figures(f"study-{number}", kind, studied),
         "models": [
-            {
-                "name": each.model,
-                "parameters": each.parameters,
-                "summary": summary(each),
-                "rows": [_row(found) for found in each.found],
-            }
+            {"study": each, "summary": summary(each), "rows": [_row(found) for found in each.found]}
             for each in studied
         ],
     }
@@ -90,13 +79,10 @@ def _task(number: int, kind: StudyKind, studied: Sequence[TaskStudy]) -> dict[st
 def _row(found: ArmResult) -> dict[str, Any]:
     measure, headline = found.arm.task.measure, found.result.headline
     return {
-        "name": found.arm.name,
-        "line": found.arm.line,
-        "items": f"{found.result.items:,}",
+        "found": found,
         "value": shown_value(measure, headline.value),
         "interval": shown_interval(measure, headline),
         "difference": difference_from_first(found),
-        "truncated": found.result.truncated,
     }
 
 

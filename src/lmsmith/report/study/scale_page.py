@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,7 @@ from lmsmith.report.study.figures import (
     shots_label,
 )
 from lmsmith.statistics.fits import Prediction
-from lmsmith.statistics.intervals import Interval
-from lmsmith.studies.scale.documents import SHARES
+from lmsmith.statistics.intervals import Interval, wilson_interval
 from lmsmith.studies.scale.findings import (
     Rise,
     digits_of,
@@ -72,44 +71,28 @@ def scale_record(plan: ScalePlan, models: Sequence[Measured]) -> dict[str, Any]:
 
 def _with_intervals(measured: Measured) -> dict[str, Any]:
     """A model's counts with the intervals of their shares."""
-
-    def shown(part: str, interval_of: Callable[[Measured, str, int], Interval]) -> dict[str, Any]:
-        return {
+    found = {
+        part: {
             name: {
-                number: {"right": right, "items": items}
-                | vars(interval_of(measured, name, int(number)))
+                number: {"right": right, "items": items} | vars(wilson_interval(right, items))
                 for number, (right, items) in counts.items()
             }
             for name, counts in measured[part].items()
         }
-
-    found = {"patterns": shown("patterns", pattern_interval), "sums": shown("sums", sum_interval)}
+        for part in ("patterns", "sums")
+    }
     return {**measured, **found}
 
 
 def build_scale_page(folder: Path, plan: ScalePlan, models: Sequence[Measured]) -> Path:
     """Write ``report.html`` into a folder, whole or not at all, and return its path."""
-    predictions = predict_losses(models)
     digits = digits_of(models[-1])
     context = {
         "version": VERSION,
         "plan": plan,
         "tokens": numbers.large_count(float(models[-1]["trained_tokens"])),
         "rises": [rise_row(rise) for rise in find_rises(models)],
-        "patterns": [
-            {
-                "title": TITLES[kind][0],
-                "about": TITLES[kind][1],
-                "svg": draw_pattern(f"pattern-{kind.replace('_', '-')}", kind, models),
-                "head": [shots_label(shots) for shots in SHOTS],
-                "rows": [
-                    (each["model"], [share_cell(pattern_interval(each, kind, s)) for s in SHOTS])
-                    for each in models
-                ]
-                + _bound_rows(kind),
-            }
-            for kind in PATTERNS
-        ],
+        "patterns": [_pattern(kind, models) for kind in PATTERNS],
         "sums": {
             "svgs": [draw_sums("sums", models), draw_sum_sizes("sums-sizes", digits[-2], models)],
             "shown_digits": digits[-2],
@@ -123,42 +106,43 @@ def build_scale_page(folder: Path, plan: ScalePlan, models: Sequence[Measured]) 
                 for style in STYLES
             ],
         },
-        "samples": models[-1]["samples"],
-        "largest": models[-1]["model"],
-        "laws": [
-            {
-                "family": family,
-                "svg": draw_law(f"law-{family}", family, models, predictions[family]),
-                "said": law_sentence(family, predictions[family]),
-            }
-            for family in SHARES
-        ],
-        "models": [_model_row(each) for each in models],
-        "families": list(SHARES),
+        "laws": {
+            family: (law_sentence(family, found), draw_law(f"law-{family}", family, models, found))
+            for family, found in predict_losses(models).items()
+        },
+        "models": models,
     }
     return write_page(folder, "scale.html.j2", context)
 
 
-def _bound_rows(kind: str) -> list[tuple[str, list[tuple[str, str]]]]:
-    """The most that can be known, as one more row of a pattern's table; none where it is all."""
+def _pattern(kind: str, models: Sequence[Measured]) -> dict[str, Any]:
+    rows = [
+        (each["model"], [share_cell(pattern_interval(each, kind, shots)) for shots in SHOTS])
+        for each in models
+    ]
     bound = best_accuracy(kind)
-    if bound is None:
-        return []
-    cells = [(numbers.percent(bound(shots)), "") for shots in SHOTS]
-    return [(BEST, cells)]
-
-
-def rise_row(rise: Rise) -> dict[str, Any]:
-    """A rise in words."""
+    if bound is not None:
+        rows.append((BEST, [(numbers.percent(bound(shots)), "") for shots in SHOTS]))
     return {
-        "what": {"shots": "with shots", "size": "with size", "chain": "with a chain"}[rise.what],
-        "task": TITLES[rise.task][0] if rise.task in TITLES else rise.task,
-        "low": rise.low,
-        "high": rise.high,
-        "before": share_with_interval(rise.before),
-        "after": share_with_interval(rise.after),
-        "clear": "clear" if rise.is_clear else "not clear",
+        "title": TITLES[kind][0],
+        "about": TITLES[kind][1],
+        "svg": draw_pattern(f"pattern-{kind.replace('_', '-')}", kind, models),
+        "head": [shots_label(shots) for shots in SHOTS],
+        "rows": rows,
     }
+
+
+def rise_row(rise: Rise) -> tuple[str, ...]:
+    """A rise in words: its kind, task, the two shares, each after its name, and if it is clear."""
+    return (
+        {"shots": "with shots", "size": "with size", "chain": "with a chain"}[rise.what],
+        TITLES[rise.task][0] if rise.task in TITLES else rise.task,
+        rise.low,
+        share_with_interval(rise.before),
+        rise.high,
+        share_with_interval(rise.after),
+        "clear" if rise.is_clear else "not clear",
+    )
 
 
 def share_cell(interval: Interval) -> tuple[str, str]:
@@ -170,9 +154,9 @@ def law_sentence(family: str, prediction: Prediction | None) -> str:
     """The loss that smaller models predict, and the measured one."""
     if prediction is None:
         return "Too few models for a law: it takes four of two layers or more."
-    if prediction.law is None or prediction.error is None:
-        return "The smaller models' losses do not fall with compute: no law fits them."
     law = prediction.law
+    if law is None or prediction.error is None:
+        return "The smaller models' losses do not fall with compute: no law fits them."
     known = f" The entropy of these sentences is {entropy_per_character():.3f}."
     return (
         f"L(C) = {numbers.number(law.scale)} · C^{numbers.fixed(law.exponent, 3)} + "
@@ -180,16 +164,3 @@ def law_sentence(family: str, prediction: Prediction | None) -> str:
         f"measured {numbers.fixed(prediction.measured, 4)}, "
         f"{numbers.signed(100 * prediction.error, 1)} %.{known if family == 'sentences' else ''}"
     )
-
-
-def _model_row(measured: Measured) -> dict[str, Any]:
-    losses = [measured["losses"][family] for family in SHARES]
-    return {
-        "name": measured["model"],
-        "parameters": numbers.number(float(measured["parameters"])),
-        "compute": f"{measured['compute']:.2e}",
-        "losses": [
-            (numbers.fixed(each["value"], 4), f"{each['low']:.4f} to {each['high']:.4f}")
-            for each in losses
-        ],
-    }

@@ -1,1 +1,1 @@
-"""What emerges with shots, size and a chain of thought, in tiny models (Brown et al. 2020)."""
+"""Effects of shots, size and a chain of thought in tiny models (Brown et al. 2020)."""

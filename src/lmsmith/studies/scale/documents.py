@@ -10,15 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmsmith.corpus.batches import NO_TARGET, Batch, generator
-from lmsmith.studies.scale.texts import (
-    CHAIN,
-    DIRECT,
-    Example,
-    Sum,
-    draw_document,
-    draw_sentence,
-    draw_sum,
-)
+from lmsmith.studies.scale import texts
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.tokenizers.chat_format import SPECIAL_TOKENS
 
@@ -73,7 +65,7 @@ class Writer:
         """A prompt as a document begins."""
         return [self.end_of_text, *self.encode(text).tolist()]
 
-    def pattern(self, examples: Sequence[Example]) -> Document:
+    def pattern(self, examples: Sequence[texts.Example]) -> Document:
         """Lines, of which the answers and their line ends are targets.
 
         Those of noisy copies are noisy too: the likeliest next letter is the same with noise as
@@ -86,7 +78,7 @@ class Writer:
             is_target[end - len(example.answer) - 1 : end] = True
         return self._framed("".join(example.line for example in examples), is_target)
 
-    def sum(self, asked: Sum, style: str) -> Document:
+    def sum(self, asked: texts.Sum, style: str) -> Document:
         """A question, and its reply as the target, with the end of the text."""
         prompt, reply = asked.prompt(style), asked.reply(style)
         is_target = np.arange(len(prompt) + len(reply) + 1) >= len(prompt)
@@ -158,19 +150,19 @@ class StudyBatches:
 
     def _patterns(self, chance: np.random.Generator) -> list[Document]:
         kind = str(chance.choice(list(PATTERN_SHARES), p=list(PATTERN_SHARES.values())))
-        return _filled(lambda: self.writer.pattern(draw_document(kind, LINES, chance)))
+        return _filled(lambda: self.writer.pattern(texts.draw_document(kind, LINES, chance)))
 
     def _sums(self, chance: np.random.Generator) -> list[Document]:
         def draw() -> Document:
             digits = int(chance.integers(1, DIGITS + 1))
-            style = (DIRECT, CHAIN)[int(chance.integers(2))]
-            asked = draw_sum(digits, chance, held_out=self.stream == HELD_OUT)
+            style = (texts.DIRECT, texts.CHAIN)[int(chance.integers(2))]
+            asked = texts.draw_sum(digits, chance, held_out=self.stream == HELD_OUT)
             return self.writer.sum(asked, style)
 
         return _filled(draw)
 
     def _sentences(self, chance: np.random.Generator) -> list[Document]:
-        return [self.writer.sentence(draw_sentence(CONTEXT, chance))]
+        return [self.writer.sentence(texts.draw_sentence(CONTEXT, chance))]
 
 
 def _filled(draw: Callable[[], Document]) -> list[Document]:

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lmsmith.statistics.fits import Prediction, predict_largest
-from lmsmith.statistics.intervals import Interval
+from lmsmith.statistics.intervals import Interval, wilson_interval
 from lmsmith.studies.scale.documents import SHARES
-from lmsmith.studies.scale.measuring import SHOTS, Count
+from lmsmith.studies.scale.measuring import SHOTS
 
 Measured = Mapping[str, Any]
 
@@ -34,9 +34,7 @@ class Rise:
 
     Attributes:
         what: ``shots``, ``size`` or ``chain``.
-        task: a pattern, or the sums.
         low, high: names of the two shares.
-        before, after: the shares with their intervals.
     """
 
     what: str
@@ -56,13 +54,13 @@ class Rise:
 
 
 def pattern_interval(measured: Measured, kind: str, shots: int) -> Interval:
-    """Accuracy on a pattern after so many examples."""
-    return Count(*measured["patterns"][kind][str(shots)]).interval
+    """Accuracy on a pattern after ``shots`` examples."""
+    return wilson_interval(*measured["patterns"][kind][str(shots)])
 
 
 def sum_interval(measured: Measured, style: str, digits: int) -> Interval:
-    """Accuracy on sums of so many digits, ``direct`` or by ``chain``."""
-    return Count(*measured["sums"][style][str(digits)]).interval
+    """Accuracy on sums of numbers with ``digits`` digits, ``direct`` or by ``chain``."""
+    return wilson_interval(*measured["sums"][style][str(digits)])
 
 
 def digits_of(measured: Measured) -> list[int]:
@@ -70,9 +68,9 @@ def digits_of(measured: Measured) -> list[int]:
 
 
 def all_sums_interval(measured: Measured, style: str) -> Interval:
-    """Accuracy on all sums that were asked, of any number of digits."""
-    counts = list(measured["sums"][style].values())
-    return Count(sum(right for right, _ in counts), sum(items for _, items in counts)).interval
+    """Accuracy on all sums, of any number of digits."""
+    right, items = zip(*measured["sums"][style].values(), strict=True)
+    return wilson_interval(sum(right), sum(items))
 
 
 def find_rises(models: Sequence[Measured]) -> list[Rise]:
@@ -101,11 +99,9 @@ def is_fitted(measured: Measured) -> bool:
 
 def predict_losses(models: Sequence[Measured]) -> dict[str, Prediction | None]:
     """For each family, the largest model's held-out loss as the smaller ones predict it."""
-    of_law = [each for each in models if is_fitted(each)]
-    compute = [float(each["compute"]) for each in of_law]
-    return {
-        family: predict_largest(compute, [float(e["losses"][family]["value"]) for e in of_law])
-        if of_law
-        else None
-        for family in SHARES
-    }
+    fitted = [each for each in models if is_fitted(each)]
+    if not fitted:
+        return dict.fromkeys(SHARES)
+    compute = [float(each["compute"]) for each in fitted]
+    losses = {f: [float(each["losses"][f]["value"]) for each in fitted] for f in SHARES}
+    return {family: predict_largest(compute, values) for family, values in losses.items()}

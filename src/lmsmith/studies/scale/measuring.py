@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from lmsmith.generation.settings import SamplingSettings
 from lmsmith.models.attention import packed_mask
 from lmsmith.models.decoder import Decoder
 from lmsmith.runs.signals import stop_if_requested
-from lmsmith.statistics.intervals import Interval, bootstrap_ratio, wilson_interval
+from lmsmith.statistics.intervals import Interval, bootstrap_ratio
 from lmsmith.studies.scale.documents import (
     CONTEXT,
     DIGITS,
@@ -47,20 +47,7 @@ SAMPLES = 3
 """Replies kept for the page, of each kind of question."""
 
 _PATTERN_ITEMS, _SUM_ITEMS = 10, 11
-"""Streams of chance beside those of the batches."""
-
-
-@dataclass(frozen=True)
-class Count:
-    """Right answers among so many."""
-
-    right: int
-    items: int
-
-    @property
-    def interval(self) -> Interval:
-        """The share with its 95 % interval by Wilson's score."""
-        return wilson_interval(self.right, self.items)
+"""Streams of random numbers, in addition to those of the batches."""
 
 
 def measure(
@@ -81,13 +68,11 @@ def measure(
         items: documents of each pattern, sums of each number of digits, and rows for the loss.
         on_part: called with the number of parts done, of `parts`.
     """
-    writer, done = Writer(), 0
+    writer, done = Writer(), itertools.count(1)
     found: dict[str, Any] = {"patterns": {}, "sums": {}, "losses": {}, "samples": []}
 
     def finished() -> None:
-        nonlocal done
-        done += 1
-        on_part(done)
+        on_part(next(done))
         stop_if_requested()
 
     with evaluation_mode(decoder):
@@ -130,8 +115,8 @@ def _measure_pattern(
     else:
         rows, columns = [[writer.pattern(lines)] for lines in drawn], list(SHOTS)
     right = _right_lines(decoder, machine, writer, rows, columns[-1] + 1)
-    counts = zip(SHOTS, columns, strict=True)
-    return {str(shots): [int(right[:, column].sum()), items] for shots, column in counts}
+    counts = right[:, columns].sum(axis=0).tolist()
+    return {str(shots): [count, items] for shots, count in zip(SHOTS, counts, strict=True)}
 
 
 def _right_lines(
@@ -142,7 +127,7 @@ def _right_lines(
     lines: int,
 ) -> NDArray[np.bool_]:
     """(rows, lines): whether every token of a line's answer is the likeliest."""
-    newline = int(writer.encode("\n")[0])
+    (newline,) = writer.encode("\n")
     right = np.ones((len(rows), lines), np.bool_)
     for start in range(0, len(rows), ROWS_AT_ONCE):
         batch = pack(rows[start : start + ROWS_AT_ONCE], CONTEXT, writer.end_of_text)
@@ -154,7 +139,7 @@ def _right_lines(
 
 
 def sums_of(digits: int, count: int, seed: int) -> list[Sum]:
-    """Held-out sums, all different; fewer where there are not so many of so few digits."""
+    """Different held-out sums; fewer than ``count`` where there are not enough."""
     chance = generator(seed, _SUM_ITEMS, digits)
     found: dict[Sum, None] = {}
     for _ in range(20 * count):
@@ -178,13 +163,10 @@ def _measure_sums(
     stops = (writer.end_of_text,)
     settings = SamplingSettings(longest, temperature=0.0, stop_tokens=stops)
     written = generate(decoder, prompts, settings, machine=machine)
-    texts = [
-        writer.tokenizer.decode([token for token in reply if token not in stops])
-        for reply in written
-    ]
-    right = [
-        read_answer(style, text) == each.answer for text, each in zip(texts, questions, strict=True)
-    ]
+    tokens = [[token for token in reply if token not in stops] for reply in written]
+    texts = [writer.tokenizer.decode(reply) for reply in tokens]
+    pairs = zip(texts, questions, strict=True)
+    right = [read_answer(style, text) == each.answer for text, each in pairs]
     by_digits, samples, start = {}, [], 0
     for digits, sums in asked.items():
         place = range(start, start + len(sums))
@@ -206,12 +188,9 @@ def _loss(
     counts: list[int] = []
     for step in range(max(1, rows // batches.rows)):
         batch = batches.batch_of(family, step)
-        targets = torch.from_numpy(batch.targets_bt)
+        logits_bvt = _logits(decoder, machine, batch).transpose(1, 2)
         losses_bt = torch.nn.functional.cross_entropy(
-            _logits(decoder, machine, batch).transpose(1, 2),
-            targets,
-            ignore_index=IGNORED,
-            reduction="none",
+            logits_bvt, torch.from_numpy(batch.targets_bt), ignore_index=IGNORED, reduction="none"
         )
         sums += losses_bt.double().sum(dim=1).tolist()
         counts += (batch.targets_bt != NO_TARGET).sum(axis=1).tolist()

@@ -39,7 +39,6 @@ TRAINING_SHARE = 0.85
 
 OPTIMISER = OptimiserConfig(name="muon", learning_rate=2e-3, matrix_learning_rate=0.02)
 
-PLAN_FILE, MEASURED_FILE = "plan.json", "measured.json"
 FORMAT = 2
 """Changes when the same settings would give other numbers."""
 
@@ -114,11 +113,8 @@ class ScalePlan:
         steps: updates of each model; all see the same documents.
         rows: of a batch.
         items: documents or questions of each kind that a model is measured on.
-        seed: of weights, documents and items.
-        precision: of matrix products.
         optimiser: Muon for the blocks' matrices, AdamW for the rest.
         warmup, decay_fraction: of the learning rate.
-        format: of the documents.
     """
 
     sizes: tuple[Size, ...]
@@ -144,16 +140,16 @@ def settle_plan(
     machine: ResolvedMachine,
     progress: RunProgress,
 ) -> ScalePlan:
-    """The plan that stands in a folder, or a new one, written there.
+    """The plan in a folder, or a new one, written there.
 
     Args:
-        wanted: with 0 steps: as many as the minutes allow on this machine, which are measured
-            once; a study that is continued keeps them.
+        wanted: with 0 steps: as many as the minutes allow on this machine, measured once; a study
+            that is continued keeps them.
 
     Raises:
         UserError: the folder holds a study with other settings.
     """
-    path = folder / PLAN_FILE
+    path = folder / "plan.json"
     kept = read_record(path)
     choice = {"asked_steps": wanted.steps, "minutes": minutes if wanted.steps == 0 else None}
     if kept is not None:
@@ -210,8 +206,9 @@ def run_member(
     Returns:
         Its shape, its compute, and the results of `measure`.
     """
-    path, identity = folder / MEASURED_FILE, _identity(size, plan)
-    kept = read_record(path)
+    settings_of_plan = {**encode(asdict(plan)), "sizes": None}
+    identity = fingerprint({"size": size.name, "plan": settings_of_plan})
+    kept = read_record(folder / "measured.json")
     if kept is not None and kept.get("identity") == identity:
         return dict(kept["measured"])
     trained = read_record(folder / "trained.json")
@@ -225,25 +222,17 @@ def run_member(
     progress.begin(f"measuring {size.name}", parts, "parts")
     found = measure(decoder, machine, items=plan.items, seed=plan.seed, on_part=progress.update)
     progress.end()
-    measured = {"model": size.name, **_shape(size, plan), **summary, **found}
-    write_record(path, {"identity": identity, "measured": measured})
-    return measured
-
-
-def _identity(size: Size, plan: ScalePlan) -> str:
-    return fingerprint({"size": size.name, "plan": {**encode(asdict(plan)), "sizes": None}})
-
-
-def _shape(size: Size, plan: ScalePlan) -> dict[str, Any]:
-    config = size.config(byte_tokenizer().vocabulary_size)
-    tokens = plan.steps * plan.batch_tokens
-    return {
+    config, tokens = decoder.config, plan.steps * plan.batch_tokens
+    shape = {
         "layers": size.layers,
         "width": size.width,
         "parameters": config.parameters,
         "trained_tokens": tokens,
         "compute": config.training_flops_per_token() * tokens,
     }
+    measured = {"model": size.name, **shape, **summary, **found}
+    write_record(folder / "measured.json", {"identity": identity, "measured": measured})
+    return measured
 
 
 def _train(
@@ -254,12 +243,11 @@ def _train(
     settings: MachineConfig,
     progress: RunProgress,
 ) -> dict[str, float]:
-    tokenizer = byte_tokenizer()
+    tokenizer, batches = byte_tokenizer(), StudyBatches(plan.rows, plan.seed)
     # The same seed for all sizes: they differ in nothing but their size.
     out = StageFolder(folder, derive_seed(plan.seed, "scale"), settings, progress)
     decoder = Decoder(size.config(tokenizer.vocabulary_size))
     decoder.initialise(torch.Generator().manual_seed(derive_seed(out.seed, "weights")))
-    batches = StudyBatches(plan.rows, plan.seed)
     summary = train_language_model(
         decoder,
         batches.batch,
@@ -279,8 +267,7 @@ def _train(
     )
     card = {"stage": "study scale", "parents": [], "settings": encode(asdict(plan))}
     save_model(folder / "model", decoder, tokenizer, {**card, "metrics": summary})
-    kept = ("final_loss", "tokens_per_second", "share_of_peak")
-    return {name: summary[name] for name in kept}
+    return {key: summary[key] for key in ("final_loss", "tokens_per_second", "share_of_peak")}
 
 
 def run_study(

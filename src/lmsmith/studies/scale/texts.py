@@ -31,13 +31,7 @@ the same again."""
 
 @dataclass(frozen=True)
 class Example:
-    """A line of a document.
-
-    Attributes:
-        given: left of the pointer.
-        answer: right of it, without the line's end.
-        clean: the answer without its noise; "" where there is none.
-    """
+    """A line of a document; ``clean`` is the answer without its noise, "" where there is none."""
 
     given: str
     answer: str
@@ -136,7 +130,7 @@ def best_accuracy(kind: str) -> Callable[[int], float] | None:
 
 
 def _plurality(copies: int) -> float:
-    """The probability that a letter's plurality in so many copies is right, ties broken by chance.
+    """The probability that a letter's plurality in some copies is right, ties broken by chance.
 
     Exact. With q the probability of the right letter in a copy and r of each of the m others, it is
     the sum over c right ones and j others that occur as often of
@@ -169,7 +163,7 @@ def _plurality(copies: int) -> float:
 
 DIRECT, CHAIN = "=", ":"
 HELD_OUT = 8
-"""One in so many pairs of numbers is never trained on."""
+"""One of this number of pairs is never trained on."""
 
 
 @dataclass(frozen=True)
@@ -210,12 +204,12 @@ class Sum:
 
 
 def read_answer(style: str, reply: str) -> str:
-    """The answer in a reply: all of it, or what follows its last sign of equality."""
+    """The answer in a reply: all of it, or the text after its last sign of equality."""
     return reply if style == DIRECT else reply.rpartition("=")[2]
 
 
 def draw_sum(digits: int, generator: np.random.Generator, *, held_out: bool) -> Sum:
-    """Two numbers of so many digits, from the held-out pairs or from the others."""
+    """Two random numbers of ``digits`` digits: a held-out pair or another one."""
     low = 10 ** (digits - 1) if digits > 1 else 0
     while True:
         left, right = (int(x) for x in generator.integers(low, 10**digits, size=2))
@@ -248,7 +242,7 @@ def _language() -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
 
 
 def draw_sentence(characters: int, generator: np.random.Generator) -> str:
-    """Words until there are so many characters, the last one perhaps cut."""
+    """Words up to a number of characters; the last word may be cut."""
     words, followers, cumulated = _language()
     ranks = np.searchsorted(cumulated, generator.random(characters // 4))
     word = int(generator.integers(WORDS))
