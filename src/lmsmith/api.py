@@ -18,13 +18,7 @@ from lmsmith.core.errors import UserError, needs_extra
 from lmsmith.core.files import missing, write_json
 from lmsmith.core.progress import QuietProgress, choose_progress
 from lmsmith.core.recipe import MachineConfig
-from lmsmith.options import (
-    CompareOptions,
-    EvaluateOptions,
-    Precision,
-    documented,
-    takes,
-)
+from lmsmith.options import CompareOptions, EvaluateOptions, Precision, documented, takes
 
 if TYPE_CHECKING:
     from lmsmith.catalogue.export import ExportedModel
@@ -43,7 +37,7 @@ Found = TypeVar("Found", bound="ModelEvaluation")
 
 @dataclass(frozen=True, kw_only=True)
 class Recorded:
-    """What a command found.
+    """Result of a command.
 
     Attributes:
         record: what ``--json`` prints, the page's path aside.
@@ -54,7 +48,6 @@ class Recorded:
     report: Path | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """For ``--json``."""
         return self.record | ({"report": str(self.report)} if self.report else {})
 
 
@@ -243,11 +236,11 @@ def _with_report(
 
 @dataclass(frozen=True)
 class Score:
-    """What a reward model says of a response.
+    """A response with its reward.
 
     Attributes:
-        reward: the score; it has no unit, and only differences between the same model's mean
-            something. Demonstrations score 0 on average.
+        reward: it has no unit, and only differences between rewards of one model mean something.
+            Demonstrations score 0 on average.
         messages: the conversation, the response last.
     """
 
@@ -263,7 +256,6 @@ class Scores:
     scores: list[Score]
 
     def as_dict(self) -> dict[str, Any]:
-        """For ``--json``."""
         return {"model": self.model, "scores": [asdict(each) for each in self.scores]}
 
 
@@ -507,19 +499,13 @@ class AddedTask:
     examples: int
 
     def as_dict(self) -> dict[str, Any]:
-        """For ``--json``."""
         from lmsmith.core.config import encode
 
         return {"task": encode(self.task), "path": str(self.path), "examples": self.examples}
 
 
 def add_task(
-    name: str,
-    about: str,
-    examples: Path,
-    *,
-    labels: Sequence[str] = (),
-    replace: bool = False,
+    name: str, about: str, examples: Path, *, labels: Sequence[str] = (), replace: bool = False
 ) -> AddedTask:
     """Make a task of a description and a few examples, to be run as a function of texts.
 
@@ -639,7 +625,6 @@ class FeedbackRows:
     kind: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """For ``--json``."""
         if self.folder is not None:
             return {"folder": str(self.folder), "rows": self.rows}
         left_out = {} if self.left_out is None else {"left_out": dict(self.left_out)}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -77,7 +78,7 @@ def _read_draft(word: str | Path, target: ReadModel) -> Decoder | PromptLookup:
 
 
 class SamplingOptions(TypedDict, total=False):
-    """How a text is drawn, and where it ends."""
+    """Drawing of a text's tokens, and its end."""
 
     max_new_tokens: int
     """Most tokens to write, 128 by default; the context's end may come first."""
@@ -92,12 +93,12 @@ class SamplingOptions(TypedDict, total=False):
     """The same seed gives the same text; 0 by default."""
 
 
+@dataclass(eq=False, repr=False)
 class LanguageModel:
     """A decoder with its tokenizer.
 
     Attributes:
         decoder: the weights, float32.
-        tokenizer: text to token ids and back.
         card: parents, recipe, data, metrics.
         folder: where it was read from, a folder or a GGUF file, or None.
         machine: precision and threads it writes with.
@@ -105,25 +106,15 @@ class LanguageModel:
         draft: guesses the next tokens, or None.
     """
 
-    def __init__(
-        self,
-        decoder: Decoder,
-        tokenizer: Tokenizer,
-        *,
-        card: Mapping[str, Any] | None = None,
-        folder: Path | None = None,
-        machine: ResolvedMachine | None = None,
-        sampling: Sampling | None = None,
-        draft: Decoder | PromptLookup | None = None,
-    ) -> None:
-        self.decoder = decoder
-        self.tokenizer = tokenizer
-        self.card = dict(card or {})
-        self.folder = folder
-        self.machine = machine or resolve_machine(MachineConfig())
-        self.sampling = sampling or Sampling()
-        self.draft = draft
-        self._ready: tuple[object, InferenceDecoder] | None = None
+    decoder: Decoder
+    tokenizer: Tokenizer
+    _: KW_ONLY
+    card: dict[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
+    machine: ResolvedMachine = field(default_factory=lambda: resolve_machine(MachineConfig()))
+    sampling: Sampling = field(default_factory=Sampling)
+    draft: Decoder | PromptLookup | None = None
+    _ready: tuple[object, InferenceDecoder] | None = field(default=None, init=False)
 
     @property
     def context(self) -> int:

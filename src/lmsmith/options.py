@@ -22,7 +22,7 @@ Precision = Literal["auto", "bf16", "fp32"]
 
 @dataclass(frozen=True, kw_only=True)
 class TaskOptions:
-    """How models are asked tasks."""
+    """Tasks, and the way models are asked them."""
 
     tasks: Sequence[str] = ()
     """Names (lmsmith tasks ls), or .toml, .jsonl, .txt or .py files of your own; of a .py file
@@ -72,7 +72,7 @@ class TaskOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(TaskOptions):
-    """How one model is measured."""
+    """Evaluation of one model."""
 
     harness: Literal["own", "lm-eval"] = "own"
     """Whose tasks: those of lmsmith tasks ls, or lm-evaluation-harness's, by its names (arc_easy),
@@ -83,7 +83,7 @@ class EvaluateOptions(TaskOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class CompareOptions(TaskOptions):
-    """How several models are compared."""
+    """Comparison of several models."""
 
     stages: bool = False
     """Compare a run's pretrained, SFT and PPO models: what each changed."""

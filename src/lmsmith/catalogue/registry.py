@@ -60,7 +60,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 @dataclass(frozen=True)
 class Record:
-    """Where a registered model is from.
+    """Origin of a registered model.
 
     Attributes:
         format: ``gguf``, ``hf`` or ``lmsmith``.

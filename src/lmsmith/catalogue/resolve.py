@@ -1,4 +1,4 @@
-"""Which model a word means: a folder of ours, a run, a Hugging Face folder, a GGUF file, a name."""
+"""Find the model of a word: a folder, a run, a Hugging Face folder, a GGUF file or a name."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _of_path(path: Path, name: str) -> Source:
 
 
 def _models_of_run(run: Path) -> Iterator[Path]:
-    """The models of a run, the most aligned first; which one it is and what is wrong is said.
+    """The models of a run, the most aligned first; the log names each, and what is wrong with it.
 
     Adapters are passed over whose base was made again since: the two were never one model.
     """
@@ -161,7 +161,7 @@ def _nothing_in(path: Path) -> UserError:
 
 
 def _instead(path: Path, name: str) -> str:
-    """What to name instead of a path that does not exist."""
+    """Advice for a path that does not exist."""
     if not path.is_absolute() and (Path("runs") / path).is_dir():
         return f"did you mean {Path('runs') / path}?"
     registered = [record.name for record in registry.records()]

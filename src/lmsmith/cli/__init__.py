@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -144,17 +145,12 @@ class Command:
 
 def read_table(table: str) -> tuple[Command, ...]:
     """The commands of a table in the form of `TABLE`."""
-    rows: list[tuple[str, list[str]]] = []
-    for line in table.strip().splitlines():
-        if line.startswith("    "):
-            rows[-1][1].append(line.strip())
-        else:
-            rows.append((line, []))
     commands = []
-    for line, examples in rows:
+    for block in re.split(r"\n(?! )", table.strip()):
+        line, *examples = block.splitlines()
         name, _, rest = line.partition(" = ")
         place, _, summary = rest.partition(": ")
-        commands.append(Command(name, place, summary, tuple(examples)))
+        commands.append(Command(name, place, summary, tuple(map(str.strip, examples))))
     return tuple(commands)
 
 
@@ -239,7 +235,7 @@ def _dispatch(words: list[str], commands: Sequence[Command]) -> int:
 
 
 def help_text(commands: Sequence[Command] = COMMANDS) -> str:
-    """What ``lmsmith --help`` prints."""
+    """The text of ``lmsmith --help``."""
     width = max(len(command.name) for command in commands)
     lines = [f"  {command.name:<{width}}  {command.summary}" for command in commands]
     return "\n".join(

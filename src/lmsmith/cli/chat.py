@@ -8,7 +8,7 @@ import json as json_module
 import secrets
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -104,7 +104,7 @@ def chat(
 
 @dataclass(frozen=True)
 class ChatSettings:
-    """What the commands may change between two replies."""
+    """Settings that commands change between two replies."""
 
     temperature: float = 0.8
     top_p: float = 0.95
@@ -254,8 +254,8 @@ def run_command(session: ChatSession, line: str) -> str | None:
         path = Path(rest).expanduser()
         count = session.save(path)
         return f"saved; {path} holds {count} conversation{'s' if count > 1 else ''}"
-    setting = name[1:].replace("-", "_")
-    if setting in {each.name for each in fields(ChatSettings)}:
+    if name in COMMANDS:  # the others change a setting
+        setting = name[1:].replace("-", "_")
         if rest:
             kind = type(getattr(ChatSettings, setting))
             session.change(**{setting: _number(name, rest, kind)})
@@ -293,7 +293,12 @@ def _converse(session: ChatSession) -> None:
     """The terminal: prompts, notes, and errors that end nothing."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (input() then has history and editing)
-    _note(f"{describe(session.model)}\n/help lists the commands; Ctrl-D ends.")
+    model, config = session.model, session.model.decoder.config
+    _note(
+        f"{model.folder}: {config.parameters / 1e6:.1f}M parameters, {config.layers} layers of "
+        f"{config.width}, a context of {config.context} tokens\n"
+        "/help lists the commands; Ctrl-D ends."
+    )
     while True:
         try:
             line = input("> ")
@@ -370,12 +375,3 @@ def _print_visible(piece: str) -> None:
 def _note(text: str) -> None:
     """To the user, not part of any reply."""
     print(text, file=sys.stderr, flush=True)
-
-
-def describe(model: LanguageModel) -> str:
-    """One line: where the model is and how large it is."""
-    config = model.decoder.config
-    return (
-        f"{model.folder}: {config.parameters / 1e6:.1f}M parameters, {config.layers} layers of "
-        f"{config.width}, a context of {config.context} tokens"
-    )

@@ -66,7 +66,7 @@ sample = printed(api.sample_feedback, _show_sample)
 
 
 def next_step(database: str) -> str:
-    """How the tasks of a database come to labelers."""
+    """The next commands, which bring the tasks of a database to labelers."""
     from lmsmith.feedback.database import option_of
 
     option = option_of(database) if database else ""

@@ -36,7 +36,7 @@ _PLAIN = {
     "·": "-",
     "•": "*",
 }
-"""What stands for characters that an encoding does not have; '?' for all others."""
+"""Substitutes for characters that an encoding does not have; '?' for all others."""
 
 READER_GONE = 141
 """128 + SIGPIPE."""
@@ -50,7 +50,7 @@ def _plainly(error: UnicodeError) -> tuple[str, int]:
 
 
 def encode_output() -> None:
-    """Characters that a stream's encoding does not have are replaced; none ends the command."""
+    """Replace characters that a stream's encoding does not have; none ends the command."""
     codecs.register_error("lmsmith.plain", _plainly)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -89,7 +89,7 @@ def flushed_output() -> Iterator[None]:
 
 
 def print_error(message: str) -> None:
-    """A line on standard error, where there is one that takes it."""
+    """Print a line on standard error, if that is open."""
     try:
         print(message, file=sys.stderr, flush=True)
     except OSError:
@@ -97,7 +97,7 @@ def print_error(message: str) -> None:
 
 
 def _discard(stream: TextIO) -> None:
-    """What waits in the buffer of a stream is thrown away, lest it fail again."""
+    """Throw away the buffer of a stream, which would fail again."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
@@ -111,7 +111,7 @@ def print_json(value: Mapping[str, object]) -> None:
 
 
 def table_console() -> Console:
-    """A console for tables, which takes brackets in names for no markup."""
+    """A console for tables; brackets in names are no markup."""
     from rich.console import Console
 
     class _Console(Console):

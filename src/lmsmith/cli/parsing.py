@@ -54,7 +54,7 @@ METAVARS = {
     "A,B,…": "tasks shots labels",
     "LxW,LxW,…": "sizes",
 }
-"""What stands for the value of an option in its help, and the options that take such a value.
+"""Placeholder of a value in the help, and the options that take such a value.
 
 A value with commas is a list in one word; other sequences are given by repeating the option.
 """
@@ -145,7 +145,7 @@ def _shaped(
 
 
 def _annotation(parameter: inspect.Parameter, hint: Any, meaning: str) -> Any:
-    """A parameter's type with what tyro is to know of it."""
+    """A parameter's type with its marks, placeholder and help for tyro."""
     metavar = _METAVAR.get(parameter.name)
     positional = parameter.kind is not inspect.Parameter.KEYWORD_ONLY
     marks = [tyro.conf.Positional] if positional else []
@@ -166,19 +166,14 @@ def _comma_list(metavar: str) -> Any:
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
         metavar=metavar,
-        instance_from_str=lambda words: split_words(words[0]),
+        instance_from_str=lambda words: tuple(filter(None, map(str.strip, words[0].split(",")))),
         is_instance=lambda value: isinstance(value, tuple),
         str_from_instance=lambda value: [",".join(map(str, value))],
     )
 
 
-def split_words(text: str) -> tuple[str, ...]:
-    """What stands between commas."""
-    return tuple(word.strip() for word in text.split(",") if word.strip())
-
-
 def _refuse_settings_without_value(words: Sequence[str]) -> None:
-    """``--set KEY VALUE`` and ``--set KEY``: what is meant is one word, KEY=VALUE."""
+    """UserError for ``--set KEY VALUE`` and ``--set KEY``; the setting is one word, KEY=VALUE."""
     for flag, key, value in zip(words, words[1:], [*words[2:], ""], strict=False):
         if flag == "--set" and "=" not in key and not key.startswith("-"):
             value = "VALUE" if not value or value.startswith("--") else value
@@ -187,7 +182,7 @@ def _refuse_settings_without_value(words: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def _user_errors(name: str, function: Callable[..., Any], beside: Sequence[str]) -> Iterator[None]:
-    """What tyro refuses is a `UserError`, in the words of all other messages, without boxes."""
+    """Raise a `UserError` in the words of all other messages where tyro refuses a word."""
     try:
         from tyro._errors import on_parse_error
     except ImportError:  # another version, with boxes alone
@@ -231,7 +226,7 @@ def _user_errors(name: str, function: Callable[..., Any], beside: Sequence[str])
 
 
 def unknown_command(words: list[str], names: list[str]) -> UserError:
-    """The error for a command that there is not; it names the nearest, or the one that moved."""
+    """The error for an unknown command; it names the nearest, or the command's new name."""
     for length in (2, 1):
         old = " ".join(words[:length])
         if old in MOVED:

@@ -1,4 +1,4 @@
-"""``lmsmith tasks``: which tasks there are, what a model is shown, and tasks of one's own."""
+"""``lmsmith tasks``: the tasks, their prompts, and tasks of one's own."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def show_task(
 
 
 def answer_rules(task: TaskSpec) -> list[str]:
-    """How a task's answers are written, and which rule finds the answer in a text."""
+    """The rules by which a task's answers are written, and found in a text."""
     answer, parts = task.answer, task.decompose
     ways = {
         "greedy": "the likeliest token each time",

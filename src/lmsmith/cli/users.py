@@ -15,13 +15,7 @@ if TYPE_CHECKING:
 Role = Literal["admin", "labeler", "user"]
 
 
-def add(
-    name: str,
-    *,
-    role: Role = "user",
-    database: str = "",
-    json: bool = False,
-) -> None:
+def add(name: str, *, role: Role = "user", database: str = "", json: bool = False) -> None:
     """Let somebody in, and print their token, which is shown this once.
 
     As soon as there is one user, the server answers nobody without a token, its owner included:
@@ -51,13 +45,7 @@ def token(name: str, *, database: str = "", json: bool = False) -> None:
         _show_token(people, name, made, json)
 
 
-def role(
-    name: str,
-    role: Role,
-    *,
-    database: str = "",
-    json: bool = False,
-) -> None:
+def role(name: str, role: Role, *, database: str = "", json: bool = False) -> None:
     """Give somebody another role; browsers they are logged in from ask for their token again."""
     with _people(database) as people:
         people.change(name, role)
@@ -132,7 +120,7 @@ def _show_token(people: People, name: str, made: str, json: bool) -> None:
 
 
 def _say_who_is_left(people: People) -> None:
-    """What to do where nobody is left who could administer, or sign in at all."""
+    """Warn if nobody is left who can administer, or sign in at all."""
     if not people.anybody():
         print("Nobody can sign in now. A running server stays closed; a new start opens it.")
     elif not people.has_admin():

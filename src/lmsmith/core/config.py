@@ -95,9 +95,9 @@ def _make(cls: type[T], table: Mapping[str, object], key: str) -> tuple[T | None
     hints, ranges = typing.get_type_hints(cls), _hints(cls)
     fields = {f.name: f for f in settings_of(cls)}
     table = getattr(cls, "expand", dict)(table)
-    right, deeper = [_join(key, name) for name in fields], setting_keys(cls, key)
+    right = [_join(key, name) for name in fields]
     problems = [
-        unknown_key(_join(key, name), value, right, deeper)
+        unknown_key(_join(key, name), value, right, setting_keys(cls, key))
         for name, value in table.items()
         if name not in fields
     ]
@@ -134,7 +134,7 @@ def problems_in(settings: object, key: str = "") -> list[Problem]:
 
 
 def _contradictions(settings: object, key: str) -> list[Problem]:
-    """What the settings' own method ``check`` finds."""
+    """Problems that the settings' own method ``check`` finds."""
     found: list[Problem] = getattr(settings, "check", list)()
     return [dataclasses.replace(each, key=_join(key, each.key)) for each in found]
 
@@ -175,10 +175,9 @@ def describe_range(hint: object) -> str:
         if meta.ge is not None and meta.le is not None:
             words.append(f"between {meta.ge} and {meta.le}")
             continue
-        words += [f"{meta.ge} or more"] if meta.ge is not None else []
-        words += [f"above {meta.gt}"] if meta.gt is not None else []
-        words += [f"{meta.le} or less"] if meta.le is not None else []
-        words += [f"below {meta.lt}"] if meta.lt is not None else []
+        bounds = {"{} or more": meta.ge, "above {}": meta.gt}
+        bounds |= {"{} or less": meta.le, "below {}": meta.lt}
+        words += [text.format(bound) for text, bound in bounds.items() if bound is not None]
     return " and ".join(words)
 
 

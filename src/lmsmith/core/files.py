@@ -25,7 +25,7 @@ from lmsmith.core.text import encodable, encodable_json
 
 _MARK = b"\xef\xbb\xbf"  # byte order mark of UTF-8
 PARTIAL_SUFFIX = ".partial"
-"""What an unfinished write is called; anything so named after a kill may be removed."""
+"""Suffix of an unfinished write; after a kill such files may be removed."""
 
 
 def storage_error(path: Path, error: OSError) -> UserError | OSError:

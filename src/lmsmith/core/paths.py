@@ -1,4 +1,4 @@
-"""Where the user's data is: models, tasks, conversations and compiled kernels, in one place.
+"""Folders of the user's data: models, tasks, conversations and compiled kernels, in one place.
 
 ``LMSMITH_HOME`` names that place. Without it, data and cache go where the platform puts a
 program's files (XDG on Linux, ``Library`` on macOS, ``LOCALAPPDATA`` on Windows). Earlier versions

@@ -1,4 +1,4 @@
-"""How far a run is: silent, line by line, or a live view in the terminal."""
+"""Progress of a run: silent, line by line, or a live view in the terminal."""
 
 from __future__ import annotations
 

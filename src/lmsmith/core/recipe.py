@@ -32,7 +32,7 @@ Need = str | tuple[str, ...]
 
 @dataclass(frozen=True)
 class MachineConfig:
-    """How to use the machine; nothing here changes what is computed, except ``precision``."""
+    """Use of the machine; only ``precision`` changes the results."""
 
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Number format of matrix products. auto: bf16 where the chip multiplies it, else fp32."""
@@ -180,7 +180,7 @@ def _decode_recipe(
 
 
 def _placed(settings: Any, folder: str) -> Any:
-    """The settings, told the recipe's folder if they name paths that are relative to it."""
+    """The settings with the recipe's folder, if they name paths that are relative to it."""
     names = {f.name for f in fields(settings)} if settings is not None else set()
     return replace(settings, folder=folder) if "folder" in names else settings
 
@@ -199,9 +199,7 @@ def _missing_files(stage: str, settings: object) -> list[Problem]:
 
 
 def _missing_stages(
-    tables: Mapping[str, object],
-    registry: Mapping[str, type],
-    needs: Mapping[str, Sequence[Need]],
+    tables: Mapping[str, object], registry: Mapping[str, type], needs: Mapping[str, Sequence[Need]]
 ) -> list[Problem]:
     problems: dict[str, Problem] = {}
     for stage in registry:

@@ -1,4 +1,4 @@
-"""What settings exist: type, default, range and meaning of each, read from the dataclasses."""
+"""List the settings: type, default, range and meaning of each, read from the dataclasses."""
 
 from __future__ import annotations
 
@@ -37,7 +37,6 @@ class Setting:
     meaning: str
 
     def as_dict(self) -> dict[str, object]:
-        """For ``--json``."""
         return dataclasses.asdict(self)
 
     @property
