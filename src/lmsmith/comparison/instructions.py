@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lmsmith.core.errors import UserError
@@ -16,7 +15,6 @@ from lmsmith.evaluation.rows import ItemLog, Row
 from lmsmith.evaluation.tasks.data import draw_items
 from lmsmith.evaluation.tasks.spec import AnswerSpec
 from lmsmith.prompts import Message, encode_prompt
-from lmsmith.runs.signals import stop_if_requested
 
 AT_ONCE = 8
 """Prompts between two savings."""
@@ -92,7 +90,7 @@ def read_instructions(file: Path, limit: int | None = None, seed: int = 0) -> li
         asked = row.get("prompt", row.get("instruction", row.get("messages")))
         messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
         where = f"{file}, line {number}"
-        if not isinstance(messages, list) or not all(_is_message(each) for each in messages):
+        if not isinstance(messages, list) or not all(map(_is_message, messages)):
             raise UserError(
                 f"{where}: no instruction",
                 'a row is {"prompt": "…"} or {"messages": [{"role": "user", "content": "…"}]}',
@@ -109,9 +107,8 @@ def read_instructions(file: Path, limit: int | None = None, seed: int = 0) -> li
 
 
 def _is_message(value: object) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(value.get(k), str) for k in ("role", "content")
-    )
+    keys = ("role", "content")
+    return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in keys)
 
 
 def reply_spec(subject: EvaluatedModel, tokens: int, *, greedy: bool = False) -> AnswerSpec:
@@ -119,13 +116,8 @@ def reply_spec(subject: EvaluatedModel, tokens: int, *, greedy: bool = False) ->
     if greedy:
         return AnswerSpec(max_new_tokens=tokens, stop=())
     advised = subject.sampling
-    return AnswerSpec(
-        search="sample",
-        temperature=advised.temperature,
-        top_p=advised.top_p,
-        max_new_tokens=tokens,
-        stop=(),
-    )
+    drawn = AnswerSpec(max_new_tokens=tokens, stop=(), search="sample")
+    return replace(drawn, temperature=advised.temperature, top_p=advised.top_p)
 
 
 def write_replies(
@@ -145,19 +137,13 @@ def write_replies(
     """
     of = fingerprint([subject.fingerprint, sha256_file(file), vars(spec), seed])
     log: ItemLog[ReplyRow] = ItemLog(folder / "replies.jsonl", {"fingerprint": of}, ReplyRow)
-    left = [each for each in instructions if each.id not in log.rows]
     writer = Writer(subject, seed)
-    progress.begin("replies", len(instructions), "replies", len(instructions) - len(left))
-    for start in range(0, len(left), AT_ONCE):
-        began = time.monotonic()
-        batch = left[start : start + AT_ONCE]
-        prompts = [encode_prompt(subject.tokenizer, list(each.messages)).tokens for each in batch]
-        ids = [int(each.id) for each in batch]
-        texts, _ = writer.write(prompts, ids, spec)
-        rows = [ReplyRow(id=i.id, text=t[0].strip()) for i, t in zip(batch, texts, strict=True)]
-        log.append(rows, time.monotonic() - began)
-        progress.update(len(instructions) - len(left) + start + len(batch))
-        stop_if_requested()
-    progress.end()
+
+    def reply(part: Sequence[Instruction]) -> list[ReplyRow]:
+        prompts = [encode_prompt(subject.tokenizer, list(each.messages)).tokens for each in part]
+        texts, _ = writer.write(prompts, [int(each.id) for each in part], spec)
+        return [ReplyRow(id=i.id, text=t[0].strip()) for i, t in zip(part, texts, strict=True)]
+
+    log.fill(instructions, reply, AT_ONCE, "replies", "replies", progress)
     texts_now = tuple(log.rows[each.id].text for each in instructions)
     return Replies(subject.name, texts_now, spec, seed, of)

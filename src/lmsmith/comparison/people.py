@@ -29,12 +29,8 @@ class _QueuedPair:
 
     def won(self, place: int) -> float:
         """The labelers' mean of 1 where this text is better, ½ for a tie, 0 where it is worse."""
-        shares = [(1 + _sign(ranks[1 - place] - ranks[place])) / 2 for _, ranks in self.said]
-        return sum(shares) / len(shares)
-
-
-def _sign(value: int) -> int:
-    return (value > 0) - (value < 0)
+        pairs = [(ranks[place], ranks[1 - place]) for _, ranks in self.said]
+        return sum((1 + (own < other) - (own > other)) / 2 for own, other in pairs) / len(pairs)
 
 
 def people_judge(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -89,13 +89,7 @@ class TaskComparison:
 
     def as_dict(self) -> dict[str, object]:
         """For ``--json``."""
-        return {
-            **vars(self),
-            "difference": vars(self.difference),
-            "verdict": self.verdict,
-            "gained": list(self.gained),
-            "lost": list(self.lost),
-        }
+        return asdict(self) | {"verdict": self.verdict}
 
 
 @dataclass(frozen=True)
@@ -228,13 +222,11 @@ def compare_results(
     before: Sequence[TaskResult], after: Sequence[TaskResult]
 ) -> list[TaskComparison]:
     """Each task of the second model against the first, by the headline and by perplexity."""
-    by_name = {result.name: result for result in before}
+    rows = {result.name: result.rows for result in before}
     return [
-        compare_rows(
-            result.name, measure, by_name[result.name].rows, result.rows, result.setting.seed
-        )
-        for result in after
-        for measure in _compared_measures(result)
+        compare_rows(each.name, measure, rows[each.name], each.rows, each.setting.seed)
+        for each in after
+        for measure in _compared_measures(each)
     ]
 
 
@@ -264,10 +256,8 @@ def compare_rows(
 
 def _compared_measures(result: TaskResult) -> list[str]:
     """The headline, and the perplexity of whole words: it moves where none is right."""
-    measures = [result.task.measure]
-    if "perplexity" in result.measures:
-        measures.append("perplexity")
-    return list(dict.fromkeys(measures))
+    others = {"perplexity"} & set(result.measures) - {result.task.measure}
+    return [result.task.measure, *others]
 
 
 def summary(comparisons: Sequence[TaskComparison]) -> str:

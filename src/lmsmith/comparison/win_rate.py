@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from lmsmith.comparison.judges import Judge
 from lmsmith.core.files import fingerprint
 from lmsmith.core.progress import Progress
 from lmsmith.evaluation.rows import ItemLog, Row
-from lmsmith.runs.signals import stop_if_requested
 from lmsmith.statistics.fits import fit_logistic, sigmoid
 from lmsmith.statistics.intervals import (
     Floats,
@@ -123,11 +121,7 @@ class Versus:
             "replies": [self.a.as_dict(), self.b.as_dict()],
         }
         if self.people is not None:
-            work = vars(self.people) | {
-                "agreement": _plain(self.people.agreement),
-                "alpha": _plain(self.people.alpha),
-            }
-            found["people"] = work
+            found["people"] = asdict(self.people)
         return found
 
 
@@ -154,23 +148,19 @@ def judge_replies(
     of = fingerprint(["win rate", ROWS_VERSION, judge.fingerprint, a.fingerprint, b.fingerprint])
     about = {"fingerprint": of, "judge": judge.name, "a": a.model, "b": b.model}
     kept: ItemLog[JudgedRow] = ItemLog(log, about, JudgedRow)
-    triples = list(zip(instructions, a.texts, b.texts, strict=True))
-    left = [each for each in triples if each[0].id not in kept.rows]
-    done = len(triples) - len(left)
-    progress.begin("win rate", len(triples), "pairs", done)
-    for start in range(0, len(left), AT_ONCE):
-        began = time.monotonic()
-        batch = left[start : start + AT_ONCE]
-        judged = judge.compare([(list(i.messages), one, two) for i, one, two in batch])
-        new = []
-        for (instruction, one, two), scores in zip(batch, judged, strict=True):
+    triples = zip(instructions, a.texts, b.texts, strict=True)
+    texts = {each.id: (one, two) for each, one, two in triples}
+
+    def verdicts(part: Sequence[Instruction]) -> list[JudgedRow]:
+        asked = [(list(each.messages), *texts[each.id]) for each in part]
+        found = []
+        for each, scores in zip(part, judge.compare(asked), strict=True):
             won = float(wins(scores["score_a"], scores["score_b"]))
-            row = judged_row(instruction, one, two, won)
-            new.append(structs.replace(row, **scores))
-        kept.append(new, time.monotonic() - began)
-        progress.update(done + start + len(batch))
-        stop_if_requested()
-    progress.end()
+            row = judged_row(each, *texts[each.id], won)
+            found.append(structs.replace(row, **scores))
+        return found
+
+    kept.fill(instructions, verdicts, AT_ONCE, "win rate", "pairs", progress)
     rows = [kept.rows[each.id] for each in instructions]
     return replace(summarise(judge.name, rows, a, b, seed), log=log.name)
 
@@ -195,11 +185,8 @@ def summarise(
     lengths_a = [len(row.a) + 1 for row in rows]
     lengths_b = [len(row.b) + 1 for row in rows]
     bias, consistent = None, None
-    both = [
-        (row.a_shown_first, row.a_shown_second)
-        for row in rows
-        if row.a_shown_first is not None and row.a_shown_second is not None
-    ]
+    places = [(row.a_shown_first, row.a_shown_second) for row in rows]
+    both = [(one, two) for one, two in places if one is not None and two is not None]
     if both:
         firsts = [(first + 1 - second) / 2 for first, second in both]
         bias = bootstrap_ratio([first - 0.5 for first in firsts], seed=seed)

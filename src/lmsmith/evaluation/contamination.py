@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,9 +63,7 @@ class Contamination:
 
     def as_dict(self) -> dict[str, object]:
         """For ``--json``."""
-        parts = {"all": self.all, "clean": self.clean, "dirty": self.dirty}
-        intervals = {name: None if part is None else vars(part) for name, part in parts.items()}
-        return vars(self) | intervals | {"headline": vars(self.headline)}
+        return asdict(self) | {"headline": asdict(self.headline)}
 
 
 def split_scores(
@@ -155,12 +153,6 @@ def letters_and_digits(text: str) -> str:
     return re.sub(r"[\W_]+", "", text)
 
 
-def document_text(fields: Mapping[str, Any]) -> str:
-    """The text of a corpus's row, or every text that there is in it."""
-    text = fields.get("text")
-    return text if isinstance(text, str) else "\n".join(_texts(fields))
-
-
 def _texts(value: object) -> Iterator[str]:
     if isinstance(value, str):
         yield value
@@ -201,5 +193,7 @@ def check_corpora(files: Sequence[Path]) -> None:
 
 
 def _file_texts(file: Path) -> Iterator[str]:
+    """The text of each row, or every text that there is in it."""
     for item in read_items(file, DataSpec(file=str(file))):
-        yield document_text(item.fields)
+        text = item.fields.get("text")
+        yield text if isinstance(text, str) else "\n".join(_texts(item.fields))

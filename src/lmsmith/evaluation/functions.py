@@ -9,14 +9,14 @@ from typing import Any
 
 from lmsmith.core.errors import UserError
 from lmsmith.evaluation.calibration import choice_probabilities
-from lmsmith.evaluation.methods.free_form import (
+from lmsmith.evaluation.methods.likelihood import Likelihood, MultipleChoice, choice_scores
+from lmsmith.evaluation.methods.writing import (
     AnswerReader,
     FreeForm,
     LeastToMost,
     free_form_method,
+    writing_requests,
 )
-from lmsmith.evaluation.methods.likelihood import Likelihood, MultipleChoice, choice_scores
-from lmsmith.evaluation.methods.writing import writing_requests
 from lmsmith.evaluation.model import Continuation, EvaluatedModel
 from lmsmith.evaluation.rows import AnswerRow, ChoiceRow
 from lmsmith.evaluation.tasks.data import Item

@@ -29,7 +29,7 @@ from lmsmith.evaluation.methods.perplexity import window_pairs
 from lmsmith.evaluation.methods.writing import STREAMS_AN_ITEM
 from lmsmith.evaluation.model import Continuation, EvaluatedModel, load_evaluated_model
 from lmsmith.generation.engine import Engine, answer
-from lmsmith.generation.requests import Request, TokenEvent, until_stop
+from lmsmith.generation.requests import Request, until_stop
 from lmsmith.generation.settings import SamplingSettings
 from lmsmith.runs.signals import stop_if_requested
 from lmsmith.tokenizers import Tokenizer
@@ -64,8 +64,7 @@ class HarnessModel(LM):  # type: ignore[misc]
         threads: of one operation; 0 for all cores.
         add_bos_token: whether texts begin with the start of text; as the tokenizer does if None.
         seed: of answers that are drawn.
-        subject: the model, where it is read already.
-        progress: told how many requests are answered.
+        subject: the model, if it is read already.
         batch_size, max_batch_size, device: lm-eval gives them; batches are by tokens here.
 
     Raises:
@@ -104,7 +103,7 @@ class HarnessModel(LM):  # type: ignore[misc]
         return f"{self.subject.name}-{self.subject.fingerprint}".replace("/", "__")
 
     def get_model_info(self) -> dict[str, Any]:
-        """What lm-eval keeps of the model beside the results."""
+        """The model in lm-eval's results."""
         return {
             "model_num_parameters": self.subject.parameters,
             "model_dtype": self.subject.precision,
@@ -137,9 +136,8 @@ class HarnessModel(LM):  # type: ignore[misc]
                     "(gen_prefix) cannot be found",
                     "leave --chat out",
                 )
-            kept = (
-                last.lstrip() if rendering.text.startswith(last.lstrip(), place) else last.strip()
-            )
+            whole = rendering.text.startswith(last.lstrip(), place)
+            kept = last.lstrip() if whole else last.strip()
             rendering = rendering.until(place + len(kept))
         self._rendered[rendering.text] = rendering
         return rendering.text
@@ -192,14 +190,11 @@ class HarnessModel(LM):  # type: ignore[misc]
         self._progress.begin("texts", len(asked), "requests")
         for start in range(0, len(asked), WRITTEN_TOGETHER):
             together = asked[start : start + WRITTEN_TOGETHER]
-            replies = answer(engine, together, _stop_between_tokens)
+            replies = answer(engine, together, lambda _: stop_if_requested())
             for request, (reply,) in zip(together, replies, strict=True):
                 args = requests[len(texts)].args
-                texts.append(
-                    written(
-                        self.subject.tokenizer, reply.tokens, request.settings.stop, request.prompt
-                    )
-                )
+                stops, tokenizer = request.settings.stop, self.subject.tokenizer
+                texts.append(written(tokenizer, reply.tokens, stops, request.prompt))
                 self.cache_hook.add_partial("generate_until", args, texts[-1])
             self._progress.update(len(texts))
         self._progress.end()
@@ -297,10 +292,6 @@ def written(
 ) -> str:
     """A reply's text as lm-eval has it: a character that it leaves unfinished is U+FFFD."""
     return "".join(until_stop(iter([tokenizer.decode(tokens, after=after)]), stops))
-
-
-def _stop_between_tokens(_: TokenEvent) -> None:
-    stop_if_requested()
 
 
 if "lmsmith" not in model_registry:

@@ -91,12 +91,12 @@ class EvaluatedModel:
         whole = self.tokenizer.encode_batch([context + text for context, text in pairs])
         different = list(dict.fromkeys(stripped))  # an item's choices have one
         before = dict(zip(different, self.tokenizer.encode_batch(different), strict=True))
-        return [
-            self.continuation(
-                [*self._opening(before[context]), *tokens], len(tokens) - len(before[context])
-            )
-            for tokens, context in zip(whole, stripped, strict=True)
-        ]
+        found = []
+        for tokens, context in zip(whole, stripped, strict=True):
+            known = before[context]
+            opening = begun(self.tokenizer, known, self.start)[: -len(known) or None]
+            found.append(self.continuation([*opening, *tokens], len(tokens) - len(known)))
+        return found
 
     def continuation(self, tokens: list[int], scored: int) -> Continuation:
         """The last ``scored`` tokens as a continuation, its context cut from the left to fit.
@@ -116,9 +116,6 @@ class EvaluatedModel:
                 "use a model with a longer context, or leave the item out",
             )
         return Continuation(tuple(tokens[cut:]), scored, cut)
-
-    def _opening(self, context: Sequence[int]) -> list[int]:
-        return begun(self.tokenizer, context, self.start)[: -len(context) or None]
 
     def _chat_tokens(self, context: str) -> list[int]:
         return encode_prompt(self.tokenizer, [{"role": "user", "content": context}]).tokens

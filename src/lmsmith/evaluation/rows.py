@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
@@ -18,7 +19,9 @@ from lmsmith.core.files import (
     storage_error,
     write_json,
 )
+from lmsmith.core.progress import Progress
 from lmsmith.core.text import encodable
+from lmsmith.runs.signals import stop_if_requested
 
 Numbers = float | list[float | None] | None
 """Value of an item's measure, or the numbers to add up; None is NaN or infinite."""
@@ -137,6 +140,14 @@ AnyRow = ChoiceRow | ClozeRow | DocumentRow | AnswerRow | ProgramRow | RatedRow
 R = TypeVar("R", bound=Row)
 
 
+class HasId(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+Asked = TypeVar("Asked", bound=HasId)
+
+
 class ItemLog(Generic[R]):
     """The rows of one task with one number of shots, read back after a kill.
 
@@ -187,6 +198,27 @@ class ItemLog(Generic[R]):
         self.rows |= {row.id: row for row in rows}
         self.seconds += seconds
         self._write_about()
+
+    def fill(
+        self,
+        asked: Sequence[Asked],
+        answer: Callable[[Sequence[Asked]], Sequence[R]],
+        batch: int,
+        title: str,
+        unit: str,
+        progress: Progress,
+    ) -> None:
+        """Append the rows that are missing, a batch at a time."""
+        left = [each for each in asked if each.id not in self.rows]
+        done = len(asked) - len(left)
+        progress.begin(title, len(asked), unit, done)
+        for start in range(0, len(left), batch):
+            began = time.monotonic()
+            part = left[start : start + batch]
+            self.append(answer(part), time.monotonic() - began)
+            progress.update(done + start + len(part))
+            stop_if_requested()
+        progress.end()
 
     def _write_about(self) -> None:
         write_json(self._about, self._identity | {"seconds": round(self.seconds, 3)})

@@ -18,10 +18,10 @@ from lmsmith.core.progress import Progress, RunProgress, choose_progress
 from lmsmith.core.version import VERSION
 from lmsmith.evaluation.measures import aggregate, lm_eval_metrics
 from lmsmith.evaluation.methods.code import Code
-from lmsmith.evaluation.methods.free_form import free_form_method
 from lmsmith.evaluation.methods.likelihood import Cloze, MultipleChoice
 from lmsmith.evaluation.methods.perplexity import Rolling
 from lmsmith.evaluation.methods.rated import Rated, classifier_score, rater_identity
+from lmsmith.evaluation.methods.writing import free_form_method
 from lmsmith.evaluation.model import EvaluatedModel, load_evaluated_model
 from lmsmith.evaluation.rows import AnswerRow, AnyRow, ItemLog
 from lmsmith.evaluation.tasks.data import (
@@ -483,11 +483,11 @@ def unwritable(
 
 def scored(task: TaskSpec, item: Item, row: AnyRow) -> AnyRow:
     """A row with its value by the measure of a task's own class, if it has one."""
-    scorer = task.scorer() if isinstance(task, PythonTask) else None
-    if scorer is None or not isinstance(row, AnswerRow):
+    author = task.author if isinstance(task, PythonTask) and task.own_measure else None
+    if author is None or not isinstance(row, AnswerRow):
         return row
     fields = {key: value for key, value in item.fields.items() if key != WRITTEN}
-    value = scorer(fields, row.answer, item.where)
+    value = author.measure(fields, row.answer, item.where)
     return structs.replace(row, metrics={task.measures[0]: value, **row.metrics})
 
 

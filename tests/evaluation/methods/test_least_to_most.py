@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from lmsmith.evaluation.methods.free_form import LeastToMost, parts_of_question
+from lmsmith.evaluation.methods.writing import LeastToMost, parts_of_question
 from lmsmith.evaluation.model import EvaluatedModel
 from lmsmith.evaluation.run import make_method
 from lmsmith.evaluation.tasks.data import Item

@@ -50,15 +50,12 @@ def normalise_squad(text: str) -> str:
     """
     text = plain_characters(text.lower())
     kept = {found.start() for found in _KEPT_MARKS.finditer(text)}
-    bare = "".join(c for n, c in enumerate(text) if n in kept or not _is_mark(c))
+    marks = [c in string.punctuation or unicodedata.category(c).startswith("P") for c in text]
+    bare = "".join(c for n, c in enumerate(text) if n in kept or not marks[n])
     for each in (_ARTICLES.sub(" ", bare), bare, text):
         if words := _WORD.findall(each):
             return " ".join(words)
     return ""
-
-
-def _is_mark(character: str) -> bool:
-    return character in string.punctuation or unicodedata.category(character).startswith("P")
 
 
 _ALIKE = {

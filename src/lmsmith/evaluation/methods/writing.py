@@ -1,13 +1,24 @@
-"""Texts that a model writes after prompts: greedy, by beams, or sampled."""
+"""Answers in the model's own words: greedy, by beams, by a vote of samples, or part by part."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
+from lmsmith.evaluation.methods.answers import (
+    NORMALISERS,
+    OVERLAPS,
+    exact_match,
+    extract_answer,
+    vote,
+    word_f1,
+)
 from lmsmith.evaluation.methods.likelihood import common_prefix
 from lmsmith.evaluation.model import EvaluatedModel
-from lmsmith.evaluation.tasks.prompts import Question
-from lmsmith.evaluation.tasks.spec import AnswerSpec
+from lmsmith.evaluation.rows import AnswerRow, Numbers
+from lmsmith.evaluation.tasks.prompts import Question, write_part
+from lmsmith.evaluation.tasks.spec import AnswerSpec, DecomposeSpec, TaskSpec
 from lmsmith.generation.beam import BeamSettings, beam_search
 from lmsmith.generation.engine import Engine, Request, SamplingSettings, answer
 from lmsmith.generation.requests import until_stop
@@ -38,13 +49,9 @@ def writing_requests(
     )
     requests = [
         Request(
-            list(prompt[lost:]),
-            settings,
-            f"item {item}",
-            item * STREAMS_AN_ITEM,
-            is_message=model.chat,
+            list(prompt[lost:]), settings, f"item {n}", n * STREAMS_AN_ITEM, is_message=model.chat
         )
-        for prompt, lost, item in zip(prompts, cut, ids, strict=True)
+        for prompt, lost, n in zip(prompts, cut, ids, strict=True)
     ]
     return requests, cut
 
@@ -73,9 +80,7 @@ class Writer:
 
     def _beam(self, request: Request) -> str:
         tokenizer, settings = self._model.tokenizer, request.settings
-        beams = BeamSettings(
-            max_new_tokens=settings.max_new_tokens, stop_tokens=settings.stop_tokens
-        )
+        beams = BeamSettings(settings.max_new_tokens, stop_tokens=settings.stop_tokens)
         best = beam_search(self._model.model, request.prompt, beams, tokenizer=tokenizer)[0]
         before = () if self._model.chat else request.prompt
         text = tokenizer.decode(best.tokens, after=before)
@@ -114,3 +119,163 @@ class WritingMethod:
         prompts = [self._prompts[number] for number in numbers]
         ids = [int(question.id) for question in questions]
         return questions, *self._writer.write(prompts, ids, self._first)
+
+
+def free_form_method(
+    model: EvaluatedModel, task: TaskSpec, questions: Sequence[Question], seed: int = 0
+) -> FreeForm | LeastToMost:
+    """Answers part by part where the task breaks its questions up, else whole."""
+    if task.decompose.context:
+        return LeastToMost(model, questions, task.answer, task.decompose, task.measure, seed)
+    return FreeForm(model, questions, task.answer, task.measure, seed)
+
+
+class FreeForm(WritingMethod):
+    """Writes answers, and compares them with the right ones.
+
+    With ``reason`` it asks twice (Kojima et al. 2022, section 3): the question and the trigger,
+    from which the model reasons; then all that and the extraction prompt, from which it answers.
+    With several samples the commonest answer is taken.
+
+    ``exact_match`` is by the task's normalisation, ``f1`` by SQuAD's; ``bleu`` and ``rouge_l``
+    are measured if they are the task's headline.
+    """
+
+    def __init__(
+        self,
+        model: EvaluatedModel,
+        questions: Sequence[Question],
+        spec: AnswerSpec,
+        measure: str = "exact_match",
+        seed: int = 0,
+    ) -> None:
+        first, reason = spec, ""
+        if spec.reason:
+            first = replace(spec, max_new_tokens=spec.reason_tokens, stop=())
+            reason = f" {spec.reason}"
+        self._contexts = [question.to_continue + reason for question in questions]
+        super().__init__(model, questions, self._contexts, first, seed)
+        self._spec, self._reader = spec, AnswerReader(spec, measure)
+        if spec.search != "beam":  # which reads its prompts itself, whole
+            self._writer.cache_prefix(self._prompts)
+
+    def answer(self, numbers: Sequence[int]) -> Iterator[AnswerRow]:
+        """The rows of the questions of these numbers."""
+        questions, texts, cut = self.written(numbers)
+        reasons: list[list[str]] = [[] for _ in numbers]
+        if self._spec.reason:
+            reasons, texts = texts, self._conclude(numbers, texts)
+        yield from map(self._reader.row, questions, texts, reasons, cut)
+
+    def _conclude(
+        self, numbers: Sequence[int], reasons: Sequence[Sequence[str]]
+    ) -> list[list[str]]:
+        """The second pass: an answer to each reasoning."""
+        asked = [(n, text) for n, each in zip(numbers, reasons, strict=True) for text in each]
+        again = [f"{self._contexts[n]}{reason}\n{self._spec.extraction}" for n, reason in asked]
+        ids = [int(self._questions[number].id) for number, _ in asked]
+        greedy = replace(self._spec, search="greedy", samples=1)
+        texts, _ = self._writer.write(self._model.encode_contexts(again), ids, greedy)
+        flat = iter(texts)
+        return [[next(flat)[0] for _ in each] for each in reasons]
+
+
+class AnswerReader:
+    """Reads answers from the texts a model wrote, and compares them with the right ones."""
+
+    def __init__(self, spec: AnswerSpec, measure: str) -> None:
+        self._spec, self._measure = spec, measure
+        self._overlap = OVERLAPS.get(measure)
+        if self._overlap is not None:
+            self._overlap(" ", [" "])  # says at once that its library is missing
+
+    def row(
+        self, question: Question, texts: Sequence[str], reasons: Sequence[str], cut: int
+    ) -> AnswerRow:
+        """An item's row, from the texts written as answers and the reasons written before them."""
+        normalise = NORMALISERS[self._spec.normalise]
+        answers = [extract_answer(text, self._spec) for text in texts]
+        given = vote(answers, normalise) if len(answers) > 1 else answers[0]
+        metrics: dict[str, Numbers] = {
+            "exact_match": exact_match(given, question.answers, normalise),
+            "f1": word_f1(given, question.answers),
+        }
+        if self._overlap is not None:
+            metrics[self._measure] = self._overlap(given, question.answers)
+        return AnswerRow(
+            id=question.id,
+            shots=list(question.shots),
+            prompt=question.plain,
+            gold=question.answers[0],
+            reasoning=list(reasons),
+            texts=list(texts),
+            answers=answers,
+            answer=given,
+            truncated=cut,
+            metrics=metrics,
+        )
+
+
+class LeastToMost(WritingMethod):
+    """Asks for a question's parts, then answers them in order, the question itself last.
+
+    The first prompt is the task's worked decompositions and the item; the parts are named in the
+    text written. Each part is asked after the item and all parts before it with their answers; the
+    last answer is the item's.
+    """
+
+    def __init__(
+        self,
+        model: EvaluatedModel,
+        questions: Sequence[Question],
+        spec: AnswerSpec,
+        decompose: DecomposeSpec,
+        measure: str = "exact_match",
+        seed: int = 0,
+    ) -> None:
+        first = replace(spec, max_new_tokens=decompose.max_new_tokens, stop=decompose.stop)
+        super().__init__(model, questions, [each.decompose for each in questions], first, seed)
+        self._spec, self._decompose = spec, decompose
+        self._reader = AnswerReader(spec, measure)
+
+    @property
+    def tokens(self) -> list[int]:
+        """Tokens of each question's prompt and answers."""
+        written = (self._decompose.most + 1) * self._spec.max_new_tokens
+        return [tokens + written for tokens in super().tokens]
+
+    def answer(self, numbers: Sequence[int]) -> Iterator[AnswerRow]:
+        """The rows of the questions of these numbers."""
+        spec = self._decompose
+        questions, lists, cut = self.written(numbers)
+        parts = [
+            parts_of_question(text, question.last, spec.part, spec.most)
+            for (text,), question in zip(lists, questions, strict=True)
+        ]
+        solved: list[list[str]] = [[] for _ in questions]
+        said = [question.contexts[0] for question in questions]
+        for turn in range(max(map(len, parts))):
+            asking = [place for place, each in enumerate(parts) if len(each) > turn]
+            for place in asking:
+                said[place] += "\n\n" + write_part(spec.question, parts[place][turn])
+            prompts = self._model.encode_contexts([said[place] for place in asking])
+            ids = [int(questions[place].id) for place in asking]
+            answers, lost = self._writer.write(prompts, ids, self._spec)
+            for place, (text,), each in zip(asking, answers, lost, strict=True):
+                said[place] += f" {text.strip()}"
+                solved[place].append(text)
+                cut[place] = max(cut[place], each)
+        for place, question in enumerate(questions):
+            steps = [
+                f"{write_part(spec.question, part)} {text.strip()}"
+                for part, text in zip(parts[place][:-1], solved[place][:-1], strict=True)
+            ]
+            texts = solved[place][-1:]
+            yield self._reader.row(question, texts, [*lists[place], *steps], cut[place])
+
+
+def parts_of_question(text: str, last: str, rule: str, most: int) -> list[str]:
+    """The parts that a text names, each once and at most so many, and the question itself last."""
+    found = [match[1].strip() for match in re.finditer(rule, text) if match[1]]
+    parts = [part for part in dict.fromkeys(found) if part and part != last]
+    return [*parts[:most], last]

@@ -19,7 +19,7 @@ import operator
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import ModuleType
@@ -160,10 +160,6 @@ class PythonTask(TaskSpec):
         """The class's own first."""
         known = super().measures
         return (self.own_measure, *known) if self.own_measure else known
-
-    def scorer(self) -> Callable[[Mapping[str, Any], str, str], float] | None:
-        """Gives an answer its value by the class's own measure; None if it has none."""
-        return self.author.measure if self.author is not None and self.own_measure else None
 
 
 @contextlib.contextmanager
