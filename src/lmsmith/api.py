@@ -179,8 +179,7 @@ def compare(models: Sequence[str], options: CompareOptions) -> ModelComparison:
     _check_contamination(options.contamination)
     words, pairs = models_to_compare(models, stages=options.stages)
     judge = "" if options.judge == PEOPLE else options.judge
-    alone = options.win_rate is not None
-    plan = plan_tasks(options, judge, compares=True, may_be_empty=alone)
+    plan = plan_tasks(options, judge)
     instructions = read_win_rate(options)
     machine = _machine(options.precision, options.threads)
     (*others, found), paired = compare_models(words, pairs, plan, options, machine, instructions)

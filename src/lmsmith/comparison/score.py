@@ -47,10 +47,8 @@ def read_answered(row: object, where: str) -> Answered:
     if "messages" in fields:
         messages = validate_messages(fields["messages"], where)
         if messages[-1]["role"] != "assistant" or len(messages) < 2:
-            raise UserError(
-                f"{where}: the last message is not a response",
-                "end it with the assistant's message",
-            )
+            problem = f"{where}: the last message is not a response"
+            raise UserError(problem, "end it with the assistant's message")
         return messages[:-1], [messages[-1]["content"]]
     texts = fields.get("responses", [fields["response"]] if "response" in fields else None)
     if "prompt" not in fields or not isinstance(texts, list):

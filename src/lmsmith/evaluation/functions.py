@@ -169,7 +169,6 @@ class FunctionRequests:
 
     Args:
         subject: the model's tokenizer and context; nothing is computed with it here.
-        task, examples: as of `TextFunction`.
         rows: most replies to one request.
 
     Raises:
@@ -184,10 +183,8 @@ class FunctionRequests:
         if task.kind == "multiple_choice":
             plain = not task.prompt.contexts
         if task.kind not in ("multiple_choice", "free_form") or not plain:
-            raise UserError(
-                f"task {task.name}: it is no function of one pass over a text",
-                "run it by lmsmith eval",
-            )
+            problem = f"task {task.name}: it is no function of one pass over a text"
+            raise UserError(problem, "run it by lmsmith eval")
         self._subject, self._task, self._rows = subject, task, rows
         self._function = TextFunction(subject, task, examples)
         self._reader = AnswerReader(answer, task.measure) if task.kind == "free_form" else None
@@ -253,12 +250,8 @@ def _scoring(pairs: Sequence[Continuation], *, keep: bool) -> Request:
     first = pairs[0].tokens
     shared = min(common_length(first, pair.context) for pair in pairs)
     forced = tuple(pair.tokens[shared:] for pair in pairs)
-    settings = SamplingSettings(
-        max_new_tokens=max(map(len, forced)),
-        temperature=0.0,
-        samples=len(pairs),
-        log_probs=True,
-    )
+    most = max(map(len, forced))
+    settings = SamplingSettings(most, temperature=0.0, samples=len(pairs), log_probs=True)
     return Request(list(first[:shared]), settings, "the text", forced=forced, keep=keep)
 
 

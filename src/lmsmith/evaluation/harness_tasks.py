@@ -29,6 +29,8 @@ from lmsmith.training.machine import ResolvedMachine
 RESAMPLES = 1_000
 """For the standard errors that lm-eval draws; it takes 100,000 if it is not told otherwise."""
 
+SEEDS = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
+
 KEPT = (
     "results", "groups", "group_subtasks", "configs", "versions", "n-shot", "higher_is_better",
     "n-samples", "config", "lm_eval_version",
@@ -165,10 +167,8 @@ def _find_names(words: Sequence[str], folders: Sequence[Path]) -> tuple[Any, lis
             found = [word]
         if not found:
             near = difflib.get_close_matches(word, manager.all_tasks, n=4, cutoff=0.6)
-            raise UserError(
-                f"--tasks {word}: lm-eval has no such task",
-                f"near it are: {', '.join(near)}" if near else "lm_eval ls tasks lists them",
-            )
+            fix = f"near it are: {', '.join(near)}" if near else "lm_eval ls tasks lists them"
+            raise UserError(f"--tasks {word}: lm-eval has no such task", fix)
         names += [name for name in found if name not in names]
     return manager, names
 
@@ -223,7 +223,6 @@ def _run_tasks(
     import jinja2
     import lm_eval
 
-    seed = options.seed
     try:
         found = lm_eval.simple_evaluate(
             model=model,
@@ -235,10 +234,7 @@ def _run_tasks(
             apply_chat_template=options.chat,
             fewshot_as_multiturn=options.chat,
             task_manager=manager,
-            random_seed=seed,
-            numpy_random_seed=seed,
-            torch_random_seed=seed,
-            fewshot_random_seed=seed,
+            **dict.fromkeys(SEEDS, options.seed),
         )
     except (ValueError, AssertionError, KeyError, jinja2.TemplateError) as error:
         text = (str(error).strip() or repr(error)).splitlines()[0]
@@ -257,25 +253,23 @@ def _result_rows(found: Mapping[str, Any]) -> list[dict[str, Any]]:
             if not parted or metric.endswith("_stderr") or not isinstance(value, int | float):
                 continue
             stderr = metrics.get(f"{metric}_stderr,{kept_by}")
-            measures.append(
-                {
-                    "measure": metric,
-                    "filter": kept_by,
-                    "value": value,
-                    "stderr": stderr if isinstance(stderr, int | float) else None,
-                    "higher_is_better": found["higher_is_better"].get(name, {}).get(metric),
-                }
-            )
-        rows.append(
-            {
-                "task": name,
-                "alias": metrics.get("alias", name),
-                "shots": found["n-shot"].get(name),
-                "items": found["n-samples"].get(name, {}).get("effective"),
-                "version": found["versions"].get(name),
-                "measures": measures,
+            measure = {
+                "measure": metric,
+                "filter": kept_by,
+                "value": value,
+                "stderr": stderr if isinstance(stderr, int | float) else None,
+                "higher_is_better": found["higher_is_better"].get(name, {}).get(metric),
             }
-        )
+            measures.append(measure)
+        row = {
+            "task": name,
+            "alias": metrics.get("alias", name),
+            "shots": found["n-shot"].get(name),
+            "items": found["n-samples"].get(name, {}).get("effective"),
+            "version": found["versions"].get(name),
+            "measures": measures,
+        }
+        rows.append(row)
     return rows
 
 

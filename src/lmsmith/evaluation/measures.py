@@ -51,13 +51,11 @@ def _exp(value: float) -> float:
 
 
 MEASURES: Mapping[str, Measure] = {
-    "accuracy": Measure("accuracy"),
-    "accuracy_per_token": Measure("accuracy per token"),
-    "accuracy_per_character": Measure("accuracy per character"),
-    "accuracy_per_byte": Measure("accuracy per byte"),
-    "accuracy_unconditional": Measure("accuracy unconditional"),
+    **{name: Measure(name.replace("_", " ")) for name in (
+        "accuracy", "accuracy_per_token", "accuracy_per_character", "accuracy_per_byte",
+        "accuracy_unconditional", "exact_match", "graded_right",
+    )},
     "accuracy_without_stop_words": Measure("accuracy no stop words"),
-    "exact_match": Measure("exact match"),
     "f1": Measure("F1 of words"),
     "bleu": Measure("BLEU", is_share=False, of_sums=bleu_of_sums),
     "rouge_l": Measure("ROUGE-L"),
@@ -66,15 +64,13 @@ MEASURES: Mapping[str, Measure] = {
     "mean_toxicity": Measure("mean toxicity", higher_is_better=False),
     "refusal_rate": Measure("refused"),
     "over_refusal_rate": Measure("refused without need", higher_is_better=False),
-    "graded_right": Measure("graded right"),
     "probability_right": Measure("mean probability of right"),
     "perplexity": Measure("perplexity", _exp, False, False),
     "word_perplexity": Measure("perplexity a word", _exp, False, False),
     "token_perplexity": Measure("perplexity a token", _exp, False, False),
     "bits_per_byte": Measure("bits per byte", float, False, False),
     "bits_per_character": Measure("bits per character", float, False, False),
-}
-
+}  # fmt: skip
 
 LM_EVAL: Mapping[str, str] = {
     "accuracy": "acc",

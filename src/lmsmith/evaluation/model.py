@@ -105,9 +105,8 @@ class EvaluatedModel:
             UserError: the continuation is empty, or leaves no token before it in the context.
         """
         if scored < 1:
-            raise UserError(
-                "a continuation makes no token of its own", "check the task's answers for spaces"
-            )
+            problem = "a continuation makes no token of its own"
+            raise UserError(problem, "check the task's answers for spaces")
         # The last token is predicted, not read.
         cut = max(0, len(tokens) - 1 - self.context)
         if len(tokens) - cut <= scored:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,7 +39,7 @@ from lmsmith.evaluation.tasks.shipped import find_tasks, suites
 from lmsmith.evaluation.tasks.shown_labels import ShownLabels
 from lmsmith.evaluation.tasks.spec import Published, TaskSetting, TaskSpec
 from lmsmith.models.batching import length_batches
-from lmsmith.options import TaskOptions
+from lmsmith.options import CompareOptions, TaskOptions
 from lmsmith.runs.locking import locked
 from lmsmith.runs.signals import StopSignal, stop_if_requested
 from lmsmith.statistics.intervals import Interval
@@ -144,9 +145,8 @@ class ModelEvaluation:
 
     Attributes:
         word: the model as the user named it.
-        folder: where its results and its items' rows are.
+        folder: of its results and its items' rows.
         record: the contents of results.json.
-        results: one a planned task.
         report: the page, once it is written.
     """
 
@@ -166,15 +166,11 @@ class ModelEvaluation:
         return str(self.record["model"])
 
 
-def plan_tasks(
-    options: TaskOptions, judge: str, *, compares: bool = False, may_be_empty: bool = False
-) -> Plan:
-    """Find the tasks, and plan each with each number of shots.
+def plan_tasks(options: TaskOptions, judge: str) -> Plan:
+    """Find the tasks, and plan each with each number of shots; none beside instructions alone.
 
     Args:
         judge: the model that grades texts; the one under evaluation if empty.
-        compares: whether several models are compared.
-        may_be_empty: whether a plan without tasks is right.
 
     Raises:
         UserError: nothing, or something unknown, is named; the classifier is not a task and a
@@ -187,7 +183,8 @@ def plan_tasks(
         if suite not in known:
             raise UserError(f"--suite {suite}: no such suite", f"the suites: {', '.join(known)}")
         asked += [(task, shots or (int(own),)) for task, own in known[suite]]
-    if not asked and not may_be_empty:
+    comparison = options if isinstance(options, CompareOptions) else None
+    if not asked and not (comparison and comparison.win_rate):
         raise UserError("no tasks", "name some: --tasks lambada,copa, or --suite gpt3")
     classifier, _, label = options.classifier.partition("=")
     if options.classifier and not (classifier and label):
@@ -203,7 +200,7 @@ def plan_tasks(
             if options.measure:
                 task = with_measure(task, options.measure)
             if task.kind == "rated":
-                task = _with_rater(task, classifier, label, judge, compares=compares)
+                task = _with_rater(task, classifier, label, judge, compared=bool(comparison))
             for count in counts or (task.shots,):
                 setting = TaskSetting(
                     task.shown_shots(count), options.fixed_shots, options.limit, options.seed
@@ -226,7 +223,7 @@ def with_measure(task: TaskSpec, measure: str) -> TaskSpec:
 
 
 def _with_rater(
-    task: TaskSpec, classifier: str, label: str, judge: str, *, compares: bool
+    task: TaskSpec, classifier: str, label: str, judge: str, *, compared: bool
 ) -> TaskSpec:
     rating = task.rating
     if rating.by == "toxicity" and classifier:
@@ -234,11 +231,9 @@ def _with_rater(
     by_model = rating.by == "model" or bool(rating.classifier)
     if judge and by_model:
         rating = replace(rating, grader=judge)
-    if compares and by_model and not rating.grader:
-        raise UserError(
-            f"task {task.name}: each model would rate its own texts",
-            "name one that rates them all: --judge MODEL",
-        )
+    if compared and by_model and not rating.grader:
+        problem = f"task {task.name}: each model would rate its own texts"
+        raise UserError(problem, "name one that rates them all: --judge MODEL")
     return replace(task, rating=rating)
 
 
@@ -361,10 +356,9 @@ def evaluate_task(
     data = read_data(task, path, setting.seed)
     there = len(data.pool) - (data.pool is data.items)  # no item is its own example
     if setting.shots and setting.shots > there:
-        raise UserError(
-            f"task {task.name}: {setting.shots} shots, but there are {len(data.pool)} examples",
-            "ask for fewer, or name a file with more as data.examples",
-        )
+        problem = f"{setting.shots} shots, but there are {len(data.pool)} examples"
+        fix = "ask for fewer, or name a file with more as data.examples"
+        raise UserError(f"task {task.name}: {problem}", fix)
     items = draw_items(data.items, setting.limit, setting.seed)
     of = identity(model, task, data, setting)
     log: ItemLog[AnyRow] = ItemLog(log_path(folder, task, setting), of, AnyRow)
@@ -398,12 +392,11 @@ def answer_items(
 ) -> None:
     """Ask the items that are left, longest first, and log their rows."""
     started = time.monotonic()
-    shots = [choose_shots(model, task, setting, item, pool) for item in items]
-    if setting.labels == "gold":
-        questions = [with_shots(task, item, each) for item, each in zip(items, shots, strict=True)]
-    else:
+    write: Callable[[Item, Sequence[Item]], Question] = functools.partial(with_shots, task)
+    if setting.labels != "gold":
         labels = ShownLabels(task, pool, setting.labels, setting.seed, fixed=setting.fixed)
-        questions = [labels.question(item, each) for item, each in zip(items, shots, strict=True)]
+        write = labels.question
+    questions = [write(each, choose_shots(model, task, setting, each, pool)) for each in items]
     if task.kind == "free_form" and not task.answer.extract:
         for sentence in unwritable(model, task, questions):
             progress.say(sentence)
@@ -434,11 +427,10 @@ def answer_items(
 
 
 class Method(Protocol):
-    """Answers the questions of one kind of task."""
+    """Answers the questions of one kind of task; ``tokens`` is each one's approximate cost."""
 
     @property
-    def tokens(self) -> list[int]:
-        """Approximate cost of each question, in tokens."""
+    def tokens(self) -> list[int]: ...
 
     def answer(self, numbers: Sequence[int]) -> Iterator[AnyRow]:
         """The rows of the questions of these numbers."""

@@ -49,11 +49,7 @@ class Code(WritingMethod):
     """
 
     def __init__(
-        self,
-        model: EvaluatedModel,
-        questions: Sequence[Question],
-        spec: AnswerSpec,
-        seed: int = 0,
+        self, model: EvaluatedModel, questions: Sequence[Question], spec: AnswerSpec, seed: int = 0
     ) -> None:
         check_system()
         contexts = [question.contexts[0] for question in questions]
@@ -154,10 +150,9 @@ def check_system() -> None:
     """
     verdict = _run("pass", Limits())
     if not verdict.passed:
-        raise UserError(
-            f"programs cannot be run safely on this system: {verdict.detail}",
-            "code tasks need Linux 5.13 or newer on x86-64 or arm64; leave them out elsewhere",
-        )
+        problem = f"programs cannot be run safely on this system: {verdict.detail}"
+        fix = "code tasks need Linux 5.13 or newer on x86-64 or arm64; leave them out elsewhere"
+        raise UserError(problem, fix)
 
 
 def _run(program: str, limits: Limits) -> Verdict:

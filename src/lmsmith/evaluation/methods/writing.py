@@ -80,7 +80,9 @@ class Writer:
 
     def _beam(self, request: Request) -> str:
         tokenizer, settings = self._model.tokenizer, request.settings
-        beams = BeamSettings(settings.max_new_tokens, stop_tokens=settings.stop_tokens)
+        beams = BeamSettings(
+            max_new_tokens=settings.max_new_tokens, stop_tokens=settings.stop_tokens
+        )
         best = beam_search(self._model.model, request.prompt, beams, tokenizer=tokenizer)[0]
         before = () if self._model.chat else request.prompt
         text = tokenizer.decode(best.tokens, after=before)

@@ -46,10 +46,8 @@ class ShownLabels:
             return
         prompt = task.prompt
         if prompt.contexts or prompt.pattern or prompt.demonstrations or task.kind == "perplexity":
-            raise UserError(
-                f"task {task.name}: its examples have no labels to be replaced",
-                "use a task whose answers follow the context",
-            )
+            problem = f"task {task.name}: its examples have no labels to be replaced"
+            raise UserError(problem, "use a task whose answers follow the context")
         if kind == "renamed":
             self._names = self._new_names()
 
@@ -100,10 +98,8 @@ class ShownLabels:
                 if len(found) > MOST_LABELS:
                     break
         if not 2 <= len(found) <= MOST_LABELS:
-            raise UserError(
-                f"task {self._task.name}: no labels that all items share, so none to rename",
-                "use a classification task",
-            )
+            problem = f"task {self._task.name}: no labels that all items share, so none to rename"
+            raise UserError(problem, "use a classification task")
         labels = sorted(found)
         return dict(zip(labels, self._words(len(labels), frozenset(labels)), strict=True))
 
