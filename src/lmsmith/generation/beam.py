@@ -23,7 +23,6 @@ from lmsmith.generation.settings import SamplingSettings
 from lmsmith.generation.vocabulary import vocabulary_of
 from lmsmith.models.decoder import Decoder
 from lmsmith.tokenizers import Tokenizer
-from lmsmith.training.machine import ResolvedMachine
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,6 @@ def beam_search(
     prompt: Sequence[int],
     settings: BeamSettings,
     *,
-    machine: ResolvedMachine | None = None,
     tokenizer: Tokenizer | None = None,
 ) -> list[Beam]:
     """The best replies, at most ``settings.width``, the best first.
@@ -80,7 +78,6 @@ def beam_search(
         decoder: the model.
         prompt: token ids.
         settings: of the search.
-        machine: gives the precision of matrix products; float32 if None.
         tokenizer: ids without a token are in no beam; without it all ids may be. The bytes of a
             beam's text may be anything, as at temperature 0.
 
@@ -89,7 +86,7 @@ def beam_search(
     """
     if problems := settings.check():
         raise SettingsError(problems)
-    model = ready(decoder, machine)
+    model = ready(decoder)
     plain = SamplingSettings(settings.max_new_tokens, stop_tokens=settings.stop_tokens)
     check_requests(model.config, [Request(prompt, plain, "the prompt")], tokenizer)
     vocabulary = vocabulary_of(tokenizer, model.config.vocabulary_size)

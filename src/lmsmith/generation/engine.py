@@ -165,20 +165,21 @@ def stream(
     prompt: Sequence[int],
     settings: SamplingSettings,
     *,
-    machine: ResolvedMachine | None = None,
     tokenizer: Tokenizer | None = None,
 ) -> Iterator[int]:
     """The tokens of ``generate(decoder, [prompt], settings)[0]``, each as soon as it is drawn.
 
     The prompt is checked and read with the first token.
     """
-    engine = Engine(decoder, machine=machine, tokenizer=tokenizer, rows=1)
+    engine = Engine(decoder, tokenizer=tokenizer, rows=1)
     engine.submit(Request(prompt, settings, "the prompt"))
     while engine.busy:
         for event in engine.step():
             yield event.token
 
 
-def ready(decoder: Decoder | InferenceDecoder, machine: ResolvedMachine | None) -> InferenceDecoder:
+def ready(
+    decoder: Decoder | InferenceDecoder, machine: ResolvedMachine | None = None
+) -> InferenceDecoder:
     """An `InferenceDecoder` of the decoder, if it is none."""
     return decoder if isinstance(decoder, InferenceDecoder) else InferenceDecoder(decoder, machine)

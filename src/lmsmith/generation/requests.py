@@ -128,44 +128,62 @@ class Reply:
         self.prompt_log_probs = self.prompt_log_probs or event.prompt_log_probs
 
 
-@dataclass(eq=False)
 class RunningSequence:
     """A reply in progress.
 
-    Attributes:
-        request, sample: the number of its request, and which of its samples this is.
+    Args:
+        request: its prompt has been read.
+        number, sample: of the request, and of this reply among its samples.
         row: of the cache.
+        max_tokens: of the reply.
+        vocabulary: the ids that it may write.
+        tokenizer: turns tokens into text.
+        prompt_log_probs: given with its first token.
+
+    Attributes:
         tokens: of the prompt and of the reply so far; the last one drawn is not read yet.
         tokens_left: that it may still get.
-        vocabulary: the ids that it may write.
-        state: where the bytes of its text stand in a character.
-        uniforms: its random numbers, one a token; empty at temperature 0.
-        fills_context: whether the context ends before ``max_new_tokens``.
-        prompt_log_probs: given with its first token.
-        drawn: tokens of the reply so far.
+        drawn: number of tokens so far.
         finished: whether it has its last token.
         forced: its tokens, if they are given.
         keep: whether its part of the cache is kept.
+        fills_context: whether the context ends before ``max_new_tokens``.
+        uniforms: its random numbers, one a token; empty at temperature 0.
+        state: where the bytes of its text stand in a character.
     """
 
-    request: int
-    sample: int
-    settings: SamplingSettings
-    row: int
-    tokens: list[int]
-    tokens_left: int
-    vocabulary: Vocabulary
-    state: int
-    uniforms: list[float]
-    history: History | None
-    decoder: StreamDecoder | None
-    scanner: StopScanner | None
-    fills_context: bool
-    prompt_log_probs: tuple[TokenLogProb, ...]
-    forced: tuple[int, ...]
-    keep: bool
-    drawn: int = 0
-    finished: bool = False
+    def __init__(
+        self,
+        request: Request,
+        number: int,
+        sample: int,
+        row: int,
+        max_tokens: int,
+        vocabulary: Vocabulary,
+        tokenizer: Tokenizer | None,
+        prompt_log_probs: tuple[TokenLogProb, ...] = (),
+    ) -> None:
+        prompt, settings = list(request.prompt), request.settings
+        self.request, self.sample, self.row = number, sample, row
+        self.settings, self.vocabulary, self.keep = settings, vocabulary, request.keeps
+        self.prompt_log_probs = prompt_log_probs
+        self.forced = request.forced[sample] if request.forced else ()
+        self.tokens, self.tokens_left = prompt, len(self.forced) or max_tokens
+        self.drawn, self.finished = 0, False
+        self.fills_context = max_tokens < settings.max_new_tokens and not request.forced
+        self.uniforms: list[float] = []
+        if settings.temperature > 0:
+            stream = request.stream + sample
+            self.uniforms = row_uniforms(settings.seed, [stream], max_tokens)[0].tolist()
+        self.history = History(prompt) if settings.has_penalties else None
+        self.state = vocabulary.state_after(prompt)
+        self.scanner = StopScanner(settings.stop) if settings.stop else None
+        self.decoder = None
+        if tokenizer is not None:
+            self.decoder = StreamDecoder(tokenizer, () if request.is_message else request.prompt)
+            if self.state != BOUNDARY:  # a character that the prompt has begun is part of the reply
+                for token in request.prompt[-LONGEST:]:
+                    self.decoder.push(token)
 
     @property
     def uniform(self) -> float:
@@ -198,56 +216,6 @@ class RunningSequence:
         if finish is not None and scanner is not None:
             text += scanner.flush()
         return text, finish
-
-
-def new_sequences(
-    request: Request,
-    number: int,
-    row: int,
-    *,
-    max_tokens: int,
-    vocabulary: Vocabulary,
-    tokenizer: Tokenizer | None,
-    prompt_log_probs: tuple[TokenLogProb, ...] = (),
-) -> list[RunningSequence]:
-    """A request's replies before their first token, all in the cache's row of the prompt."""
-    settings = request.settings
-    streams = range(request.stream, request.stream + settings.samples)
-    uniforms: list[list[float]] = [[] for _ in streams]
-    if settings.temperature > 0:
-        uniforms = row_uniforms(settings.seed, streams, max_tokens).tolist()
-    forced = request.forced or ((),) * settings.samples
-    state = vocabulary.state_after(request.prompt)
-    return [
-        RunningSequence(
-            request=number,
-            sample=sample,
-            settings=settings,
-            row=row,
-            tokens=list(request.prompt),
-            tokens_left=len(forced[sample]) or max_tokens,
-            vocabulary=vocabulary,
-            state=state,
-            uniforms=uniforms[sample],
-            history=History(list(request.prompt)) if settings.has_penalties else None,
-            decoder=None if tokenizer is None else _stream_decoder(tokenizer, request, state),
-            scanner=StopScanner(settings.stop) if settings.stop else None,
-            fills_context=max_tokens < settings.max_new_tokens and not request.forced,
-            prompt_log_probs=prompt_log_probs,
-            forced=forced[sample],
-            keep=request.keeps,
-        )
-        for sample in range(settings.samples)
-    ]
-
-
-def _stream_decoder(tokenizer: Tokenizer, request: Request, state: int) -> StreamDecoder:
-    """Decodes a reply; a character that the prompt has begun is part of it."""
-    decoder = StreamDecoder(tokenizer, () if request.is_message else request.prompt)
-    if state != BOUNDARY:
-        for token in request.prompt[-LONGEST:]:
-            decoder.push(token)
-    return decoder
 
 
 class StopScanner:

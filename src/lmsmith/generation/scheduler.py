@@ -1,15 +1,13 @@
-"""The scheduler: it answers requests that come and go, for the command line, PPO, the server and
-evaluation.
+"""The scheduler of the command line, PPO, the server and evaluation: continuous batching.
 
 A step is one forward pass over a packed list: the last token of every reply in progress (decode),
 and prompts (prefill), whole or in chunks, so that a long prompt does not delay the others. Then one
-token is drawn for each reply. A prompt that begins as an earlier one did is read from there on, and
-waits while another one reads what both begin with. A likelihood is a request with forced tokens:
-they are read like a prompt, and their log-probabilities are its reply. An error ends the request
-that caused it; the others continue.
+token is drawn for each reply. A prompt reuses its longest prefix in the cache, and waits while
+another request reads a longer one. A likelihood is a request with forced tokens: they are read like
+a prompt, and their log-probabilities are its reply. An error ends the request that caused it.
 
 A reply is a function of its request alone, up to the limits of rounding that docs/generation.md
-names: its random numbers are keyed by its seed.
+names.
 """
 
 from __future__ import annotations
@@ -33,7 +31,6 @@ from lmsmith.generation.requests import (
     TokenEvent,
     TokenLogProb,
     check_requests,
-    new_sequences,
 )
 from lmsmith.generation.vocabulary import vocabulary_of
 from lmsmith.tokenizers import Tokenizer
@@ -255,11 +252,7 @@ class Scheduler:
         """End a request; what was read of it is kept for the next one that begins so."""
         self._out_of_pages = False
         self._waiting = deque(each for each in self._waiting if each.number != number)
-        for prefill in self._prefills_of(number):
-            self._prefilling.remove(prefill)
-            self.cache.release(prefill.row, prefill.tokens, keep=prefill.request.keep)
-        for reply in self._replies_of(number):
-            self._finish(reply)
+        self._end(number, keep=True)
 
     def fail_all(self, error: Exception) -> list[Event]:
         """End every request and forget every conversation."""
@@ -438,15 +431,19 @@ class Scheduler:
         if prefill.done <= last:
             return
         if not prefill.sequences:
-            prefill.sequences = new_sequences(
-                request,
-                prefill.number,
-                prefill.row,
-                max_tokens=prefill.max_tokens,
-                vocabulary=self.vocabulary,
-                tokenizer=self.tokenizer,
-                prompt_log_probs=tuple(prefill.log_probs),
-            )
+            prefill.sequences = [
+                RunningSequence(
+                    request,
+                    prefill.number,
+                    sample,
+                    prefill.row,
+                    prefill.max_tokens,
+                    self.vocabulary,
+                    self.tokenizer,
+                    tuple(prefill.log_probs),
+                )
+                for sample in range(settings.samples)
+            ]
         if not request.forced:
             self._start_decoding(prefill, hidden_nd[-1:], step)
             return
@@ -554,23 +551,19 @@ class Scheduler:
 
     # Finish
 
-    def _prefills_of(self, number: int) -> list[_Prefill]:
-        return [each for each in self._prefilling if each.number == number]
-
-    def _replies_of(self, number: int) -> list[RunningSequence]:
-        return [each for each in self._decoding if each.request == number]
-
-    def _finish(self, reply: RunningSequence) -> None:
+    def _finish(self, reply: RunningSequence, *, keep: bool = True) -> None:
         self._decoding.remove(reply)
-        self.cache.release(reply.row, reply.tokens, keep=reply.keep)
+        self.cache.release(reply.row, reply.tokens, keep=keep and reply.keep)
+
+    def _end(self, number: int, *, keep: bool) -> None:
+        for prefill in [each for each in self._prefilling if each.number == number]:
+            self._prefilling.remove(prefill)
+            self.cache.release(prefill.row, prefill.tokens, keep=keep and prefill.request.keep)
+        for reply in [each for each in self._decoding if each.request == number]:
+            self._finish(reply, keep=keep)
 
     def _fail(self, step: _Step) -> list[Event]:
         """End the requests that failed; nothing of them is kept."""
         for number in step.failures:
-            for prefill in self._prefills_of(number):
-                self._prefilling.remove(prefill)
-                self.cache.close(prefill.row)
-            for reply in self._replies_of(number):
-                self._decoding.remove(reply)
-                self.cache.close(reply.row)
+            self._end(number, keep=False)
         return [Failed(number, error) for number, error in step.failures.items()]

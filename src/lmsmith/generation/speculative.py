@@ -26,7 +26,6 @@ from lmsmith.generation.requests import (
     RunningSequence,
     TokenEvent,
     check_requests,
-    new_sequences,
 )
 from lmsmith.generation.sampling import adjust, filtered
 from lmsmith.generation.settings import SamplingSettings
@@ -127,7 +126,6 @@ def speculate(
     drafter: Drafter,
     *,
     guesses: int = 4,
-    machine: ResolvedMachine | None = None,
     tokenizer: Tokenizer | None = None,
 ) -> Iterator[TokenEvent]:
     """A reply, token by token.
@@ -141,14 +139,13 @@ def speculate(
         settings: of one reply. Log-probabilities are the model's, whatever was guessed.
         drafter: guesses tokens.
         guesses: maximum number of tokens guessed at once.
-        machine: gives the precision of matrix products; float32 if None.
         tokenizer: says which tokens may follow; without it all may, whatever their bytes are.
 
     Raises:
         UserError: settings out of range, several samples or stop texts, or a prompt that cannot
             be answered.
     """
-    model = ready(decoder, machine)
+    model = ready(decoder)
     request = Request(prompt, settings, "the prompt")
     check_requests(model.config, [request], tokenizer)
     vocabulary = vocabulary_of(tokenizer, model.config.vocabulary_size)
@@ -157,9 +154,7 @@ def speculate(
     max_tokens = request.max_tokens(model.config.context)
     cache = model.new_cache(1, len(prompt) + max_tokens)
     row = cache.open()
-    (reply,) = new_sequences(
-        request, 0, row, max_tokens=max_tokens, vocabulary=vocabulary, tokenizer=tokenizer
-    )
+    reply = RunningSequence(request, 0, 0, row, max_tokens, vocabulary, tokenizer)
     text = reply.tokens
     chance = np.random.Generator(np.random.Philox(key=np.array([settings.seed, 1], np.uint64)))
     while True:

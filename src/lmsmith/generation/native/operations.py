@@ -14,8 +14,10 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,22 +48,26 @@ MAX_HEAD_WIDTH = 512
 """Widest head of the attention kernel, which keeps a query on the stack."""
 
 
+POINTER, INTEGER, FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
+
+
+def fields(pointers: str, integers: str, floats: str = "") -> list[tuple[str, Any]]:
+    """Fields of a structure in C++, in this order, each name with its type."""
+    kinds = ((POINTER, pointers), (INTEGER, integers), (FLOAT, floats))
+    return [(name, kind) for kind, names in kinds for name in names.split()]
+
+
 class _Attend(ctypes.Structure):
-    """`Attend` in kernels.cpp."""
+    """`Attend` in attention.hpp."""
 
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in (
-            "projected", "cosine", "sine", "keys", "values", "table", "rows", "positions",
-            "mixed"
-        )),
-        *((name, ctypes.c_int) for name in (
-            "tokens", "heads", "shared", "width", "page", "row_pages", "window",
-        )),
-        ("scale", ctypes.c_float),
-    )  # fmt: skip
+    _fields_ = fields(
+        "projected cosine sine keys values table rows positions mixed",
+        "tokens heads shared width page row_pages window",
+        "scale",
+    )
 
 
-_TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int, "q": ctypes.c_int64, "f": ctypes.c_float}
+_TYPES = {"p": POINTER, "i": INTEGER, "q": ctypes.c_int64, "f": FLOAT}
 _SIGNATURES = {
     "linear": "pppppiiiiiii",
     "lay_out": "ppqqii",
@@ -113,13 +119,16 @@ class NativeKernels(TorchKernels):
             for_many=weight if self.matrix_units and weight.scales is None else None,
         )
 
+    def _call(self, name: str, tensors: Sequence[Tensor | None], *numbers: float) -> None:
+        function = getattr(self.library, f"lmsmith_{name}")
+        function(*map(address, tensors), *numbers, torch.get_num_threads())
+
     def _panels(self, matrix: Tensor) -> Tensor:
         """Its rows in panels (native/panels.hpp), flat."""
         rows, columns = matrix.shape
         result = torch.empty(-(-rows // LANES) * LANES * columns, dtype=matrix.dtype)
-        matrix, size = matrix.contiguous(), matrix.element_size()
-        pointers = matrix.data_ptr(), result.data_ptr()
-        self.library.lmsmith_lay_out(*pointers, rows, columns, size, torch.get_num_threads())
+        matrix = matrix.contiguous()
+        self._call("lay_out", (matrix, result), rows, columns, matrix.element_size())
         return result
 
     def linear(
@@ -132,35 +141,16 @@ class NativeKernels(TorchKernels):
         x_ni = x_ni.contiguous()
         (rows, inputs), (outputs, _) = x_ni.shape, weight.shape
         result = torch.empty(rows, outputs, dtype=dtype) if add_to is None else add_to
-        self.library.lmsmith_linear(
-            x_ni.data_ptr(),
-            weight.values.data_ptr(),
-            address(weight.scales),
-            address(weight.bias),
-            result.data_ptr(),
-            rows,
-            inputs,
-            outputs,
-            weight.group,
-            _RESULTS[dtype] if add_to is None else _ADDED,
-            weight.in_panels,
-            torch.get_num_threads(),
-        )
+        tensors = (x_ni, weight.values, weight.scales, weight.bias, result)
+        kind = _RESULTS[dtype] if add_to is None else _ADDED
+        numbers = (rows, inputs, outputs, weight.group, kind, weight.in_panels)
+        self._call("linear", tensors, *numbers)
         return result
 
     def norm(self, x_nd: Tensor, norm: Norm, dtype: torch.dtype) -> Tensor:
         result = torch.empty(x_nd.shape, dtype=dtype)
-        self.library.lmsmith_norm(
-            x_nd.data_ptr(),
-            norm.weight.data_ptr(),
-            address(norm.shift),
-            result.data_ptr(),
-            *x_nd.shape,
-            norm.epsilon,
-            norm.shift is not None,
-            _RESULTS[dtype],
-            torch.get_num_threads(),
-        )
+        tensors, centred = (x_nd, norm.weight, norm.shift, result), norm.shift is not None
+        self._call("norm", tensors, *x_nd.shape, norm.epsilon, centred, _RESULTS[dtype])
         return result
 
     def gate(self, both_ni: Tensor) -> Tensor:
@@ -168,17 +158,14 @@ class NativeKernels(TorchKernels):
             return super().gate(both_ni)
         rows, width = both_ni.shape[0], both_ni.shape[1] // 2
         result = torch.empty(rows, width, dtype=torch.bfloat16)
-        pointers = both_ni.data_ptr(), result.data_ptr()
-        self.library.lmsmith_gate(*pointers, rows, width, torch.get_num_threads())
+        self._call("gate", (both_ni, result), rows, width)
         return result
 
     def gelu(self, x_ni: Tensor) -> Tensor:
         if x_ni.dtype != torch.bfloat16:
             return super().gelu(x_ni)
         result = torch.empty_like(x_ni)
-        self.library.lmsmith_gelu(
-            x_ni.data_ptr(), result.data_ptr(), *x_ni.shape, torch.get_num_threads()
-        )
+        self._call("gelu", (x_ni, result), *x_ni.shape)
         return result
 
     def attend(
@@ -188,30 +175,16 @@ class NativeKernels(TorchKernels):
         if width > MAX_HEAD_WIDTH:
             return super().attend(projected_nhk, places, cache, heads)
         mixed_nd = torch.empty(count, heads * width, dtype=projected_nhk.dtype)
-        cosine, sine = places.rotation or (None, None)
-        arguments = _Attend(
-            projected=projected_nhk.data_ptr(),
-            cosine=address(cosine),
-            sine=address(sine),
-            keys=cache.keys.data_ptr(),
-            values=cache.values.data_ptr(),
-            table=cache.table.data_ptr(),
-            rows=places.rows_n.data_ptr(),
-            positions=places.positions_n.data_ptr(),
-            mixed=mixed_nd.data_ptr(),
-            tokens=count,
-            heads=heads,
-            shared=(all_heads - heads) // 2,
-            width=width,
-            page=cache.page,
-            row_pages=cache.table.shape[1],
-            window=cache.window,
-            scale=width**-0.5,
+        keys, values, table = cache.keys, cache.values, cache.table
+        tensors = (
+            *(projected_nhk, *(places.rotation or (None, None)), keys, values, table),
+            *(places.rows_n, places.positions_n, mixed_nd),
         )
-        name = "float" if projected_nhk.dtype == torch.float32 else "bf16"
-        getattr(self.library, f"lmsmith_attend_{name}")(
-            ctypes.byref(arguments), torch.get_num_threads()
-        )
+        sizes = (count, heads, (all_heads - heads) // 2, width)
+        pages = (cache.page, table.shape[1], cache.window)
+        arguments = _Attend(*map(address, tensors), *sizes, *pages, width**-0.5)
+        name = "attend_float" if projected_nhk.dtype == torch.float32 else "attend_bf16"
+        getattr(self.library, f"lmsmith_{name}")(ctypes.byref(arguments), torch.get_num_threads())
         return mixed_nd
 
     def product_dtype(self, weight: Weight, rows: int) -> torch.dtype:
@@ -223,14 +196,8 @@ class NativeKernels(TorchKernels):
         logits_nv = logits_nv.contiguous()
         log_sum_n = torch.empty(len(logits_nv), dtype=torch.float32)
         best_n = torch.empty(len(logits_nv), dtype=torch.int64)
-        self.library.lmsmith_log_sums(
-            logits_nv.data_ptr(),
-            log_sum_n.data_ptr(),
-            best_n.data_ptr(),
-            *logits_nv.shape,
-            _RESULTS[logits_nv.dtype],
-            torch.get_num_threads(),
-        )
+        tensors, kind = (logits_nv, log_sum_n, best_n), _RESULTS[logits_nv.dtype]
+        self._call("log_sums", tensors, *logits_nv.shape, kind)
         return log_sum_n, best_n
 
     def draw(
@@ -245,19 +212,10 @@ class NativeKernels(TorchKernels):
         check_finite(logits_bv)
         logits_bv, uniform_b = logits_bv.contiguous(), uniform_b.double().contiguous()
         tokens_b = torch.empty(len(logits_bv), dtype=torch.int64)
-        self.library.lmsmith_draw(
-            logits_bv.data_ptr(),
-            uniform_b.data_ptr(),
-            None if mask is None else mask.forbidden_sv.data_ptr(),
-            None if mask is None else mask.states_b.data_ptr(),
-            tokens_b.data_ptr(),
-            *logits_bv.shape,
-            settings.temperature,
-            settings.top_k,
-            settings.top_p,
-            settings.min_p,
-            torch.get_num_threads(),
-        )
+        masked = (None, None) if mask is None else (mask.forbidden_sv, mask.states_b)
+        limits = (settings.temperature, settings.top_k, settings.top_p, settings.min_p)
+        tensors = (logits_bv, uniform_b, *masked, tokens_b)
+        self._call("draw", tensors, *logits_bv.shape, *limits)
         return tokens_b
 
 

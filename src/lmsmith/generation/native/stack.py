@@ -11,7 +11,13 @@ from torch import Tensor
 
 from lmsmith.generation.kernels import Places, TorchKernels
 from lmsmith.generation.kv_cache import LayerCache, PagedCache
-from lmsmith.generation.native.operations import FEW_ROWS, MAX_HEAD_WIDTH, NativeKernels, address
+from lmsmith.generation.native.operations import (
+    FEW_ROWS,
+    MAX_HEAD_WIDTH,
+    NativeKernels,
+    address,
+    fields,
+)
 from lmsmith.generation.weights import BlockWeights, Weight
 from lmsmith.models.config import ModelConfig
 
@@ -53,23 +59,13 @@ class NativeStack:
         """The float32 states (n, width) after all blocks; the cache has room for the tokens."""
         config, (cosine, sine) = self._config, places.rotation or (None, None)
         x_nd = x_nd.contiguous()
+        addresses = ctypes.addressof(self._blocks), ctypes.addressof(self._pages_of(cache))
+        tensors = (cosine, sine, places.rows_n, places.positions_n, x_nd)
+        widths = (config.width, config.heads, config.resolved_kv_heads, config.width_per_head)
         arguments = _Stack(
-            blocks=ctypes.addressof(self._blocks),
-            pages=ctypes.addressof(self._pages_of(cache)),
-            cosine=address(cosine),
-            sine=address(sine),
-            rows=places.rows_n.data_ptr(),
-            positions=places.positions_n.data_ptr(),
-            x=x_nd.data_ptr(),
-            count=len(self._blocks),
-            tokens=len(x_nd),
-            width=config.width,
-            heads=config.heads,
-            shared=config.resolved_kv_heads,
-            head_width=config.width_per_head,
-            page=cache.page,
-            activation=_ACTIVATIONS[config.activation],
-            epsilon=self._kept[0].attention_norm.epsilon,
+            *(*addresses, *map(address, tensors), len(self._blocks), len(x_nd), *widths),
+            *(cache.page, _ACTIVATIONS[config.activation]),
+            self._kept[0].attention_norm.epsilon,
         )
         self._run(ctypes.byref(arguments), torch.get_num_threads())
         return x_nd
@@ -86,40 +82,29 @@ class NativeStack:
 class _Matrix(ctypes.Structure):
     """`Matrix` in kernels.cpp; so are the others of their names."""
 
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("weight", "scales", "bias")),
-        *((name, ctypes.c_int) for name in ("inputs", "outputs", "group", "in_panels")),
-    )
+    _fields_ = fields("weight scales bias", "inputs outputs group in_panels")
 
 
 class _Block(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in (
-            "attention_norm", "attention_shift", "feed_forward_norm", "feed_forward_shift",
-        )),
-        *((name, _Matrix) for name in (
-            "query_key_value", "output", "inner", "feed_forward_output",
-        )),
-    )  # fmt: skip
-
-
-class _Pages(ctypes.Structure):
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("keys", "values", "table")),
-        *((name, ctypes.c_int) for name in ("row_pages", "window")),
+        *fields("attention_norm attention_shift feed_forward_norm feed_forward_shift", ""),
+        *(
+            (name, _Matrix)
+            for name in ("query_key_value", "output", "inner", "feed_forward_output")
+        ),
     )
 
 
+class _Pages(ctypes.Structure):
+    _fields_ = fields("keys values table", "row_pages window")
+
+
 class _Stack(ctypes.Structure):
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in (
-            "blocks", "pages", "cosine", "sine", "rows", "positions", "x",
-        )),
-        *((name, ctypes.c_int) for name in (
-            "count", "tokens", "width", "heads", "shared", "head_width", "page", "activation",
-        )),
-        ("epsilon", ctypes.c_float),
-    )  # fmt: skip
+    _fields_ = fields(
+        "blocks pages cosine sine rows positions x",
+        "count tokens width heads shared head_width page activation",
+        "epsilon",
+    )
 
 
 def _pages(layer: LayerCache) -> _Pages:

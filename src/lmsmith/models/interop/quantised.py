@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,21 +20,25 @@ AT_ONCE = 1 << 15
 """Blocks unpacked together: their numbers fit the L2 cache."""
 
 
+Unpack = Callable[[Tensor, Tensor], None]
+"""Writes the numbers of blocks (blocks, bytes) into float32 (blocks, numbers)."""
+
+
 @dataclass(frozen=True)
 class TensorType:
     """A way to pack numbers.
 
     Attributes:
-        number: in the file.
         name: llama.cpp's.
         block: numbers that are packed together.
         block_bytes: size of a block.
+        unpack: unpacks blocks; or the type of numbers that are not packed.
     """
 
-    number: int
     name: str
     block: int
     block_bytes: int
+    unpack: Unpack | torch.dtype
 
     def bytes_of(self, shape: tuple[int, ...], name: str) -> int:
         """Bytes of a tensor of this shape.
@@ -49,15 +52,6 @@ class TensorType:
                 "fetch the file again",
             )
         return math.prod(shape) // self.block * self.block_bytes
-
-
-PLAIN: Mapping[int, tuple[TensorType, torch.dtype]] = {
-    0: (TensorType(0, "F32", 1, 4), torch.float32),
-    1: (TensorType(1, "F16", 1, 2), torch.float16),
-    28: (TensorType(28, "F64", 1, 8), torch.float64),
-    30: (TensorType(30, "BF16", 1, 2), torch.bfloat16),
-}
-"""Types without blocks."""
 
 
 def _unpack_8_bits(blocks_nb: Tensor, numbers_nk: Tensor) -> None:
@@ -84,12 +78,16 @@ def _half(blocks_nb: Tensor, at: int) -> Tensor:
     return blocks_nb[:, at : at + 2].contiguous().view(torch.float16).float()
 
 
-BLOCKS: Mapping[int, tuple[TensorType, Callable[[Tensor, Tensor], None]]] = {
-    2: (TensorType(2, "Q4_0", 32, 18), _unpack_4_bits),
-    3: (TensorType(3, "Q4_1", 32, 20), _unpack_4_bits_with_least),
-    8: (TensorType(8, "Q8_0", 32, 34), _unpack_8_bits),
+TYPES: Mapping[int, TensorType] = {
+    0: TensorType("F32", 1, 4, torch.float32),
+    1: TensorType("F16", 1, 2, torch.float16),
+    2: TensorType("Q4_0", 32, 18, _unpack_4_bits),
+    3: TensorType("Q4_1", 32, 20, _unpack_4_bits_with_least),
+    8: TensorType("Q8_0", 32, 34, _unpack_8_bits),
+    28: TensorType("F64", 1, 8, torch.float64),
+    30: TensorType("BF16", 1, 2, torch.bfloat16),
 }
-"""Types unpacked here."""
+"""Number in the file → type; the package gguf unpacks the others."""
 
 
 def tensor_type(number: int, name: str) -> TensorType:
@@ -98,11 +96,15 @@ def tensor_type(number: int, name: str) -> TensorType:
     Raises:
         UserError: it cannot be unpacked, or only with the package gguf.
     """
-    if number in PLAIN:
-        return PLAIN[number][0]
-    if number in BLOCKS:
-        return BLOCKS[number][0]
-    constants, quants = _gguf(f"the tensor {name} is of type {number}")
+    if number in TYPES:
+        return TYPES[number]
+    try:
+        from gguf import constants, quants
+    except ImportError as error:
+        raise UserError(
+            f"the tensor {name} is of type {number} that only the package gguf can unpack",
+            'pip install "lmsmith[gguf]"',
+        ) from error
     try:
         kind = constants.GGMLQuantizationType(number)
         block, size = constants.GGML_QUANT_SIZES[kind]
@@ -112,47 +114,30 @@ def tensor_type(number: int, name: str) -> TensorType:
             f"the tensor {name} is of type {number}, which cannot be unpacked",
             "fetch another file of this model: F16, Q8_0 and the K types can be read",
         ) from error
-    return TensorType(number, kind.name, block, size)
+
+    def unpack(blocks_nb: Tensor, numbers_nk: Tensor) -> None:
+        numbers_nk.copy_(torch.from_numpy(quants.dequantize(blocks_nb.numpy(), kind)))
+
+    return TensorType(kind.name, block, size, unpack)
 
 
 def dequantise(
     data: Tensor, kind: TensorType, shape: tuple[int, ...], dtype: torch.dtype
 ) -> Tensor:
     """The numbers of a tensor whose bytes (uint8) are ``data``."""
-    if kind.number in PLAIN:
+    if isinstance(kind.unpack, torch.dtype):
         if data.storage_offset() % kind.block_bytes:  # a file with an alignment of its own
             data = data.clone()
-        return data.view(PLAIN[kind.number][1]).reshape(shape).to(dtype, copy=True)
+        return data.view(kind.unpack).reshape(shape).to(dtype, copy=True)
     numbers = torch.empty(math.prod(shape), dtype=dtype)
     blocks_nb = data.view(-1, kind.block_bytes)
     numbers_nk = numbers.view(-1, kind.block)
-    unpack = BLOCKS[kind.number][1] if kind.number in BLOCKS else _by_gguf(kind)
     for start in range(0, len(blocks_nb), AT_ONCE):
         part_nb, target_nk = (t[start : start + AT_ONCE] for t in (blocks_nb, numbers_nk))
         if dtype == torch.float32:
-            unpack(part_nb, target_nk)
+            kind.unpack(part_nb, target_nk)
         else:
             wide_nk = torch.empty(target_nk.shape, dtype=torch.float32)
-            unpack(part_nb, wide_nk)
+            kind.unpack(part_nb, wide_nk)
             target_nk.copy_(wide_nk)
     return numbers.view(shape)
-
-
-def _by_gguf(kind: TensorType) -> Callable[[Tensor, Tensor], None]:
-    constants, quants = _gguf(f"{kind.name} is packed in a way")
-    theirs = constants.GGMLQuantizationType(kind.number)
-
-    def unpack(blocks_nb: Tensor, numbers_nk: Tensor) -> None:
-        numbers_nk.copy_(torch.from_numpy(quants.dequantize(blocks_nb.numpy(), theirs)))
-
-    return unpack
-
-
-def _gguf(what: str) -> tuple[Any, Any]:
-    try:
-        from gguf import constants, quants
-    except ImportError as error:
-        raise UserError(
-            f"{what} that only the package gguf can unpack", 'pip install "lmsmith[gguf]"'
-        ) from error
-    return constants, quants
