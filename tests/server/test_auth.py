@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import httpx2 as httpx
@@ -15,29 +15,23 @@ from starlette.datastructures import Headers
 from worlds import RANDOM, Running, running
 
 from lmsmith.core.errors import UserError
-from lmsmith.feedback.people import People
+from lmsmith.feedback import people as feedback_people
+from lmsmith.feedback import tables
+from lmsmith.feedback.people import SESSION_DAYS, People
 from lmsmith.feedback.store import Store
 from lmsmith.server.auth import (
     COOKIE,
-    SESSION_SECONDS,
     Authenticator,
-    Sessions,
     Visitor,
     session_cookie,
 )
 
 
-@pytest.fixture(scope="module", params=["in memory", "in a database"])
-def locked(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Running]:
-    """A server that asks for a token, with a database and without."""
-    with contextlib.ExitStack() as closing:
-        store = None
-        if request.param == "in a database":
-            store = Store(tmp_path_factory.mktemp("store") / "feedback.db")
-            closing.callback(store.close)
-        yield closing.enter_context(running({"random": RANDOM}, token="secret", store=store))
+@pytest.fixture(scope="module")
+def locked() -> Iterator[Running]:
+    """A server that asks for a token."""
+    with running({"random": RANDOM}, token="secret") as served:
+        yield served
 
 
 @pytest.fixture
@@ -98,17 +92,20 @@ def test_without_a_token_everybody_is_in(served: Running) -> None:
     }  # fmt: skip
 
 
-def test_a_session_ends_when_its_time_is_over_or_when_it_is_told_to() -> None:
-    now = 1000.0
-    sessions = Sessions("a", lambda: now)
-    cookie, other = sessions.open(), sessions.open()
-    assert sessions.is_open(cookie)
-    assert not Sessions("a", lambda: now).is_open(cookie)
-    sessions.close(other)
-    assert not sessions.is_open(other)
-    assert sessions.is_open(cookie)
-    now += SESSION_SECONDS
-    assert not sessions.is_open(cookie)
+def test_a_session_ends_when_its_time_is_over_or_when_it_is_told_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path / "feedback.db")
+    people, ann = People(store), store.person("Ann").id
+    cookie, other = people.open_session(ann), people.open_session(ann)
+    assert people.by_session(cookie)
+    people.close_session(other)
+    assert not people.by_session(other)
+    assert people.by_session(cookie)
+    later = tables.now() + timedelta(days=SESSION_DAYS)
+    monkeypatch.setattr(feedback_people, "now", lambda: later)
+    assert not people.by_session(cookie)
+    store.close()
 
 
 def _asked(authenticator: Authenticator, cookie: str) -> Visitor | None:
@@ -172,11 +169,18 @@ def test_a_persons_sessions_end_with_their_role_their_token_or_themselves(tmp_pa
     store.close()
 
 
+@pytest.fixture(scope="module")
+def people(tmp_path_factory: pytest.TempPathFactory) -> Iterator[People]:
+    store = Store(tmp_path_factory.mktemp("store") / "feedback.db")
+    yield People(store)
+    store.close()
+
+
 @given(st.text(max_size=100))
-def test_no_other_cookie_is_open(cookie: str) -> None:
-    sessions = Sessions("a", lambda: 1000.0)
-    assert not sessions.is_open(cookie)
-    assert not sessions.is_open(sessions.open()[:-1] + cookie[:3] + ".")
+def test_no_other_cookie_is_open(people: People, cookie: str) -> None:
+    opened = people.open_session(people.store.person("Ann").id)
+    assert not people.by_session(cookie)
+    assert not people.by_session(opened[:-1] + cookie[:3] + ".")
     session_cookie(cookie)
 
 

@@ -142,7 +142,3 @@ def test_mistakes(kept: tuple[Running, Store]) -> None:
     call(served, "POST", "comparisons", {"left": 1, "right": 1, "verdict": "tie"}, 400)
     call(served, "PATCH", "conversations/none", {"title": "x"}, 404)
     call(served, "DELETE", "conversations/none", status=404)
-
-
-def test_nothing_is_kept_unless_it_is_asked_for(served: Running) -> None:
-    call(served, "GET", "conversations", status=404)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import tempfile
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from lmsmith.catalogue.reading import ReadModel
 from lmsmith.catalogue.resolve import Source
 from lmsmith.core.recipe import MachineConfig
+from lmsmith.feedback.store import Store
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.server.app import Server, create_app, listen
@@ -80,9 +82,18 @@ def running(
     models: dict[str, Decoder] | None = None,
     limits: Limits = LIMITS,
     prepare: Callable[[AsyncEngine], None] = lambda _: None,
+    store: Store | None = None,
     **options: Any,
 ) -> Any:
     """A real server on a free port; it is stopped at the end, and must end."""
+    if store is None:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            closing(Store(Path(folder) / "feedback.db")) as made,
+            running(models, limits, prepare, made, **options) as served,
+        ):
+            yield served
+        return
     chosen = models if models is not None else {"parrot": parrot(), "random": RANDOM}
     served = serve_models(
         {name: read(decoder) for name, decoder in chosen.items()},
@@ -94,7 +105,7 @@ def running(
     engine = AsyncEngine(served, limits)
     prepare(engine)
     listening, ready = listen("127.0.0.1", 0), threading.Event()
-    server = Server(create_app(engine, **options), engine, listening, ready.set)
+    server = Server(create_app(engine, store, **options), engine, listening, ready.set)
     thread = threading.Thread(target=server.serve_until_stopped)
     thread.start()
     try:

@@ -73,15 +73,10 @@ def export(
     }
     with store.session() as session:
         importer = session.scalar(select(Person.id).where(Person.name == IMPORTER))
-        rows = [
-            (
-                None if person == importer else person,
-                opening_key(row.get("messages") or row["prompt"]),
-                file,
-                row,
-            )
-            for person, file, row in _all(session, with_liked)
-        ]
+        rows = []
+        for person, file, row in _all(session, with_liked):
+            opening = opening_key(row.get("messages") or row["prompt"])
+            rows.append((None if person == importer else person, opening, file, row))
     sides: dict[str, set[str]] = defaultdict(set)
     for person, opening, _, _ in rows:
         if person is not None:

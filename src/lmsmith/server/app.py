@@ -37,19 +37,15 @@ PARTS = (completions, models, tasks, conversations, answers, labelling, attentio
 
 
 def create_app(
-    engine: AsyncEngine,
-    *,
-    token: str = "",
-    hosts: Sequence[str] = LOOPBACK,
-    store: Store | None = None,
+    engine: AsyncEngine, store: Store, *, token: str = "", hosts: Sequence[str] = LOOPBACK
 ) -> ASGIApp:
     """An ASGI application.
 
     Args:
         engine: the models; its thread starts and stops with the application.
+        store: keeps people, sessions, conversations and judgements.
         token: required in every request if it is not empty.
         hosts: names by which the server may be called; empty allows all.
-        store: keeps conversations and judgements; without it there is no ``/api``.
     """
 
     @contextlib.asynccontextmanager

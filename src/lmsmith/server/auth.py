@@ -1,16 +1,10 @@
-"""Authentication: the visitor of a request, by token or session cookie, and their role.
-
-Sessions are in the database (`lmsmith.feedback.people`), and outlive a restart; without a database
-they are in memory.
-"""
+"""Authentication: the visitor of a request, by token or session cookie, and their role."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import hmac
 import logging
-import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from lmsmith.core.errors import UserError
-from lmsmith.feedback.people import OWNER, People, PersonStore
+from lmsmith.feedback.people import OWNER, SESSION_DAYS, People, PersonStore
 from lmsmith.feedback.store import NotThere, Store
 from lmsmith.feedback.tables import ROLES, Person
 from lmsmith.server.errors import ApiError, bad_request, unavailable
@@ -36,7 +30,6 @@ router = APIRouter(prefix="/api/session")
 Result = TypeVar("Result")
 
 COOKIE = "lmsmith_session"
-SESSION_SECONDS = 30 * 24 * 3600
 
 RECHECK_SECONDS = 1.0
 """The first user that is added closes an open server after at most this time."""
@@ -98,12 +91,10 @@ async def with_store(
     """Call ``work`` with the store and the visitor's id.
 
     Raises:
-        ApiError: 403 for another role, 404 without a database or for what is not this person's,
-            400 for other errors of ``work``, 503 if the database does not answer.
+        ApiError: 403 for another role, 404 for what is not this person's, 400 for other errors of
+            ``work``, 503 if the database does not answer.
     """
-    store: Store | None = request.app.state.store
-    if store is None:
-        raise ApiError(404, "nothing is kept here; start the server with --database FILE")
+    store: Store = request.app.state.store
     visitor = require_role(request, roles)
     try:
         return await in_database(lambda: work(store, visitor.person_id(store)))
@@ -111,37 +102,6 @@ async def with_store(
         raise ApiError(404, error.problem, code="not_found") from error
     except UserError as error:
         raise bad_request(error) from error
-
-
-class Sessions:
-    """The server's token, empty if everybody is signed in, and the sessions in memory."""
-
-    def __init__(self, token: str, clock: Callable[[], float] = time.time) -> None:
-        self.token, self._clock = token, clock
-        self._ends: dict[bytes, float] = {}
-
-    def is_token(self, token: str) -> bool:
-        """Whether this is the server's token, compared in constant time."""
-        return hmac.compare_digest(token.encode(errors="surrogatepass"), self.token.encode())
-
-    def open(self) -> str:
-        """The value of a new session's cookie."""
-        now, cookie = self._clock(), secrets.token_urlsafe(32)
-        self._ends = {name: end for name, end in self._ends.items() if end > now}
-        self._ends[_digest(cookie)] = now + SESSION_SECONDS
-        return cookie
-
-    def is_open(self, cookie: str) -> bool:
-        return self._ends.get(_digest(cookie), 0.0) > self._clock()
-
-    def close(self, cookie: str) -> None:
-        """End a session for everybody who has its cookie."""
-        self._ends.pop(_digest(cookie), None)
-
-
-def _digest(cookie: str) -> bytes:
-    """Key of a session: by a hash, the time of a look-up reveals nothing about a guess."""
-    return hashlib.sha256(cookie.encode(errors="surrogatepass")).digest()
 
 
 def session_cookie(header: str) -> str:
@@ -158,27 +118,20 @@ class Authenticator:
 
     Args:
         token: the server's, which is its owner's; may be empty.
-        store: has the named users; None without a database.
-        clock: seconds, for `RECHECK_SECONDS`.
+        store: has the named users and all sessions.
     """
 
-    def __init__(
-        self, token: str, store: Store | None, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._sessions = Sessions(token)
-        self._people = People(store) if store is not None else None
-        self._clock, self._checked = clock, -RECHECK_SECONDS
-        self._has_people = self._people is not None and self._people.anybody()
+    def __init__(self, token: str, store: Store) -> None:
+        self._token, self._people = token, People(store)
+        self._clock, self._checked = time.monotonic, -RECHECK_SECONDS
+        self._is_closed = bool(token) or self._people.anybody()
 
     async def is_closed(self) -> bool:
         """Whether a token is needed. A closed server stays closed until it ends."""
-        is_closed = bool(self._sessions.token) or self._has_people
-        if is_closed or self._people is None:
-            return is_closed
-        if self._clock() - self._checked >= RECHECK_SECONDS:
+        if not self._is_closed and self._clock() - self._checked >= RECHECK_SECONDS:
             self._checked = self._clock()
-            self._has_people = await in_database(self._people.anybody)
-        return self._has_people
+            self._is_closed = await in_database(self._people.anybody)
+        return self._is_closed
 
     async def authenticate(self, headers: Headers) -> Visitor | None:
         """The visitor; None if they may not use the server."""
@@ -188,9 +141,7 @@ class Authenticator:
         if scheme.lower() == "bearer":
             return await self._by_token(given.strip())
         cookie = session_cookie(headers.get("cookie", ""))
-        if self._people is None:
-            return Visitor() if self._sessions.is_open(cookie) else None
-        return await in_database(self._by_session, self._people, cookie) if cookie else None
+        return await in_database(self._by_session, cookie) if cookie else None
 
     async def sign_in(self, token: str) -> tuple[str, Visitor] | None:
         """A session's cookie, empty if none is needed, and visitor; None if the token is wrong."""
@@ -199,33 +150,31 @@ class Authenticator:
             return None
         if not await self.is_closed():
             return "", visitor
-        if self._people is None:
-            return self._sessions.open(), visitor
-        return await in_database(self._open_session, self._people, visitor), visitor
+        return await in_database(self._open_session, visitor), visitor
 
     async def sign_out(self, headers: Headers) -> None:
         """End the cookie's session for everybody who has a copy of it."""
-        cookie = session_cookie(headers.get("cookie", ""))
-        self._sessions.close(cookie)
-        if cookie and self._people is not None:
-            await in_database(self._people.close_session, cookie, self._sessions.token)
+        if cookie := session_cookie(headers.get("cookie", "")):
+            await in_database(self._people.close_session, cookie, self._token)
+
+    def is_token(self, given: str) -> bool:
+        """Whether this is the server's token, compared in constant time."""
+        return hmac.compare_digest(given.encode(errors="surrogatepass"), self._token.encode())
 
     async def _by_token(self, token: str) -> Visitor | None:
-        if self._sessions.is_token(token) and (token or not await self.is_closed()):
+        if self.is_token(token) and (token or not await self.is_closed()):
             return Visitor()
-        if self._people is None:
-            return None
         return _visitor(await in_database(self._people.by_token, token))
 
-    def _open_session(self, people: People, visitor: Visitor) -> str:
+    def _open_session(self, visitor: Visitor) -> str:
         """The owner's session is bound to the server's token: another token ends it."""
-        token = "" if visitor.id else self._sessions.token
-        return people.open_session(visitor.person_id(people.store), token)
+        token = "" if visitor.id else self._token
+        return self._people.open_session(visitor.person_id(self._people.store), token)
 
-    def _by_session(self, people: People, cookie: str) -> Visitor | None:
-        if self._sessions.token and people.by_session(cookie, self._sessions.token):
+    def _by_session(self, cookie: str) -> Visitor | None:
+        if self._token and self._people.by_session(cookie, self._token):
             return Visitor()
-        return _visitor(people.by_session(cookie))
+        return _visitor(self._people.by_session(cookie))
 
 
 def _visitor(person: Person | None) -> Visitor | None:
@@ -257,7 +206,7 @@ async def sign_in(request: Request, body: TokenBody) -> Response:
         response.set_cookie(
             COOKIE,
             cookie,
-            max_age=SESSION_SECONDS,
+            max_age=SESSION_DAYS * 24 * 3600,
             httponly=True,
             samesite="strict",
             secure=request.url.scheme == "https",

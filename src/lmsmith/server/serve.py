@@ -137,7 +137,7 @@ def serve(
                 webbrowser.open(address)
 
         hosts = () if is_any(listening) and not allow_host else (*LOOPBACK, host, *allow_host)
-        app = create_app(engine, token=token, hosts=hosts, store=store)
+        app = create_app(engine, store, token=token, hosts=hosts)
         Server(app, engine, listening, ready).serve_until_stopped()
 
 
