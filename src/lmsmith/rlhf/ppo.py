@@ -85,8 +85,8 @@ class PPOConfig:
     kl_coefficient: NonNegativeFloat = 0.02
     """β, weight of the per-token penalty −(log π − log π_ref)."""
     kl_control: Control = "fixed"
-    """What becomes of β: it stays ``fixed``, or is changed towards kl_target (``adaptive``) or to
-    stay between kl_low and kl_high (``band``)."""
+    """Course of β: ``fixed``, towards kl_target (``adaptive``), or so that the KL stays between
+    kl_low and kl_high (``band``)."""
     kl_target: PositiveFloat = 6.0
     """``adaptive``: the wanted KL, in nats per response."""
     kl_horizon: PositiveInt = 10_000
@@ -456,7 +456,7 @@ class PPOTrainer:
         """One update of the policy on some rows of the rollout; dropout stays off.
 
         Rows of like length are computed together and their gradients added, each weighted by its
-        share of the tokens, which is the gradient of the mean over the whole minibatch.
+        share of the tokens: that is the gradient of the minibatch's mean.
         """
         config, figures = self.config, dict[str, float]()
         tokens = int(rollout.batch.response_mask_br[index].sum())

@@ -135,12 +135,12 @@ def encode_rankings(
 
 def rankings_warnings(counts: Mapping[str, int], context: int) -> list[str]:
     """Sentences that say what `encode_rankings` left out or cut, and why."""
-    told, rankings = [], f"{counts['rankings']:,} rankings"
+    found, rankings = [], f"{counts['rankings']:,} rankings"
     if left_out := sum(counts[name] for name in LEFT_OUT):
         reasons = [f"{counts[name]:,} {words}" for name, words in LEFT_OUT.items() if counts[name]]
-        told.append(f"{left_out:,} of {rankings} left out: {', '.join(reasons)}")
+        found.append(f"{left_out:,} of {rankings} left out: {', '.join(reasons)}")
     if counts["disputed"]:
-        told.append(
+        found.append(
             f"{counts['disputed']:,} of {rankings} are learnt from though others reverse their "
             "order, more or less often"
         )
@@ -150,8 +150,8 @@ def rankings_warnings(counts: Mapping[str, int], context: int) -> list[str]:
         ("responses_cut", f"lose their end, being longer than {longest_response(context)} tokens"),
     ):
         if counts[name]:
-            told.append(f"{counts[name]:,} of {counts['responses']:,} responses {words}")
-    return told
+            found.append(f"{counts[name]:,} of {counts['responses']:,} responses {words}")
+    return found
 
 
 def _encode_ranking(
@@ -202,9 +202,9 @@ def _distinct(responses: Sequence[Sequence[int]], ranks: Sequence[int]) -> list[
 
 
 def _contradicted(rankings: Sequence[EncodedRanking]) -> tuple[set[int], int]:
-    """Numbers of the rankings each pair of which is reversed as often as given: they teach nothing.
+    """Rankings each pair of which is reversed as often as given, which teach nothing (numbers).
 
-    Also returns how many of the other rankings have a pair that one reverses; these are kept.
+    Also, how many of the other rankings have a pair that one reverses; these are kept.
     """
     votes: Counter[tuple[int, int]] = Counter()
     pairs: list[list[tuple[int, int]]] = []

@@ -1,4 +1,4 @@
-"""What decides a stage's outputs, what changed since a record of it, and what to do with it."""
+"""A stage's identity: all that decides its outputs, compared with its records."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do with a stage, and why."""
+    """Whether a stage runs, and why."""
 
     stage: str
     action: str

@@ -118,7 +118,7 @@ class Stage:
 
 
 FIRST_MODEL = ("pretrain", "base")
-"""What fine-tuning begins with: a model pretrained here, or one that was there before."""
+"""Fine-tuning begins with one of them: a model pretrained here, or one made before."""
 
 _MODEL = ("model/*",)
 _RANKINGS = ("train.jsonl", "validation.jsonl")
@@ -316,7 +316,7 @@ class _Run:
     """stage → the state of the files that its settings name"""
 
     def plan(self, only: str | None) -> list[tuple[Decision, Identity]]:
-        """What to do with every stage (or with ``only``), as the folder is now."""
+        """Decide on every stage (or on ``only``), as the folder is now."""
         problems: list[Problem] = []
         for name in self.stages:
             settings, place = self.recipe.stages[name], self.folder / name

@@ -244,11 +244,11 @@ class Collector:
             counts=counts,
         )
         window = f"{config.min_new_tokens} to {config.max_new_tokens} tokens"
-        if told := prompts_warning(counts, room, window):
+        if warning := prompts_warning(counts, room, window):
             left_out = {name: counts[name] for name in LEFT_OUT}
             self.left_out.update(left_out)
             settings = "max_prompt_tokens, min_new_tokens, max_new_tokens"
-            line = f"{path.name}: {told} ({self.out.name}.{settings})"
+            line = f"{path.name}: {warning} ({self.out.name}.{settings})"
             many = 2 * sum(left_out.values()) > counts["turns"]
             (self.out.progress.say if many else self.out.progress.note)(line)
         return found
@@ -359,7 +359,9 @@ class Collector:
         """Warn where the policy's samples are of little use, and say why."""
         name, dropped = self.out.name, {each: found[f"dropped_{each}_share"] for each in REASONS}
         if sum(dropped.values()) > MANY_DROPPED:
-            told = [f"{share:.1%} {reason.replace('_', ' ')}" for reason, share in dropped.items()]
+            shares = [
+                f"{share:.1%} {reason.replace('_', ' ')}" for reason, share in dropped.items()
+            ]
             fix = (
                 "The policy rarely ends a reply: train SFT for more steps (raise "
                 f"sft.epochs), or raise {name}.max_new_tokens"
@@ -368,7 +370,7 @@ class Collector:
             )
             self.out.warn(
                 f"{sum(dropped.values()):.1%} of the policy's {self.counts['sampled']:,} samples "
-                f"are dropped ({', '.join(told)}), so the rankings teach little about its own "
+                f"are dropped ({', '.join(shares)}), so the rankings teach little about its own "
                 f"replies. {fix}"
             )
         if missing := self.counts["without_candidates"]:

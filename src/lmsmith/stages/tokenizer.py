@@ -40,7 +40,7 @@ class TokenizerConfig:
     """A tokenizer to use instead of training one: a folder of lmsmith, Hugging Face, or GPT-1's or
     GPT-2's vocabulary and merges, or a GGUF file. `vocabulary_size` is then its own."""
     folder: str = field(default="", metadata=NOT_A_SETTING)
-    """What a relative path is relative to: the recipe's folder."""
+    """Relative paths begin at this folder, the recipe's."""
 
     def external_files(self) -> list[str]:
         return [str(path) for path in tokenizer_files(self.place())] if self.load else []

@@ -128,8 +128,8 @@ def linear_cross_entropy_sum(
 def _needed_positions(targets_n: Tensor) -> Tensor | None:
     """Positions to make logits for, in order; None for all.
 
-    In fine-tuning most positions are ignored. Some of these fill the number up to a multiple of
-    `CHUNK_ROWS` / 2, so that compiled code meets few shapes.
+    In fine-tuning most are ignored. Some of these fill the number up to a multiple of
+    `CHUNK_ROWS` / 2, so that compiled code has few shapes.
     """
     ignored_n = targets_n == IGNORED
     granule = max(1, CHUNK_ROWS // 2)
