@@ -1,1 +1,1 @@
-"""What people said to a model and think of its answers: kept in one database, given to training."""
+"""Conversations with models and judgements of answers, in one database, exported for training."""

@@ -122,7 +122,7 @@ class Queue:
             return found
 
     def done(self, person: str, most: int = 50) -> list[AssignedTask]:
-        """What this labeler has done, the last first."""
+        """This labeler's finished tasks, the last first."""
         with self._store.session() as session:
             query = _assignments(person, Assignment.state == "done").order_by(
                 Assignment.finished.desc(), Assignment.id.desc()
