@@ -237,10 +237,10 @@ def test_cancelled_at_every_stage_leaves_nothing_behind() -> None:
         scheduler.submit(Request(prompt, SamplingSettings(max_new_tokens=50))) for prompt in prompts
     ]
     scheduler.step()
-    assert (scheduler.active, scheduler.waiting) == (2, 2)
+    assert (scheduler.active, len(scheduler._waiting)) == (2, 2)
     for number in (numbers[3], numbers[0], numbers[0], 99):
         scheduler.cancel(number)
-    assert (scheduler.active, scheduler.waiting) == (1, 1)
+    assert (scheduler.active, len(scheduler._waiting)) == (1, 1)
     events = run(scheduler)
     written = {event.request for event in events if isinstance(event, TokenEvent)}
     assert written == {numbers[1], numbers[2]}

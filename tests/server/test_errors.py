@@ -248,9 +248,9 @@ def test_who_hangs_up_frees_the_slot_at_once(stream: bool) -> None:
         first = Hangup(served, stream=stream)
         wait_for(lambda: scheduler.active == 1)
         second = Hangup(served, stream=stream)
-        wait_for(lambda: scheduler.waiting == 1)
+        wait_for(lambda: len(scheduler._waiting) == 1)
         second.socket.close()  # before its first token
-        wait_for(lambda: scheduler.waiting == 0)
+        wait_for(lambda: len(scheduler._waiting) == 0)
         if stream:
             assert first.socket.recv(100)
         first.socket.close()
@@ -269,7 +269,7 @@ def test_a_full_queue_is_429_with_retry_after() -> None:
         wait_for(lambda: scheduler.active == 1)
         for count in (1, 2):
             hanging.append(Hangup(served, stream=True))
-            wait_for(lambda: scheduler.waiting == count)  # noqa: B023
+            wait_for(lambda: len(scheduler._waiting) == count)  # noqa: B023
         assert HTTP.get(f"{served.address}/ready").status_code == 503
         response = post(served, "/v1/chat/completions", {"messages": ASK})
         assert refused(response, 429)["code"] == "queue_full"

@@ -58,18 +58,12 @@ def drawn_log_probs(
     logits_bv: Tensor, sequences: Sequence[RunningSequence], tokens: Sequence[int]
 ) -> list[TokenLogProb | None]:
     """Log-probability of each sequence's drawn token; None where it is not requested."""
-    log_probs: list[TokenLogProb | None] = [None] * len(tokens)
-    places = [place for place, each in enumerate(sequences) if each.settings.wants_log_probs]
-    if places:
-        found = token_log_probs(
-            logits_bv[places],
-            [tokens[place] for place in places],
-            [sequences[place].settings.top_log_probs for place in places],
-            sequences[places[0]].vocabulary,
-        )
-        for place, log_prob in zip(places, found, strict=True):
-            log_probs[place] = log_prob
-    return log_probs
+    found: list[TokenLogProb | None] = []
+    for logits_v, each, token in zip(logits_bv, sequences, tokens, strict=True):
+        asked, top = each.settings.wants_log_probs, [each.settings.top_log_probs]
+        one = token_log_probs(logits_v[None], [token], top, each.vocabulary) if asked else [None]
+        found += one
+    return found
 
 
 def prompt_log_probs(

@@ -176,11 +176,6 @@ class Scheduler:
         return self.active + self._waiting[0].samples <= self.max_rows
 
     @property
-    def waiting(self) -> int:
-        """Requests that are not admitted yet."""
-        return len(self._waiting)
-
-    @property
     def active(self) -> int:
         """Replies in progress, and those whose prompts are being read."""
         return len(self._decoding) + sum(each.samples for each in self._prefilling)

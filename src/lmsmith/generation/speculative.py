@@ -74,10 +74,7 @@ class PromptLookup:
 class DraftModel:
     """A smaller model of the same vocabulary.
 
-    Args:
-        decoder: the model.
-        settings: of its draws; those of the request, for the most kept guesses.
-        machine: gives the precision of matrix products.
+    Its draws best have the ``settings`` of the request; ``machine`` gives its precision.
     """
 
     def __init__(
@@ -87,8 +84,7 @@ class DraftModel:
         *,
         machine: ResolvedMachine | None = None,
     ) -> None:
-        self._model = ready(decoder, machine)
-        self._settings = settings
+        self._model, self._settings = ready(decoder, machine), settings
         self._cache: PagedCache | None = None
         self._read: list[int] = []
         self._row = 0
