@@ -39,12 +39,7 @@ Download = Callable[[str, str | None, Sequence[str], Path], None]
 
 
 def pull(name: str, *, again: bool = False, progress: Progress | None = None) -> Record:
-    """Fetch a model and register it; one that is there already is fetched only ``again``.
-
-    Args:
-        name: of `KNOWN_MODELS`, or ``hf:OWNER/MODEL``, perhaps with ``@REVISION``.
-        again: fetch it even if it is there.
-        progress: shows how far the download is.
+    """Fetch a model and register it (`lmsmith.pull`).
 
     Raises:
         UserError: the name is unknown, the source cannot be reached, or what came is not what it
@@ -160,13 +155,8 @@ def _bytes_in(folder: Path) -> int:
 def pull_hub(name: str, progress: Progress, download: Download | None = None) -> Record:
     """Fetch settings, tokenizer and safetensors from the hub; never pickled weights.
 
-    The settings come first, so that a model that cannot be read is refused before its weights
-    are fetched.
-
-    Args:
-        name: ``hf:OWNER/MODEL`` or ``hf:OWNER/MODEL@REVISION``.
-        progress: names what is fetched.
-        download: by huggingface-hub if None.
+    The settings come first: a model that cannot be read is refused before its weights are fetched.
+    huggingface-hub downloads them if ``download`` is None.
     """
     repository, _, revision = name.removeprefix(HUB).partition("@")
     fetch = download or _from_hub

@@ -37,6 +37,8 @@ HELP = """\
 /quit            end; so does Ctrl-D
 Ctrl-C stops a reply. A line that begins with // is sent with one /."""
 
+Write = Callable[[str], object]
+
 COMMANDS = [line.split()[0] for line in HELP.splitlines() if line.startswith("/")]
 
 
@@ -143,7 +145,7 @@ class ChatSession:
             settings.max_tokens, settings.temperature, 0, settings.top_p, settings.seed
         )
 
-    def answer(self, text: str, write: Callable[[str], object]) -> str:
+    def answer(self, text: str, write: Write) -> str:
         """Say something, and return the reply; ``write`` gets it in pieces as it comes.
 
         Ctrl-C ends the reply: the part that was written stays in the history. If that is nothing,
@@ -321,34 +323,31 @@ def _converse(session: ChatSession) -> None:
 
 def _answer_all(session: ChatSession, lines: Iterator[str], *, quiet: bool, commands: bool) -> None:
     """Every line a turn; the first error ends it."""
+    write = None if quiet else _print
     for line in lines:
         if not commands:
-            _take_turn(session, line, _print, quiet=quiet)
-        elif not _take_line(session, line, _print, quiet=quiet):
+            _take_turn(session, line, write)
+        elif not _take_line(session, line, write):
             return
 
 
-def _take_line(
-    session: ChatSession, line: str, write: Callable[[str], object], *, quiet: bool = False
-) -> bool:
+def _take_line(session: ChatSession, line: str, write: Write | None) -> bool:
     """A line the user typed: a command or a turn. False if it ends the talk."""
     line = line.strip()
     if line.startswith("/") and not line.startswith("//"):
         told = run_command(session, line)
-        if told is not None and not quiet:
+        if told is not None and write is not None:
             _note(told)
         return told is not None
     if line:
-        _take_turn(session, line.removeprefix("/"), write, quiet=quiet)
+        _take_turn(session, line.removeprefix("/"), write)
     return True
 
 
-def _take_turn(
-    session: ChatSession, text: str, write: Callable[[str], object], *, quiet: bool
-) -> None:
+def _take_turn(session: ChatSession, text: str, write: Write | None) -> None:
     dropped_before = session.dropped
-    reply = session.answer(text, (lambda _: None) if quiet else write)
-    if not quiet:
+    reply = session.answer(text, write or (lambda _: None))
+    if write is not None:
         print(flush=True)
         if not reply:
             _note("(the model ended its turn without a word)")

@@ -77,9 +77,9 @@ def show_task(
     from lmsmith.evaluation.tasks.shipped import find_tasks
 
     found = find_tasks([task], run_python=True)[0]
-    if toml and isinstance(found, PythonTask):
-        raise UserError(f"{task}: written in Python, so no TOML file", "leave --toml out")
     if toml:
+        if isinstance(found, PythonTask):
+            raise UserError(f"{task}: written in Python, so no TOML file", "leave --toml out")
         print(api.task_toml(found))
         return
     read = read_data(found, search_path(data), seed)

@@ -112,8 +112,7 @@ def load_recipe(
     """Read a recipe, put the overrides in and check all of it before anything heavy starts.
 
     Args:
-        name_or_path: a shipped recipe's name, or a TOML file, whose folder the paths in it are
-            relative to (settings' field ``folder``).
+        name_or_path: a shipped recipe, or a TOML file; paths in it are relative to its folder.
         overrides: ``"stage.key=value"`` each; a path in them is as one in the recipe.
         registry: stage name → dataclass of its settings, in the order stages run.
         needs: stage name → the stages that must be in a recipe that has it.
