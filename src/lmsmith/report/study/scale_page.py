@@ -22,14 +22,7 @@ from lmsmith.report.study.figures import (
 )
 from lmsmith.statistics.fits import Prediction
 from lmsmith.statistics.intervals import Interval, wilson_interval
-from lmsmith.studies.scale.findings import (
-    Rise,
-    digits_of,
-    find_rises,
-    pattern_interval,
-    predict_losses,
-    sum_interval,
-)
+from lmsmith.studies.scale import findings
 from lmsmith.studies.scale.measuring import SHOTS, STYLES
 from lmsmith.studies.scale.running import ScalePlan
 from lmsmith.studies.scale.texts import PATTERNS, best_accuracy, entropy_per_character
@@ -60,10 +53,10 @@ def scale_record(plan: ScalePlan, models: Sequence[Measured]) -> dict[str, Any]:
             for kind in PATTERNS
             if (bound := best_accuracy(kind)) is not None
         },
-        "rises": [rise.as_dict() for rise in find_rises(models)],
+        "rises": [rise.as_dict() for rise in findings.find_rises(models)],
         "predictions": {
             family: None if found is None else {**asdict(found), "error": found.error}
-            for family, found in predict_losses(models).items()
+            for family, found in findings.predict_losses(models).items()
         },
         "entropy_of_sentences": entropy_per_character(),
     }
@@ -86,12 +79,12 @@ def _with_intervals(measured: Measured) -> dict[str, Any]:
 
 def build_scale_page(folder: Path, plan: ScalePlan, models: Sequence[Measured]) -> Path:
     """Write ``report.html`` into a folder, whole or not at all, and return its path."""
-    digits = digits_of(models[-1])
+    digits = findings.digits_of(models[-1])
     context = {
         "version": VERSION,
         "plan": plan,
         "tokens": numbers.large_count(float(models[-1]["trained_tokens"])),
-        "rises": [rise_row(rise) for rise in find_rises(models)],
+        "rises": [rise_row(rise) for rise in findings.find_rises(models)],
         "patterns": [_pattern(kind, models) for kind in PATTERNS],
         "sums": {
             "svgs": [draw_sums("sums", models), draw_sum_sizes("sums-sizes", digits[-2], models)],
@@ -100,7 +93,7 @@ def build_scale_page(folder: Path, plan: ScalePlan, models: Sequence[Measured]) 
             "rows": [
                 (
                     f"{each['model']}, {'chain of thought' if style == 'chain' else 'direct'}",
-                    [share_cell(sum_interval(each, style, count)) for count in digits],
+                    [share_cell(findings.sum_interval(each, style, count)) for count in digits],
                 )
                 for each in models
                 for style in STYLES
@@ -108,7 +101,7 @@ def build_scale_page(folder: Path, plan: ScalePlan, models: Sequence[Measured]) 
         },
         "laws": {
             family: (law_sentence(family, found), draw_law(f"law-{family}", family, models, found))
-            for family, found in predict_losses(models).items()
+            for family, found in findings.predict_losses(models).items()
         },
         "models": models,
     }
@@ -117,7 +110,10 @@ def build_scale_page(folder: Path, plan: ScalePlan, models: Sequence[Measured]) 
 
 def _pattern(kind: str, models: Sequence[Measured]) -> dict[str, Any]:
     rows = [
-        (each["model"], [share_cell(pattern_interval(each, kind, shots)) for shots in SHOTS])
+        (
+            each["model"],
+            [share_cell(findings.pattern_interval(each, kind, shots)) for shots in SHOTS],
+        )
         for each in models
     ]
     bound = best_accuracy(kind)
@@ -132,7 +128,7 @@ def _pattern(kind: str, models: Sequence[Measured]) -> dict[str, Any]:
     }
 
 
-def rise_row(rise: Rise) -> tuple[str, ...]:
+def rise_row(rise: findings.Rise) -> tuple[str, ...]:
     """A rise in words: its kind, task, the two shares, each after its name, and if it is clear."""
     return (
         {"shots": "with shots", "size": "with size", "chain": "with a chain"}[rise.what],

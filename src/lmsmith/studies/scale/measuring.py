@@ -17,6 +17,7 @@ from lmsmith.models.attention import packed_mask
 from lmsmith.models.decoder import Decoder
 from lmsmith.runs.signals import stop_if_requested
 from lmsmith.statistics.intervals import Interval, bootstrap_ratio
+from lmsmith.studies.scale import texts
 from lmsmith.studies.scale.documents import (
     CONTEXT,
     DIGITS,
@@ -28,20 +29,11 @@ from lmsmith.studies.scale.documents import (
     Writer,
     pack,
 )
-from lmsmith.studies.scale.texts import (
-    CHAIN,
-    DIRECT,
-    PATTERNS,
-    Sum,
-    draw_document,
-    draw_sum,
-    read_answer,
-)
 from lmsmith.training.losses import IGNORED
 from lmsmith.training.machine import ResolvedMachine, evaluation_mode
 
 SHOTS = (0, 1, 2, 4, 8, 16)
-STYLES: Mapping[str, str] = {"direct": DIRECT, "chain": CHAIN}
+STYLES: Mapping[str, str] = {"direct": texts.DIRECT, "chain": texts.CHAIN}
 ROWS_AT_ONCE = 50
 SAMPLES = 3
 """Replies kept for the page, of each kind of question."""
@@ -76,7 +68,7 @@ def measure(
         stop_if_requested()
 
     with evaluation_mode(decoder):
-        for kind in PATTERNS:
+        for kind in texts.PATTERNS:
             found["patterns"][kind] = _measure_pattern(decoder, machine, writer, kind, items, seed)
             finished()
         asked = {digits: sums_of(digits, items, seed) for digits in range(1, DIGITS + 1)}
@@ -92,7 +84,7 @@ def measure(
     return found
 
 
-parts = len(PATTERNS) + len(STYLES) + len(SHARES)
+parts = len(texts.PATTERNS) + len(STYLES) + len(SHARES)
 """How often `measure` calls ``on_part``."""
 
 
@@ -104,8 +96,8 @@ def _measure_pattern(
     Line k of a document has k lines before it. Where lines have noise, each number of shots has a
     document of its own, which ends with the question for the clean answer; they share a row.
     """
-    chance = generator(seed, _PATTERN_ITEMS, list(PATTERNS).index(kind))
-    drawn = [draw_document(kind, LINES, chance) for _ in range(items)]
+    chance = generator(seed, _PATTERN_ITEMS, list(texts.PATTERNS).index(kind))
+    drawn = [texts.draw_document(kind, LINES, chance) for _ in range(items)]
     if drawn[0][0].clean:
         rows = [
             [writer.pattern([*lines[:shots], lines[shots].asked]) for shots in SHOTS]
@@ -138,12 +130,12 @@ def _right_lines(
     return right
 
 
-def sums_of(digits: int, count: int, seed: int) -> list[Sum]:
+def sums_of(digits: int, count: int, seed: int) -> list[texts.Sum]:
     """Different held-out sums; fewer than ``count`` where there are not enough."""
     chance = generator(seed, _SUM_ITEMS, digits)
-    found: dict[Sum, None] = {}
+    found: dict[texts.Sum, None] = {}
     for _ in range(20 * count):
-        found[draw_sum(digits, chance, held_out=True)] = None
+        found[texts.draw_sum(digits, chance, held_out=True)] = None
         if len(found) == count:
             break
     return list(found)
@@ -153,7 +145,7 @@ def _measure_sums(
     decoder: Decoder,
     machine: ResolvedMachine,
     writer: Writer,
-    asked: Mapping[int, Sequence[Sum]],
+    asked: Mapping[int, Sequence[texts.Sum]],
     style: str,
 ) -> tuple[dict[str, list[int]], list[dict[str, Any]]]:
     """By number of digits, [right, items]; and a few of the replies to the longest."""
@@ -164,16 +156,16 @@ def _measure_sums(
     settings = SamplingSettings(longest, temperature=0.0, stop_tokens=stops)
     written = generate(decoder, prompts, settings, machine=machine)
     tokens = [[token for token in reply if token not in stops] for reply in written]
-    texts = [writer.tokenizer.decode(reply) for reply in tokens]
-    pairs = zip(texts, questions, strict=True)
-    right = [read_answer(style, text) == each.answer for text, each in pairs]
+    replies = [writer.tokenizer.decode(reply) for reply in tokens]
+    pairs = zip(replies, questions, strict=True)
+    right = [texts.read_answer(style, text) == each.answer for text, each in pairs]
     by_digits, samples, start = {}, [], 0
     for digits, sums in asked.items():
         place = range(start, start + len(sums))
         by_digits[str(digits)] = [sum(right[i] for i in place), len(sums)]
         if digits == DIGITS - 1:
             samples = [
-                {"prompt": questions[i].prompt(style), "reply": texts[i], "right": right[i]}
+                {"prompt": questions[i].prompt(style), "reply": replies[i], "right": right[i]}
                 for i in place[:SAMPLES]
             ]
         start += len(sums)
