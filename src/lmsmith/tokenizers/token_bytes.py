@@ -39,29 +39,18 @@ _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _WORD_STARTS = "▁"
 
 
-@dataclass(frozen=True)
-class Pieces:
-    """Tokens as text.
-
-    Attributes:
-        bytes_by_id: empty for control tokens and for ids that are not used.
-        drops_first_space: whether encoding puts a space before a text, which decoding takes away.
-        drops_last_space: the same after a text (GPT-1, where a word's end is written).
-    """
-
-    bytes_by_id: list[bytes]
-    drops_first_space: bool = False
-    drops_last_space: bool = False
-
-
 def read_pieces(
     description: Mapping[str, Any], vocabulary: Mapping[str, int], controls: Mapping[int, str]
-) -> Pieces:
-    """The pieces of a ``tokenizer.json``.
+) -> tuple[list[bytes], bool, bool]:
+    """The bytes of each id of a ``tokenizer.json``, and which outer spaces decoding drops.
 
     Args:
         vocabulary: id of each token as it is written, added tokens included.
         controls: tokens that are no part of any text, by id.
+
+    Returns:
+        Bytes, empty for control tokens and ids that are not used; whether encoding puts a space
+        before a text, which decoding takes away; the same after a text (GPT-1 writes word ends).
 
     Raises:
         UserError: its decoder is of a kind that lmsmith does not know.
@@ -72,7 +61,7 @@ def read_pieces(
     for written, token in vocabulary.items():
         if token not in controls:
             table[token] = added[token].encode() if token in added else read(written)
-    return Pieces(table, first, last)
+    return table, first, last
 
 
 def _reader(decoder: Any) -> tuple[Callable[[str], bytes], bool, bool]:

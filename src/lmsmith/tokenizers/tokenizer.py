@@ -86,10 +86,9 @@ class Tokenizer:
             vocabulary[name]: name for name in chat_format.markers if name in vocabulary
         }
         self._backend, self._spelling = shielded_backend(description, self._shielded)
-        pieces = read_pieces(description, vocabulary, self.control_tokens)
-        self._bytes = pieces.bytes_by_id
-        self.drops_first_space = pieces.drops_first_space
-        self.drops_last_space = pieces.drops_last_space
+        self._bytes, self.drops_first_space, self.drops_last_space = read_pieces(
+            description, vocabulary, self.control_tokens
+        )
         self.start_of_text = vocabulary[chat_format.start_of_text]
         self.text_start = tuple(vocabulary[name] for name in chat_format.text_start)
         self.end_of_text = vocabulary[chat_format.end_of_text]
