@@ -91,10 +91,8 @@ def read_instructions(file: Path, limit: int | None = None, seed: int = 0) -> li
         messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
         where = f"{file}, line {number}"
         if not isinstance(messages, list) or not all(map(_is_message, messages)):
-            raise UserError(
-                f"{where}: no instruction",
-                'a row is {"prompt": "…"} or {"messages": [{"role": "user", "content": "…"}]}',
-            )
+            fix = 'a row is {"prompt": "…"} or {"messages": [{"role": "user", "content": "…"}]}'
+            raise UserError(f"{where}: no instruction", fix)
         if messages and messages[-1]["role"] == "assistant":
             messages = messages[:-1]
         if not messages or not messages[-1]["content"].strip():

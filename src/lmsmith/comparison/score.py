@@ -30,10 +30,8 @@ def load_reward_model(word: str | Path) -> tuple[ScalarModel, Tokenizer]:
     own = Path(word) / "reward" / "model"
     source = resolve(own if (own / "config.json").is_file() else word)
     if source.format != "lmsmith":
-        raise UserError(
-            f"{word} is a language model: it has no reward head",
-            "name a folder that the reward stage wrote, such as runs/quickstart/reward",
-        )
+        fix = "name a folder that the reward stage wrote, such as runs/quickstart/reward"
+        raise UserError(f"{word} is a language model: it has no reward head", fix)
     return load_scalar_model(source.path), load_tokenizer(source.path)
 
 

@@ -110,10 +110,8 @@ class EvaluatedModel:
         # The last token is predicted, not read.
         cut = max(0, len(tokens) - 1 - self.context)
         if len(tokens) - cut <= scored:
-            raise UserError(
-                f"a continuation of {scored} tokens fills the context of {self.context}",
-                "use a model with a longer context, or leave the item out",
-            )
+            problem = f"a continuation of {scored} tokens fills the context of {self.context}"
+            raise UserError(problem, "use a model with a longer context, or leave the item out")
         return Continuation(tuple(tokens[cut:]), scored, cut)
 
     def _chat_tokens(self, context: str) -> list[int]:

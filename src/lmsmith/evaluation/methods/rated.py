@@ -194,10 +194,8 @@ def classifier_score(model: EvaluatedModel, rating: RatingSpec) -> Score:
     examples = list(read_items(find_file(task.data.file, search_path()), task.data))
     classify = TextFunction(_rating_model(model, rating), task, examples)
     if rating.label not in classify(["a text"])[0].get("probabilities", {}):
-        raise UserError(
-            f"classifier {rating.classifier}: it has no label {rating.label!r}",
-            "name one of its labels: --classifier TASK=LABEL",
-        )
+        problem = f"classifier {rating.classifier}: it has no label {rating.label!r}"
+        raise UserError(problem, "name one of its labels: --classifier TASK=LABEL")
 
     def scores(texts: Sequence[str]) -> list[float]:
         answers = classify([text.strip() or "(nothing)" for text in texts])

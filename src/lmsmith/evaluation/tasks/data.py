@@ -78,10 +78,8 @@ def find_file(name: str, path: Sequence[Path]) -> Path:
             if candidate.is_file():
                 return candidate
     looked = ", ".join(str(folder) for folder in path)
-    raise MissingData(
-        f"{name}: not in any of {looked}",
-        f"name the folder it is in: --data FOLDER, or the environment variable {DATA_VARIABLE}",
-    )
+    fix = f"name the folder it is in: --data FOLDER, or the environment variable {DATA_VARIABLE}"
+    raise MissingData(f"{name}: not in any of {looked}", fix)
 
 
 def read_data(task: TaskSpec, path: Sequence[Path], seed: int = 0) -> TaskData:
@@ -137,10 +135,8 @@ def _read_spec(task: TaskSpec, path: Sequence[Path], seed: int) -> TaskData:
     if spec.generator:
         made = GENERATORS.get(spec.generator)
         if made is None:
-            raise UserError(
-                f"task {task.name}: no generator {spec.generator}",
-                f"the generators: {', '.join(GENERATORS)}",
-            )
+            problem = f"task {task.name}: no generator {spec.generator}"
+            raise UserError(problem, f"the generators: {', '.join(GENERATORS)}")
         rows = made(spec.count, seed)
         items = tuple(Item(str(n), row, f"generated item {n + 1}") for n, row in enumerate(rows))
         return TaskData(items, items, fingerprint([spec.generator, spec.count, seed, rows]))
@@ -241,10 +237,8 @@ def _parallel(items: Sequence[Item], file: Path, other: Path) -> Iterator[Item]:
     """Lines, each with the line of the other file that belongs to it."""
     lines = _lines(read_text(other))
     if len(lines) != len(items):
-        raise UserError(
-            f"{file} has {len(items)} lines, {other} {len(lines)}",
-            "line for line they must belong together",
-        )
+        problem = f"{file} has {len(items)} lines, {other} {len(lines)}"
+        raise UserError(problem, "line for line they must belong together")
     for item, line in zip(items, lines, strict=True):
         yield Item(item.id, {**item.fields, "beside": line}, item.where)
 

@@ -194,10 +194,8 @@ def _fields(row: Any, where: str) -> dict[str, Any]:
     if dataclasses.is_dataclass(row) and not isinstance(row, type):
         return {each.name: getattr(row, each.name) for each in dataclasses.fields(row)}
     if not isinstance(row, Mapping) or not all(isinstance(key, str) for key in row):
-        raise UserError(
-            f"{where}: it is {type(row).__name__}",
-            "every row must be a dict with texts for keys, a dataclass, or a text",
-        )
+        fix = "every row must be a dict with texts for keys, a dataclass, or a text"
+        raise UserError(f"{where}: it is {type(row).__name__}", fix)
     return dict(row)
 
 
@@ -264,10 +262,8 @@ def python_tasks(word: str) -> dict[str, PythonTask]:
             raise UserError(f"{word}: no class {wanted}", fix)
         chosen = {wanted: cls}
     if not chosen:
-        raise UserError(
-            f"{word}: the file defines no task",
-            'a task is a class that says its kind, e.g. kind = "multiple_choice"',
-        )
+        fix = 'a task is a class that says its kind, e.g. kind = "multiple_choice"'
+        raise UserError(f"{word}: the file defines no task", fix)
     made: dict[str, PythonTask] = {}
     for name, cls in chosen.items():
         default = stem if len(classes) == 1 and name in classes else f"{stem}/{name}"
@@ -414,10 +410,8 @@ def _check_rows(author: Author, table: dict[str, Any]) -> None:
             raise UserError(f"{author.where}: both data and items()", "leave one out")
         table["data"] = {**data, "generator": "items()"}
     elif "data" not in table:
-        raise UserError(
-            f"{author.where}: no method items, and no data",
-            'write def items(self), which yields rows, or data = {"file": "rows.jsonl"}',
-        )
+        fix = 'write def items(self), which yields rows, or data = {"file": "rows.jsonl"}'
+        raise UserError(f"{author.where}: no method items, and no data", fix)
 
 
 def _check_methods(author: Author, kind: str, prompt: Mapping[str, Any]) -> None:
@@ -426,10 +420,8 @@ def _check_methods(author: Author, kind: str, prompt: Mapping[str, Any]) -> None
             name = method_name(key)
             others = [each for each in needed if each != key]
             instead = f" (or {', or '.join(others)})" if others else ""
-            raise UserError(
-                f"{author.where}: no method {name}",
-                f"the kind {kind} needs it: def {name}(self, row){instead}",
-            )
+            problem = f"{author.where}: no method {name}"
+            raise UserError(problem, f"the kind {kind} needs it: def {name}(self, row){instead}")
 
 
 def _check_names(author: Author) -> None:

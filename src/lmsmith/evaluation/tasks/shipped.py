@@ -111,10 +111,8 @@ def find_tasks(words: Sequence[str], *, run_python: bool = False) -> list[TaskSp
             add({task.name: task}, word)
         elif names_python(word):
             if not run_python:
-                raise UserError(
-                    f"{word}: Python code, which is run only where --tasks names it",
-                    "name a task or a .toml file here",
-                )
+                problem = f"{word}: Python code, which is run only where --tasks names it"
+                raise UserError(problem, "name a task or a .toml file here")
             add(python_tasks(word), word)
         else:
             groups = sorted({name.split("/")[0] for name in known})

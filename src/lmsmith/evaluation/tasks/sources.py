@@ -48,10 +48,8 @@ def package_file(package: str, name: str) -> Path:
                 raise UserError(f"data.path {name}: not inside the package", f"look in {folder}")
             if candidate.is_file():
                 return candidate
-    raise UserError(
-        f"{package}: no file {name} in {folders[0]}",
-        "set data.path to a file inside the package; another version may name it otherwise",
-    )
+    fix = "set data.path to a file inside the package; another version may name it otherwise"
+    raise UserError(f"{package}: no file {name} in {folders[0]}", fix)
 
 
 def _folders(package: str) -> list[Path]:
@@ -190,10 +188,8 @@ def read_hub(spec: DataSpec, split: str) -> list[dict[str, Any]]:
                     "fetch it once with a network, or write it to a file and set data.file",
                 ) from error
             said = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise UserError(
-                f"data.hub {spec.hub}, split {split}: {said}",
-                "check data.hub, data.subset, data.split and data.revision",
-            ) from error
+            fix = "check data.hub, data.subset, data.split and data.revision"
+            raise UserError(f"data.hub {spec.hub}, split {split}: {said}", fix) from error
         if offline and spec.revision:
             _check_revision(spec, rows.cache_files, offline)
         return [dict(row) for row in rows]
