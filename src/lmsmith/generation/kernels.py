@@ -21,19 +21,12 @@ from lmsmith.models.positions import Rotation, rotate
 
 @dataclass(frozen=True)
 class Places:
-    """Places of the n tokens of a forward pass.
+    """Places of the n tokens of a forward pass; a row's tokens are adjacent."""
 
-    Attributes:
-        rows_n: row of the cache of each, int32.
-        positions_n: position in its row, int32; a row's tokens are adjacent.
-        spans: (row, first position, tokens) of each row, in the same order.
-        rotation: cosines and sines (n, head_width / 2), or None.
-    """
-
-    rows_n: Tensor
-    positions_n: Tensor
-    spans: list[tuple[int, int, int]]
-    rotation: Rotation | None
+    rows_n: Tensor  # int32, row of the cache of each
+    positions_n: Tensor  # int32, position in its row
+    spans: list[tuple[int, int, int]]  # (row, first position, tokens), in the same order
+    rotation: Rotation | None  # cosines and sines (n, head_width / 2)
 
 
 class TorchKernels:

@@ -69,25 +69,16 @@ class _Prefill:
     """Tokens of a request to be read: its prompt, and a forced reply.
 
     Several forced replies to one prompt are prefills of their own once the prompt is read.
-
-    Attributes:
-        number: of the request.
-        tokens: to be read.
-        max_tokens: of each reply.
-        row: of the cache, once it is admitted.
-        done: tokens that the row holds.
-        log_probs: of the prompt, as far as it is read.
-        sequences: the replies, once the prompt is read.
     """
 
     number: int
     request: Request
     tokens: list[int]
-    max_tokens: int
-    row: int = -1
-    done: int = 0
-    log_probs: list[TokenLogProb] = field(default_factory=list)
-    sequences: list[RunningSequence] = field(default_factory=list)
+    max_tokens: int  # of each reply
+    row: int = -1  # of the cache, once it is admitted
+    done: int = 0  # tokens that the row holds
+    log_probs: list[TokenLogProb] = field(default_factory=list)  # of the prompt
+    sequences: list[RunningSequence] = field(default_factory=list)  # once the prompt is read
 
     @property
     def samples(self) -> int:
@@ -96,15 +87,8 @@ class _Prefill:
 
 @dataclass
 class _Step:
-    """Results of one forward pass.
-
-    Attributes:
-        failures: request → its error.
-        last_states: states after which tokens are drawn.
-        drawing: the replies, with the index of their last state.
-        forced_states: those after which forced tokens stand, of each span.
-        forced: (index of the state, reply, token).
-    """
+    """Results of one forward pass: errors by request; states after which tokens are drawn, and the
+    index of each reply's state; states of forced tokens, and (index of state, reply, token)."""
 
     failures: dict[int, Exception] = field(default_factory=dict)
     last_states: list[Tensor] = field(default_factory=list)
@@ -426,16 +410,11 @@ class Scheduler:
         if prefill.done <= last:
             return
         if not prefill.sequences:
+            row, most, log_probs = prefill.row, prefill.max_tokens, tuple(prefill.log_probs)
+            vocabulary, tokenizer, number = self.vocabulary, self.tokenizer, prefill.number
             prefill.sequences = [
                 RunningSequence(
-                    request,
-                    prefill.number,
-                    sample,
-                    prefill.row,
-                    prefill.max_tokens,
-                    self.vocabulary,
-                    self.tokenizer,
-                    tuple(prefill.log_probs),
+                    request, number, sample, row, most, vocabulary, tokenizer, log_probs
                 )
                 for sample in range(settings.samples)
             ]

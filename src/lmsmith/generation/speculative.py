@@ -54,8 +54,7 @@ class Drafter(Protocol):
 class PromptLookup:
     """Guesses what followed the last occurrence of the text's last tokens; needs no model.
 
-    Attributes:
-        longest, shortest: numbers of last tokens that are searched; longer ones first.
+    The last ``longest`` tokens are searched first, then fewer, down to ``shortest``.
     """
 
     longest: int = 3

@@ -27,15 +27,10 @@ ANY = STATES
 
 @dataclass(frozen=True)
 class Mask:
-    """Tokens that may be drawn in each row of a batch.
+    """Tokens that may be drawn in each row of a batch."""
 
-    Attributes:
-        forbidden_sv: float32, 0 where a state allows a token, else −∞.
-        states_b: the state of each row, int64.
-    """
-
-    forbidden_sv: Tensor
-    states_b: Tensor
+    forbidden_sv: Tensor  # float32, 0 where a state allows a token, else −∞
+    states_b: Tensor  # int64, the state of each row
 
     def apply(self, logits_bv: Tensor) -> Tensor:
         """The logits, −∞ for forbidden tokens."""

@@ -35,17 +35,11 @@ _MOST_DIMENSIONS = 8
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """A tensor in a file.
+    """A tensor in a file."""
 
-    Attributes:
-        type: how its numbers are packed.
-        shape: (rows, columns), as in PyTorch.
-        data: its bytes, uint8, in the memory-mapped file.
-    """
-
-    type: TensorType
-    shape: tuple[int, ...]
-    data: Tensor
+    type: TensorType  # how its numbers are packed
+    shape: tuple[int, ...]  # (rows, columns), as in PyTorch
+    data: Tensor  # its bytes, uint8, in the memory-mapped file
 
     def read(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Its numbers, in memory of their own."""

@@ -51,19 +51,12 @@ _INSIDE: Mapping[str, Sequence[str]] = {
 
 @dataclass(frozen=True)
 class Architecture:
-    """One of llama.cpp's architectures.
-
-    Attributes:
-        read: metadata and tensors → our settings; problems go to the list.
-        write: our settings → metadata, keys without the architecture's name.
-        query_key_value: names of the parts of our one matrix.
-        interleaved: whether rotary pairs are adjacent.
-    """
+    """One of llama.cpp's architectures."""
 
     read: Callable[[_Values], ModelConfig]
-    write: Callable[[ModelConfig], dict[str, Any]]
-    query_key_value: Sequence[str]
-    interleaved: bool
+    write: Callable[[ModelConfig], dict[str, Any]]  # keys without the architecture's name
+    query_key_value: Sequence[str]  # names of the parts of our one matrix
+    interleaved: bool  # whether rotary pairs are adjacent
 
 
 class _Values:

@@ -26,19 +26,12 @@ Unpack = Callable[[Tensor, Tensor], None]
 
 @dataclass(frozen=True)
 class TensorType:
-    """A way to pack numbers.
-
-    Attributes:
-        name: llama.cpp's.
-        block: numbers that are packed together.
-        block_bytes: size of a block.
-        unpack: unpacks blocks; or the type of numbers that are not packed.
-    """
+    """A way to pack numbers, with llama.cpp's name."""
 
     name: str
-    block: int
+    block: int  # numbers that are packed together
     block_bytes: int
-    unpack: Unpack | torch.dtype
+    unpack: Unpack | torch.dtype  # the type of numbers that are not packed
 
     def bytes_of(self, shape: tuple[int, ...], name: str) -> int:
         """Bytes of a tensor of this shape.
