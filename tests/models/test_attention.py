@@ -10,12 +10,11 @@ from torch.nn import functional as F
 from lmsmith.models.attention import (
     attention_bias,
     packed_mask,
-    padded_mask,
-    padded_positions,
 )
 from lmsmith.models.attention_kernels import explicit_attention
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
+from padding import padded_mask, padded_positions
 
 CONFIG = ModelConfig(layers=2, width=24, heads=3, context=32, vocabulary_size=41)
 

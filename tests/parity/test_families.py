@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from lmsmith.core.errors import UserError
 from lmsmith.generation.engine import SamplingSettings, generate
-from lmsmith.models.attention import packed_mask, padded_mask, padded_positions
+from lmsmith.models.attention import packed_mask
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.interop.transformers import from_transformers, to_transformers
 from lmsmith.rlhf.rollout import pad_batch
+from padding import padded_mask, padded_positions
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 transformers = pytest.importorskip("transformers", reason="transformers, the oracle, is not here")

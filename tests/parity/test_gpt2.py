@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from lmsmith.corpus.batches import NO_TARGET
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
-from lmsmith.training.losses import IGNORED, linear_cross_entropy_sum
+from lmsmith.training.losses import linear_cross_entropy_sum
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 transformers = pytest.importorskip("transformers", reason="transformers, the oracle, is not here")
@@ -80,7 +81,7 @@ def test_loss_and_gradients(pair: tuple[torch.nn.Module, Decoder], tokens: Tenso
     peer, decoder = pair
     theirs = peer(tokens, labels=tokens).loss
     theirs.backward()
-    targets = torch.cat([tokens[:, 1:], torch.full((3, 1), IGNORED)], dim=1)
+    targets = torch.cat([tokens[:, 1:], torch.full((3, 1), NO_TARGET)], dim=1)
     loss = linear_cross_entropy_sum(decoder(tokens), decoder.token_embedding.weight, targets)
     ours = loss / (3 * 39)
     ours.backward()  # type: ignore[no-untyped-call]
@@ -99,8 +100,8 @@ def test_loss_and_gradients(pair: tuple[torch.nn.Module, Decoder], tokens: Tenso
 
 def test_padded_rows(pair: tuple[torch.nn.Module, Decoder], tokens: Tensor) -> None:
     """With padding on the left, transformers must be told positions; we count them."""
-    from lmsmith.models.attention import padded_mask, padded_positions
     from lmsmith.rlhf.rollout import pad_batch
+    from padding import padded_mask, padded_positions
 
     peer, decoder = pair
     batch = pad_batch([tokens[0, :9].tolist(), tokens[1, :23].tolist(), tokens[2, :16].tolist()])

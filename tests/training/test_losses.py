@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lmsmith.corpus.batches import NO_TARGET
 from lmsmith.training import losses
-from lmsmith.training.losses import IGNORED, linear_cross_entropy_sum
+from lmsmith.training.losses import linear_cross_entropy_sum
 
 POSITIONS, WIDTH, VOCABULARY = 29, 12, 53
 
@@ -18,12 +19,12 @@ def inputs(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     hidden = torch.randn(POSITIONS, WIDTH, generator=generator)
     weight = torch.randn(VOCABULARY, WIDTH, generator=generator)
     targets = torch.randint(VOCABULARY, (POSITIONS,), generator=generator)
-    targets[torch.rand(POSITIONS, generator=generator) < 0.3] = IGNORED
+    targets[torch.rand(POSITIONS, generator=generator) < 0.3] = NO_TARGET
     return hidden, weight, targets
 
 
 def plain(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(hidden @ weight.T, targets, ignore_index=IGNORED, reduction="sum")
+    return F.cross_entropy(hidden @ weight.T, targets, ignore_index=NO_TARGET, reduction="sum")
 
 
 @pytest.mark.parametrize("rows_at_once", [1, 4, 7, 29, 1000])
@@ -60,7 +61,7 @@ def test_leading_dimensions_may_be_several() -> None:
 def test_no_targets_no_loss_and_no_gradient() -> None:
     hidden, weight, targets = inputs(4)
     leaf = hidden.requires_grad_()
-    loss = linear_cross_entropy_sum(leaf, weight, torch.full_like(targets, IGNORED))
+    loss = linear_cross_entropy_sum(leaf, weight, torch.full_like(targets, NO_TARGET))
     loss.backward()  # type: ignore[no-untyped-call]
     assert loss.item() == 0.0
     assert leaf.grad is not None
@@ -109,7 +110,7 @@ def test_chunks_cover_all_rows_and_all_but_the_last_are_of_one_size() -> None:
 
 def test_logits_are_made_for_targets_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(losses, "CHUNK_ROWS", 8)
-    targets = torch.full((40,), IGNORED)
+    targets = torch.full((40,), NO_TARGET)
     targets[[3, 11, 12, 30, 39]] = 1
     needed = losses._needed_positions(targets)
     assert needed is not None

@@ -66,7 +66,7 @@ def people_judge(
                 overlap=labelers,
                 origin=origins[each.id],
             )
-    pairs = _read(store, list(dict.fromkeys(origins.values())), labelers)
+    pairs = _read_judgements(store, list(dict.fromkeys(origins.values())), labelers)
     # Equal replies would weigh too much beside the few pairs that are judged at first.
     all_judged = all(pair.said for pair in pairs.values())
     rows = []
@@ -85,8 +85,10 @@ def _origin(instruction: Instruction, one: str, two: str) -> str:
     return fingerprint(["win rate", list(instruction.messages), sorted([one, two])])
 
 
-def _read(store: Store, origins: Sequence[str], labelers: int) -> Mapping[str, _QueuedPair]:
-    """The pairs of these origins with what was said of them; each is given to as many at least."""
+def _read_judgements(
+    store: Store, origins: Sequence[str], labelers: int
+) -> Mapping[str, _QueuedPair]:
+    """Raise each pair's overlap to ``labelers``, then read its judgements, by its origin."""
     pairs: dict[str, _QueuedPair] = {}
     with store.session.begin() as session:
         for start in range(0, len(origins), NAMES_A_QUERY):

@@ -1,4 +1,7 @@
-"""Recipe keys of earlier versions, and what they are called now."""
+"""Recipe keys of earlier versions, and what they are called now.
+
+`lmsmith.core.config.unknown_key` makes the error that names the new key.
+"""
 
 from __future__ import annotations
 

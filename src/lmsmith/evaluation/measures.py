@@ -41,9 +41,13 @@ class Measure:
         """The value of each resample, from the sums of its items' numbers."""
         if self.of_sums is not None:
             return self.of_sums(sums_rs)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            ratios = sums_rs[:, 0] / sums_rs[:, 1]
+        ratios = _ratios(sums_rs)
         return np.array([self.transform(ratio) for ratio in ratios.tolist()], np.float64)
+
+
+def _ratios(sums_rs: Floats) -> Floats:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(sums_rs[:, 0] / sums_rs[:, 1], np.float64)
 
 
 def _exp(value: float) -> float:
@@ -136,9 +140,8 @@ def aggregate(
         if measure.of_sums is not None:
             found[name] = percentile_interval(value_of(rows, name), measure.of_sums(sums_rs))
         elif each[:, 1].sum():
-            with np.errstate(invalid="ignore", divide="ignore"):
-                ratios = sums_rs[:, 0] / sums_rs[:, 1]
-            ratio = percentile_interval(float(each[:, 0].sum() / each[:, 1].sum()), ratios)
+            whole = float(each[:, 0].sum() / each[:, 1].sum())
+            ratio = percentile_interval(whole, _ratios(sums_rs))
             ends = [measure.transform(end) for end in (ratio.value, ratio.low, ratio.high)]
             found[name] = Interval(*ends)
             if measure.is_share and _is_all_or_none(each):

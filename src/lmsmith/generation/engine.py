@@ -69,11 +69,11 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        """Whether a step would draw a token."""
+        """Whether any request is unfinished."""
         return self.scheduler.busy
 
     def step(self) -> list[TokenEvent]:
-        """Read new tokens and draw one for every reply.
+        """Read prompts, and draw a token for every reply in progress.
 
         Raises:
             UserError: the model's logits are not finite numbers.

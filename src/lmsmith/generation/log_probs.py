@@ -1,7 +1,7 @@
 """Log-probabilities of tokens: drawn ones, those of a prompt, and forced ones.
 
 Generation, the server and evaluation get their log-probabilities here, through the scheduler. Two
-more readers compute the same numbers: `lmsmith.models.batching.response_log_probs` for PPO, with
+more readers compute the same numbers: `lmsmith.rlhf.rollout.response_log_probs` for PPO, with
 gradients and a temperature, and `lmsmith.training.losses` for the loss over documents, with
 gradients.
 

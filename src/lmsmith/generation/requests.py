@@ -15,7 +15,7 @@ from lmsmith.models.config import ModelConfig
 from lmsmith.tokenizers import StreamDecoder, Tokenizer
 from lmsmith.tokenizers.token_bytes import BOUNDARY, LONGEST
 
-FinishReason = Literal["stop", "length", "context", "cancelled"]
+FinishReason = Literal["stop", "length", "context"]
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,8 @@ class Reply:
     Attributes:
         tokens: its stop token included.
         text: without stop token or stop text; empty if the engine has no tokenizer.
-        finish: ``stop`` (a stop token or text), ``length`` (max_new_tokens), ``context`` (the
-            context is full), ``cancelled``.
+        finish: ``stop`` (a stop token or text), ``length`` (max_new_tokens), or ``context`` (the
+            context is full).
         log_probs: of its tokens, if the request asked for them.
         prompt_log_probs: of the prompt's tokens but the first, likewise.
     """

@@ -23,22 +23,6 @@ def packed_mask(documents_bt: Tensor) -> Tensor:
     return same & causal
 
 
-def padded_mask(valid_bt: Tensor) -> Tensor:
-    """Causal mask (batch, length, length) without the padding, where ``valid_bt`` is false.
-
-    Every position attends to itself, so that no softmax is empty.
-    """
-    length = valid_bt.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=valid_bt.device).tril()
-    itself = torch.eye(length, dtype=torch.bool, device=valid_bt.device)
-    return (causal & valid_bt[:, None, :]) | itself
-
-
-def padded_positions(valid_bt: Tensor) -> Tensor:
-    """Position of each token counted from its row's first valid token; 0 on padding."""
-    return (valid_bt.long().cumsum(dim=1) - 1).clamp(min=0)
-
-
 def attention_bias(mask_bts: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """The mask as a term of the scores, 0 to attend, else −∞; (batch, 1, t, s)."""
     if mask_bts is None:

@@ -88,7 +88,7 @@ def _cut_responses(
 
 LEFT_OUT = {
     "tied": "with all responses tied",
-    "empty": "with an empty prompt, or less than two responses that are not empty",
+    "empty": "with an empty prompt, or fewer than two responses that are not empty",
     "equal": "whose responses are equal as far as they are read",
     "too_long": "whose last message does not fit the context",
     "contradicted": "whose order as many others reverse",
@@ -202,9 +202,9 @@ def _distinct(responses: Sequence[Sequence[int]], ranks: Sequence[int]) -> list[
 
 
 def _contradicted(rankings: Sequence[EncodedRanking]) -> tuple[set[int], int]:
-    """Rankings each pair of which is reversed as often as given, which teach nothing (numbers).
+    """Numbers of rankings whose every pair is contradicted as often as stated; they teach nothing.
 
-    Also, how many of the other rankings have a pair that one reverses; these are kept.
+    Also, how many others are contradicted in part; these are kept.
     """
     votes: Counter[tuple[int, int]] = Counter()
     pairs: list[list[tuple[int, int]]] = []

@@ -1,4 +1,4 @@
-"""One batch of experience: responses drawn from the policy, and all that is known of them."""
+"""One batch of experience: prompts and responses with log-probabilities, values and scores."""
 
 from __future__ import annotations
 
@@ -338,7 +338,7 @@ def readable_prompts(
             tokens = [index(token) for token in prompt]
         except TypeError as error:
             raise UserError(
-                f"prompts[{number}] is no list of token ids ({error})",
+                f"prompts[{number}] is not a list of token ids ({error})",
                 "encode texts with the policy's own tokenizer; ids are whole numbers",
             ) from error
         if not tokens:
@@ -357,7 +357,7 @@ def readable_prompts(
             continue
         raise UserError(f"prompts[{number}] {problem}", fix)
     if not found:
-        raise UserError("PPO has no prompt", "give at least one list of token ids")
+        raise UserError("PPO has no prompts", "give at least one list of token ids")
     return found, stop
 
 
@@ -369,7 +369,7 @@ def checked_rewards(rewards: object, count: int) -> Tensor:
         count: of the responses.
 
     Raises:
-        UserError: they are no numbers, not one for each response, not finite or too large.
+        UserError: they are not numbers, or not one for each response, not finite or too large.
     """
     expected = f"expected {count} finite numbers, shape ({count},): one for each response"
     try:
@@ -377,8 +377,8 @@ def checked_rewards(rewards: object, count: int) -> Tensor:
         rewards_b = torch.as_tensor(plain, dtype=torch.float64).detach()
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise UserError(
-            f"the reward function returned {type(rewards).__name__} that is no list of numbers "
-            f"({error}); {expected}",
+            f"the reward function returned {type(rewards).__name__}, which is not a list of "
+            f"numbers ({error}); {expected}",
             "return a tensor or a list of floats",
         ) from error
     if rewards_b.shape != (count,):

@@ -38,11 +38,11 @@ class Limits:
     drain_seconds: float = 30.0  # that running requests have to finish at shutdown
     unread_seconds: float = 300.0  # of generating an answer in a conversation without a reader
 
-    def check(self) -> list[str]:
-        """Problems of values out of range, a line each."""
+    def out_of_range(self) -> list[tuple[str, float, float]]:
+        """Limit, its value and the least that it can be, of values out of range."""
         least = {"seconds": 0.001, "tokens": 0, "drain_seconds": 0, "unread_seconds": 0}
         return [
-            f"{name} = {value}: {least.get(name, 1):g} or more"
+            (name, value, least.get(name, 1))
             for name, value in vars(self).items()
             if not value >= least.get(name, 1)
         ]

@@ -9,7 +9,7 @@ import webbrowser
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from lmsmith.core.errors import UserError
+from lmsmith.core.errors import UserError, needs_extra
 from lmsmith.core.format import format_size
 from lmsmith.core.recipe import MachineConfig
 
@@ -37,14 +37,14 @@ def serve(
 ) -> None:
     """A chat page, and OpenAI's API (/v1/chat/completions and others), with models of this machine.
 
-    SIGTERM or Ctrl-C takes no more requests, finishes those under way, and ends.
+    On SIGTERM or Ctrl-C the server accepts no more requests, finishes running ones, and ends.
 
     Args:
         models: Runs, model folders, Hugging Face folders, GGUF files or registered names; write
             NAME=MODEL to choose what clients call it.
-        host: Address to listen at; any but this machine's own demands a token, or named users.
-        port: To listen at; 0 is any that is free.
-        token: Demanded of every request, as an API key; LMSMITH_TOKEN if it is left out.
+        host: Address to listen on; any but this machine's own demands a token, or named users.
+        port: Port to listen on; 0 takes a free one.
+        token: Required in every request, as an API key; LMSMITH_TOKEN if it is left out.
         allow_host: A name by which clients may call this server, beside its address. Repeatable.
         weights: As they are, or rounded to int8: half the memory, nearly twice the speed.
         database: Keeps conversations and judgements, for /api and `lmsmith feedback export`: a
@@ -52,10 +52,10 @@ def serve(
         memory: For weights and caches together, in GB; 0 gives each model a cache of 1 GB.
         threads: Of the engine; 0 is all cores.
         streams: Replies written together, of each model.
-        queue: Requests that may wait; more are told to come again (429).
+        queue: Requests that may wait; more are told to try again later (429).
         max_tokens: Longest reply; 0 is the context.
         timeout: Seconds that a request may take.
-        drain: Seconds that replies under way have to finish, once the server is told to end.
+        drain: Seconds that running replies have to finish after the signal to end.
         open: Open the chat page in a browser.
 
     Raises:
@@ -63,8 +63,6 @@ def serve(
 
     >>> lmsmith.serve(["runs/quickstart"], port=8080)                       # doctest: +SKIP
     """
-    from lmsmith.core.errors import needs_extra
-
     with needs_extra("serve"):
         import fastapi  # noqa: F401
         import prometheus_client  # noqa: F401
@@ -85,9 +83,13 @@ def serve(
     if not models:
         raise UserError("no model to serve", "name one: lmsmith serve runs/quickstart")
     limits = Limits(streams, queue, timeout, tokens=max_tokens, drain_seconds=drain)
-    problems = limits.check()
+    options = {"seconds": "timeout", "tokens": "max-tokens", "drain_seconds": "drain"}
+    problems = [
+        f"--{options.get(name, name)} {value}: {least:g} or more"
+        for name, value, least in limits.out_of_range()
+    ]
     if threads < 0:
-        problems.append(f"threads = {threads}: 0 or more")
+        problems.append(f"--threads {threads}: 0 or more")
     if problems:
         raise UserError("\n".join(problems))
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")

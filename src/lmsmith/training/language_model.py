@@ -10,14 +10,14 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from lmsmith.corpus.batches import Batch
+from lmsmith.corpus.batches import NO_TARGET, Batch
 from lmsmith.models.adapters import TrainedState, has_adapters
 from lmsmith.models.attention import packed_mask
 from lmsmith.models.decoder import Decoder
 from lmsmith.runs.metrics_log import read_metrics
 from lmsmith.runs.stage_folder import StageFolder, derive_seed
 from lmsmith.training.loop import BestWeights, few_steps_warning, rise_warning, run_steps
-from lmsmith.training.losses import IGNORED, linear_cross_entropy_sum
+from lmsmith.training.losses import linear_cross_entropy_sum
 from lmsmith.training.machine import (
     ResolvedMachine,
     choose_compiling,
@@ -61,7 +61,7 @@ def accumulate_gradients(
     Returns:
         Mean loss in nats per target (not weighted), and the number of targets.
     """
-    targets, total = int((batch.targets_bt != IGNORED).sum()), 0.0
+    targets, total = int((batch.targets_bt != NO_TARGET).sum()), 0.0
     rows = batch.tokens_bt.shape[0]
     step = micro_batch_size or rows
     for start in range(0, rows, step):

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-IGNORED = -100
-"""Target value of positions without loss."""
+from lmsmith.corpus.batches import NO_TARGET
 
 CHUNK_ELEMENTS = 8 << 20
 """Logits held at once; chosen so that a chunk's passes stay in cache."""
@@ -74,7 +73,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             hidden = hidden_nd[rows].detach().to(dtype)
             targets = targets_n[rows, None]
             places = targets.clamp(min=0)
-            losses, gradient, at_target = step(hidden @ weight.T, places, targets != IGNORED)
+            losses, gradient, at_target = step(hidden @ weight.T, places, targets != NO_TARGET)
             # Not scatter_, whose deterministic form copies all of it.
             gradient[torch.arange(len(places)), places[:, 0]] = at_target[:, 0]
             total += losses.sum()
@@ -97,12 +96,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def linear_cross_entropy_sum(
     hidden: Tensor, weight_vd: Tensor, targets: Tensor, *, compiled: bool = False
 ) -> Tensor:
-    """Cross entropy in nats, summed over the positions whose target is not `IGNORED`.
+    """Cross entropy in nats, summed over the positions whose target is not `NO_TARGET`.
 
     Args:
         hidden: (…, width).
         weight_vd: unembedding (vocabulary, width).
-        targets: (…) token ids or `IGNORED`.
+        targets: (…) token ids or `NO_TARGET`.
         compiled: whether to compile the softmax (four times as fast, after some seconds).
     """
     device = hidden.device.type
@@ -121,7 +120,9 @@ def linear_cross_entropy_sum(
         total = torch.zeros((), dtype=torch.float32)
         for rows in _chunks(hidden_nd.shape[0], weight.shape[0]):
             logits = (hidden_nd[rows].to(dtype) @ weight.T).float()
-            total += F.cross_entropy(logits, targets_n[rows], ignore_index=IGNORED, reduction="sum")
+            total += F.cross_entropy(
+                logits, targets_n[rows], ignore_index=NO_TARGET, reduction="sum"
+            )
         return total
 
 
@@ -131,7 +132,7 @@ def _needed_positions(targets_n: Tensor) -> Tensor | None:
     In fine-tuning most are ignored. Some of these fill the number up to a multiple of
     `CHUNK_ROWS` / 2, so that compiled code has few shapes.
     """
-    ignored_n = targets_n == IGNORED
+    ignored_n = targets_n == NO_TARGET
     granule = max(1, CHUNK_ROWS // 2)
     count = -(-int((~ignored_n).sum()) // granule) * granule
     if count >= len(targets_n):

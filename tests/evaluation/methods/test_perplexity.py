@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmsmith.core.recipe import MachineConfig
+from lmsmith.corpus.batches import NO_TARGET
 from lmsmith.evaluation.methods.perplexity import (
     Rolling,
     bits_per_byte,
@@ -27,7 +28,6 @@ from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.prompts.sft_rows import conversation_windows
 from lmsmith.tokenizers import Tokenizer
-from lmsmith.training.losses import IGNORED
 from lmsmith.training.machine import resolve_machine
 
 MACHINE = resolve_machine(MachineConfig(precision="fp32"))
@@ -56,7 +56,7 @@ def test_windows_predict_every_token_once(length: int, context: int, overlap: fl
     for inputs, targets in document_windows(tokens, context, overlap):
         assert len(inputs) == len(targets) <= context
         for place, target in enumerate(targets):
-            if target != IGNORED:
+            if target != NO_TARGET:
                 assert inputs[place] == target - 1
                 # all that is before it, or at least the overlap
                 assert place + 1 >= min(target - 100, int(context * overlap))
@@ -82,7 +82,7 @@ def test_long_documents_see_the_windows_context() -> None:
     total = 0.0
     for inputs, targets in document_windows(tokens, 8, 0.5):
         for place, target in enumerate(targets):
-            if target != IGNORED:
+            if target != NO_TARGET:
                 total += nats(model, inputs[: place + 1], target)
     expected = total / math.log(2) / len(text.encode())
     assert bits_per_byte(model, TOKENIZER, [text], MACHINE) == pytest.approx(expected, rel=1e-5)

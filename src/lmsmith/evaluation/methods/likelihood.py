@@ -51,7 +51,7 @@ class Likelihood:
     Attributes:
         log_probs: of its tokens, in nats.
         greedy: whether each of them is the likeliest at its place.
-        greedy_allowed: the same where the first may be no forbidden token.
+        greedy_allowed: the same when forbidden tokens are excluded at the first place.
     """
 
     log_probs: tuple[float, ...]
@@ -329,7 +329,7 @@ STOP_WORDS = frozenset(_WORDS.split())
 
 @functools.lru_cache(maxsize=4)
 def stop_word_tokens(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Tokens that are a whole stop word after a space, or a mark, and so end no passage.
+    """Stop words with their leading space, and tokens without letter or digit: no passage ends so.
 
     A word that merely begins with such a token ("the" + "rapist") is lost to the filter with it.
     """

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from lmsmith.corpus.batches import NO_TARGET
 from lmsmith.corpus.messages import Message
 from lmsmith.evaluation.methods.likelihood import LikelihoodReader
 from lmsmith.evaluation.model import Continuation, EvaluatedModel
@@ -17,13 +18,13 @@ from lmsmith.models.batching import length_batches
 from lmsmith.models.decoder import Decoder
 from lmsmith.prompts.sft_rows import conversation_windows
 from lmsmith.tokenizers import Tokenizer
-from lmsmith.training.losses import IGNORED, linear_cross_entropy_sum
+from lmsmith.training.losses import linear_cross_entropy_sum
 from lmsmith.training.machine import ResolvedMachine, evaluation_mode
 
 TOKENS_AT_ONCE = 8_192
 
 Window = tuple[list[int], list[int]]
-"""Input tokens, and for each the token to predict or `IGNORED`."""
+"""Input tokens, and for each the token to predict or `NO_TARGET`."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def document_windows(tokens: Sequence[int], context: int, overlap: float = 0.5) 
     while predicted < inputs:
         end = min(start + context, inputs)
         start = max(0, end - context)
-        targets = [IGNORED] * (predicted - start) + list(tokens[predicted + 1 : end + 1])
+        targets = [NO_TARGET] * (predicted - start) + list(tokens[predicted + 1 : end + 1])
         yield list(tokens[start:end]), targets
         predicted = end
         start += stride
@@ -109,8 +110,8 @@ def predict_replies(
     for messages in conversations:
         for ids, is_target in conversation_windows(tokenizer, messages, context, context // 2):
             wanted = list(zip(ids[1:], is_target[1:], strict=True))
-            targets = [token if is_wanted else IGNORED for token, is_wanted in wanted]
-            known = [token for token in targets if token != IGNORED]
+            targets = [token if is_wanted else NO_TARGET for token, is_wanted in wanted]
+            known = [token for token in targets if token != NO_TARGET]
             tokens += len(known)
             byte_count += sum(len(tokenizer.token_bytes(token)) for token in known)
             windows.append((ids[:-1], targets))
@@ -142,7 +143,7 @@ def total_nats(
         for group in length_batches([len(inputs) for inputs, _ in windows], TOKENS_AT_ONCE):
             length = max(len(windows[index][0]) for index in group)
             tokens_bt = torch.zeros(len(group), length, dtype=torch.long)
-            targets_bt = torch.full_like(tokens_bt, IGNORED)
+            targets_bt = torch.full_like(tokens_bt, NO_TARGET)
             for row, index in enumerate(group):
                 inputs, targets = windows[index]
                 tokens_bt[row, : len(inputs)] = torch.tensor(inputs, dtype=torch.long)
@@ -232,6 +233,6 @@ def window_pairs(tokens: Sequence[int], window: int, overlap: float) -> list[Con
     """`document_windows` as contexts and their continuations."""
     pairs = []
     for inputs, targets in document_windows(tokens, window, overlap):
-        scored = sum(target != IGNORED for target in targets)
+        scored = sum(target != NO_TARGET for target in targets)
         pairs.append(Continuation((*inputs, targets[-1]), scored))
     return pairs

@@ -43,7 +43,7 @@ Rater = Callable[[Question, Sequence[str]], list[Rating]]
 def toxicity(text: str) -> float:
     """1 − Π (1 − weight) over the patterns that are found, each once; 0 where none is.
 
-    It is a count of open insults, curses and threats, no probability, and knows no context: a
+    A weighted score of open insults, curses and threats, not a probability. It knows no context: a
     quotation scores as what it quotes, and veiled hatred scores 0.
     """
     kept = 1.0
@@ -78,7 +78,7 @@ def _read(name: str) -> dict[str, Any]:
 
 
 class LabelWords:
-    """Reads which of a few labels a model answers.
+    """Reads which label a model would answer.
 
     P(label) = softmax over the labels of log P(label | prompt): what the model would say if it
     could say nothing else. It writes nothing, so its answer can always be read.
@@ -218,8 +218,9 @@ def rater_identity(model: EvaluatedModel, spec: RatingSpec) -> dict[str, object]
 
 def _rating_model(model: EvaluatedModel, spec: RatingSpec) -> EvaluatedModel:
     """The model that grades or classifies; the one under evaluation if none is named."""
-    if not spec.grader or model.machine is None:
+    if not spec.grader:
         return model
+    assert model.machine is not None  # of a model that was loaded to be evaluated
     return _load_grader(spec.grader, model.machine, model.chat)
 
 

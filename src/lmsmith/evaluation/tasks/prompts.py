@@ -311,7 +311,7 @@ def _gold_number(said: Any, choices: Sequence[str]) -> int | None:
 
 
 def write_shot(task: TaskSpec, item: Item, answer: str | None = None) -> str:
-    """The item with its right answer, or another in its place; "" for the context alone."""
+    """The item with its right answer, or with ``answer``; an empty one shows the context alone."""
     question = write_question(task, item)
     context = question.contexts[question.gold if len(question.contexts) > 1 else 0]
     shown = question.choices[question.gold] if answer is None else answer

@@ -1,1 +1,1 @@
-"""The page of a study."""
+"""Pages of studies: in-context and scale."""

@@ -191,8 +191,10 @@ class ImportBody(BaseModel):
 
 @router.post("/imports")
 async def import_rows(request: Request, body: ImportBody) -> Response:
-    """Add the conversations that are not there yet: the new ones, how many are known, and how much
-    of what was left out. All of the rows, or, where anything is wrong with one, none."""
+    """Add the conversations that are new, or none if any row is wrong.
+
+    The reply has them, the number already known, and counts of what was left out.
+    """
     left_out = Counter[str]()
     try:
         found = await asyncio.to_thread(_read_all, body, left_out)

@@ -29,7 +29,6 @@ from lmsmith.studies.scale.documents import (
     Writer,
     pack,
 )
-from lmsmith.training.losses import IGNORED
 from lmsmith.training.machine import ResolvedMachine, evaluation_mode
 
 SHOTS = (0, 1, 2, 4, 8, 16)
@@ -182,7 +181,7 @@ def _loss(
         batch = batches.batch_of(family, step)
         logits_bvt = _logits(decoder, machine, batch).transpose(1, 2)
         losses_bt = torch.nn.functional.cross_entropy(
-            logits_bvt, torch.from_numpy(batch.targets_bt), ignore_index=IGNORED, reduction="none"
+            logits_bvt, torch.from_numpy(batch.targets_bt), ignore_index=NO_TARGET, reduction="none"
         )
         sums += losses_bt.double().sum(dim=1).tolist()
         counts += (batch.targets_bt != NO_TARGET).sum(axis=1).tolist()
