@@ -42,6 +42,11 @@ def model_folders() -> list[Path]:
     return [models_folder(), home] if home else [models_folder()]
 
 
+def versions_folder() -> Path:
+    """Versions of models, a folder a name, a folder a version."""
+    return data_folder() / "versions"
+
+
 def tasks_folder() -> Path:
     """The user's own tasks."""
     return data_folder() / "tasks"
