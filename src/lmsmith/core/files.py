@@ -362,8 +362,14 @@ def read_text(path: Path) -> str:
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
     """Write one JSON object a line, atomically; NaN and infinity become null."""
-    lines = [json.dumps(finite(row), ensure_ascii=False) + "\n" for row in rows]
-    atomic_write(path, "".join(lines))
+    atomic_write(path, "".join(_json_line(row) for row in rows))
+
+
+def _json_line(row: Mapping[str, object]) -> str:
+    try:
+        return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+    except ValueError:  # a NaN or an infinity
+        return json.dumps(finite(row), ensure_ascii=False) + "\n"
 
 
 def growing_rows(path: Path) -> list[dict[str, Any]]:

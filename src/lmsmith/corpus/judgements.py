@@ -1,0 +1,109 @@
+"""Judgements of people: what they wrote, ranked, compared, liked or asked, whoever keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from lmsmith.core.errors import UserError
+from lmsmith.core.files import fingerprint, read_rows
+from lmsmith.corpus.messages import validate_messages
+from lmsmith.corpus.rows import read_conversations, read_rankings
+from lmsmith.corpus.sources import ROWS, TALKS, FilesOnce
+from lmsmith.corpus.splits import opening_key
+
+Kind = Literal["demonstration", "better_answer", "ranking", "comparison", "thumb", "prompt"]
+
+RANKED: tuple[Kind, ...] = ("ranking", "comparison", "better_answer")
+"""Kinds that put responses in an order."""
+
+DEMONSTRATED: tuple[Kind, ...] = ("demonstration", "better_answer")
+"""Kinds whose best response is a person's own."""
+
+
+class Judgement(msgspec.Struct, frozen=True):
+    """What a person said of responses to a prompt.
+
+    Attributes:
+        id: the same in every round, such as ``comparison-12``.
+        kind: ``better_answer`` ranks a person's own response above the model's; a ``thumb`` says
+            of one response whether it is good; a ``prompt`` is a message that a person sent.
+        prompt: messages, the last of which is the user's.
+        responses, ranks: 1 is best, equal numbers are ties; a thumb's rank is 1 for up, 2 for down.
+        person: id of the one who judged; empty where a file names nobody.
+        asker: id of the one who sent the prompt, if it was somebody here.
+        models: that wrote the responses, where it is known.
+        created: seconds since 1970.
+    """
+
+    id: str
+    kind: Kind
+    prompt: list[dict[str, str]]
+    responses: list[str] = []
+    ranks: list[int] = []
+    person: str = ""
+    asker: str = ""
+    models: list[str] = []
+    created: float = 0.0
+
+    @property
+    def opening(self) -> str:
+        """Key of all dialogues that begin alike (`opening_key`)."""
+        return opening_key(self.prompt)
+
+    @property
+    def people(self) -> tuple[str, ...]:
+        """Everybody whose words or opinion it holds."""
+        return tuple(dict.fromkeys(name for name in (self.person, self.asker) if name))
+
+
+def read_judgements(sources: Sequence[str]) -> Iterator[Judgement]:
+    """The judgements of files or folders, in the formats that ``lmsmith feedback export`` writes.
+
+    A file is of conversations (demonstrations), of rankings, or of ratings, by its rows. A rating
+    on another scale than thumbs is no judgement that anything learns from, and is left out. Rows
+    whose labeler is not named are nobody's.
+
+    Raises:
+        UserError: a file is missing or a row is bad; it is named.
+    """
+    files = FilesOnce()
+    for source in sources:
+        for path in files.of(source, tuple(dict.fromkeys((*ROWS, *TALKS)))):
+            yield from _read_file(path)
+
+
+def _read_file(path: Path) -> Iterator[Judgement]:
+    _, first = next(iter(read_rows(path)), ("", {}))
+    if "scale" in first and "messages" in first:
+        yield from _thumbs(path)
+    elif "messages" in first or "conversations" in first or "instruction" in first:
+        for each in read_conversations(path):
+            *prompt, reply = each.messages
+            if reply["role"] == "assistant" and prompt and prompt[-1]["role"] == "user":
+                yield Judgement(each.id, "demonstration", prompt, [reply["content"]], [1])
+            elif reply["role"] == "user":
+                yield Judgement(each.id, "prompt", each.messages)
+    else:
+        for ranking in read_rankings(path):
+            kind: Kind = "comparison" if ranking.source == "feedback.comparison" else "ranking"
+            kind = "better_answer" if ranking.source == "feedback.better" else kind
+            yield Judgement(
+                ranking.id, kind, ranking.prompt, ranking.responses, ranking.ranks, ranking.labeler
+            )
+
+
+def _thumbs(path: Path) -> Iterator[Judgement]:
+    for where, row in read_rows(path):
+        if row.get("scale") != "thumbs":
+            continue
+        value, person = row.get("value"), str(row.get("labeler") or "")
+        *prompt, reply = validate_messages(row.get("messages"), where)
+        if value not in (-1, 1) or reply["role"] != "assistant" or not prompt:
+            raise UserError(f"{where}: not a thumb", "value is 1 or -1, of a model's response")
+        name = str(row.get("id") or fingerprint([prompt, reply, person]))
+        ranks = [1 if value == 1 else 2]
+        yield Judgement(name, "thumb", prompt, [reply["content"]], ranks, person)

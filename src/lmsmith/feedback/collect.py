@@ -1,0 +1,244 @@
+"""Everything that people judged, read in a few queries: what a new version may learn from."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from lmsmith.corpus.judgements import Judgement, Kind
+from lmsmith.feedback.people import IMPORTER
+from lmsmith.feedback.store import Store
+from lmsmith.feedback.tables import (
+    Assignment,
+    BetterAnswer,
+    Comparison,
+    Conversation,
+    Message,
+    Person,
+    RankedAnswers,
+    Rating,
+    Task,
+    utc,
+)
+from lmsmith.statistics.agreement import pairs_of
+
+_RANKS = {"left": [1, 2], "right": [2, 1], "tie": [1, 1], "both_bad": [1, 1]}
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What a database holds.
+
+    Attributes:
+        judgements: of all people, gold tasks left out.
+        reliability: person → gold pairs that they ordered rightly, and all; a tie counts ½.
+        regenerations: answers that were asked for once more.
+        edits: messages that people wrote anew in the place of another.
+        names: person → name.
+    """
+
+    judgements: list[Judgement]
+    reliability: dict[str, tuple[float, float]]
+    regenerations: int
+    edits: int
+    names: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _Said:
+    """A message, as much of it as judgements need."""
+
+    parent: int | None
+    role: str
+    content: str
+    model: str
+    person: str
+    created: datetime
+
+
+def collect(store: Store) -> Collected:
+    """Read all judgements of a database."""
+    with store.session() as session:
+        names = {row[0]: row[1] for row in session.execute(select(Person.id, Person.name))}
+        importer = next((key for key, name in names.items() if name == IMPORTER), None)
+        messages = _messages(session)
+        found = [
+            *_of_answers(session, messages),
+            *_of_queue(session, messages),
+            *_imported(session, importer),
+            *_prompts(messages),
+        ]
+        reliability = _reliability(session)
+    siblings: dict[tuple[int | None, str], int] = defaultdict(int)
+    for each in messages.values():
+        siblings[each.parent, each.role] += each.parent is not None
+    return Collected(
+        found,
+        reliability,
+        sum(
+            count - 1 for (_, role), count in siblings.items() if role == "assistant" and count > 1
+        ),
+        sum(count - 1 for (_, role), count in siblings.items() if role == "user" and count > 1),
+        names,
+    )
+
+
+def _messages(session: Session) -> dict[int, _Said]:
+    query = select(
+        Message.id,
+        Message.parent_id,
+        Message.role,
+        Message.content,
+        Message.model,
+        Conversation.person_id,
+        Message.created,
+    ).join(Conversation, Message.conversation_id == Conversation.id)
+    rows: Iterable[Any] = session.execute(query.order_by(Message.id))
+    return {row[0]: _Said(*row[1:]) for row in rows}
+
+
+def _path(messages: dict[int, _Said], number: int | None) -> list[dict[str, str]]:
+    """The messages from the first one to this one."""
+    turns: list[dict[str, str]] = []
+    while number is not None:
+        each = messages[number]
+        turns.append({"role": each.role, "content": each.content})
+        number = each.parent
+    return turns[::-1]
+
+
+def _seconds(moment: datetime) -> float:
+    return utc(moment).timestamp()
+
+
+def _of_answers(session: Session, messages: dict[int, _Said]) -> Iterator[Judgement]:
+    """Thumbs, better answers and comparisons, which people make in their own conversations."""
+    for pair in session.scalars(select(Comparison).order_by(Comparison.id)):
+        left, right = messages[pair.left_id], messages[pair.right_id]
+        yield Judgement(
+            f"comparison-{pair.id}",
+            "comparison",
+            _path(messages, left.parent),
+            [left.content, right.content],
+            _RANKS[pair.verdict],
+            pair.person_id,
+            left.person,
+            [left.model, right.model],
+            _seconds(pair.created),
+        )
+    for better in session.scalars(select(BetterAnswer).order_by(BetterAnswer.id)):
+        answer = messages[better.message_id]
+        yield Judgement(
+            f"better-{better.id}",
+            "better_answer",
+            _path(messages, answer.parent),
+            [better.content, answer.content],
+            [1, 2],
+            better.person_id,
+            answer.person,
+            ["", answer.model],
+            _seconds(better.created),
+        )
+    for thumb in session.scalars(select(Rating).order_by(Rating.id)):
+        answer = messages[thumb.message_id]
+        yield Judgement(
+            f"thumb-{thumb.id}",
+            "thumb",
+            _path(messages, answer.parent),
+            [answer.content],
+            [1 if thumb.value > 0 else 2],
+            thumb.person_id,
+            answer.person,
+            [answer.model],
+            _seconds(thumb.created),
+        )
+
+
+def _of_queue(session: Session, messages: dict[int, _Said]) -> Iterator[Judgement]:
+    """Demonstrations and rankings of labelers; scores put nothing in an order."""
+    query = (
+        select(Assignment, Task)
+        .join(Task, Assignment.task_id == Task.id)
+        .where(Assignment.state == "done", Task.gold.is_(None), Task.kind != "rating")
+        .order_by(Assignment.id)
+    )
+    for done, task in session.execute(query):
+        kind: Kind = "ranking"
+        responses, ranks = task.responses, done.answer.get("ranks", [])
+        if task.kind == "demonstration":
+            kind, responses, ranks = "demonstration", [done.answer["content"]], [1]
+        asked = messages.get(task.message_id) if task.message_id is not None else None
+        yield Judgement(
+            f"labelled-{done.id}",
+            kind,
+            task.prompt,
+            responses,
+            ranks,
+            done.person_id,
+            asked.person if asked else "",
+            task.models if kind == "ranking" else [],
+            _seconds(done.finished or done.started),
+        )
+
+
+def _imported(session: Session, importer: str | None) -> Iterator[Judgement]:
+    """Rankings that were made elsewhere; those of the importer are nobody's."""
+    for each in session.scalars(select(RankedAnswers).order_by(RankedAnswers.id)):
+        person = "" if each.person_id == importer else each.person_id
+        yield Judgement(
+            f"ranking-{each.id}",
+            "ranking",
+            each.prompt,
+            each.responses,
+            each.ranks,
+            person,
+            "",
+            each.models,
+            _seconds(each.created),
+        )
+
+
+def _prompts(messages: dict[int, _Said]) -> Iterator[Judgement]:
+    """What people sent: the last message of theirs on each branch, with what went before."""
+    continued = {
+        grandparent
+        for each in messages.values()
+        if each.role == "user" and each.parent is not None
+        for grandparent in [messages[each.parent].parent]
+    }
+    for number, each in messages.items():
+        if each.role == "user" and number not in continued:
+            yield Judgement(
+                f"prompt-{number}",
+                "prompt",
+                _path(messages, number),
+                asker=each.person,
+                created=_seconds(each.created),
+            )
+
+
+def _reliability(session: Session) -> dict[str, tuple[float, float]]:
+    """How labelers ordered the pairs of gold rankings that are no tie."""
+    query = (
+        select(Assignment.person_id, Assignment.answer, Task.gold)
+        .join(Task, Assignment.task_id == Task.id)
+        .where(Assignment.state == "done", Task.gold.is_not(None), Task.kind == "ranking")
+    )
+    found: dict[str, tuple[float, float]] = {}
+    for person, answer, gold in session.execute(query):
+        right, asked = _gold_pairs(gold, answer)
+        before = found.get(person, (0.0, 0.0))
+        found[person] = before[0] + right, before[1] + asked
+    return found
+
+
+def _gold_pairs(gold: dict[str, Any], answer: dict[str, Any]) -> tuple[float, float]:
+    true, said = pairs_of(gold["ranks"]), pairs_of(answer["ranks"])
+    decided = true != 0
+    return float((1 - abs(true - said)[decided] / 2).sum()), float(decided.sum())

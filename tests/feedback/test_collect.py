@@ -1,0 +1,91 @@
+"""What is read of a database, by hand and beside what is exported."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from lmsmith.core.files import write_jsonl
+from lmsmith.feedback.collect import collect
+from lmsmith.feedback.export import export
+from lmsmith.feedback.imports import import_file
+from lmsmith.feedback.queue import Queue
+from lmsmith.feedback.store import Store
+
+
+def talk(store: Store, who: str, asked: str, answers: list[str]) -> list[int]:
+    """A conversation of one question: the ids of the question and the answers."""
+    name = store.begin(who).id
+    first = store.add_message(who, name, None, "user", asked).id
+    return [
+        first,
+        *(store.add_message(who, name, first, "assistant", a, model="m@1").id for a in answers),
+    ]
+
+
+def test_everything_is_read_with_who_asked_and_who_judged(store: Store, tmp_path: Path) -> None:
+    ann, bob = store.person("Ann").id, store.person("Bob", "labeler").id
+    asked, one, two = talk(store, ann, "Hello?", ["one", "two"])
+    store.compare(ann, one, two, "right")
+    store.rate(ann, one, -1)
+    store.improve(ann, two, "three")
+    queue = Queue(store)
+    queue.add(
+        "ranking",
+        [{"role": "user", "content": "Hello?"}],
+        ["x", "y"],
+        message=asked,
+        models=["m@1", "m@2"],
+    )
+    queue.add(
+        "ranking", [{"role": "user", "content": "gold"}], ["x", "y", "z"], gold={"ranks": [1, 2, 2]}
+    )
+    for _ in range(2):
+        held = queue.next(bob)
+        assert held is not None
+        assignment, task = held
+        ranks = [1, 2, 2][: len(task.responses)] if task.gold is None else [1, 1, 2]
+        queue.submit(bob, assignment.id, {"ranks": [ranks[place] for place in assignment.shown]})
+    row = {"prompt": "far", "responses": ["p", "q"], "ranks": [2, 1], "labeler": "Bob"}
+    write_jsonl(tmp_path / "file.jsonl", [row])
+    import_file(store, tmp_path / "file.jsonl", person="import")
+    found = collect(store)
+    by_kind = {each.kind: each for each in found.judgements if not each.id.startswith("labelled")}
+    assert sorted(each.kind for each in found.judgements) == [
+        "better_answer", "comparison", "prompt", "ranking", "ranking", "thumb",
+    ]  # fmt: skip
+    comparison = by_kind["comparison"]
+    assert (comparison.ranks, comparison.models) == ([2, 1], ["m@1", "m@1"])
+    assert comparison.prompt == [{"role": "user", "content": "Hello?"}]
+    assert (by_kind["thumb"].ranks, by_kind["thumb"].responses) == ([2], ["one"])
+    assert by_kind["better_answer"].responses == ["three", "two"]
+    assert all(each.asker == ann for each in found.judgements if each.kind != "ranking")
+    (labelled,) = (each for each in found.judgements if each.id.startswith("labelled"))
+    assert (labelled.person, labelled.asker, labelled.ranks) == (bob, ann, [1, 2])
+    assert by_kind["ranking"].asker == ""
+    # Gold says x before y and z; the labeler tied x with y, and put x before z.
+    assert found.reliability == {bob: (1.5, 2.0)}
+    assert (found.regenerations, found.edits) == (1, 0)
+    assert found.names[ann] == "Ann"
+    export(store, tmp_path)
+    exported = [json.loads(line) for line in (tmp_path / "rankings.jsonl").read_text().splitlines()]
+    ours = {each.id: (each.responses, each.ranks) for each in found.judgements}
+    assert len(exported) == 4
+    for row in exported:
+        assert ours[row["id"]] == (row["responses"], row["ranks"])
+
+
+def test_the_last_prompt_of_a_branch_stands_for_those_before(store: Store) -> None:
+    ann = store.person("Ann").id
+    _, answer = talk(store, ann, "one", ["a"])
+    name = store.path(ann, answer)[0].conversation_id
+    for text in ("two", "two again"):
+        store.add_message(ann, name, answer, "user", text)
+    found = collect(store)
+    assert [[m["content"] for m in each.prompt] for each in found.judgements] == [
+        ["one", "a", "two"],
+        ["one", "a", "two again"],
+    ]
+    assert found.edits == 1
+    store.delete_person(ann)
+    assert collect(store).judgements == []

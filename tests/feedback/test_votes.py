@@ -1,0 +1,63 @@
+"""Votes on a candidate: whose they are, which count, and what they decide."""
+
+from __future__ import annotations
+
+import pytest
+
+from lmsmith.feedback.queue import Queue
+from lmsmith.feedback.store import Store
+from lmsmith.feedback.votes import votes_on
+from lmsmith.statistics.sequential import SequentialTest
+
+
+def shown(store: Store, who: str, asked: str, models: tuple[str, ...]) -> list[int]:
+    """Answers of these models to a question, in the order shown."""
+    name = store.begin(who).id
+    first = store.add_message(who, name, None, "user", asked).id
+    return [store.add_message(who, name, first, "assistant", m, model=m).id for m in models]
+
+
+def test_votes_of_page_and_queue_count_once_for_person_and_prompt(store: Store) -> None:
+    ann, bob = store.person("Ann").id, store.person("Bob", "labeler").id
+    one, two, again = shown(store, ann, "a", ("m@2", "m@1", "m@2"))
+    store.compare(ann, one, two, "left")
+    store.compare(ann, two, again, "left")  # the same person and prompt
+    three, four = shown(store, ann, "b", ("m@1", "m@2"))
+    store.compare(ann, three, four, "left")
+    five, six = shown(store, ann, "c", ("m@1", "m@2"))
+    store.compare(ann, five, six, "both_bad")
+    seven, eight = shown(store, ann, "d", ("m@1", "m@3"))
+    store.compare(ann, seven, eight, "left")
+    queue = Queue(store)
+    queue.add(
+        "ranking", [{"role": "user", "content": "e"}], ["x", "y", "z"], models=["m@1", "n", "m@2"]
+    )
+    held = queue.next(bob)
+    assert held is not None
+    ranks = [2, 1, 1]
+    queue.submit(bob, held[0].id, {"ranks": [ranks[place] for place in held[0].shown]})
+    found = votes_on(store, "m@2", "m@1")
+    assert found.outcomes == (1.0, 0.0, 0.5, 1.0)
+    assert (found.people, found.repeated) == (2, 1)
+    assert votes_on(store, "m@3", "m@1").outcomes == (0.0,)
+    assert votes_on(store, "m@1", "m@2").outcomes == (0.0, 1.0, 0.5, 0.0)
+    assert found.decision(SequentialTest()).outcome == "undecided"
+
+
+def test_equal_votes_decide_nothing(store: Store) -> None:
+    ann = store.person("Ann").id
+    for number in range(40):
+        one, two = shown(store, ann, f"question {number}", ("m@1", "m@2"))
+        store.compare(ann, one, two, "tie")
+    found = votes_on(store, "m@2", "m@1")
+    decision = found.decision(SequentialTest())
+    assert (decision.outcome, decision.share.value, found.first) == ("undecided", 0.5, 0.0)
+    assert decision.e_value == pytest.approx(0.36, abs=0.1)
+
+
+def test_the_votes_of_a_deleted_person_are_gone(store: Store) -> None:
+    ann = store.person("Ann").id
+    one, two = shown(store, ann, "a", ("m@2", "m@1"))
+    store.compare(ann, one, two, "left")
+    store.delete_person(ann)
+    assert votes_on(store, "m@2", "m@1").outcomes == ()
