@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from lmsmith.prompts import encode_prompt
 from lmsmith.rlhf.objective import pair_accuracy, ranking_loss
 from lmsmith.rlhf.ranking import (
     EncodedRanking,
+    EncodedThumb,
     accumulate_ranking_gradients,
     activation_bytes,
     candidate_batch,
@@ -272,3 +274,41 @@ def test_the_estimate_is_near_what_is_kept() -> None:
     total = sum(size for place, size in saved.items() if place not in weights)
     assert hidden.requires_grad
     assert 0.5 * total < activation_bytes(config, 4, 96) < 4 * total
+
+
+def test_weights_and_thumbs_add_their_own_losses() -> None:
+    """Against autograd on the whole batch at once, in float32."""
+    model, rankings = world(5)
+    weighted = [replace(each, weight=w) for each, w in zip(rankings, itertools.cycle((0.5, 1.5)))]
+    thumbs = [
+        EncodedThumb(each.prompt, each.responses[0], bool(n % 2), 1.0 + n)
+        for n, each in enumerate(rankings)
+    ]
+    batch = candidate_batch(rankings)
+    scores_bk = candidate_scores(model, batch)
+    weights_b = torch.tensor([each.weight for each in weighted])
+    per_prompt = torch.stack(
+        [
+            ranking_loss(scores_bk[n : n + 1], batch.ranks_bk[n : n + 1])
+            for n in range(len(rankings))
+        ]
+    )
+    ranked = (per_prompt * weights_b).mean()
+    reference = float(scores_bk.detach().sum() / (batch.ranks_bk > 0).sum())
+    alone = [candidate_batch([EncodedRanking(t.prompt, [t.response], [1])]) for t in thumbs]
+    scored_b = torch.stack([candidate_scores(model, each)[0, 0] for each in alone])
+    liked = torch.nn.functional.softplus(-(scored_b - reference))
+    disliked = torch.nn.functional.softplus(scored_b - reference)
+    terms = [
+        (liked if thumb.liked else disliked)[n] * thumb.weight for n, thumb in enumerate(thumbs)
+    ]
+    whole = ranked + 0.25 * torch.stack(terms).mean()
+    whole.backward()
+    expected = gradients(model)
+    loss, _, _ = accumulate_ranking_gradients(
+        model, weighted, MACHINE, thumbs=thumbs, thumbs_weight=0.25
+    )
+    assert loss == pytest.approx(whole.item(), abs=1e-5)
+    found = gradients(model)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -60,6 +61,7 @@ class Ranking:
         responses: K >= 2.
         ranks: 1 is best, equal numbers are ties.
         split: one of `RANKING_SPLITS` if it is decided already.
+        weight: of its loss, 1 on average.
     """
 
     id: str
@@ -69,6 +71,7 @@ class Ranking:
     labeler: str = ""
     source: str = ""
     split: str | None = None
+    weight: float = 1.0
 
     def row(self) -> dict[str, object]:
         """The row of a JSONL file that `read_rankings` reads back."""
@@ -80,6 +83,7 @@ class Ranking:
             "source": self.source,
             "id": self.id,
             **({"split": self.split} if self.split else {}),
+            **({"weight": self.weight} if self.weight != 1 else {}),
         }
 
 
@@ -169,7 +173,8 @@ def read_rankings(path: Path, left_out: list[IrregularPair] | None = None) -> It
             left_out.append(irregular)
             continue
         name = id_of(row, where) or fingerprint(ranked)
-        yield Ranking(name, *ranked, labeler, source, _split_of(row, where))
+        weight = _weight_of(row, where)
+        yield Ranking(name, *ranked, labeler, source, _split_of(row, where), weight)
 
 
 def _read_ranked(row: Mapping[str, object], where: str) -> Ranked:
@@ -191,6 +196,17 @@ def _read_ranked(row: Mapping[str, object], where: str) -> Ranked:
     if len(ranks) != len(responses):
         raise UserError(f"{where}: {len(responses)} responses but {len(ranks)} ranks")
     return prompt, responses, ranks
+
+
+def _weight_of(row: Mapping[str, object], where: str) -> float:
+    weight = row.get("weight", 1.0)
+    if (
+        isinstance(weight, bool)
+        or not isinstance(weight, int | float)
+        or not 0 <= weight < math.inf
+    ):
+        raise UserError(f"{where}: 'weight' is {weight!r}; expected a number of 0 or more")
+    return float(weight)
 
 
 def _split_of(row: Mapping[str, object], where: str) -> str | None:

@@ -31,11 +31,12 @@ def _differences(scores_bk: Tensor) -> Tensor:
     return scores_bk[:, :, None] - scores_bk[:, None, :]
 
 
-def ranking_loss(scores_bk: Tensor, ranks_bk: Tensor) -> Tensor:
+def ranking_loss(scores_bk: Tensor, ranks_bk: Tensor, weights_b: Tensor | None = None) -> Tensor:
     """−log σ(r_w − r_l), averaged over the pairs of each prompt, then over prompts; float32.
 
     Ouyang et al. 2022, equation 1, whose 1 / C(K,2) counts the pairs that are not tied, since
-    ties are dropped. Prompts without such a pair do not count.
+    ties are dropped. Prompts without such a pair do not count. Weights, 1 on average, multiply the
+    losses of prompts.
     """
     pairs_bkk = better_pairs(ranks_bk)
     differences_bkk = _differences(scores_bk.masked_fill(ranks_bk <= 0, 0.0))
@@ -43,7 +44,26 @@ def ranking_loss(scores_bk: Tensor, ranks_bk: Tensor) -> Tensor:
     losses_bkk = F.softplus(-differences_bkk).masked_fill(~pairs_bkk, 0.0)
     pairs_b = pairs_bkk.sum(dim=(1, 2))
     losses_b = losses_bkk.sum(dim=(1, 2)) / pairs_b.clamp(min=1)
+    if weights_b is not None:
+        losses_b = losses_b * weights_b
     return losses_b.sum() / (pairs_b > 0).sum().clamp(min=1)
+
+
+def thumb_loss(scores_b: Tensor, liked_b: Tensor, reference: float, weights_b: Tensor) -> Tensor:
+    """−log σ(±(r − r₀)), + for a response that is liked, averaged; float32.
+
+    A thumb says of one response whether it is better than what people get, r₀, and compares it
+    with no other one; it is the desirable or undesirable response of Ethayarajh et al. 2024,
+    section 4, as a loss of the reward itself.
+
+    Args:
+        scores_b: rewards.
+        liked_b: whether each is liked, boolean.
+        reference: r₀, the mean reward of responses that people ranked; no gradient.
+        weights_b: 1 on average.
+    """
+    signs_b = torch.where(liked_b, 1.0, -1.0)
+    return (F.softplus(-signs_b * (scores_b.float() - reference)) * weights_b).mean()
 
 
 def correct_pairs(scores_bk: Tensor, ranks_bk: Tensor) -> tuple[Tensor, Tensor]:

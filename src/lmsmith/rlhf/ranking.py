@@ -17,7 +17,7 @@ from lmsmith.models.batching import length_batches
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.heads import ScalarModel
 from lmsmith.prompts import Message, encode_prompt
-from lmsmith.rlhf.objective import correct_pairs, ranking_loss
+from lmsmith.rlhf.objective import correct_pairs, ranking_loss, thumb_loss
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.machine import ResolvedMachine, evaluation_mode
 
@@ -36,12 +36,14 @@ class EncodedRanking:
         responses: each ends with the end of turn.
         ranks: 1 is best, equal numbers are ties.
         places: places of these responses among all that were given.
+        weight: of its loss.
     """
 
     prompt: list[int]
     responses: list[list[int]]
     ranks: list[int]
     places: list[int] = field(default_factory=list)
+    weight: float = 1.0
 
     @property
     def length(self) -> int:
@@ -53,6 +55,16 @@ class EncodedRanking:
         """Places of the responses of the first rank."""
         first = min(self.ranks)
         return [place for place, rank in enumerate(self.ranks) if rank == first]
+
+
+@dataclass(frozen=True)
+class EncodedThumb:
+    """A response that somebody liked or disliked, as tokens."""
+
+    prompt: list[int]
+    response: list[int]
+    liked: bool
+    weight: float
 
 
 def encode_responses(
@@ -181,7 +193,8 @@ def _encode_ranking(
     counts["responses_empty"] += len(ranking.responses) - len(written)
     counts["responses_equal"] += len(written) - len(places)
     counts["responses_cut"] += sum(cut[n] for n in distinct)
-    return EncodedRanking(prompt, responses, [ranking.ranks[place] for place in places], places)
+    ranks = [ranking.ranks[place] for place in places]
+    return EncodedRanking(prompt, responses, ranks, places, ranking.weight)
 
 
 def _distinct(responses: Sequence[Sequence[int]], ranks: Sequence[int]) -> list[int]:
@@ -343,28 +356,49 @@ def accumulate_ranking_gradients(
     rankings: Sequence[EncodedRanking],
     machine: ResolvedMachine,
     most: int = ACTIVATION_BYTES,
+    thumbs: Sequence[EncodedThumb] = (),
+    thumbs_weight: float = 0.0,
 ) -> tuple[float, float, int]:
     """Add the gradient of the rankings' mean loss to the parameters'.
 
     Args:
         rankings: each with a pair that is not tied, as `encode_rankings` leaves them.
         most: as in `memory_groups`.
+        thumbs: learnt beside them, against the mean reward of the rankings' responses.
+        thumbs_weight: of their mean loss.
 
     Returns:
         The loss, the share of pairs ordered rightly, and the tokens computed, padding included.
     """
-    loss = correct = pairs = 0.0
-    tokens = 0
+    loss = correct = pairs = total = 0.0
+    tokens = responses = 0
     groups = memory_groups([ranking.length for ranking in rankings], model.decoder.config, most)
     for group in groups:
         batch = candidate_batch([rankings[index] for index in group])
         with machine.autocast():
             scores_bk = candidate_scores(model, batch)
-        part = ranking_loss(scores_bk, batch.ranks_bk) * (len(group) / len(rankings))
+        weights = [rankings[index].weight for index in group]
+        weights_b = None if set(weights) == {1.0} else torch.tensor(weights)
+        part = ranking_loss(scores_bk, batch.ranks_bk, weights_b) * (len(group) / len(rankings))
         part.backward()  # type: ignore[no-untyped-call]
         correct_b, pairs_b = correct_pairs(scores_bk.detach(), batch.ranks_bk)
         loss += part.item()
         correct += float(correct_b.sum())
         pairs += float(pairs_b.sum())
         tokens += batch.tokens_bt.numel()
+        total += float(scores_bk.detach().sum())
+        responses += int((batch.ranks_bk > 0).sum())
+    if thumbs:
+        as_rankings = [EncodedRanking(each.prompt, [each.response], [1]) for each in thumbs]
+        for group in memory_groups([r.length for r in as_rankings], model.decoder.config, most):
+            batch = candidate_batch([as_rankings[index] for index in group])
+            with machine.autocast():
+                scores_b = candidate_scores(model, batch)[:, 0]
+            liked_b = torch.tensor([thumbs[index].liked for index in group])
+            weights_b = torch.tensor([thumbs[index].weight for index in group])
+            part = thumb_loss(scores_b, liked_b, total / responses, weights_b)
+            part = part * (thumbs_weight * len(group) / len(thumbs))
+            part.backward()  # type: ignore[no-untyped-call]
+            loss += part.item()
+            tokens += batch.tokens_bt.numel()
     return loss, correct / max(1.0, pairs), tokens

@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
 import torch
 
-from lmsmith.core.config import Fraction, FractionBelowOne, NonNegativeInt, PositiveInt, Problem
+from lmsmith.core.config import (
+    Fraction,
+    FractionBelowOne,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    Problem,
+)
 from lmsmith.core.errors import UserError
+from lmsmith.core.files import read_rows
+from lmsmith.corpus.messages import validate_prompt
 from lmsmith.corpus.rows import read_rankings, rows_of_split
 from lmsmith.models.adapters import AdapterConfig, TrainedState, adapt
-from lmsmith.models.folder import load_decoder, load_tokenizer, save_model
+from lmsmith.models.folder import load_decoder, load_scalar_model, load_tokenizer, save_model
 from lmsmith.models.heads import ScalarModel
 from lmsmith.rlhf.objective import pair_accuracy, ranking_loss
 from lmsmith.rlhf.ranking import (
     LEFT_OUT,
     EncodedRanking,
+    EncodedThumb,
     accumulate_ranking_gradients,
     encode_rankings,
+    encode_responses,
     rankings_warnings,
     score_rankings,
     score_table,
@@ -83,6 +95,12 @@ class RewardConfig:
     max_length: NonNegativeInt = 0
     """Most tokens of a prompt and one response; the oldest turns are dropped beyond it. 0 allows
     the model's context."""
+    thumbs_weight: NonNegativeFloat = 0.1
+    """Weight of the loss of thumbs beside that of rankings, where there are thumbs
+    (`lmsmith improve`)."""
+    prompts_together: bool = False
+    """All rankings of a prompt are learnt in one update and count as one, however many people
+    ranked it."""
     patience: NonNegativeInt = 6
     """Stop after so many measurements without a better one; 0 never stops."""
 
@@ -109,8 +127,18 @@ def run(config: RewardConfig, inputs: Mapping[str, Path], out: StageFolder) -> d
             f"the context; raise {name}.max_length if they differ beyond its {context}",
         )
 
-    model = ScalarModel(decoder)
-    model.initialise_head(torch.Generator().manual_seed(derive_seed(out.seed, "head")))
+    thumbs = load_thumbs(inputs["rankings"] / "thumbs.jsonl", tokenizer, context)
+    thumbs = thumbs if config.thumbs_weight else []
+    groups = None
+    if config.prompts_together:
+        groups, train = [tuple(each.prompt) for each in train], share_weights(train)
+
+    if "start" in inputs:
+        model = load_scalar_model(inputs["start"] / "model")
+        decoder = model.decoder
+    else:
+        model = ScalarModel(decoder)
+        model.initialise_head(torch.Generator().manual_seed(derive_seed(out.seed, "head")))
     decoder.set_dropout(config.dropout)
     decoder.attend_explicitly()
     adapt(model, config.adapter, machine.dtype, derive_seed(out.seed, "adapters"))
@@ -126,7 +154,7 @@ def run(config: RewardConfig, inputs: Mapping[str, Path], out: StageFolder) -> d
             f"{config.min_steps})"
         )
     lengths = [ranking.length for ranking in train]
-    batches = ranking_batches(lengths, batch_prompts, config.epochs, out.seed)
+    batches = ranking_batches(lengths, batch_prompts, config.epochs, out.seed, groups)
     steps, per_epoch = len(batches), len(batches) // config.epochs
     out.warn(few_steps_warning(steps, f"raise {name}.epochs, or add rankings"))
     best = BestWeights(model)
@@ -136,7 +164,13 @@ def run(config: RewardConfig, inputs: Mapping[str, Path], out: StageFolder) -> d
         started = time.perf_counter()
         model.train()
         chosen = [train[i] for i in batches[index]]
-        loss, accuracy, tokens = accumulate_ranking_gradients(model, chosen, machine)
+        loss, accuracy, tokens = accumulate_ranking_gradients(
+            model,
+            chosen,
+            machine,
+            thumbs=thumbs[index % steps :: steps],
+            thumbs_weight=config.thumbs_weight,
+        )
         factor = learning_rate_factor(
             config.schedule, index, steps, config.warmup_steps, config.final_lr_fraction
         )
@@ -178,6 +212,7 @@ def run(config: RewardConfig, inputs: Mapping[str, Path], out: StageFolder) -> d
         "steps": float(done),
         "best_step": float(best.step or done),
         "prompts": float(len(train)),
+        **({"thumbs": float(len(thumbs))} if thumbs else {}),
         "batch_prompts": float(batch_prompts),
         **counts,
         "train_accuracy": measure(model, train[: MEASURED_PROMPTS // 2], machine)[0],
@@ -219,14 +254,59 @@ def load_rankings(
     return encoded, left_out | {name: float(counts[name]) for name in names}
 
 
+def load_thumbs(path: Path, tokenizer: Tokenizer, context: int) -> list[EncodedThumb]:
+    """Thumbs of a file that there need not be; those whose prompt does not fit are left out."""
+    found = []
+    for where, row in read_rows(path) if path.is_file() else ():
+        prompt, response = validate_prompt(row.get("prompt"), where), row.get("response")
+        liked, weight = row.get("liked"), row.get("weight", 1.0)
+        if not isinstance(response, str) or not isinstance(liked, bool):
+            raise UserError(f"{where}: not a thumb", "a row has prompt, response and liked")
+        if response.strip():
+            with contextlib.suppress(UserError):
+                tokens, (encoded,) = encode_responses(tokenizer, prompt, [response], context)
+                found.append(EncodedThumb(tokens, encoded, liked, float(str(weight))))
+    return found
+
+
+def share_weights(rankings: Sequence[EncodedRanking]) -> list[EncodedRanking]:
+    """The rankings, those of one prompt sharing the weight of one by their pairs."""
+    pairs = [len(each.responses) * (len(each.responses) - 1) // 2 for each in rankings]
+    totals: Counter[tuple[int, ...]] = Counter()
+    for each, count in zip(rankings, pairs, strict=True):
+        totals[tuple(each.prompt)] += count
+    shared = [
+        replace(each, weight=each.weight * count / totals[tuple(each.prompt)])
+        for each, count in zip(rankings, pairs, strict=True)
+    ]
+    mean = sum(each.weight for each in shared) / len(shared)
+    return [replace(each, weight=each.weight / mean) if mean else each for each in shared]
+
+
 def ranking_batches(
-    lengths: Sequence[int], batch_prompts: int, epochs: int, seed: int
+    lengths: Sequence[int],
+    batch_prompts: int,
+    epochs: int,
+    seed: int,
+    groups: Sequence[object] | None = None,
 ) -> list[list[int]]:
     """Indices of every step's prompts, each prompt once an epoch.
 
     Prompts are shuffled, sorted by length within windows of `WINDOW_BATCHES`, cut into batches, and
     the batches shuffled.
+
+    Args:
+        groups: of each prompt, if prompts of one group stand in one batch; a batch then has
+            so many groups.
     """
+    if groups is not None:
+        members: dict[object, list[int]] = {}
+        for index, group in enumerate(groups):
+            members.setdefault(group, []).append(index)
+        indices = list(members.values())
+        longest = [max(lengths[index] for index in each) for each in indices]
+        found = ranking_batches(longest, batch_prompts, epochs, seed)
+        return [[index for place in batch for index in indices[place]] for batch in found]
     batches: list[list[int]] = []
     window = batch_prompts * WINDOW_BATCHES
     for epoch in range(epochs):
