@@ -1,0 +1,1 @@
+"""The loop: what people judged becomes the next version, with proof, or does not."""

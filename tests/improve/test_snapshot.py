@@ -1,0 +1,252 @@
+"""Judgements frozen and divided: nothing on two sides, in no round; nobody too heavy."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lmsmith.core.errors import UserError
+from lmsmith.core.progress import QuietProgress
+from lmsmith.core.recipe import MachineConfig
+from lmsmith.corpus.judgements import Judgement, read_judgements
+from lmsmith.corpus.rows import read_conversations, read_rankings
+from lmsmith.improve.snapshot import (
+    SIDES_FILE,
+    SNAPSHOT_FILE,
+    SnapshotConfig,
+    cap_weights,
+    divide,
+    freeze,
+    read_frozen,
+    read_sides,
+    run,
+    weights_of,
+)
+from lmsmith.runs.stage_folder import StageFolder
+
+
+def some(count: int, people: int, seed: int, first: int = 0) -> list[Judgement]:
+    """Judgements of people in their own dialogues, some of which begin alike."""
+    drawn = random.Random(seed)
+    found = []
+    for number in range(first, first + count):
+        person = f"p{drawn.randrange(people)}" if people else ""
+        prompt = [{"role": "user", "content": f"What is {drawn.randrange(3 * count)}?"}]
+        kind = drawn.choice(["ranking", "comparison", "thumb", "demonstration", "better_answer"])
+        size = 1 if kind in ("thumb", "demonstration") else 2
+        responses = [f"{kind} {number} {place}" for place in range(size)]
+        found.append(
+            Judgement(f"{kind}-{number:04}", kind, prompt, responses, [1, 2][:size], person, person)
+        )
+    return found
+
+
+def out(folder: Path) -> StageFolder:
+    return StageFolder(folder, 1, MachineConfig(), QuietProgress())
+
+
+def taken(
+    folder: Path, judgements: list[Judgement], earlier: Path | None = None, **values: Any
+) -> Any:
+    """What the stage wrote: its snapshot.json."""
+    freeze(folder / "frozen", judgements, values.pop("reliability", {}), earlier)
+    run(SnapshotConfig(frozen=str(folder / "frozen"), **values), {}, out(folder / "data"))
+    return json.loads((folder / "data" / SNAPSHOT_FILE).read_text())
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@given(st.integers(0, 10**6), st.sampled_from([0, 1, 3, 40]))
+def test_no_person_and_no_prompt_is_on_two_sides(seed: int, people: int) -> None:
+    divided = divide(some(120, people, seed), SnapshotConfig(), {})
+    for one, other in itertools.combinations(divided.sides.values(), 2):
+        assert not {each.opening for each in one} & {each.opening for each in other}
+        if divided.by == "person":
+            assert not {each.asker for each in one} & {each.asker for each in other}
+    assert divided.by == ("person" if people == 40 else "prompt")
+
+
+@given(st.integers(0, 10**6), st.integers(1, 30), st.integers(1, 30))
+def test_sides_stay_in_later_rounds(seed: int, people: int, more_people: int) -> None:
+    """Whoever joins, and however the division changes between rounds."""
+    rounds: list[list[Judgement]] = [some(60, people, seed)]
+    for turn in (1, 2):
+        rounds.append([*rounds[-1], *some(60, more_people, seed + turn, 60 * turn)])
+    earlier: dict[str, Any] = {}
+    trained: set[str] = set()
+    held: set[str] = set()
+    for judgements in rounds:
+        divided = divide(judgements, SnapshotConfig(), earlier)
+        train = {each.opening for each in divided.sides["train"]}
+        held_out = {each.opening for each in divided.sides["held_out"]}
+        assert not train & held_out
+        assert not train & held
+        assert not held_out & trained
+        trained, held = trained | train, held | held_out
+        earlier = {
+            each.id: (side, each.opening) for side, rows in divided.sides.items() for each in rows
+        }
+
+
+def test_the_stage_writes_what_each_later_stage_reads(tmp_path: Path, seed: int) -> None:
+    judgements = some(400, 30, seed)
+    found = taken(tmp_path, judgements)
+    data = tmp_path / "data"
+    parts = {
+        part: list(read_rankings(data / part))
+        for part in (
+            "reward/train.jsonl",
+            "reward/validation.jsonl",
+            "judge/train.jsonl",
+            "held_out/test.jsonl",
+        )
+    }
+    assert all(parts.values())
+    assert (
+        len(list(read_conversations(data / "demonstrations.jsonl")))
+        == found["counts"]["demonstrations"]
+    )
+    assert sum(found["counts"][f"reward/{part}"] for part in ("train", "validation")) == sum(
+        each.kind in ("ranking", "comparison", "better_answer")
+        for each in divide(judgements, SnapshotConfig(), {}).sides["train"]
+    )
+    assert set(found["people"]) == {each.person for each in judgements}
+    sides = read_sides(data / SIDES_FILE)
+    again = taken(tmp_path / "again", judgements, data / SIDES_FILE)
+    assert read_sides(tmp_path / "again/data" / SIDES_FILE) == sides
+    assert (again["new"], found["new"]) == (0, len(sides))
+
+
+def test_a_better_answer_teaches_twice_and_a_demonstration_once(tmp_path: Path) -> None:
+    prompt = [{"role": "user", "content": "Hello?"}]
+    made = [
+        Judgement("better-1", "better_answer", prompt, ["mine", "its"], [1, 2], "p", "p"),
+        Judgement("demonstration-1", "demonstration", prompt, ["mine"], [1], "p", "p"),
+    ]
+    taken(tmp_path, made, held_out=0.0, judge=0.0)
+    (only,) = rows(tmp_path / "data/demonstrations.jsonl")
+    assert only["messages"][-1] == {"role": "assistant", "content": "mine"}
+    assert (
+        len(rows(tmp_path / "data/reward/train.jsonl"))
+        + len(rows(tmp_path / "data/reward/validation.jsonl"))
+        == 1
+    )
+
+
+def test_who_is_excluded_is_in_no_file(tmp_path: Path, seed: int) -> None:
+    found = taken(tmp_path, some(200, 12, seed), exclude=("p3",))
+    assert "p3" not in found["people"]
+    assert found["left_out"]["of people who are excluded"] > 0
+    assert found["excluded"] == ["p3"]
+    written = "".join(path.read_text() for path in (tmp_path / "data").rglob("*.jsonl"))
+    assert '"p3"' not in written
+
+
+def test_what_is_said_twice_counts_once(seed: int) -> None:
+    once = some(50, 10, seed)
+    again = [Judgement(f"{each.id}-again", *list(vars_of(each))[1:]) for each in once]
+    divided = divide([*once, *again], SnapshotConfig(), {})
+    assert divided.left_out["said twice by one person"] >= 50
+
+
+def vars_of(each: Judgement) -> list[Any]:
+    return [getattr(each, name) for name in each.__struct_fields__]
+
+
+@given(
+    st.dictionaries(st.sampled_from("abcdefgh"), st.floats(0.1, 100), min_size=1),
+    st.floats(0.05, 1.0),
+)
+def test_nobody_has_more_than_the_cap(weights: dict[str, float], cap: float) -> None:
+    found = cap_weights(weights, cap)
+    share = max(cap, 1 / len(weights))
+    total = sum(found.values())
+    assert all(value <= share * total + 1e-6 * total for value in found.values())
+    assert all(found[name] <= weights[name] + 1e-9 for name in weights)
+    below = [name for name in weights if found[name] < weights[name] * (1 - 1e-9)]
+    assert all(found[name] == pytest.approx(share * total) for name in below)
+
+
+def test_nobody_is_a_crowd() -> None:
+    """Rows that name nobody are not one person's, and are not lowered."""
+    assert cap_weights({"": 100.0, "a": 50.0}, 0.3)[""] == 100.0
+
+
+def test_one_account_moves_nothing_by_more_than_its_share() -> None:
+    """Thousands of judgements of one account, against twenty people's."""
+    prompt = [{"role": "user", "content": "q"}]
+    flood = [
+        Judgement(f"r-{i}", "ranking", prompt, [str(i), "b"], [1, 2], "flood") for i in range(5000)
+    ]
+    others = [
+        Judgement(f"s-{i}", "ranking", prompt, [str(i), "c"], [1, 2], f"p{i % 20}")
+        for i in range(200)
+    ]
+    weights = weights_of([*flood, *others], SnapshotConfig(person_cap=0.1), {})
+    total = sum(weights.values())
+    assert sum(weights[each.id] for each in flood) / total == pytest.approx(0.1)
+    assert total == pytest.approx(len(weights))
+
+
+def test_reliable_labelers_weigh_more() -> None:
+    prompt = [{"role": "user", "content": "q"}]
+    made = [
+        Judgement(name, "ranking", prompt, [name, "b"], [1, 2], name)
+        for name in ("good", "coin", "new")
+    ]
+    found = weights_of(made, SnapshotConfig(person_cap=1.0), {"good": (40, 40), "coin": (20, 40)})
+    assert found["good"] > found["new"] > found["coin"] > 0
+    assert found["good"] / found["coin"] == pytest.approx((2 * 43 / 44 - 1) / (2 * 23 / 44 - 1))
+
+
+def test_exported_files_are_read_back(tmp_path: Path) -> None:
+    (tmp_path / "conversations.jsonl").write_text(
+        '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
+        '{"messages": [{"role": "user", "content": "only asked"}]}\n'
+    )
+    (tmp_path / "rankings.jsonl").write_text(
+        '{"prompt": "a", "responses": ["b", "c"], "ranks": [1, 2], "labeler": "x", '
+        '"source": "feedback.better", "id": "better-1"}\n'
+        '{"prompt": "a", "chosen": "b", "rejected": "c"}\n'
+    )
+    (tmp_path / "ratings.jsonl").write_text(
+        '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], '
+        '"scale": "thumbs", "value": -1, "labeler": "x"}\n'
+        '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], '
+        '"scale": "1-7", "score": 3, "labeler": "x"}\n'
+    )
+    found = list(read_judgements([str(tmp_path)]))
+    assert [each.kind for each in found] == [
+        "demonstration",
+        "prompt",
+        "better_answer",
+        "ranking",
+        "thumb",
+    ]
+    assert (found[-1].ranks, found[-1].person) == ([2], "x")
+    freeze(tmp_path / "frozen", found, {})
+    assert read_frozen(tmp_path / "frozen") == sorted(found, key=lambda each: each.id)
+
+
+def test_damaged_rows_are_named(tmp_path: Path) -> None:
+    freeze(tmp_path, some(2, 1, 1), {})
+    (tmp_path / "judgements.jsonl").write_text('{"id": 3}\n')
+    with pytest.raises(UserError, match="line 1: no judgement"):
+        read_frozen(tmp_path)
+    (tmp_path / "thumbs.jsonl").write_text(
+        '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], '
+        '"scale": "thumbs", "value": 5}\n'
+    )
+    with pytest.raises(UserError, match="line 1: not a thumb"):
+        list(read_judgements([str(tmp_path / "thumbs.jsonl")]))
+    (problem,) = SnapshotConfig(held_out=0.6, judge=0.5).check()
+    assert problem.key == "held_out"
