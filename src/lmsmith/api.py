@@ -7,6 +7,7 @@ take seconds are made when a function is called.
 from __future__ import annotations
 
 import contextlib
+import getpass
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from lmsmith.catalogue import versions
 from lmsmith.core.errors import UserError, needs_extra
 from lmsmith.core.files import missing, write_json
 from lmsmith.core.progress import QuietProgress, choose_progress
@@ -23,11 +25,13 @@ from lmsmith.options import CompareOptions, EvaluateOptions, Precision, document
 if TYPE_CHECKING:
     from lmsmith.catalogue.export import ExportedModel
     from lmsmith.catalogue.registry import Record
+    from lmsmith.catalogue.versions import Lineage, Version
     from lmsmith.comparison.run import EvaluatedReplies, ModelPair
     from lmsmith.evaluation.functions import TextFunction
     from lmsmith.evaluation.run import ModelEvaluation
     from lmsmith.evaluation.tasks.spec import TaskSpec
     from lmsmith.feedback.store import Store
+    from lmsmith.improve.round import Prospect
     from lmsmith.prompts import Message
     from lmsmith.studies.in_context import TaskStudy
     from lmsmith.training.machine import ResolvedMachine
@@ -807,3 +811,160 @@ def feedback_statistics(*, database: str = "", seed: int = 0) -> dict[str, Any]:
         from lmsmith.feedback.statistics import statistics_of
 
         return statistics_of(store, seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Improvement(Recorded):
+    """A round of `improve`: what there was to learn from, and the candidate; None if it was dry."""
+
+    prospect: Prospect
+    version: Version | None = None
+
+
+@documented
+def improve(
+    model: str,
+    *,
+    database: str = "",
+    data: Sequence[str] = (),
+    recipe: str = "",
+    set: Sequence[str] = (),
+    name: str = "",
+    share: float = 0.1,
+    by: str = "",
+    dry_run: bool = False,
+    force: bool = False,
+    restart: bool = False,
+    quiet: bool = False,
+) -> Improvement:
+    """Make the next version of a model from what people judged, and measure whether it is better.
+
+    Judgements are frozen, divided between training, a judge and gates, and learnt from. The
+    candidate is not promoted: where its gates allow, people compare it blind with the present
+    version (`lmsmith serve`), and their votes decide. Run it again after anything: it goes on.
+
+    Args:
+        model: A model with versions, or any other model, which becomes its own first version.
+        database: Judgements of a server: a file or a URL; the server's own if left out.
+        data: Judgements in files or folders, as lmsmith feedback export writes them. Repeatable.
+        recipe: A .toml file of the round's settings.
+        set: Change a setting, e.g. ppo.kl_coefficient=0.05.
+        name: What the versions are called; after the model if left out.
+        share: Share of the chat's turns that show both versions while people vote.
+        by: Who makes the first version, for the lineage.
+        dry_run: Say what there is to learn from, and run nothing.
+        force: Go on with few judgements.
+        restart: Drop a round that was begun with other judgements or settings.
+        quiet: Show no progress, only warnings.
+
+    Raises:
+        UserError: there is too little to learn from, or a stage cannot run.
+        Interrupted: after Ctrl-C, once everything is saved.
+
+    >>> lmsmith.improve("runs/quickstart", data=["data/feedback"]).version   # doctest: +SKIP
+    """
+    from lmsmith.improve import round
+
+    if not 0 <= share <= 1:
+        raise UserError(f"--share {share}: expected a share of the turns, 0 to 1")
+    sources = round.Sources(database, tuple(data))
+    settings = round.round_recipe(recipe, set)
+    prospect = round.prospect(model, sources, settings, name)
+    if dry_run:
+        return Improvement(record=prospect.as_dict(), prospect=prospect)
+    made = round.improve(
+        model,
+        sources,
+        settings,
+        name=name,
+        by=by,
+        force=force,
+        restart=restart,
+        progress=choose_progress(f"improve {prospect.name}", quiet),
+    )
+    if made.verdict != "refused" and not data:
+        versions.set_trial(made.name, made.number, share)
+    record = {**prospect.as_dict(), "version": made.as_dict()}
+    return Improvement(record=record, prospect=prospect, version=made)
+
+
+@documented
+def lineage(name: str, *, database: str = "") -> Recorded:
+    """Every version of a model: parents, judgements, gates, promotions, and votes on a candidate.
+
+    Args:
+        name: Of the versions.
+        database: Where the votes are: a file or a URL; the server's own if left out.
+
+    Raises:
+        UserError: the name has no versions.
+    """
+    found = versions.lineage_of(name)
+    record: dict[str, Any] = {
+        "name": name,
+        "promoted": found.promoted,
+        "versions": [each.as_dict() for each in versions.versions(name)],
+        "promotions": [asdict(each) for each in found.promotions],
+        "trial": asdict(found.trial) if found.trial else None,
+    }
+    if found.trial and (votes := _votes(name, found, database)) is not None:
+        record["votes"] = votes
+    return Recorded(record=record)
+
+
+def _votes(name: str, found: Lineage, database: str) -> dict[str, Any] | None:
+    """The state of the vote on a candidate; None without a database."""
+    from lmsmith.feedback.database import default_database
+    from lmsmith.feedback.store import open_store
+    from lmsmith.feedback.votes import votes_on
+
+    assert found.trial is not None
+    if not database and not Path(default_database()).is_file():
+        return None
+    with needs_extra("serve"), open_store(database) as store:
+        votes = votes_on(store, f"{name}@{found.trial.candidate}", f"{name}@{found.promoted}")
+    counts = {"people": votes.people, "repeated": votes.repeated, "first": votes.first}
+    return counts | asdict(votes.decision(found.trial.test))
+
+
+@documented
+def promote(version: str, *, by: str = "", reason: str = "") -> Version:
+    """Make a version the one that its name means: serve, chat and the rest take it from then on.
+
+    A running server changes to it without dropping a stream.
+
+    Args:
+        version: NAME@NUMBER.
+        by: Who decides, for the lineage.
+        reason: Why, for the lineage.
+
+    Raises:
+        UserError: there is no such version, or its files were changed.
+    """
+    name, number = versions.split_version(version)
+    if number is None:
+        versions.lineage_of(name)
+        raise UserError(f"{version}: no number", f"write {version}@NUMBER")
+    return versions.promote(name, number, by or _user(), reason)
+
+
+@documented
+def rollback(name: str, *, by: str = "", reason: str = "") -> Version:
+    """Return to the version that was promoted before the present one.
+
+    Args:
+        name: Of the versions.
+        by: Who decides, for the lineage.
+        reason: Why, for the lineage.
+
+    Raises:
+        UserError: no version was promoted before, or its files were changed.
+    """
+    return versions.rollback(name, by or _user(), reason)
+
+
+def _user() -> str:
+    """The name of the account that runs the command."""
+    with contextlib.suppress(OSError, KeyError):
+        return getpass.getuser()
+    return "somebody"

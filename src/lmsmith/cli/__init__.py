@@ -91,6 +91,17 @@ models rm = models.remove_model: delete a registered model
 models presets = models.list_presets: list model shapes from GPT-1 to Llama, and their cost
     lmsmith models presets
     lmsmith models presets --json
+improve = improve.improve: make the next version from what people judged, with proof
+    lmsmith improve runs/quickstart --dry-run
+    lmsmith improve quickstart --database chat.db
+    lmsmith improve smollm2-135m --data rankings.jsonl --set ppo.iterations=20
+models lineage = improve.lineage: show the versions of a model, their evidence and the votes
+    lmsmith models lineage quickstart
+    lmsmith models lineage quickstart --json
+models promote = improve.promote: make a version the one that its name means
+    lmsmith models promote quickstart@2 --reason "better in every gate"
+models rollback = improve.rollback: return to the version promoted before
+    lmsmith models rollback quickstart
 feedback export = feedback.export: write what people judged as files that a recipe reads
     lmsmith feedback export data/feedback
     lmsmith feedback export data/feedback --database chat.db --held-out 0.1 --json

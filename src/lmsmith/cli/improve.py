@@ -1,0 +1,137 @@
+"""``lmsmith improve``, and the versions of a model: lineage, promote, rollback."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lmsmith import api
+from lmsmith.cli.output import plain_table, table_console
+from lmsmith.cli.parsing import printed
+
+if TYPE_CHECKING:
+    from lmsmith.catalogue.versions import Gate, Version
+    from lmsmith.improve.round import Prospect
+
+_STYLES = {"passed": "green", "failed": "red", "not shown": "yellow"}
+
+
+def _show(found: api.Improvement, *, dry_run: bool, data: tuple[str, ...]) -> None:
+    if dry_run or found.version is None:
+        print_prospect(found.prospect)
+        return
+    made = found.version
+    print_gates(made)
+    if made.verdict == "refused":
+        failed = ", ".join(gate.name for gate in made.gates if gate.state == "failed")
+        print(f"{made.word} is refused: {failed}. It is kept, and not offered to anybody")
+        return
+    shown = [gate.name for gate in made.gates if gate.state == "not shown"]
+    print(
+        f"{made.word} passed every gate that it needs"
+        if made.verdict == "passed"
+        else f"{made.word}: not shown to be better (not measured: {', '.join(shown)})"
+    )
+    if data:
+        print(f"next: lmsmith chat {made.word}; lmsmith models promote {made.word}")
+    else:
+        print(
+            f"next: lmsmith serve {made.name} shows both versions in a share of the turns, and "
+            f"people's votes decide; lmsmith models lineage {made.name} shows them"
+        )
+
+
+improve = printed(api.improve, _show)
+
+
+def print_prospect(found: Prospect) -> None:
+    """What there is to learn from, and the stages that would run."""
+    summary = found.summary
+    table = plain_table("judgements", "")
+    for kind, count in summary.counts.items():
+        table.add_row(kind.replace("_", " ") + "s" * (count != 1), f"{count:,}")
+    table.add_row("compared pairs", f"{summary.pairs:,}")
+    table.add_row("new since the last version", f"{summary.new:,}")
+    table_console().print(table)
+    people = len(summary.people)
+    if summary.one_person:
+        print("one person judged: this is one person's taste")
+    elif people:
+        print(f"{people} people judged")
+    if summary.agreement is not None:
+        agreed = summary.agreement
+        print(
+            f"two people agree on {agreed.value:.0%} of the pairs that both judged (95 %: "
+            f"{agreed.low:.0%} to {agreed.high:.0%}): a perfect judge shows as {agreed.value:.0%}"
+        )
+    else:
+        print("no two people judged the same responses: nothing says how far people agree")
+    if summary.duplicates:
+        print(f"{summary.duplicates:,} judgements are repeated, and count once")
+    for person, count in summary.bursts.items():
+        print(f"{person}: {count} judgements within a minute; --set data.exclude leaves them out")
+    for line in summary.too_little:
+        print(f"too little: {line}")
+    start = f"version {found.parent}" if found.parent else "its first version"
+    print(f"{found.name} starts from {start}; stages: {', '.join(found.stages)}")
+
+
+def print_gates(made: Version) -> None:
+    """Each gate with its figure, interval and margin."""
+    from rich.text import Text
+
+    table = plain_table(
+        "gate", "", "figure", "95 %", "margin", "reason", left=("gate", "", "reason")
+    )
+    for gate in made.gates:
+        state = Text(gate.state, style=_STYLES[gate.state])
+        table.add_row(gate.name, state, *_figures(gate), gate.reason)
+    table_console().print(table)
+
+
+def _figures(gate: Gate) -> tuple[str, str, str]:
+    value, low, high, margin = (
+        "" if number is None else f"{number:.3g}"
+        for number in (gate.value, gate.low, gate.high, gate.margin)
+    )
+    return value, f"{low} to {high}" if low else "", margin
+
+
+def _show_lineage(found: api.Recorded) -> None:
+    record: dict[str, Any] = found.record
+    table = plain_table("version", "from", "made", "people", "verdict", "win rate", "")
+    trial = record["trial"]
+    for each in record["versions"]:
+        mark = "promoted" if each["number"] == record["promoted"] else ""
+        mark = "on trial" if trial and trial["candidate"] == each["number"] else mark
+        win_rate = each["figures"].get("gates.win_rate")
+        table.add_row(
+            each["word"],
+            ", ".join(map(str, each["parents"])) or each["source"],
+            each["created"],
+            f"{len(each['learnt']['people']):,}",
+            each["verdict"],
+            "" if win_rate is None else f"{win_rate:.1%}",
+            mark,
+        )
+    table_console().print(table)
+    for each in record["promotions"]:
+        reason = f": {each['reason']}" if each["reason"] else ""
+        print(f"{each['date']}  {each['action']} {each['version']} by {each['by']}{reason}")
+    if votes := record.get("votes"):
+        share = votes["share"]
+        print(
+            f"{votes['votes']:,} votes of {votes['people']:,} people: {share['value']:.1%} for the "
+            f"candidate ({share['low']:.1%} to {share['high']:.1%} at any time), e-value "
+            f"{votes['e_value']:.3g}: {votes['outcome']}"
+        )
+
+
+lineage = printed(api.lineage, _show_lineage)
+
+
+def _show_promoted(made: Version) -> None:
+    print(f"{made.name} is {made.word} now ({made.path})")
+
+
+promote = printed(api.promote, _show_promoted)
+rollback = printed(api.rollback, _show_promoted)
