@@ -8,23 +8,20 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
-from lmsmith.catalogue.reading import ReadModel, read_model
+from lmsmith.catalogue.reading import read_draft_model, read_model
 from lmsmith.catalogue.resolve import Sampling, advised_sampling
 from lmsmith.core.errors import UserError
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.generation.engine import Engine, SamplingSettings, answer, stream
 from lmsmith.generation.inference import InferenceDecoder
-from lmsmith.generation.requests import Reply, Request, TokenEvent, until_stop
-from lmsmith.generation.speculative import Drafter, DraftModel, PromptLookup, speculate
+from lmsmith.generation.requests import Reply, Request, until_stop
+from lmsmith.generation.speculative import PROMPT_LOOKUP, Drafter, DraftModel, PromptLookup
 from lmsmith.generation.vocabulary import vocabulary_of
 from lmsmith.models.decoder import Decoder
 from lmsmith.prompts import Message, Prompt, encode_prompt, room_for_reply
 from lmsmith.prompts.chat import encode_text_prompts
 from lmsmith.tokenizers import StreamDecoder, Tokenizer
 from lmsmith.training.machine import ResolvedMachine, resolve_machine
-
-PROMPT_LOOKUP = "prompt-lookup"
-"""The draft that needs no model."""
 
 
 def load(
@@ -41,6 +38,7 @@ def load(
         draft: a smaller model of the same tokenizer that guesses the next tokens, or
             ``prompt-lookup``, which guesses that what follows has followed before; the model
             reads several guesses at once and keeps those that are right (speculative decoding).
+            The text is the same as without.
 
     Raises:
         UserError: there is no such model, or it is damaged, or it gives rewards and not text; or
@@ -50,6 +48,10 @@ def load(
     >>> model.chat([{"role": "user", "content": "Hello!"}])                 # doctest: +SKIP
     """
     found = read_model(path)
+    drafting: Decoder | PromptLookup | None = None
+    if draft:
+        lookup = draft == PROMPT_LOOKUP
+        drafting = PromptLookup() if lookup else read_draft_model(draft, [found])
     return LanguageModel(
         found.decoder,
         found.tokenizer,
@@ -57,24 +59,8 @@ def load(
         folder=found.source.path,
         machine=resolve_machine(machine or MachineConfig()),
         sampling=advised_sampling(found.source),
-        draft=_read_draft(draft, found) if draft else None,
+        draft=drafting,
     )
-
-
-def _read_draft(word: str | Path, target: ReadModel) -> Decoder | PromptLookup:
-    if word == PROMPT_LOOKUP:
-        return PromptLookup()
-    found = read_model(word)
-    ours, theirs = target.tokenizer, found.tokenizer
-    sizes = target.decoder.config.vocabulary_size, found.decoder.config.vocabulary_size
-    ids = range(min(ours.vocabulary_size, theirs.vocabulary_size))
-    same = ours.vocabulary_size == theirs.vocabulary_size and sizes[0] == sizes[1]
-    if not same or any(ours.token_bytes(token) != theirs.token_bytes(token) for token in ids):
-        raise UserError(
-            f"--draft {word}: it has another tokenizer than {target.source.name}",
-            f"name a model of the same tokenizer, or {PROMPT_LOOKUP}",
-        )
-    return found.decoder
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -114,7 +100,7 @@ class LanguageModel:
     machine: ResolvedMachine = field(default_factory=lambda: resolve_machine(MachineConfig()))
     sampling: Sampling = field(default_factory=Sampling)
     draft: Decoder | PromptLookup | None = None
-    _ready: tuple[object, InferenceDecoder] | None = field(default=None, init=False)
+    _ready: dict[str, tuple[object, InferenceDecoder]] = field(default_factory=dict, init=False)
 
     @property
     def context(self) -> int:
@@ -208,18 +194,8 @@ class LanguageModel:
 
     def write_tokens(self, tokens: Sequence[int], settings: SamplingSettings) -> Iterator[int]:
         """The tokens that follow ``tokens``, a stop token included."""
-        if self.draft is not None:
-            return (event.token for event in self._speculate(tokens, settings))
-        return stream(self._inference_decoder(), tokens, settings, tokenizer=self.tokenizer)
-
-    def _speculate(self, tokens: Sequence[int], settings: SamplingSettings) -> Iterator[TokenEvent]:
-        drafter: Drafter
-        if isinstance(self.draft, Decoder):
-            drafter = DraftModel(self.draft, settings, machine=self.machine)
-        else:
-            drafter = self.draft or PromptLookup()
-        model = self._inference_decoder()
-        return speculate(model, tokens, settings, drafter, tokenizer=self.tokenizer)
+        model, drafter = self._inference_decoder(), self._drafter()
+        return stream(model, tokens, settings, tokenizer=self.tokenizer, drafter=drafter)
 
     def whole_reply(self, tokens: Sequence[int], settings: SamplingSettings) -> Reply:
         """The whole text that follows ``tokens``, with its tokens, end and log-probabilities.
@@ -227,12 +203,8 @@ class LanguageModel:
         Raises:
             UserError: the tokens leave no room in the context, or a setting is out of range.
         """
-        if self.draft is not None:
-            reply = Reply()
-            for event in self._speculate(tokens, settings):
-                reply.add(event)
-            return reply
-        engine = Engine(self._inference_decoder(), tokenizer=self.tokenizer, rows=1)
+        model, drafter = self._inference_decoder(), self._drafter()
+        engine = Engine(model, tokenizer=self.tokenizer, rows=1, drafter=drafter)
         return answer(engine, [Request(tokens, settings, "the prompt")])[0][0]
 
     def next_tokens(self, tokens: Sequence[int], top: int = 10) -> list[tuple[str, float]]:
@@ -243,9 +215,17 @@ class LanguageModel:
         pairs = reply.log_probs[0].top
         return [(self.tokenizer.decode([t], special=True), math.exp(p)) for t, p in pairs]
 
+    def _drafter(self) -> Drafter | None:
+        if isinstance(self.draft, Decoder):
+            return DraftModel(self._prepared("draft", self.draft))
+        return self.draft
+
     def _inference_decoder(self) -> InferenceDecoder:
+        return self._prepared("model", self.decoder)
+
+    def _prepared(self, name: str, decoder: Decoder) -> InferenceDecoder:
         """Made once, and again when the weights have changed since."""
-        state = [(p.data_ptr(), p._version) for p in self.decoder.parameters()]
-        if self._ready is None or self._ready[0] != state:
-            self._ready = (state, InferenceDecoder(self.decoder, self.machine))
-        return self._ready[1]
+        state = [(p.data_ptr(), p._version) for p in decoder.parameters()]
+        if name not in self._ready or self._ready[name][0] != state:
+            self._ready[name] = state, InferenceDecoder(decoder, self.machine)
+        return self._ready[name][1]

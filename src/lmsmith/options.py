@@ -108,7 +108,7 @@ class CompareOptions(TaskOptions):
 MEANINGS = {
     "database": "A file, or a URL such as postgresql://host/name; the server's if it is left out.",
     "draft": "A smaller model of the same tokenizer that guesses ahead, or prompt-lookup, which "
-    "guesses what followed before; the text's distribution stays the model's own.",
+    "guesses what followed before; the text stays the same.",
     "json": "Print one JSON object on standard output, and nothing else there.",
     "model": "A run, a model folder, a Hugging Face folder, a GGUF file or a registered name.",
     "models": "Runs, model folders, Hugging Face folders, GGUF files or registered names.",

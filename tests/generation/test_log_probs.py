@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from lmsmith.core.errors import UserError
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.generation import log_probs as module
 from lmsmith.generation.beam import BeamSettings, beam_search
@@ -21,7 +20,7 @@ from lmsmith.generation.inference import InferenceDecoder
 from lmsmith.generation.log_probs import token_log_probs
 from lmsmith.generation.requests import Reply, TokenLogProb
 from lmsmith.generation.settings import SamplingSettings
-from lmsmith.generation.speculative import DraftModel, PromptLookup, speculate
+from lmsmith.generation.speculative import DraftModel, PromptLookup
 from lmsmith.generation.vocabulary import Vocabulary
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
@@ -183,20 +182,11 @@ def test_speculation_gives_the_targets(kind: str) -> None:
     )
     prompt = [5, 6, 7, 5, 6]
     small = make_decoder(9, layers=1)
-    drafter = PromptLookup() if kind == "lookup" else DraftModel(small, settings)
-    reply = Reply()
-    for event in speculate(DECODER, prompt, settings, drafter, guesses=3):
-        reply.add(event)
+    drafter = PromptLookup() if kind == "lookup" else DraftModel(InferenceDecoder(small))
+    reply = answer(Engine(DECODER, drafter=drafter), [Request(prompt, settings)])[0][0]
     assert (len(reply.tokens), reply.finish) == (25, "length")
     assert len(reply.prompt_log_probs) == 4
     check_reply(reply, prompt, DECODER, 3)
-
-
-def test_speculation_refuses_what_it_does_not_do() -> None:
-    with pytest.raises(UserError, match="samples = 2"):
-        next(speculate(DECODER, [1], SamplingSettings(samples=2), PromptLookup()))
-    with pytest.raises(UserError, match="stop"):
-        next(speculate(DECODER, [1], SamplingSettings(stop=("a",)), PromptLookup()))
 
 
 def test_beams_give_those_of_their_tokens() -> None:

@@ -2,114 +2,262 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from lmsmith.generation.engine import stream
 from lmsmith.generation.inference import InferenceDecoder
+from lmsmith.generation.requests import Reply, Request, RunningSequence, TokenEvent
+from lmsmith.generation.scheduler import Failed, Scheduler
 from lmsmith.generation.settings import SamplingSettings
-from lmsmith.generation.speculative import (
-    Draft,
-    Drafter,
-    DraftModel,
-    PromptLookup,
-    keep_or_draw,
-    speculate,
+from lmsmith.generation.speculative import Drafter, DraftModel, PromptLookup
+from lmsmith.models.config import ModelConfig, RopeScaling
+from lmsmith.tokenizers import Tokenizer
+from tiny_models import random_decoder
+
+TOKENIZER = Tokenizer.train(["what is it? it is what it is, I think. 你好 🙂"] * 9, 300)
+VOCABULARY = TOKENIZER.vocabulary_size
+DENSE = ModelConfig(2, 32, 4, 300, VOCABULARY)
+BANDED = replace(DENSE, attention_pattern=("dense", "banded"), window=40)
+DYNAMIC = replace(
+    DENSE, positions="rotary", rope_scaling=RopeScaling("dynamic", 2.0, original_context=100)
 )
-from lmsmith.models.config import ModelConfig
-from lmsmith.models.decoder import Decoder
+MODELS = {
+    "dense": InferenceDecoder(random_decoder(DENSE)),
+    "banded": InferenceDecoder(random_decoder(BANDED)),
+    "dynamic": InferenceDecoder(random_decoder(DYNAMIC)),
+}
+SMALL = InferenceDecoder(random_decoder(replace(DENSE, layers=1, context=200), seed=5))
+REPEATING = (9, 10, 11, 12) * 8
 
 
-def make_decoder(seed: int, vocabulary: int, spread: float = 0.3) -> Decoder:
-    config = ModelConfig(1, 16, 2, context=60, vocabulary_size=vocabulary)
-    decoder = Decoder(config).eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in decoder.named_parameters():
-            centre = 1.0 if name.endswith("norm.weight") else 0.0
-            parameter.normal_(centre, spread, generator=generator)
-    return decoder
+class Wrong:
+    """Guesses what is hardly ever right."""
+
+    def guess(self, replies: Sequence[RunningSequence], counts: Sequence[int]) -> list[list[int]]:
+        source = random.Random(len(replies[0].tokens) if replies else 0)
+        return [[source.randrange(VOCABULARY) for _ in range(count)] for count in counts]
+
+    def forget(self, reply: RunningSequence) -> None:
+        pass
 
 
-def speculated(*args: Any, **options: Any) -> list[int]:
-    return [event.token for event in speculate(*args, **options)]
+def drafter(kind: str, model: InferenceDecoder) -> Drafter:
+    drafters: dict[str, Any] = {
+        "lookup": PromptLookup,
+        "own": lambda: DraftModel(model),
+        "small": lambda: DraftModel(SMALL),
+        "banded": lambda: DraftModel(MODELS["banded"], tokens=200),
+        "wrong": Wrong,
+    }
+    found: Drafter = drafters[kind]()
+    return found
 
 
-def drafter(kind: str, decoder: Decoder, settings: SamplingSettings) -> Drafter:
-    return PromptLookup() if kind == "lookup" else DraftModel(decoder, settings)
+def scheduler(guesser: Drafter | None, model: InferenceDecoder) -> Scheduler:
+    memory = 4000 * model.config.cache_bytes_per_token(4)
+    return Scheduler(model, TOKENIZER, cache_bytes=memory, rows=6, drafter=guesser)
 
 
-@pytest.mark.parametrize("kind", ["lookup", "draft"])
-@pytest.mark.parametrize("penalty", [1.0, 1.4])
-def test_greedy_text_is_the_models_own(kind: str, penalty: float) -> None:
-    target, draft = make_decoder(0, 7), make_decoder(1, 7)
-    settings = SamplingSettings(40, temperature=0, repetition_penalty=penalty, stop_tokens=(6,))
-    for prompt in ([1], [1, 2, 3, 1, 2], [4] * 30, [5, 0, 5, 0, 5]):
-        expected = list(stream(target, prompt, settings))
-        guesser = drafter(kind, draft, settings)
-        assert speculated(target, prompt, settings, guesser, guesses=3) == expected
+def serve(made: Scheduler, requests: Sequence[Request], together: int = 3) -> list[list[Reply]]:
+    """Replies to requests, of which so many are submitted between two steps."""
+    replies, numbers, left = [], dict[int, int](), list(enumerate(requests))
+    for request in requests:
+        replies.append([Reply() for _ in range(request.settings.samples)])
+    while left or made.busy:
+        for place, request in left[:together]:
+            numbers[made.submit(request)] = place
+        del left[:together]
+        for event in made.step():
+            assert not isinstance(event, Failed), event.error
+            if isinstance(event, TokenEvent):
+                replies[numbers[event.request]][event.sample].add(event)
+        assert made.cache.kv.used_pages <= made.cache.pages
+    return replies
+
+
+def some_requests(greedy: bool) -> list[Request]:
+    """Of all kinds; some repeat themselves."""
+    source, requests = random.Random(3), []
+    for number in range(10):
+        prompt = [source.randrange(5, VOCABULARY) for _ in range(source.randint(1, 120))]
+        chosen = SamplingSettings(
+            source.choice([1, 2, 7, 60]),
+            0.0 if greedy else source.choice([0.3, 0.8]),
+            top_p=source.choice([1.0, 0.9]),
+            seed=number,
+            stop_tokens=tuple(range(5 + number, VOCABULARY, 9)),
+            stop=source.choice([(), ("is",), ("t i", "nk")]),
+            samples=source.choice([1, 1, 2]),
+            frequency_penalty=source.choice([0.0, 0.5]),
+            repetition_penalty=source.choice([1.0, 1.2]),
+            top_log_probs=source.choice([0, 2]),
+            prompt_log_probs=number == 4,
+        )
+        requests.append(Request([*prompt, *(REPEATING if number % 2 else ())], chosen))
+    requests.append(Request([7] * 290, SamplingSettings(50, 0.5)))  # the context fills
+    return requests
+
+
+def assert_equal(found: list[list[Reply]], expected: list[list[Reply]]) -> None:
+    for ours, theirs in zip(found, expected, strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            assert (one.tokens, one.text, one.finish) == (other.tokens, other.text, other.finish)
+            pairs = zip(
+                (*one.log_probs, *one.prompt_log_probs),
+                (*other.log_probs, *other.prompt_log_probs),
+                strict=True,
+            )
+            for a, b in pairs:
+                assert a.log_prob == pytest.approx(b.log_prob, abs=1e-4)
+                assert [token for token, _ in a.top] == [token for token, _ in b.top]
+
+
+@pytest.mark.parametrize("together", [1, 4])
+@pytest.mark.parametrize("greedy", [True, False])
+@pytest.mark.parametrize("kind", ["lookup", "own", "small", "banded", "wrong"])
+def test_replies_are_those_without_a_draft(kind: str, greedy: bool, together: int) -> None:
+    model, requests = MODELS["dense"], some_requests(greedy)
+    plain = serve(scheduler(None, model), requests, together)
+    guesser = drafter(kind, model)
+    made = scheduler(guesser, model)
+    assert_equal(serve(made, requests, together), plain)
+    assert {reply.finish for replies in plain for reply in replies} >= {"stop", "length", "context"}
+    assert made.guessed > 0
+    assert (made.accepted == made.guessed) <= (kind == "own")
+    made.forget()
+    assert made.cache.kv.used_pages == 0
+    if isinstance(guesser, DraftModel):
+        assert guesser.cache.used_pages == 0
+
+
+@pytest.mark.parametrize("kind", ["banded", "dynamic"])
+def test_windows_and_dynamic_rotation(kind: str) -> None:
+    model, requests = MODELS[kind], some_requests(greedy=False)
+    made = scheduler(PromptLookup(), model)
+    assert_equal(serve(made, requests), serve(scheduler(None, model), requests))
+    assert (made.guessed > 0) == (kind == "banded")
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_the_next_turn_reuses_what_was_read(temperature: float) -> None:
+    chosen, told = SamplingSettings(30, temperature, seed=2), []
+    for guesser in (None, PromptLookup(), DraftModel(SMALL)):
+        made = scheduler(guesser, MODELS["dense"])
+        prompt = [5, 6, 7, *REPEATING]
+        ((first,),) = serve(made, [Request(prompt, chosen)])
+        read = made.tokens_read
+        turn = [*prompt, *first.tokens, 20, 21]
+        ((second,),) = serve(made, [Request(turn, replace(chosen, max_new_tokens=1))])
+        told.append((first.tokens, second.tokens, made.tokens_read - read))
+    assert told[0] == told[1] == told[2]
+    assert told[0][2] == 3  # the last token of the first reply was never read
 
 
 def test_the_model_as_its_own_draft_is_always_right() -> None:
-    target = make_decoder(3, 9)
-    asked = []
-
-    class Counting(DraftModel):
-        def guess(self, *args: object) -> Draft:  # type: ignore[override]
-            asked.append(1)
-            return super().guess(*args)  # type: ignore[arg-type]
-
-    settings = SamplingSettings(20, seed=1)
-    assert len(speculated(target, [1], settings, Counting(target, settings), guesses=4)) == 20
-    assert len(asked) == 4
+    made = scheduler(DraftModel(MODELS["dense"]), MODELS["dense"])
+    made.submit(Request([5, 6], SamplingSettings(20, 0.0)))
+    counts = []
+    while made.busy:
+        counts.append(len([e for e in made.step() if isinstance(e, TokenEvent)]))
+    assert counts == [1, 2, 3, 4, 5, 5]
+    assert made.accepted == made.guessed == 14
 
 
-@pytest.mark.parametrize("kind", ["lookup", "draft"])
-def test_sampled_tokens_have_the_models_distribution(kind: str) -> None:
-    """The joint distribution of three tokens, by a chi-square test, against the exact one."""
-    vocabulary, count = 4, 1000
-    target, draft = make_decoder(5, vocabulary, 0.5), make_decoder(6, vocabulary, 0.5)
-    prompt = [1, 2, 1]
-    model, small = InferenceDecoder(target), InferenceDecoder(draft)
-    seen: Counter[tuple[int, ...]] = Counter()
-    for seed in range(count):
-        settings = SamplingSettings(3, temperature=0.9, seed=seed)
-        guesser = PromptLookup() if kind == "lookup" else DraftModel(small, settings)
-        seen[tuple(speculated(model, prompt, settings, guesser, guesses=2))] += 1
-    replies = torch.cartesian_prod(*[torch.arange(vocabulary)] * 3)
-    texts = torch.cat([torch.tensor([prompt]).expand(len(replies), -1), replies], dim=1)
-    with torch.no_grad():
-        log_probs = (target.logits(target(texts))[:, 2:-1] / 0.9).log_softmax(-1)
-    exact = log_probs.gather(2, replies[..., None]).sum(dim=(1, 2)).exp().double().numpy()
-    observed = np.array([seen[tuple(reply)] for reply in replies.tolist()], dtype=float)
-    rare = exact * count < 5
-    expected = np.append(exact[~rare], exact[rare].sum()) * count
-    observed = np.append(observed[~rare], observed[rare].sum())
-    statistic = float(((observed - expected) ** 2 / np.maximum(expected, 1e-9)).sum())
-    degrees = len(expected) - 1
-    assert degrees > 8
-    assert (statistic - degrees) / (2 * degrees) ** 0.5 < 5
+def test_wrong_guesses_become_few() -> None:
+    made = scheduler(Wrong(), MODELS["dense"])
+    serve(made, [Request([5, 6], SamplingSettings(40, seed=1))])
+    assert made.guessed <= 38 + made.accepted
 
 
-def test_keeping_and_drawing_give_the_target() -> None:
-    chance = np.random.default_rng(7)
-    target = torch.tensor([0.1, 0.6, 0.0, 0.3], dtype=torch.float64)
-    guessed = torch.tensor([0.5, 0.1, 0.3, 0.1], dtype=torch.float64)
-    drawn = Counter()
-    for _ in range(4000):
-        guess = int(chance.choice(4, p=guessed.numpy()))
-        drawn[keep_or_draw(target, guessed, guess, chance)[0]] += 1
-    for token, probability in enumerate(target.tolist()):
-        spread = (4000 * probability * (1 - probability)) ** 0.5
-        assert abs(drawn[token] - 4000 * probability) <= 5 * spread
+@pytest.mark.parametrize("kind", ["lookup", "small"])
+def test_a_cancelled_request_leaves_nothing(kind: str) -> None:
+    guesser = drafter(kind, MODELS["dense"])
+    made = scheduler(guesser, MODELS["dense"])
+    first = made.submit(Request(REPEATING, SamplingSettings(60, 0.0, samples=2)))
+    other = made.submit(Request(REPEATING[1:], SamplingSettings(30, 0.0)))
+    for _ in range(5):
+        made.step()
+    made.cancel(first)
+    while made.busy:
+        assert {event.request for event in made.step()} == {other}
+    made.forget()
+    assert made.cache.kv.used_pages == 0
+    made.submit(Request(REPEATING, SamplingSettings(60)))
+    for _ in range(4):
+        made.step()
+    made.fail_all(RuntimeError("out of memory"))
+    if isinstance(guesser, DraftModel):
+        assert guesser.cache.used_pages == 0
+
+
+def test_a_draft_without_room_guesses_nothing() -> None:
+    guesser = DraftModel(SMALL)
+    made = scheduler(guesser, MODELS["dense"])
+    serve(made, [Request([5] * 199, SamplingSettings(20))])
+    assert made.guessed == 0 == guesser.cache.used_pages
+    made = scheduler(DraftModel(SMALL, tokens=0), MODELS["dense"])
+    serve(made, [Request([5] * 280, SamplingSettings(9)), Request([5, 6], SamplingSettings(9))])
+    assert made.guessed > 0
+
+
+def test_guesses_are_for_few_replies() -> None:
+    made = scheduler(PromptLookup(), MODELS["dense"])
+    serve(made, [Request(REPEATING, SamplingSettings(9, seed=n)) for n in range(5)], together=5)
+    assert made.guessed == 0
+
+
+def test_a_reply_whose_logits_are_no_numbers_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = InferenceDecoder(random_decoder(DENSE))
+    made = scheduler(PromptLookup(), model)
+    good = Request(REPEATING, SamplingSettings(20, 0.0))
+    bad = Request(REPEATING, SamplingSettings(21, 0.0))
+    draw = model.draw
+
+    def fail(logits_bv: torch.Tensor, sequences: Sequence[RunningSequence]) -> list[int]:
+        if any(each.tokens_left == 15 and each.settings == bad.settings for each in sequences):
+            raise ValueError("not finite")
+        return draw(logits_bv, sequences)
+
+    monkeypatch.setattr(model, "draw", fail)
+    numbers, events = [made.submit(good), made.submit(bad)], []
+    while made.busy:
+        events += made.step()
+    told = [event for event in events if isinstance(event, TokenEvent)]
+    assert [event.request for event in events if isinstance(event, Failed)] == numbers[1:]
+    ((plain,),) = serve(scheduler(None, MODELS["dense"]), [good])
+    assert [event.token for event in told if event.request == numbers[0]] == plain.tokens
+    assert made.accepted > 0
+    made.forget()
+    assert made.cache.kv.used_pages == 0
+
+
+def looked_up(text: Sequence[int], count: int, **sizes: int) -> list[int]:
+    reply: Any = _Text(tokens=list(text))
+    return PromptLookup(**sizes).guess([reply], [count])[0]
+
+
+class _Text(SimpleNamespace):
+    __hash__ = object.__hash__  # type: ignore[assignment]
 
 
 def test_lookup_finds_what_followed_last() -> None:
-    chance = np.random.default_rng(0)
-    assert PromptLookup().guess([1, 2, 3, 9, 1, 2, 4, 1, 2], 2, chance).tokens == [4, 1]
-    assert PromptLookup().guess([1, 2, 3], 4, chance).tokens == []
-    assert PromptLookup(shortest=2).guess([1, 5, 1], 4, chance).tokens == []
+    assert looked_up([1, 2, 3, 9, 1, 2, 4, 1, 2], 2) == [4, 1]
+    assert looked_up([1, 2, 3], 4) == []
+    assert looked_up([1, 5, 1], 4, shortest=2) == []
+    assert looked_up([3, 1, 2, 1, 2], 5) == [1, 2, 1, 2, 1]
+    assert looked_up([6, 6], 3) == [6, 6, 6]
+
+
+def test_lookup_reads_each_token_once() -> None:
+    source = random.Random(0)
+    text, lookup = [source.randrange(4) for _ in range(40)], PromptLookup()
+    reply: Any = _Text(tokens=[])
+    for token in text:
+        reply.tokens.append(token)
+        assert lookup.guess([reply], [3]) == [looked_up(reply.tokens, 3)]

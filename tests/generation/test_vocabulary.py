@@ -18,14 +18,14 @@ from gpt1_files import gpt1_tokenizer
 from lmsmith.catalogue.reading import load_any_tokenizer
 from lmsmith.core.errors import UserError
 from lmsmith.generation.beam import BeamSettings, beam_search
-from lmsmith.generation.engine import Engine, answer, generate
+from lmsmith.generation.engine import Engine, answer, generate, stream
 from lmsmith.generation.inference import InferenceDecoder
 from lmsmith.generation.kernels import TorchKernels
 from lmsmith.generation.native.operations import best_kernels
 from lmsmith.generation.requests import Request
 from lmsmith.generation.sampling import choose_tokens, filtered, row_uniforms
 from lmsmith.generation.settings import SamplingSettings
-from lmsmith.generation.speculative import PromptLookup, speculate
+from lmsmith.generation.speculative import PromptLookup
 from lmsmith.generation.vocabulary import Vocabulary, vocabulary_of
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
@@ -183,8 +183,8 @@ def test_a_prompt_that_ends_within_a_character_is_continued() -> None:
 
 def test_speculation_draws_whole_characters_too() -> None:
     chosen = SamplingSettings(40, temperature=2.0, seed=5)
-    events = speculate(model_of(OWN), OWN.encode("a"), chosen, PromptLookup(), tokenizer=OWN)
-    tokens = [event.token for event in events]
+    guesser, prompt = PromptLookup(), OWN.encode("a")
+    tokens = list(stream(model_of(OWN), prompt, chosen, tokenizer=OWN, drafter=guesser))
     vocabulary = vocabulary_of(OWN, OWN.vocabulary_size)
     assert "\ufffd" not in OWN.decode(until_boundary(vocabulary, tokens))
 

@@ -83,6 +83,7 @@ def running(
     limits: Limits = LIMITS,
     prepare: Callable[[AsyncEngine], None] = lambda _: None,
     store: Store | None = None,
+    draft: str = "",
     **options: Any,
 ) -> Any:
     """A real server on a free port; it is stopped at the end, and must end."""
@@ -90,7 +91,7 @@ def running(
         with (
             tempfile.TemporaryDirectory() as folder,
             closing(Store(Path(folder) / "feedback.db")) as made,
-            running(models, limits, prepare, made, **options) as served,
+            running(models, limits, prepare, made, draft, **options) as served,
         ):
             yield served
         return
@@ -99,6 +100,7 @@ def running(
         {name: read(decoder) for name, decoder in chosen.items()},
         machine=MACHINE,
         weights="model",
+        draft=draft,
         memory_bytes=60_000_000,
         streams=limits.streams,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,27 @@ def read_model(word: str | Path | Source) -> ReadModel:
             else "its files are not of one model: fetch it again",
         )
     return ReadModel(decoder, tokenizer, source, card)
+
+
+def read_draft_model(word: str | Path, targets: Iterable[ReadModel]) -> Decoder:
+    """Read a model that guesses the tokens of others.
+
+    Raises:
+        UserError: it cannot be read, or has another tokenizer than one of them.
+    """
+    found = read_model(word)
+    theirs, size = found.tokenizer, found.decoder.config.vocabulary_size
+    for target in targets:
+        ours = target.tokenizer
+        same = ours.vocabulary_size == theirs.vocabulary_size
+        same = same and target.decoder.config.vocabulary_size == size
+        ids = range(ours.vocabulary_size)
+        if not same or any(ours.token_bytes(each) != theirs.token_bytes(each) for each in ids):
+            raise UserError(
+                f"--draft {word}: it has another tokenizer than {target.source.name}",
+                "name a model of the same tokenizer, or prompt-lookup",
+            )
+    return found.decoder
 
 
 def read_config(source: Source) -> ModelConfig:

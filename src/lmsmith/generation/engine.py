@@ -9,6 +9,7 @@ from lmsmith.generation.inference import InferenceDecoder
 from lmsmith.generation.requests import Reply, Request, TokenEvent, check_requests
 from lmsmith.generation.scheduler import Failed, Scheduler
 from lmsmith.generation.settings import SamplingSettings
+from lmsmith.generation.speculative import Drafter
 from lmsmith.models.decoder import Decoder
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.machine import ResolvedMachine
@@ -43,6 +44,7 @@ class Engine:
             may follow (`lmsmith.generation.vocabulary`).
         cache_bytes, rows: memory of the cache, and maximum number of replies in progress;
             `CACHE_BYTES` and `ROWS_AT_ONCE` if None.
+        drafter: guesses tokens, which changes the speed and no reply.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Engine:
         tokenizer: Tokenizer | None = None,
         cache_bytes: int | None = None,
         rows: int | None = None,
+        drafter: Drafter | None = None,
     ) -> None:
         self.scheduler = Scheduler(
             ready(decoder, machine),
@@ -62,6 +65,7 @@ class Engine:
             kept_rows=0,
             prompt_tokens=PROMPT_TOKENS_AT_ONCE,
             grows=True,
+            drafter=drafter,
         )
         self.model = self.scheduler.model
         self.submit, self.submit_all = self.scheduler.submit, self.scheduler.submit_all
@@ -166,12 +170,13 @@ def stream(
     settings: SamplingSettings,
     *,
     tokenizer: Tokenizer | None = None,
+    drafter: Drafter | None = None,
 ) -> Iterator[int]:
     """The tokens of ``generate(decoder, [prompt], settings)[0]``, each as soon as it is drawn.
 
     The prompt is checked and read with the first token.
     """
-    engine = Engine(decoder, tokenizer=tokenizer, rows=1)
+    engine = Engine(decoder, tokenizer=tokenizer, rows=1, drafter=drafter)
     engine.submit(Request(prompt, settings, "the prompt"))
     while engine.busy:
         for event in engine.step():

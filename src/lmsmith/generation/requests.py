@@ -149,6 +149,8 @@ class RunningSequence:
         keep: whether its part of the cache is kept.
         fills_context: whether the context ends before ``max_new_tokens``.
         uniforms: its random numbers, one a token; empty at temperature 0.
+        guesses: tokens that are read after the last one, before it is known what is drawn.
+        accepted: how many of the last guesses were drawn.
         state: where the bytes of its text stand in a character.
     """
 
@@ -171,6 +173,7 @@ class RunningSequence:
         self.tokens, self.tokens_left = prompt, len(self.forced) or max_tokens
         self.drawn, self.finished = 0, False
         self.fills_context = max_tokens < settings.max_new_tokens and not request.forced
+        self.guesses, self.accepted = list[int](), 0
         self.uniforms: list[float] = []
         if settings.temperature > 0:
             stream = request.stream + sample

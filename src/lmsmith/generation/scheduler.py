@@ -8,6 +8,9 @@ a prompt, and their log-probabilities are its reply. An error ends the request t
 
 A reply is a function of its request alone, up to the limits of rounding that docs/generation.md
 names.
+
+With a drafter, a reply's span is its last token and guesses. Each place's token is drawn from the
+model as ever; the next place counts only if the token is the guess.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from lmsmith.generation.requests import (
     TokenLogProb,
     check_requests,
 )
+from lmsmith.generation.speculative import MAX_GUESSED_REPLIES, Drafter
 from lmsmith.generation.vocabulary import vocabulary_of
 from lmsmith.tokenizers import Tokenizer
 
@@ -88,13 +92,18 @@ class _Prefill:
 @dataclass
 class _Step:
     """Results of one forward pass: errors by request; states after which tokens are drawn, and the
-    index of each reply's state; states of forced tokens, and (index of state, reply, token)."""
+    index of each reply's first; states of forced tokens, and (index of state, reply, token)."""
 
     failures: dict[int, Exception] = field(default_factory=dict)
     last_states: list[Tensor] = field(default_factory=list)
     drawing: list[tuple[int, RunningSequence]] = field(default_factory=list)
     forced_states: list[Tensor] = field(default_factory=list)
     forced: list[tuple[int, RunningSequence, int]] = field(default_factory=list)
+
+    def draw_after(self, states_nd: Tensor, replies: Sequence[RunningSequence]) -> None:
+        place = sum(map(len, self.last_states))
+        self.drawing += [(place, reply) for reply in replies]
+        self.last_states.append(states_nd)
 
 
 class Scheduler:
@@ -110,9 +119,14 @@ class Scheduler:
         page: tokens of a page of the cache.
         grows: whether the cache allocates memory as it is needed, and a request that would never
             fit is answered alone; else such a request is refused.
+        drafter: guesses the next tokens, while few replies are in progress; it changes no reply.
+            It is not used with `dynamic` rotary scaling, where a token's state depends on how many
+            are read with it.
+        guesses: maximum number of tokens guessed at once for a reply.
 
     Attributes:
         tokens_read: tokens of all forward passes.
+        guessed, accepted: guessed tokens that were read, and those of them that were drawn.
 
     Raises:
         UserError: the cache is too small for anything.
@@ -129,6 +143,8 @@ class Scheduler:
         prompt_tokens: int | None = None,
         page: int = PAGE,
         grows: bool = False,
+        drafter: Drafter | None = None,
+        guesses: int = 4,
     ) -> None:
         self.model, self.tokenizer, self.max_rows = model, tokenizer, rows
         self.vocabulary = vocabulary_of(tokenizer, model.config.vocabulary_size)
@@ -137,14 +153,18 @@ class Scheduler:
         self._prompt_tokens = prompt_tokens or (PREFILL_ALONE if self._dynamic else None)
         kept_rows = 0 if self._dynamic else kept_rows
         self._new_cache = partial(PrefixCache, model, cache_bytes, rows, kept_rows, page, grows)
-        self._next = self.tokens_read = 0
+        self._drafter, self._max_guesses = None if self._dynamic else drafter, guesses
+        self._next = self.tokens_read = self.guessed = self.accepted = 0
+        self._decoding: list[RunningSequence] = []
         self._reset()
 
     def _reset(self) -> None:
         self.cache = self._new_cache()
         self._waiting: deque[_Prefill] = deque()
         self._prefilling: deque[_Prefill] = deque()
-        self._decoding: list[RunningSequence] = []
+        for reply in self._decoding:
+            self._forget_draft(reply)
+        self._decoding = []
         self._out_of_pages = False  # for the first that waits
 
     @property
@@ -241,20 +261,20 @@ class Scheduler:
         return [Failed(number, error) for number in sorted(numbers)]
 
     def step(self) -> list[Event]:
-        """Admit requests, run one forward pass, and draw a token for every reply."""
+        """Admit requests, run one forward pass, and draw the next tokens of every reply."""
         admitted = self._admit()
         replies, chunks, step = list(self._decoding), self._chunks(), _Step()
+        self._guess(replies)
         work: list[tuple[int, Span]] = [
-            (reply.request, (reply.row, reply.tokens[-1:])) for reply in replies
+            (reply.request, (reply.row, [reply.tokens[-1], *reply.guesses])) for reply in replies
         ]
         work += [(prefill.number, span) for prefill, span in chunks]
         if not work:
             return admitted
         hidden = self._forward_isolated(work, step)
-        for reply, last in zip(replies, hidden, strict=False):
-            if last is not None:
-                step.drawing.append((len(step.last_states), reply))
-                step.last_states.append(last)
+        for reply, states_nd in zip(replies, hidden, strict=False):
+            if states_nd is not None:
+                step.draw_after(states_nd, [reply])
         for (prefill, _), hidden_nd in zip(chunks, hidden[len(replies) :], strict=True):
             if hidden_nd is not None:
                 self._prefill(prefill, hidden_nd, step)
@@ -436,8 +456,7 @@ class Scheduler:
         self._prefilling.remove(prefill)
         for reply in prefill.sequences[1:]:
             reply.row = self.cache.fork(prefill.row)
-        step.drawing += [(len(step.last_states), reply) for reply in prefill.sequences]
-        step.last_states.append(last_state)
+        step.draw_after(last_state, prefill.sequences)
         self._decoding += prefill.sequences
 
     def _finish_forced(self, prefill: _Prefill) -> None:
@@ -457,6 +476,22 @@ class Scheduler:
         self.cache.release(prefill.row, prefill.tokens, keep=prefill.request.keeps)
 
     # Decode
+
+    def _guess(self, replies: Sequence[RunningSequence]) -> None:
+        """Set the guesses of replies, if they are few; a wrong guess makes the next ones fewer."""
+        if self._drafter is None:
+            return
+        few = replies if len(replies) <= MAX_GUESSED_REPLIES else []
+        most = self._max_guesses
+        counts = [min(reply.accepted + 1, reply.tokens_left - 1, most) for reply in few]
+        for reply, guesses in zip(few, self._drafter.guess(few, counts), strict=True):
+            reply.guesses = guesses
+            reply.accepted = 0 if guesses else reply.accepted
+            self.guessed += len(guesses)
+
+    def _forget_draft(self, reply: RunningSequence) -> None:
+        if self._drafter is not None:
+            self._drafter.forget(reply)
 
     def _score(self, step: _Step) -> list[Event]:
         """The forced tokens, with their log-probabilities."""
@@ -478,15 +513,27 @@ class Scheduler:
         return events
 
     def _decode(self, step: _Step) -> list[Event]:
-        """A token for every reply; finished replies leave."""
+        """A token for every reply, and more while they are as guessed; finished replies leave."""
         if not step.drawing:
             return []
         logits_bv = self.model.logits(torch.cat(step.last_states))
         events: list[Event] = []
-        for reply, token, log_prob in self._draw(logits_bv, step.drawing, step):
-            events += self._append(reply, token, log_prob, step)
-            if reply.finished:
-                self._finish(reply)
+        drawing = step.drawing
+        while drawing:
+            places = {reply: place for place, reply in drawing}
+            drawn, drawing = self._draw(logits_bv, drawing, step), []
+            for reply, token, log_prob in drawn:
+                events += self._append(reply, token, log_prob, step)
+                if reply.guesses and reply.guesses.pop(0) == token:
+                    reply.accepted, self.accepted = reply.accepted + 1, self.accepted + 1
+                    if not reply.finished:
+                        drawing.append((places[reply] + 1, reply))
+                        continue
+                reply.guesses = []
+                if self.cache.kv.lengths[reply.row] >= len(reply.tokens):
+                    self.cache.kv.truncate(reply.row, len(reply.tokens) - 1)
+                if reply.finished:
+                    self._finish(reply)
         return events
 
     def _append(
@@ -527,6 +574,7 @@ class Scheduler:
 
     def _finish(self, reply: RunningSequence, *, keep: bool = True) -> None:
         self._decoding.remove(reply)
+        self._forget_draft(reply)
         self.cache.release(reply.row, reply.tokens, keep=keep and reply.keep)
 
     def _end(self, number: int, *, keep: bool) -> None:

@@ -1,214 +1,144 @@
-"""Speculative decoding: the model reads several guessed tokens at once (Leviathan et al. 2023).
+"""Speculative decoding: guesses of what a reply will be, which the model reads in one forward pass.
 
-A token x guessed from q is kept with probability min(1, p(x) / q(x)); at the first that is not, one
-is drawn from max(0, p − q), normalised. The reply has the model's distribution p whatever q is, and
-at temperature 0 it is the model's greedy text.
+The scheduler draws the token in each place as it would without guesses, with the same random
+number, and goes on to the next place where the token is the guess (`Scheduler`). So a guess is
+accepted with the probability that the model gives it, the most that is possible for a certain guess
+(Leviathan et al. 2023), and the reply does not depend on what was guessed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from lmsmith.core.errors import UserError
-from lmsmith.generation.engine import ready
-from lmsmith.generation.inference import InferenceDecoder, mask_of
-from lmsmith.generation.kv_cache import PagedCache
-from lmsmith.generation.log_probs import drawn_log_probs, prompt_log_probs
-from lmsmith.generation.prefix_cache import common_length
-from lmsmith.generation.requests import (
-    Request,
-    RunningSequence,
-    TokenEvent,
-    check_requests,
-)
-from lmsmith.generation.sampling import adjust, filtered
-from lmsmith.generation.settings import SamplingSettings
-from lmsmith.generation.vocabulary import vocabulary_of
-from lmsmith.models.decoder import Decoder
-from lmsmith.tokenizers import Tokenizer
-from lmsmith.training.machine import ResolvedMachine
+from lmsmith.generation.inference import InferenceDecoder, Span
+from lmsmith.generation.kv_cache import PAGE, PagedCache, pages_for
+from lmsmith.generation.requests import RunningSequence
 
+PROMPT_LOOKUP = "prompt-lookup"
+"""Name of the draft that needs no model."""
 
-@dataclass(frozen=True)
-class Draft:
-    """Guessed tokens, and the distribution of each, (g, vocabulary); None if each was certain."""
+DRAFT_TOKENS = 16_384
+"""Maximum number of tokens of all replies together that a `DraftModel` holds."""
 
-    tokens: list[int]
-    probabilities_gv: Tensor | None = None
+MAX_GUESSED_REPLIES = 4
+"""Replies in progress beyond which nothing is guessed: guesses cost computation in a batch."""
 
 
 class Drafter(Protocol):
-    """Guesses what comes next."""
+    """Guesses the next tokens of replies."""
 
-    def guess(self, tokens: Sequence[int], count: int, chance: np.random.Generator) -> Draft:
-        """At most ``count`` tokens that may follow ``tokens``."""
+    def guess(self, replies: Sequence[RunningSequence], counts: Sequence[int]) -> list[list[int]]:
+        """At most ``counts`` tokens that may follow each reply's ``tokens``."""
+
+    def forget(self, reply: RunningSequence) -> None:
+        """Free what is held for a reply; nothing more of it will be guessed."""
 
 
-@dataclass(frozen=True)
+@dataclass
+class _Index:
+    """The places after each run of tokens, the last one alone; ``read`` tokens are in it."""
+
+    places: dict[tuple[int, ...], int] = field(default_factory=dict)
+    read: int = 1
+
+
 class PromptLookup:
     """Guesses what followed the last occurrence of the text's last tokens; needs no model.
 
-    The last ``longest`` tokens are searched first, then fewer, down to ``shortest``.
+    Args:
+        longest, shortest: numbers of last tokens that are searched; longer ones first.
     """
 
-    longest: int = 3
-    shortest: int = 1
+    def __init__(self, longest: int = 3, shortest: int = 1) -> None:
+        self._sizes = range(longest, shortest - 1, -1)
+        self._indices: WeakKeyDictionary[RunningSequence, _Index] = WeakKeyDictionary()
 
-    def guess(self, tokens: Sequence[int], count: int, chance: np.random.Generator) -> Draft:
-        text = list(tokens)
-        for size in range(min(self.longest, len(text) - 1), self.shortest - 1, -1):
-            end = text[-size:]
-            for start in range(len(text) - size - 1, -1, -1):
-                if text[start : start + size] == end:
-                    return Draft(text[start + size : start + size + count])
-        return Draft([])
+    def guess(self, replies: Sequence[RunningSequence], counts: Sequence[int]) -> list[list[int]]:
+        return [self._guess(*each) for each in zip(replies, counts, strict=True)]
+
+    def _guess(self, reply: RunningSequence, count: int) -> list[int]:
+        text, index = reply.tokens, self._indices.setdefault(reply, _Index())
+        for place in range(index.read, len(text)):
+            for size in self._sizes:
+                if size <= place:
+                    index.places[tuple(text[place - size : place])] = place
+        index.read = max(index.read, len(text))
+        for size in self._sizes:
+            found = index.places.get(tuple(text[-size:]))
+            if found is not None:
+                guessed = text[found : found + count]
+                while len(guessed) < count:  # the text repeats itself up to its end
+                    guessed.append(guessed[found - len(text)])
+                return guessed
+        return []
+
+    def forget(self, reply: RunningSequence) -> None:
+        self._indices.pop(reply, None)
 
 
 class DraftModel:
-    """A smaller model of the same vocabulary.
-
-    Its draws best have the ``settings`` of the request; ``machine`` gives its precision.
-    """
-
-    def __init__(
-        self,
-        decoder: Decoder | InferenceDecoder,
-        settings: SamplingSettings,
-        *,
-        machine: ResolvedMachine | None = None,
-    ) -> None:
-        self._model, self._settings = ready(decoder, machine), settings
-        self._cache: PagedCache | None = None
-        self._read: list[int] = []
-        self._row = 0
-
-    def guess(self, tokens: Sequence[int], count: int, chance: np.random.Generator) -> Draft:
-        model = self._model
-        count = min(count, model.config.context - len(tokens))
-        if count < 1:
-            return Draft([])
-        text, distributions = list(tokens), []
-        for _ in range(count):
-            logits_v = filtered(self._logits(text)[None], self._settings)[0]
-            distributions.append(logits_v.double().softmax(-1))
-            text.append(draw(distributions[-1], chance.random()))
-        return Draft(text[-count:], torch.stack(distributions))
-
-    def _logits(self, text: list[int]) -> Tensor:
-        """Logits after ``text``; what the cache holds of it is not read again."""
-        shared = common_length(self._read, text[:-1])
-        if self._cache is not None and not self._model.config.window:
-            self._cache.truncate(self._row, shared)
-        elif self._cache is None or shared < len(self._read):
-            # A banded layer has freed what it would need: all is read again.
-            self._cache = self._model.new_cache(1, self._model.config.context)
-            self._row, shared = self._cache.open(), 0
-        hidden_td = self._model.read([(self._row, text[shared:])], self._cache)
-        self._read = list(text)
-        return self._model.logits(hidden_td[-1:])[0]
-
-
-def speculate(
-    decoder: Decoder | InferenceDecoder,
-    prompt: Sequence[int],
-    settings: SamplingSettings,
-    drafter: Drafter,
-    *,
-    guesses: int = 4,
-    tokenizer: Tokenizer | None = None,
-) -> Iterator[TokenEvent]:
-    """A reply, token by token.
-
-    Its distribution is that of `stream` with these settings, and at temperature 0 its text. Sampled
-    tokens differ, as the random numbers are used differently.
+    """Guesses the likeliest tokens by a smaller model of the same vocabulary.
 
     Args:
-        decoder: the model.
-        prompt: token ids.
-        settings: of one reply. Log-probabilities are the model's, whatever was guessed.
-        drafter: guesses tokens.
-        guesses: maximum number of tokens guessed at once.
-        tokenizer: says which tokens may follow; without it all may, whatever their bytes are.
-
-    Raises:
-        UserError: settings out of range, several samples or stop texts, or a prompt that cannot
-            be answered.
+        model: the smaller model.
+        tokens: maximum number of tokens that its cache holds; a reply without room gets no guesses.
     """
-    model = ready(decoder)
-    request = Request(prompt, settings, "the prompt")
-    check_requests(model.config, [request], tokenizer)
-    vocabulary = vocabulary_of(tokenizer, model.config.vocabulary_size)
-    if settings.samples != 1:
-        raise UserError(f"samples = {settings.samples}: speculate writes one reply", "use Engine")
-    max_tokens = request.max_tokens(model.config.context)
-    cache = model.new_cache(1, len(prompt) + max_tokens)
-    row = cache.open()
-    reply = RunningSequence(request, 0, 0, row, max_tokens, vocabulary, tokenizer)
-    text = reply.tokens
-    chance = np.random.Generator(np.random.Philox(key=np.array([settings.seed, 1], np.uint64)))
-    while True:
-        draft = drafter.guess(text, min(guesses, reply.tokens_left - 1), chance)
-        unread = text[cache.lengths[row] :]
-        hidden_td = model.read([(row, unread + draft.tokens)], cache)
-        if settings.prompt_log_probs and not reply.drawn:
-            reply.prompt_log_probs = prompt_log_probs(
-                model, prompt, hidden_td, settings.top_log_probs, vocabulary
-            )
-        logits_tv = model.logits(hidden_td[len(unread) - 1 :])
-        for place, token in enumerate(_accept(logits_tv, draft, reply, chance)):
-            (log_prob,) = drawn_log_probs(logits_tv[place : place + 1], [reply], [token])
-            event = reply.append(token, log_prob)
-            yield event
-            if event.finish is not None:
-                return
-        cache.truncate(row, len(text) - 1)
 
+    def __init__(self, model: InferenceDecoder, tokens: int = DRAFT_TOKENS) -> None:
+        config = model.config
+        # A page more for each reply, since guesses are read in a copy of its row.
+        self._pages = pages_for(min(tokens, MAX_GUESSED_REPLIES * config.context))
+        self._pages += MAX_GUESSED_REPLIES
+        self.cache = PagedCache(config, 2 * MAX_GUESSED_REPLIES, self._pages, model.dtype)
+        self._model = model
+        self._rows: dict[RunningSequence, int] = {}
 
-def _accept(
-    logits_tv: Tensor, draft: Draft, reply: RunningSequence, chance: np.random.Generator
-) -> Iterator[int]:
-    """The accepted guesses and one token of the model after them; ``reply`` takes each in turn."""
-    for place in range(len(draft.tokens) + 1):
-        logits_v = adjust(logits_tv[place], reply.settings, reply.history)
-        mask = mask_of(logits_v[None], [reply])
-        target_v = filtered(logits_v[None], reply.settings, mask)[0].double().softmax(-1)
-        if place == len(draft.tokens):
-            yield draw(target_v, chance.random())
-            return
-        guess = draft.tokens[place]
-        if draft.probabilities_gv is not None:
-            guessed_v = draft.probabilities_gv[place]
-        else:
-            guessed_v = torch.zeros_like(target_v).index_fill(0, torch.tensor(guess), 1.0)
-        token, kept = keep_or_draw(target_v, guessed_v, guess, chance)
-        yield token
-        if not kept:
-            return
+    @property
+    def cache_bytes(self) -> int:
+        """Memory of the cache."""
+        return (
+            self._pages
+            * PAGE
+            * self._model.config.cache_bytes_per_token(self._model.dtype.itemsize)
+        )
 
+    def guess(self, replies: Sequence[RunningSequence], counts: Sequence[int]) -> list[list[int]]:
+        guesses: dict[RunningSequence, list[int]] = {reply: [] for reply in replies}
+        wanted, free = dict[RunningSequence, int](), self._pages
+        for reply, count in zip(replies, counts, strict=True):
+            length = len(reply.tokens) + count
+            pages = pages_for(length) + 1
+            if count > 0 and length <= self._model.config.context and pages <= free:
+                wanted[reply], free = count, free - pages
+        for reply in [each for each in self._rows if each not in wanted]:
+            self.forget(reply)
+        spans: list[Span] = []
+        for reply in wanted:
+            if reply not in self._rows:
+                self._rows[reply] = self.cache.open()
+            row = self._rows[reply]
+            spans.append((row, reply.tokens[self.cache.lengths[row] :]))
+        copies = dict[RunningSequence, int]()
+        while wanted:
+            hidden_nd = self._model.read(spans, self.cache)
+            ends_r = torch.tensor([len(tokens) for _, tokens in spans]).cumsum(0) - 1
+            likeliest = self._model.logits(hidden_nd[ends_r]).argmax(dim=-1).tolist()
+            for reply, token in zip(wanted, likeliest, strict=True):
+                guesses[reply].append(token)
+            wanted = {reply: n for reply, n in wanted.items() if len(guesses[reply]) < n}
+            for reply in wanted:
+                if reply not in copies:
+                    copies[reply] = self.cache.fork(self._rows[reply])
+            spans = [(copies[reply], guesses[reply][-1:]) for reply in wanted]
+        for row in copies.values():
+            self.cache.close(row)
+        return [guesses[reply] for reply in replies]
 
-def keep_or_draw(
-    target_v: Tensor, guessed_v: Tensor, guess: int, chance: np.random.Generator
-) -> tuple[int, bool]:
-    """The token, and whether it is the guess x ~ q (Leviathan et al. 2023, algorithm 1).
-
-    ``target_v`` is p, float64 (vocabulary,), and ``guessed_v`` q.
-    """
-    if chance.random() * float(guessed_v[guess]) < float(target_v[guess]):
-        return guess, True
-    rest_v = (target_v - guessed_v).clamp(min=0)
-    if not float(rest_v.sum()) > 0:  # p = q but for rounding
-        rest_v = target_v
-    return draw(rest_v, chance.random()), False
-
-
-def draw(weights_v: Tensor, uniform: float) -> int:
-    """A token with probability in proportion to its weight, by inverting the CDF."""
-    running_v = weights_v.double().cumsum(0)
-    target = min(uniform * float(running_v[-1]), float(np.nextafter(float(running_v[-1]), 0.0)))
-    return int(torch.searchsorted(running_v, torch.tensor(target).double(), right=True))
+    def forget(self, reply: RunningSequence) -> None:
+        if reply in self._rows:
+            self.cache.close(self._rows.pop(reply))

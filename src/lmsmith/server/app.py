@@ -112,6 +112,7 @@ async def metrics(request: Request) -> Response:
         engine.metrics.waiting.labels(name).set(engine.waiting[name])
         engine.metrics.active.labels(name).set(model.scheduler.active)
         engine.metrics.cache_used.labels(name).set(model.scheduler.cache.used_bytes)
+        engine.metrics.count_guesses(name, model.scheduler)
     return Response(engine.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 

@@ -60,6 +60,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._counted: dict[tuple[Counter, str], int] = {}
         all_: dict[str, Any] = {"namespace": "lmsmith", "registry": self.registry}
         model = {"labelnames": ["model"], **all_}
         waits, gaps = {"buckets": _WAITS, **model}, {"buckets": _GAPS, **model}
@@ -77,6 +78,8 @@ class Metrics:
         self.prompt_tokens = Counter("prompt_tokens", "Tokens of prompts.", **model)
         self.cached_tokens = Counter("cached_tokens", "Of those, not read again.", **model)
         self.generated_tokens = Counter("generated_tokens", "Tokens of replies.", **model)
+        self.guessed_tokens = Counter("guessed_tokens", "Tokens that --draft guessed.", **model)
+        self.accepted_tokens = Counter("accepted_tokens", "Of those, right ones.", **model)
         self.cancelled = Counter("requests_cancelled", "Clients that went away.", **model)
         self.rejected = Counter(
             "requests_rejected", "Requests refused, by reason.", ["reason"], **all_
@@ -84,6 +87,16 @@ class Metrics:
         self.responses = Counter(
             "responses", "Responses, by path and status.", ["path", "status"], **all_
         )
+
+    def count_guesses(self, model: str, scheduler: Scheduler) -> None:
+        """Bring the counters of guessed and accepted tokens up to date."""
+        totals = {
+            self.guessed_tokens: scheduler.guessed,
+            self.accepted_tokens: scheduler.accepted,
+        }
+        for counter, total in totals.items():
+            counter.labels(model).inc(total - self._counted.get((counter, model), 0))
+            self._counted[counter, model] = total
 
     def of(self, model: str) -> ModelMetrics:
         names = [each.name for each in fields(ModelMetrics)]

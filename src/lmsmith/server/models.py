@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lmsmith.catalogue.reading import ReadModel, read_model
+from lmsmith.catalogue.reading import ReadModel, read_draft_model, read_model
 from lmsmith.catalogue.resolve import Sampling, advised_sampling, resolve
 from lmsmith.core.errors import UserError
 from lmsmith.generation.inference import InferenceDecoder
 from lmsmith.generation.scheduler import Scheduler
+from lmsmith.generation.speculative import PROMPT_LOOKUP, Drafter, DraftModel, PromptLookup
 from lmsmith.server.errors import ApiError
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.machine import ResolvedMachine
@@ -71,6 +72,7 @@ def serve_models(
     *,
     machine: ResolvedMachine,
     weights: Literal["model", "int8"],
+    draft: str = "",
     memory_bytes: int,
     streams: int,
 ) -> list[ServedModel]:
@@ -80,25 +82,31 @@ def serve_models(
         models: by name.
         machine: gives the precision.
         weights: as they are in that precision, or ``int8``.
-        memory_bytes: for all weights and caches; 0 gives every cache `GIGABYTE`.
+        draft: a smaller model that guesses the tokens of each, or ``prompt-lookup``.
+        memory_bytes: for all weights and caches, the draft's too; 0 gives every cache `GIGABYTE`.
         streams: replies generated together, of each model.
 
     Raises:
-        UserError: the budget has no room for the weights and a context of each model.
+        UserError: the budget has no room for the weights and a context of each model, or the
+            draft has another tokenizer than one of them.
     """
     ready = {
         name: InferenceDecoder(found.decoder, machine, weights=weights)
         for name, found in models.items()
     }
-    # The float32 weights stay, for embeddings and norms are read from them.
-    sizes = {
-        name: 4 * found.decoder.config.parameters + ready[name].weight_bytes
-        for name, found in models.items()
-    }
+    sizes = {name: _memory_of(model) for name, model in ready.items()}
+    fixed = sum(sizes.values())
+    drafters: dict[str, Drafter] = {name: PromptLookup() for name in models if draft}
+    if draft and draft != PROMPT_LOOKUP:
+        decoder = read_draft_model(draft, models.values())
+        smaller = InferenceDecoder(decoder, machine, weights=weights)
+        drafts = {name: DraftModel(smaller) for name in models}
+        fixed += _memory_of(smaller) + sum(each.cache_bytes for each in drafts.values())
+        drafters |= drafts
     cache_bytes = GIGABYTE
     if memory_bytes:
-        cache_bytes = (memory_bytes - sum(sizes.values())) // len(models)
-        needed = sum(sizes.values()) + sum(
+        cache_bytes = (memory_bytes - fixed) // len(models)
+        needed = fixed + sum(
             model.config.context * model.config.cache_bytes_per_token(model.dtype.itemsize)
             for model in ready.values()
         )
@@ -112,7 +120,13 @@ def serve_models(
         ServedModel(
             name,
             found.tokenizer,
-            Scheduler(ready[name], found.tokenizer, cache_bytes=cache_bytes, rows=streams),
+            Scheduler(
+                ready[name],
+                found.tokenizer,
+                cache_bytes=cache_bytes,
+                rows=streams,
+                drafter=drafters.get(name),
+            ),
             int(time.time()),
             sizes[name],
             cache_bytes,
@@ -121,3 +135,8 @@ def serve_models(
         )
         for name, found in models.items()
     ]
+
+
+def _memory_of(model: InferenceDecoder) -> int:
+    """Of weights; the float32 ones stay, for embeddings and norms are read from them."""
+    return 4 * model.config.parameters + model.weight_bytes

@@ -25,6 +25,7 @@ def serve(
     token: str = "",
     allow_host: Sequence[str] = (),
     weights: Literal["model", "int8"] = "model",
+    draft: str = "",
     database: str = "",
     memory: float = 0.0,
     threads: int = 0,
@@ -110,6 +111,7 @@ def serve(
                 read_models(models),
                 machine=machine,
                 weights=weights,
+                draft=draft,
                 memory_bytes=budget,
                 streams=streams,
             )
