@@ -249,9 +249,10 @@ class _Text(SimpleNamespace):
 def test_lookup_finds_what_followed_last() -> None:
     assert looked_up([1, 2, 3, 9, 1, 2, 4, 1, 2], 2) == [4, 1]
     assert looked_up([1, 2, 3], 4) == []
-    assert looked_up([1, 5, 1], 4, shortest=2) == []
+    assert looked_up([1, 5, 1], 4) == []
+    assert looked_up([1, 5, 1], 4, shortest=1) == [5, 1, 5, 1]
     assert looked_up([3, 1, 2, 1, 2], 5) == [1, 2, 1, 2, 1]
-    assert looked_up([6, 6], 3) == [6, 6, 6]
+    assert looked_up([6, 6], 3, shortest=1) == [6, 6, 6]
 
 
 def test_lookup_reads_each_token_once() -> None:

@@ -54,7 +54,7 @@ class PromptLookup:
         longest, shortest: numbers of last tokens that are searched; longer ones first.
     """
 
-    def __init__(self, longest: int = 3, shortest: int = 1) -> None:
+    def __init__(self, longest: int = 3, shortest: int = 2) -> None:
         self._sizes = range(longest, shortest - 1, -1)
         self._indices: WeakKeyDictionary[RunningSequence, _Index] = WeakKeyDictionary()
 
