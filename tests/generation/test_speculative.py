@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -34,6 +35,7 @@ MODELS = {
 }
 SMALL = InferenceDecoder(random_decoder(replace(DENSE, layers=1, context=200), seed=5))
 REPEATING = (9, 10, 11, 12) * 8
+LOOKUP = partial(PromptLookup, shortest=1)
 
 
 class Wrong:
@@ -49,7 +51,7 @@ class Wrong:
 
 def drafter(kind: str, model: InferenceDecoder) -> Drafter:
     drafters: dict[str, Any] = {
-        "lookup": PromptLookup,
+        "lookup": LOOKUP,
         "own": lambda: DraftModel(model),
         "small": lambda: DraftModel(SMALL),
         "banded": lambda: DraftModel(MODELS["banded"], tokens=200),
@@ -139,7 +141,7 @@ def test_replies_are_those_without_a_draft(kind: str, greedy: bool, together: in
 @pytest.mark.parametrize("kind", ["banded", "dynamic"])
 def test_windows_and_dynamic_rotation(kind: str) -> None:
     model, requests = MODELS[kind], some_requests(greedy=False)
-    made = scheduler(PromptLookup(), model)
+    made = scheduler(LOOKUP(), model)
     assert_equal(serve(made, requests), serve(scheduler(None, model), requests))
     assert (made.guessed > 0) == (kind == "banded")
 
@@ -147,7 +149,7 @@ def test_windows_and_dynamic_rotation(kind: str) -> None:
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_the_next_turn_reuses_what_was_read(temperature: float) -> None:
     chosen, told = SamplingSettings(30, temperature, seed=2), []
-    for guesser in (None, PromptLookup(), DraftModel(SMALL)):
+    for guesser in (None, LOOKUP(), DraftModel(SMALL)):
         made = scheduler(guesser, MODELS["dense"])
         prompt = [5, 6, 7, *REPEATING]
         ((first,),) = serve(made, [Request(prompt, chosen)])
@@ -207,14 +209,14 @@ def test_a_draft_without_room_guesses_nothing() -> None:
 
 
 def test_guesses_are_for_few_replies() -> None:
-    made = scheduler(PromptLookup(), MODELS["dense"])
+    made = scheduler(LOOKUP(), MODELS["dense"])
     serve(made, [Request(REPEATING, SamplingSettings(9, seed=n)) for n in range(5)], together=5)
     assert made.guessed == 0
 
 
 def test_a_reply_whose_logits_are_no_numbers_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     model = InferenceDecoder(random_decoder(DENSE))
-    made = scheduler(PromptLookup(), model)
+    made = scheduler(LOOKUP(), model)
     good = Request(REPEATING, SamplingSettings(20, 0.0))
     bad = Request(REPEATING, SamplingSettings(21, 0.0))
     draw = model.draw
