@@ -212,6 +212,17 @@ def test_guesses_are_for_few_replies() -> None:
     made = scheduler(LOOKUP(), MODELS["dense"])
     serve(made, [Request(REPEATING, SamplingSettings(9, seed=n)) for n in range(5)], together=5)
     assert made.guessed == 0
+    made.submit(Request(REPEATING, SamplingSettings(60, 0.0)))
+    for _ in range(12):
+        made.step()
+    guessed, read = made.guessed, made.tokens_read
+    assert guessed > 0
+    for number in range(4):
+        made.submit(Request([number + 5], SamplingSettings(3)))
+    for _ in range(2):
+        made.step()
+    assert made.guessed <= guessed + 4  # of the step that reads the others' prompts
+    assert made.tokens_read == read + made.guessed - guessed + 1 + 4 + 5
 
 
 def test_a_reply_whose_logits_are_no_numbers_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,8 @@
 namespace lmsmith {
 
 using bf16 = uint16_t;
+typedef float f32x8 __attribute__((vector_size(32)));
+typedef int32_t i32x8 __attribute__((vector_size(32)));
 typedef float f32x16 __attribute__((vector_size(64)));
 typedef uint32_t u32x16 __attribute__((vector_size(64)));
 typedef int32_t i32x16 __attribute__((vector_size(64)));
@@ -46,6 +48,26 @@ inline f32x16 load16(const bf16* from) {
     std::memcpy(&half, from, 32);
     u32x16 bits = __builtin_convertvector(half, u32x16) << 16;
     return (f32x16)bits;
+}
+
+inline f32x8 load8(const int8_t* from) {
+    int32_t wide[8];  // a loop, which GCC makes one instruction of
+    for (int i = 0; i < 8; ++i) wide[i] = from[i];
+    i32x8 part;
+    std::memcpy(&part, wide, 32);
+    return __builtin_convertvector(part, f32x8);
+}
+inline f32x8 load8(const float* from) {
+    f32x8 result;
+    std::memcpy(&result, from, 32);
+    return result;
+}
+inline f32x8 load8(const bf16* from) {
+    typedef uint16_t u16x8 __attribute__((vector_size(16)));
+    typedef uint32_t u32x8 __attribute__((vector_size(32)));
+    u16x8 half;
+    std::memcpy(&half, from, 16);
+    return (f32x8)(__builtin_convertvector(half, u32x8) << 16);
 }
 
 #ifdef __AVX512DQ__
