@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from lmsmith.catalogue import registry
+from lmsmith.catalogue import registry, versions
 from lmsmith.catalogue.reading import read_config, read_model
 from lmsmith.catalogue.registry import Record
 from lmsmith.catalogue.resolve import Source, resolve
+from lmsmith.catalogue.versions import Version
 from lmsmith.core.errors import UserError
 from lmsmith.core.paths import models_folder
 from lmsmith.runs.records import write_record
@@ -58,6 +59,34 @@ def test_a_path_goes_before_a_name(
     assert resolve("small").format == "lmsmith"
     monkeypatch.chdir(run)
     assert resolve("small").format == "gguf"
+
+
+def test_a_name_with_versions_means_the_promoted_one(
+    gguf_file: Path, run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LMSMITH_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    register("ours", gguf_file)
+    for number in (1, 2):
+        folder = versions.folder_of("ours") / versions.NEXT
+        shutil.copytree(run / "pretrain/model", folder / "model")
+        made = Version("ours", number, "model", versions.hash_model(folder / "model"), "run", "")
+        versions.write_version(folder, made)
+        versions.put_in_place(made)
+        if number == 1:
+            assert resolve("ours").format == "gguf"  # no version is promoted yet
+            versions.found_lineage(made, "me")
+    assert resolve("ours") == Source("lmsmith", versions.folder_of("ours") / "1/model", "ours")
+    assert resolve("ours@2") == Source("lmsmith", versions.folder_of("ours") / "2/model", "ours@2")
+    versions.promote("ours", 2, "me")
+    assert resolve("ours").path == resolve("ours@2").path
+    assert read_model("ours@1").source.name == "ours@1"
+    with pytest.raises(UserError, match="ours@7: no such version"):
+        resolve("ours@7")
+    with pytest.raises(UserError, match=r"did you mean ours\?"):
+        resolve("our")
+    (tmp_path / "ours").symlink_to(run)
+    assert resolve("ours").path == Path("ours/pretrain/model")
 
 
 def test_which_stage_a_run_stands_for_is_said(run: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from lmsmith import cli
-from lmsmith.catalogue import registry
+from lmsmith.catalogue import registry, versions
 from lmsmith.catalogue.registry import Record
+from lmsmith.catalogue.versions import Version
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.folder import save_model
@@ -47,6 +48,31 @@ def register(capsys: pytest.CaptureFixture[str], name: str) -> Record:
         answer(capsys, "export", "runs/small", str(partial / "m.gguf"), "--to", "gguf", "--json")
         registry.write_record(partial, record)
     return record
+
+
+def test_versions_are_listed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LMSMITH_HOME", str(tmp_path))
+    assert answer(capsys, "models", "ls", "--json")["versions"] == []
+    for number in (1, 2):
+        folder = versions.folder_of("ours") / versions.NEXT
+        (folder / "model").mkdir(parents=True)
+        made = Version("ours", number, "model", versions.hash_model(folder / "model"), "run", "")
+        versions.write_version(folder, made)
+        versions.put_in_place(made)
+        if number == 1:
+            versions.found_lineage(made, "me")
+    versions.set_trial("ours", 2)
+    (found,) = answer(capsys, "models", "ls", "--json")["versions"]
+    assert found == {
+        "name": "ours",
+        "promoted": "ours@1",
+        "on_trial": "ours@2",
+        "versions": ["ours@1", "ours@2"],
+    }
+    assert cli.main(["models", "ls"]) == 0
+    assert "ours  versions  ours@1 (promoted), ours@2 (on trial)" in capsys.readouterr().out
 
 
 def test_a_named_model_is_listed_shown_and_removed(capsys: pytest.CaptureFixture[str]) -> None:

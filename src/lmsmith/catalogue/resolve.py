@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal
 
-from lmsmith.catalogue import registry
+from lmsmith.catalogue import registry, versions
 from lmsmith.catalogue.registry import KNOWN_MODELS
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import missing, read_json
@@ -34,7 +34,8 @@ Format = Literal["lmsmith", "hf", "gguf"]
 class Source:
     """A model that was found: a folder or a .gguf file.
 
-    ``name`` is the registered name, or the path as it was given.
+    ``name`` is the registered name, the version's (``NAME`` or ``NAME@N``), or the path as it was
+    given.
     """
 
     format: Format
@@ -43,17 +44,22 @@ class Source:
 
 
 def resolve(word: str | Path) -> Source:
-    """The model that a path or a registered name means.
+    """The model that a path, a name with versions or a registered name means.
 
-    A path that exists goes before a name. A run's folder stands for its last stage that is done:
-    PPO, else SFT, else pretraining; which one it is goes to the log `lmsmith.models`.
+    A path that exists goes before a name, and a name with versions before a registered model.
+    ``NAME`` means its promoted version, ``NAME@N`` that version. A run's folder stands for its
+    last stage that is done: PPO, else SFT, else pretraining; which one it is goes to the log
+    `lmsmith.models`.
 
     Raises:
         UserError: there is none; says what is there, the nearest name, and what can be pulled.
+            Or the name has versions, but not this one.
     """
     path, name = Path(word), str(word)
     if path.exists():
         return _of_path(path, name)
+    if (version := versions.find(name)) is not None:
+        return Source("lmsmith", version.path, name)
     record = registry.find(name.replace("/", "--")) if not path.is_absolute() else None
     if record is not None:
         found = _of_path(record.path, record.name)
@@ -164,7 +170,7 @@ def _instead(path: Path, name: str) -> str:
     """Advice for a path that does not exist."""
     if not path.is_absolute() and (Path("runs") / path).is_dir():
         return f"did you mean {Path('runs') / path}?"
-    registered = [record.name for record in registry.records()]
+    registered = [*versions.names(), *(record.name for record in registry.records())]
     runs = sorted(str(folder.parent) for folder in Path("runs").glob("*/recipe.json"))
     near = difflib.get_close_matches(name, [*registered, *KNOWN_MODELS, *runs], n=1, cutoff=0.6)
     if near and near[0] in KNOWN_MODELS and near[0] not in registered:

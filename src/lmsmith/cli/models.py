@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lmsmith import api
-from lmsmith.catalogue import registry
+from lmsmith.catalogue import registry, versions
 from lmsmith.catalogue.registry import KNOWN_MODELS
 from lmsmith.catalogue.resolve import resolve
 from lmsmith.cli.output import print_json, table_console
@@ -28,28 +28,46 @@ pull = printed(api.pull, _show_pulled)
 
 
 def list_models(*, json: bool = False) -> None:
-    """List the registered models, and those that can be fetched by name."""
+    """List models with versions, registered models, and those that can be fetched by name."""
     found = registry.records()
     here = {record.name for record in found}
     offered = {name: model for name, model in KNOWN_MODELS.items() if name not in here}
+    made = [_versions_of(name) for name in versions.names()]
     if json:
         offers = [{"name": name, "about": m.about, "bytes": m.bytes} for name, m in offered.items()]
         models = [record.as_dict() for record in found]
-        print_json({"home": str(models_folder()), "models": models, "pull": offers})
+        print_json(
+            {"home": str(models_folder()), "versions": made, "models": models, "pull": offers}
+        )
         return
+    for each in made:
+        marks = {each["promoted"]: " (promoted)", each["on_trial"]: " (on trial)"}
+        words = (word + marks.get(word, "") for word in each["versions"])
+        print(f"{each['name']}  versions  {', '.join(words)}")
     for record in found:
         print(f"{record.name}  {record.format}  {format_size(record.bytes)}  {record.source}")
-    if not found:
+    if not found and not made:
         print("no model is registered")
     for name, model in offered.items():
         print(f"to fetch: lmsmith pull {name}  ({format_size(model.bytes)}; {model.about})")
+
+
+def _versions_of(name: str) -> dict[str, Any]:
+    """The versions of a name as commands call them."""
+    lineage = versions.lineage_of(name)
+    return {
+        "name": name,
+        "promoted": f"{name}@{lineage.promoted}",
+        "on_trial": f"{name}@{lineage.trial.candidate}" if lineage.trial else None,
+        "versions": [each.word for each in versions.versions(name)],
+    }
 
 
 def show_model(model: str, *, json: bool = False) -> None:
     """Show where a model is from, and its shape.
 
     Args:
-        model: A registered name, or a path of any format.
+        model: A name with versions (NAME or NAME@N), a registered name, or a path of any format.
     """
     from lmsmith.catalogue.reading import read_config
 
