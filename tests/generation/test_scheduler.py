@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -344,3 +346,36 @@ def test_what_cannot_be_forced(forced: tuple[tuple[int, ...], ...], word: str) -
     drawn = SamplingSettings(max_new_tokens=4, samples=2)
     with pytest.raises(UserError, match=word):
         small().submit(Request([5, 6], drawn, forced=forced))
+
+
+def test_other_threads_may_ask_how_many_are_active() -> None:
+    """They read a number: queues that change meanwhile are not walked through."""
+    scheduler, source = small(rows=4), random.Random(2)
+    failed: list[BaseException] = []
+    over = threading.Event()
+
+    def look() -> None:
+        try:
+            while not over.is_set():
+                assert 0 <= scheduler.active <= 4
+        except BaseException as error:
+            failed.append(error)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    threads = [threading.Thread(target=look) for _ in range(2)]
+    try:
+        for thread in threads:
+            thread.start()
+        for _ in range(40):
+            prompts = [tokens_of(source, 40) for _ in range(6)]
+            for prompt in prompts:
+                scheduler.submit(Request(prompt, SamplingSettings(max_new_tokens=1)))
+            run(scheduler)
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+        sys.setswitchinterval(before)
+    assert failed == []
+    assert scheduler.active == 0

@@ -127,6 +127,8 @@ class Scheduler:
     Attributes:
         tokens_read: tokens of all forward passes.
         guessed, accepted: guessed tokens that were read, and those of them that were drawn.
+        active: replies in progress, and those whose prompts are being read, after the last step;
+            any thread may read it.
 
     Raises:
         UserError: the cache is too small for anything.
@@ -166,6 +168,7 @@ class Scheduler:
             self._forget_draft(reply)
         self._decoding = []
         self._out_of_pages = False  # for the first that waits
+        self.active = 0
 
     @property
     def busy(self) -> bool:
@@ -177,10 +180,9 @@ class Scheduler:
         """Whether the next step would read of prompts, as far as is known; it takes longer."""
         if self._prefilling or not self._waiting or self._out_of_pages:
             return bool(self._prefilling)
-        return self.active + self._waiting[0].samples <= self.max_rows
+        return self._in_progress() + self._waiting[0].samples <= self.max_rows
 
-    @property
-    def active(self) -> int:
+    def _in_progress(self) -> int:
         """Replies in progress, and those whose prompts are being read."""
         return len(self._decoding) + sum(each.samples for each in self._prefilling)
 
@@ -252,6 +254,7 @@ class Scheduler:
         self._out_of_pages = False
         self._waiting = deque(each for each in self._waiting if each.number != number)
         self._end(number, keep=True)
+        self.active = self._in_progress()
 
     def fail_all(self, error: Exception) -> list[Event]:
         """End every request and forget every conversation."""
@@ -262,7 +265,13 @@ class Scheduler:
 
     def step(self) -> list[Event]:
         """Admit requests, run one forward pass, and draw the next tokens of every reply."""
+        events = self._step()
+        self.active = self._in_progress()
+        return events
+
+    def _step(self) -> list[Event]:
         admitted = self._admit()
+        self.active = self._in_progress()
         replies, chunks, step = list(self._decoding), self._chunks(), _Step()
         self._guess(replies)
         work: list[tuple[int, Span]] = [
@@ -313,7 +322,7 @@ class Scheduler:
         self._out_of_pages = False
         if not self._waiting:
             return admitted
-        promised, active = self._promised(), self.active
+        promised, active = self._promised(), self._in_progress()
         if not active:
             self.cache.reserve(sum(map(self._max_pages, self._waiting)))
         for first in list(self._waiting):
