@@ -128,3 +128,15 @@ def test_it_is_read_searched_continued_and_exported(
     rankings = (tmp_path / "out/rankings.jsonl").read_text(encoding="utf-8")
     assert '"ranks":[1,2,2]' in rankings.replace(" ", "")
     store.close()
+
+
+def test_everybody_compares_until_they_opt_out(
+    old: tuple[str, dict[str, list[dict[str, Any]]]],
+) -> None:
+    store = Store(old[0])
+    me, bob = store.person("owner").id, store.person("Bob").id
+    assert (store.compares(me), store.compares(bob)) == (True, True)
+    store.set_compares(bob, False)
+    assert (store.compares(me), store.compares(bob)) == (True, False)
+    assert store.compares(store.person("New").id)
+    store.close()

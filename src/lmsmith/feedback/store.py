@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,8 +18,8 @@ from sqlalchemy.orm import Session
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import missing
 from lmsmith.corpus.messages import validate_messages
+from lmsmith.feedback.database import NAMES_A_QUERY, default_database
 from lmsmith.feedback.database import NotThere as NotThere
-from lmsmith.feedback.database import default_database
 from lmsmith.feedback.people import PersonStore
 from lmsmith.feedback.tables import (
     VERDICTS,
@@ -27,6 +27,7 @@ from lmsmith.feedback.tables import (
     Comparison,
     Conversation,
     Message,
+    Person,
     RankedAnswers,
     Rating,
     now,
@@ -45,6 +46,28 @@ Judgement = TypeVar("Judgement", Rating, BetterAnswer, Comparison)
 
 class Store(PersonStore):
     """The database of one server, or of one file: people, conversations, judgements."""
+
+    # People
+
+    def names(self, people: Iterable[str]) -> dict[str, str]:
+        """Names by id, of those who are there."""
+        wanted, found = list(people), dict[str, str]()
+        with self.session() as session:
+            for first in range(0, len(wanted), NAMES_A_QUERY):
+                part = Person.id.in_(wanted[first : first + NAMES_A_QUERY])
+                query = select(Person.id, Person.name).where(part)
+                found |= {row.id: row.name for row in session.execute(query)}
+        return found
+
+    def compares(self, person: str) -> bool:
+        """Whether a person is shown two versions of a model side by side."""
+        with self.session() as session:
+            return session.get_one(Person, person).compares
+
+    def set_compares(self, person: str, compares: bool) -> None:
+        """Opt in or out of being shown two versions."""
+        with self.session.begin() as session:
+            session.get_one(Person, person).compares = compares
 
     # Conversations
 

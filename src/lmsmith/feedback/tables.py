@@ -48,7 +48,12 @@ def refers_to(table: str, **options: Any) -> Any:
 
 
 class Person(Table, kw_only=True):
-    """A user, a labeler or an admin; ``token_hash`` is empty for one who cannot log in."""
+    """A user, a labeler or an admin.
+
+    Attributes:
+        token_hash: empty for one who cannot log in.
+        compares: whether they are shown two versions of a model side by side.
+    """
 
     __tablename__ = "people"
     __table_args__ = (CheckConstraint(f"role in {ROLES}", "known_role"),)
@@ -57,6 +62,7 @@ class Person(Table, kw_only=True):
     name: Mapped[str] = mapped_column(String(200), unique=True)
     role: Mapped[str] = mapped_column(String(20), default="user")
     token_hash: Mapped[str] = mapped_column(String(64), default="")
+    compares: Mapped[bool] = mapped_column(default=True)
     created: Mapped[datetime] = mapped_column(default_factory=now)
 
 

@@ -34,6 +34,32 @@ class Votes:
         return decide(self.outcomes, test)
 
 
+def has_voted(store: Store, person: str, prompt: int, versions: tuple[str, str]) -> bool:
+    """Whether a person has compared answers of these two versions to a message."""
+    left, right = aliased(Message), aliased(Message)
+    query = (
+        select(Comparison.id)
+        .join(left, Comparison.left_id == left.id)
+        .join(right, Comparison.right_id == right.id)
+        .where(
+            Comparison.person_id == person,
+            left.parent_id == prompt,
+            left.model.in_(versions),
+            right.model.in_(versions),
+            left.model != right.model,
+        )
+    )
+    with store.session() as session:
+        return session.scalar(query.limit(1)) is not None
+
+
+def compared_versions(store: Store, left: int, right: int) -> tuple[str, str]:
+    """The authors of two messages, as they are recorded; empty for one that is gone."""
+    with store.session() as session:
+        one, other = session.get(Message, left), session.get(Message, right)
+        return one.model if one else "", other.model if other else ""
+
+
 def votes_on(store: Store, candidate: str, current: str) -> Votes:
     """The votes of the chat page and of the labelling queue.
 
