@@ -14,15 +14,18 @@ from typing import Any
 import httpx2 as httpx
 import torch
 
+from lmsmith.catalogue import versions
 from lmsmith.catalogue.reading import ReadModel
 from lmsmith.catalogue.resolve import Source
+from lmsmith.catalogue.versions import Version
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.feedback.store import Store
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
+from lmsmith.models.folder import save_model
 from lmsmith.server.app import Server, create_app, listen
 from lmsmith.server.engine import AsyncEngine
-from lmsmith.server.models import serve_models
+from lmsmith.server.models import Loader, read_models, serve_models
 from lmsmith.server.requests import Limits
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.machine import resolve_machine
@@ -38,7 +41,7 @@ MACHINE = resolve_machine(MachineConfig(precision="fp32"))
 LIMITS = Limits(streams=8, queue=4, seconds=30, drain_seconds=5)
 
 
-def parrot(for_ever: bool = False) -> Decoder:
+def parrot(for_ever: bool = False, sentence: str = SENTENCE) -> Decoder:
     """After a token comes the one that follows it in the sentence, whatever was before; at its
     end the parrot ends, or begins again."""
     width, count = 128, TOKENIZER.vocabulary_size
@@ -46,7 +49,7 @@ def parrot(for_ever: bool = False) -> Decoder:
     decoder = Decoder(config).eval()
     generator = torch.Generator().manual_seed(0)
     directions = torch.randn(count, width, generator=generator)
-    said = [TOKENIZER.role_token("assistant"), *TOKENIZER.encode(SENTENCE), TOKENIZER.end_of_turn]
+    said = [TOKENIZER.role_token("assistant"), *TOKENIZER.encode(sentence), TOKENIZER.end_of_turn]
     assert len(set(said)) == len(said)
     if for_ever:
         said[-1] = said[1]
@@ -68,6 +71,20 @@ def read(decoder: Decoder) -> ReadModel:
     return ReadModel(decoder, TOKENIZER, Source("lmsmith", Path("nowhere"), "tiny"), {})
 
 
+def put_version(name: str, number: int, decoder: Decoder) -> Version:
+    """A complete version of a model, as a round leaves it."""
+    folder = versions.folder_of(name) / versions.NEXT
+    save_model(folder / "model", decoder, TOKENIZER, {})
+    sha256 = versions.hash_model(folder / "model")
+    parents = (number - 1,) if number > 1 else ()
+    made = Version(name, number, "model", sha256, "tiny", "2026-11-29", parents)
+    versions.write_version(folder, made)
+    versions.put_in_place(made)
+    if number == 1:
+        versions.found_lineage(made, "me")
+    return made
+
+
 @dataclass
 class Running:
     """A server in a thread of its own."""
@@ -84,26 +101,36 @@ def running(
     prepare: Callable[[AsyncEngine], None] = lambda _: None,
     store: Store | None = None,
     draft: str = "",
+    words: Sequence[str] = (),
+    memory_bytes: int = 60_000_000,
     **options: Any,
 ) -> Any:
-    """A real server on a free port; it is stopped at the end, and must end."""
+    """A real server on a free port; it is stopped at the end, and must end.
+
+    With ``words`` it serves models as the command line names them, and follows their versions.
+    """
     if store is None:
         with (
             tempfile.TemporaryDirectory() as folder,
             closing(Store(Path(folder) / "feedback.db")) as made,
-            running(models, limits, prepare, made, draft, **options) as served,
+            running(models, limits, prepare, made, draft, words, memory_bytes, **options) as served,
         ):
             yield served
         return
     chosen = models if models is not None else {"parrot": parrot(), "random": RANDOM}
-    served = serve_models(
-        {name: read(decoder) for name, decoder in chosen.items()},
-        machine=MACHINE,
-        weights="model",
-        draft=draft,
-        memory_bytes=60_000_000,
-        streams=limits.streams,
-    )
+    loader = Loader(MACHINE, "model", memory_bytes, limits.streams, draft)
+    if words:
+        served = loader.first(read_models(words))
+        options["loader"] = loader
+    else:
+        served = serve_models(
+            {name: read(decoder) for name, decoder in chosen.items()},
+            machine=MACHINE,
+            weights="model",
+            draft=draft,
+            memory_bytes=memory_bytes,
+            streams=limits.streams,
+        )
     engine = AsyncEngine(served, limits)
     prepare(engine)
     listening, ready = listen("127.0.0.1", 0), threading.Event()

@@ -288,18 +288,33 @@ def found_lineage(first: Version, by: str) -> Lineage:
     return lineage
 
 
-def promote(name: str, number: int, by: str, reason: str = "") -> Version:
+def promote(
+    name: str, number: int, by: str, reason: str = "", *, instead_of: int | None = None
+) -> Version:
     """Make a version the promoted one. A trial ends, since its votes were against the one before.
 
     Promoting the promoted version again changes nothing, so the command may be repeated.
 
+    Args:
+        name, number: of the version.
+        by: who decides.
+        reason: one sentence.
+        instead_of: the version that must be promoted until now; any if None.
+
     Raises:
-        UserError: no such version, or its model's files are not those of its record.
+        UserError: no such version, its model's files are not those of its record, or another
+            version than ``instead_of`` is promoted.
     """
     chosen = version(name, number)
     verify(chosen)
     with changing(name):
         lineage = lineage_of(name)
+        if instead_of not in (None, lineage.promoted):
+            raise UserError(
+                f"{name}@{lineage.promoted} was promoted meanwhile, and {chosen.word} was held "
+                f"against {name}@{instead_of}",
+                "compare it with the promoted version",
+            )
         if lineage.promoted != number:
             _append(name, lineage, Promotion(number, "promote", by, reason, now()))
     return chosen

@@ -40,7 +40,7 @@ def _show(found: api.Improvement, *, dry_run: bool, data: tuple[str, ...]) -> No
         )
 
 
-improve = printed(api.improve, _show)
+improve = printed(api.improve, _show, quiet_json=False)
 
 
 def print_prospect(found: Prospect) -> None:

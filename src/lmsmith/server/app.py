@@ -23,21 +23,43 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from lmsmith.core.errors import UserError
 from lmsmith.feedback.store import Store
 from lmsmith.server import auth, pages
-from lmsmith.server.api import answers, attention, conversations, labelling
+from lmsmith.server.api import answers, attention, comparing, conversations, labelling, versions
 from lmsmith.server.engine import AsyncEngine
 from lmsmith.server.errors import ApiError, add_error_handlers, internal, shutting_down
+from lmsmith.server.following import Following
 from lmsmith.server.guard import LOOPBACK, Guard
+from lmsmith.server.improvements import Improvements
+from lmsmith.server.models import Loader
 from lmsmith.server.openai import completions, models, tasks
 from lmsmith.server.stream import json_response
+from lmsmith.server.trials import Trials
 
 log = logging.getLogger("lmsmith.server")
 router = APIRouter()
 
-PARTS = (completions, models, tasks, conversations, answers, labelling, attention, auth, pages)
+PARTS = (
+    completions,
+    models,
+    tasks,
+    conversations,
+    answers,
+    comparing,
+    labelling,
+    versions,
+    attention,
+    auth,
+    pages,
+)
 
 
 def create_app(
-    engine: AsyncEngine, store: Store, *, token: str = "", hosts: Sequence[str] = LOOPBACK
+    engine: AsyncEngine,
+    store: Store,
+    *,
+    token: str = "",
+    hosts: Sequence[str] = LOOPBACK,
+    loader: Loader | None = None,
+    database: str = "",
 ) -> ASGIApp:
     """An ASGI application.
 
@@ -46,14 +68,18 @@ def create_app(
         store: keeps people, sessions, conversations and judgements.
         token: required in every request if it is not empty.
         hosts: names by which the server may be called; empty allows all.
+        loader: reads newly promoted versions; models follow nothing if None.
+        database: of the store, as commands name it; the default one if empty.
     """
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         engine.thread.start(asyncio.get_running_loop())
+        follow = asyncio.ensure_future(app.state.following.run())
         try:
             yield
         finally:
+            follow.cancel()
             await app.state.answers.finish()
             await asyncio.to_thread(engine.thread.stop)
 
@@ -68,6 +94,9 @@ def create_app(
     app.state.engine, app.state.store = engine, store
     app.state.authenticator = auth.Authenticator(token, store)
     app.state.answers = answers.PendingAnswers()
+    app.state.following = Following(engine, loader)
+    app.state.trials = Trials(engine, store, app.state.following)
+    app.state.improvements = Improvements(database)
     app.include_router(router)
     for part in PARTS:
         app.include_router(part.router)
@@ -95,7 +124,7 @@ async def ready(request: Request) -> Response:
         return _status("draining")
     if not engine.thread.is_alive:
         return _status("the engine has ended")
-    full = [name for name in engine.models if engine.is_full(name)]
+    full = [name for name, model in engine.models.items() if engine.is_full(model)]
     return _status(f"the queue of {full[0]} is full" if full else "ok")
 
 
@@ -108,11 +137,15 @@ async def metrics(request: Request) -> Response:
     """For Prometheus; admins alone see how much others use the server."""
     auth.require_role(request, ("admin",))
     engine: AsyncEngine = request.app.state.engine
-    for name, model in engine.models.items():
+    for name in engine.models:
+        loaded = [each for each in engine.loaded.values() if each.name == name]
+        schedulers = [each.scheduler for each in loaded]
+        used = sum(scheduler.cache.used_bytes for scheduler in schedulers)
         engine.metrics.waiting.labels(name).set(engine.waiting[name])
-        engine.metrics.active.labels(name).set(model.scheduler.active)
-        engine.metrics.cache_used.labels(name).set(model.scheduler.cache.used_bytes)
-        engine.metrics.count_guesses(name, model.scheduler)
+        engine.metrics.active.labels(name).set(sum(each.active for each in schedulers))
+        engine.metrics.cache_used.labels(name).set(used)
+        for model in loaded:
+            engine.metrics.count_guesses(model)
     return Response(engine.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 

@@ -88,15 +88,15 @@ class Metrics:
             "responses", "Responses, by path and status.", ["path", "status"], **all_
         )
 
-    def count_guesses(self, model: str, scheduler: Scheduler) -> None:
+    def count_guesses(self, model: ServedModel) -> None:
         """Bring the counters of guessed and accepted tokens up to date."""
         totals = {
-            self.guessed_tokens: scheduler.guessed,
-            self.accepted_tokens: scheduler.accepted,
+            self.guessed_tokens: model.scheduler.guessed,
+            self.accepted_tokens: model.scheduler.accepted,
         }
         for counter, total in totals.items():
-            counter.labels(model).inc(total - self._counted.get((counter, model), 0))
-            self._counted[counter, model] = total
+            counter.labels(model.name).inc(total - self._counted.get((counter, model.key), 0))
+            self._counted[counter, model.key] = total
 
     def of(self, model: str) -> ModelMetrics:
         names = [each.name for each in fields(ModelMetrics)]
@@ -108,13 +108,23 @@ class Metrics:
 
 
 class AsyncEngine:
-    """The models, the first of which is the default, their thread, and the queue of requests."""
+    """The models, the first of which is the default, their thread, and the queue of requests.
+
+    Attributes:
+        models: by the name that clients use.
+        candidates: versions on trial, by the name of the model that they may replace.
+        loaded: all models in memory, by key: also those that only finish their requests.
+        on_drop: is called when a model has left memory.
+    """
 
     def __init__(self, models: Sequence[ServedModel], limits: Limits) -> None:
         self.models = {model.name: model for model in models}
+        self.candidates: dict[str, ServedModel] = {}
+        self.loaded = {model.key: model for model in models}
         self.limits = limits
         self.metrics = Metrics()
-        self.thread = EngineThread({model.name: model.scheduler for model in models})
+        self.thread = EngineThread({model.key: model.scheduler for model in models})
+        self.on_drop: Callable[[], None] = lambda: None
         self.draining = False
         self.waiting = dict.fromkeys(self.models, 0)
         self.generations: set[Generation] = set()
@@ -133,35 +143,74 @@ class AsyncEngine:
             ApiError: it cannot be generated (400), the queue is full (429), or the server ends
                 (503).
         """
+        model = parsed.model
         if self.draining and started is None:
             self.metrics.rejected.labels("draining").inc()
             raise shutting_down()
         for request in parsed.prompts:
             try:
-                parsed.model.scheduler.check(request)
+                model.scheduler.check(request)
             except UserError as error:
                 raise bad_request(error) from error
-        if started is None and self.is_full(parsed.model.name):
+        if started is None and self.is_full(model):
             self.metrics.rejected.labels("queue").inc()
-            waiting = self.waiting[parsed.model.name]
+            waiting = self.waiting[model.name]
             seconds = math.ceil(self.mean_seconds * waiting / self.limits.streams)
             raise ApiError(
                 429,
-                f"{waiting} requests wait for {parsed.model.name} already; try again later",
+                f"{waiting} requests wait for {model.name} already; try again later",
                 "rate_limit_error",
                 code="queue_full",
                 headers={"Retry-After": str(min(60, max(1, seconds)))},
             )
         generation = Generation(self, parsed, started)
         self.generations.add(generation)
+        was_replaced = not self._is_current(model)  # after the request had chosen it
+        if was_replaced:
+            self._add(model)
         for each in generation.in_thread:
             self.thread.submit(each)
+        if was_replaced:
+            self._retire(model)
         return generation
 
-    def is_full(self, name: str) -> bool:
+    def is_full(self, model: ServedModel) -> bool:
         """Whether the queue of a model is full, not counting requests for which a row is free."""
-        free = self.limits.streams - self.models[name].scheduler.active
-        return self.waiting[name] >= self.limits.queue + max(0, free)
+        free = self.limits.streams - model.scheduler.active
+        return self.waiting[model.name] >= self.limits.queue + max(0, free)
+
+    def replace(self, model: ServedModel) -> None:
+        """Give new requests of its name to this model; the one before finishes its requests."""
+        before = self.models[model.name]
+        if self.candidates.get(model.name) is model:
+            del self.candidates[model.name]
+        self._add(model)
+        self.models[model.name] = model
+        self._retire(before)
+
+    def set_candidate(self, name: str, model: ServedModel | None) -> None:
+        """Load a version beside a model, or none; the candidate before finishes its requests."""
+        before = self.candidates.pop(name, None)
+        if model is not None:
+            self._add(model)
+            self.candidates[name] = model
+        if before is not None:
+            self._retire(before)
+
+    def _is_current(self, model: ServedModel) -> bool:
+        return model in (self.models.get(model.name), self.candidates.get(model.name))
+
+    def _add(self, model: ServedModel) -> None:
+        self.loaded[model.key] = model
+        self.thread.add(model.key, model.scheduler)
+
+    def _retire(self, model: ServedModel) -> None:
+        self.thread.retire(model.key, partial(self._dropped, model))
+
+    def _dropped(self, model: ServedModel) -> None:
+        if not self._is_current(model) and self.loaded.pop(model.key, None) is not None:
+            self.metrics.count_guesses(model)
+        self.on_drop()
 
 
 @dataclass
@@ -195,7 +244,7 @@ class Generation:
         engine.waiting[self.model.name] += len(self.prompts)
         self.in_thread = [
             EngineRequest(
-                self.model.name,
+                self.model.key,
                 replace(request, salt=parsed.cache_salt),
                 partial(self._add, number),
             )
@@ -313,7 +362,7 @@ class Generation:
 class EngineRequest:
     """A prompt in the engine thread; the event loop calls its listener with every event."""
 
-    model: str
+    model: str  # its key
     request: Request
     listener: Listener
     number: int = -1  # the scheduler's
@@ -326,8 +375,9 @@ _Addressed = tuple[EngineRequest, Event, float]
 
 
 class EngineThread:
-    """Schedulers, by the name of their model, stepped in turn while they are busy.
+    """Schedulers, by the key of their model, stepped in turn while they are busy.
 
+    A retired scheduler finishes its requests and is dropped then, with its model's weights.
     Between two deliveries of nothing but tokens, ``flush_seconds`` pass.
     """
 
@@ -336,6 +386,7 @@ class EngineThread:
     ) -> None:
         self._schedulers = dict(schedulers)
         self._requests: dict[str, dict[int, EngineRequest]] = {name: {} for name in schedulers}
+        self._retired: dict[str, Callable[[], None]] = {}
         self._commands: deque[Callable[[], list[_Addressed]]] = deque()
         self._unsent: list[_Addressed] = []
         self._flush_seconds, self._flushed_at = flush_seconds, -math.inf
@@ -369,6 +420,14 @@ class EngineThread:
         request.is_over = True
         self._command(lambda: self._cancel(request))
 
+    def add(self, name: str, scheduler: Scheduler) -> None:
+        """Take one more scheduler, from the next step on."""
+        self._command(lambda: self._add(name, scheduler))
+
+    def retire(self, name: str, dropped: Callable[[], None]) -> None:
+        """Drop a scheduler once it is idle; then ``dropped`` is called in the event loop."""
+        self._command(lambda: self._retire(name, dropped))
+
     def fail_all(self, error: Exception) -> None:
         names = self._schedulers
         self._command(lambda: [each for name in names for each in self._fail(name, error)])
@@ -392,6 +451,7 @@ class EngineThread:
                 self._flush()  # reading a prompt takes long
             for name in self._schedulers:
                 self._unsent += self._step(name)
+            self._drop_idle()
             if self._urgent or time.perf_counter() - self._flushed_at >= self._flush_seconds:
                 self._flush()
 
@@ -408,6 +468,22 @@ class EngineThread:
             log.exception("model %s: a step failed; its requests are ended", name)
             return self._fail(name, error)
 
+    def _add(self, name: str, scheduler: Scheduler) -> list[_Addressed]:
+        self._retired.pop(name, None)
+        self._schedulers[name] = scheduler
+        self._requests.setdefault(name, {})
+        return []
+
+    def _retire(self, name: str, dropped: Callable[[], None]) -> list[_Addressed]:
+        if name in self._schedulers:
+            self._retired[name] = dropped
+        return []
+
+    def _drop_idle(self) -> None:
+        for name in [name for name in self._retired if not self._schedulers[name].busy]:
+            del self._schedulers[name], self._requests[name]
+            self._call(self._retired.pop(name))
+
     def _submit(self, request: EngineRequest) -> list[_Addressed]:
         if request.is_over:
             return []
@@ -421,7 +497,8 @@ class EngineThread:
         return []
 
     def _cancel(self, request: EngineRequest) -> list[_Addressed]:
-        if self._requests[request.model].pop(request.number, None) is not None:
+        requests = self._requests.get(request.model, {})  # of none that was dropped
+        if requests.pop(request.number, None) is not None:
             self._schedulers[request.model].cancel(request.number)
         return []
 
@@ -449,10 +526,15 @@ class EngineThread:
     def _flush(self) -> None:
         events, self._unsent = self._unsent, []
         self._urgent, self._flushed_at = False, time.perf_counter()
-        if not events or self._loop is None:
+        if events:
+            self._call(partial(_deliver, events))
+
+    def _call(self, function: Callable[[], None]) -> None:
+        """Call a function in the event loop."""
+        if self._loop is None:
             return
         try:
-            self._loop.call_soon_threadsafe(_deliver, events)
+            self._loop.call_soon_threadsafe(function)
         except RuntimeError:  # the loop was closed meanwhile
             log.debug("events came after the end")
 

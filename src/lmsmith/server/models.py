@@ -2,37 +2,67 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
+import os
+import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from lmsmith.catalogue import versions
 from lmsmith.catalogue.reading import ReadModel, read_draft_model, read_model
-from lmsmith.catalogue.resolve import Sampling, advised_sampling, resolve
+from lmsmith.catalogue.resolve import Sampling, Source, advised_sampling, resolve
+from lmsmith.catalogue.versions import Version
 from lmsmith.core.errors import UserError
+from lmsmith.core.format import format_size
 from lmsmith.generation.inference import InferenceDecoder
 from lmsmith.generation.scheduler import Scheduler
 from lmsmith.generation.speculative import PROMPT_LOOKUP, Drafter, DraftModel, PromptLookup
+from lmsmith.models.decoder import Decoder
+from lmsmith.models.folder import read_model_config
 from lmsmith.server.errors import ApiError
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.machine import ResolvedMachine
 
+log = logging.getLogger("lmsmith.server")
+
 GIGABYTE = 10**9
 
+NICE = 10
+"""Added to the niceness of the thread that loads a version while others write."""
 
-@dataclass
+_numbers = itertools.count(1)
+
+
+@dataclass(eq=False)
 class ServedModel:
-    """A model with its scheduler."""
+    """A model with its scheduler, which holds its cache: no version reads another's."""
 
     name: str  # for clients
     tokenizer: Tokenizer
-    scheduler: Scheduler  # used in the engine thread alone
+    scheduler: Scheduler  # steps in the engine thread; others read `active`, `check` and sizes
     created: int  # time of loading, seconds since 1970
     weight_bytes: int  # in memory
     cache_bytes: int  # at most
     advised: Sampling  # that its makers advise
     source: str  # the path or name that commands take
+    version: Version | None = None
+    follows: bool = False  # changes to what is promoted
+    key: str = field(default_factory=lambda: f"model {next(_numbers)}")  # in the engine thread
+
+    @property
+    def recorded(self) -> str:
+        """The author of its messages in the database, such as ``ours@2``."""
+        return self.version.word if self.version else self.name
+
+    @property
+    def bytes(self) -> int:
+        """Weights and cache, at most."""
+        return self.weight_bytes + self.cache_bytes
 
     @property
     def context(self) -> int:
@@ -49,6 +79,15 @@ def served_model(models: Mapping[str, ServedModel], name: str | None) -> ServedM
     return models[name]
 
 
+def shown_name(models: Mapping[str, ServedModel], recorded: str) -> str:
+    """What clients call the author of a message, whatever version it was."""
+    name, number = versions.split_version(recorded)
+    if recorded in models or number is None:
+        return recorded
+    found = (each.name for each in models.values() if each.version and each.version.name == name)
+    return next(found, name)
+
+
 def _name_and_model(word: str) -> tuple[str, str]:
     """Both of ``NAME=MODEL``; a model alone is named by the last part of its path."""
     name, equals, model = word.partition("=")
@@ -57,18 +96,204 @@ def _name_and_model(word: str) -> tuple[str, str]:
     return Path(resolve(word).name).name or word, word
 
 
-def read_models(words: Sequence[str]) -> dict[str, ReadModel]:
-    """Models by name; raises UserError if one cannot be read, or two have one name."""
+@dataclass(frozen=True)
+class FoundModel:
+    """A model that was read, its version, and whether its name means the promoted one."""
+
+    read: ReadModel
+    version: Version | None = None
+    follows: bool = False
+
+
+def read_models(words: Sequence[str]) -> dict[str, FoundModel]:
+    """Models by name; raises UserError if one cannot be read, two have one name, or a version's
+    files are not those of its record."""
     named = [_name_and_model(word) for word in words]
     names = [name for name, _ in named]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UserError(f"two models are called {twice}", f"name one: other={twice}")
-    return {name: read_model(model) for name, model in named}
+    return {name: _read(model) for name, model in named}
+
+
+def _read(word: str) -> FoundModel:
+    version = None if Path(word).exists() else versions.find(word)
+    if version is None:
+        return FoundModel(read_model(word))
+    versions.verify(version)
+    read = read_model(Source("lmsmith", version.path, word))
+    return FoundModel(read, version, versions.split_version(word)[1] is None)
+
+
+@dataclass
+class Loader:
+    """Prepares models for serving, within a budget.
+
+    Attributes:
+        machine: gives the precision.
+        weights: as they are in that precision, or ``int8``.
+        memory_bytes: for all weights and caches, the draft's too; 0 gives every cache `GIGABYTE`.
+        streams: replies generated together, of each model.
+        draft: a smaller model that guesses the tokens of each, or ``prompt-lookup``.
+    """
+
+    machine: ResolvedMachine
+    weights: Literal["model", "int8"]
+    memory_bytes: int
+    streams: int
+    draft: str = ""
+    _smaller: InferenceDecoder | None = None  # the draft, which all models share
+
+    def first(self, models: Mapping[str, FoundModel]) -> list[ServedModel]:
+        """The models of a server that starts.
+
+        The budget keeps a second place for each model that follows its promoted version: both are
+        in memory while they change. A budget that is too small for that goes to the first places.
+
+        Raises:
+            UserError: the budget has no room for the weights and a context of each model, or the
+                draft has another tokenizer than one of them.
+        """
+        ready = {name: self._decoder(each.read.decoder) for name, each in models.items()}
+        if self.draft and self.draft != PROMPT_LOOKUP:
+            smaller = read_draft_model(self.draft, [each.read for each in models.values()])
+            self._smaller = self._decoder(smaller)
+        shared = _memory_of(self._smaller) if self._smaller else 0
+        drafters = {name: self._drafter() for name in models}
+        sizes = {
+            name: _memory_of(model) + _draft_bytes(drafters[name]) for name, model in ready.items()
+        }
+        contexts = {name: _context_bytes(model) for name, model in ready.items()}
+        least = {name: sizes[name] + contexts[name] for name in models}
+        places = {name: 1 + each.follows for name, each in models.items()}
+        twice = shared + sum(places[name] * least[name] for name in models)
+        if twice > self.memory_bytes > 0:
+            needed = shared + sum(least.values())
+            if self.memory_bytes < needed:
+                raise UserError(
+                    f"--memory: {self.memory_bytes / GIGABYTE:.2f} GB has no room for "
+                    f"{', '.join(models)} with one conversation each",
+                    f"give it {needed / GIGABYTE + 0.005:.2f} or more, or serve fewer models",
+                )
+            if any(each.follows for each in models.values()):
+                log.warning(
+                    "--memory: %.2f GB has no room for a second version beside the first: a newly "
+                    "promoted one needs a restart, or --memory %.2f",
+                    self.memory_bytes / GIGABYTE,
+                    twice / GIGABYTE + 0.005,
+                )
+            places = dict.fromkeys(models, 1)
+        cache_bytes = GIGABYTE
+        if self.memory_bytes:
+            weights = sum(places[name] * sizes[name] for name in models)
+            cache_bytes = (self.memory_bytes - shared - weights) // sum(places.values())
+        return [
+            self._served(name, each, ready[name], drafters[name], cache_bytes)
+            for name, each in models.items()
+        ]
+
+    def beside(
+        self, version: Version, now: ServedModel, loaded: Sequence[ServedModel]
+    ) -> ServedModel:
+        """A version that takes the place of a served one, or is on trial beside it.
+
+        Args:
+            version: to be read.
+            now: the served version of the name.
+            loaded: all models in memory.
+
+        Raises:
+            UserError: the version's files are not those of its record, cannot be read, or have no
+                room beside the models in memory.
+        """
+        _step_back()
+        versions.verify(version)
+        shape, before = read_model_config(version.path)[1], now.scheduler.model
+        size = round(now.weight_bytes * shape.parameters / before.config.parameters)
+        context = shape.context * shape.cache_bytes_per_token(before.dtype.itemsize)
+        cache_bytes = now.cache_bytes
+        if self.memory_bytes:
+            shared = _memory_of(self._smaller) if self._smaller else 0
+            free = self.memory_bytes - shared - sum(each.bytes for each in loaded)
+            cache_bytes = min(cache_bytes, free - size)
+            if cache_bytes < context:
+                raise UserError(
+                    f"{version.word} needs {format_size(size + context)} beside the versions in "
+                    f"memory, and --memory has {format_size(max(0, free))} left",
+                    f"{now.recorded} goes on; restart the server, or give it more --memory",
+                )
+        found = read_model(Source("lmsmith", version.path, now.source))
+        if self._smaller and self._smaller.config.vocabulary_size != shape.vocabulary_size:
+            raise UserError(
+                f"--draft {self.draft}: it has another tokenizer than {version.word}",
+                f"{now.recorded} goes on; restart the server with another draft",
+            )
+        each = FoundModel(found, version, now.follows)
+        return self._served(
+            now.name, each, self._decoder(found.decoder), self._drafter(), cache_bytes
+        )
+
+    def _decoder(self, decoder: Decoder) -> InferenceDecoder:
+        return InferenceDecoder(decoder, self.machine, weights=self.weights)
+
+    def _drafter(self) -> Drafter | None:
+        if self._smaller is not None:
+            return DraftModel(self._smaller)
+        return PromptLookup() if self.draft else None
+
+    def _served(
+        self,
+        name: str,
+        found: FoundModel,
+        ready: InferenceDecoder,
+        drafter: Drafter | None,
+        cache_bytes: int,
+    ) -> ServedModel:
+        read = found.read
+        return ServedModel(
+            name,
+            read.tokenizer,
+            Scheduler(
+                ready,
+                read.tokenizer,
+                cache_bytes=cache_bytes,
+                rows=self.streams,
+                drafter=drafter,
+            ),
+            int(time.time()),
+            _memory_of(ready) + _draft_bytes(drafter),
+            cache_bytes,
+            advised_sampling(read.source),
+            read.source.name,
+            found.version,
+            found.follows,
+        )
+
+
+def _memory_of(model: InferenceDecoder) -> int:
+    """Of weights; the float32 ones stay, for embeddings and norms are read from them."""
+    return 4 * model.config.parameters + model.weight_bytes
+
+
+def _draft_bytes(drafter: Drafter | None) -> int:
+    """Cache of a draft model."""
+    return drafter.cache_bytes if isinstance(drafter, DraftModel) else 0
+
+
+def _context_bytes(model: InferenceDecoder) -> int:
+    """Cache of one whole context."""
+    return model.config.context * model.config.cache_bytes_per_token(model.dtype.itemsize)
+
+
+def _step_back() -> None:
+    """Give this thread, and the threads that it begins, less of the processors than the engine."""
+    if sys.platform == "linux":  # elsewhere a thread has the niceness of its process
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + NICE)
 
 
 def serve_models(
-    models: dict[str, ReadModel],
+    models: Mapping[str, ReadModel],
     *,
     machine: ResolvedMachine,
     weights: Literal["model", "int8"],
@@ -76,67 +301,6 @@ def serve_models(
     memory_bytes: int,
     streams: int,
 ) -> list[ServedModel]:
-    """Prepare models for serving, within a budget.
-
-    Args:
-        models: by name.
-        machine: gives the precision.
-        weights: as they are in that precision, or ``int8``.
-        draft: a smaller model that guesses the tokens of each, or ``prompt-lookup``.
-        memory_bytes: for all weights and caches, the draft's too; 0 gives every cache `GIGABYTE`.
-        streams: replies generated together, of each model.
-
-    Raises:
-        UserError: the budget has no room for the weights and a context of each model, or the
-            draft has another tokenizer than one of them.
-    """
-    ready = {
-        name: InferenceDecoder(found.decoder, machine, weights=weights)
-        for name, found in models.items()
-    }
-    sizes = {name: _memory_of(model) for name, model in ready.items()}
-    fixed = sum(sizes.values())
-    drafters: dict[str, Drafter] = {name: PromptLookup() for name in models if draft}
-    if draft and draft != PROMPT_LOOKUP:
-        decoder = read_draft_model(draft, models.values())
-        smaller = InferenceDecoder(decoder, machine, weights=weights)
-        drafts = {name: DraftModel(smaller) for name in models}
-        fixed += _memory_of(smaller) + sum(each.cache_bytes for each in drafts.values())
-        drafters |= drafts
-    cache_bytes = GIGABYTE
-    if memory_bytes:
-        cache_bytes = (memory_bytes - fixed) // len(models)
-        needed = fixed + sum(
-            model.config.context * model.config.cache_bytes_per_token(model.dtype.itemsize)
-            for model in ready.values()
-        )
-        if memory_bytes < needed:
-            raise UserError(
-                f"--memory: {memory_bytes / GIGABYTE:.2f} GB has no room for "
-                f"{', '.join(models)} with one conversation each",
-                f"give it {needed / GIGABYTE + 0.005:.2f} or more, or serve fewer models",
-            )
-    return [
-        ServedModel(
-            name,
-            found.tokenizer,
-            Scheduler(
-                ready[name],
-                found.tokenizer,
-                cache_bytes=cache_bytes,
-                rows=streams,
-                drafter=drafters.get(name),
-            ),
-            int(time.time()),
-            sizes[name],
-            cache_bytes,
-            advised_sampling(found.source),
-            found.source.name,
-        )
-        for name, found in models.items()
-    ]
-
-
-def _memory_of(model: InferenceDecoder) -> int:
-    """Of weights; the float32 ones stay, for embeddings and norms are read from them."""
-    return 4 * model.config.parameters + model.weight_bytes
+    """Prepare models without versions (`Loader.first`)."""
+    found = {name: FoundModel(read) for name, read in models.items()}
+    return Loader(machine, weights, memory_bytes, streams, draft).first(found)

@@ -42,7 +42,8 @@ def serve(
 
     Args:
         models: Runs, model folders, Hugging Face folders, GGUF files or registered names; write
-            NAME=MODEL to choose what clients call it.
+            NAME=MODEL to choose what clients call it. A name with versions means the promoted one,
+            also when another one is promoted later.
         host: Address to listen on; any but this machine's own demands a token, or named users.
         port: Port to listen on; 0 takes a free one.
         token: Required in every request, as an API key; LMSMITH_TOKEN if it is left out.
@@ -76,7 +77,7 @@ def serve(
     from lmsmith.server.app import Server, addresses, create_app, is_any, listen
     from lmsmith.server.engine import AsyncEngine
     from lmsmith.server.guard import LOOPBACK
-    from lmsmith.server.models import GIGABYTE, read_models, serve_models
+    from lmsmith.server.models import GIGABYTE, Loader, read_models
     from lmsmith.server.requests import Limits
     from lmsmith.training.machine import compute_aside, prepare_reading
 
@@ -95,7 +96,7 @@ def serve(
         raise UserError("\n".join(problems))
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     with contextlib.ExitStack() as closing:
-        database = database or default_database()
+        named, database = database, database or default_database()
         store = closing.enter_context(contextlib.closing(Store(database)))
         people = People(store)
         if host not in LOOPBACK and not token and not people.anybody():
@@ -106,20 +107,13 @@ def serve(
             )
         listening = closing.enter_context(contextlib.closing(listen(host, port)))
         machine, budget = prepare_reading(MachineConfig(threads=threads)), int(memory * GIGABYTE)
-        served = compute_aside(
-            lambda: serve_models(
-                read_models(models),
-                machine=machine,
-                weights=weights,
-                draft=draft,
-                memory_bytes=budget,
-                streams=streams,
-            )
-        )
+        loader = Loader(machine, weights, budget, streams, draft)
+        served = compute_aside(lambda: loader.first(read_models(models)))
         for model in served:
+            version = f" is {model.recorded}" if model.follows else ""
             sizes = format_size(model.weight_bytes), format_size(model.cache_bytes)
             print(
-                f"{model.name}: context {model.context:,}, weights {sizes[0]}, "
+                f"{model.name}{version}: context {model.context:,}, weights {sizes[0]}, "
                 f"cache {sizes[1]} ({model.scheduler.cache.tokens:,} tokens)"
             )
         engine = AsyncEngine(served, limits)
@@ -141,7 +135,7 @@ def serve(
                 webbrowser.open(address)
 
         hosts = () if is_any(listening) and not allow_host else (*LOOPBACK, host, *allow_host)
-        app = create_app(engine, store, token=token, hosts=hosts)
+        app = create_app(engine, store, token=token, hosts=hosts, loader=loader, database=named)
         Server(app, engine, listening, ready).serve_until_stopped()
 
 

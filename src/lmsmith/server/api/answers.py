@@ -12,7 +12,7 @@ import itertools
 import logging
 import secrets
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter
@@ -25,7 +25,7 @@ from lmsmith.feedback.store import Store, as_turns
 from lmsmith.feedback.tables import Message
 from lmsmith.generation.requests import Reply
 from lmsmith.prompts import PromptTooLong, encode_prompt, room_for_reply
-from lmsmith.server.api.conversations import Id, Title, message_json
+from lmsmith.server.api.conversations import Id, Title, message_writer
 from lmsmith.server.auth import in_database, visitor_of, with_store
 from lmsmith.server.engine import AsyncEngine, Generation
 from lmsmith.server.errors import ApiError, bad_request, internal
@@ -38,6 +38,7 @@ from lmsmith.server.requests import (
     sampling_settings,
 )
 from lmsmith.server.stream import EventStream, finish_reason, json_response
+from lmsmith.server.trials import Side, Trials
 
 log = logging.getLogger("lmsmith.server")
 router = APIRouter(prefix="/api")
@@ -46,10 +47,14 @@ AnswerId = Annotated[str, Field(max_length=100)]
 
 
 class AnswerBody(BaseModel):
-    """The message to answer, the model, and its sampling; ``note`` is saved with the settings."""
+    """The message to answer, the model, and its sampling; ``note`` is saved with the settings.
+
+    ``side`` is one of two places at which a version of the model answers that the server chooses.
+    """
 
     parent: Id
     model: Title | None = None
+    side: Side | None = None
     temperature: FiniteFloat | None = Field(None, ge=0, le=100)
     top_p: FiniteFloat | None = Field(None, ge=0, le=1)
     max_tokens: int | None = Field(None, ge=1, lt=2**31)
@@ -70,6 +75,7 @@ class PendingAnswer:
     Args:
         person: id of the conversation's owner.
         generation: has one reply.
+        message_json: writes a message for its readers.
         dropped: the number of messages left out of the prompt, since they do not fit.
         unread_seconds: time that it goes on while nobody reads it.
     """
@@ -81,12 +87,14 @@ class PendingAnswer:
         conversation: str,
         body: AnswerBody,
         generation: Generation,
+        message_json: Callable[[Message], dict[str, Any]],
         dropped: int,
         unread_seconds: float,
     ) -> None:
         self.person, self.conversation, self.generation = person, conversation, generation
         self.id = generation.id
         self._store, self._body, self._dropped = store, body, dropped
+        self._message_json = message_json
         self._last: list[dict[str, Any]] = []
         self._error: ApiError | None = None
         self._is_over = False
@@ -162,12 +170,14 @@ class PendingAnswer:
 
     def shown(self) -> dict[str, Any]:
         """Its description, for every reader."""
+        side = {"side": self._body.side} if self._body.side else {}
         return {
             "answer": self.id,
             "parent": self._body.parent,
             "model": self.generation.model.name,
             "dropped": self._dropped,
             "note": self._body.note,
+            **side,
         }
 
     @property
@@ -198,14 +208,14 @@ class PendingAnswer:
                 self._body.parent,
                 "assistant",
                 reply.text,
-                model=self.generation.model.name,
+                model=self.generation.model.recorded,
                 settings=settings,
                 finish=finish,
             )
         except UserError as error:
             log.warning("answer %s is not kept: %s", self.id, error.problem)
             return None
-        return message_json(message)
+        return self._message_json(message)
 
 
 class PendingAnswers:
@@ -279,7 +289,11 @@ async def create(request: Request, name: str, body: AnswerBody) -> Response:
         raise ApiError(404, f"message {body.parent} is in another conversation", code="not_found")
     if path[-1].role != "user":
         raise ApiError(400, f"message {body.parent} is no user's message", param="parent")
-    model = served_model(engine.models, body.model)
+    if body.side is None:
+        model = served_model(engine.models, body.model)
+    else:
+        trials: Trials = request.app.state.trials
+        model = await trials.on_side(person, body.parent, body.model, body.side)
     tokens, dropped = await asyncio.to_thread(_prompt, model, path, body.max_tokens)
     seed = secrets.randbelow(2**53) if body.seed is None else body.seed
     sampling = SamplingBody.model_validate(
@@ -300,6 +314,7 @@ async def create(request: Request, name: str, body: AnswerBody) -> Response:
         name,
         body,
         generation,
+        message_writer(request),
         dropped,
         engine.limits.unread_seconds,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import Counter
+from collections.abc import Callable
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -16,6 +17,7 @@ from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
+from lmsmith.catalogue.versions import split_version
 from lmsmith.core.errors import UserError
 from lmsmith.corpus.formats import messages_of
 from lmsmith.feedback.imports import (
@@ -28,9 +30,11 @@ from lmsmith.feedback.imports import (
     origin_of,
 )
 from lmsmith.feedback.tables import Conversation, Message, utc
-from lmsmith.server.auth import with_store
+from lmsmith.server.auth import visitor_of, with_store
 from lmsmith.server.errors import bad_request
+from lmsmith.server.models import shown_name
 from lmsmith.server.stream import json_response
+from lmsmith.server.trials import Trials
 
 router = APIRouter(prefix="/api")
 
@@ -106,6 +110,7 @@ async def show(request: Request, name: str) -> Response:
     messages, judged = await with_store(
         request, lambda store, me: (store.tree(me, name), store.judgements(me, name))
     )
+    message_json = message_writer(request)
     shown = [message_json(each) | judged.get(each.id, {}) for each in messages]
     return json_response({"id": name, "answers": answers, "messages": shown})
 
@@ -113,8 +118,9 @@ async def show(request: Request, name: str) -> Response:
 @router.post("/conversations/{name}/messages")
 async def add_message(request: Request, name: str, body: MessageBody) -> Response:
     given = body.model_dump()
+    given["model"] = split_version(body.model)[0]  # nobody votes with words of their own
     made = await with_store(request, lambda store, me: store.add_message(me, name, **given))
-    return json_response(message_json(made))
+    return json_response(message_writer(request)(made))
 
 
 @router.put("/messages/{number}/rating")
@@ -132,9 +138,13 @@ async def improve(request: Request, number: Id, body: BetterBody) -> Response:
 
 @router.post("/comparisons")
 async def compare(request: Request, body: ComparisonBody) -> Response:
+    """Keep a comparison. ``trial`` is there for two versions of a model: ``counted`` as a vote,
+    ``decided`` if it was the last one, ``ended`` if it is kept as a judgement alone."""
     given = body.model_dump()
+    trials: Trials = request.app.state.trials
     await with_store(request, lambda store, me: store.compare(me, **given))
-    return json_response(given)
+    counted = await trials.compared(body.left, body.right)
+    return json_response(given | ({"trial": counted} if counted else {}))
 
 
 def iso_time(moment: datetime) -> str:
@@ -151,17 +161,25 @@ def conversation_json(found: Conversation) -> dict[str, Any]:
     }
 
 
-def message_json(found: Message) -> dict[str, Any]:
-    return {
-        "id": found.id,
-        "parent": found.parent_id,
-        "role": found.role,
-        "content": found.content,
-        "model": found.model,
-        "settings": found.settings,
-        "finish": found.finish,
-        "created": iso_time(found.created),
-    }
+def message_writer(request: Request) -> Callable[[Message], dict[str, Any]]:
+    """Writes messages for a visitor: admins alone see which version of its model wrote one."""
+    models, is_admin = request.app.state.engine.models, visitor_of(request).role == "admin"
+
+    def message_json(found: Message) -> dict[str, Any]:
+        shown = {
+            "id": found.id,
+            "parent": found.parent_id,
+            "role": found.role,
+            "content": found.content,
+            "model": shown_name(models, found.model),
+            "settings": found.settings,
+            "finish": found.finish,
+            "created": iso_time(found.created),
+        }
+        has_version = is_admin and split_version(found.model)[1] is not None
+        return shown | ({"version": found.model} if has_version else {})
+
+    return message_json
 
 
 # Imports
@@ -254,7 +272,8 @@ def _tree(row: dict[str, Any], where: str) -> list[ImportedMessage]:
         if each.parent not in places:
             raise UserError(f"{where}: message {each.id} comes before what it answers")
         places[each.id] = number
-        about = each.model_dump(include={"model", "settings", "finish"})
+        about = each.model_dump(include={"settings", "finish"})
+        about["model"] = split_version(each.model)[0]
         rating = None if each.rating is None else each.rating.model_dump()
         parent = places[each.parent]
         found.append(ImportedMessage(parent, each.role, each.content, about, rating, each.better))

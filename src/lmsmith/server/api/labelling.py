@@ -19,6 +19,7 @@ from lmsmith.server.api.conversations import Id, iso_time
 from lmsmith.server.auth import visitor_of, with_store
 from lmsmith.server.models import served_model
 from lmsmith.server.stream import json_response
+from lmsmith.server.trials import Trials
 
 router = APIRouter(prefix="/api/label")
 
@@ -99,6 +100,9 @@ async def submit(request: Request, number: Id, body: LabelBody) -> Response:
     """Save the whole label, or correct it."""
     label = body.model_dump(exclude_none=True)
     await _with_queue(request, lambda queue, me: queue.submit(me, number, label))
+    if body.ranks is not None:
+        trials: Trials = request.app.state.trials
+        await trials.ranked()
     return json_response({"id": number, "state": "done"})
 
 

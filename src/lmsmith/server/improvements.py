@@ -1,0 +1,224 @@
+"""Improvements of models: ``lmsmith improve`` in a process of its own, which outlives the server.
+
+The process writes what it shows to ``improvement.log`` beside the versions and its result to
+``improvement.json``. It holds the log's lock as long as it runs, which it inherits, so that no
+number of a process is trusted: a server that starts again sees whether it still runs, and what came
+of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, make_url
+
+from lmsmith.catalogue import versions
+
+LOG_FILE, RESULT_FILE = "improvement.log", "improvement.json"
+NICE = 10
+LINES = 12
+"""Lines of the log that are shown."""
+LOG_BYTES = 1 << 16
+"""The end of the log that is read."""
+RECOUNT_SECONDS = 30.0
+"""Judgements are counted again after this time at the earliest."""
+WAIT_SECONDS = 5.0
+"""Time that a request waits for a first count."""
+
+_PROGRESS = re.compile(
+    r"(?:(?P<stage>\w+): )?.*? (?P<done>[\d,]+)/(?P<total>[\d,]+) .*?"
+    r"(?:, (?P<left>[^,]*) left)?$"
+)
+_STAGES = re.compile(r"stages: [\w, ]+")
+_DURATION = {" h": 3600.0, " min": 60.0, " s": 1.0}
+
+
+class Improvements:
+    """Starts improvements and says how they stand.
+
+    Args:
+        database: as commands name it; the server's own if empty.
+    """
+
+    def __init__(self, database: str = "") -> None:
+        self._options, self._environment = _database_options(database)
+        self._lock = threading.Lock()
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._counts: dict[str, dict[str, Any]] = {}
+        self._counting: dict[str, asyncio.Task[None]] = {}
+        self._counted: dict[str, float] = {}
+
+    def start(self, name: str, word: str, person: str, *, force: bool = False) -> bool:
+        """Start an improvement; False if one runs.
+
+        Args:
+            name: of the versions.
+            word: the model that commands take, where it has no versions yet.
+            person: who starts it.
+            force: go on with little.
+
+        Raises:
+            UserError: the folder cannot be written to.
+        """
+        self._reap()
+        folder = versions.folder_of(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        if self._is_running(folder):
+            return False
+        with self._lock, (folder / LOG_FILE).open("ab") as said:
+            try:
+                fcntl.flock(said, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            said.truncate(0)
+            with (folder / RESULT_FILE).open("wb") as result:
+                words = ["improve", word, "--name", name, "--by", person, "--json"]
+                words += [*(["--force"] if force else []), *self._options]
+                self._processes.append(self._run(words, stdout=result, stderr=said))
+        self._counted.pop(name, None)
+        return True
+
+    def state(self, name: str) -> dict[str, Any] | None:
+        """How the last improvement of a name stands; None if there was none."""
+        self._reap()
+        folder = versions.folder_of(name)
+        running = self._is_running(folder)
+        if not running and not (folder / LOG_FILE).is_file():
+            return None
+        lines = _last_lines(folder / LOG_FILE)
+        made = _made(folder / RESULT_FILE)
+        shown = {"stage": "", "done": 0, "total": 0, "eta_seconds": None, **_progress(lines)}
+        state = "running" if running else "done" if made else "failed"
+        return {"state": state, **shown, "log": lines[-LINES:], "version": made}
+
+    async def judged(self, name: str, word: str) -> dict[str, Any] | None:
+        """What there is to learn from, as ``lmsmith improve --dry-run`` counts it.
+
+        A process of its own counts; what it found before is given meanwhile. None until the first
+        count, or if it fails.
+        """
+        due = time.monotonic() - self._counted.get(name, -RECOUNT_SECONDS) >= RECOUNT_SECONDS
+        if due and name not in self._counting:
+            task = asyncio.ensure_future(self._count(name, word))
+            self._counting[name] = task
+            task.add_done_callback(lambda _: self._counting.pop(name, None))
+        if name not in self._counts and name in self._counting:
+            await asyncio.wait({self._counting[name]}, timeout=WAIT_SECONDS)
+        return self._counts.get(name)
+
+    async def _count(self, name: str, word: str) -> None:
+        words = ["improve", word, "--name", name, "--dry-run", "--json", *self._options]
+        process = self._run(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        found, _ = await asyncio.to_thread(process.communicate)
+        self._counted[name] = time.monotonic()
+        with contextlib.suppress(ValueError):
+            self._counts[name] = json.loads(found)
+
+    def _run(self, words: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "lmsmith", *words],
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **self._environment},
+            start_new_session=True,  # Ctrl-C is for the server
+            **options,
+        )
+        with contextlib.suppress(OSError):  # it may have ended
+            os.setpriority(os.PRIO_PROCESS, process.pid, NICE)
+        return process
+
+    def _is_running(self, folder: Path) -> bool:
+        """Whether an improvement runs that this server, an earlier one or a command has begun."""
+        with self._lock:  # looking takes the log's lock for a moment
+            return _is_locked(folder / LOG_FILE) or _has_run(folder / versions.NEXT / ".lock")
+
+    def _reap(self) -> None:
+        self._processes = [each for each in self._processes if each.poll() is None]
+
+
+def _database_options(database: str) -> tuple[list[str], dict[str, str]]:
+    """Options that name a database, and its password for PostgreSQL's library, which others of
+    this machine do not see."""
+    if not database:
+        return [], {}
+    if "://" not in database:
+        return ["--database", database], {}
+    url = make_url(database)
+    password = {"PGPASSWORD": str(url.password)} if url.password else {}
+    plain = URL.create(
+        url.drivername, url.username, None, url.host, url.port, url.database, url.query
+    )
+    return ["--database", plain.render_as_string(hide_password=False)], password
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether a process holds the lock of a file."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _has_run(lock: Path) -> bool:
+    """Whether a run holds a folder's lock, which names its process."""
+    try:
+        os.kill(int(lock.read_text().strip()), 0)
+    except (OSError, ValueError):  # none is there: looking must not hinder one that begins
+        return False
+    return _is_locked(lock)
+
+
+def _last_lines(path: Path) -> list[str]:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - LOG_BYTES))
+            return file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return []
+
+
+def _made(path: Path) -> str | None:
+    """The version that an improvement has made; None if it has not."""
+    try:
+        found = json.loads(path.read_bytes())
+        return str(found["version"]["word"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _progress(lines: list[str]) -> Mapping[str, Any]:
+    """Stage, units done and of all, and seconds left, of the last line that shows progress."""
+    for line in reversed(lines):
+        match = _PROGRESS.match(line)
+        if match is None or _STAGES.match(line):
+            continue
+        done, total = (int(match[part].replace(",", "")) for part in ("done", "total"))
+        left = sum(_parts(match["left"])) if match["left"] else None
+        return {"stage": match["stage"] or "", "done": done, "total": total, "eta_seconds": left}
+    return {}
+
+
+def _parts(duration: str) -> Iterator[float]:
+    """The seconds of each part of ``2 h 05 min``."""
+    for number, unit in re.findall(r"([\d.]+)( h| min| s)", duration):
+        yield float(number) * _DURATION[unit]

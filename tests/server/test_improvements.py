@@ -1,0 +1,173 @@
+"""Improvements run in processes of their own: one at a time, watched, and found again."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from worlds import HTTP, Running, parrot, put_version, running
+
+from lmsmith.catalogue import versions
+from lmsmith.server import improvements
+from lmsmith.server.improvements import LOG_FILE, Improvements
+
+SAYS = """
+import sys, time
+from pathlib import Path
+print("stages: data, sft, gates", file=sys.stderr)
+print("sft: training 1,200/2,400 tokens, loss 2.1, 1 h 02 min left", file=sys.stderr, flush=True)
+while not Path(sys.argv[1]).exists():
+    time.sleep(0.01)
+print('{"version": {"word": "ours@2"}}')
+sys.exit(0 if Path(sys.argv[1]).read_text() == "done" else 1)
+"""
+
+
+def wait_for(there: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not there():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def flag(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Improvements say how far they are, and end once this file is there."""
+    monkeypatch.setenv("LMSMITH_HOME", str(tmp_path))
+    put_version("ours", 1, parrot())
+    end = tmp_path / "end"
+
+    def run(_: Improvements, words: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", SAYS, str(end), *words], **options)
+
+    monkeypatch.setattr(Improvements, "_run", run)
+    return end
+
+
+def begun(state: dict[str, Any] | None) -> bool:
+    return state is not None and state["total"] > 0
+
+
+def test_one_runs_at_a_time_and_outlives_its_server(flag: Path) -> None:
+    first = Improvements()
+    assert first.state("ours") is None
+    assert first.start("ours", "ours", "ada")
+    assert not first.start("ours", "ours", "ada")
+    later = Improvements()  # of a server that was started again
+    wait_for(lambda: begun(later.state("ours")))
+    state = later.state("ours")
+    assert state is not None
+    log = state.pop("log")
+    assert state == {
+        "state": "running",
+        "stage": "sft",
+        "done": 1200,
+        "total": 2400,
+        "eta_seconds": 3720.0,
+        "version": None,
+    }
+    assert log[0] == "stages: data, sft, gates"
+    assert not later.start("ours", "ours", "ada")
+    flag.write_text("done")
+    wait_for(lambda: (later.state("ours") or {})["state"] == "done")
+    assert (first.state("ours") or {})["version"] == "ours@2"
+    flag.unlink()
+    assert later.start("ours", "ours", "ada")  # once more
+    assert (later.state("ours") or {})["version"] is None
+    flag.write_text("done")
+    wait_for(lambda: (later.state("ours") or {})["state"] == "done")
+
+
+def test_a_killed_improvement_has_failed(flag: Path) -> None:
+    found = Improvements()
+    assert found.start("ours", "ours", "ada")
+    found._processes[0].kill()
+    wait_for(lambda: (found.state("ours") or {})["state"] == "failed")
+    assert found.start("ours", "ours", "ada")
+    flag.write_text("done")
+    wait_for(lambda: (found.state("ours") or {})["state"] == "done")
+
+
+def test_one_that_a_command_began_is_seen(flag: Path) -> None:
+    folder = versions.folder_of("ours") / versions.NEXT
+    program = (
+        "import sys; from pathlib import Path; from lmsmith.runs.locking import locked; "
+        "from lmsmith.core.progress import QuietProgress\n"
+        f"with locked(Path({str(folder)!r}), QuietProgress()): print('on', flush=True); input()"
+    )
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", program], text=True, **pipes) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "on\n"
+        assert (Improvements().state("ours") or {})["state"] == "running"
+        assert not Improvements().start("ours", "ours", "ada")
+        process.communicate("\n")
+    assert Improvements().state("ours") is None
+
+
+@pytest.mark.parametrize(
+    ("database", "options", "password"),
+    [
+        ("", [], {}),
+        ("a b.db", ["--database", "a b.db"], {}),
+        (
+            "postgresql://ann:se:cret@host/name",
+            ["--database", "postgresql://ann@host/name"],
+            {"PGPASSWORD": "se:cret"},
+        ),
+    ],
+)
+def test_passwords_are_not_on_the_command_line(
+    database: str, options: list[str], password: dict[str, str]
+) -> None:
+    assert improvements._database_options(database) == (options, password)
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Running]:
+    monkeypatch.setenv("LMSMITH_HOME", str(tmp_path))
+    source = str(Path(__file__).parents[2] / "src")
+    monkeypatch.setenv("PYTHONPATH", source)
+    monkeypatch.setattr(improvements, "WAIT_SECONDS", 60.0)
+    put_version("ours", 1, parrot())
+    with running(words=["ours"]) as found:
+        yield found
+
+
+def test_the_command_runs_and_says_what_is_missing(served: Running, tmp_path: Path) -> None:
+    """The real one, on an empty database: it has nothing to learn from, and says so."""
+    (tmp_path / "conversations.db").touch()
+    path = f"{served.address}/api/versions/ours/improve"
+    assert HTTP.get(path).json() is None
+    started = HTTP.post(path, json={})
+    assert (started.status_code, started.json()) == (202, {"state": "running"})
+    again = HTTP.post(path, json={})
+    assert (again.status_code, again.json()["error"]["code"]) == (409, "improvement_runs")
+    wait_for(lambda: HTTP.get(path).json()["state"] != "running")
+    found = HTTP.get(path).json()
+    assert found["state"] == "failed"
+    assert "nothing to learn from" in " ".join(found["log"])
+    judged = HTTP.get(f"{served.address}/api/versions").json()["models"][0]["judged"]
+    assert judged["counts"]["thumb"] == 0
+    assert judged["new"] == 0
+    assert judged["too_little"]
+
+
+def test_a_model_without_versions_is_listed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async def uncounted(*_: object) -> None:
+        """A process of its own would count."""
+
+    monkeypatch.setenv("LMSMITH_HOME", str(tmp_path))
+    monkeypatch.setattr(Improvements, "judged", uncounted)
+    with running({"parrot": parrot()}) as served:
+        (found,) = HTTP.get(f"{served.address}/api/versions").json()["models"]
+        assert (found["name"], found["promoted"], found["versions"]) == ("parrot", None, [])
+        assert found["improvement"] is None
+        assert not (versions.folder_of("parrot") / LOG_FILE).exists()
