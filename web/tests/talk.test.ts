@@ -1,9 +1,12 @@
 import { afterEach, beforeEach, expect, test, vi } from 'vitest';
 import { draft } from '../src/chat/draft.svelte';
 import { server, type AnswerEvent } from '../src/chat/server';
+import { settings } from '../src/chat/settings.svelte';
 import { talk } from '../src/chat/talk.svelte';
-import type { Message } from '../src/chat/tree';
+import { openPair, type Message } from '../src/chat/tree';
+import { ApiError } from '../src/lib/api';
 import { keep, recall } from '../src/lib/kept';
+import { toasts } from '../src/lib/toasts.svelte';
 
 /** What is said, loaded and answered, in an order that no one would choose. */
 
@@ -31,6 +34,7 @@ beforeEach(() => {
     { id: 'm', max_model_len: 9, advised: { temperature: 1, top_p: 1 } },
   ]);
   vi.spyOn(server, 'open').mockResolvedValue({ messages: [one], answers: [] });
+  vi.spyOn(server, 'pair').mockResolvedValue(false);
   vi.spyOn(server, 'say').mockImplementation(async (_, { parent }) => message(2, parent ?? null));
 });
 afterEach(async () => {
@@ -38,6 +42,7 @@ afterEach(async () => {
   await talk.open(null);
   vi.restoreAllMocks();
   localStorage.clear();
+  toasts.splice(0);
 });
 
 async function* answer(wait: Promise<AnswerEvent>) {
@@ -149,4 +154,65 @@ test('what a closed page had on its way is in the box again', async () => {
   await show('b');
   await show('a');
   expect(draft.text).toBe('sent\n\ntyped');
+});
+
+/** An answer that is kept with the note it was asked for with. */
+async function* kept(id: number, note: Record<string, string>) {
+  yield { answer: `a${id}` };
+  yield { message: { ...message(id, 2, 'assistant'), model: 'm', settings: note } };
+}
+
+test('a message on trial gets two answers, whose versions the server chooses', async () => {
+  vi.mocked(server.pair).mockResolvedValue(true);
+  let id = 2;
+  vi.spyOn(server, 'answer').mockImplementation(async (_, __, ___, note) => kept(++id, note));
+  await show('a');
+  await talk.say('two');
+  await settled();
+  const asked = vi.mocked(server.answer).mock.calls.map(([, parent, { model, side }, note]) => [parent, model, side, note['side'], note['trial']]);
+  expect(asked).toEqual([[2, 'm', 'left', 'left', 'yes'], [2, 'm', 'right', 'right', 'yes']]);
+  const pair = openPair(talk.messages, talk.path.at(-1)!);
+  expect(pair?.map((each) => each.id)).toEqual([3, 4]);
+  vi.spyOn(server, 'compare').mockResolvedValue({});
+  await talk.judge(...pair!, 'tie');
+  expect(server.compare).toHaveBeenCalledWith({ left: 3, right: 4, verdict: 'tie' });
+  expect(talk.path.at(-1)!.id).toBe(3);
+});
+
+test('a message whose trial has ended gets one answer', async () => {
+  vi.mocked(server.pair).mockResolvedValue(true);
+  const ended = new ApiError(409, 'the trial has ended', 'no_pair');
+  vi.spyOn(server, 'answer')
+    .mockRejectedValueOnce(ended)
+    .mockRejectedValueOnce(ended)
+    .mockImplementation(async (_, __, ___, note) => kept(3, note));
+  await show('a');
+  await talk.say('two');
+  await settled();
+  const sides = vi.mocked(server.answer).mock.calls.map(([, , asked]) => asked.side);
+  expect(sides).toEqual(['left', 'right', undefined]);
+  expect(talk.path.map((each) => each.id)).toEqual([1, 2, 3]);
+  expect(talk.writing).toEqual([]);
+  expect(toasts).toEqual([]);
+});
+
+test('a server that knows no trials, or does not say, gives one answer', async () => {
+  vi.mocked(server.pair).mockRejectedValue(new ApiError(404, ''));
+  vi.spyOn(server, 'answer').mockImplementation(async (_, __, ___, note) => kept(3, note));
+  await show('a');
+  await talk.say('two');
+  expect(talk.busy).toBe(true); // also while it is asked
+  await settled();
+  expect(talk.path.map((each) => each.id)).toEqual([1, 2, 3]);
+});
+
+test('who compares two models on purpose takes part in no trial', async () => {
+  settings.compare = true;
+  vi.spyOn(server, 'answer').mockImplementation(async (_, __, ___, note) => kept(note['side'] === 'left' ? 3 : 4, note));
+  await show('a');
+  await talk.say('two');
+  await settled();
+  settings.compare = false;
+  expect(server.pair).not.toHaveBeenCalled();
+  expect(vi.mocked(server.answer).mock.calls.map(([, , asked]) => asked.side)).toEqual([undefined, undefined]);
 });

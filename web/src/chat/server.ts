@@ -1,6 +1,6 @@
 import { call, send } from '../lib/api';
 import { events } from '../lib/sse';
-import type { Message, Verdict } from './tree';
+import type { Message, Side, Verdict } from './tree';
 
 /** What the chat asks of the server. */
 
@@ -23,6 +23,8 @@ export interface Drawing {
   top_p: number;
   max_tokens: number | null;
   seed: number | null;
+  /** Of a trial: which of its two versions this is, only the server knows. */
+  side?: Side;
 }
 
 /** An answer that is being written on the server. */
@@ -67,8 +69,16 @@ export const server = {
     call('PUT', `/api/messages/${message}/rating`, rating),
   improve: (message: number, content: string) =>
     call('PUT', `/api/messages/${message}/better`, { content }),
-  compare: (verdict: Verdict) => call('POST', '/api/comparisons', verdict),
+  /** `trial` says what became of a vote between two versions. */
+  compare: (verdict: Verdict) =>
+    call<{ trial?: 'counted' | 'decided' | 'ended' }>('POST', '/api/comparisons', verdict),
   stop: (answer: string) => call('POST', `/api/answers/${answer}/stop`),
+  /** Whether a message is to get two answers, of two versions of a model. */
+  pair: async (id: string, message: number, model: string) =>
+    (await call<{ pair: boolean }>('GET', `${at(id)}/messages/${message}/pair?model=${encodeURIComponent(model)}`)).pair,
+  /** Whether this person compares versions of models now and then. */
+  compares: async () => (await call<{ compares: boolean }>('GET', '/api/me/settings')).compares,
+  setCompares: (compares: boolean) => call('PUT', '/api/me/settings', { compares }),
 
   /** Ask for an answer to a message; its events. */
   async answer(

@@ -37,6 +37,18 @@ export function resetSettings(): void {
   keepSettings();
 }
 
+/** Whether this person compares versions now and then; null until the server has said so. */
+export const trials = $state<{ compares: boolean | null }>({ compares: null });
+
+export async function askCompares(): Promise<void> {
+  trials.compares = await server.compares().catch(() => null);
+}
+
+export async function setCompares(to: boolean): Promise<void> {
+  await server.setCompares(to);
+  trials.compares = to;
+}
+
 let asked: Promise<void> | undefined;
 
 /** Learn which models there are, once or anew; one that is gone is not chosen any more. */

@@ -6,7 +6,7 @@ import { complain } from '../lib/toasts.svelte';
 import { list } from './list.svelte';
 import { server, type AnswerEvent, type Drawing, type Running } from './server';
 import { askModels, drawing, settings } from './settings.svelte';
-import { pathOf, pathTo, type Choices, type Message, type Verdict } from './tree';
+import { pathOf, pathTo, type Choices, type Message, type Side, type Verdict } from './tree';
 
 /** An answer that is being written, or that broke off and is not kept yet. */
 export interface Writing {
@@ -14,7 +14,7 @@ export interface Writing {
   parent: number;
   model: string;
   text: string;
-  side: 'left' | 'right' | '';
+  side: Side | '';
   answer: string;
   ended: boolean;
   problem: string;
@@ -127,13 +127,15 @@ class Talk {
     }
   }
 
-  async judge(left: Message, right: Message, verdict: Verdict['verdict']): Promise<void> {
+  /** Go on with the better one; what became of the vote, if it was one. */
+  async judge(left: Message, right: Message, verdict: Verdict['verdict']): Promise<string | undefined> {
     const judged = { left: left.id, right: right.id, verdict };
-    await server.compare(judged);
+    const { trial } = await server.compare(judged);
     this.patch(left.id, { comparisons: [judged] });
     this.patch(right.id, { comparisons: [judged] });
     this.choose(verdict === 'right' ? right : left);
     if (this.id !== null) tell(this.id);
+    return trial;
   }
 
   patch(id: number, change: Partial<Message>): void {
@@ -201,31 +203,60 @@ class Talk {
   }
 
   async #answer(id: string, parent: number): Promise<void> {
+    const asked = drawing(settings.model);
     if (!settings.compare) {
-      await this.#write(id, parent, drawing(settings.model), '', {});
-      return;
+      const single = this.#begun(id, parent, asked, '', {});
+      const onTrial = await server.pair(id, parent, asked.model).catch(() => false);
+      if (!onTrial) {
+        await this.#write(single, asked);
+        return;
+      }
+      this.leave(single);
+      return this.#writeBoth(id, parent, [asked, asked], { trial: 'yes' }, single.stopped);
     }
-    const pair = crypto.getRandomValues(new Uint32Array(2)).join('-');
-    const names = [settings.model, settings.other];
-    if (crypto.getRandomValues(new Uint8Array(1))[0]! % 2) names.reverse();
-    await Promise.all(
-      (['left', 'right'] as const).map((side, place) =>
-        this.#write(id, parent, drawing(names[place]!), side, { pair, side }),
-      ),
-    );
+    const both: [Drawing, Drawing] = [asked, drawing(settings.other)];
+    if (crypto.getRandomValues(new Uint8Array(1))[0]! % 2) both.reverse();
+    await this.#writeBoth(id, parent, both, {}, false);
   }
 
-  async #write(
+  /** Two answers side by side. Of a trial, the server chooses which version is on which side. */
+  async #writeBoth(
     id: string,
     parent: number,
-    asked: Drawing,
-    side: Writing['side'],
-    note: Record<string, string>,
+    both: [Drawing, Drawing],
+    about: Record<string, string>,
+    stopped: boolean,
   ): Promise<void> {
-    const begun: Running = { answer: '', parent, model: asked.model, dropped: 0, note };
+    const pair = crypto.getRandomValues(new Uint32Array(2)).join('-');
+    const sides = (['left', 'right'] as const).map((side, place) => {
+      const asked = about['trial'] ? { ...both[place]!, side } : both[place]!;
+      const writing = this.#begun(id, parent, asked, side, { ...about, pair, side });
+      writing.stopped = stopped;
+      return this.#write(writing, asked);
+    });
+    const answered = await Promise.all(sides);
+    if (answered.includes(true)) return;
+    const single = this.#begun(id, parent, both[0], '', {}); // the trial has ended since
+    await this.#write(single, both[0]);
+  }
+
+  #begun(id: string, parent: number, asked: Drawing, side: Writing['side'], note: Record<string, string>): Writing {
+    return this.#show(id, { answer: '', parent, model: asked.model, dropped: 0, note }, side);
+  }
+
+  /** Write an answer; false where it would be one of two, and one is wanted now. */
+  async #write(writing: Writing, asked: Drawing): Promise<boolean> {
+    const { talk: id, parent, note } = writing;
     const known = new Set(this.messages.map((each) => each.id));
-    const ask: Asked = () => server.answer(id, parent, asked, note);
-    await this.#follow(this.#show(id, begun, side), ask, known);
+    let alone = false;
+    const ask: Asked = () =>
+      server.answer(id, parent, asked, note).catch((error: unknown) => {
+        alone = error instanceof ApiError && error.code === 'no_pair';
+        if (alone) this.leave(writing);
+        throw error;
+      });
+    await this.#follow(writing, ask, known);
+    return !alone;
   }
 
   /** Read the answers to a conversation that nobody reads here yet: of a page that was left or slept,
@@ -268,7 +299,7 @@ class Talk {
     else writing.problem ||= reasonOf(new ApiError(0, ''));
     writing.ended = true;
     const shown = writing.text !== '' && found !== 'kept'; // with its problem, and a way to keep it
-    if (writing.problem && !shown) complain(new Error(writing.problem));
+    if (writing.problem && !shown && this.#writing.includes(writing)) complain(new Error(writing.problem));
     if (!shown) this.leave(writing);
     list.touch(id);
   }
@@ -328,6 +359,7 @@ function isOf(writing: Writing, message: Message): boolean {
     message.role === 'assistant' &&
     message.parent === writing.parent &&
     message.model === writing.model &&
+    (message.settings['side'] ?? '') === writing.side &&
     message.content.startsWith(writing.text)
   );
 }

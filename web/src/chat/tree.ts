@@ -1,5 +1,7 @@
 /** A conversation as a tree: messages by their parents, and the way through it that is shown. */
 
+export type Side = 'left' | 'right';
+
 export interface Verdict {
   left: number;
   right: number;
