@@ -6,7 +6,7 @@ export interface Page {
   load(): Promise<{ default: Component }>;
 }
 
-/** The first that matches is shown; the server answers `/`, `/c/…` and `/label…` with this page. */
+/** The first that matches is shown; the server answers these paths with this page. */
 export const pages: Page[] = [
   {
     matches: (path) => path === '/' || path.startsWith('/c/'),
@@ -15,5 +15,9 @@ export const pages: Page[] = [
   {
     matches: (path) => path === '/label' || path.startsWith('/label/'),
     load: () => import('./label/LabelPage.svelte'),
+  },
+  {
+    matches: (path) => path === '/models',
+    load: () => import('./models/ModelsPage.svelte'),
   },
 ];

@@ -32,12 +32,15 @@ export function setLanguage(to: Language): void {
   mark();
 }
 
-/** A text, with `{name}` replaced by the values of those names. */
-export function t(key: Key, values: Record<string, string | number> = {}): string {
-  return texts[chosen][key].replace(/\{(\w+)\}/g, (whole, name: string) =>
-    name in values ? String(values[name]) : whole,
-  );
+/** The texts of a table in the reader's language, with `{name}` replaced by the values of those names. */
+export function speaker<Words extends string>(table: Record<Language, Record<Words, string>>) {
+  return (key: Words, values: Record<string, string | number> = {}): string =>
+    table[chosen][key].replace(/\{(\w+)\}/g, (whole, name: string) =>
+      name in values ? String(values[name]) : whole,
+    );
 }
+
+export const t = speaker<Key>(texts);
 
 /** A day and time as the reader writes them. */
 export function when(moment: string): string {
