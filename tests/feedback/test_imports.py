@@ -29,13 +29,19 @@ ROWS: list[dict[str, object]] = [
 def test_each_row_finds_its_place(store: Store, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "rows.jsonl", ROWS)
     counts = import_file(store, tmp_path / "rows.jsonl", person="Ann", overlap=2)
-    assert counts == {"tasks": 3, "rankings": 1, "conversations": 1, "known": 0}
+    assert counts == {
+        "tasks": 3,
+        "rankings": 1,
+        "demonstrations": 0,
+        "conversations": 1,
+        "known": 0,
+    }
     tasks = statistics_of(store)["tasks"]
     assert tasks["rating"] == {"tasks": 0, "complete": 0, "gold": 1}
     assert tasks["ranking"] == {"tasks": 1, "complete": 0, "gold": 0}
     before = row_counts(store)
     again = import_file(store, tmp_path / "rows.jsonl", person="Ann", overlap=2)
-    assert again == {"tasks": 0, "rankings": 0, "conversations": 0, "known": 5}
+    assert again == {"tasks": 0, "rankings": 0, "demonstrations": 0, "conversations": 0, "known": 5}
     assert row_counts(store) == before
     (talk,) = store.conversations(store.person("Ann").id)
     assert [m.content for m in store.tree(store.person("Ann").id, talk.id)] == ["x", "y"]
@@ -54,7 +60,13 @@ def test_conversations_of_others_are_imported_and_what_is_left_out_counted(
     (tmp_path / "alpaca.json").write_text(json.dumps(rows))
     left_out = Counter[str]()
     counts = import_file(store, tmp_path / "alpaca.json", person="Ann", left_out=left_out)
-    assert counts == {"tasks": 0, "rankings": 0, "conversations": 2, "known": 0}
+    assert counts == {
+        "tasks": 0,
+        "rankings": 0,
+        "demonstrations": 0,
+        "conversations": 2,
+        "known": 0,
+    }
     assert left_out == {"first messages that are the assistant's": 1}
     again = import_file(store, tmp_path / "alpaca.json", person="Ann")
     assert again["known"] == 2

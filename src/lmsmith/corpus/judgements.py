@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +11,7 @@ import msgspec
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import fingerprint, read_rows
+from lmsmith.corpus.annotations import Annotated, AnnotationReader, is_annotated
 from lmsmith.corpus.messages import validate_messages
 from lmsmith.corpus.rows import read_conversations, read_rankings
 from lmsmith.corpus.sources import ROWS, TALKS, FilesOnce
@@ -55,17 +57,45 @@ class Judgement(msgspec.Struct, frozen=True):
         return opening_key(self.prompt)
 
     @property
+    def said(self) -> bytes:
+        """Equal for what one person says twice; of people who are not named, for equal opinions."""
+        ranks = self.ranks or [0] * len(self.responses)
+        order = sorted(zip(self.responses, ranks, strict=True))
+        opinion = [response for response, _ in order] if self.person else order
+        return msgspec.json.encode([self.kind, self.person, self.prompt, opinion])
+
+    @property
     def people(self) -> tuple[str, ...]:
         """Everybody whose words or opinion it holds."""
         return tuple(dict.fromkeys(name for name in (self.person, self.asker) if name))
 
 
+@dataclass(frozen=True)
+class Collected:
+    """What a database or files hold.
+
+    Attributes:
+        judgements: of all people, gold tasks left out.
+        reliability: person → gold pairs that they ordered rightly, and all; a tie counts ½.
+        regenerations: answers that were asked for once more.
+        edits: messages that people wrote anew in the place of another.
+        names: person → name.
+    """
+
+    judgements: list[Judgement]
+    reliability: dict[str, tuple[float, float]]
+    regenerations: int
+    edits: int
+    names: dict[str, str]
+
+
 def read_judgements(sources: Sequence[str]) -> Iterator[Judgement]:
     """The judgements of files or folders, in the formats that ``lmsmith feedback export`` writes.
 
-    A file is of conversations (demonstrations), of rankings, or of ratings, by its rows. A rating
-    on another scale than thumbs is no judgement that anything learns from, and is left out. Rows
-    whose labeler is not named are nobody's.
+    A file is of conversations (demonstrations), of rankings, or of ratings, by its rows; or it is
+    an export of another program (`lmsmith.corpus.annotations`). A rating on another scale than
+    thumbs is no judgement that anything learns from, and is left out. Rows whose labeler is not
+    named are nobody's. Ids depend on a row alone, not on the file that has it.
 
     Raises:
         UserError: a file is missing or a row is bad; it is named.
@@ -78,7 +108,9 @@ def read_judgements(sources: Sequence[str]) -> Iterator[Judgement]:
 
 def _read_file(path: Path) -> Iterator[Judgement]:
     _, first = next(iter(read_rows(path)), ("", {}))
-    if "scale" in first and "messages" in first:
+    if is_annotated(first):
+        yield from _annotated(path)
+    elif "scale" in first and "messages" in first:
         yield from _thumbs(path)
     elif "messages" in first or "conversations" in first or "instruction" in first:
         for each in read_conversations(path):
@@ -94,6 +126,20 @@ def _read_file(path: Path) -> Iterator[Judgement]:
             yield Judgement(
                 ranking.id, kind, ranking.prompt, ranking.responses, ranking.ranks, ranking.labeler
             )
+
+
+def _annotated(path: Path) -> Iterator[Judgement]:
+    for kind, name, _, prompt, responses, ranks, labeler in _annotations(path):
+        yield Judgement(name, kind, prompt, responses, ranks, labeler)
+
+
+def _annotations(path: Path) -> Iterator[Annotated]:
+    annotations = AnnotationReader()
+    for where, row in read_rows(path):
+        if not is_annotated(row):
+            raise UserError(f"{where}: not of the form of the rows before it", "divide the file")
+        yield from annotations.of(row, where)
+    yield from annotations.rest()
 
 
 def _thumbs(path: Path) -> Iterator[Judgement]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import fingerprint, read_rows, read_text
+from lmsmith.corpus.annotations import Annotated, AnnotationReader, is_annotated
 from lmsmith.corpus.formats import (
     IrregularPair,
     Ranked,
@@ -110,7 +111,14 @@ def read_conversations(path: Path, left_out: Counter[str] | None = None) -> Iter
         UserError: naming the file and the row.
     """
     left_out = Counter() if left_out is None else left_out
+    annotations = AnnotationReader()
     for where, row in read_rows(path):
+        if is_annotated(row):
+            for each in annotations.of(row, where):
+                if each.kind == "demonstration":
+                    said = {"role": "assistant", "content": each.responses[0]}
+                    yield Conversation(each.id, [*each.prompt, said])
+            continue
         messages = messages_of(row, where, left_out)
         if messages is not None:
             yield Conversation(name_of(row, where) or fingerprint(messages), messages)
@@ -144,13 +152,15 @@ def read_documents(path: Path, source: str | None = None) -> Iterator[Document]:
 
 
 def read_rankings(path: Path, left_out: list[IrregularPair] | None = None) -> Iterator[Ranking]:
-    """Rankings of a JSONL file, of three kinds of rows.
+    """Rankings of a file of rows, of four kinds.
 
     - ``prompt``, ``responses`` and ``ranks``, as `Ranking.row` writes them.
     - ``chosen`` and ``rejected``, a ranking of two: texts that answer ``prompt`` (messages, or the
       text of one user's message), or whole conversations (messages, or the text of the hh-rlhf
       data, ``"\\n\\nHuman: …\\n\\nAssistant: …"``) that differ in their last message.
     - Open Assistant's trees, each of which holds several rankings.
+    - records of Argilla, tasks of Label Studio, questions of QA-Feedback
+      (`lmsmith.corpus.annotations`); demonstrations in them are passed over.
 
     Args:
         left_out: gets the irregular pairs, in place of an error.
@@ -158,7 +168,11 @@ def read_rankings(path: Path, left_out: list[IrregularPair] | None = None) -> It
     Raises:
         UserError: naming the file and the line.
     """
+    annotations = AnnotationReader()
     for where, row in read_rows(path):
+        if is_annotated(row):
+            yield from _rankings(annotations.of(row, where), path.name)
+            continue
         labeler = text_of(row, "labeler", where, default="")
         source = text_of(row, "source", where, default=path.name)
         if is_tree(row):
@@ -175,6 +189,13 @@ def read_rankings(path: Path, left_out: list[IrregularPair] | None = None) -> It
         name = id_of(row, where) or fingerprint(ranked)
         weight = _weight_of(row, where)
         yield Ranking(name, *ranked, labeler, source, _split_of(row, where), weight)
+    yield from _rankings(annotations.rest(), path.name)
+
+
+def _rankings(annotated: Iterable[Annotated], source: str) -> Iterator[Ranking]:
+    for each in annotated:
+        if each.kind == "ranking":
+            yield Ranking(each.id, each.prompt, each.responses, each.ranks, each.labeler, source)
 
 
 def _read_ranked(row: Mapping[str, object], where: str) -> Ranked:

@@ -126,8 +126,12 @@ def documents_of(source: str, files: FilesOnce | None = None) -> Iterator[Docume
 def rankings_of(
     source: str, left_out: list[IrregularPair] | None = None, files: FilesOnce | None = None
 ) -> Iterator[Ranking]:
-    """All rankings of a source; irregular pairs as in `read_rankings`."""
-    for path in (files or FilesOnce()).of(source, ROWS):
+    """All rankings of a source; irregular pairs as in `read_rankings`.
+
+    A .json file, as other programs export it, is read if it is named itself.
+    """
+    suffixes = TALKS if source.lower().endswith(".json") else ROWS
+    for path in (files or FilesOnce()).of(source, suffixes):
         yield from read_rankings(path, left_out)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from lmsmith.corpus.judgements import Judgement, Kind
+from lmsmith.corpus.judgements import Collected, Judgement, Kind
 from lmsmith.feedback.people import IMPORTER
 from lmsmith.feedback.store import Store
 from lmsmith.feedback.tables import (
@@ -29,25 +29,6 @@ from lmsmith.feedback.tables import (
 from lmsmith.statistics.agreement import pairs_of
 
 _RANKS = {"left": [1, 2], "right": [2, 1], "tie": [1, 1], "both_bad": [1, 1]}
-
-
-@dataclass(frozen=True)
-class Collected:
-    """What a database holds.
-
-    Attributes:
-        judgements: of all people, gold tasks left out.
-        reliability: person → gold pairs that they ordered rightly, and all; a tie counts ½.
-        regenerations: answers that were asked for once more.
-        edits: messages that people wrote anew in the place of another.
-        names: person → name.
-    """
-
-    judgements: list[Judgement]
-    reliability: dict[str, tuple[float, float]]
-    regenerations: int
-    edits: int
-    names: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -70,7 +51,7 @@ def collect(store: Store) -> Collected:
         messages = _messages(session)
         found = [
             *_of_answers(session, messages),
-            *_of_queue(session, messages),
+            *_of_queue(session, messages, importer),
             *_imported(session, importer),
             *_prompts(messages),
         ]
@@ -160,8 +141,11 @@ def _of_answers(session: Session, messages: dict[int, _Said]) -> Iterator[Judgem
         )
 
 
-def _of_queue(session: Session, messages: dict[int, _Said]) -> Iterator[Judgement]:
-    """Demonstrations and rankings of labelers; scores put nothing in an order."""
+def _of_queue(
+    session: Session, messages: dict[int, _Said], importer: str | None
+) -> Iterator[Judgement]:
+    """Demonstrations and rankings of labelers; scores put nothing in an order. Demonstrations of
+    the importer are nobody's."""
     query = (
         select(Assignment, Task)
         .join(Task, Assignment.task_id == Task.id)
@@ -180,7 +164,7 @@ def _of_queue(session: Session, messages: dict[int, _Said]) -> Iterator[Judgemen
             task.prompt,
             responses,
             ranks,
-            done.person_id,
+            "" if done.person_id == importer else done.person_id,
             asked.person if asked else "",
             task.models if kind == "ranking" else [],
             _seconds(done.finished or done.started),

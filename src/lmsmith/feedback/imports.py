@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import fingerprint, read_rows
+from lmsmith.corpus.annotations import Annotated, AnnotationReader, is_annotated
 from lmsmith.corpus.formats import is_conversation, messages_of, text_of
 from lmsmith.corpus.messages import validate_messages, validate_prompt
 from lmsmith.feedback import answers
@@ -23,6 +24,7 @@ from lmsmith.feedback.queue import new_task
 from lmsmith.feedback.store import Store, check_order, new_ranking
 from lmsmith.feedback.tables import (
     KINDS,
+    Assignment,
     BetterAnswer,
     Conversation,
     Message,
@@ -30,6 +32,7 @@ from lmsmith.feedback.tables import (
     RankedAnswers,
     Rating,
     Task,
+    now,
 )
 
 IMPORTING = 7_310_552
@@ -60,7 +63,10 @@ def import_file(
       3]}``), to measure labelers by. ``models`` may name who wrote the responses, ``overlap`` how
       many labelers are to judge them;
     - ``prompt``, ``responses`` and ``ranks``: a ranking, by ``labeler`` where it names one;
-    - a conversation: ``messages``, or another form (see `lmsmith.corpus.formats`).
+    - ``prompt`` and ``demonstration``: an answer that ``labeler`` wrote;
+    - a conversation: ``messages``, or another form (see `lmsmith.corpus.formats`);
+    - a record of Argilla, a task of Label Studio, a question of QA-Feedback
+      (`lmsmith.corpus.annotations`): rankings and demonstrations with their labelers.
 
     Rows that were imported before are skipped. Rankings and conversations that a file has several
     times are all added, for two labelers without a name may agree; of equal tasks only the first.
@@ -71,7 +77,8 @@ def import_file(
         left_out: counts the parts of conversations that are no message of user or assistant.
 
     Returns:
-        ``tasks``, ``rankings``, ``conversations``: how many are new; ``known``: rows that are not.
+        ``tasks``, ``rankings``, ``demonstrations``, ``conversations``: how many are new;
+        ``known``: rows that are not.
 
     Raises:
         UserError: naming the file and the line.
@@ -85,11 +92,23 @@ def import_file(
 
 def _rows(path: Path, left_out: Counter[str]) -> Iterator[tuple[str, Row]]:
     """(place, row), where conversations have ``messages`` whatever their form was."""
+    annotations = AnnotationReader()
     for where, row in read_rows(path):
-        if "prompt" in row or "messages" in row or not is_conversation(row):
+        if is_annotated(row):
+            yield from map(_annotated_row, annotations.of(row, where))
+        elif "prompt" in row or "messages" in row or not is_conversation(row):
             yield where, row
         elif messages := begun_by_user(messages_of(row, where, left_out), left_out):
             yield where, {"messages": messages}
+    yield from map(_annotated_row, annotations.rest())
+
+
+def _annotated_row(each: Annotated) -> tuple[str, Row]:
+    """What another program exported, as a row of ours."""
+    row: dict[str, Any] = {"prompt": each.prompt, "labeler": each.labeler}
+    if each.kind == "demonstration":
+        return each.where, row | {"demonstration": each.responses[0]}
+    return each.where, row | {"responses": each.responses, "ranks": each.ranks}
 
 
 def begun_by_user(
@@ -120,6 +139,10 @@ def _check(row: Row, where: str) -> None:
         raise UserError(f"{where}: 'ranks' must be a list of whole numbers")
     if not isinstance(row.get("gold", {}), dict) or type(row.get("overlap", 1)) is not int:
         raise UserError(f"{where}: 'gold' must be an object, and 'overlap' a whole number")
+    if "demonstration" in row:
+        with _at(where):
+            answers.checked("demonstration", 0, {"content": row["demonstration"]}, whole=True)
+        return
     if "ranks" in row:
         return
     kind, responses = _kind(row), row.get("responses", [])
@@ -164,11 +187,16 @@ class _Import:
     def add_all(self, found: Sequence[tuple[str, Row]]) -> dict[str, int]:
         """Add what is new; returns how much that is."""
         tasks, rankings, conversations = list[_Named](), list[_Named](), list[_Named]()
+        demonstrations = list[_Named]()
         for where, row in found:
             with _at(where):
                 if "messages" in row:
                     origin = origin_of(self._id_of(self._person), _messages(row, where))
                     conversations.append(_Named(where, row, origin))
+                elif "demonstration" in row:
+                    content = [validate_prompt(row["prompt"], where), row["demonstration"]]
+                    origin = fingerprint(["demonstration", self._labeler(row, where), *content])
+                    demonstrations.append(_Named(where, row, origin))
                 elif "ranks" in row:
                     prompt = validate_prompt(row["prompt"], where)
                     content = [prompt, row.get("responses", []), row["ranks"]]
@@ -178,12 +206,13 @@ class _Import:
                     content = [row["prompt"], row.get("responses", []), row.get("gold")]
                     origin = fingerprint(["import", _kind(row), *content])
                     tasks.append(_Named(where, row, origin))
-        first = {each.origin: each for each in reversed(tasks)}
-        new_tasks = self._new(Task, [each for each in tasks if first[each.origin] is each])
+        new_tasks = self._new(Task, _once(tasks))
+        new_demonstrations = self._new(Task, _once(demonstrations))
         new_rankings = self._new(RankedAnswers, _numbered(rankings))
         new_conversations = self._new(Conversation, _numbered(conversations))
         self._session.add_all(map(self._task, new_tasks))
         self._session.add_all(map(self._ranking, new_rankings))
+        self._demonstrate(new_demonstrations)
         if new_conversations:
             title = Path(new_conversations[0].where.partition(",")[0]).name[:300]
             trees = [
@@ -193,6 +222,7 @@ class _Import:
             _add_trees(self._session, self._id_of(self._person), trees)
         self._session.flush()
         counts = {"tasks": len(new_tasks), "rankings": len(new_rankings)}
+        counts["demonstrations"] = len(new_demonstrations)
         counts["conversations"] = len(new_conversations)
         return counts | {"known": len(found) - sum(counts.values())}
 
@@ -221,6 +251,23 @@ class _Import:
             labeler = self._labeler(row, where)
             return new_ranking(labeler, prompt, row.get("responses", []), row["ranks"], each.origin)
 
+    def _demonstrate(self, rows: Sequence[_Named]) -> None:
+        """Tasks to write an answer, each done by its labeler."""
+        tasks = [new_task("demonstration", each.row["prompt"], origin=each.origin) for each in rows]
+        self._session.add_all(tasks)
+        self._session.flush()
+        self._session.add_all(
+            Assignment(
+                task_id=task.id,
+                person_id=self._labeler(each.row, each.where),
+                state="done",
+                answer={"content": each.row["demonstration"]},
+                lease=now(),
+                finished=now(),
+            )
+            for each, task in zip(rows, tasks, strict=True)
+        )
+
     def _task(self, each: _Named) -> Task:
         row = each.row
         with _at(each.where):
@@ -237,6 +284,12 @@ class _Import:
 
 def _messages(row: Row, where: str) -> list[ImportedMessage]:
     return in_turn(validate_messages(row["messages"], where))
+
+
+def _once(rows: Sequence[_Named]) -> list[_Named]:
+    """Of rows of one origin only the first."""
+    first = {each.origin: each for each in reversed(rows)}
+    return [each for each in rows if first[each.origin] is each]
 
 
 def _numbered(rows: Sequence[_Named]) -> list[_Named]:
