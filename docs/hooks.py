@@ -10,9 +10,9 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 from lmsmith.cli import COMMANDS
+from lmsmith.cli.recipes import all_settings
 from lmsmith.core.settings import settings_as_markdown
 from lmsmith.options import documented, read_docstring
-from lmsmith.stages.pipeline import recipe_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -21,7 +21,7 @@ def on_files(files: Files, config: Any) -> Files:
     """Add the generated pages, and leave decisions to the page that lists them."""
     pages = {
         "commands.md": commands_page(),
-        "settings.md": settings_as_markdown(recipe_settings()),
+        "settings.md": settings_as_markdown(all_settings()),
         "changelog.md": changelog_page(),
     }
     for name, text in pages.items():

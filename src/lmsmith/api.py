@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from lmsmith.prompts import Message
     from lmsmith.studies.in_context import TaskStudy
     from lmsmith.training.machine import ResolvedMachine
+
+_ID = re.compile("[0-9a-f]{16}")
+"""Id of a person in a database."""
 
 Found = TypeVar("Found", bound="ModelEvaluation")
 
@@ -690,8 +694,9 @@ def import_feedback(
     A row is a prompt to be answered by labelers; with "responses" (one to be rated, two to nine
     to be ranked), and "gold", the right answer, to measure labelers by. With "ranks" it is a
     ranking, with "messages" a conversation; so are rows of ShareGPT, Alpaca and ChatGPT's export
-    (conversations.json). A row that is wrong keeps all of the file out; what was imported before is
-    left out.
+    (conversations.json). Exports of Argilla and Label Studio are read as rankings and
+    demonstrations, each by its labeler. A row that is wrong keeps all of the file out; what was
+    imported before is left out.
 
     Args:
         file: JSONL, .jsonl.gz, or .json that holds a list of rows.
@@ -833,6 +838,7 @@ def improve(
     share: float = 0.1,
     by: str = "",
     dry_run: bool = False,
+    exclude: Sequence[str] = (),
     force: bool = False,
     restart: bool = False,
     quiet: bool = False,
@@ -846,13 +852,16 @@ def improve(
     Args:
         model: A model with versions, or any other model, which becomes its own first version.
         database: Judgements of a server: a file or a URL; the server's own if left out.
-        data: Judgements in files or folders, as lmsmith feedback export writes them. Repeatable.
+        data: Judgements in files or folders, as lmsmith feedback export writes them, or exports of
+            Argilla and Label Studio. Repeatable.
         recipe: A .toml file of the round's settings.
         set: Change a setting, e.g. ppo.kl_coefficient=0.05.
         name: What the versions are called; after the model if left out.
         share: Share of the chat's turns that show both versions while people vote.
         by: Who makes the first version, for the lineage.
         dry_run: Say what there is to learn from, and run nothing.
+        exclude: Somebody, by name or id, of whose judgements and prompts nothing is learnt; the
+            round starts from the newest version without them. Repeatable.
         force: Go on with few judgements.
         restart: Drop a round that was begun with other judgements or settings.
         quiet: Show no progress, only warnings.
@@ -864,11 +873,14 @@ def improve(
     >>> lmsmith.improve("runs/quickstart", data=["data/feedback"]).version   # doctest: +SKIP
     """
     from lmsmith.improve import round
+    from lmsmith.report.version.page import ensure_version_page
 
     if not 0 <= share <= 1:
         raise UserError(f"--share {share}: expected a share of the turns, 0 to 1")
     sources = round.Sources(database, tuple(data))
-    settings = round.round_recipe(recipe, set)
+    settings = round.without(
+        round.round_recipe(recipe, set), sources.ids_of(exclude, round.learnt_people())
+    )
     prospect = round.prospect(model, sources, settings, name)
     if dry_run:
         return Improvement(record=prospect.as_dict(), prospect=prospect)
@@ -880,12 +892,12 @@ def improve(
         by=by,
         force=force,
         restart=restart,
+        share=None if data else share,
         progress=choose_progress(f"improve {prospect.name}", quiet),
     )
-    if made.verdict != "refused" and not data:
-        versions.set_trial(made.name, made.number, share)
     record = {**prospect.as_dict(), "version": made.as_dict()}
-    return Improvement(record=record, prospect=prospect, version=made)
+    report = ensure_version_page(made)
+    return Improvement(record=record, report=report, prospect=prospect, version=made)
 
 
 @documented
@@ -906,10 +918,30 @@ def lineage(name: str, *, database: str = "") -> Recorded:
         "versions": [each.as_dict() for each in versions.versions(name)],
         "promotions": [asdict(each) for each in found.promotions],
         "trial": asdict(found.trial) if found.trial else None,
+        "deleted": _with_deleted(name, database),
     }
     if found.trial and (votes := _votes(name, found, database)) is not None:
         record["votes"] = votes
     return Recorded(record=record)
+
+
+def _with_deleted(name: str, database: str) -> dict[str, int]:
+    """Version → people it was made with who are no more in the database; empty without one.
+
+    Names in files are not ids, and are passed over.
+    """
+    from lmsmith.feedback.database import default_database
+
+    made_with = {each.word: each.learnt.people for each in versions.versions(name)}
+    ids = {
+        word: {each for each in people if _ID.fullmatch(each)} for word, people in made_with.items()
+    }
+    if not any(ids.values()) or (not database and not Path(default_database()).is_file()):
+        return {}
+    from lmsmith.improve.round import Sources
+
+    there = Sources(database).people()
+    return {word: len(found - there) for word, found in ids.items() if found - there}
 
 
 def _votes(name: str, found: Lineage, database: str) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from lmsmith.cli import main
+from lmsmith.cli.recipes import all_settings
 from lmsmith.core.config import NonNegativeInt, setting_keys
 from lmsmith.core.errors import UserError
 from lmsmith.core.recipe import MachineConfig, shipped_recipes
@@ -18,6 +19,7 @@ from lmsmith.core.settings import (
     settings_as_text,
     with_comments,
 )
+from lmsmith.improve.round import ROUND
 from lmsmith.stages.pipeline import STAGES, recipe_settings
 
 
@@ -67,6 +69,21 @@ def test_every_key_of_every_stage_has_a_meaning() -> None:
     assert settings["ppo.optimiser.learning_rate"].default == "9.65e-06"
     assert settings["ppo.gae_lambda"].range == "between 0 and 1"
     assert settings["data.documents.N.path"].default is None
+
+
+def test_every_key_of_a_round_has_a_meaning_and_its_recipes_default() -> None:
+    settings = {each.key: each for each in all_settings("improve")}
+    for stage in ROUND:
+        keys = set(setting_keys(stage.config_type(), f"improve.{stage.name}"))
+        assert keys <= set(settings), stage.name
+    assert [key for key, each in settings.items() if not each.meaning or not each.type] == []
+    assert settings["improve.reward.thumbs_weight"].default == "0.1"
+    assert settings["improve.gates.win_rate"].range == "between 0 and 1"
+    assert {each.key.split(".")[1] for each in all_settings("improve.gates")} == {"gates"}
+    assert "\n## improve.gates\n" in settings_as_markdown(all_settings())
+    with pytest.raises(UserError) as caught:
+        all_settings("improve.gate")
+    assert caught.value.fix == "did you mean improve.gates?"
 
 
 def test_one_stage_one_table_or_one_key() -> None:

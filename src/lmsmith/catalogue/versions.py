@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -396,9 +396,28 @@ def next_number(name: str) -> int:
 
 
 def made_with(person: str) -> list[Version]:
-    """The versions that learnt from a person's words, of all names."""
-    found = (each for name in names() for each in versions(name))
-    return [each for each in found if person in each.learnt.people]
+    """The versions that learnt from a person's words, or were made from one that did."""
+    found = []
+    for name in names():
+        tainted: set[int] = set()
+        for each in versions(name):
+            if person in each.learnt.people or tainted.intersection(each.parents):
+                tainted.add(each.number)
+                found.append(each)
+    return found
+
+
+def untouched(start: Version, people: Container[str]) -> Version:
+    """The nearest of a version and its ancestors that none of these people had a part in."""
+    line = [start]
+    while line[-1].parents:
+        line.append(version(start.name, line[-1].parents[0]))
+    clean = line[-1]
+    for each in reversed(line):
+        if any(person in people for person in each.learnt.people):
+            break
+        clean = each
+    return clean
 
 
 def hash_model(folder: Path) -> str:

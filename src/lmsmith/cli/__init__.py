@@ -87,6 +87,7 @@ models ls = models.list_models: list the models that have a name here
 models show = models.show_model: show where a model is from, and its shape
     lmsmith models show smollm2-135m
     lmsmith models show runs/quickstart --json
+    lmsmith models show quickstart@2
 models rm = models.remove_model: delete a registered model
     lmsmith models rm smollm2-135m
 models presets = models.list_presets: list model shapes from GPT-1 to Llama, and their cost
@@ -96,6 +97,7 @@ improve = improve.improve: make the next version from what people judged, with p
     lmsmith improve runs/quickstart --dry-run
     lmsmith improve quickstart --database chat.db
     lmsmith improve smollm2-135m --data rankings.jsonl --set ppo.iterations=20
+    lmsmith improve quickstart --exclude Ann --restart
 models lineage = improve.lineage: show the versions of a model, their evidence and the votes
     lmsmith models lineage quickstart
     lmsmith models lineage quickstart --json

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Any
 
 from lmsmith import api
@@ -21,6 +22,7 @@ def _show(found: api.Improvement, *, dry_run: bool, data: tuple[str, ...]) -> No
         return
     made = found.version
     print_gates(made)
+    print(f"the page: {found.report}")
     if made.verdict == "refused":
         failed = ", ".join(gate.name for gate in made.gates if gate.state == "failed")
         print(f"{made.word} is refused: {failed}. It is kept, and not offered to anybody")
@@ -67,8 +69,13 @@ def print_prospect(found: Prospect) -> None:
         print("no two people judged the same responses: nothing says how far people agree")
     if summary.duplicates:
         print(f"{summary.duplicates:,} judgements are repeated, and count once")
+    for person, (share, counted) in summary.capped.items():
+        name = found.names.get(person, person)
+        print(f"{name} made {share:.0%} of the rankings, which count as {counted:.0%} of them")
     for person, count in summary.bursts.items():
-        print(f"{person}: {count} judgements within a minute; --set data.exclude leaves them out")
+        name = found.names.get(person, person)
+        option = f"--exclude {shlex.quote(name)}"
+        print(f"{name}: {count} judgements within a minute; {option} leaves them out")
     for line in summary.too_little:
         print(f"too little: {line}")
     start = f"version {found.parent}" if found.parent else "its first version"
@@ -117,6 +124,9 @@ def _show_lineage(found: api.Recorded) -> None:
     for each in record["promotions"]:
         reason = f": {each['reason']}" if each["reason"] else ""
         print(f"{each['date']}  {each['action']} {each['version']} by {each['by']}{reason}")
+    for word, count in record["deleted"].items():
+        people = "person who was" if count == 1 else "people who were"
+        print(f"{word} was made with the words of {count:,} {people} deleted since")
     if votes := record.get("votes"):
         share = votes["share"]
         print(

@@ -64,14 +64,14 @@ def _versions_of(name: str) -> dict[str, Any]:
 
 
 def show_model(model: str, *, json: bool = False) -> None:
-    """Show where a model is from, and its shape.
+    """Show where a model is from, its shape, and the page of a version.
 
     Args:
         model: A name with versions (NAME or NAME@N), a registered name, or a path of any format.
     """
     from lmsmith.catalogue.reading import read_config
 
-    source = resolve(model)
+    source, version = resolve(model), versions.find(model)
     config, record = read_config(source), registry.find(source.name)
     known = record.as_dict() if record is not None and record.path == source.path else {}
     rows = {
@@ -87,6 +87,11 @@ def show_model(model: str, *, json: bool = False) -> None:
         "parameters": config.parameters,
         "cache_bytes_per_token": config.cache_bytes_per_token(),
     }
+    if version is not None and version.path == source.path:
+        from lmsmith.report.version.page import ensure_version_page
+
+        rows |= {"version": version.word, "verdict": version.verdict}
+        rows["report"] = str(ensure_version_page(version))
     if json:
         print_json(rows)
         return

@@ -10,7 +10,7 @@ from lmsmith.core.config import SettingsError
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import atomic_write
 from lmsmith.core.recipe import recipe_text, shipped_recipes
-from lmsmith.core.settings import settings_as_markdown, settings_as_text, with_comments
+from lmsmith.core.settings import Setting, settings_as_markdown, settings_as_text, with_comments
 
 
 def list_recipes(*, json: bool = False) -> None:
@@ -50,17 +50,32 @@ def copy_recipe(name: str, file: Path, *, force: bool = False) -> None:
 def show_settings(key: str = "", *, json: bool = False, markdown: bool = False) -> None:
     """Show type, default, range and meaning of every setting of every stage.
 
+    Those of a round of improve stand under improve; on its command line and in its recipe they
+    have no such beginning: --set gates.win_rate=0.5.
+
     Args:
-        key: A stage, or one key, such as ppo.gae_lambda; all without it.
+        key: A stage, or one key, such as ppo.gae_lambda or improve.gates; all without it.
         markdown: Print a page of Markdown.
     """
-    from lmsmith.stages.pipeline import recipe_settings
-
-    found = recipe_settings(key)
+    found = all_settings(key)
     if json:
         print_json({"settings": [each.as_dict() for each in found]})
     else:
         print(settings_as_markdown(found) if markdown else settings_as_text(found))
+
+
+def all_settings(key: str = "") -> list[Setting]:
+    """Every setting of a recipe and of a round, or those that a key names.
+
+    Raises:
+        UserError: no such stage or key; the nearest one is named.
+    """
+    from lmsmith.improve.round import round_settings
+    from lmsmith.stages.pipeline import chosen_settings, recipe_settings
+
+    if key.partition(".")[0] == "improve":
+        return chosen_settings(round_settings(), key)
+    return recipe_settings(key) if key else [*recipe_settings(), *round_settings()]
 
 
 def validate_recipe(file: str, *, json: bool = False) -> int:

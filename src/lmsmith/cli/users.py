@@ -79,13 +79,24 @@ def list_users(*, database: str = "", json: bool = False) -> None:
 def remove(name: str, *, database: str = "", json: bool = False) -> None:
     """Delete somebody and all that is theirs: conversations, judgements, what is in the queue.
 
-    It is gone from later exports too; files of earlier ones are yours to delete.
+    It is gone from later exports and versions too; files of earlier exports are yours to delete.
+    Versions that were made with their words, or from such a version, are named first.
     """
+    from lmsmith.catalogue.versions import made_with
+
     with _people(database) as people:
         person = people.named(name)
+        made = [each.word for each in made_with(person.id)]
+        if made and not json:
+            print(f"versions made with words of {person.name}: {', '.join(made)}; they stay")
+            models = sorted({word.partition("@")[0] for word in made})
+            for model in models:
+                print(
+                    f"to make one without: lmsmith improve {model} --exclude {person.id} --restart"
+                )
         people.remove(name)
         if json:
-            print_json({"deleted": person.name})
+            print_json({"deleted": person.name, "versions": made})
         else:
             print(f"{person.name} and all that was theirs is deleted")
             _say_who_is_left(people)

@@ -103,7 +103,8 @@ def settings_as_markdown(settings: Sequence[Setting]) -> str:
     parts = ["# Settings of every stage\n"]
     tables: dict[str, list[Setting]] = {}
     for each in settings:
-        name = each.key.split(".")[0] if "." in each.key else "The whole recipe"
+        stage = 2 if each.key.startswith("improve.") else 1
+        name = ".".join(each.key.split(".")[:stage]) if "." in each.key else "The whole recipe"
         tables.setdefault(name, []).append(each)
     for name, rows in tables.items():
         parts.append(f"\n## {name}\n\n| key | type | default | range | meaning |")

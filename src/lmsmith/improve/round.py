@@ -6,11 +6,13 @@ ends it, the same command goes on; the last step moves the folder to the version
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+import unicodedata
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -19,21 +21,29 @@ from lmsmith.catalogue.reading import read_model
 from lmsmith.catalogue.registry import check_name, now
 from lmsmith.catalogue.resolve import resolve
 from lmsmith.catalogue.versions import Gate, Learnt, Version
-from lmsmith.core.errors import UserError
+from lmsmith.core.errors import UserError, needs_extra
 from lmsmith.core.files import atomic_folder, fingerprint, read_json, write_json
-from lmsmith.core.progress import RunProgress
+from lmsmith.core.progress import QuietProgress, RunProgress
 from lmsmith.core.recipe import Recipe, load_recipe
+from lmsmith.core.settings import Setting, describe_settings
 from lmsmith.corpus.batches import MIXTURE_FILE, SHARDS_FOLDER
-from lmsmith.corpus.judgements import DEMONSTRATED, RANKED, Judgement, Kind, read_judgements
-from lmsmith.feedback.collect import Collected, collect
-from lmsmith.feedback.store import open_store
+from lmsmith.corpus.judgements import (
+    DEMONSTRATED,
+    RANKED,
+    Collected,
+    Judgement,
+    read_judgements,
+)
 from lmsmith.improve.gates import GATES_FILE
 from lmsmith.improve.snapshot import (
     SIDES_FILE,
     SNAPSHOT_FILE,
     Side,
+    SnapshotConfig,
     divide,
     freeze,
+    known_of,
+    people_of,
     read_frozen,
     read_sides,
 )
@@ -41,6 +51,8 @@ from lmsmith.improve.summary import LEAST, Summary, summarise
 from lmsmith.models.adapters import AdapterConfig
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.folder import load_scalar_model, load_tokenizer, read_model_config, save_model
+from lmsmith.report.version.page import build_version_page
+from lmsmith.runs.locking import locked
 from lmsmith.runs.records import read_record
 from lmsmith.stages.pipeline import Stage, run_recipe
 
@@ -48,6 +60,8 @@ RECIPE = Path(__file__).with_name("round.toml")
 """The round that is run where no recipe is named."""
 
 ROUND_FILE, FROZEN = "round.json", "frozen"
+ANNOUNCED = "announced.json"
+"""Written when a version's trial has begun, the last act of a round."""
 
 ADAPTERS_FROM = 60_000_000
 """Parameters from which a model is trained by adapters, unless the recipe says otherwise."""
@@ -128,13 +142,63 @@ class Sources:
     database: str = ""
     data: tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        return ", ".join(self.data) or self.database or "the server's database"
+
     def read(self) -> Collected:
         """All judgements, whoever keeps them."""
         if self.data:
-            found = {each.id: each for each in read_judgements(self.data)}
+            found: dict[str, Judgement] = {}
+            for each in read_judgements(self.data):
+                if found.setdefault(each.id, each) != each:  # another file counts its rows too
+                    name = f"{each.id}-{fingerprint(msgspec.to_builtins(each))}"
+                    found[name] = msgspec.structs.replace(each, id=name)
             return Collected(list(found.values()), {}, 0, 0, {})
+        with needs_extra("serve"):
+            from lmsmith.feedback.collect import collect
+            from lmsmith.feedback.store import open_store
         with open_store(self.database) as store:
             return collect(store)
+
+    def people(self) -> set[str]:
+        """Ids of everybody who is in the database."""
+        with needs_extra("serve"):
+            from lmsmith.feedback.people import People
+            from lmsmith.feedback.store import open_store
+        with open_store(self.database) as store:
+            return {each.id for each in People(store).all()}
+
+    def ids_of(self, words: Sequence[str], learnt: Container[str] = ()) -> tuple[str, ...]:
+        """Ids of people, each named by id or name; of files, the names that these give.
+
+        Args:
+            words: names and ids.
+            learnt: ids that versions were made with, of people who may be deleted.
+
+        Raises:
+            UserError: nobody of that name judged or asked.
+        """
+        if not words:
+            return ()
+        found = self.read()
+        ids = {person for each in found.judgements for person in each.people}
+        named = {_plain(name): person for person, name in found.names.items()}
+        chosen = []
+        for word in words:
+            person = word if word in ids or word in learnt else named.get(_plain(word))
+            if person is None:
+                some = ", ".join(sorted(found.names.get(each, each) for each in ids)[:20])
+                raise UserError(
+                    f"--exclude {word}: nobody of that name or id judged or asked",
+                    f"these did: {some}" if some else "there is nobody to exclude",
+                )
+            chosen.append(person)
+        return tuple(dict.fromkeys(chosen))
+
+
+def _plain(name: str) -> str:
+    """A name without regard to the width of letters, capitals and spaces."""
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
 class Round(msgspec.Struct, frozen=True):
@@ -163,12 +227,14 @@ class Prospect:
         parent: the version it would start from; 0 where there is none yet.
         summary: of the judgements.
         stages: that would run.
+        names: id of a person → name, where they are known.
     """
 
     name: str
     parent: int
     summary: Summary
     stages: tuple[str, ...]
+    names: Mapping[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -191,14 +257,27 @@ def name_of(word: str, name: str = "") -> str:
 def prospect(word: str, sources: Sources, recipe: Recipe, name: str = "") -> Prospect:
     """What a round would learn from, without beginning it."""
     name = name_of(word, name)
-    parent = versions.find(name)
+    parent = _parent(name, recipe) if versions.find(name) else None
     earlier = read_sides(_ledger(name))
     found = sources.read()
     summary = summarise(
-        found.judgements, earlier, regenerations=found.regenerations, edits=found.edits
+        found.judgements,
+        known_of(found.judgements, earlier),
+        cap=_data(recipe).person_cap,
+        regenerations=found.regenerations,
+        edits=found.edits,
     )
     stages = _stages(recipe, found.judgements, earlier)
-    return Prospect(name, parent.number if parent else 0, summary, stages)
+    return Prospect(name, parent.number if parent else 0, summary, stages, found.names)
+
+
+def _data(recipe: Recipe) -> SnapshotConfig:
+    return cast(SnapshotConfig, recipe.stages["data"])
+
+
+def _parent(name: str, recipe: Recipe) -> Version:
+    """The promoted version, or its nearest ancestor that nobody who is excluded had a part in."""
+    return versions.untouched(versions.promoted(name), _data(recipe).exclude)
 
 
 def round_recipe(path: str = "", overrides: Sequence[str] = ()) -> Recipe:
@@ -214,6 +293,31 @@ def round_recipe(path: str = "", overrides: Sequence[str] = ()) -> Recipe:
     return replace(recipe, stages=recipe.stages | added)
 
 
+def learnt_people() -> set[str]:
+    """Ids of everybody with whose words a version was made."""
+    found = (each for name in versions.names() for each in versions.versions(name))
+    return {person for each in found for person in each.learnt.people}
+
+
+def without(recipe: Recipe, people: Sequence[str]) -> Recipe:
+    """The recipe with more people excluded, by their ids."""
+    if not people:
+        return recipe
+    data = _data(recipe)
+    excluded = tuple(dict.fromkeys((*data.exclude, *people)))
+    return replace(recipe, stages=recipe.stages | {"data": replace(data, exclude=excluded)})
+
+
+def round_settings() -> list[Setting]:
+    """Every setting of a round, under ``improve.``, with the values of the shipped recipe."""
+    recipe = round_recipe()
+    found: list[Setting] = []
+    for stage in ROUND:
+        defaults = recipe.stages[stage.name]
+        found += describe_settings(stage.config_type(), f"improve.{stage.name}", defaults)
+    return found
+
+
 def improve(
     word: str,
     sources: Sources,
@@ -223,9 +327,13 @@ def improve(
     by: str = "",
     force: bool = False,
     restart: bool = False,
+    share: float | None = None,
     progress: RunProgress | None = None,
 ) -> Version:
     """Make the next version of a model from what people judged; it is not promoted here.
+
+    Killed at any moment, the same call goes on: also after the version is made, until its trial
+    has begun.
 
     Args:
         word: a name that has versions, or any model that `resolve` knows: its first version.
@@ -235,6 +343,8 @@ def improve(
         by: who began the lineage.
         force: go on with too little.
         restart: drop a round that was begun with other judgements or settings.
+        share: of the chat's turns that show a candidate that is not refused beside the promoted
+            version; None begins no trial.
         progress: who watches.
 
     Returns:
@@ -245,14 +355,35 @@ def improve(
         Interrupted: a signal asked to stop; the same command goes on.
     """
     name = check_name(name_of(word, name))
-    if versions.find(name) is None:
-        first_version(word, name, by)
+    with _alone(name):
+        if versions.find(name) is None:
+            first_version(word, name, by)
+        chosen = fingerprint([recipe.as_dict(), list(sources.data), sources.database])
+        made = None if restart else _unannounced(name, chosen)
+        if made is None:
+            made = _make(name, chosen, recipe, sources, force, restart, progress)
+        if share is not None and made.verdict != "refused":
+            versions.set_trial(name, made.number, share)
+        write_json(made.folder / ANNOUNCED, {"date": now()})
+    return made
+
+
+def _make(
+    name: str,
+    chosen: str,
+    recipe: Recipe,
+    sources: Sources,
+    force: bool,
+    restart: bool,
+    progress: RunProgress | None,
+) -> Version:
+    """Begin a round, or go on with it, up to the version in its place."""
     folder = versions.folder_of(name) / versions.NEXT
-    chosen = fingerprint([recipe.as_dict(), list(sources.data), sources.database])
     with versions.changing(name):
         state = _begun(folder, chosen, restart)
         if state is None:
             state = _begin(folder, name, chosen, recipe, sources, force)
+    _refuse_the_words_of_the_deleted(folder / FROZEN, sources)
     parent = versions.version(name, state.parent)
     versions.verify(parent)
     fitted = _fitted(recipe, folder, parent)
@@ -261,25 +392,72 @@ def improve(
         return _record(folder, state, fitted, parent)
 
 
+@contextlib.contextmanager
+def _alone(name: str) -> Iterator[None]:
+    """Let no second improvement of a name begin, go on, or drop this one's files."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(versions.folder_of(name) / ".improving", QuietProgress()))
+        except UserError as error:
+            if "at work" not in error.problem:
+                raise
+            holder = error.problem.partition("(")[2].rstrip(")")
+            raise UserError(
+                f"{name}: another improvement is at work ({holder})",
+                "wait for its end, or stop it; then run this command again",
+            ) from None
+        yield
+
+
+def _unannounced(name: str, chosen: str) -> Version | None:
+    """The newest version, if it was made by this command, which was killed right after."""
+    newest = versions.versions(name)[-1]
+    path = newest.folder / ROUND_FILE
+    if not path.is_file() or (newest.folder / ANNOUNCED).is_file():
+        return None
+    return newest if _read_round(path).chosen == chosen else None
+
+
+def _read_round(path: Path) -> Round:
+    try:
+        return msgspec.convert(read_json(path), Round)
+    except msgspec.ValidationError as error:
+        raise UserError(f"{path}: damaged ({error})", "drop the round: --restart") from error
+
+
+def _refuse_the_words_of_the_deleted(frozen: Path, sources: Sources) -> None:
+    """Raises UserError if somebody was deleted after their words were frozen."""
+    if sources.data:
+        return
+    gone = set(people_of(read_frozen(frozen))) - sources.people()
+    if gone:
+        raise UserError(
+            f"{frozen}: the round holds words of {len(gone)} deleted "
+            f"{'person' if len(gone) == 1 else 'people'}",
+            "begin it again without them: --restart",
+        )
+
+
 def first_version(word: str, name: str, by: str) -> Version:
     """Copy a model, with its reward model and its corpus where it has them, as version 1."""
     source = resolve(word)
     read = read_model(source.path)
     run = source.path.parent.parent if source.format == "lmsmith" else None
     folder = versions.folder_of(name) / versions.NEXT
-    with versions.changing(name), atomic_folder(folder) as partial:
-        save_model(partial / "model", read.decoder, read.tokenizer, {**read.card, "source": word})
-        reward = run / "reward/model" if run else None
-        if reward is not None and (reward / "config.json").is_file():
-            tokenizer = load_tokenizer(reward)
-            save_model(partial / "reward/model", load_scalar_model(reward), tokenizer, {})
-        corpus = run / "pretrain" if run else None
-        if corpus is not None and (corpus / MIXTURE_FILE).is_file():
-            shutil.copytree(corpus / SHARDS_FOLDER, partial / "pretrain" / SHARDS_FOLDER)
-            shutil.copyfile(corpus / MIXTURE_FILE, partial / "pretrain" / MIXTURE_FILE)
-        made = Version(name, 1, "model", versions.hash_model(partial / "model"), word, now())
-        versions.write_version(partial, made)
     with versions.changing(name):
+        with atomic_folder(folder) as partial:
+            card = {**read.card, "source": word}
+            save_model(partial / "model", read.decoder, read.tokenizer, card)
+            reward = run / "reward/model" if run else None
+            if reward is not None and (reward / "config.json").is_file():
+                tokenizer = load_tokenizer(reward)
+                save_model(partial / "reward/model", load_scalar_model(reward), tokenizer, {})
+            corpus = run / "pretrain" if run else None
+            if corpus is not None and (corpus / MIXTURE_FILE).is_file():
+                shutil.copytree(corpus / SHARDS_FOLDER, partial / "pretrain" / SHARDS_FOLDER)
+                shutil.copyfile(corpus / MIXTURE_FILE, partial / "pretrain" / MIXTURE_FILE)
+            made = Version(name, 1, "model", versions.hash_model(partial / "model"), word, now())
+            versions.write_version(partial, made)
         shutil.rmtree(made.folder, ignore_errors=True)  # of a kill before the lineage was written
         versions.put_in_place(made)
         versions.found_lineage(made, by or "lmsmith improve")
@@ -294,13 +472,11 @@ def _ledger(name: str) -> Path:
 def _begun(folder: Path, chosen: str, restart: bool) -> Round | None:
     """The round under way, if there is one that may go on."""
     path = folder / ROUND_FILE
-    if not path.is_file():
-        shutil.rmtree(folder, ignore_errors=True)
+    if restart or not path.is_file():
+        if folder.exists():
+            shutil.rmtree(folder)
         return None
-    state = msgspec.convert(read_json(path), Round)
-    if restart:
-        shutil.rmtree(folder)
-        return None
+    state = _read_round(path)
     if state.chosen != chosen:
         raise UserError(
             f"{folder}: a round began on {state.began} with other settings or judgements",
@@ -313,12 +489,17 @@ def _begin(
     folder: Path, name: str, chosen: str, recipe: Recipe, sources: Sources, force: bool
 ) -> Round:
     """Freeze the judgements; the round has begun when its file is written."""
-    parent = versions.promoted(name)
+    parent = _parent(name, recipe)
     ledger = _ledger(name)
     earlier = read_sides(ledger)
     found = sources.read()
-    summary = summarise(found.judgements, earlier)
-    if earlier and not summary.new and not force:
+    if not found.judgements:
+        raise UserError(
+            f"{name}: nobody has judged anything in {sources}",
+            "collect more: lmsmith serve, or the labelling queue; or name other --data",
+        )
+    summary = summarise(found.judgements, known_of(found.judgements, earlier))
+    if earlier and not summary.new and not force and not _newly_excluded(name, recipe):
         raise UserError(
             f"{name}: nobody has judged anything since version {versions.next_number(name) - 1}",
             "collect more, or go on with --force",
@@ -336,6 +517,13 @@ def _begin(
     return state
 
 
+def _newly_excluded(name: str, recipe: Recipe) -> set[str]:
+    """Ids that are excluded now, and were not when the newest version was made."""
+    path = versions.versions(name)[-1].folder / "data" / SNAPSHOT_FILE
+    before: Any = read_json(path) if path.is_file() else {}
+    return set(_data(recipe).exclude) - set(before.get("excluded", ()))
+
+
 def _stages(
     recipe: Recipe, judgements: Sequence[Judgement], earlier: Mapping[str, Any]
 ) -> tuple[str, ...]:
@@ -343,15 +531,16 @@ def _stages(
     config: Any = recipe.stages["data"]
     sides = divide(sorted(judgements, key=lambda each: each.id), config, earlier).sides
 
-    def enough(side: Side, kinds: Sequence[Kind], least: str) -> bool:
-        return sum(each.kind in kinds for each in sides[side]) >= LEAST[least]
+    def decided(side: Side) -> int:  # a tie puts nothing in an order
+        return sum(each.kind in RANKED and len(set(each.ranks)) > 1 for each in sides[side])
 
     missing = set()
-    if not enough("train", DEMONSTRATED, "demonstrations"):
+    demonstrated = sum(each.kind in DEMONSTRATED for each in sides["train"])
+    if demonstrated < LEAST["demonstrations"]:
         missing |= {"sft", "pretrain"}
-    if not enough("train", RANKED, "rankings"):
+    if decided("train") < LEAST["rankings"]:
         missing |= {"reward", "previous_reward", "ppo"}
-    if not enough("judge", RANKED, "rankings"):
+    if decided("judge") < LEAST["rankings"]:
         missing |= {"judge"}
     return tuple(each.name for each in ROUND if each.name in {*recipe.stages} - missing)
 
@@ -423,6 +612,7 @@ def _record(folder: Path, state: Round, recipe: Recipe, parent: Version) -> Vers
         gates=tuple(msgspec.convert(gates["gates"], list[Gate])),
         figures=figures,
     )
+    build_version_page(made, folder)
     versions.write_version(folder, made)
     versions.put_in_place(made)
     return made

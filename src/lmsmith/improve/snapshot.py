@@ -104,7 +104,8 @@ def run(config: SnapshotConfig, inputs: Mapping[str, Path], out: StageFolder) ->
     """Divide and weigh; write a folder a stage (``reward``, ``judge``, ``held_out``), and files."""
     frozen = Path(config.frozen)
     judgements = read_frozen(frozen)
-    divided = divide(judgements, config, read_sides(frozen / SIDES_FILE))
+    earlier = read_sides(frozen / SIDES_FILE)
+    divided = divide(judgements, config, earlier)
     for reason, count in divided.left_out.items():
         out.progress.say(f"{out.name}: {count:,} judgements left out: {reason}")
     people = people_of(judgements)
@@ -136,12 +137,15 @@ def run(config: SnapshotConfig, inputs: Mapping[str, Path], out: StageFolder) ->
             write_jsonl(out / name / f"{part}.jsonl", rows)
             counts[f"{name}/{part}"] = len(rows)
     used = [each for side in SIDES for each in divided.sides[side]]
+    sides = {
+        each.id: (side, divided.openings[each.id]) for side in SIDES for each in divided.sides[side]
+    }
     write_jsonl(
         out / SIDES_FILE,
         (
-            {"id": each.id, "side": side, "opening": divided.openings[each.id]}
-            for side in SIDES
-            for each in divided.sides[side]
+            {"id": name, "side": side, "opening": opening}
+            # What is not here today, since it is excluded or in another file, may come back.
+            for name, (side, opening) in (earlier | sides).items()
         ),
     )
     write_json(
@@ -203,6 +207,13 @@ def read_sides(path: Path) -> dict[str, tuple[Side, str]]:
     return {row["id"]: (row["side"], row["opening"]) for row in rows}
 
 
+def known_of(judgements: Iterable[Judgement], earlier: Mapping[str, tuple[Side, str]]) -> set[str]:
+    """Ids of judgements that an earlier round had. Another database may give an id to something
+    else, so the dialogue must begin as it did."""
+    there = ((each, earlier.get(each.id)) for each in judgements)
+    return {each.id for each, side in there if side is not None and side[1] == each.opening}
+
+
 def divide(
     judgements: Sequence[Judgement],
     config: SnapshotConfig,
@@ -223,7 +234,7 @@ def divide(
         if excluded & set(each.people):
             left_out["of people who are excluded"] += 1
             continue
-        key = _encode([each.kind, each.person, each.prompt, sorted(each.responses)])
+        key = each.said
         if key in seen:
             left_out["said twice by one person"] += 1
             continue
@@ -233,9 +244,10 @@ def divide(
     by: Literal["person", "prompt"] = "person" if len(askers) >= config.by_person_from else "prompt"
     shares = {"held_out": config.held_out, "judge": config.judge}
     openings = {each.id: each.opening for each in kept}
+    known = known_of(kept, earlier)
     chosen: dict[str, Side] = {}
     for each in kept:
-        if each.id in earlier:
+        if each.id in known:
             chosen[each.id] = earlier[each.id][0]
         else:
             name = each.asker if by == "person" and each.asker else openings[each.id]
@@ -251,11 +263,11 @@ def divide(
     sides: dict[Side, list[Judgement]] = {side: [] for side in SIDES}
     for each in kept:
         side, opening = chosen[each.id], openings[each.id]
-        if each.id in earlier or side == settled.get(opening, first[opening]):
+        if each.id in known or side == settled.get(opening, first[opening]):
             sides[side].append(each)
         else:
             left_out["the prompt stands on another side"] += 1
-    new = sum(each.id not in earlier for rows in sides.values() for each in rows)
+    new = sum(each.id not in known for rows in sides.values() for each in rows)
     return Divided(sides, by, dict(left_out), new, openings)
 
 

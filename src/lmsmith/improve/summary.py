@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lmsmith.core.files import fingerprint
+import msgspec
+
 from lmsmith.corpus.judgements import DEMONSTRATED, RANKED, Judgement
+from lmsmith.improve.snapshot import cap_weights
 from lmsmith.statistics.agreement import pairwise_agreement
 from lmsmith.statistics.intervals import Interval
 
@@ -35,6 +37,7 @@ class Summary:
         pairs: compared pairs that are no ties.
         duplicates: judgements that one person made twice.
         bursts: person → most judgements in a minute, where nobody reads so fast.
+        capped: person → share of the rankings that is theirs, and that they count for.
         too_little: what there is too little of, in sentences.
     """
 
@@ -45,6 +48,7 @@ class Summary:
     pairs: int
     duplicates: int
     bursts: dict[str, int]
+    capped: dict[str, tuple[float, float]]
     too_little: tuple[str, ...]
 
     @property
@@ -59,8 +63,9 @@ class Summary:
 
 def summarise(
     judgements: Sequence[Judgement],
-    known: Mapping[str, object],
+    known: Container[str],
     *,
+    cap: float = 1.0,
     regenerations: int = 0,
     edits: int = 0,
     seed: int = 0,
@@ -70,6 +75,7 @@ def summarise(
     Args:
         judgements: all there are.
         known: ids that the version before has learnt from or kept back.
+        cap: greatest share of the weight of the rankings that one person can have.
         regenerations, edits: of the database's conversations.
         seed: of the interval.
     """
@@ -78,10 +84,7 @@ def summarise(
     pairs = sum(_pairs(each.ranks) for each in ranked)
     demonstrations = sum(each.kind in DEMONSTRATED for each in judgements)
     people = Counter(each.person for each in judgements if each.person and each.kind != "prompt")
-    seen = Counter(
-        fingerprint([each.kind, each.person, each.prompt, sorted(each.responses)])
-        for each in judgements
-    )
+    seen = Counter(each.said for each in judgements)
     too_little = []
     if pairs < ENOUGH["rankings"]:
         missing = ENOUGH["rankings"] - pairs
@@ -94,7 +97,14 @@ def summarise(
             f"{demonstrations:,} demonstrations and better answers: SFT needs "
             f"{LEAST['demonstrations']}, and is left out"
         )
-    prompts = len({fingerprint(each.prompt) for each in judgements})
+    if counts["thumb"] and not pairs:
+        too_little.append(
+            f"{counts['thumb']:,} thumbs and no ranking: a thumb is of one response, and says not "
+            "which of two is better; it helps a reward model that rankings train, and trains none"
+        )
+    elif ranked and not pairs:
+        too_little.append("every ranking is a tie: nothing says which of two responses is better")
+    prompts = len({msgspec.json.encode(each.prompt) for each in judgements})
     if prompts < ENOUGH["prompts"]:
         too_little.append(f"{prompts:,} prompts are few: PPO wants {ENOUGH['prompts']} or more")
     return Summary(
@@ -106,6 +116,7 @@ def summarise(
         pairs,
         sum(count - 1 for count in seen.values()),
         _bursts(judgements),
+        _capped(Counter(each.person for each in ranked), cap),
         tuple(too_little),
     )
 
@@ -119,12 +130,23 @@ def _pairs(ranks: Sequence[int]) -> int:
 
 def _agreement(ranked: Sequence[Judgement], seed: int) -> Interval | None:
     """Agreement of different people on the same responses to the same prompt."""
-    found: dict[str, dict[str, list[int]]] = defaultdict(dict)
+    found: dict[bytes, dict[str, list[int]]] = defaultdict(dict)
     for each in ranked:
         order = sorted(range(len(each.responses)), key=lambda place: each.responses[place])
-        key = fingerprint([each.prompt, [each.responses[place] for place in order]])
+        key = msgspec.json.encode([each.prompt, [each.responses[place] for place in order]])
         found[key][each.person or each.id] = [each.ranks[place] for place in order]
     return pairwise_agreement([list(by.values()) for by in found.values() if len(by) > 1], seed)
+
+
+def _capped(counts: Mapping[str, int], cap: float) -> dict[str, tuple[float, float]]:
+    """People whose rankings count for less than their number, and both shares."""
+    lowered = cap_weights({name: float(count) for name, count in counts.items()}, cap)
+    before, after = sum(counts.values()), sum(lowered.values())
+    return {
+        name: (count / before, lowered[name] / after)
+        for name, count in counts.items()
+        if name and lowered[name] < count * (1 - 1e-9)
+    }
 
 
 def _bursts(judgements: Sequence[Judgement]) -> dict[str, int]:

@@ -228,12 +228,20 @@ def recipe_settings(key: str = "") -> list[Setting]:
     ]
     for stage in STAGES:
         found += describe_settings(stage.config_type(), stage.name)
-    if not key:
-        return found
+    return chosen_settings(found, key) if key else found
+
+
+def chosen_settings(found: Sequence[Setting], key: str) -> list[Setting]:
+    """Settings of a stage or of a table in it, or one by its key.
+
+    Raises:
+        UserError: no such stage or key; the nearest one is named.
+    """
     chosen = [each for each in found if each.key == key or each.key.startswith(f"{key}.")]
     if not chosen:
         names = [each.key for each in found]
-        near = difflib.get_close_matches(key, [*names, *(each.name for each in STAGES)], 1)
+        tables = dict.fromkeys(each.key.rpartition(".")[0] for each in found)
+        near = difflib.get_close_matches(key, [*names, *filter(None, tables)], 1)
         renamed = unknown_key(key, "", names).fix if "." in key else ""
         fix = f"did you mean {near[0]}?" if near and "write" not in renamed else renamed
         raise UserError(f"{key}: no such stage or key", fix or "lmsmith recipes settings lists all")

@@ -1,0 +1,312 @@
+"""Several rounds of one model: what may come between them, and who is in which version.
+
+Training is left out: a fake of the stages copies the model, so that a round takes no time.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from feedback.test_upgrade import write_sqlite
+from improve.tiny_round import make_model, write_data
+from lmsmith import api
+from lmsmith.catalogue import versions
+from lmsmith.cli import main
+from lmsmith.core.errors import UserError
+from lmsmith.core.files import write_json
+from lmsmith.core.progress import QuietProgress
+from lmsmith.core.recipe import MachineConfig
+from lmsmith.feedback.people import People
+from lmsmith.feedback.store import Store, open_store
+from lmsmith.feedback.tables import Rating
+from lmsmith.improve import round, snapshot
+from lmsmith.improve.summary import summarise
+from lmsmith.runs.locking import locked
+from lmsmith.runs.stage_folder import StageFolder
+from stores import rank
+
+
+def fake_run(recipe: Any, folder: Path, **_: Any) -> None:
+    """The data stage as it is; a candidate that is the model it began with, and passes."""
+    config = recipe.stages["data"]
+    snapshot.run(config, {}, StageFolder(folder / "data", 1, MachineConfig(), QuietProgress()))
+    for name in ("sft", "ppo"):
+        if name in recipe.stages:
+            shutil.copytree(
+                recipe.stages["base"].model, folder / name / "model", dirs_exist_ok=True
+            )
+    write_json(folder / "gates/gates.json", {"verdict": "passed", "gates": []})
+
+
+@dataclass
+class World:
+    """A model, an empty database, and the folder of the test."""
+
+    folder: Path
+    model: str
+    store: Store
+
+    @property
+    def database(self) -> str:
+        return str(self.folder / "feedback.db")
+
+    def person(self, name: str, rankings: int = 0, first: int = 0) -> str:
+        """Somebody who ranked the answers to so many prompts."""
+        found = self.store.person(name).id
+        for number in range(first, first + rankings):
+            prompt = [{"role": "user", "content": f"{name} asks {number}?"}]
+            rank(self.store, found, prompt, [f"good {number}", "bad"], [1, 2])
+        return found
+
+    def improve(self, name: str = "ours", **given: Any) -> versions.Version:
+        given = {"database": self.database, "force": True, "quiet": True} | given
+        made = api.improve(self.model, name=name, **given).version
+        assert made is not None
+        return made
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    monkeypatch.setenv("LMSMITH_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(round, "run_recipe", fake_run)
+    model = make_model(tmp_path / "model")
+    with open_store(str(tmp_path / "feedback.db"), new=True) as store:
+        yield World(tmp_path, model, store)
+
+
+def written(made: versions.Version) -> str:
+    """All that the snapshot of a version holds, as text."""
+    return "".join(path.read_text() for path in (made.folder / "data").rglob("*.jsonl"))
+
+
+def openings(made: versions.Version, name: str) -> set[str]:
+    rows = map(json.loads, (made.folder / "data" / name).read_text().splitlines())
+    return {json.dumps(row["prompt"]) for row in rows}
+
+
+def test_sides_stay_when_a_round_had_other_files(world: World) -> None:
+    """Held out in the first round, away in the second, and still never trained on."""
+    first = write_data(world.folder / "first", 60)
+    write_data(world.folder / "second", 90)
+    rows = (world.folder / "second/rankings.jsonl").read_text().splitlines()[60:]
+    (world.folder / "second/rankings.jsonl").write_text("\n".join(rows))
+    (world.folder / "second/conversations.jsonl").unlink()
+    second = str(world.folder / "second")
+    settings = {"set": ("data.held_out=0.5",)}
+    one = world.improve(data=[first], **settings)
+    world.improve(data=[second], set=("data.held_out=0.1",))
+    three = world.improve(data=[first, second], set=("data.held_out=0.0",))
+    held = openings(one, "held_out/test.jsonl")
+    assert held
+    assert not held & openings(three, "reward/train.jsonl")
+    assert held <= openings(three, "held_out/test.jsonl")
+
+
+def test_another_database_may_use_the_same_ids(world: World) -> None:
+    person = world.person("Ann", 60)
+    one = world.improve()
+    with open_store(str(world.folder / "other.db"), new=True) as other:
+        someone = other.person("Bob").id
+        for number in range(60):
+            prompt = [{"role": "user", "content": f"something else, {number}"}]
+            rank(other, someone, prompt, ["x", "y"], [1, 2])
+    found = api.improve(
+        world.model, name="ours", database=str(world.folder / "other.db"), dry_run=True
+    )
+    assert found.prospect.summary.new == 60
+    two = world.improve(database=str(world.folder / "other.db"), force=True)
+    assert two.learnt.people == (someone,)
+    assert one.learnt.people == (person,)
+
+
+def test_a_deleted_person_is_in_no_later_snapshot(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ann, bob = world.person("Ann", 40), world.person("Bob", 40)
+    one = world.improve()
+    assert set(one.learnt.people) == {ann, bob}
+    api.promote(one.word)
+    assert main(["users", "rm", "Ann", "--database", world.database]) == 0
+    said = capsys.readouterr().out
+    assert said.index("versions made with words of Ann: ours@2") < said.index("is deleted")
+    assert f"lmsmith improve ours --exclude {ann} --restart" in said
+    two = world.improve()
+    assert (two.learnt.people, two.parents) == ((bob,), (2,))
+    assert "Ann asks" in written(one)
+    assert "Ann asks" not in written(two)
+    assert api.lineage("ours", database=world.database).record["deleted"] == {"ours@2": 1}
+    assert [each.word for each in versions.made_with(ann)] == ["ours@2", "ours@3"]
+    assert main(["models", "lineage", "ours", "--database", world.database]) == 0
+    assert "ours@2 was made with the words of 1 person who was deleted" in capsys.readouterr().out
+    three = world.improve(exclude=[ann], restart=True)
+    assert three.parents == (1,)
+
+
+def test_a_round_that_began_with_their_words_is_not_finished(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ann = world.person("Ann", 40)
+    world.person("Bob", 40)
+
+    def stopped(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(round, "run_recipe", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            world.improve()
+    People(world.store).remove("Ann")
+    with pytest.raises(UserError, match="words of 1 deleted person") as caught:
+        world.improve()
+    assert "--restart" in caught.value.fix
+    assert ann not in world.improve(restart=True).learnt.people
+
+
+def test_a_version_is_made_again_without_a_person(world: World) -> None:
+    """By name, from the newest version that they had no part in; and with nothing new."""
+    ann, bob = world.person("Ann Lee", 40), world.person("Bob", 40)
+    api.promote(world.improve().word)
+    with pytest.raises(UserError, match="nobody has judged anything since version 2"):
+        world.improve(force=False)
+    three = world.improve(exclude=["ann  LEE"], restart=True)
+    assert (three.parents, three.learnt.people) == ((1,), (bob,))
+    assert "Ann Lee asks" not in written(three)
+    excluded = json.loads((three.folder / "data/snapshot.json").read_text())["excluded"]
+    assert excluded == [ann]
+    with pytest.raises(UserError, match="--exclude Cid: nobody of that name") as caught:
+        world.improve(exclude=["Cid"])
+    assert "Ann Lee, Bob" in caught.value.fix
+
+
+def test_two_improvements_at_once(world: World) -> None:
+    world.person("Ann", 40)
+    world.improve()
+    at_work = versions.folder_of("ours") / ".improving"
+    for given in ({}, {"restart": True}, {"exclude": ["Ann"]}):
+        with (
+            locked(at_work, QuietProgress()),
+            pytest.raises(UserError, match=r"ours: another improvement is at work \(process"),
+        ):
+            world.improve(**given)
+    assert [each.number for each in versions.versions("ours")] == [1, 2]
+
+
+def test_a_model_that_vanished_between_rounds(world: World) -> None:
+    world.person("Ann", 40)
+    made = world.improve()
+    api.promote(made.word)
+    shutil.rmtree(made.path)
+    with pytest.raises(UserError, match="not the files of which ours@2 was made") as caught:
+        world.improve()
+    assert "promote another version" in caught.value.fix
+    api.rollback("ours")
+    with pytest.raises(UserError, match="not the files of which ours@2 was made"):
+        world.improve()  # the round began with it
+    assert world.improve(restart=True).parents == (1,)
+
+
+def test_judgements_of_deleted_conversations_are_gone(world: World) -> None:
+    ann = world.person("Ann", 40)
+    name = world.store.begin(ann).id
+    asked = world.store.add_message(ann, name, None, "user", "A secret?").id
+    answers = [
+        world.store.add_message(ann, name, asked, "assistant", text, model="ours@1").id
+        for text in ("one", "two")
+    ]
+    world.store.compare(ann, *answers, "left")
+    world.store.improve(ann, answers[0], "three")
+    world.store.rate(ann, answers[0], 1)
+    one = world.improve()
+    world.store.delete(ann, name)
+    two = world.improve()
+    assert "A secret?" in written(one)
+    assert "A secret?" not in written(two)
+
+
+def test_a_database_of_the_first_version_is_read(world: World) -> None:
+    path = world.folder / "first.db"
+    write_sqlite(path)
+    found = api.improve(world.model, name="ours", database=str(path), dry_run=True)
+    assert found.prospect.summary.counts["comparison"] > 0
+
+
+def test_thumbs_alone_teach_nothing(world: World) -> None:
+    ann = world.store.person("Ann").id
+    name = world.store.begin(ann).id
+    asked = world.store.add_message(ann, name, None, "user", "Hello?").id
+    with world.store.session.begin() as session:
+        for number in range(10_000):
+            found = session.connection().exec_driver_sql(
+                "insert into messages (conversation_id, parent_id, role, content, model, finish, "
+                "settings, created) select conversation_id, ?, 'assistant', ?, model, finish, "
+                "settings, created from messages where id = ?",
+                (asked, f"answer {number}", asked),
+            )
+            session.add(Rating(message_id=found.lastrowid, person_id=ann, value=1))
+    with pytest.raises(UserError, match=r"nothing to learn from: .*10,000 thumbs and no ranking"):
+        world.improve()
+
+
+def test_ties_alone_teach_nothing(world: World) -> None:
+    ann = world.store.person("Ann").id
+    for number in range(60):
+        rank(world.store, ann, [{"role": "user", "content": f"{number}?"}], ["a", "b"], [1, 1])
+    with pytest.raises(UserError, match="every ranking is a tie"):
+        world.improve()
+
+
+def test_one_labeler_is_one_persons_taste(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    world.person("Ann", 60)
+    words = ["improve", world.model, "--name", "ours", "--database", world.database]
+    assert main([*words, "--dry-run"]) == 0
+    assert "one person judged: this is one person's taste" in capsys.readouterr().out
+
+
+def test_caps_and_bursts_are_shown(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    world.person("Flood", 200)
+    for name in ("Ann", "Bob", "Cid", "Dee"):
+        world.person(name, 10)
+    words = ["improve", world.model, "--name", "ours", "--database", world.database]
+    assert main([*words, "--dry-run"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Flood made 83% of the rankings, which count as 30% of them" in said
+    assert "Flood: 200 judgements within a minute; --exclude Flood leaves them out" in said
+
+
+def test_caps_are_of_people_alone() -> None:
+    assert summarise([], set(), cap=0.1).capped == {}
+
+
+@pytest.mark.parametrize("text", ["", "\n\n"])
+def test_empty_files_say_so(world: World, text: str) -> None:
+    path = world.folder / "empty.jsonl"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"nobody has judged anything in .*empty\.jsonl"):
+        world.improve(data=[str(path)])
+
+
+def test_every_problem_of_a_recipe_is_named(world: World) -> None:
+    path = world.folder / "mine.toml"
+    path.write_text("[data]\nheld_out = 2\n[gates]\nwin_rates = 0.5\n[previous_reward]\n")
+    with pytest.raises(UserError) as caught:
+        world.improve(recipe=str(path))
+    for word in ("data.held_out", "gates.win_rates", "previous_reward"):
+        assert word in str(caught.value)
+
+
+def test_the_page_is_written_again_if_it_is_missing(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.person("Ann", 60)
+    made = world.improve()
+    (made.folder / "report.html").unlink()
+    assert main(["models", "show", made.word]) == 0
+    assert "report.html" in capsys.readouterr().out
+    assert "one person's taste" in (made.folder / "report.html").read_text()
