@@ -995,6 +995,102 @@ def rollback(name: str, *, by: str = "", reason: str = "") -> Version:
     return versions.rollback(name, by or _user(), reason)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Simulation(Recorded):
+    """A simulation of the loop: figures of each round over all seeds, and the page."""
+
+
+@documented
+def simulate(
+    model: str,
+    *,
+    rounds: int = 3,
+    labelers: int = 5,
+    noise: float = 0.27,
+    seeds: int = 3,
+    prompts: int = 200,
+    answers: int = 4,
+    overlap: int = 2,
+    votes: int = 600,
+    test_prompts: int = 200,
+    gates: Literal["decide", "shown"] = "decide",
+    gold: str = "",
+    rankings: Sequence[str] = (),
+    data: Sequence[str] = (),
+    recipe: str = "",
+    set: Sequence[str] = (),
+    folder: Path | None = None,
+    quiet: bool = False,
+) -> Simulation:
+    """Run the loop of improve without people: synthetic labelers rank and vote.
+
+    Each round the newest version answers prompts, labelers rank the answers by a gold reward model
+    and noise, a candidate is made from that, and gates and votes promote or refuse it. Nothing
+    learns from the gold reward model. Run it again after anything: it goes on.
+
+    Args:
+        model: A run, a version or any other model, with which the simulation begins.
+        rounds: Of each seed.
+        labelers: How many there are.
+        noise: Share of the pairs on which two labelers disagree; of people about 0.27.
+        seeds: So many simulations that differ in their chance alone.
+        prompts: To which labelers rank answers, in each round.
+        answers: To each of these prompts, 2 to 9.
+        overlap: How many labelers rank the answers to a prompt.
+        votes: Most votes on a candidate.
+        test_prompts: On which the gold reward of each version is measured.
+        gates: Whether a candidate that the gates refuse meets no votes (decide), or they are only
+            shown, and votes alone decide.
+        gold: The gold reward model; that of the run's stage judge if left out.
+        rankings: Files of people's rankings that train a gold reward model. Repeatable.
+        data: Files of conversations whose prompts are answered; the run's own if left out.
+            Repeatable.
+        recipe: A .toml file of a round's settings; small ones for two cores if left out.
+        set: Change a setting of a round, e.g. ppo.iterations=20.
+        folder: Of the simulation; runs/MODEL-simulation by default.
+        quiet: Show no progress, only warnings.
+
+    Raises:
+        UserError: there are too few prompts, no gold reward model, or the folder holds a
+            simulation with other settings.
+        Interrupted: after Ctrl-C, once everything is saved.
+
+    >>> lmsmith.simulate("runs/quickstart", rounds=1, seeds=1).report        # doctest: +SKIP
+    """
+    from lmsmith.improve.round import round_recipe
+    from lmsmith.report.simulation import build_simulation_page
+
+    with needs_extra("serve"):
+        from lmsmith.improve.simulation import running, world
+
+    path = world.place_of(model)
+    given = world.place_of_gold(gold) if gold else ""
+    plan = world.Plan(
+        path,
+        given or ("" if rankings else world.own_gold(path)),
+        tuple(rankings),
+        tuple(data),
+        labelers,
+        noise,
+        prompts,
+        answers,
+        overlap,
+        votes,
+        test_prompts,
+        gates,
+    )
+    place = folder or Path("runs") / f"{Path(model).name}-simulation"
+    record = running.simulate(
+        plan,
+        round_recipe(recipe or str(world.RECIPE), set),
+        place,
+        rounds=rounds,
+        seeds=seeds,
+        progress=lambda title: choose_progress(title, quiet),
+    )
+    return Simulation(record=record, report=build_simulation_page(place, record))
+
+
 def _user() -> str:
     """The name of the account that runs the command."""
     with contextlib.suppress(OSError, KeyError):

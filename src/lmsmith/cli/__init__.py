@@ -98,6 +98,10 @@ improve = improve.improve: make the next version from what people judged, with p
     lmsmith improve quickstart --database chat.db
     lmsmith improve smollm2-135m --data rankings.jsonl --set ppo.iterations=20
     lmsmith improve quickstart --exclude Ann --restart
+simulate = improve.simulate: study the whole loop with synthetic labelers in people's place
+    lmsmith simulate runs/quickstart
+    lmsmith simulate runs/quickstart --rounds 3 --labelers 5 --noise 0.27 --seeds 3 --json
+    lmsmith simulate smollm2-135m --rankings rankings.jsonl --data talks.jsonl --seeds 1
 models lineage = improve.lineage: show the versions of a model, their evidence and the votes
     lmsmith models lineage quickstart
     lmsmith models lineage quickstart --json

@@ -1,4 +1,4 @@
-"""``lmsmith improve``, and the versions of a model: lineage, promote, rollback."""
+"""``lmsmith improve`` and ``simulate``, and versions of a model: lineage, promote, rollback."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lmsmith import api
 from lmsmith.cli.output import plain_table, table_console
 from lmsmith.cli.parsing import printed
+from lmsmith.core.format import format_duration
 
 if TYPE_CHECKING:
     from lmsmith.catalogue.versions import Gate, Version
@@ -145,3 +146,38 @@ def _show_promoted(made: Version) -> None:
 
 promote = printed(api.promote, _show_promoted)
 rollback = printed(api.rollback, _show_promoted)
+
+
+def _show_simulation(found: api.Simulation) -> None:
+    record = found.record
+    figures = ("round", "gold reward", "rise", "low end", "votes for it", "low end", "votes")
+    others = ("judgements", "agreement", "KL", "reward", "verdict", "time")
+    table = plain_table(*figures, *others, left=("verdict",))
+    table.add_row("0", f"{record['start']['gold_reward']:.3f}")
+    for row in record["rounds"]:
+        table.add_row(
+            str(row["round"]),
+            f"{row['gold_reward']:.3f}",
+            f"{row['gold_reward_rise']:+.3f}",
+            f"{row['gold_reward_low']:+.3f}",
+            *("" if row[n] is None else f"{row[n]:.1%}" for n in ("win_rate", "win_rate_low")),
+            f"{row['votes']:,}",
+            f"{row['judgements']:,}",
+            "" if row["agreement"] is None else f"{row['agreement']:.1%}",
+            f"{row['kl']:.2f}",
+            "" if row["reward"] is None else f"{row['reward']:+.3f}",
+            row["verdict"],
+            format_duration(row["seconds"]),
+        )
+    table_console().print(table)
+    wanted, noise = record["labelers"]["wanted_agreement"], record["labelers"]["sigma"]
+    print(
+        f"labelers rank by gold reward + σε, σ = {', '.join(f'{each:.3g}' for each in noise)}: two "
+        f"agree on {wanted:.0%} of the pairs of the first version's answers"
+    )
+    for line in record["findings"]:
+        print(line)
+    print(f"report: {found.report}")
+
+
+simulate = printed(api.simulate, _show_simulation)

@@ -7,12 +7,17 @@ kept models in ``LMSMITH_HOME`` itself and tasks in ``~/.local/share``: these ar
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 
 import platformdirs
 
 _NAME = "lmsmith"
+
+_versions: ContextVar[Path | None] = ContextVar("versions", default=None)
 
 
 def _home() -> Path | None:
@@ -44,7 +49,17 @@ def model_folders() -> list[Path]:
 
 def versions_folder() -> Path:
     """Versions of models, a folder a name, a folder a version."""
-    return data_folder() / "versions"
+    return _versions.get() or data_folder() / "versions"
+
+
+@contextlib.contextmanager
+def versions_in(folder: Path) -> Iterator[None]:
+    """Keep versions in another folder for a while: those of a simulation are not the user's."""
+    before = _versions.set(folder)
+    try:
+        yield
+    finally:
+        _versions.reset(before)
 
 
 def tasks_folder() -> Path:

@@ -34,8 +34,10 @@ def build_report(run_folder: Path) -> Path:
     return write_page(run.folder, "page.html.j2", _context(run))
 
 
-def write_page(folder: Path, template: str, context: dict[str, Any]) -> Path:
-    """Write a page of one of this package's templates to ``report.html`` and return its path.
+def write_page(
+    folder: Path, template: str, context: dict[str, Any], name: str = "report.html"
+) -> Path:
+    """Write a page of one of this package's templates into a folder and return its path.
 
     Characters that HTML or UTF-8 cannot hold become U+FFFD.
     """
@@ -49,7 +51,7 @@ def write_page(folder: Path, template: str, context: dict[str, Any]) -> Path:
     filters = (numbers.duration, numbers.size, numbers.number, numbers.signed)
     environment.filters.update({each.__name__: each for each in filters})
     html = environment.get_template(template).render(context)
-    path = folder / "report.html"
+    path = folder / name
     atomic_write(path, _UNPRINTABLE.sub("\ufffd", html))
     return path
 

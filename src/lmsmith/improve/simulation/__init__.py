@@ -1,0 +1,1 @@
+"""The whole loop without people: labelers that disagree as people do, rounds, gates and votes."""

@@ -1,0 +1,169 @@
+"""The record of a simulation: figures of each round over all seeds, and what they show."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from lmsmith.core.config import encode
+from lmsmith.core.recipe import Recipe
+from lmsmith.improve.simulation.world import Plan
+from lmsmith.statistics.intervals import Interval, percentile_interval
+from lmsmith.statistics.sequential import anytime_interval
+
+RESAMPLES = 10_000
+
+
+def bootstrap_two_ways(values: ArrayLike, seed: int = 0) -> Interval:
+    """The mean with its 95 % percentile interval, rows and columns both resampled.
+
+    Args:
+        values: (seeds, prompts); with one seed its interval is over prompts alone.
+    """
+    table_sp = np.asarray(values, np.float64)
+    seeds, prompts = table_sp.shape
+    generator = np.random.default_rng(seed)
+    rows_rs = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=RESAMPLES) / seeds
+    columns_rp = generator.multinomial(prompts, np.full(prompts, 1 / prompts), size=RESAMPLES)
+    found_r = np.einsum("rs,sp,rp->r", rows_rs, table_sp, columns_rp / prompts, optimize=True)
+    return percentile_interval(float(table_sp.mean()), found_r)
+
+
+Rounds = Sequence[Mapping[str, Any]]
+"""The rounds of a seed (`Simulated.round`)."""
+
+
+def record_of(plan: Plan, recipe: Recipe, seeds: Sequence[Rounds]) -> dict[str, Any]:
+    """The record for ``--json``: each round over all seeds, then each seed's own.
+
+    Args:
+        seeds: of each its rounds, from round 0.
+    """
+    start = np.array([each[0]["gold"] for each in seeds])
+    rows = []
+    for number in range(1, len(seeds[0])):
+        found = [each[number] for each in seeds]
+        before = np.array([each[number - 1]["gold"] for each in seeds])
+        gold = np.array([each["gold"] for each in found])
+        verdicts = [each["verdict"] for each in found]
+        promoted = verdicts.count("promoted")
+        agreements = [each["agreement"]["value"] for each in found if each["agreement"]]
+        rows.append(
+            {
+                "round": number,
+                "gold_reward": float(gold.mean()),
+                **bootstrap_two_ways(gold - before, number).named("gold_reward_rise"),
+                "gold_reward_low": bootstrap_two_ways(gold - before, number).low,
+                **bootstrap_two_ways(gold - start, number).named("gold_reward_from_start"),
+                **_win_rate([each["votes"] for each in found]),
+                "judgements": round(float(np.mean([each["judgements"] for each in found]))),
+                "pairs": round(float(np.mean([each["pairs"] for each in found]))),
+                "kl": float(np.mean([each["kl"] for each in found])),
+                "agreement": float(np.mean(agreements)) if agreements else None,
+                **_gains(found, number),
+                "verdict": verdicts[0]
+                if len(set(verdicts)) == 1
+                else f"{promoted} of {len(verdicts)} promoted",
+                "verdicts": verdicts,
+                "seconds": sum(each["seconds"] for each in found),
+            }
+        )
+    return {
+        "simulation": encode(plan),
+        "recipe": recipe.as_dict(),
+        "seeds": len(seeds),
+        "start": {"gold_reward": float(start.mean()), "deviation": float(start.std())},
+        "labelers": {
+            "sigma": [each[0]["sigma"] for each in seeds],
+            "wanted_agreement": 1 - plan.noise,
+        },
+        "rounds": rows,
+        "findings": findings(rows, [each[1:] for each in seeds]),
+        "by_seed": [[_without_lists(each) for each in rounds] for rounds in seeds],
+    }
+
+
+def _win_rate(votes: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
+    """Share of all seeds' votes for the candidates, with its anytime interval; None without."""
+    counts = [(each["votes"], each["share"]["value"]) for each in votes if each and each["votes"]]
+    total = sum(count for count, _ in counts)
+    if not total:
+        return {"win_rate": None, "win_rate_low": None, "win_rate_high": None, "votes": 0}
+    wins = sum(count * share for count, share in counts)
+    return anytime_interval(wins, total).named("win_rate") | {"votes": total}
+
+
+def _gains(found: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
+    """Gains of the candidates over their parents: by gold, and by the reward model (``reward``)."""
+    gold = np.array([np.subtract(each["candidate_gold"], each["parent_gold"]) for each in found])
+    result: dict[str, Any] = bootstrap_two_ways(gold, seed).named("candidate_gold_gain")
+    pairs = [(each["reward"], each["parent_reward"]) for each in found if each["reward"]]
+    if not pairs:
+        return result | {"reward": None, "reward_low": None, "reward_high": None}
+    gains = np.array([np.subtract(*each) for each in pairs])
+    return result | bootstrap_two_ways(gains, seed).named("reward")
+
+
+def findings(rows: Rounds, seeds: Sequence[Rounds]) -> list[str]:
+    """What each round shows, in sentences, and what limits it where gold does not rise."""
+    found = []
+    for number, row in enumerate(rows):
+        ours = [each[number] for each in seeds]
+        rise = f"{row['gold_reward_rise']:+.3f}, low end {row['gold_reward_low']:+.3f}"
+        if row["gold_reward_low"] > 0:
+            found.append(f"Round {row['round']}: gold reward rises ({rise}).")
+            continue
+        found.append(
+            f"Round {row['round']}: gold reward is not shown to rise ({rise}): {row['verdict']}. "
+            + _limits(row, ours)
+        )
+    parted = [row["round"] for row in rows if (row["reward_low"] or 0) > 0]
+    parted = [n for n in parted if rows[n - 1]["candidate_gold_gain_low"] <= 0]
+    if parted:
+        found.append(
+            "The reward model's gain is clear and gold's is not in round "
+            f"{', '.join(map(str, parted))}: there proxy and gold part."
+        )
+    return found
+
+
+def _limits(row: Mapping[str, Any], ours: Rounds) -> str:
+    """What stands between a round and a rise of gold, as far as its figures tell."""
+    reasons = []
+    failed = Counter(
+        name for each in ours for name, state in each["gates"].items() if state == "failed"
+    )
+    if failed:
+        listed = ", ".join(f"{name} ({count} of {len(ours)})" for name, count in failed.items())
+        reasons.append(f"Gates that failed: {listed}.")
+    gain = row["candidate_gold_gain"]
+    ends = f"{gain:+.3f}, {row['candidate_gold_gain_low']:+.3f} to "
+    ends += f"{row['candidate_gold_gain_high']:+.3f}"
+    if row["candidate_gold_gain_low"] > 0:
+        reasons.append(f"The candidates are better by gold ({ends}), and were not promoted.")
+    else:
+        reasons.append(f"The candidates are not clearly better by gold ({ends}).")
+        if row["reward_low"] is not None and row["reward_low"] <= 0:
+            reasons.append(
+                "PPO does not raise the reward model's score either: it moves too little."
+            )
+    accuracy = [each["figures"].get("gates.reward_accuracy") for each in ours]
+    known = [each for each in accuracy if each is not None]
+    if known:
+        reasons.append(
+            f"The reward model orders {np.mean(known):.1%} of the held-out pairs as labelers did."
+        )
+    return " ".join(reasons)
+
+
+def _without_lists(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A seed's round with means in the place of values for each prompt."""
+    return {
+        name: float(np.mean(value)) if isinstance(value, list) else value
+        for name, value in row.items()
+        if name != "figures"
+    } | {"figures": dict(row.get("figures", {}))}
