@@ -17,21 +17,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sqlalchemy import select
 
 from lmsmith.catalogue import versions
-from lmsmith.catalogue.reading import read_model
 from lmsmith.catalogue.versions import Version
 from lmsmith.comparison.score import score_responses
 from lmsmith.core.config import encode
 from lmsmith.core.errors import UserError
-from lmsmith.core.files import read_json, write_json
+from lmsmith.core.files import fingerprint, read_json, write_json
 from lmsmith.core.paths import versions_in
 from lmsmith.core.progress import QuietProgress, RunProgress
 from lmsmith.core.recipe import Recipe
 from lmsmith.feedback.collect import collect
 from lmsmith.feedback.queue import Queue
-from lmsmith.feedback.sample import SampledPrompt, fill_queue, writer_of
+from lmsmith.feedback.sample import SampledPrompt, fill_queue
 from lmsmith.feedback.store import Store, open_store
+from lmsmith.feedback.tables import Task
 from lmsmith.feedback.votes import votes_on
 from lmsmith.generation.engine import generate
 from lmsmith.generation.settings import SamplingSettings
@@ -39,6 +40,7 @@ from lmsmith.improve import round as rounds_of
 from lmsmith.improve.simulation.findings import record_of
 from lmsmith.improve.simulation.labelers import Answered, Labelers, noise_scale
 from lmsmith.improve.simulation.world import ASKED, Plan, World, make_world
+from lmsmith.improve.simulation.writers import writer_ahead
 from lmsmith.improve.snapshot import SIDES_FILE, read_sides
 from lmsmith.improve.summary import summarise
 from lmsmith.models.folder import load_decoder, load_scalar_model, load_tokenizer
@@ -250,22 +252,33 @@ class Simulated:
         progress: RunProgress,
     ) -> None:
         """Put answers of versions into the queue, and have them ranked."""
-        world = self.world
+        world, words = self.world, [each.word for each in writers]
         settings = SamplingSettings(world.max_new_tokens, world.temperature)
+        seed = derive_seed(self.seed, "answers", *words)
+        known = self._asked(words)
+        each_writes = answers // len(writers)
         fill_queue(
             Queue(self.store),
             prompts,
             {
-                each.word: writer_of(read_model(each.path), world.machine, settings)
+                each.word: writer_ahead(
+                    each, prompts, known, each_writes, seed, world.machine, settings
+                )
                 for each in writers
             },
             kind="ranking",
             answers=answers,
             overlap=overlap,
-            seed=derive_seed(self.seed, "answers", *(each.word for each in writers)),
+            seed=seed,
             progress=progress,
         )
         self._labelers.work(self.store, progress)
+
+    def _asked(self, words: Sequence[str]) -> set[str]:
+        """Fingerprints of the prompts that these versions have answered in the queue."""
+        with self.store.session() as session:
+            tasks = session.execute(select(Task.prompt, Task.models))
+            return {fingerprint(row[0]) for row in tasks if set(row[1]) == set(words)}
 
     def _judge(self, number: int, parent: Version, progress: RunProgress) -> dict[str, Any]:
         """Answers of the newest policy to fresh prompts, ranked by labelers."""
