@@ -1,19 +1,25 @@
-"""The Models page and blind pairs of a trial: on the routes' answers, and on a real server."""
+"""The Models page and blind pairs of a trial: on a real server, and on answers of its routes that
+take hours to come about."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 from chats import Chat, say
-from playwright.sync_api import Page, Request, Route, expect
+from playwright.sync_api import Browser, Page, Request, Route, expect
 from test_label_page import check_access, picture
-from worlds import SENTENCE
+from worlds import HTTP, SENTENCE, parrot, put_version, running
 
+from lmsmith.catalogue import versions
 from lmsmith.catalogue.versions import Gate, Learnt, Promotion, Trial, Version
+from lmsmith.feedback.store import Store
+from lmsmith.server.improvements import Improvements
 from lmsmith.statistics.sequential import SequentialTest, decide
 
 DAY = "2026-11-2{}T10:00:00+00:00"
@@ -259,42 +265,95 @@ def test_the_models_page_in_chinese(chat: Chat) -> None:
     assert re.findall(r"[A-Za-z]{4,} [a-z]{2,}", text) == [], "not translated"
 
 
-def trial_routes(page: Page, settings: list[Any]) -> None:
-    """A trial of the parrot with itself: a server that has no trial refuses sides."""
+OTHER = "what 你 do"
+"""What the second version says."""
 
-    def without_side(route: Route, request: Request) -> None:
-        body: Any = request.post_data_json
-        assert body["note"]["side"] == body.pop("side")
-        route.continue_(post_data=json.dumps(body))
 
-    def mine(route: Route, request: Request) -> None:
-        if request.method == "PUT":
-            settings.append(request.post_data_json)
-        route.fulfill(json=settings[-1])
+@pytest.fixture
+def house(
+    browser: Browser, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Chat]:
+    """A server of two versions, the first of which is promoted."""
 
-    page.route(re.compile("/pair\\?model="), lambda route: route.fulfill(json={"pair": True}))
-    page.route(re.compile("/answers$"), without_side)
-    page.route("**/api/me/settings", mine)
+    async def counted(*_: object) -> dict[str, Any]:
+        """A process of its own would count."""
+        return ours()["judged"] | {"people": {}}
+
+    monkeypatch.setenv("LMSMITH_HOME", str(tmp_path))
+    monkeypatch.setattr(Improvements, "judged", counted)
+    put_version("ours", 1, parrot())
+    put_version("ours", 2, parrot(sentence=OTHER))
+    with running(words=["ours"], store=store) as served:
+        yield Chat(served.address, store, browser)
+        for context in browser.contexts:
+            context.close()
+
+
+def test_a_candidate_is_tried_promoted_and_rolled_back(house: Chat) -> None:
+    admin = house.visit()
+    admin.get_by_role("link", name="Models").click()
+    tree = admin.get_by_role("list", name="Versions of ours").locator("> li")
+    expect(tree).to_have_count(2)
+    admin.get_by_label("Start a trial: ours@2").click()
+    admin.get_by_label("Share of the messages").fill("100")
+    admin.keyboard.press("Enter")
+    expect(admin.get_by_text("Nobody has voted yet.")).to_be_visible()
+
+    page = house.visit()
+    say(page, "what do you like?")
+    better = page.get_by_role("button", name="A is better")
+    expect(better).to_be_enabled()
+    sides = page.locator(".side").all_inner_texts()
+    assert sorted(text.partition("\n")[2].strip() for text in sides) == sorted([SENTENCE, OTHER])
+    assert "ours@" not in page.locator("main").inner_text()
+    if OTHER not in sides[0]:
+        better = page.get_by_role("button", name="B is better")
+    better.click()
+    expect(page.locator("article.assistant")).to_contain_text(OTHER)
+    expect(page.get_by_text("Thank you, your choice counts.")).to_be_visible()
+
+    admin.reload()
+    expect(admin.get_by_text("1 votes by one person")).to_be_visible()
+    admin.get_by_text("Feedback on ours").click()
+    expect(admin.get_by_text("what do you like?")).to_be_visible()
+    expect(admin.get_by_text("rank")).to_have_count(0)
+    for word in ("ours@1", "ours@2"):
+        expect(admin.locator("h4", has_text=word)).to_have_count(1)
+    admin.get_by_label("Promote: ours@2").click()
+    admin.get_by_label("Why?").fill("People like it")
+    admin.keyboard.press("Enter")
+    expect(admin.get_by_text("ours@2 is promoted").first).to_be_visible()
+    expect(admin.get_by_text("Nobody has voted yet.")).to_have_count(0)
+    assert versions.lineage_of("ours").promotions[-1].reason == "People like it"
+
+    say(page, "and now?")
+    expect(page.locator("article.assistant")).to_have_count(2)
+    expect(page.locator("article.assistant").last).to_contain_text(OTHER)
+    admin.get_by_role("button", name="Roll back").click()
+    admin.get_by_role("dialog").get_by_role("button", name="Roll back").click()
+    expect(admin.get_by_text("ours@1 is promoted").first).to_be_visible()
+    say(page, "and again?")
+    expect(page.locator("article.assistant")).to_have_count(3)
+    expect(page.locator("article.assistant").last).to_contain_text(SENTENCE)
 
 
 @pytest.mark.parametrize(("width", "locale"), [(1200, "en-US"), (390, "zh-CN")])
-def test_a_blind_pair_goes_on_with_the_better_answer(chat: Chat, width: int, locale: str) -> None:
-    page = chat.visit(viewport={"width": width, "height": 800}, locale=locale)
-    settings: list[Any] = [{"compares": True}]
-    trial_routes(page, settings)
+def test_a_blind_pair_goes_on_with_the_better_answer(house: Chat, width: int, locale: str) -> None:
+    body = {"version": "ours@2", "share": 1.0}
+    HTTP.post(f"{house.address}/api/versions/ours/trial", json=body).raise_for_status()
+    page = house.visit(viewport={"width": width, "height": 800}, locale=locale)
     chinese = locale == "zh-CN"
-    if chinese:
-        page.get_by_label("输入消息").fill("你好")
-        page.keyboard.press("Enter")
-    else:
-        say(page, "hello")
+    write = page.get_by_label("输入消息" if chinese else "Write a message")
+    pair = page.get_by_role("region", name="并排比较" if chinese else "Side by side")
     better = page.get_by_role("button", name="B 更好" if chinese else "B is better")
+
+    write.fill("hello")
+    page.keyboard.press("Enter")
     expect(better).to_be_enabled()
     sides = page.locator(".side")
-    expect(sides).to_have_count(2)
     for place, letter in enumerate("AB"):
-        expect(sides.nth(place)).to_contain_text(letter)
-        expect(sides.nth(place)).to_contain_text(SENTENCE)
+        expect(sides.nth(place)).to_have_text(re.compile(f"{letter}.*({SENTENCE}|{OTHER})"))
+    right = sides.nth(1).locator(".markdown").inner_text()
     one, other = (sides.nth(place).bounding_box() for place in (0, 1))
     assert one is not None
     assert other is not None
@@ -303,24 +362,26 @@ def test_a_blind_pair_goes_on_with_the_better_answer(chat: Chat, width: int, loc
     picture(page, f"pair-{width}")
     check_access(page)
     page.get_by_role("button", name="不再比较" if chinese else "Stop comparing").click()
-    expect(
-        page.get_by_text("可以在设置中更改" if chinese else "You can change this in")
-    ).to_be_visible()
+    stopped = "可以在设置中更改" if chinese else "You can change this in"
+    expect(page.get_by_text(stopped)).to_be_visible()
     page.reload()  # not judged yet: still a pair
     expect(better).to_be_enabled()
     better.click()
-    expect(page.locator("article.assistant")).to_have_count(1)
+    expect(page.locator("article.assistant")).to_have_text(re.compile(re.escape(right.strip())))
     expect(page.get_by_role("region", name="消息" if chinese else "Messages")).to_be_focused()
+
+    write.fill("and now?")  # who has stopped gets one answer
+    page.keyboard.press("Enter")
+    expect(page.locator("article.assistant")).to_have_count(2)
+    expect(pair).to_have_count(0)
     page.get_by_label("设置" if chinese else "Settings").click()
-    box = page.get_by_role("checkbox")
-    expect(box).not_to_be_checked()
+    expect(page.get_by_role("checkbox")).not_to_be_checked()
     picture(page, f"pair-settings-{width}")
-    box.check()
-    assert settings[1:] == [{"compares": False}, {"compares": True}]
-    me = chat.store.person("owner").id
-    (verdict,) = {
-        each["verdict"]
-        for found in chat.store.judgements(me, page.url.rpartition("/")[2]).values()
-        for each in found["comparisons"]
-    }
-    assert verdict == "right"
+    page.get_by_role("checkbox").check()
+    page.keyboard.press("Escape")
+    write.fill("and then?")
+    page.keyboard.press("Enter")
+    expect(pair).to_be_visible()
+    me = house.store.person("owner").id
+    judged = house.store.judgements(me, page.url.rpartition("/")[2]).values()
+    assert {each["verdict"] for found in judged for each in found["comparisons"]} == {"right"}
