@@ -135,6 +135,7 @@ export const models = {
   'trial.about': 'Since {date}, {share} of the messages get two answers: one of {word}, one of {promoted}. People choose without knowing which is which.',
   'trial.none': 'Nobody has voted yet.',
   'votes': '{votes} votes by {people} people',
+  'votes.one': 'One vote so far.',
   'votes.person': '{votes} votes by one person',
   'votes.share': 'Votes for {word}',
   'votes.interval': 'At any time, the true share is between {low} and {high} (95 %).',

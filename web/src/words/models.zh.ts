@@ -137,6 +137,7 @@ export const models: Record<keyof typeof english, string> = {
   'trial.about': '自{date}起，{share} 的消息会得到两个回答：一个来自 {word}，一个来自 {promoted}。人们选择时不知道是哪一个。',
   'trial.none': '还没有人投票。',
   'votes': '{people} 人投了 {votes} 票',
+  'votes.one': '目前有一票。',
   'votes.person': '一人投了 {votes} 票',
   'votes.share': '{word} 的得票率',
   'votes.interval': '无论何时查看，真实得票率都在 {low} 至 {high} 之间（95 %）。',
