@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,9 +81,6 @@ def run_round(model: str, data: str, name: str, **given: Any) -> api.Improvement
 
 def _die_at(moment: str) -> None:
     """End this process by SIGKILL when it comes to a moment of a round."""
-    import os
-    import signal
-
     from lmsmith.improve import gates, round, snapshot
     from lmsmith.stages import reward, sft
 
@@ -120,7 +119,17 @@ def _die_at(moment: str) -> None:
     setattr(owner, name, act)
 
 
+def _run_killed(moment: str, model: str, data: str, name: str) -> int:
+    """Run a round in a process of its own that dies at a moment; the signal that ended it, or 0."""
+    child = os.fork()
+    if not child:
+        _die_at(moment)
+        run_round(model, data, name)
+        os._exit(0)
+    return os.WTERMSIG(os.waitpid(child, 0)[1])
+
+
 if __name__ == "__main__":
-    moment, model, data, name = sys.argv[1:]
-    _die_at(moment)
-    run_round(model, data, name)
+    model, data, name, *moments = sys.argv[1:]
+    for moment in moments:
+        print(moment, _run_killed(moment, model, data, name), versions.names(), flush=True)
