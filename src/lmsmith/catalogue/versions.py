@@ -26,7 +26,7 @@ from lmsmith.core.paths import versions_folder
 from lmsmith.core.progress import QuietProgress
 from lmsmith.core.version import VERSION
 from lmsmith.runs.locking import locked
-from lmsmith.statistics.sequential import SequentialTest
+from lmsmith.statistics.vote_settings import SequentialTest
 
 VERSION_FILE, LINEAGE_FILE = "version.json", "lineage.json"
 NEXT = "next"
