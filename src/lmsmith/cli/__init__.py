@@ -68,6 +68,7 @@ recipes cp = recipes.copy_recipe: copy a recipe to a file of your own, to change
 recipes settings = recipes.show_settings: every setting: type, default, range and meaning
     lmsmith recipes settings ppo
     lmsmith recipes settings ppo.gae_lambda
+    lmsmith recipes settings improve.gates
     lmsmith recipes settings --json
 recipes validate = recipes.validate_recipe: check a recipe, and list every problem in it
     lmsmith recipes validate my.toml
