@@ -42,3 +42,13 @@ def test_a_database_beside_a_home_called_models_is_still_used(
     assert paths.database_file() == tmp_path / "models" / "conversations.db"
     (tmp_path / "conversations.db").touch()
     assert paths.database_file() == tmp_path / "conversations.db"
+
+
+def test_versions_may_be_kept_elsewhere_for_a_while(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LMSMITH_HOME", str(tmp_path))
+    with paths.versions_in(tmp_path / "simulated"):
+        assert paths.versions_folder() == tmp_path / "simulated"
+        assert paths.models_folder() == tmp_path / "models"
+    assert paths.versions_folder() == tmp_path / "versions"

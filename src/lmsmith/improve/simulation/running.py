@@ -146,8 +146,8 @@ class Simulated:
             ``round``, ``judgements``, ``pairs``, ``agreement``, ``candidate``, ``promoted`` (words
             of versions), ``gates`` (name → state), ``votes`` (None where nobody was asked),
             ``verdict``, ``gold`` and ``candidate_gold`` (a mean for each test prompt), ``reward``
-            and ``reward_of_parent`` (the same by the round's reward model), ``kl``, ``figures``,
-            ``seconds``.
+            and ``parent_reward`` (the same by the round's reward model), ``kl``, ``figures``,
+            ``seconds``. Round 0 has the first and the last few of them.
         """
         path = self.home / f"round-{number}.json"
         if not path.is_file():
@@ -332,8 +332,11 @@ class Simulated:
         path = self.home / f"measured/{number}.json"
         if not path.is_file():
             stop_if_requested()
-            began = time.monotonic()
+            began, progress = time.monotonic(), self.progress(self._title)
+            count = f"{len(self.world.held_out):,} test prompts"
+            progress.note(f"{NAME}@{number}: {SAMPLES} answers to each of {count}")
             found = self._measure(versions.version(NAME, number))
+            progress.close()
             write_json(path, found | {"seconds": time.monotonic() - began})
         result: dict[str, Any] = read_json(path)  # type: ignore[assignment]
         return result
