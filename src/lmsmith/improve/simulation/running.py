@@ -55,7 +55,7 @@ NAME = "sim"
 """The name of the versions."""
 
 PLAN_FILE = "simulation.json"
-SAMPLES = 4
+SAMPLES = 2
 """Answers to each test prompt."""
 VOTES_AT_ONCE = 50
 """Votes between two looks at the test."""
