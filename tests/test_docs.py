@@ -17,6 +17,7 @@ from lmsmith.cli import COMMANDS
 from lmsmith.core.config import decode, setting_keys
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.core.renamed_keys import RENAMED_KEYS
+from lmsmith.improve.round import ROUND
 from lmsmith.stages.pipeline import STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -97,6 +98,9 @@ def settings() -> dict[str, type]:
 def keys() -> frozenset[str]:
     """Every key of every stage, and every table."""
     found = {key for name, cls in settings().items() for key in setting_keys(cls, name)}
+    # A round's own settings are set without the heading under which they are listed.
+    found |= {key for each in ROUND for key in setting_keys(each.config_type(), each.name)}
+    found |= {f"improve.{key}" for key in found}
     tables = {key.rpartition(".")[0] for key in found}
     return frozenset(found | tables | {"seed", "description"})
 
