@@ -310,3 +310,29 @@ def test_the_page_is_written_again_if_it_is_missing(
     assert main(["models", "show", made.word]) == 0
     assert "report.html" in capsys.readouterr().out
     assert "one person's taste" in (made.folder / "report.html").read_text()
+
+
+def test_labelers_of_files_are_excluded_by_the_name_in_the_file(world: World) -> None:
+    data = write_data(world.folder / "data", 90)
+    made = world.improve(data=[data], exclude=["p0"])
+    assert made.learnt.people == ("p1", "p2")
+
+
+def test_a_version_promoted_before_its_trial_began_gets_none(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed right after the version was made, promoted by hand, and run again."""
+    world.person("Ann", 60)
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(versions, "set_trial", killed)
+        with pytest.raises(KeyboardInterrupt):
+            world.improve()
+    api.promote("ours@2")
+    assert world.improve().word == "ours@2"
+    assert versions.lineage_of("ours").trial is None
+    with pytest.raises(UserError, match="nobody has judged anything since version 2"):
+        world.improve(force=False)

@@ -362,7 +362,8 @@ def improve(
         made = None if restart else _unannounced(name, chosen)
         if made is None:
             made = _make(name, chosen, recipe, sources, force, restart, progress)
-        if share is not None and made.verdict != "refused":
+        there = versions.lineage_of(name).promoted
+        if share is not None and made.verdict != "refused" and made.number != there:
             versions.set_trial(name, made.number, share)
         write_json(made.folder / ANNOUNCED, {"date": now()})
     return made
