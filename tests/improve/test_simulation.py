@@ -25,8 +25,9 @@ from lmsmith.feedback.queue import Queue
 from lmsmith.feedback.statistics import statistics_of
 from lmsmith.feedback.store import Store, open_store
 from lmsmith.feedback.votes import votes_on
+from lmsmith.improve.round import round_recipe
 from lmsmith.improve.simulation import running
-from lmsmith.improve.simulation.findings import bootstrap_two_ways, findings
+from lmsmith.improve.simulation.findings import bootstrap_two_ways, findings, record_of
 from lmsmith.improve.simulation.labelers import (
     Answered,
     Labelers,
@@ -34,10 +35,12 @@ from lmsmith.improve.simulation.labelers import (
     noise_scale,
     preference,
 )
+from lmsmith.improve.simulation.world import RECIPE, Plan
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.folder import save_model
 from lmsmith.models.heads import ScalarModel
+from lmsmith.report.simulation import build_simulation_page
 from lmsmith.tokenizers import Tokenizer
 
 WORDS = ["yes", "no", "maybe", "sure", "I", "you", "we", "think", "like", "tea", "rain", "what"]
@@ -361,3 +364,47 @@ def test_findings_name_the_parting_of_proxy_and_gold() -> None:
     assert "round 1: there proxy and gold part" in parting
     rises = row | {"gold_reward_rise": 0.3, "gold_reward_low": 0.1, "candidate_gold_gain_low": 0.1}
     assert findings([rises], ours) == ["Round 1: gold reward rises (+0.300, low end +0.100)."]
+
+
+def test_a_record_of_three_seeds_and_its_page(seed: int, tmp_path: Path) -> None:
+    drawn = np.random.default_rng(seed)
+
+    def rounds(place: int) -> list[dict[str, Any]]:
+        start = drawn.normal(size=50)
+        better = start + 0.5 + 0.1 * drawn.normal(size=50)
+        votes = {"votes": 40, "share": {"value": 0.7}, "outcome": "better"}
+        common = {"agreement": {"value": 0.7}, "seconds": 60.0, "figures": {}, "pairs": 600}
+        common |= {"judgements": 100, "gates": {"win_rate": "passed"}}
+        start_row = {"gold": list(start), "sigma": 0.5, "seconds": 1.0, "promoted": "sim@1"}
+        first = common | {
+            "gold": list(better), "candidate_gold": list(better), "parent_gold": list(start),
+            "reward": list(2 * better), "parent_reward": list(2 * start), "kl": 1.5,
+            "votes": votes, "verdict": "promoted",
+        }  # fmt: skip
+        worse = list(better - 0.2)
+        second = first | {
+            "candidate_gold": worse, "parent_gold": list(better), "reward": list(2 * better + 1),
+            "parent_reward": list(2 * better), "votes": None, "verdict": "refused by gates",
+            "gates": {"win_rate": "failed"},
+        }  # fmt: skip
+        return [start_row, first, second if place else first | {"verdict": "promoted"}]
+
+    plan = Plan("somewhere")
+    record = record_of(plan, round_recipe(str(RECIPE)), [rounds(place) for place in range(3)])
+    one, two = record["rounds"]
+    assert one["gold_reward_low"] > 0.4
+    assert one["gold_reward_rise"] == pytest.approx(0.5, abs=0.05)
+    assert (one["votes"], one["verdict"]) == (120, "promoted")
+    assert one["win_rate"] == pytest.approx(0.7)
+    assert 0.5 < one["win_rate_low"] < 0.7
+    assert one["reward"] == pytest.approx(2 * one["candidate_gold_gain"])
+    assert one["reward_deviation"] == pytest.approx(2 * one["candidate_gold_gain_deviation"])
+    assert (two["gold_reward_rise"], two["verdict"]) == (0.0, "1 of 3 promoted")
+    assert two["kl"] == 1.5
+    assert "win_rate (2 of 3)" in record["findings"][1]
+    page = build_simulation_page(tmp_path, record).read_text()
+    assert "1 of 3 promoted" in page
+    none = record_of(plan, round_recipe(str(RECIPE)), [[*rounds(1)[:1], rounds(1)[2]]])
+    (alone,) = none["rounds"]
+    assert (alone["win_rate"], alone["win_rate_low"], alone["votes"]) == (None, None, 0)
+    assert build_simulation_page(tmp_path, none).is_file()

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from lmsmith.core.version import VERSION
@@ -39,19 +40,14 @@ def build_simulation_page(folder: Path, record: Mapping[str, Any]) -> Path:
     return write_page(folder, "simulation.html.j2", context, PAGE)
 
 
-def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """A round's cells; the head is in the template."""
-    win_rate = "\u2013"
+def _row(row: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """A round's cells, each a figure and its interval; the head is in the template."""
+    win_rate, ends = "\u2013", ""
     if row["win_rate"] is not None:
         ends = numbers.percent_interval(row["win_rate_low"], row["win_rate_high"])
-        win_rate = f"{numbers.percent(row['win_rate'])} ({ends})"
+        win_rate = numbers.percent(row["win_rate"])
     rise = row["gold_reward_rise_low"], row["gold_reward_rise_high"]
-    ends_of_rise = numbers.signed_interval(*rise, 3)
-    return (
-        str(row["round"]),
-        numbers.fixed(row["gold_reward"], 3),
-        f"{numbers.signed(row['gold_reward_rise'], 3)} ({ends_of_rise})",
-        win_rate,
+    plain = [
         f"{row['votes']:,}",
         f"{row['judgements']:,}",
         numbers.percent(row["agreement"]),
@@ -59,6 +55,13 @@ def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
         numbers.signed(row["reward"], 3) if row["reward"] is not None else "\u2013",
         row["verdict"],
         numbers.duration(row["seconds"]),
+    ]
+    return (
+        (str(row["round"]), ""),
+        (numbers.fixed(row["gold_reward"], 3), ""),
+        (numbers.signed(row["gold_reward_rise"], 3), numbers.signed_interval(*rise, 3)),
+        (win_rate, ends),
+        *((each, "") for each in plain),
     )
 
 
@@ -94,17 +97,20 @@ def _draw_parting(record: Mapping[str, Any]) -> str:
         )
         for place, (name, colour, label) in enumerate(parts):
             places = [row["round"] + 0.08 * (2 * place - 1) for row in rows]
-            values = [row[name] for row in rows]
-            ends = [
-                [value - row[f"{name}_low"] for value, row in zip(values, rows, strict=True)],
-                [row[f"{name}_high"] - value for value, row in zip(values, rows, strict=True)],
-            ]
+            scales = [row[f"{name}_deviation"] or 1.0 for row in rows]
+            values, low, high = (
+                [row[f"{name}{end}"] / scale for row, scale in zip(rows, scales, strict=True)]
+                for end in ("", "_low", "_high")
+            )
+            # Rounding may put an end of an interval of no width beyond its value.
+            ends = np.maximum(0.0, [np.subtract(values, low), np.subtract(high, values)])
             axes.errorbar(
                 places, values, yerr=ends, fmt="o", markersize=4.5, color=COLOURS[colour],
                 label=label,
             )  # fmt: skip
         axes.axhline(0, **REFERENCE)
-        axes.set(xlabel="round", ylabel="candidate above its parent")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set(xlabel="round", ylabel="gain, in standard deviations")
+        axes.set_xticks([row["round"] for row in rows])
+        axes.set_xlim(0.5, len(record["rounds"]) + 0.5)
         legend_above(axes)
         return themed_svg(figure, "parting", "Gains of the candidates by reward model and by gold.")

@@ -97,15 +97,24 @@ def _win_rate(votes: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
     return anytime_interval(wins, total).named("win_rate") | {"votes": total}
 
 
-def _gains(found: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
-    """Gains of the candidates over their parents: by gold, and by the reward model (``reward``)."""
-    gold = np.array([np.subtract(each["candidate_gold"], each["parent_gold"]) for each in found])
-    result: dict[str, Any] = bootstrap_two_ways(gold, seed).named("candidate_gold_gain")
-    pairs = [(each["reward"], each["parent_reward"]) for each in found if each["reward"]]
-    if not pairs:
-        return result | {"reward": None, "reward_low": None, "reward_high": None}
-    gains = np.array([np.subtract(*each) for each in pairs])
-    return result | bootstrap_two_ways(gains, seed).named("reward")
+def _gains(found: Rounds, seed: int) -> dict[str, Any]:
+    """Gains of the candidates over their parents: by gold, and by the reward model (``reward``).
+
+    The deviations are those of the parents' scores, in which the two can be compared.
+    """
+    result: dict[str, Any] = {}
+    names = {"candidate_gold_gain": ("candidate_gold", "parent_gold")}
+    names["reward"] = ("reward", "parent_reward")
+    for name, (ours, theirs) in names.items():
+        pairs = [(each[ours], each[theirs]) for each in found if each[ours] is not None]
+        if pairs:
+            gains = np.array([np.subtract(*each) for each in pairs])
+            result |= bootstrap_two_ways(gains, seed).named(name)
+            result[f"{name}_deviation"] = float(np.std([each[1] for each in pairs]))
+        else:
+            ends = (f"{name}{end}" for end in ("", "_low", "_high", "_deviation"))
+            result |= dict.fromkeys(ends)
+    return result
 
 
 def findings(rows: Rounds, seeds: Sequence[Rounds]) -> list[str]:
