@@ -106,7 +106,8 @@ test('figures are written in the unit of their gate', () => {
   expect(figureOf('ended', -0.013)).toBe('−1.3 %');
   expect(figureOf('kl', 1.23456)).toBe('1.23');
   expect(figureOf('length', 1.1)).toBe('1.1 ×');
-  expect(boundOf(gate('win_rate', 0.5))).toBe('> 50.0 %');
+  expect(boundOf(gate('win_rate', 0.5))).toBe('> 50 %');
+  expect(boundOf(gate('ended', 0.025))).toBe('≤ 2.5 %');
   expect(boundOf(gate('kl', 30))).toBe('≤ 30');
   expect(boundOf(gate('length', 1.5))).toBe('0.667 × – 1.5 ×');
   expect(boundOf(gate('safety', null))).toBe('');

@@ -209,9 +209,9 @@ export function figureOf(gate: string, value: number): string {
 /** What the figure, or the low end of its interval, is held against. */
 export function boundOf({ name, margin }: Gate): string {
   if (margin === null) return '';
-  if (/^(reward_above_rules|win_rate)/.test(name)) return `> ${figureOf(name, margin)}`;
-  if (name === 'length') return `${figureOf(name, 1 / margin)} – ${figureOf(name, margin)}`;
-  return `≤ ${figureOf(name, margin)}`;
+  const most = figureOf(name, margin).replace('.0', '');
+  if (/^(reward_above_rules|win_rate)/.test(name)) return `> ${most}`;
+  return name === 'length' ? `${figureOf(name, 1 / margin)} – ${most}` : `≤ ${most}`;
 }
 
 const SENTENCES: [RegExp, Key][] = [
