@@ -155,6 +155,7 @@ def test_what_was_imported_before_this_was_noted_is_known(tmp_path: Path) -> Non
         for table in ("conversations", "rankings"):
             connection.execute(text(f"DROP INDEX ix_{table}_origin"))
             connection.execute(text(f"ALTER TABLE {table} DROP COLUMN origin"))
+        connection.execute(text("ALTER TABLE people DROP COLUMN compares"))
         connection.execute(text("UPDATE alembic_version SET version_num = '0002'"))
     store.close()
     store = Store(path)
