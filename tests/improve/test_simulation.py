@@ -374,8 +374,10 @@ def test_a_record_of_three_seeds_and_its_page(seed: int, tmp_path: Path) -> None
         better = start + 0.5 + 0.1 * drawn.normal(size=50)
         votes = {"votes": 40, "share": {"value": 0.7}, "outcome": "better"}
         common = {"agreement": {"value": 0.7}, "seconds": 60.0, "figures": {}, "pairs": 600}
+        common |= {"tokens": 10.0}
         common |= {"judgements": 100, "gates": {"win_rate": "passed"}}
         start_row = {"gold": list(start), "sigma": 0.5, "seconds": 1.0, "promoted": "sim@1"}
+        start_row["tokens"] = 20.0
         first = common | {
             "gold": list(better), "candidate_gold": list(better), "parent_gold": list(start),
             "reward": list(2 * better), "parent_reward": list(2 * start), "kl": 1.5,
@@ -401,6 +403,7 @@ def test_a_record_of_three_seeds_and_its_page(seed: int, tmp_path: Path) -> None
     assert one["reward_deviation"] == pytest.approx(2 * one["candidate_gold_gain_deviation"])
     assert (two["gold_reward_rise"], two["verdict"]) == (0.0, "1 of 3 promoted")
     assert two["kl"] == 1.5
+    assert "from 20.0 to 10.0 tokens" in record["findings"][-1]
     assert "win_rate (2 of 3)" in record["findings"][1]
     page = build_simulation_page(tmp_path, record).read_text()
     assert "1 of 3 promoted" in page

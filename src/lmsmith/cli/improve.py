@@ -151,7 +151,7 @@ rollback = printed(api.rollback, _show_promoted)
 def _show_simulation(found: api.Simulation) -> None:
     record = found.record
     figures = ("round", "gold reward", "rise", "low end", "votes for it", "low end", "votes")
-    others = ("judgements", "agreement", "KL", "reward", "verdict", "time")
+    others = ("judgements", "agreement", "KL", "tokens", "reward", "verdict", "time")
     table = plain_table(*figures, *others, left=("verdict",))
     table.add_row("0", f"{record['start']['gold_reward']:.3f}")
     for row in record["rounds"]:
@@ -165,6 +165,7 @@ def _show_simulation(found: api.Simulation) -> None:
             f"{row['judgements']:,}",
             "" if row["agreement"] is None else f"{row['agreement']:.1%}",
             f"{row['kl']:.2f}",
+            f"{row['tokens']:.1f}",
             "" if row["reward"] is None else f"{row['reward']:+.3f}",
             row["verdict"],
             format_duration(row["seconds"]),

@@ -27,6 +27,7 @@ def build_simulation_page(folder: Path, record: Mapping[str, Any]) -> Path:
         "findings": record["findings"],
         "figures": [_draw_gold(record), _draw_parting(record)],
         "start": numbers.fixed(record["start"]["gold_reward"], 3),
+        "start_tokens": numbers.fixed(record["start"]["tokens"], 1),
         "rows": [_row(each) for each in record["rounds"]],
         "seconds": sum(each["seconds"] for each in record["rounds"]),
         "settings": [
@@ -52,6 +53,7 @@ def _row(row: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
         f"{row['judgements']:,}",
         numbers.percent(row["agreement"]),
         numbers.fixed(row["kl"], 2),
+        numbers.fixed(row["tokens"], 1),
         numbers.signed(row["reward"], 3) if row["reward"] is not None else "\u2013",
         row["verdict"],
         numbers.duration(row["seconds"]),

@@ -16,6 +16,8 @@ from lmsmith.statistics.intervals import Interval, percentile_interval
 from lmsmith.statistics.sequential import anytime_interval
 
 RESAMPLES = 10_000
+MUCH_LONGER = 1.5
+"""Answers so many times as long, or as short, may be better by their length alone."""
 
 
 def bootstrap_two_ways(values: ArrayLike, seed: int = 0) -> Interval:
@@ -44,6 +46,8 @@ def record_of(plan: Plan, recipe: Recipe, seeds: Sequence[Rounds]) -> dict[str, 
         seeds: of each its rounds, from round 0.
     """
     start = np.array([each[0]["gold"] for each in seeds])
+    first = {"gold_reward": float(start.mean()), "deviation": float(start.std())}
+    first["tokens"] = float(np.mean([each[0]["tokens"] for each in seeds]))
     rows = []
     for number in range(1, len(seeds[0])):
         found = [each[number] for each in seeds]
@@ -63,6 +67,7 @@ def record_of(plan: Plan, recipe: Recipe, seeds: Sequence[Rounds]) -> dict[str, 
                 "judgements": round(float(np.mean([each["judgements"] for each in found]))),
                 "pairs": round(float(np.mean([each["pairs"] for each in found]))),
                 "kl": float(np.mean([each["kl"] for each in found])),
+                "tokens": float(np.mean([each["tokens"] for each in found])),
                 "agreement": float(np.mean(agreements)) if agreements else None,
                 **_gains(found, number),
                 "verdict": verdicts[0]
@@ -76,13 +81,13 @@ def record_of(plan: Plan, recipe: Recipe, seeds: Sequence[Rounds]) -> dict[str, 
         "simulation": encode(plan),
         "recipe": recipe.as_dict(),
         "seeds": len(seeds),
-        "start": {"gold_reward": float(start.mean()), "deviation": float(start.std())},
+        "start": first,
         "labelers": {
             "sigma": [each[0]["sigma"] for each in seeds],
             "wanted_agreement": 1 - plan.noise,
         },
         "rounds": rows,
-        "findings": findings(rows, [each[1:] for each in seeds]),
+        "findings": findings(rows, [each[1:] for each in seeds]) + _of_length(first, rows),
         "by_seed": [[_without_lists(each) for each in rounds] for rounds in seeds],
     }
 
@@ -138,6 +143,17 @@ def findings(rows: Rounds, seeds: Sequence[Rounds]) -> list[str]:
             f"{', '.join(map(str, parted))}: there proxy and gold part."
         )
     return found
+
+
+def _of_length(start: Mapping[str, float], rows: Rounds) -> list[str]:
+    """A sentence where the answers' length has changed much."""
+    before, now = max(1.0, start["tokens"]), max(1.0, rows[-1]["tokens"])
+    if max(before / now, now / before) < MUCH_LONGER:
+        return []
+    return [
+        f"Answers went from {before:.1f} to {now:.1f} tokens: a part of the gain may be their "
+        "length alone."
+    ]
 
 
 def _limits(row: Mapping[str, Any], ours: Rounds) -> str:

@@ -146,8 +146,8 @@ class Simulated:
             ``round``, ``judgements``, ``pairs``, ``agreement``, ``candidate``, ``promoted`` (words
             of versions), ``gates`` (name → state), ``votes`` (None where nobody was asked),
             ``verdict``, ``gold`` and ``candidate_gold`` (a mean for each test prompt), ``reward``
-            and ``parent_reward`` (the same by the round's reward model), ``kl``, ``figures``,
-            ``seconds``. Round 0 has the first and the last few of them.
+            and ``parent_reward`` (the same by the round's reward model), ``kl``, ``tokens`` (of an
+            answer), ``figures``, ``seconds``. Round 0 has the first and the last few of them.
         """
         path = self.home / f"round-{number}.json"
         if not path.is_file():
@@ -166,6 +166,7 @@ class Simulated:
             "promoted": f"{NAME}@1",
             "gold": gold,
             "kl": 0.0,
+            "tokens": self._measured(1)["tokens"],
             "sigma": self._labelers.sigma,
             "seconds": time.monotonic() - began,
         }
@@ -203,6 +204,7 @@ class Simulated:
             "parent_gold": _means(self._measured(parent.number)["gold"]),
             **reward_of,
             "kl": float(np.mean(self._measured(promoted.number)["kl"])),
+            "tokens": self._measured(promoted.number)["tokens"],
             "candidate_kl": float(np.mean(measured["kl"])),
             "figures": made.figures,
             "seconds": seconds + voted.get("seconds", 0.0) + measured["seconds"],
