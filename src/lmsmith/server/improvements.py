@@ -107,7 +107,7 @@ class Improvements:
         """What there is to learn from, as ``lmsmith improve --dry-run`` counts it.
 
         A process of its own counts; what it found before is given meanwhile. None until the first
-        count, or if it fails.
+        count. If it fails, ``too_little`` has the reason.
         """
         due = time.monotonic() - self._counted.get(name, -RECOUNT_SECONDS) >= RECOUNT_SECONDS
         if due and name not in self._counting:
@@ -120,11 +120,15 @@ class Improvements:
 
     async def _count(self, name: str, word: str) -> None:
         words = ["improve", word, "--name", name, "--dry-run", "--json", *self._options]
-        process = self._run(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        found, _ = await asyncio.to_thread(process.communicate)
+        process = self._run(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        found, said = await asyncio.to_thread(process.communicate)
         self._counted[name] = time.monotonic()
-        with contextlib.suppress(ValueError):
+        try:
             self._counts[name] = json.loads(found)
+        except ValueError:  # such as that nobody has judged anything
+            reason = said.decode(errors="replace").strip().splitlines()[-LINES:]
+            nothing = {"counts": {}, "people": {}, "new": 0, "too_little": reason}
+            self._counts[name] = nothing
 
     def _run(self, words: list[str], **options: Any) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
