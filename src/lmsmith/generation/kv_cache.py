@@ -77,8 +77,10 @@ class _Pool:
         self.window = window
         self.table = torch.zeros(rows, pages_for(config.context, page), dtype=torch.int32)
         shape = (len(layers), pages, config.resolved_kv_heads, page, config.width_per_head)
-        # One tensor for all layers, so that a page is copied at once.
-        self.keys, self.values = torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)
+        # One tensor for all layers, so that a page is copied at once. A page is cleared when it is
+        # taken first: clearing a gigabyte at once takes a second of every core's memory bandwidth.
+        self.keys, self.values = torch.empty(shape, dtype=dtype), torch.empty(shape, dtype=dtype)
+        self.cleared = 0  # pages; the free ones are taken from the first on
         self.layers = {
             layer: LayerCache(self.keys[place], self.values[place], self.table, window)
             for place, layer in enumerate(layers)
@@ -92,6 +94,10 @@ class _Pool:
         if not self.free:
             self._grow()
         page = self.free.pop()
+        if page >= self.cleared:
+            self.keys[:, page].zero_()
+            self.values[:, page].zero_()
+            self.cleared = page + 1
         self.users[page] = 1
         self.table[row, block] = page
         return page

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import os
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -34,6 +35,9 @@ GIGABYTE = 10**9
 
 NICE = 10
 """Added to the niceness of the thread that loads a version while others write."""
+
+TURN_SECONDS = 0.0005
+"""Longest time that the thread that loads a version keeps Python from others."""
 
 _numbers = itertools.count(1)
 
@@ -207,6 +211,12 @@ class Loader:
                 room beside the models in memory.
         """
         _step_back()
+        with _short_turns():
+            return self._beside(version, now, loaded)
+
+    def _beside(
+        self, version: Version, now: ServedModel, loaded: Sequence[ServedModel]
+    ) -> ServedModel:
         versions.verify(version)
         shape, before = read_model_config(version.path)[1], now.scheduler.model
         size = round(now.weight_bytes * shape.parameters / before.config.parameters)
@@ -290,6 +300,18 @@ def _step_back() -> None:
     if sys.platform == "linux":  # elsewhere a thread has the niceness of its process
         thread = threading.get_native_id()
         os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + NICE)
+
+
+@contextlib.contextmanager
+def _short_turns() -> Iterator[None]:
+    """Let the engine's thread interrupt Python code of others after half a millisecond, not five:
+    it asks for its turn after every operation of a step."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(TURN_SECONDS)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 def serve_models(
