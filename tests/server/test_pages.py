@@ -31,7 +31,7 @@ def address(built: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_the_page_needs_no_token_and_allows_nothing_from_elsewhere(address: str) -> None:
-    for path in ("/", "/c/abc", "/label", "/label/rank"):
+    for path in ("/", "/c/abc", "/label", "/label/rank", "/models"):
         answer = httpx.get(address + path, trust_env=False)
         assert answer.status_code == 200
         assert "<title>page" in answer.text

@@ -84,7 +84,7 @@ def assets(folder: Path = STATIC) -> dict[str, Asset]:
     return {path.relative_to(folder).as_posix(): Asset.read(path) for path in found}
 
 
-OPEN = ("/", "/label", "/api/session", "/health", "/ready")
+OPEN = ("/", "/label", "/models", "/api/session", "/health", "/ready")
 
 
 def is_open(path: str) -> bool:
@@ -97,6 +97,7 @@ def is_open(path: str) -> bool:
 @router.get("/c/{name}")
 @router.get("/label")
 @router.get("/label/{rest:path}")
+@router.get("/models")
 async def page(request: Request) -> Response:
     """The page, which reads the address itself."""
     index = assets().get("index.html")
