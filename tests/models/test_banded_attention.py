@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lmsmith.models.attention import packed_mask, padded_mask, padded_positions
+from lmsmith.models.attention import packed_mask
 from lmsmith.models.attention_kernels import band_biases, banded_attention, block_columns
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
+from padding import padded_mask, padded_positions
 
 CONFIG = ModelConfig(
     layers=4,
