@@ -336,3 +336,26 @@ def test_a_version_promoted_before_its_trial_began_gets_none(
     assert versions.lineage_of("ours").trial is None
     with pytest.raises(UserError, match="nobody has judged anything since version 2"):
         world.improve(force=False)
+
+
+@pytest.mark.parametrize("corpus", [True, False])
+def test_rankings_alone_keep_the_corpus_that_there_is(
+    world: World, monkeypatch: pytest.MonkeyPatch, corpus: bool
+) -> None:
+    """PPO mixes in the first version's corpus without demonstrations too, else nothing."""
+    ran: list[Any] = []
+    monkeypatch.setattr(
+        round,
+        "run_recipe",
+        lambda recipe, folder, **_: (ran.append(recipe), fake_run(recipe, folder)),
+    )
+    data = Path(write_data(world.folder / "data"))
+    (data / "conversations.jsonl").unlink()
+    round.first_version(world.model, "ours", "me")
+    if corpus:
+        write_json(versions.folder_of("ours") / "1/pretrain/mixture.json", [1.0])
+    api.improve("ours", data=[str(data)], force=True, quiet=True)
+    stages = ran[0].stages
+    assert ("pretrain" in stages) == corpus
+    assert "sft" not in stages
+    assert (stages["ppo"].ptx_coefficient > 0) == corpus

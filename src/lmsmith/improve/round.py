@@ -553,10 +553,13 @@ def _fitted(recipe: Recipe, folder: Path, parent: Version) -> Recipe:
     shape = read_model_config(parent.path)[1]
     root = versions.folder_of(parent.name) / "1"
     corpus = root / "pretrain"
+    has_corpus = (corpus / MIXTURE_FILE).is_file()
+    if has_corpus and "ppo" in present:  # it needs no demonstrations
+        present = tuple(each.name for each in ROUND if each.name in {*present, "pretrain"})
     told = {
         "data": {"frozen": str(frozen)},
         "base": {"model": str(parent.path), "folder": ""},
-        "pretrain": {"corpus": str(corpus) if (corpus / MIXTURE_FILE).is_file() else ""},
+        "pretrain": {"corpus": str(corpus) if has_corpus else ""},
         "previous_reward": {"model": str(parent.folder / "reward/model")},
     }
     stages: dict[str, Any] = {}
@@ -565,7 +568,7 @@ def _fitted(recipe: Recipe, folder: Path, parent: Version) -> Recipe:
             continue
         settings: Any = replace(recipe.stages[name], **told.get(name, {}))  # type: ignore[type-var]
         stages[name] = _fitted_to(shape, settings)
-    if "ppo" in stages and "pretrain" not in stages and not (corpus / MIXTURE_FILE).is_file():
+    if "ppo" in stages and "pretrain" not in stages:
         stages["ppo"] = replace(stages["ppo"], ptx_coefficient=0.0)
     return replace(recipe, stages=stages)
 
