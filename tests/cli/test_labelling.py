@@ -227,9 +227,9 @@ def test_users(call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     on_disk = b"".join(path.read_bytes() for path in tmp_path.glob("feedback.db*"))
     for token in (added["token"], renewed["token"]):
         assert token.partition(".")[2].encode() not in on_disk
-    assert call("users", "rm", "Ann") == {"deleted": "Ann"}
+    assert call("users", "rm", "Ann") == {"deleted": "Ann", "versions": []}
     assert "lmsmith users ls --database feedback.db" in call("users", "rm", "Ann", code=2)
-    assert call("users", "rm", "owner") == {"deleted": "owner"}
+    assert call("users", "rm", "owner") == {"deleted": "owner", "versions": []}
     assert call("users", "ls")["users"] == []
     monkeypatch.setenv("LMSMITH_HOME", str(tmp_path / "lmsmith"))
     assert cli.main(["users", "add", "Bo"]) == 0  # in the server's own database

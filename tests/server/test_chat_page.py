@@ -112,6 +112,7 @@ def talk_of(page: Any) -> list[dict[str, Any]]:
 def test_a_talk_with_stop_regenerate_edit_and_branches(visit: Open) -> None:
     page = visit()
     say(page, "count", "endless")
+    playwright.expect(page.locator("article.writing")).to_have_text(re.compile(r"\S"))
     page.get_by_label("Stop").click()
     answered(page)
     assert page.get_by_text("Stopped").is_visible()
