@@ -1,4 +1,4 @@
-"""Judgements of people: what they wrote, ranked, compared, liked or asked, whoever keeps them."""
+"""Judgements of people: demonstrations, rankings, comparisons, thumbs and prompts, from any source."""
 
 from __future__ import annotations
 
