@@ -183,7 +183,7 @@ class ChatSession:
         return self.model.next_tokens(tokens + self.model.tokenizer.encode(beginning), top)
 
     def change(self, **values: float) -> None:
-        """Change settings, or none if one is out of range (UserError); a seed restarts the draws."""
+        """Change settings, or none if one is out of range (UserError); a seed restarts draws."""
         from lmsmith.core.config import SettingsError
 
         changed = replace(self.settings, **values)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Judgements of people: demonstrations, rankings, comparisons, thumbs and prompts, from any source."""
+"""Judgements: demonstrations, rankings, comparisons, thumbs and prompts, from any source."""
 
 from __future__ import annotations
 
