@@ -17,6 +17,7 @@ from lmsmith.core.config import problems_in
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.heads import ScalarModel
+from lmsmith.training.muon import Muon
 from lmsmith.training.optimiser import Optimiser, OptimiserConfig, Schedule, learning_rate_factor
 
 CONFIG = ModelConfig(layers=2, width=16, heads=2, context=12, vocabulary_size=20)
@@ -65,10 +66,10 @@ def test_each_parameter_is_in_one_group_and_decays_only_if_it_is_a_matrix_of_a_l
     for part, group in groups:
         if group["weight_decay"]:
             decayed |= names_in(model, group["params"])
-        if isinstance(part, torch.optim.Muon):
+        if isinstance(part, Muon):
             assert names_in(model, group["params"]) == matrices
     assert decayed == matrices | {"head.weight"}
-    assert any(isinstance(part, torch.optim.Muon) for part in optimiser.parts) == (name == "muon")
+    assert any(isinstance(part, Muon) for part in optimiser.parts) == (name == "muon")
 
 
 def test_adamw_is_the_formula() -> None:

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from lmsmith.core.config import FractionBelowOne, NonNegativeFloat, PositiveFloat
+from lmsmith.training.machine import cpu_instruction_set
+from lmsmith.training.muon import Muon
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,10 @@ class Optimiser:
             self.peaks.append(rate)
         if by_muon:
             rate, decay = config.matrix_learning_rate, config.weight_decay
-            muon = torch.optim.Muon(by_muon, lr=rate, weight_decay=decay, momentum=config.momentum)
-            self.parts.append(muon)
+            dtype = torch.float32 if cpu_instruction_set() == "other" else torch.bfloat16
+            self.parts.append(
+                Muon(by_muon, lr=rate, weight_decay=decay, momentum=config.momentum, dtype=dtype)
+            )
             self.peaks.append(rate)
 
     def step(self, factor: float) -> float:
