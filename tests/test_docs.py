@@ -17,7 +17,7 @@ from lmsmith.cli import COMMANDS
 from lmsmith.core.config import decode, setting_keys
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.core.renamed_keys import RENAMED_KEYS
-from lmsmith.improve.round import ROUND
+from lmsmith.improve.recipe import ROUND
 from lmsmith.stages.pipeline import STAGES
 
 ROOT = Path(__file__).resolve().parents[1]

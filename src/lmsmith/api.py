@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from lmsmith.evaluation.run import ModelEvaluation
     from lmsmith.evaluation.tasks.spec import TaskSpec
     from lmsmith.feedback.store import Store
-    from lmsmith.improve.round import Prospect
+    from lmsmith.improve.prospect import Prospect
     from lmsmith.prompts import Message
     from lmsmith.studies.in_context import TaskStudy
     from lmsmith.training.machine import ResolvedMachine
@@ -873,17 +873,17 @@ def improve(
     >>> lmsmith.improve("runs/quickstart", data=["data/feedback"]).version   # doctest: +SKIP
     """
     from lmsmith.improve import round
+    from lmsmith.improve.prospect import Sources, learnt_people, prospect
+    from lmsmith.improve.recipe import round_recipe, without
     from lmsmith.report.version.page import ensure_version_page
 
     if not 0 <= share <= 1:
         raise UserError(f"--share {share}: expected a share of the turns, 0 to 1")
-    sources = round.Sources(database, tuple(data))
-    settings = round.without(
-        round.round_recipe(recipe, set), sources.ids_of(exclude, round.learnt_people())
-    )
-    prospect = round.prospect(model, sources, settings, name)
+    sources = Sources(database, tuple(data))
+    settings = without(round_recipe(recipe, set), sources.ids_of(exclude, learnt_people()))
+    found = prospect(model, sources, settings, name)
     if dry_run:
-        return Improvement(record=prospect.as_dict(), prospect=prospect)
+        return Improvement(record=found.as_dict(), prospect=found)
     made = round.improve(
         model,
         sources,
@@ -893,11 +893,11 @@ def improve(
         force=force,
         restart=restart,
         share=None if data else share,
-        progress=choose_progress(f"improve {prospect.name}", quiet),
+        progress=choose_progress(f"improve {found.name}", quiet),
     )
-    record = {**prospect.as_dict(), "version": made.as_dict()}
+    record = {**found.as_dict(), "version": made.as_dict()}
     report = ensure_version_page(made)
-    return Improvement(record=record, report=report, prospect=prospect, version=made)
+    return Improvement(record=record, report=report, prospect=found, version=made)
 
 
 @documented
@@ -938,7 +938,7 @@ def _with_deleted(name: str, database: str) -> dict[str, int]:
     }
     if not any(ids.values()) or (not database and not Path(default_database()).is_file()):
         return {}
-    from lmsmith.improve.round import Sources
+    from lmsmith.improve.prospect import Sources
 
     there = Sources(database).people()
     return {word: len(found - there) for word, found in ids.items() if found - there}
@@ -1057,7 +1057,7 @@ def simulate(
 
     >>> lmsmith.simulate("runs/quickstart", rounds=1, seeds=1).report        # doctest: +SKIP
     """
-    from lmsmith.improve.round import round_recipe
+    from lmsmith.improve.recipe import round_recipe
     from lmsmith.report.simulation import build_simulation_page
 
     with needs_extra("serve"):

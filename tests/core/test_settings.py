@@ -19,7 +19,7 @@ from lmsmith.core.settings import (
     settings_as_text,
     with_comments,
 )
-from lmsmith.improve.round import ROUND
+from lmsmith.improve.recipe import ROUND
 from lmsmith.stages.pipeline import STAGES, recipe_settings
 
 

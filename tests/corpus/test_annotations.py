@@ -343,7 +343,7 @@ def test_qa_feedback(public_data: Callable[[str], Path]) -> None:
 
 def test_equal_rows_of_two_labelers_are_two_judgements(tmp_path: Path) -> None:
     """Ids count rows of one file only: two files, and two labelers, may have the same."""
-    from lmsmith.improve.round import Sources
+    from lmsmith.improve.prospect import Sources
 
     for name, labeler in (("a", "x"), ("b", "y")):
         row = {"prompt": "p", "responses": ["1", "2"], "ranks": [1, 2], "labeler": labeler}

@@ -25,7 +25,7 @@ from lmsmith.feedback.queue import Queue
 from lmsmith.feedback.statistics import statistics_of
 from lmsmith.feedback.store import Store, open_store
 from lmsmith.feedback.votes import votes_on
-from lmsmith.improve.round import round_recipe
+from lmsmith.improve.recipe import round_recipe
 from lmsmith.improve.simulation import running
 from lmsmith.improve.simulation.findings import bootstrap_two_ways, findings, record_of
 from lmsmith.improve.simulation.labelers import (

@@ -81,7 +81,7 @@ def run_round(model: str, data: str, name: str, **given: Any) -> api.Improvement
 
 def _die_at(moment: str) -> None:
     """End this process by SIGKILL when it comes to a moment of a round."""
-    from lmsmith.improve import gates, round, snapshot
+    from lmsmith.improve import gates, round, snapshot, under_way
     from lmsmith.stages import reward, sft
 
     def die(*_: Any, **__: Any) -> Any:
@@ -92,7 +92,7 @@ def _die_at(moment: str) -> None:
 
     places: dict[str, tuple[Any, str, Any]] = {
         "first version": (versions, "found_lineage", die),
-        "freeze": (round, "freeze", after(round.freeze)),
+        "freeze": (under_way, "freeze", after(under_way.freeze)),
         "data": (snapshot, "ranking_row", die),
         "sft": (sft, "save_model", die),
         "reward": (reward, "save_model", die),

@@ -12,7 +12,7 @@ from lmsmith.core.format import format_duration
 
 if TYPE_CHECKING:
     from lmsmith.catalogue.versions import Gate, Version
-    from lmsmith.improve.round import Prospect
+    from lmsmith.improve.prospect import Prospect
 
 _STYLES = {"passed": "green", "failed": "red", "not shown": "yellow"}
 

@@ -70,7 +70,7 @@ def all_settings(key: str = "") -> list[Setting]:
     Raises:
         UserError: no such stage or key; the nearest one is named.
     """
-    from lmsmith.improve.round import round_settings
+    from lmsmith.improve.recipe import round_settings
     from lmsmith.stages.pipeline import chosen_settings, recipe_settings
 
     if key.partition(".")[0] == "improve":

@@ -1,0 +1,40 @@
+"""The first version of a model: a copy of it, with its reward model and its corpus."""
+
+from __future__ import annotations
+
+import shutil
+
+from lmsmith.catalogue import versions
+from lmsmith.catalogue.reading import read_model
+from lmsmith.catalogue.registry import now
+from lmsmith.catalogue.resolve import resolve
+from lmsmith.catalogue.versions import Version
+from lmsmith.core.files import atomic_folder
+from lmsmith.corpus.batches import MIXTURE_FILE, SHARDS_FOLDER
+from lmsmith.models.folder import load_scalar_model, load_tokenizer, save_model
+
+
+def first_version(word: str, name: str, by: str) -> Version:
+    """Copy a model, with its reward model and its corpus where it has them, as version 1."""
+    source = resolve(word)
+    read = read_model(source.path)
+    run = source.path.parent.parent if source.format == "lmsmith" else None
+    folder = versions.folder_of(name) / versions.NEXT
+    with versions.changing(name):
+        with atomic_folder(folder) as partial:
+            card = {**read.card, "source": word}
+            save_model(partial / "model", read.decoder, read.tokenizer, card)
+            reward = run / "reward/model" if run else None
+            if reward is not None and (reward / "config.json").is_file():
+                tokenizer = load_tokenizer(reward)
+                save_model(partial / "reward/model", load_scalar_model(reward), tokenizer, {})
+            corpus = run / "pretrain" if run else None
+            if corpus is not None and (corpus / MIXTURE_FILE).is_file():
+                shutil.copytree(corpus / SHARDS_FOLDER, partial / "pretrain" / SHARDS_FOLDER)
+                shutil.copyfile(corpus / MIXTURE_FILE, partial / "pretrain" / MIXTURE_FILE)
+            made = Version(name, 1, "model", versions.hash_model(partial / "model"), word, now())
+            versions.write_version(partial, made)
+        shutil.rmtree(made.folder, ignore_errors=True)  # of a kill before the lineage was written
+        versions.put_in_place(made)
+        versions.found_lineage(made, by or "lmsmith improve")
+    return made

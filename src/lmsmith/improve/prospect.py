@@ -1,0 +1,162 @@
+"""What a round would learn from, without beginning it."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from lmsmith.catalogue import versions
+from lmsmith.catalogue.resolve import resolve
+from lmsmith.catalogue.versions import Version
+from lmsmith.core.errors import UserError, needs_extra
+from lmsmith.core.files import fingerprint
+from lmsmith.core.recipe import Recipe
+from lmsmith.corpus.judgements import Collected, Judgement, read_judgements
+from lmsmith.improve.recipe import data_of, stages_with_data
+from lmsmith.improve.snapshot import SIDES_FILE, known_of, read_sides
+from lmsmith.improve.summary import Summary, summarise
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where judgements are read.
+
+    Attributes:
+        database: of the server, a file or a URL; its own if both are empty.
+        data: files or folders in the formats of ``lmsmith feedback export``.
+    """
+
+    database: str = ""
+    data: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return ", ".join(self.data) or self.database or "the server's database"
+
+    def read(self) -> Collected:
+        """All judgements, whoever keeps them."""
+        if self.data:
+            found: dict[str, Judgement] = {}
+            for each in read_judgements(self.data):
+                if found.setdefault(each.id, each) != each:  # another file counts its rows too
+                    name = f"{each.id}-{fingerprint(msgspec.to_builtins(each))}"
+                    found[name] = msgspec.structs.replace(each, id=name)
+            return Collected(list(found.values()), {}, 0, 0, {})
+        with needs_extra("serve"):
+            from lmsmith.feedback.collect import collect
+            from lmsmith.feedback.store import open_store
+        with open_store(self.database) as store:
+            return collect(store)
+
+    def people(self) -> set[str]:
+        """Ids of everybody who is in the database."""
+        with needs_extra("serve"):
+            from lmsmith.feedback.people import People
+            from lmsmith.feedback.store import open_store
+        with open_store(self.database) as store:
+            return {each.id for each in People(store).all()}
+
+    def ids_of(self, words: Sequence[str], learnt: Container[str] = ()) -> tuple[str, ...]:
+        """Ids of people, each named by id or name; of files, the names that these give.
+
+        Args:
+            words: names and ids.
+            learnt: ids that versions were made with, of people who may be deleted.
+
+        Raises:
+            UserError: nobody of that name judged or asked.
+        """
+        if not words:
+            return ()
+        found = self.read()
+        ids = {person for each in found.judgements for person in each.people}
+        named = {_plain(name): person for person, name in found.names.items()}
+        chosen = []
+        for word in words:
+            person = word if word in ids or word in learnt else named.get(_plain(word))
+            if person is None:
+                some = ", ".join(sorted(found.names.get(each, each) for each in ids)[:20])
+                raise UserError(
+                    f"--exclude {word}: nobody of that name or id judged or asked",
+                    f"these did: {some}" if some else "there is nobody to exclude",
+                )
+            chosen.append(person)
+        return tuple(dict.fromkeys(chosen))
+
+
+def _plain(name: str) -> str:
+    """A name without regard to the width of letters, capitals and spaces."""
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+
+
+@dataclass(frozen=True)
+class Prospect:
+    """What a round would learn from.
+
+    Attributes:
+        name: of the model's versions.
+        parent: the version it would start from; 0 where there is none yet.
+        summary: of the judgements.
+        stages: that would run.
+        names: id of a person → name, where they are known.
+    """
+
+    name: str
+    parent: int
+    summary: Summary
+    stages: tuple[str, ...]
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return {
+            "name": self.name,
+            "parent": self.parent,
+            "stages": list(self.stages),
+            **self.summary.as_dict(),
+        }
+
+
+def name_of(word: str, name: str = "") -> str:
+    """What the versions of a model are called: as asked, or after the model's name or folder."""
+    if name:
+        return name
+    bare = versions.split_version(word)[0]
+    return bare if versions.find(bare) else resolve(word).name.rstrip("/").rpartition("/")[2]
+
+
+def prospect(word: str, sources: Sources, recipe: Recipe, name: str = "") -> Prospect:
+    """What a round would learn from, without beginning it."""
+    name = name_of(word, name)
+    parent = parent_of(name, recipe) if versions.find(name) else None
+    earlier = read_sides(ledger_of(name))
+    found = sources.read()
+    summary = summarise(
+        found.judgements,
+        known_of(found.judgements, earlier),
+        cap=data_of(recipe).person_cap,
+        regenerations=found.regenerations,
+        edits=found.edits,
+    )
+    stages = stages_with_data(recipe, found.judgements, earlier)
+    return Prospect(name, parent.number if parent else 0, summary, stages, found.names)
+
+
+def parent_of(name: str, recipe: Recipe) -> Version:
+    """The promoted version, or its nearest ancestor that nobody who is excluded had a part in."""
+    return versions.untouched(versions.promoted(name), data_of(recipe).exclude)
+
+
+def ledger_of(name: str) -> Path:
+    """The sides of the newest version, which keep those of all versions before it."""
+    return versions.folder_of(name) / str(versions.next_number(name) - 1) / "data" / SIDES_FILE
+
+
+def learnt_people() -> set[str]:
+    """Ids of everybody with whose words a version was made."""
+    found = (each for name in versions.names() for each in versions.versions(name))
+    return {person for each in found for person in each.learnt.people}
