@@ -348,6 +348,6 @@ def test_equal_rows_of_two_labelers_are_two_judgements(tmp_path: Path) -> None:
     for name, labeler in (("a", "x"), ("b", "y")):
         row = {"prompt": "p", "responses": ["1", "2"], "ranks": [1, 2], "labeler": labeler}
         written(tmp_path / f"{name}.jsonl", [row, {**row, "id": 1}])
-    found = Sources(data=(str(tmp_path),)).read().judgements
+    found = Sources(data=(str(tmp_path),)).judged.judgements
     assert [each.person for each in found].count("y") == 2
     assert len({each.id for each in found}) == 4

@@ -23,6 +23,8 @@ from lmsmith.core.errors import UserError
 from lmsmith.core.files import write_json
 from lmsmith.core.progress import QuietProgress
 from lmsmith.core.recipe import MachineConfig
+from lmsmith.corpus.judgements import Collected
+from lmsmith.feedback.collect import collect
 from lmsmith.feedback.people import People
 from lmsmith.feedback.store import Store, open_store
 from lmsmith.feedback.tables import Rating
@@ -183,6 +185,21 @@ def test_a_version_is_made_again_without_a_person(world: World) -> None:
     with pytest.raises(UserError, match="--exclude Cid: nobody of that name") as caught:
         world.improve(exclude=["Cid"])
     assert "Ann Lee, Bob" in caught.value.fix
+
+
+def test_the_database_is_read_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A round begins with the judgements that were counted, and knows who is excluded from them."""
+    world.person("Ann", 40)
+    world.person("Bob", 40)
+    read: list[Store] = []
+
+    def counted(store: Store) -> Collected:
+        read.append(store)
+        return collect(store)
+
+    monkeypatch.setattr("lmsmith.feedback.collect.collect", counted)
+    world.improve(exclude=["Bob"])
+    assert len(read) == 1
 
 
 def test_two_improvements_at_once(world: World) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,9 @@ class Sources:
     def __str__(self) -> str:
         return ", ".join(self.data) or self.database or "the server's database"
 
-    def read(self) -> Collected:
-        """All judgements, whoever keeps them."""
+    @cached_property
+    def judged(self) -> Collected:
+        """All judgements; read once, so that a round begins with those that were counted."""
         if self.data:
             found: dict[str, Judgement] = {}
             for each in read_judgements(self.data):
@@ -72,7 +74,7 @@ class Sources:
         """
         if not words:
             return ()
-        found = self.read()
+        found = self.judged
         ids = {person for each in found.judgements for person in each.people}
         named = {_plain(name): person for person, name in found.names.items()}
         chosen = []
@@ -134,7 +136,7 @@ def prospect(word: str, sources: Sources, recipe: Recipe, name: str = "") -> Pro
     name = name_of(word, name)
     parent = parent_of(name, recipe) if versions.find(name) else None
     earlier = read_sides(ledger_of(name))
-    found = sources.read()
+    found = sources.judged
     summary = summarise(
         found.judgements,
         known_of(found.judgements, earlier),

@@ -21,17 +21,9 @@ from lmsmith.core.errors import UserError
 from lmsmith.core.files import read_json, write_json
 from lmsmith.core.progress import QuietProgress
 from lmsmith.core.recipe import Recipe
-from lmsmith.improve.prospect import Sources, ledger_of, parent_of
-from lmsmith.improve.recipe import data_of, stages_with_data
-from lmsmith.improve.snapshot import (
-    SNAPSHOT_FILE,
-    freeze,
-    known_of,
-    people_of,
-    read_frozen,
-    read_sides,
-)
-from lmsmith.improve.summary import summarise
+from lmsmith.improve.prospect import Sources, ledger_of, prospect
+from lmsmith.improve.recipe import data_of
+from lmsmith.improve.snapshot import SNAPSHOT_FILE, freeze, people_of, read_frozen
 from lmsmith.runs.locking import locked
 
 ROUND_FILE, FROZEN = "round.json", "frozen"
@@ -122,30 +114,27 @@ def begin(
     folder: Path, name: str, chosen: str, recipe: Recipe, sources: Sources, force: bool
 ) -> Round:
     """Freeze the judgements; the round has begun when its file is written."""
-    parent = parent_of(name, recipe)
-    ledger = ledger_of(name)
-    earlier = read_sides(ledger)
-    found = sources.read()
-    if not found.judgements:
+    if not sources.judged.judgements:
         raise UserError(
             f"{name}: nobody has judged anything in {sources}",
             "collect more: lmsmith serve, or the labelling queue; or name other --data",
         )
-    summary = summarise(found.judgements, known_of(found.judgements, earlier))
-    if earlier and not summary.new and not force and not _newly_excluded(name, recipe):
+    found = prospect(name, sources, recipe, name)
+    summary, ledger = found.summary, ledger_of(name)
+    if ledger.is_file() and not summary.new and not force and not _newly_excluded(name, recipe):
         raise UserError(
             f"{name}: nobody has judged anything since version {versions.next_number(name) - 1}",
             "collect more, or go on with --force",
         )
-    if not {"sft", "ppo"} & set(stages_with_data(recipe, found.judgements, earlier)):
+    if not {"sft", "ppo"} & set(found.stages):
         raise UserError(
             f"{name}: nothing to learn from: " + "; ".join(summary.too_little),
             "collect more: lmsmith serve, or the labelling queue",
         )
     if summary.too_little and not force:
         raise UserError("\n".join(summary.too_little), "collect more, or go on with --force")
-    freeze(folder / FROZEN, found.judgements, found.reliability, ledger)
-    state = Round(name, parent.number, now(), recipe.name, chosen)
+    freeze(folder / FROZEN, sources.judged.judgements, sources.judged.reliability, ledger)
+    state = Round(name, found.parent, now(), recipe.name, chosen)
     write_json(folder / ROUND_FILE, msgspec.to_builtins(state))
     return state
 
