@@ -89,3 +89,11 @@ def test_the_last_prompt_of_a_branch_stands_for_those_before(store: Store) -> No
     assert found.edits == 1
     store.delete_person(ann)
     assert collect(store).judgements == []
+
+
+def test_imported_conversations_are_nobodys(store: Store, tmp_path: Path) -> None:
+    """The importer asked nothing: all that is imported would else stand on one side."""
+    talks = [{"messages": [{"role": "user", "content": f"question {n}"}]} for n in range(3)]
+    write_jsonl(tmp_path / "talks.jsonl", talks)
+    import_file(store, tmp_path / "talks.jsonl", person="import")
+    assert {each.asker for each in collect(store).judgements} == {""}

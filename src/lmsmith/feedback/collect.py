@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -48,7 +48,7 @@ def collect(store: Store) -> Collected:
     with store.session() as session:
         names = {row[0]: row[1] for row in session.execute(select(Person.id, Person.name))}
         importer = next((key for key, name in names.items() if name == IMPORTER), None)
-        messages = _messages(session)
+        messages = _messages(session, importer)
         found = [
             *_of_answers(session, messages),
             *_of_queue(session, messages, importer),
@@ -70,7 +70,8 @@ def collect(store: Store) -> Collected:
     )
 
 
-def _messages(session: Session) -> dict[int, _Said]:
+def _messages(session: Session, importer: str | None) -> dict[int, _Said]:
+    """All messages by id; those of the importer are nobody's."""
     query = select(
         Message.id,
         Message.parent_id,
@@ -80,8 +81,13 @@ def _messages(session: Session) -> dict[int, _Said]:
         Conversation.person_id,
         Message.created,
     ).join(Conversation, Message.conversation_id == Conversation.id)
-    rows: Iterable[Any] = session.execute(query.order_by(Message.id))
-    return {row[0]: _Said(*row[1:]) for row in rows}
+    found = {}
+    for number, parent, role, text, model, person, created in session.execute(
+        query.order_by(Message.id)
+    ):
+        asker = "" if person == importer else person
+        found[number] = _Said(parent, role, text, model, asker, created)
+    return found
 
 
 def _path(messages: dict[int, _Said], number: int | None) -> list[dict[str, str]]:

@@ -1,9 +1,8 @@
 """From the database to the files that `lmsmith run` reads: conversations and rankings.
 
 A person's rows are all on one side of the held-out split, and labels of a logged prompt are on the
-side of the person who asked. Rows of files are nobody's: those that begin alike are on one side,
-whoever judged them, and on the side of the people who asked the same, where these are on one
-(docs/decisions/011).
+side of the person who asked. Rows of files belong to nobody. Those with the same opening are on one
+side: that of the people who asked the same, if these are all on one (docs/decisions/011).
 """
 
 from __future__ import annotations
@@ -13,34 +12,50 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy import and_, select
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import write_jsonl
-from lmsmith.corpus import rows
+from lmsmith.corpus.judgements import DEMONSTRATED, RANKED, Judgement
+from lmsmith.corpus.rows import Conversation, Ranking
 from lmsmith.corpus.splits import opening_key, split_of
+from lmsmith.feedback import tables
+from lmsmith.feedback.collect import collect
 from lmsmith.feedback.people import IMPORTER
-from lmsmith.feedback.store import Store, as_turns, path_to
-from lmsmith.feedback.tables import (
-    Assignment,
-    BetterAnswer,
-    Comparison,
-    Conversation,
-    Message,
-    Person,
-    RankedAnswers,
-    Rating,
-    Task,
-)
+from lmsmith.feedback.store import Store
+from lmsmith.feedback.tables import Assignment, BetterAnswer, Message, Rating, Task
 
 FILES = ("conversations", "rankings", "ratings")
 HELD_OUT = "held_out"
 
-_Row = tuple[str | None, str, dict[str, Any]]
-"""The person who asked, None if the row came from a file; the file; the row."""
+_Row = tuple[str, str, dict[str, Any]]
+"""The person who asked, empty if the row came from a file; the file; the row."""
 
-_RANKS = {"left": [1, 2], "right": [2, 1], "tie": [1, 1], "both_bad": [1, 1]}
+_THUMBS = (
+    select(Rating.id, Rating.reasons, Rating.comment, BetterAnswer.id)
+    .outerjoin(
+        BetterAnswer,
+        and_(
+            BetterAnswer.message_id == Rating.message_id,
+            BetterAnswer.person_id == Rating.person_id,
+        ),
+    )
+    .order_by(Rating.id)
+)
+"""Thumbs: reasons, comment, and whether the person also wrote a better answer."""
+
+_SCORES = (
+    select(Assignment.person_id, Assignment.answer, Task, tables.Conversation.person_id)
+    .join(Task, Assignment.task_id == Task.id)
+    .outerjoin(Message, Task.message_id == Message.id)
+    .outerjoin(tables.Conversation, Message.conversation_id == tables.Conversation.id)
+    .where(Assignment.state == "done", Task.kind == "rating", Task.gold.is_(None))
+    .order_by(Assignment.id)
+)
+"""Labelers' scores of one answer, with the person who asked."""
+
+OWN = ("comparison", "better_answer", "thumb")
+"""Judgements that people make in their own conversations."""
 
 
 def export(
@@ -71,19 +86,17 @@ def export(
     found: dict[str, list[dict[str, Any]]] = {
         f"{part}{name}": [] for part in ("", f"{HELD_OUT}/") for name in FILES
     }
-    with store.session() as session:
-        importer = session.scalar(select(Person.id).where(Person.name == IMPORTER))
-        rows = []
-        for person, file, row in _all(session, with_liked):
-            opening = opening_key(row.get("messages") or row["prompt"])
-            rows.append((None if person == importer else person, opening, file, row))
+    rows = [
+        (person, opening_key(row.get("messages") or row["prompt"]), file, row)
+        for person, file, row in _all(store, with_liked)
+    ]
     sides: dict[str, set[str]] = defaultdict(set)
     for person, opening, _, _ in rows:
-        if person is not None:
+        if person:
             sides[opening].add(_part(person, held_out))
     for person, opening, file, row in rows:
         part = _part(person or opening, held_out)
-        if person is None and len(sides[opening]) == 1:
+        if not person and len(sides[opening]) == 1:
             (part,) = sides[opening]
         found[f"{part}{file}"].append(row)
     counts = {}
@@ -99,92 +112,60 @@ def _part(name: str, held_out: float) -> str:
     return f"{HELD_OUT}/" if split_of(name, {HELD_OUT: held_out}) else ""
 
 
-def _all(session: Session, with_liked: bool) -> Iterator[_Row]:
-    """All rows, in a fixed order."""
-    for person in session.scalars(select(Person.id).order_by(Person.id)):
-        for row in _demonstrations(session, person, with_liked):
-            yield person, "conversations", row
-        for row in _compared(session, person):
-            yield person, "rankings", row
-        for row in _ratings(session, person):
-            yield person, "ratings", row
-    yield from _labelled(session)
-    for each in session.scalars(select(RankedAnswers).order_by(RankedAnswers.id)):
-        name, ranks = f"ranking-{each.id}", each.ranks
-        row = _ranking(name, each.prompt, each.responses, ranks, each.person_id)
-        yield None, "rankings", row
+def _all(store: Store, with_liked: bool) -> Iterator[_Row]:
+    """All rows, in a fixed order: people's own by person, then labels, then rankings of files."""
+    found = collect(store)
+    importer = next((key for key, name in found.names.items() if name == IMPORTER), "")
+    with store.session() as session:
+        thumbs = {
+            f"thumb-{number}": (reasons, comment, better)
+            for number, reasons, comment, better in session.execute(_THUMBS)
+        }
+        scores = list(session.execute(_SCORES))
+    judged = [each for each in found.judgements if each.kind != "prompt"]
+    judged.sort(key=lambda each: (each.kind not in OWN, each.person if each.kind in OWN else ""))
+    for each in judged:
+        labeler = each.person or importer
+        yield from _learnt(each, labeler)
+        if each.kind == "thumb":
+            yield from _thumb(each, labeler, thumbs.get(each.id, ([], "", None)), with_liked)
+    for labeler, answer, task, asker in scores:
+        messages = [*task.prompt, {"role": "assistant", "content": task.responses[0]}]
+        row = {"messages": messages, "model": (task.models or [""])[0], "labeler": labeler}
+        asker = "" if asker in (None, importer) else asker
+        yield asker, "ratings", {**row, "scale": "1-7", **answer}
 
 
-def _labelled(session: Session) -> Iterator[_Row]:
-    """Labels of the queue."""
-    query = (
-        select(Assignment, Task, Conversation.person_id)
-        .join(Task, Assignment.task_id == Task.id)
-        .outerjoin(Message, Task.message_id == Message.id)
-        .outerjoin(Conversation, Message.conversation_id == Conversation.id)
-        .where(Assignment.state == "done", Task.gold.is_(None))
-        .order_by(Assignment.id)
-    )
-    for done, task, asker in session.execute(query):
-        answer = done.answer
-        if task.kind == "demonstration":
-            messages = [*task.prompt, {"role": "assistant", "content": answer["content"]}]
-            name = f"demonstration-{done.person_id}-{done.id}"
-            yield asker, "conversations", rows.Conversation(name, messages).row()
-        elif task.kind == "ranking":
-            name, ranks = f"labelled-{done.id}", answer["ranks"]
-            row = _ranking(name, task.prompt, task.responses, ranks, done.person_id)
-            yield asker, "rankings", row
-        else:
-            messages = [*task.prompt, {"role": "assistant", "content": task.responses[0]}]
-            model = task.models[0] if task.models else ""
-            row = {"messages": messages, "model": model, "labeler": done.person_id}
-            yield asker, "ratings", row | {"scale": "1-7", **answer}
+def _learnt(each: Judgement, labeler: str) -> Iterator[_Row]:
+    """A judgement's demonstration and its ranking, if it has them."""
+    if each.kind in DEMONSTRATED:
+        yield each.asker, "conversations", _talk(each, labeler, each.id)
+    unchanged = each.kind == "better_answer" and len(set(each.responses)) == 1
+    if each.kind in RANKED and not unchanged:
+        source = f"feedback.{each.id.partition('-')[0]}"
+        ranking = Ranking(each.id, each.prompt, each.responses, each.ranks, labeler, source)
+        yield each.asker, "rankings", ranking.row()
 
 
-def _judged(session: Session, table: Any, person: str) -> Iterator[tuple[Any, list[Message]]]:
-    """A person's judgements, each with the path to the answer that is judged."""
-    for each in session.scalars(select(table).where(table.person_id == person).order_by(table.id)):
-        yield each, path_to(session, session.get_one(Message, each.message_id))
+def _thumb(
+    each: Judgement, labeler: str, said: tuple[list[str], str, int | None], with_liked: bool
+) -> Iterator[_Row]:
+    """A thumb, and the conversation if it is liked and nobody wrote a better answer."""
+    reasons, comment, better = said
+    liked = each.ranks == [1]
+    row = {"messages": _answered(each), "model": each.models[0], "labeler": labeler}
+    value = {"scale": "thumbs", "value": 1 if liked else -1}
+    yield each.asker, "ratings", {**row, **value, "reasons": reasons, "comment": comment}
+    if with_liked and liked and better is None:
+        yield each.asker, "conversations", _talk(each, labeler, each.id.replace("thumb", "liked"))
 
 
-def _demonstrations(session: Session, person: str, with_liked: bool) -> Iterator[dict[str, Any]]:
-    better = set()
-    for each, path in _judged(session, BetterAnswer, person):
-        better.add(each.message_id)
-        messages = [*as_turns(path[:-1]), {"role": "assistant", "content": each.content}]
-        yield rows.Conversation(f"better-{person}-{each.id}", messages).row()
-    if with_liked:
-        for each, path in _judged(session, Rating, person):
-            if each.value > 0 and each.message_id not in better:
-                yield rows.Conversation(f"liked-{person}-{each.id}", as_turns(path)).row()
+def _answered(each: Judgement) -> list[dict[str, str]]:
+    return [*each.prompt, {"role": "assistant", "content": each.responses[0]}]
 
 
-def _compared(session: Session, person: str) -> Iterator[dict[str, Any]]:
-    """A person's comparisons and better answers, as rankings."""
-    for pair in session.scalars(
-        select(Comparison).where(Comparison.person_id == person).order_by(Comparison.id)
-    ):
-        left, right = (session.get_one(Message, side) for side in (pair.left_id, pair.right_id))
-        prompt = as_turns(path_to(session, left)[:-1])
-        texts = [left.content, right.content]
-        yield _ranking(f"comparison-{pair.id}", prompt, texts, _RANKS[pair.verdict], person)
-    for each, path in _judged(session, BetterAnswer, person):
-        texts = [each.content, path[-1].content]
-        if texts[0] != texts[1]:
-            yield _ranking(f"better-{each.id}", as_turns(path[:-1]), texts, [1, 2], person)
-
-
-def _ranking(
-    name: str, prompt: list[dict[str, str]], responses: list[str], ranks: list[int], person: str
-) -> dict[str, Any]:
-    source = name.partition("-")[0]
-    ranking = rows.Ranking(name, prompt, list(responses), list(ranks), person, f"feedback.{source}")
-    return ranking.row()
-
-
-def _ratings(session: Session, person: str) -> Iterator[dict[str, Any]]:
-    for each, path in _judged(session, Rating, person):
-        row = {"messages": as_turns(path), "model": path[-1].model, "labeler": person}
-        rating = {"value": each.value, "reasons": each.reasons, "comment": each.comment}
-        yield {**row, "scale": "thumbs", **rating}
+def _talk(each: Judgement, labeler: str, name: str) -> dict[str, Any]:
+    """The row of a conversation that ends with the first response."""
+    source, _, number = name.partition("-")
+    source = source.replace("labelled", "demonstration")
+    return Conversation(f"{source}-{labeler}-{number}", _answered(each)).row()
