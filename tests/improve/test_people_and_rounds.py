@@ -44,6 +44,7 @@ def fake_run(recipe: Any, folder: Path, **_: Any) -> None:
             shutil.copytree(
                 recipe.stages["base"].model, folder / name / "model", dirs_exist_ok=True
             )
+    write_json(folder / "gates/current.json", recipe.stages["gates"].current)
     write_json(folder / "gates/gates.json", {"verdict": "passed", "gates": []})
 
 
@@ -182,6 +183,17 @@ def test_a_version_is_made_again_without_a_person(world: World) -> None:
     assert "Ann Lee asks" not in written(three)
     excluded = json.loads((three.folder / "data/snapshot.json").read_text())["excluded"]
     assert excluded == [ann]
+    # People meet version 2, so that the gates and the votes are against it.
+    assert (three.against, three.compared_with) == (2, "ours@2")
+    assert json.loads((three.folder / "gates/current.json").read_text()) == str(
+        versions.version("ours", 2).path
+    )
+    lineage = versions.lineage_of("ours")
+    assert lineage.trial is not None
+    assert (lineage.promoted, lineage.trial.candidate) == (2, 3)
+    page = (three.folder / "report.html").read_text()
+    assert "Made from ours@1 by the recipe" in page
+    assert "compared with ours@2" in page
     with pytest.raises(UserError, match="--exclude Cid: nobody of that name") as caught:
         world.improve(exclude=["Cid"])
     assert "Ann Lee, Bob" in caught.value.fix

@@ -95,6 +95,8 @@ class Version:
         gates: the evidence.
         figures: everything that was measured.
         lmsmith: the package's version.
+        against: number of the version that its gates compare it with, the promoted one; the first
+            parent if None.
     """
 
     name: str
@@ -109,6 +111,13 @@ class Version:
     gates: tuple[Gate, ...] = ()
     figures: dict[str, float] = field(default_factory=dict)
     lmsmith: str = VERSION
+    against: int | None = None
+
+    @property
+    def compared_with(self) -> str:
+        """The version that its gates compare it with; empty for the first one."""
+        number = self.against or next(iter(self.parents), 0)
+        return f"{self.name}@{number}" if number else ""
 
     @property
     def word(self) -> str:

@@ -23,6 +23,7 @@ def _show(found: api.Improvement, *, dry_run: bool, data: tuple[str, ...]) -> No
         return
     made = found.version
     print_gates(made)
+    print(f"{made.word} is compared with {made.compared_with}")
     print(f"the page: {found.report}")
     if made.verdict == "refused":
         failed = ", ".join(gate.name for gate in made.gates if gate.state == "failed")
@@ -81,6 +82,11 @@ def print_prospect(found: Prospect) -> None:
         print(f"too little: {line}")
     start = f"version {found.parent}" if found.parent else "its first version"
     print(f"{found.name} starts from {start}; stages: {', '.join(found.stages)}")
+    if found.current != found.parent:
+        print(
+            f"version {found.parent} is the newest that the excluded had no part in; the gates "
+            f"compare the candidate with version {found.current}, which is promoted"
+        )
 
 
 def print_gates(made: Version) -> None:
@@ -114,7 +120,7 @@ def _show_lineage(found: api.Recorded) -> None:
         win_rate = each["figures"].get("gates.win_rate")
         table.add_row(
             each["word"],
-            ", ".join(map(str, each["parents"])) or each["source"],
+            _made_from(each),
             each["created"],
             f"{len(each['learnt']['people']):,}",
             each["verdict"],
@@ -135,6 +141,13 @@ def _show_lineage(found: api.Recorded) -> None:
             f"candidate ({share['low']:.1%} to {share['high']:.1%} at any time), e-value "
             f"{votes['e_value']:.3g}: {votes['outcome']}"
         )
+
+
+def _made_from(version: dict[str, Any]) -> str:
+    """Parents of a version, and the version its gates compare it with where that is another."""
+    parents, against = version["parents"], version["against"]
+    beside = f", compared with {against}" if against and [against] != list(parents) else ""
+    return (", ".join(map(str, parents)) or version["source"]) + beside
 
 
 lineage = printed(api.lineage, _show_lineage)

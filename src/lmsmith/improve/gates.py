@@ -1,5 +1,8 @@
 """Stage `gates` of a round: is the candidate better than the current version, and at what price?
 
+The current version is the promoted one, which people meet. Training may have begun with an earlier
+one, where somebody is excluded who had a part in it.
+
 Each gate has a figure, its interval and the margin that it is held against. A gate that cannot be
 measured is ``not shown``, which is never ``passed``.
 """
@@ -22,6 +25,7 @@ from lmsmith.comparison.run import compare_results
 from lmsmith.comparison.score import score_responses
 from lmsmith.comparison.win_rate import length_controlled_win_rate, win_rate
 from lmsmith.core.config import (
+    NOT_A_SETTING,
     Fraction,
     NonNegativeFloat,
     NonNegativeInt,
@@ -109,6 +113,12 @@ class GatesConfig:
     """Most items of each task."""
     task_margin: Fraction = 0.02
     """Most that a task's headline measure may fall."""
+    current: str = field(default="", metadata=NOT_A_SETTING)
+    """Model folder of the current version; the model that training began with if empty."""
+
+    def external_files(self) -> list[str]:
+        """The current version's model."""
+        return [self.current] if self.current else []
 
 
 def run(config: GatesConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict[str, float]:
@@ -224,15 +234,19 @@ class _Measured:
         return read_json(path)
 
     def _decoder(self, name: str) -> Decoder:
-        return load_decoder(self.inputs[name] / "model")
+        return load_decoder(self._folder(name))
 
-    @property
-    def _candidate(self) -> str:
-        return next(name for name in CANDIDATES if name in self.inputs)
+    def _folder(self, name: str) -> Path:
+        """Model folder of a stage, of the candidate, or of the current version."""
+        if name == "current" and self.config.current:
+            return Path(self.config.current)
+        if name == "candidate":
+            name = next(each for each in CANDIDATES if each in self.inputs)
+        return self.inputs["base" if name == "current" else name] / "model"
 
     def _answer(self, name: str) -> list[list[int]]:
         """An answer to each prompt, with the same random numbers for both."""
-        decoder = self._decoder({"candidate": self._candidate, "current": "base"}[name])
+        decoder = self._decoder(name)
         settings = SamplingSettings(
             max_new_tokens=self.config.max_new_tokens + 1,
             temperature=self.config.temperature,
@@ -372,7 +386,7 @@ class _Measured:
         sampled = self.machine, self.config.temperature, self.tokenizer
         ours, theirs = (
             response_log_likelihoods(self._decoder(name), asked, replies, *sampled)
-            for name in (self._candidate, "base")
+            for name in ("candidate", "current")
         )
         return [float(value) for value in ours - theirs]
 
@@ -419,9 +433,9 @@ class _Measured:
         """Fall of a task's headline measure from the current version to the candidate."""
         plan = plan_tasks(TaskOptions(tasks=[word], limit=self.config.task_items), "")
         rows = []
-        for stage in ("base", self._candidate):
-            model = load_evaluated_model(self.inputs[stage] / "model", self.machine)
-            folder = self.out.checkpoints / f"eval-{stage}"
+        for name in ("current", "candidate"):
+            model = load_evaluated_model(self._folder(name), self.machine)
+            folder = self.out.checkpoints / f"eval-{name}"
             rows.append(run_plan(model, plan, search_path(), folder, QuietProgress()))
         (found,) = compare_results(*rows)[:1]
         sign = -1.0 if measure_of(found.measure).higher_is_better else 1.0

@@ -13,7 +13,6 @@ import msgspec
 
 from lmsmith.catalogue import versions
 from lmsmith.catalogue.resolve import resolve
-from lmsmith.catalogue.versions import Version
 from lmsmith.core.errors import UserError, needs_extra
 from lmsmith.core.files import fingerprint
 from lmsmith.core.recipe import Recipe
@@ -102,6 +101,7 @@ class Prospect:
     Attributes:
         name: of the model's versions.
         parent: the version it would start from; 0 where there is none yet.
+        current: the promoted version, which its gates would compare with; 0 where there is none.
         summary: of the judgements.
         stages: that would run.
         names: id of a person → name, where they are known.
@@ -109,6 +109,7 @@ class Prospect:
 
     name: str
     parent: int
+    current: int
     summary: Summary
     stages: tuple[str, ...]
     names: Mapping[str, str] = field(default_factory=dict)
@@ -118,6 +119,7 @@ class Prospect:
         return {
             "name": self.name,
             "parent": self.parent,
+            "current": self.current,
             "stages": list(self.stages),
             **self.summary.as_dict(),
         }
@@ -134,7 +136,8 @@ def name_of(word: str, name: str = "") -> str:
 def prospect(word: str, sources: Sources, recipe: Recipe, name: str = "") -> Prospect:
     """What a round would learn from, without beginning it."""
     name = name_of(word, name)
-    parent = parent_of(name, recipe) if versions.find(name) else None
+    current = versions.find(name)
+    parent = versions.untouched(current, data_of(recipe).exclude) if current else None
     earlier = read_sides(ledger_of(name))
     found = sources.judged
     summary = summarise(
@@ -145,12 +148,8 @@ def prospect(word: str, sources: Sources, recipe: Recipe, name: str = "") -> Pro
         edits=found.edits,
     )
     stages = stages_with_data(recipe, found.judgements, earlier)
-    return Prospect(name, parent.number if parent else 0, summary, stages, found.names)
-
-
-def parent_of(name: str, recipe: Recipe) -> Version:
-    """The promoted version, or its nearest ancestor that nobody who is excluded had a part in."""
-    return versions.untouched(versions.promoted(name), data_of(recipe).exclude)
+    start, there = (each.number if each else 0 for each in (parent, current))
+    return Prospect(name, start, there, summary, stages, found.names)
 
 
 def ledger_of(name: str) -> Path:

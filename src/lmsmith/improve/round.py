@@ -115,14 +115,16 @@ def _make(
             state = begin(folder, name, chosen, recipe, sources, force)
     refuse_the_words_of_the_deleted(folder / FROZEN, sources)
     parent = versions.version(name, state.parent)
-    versions.verify(parent)
-    fitted = _fitted(recipe, folder, parent)
+    current = versions.version(name, state.current or state.parent)
+    for each in (parent, current):
+        versions.verify(each)
+    fitted = _fitted(recipe, folder, parent, current)
     run_recipe(fitted, folder, progress=progress, stages=ROUND)
     with versions.changing(name):
-        return _record(folder, state, fitted, parent)
+        return _record(folder, state, fitted, parent, current)
 
 
-def _fitted(recipe: Recipe, folder: Path, parent: Version) -> Recipe:
+def _fitted(recipe: Recipe, folder: Path, parent: Version, current: Version) -> Recipe:
     """The recipe with the round's files, without stages that have nothing to learn from."""
     frozen = folder / FROZEN
     present = stages_with_data(recipe, read_frozen(frozen), read_sides(frozen / SIDES_FILE))
@@ -137,6 +139,7 @@ def _fitted(recipe: Recipe, folder: Path, parent: Version) -> Recipe:
         "base": {"model": str(parent.path), "folder": ""},
         "pretrain": {"corpus": str(corpus) if has_corpus else ""},
         "previous_reward": {"model": str(parent.folder / "reward/model")},
+        "gates": {"current": str(current.path) if current != parent else ""},
     }
     stages: dict[str, Any] = {}
     for name in present:
@@ -168,7 +171,9 @@ def _fitted_to(shape: ModelConfig, settings: Any) -> Any:
     return replace(settings, **changed)
 
 
-def _record(folder: Path, state: Round, recipe: Recipe, parent: Version) -> Version:
+def _record(
+    folder: Path, state: Round, recipe: Recipe, parent: Version, current: Version
+) -> Version:
     """Write the version's record and move its folder into place."""
     gates: Any = read_json(folder / "gates" / GATES_FILE)
     snapshot: Any = read_json(folder / "data" / SNAPSHOT_FILE)
@@ -191,6 +196,7 @@ def _record(folder: Path, state: Round, recipe: Recipe, parent: Version) -> Vers
         verdict=gates["verdict"],
         gates=tuple(msgspec.convert(gates["gates"], list[Gate])),
         figures=figures,
+        against=current.number,
     )
     build_version_page(made, folder)
     versions.write_version(folder, made)

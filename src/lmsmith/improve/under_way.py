@@ -36,6 +36,7 @@ class Round(msgspec.Struct, frozen=True):
 
     Attributes:
         parent: the version that it starts from.
+        current: the version that its gates compare with, the promoted one; 0 is the parent.
         began: ISO 8601, UTC.
         recipe: the name of its recipe.
         chosen: a fingerprint of recipe, overrides and sources.
@@ -46,6 +47,7 @@ class Round(msgspec.Struct, frozen=True):
     began: str
     recipe: str
     chosen: str
+    current: int = 0
 
 
 @contextlib.contextmanager
@@ -134,7 +136,7 @@ def begin(
     if summary.too_little and not force:
         raise UserError("\n".join(summary.too_little), "collect more, or go on with --force")
     freeze(folder / FROZEN, sources.judged.judgements, sources.judged.reliability, ledger)
-    state = Round(name, found.parent, now(), recipe.name, chosen)
+    state = Round(name, found.parent, now(), recipe.name, chosen, found.current)
     write_json(folder / ROUND_FILE, msgspec.to_builtins(state))
     return state
 

@@ -69,6 +69,7 @@ def build_version_page(made: Version, folder: Path) -> Path:
     return write_page(folder, "version.html.j2", {
         "version": made,
         "parents": ", ".join(f"{made.name}@{number}" for number in made.parents),
+        "current": made.compared_with,
         "tone": tone,
         "verdict": verdict,
         "failed": [_title(gate) for gate in made.gates if gate.state == "failed"],
