@@ -1014,6 +1014,7 @@ def simulate(
     votes: int = 600,
     test_prompts: int = 200,
     gates: Literal["decide", "shown"] = "decide",
+    length_counts: bool = False,
     gold: str = "",
     rankings: Sequence[str] = (),
     data: Sequence[str] = (),
@@ -1041,6 +1042,8 @@ def simulate(
         test_prompts: On which the gold reward of each version is measured.
         gates: Whether a candidate that the gates refuse meets no votes (decide), or they are only
             shown, and votes alone decide.
+        length_counts: Labelers judge by the gold reward as it is. Else what an answer's length
+            explains of it is subtracted, as gold reward models often like brevity.
         gold: The gold reward model; that of the run's stage judge if left out.
         rankings: Files of people's rankings that train a gold reward model. Repeatable.
         data: Files of conversations whose prompts are answered; the run's own if left out.
@@ -1078,6 +1081,7 @@ def simulate(
         votes,
         test_prompts,
         gates,
+        length_counts,
     )
     place = folder or Path("runs") / f"{Path(model).name}-simulation"
     record = running.simulate(

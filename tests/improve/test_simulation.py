@@ -35,7 +35,12 @@ from lmsmith.improve.simulation.labelers import (
     noise_scale,
     preference,
 )
-from lmsmith.improve.simulation.world import RECIPE, Plan
+from lmsmith.improve.simulation.world import (
+    RECIPE,
+    LengthCurve,
+    Plan,
+    fit_length_curve,
+)
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.folder import save_model
@@ -66,6 +71,21 @@ def test_two_labelers_agree_as_stated(seed: int) -> None:
             agreed.append((one[i] > one[j]) == (two[i] > two[j]))
     assert np.mean(agreed) == pytest.approx(0.73, abs=0.03)
     assert labelers.seen("labeler 1", prompt, texts, row) == one  # it depends on nothing else
+
+
+def test_what_length_explains_is_taken_out(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    tokens = generator.integers(0, 40, 500)
+    powers = np.stack([np.log1p(tokens) ** power for power in (2, 1, 0)], axis=1)
+    taste = generator.normal(0, 0.5, 500)
+    found = fit_length_curve(tokens.tolist(), (powers @ [0.3, -1.5, 0.2] + taste).tolist())
+    # The residuals of least squares are orthogonal to every power of the regressor.
+    left = powers @ [0.3, -1.5, 0.2] + taste - found.of(tokens.tolist())
+    np.testing.assert_allclose(powers.T @ left, 0.0, atol=1e-8)
+    assert found.explained == pytest.approx(1 - left.var() / (left + found.of(tokens)).var())
+    assert found.coefficients == pytest.approx((0.3, -1.5, 0.2), abs=0.3)
+    assert LengthCurve().of([1, 5]).tolist() == [0.0, 0.0]
+    assert fit_length_curve([4, 4, 4], [1.0, 2.0, 3.0]).of([4, 9]).tolist() == pytest.approx([2, 2])
 
 
 def test_the_noise_has_its_limits() -> None:
@@ -392,7 +412,11 @@ def test_a_record_of_three_seeds_and_its_page(seed: int, tmp_path: Path) -> None
         return [start_row, first, second if place else first | {"verdict": "promoted"}]
 
     plan = Plan("somewhere")
-    record = record_of(plan, round_recipe(str(RECIPE)), [rounds(place) for place in range(3)])
+    curve = LengthCurve((0.0,), 0.25, 400)
+    record = record_of(
+        plan, round_recipe(str(RECIPE)), [rounds(place) for place in range(3)], curve
+    )
+    assert "Length explains 25% of the gold reward of 400 first answers" in record["findings"][0]
     one, two = record["rounds"]
     assert one["gold_reward_low"] > 0.4
     assert one["gold_reward_rise"] == pytest.approx(0.5, abs=0.05)
@@ -407,7 +431,9 @@ def test_a_record_of_three_seeds_and_its_page(seed: int, tmp_path: Path) -> None
     assert "win_rate (2 of 3)" in record["findings"][1]
     page = build_simulation_page(tmp_path, record).read_text()
     assert "1 of 3 promoted" in page
-    none = record_of(plan, round_recipe(str(RECIPE)), [[*rounds(1)[:1], rounds(1)[2]]])
+    none = record_of(
+        plan, round_recipe(str(RECIPE)), [[*rounds(1)[:1], rounds(1)[2]]], LengthCurve()
+    )
     (alone,) = none["rounds"]
     assert (alone["win_rate"], alone["win_rate_low"], alone["votes"]) == (None, None, 0)
     assert build_simulation_page(tmp_path, none).is_file()

@@ -298,17 +298,64 @@ def candidate_scores(model: ScalarModel, batch: CandidateBatch) -> Tensor:
     return values_bt.gather(1, batch.ends_bk).masked_fill(batch.ranks_bk == 0, 0.0)
 
 
+@dataclass(frozen=True)
+class JoinedRankings:
+    """Rankings of which those of one prompt share a row, so that nothing is computed twice.
+
+    Attributes:
+        rows: a prompt and all its different responses, without an order (all ranks are 1).
+        row_of: the row of each ranking.
+        columns: where each ranking's responses stand among those of its row.
+    """
+
+    rows: list[EncodedRanking]
+    row_of: list[int]
+    columns: list[list[int]]
+
+    def scores(self, numbers: Sequence[int], places: Sequence[int], scores_rk: Tensor) -> Tensor:
+        """The scores of rankings, (rankings, K), 0 where there is no response.
+
+        Args:
+            numbers: of the rankings.
+            places: of each one's row in ``scores_rk``.
+        """
+        most = max(len(self.columns[number]) for number in numbers)
+        columns = [self.columns[number] for number in numbers]
+        present_bk = torch.tensor([[k < len(row) for k in range(most)] for row in columns])
+        columns_bk = torch.tensor([[*row, *[0] * (most - len(row))] for row in columns])
+        rows_b1 = torch.tensor(places)[:, None]
+        return scores_rk[rows_b1, columns_bk].masked_fill(~present_bk, 0.0)
+
+
+def join_rankings(rankings: Sequence[EncodedRanking]) -> JoinedRankings:
+    """Give the rankings of one prompt a row together, in the order of their first."""
+    rows: dict[tuple[int, ...], tuple[int, dict[tuple[int, ...], int]]] = {}
+    row_of, columns = [], []
+    for each in rankings:
+        number, known = rows.setdefault(tuple(each.prompt), (len(rows), {}))
+        row_of.append(number)
+        # A response that stands twice in one ranking is one column too.
+        columns.append([known.setdefault(tuple(each), len(known)) for each in each.responses])
+    joined = [
+        EncodedRanking(list(prompt), [list(each) for each in known], [1] * len(known))
+        for prompt, (_, known) in rows.items()
+    ]
+    return JoinedRankings(joined, row_of, columns)
+
+
 def score_rankings(
     model: ScalarModel, rankings: Sequence[EncodedRanking], machine: ResolvedMachine
 ) -> list[list[float]]:
-    """The reward of every response of every ranking."""
-    scores: list[list[float]] = [[] for _ in rankings]
+    """The reward of every response of every ranking; what stands in several is computed once."""
+    joined = join_rankings(rankings)
+    scores: list[list[float]] = [[] for _ in joined.rows]
     with evaluation_mode(model), machine.autocast():
-        for group in length_batches([ranking.length for ranking in rankings], TOKENS_AT_ONCE):
-            found_bk = candidate_scores(model, candidate_batch([rankings[i] for i in group]))
+        for group in length_batches([row.length for row in joined.rows], TOKENS_AT_ONCE):
+            found_bk = candidate_scores(model, candidate_batch([joined.rows[i] for i in group]))
             for index, row in zip(group, found_bk.tolist(), strict=True):
-                scores[index] = row[: len(rankings[index].responses)]
-    return scores
+                scores[index] = row
+    places = zip(joined.row_of, joined.columns, strict=True)
+    return [[scores[row][column] for column in columns] for row, columns in places]
 
 
 def score_table(
@@ -372,22 +419,28 @@ def accumulate_ranking_gradients(
     """
     loss = correct = pairs = total = 0.0
     tokens = responses = 0
-    groups = memory_groups([ranking.length for ranking in rankings], model.decoder.config, most)
-    for group in groups:
-        batch = candidate_batch([rankings[index] for index in group])
+    joined = join_rankings(rankings)
+    for group in memory_groups([row.length for row in joined.rows], model.decoder.config, most):
+        batch = candidate_batch([joined.rows[index] for index in group])
         with machine.autocast():
-            scores_bk = candidate_scores(model, batch)
-        weights = [rankings[index].weight for index in group]
+            scores_rk = candidate_scores(model, batch)
+        place = {row: number for number, row in enumerate(group)}
+        numbers = [number for number, row in enumerate(joined.row_of) if row in place]
+        scores_bk = joined.scores(numbers, [place[joined.row_of[n]] for n in numbers], scores_rk)
+        _, ranks_bk = score_table(
+            [rankings[n] for n in numbers], [rankings[n].ranks for n in numbers]
+        )
+        weights = [rankings[n].weight for n in numbers]
         weights_b = None if set(weights) == {1.0} else torch.tensor(weights)
-        part = ranking_loss(scores_bk, batch.ranks_bk, weights_b) * (len(group) / len(rankings))
+        part = ranking_loss(scores_bk, ranks_bk, weights_b) * (len(numbers) / len(rankings))
         part.backward()  # type: ignore[no-untyped-call]
-        correct_b, pairs_b = correct_pairs(scores_bk.detach(), batch.ranks_bk)
+        correct_b, pairs_b = correct_pairs(scores_bk.detach(), ranks_bk)
         loss += part.item()
         correct += float(correct_b.sum())
         pairs += float(pairs_b.sum())
         tokens += batch.tokens_bt.numel()
         total += float(scores_bk.detach().sum())
-        responses += int((batch.ranks_bk > 0).sum())
+        responses += int((ranks_bk > 0).sum())
     if thumbs:
         as_rankings = [EncodedRanking(each.prompt, [each.response], [1]) for each in thumbs]
         for group in memory_groups([r.length for r in as_rankings], model.decoder.config, most):

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated
 
@@ -270,8 +271,14 @@ def load_thumbs(path: Path, tokenizer: Tokenizer, context: int) -> list[EncodedT
 
 
 def share_weights(rankings: Sequence[EncodedRanking]) -> list[EncodedRanking]:
-    """The rankings, those of one prompt sharing the weight of one by their pairs."""
-    pairs = [len(each.responses) * (len(each.responses) - 1) // 2 for each in rankings]
+    """The rankings, those of one prompt sharing the weight of one by their untied pairs.
+
+    So the loss of a prompt is the mean over all its pairs, whoever ranked them
+    (Ouyang et al. 2022, section 3.5).
+    """
+    pairs = [
+        sum(one != other for one, other in combinations(each.ranks, 2)) for each in rankings
+    ]
     totals: Counter[tuple[int, ...]] = Counter()
     for each, count in zip(rankings, pairs, strict=True):
         totals[tuple(each.prompt)] += count

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from lmsmith.core.config import encode
 from lmsmith.core.recipe import Recipe
-from lmsmith.improve.simulation.world import Plan
+from lmsmith.improve.simulation.world import LengthCurve, Plan
 from lmsmith.statistics.intervals import Interval, percentile_interval
 from lmsmith.statistics.sequential import anytime_interval
 
@@ -39,11 +39,14 @@ Rounds = Sequence[Mapping[str, Any]]
 """The rounds of a seed (`Simulated.round`)."""
 
 
-def record_of(plan: Plan, recipe: Recipe, seeds: Sequence[Rounds]) -> dict[str, Any]:
+def record_of(
+    plan: Plan, recipe: Recipe, seeds: Sequence[Rounds], curve: LengthCurve
+) -> dict[str, Any]:
     """The record for ``--json``: each round over all seeds, then each seed's own.
 
     Args:
         seeds: of each its rounds, from round 0.
+        curve: of the gold reward by length, which was subtracted.
     """
     start = np.array([each[0]["gold"] for each in seeds])
     first = {"gold_reward": float(start.mean()), "deviation": float(start.std())}
@@ -85,9 +88,14 @@ def record_of(plan: Plan, recipe: Recipe, seeds: Sequence[Rounds]) -> dict[str, 
         "labelers": {
             "sigma": [each[0]["sigma"] for each in seeds],
             "wanted_agreement": 1 - plan.noise,
+            "length_explains": None if plan.length_counts else curve.explained,
         },
         "rounds": rows,
-        "findings": findings(rows, [each[1:] for each in seeds]) + _of_length(first, rows),
+        "findings": [
+            *_of_gold(curve),
+            *findings(rows, [each[1:] for each in seeds]),
+            *_of_length(first, rows),
+        ],
         "by_seed": [[_without_lists(each) for each in rounds] for rounds in seeds],
     }
 
@@ -143,6 +151,16 @@ def findings(rows: Rounds, seeds: Sequence[Rounds]) -> list[str]:
             f"{', '.join(map(str, parted))}: there proxy and gold part."
         )
     return found
+
+
+def _of_gold(curve: LengthCurve) -> list[str]:
+    """A sentence on what was subtracted from the gold reward."""
+    if not curve.answers:
+        return []
+    return [
+        f"Length explains {curve.explained:.0%} of the gold reward of {curve.answers:,} first "
+        "answers; that part is subtracted, so an answer is not better for being shorter or longer."
+    ]
 
 
 def _of_length(start: Mapping[str, float], rows: Rounds) -> list[str]:

@@ -102,7 +102,7 @@ def simulate(
             with versions_in(home / "versions"), open_store(database, new=True) as store:
                 simulated = Simulated(world, seed, home, store, progress)
                 found.append([simulated.round(number) for number in range(rounds + 1)])
-    record = record_of(plan, recipe, found)
+    record = record_of(plan, recipe, found, world.curve)
     write_json(folder / "results.json", record)
     return record
 

@@ -4,27 +4,34 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
+
+import msgspec
+import numpy as np
 
 from lmsmith.catalogue import versions
 from lmsmith.catalogue.reading import ReadModel, read_model
 from lmsmith.catalogue.resolve import resolve
 from lmsmith.comparison.score import load_reward_model, score_responses
 from lmsmith.core.errors import UserError
-from lmsmith.core.files import fingerprint, write_jsonl
+from lmsmith.core.files import fingerprint, read_json, write_json, write_jsonl
 from lmsmith.core.progress import RunProgress
 from lmsmith.core.recipe import Recipe
 from lmsmith.corpus.rows import Conversation, Ranking, read_conversations, rows_of_split
 from lmsmith.corpus.sources import conversations_of, rankings_of
 from lmsmith.corpus.splits import opening_key, split_of
+from lmsmith.generation.engine import generate
+from lmsmith.generation.settings import SamplingSettings
 from lmsmith.improve.simulation.labelers import Answered
+from lmsmith.models.decoder import Decoder
 from lmsmith.models.folder import save_model
 from lmsmith.models.heads import ScalarModel
 from lmsmith.prompts.selection import PromptAndReply, prompt_room, select_prompts
 from lmsmith.runs.stage_folder import StageFolder, derive_seed
 from lmsmith.stages import reward
+from lmsmith.statistics.intervals import Floats
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.machine import ResolvedMachine, prepare_process
 
@@ -37,6 +44,9 @@ HELD_OUT = 0.15
 """Share of the conversations of --data whose prompts only measure."""
 ASKED = 4
 """Of so many prompts one is for rankings, the others are for votes."""
+CURVE_FILE = "gold_length.json"
+CURVE_PROMPTS = 1_000
+"""Prompts whose answers show how the gold reward depends on length."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,8 @@ class Plan:
         votes: most votes on a candidate.
         test_prompts: on which the gold reward of each version is measured.
         gates: whether a candidate that the gates refuse meets no votes (``decide``).
+        length_counts: whether labelers judge by the gold reward as it is; else by what an answer's
+            length does not explain of it (`LengthCurve`).
     """
 
     model: str
@@ -70,6 +82,7 @@ class Plan:
     votes: int = 600
     test_prompts: int = 200
     gates: Literal["decide", "shown"] = "decide"
+    length_counts: bool = False
 
     def check(self) -> None:
         """Raises UserError for a number that is out of range."""
@@ -118,6 +131,43 @@ def own_gold(model: str) -> str:
     return str(found) if (found / "config.json").is_file() else ""
 
 
+class LengthCurve(msgspec.Struct, frozen=True):
+    """The gold reward that an answer of so many tokens has on average: a polynomial of log(1 + n).
+
+    A gold reward model that likes brevity makes a simulation of brevity. Subtracting the curve
+    leaves what is better or worse than usual at the same length.
+
+    Attributes:
+        coefficients: the highest power first; none subtracts nothing.
+        explained: the share of the gold reward's variance that the curve explains, 0 to 1.
+        answers: to which it was fitted.
+    """
+
+    coefficients: tuple[float, ...] = ()
+    explained: float = 0.0
+    answers: int = 0
+
+    def of(self, tokens: Sequence[int]) -> Floats:
+        """The average gold reward at each number of tokens."""
+        return np.asarray(np.polyval(self.coefficients, np.log1p(np.asarray(tokens, np.float64))))
+
+
+def fit_length_curve(tokens: Sequence[int], rewards: Sequence[float]) -> LengthCurve:
+    """The curve of least squares; of the second degree, where there are three lengths.
+
+    Args:
+        tokens: of each answer.
+        rewards: the gold reward of each.
+    """
+    wanted = np.asarray(rewards, np.float64)
+    degree = min(2, len(set(tokens)) - 1)
+    found = np.polyfit(np.log1p(np.asarray(tokens, np.float64)), wanted, degree)
+    curve = LengthCurve(tuple(found.tolist()), 0.0, len(tokens))
+    rest = float(np.var(wanted - curve.of(tokens)))
+    share = 1 - rest / float(np.var(wanted)) if np.var(wanted) > 0 else 0.0
+    return msgspec.structs.replace(curve, explained=share)
+
+
 @dataclass(frozen=True)
 class World:
     """What all seeds share.
@@ -128,6 +178,7 @@ class World:
         machine: on which everything runs.
         tokenizer: of the policy.
         gold, gold_tokenizer: the gold reward model.
+        curve: what is subtracted from its rewards.
         fresh: prompts that labelers and voters see.
         held_out: prompts that measure, which nobody judges.
         max_new_tokens: of an answer.
@@ -139,13 +190,19 @@ class World:
     tokenizer: Tokenizer
     gold: ScalarModel
     gold_tokenizer: Tokenizer
+    curve: LengthCurve
     fresh: list[PromptAndReply]
     held_out: list[PromptAndReply]
     max_new_tokens: int
 
     def score(self, answered: Sequence[Answered]) -> list[list[float]]:
-        """The gold reward of each response."""
-        return score_responses(self.gold, self.gold_tokenizer, answered, self.machine)
+        """The gold reward of each response, its length's share subtracted."""
+        found = score_responses(self.gold, self.gold_tokenizer, answered, self.machine)
+        lengths = ([len(self.gold_tokenizer.encode(text)) for text in row] for _, row in answered)
+        return [
+            (np.asarray(row) - self.curve.of(tokens)).tolist()
+            for row, tokens in zip(found, lengths, strict=True)
+        ]
 
     @property
     def temperature(self) -> float:
@@ -193,10 +250,41 @@ def make_world(
             f"{ASKED * wanted:,} (every {ASKED}th is ranked, the others are for votes)",
             "lower --prompts, or give more conversations: --data",
         )
-    return World(
-        plan, recipe, machine, read.tokenizer, gold_model, gold_tokenizer, fresh, held_out,
-        new_tokens,
+    world = World(
+        plan, recipe, machine, read.tokenizer, gold_model, gold_tokenizer, LengthCurve(), fresh,
+        held_out, new_tokens,
     )  # fmt: skip
+    if plan.length_counts:
+        return world
+    path = folder / CURVE_FILE
+    if not path.is_file():
+        progress.note(
+            f"{len(fresh[:CURVE_PROMPTS]):,} answers show what the gold reward makes of length"
+        )
+        write_json(path, msgspec.to_builtins(_measure_length_curve(world, read.decoder)))
+    return replace(world, curve=msgspec.convert(read_json(path), LengthCurve))
+
+
+def _measure_length_curve(world: World, decoder: Decoder) -> LengthCurve:
+    """Of the answers that the simulation's first version gives to fresh prompts."""
+    prompts = world.fresh[:CURVE_PROMPTS]
+    settings = SamplingSettings(
+        max_new_tokens=world.max_new_tokens,
+        temperature=world.temperature,
+        stop_tokens=world.tokenizer.stop_tokens,
+        seed=derive_seed(world.recipe.seed, "length"),
+    )
+    replies = generate(
+        decoder,
+        [each.tokens for each in prompts],
+        settings,
+        machine=world.machine,
+        tokenizer=world.tokenizer,
+    )
+    texts = [world.tokenizer.decode(each).strip() for each in replies]
+    answered = [(each.prompt, [text]) for each, text in zip(prompts, texts, strict=True)]
+    tokens = [len(world.gold_tokenizer.encode(text)) for text in texts]
+    return fit_length_curve(tokens, [row[0] for row in world.score(answered)])
 
 
 def _conversations(plan: Plan) -> tuple[list[Conversation], list[Conversation]]:
