@@ -57,7 +57,8 @@ def one_element_a_prompt(model: ScalarModel, rankings: list[EncodedRanking]) -> 
 def test_shared_weights_have_the_gradient_of_one_element_a_prompt(
     tmp_path: Path, seed: int
 ) -> None:
-    """Two people ranked the same four responses in different orders, one compared two of them."""
+    """Two people ranked the same four responses in different orders, one with a tie; one
+    compared two of them."""
     folder = Path(make_model(tmp_path / "model"))
     tokenizer = load_tokenizer(folder)
     model = ScalarModel(load_decoder(folder))
@@ -67,7 +68,7 @@ def test_shared_weights_have_the_gradient_of_one_element_a_prompt(
     said = ["on the mat", "blue blue", "the cat sat", "far away"]
     rankings = [
         Ranking("a", asked[0], said, [1, 2, 3, 4], "p"),
-        Ranking("b", asked[0], said, [2, 1, 4, 3], "q"),
+        Ranking("b", asked[0], said, [2, 1, 3, 3], "q"),
         Ranking("c", asked[0], said[:2], [2, 1], "r"),
         Ranking("d", asked[1], said[1:], [3, 1, 2], "p"),
     ]

@@ -13,10 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmsmith.core.errors import UserError
+from lmsmith.core.files import write_jsonl
 from lmsmith.core.progress import QuietProgress
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.corpus.judgements import Judgement, read_judgements
 from lmsmith.corpus.rows import read_conversations, read_rankings
+from lmsmith.improve.prospect import Sources
 from lmsmith.improve.snapshot import (
     SIDES_FILE,
     SNAPSHOT_FILE,
@@ -250,3 +252,16 @@ def test_damaged_rows_are_named(tmp_path: Path) -> None:
         list(read_judgements([str(tmp_path / "thumbs.jsonl")]))
     (problem,) = SnapshotConfig(held_out=0.6, judge=0.5).check()
     assert problem.key == "held_out"
+
+
+def test_pairs_that_cannot_be_used_are_counted(tmp_path: Path) -> None:
+    """Public data of chosen and rejected dialogues has a few such rows."""
+    asked = "\n\nHuman: Tea?\n\nAssistant:"
+    pairs = [(" Yes.", " No."), ("", " No."), (" Yes.", " Yes.")]
+    rows = [{"chosen": asked + chosen, "rejected": asked + other} for chosen, other in pairs]
+    write_jsonl(tmp_path / "pairs.jsonl", rows)
+    found = Sources(data=(str(tmp_path / "pairs.jsonl"),)).judged
+    assert [each.responses for each in found.judgements] == [["Yes.", "No."]]
+    assert found.left_out == {"with an empty message": 1, "of one response twice": 1}
+    with pytest.raises(UserError, match="line 2: a message is empty"):
+        list(read_judgements([str(tmp_path / "pairs.jsonl")]))

@@ -242,6 +242,29 @@ def test_parts_add_up_to_the_whole(rows: int) -> None:
         torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4)
 
 
+def test_rankings_of_one_prompt_are_computed_together(seed: int) -> None:
+    """Six comparisons of four responses are one row, with the scores and gradient of six."""
+    whole, other = [each for each in random_rankings(seed, 40) if len(each.responses) >= 4][:2]
+    model = scalar_model(seed, context=128)
+    pairs = [
+        EncodedRanking(whole.prompt, [whole.responses[a], whole.responses[b]], [1, 2])
+        for a, b in itertools.combinations(range(4), 2)
+    ]
+    found = score_rankings(model, [*pairs, other], MACHINE)
+    alone = [score_rankings(model, [each], MACHINE)[0] for each in (*pairs, other)]
+    for ours, theirs in zip(found, alone, strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-5)
+    batch = candidate_batch(pairs)
+    expected = ranking_loss(candidate_scores(model, batch), batch.ranks_bk)
+    expected.backward()
+    wanted = gradients(model)
+    loss, _, tokens = accumulate_ranking_gradients(model, pairs, MACHINE)
+    assert loss == pytest.approx(expected.item(), abs=1e-5)
+    assert tokens == len(whole.prompt) + sum(map(len, whole.responses[:4]))
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, wanted[name], atol=1e-5, rtol=1e-4)
+
+
 def test_what_fits_is_computed_at_once_in_its_own_order() -> None:
     assert memory_groups([3, 9, 5], CONFIG) == [[0, 1, 2]]
 

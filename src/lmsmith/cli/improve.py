@@ -69,6 +69,8 @@ def print_prospect(found: Prospect) -> None:
         )
     else:
         print("no two people judged the same responses: nothing says how far people agree")
+    for flaw, count in found.left_out.items():
+        print(f"{count:,} pairs {flaw} are left out")
     if summary.duplicates:
         print(f"{summary.duplicates:,} judgements are repeated, and count once")
     for person, (share, counted) in summary.capped.items():

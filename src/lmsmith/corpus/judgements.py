@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +12,7 @@ import msgspec
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import fingerprint, read_rows
 from lmsmith.corpus.annotations import Annotated, AnnotationReader, is_annotated
+from lmsmith.corpus.formats import IrregularPair
 from lmsmith.corpus.messages import validate_messages
 from lmsmith.corpus.rows import read_conversations, read_rankings
 from lmsmith.corpus.sources import ROWS, TALKS, FilesOnce
@@ -80,6 +81,7 @@ class Collected:
         regenerations: answers that were asked for once more.
         edits: messages that people wrote anew in the place of another.
         names: person → name.
+        left_out: pairs of files that cannot be used, by what is wrong with them.
     """
 
     judgements: list[Judgement]
@@ -87,9 +89,12 @@ class Collected:
     regenerations: int
     edits: int
     names: dict[str, str]
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
-def read_judgements(sources: Sequence[str]) -> Iterator[Judgement]:
+def read_judgements(
+    sources: Sequence[str], left_out: list[IrregularPair] | None = None
+) -> Iterator[Judgement]:
     """The judgements of files or folders, in the formats that ``lmsmith feedback export`` writes.
 
     A file is of conversations (demonstrations), of rankings, or of ratings, by its rows; or it is
@@ -97,16 +102,21 @@ def read_judgements(sources: Sequence[str]) -> Iterator[Judgement]:
     thumbs is no judgement that anything learns from, and is left out. Rows whose labeler is not
     named are nobody's. Ids depend on a row alone, not on the file that has it.
 
+    Args:
+        sources: paths.
+        left_out: takes the pairs of pairwise data that cannot be used, instead of raising the
+            first.
+
     Raises:
         UserError: a file is missing or a row is bad; it is named.
     """
     files = FilesOnce()
     for source in sources:
         for path in files.of(source, tuple(dict.fromkeys((*ROWS, *TALKS)))):
-            yield from _read_file(path)
+            yield from _read_file(path, left_out)
 
 
-def _read_file(path: Path) -> Iterator[Judgement]:
+def _read_file(path: Path, left_out: list[IrregularPair] | None) -> Iterator[Judgement]:
     _, first = next(iter(read_rows(path)), ("", {}))
     if is_annotated(first):
         yield from _annotated(path)
@@ -120,7 +130,7 @@ def _read_file(path: Path) -> Iterator[Judgement]:
             elif reply["role"] == "user":
                 yield Judgement(each.id, "prompt", each.messages)
     else:
-        for ranking in read_rankings(path):
+        for ranking in read_rankings(path, left_out):
             kind: Kind = "comparison" if ranking.source == "feedback.comparison" else "ranking"
             kind = "better_answer" if ranking.source == "feedback.better" else kind
             yield Judgement(

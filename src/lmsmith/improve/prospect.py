@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,6 +17,7 @@ from lmsmith.catalogue.resolve import resolve
 from lmsmith.core.errors import UserError, needs_extra
 from lmsmith.core.files import fingerprint
 from lmsmith.core.recipe import Recipe
+from lmsmith.corpus.formats import IrregularPair
 from lmsmith.corpus.judgements import Collected, Judgement, read_judgements
 from lmsmith.improve.recipe import data_of, stages_with_data
 from lmsmith.improve.snapshot import SIDES_FILE, known_of, read_sides
@@ -42,11 +44,13 @@ class Sources:
         """All judgements; read once, so that a round begins with those that were counted."""
         if self.data:
             found: dict[str, Judgement] = {}
-            for each in read_judgements(self.data):
+            irregular: list[IrregularPair] = []
+            for each in read_judgements(self.data, irregular):
                 if found.setdefault(each.id, each) != each:  # another file counts its rows too
                     name = f"{each.id}-{fingerprint(msgspec.to_builtins(each))}"
                     found[name] = msgspec.structs.replace(each, id=name)
-            return Collected(list(found.values()), {}, 0, 0, {})
+            left_out = Counter(each.flaw for each in irregular)
+            return Collected(list(found.values()), {}, 0, 0, {}, dict(left_out))
         with needs_extra("serve"):
             from lmsmith.feedback.collect import collect
             from lmsmith.feedback.store import open_store
@@ -105,6 +109,7 @@ class Prospect:
         summary: of the judgements.
         stages: that would run.
         names: id of a person → name, where they are known.
+        left_out: pairs of files that cannot be used, by what is wrong with them.
     """
 
     name: str
@@ -113,6 +118,7 @@ class Prospect:
     summary: Summary
     stages: tuple[str, ...]
     names: Mapping[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -121,6 +127,7 @@ class Prospect:
             "parent": self.parent,
             "current": self.current,
             "stages": list(self.stages),
+            "left_out": dict(self.left_out),
             **self.summary.as_dict(),
         }
 
@@ -149,7 +156,7 @@ def prospect(word: str, sources: Sources, recipe: Recipe, name: str = "") -> Pro
     )
     stages = stages_with_data(recipe, found.judgements, earlier)
     start, there = (each.number if each else 0 for each in (parent, current))
-    return Prospect(name, start, there, summary, stages, found.names)
+    return Prospect(name, start, there, summary, stages, found.names, found.left_out)
 
 
 def ledger_of(name: str) -> Path:

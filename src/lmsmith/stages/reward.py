@@ -276,9 +276,7 @@ def share_weights(rankings: Sequence[EncodedRanking]) -> list[EncodedRanking]:
     So the loss of a prompt is the mean over all its pairs, whoever ranked them
     (Ouyang et al. 2022, section 3.5).
     """
-    pairs = [
-        sum(one != other for one, other in combinations(each.ranks, 2)) for each in rankings
-    ]
+    pairs = [sum(one != other for one, other in combinations(each.ranks, 2)) for each in rankings]
     totals: Counter[tuple[int, ...]] = Counter()
     for each, count in zip(rankings, pairs, strict=True):
         totals[tuple(each.prompt)] += count
