@@ -7,6 +7,7 @@ import asyncio
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from worlds import (
     HTTP,
     LIMITS,
@@ -30,13 +32,14 @@ from worlds import (
 )
 
 from lmsmith.catalogue import versions
-from lmsmith.catalogue.versions import Promotion
+from lmsmith.catalogue.versions import Promotion, Version
 from lmsmith.feedback.people import People
 from lmsmith.feedback.store import Store
 from lmsmith.generation.requests import Request
 from lmsmith.generation.settings import SamplingSettings
 from lmsmith.server.engine import AsyncEngine
 from lmsmith.server.improvements import Improvements
+from lmsmith.server.models import Loader, ServedModel
 from lmsmith.server.requests import ParsedRequest
 
 OTHER = "what 你 do"
@@ -249,6 +252,44 @@ def test_every_version_has_a_cache_of_its_own(served: Running) -> None:
     body = {"messages": said_by("hello " * 40), "model": "ours", "max_tokens": 2}
     usage = HTTP.post(f"{served.address}/v1/chat/completions", json=body).json()["usage"]
     assert usage["prompt_tokens_details"]["cached_tokens"] == 0
+
+
+def test_versions_share_a_tokenizer_of_the_same_files(served: Running) -> None:
+    """Parsing a large one would stop every stream."""
+    first = served.engine.models["ours"].tokenizer
+    promote(served, "ours@2")
+    assert served.engine.models["ours"].tokenizer is first
+    folder = versions.folder_of("ours") / versions.NEXT
+    shutil.copytree(versions.version("ours", 2).path, folder / "model")
+    file = folder / "model" / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text())), encoding="utf-8")  # in other bytes
+    made = replace(
+        versions.version("ours", 2), number=3, sha256=versions.hash_model(folder / "model")
+    )
+    versions.write_version(folder, made)
+    versions.put_in_place(made)
+    promote(served, "ours@3")
+    assert served.engine.models["ours"].tokenizer is not first
+    assert answered(served) == OTHER
+
+
+def test_a_version_is_read_at_leisure_while_a_stream_runs(
+    served: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[bool, int]] = []
+    beside = Loader._beside
+
+    def spied(self: Loader, version: Version, *arguments: Any) -> ServedModel:
+        assert sys.getprofile() is not None  # it rests
+        seen.append((served.engine.is_writing(), torch.get_num_threads()))
+        return beside(self, version, *arguments)
+
+    monkeypatch.setattr(Loader, "_beside", spied)
+    stream = streamed(served, 400)
+    next(stream)
+    promote(served, "ours@2")
+    assert seen == [(True, 1)]
+    assert list(stream)
 
 
 def test_metrics_and_readiness_during_a_switch(served: Running) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -130,6 +131,23 @@ def test_what_is_computed_aside_leaves_no_team_of_threads() -> None:
 def test_what_fails_aside_fails_here() -> None:
     with pytest.raises(ZeroDivisionError):
         compute_aside(lambda: 1 / 0)
+
+
+def test_fewer_threads_aside_are_nobody_elses() -> None:
+    """PyTorch keeps one number for all threads that have not computed yet."""
+    usual = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert compute_aside(torch.get_num_threads, threads=1) == 1
+        assert torch.get_num_threads() == 3
+        found = list[int]()
+        later = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+        later.start()
+        later.join()
+        assert found == [3]
+        assert compute_aside(torch.get_num_threads) == 3
+    finally:
+        torch.set_num_threads(usual)
 
 
 MACHINE = replace(resolve_machine(MachineConfig()), compile="auto")

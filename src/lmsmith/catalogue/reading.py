@@ -46,8 +46,12 @@ class ReadModel:
     card: dict[str, Any]
 
 
-def read_model(word: str | Path | Source) -> ReadModel:
+def read_model(word: str | Path | Source, tokenizer: Tokenizer | None = None) -> ReadModel:
     """Read the model that a path or a registered name means (`resolve`).
+
+    Args:
+        word: the model.
+        tokenizer: the one of its files, if it was read before.
 
     Raises:
         UserError: there is none; it is damaged; it has something that our decoder has not; or it
@@ -59,13 +63,14 @@ def read_model(word: str | Path | Source) -> ReadModel:
         file = open_gguf(path)
         with _naming(path):
             config, state = from_gguf(file)
-            decoder, tokenizer = make_decoder(config, state), tokenizer_from_gguf(file.metadata)
+            decoder = make_decoder(config, state)
+            tokenizer = tokenizer or tokenizer_from_gguf(file.metadata)
         card = {"name": file.metadata.get("general.name", path.stem)}
     elif source.format == "hf":
         config, state = read_transformers_folder(path)
-        decoder, tokenizer = make_decoder(config, state), _folder_tokenizer(path)
+        decoder, tokenizer = make_decoder(config, state), tokenizer or _folder_tokenizer(path)
     else:
-        decoder, tokenizer = load_decoder(path), load_tokenizer(path)
+        decoder, tokenizer = load_decoder(path), tokenizer or load_tokenizer(path)
     if (path / "card.json").is_file():
         content = read_json(path / "card.json")
         card = content if isinstance(content, dict) else {}

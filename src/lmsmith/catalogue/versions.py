@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import re
 import time
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -431,8 +431,13 @@ def untouched(start: Version, people: Container[str]) -> Version:
 
 def hash_model(folder: Path) -> str:
     """SHA-256 of a model folder: names and contents of its files, sorted; hexadecimal."""
+    return hash_files(each for each in folder.iterdir() if each.is_file())
+
+
+def hash_files(paths: Iterable[Path]) -> str:
+    """SHA-256 of the names and contents of files, sorted; hexadecimal."""
     total = hashlib.sha256()
-    for path in sorted(each for each in folder.iterdir() if each.is_file()):
+    for path in sorted(paths):
         total.update(f"{path.name}\0{path.stat().st_size}\0".encode())
         with path.open("rb") as file:
             while piece := file.read(1 << 20):

@@ -26,6 +26,7 @@ from lmsmith.generation.scheduler import Admitted, Event, Failed, Scheduler
 from lmsmith.server.errors import ApiError, bad_request, internal, shutting_down
 from lmsmith.server.models import ServedModel
 from lmsmith.server.requests import Limits, ParsedRequest
+from lmsmith.training.machine import keep_threads
 
 log = logging.getLogger("lmsmith.server")
 
@@ -173,6 +174,10 @@ class AsyncEngine:
         if was_replaced:
             self._retire(model)
         return generation
+
+    def is_writing(self) -> bool:
+        """Whether replies are in progress; any thread may ask."""
+        return any(model.scheduler.active for model in list(self.loaded.values()))
 
     def is_full(self, model: ServedModel) -> bool:
         """Whether the queue of a model is full, not counting requests for which a row is free."""
@@ -438,6 +443,7 @@ class EngineThread:
             self._wake.notify()
 
     def _run(self) -> None:
+        keep_threads()
         while True:
             with self._wake:
                 self._wake.wait_for(lambda: self._ending or self._commands or self._busy())

@@ -1,7 +1,8 @@
 """Served models follow their lineage: a newly promoted version replaces the one before.
 
 The lineage's file is looked at once a second, and at once after a route that changes it. The new
-version is read beside the old one, which answers until then, and finishes its requests after.
+version is read beside the old one, which answers until then, and finishes its requests after: in
+small portions (`lmsmith.server.pacing`) and with one thread, so that running replies do not wait.
 A candidate on trial is read in the same way and waits beside the promoted version. What cannot be
 read leaves everything as it was, is logged, and is tried again later.
 """
@@ -161,7 +162,7 @@ class Following:
 
         def load() -> ServedModel:
             found: Version = versions.version(each.name, number)
-            return compute_aside(lambda: loader.beside(found, now, loaded))
+            return compute_aside(lambda: loader.beside(found, now, loaded), threads=1)
 
         made = await asyncio.to_thread(load)
         each.load_seconds = time.perf_counter() - started

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
-import os
-import sys
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from lmsmith.catalogue import versions
-from lmsmith.catalogue.reading import ReadModel, read_draft_model, read_model
+from lmsmith.catalogue.reading import (
+    ReadModel,
+    read_draft_model,
+    read_model,
+    tokenizer_files,
+)
 from lmsmith.catalogue.resolve import Sampling, Source, advised_sampling, resolve
-from lmsmith.catalogue.versions import Version
+from lmsmith.catalogue.versions import Version, hash_files
 from lmsmith.core.errors import UserError
 from lmsmith.core.format import format_size
 from lmsmith.generation.inference import InferenceDecoder
@@ -26,18 +27,13 @@ from lmsmith.generation.speculative import PROMPT_LOOKUP, Drafter, DraftModel, P
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.folder import read_model_config
 from lmsmith.server.errors import ApiError
+from lmsmith.server.pacing import small_portions
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.machine import ResolvedMachine
 
 log = logging.getLogger("lmsmith.server")
 
 GIGABYTE = 10**9
-
-NICE = 10
-"""Added to the niceness of the thread that loads a version while others write."""
-
-TURN_SECONDS = 0.0005
-"""Longest time that the thread that loads a version keeps Python from others."""
 
 _numbers = itertools.count(1)
 
@@ -56,6 +52,7 @@ class ServedModel:
     source: str  # the path or name that commands take
     version: Version | None = None
     follows: bool = False  # changes to what is promoted
+    tokenizer_sha256: str = ""  # of its files, for a version
     key: str = field(default_factory=lambda: f"model {next(_numbers)}")  # in the engine thread
 
     @property
@@ -107,6 +104,7 @@ class FoundModel:
     read: ReadModel
     version: Version | None = None
     follows: bool = False
+    tokenizer_sha256: str = ""
 
 
 def read_models(words: Sequence[str]) -> dict[str, FoundModel]:
@@ -125,8 +123,13 @@ def _read(word: str) -> FoundModel:
     if version is None:
         return FoundModel(read_model(word))
     versions.verify(version)
+    sha256 = _tokenizer_sha256(version)
     read = read_model(Source("lmsmith", version.path, word))
-    return FoundModel(read, version, versions.split_version(word)[1] is None)
+    return FoundModel(read, version, versions.split_version(word)[1] is None, sha256)
+
+
+def _tokenizer_sha256(version: Version) -> str:
+    return hash_files(tokenizer_files(version.path))
 
 
 @dataclass
@@ -210,8 +213,7 @@ class Loader:
             UserError: the version's files are not those of its record, cannot be read, or have no
                 room beside the models in memory.
         """
-        _step_back()
-        with _short_turns():
+        with small_portions(lambda: any(each.scheduler.active for each in loaded)):
             return self._beside(version, now, loaded)
 
     def _beside(
@@ -232,13 +234,16 @@ class Loader:
                     f"memory, and --memory has {format_size(max(0, free))} left",
                     f"{now.recorded} goes on; restart the server, or give it more --memory",
                 )
-        found = read_model(Source("lmsmith", version.path, now.source))
+        # Parsing a large vocabulary keeps Python's lock for half a second; versions share theirs.
+        sha256 = _tokenizer_sha256(version)
+        same = (each.tokenizer for each in loaded if each.tokenizer_sha256 == sha256)
+        found = read_model(Source("lmsmith", version.path, now.source), next(same, None))
         if self._smaller and self._smaller.config.vocabulary_size != shape.vocabulary_size:
             raise UserError(
                 f"--draft {self.draft}: it has another tokenizer than {version.word}",
                 f"{now.recorded} goes on; restart the server with another draft",
             )
-        each = FoundModel(found, version, now.follows)
+        each = FoundModel(found, version, now.follows, sha256)
         return self._served(
             now.name, each, self._decoder(found.decoder), self._drafter(), cache_bytes
         )
@@ -277,6 +282,7 @@ class Loader:
             read.source.name,
             found.version,
             found.follows,
+            found.tokenizer_sha256,
         )
 
 
@@ -293,25 +299,6 @@ def _draft_bytes(drafter: Drafter | None) -> int:
 def _context_bytes(model: InferenceDecoder) -> int:
     """Cache of one whole context."""
     return model.config.context * model.config.cache_bytes_per_token(model.dtype.itemsize)
-
-
-def _step_back() -> None:
-    """Give this thread, and the threads that it begins, less of the processors than the engine."""
-    if sys.platform == "linux":  # elsewhere a thread has the niceness of its process
-        thread = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + NICE)
-
-
-@contextlib.contextmanager
-def _short_turns() -> Iterator[None]:
-    """Let the engine's thread interrupt Python code of others after half a millisecond, not five:
-    it asks for its turn after every operation of a step."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(TURN_SECONDS)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(before)
 
 
 def serve_models(

@@ -110,15 +110,36 @@ def prepare_reading(config: MachineConfig) -> ResolvedMachine:
     return machine
 
 
-def compute_aside(function: Callable[[], Result]) -> Result:
+def compute_aside(function: Callable[[], Result], threads: int = 0) -> Result:
     """Return the function's result (or raise its error) from a thread of its own.
 
     OpenMP keeps a team of threads for every thread that computed. Where these are more than the
     cores, GNU's OpenMP lets a team sleep at each of the hundreds of barriers in a model's step.
     So preparations run in another thread than long computing, and their team ends with it.
+
+    Args:
+        function: what computes.
+        threads: of one of its operations; as many as in the calling thread if 0.
     """
     with ThreadPoolExecutor(1, "aside") as aside:
+        if threads:
+            usual = keep_threads()
+            aside.submit(_take_threads, threads).result()
+            torch.set_num_threads(usual)  # also for threads that begin later
         return aside.submit(function).result()
+
+
+def keep_threads() -> int:
+    """The number of threads of an operation in this thread, which others change no more.
+
+    PyTorch gives a thread the number that was set last, wherever, when it computes first.
+    """
+    return torch.get_num_threads()
+
+
+def _take_threads(threads: int) -> None:
+    keep_threads()
+    torch.set_num_threads(threads)
 
 
 def keep_freed_memory() -> None:

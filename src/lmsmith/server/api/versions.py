@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ from lmsmith.server.errors import ApiError
 from lmsmith.server.following import Following
 from lmsmith.server.improvements import Improvements
 from lmsmith.server.models import ServedModel
+from lmsmith.server.pacing import small_portions
 from lmsmith.server.stream import json_response
 from lmsmith.server.trials import votes_json
 
@@ -89,7 +91,7 @@ async def promote(request: Request, name: str, body: PromoteBody) -> Response:
     """Make a version the promoted one; it is served once it is read."""
     by = require_role(request, ADMINS).name
     number = await _number(name, body.version)
-    await _changed(lambda: versions.promote(name, number, by, body.reason))
+    await _changed(lambda: versions.promote(name, number, by, body.reason), _engine(request))
     return await _switched(request, name)
 
 
@@ -115,7 +117,9 @@ async def trial(request: Request, name: str, body: TrialBody) -> Response:
             raise ApiError(
                 400, f"share = {body.share}: a share of the turns, 0 to 1", param="share"
             )
-        lineage = await _changed(lambda: versions.set_trial(name, number, body.share))
+        lineage = await _changed(
+            lambda: versions.set_trial(name, number, body.share), _engine(request)
+        )
     await _following(request).refresh(name)
     return json_response({"trial": asdict(lineage.trial) if lineage.trial else None})
 
@@ -188,10 +192,19 @@ async def _switched(request: Request, name: str) -> Response:
     return json_response(found)
 
 
-async def _changed(work: Callable[[], Result]) -> Result:
-    """Raises ApiError (409) where the versions do not allow what was asked."""
+async def _changed(work: Callable[[], Result], beside: AsyncEngine | None = None) -> Result:
+    """The work's result; it rests while this engine writes replies, if one is given.
+
+    Raises:
+        ApiError: the versions do not allow it (409).
+    """
+
+    def gently() -> Result:
+        with small_portions(beside.is_writing) if beside else contextlib.nullcontext():
+            return work()
+
     try:
-        return await asyncio.to_thread(work)
+        return await asyncio.to_thread(gently)
     except UserError as error:
         message = error.problem if not error.fix else f"{error.problem}; {error.fix}"
         raise ApiError(409, message, code="version_conflict") from error
