@@ -960,6 +960,87 @@ def _votes(name: str, found: Lineage, database: str) -> dict[str, Any] | None:
 
 
 @documented
+def compare_versions(models: Sequence[str], *, database: str = "") -> Recorded:
+    """Show versions side by side: what they learnt from, their gates, figures, verdicts and votes.
+
+    All of it is read from their records, so it takes no time. Gates of one version compare it with
+    the version of its column's "compared with"; lmsmith compare measures versions afresh, on the
+    same prompts and tasks.
+
+    Args:
+        models: NAME for all of its versions; NAME@N for that one and the version it was compared
+            with; or several of these, where NAME is the promoted one.
+        database: Where the votes are: a file or a URL; the server's own if left out.
+
+    Raises:
+        UserError: a name has no versions, or there is no such version.
+    """
+    chosen = _versions_to_compare(models)
+    lineages = {each.name: versions.lineage_of(each.name) for each in chosen}
+    deleted: dict[str, int] = {}
+    for name in lineages:
+        deleted |= _with_deleted(name, database)
+    shown = []
+    for each in chosen:
+        lineage = lineages[each.name]
+        on_trial = lineage.trial is not None and lineage.trial.candidate == each.number
+        marks = {"is_promoted": lineage.promoted == each.number, "is_on_trial": on_trial}
+        counts = {"compared_with": each.compared_with, "deleted": deleted.get(each.word, 0)}
+        shown.append(each.as_dict() | marks | counts)
+    newest = sorted(chosen, key=lambda each: (each.name, -each.number))
+    votes = _votes_among([each.word for each in newest], lineages, database)
+    measure = f"lmsmith compare {' '.join(each.word for each in newest)}"
+    return Recorded(record={"versions": shown, "votes": votes, "measure": measure})
+
+
+def _versions_to_compare(words: Sequence[str]) -> list[Version]:
+    known = f"these have: {', '.join(versions.names()) or 'none'}"
+    if not words:
+        raise UserError("no versions to compare", known)
+    chosen: list[Version] = []
+    for word in words:
+        found = versions.find(word)
+        if found is None:
+            name, _ = versions.split_version(word)
+            fix = f"{known}; lmsmith compare takes models of any kind"
+            raise UserError(f"{name} has no versions", fix)
+        chosen.append(found)
+    if len(chosen) == 1:
+        (one,) = chosen
+        if words[0] == one.name:
+            chosen = versions.versions(one.name)
+        else:
+            chosen = [*filter(None, [versions.find(one.compared_with)]), one]
+    return list({each.word: each for each in chosen}.values())
+
+
+def _votes_among(
+    words: Sequence[str], lineages: Mapping[str, Lineage], database: str
+) -> list[dict[str, Any]]:
+    """The votes between versions, the newest first; none without a database."""
+    from lmsmith.feedback.database import default_database
+    from lmsmith.feedback.store import open_store
+    from lmsmith.feedback.votes import votes_among
+    from lmsmith.statistics.sequential import SequentialTest
+
+    if not database and not Path(default_database()).is_file():
+        return []
+    with needs_extra("serve"), open_store(database) as store:
+        found = votes_among(store, words)
+    rows = []
+    for (candidate, current), votes in found.items():
+        name, number = versions.split_version(candidate)
+        trial = lineages[name].trial
+        declared = trial is not None and trial.candidate == number
+        declared = declared and current == f"{name}@{lineages[name].promoted}"
+        test = trial.test if trial is not None and declared else SequentialTest()
+        counts = {"people": votes.people, "repeated": votes.repeated, "first": votes.first}
+        pair = {"candidate": candidate, "current": current, "on_trial": declared}
+        rows.append(pair | counts | asdict(votes.decision(test)))
+    return sorted(rows, key=lambda row: words.index(row["candidate"]))
+
+
+@documented
 def promote(version: str, *, by: str = "", reason: str = "") -> Version:
     """Make a version the one that its name means: serve, chat and the rest take it from then on.
 

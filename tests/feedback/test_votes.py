@@ -6,7 +6,7 @@ import pytest
 
 from lmsmith.feedback.queue import Queue
 from lmsmith.feedback.store import Store
-from lmsmith.feedback.votes import votes_on
+from lmsmith.feedback.votes import votes_among, votes_on
 from lmsmith.statistics.sequential import SequentialTest
 
 
@@ -42,6 +42,14 @@ def test_votes_of_page_and_queue_count_once_for_person_and_prompt(store: Store) 
     assert votes_on(store, "m@3", "m@1").outcomes == (0.0,)
     assert votes_on(store, "m@1", "m@2").outcomes == (0.0, 1.0, 0.5, 0.0)
     assert found.decision(SequentialTest()).outcome == "undecided"
+    among = votes_among(store, ["m@3", "m@2", "n", "m@1"])
+    assert among[("m@2", "m@1")] == found
+    pairs = {pair: votes.outcomes for pair, votes in among.items() if pair != ("m@2", "m@1")}
+    assert pairs == {
+        ("m@3", "m@1"): (0.0,),
+        ("m@2", "n"): (0.5,),
+        ("n", "m@1"): (1.0,),
+    }
 
 
 def test_equal_votes_decide_nothing(store: Store) -> None:

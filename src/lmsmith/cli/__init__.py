@@ -106,6 +106,10 @@ simulate = improve.simulate: study the whole loop with synthetic labelers in peo
 models lineage = improve.lineage: show the versions of a model, their evidence and the votes
     lmsmith models lineage quickstart
     lmsmith models lineage quickstart --json
+models compare = versions.compare_versions: show versions side by side: gates, verdicts and votes
+    lmsmith models compare quickstart
+    lmsmith models compare quickstart@3
+    lmsmith models compare quickstart@1 quickstart@3 --json
 models promote = improve.promote: make a version the one that its name means
     lmsmith models promote quickstart@2 --reason "better in every gate"
 models rollback = improve.rollback: return to the version promoted before

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lmsmith.catalogue.versions import Gate, Version
     from lmsmith.improve.prospect import Prospect
 
-_STYLES = {"passed": "green", "failed": "red", "not shown": "yellow"}
+STYLES = {"passed": "green", "failed": "red", "not shown": "yellow"}
 
 
 def _show(found: api.Improvement, *, dry_run: bool, data: tuple[str, ...]) -> None:
@@ -99,12 +99,13 @@ def print_gates(made: Version) -> None:
         "gate", "", "figure", "95 %", "margin", "reason", left=("gate", "", "reason")
     )
     for gate in made.gates:
-        state = Text(gate.state, style=_STYLES[gate.state])
-        table.add_row(gate.name, state, *_figures(gate), gate.reason)
+        state = Text(gate.state, style=STYLES[gate.state])
+        table.add_row(gate.name, state, *gate_figures(gate), gate.reason)
     table_console().print(table)
 
 
-def _figures(gate: Gate) -> tuple[str, str, str]:
+def gate_figures(gate: Gate) -> tuple[str, str, str]:
+    """Figure, interval and margin; empty where there is none."""
     value, low, high, margin = (
         "" if number is None else f"{number:.3g}"
         for number in (gate.value, gate.low, gate.high, gate.margin)
@@ -137,12 +138,17 @@ def _show_lineage(found: api.Recorded) -> None:
         people = "person who was" if count == 1 else "people who were"
         print(f"{word} was made with the words of {count:,} {people} deleted since")
     if votes := record.get("votes"):
-        share = votes["share"]
-        print(
-            f"{votes['votes']:,} votes of {votes['people']:,} people: {share['value']:.1%} for the "
-            f"candidate ({share['low']:.1%} to {share['high']:.1%} at any time), e-value "
-            f"{votes['e_value']:.3g}: {votes['outcome']}"
-        )
+        print(votes_line(votes, "the candidate"))
+
+
+def votes_line(votes: dict[str, Any], candidate: str) -> str:
+    """The state of the test on a vote."""
+    share = votes["share"]
+    return (
+        f"{votes['votes']:,} votes of {votes['people']:,} people: {share['value']:.1%} for "
+        f"{candidate} ({share['low']:.1%} to {share['high']:.1%} at any time), e-value "
+        f"{votes['e_value']:.3g}: {votes['outcome']}"
+    )
 
 
 def _made_from(version: dict[str, Any]) -> str:

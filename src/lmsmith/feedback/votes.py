@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
-from sqlalchemy import and_, or_, select
+from sqlalchemy import select
 from sqlalchemy.orm import aliased
 
 from lmsmith.core.files import fingerprint
@@ -32,6 +35,9 @@ class Votes:
     def decision(self, test: SequentialTest) -> Decision:
         """The state of the test."""
         return decide(self.outcomes, test)
+
+
+NO_VOTES = Votes((), 0, 0, 0.0)
 
 
 def has_voted(store: Store, person: str, prompt: int, versions: tuple[str, str]) -> bool:
@@ -67,27 +73,34 @@ def votes_on(store: Store, candidate: str, current: str) -> Votes:
         store: the database.
         candidate, current: versions, such as ``ours@2``, as messages and tasks record them.
     """
-    found: list[tuple[float, str, str, float, bool]] = []
+    return votes_among(store, [candidate, current]).get((candidate, current), NO_VOTES)
+
+
+def votes_among(store: Store, versions: Sequence[str]) -> dict[tuple[str, str], Votes]:
+    """The votes between each two of several versions that have any; read once for all.
+
+    Args:
+        store: the database.
+        versions: as messages and tasks record them; the earlier of two is their candidate.
+    """
+    places = {version: place for place, version in enumerate(versions)}
+    found: dict[tuple[str, str], list[_Vote]] = {}
     left, right = aliased(Message), aliased(Message)
-    both = or_(
-        and_(left.model == candidate, right.model == current),
-        and_(left.model == current, right.model == candidate),
-    )
     shares = {"left": 1.0, "right": 0.0}
     with store.session() as session:
         compared = (
-            select(Comparison, left.model, left.parent_id)
+            select(Comparison, left.model, right.model, left.parent_id)
             .join(left, Comparison.left_id == left.id)
             .join(right, Comparison.right_id == right.id)
-            .where(both)
+            .where(left.model.in_(places), right.model.in_(places), left.model != right.model)
             .order_by(Comparison.id)
         )
-        for pair, model, asked in session.execute(compared):
-            first = model == candidate
+        for pair, one, other, asked in session.execute(compared):
+            first = places[one] < places[other]
             won = shares.get(pair.verdict, 0.5)
             share = won if first else 1 - won
-            seconds = utc(pair.created).timestamp()
-            found.append((seconds, pair.person_id, f"message {asked}", share, first))
+            vote = _Vote(utc(pair.created), pair.person_id, f"message {asked}", share, first)
+            found.setdefault((one, other) if first else (other, one), []).append(vote)
         ranked = (
             select(Assignment, Task)
             .join(Task, Assignment.task_id == Task.id)
@@ -95,22 +108,40 @@ def votes_on(store: Store, candidate: str, current: str) -> Votes:
             .order_by(Assignment.id)
         )
         for done, task in session.execute(ranked):
-            if not {candidate, current} <= set(task.models):
-                continue
-            ours, theirs = task.models.index(candidate), task.models.index(current)
-            ranks = done.answer["ranks"]
-            share = 0.5 if ranks[ours] == ranks[theirs] else float(ranks[ours] < ranks[theirs])
-            prompt = f"message {task.message_id}" if task.message_id else fingerprint(task.prompt)
-            first = done.shown.index(ours) < done.shown.index(theirs)
-            seconds = utc(done.finished or done.started).timestamp()
-            found.append((seconds, done.person_id, prompt, share, first))
-    found.sort(key=lambda vote: vote[0])
-    kept: dict[tuple[str, str], tuple[float, bool]] = {}
-    for _, person, prompt, share, first in found:
-        kept.setdefault((person, prompt), (share, first))
+            there = sorted(places.keys() & set(task.models), key=places.__getitem__)
+            for candidate, current in itertools.combinations(there, 2):
+                vote = _ranked(done, task, candidate, current)
+                found.setdefault((candidate, current), []).append(vote)
+    return {pair: _counted(votes) for pair, votes in found.items()}
+
+
+@dataclass(frozen=True)
+class _Vote:
+    moment: datetime
+    person: str
+    prompt: str
+    share: float
+    first: bool  # the candidate was shown first
+
+
+def _ranked(done: Assignment, task: Task, candidate: str, current: str) -> _Vote:
+    """What a ranking says of two of its models."""
+    ours, theirs = task.models.index(candidate), task.models.index(current)
+    ranks = done.answer["ranks"]
+    share = 0.5 if ranks[ours] == ranks[theirs] else float(ranks[ours] < ranks[theirs])
+    prompt = f"message {task.message_id}" if task.message_id else fingerprint(task.prompt)
+    first = done.shown.index(ours) < done.shown.index(theirs)
+    return _Vote(utc(done.finished or done.started), done.person_id, prompt, share, first)
+
+
+def _counted(votes: list[_Vote]) -> Votes:
+    """One vote for each person and prompt: the first."""
+    kept: dict[tuple[str, str], _Vote] = {}
+    for vote in sorted(votes, key=lambda vote: vote.moment):
+        kept.setdefault((vote.person, vote.prompt), vote)
     return Votes(
-        tuple(share for share, _ in kept.values()),
+        tuple(vote.share for vote in kept.values()),
         len({person for person, _ in kept}),
-        len(found) - len(kept),
-        sum(first for _, first in kept.values()) / max(1, len(kept)),
+        len(votes) - len(kept),
+        sum(vote.first for vote in kept.values()) / max(1, len(kept)),
     )
