@@ -870,7 +870,7 @@ def improve(
         UserError: there is too little to learn from, or a stage cannot run.
         Interrupted: after Ctrl-C, once everything is saved.
 
-    >>> lmsmith.improve("runs/quickstart", data=["data/feedback"]).version   # doctest: +SKIP
+    >>> lmsmith.api.improve("runs/quickstart", data=["data/feedback"]).version  # doctest: +SKIP
     """
     from lmsmith.improve import round
     from lmsmith.improve.prospect import Sources, learnt_people, prospect
@@ -1139,7 +1139,7 @@ def simulate(
             simulation with other settings.
         Interrupted: after Ctrl-C, once everything is saved.
 
-    >>> lmsmith.simulate("runs/quickstart", rounds=1, seeds=1).report        # doctest: +SKIP
+    >>> lmsmith.api.simulate("runs/quickstart", rounds=1, seeds=1).report    # doctest: +SKIP
     """
     from lmsmith.improve.recipe import round_recipe
     from lmsmith.report.simulation import build_simulation_page
