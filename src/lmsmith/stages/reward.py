@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import torch
@@ -23,12 +23,13 @@ from lmsmith.core.config import (
     Problem,
 )
 from lmsmith.core.errors import UserError
-from lmsmith.core.files import read_rows
+from lmsmith.core.files import read_json, read_rows, write_json
 from lmsmith.corpus.messages import validate_prompt
 from lmsmith.corpus.rows import read_rankings, rows_of_split
 from lmsmith.models.adapters import AdapterConfig, TrainedState, adapt
 from lmsmith.models.folder import load_decoder, load_scalar_model, load_tokenizer, save_model
 from lmsmith.models.heads import ScalarModel
+from lmsmith.rlhf.head import fit_head
 from lmsmith.rlhf.objective import pair_accuracy, ranking_loss
 from lmsmith.rlhf.ranking import (
     LEFT_OUT,
@@ -76,6 +77,9 @@ class RewardConfig:
     it."""
     dropout: FractionBelowOne = 0.0
     """Dropout on the residual branches, embeddings and attention, in training only."""
+    fit_head: bool = False
+    """Fit the head to the rankings before anything is trained (linear probing, then fine-tuning);
+    with few rankings that is safer. A model that starts from an earlier one has its head."""
     frozen_layers: Annotated[int, msgspec.Meta(ge=-1)] = -1
     """So many of the lowest layers, and the embeddings, stay as they were; −1 trains everything."""
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
@@ -189,6 +193,11 @@ def run(config: RewardConfig, inputs: Mapping[str, Path], out: StageFolder) -> d
         best.offer((accuracy, -loss), done)
         return {"validation/accuracy": accuracy, "validation/loss": loss}
 
+    fitted: dict[str, float] = {}
+    if config.fit_head and "start" not in inputs:
+        fitted = fit_head_once(model, train, machine, out)
+        if held_out:
+            validate(0)
     done = run_steps(
         steps=steps,
         step=step,
@@ -211,10 +220,11 @@ def run(config: RewardConfig, inputs: Mapping[str, Path], out: StageFolder) -> d
     set_shift(model, train, machine)
     metrics = {
         "steps": float(done),
-        "best_step": float(best.step or done),
+        "best_step": float(best.step if best.weights else done),
         "prompts": float(len(train)),
         **({"thumbs": float(len(thumbs))} if thumbs else {}),
         "batch_prompts": float(batch_prompts),
+        **fitted,
         **counts,
         "train_accuracy": measure(model, train[: MEASURED_PROMPTS // 2], machine)[0],
         "longer_wins_train_accuracy": longer_wins_accuracy(train),
@@ -241,6 +251,28 @@ def run(config: RewardConfig, inputs: Mapping[str, Path], out: StageFolder) -> d
     return metrics
 
 
+def fit_head_once(
+    model: ScalarModel,
+    rankings: Sequence[EncodedRanking],
+    machine: ResolvedMachine,
+    out: StageFolder,
+) -> dict[str, float]:
+    """`fit_head`, kept beside the checkpoints: a continued run takes the same head."""
+    path = out.checkpoints / "head.json"
+    if not path.is_file():
+        out.progress.note(f"{out.name}: fitting the head to {len(rankings):,} rankings")
+        found = fit_head(model, rankings, machine)
+        write_json(path, {"figures": found, "weight": model.head.weight[0].tolist()})
+        share = f"{found['head_accuracy']:.1%}"
+        out.progress.note(f"{out.name}: the head is right in {share} of the pairs of other prompts")
+    kept: Any = read_json(path)
+    with torch.no_grad():
+        model.head.weight.copy_(torch.tensor([kept["weight"]]))
+        model.head.bias.zero_()
+    figures: dict[str, float] = kept["figures"]
+    return figures
+
+
 def load_rankings(
     path: Path, tokenizer: Tokenizer, context: int, out: StageFolder
 ) -> tuple[list[EncodedRanking], dict[str, float]]:
@@ -250,6 +282,11 @@ def load_rankings(
     encoded, _ = encode_rankings(tokenizer, rankings, context, counts)
     for warning in rankings_warnings(counts, context):
         out.progress.say(f"{path.parent.name}/{path.name}: {warning}")
+    if counts["too_long"] > counts["rankings"] / 20:
+        out.warn(
+            f"{counts['too_long']:,} of {counts['rankings']:,} rankings of {path.name} do not fit "
+            f"{context} tokens; raise {out.name}.max_length to learn from them"
+        )
     names = (*(f"responses_{what}" for what in ("cut", "equal", "empty")), "disputed")
     left_out = {f"left_out_{name}": float(counts[name]) for name in LEFT_OUT}
     return encoded, left_out | {name: float(counts[name]) for name in names}

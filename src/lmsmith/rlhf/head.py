@@ -1,0 +1,132 @@
+"""The head of a reward model, fitted to rankings before anything else is trained.
+
+With few rankings a random head first pulls the whole model about; one that is fitted to the
+model's own features starts from what these already tell, and fine-tuning adds to it (Kumar et al.
+2022, section 4: linear probing, then fine-tuning). The fit is Bradley and Terry's model with a
+penalty, which is convex: it is found to the last digit, whatever the seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import permutations
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lmsmith.models.batching import length_batches
+from lmsmith.models.heads import ScalarModel
+from lmsmith.rlhf.ranking import (
+    TOKENS_AT_ONCE,
+    EncodedRanking,
+    candidate_batch,
+    join_rankings,
+)
+from lmsmith.training.machine import ResolvedMachine, evaluation_mode
+
+Floats: TypeAlias = NDArray[np.float64]
+
+PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""λ of λ/2·|w|² beside the mean loss of a pair, of features with deviation 1."""
+FOLDS = 5
+STEPS = 50
+TOLERANCE = 1e-9
+
+
+def response_features(
+    model: ScalarModel, rankings: Sequence[EncodedRanking], machine: ResolvedMachine
+) -> list[Floats]:
+    """What the head reads of every response of every ranking: (K, width) of each."""
+    joined = join_rankings(rankings)
+    found: list[Floats] = [np.empty(0)] * len(joined.rows)
+    with evaluation_mode(model), machine.autocast():
+        for group in length_batches([row.length for row in joined.rows], TOKENS_AT_ONCE):
+            batch = candidate_batch([joined.rows[index] for index in group])
+            hidden_btd = model.decoder(batch.tokens_bt, batch.positions_bt, batch.mask_bts)
+            rows_b1 = torch.arange(len(group))[:, None]
+            features_bkd = hidden_btd[rows_b1, batch.ends_bk].double().numpy()
+            for index, features_kd in zip(group, features_bkd, strict=True):
+                found[index] = features_kd[: len(joined.rows[index].responses)]
+    places = zip(joined.row_of, joined.columns, strict=True)
+    return [found[row][columns] for row, columns in places]
+
+
+def bradley_terry(differences_pd: Floats, weights_p: Floats, penalty: float) -> Floats:
+    """The w that minimises Σ weight·(−log σ(w·x)) / Σ weight + penalty/2·|w|², by Newton's method.
+
+    Args:
+        differences_pd: x of each pair, the better response's features less the worse one's.
+        weights_p: of the pairs.
+        penalty: above 0, so that there is exactly one minimum.
+    """
+    share_p = weights_p / weights_p.sum()
+    width = differences_pd.shape[1]
+    found = np.zeros(width)
+
+    def loss(w_d: Floats) -> float:
+        spread = np.logaddexp(0.0, -(differences_pd @ w_d))
+        return float(share_p @ spread + penalty / 2 * w_d @ w_d)
+
+    now = loss(found)
+    for _ in range(STEPS):
+        # 1 − σ(x), without overflow
+        wrong_p = 0.5 * (1.0 - np.tanh(differences_pd @ found / 2))
+        gradient = -differences_pd.T @ (share_p * wrong_p) + penalty * found
+        curved = differences_pd * (share_p * wrong_p * (1 - wrong_p))[:, None]
+        hessian = differences_pd.T @ curved + penalty * np.eye(width)
+        step = np.linalg.solve(hessian, gradient)
+        length = 1.0
+        while loss(found - length * step) > now and length > 1e-6:
+            length /= 2
+        found = found - length * step
+        before, now = now, loss(found)
+        if before - now < TOLERANCE * max(1.0, now):
+            break
+    return found
+
+
+def fit_head(
+    model: ScalarModel, rankings: Sequence[EncodedRanking], machine: ResolvedMachine
+) -> dict[str, float]:
+    """Set the head to the fit whose penalty does best on prompts that it was not fitted to.
+
+    Args:
+        rankings: each with a pair that is not tied, and a prompt's rankings of one fold.
+
+    Returns:
+        ``head_penalty``, and ``head_accuracy``: the share of pairs ordered rightly, each by a head
+        that was fitted without its prompt.
+    """
+    features = response_features(model, rankings, machine)
+    deviation_d = np.concatenate(features).std(axis=0)
+    deviation_d[deviation_d == 0] = 1.0
+    pairs, weights, prompts = [], [], []
+    numbers: dict[tuple[int, ...], int] = {}
+    for ranking, features_kd in zip(rankings, features, strict=True):
+        ranked = zip(ranking.ranks, features_kd / deviation_d, strict=True)
+        found = [
+            better - worse for (one, better), (two, worse) in permutations(ranked, 2) if one < two
+        ]
+        pairs += found
+        weights += [ranking.weight / len(found)] * len(found)
+        prompts += [numbers.setdefault(tuple(ranking.prompt), len(numbers))] * len(found)
+    differences_pd, weights_p = np.stack(pairs), np.asarray(weights, np.float64)
+    fold_p = np.asarray(prompts) % FOLDS
+    losses = []
+    for penalty in PENALTIES:
+        scores_p = np.zeros(len(pairs))
+        for fold in np.unique(fold_p):
+            inside = fold_p != fold
+            if inside.any() and weights_p[inside].sum() > 0:
+                fitted = bradley_terry(differences_pd[inside], weights_p[inside], penalty)
+                scores_p[~inside] = differences_pd[~inside] @ fitted
+        right = np.average((scores_p > 0) + 0.5 * (scores_p == 0), weights=weights_p)
+        losses.append((np.average(np.logaddexp(0.0, -scores_p), weights=weights_p), penalty, right))
+    _, penalty, accuracy = min(losses)
+    fitted = bradley_terry(differences_pd, weights_p, penalty) / deviation_d
+    with torch.no_grad():
+        model.head.weight.copy_(torch.from_numpy(fitted)[None])
+        model.head.bias.zero_()
+    return {"head_penalty": float(penalty), "head_accuracy": float(accuracy)}
