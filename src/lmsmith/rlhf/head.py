@@ -9,6 +9,7 @@ penalty, which is convex: it is found to the last digit, whatever the seed.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import permutations
 from typing import TypeAlias
 
@@ -18,11 +19,13 @@ from numpy.typing import NDArray
 
 from lmsmith.models.batching import length_batches
 from lmsmith.models.heads import ScalarModel
+from lmsmith.rlhf.objective import pair_accuracy
 from lmsmith.rlhf.ranking import (
     TOKENS_AT_ONCE,
     EncodedRanking,
     candidate_batch,
     join_rankings,
+    score_table,
 )
 from lmsmith.training.machine import ResolvedMachine, evaluation_mode
 
@@ -87,46 +90,83 @@ def bradley_terry(differences_pd: Floats, weights_p: Floats, penalty: float) -> 
     return found
 
 
+@dataclass(frozen=True)
+class FittedHead:
+    """A head, and what it does on prompts that it was not fitted to.
+
+    Attributes:
+        weight_d: of the features as they are.
+        penalty: the one of `PENALTIES` that does best there.
+        scores: of each ranking's responses, by a head that was fitted without their prompt.
+    """
+
+    weight_d: Floats
+    penalty: float
+    scores: list[list[float]]
+
+
+def fit_to_features(rankings: Sequence[EncodedRanking], features: Sequence[Floats]) -> FittedHead:
+    """Fit with each penalty and without each fifth of the prompts, then with the best and all.
+
+    Args:
+        rankings: each with a pair that is not tied.
+        features: (K, width) of each one's responses.
+    """
+    deviation_d = np.concatenate(features).std(axis=0)
+    deviation_d[deviation_d == 0] = 1.0
+    scaled = [features_kd / deviation_d for features_kd in features]
+    pairs, weights, folds = [], [], []
+    prompts: dict[tuple[int, ...], int] = {}
+    for ranking, features_kd in zip(rankings, scaled, strict=True):
+        fold = prompts.setdefault(tuple(ranking.prompt), len(prompts)) % FOLDS
+        ranked = zip(ranking.ranks, features_kd, strict=True)
+        found = [
+            better - worse for (one, better), (two, worse) in permutations(ranked, 2) if one < two
+        ]
+        pairs += found
+        weights += [ranking.weight / len(found)] * len(found)
+        folds += [fold] * len(found)
+    differences_pd, weights_p = np.stack(pairs), np.asarray(weights, np.float64)
+    fold_p = np.asarray(folds)
+    heads: dict[float, dict[int, Floats]] = {}
+    losses = {}
+    for penalty in PENALTIES:
+        scores_p = np.zeros(len(pairs))
+        heads[penalty] = {}
+        for fold in range(FOLDS):
+            rest = fold_p != fold
+            enough = weights_p[rest].sum() > 0
+            fitted = (
+                bradley_terry(differences_pd[rest], weights_p[rest], penalty)
+                if enough
+                else np.zeros(differences_pd.shape[1])
+            )
+            heads[penalty][fold] = fitted
+            scores_p[~rest] = differences_pd[~rest] @ fitted
+        losses[penalty] = np.average(np.logaddexp(0.0, -scores_p), weights=weights_p)
+    best = min(PENALTIES, key=losses.__getitem__)
+    scores = [
+        (features_kd @ heads[best][prompts[tuple(ranking.prompt)] % FOLDS]).tolist()
+        for ranking, features_kd in zip(rankings, scaled, strict=True)
+    ]
+    return FittedHead(bradley_terry(differences_pd, weights_p, best) / deviation_d, best, scores)
+
+
 def fit_head(
     model: ScalarModel, rankings: Sequence[EncodedRanking], machine: ResolvedMachine
 ) -> dict[str, float]:
     """Set the head to the fit whose penalty does best on prompts that it was not fitted to.
 
     Args:
-        rankings: each with a pair that is not tied, and a prompt's rankings of one fold.
+        rankings: each with a pair that is not tied.
 
     Returns:
         ``head_penalty``, and ``head_accuracy``: the share of pairs ordered rightly, each by a head
         that was fitted without its prompt.
     """
-    features = response_features(model, rankings, machine)
-    deviation_d = np.concatenate(features).std(axis=0)
-    deviation_d[deviation_d == 0] = 1.0
-    pairs, weights, prompts = [], [], []
-    numbers: dict[tuple[int, ...], int] = {}
-    for ranking, features_kd in zip(rankings, features, strict=True):
-        ranked = zip(ranking.ranks, features_kd / deviation_d, strict=True)
-        found = [
-            better - worse for (one, better), (two, worse) in permutations(ranked, 2) if one < two
-        ]
-        pairs += found
-        weights += [ranking.weight / len(found)] * len(found)
-        prompts += [numbers.setdefault(tuple(ranking.prompt), len(numbers))] * len(found)
-    differences_pd, weights_p = np.stack(pairs), np.asarray(weights, np.float64)
-    fold_p = np.asarray(prompts) % FOLDS
-    losses = []
-    for penalty in PENALTIES:
-        scores_p = np.zeros(len(pairs))
-        for fold in np.unique(fold_p):
-            inside = fold_p != fold
-            if inside.any() and weights_p[inside].sum() > 0:
-                fitted = bradley_terry(differences_pd[inside], weights_p[inside], penalty)
-                scores_p[~inside] = differences_pd[~inside] @ fitted
-        right = np.average((scores_p > 0) + 0.5 * (scores_p == 0), weights=weights_p)
-        losses.append((np.average(np.logaddexp(0.0, -scores_p), weights=weights_p), penalty, right))
-    _, penalty, accuracy = min(losses)
-    fitted = bradley_terry(differences_pd, weights_p, penalty) / deviation_d
+    found = fit_to_features(rankings, response_features(model, rankings, machine))
     with torch.no_grad():
-        model.head.weight.copy_(torch.from_numpy(fitted)[None])
+        model.head.weight.copy_(torch.from_numpy(found.weight_d)[None])
         model.head.bias.zero_()
-    return {"head_penalty": float(penalty), "head_accuracy": float(accuracy)}
+    accuracy = pair_accuracy(*score_table(rankings, found.scores))
+    return {"head_penalty": found.penalty, "head_accuracy": accuracy}

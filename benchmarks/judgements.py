@@ -1,0 +1,143 @@
+"""What a model's own features tell about people's judgements: ``python benchmarks/judgements.py``.
+
+The head of a reward model is fitted to the model as it is, each pair is judged by a head that was
+fitted without its prompt, and the share of pairs ordered as people did stands beside that of rules
+that read nothing: the longer response, and the likelier one by the same model.
+"""
+
+from __future__ import annotations
+
+import json as json_module
+import random
+import time
+from collections import Counter
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from lmsmith.catalogue.reading import read_model
+from lmsmith.catalogue.resolve import resolve
+from lmsmith.comparison.replies import accuracy_beside_rules
+from lmsmith.core.recipe import MachineConfig
+from lmsmith.corpus.judgements import RANKED
+from lmsmith.corpus.rows import Ranking
+from lmsmith.improve.prospect import Sources
+from lmsmith.models.heads import ScalarModel
+from lmsmith.rlhf.head import fit_to_features, response_features
+from lmsmith.rlhf.objective import correct_pairs
+from lmsmith.rlhf.ranking import encode_rankings, join_rankings, score_table
+from lmsmith.rlhf.rollout import response_log_likelihoods
+from lmsmith.statistics.intervals import bootstrap_ratio
+from lmsmith.training.machine import prepare_process
+
+Count = Annotated[int, tyro.conf.arg(metavar="N")]
+
+
+def measure(model: str, data: str, limit: int, max_length: int, threads: int) -> dict[str, Any]:
+    """Figures of one file of judgements.
+
+    Args:
+        limit: most prompts, drawn at random; 0 takes all.
+        max_length: most tokens of a prompt and a response.
+    """
+    began = time.perf_counter()
+    machine = prepare_process(MachineConfig(threads=threads))
+    read = read_model(resolve(model).path)
+    judged = [each for each in Sources(data=(data,)).judged.judgements if each.kind in RANKED]
+    prompts = sorted({json_module.dumps(each.prompt) for each in judged})
+    random.Random(0).shuffle(prompts)
+    kept = set(prompts[: limit or None])
+    rows = [
+        Ranking(each.id, each.prompt, each.responses, each.ranks)
+        for each in judged
+        if json_module.dumps(each.prompt) in kept
+    ]
+    counts: Counter[str] = Counter()
+    rankings, _ = encode_rankings(read.tokenizer, rows, max_length, counts)
+    scorer = ScalarModel(read.decoder)
+    read.decoder.attend_explicitly()
+    fitted = fit_to_features(rankings, response_features(scorer, rankings, machine))
+    joined = join_rankings(rankings)
+    asked = [row.prompt for row in joined.rows for _ in row.responses]
+    said = [response for row in joined.rows for response in row.responses]
+    sums = iter(response_log_likelihoods(read.decoder, asked, said, machine).tolist())
+    by_row = [[next(sums) for _ in row.responses] for row in joined.rows]
+    places = list(zip(joined.row_of, joined.columns, strict=True))
+    total = [[by_row[row][column] for column in columns] for row, columns in places]
+    longer = [[float(len(response)) for response in each.responses] for each in rankings]
+    mean = [[t / n for t, n in zip(*each, strict=True)] for each in zip(total, longer, strict=True)]
+    correct_b, pairs_b = _by_prompt(rankings, fitted.scores)
+    rules = {"longer": longer, "likelier_total": total, "likelier_per_token": mean}
+    right = {name: _by_prompt(rankings, scores)[0] for name, scores in rules.items()}
+    return {
+        "data": data,
+        "prompts": len(pairs_b),
+        "pairs": int(pairs_b.sum()),
+        "too_long": counts["too_long"],
+        **bootstrap_ratio(correct_b, pairs_b, seed=0).named("accuracy"),
+        **accuracy_beside_rules(correct_b, pairs_b, right, 0),
+        "penalty": fitted.penalty,
+        "tokens": sum(row.length for row in joined.rows),
+        "seconds": time.perf_counter() - began,
+    }
+
+
+def _by_prompt(rankings: Any, scores: Any) -> Any:
+    """Right pairs and all pairs of each prompt: its pairs are no independent draws."""
+    import torch
+
+    rows: dict[tuple[int, ...], int] = {}
+    number = torch.tensor([rows.setdefault(tuple(each.prompt), len(rows)) for each in rankings])
+    correct_b, pairs_b = correct_pairs(*score_table(rankings, scores))
+    return tuple(
+        torch.zeros(len(rows)).index_add_(0, number, values_b) for values_b in (correct_b, pairs_b)
+    )
+
+
+def main(
+    model: str,
+    data: Annotated[list[str], tyro.conf.arg(metavar="FILE")],
+    limit: Count = 0,
+    max_length: Count = 1024,
+    threads: Count = 0,
+    json: bool = False,
+) -> int:
+    """Accuracy of a fitted head on people's judgements, against length and likelihood.
+
+    Example: python benchmarks/judgements.py --model smollm2.gguf --data hh.jsonl.gz
+
+    Args:
+        model: Any model, by name or path.
+        data: Files of judgements, as `lmsmith improve --data` reads them.
+        limit: Most prompts of each file, drawn at random; 0 takes all.
+        max_length: Most tokens of a prompt and a response.
+        threads: Of the processor; 0 takes all cores.
+        json: Print one JSON object instead of the table.
+    """
+    found = [measure(model, each, limit, max_length, threads) for each in data]
+    if json:
+        print(json_module.dumps({"judgements": found}, indent=2))
+        return 0
+    table = Table(
+        "data", "prompts", "pairs", "head", "95 %", "longer", "likelier", "above the best rule"
+    )
+    for row in found:
+        table.add_row(
+            row["data"].rpartition("/")[2],
+            f"{row['prompts']:,}",
+            f"{row['pairs']:,}",
+            f"{row['accuracy']:.1%}",
+            f"{row['accuracy_low']:.1%} to {row['accuracy_high']:.1%}",
+            f"{row['longer_wins_accuracy']:.1%}",
+            f"{row['likelier_wins_accuracy']:.1%}",
+            f"{row['accuracy_above_rules']:+.1%} ({row['accuracy_above_rules_low']:+.1%} to "
+            f"{row['accuracy_above_rules_high']:+.1%})",
+        )
+    Console().print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(tyro.cli(main))
