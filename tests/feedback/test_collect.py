@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy.orm import Session
 
 from lmsmith.core.files import write_jsonl
+from lmsmith.feedback import collect as collect_module
 from lmsmith.feedback.collect import collect
 from lmsmith.feedback.export import export
 from lmsmith.feedback.imports import import_file
@@ -97,3 +102,29 @@ def test_imported_conversations_are_nobodys(store: Store, tmp_path: Path) -> Non
     write_jsonl(tmp_path / "talks.jsonl", talks)
     import_file(store, tmp_path / "talks.jsonl", person="import")
     assert {each.asker for each in collect(store).judgements} == {""}
+
+
+def test_a_server_goes_on_writing_while_it_is_read(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ann = store.person("Ann").id
+    _, one, two = talk(store, ann, "Hello?", ["one", "two"])
+    store.rate(ann, one, 1)
+    messages = collect_module._messages
+
+    def then_more_is_said(session: Session, importer: str | None) -> Any:
+        found = messages(session, importer)
+        _, three, four = talk(store, ann, "Again?", ["three", "four"])
+        store.compare(ann, three, four, "left")
+        store.compare(ann, one, two, "right")
+        store.improve(ann, three, "better")
+        store.rate(ann, four, -1)
+        return found
+
+    monkeypatch.setattr(collect_module, "_messages", then_more_is_said)
+    found = collect(store).judgements
+    assert sorted(each.kind for each in found) == ["comparison", "prompt", "thumb"]
+    assert {each.prompt[0]["content"] for each in found} == {"Hello?"}
+    monkeypatch.undo()
+    kinds = sorted(each.kind for each in collect(store).judgements)
+    assert kinds == ["better_answer", *["comparison"] * 2, *["prompt"] * 2, *["thumb"] * 2]

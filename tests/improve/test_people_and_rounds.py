@@ -27,7 +27,7 @@ from lmsmith.corpus.judgements import Collected
 from lmsmith.feedback.collect import collect
 from lmsmith.feedback.people import People
 from lmsmith.feedback.store import Store, open_store
-from lmsmith.feedback.tables import Rating
+from lmsmith.feedback.tables import Message, Rating
 from lmsmith.improve import round, snapshot
 from lmsmith.improve.summary import summarise
 from lmsmith.runs.locking import locked
@@ -54,11 +54,8 @@ class World:
 
     folder: Path
     model: str
+    database: str
     store: Store
-
-    @property
-    def database(self) -> str:
-        return str(self.folder / "feedback.db")
 
     def person(self, name: str, rankings: int = 0, first: int = 0) -> str:
         """Somebody who ranked the answers to so many prompts."""
@@ -76,12 +73,12 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, database: str) -> Iterator[World]:
     monkeypatch.setenv("LMSMITH_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(round, "run_recipe", fake_run)
     model = make_model(tmp_path / "model")
-    with open_store(str(tmp_path / "feedback.db"), new=True) as store:
-        yield World(tmp_path, model, store)
+    with open_store(database, new=True) as store:
+        yield World(tmp_path, model, database, store)
 
 
 def written(made: versions.Version) -> str:
@@ -271,14 +268,15 @@ def test_thumbs_alone_teach_nothing(world: World) -> None:
     name = world.store.begin(ann).id
     asked = world.store.add_message(ann, name, None, "user", "Hello?").id
     with world.store.session.begin() as session:
-        for number in range(10_000):
-            found = session.connection().exec_driver_sql(
-                "insert into messages (conversation_id, parent_id, role, content, model, finish, "
-                "settings, created) select conversation_id, ?, 'assistant', ?, model, finish, "
-                "settings, created from messages where id = ?",
-                (asked, f"answer {number}", asked),
+        answers = [
+            Message(
+                conversation_id=name, parent_id=asked, role="assistant", content=f"answer {number}"
             )
-            session.add(Rating(message_id=found.lastrowid, person_id=ann, value=1))
+            for number in range(10_000)
+        ]
+        session.add_all(answers)
+        session.flush()
+        session.add_all(Rating(message_id=each.id, person_id=ann, value=1) for each in answers)
     with pytest.raises(UserError, match=r"nothing to learn from: .*10,000 thumbs and no ranking"):
         world.improve()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -78,7 +79,7 @@ class House:
 
 
 @pytest.fixture
-def house(monkeypatch: pytest.MonkeyPatch, tmp_path: Any, sqlite_store: Store) -> Iterator[House]:
+def house(monkeypatch: pytest.MonkeyPatch, tmp_path: Any, database: str) -> Iterator[House]:
     async def uncounted(*_: object) -> None:
         """A process of its own would count."""
 
@@ -86,11 +87,12 @@ def house(monkeypatch: pytest.MonkeyPatch, tmp_path: Any, sqlite_store: Store) -
     monkeypatch.setattr(Improvements, "judged", uncounted)
     put_version("ours", 1, parrot())
     put_version("ours", 2, parrot(sentence=OTHER))
-    people = People(sqlite_store)
+    store = Store(database)
+    people = People(store)
     roles = {"user": "user", "other": "user", "labeler": "labeler", "admin": "admin"}
     tokens = {name: people.add(name, role) for name, role in roles.items()}
-    with running(words=["ours"], store=sqlite_store) as served:
-        yield House(served, sqlite_store, tokens)
+    with closing(store), running(words=["ours"], store=store) as served:
+        yield House(served, store, tokens)
 
 
 def begin(house: House, share: float = 1.0, test: SequentialTest = QUICK) -> None:

@@ -105,8 +105,14 @@ def _seconds(moment: datetime) -> float:
 
 
 def _of_answers(session: Session, messages: dict[int, _Said]) -> Iterator[Judgement]:
-    """Thumbs, better answers and comparisons, which people make in their own conversations."""
+    """Thumbs, better answers and comparisons, which people make in their own conversations.
+
+    A server writes meanwhile: judgements of answers that came after the messages were read are left
+    for the next time.
+    """
     for pair in session.scalars(select(Comparison).order_by(Comparison.id)):
+        if pair.left_id not in messages or pair.right_id not in messages:
+            continue
         left, right = messages[pair.left_id], messages[pair.right_id]
         yield Judgement(
             f"comparison-{pair.id}",
@@ -120,7 +126,9 @@ def _of_answers(session: Session, messages: dict[int, _Said]) -> Iterator[Judgem
             _seconds(pair.created),
         )
     for better in session.scalars(select(BetterAnswer).order_by(BetterAnswer.id)):
-        answer = messages[better.message_id]
+        answer = messages.get(better.message_id)
+        if answer is None:
+            continue
         yield Judgement(
             f"better-{better.id}",
             "better_answer",
@@ -133,7 +141,9 @@ def _of_answers(session: Session, messages: dict[int, _Said]) -> Iterator[Judgem
             _seconds(better.created),
         )
     for thumb in session.scalars(select(Rating).order_by(Rating.id)):
-        answer = messages[thumb.message_id]
+        answer = messages.get(thumb.message_id)
+        if answer is None:
+            continue
         yield Judgement(
             f"thumb-{thumb.id}",
             "thumb",
