@@ -128,3 +128,16 @@ def test_a_server_goes_on_writing_while_it_is_read(
     monkeypatch.undo()
     kinds = sorted(each.kind for each in collect(store).judgements)
     assert kinds == ["better_answer", *["comparison"] * 2, *["prompt"] * 2, *["thumb"] * 2]
+
+
+def test_what_is_said_twice_in_a_row_is_one_turn(store: Store) -> None:
+    """Models read it so, and recipes too."""
+    ann = store.person("Ann").id
+    name = store.begin(ann).id
+    first = store.add_message(ann, name, None, "user", "one").id
+    second = store.add_message(ann, name, first, "user", "two").id
+    answer = store.add_message(ann, name, second, "assistant", "a", model="m@1").id
+    store.rate(ann, answer, 1)
+    found = collect(store).judgements
+    assert [each.kind for each in found] == ["thumb", "prompt"]
+    assert [each.prompt for each in found] == [[{"role": "user", "content": "one\n\ntwo"}]] * 2

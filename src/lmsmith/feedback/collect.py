@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from lmsmith.corpus.judgements import Collected, Judgement, Kind
 from lmsmith.feedback.people import IMPORTER
-from lmsmith.feedback.store import Store
+from lmsmith.feedback.store import Store, as_turns
 from lmsmith.feedback.tables import (
     Assignment,
     BetterAnswer,
@@ -91,13 +91,12 @@ def _messages(session: Session, importer: str | None) -> dict[int, _Said]:
 
 
 def _path(messages: dict[int, _Said], number: int | None) -> list[dict[str, str]]:
-    """The messages from the first one to this one."""
-    turns: list[dict[str, str]] = []
+    """The turns from the first message to this one, as the model read them."""
+    path: list[_Said] = []
     while number is not None:
-        each = messages[number]
-        turns.append({"role": each.role, "content": each.content})
-        number = each.parent
-    return turns[::-1]
+        path.append(messages[number])
+        number = path[-1].parent
+    return as_turns(path[::-1])
 
 
 def _seconds(moment: datetime) -> float:
@@ -206,12 +205,11 @@ def _imported(session: Session, importer: str | None) -> Iterator[Judgement]:
 
 def _prompts(messages: dict[int, _Said]) -> Iterator[Judgement]:
     """What people sent: the last message of theirs on each branch, with what went before."""
-    continued = {
-        grandparent
-        for each in messages.values()
-        if each.role == "user" and each.parent is not None
-        for grandparent in [messages[each.parent].parent]
-    }
+    continued: set[int | None] = set()
+    for each in messages.values():
+        if each.role == "user" and each.parent is not None:
+            before = messages[each.parent]
+            continued.add(each.parent if before.role == "user" else before.parent)
     for number, each in messages.items():
         if each.role == "user" and number not in continued:
             yield Judgement(

@@ -10,7 +10,7 @@ import contextlib
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import delete, or_, select
 from sqlalchemy.orm import Session
@@ -254,7 +254,17 @@ def path_to(session: Session, message: Message) -> list[Message]:
     return path
 
 
-def as_turns(path: Sequence[Message]) -> list[dict[str, str]]:
+class Said(Protocol):
+    """A message, as much of it as a model reads."""
+
+    @property
+    def role(self) -> str: ...
+
+    @property
+    def content(self) -> str: ...
+
+
+def as_turns(path: Sequence[Said]) -> list[dict[str, str]]:
     """Messages as models and recipes read them: consecutive ones of one role are one turn."""
     return [
         {"role": role, "content": "\n\n".join(message.content for message in turn)}
