@@ -59,6 +59,19 @@ def test_promotions_are_listed_and_repeat_nothing(three: list[Version]) -> None:
     assert found == [(1, "first", "me"), (3, "promote", "ada")]
 
 
+def test_a_clock_that_jumps_back_changes_no_order(
+    three: list[Version], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    years = iter(range(2025, 1990, -1))
+    monkeypatch.setattr(versions, "now", lambda: f"{next(years)}-01-01T00:00:00+00:00")
+    versions.promote("ours", 2, "ada")
+    versions.promote("ours", 3, "ada")
+    assert versions.promoted("ours") == three[2]
+    assert versions.rollback("ours", "ada") == three[1]
+    assert versions.promoted("ours") == three[1]
+    assert versions.rollback("ours", "ada") == three[0]
+
+
 def test_rollbacks_go_back_to_the_first(three: list[Version]) -> None:
     for number in (2, 3):
         versions.promote("ours", number, "me")

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from lmsmith.core.errors import UserError
+from lmsmith.feedback import queue as queue_module
 from lmsmith.feedback.answers import FLAGS
 from lmsmith.feedback.export import export
 from lmsmith.feedback.people import People
 from lmsmith.feedback.queue import Queue
 from lmsmith.feedback.store import NotThere, Store
-from lmsmith.feedback.tables import Table
+from lmsmith.feedback.tables import Table, now
 
 SOURCE = str(Path(__file__).parents[2] / "src")
 TEXTS = ["good", "bad", "fair", "well"]
@@ -107,6 +108,28 @@ def test_a_lease_runs_out_and_no_work_is_thrown_away(store: Store) -> None:
     assert len(queue.done(ann)) == len(queue.done(bob)) == 1
     queue.add("rating", "other", ["x"])
     assert queue.next(ann) is not None
+    assert queue.next(bob) is None
+
+
+def test_a_clock_that_was_ahead_blocks_no_task(store: Store) -> None:
+    queue = Queue(store)
+    fill(queue, 1)
+    ann, bob = (store.person(name, "labeler").id for name in ("Ann", "Bob"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(queue_module, "now", lambda: now() + timedelta(days=365))
+        held = queue.next(ann)
+    assert held is not None
+    got = queue.next(bob)
+    assert got is not None
+    assert got[1].id == held[1].id
+    assert queue.submit(ann, held[0].id, {"ranks": [1, 2, 3, 4]}).state == "done"
+    queue.add("rating", "other", ["x"])
+    begun = queue.next(ann)
+    assert begun is not None
+    with pytest.MonkeyPatch.context() as patch:  # and back: what is begun stays one's own
+        patch.setattr(queue_module, "now", lambda: now() - timedelta(minutes=1))
+        queue.draft(ann, begun[0].id, {})
+    queue.submit(bob, got[0].id, {"ranks": [1, 2, 3, 4]})
     assert queue.next(bob) is None
 
 

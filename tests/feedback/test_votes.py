@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
 
 from lmsmith.feedback.queue import Queue
 from lmsmith.feedback.store import Store
+from lmsmith.feedback.tables import Comparison
 from lmsmith.feedback.votes import votes_among, votes_on
 from lmsmith.statistics.sequential import SequentialTest
 
@@ -69,3 +72,27 @@ def test_the_votes_of_a_deleted_person_are_gone(store: Store) -> None:
     store.compare(ann, one, two, "left")
     store.delete_person(ann)
     assert votes_on(store, "m@2", "m@1").outcomes == ()
+
+
+def test_a_clock_that_jumps_back_changes_no_order(store: Store) -> None:
+    """The first vote of a person on a prompt counts, and the order of the votes stays."""
+    ann = store.person("Ann").id
+    begun = datetime(2026, 11, 29, 12, tzinfo=UTC)
+    pairs = [shown(store, ann, f"question {n}", ("m@2", "m@1")) for n in range(3)]
+    asked = store.path(ann, pairs[0][0])[0]
+    pairs.append(
+        [
+            store.add_message(ann, asked.conversation_id, asked.id, "assistant", m, model=m).id
+            for m in ("m@2", "m@1")
+        ]
+    )
+    for number, ((one, two), verdict) in enumerate(
+        zip(pairs, ("left", "right", "tie", "right"), strict=True)
+    ):
+        made = store.compare(ann, one, two, verdict)
+        with store.session.begin() as session:  # an hour earlier each time
+            found = session.get_one(Comparison, made.id)
+            found.created = begun - timedelta(hours=number)
+    found_votes = votes_on(store, "m@2", "m@1")
+    assert found_votes.outcomes == (1.0, 0.0, 0.5)
+    assert found_votes.repeated == 1

@@ -9,10 +9,12 @@ import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
 from feedback.test_upgrade import write_sqlite
 from improve.tiny_round import make_model, write_data
@@ -27,7 +29,7 @@ from lmsmith.corpus.judgements import Collected
 from lmsmith.feedback.collect import collect
 from lmsmith.feedback.people import People
 from lmsmith.feedback.store import Store, open_store
-from lmsmith.feedback.tables import Message, Rating
+from lmsmith.feedback.tables import Message, RankedAnswers, Rating
 from lmsmith.improve import round, snapshot
 from lmsmith.improve.summary import summarise
 from lmsmith.runs.locking import locked
@@ -209,6 +211,19 @@ def test_the_database_is_read_once(world: World, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("lmsmith.feedback.collect.collect", counted)
     world.improve(exclude=["Bob"])
     assert len(read) == 1
+
+
+def test_judgements_of_a_clock_that_jumped_back_are_new(world: World) -> None:
+    ann = world.person("Ann", 60)
+    world.person("Bob", 60)
+    one = world.improve()
+    world.person("Ann", 30, first=60)
+    with world.store.session.begin() as session:
+        for each in session.scalars(select(RankedAnswers).where(RankedAnswers.person_id == ann)):
+            each.created = datetime(1999, 1, 1, tzinfo=UTC)
+    found = api.improve(world.model, name="ours", database=world.database, dry_run=True)
+    assert found.prospect.summary.new == 30
+    assert one.number == 2
 
 
 def test_two_improvements_at_once(world: World) -> None:

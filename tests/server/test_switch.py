@@ -144,6 +144,12 @@ def test_a_promotion_elsewhere_is_followed(served: Running) -> None:
     assert names == ["ours"]
 
 
+def test_a_clock_that_jumps_back_hides_no_promotion(served: Running) -> None:
+    versions.promote("ours", 2, "me")
+    os.utime(versions.folder_of("ours") / versions.LINEAGE_FILE, (1, 1))
+    wait_for(lambda: answered(served) == OTHER)
+
+
 def test_a_fixed_version_is_served_for_good(ours: None) -> None:
     with running(words=["ours@2", "mine=ours"]) as served:
         assert list(served.engine.models) == ["ours@2", "mine"]

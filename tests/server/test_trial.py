@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
@@ -264,6 +265,68 @@ def test_a_vote_after_the_candidate_was_promoted_is_a_judgement(house: House) ->
     assert votes_on(house.store, "ours@2", "ours@1").people == 1
     assert versions.promoted("ours").number == 2
     assert len(versions.lineage_of("ours").promotions) == 2
+
+
+def test_half_a_pair_of_a_candidate_that_was_promoted_is_said_to_be_over(house: House) -> None:
+    begin(house)
+    talk, message = house.ask("user")
+    left = house.events("user", talk, message, side="left")[-1]["message"]
+    house.call("admin", "POST", "versions/ours/promote", {"version": "ours@2"})
+    body = {"parent": message, "model": "ours", "side": "right"}
+    refused = house.response("user", "POST", f"conversations/{talk}/answers", body)
+    assert refused.status_code == 409
+    assert refused.json()["error"]["code"] == "no_pair"
+    assert "ask for one answer, without side" in refused.json()["error"]["message"]
+    one = house.events("user", talk, message)[-1]["message"]
+    assert one["content"] == OTHER
+    body = {"left": left["id"], "right": one["id"], "verdict": "tie"}
+    assert house.call("user", "POST", "comparisons", body).get("trial") in ("ended", None)
+
+
+def test_the_votes_on_a_pair_whose_conversation_is_gone(house: House) -> None:
+    begin(house, test=SequentialTest())
+    talk, message = house.ask("user")
+    shown = house.both("user", talk, message)
+    body = {side: shown[side]["id"] for side in shown} | {"verdict": "left"}
+    house.call("user", "POST", "comparisons", body)
+    assert listed(house)["votes"]["votes"] == 1
+    assert house.response("user", "DELETE", f"conversations/{talk}").status_code < 300
+    refused = house.response("user", "POST", "comparisons", body)
+    assert refused.status_code == 404
+    assert "there is no message" in refused.json()["error"]["message"]
+    assert listed(house)["votes"]["votes"] == 0
+    assert house.call("admin", "GET", "versions/ours/feedback")["rows"] == []
+
+
+def test_votes_that_are_all_equal_end_the_trial(house: House) -> None:
+    begin(house, test=SequentialTest(max_votes=3))
+    found = []
+    for number in range(3):
+        talk, message = house.ask("user", f"question {number}")
+        shown = house.both("user", talk, message)
+        body = {side: shown[side]["id"] for side in shown} | {"verdict": "tie"}
+        found.append(house.call("user", "POST", "comparisons", body)["trial"])
+    assert found == ["counted", "counted", "decided"]
+    assert versions.lineage_of("ours").trial is None
+    assert versions.promoted("ours").number == 1
+    assert house.served.engine.candidates == {}
+
+
+def test_a_candidate_that_vanished_is_not_promoted(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    begin(house)
+    shutil.rmtree(versions.version("ours", 2).path)
+    for _ in range(6):
+        assert house.vote("user", "ours@2")["trial"] == "counted"
+    assert versions.promoted("ours").number == 1
+    assert "the votes decide nothing: " in listed(house)["problem"]
+    assert "not the files of which ours@2 was made" in listed(house)["problem"]
+    assert house.chat() == SENTENCE
+    said = [each for each in caplog.messages if "the votes decide nothing" in each]
+    assert said
+    house.call("admin", "POST", "versions/ours/trial", {"version": None})
+    assert versions.lineage_of("ours").trial is None
 
 
 def test_votes_of_before_a_kill_are_counted(house: House) -> None:

@@ -190,6 +190,7 @@ class Queue:
 
     def _left(self, person: str, kinds: Sequence[str]) -> Select[Task]:
         """Tasks that this labeler may get."""
+        moment = now()
         mine = select(Assignment.id).where(
             Assignment.task_id == Task.id, Assignment.person_id == person
         )
@@ -199,7 +200,10 @@ class Queue:
                 Assignment.task_id == Task.id,
                 or_(
                     Assignment.state == "done",
-                    (Assignment.state == "open") & (Assignment.lease > now()),
+                    # A lease of a clock that was ahead is none, or nobody else got the task.
+                    (Assignment.state == "open")
+                    & (Assignment.lease > moment)
+                    & (Assignment.lease <= moment + max(self._lease, LEASE)),
                 ),
             )
             .correlate(Task)

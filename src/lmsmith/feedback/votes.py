@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 from sqlalchemy import select
 from sqlalchemy.orm import aliased
@@ -95,11 +95,13 @@ def votes_among(store: Store, versions: Sequence[str]) -> dict[tuple[str, str], 
             .where(left.model.in_(places), right.model.in_(places), left.model != right.model)
             .order_by(Comparison.id)
         )
+        moment = datetime.min.replace(tzinfo=UTC)
         for pair, one, other, asked in session.execute(compared):
+            moment = max(moment, utc(pair.created))  # a clock may jump back; numbers do not
             first = places[one] < places[other]
             won = shares.get(pair.verdict, 0.5)
             share = won if first else 1 - won
-            vote = _Vote(utc(pair.created), pair.person_id, f"message {asked}", share, first)
+            vote = _Vote(moment, pair.person_id, f"message {asked}", share, first)
             found.setdefault((one, other) if first else (other, one), []).append(vote)
         ranked = (
             select(Assignment, Task)

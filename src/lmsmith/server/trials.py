@@ -90,7 +90,10 @@ class Trials:
             try:
                 decided = await in_database(_decide, self._store, each.name, trial)
             except UserError as error:
-                log.error("%s: the votes decide nothing: %s", each.name, error)
+                problem = f"the votes decide nothing: {error.problem}"
+                if problem != each.problem:
+                    log.error("%s: the votes decide nothing: %s", each.name, error)
+                each.problem = problem
                 return False
         if decided:
             await self._following.refresh(each.name)
