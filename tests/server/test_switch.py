@@ -208,6 +208,15 @@ def test_a_damaged_version_leaves_the_one_before(
     assert answered(served) == OTHER
 
 
+def test_what_is_served_stays_when_its_file_is_overwritten(served: Running) -> None:
+    for number, said in ((1, SENTENCE), (2, OTHER)):
+        promote(served, f"ours@{number}")
+        with (versions.version("ours", number).path / "model.safetensors").open("r+b") as file:
+            file.seek(-(1 << 16), os.SEEK_END)
+            file.write(bytes(1 << 16))
+        assert answered(served).startswith(said)
+
+
 def test_a_version_without_a_record_is_not_served(served: Running) -> None:
     record = versions.version("ours", 2).folder / versions.VERSION_FILE
     moved = record.rename(record.with_suffix(".aside"))

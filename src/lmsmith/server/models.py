@@ -124,8 +124,16 @@ def _read(word: str) -> FoundModel:
         return FoundModel(read_model(word))
     versions.verify(version)
     sha256 = _tokenizer_sha256(version)
-    read = read_model(Source("lmsmith", version.path, word))
+    read = _kept(read_model(Source("lmsmith", version.path, word)))
     return FoundModel(read, version, versions.split_version(word)[1] is None, sha256)
+
+
+def _kept(read: ReadModel) -> ReadModel:
+    """The model in memory of its own: files that are read share it with whoever writes to them, and
+    a version stays what was compared with its record."""
+    for parameter in read.decoder.parameters():
+        parameter.data = parameter.data.clone()
+    return read
 
 
 def _tokenizer_sha256(version: Version) -> str:
@@ -237,7 +245,8 @@ class Loader:
         # Parsing a large vocabulary keeps Python's lock for half a second; versions share theirs.
         sha256 = _tokenizer_sha256(version)
         same = (each.tokenizer for each in loaded if each.tokenizer_sha256 == sha256)
-        found = read_model(Source("lmsmith", version.path, now.source), next(same, None))
+        source = Source("lmsmith", version.path, now.source)
+        found = _kept(read_model(source, next(same, None)))
         if self._smaller and self._smaller.config.vocabulary_size != shape.vocabulary_size:
             raise UserError(
                 f"--draft {self.draft}: it has another tokenizer than {version.word}",
