@@ -6,19 +6,22 @@ ends it, the same command goes on; the last step moves the folder to the version
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from lmsmith.catalogue import versions
 from lmsmith.catalogue.registry import check_name, now
 from lmsmith.catalogue.versions import Gate, Learnt, Version
 from lmsmith.core.files import fingerprint, read_json, write_json
-from lmsmith.core.progress import RunProgress
+from lmsmith.core.progress import QuietProgress, RunProgress
 from lmsmith.core.recipe import Recipe
 from lmsmith.corpus.batches import MIXTURE_FILE
+from lmsmith.corpus.judgements import Judgement
 from lmsmith.improve.first_version import first_version as first_version
 from lmsmith.improve.gates import GATES_FILE
 from lmsmith.improve.prospect import Sources as Sources
@@ -37,14 +40,18 @@ from lmsmith.improve.under_way import (
 )
 from lmsmith.models.adapters import AdapterConfig
 from lmsmith.models.config import ModelConfig
-from lmsmith.models.folder import read_model_config
+from lmsmith.models.folder import load_tokenizer, read_model_config
+from lmsmith.prompts import encode_prompt
 from lmsmith.report.version.page import build_version_page
 from lmsmith.runs.records import read_record
 from lmsmith.stages.pipeline import run_recipe
+from lmsmith.tokenizers import Tokenizer
 
 ADAPTERS_FROM = 60_000_000
 """Parameters from which a model is trained by adapters, unless the recipe says otherwise."""
 ADAPTER_RANK = 16
+LENGTHS_OF = 500
+"""Judgements whose lengths say how many tokens are needed."""
 
 
 def improve(
@@ -118,17 +125,22 @@ def _make(
     current = versions.version(name, state.current or state.parent)
     for each in (parent, current):
         versions.verify(each)
-    fitted = _fitted(recipe, folder, parent, current)
+    progress = progress or QuietProgress()
+    fitted = _fitted(recipe, folder, parent, current, progress)
     run_recipe(fitted, folder, progress=progress, stages=ROUND)
     with versions.changing(name):
         return _record(folder, state, fitted, parent, current)
 
 
-def _fitted(recipe: Recipe, folder: Path, parent: Version, current: Version) -> Recipe:
+def _fitted(
+    recipe: Recipe, folder: Path, parent: Version, current: Version, progress: RunProgress
+) -> Recipe:
     """The recipe with the round's files, without stages that have nothing to learn from."""
     frozen = folder / FROZEN
-    present = stages_with_data(recipe, read_frozen(frozen), read_sides(frozen / SIDES_FILE))
+    judgements = read_frozen(frozen)
+    present = stages_with_data(recipe, judgements, read_sides(frozen / SIDES_FILE))
     shape = read_model_config(parent.path)[1]
+    needed = _needed(load_tokenizer(parent.path), judgements)
     root = versions.folder_of(parent.name) / "1"
     corpus = root / "pretrain"
     has_corpus = (corpus / MIXTURE_FILE).is_file()
@@ -146,23 +158,62 @@ def _fitted(recipe: Recipe, folder: Path, parent: Version, current: Version) -> 
         if name == "previous_reward" and not (parent.folder / "reward/model").is_dir():
             continue
         settings: Any = replace(recipe.stages[name], **told.get(name, {}))  # type: ignore[type-var]
-        stages[name] = _fitted_to(shape, settings)
+        stages[name] = _fitted_to(shape, name, settings, needed)
+    if "ppo" in stages and needed.prompt > (most := stages["ppo"].max_prompt_tokens):
+        progress.note(
+            f"ppo: many prompts are longer than ppo.max_prompt_tokens = {most} and left out; 95 % "
+            f"fit {needed.prompt}, which takes more memory: lower ppo.minibatch with it"
+        )
     if "ppo" in stages and "pretrain" not in stages:
         stages["ppo"] = replace(stages["ppo"], ptx_coefficient=0.0)
     return replace(recipe, stages=stages)
 
 
-def _fitted_to(shape: ModelConfig, settings: Any) -> Any:
-    """Settings of a stage with lengths that the context has, and adapters for a large model."""
+@dataclass(frozen=True)
+class _Needed:
+    """Tokens that 95 % of the judgements need, if earlier turns of their dialogues are left out.
+
+    Attributes:
+        prompt: the last message.
+        judged: the last message, and the longest response to it.
+    """
+
+    prompt: int
+    judged: int
+
+
+def _needed(tokenizer: Tokenizer, judgements: Sequence[Judgement]) -> _Needed:
+    """What `LENGTHS_OF` judgements need, evenly drawn from all."""
+    some = judgements[:: max(1, len(judgements) // LENGTHS_OF)]
+    prompts, judged = [], []
+    for each in some:
+        system = [m for m in each.prompt[:-1] if m["role"] == "system"]
+        prompt = len(encode_prompt(tokenizer, [*system, each.prompt[-1]]).tokens)
+        responses = (len(tokenizer.encode(text)) + 1 for text in each.responses)
+        prompts.append(prompt)
+        judged.append(prompt + max(responses, default=0))
+    return _Needed(*(int(np.quantile(each, 0.95, method="higher")) for each in (prompts, judged)))
+
+
+def _fitted_to(shape: ModelConfig, name: str, settings: Any, needed: _Needed) -> Any:
+    """Settings of a stage with lengths that the context has, and adapters for a large model.
+
+    Where the recipe's lengths would leave out more than one judgement in twenty they are raised:
+    rankings and gates are computed in parts that fit the memory. Rollouts are not, so PPO's stay.
+    """
     names = {each.name for each in fields(settings)}
     changed: dict[str, Any] = {}
     if "max_length" in names:
-        changed["max_length"] = min(settings.max_length or shape.context, shape.context)
+        wanted = settings.max_length or shape.context
+        wanted = max(wanted, needed.judged) if name in ("reward", "judge") else wanted
+        changed["max_length"] = min(wanted, shape.context)
     if "max_new_tokens" in names:
         changed["max_new_tokens"] = min(settings.max_new_tokens, shape.context // 4)
     if "max_prompt_tokens" in names and settings.max_prompt_tokens:
         most = shape.context - changed["max_new_tokens"] - 1
-        changed["max_prompt_tokens"] = min(settings.max_prompt_tokens, most)
+        wanted = settings.max_prompt_tokens
+        wanted = max(wanted, needed.prompt) if name == "gates" else wanted
+        changed["max_prompt_tokens"] = min(wanted, most)
     if "batch_tokens" in names:
         row = changed["max_length"]
         changed["batch_tokens"] = max(1, round(settings.batch_tokens / row)) * row

@@ -1,0 +1,83 @@
+"""Long prompts of real judgements are not left out of a round unseen."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from improve.tiny_round import SMALL, make_model, write_data
+from lmsmith.core.progress import QuietProgress
+from lmsmith.improve import round as rounds
+from lmsmith.improve.prospect import Sources
+from lmsmith.improve.recipe import round_recipe
+
+SHORT = ("reward.max_length=24", "judge.max_length=24", "gates.max_prompt_tokens=8")
+
+
+class Noted(QuietProgress):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def fitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opening: str) -> tuple[Any, list[str]]:
+    """The settings with which a round's stages run, and what was noted; the stages do not run."""
+    data = Path(write_data(tmp_path / "data"))
+    rows = [json.loads(line) for line in (data / "rankings.jsonl").read_text().splitlines()]
+    for number, row in enumerate(rows):
+        said = {"role": "user", "content": f"{number} {opening}"}  # so they begin differently
+        earlier = [said, {"role": "assistant", "content": "yes"}]
+        row["prompt"] = [*earlier, {"role": "user", "content": opening + row["prompt"]}]
+    (data / "rankings.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    taken: list[Any] = []
+
+    class Stopped(Exception):
+        pass
+
+    def stop(recipe: Any, *_: Any, **__: Any) -> None:
+        taken.append(recipe)
+        raise Stopped
+
+    monkeypatch.setattr(rounds, "run_recipe", stop)
+    progress = Noted()
+    with pytest.raises(Stopped):
+        rounds.improve(
+            make_model(tmp_path / "model"),
+            Sources(data=(str(data),)),
+            round_recipe("", [*SMALL, *SHORT]),
+            name=tmp_path.name.replace("_", "-")[:40],
+            force=True,
+            progress=progress,
+        )
+    return taken[0].stages, progress.notes
+
+
+def test_lengths_are_raised_to_what_the_judgements_need(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages, notes = fitted(tmp_path, monkeypatch, "the cat sat on the mat " * 4)
+    # 24 words of a prompt's last message, and a response; earlier turns may go.
+    assert 40 < stages["reward"].max_length <= 90
+    assert stages["judge"].max_length == stages["reward"].max_length
+    assert 30 < stages["gates"].max_prompt_tokens < stages["reward"].max_length
+    assert stages["ppo"].max_prompt_tokens == 32
+    assert any("ppo.max_prompt_tokens = 32" in each for each in notes)
+
+
+def test_the_context_is_the_limit_and_short_prompts_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages, _ = fitted(tmp_path / "a", monkeypatch, "the cat sat on the mat " * 30)
+    assert stages["reward"].max_length == 128
+    assert stages["gates"].max_prompt_tokens == 128 - stages["gates"].max_new_tokens - 1
+    recipe = round_recipe("", SMALL)
+    small = replace(recipe.stages["gates"], max_prompt_tokens=100)
+    needed = rounds._Needed(prompt=20, judged=30)
+    shape = type("Shape", (), {"context": 128, "parameters": 1000})
+    assert rounds._fitted_to(shape, "gates", small, needed).max_prompt_tokens == 100  # type: ignore[arg-type]
