@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lmsmith.catalogue import registry
-from lmsmith.catalogue.resolve import Sampling, Source, advised_sampling
+from lmsmith.catalogue.resolve import Sampling, Source, advised_sampling, card_of_sampling
 from lmsmith.core.files import write_json
 
 
@@ -36,5 +36,8 @@ def test_a_hugging_face_folder_may_hold_advice(
     advice: object, expected: Sampling, tmp_path: Path
 ) -> None:
     write_json(tmp_path / "generation_config.json", advice)
+    kept = card_of_sampling(Source("hf", tmp_path, "x"))
+    write_json(tmp_path / "made/card.json", {"stage": "sft", **kept})
+    assert advised_sampling(Source("lmsmith", tmp_path / "made", "ours@2")) == expected
     assert advised_sampling(Source("hf", tmp_path, "x")) == expected
     assert advised_sampling(Source("lmsmith", tmp_path, "x")) == Sampling()

@@ -13,7 +13,9 @@ import pytest
 
 from improve.tiny_round import make_model, run_round, write_data
 from lmsmith.catalogue import versions
+from lmsmith.catalogue.resolve import Sampling, advised_sampling, resolve
 from lmsmith.catalogue.versions import Version
+from lmsmith.core.files import write_json
 from lmsmith.improve.gates import GATES_FILE
 from lmsmith.improve.snapshot import SIDES_FILE, SNAPSHOT_FILE
 
@@ -59,6 +61,7 @@ def test_killed_ten_times_a_round_ends_as_if_it_never_was(
     """One lineage, killed at each moment in turn, each time at work again with one command."""
     monkeypatch.setenv("LMSMITH_HOME", str(home / "home"))
     model, data = make_model(home / "model"), write_data(home / "data")
+    write_json(home / "model/card.json", {"sampling": {"temperature": 0.2, "top_p": 0.9}})
     whole = run_round(model, data, "whole").version
     script = Path(__file__).with_name("tiny_round.py")
     paths = [str(script.parents[1]), os.environ.get("PYTHONPATH", "")]
@@ -77,3 +80,5 @@ def test_killed_ten_times_a_round_ends_as_if_it_never_was(
     assert not (versions.folder_of("killed") / versions.NEXT).exists()
     versions.verify(found)
     assert (found.folder / "report.html").is_file()
+    # The stages keep what the makers of the first model advise.
+    assert advised_sampling(resolve("whole@2")) == Sampling(0.2, 0.9)

@@ -20,6 +20,7 @@ from feedback.test_upgrade import write_sqlite
 from improve.tiny_round import make_model, write_data
 from lmsmith import api
 from lmsmith.catalogue import versions
+from lmsmith.catalogue.resolve import Sampling, advised_sampling, resolve
 from lmsmith.cli import main
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import write_json
@@ -401,3 +402,15 @@ def test_rankings_alone_keep_the_corpus_that_there_is(
     assert ("pretrain" in stages) == corpus
     assert "sft" not in stages
     assert (stages["ppo"].ptx_coefficient > 0) == corpus
+
+
+def test_a_version_is_sampled_as_the_makers_of_the_first_advise(world: World) -> None:
+    """Their generation_config.json, or what they say of a fetched model, is kept in the card."""
+    exported = world.folder / "theirs"
+    api.export(world.model, exported)
+    write_json(exported / "generation_config.json", {"temperature": 0.2, "top_p": 0.9})
+    world.model = str(exported)
+    world.person("Ann", 60)
+    made = world.improve()
+    for word in ("ours@1", made.word):
+        assert advised_sampling(resolve(word)) == Sampling(0.2, 0.9)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lmsmith.catalogue import registry, versions
 from lmsmith.catalogue.registry import KNOWN_MODELS
@@ -189,7 +189,9 @@ def _instead(path: Path, name: str) -> str:
     return "; ".join(lines)
 
 
-GENERATION_FILE = "generation_config.json"
+GENERATION_FILE, CARD_FILE = "generation_config.json", "card.json"
+SAMPLING = "sampling"
+"""Key of a card: the makers' advice on sampling, which every model made from theirs keeps."""
 
 
 @dataclass(frozen=True)
@@ -201,19 +203,32 @@ class Sampling:
 
 
 def advised_sampling(source: Source) -> Sampling:
-    """The makers' advice: of a fetched model, or in a Hugging Face folder; else our own."""
+    """The makers' advice: of a fetched model, in a Hugging Face folder, or in the card of a model
+    that was made from one; else our own."""
+    return Sampling(**_advice(source))
+
+
+def card_of_sampling(source: Source) -> dict[str, dict[str, float]]:
+    """The part of a card that says how a model is to be sampled; empty without advice."""
+    advice = _advice(source)
+    return {SAMPLING: advice} if advice else {}
+
+
+def _advice(source: Source) -> dict[str, float]:
+    """Temperature and top-p, as far as the makers advise them."""
     record = registry.find(source.name)
     if source.name in KNOWN_MODELS and record is not None and record.path == source.path:
         shelved = KNOWN_MODELS[source.name]
-        return Sampling(shelved.temperature, shelved.top_p)
-    path = source.path / GENERATION_FILE
-    if source.format != "hf" or not path.is_file():
-        return Sampling()
-    content = read_json(path)
+        return {"temperature": shelved.temperature, "top_p": shelved.top_p}
+    if source.format == "gguf":
+        return {}
+    path = source.path / (GENERATION_FILE if source.format == "hf" else CARD_FILE)
+    content: Any = read_json(path) if path.is_file() else {}
+    if source.format == "lmsmith" and isinstance(content, dict):
+        content = content.get(SAMPLING)
     advice = content if isinstance(content, dict) else {}
-    given = {
+    return {
         name: float(value)
         for name, most in (("temperature", 2.0), ("top_p", 1.0))
         if isinstance(value := advice.get(name), int | float) and 0 < value <= most
     }
-    return Sampling(**given)

@@ -7,7 +7,7 @@ import shutil
 from lmsmith.catalogue import versions
 from lmsmith.catalogue.reading import read_model
 from lmsmith.catalogue.registry import now
-from lmsmith.catalogue.resolve import resolve
+from lmsmith.catalogue.resolve import card_of_sampling, resolve
 from lmsmith.catalogue.versions import Version
 from lmsmith.core.files import atomic_folder
 from lmsmith.corpus.batches import MIXTURE_FILE, SHARDS_FOLDER
@@ -22,7 +22,7 @@ def first_version(word: str, name: str, by: str) -> Version:
     folder = versions.folder_of(name) / versions.NEXT
     with versions.changing(name):
         with atomic_folder(folder) as partial:
-            card = {**read.card, "source": word}
+            card = {**read.card, **card_of_sampling(source), "source": word}
             save_model(partial / "model", read.decoder, read.tokenizer, card)
             reward = run / "reward/model" if run else None
             if reward is not None and (reward / "config.json").is_file():

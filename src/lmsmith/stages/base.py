@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lmsmith.catalogue.reading import read_model
-from lmsmith.catalogue.resolve import resolve
+from lmsmith.catalogue.resolve import card_of_sampling, resolve
 from lmsmith.core.config import NOT_A_SETTING, Problem
 from lmsmith.core.files import beside
 from lmsmith.models.folder import save_model
@@ -47,6 +47,7 @@ def run(config: BaseConfig, inputs: Mapping[str, Path], out: StageFolder) -> dic
         "vocabulary_size": float(read.tokenizer.vocabulary_size),
         "context": float(shape.context),
     }
-    card = read.card | {"stage": "base", "model": config.model, "metrics": metrics}
+    card = read.card | card_of_sampling(read.source)
+    card |= {"stage": "base", "model": config.model, "metrics": metrics}
     save_model(out / "model", read.decoder, read.tokenizer, card)
     return metrics

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from lmsmith.catalogue.resolve import Source, card_of_sampling
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import write_jsonl
 from lmsmith.corpus.batches import PretrainingBatches, read_mixture
@@ -81,8 +82,9 @@ def run(config: PPOConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict
     if warning := few_updates_warning(config):
         out.progress.say(f"ppo: {warning}")
     parents = [inputs["policy"].name, inputs["reward"].name]
-    card = {"stage": "ppo", "parents": parents, "settings": asdict(config)}
     bases = inputs["policy"] / "model", inputs["reward"] / "model"
+    card = {"stage": "ppo", "parents": parents, "settings": asdict(config)}
+    card |= card_of_sampling(Source("lmsmith", bases[0], parents[0]))
     snapshot_steps = snapshot_iterations(config)
 
     def keep_snapshot(done: int) -> dict[str, float]:

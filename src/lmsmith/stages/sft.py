@@ -11,6 +11,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
+from lmsmith.catalogue.resolve import Source, card_of_sampling
 from lmsmith.core.config import (
     Fraction,
     FractionBelowOne,
@@ -161,9 +162,10 @@ def run(config: SFTConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict
     metrics = summary | counts
     metrics |= {"epochs": batches.epochs_at(steps), "batch_tokens": float(rows * context)}
     metrics |= share_ended(decoder, tokenizer, demonstrations, machine, out)
-    card: dict[str, object] = {"stage": "sft", "parents": [inputs["base"].name]}
+    base = Source("lmsmith", inputs["base"] / "model", inputs["base"].name)
+    card: dict[str, object] = {"stage": "sft", "parents": [base.name], **card_of_sampling(base)}
     card |= {"settings": asdict(config), "metrics": metrics}
-    save_model(out / "model", decoder, tokenizer, card, config.adapter, inputs["base"] / "model")
+    save_model(out / "model", decoder, tokenizer, card, config.adapter, base.path)
     return metrics
 
 
