@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from improve.tiny_round import make_model
+from lmsmith.catalogue.versions import Gate
+from lmsmith.core.errors import UserError
 from lmsmith.core.files import write_jsonl
 from lmsmith.core.progress import QuietProgress
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.improve import gates
 from lmsmith.improve.gates import GatesConfig
+from lmsmith.improve.tasks import check_tasks
 from lmsmith.models.folder import load_decoder, load_tokenizer, save_model
 from lmsmith.runs.stage_folder import StageFolder
+from lmsmith.statistics.intervals import Interval
 
 
 def changed_model(folder: Path, source: str, seed: int) -> str:
@@ -36,13 +41,64 @@ def test_the_candidate_is_compared_with_the_current_version(tmp_path: Path, seed
     write_jsonl(tmp_path / "data/held_out/test.jsonl", [])
     inputs = {name: tmp_path / name for name in ("base", "sft", "data")}
 
-    def kl_against(current: str) -> float:
+    def figures_against(current: str) -> dict[str, float]:
         place = StageFolder(
             tmp_path / f"gates{bool(current)}", seed, MachineConfig(), QuietProgress()
         )
-        config = GatesConfig(max_new_tokens=8, min_prompts=8, current=current)
+        config = GatesConfig(
+            max_new_tokens=8,
+            min_prompts=8,
+            tasks=("arithmetic/2d_plus",),
+            task_items=4,
+            current=current,
+        )
         assert config.external_files() == ([current] if current else [])
-        return gates.run(config, inputs, place)["kl"]
+        return gates.run(config, inputs, place)
 
-    assert kl_against("") > 0.1
-    assert kl_against(f"{candidate}/model") == 0
+    assert figures_against("")["kl"] > 0.1
+    same = figures_against(f"{candidate}/model")
+    assert (same["kl"], same["length"], same["tasks/arithmetic/2d_plus"]) == (0, 1, 0)
+
+
+def test_gates_at_their_margins() -> None:
+    """A needed gate is passed by its low end alone, a bound by its figure."""
+    for low, state in ((0.5, "failed"), (0.51, "passed")):
+        assert gates.above("win_rate", Interval(0.6, low, 0.7), 0.5, "").state == state
+    for value, state in ((30.0, "passed"), (30.1, "failed")):
+        assert gates.within("kl", Interval(value, 20.0, 40.0), 30.0, "").state == state
+
+
+def test_a_failed_gate_refuses_and_a_needed_one_must_be_shown() -> None:
+    needed = [Gate(name, "passed") for name in gates.NEEDED]
+    unshown = Gate("tasks", "not shown")
+    assert gates.verdict_of([*needed, unshown]) == "passed"
+    assert gates.verdict_of([*needed, Gate("kl", "failed")]) == "refused"
+    assert gates.verdict_of([*needed[1:], Gate(needed[0].name, "not shown")]) == "not shown"
+    assert gates.verdict_of([unshown]) == "not shown"
+
+
+@pytest.mark.parametrize(
+    ("fall", "low", "state"),
+    [
+        (0.02, 0.01, "passed"),
+        (-0.3, -0.4, "passed"),
+        (0.06, 0.01, "failed"),
+        (0.06, 0, "not shown"),
+    ],
+)
+def test_a_fall_beyond_the_margin_fails_if_it_is_no_chance(
+    fall: float, low: float, state: str
+) -> None:
+    row = {"current": 0.5, "candidate": 0.5 - fall, "fall": fall, "low": low, "high": 1.0}
+    found = gates.no_fall("tasks/x", row, 0.02)
+    assert (found.state, found.value, found.margin) == (state, fall, 0.02)
+
+
+def test_tasks_are_looked_for_before_the_round() -> None:
+    check_tasks(["arithmetic/2d_plus", "refusal"])
+    with pytest.raises(UserError, match="no such task"):
+        check_tasks(["arithmetics/2d"])
+    with pytest.raises(UserError, match=r"gates: .*lambada") as caught:
+        check_tasks(["lambada"])
+    for name in ("arithmetic", "refusal", "scrambles", "toxicity"):
+        assert name in caught.value.fix

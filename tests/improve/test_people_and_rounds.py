@@ -309,7 +309,12 @@ def test_one_labeler_is_one_persons_taste(world: World, capsys: pytest.CaptureFi
     world.person("Ann", 60)
     words = ["improve", world.model, "--name", "ours", "--database", world.database]
     assert main([*words, "--dry-run"]) == 0
-    assert "one person judged: this is one person's taste" in capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
+    assert "one person judged: this is one person's taste" in said
+    assert """no tasks: name some by --set gates.tasks='["arithmetic/2d_plus"]'""" in said
+    assert "data is here of arithmetic, hindsight, refusal, scrambles, toxicity" in said
+    assert main([*words, "--dry-run", "--set", 'gates.safety=["refusal"]']) == 0
+    assert "safety by refusal" in " ".join(capsys.readouterr().out.split())
 
 
 def test_caps_and_bursts_are_shown(world: World, capsys: pytest.CaptureFixture[str]) -> None:

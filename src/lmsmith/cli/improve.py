@@ -84,11 +84,25 @@ def print_prospect(found: Prospect) -> None:
         print(f"too little: {line}")
     start = f"version {found.parent}" if found.parent else "its first version"
     print(f"{found.name} starts from {start}; stages: {', '.join(found.stages)}")
+    print(f"gates measure {_tasks_of_gates(found)}")
     if found.current != found.parent:
         print(
             f"version {found.parent} is the newest that the excluded had no part in; the gates "
             f"compare the candidate with version {found.current}, which is promoted"
         )
+
+
+def _tasks_of_gates(found: Prospect) -> str:
+    """The tasks that the gates measure, and how to name those that they lack."""
+    from lmsmith.improve.tasks import tasks_here
+
+    named = {"tasks": found.tasks, "safety": found.safety}
+    words = [f"{kind} by {', '.join(each)}" for kind, each in named.items() if each]
+    for kind, example in (("tasks", "arithmetic/2d_plus"), ("safety", "refusal/harmful")):
+        if not named[kind]:
+            words.append(f"no {kind}: name some by --set gates.{kind}='[\"{example}\"]'")
+    here = "" if all(named.values()) else f" (data is here of {', '.join(tasks_here())})"
+    return "; ".join(words) + here
 
 
 def print_gates(made: Version) -> None:

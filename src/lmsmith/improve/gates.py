@@ -21,7 +21,7 @@ import numpy as np
 
 from lmsmith.catalogue.versions import Gate, Verdict
 from lmsmith.comparison.replies import accuracy_beside_rules, sample_rows
-from lmsmith.comparison.run import compare_results
+from lmsmith.comparison.run import compare_rows
 from lmsmith.comparison.score import score_responses
 from lmsmith.comparison.win_rate import length_controlled_win_rate, win_rate
 from lmsmith.core.config import (
@@ -106,13 +106,14 @@ class GatesConfig:
     """Most that a trick (padding, flattery, repetition) may raise the reward, in standard
     deviations of the reward."""
     tasks: tuple[str, ...] = ()
-    """Tasks of `lmsmith eval` on which the candidate must not fall."""
+    """Tasks of `lmsmith eval` on which the candidate must not fall (lmsmith tasks ls)."""
     safety: tuple[str, ...] = ()
-    """Tasks that measure safety, on which it must not fall either."""
+    """Tasks that measure safety, on which it must not fall either; asked by the chat template."""
     task_items: PositiveInt = 200
     """Most items of each task."""
     task_margin: Fraction = 0.02
-    """Most that a task's headline measure may fall."""
+    """Most that a task's headline measure may fall. A greater fall fails if it is no chance: if the
+    low end of its interval is above 0."""
     current: str = field(default="", metadata=NOT_A_SETTING)
     """Model folder of the current version; the model that training began with if empty."""
 
@@ -161,6 +162,16 @@ def within(name: str, found: Interval, most: float, reason: str) -> Gate:
     """A gate that is passed if the figure is no greater than the margin."""
     state = "passed" if found.value <= most else "failed"
     return Gate(name, state, found.value, found.low, found.high, most, reason)  # type: ignore[arg-type]
+
+
+def no_fall(name: str, row: Mapping[str, float], most: float) -> Gate:
+    """A gate on a task: failed if the fall is above the margin and surely a fall.
+
+    A fall above the margin whose interval begins at or below 0 may be chance: ``not shown``.
+    """
+    state = "passed" if row["fall"] <= most else "failed" if row["low"] > 0 else "not shown"
+    reason = f"{row['candidate']:.3g}, the current version {row['current']:.3g}"
+    return Gate(name, state, row["fall"], row["low"], row["high"], most, reason)  # type: ignore[arg-type]
 
 
 def not_shown(name: str, reason: str) -> Gate:
@@ -423,30 +434,29 @@ class _Measured:
             if not words:
                 found.append(not_shown(kind, f"gates.{kind} names none"))
             for word in words:
-                values = self._part(f"{kind}-{word.replace('/', '-')}", partial(self._task, word))
-                fall = Interval(values["fall"], values["low"], values["high"])
-                reason = f"{values['candidate']:.3g}, the current version {values['current']:.3g}"
-                found.append(within(f"{kind}/{word}", fall, self.config.task_margin, reason))
+                part = f"{kind}-{word.replace('/', '-')}"
+                for row in self._part(part, partial(self._task, kind, word)):
+                    found.append(no_fall(f"{kind}/{row['task']}", row, self.config.task_margin))
         return found
 
-    def _task(self, word: str) -> dict[str, float]:
-        """Fall of a task's headline measure from the current version to the candidate."""
+    def _task(self, kind: str, word: str) -> list[dict[str, Any]]:
+        """The fall of each task's headline measure from the current version to the candidate."""
         plan = plan_tasks(TaskOptions(tasks=[word], limit=self.config.task_items), "")
-        rows = []
+        results = []
         for name in ("current", "candidate"):
-            model = load_evaluated_model(self._folder(name), self.machine)
-            folder = self.out.checkpoints / f"eval-{name}"
-            rows.append(run_plan(model, plan, search_path(), folder, QuietProgress()))
-        (found,) = compare_results(*rows)[:1]
-        sign = -1.0 if measure_of(found.measure).higher_is_better else 1.0
-        ends = sorted((sign * found.difference.low, sign * found.difference.high))
-        return {
-            "current": found.value_a,
-            "candidate": found.value_b,
-            "fall": sign * found.difference.value,
-            "low": ends[0],
-            "high": ends[1],
-        }
+            model = load_evaluated_model(self._folder(name), self.machine, chat=kind == "safety")
+            folder = self.out.checkpoints / f"eval-{kind}-{name}"
+            results.append(run_plan(model, plan, search_path(), folder, QuietProgress()))
+        rows = []
+        for before, after in zip(*results, strict=True):
+            measure = after.task.measure
+            found = compare_rows(after.name, measure, before.rows, after.rows, after.setting.seed)
+            sign = -1.0 if measure_of(measure).higher_is_better else 1.0
+            ends = sorted((sign * found.difference.low, sign * found.difference.high))
+            values = {"current": found.value_a, "candidate": found.value_b}
+            fall = {"fall": sign * found.difference.value, "low": ends[0], "high": ends[1]}
+            rows.append({"task": after.task.name, **values, **fall})
+        return rows
 
     def samples(self) -> list[dict[str, Any]]:
         """A row a prompt: both answers."""

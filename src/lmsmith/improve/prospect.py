@@ -19,9 +19,10 @@ from lmsmith.core.files import fingerprint
 from lmsmith.core.recipe import Recipe
 from lmsmith.corpus.formats import IrregularPair
 from lmsmith.corpus.judgements import Collected, Judgement, read_judgements
-from lmsmith.improve.recipe import data_of, stages_with_data
+from lmsmith.improve.recipe import data_of, gates_of, stages_with_data
 from lmsmith.improve.snapshot import SIDES_FILE, known_of, read_sides
 from lmsmith.improve.summary import Summary, summarise
+from lmsmith.improve.tasks import check_tasks
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ class Prospect:
         current: the promoted version, which its gates would compare with; 0 where there is none.
         summary: of the judgements.
         stages: that would run.
+        tasks, safety: on which the gates would measure a fall.
         names: id of a person → name, where they are known.
         left_out: pairs of files that cannot be used, by what is wrong with them.
     """
@@ -117,6 +119,8 @@ class Prospect:
     current: int
     summary: Summary
     stages: tuple[str, ...]
+    tasks: tuple[str, ...]
+    safety: tuple[str, ...]
     names: Mapping[str, str] = field(default_factory=dict)
     left_out: Mapping[str, int] = field(default_factory=dict)
 
@@ -127,6 +131,8 @@ class Prospect:
             "parent": self.parent,
             "current": self.current,
             "stages": list(self.stages),
+            "tasks": list(self.tasks),
+            "safety": list(self.safety),
             "left_out": dict(self.left_out),
             **self.summary.as_dict(),
         }
@@ -141,7 +147,13 @@ def name_of(word: str, name: str = "") -> str:
 
 
 def prospect(word: str, sources: Sources, recipe: Recipe, name: str = "") -> Prospect:
-    """What a round would learn from, without beginning it."""
+    """What a round would learn from, without beginning it.
+
+    Raises:
+        UserError: a task of the gates is unknown, or its data is not here.
+    """
+    gates = gates_of(recipe)
+    check_tasks((*gates.tasks, *gates.safety))
     name = name_of(word, name)
     current = versions.find(name)
     parent = versions.untouched(current, data_of(recipe).exclude) if current else None
@@ -156,7 +168,8 @@ def prospect(word: str, sources: Sources, recipe: Recipe, name: str = "") -> Pro
     )
     stages = stages_with_data(recipe, found.judgements, earlier)
     start, there = (each.number if each else 0 for each in (parent, current))
-    return Prospect(name, start, there, summary, stages, found.names, found.left_out)
+    tasks = gates.tasks, gates.safety
+    return Prospect(name, start, there, summary, stages, *tasks, found.names, found.left_out)
 
 
 def ledger_of(name: str) -> Path:

@@ -10,6 +10,7 @@ from typing import Any, cast
 from lmsmith.core.recipe import Recipe, load_recipe
 from lmsmith.core.settings import Setting, describe_settings
 from lmsmith.corpus.judgements import DEMONSTRATED, RANKED, Judgement
+from lmsmith.improve.gates import GatesConfig
 from lmsmith.improve.snapshot import Side, SnapshotConfig, divide
 from lmsmith.improve.summary import LEAST
 from lmsmith.stages.pipeline import Stage
@@ -115,6 +116,11 @@ def round_settings() -> list[Setting]:
 def data_of(recipe: Recipe) -> SnapshotConfig:
     """Settings of the stage ``data``."""
     return cast(SnapshotConfig, recipe.stages["data"])
+
+
+def gates_of(recipe: Recipe) -> GatesConfig:
+    """Settings of the stage ``gates``."""
+    return cast(GatesConfig, recipe.stages["gates"])
 
 
 def stages_with_data(
