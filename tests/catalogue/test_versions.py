@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import signal
 import subprocess
@@ -104,6 +105,32 @@ def test_a_trial_ends_with_a_promotion(three: list[Version]) -> None:
         versions.set_trial("ours", 9)
     with pytest.raises(UserError, match="expected a share"):
         versions.set_trial("ours", 2, 1.5)
+
+
+def test_a_trial_is_checked_without_the_lineages_lock(
+    three: list[Version], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading gigabytes takes longer than others wait for the lock."""
+
+    def verify(found: Version) -> None:
+        with versions.changing(found.name):
+            pass
+
+    monkeypatch.setattr(versions, "PATIENCE", 0.0)
+    monkeypatch.setattr(versions, "verify", verify)
+    assert versions.set_trial("ours", 2).trial is not None
+
+
+def test_records_of_earlier_versions_of_lmsmith_are_read(three: list[Version]) -> None:
+    path = three[1].folder / versions.VERSION_FILE
+    record = json.loads(path.read_text())
+    for name in ("against", "figures", "gates", "learnt", "parents", "lmsmith"):
+        del record[name]
+    path.write_text(json.dumps(record))
+    found = versions.version("ours", 2)
+    assert (found.parents, found.gates, found.compared_with) == ((), (), "")
+    versions.verify(found)
+    assert versions.promote("ours", 2, "me") == found
 
 
 def test_what_is_not_there_is_said(three: list[Version]) -> None:

@@ -367,11 +367,12 @@ def set_trial(
         UserError: there is no such version, it is promoted already, or the share is no share.
     """
     test = test or SequentialTest()
+    if number != lineage_of(name).promoted:
+        verify(version(name, number))  # takes long, so before others have to wait
     with changing(name):
         lineage = lineage_of(name)
         if number == lineage.promoted:
             raise UserError(f"{name}@{number} is promoted already", "choose another version")
-        verify(version(name, number))
         if not 0 <= share <= 1:
             raise UserError(f"share = {share}: expected a share of the turns, 0 to 1")
         lineage = replace(lineage, trial=Trial(number, share, test, now()))
