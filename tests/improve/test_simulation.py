@@ -74,18 +74,30 @@ def test_two_labelers_agree_as_stated(seed: int) -> None:
 
 
 def test_what_length_explains_is_taken_out(seed: int) -> None:
+    """Short answers are better, and skewed: the medians go, the means of two lengths may differ."""
     generator = np.random.default_rng(seed)
-    tokens = generator.integers(0, 40, 500)
-    powers = np.stack([np.log1p(tokens) ** power for power in (2, 1, 0)], axis=1)
-    taste = generator.normal(0, 0.5, 500)
-    found = fit_length_curve(tokens.tolist(), (powers @ [0.3, -1.5, 0.2] + taste).tolist())
-    # The residuals of least squares are orthogonal to every power of the regressor.
-    left = powers @ [0.3, -1.5, 0.2] + taste - found.of(tokens.tolist())
-    np.testing.assert_allclose(powers.T @ left, 0.0, atol=1e-8)
-    assert found.explained == pytest.approx(1 - left.var() / (left + found.of(tokens)).var())
-    assert found.coefficients == pytest.approx((0.3, -1.5, 0.2), abs=0.3)
+    tokens = generator.integers(1, 41, 4000)
+    skewed = generator.exponential(1.0, 4000) * np.where(tokens < 10, 2.0, 0.5)
+    rewards = 1.5 - np.log1p(tokens) + skewed
+    found = fit_length_curve(tokens.tolist(), rewards.tolist())
+    left = rewards - found.of(tokens.tolist())
+    assert found.answers == 4000
+    assert 0.3 < found.explained == pytest.approx(1 - left.var() / rewards.var())
+
+    def longer_wins(values: Any) -> float:
+        one, two = np.arange(0, 4000, 2), np.arange(1, 4000, 2)
+        different = tokens[one] != tokens[two]
+        longer = (tokens[one] > tokens[two]) == (values[one] > values[two])
+        return float(longer[different].mean())
+
+    assert longer_wins(rewards) < 0.3
+    assert longer_wins(left) == pytest.approx(0.5, abs=0.04)
+    for low, high in ((1, 4), (4, 10), (10, 25), (25, 41)):
+        part = (tokens >= low) & (tokens < high)
+        assert np.median(left[part]) == pytest.approx(0, abs=0.25)
     assert LengthCurve().of([1, 5]).tolist() == [0.0, 0.0]
-    assert fit_length_curve([4, 4, 4], [1.0, 2.0, 3.0]).of([4, 9]).tolist() == pytest.approx([2, 2])
+    flat = fit_length_curve([4, 4, 4], [1.0, 2.0, 5.0])
+    assert flat.of([1, 4, 900]).tolist() == [2.0, 2.0, 2.0]
 
 
 def test_the_noise_has_its_limits() -> None:
@@ -412,11 +424,11 @@ def test_a_record_of_three_seeds_and_its_page(seed: int, tmp_path: Path) -> None
         return [start_row, first, second if place else first | {"verdict": "promoted"}]
 
     plan = Plan("somewhere")
-    curve = LengthCurve((0.0,), 0.25, 400)
+    curve = LengthCurve((1.0,), (0.0,), 0.25, 400)
     record = record_of(
         plan, round_recipe(str(RECIPE)), [rounds(place) for place in range(3)], curve
     )
-    assert "Length explains 25% of the gold reward of 400 first answers" in record["findings"][0]
+    assert "25% of the variance of 400 first answers" in record["findings"][0]
     one, two = record["rounds"]
     assert one["gold_reward_low"] > 0.4
     assert one["gold_reward_rise"] == pytest.approx(0.5, abs=0.05)
@@ -428,7 +440,7 @@ def test_a_record_of_three_seeds_and_its_page(seed: int, tmp_path: Path) -> None
     assert (two["gold_reward_rise"], two["verdict"]) == (0.0, "1 of 3 promoted")
     assert two["kl"] == 1.5
     assert "from 20.0 to 10.0 tokens" in record["findings"][-1]
-    assert "win_rate (2 of 3)" in record["findings"][1]
+    assert "win_rate (2 of 3)" in record["findings"][2]
     page = build_simulation_page(tmp_path, record).read_text()
     assert "1 of 3 promoted" in page
     none = record_of(

@@ -158,8 +158,9 @@ def _of_gold(curve: LengthCurve) -> list[str]:
     if not curve.answers:
         return []
     return [
-        f"Length explains {curve.explained:.0%} of the gold reward of {curve.answers:,} first "
-        "answers; that part is subtracted, so an answer is not better for being shorter or longer."
+        "The median gold reward of each length is subtracted, so an answer is not better for being "
+        f"shorter or longer; it explains {curve.explained:.0%} of the variance of "
+        f"{curve.answers:,} first answers."
     ]
 
 

@@ -47,6 +47,7 @@ ASKED = 4
 CURVE_FILE = "gold_length.json"
 CURVE_PROMPTS = 1_000
 """Prompts whose answers show how the gold reward depends on length."""
+KNOTS = 20
 
 
 @dataclass(frozen=True)
@@ -132,40 +133,51 @@ def own_gold(model: str) -> str:
 
 
 class LengthCurve(msgspec.Struct, frozen=True):
-    """The gold reward that an answer of so many tokens has on average: a polynomial of log(1 + n).
+    """The median gold reward of answers of so many tokens, between knots a line of log(1 + n).
 
     A gold reward model that likes brevity makes a simulation of brevity. Subtracting the curve
-    leaves what is better or worse than usual at the same length.
+    leaves what is better or worse than usual at the same length: the longer of two answers is then
+    the better one as often as not. (Medians do that. Means do not, where rewards of short answers
+    are skewed.)
 
     Attributes:
-        coefficients: the highest power first; none subtracts nothing.
-        explained: the share of the gold reward's variance that the curve explains, 0 to 1.
+        tokens, rewards: the knots; none subtracts nothing.
+        explained: the share of the gold reward's variance that the curve explains.
         answers: to which it was fitted.
     """
 
-    coefficients: tuple[float, ...] = ()
+    tokens: tuple[float, ...] = ()
+    rewards: tuple[float, ...] = ()
     explained: float = 0.0
     answers: int = 0
 
     def of(self, tokens: Sequence[int]) -> Floats:
-        """The average gold reward at each number of tokens."""
-        return np.asarray(np.polyval(self.coefficients, np.log1p(np.asarray(tokens, np.float64))))
+        """The median gold reward at each number of tokens; beyond the knots that of the last."""
+        asked = np.log1p(np.asarray(tokens, np.float64))
+        if not self.tokens:
+            return np.zeros_like(asked)
+        return np.interp(asked, np.log1p(self.tokens), self.rewards)
 
 
 def fit_length_curve(tokens: Sequence[int], rewards: Sequence[float]) -> LengthCurve:
-    """The curve of least squares; of the second degree, where there are three lengths.
+    """A curve with up to `KNOTS` knots, each the middle of equally many answers.
 
     Args:
         tokens: of each answer.
         rewards: the gold reward of each.
     """
-    wanted = np.asarray(rewards, np.float64)
-    degree = min(2, len(set(tokens)) - 1)
-    found = np.polyfit(np.log1p(np.asarray(tokens, np.float64)), wanted, degree)
-    curve = LengthCurve(tuple(found.tolist()), 0.0, len(tokens))
-    rest = float(np.var(wanted - curve.of(tokens)))
-    share = 1 - rest / float(np.var(wanted)) if np.var(wanted) > 0 else 0.0
-    return msgspec.structs.replace(curve, explained=share)
+    lengths, wanted = np.asarray(tokens, np.float64), np.asarray(rewards, np.float64)
+    edges = np.unique(np.quantile(lengths, np.linspace(0, 1, KNOTS + 1), method="nearest"))
+    place = np.clip(np.searchsorted(edges, lengths, side="right") - 1, 0, max(0, len(edges) - 2))
+    parts = [place == number for number in np.unique(place)]
+    curve = LengthCurve(
+        tuple(float(np.median(lengths[part])) for part in parts),
+        tuple(float(np.median(wanted[part])) for part in parts),
+        0.0,
+        len(tokens),
+    )
+    spread, rest = float(np.var(wanted)), float(np.var(wanted - curve.of(tokens)))
+    return msgspec.structs.replace(curve, explained=1 - rest / spread if spread else 0.0)
 
 
 @dataclass(frozen=True)
