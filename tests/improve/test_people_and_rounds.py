@@ -254,6 +254,43 @@ def test_a_model_that_vanished_between_rounds(world: World) -> None:
     assert world.improve(restart=True).parents == (1,)
 
 
+def test_a_promoted_version_whose_folder_is_gone(world: World) -> None:
+    world.person("Ann", 40)
+    made = world.improve()
+    api.promote(made.word)
+    shutil.rmtree(made.folder)
+    with pytest.raises(UserError, match=r"ours@2 is promoted, and its folder .* is gone") as caught:
+        world.improve()
+    assert caught.value.fix.endswith("lmsmith models promote ours@1")
+    api.promote("ours@1")
+    again = world.improve(restart=True)
+    assert (again.parents, again.word) == ((1,), "ours@3")  # messages name another ours@2
+
+
+def test_the_first_model_may_be_gone_after_the_first_round(world: World) -> None:
+    """Version 1 is a copy of it: the same command goes on."""
+    world.person("Ann", 40)
+    made = world.improve(name="")
+    assert made.word == "model@2"
+    shutil.rmtree(world.model)
+    assert world.improve(name="").word == "model@3"
+    with pytest.raises(UserError, match="no such folder"):
+        api.improve(f"{world.folder}/elsewhere/model", database=world.database, dry_run=True)
+
+
+def test_what_is_excluded_is_not_counted(world: World) -> None:
+    world.person("Flood", 200)
+    world.person("Ann", 10)
+    given = {"database": world.database, "name": "ours", "exclude": ["Flood"]}
+    found = api.improve(world.model, dry_run=True, **given).prospect.summary
+    assert found.counts["ranking"] == 10
+    assert not found.bursts
+    with pytest.raises(UserError, match="10 compared pairs are few"):
+        world.improve(exclude=["Flood"], force=False)
+    with pytest.raises(UserError, match="nothing to learn from: 0 compared pairs"):
+        world.improve(exclude=["Flood", "Ann"])
+
+
 def test_judgements_of_deleted_conversations_are_gone(world: World) -> None:
     ann = world.person("Ann", 40)
     name = world.store.begin(ann).id

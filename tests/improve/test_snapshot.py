@@ -31,6 +31,7 @@ from lmsmith.improve.snapshot import (
     run,
     weights_of,
 )
+from lmsmith.improve.summary import summarise
 from lmsmith.runs.stage_folder import StageFolder
 
 
@@ -197,6 +198,26 @@ def test_one_account_moves_nothing_by_more_than_its_share() -> None:
     total = sum(weights.values())
     assert sum(weights[each.id] for each in flood) / total == pytest.approx(0.1)
     assert total == pytest.approx(len(weights))
+
+
+def test_demonstrations_above_a_persons_share_are_left_out(tmp_path: Path) -> None:
+    """Ninety of one account beside ten people's: those above its share are left out, and said."""
+    made = [
+        Judgement(
+            f"d-{n:03}",
+            "demonstration",
+            [{"role": "user", "content": f"q {n}"}],
+            [f"a {n}"],
+            [1],
+            "flood" if n < 90 else f"p{n}",
+        )
+        for n in range(100)
+    ]
+    found = taken(tmp_path, made, held_out=0.0, judge=0.0, person_cap=0.3)
+    assert found["counts"]["demonstrations"] == 14
+    (reason,) = (each for each in found["left_out"] if "one person's share of 30%" in each)
+    assert found["left_out"][reason] == 86
+    assert summarise(made, set(), cap=0.3).demonstrations_left_out == {"flood": 86}
 
 
 def test_reliable_labelers_weigh_more() -> None:

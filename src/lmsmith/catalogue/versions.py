@@ -220,8 +220,12 @@ def lineage_of(name: str) -> Lineage:
 
 def versions(name: str) -> list[Version]:
     """The complete versions of a name, the oldest first."""
-    numbers = [int(each.name) for each in folder_of(name).glob("*") if each.name.isdecimal()]
-    return [version(name, number) for number in sorted(numbers)]
+    return [version(name, number) for number in _numbers(name)]
+
+
+def _numbers(name: str) -> list[int]:
+    """Numbers of the complete versions of a name, in their order."""
+    return sorted(int(each.name) for each in folder_of(name).glob("*") if each.name.isdecimal())
 
 
 def version(name: str, number: int) -> Version:
@@ -233,8 +237,9 @@ def version(name: str, number: int) -> Version:
     path = folder_of(name) / str(number) / VERSION_FILE
     if not path.is_file():
         lineage_of(name)
-        found = sorted(int(p.name) for p in folder_of(name).glob("*") if p.name.isdecimal())
-        raise UserError(f"{name}@{number}: no such version", f"{name} has {_listed(found)}")
+        raise UserError(
+            f"{name}@{number}: no such version", f"{name} has {_listed(_numbers(name))}"
+        )
     return _decoded(Version, path)
 
 
@@ -242,9 +247,18 @@ def promoted(name: str) -> Version:
     """The promoted version of a name.
 
     Raises:
-        UserError: the name has no versions.
+        UserError: the name has no versions, or the promoted one's folder is gone.
     """
-    return version(name, lineage_of(name).promoted)
+    number = lineage_of(name).promoted
+    if not (folder_of(name) / str(number) / VERSION_FILE).is_file():
+        others = [f"{name}@{each}" for each in _numbers(name) if each != number]
+        raise UserError(
+            f"{name}@{number} is promoted, and its folder {folder_of(name) / str(number)} is gone",
+            f"put a copy back, or promote another: lmsmith models promote {others[-1]}"
+            if others
+            else "put a copy back",
+        )
+    return version(name, number)
 
 
 def find(word: str) -> Version | None:
@@ -401,8 +415,11 @@ def put_in_place(made: Version) -> Path:
 
 
 def next_number(name: str) -> int:
-    """The number of the version that comes next."""
-    return max((each.number for each in versions(name)), default=0) + 1
+    """The number of the version that comes next; none is used twice, also if a folder is gone."""
+    numbers = _numbers(name)
+    if (folder_of(name) / LINEAGE_FILE).is_file():
+        numbers += [each.version for each in lineage_of(name).promotions]
+    return max(numbers, default=0) + 1
 
 
 def made_with(person: str) -> list[Version]:

@@ -76,6 +76,9 @@ def print_prospect(found: Prospect) -> None:
     for person, (share, counted) in summary.capped.items():
         name = found.names.get(person, person)
         print(f"{name} made {share:.0%} of the rankings, which count as {counted:.0%} of them")
+    for person, count in summary.demonstrations_left_out.items():
+        name = found.names.get(person, person)
+        print(f"{name}: about {count:,} demonstrations are left out, above one person's share")
     for person, count in summary.bursts.items():
         name = found.names.get(person, person)
         option = f"--exclude {shlex.quote(name)}"

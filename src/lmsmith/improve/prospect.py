@@ -143,7 +143,14 @@ def name_of(word: str, name: str = "") -> str:
     if name:
         return name
     bare = versions.split_version(word)[0]
-    return bare if versions.find(bare) else resolve(word).name.rstrip("/").rpartition("/")[2]
+    if versions.find(bare):
+        return bare
+    last = word.rstrip("/").rpartition("/")[2]
+    # Version 1 is a copy, so that the model itself may be gone.
+    gone = not Path(word).exists() and versions.find(last) is not None
+    if gone and versions.version(last, 1).source == word:
+        return last
+    return resolve(word).name.rstrip("/").rpartition("/")[2]
 
 
 def prospect(word: str, sources: Sources, recipe: Recipe, name: str = "") -> Prospect:
@@ -159,14 +166,16 @@ def prospect(word: str, sources: Sources, recipe: Recipe, name: str = "") -> Pro
     parent = versions.untouched(current, data_of(recipe).exclude) if current else None
     earlier = read_sides(ledger_of(name))
     found = sources.judged
+    excluded = set(data_of(recipe).exclude)
+    judged = [each for each in found.judgements if not excluded.intersection(each.people)]
     summary = summarise(
-        found.judgements,
-        known_of(found.judgements, earlier),
+        judged,
+        known_of(judged, earlier),
         cap=data_of(recipe).person_cap,
         regenerations=found.regenerations,
         edits=found.edits,
     )
-    stages = stages_with_data(recipe, found.judgements, earlier)
+    stages = stages_with_data(recipe, judged, earlier)
     start, there = (each.number if each else 0 for each in (parent, current))
     tasks = gates.tasks, gates.safety
     return Prospect(name, start, there, summary, stages, *tasks, found.names, found.left_out)
@@ -174,7 +183,9 @@ def prospect(word: str, sources: Sources, recipe: Recipe, name: str = "") -> Pro
 
 def ledger_of(name: str) -> Path:
     """The sides of the newest version, which keep those of all versions before it."""
-    return versions.folder_of(name) / str(versions.next_number(name) - 1) / "data" / SIDES_FILE
+    made = versions.versions(name)
+    newest = made[-1].folder if made else versions.folder_of(name) / "0"
+    return newest / "data" / SIDES_FILE
 
 
 def learnt_people() -> set[str]:

@@ -106,9 +106,8 @@ def run(config: SnapshotConfig, inputs: Mapping[str, Path], out: StageFolder) ->
     judgements = read_frozen(frozen)
     earlier = read_sides(frozen / SIDES_FILE)
     divided = divide(judgements, config, earlier)
-    for reason, count in divided.left_out.items():
-        out.progress.say(f"{out.name}: {count:,} judgements left out: {reason}")
-    people = people_of(judgements)
+    used = [each for side in SIDES for each in divided.sides[side]]
+    people = people_of(used)
     if divided.by == "prompt" and people:
         taste = "one person's taste" if len(people) == 1 else f"the taste of {len(people)} people"
         out.progress.say(
@@ -117,7 +116,14 @@ def run(config: SnapshotConfig, inputs: Mapping[str, Path], out: StageFolder) ->
     path = frozen / RELIABILITY_FILE
     reliability: Any = read_json(path) if path.is_file() else {}
     train, judge, held_out = (divided.sides[side] for side in ("train", "judge", "held_out"))
-    demonstrations = capped(demonstrations_of(train), config.person_cap)
+    written = demonstrations_of(train)
+    demonstrations = capped(written, config.person_cap)
+    left_out = dict(divided.left_out)
+    if above := len(written) - len(demonstrations):
+        share = f"one person's share of {config.person_cap:.0%}"
+        left_out[f"demonstrations above {share} (rankings above it weigh less instead)"] = above
+    for reason, count in left_out.items():
+        out.progress.say(f"{out.name}: left out: {count:,} {reason}")
     conversations = {
         "demonstrations": demonstrations,
         "validation": demonstrations_of(held_out),
@@ -136,7 +142,6 @@ def run(config: SnapshotConfig, inputs: Mapping[str, Path], out: StageFolder) ->
         for part, rows in (*parts.items(), ("thumbs", thumbs)):
             write_jsonl(out / name / f"{part}.jsonl", rows)
             counts[f"{name}/{part}"] = len(rows)
-    used = [each for side in SIDES for each in divided.sides[side]]
     sides = {
         each.id: (side, divided.openings[each.id]) for side in SIDES for each in divided.sides[side]
     }
@@ -153,9 +158,9 @@ def run(config: SnapshotConfig, inputs: Mapping[str, Path], out: StageFolder) ->
         {
             "sha256": sha256_file(frozen / FROZEN_FILE),
             "counts": counts,
-            "people": people_of(used),
+            "people": people,
             "by": divided.by,
-            "left_out": divided.left_out,
+            "left_out": left_out,
             "new": divided.new,
             "excluded": list(config.exclude),
         },
@@ -252,7 +257,7 @@ def divide(
         else:
             name = each.asker if by == "person" and each.asker else openings[each.id]
             chosen[each.id] = cast(Side, split_of(name, shares) or "train")
-    # What an earlier round trained on stays trained on, whoever judges the prompt again.
+    # What an earlier round trained on stays trained on, also if others judge the prompt again.
     settled: dict[str, Side] = {}
     for side, opening in earlier.values():
         settled[opening] = min(settled.get(opening, side), side, key=SIDES[::-1].index)

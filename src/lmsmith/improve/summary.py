@@ -38,6 +38,7 @@ class Summary:
         duplicates: judgements that one person made twice.
         bursts: person → most judgements in a minute, where nobody reads so fast.
         capped: person → share of the rankings that is theirs, and that they count for.
+        demonstrations_left_out: person → demonstrations of theirs that are left out by the cap.
         too_little: what there is too little of, in sentences.
     """
 
@@ -49,6 +50,7 @@ class Summary:
     duplicates: int
     bursts: dict[str, int]
     capped: dict[str, tuple[float, float]]
+    demonstrations_left_out: dict[str, int]
     too_little: tuple[str, ...]
 
     @property
@@ -117,6 +119,7 @@ def summarise(
         sum(count - 1 for count in seen.values()),
         _bursts(judgements),
         _capped(Counter(each.person for each in ranked), cap),
+        _above_cap(Counter(each.person for each in judgements if each.kind in DEMONSTRATED), cap),
         tuple(too_little),
     )
 
@@ -147,6 +150,13 @@ def _capped(counts: Mapping[str, int], cap: float) -> dict[str, tuple[float, flo
         for name, count in counts.items()
         if name and lowered[name] < count * (1 - 1e-9)
     }
+
+
+def _above_cap(counts: Mapping[str, int], cap: float) -> dict[str, int]:
+    """People who wrote more demonstrations than count, and how many more."""
+    lowered = cap_weights({name: float(count) for name, count in counts.items()}, cap)
+    above = {name: counts[name] - max(1, int(limit + 1e-9)) for name, limit in lowered.items()}
+    return {name: count for name, count in above.items() if name and count > 0}
 
 
 def _bursts(judgements: Sequence[Judgement]) -> dict[str, int]:
