@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -131,6 +132,21 @@ def test_records_of_earlier_versions_of_lmsmith_are_read(three: list[Version]) -
     assert (found.parents, found.gates, found.compared_with) == ((), (), "")
     versions.verify(found)
     assert versions.promote("ours", 2, "me") == found
+
+
+def test_a_refusal_by_votes_is_kept_and_ends_its_own_trial_alone(three: list[Version]) -> None:
+    first = versions.set_trial("ours", 2).trial
+    assert first is not None
+    later = replace(first, candidate=3)
+    versions.refuse("ours", later, "futile", "of another trial")
+    assert versions.lineage_of("ours").trial == first
+    versions.refuse("ours", first, "worse", "12 votes")
+    lineage = versions.lineage_of("ours")
+    assert lineage.trial is None
+    (found,) = lineage.refusals
+    assert (found.candidate, found.current, found.outcome) == (2, 1, "worse")
+    versions.promote("ours", 3, "me")
+    assert versions.lineage_of("ours").refusals == (found,)
 
 
 def test_what_is_not_there_is_said(three: list[Version]) -> None:

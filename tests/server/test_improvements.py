@@ -13,6 +13,9 @@ import pytest
 from worlds import HTTP, Running, parrot, put_version, running
 
 from lmsmith.catalogue import versions
+from lmsmith.feedback.people import People
+from lmsmith.feedback.store import Store
+from lmsmith.improve import round
 from lmsmith.server import improvements
 from lmsmith.server.improvements import LOG_FILE, Improvements
 
@@ -29,7 +32,7 @@ sys.exit(0 if Path(sys.argv[1]).read_text() == "done" else 1)
 
 
 def wait_for(there: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120  # a command starts slowly on a busy machine
     while not there():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -70,6 +73,7 @@ def test_one_runs_at_a_time_and_outlives_its_server(flag: Path) -> None:
         "total": 2400,
         "eta_seconds": 3720.0,
         "version": None,
+        "begun": False,
     }
     assert log[0] == "stages: data, sft, gates"
     assert not later.start("ours", "ours", "ada")
@@ -91,6 +95,42 @@ def test_a_killed_improvement_has_failed(flag: Path) -> None:
     assert found.start("ours", "ours", "ada")
     flag.write_text("done")
     wait_for(lambda: (found.state("ours") or {})["state"] == "done")
+
+
+def test_one_that_was_interrupted_goes_on_or_is_dropped(flag: Path) -> None:
+    """Also one of a command, of which the server has no log."""
+    found, begun = Improvements(recipe="mine.toml"), versions.folder_of("ours") / versions.NEXT
+    assert improvements.ROUND_FILE == round.ROUND_FILE
+    begun.mkdir()
+    (begun / improvements.ROUND_FILE).write_text("{}")
+    state = found.state("ours") or {}
+    assert (state["state"], state["begun"], state["version"]) == ("failed", True, None)
+    assert found.start("ours", "ours", "ada", restart=True)
+    words: Any = found._processes[0].args
+    assert words[-4:] == ["--json", "--restart", "--recipe", "mine.toml"]
+    (begun / improvements.ROUND_FILE).unlink()
+    flag.write_text("done")
+    wait_for(lambda: (found.state("ours") or {})["state"] == "done")
+    assert not (found.state("ours") or {})["begun"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "stage", "done", "seconds"),
+    [
+        (["stages: data, sft, gates"], "", 0, None),
+        (["data: not run yet", "data: done in 0.1 s"], "data", 0, None),
+        (["sft 6/6 steps, bits per byte 5.3, 5.8 s", "sft: done in 11 s"], "sft", 6, None),
+        (["sft 6/6 steps, 5.8 s", "reward: 21 rankings are little data"], "reward", 0, None),
+        (["ppo: PPO 3/12 steps, kl 0, 2 min 25 s left", "ppo: 4.1% end"], "ppo", 3, 145.0),
+        (["gates 3/6 parts, 3.6 s"], "gates", 3, None),
+        (["lmsmith: 1/2 of it is wrong"], "", 0, None),
+    ],
+)
+def test_the_stage_is_read_from_the_log(
+    lines: list[str], stage: str, done: int, seconds: float | None
+) -> None:
+    found = improvements._progress(lines)
+    assert (found["stage"], found["done"], found["eta_seconds"]) == (stage, done, seconds)
 
 
 def test_one_that_a_command_began_is_seen(flag: Path) -> None:
@@ -157,6 +197,33 @@ def test_the_command_runs_and_says_what_is_missing(served: Running, tmp_path: Pa
     assert judged["too_little"]
 
 
+def test_people_are_named_and_a_count_is_made_again_for_a_new_version(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sqlite_store: Store
+) -> None:
+    monkeypatch.setenv("LMSMITH_HOME", str(tmp_path))
+    token = People(sqlite_store).add("Ada", "admin")
+    ada = sqlite_store.person("Ada").id
+    found = [{"people": {ada: 40}, "bursts": {ada: 40}, "new": new} for new in (40, 0)]
+
+    def run(_: Improvements, words: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        said = f"import json; print(json.dumps({found.pop(0)!r}))"
+        return subprocess.Popen([sys.executable, "-c", said], **options)
+
+    monkeypatch.setattr(Improvements, "_run", run)
+    put_version("ours", 1, parrot())
+    with running(words=["ours"], store=sqlite_store) as served:
+
+        def judged() -> Any:
+            head = {"Authorization": f"Bearer {token}"}
+            answer = HTTP.get(f"{served.address}/api/versions", headers=head).json()
+            return answer["models"][0]["judged"]
+
+        assert judged() == {"people": {"Ada": 40}, "bursts": {"Ada": 40}, "new": 40}
+        assert judged()["new"] == 40
+        put_version("ours", 2, parrot())
+        assert judged()["new"] == 0
+
+
 def test_a_model_without_versions_is_listed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -165,7 +232,7 @@ def test_a_model_without_versions_is_listed(
 
     monkeypatch.setenv("LMSMITH_HOME", str(tmp_path))
     monkeypatch.setattr(Improvements, "judged", uncounted)
-    with running({"parrot": parrot()}) as served:
+    with running({"parrot": parrot(), "no name/": parrot()}) as served:
         (found,) = HTTP.get(f"{served.address}/api/versions").json()["models"]
         assert (found["name"], found["promoted"], found["versions"]) == ("parrot", None, [])
         assert found["improvement"] is None

@@ -37,6 +37,8 @@ from lmsmith.feedback.people import People
 from lmsmith.feedback.store import Store
 from lmsmith.generation.requests import Request
 from lmsmith.generation.settings import SamplingSettings
+from lmsmith.improve.round import first_version
+from lmsmith.models.folder import save_model
 from lmsmith.server.engine import AsyncEngine
 from lmsmith.server.improvements import Improvements
 from lmsmith.server.models import Loader, ServedModel
@@ -148,6 +150,40 @@ def test_a_clock_that_jumps_back_hides_no_promotion(served: Running) -> None:
     versions.promote("ours", 2, "me")
     os.utime(versions.folder_of("ours") / versions.LINEAGE_FILE, (1, 1))
     wait_for(lambda: answered(served) == OTHER)
+
+
+def test_a_model_is_followed_once_it_has_become_the_first_version(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Also after a restart with the same words, but not once its files are another model's."""
+    monkeypatch.setenv("LMSMITH_HOME", str(tmp_path / "home"))
+    folder = tmp_path / "run"
+    save_model(folder / "model", parrot(), TOKENIZER, {})
+    words = [f"ours={folder}"]
+    with running(words=words) as served:
+        assert answered(served) == SENTENCE
+        first_version(str(folder), "ours", "me")
+        wait_for(lambda: served.engine.models["ours"].recorded == "ours@1")
+        put_version("ours", 2, parrot(sentence=OTHER))
+        assert promote(served, "ours@2")["served"] == "ours@2"
+        assert answered(served) == OTHER
+    with running(words=words) as served:
+        assert answered(served) == OTHER
+    with running(words=[f"other={folder}"]) as served:
+        assert served.engine.models["other"].version is None
+    later = time.time() + 100
+    os.utime(folder / "model/config.json", (later, later))
+    with running(words=words) as served:
+        assert answered(served) == SENTENCE
+
+
+def test_versions_of_another_model_are_not_followed(ours: None, tmp_path: Path) -> None:
+    save_model(tmp_path / "model", parrot(), TOKENIZER, {})
+    with running(words=[f"ours={tmp_path / 'model'}"]) as served:
+        versions.set_trial("ours", 2, 1.0)
+        assert promote(served, "ours@2")["promoted"] == "ours@2"
+        assert served.engine.models["ours"].version is None
+        assert answered(served) == SENTENCE
 
 
 def test_a_fixed_version_is_served_for_good(ours: None) -> None:

@@ -237,6 +237,9 @@ def test_votes_end_the_trial_of_a_worse_version(house: House) -> None:
     assert versions.lineage_of("ours").trial is None
     assert versions.promoted("ours").number == 1
     assert house.chat() == SENTENCE
+    (refusal,) = listed(house)["refusals"]
+    assert (refusal["candidate"], refusal["current"], refusal["outcome"]) == (2, 1, "worse")
+    assert f"{len(found)} votes of 2 people, 0.0% for ours@2" in refusal["reason"]
 
 
 def test_a_ranking_of_the_queue_is_a_vote(house: House) -> None:

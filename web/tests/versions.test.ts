@@ -6,6 +6,8 @@ import {
   canRollBack,
   evidenceOf,
   figureOf,
+  hasError,
+  historyOf,
   judgedOf,
   learntOf,
   peopleOf,
@@ -15,6 +17,7 @@ import {
   type Improvement,
   type Model,
   type Promotion,
+  type Refusal,
   type Version,
 } from '../src/models/figures';
 import { PAUSE, server, Versions, VOTES_EVERY } from '../src/models/versions.svelte';
@@ -45,6 +48,8 @@ function model(change: Partial<Model> = {}): Model {
     ...change,
   };
 }
+
+const judged = { counts: {}, people: {}, new: 0, too_little: [] };
 
 const running: Improvement = {
   state: 'running', stage: 'ppo', done: 3, total: 10, eta_seconds: 60, log: [], version: null,
@@ -161,6 +166,20 @@ afterEach(() => {
   vi.restoreAllMocks();
 });
 
+test('an improvement that was killed has said no error', () => {
+  expect(hasError({ ...running, log: ['ppo: 3/10 steps'] })).toBe(false);
+  expect(hasError({ ...running, log: ['lmsmith: nobody has judged anything'] })).toBe(true);
+});
+
+test('promotions and trials without one stand in the order in which they came', () => {
+  const made = (number: number, minute: number): Promotion => ({ ...promotion(number), date: `2026-11-29T10:0${minute}:00+00:00` });
+  const refusal: Refusal = { candidate: 2, current: 1, outcome: 'worse', reason: '', date: made(2, 2).date };
+  const found = historyOf(model({ promotions: [made(1, 1), made(3, 3)], refusals: [refusal] }));
+  expect(found).toEqual([made(1, 1), refusal, made(3, 3)]);
+  const two = version(2);
+  expect(stateOf(model({ versions: [two], refusals: [refusal] }), two)).toBe('declined');
+});
+
 test('a running improvement is looked at while the page is visible, and all is when it is done', async () => {
   const versions = new Versions();
   const end = versions.watch();
@@ -201,7 +220,7 @@ test('a look that fails changes nothing, and the next one finds it', async () =>
 
 test('votes are looked at while there is a trial', async () => {
   const trial = { candidate: 2, share: 0.1, test: { alpha: 0.05 }, began: '' };
-  vi.mocked(server.all).mockResolvedValue([model({ trial })]);
+  vi.mocked(server.all).mockResolvedValue([model({ trial, judged })]);
   const versions = new Versions();
   const end = versions.watch();
   await vi.advanceTimersByTimeAsync(VOTES_EVERY * PAUSE);
@@ -210,11 +229,21 @@ test('votes are looked at while there is a trial', async () => {
   end();
 });
 
+test('judgements that were not counted in time are asked for again', async () => {
+  vi.mocked(server.all).mockResolvedValueOnce([model()]).mockResolvedValue([model({ judged })]);
+  const versions = new Versions();
+  const end = versions.watch();
+  await vi.advanceTimersByTimeAsync(5 * PAUSE);
+  expect(versions.all[0]!.judged).toEqual(judged);
+  expect(server.all).toHaveBeenCalledTimes(2);
+  end();
+});
+
 test('an improvement that somebody else began is shown, and the refusal is said', async () => {
   vi.spyOn(server, 'improve').mockRejectedValue(new ApiError(409, 'one is running'));
   const versions = new Versions();
-  await expect(versions.improve('ours', true)).rejects.toThrow('one is running');
-  expect(server.improve).toHaveBeenCalledWith('ours', true);
+  await expect(versions.improve('ours', { force: true })).rejects.toThrow('one is running');
+  expect(server.improve).toHaveBeenCalledWith('ours', { force: true });
   expect(versions.all[0]!.improvement!.state).toBe('running');
 });
 

@@ -90,9 +90,14 @@ class Record:
         return asdict(self) | {"path": str(self.path)}
 
 
+def can_be_named(name: str) -> bool:
+    """Whether a model that is kept here, or a model with versions, can have this name."""
+    return _NAME.fullmatch(name) is not None
+
+
 def check_name(name: str) -> str:
     """The name, or a UserError if it has characters that a model's name cannot have."""
-    if not _NAME.fullmatch(name):
+    if not can_be_named(name):
         raise UserError(
             f"{name!r} cannot be a model's name",
             "use letters, digits, dots, hyphens and underscores, a letter or digit first",

@@ -174,16 +174,36 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class Refusal:
+    """A trial whose votes did not promote the candidate.
+
+    Attributes:
+        candidate, current: the numbers of the versions that people compared.
+        outcome: ``worse``, or ``futile`` where the candidate is not better by enough.
+        reason: the votes, in one sentence.
+        date: ISO 8601, UTC.
+    """
+
+    candidate: int
+    current: int
+    outcome: Literal["worse", "futile"]
+    reason: str
+    date: str
+
+
+@dataclass(frozen=True)
 class Lineage:
     """Everything that happened to the versions of a name.
 
     Attributes:
         promotions: in their order; the last one's version is promoted.
         trial: of a candidate, while there is one.
+        refusals: of candidates, by people's votes, in their order.
     """
 
     promotions: tuple[Promotion, ...] = ()
     trial: Trial | None = None
+    refusals: tuple[Refusal, ...] = ()
 
     @property
     def promoted(self) -> int:
@@ -400,6 +420,18 @@ def end_trial(name: str) -> Lineage:
         lineage = replace(lineage_of(name), trial=None)
         _write(name, lineage)
     return lineage
+
+
+def refuse(name: str, trial: Trial, outcome: Literal["worse", "futile"], reason: str) -> None:
+    """End a trial whose votes are against the candidate; its version stays.
+
+    Nothing changes if another trial, or none, is on by then.
+    """
+    with changing(name):
+        lineage = lineage_of(name)
+        if lineage.trial == trial:
+            made = Refusal(trial.candidate, lineage.promoted, outcome, reason, now())
+            _write(name, replace(lineage, trial=None, refusals=(*lineage.refusals, made)))
 
 
 def write_version(folder: Path, made: Version) -> None:

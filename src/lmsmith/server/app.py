@@ -60,6 +60,7 @@ def create_app(
     hosts: Sequence[str] = LOOPBACK,
     loader: Loader | None = None,
     database: str = "",
+    recipe: str = "",
 ) -> ASGIApp:
     """An ASGI application.
 
@@ -70,6 +71,7 @@ def create_app(
         hosts: names by which the server may be called; empty allows all.
         loader: reads newly promoted versions; models follow nothing if None.
         database: of the store, as commands name it; the default one if empty.
+        recipe: a .toml file of the settings of improvements; the shipped one if empty.
     """
 
     @contextlib.asynccontextmanager
@@ -96,7 +98,7 @@ def create_app(
     app.state.answers = answers.PendingAnswers()
     app.state.following = Following(engine, loader)
     app.state.trials = Trials(engine, store, app.state.following)
-    app.state.improvements = Improvements(database)
+    app.state.improvements = Improvements(database, recipe)
     app.include_router(router)
     for part in PARTS:
         app.include_router(part.router)

@@ -20,7 +20,7 @@ from lmsmith.catalogue import versions
 from lmsmith.catalogue.versions import LINEAGE_FILE, Trial, Version
 from lmsmith.core.errors import UserError
 from lmsmith.server.engine import AsyncEngine
-from lmsmith.server.models import Loader, ServedModel
+from lmsmith.server.models import Loader, ServedModel, has_become
 from lmsmith.training.machine import compute_aside
 
 log = logging.getLogger("lmsmith.server")
@@ -64,6 +64,8 @@ class Following:
         engine: its models that follow are looked after.
         loader: reads versions; nothing is followed if None.
 
+    A model without versions is followed from the moment when it becomes version 1 of its name.
+
     Attributes:
         all: by the name of the versions.
         on_trial: is called when a trial was found in a lineage that has changed.
@@ -78,6 +80,7 @@ class Following:
         self._engine, self._loader, self._poll_seconds = engine, loader, poll_seconds
         self.on_trial: Callable[[Followed], Awaitable[object]] | None = None
         self._poke = asyncio.Event()
+        self._looked: dict[str, Stamp | None] = {}
         self.all = {
             model.version.name: Followed(model.version.name, model.name)
             for model in engine.models.values()
@@ -87,8 +90,9 @@ class Following:
 
     async def run(self) -> None:
         """Look after the models until this task is cancelled."""
-        while self.all:
-            for each in self.all.values():
+        while self._loader is not None:
+            await self._find_more()
+            for each in list(self.all.values()):
                 await self.check(each)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._poke.wait(), self._poll_seconds)
@@ -96,10 +100,28 @@ class Following:
 
     async def refresh(self, name: str) -> None:
         """Follow a lineage that was just changed; after `REFRESH_SECONDS`, in the background."""
+        await self._find_more()
         if name in self.all:
             self.all[name].retry_at = 0.0
             check = asyncio.ensure_future(self.check(self.all[name]))
             await asyncio.wait({check}, timeout=REFRESH_SECONDS)
+
+    async def _find_more(self) -> None:
+        """Follow the models whose first version was made since: it has their weights."""
+        plain = [each for each in self._engine.models.values() if each.version is None]
+        if self._loader is None or not plain:
+            return
+        there = versions.names()
+        for model in plain:
+            if model.name not in there or model.name in self.all:
+                continue
+            stamp = _stamp(model.name)
+            if stamp == self._looked.get(model.name):
+                continue
+            self._looked[model.name] = stamp
+            if await asyncio.to_thread(has_become, model.name, model.source):
+                model.version, model.follows = versions.version(model.name, 1), True
+                self.all.setdefault(model.name, Followed(model.name, model.name))
 
     def _on_drop(self) -> None:
         """There is more room: what did not fit is tried again."""

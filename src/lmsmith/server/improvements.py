@@ -27,6 +27,8 @@ from sqlalchemy import URL, make_url
 from lmsmith.catalogue import versions
 
 LOG_FILE, RESULT_FILE = "improvement.log", "improvement.json"
+ROUND_FILE = "round.json"
+"""As in `lmsmith.improve`: it is in the folder ``next`` while a round is under way."""
 NICE = 10
 LINES = 12
 """Lines of the log that are shown."""
@@ -37,11 +39,12 @@ RECOUNT_SECONDS = 30.0
 WAIT_SECONDS = 5.0
 """Time that a request waits for a first count."""
 
-_PROGRESS = re.compile(
-    r"(?:(?P<stage>\w+): )?.*? (?P<done>[\d,]+)/(?P<total>[\d,]+) .*?"
-    r"(?:, (?P<left>[^,]*) left)?$"
+_STAGE = re.compile(
+    r"(data|base|pretrain|sft|previous_reward|reward|ppo|judge|gates):? (?!done in )"
 )
-_STAGES = re.compile(r"stages: [\w, ]+")
+_PROGRESS = re.compile(
+    r"(?:.*? )?(?P<done>[\d,]+)/(?P<total>[\d,]+) .*?(?:, (?P<left>[^,]*) left)?$"
+)
 _DURATION = {" h": 3600.0, " min": 60.0, " s": 1.0}
 
 
@@ -50,24 +53,30 @@ class Improvements:
 
     Args:
         database: as commands name it; the server's own if empty.
+        recipe: a .toml file of the rounds' settings; the shipped one if empty.
     """
 
-    def __init__(self, database: str = "") -> None:
+    def __init__(self, database: str = "", recipe: str = "") -> None:
         self._options, self._environment = _database_options(database)
+        self._options += ["--recipe", recipe] if recipe else []
         self._lock = threading.Lock()
         self._processes: list[subprocess.Popen[bytes]] = []
         self._counts: dict[str, dict[str, Any]] = {}
         self._counting: dict[str, asyncio.Task[None]] = {}
         self._counted: dict[str, float] = {}
+        self._counted_since: dict[str, int] = {}
 
-    def start(self, name: str, word: str, person: str, *, force: bool = False) -> bool:
-        """Start an improvement; False if one runs.
+    def start(
+        self, name: str, word: str, person: str, *, force: bool = False, restart: bool = False
+    ) -> bool:
+        """Start an improvement, or go on with one that was interrupted; False if one runs.
 
         Args:
             name: of the versions.
             word: the model that commands take, where it has no versions yet.
             person: who starts it.
             force: go on with little.
+            restart: drop the one that was interrupted, and begin with the judgements of now.
 
         Raises:
             UserError: the folder cannot be written to.
@@ -85,44 +94,51 @@ class Improvements:
             said.truncate(0)
             with (folder / RESULT_FILE).open("wb") as result:
                 words = ["improve", word, "--name", name, "--by", person, "--json"]
-                words += [*(["--force"] if force else []), *self._options]
+                chosen = {"--force": force, "--restart": restart}
+                words += [*(word for word, is_on in chosen.items() if is_on), *self._options]
                 self._processes.append(self._run(words, stdout=result, stderr=said))
         self._counted.pop(name, None)
         return True
 
     def state(self, name: str) -> dict[str, Any] | None:
-        """How the last improvement of a name stands; None if there was none."""
+        """How the last improvement of a name stands; None if there was none.
+
+        ``begun`` says that a round is under way, with which the next improvement goes on.
+        """
         self._reap()
         folder = versions.folder_of(name)
-        running = self._is_running(folder)
-        if not running and not (folder / LOG_FILE).is_file():
+        running, begun = self._is_running(folder), (folder / versions.NEXT / ROUND_FILE).is_file()
+        if not (running or begun or (folder / LOG_FILE).is_file()):
             return None
         lines = _last_lines(folder / LOG_FILE)
-        made = _made(folder / RESULT_FILE)
-        shown = {"stage": "", "done": 0, "total": 0, "eta_seconds": None, **_progress(lines)}
+        made = None if begun else _made(folder / RESULT_FILE)
         state = "running" if running else "done" if made else "failed"
-        return {"state": state, **shown, "log": lines[-LINES:], "version": made}
+        shown = {"log": lines[-LINES:], "version": made, "begun": begun}
+        return {"state": state, **_progress(lines), **shown}
 
     async def judged(self, name: str, word: str) -> dict[str, Any] | None:
         """What there is to learn from, as ``lmsmith improve --dry-run`` counts it.
 
         A process of its own counts; what it found before is given meanwhile. None until the first
-        count. If it fails, ``too_little`` has the reason.
+        count since the newest version was made. If it fails, ``too_little`` has the reason.
         """
+        newest = await asyncio.to_thread(_newest, name)
+        if self._counted_since.get(name) != newest:
+            self._counts.pop(name, None)
         due = time.monotonic() - self._counted.get(name, -RECOUNT_SECONDS) >= RECOUNT_SECONDS
-        if due and name not in self._counting:
-            task = asyncio.ensure_future(self._count(name, word))
+        if (due or name not in self._counts) and name not in self._counting:
+            task = asyncio.ensure_future(self._count(name, word, newest))
             self._counting[name] = task
             task.add_done_callback(lambda _: self._counting.pop(name, None))
         if name not in self._counts and name in self._counting:
             await asyncio.wait({self._counting[name]}, timeout=WAIT_SECONDS)
         return self._counts.get(name)
 
-    async def _count(self, name: str, word: str) -> None:
+    async def _count(self, name: str, word: str, newest: int) -> None:
         words = ["improve", word, "--name", name, "--dry-run", "--json", *self._options]
         process = self._run(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         found, said = await asyncio.to_thread(process.communicate)
-        self._counted[name] = time.monotonic()
+        self._counted[name], self._counted_since[name] = time.monotonic(), newest
         try:
             self._counts[name] = json.loads(found)
         except ValueError:  # such as that nobody has judged anything
@@ -149,6 +165,12 @@ class Improvements:
 
     def _reap(self) -> None:
         self._processes = [each for each in self._processes if each.poll() is None]
+
+
+def _newest(name: str) -> int:
+    """The number of the newest version of a name; 0 if there is none."""
+    numbers = (each.name for each in versions.folder_of(name).glob("*"))
+    return max((int(each) for each in numbers if each.isdecimal()), default=0)
 
 
 def _database_options(database: str) -> tuple[list[str], dict[str, str]]:
@@ -211,15 +233,20 @@ def _made(path: Path) -> str | None:
 
 
 def _progress(lines: list[str]) -> Mapping[str, Any]:
-    """Stage, units done and of all, and seconds left, of the last line that shows progress."""
-    for line in reversed(lines):
-        match = _PROGRESS.match(line)
-        if match is None or _STAGES.match(line):
+    """The stage of the last line that names one, its units done and of all, and seconds left."""
+    stage, found = "", {"done": 0, "total": 0, "eta_seconds": None}
+    for line in lines:
+        named = _STAGE.match(line)
+        if named is None:
             continue
-        done, total = (int(match[part].replace(",", "")) for part in ("done", "total"))
-        left = sum(_parts(match["left"])) if match["left"] else None
-        return {"stage": match["stage"] or "", "done": done, "total": total, "eta_seconds": left}
-    return {}
+        if named[1] != stage:
+            stage, found = named[1], {"done": 0, "total": 0, "eta_seconds": None}
+        match = _PROGRESS.match(line[named.end() :])
+        if match is not None:
+            done, total = (int(match[part].replace(",", "")) for part in ("done", "total"))
+            left = sum(_parts(match["left"])) if match["left"] else None
+            found = {"done": done, "total": total, "eta_seconds": left}
+    return {"stage": stage, **found}
 
 
 def _parts(duration: str) -> Iterator[float]:

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
@@ -115,10 +116,12 @@ def read_models(words: Sequence[str]) -> dict[str, FoundModel]:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UserError(f"two models are called {twice}", f"name one: other={twice}")
-    return {name: _read(model) for name, model in named}
+    return {name: _read(name, model) for name, model in named}
 
 
-def _read(word: str) -> FoundModel:
+def _read(name: str, word: str) -> FoundModel:
+    if has_become(name, word):
+        word = name
     version = None if Path(word).exists() else versions.find(word)
     if version is None:
         return FoundModel(read_model(word))
@@ -138,6 +141,28 @@ def _kept(read: ReadModel) -> ReadModel:
 
 def _tokenizer_sha256(version: Version) -> str:
     return hash_files(tokenizer_files(version.path))
+
+
+def has_become(name: str, word: str) -> bool:
+    """Whether a served model is the one that became version 1 of the versions of its name.
+
+    It is not where its files were written after that version: another model is there now.
+    """
+    if name not in versions.names():
+        return False
+    try:
+        first, source = versions.version(name, 1), resolve(word)
+        if resolve(first.source).path.resolve() != source.path.resolve():
+            return False
+        return _written(source.path) <= datetime.fromisoformat(first.created).timestamp() + 1
+    except (UserError, OSError, ValueError):  # it is gone: the served one goes on as it is
+        return False
+
+
+def _written(path: Path) -> float:
+    """When a model's files were last written, seconds since 1970."""
+    files = [path] if path.is_file() else [each for each in path.iterdir() if each.is_file()]
+    return max((each.stat().st_mtime for each in files), default=0.0)
 
 
 @dataclass

@@ -7,6 +7,7 @@ import logging
 import os
 import webbrowser
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lmsmith.core.errors import UserError, needs_extra
@@ -27,6 +28,7 @@ def serve(
     weights: Literal["model", "int8"] = "model",
     draft: str = "",
     database: str = "",
+    recipe: str = "",
     memory: float = 0.0,
     threads: int = 0,
     streams: int = 64,
@@ -51,6 +53,8 @@ def serve(
         weights: As they are, or rounded to int8: half the memory, nearly twice the speed.
         database: Keeps conversations and judgements, for /api and `lmsmith feedback export`: a
             file, or a URL such as postgresql://host/name. A file beside the models if left out.
+        recipe: A .toml file of settings, as for lmsmith improve --recipe, for the improvements
+            that admins start on the page.
         memory: For weights and caches together, in GB; 0 gives each model a cache of 1 GB.
         threads: Of the engine; 0 is all cores.
         streams: Replies written together, of each model.
@@ -92,6 +96,8 @@ def serve(
     ]
     if threads < 0:
         problems.append(f"--threads {threads}: 0 or more")
+    if recipe and not Path(recipe).is_file():
+        problems.append(f"--recipe {recipe}: no such file")
     if problems:
         raise UserError("\n".join(problems))
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
@@ -135,7 +141,15 @@ def serve(
                 webbrowser.open(address)
 
         hosts = () if is_any(listening) and not allow_host else (*LOOPBACK, host, *allow_host)
-        app = create_app(engine, store, token=token, hosts=hosts, loader=loader, database=named)
+        app = create_app(
+            engine,
+            store,
+            token=token,
+            hosts=hosts,
+            loader=loader,
+            database=named,
+            recipe=recipe,
+        )
         Server(app, engine, listening, ready).serve_until_stopped()
 
 

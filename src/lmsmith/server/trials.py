@@ -159,7 +159,7 @@ def _decide(store: Store, name: str, trial: Trial) -> bool:
             name, trial.candidate, "votes", f"better: {figures}", instead_of=lineage.promoted
         )
     else:
-        versions.end_trial(name)
+        versions.refuse(name, trial, decision.outcome, figures)
     log.warning("%s: the votes say %s: %s", name, decision.outcome, figures)
     return True
 

@@ -37,6 +37,15 @@ export interface Promotion {
   date: string;
 }
 
+/** A trial whose votes did not promote the candidate. */
+export interface Refusal {
+  candidate: number;
+  current: number;
+  outcome: 'worse' | 'futile';
+  reason: string;
+  date: string;
+}
+
 export interface Trial {
   candidate: number;
   share: number;
@@ -71,6 +80,8 @@ export interface Improvement {
   eta_seconds: number | null;
   log: string[];
   version: string | null;
+  /** Whether a round is under way, with which the next improvement goes on. */
+  begun?: boolean;
 }
 
 export interface Model {
@@ -82,13 +93,14 @@ export interface Model {
   problem?: string;
   versions: Version[];
   promotions: Promotion[];
+  refusals?: Refusal[];
   trial: Trial | null;
   votes: Votes | null;
   judged: Judged | null;
   improvement: Improvement | null;
 }
 
-export type State = 'promoted' | 'trial' | 'before' | 'refused' | 'unshown' | 'candidate';
+export type State = 'promoted' | 'trial' | 'before' | 'declined' | 'refused' | 'unshown' | 'candidate';
 
 /** The number of the promoted version; null where there is none. */
 export function promotedOf({ promoted }: Pick<Model, 'promoted'>): number | null {
@@ -101,8 +113,24 @@ export function stateOf(model: Model, version: Version): State {
   if (version.number === promotedOf(model)) return 'promoted';
   if (version.number === model.trial?.candidate) return 'trial';
   if (model.promotions.some((each) => each.version === version.number)) return 'before';
+  if (model.refusals?.some((each) => each.candidate === version.number)) return 'declined';
   if (version.verdict === 'refused') return 'refused';
   return version.verdict === 'passed' ? 'candidate' : 'unshown';
+}
+
+/** Promotions, and trials that ended without one, the oldest first. */
+export function historyOf({ promotions, refusals = [] }: Model): (Promotion | Refusal)[] {
+  const found: (Promotion | Refusal)[] = [...promotions];
+  for (const refusal of refusals) {
+    const place = found.findIndex((each) => Date.parse(each.date) > Date.parse(refusal.date));
+    found.splice(place < 0 ? found.length : place, 0, refusal);
+  }
+  return found;
+}
+
+/** Whether an improvement has said why it ended. */
+export function hasError({ log }: Improvement): boolean {
+  return log.some((line) => line.startsWith('lmsmith: '));
 }
 
 /** Whether there is a version to roll back to: rolling back passes over what was rolled back from. */
@@ -233,6 +261,10 @@ const SENTENCES: [RegExp, Key][] = [
   [/^([\d.]+)% of the answers, once ([\d.]+)%$/, 'reason.answers'],
   [/^gain in reward, in its standard deviations$/, 'reason.trick'],
   [/^gates\.(?:tasks|safety) names none$/, 'reason.noTasks'],
+  [
+    /^(?:better: )?([\d,]+) votes of ([\d,]+) people, ([\d.]+)% for (\S+) \(([\d.]+)% to ([\d.]+)%\), e-value (\S+)$/,
+    'reason.votes',
+  ],
   [/^([-\d.e]+), the current version ([-\d.e]+)$/, 'reason.task'],
 ];
 

@@ -39,13 +39,18 @@ export interface Part {
   next: string | null;
 }
 
+/** How an improvement begins: with few judgements; without the round that was interrupted. */
+export interface Start {
+  force: boolean;
+  restart?: boolean;
+}
+
 export const server = {
   all: async () => (await call<{ models: Model[] }>('GET', '/api/versions')).models,
   improvement: async (name: string): Promise<Improvement | null> => {
-    const found = await call<Improvement | { improvement: null }>('GET', `${at(name)}/improve`);
-    return 'state' in found ? found : null;
+    return await call<Improvement | null>('GET', `${at(name)}/improve`);
   },
-  improve: (name: string, force: boolean) => call('POST', `${at(name)}/improve`, { force }),
+  improve: (name: string, given: Start) => call('POST', `${at(name)}/improve`, given),
   promote: (name: string, version: string, reason: string) =>
     call<{ promoted: string }>('POST', `${at(name)}/promote`, { version, reason }),
   rollback: (name: string, reason: string) =>
@@ -83,9 +88,9 @@ export class Versions {
     }
   }
 
-  async improve(name: string, force: boolean): Promise<void> {
+  async improve(name: string, given: Start): Promise<void> {
     try {
-      await server.improve(name, force);
+      await server.improve(name, given);
     } finally {
       await this.load(); // also where somebody else was sooner
     }
@@ -112,13 +117,17 @@ export class Versions {
     };
   }
 
-  /** Look at the improvements that run; when one has ended there is more to see. */
+  /** Look at the improvements that run; when one has ended there is more to see. What was not counted
+   *  in time is asked for again. */
   async #poll(): Promise<void> {
+    if (this.#polling) return;
     const running = this.all.filter((each) => each.improvement?.state === 'running');
-    if (this.#polling || running.length === 0) return;
+    const counting = running.length === 0 && this.all.some((each) => each.judged === null);
+    if (running.length === 0 && !counting) return;
     this.#polling = true;
     const asked = this.#asked;
     try {
+      if (counting) return await this.load();
       const found = await Promise.all(running.map((each) => server.improvement(each.name)));
       if (asked !== this.#asked) return;
       const now = new Map(running.map((each, place) => [each.name, found[place] ?? null]));

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from lmsmith.catalogue import versions
+from lmsmith.catalogue.registry import can_be_named
 from lmsmith.core.errors import UserError
 from lmsmith.feedback.judged import judged_of
 from lmsmith.server.api.conversations import Title, iso_time
@@ -34,9 +35,10 @@ ADMINS = ("admin",)
 
 
 class ImproveBody(BaseModel):
-    """``force`` goes on with few judgements."""
+    """``force`` goes on with few judgements; ``restart`` drops a round that was interrupted."""
 
     force: bool = False
+    restart: bool = False
 
 
 class PromoteBody(BaseModel):
@@ -60,17 +62,19 @@ async def show(request: Request) -> Response:
     """All names with versions, and served models that have none yet."""
     require_role(request, ADMINS)
     names = await asyncio.to_thread(versions.names)
-    served = [each.name for each in _engine(request).models.values() if each.version is None]
+    plain = [each.name for each in _engine(request).models.values() if each.version is None]
+    served = [each for each in plain if can_be_named(each)]
     found = [await _shown(request, name) for name in dict.fromkeys([*names, *served])]
     return json_response({"models": found})
 
 
 @router.post("/{name}/improve")
 async def improve(request: Request, name: str, body: ImproveBody) -> Response:
-    """Start an improvement, a process of its own; 409 if one runs."""
-    visitor = require_role(request, ADMINS)
+    """Start an improvement, a process of its own, or go on with one; 409 if one runs."""
+    by = require_role(request, ADMINS).name
     word, improvements = await _word(request, name), _improvements(request)
-    if not await _changed(lambda: improvements.start(name, word, visitor.name, force=body.force)):
+    given = body.model_dump()
+    if not await _changed(lambda: improvements.start(name, word, by, **given)):
         raise ApiError(409, f"an improvement of {name} runs already", code="improvement_runs")
     return json_response({"state": "running"}, status=202)
 
@@ -143,6 +147,7 @@ async def _shown(request: Request, name: str) -> dict[str, Any]:
         "problem": "",
         "versions": [],
         "promotions": [],
+        "refusals": [],
         "trial": None,
         "votes": None,
     }
@@ -157,9 +162,13 @@ async def _shown(request: Request, name: str) -> dict[str, Any]:
         found["problem"] = followed.problem or found["problem"]
     judged = await improvements.judged(name, await _word(request, name))
     if judged is not None:
-        counts: dict[str, int] = judged["people"]
-        names = await with_store(request, lambda store, _: store.names(counts), ADMINS)
-        judged = judged | {"people": {names.get(key, key): n for key, n in counts.items()}}
+        people: dict[str, int] = judged["people"]
+        names = await with_store(request, lambda store, _: store.names(people), ADMINS)
+        by_id = {key: judged[key] for key in ("people", "bursts", "capped") if key in judged}
+        judged = judged | {
+            key: {names.get(person, person): count for person, count in counts.items()}
+            for key, counts in by_id.items()
+        }
     state = await asyncio.to_thread(improvements.state, name)
     return found | {"judged": judged, "improvement": state}
 
@@ -174,6 +183,7 @@ async def _lineage(request: Request, name: str) -> dict[str, Any]:
         "promoted": f"{name}@{lineage.promoted}",
         "versions": [each.as_dict() for each in made],
         "promotions": [asdict(each) for each in lineage.promotions],
+        "refusals": [asdict(each) for each in lineage.refusals],
         "trial": asdict(lineage.trial) if lineage.trial else None,
         "votes": votes,
     }
