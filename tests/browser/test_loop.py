@@ -1,5 +1,5 @@
-"""The whole loop: people judge on the pages, an admin starts an improvement, people vote, the version
-is promoted or refused, and rolled back. Nothing is replaced by the tests: `lmsmith improve` runs."""
+"""The whole loop: people judge on the pages, an admin starts an improvement, people vote, and the
+version is promoted or refused, and rolled back. Nothing is replaced: `lmsmith improve` runs."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from worlds import HTTP, Running, parrot, put_version, running
 from lmsmith.catalogue import versions
 from lmsmith.feedback.people import People
 from lmsmith.feedback.store import Store
-from lmsmith.improve import round
+from lmsmith.improve import under_way
 from lmsmith.server import improvements
 from lmsmith.server.improvements import LOG_FILE, Improvements
 
@@ -100,7 +100,7 @@ def test_a_killed_improvement_has_failed(flag: Path) -> None:
 def test_one_that_was_interrupted_goes_on_or_is_dropped(flag: Path) -> None:
     """Also one of a command, of which the server has no log."""
     found, begun = Improvements(recipe="mine.toml"), versions.folder_of("ours") / versions.NEXT
-    assert improvements.ROUND_FILE == round.ROUND_FILE
+    assert improvements.ROUND_FILE == under_way.ROUND_FILE
     begun.mkdir()
     (begun / improvements.ROUND_FILE).write_text("{}")
     state = found.state("ours") or {}

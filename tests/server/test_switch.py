@@ -37,7 +37,7 @@ from lmsmith.feedback.people import People
 from lmsmith.feedback.store import Store
 from lmsmith.generation.requests import Request
 from lmsmith.generation.settings import SamplingSettings
-from lmsmith.improve.round import first_version
+from lmsmith.improve.first_version import first_version
 from lmsmith.models.folder import save_model
 from lmsmith.server.engine import AsyncEngine
 from lmsmith.server.improvements import Improvements
