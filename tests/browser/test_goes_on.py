@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from chats import Chat, box, say
 from playwright.sync_api import Browser, Page, Route, expect
+from test_label_page import check_access, picture
 from worlds import CONTEXT, LIMITS, SENTENCE, parrot, running, words
 
 from lmsmith.feedback.store import Store
@@ -116,6 +118,39 @@ def test_an_answer_goes_on_after_a_reload_and_can_be_stopped(chat: Chat) -> None
     kept = chat.messages(page)
     assert [each.role for each in kept] == ["user", "assistant"]
     assert kept[1].content.startswith(now.strip())
+
+
+def test_stopped_before_the_first_word_a_question_can_be_asked_again_or_edited(
+    browser: Browser, store: Store
+) -> None:
+    gate = threading.Event()
+
+    def held(engine: AsyncEngine) -> None:
+        step = engine.models["parrot"].scheduler.step
+        engine.models["parrot"].scheduler.step = lambda: gate.wait(60) and step()  # type: ignore[method-assign]
+
+    with running({"parrot": parrot()}, prepare=held, store=store) as served:
+        chat = Chat(served.address, store, browser)
+        page = chat.visit()
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        with page.expect_response("**/answers"):
+            say(page, "what do you like?")
+        page.get_by_label("Stop").click()
+        note = page.get_by_text("Stopped before the first word", exact=True)
+        expect(note.first).to_be_visible()
+        expect(page.locator("article.assistant")).to_have_count(0)
+        expect(page.get_by_label("Edit")).to_be_enabled()
+        assert [each.role for each in chat.messages(page)] == ["user"]
+        picture(page, "stopped-early")
+        check_access(page)
+        gate.set()
+        page.get_by_role("button", name="Answer this").click()
+        expect(page.locator("article.assistant")).to_contain_text(SENTENCE)
+        expect(note).to_have_count(0)
+        assert not [each for each in asked if each.partition("?")[0].endswith("/pair")]
+        for context in browser.contexts:
+            context.close()
 
 
 def test_a_reload_before_the_first_word_loses_no_answer(chat: Chat) -> None:

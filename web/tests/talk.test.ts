@@ -1,7 +1,7 @@
 import { afterEach, beforeEach, expect, test, vi } from 'vitest';
 import { draft } from '../src/chat/draft.svelte';
 import { server, type AnswerEvent } from '../src/chat/server';
-import { settings } from '../src/chat/settings.svelte';
+import { askModels, setTrial, settings } from '../src/chat/settings.svelte';
 import { talk } from '../src/chat/talk.svelte';
 import { openPair, type Message } from '../src/chat/tree';
 import { ApiError } from '../src/lib/api';
@@ -29,10 +29,12 @@ type Opened = Awaited<ReturnType<typeof server.open>>;
 const settled = () => new Promise((done) => setTimeout(done));
 const one = message(1, null);
 
-beforeEach(() => {
+beforeEach(async () => {
   vi.spyOn(server, 'models').mockResolvedValue([
     { id: 'm', max_model_len: 9, advised: { temperature: 1, top_p: 1 } },
   ]);
+  await askModels(true);
+  setTrial('m', true);
   vi.spyOn(server, 'open').mockResolvedValue({ messages: [one], answers: [] });
   vi.spyOn(server, 'pair').mockResolvedValue(false);
   vi.spyOn(server, 'say').mockImplementation(async (_, { parent }) => message(2, parent ?? null));
@@ -215,4 +217,83 @@ test('who compares two models on purpose takes part in no trial', async () => {
   settings.compare = false;
   expect(server.pair).not.toHaveBeenCalled();
   expect(vi.mocked(server.answer).mock.calls.map(([, , asked]) => asked.side)).toEqual([undefined, undefined]);
+});
+
+test('without a trial no question is asked before an answer, and the answer says that one has begun', async () => {
+  setTrial('m', false);
+  vi.spyOn(server, 'answer').mockImplementation(async (_, __, ___, note) => begins(3, note, true));
+  async function* begins(id: number, note: Record<string, string>, trial: boolean) {
+    yield { answer: `a${id}`, trial };
+    yield { message: { ...message(id, 2, 'assistant'), model: 'm', settings: note } };
+  }
+  await show('a');
+  await talk.say('two');
+  await settled();
+  expect(server.pair).not.toHaveBeenCalled();
+  expect(talk.path.map((each) => each.id)).toEqual([1, 2, 3]);
+  vi.mocked(server.answer).mockImplementation(async (_, __, ___, note) => begins(4, note, false));
+  await talk.answerAgain(talk.path.at(-1)!);
+  expect(server.pair).toHaveBeenCalledTimes(1); // by then there is one
+  await talk.answerAgain(talk.path.at(-1)!);
+  expect(server.pair).toHaveBeenCalledTimes(1); // and now it has ended
+});
+
+test('an answer that is stopped before it is asked for is not asked for', async () => {
+  const question = later<boolean>();
+  vi.mocked(server.pair).mockReturnValue(question.promise);
+  vi.spyOn(server, 'answer').mockImplementation(async (_, __, ___, note) => kept(3, note));
+  await show('a');
+  await talk.say('two');
+  talk.stop();
+  question.give(true);
+  await settled();
+  expect(server.answer).not.toHaveBeenCalled();
+  expect(talk.busy).toBe(false);
+  expect(talk.isUnanswered(talk.path.at(-1)!)).toBe(true);
+  vi.mocked(server.pair).mockResolvedValue(false);
+  await talk.answerAgain(talk.path.at(-1)!);
+  expect(talk.path.map((each) => each.id)).toEqual([1, 2, 3]);
+  expect(talk.isUnanswered(talk.path[1]!)).toBe(false);
+});
+
+test('stopped before its first word, an answer leaves its question and says so', async () => {
+  vi.spyOn(server, 'stop').mockResolvedValue({});
+  const first = later<AnswerEvent>();
+  vi.spyOn(server, 'answer').mockResolvedValue(answer(first.promise));
+  await show('a');
+  await talk.say('two');
+  await settled();
+  talk.stop();
+  expect(server.stop).toHaveBeenCalledWith('a');
+  first.give({ message: null });
+  await settled();
+  expect(talk.path.map((each) => each.id)).toEqual([1, 2]);
+  expect(talk.isUnanswered(talk.path.at(-1)!)).toBe(true);
+  expect(toasts).toEqual([]);
+  await talk.open(null);
+  await show('a');
+  talk.messages = [one, message(2, 1), message(3, 2, 'assistant')];
+  const second = later<AnswerEvent>();
+  vi.mocked(server.answer).mockResolvedValue(answer(second.promise));
+  const again = talk.answerAgain(talk.path.at(-1)!);
+  await settled();
+  talk.stop();
+  second.give({ message: null });
+  await again;
+  expect(talk.path.at(-1)!.id).toBe(3); // the answer before is there
+  expect(toasts.map((each) => each.text)).toEqual(['Stopped before the first word']);
+});
+
+test('an answer that failed before its first word was not stopped', async () => {
+  vi.spyOn(server, 'answer').mockImplementation(async () => failing());
+  async function* failing() {
+    yield { answer: 'a' };
+    yield { message: null };
+    yield { error: { message: 'lost', code: 'internal_error' } };
+  }
+  await show('a');
+  await talk.say('two');
+  await settled();
+  expect(talk.isUnanswered(talk.path.at(-1)!)).toBe(false);
+  expect(toasts).toHaveLength(1);
 });

@@ -30,6 +30,7 @@ LOG_FILE, RESULT_FILE = "improvement.log", "improvement.json"
 ROUND_FILE = "round.json"
 """As in `lmsmith.improve`: it is in the folder ``next`` while a round is under way."""
 NICE = 10
+"""Added to the niceness of the server."""
 LINES = 12
 """Lines of the log that are shown."""
 LOG_BYTES = 1 << 16
@@ -155,7 +156,7 @@ class Improvements:
             **options,
         )
         with contextlib.suppress(OSError):  # it may have ended
-            os.setpriority(os.PRIO_PROCESS, process.pid, NICE)
+            os.setpriority(os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, 0) + NICE)
         return process
 
     def _is_running(self, folder: Path) -> bool:

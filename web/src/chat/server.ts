@@ -7,6 +7,8 @@ import type { Message, Side, Verdict } from './tree';
 export interface Model {
   id: string;
   max_model_len: number;
+  /** Whether some of its messages get two answers, of two versions. */
+  trial?: boolean;
   advised: { temperature: number; top_p: number };
 }
 
@@ -33,6 +35,8 @@ export interface Running {
   parent: number;
   model: string;
   dropped: number;
+  /** Whether some messages to its model get two answers now. */
+  trial?: boolean;
   note: Record<string, string>;
 }
 

@@ -69,6 +69,16 @@ async function ask(): Promise<void> {
     settings.other = names.find((each) => each !== settings.model) ?? settings.model;
 }
 
+export function hasTrial(name: string): boolean {
+  return models.all.some((each) => each.id === name && each.trial === true);
+}
+
+/** Every answer says whether there is a trial now, so that no question is needed to know it. */
+export function setTrial(name: string, to: boolean): void {
+  const found = models.all.find((each) => each.id === name);
+  if (found) found.trial = to;
+}
+
 /** How a model is to be drawn from. */
 export function drawing(name: string): Drawing {
   const advised = models.all.find((each) => each.id === name)?.advised;

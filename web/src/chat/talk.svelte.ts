@@ -1,11 +1,12 @@
 import { ApiError } from '../lib/api';
 import { reasonOf } from '../lib/errors';
+import { t } from '../lib/i18n.svelte';
 import { go, path } from '../lib/path.svelte';
 import { tell } from '../lib/tabs';
-import { complain } from '../lib/toasts.svelte';
+import { complain, toast } from '../lib/toasts.svelte';
 import { list } from './list.svelte';
 import { server, type AnswerEvent, type Drawing, type Running } from './server';
-import { askModels, drawing, settings } from './settings.svelte';
+import { askModels, drawing, hasTrial, setTrial, settings } from './settings.svelte';
 import { pathOf, pathTo, type Choices, type Message, type Side, type Verdict } from './tree';
 
 /** An answer that is being written, or that broke off and is not kept yet. */
@@ -21,6 +22,8 @@ export interface Writing {
   note: Record<string, string>;
   dropped: number;
   stopped: boolean;
+  /** Whether it ended without a word. */
+  empty?: boolean;
 }
 
 type Asked = () => Promise<AsyncGenerator<AnswerEvent>>;
@@ -38,6 +41,8 @@ class Talk {
   choices = $state.raw<Choices>({});
   loading = $state(false);
   #writing = $state<Writing[]>([]);
+  /** Messages whose answer was stopped before its first word. */
+  #unanswered = $state<number[]>([]);
   #opened = 0;
   path = $derived(pathOf(this.messages, this.choices));
   /** The answers to this conversation; those to others are written on. */
@@ -127,6 +132,11 @@ class Talk {
     }
   }
 
+  /** Whether a message has no answer since it was stopped before its first word. */
+  isUnanswered(message: Message): boolean {
+    return this.#unanswered.includes(message.id);
+  }
+
   /** Go on with the better one; what became of the vote, if it was one. */
   async judge(left: Message, right: Message, verdict: Verdict['verdict']): Promise<string | undefined> {
     const judged = { left: left.id, right: right.id, verdict };
@@ -206,17 +216,17 @@ class Talk {
     const asked = drawing(settings.model);
     if (!settings.compare) {
       const single = this.#begun(id, parent, asked, '', {});
-      const onTrial = await server.pair(id, parent, asked.model).catch(() => false);
-      if (!onTrial) {
+      const onTrial = hasTrial(asked.model) && (await server.pair(id, parent, asked.model).catch(() => false));
+      if (!onTrial || single.stopped) {
         await this.#write(single, asked);
         return;
       }
       this.leave(single);
-      return this.#writeBoth(id, parent, [asked, asked], { trial: 'yes' }, single.stopped);
+      return this.#writeBoth(id, parent, [asked, asked], { trial: 'yes' });
     }
     const both: [Drawing, Drawing] = [asked, drawing(settings.other)];
     if (crypto.getRandomValues(new Uint8Array(1))[0]! % 2) both.reverse();
-    await this.#writeBoth(id, parent, both, {}, false);
+    await this.#writeBoth(id, parent, both, {});
   }
 
   /** Two answers side by side. Of a trial, the server chooses which version is on which side. */
@@ -225,13 +235,11 @@ class Talk {
     parent: number,
     both: [Drawing, Drawing],
     about: Record<string, string>,
-    stopped: boolean,
   ): Promise<void> {
     const pair = crypto.getRandomValues(new Uint32Array(2)).join('-');
     const sides = (['left', 'right'] as const).map((side, place) => {
       const asked = about['trial'] ? { ...both[place]!, side } : both[place]!;
       const writing = this.#begun(id, parent, asked, side, { ...about, pair, side });
-      writing.stopped = stopped;
       return this.#write(writing, asked);
     });
     const answered = await Promise.all(sides);
@@ -247,6 +255,11 @@ class Talk {
   /** Write an answer; false where it would be one of two, and one is wanted now. */
   async #write(writing: Writing, asked: Drawing): Promise<boolean> {
     const { talk: id, parent, note } = writing;
+    if (writing.stopped) {
+      this.leave(writing); // nothing was asked of the server yet
+      this.#endEarly(writing);
+      return true;
+    }
     const known = new Set(this.messages.map((each) => each.id));
     let alone = false;
     const ask: Asked = () =>
@@ -276,6 +289,7 @@ class Talk {
   }
 
   #show(id: string, running: Running, side: Writing['side']): Writing {
+    this.#unanswered = this.#unanswered.filter((each) => each !== running.parent);
     this.#writing.push({ ...running, talk: id, side, text: '', ended: false, problem: '', stopped: false });
     return this.#writing.at(-1)!;
   }
@@ -301,7 +315,14 @@ class Talk {
     const shown = writing.text !== '' && found !== 'kept'; // with its problem, and a way to keep it
     if (writing.problem && !shown && this.#writing.includes(writing)) complain(new Error(writing.problem));
     if (!shown) this.leave(writing);
+    if (writing.empty && !writing.problem) this.#endEarly(writing);
     list.touch(id);
+  }
+
+  /** It was stopped before its first word: there is no message that could say so. */
+  #endEarly({ parent, side }: Writing): void {
+    if (!this.messages.some((each) => each.parent === parent)) this.#unanswered.push(parent);
+    else if (side === '') toast(t('talk.stoppedEarly'));
   }
 
   /** Read a stream of an answer's events; whether it came to its end. */
@@ -313,6 +334,7 @@ class Talk {
         const isNew = writing.answer === '';
         writing.answer = event.answer;
         writing.dropped = event.dropped ?? 0;
+        if (event.trial !== undefined) setTrial(writing.model, event.trial);
         writing.problem = '';
         if (isNew) tell(writing.talk);
         if (isNew && writing.stopped) void server.stop(event.answer).catch(() => {});
@@ -322,6 +344,7 @@ class Talk {
       if (event.message !== undefined) {
         over = true;
         if (event.message) this.#take(writing.talk, event.message);
+        else writing.empty = true;
       }
     }
     return over;

@@ -88,6 +88,7 @@ export const en = {
   'talk.next': 'Next version',
   'talk.version': 'Version {number} of {count}',
   'talk.stopped': 'Stopped',
+  'talk.stoppedEarly': 'Stopped before the first word',
   'talk.length': 'Ended at the maximum length',
   'talk.writing': 'Writing',
   'talk.finished': 'The answer is there.',

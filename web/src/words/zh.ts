@@ -88,6 +88,7 @@ export const zh: Record<keyof typeof en, string> = {
   'talk.next': '下一个版本',
   'talk.version': '第 {number} 个版本，共 {count} 个',
   'talk.stopped': '已停止',
+  'talk.stoppedEarly': '在写出内容之前已停止',
   'talk.length': '已达到最大长度',
   'talk.writing': '正在书写',
   'talk.finished': '回答完成。',

@@ -77,6 +77,7 @@ class PendingAnswer:
         generation: has one reply.
         message_json: writes a message for its readers.
         dropped: the number of messages left out of the prompt, since they do not fit.
+        trial: whether some turns of the model are answered by two versions.
         unread_seconds: time that it goes on while nobody reads it.
     """
 
@@ -89,11 +90,12 @@ class PendingAnswer:
         generation: Generation,
         message_json: Callable[[Message], dict[str, Any]],
         dropped: int,
+        trial: bool,
         unread_seconds: float,
     ) -> None:
         self.person, self.conversation, self.generation = person, conversation, generation
         self.id = generation.id
-        self._store, self._body, self._dropped = store, body, dropped
+        self._store, self._body, self._dropped, self._trial = store, body, dropped, trial
         self._message_json = message_json
         self._last: list[dict[str, Any]] = []
         self._error: ApiError | None = None
@@ -176,6 +178,7 @@ class PendingAnswer:
             "parent": self._body.parent,
             "model": self.generation.model.name,
             "dropped": self._dropped,
+            "trial": self._trial,
             "note": self._body.note,
             **side,
         }
@@ -316,6 +319,7 @@ async def create(request: Request, name: str, body: AnswerBody) -> Response:
         generation,
         message_writer(request),
         dropped,
+        model.name in engine.candidates,
         engine.limits.unread_seconds,
     )
     request.app.state.answers.start(answer)

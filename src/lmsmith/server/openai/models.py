@@ -37,22 +37,24 @@ def _model(request: Request, name: str | None) -> ServedModel:
 
 @router.get("/v1/models")
 async def list_models(request: Request) -> Response:
-    data = [_shown(model) for model in request.app.state.engine.models.values()]
+    data = [_shown(request, model) for model in request.app.state.engine.models.values()]
     return json_response({"object": "list", "data": data})
 
 
 @router.get("/v1/models/{name:path}")
 async def show_model(request: Request, name: str) -> Response:
-    return json_response(_shown(_model(request, name)))
+    return json_response(_shown(request, _model(request, name)))
 
 
-def _shown(model: ServedModel) -> dict[str, Any]:
+def _shown(request: Request, model: ServedModel) -> dict[str, Any]:
+    """``trial`` says whether some turns are answered by two versions: the page asks which ones."""
     return {
         "id": model.name,
         "object": "model",
         "created": model.created,
         "owned_by": "lmsmith",
         "max_model_len": model.context,
+        "trial": model.name in request.app.state.engine.candidates,
         "advised": {"temperature": model.advised.temperature, "top_p": model.advised.top_p},
     }
 
