@@ -27,6 +27,7 @@ from lmsmith.catalogue import versions
 from lmsmith.feedback.people import People
 from lmsmith.feedback.store import Store
 from lmsmith.feedback.tables import Assignment, BetterAnswer, Comparison, Message, Rating
+from lmsmith.server import improvements
 
 ROLES = {"Ada": "admin", "Lee": "labeler", "Uma": "user", "Udo": "user", "Una": "user"}
 KEPT = (Message, Rating, BetterAnswer, Comparison, Assignment)
@@ -134,6 +135,8 @@ def loop(browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     options: dict[str, Any] = {"database": database, "recipe": str(recipe)}
     with running(words=[f"ours={model}"], store=store, memory_bytes=0, **options) as served:
         yield Loop(served.address, store, tokens, browser, database, tmp_path)
+        if improvements._has_run(lock_of("ours")):  # of a test that failed
+            os.kill(process_of("ours"), signal.SIGKILL)
         for context in browser.contexts:
             context.close()
     store.close()
@@ -240,6 +243,8 @@ def test_what_people_judge_becomes_a_version_that_they_vote_for(loop: Loop) -> N
     assert loop.kept() == before
 
     begin_trial(ada, "ours@2")
+    say(uma, "Hello again?")  # a page that was open before learns of the trial by an answer
+    expect(uma.locator("article.assistant")).to_have_count(5)
     udo = loop.sign_in("Udo", "/")
     for number in range(2):
         vote(loop, uma, f"May I ask {number}?", "ours@2")
@@ -256,22 +261,25 @@ def test_what_people_judge_becomes_a_version_that_they_vote_for(loop: Loop) -> N
     expect(ada.get_by_text("by people’s votes")).to_be_visible()
     picture(ada, "loop-promoted")
     say(uma, "And who are you now?")
-    expect(uma.locator("article.assistant")).to_have_count(7)
+    expect(uma.locator("article.assistant")).to_have_count(8)
     assert loop.last_author() == "ours@2"
 
     ada.get_by_role("button", name="Roll back").click()
     ada.get_by_role("dialog").get_by_role("button", name="Roll back").click()
     expect(ada.get_by_text("ours@1 is promoted").first).to_be_visible()
     say(uma, "And now?")
-    expect(uma.locator("article.assistant")).to_have_count(8)
+    expect(uma.locator("article.assistant")).to_have_count(9)
     assert loop.last_author() == "ours@1"
     assert [each.by for each in versions.lineage_of("ours").promotions] == ["Ada", "votes", "Ada"]
 
 
+def lock_of(name: str) -> Path:
+    return versions.folder_of(name) / ".improving/.lock"
+
+
 def process_of(name: str) -> int:
     """The number of the process that improves a model."""
-    lock = versions.folder_of(name) / ".improving/.lock"
-    return int(lock.read_text())
+    return int(lock_of(name).read_text())
 
 
 def wait_for(there: Callable[[], bool]) -> None:

@@ -156,7 +156,12 @@ class Improvements:
             **options,
         )
         with contextlib.suppress(OSError):  # it may have ended
-            os.setpriority(os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, 0) + NICE)
+            least = os.getpriority(os.PRIO_PROCESS, 0) + NICE
+            os.setpriority(os.PRIO_PROCESS, process.pid, least)
+            # Linux may share processors out by session: niceness counts within one alone.
+            group = Path(f"/proc/{process.pid}/autogroup")
+            if group.exists():
+                group.write_text(str(min(least, 19)))
         return process
 
     def _is_running(self, folder: Path) -> bool:
@@ -235,7 +240,8 @@ def _made(path: Path) -> str | None:
 
 def _progress(lines: list[str]) -> Mapping[str, Any]:
     """The stage of the last line that names one, its units done and of all, and seconds left."""
-    stage, found = "", {"done": 0, "total": 0, "eta_seconds": None}
+    stage = ""
+    found: dict[str, float | None] = {"done": 0, "total": 0, "eta_seconds": None}
     for line in lines:
         named = _STAGE.match(line)
         if named is None:
