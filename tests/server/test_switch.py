@@ -160,7 +160,7 @@ def test_a_model_is_followed_once_it_has_become_the_first_version(
     folder = tmp_path / "run"
     save_model(folder / "model", parrot(), TOKENIZER, {})
     words = [f"ours={folder}"]
-    with running(words=words) as served:
+    with running(words=words, memory_bytes=0) as served:
         assert answered(served) == SENTENCE
         first_version(str(folder), "ours", "me")
         wait_for(lambda: served.engine.models["ours"].recorded == "ours@1")

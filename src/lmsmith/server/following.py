@@ -107,7 +107,7 @@ class Following:
             await asyncio.wait({check}, timeout=REFRESH_SECONDS)
 
     async def _find_more(self) -> None:
-        """Follow the models whose first version was made since: it has their weights."""
+        """Follow the models whose first version was made since."""
         plain = [each for each in self._engine.models.values() if each.version is None]
         if self._loader is None or not plain:
             return
@@ -120,7 +120,7 @@ class Following:
                 continue
             self._looked[model.name] = stamp
             if await asyncio.to_thread(has_become, model.name, model.source):
-                model.version, model.follows = versions.version(model.name, 1), True
+                model.follows = True
                 self.all.setdefault(model.name, Followed(model.name, model.name))
 
     def _on_drop(self) -> None:
