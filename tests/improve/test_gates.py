@@ -62,8 +62,12 @@ def test_the_candidate_is_compared_with_the_current_version(tmp_path: Path, seed
 
 def test_gates_at_their_margins() -> None:
     """A needed gate is passed by its low end alone, a bound by its figure."""
-    for low, state in ((0.5, "failed"), (0.51, "passed")):
-        assert gates.above("win_rate", Interval(0.6, low, 0.7), 0.5, "").state == state
+    for value, low, state in (
+        (0.6, 0.51, "passed"),
+        (0.6, 0.5, "not shown"),
+        (0.5, 0.4, "failed"),
+    ):
+        assert gates.above("win_rate", Interval(value, low, 0.7), 0.5, "").state == state
     for value, state in ((30.0, "passed"), (30.1, "failed")):
         assert gates.within("kl", Interval(value, 20.0, 40.0), 30.0, "").state == state
 
@@ -89,8 +93,7 @@ def test_a_failed_gate_refuses_and_a_needed_one_must_be_shown() -> None:
 def test_a_fall_beyond_the_margin_fails_if_it_is_no_chance(
     fall: float, low: float, state: str
 ) -> None:
-    row = {"current": 0.5, "candidate": 0.5 - fall, "fall": fall, "low": low, "high": 1.0}
-    found = gates.no_fall("tasks/x", row, 0.02)
+    found = gates.no_fall("tasks/x", Interval(fall, low, 1.0), 0.02, "")
     assert (found.state, found.value, found.margin) == (state, fall, 0.02)
 
 

@@ -58,20 +58,25 @@ class Learnt:
     until: str = ""
 
 
+State = Literal["passed", "failed", "not shown"]
+"""Of a gate."""
+
+
 @dataclass(frozen=True)
 class Gate:
     """One condition of a promotion.
 
     Attributes:
         name: e.g. ``win_rate``.
-        state: ``not shown`` where it could not be measured, which never counts as passed.
+        state: ``not shown`` where it could not be measured, or where the figure may be chance; that
+            never counts as passed.
         value, low, high: the figure and its interval, if there is one.
         margin: what the figure is held against.
         reason: one sentence.
     """
 
     name: str
-    state: Literal["passed", "failed", "not shown"]
+    state: State
     value: float | None = None
     low: float | None = None
     high: float | None = None

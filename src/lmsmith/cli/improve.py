@@ -33,7 +33,7 @@ def _show(found: api.Improvement, *, dry_run: bool, data: tuple[str, ...]) -> No
     print(
         f"{made.word} passed every gate that it needs"
         if made.verdict == "passed"
-        else f"{made.word}: not shown to be better (not measured: {', '.join(shown)})"
+        else f"{made.word}: not shown to be better (not shown: {', '.join(shown)})"
     )
     if data:
         print(f"next: lmsmith chat {made.word}; lmsmith models promote {made.word}")

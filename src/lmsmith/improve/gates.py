@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from lmsmith.catalogue.versions import Gate, Verdict
+from lmsmith.catalogue.versions import Gate, State, Verdict
 from lmsmith.comparison.replies import accuracy_beside_rules, sample_rows
 from lmsmith.comparison.run import compare_rows
 from lmsmith.comparison.score import score_responses
@@ -101,7 +101,8 @@ class GatesConfig:
     max_length_ratio: PositiveFloat = 1.5
     """Answers may be so many times as long as the current version's, or as short."""
     max_loss: Fraction = 0.05
-    """Most that the shares of ended, of unrepeated and of willing answers may fall."""
+    """Most that the shares of ended, of unrepeated and of willing answers may fall. A greater fall
+    fails if it is no chance: if the low end of its interval is above 0."""
     max_trick_gain: NonNegativeFloat = 0.25
     """Most that a trick (padding, flattery, repetition) may raise the reward, in standard
     deviations of the reward."""
@@ -153,25 +154,32 @@ def verdict_of(gates: Sequence[Gate]) -> Verdict:
 
 
 def above(name: str, found: Interval, margin: float, reason: str) -> Gate:
-    """A gate that is passed if the low end of the interval is above the margin."""
-    state = "passed" if found.low > margin else "failed"
-    return Gate(name, state, found.value, found.low, found.high, margin, reason)  # type: ignore[arg-type]
+    """A gate that is passed if the low end of the interval is above the margin.
+
+    A figure that is above it with a low end that is not may be chance: ``not shown``.
+    """
+    if found.low > margin:
+        return _gate(name, "passed", found, margin, reason)
+    state: State = "failed" if found.value <= margin else "not shown"
+    return _gate(name, state, found, margin, reason)
 
 
 def within(name: str, found: Interval, most: float, reason: str) -> Gate:
-    """A gate that is passed if the figure is no greater than the margin."""
-    state = "passed" if found.value <= most else "failed"
-    return Gate(name, state, found.value, found.low, found.high, most, reason)  # type: ignore[arg-type]
+    """A gate that is passed if the figure is no greater than the margin, and else failed."""
+    return _gate(name, "passed" if found.value <= most else "failed", found, most, reason)
 
 
-def no_fall(name: str, row: Mapping[str, float], most: float) -> Gate:
-    """A gate on a task: failed if the fall is above the margin and surely a fall.
+def no_fall(name: str, found: Interval, most: float, reason: str) -> Gate:
+    """A gate that is failed if the fall is above the margin and surely a fall.
 
     A fall above the margin whose interval begins at or below 0 may be chance: ``not shown``.
     """
-    state = "passed" if row["fall"] <= most else "failed" if row["low"] > 0 else "not shown"
-    reason = f"{row['candidate']:.3g}, the current version {row['current']:.3g}"
-    return Gate(name, state, row["fall"], row["low"], row["high"], most, reason)  # type: ignore[arg-type]
+    state: State = "failed" if found.low > 0 else "not shown"
+    return _gate(name, "passed" if found.value <= most else state, found, most, reason)
+
+
+def _gate(name: str, state: State, found: Interval, margin: float, reason: str) -> Gate:
+    return Gate(name, state, found.value, found.low, found.high, margin, reason)
 
 
 def not_shown(name: str, reason: str) -> Gate:
@@ -379,7 +387,7 @@ class _Measured:
                 f"{mean_tokens['current']:.1f}",
             ),
             *(
-                within(
+                no_fall(
                     name,
                     bootstrap_ratio(
                         np.subtract(theirs, ours, dtype=np.float64),
@@ -436,7 +444,10 @@ class _Measured:
             for word in words:
                 part = f"{kind}-{word.replace('/', '-')}"
                 for row in self._part(part, partial(self._task, kind, word)):
-                    found.append(no_fall(f"{kind}/{row['task']}", row, self.config.task_margin))
+                    fall = Interval(row["fall"], row["low"], row["high"])
+                    reason = f"{row['candidate']:.3g}, the current version {row['current']:.3g}"
+                    name = f"{kind}/{row['task']}"
+                    found.append(no_fall(name, fall, self.config.task_margin, reason))
         return found
 
     def _task(self, kind: str, word: str) -> list[dict[str, Any]]:
