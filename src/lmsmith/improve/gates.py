@@ -146,7 +146,7 @@ def run(config: GatesConfig, inputs: Mapping[str, Path], out: StageFolder) -> di
 
 
 def verdict_of(gates: Sequence[Gate]) -> Verdict:
-    """``refused`` where a gate failed, ``not shown`` where a needed one could not be measured."""
+    """``refused`` where a gate failed, ``not shown`` where a needed one is."""
     if any(gate.state == "failed" for gate in gates):
         return "refused"
     passed = {gate.name for gate in gates if gate.state == "passed"}

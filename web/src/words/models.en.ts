@@ -132,7 +132,7 @@ export const models = {
   'improve.passed': '{word} passed every gate that it needs. Try it: in a trial people choose blind between it and {promoted}.',
   'improve.trial': '{word} passed every gate that it needs, and is on trial: people choose blind between it and {promoted}.',
   'improve.refused': '{word} is refused: {gates}. It is kept, and nobody gets it.',
-  'improve.not shown': '{word} is not shown to be better. Not measured: {gates}.',
+  'improve.not shown': '{word} is not shown to be better. Not shown: {gates}.',
   'improve.onTrial': 'It is on trial: people choose blind between it and {promoted}.',
   'improve.done': 'The improvement is done: {word}.',
   'stage.data': 'Dividing the judgements',

@@ -28,7 +28,8 @@ VERDICTS: Mapping[str, tuple[str, str]] = {
     ),
     "not shown": (
         "unsure",
-        "Not shown to be better: a gate that is needed could not be measured. That is no pass.",
+        "Not shown to be better: a gate that is needed could not be measured, or its figure may be "
+        "chance. That is no pass.",
     ),
 }
 
