@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -82,6 +83,12 @@ def test_rollbacks_go_back_to_the_first(three: list[Version]) -> None:
         versions.rollback("ours", "me")
     versions.promote("ours", 3, "me")
     assert versions.rollback("ours", "me").number == 1
+
+
+def test_votes_promote_only_instead_of_the_version_they_were_against(three: list[Version]) -> None:
+    with pytest.raises(UserError, match="ours@1 was promoted meanwhile, and ours@2 was held"):
+        versions.promote("ours", 2, "votes", instead_of=3)
+    assert versions.promote("ours", 2, "votes", instead_of=1) == three[1]
 
 
 def test_changed_files_are_not_promoted(three: list[Version]) -> None:
@@ -162,8 +169,33 @@ def test_what_is_not_there_is_said(three: list[Version]) -> None:
 def test_a_person_leads_to_the_versions_made_with_them() -> None:
     versions.found_lineage(put("a", 1), "me")
     second = put("a", 2, learnt=Learnt(people=("p1", "p2")))
-    assert versions.made_with("p1") == [second]
+    third = put("a", 3, parents=(2,), learnt=Learnt(people=("p2",)))
+    assert versions.made_with("p1") == [second, third]
     assert versions.made_with("p3") == []
+
+
+def test_a_version_made_from_one_that_somebody_had_a_part_in_is_not_untouched() -> None:
+    versions.found_lineage(put("a", 1), "me")
+    put("a", 2, parents=(1,), learnt=Learnt(people=("p1",)))
+    third = put("a", 3, parents=(2,), learnt=Learnt(people=("p2",)))
+    assert versions.untouched(third, {"p1"}).number == 1
+    assert versions.untouched(third, {"p2"}).number == 2
+    assert versions.untouched(third, {"p3"}) == third
+
+
+def test_nobody_goes_back_to_changed_files(three: list[Version]) -> None:
+    versions.promote("ours", 2, "me")
+    (three[0].path / "model.safetensors").write_bytes(b"other")
+    with pytest.raises(UserError, match="not the files of which ours@1"):
+        versions.rollback("ours", "me")
+    assert versions.promoted("ours") == three[1]
+
+
+def test_a_number_is_not_used_again(three: list[Version]) -> None:
+    """Messages and votes name ours@3, also when its folder is gone."""
+    versions.promote("ours", 3, "me")
+    shutil.rmtree(three[2].folder)
+    assert versions.next_number("ours") == 4
 
 
 KILLED = """

@@ -45,19 +45,21 @@ def test_everything_is_read_with_who_asked_and_who_judged(store: Store, tmp_path
     queue.add(
         "ranking", [{"role": "user", "content": "gold"}], ["x", "y", "z"], gold={"ranks": [1, 2, 2]}
     )
-    for _ in range(2):
+    queue.add("ranking", [{"role": "user", "content": "more"}], ["x", "y"], gold={"ranks": [1, 2]})
+    for _ in range(3):
         held = queue.next(bob)
         assert held is not None
         assignment, task = held
-        ranks = [1, 2, 2][: len(task.responses)] if task.gold is None else [1, 1, 2]
+        ranks = ([1, 2, 2] if task.gold is None else [1, 1, 2])[: len(task.responses)]
         queue.submit(bob, assignment.id, {"ranks": [ranks[place] for place in assignment.shown]})
     row = {"prompt": "far", "responses": ["p", "q"], "ranks": [2, 1], "labeler": "Bob"}
-    write_jsonl(tmp_path / "file.jsonl", [row])
+    nobodys = {"prompt": "away", "responses": ["p", "q"], "ranks": [2, 1]}
+    write_jsonl(tmp_path / "file.jsonl", [row, nobodys])
     import_file(store, tmp_path / "file.jsonl", person="import")
     found = collect(store)
     by_kind = {each.kind: each for each in found.judgements if not each.id.startswith("labelled")}
     assert sorted(each.kind for each in found.judgements) == [
-        "better_answer", "comparison", "prompt", "ranking", "ranking", "thumb",
+        "better_answer", "comparison", "prompt", "ranking", "ranking", "ranking", "thumb",
     ]  # fmt: skip
     comparison = by_kind["comparison"]
     assert (comparison.ranks, comparison.models) == ([2, 1], ["m@1", "m@1"])
@@ -68,14 +70,16 @@ def test_everything_is_read_with_who_asked_and_who_judged(store: Store, tmp_path
     (labelled,) = (each for each in found.judgements if each.id.startswith("labelled"))
     assert (labelled.person, labelled.asker, labelled.ranks) == (bob, ann, [1, 2])
     assert by_kind["ranking"].asker == ""
-    # Gold says x before y and z; the labeler tied x with y, and put x before z.
-    assert found.reliability == {bob: (1.5, 2.0)}
+    imported = [each.person for each in found.judgements if each.id.startswith("ranking-")]
+    assert imported == [bob, ""]
+    # Gold says x before y and z; the labeler tied x with y, twice, and put x before z.
+    assert found.reliability == {bob: (2.0, 3.0)}
     assert (found.regenerations, found.edits) == (1, 0)
     assert found.names[ann] == "Ann"
     export(store, tmp_path)
     exported = [json.loads(line) for line in (tmp_path / "rankings.jsonl").read_text().splitlines()]
     ours = {each.id: (each.responses, each.ranks) for each in found.judgements}
-    assert len(exported) == 4
+    assert len(exported) == 5
     for row in exported:
         assert ours[row["id"]] == (row["responses"], row["ranks"])
 
@@ -91,7 +95,7 @@ def test_the_last_prompt_of_a_branch_stands_for_those_before(store: Store) -> No
         ["one", "a", "two"],
         ["one", "a", "two again"],
     ]
-    assert found.edits == 1
+    assert (found.regenerations, found.edits) == (0, 1)
     store.delete_person(ann)
     assert collect(store).judgements == []
 

@@ -154,6 +154,73 @@ def test_who_is_excluded_is_in_no_file(tmp_path: Path, seed: int) -> None:
     assert '"p3"' not in written
 
 
+def test_the_prompts_of_an_excluded_person_are_left_out_with_their_labels() -> None:
+    """Somebody else judged them; the words are of the one who asked."""
+    prompt = [{"role": "user", "content": "q"}]
+    made = [Judgement("r-1", "ranking", prompt, ["a", "b"], [1, 2], "labeler", "asker")]
+    divided = divide(made, SnapshotConfig(exclude=("asker",)), {})
+    assert divided.left_out == {"of people who are excluded": 1}
+
+
+@pytest.mark.parametrize(("askers", "by"), [(7, "prompt"), (8, "person")])
+def test_eight_people_who_ask_are_divided_by_person(askers: int, by: str) -> None:
+    made = [
+        Judgement(f"p-{n}", "prompt", [{"role": "user", "content": f"q {n}"}], asker=f"p{n}")
+        for n in range(askers)
+    ]
+    assert divide(made, SnapshotConfig(by_person_from=8), {}).by == by
+
+
+def asked_by(name: str, person: str = "") -> Judgement:
+    """A ranking of one labeler, of what a person asked."""
+    prompt = [{"role": "user", "content": "the same"}]
+    return Judgement(name, "ranking", prompt, ["a", "b"], [1, 2], f"of {name}", person)
+
+
+def test_what_was_trained_on_once_is_never_held_out() -> None:
+    """Two databases had a prompt on two sides: from then on it is trained on, or left out."""
+    opening = asked_by("c").opening
+    earlier: Any = {"a": ("held_out", opening), "b": ("train", opening)}
+    divided = divide([asked_by("c")], SnapshotConfig(held_out=0.99, judge=0.0), earlier)
+    assert divided.left_out == {"the prompt stands on another side": 1}
+
+
+def test_a_prompt_of_people_of_two_sides_stays_on_the_side_that_is_needed_most() -> None:
+    made = [asked_by(f"p-{n}", f"person {n}") for n in range(40)]
+    divided = divide(made, SnapshotConfig(by_person_from=1), {})
+    counts = {side: len(rows) for side, rows in divided.sides.items()}
+    assert counts["held_out"] > 0
+    assert counts["judge"] == counts["train"] == 0
+    assert divided.left_out == {"the prompt stands on another side": 40 - counts["held_out"]}
+
+
+def test_the_rankings_of_a_prompt_are_all_trained_on_or_all_validate(tmp_path: Path) -> None:
+    made = [
+        Judgement(
+            f"r-{n}-{who}",
+            "ranking",
+            [{"role": "user", "content": f"q {n}"}],
+            ["a", "b"],
+            [1, 2],
+            f"p{who}",
+        )
+        for n in range(20)
+        for who in range(3)
+    ]
+    taken(tmp_path, made, held_out=0.0, judge=0.0, validation=0.5)
+    train, validation = (
+        {json.dumps(row["prompt"]) for row in rows(tmp_path / f"data/reward/{part}.jsonl")}
+        for part in ("train", "validation")
+    )
+    assert train
+    assert validation
+    assert not train & validation
+
+
+def test_with_few_people_the_cap_is_an_equal_share() -> None:
+    assert cap_weights({"a": 90.0, "b": 10.0}, 0.3) == {"a": 10.0, "b": 10.0}
+
+
 def test_what_is_said_twice_counts_once(seed: int) -> None:
     once = some(50, 10, seed)
     again = [Judgement(f"{each.id}-again", *list(vars_of(each))[1:]) for each in once]

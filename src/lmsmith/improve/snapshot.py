@@ -125,14 +125,14 @@ def run(config: SnapshotConfig, inputs: Mapping[str, Path], out: StageFolder) ->
     for reason, count in left_out.items():
         out.progress.say(f"{out.name}: left out: {count:,} {reason}")
     conversations = {
-        "demonstrations": demonstrations,
-        "validation": demonstrations_of(held_out),
+        "demonstrations": [each for _, each in demonstrations],
+        "validation": [each for _, each in demonstrations_of(held_out)],
         "prompts": prompts_of(train),
         "test": prompts_of(held_out),
     }
     counts = {name: len(rows) for name, rows in conversations.items()}
     for name, rows in conversations.items():
-        write_jsonl(out / f"{name}.jsonl", (each.row() for _, each in rows))
+        write_jsonl(out / f"{name}.jsonl", (each.row() for each in rows))
     for name, side in (("reward", train), ("judge", judge), ("held_out", held_out)):
         weights = weights_of([each for each in side if each.kind in RANKED], config, reliability)
         ranked = [ranking_row(each, weights[each.id]) for each in side if each.kind in RANKED]
@@ -292,11 +292,11 @@ def demonstrations_of(judgements: Iterable[Judgement]) -> list[tuple[str, Conver
     return list(found.values())
 
 
-def prompts_of(judgements: Iterable[Judgement]) -> list[tuple[str, Conversation]]:
-    """(person, conversation) of every prompt that people sent or judged, each text once."""
-    found: dict[bytes, tuple[str, Conversation]] = {}
+def prompts_of(judgements: Iterable[Judgement]) -> list[Conversation]:
+    """Every prompt that people sent or judged, each text once."""
+    found: dict[bytes, Conversation] = {}
     for each in judgements:
-        row = each.asker or each.person, Conversation(f"{each.id}/prompt", each.prompt)
+        row = Conversation(f"{each.id}/prompt", each.prompt)
         found.setdefault(_encode(each.prompt), row)
     return list(found.values())
 
