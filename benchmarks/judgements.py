@@ -24,13 +24,18 @@ from lmsmith.core.recipe import MachineConfig
 from lmsmith.corpus.judgements import RANKED
 from lmsmith.corpus.rows import Ranking
 from lmsmith.improve.prospect import Sources
-from lmsmith.models.heads import ScalarModel
-from lmsmith.rlhf.head import fit_to_features, response_features
+from lmsmith.models.decoder import Decoder
+from lmsmith.rlhf.head import fit_to_features
 from lmsmith.rlhf.objective import correct_pairs
-from lmsmith.rlhf.ranking import encode_rankings, join_rankings, score_table
-from lmsmith.rlhf.rollout import response_log_likelihoods
+from lmsmith.rlhf.ranking import (
+    EncodedRanking,
+    candidate_batch,
+    encode_rankings,
+    join_rankings,
+    score_table,
+)
 from lmsmith.statistics.intervals import bootstrap_ratio
-from lmsmith.training.machine import prepare_process
+from lmsmith.training.machine import ResolvedMachine, evaluation_mode, prepare_process
 
 Count = Annotated[int, tyro.conf.arg(metavar="N")]
 
@@ -56,16 +61,12 @@ def measure(model: str, data: str, limit: int, max_length: int, threads: int) ->
     ]
     counts: Counter[str] = Counter()
     rankings, _ = encode_rankings(read.tokenizer, rows, max_length, counts)
-    scorer = ScalarModel(read.decoder)
     read.decoder.attend_explicitly()
-    fitted = fit_to_features(rankings, response_features(scorer, rankings, machine))
     joined = join_rankings(rankings)
-    asked = [row.prompt for row in joined.rows for _ in row.responses]
-    said = [response for row in joined.rows for response in row.responses]
-    sums = iter(response_log_likelihoods(read.decoder, asked, said, machine).tolist())
-    by_row = [[next(sums) for _ in row.responses] for row in joined.rows]
+    read_rows = [_read(read.decoder, row, machine) for row in joined.rows]
     places = list(zip(joined.row_of, joined.columns, strict=True))
-    total = [[by_row[row][column] for column in columns] for row, columns in places]
+    fitted = fit_to_features(rankings, [read_rows[row][0][columns] for row, columns in places])
+    total = [[read_rows[row][1][column] for column in columns] for row, columns in places]
     longer = [[float(len(response)) for response in each.responses] for each in rankings]
     mean = [[t / n for t, n in zip(*each, strict=True)] for each in zip(total, longer, strict=True)]
     correct_b, pairs_b = _by_prompt(rankings, fitted.scores)
@@ -82,6 +83,23 @@ def measure(model: str, data: str, limit: int, max_length: int, threads: int) ->
         "tokens": sum(row.length for row in joined.rows),
         "seconds": time.perf_counter() - began,
     }
+
+
+def _read(
+    decoder: Decoder, row: EncodedRanking, machine: ResolvedMachine
+) -> tuple[Any, list[float]]:
+    """The last layer at each response's end, and the log-likelihood of the response, in nats."""
+    batch = candidate_batch([row])
+    with evaluation_mode(decoder), machine.autocast():
+        hidden_td = decoder(batch.tokens_bt, batch.positions_bt, batch.mask_bts)[0].float()
+        sums, start = [], len(row.prompt)
+        for response in row.responses:
+            before = [len(row.prompt) - 1, *range(start, start + len(response) - 1)]
+            logits_tv = hidden_td[before] @ decoder.unembedding_weight.float().T
+            found_t = logits_tv.log_softmax(-1)[range(len(response)), response]
+            sums.append(float(found_t.sum()))
+            start += len(response)
+        return hidden_td[batch.ends_bk[0]].double().numpy(), sums
 
 
 def _by_prompt(rankings: Any, scores: Any) -> Any:
