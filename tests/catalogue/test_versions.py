@@ -181,6 +181,10 @@ def test_a_version_made_from_one_that_somebody_had_a_part_in_is_not_untouched() 
     assert versions.untouched(third, {"p1"}).number == 1
     assert versions.untouched(third, {"p2"}).number == 2
     assert versions.untouched(third, {"p3"}) == third
+    shutil.rmtree(versions.folder_of("a") / "1")
+    assert versions.untouched(third, {"p2"}).number == 2
+    with pytest.raises(UserError, match="no version is left that the excluded people had no part"):
+        versions.untouched(third, {"p1"})
 
 
 def test_nobody_goes_back_to_changed_files(three: list[Version]) -> None:

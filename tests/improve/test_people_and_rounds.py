@@ -227,6 +227,25 @@ def test_judgements_of_a_clock_that_jumped_back_are_new(world: World) -> None:
     assert one.number == 2
 
 
+def test_the_reward_model_starts_from_the_newest_ancestors(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A round that had no rankings left none in the version between."""
+    ran: list[Any] = []
+    monkeypatch.setattr(
+        round,
+        "run_recipe",
+        lambda recipe, folder, **_: (ran.append(recipe), fake_run(recipe, folder)),
+    )
+    world.person("Ann", 40)
+    api.promote(world.improve().word)
+    assert "previous_reward" not in ran[0].stages
+    first = versions.folder_of("ours") / "1/reward/model"
+    first.mkdir(parents=True)
+    world.improve()
+    assert ran[1].stages["previous_reward"].model == str(first)
+
+
 def test_two_improvements_at_once(world: World) -> None:
     world.person("Ann", 40)
     world.improve()

@@ -471,16 +471,33 @@ def made_with(person: str) -> list[Version]:
     return found
 
 
-def untouched(start: Version, people: Container[str]) -> Version:
-    """The nearest of a version and its ancestors that none of these people had a part in."""
+def line_of(start: Version) -> list[Version]:
+    """A version and its ancestors, by first parents, back to the first one whose folder is here."""
     line = [start]
     while line[-1].parents:
-        line.append(version(start.name, line[-1].parents[0]))
-    clean = line[-1]
-    for each in reversed(line):
+        number = line[-1].parents[0]
+        if not (folder_of(start.name) / str(number) / VERSION_FILE).is_file():
+            break  # old versions may be deleted by hand
+        line.append(version(start.name, number))
+    return line
+
+
+def untouched(start: Version, people: Container[str]) -> Version:
+    """The nearest of a version and its ancestors that none of these people had a part in.
+
+    Raises:
+        UserError: there is none, since the folders of older versions are gone.
+    """
+    clean = None
+    for each in reversed(line_of(start)):
         if any(person in people for person in each.learnt.people):
             break
         clean = each
+    if clean is None:
+        raise UserError(
+            f"{start.name}: no version is left that the excluded people had no part in",
+            "put back a copy of an older version's folder, or use another --name",
+        )
     return clean
 
 

@@ -1,4 +1,4 @@
-"""Stage `previous_reward` of a round: the last version's reward model, where training begins."""
+"""Stage `previous_reward` of a round: the newest ancestor's reward model, where training begins."""
 
 from __future__ import annotations
 

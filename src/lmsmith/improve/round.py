@@ -146,16 +146,18 @@ def _fitted(
     has_corpus = (corpus / MIXTURE_FILE).is_file()
     if has_corpus and "ppo" in present:  # it needs no demonstrations
         present = tuple(each.name for each in ROUND if each.name in {*present, "pretrain"})
+    rewards = (each.folder / "reward/model" for each in versions.line_of(parent))
+    reward = next((str(each) for each in rewards if each.is_dir()), "")
     told = {
         "data": {"frozen": str(frozen)},
         "base": {"model": str(parent.path), "folder": ""},
         "pretrain": {"corpus": str(corpus) if has_corpus else ""},
-        "previous_reward": {"model": str(parent.folder / "reward/model")},
+        "previous_reward": {"model": reward},
         "gates": {"current": str(current.path) if current != parent else ""},
     }
     stages: dict[str, Any] = {}
     for name in present:
-        if name == "previous_reward" and not (parent.folder / "reward/model").is_dir():
+        if name == "previous_reward" and not reward:
             continue
         settings: Any = replace(recipe.stages[name], **told.get(name, {}))  # type: ignore[type-var]
         stages[name] = _fitted_to(shape, name, settings, needed)
