@@ -69,7 +69,7 @@ def test_the_page_shows_gates_people_and_answers(tmp_path: Path) -> None:
         "A &lt;b&gt;bold&lt;/b&gt; question",
         "New &amp; good",
         '<p class="nothing">no text</p>',
-        "gates.tasks names &lt;none&gt;",
+        "gates.tasks names &lt;none&gt;; name some by --set gates.tasks=&#39;[&#34;arithmetic",
         "low end above 0.500",
         "0.667 to 1.50",
         "3 said twice by one person",

@@ -30,6 +30,11 @@ def _show(found: api.Improvement, *, dry_run: bool, data: tuple[str, ...]) -> No
         print(f"{made.word} is refused: {failed}. It is kept, and not offered to anybody")
         return
     shown = [gate.name for gate in made.gates if gate.state == "not shown"]
+    if {"tasks", "safety"}.intersection(shown):
+        print(
+            "to measure tasks in the next round, name them: --set gates.tasks='[\"TASK\"]', --set "
+            "gates.safety='[\"TASK\"]' (lmsmith tasks ls; lmsmith improve --dry-run)"
+        )
     print(
         f"{made.word} passed every gate that it needs"
         if made.verdict == "passed"

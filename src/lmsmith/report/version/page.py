@@ -112,8 +112,16 @@ def _row(gate: Gate) -> dict[str, str]:
         "value": "" if gate.value is None else numbers.number(gate.value),
         "interval": interval,
         "rule": rule,
-        "reason": gate.reason,
+        "reason": gate.reason + _how_to_name(gate),
     }
+
+
+def _how_to_name(gate: Gate) -> str:
+    """How to measure tasks in the next round, where the recipe names none."""
+    example = {"tasks": "arithmetic/2d_plus", "safety": "refusal/harmful"}.get(gate.name)
+    if not example or gate.state != "not shown":
+        return ""
+    return f"; name some by --set gates.{gate.name}='[\"{example}\"]' (lmsmith tasks ls)"
 
 
 def _learnt(made: Version) -> list[tuple[str, str]]:
