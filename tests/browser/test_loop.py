@@ -257,7 +257,7 @@ def test_what_people_judge_becomes_a_version_that_they_vote_for(loop: Loop) -> N
     assert loop.compare("Una", "The last one?", "ours@2")["trial"] == "decided"
     look_again(ada)
     expect(ada.get_by_text("ours@2 is promoted").first).to_be_visible()
-    ada.get_by_text("Promotions", exact=True).click()
+    ada.get_by_text("Promotions and votes").click()
     expect(ada.get_by_text("by people’s votes")).to_be_visible()
     picture(ada, "loop-promoted")
     say(uma, "And who are you now?")

@@ -209,12 +209,14 @@ def test_versions_are_shown_with_their_evidence_and_changed_once_confirmed(chat:
     expect(page.get_by_text("ours@1 is promoted").first).to_be_visible()
     page.get_by_label("Start a trial: ours@3").click()
     page.get_by_label("Share of the messages").fill("25")
+    page.get_by_label("Messages that labelers compare").fill("40")
+    picture(page, "models-trial")
     page.get_by_role("dialog").get_by_role("button", name="Start a trial").click()
     expect(page.get_by_role("dialog")).to_have_count(0)
     assert routes.asked == [
         ("/ours/promote", {"version": "ours@4", "reason": "I like it"}),
         ("/ours/rollback", {"reason": ""}),
-        ("/ours/trial", {"version": "ours@3", "share": 0.25}),
+        ("/ours/trial", {"version": "ours@3", "share": 0.25, "labelled": 40}),
     ]
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -240,6 +243,35 @@ def test_votes_end_the_trial_of_a_worse_version(house: House) -> None:
     (refusal,) = listed(house)["refusals"]
     assert (refusal["candidate"], refusal["current"], refusal["outcome"]) == (2, 1, "worse")
     assert f"{len(found)} votes of 2 people, 0.0% for ours@2" in refusal["reason"]
+
+
+def test_labelers_compare_messages_that_people_sent(
+    house: House, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A command of its own writes both versions' answers; the rankings are votes."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "src"))
+    begun: list[subprocess.Popen[bytes]] = []
+
+    def run(_: Improvements, words: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        words += ["--database", str(tmp_path / "feedback.db")]
+        begun.append(subprocess.Popen([sys.executable, "-m", "lmsmith", *words], **options))
+        return begun[-1]
+
+    monkeypatch.setattr(Improvements, "_run", run)
+    asked = ("what do you like?", "and rain?")
+    for text in asked:
+        house.ask("user", text)
+    body = {"version": "ours@2", "share": 0.0, "labelled": 5}
+    many = house.response("admin", "POST", "versions/ours/trial", body | {"labelled": 9999})
+    assert many.status_code == 400
+    house.call("admin", "POST", "versions/ours/trial", body)
+    assert begun[0].wait(120) == 0, (tmp_path / "versions/ours/labelled.log").read_text()
+    for _ in asked:
+        held = house.call("labeler", "POST", "label/next?kind=ranking")["task"]
+        assert held["prompt"][0]["content"] in asked
+        house.call("labeler", "PUT", f"label/assignments/{held['id']}", {"ranks": [1, 2]})
+    votes = listed(house)["votes"]
+    assert (votes["votes"], votes["people"]) == (2, 1)
 
 
 def test_a_ranking_of_the_queue_is_a_vote(house: House) -> None:

@@ -27,6 +27,7 @@ from sqlalchemy import URL, make_url
 from lmsmith.catalogue import versions
 
 LOG_FILE, RESULT_FILE = "improvement.log", "improvement.json"
+LABELLED_FILE = "labelled.log"
 ROUND_FILE = "round.json"
 """As in `lmsmith.improve`: it is in the folder ``next`` while a round is under way."""
 NICE = 10
@@ -58,8 +59,8 @@ class Improvements:
     """
 
     def __init__(self, database: str = "", recipe: str = "") -> None:
-        self._options, self._environment = _database_options(database)
-        self._options += ["--recipe", recipe] if recipe else []
+        self._database, self._environment = _database_options(database)
+        self._options = [*self._database, *(["--recipe", recipe] if recipe else [])]
         self._lock = threading.Lock()
         self._processes: list[subprocess.Popen[bytes]] = []
         self._counts: dict[str, dict[str, Any]] = {}
@@ -116,6 +117,23 @@ class Improvements:
         state = "running" if running else "done" if made else "failed"
         shown = {"log": lines[-LINES:], "version": made, "begun": begun}
         return {"state": state, **_progress(lines), **shown}
+
+    def ask_labelers(self, candidate: str, current: str, count: int) -> None:
+        """Put both versions' answers to messages that people sent into the labelling queue.
+
+        A process of its own writes them (`lmsmith feedback sample`); what it says is in
+        ``labelled.log``.
+
+        Args:
+            candidate, current: versions, such as ``ours@2``.
+            count: of the messages, drawn at random.
+        """
+        self._reap()
+        name, _ = versions.split_version(candidate)
+        words = ["feedback", "sample", candidate, current, "--logged", "--answers", "2"]
+        words += ["--count", str(count), "--quiet", *self._database]
+        with (versions.folder_of(name) / LABELLED_FILE).open("wb") as said:
+            self._processes.append(self._run(words, stdout=said, stderr=said))
 
     async def judged(self, name: str, word: str) -> dict[str, Any] | None:
         """What there is to learn from, as ``lmsmith improve --dry-run`` counts it.

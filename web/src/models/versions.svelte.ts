@@ -55,8 +55,8 @@ export const server = {
     call<{ promoted: string }>('POST', `${at(name)}/promote`, { version, reason }),
   rollback: (name: string, reason: string) =>
     call<{ promoted: string }>('POST', `${at(name)}/rollback`, { reason }),
-  trial: (name: string, version: string | null, share?: number) =>
-    call('POST', `${at(name)}/trial`, version === null ? { version } : { version, share }),
+  trial: (name: string, version: string | null, share?: number, labelled?: number) =>
+    call('POST', `${at(name)}/trial`, version === null ? { version } : { version, share, labelled }),
   feedback: (name: string, before: Part['next']) =>
     call<Part>('GET', `${at(name)}/feedback${before === null ? '' : `?before=${encodeURIComponent(before)}`}`),
 };

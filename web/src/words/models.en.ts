@@ -78,7 +78,7 @@ export const models = {
   'learnt.person': 'person',
   'learnt.until': 'Judgements until {date}',
 
-  'history': 'Promotions',
+  'history': 'Promotions and votes',
   'action.first': '{word} was the first version',
   'action.promote': '{word} was promoted',
   'action.rollback': 'Rolled back to {word}',
@@ -181,6 +181,8 @@ export const models = {
   'trial.text': 'A share of the messages to {name} gets two answers, of {word} and of {promoted}, without names. People who do not want this can turn it off.',
   'trial.replaces': 'It replaces the trial of {word}.',
   'trial.share': 'Share of the messages, in percent',
+  'trial.labelled': 'Messages that labelers compare, too',
+  'trial.labelledHint': 'Labelers read these messages of people, and both answers; each ranking is a vote.',
   'trial.started': 'The trial of {word} has started.',
   'trial.end': 'End the trial',
   'trial.endTitle': 'End the trial of {word}?',

@@ -80,7 +80,7 @@ export const models: Record<keyof typeof english, string> = {
   'learnt.person': '人',
   'learnt.until': '截至{date}的评价',
 
-  'history': '启用记录',
+  'history': '启用与投票记录',
   'action.first': '{word} 是第一个版本',
   'action.promote': '启用了 {word}',
   'action.rollback': '回退到 {word}',
@@ -183,6 +183,8 @@ export const models: Record<keyof typeof english, string> = {
   'trial.text': '发给 {name} 的部分消息会得到两个不标名称的回答，分别来自 {word} 和 {promoted}。不愿参与的人可以关闭。',
   'trial.replaces': '它会取代 {word} 的试用。',
   'trial.share': '消息的比例（百分比）',
+  'trial.labelled': '同时交给标注员比较的消息数',
+  'trial.labelledHint': '标注员会读到人们的这些消息和两个回答；每次排序算一票。',
   'trial.started': '{word} 的试用已开始。',
   'trial.end': '结束试用',
   'trial.endTitle': '结束 {word} 的试用？',

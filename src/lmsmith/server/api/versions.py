@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any, TypeVar
 
 from fastapi import APIRouter
-from pydantic import BaseModel, FiniteFloat
+from pydantic import BaseModel, Field, FiniteFloat
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -32,6 +32,7 @@ router = APIRouter(prefix="/api/versions")
 Result = TypeVar("Result")
 
 ADMINS = ("admin",)
+MOST_LABELLED = 1000
 
 
 class ImproveBody(BaseModel):
@@ -51,10 +52,12 @@ class RollbackBody(BaseModel):
 
 
 class TrialBody(BaseModel):
-    """The candidate, or null to end the trial; the share of turns that show both versions."""
+    """The candidate, or null to end the trial; the share of turns that show both versions; the
+    number of people's messages that labelers compare, too, which they then read."""
 
     version: Title | None = None
     share: FiniteFloat = 0.1
+    labelled: int = Field(0, ge=0, le=MOST_LABELLED)
 
 
 @router.get("")
@@ -124,6 +127,9 @@ async def trial(request: Request, name: str, body: TrialBody) -> Response:
         lineage = await _changed(
             lambda: versions.set_trial(name, number, body.share), _engine(request)
         )
+        if body.labelled:
+            words = f"{name}@{number}", f"{name}@{lineage.promoted}"
+            await asyncio.to_thread(_improvements(request).ask_labelers, *words, body.labelled)
     await _following(request).refresh(name)
     return json_response({"trial": asdict(lineage.trial) if lineage.trial else None})
 
