@@ -917,6 +917,7 @@ def lineage(name: str, *, database: str = "") -> Recorded:
         "promoted": found.promoted,
         "versions": [each.as_dict() for each in versions.versions(name)],
         "promotions": [asdict(each) for each in found.promotions],
+        "refusals": [asdict(each) for each in found.refusals],
         "trial": asdict(found.trial) if found.trial else None,
         "deleted": _with_deleted(name, database),
     }

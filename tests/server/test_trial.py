@@ -15,6 +15,7 @@ import pytest
 from worlds import HTTP, SENTENCE, Running, parrot, put_version, running
 
 from lmsmith.catalogue import versions
+from lmsmith.cli import main
 from lmsmith.feedback.people import People
 from lmsmith.feedback.queue import Queue
 from lmsmith.feedback.store import Store
@@ -230,7 +231,9 @@ def test_votes_promote_the_better_version(house: House) -> None:
     assert house.chat() == OTHER
 
 
-def test_votes_end_the_trial_of_a_worse_version(house: House) -> None:
+def test_votes_end_the_trial_of_a_worse_version(
+    house: House, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     begin(house)
     found = [house.vote("user", "ours@1").get("trial")]
     while found[-1] == "counted":
@@ -243,6 +246,8 @@ def test_votes_end_the_trial_of_a_worse_version(house: House) -> None:
     (refusal,) = listed(house)["refusals"]
     assert (refusal["candidate"], refusal["current"], refusal["outcome"]) == (2, 1, "worse")
     assert f"{len(found)} votes of 2 people, 0.0% for ours@2" in refusal["reason"]
+    assert main(["models", "lineage", "ours", "--database", str(tmp_path / "feedback.db")]) == 0
+    assert "votes did not promote 2 instead of 1 (worse): " in capsys.readouterr().out
 
 
 def test_labelers_compare_messages_that_people_sent(

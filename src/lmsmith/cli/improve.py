@@ -156,6 +156,9 @@ def _show_lineage(found: api.Recorded) -> None:
     for each in record["promotions"]:
         reason = f": {each['reason']}" if each["reason"] else ""
         print(f"{each['date']}  {each['action']} {each['version']} by {each['by']}{reason}")
+    for each in record["refusals"]:
+        pair = f"{each['candidate']} instead of {each['current']}"
+        print(f"{each['date']}  votes did not promote {pair} ({each['outcome']}): {each['reason']}")
     for word, count in record["deleted"].items():
         people = "person who was" if count == 1 else "people who were"
         print(f"{word} was made with the words of {count:,} {people} deleted since")
