@@ -37,6 +37,8 @@ SMALL = (
     "gates.max_new_tokens=8",
     "gates.min_prompts=8",
     "gates.min_pairs=8",
+    "gates.tasks=[]",
+    "gates.safety=[]",
 )
 
 
