@@ -244,10 +244,10 @@ def test_votes_end_the_trial_of_a_worse_version(
     assert versions.promoted("ours").number == 1
     assert house.chat() == SENTENCE
     (refusal,) = listed(house)["refusals"]
-    assert (refusal["candidate"], refusal["current"], refusal["outcome"]) == (2, 1, "worse")
+    assert (refusal["candidate"], refusal["current"], refusal["outcome"]) == (2, 1, "futile")
     assert f"{len(found)} votes of 2 people, 0.0% for ours@2" in refusal["reason"]
     assert main(["models", "lineage", "ours", "--database", str(tmp_path / "feedback.db")]) == 0
-    assert "votes did not promote 2 instead of 1 (worse): " in capsys.readouterr().out
+    assert "votes did not promote 2 instead of 1 (futile): " in capsys.readouterr().out
 
 
 def test_labelers_compare_messages_that_people_sent(
