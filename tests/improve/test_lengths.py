@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from improve.tiny_round import SMALL, make_model, write_data
+from lmsmith.core.paths import versions_in
 from lmsmith.core.progress import QuietProgress
 from lmsmith.improve import round as rounds
 from lmsmith.improve.prospect import Sources
@@ -46,12 +47,12 @@ def fitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opening: str) -> tup
 
     monkeypatch.setattr(rounds, "run_recipe", stop)
     progress = Noted()
-    with pytest.raises(Stopped):
+    with versions_in(tmp_path / "versions"), pytest.raises(Stopped):
         rounds.improve(
             make_model(tmp_path / "model"),
             Sources(data=(str(data),)),
             round_recipe("", [*SMALL, *SHORT]),
-            name=tmp_path.name.replace("_", "-")[:40],
+            name="long",
             force=True,
             progress=progress,
         )

@@ -232,7 +232,7 @@ def test_votes_promote_the_better_version(house: House) -> None:
 
 
 def test_votes_end_the_trial_of_a_worse_version(
-    house: House, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    house: House, database: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     begin(house)
     found = [house.vote("user", "ours@1").get("trial")]
@@ -246,19 +246,19 @@ def test_votes_end_the_trial_of_a_worse_version(
     (refusal,) = listed(house)["refusals"]
     assert (refusal["candidate"], refusal["current"], refusal["outcome"]) == (2, 1, "futile")
     assert f"{len(found)} votes of 2 people, 0.0% for ours@2" in refusal["reason"]
-    assert main(["models", "lineage", "ours", "--database", str(tmp_path / "feedback.db")]) == 0
+    assert main(["models", "lineage", "ours", "--database", database]) == 0
     assert "votes did not promote 2 instead of 1 (futile): " in capsys.readouterr().out
 
 
 def test_labelers_compare_messages_that_people_sent(
-    house: House, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    house: House, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, database: str
 ) -> None:
     """A command of its own writes both versions' answers; the rankings are votes."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "src"))
     begun: list[subprocess.Popen[bytes]] = []
 
     def run(_: Improvements, words: list[str], **options: Any) -> subprocess.Popen[bytes]:
-        words += ["--database", str(tmp_path / "feedback.db")]
+        words += ["--database", database]
         begun.append(subprocess.Popen([sys.executable, "-m", "lmsmith", *words], **options))
         return begun[-1]
 
