@@ -59,7 +59,7 @@ class Learnt:
 
 
 State = Literal["passed", "failed", "not shown"]
-"""Of a gate."""
+"""A gate's state."""
 
 
 @dataclass(frozen=True)

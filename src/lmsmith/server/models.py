@@ -132,7 +132,7 @@ def _read(name: str, word: str) -> FoundModel:
 
 
 def _kept(read: ReadModel) -> ReadModel:
-    """The model in memory of its own: files that are read share it with whoever writes to them, and
+    """The model in memory of its own: mapped files change when somebody writes to them, and
     a version stays what was compared with its record."""
     for parameter in read.decoder.parameters():
         parameter.data = parameter.data.clone()

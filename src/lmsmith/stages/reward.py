@@ -310,7 +310,7 @@ def load_thumbs(path: Path, tokenizer: Tokenizer, context: int) -> list[EncodedT
 def share_weights(rankings: Sequence[EncodedRanking]) -> list[EncodedRanking]:
     """The rankings, those of one prompt sharing the weight of one by their untied pairs.
 
-    So the loss of a prompt is the mean over all its pairs, whoever ranked them
+    So the loss of a prompt is the mean over all its pairs, of all people
     (Ouyang et al. 2022, section 3.5).
     """
     pairs = [sum(one != other for one, other in combinations(each.ranks, 2)) for each in rankings]

@@ -278,7 +278,7 @@ def make_world(
 
 
 def _measure_length_curve(world: World, decoder: Decoder) -> LengthCurve:
-    """Of the answers that the simulation's first version gives to fresh prompts."""
+    """Answers of the simulation's first version to fresh prompts give the curve."""
     prompts = world.fresh[:CURVE_PROMPTS]
     settings = SamplingSettings(
         max_new_tokens=world.max_new_tokens,
