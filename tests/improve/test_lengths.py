@@ -12,9 +12,11 @@ import pytest
 from improve.tiny_round import SMALL, make_model, write_data
 from lmsmith.core.paths import versions_in
 from lmsmith.core.progress import QuietProgress
+from lmsmith.corpus.judgements import Judgement
 from lmsmith.improve import round as rounds
 from lmsmith.improve.prospect import Sources
 from lmsmith.improve.recipe import round_recipe
+from lmsmith.models.folder import load_tokenizer
 
 SHORT = ("reward.max_length=24", "judge.max_length=24", "gates.max_prompt_tokens=8")
 
@@ -82,3 +84,14 @@ def test_the_context_is_the_limit_and_short_prompts_change_nothing(
     needed = rounds._Needed(prompt=20, judged=30)
     shape = type("Shape", (), {"context": 128, "parameters": 1000})
     assert rounds._fitted_to(shape, "gates", small, needed).max_prompt_tokens == 100  # type: ignore[arg-type]
+
+
+def test_a_prompt_that_no_template_takes_stops_no_round(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(Path(make_model(tmp_path / "model")))
+    good = [{"role": "user", "content": "Where is the cat?"}]
+    bad = [{"role": "assistant", "content": "here"}]
+    judged = [
+        Judgement(str(n), "ranking", p, ["a", "b"], [1, 2]) for n, p in enumerate((good, bad))
+    ]
+    assert rounds._needed(tokenizer, judged) == rounds._needed(tokenizer, judged[:1])
+    assert rounds._needed(tokenizer, judged[1:]) == rounds._Needed(0, 0)

@@ -17,6 +17,7 @@ import numpy as np
 from lmsmith.catalogue import versions
 from lmsmith.catalogue.registry import check_name, now
 from lmsmith.catalogue.versions import Gate, Learnt, Version
+from lmsmith.core.errors import UserError
 from lmsmith.core.files import fingerprint, read_json, write_json
 from lmsmith.core.progress import QuietProgress, RunProgress
 from lmsmith.core.recipe import Recipe
@@ -190,10 +191,17 @@ def _needed(tokenizer: Tokenizer, judgements: Sequence[Judgement]) -> _Needed:
     prompts, judged = [], []
     for each in some:
         system = [m for m in each.prompt[:-1] if m["role"] == "system"]
-        prompt = len(encode_prompt(tokenizer, [*system, each.prompt[-1]]).tokens)
+        try:
+            prompt = len(encode_prompt(tokenizer, [*system, each.prompt[-1]]).tokens)
+        except (
+            UserError
+        ):  # an empty message, or one that the template refuses: it is left out later
+            continue
         responses = (len(tokenizer.encode(text)) + 1 for text in each.responses)
         prompts.append(prompt)
         judged.append(prompt + max(responses, default=0))
+    if not prompts:
+        return _Needed(0, 0)
     return _Needed(*(int(np.quantile(each, 0.95, method="higher")) for each in (prompts, judged)))
 
 
