@@ -73,7 +73,14 @@ def test_the_head_finds_what_the_features_tell(seed: int) -> None:
     features = np.concatenate(response_features(model, rankings, MACHINE))
     scores = [score for row in score_rankings(model, rankings, MACHINE) for score in row]
     weight = model.head.weight[0].double().detach().numpy()
-    np.testing.assert_allclose(features @ weight, scores, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(features @ weight - float(model.shift), scores, rtol=1e-4, atol=1e-4)
+    best = [
+        row[place]
+        for each, row in zip(rankings, score_rankings(model, rankings, MACHINE), strict=True)
+        for place in each.best
+    ]
+    assert np.mean(best) == pytest.approx(0.0, abs=1e-4)
+    assert figures["head_train_accuracy"] >= figures["head_accuracy"]
 
 
 def test_where_features_tell_nothing_the_penalty_is_great(seed: int) -> None:

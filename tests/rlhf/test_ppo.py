@@ -19,6 +19,7 @@ from lmsmith.core.errors import Interrupted, UserError
 from lmsmith.core.progress import QuietProgress
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.corpus.batches import Batch
+from lmsmith.models.batching import activation_bytes
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.heads import ScalarModel
@@ -162,6 +163,31 @@ def test_dropout_is_off_though_the_models_came_in_training_mode() -> None:
     row = trainer.step(0)
     assert row["val/first_ratio"] == pytest.approx(1.0, abs=1e-6)
     assert row["objective/kl"] == 0.0
+
+
+def test_updates_in_parts_that_fit_the_memory_add_up(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    read = ppo.response_log_probs
+
+    def watched(policy: Decoder, batch: Any, *rest: Any) -> Any:
+        sizes.append(len(batch.lengths_b))
+        return read(policy, batch, *rest)
+
+    rows, largest = [], []
+    for most in (10**12, activation_bytes(toy_policy().config, 1, 12)):
+        monkeypatch.setattr(ppo, "ACTIVATION_BYTES", most)
+        trainer = toy_trainer(seed=seed)
+        monkeypatch.setattr(ppo, "response_log_probs", watched)
+        rows.append(trainer.step(0))
+        largest.append(max(sizes))
+        sizes.clear()
+    assert largest[0] > 8 > 4 >= largest[1]
+    for name, value in rows[0].items():
+        if "second" not in name:  # whether a value is clipped may hang on its last bit
+            allowed = 0.05 if "clipfrac" in name else 1e-4
+            assert rows[1][name] == pytest.approx(value, abs=allowed), name
 
 
 @pytest.mark.parametrize("temperature", [0.4, 1.0])

@@ -8,12 +8,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.corpus.rows import Ranking
+from lmsmith.models.batching import activation_bytes
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.heads import ScalarModel
@@ -23,12 +22,10 @@ from lmsmith.rlhf.ranking import (
     EncodedRanking,
     EncodedThumb,
     accumulate_ranking_gradients,
-    activation_bytes,
     candidate_batch,
     candidate_scores,
     encode_rankings,
     encode_responses,
-    memory_groups,
     rankings_warnings,
     score_rankings,
     score_table,
@@ -263,40 +260,6 @@ def test_rankings_of_one_prompt_are_computed_together(seed: int) -> None:
     assert tokens == len(whole.prompt) + sum(map(len, whole.responses[:4]))
     for name, gradient in gradients(model).items():
         torch.testing.assert_close(gradient, wanted[name], atol=1e-5, rtol=1e-4)
-
-
-def test_what_fits_is_computed_at_once_in_its_own_order() -> None:
-    assert memory_groups([3, 9, 5], CONFIG) == [[0, 1, 2]]
-
-
-@given(st.lists(st.integers(1, 900), min_size=1, max_size=40), st.integers(1, 10**9))
-def test_groups_hold_every_row_once_and_stay_within_the_bytes(
-    lengths: list[int], most: int
-) -> None:
-    groups = memory_groups(lengths, CONFIG, most)
-    assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
-    for group in groups:
-        longest = max(lengths[index] for index in group)
-        assert len(group) == 1 or activation_bytes(CONFIG, len(group), longest) <= most
-
-
-def test_the_estimate_is_near_what_is_kept() -> None:
-    """Bytes of the tensors that autograd saves, attention's probabilities among them."""
-    config = ModelConfig(3, 64, 4, 128, 50)
-    decoder = Decoder(config)
-    decoder.attend_explicitly()
-    saved: dict[int, int] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    weights = {parameter.untyped_storage().data_ptr() for parameter in decoder.parameters()}
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        hidden = decoder(torch.randint(0, 50, (4, 96)))
-    total = sum(size for place, size in saved.items() if place not in weights)
-    assert hidden.requires_grad
-    assert 0.5 * total < activation_bytes(config, 4, 96) < 4 * total
 
 
 def test_weights_and_thumbs_add_their_own_losses() -> None:

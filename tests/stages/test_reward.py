@@ -23,7 +23,7 @@ from lmsmith.core.errors import Interrupted, UserError
 from lmsmith.core.files import write_jsonl
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.corpus.rows import Ranking, read_rankings
-from lmsmith.models.folder import load_scalar_model
+from lmsmith.models.folder import load_decoder, load_scalar_model
 from lmsmith.models.heads import ScalarModel
 from lmsmith.rlhf import ranking
 from lmsmith.rlhf.ranking import EncodedRanking, encode_rankings, score_rankings
@@ -107,6 +107,37 @@ def test_it_learns_the_preference(made: tuple[Path, dict[str, float]]) -> None:
     others = [r.prompt + s for r in fresh for i, s in enumerate(r.responses) if i not in r.best]
     means = [float(score_sequences(model, each, MACHINE).mean()) for each in (liked, others)]
     assert means[0] > means[1] + 0.5
+
+
+def test_without_epochs_the_head_alone_is_fitted(
+    inputs: dict[str, Path], made: tuple[Path, dict[str, float]], tmp_path: Path
+) -> None:
+    config = RewardConfig(epochs=0, fit_head=True)
+    found = {}
+    for name, start in (("reward", {}), ("again", {"start": made[0]})):
+        metrics = run(config, inputs | start, stage_folder(tmp_path / name))
+        assert metrics["steps"] == 0.0
+        assert metrics["train_accuracy"] >= metrics["validation_accuracy"] > 0.55
+        found[name] = load_scalar_model(tmp_path / name / "model")
+        train = encoded(inputs["rankings"] / "train.jsonl")
+        assert reward.measure(found[name], train, MACHINE)[0] == pytest.approx(
+            metrics["train_accuracy"], abs=1e-9
+        )
+        scores = [
+            row[place]
+            for each, row in zip(train, score_rankings(found[name], train, MACHINE), strict=True)
+            for place in each.best
+        ]
+        assert sum(scores) / len(scores) == pytest.approx(0.0, abs=1e-4)
+    # The model it begins with stays as it was: here the base, there one that has learnt already.
+    for name, model in (("reward", inputs["base"]), ("again", made[0])):
+        before = load_scalar_model(model / "model") if name == "again" else None
+        decoder = before.decoder if before else load_decoder(model / "model")
+        for key, value in decoder.state_dict().items():
+            assert torch.equal(found[name].decoder.state_dict()[key], value), key
+    assert not torch.equal(
+        found["again"].head.weight, load_scalar_model(made[0] / "model").head.weight
+    )
 
 
 def test_the_best_look_is_what_is_saved(
@@ -310,7 +341,7 @@ def test_shift_lengths_and_the_longer() -> None:
 
 
 def test_settings_out_of_range_are_all_named() -> None:
-    config = RewardConfig(epochs=0, patience=-1, frozen_layers=-2, dropout=1.0)
+    config = RewardConfig(epochs=-1, patience=-1, frozen_layers=-2, dropout=1.0)
     assert [each.key for each in problems_in(config)] == [
         "epochs",
         "dropout",
@@ -318,3 +349,5 @@ def test_settings_out_of_range_are_all_named() -> None:
         "patience",
     ]
     assert problems_in(RewardConfig()) == []
+    assert [each.key for each in problems_in(RewardConfig(epochs=0))] == ["epochs"]
+    assert problems_in(RewardConfig(epochs=0, fit_head=True)) == []

@@ -27,7 +27,7 @@ from lmsmith.improve.first_version import first_version as first_version
 from lmsmith.improve.gates import GATES_FILE
 from lmsmith.improve.prospect import Sources as Sources
 from lmsmith.improve.prospect import name_of
-from lmsmith.improve.recipe import ROUND, stages_with_data
+from lmsmith.improve.recipe import ROUND, round_recipe, stages_with_data
 from lmsmith.improve.snapshot import SIDES_FILE, SNAPSHOT_FILE, read_frozen, read_sides
 from lmsmith.improve.under_way import (
     ANNOUNCED,
@@ -51,6 +51,8 @@ from lmsmith.tokenizers import Tokenizer
 ADAPTERS_FROM = 60_000_000
 """Parameters from which a model is trained by adapters, unless the recipe says otherwise."""
 ADAPTER_RANK = 16
+ADAPTER_RATE = 5.0
+"""Times the learning rate of all weights that adapters learn with; they begin at nothing."""
 LENGTHS_OF = 500
 """Judgements whose lengths say how many tokens are needed."""
 
@@ -127,15 +129,13 @@ def _make(
     for each in (parent, current):
         versions.verify(each)
     progress = progress or QuietProgress()
-    fitted = _fitted(recipe, folder, parent, current, progress)
+    fitted = _fitted(recipe, folder, parent, current)
     run_recipe(fitted, folder, progress=progress, stages=ROUND)
     with versions.changing(name):
         return _record(folder, state, fitted, parent, current)
 
 
-def _fitted(
-    recipe: Recipe, folder: Path, parent: Version, current: Version, progress: RunProgress
-) -> Recipe:
+def _fitted(recipe: Recipe, folder: Path, parent: Version, current: Version) -> Recipe:
     """The recipe with the round's files, without stages that have nothing to learn from."""
     frozen = folder / FROZEN
     judgements = read_frozen(frozen)
@@ -156,17 +156,13 @@ def _fitted(
         "previous_reward": {"model": reward},
         "gates": {"current": str(current.path) if current != parent else ""},
     }
+    shipped = round_recipe().stages
     stages: dict[str, Any] = {}
     for name in present:
         if name == "previous_reward" and not reward:
             continue
         settings: Any = replace(recipe.stages[name], **told.get(name, {}))  # type: ignore[type-var]
-        stages[name] = _fitted_to(shape, name, settings, needed)
-    if "ppo" in stages and needed.prompt > (most := stages["ppo"].max_prompt_tokens):
-        progress.note(
-            f"ppo: many prompts are longer than ppo.max_prompt_tokens = {most} and left out; 95 % "
-            f"fit {needed.prompt}, which takes more memory: lower ppo.minibatch with it"
-        )
+        stages[name] = _fitted_to(shape, name, settings, shipped[name], needed)
     if "ppo" in stages and "pretrain" not in stages:
         stages["ppo"] = replace(stages["ppo"], ptx_coefficient=0.0)
     return replace(recipe, stages=stages)
@@ -205,30 +201,44 @@ def _needed(tokenizer: Tokenizer, judgements: Sequence[Judgement]) -> _Needed:
     return _Needed(*(int(np.quantile(each, 0.95, method="higher")) for each in (prompts, judged)))
 
 
-def _fitted_to(shape: ModelConfig, name: str, settings: Any, needed: _Needed) -> Any:
+def _fitted_to(shape: ModelConfig, name: str, settings: Any, shipped: Any, needed: _Needed) -> Any:
     """Settings of a stage with lengths that the context has, and adapters for a large model.
 
-    Where the recipe's lengths would leave out more than one judgement in twenty they are raised:
-    rankings and gates are computed in parts that fit the memory. Rollouts are not, so PPO's stay.
+    Where the lengths of the shipped recipe would leave out more than one judgement in twenty they
+    are raised: rows are computed in parts that fit the memory. What somebody has chosen stays.
+
+    Args:
+        shipped: the stage's settings in the shipped recipe.
     """
     names = {each.name for each in fields(settings)}
     changed: dict[str, Any] = {}
+
+    def long_enough(key: str, wanted: int) -> int:
+        given: int = getattr(settings, key)
+        return max(given, wanted) if given == getattr(shipped, key) else given
+
     if "max_length" in names:
         wanted = settings.max_length or shape.context
-        wanted = max(wanted, needed.judged) if name in ("reward", "judge") else wanted
+        if name in ("reward", "judge"):
+            wanted = long_enough("max_length", needed.judged) or shape.context
         changed["max_length"] = min(wanted, shape.context)
     if "max_new_tokens" in names:
         changed["max_new_tokens"] = min(settings.max_new_tokens, shape.context // 4)
     if "max_prompt_tokens" in names and settings.max_prompt_tokens:
         most = shape.context - changed["max_new_tokens"] - 1
-        wanted = settings.max_prompt_tokens
-        wanted = max(wanted, needed.prompt) if name == "gates" else wanted
-        changed["max_prompt_tokens"] = min(wanted, most)
+        changed["max_prompt_tokens"] = min(long_enough("max_prompt_tokens", needed.prompt), most)
     if "batch_tokens" in names:
         row = changed["max_length"]
         changed["batch_tokens"] = max(1, round(settings.batch_tokens / row)) * row
-    if "adapter" in names and shape.parameters >= ADAPTERS_FROM and not settings.adapter.rank:
+    trained = "epochs" not in names or settings.epochs > 0  # else the head alone is fitted
+    large = shape.parameters >= ADAPTERS_FROM
+    if "adapter" in names and trained and large and not settings.adapter.rank:
         changed["adapter"] = AdapterConfig(rank=ADAPTER_RANK)
+        for key in names & {"optimiser", "value_optimiser"}:
+            given = getattr(settings, key)
+            if given == getattr(shipped, key):
+                rate = given.learning_rate * ADAPTER_RATE
+                changed[key] = replace(given, learning_rate=rate)
     return replace(settings, **changed)
 
 

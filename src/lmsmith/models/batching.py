@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
+
+from lmsmith.models.config import ModelConfig
+
+ACTIVATION_BYTES = 4_000_000_000
+"""Most bytes that rows computed together keep for the backward pass."""
 
 
 def length_batches(
@@ -28,3 +34,26 @@ def length_batches(
 def length_groups(lengths_b: Tensor, rows: int) -> list[Tensor]:
     """Indices in groups of at most ``rows`` rows of like length, the longest first."""
     return list(torch.split(lengths_b.argsort(descending=True, stable=True), rows))
+
+
+def activation_bytes(config: ModelConfig, rows: int, length: int) -> int:
+    """Upper estimate of the bytes that a forward pass keeps for its backward pass.
+
+    In float32: twelve times the width (norms, queries, keys, values, residuals), four times the
+    feed-forward layer's inner width, and attention scores and probabilities.
+    """
+    numbers = 12 * config.width + 4 * config.resolved_ffn_width + 2 * config.heads * length
+    return 4 * config.layers * rows * length * numbers
+
+
+def memory_groups(
+    lengths: Sequence[int], config: ModelConfig, most: int = ACTIVATION_BYTES
+) -> list[list[int]]:
+    """Indices in groups of like length, the longest first, each within ``most`` bytes.
+
+    All of them, in their own order, where they fit together. A row that is too long is alone.
+    """
+    cost = partial(activation_bytes, config)
+    if cost(len(lengths), max(lengths)) <= most:
+        return [list(range(len(lengths)))]
+    return length_batches(lengths, most, cost)

@@ -157,16 +157,27 @@ def fit_head(
 ) -> dict[str, float]:
     """Set the head to the fit whose penalty does best on prompts that it was not fitted to.
 
+    The best responses score 0 on average.
+
     Args:
         rankings: each with a pair that is not tied.
 
     Returns:
-        ``head_penalty``, and ``head_accuracy``: the share of pairs ordered rightly, each by a head
-        that was fitted without its prompt.
+        ``head_penalty``, ``head_accuracy``: the share of pairs ordered rightly, each by a head that
+        was fitted without its prompt, and ``head_train_accuracy``, by the head of all prompts.
     """
-    found = fit_to_features(rankings, response_features(model, rankings, machine))
+    features = response_features(model, rankings, machine)
+    found = fit_to_features(rankings, features)
+    scores = [features_kd @ found.weight_d for features_kd in features]
+    best = [row[place] for each, row in zip(rankings, scores, strict=True) for place in each.best]
     with torch.no_grad():
         model.head.weight.copy_(torch.from_numpy(found.weight_d)[None])
         model.head.bias.zero_()
-    accuracy = pair_accuracy(*score_table(rankings, found.scores))
-    return {"head_penalty": found.penalty, "head_accuracy": accuracy}
+        model.shift.fill_(float(np.mean(best)))
+    return {
+        "head_penalty": found.penalty,
+        "head_accuracy": pair_accuracy(*score_table(rankings, found.scores)),
+        "head_train_accuracy": pair_accuracy(
+            *score_table(rankings, [row.tolist() for row in scores])
+        ),
+    }

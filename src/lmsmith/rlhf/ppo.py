@@ -32,7 +32,7 @@ from lmsmith.corpus.batches import Batch
 from lmsmith.generation.engine import SamplingSettings, generate
 from lmsmith.generation.vocabulary import vocabulary_of
 from lmsmith.models.adapters import AdapterConfig, TrainedState
-from lmsmith.models.batching import length_groups
+from lmsmith.models.batching import ACTIVATION_BYTES, length_groups, memory_groups
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.heads import ScalarModel
 from lmsmith.rlhf.diagnosis import diagnose
@@ -515,5 +515,10 @@ class PPOTrainer:
         return {**figures, "val/gradient_norm": self.value_optimiser.step(factor)}
 
     def _groups(self, rollout: Rollout, index: Tensor) -> list[Tensor]:
+        """Rows of like length, `ROWS_AT_ONCE` of them at most, that fit the memory together."""
         lengths_b = rollout.batch.lengths_b[index]
-        return [index[part] for part in length_groups(lengths_b, ROWS_AT_ONCE)]
+        parts = []
+        for part in length_groups(lengths_b, ROWS_AT_ONCE):
+            groups = memory_groups(lengths_b[part].tolist(), self.policy.config, ACTIVATION_BYTES)
+            parts += [index[part[group]] for group in groups]
+        return parts

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import permutations
 
 import torch
@@ -13,8 +12,7 @@ from torch import Tensor
 
 from lmsmith.core.errors import UserError
 from lmsmith.corpus.rows import Ranking
-from lmsmith.models.batching import length_batches
-from lmsmith.models.config import ModelConfig
+from lmsmith.models.batching import ACTIVATION_BYTES, length_batches, memory_groups
 from lmsmith.models.heads import ScalarModel
 from lmsmith.prompts import Message, encode_prompt
 from lmsmith.rlhf.objective import correct_pairs, ranking_loss, thumb_loss
@@ -369,33 +367,6 @@ def score_table(
         scores_bk[index, : len(row)] = torch.tensor(row)
         ranks_bk[index, : len(row)] = torch.tensor(ranking.ranks)
     return scores_bk, ranks_bk
-
-
-ACTIVATION_BYTES = 4_000_000_000
-"""Most bytes that rows computed together keep for the backward pass."""
-
-
-def activation_bytes(config: ModelConfig, rows: int, length: int) -> int:
-    """Upper estimate of the bytes that a forward pass keeps for its backward pass.
-
-    In float32: twelve times the width (norms, queries, keys, values, residuals), four times the
-    feed-forward layer's inner width, and attention scores and probabilities.
-    """
-    numbers = 12 * config.width + 4 * config.resolved_ffn_width + 2 * config.heads * length
-    return 4 * config.layers * rows * length * numbers
-
-
-def memory_groups(
-    lengths: Sequence[int], config: ModelConfig, most: int = ACTIVATION_BYTES
-) -> list[list[int]]:
-    """Indices in groups of like length, the longest first, each within ``most`` bytes.
-
-    All of them, in their own order, where they fit together. A row that is too long is alone.
-    """
-    cost = partial(activation_bytes, config)
-    if cost(len(lengths), max(lengths)) <= most:
-        return [list(range(len(lengths)))]
-    return length_batches(lengths, most, cost)
 
 
 def accumulate_ranking_gradients(

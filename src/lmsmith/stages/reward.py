@@ -67,9 +67,10 @@ MEASURED_PROMPTS = 1_000
 class RewardConfig:
     """Settings of the reward model's training."""
 
-    epochs: PositiveInt = 1
+    epochs: NonNegativeInt = 1
     """Passes over the rankings; fewer when held-out accuracy stops rising. A second pass over a few
-    thousand prompts overfits a small model."""
+    thousand prompts overfits a small model. 0 fits the head alone, with fit_head,
+    and thumbs are not learnt."""
     batch_prompts: PositiveInt = 16
     """Prompts of an update, each with all its responses."""
     min_steps: NonNegativeInt = FEW_STEPS
@@ -79,7 +80,8 @@ class RewardConfig:
     """Dropout on the residual branches, embeddings and attention, in training only."""
     fit_head: bool = False
     """Fit the head to the rankings before anything is trained (linear probing, then fine-tuning);
-    with few rankings that is safer. A model that starts from an earlier one has its head."""
+    with few rankings that is safer. A model that starts from an earlier one keeps its head, unless
+    epochs is 0."""
     frozen_layers: Annotated[int, msgspec.Meta(ge=-1)] = -1
     """So many of the lowest layers, and the embeddings, stay as they were; −1 trains everything."""
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
@@ -110,10 +112,16 @@ class RewardConfig:
     """Stop after so many measurements without a better one; 0 never stops."""
 
     def check(self) -> list[Problem]:
-        """Frozen layers beside adapters."""
-        fix = "leave it out: adapters freeze every layer"
-        problem = Problem("frozen_layers", self.frozen_layers, "none beside adapters", fix)
-        return [problem] if self.adapter.rank and self.frozen_layers >= 0 else []
+        """Frozen layers beside adapters, and no epoch without a fitted head."""
+        problems = []
+        if self.adapter.rank and self.frozen_layers >= 0:
+            fix = "leave it out: adapters freeze every layer"
+            expected = "none beside adapters"
+            problems += [Problem("frozen_layers", self.frozen_layers, expected, fix)]
+        if not self.epochs and not self.fit_head:
+            fix = "set fit_head = true to fit the head alone"
+            problems += [Problem("epochs", 0, "at least 1 without fit_head", fix)]
+        return problems
 
 
 def run(config: RewardConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict[str, float]:
@@ -144,8 +152,61 @@ def run(config: RewardConfig, inputs: Mapping[str, Path], out: StageFolder) -> d
     else:
         model = ScalarModel(decoder)
         model.initialise_head(torch.Generator().manual_seed(derive_seed(out.seed, "head")))
-    decoder.set_dropout(config.dropout)
     decoder.attend_explicitly()
+    fitted: dict[str, float] = {}
+    if config.fit_head and ("start" not in inputs or not config.epochs):
+        fitted = fit_head_once(model, train, machine, out)
+    if config.epochs:
+        fitted |= train_model(config, model, train, groups, held_out, thumbs, machine, out)
+    else:
+        fitted |= {"steps": 0.0, "train_accuracy": fitted["head_train_accuracy"]}
+    metrics = {
+        "prompts": float(len(train)),
+        **({"thumbs": float(len(thumbs))} if thumbs and config.epochs else {}),
+        **fitted,
+        **counts,
+        "longer_wins_train_accuracy": longer_wins_accuracy(train),
+        **reply_lengths(train),
+    }
+    if held_out:
+        accuracy, loss = measure(model, held_out, machine)
+        longer = longer_wins_accuracy(held_out)
+        metrics |= {
+            "validation_accuracy": accuracy,
+            "validation_loss": loss,
+            "validation_prompts": float(len(held_out)),
+            "longer_wins_validation_accuracy": longer,
+        }
+        if accuracy <= max(0.5, longer, 1.0 - longer):
+            out.warn(
+                f"on held-out rankings it is right in {accuracy:.1%} of the pairs, no more often "
+                f"than a coin or the reply's length ({max(longer, 1 - longer):.1%}); PPO would "
+                "learn little from it. More prompts, or a better base, would help"
+            )
+    card: dict[str, object] = {"stage": name, "parents": [inputs["base"].name]}
+    card |= {"settings": asdict(config), "metrics": metrics}
+    adapter = config.adapter if config.epochs else AdapterConfig()
+    save_model(out / "model", model, tokenizer, card, adapter, inputs["base"] / "model")
+    return metrics
+
+
+def train_model(
+    config: RewardConfig,
+    model: ScalarModel,
+    train: Sequence[EncodedRanking],
+    groups: Sequence[object] | None,
+    held_out: Sequence[EncodedRanking],
+    thumbs: Sequence[EncodedThumb],
+    machine: ResolvedMachine,
+    out: StageFolder,
+) -> dict[str, float]:
+    """Train it in place and keep the best; its metrics.
+
+    Args:
+        groups: of each ranking of ``train``, as in `ranking_batches`.
+    """
+    name, decoder = out.name, model.decoder
+    decoder.set_dropout(config.dropout)
     adapt(model, config.adapter, machine.dtype, derive_seed(out.seed, "adapters"))
     freeze_layers(model, config.frozen_layers)
     optimiser = Optimiser(model, config.optimiser, matrices=[decoder.blocks])
@@ -193,11 +254,8 @@ def run(config: RewardConfig, inputs: Mapping[str, Path], out: StageFolder) -> d
         best.offer((accuracy, -loss), done)
         return {"validation/accuracy": accuracy, "validation/loss": loss}
 
-    fitted: dict[str, float] = {}
-    if config.fit_head and "start" not in inputs:
-        fitted = fit_head_once(model, train, machine, out)
-        if held_out:
-            validate(0)
+    if config.fit_head and held_out:
+        validate(0)
     done = run_steps(
         steps=steps,
         step=step,
@@ -218,37 +276,12 @@ def run(config: RewardConfig, inputs: Mapping[str, Path], out: StageFolder) -> d
     out.warn(rise_warning("ranking loss", looks, best.step))
     decoder.set_dropout(0.0)
     set_shift(model, train, machine)
-    metrics = {
+    return {
         "steps": float(done),
         "best_step": float(best.step if best.weights else done),
-        "prompts": float(len(train)),
-        **({"thumbs": float(len(thumbs))} if thumbs else {}),
         "batch_prompts": float(batch_prompts),
-        **fitted,
-        **counts,
         "train_accuracy": measure(model, train[: MEASURED_PROMPTS // 2], machine)[0],
-        "longer_wins_train_accuracy": longer_wins_accuracy(train),
-        **reply_lengths(train),
     }
-    if held_out:
-        accuracy, loss = measure(model, held_out, machine)
-        longer = longer_wins_accuracy(held_out)
-        metrics |= {
-            "validation_accuracy": accuracy,
-            "validation_loss": loss,
-            "validation_prompts": float(len(held_out)),
-            "longer_wins_validation_accuracy": longer,
-        }
-        if accuracy <= max(0.5, longer, 1.0 - longer):
-            out.warn(
-                f"on held-out rankings it is right in {accuracy:.1%} of the pairs, no more often "
-                f"than a coin or the reply's length ({max(longer, 1 - longer):.1%}); PPO would "
-                "learn little from it. More prompts, or a better base, would help"
-            )
-    card: dict[str, object] = {"stage": name, "parents": [inputs["base"].name]}
-    card |= {"settings": asdict(config), "metrics": metrics}
-    save_model(out / "model", model, tokenizer, card, config.adapter, inputs["base"] / "model")
-    return metrics
 
 
 def fit_head_once(
@@ -262,13 +295,15 @@ def fit_head_once(
     if not path.is_file():
         out.progress.note(f"{out.name}: fitting the head to {len(rankings):,} rankings")
         found = fit_head(model, rankings, machine)
-        write_json(path, {"figures": found, "weight": model.head.weight[0].tolist()})
+        weight, shift = model.head.weight[0].tolist(), float(model.shift)
+        write_json(path, {"figures": found, "weight": weight, "shift": shift})
         share = f"{found['head_accuracy']:.1%}"
         out.progress.note(f"{out.name}: the head is right in {share} of the pairs of other prompts")
     kept: Any = read_json(path)
     with torch.no_grad():
         model.head.weight.copy_(torch.tensor([kept["weight"]]))
         model.head.bias.zero_()
+        model.shift.fill_(kept["shift"])
     figures: dict[str, float] = kept["figures"]
     return figures
 
