@@ -33,6 +33,7 @@ from lmsmith.rlhf.ranking import (
     encode_rankings,
     join_rankings,
     score_table,
+    sums_by_prompt,
 )
 from lmsmith.statistics.intervals import bootstrap_ratio
 from lmsmith.training.machine import ResolvedMachine, evaluation_mode, prepare_process
@@ -104,14 +105,8 @@ def _read(
 
 def _by_prompt(rankings: Any, scores: Any) -> Any:
     """Right pairs and all pairs of each prompt: its pairs are no independent draws."""
-    import torch
-
-    rows: dict[tuple[int, ...], int] = {}
-    number = torch.tensor([rows.setdefault(tuple(each.prompt), len(rows)) for each in rankings])
-    correct_b, pairs_b = correct_pairs(*score_table(rankings, scores))
-    return tuple(
-        torch.zeros(len(rows)).index_add_(0, number, values_b) for values_b in (correct_b, pairs_b)
-    )
+    found = correct_pairs(*score_table(rankings, scores))
+    return tuple(sums_by_prompt(rankings, values_b) for values_b in found)
 
 
 def main(

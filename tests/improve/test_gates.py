@@ -17,6 +17,7 @@ from lmsmith.improve import gates
 from lmsmith.improve.gates import GatesConfig
 from lmsmith.improve.tasks import check_tasks
 from lmsmith.models.folder import load_decoder, load_tokenizer, save_model
+from lmsmith.models.heads import ScalarModel
 from lmsmith.runs.stage_folder import StageFolder
 from lmsmith.statistics.intervals import Interval
 
@@ -58,6 +59,44 @@ def test_the_candidate_is_compared_with_the_current_version(tmp_path: Path, seed
     assert figures_against("")["kl"] > 0.1
     same = figures_against(f"{candidate}/model")
     assert (same["kl"], same["length"], same["tasks/arithmetic/2d_plus"]) == (0, 1, 0)
+
+
+def test_the_reward_models_accuracy_is_measured_by_prompt_and_by_weight(
+    tmp_path: Path, seed: int
+) -> None:
+    """Fifty labelers of one prompt tell no more than one; a flood counts as its weight does."""
+    base = make_model(tmp_path / "base/model")
+    model = ScalarModel(load_decoder(Path(base)))
+    model.initialise_head(torch.Generator().manual_seed(seed))
+    save_model(tmp_path / "reward/model", model, load_tokenizer(Path(base)), {})
+    write_jsonl(tmp_path / "data/test.jsonl", [])
+    inputs = {name: tmp_path / name for name in ("base", "reward", "data")} | {
+        "sft": tmp_path / "base"
+    }
+
+    def measured(name: str, labelers: int, weight: float) -> dict[str, float]:
+        rows = [
+            {"prompt": f"Where is cat {n}?", "responses": [f"cat {n}", "no"], "ranks": [1, 2]}
+            for n in range(12)
+            for _ in range(labelers)
+        ]
+        rows += [
+            {"prompt": "Where is cat 0?", "responses": [f"dog {n}", f"a {n}"], "ranks": [1, 2]}
+            | {"weight": weight}
+            for n in range(40)
+        ]
+        write_jsonl(tmp_path / "data/held_out/test.jsonl", rows)
+        place = StageFolder(tmp_path / name, seed, MachineConfig(), QuietProgress())
+        return gates.run(GatesConfig(min_pairs=12), inputs, place)
+
+    one, many = measured("one", 1, 0.0), measured("many", 50, 0.0)
+    assert many["reward_prompts"] == one["reward_prompts"] == 12
+    for end in ("", "_low", "_high"):
+        figure = f"reward_accuracy{end}"
+        assert many[figure] == pytest.approx(one[figure])
+    light, heavy = (measured(f"w{w}", 1, w)["reward_accuracy"] for w in (1e-6, 10.0))
+    assert light == pytest.approx(one["reward_accuracy"], abs=1e-4)
+    assert heavy != pytest.approx(light, abs=0.02)
 
 
 def test_gates_at_their_margins() -> None:

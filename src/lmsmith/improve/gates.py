@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from lmsmith.catalogue.versions import Gate, State, Verdict
 from lmsmith.comparison.replies import accuracy_beside_rules, sample_rows
@@ -46,7 +48,7 @@ from lmsmith.models.heads import ScalarModel
 from lmsmith.options import TaskOptions
 from lmsmith.prompts.selection import PromptAndReply, prompt_room, select_prompts
 from lmsmith.rlhf.objective import correct_pairs
-from lmsmith.rlhf.ranking import encode_rankings, score_rankings, score_table
+from lmsmith.rlhf.ranking import encode_rankings, score_rankings, score_table, sums_by_prompt
 from lmsmith.rlhf.rollout import response_log_likelihoods
 from lmsmith.runs.signals import stop_if_requested
 from lmsmith.runs.stage_folder import StageFolder, derive_seed
@@ -289,7 +291,8 @@ class _Measured:
             return [not_shown(name, reason)]
         self.figures |= {f"reward_{key}": value for key, value in found.items()}
         reason = (
-            f"right in {found['accuracy']:.1%} of {found['pairs']:.0f} held-out pairs; the longer "
+            f"right in {found['accuracy']:.1%} of {found['pairs']:.0f} held-out pairs of "
+            f"{found['prompts']:.0f} prompts; the longer "
             f"is right in {found['longer_wins_accuracy']:.1%}, the likelier in "
             f"{found['likelier_wins_accuracy']:.1%}"
         )
@@ -298,12 +301,21 @@ class _Measured:
 
     def _accuracy(self, rows: Sequence[Ranking]) -> dict[str, float]:
         model, counts = self._scorer("reward"), Counter[str]()
-        rankings, _ = encode_rankings(self.tokenizer, rows, model.decoder.config.context, counts)
+        encoded, _ = encode_rankings(self.tokenizer, rows, model.decoder.config.context, counts)
+        rankings = [each for each in encoded if each.weight]
         if not rankings:
             return {"pairs": 0.0}
         seed = derive_seed(self.out.seed, "accuracy")
-        table = score_table(rankings, score_rankings(model, rankings, self.machine))
-        correct_b, pairs_b = correct_pairs(*table)
+        weights_b = torch.tensor([each.weight for each in rankings])
+        pairs = int(correct_pairs(*score_table(rankings, [r.ranks for r in rankings]))[1].sum())
+
+        def counted(scores: Sequence[Sequence[float]]) -> tuple[Tensor, Tensor]:
+            """Pairs of each prompt ordered rightly, and all; labelers weigh as in training."""
+            found = correct_pairs(*score_table(rankings, scores))
+            correct, of = (sums_by_prompt(rankings, weights_b * each_b) for each_b in found)
+            return correct, of
+
+        correct_p, pairs_p = counted(score_rankings(model, rankings, self.machine))
         longer = [[float(len(response)) for response in each.responses] for each in rankings]
         prompts = [each.prompt for each in rankings for _ in each.responses]
         responses = [response for each in rankings for response in each.responses]
@@ -314,10 +326,10 @@ class _Measured:
             [t / n for t, n in zip(*row, strict=True)] for row in zip(total, longer, strict=True)
         ]
         rules = {"longer": longer, "likelier_total": total, "likelier_per_token": mean}
-        right = {rule: correct_pairs(*score_table(rankings, of))[0] for rule, of in rules.items()}
-        found = bootstrap_ratio(correct_b, pairs_b, seed=seed).named("accuracy")
-        found["pairs"] = float(pairs_b.sum())
-        return found | accuracy_beside_rules(correct_b, pairs_b, right, seed)
+        right = {rule: counted(scores)[0] for rule, scores in rules.items()}
+        found = bootstrap_ratio(correct_p, pairs_p, seed=seed).named("accuracy")
+        found |= {"pairs": float(pairs), "prompts": float(len(pairs_p))}
+        return found | accuracy_beside_rules(correct_p, pairs_p, right, seed)
 
     def _scorer(self, name: str) -> ScalarModel:
         return load_scalar_model(self.inputs[name] / "model")

@@ -369,6 +369,17 @@ def score_table(
     return scores_bk, ranks_bk
 
 
+def sums_by_prompt(rankings: Sequence[EncodedRanking], values_b: Tensor) -> Tensor:
+    """Sums of a value of each ranking over the rankings of each prompt: (prompts,).
+
+    Pairs of one prompt are not independent, however many rankings they stand in, so a bootstrap
+    draws prompts.
+    """
+    rows: dict[tuple[int, ...], int] = {}
+    place_b = torch.tensor([rows.setdefault(tuple(each.prompt), len(rows)) for each in rankings])
+    return torch.zeros(len(rows), dtype=values_b.dtype).index_add_(0, place_b, values_b)
+
+
 def accumulate_ranking_gradients(
     model: ScalarModel,
     rankings: Sequence[EncodedRanking],

@@ -24,6 +24,7 @@ from typing import Annotated, Any
 
 import msgspec
 import torch
+from torch import Tensor
 
 from lmsmith.comparison.replies import (
     Scores,
@@ -55,6 +56,7 @@ from lmsmith.rlhf.ranking import (
     rankings_warnings,
     score_rankings,
     score_table,
+    sums_by_prompt,
 )
 from lmsmith.rlhf.rollout import response_log_likelihoods
 from lmsmith.runs.signals import stop_if_requested
@@ -246,11 +248,18 @@ class Evaluation:
         if not rankings or path is None:
             return {}
         scores = score_rankings(model, rankings, self.machine)
-        correct_b, pairs_b = correct_pairs(*score_table(rankings, scores))
+
+        def counted(scores: Sequence[Sequence[float]]) -> tuple[Tensor, Tensor]:
+            """Pairs of each prompt that are ordered rightly, and all."""
+            found = correct_pairs(*score_table(rankings, scores))
+            correct_p, pairs_p = (sums_by_prompt(rankings, each_b) for each_b in found)
+            return correct_p, pairs_p
+
+        correct_p, pairs_p = counted(scores)
         seed = self.seed("accuracy")
-        found: dict[str, Any] = bootstrap_ratio(correct_b, pairs_b, seed=seed).named("accuracy")
-        found["test_prompts"] = len(rankings)
-        found["test_pairs"] = int(pairs_b.sum())
+        found: dict[str, Any] = bootstrap_ratio(correct_p, pairs_p, seed=seed).named("accuracy")
+        found["test_prompts"] = len(pairs_p)
+        found["test_pairs"] = int(pairs_p.sum())
 
         longer = [[float(len(response)) for response in each.responses] for each in rankings]
         total = self.sft_likelihoods(rankings, path)
@@ -259,8 +268,8 @@ class Evaluation:
             for sums, lengths in zip(total, longer, strict=True)
         ]
         rules = {"longer": longer, "likelier_total": total, "likelier_per_token": per_token}
-        right = {rule: correct_pairs(*score_table(rankings, of))[0] for rule, of in rules.items()}
-        found |= accuracy_beside_rules(correct_b, pairs_b, right, seed)
+        right = {rule: counted(scores)[0] for rule, scores in rules.items()}
+        found |= accuracy_beside_rules(correct_p, pairs_p, right, seed)
 
         by_id: Any = {str(row.get("id")): row.get("origins") for _, row in read_jsonl(path)}
         known = [by_id.get(rows[index].id) for index in kept]
