@@ -202,6 +202,17 @@ def test_a_number_is_not_used_again(three: list[Version]) -> None:
     assert versions.next_number("ours") == 4
 
 
+def test_a_number_that_people_voted_on_is_not_used_again(three: list[Version]) -> None:
+    """On trial, and refused by their votes."""
+    shutil.rmtree(three[1].folder)
+    trial = versions.set_trial("ours", 3).trial
+    shutil.rmtree(three[2].folder)
+    assert versions.next_number("ours") == 4
+    assert trial is not None
+    versions.refuse("ours", trial, "worse", "40 votes")
+    assert versions.next_number("ours") == 4
+
+
 KILLED = """
 import itertools, sys
 from lmsmith.catalogue import versions

@@ -286,6 +286,20 @@ def test_a_promoted_version_whose_folder_is_gone(world: World) -> None:
     assert (again.parents, again.word) == ((1,), "ours@3")  # messages name another ours@2
 
 
+def test_versions_without_their_lineage_are_not_overwritten(world: World) -> None:
+    world.person("Ann", 40)
+    made = world.improve()
+    lineage = versions.folder_of("ours") / versions.LINEAGE_FILE
+    there = lineage.read_bytes()
+    lineage.unlink()
+    with pytest.raises(UserError, match=r"holds versions up to 2, and their lineage.json is gone"):
+        world.improve()
+    lineage.write_bytes(there)
+    assert [each.number for each in versions.versions("ours")] == [1, 2]
+    versions.verify(versions.version("ours", 1))
+    versions.verify(made)
+
+
 def test_the_first_model_may_be_gone_after_the_first_round(world: World) -> None:
     """Version 1 is a copy of it: the same command goes on."""
     world.person("Ann", 40)

@@ -452,10 +452,16 @@ def put_in_place(made: Version) -> Path:
 
 
 def next_number(name: str) -> int:
-    """The number of the version that comes next; none is used twice, also if a folder is gone."""
+    """The number of the version that comes next; none is used twice, also if a folder is gone.
+
+    Votes on a version that was promoted, refused or on trial are kept under its number.
+    """
     numbers = _numbers(name)
     if (folder_of(name) / LINEAGE_FILE).is_file():
-        numbers += [each.version for each in lineage_of(name).promotions]
+        lineage = lineage_of(name)
+        numbers += [each.version for each in lineage.promotions]
+        numbers += [each.candidate for each in lineage.refusals]
+        numbers += [lineage.trial.candidate] if lineage.trial else []
     return max(numbers, default=0) + 1
 
 

@@ -9,13 +9,24 @@ from lmsmith.catalogue.reading import read_model
 from lmsmith.catalogue.registry import now
 from lmsmith.catalogue.resolve import card_of_sampling, resolve
 from lmsmith.catalogue.versions import Version
+from lmsmith.core.errors import UserError
 from lmsmith.core.files import atomic_folder
 from lmsmith.corpus.batches import MIXTURE_FILE, SHARDS_FOLDER
 from lmsmith.models.folder import load_scalar_model, load_tokenizer, save_model
 
 
 def first_version(word: str, name: str, by: str) -> Version:
-    """Copy a model, with its reward model and its corpus where it has them, as version 1."""
+    """Copy a model, with its reward model and its corpus where it has them, as version 1.
+
+    Raises:
+        UserError: there are later versions, so that their lineage is lost.
+    """
+    if (last := versions.next_number(name) - 1) > 1:
+        raise UserError(
+            f"{versions.folder_of(name)}: holds versions up to {last}, and their "
+            f"{versions.LINEAGE_FILE} is gone",
+            "put a copy of the file back, or give another --name",
+        )
     source = resolve(word)
     read = read_model(source.path)
     run = source.path.parent.parent if source.format == "lmsmith" else None
