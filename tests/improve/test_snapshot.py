@@ -18,7 +18,9 @@ from lmsmith.core.progress import QuietProgress
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.corpus.judgements import Judgement, read_judgements
 from lmsmith.corpus.rows import read_conversations, read_rankings
+from lmsmith.corpus.splits import opening_key
 from lmsmith.improve.prospect import Sources
+from lmsmith.improve.recipe import round_recipe, stages_with_data
 from lmsmith.improve.snapshot import (
     SIDES_FILE,
     SNAPSHOT_FILE,
@@ -122,6 +124,12 @@ def test_the_stage_writes_what_each_later_stage_reads(tmp_path: Path, seed: int)
         each.kind in ("ranking", "comparison", "better_answer")
         for each in divide(judgements, SnapshotConfig(), {}).sides["train"]
     )
+    written = {
+        name: {opening_key(each.messages) for each in read_conversations(data / f"{name}.jsonl")}
+        for name in ("demonstrations", "validation", "test")
+    }
+    assert written["validation"]
+    assert not written["validation"] & (written["demonstrations"] | written["test"])
     assert set(found["people"]) == {each.person for each in judgements}
     sides = read_sides(data / SIDES_FILE)
     again = taken(tmp_path / "again", judgements, data / SIDES_FILE)
@@ -171,10 +179,29 @@ def test_eight_people_who_ask_are_divided_by_person(askers: int, by: str) -> Non
     assert divide(made, SnapshotConfig(by_person_from=8), {}).by == by
 
 
-def asked_by(name: str, person: str = "") -> Judgement:
+def asked_by(name: str, person: str = "", text: str = "the same") -> Judgement:
     """A ranking of one labeler, of what a person asked."""
-    prompt = [{"role": "user", "content": "the same"}]
+    prompt = [{"role": "user", "content": text}]
     return Judgement(name, "ranking", prompt, ["a", "b"], [1, 2], f"of {name}", person)
+
+
+def test_a_dialogue_keeps_its_side_though_its_id_means_another_one(tmp_path: Path) -> None:
+    """Three files number their rows from 0; what the second has does not hide the first."""
+
+    def file(word: str) -> list[Judgement]:
+        return [asked_by(f"r-{n}", text=f"{word} {n}") for n in range(30)]
+
+    sides, trained, held = None, set[str](), set[str]()
+    for turn, word in enumerate(("one", "other", "one")):
+        folder = tmp_path / str(turn)
+        # The third round holds out, and trains, on what the first did not.
+        taken(folder, file(word), sides, held_out=0.6 if turn < 2 else 0.2, judge=0.0)
+        sides = folder / "data" / SIDES_FILE
+        train = {json.dumps(row["messages"]) for row in rows(folder / "data/prompts.jsonl")}
+        test = {json.dumps(row["prompt"]) for row in rows(folder / "data/held_out/test.jsonl")}
+        assert not train & held
+        assert not test & trained
+        trained, held = trained | train, held | test
 
 
 def test_what_was_trained_on_once_is_never_held_out() -> None:
@@ -228,19 +255,68 @@ def test_what_is_said_twice_counts_once(seed: int) -> None:
     assert divided.left_out["said twice by one person"] >= 50
 
 
+def asks(person: str, text: str, name: str) -> Judgement:
+    return Judgement(name, "prompt", [{"role": "user", "content": text}], asker=person)
+
+
+def test_two_people_may_ask_the_same() -> None:
+    made = [asks("a", "Tea?", "prompt-1"), asks("b", "Tea?", "prompt-2")]
+    assert divide(made, SnapshotConfig(), {}).left_out == {}
+    assert summarise(made, set()).duplicates == 0
+    twice = [asks("a", "Tea?", "prompt-1"), asks("a", "Tea?", "prompt-2")]
+    assert divide(twice, SnapshotConfig(), {}).left_out == {"said twice by one person": 1}
+
+
+@pytest.mark.parametrize(("others", "kept"), [(70, 30), (10, 40)])
+def test_prompts_above_a_persons_share_are_not_practised_on(
+    tmp_path: Path, others: int, kept: int
+) -> None:
+    """A flood of prompts has its share; 50 prompts stay, whoever sent them."""
+    made = [asks("flood", f"spam {n}", f"prompt-{n:03}") for n in range(500)]
+    made += [asks(f"p{n}", f"q {n}", f"prompt-a{n}") for n in range(others)]
+    found = taken(tmp_path, made, held_out=0.0, judge=0.0, by_person_from=1000)
+    assert found["counts"]["prompts"] == others + kept
+    assert found["left_out"]["prompts above one person's share of 30%"] == 500 - kept
+    assert summarise(made, set(), cap=0.3).prompts_left_out == {"flood": 500 - kept}
+
+
+def test_labelers_who_are_no_better_than_chance_teach_no_order(tmp_path: Path) -> None:
+    prompts = [[{"role": "user", "content": f"q {n}"}] for n in range(30)]
+    made = [
+        Judgement(f"r-{n:02}", "ranking", prompt, ["a", "b"], [1, 2], "coin")
+        for n, prompt in enumerate(prompts)
+    ]
+    found = taken(tmp_path, made, held_out=0.0, judge=0.0, reliability={"coin": (0, 10)})
+    assert found["counts"]["reward/train"] == found["counts"]["reward/validation"] == 0
+    assert found["left_out"] == {"of labelers who order gold pairs no better than chance": 30}
+    stages = stages_with_data(round_recipe(), made, {}, {"coin": (0, 10)})
+    assert not {"reward", "ppo", "judge"} & set(stages)
+    assert {"reward", "ppo"} <= set(stages_with_data(round_recipe(), made, {}))
+
+
+def test_rankings_of_one_prompt_train(tmp_path: Path) -> None:
+    """Also where its side would be validation alone."""
+    for number in range(20):
+        prompt = [{"role": "user", "content": f"q {number}"}]
+        made = [Judgement(f"r-{n}", "ranking", prompt, [str(n), "b"], [1, 2]) for n in range(9)]
+        found = taken(tmp_path / str(number), made, held_out=0.0, judge=0.0, validation=0.5)
+        assert found["counts"]["reward/train"] == 9
+
+
 def vars_of(each: Judgement) -> list[Any]:
     return [getattr(each, name) for name in each.__struct_fields__]
 
 
 @given(
-    st.dictionaries(st.sampled_from("abcdefgh"), st.floats(0.1, 100), min_size=1),
+    st.dictionaries(st.sampled_from(["", *"abcdefgh"]), st.floats(0.1, 100), min_size=1),
     st.floats(0.05, 1.0),
 )
 def test_nobody_has_more_than_the_cap(weights: dict[str, float], cap: float) -> None:
     found = cap_weights(weights, cap)
-    share = max(cap, 1 / len(weights))
+    people = [name for name in weights if name]
+    share = cap if "" in weights else max(cap, 1 / len(people))
     total = sum(found.values())
-    assert all(value <= share * total + 1e-6 * total for value in found.values())
+    assert all(found[name] <= share * total + 1e-6 * total for name in people)
     assert all(found[name] <= weights[name] + 1e-9 for name in weights)
     below = [name for name in weights if found[name] < weights[name] * (1 - 1e-9)]
     assert all(found[name] == pytest.approx(share * total) for name in below)
@@ -248,7 +324,8 @@ def test_nobody_has_more_than_the_cap(weights: dict[str, float], cap: float) -> 
 
 def test_nobody_is_a_crowd() -> None:
     """Rows that name nobody are not one person's, and are not lowered."""
-    assert cap_weights({"": 100.0, "a": 50.0}, 0.3)[""] == 100.0
+    found = cap_weights({"": 70.0, "a": 50.0}, 0.3)
+    assert found == {"": 70.0, "a": pytest.approx(30.0)}
 
 
 def test_one_account_moves_nothing_by_more_than_its_share() -> None:
@@ -281,7 +358,7 @@ def test_demonstrations_above_a_persons_share_are_left_out(tmp_path: Path) -> No
         for n in range(100)
     ]
     found = taken(tmp_path, made, held_out=0.0, judge=0.0, person_cap=0.3)
-    assert found["counts"]["demonstrations"] == 14
+    assert found["counts"]["demonstrations"] + found["counts"]["validation"] == 14
     (reason,) = (each for each in found["left_out"] if "one person's share of 30%" in each)
     assert found["left_out"][reason] == 86
     assert summarise(made, set(), cap=0.3).demonstrations_left_out == {"flood": 86}

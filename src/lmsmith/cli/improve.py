@@ -75,7 +75,7 @@ def print_prospect(found: Prospect) -> None:
     else:
         print("no two people judged the same responses: nothing says how far people agree")
     for flaw, count in found.left_out.items():
-        print(f"{count:,} pairs {flaw} are left out")
+        print(f"pairs {flaw}, left out: {count:,}")
     if summary.duplicates:
         print(f"{summary.duplicates:,} judgements are repeated, and count once")
     for person, (share, counted) in summary.capped.items():
@@ -84,6 +84,9 @@ def print_prospect(found: Prospect) -> None:
     for person, count in summary.demonstrations_left_out.items():
         name = found.names.get(person, person)
         print(f"{name}: about {count:,} demonstrations are left out, above one person's share")
+    for person, count in summary.prompts_left_out.items():
+        name = found.names.get(person, person)
+        print(f"{name}: about {count:,} prompts are left out, above one person's share")
     for person, count in summary.bursts.items():
         name = found.names.get(person, person)
         option = f"--exclude {shlex.quote(name)}"

@@ -59,11 +59,15 @@ class Judgement(msgspec.Struct, frozen=True):
 
     @property
     def said(self) -> bytes:
-        """Equal for what one person says twice; of people who are not named, for equal opinions."""
+        """Equal for what one person says twice; of people who are not named, for equal opinions.
+
+        A prompt is said by the one who asked.
+        """
         ranks = self.ranks or [0] * len(self.responses)
         order = sorted(zip(self.responses, ranks, strict=True))
         opinion = [response for response, _ in order] if self.person else order
-        return msgspec.json.encode([self.kind, self.person, self.prompt, opinion])
+        person = self.asker if self.kind == "prompt" else self.person
+        return msgspec.json.encode([self.kind, person, self.prompt, opinion])
 
     @property
     def people(self) -> tuple[str, ...]:

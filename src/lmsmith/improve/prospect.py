@@ -175,7 +175,7 @@ def prospect(word: str, sources: Sources, recipe: Recipe, name: str = "") -> Pro
         regenerations=found.regenerations,
         edits=found.edits,
     )
-    stages = stages_with_data(recipe, judged, earlier)
+    stages = stages_with_data(recipe, judged, earlier, found.reliability)
     start, there = (each.number if each else 0 for each in (parent, current))
     tasks = gates.tasks, gates.safety
     return Prospect(name, start, there, summary, stages, *tasks, found.names, found.left_out)

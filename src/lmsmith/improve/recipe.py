@@ -11,7 +11,7 @@ from lmsmith.core.recipe import Recipe, load_recipe
 from lmsmith.core.settings import Setting, describe_settings
 from lmsmith.corpus.judgements import DEMONSTRATED, RANKED, Judgement
 from lmsmith.improve.gates import GatesConfig
-from lmsmith.improve.snapshot import Side, SnapshotConfig, divide
+from lmsmith.improve.snapshot import Side, SnapshotConfig, divide, trust
 from lmsmith.improve.summary import LEAST
 from lmsmith.stages.pipeline import Stage
 
@@ -21,7 +21,7 @@ RECIPE = Path(__file__).with_name("round.toml")
 _MODEL = ("model/*",)
 
 ROUND: tuple[Stage, ...] = (
-    Stage("data", "lmsmith.improve.snapshot", "SnapshotConfig"),
+    Stage("data", "lmsmith.improve.snapshot", "SnapshotConfig", format=2),
     Stage("base", "lmsmith.stages.base", "BaseConfig", format=2),
     Stage(
         "pretrain",
@@ -70,6 +70,7 @@ ROUND: tuple[Stage, ...] = (
         "gates",
         "lmsmith.improve.gates",
         "GatesConfig",
+        format=2,
         needs={"data": "data", "base": "base"},
         optional={name: name for name in ("sft", "reward", "ppo", "judge")},
         reads={
@@ -124,14 +125,28 @@ def gates_of(recipe: Recipe) -> GatesConfig:
 
 
 def stages_with_data(
-    recipe: Recipe, judgements: Sequence[Judgement], earlier: Mapping[str, Any]
+    recipe: Recipe,
+    judgements: Sequence[Judgement],
+    earlier: Mapping[str, Any],
+    reliability: Mapping[str, Sequence[float]] | None = None,
 ) -> tuple[str, ...]:
-    """The stages of the recipe that have something to learn from, in their order."""
+    """The stages of the recipe that have something to learn from, in their order.
+
+    Args:
+        recipe: of the round.
+        judgements: all there are.
+        earlier: sides of earlier rounds.
+        reliability: person → gold pairs answered rightly, and all: rankings of those who are no
+            better than chance are not learnt from.
+    """
     config: Any = recipe.stages["data"]
     sides = divide(sorted(judgements, key=lambda each: each.id), config, earlier).sides
 
+    chance = {person for person, gold in (reliability or {}).items() if not trust(gold)}
+
     def decided(side: Side) -> int:  # a tie puts nothing in an order
-        return sum(each.kind in RANKED and len(set(each.ranks)) > 1 for each in sides[side])
+        ranked = (each for each in sides[side] if each.kind in RANKED)
+        return sum(len(set(each.ranks)) > 1 and each.person not in chance for each in ranked)
 
     missing = set()
     demonstrated = sum(each.kind in DEMONSTRATED for each in sides["train"])

@@ -11,10 +11,10 @@ prompt is left out on the side that is needed less.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import msgspec
 
@@ -29,7 +29,7 @@ from lmsmith.core.files import (
     write_json,
     write_jsonl,
 )
-from lmsmith.corpus.judgements import DEMONSTRATED, RANKED, Judgement
+from lmsmith.corpus.judgements import DEMONSTRATED, RANKED, Judgement, Kind
 from lmsmith.corpus.rows import Conversation, Ranking
 from lmsmith.corpus.splits import opening_key, split_of
 from lmsmith.runs.stage_folder import StageFolder
@@ -41,10 +41,17 @@ SIDES: tuple[Side, ...] = ("held_out", "judge", "train")
 FROZEN_FILE, RELIABILITY_FILE = "judgements.jsonl", "reliability.json"
 SIDES_FILE, SNAPSHOT_FILE = "sides.jsonl", "snapshot.json"
 
+Row = TypeVar("Row")
+
 _encode = msgspec.json.encode
 
 GOLD_PRIOR = (3.0, 1.0)
 """Right and wrong gold answers that a labeler is credited with before the first."""
+
+NO_BETTER_THAN_CHANCE = "of labelers who order gold pairs no better than chance"
+
+LEAST_PROMPTS = 50
+"""So many prompts stay for PPO, even if one person sent most of them."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +68,8 @@ class SnapshotConfig:
     """With so many people who ask, all of a person's dialogues stand on one side; with fewer, all
     that begin alike."""
     person_cap: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.3
-    """Greatest share of the weight of a kind of judgement that one person can have; with few
-    people, an equal share."""
+    """Greatest share of the weight of a kind of judgement that one person can have, and of PPO's
+    prompts, of which 50 stay in any case; with few people, an equal share."""
     exclude: tuple[str, ...] = ()
     """Ids of people whose judgements and prompts are left out."""
     frozen: str = field(default="", metadata=NOT_A_SETTING)
@@ -116,32 +123,38 @@ def run(config: SnapshotConfig, inputs: Mapping[str, Path], out: StageFolder) ->
     path = frozen / RELIABILITY_FILE
     reliability: Any = read_json(path) if path.is_file() else {}
     train, judge, held_out = (divided.sides[side] for side in ("train", "judge", "held_out"))
-    written = demonstrations_of(train)
+    written, asked = demonstrations_of(train), prompts_of(train)
     demonstrations = capped(written, config.person_cap)
-    left_out = dict(divided.left_out)
-    if above := len(written) - len(demonstrations):
-        share = f"one person's share of {config.person_cap:.0%}"
-        left_out[f"demonstrations above {share} (rankings above it weigh less instead)"] = above
-    for reason, count in left_out.items():
-        out.progress.say(f"{out.name}: left out: {count:,} {reason}")
+    prompts = capped(asked, config.person_cap, LEAST_PROMPTS)
+    left_out = Counter(divided.left_out)
+    share = f"above one person's share of {config.person_cap:.0%}"
+    left_out[f"demonstrations {share} (rankings above it weigh less instead)"] = len(written) - len(
+        demonstrations
+    )
+    left_out[f"prompts {share}"] = len(asked) - len(prompts)
+    shown = _parts([each for _, each in demonstrations], config.validation, _opening_of_talk)
     conversations = {
-        "demonstrations": [each for _, each in demonstrations],
-        "validation": [each for _, each in demonstrations_of(held_out)],
-        "prompts": prompts_of(train),
-        "test": prompts_of(held_out),
+        "demonstrations": shown["train"],
+        "validation": shown["validation"],
+        "prompts": [each for _, each in prompts],
+        "test": [each for _, each in prompts_of(held_out)],
     }
     counts = {name: len(rows) for name, rows in conversations.items()}
-    for name, rows in conversations.items():
-        write_jsonl(out / f"{name}.jsonl", (each.row() for each in rows))
+    for name, talks in conversations.items():
+        write_jsonl(out / f"{name}.jsonl", (each.row() for each in talks))
     for name, side in (("reward", train), ("judge", judge), ("held_out", held_out)):
-        weights = weights_of([each for each in side if each.kind in RANKED], config, reliability)
-        ranked = [ranking_row(each, weights[each.id]) for each in side if each.kind in RANKED]
-        weights = weights_of([each for each in side if each.kind == "thumb"], config, reliability)
-        thumbs = [thumb_row(each, weights[each.id]) for each in side if each.kind == "thumb"]
-        parts = {"test": ranked} if name == "held_out" else _parts(ranked, config.validation)
+        ranked, thumbs = (
+            _weighed(side, kinds, make, config, reliability, left_out)
+            for kinds, make in ((RANKED, ranking_row), (("thumb",), thumb_row))
+        )
+        parts = {"test": ranked}
+        if name != "held_out":
+            parts = _parts(ranked, config.validation, _opening_of_row)
         for part, rows in (*parts.items(), ("thumbs", thumbs)):
             write_jsonl(out / name / f"{part}.jsonl", rows)
             counts[f"{name}/{part}"] = len(rows)
+    for reason, count in (+left_out).items():
+        out.progress.say(f"{out.name}: left out: {count:,} {reason}")
     sides = {
         each.id: (side, divided.openings[each.id]) for side in SIDES for each in divided.sides[side]
     }
@@ -150,7 +163,7 @@ def run(config: SnapshotConfig, inputs: Mapping[str, Path], out: StageFolder) ->
         (
             {"id": name, "side": side, "opening": opening}
             # What is not here today, since it is excluded or in another file, may come back.
-            for name, (side, opening) in (earlier | sides).items()
+            for name, (side, opening) in (_kept_beside(earlier, sides) | sides).items()
         ),
     )
     write_json(
@@ -160,7 +173,7 @@ def run(config: SnapshotConfig, inputs: Mapping[str, Path], out: StageFolder) ->
             "counts": counts,
             "people": people,
             "by": divided.by,
-            "left_out": left_out,
+            "left_out": dict(+left_out),
             "new": divided.new,
             "excluded": list(config.exclude),
         },
@@ -210,6 +223,16 @@ def read_sides(path: Path) -> dict[str, tuple[Side, str]]:
     """Id of a judgement → its side and opening in earlier rounds; empty if there is no file."""
     rows: list[Any] = [row for _, row in read_jsonl(path)] if path.is_file() else []
     return {row["id"]: (row["side"], row["opening"]) for row in rows}
+
+
+def _kept_beside(
+    earlier: Mapping[str, tuple[Side, str]], now: Mapping[str, tuple[Side, str]]
+) -> dict[str, tuple[Side, str]]:
+    """The earlier sides; one whose id means another dialogue now keeps its side by its dialogue."""
+    return {
+        name if name not in now or now[name][1] == opening else f"{name} {opening}": (side, opening)
+        for name, (side, opening) in earlier.items()
+    }
 
 
 def known_of(judgements: Iterable[Judgement], earlier: Mapping[str, tuple[Side, str]]) -> set[str]:
@@ -292,31 +315,46 @@ def demonstrations_of(judgements: Iterable[Judgement]) -> list[tuple[str, Conver
     return list(found.values())
 
 
-def prompts_of(judgements: Iterable[Judgement]) -> list[Conversation]:
-    """Every prompt that people sent or judged, each text once."""
-    found: dict[bytes, Conversation] = {}
+def prompts_of(judgements: Iterable[Judgement]) -> list[tuple[str, Conversation]]:
+    """(who asked, prompt) of what people sent or judged, each text once.
+
+    A prompt of several people is nobody's: it is not limited as one person's.
+    """
+    found: dict[bytes, tuple[str, Conversation]] = {}
     for each in judgements:
         row = Conversation(f"{each.id}/prompt", each.prompt)
-        found.setdefault(_encode(each.prompt), row)
+        asker, first = found.setdefault(_encode(each.prompt), (each.asker, row))
+        if asker != each.asker:
+            found[_encode(each.prompt)] = ("", first)
     return list(found.values())
 
 
-def capped(rows: Sequence[tuple[str, Conversation]], cap: float) -> list[tuple[str, Conversation]]:
-    """Rows of which no person has more than the share ``cap``; those left out are chosen by hash.
+def capped(
+    rows: Sequence[tuple[str, Conversation]], cap: float, least: int = 0
+) -> list[tuple[str, Conversation]]:
+    """Rows of which no person has more than `cap_counts` allows; those left out are chosen by hash.
 
     Rows of nobody are not limited.
     """
-    counts = Counter(person for person, _ in rows)
-    limits = cap_weights({name: float(count) for name, count in counts.items()}, cap)
+    limits = cap_counts(Counter(person for person, _ in rows), cap, least)
     by_person: dict[str, list[str]] = defaultdict(list)
     for person, each in sorted(rows, key=lambda row: fingerprint(row[1].id)):
         by_person[person].append(each.id)
-    kept = {
-        name
-        for person, ids in by_person.items()
-        for name in ids[: max(1, int(limits[person] + 1e-9))]
-    }
+    kept = {name for person, ids in by_person.items() for name in ids[: limits[person]]}
     return [row for row in rows if row[1].id in kept]
+
+
+def cap_counts(counts: Mapping[str, int], cap: float, least: int = 0) -> dict[str, int]:
+    """How many rows of each person are kept, so that none has more than the share ``cap``.
+
+    Everybody keeps one. ``least`` rows are kept in all if there are so many, whatever the share.
+    """
+    lowered = cap_weights({name: float(count) for name, count in counts.items()}, cap)
+    kept = {name: max(1, int(limit + 1e-9)) for name, limit in lowered.items()}
+    while sum(kept.values()) < min(least, sum(counts.values())):
+        fewest = min((name for name in kept if kept[name] < counts[name]), key=kept.__getitem__)
+        kept[fewest] += 1
+    return kept
 
 
 def cap_weights(weights: Mapping[str, float], cap: float) -> dict[str, float]:
@@ -327,7 +365,7 @@ def cap_weights(weights: Mapping[str, float], cap: float) -> dict[str, float]:
     """
     found = dict(weights)
     people = sorted((name for name in found if name), key=lambda name: -found[name])
-    share = max(cap, 1 / max(1, len(found)))
+    share = cap if found.get("") else max(cap, 1 / max(1, len(people)))
     for capped in range(1, len(people) + 1):
         rest = sum(weight for name, weight in found.items() if name not in people[:capped])
         if share * capped >= 1:
@@ -341,6 +379,13 @@ def cap_weights(weights: Mapping[str, float], cap: float) -> dict[str, float]:
     return found
 
 
+def trust(gold: Sequence[float]) -> float:
+    """Weight of a labeler by the gold pairs that they ordered rightly, and all (`weights_of`)."""
+    right, answered = gold
+    q = (right + GOLD_PRIOR[0]) / (answered + sum(GOLD_PRIOR))
+    return max(0.0, 2 * q - 1)
+
+
 def weights_of(
     judgements: Sequence[Judgement],
     config: SnapshotConfig,
@@ -351,11 +396,7 @@ def weights_of(
     A labeler who orders gold pairs rightly with probability q weighs 2q − 1, the share of their
     judgements that is not chance; q is (right + 3) / (answered + 4).
     """
-    raw = {}
-    for each in judgements:
-        right, answered = reliability.get(each.person, (0.0, 0.0))
-        q = (right + GOLD_PRIOR[0]) / (answered + sum(GOLD_PRIOR))
-        raw[each.id] = max(0.0, 2 * q - 1)
+    raw = {each.id: trust(reliability.get(each.person, (0.0, 0.0))) for each in judgements}
     by_person: dict[str, float] = defaultdict(float)
     for each in judgements:
         by_person[each.person] += raw[each.id]
@@ -383,10 +424,38 @@ def thumb_row(each: Judgement, weight: float) -> dict[str, object]:
     }
 
 
-def _parts(rows: Sequence[dict[str, Any]], validation: float) -> dict[str, list[dict[str, Any]]]:
-    """Training and validation rows; a prompt's stand in one of the two."""
-    parts: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
+def _weighed(
+    side: Sequence[Judgement],
+    kinds: Sequence[Kind],
+    make: Callable[[Judgement, float], dict[str, object]],
+    config: SnapshotConfig,
+    reliability: Mapping[str, Sequence[float]],
+    left_out: Counter[str],
+) -> list[dict[str, object]]:
+    """Rows of a side's judgements of some kinds; those without weight are counted, not written."""
+    chosen = [each for each in side if each.kind in kinds]
+    weights = weights_of(chosen, config, reliability)
+    left_out[NO_BETTER_THAN_CHANCE] += sum(not weights[each.id] for each in chosen)
+    return [make(each, weights[each.id]) for each in chosen if weights[each.id]]
+
+
+def _opening_of_row(row: Mapping[str, Any]) -> str:
+    return opening_key(row["prompt"])
+
+
+def _opening_of_talk(talk: Conversation) -> str:
+    return opening_key(talk.messages)
+
+
+def _parts(
+    rows: Sequence[Row], validation: float, opening: Callable[[Row], str]
+) -> dict[str, list[Row]]:
+    """Training and validation rows; those that begin alike stand in one of the two.
+
+    Rows that would all validate all train.
+    """
+    parts: dict[str, list[Row]] = {"train": [], "validation": []}
     for row in rows:
-        key = f"{opening_key(row['prompt'])} validation"
+        key = f"{opening(row)} validation"
         parts[split_of(key, {"validation": validation}) or "train"].append(row)
-    return parts
+    return parts if parts["train"] else {"train": parts["validation"], "validation": []}

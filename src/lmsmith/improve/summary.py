@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from lmsmith.corpus.judgements import DEMONSTRATED, RANKED, Judgement
-from lmsmith.improve.snapshot import cap_weights
+from lmsmith.improve.snapshot import LEAST_PROMPTS, cap_counts, cap_weights, prompts_of
 from lmsmith.statistics.agreement import pairwise_agreement
 from lmsmith.statistics.intervals import Interval
 
@@ -39,6 +39,7 @@ class Summary:
         bursts: person → most judgements in a minute, where nobody reads so fast.
         capped: person → share of the rankings that is theirs, and that they count for.
         demonstrations_left_out: person → demonstrations of theirs that are left out by the cap.
+        prompts_left_out: person → prompts of theirs that PPO does not practise on, by the cap.
         too_little: what there is too little of, in sentences.
     """
 
@@ -51,6 +52,7 @@ class Summary:
     bursts: dict[str, int]
     capped: dict[str, tuple[float, float]]
     demonstrations_left_out: dict[str, int]
+    prompts_left_out: dict[str, int]
     too_little: tuple[str, ...]
 
     @property
@@ -106,7 +108,7 @@ def summarise(
         )
     elif ranked and not pairs:
         too_little.append("every ranking is a tie: nothing says which of two responses is better")
-    prompts = len({msgspec.json.encode(each.prompt) for each in judgements})
+    prompts = len(prompts_of(judgements))
     if prompts < ENOUGH["prompts"]:
         too_little.append(f"{prompts:,} prompts are few: PPO wants {ENOUGH['prompts']} or more")
     return Summary(
@@ -120,6 +122,7 @@ def summarise(
         _bursts(judgements),
         _capped(Counter(each.person for each in ranked), cap),
         _above_cap(Counter(each.person for each in judgements if each.kind in DEMONSTRATED), cap),
+        _above_cap(Counter(person for person, _ in prompts_of(judgements)), cap, LEAST_PROMPTS),
         tuple(too_little),
     )
 
@@ -152,10 +155,10 @@ def _capped(counts: Mapping[str, int], cap: float) -> dict[str, tuple[float, flo
     }
 
 
-def _above_cap(counts: Mapping[str, int], cap: float) -> dict[str, int]:
-    """People who wrote more demonstrations than count, and how many more."""
-    lowered = cap_weights({name: float(count) for name, count in counts.items()}, cap)
-    above = {name: counts[name] - max(1, int(limit + 1e-9)) for name, limit in lowered.items()}
+def _above_cap(counts: Mapping[str, int], cap: float, least: int = 0) -> dict[str, int]:
+    """People with more rows than count, and how many more."""
+    kept = cap_counts(counts, cap, least)
+    above = {name: count - kept[name] for name, count in counts.items()}
     return {name: count for name, count in above.items() if name and count > 0}
 
 
