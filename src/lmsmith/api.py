@@ -72,6 +72,7 @@ def run(
     *,
     set: Sequence[str] = (),
     only: str | None = None,
+    redo: str | None = None,
     dry_run: bool = False,
     folder: Path | None = None,
     quiet: bool = False,
@@ -86,6 +87,8 @@ def run(
             that file.
         set: Change a setting, e.g. ppo.kl_coefficient=0.05; a path is as one in the recipe.
         only: Run just this stage; its inputs must be done.
+        redo: Make this stage again, and all that depend on it, though nothing changed. The old
+            ones stay until the new ones are done.
         dry_run: Say what would run, and why, and run nothing.
         folder: The run's folder; runs/NAME by default.
         quiet: Show no progress, only warnings.
@@ -101,10 +104,10 @@ def run(
     loaded = load_stage_recipe(recipe, set)
     place = folder or Path("runs") / loaded.name
     if dry_run:
-        record = run_recipe(loaded, place, only, dry_run=True)
+        record = run_recipe(loaded, place, only, dry_run=True, redo=redo)
         return RunResult(folder=place, record=record)
     progress = choose_progress(f"{loaded.name}: {loaded.description}".removesuffix(": "), quiet)
-    record = run_recipe(loaded, place, only, progress=progress)
+    record = run_recipe(loaded, place, only, progress=progress, redo=redo)
     if isinstance(progress, QuietProgress):
         for text in progress.said:
             print(text, file=sys.stderr)

@@ -20,7 +20,8 @@ from lmsmith.core.settings import (
     with_comments,
 )
 from lmsmith.improve.recipe import ROUND
-from lmsmith.stages.pipeline import STAGES, recipe_settings
+from lmsmith.stages.listing import recipe_settings
+from lmsmith.stages.pipeline import STAGES
 
 
 @dataclass(frozen=True)

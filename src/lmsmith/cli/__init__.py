@@ -21,6 +21,7 @@ run = run.run: run a recipe: text → tokenizer → GPT → SFT → reward model
     lmsmith run quickstart
     lmsmith run my.toml --set ppo.kl_coefficient=0.05 --dry-run
     lmsmith run quickstart --only evaluate
+    lmsmith run quickstart --redo reward
 chat = chat.chat: talk with a model
     lmsmith chat runs/quickstart
     lmsmith chat smollm2-135m

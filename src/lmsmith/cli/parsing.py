@@ -45,7 +45,7 @@ METAVARS = {
     "P": "top_p",
     "SHARE": "held_out",
     "TASK=LABEL": "classifier",
-    "STAGE": "only",
+    "STAGE": "only redo",
     "[STAGE[.KEY]]": "key",
     "STAGE.KEY=VALUE": "set",
     "TEXT": "system message response",

@@ -40,7 +40,7 @@ def copy_recipe(name: str, file: Path, *, force: bool = False) -> None:
     if target.exists() and not force:
         raise UserError(f"{target}: exists already", "Name another file, or add --force.")
     if name in shipped_recipes():
-        from lmsmith.stages.pipeline import recipe_settings
+        from lmsmith.stages.listing import recipe_settings
 
         text = with_comments(text, recipe_settings())
     atomic_write(target, text)
@@ -71,7 +71,7 @@ def all_settings(key: str = "") -> list[Setting]:
         UserError: no such stage or key; the nearest one is named.
     """
     from lmsmith.improve.recipe import round_settings
-    from lmsmith.stages.pipeline import chosen_settings, recipe_settings
+    from lmsmith.stages.listing import chosen_settings, recipe_settings
 
     if key.partition(".")[0] == "improve":
         return chosen_settings(round_settings(), key)

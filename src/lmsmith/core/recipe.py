@@ -48,13 +48,17 @@ class MachineConfig:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe read and checked: ``stages`` maps a stage's name to its settings' dataclass."""
+    """A recipe read and checked: ``stages`` maps a stage's name to its settings' dataclass.
+
+    ``words`` are those of the command line that read it, ``--set`` included.
+    """
 
     name: str
     description: str
     seed: int
     machine: MachineConfig = field(default_factory=MachineConfig)
     stages: dict[str, object] = field(default_factory=dict)
+    words: tuple[str, ...] = field(default=(), compare=False)
 
     def as_dict(self) -> dict[str, object]:
         """The resolved recipe, every default written out, as plain JSON-able values."""
@@ -136,7 +140,8 @@ def load_recipe(
     ]
     if problems:
         raise SettingsError(problems, str(name_or_path))
-    return recipe
+    place = str(name_or_path) if not folder else str(Path(name_or_path).absolute())
+    return replace(recipe, words=(place, *(f"--set={each}" for each in overrides)))
 
 
 def _decode_recipe(

@@ -80,7 +80,8 @@ def check_finite(logits_bv: Tensor) -> None:
     if not bool(torch.isfinite(logits_bv.amax(dim=-1)).all()):
         raise UserError(
             "the model's logits are not finite numbers, so it cannot write",
-            "its weights are damaged, or its training diverged: run that stage again",
+            "its weights are damaged, or its training diverged: make its stage again "
+            "(`lmsmith run RECIPE --redo STAGE`), if need be with a lower learning rate",
         )
 
 

@@ -13,6 +13,7 @@ from lmsmith.core.errors import UserError
 from lmsmith.core.files import atomic_folder
 from lmsmith.corpus.batches import MIXTURE_FILE, SHARDS_FOLDER
 from lmsmith.models.folder import load_scalar_model, load_tokenizer, save_model
+from lmsmith.runs.integrity import check_inputs
 
 
 def first_version(word: str, name: str, by: str) -> Version:
@@ -41,6 +42,7 @@ def first_version(word: str, name: str, by: str) -> Version:
                 save_model(partial / "reward/model", load_scalar_model(reward), tokenizer, {})
             corpus = run / "pretrain" if run else None
             if corpus is not None and (corpus / MIXTURE_FILE).is_file():
+                check_inputs(corpus, (MIXTURE_FILE, f"{SHARDS_FOLDER}/*"))
                 shutil.copytree(corpus / SHARDS_FOLDER, partial / "pretrain" / SHARDS_FOLDER)
                 shutil.copyfile(corpus / MIXTURE_FILE, partial / "pretrain" / MIXTURE_FILE)
             made = Version(name, 1, "model", versions.hash_model(partial / "model"), word, now())

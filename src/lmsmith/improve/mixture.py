@@ -18,6 +18,7 @@ from lmsmith.corpus.rows import read_conversations, rows_of_split
 from lmsmith.corpus.shards import TokenShards, write_shards
 from lmsmith.models.folder import load_tokenizer, read_model_config
 from lmsmith.prompts.sft_rows import conversation_windows
+from lmsmith.runs.integrity import check_inputs
 from lmsmith.runs.stage_folder import StageFolder
 
 
@@ -41,6 +42,7 @@ class MixtureConfig:
 def run(config: MixtureConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict[str, float]:
     """Write ``shards/`` and ``mixture.json``."""
     if config.corpus:
+        check_inputs(Path(config.corpus), (MIXTURE_FILE, f"{SHARDS_FOLDER}/*"))
         with atomic_folder(out / SHARDS_FOLDER) as partial:
             shutil.copytree(Path(config.corpus) / SHARDS_FOLDER, partial, dirs_exist_ok=True)
         shutil.copyfile(Path(config.corpus) / MIXTURE_FILE, out / MIXTURE_FILE)

@@ -92,7 +92,7 @@ def round_recipe(path: str = "", overrides: Sequence[str] = ()) -> Recipe:
     types = {stage.name: stage.config_type() for stage in ROUND if stage.name not in given}
     recipe = load_recipe(path or str(RECIPE), overrides, types)
     added = {stage.name: stage.config_type()() for stage in ROUND if stage.name in given}
-    return replace(recipe, stages=recipe.stages | added)
+    return replace(recipe, stages=recipe.stages | added, words=())
 
 
 def without(recipe: Recipe, people: Sequence[str]) -> Recipe:

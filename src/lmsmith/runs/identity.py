@@ -61,13 +61,17 @@ class Decision:
         return f"{self.stage}: {self.reason}"
 
 
-def decide(identity: Identity, run_folder: Path) -> Decision:
-    """Compare ``identity`` with its stage's folder in ``run_folder`` as it is now."""
+def decide(identity: Identity, run_folder: Path, again: str = "") -> Decision:
+    """Compare ``identity`` with its stage's folder in ``run_folder`` as it is now.
+
+    ``again`` says why the stage runs even though nothing changed, if it does.
+    """
     name, folder = identity.stage, run_folder / identity.stage
     done, started = folder / "stage.json", working_folder(folder) / "started.json"
     reasons: list[str] = []
     if (record := read_record(done)) is not None:
         reasons = differences(record, identity) or _damaged_outputs(record, folder)
+        reasons = reasons or [again] * bool(again)
         if not reasons and identity.pending:
             sources = ", ".join(identity.pending)
             return Decision(name, "depends", f"runs if what it reads of {sources} changes")

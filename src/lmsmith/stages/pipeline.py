@@ -12,7 +12,6 @@ No stage's module is imported before it is needed.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib
 import random
 import sys
@@ -22,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, SupportsFloat
 
-from lmsmith.core.config import Problem, SettingsError, encode, unknown_key
+from lmsmith.core.config import Problem, SettingsError, encode
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import (
     disk_full_error,
@@ -33,7 +32,6 @@ from lmsmith.core.files import (
 )
 from lmsmith.core.progress import QuietProgress, RunProgress
 from lmsmith.core.recipe import MachineConfig, Recipe, load_recipe, recipe_text
-from lmsmith.core.settings import Setting, describe_settings
 from lmsmith.core.version import VERSION
 from lmsmith.runs.folders import (
     clean_up_stage,
@@ -45,6 +43,7 @@ from lmsmith.runs.folders import (
     working_folder,
 )
 from lmsmith.runs.identity import Decision, Identity, decide, external_files, files_read
+from lmsmith.runs.integrity import check_inputs
 from lmsmith.runs.locking import locked
 from lmsmith.runs.records import (
     WatchedProgress,
@@ -53,6 +52,7 @@ from lmsmith.runs.records import (
     recorded_seconds,
     write_record,
 )
+from lmsmith.runs.redo import Redo
 from lmsmith.runs.signals import StopSignal, stop_if_requested
 from lmsmith.runs.stage_folder import (
     StageFolder,
@@ -215,39 +215,6 @@ STAGES: tuple[Stage, ...] = (
 )
 
 
-def recipe_settings(key: str = "") -> list[Setting]:
-    """Every setting of a recipe, or those of a stage or of a table in it, or one by its key.
-
-    Raises:
-        UserError: no such stage or key; the nearest one is named.
-    """
-    found = [
-        Setting("description", "text in quotes", '""', "", "What the recipe makes, in a line."),
-        Setting("seed", "a whole number", "0", "", "Seed of all chance: data, weights, samples."),
-        *describe_settings(MachineConfig, "machine"),
-    ]
-    for stage in STAGES:
-        found += describe_settings(stage.config_type(), stage.name)
-    return chosen_settings(found, key) if key else found
-
-
-def chosen_settings(found: Sequence[Setting], key: str) -> list[Setting]:
-    """Settings of a stage or of a table in it, or one by its key.
-
-    Raises:
-        UserError: no such stage or key; the nearest one is named.
-    """
-    chosen = [each for each in found if each.key == key or each.key.startswith(f"{key}.")]
-    if not chosen:
-        names = [each.key for each in found]
-        tables = dict.fromkeys(each.key.rpartition(".")[0] for each in found)
-        near = difflib.get_close_matches(key, [*names, *filter(None, tables)], 1)
-        renamed = unknown_key(key, "", names).fix if "." in key else ""
-        fix = f"did you mean {near[0]}?" if near and "write" not in renamed else renamed
-        raise UserError(f"{key}: no such stage or key", fix or "lmsmith recipes settings lists all")
-    return chosen
-
-
 def load_stage_recipe(
     name_or_path: str | Path, overrides: Sequence[str] = (), stages: Sequence[Stage] = STAGES
 ) -> Recipe:
@@ -276,6 +243,7 @@ def run_recipe(
     progress: RunProgress | None = None,
     stages: Sequence[Stage] = STAGES,
     prepare: Prepare | None = None,
+    redo: str | None = None,
 ) -> dict[str, object]:
     """Run the stages of ``recipe`` that are not done in ``folder``.
 
@@ -284,6 +252,8 @@ def run_recipe(
         dry_run: decide, but run nothing.
         prepare: called once, before the first stage that runs; ``lmsmith.training.machine``'s
             `prepare_process` by default.
+        redo: make this stage again, and all that depend on it. Each stays until the new one is
+            done; a run that is cut off goes on with the rest.
 
     Returns:
         ``{"folder", "recipe", "stages": {name: {"action", "reason", …}}, "wall_seconds"}``;
@@ -296,18 +266,24 @@ def run_recipe(
     """
     progress = progress or QuietProgress()
     chosen = [stage for stage in stages if stage.name in recipe.stages]
-    if only is not None and only not in recipe.stages:
-        names = ", ".join(stage.name for stage in chosen)
-        raise UserError(f"--only {only}: the recipe has no such stage", f"Its stages: {names}.")
+    for option, name in (("--only", only), ("--redo", redo)):
+        if name is not None and name not in recipe.stages:
+            names = ", ".join(stage.name for stage in chosen)
+            raise UserError(
+                f"{option} {name}: the recipe has no such stage", f"Its stages: {names}."
+            )
+    if only and redo:
+        raise UserError("--only and --redo: one at a time", "leave --only out")
     run = _Run(recipe, folder, {stage.name: stage for stage in chosen}, progress, prepare)
     if dry_run:
+        run.read_redo(redo)
         return run.summary([decision for decision, _ in run.plan(only)])
     with contextlib.ExitStack() as stack:
         stack.enter_context(locked(folder, progress))
         stack.enter_context(StopSignal())
         stack.callback(progress.close)
         try:
-            return run.run(only)
+            return run.run(only, redo)
         except OSError as error:
             raise storage_error(Path(error.filename or folder), error) from error
 
@@ -322,6 +298,17 @@ class _Run:
     machine: dict[str, object] | None = None
     files: dict[str, dict[str, dict[str, object]]] = field(default_factory=dict)
     """stage → the state of the files that its settings name"""
+    redo: Redo = field(init=False)
+
+    def read_redo(self, stage: str | None) -> None:
+        """What an earlier command was asked to make again and did not, and ``stage``."""
+        self.redo = Redo.read(self.folder)
+        if stage is not None:
+            present = self.recipe.stages
+            self.redo.add(stage, {s.name: s.inputs(present).values() for s in self.stages.values()})
+
+    def decide(self, identity: Identity) -> Decision:
+        return decide(identity, self.folder, self.redo.reason(identity.stage))
 
     def plan(self, only: str | None) -> list[tuple[Decision, Identity]]:
         """Decide on every stage (or on ``only``), as the folder is now."""
@@ -336,7 +323,7 @@ class _Run:
         for name in self.stages:
             pending = {each for each, (decision, _) in found.items() if decision.action != "skip"}
             identity = self.identity(name, pending)
-            found[name] = decide(identity, self.folder), identity
+            found[name] = self.decide(identity), identity
         if only is None:
             return list(found.values())
         for needed in self.stages[only].inputs(self.recipe.stages).values():
@@ -366,20 +353,24 @@ class _Run:
             files=self.files[name],
         )
 
-    def run(self, only: str | None) -> dict[str, object]:
+    def run(self, only: str | None, redo: str | None = None) -> dict[str, object]:
         """Run the plan; each stage is decided on again once its inputs are made."""
         remove_leftovers(self.folder)
+        self.read_redo(redo)
         plan = self.plan(only)
         for _, identity in plan:
             refuse_foreign_folder(self.folder / identity.stage)
         about = {"versions": describe_versions(), **_provenance()}
+        command = ["lmsmith", "run", *self.recipe.words, "--folder", str(self.folder.absolute())]
+        about |= {"command": command} if self.recipe.words else {}
         write_json(self.folder / "recipe.json", {"recipe": self.recipe.as_dict(), **about})
+        self.redo.save()
         self.progress.plan([identity.stage for _, identity in plan])
         decisions = []
         for _, planned in plan:
             stop_if_requested()
             identity = self.identity(planned.stage)
-            decision = decide(identity, self.folder)
+            decision = self.decide(identity)
             decisions.append(decision)
             if decision.action == "skip":
                 clean_up_stage(self.folder / identity.stage)
@@ -387,6 +378,7 @@ class _Run:
                 self.progress.stage_skipped(identity.stage, recorded_seconds(record))
             else:
                 self.run_stage(identity, decision)
+                self.redo.done(identity.stage)
         return self.summary(decisions)
 
     def run_stage(self, identity: Identity, decision: Decision) -> None:
@@ -398,6 +390,8 @@ class _Run:
                 self.progress.note(f"machine: {advice}")
             self.machine = (self.prepare or _prepare_process)(self.recipe.machine)
         inputs = stage.inputs(self.recipe.stages)
+        for role, source in inputs.items():
+            check_inputs(self.folder / source, stage.patterns(role))
         working = working_folder(folder)
         watched = self.open_stage(identity, decision, working)
         seed = derive_seed(self.recipe.seed, stage.name)
