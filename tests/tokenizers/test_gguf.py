@@ -165,7 +165,7 @@ def test_a_token_of_scores_is_made_in_every_way_the_best_first() -> None:
         ({"tokenizer.ggml.pre": "unheard-of"}, "cuts text by 'unheard-of'"),
         ({"tokenizer.ggml.tokens": None}, "has no tokenizer.ggml.tokens"),
         ({"tokenizer.ggml.merges": None}, "has no tokenizer.ggml.merges"),
-        ({"tokenizer.ggml.token_type": [1]}, r"\d+ tokens and 1 types"),
+        ({"tokenizer.ggml.token_type": [1]}, r"\d+ tokens and not as many types"),
     ],
 )
 def test_what_is_missing_or_unknown_is_named(change: dict[str, object], problem: str) -> None:

@@ -11,11 +11,17 @@ from typing import Any
 from torch import Tensor
 
 from lmsmith.catalogue.resolve import Source, resolve
-from lmsmith.core.errors import UserError
+from lmsmith.core.errors import UserError, refusing_damage
 from lmsmith.core.files import read_json
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
-from lmsmith.models.folder import load_decoder, load_tokenizer, read_model_config, without_weights
+from lmsmith.models.folder import (
+    MOST_CONFIG_BYTES,
+    load_decoder,
+    load_tokenizer,
+    read_model_config,
+    without_weights,
+)
 from lmsmith.models.interop.folders import read_transformers_config, read_transformers_folder
 from lmsmith.models.interop.gguf_file import open_gguf
 from lmsmith.models.interop.gguf_models import from_gguf, read_gguf_config
@@ -58,6 +64,11 @@ def read_model(word: str | Path | Source, tokenizer: Tokenizer | None = None) ->
             gives rewards and not text.
     """
     source = word if isinstance(word, Source) else resolve(word)
+    with refusing_damage(source.path):
+        return _read(source, tokenizer)
+
+
+def _read(source: Source, tokenizer: Tokenizer | None) -> ReadModel:
     path, card = source.path, {}
     if source.format == "gguf":
         file = open_gguf(path)
@@ -65,20 +76,21 @@ def read_model(word: str | Path | Source, tokenizer: Tokenizer | None = None) ->
             config, state = from_gguf(file)
             decoder = make_decoder(config, state)
             tokenizer = tokenizer or tokenizer_from_gguf(file.metadata)
-        card = {"name": file.metadata.get("general.name", path.stem)}
+        card = {"name": str(file.metadata.get("general.name", path.stem))}
     elif source.format == "hf":
         config, state = read_transformers_folder(path)
         decoder, tokenizer = make_decoder(config, state), tokenizer or _folder_tokenizer(path)
     else:
         decoder, tokenizer = load_decoder(path), tokenizer or load_tokenizer(path)
     if (path / "card.json").is_file():
-        content = read_json(path / "card.json")
+        content = read_json(path / "card.json", MOST_CONFIG_BYTES)
         card = content if isinstance(content, dict) else {}
     known, needed = decoder.config.vocabulary_size, tokenizer.vocabulary_size
     if known < needed or (source.format == "lmsmith" and tokenizer.is_own and known != needed):
         raise UserError(  # others' embeddings may be padded
             f"{path}: the model knows {known} tokens and the tokenizer beside it {needed}",
-            "the files in it come from different runs: run the stage that wrote it again"
+            "the files in it come from different runs: make its stage again "
+            "(`lmsmith run RECIPE --redo STAGE`)"
             if source.format == "lmsmith"
             else "its files are not of one model: fetch it again",
         )
@@ -127,16 +139,17 @@ def make_decoder(config: ModelConfig, state: Mapping[str, Tensor]) -> Decoder:
 
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """The path goes before the messages of what fails inside."""
+    """The path goes before the messages of what fails inside; damage becomes one."""
     try:
-        yield
+        with refusing_damage("the file"):
+            yield
     except UserError as error:
         raise UserError(f"{path}: {error.problem}", error.fix) from error
 
 
 def _folder_tokenizer(folder: Path) -> Tokenizer:
     """Tokenizer of a Hugging Face folder. GPT-1's files give no token beyond its embedding."""
-    settings = read_json(folder / "config.json")
+    settings = read_json(folder / "config.json", MOST_CONFIG_BYTES)
     first = isinstance(settings, dict) and settings.get("model_type") == "openai-gpt"
     if first and (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         return load_gpt1(folder, end_of_text=None)
@@ -154,6 +167,11 @@ def load_any_tokenizer(path: Path | str) -> Tokenizer:
         UserError: it is none of these, or damaged.
     """
     path = Path(path)
+    with refusing_damage(path):
+        return _any_tokenizer(path)
+
+
+def _any_tokenizer(path: Path) -> Tokenizer:
     if path.is_file() and path.suffix == ".gguf":
         with _naming(path):
             return tokenizer_from_gguf(open_gguf(path).metadata)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from lmsmith.catalogue import registry, versions
 from lmsmith.catalogue.registry import KNOWN_MODELS
 from lmsmith.core.errors import UserError
-from lmsmith.core.files import missing, read_json
+from lmsmith.core.files import missing, read_json, require_file
 from lmsmith.runs.folders import working_folder
 from lmsmith.runs.identity import remade_inputs
 from lmsmith.runs.records import read_record
@@ -76,6 +76,7 @@ def resolve(word: str | Path) -> Source:
 
 
 def _of_path(path: Path, name: str) -> Source:
+    require_file(path)
     if path.is_file():
         if path.suffix == ".gguf":
             return Source("gguf", path, name)

@@ -149,9 +149,9 @@ def _out_of_range(hint: object, value: object, key: str) -> list[Problem]:
     """The problem of a ``value`` that is not in the range that the type ``hint`` states."""
     if not isinstance(value, int | float):
         return []
+    if isinstance(value, float) and not math.isfinite(value):
+        return [Problem(key, value, "must be a finite number")]
     for meta in _ranges(hint):
-        if not math.isfinite(value):
-            return [Problem(key, value, "must be a finite number")]
         too_low = value < _or(meta.ge, -math.inf) or value <= _or(meta.gt, -math.inf)
         if too_low or value > _or(meta.le, math.inf) or value >= _or(meta.lt, math.inf):
             fix = "raise it" if too_low else "lower it"

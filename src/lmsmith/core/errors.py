@@ -1,4 +1,4 @@
-"""The two ways a run ends early, a mistake and an interruption; and packages that are missing."""
+"""The two ways a run ends early, a mistake and an interruption; packages and files that fail."""
 
 from __future__ import annotations
 
@@ -38,3 +38,32 @@ def needs_extra(name: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         problem = f"the package {error.name} is not installed"
         raise UserError(problem, f'install it: pip install "lmsmith[{name}]"') from error
+
+
+_OF_WRONG_VALUES = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,  # RecursionError is one, and those of torch are
+    TypeError,
+    ValueError,
+)
+
+
+@contextlib.contextmanager
+def refusing_damage(where: object, fix: str = "fetch it again") -> Iterator[None]:
+    """Read a file from outside: values of the wrong kind or size in it end in a UserError.
+
+    Its readers check what they know of; this is for all combinations that nobody thought of.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except _OF_WRONG_VALUES as error:
+        said = (str(error).strip().splitlines() or [""])[0][:200]
+        what = f"{type(error).__name__}: {said}" if said else type(error).__name__
+        problem = f"{where}: damaged: a value in it is missing, or of the wrong kind ({what})"
+        raise UserError(problem, fix) from error

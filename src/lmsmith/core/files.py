@@ -184,21 +184,30 @@ def write_json(path: Path, value: object) -> None:
     atomic_write(path, json.dumps(finite(value), ensure_ascii=False, indent=2) + "\n")
 
 
-def read_json(path: Path) -> object:
-    """Read one JSON value; UserError if the file is missing, unreadable or not UTF-8 JSON."""
-    content = _read_bytes(path)
+def read_json(path: Path, most: int | None = None) -> object:
+    """Read one JSON value; UserError if the file is missing, unreadable or not UTF-8 JSON.
+
+    ``most`` is the size in bytes from which it cannot be what it should be, and is not read.
+    """
+    content = _read_bytes(path, most)
     try:
         return _decoded(msgspec.json.Decoder(), content.removeprefix(_MARK))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error})", "Fix or replace the file.") from error
 
 
-def _read_bytes(path: Path) -> bytes:
+def _read_bytes(path: Path, most: int | None = None) -> bytes:
     require_file(path)
     try:
+        size = path.stat().st_size
+        if most is not None and size > most:
+            problem = f"{path}: {size:,} bytes, and such a file has at most {most:,}"
+            raise UserError(problem, "Fetch or write it again.")
         return path.read_bytes()
     except OSError as error:
         raise _reading_error(path, error) from error
+    except MemoryError as error:
+        raise UserError(f"{path}: {size:,} bytes, more than fit the memory", "Split it.") from error
 
 
 def missing(path: Path | str, problem: str = "no such file") -> str:

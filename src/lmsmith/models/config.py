@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+import msgspec
 
 from lmsmith.core.config import (
     SHORTHAND,
     FractionBelowOne,
-    NonNegativeInt,
     PositiveFloat,
-    PositiveInt,
     Problem,
 )
 
 AttentionKind = Literal["dense", "banded"]
+
+MOST_LAYERS = 1024
+"""Far above every published decoder; a damaged file may name any number."""
+
+Layers = Annotated[int, msgspec.Meta(ge=1, le=MOST_LAYERS)]
+Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
+SizeOrNone = Annotated[int, msgspec.Meta(ge=0, le=1 << 31)]
 
 
 @dataclass(frozen=True)
@@ -51,24 +58,24 @@ class ModelConfig:
     Llama are other choices of the same parts (`lmsmith.models.presets`).
     """
 
-    layers: PositiveInt = 6
+    layers: Layers = 6
     """Number of blocks."""
-    width: PositiveInt = 256
+    width: Size = 256
     """Size of the residual stream."""
-    heads: PositiveInt = 4
+    heads: Size = 4
     """Attention heads."""
-    context: PositiveInt = 256
+    context: Size = 256
     """Longest sequence, in tokens."""
-    vocabulary_size: NonNegativeInt = 0
+    vocabulary_size: SizeOrNone = 0
     """Rows of the token embedding; 0 in a recipe means the tokenizer's size."""
-    ffn_width: NonNegativeInt = 0
+    ffn_width: SizeOrNone = 0
     """Inner width of the feed-forward layer; 0 means 4 × width."""
     dropout: FractionBelowOne = 0.0
     """Probability at the embeddings, the attention weights and each residual branch; 0 is off."""
-    kv_heads: NonNegativeInt = 0
+    kv_heads: SizeOrNone = 0
     """Heads of keys and values, each shared by heads / kv_heads query heads (Ainslie et al. 2023);
     0 means as many as heads."""
-    head_width: NonNegativeInt = 0
+    head_width: SizeOrNone = 0
     """Width of one head's query, key and value; 0 means width / heads."""
     norm_position: Literal["pre", "post"] = "pre"
     """``pre``, x + f(norm(x)), with a final norm; ``post``, norm(x + f(x)), without one (Vaswani et
@@ -98,7 +105,7 @@ class ModelConfig:
     attention_pattern: tuple[AttentionKind, ...] = ("dense",)
     """Kinds of attention, repeated over the layers: ``dense`` sees everything before, ``banded``
     the last ``window`` tokens (Child et al. 2019; GPT-3)."""
-    window: NonNegativeInt = 0
+    window: SizeOrNone = 0
     """Tokens a banded layer's position sees, itself included."""
     preset: str = field(default="", compare=False, repr=False, metadata=SHORTHAND)
     """In a recipe, a published shape by name (``lmsmith models presets``): the settings that are
@@ -141,6 +148,10 @@ class ModelConfig:
         if scaling.method == "llama3" and not 0 < low < high:
             expected = f"between 0 and high_frequency_factor ({high:g})"
             yield Problem("rope_scaling.low_frequency_factor", low, expected, "lower it")
+        if scaling.method == "dynamic" and self.heads >= 1 and self.width_per_head == 2:
+            yield Problem("rope_scaling.method", "dynamic", "another one at a head_width of 2")
+        if scaling.method == "yarn" and not self.rope_theta > 1:
+            yield Problem("rope_theta", self.rope_theta, "above 1 with yarn", "raise it")
         if scaling.method == "yarn" and not 0 < slow <= fast:
             expected = f"between 0 and beta_fast ({fast:g})"
             yield Problem("rope_scaling.beta_slow", slow, expected, "lower it")

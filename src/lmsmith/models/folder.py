@@ -7,7 +7,7 @@ the folder of its base.
 from __future__ import annotations
 
 import contextlib
-import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -15,24 +15,39 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch.overrides import TorchFunctionMode
 
-from lmsmith.core.config import SettingsError, decode, encode, with_new_keys
-from lmsmith.core.errors import UserError
+from lmsmith.core.config import Problem, SettingsError, decode, encode, with_new_keys
+from lmsmith.core.errors import UserError, refusing_damage
 from lmsmith.core.files import atomic_folder, read_json, write_json
 from lmsmith.models import adapters
 from lmsmith.models.adapters import AdapterConfig, TrainedState
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.heads import ScalarModel
+from lmsmith.models.weights_file import (
+    read_shapes,
+    read_tensors,
+    refuse_impossible_sizes,
+    require_weight,
+)
+from lmsmith.runs.integrity import check_folder
 from lmsmith.tokenizers import Tokenizer
 
 KINDS = {"decoder": Decoder, "scalar": ScalarModel}
 
 WEIGHTS_FILE = "model.safetensors"
 ADAPTER_FILE = "adapter.safetensors"
+
+MOST_CONFIG_BYTES = 1 << 24
+"""Of a config.json, which is a few thousand bytes long."""
+
+_MOST_SAID = 2000
+"""Characters of PyTorch's list of what does not match."""
+
+_MOST_BASES = 8
+"""Models that adapters may stand on, one on the other."""
 
 
 class _NoInitialisation(TorchFunctionMode):
@@ -103,41 +118,67 @@ def read_model_config(folder: Path) -> tuple[str, ModelConfig]:
             f"{folder} is not a model folder: it has no config.json",
             "name a folder that a stage wrote, such as runs/quickstart/ppo/model",
         )
-    content = read_json(path)
-    content = content if isinstance(content, dict) else {}
+    content = _read_config(folder)
     kind = content.get("kind")
-    if kind not in KINDS or not isinstance(content.get("model"), dict):
+    if not isinstance(kind, str) or kind not in KINDS or not isinstance(content.get("model"), dict):
         raise UserError(f"{path} is not an lmsmith model's config", "name another model folder")
-    config, problems = decode(ModelConfig, with_new_keys(ModelConfig, content["model"]), str(path))
+    with refusing_damage(path, "name another model folder"):
+        table = with_new_keys(ModelConfig, content["model"])
+        config, problems = decode(ModelConfig, table, str(path))
     if config is None or problems:
         raise SettingsError(problems)
     return kind, config
 
 
+def _read_config(folder: Path) -> dict[str, Any]:
+    content = read_json(folder / "config.json", MOST_CONFIG_BYTES)
+    return content if isinstance(content, dict) else {}
+
+
 def load_model(folder: Path) -> Decoder | ScalarModel:
     """Read a model folder's weights, in float32 and evaluation mode; adapters are merged.
+
+    Files of a finished stage are compared with its record first (`lmsmith.runs.integrity`).
 
     Raises:
         UserError: the folder, its config or its weights are missing, damaged or do not match; or
             the base of its adapters has moved.
     """
+    return _load(folder, ())
+
+
+def _load(folder: Path, above: tuple[Path, ...]) -> Decoder | ScalarModel:
+    """``above`` are the folders of the adapters that were made for this model."""
+    check_folder(folder)
     kind, config = read_model_config(folder)
-    content: Any = read_json(folder / "config.json")
-    adapter = content.get("adapter")
-    model: Decoder | ScalarModel
-    if adapter is None:
-        model = _without_weights(kind, config)
-        _fill(model, _read_tensors(folder / WEIGHTS_FILE), folder / WEIGHTS_FILE)
-    else:
-        model = _load_adapted(folder, kind, adapter)
-    return model.requires_grad_(True).eval()
+    adapter = _read_config(folder).get("adapter")
+    with refusing_damage(folder):
+        if adapter is None:
+            model = _loaded_whole(folder, kind, config)
+        else:
+            model = _load_adapted(folder, kind, adapter, (*above, folder.resolve()))
+        return model.requires_grad_(True).eval()
 
 
-def _load_adapted(folder: Path, kind: str, adapter: Mapping[str, Any]) -> Decoder | ScalarModel:
+def _loaded_whole(folder: Path, kind: str, config: ModelConfig) -> Decoder | ScalarModel:
+    path = folder / WEIGHTS_FILE
+    refuse_impossible_sizes(config, read_shapes(path), f"{path} cannot be read as these weights")
+    model = _without_weights(kind, config)
+    _fill(model, read_tensors(path), path)
+    return model
+
+
+def _load_adapted(
+    folder: Path, kind: str, adapter: object, above: tuple[Path, ...]
+) -> Decoder | ScalarModel:
+    place = f"{folder / 'config.json'}: adapter"
+    if not isinstance(adapter, dict) or not isinstance(adapter.get("base"), str):
+        raise UserError(f"{place}: expected settings, with a base", "get the folder again")
     settings = {name: value for name, value in adapter.items() if name != "base"}
-    found, problems = decode(AdapterConfig, settings, f"{folder / 'config.json'}: adapter")
-    if found is None or problems or not isinstance(adapter.get("base"), str):
-        raise SettingsError(problems, str(folder / "config.json"))
+    found, problems = decode(AdapterConfig, settings, place)
+    if found is None or problems or not found.rank:
+        wrong = problems or [Problem("rank", 0, "1 or more")]
+        raise SettingsError(wrong, str(folder / "config.json"))
     base = folder / adapter["base"]
     if not (base / "config.json").is_file():
         raise UserError(
@@ -145,19 +186,35 @@ def _load_adapted(folder: Path, kind: str, adapter: Mapping[str, Any]) -> Decode
             f"at {os.path.normpath(base)}",
             "put it back there; `lmsmith export` makes one model of the two",
         )
-    model = load_model(base)
+    if base.resolve() in above or len(above) > _MOST_BASES:
+        names = " → ".join(map(str, (*above, base.resolve())))
+        raise UserError(f"{folder}: its adapters stand on no model: {names}", "get it again")
+    model = _load(base, above)
     if kind == "scalar" and isinstance(model, Decoder):
         model = ScalarModel(model)
-    adapters.add_adapters(model, found)
+    decoder = model.decoder if isinstance(model, ScalarModel) else model
     path = folder / ADAPTER_FILE
+    _check_rank(found.rank, decoder.config, path)
+    adapters.add_adapters(model, found)
     try:
-        TrainedState(model).load_state_dict(_read_tensors(path))
+        TrainedState(model).load_state_dict(read_tensors(path))
     except RuntimeError as error:
         raise _unreadable(path, error) from error
-    decoder = model.decoder if isinstance(model, ScalarModel) else model
     plain = _without_weights(kind, decoder.config)
     _fill(plain, adapters.merged_state(model), path)
     return plain
+
+
+def _check_rank(rank: int, config: ModelConfig, path: Path) -> None:
+    """Refuse adapters that are larger than their file, before there is memory for them."""
+    numbers = sum(map(math.prod, read_shapes(path).values()))
+    least = rank * 2 * config.width * config.layers  # a matrix in and one out, in every block
+    if least > numbers:
+        raise UserError(
+            f"{path}: adapters of rank {rank:,} have {least:,} numbers or more, and the file has "
+            f"{numbers:,}",
+            "its config.json and its weights are not of one model: get both again",
+        )
 
 
 def _without_weights(kind: str, config: ModelConfig) -> Decoder | ScalarModel:
@@ -166,24 +223,22 @@ def _without_weights(kind: str, config: ModelConfig) -> Decoder | ScalarModel:
         return ScalarModel(decoder) if kind == "scalar" else decoder
 
 
-def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
-        raise _unreadable(path, error) from error
-
-
 def _fill(model: Decoder | ScalarModel, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     try:
         model.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
         raise _unreadable(path, error) from error
+    for name, tensor in model.state_dict().items():
+        require_weight(f"{path}: {name}", tensor, tuple(tensor.shape), "get it again")
+    model.float()
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
+    said = str(error)
+    said = said if len(said) < _MOST_SAID else f"{said[:_MOST_SAID]} …"
     return UserError(
-        f"{path} cannot be read as the weights of this model: {error}",
-        "run the stage that wrote it again",
+        f"{path} cannot be read as the weights of this model: {said}",
+        "get it again; a run's is made again by `lmsmith run RECIPE --redo STAGE`",
     )
 
 
@@ -210,5 +265,6 @@ def load_scalar_model(folder: Path) -> ScalarModel:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a model folder."""
+    """The tokenizer of a model folder; checked as `load_model` does."""
+    check_folder(folder)
     return Tokenizer.load(folder)

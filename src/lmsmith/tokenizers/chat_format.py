@@ -14,6 +14,7 @@ import msgspec
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import read_json
+from lmsmith.tokenizers.description import MOST_SMALL_BYTES
 
 END_OF_TEXT = "<|endoftext|>"
 SYSTEM = "<|system|>"
@@ -127,7 +128,7 @@ def read_chat_format(path: Path) -> ChatFormat:
     Raises:
         UserError: it is missing, damaged, or describes neither our format nor a template.
     """
-    chat = read_json(path)
+    chat = read_json(path, MOST_SMALL_BYTES)
     if chat == CHAT_DESCRIPTION:
         return OWN_FORMAT
     name = chat.get("template") if isinstance(chat, dict) else None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import tokenizers
@@ -54,20 +55,26 @@ def shielded_backend(
         "truncation": None,
         "padding": None,
     }
-    try:
+    with refusing_panic("not a readable tokenizer", "fetch the model's files again"):
         backend = tokenizers.Tokenizer.from_str(json.dumps(hidden))
-    except BaseException as error:  # the library raises bare Exception, or panics
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise UserError(
-            f"not a readable tokenizer ({error})", "fetch the model's files again"
-        ) from error
     if any(backend.token_to_id(name) != token for token, name in spelling.items()):
         raise UserError(
             "the ids of this tokenizer's added tokens do not follow its vocabulary",
             "fetch the model's files again, all of one revision",
         )
     return backend, spelling
+
+
+@contextlib.contextmanager
+def refusing_panic(problem: str, fix: str) -> Iterator[None]:
+    """UserError where the library refuses a file or a text; it raises bare Exception, or panics."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        said = str(error)[:500]
+        raise UserError(f"{problem} ({said})", fix) from error
 
 
 def added_token(token: int, content: str, special: bool) -> dict[str, Any]:

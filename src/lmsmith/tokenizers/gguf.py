@@ -5,6 +5,7 @@ Keys are those of the GGUF specification (ggml/docs/gguf.md, "Tokenizer").
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -13,7 +14,8 @@ import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
 from lmsmith.core.errors import UserError
-from lmsmith.tokenizers.control_tokens import added_token
+from lmsmith.tokenizers.control_tokens import added_token, refusing_panic
+from lmsmith.tokenizers.description import MOST_MERGES, read_description
 from lmsmith.tokenizers.gpt import byte_level_description
 from lmsmith.tokenizers.hugging_face import described_with_start, hugging_face_template
 from lmsmith.tokenizers.import_tokenizer import import_tokenizer
@@ -66,6 +68,9 @@ _BEGINS_TEXTS = {"llama-bpe", "llama3"}
 _OF_SENTENCE_PIECE = ("unknown", "bos", "eos")
 """The first tokens of such a vocabulary, where the file names none: llama.cpp's rule."""
 
+MOST_CHARACTERS = 1024
+"""Of a token of SentencePiece, which makes 16 by default."""
+
 _VARIABLES = {
     "bos_token": "bos",
     "eos_token": "eos",
@@ -89,15 +94,17 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
         UserError: a value is missing, or the kind is neither.
     """
     tokens = _get(metadata, "ggml.tokens", list)
+    if not all(isinstance(token, str) for token in tokens):
+        raise UserError("the GGUF file's tokens are no texts", "fetch it again")
     types = metadata.get("tokenizer.ggml.token_type") or [NORMAL] * len(tokens)
     kind = _get(metadata, "ggml.model", str)
-    if len(types) != len(tokens):
+    if not isinstance(types, list) or len(types) != len(tokens):
         raise UserError(
-            f"the GGUF file has {len(tokens)} tokens and {len(types)} types", "fetch it again"
+            f"the GGUF file has {len(tokens)} tokens and not as many types", "fetch it again"
         )
     named = _named_tokens(metadata, tokens)
     if whole := metadata.get("tokenizer.huggingface.json"):
-        description = json.loads(whole)
+        description = read_description(whole)
     elif kind == "gpt2":
         description = _byte_level(metadata, tokens, types)
     elif kind == "llama":
@@ -113,7 +120,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     return import_tokenizer(
         description,
         variables=variables,
-        jinja=metadata.get("tokenizer.chat_template") or "",
+        jinja=_template(metadata),
         text_start=[named["bos"]] if adds and "bos" in named else [],
         stops=[named[key] for key in ("eot", "eom") if key in named],
     )
@@ -211,6 +218,11 @@ def _get(metadata: Mapping[str, Any], key: str, kind: type[Any]) -> Any:
     return value
 
 
+def _template(metadata: Mapping[str, Any]) -> str:
+    found = metadata.get("tokenizer.chat_template")
+    return found if isinstance(found, str) else ""
+
+
 def _byte_level(
     metadata: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int]
 ) -> dict[str, Any]:
@@ -254,21 +266,27 @@ def _sentence_piece(
     metadata: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int]
 ) -> dict[str, Any]:
     scores = _get(metadata, "ggml.scores", list)
+    if len(scores) != len(tokens) or not all(type(score) is float for score in scores):
+        raise UserError("the GGUF file has not a score for each token", "fetch it again")
     vocabulary = _used(metadata, tokens, types)
     normal = {
         token: score
         for token, score, kind in zip(tokens, scores, types, strict=True)
         if token in vocabulary and kind in (NORMAL, USER_DEFINED, UNUSED)
     }
-    backend = tokenizers.Tokenizer(
-        models.BPE(
+    merges = list(itertools.islice(merges_of_scores(normal), MOST_MERGES * len(tokens) + 1))
+    if len(merges) > MOST_MERGES * len(tokens):
+        raise UserError("the GGUF file's tokens are made in too many ways", "fetch it again")
+    unknown = tokens[types.index(UNKNOWN)] if UNKNOWN in types else None
+    with refusing_panic("not a readable vocabulary", "fetch the file again"):
+        model = models.BPE(
             vocab=vocabulary,
-            merges=list(merges_of_scores(normal)),
-            unk_token=tokens[types.index(UNKNOWN)] if UNKNOWN in types else None,
+            merges=merges,
+            unk_token=unknown,
             fuse_unk=True,
             byte_fallback=BYTE in types,
         )
-    )
+    backend = tokenizers.Tokenizer(model)
     spaced: list[normalizers.Normalizer] = [normalizers.Replace(" ", "▁")]
     ends = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     if metadata.get("tokenizer.ggml.add_space_prefix", True):
@@ -282,11 +300,14 @@ def _sentence_piece(
 
 
 def merges_of_scores(scores: Mapping[str, float]) -> Iterator[tuple[str, str]]:
-    """Merges that do what SentencePiece's BPE does with scores.
+    """Merges that do what SentencePiece's BPE does with scores; a UserError for absurd tokens.
 
     It joins, of all neighbours that together are a token, those whose token has the highest
     score, the leftmost first. So each way to make a token is a merge, in the order of scores.
     """
+    longest = max(map(len, scores), default=0)
+    if longest > MOST_CHARACTERS:
+        raise UserError(f"the GGUF file has a token of {longest:,} characters", "fetch it again")
     for token in sorted(scores, key=lambda token: -scores[token]):
         for cut in range(1, len(token)):
             left, right = token[:cut], token[cut:]

@@ -13,6 +13,8 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import read_json
 from lmsmith.tokenizers.chat_format import END_OF_TEXT
+from lmsmith.tokenizers.control_tokens import refusing_panic
+from lmsmith.tokenizers.description import MOST_BYTES
 from lmsmith.tokenizers.import_tokenizer import import_tokenizer
 from lmsmith.tokenizers.tokenizer import Tokenizer
 
@@ -60,9 +62,9 @@ def load_gpt1(folder: Path | str, *, end_of_text: str | None = END_OF_TEXT) -> T
     if UNKNOWN not in vocabulary:
         raise UserError(f"{folder}: the vocabulary has no {UNKNOWN}", "fetch it again")
     _check_merges(vocabulary, merges)
-    backend = tokenizers.Tokenizer(
-        models.BPE(vocab=vocabulary, merges=merges, unk_token=UNKNOWN, end_of_word_suffix=WORD_END)
-    )
+    ends = {"unk_token": UNKNOWN, "end_of_word_suffix": WORD_END}
+    with refusing_panic("not a readable vocabulary", "fetch it again"):
+        backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges, **ends))
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.BPEDecoder(suffix=WORD_END)
@@ -80,7 +82,8 @@ def byte_level_description(
 ) -> dict[str, Any]:
     """Contents of a ``tokenizer.json`` that cuts text as GPT-2 does."""
     _check_merges(vocabulary, merges)
-    backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=list(merges)))
+    with refusing_panic("not a readable vocabulary", "fetch it again"):
+        backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=list(merges)))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(list(controls))
@@ -102,8 +105,8 @@ def _check_merges(vocabulary: Mapping[str, int], merges: Iterable[tuple[str, str
 
 def _read_vocabulary(folder: Path, names: Sequence[str]) -> dict[str, int]:
     path = _existing(folder, names)
-    content = read_json(path)
-    if not isinstance(content, dict) or not all(isinstance(v, int) for v in content.values()):
+    content = read_json(path, MOST_BYTES)
+    if not isinstance(content, dict) or not all(type(v) is int for v in content.values()):
         raise UserError(f"{path}: expected an object of ids by token", "fetch the file again")
     return content
 
@@ -112,6 +115,8 @@ def _read_merges(folder: Path, names: Sequence[str]) -> list[tuple[str, str]]:
     """Pairs in the order they were learnt."""
     path = _existing(folder, names)
     try:
+        if path.stat().st_size > MOST_BYTES:
+            raise UserError(f"{path}: too large for merges", "fetch it again")
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as UTF-8 ({error})", "fetch it again") from error

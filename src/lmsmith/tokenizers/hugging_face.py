@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lmsmith.core.errors import UserError
+from lmsmith.core.errors import UserError, refusing_damage
 from lmsmith.core.files import atomic_write, read_json, write_json
 from lmsmith.tokenizers.bpe import TOKENIZER_FILE
 from lmsmith.tokenizers.chat_format import END_OF_TEXT, END_OF_TURN, JINJA_TEMPLATE
+from lmsmith.tokenizers.description import MOST_BYTES, MOST_SMALL_BYTES
 from lmsmith.tokenizers.import_tokenizer import import_tokenizer
 from lmsmith.tokenizers.tokenizer import Tokenizer, vocabulary_of
 
@@ -37,9 +38,15 @@ def load_hugging_face(folder: Path | str) -> Tokenizer:
             "make it with transformers: AutoTokenizer.from_pretrained(…).save_pretrained(…); "
             "GPT-2's encoder.json and GGUF files are read as they are",
         )
-    description = _object(path)
-    if not isinstance(description.get("model"), dict):
-        raise UserError(f"{path}: not a tokenizer: it has no model", "fetch it again")
+    try:
+        with refusing_damage("a file beside the tokenizer"):
+            return _read(folder)
+    except UserError as error:
+        raise UserError(f"{folder}: {error.problem}", error.fix) from error
+
+
+def _read(folder: Path) -> Tokenizer:
+    description = _object(folder / TOKENIZER_FILE, MOST_BYTES)
     config = _object(folder / CONFIG_FILE)
     names = _object(folder / "special_tokens_map.json") | config
     variables = {key: name for key in _VARIABLES if (name := _name_of(names.get(key))) is not None}
@@ -48,16 +55,13 @@ def load_hugging_face(folder: Path | str) -> Tokenizer:
     stops = [by_id[end] for end in _end_ids(folder) if end in by_id]
     if "eos_token" not in variables and stops:
         variables["eos_token"] = stops[0]
-    try:
-        return import_tokenizer(
-            description,
-            variables=variables,
-            jinja=_template(folder, config),
-            text_start=_text_start(description, config, variables.get("bos_token")),
-            stops=stops,
-        )
-    except UserError as error:
-        raise UserError(f"{folder}: {error.problem}", error.fix) from error
+    return import_tokenizer(
+        description,
+        variables=variables,
+        jinja=_template(folder, config),
+        text_start=_text_start(description, config, variables.get("bos_token")),
+        stops=stops,
+    )
 
 
 def _end_ids(folder: Path) -> list[int]:
@@ -106,11 +110,11 @@ def hugging_face_template(tokenizer: Tokenizer) -> str:
     return JINJA_TEMPLATE if tokenizer.is_own else tokenizer.format.jinja or ""
 
 
-def _object(path: Path) -> dict[str, Any]:
-    """What a JSON file holds; nothing if there is none."""
+def _object(path: Path, most: int = MOST_SMALL_BYTES) -> dict[str, Any]:
+    """What a JSON file of at most so many bytes holds; nothing if there is none."""
     if not path.is_file():
         return {}
-    content = read_json(path)
+    content = read_json(path, most)
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected an object", "fetch it again")
     return content
@@ -127,6 +131,8 @@ def _template(folder: Path, config: Mapping[str, Any]) -> str:
     path = folder / TEMPLATE_FILE
     if path.is_file():
         try:
+            if path.stat().st_size > MOST_SMALL_BYTES:
+                raise UserError(f"{path}: too large for a template", "fetch it again")
             return path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: cannot be read ({error})", "fetch it again") from error

@@ -9,7 +9,8 @@ from typing import Any
 
 from lmsmith.core.errors import UserError
 from lmsmith.tokenizers.chat_format import ChatFormat, plain_template
-from lmsmith.tokenizers.template import ChatTemplate, Rendering
+from lmsmith.tokenizers.description import check_description
+from lmsmith.tokenizers.template import ChatTemplate, Endless, Rendering
 from lmsmith.tokenizers.tokenizer import Tokenizer, vocabulary_of
 
 _ENDS_OF_TEXT = (
@@ -47,8 +48,9 @@ def import_tokenizer(
         text_start, cleaning: see `ChatFormat`.
 
     Raises:
-        UserError: it names no token that ends a text.
+        UserError: it names no token that ends a text, or is damaged; or its template does not end.
     """
+    check_description(description)
     eos = variables.get("eos_token") or variables.get("bos_token")
     if not eos:
         raise UserError(
@@ -111,6 +113,8 @@ def _rendered(
 ) -> Rendering | None:
     try:
         return template.render(talk, ask=ask, controls=controls)
+    except Endless:
+        raise
     except UserError:
         return None
 

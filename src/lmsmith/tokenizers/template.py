@@ -35,6 +35,10 @@ _OPEN, _CLOSE, _NUMBERS = "\U0010fff0", "\U0010fff1", 0x100000
 _FIX = "use the model's own template, or change this one (`chat.json` or `chat_template.jinja`)"
 
 
+class Endless(UserError):
+    """A template did not end in time, or used up its process's memory."""
+
+
 @dataclass(frozen=True)
 class Span:
     """Where a piece of a message's content stands in a rendered conversation."""
@@ -297,7 +301,7 @@ class _Worker:
                 self._start()
             line = self._exchange(json.dumps(request).encode() + b"\n", seconds)
         if not line:
-            raise UserError(
+            raise Endless(
                 f"the chat template did not end within {seconds:g} seconds, or was stopped", _FIX
             )
         answer: dict[str, Any] = json.loads(line)

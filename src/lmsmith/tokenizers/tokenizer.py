@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lmsmith.core.errors import UserError
+from lmsmith.core.errors import UserError, refusing_damage
 from lmsmith.core.files import atomic_write, read_json, write_json
 from lmsmith.core.text import encodable
 from lmsmith.tokenizers.bpe import TOKENIZER_FILE, check_is_ours, train_description
@@ -22,9 +22,12 @@ from lmsmith.tokenizers.chat_format import (
     ChatFormat,
     read_chat_format,
 )
-from lmsmith.tokenizers.control_tokens import shielded_backend
+from lmsmith.tokenizers.control_tokens import refusing_panic, shielded_backend
+from lmsmith.tokenizers.description import MOST_BYTES, check_description
 from lmsmith.tokenizers.template import ChatTemplate, Rendering
 from lmsmith.tokenizers.token_bytes import Utf8Table, read_pieces, utf8_table
+
+_CANNOT_ENCODE = ("this tokenizer cannot encode the text", "use a model with another tokenizer")
 
 
 def _fixed_by_ftfy(text: str) -> str:
@@ -129,13 +132,12 @@ class Tokenizer:
         chat = (path if is_folder else path.parent) / CHAT_FILE
         chat_format = read_chat_format(chat) if is_folder or chat.is_file() else OWN_FORMAT
         path = path / TOKENIZER_FILE if is_folder else path
-        description = read_json(path)
+        description = read_json(path, MOST_BYTES)
         if chat_format is OWN_FORMAT:
             check_is_ours(description, path)
-        if not isinstance(description, dict) or not isinstance(description.get("model"), dict):
-            raise UserError(f"{path}: not a tokenizer", "import the model again")
         try:
-            return cls(description, chat_format)
+            with refusing_damage("the tokenizer", "import the model again"):
+                return cls(check_description(description), chat_format)
         except UserError as error:
             raise UserError(f"{path}: {error.problem}", error.fix) from error
 
@@ -180,14 +182,18 @@ class Tokenizer:
         return self._ids(self._clean(text))
 
     def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        ids: list[int] = self._encoding(text).ids
         return ids
+
+    def _encoding(self, text: str) -> Any:
+        with refusing_panic(*_CANNOT_ENCODE):
+            return self._backend.encode(text, add_special_tokens=False)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """``[encode(text) for text in texts]``, on all cores."""
-        encodings = self._backend.encode_batch_fast(
-            [self._clean(text) for text in texts], add_special_tokens=False
-        )
+        cleaned = [self._clean(text) for text in texts]
+        with refusing_panic(*_CANNOT_ENCODE):
+            encodings = self._backend.encode_batch_fast(cleaned, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     def decode(
@@ -248,7 +254,7 @@ class Tokenizer:
         cleaned = self._cleaned(messages)
         rendering = self._rendered(cleaned, ask)
         text, starts = self._with_secrets(rendering)
-        encoding = self._backend.encode(text, add_special_tokens=False)
+        encoding = self._encoding(text)
         if ask:
             return EncodedChat(encoding.ids, [-1] * len(encoding.ids))
         authors = [-1] * (len(rendering.text) + 1)

@@ -4,13 +4,14 @@ supports a config.json; `lmsmith.models.interop.transformers` converts the weigh
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from lmsmith.core.config import Problem, SettingsError
 from lmsmith.core.errors import UserError
-from lmsmith.models.config import AttentionKind, ModelConfig, RopeScaling
+from lmsmith.models.config import MOST_LAYERS, AttentionKind, ModelConfig, RopeScaling
 
 Settings = Mapping[str, Any]
 """The contents of transformers' config.json."""
@@ -99,10 +100,14 @@ _NEO_KINDS: Mapping[str, AttentionKind] = {"global": "dense", "local": "banded"}
 
 
 def _read_neo_pattern(settings: Settings) -> dict[str, Any]:
-    layers = settings.get("attention_layers") or [
-        kind for kinds, times in settings["attention_types"] for kind in list(kinds) * times
-    ]
-    pattern = shortest_cycle([_NEO_KINDS[kind] for kind in layers[: settings["num_layers"]]])
+    most = min(settings["num_layers"], MOST_LAYERS)
+    layers = settings.get("attention_layers") or (
+        kind
+        for kinds, times in settings["attention_types"]
+        for _ in range(min(times, most))
+        for kind in kinds
+    )
+    pattern = shortest_cycle([_NEO_KINDS[kind] for kind in itertools.islice(layers, most)])
     window = settings["window_size"] if "banded" in pattern else 0
     return {"attention_pattern": pattern, "window": window}
 

@@ -8,19 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from lmsmith.core.errors import UserError
+from lmsmith.core.errors import UserError, refusing_damage
 from lmsmith.core.files import read_json, write_json
 from lmsmith.models.config import ModelConfig
+from lmsmith.models.folder import MOST_CONFIG_BYTES
 from lmsmith.models.interop.families import FAMILIES, refuse_unsupported
 from lmsmith.models.interop.transformers import from_transformers, read_shape, to_transformers
+from lmsmith.models.weights_file import read_tensors
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+_MOST_INDEX_BYTES = 1 << 26
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -49,9 +51,10 @@ def read_transformers_config(folder: Path) -> ModelConfig:
 
 @contextlib.contextmanager
 def _naming(folder: Path) -> Iterator[None]:
-    """Begin the message of a UserError with the folder."""
+    """Begin the message of a UserError with the folder; damage becomes one."""
     try:
-        yield
+        with refusing_damage("config.json or the weights"):
+            yield
     except UserError as error:
         raise UserError(f"{folder}: {error.problem}", error.fix) from error
 
@@ -59,42 +62,35 @@ def _naming(folder: Path) -> Iterator[None]:
 def _read_settings(folder: Path) -> dict[str, Any]:
     """The contents of a config.json that our decoder supports."""
     path = folder / CONFIG_FILE
-    settings = read_json(path)
+    settings = read_json(path, MOST_CONFIG_BYTES)
     if not isinstance(settings, dict):
         raise UserError(f"{path}: expected an object", "fetch it again")
-    refuse_unsupported(settings, str(path))
+    with refusing_damage(path):
+        refuse_unsupported(settings, str(path))
     return settings
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
     """All tensors of a folder's safetensors, of one file or as its index says."""
     if (folder / WEIGHTS_FILE).is_file():
-        return _load(folder / WEIGHTS_FILE)
+        return read_tensors(folder / WEIGHTS_FILE)
     index = folder / INDEX_FILE
     if not index.is_file():
         raise _no_weights(folder)
-    content = read_json(index)
+    content = read_json(index, _MOST_INDEX_BYTES)
     places = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(places, dict):
+    if not isinstance(places, dict) or not all(isinstance(each, str) for each in places.values()):
         raise UserError(f"{index}: expected weight_map, files by name", "fetch it again")
     found: dict[str, Tensor] = {}
     for name in sorted(set(places.values())):
-        if not isinstance(name, str) or Path(name).name != name:
+        if Path(name).name != name:
             raise UserError(f"{index}: {name!r} is not a file beside it", "fetch it again")
         if not (folder / name).is_file():
             raise UserError(f"{folder} lacks {name}, a part of the weights", "fetch it again")
-        found |= _load(folder / name)
+        found |= read_tensors(folder / name)
     if missing := sorted(set(places) - set(found)):
         raise UserError(f"{folder}: its files lack {missing[0]}", "fetch them again")
     return found
-
-
-def _load(path: Path) -> dict[str, Tensor]:
-    try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except (OSError, SafetensorError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error})", "fetch it again") from error
-    return tensors
 
 
 def _no_weights(folder: Path) -> UserError:

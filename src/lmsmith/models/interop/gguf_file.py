@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lmsmith.core.errors import UserError
-from lmsmith.core.files import atomic_file
+from lmsmith.core.files import atomic_file, require_file
 from lmsmith.models.interop.quantised import TensorType, dequantise, tensor_type
 
 MAGIC = b"GGUF"
@@ -31,6 +31,8 @@ _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _SCALARS |= {12: "d"}
 _STRING, _ARRAY = 8, 9
 _MOST_DIMENSIONS = 8
+_MOST_ITEMS = 1 << 23
+"""Items of all lists of the metadata; a vocabulary of 256,000 with its merges has 1.3 million."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ def open_gguf(path: Path) -> GgufFile:
         UserError: it is missing, is not GGUF of a known version and byte order, is one of several
             parts, or ends too early.
     """
+    require_file(path)
     try:
         with path.open("rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
@@ -78,12 +81,12 @@ def open_gguf(path: Path) -> GgufFile:
         )
     try:
         return _parse(data, path)
-    except (struct.error, ValueError, TypeError, OverflowError, _CutOff) as error:
+    except (struct.error, ValueError, TypeError, OverflowError, _Damaged) as error:
         raise UserError(f"{path}: the file is damaged or cut off", "fetch it again") from error
 
 
-class _CutOff(Exception):
-    """A length leads beyond the end of the file."""
+class _Damaged(Exception):
+    """A length leads beyond the end of the file, or a value that cannot be."""
 
 
 def _parse(data: mmap.mmap, path: Path) -> GgufFile:
@@ -92,6 +95,8 @@ def _parse(data: mmap.mmap, path: Path) -> GgufFile:
     metadata = {}
     for _ in range(value_count):
         key = cursor.text()
+        if key in metadata:
+            raise _Damaged
         metadata[key] = cursor.value(cursor.number("I"))
     if metadata.get("split.count", 1) > 1:
         raise UserError(
@@ -101,19 +106,21 @@ def _parse(data: mmap.mmap, path: Path) -> GgufFile:
     places = {}
     for _ in range(tensor_count):
         name, dimensions = cursor.text(), cursor.number("I")
-        if dimensions > _MOST_DIMENSIONS:
-            raise _CutOff
+        if dimensions > _MOST_DIMENSIONS or name in places:
+            raise _Damaged
         shape = tuple(cursor.number("Q") for _ in range(dimensions))[::-1]
         places[name] = (shape, cursor.number("I"), cursor.number("Q"))
     alignment = int(metadata.get("general.alignment", ALIGNMENT)) or ALIGNMENT
     start = -(-cursor.at // alignment) * alignment
     whole = torch.frombuffer(data, dtype=torch.uint8)
+    left = len(data) - start  # tensors that share bytes would need more memory than the file has
     tensors = {}
     for name, (shape, number, offset) in places.items():
         kind = tensor_type(number, name)
         size = kind.bytes_of(shape, name)
-        if start + offset + size > len(data):
-            raise _CutOff
+        left -= size
+        if start + offset + size > len(data) or left < 0:
+            raise _Damaged
         tensors[name] = GgufTensor(kind, shape, whole[start + offset : start + offset + size])
     return GgufFile(metadata, tensors)
 
@@ -123,6 +130,7 @@ class _Cursor:
 
     def __init__(self, data: mmap.mmap, at: int) -> None:
         self._data, self.at, self._end = data, at, len(data)
+        self._items = _MOST_ITEMS
 
     def number(self, kind: str) -> Any:
         return self.numbers(kind, 1)[0]
@@ -130,7 +138,7 @@ class _Cursor:
     def numbers(self, kind: str, count: int) -> tuple[Any, ...]:
         size = struct.calcsize(f"<{kind}")
         if count > (self._end - self.at) // size:
-            raise _CutOff
+            raise _Damaged
         found = struct.unpack_from(f"<{count}{kind}", self._data, self.at)
         self.at += count * size
         return found
@@ -139,7 +147,7 @@ class _Cursor:
         start = self.at + 8
         end = start + int.from_bytes(self._data[self.at : start], "little")
         if end > self._end:
-            raise _CutOff
+            raise _Damaged
         self.at = end
         return self._data[start:end].decode("utf-8")
 
@@ -149,13 +157,16 @@ class _Cursor:
         if kind in _SCALARS:
             return self.number(_SCALARS[kind])
         if kind != _ARRAY:
-            raise _CutOff
+            raise _Damaged
         inner, count = self.number("I"), self.number("Q")
+        self._items -= count
+        if self._items < 0:
+            raise _Damaged
         if inner in _SCALARS:
             return list(self.numbers(_SCALARS[inner], count))
-        if count > (self._end - self.at) // 8:
-            raise _CutOff
-        return [self.value(inner) for _ in range(count)]
+        if inner != _STRING or count > (self._end - self.at) // 8:  # no file has lists of lists
+            raise _Damaged
+        return [self.text() for _ in range(count)]
 
 
 FILE_TYPES = {"f32": 0, "f16": 1, "bf16": 32, "q8_0": 7}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lmsmith.core.config import Problem, SettingsError, problems_in
-from lmsmith.core.errors import UserError
+from lmsmith.core.errors import UserError, refusing_damage
 from lmsmith.models.config import ModelConfig, RopeScaling
 from lmsmith.models.interop.gguf_file import GgufFile
 from lmsmith.models.interop.transformers import (
@@ -24,6 +24,7 @@ from lmsmith.models.interop.transformers import (
     query_key_value_rows,
 )
 from lmsmith.models.positions import llama3_frequencies, rotary_frequencies
+from lmsmith.models.weights_file import refuse_impossible_sizes
 
 ROPE_FACTORS = "rope_freqs.weight"
 """Divisors of the rotary frequencies, which Llama 3's scaling gives."""
@@ -69,19 +70,20 @@ class _Values:
     def get(self, key: str, default: Any = None) -> Any:
         return self.file.metadata.get(self._prefix + key, default)
 
-    def whole(self, key: str, default: int | None = None) -> int:
+    def whole(self, key: str, default: int | None = None, least: int = 1) -> int:
         """A whole number; a list of one number for each layer must hold one value."""
         value = self.get(key, default)
         values = set(value) if isinstance(value, list) else {value}
-        if len(values) == 1 and isinstance(found := values.pop(), int) and found >= 0:
+        found = values.pop() if len(values) == 1 else None
+        if type(found) is int and (found >= least or found == default):
             return found
-        self.refuse(key, value, "one whole number", "it is missing, or layers differ")
+        self.refuse(key, value, "one whole number above 0", "it is missing, or layers differ")
         return 1
 
     def number(self, key: str, default: float) -> float:
         """A float32 of the file as the shortest decimal that gives it."""
         value = self.get(key, default)
-        if isinstance(value, int | float):
+        if type(value) in (int, float) and math.isfinite(value):
             return shortest(value, 7)
         self.refuse(key, value, "a number", "fetch the file again")
         return default
@@ -107,7 +109,7 @@ class _Values:
         if embedding is None:
             self.refuse("vocab_size", None, "a tensor token_embd.weight", "fetch it again")
             return 1
-        return embedding.shape[0]
+        return embedding.shape[0] if embedding.shape else 1
 
 
 def _read_gpt2(values: _Values) -> ModelConfig:
@@ -174,7 +176,7 @@ def _read_llama(values: _Values) -> ModelConfig:
 def _read_scaling(values: _Values, width: int) -> RopeScaling:
     method = values.get("rope.scaling.type", "none")
     factor = values.number("rope.scaling.factor", 1.0)
-    original = values.whole("rope.scaling.original_context_length", 0)
+    original = values.whole("rope.scaling.original_context_length", 0, least=0)
     if values.has(ROPE_FACTORS):
         return _read_factors(values, width, original)
     if method == "none":
@@ -201,13 +203,17 @@ def shortest(value: float, digits: int = 6) -> float:
 
 
 def _yarn_magnitude(factor: float) -> float:
-    return 0.1 * math.log(factor) + 1.0
+    return 0.1 * math.log(max(factor, 1.0)) + 1.0
 
 
 def _read_factors(values: _Values, width: int, original: int) -> RopeScaling:
     """Llama 3's settings, found from the divisors of the frequencies."""
     theta = values.number("rope.freq_base", 10_000.0)
-    found = values.file.tensors[ROPE_FACTORS].read()
+    packed = values.file.tensors[ROPE_FACTORS]
+    if packed.shape != (width // 2,) or width % 2:
+        values.refuse("rope_freqs", packed.shape, f"{width // 2} numbers", "fetch the file again")
+        return RopeScaling()
+    found = packed.read()
     low = values.number("rope.scaling.low_freq_factor", _LLAMA3.low_frequency_factor)
     high = values.number("rope.scaling.high_freq_factor", _LLAMA3.high_frequency_factor)
     factor = shortest(float(found.max()))
@@ -271,18 +277,22 @@ def from_gguf(
             missing, of another shape, or without a place.
     """
     architecture, config = _read_config(file)
+    shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
+    refuse_impossible_sizes(config, shapes, "the GGUF file")
     used = {ROPE_FACTORS, "output.weight"}
 
-    def read(ours: str, theirs: str, number: int) -> Tensor:
+    def read(ours: str, theirs: str, number: int, shape: tuple[int, ...]) -> Tensor:
         if theirs not in file.tensors:
             raise UserError(f"the GGUF file lacks the tensor {theirs}", "fetch it again")
         used.add(theirs)
+        if shapes[theirs] != shape:
+            fix = "the file is not what its metadata says: fetch it again"
+            raise UserError(f"{theirs} has the shape {shapes[theirs]}, not {shape}", fix)
         part = file.tensors[theirs].read(dtype)
         heads = _interleaved_heads(architecture, config, ours, number)
         return halves_apart(part, heads) if heads else part
 
-    fix = "the file is not what its metadata says: fetch it again"
-    state = join_parts(config, lambda ours: _their_names(architecture, ours), read, fix)
+    state = join_parts(config, lambda ours: _their_names(architecture, ours), read)
     if left := sorted(set(file.tensors) - used):
         raise UserError(
             f"the GGUF file has tensors without a place in our decoder: {', '.join(left[:3])}",
@@ -305,7 +315,8 @@ def _read_config(file: GgufFile) -> tuple[Architecture, ModelConfig]:
             f"it reads {', '.join(ARCHITECTURES)}",
         )
     values = _Values(file, str(name))
-    config = architecture.read(values)
+    with refusing_damage("the GGUF file"):
+        config = architecture.read(values)
     if problems := values.problems or problems_in(config):
         raise SettingsError(problems, "the GGUF file")
     return architecture, config

@@ -24,6 +24,7 @@ from lmsmith.models.interop.families import (
     refuse_unsupported,
     spelt_out,
 )
+from lmsmith.models.weights_file import refuse_impossible_sizes, require_weight
 
 State = Mapping[str, Tensor]
 
@@ -52,17 +53,21 @@ def from_transformers(
     config = read_shape(family, settings)
     if problems := problems_in(config):
         raise SettingsError(problems, "config.json")
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    refuse_impossible_sizes(config, shapes, "config.json")
     used: set[str] = set()
+    fix = "its config.json and its weights are not of one model"
 
-    def read(ours: str, theirs: str, number: int) -> Tensor:
+    def read(ours: str, theirs: str, number: int, shape: tuple[int, ...]) -> Tensor:
         key = theirs if theirs in state else theirs.removeprefix(family.prefix)
         if key not in state:
             raise UserError(f"the model's weights lack {theirs}", "load them again")
         used.add(key)
-        return state[key].T if _is_transposed(family, ours) else state[key]
+        turned = _is_transposed(family, ours)
+        require_weight(theirs, state[key], shape[::-1] if turned else shape, fix)
+        return state[key].T if turned else state[key]
 
-    fix = "its config.json and its weights are not of one model"
-    found = join_parts(config, lambda ours: their_names(family, ours), read, fix)
+    found = join_parts(config, lambda ours: their_names(family, ours), read)
     scale = math.sqrt(config.width_per_head)
     found = {name: _scale_query(w, name, config, family, scale) for name, w in found.items()}
     left = [name for name in state if name not in used and not _is_ignored(name)]
@@ -77,24 +82,21 @@ def from_transformers(
 def join_parts(
     config: ModelConfig,
     their_names: Callable[[str], list[str]],
-    read: Callable[[str, str, int], Tensor],
-    fix: str,
+    read: Callable[[str, str, int, tuple[int, ...]], Tensor],
 ) -> dict[str, Tensor]:
-    """All our parameters, each made of the parts that ``read(ours, theirs, number)`` gives.
+    """All our parameters, each made of the parts that ``read(ours, theirs, number, shape)`` gives.
 
-    Raises:
-        UserError: one has another shape than in ours; with ``fix``.
+    ``read`` raises UserError where a part has another shape.
     """
     state = {}
     for ours, shape in parameter_shapes(config).items():
         names = their_names(ours)
-        parts = [read(ours, theirs, number) for number, theirs in enumerate(names)]
-        weight = torch.cat(parts) if len(parts) > 1 else parts[0].contiguous()
-        if weight.shape != shape:
-            raise UserError(
-                f"{names[-1]} has the shape {tuple(weight.shape)}, not {tuple(shape)}", fix
-            )
-        state[ours] = weight
+        rows = query_key_value_rows(config) if len(names) > 1 else [shape[0]]
+        parts = [
+            read(ours, theirs, number, (rows[number], *shape[1:]))
+            for number, theirs in enumerate(names)
+        ]
+        state[ours] = torch.cat(parts) if len(parts) > 1 else parts[0].contiguous()
     return state
 
 
@@ -108,7 +110,7 @@ def read_shape(family: Family, settings: Mapping[str, Any]) -> ModelConfig:
         config = family.read(settings)
     except KeyError as error:
         raise UserError(f"the model's config.json lacks {error}", "load it again") from error
-    except (TypeError, ValueError, OverflowError) as error:
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
         problem = f"a value in the model's config.json is of the wrong kind ({error})"
         raise UserError(problem, "load it again") from error
     if wrong := [*_not_numbers(config), *_not_numbers(config.rope_scaling)]:

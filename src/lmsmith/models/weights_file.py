@@ -1,0 +1,79 @@
+"""Read safetensors: shapes first, so that nothing is made that the weights cannot fill."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+
+from lmsmith.core.errors import UserError, refusing_damage
+from lmsmith.core.files import require_file
+from lmsmith.models.config import ModelConfig
+
+_FIX = "fetch it again; a run's is made again by `lmsmith run RECIPE --redo STAGE`"
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Name → shape of each tensor in a file."""
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes in a file; none of its numbers is read.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    with _reading(path), safe_open(path, framework="pt") as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file, in its own type, mapped into memory.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    with _reading(path):
+        tensors: dict[str, torch.Tensor] = load_file(path)
+        return tensors
+
+
+def require_weight(name: str, tensor: torch.Tensor, shape: tuple[int, ...], fix: str) -> None:
+    """Refuse a tensor of another shape, or of a type that holds no weights."""
+    if tuple(tensor.shape) != tuple(shape):
+        raise UserError(f"{name} has the shape {tuple(tensor.shape)}, not {tuple(shape)}", fix)
+    if not tensor.is_floating_point():
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise UserError(f"{name} is of the type {kind}", "take the model's unquantised weights")
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    require_file(path)
+    if not path.exists():
+        raise UserError(f"{path} cannot be read as weights: there is no such file", _FIX)
+    with refusing_damage(path, _FIX):
+        try:
+            yield
+        except SafetensorError as error:
+            raise UserError(f"{path} cannot be read as weights ({error})", _FIX) from error
+
+
+def refuse_impossible_sizes(config: ModelConfig, shapes: Shapes, where: str) -> None:
+    """Refuse settings that are far from what the weights can have, before a model is made of them.
+
+    Raises:
+        UserError: the model has more layers than the file has tensors, or more than twice as many
+            parameters as it has numbers. (Where a tensor is missing, its reader names it.)
+    """
+    numbers = sum(map(math.prod, shapes.values()))
+    if config.layers > len(shapes) or config.parameters > 2 * numbers:
+        raise UserError(
+            f"{where}: the settings are of {config.layers:,} layers and {config.parameters:,} "
+            f"parameters, and the weights are {numbers:,} numbers in {len(shapes):,} tensors",
+            "the two are not of one model: fetch both again",
+        )
