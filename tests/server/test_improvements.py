@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -133,8 +134,9 @@ def test_the_stage_is_read_from_the_log(
     assert (found["stage"], found["done"], found["eta_seconds"]) == (stage, done, seconds)
 
 
-def test_one_that_a_command_began_is_seen(flag: Path) -> None:
-    folder = versions.folder_of("ours") / versions.NEXT
+def test_one_that_a_command_began_is_seen_and_stopped(flag: Path) -> None:
+    assert under_way.AT_WORK + "/.lock" == improvements.AT_WORK
+    folder = versions.folder_of("ours") / under_way.AT_WORK
     program = (
         "import sys; from pathlib import Path; from lmsmith.runs.locking import locked; "
         "from lmsmith.core.progress import QuietProgress\n"
@@ -146,8 +148,20 @@ def test_one_that_a_command_began_is_seen(flag: Path) -> None:
         assert process.stdout.readline() == "on\n"
         assert (Improvements().state("ours") or {})["state"] == "running"
         assert not Improvements().start("ours", "ours", "ada")
-        process.communicate("\n")
+        assert Improvements().stop("ours")
+        assert process.wait(60) == -signal.SIGTERM
     assert Improvements().state("ours") is None
+    assert not Improvements().stop("ours")
+
+
+def test_one_is_stopped_before_its_round_has_begun(flag: Path) -> None:
+    found = Improvements()
+    assert not found.stop("ours")
+    assert found.start("ours", "ours", "ada")
+    wait_for(lambda: begun(found.state("ours")))
+    assert found.stop("ours")
+    wait_for(lambda: (found.state("ours") or {})["state"] == "failed")
+    wait_for(lambda: not found.stop("ours"))
 
 
 @pytest.mark.parametrize(
@@ -188,10 +202,13 @@ def test_the_command_runs_and_says_what_is_missing(served: Running, tmp_path: Pa
     assert (started.status_code, started.json()) == (202, {"state": "running"})
     again = HTTP.post(path, json={})
     assert (again.status_code, again.json()["error"]["code"]) == (409, "improvement_runs")
+    stop = f"{served.address}/api/versions/ours/stop"
     wait_for(lambda: HTTP.get(path).json()["state"] != "running")
     found = HTTP.get(path).json()
     assert found["state"] == "failed"
     assert "nobody has judged anything" in " ".join(found["log"])
+    stopped = HTTP.post(stop)
+    assert (stopped.status_code, stopped.json()["error"]["code"]) == (409, "no_improvement")
     judged = HTTP.get(f"{served.address}/api/versions").json()["models"][0]["judged"]
     assert judged["new"] == 0
     assert judged["too_little"]

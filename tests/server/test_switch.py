@@ -384,6 +384,7 @@ def test_versions_are_for_admins(ours: None, sqlite_store: Store) -> None:
                 ("POST", "/ours/rollback"),
                 ("POST", "/ours/trial"),
                 ("POST", "/ours/improve"),
+                ("POST", "/ours/stop"),
             ):
                 if role == "admin" and method == "POST":
                     continue

@@ -142,7 +142,7 @@ test('sentences of the server are said in the language of the reader, with their
     '比较过的回答对只有 40 个；再有约 160 个，才能看出奖励模型是否优于随机。',
   );
   expect(sayServers('on 1,200 held-out prompts, by the judge, at equal length')).toContain('1,200');
-  expect(sayServers('right in 61.5% of 120 held-out pairs; the longer is right in 50.2%, the likelier in 55.8%')).toContain('61.5 %');
+  expect(sayServers('right in 61.5% of 120 held-out pairs of 90 prompts; the longer is right in 50.2%, the likelier in 55.8%')).toContain('61.5 %');
   expect(sayServers('6 demonstrations and better answers: SFT needs 8, and is left out')).toContain('需要 8 条');
   expect(sayServers('something new')).toBe('something new');
   expect(sayGate('tasks/arc_easy')).toBe('arc_easy 的下降');

@@ -27,6 +27,8 @@ from lmsmith.improve.snapshot import SNAPSHOT_FILE, freeze, people_of, read_froz
 from lmsmith.runs.locking import locked
 
 ROUND_FILE, FROZEN = "round.json", "frozen"
+AT_WORK = ".improving"
+"""The folder whose lock an improvement holds from its beginning to its end."""
 ANNOUNCED = "announced.json"
 """Written when a version's trial has begun, the last act of a round."""
 
@@ -55,7 +57,7 @@ def alone(name: str) -> Iterator[None]:
     """Let no second improvement of a name begin, go on, or drop this one's files."""
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(locked(versions.folder_of(name) / ".improving", QuietProgress()))
+            stack.enter_context(locked(versions.folder_of(name) / AT_WORK, QuietProgress()))
         except UserError as error:
             if "at work" not in error.problem:
                 raise

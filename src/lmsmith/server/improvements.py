@@ -14,6 +14,7 @@ import fcntl
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -30,6 +31,8 @@ LOG_FILE, RESULT_FILE = "improvement.log", "improvement.json"
 LABELLED_FILE = "labelled.log"
 ROUND_FILE = "round.json"
 """As in `lmsmith.improve`: it is in the folder ``next`` while a round is under way."""
+AT_WORK = ".improving/.lock"
+"""As in `lmsmith.improve`: an improvement holds this lock, and its file names the process."""
 NICE = 10
 """Added to the niceness of the server."""
 LINES = 12
@@ -63,6 +66,7 @@ class Improvements:
         self._options = [*self._database, *(["--recipe", recipe] if recipe else [])]
         self._lock = threading.Lock()
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._begun: dict[str, subprocess.Popen[bytes]] = {}
         self._counts: dict[str, dict[str, Any]] = {}
         self._counting: dict[str, asyncio.Task[None]] = {}
         self._counted: dict[str, float] = {}
@@ -98,8 +102,25 @@ class Improvements:
                 words = ["improve", word, "--name", name, "--by", person, "--json"]
                 chosen = {"--force": force, "--restart": restart}
                 words += [*(word for word, is_on in chosen.items() if is_on), *self._options]
-                self._processes.append(self._run(words, stdout=result, stderr=said))
+                process = self._run(words, stdout=result, stderr=said)
+                self._processes.append(process)
+                self._begun[name] = process
         self._counted.pop(name, None)
+        return True
+
+    def stop(self, name: str) -> bool:
+        """Ask an improvement to stop: it saves, and can go on later; False if none runs.
+
+        Also one that a command or an earlier server has begun.
+        """
+        self._reap()
+        number = _holder(versions.folder_of(name) / AT_WORK)
+        if number is None and name in self._begun:  # it has not begun its round yet
+            number = self._begun[name].pid
+        if number is None:
+            return False
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.kill(number, signal.SIGTERM)
         return True
 
     def state(self, name: str) -> dict[str, Any] | None:
@@ -185,10 +206,11 @@ class Improvements:
     def _is_running(self, folder: Path) -> bool:
         """Whether an improvement runs that this server, an earlier one or a command has begun."""
         with self._lock:  # looking takes the log's lock for a moment
-            return _is_locked(folder / LOG_FILE) or _has_run(folder / versions.NEXT / ".lock")
+            return _is_locked(folder / LOG_FILE) or _holder(folder / AT_WORK) is not None
 
     def _reap(self) -> None:
         self._processes = [each for each in self._processes if each.poll() is None]
+        self._begun = {name: each for name, each in self._begun.items() if each.poll() is None}
 
 
 def _newest(name: str) -> int:
@@ -229,13 +251,16 @@ def _is_locked(path: Path) -> bool:
     return False
 
 
-def _has_run(lock: Path) -> bool:
-    """Whether a run holds a folder's lock, which names its process."""
+def _holder(lock: Path) -> int | None:
+    """The process that holds a lock, which its file names; None if nobody does."""
     try:
-        os.kill(int(lock.read_text().strip()), 0)
+        number = int(lock.read_text().strip())
+        os.kill(number, 0)
+    except PermissionError:  # another user's
+        pass
     except (OSError, ValueError):  # none is there: looking must not hinder one that begins
-        return False
-    return _is_locked(lock)
+        return None
+    return number if _is_locked(lock) else None
 
 
 def _last_lines(path: Path) -> list[str]:

@@ -251,7 +251,7 @@ const SENTENCES: [RegExp, Key][] = [
   [/^(\d+(?:,\d+)*) held-out pairs, fewer than (\d+(?:,\d+)*)$/, 'reason.fewPairs'],
   [/^(\d+(?:,\d+)*) held-out prompts, fewer than (\d+(?:,\d+)*)$/, 'reason.fewPrompts'],
   [
-    /^right in ([\d.]+)% of (\d+(?:,\d+)*) held-out pairs; the longer is right in ([\d.]+)%, the likelier in ([\d.]+)%$/,
+    /^right in ([\d.]+)% of (\d+(?:,\d+)*) held-out pairs(?: of [\d,]+ prompts)?; the longer is right in ([\d.]+)%, the likelier in ([\d.]+)%$/,
     'reason.accuracy',
   ],
   [/^on (\d+(?:,\d+)*) held-out prompts, by the judge$/, 'reason.judged'],

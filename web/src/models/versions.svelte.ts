@@ -51,6 +51,7 @@ export const server = {
     return await call<Improvement | null>('GET', `${at(name)}/improve`);
   },
   improve: (name: string, given: Start) => call('POST', `${at(name)}/improve`, given),
+  stop: (name: string) => call('POST', `${at(name)}/stop`, {}),
   promote: (name: string, version: string, reason: string) =>
     call<{ promoted: string }>('POST', `${at(name)}/promote`, { version, reason }),
   rollback: (name: string, reason: string) =>
@@ -93,6 +94,16 @@ export class Versions {
       await server.improve(name, given);
     } finally {
       await this.load(); // also where somebody else was sooner
+    }
+  }
+
+  /** Ask the running improvement to stop; the page sees when it has. */
+  async stop(name: string): Promise<void> {
+    try {
+      await server.stop(name);
+    } catch (error) {
+      await this.load(); // it has ended
+      throw error;
     }
   }
 

@@ -119,6 +119,8 @@ export const models = {
   'improve.left': 'about {time} left',
   'improve.unknown': 'the time is not known yet',
   'improve.log': 'Log',
+  'improve.stop': 'Stop',
+  'improve.stopping': 'The improvement of {name} saves what it has computed and stops. It can go on later.',
   'improve.goOn': 'Go on with the improvement',
   'improve.restart': 'Drop it and begin again',
   'improve.restartTitle': 'Drop the unfinished improvement?',

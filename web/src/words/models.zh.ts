@@ -121,6 +121,8 @@ export const models: Record<keyof typeof english, string> = {
   'improve.left': '大约还需 {time}',
   'improve.unknown': '剩余时间尚未知',
   'improve.log': '日志',
+  'improve.stop': '停止',
+  'improve.stopping': '{name} 的改进会先保存已算出的内容，然后停止，之后可以继续。',
   'improve.goOn': '继续改进',
   'improve.restart': '放弃并重新开始',
   'improve.restartTitle': '放弃未完成的改进？',

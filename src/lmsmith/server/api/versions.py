@@ -93,6 +93,16 @@ async def improvement(request: Request, name: str) -> Response:
     return json_response(found)
 
 
+@router.post("/{name}/stop")
+async def stop(request: Request, name: str) -> Response:
+    """Ask a running improvement to stop; it can go on later. 409 if none runs."""
+    require_role(request, ADMINS)
+    await _word(request, name)
+    if not await _changed(lambda: _improvements(request).stop(name)):
+        raise ApiError(409, f"no improvement of {name} runs", code="no_improvement")
+    return json_response({"state": "stopping"}, status=202)
+
+
 @router.post("/{name}/promote")
 async def promote(request: Request, name: str, body: PromoteBody) -> Response:
     """Make a version the promoted one; it is served once it is read."""
