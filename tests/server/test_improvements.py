@@ -14,6 +14,7 @@ import pytest
 from worlds import HTTP, Running, parrot, put_version, running
 
 from lmsmith.catalogue import versions
+from lmsmith.core.errors import UserError
 from lmsmith.feedback.people import People
 from lmsmith.feedback.store import Store
 from lmsmith.improve import under_way
@@ -86,6 +87,17 @@ def test_one_runs_at_a_time_and_outlives_its_server(flag: Path) -> None:
     assert (later.state("ours") or {})["version"] is None
     flag.write_text("done")
     wait_for(lambda: (later.state("ours") or {})["state"] == "done")
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(
+    flag: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LMSMITH_HOME", str(tmp_path / "file/home"))
+    with pytest.raises(UserError, match="a part of this path is a file"):
+        Improvements().start("ours", "ours", "ada")
+    with pytest.raises(UserError, match="a part of this path is a file"):
+        Improvements().ask_labelers("ours@2", "ours@1", 3)
 
 
 def test_a_killed_improvement_has_failed(flag: Path) -> None:

@@ -26,6 +26,7 @@ from typing import Any
 from sqlalchemy import URL, make_url
 
 from lmsmith.catalogue import versions
+from lmsmith.core.files import storage_error
 
 LOG_FILE, RESULT_FILE = "improvement.log", "improvement.json"
 LABELLED_FILE = "labelled.log"
@@ -89,10 +90,11 @@ class Improvements:
         """
         self._reap()
         folder = versions.folder_of(name)
-        folder.mkdir(parents=True, exist_ok=True)
+        with _writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         if self._is_running(folder):
             return False
-        with self._lock, (folder / LOG_FILE).open("ab") as said:
+        with _writing(folder), self._lock, (folder / LOG_FILE).open("ab") as said:
             try:
                 fcntl.flock(said, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -148,12 +150,16 @@ class Improvements:
         Args:
             candidate, current: versions, such as ``ours@2``.
             count: of the messages, drawn at random.
+
+        Raises:
+            UserError: the folder cannot be written to.
         """
         self._reap()
         name, _ = versions.split_version(candidate)
         words = ["feedback", "sample", candidate, current, "--logged", "--answers", "2"]
         words += ["--count", str(count), "--quiet", *self._database]
-        with (versions.folder_of(name) / LABELLED_FILE).open("wb") as said:
+        folder = versions.folder_of(name)
+        with _writing(folder), (folder / LABELLED_FILE).open("wb") as said:
             self._processes.append(self._run(words, stdout=said, stderr=said))
 
     async def judged(self, name: str, word: str) -> dict[str, Any] | None:
@@ -211,6 +217,15 @@ class Improvements:
     def _reap(self) -> None:
         self._processes = [each for each in self._processes if each.poll() is None]
         self._begun = {name: each for name, each in self._begun.items() if each.poll() is None}
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Say what is wrong where a folder cannot be written to."""
+    try:
+        yield
+    except OSError as error:
+        raise storage_error(folder, error) from error
 
 
 def _newest(name: str) -> int:

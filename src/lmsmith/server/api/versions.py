@@ -139,7 +139,7 @@ async def trial(request: Request, name: str, body: TrialBody) -> Response:
         )
         if body.labelled:
             words = f"{name}@{number}", f"{name}@{lineage.promoted}"
-            await asyncio.to_thread(_improvements(request).ask_labelers, *words, body.labelled)
+            await _changed(lambda: _improvements(request).ask_labelers(*words, body.labelled))
     await _following(request).refresh(name)
     return json_response({"trial": asdict(lineage.trial) if lineage.trial else None})
 
