@@ -246,6 +246,23 @@ def test_the_reward_model_starts_from_the_newest_ancestors(
     assert ran[1].stages["previous_reward"].model == str(first)
 
 
+def test_a_round_without_an_earlier_reward_model_says_so(world: World) -> None:
+    """The stages that a dry run lists are those that would run."""
+    world.person("Ann", 60)
+
+    def listed() -> list[str]:
+        found = api.improve(world.model, name="ours", database=world.database, dry_run=True)
+        return found.as_dict()["stages"]
+
+    assert "reward" in listed()
+    assert "previous_reward" not in listed()
+    made = world.improve()
+    assert "previous_reward" not in listed()
+    (made.folder / "reward/model").mkdir(parents=True)
+    api.promote(made.word)
+    assert "previous_reward" in listed()
+
+
 def test_two_improvements_at_once(world: World) -> None:
     world.person("Ann", 40)
     world.improve()

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 from lmsmith.catalogue import versions
 from lmsmith.catalogue.reading import read_model
 from lmsmith.catalogue.registry import now
-from lmsmith.catalogue.resolve import card_of_sampling, resolve
+from lmsmith.catalogue.resolve import Source, card_of_sampling, resolve
 from lmsmith.catalogue.versions import Version
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import atomic_folder
 from lmsmith.corpus.batches import MIXTURE_FILE, SHARDS_FOLDER
 from lmsmith.models.folder import load_scalar_model, load_tokenizer, save_model
 from lmsmith.runs.integrity import check_inputs
+
+
+def reward_of(source: Source) -> Path | None:
+    """The reward model of the run that a model is of; None if there is none."""
+    found = source.path.parent.parent / "reward/model"
+    return found if source.format == "lmsmith" and (found / "config.json").is_file() else None
 
 
 def first_version(word: str, name: str, by: str) -> Version:
@@ -36,8 +43,7 @@ def first_version(word: str, name: str, by: str) -> Version:
         with atomic_folder(folder) as partial:
             card = {**read.card, **card_of_sampling(source), "source": word}
             save_model(partial / "model", read.decoder, read.tokenizer, card)
-            reward = run / "reward/model" if run else None
-            if reward is not None and (reward / "config.json").is_file():
+            if (reward := reward_of(source)) is not None:
                 tokenizer = load_tokenizer(reward)
                 save_model(partial / "reward/model", load_scalar_model(reward), tokenizer, {})
             corpus = run / "pretrain" if run else None

@@ -14,11 +14,13 @@ import msgspec
 
 from lmsmith.catalogue import versions
 from lmsmith.catalogue.resolve import resolve
+from lmsmith.catalogue.versions import Version
 from lmsmith.core.errors import UserError, needs_extra
 from lmsmith.core.files import fingerprint
 from lmsmith.core.recipe import Recipe
 from lmsmith.corpus.formats import IrregularPair
 from lmsmith.corpus.judgements import Collected, Judgement, read_judgements
+from lmsmith.improve.first_version import reward_of
 from lmsmith.improve.recipe import data_of, gates_of, stages_with_data
 from lmsmith.improve.snapshot import SIDES_FILE, known_of, read_sides
 from lmsmith.improve.summary import Summary, summarise
@@ -176,9 +178,18 @@ def prospect(word: str, sources: Sources, recipe: Recipe, name: str = "") -> Pro
         edits=found.edits,
     )
     stages = stages_with_data(recipe, judged, earlier, found.reliability)
+    if not _has_reward(word, parent):
+        stages = tuple(each for each in stages if each != "previous_reward")
     start, there = (each.number if each else 0 for each in (parent, current))
     tasks = gates.tasks, gates.safety
     return Prospect(name, start, there, summary, stages, *tasks, found.names, found.left_out)
+
+
+def _has_reward(word: str, parent: Version | None) -> bool:
+    """Whether a reward model is there already, where training would begin."""
+    if parent is None:
+        return reward_of(resolve(word)) is not None
+    return any((each.folder / "reward/model").is_dir() for each in versions.line_of(parent))
 
 
 def ledger_of(name: str) -> Path:
