@@ -13,7 +13,7 @@ from typing import Any, Literal
 from lmsmith.catalogue import registry, versions
 from lmsmith.catalogue.registry import KNOWN_MODELS
 from lmsmith.core.errors import UserError
-from lmsmith.core.files import missing, read_json, require_file
+from lmsmith.core.files import is_there, missing, read_json, require_file
 from lmsmith.runs.folders import working_folder
 from lmsmith.runs.identity import remade_inputs
 from lmsmith.runs.records import read_record
@@ -56,7 +56,7 @@ def resolve(word: str | Path) -> Source:
             Or the name has versions, but not this one.
     """
     path, name = Path(word), str(word)
-    if path.exists():
+    if is_there(path):
         return _of_path(path, name)
     if (version := versions.find(name)) is not None:
         return Source("lmsmith", version.path, name)

@@ -13,6 +13,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date, time
 from enum import Enum
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, TypeVar
@@ -356,7 +357,7 @@ def encode(value: object) -> Any:
         return [encode(item) for item in value]
     if isinstance(value, Enum):
         return value.value
-    return str(value) if isinstance(value, PurePath) else value
+    return str(value) if isinstance(value, PurePath | date | time) else value
 
 
 def apply_overrides(tables: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
@@ -383,7 +384,7 @@ def apply_overrides(tables: Mapping[str, Any], overrides: Iterable[str]) -> dict
 
 def parse_value(text: str) -> Any:
     """``text`` as a TOML value, or unchanged if it is none."""
-    with contextlib.suppress(tomllib.TOMLDecodeError):
+    with contextlib.suppress(ValueError, RecursionError):  # TOMLDecodeError is a ValueError
         table = tomllib.loads(f"value = {text}")
         if set(table) == {"value"}:
             return table["value"]
@@ -423,6 +424,44 @@ def as_toml(value: object) -> str:
     else:
         text = str(value)
     return text if len(text) <= 80 else text[:77] + "…"
+
+
+MOST_TOML = 1 << 20
+"""Characters of a recipe or a task."""
+
+_DEEPEST = 16
+"""Tables and lists within each other."""
+
+_MOST_DOTS = 200
+"""In a key: the library takes time by the square of their number."""
+
+
+def parse_toml(text: str, where: object) -> dict[str, Any]:
+    """The tables of a TOML text.
+
+    Raises:
+        UserError: it is none, or larger or nested deeper than a person writes.
+    """
+    before_equals = text.split("=")
+    longest = max((part.rpartition("\n")[2].count(".") for part in before_equals), default=0)
+    try:
+        if len(text) > MOST_TOML or longest > _MOST_DOTS:
+            raise ValueError(f"more than {MOST_TOML:,} characters, or a key of too many parts")
+        table = tomllib.loads(text)
+        if _is_deeper(table, _DEEPEST):
+            raise ValueError(f"tables and lists are nested more than {_DEEPEST} times")
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not valid TOML: {error}", "Fix that line.") from error
+    return table
+
+
+def _is_deeper(value: object, depth: int) -> bool:
+    inner: Iterable[object] = ()
+    if isinstance(value, Mapping):
+        inner = value.values()
+    elif isinstance(value, list):
+        inner = value
+    return depth < 0 or any(_is_deeper(each, depth - 1) for each in inner)
 
 
 def to_toml(tables: Mapping[str, object]) -> str:

@@ -24,6 +24,9 @@ from lmsmith.core.errors import Interrupted, UserError
 from lmsmith.core.text import encodable, encodable_json
 
 _MARK = b"\xef\xbb\xbf"  # byte order mark of UTF-8
+_ALWAYS_UNPACKED, _UNPACKED_TIMES = 1 << 26, 100
+"""A packed file may give so many bytes, and so many times its size more."""
+
 PARTIAL_SUFFIX = ".partial"
 """Suffix of an unfinished write; after a kill such files may be removed."""
 
@@ -45,6 +48,9 @@ def storage_error(path: Path, error: OSError) -> UserError | OSError:
         problem, fix = "a part of this path is a file, not a folder", "Choose another path."
     elif number == errno.EISDIR:
         problem, fix = "is a folder, not a file", "Choose another path."
+    elif number in (errno.ENAMETOOLONG, errno.ELOOP):
+        path, fix = Path(f"{str(path)[:200]}…"), "Choose another path."
+        problem = f"no such path can be ({os.strerror(number)})"
     else:
         return error
     return UserError(f"{path}: {problem}", fix)
@@ -217,6 +223,14 @@ def missing(path: Path | str, problem: str = "no such file") -> str:
     return f"{path}: {problem} (looked for {Path(path).expanduser().absolute()})"
 
 
+def is_there(path: str | Path) -> bool:
+    """Whether there is such a file or folder; no name that the system refuses has one."""
+    try:
+        return Path(path).exists()
+    except OSError:
+        return False
+
+
 def beside(folder: str, path: str) -> str:
     """A path that is relative to ``folder``, unless it is absolute or begins with ``~``."""
     return str(Path(folder) / Path(path).expanduser())
@@ -308,7 +322,11 @@ def _open_to_read(path: Path) -> Iterator[io.BufferedIOBase]:
     """The file, unpacked if its name ends with ``.gz``; errors of reading become messages."""
     require_file(path)
     try:
-        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+        if path.suffix.lower() != ".gz":
+            with path.open("rb") as file:
+                yield file
+            return
+        with gzip.open(path) as packed, io.BufferedReader(_Limited(path, packed), 1 << 18) as file:
             yield file
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(
@@ -317,6 +335,25 @@ def _open_to_read(path: Path) -> Iterator[io.BufferedIOBase]:
         ) from error
     except OSError as error:
         raise _reading_error(path, error) from error
+
+
+class _Limited(io.RawIOBase):
+    """A packed file as it is unpacked; a few bytes may stand for any number."""
+
+    def __init__(self, path: Path, packed: gzip.GzipFile) -> None:
+        self._path, self._packed = path, packed
+        self._left = _ALWAYS_UNPACKED + _UNPACKED_TIMES * path.stat().st_size
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self._packed.readinto(buffer)
+        self._left -= count
+        if self._left < 0:
+            problem = f"{self._path}: unpacks to more than {_UNPACKED_TIMES} times its size"
+            raise UserError(problem, "Unpack it yourself if it is what you want.")
+        return count
 
 
 def _json_object(
@@ -353,14 +390,17 @@ def _decoded(decoder: msgspec.json.Decoder[object], content: bytes) -> object:
         return decoder.decode(fixed)
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, most: int = -1) -> str:
     """A text file, unpacked if its name ends with ``.gz``, without its byte order mark.
 
     Raises:
-        UserError: it is missing or cannot be read or unpacked, or a line (named) is not UTF-8.
+        UserError: it is missing or cannot be read or unpacked, has more than ``most`` bytes (if
+            that is not negative), or a line (named) is not UTF-8.
     """
     with _open_to_read(path) as file:
-        content = file.read()
+        content = file.read(most + 1 if most >= 0 else -1)
+    if 0 <= most < len(content):
+        raise UserError(f"{path}: more than {most:,} bytes", "Name another file.")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -400,6 +440,7 @@ def cut_torn_line(path: Path) -> None:
 
 def sha256_file(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal; UserError if it cannot be read."""
+    require_file(path)
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

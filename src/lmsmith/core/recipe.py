@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from importlib import resources
@@ -12,6 +11,7 @@ from typing import Any, Literal
 
 from lmsmith.core.config import (
     MISSING,
+    MOST_TOML,
     NonNegativeFloat,
     NonNegativeInt,
     Problem,
@@ -20,11 +20,12 @@ from lmsmith.core.config import (
     decode,
     describe_type,
     encode,
+    parse_toml,
     setting_keys,
     unknown_key,
 )
 from lmsmith.core.errors import UserError
-from lmsmith.core.files import missing, read_text
+from lmsmith.core.files import is_there, missing, read_text
 
 Need = str | tuple[str, ...]
 """A stage that another needs, or a choice of stages, exactly one of which it needs."""
@@ -90,7 +91,7 @@ def recipe_text(name_or_path: str | Path) -> tuple[str, str]:
         return text, shipped[text]
     path = Path(text)
     if path.is_file():
-        return path.stem, read_text(path)
+        return path.stem, read_text(path, MOST_TOML)
     raise _no_such_recipe(text, list(shipped))
 
 
@@ -125,10 +126,7 @@ def load_recipe(
         UserError: no such recipe, not TOML, or the list of all problems in it.
     """
     name, text = recipe_text(name_or_path)
-    try:
-        written = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{name_or_path}: not valid TOML: {error}", "Fix that line.") from error
+    written = parse_toml(text, name_or_path)
     tables = apply_overrides(written, overrides)
     folder = "" if str(name_or_path) in shipped_recipes() else str(Path(name_or_path).parent)
     recipe, problems = _decode_recipe(name, tables, registry, folder)
@@ -195,10 +193,12 @@ def _missing_files(stage: str, settings: object) -> list[Problem]:
         named: list[str] = getattr(settings, "external_files", list)()
     except UserError as error:
         return [Problem(stage, MISSING, error.problem, error.fix)]
+    except OSError as error:  # a name that the system refuses
+        return [Problem(stage, MISSING, f"a path cannot be read ({error.strerror})")]
     return [
         Problem(stage, path, "no such file or folder", "check the path")
         for path in named
-        if not Path(path).exists()
+        if not is_there(path)
     ]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from lmsmith.catalogue.reading import read_model
 from lmsmith.catalogue.resolve import card_of_sampling, resolve
 from lmsmith.core.config import NOT_A_SETTING, Problem
-from lmsmith.core.files import beside
+from lmsmith.core.files import beside, is_there
 from lmsmith.models.folder import save_model
 from lmsmith.runs.stage_folder import StageFolder
 
@@ -35,7 +35,7 @@ class BaseConfig:
     def place(self) -> str:
         """The path of the model, or the name that `resolve` knows."""
         path = beside(self.folder, self.model)
-        return path if Path(path).exists() else self.model
+        return path if is_there(path) else self.model
 
 
 def run(config: BaseConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict[str, float]:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
+from lmsmith.core.config import MOST_TOML
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import read_text
 from lmsmith.core.paths import task_folders
@@ -77,7 +78,7 @@ def user_tasks() -> dict[str, TaskSpec]:
     found: dict[str, TaskSpec] = {}
     for folder in task_folders():
         for file in sorted(folder.glob("*.toml")):
-            found |= read_tasks(read_text(file), str(file))
+            found |= read_tasks(read_text(file, MOST_TOML), str(file))
     return found
 
 
@@ -105,7 +106,7 @@ def find_tasks(words: Sequence[str], *, run_python: bool = False) -> list[TaskSp
         elif group := [name for name in known if name.startswith(f"{word}/")]:
             add({name: known[name] for name in group}, word)
         elif word.lower().endswith(".toml"):
-            add(read_tasks(read_text(Path(word)), word), word)
+            add(read_tasks(read_text(Path(word), MOST_TOML), word), word)
         elif word.lower().removesuffix(".gz").endswith((".jsonl", ".json", ".txt")):
             task = infer_task(Path(word))
             add({task.name: task}, word)

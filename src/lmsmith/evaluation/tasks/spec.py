@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +18,8 @@ from lmsmith.core.config import (
     Problem,
     SettingsError,
     decode,
+    parse_toml,
 )
-from lmsmith.core.errors import UserError
 
 Shots = TypeVar("Shots", int, int | None)
 Labels = Literal["gold", "random", "words", "none", "renamed"]
@@ -67,7 +66,7 @@ def _one_group(key: str, rule: str, found: str) -> list[Problem]:
     """The problems of a regular expression whose first group must match ``found``."""
     try:
         none = re.compile(rule).groups < 1
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         return [Problem(key, rule, f"a regular expression ({error})", "fix it")]
     return _wrong((none, key, rule, "one group", f"put ( ) round the {found}"))
 
@@ -96,7 +95,7 @@ class DataSpec:
     """The file that shots are drawn from; the items' own, without the item, if empty."""
     generator: str = ""
     """Makes the items from a seed instead: see evaluation/tasks/generated.py."""
-    count: PositiveInt = 2000
+    count: Annotated[int, Meta(ge=1, le=1_000_000)] = 2000
     """How many items a generator makes."""
     documents: Literal["whole", "lines", "articles"] = "whole"
     """What a document is in a text file; an article begins with `= Title =`."""
@@ -415,14 +414,14 @@ def read_tasks(text: str, where: str) -> dict[str, TaskSpec]:
     Raises:
         UserError: it is not TOML, or not a task; every problem at once.
     """
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{where}: not valid TOML ({error})", "fix the file") from error
-    name = table.get("name", Path(where).stem)
+    table = parse_toml(text, where)
+    name = str(table.get("name", Path(where).stem))
+    variants = table.pop("variants", {"": {}})
+    if problem := _wrong_kind(table, variants):
+        raise SettingsError([problem], where)
     made: dict[str, TaskSpec] = {}
     problems: list[Problem] = []
-    for variant, changes in table.pop("variants", {"": {}}).items():
+    for variant, changes in variants.items():
         merged = _merged(table, changes)
         merged["name"] = f"{name}/{variant}" if variant else name
         merged["published"] = [
@@ -435,6 +434,22 @@ def read_tasks(text: str, where: str) -> dict[str, TaskSpec]:
     if problems:
         raise SettingsError(problems, where)
     return made
+
+
+def _wrong_kind(table: Mapping[str, Any], variants: Any) -> Problem | None:
+    """What keeps variants from being merged; all else is told when they are."""
+    for key, value in {"variants": variants, **(variants if _is_table(variants) else {})}.items():
+        if not _is_table(value):
+            return Problem(key, value, "must be a table")
+    for each in (table, *variants.values()):
+        rows = each.get("published", [])
+        if not isinstance(rows, list) or not all(map(_is_table, rows)):
+            return Problem("published", rows, "must be a list of tables")
+    return None
+
+
+def _is_table(value: object) -> bool:
+    return isinstance(value, Mapping)
 
 
 def _merged(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
