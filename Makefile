@@ -17,7 +17,7 @@ ACTIVATE = @echo; echo "To use lmsmith in this or another terminal, type first:"
 	echo "  source '$(CURDIR)/$(BIN)/activate'"; \
 	echo "Or write '$(CURDIR)/$(BIN)/lmsmith' in place of lmsmith."; echo
 
-.PHONY: demo chat serve page docs test check unit install clean
+.PHONY: demo chat serve page docs test check unit fuzz install clean
 
 demo: $(VENV)/.demo
 	$(ACTIVATE)
@@ -55,6 +55,10 @@ check: $(VENV)/.dev
 
 unit: $(VENV)/.dev
 	$(BIN)/python -m pytest -q $(PYTEST)
+
+# Files of every format, damaged at random and read: FUZZ="--format gguf --seed 7 --only 1234".
+fuzz: $(VENV)/.dev
+	timeout 7200 $(BIN)/python tests/fuzz/run.py $(FUZZ)
 
 install: $(VENV)/.demo $(VENV)/.serve
 	$(ACTIVATE)
