@@ -25,6 +25,12 @@ from sqlalchemy.exc import IntegrityError
 from lmsmith.core.errors import UserError
 from lmsmith.core.text import encodable
 from lmsmith.feedback.database import Database, NotThere
+from lmsmith.feedback.deletion import (
+    conversations_of,
+    delete_conversation,
+    delete_person_row,
+    revoke,
+)
 from lmsmith.feedback.tables import ROLES, Person, Session, now, utc
 
 OWNER = "owner"
@@ -62,9 +68,21 @@ class PersonStore(Database):
                 return session.scalars(named).one()
 
     def delete_person(self, person: str) -> None:
-        """Delete a person and all that is theirs, also from later exports."""
+        """Delete a person and all that is theirs, also from later exports.
+
+        Their token and sessions end first, in a transaction of their own: they are locked out even
+        if the rest fails. Then each conversation goes, and the person last, so that a call that
+        failed can be repeated.
+        """
         with self.session.begin() as session:
-            session.execute(delete(Person).where(Person.id == person))
+            revoke(session, person)
+        with self.session() as session:
+            conversations = conversations_of(session, person)
+        for conversation in conversations:
+            with self.session.begin() as session:
+                delete_conversation(session, conversation)
+        with self.session.begin() as session:
+            delete_person_row(session, person)
         self.scrub()
 
 

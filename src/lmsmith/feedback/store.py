@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from sqlalchemy import delete, or_, select
+from sqlalchemy import delete, literal, or_, select
 from sqlalchemy.orm import Session
 
 from lmsmith.core.errors import UserError
@@ -20,6 +20,7 @@ from lmsmith.core.files import missing
 from lmsmith.corpus.messages import validate_messages
 from lmsmith.feedback.database import NAMES_A_QUERY, default_database
 from lmsmith.feedback.database import NotThere as NotThere
+from lmsmith.feedback.deletion import delete_conversation
 from lmsmith.feedback.people import PersonStore
 from lmsmith.feedback.tables import (
     VERDICTS,
@@ -99,7 +100,7 @@ class Store(PersonStore):
     def delete(self, person: str, conversation: str) -> None:
         """Delete a conversation and all judgements of it."""
         with self.session.begin() as session:
-            session.delete(_conversation(session, person, conversation))
+            delete_conversation(session, _conversation(session, person, conversation).id)
         self.scrub()
 
     def add_message(
@@ -247,11 +248,16 @@ def check_order(role: str, before: str | None, where: str = "") -> None:
 
 
 def path_to(session: Session, message: Message) -> list[Message]:
-    """A message, after those that it follows."""
-    path = [message]
-    while path[0].parent_id is not None:
-        path.insert(0, session.get_one(Message, path[0].parent_id))
-    return path
+    """A message, after those that it follows, in one query however many there are."""
+    up = (
+        select(Message.id, Message.parent_id, literal(0).label("above"))
+        .where(Message.id == message.id)
+        .cte("up", recursive=True)
+    )
+    before = select(Message.id, Message.parent_id, up.c.above + 1)
+    up = up.union_all(before.join(up, Message.id == up.c.parent_id))
+    query = select(Message).join(up, Message.id == up.c.id).order_by(up.c.above.desc())
+    return list(session.scalars(query))
 
 
 class Said(Protocol):
