@@ -80,9 +80,7 @@ def test_a_persons_long_conversations_go_with_all_that_refers_to_them(store: Sto
                 session.add(Rating(message_id=answer, person_id=bob, value=1))
             for answer in range(first + 1, last - 2, 2):  # of anybody's making
                 session.add(
-                    Comparison(
-                        left_id=answer, right_id=answer + 2, person_id=bob, verdict="left"
-                    )
+                    Comparison(left_id=answer, right_id=answer + 2, person_id=bob, verdict="left")
                 )
             for asked in range(first, last, 2):
                 session.add(

@@ -28,7 +28,9 @@ class Request:
         name: its name in errors; ``prompt`` if empty.
         stream: sample i draws its random numbers from stream + i of the seed.
         salt: cache salt. A request reuses only what requests of the same salt have read, so that
-            nobody learns from a count or a time what others have asked.
+            nobody learns from a count or a time what others have asked. It is also the owner, by
+            whom the scheduler shares its rows (`lmsmith.generation.fair_share`).
+        group: requests that came together, by which an owner's share is divided.
         forced: the tokens of each sample, whatever the model prefers: with ``settings.log_probs``
             they get their log-probabilities, and the prompt is read once for all of them. The last
             token of each is predicted and not read, so it may lie one past the context.
@@ -42,6 +44,7 @@ class Request:
     name: str = ""
     stream: int = 0
     salt: str = ""
+    group: str = ""
     forced: tuple[tuple[int, ...], ...] = ()
     keep: bool = True
     is_message: bool = False
@@ -149,6 +152,8 @@ class RunningSequence:
         keep: whether its part of the cache is kept.
         fills_context: whether the context ends before ``max_new_tokens``.
         uniforms: its random numbers, one a token; empty at temperature 0.
+        source: its request.
+        since_admitted: number of tokens drawn since it was last admitted.
         guesses: tokens that are read after the last one, before it is known what is drawn.
         accepted: how many of the last guesses were drawn.
         state: where the bytes of its text stand in a character.
@@ -166,7 +171,8 @@ class RunningSequence:
         prompt_log_probs: tuple[TokenLogProb, ...] = (),
     ) -> None:
         prompt, settings = list(request.prompt), request.settings
-        self.request, self.sample, self.row = number, sample, row
+        self.request, self.sample, self.row, self.source = number, sample, row, request
+        self.since_admitted = 0
         self.settings, self.vocabulary, self.keep = settings, vocabulary, request.keeps
         self.prompt_log_probs = prompt_log_probs
         self.forced = request.forced[sample] if request.forced else ()
@@ -189,6 +195,11 @@ class RunningSequence:
                     self.decoder.push(token)
 
     @property
+    def key(self) -> tuple[str, str]:
+        """Owner and group."""
+        return self.source.salt, self.source.group
+
+    @property
     def uniform(self) -> float:
         """Random number of the next token."""
         return self.uniforms[self.drawn] if self.uniforms else 0.0
@@ -199,6 +210,7 @@ class RunningSequence:
         self.tokens.append(token)
         self.state = self.vocabulary.next(self.state, token)
         self.drawn, self.tokens_left = self.drawn + 1, self.tokens_left - 1
+        self.since_admitted += 1
         if self.history is not None:
             self.history.add(token)
         text, finish = self._text_of(token)

@@ -24,6 +24,13 @@ import torch
 from torch import Tensor
 
 from lmsmith.core.errors import UserError
+from lmsmith.generation.fair_share import (
+    Prefill,
+    Usage,
+    WaitingQueue,
+    owners_in_turn,
+    to_put_back,
+)
 from lmsmith.generation.inference import InferenceDecoder, Span
 from lmsmith.generation.kv_cache import PAGE
 from lmsmith.generation.log_probs import drawn_log_probs, forced_log_probs, prompt_log_probs
@@ -66,27 +73,6 @@ class Failed:
 
 
 Event = TokenEvent | Admitted | Failed
-
-
-@dataclass(eq=False)
-class _Prefill:
-    """Tokens of a request to be read: its prompt, and a forced reply.
-
-    Several forced replies to one prompt are prefills of their own once the prompt is read.
-    """
-
-    number: int
-    request: Request
-    tokens: list[int]
-    max_tokens: int  # of each reply
-    row: int = -1  # of the cache, once it is admitted
-    done: int = 0  # tokens that the row holds
-    log_probs: list[TokenLogProb] = field(default_factory=list)  # of the prompt
-    sequences: list[RunningSequence] = field(default_factory=list)  # once the prompt is read
-
-    @property
-    def samples(self) -> int:
-        return len(self.sequences) or self.request.settings.samples
 
 
 @dataclass
@@ -162,8 +148,8 @@ class Scheduler:
 
     def _reset(self) -> None:
         self.cache = self._new_cache()
-        self._waiting: deque[_Prefill] = deque()
-        self._prefilling: deque[_Prefill] = deque()
+        self._waiting = WaitingQueue()
+        self._prefilling: deque[Prefill] = deque()
         for reply in self._decoding:
             self._forget_draft(reply)
         self._decoding = []
@@ -180,7 +166,7 @@ class Scheduler:
         """Whether the next step would read of prompts, as far as is known; it takes longer."""
         if self._prefilling or not self._waiting or self._out_of_pages:
             return bool(self._prefilling)
-        return self._in_progress() + self._waiting[0].samples <= self.max_rows
+        return self._in_progress() + next(iter(self._waiting)).fewest_rows <= self.max_rows
 
     def _in_progress(self) -> int:
         """Replies in progress, and those whose prompts are being read."""
@@ -252,7 +238,6 @@ class Scheduler:
     def cancel(self, number: int) -> None:
         """End a request; what was read of it is kept for the next one that begins so."""
         self._out_of_pages = False
-        self._waiting = deque(each for each in self._waiting if each.number != number)
         self._end(number, keep=True)
         self.active = self._in_progress()
 
@@ -292,14 +277,14 @@ class Scheduler:
 
     # Admission
 
-    def _new_prefill(self, number: int, request: Request) -> _Prefill:
+    def _new_prefill(self, number: int, request: Request) -> Prefill:
         """One forced reply is read with its prompt."""
         forced = request.forced[0][:-1] if len(request.forced) == 1 else ()
         max_tokens = max(map(len, request.forced), default=0)
         max_tokens = max_tokens or request.max_tokens(self.model.config.context)
-        return _Prefill(number, request, [*request.prompt, *forced], max_tokens)
+        return Prefill(number, request, [*request.prompt, *forced], max_tokens)
 
-    def _max_pages(self, prefill: _Prefill) -> int:
+    def _max_pages(self, prefill: Prefill) -> int:
         """Maximum number of pages that a request may still take, for all of its replies."""
         prompt = len(prefill.request.prompt)
         own = self.cache.max_pages(prefill.done, prompt + prefill.max_tokens)
@@ -317,38 +302,89 @@ class Scheduler:
         return sum(map(self._max_pages, self._prefilling)) + sum(decoding)
 
     def _admit(self) -> list[Event]:
-        """Admit requests in turn, as far as rows and pages go."""
+        """Admit requests, as far as rows and pages go: owners take turns by what they use."""
         admitted: list[Event] = []
         self._out_of_pages = False
-        if not self._waiting:
-            return admitted
-        promised, active = self._promised(), self._in_progress()
-        if not active:
+        if self._waiting and not self._in_progress():
             self.cache.reserve(sum(map(self._max_pages, self._waiting)))
-        for first in list(self._waiting):
-            if active and active + first.samples > self.max_rows:
+        for first in self._waiting.in_turn(self._usage):
+            if not self._has_rows(first):
                 break
-            scored = first.request.settings.prompt_log_probs
+            scored = first.request.settings.prompt_log_probs and not first.goes_on
             live = () if scored or not self.cache.reuses else self._live()
             if live and self._awaits_prefix(first, live):
                 continue
-            row, cached = self.cache.open(
-                first.request.prompt,
-                live,
-                promised + self._max_pages(first),
-                reuse=not scored,
-                salt=first.request.salt,
-                alone=not active,
-            )
-            if row < 0:
+            if not self._open(first, live, reuse=not scored):
                 self._out_of_pages = True
                 break
-            first.row, first.done = row, cached
             self._waiting.remove(first)
             self._prefilling.append(first)
-            active, promised = active + first.samples, promised + self._max_pages(first)
-            admitted.append(Admitted(first.number, cached))
+            if not first.goes_on:
+                admitted.append(Admitted(first.number, first.done))
         return admitted
+
+    def _has_rows(self, first: Prefill) -> bool:
+        """Whether there are rows for a request, perhaps after others' replies have made room."""
+        while (active := self._in_progress()) and active + first.fewest_rows > self.max_rows:
+            if not self._make_room(first):
+                return False
+        return True
+
+    def _open(self, first: Prefill, live: Sequence[CachedPrefix], *, reuse: bool) -> bool:
+        """Open a row of the cache for a request; False if there are no pages for it."""
+        if first.may_split:
+            first.granted = min(first.samples, max(1, self.max_rows - self._in_progress()))
+        while first.row < 0:
+            first.row, first.done = self.cache.open(
+                first.prompt,
+                live,
+                self._promised() + self._max_pages(first),
+                reuse=reuse,
+                salt=first.request.salt,
+                alone=not self._in_progress(),
+            )
+            if first.row >= 0:
+                return True
+            if first.granted > 1:
+                first.granted = 1
+            elif not self._make_room(first):
+                break
+            live = self._live() if live else ()
+        first.granted, first.done = 0, 0
+        return False
+
+    def _make_room(self, first: Prefill) -> bool:
+        """Put the reply of whoever has more than a fair share back into the queue, if there is one:
+        what it has read is kept as long as nobody needs the pages. With `dynamic` rotary scaling none
+        is: a token's state depends on how many are read with it."""
+        if self._dynamic:
+            return False
+        reply = to_put_back(
+            first, self._decoding, self._waiting.keys, self._usage(), self._most_pages
+        )
+        if reply is None:
+            return False
+        self._finish(reply, keep=self.cache.reuses)
+        self._put_back(reply)
+        return True
+
+    def _put_back(self, reply: RunningSequence) -> None:
+        request, most = reply.source, len(reply.tokens) + reply.tokens_left
+        prefill = Prefill(reply.request, request, list(reply.tokens), most - len(request.prompt))
+        prefill.sequences = [reply]
+        self._waiting.put_back(prefill)
+
+    def _most_pages(self, reply: RunningSequence) -> int:
+        return self.cache.max_pages(0, len(reply.tokens) + reply.tokens_left)
+
+    def _usage(self) -> Usage:
+        """Rows and pages in progress, by owner and group."""
+        usage = Usage(self.max_rows, max(1, self.cache.pages))
+        for reply in self._decoding:
+            usage.add(reply.key, 1, self._most_pages(reply))
+        for prefill in self._prefilling:
+            usage.add(prefill.key, prefill.samples, self._max_pages(prefill))
+        return usage
 
     def _live(self) -> list[CachedPrefix]:
         """Rows in use, and what they have read."""
@@ -357,9 +393,9 @@ class Scheduler:
         ]
         return rows + [(each.row, each.tokens, each.done) for each in self._prefilling]
 
-    def _awaits_prefix(self, waiting: _Prefill, live: Sequence[CachedPrefix]) -> bool:
+    def _awaits_prefix(self, waiting: Prefill, live: Sequence[CachedPrefix]) -> bool:
         """Whether a prefill in progress will hold more of the prompt than any row holds now."""
-        prompt, salt = waiting.request.prompt, waiting.request.salt
+        prompt, salt = waiting.prompt, waiting.request.salt
         coming = longest_prefix(
             [
                 (each.row, each.tokens, len(each.tokens))
@@ -376,22 +412,23 @@ class Scheduler:
 
     # Prefill
 
-    def _chunks(self) -> list[tuple[_Prefill, Span]]:
+    def _chunks(self) -> list[tuple[Prefill, Span]]:
         """The prompt tokens of this step: of each prompt in turn a fair share, in one span."""
-        chunks: list[tuple[_Prefill, Span]] = []
+        chunks: list[tuple[Prefill, Span]] = []
+        prefilling = owners_in_turn(self._prefilling, lambda each: each.request.salt)
         if self._prompt_tokens is not None:
             size = 0
-            for prefill in self._prefilling:
+            for prefill in prefilling:
                 size += len(prefill.tokens) - prefill.done
                 if chunks and size > self._prompt_tokens:
                     break
                 chunks.append((prefill, (prefill.row, prefill.tokens[prefill.done :])))
             return chunks
         left = PREFILL_BESIDE_DECODE if self._decoding else PREFILL_ALONE
-        for number, prefill in enumerate(self._prefilling):
+        for number, prefill in enumerate(prefilling):
             if left <= 0:
                 break
-            share = max(1, left // (len(self._prefilling) - number) // CHUNK) * CHUNK
+            share = max(1, left // (len(prefilling) - number) // CHUNK) * CHUNK
             start, tokens = prefill.done, prefill.tokens
             end = min(len(tokens), (start + share) // CHUNK * CHUNK)
             chunks.append((prefill, (prefill.row, tokens[start:end])))
@@ -422,12 +459,12 @@ class Scheduler:
                 return [None]
         return [found for each in work for found in self._forward_isolated([each], step)]
 
-    def _prefill(self, prefill: _Prefill, hidden_nd: Tensor, step: _Step) -> None:
+    def _prefill(self, prefill: Prefill, hidden_nd: Tensor, step: _Step) -> None:
         """Take the states of a prompt's next chunk, or of forced tokens."""
         request, start = prefill.request, prefill.done
-        settings, last = request.settings, len(request.prompt) - 1
+        settings, last = request.settings, len(prefill.prompt) - 1
         prefill.done += len(hidden_nd)
-        if settings.prompt_log_probs and start <= last:
+        if settings.prompt_log_probs and start <= last and not prefill.goes_on:
             part = request.prompt[start : prefill.done + 1]
             try:
                 prefill.log_probs += prompt_log_probs(
@@ -461,14 +498,19 @@ class Scheduler:
         if prefill.done == len(prefill.tokens):
             self._finish_forced(prefill)
 
-    def _start_decoding(self, prefill: _Prefill, last_state: Tensor, step: _Step) -> None:
+    def _start_decoding(self, prefill: Prefill, last_state: Tensor, step: _Step) -> None:
         self._prefilling.remove(prefill)
-        for reply in prefill.sequences[1:]:
+        granted = prefill.granted or len(prefill.sequences)
+        begun, later = prefill.sequences[:granted], prefill.sequences[granted:]
+        begun[0].row, begun[0].since_admitted = prefill.row, 0
+        for reply in begun[1:]:
             reply.row = self.cache.fork(prefill.row)
-        step.draw_after(last_state, prefill.sequences)
-        self._decoding += prefill.sequences
+        step.draw_after(last_state, begun)
+        self._decoding += begun
+        for reply in reversed(later):  # samples for which there is no row yet
+            self._put_back(reply)
 
-    def _finish_forced(self, prefill: _Prefill) -> None:
+    def _finish_forced(self, prefill: Prefill) -> None:
         """End a prefill; several forced replies are read from its end on, each by itself."""
         self._prefilling.remove(prefill)
         several = prefill.sequences if len(prefill.sequences) > 1 else []
@@ -587,6 +629,7 @@ class Scheduler:
         self.cache.release(reply.row, reply.tokens, keep=keep and reply.keep)
 
     def _end(self, number: int, *, keep: bool) -> None:
+        self._waiting.remove_request(number)
         for prefill in [each for each in self._prefilling if each.number == number]:
             self._prefilling.remove(prefill)
             self.cache.release(prefill.row, prefill.tokens, keep=keep and prefill.request.keep)

@@ -12,6 +12,7 @@ import logging
 import math
 import threading
 import time
+from collections import Counter as Counter_
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -128,6 +129,7 @@ class AsyncEngine:
         self.on_drop: Callable[[], None] = lambda: None
         self.draining = False
         self.waiting = dict.fromkeys(self.models, 0)
+        self.waiting_of: dict[str, Counter_[str]] = {name: Counter_() for name in self.models}
         self.generations: set[Generation] = set()
         self.mean_seconds = 1.0  # of a request, a running mean
 
@@ -153,13 +155,15 @@ class AsyncEngine:
                 model.scheduler.check(request)
             except UserError as error:
                 raise bad_request(error) from error
-        if started is None and self.is_full(model):
+        if started is None and self.is_full(model, parsed.cache_salt):
             self.metrics.rejected.labels("queue").inc()
             waiting = self.waiting[model.name]
+            own = self.waiting_of[model.name][parsed.cache_salt]
             seconds = math.ceil(self.mean_seconds * waiting / self.limits.streams)
+            yours = "" if own == waiting else f", {own} of them yours"
             raise ApiError(
                 429,
-                f"{waiting} requests wait for {model.name} already; try again later",
+                f"{waiting} requests wait for {model.name} already{yours}; try again later",
                 "rate_limit_error",
                 code="queue_full",
                 headers={"Retry-After": str(min(60, max(1, seconds)))},
@@ -179,10 +183,27 @@ class AsyncEngine:
         """Whether replies are in progress; any thread may ask."""
         return any(model.scheduler.active for model in list(self.loaded.values()))
 
-    def is_full(self, model: ServedModel) -> bool:
-        """Whether the queue of a model is full, not counting requests for which a row is free."""
+    def is_full(self, model: ServedModel, person: str | None = None) -> bool:
+        """Whether the queue of a model is full, not counting requests for which a row is free.
+
+        Args:
+            person: the cache salt of one person, who has an equal share of the queue with all that
+                wait, and one place at least; however many places others have taken.
+        """
         free = self.limits.streams - model.scheduler.active
-        return self.waiting[model.name] >= self.limits.queue + max(0, free)
+        places = self.limits.queue + max(0, free)
+        if person is None:
+            return self.waiting[model.name] >= places
+        waiting = self.waiting_of[model.name]
+        return waiting[person] >= max(1, places // len({*waiting, person}))
+
+    def count_waiting(self, model: ServedModel, person: str, more: int) -> None:
+        """More prompts of a person wait, or fewer."""
+        waiting = self.waiting_of[model.name]
+        self.waiting[model.name] += more
+        waiting[person] += more
+        if not waiting[person]:
+            del waiting[person]
 
     def replace(self, model: ServedModel) -> None:
         """Give new requests of its name to this model; the one before finishes its requests."""
@@ -246,11 +267,11 @@ class Generation:
         self._last: dict[tuple[int, int], float] = {}
         self._waiting = set(range(len(self.prompts)))
         self._closed = False
-        engine.waiting[self.model.name] += len(self.prompts)
+        engine.count_waiting(self.model, parsed.cache_salt, len(self.prompts))
         self.in_thread = [
             EngineRequest(
                 self.model.key,
-                replace(request, salt=parsed.cache_salt),
+                replace(request, salt=parsed.cache_salt, group=parsed.id),
                 partial(self._add, number),
             )
             for number, request in enumerate(parsed.prompts)
@@ -270,6 +291,9 @@ class Generation:
         prompt = sum(len(each.request.prompt) for each in self.prompts)
         new = sum(len(reply.tokens) for reply in self.replies)
         return prompt, new, sum(each.cached for each in self.prompts)
+
+    def _count_waiting(self, more: int) -> None:
+        self._engine.count_waiting(self.model, self.parsed.cache_salt, more)
 
     async def events(self) -> AsyncIterator[Iterator[tuple[int, TokenEvent]]]:
         """(number of the prompt, event) until every reply has ended, in batches.
@@ -311,7 +335,7 @@ class Generation:
             return
         self._closed = True
         self._engine.generations.discard(self)
-        self._engine.waiting[self.model.name] -= len(self._waiting)
+        self._count_waiting(-len(self._waiting))
         if not all(reply.finish for reply in self.replies):
             for request in self.in_thread:
                 self._engine.thread.cancel(request)
@@ -334,7 +358,7 @@ class Generation:
             if isinstance(event, Admitted):
                 self.prompts[number].cached = event.cached
                 self._waiting.discard(number)
-                self._engine.waiting[self.model.name] -= 1
+                self._count_waiting(-1)
                 self._metrics.prompt_tokens.inc(len(self.prompts[number].request.prompt))
                 self._metrics.cached_tokens.inc(event.cached)
             else:
