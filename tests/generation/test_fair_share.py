@@ -11,10 +11,6 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from lmsmith.generation.engine import Engine, SamplingSettings, answer
-from lmsmith.generation.fair_share import QUANTUM
-from lmsmith.generation.requests import Request, TokenEvent
-from lmsmith.generation.scheduler import Admitted, Event, Scheduler
 from test_scheduler import (
     MODEL,
     MODELS,
@@ -26,6 +22,11 @@ from test_scheduler import (
     some_requests,
     tokens_of,
 )
+
+from lmsmith.generation.engine import Engine, SamplingSettings, answer
+from lmsmith.generation.fair_share import QUANTUM
+from lmsmith.generation.requests import Request, TokenEvent
+from lmsmith.generation.scheduler import Admitted, Event, Scheduler
 
 SOURCE = random.Random(0)
 

@@ -24,6 +24,7 @@ from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.folder import save_model
 from lmsmith.server.app import Server, create_app, listen
+from lmsmith.server.connections import ConnectionLimits
 from lmsmith.server.engine import AsyncEngine
 from lmsmith.server.models import Loader, read_models, serve_models
 from lmsmith.server.requests import Limits
@@ -103,6 +104,7 @@ def running(
     draft: str = "",
     words: Sequence[str] = (),
     memory_bytes: int = 60_000_000,
+    connections: ConnectionLimits | None = None,
     **options: Any,
 ) -> Any:
     """A real server on a free port; it is stopped at the end, and must end.
@@ -113,7 +115,9 @@ def running(
         with (
             tempfile.TemporaryDirectory() as folder,
             closing(Store(Path(folder) / "feedback.db")) as made,
-            running(models, limits, prepare, made, draft, words, memory_bytes, **options) as served,
+            running(
+                models, limits, prepare, made, draft, words, memory_bytes, connections, **options
+            ) as served,
         ):
             yield served
         return
@@ -134,7 +138,8 @@ def running(
     engine = AsyncEngine(served, limits)
     prepare(engine)
     listening, ready = listen("127.0.0.1", 0), threading.Event()
-    server = Server(create_app(engine, store, **options), engine, listening, ready.set)
+    app = create_app(engine, store, **options)
+    server = Server(app, engine, listening, ready.set, connections)
     thread = threading.Thread(target=server.serve_until_stopped)
     thread.start()
     try:

@@ -354,9 +354,11 @@ class Scheduler:
         return False
 
     def _make_room(self, first: Prefill) -> bool:
-        """Put the reply of whoever has more than a fair share back into the queue, if there is one:
-        what it has read is kept as long as nobody needs the pages. With `dynamic` rotary scaling none
-        is: a token's state depends on how many are read with it."""
+        """Put the reply of whoever has more than a fair share back into the queue, if there is one.
+
+        What it has read is kept as long as nobody needs the pages. With `dynamic` rotary scaling
+        none makes room: a token's state depends on how many are read with it.
+        """
         if self._dynamic:
             return False
         reply = to_put_back(

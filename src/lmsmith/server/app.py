@@ -24,6 +24,7 @@ from lmsmith.core.errors import UserError
 from lmsmith.feedback.store import Store
 from lmsmith.server import auth, pages
 from lmsmith.server.api import answers, attention, comparing, conversations, labelling, versions
+from lmsmith.server.connections import ConnectionLimits, Connections
 from lmsmith.server.engine import AsyncEngine
 from lmsmith.server.errors import ApiError, add_error_handlers, internal, shutting_down
 from lmsmith.server.following import Following
@@ -185,7 +186,8 @@ class _CatchCrashes:
 class Server(uvicorn.Server):
     """uvicorn, but SIGTERM drains the engine's requests and is no failure.
 
-    ``ready`` is called once requests are accepted.
+    ``ready`` is called once requests are accepted. ``connections`` are limited as the system's
+    files allow if left out.
     """
 
     def __init__(
@@ -194,9 +196,12 @@ class Server(uvicorn.Server):
         engine: AsyncEngine,
         listening: socket.socket,
         ready: Callable[[], None] = lambda: None,
+        connections: ConnectionLimits | None = None,
     ) -> None:
+        self.connections = Connections(connections or ConnectionLimits.of_system())
         config = uvicorn.Config(
             app,
+            http=self.connections.protocol(),
             log_config=None,
             access_log=False,
             server_header=False,
@@ -222,6 +227,11 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             self._ready()
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % 5 == 0:  # twice a second
+            self.connections.close_slow()
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._engine.draining = True
