@@ -109,11 +109,11 @@ def test_a_session_ends_when_its_time_is_over_or_when_it_is_told_to(
 
 
 def _asked(authenticator: Authenticator, cookie: str) -> Visitor | None:
-    return asyncio.run(authenticator.authenticate(Headers({"cookie": f"{COOKIE}={cookie}"})))
+    return asyncio.run(authenticator.authenticate(Headers({"cookie": f"{COOKIE}={cookie}"}), ""))
 
 
 def _cookie(authenticator: Authenticator, token: str) -> str:
-    found = asyncio.run(authenticator.sign_in(token))
+    found = asyncio.run(authenticator.sign_in(token, ""))
     assert found is not None
     return found[0]
 
@@ -139,7 +139,9 @@ def test_nobody_slips_in_while_it_is_looked_whether_there_are_people(tmp_path: P
     authenticator = Authenticator("", store)
 
     async def together() -> list[Visitor | None]:
-        return await asyncio.gather(*(authenticator.authenticate(Headers({})) for _ in range(8)))
+        return await asyncio.gather(
+            *(authenticator.authenticate(Headers({}), "") for _ in range(8))
+        )
 
     assert asyncio.run(together()) == [None] * 8
     store.close()

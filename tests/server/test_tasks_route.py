@@ -247,7 +247,7 @@ def test_a_full_queue_is_429_but_not_in_the_midst() -> None:
         # One that was let in is finished, whoever waits meanwhile.
         asked: list[bool] = []
 
-        def full(_: str) -> bool:
+        def full(_: str, person: str = "") -> bool:
             asked.append(True)
             return len(asked) > 1
 

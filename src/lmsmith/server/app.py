@@ -34,6 +34,7 @@ from lmsmith.server.models import Loader
 from lmsmith.server.openai import completions, models, tasks
 from lmsmith.server.stream import json_response
 from lmsmith.server.trials import Trials
+from lmsmith.server.turns import IN_DATABASE, Turns
 
 log = logging.getLogger("lmsmith.server")
 router = APIRouter()
@@ -95,6 +96,7 @@ def create_app(
         redirect_slashes=False,  # to an address made of the Host header
     )
     app.state.engine, app.state.store = engine, store
+    app.state.in_database = Turns(IN_DATABASE)
     app.state.authenticator = auth.Authenticator(token, store)
     app.state.answers = answers.PendingAnswers()
     app.state.following = Following(engine, loader)

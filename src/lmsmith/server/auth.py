@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from http.cookies import CookieError, SimpleCookie
 from typing import Annotated, TypeVar
 
@@ -17,6 +17,7 @@ from sqlalchemy.exc import OperationalError
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from lmsmith.core.errors import UserError
 from lmsmith.feedback.people import OWNER, SESSION_DAYS, People, PersonStore
@@ -24,6 +25,8 @@ from lmsmith.feedback.store import NotThere, Store
 from lmsmith.feedback.tables import ROLES, Person
 from lmsmith.server.errors import ApiError, bad_request, unavailable
 from lmsmith.server.stream import json_response
+from lmsmith.server.turns import Turns, in_database_thread
+from lmsmith.server.wrong_tokens import WrongTokens
 
 log = logging.getLogger("lmsmith.server")
 router = APIRouter(prefix="/api/session")
@@ -65,6 +68,12 @@ def visitor_of(request: Request) -> Visitor:
     return found
 
 
+def address_of(scope: Scope) -> str:
+    """The address that a request comes from, which may be a proxy's."""
+    client = scope.get("client")
+    return str(client[0]) if client else ""
+
+
 def require_role(request: Request, roles: tuple[str, ...]) -> Visitor:
     """The request's visitor; raises ApiError (403) for another role."""
     visitor = visitor_of(request)
@@ -78,7 +87,7 @@ async def in_database(work: Callable[..., Result], *given: object) -> Result:
     """Call a function that uses the database in a thread; raises ApiError (503) if the database is
     unreachable, or locked for too long."""
     try:
-        return await asyncio.to_thread(work, *given)
+        return await in_database_thread(partial(work, *given))
     except OperationalError as error:
         log.error("the database does not answer: %s", error.orig)
         problem = "the database does not answer now; try again"
@@ -95,9 +104,11 @@ async def with_store(
             ``work``, 503 if the database does not answer.
     """
     store: Store = request.app.state.store
+    turns: Turns = request.app.state.in_database
     visitor = require_role(request, roles)
     try:
-        return await in_database(lambda: work(store, visitor.person_id(store)))
+        async with turns.of(visitor.id):
+            return await in_database(lambda: work(store, visitor.person_id(store)))
     except NotThere as error:
         raise ApiError(404, error.problem, code="not_found") from error
     except UserError as error:
@@ -124,6 +135,7 @@ class Authenticator:
     def __init__(self, token: str, store: Store) -> None:
         self._token, self._people = token, People(store)
         self._clock, self._checked = time.monotonic, -RECHECK_SECONDS
+        self._wrong = WrongTokens()
         self._is_closed = bool(token) or self._people.anybody()
 
     async def is_closed(self) -> bool:
@@ -133,19 +145,28 @@ class Authenticator:
             self._is_closed = await in_database(self._people.anybody)
         return self._is_closed
 
-    async def authenticate(self, headers: Headers) -> Visitor | None:
-        """The visitor; None if they may not use the server."""
+    async def authenticate(self, headers: Headers, address: str) -> Visitor | None:
+        """The visitor; None if they may not use the server.
+
+        Raises:
+            ApiError: too many wrong tokens came from the address (429).
+        """
         if not await self.is_closed():
             return Visitor()
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
-            return await self._by_token(given.strip())
+            token = given.strip()
+            return await self._wrong.check(address, token, partial(self._by_token, token))
         cookie = session_cookie(headers.get("cookie", ""))
         return await in_database(self._by_session, cookie) if cookie else None
 
-    async def sign_in(self, token: str) -> tuple[str, Visitor] | None:
-        """A session's cookie, empty if none is needed, and visitor; None if the token is wrong."""
-        visitor = await self._by_token(token)
+    async def sign_in(self, token: str, address: str) -> tuple[str, Visitor] | None:
+        """A session's cookie, empty if none is needed, and visitor; None if the token is wrong.
+
+        Raises:
+            ApiError: as `authenticate`.
+        """
+        visitor = await self._wrong.check(address, token, partial(self._by_token, token))
         if visitor is None:
             return None
         if not await self.is_closed():
@@ -185,18 +206,23 @@ class TokenBody(BaseModel):
     token: Annotated[str, Field(max_length=1000)]
 
 
+async def _visitor_or_none(request: Request) -> Visitor | None:
+    authenticator: Authenticator = request.app.state.authenticator
+    return await authenticator.authenticate(request.headers, address_of(request.scope))
+
+
 @router.get("")
 async def show(request: Request) -> Response:
     """Whether this browser is signed in, as whom, and whether it must be."""
     authenticator: Authenticator = request.app.state.authenticator
-    return await _shown(authenticator, await authenticator.authenticate(request.headers))
+    return await _shown(authenticator, await _visitor_or_none(request))
 
 
 @router.post("")
 async def sign_in(request: Request, body: TokenBody) -> Response:
     """Exchange a token, the server's or a user's, for a cookie that scripts cannot read."""
     authenticator: Authenticator = request.app.state.authenticator
-    found = await authenticator.sign_in(body.token)
+    found = await authenticator.sign_in(body.token, address_of(request.scope))
     if found is None:
         problem = "that is no token of this server"
         raise ApiError(401, problem, "authentication_error", code="invalid_api_key")

@@ -27,6 +27,7 @@ from lmsmith.generation.scheduler import Admitted, Event, Failed, Scheduler
 from lmsmith.server.errors import ApiError, bad_request, internal, shutting_down
 from lmsmith.server.models import ServedModel
 from lmsmith.server.requests import Limits, ParsedRequest
+from lmsmith.server.turns import TextThreads
 from lmsmith.training.machine import keep_threads
 
 log = logging.getLogger("lmsmith.server")
@@ -116,6 +117,7 @@ class AsyncEngine:
         models: by the name that clients use.
         candidates: versions on trial, by the name of the model that they may replace.
         loaded: all models in memory, by key: also those that only finish their requests.
+        texts: where the texts of requests become tokens.
         on_drop: is called when a model has left memory.
     """
 
@@ -123,7 +125,7 @@ class AsyncEngine:
         self.models = {model.name: model for model in models}
         self.candidates: dict[str, ServedModel] = {}
         self.loaded = {model.key: model for model in models}
-        self.limits = limits
+        self.limits, self.texts = limits, TextThreads()
         self.metrics = Metrics()
         self.thread = EngineThread({model.key: model.scheduler for model in models})
         self.on_drop: Callable[[], None] = lambda: None

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lmsmith.core.text import encodable_json
-from lmsmith.server.auth import VISITOR, Authenticator, Visitor
+from lmsmith.server.auth import VISITOR, Authenticator, Visitor, address_of
+from lmsmith.server.connections import ConnectionLimits
 from lmsmith.server.errors import ApiError
+from lmsmith.server.wrong_tokens import is_loopback
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+HELD_BODIES = 64
+"""Longest bodies that are held at once; a named person may have a quarter of them."""
+
+MAX_VALUES = 600_000
+"""Of a body: reading them holds everybody up."""
+
+_ORIGIN = re.compile(r"(https?)://([^/@?#\s]+)")
+_PORTS = {"http": "80", "https": "443"}
 
 _JSON = re.compile(r"\s*application/([\w.-]+\+)?json\s*(;|$)", re.IGNORECASE)
 
@@ -50,6 +63,7 @@ class Guard:
         self._app, self._authenticator, self._body_bytes = app, authenticator, body_bytes
         self._is_open = is_open
         self._hosts = {host.lower() for host in hosts}
+        self._load = Load(HELD_BODIES * body_bytes, ConnectionLimits.of_system().total // 2)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -68,29 +82,34 @@ class Guard:
             await send(message)
 
         try:
-            self._check(headers)
+            self._check(headers, scope["scheme"])
+            person = ""
             if not self._is_open(scope["path"]):
-                scope[VISITOR] = await self._visitor(headers)
+                visitor = scope[VISITOR] = await self._visitor(headers, address_of(scope))
+                person = visitor.id
             _check_form(headers)
-            await self._app(scope, self._whole_body(receive), send_safely)
+            with self._load.request_of(person) as held:
+                await self._app(scope, self._whole_body(receive, held), send_safely)
         except ApiError as error:
             await error.response()(scope, receive, send_safely)
 
-    def _check(self, headers: Headers) -> None:
+    def _check(self, headers: Headers, scheme: str) -> None:
         if self._hosts and _host_name(headers.get("host", "")) not in self._hosts:
             name = headers.get("host", "")
             problem = f"no server of the name {name!r} is here; allow it by --allow-host"
             raise ApiError(421, problem, code="host_not_allowed")
         origin = headers.get("origin")
-        if origin is not None and not self._is_own(origin, headers.get("host", "")):
+        if origin is not None and not self._is_own(origin, headers.get("host", ""), scheme):
             problem = "requests from other origins are refused"
+            if origin.startswith("https:"):
+                problem += "; name a proxy that has a certificate by --allow-host"
             raise ApiError(403, problem, "permission_error", code="origin_not_allowed")
         length = headers.get("content-length", "0")
         if length.isascii() and length.isdigit() and int(length) > self._body_bytes:
             raise self._too_large()
 
-    async def _visitor(self, headers: Headers) -> Visitor:
-        found = await self._authenticator.authenticate(headers)
+    async def _visitor(self, headers: Headers, address: str) -> Visitor:
+        found = await self._authenticator.authenticate(headers, address)
         if found is None:
             raise ApiError(
                 401,
@@ -102,16 +121,26 @@ class Guard:
             )
         return found
 
-    def _is_own(self, origin: str, host: str) -> bool:
-        """Whether the page that sends it is this server's."""
-        name = _host_name(origin.partition("://")[2])
-        return name == _host_name(host) or name in self._hosts
+    def _is_own(self, origin: str, host: str, scheme: str) -> bool:
+        """Whether the page that sends it is this server's: scheme, name and port are equal.
 
-    def _whole_body(self, receive: Receive) -> Receive:
+        A proxy before a name that was allowed may have a certificate.
+        """
+        given, (name, port) = _ORIGIN.fullmatch(origin.lower()), _name_and_port(host)
+        if given is None or _name_and_port(given[2])[0] != name:
+            return False
+        behind_proxy = name in self._hosts and not is_loopback(name)
+        if given[1] != scheme and not (behind_proxy and given[1] == "https"):
+            return False
+        usual = _PORTS[given[1]]
+        return (_name_and_port(given[2])[1] or usual) == (port or usual)
+
+    def _whole_body(self, receive: Receive, held: Callable[[int], None]) -> Receive:
         """Gives the whole body, without the lone surrogates that JSON may escape (``\\ud83d``).
 
         Raises:
-            ApiError: 413, also for a body that does not tell its length.
+            ApiError: 413, also for a body that does not tell its length; 429 or 503 if too many
+                bodies are held.
         """
         whole = False
 
@@ -125,8 +154,12 @@ class Guard:
                 body += message.get("body", b"")
                 if len(body) > self._body_bytes:
                     raise self._too_large()
+                held(len(message.get("body", b"")))
                 more_body = message.get("more_body", False)
             whole = True
+            if body.count(b",") > MAX_VALUES:
+                problem = f"the body may have {MAX_VALUES:,} values at most"
+                raise ApiError(413, problem, code="body_too_large")
             return {"type": "http.request", "body": _encodable(bytes(body)), "more_body": False}
 
         return received
@@ -164,6 +197,62 @@ def _check_form(headers: Headers) -> None:
 
 def _host_name(host: str) -> str:
     """The name in a Host header, without the port."""
+    return _name_and_port(host)[0]
+
+
+def _name_and_port(host: str) -> tuple[str, str]:
+    """Both parts of a Host header; the port may be empty."""
     if host.startswith("["):
-        return host[1:].partition("]")[0].lower()
-    return host.rpartition(":")[0].lower() if ":" in host else host.lower()
+        name, _, port = host[1:].partition("]")
+    else:
+        name, _, port = host.partition(":")
+    return name.lower(), port.lstrip(":").lstrip("0")
+
+
+class Load:
+    """What running requests hold: bodies in memory, and each person's number of requests."""
+
+    def __init__(self, body_bytes: int, of_person: int) -> None:
+        self._most_bytes, self._most_requests = body_bytes, max(4, of_person)
+        self._requests, self._bytes = Counter[str](), Counter[str]()
+
+    @contextlib.contextmanager
+    def request_of(self, person: str) -> Iterator[Callable[[int], None]]:
+        """A request while it runs; yields a function that counts bytes of its body.
+
+        Args:
+            person: empty for the owner, and for nobody in particular.
+
+        Raises:
+            ApiError: the person has too many requests (429), or bodies fill the memory that is
+                theirs (429) or everybody's (503).
+        """
+        if person and self._requests[person] >= self._most_requests:
+            raise _too_many(429, f"{self._requests[person]} of your requests run already")
+        held = 0
+
+        def hold(count: int) -> None:
+            nonlocal held
+            held += count
+            self._bytes[person] += count
+            if person and self._bytes[person] > self._most_bytes // 4:
+                raise _too_many(429, "your requests that run are too large together")
+            if self._bytes.total() > self._most_bytes:
+                raise _too_many(503, "requests that run are too large together")
+
+        self._requests[person] += 1
+        try:
+            yield hold
+        finally:
+            self._requests[person] -= 1
+            self._bytes[person] -= held
+            if not self._requests[person]:
+                del self._requests[person], self._bytes[person]
+
+
+def _too_many(status: int, problem: str) -> ApiError:
+    kind = "rate_limit_error" if status == 429 else "server_error"
+    more = {"Retry-After": "2", "Connection": "close"}
+    return ApiError(
+        status, f"{problem}; try again later", kind, code="too_many_requests", headers=more
+    )

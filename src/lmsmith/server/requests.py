@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, Field, FiniteFloat
@@ -18,8 +18,23 @@ from lmsmith.prompts import encode_prompt
 from lmsmith.prompts.chat import TextPrompt, encode_text_prompts
 from lmsmith.server.errors import ApiError, bad_request, unsupported
 from lmsmith.server.models import ServedModel, served_model
+from lmsmith.server.turns import TextThreads
 
-MAX_STOPS = 4
+MAX_STOPS, MAX_STOP_CHARACTERS = 4, 1000
+MAX_BIASES = 1024
+MAX_MESSAGES = 4096
+"""Of a conversation, and parts of a message."""
+
+MAX_TOKEN_IDS = 600_000
+MAX_LOG_PROBS = 2_000_000
+"""Of a response, alternatives included: each takes some hundred bytes of memory and of JSON."""
+
+CHARACTERS_PER_TOKEN, SHORTEST_LIMIT = 16, 65_536
+"""A text of more characters than 16 for each token of the context, and this many, cannot fit."""
+
+BATCH_CHARACTERS = 262_144
+"""Characters of texts that are tokenized together."""
+
 TEXT_PARTS = ("text", "input_text", "output_text")
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's
 
@@ -82,14 +97,24 @@ def _no_bool(given: object) -> object:
     return given
 
 
+def _few_biases(given: object) -> object:
+    if isinstance(given, dict) and len(given) > MAX_BIASES:
+        raise ValueError(f"at most {MAX_BIASES} tokens may have a bias, not {len(given)}")
+    return given
+
+
 Int = Annotated[int, BeforeValidator(_no_bool)]
 Float = Annotated[FiniteFloat, BeforeValidator(_no_bool)]
 Penalty = Annotated[Float, Field(ge=-100, le=100)]
-TokenIds = list[Annotated[Int, Field(ge=0, lt=2**31)]]
+TokenIds = Annotated[  # strict, which needs no function of Python's for each
+    list[Annotated[int, Field(strict=True, ge=0, lt=2**31)]],
+    Field(max_length=MAX_TOKEN_IDS, fail_fast=True),
+]
+Texts = Annotated[list[str], Field(max_length=MAX_MESSAGES, fail_fast=True)]
 
 
 class Body(BaseModel):
-    model: str | None = None
+    model: str | None = Field(None, max_length=1000)
 
 
 class StreamOptions(BaseModel):
@@ -103,11 +128,11 @@ class SamplingBody(Body):
     max_tokens: Int | None = Field(None, ge=0)
     temperature: Float | None = Field(None, ge=0, le=100)
     top_p: Float | None = Field(None, ge=0, le=1)
-    stop: str | list[str] | None = None
+    stop: str | Texts | None = None
     seed: Int | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    logit_bias: dict[str, Penalty] | None = None
+    logit_bias: Annotated[dict[str, Penalty], BeforeValidator(_few_biases)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
@@ -119,14 +144,17 @@ class SamplingBody(Body):
 
 
 class ChatMessage(BaseModel):
-    role: str
-    content: str | list[Any] | None = None
+    role: str = Field(max_length=100)
+    content: str | Annotated[list[Any], Field(max_length=MAX_MESSAGES)] | None = None
     tool_calls: Any = None
     function_call: Any = None
 
 
+Messages = Annotated[list[ChatMessage], Field(max_length=MAX_MESSAGES, fail_fast=True)]
+
+
 class ChatBody(SamplingBody):
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: Messages = Field(min_length=1)
     max_tokens: Int | None = Field(None, ge=1)
     max_completion_tokens: Int | None = Field(None, ge=1)
     logprobs: bool | None = None
@@ -141,7 +169,13 @@ class ChatBody(SamplingBody):
 
 
 class CompletionBody(SamplingBody):
-    prompt: str | list[str] | TokenIds | list[TokenIds] | None = None
+    prompt: (
+        str
+        | Texts
+        | TokenIds
+        | Annotated[list[TokenIds], Field(max_length=MAX_MESSAGES, fail_fast=True)]
+        | None
+    ) = None
     logprobs: Int | None = Field(None, ge=0, le=20)
     echo: bool | None = None
     best_of: Int | None = None
@@ -152,23 +186,34 @@ class CompletionBody(SamplingBody):
 
 
 async def parse_chat(
-    body: ChatBody, models: Mapping[str, ServedModel], limits: Limits, cache_salt: str
+    body: ChatBody,
+    models: Mapping[str, ServedModel],
+    limits: Limits,
+    cache_salt: str,
+    texts: TextThreads,
 ) -> ParsedRequest:
     """A chat request; raises ApiError (400 or 404) for a field that is unsupported or wrong, or a
     prompt that does not fit."""
     _refuse_unsupported(body)
     model = served_model(models, body.model)
     messages = plain_messages(body.messages)
-    tokens = await asyncio.to_thread(chat_tokens, model, messages, body.add_special_tokens)
+    count = check_characters(model, [each["content"] for each in messages], "messages")
+    work = partial(chat_tokens, model, messages, body.add_special_tokens)
+    tokens = await texts.run(cache_salt, count, work)
     longest = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     log_probs = (body.top_logprobs or 0) if body.logprobs or body.top_logprobs else None
     settings = sampling_settings(body, model, limits, max_new_tokens=longest, log_probs=log_probs)
     prompts = [message_request(tokens, settings)]
+    _check_log_probs(prompts, model)
     return ParsedRequest(id=new_id("chatcmpl"), model=model, prompts=prompts, cache_salt=cache_salt)
 
 
 async def parse_completion(
-    body: CompletionBody, models: Mapping[str, ServedModel], limits: Limits, cache_salt: str
+    body: CompletionBody,
+    models: Mapping[str, ServedModel],
+    limits: Limits,
+    cache_salt: str,
+    texts: TextThreads,
 ) -> ParsedRequest:
     """A completion request, of one prompt or several; raises ApiError as `parse_chat`."""
     if body.suffix:
@@ -176,10 +221,15 @@ async def parse_completion(
     if body.best_of not in (None, body.n or 1):
         raise unsupported("best_of", "best_of is not supported; ask for n and choose")
     model = served_model(models, body.model)
-    prompts = await asyncio.to_thread(_completion_prompts, model, body)
-    if len(prompts) > limits.prompts:
-        problem = f"prompt: at most {limits.prompts} at once, not {len(prompts)}"
+    given = _given_prompts(body)
+    if len(given) > limits.prompts:
+        problem = f"prompt: at most {limits.prompts} at once, not {len(given)}"
         raise ApiError(400, problem, param="prompt")
+    text = [each for each in given if isinstance(each, str)]
+    for each in text:
+        check_characters(model, [each], "prompt")
+    work = partial(_completion_prompts, model, given, body.add_special_tokens is not False)
+    prompts = await texts.run(cache_salt, sum(map(len, text)), work)
     longest = DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
     if longest == 0 and not body.echo:
         raise ApiError(400, "max_tokens = 0 needs echo", param="max_tokens")
@@ -196,6 +246,7 @@ async def parse_completion(
         Request(each.tokens, settings, f"prompt {n + 1}" if prompts[1:] else "the prompt", n << 16)
         for n, each in enumerate(prompts)
     ]
+    _check_log_probs(requests, model)
     return ParsedRequest(
         id=new_id("cmpl"),
         model=model,
@@ -231,7 +282,7 @@ def plain_messages(messages: Sequence[ChatMessage]) -> list[dict[str, str]]:
     Consecutive messages of one role are joined by an empty line; ``developer`` is the system.
     Raises ApiError for an unsupported role or part of a content.
     """
-    found: list[dict[str, str]] = []
+    found: list[tuple[str, list[str]]] = []
     for number, message in enumerate(messages):
         where = f"messages[{number}]"
         if message.tool_calls or message.function_call or message.role in ("tool", "function"):
@@ -241,14 +292,14 @@ def plain_messages(messages: Sequence[ChatMessage]) -> list[dict[str, str]]:
             problem = f"{where}: role {message.role!r}; expected system, user or assistant"
             raise ApiError(400, problem, param=f"{where}.role", code="invalid_value")
         content = _text(message.content, f"{where}.content")
-        if found and found[-1]["role"] == role:
-            found[-1]["content"] += f"\n\n{content}"
+        if found and found[-1][0] == role:
+            found[-1][1].append(content)
         elif role == "system" and found:
             problem = f"{where}: a system message after the conversation has begun; put it first"
             raise ApiError(400, problem, param=f"{where}.role", code="invalid_value")
         else:
-            found.append({"role": role, "content": content})
-    return found
+            found.append((role, [content]))
+    return [{"role": role, "content": "\n\n".join(parts)} for role, parts in found]
 
 
 def _text(content: str | list[Any] | None, where: str) -> str:
@@ -262,7 +313,8 @@ def _text(content: str | list[Any] | None, where: str) -> str:
         kind = part.get("type") if isinstance(part, dict) else None
         text = part.get("text") if kind in TEXT_PARTS else part
         if not isinstance(text, str):
-            problem = f"{where}[{number}]: only parts of type text are supported, not {kind!r}"
+            shown = f"{kind[:100]!r}" if isinstance(kind, str) else "one without a type"
+            problem = f"{where}[{number}]: only parts of type text are supported, not {shown}"
             raise unsupported(f"{where}[{number}]", problem)
         parts.append(text)
     return "".join(parts)
@@ -301,15 +353,51 @@ def _check_length(model: ServedModel, count: int, param: str) -> None:
         )
 
 
-def _completion_prompts(model: ServedModel, body: CompletionBody) -> list[TextPrompt]:
-    """Each prompt as tokens."""
+def check_characters(model: ServedModel, texts: Sequence[str], param: str) -> int:
+    """The number of characters of a prompt; raises ApiError if they are too many to be read."""
+    count = sum(map(len, texts))
+    most = max(SHORTEST_LIMIT, CHARACTERS_PER_TOKEN * model.context)
+    if count > most:
+        raise ApiError(
+            400,
+            f"this model's maximum context length is {model.context} tokens, and the {param} "
+            f"resulted in {count:,} characters, of which {most:,} are read; shorten the {param}",
+            param=param,
+            code="context_length_exceeded",
+        )
+    return count
+
+
+def _check_log_probs(requests: Sequence[Request], model: ServedModel) -> None:
+    """Raises ApiError if the log-probabilities of the replies would fill the memory."""
+    count = 0
+    for each in requests:
+        settings = each.settings
+        most = each.max_tokens(model.context) * settings.samples if settings.wants_log_probs else 0
+        prompt = len(each.prompt) * settings.samples if settings.prompt_log_probs else 0
+        count += (most + prompt) * (1 + settings.top_log_probs)
+    if count > MAX_LOG_PROBS:
+        problem = f"logprobs: up to {count:,} of them; {MAX_LOG_PROBS:,} are returned at most"
+        raise ApiError(
+            400, f"{problem}; ask for fewer or shorter replies, or set max_tokens", param="logprobs"
+        )
+
+
+def _given_prompts(body: CompletionBody) -> list[Any]:
+    """Texts, or lists of token ids."""
     given = body.prompt if body.prompt is not None else ""
     prompts: list[Any] = [given] if isinstance(given, str) else given or [""]
-    if isinstance(prompts[0], int):
-        prompts = [prompts]
+    return [prompts] if isinstance(prompts[0], int) else prompts
+
+
+def _completion_prompts(
+    model: ServedModel, prompts: Sequence[Any], special: bool
+) -> list[TextPrompt]:
+    """Each prompt as tokens."""
     if isinstance(prompts[0], str):
-        special = body.add_special_tokens is not False
-        found = encode_text_prompts(model.tokenizer, prompts, add_special_tokens=special)
+        found = list[TextPrompt]()
+        for part in _in_batches(prompts):
+            found += encode_text_prompts(model.tokenizer, part, add_special_tokens=special)
     else:
         found = [TextPrompt(prompt, 0) for prompt in prompts]
     known = model.tokenizer.vocabulary_size
@@ -319,6 +407,17 @@ def _completion_prompts(model: ServedModel, body: CompletionBody) -> list[TextPr
             problem = f"a token id is {known} or more" if each.tokens else "a prompt is empty"
             raise ApiError(400, f"{problem}; encode texts by /tokenize", param="prompt")
     return found
+
+
+def _in_batches(texts: Sequence[str]) -> Iterator[list[str]]:
+    """Texts of about `BATCH_CHARACTERS` together: a tokenizer takes much memory for each."""
+    batch: list[str] = []
+    for text in texts:
+        if batch and sum(map(len, batch)) + len(text) > BATCH_CHARACTERS:
+            yield batch
+            batch = []
+        batch.append(text)
+    yield batch
 
 
 def sampling_settings(
@@ -346,6 +445,9 @@ def sampling_settings(
     stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
     if len(stops) > MAX_STOPS:
         raise ApiError(400, f"stop: at most {MAX_STOPS} texts, not {len(stops)}", param="stop")
+    if any(len(stop) > MAX_STOP_CHARACTERS for stop in stops):
+        problem = f"stop: a text may have {MAX_STOP_CHARACTERS} characters at most"
+        raise ApiError(400, problem, param="stop")
     samples = body.n or 1
     if samples > limits.samples:
         raise ApiError(400, f"n = {samples}: at most {limits.samples} here", param="n")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
+import secrets
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,7 +50,8 @@ def serve(
             also when another one is promoted later.
         host: Address to listen on; any but this machine's own demands a token, or named users.
         port: Port to listen on; 0 takes a free one.
-        token: Required in every request, as an API key; LMSMITH_TOKEN if it is left out.
+        token: Required in every request, as an API key; LMSMITH_TOKEN if it is left out. At an
+            address that others reach it has 16 characters or more that cannot be guessed.
         allow_host: A name by which clients may call this server, beside its address. Repeatable.
         weights: As they are, or rounded to int8: half the memory, nearly twice the speed.
         database: Keeps conversations and judgements, for /api and `lmsmith feedback export`: a
@@ -83,6 +86,7 @@ def serve(
     from lmsmith.server.guard import LOOPBACK
     from lmsmith.server.models import GIGABYTE, Loader, read_models
     from lmsmith.server.requests import Limits
+    from lmsmith.server.wrong_tokens import is_loopback, weakness
     from lmsmith.training.machine import compute_aside, prepare_reading
 
     token = token or os.environ.get("LMSMITH_TOKEN", "")
@@ -105,7 +109,12 @@ def serve(
         named, database = database, database or default_database()
         store = closing.enter_context(contextlib.closing(Store(database)))
         people = People(store)
-        if host not in LOOPBACK and not token and not people.anybody():
+        if token and not is_loopback(host) and (why := weakness(token)):
+            raise UserError(
+                f"--host {host}: others can reach this address, and the token is weak: {why}",
+                f"set LMSMITH_TOKEN to a random one, for instance {secrets.token_urlsafe(24)}",
+            )
+        if not is_loopback(host) and not token and not people.anybody():
             raise UserError(
                 f"--host {host}: others can reach this address, so a token is needed",
                 "set LMSMITH_TOKEN or give --token, which clients then send as their API key; or "
@@ -150,6 +159,8 @@ def serve(
             database=named,
             recipe=recipe,
         )
+        gc.collect()
+        gc.freeze()  # models and modules, which no later collection has to look at
         Server(app, engine, listening, ready).serve_until_stopped()
 
 

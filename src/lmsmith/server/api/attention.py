@@ -14,10 +14,12 @@ from starlette.responses import Response
 from torch import Tensor
 from torch.nn import functional as F
 
+from lmsmith.server.auth import visitor_of
 from lmsmith.server.errors import ApiError
 from lmsmith.server.models import ServedModel, served_model
-from lmsmith.server.requests import ChatMessage, chat_tokens, plain_messages
+from lmsmith.server.requests import Messages, chat_tokens, check_characters, plain_messages
 from lmsmith.server.stream import json_response, token_texts
+from lmsmith.server.turns import Turns
 from lmsmith.training.machine import compute_aside
 
 router = APIRouter()
@@ -26,14 +28,14 @@ MAX_SHOWN = 128  # tokens, the last ones
 MAX_TOKENS = 2048  # of a conversation
 THUMBNAIL = 32  # rows and columns of a head's picture among all heads
 
-_one_at_a_time = asyncio.Lock()
+_one_at_a_time, _turns = asyncio.Lock(), Turns(1)
 
 
 class AttentionBody(BaseModel):
     """A conversation; with a layer and a head, counted from 0, that head's numbers alone."""
 
     model: str | None = None
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: Messages = Field(min_length=1)
     layer: int | None = Field(None, ge=0)
     head: int | None = Field(None, ge=0)
 
@@ -50,7 +52,8 @@ async def attention(request: Request, body: AttentionBody) -> Response:
     if (body.layer is None) != (body.head is None):
         raise ApiError(400, "give both layer and head, or neither", param="layer")
     messages = plain_messages(body.messages)
-    async with _one_at_a_time:
+    check_characters(model, [each["content"] for each in messages], "messages")
+    async with _turns.of(visitor_of(request).id), _one_at_a_time:
         found = await asyncio.to_thread(
             compute_aside, lambda: _attention(model, messages, body.layer, body.head)
         )

@@ -26,8 +26,8 @@ LOWEST_LOG_PROB = -9999.0
 async def chat_completions(request: Request, body: ChatBody) -> Response:
     """The assistant's next message, whole or as a stream."""
     engine: AsyncEngine = request.app.state.engine
-    salt = visitor_of(request).cache_salt
-    generation = engine.submit(await parse_chat(body, engine.models, engine.limits, salt))
+    given = engine.models, engine.limits, visitor_of(request).cache_salt, engine.texts
+    generation = engine.submit(await parse_chat(body, *given))
     return await respond(request, generation, _ChatFormat(generation), body)
 
 
@@ -35,8 +35,8 @@ async def chat_completions(request: Request, body: ChatBody) -> Response:
 async def completions(request: Request, body: CompletionBody) -> Response:
     """Continuations, whole or as a stream; with ``echo`` after their prompts."""
     engine: AsyncEngine = request.app.state.engine
-    salt = visitor_of(request).cache_salt
-    generation = engine.submit(await parse_completion(body, engine.models, engine.limits, salt))
+    given = engine.models, engine.limits, visitor_of(request).cache_salt, engine.texts
+    generation = engine.submit(await parse_completion(body, *given))
     return await respond(request, generation, _CompletionFormat(generation, body), body)
 
 

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-import asyncio
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from lmsmith.server.auth import visitor_of
+from lmsmith.server.engine import AsyncEngine
 from lmsmith.server.errors import ApiError
 from lmsmith.server.models import ServedModel, served_model
-from lmsmith.server.requests import Body, ChatMessage, TokenIds, chat_tokens, plain_messages
+from lmsmith.server.requests import (
+    Body,
+    Messages,
+    TokenIds,
+    chat_tokens,
+    check_characters,
+    plain_messages,
+)
 from lmsmith.server.stream import json_response, token_texts
 from lmsmith.tokenizers import Tokenizer
 
 router = APIRouter()
+Result = TypeVar("Result")
 
 
 class TokenizeBody(Body):
     """Either a text or messages."""
 
     prompt: str | None = None
-    messages: list[ChatMessage] | None = None
+    messages: Messages | None = None
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
 
@@ -66,14 +77,24 @@ async def tokenize(request: Request, body: TokenizeBody) -> Response:
     if (body.prompt is None) == (body.messages is None):
         raise ApiError(400, "give either prompt or messages", param="prompt")
     if body.prompt is not None:
-        given = model.tokenizer, body.prompt, special is not False
-        tokens = await asyncio.to_thread(_text_tokens, *given)
+        count = check_characters(model, [body.prompt], "prompt")
+        work = partial(_text_tokens, model.tokenizer, body.prompt, special is not False)
     else:
         messages = plain_messages(body.messages or [])
-        tokens = await asyncio.to_thread(chat_tokens, model, messages, special)
-    strings = token_texts(model.tokenizer, tokens) if body.return_token_strs else None
+        count = check_characters(model, [each["content"] for each in messages], "messages")
+        work = partial(chat_tokens, model, messages, special)
+    tokens = await _in_thread(request, count, work)
+    strings = None
+    if body.return_token_strs:
+        shown = partial(token_texts, model.tokenizer, tokens)
+        strings = await _in_thread(request, len(tokens), shown)
     found = {"count": len(tokens), "max_model_len": model.context}
     return json_response({**found, "tokens": tokens, "token_strs": strings})
+
+
+async def _in_thread(request: Request, size: int, work: Callable[[], Result]) -> Result:
+    engine: AsyncEngine = request.app.state.engine
+    return await engine.texts.run(visitor_of(request).cache_salt, size, work)
 
 
 def _text_tokens(tokenizer: Tokenizer, text: str, special: bool) -> list[int]:
@@ -92,7 +113,8 @@ async def detokenize(request: Request, body: DetokenizeBody) -> Response:
     known = tokenizer.vocabulary_size
     if body.tokens and max(body.tokens) >= known:
         raise ApiError(400, f"tokens: the ids are below {known}", param="tokens")
-    text = await asyncio.to_thread(tokenizer.decode, body.tokens, special=True)
+    work = partial(tokenizer.decode, body.tokens, special=True)
+    text = await _in_thread(request, len(body.tokens), work)
     return json_response({"prompt": text})
 
 

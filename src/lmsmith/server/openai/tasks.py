@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,7 +29,7 @@ from lmsmith.server.auth import visitor_of
 from lmsmith.server.engine import AsyncEngine
 from lmsmith.server.errors import ApiError, bad_request
 from lmsmith.server.models import ServedModel, served_model
-from lmsmith.server.requests import Body, ParsedRequest, new_id
+from lmsmith.server.requests import Body, ParsedRequest, Texts, check_characters, new_id
 from lmsmith.server.stream import ClientGone, json_response, usage, while_connected
 
 log = logging.getLogger("lmsmith.server")
@@ -43,7 +44,7 @@ class TaskBody(Body):
     """Either one text or several."""
 
     input: str | None = None
-    inputs: list[str] | None = Field(None, min_length=1)
+    inputs: Texts | None = Field(None, min_length=1)
 
 
 @router.get("/v1/tasks")
@@ -168,7 +169,10 @@ class _TaskRun:
         for number in range(first, len(texts)):
             asked, self._ahead = self._ahead, None
             if asked is None:
-                asked = await asyncio.to_thread(self._asked, texts[number], number)
+                param = f"inputs[{number}]" if self._is_list else "input"
+                count = check_characters(self._model, [texts[number]], param)
+                work = partial(self._asked, texts[number], number, param)
+                asked = await self._engine.texts.run(self._cache_salt, count, work)
             rows += sum(each.settings.samples for each in asked.requests)
             if part and rows > self._rows:
                 self._ahead = asked
@@ -178,8 +182,7 @@ class _TaskRun:
                 break
         return part
 
-    def _asked(self, text: str, number: int) -> AskedText:
-        param = f"inputs[{number}]" if self._is_list else "input"
+    def _asked(self, text: str, number: int, param: str) -> AskedText:
         try:
             return self._function.asked(text, number, keep=number == 0)
         except TooLong as error:
