@@ -14,7 +14,7 @@ from lmsmith.generation.engine import Engine, InferenceDecoder, SamplingSettings
 from lmsmith.generation.requests import Request, TokenEvent
 from lmsmith.generation.scheduler import Admitted, Event, Failed, Scheduler
 from lmsmith.models.config import ModelConfig
-from lmsmith.server.engine import EngineRequest, EngineThread
+from lmsmith.server.engine_thread import EngineRequest, EngineThread
 from tiny_models import random_decoder
 
 MODEL = InferenceDecoder(random_decoder(ModelConfig(2, 32, 4, 600, 300)))

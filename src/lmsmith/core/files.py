@@ -80,9 +80,15 @@ def _free_space(path: Path) -> str:
     return "on its disk"
 
 
-def atomic_write(path: Path, data: bytes | str) -> None:
-    """Write ``data``: ``path`` holds all of it, or, after a UserError, its earlier content."""
+def atomic_write(path: Path, data: bytes | str, *, private: bool = False) -> None:
+    """Write ``data``: ``path`` holds all of it, or, after a UserError, its earlier content.
+
+    Args:
+        private: whether its owner alone may read it, whatever the umask.
+    """
     with atomic_file(path) as partial:
+        if private:
+            os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         partial.write_bytes(encodable(data).encode("utf-8") if isinstance(data, str) else data)
 
 
@@ -409,9 +415,12 @@ def read_text(path: Path, most: int = -1) -> str:
         raise UserError(problem, "Save the file as UTF-8.") from error
 
 
-def write_jsonl(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
-    """Write one JSON object a line, atomically; NaN and infinity become null."""
-    atomic_write(path, "".join(_json_line(row) for row in rows))
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, object]], *, private: bool = False) -> None:
+    """Write one JSON object a line, atomically; NaN and infinity become null.
+
+    ``private`` is that of `atomic_write`.
+    """
+    atomic_write(path, "".join(_json_line(row) for row in rows), private=private)
 
 
 def _json_line(row: Mapping[str, object]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +14,13 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
 from lmsmith.core.errors import UserError
+from lmsmith.core.files import storage_error
 from lmsmith.core.paths import database_file
+from lmsmith.feedback.sqlite_file import SqliteFile, make_private
 
 
 class NotThere(UserError):
@@ -74,16 +77,28 @@ def open_database(where: str | Path) -> Engine:
     url = str(where) if "://" in str(where) else f"sqlite:///{Path(where).absolute()}"
     if url.startswith("sqlite:///"):
         Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    options: dict[str, Any] = {}
+    if (file := _file_of(url)) is not None:
+        options["creator"] = SqliteFile(file).connect
+        try:
+            make_private(file)
+        except OSError as error:
+            raise storage_error(file, error) from error
     try:
         # A database server may restart: connections are tried before they are used.
         # Parameters, which hold what people said, stay out of errors and logs.
         engine = create_engine(
-            _with_driver(url), pool_pre_ping=not url.startswith("sqlite"), hide_parameters=True
+            _with_driver(url),
+            pool_pre_ping=not url.startswith("sqlite"),
+            hide_parameters=True,
+            **options,
         )
     except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
         problem = f"{make_safe(url)}: no database that can be opened ({error})"
         raise UserError(problem, "name a file, or a URL such as postgresql://host/name") from error
-    if engine.dialect.name == "sqlite":
+    if file is not None:
+        event.listen(engine, "checkout", _check_file)
+    elif engine.dialect.name == "sqlite":  # in memory
         event.listen(engine, "connect", _prepare_sqlite)
     if engine.dialect.name == "postgresql":
         event.listen(engine, "before_cursor_execute", _without_nul, retval=True)
@@ -139,12 +154,27 @@ def _without_nul(
     return statement, replaced(parameters)
 
 
+def _file_of(url: str) -> Path | None:
+    """The file of an SQLite database; None for another one, or one in memory."""
+    try:
+        parts = make_url(url)
+    except ArgumentError:
+        return None
+    if parts.get_backend_name() != "sqlite" or parts.database in (None, "", ":memory:"):
+        return None
+    name = str(parts.database)
+    return None if name.startswith("file:") else Path(name).absolute()
+
+
+def _check_file(connection: Any, *_: object) -> None:
+    try:
+        connection.check()
+    except sqlite3.OperationalError as error:
+        raise OperationalError("", {}, error) from error
+
+
 def _prepare_sqlite(connection: Any, _: object) -> None:
-    """Write-ahead log; every commit is on the disk; deleted data is overwritten."""
-    connection.executescript(
-        "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;"
-        "PRAGMA busy_timeout = 10000; PRAGMA secure_delete = ON"
-    )
+    connection.execute("PRAGMA foreign_keys = ON")
 
 
 def _bring_up_to_date(connection: Connection, name: str) -> None:

@@ -70,8 +70,9 @@ def export(
     labelers and are in no file.
 
     Args:
-        folder: is made if it is missing; files in it are replaced. Files without a row are written
-            too, so that a recipe that names them can always be read.
+        folder: is made if it is missing; files in it are replaced, and only their owner may read
+            them. Files without a row are written too, so that a recipe that names them can always
+            be read.
         held_out: share of the people, and of what came from files, in ``held_out/``.
         with_liked: whether answers that were thumbed up are demonstrations.
 
@@ -103,7 +104,7 @@ def export(
     for name, content in found.items():
         path = folder / f"{name}.jsonl"
         if held_out or path.exists() or not name.startswith(HELD_OUT):
-            write_jsonl(path, content)
+            write_jsonl(path, content, private=True)
         counts[f"{name}.jsonl"] = len(content)
     return counts
 

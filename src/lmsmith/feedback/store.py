@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import delete, literal, or_, select
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import missing
 from lmsmith.corpus.messages import validate_messages
-from lmsmith.feedback.database import NAMES_A_QUERY, default_database
+from lmsmith.feedback.database import NAMES_A_QUERY, default_database, make_safe
 from lmsmith.feedback.database import NotThere as NotThere
 from lmsmith.feedback.deletion import delete_conversation
 from lmsmith.feedback.people import PersonStore
@@ -228,7 +229,7 @@ def open_store(database: str = "", *, new: bool = False) -> Iterator[Store]:
         new: whether a file that is missing is made.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or it fails within the block.
     """
     database = database or default_database()
     if not new and "://" not in database and not Path(database).is_file():
@@ -237,7 +238,14 @@ def open_store(database: str = "", *, new: bool = False) -> Iterator[Store]:
             "name the database that the server prints when it starts: --database FILE",
         )
     with contextlib.closing(Store(database)) as store:
-        yield store
+        try:
+            yield store
+        except OperationalError as error:
+            name = make_safe(database) if "://" in database else database
+            raise UserError(
+                f"{name}: the database failed ({error.orig})",
+                "see to its disk and its permissions, then run the same command again",
+            ) from error
 
 
 def check_order(role: str, before: str | None, where: str = "") -> None:

@@ -141,7 +141,7 @@ def run(config: SnapshotConfig, inputs: Mapping[str, Path], out: StageFolder) ->
     }
     counts = {name: len(rows) for name, rows in conversations.items()}
     for name, talks in conversations.items():
-        write_jsonl(out / f"{name}.jsonl", (each.row() for each in talks))
+        write_jsonl(out / f"{name}.jsonl", (each.row() for each in talks), private=True)
     for name, side in (("reward", train), ("judge", judge), ("held_out", held_out)):
         ranked, thumbs = (
             _weighed(side, kinds, make, config, reliability, left_out)
@@ -151,7 +151,7 @@ def run(config: SnapshotConfig, inputs: Mapping[str, Path], out: StageFolder) ->
         if name != "held_out":
             parts = _parts(ranked, config.validation, _opening_of_row)
         for part, rows in (*parts.items(), ("thumbs", thumbs)):
-            write_jsonl(out / name / f"{part}.jsonl", rows)
+            write_jsonl(out / name / f"{part}.jsonl", rows, private=True)
             counts[f"{name}/{part}"] = len(rows)
     for reason, count in (+left_out).items():
         out.progress.say(f"{out.name}: left out: {count:,} {reason}")
@@ -199,7 +199,9 @@ def freeze(
     write_json(folder / RELIABILITY_FILE, {name: list(each) for name, each in reliability.items()})
     if earlier is not None and earlier.is_file():
         atomic_write(folder / SIDES_FILE, earlier.read_bytes())
-    atomic_write(folder / FROZEN_FILE, b"".join(_encode(each) + b"\n" for each in rows))
+    atomic_write(
+        folder / FROZEN_FILE, b"".join(_encode(each) + b"\n" for each in rows), private=True
+    )
     return len(rows)
 
 

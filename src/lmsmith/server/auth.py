@@ -21,6 +21,7 @@ from starlette.types import Scope
 
 from lmsmith.core.errors import UserError
 from lmsmith.feedback.people import OWNER, SESSION_DAYS, People, PersonStore
+from lmsmith.feedback.sqlite_file import REMOVED
 from lmsmith.feedback.store import NotThere, Store
 from lmsmith.feedback.tables import ROLES, Person
 from lmsmith.server.errors import ApiError, bad_request, unavailable
@@ -90,8 +91,20 @@ async def in_database(work: Callable[..., Result], *given: object) -> Result:
         return await in_database_thread(partial(work, *given))
     except OperationalError as error:
         log.error("the database does not answer: %s", error.orig)
-        problem = "the database does not answer now; try again"
+        said = str(error.orig)
+        reason = next((shown for words, shown in _REASONS.items() if words in said), "")
+        problem = reason or "the database does not answer now; try again"
         raise unavailable(problem, "database_unavailable", seconds=2) from error
+
+
+_REASONS = {
+    REMOVED: f"{REMOVED}: nothing was saved; put it back, or restart the server",
+    "unable to open": f"{REMOVED}, or cannot be opened; put it back, or restart the server",
+    "readonly": "the database can be read but not written; nothing was saved",
+    "is full": "the database's disk is full; nothing was saved",
+    "disk I/O error": "the database's disk fails; nothing was saved",
+}
+"""What a person is told, by words of SQLite; the log has the rest."""
 
 
 async def with_store(

@@ -1,0 +1,200 @@
+"""Tokens cannot be guessed: how long they are, how fast they are tried, and who waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import secrets
+import time
+from typing import Any
+
+import pytest
+from worlds import HTTP, RANDOM, running
+
+from lmsmith.core.errors import UserError
+from lmsmith.server import serve as module
+from lmsmith.server.errors import ApiError
+from lmsmith.server.wrong_tokens import (
+    FREE,
+    LONGEST_SECONDS,
+    MOST_KNOWN,
+    MOST_WAITING,
+    WrongTokens,
+    weakness,
+)
+
+RIGHT = "right"
+
+
+class Door:
+    """Wrong tokens by a clock of the test's own."""
+
+    def __init__(self) -> None:
+        self.now, self.wrong = 0.0, WrongTokens()
+        self.wrong._clock, self.wrong._sleep = lambda: self.now, self._sleep
+
+    async def _sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    async def give(self, address: str, token: str) -> str | None:
+        async def check() -> str | None:
+            return "Ann" if token == RIGHT else None
+
+        return await self.wrong.check(address, token, check)
+
+
+def test_the_delay_grows_by_address() -> None:
+    async def run() -> None:
+        door, moments = Door(), [0.0]
+        for number in range(12):
+            assert await door.give("192.0.2.1", f"guess {number}") is None
+            moments.append(door.now)
+        waits = [b - a for a, b in itertools.pairwise(moments)]
+        assert waits[:FREE] == [0] * FREE
+        assert waits[FREE:] == sorted(waits[FREE:])
+        assert waits[-1] == LONGEST_SECONDS
+        before = door.now
+        assert await door.give("192.0.2.2", RIGHT) == "Ann"  # nobody else waits
+        assert await door.give("192.0.2.3", "wrong") is None
+        assert door.now == before
+        assert await door.give("192.0.2.1", RIGHT) == "Ann"  # late, but not locked out
+        assert door.now == before + LONGEST_SECONDS
+        assert await door.give("192.0.2.1", RIGHT) == "Ann"  # known from there now
+        assert door.now == before + LONGEST_SECONDS
+
+    asyncio.run(run())
+
+
+def test_a_network_of_ipv6_is_one_address() -> None:
+    async def run() -> None:
+        door = Door()
+        for number in range(40):
+            await door.give(f"2001:db8::{number + 1:x}", "wrong")
+        assert door.now > 20 * LONGEST_SECONDS
+
+    asyncio.run(run())
+
+
+def test_attempts_at_once_are_tried_in_turn_or_refused() -> None:
+    async def run() -> None:
+        door, tried = Door(), 0
+
+        async def check() -> None:
+            nonlocal tried
+            tried += 1
+            await asyncio.sleep(0)
+
+        for _ in range(FREE):
+            await door.give("192.0.2.1", "wrong")
+        found = await asyncio.gather(
+            *(door.wrong.check("192.0.2.1", f"guess {n}", check) for n in range(1000)),
+            return_exceptions=True,
+        )
+        assert tried == MOST_WAITING
+        refused = [each for each in found if isinstance(each, ApiError)]
+        assert len(refused) == 1000 - MOST_WAITING
+        assert refused[0].status == 429
+        assert "Retry-After" in refused[0].headers
+
+    asyncio.run(run())
+
+
+def test_the_first_attempts_at_once_are_no_way_around() -> None:
+    async def run() -> None:
+        door = Door()
+        found = await asyncio.gather(*(door.give("192.0.2.1", f"guess {n}") for n in range(50)))
+        assert found == [None] * 50
+        assert door.now > 30 * LONGEST_SECONDS
+
+    asyncio.run(run())
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    async def run() -> None:
+        door = Door()
+        for number in range(MOST_KNOWN + 500):
+            address = f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}"
+            await door.give(address, RIGHT if number % 2 else "wrong")
+        assert len(door.wrong._attempts) <= MOST_KNOWN
+        assert len(door.wrong._right) <= MOST_KNOWN
+
+    asyncio.run(run())
+
+
+def test_a_jump_of_the_clock_changes_no_delay(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong, slept = WrongTokens(), list[float]()
+
+    async def run() -> None:
+        async def sleep(seconds: float) -> None:
+            slept.append(seconds)
+
+        async def check() -> None:
+            return None
+
+        wrong._sleep = sleep  # type: ignore[assignment]
+        for number in range(6):
+            jump = 10.0**9 if number % 2 else -(10.0**9)
+            monkeypatch.setattr(time, "time", lambda jump=jump: jump)
+            await wrong.check("192.0.2.1", f"guess {number}", check)
+
+    asyncio.run(run())
+    assert slept == sorted(slept)
+    assert len(slept) == 6 - FREE
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        "a", "secret", "x" * 15, "a" * 40, "1234567890123456", "abcdefghijklmnopqrst",
+        "abcabcabcabcabcabc", "passwordpassword", "zyxwvutsrqponmlkj", "0" * 1000,
+    ],
+)  # fmt: skip
+def test_tokens_that_can_be_guessed(token: str) -> None:
+    assert weakness(token)
+
+
+def test_random_tokens_are_strong() -> None:
+    for _ in range(500):
+        for token in (secrets.token_urlsafe(16), secrets.token_hex(16), secrets.token_urlsafe(24)):
+            assert not weakness(token)
+    assert not weakness("correct-horse-battery-staple")
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])
+def test_a_weak_token_is_refused_where_others_reach_it(
+    host: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = str(tmp_path / "x.db")
+    with pytest.raises(UserError, match="weak") as refused:
+        module.serve(["nothing"], host=host, token="a", database=database)
+    monkeypatch.setenv("LMSMITH_TOKEN", "1234")
+    with pytest.raises(UserError, match="weak"):
+        module.serve(["nothing"], host=host, database=database)
+    advised = str(refused.value).split()[-1]
+    assert not weakness(advised)
+
+
+def test_guesses_over_http_become_slow_and_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    token = secrets.token_urlsafe(24)
+    with running({"random": RANDOM}, token=token) as served:
+        good = {"authorization": f"Bearer {token}"}
+        assert HTTP.get(f"{served.address}/v1/models", headers=good).status_code == 200
+        for number in range(FREE):
+            wrong = {"authorization": f"Bearer guess{number}"}
+            assert HTTP.get(f"{served.address}/v1/models", headers=wrong).status_code == 401
+        asked = list[float]()
+
+        async def sleep(seconds: float) -> None:
+            asked.append(seconds)
+
+        served.server.config.loaded_app._authenticator._wrong._sleep = sleep
+        for number in range(3):
+            body = {"token": f"other{number}"}
+            assert HTTP.post(f"{served.address}/api/session", json=body).status_code == 401
+        assert asked == [0.5, 1.0, 2.0]
+        assert HTTP.get(f"{served.address}/v1/models", headers=good).status_code == 200
+        assert asked == [0.5, 1.0, 2.0]
+    lines = [each.getMessage() for each in caplog.records if "wrong token" in each.getMessage()]
+    assert len(lines) == FREE + 3
+    assert "127.0.0.1" in lines[0]
+    assert "guess" not in caplog.text
