@@ -343,8 +343,31 @@ def test_mistakes_end_with_one_message(
 
 
 def test_a_terminals_control_codes_are_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    chat._print_visible("a\x1b[2Jb\r\x9bc\n\td你🙂")
+    chat._print("a\x1b[2Jb\r\x9bc\n\td你🙂")
     assert capsys.readouterr().out == "a\ufffd[2Jb\ufffd\ufffdc\n\td你🙂"
+
+
+@pytest.mark.parametrize("way", ["--message", "a pipe"])
+def test_a_models_control_codes_are_not_printed(
+    folder: Path,
+    pipe: Callable[[str], None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    way: str,
+) -> None:
+    said = "\x1b]52;c;bHM=\x07a\x9b2J\u202eb\r\n\x7f\u2066c"
+    monkeypatch.setattr(chat.ChatSession, "_pieces", lambda _: iter(said))
+    pipe("hello\n")
+    words = ["--message", "hello"] if way == "--message" else []
+    assert cli(["chat", str(folder), *words]) == 0
+    assert (
+        capsys.readouterr().out == "\ufffd]52;c;bHM=\ufffda\ufffd2J\ufffdb\ufffd\n\ufffd\ufffdc\n"
+    )
+    pipe("hello\n")
+    assert cli(["chat", str(folder), *words, "--json"]) == 0
+    out = capsys.readouterr().out
+    assert json.loads(out)["replies"] == [said]
+    assert not set(out) & set("\x1b\x07\x9b\u202e\r\x7f\u2066")
 
 
 def test_in_a_terminal(folder: Path, tmp_path: Path) -> None:

@@ -11,7 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lmsmith.cli.output import READER_GONE, encode_output, flushed_output, print_error
+from lmsmith.cli.output import (
+    READER_GONE,
+    encode_output,
+    flushed_output,
+    print_error,
+    visible_output,
+)
 from lmsmith.core.errors import Interrupted, UserError
 from lmsmith.core.text import encodable
 from lmsmith.core.version import VERSION
@@ -193,6 +199,11 @@ def main(arguments: Sequence[str] | None = None, commands: Sequence[Command] = C
     words = [word if os.path.lexists(word) else encodable(word) for word in words]
     words = [word for word in words if word != "--debug"]
     encode_output()
+    with visible_output():
+        return _run(words, commands, debug)
+
+
+def _run(words: list[str], commands: Sequence[Command], debug: bool) -> int:
     log, handler = logging.getLogger("lmsmith.models"), _EachLineOnce()
     log.addHandler(handler)
     log.setLevel(logging.INFO)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from lmsmith.cli.output import print_json
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import read_jsonl, write_jsonl
+from lmsmith.core.terminal import visible
 from lmsmith.core.text import encodable
 from lmsmith.runs.stage_folder import derive_seed
 
@@ -312,7 +313,7 @@ def _converse(session: ChatSession) -> None:
             _note("Ctrl-D or /quit ends.")
             continue
         try:
-            if not _take_line(session, line, _print_visible):
+            if not _take_line(session, line, _print):
                 return
         except KeyboardInterrupt:
             print()
@@ -359,18 +360,9 @@ def _take_turn(session: ChatSession, text: str, write: Write | None) -> None:
 
 
 def _print(piece: str) -> None:
-    print(piece, end="", flush=True)
-
-
-_CONTROLS = dict.fromkeys([*range(32), *range(127, 160)], "\ufffd")
-_VISIBLE = {code: shown for code, shown in _CONTROLS.items() if chr(code) not in "\n\t"}
-
-
-def _print_visible(piece: str) -> None:
-    """Print without control characters, which could take over the terminal."""
-    _print(piece.translate(_VISIBLE))
+    print(visible(piece), end="", flush=True)
 
 
 def _note(text: str) -> None:
     """To the user, not part of any reply."""
-    print(text, file=sys.stderr, flush=True)
+    print(visible(text), file=sys.stderr, flush=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmsmith.cli.output import print_json
 from lmsmith.core.recipe import MachineConfig
+from lmsmith.core.terminal import visible
 
 if TYPE_CHECKING:
     from lmsmith.generation.requests import TokenLogProb
@@ -58,7 +59,7 @@ def generate(
         print_json(_whole(language_model, prompt, tokens, settings) | {"seed": seed})
         return
     for piece in language_model.write(tokens, settings):
-        print(piece, end="", flush=True)
+        print(visible(piece), end="", flush=True)
     print(flush=True)
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO, TextIO
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import finite, require_file, storage_error
+from lmsmith.core.terminal import checked, visible_console, visible_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -63,6 +64,16 @@ def encode_output() -> None:
 
 
 @contextlib.contextmanager
+def visible_output() -> Iterator[None]:
+    """Print no control characters of models or people within the block."""
+    with (
+        contextlib.redirect_stdout(checked(sys.stdout)),
+        contextlib.redirect_stderr(checked(sys.stderr)),
+    ):
+        yield
+
+
+@contextlib.contextmanager
 def flushed_output() -> Iterator[None]:
     """Flush all that the block prints.
 
@@ -105,22 +116,16 @@ def _discard(stream: TextIO) -> None:
 def print_json(value: Mapping[str, object]) -> None:
     """Print one JSON object: NaN and infinity as null, characters without encoding escaped."""
     escaped = not (sys.stdout.encoding or "utf-8").lower().startswith("utf")
-    json.dump(finite(value), sys.stdout, ensure_ascii=escaped, indent=2)
-    sys.stdout.write("\n")
+    text = json.dumps(finite(value), ensure_ascii=escaped, indent=2)
+    sys.stdout.write(f"{visible_json(text)}\n")
     sys.stdout.flush()
 
 
 def table_console() -> Console:
     """A console for tables; brackets in names are no markup."""
-    from rich.console import Console
-
-    class _Console(Console):
-        def on_broken_pipe(self) -> None:
-            raise BrokenPipeError  # the command ends as by any other output, and not with 1
-
     # A pipe has no width of its own; a table that is cut would say less.
     width = None if sys.stdout.isatty() else 200
-    return _Console(width=width, markup=False, emoji=False)
+    return visible_console(sys.stdout, width=width, markup=False, emoji=False)
 
 
 def plain_table(

@@ -13,6 +13,7 @@ from lmsmith import api
 from lmsmith.cli.output import input_lines, print_json
 from lmsmith.cli.parsing import printed
 from lmsmith.core.errors import UserError
+from lmsmith.core.terminal import visible_json
 from lmsmith.core.text import encodable_json
 from lmsmith.options import Precision
 
@@ -187,7 +188,7 @@ def run_task(
     waiting = texts()
     while batch := list(itertools.islice(waiting, BATCH)):
         for row in function(batch):
-            print(json_module.dumps(row, ensure_ascii=False), flush=True)
+            print(visible_json(json_module.dumps(row, ensure_ascii=False)), flush=True)
     if blank:
         print(f"blank lines, which have no answer: {blank}", file=sys.stderr)
     if function.cut:

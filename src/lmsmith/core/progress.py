@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TextIO
 
 from lmsmith.core.format import format_duration
+from lmsmith.core.terminal import visible_console
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -217,13 +218,12 @@ class LiveProgress(_ShownProgress):
     """
 
     def __init__(self, title: str = "", console: Console | None = None) -> None:
-        from rich.console import Console
         from rich.live import Live
 
         super().__init__()
         self._title = title
         self._rows: dict[str, _StageRow] = {}
-        self._console = console or Console(stderr=True)
+        self._console = console or visible_console(sys.stderr)
         self._live = Live(get_renderable=self.render, console=self._console, refresh_per_second=4)
 
     def plan(self, stages: Sequence[str]) -> None:
