@@ -6,6 +6,11 @@ keeping, judging and deleting conversations, rating and ranking what the labelli
 Every answer is checked. Two things are no errors: 429 with Retry-After, and what breaks by the
 final `kill -9`, which comes in the midst of all of it. Then the server is started again on the same
 database, and whatever it had acknowledged must be there, and nothing that was deleted.
+
+With ``--greedy`` there is one more client, who asks for 256 prompts, 16 replies to each and as many
+tokens as the context holds, again and again (`greedy.py`). The others are measured without it and
+with it, on one server: their wait for a first token may double, none of them may get a 429, and
+afterwards the memory returns.
 """
 
 from __future__ import annotations
@@ -54,6 +59,7 @@ def main(
     streams: Count = 16,
     queue: Count = 8,
     seed: Count = 0,
+    greedy: bool = False,
     json: bool = False,
 ) -> int:
     """Run clients against a server, kill it, and count errors, memory and what was lost.
@@ -69,11 +75,19 @@ def main(
         streams: Replies that the server writes together.
         queue: Requests that may wait; the others get 429.
         seed: Of what the clients do.
+        greedy: Measure what one greedy client costs the others, in place of the kill: a quarter of
+            the time before it, half of it beside it, and a quarter after it.
         json: Print one JSON object instead of text.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = model or str(tiny_model(Path(folder)))
         database = database or f"{folder}/soak.db"
+        if greedy:
+            from greedy import measured, show_greedy
+
+            found = measured(path, database, minutes * 60, clients, streams, seed)
+            print(json_module.dumps(found, indent=2)) if json else show_greedy(found)
+            return 0 if found["passed"] else 1
         soak = Soak(let_in(database, clients))
         words = [
             f"m={path}", "--database", database,
