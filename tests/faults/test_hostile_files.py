@@ -20,9 +20,11 @@ from lmsmith.catalogue.reading import ReadModel, load_any_tokenizer, read_config
 from lmsmith.catalogue.resolve import Source, resolve
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import read_json, read_jsonl, read_text
+from lmsmith.corpus.shards import TokenShards, write_shards
 from lmsmith.evaluation.tasks.spec import read_tasks
+from lmsmith.models import weights_file
 from lmsmith.models.adapters import AdapterConfig, adapt
-from lmsmith.models.config import ModelConfig, RopeScaling
+from lmsmith.models.config import MOST_LAYERS, ModelConfig, RopeScaling
 from lmsmith.models.folder import load_model, save_model
 from lmsmith.models.interop.gguf_file import open_gguf
 from lmsmith.stages.pipeline import load_stage_recipe
@@ -65,6 +67,9 @@ def test_a_number_of_layers_is_that_of_the_weights(tmp_path: Path, kind: str, la
     change(folder / "config.json", more)
     with pytest.raises(UserError, match="layers"):
         read_model(folder)
+    if layers > MOST_LAYERS:
+        with pytest.raises(UserError, match="layers"):
+            read_config(resolve(folder))
 
 
 @pytest.mark.parametrize(
@@ -111,6 +116,28 @@ def test_a_kind_of_another_type(tmp_path: Path, kind: Any) -> None:
     change(folder / "config.json", lambda config: config | {"kind": kind})
     with pytest.raises(UserError, match="not an lmsmith model"):
         load_model(folder)
+
+
+def test_weights_of_too_many_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights_file, "MOST_TENSORS", 10)
+    for folder in (own(tmp_path / "own"), exported(tmp_path / "hf", "hf")):
+        with pytest.raises(UserError, match="more than any model has"):
+            read_model(folder)
+
+
+@pytest.mark.parametrize("name", ["tokens.npy", "offsets.npy"])
+@pytest.mark.parametrize("length", [10**9, 10**15, 2])
+def test_lengths_of_shards_are_those_of_their_files(tmp_path: Path, name: str, length: int) -> None:
+    write_shards(tmp_path / "a", [[1, 2], [3]], 0, 300)
+    path = tmp_path / "a" / name
+    content = path.read_bytes()
+    at, end = content.index(b"(") + 1, content.index(b",)")
+    number = str(length).encode()
+    pad = content.index(b"\n")
+    head = content[:at] + number + content[end:pad].rstrip()
+    path.write_bytes(head + b" " * (pad - len(head)) + content[pad:])
+    with pytest.raises(UserError, match="token shards"):
+        TokenShards.load(tmp_path / "a")
 
 
 # Adapters

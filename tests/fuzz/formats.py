@@ -80,7 +80,8 @@ def use_tokenizer(tokenizer: Tokenizer) -> list[int]:
 def use_model(path: Path) -> None:
     """Read a model and write with it."""
     source = resolve(path)
-    read_config(source)
+    shape = read_config(source)
+    assert shape.parameters + shape.training_flops_per_token() > 0
     found = read_model(source)
     advised_sampling(source)
     _write(found)

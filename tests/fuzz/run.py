@@ -74,6 +74,8 @@ def fuzz(name: str, numbers: Sequence[int], seed: int, keep: Path | None = None)
                 found.faults[number] = ending
                 if keep is not None:
                     shutil.copytree(folder, keep / f"{name}-{seed}-{number}", dirs_exist_ok=True)
+            if (done := found.counts.total()) % 500 < together and done >= 500:
+                print(f"{name}: {done} read", file=sys.stderr, flush=True)
         gc.unfreeze()
     found.seconds = time.monotonic() - began
     return found

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lmsmith.core.errors import UserError
-from lmsmith.core.files import atomic_folder
+from lmsmith.core.files import atomic_folder, require_file
 
 Tokens: TypeAlias = npt.NDArray[np.unsignedinteger[Any]]
 
@@ -40,8 +40,11 @@ class TokenShards:
         """
         fix = "Remove the folder and run the stage that made it again."
         try:
+            for name in (TOKENS_FILE, OFFSETS_FILE):
+                require_file(folder / name)
+            # Mapped, so that a length that the file does not have is no memory.
             tokens = np.load(folder / TOKENS_FILE, mmap_mode="r", allow_pickle=False)
-            offsets = np.load(folder / OFFSETS_FILE, allow_pickle=False)
+            offsets = np.load(folder / OFFSETS_FILE, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise UserError(f"{folder}: token shards cannot be read ({error})", fix) from error
         if (
@@ -55,7 +58,7 @@ class TokenShards:
             or (np.diff(offsets) < 0).any()
         ):
             raise UserError(f"{folder}: token shards are damaged", fix)
-        return cls(tokens, offsets)
+        return cls(tokens, np.array(offsets))
 
     def __len__(self) -> int:
         """Number of documents."""

@@ -17,6 +17,9 @@ from lmsmith.models.config import ModelConfig
 
 _FIX = "fetch it again; a run's is made again by `lmsmith run RECIPE --redo STAGE`"
 
+MOST_TENSORS = 1 << 16
+"""In a file; each takes memory, however small it is."""
+
 Shapes = Mapping[str, tuple[int, ...]]
 """Name → shape of each tensor in a file."""
 
@@ -28,7 +31,10 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         UserError: it is missing or damaged.
     """
     with _reading(path), safe_open(path, framework="pt") as file:
-        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        names = file.keys()
+        if len(names) > MOST_TENSORS:
+            raise UserError(f"{path}: {len(names):,} tensors, more than any model has", _FIX)
+        return {name: tuple(file.get_slice(name).get_shape()) for name in names}
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -37,6 +43,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     Raises:
         UserError: it is missing or damaged.
     """
+    read_shapes(path)
     with _reading(path):
         tensors: dict[str, torch.Tensor] = load_file(path)
         return tensors

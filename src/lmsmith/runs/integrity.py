@@ -111,10 +111,10 @@ def remedy(stage_folder: Path) -> str:
 
 
 def redo_command(run: Path) -> str:
-    """The command that a run was made by, as its recipe.json has it."""
+    """The command that a run was made by, as its recipe.json has it; a copy has its own folder."""
     with contextlib.suppress(UserError, OSError):
         content = read_json(run / "recipe.json")
         words = content.get("command") if isinstance(content, dict) else None
         if isinstance(words, list) and all(isinstance(word, str) for word in words) and words:
-            return shlex.join(words)
+            return shlex.join([*words, "--folder", str(run.absolute())])
     return "lmsmith run RECIPE"

@@ -361,8 +361,8 @@ class _Run:
         for _, identity in plan:
             refuse_foreign_folder(self.folder / identity.stage)
         about = {"versions": describe_versions(), **_provenance()}
-        command = ["lmsmith", "run", *self.recipe.words, "--folder", str(self.folder.absolute())]
-        about |= {"command": command} if self.recipe.words else {}
+        words = self.recipe.words
+        about |= {"command": ["lmsmith", "run", *words]} if words else {}
         write_json(self.folder / "recipe.json", {"recipe": self.recipe.as_dict(), **about})
         self.redo.save()
         self.progress.plan([identity.stage for _, identity in plan])

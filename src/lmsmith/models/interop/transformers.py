@@ -51,8 +51,6 @@ def from_transformers(
     refuse_unsupported(settings, "config.json")
     family = FAMILIES[settings["model_type"]]
     config = read_shape(family, settings)
-    if problems := problems_in(config):
-        raise SettingsError(problems, "config.json")
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     refuse_impossible_sizes(config, shapes, "config.json")
     used: set[str] = set()
@@ -104,7 +102,7 @@ def read_shape(family: Family, settings: Mapping[str, Any]) -> ModelConfig:
     """The shape that a config.json describes.
 
     Raises:
-        UserError: a value is missing, or of the wrong kind.
+        UserError: a value is missing, of the wrong kind, or out of range.
     """
     try:
         config = family.read(settings)
@@ -115,6 +113,8 @@ def read_shape(family: Family, settings: Mapping[str, Any]) -> ModelConfig:
         raise UserError(problem, "load it again") from error
     if wrong := [*_not_numbers(config), *_not_numbers(config.rope_scaling)]:
         raise SettingsError(wrong, "config.json")
+    if problems := problems_in(config):
+        raise SettingsError(problems, "config.json")
     return config
 
 
