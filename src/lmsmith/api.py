@@ -959,8 +959,7 @@ def _votes(name: str, found: Lineage, database: str) -> dict[str, Any] | None:
         return None
     with needs_extra("serve"), open_store(database) as store:
         votes = votes_on(store, f"{name}@{found.trial.candidate}", f"{name}@{found.promoted}")
-    counts = {"people": votes.people, "repeated": votes.repeated, "first": votes.first}
-    return counts | asdict(votes.decision(found.trial.test))
+    return votes.counts() | asdict(votes.decision(found.trial.test))
 
 
 @documented
@@ -1038,9 +1037,8 @@ def _votes_among(
         declared = trial is not None and trial.candidate == number
         declared = declared and current == f"{name}@{lineages[name].promoted}"
         test = trial.test if trial is not None and declared else SequentialTest()
-        counts = {"people": votes.people, "repeated": votes.repeated, "first": votes.first}
         pair = {"candidate": candidate, "current": current, "on_trial": declared}
-        rows.append(pair | counts | asdict(votes.decision(test)))
+        rows.append(pair | votes.counts() | asdict(votes.decision(test)))
     return sorted(rows, key=lambda row: words.index(row["candidate"]))
 
 

@@ -37,6 +37,19 @@ PATIENCE = 180_000
 """Milliseconds for an improvement, on a machine that has other things to do."""
 
 
+REFUSES_NOTHING = (
+    "gates.min_pairs=1000000",
+    "gates.win_rate=0.0",
+    "gates.max_kl=1e9",
+    "gates.max_length_ratio=1e9",
+    "gates.max_loss=1.0",
+    "gates.max_trick_gain=1e9",
+)
+"""A model of random weights may fail any gate, and people vote on no version that is refused."""
+VOTERS = ("Una", "Uma", "Udo")
+"""Nobody alone decides: of many people's votes, at most 30 % are one person's."""
+
+
 @dataclass
 class Loop(House):
     """A server of a tiny model that has no versions yet, and the people who use it."""
@@ -127,7 +140,8 @@ def loop(browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     monkeypatch.setenv("LMSMITH_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     model, recipe = make_model(tmp_path / "model"), tmp_path / "recipe.toml"
-    recipe.write_text("\n".join(["seed = 2017", *SMALL, "[data]"]))
+    small = [each for each in SMALL if not each.startswith("gates.min_pairs")]
+    recipe.write_text("\n".join(["seed = 2017", *small, *REFUSES_NOTHING, "[data]"]))
     database = str(tmp_path / "feedback.db")
     store = Store(database)
     people = People(store)
@@ -250,7 +264,8 @@ def test_what_people_judge_becomes_a_version_that_they_vote_for(loop: Loop) -> N
         vote(loop, uma, f"May I ask {number}?", "ours@2")
         vote(loop, udo, f"And may I ask {number}?", "ours@2")
     for number in range(DECIDED - 5):
-        assert loop.compare("Una", f"Number {number}?", "ours@2")["trial"] == "counted"
+        who = VOTERS[number % len(VOTERS)]
+        assert loop.compare(who, f"Number {number}?", "ours@2")["trial"] == "counted"
     look_again(ada)
     expect(ada.get_by_text(f"{DECIDED - 1} votes by 3 people")).to_be_visible()
     picture(ada, "loop-votes")
@@ -329,7 +344,10 @@ def test_killed_in_the_middle_an_improvement_goes_on_from_the_page(loop: Loop) -
     uma = loop.sign_in("Uma", "/")
     vote(loop, uma, "May I ask?", "ours@1")
     votes = 1
-    while loop.compare("Una", f"Number {votes}?", "ours@1")["trial"] == "counted":
+    while (
+        loop.compare(VOTERS[votes % len(VOTERS)], f"Number {votes}?", "ours@1")["trial"]
+        == "counted"
+    ):
         votes += 1
         assert votes < DECIDED
     look_again(ada)

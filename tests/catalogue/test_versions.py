@@ -15,7 +15,7 @@ from dataclasses import replace
 import pytest
 
 from lmsmith.catalogue import versions
-from lmsmith.catalogue.versions import Learnt, Version
+from lmsmith.catalogue.versions import Gate, Learnt, Version
 from lmsmith.core.errors import UserError
 
 
@@ -113,6 +113,18 @@ def test_a_trial_ends_with_a_promotion(three: list[Version]) -> None:
         versions.set_trial("ours", 9)
     with pytest.raises(UserError, match="expected a share"):
         versions.set_trial("ours", 2, 1.5)
+
+
+def test_a_refused_version_is_on_no_trial(
+    three: list[Version], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = Gate("length", "failed", 3.0, 2.0, 4.0, 1.5, "")
+    refused = replace(three[1], verdict="refused", gates=(failed,))
+    monkeypatch.setattr(versions, "version", lambda *_: refused)
+    with pytest.raises(UserError, match=r"ours@2 is refused by its gates \(length\)"):
+        versions.set_trial("ours", 2)
+    assert versions.lineage_of("ours").trial is None
+    assert versions.set_trial("ours", 2, refused=True).trial is not None
 
 
 def test_a_trial_is_checked_without_the_lineages_lock(

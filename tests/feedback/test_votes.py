@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from lmsmith.feedback.queue import Queue
 from lmsmith.feedback.store import Store
 from lmsmith.feedback.tables import Comparison
-from lmsmith.feedback.votes import votes_among, votes_on
+from lmsmith.feedback.votes import FREE_VOTES, votes_among, votes_on
 from lmsmith.statistics.sequential import SequentialTest
 
 
@@ -64,6 +65,58 @@ def test_equal_votes_decide_nothing(store: Store) -> None:
     decision = found.decision(SequentialTest())
     assert (decision.outcome, decision.share.value, found.first) == ("undecided", 0.5, 0.0)
     assert decision.e_value == pytest.approx(0.36, abs=0.1)
+
+
+def vote(store: Store, who: str, count: int, verdict: str = "left") -> None:
+    """Votes on prompts of their own, the candidate left."""
+    for number in range(count):
+        one, two = shown(store, who, f"{who} {number} {verdict}", ("m@2", "m@1"))
+        store.compare(who, one, two, verdict)
+
+
+def test_no_account_among_many_decides_alone(store: Store) -> None:
+    ann, bob, cem, dee = (store.person(name).id for name in ("Ann", "Bob", "Cem", "Dee"))
+    vote(store, ann, 60)
+    found = votes_on(store, "m@2", "m@1")
+    assert found.outcomes == (1.0,) * FREE_VOTES
+    assert (found.people, found.waiting) == (1, 60 - FREE_VOTES)
+    assert found.decision(SequentialTest()).outcome == "undecided"
+    for who in (bob, cem, dee):
+        vote(store, who, 10, "right")
+    found = votes_on(store, "m@2", "m@1")
+    # Each of the others' 30 votes counts; Ann has 30 % of all, half while only one more votes.
+    assert (found.outcomes.count(0.0), found.outcomes.count(1.0)) == (30, 14)
+    assert (found.people, found.waiting) == (4, 46)
+    assert found.counts()["waiting"] == 46
+    assert found.outcomes[:10] == (1.0,) * 5 + (0.0,) * 5
+
+
+def test_two_of_many_decide_together(store: Store) -> None:
+    ann, bob, *_ = (store.person(name).id for name in ("Ann", "Bob", "Cem", "Dee"))
+    for _ in range(20):
+        vote(store, ann, 1)
+        vote(store, bob, 1)
+    assert votes_on(store, "m@2", "m@1").outcomes == (1.0,) * 40
+
+
+def test_what_people_vote_for_does_not_say_which_votes_count(store: Store) -> None:
+    """The place of a vote in the order follows from who voted and when."""
+    ann, bob, cem, dee = (store.person(name).id for name in ("Ann", "Bob", "Cem", "Dee"))
+    drawn = random.Random(5)
+    voters = [drawn.choice([ann, ann, ann, bob, cem, dee]) for _ in range(60)]
+    orders = []
+    for verdicts in (("left", "right"), ("right", "left")):
+        for number, who in enumerate(voters):
+            one, two = shown(store, who, f"{number} {verdicts}", ("m@2", f"{verdicts[0]}@1"))
+            store.compare(who, one, two, verdicts[number % 2])
+        orders.append(votes_on(store, "m@2", f"{verdicts[0]}@1"))
+    assert orders[0].outcomes == tuple(1 - each for each in orders[1].outcomes)
+    assert orders[0].waiting == orders[1].waiting > 0
+
+
+def test_the_only_account_decides_alone(store: Store) -> None:
+    vote(store, store.person("Ann").id, 60)
+    assert votes_on(store, "m@2", "m@1").outcomes == (1.0,) * 60
 
 
 def test_the_votes_of_a_deleted_person_are_gone(store: Store) -> None:

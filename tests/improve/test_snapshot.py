@@ -18,7 +18,7 @@ from lmsmith.core.progress import QuietProgress
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.corpus.judgements import Judgement, read_judgements
 from lmsmith.corpus.rows import read_conversations, read_rankings
-from lmsmith.corpus.splits import opening_key
+from lmsmith.corpus.splits import opening_key, split_of
 from lmsmith.improve.prospect import Sources
 from lmsmith.improve.recipe import round_recipe, stages_with_data
 from lmsmith.improve.snapshot import (
@@ -404,6 +404,27 @@ def test_exported_files_are_read_back(tmp_path: Path) -> None:
     assert read_frozen(tmp_path / "frozen") == sorted(found, key=lambda each: each.id)
 
 
+def test_nobody_takes_others_out_of_training_by_their_words() -> None:
+    """Who repeats what others asked before comes too late; the oldest dialogue has its opening."""
+    config = SnapshotConfig(by_person_from=2)
+    shares = {"held_out": config.held_out, "judge": config.judge}
+    names = [f"p{number}" for number in range(60)]
+    learnt_from = [name for name in names if not split_of(name, shares)][:8]
+    thief = next(name for name in names if split_of(name, shares) == "held_out")
+
+    def asked(name: str, text: str, created: float) -> Judgement:
+        prompt = [{"role": "user", "content": text}]
+        number = f"{name} {text}"
+        return Judgement(number, "ranking", prompt, ["a", "b"], [1, 2], name, name, created=created)
+
+    first = [asked(name, f"Question of {name}", 10.0) for name in learnt_from]
+    copied = [asked(thief, each.prompt[0]["content"], 20.0) for each in first]
+    divided = divide(sorted(first + copied, key=lambda each: each.id), config, {})
+    assert {each.id for each in divided.sides["train"]} == {each.id for each in first}
+    assert divided.sides["held_out"] == []
+    assert divided.left_out == {"the prompt stands on another side": 8}
+
+
 def test_damaged_rows_are_named(tmp_path: Path) -> None:
     freeze(tmp_path, some(2, 1, 1), {})
     (tmp_path / "judgements.jsonl").write_text('{"id": 3}\n')
@@ -415,6 +436,11 @@ def test_damaged_rows_are_named(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match="line 1: not a thumb"):
         list(read_judgements([str(tmp_path / "thumbs.jsonl")]))
+    for wrong in ('"value": true', '"value": 1, "labeler": ["Ann"]', '"value": "1"'):
+        said = (tmp_path / "thumbs.jsonl").read_text()
+        (tmp_path / "wrong.jsonl").write_text(said.replace('"value": 5', wrong))
+        with pytest.raises(UserError, match="line 1: not a thumb"):
+            list(read_judgements([str(tmp_path / "wrong.jsonl")]))
     (problem,) = SnapshotConfig(held_out=0.6, judge=0.5).check()
     assert problem.key == "held_out"
 

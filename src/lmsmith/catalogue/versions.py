@@ -398,16 +398,36 @@ def rollback(name: str, by: str, reason: str = "") -> Version:
 
 
 def set_trial(
-    name: str, number: int, share: float = 0.1, test: SequentialTest | None = None
+    name: str,
+    number: int,
+    share: float = 0.1,
+    test: SequentialTest | None = None,
+    *,
+    refused: bool = False,
 ) -> Lineage:
     """Let people compare a candidate with the promoted version.
 
+    Args:
+        name: of the versions.
+        number: the candidate's.
+        share: of the chat's turns that show both.
+        test: that decides the vote; the usual one if None.
+        refused: also a version that its gates refuse.
+
     Raises:
-        UserError: there is no such version, it is promoted already, or the share is no share.
+        UserError: there is no such version, its gates refuse it, it is promoted already, or the
+            share is no share.
     """
     test = test or SequentialTest()
     if number != lineage_of(name).promoted:
-        verify(version(name, number))  # takes long, so before others have to wait
+        candidate = version(name, number)
+        if candidate.verdict == "refused" and not refused:
+            failed = ", ".join(gate.name for gate in candidate.gates if gate.state == "failed")
+            raise UserError(
+                f"{candidate.word} is refused by its gates ({failed}), and is shown to nobody",
+                "make another version; or promote it by hand, if you know better",
+            )
+        verify(candidate)  # takes long, so before others have to wait
     with changing(name):
         lineage = lineage_of(name)
         if number == lineage.promoted:

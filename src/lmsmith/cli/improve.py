@@ -171,11 +171,12 @@ def _show_lineage(found: api.Recorded) -> None:
 
 def votes_line(votes: dict[str, Any], candidate: str) -> str:
     """The state of the test on a vote."""
-    share = votes["share"]
+    share, waiting = votes["share"], votes["waiting"]
+    above = f" ({waiting:,} more wait: above one person's share)" if waiting else ""
     return (
         f"{votes['votes']:,} votes of {votes['people']:,} people: {share['value']:.1%} for "
         f"{candidate} ({share['low']:.1%} to {share['high']:.1%} at any time), e-value "
-        f"{votes['e_value']:.3g}: {votes['outcome']}"
+        f"{votes['e_value']:.3g}: {votes['outcome']}{above}"
     )
 
 

@@ -160,10 +160,12 @@ def _thumbs(path: Path) -> Iterator[Judgement]:
     for where, row in read_rows(path):
         if row.get("scale") != "thumbs":
             continue
-        value, person = row.get("value"), str(row.get("labeler") or "")
+        value, person = row.get("value"), row.get("labeler") or ""
         *prompt, reply = validate_messages(row.get("messages"), where)
-        if value not in (-1, 1) or reply["role"] != "assistant" or not prompt:
-            raise UserError(f"{where}: not a thumb", "value is 1 or -1, of a model's response")
+        if type(value) is not int or value not in (-1, 1) or not isinstance(person, str):
+            raise UserError(f"{where}: not a thumb", "value is 1 or -1, and labeler is a name")
+        if reply["role"] != "assistant" or not prompt:
+            raise UserError(f"{where}: not a thumb", "messages end with a model's response")
         name = str(row.get("id") or fingerprint([prompt, reply, person]))
         ranks = [1 if value == 1 else 2]
         yield Judgement(name, "thumb", prompt, [reply["content"]], ranks, person)

@@ -28,7 +28,13 @@ from lmsmith.improve.gates import GATES_FILE
 from lmsmith.improve.prospect import Sources as Sources
 from lmsmith.improve.prospect import name_of
 from lmsmith.improve.recipe import ROUND, round_recipe, stages_with_data
-from lmsmith.improve.snapshot import SIDES_FILE, SNAPSHOT_FILE, read_frozen, read_sides
+from lmsmith.improve.snapshot import (
+    RELIABILITY_FILE,
+    SIDES_FILE,
+    SNAPSHOT_FILE,
+    read_frozen,
+    read_sides,
+)
 from lmsmith.improve.under_way import (
     ANNOUNCED,
     FROZEN,
@@ -139,7 +145,9 @@ def _fitted(recipe: Recipe, folder: Path, parent: Version, current: Version) -> 
     """The recipe with the round's files, without stages that have nothing to learn from."""
     frozen = folder / FROZEN
     judgements = read_frozen(frozen)
-    present = stages_with_data(recipe, judgements, read_sides(frozen / SIDES_FILE))
+    reliability: Any = read_json(frozen / RELIABILITY_FILE)
+    earlier = read_sides(frozen / SIDES_FILE)
+    present = stages_with_data(recipe, judgements, earlier, reliability)
     shape = read_model_config(parent.path)[1]
     needed = _needed(load_tokenizer(parent.path), judgements)
     root = versions.folder_of(parent.name) / "1"

@@ -5,7 +5,7 @@ from the reward model) and ``held_out`` (gates). A judgement stays on its side i
 round: the sides of earlier rounds are read first. New judgements are divided by the person who
 asked, or, where nobody here asked or few people did, by how their dialogue begins. So a labeler may
 judge prompts of all sides, as labelers of InstructGPT did. What would stand on two sides by its
-prompt is left out on the side that is needed less.
+prompt stays on the side of the oldest dialogue that begins so.
 """
 
 from __future__ import annotations
@@ -286,10 +286,11 @@ def divide(
     settled: dict[str, Side] = {}
     for side, opening in earlier.values():
         settled[opening] = min(settled.get(opening, side), side, key=SIDES[::-1].index)
+    # Of two sides the one whose dialogue is older has the opening, so that nobody can take the
+    # judgements of others out of training by saying what they said.
     first: dict[str, Side] = {}
-    for name, side in chosen.items():
-        opening = openings[name]
-        first[opening] = min(first.get(opening, side), side, key=SIDES.index)
+    for each in sorted(kept, key=lambda each: (each.created, SIDES.index(chosen[each.id]))):
+        first.setdefault(openings[each.id], chosen[each.id])
     sides: dict[Side, list[Judgement]] = {side: [] for side in SIDES}
     for each in kept:
         side, opening = chosen[each.id], openings[each.id]

@@ -136,6 +136,7 @@ def votes_json(store: Store, name: str, trial: Trial, promoted: int) -> Mapping[
     return {
         "votes": decision.votes,
         "people": votes.people,
+        "waiting": votes.waiting,
         "share": {"value": share.value, "low": share.low, "high": share.high},
         "e_value": decision.e_value,
         "outcome": decision.outcome,

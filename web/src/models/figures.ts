@@ -56,6 +56,8 @@ export interface Trial {
 export interface Votes {
   votes: number;
   people: number;
+  /** Votes above one person's share, which count when others have voted. */
+  waiting: number;
   share: Interval;
   e_value: number;
   outcome: 'better' | 'worse' | 'futile' | 'undecided';

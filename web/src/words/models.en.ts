@@ -154,6 +154,7 @@ export const models = {
   'votes': '{votes} votes by {people} people',
   'votes.one': 'One vote so far.',
   'votes.person': '{votes} votes by one person',
+  'votes.waiting': '{votes} more are above one person’s share: they count when others have voted.',
   'votes.share': 'Votes for {word}',
   'votes.interval': 'At any time, the true share is between {low} and {high} (95 %).',
   'votes.e': 'E-value {value}: {words} At {limit} the votes decide.',

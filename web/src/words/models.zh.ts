@@ -156,6 +156,7 @@ export const models: Record<keyof typeof english, string> = {
   'votes': '{people} 人投了 {votes} 票',
   'votes.one': '目前有一票。',
   'votes.person': '一人投了 {votes} 票',
+  'votes.waiting': '另有 {votes} 票超出一个人的份额，等其他人投票后才计入。',
   'votes.share': '{word} 的得票率',
   'votes.interval': '无论何时查看，真实得票率都在 {low} 至 {high} 之间（95 %）。',
   'votes.e': 'e 值 {value}：{words}达到 {limit} 时投票即有结果。',

@@ -314,7 +314,7 @@ class Simulated:
     ) -> dict[str, Any]:
         """Labelers vote until the test decides or the prompts end; each votes on a new prompt."""
         plan, test = self.world.plan, SequentialTest(max_votes=self.world.plan.votes)
-        versions.set_trial(NAME, made.number, 1.0, test)
+        versions.set_trial(NAME, made.number, 1.0, test, refused=True)
         before = (number - 1) * plan.votes
         prompts = self._prompts[1][before : before + plan.votes]
         place = 0
