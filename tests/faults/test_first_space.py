@@ -58,7 +58,7 @@ def test_a_right_body_is_a_right_program(spm: ReadModel) -> None:
         id="1", contexts=(prompt,), choices=("",), gold=0, answers=("",), plain=prompt
     )
     namespace: dict[str, object] = {}
-    exec(make_program(question, body), namespace)
+    exec(make_program(question, body).source, namespace)
 
 
 def llama_vocabulary() -> Tokenizer:

@@ -1,0 +1,122 @@
+"""Tests run against a program in another process, which is asked over pipes.
+
+The tests see stand-ins for the program's functions. A stand-in sends its arguments as plain data
+and gives back a value rebuilt from plain data, or raises an error of a builtin class.
+"""
+
+from __future__ import annotations
+
+import builtins
+import os
+import sys
+import types
+
+from lmsmith.evaluation.sandbox import plain
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
+
+KILLED = -9
+ENDING_LOOPS = ("StopIteration", "StopAsyncIteration", "GeneratorExit")
+"""Errors that would end a loop of the tests early and silently."""
+
+
+class Raised(Exception):
+    """The program raised an error that has no builtin class, or its process ended."""
+
+    def __init__(self, text: str, out_of_time: bool = False) -> None:
+        super().__init__(text)
+        self.out_of_time = out_of_time
+
+
+class Judge:
+    """The program in the other process.
+
+    Args:
+        process: its number.
+        asking: descriptor that calls are written to.
+        answered: descriptor that answers are read from.
+        cpu_seconds: its limit, to tell how it ended.
+    """
+
+    def __init__(self, process: int, asking: int, answered: int, cpu_seconds: int) -> None:
+        self._process = process
+        self._asking = asking
+        self._answered = answered
+        self._cpu_seconds = cpu_seconds
+
+    def run(self, given: str, tests: str) -> None:
+        """Pass if the program loads and the tests, if any, come to their end.
+
+        Args:
+            given: source that the tests may use, from what the program began with.
+            tests: they may call any function of the program by its name.
+
+        Raises:
+            Exception: as the program or the tests raise it.
+        """
+        self._result()
+        if not tests:
+            return
+        module = types.ModuleType("__main__")
+        sys.modules["__main__"] = module
+        names = vars(module)
+        parts = [compile(given, "given", "exec"), compile(tests, "tests", "exec")]
+        for name in {name for part in parts for name in names_in(part)} - set(dir(builtins)):
+            names.setdefault(name, self._stand_in(name))
+        for part in parts:
+            exec(part, names)
+
+    def _stand_in(self, name: str) -> Callable[..., Any]:
+        def call(*places: Any, **words: Any) -> Any:
+            try:
+                plain.send(self._asking, [name, places, words])
+            except BrokenPipeError:
+                raise self._ended() from None
+            return self._result()
+
+        call.__name__ = call.__qualname__ = name
+        return call
+
+    def _result(self) -> Any:
+        try:
+            reply = plain.receive(self._answered)
+        except EOFError:
+            raise self._ended() from None
+        match reply:
+            case {"value": value}:
+                return value
+            case {"raised": [*names], "message": str(message)}:
+                raise rebuilt(names, message)
+        raise plain.Unreadable("an answer that is neither value nor error")
+
+    def _ended(self) -> Raised:
+        _, status, used = os.wait4(self._process, 0)
+        code = os.waitstatus_to_exitcode(status)
+        if code == KILLED and used.ru_utime + used.ru_stime > self._cpu_seconds - 0.5:
+            return Raised(f"{self._cpu_seconds} s of the processor", out_of_time=True)
+        return Raised(f"ended early, with code {code}")
+
+
+def rebuilt(names: list[Any], message: str) -> Exception:
+    """The nearest builtin error of these names; one that says them where there is none."""
+    for name in names:
+        kind = getattr(builtins, name, None) if isinstance(name, str) else None
+        if isinstance(kind, type) and issubclass(kind, Exception) and kind is not Exception:
+            if name in ENDING_LOOPS:
+                break
+            try:
+                return kind(message)
+            except TypeError:
+                break
+    return Raised(f"{names[0] if names else 'error'}: {message}"[:1000])
+
+
+def names_in(code: types.CodeType) -> Iterator[str]:
+    """Every name that the code, or a function in it, looks for outside itself."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from names_in(constant)
