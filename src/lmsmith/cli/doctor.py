@@ -17,11 +17,13 @@ def doctor(*, json: bool = False) -> None:
     """Show the hardware, the torch build, the compiler, and the choices made from them."""
     import torch
 
+    from lmsmith.evaluation.sandbox.programs import describe_sandbox
     from lmsmith.training.machine import measure_matrix_peak, prepare_process
 
     machine, commit = prepare_process(MachineConfig()), git_commit()
     hardware: dict[str, Any] = describe_hardware()
     free, advice = shutil.disk_usage(Path.cwd()).free, advice_on_threads()
+    sandbox = describe_sandbox()
     # Measuring the peaks takes a second.
     peaks = {each: round(measure_matrix_peak(each), 1) for each in ("fp32", "bf16")}
     if json:
@@ -34,6 +36,7 @@ def doctor(*, json: bool = False) -> None:
             "advice_on_threads": advice,
             "machine": vars(machine),
             "peak_gflops": peaks,
+            "sandbox": sandbox,
         })  # fmt: skip
         return
     lines = {
@@ -48,6 +51,7 @@ def doctor(*, json: bool = False) -> None:
         "C++ compiler": machine.compiler or "none: models run eager, which is slower",
         "precision": f"{machine.precision} (matrix peak measured now: bf16 {peaks['bf16']:,.0f}, "
         f"fp32 {peaks['fp32']:,.0f} GFLOP/s)",
+        "sandbox of code tasks": ", ".join(sandbox) or "none: code tasks cannot be run here",
         "compiling": "where it pays within the run" if machine.compile else "off",
     }
     width = max(len(name) for name in lines)

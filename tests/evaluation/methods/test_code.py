@@ -57,11 +57,31 @@ def test_the_papers_solution_of_every_problem_passes(public_data: Any) -> None:
 
     task = find_tasks(["human_eval"])[0]
     data = read_data(task, [public_data("tasks").parent])
-    for item in data.items[::20]:
+    # Some by chance, and those whose tests call helpers of the prompt or the program by name.
+    for item in [*data.items[::20], *(data.items[number] for number in (32, 33, 38, 50))]:
         question = with_shots(task, item, [])
         assert code.run_program(make_program(question, question.choices[0])).passed
         assert not code.run_program(make_program(question, "\n    pass\n")).passed
         assert not question.contexts[0][-1].isspace()
+
+
+@pytest.mark.parametrize(
+    "trick",
+    [
+        "\n    class Equal(int):\n        __eq__ = lambda *_: True\n    return Equal()\n",
+        "\n    import os\n    os._exit(0)\n",
+        "\n    import ctypes\n    ctypes.string_at(0)\n",
+        "\n    return a - b\ndef check(candidate): pass\n",
+        "\n    while True: print('x' * 9999)\n",
+    ],
+)
+def test_a_trick_is_a_wrong_answer_and_no_end(
+    tiny: EvaluatedModel, monkeypatch: pytest.MonkeyPatch, trick: str
+) -> None:
+    task = find_tasks(["human_eval"])[0]
+    method = Code(tiny, [with_shots(task, Item("3", ADD, "row"), [])], task.answer)
+    monkeypatch.setattr(method._writer, "write", lambda *_: ([[trick]], [0]))
+    assert next(method.answer([0])).metrics == {"pass_at_1": 0.0}
 
 
 @given(st.integers(1, 8), st.data())

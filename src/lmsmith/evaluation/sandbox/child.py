@@ -43,7 +43,8 @@ def main() -> NoReturn:
     except Raised as error:
         said = {"outcome": "timed out" if error.out_of_time else "failed", "detail": str(error)}
     except BaseException as error:
-        said = {"outcome": "failed", "detail": describe(error)}
+        told = vars(error).get("told") or describe(error)
+        said = {"outcome": "failed", "detail": told}
     plain.send(verdict, said)
     os._exit(0)
 
@@ -92,7 +93,7 @@ def prepare(verdict: int) -> Judge:
     stand_behind(rules)
     if problem := plain.receive(answered):
         raise OSError(problem)
-    plain.send(verdict, {"process": process, "landlock": landlock})
+    plain.send(verdict, {"landlock": landlock})
     return Judge(process, asking, answered, limits["cpu_seconds"])
 
 

@@ -101,17 +101,23 @@ class Judge:
 
 
 def rebuilt(names: list[Any], message: str) -> Exception:
-    """The nearest builtin error of these names; one that says them where there is none."""
+    """The nearest builtin error of these names; one that says them where there is none.
+
+    Its attribute ``told`` is the error's last line as the program would show it.
+    """
+    told = f"{names[0] if names else 'error'}: {message}"[:1000]
     for name in names:
         kind = getattr(builtins, name, None) if isinstance(name, str) else None
         if isinstance(kind, type) and issubclass(kind, Exception) and kind is not Exception:
             if name in ENDING_LOOPS:
                 break
             try:
-                return kind(message)
+                error = kind(message)
             except TypeError:
                 break
-    return Raised(f"{names[0] if names else 'error'}: {message}"[:1000])
+            error.__dict__["told"] = told
+            return error
+    return Raised(told)
 
 
 def names_in(code: types.CodeType) -> Iterator[str]:

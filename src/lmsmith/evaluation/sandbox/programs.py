@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import ctypes
 import functools
 import marshal
 import os
@@ -159,6 +160,17 @@ def check_system() -> Way:
     raise _refused("; ".join(problems))
 
 
+def describe_sandbox() -> list[str]:
+    """The layers that hold programs back here, outermost first; none where none are run."""
+    try:
+        way = check_system()
+    except UserError:
+        return []
+    version = walls.landlock_version(ctypes.CDLL(None, use_errno=True))
+    landlock = [f"landlock {version}"] if version else []
+    return [*([way] if way != "landlock" else []), *landlock, "seccomp", "resource limits"]
+
+
 def _refused(problem: str) -> UserError:
     return UserError(
         f"programs cannot be run safely on this system: {problem}",
@@ -213,12 +225,11 @@ def _run(way: Way, folder: str, program: Program, limits: Limits) -> Verdict:
         finally:
             os.close(writer)
         try:
-            begun = _answer(answers.fileno(), STARTING, 0, limits)
-            if "process" not in begun:
+            begun = _answer(answers.fileno(), STARTING, child.pid, limits)
+            if "landlock" not in begun:
                 problem = begun.get("broken", begun.get("detail", "it ended early"))
                 raise Broken(problem)
-            watched = begun["process"] if way != "bubblewrap" else 0
-            said = _answer(answers.fileno(), limits.wall_seconds, watched, limits)
+            said = _answer(answers.fileno(), limits.wall_seconds, child.pid, limits)
         finally:
             _end(child)
     if said.get("outcome") in ("passed", "failed", "timed out"):
@@ -281,7 +292,7 @@ def _answer(descriptor: int, seconds: float, watched: int, limits: Limits) -> di
     """The next message; empty where the judge ended without one.
 
     Args:
-        watched: a process whose threads are counted meanwhile; 0 for none.
+        watched: a process whose threads, and those below it, are counted meanwhile.
     """
     deadline = time.monotonic() + seconds
     poll = select.poll()
@@ -291,7 +302,7 @@ def _answer(descriptor: int, seconds: float, watched: int, limits: Limits) -> di
         while not poll.poll(1000 * WATCHED_EVERY):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{seconds:g} s")
-            if watched and _threads(watched) > limits.threads:
+            if _threads(watched) > limits.threads:
                 raise TooMany(f"more than {limits.threads} threads")
 
     try:
@@ -306,11 +317,14 @@ def _answer(descriptor: int, seconds: float, watched: int, limits: Limits) -> di
 
 
 def _threads(process: int) -> int:
+    """Threads of the process, or of the one below it that has most."""
     try:
         status = Path(f"/proc/{process}/stat").read_text()
+        below = Path(f"/proc/{process}/task/{process}/children").read_text().split()
     except OSError:
         return 0
-    return int(status.rpartition(")")[2].split()[17])
+    own = int(status.rpartition(")")[2].split()[17])
+    return max([own, *(_threads(int(number)) for number in below)])
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 DEVICES = ("/dev/null", "/dev/urandom", "/dev/zero")
+TIME_ZONES = "/usr/share/zoneinfo"
+DENIED = ("/etc", "/home", "/proc", "/root", "/sys", "/var")
+"""Empty folders that nobody may look into, so that an error says so."""
 WORK = "/tmp"
 """The program's folder where it has a file tree of its own."""
 
@@ -53,7 +56,7 @@ def readable_folders() -> list[str]:
     found: list[str] = []
     for path in (
         "/usr/lib", "/usr/lib64", "/lib", "/lib64", f"{own}/lib", f"{own}/{sys.platlibdir}",
-        "/usr/share/zoneinfo",
+        TIME_ZONES,
     ):  # fmt: skip
         if os.path.isdir(path) and not any(f"{path}/".startswith(f"{up}/") for up in found):
             found.append(path)
@@ -135,6 +138,9 @@ def enter_namespaces(libc: ctypes.CDLL, folder: str, limits: dict[str, int]) -> 
     for path in (*readable_folders(), *DEVICES):
         _bind(libc, path, folder + path)
     os.mkdir(folder + WORK)
+    for path in DENIED:
+        if not os.path.exists(folder + path):
+            os.mkdir(folder + path, 0)
     for path in hidden_folders():
         _bind(libc, folder + WORK, folder + path)
     os.chdir(folder)
@@ -206,6 +212,7 @@ def file_rules(libc: ctypes.CDLL, version: int, own_root: bool, writable: str = 
         for path, hidden in () if own_root else installed_packages(folder):
             if not hidden:
                 _allow(libc, rules, path, READ_FILE)
+    _allow(libc, rules, TIME_ZONES, READ_FILE | READ_FOLDER)
     for path in DEVICES:
         _allow(libc, rules, path, READ_FILE | WRITE_FILE | truncate)
     if writable:
