@@ -108,7 +108,7 @@ async def _send(root: Path, folder: Path) -> None:
     )
     log = logging.getLogger("lmsmith.server")
     log.addHandler(handler)
-    shutil.copyfile(root / "empty.db", folder / "talk.db")
+    shutil.copy(root / "empty.db", folder / "talk.db")
     store = Store(folder / "talk.db")
     engine = AsyncEngine(_served["models"](), Limits(streams=4, queue=64, seconds=15))
     app = create_app(engine, store)

@@ -498,7 +498,7 @@ def _use_data(empty: Path, folder: Path) -> None:
 
 def _import(empty: Path, database: Path) -> Callable[[str], Iterator[object]]:
     def rows(file: str) -> Iterator[object]:
-        shutil.copyfile(empty, database)
+        shutil.copy(empty, database)
         with open_store(str(database)) as store:
             yield import_file(store, Path(file), person=store.person("me").id)
 

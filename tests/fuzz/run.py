@@ -113,6 +113,11 @@ def _check_whole(case: Case, root: Path) -> None:
     folder = root / "check"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(case.folder, folder)
+    if case.together > 1:  # it may leave threads behind
+        ending = isolated(lambda: case.load(folder), case.size)
+        if ending.kind != "read":
+            raise SystemExit(f"{case.folder} is whole, and not read: {ending}")
+        return
     try:
         case.load(folder)
     except UserError as error:

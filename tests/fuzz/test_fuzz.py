@@ -37,11 +37,11 @@ def sleep_without_end() -> None:
 
 
 def take_memory() -> None:
-    bytes(400 << 20)
+    bytearray(b"x") * (400 << 20)
 
 
 def take_too_much_memory() -> None:
-    bytes(3 << 30)
+    bytearray(b"x") * (3 << 30)
 
 
 @pytest.mark.parametrize(
