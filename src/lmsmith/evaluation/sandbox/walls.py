@@ -23,8 +23,8 @@ DEVICES = ("/dev/null", "/dev/urandom", "/dev/zero")
 TIME_ZONES = "/usr/share/zoneinfo"
 DENIED = ("/etc", "/home", "/proc", "/root", "/sys", "/var")
 """Empty folders that nobody may look into, so that an error says so."""
-WORK = "/tmp"
-"""The program's folder where it has a file tree of its own."""
+WORK = "/program"
+"""The program's folder where it has a file tree of its own; no interpreter is installed there."""
 
 # sys/mount.h, linux/sched.h
 NEW_USER, NEW_MOUNTS, NEW_PIDS, NEW_IPC, NEW_NET = (
