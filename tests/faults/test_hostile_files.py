@@ -76,6 +76,8 @@ def test_a_number_of_layers_is_that_of_the_weights(tmp_path: Path, kind: str, la
     "values",
     [
         {"hidden_size": 2**40},
+        {"attention_bias": "yes"},
+        {"tie_word_embeddings": 2},
         {"head_dim": 2**30},
         {"vocab_size": 2**31},
         {"intermediate_size": 2**31},

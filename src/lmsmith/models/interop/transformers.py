@@ -111,21 +111,27 @@ def read_shape(family: Family, settings: Mapping[str, Any]) -> ModelConfig:
     except (AttributeError, TypeError, ValueError, OverflowError) as error:
         problem = f"a value in the model's config.json is of the wrong kind ({error})"
         raise UserError(problem, "load it again") from error
-    if wrong := [*_not_numbers(config), *_not_numbers(config.rope_scaling)]:
+    if wrong := [*_wrong_kinds(config), *_wrong_kinds(config.rope_scaling)]:
         raise SettingsError(wrong, "config.json")
     if problems := problems_in(config):
         raise SettingsError(problems, "config.json")
     return config
 
 
-def _not_numbers(values: ModelConfig | RopeScaling) -> Iterator[Problem]:
-    """Settings that should be numbers and are not."""
+_KINDS: Mapping[Any, tuple[tuple[type, ...], str]] = {
+    int: ((int,), "a whole number"),
+    float: ((int, float), "a number"),
+    bool: ((bool,), "true or false"),
+}
+"""Type of a setting → types of its values, and their name."""
+
+
+def _wrong_kinds(values: ModelConfig | RopeScaling) -> Iterator[Problem]:
+    """Settings that should be numbers or truth values and are not."""
     for name, hint in typing.get_type_hints(type(values)).items():
         value = getattr(values, name)
-        kinds = (int,) if hint is int else (int, float)
-        if hint in (int, float) and (isinstance(value, bool) or not isinstance(value, kinds)):
-            expected = "a whole number" if hint is int else "a number"
-            yield Problem(name, value, expected, "fetch the file again")
+        if hint in _KINDS and type(value) not in _KINDS[hint][0]:
+            yield Problem(name, value, _KINDS[hint][1], "fetch the file again")
 
 
 def to_transformers(config: ModelConfig, state: State) -> tuple[dict[str, Any], dict[str, Tensor]]:
