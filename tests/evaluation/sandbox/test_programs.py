@@ -329,6 +329,32 @@ def test_a_program_that_swallows_errors_leaves_nothing_either(way: Way) -> None:
     assert left_by_programs() == before
 
 
+def test_bubblewrap_writes_nothing_where_there_is_no_landlock() -> None:
+    try:
+        run_in("bubblewrap", Program("x = 1"), Limits())
+    except Broken as error:
+        pytest.skip(f"no bubblewrap here: {error}")
+    # A filter of the test's own answers for Landlock as an older kernel does.
+    script = """
+import ctypes, struct, sys
+from lmsmith.evaluation.sandbox import calls
+from lmsmith.evaluation.sandbox.programs import Limits, Program, run_in
+lines = [(32, 0, 0, 0), (21, 0, 1, 444), (6, 0, 0, calls.NOT_THERE), (6, 0, 0, calls.ALLOW)]
+buffer = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in lines))
+header = struct.pack("HxxxxxxQ", len(lines), ctypes.addressof(buffer))
+assert ctypes.CDLL(None).prctl(38, 1, 0, 0, 0) == 0
+assert ctypes.CDLL(None).prctl(22, 2, header, 0, 0) == 0
+verdict = run_in("bubblewrap", Program(sys.argv[1]), Limits())
+assert "Read-only file system" in verdict.detail, verdict
+"""
+    writing = (
+        "import os, sys\nfor folder in ('/', *[p + '/site-packages' for p in sys.path]):\n"
+        "    try: os.mkdir(folder + '/x')\n    except FileNotFoundError: pass\n"
+        "    except OSError as error: last = error\n    else: 1 / 0\nraise last"
+    )
+    subprocess.run([sys.executable, "-c", script, writing], check=True)
+
+
 SEEN = """
 import os
 def seen(path):

@@ -284,6 +284,7 @@ def _command(way: Way) -> list[str]:
         *[word for path in shown for word in ("--ro-bind", path, path)],
         *[word for path in walls.hidden_folders() for word in ("--tmpfs", path)],
         *[word for path in walls.DEVICES for word in ("--dev-bind-try", path, path)],
+        *[word for path in (*walls.hidden_folders(), "/") for word in ("--remount-ro", path)],
         "--chdir", "/", "--", os.path.realpath(PYTHON), *start,
     ]  # fmt: skip
 
