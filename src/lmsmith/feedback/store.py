@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from sqlalchemy import delete, literal, or_, select
+from sqlalchemy import delete, func, literal, or_, select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
@@ -149,6 +149,15 @@ class Store(PersonStore):
             _conversation(session, person, conversation)
             query = select(Message).where(Message.conversation_id == conversation)
             return list(session.scalars(query.order_by(Message.id)))
+
+    def size(self, person: str, conversation: str) -> tuple[int, int]:
+        """The numbers of messages and of their characters."""
+        query = select(func.count(), func.coalesce(func.sum(func.length(Message.content)), 0))
+        with self.session() as session:
+            _conversation(session, person, conversation)
+            query = query.where(Message.conversation_id == conversation)
+            messages, characters = session.execute(query).one()
+            return int(messages), int(characters)
 
     def path(self, person: str, message: int) -> list[Message]:
         """The messages from the beginning to this one."""

@@ -353,10 +353,14 @@ def _check_length(model: ServedModel, count: int, param: str) -> None:
         )
 
 
+def most_characters(model: ServedModel) -> int:
+    """Characters beyond which a prompt cannot fit, and is not tokenized."""
+    return max(SHORTEST_LIMIT, CHARACTERS_PER_TOKEN * model.context)
+
+
 def check_characters(model: ServedModel, texts: Sequence[str], param: str) -> int:
     """The number of characters of a prompt; raises ApiError if they are too many to be read."""
-    count = sum(map(len, texts))
-    most = max(SHORTEST_LIMIT, CHARACTERS_PER_TOKEN * model.context)
+    count, most = sum(map(len, texts)), most_characters(model)
     if count > most:
         raise ApiError(
             400,

@@ -13,6 +13,7 @@ import logging
 import secrets
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter
@@ -33,7 +34,9 @@ from lmsmith.server.models import ServedModel, served_model
 from lmsmith.server.requests import (
     ParsedRequest,
     SamplingBody,
+    check_characters,
     message_request,
+    most_characters,
     new_id,
     sampling_settings,
 )
@@ -266,7 +269,8 @@ def _prompt(
     """
     limit = model.context - room_for_reply(model.context, max_tokens or model.context)
     system = [message for message in path[:1] if message.role == "system"]
-    rest = path[len(system) :]
+    rest = _last_of(model, path[len(system) :], system)
+    too_long = len(path) - len(system) - len(rest)
     in_turns = [len(list(each)) for _, each in itertools.groupby(rest, lambda each: each.role)]
     problem: UserError | None = None
     for count in (len(rest), *range(in_turns[-1] - 1, 0, -1)):
@@ -278,9 +282,28 @@ def _prompt(
         except UserError as error:
             raise bad_request(error, "messages") from error
         else:
-            return prompt.tokens, len(rest) - count + sum(in_turns[: prompt.dropped_messages])
+            dropped = len(rest) - count + sum(in_turns[: prompt.dropped_messages])
+            return prompt.tokens, too_long + dropped
     assert problem is not None
     raise bad_request(problem, "messages", "context_length_exceeded") from problem
+
+
+def _last_of(
+    model: ServedModel, messages: Sequence[Message], system: Sequence[Message]
+) -> Sequence[Message]:
+    """The last messages, as many as could fit by their characters: the rest is not tokenized.
+
+    Raises:
+        ApiError: the last message alone, with the system message, is too long.
+    """
+    count = check_characters(model, [each.content for each in (*system, messages[-1])], "messages")
+    first = len(messages) - 1
+    while first:
+        count += len(messages[first - 1].content)
+        if count > most_characters(model):
+            break
+        first -= 1
+    return messages[first:]
 
 
 @router.post("/conversations/{name}/answers")
@@ -297,7 +320,9 @@ async def create(request: Request, name: str, body: AnswerBody) -> Response:
     else:
         trials: Trials = request.app.state.trials
         model = await trials.on_side(person, body.parent, body.model, body.side)
-    tokens, dropped = await asyncio.to_thread(_prompt, model, path, body.max_tokens)
+    work = partial(_prompt, model, path, body.max_tokens)
+    size = min(most_characters(model), sum(len(each.content) for each in path))
+    tokens, dropped = await engine.texts.run(visitor_of(request).cache_salt, size, work)
     seed = secrets.randbelow(2**53) if body.seed is None else body.seed
     sampling = SamplingBody.model_validate(
         {"temperature": body.temperature, "top_p": body.top_p, "seed": seed}

@@ -29,6 +29,7 @@ from lmsmith.feedback.imports import (
     in_turn,
     origin_of,
 )
+from lmsmith.feedback.store import Store
 from lmsmith.feedback.tables import Conversation, Message, utc
 from lmsmith.server.auth import visitor_of, with_store
 from lmsmith.server.errors import bad_request
@@ -43,6 +44,8 @@ Text = Annotated[str, Field(max_length=1_000_000)]
 Id = Annotated[int, Field(ge=1, lt=2**31)]
 
 MAX_TITLE = 60
+MAX_MESSAGES, MAX_CHARACTERS = 20_000, 20_000_000
+"""Of a conversation, which is read as a whole."""
 
 
 class TitleBody(BaseModel):
@@ -119,8 +122,18 @@ async def show(request: Request, name: str) -> Response:
 async def add_message(request: Request, name: str, body: MessageBody) -> Response:
     given = body.model_dump()
     given["model"] = split_version(body.model)[0]  # nobody votes with words of their own
-    made = await with_store(request, lambda store, me: store.add_message(me, name, **given))
-    return json_response(message_writer(request)(made))
+
+    def add(store: Store, me: str) -> Message:
+        messages, characters = store.size(me, name)
+        if messages >= MAX_MESSAGES or characters + len(body.content) > MAX_CHARACTERS:
+            raise UserError(
+                f"a conversation has {MAX_MESSAGES:,} messages and {MAX_CHARACTERS:,} characters "
+                "at most",
+                "begin another one",
+            )
+        return store.add_message(me, name, **given)
+
+    return json_response(message_writer(request)(await with_store(request, add)))
 
 
 @router.put("/messages/{number}/rating")
