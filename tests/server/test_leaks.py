@@ -210,6 +210,15 @@ class AnnTalks:
         assert not self._thread.is_alive()
 
 
+def at_once(served: Running) -> None:
+    """Let many wrong tokens come without a delay."""
+
+    async def sleep(_: float) -> None:
+        return
+
+    served.server.config.loaded_app._authenticator._wrong._sleep = sleep
+
+
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def house(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
@@ -222,6 +231,7 @@ def house(
     tokens = {name: people.add(name, role) for name, role in ROLES.items()}
     fill(Queue(store))
     with running({"random": RANDOM}, limits=LIMITS, store=store) as served:
+        at_once(served)
         made = House(served, store, tokens, {}, routes_of(served))
         plant(made)
         made.sign_in()

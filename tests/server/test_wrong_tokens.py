@@ -191,9 +191,9 @@ def test_guesses_over_http_become_slow_and_are_logged(caplog: pytest.LogCaptureF
         for number in range(3):
             body = {"token": f"other{number}"}
             assert HTTP.post(f"{served.address}/api/session", json=body).status_code == 401
-        assert asked == [0.5, 1.0, 2.0]
+        assert asked == [0.25, 0.5, 1.0]
         assert HTTP.get(f"{served.address}/v1/models", headers=good).status_code == 200
-        assert asked == [0.5, 1.0, 2.0]
+        assert asked == [0.25, 0.5, 1.0]
     lines = [each.getMessage() for each in caplog.records if "wrong token" in each.getMessage()]
     assert len(lines) == FREE + 3
     assert "127.0.0.1" in lines[0]

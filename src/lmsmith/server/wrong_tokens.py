@@ -27,7 +27,7 @@ Result = TypeVar("Result")
 FREE = 3
 """Wrong tokens without a delay."""
 
-FIRST_SECONDS, LONGEST_SECONDS = 0.5, 10.0
+FIRST_SECONDS, LONGEST_SECONDS = 0.25, 2.0
 FORGET_SECONDS = 900.0
 MOST_WAITING = 8
 """Attempts of an address that wait for their turn; more are refused at once."""
