@@ -21,6 +21,7 @@ from lmsmith.catalogue.resolve import Source, resolve
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import read_json, read_jsonl, read_text
 from lmsmith.corpus.shards import TokenShards, write_shards
+from lmsmith.evaluation.tasks.data import find_file
 from lmsmith.evaluation.tasks.spec import read_tasks
 from lmsmith.models import weights_file
 from lmsmith.models.adapters import AdapterConfig, adapt
@@ -444,3 +445,8 @@ def test_recipes_without_sense(tmp_path: Path, text: str) -> None:
 def test_tasks_without_sense(text: str) -> None:
     with pytest.raises(UserError):
         read_tasks(text, "my.toml")
+
+
+def test_a_task_s_file_of_a_name_that_no_file_has(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not in any of"):
+        find_file("my.jsonl" * 500, [tmp_path])

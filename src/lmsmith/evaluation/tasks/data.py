@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from lmsmith.core.errors import UserError
-from lmsmith.core.files import fingerprint, missing, read_text, sha256_file
+from lmsmith.core.files import fingerprint, is_there, missing, read_text, sha256_file
 from lmsmith.core.text import encodable_json
 from lmsmith.evaluation.tasks.detokenise import DETOKENISERS
 from lmsmith.evaluation.tasks.generated import GENERATORS
@@ -75,7 +75,7 @@ def find_file(name: str, path: Sequence[Path]) -> Path:
     """
     for folder in path:
         for candidate in (folder / name, folder / f"{name}.gz"):
-            if candidate.is_file():
+            if is_there(candidate) and candidate.is_file():
                 return candidate
     looked = ", ".join(str(folder) for folder in path)
     fix = f"name the folder it is in: --data FOLDER, or the environment variable {DATA_VARIABLE}"
