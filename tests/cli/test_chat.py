@@ -25,6 +25,7 @@ from lmsmith.cli import main as cli
 from lmsmith.cli.chat import COMMANDS, ChatSession, ChatSettings, bars, run_command
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import read_jsonl
+from lmsmith.core.terminal import visible
 from lmsmith.library import LanguageModel
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
@@ -308,7 +309,7 @@ def test_one_shot(
     assert plain.err == ""
     assert cli([*words, "--system", "be", "--max-tokens", "8", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert plain.out == "".join(reply + "\n" for reply in result["replies"])
+    assert plain.out == "".join(visible(reply) + "\n" for reply in result["replies"])
     assert result["messages"][0] == {"role": "system", "content": "be"}
     assert result["messages"][3] == {"role": "user", "content": "/not a command"}
     assert result["seed"] == 1

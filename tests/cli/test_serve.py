@@ -101,7 +101,8 @@ def test_sigterm_finishes_what_was_begun(model: Path) -> None:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
 def test_the_address_that_is_printed_can_be_opened(model: Path, host: str, tmp_path: Path) -> None:
-    words = ("--port", "0", "--host", host, "--token", "x", "--database", str(tmp_path / "x.db"))
+    token = "Pq7-vN2xT9_kLw4ZsB"
+    words = ("--port", "0", "--host", host, "--token", token, "--database", str(tmp_path / "x.db"))
     with serving(str(model), *words) as (_, said):
         address = said[-1].split("/v1")[0]
         assert host not in address.replace("[::1]", "")
