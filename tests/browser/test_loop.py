@@ -149,7 +149,7 @@ def loop(browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     options: dict[str, Any] = {"database": database, "recipe": str(recipe)}
     with running(words=[f"ours={model}"], store=store, memory_bytes=0, **options) as served:
         yield Loop(served.address, store, tokens, browser, database, tmp_path)
-        if improvements._has_run(lock_of("ours")):  # of a test that failed
+        if improvements._is_locked(lock_of("ours")):  # of a test that failed
             os.kill(process_of("ours"), signal.SIGKILL)
         for context in browser.contexts:
             context.close()
