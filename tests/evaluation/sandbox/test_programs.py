@@ -309,6 +309,13 @@ def left_by_programs() -> list[Path]:
     return [*temporary.glob("lmsmith-sandbox-*"), *Path("/dev/shm").glob("left*")]
 
 
+@pytest.fixture
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of temporary files that no other program of this machine uses."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+
+@pytest.mark.usefixtures("own_folder")
 @pytest.mark.parametrize("name", WRITING)
 def test_what_is_written_is_bounded_in_total_and_leaves_nothing(name: str, way: Way) -> None:
     before = left_by_programs()
@@ -318,6 +325,7 @@ def test_what_is_written_is_bounded_in_total_and_leaves_nothing(name: str, way: 
     assert left_by_programs() == before
 
 
+@pytest.mark.usefixtures("own_folder")
 def test_a_program_that_swallows_errors_leaves_nothing_either(way: Way) -> None:
     before = left_by_programs()
     program = (
