@@ -61,7 +61,7 @@ class Loop(House):
         head = {"Authorization": f"Bearer {self.tokens[who]}"}
         response = HTTP.request(method, f"{self.address}/api/{path}", json=body, headers=head)
         assert response.is_success, response.text
-        lines = [line.removeprefix("data: ") for line in response.text.splitlines()]
+        lines = [line.removeprefix("data: ") for line in response.text.split("\n")]
         return json.loads([line for line in lines if line.startswith(("{", "null"))][-1])
 
     def ask(self, who: str, text: str) -> tuple[str, int]:

@@ -213,7 +213,7 @@ def test_tokens_told_together_stay_events_of_their_own(served: Running) -> None:
         "temperature": 0, "logprobs": 0, "ignore_eos": True, "stream": True,
     }  # fmt: skip
     events = []
-    for line in HTTP.post(f"{served.address}/v1/completions", json=asked).text.splitlines():
+    for line in HTTP.post(f"{served.address}/v1/completions", json=asked).text.split("\n"):
         if line.startswith("data: {"):
             (choice,) = json.loads(line.removeprefix("data: "))["choices"]
             events.append(choice)

@@ -58,7 +58,7 @@ class House:
     def events(self, who: str, talk: str, message: int, **body: Any) -> list[dict[str, Any]]:
         given = {"parent": message, "model": "ours", "temperature": 0.0, **body}
         text = self.response(who, "POST", f"conversations/{talk}/answers", given).text
-        lines = [line.removeprefix("data: ") for line in text.splitlines()]
+        lines = [line.removeprefix("data: ") for line in text.split("\n")]
         return [json.loads(line) for line in lines if line.startswith("{")]
 
     def both(self, who: str, talk: str, message: int) -> dict[str, dict[str, Any]]:
