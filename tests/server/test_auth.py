@@ -189,3 +189,9 @@ def test_no_other_cookie_is_open(people: People, cookie: str) -> None:
 def test_the_session_is_found_among_other_cookies() -> None:
     assert session_cookie(f"a=1; {COOKIE}=2.x; b=3") == "2.x"
     assert session_cookie("a=1") == ""
+
+
+def test_a_cookie_full_of_escapes_is_read_in_one_pass() -> None:
+    """The time of http.cookies grew with the square of the length: seconds for a header."""
+    header = f'{COOKIE}="' + "\\" * 31_000 + '"'
+    assert session_cookie(header) == header.partition("=")[2]

@@ -19,6 +19,9 @@ from lmsmith.server.wrong_tokens import is_loopback
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
+OPEN_BODY_BYTES = 4_096
+"""Most bytes of a body for routes that everybody may use, such as signing in."""
+
 HELD_BODIES = 64
 """Longest bodies that are held at once; a named person may have a quarter of them."""
 
@@ -81,19 +84,21 @@ class Guard:
                 message = {**message, "headers": [*given, *more.items()]}
             await send(message)
 
+        is_open = self._is_open(scope["path"])
+        most = min(self._body_bytes, OPEN_BODY_BYTES) if is_open else self._body_bytes
         try:
-            self._check(headers, scope["scheme"])
+            self._check(headers, scope["scheme"], most)
             person = ""
-            if not self._is_open(scope["path"]):
+            if not is_open:
                 visitor = scope[VISITOR] = await self._visitor(headers, address_of(scope))
                 person = visitor.id
             _check_form(headers)
             with self._load.request_of(person) as held:
-                await self._app(scope, self._whole_body(receive, held), send_safely)
+                await self._app(scope, self._whole_body(receive, held, most), send_safely)
         except ApiError as error:
             await error.response()(scope, receive, send_safely)
 
-    def _check(self, headers: Headers, scheme: str) -> None:
+    def _check(self, headers: Headers, scheme: str, most: int) -> None:
         if self._hosts and _host_name(headers.get("host", "")) not in self._hosts:
             name = headers.get("host", "")
             problem = f"no server of the name {name!r} is here; allow it by --allow-host"
@@ -105,8 +110,8 @@ class Guard:
                 problem += "; name a proxy that has a certificate by --allow-host"
             raise ApiError(403, problem, "permission_error", code="origin_not_allowed")
         length = headers.get("content-length", "0")
-        if length.isascii() and length.isdigit() and int(length) > self._body_bytes:
-            raise self._too_large()
+        if length.isascii() and length.isdigit() and int(length) > most:
+            raise _too_large(most)
 
     async def _visitor(self, headers: Headers, address: str) -> Visitor:
         found = await self._authenticator.authenticate(headers, address)
@@ -135,7 +140,7 @@ class Guard:
         usual = _PORTS[given[1]]
         return (_name_and_port(given[2])[1] or usual) == (port or usual)
 
-    def _whole_body(self, receive: Receive, held: Callable[[int], None]) -> Receive:
+    def _whole_body(self, receive: Receive, held: Callable[[int], None], most: int) -> Receive:
         """Gives the whole body, without the lone surrogates that JSON may escape (``\\ud83d``).
 
         Raises:
@@ -152,8 +157,8 @@ class Guard:
                 if whole or message["type"] != "http.request":
                     return message
                 body += message.get("body", b"")
-                if len(body) > self._body_bytes:
-                    raise self._too_large()
+                if len(body) > most:
+                    raise _too_large(most)
                 held(len(message.get("body", b"")))
                 more_body = message.get("more_body", False)
             whole = True
@@ -164,9 +169,10 @@ class Guard:
 
         return received
 
-    def _too_large(self) -> ApiError:
-        problem = f"the body may have {self._body_bytes:,} bytes at most"
-        return ApiError(413, problem, code="body_too_large", headers={"Connection": "close"})
+
+def _too_large(most: int) -> ApiError:
+    problem = f"the body may have {most:,} bytes at most"
+    return ApiError(413, problem, code="body_too_large", headers={"Connection": "close"})
 
 
 def _encodable(body: bytes) -> bytes:

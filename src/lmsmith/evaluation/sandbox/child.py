@@ -56,6 +56,8 @@ def prepare(verdict: int) -> Judge:
     way, limits = order["way"], order["limits"]
     own_root = way != "landlock"
     walls.die_with_parent(libc)
+    if way != "bubblewrap" and os.getppid() != order["parent"]:
+        os._exit(3)  # it ended before the kernel knew
     if way == "namespaces":
         walls.enter_namespaces(libc, order["folder"], limits)
     else:
@@ -63,9 +65,10 @@ def prepare(verdict: int) -> Judge:
     landlock = walls.landlock_version(libc)
     if not landlock and not own_root:
         raise OSError("the kernel has no Landlock")
-    rules = program_rules = walls.file_rules(libc, landlock, own_root)
-    if way == "namespaces":
-        program_rules = walls.file_rules(libc, landlock, own_root, writable=walls.WORK)
+    # The judge's end must end the program's process; `calls` lets neither send a signal.
+    rules = walls.file_rules(libc, landlock, own_root, signals=True)
+    writable = walls.WORK if way == "namespaces" else ""
+    program_rules = walls.file_rules(libc, landlock, own_root, signals=False, writable=writable)
     for module in order["modules"]:
         __import__(module)
 
@@ -73,6 +76,7 @@ def prepare(verdict: int) -> Judge:
         walls.limit_resources(limits, threads=own_root)
         walls.close_files(libc, rules)
         walls.give_up_powers(libc)
+        walls.die_with_parent(libc)  # again: the kernel forgets it where powers change
         calls.refuse_calls(libc, os.uname().machine, own_root)
 
     asked, asking = os.pipe()
@@ -84,6 +88,7 @@ def prepare(verdict: int) -> Judge:
             keep_open(asked, answering, program_rules)
             stand_behind(program_rules)
             plain.send(answering, None)
+            plain.receive(asked)  # nothing comes from a parent that ended before the kernel knew
         except BaseException as error:
             plain.send(answering, describe(error))
             os._exit(3)
@@ -93,6 +98,7 @@ def prepare(verdict: int) -> Judge:
     stand_behind(rules)
     if problem := plain.receive(answered):
         raise OSError(problem)
+    plain.send(asking, None)
     plain.send(verdict, {"landlock": landlock})
     return Judge(process, asking, answered, limits["cpu_seconds"])
 

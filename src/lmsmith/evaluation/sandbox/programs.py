@@ -201,6 +201,7 @@ def _run(way: Way, folder: str, program: Program, limits: Limits) -> Verdict:
         for part in (
             {
                 "way": way,
+                "parent": os.getpid(),
                 "folder": inside,
                 "limits": asdict(limits),
                 "modules": [name for name in SHARED if name in imported],

@@ -47,6 +47,7 @@ LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 444, 445, 446
 WRITE_FILE, READ_FILE, READ_FOLDER = 2, 4, 8
 ALL_OF_FIRST_VERSION = (1 << 13) - 1
 REFER, TRUNCATE, DEVICE_IOCTL = 1 << 13, 1 << 14, 1 << 15
+ABSTRACT_SOCKETS = 1
 TCP, ABSTRACT_SOCKETS_AND_SIGNALS = 3, 3
 
 
@@ -180,7 +181,9 @@ def landlock_version(libc: ctypes.CDLL) -> int:
     return max(0, int(libc.syscall(LANDLOCK_CREATE, None, 0, 1)))
 
 
-def file_rules(libc: ctypes.CDLL, version: int, own_root: bool, writable: str = "") -> int | None:
+def file_rules(
+    libc: ctypes.CDLL, version: int, own_root: bool, *, signals: bool, writable: str = ""
+) -> int | None:
     """Landlock's rules: the interpreter's own files to read, a folder to write, and no others.
 
     They also refuse TCP (version 4), devices' controls (5), and signals and abstract sockets to
@@ -189,6 +192,8 @@ def file_rules(libc: ctypes.CDLL, version: int, own_root: bool, writable: str = 
     Args:
         version: the kernel's; 0: there are no rules.
         own_root: installed packages are hidden already.
+        signals: let it signal processes outside; the one by which the kernel ends a child with its
+            parent is such a signal.
         writable: the folder to write; empty: none.
 
     Returns:
@@ -204,7 +209,8 @@ def file_rules(libc: ctypes.CDLL, version: int, own_root: bool, writable: str = 
     rights |= (REFER if version >= 2 else 0) | truncate | (DEVICE_IOCTL if version >= 5 else 0)
     handled = struct.pack("Q", rights)
     handled += struct.pack("Q", TCP) if version >= 4 else b""
-    handled += struct.pack("Q", ABSTRACT_SOCKETS_AND_SIGNALS) if version >= 6 else b""
+    scoped = ABSTRACT_SOCKETS if signals else ABSTRACT_SOCKETS_AND_SIGNALS
+    handled += struct.pack("Q", scoped) if version >= 6 else b""
     rules = libc.syscall(LANDLOCK_CREATE, handled, len(handled), 0)
     _check(rules, "landlock's rules")
     for folder in readable_folders():
