@@ -247,3 +247,10 @@ def test_tests_that_do_harm_end_no_evaluation(tests: str) -> None:
     begun = time.monotonic()
     assert not run_program(Program("x = 1", tests), Limits(cpu_seconds=1, wall_seconds=3.0)).passed
     assert time.monotonic() - begun < 300
+
+
+@pytest.mark.parametrize(("returned", "outcome"), [("a ** b", "passed"), ("0", "failed")])
+def test_a_function_of_a_builtins_name_is_the_programs(returned: str, outcome: str) -> None:
+    given = "def pow(a, b):\n"
+    tests = "def check(candidate):\n    assert candidate(2, 3) == 8\ncheck(pow)\n"
+    assert run_program(Program(f"{given}    return {returned}\n", tests, given)).outcome == outcome

@@ -194,7 +194,7 @@ def _run(way: Way, folder: str, program: Program, limits: Limits) -> Verdict:
     inside = "/" if way == "bubblewrap" else folder
     # Nothing of ours: no keys, no paths.
     environment = {"HOME": inside, "TMPDIR": inside, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}
-    given, imported = finished(program.given)
+    given, imported, asked = finished(program.given)
     reader, writer = os.pipe()
     with os.fdopen(reader, "rb") as answers, tempfile.TemporaryFile() as order:
         order.write(code())
@@ -207,7 +207,7 @@ def _run(way: Way, folder: str, program: Program, limits: Limits) -> Verdict:
                 "modules": [name for name in SHARED if name in imported],
                 "program": program.source,
             },
-            {"given": given, "tests": program.tests},
+            {"given": given, "tests": program.tests, "asked": asked},
         ):
             body = plain.pack(part)
             order.write(len(body).to_bytes(4, "big") + body)
@@ -241,25 +241,26 @@ def _run(way: Way, folder: str, program: Program, limits: Limits) -> Verdict:
 
 
 @functools.lru_cache(maxsize=64)
-def finished(given: str) -> tuple[str, frozenset[str]]:
-    """What a program's beginning defines whole, and the modules that it imports.
+def finished(given: str) -> tuple[str, frozenset[str], str]:
+    """What a program's beginning defines whole, the modules that it imports, and what is asked for.
 
-    The function or class at its end is the one to be written, and left out.
+    The function or class at its end is the one to be written, and left out; its name is the third.
     """
     for ending in ("", " pass", "\n    pass"):
         try:
             body = ast.parse(given + ending).body
         except (SyntaxError, ValueError, MemoryError, RecursionError):
             continue
+        asked = ""
         if body and isinstance(body[-1], ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            body.pop()
+            asked = body.pop().name  # type: ignore[attr-defined]
         modules = [part.module for part in body if isinstance(part, ast.ImportFrom)]
         names = [part.names for part in body if isinstance(part, ast.Import)]
         imported = frozenset(
             [*filter(None, modules), *(each.name for few in names for each in few)]
         )
-        return ast.unparse(ast.Module(body, [])), imported
-    return "", frozenset()
+        return ast.unparse(ast.Module(body, [])), imported, asked
+    return "", frozenset(), ""
 
 
 @functools.cache
