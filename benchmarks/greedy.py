@@ -15,7 +15,7 @@ from served import Server, asked, serving
 
 PROMPTS, SAMPLES = 256, 16
 TOKENS = 2000
-"""Of each reply of the greedy client; the context may end before."""
+"""Tokens that the greedy client asks for in each reply; the context may end before."""
 
 AT_ONCE = 3
 """Requests of the greedy client: more are in the queue when one is refused or over."""

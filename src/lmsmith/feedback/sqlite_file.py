@@ -21,7 +21,7 @@ _SUFFIXES = ("", "-wal", "-shm", "-journal")
 
 
 def make_private(path: Path) -> None:
-    """Make an empty file that only its owner reads if there is none, and mend what others read.
+    """Create the file if need be, readable by its owner alone, and mend files that others read.
 
     SQLite gives the files beside it the same permissions.
     """

@@ -190,7 +190,7 @@ def to_put_back(
     owner, group = usage.owner, usage.group
 
     def most_used(each: RunningSequence) -> tuple[float, float, int]:
-        """Of the largest share, and the fewest tokens to be read again."""
+        """Order of giving up: the largest share first, then the fewest tokens to read again."""
         return owner(each.key[0]), group(each.key), -len(each.tokens)
 
     def exceeds(each: RunningSequence, used: float, fair: float, mine: float) -> bool:

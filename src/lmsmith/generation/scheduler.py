@@ -354,7 +354,7 @@ class Scheduler:
         return False
 
     def _make_room(self, first: Prefill) -> bool:
-        """Put the reply of whoever has more than a fair share back into the queue, if there is one.
+        """Return a reply of a person above the fair share to the queue, if there is one.
 
         What it has read is kept as long as nobody needs the pages. With `dynamic` rotary scaling
         none makes room: a token's state depends on how many are read with it.

@@ -197,9 +197,7 @@ def _needed(tokenizer: Tokenizer, judgements: Sequence[Judgement]) -> _Needed:
         system = [m for m in each.prompt[:-1] if m["role"] == "system"]
         try:
             prompt = len(encode_prompt(tokenizer, [*system, each.prompt[-1]]).tokens)
-        except (
-            UserError
-        ):  # an empty message, or one that the template refuses: it is left out later
+        except UserError:  # empty, or refused by the template: it is left out later
             continue
         responses = (len(tokenizer.encode(text)) + 1 for text in each.responses)
         prompts.append(prompt)

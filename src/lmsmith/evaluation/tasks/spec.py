@@ -437,7 +437,7 @@ def read_tasks(text: str, where: str) -> dict[str, TaskSpec]:
 
 
 def _wrong_kind(table: Mapping[str, Any], variants: Any) -> Problem | None:
-    """What keeps variants from being merged; all else is told when they are."""
+    """Errors that keep variants from being merged; others are told when they are merged."""
     for key, value in {"variants": variants, **(variants if _is_table(variants) else {})}.items():
         if not _is_table(value):
             return Problem(key, value, "must be a table")
