@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import event
 from worlds import HTTP, Running, parrot, running
 
+from lmsmith.core.errors import UserError
 from lmsmith.core.files import write_jsonl
 from lmsmith.corpus import formats
 from lmsmith.feedback.imports import begun_by_user, import_file
 from lmsmith.feedback.store import Store
+from lmsmith.feedback.trees import Tree, import_trees, in_turn
 from stores import row_counts
 
 ASKED = [{"role": "user", "content": "tea? 你好"}, {"role": "assistant", "content": "yes"}]
@@ -159,6 +162,151 @@ def test_mistakes_name_the_row_and_nothing_is_added(
     assert message.startswith("talks.json, conversation 6")
     assert why in message
     assert row_counts(store) == before
+
+
+def chain(count: int) -> list[dict[str, str]]:
+    return [{"role": ("user", "assistant")[n % 2], "content": f"m{n}"} for n in range(count)]
+
+
+def _sharegpt(count: int) -> dict[str, Any]:
+    turns = [{"from": ("human", "gpt")[n % 2], "value": f"m{n}"} for n in range(count)]
+    return {"conversations": turns}
+
+
+def _chatgpt(count: int) -> dict[str, Any]:
+    nodes: dict[str, Any] = {
+        f"n{n}": {
+            "parent": f"n{n - 1}" if n else None,
+            "message": {
+                "author": {"role": ("user", "assistant")[n % 2]},
+                "content": {"parts": [f"m{n}"]},
+            },
+        }
+        for n in range(count)
+    }
+    return {"mapping": nodes}
+
+
+def _ours(count: int, wide: bool = False) -> dict[str, Any]:
+    parents = [None if not n or wide else n for n in range(count)]
+    roles = [{**each, "role": "user"} if wide else each for each in chain(count)]
+    pairs = enumerate(zip(roles, parents, strict=True))
+    messages = [
+        {**each, "id": n + 1, "parent": parent, "content": f"own {n}"}
+        for n, (each, parent) in pairs
+    ]
+    return {"messages": messages}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": chain(20_001)},
+        {"messages": chain(60_000)},
+        _ours(20_001),
+        _ours(20_001, wide=True),
+        _sharegpt(20_001),
+        _chatgpt(20_001),
+    ],
+    ids=["messages", "longer", "page", "siblings", "sharegpt", "chatgpt"],
+)
+def test_a_conversation_has_one_limit_whatever_brings_it(
+    kept: tuple[Running, Store], tmp_path: Path, row: dict[str, Any]
+) -> None:
+    served, store = kept
+    before = row_counts(store)
+    message = bring(served, row, status=400)["error"]["message"]
+    assert message.startswith("talks.json, conversation 5: ")
+    assert "20,000 messages" in message
+    if "id" not in row.get("messages", [{}])[0]:  # the command line reads no trees of the page
+        write_jsonl(tmp_path / "rows.jsonl", [row])
+        with pytest.raises(UserError, match="20,000 messages"):
+            import_file(store, tmp_path / "rows.jsonl", person="owner")
+    assert row_counts(store) == before
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"messages": chain(3_000)}],
+        [{"messages": [*chain(3), {"role": "assistant", "content": f"x{n}"}]} for n in range(700)],
+        [_ours(3_000)],
+        [_ours(3_000, wide=True)],
+        [{"prompt": f"{n}?"} for n in range(3_000)],
+    ],
+    ids=["chain", "wide", "page", "siblings", "tasks"],
+)
+def test_the_work_grows_with_the_messages(
+    kept: tuple[Running, Store], tmp_path: Path, rows: list[dict[str, Any]]
+) -> None:
+    """Statements are counted; one for each level of a conversation took minutes."""
+    served, store = kept
+    statements = 0
+
+    def count(*_: object) -> None:
+        nonlocal statements
+        statements += 1
+
+    event.listen(store.engine, "before_cursor_execute", count)
+    try:
+        if "prompt" in rows[0]:
+            write_jsonl(tmp_path / "rows.jsonl", rows)
+            import_file(store, tmp_path / "rows.jsonl", person="owner")
+        else:
+            assert len(bring(served, *rows)["conversations"]) == len(rows)
+    finally:
+        event.remove(store.engine, "before_cursor_execute", count)
+    assert statements < 60 + (len(rows) if "prompt" in rows[0] else 0), statements
+
+
+@pytest.mark.parametrize("kind", ["page", "conversations", "tasks", "rankings"])
+def test_others_write_during_an_import(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    store = Store(tmp_path / "feedback.db")
+    other, written = store.person("Bob").id, 0
+
+    def rest(seconds: float) -> None:
+        nonlocal written
+        store.begin(other, "between two slices")  # it would wait for ten seconds, and fail
+        written += 1
+
+    monkeypatch.setattr("lmsmith.feedback.trees.SLICE", 40)
+    monkeypatch.setattr("lmsmith.feedback.trees.time.sleep", rest)
+    rows: list[dict[str, Any]] = [
+        {"messages": [*chain(3), {"role": "assistant", "content": f"x{n}"}]} for n in range(100)
+    ]
+    if kind == "tasks":
+        rows = [{"prompt": f"{n}?"} for n in range(200)]
+    if kind == "rankings":
+        rows = [{"prompt": f"{n}?", "responses": ["a", "b"], "ranks": [1, 2]} for n in range(200)]
+    if kind == "page":
+        trees = [Tree("x", in_turn(each["messages"]), f"origin {n}") for n, each in enumerate(rows)]
+        assert len(import_trees(store, other, trees)) == len(rows)
+    else:
+        write_jsonl(tmp_path / "rows.jsonl", rows)
+        assert import_file(store, tmp_path / "rows.jsonl", person="Ann")[kind.replace("page", "")]
+    assert written >= 4
+    store.close()
+
+
+def test_an_import_that_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path / "feedback.db")
+
+    def end(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    rows: list[dict[str, Any]] = [{"prompt": f"{n}?"} for n in range(100)]
+    rows += [{"messages": [{"role": "user", "content": "same"}]}] * 50
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    with monkeypatch.context() as patched:
+        patched.setattr("lmsmith.feedback.trees.SLICE", 30)
+        patched.setattr("lmsmith.feedback.trees.time.sleep", end)
+        with pytest.raises(KeyboardInterrupt):
+            import_file(store, tmp_path / "rows.jsonl", person="Ann")
+    counts = import_file(store, tmp_path / "rows.jsonl", person="Ann")
+    assert (counts["tasks"], counts["conversations"], counts["known"]) == (70, 50, 30)
+    store.close()
 
 
 def test_the_page_has_words_for_all_that_is_left_out() -> None:

@@ -165,11 +165,14 @@ def test_a_long_conversation_is_cut_before_it_is_tokenized(tmp_path: Path) -> No
         found = post(served, path, {"parent": long})
         assert found.json()["error"]["code"] == "context_length_exceeded"
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr("lmsmith.server.api.conversations.MAX_MESSAGES", 42)
+            patched.setattr("lmsmith.feedback.store.MOST_MESSAGES", 42)
             body = {"role": "user", "content": "tea?", "parent": long}
-            refused = post(served, f"/api/conversations/{name}/messages", body)
-            assert refused.status_code == 400
-            assert "begin another one" in refused.text
+            for refused in (
+                post(served, f"/api/conversations/{name}/messages", body),
+                post(served, path, {"parent": parent}),  # the same message answered again
+            ):
+                assert refused.status_code == 400
+                assert "begin another one" in refused.text
     store.close()
 
 

@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeAlias
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import fingerprint
-from lmsmith.corpus.messages import add_message, name_of_type, validate_messages, validate_prompt
+from lmsmith.corpus.messages import name_of_type, validate_messages, validate_prompt
 
 
 def require_keys(row: Mapping[str, object], keys: Iterable[str], where: str) -> None:
@@ -291,7 +291,7 @@ def name_of(row: Mapping[str, object], where: str) -> str:
 
 def _joined(turns: Iterable[_Turn], left_out: Counter[str]) -> list[dict[str, str]]:
     """Messages as `validate_messages` accepts them; what cannot be one is counted."""
-    messages: list[dict[str, str]] = []
+    messages: list[tuple[str, list[str]]] = []
     for role, text in turns:
         if role == "tool":
             left_out[_TOOLS] += 1
@@ -299,9 +299,11 @@ def _joined(turns: Iterable[_Turn], left_out: Counter[str]) -> list[dict[str, st
             left_out[_EMPTY] += 1
         elif role == "system" and messages:
             left_out[_LATE_SYSTEM] += 1
+        elif messages and messages[-1][0] == role:
+            messages[-1][1].append(text)
         else:
-            add_message(messages, role, text)
-    return messages
+            messages.append((role, [text]))
+    return [{"role": role, "content": "\n".join(texts)} for role, texts in messages]
 
 
 def _sharegpt(row: Mapping[str, object], where: str, left_out: Counter[str]) -> Iterator[_Turn]:

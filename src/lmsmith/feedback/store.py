@@ -43,6 +43,13 @@ _AFTER = {
 """Roles that a role may follow; None is the beginning. A user may go on after a message without an
 answer."""
 
+MOST_MESSAGES, MOST_CHARACTERS = 20_000, 20_000_000
+"""Of a conversation, which is read as a whole."""
+
+TOO_LARGE = (
+    f"a conversation has {MOST_MESSAGES:,} messages and {MOST_CHARACTERS:,} characters at most"
+)
+
 Judgement = TypeVar("Judgement", Rating, BetterAnswer, Comparison)
 
 
@@ -120,10 +127,11 @@ class Store(PersonStore):
 
         Raises:
             NotThere: the conversation or the parent is not this person's.
-            UserError: a message of this role cannot follow the parent.
+            UserError: a message of this role cannot follow the parent, or there are too many.
         """
         with self.session.begin() as session:
             _conversation(session, person, conversation).updated = now()
+            _check_room(session, conversation, 1, len(content))
             before = None
             if parent is not None:
                 found = _message(session, person, parent)
@@ -150,14 +158,11 @@ class Store(PersonStore):
             query = select(Message).where(Message.conversation_id == conversation)
             return list(session.scalars(query.order_by(Message.id)))
 
-    def size(self, person: str, conversation: str) -> tuple[int, int]:
-        """The numbers of messages and of their characters."""
-        query = select(func.count(), func.coalesce(func.sum(func.length(Message.content)), 0))
+    def check_room(self, person: str, conversation: str, messages: int) -> None:
+        """Raises UserError if a conversation cannot take so many messages more."""
         with self.session() as session:
             _conversation(session, person, conversation)
-            query = query.where(Message.conversation_id == conversation)
-            messages, characters = session.execute(query).one()
-            return int(messages), int(characters)
+            _check_room(session, conversation, messages, 1)
 
     def path(self, person: str, message: int) -> list[Message]:
         """The messages from the beginning to this one."""
@@ -328,6 +333,13 @@ def _conversation(session: Session, person: str, conversation: str) -> Conversat
     if (found := session.scalar(query)) is None:
         raise NotThere(f"there is no conversation {conversation}")
     return found
+
+
+def _check_room(session: Session, conversation: str, messages: int, characters: int) -> None:
+    query = select(func.count(), func.coalesce(func.sum(func.length(Message.content)), 0))
+    found = session.execute(query.where(Message.conversation_id == conversation)).one()
+    if found[0] + messages > MOST_MESSAGES or found[1] + characters > MOST_CHARACTERS:
+        raise UserError(TOO_LARGE, "begin another one")
 
 
 def _message(session: Session, person: str, message: int) -> Message:

@@ -245,7 +245,7 @@ class PendingAnswers:
     def in_conversation(self, person: str, conversation: str) -> list[dict[str, Any]]:
         return [
             answer.shown()
-            for answer, _ in self._all.values()
+            for answer, _ in list(self._all.values())  # a thread asks, too
             if (answer.person, answer.conversation) == (person, conversation)
         ]
 
@@ -310,7 +310,14 @@ def _last_of(
 async def create(request: Request, name: str, body: AnswerBody) -> Response:
     """Answer a user's message, as events; the answer becomes its child."""
     engine: AsyncEngine = request.app.state.engine
-    person, path = await with_store(request, lambda store, me: (me, store.path(me, body.parent)))
+    pending: PendingAnswers = request.app.state.answers
+
+    def path_to(store: Store, me: str) -> tuple[str, list[Message]]:
+        path = store.path(me, body.parent)
+        store.check_room(me, name, 1 + len(pending.in_conversation(me, name)))
+        return me, path
+
+    person, path = await with_store(request, path_to)
     if path[-1].conversation_id != name:
         raise ApiError(404, f"message {body.parent} is in another conversation", code="not_found")
     if path[-1].role != "user":
@@ -347,7 +354,7 @@ async def create(request: Request, name: str, body: AnswerBody) -> Response:
         model.name in engine.candidates,
         engine.limits.unread_seconds,
     )
-    request.app.state.answers.start(answer)
+    pending.start(answer)
     return answer.stream()
 
 

@@ -20,17 +20,17 @@ from starlette.responses import Response
 from lmsmith.catalogue.versions import split_version
 from lmsmith.core.errors import UserError
 from lmsmith.corpus.formats import messages_of
-from lmsmith.feedback.imports import (
+from lmsmith.feedback.imports import begun_by_user
+from lmsmith.feedback.store import MOST_MESSAGES, TOO_LARGE, Store
+from lmsmith.feedback.tables import Conversation, Message, utc
+from lmsmith.feedback.trees import (
     ImportedMessage,
     Tree,
-    begun_by_user,
     check_tree,
     import_trees,
     in_turn,
     origin_of,
 )
-from lmsmith.feedback.store import Store
-from lmsmith.feedback.tables import Conversation, Message, utc
 from lmsmith.server.auth import visitor_of, with_store
 from lmsmith.server.errors import bad_request
 from lmsmith.server.models import shown_name
@@ -44,8 +44,6 @@ Text = Annotated[str, Field(max_length=1_000_000)]
 Id = Annotated[int, Field(ge=1, lt=2**31)]
 
 MAX_TITLE = 60
-MAX_MESSAGES, MAX_CHARACTERS = 20_000, 20_000_000
-"""Of a conversation, which is read as a whole."""
 
 
 class TitleBody(BaseModel):
@@ -124,13 +122,6 @@ async def add_message(request: Request, name: str, body: MessageBody) -> Respons
     given["model"] = split_version(body.model)[0]  # nobody votes with words of their own
 
     def add(store: Store, me: str) -> Message:
-        messages, characters = store.size(me, name)
-        if messages >= MAX_MESSAGES or characters + len(body.content) > MAX_CHARACTERS:
-            raise UserError(
-                f"a conversation has {MAX_MESSAGES:,} messages and {MAX_CHARACTERS:,} characters "
-                "at most",
-                "begin another one",
-            )
         return store.add_message(me, name, **given)
 
     return json_response(message_writer(request)(await with_store(request, add)))
@@ -273,6 +264,8 @@ def _read(
 
 
 def _tree(row: dict[str, Any], where: str) -> list[ImportedMessage]:
+    if len(row["messages"]) > MOST_MESSAGES:  # before each is read
+        raise UserError(f"{where}: {len(row['messages']):,} messages: {TOO_LARGE}")
     try:
         tree = FileTree.model_validate(row)
     except ValidationError as error:
