@@ -33,6 +33,7 @@ from fuzz.formats import FORMATS, Case  # noqa: E402
 from fuzz.isolate import Ending, isolated  # noqa: E402
 from lmsmith.core.errors import UserError  # noqa: E402
 from lmsmith.core.paths import cache_folder  # noqa: E402
+from lmsmith.evaluation.tasks import templates  # noqa: E402
 from lmsmith.tokenizers import template  # noqa: E402
 
 
@@ -88,22 +89,18 @@ def _one(case: Case, folder: Path, chance: random.Random) -> Ending:
         place = folder / file
         place.write_bytes(case.damaged[file](place.read_bytes(), chance))
     size = sum(each.stat().st_size for each in folder.rglob("*") if each.is_file())
-    _start_worker()
+    _start_workers()
     return isolated(lambda: _load(case, folder), size)
 
 
-def _start_worker() -> None:
-    """Start the process that renders templates, where a child has ended it."""
-    worker = template._the_worker
-    if worker is None or worker._process is None or worker._process.poll() is not None:
-        template._the_worker = None
-        template._constants("{{ 1 }}")
-        template._constants.cache_clear()
+def _start_workers() -> None:
+    """Start the processes of other people's templates, where a child has ended them."""
+    template.WORKER.restart_if_ended()
+    templates.WORKER.restart_if_ended()
 
 
 def _load(case: Case, folder: Path) -> None:
-    worker = template._the_worker
-    if worker is not None:
+    for worker in (template.WORKER, templates.WORKER):
         worker.owner = os.getpid()  # one for all children: it takes long to start
     case.load(folder)
 

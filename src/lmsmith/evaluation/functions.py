@@ -229,7 +229,8 @@ class FunctionRequests:
         """The answer of `TextFunction` to the text, from the replies to its requests."""
         question = asked.question
         if self._reader is not None:
-            row = self._reader.row(question, [reply.text for reply in replies[0]], [], 0)
+            texts = [reply.text for reply in replies[0]]
+            (row,) = self._reader.rows([question], [texts], [[]], [0])
             return {"input": asked.text, "output": row.answer}
         found = list(_likelihoods(replies, asked.scored))
         count = len(question.choices)

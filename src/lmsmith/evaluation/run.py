@@ -33,7 +33,8 @@ from lmsmith.evaluation.tasks.data import (
     read_data,
     search_path,
 )
-from lmsmith.evaluation.tasks.prompts import Question, choose_shots, with_shots
+from lmsmith.evaluation.tasks.item_texts import naming_the_task
+from lmsmith.evaluation.tasks.prompts import Question, choose_shots, prepare, with_shots
 from lmsmith.evaluation.tasks.python_task import WRITTEN, PythonTask
 from lmsmith.evaluation.tasks.shipped import find_tasks, suites
 from lmsmith.evaluation.tasks.shown_labels import ShownLabels
@@ -47,6 +48,9 @@ from lmsmith.training.machine import ResolvedMachine
 
 ROWS_VERSION = 3
 """Version of the rows' contents; rows of another version are discarded."""
+
+PREPARED = 1024
+"""Items whose templates are evaluated together."""
 
 TOKENS_A_BATCH = 4_096
 """Tokens read between two savings, about."""
@@ -396,7 +400,10 @@ def answer_items(
     if setting.labels != "gold":
         labels = ShownLabels(task, pool, setting.labels, setting.seed, fixed=setting.fixed)
         write = labels.question
-    questions = [write(each, choose_shots(model, task, setting, each, pool)) for each in items]
+    questions: list[Question] = []
+    for some in (items[start : start + PREPARED] for start in range(0, len(items), PREPARED)):
+        prepare(task, setting, some, pool)
+        questions += [write(each, choose_shots(model, task, setting, each, pool)) for each in some]
     if task.kind == "free_form" and not task.answer.extract:
         for sentence in unwritable(model, task, questions):
             progress.say(sentence)
@@ -415,7 +422,8 @@ def answer_items(
     else:
         progress.begin(task.name, total, "items", done)
     for batch in length_batches(method.tokens, TOKENS_A_BATCH):
-        rows = [scored(task, by_id[row.id], row) for row in method.answer(batch)]
+        with naming_the_task(task):
+            rows = [scored(task, by_id[row.id], row) for row in method.answer(batch)]
         now = time.monotonic()
         log.append(rows, now - started)
         started = now

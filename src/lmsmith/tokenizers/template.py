@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import functools
 import json
-import os
 import re
-import selectors
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lmsmith.core.errors import UserError
+from lmsmith.core.worker import Worker
 from lmsmith.tokenizers.control_tokens import secret_text
 
 SECONDS = 10.0
 """Longest time for one conversation."""
-
-START_SECONDS = 120.0
 
 MOST_CHARACTERS = 1_000_000
 """Most characters of a rendered conversation, besides four times its messages."""
@@ -265,7 +256,7 @@ def _may_join(text: str, control: str) -> bool:
 
 @functools.lru_cache(maxsize=16)
 def _constants(source: str) -> tuple[str, ...]:
-    return tuple(_worker().ask({"template": source, "contexts": []}, SECONDS)["constants"])
+    return tuple(_ask({"template": source, "contexts": []})["constants"])
 
 
 @functools.lru_cache(maxsize=16)
@@ -282,89 +273,21 @@ def _keeps_spaces(template: ChatTemplate) -> bool:
 def _render(source: str, contexts: list[dict[str, Any]]) -> list[str]:
     given = max(sum(len(each["content"]) for each in context["messages"]) for context in contexts)
     request = {"template": source, "contexts": contexts, "most": MOST_CHARACTERS + 4 * given}
-    texts: list[str] = _worker().ask(request, SECONDS)["texts"]
+    texts: list[str] = _ask(request)["texts"]
     return texts
 
 
-class _Worker:
-    """The other end of `template_worker`; killed when it takes too long."""
+WORKER = Worker(Path(__file__).with_name("template_worker.py"), "jinja2")
 
-    def __init__(self) -> None:
-        self.owner = os.getpid()
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
 
-    def ask(self, request: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-        """The answer to a request; a `UserError` if it is an error, or none came in time."""
-        with self._lock:
-            if self._process is None:
-                self._start()
-            line = self._exchange(json.dumps(request).encode() + b"\n", seconds)
-        if not line:
-            raise Endless(
-                f"the chat template did not end within {seconds:g} seconds, or was stopped", _FIX
-            )
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise UserError(f"the chat template {answer['error']}", _FIX)
-        return answer
-
-    def _start(self) -> None:
-        program = str(Path(__file__).with_name("template_worker.py"))
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", program],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+def _ask(request: Mapping[str, Any]) -> dict[str, Any]:
+    """The worker's answer; a `UserError` if it is an error, or none came in time."""
+    line = WORKER.ask(json.dumps(request).encode() + b"\n", SECONDS)
+    if not line:
+        raise Endless(
+            f"the chat template did not end within {SECONDS:g} seconds, or was stopped", _FIX
         )
-        if self._exchange(None, START_SECONDS) != b"ready\n":
-            self.close()
-            raise UserError(
-                "the process that renders chat templates did not start",
-                "check that jinja2 is installed for this Python: pip install jinja2",
-            )
-
-    def _exchange(self, request: bytes | None, seconds: float) -> bytes:
-        """One line there and one back; empty if the process ended or had to be killed."""
-        process = self._process
-        assert process is not None
-        assert process.stdin is not None
-        assert process.stdout is not None
-        line = b""
-        deadline = time.monotonic() + seconds
-        try:
-            if request is not None:
-                process.stdin.write(request)
-                process.stdin.flush()
-            with selectors.DefaultSelector() as selector:
-                selector.register(process.stdout, selectors.EVENT_READ)
-                while not line.endswith(b"\n") and selector.select(deadline - time.monotonic()):
-                    if not (read := os.read(process.stdout.fileno(), 1 << 20)):
-                        break
-                    line += read
-        except OSError:
-            pass
-        finally:
-            if not line.endswith(b"\n"):
-                self.close()
-        return line if line.endswith(b"\n") else b""
-
-    def close(self) -> None:
-        """End the process."""
-        process, self._process = self._process, None
-        if process is not None:
-            process.kill()
-            with contextlib.suppress(OSError):
-                process.communicate()
-
-
-_the_worker: _Worker | None = None
-
-
-def _worker() -> _Worker:
-    """This process's own worker: a forked child starts another."""
-    global _the_worker
-    if _the_worker is None or _the_worker.owner != os.getpid():
-        _the_worker = _Worker()
-        atexit.register(_the_worker.close)
-    return _the_worker
+    answer: dict[str, Any] = json.loads(line)
+    if "error" in answer:
+        raise UserError(f"the chat template {answer['error']}", _FIX)
+    return answer

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from lmsmith.evaluation.methods.answers import (
     NORMALISERS,
     exact_match,
-    extract_answer,
+    extract_answers,
     normalise_squad,
     vote,
     word_f1,
@@ -84,12 +84,12 @@ def test_f1_is_symmetric_and_one_for_the_same_words(one: str, other: str) -> Non
 )
 def test_shipped_rules_of_extraction(task: str, text: str, answer: str) -> None:
     spec = find_tasks([task])[0].answer
-    assert NORMALISERS[spec.normalise](extract_answer(text, spec)) == answer
+    assert NORMALISERS[spec.normalise](*extract_answers([text], spec)) == answer
 
 
 def test_the_first_or_the_last_match_is_taken() -> None:
-    assert extract_answer("1 2 3", AnswerSpec(extract=r"(\d)", take="first")) == "1"
-    assert extract_answer("1 2 3", AnswerSpec(extract=r"(\d)", take="last")) == "3"
+    assert extract_answers(["1 2 3", "x"], AnswerSpec(extract=r"(\d)", take="first")) == ["1", ""]
+    assert extract_answers(["1 2 3", "x"], AnswerSpec(extract=r"(\d)", take="last")) == ["3", ""]
 
 
 def test_a_vote_sums_over_ways_and_leaves_out_what_was_not_read() -> None:

@@ -18,6 +18,7 @@ from lmsmith.evaluation.tasks.spec import (
     PromptSpec,
     TaskSpec,
 )
+from lmsmith.evaluation.tasks.templates import find_all
 from lmsmith.generation.engine import Engine, Request, SamplingSettings, answer
 
 TASK = TaskSpec(
@@ -78,9 +79,10 @@ def test_every_part_is_asked_after_those_before_it(tiny: EvaluatedModel) -> None
 
 def test_parts_are_named_once_and_the_question_comes_last() -> None:
     text = 'To answer "c?", first "a?", then "b?", then "a?", then "c?", then " ", then "d?".'
-    assert parts_of_question(text, "c?", '"([^"]+)"', 9) == ["a?", "b?", "d?", "c?"]
-    assert parts_of_question(text, "c?", '"([^"]+)"', 1) == ["a?", "c?"]
-    assert parts_of_question("nothing", "c?", '"([^"]+)"', 9) == ["c?"]
+    found, nothing = find_all('"([^"]+)"', [text, "nothing"])
+    assert parts_of_question(found, "c?", 9) == ["a?", "b?", "d?", "c?"]
+    assert parts_of_question(found, "c?", 1) == ["a?", "c?"]
+    assert parts_of_question(nothing, "c?", 9) == ["c?"]
 
 
 def test_the_shipped_tasks_examples_are_read_by_their_own_rules() -> None:
@@ -91,7 +93,7 @@ def test_the_shipped_tasks_examples_are_read_by_their_own_rules() -> None:
         (task,) = find_tasks([name])
         spec = task.decompose
         listed = spec.demonstrations[0].split("\nA:")[1]
-        assert parts_of_question(listed, "", spec.part, spec.most)[0] == expected
+        assert parts_of_question(*find_all(spec.part, [listed]), "", spec.most)[0] == expected
         fields = {
             "context": "Tom has 3 dogs. How many legs?",
             "question": 'Take the last letters of each words in "Ann Bo" and concatenate them.',

@@ -17,6 +17,7 @@ import numpy as np
 from lmsmith.core.errors import UserError
 from lmsmith.evaluation.rows import Numbers
 from lmsmith.evaluation.tasks.spec import AnswerSpec
+from lmsmith.evaluation.tasks.templates import find_all
 from lmsmith.statistics.intervals import Floats
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -31,14 +32,17 @@ _KEPT_MARKS = re.compile(
 """Marks by which numbers differ: a minus, a point, a slash, a colon."""
 
 
-def extract_answer(text: str, spec: AnswerSpec) -> str:
-    """The answer in a text; empty if the rule finds none."""
+def extract_answers(texts: Sequence[str], spec: AnswerSpec) -> list[str]:
+    """The answer in each text; empty if the rule finds none.
+
+    Raises:
+        SlowPattern: the rule takes too long for a text.
+    """
     if not spec.extract:
-        return text.strip()
-    found = [match for match in re.finditer(spec.extract, text) if match[1] is not None]
-    if not found:
-        return ""
-    return found[0 if spec.take == "first" else -1][1].strip()
+        return [text.strip() for text in texts]
+    place = 0 if spec.take == "first" else -1
+    found = ([each for each in few if each is not None] for few in find_all(spec.extract, texts))
+    return [few[place].strip() if few else "" for few in found]
 
 
 def normalise_squad(text: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ from lmsmith.evaluation.methods.answers import (
     NORMALISERS,
     OVERLAPS,
     exact_match,
-    extract_answer,
+    extract_answers,
     vote,
     word_f1,
 )
@@ -19,6 +19,7 @@ from lmsmith.evaluation.model import EvaluatedModel
 from lmsmith.evaluation.rows import AnswerRow, Numbers
 from lmsmith.evaluation.tasks.prompts import Question, write_part
 from lmsmith.evaluation.tasks.spec import AnswerSpec, DecomposeSpec, TaskSpec
+from lmsmith.evaluation.tasks.templates import SlowPattern, TaskTextError, find_all
 from lmsmith.generation.beam import BeamSettings, beam_search
 from lmsmith.generation.engine import Engine, Request, SamplingSettings, answer
 from lmsmith.generation.requests import until_stop
@@ -167,7 +168,7 @@ class FreeForm(WritingMethod):
         reasons: list[list[str]] = [[] for _ in numbers]
         if self._spec.reason:
             reasons, texts = texts, self._conclude(numbers, texts)
-        yield from map(self._reader.row, questions, texts, reasons, cut)
+        yield from self._reader.rows(questions, texts, reasons, cut)
 
     def _conclude(
         self, numbers: Sequence[int], reasons: Sequence[Sequence[str]]
@@ -191,12 +192,32 @@ class AnswerReader:
         if self._overlap is not None:
             self._overlap(" ", [" "])  # says at once that its library is missing
 
-    def row(
-        self, question: Question, texts: Sequence[str], reasons: Sequence[str], cut: int
+    def rows(
+        self,
+        questions: Sequence[Question],
+        texts: Sequence[Sequence[str]],
+        reasons: Sequence[Sequence[str]],
+        cut: Sequence[int],
+    ) -> Iterator[AnswerRow]:
+        """The items' rows, from the texts written as answers and the reasons written before them.
+
+        Raises:
+            TaskTextError: the task's regular expression takes too long for a text.
+        """
+        with naming_the_item("answer.extract", questions, texts):
+            found = iter(extract_answers([text for few in texts for text in few], self._spec))
+        answers = [[next(found) for _ in few] for few in texts]
+        yield from map(self._row, questions, texts, answers, reasons, cut)
+
+    def _row(
+        self,
+        question: Question,
+        texts: Sequence[str],
+        answers: list[str],
+        reasons: Sequence[str],
+        cut: int,
     ) -> AnswerRow:
-        """An item's row, from the texts written as answers and the reasons written before them."""
         normalise = NORMALISERS[self._spec.normalise]
-        answers = [extract_answer(text, self._spec) for text in texts]
         given = vote(answers, normalise) if len(answers) > 1 else answers[0]
         metrics: dict[str, Numbers] = {
             "exact_match": exact_match(given, question.answers, normalise),
@@ -216,6 +237,19 @@ class AnswerReader:
             truncated=cut,
             metrics=metrics,
         )
+
+
+@contextlib.contextmanager
+def naming_the_item(
+    key: str, questions: Sequence[Question], texts: Sequence[Sequence[str]]
+) -> Iterator[None]:
+    """A `SlowPattern` inside becomes an error that names the setting and the item of the text."""
+    try:
+        yield
+    except SlowPattern as error:
+        ids = [question.id for question, few in zip(questions, texts, strict=True) for _ in few]
+        problem = f"{key}, item {ids[error.number]}: {error.problem}"
+        raise TaskTextError(problem, error.fix) from error
 
 
 class LeastToMost(WritingMethod):
@@ -250,16 +284,19 @@ class LeastToMost(WritingMethod):
         """The rows of the questions of these numbers."""
         spec = self._decompose
         questions, lists, cut = self.written(numbers)
+        with naming_the_item("decompose.part", questions, lists):
+            named = find_all(spec.part, [text for (text,) in lists])
         parts = [
-            parts_of_question(text, question.last, spec.part, spec.most)
-            for (text,), question in zip(lists, questions, strict=True)
+            parts_of_question(found, question.last, spec.most)
+            for found, question in zip(named, questions, strict=True)
         ]
         solved: list[list[str]] = [[] for _ in questions]
         said = [question.contexts[0] for question in questions]
         for turn in range(max(map(len, parts))):
             asking = [place for place, each in enumerate(parts) if len(each) > turn]
             for place in asking:
-                said[place] += "\n\n" + write_part(spec.question, parts[place][turn])
+                parts[place][turn] = write_part(spec.question, parts[place][turn])
+                said[place] += "\n\n" + parts[place][turn]
             prompts = self._model.encode_contexts([said[place] for place in asking])
             ids = [int(questions[place].id) for place in asking]
             answers, lost = self._writer.write(prompts, ids, self._spec)
@@ -267,17 +304,16 @@ class LeastToMost(WritingMethod):
                 said[place] += f" {text.strip()}"
                 solved[place].append(text)
                 cut[place] = max(cut[place], each)
-        for place, question in enumerate(questions):
-            steps = [
-                f"{write_part(spec.question, part)} {text.strip()}"
-                for part, text in zip(parts[place][:-1], solved[place][:-1], strict=True)
-            ]
-            texts = solved[place][-1:]
-            yield self._reader.row(question, texts, [*lists[place], *steps], cut[place])
+        steps = [
+            [f"{asked} {text.strip()}" for asked, text in zip(few[:-1], answers[:-1], strict=True)]
+            for few, answers in zip(parts, solved, strict=True)
+        ]
+        reasons = [[*listed, *few] for listed, few in zip(lists, steps, strict=True)]
+        yield from self._reader.rows(questions, [each[-1:] for each in solved], reasons, cut)
 
 
-def parts_of_question(text: str, last: str, rule: str, most: int) -> list[str]:
+def parts_of_question(found: Sequence[str | None], last: str, most: int) -> list[str]:
     """The parts that a text names, each once and at most so many, and the question itself last."""
-    found = [match[1].strip() for match in re.finditer(rule, text) if match[1]]
-    parts = [part for part in dict.fromkeys(found) if part and part != last]
+    named = dict.fromkeys((each or "").strip() for each in found)
+    parts = [part for part in named if part and part != last]
     return [*parts[:most], last]

@@ -21,6 +21,7 @@ from lmsmith.evaluation.tasks.python_task import WRITTEN, Author, PythonTask, ca
 from lmsmith.evaluation.tasks.sources import MissingData as MissingData
 from lmsmith.evaluation.tasks.sources import package_file, read_hub
 from lmsmith.evaluation.tasks.spec import DataSpec, TaskSpec
+from lmsmith.evaluation.tasks.templates import Result, Source
 
 DATA_VARIABLE = "LMSMITH_DATA"
 """Environment variable: folders to look for data in, parted as PATH is."""
@@ -39,12 +40,16 @@ class Item:
         id: its number in the file, from 0.
         where: file and line, for messages.
         task: whose item it is; None of a text that is in no data.
+        written: what each template and expression makes of it, once it was evaluated.
     """
 
     id: str
     fields: Mapping[str, Any]
     where: str
     task: TaskSpec | None = field(default=None, compare=False, repr=False)
+    written: dict[Source, Result] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
 
 
 @dataclass(frozen=True)

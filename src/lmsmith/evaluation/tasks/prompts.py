@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-import functools
 import html
 import itertools
 import math
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import jinja2
-import jinja2.meta
 import numpy as np
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from lmsmith.core.errors import UserError
 from lmsmith.evaluation.methods.answers import NORMALISERS
 from lmsmith.evaluation.tasks.data import Item
+from lmsmith.evaluation.tasks.item_texts import (
+    evaluated,
+    flat,
+    listed,
+    refused,
+    rendered,
+    sources,
+    template_sources,
+)
+from lmsmith.evaluation.tasks.python_task import PythonTask
 from lmsmith.evaluation.tasks.spec import GAP, TaskSetting, TaskSpec
+from lmsmith.evaluation.tasks.templates import evaluate_all, write
+from lmsmith.evaluation.tasks.text_worker import no_text
 
 if TYPE_CHECKING:
     from lmsmith.evaluation.model import EvaluatedModel
@@ -78,106 +86,31 @@ class Question:
         return self.contexts[0] + self.delimiter.rstrip(" ")
 
 
-class _NoText(jinja2.TemplateError):
-    """A value that a prompt cannot show."""
+def prepare(
+    task: TaskSpec, setting: TaskSetting, items: Sequence[Item], pool: Sequence[Item]
+) -> None:
+    """Evaluate the task's templates for items and the examples they draw, many at once.
 
-
-def _no_text(value: object, *, lists: bool = False) -> str:
-    """Why a value cannot be written as a text, or a list of texts; else empty."""
-    if value is None:
-        return "null"
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "infinite"
-    if isinstance(value, Mapping):
-        return "an object"
-    if not isinstance(value, list | tuple):
-        return ""
-    if not lists:
-        return "a list"
-    return next((f"a list with {what}" for each in value if (what := _no_text(each))), "")
-
-
-def _written(value: Any) -> Any:
-    """The value of a template's expression; null, NaN, lists and objects are refused."""
-    if what := _no_text(value):
-        raise _NoText(f"a value is {what}")
-    return value
-
-
-_JINJA = ImmutableSandboxedEnvironment(
-    undefined=jinja2.StrictUndefined, keep_trailing_newline=True, finalize=_written
-)
-_template = functools.cache(_JINJA.from_string)
-_expression = functools.cache(functools.partial(_JINJA.compile_expression, undefined_to_none=False))
-
-
-def _rendered(task: TaskSpec, key: str, text: str, item: Item) -> str:
-    try:
-        return _template(text).render(item.fields)
-    except _NoText as error:
-        raise _no_text_error(task, key, text, item, str(error)) from error
-    except jinja2.TemplateError as error:
-        raise _prompt_error(task, key, item, error) from error
-
-
-def _evaluated(task: TaskSpec, key: str, text: str, item: Item) -> Any:
-    try:
-        value: Any = _expression(text)(**item.fields)
-        for each in [value, *(value if isinstance(value, list | tuple) else ())]:
-            if isinstance(each, jinja2.Undefined):
-                str(each)  # a strict one says what is missing
-        return value
-    except (jinja2.TemplateError, TypeError, ValueError) as error:
-        raise _prompt_error(task, key, item, error) from error
-
-
-def _refused(task: TaskSpec, key: str, item: Item, problem: object, fix: str) -> UserError:
-    of = f", prompt.{key}" if key else ""
-    return UserError(f"task {task.name}{of}, {item.where}: {problem}", fix)
-
-
-def _prompt_error(task: TaskSpec, key: str, item: Item, error: Exception) -> UserError:
-    has = ", ".join(item.fields) or "nothing"
-    fix = f"give every row what the template names, or change it; this one has {has}"
-    return _refused(task, key, item, error, fix)
-
-
-def _no_text_error(
-    task: TaskSpec, key: str, text: str, item: Item, said: str, *, lists: bool = False
-) -> UserError:
-    """Names the fields of a template that are no texts; ``said`` if all are."""
-    named = sorted(jinja2.meta.find_undeclared_variables(_JINJA.parse(text)))
-    unfit = [
-        f"{name!r} is {what}"
-        for name in named
-        if (what := _no_text(item.fields.get(name, ""), lists=lists))
-    ]
-    fix = "give it a text, or leave the row out"
-    listed = any(each.endswith("a list") for each in unfit)
-    if listed and key == "target" and task.kind == "free_form":
-        fix += f'; for several right answers set prompt.answers = "{named[0]}"'
-    return _refused(task, key, item, ", ".join(unfit) or said, fix)
-
-
-def _listed(task: TaskSpec, key: str, expression: str, item: Item) -> list[str]:
-    """The texts of an expression that gives a list of them, or of lists."""
-    found = _evaluated(task, key, expression, item)
-    if isinstance(found, str | Mapping) or not isinstance(found, Sequence):
-        given = f"it gives {_no_text(found) or repr(found)}"
-        raise _refused(task, key, item, given, "it must give a list")
-    return [str(each) for each in _flat(task, key, expression, item, found)]
-
-
-def _flat(task: TaskSpec, key: str, expression: str, item: Item, value: Any) -> Iterator[Any]:
-    """The values of nested lists, each one that can be written."""
-    if isinstance(value, list | tuple):
-        for each in value:
-            yield from _flat(task, key, expression, item, each)
-    elif what := _no_text(value):
-        template = f"{{{{ {expression} }}}}"
-        raise _no_text_error(task, key, template, item, f"a value is {what}", lists=True)
-    else:
-        yield value
+    Nothing is raised here: an item's error is raised where it is written.
+    """
+    if isinstance(task, PythonTask):
+        return
+    count = MOST_SHOTS if setting.shots is None else setting.shots
+    drawn: dict[int, Item] = {}
+    for item in items if count else ():
+        for place in itertools.islice(
+            _places(pool, item, count, setting.seed, setting.fixed), count
+        ):
+            drawn[place] = pool[place]
+    of_shots = sources(task)
+    own = [source for source in (task.prompt.instruction, task.decompose.context) if source]
+    own += [task.decompose.last] if task.decompose.context else []
+    for wanted, asked in (
+        (of_shots, drawn.values()),
+        ([*of_shots, *template_sources(*own)], items),
+    ):
+        new = [each for each in asked if not each.written.keys() >= set(wanted)]
+        evaluate_all(wanted, [(each.fields, each.written) for each in new])
 
 
 def _answer_texts(value: Any) -> tuple[str, ...]:
@@ -215,12 +148,12 @@ def write_question(task: TaskSpec, item: Item) -> Question:
 
 def _write_answers(task: TaskSpec, item: Item) -> Question:
     prompt = task.prompt
-    context = _rendered(task, "context", prompt.context, item)
-    target = _rendered(task, "target", prompt.target, item) if prompt.target else ""
+    context = rendered(task, "context", prompt.context, item)
+    target = rendered(task, "target", prompt.target, item) if prompt.target else ""
     answers: tuple[str, ...] = (target,)
     if prompt.answers:
-        found = _evaluated(task, "answers", prompt.answers, item)
-        values = _flat(task, "answers", prompt.answers, item, found)
+        found = evaluated(task, "answers", prompt.answers, item)
+        values = flat(task, "answers", prompt.answers, item, found)
         answers = tuple(text for each in values for text in _answer_texts(each) if text.strip())
         target = target or (answers[0] if answers else "")
     if task.kind == "rated" and not target:
@@ -228,13 +161,13 @@ def _write_answers(task: TaskSpec, item: Item) -> Question:
     if not target.strip() or not any(answer.strip() for answer in answers):
         key = "answers" if prompt.answers else "target"
         fix = "give every item an answer, or leave the item out"
-        raise _refused(task, key, item, "the answer is empty", fix)
+        raise refused(task, key, item, "the answer is empty", fix)
     rule = task.answer.normalise
     if task.measure == "exact_match" and not any(map(NORMALISERS[rule], answers)):
         nothing = f"answer.normalise = {rule!r} leaves nothing of it"
         problem = f"nothing can equal the answer {answers[0]!r}, since {nothing}"
         fix = 'fix the answer, or compare otherwise: answer.normalise = "text"'
-        raise _refused(task, "", item, problem, fix)
+        raise refused(task, "", item, problem, fix)
     return Question(item.id, (context,), (target,), 0, answers, plain=context)
 
 
@@ -242,7 +175,7 @@ def _write_document(task: TaskSpec, item: Item) -> Question:
     """The text is the only choice; the only answer is the original, by which it is counted."""
     text = item.fields.get("text")
     if not isinstance(text, str) or not text.strip():
-        raise _refused(task, "", item, "no text", "give every item a text")
+        raise refused(task, "", item, "no text", "give every item a text")
     original = str(item.fields.get("original", text))
     return Question(item.id, ("",), (text,), 0, (original,), plain=text[:SHOWN_TEXT])
 
@@ -251,13 +184,13 @@ def _write_pattern(task: TaskSpec, item: Item) -> Question:
     """The context is the text before the gap; each choice a label's word and the text after it."""
     prompt = task.prompt
     before, after = prompt.pattern.split(GAP)
-    context = _rendered(task, "pattern", before, item).removesuffix(prompt.delimiter)
-    rest = _rendered(task, "pattern", after, item)
+    context = rendered(task, "pattern", before, item).removesuffix(prompt.delimiter)
+    rest = rendered(task, "pattern", after, item)
     choices = tuple(word + rest for word in prompt.words.values())
-    label = str(_evaluated(task, "label", prompt.label, item))
+    label = str(evaluated(task, "label", prompt.label, item))
     if label not in prompt.words:
         fix = f"prompt.words has words for {', '.join(prompt.words)}"
-        raise _refused(task, "", item, f"label {label!r} has no word", fix)
+        raise refused(task, "", item, f"label {label!r} has no word", fix)
     gold = list(prompt.words).index(label)
     shown = f"{context}{prompt.delimiter}{GAP}{rest}"
     return Question(item.id, (context,), choices, gold, (choices[gold],), plain=shown)
@@ -268,22 +201,22 @@ def _write_choices(task: TaskSpec, item: Item) -> Question:
     if prompt.pattern:
         return _write_pattern(task, item)
     if prompt.contexts:
-        contexts = tuple(_listed(task, "contexts", prompt.contexts, item))
-        target = _rendered(task, "target", prompt.target, item)
+        contexts = tuple(listed(task, "contexts", prompt.contexts, item))
+        target = rendered(task, "target", prompt.target, item)
         choices: tuple[str, ...] = (target,) * len(contexts)
     else:
-        contexts = (_rendered(task, "context", prompt.context, item),)
-        choices = tuple(_listed(task, "choices", prompt.choices, item))
+        contexts = (rendered(task, "context", prompt.context, item),)
+        choices = tuple(listed(task, "choices", prompt.choices, item))
     if len(choices) < 2:
         count = f"{len(choices)} choice{'s' * (len(choices) != 1)}"
-        raise _refused(task, "choices", item, count, "an item needs two or more")
+        raise refused(task, "choices", item, count, "an item needs two or more")
     if any(not choice.strip() for choice in choices):
-        raise _refused(task, "choices", item, "a choice is empty", "give it a text")
-    said = _evaluated(task, "gold", prompt.gold, item)
+        raise refused(task, "choices", item, "a choice is empty", "give it a text")
+    said = evaluated(task, "gold", prompt.gold, item)
     gold = _gold_number(said, choices if len(contexts) == 1 else contexts)
     if gold is None:
-        raise _refused(
-            task, "gold", item, f"gold is {_no_text(said) or repr(said)}",
+        raise refused(
+            task, "gold", item, f"gold is {no_text(said) or repr(said)}",
             f"the number of the right choice, from 0 to {len(choices) - 1}, or its text or letter "
             'where these mean one choice; of a file that counts from 1: prompt.gold = "gold - 1"',
         )  # fmt: skip
@@ -370,12 +303,16 @@ def draw_shots(
         seed: of the draw; each item has its own unless ``fixed``.
         fixed: the same for all items, but for those that are among them.
     """
-    key = [seed] if fixed else [seed, id_number(item.id)]
-    generator = np.random.default_rng(key)
     asked = _asked(item)
-    places = _order(generator, len(pool), count + 8)
+    places = _places(pool, item, count, seed, fixed)
     others = (pool[n] for n in places if not _asks_the_same(pool[n], item, asked))
     return list(itertools.islice(others, count))
+
+
+def _places(pool: Sequence[Item], item: Item, count: int, seed: int, fixed: bool) -> Iterator[int]:
+    """The pool's places in the order in which an item draws from them."""
+    key = [seed] if fixed else [seed, id_number(item.id)]
+    return _order(np.random.default_rng(key), len(pool), count + 8)
 
 
 def id_number(name: str) -> int:
@@ -416,12 +353,12 @@ def _asked(item: Item) -> str:
         return ""
     prompt = item.task.prompt
     if prompt.pattern:
-        text = _rendered(item.task, "pattern", prompt.pattern, item)
+        text = rendered(item.task, "pattern", prompt.pattern, item)
     elif prompt.contexts:
-        contexts = _listed(item.task, "contexts", prompt.contexts, item)
-        text = "\n".join([*sorted(contexts), _rendered(item.task, "target", prompt.target, item)])
+        contexts = listed(item.task, "contexts", prompt.contexts, item)
+        text = "\n".join([*sorted(contexts), rendered(item.task, "target", prompt.target, item)])
     else:
-        text = _rendered(item.task, "context", prompt.context, item)
+        text = rendered(item.task, "context", prompt.context, item)
     return _folded(text)
 
 
@@ -479,7 +416,7 @@ def with_shots(
     prompt = task.prompt
     written = list(prompt.demonstrations[: len(shots)])
     shown = shots[: len(shots) - len(written)]
-    parts = [_rendered(task, "instruction", prompt.instruction, item)] if prompt.instruction else []
+    parts = [rendered(task, "instruction", prompt.instruction, item)] if prompt.instruction else []
     said = answers or [None] * len(shown)
     parts += [*written, *(write_shot(task, *each) for each in zip(shown, said, strict=False))]
     before = "".join(part + prompt.separator for part in parts)
@@ -491,26 +428,29 @@ def with_shots(
     spec = task.decompose
     if not spec.context:
         return asked
-    broken_up = _rendered(task, "context", spec.context, item)
+    broken_up = rendered(task, "decompose.context", spec.context, item)
     decompose = prompt.separator.join([*spec.demonstrations[: len(asked.shots)], broken_up])
-    return replace(asked, decompose=decompose, last=_rendered(task, "last", spec.last, item))
+    return replace(
+        asked, decompose=decompose, last=rendered(task, "decompose.last", spec.last, item)
+    )
 
 
 def write_part(template: str, part: str) -> str:
-    """The prompt for a part of a question."""
-    return _template(template).render(part=part)
+    """The prompt for a part of a question.
+
+    Raises:
+        UserError: the template is none, or reaches a limit.
+    """
+    return write(template, {"part": part}, "decompose.question")
 
 
 def write_grading(template: str, question: Question, answer: str) -> str:
     """The text that a grader reads of an answer.
 
     Raises:
-        UserError: the template is none, or names something else than prompt, target and answer.
+        UserError: the template is none, names something else than prompt, target and answer, or
+            reaches a limit.
     """
     target = question.answers[0] if question.answers else ""
     shown = {"prompt": question.plain, "target": target, "answer": answer.strip()}
-    try:
-        return _template(template).render(shown)
-    except jinja2.TemplateError as error:
-        fix = "it may name prompt, target and answer"
-        raise UserError(f"rating.prompt: {error}", fix) from error
+    return write(template, shown, "rating.prompt")

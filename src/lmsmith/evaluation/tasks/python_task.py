@@ -25,7 +25,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lmsmith.core.config import Problem, SettingsError, decode, unknown_key
+from lmsmith.core.config import Problem, SettingsError, decode, settings_of, unknown_key
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import fingerprint, sha256_file
 from lmsmith.evaluation.tasks.spec import NEEDED, PromptSpec, TaskSpec
@@ -224,7 +224,7 @@ def canonical(fields: Mapping[str, Any]) -> str:
 
 _WORD = re.compile(r"(?P<file>.+\.py)(:(?P<class>\w+))?|(?P<module>[A-Za-z_][\w.]*):(?P<name>\w+)")
 _PROMPT = tuple(each.name for each in fields(PromptSpec))
-_TASK = tuple(each.name for each in fields(TaskSpec) if each.name != "prompt")
+_TASK = tuple(each.name for each in settings_of(TaskSpec) if each.name != "prompt")
 _METHODS = ("items", "examples", "prompt", "measure")
 OWN_MEASURE = "own_measure"
 """Name of a class's measure if it has no headline."""

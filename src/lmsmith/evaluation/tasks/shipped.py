@@ -78,8 +78,13 @@ def user_tasks() -> dict[str, TaskSpec]:
     found: dict[str, TaskSpec] = {}
     for folder in task_folders():
         for file in sorted(folder.glob("*.toml")):
-            found |= read_tasks(read_text(file, MOST_TOML), str(file))
+            found |= _read_file(file)
     return found
+
+
+def _read_file(file: Path) -> dict[str, TaskSpec]:
+    tasks = read_tasks(read_text(file, MOST_TOML), str(file))
+    return {name: replace(task, file=str(file)) for name, task in tasks.items()}
 
 
 def find_tasks(words: Sequence[str], *, run_python: bool = False) -> list[TaskSpec]:
@@ -106,7 +111,7 @@ def find_tasks(words: Sequence[str], *, run_python: bool = False) -> list[TaskSp
         elif group := [name for name in known if name.startswith(f"{word}/")]:
             add({name: known[name] for name in group}, word)
         elif word.lower().endswith(".toml"):
-            add(read_tasks(read_text(Path(word), MOST_TOML), word), word)
+            add(_read_file(Path(word)), word)
         elif word.lower().removesuffix(".gz").endswith((".jsonl", ".json", ".txt")):
             task = infer_task(Path(word))
             add({task.name: task}, word)

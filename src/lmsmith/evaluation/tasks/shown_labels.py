@@ -10,8 +10,16 @@ import numpy as np
 from lmsmith.core.errors import UserError
 from lmsmith.evaluation.tasks.data import Item
 from lmsmith.evaluation.tasks.generated import common_words
-from lmsmith.evaluation.tasks.prompts import STREAM, Question, id_number, with_shots, write_question
-from lmsmith.evaluation.tasks.spec import Labels, TaskSpec
+from lmsmith.evaluation.tasks.prompts import (
+    STREAM,
+    Question,
+    id_number,
+    prepare,
+    with_shots,
+    write_question,
+)
+from lmsmith.evaluation.tasks.spec import Labels, TaskSetting, TaskSpec
+from lmsmith.evaluation.tasks.templates import BATCH
 
 MOST_LABELS = 32
 """A task with more different choices than this has no labels, but answers of each item's own."""
@@ -93,7 +101,9 @@ class ShownLabels:
     def _new_names(self) -> dict[str, str]:
         found: set[str] = set()
         if self._task.kind == "multiple_choice":
-            for item in self._pool:
+            for number, item in enumerate(self._pool):
+                if number % BATCH == 0:
+                    prepare(self._task, TaskSetting(), self._pool[number : number + BATCH], ())
                 found |= set(write_question(self._task, item).choices)
                 if len(found) > MOST_LABELS:
                     break

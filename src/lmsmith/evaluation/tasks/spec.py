@@ -48,6 +48,9 @@ RATINGS: Mapping[str, tuple[str, ...]] = {
 }
 """The measures of the kind ``rated``, by who rates."""
 
+MOST_PATTERN = 1000
+"""Most characters of a regular expression."""
+
 PASS_AT = (1, 10, 100)
 """The k of pass@k."""
 
@@ -64,6 +67,10 @@ def _wrong(*rules: tuple[object, str, object, str, str]) -> list[Problem]:
 
 def _one_group(key: str, rule: str, found: str) -> list[Problem]:
     """The problems of a regular expression whose first group must match ``found``."""
+    if len(rule) > MOST_PATTERN:  # ranges without regard to case take long to compile
+        return [
+            Problem(key, f"{len(rule):,} characters", f"at most {MOST_PATTERN:,}", "shorten it")
+        ]
     try:
         none = re.compile(rule).groups < 1
     except (re.error, OverflowError, RecursionError) as error:
@@ -317,6 +324,10 @@ class TaskSpec:
     decompose: DecomposeSpec = field(default_factory=DecomposeSpec)
     rating: RatingSpec = field(default_factory=RatingSpec)
     published: tuple[Published, ...] = ()
+    file: str = field(
+        default="", kw_only=True, compare=False, repr=False, metadata={"encoded": False}
+    )
+    """The file of the user's that it is from, for messages."""
 
     def check(self) -> list[Problem]:
         needs, prompt = f"the kind {self.kind} needs it", self.prompt
@@ -333,6 +344,11 @@ class TaskSpec:
             (broken_up and several, "decompose.context", "…", once, fix),
             (unknown, "headline", self.headline, f"one of {', '.join(self.measures)}", ""),
         )
+
+    @property
+    def where(self) -> str:
+        """The task in messages: its name, and its file."""
+        return f"task {self.name}" + (f" ({self.file})" if self.file else "")
 
     @property
     def measures(self) -> tuple[str, ...]:
