@@ -427,6 +427,13 @@ def test_recipes_without_sense(tmp_path: Path, text: str) -> None:
         load_stage_recipe(path)
 
 
+FREE_FORM = """
+kind = "free_form"
+data = { file = "a.jsonl" }
+prompt = { context = "{{ q }}", target = "{{ a }}" }
+"""
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -440,11 +447,19 @@ def test_recipes_without_sense(tmp_path: Path, text: str) -> None:
         f'kind = "free_form"\n[answer]\nextract = "{"(" * 9000}"',
         'kind = "free_form"\n[answer]\nextract = "a{99999999999999999999}"',
         'name = "a"\nkind = "perplexity"\n[data]\ngenerator = "hindsight"\ncount = 1000000000000',
+        f"{FREE_FORM}[answer]\nsearch = 'sample'\nsamples = 1000000000",
+        f"{FREE_FORM}[answer]\nstop = {['a' * 4000]}",
+        f"{FREE_FORM}[answer]\nstop = {[str(n) for n in range(9999)]}",
+        f"{FREE_FORM}[answer]\nextract = '(?i)({'[a-😀]' * 9999})'",
+        f"{FREE_FORM}[decompose]\nmost = 1000000000",
+        f"{FREE_FORM}{''.join(f'[variants.a{n}]{chr(10)}' for n in range(2000))}",
+        'kind = "perplexity"\n[data]\nfile = "a.txt"\noverlap = 0.999999999',
     ],
 )
 def test_tasks_without_sense(text: str) -> None:
     with pytest.raises(UserError):
         read_tasks(text, "my.toml")
+    assert read_tasks(FREE_FORM, "my.toml")
 
 
 def test_a_task_s_file_of_a_name_that_no_file_has(tmp_path: Path) -> None:

@@ -546,8 +546,9 @@ def shot_counts(words: Sequence[int | str]) -> list[int | None]:
     """
     counts: list[int | None] = []
     for word in map(str, words):
-        if word != "fit" and not word.isdecimal():
-            raise UserError(f"--shots {word}: neither a number nor fit", "e.g. --shots 0,1,4")
+        if word != "fit" and not (word.isdecimal() and len(word) < 10):
+            problem = f"--shots {word[:20]}: neither a number below a billion nor fit"
+            raise UserError(problem, "e.g. --shots 0,1,4")
         counts.append(None if word == "fit" else int(word))
     return counts
 

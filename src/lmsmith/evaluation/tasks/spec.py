@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal, TypeVar
 from msgspec import Meta
 
 from lmsmith.core.config import (
-    FractionBelowOne,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -50,6 +49,12 @@ RATINGS: Mapping[str, tuple[str, ...]] = {
 
 MOST_PATTERN = 1000
 """Most characters of a regular expression."""
+
+MOST_VARIANTS = 200
+"""Most variants of a task; each is checked with all that the file says."""
+
+MOST_STOPS, MOST_STOP = 64, 1000
+"""Most texts at which an answer ends, and most characters of one."""
 
 PASS_AT = (1, 10, 100)
 """The k of pass@k."""
@@ -114,7 +119,7 @@ class DataSpec:
     """Undoes the corpus's word tokenisation, so that a model reads text as it was trained on."""
     window: NonNegativeInt = 0
     """Most tokens read at once for a perplexity; 0 means the model's context."""
-    overlap: FractionBelowOne = 0.5
+    overlap: Annotated[float, Meta(ge=0, le=0.99)] = 0.5
     """Share of a window that repeats the one before, so that every token has that much before."""
 
     def check(self) -> list[Problem]:
@@ -191,7 +196,7 @@ class AnswerSpec:
     """Texts at which an answer ends."""
     search: Literal["greedy", "beam", "sample"] = "greedy"
     """beam: width 4, length penalty 0.6 (GPT-3, section 2.4)."""
-    samples: PositiveInt = 1
+    samples: Annotated[int, Meta(ge=1, le=1000)] = 1
     """Answers to one item; the commonest extracted one is taken (self-consistency)."""
     temperature: PositiveFloat = 0.7
     top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
@@ -211,7 +216,10 @@ class AnswerSpec:
     def check(self) -> list[Problem]:
         several = self.samples > 1 and self.search != "sample"
         alone = bool(self.reason) != bool(self.extraction)
+        stops = len(self.stop) > MOST_STOPS or any(len(text) > MOST_STOP for text in self.stop)
+        few = f"at most {MOST_STOPS} texts of {MOST_STOP} characters"
         return _wrong(
+            (stops, "stop", f"{len(self.stop)} texts", few, "keep the shortest"),
             (several, "samples", self.samples, "1 unless search is sample", 'search = "sample"'),
             (alone, "reason", self.reason, "goes with extraction", "set both"),
         ) + (_one_group("extract", self.extract, "answer") if self.extract else [])
@@ -232,7 +240,7 @@ class DecomposeSpec:
     """Texts at which the list of parts ends."""
     part: str = '"([^"]+)"'
     """Regular expression; each match's first group is a part."""
-    most: PositiveInt = 6
+    most: Annotated[int, Meta(ge=1, le=100)] = 6
     """Parts that are answered at most, the last question not counted."""
     question: str = "Q: {{ part }}\nA:"
     """Template of how a part is asked."""
@@ -433,6 +441,9 @@ def read_tasks(text: str, where: str) -> dict[str, TaskSpec]:
     table = parse_toml(text, where)
     name = str(table.get("name", Path(where).stem))
     variants = table.pop("variants", {"": {}})
+    if _is_table(variants) and len(variants) > MOST_VARIANTS:
+        many = Problem("variants", len(variants), f"at most {MOST_VARIANTS}", "split the file")
+        raise SettingsError([many], where)
     if problem := _wrong_kind(table, variants):
         raise SettingsError([problem], where)
     made: dict[str, TaskSpec] = {}

@@ -124,7 +124,9 @@ def write(template: str, fields: Mapping[str, str], where: str) -> str:
     """
     result = evaluate((template, False), fields)
     if "error" in result:
-        raise TaskTextError(f"{where}: {result['error']}", f"it may name {', '.join(fields)}")
+        *first, last = fields
+        named = [*([", ".join(first)] if first else []), last]
+        raise TaskTextError(f"{where}: {result['error']}", f"it may name {' and '.join(named)}")
     text: str = result["value"]
     return text
 
