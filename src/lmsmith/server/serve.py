@@ -6,7 +6,6 @@ import contextlib
 import gc
 import logging
 import os
-import secrets
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,7 +50,7 @@ def serve(
         host: Address to listen on; any but this machine's own demands a token, or named users.
         port: Port to listen on; 0 takes a free one.
         token: Required in every request, as an API key; LMSMITH_TOKEN if it is left out. At an
-            address that others reach it has 16 characters or more that cannot be guessed.
+            address that others reach it must look random: words, dates and patterns are refused.
         allow_host: A name by which clients may call this server, beside its address. Repeatable.
         weights: As they are, or rounded to int8: half the memory, nearly twice the speed.
         database: Keeps conversations and judgements, for /api and `lmsmith feedback export`: a
@@ -77,6 +76,7 @@ def serve(
         import prometheus_client  # noqa: F401
         import sqlalchemy  # noqa: F401
         import uvicorn  # noqa: F401
+        import zxcvbn  # noqa: F401
     from lmsmith.feedback.database import default_database, make_safe
     from lmsmith.feedback.people import People
     from lmsmith.feedback.store import Store
@@ -86,7 +86,8 @@ def serve(
     from lmsmith.server.guard import LOOPBACK
     from lmsmith.server.models import GIGABYTE, Loader, read_models
     from lmsmith.server.requests import Limits
-    from lmsmith.server.wrong_tokens import is_loopback, weakness
+    from lmsmith.server.token_strength import ADVICE, weakness
+    from lmsmith.server.wrong_tokens import is_loopback
     from lmsmith.training.machine import compute_aside, prepare_reading
 
     token = token or os.environ.get("LMSMITH_TOKEN", "")
@@ -112,7 +113,7 @@ def serve(
         if token and not is_loopback(host) and (why := weakness(token)):
             raise UserError(
                 f"--host {host}: others can reach this address, and the token is weak: {why}",
-                f"set LMSMITH_TOKEN to a random one, for instance {secrets.token_urlsafe(24)}",
+                f"{ADVICE}; set LMSMITH_TOKEN to it",
             )
         if not is_loopback(host) and not token and not people.anybody():
             raise UserError(

@@ -1,4 +1,4 @@
-"""Wrong tokens: a delay that grows by address, and which tokens are long enough.
+"""Wrong tokens: a delay that grows by address.
 
 Attempts of one address are checked one after another. A token that was right from an address before
 is checked at once, so that whoever shares an address with a guesser, as behind a proxy, is served.
@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import hashlib
 import ipaddress
-import itertools
 import logging
 import time
 from collections import OrderedDict
@@ -34,8 +33,6 @@ MOST_WAITING = 8
 
 MOST_KNOWN = 10_000
 """Addresses, and right tokens, that are remembered."""
-
-SHORTEST_TOKEN = 16
 
 
 @dataclass
@@ -128,23 +125,6 @@ def _network(address: str) -> str:
                 return str(found.ipv4_mapped)
             return str(ipaddress.ip_network((found, 64), strict=False))
     return address
-
-
-def weakness(token: str) -> str:
-    """Why a token can be guessed; empty if it is long and varied enough.
-
-    A character counts if it does not just go on from the one before, as in ``aaaa`` or ``1234``,
-    and the pair of both has not been there before, as in ``abcabc``.
-    """
-    if len(token) < SHORTEST_TOKEN:
-        return f"it has {len(token)} characters, and {SHORTEST_TOKEN} is the least"
-    pairs = set[tuple[str, str]]()
-    for before, after in itertools.pairwise(token):
-        if abs(ord(before) - ord(after)) > 1:
-            pairs.add((before, after))
-    if len(set(token)) < SHORTEST_TOKEN // 2 or len(pairs) < SHORTEST_TOKEN // 2:
-        return "its characters repeat or follow each other, so that it can be guessed"
-    return ""
 
 
 def is_loopback(host: str) -> bool:
