@@ -7,7 +7,13 @@ import time
 import pytest
 
 from lmsmith.core.errors import UserError
-from lmsmith.evaluation.sandbox.programs import Limits, Program, check_system, run_program
+from lmsmith.evaluation.sandbox.programs import (
+    Limits,
+    Program,
+    Verdict,
+    check_system,
+    run_program,
+)
 
 try:
     check_system()
@@ -215,11 +221,140 @@ def test_what_tests_usually_do_can_be_judged(source: str, tests: str) -> None:
     assert run_program(Program(source, tests)).passed
 
 
+KINDS = """
+import array, collections, datetime, decimal, fractions
+def f():
+    return [
+        collections.deque([1, 2], 3), {1: 2}.keys(), array.array("i", [1]),
+        datetime.date(2020, 2, 29), datetime.timedelta(1), decimal.Decimal("1.10"),
+        fractions.Fraction(1, 3), collections.OrderedDict(b=1, a=2), collections.Counter("aab"),
+    ]
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "tests"),
+    [
+        ("async def f(x): return x + 1", "import asyncio\nassert asyncio.run(f(1)) == 2"),
+        ("import asyncio\nasync def g(x):\n    await asyncio.sleep(0.01)\n    return x\n"
+         "async def f(x): return sum(await asyncio.gather(g(1), g(x)))",
+         "import asyncio\nasync def main():\n"
+         "    assert await asyncio.gather(f(1), g(2)) == [2, 2]\n"
+         "asyncio.run(main())"),
+        ("import asyncio\ndef f(x): return asyncio.run(asyncio.to_thread(abs, x))",
+         "assert f(-2) == 2"),
+        ("async def f(x): raise KeyError(x)",
+         "import asyncio\ncoroutine = f(1)\ntry: asyncio.run(coroutine)\nexcept KeyError: pass\n"
+         "else: assert False"),
+        ("import itertools\ndef f(): return itertools.count()",
+         "from itertools import islice\nassert list(islice(f(), 3)) == [0, 1, 2]"),
+        ("def f():\n    n = 0\n    while True:\n        n = (yield n) or n + 1",
+         "g = f()\nassert [next(g), next(g), g.send(7), next(g)] == [0, 1, 7, 8]"),
+        ("def f():\n    yield 1\n    raise KeyError(2)",
+         "g = f()\nassert next(g) == 1\ntry: next(g)\nexcept KeyError: pass\nelse: assert False"),
+        ("def f(): return iter([1, 2])\ndef g(x): return next(x)",
+         "x = f()\nassert g(x) == 1 and next(x) == 2 and list(x) == []"),
+        ("def f(x):\n    for _ in range(600): x = [x]\n    return x",
+         "x = 1\nfor _ in range(600): x = [x]\nassert f(1) == x"),
+        (KINDS, KINDS.replace("def f", "def mine") + "assert f() == mine()\n"
+         "assert [type(x) for x in f()] == [type(x) for x in mine()]"),
+    ],
+)  # fmt: skip
+def test_iterators_coroutines_and_kinds_of_the_standard_library_are_judged(
+    source: str, tests: str
+) -> None:
+    assert run_program(Program(source, tests)).passed
+
+
 def test_what_cannot_be_judged_says_so() -> None:
     verdict = run_program(Program("def f(g): return g(1)", "assert f(lambda x: x) == 1"))
     assert verdict.detail == "NotPlain: a function is no plain data"
     verdict = run_program(Program("class A: pass", "assert A().x == 1"))
     assert verdict.detail == "NotPlain: a A is no plain data"
+
+
+WANTED = """
+import asyncio, datetime
+from collections import Counter, OrderedDict, deque
+from itertools import islice
+assert queue() == deque([1, 2]) and queue() == deque([1, 2])
+assert day() == datetime.date(2020, 2, 29) and day() - datetime.date(2020, 2, 28) == ONE_DAY
+assert ordered() == OrderedDict(b=1, a=2)
+assert list(islice(numbers(), 3)) == [0, 1, 2]
+assert next(numbers()) == 0
+assert asyncio.run(later(2)) == 4
+"""
+GIVEN_DAY = "import datetime\nONE_DAY = datetime.timedelta(1)\n"
+RIGHT = """
+import datetime, itertools
+from collections import OrderedDict, deque
+ONE_DAY = datetime.timedelta(1)
+def queue(): return deque([1, 2])
+def day(): return datetime.date(2020, 2, 29)
+def ordered(): return OrderedDict(b=1, a=2)
+def numbers(): return itertools.count()
+async def later(x): return 2 * x
+"""
+LIES = """    def __eq__(s, o): return True
+    def __sub__(s, o): return ONE_DAY
+    __hash__ = None
+"""
+CHEATS = {
+    "deque that lies": f"class E(deque):\n{LIES}def queue(): return E()",
+    "deque of anything": f"class E:\n{LIES}def queue(): return deque([E(), E()])",
+    "deque by its class": "class E:\n    __class__ = deque\n    maxlen = None\n"
+    f"    def __iter__(s): return iter([])\n{LIES}def queue(): return E()",
+    "another deque": f"import collections\nclass E(list):\n{LIES}collections.deque = E\n"
+    "def queue(): return E()",
+    "date that lies": f"class E(datetime.date):\n{LIES}def day(): return E(2000, 1, 1)",
+    "date by its class": "class E:\n    __class__ = datetime.date\n    year = month = day = 1\n"
+    f"{LIES}def day(): return E()",
+    "another date": f"class E:\n    year = month = day = 1\n{LIES}datetime.date = E\n"
+    "def day(): return E()",
+    "date of lying numbers": f"class I(int):\n{LIES}class E:\n    year = month = day = I(1)\n{LIES}"
+    "datetime.date = E\ndef day(): return E()",
+    "zone that lies": "class Z(datetime.tzinfo):\n    def utcoffset(s, t): return ONE_DAY\n"
+    "def day(): return datetime.datetime(2020, 2, 29, tzinfo=Z())",
+    "other order": "def ordered(): return OrderedDict(a=2, b=1)",
+    "iterator that lies": "class E:\n    def __iter__(s): return s\n    def __next__(s): return s\n"
+    f"{LIES}def numbers(): return E()",
+    "iterator that ends": "def numbers(): return iter([0])",
+    "iterator that stops the tests": "class E:\n    def __iter__(s): return s\n"
+    "    def __next__(s): raise GeneratorExit\ndef numbers(): return E()",
+    "iterator that leaves": "import os\nclass E:\n    def __iter__(s): return s\n"
+    "    def __next__(s): os._exit(0)\ndef numbers(): return E()",
+    "ended in a call": "import os\n"
+    "def queue():\n    b = b'd1:s5:endedN0:'\n    for d in range(64):\n"
+    "        try: os.write(d, len(b).to_bytes(4, 'big') + b)\n        except OSError: pass",
+    "numbers of no iterator": "import os\n"
+    "def numbers():\n    b = b'd1:s5:valueY2:99'\n    for d in range(64):\n"
+    "        try: os.write(d, len(b).to_bytes(4, 'big') + b)\n        except OSError: pass",
+    "coroutine that lies": f"class E:\n    def __await__(s): yield s\n{LIES}"
+    "def later(x): return E()",
+    "coroutine of anything": f"class E:\n{LIES}async def later(x): return E()",
+    "class named coroutine": f"class coroutine:\n{LIES}coroutine.__module__ = 'builtins'\n"
+    "def later(x): return coroutine()",
+    "another run": "import asyncio\nasyncio.run = lambda c: 4\nasync def later(x): return 0",
+    "another socketpair": "import socket\nsocket.socketpair = lambda: None\n"
+    "def later(x): return 4",
+    "coroutine in a coroutine": "async def later(x):\n    async def more(): return 4\n"
+    "    return more()",
+    "coroutine that exits": "import os\nasync def later(x): os._exit(0)",
+    "coroutine that waits for ever": "import asyncio\n"
+    "async def later(x): await asyncio.Event().wait()",
+}  # fmt: skip
+
+
+def test_the_right_program_passes_what_the_cheats_do_not() -> None:
+    assert run_program(Program(RIGHT, WANTED, GIVEN_DAY)) == Verdict("passed")
+
+
+@pytest.mark.parametrize("name", CHEATS)
+def test_no_cheat_passes_by_an_iterator_a_coroutine_or_a_kind(name: str) -> None:
+    quick = Limits(cpu_seconds=1, wall_seconds=3.0) if "for ever" in name else QUICK
+    verdict = run_program(Program(RIGHT + CHEATS[name], WANTED, GIVEN_DAY), quick)
+    assert verdict.outcome in ("failed", "timed out")
+    assert not verdict.detail.startswith(("NameError", "SyntaxError", "IndentationError"))
 
 
 def test_the_programs_own_words_tell_why_it_failed() -> None:

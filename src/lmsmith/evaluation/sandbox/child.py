@@ -13,7 +13,7 @@ import os
 import sys
 import types
 
-from lmsmith.evaluation.sandbox import calls, plain, walls
+from lmsmith.evaluation.sandbox import calls, loops, plain, walls
 from lmsmith.evaluation.sandbox.judge import Judge, Raised
 
 TYPE_CHECKING = False
@@ -117,35 +117,83 @@ def keep_open(*descriptors: int | None) -> None:
 def serve(program: str, asked: int, answering: int) -> NoReturn:
     """Run the program, then call its functions as asked."""
     module = types.ModuleType("__main__")
-    names = vars(module)
     sys.modules["__main__"] = module
-    reply = attempt(lambda: exec(compile(program, "program", "exec"), names))
+    served = Served(vars(module))
+    loops.allow_loops(program)
+    reply = served.reply(lambda: exec(compile(program, "program", "exec"), vars(module)))
     while True:
         plain.write(answering, reply)
         try:
-            asked_for = plain.receive(asked)
+            asked_for = plain.receive(asked, iterator=served.iterator)
         except EOFError:
             os._exit(0)
-        reply = attempt(lambda: call(names, *asked_for))  # noqa: B023
+        reply = served.next(*asked_for) if len(asked_for) == 2 else served.call(*asked_for)
 
 
-def call(names: dict[str, Any], name: str, places: list[Any], words: dict[str, Any]) -> Any:
-    """Call a function of the program."""
-    if name not in names:
-        raise NameError(f"name {name!r} is not defined")
-    return names[name](*places, **words)
+class Served:
+    """The program's functions, by its names, and the iterators that they gave."""
+
+    def __init__(self, names: dict[str, Any]) -> None:
+        self._names = names
+        self._iterators: list[Any] = []
+        self._runner = loops.Runner()
+
+    def call(self, name: str, places: list[Any], words: dict[str, Any]) -> bytes:
+        """Call a function of the program; a coroutine of its is run at once."""
+
+        def called() -> Any:
+            if name not in self._names:
+                raise NameError(f"name {name!r} is not defined")
+            return self._names[name](*places, **words)
+
+        return self.reply(called)
+
+    def next(self, number: int, sent: Any) -> bytes:
+        """The next value of an iterator."""
+        iterator = self._iterators[number]
+        ended = False
+
+        def following() -> Any:
+            nonlocal ended
+            try:
+                return next(iterator) if sent is None else iterator.send(sent)
+            except StopIteration:
+                ended = True
+
+        reply = self.reply(following)
+        return plain.pack({"ended": None}) if ended else reply
+
+    def iterator(self, number: int, is_generator: bool) -> Any:
+        """The iterator that a call gave before."""
+        return self._iterators[number]
+
+    def _keep(self, iterator: Any) -> int:
+        self._iterators.append(iterator)
+        return len(self._iterators) - 1
+
+    def reply(self, call: Callable[[], Any]) -> bytes:
+        """``value``; or ``raised``, the names of the error's class and its bases, and ``message``;
+        or ``awaited``, one of these for a coroutine.
+        """
+        found = self._attempt(call)
+        coroutine = found.get("value")
+        if type(coroutine) is types.CoroutineType:
+            found = {"awaited": self._attempt(lambda: self._runner.run(coroutine))}
+        try:
+            return plain.pack(found, self._keep)
+        except BaseException as error:
+            return plain.pack(_raised(error))
+
+    def _attempt(self, call: Callable[[], Any]) -> dict[str, Any]:
+        try:
+            return {"value": call()}
+        except BaseException as error:
+            return _raised(error)
 
 
-def attempt(call: Callable[[], Any]) -> bytes:
-    """``value``, or ``raised`` (names of the error's class and its bases) and ``message``."""
-    try:
-        reply = plain.pack({"value": call()})
-        if len(reply) <= plain.MOST:
-            return reply
-        raise plain.NotPlain(f"an answer of {len(reply):,} bytes")
-    except BaseException as error:
-        names = [kind.__name__ for kind in type(error).__mro__]
-        return plain.pack({"raised": names, "message": describe(error).partition(": ")[2]})
+def _raised(error: BaseException) -> dict[str, Any]:
+    names = [kind.__name__ for kind in type(error).__mro__]
+    return {"raised": names, "message": describe(error).partition(": ")[2]}
 
 
 def describe(error: BaseException) -> str:

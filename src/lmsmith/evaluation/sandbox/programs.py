@@ -38,7 +38,7 @@ from lmsmith.evaluation.sandbox import plain, walls
 Way = Literal["namespaces", "bubblewrap", "landlock"]
 WAYS: tuple[Way, ...] = ("namespaces", "bubblewrap", "landlock")
 
-MODULES = ("calls", "plain", "walls", "judge", "child")
+MODULES = ("calls", "plain", "walls", "loops", "judge", "child")
 """The sandbox's modules, each after those that it imports."""
 START = """
 import marshal, os, sys, types
@@ -57,6 +57,9 @@ PYTHON = getattr(sys, "_base_executable", None) or sys.executable
 
 SHARED = ("collections", "copy", "functools", "itertools", "math", "re", "string", "typing")
 """Modules without a state that both processes import once, if the program's beginning does."""
+
+LONGEST_ORDER = 1 << 30
+"""Most bytes of a program, and of its tests."""
 
 STARTING = 60.0
 """Seconds for the sandbox to stand."""
@@ -209,7 +212,7 @@ def _run(way: Way, folder: str, program: Program, limits: Limits) -> Verdict:
             },
             {"given": given, "tests": program.tests, "asked": asked},
         ):
-            body = plain.pack(part)
+            body = plain.pack(part, most=LONGEST_ORDER)
             order.write(len(body).to_bytes(4, "big") + body)
         order.seek(0)
         try:
