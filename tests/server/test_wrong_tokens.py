@@ -8,12 +8,16 @@ import secrets
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 from worlds import HTTP, RANDOM, running
 
 from lmsmith.core.errors import UserError
+from lmsmith.feedback.people import People
+from lmsmith.feedback.store import Store
 from lmsmith.server import serve as module
 from lmsmith.server.errors import ApiError
 from lmsmith.server.token_strength import ADVICE, weakness
@@ -25,7 +29,7 @@ from lmsmith.server.wrong_tokens import (
     WrongTokens,
 )
 
-RIGHT = "right"
+RIGHT, GUESSABLE = "right", "guessable"
 
 
 class Door:
@@ -39,10 +43,35 @@ class Door:
         self.now += seconds
 
     async def give(self, address: str, token: str) -> str | None:
-        async def check() -> str | None:
+        async def at_once() -> str | None:
             return "Ann" if token == RIGHT else None
 
-        return await self.wrong.check(address, token, check)
+        def in_turn() -> str | None:
+            return "owner" if token == GUESSABLE else None
+
+        return await self.wrong.check(address, token, at_once, in_turn)
+
+
+def test_a_right_token_is_let_in_whatever_others_try() -> None:
+    async def run() -> None:
+        door, waiting = Door(), asyncio.Event()
+
+        async def sleep(seconds: float) -> None:
+            await waiting.wait()
+
+        for _ in range(FREE + 5):
+            await door.give("192.0.2.1", "wrong")
+        door.wrong._sleep = sleep
+        guesses = [asyncio.ensure_future(door.give("192.0.2.1", f"{n}")) for n in range(500)]
+        await asyncio.sleep(0.01)
+        assert await door.give("192.0.2.1", RIGHT) == "Ann"
+        answered = [each for each in guesses if each.done()]
+        assert len(answered) == 500 - MOST_WAITING  # 429, right or wrong unknown
+        assert all(isinstance(each.exception(), ApiError) for each in answered)
+        waiting.set()
+        await asyncio.gather(*guesses, return_exceptions=True)
+
+    asyncio.run(run())
 
 
 def test_the_delay_grows_by_address() -> None:
@@ -59,9 +88,11 @@ def test_the_delay_grows_by_address() -> None:
         assert await door.give("192.0.2.2", RIGHT) == "Ann"  # nobody else waits
         assert await door.give("192.0.2.3", "wrong") is None
         assert door.now == before
-        assert await door.give("192.0.2.1", RIGHT) == "Ann"  # late, but not locked out
+        assert await door.give("192.0.2.1", RIGHT) == "Ann"
+        assert door.now == before
+        assert await door.give("192.0.2.1", GUESSABLE) == "owner"  # late, but not locked out
         assert door.now == before + LONGEST_SECONDS
-        assert await door.give("192.0.2.1", RIGHT) == "Ann"  # known from there now
+        assert await door.give("192.0.2.1", GUESSABLE) == "owner"  # known from there now
         assert door.now == before + LONGEST_SECONDS
 
     asyncio.run(run())
@@ -81,17 +112,29 @@ def test_attempts_at_once_are_tried_in_turn_or_refused() -> None:
     async def run() -> None:
         door, tried = Door(), 0
 
-        async def check() -> None:
+        async def never() -> None:
+            await asyncio.sleep(0)
+
+        def check() -> None:
             nonlocal tried
             tried += 1
-            await asyncio.sleep(0)
 
         for _ in range(FREE):
             await door.give("192.0.2.1", "wrong")
-        found = await asyncio.gather(
-            *(door.wrong.check("192.0.2.1", f"guess {n}", check) for n in range(1000)),
-            return_exceptions=True,
-        )
+        go_on = asyncio.Event()
+
+        async def sleep(seconds: float) -> None:
+            await go_on.wait()
+
+        door.wrong._sleep = sleep
+        tries = [
+            asyncio.ensure_future(door.wrong.check("192.0.2.1", f"guess {n}", never, check))
+            for n in range(1000)
+        ]
+        while sum(each.done() for each in tries) < 1000 - MOST_WAITING:
+            await asyncio.sleep(0.01)
+        go_on.set()
+        found = await asyncio.gather(*tries, return_exceptions=True)
         assert tried == MOST_WAITING
         refused = [each for each in found if isinstance(each, ApiError)]
         assert len(refused) == 1000 - MOST_WAITING
@@ -116,7 +159,7 @@ def test_what_is_remembered_is_bounded() -> None:
         door = Door()
         for number in range(MOST_KNOWN + 500):
             address = f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}"
-            await door.give(address, RIGHT if number % 2 else "wrong")
+            await door.give(address, GUESSABLE if number % 2 else "wrong")
         assert len(door.wrong._attempts) <= MOST_KNOWN
         assert len(door.wrong._right) <= MOST_KNOWN
 
@@ -184,3 +227,40 @@ def test_guesses_over_http_become_slow_and_are_logged(caplog: pytest.LogCaptureF
     assert len(lines) == FREE + 3
     assert "127.0.0.1" in lines[0]
     assert "guess" not in caplog.text
+
+
+@pytest.mark.parametrize("weak", [False, True])
+def test_a_new_token_gets_in_while_others_guess(tmp_path: Path, weak: bool) -> None:
+    """Nothing was right from this address before; 40 guesses wait or were refused."""
+    store = Store(tmp_path / "feedback.db")
+    ann = People(store).add("Ann", "user")
+    server = "a" if weak else secrets.token_urlsafe(24)
+    with running({"random": RANDOM}, store=store, token=server) as served:
+        authenticator = served.server.config.loaded_app._authenticator
+        authenticator._is_random = not weak
+        address = f"{served.address}/v1/models"
+
+        def guess(number: int) -> int:
+            wrong = {"authorization": f"Bearer x{number}"}
+            return HTTP.get(address, headers=wrong, timeout=60).status_code
+
+        with ThreadPoolExecutor(40) as pool:
+            guesses = [pool.submit(guess, number) for number in range(40)]
+            while authenticator._wrong._attempts.get("127.0.0.1") is None or (
+                authenticator._wrong._attempts["127.0.0.1"].waiting < MOST_WAITING
+            ):
+                time.sleep(0.01)
+            for token in (ann, *([] if weak else [server])):
+                good = {"authorization": f"Bearer {token}"}
+                assert HTTP.get(address, headers=good).status_code == 200
+                body = {"token": token}
+                found = HTTP.post(f"{served.address}/api/session", json=body)
+                assert found.status_code == 200
+            assert any(not each.done() for each in guesses)
+
+            async def sleep(seconds: float) -> None:
+                pass
+
+            authenticator._wrong._sleep = sleep
+        assert {each.result() for each in guesses} <= {401, 429}
+    store.close()

@@ -25,6 +25,7 @@ from lmsmith.feedback.store import NotThere, Store
 from lmsmith.feedback.tables import ROLES, Person
 from lmsmith.server.errors import ApiError, bad_request, unavailable
 from lmsmith.server.stream import json_response
+from lmsmith.server.token_strength import weakness
 from lmsmith.server.turns import Turns, in_database_thread
 from lmsmith.server.wrong_tokens import WrongTokens
 
@@ -149,7 +150,7 @@ class Authenticator:
     def __init__(self, token: str, store: Store) -> None:
         self._token, self._people = token, People(store)
         self._clock, self._checked = time.monotonic, -RECHECK_SECONDS
-        self._wrong = WrongTokens()
+        self._wrong, self._is_random = WrongTokens(), not token or not weakness(token)
         self._is_closed = bool(token) or self._people.anybody()
 
     async def is_closed(self) -> bool:
@@ -170,7 +171,7 @@ class Authenticator:
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
             token = given.strip()
-            return await self._wrong.check(address, token, partial(self._by_token, token))
+            return await self._check(address, token)
         cookie = session_cookie(headers.get("cookie", ""))
         return await in_database(self._by_session, cookie) if cookie else None
 
@@ -180,7 +181,7 @@ class Authenticator:
         Raises:
             ApiError: as `authenticate`.
         """
-        visitor = await self._wrong.check(address, token, partial(self._by_token, token))
+        visitor = await self._check(address, token)
         if visitor is None:
             return None
         if not await self.is_closed():
@@ -196,10 +197,21 @@ class Authenticator:
         """Whether this is the server's token, compared in constant time."""
         return hmac.compare_digest(given.encode(errors="surrogatepass"), self._token.encode())
 
-    async def _by_token(self, token: str) -> Visitor | None:
-        if self.is_token(token) and (token or not await self.is_closed()):
-            return Visitor()
-        return _visitor(await in_database(self._people.by_token, token))
+    async def _check(self, address: str, token: str) -> Visitor | None:
+        async def random_one() -> Visitor | None:
+            if self._is_random and await self._is_owners(token):
+                return Visitor()
+            if "." not in token:  # nobody's, and no reason to ask the database
+                return None
+            return _visitor(await in_database(self._people.by_token, token))
+
+        def guessable_one() -> Visitor | None:
+            return Visitor() if not self._is_random and self.is_token(token) else None
+
+        return await self._wrong.check(address, token, random_one, guessable_one)
+
+    async def _is_owners(self, token: str) -> bool:
+        return self.is_token(token) and (bool(token) or not await self.is_closed())
 
     def _open_session(self, visitor: Visitor) -> str:
         """The owner's session is bound to the server's token: another token ends it."""

@@ -1,8 +1,10 @@
 """Wrong tokens: a delay that grows by address.
 
-Attempts of one address are checked one after another. A token that was right from an address before
-is checked at once, so that whoever shares an address with a guesser, as behind a proxy, is served.
-Other addresses never wait. ``X-Forwarded-For`` is not read: anybody can write it.
+A random token is looked up at once: nobody who guesses from the same address keeps it out, and no
+rate of guesses finds it. A wrong one is answered late, the answers of one address one after
+another. A token that can be guessed, which a server of this machine's own addresses may have, is
+compared only then, unless it was right from that address before. Other addresses never wait.
+``X-Forwarded-For`` is not read: anybody can write it.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from lmsmith.server.errors import ApiError
+from lmsmith.server.turns import Turns
 
 log = logging.getLogger("lmsmith.server")
 Result = TypeVar("Result")
@@ -30,6 +33,9 @@ FIRST_SECONDS, LONGEST_SECONDS = 0.25, 2.0
 FORGET_SECONDS = 900.0
 MOST_WAITING = 8
 """Attempts of an address that wait for their turn; more are refused at once."""
+
+LOOKING_UP = 2
+"""Tokens of an address that are looked up in the database at once."""
 
 MOST_KNOWN = 10_000
 """Addresses, and right tokens, that are remembered."""
@@ -44,7 +50,7 @@ class _Attempts:
 
     @property
     def delay(self) -> float:
-        """Seconds before the next attempt is checked."""
+        """Seconds before the next wrong attempt is answered."""
         if self.wrong < FREE:
             return 0.0
         return float(min(LONGEST_SECONDS, FIRST_SECONDS * 2 ** min(self.wrong - FREE, 30)))
@@ -57,19 +63,31 @@ class WrongTokens:
         self._clock, self._sleep = time.monotonic, asyncio.sleep
         self._attempts: OrderedDict[str, _Attempts] = OrderedDict()
         self._right: OrderedDict[tuple[str, bytes], None] = OrderedDict()
+        self._looking_up = Turns(LOOKING_UP)
 
     async def check(
-        self, address: str, token: str, work: Callable[[], Awaitable[Result | None]]
+        self,
+        address: str,
+        token: str,
+        at_once: Callable[[], Awaitable[Result | None]],
+        in_turn: Callable[[], Result | None] = lambda: None,
     ) -> Result | None:
-        """The result of ``work``, which is None for a wrong token, once the address may try.
+        """What a token opens; None, after a delay, for a wrong one.
+
+        Args:
+            at_once: finds a random token.
+            in_turn: finds a token that can be guessed.
 
         Raises:
             ApiError: too many attempts of the address wait already (429).
         """
         network = _network(address)
+        async with self._looking_up.of(network):
+            if (found := await at_once()) is not None:
+                return found
         known = network, hashlib.sha256(token.encode(errors="surrogatepass")).digest()
         if known in self._right:
-            if (found := await work()) is not None:
+            if (found := in_turn()) is not None:
                 return found
             self._right.pop(known, None)
         attempts = self._of(network)
@@ -86,7 +104,7 @@ class WrongTokens:
             async with attempts.turn:
                 if attempts.delay:
                     await self._sleep(attempts.delay)
-                if (found := await work()) is None:
+                if (found := in_turn()) is None:
                     self._count(network, attempts)
         finally:
             attempts.waiting -= 1
@@ -109,7 +127,7 @@ class WrongTokens:
     def _count(self, network: str, attempts: _Attempts) -> None:
         attempts.wrong, attempts.last = attempts.wrong + 1, self._clock()
         log.warning(
-            "a wrong token came from %s, number %d; its next one is checked after %g seconds",
+            "a wrong token came from %s, number %d; its next one is answered after %g seconds",
             network,
             attempts.wrong,
             attempts.delay,
