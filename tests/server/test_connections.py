@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import resource
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import httpx2 as httpx
 import pytest
 from worlds import HTTP, RANDOM, Running, running
 
 from lmsmith.feedback.store import Store
+from lmsmith.server import pages
 from lmsmith.server.connections import ConnectionLimits
 
 QUICK = ConnectionLimits(
-    total=12, head_seconds=1.0, body_seconds=1.0, body_rate=100_000, reader_seconds=1.0
+    total=12,
+    head_seconds=1.0,
+    body_seconds=1.0,
+    body_rate=100_000,
+    reader_seconds=1.0,
+    unread_seconds=0.2,
 )
 BODY = b'{"prompt": "tea"}'
 HEAD = (
@@ -55,8 +64,9 @@ def error_of(answer: bytes) -> tuple[int, str]:
 
 
 def is_open(served: Running) -> bool:
-    body = {"prompt": "tea"}
-    return HTTP.post(f"{served.address}/tokenize", json=body, timeout=5).status_code == 200
+    body, headers = {"prompt": "tea"}, {"connection": "close"}  # one kept open may be closed
+    found = HTTP.post(f"{served.address}/tokenize", json=body, headers=headers, timeout=5)
+    return found.status_code == 200
 
 
 def send_until_closed(connection: socket.socket, part: bytes, most: int) -> int:
@@ -183,6 +193,52 @@ def test_a_reader_who_takes_nothing_is_cut_off(tmp_path: Path) -> None:
                 time.sleep(0.1)
             assert not open_
         assert is_open(served)
+    store.close()
+
+
+@pytest.mark.parametrize("path", ["/assets/big.js", "/api/conversations/NAME"])
+@pytest.mark.parametrize("trickles", [False, True])
+def test_readers_who_take_nothing_keep_nobody_out(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    path: str,
+    trickles: bool,
+) -> None:
+    content = b"x" * 12_000_000
+    big = pages.Asset(content, content, "text/javascript", '"1"')
+    monkeypatch.setattr(pages, "assets", lambda: {"assets/big.js": big})
+    limits = replace(QUICK, reader_seconds=60.0)  # only those who give way are closed
+    store = Store(tmp_path / "feedback.db")
+    owner = store.person("owner", "admin").id
+    name = store.begin(owner).id
+    for _ in range(12):
+        store.add_message(owner, name, None, "user", "x" * 1_000_000)
+    request = START.replace(b"/health", path.replace("NAME", name).encode()) + b"\r\n"
+    with running({"random": RANDOM}, connections=limits, store=store) as served:
+        with contextlib.ExitStack() as stack:
+            readers = []
+            for _ in range(limits.total + 4):
+                made = socket.socket()
+                stack.enter_context(made)
+                made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                made.connect(("127.0.0.1", int(served.address.rpartition(":")[2])))
+                with contextlib.suppress(ConnectionError):
+                    made.sendall(request * 20)
+                readers.append(made)
+            until, answered = time.monotonic() + 20, 0
+            while answered < 3 and time.monotonic() < until:
+                time.sleep(0.3)
+                for made in readers if trickles else ():
+                    with contextlib.suppress(OSError):
+                        made.settimeout(0.01)
+                        made.recv(200)
+                with contextlib.suppress(httpx.TransportError), connected(served) as new:
+                    new.sendall(START + b"Connection: close\r\n\r\n")
+                    answered += read_all(new).startswith(b"HTTP/1.1 200")
+            assert answered == 3
+        assert is_open(served)
+    assert [each for each in caplog.records if each.levelno >= logging.ERROR] == []
     store.close()
 
 

@@ -1,7 +1,8 @@
 """Limits of connections: number, size and time of headers, pace of bodies and of readers.
 
-They hold before anybody is authenticated. A connection that does nothing is closed for a new one
-when there are too many, so that no number of idle ones keeps others out.
+They hold before anybody is authenticated. When there are too many connections, one that does
+nothing is closed for a new one, or one whose client does not read: no number of them keeps others
+out.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -41,6 +42,7 @@ class ConnectionLimits:
         body_seconds, body_rate: a body may take so long, and a second more for each ``body_rate``
             bytes that have come.
         reader_seconds: a reader of a response who takes nothing for so long is cut off.
+        unread_seconds: after so long, such a reader gives way to a new connection.
     """
 
     total: int = 500
@@ -52,6 +54,7 @@ class ConnectionLimits:
     body_seconds: float = 20.0
     body_rate: float = 1000.0
     reader_seconds: float = 60.0
+    unread_seconds: float = 2.0
 
     @classmethod
     def of_system(cls) -> ConnectionLimits:
@@ -116,14 +119,46 @@ def _is_local(address: str) -> bool:
 
 
 def _close_idle(connections: Iterable[LimitedProtocol], new: LimitedProtocol) -> bool:
-    """Close the connection that has waited longest for its client; False if there is none."""
-    waiting = [each for each in connections if each is not new and each.waits_for_client]
-    if not waiting:
+    """Close the connection that has waited longest for its client; False if there is none.
+
+    Clients who do not read what they have asked for come last.
+    """
+    others, now = [each for each in connections if each is not new], time.monotonic()
+    waiting = [each for each in others if each.waits_for_client]
+    unread = [each for each in others if each.unread_for(now) > each.all.limits.unread_seconds]
+    if waiting:
+        oldest = min(waiting, key=lambda each: (each.in_body, each.since))
+    elif unread:
+        oldest = max(unread, key=lambda each: each.unread_for(now))
+        log.warning("%s reads nothing of a response; it gives way to others", oldest.address)
+    else:
         return False
-    oldest = min(waiting, key=lambda each: (each.in_body, each.since))
     oldest.all.remove(oldest)
     oldest.transport.abort()
     return True
+
+
+class _Transport:
+    """A transport that takes no more once it closes, when uvloop's fails: a response may be under
+    way as its connection is cut off."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+
+    def write(self, data: bytes) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(data)
+
+    def pause_reading(self) -> None:
+        if not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -156,10 +191,14 @@ class LimitedProtocol(HttpToolsProtocol):
     def waits_for_client(self) -> bool:
         return not self.is_busy or self.in_body
 
+    def unread_for(self, now: float) -> float:
+        """Seconds for which the client has taken nothing of a response that waits for it."""
+        return 0.0 if self._paused_at is None else now - self._paused_at
+
     # Of asyncio
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(cast(asyncio.Transport, _Transport(transport)))
         self.all.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -233,7 +272,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def check(self, now: float) -> None:
         """Close the connection if its time is over."""
         limits = self.all.limits
-        if self._paused_at is not None and now - self._paused_at > limits.reader_seconds:
+        if self.unread_for(now) > limits.reader_seconds:
             log.warning("%s reads no more of a response; it is cut off", self.address)
             self.transport.abort()
         elif self.in_body:
