@@ -25,7 +25,6 @@ def native_kernels() -> NativeKernels:
     return found
 
 
-@pytest.mark.parametrize("in_panels", [True, False])
 @pytest.mark.parametrize("kind", ["bf16", "int8"])
 @pytest.mark.parametrize(
     ("inputs", "outputs"),
@@ -38,7 +37,6 @@ def test_linear(
     inputs: int,
     outputs: int,
     with_bias: bool,
-    in_panels: bool,
 ) -> None:
     """x Wᵀ + b in float64 of the rounded weights; a row's bits are the same in any company."""
     matrix = torch.randn(outputs, inputs)
@@ -49,10 +47,7 @@ def test_linear(
     x = torch.randn(131, inputs).bfloat16()
     x[5, 3] = 300.0  # the others of its chunk are small beside it
     x[6] = 0.0
-    if in_panels:
-        weight = native_kernels.prepare(weight)
-        if not weight.in_panels:
-            pytest.skip("this processor has no instructions for panels")
+    weight = native_kernels.prepare(weight)
     whole = native_kernels.linear(x, weight, torch.float32)
     expected = torch.nn.functional.linear(
         x.double(), exact, None if bias is None else bias.double()
@@ -103,8 +98,6 @@ def test_matrix_units_get_many_rows(native_kernels: NativeKernels) -> None:
     kernels = NativeKernels(native_kernels.library, matrix_units=True)
     plain = Weight.in_rows(torch.randn(48, 96).bfloat16(), None, torch.randn(48))
     weight = kernels.prepare(plain)
-    if not weight.in_panels:
-        pytest.skip("a processor with matrix units has instructions for panels")
     x = torch.randn(20, 96).bfloat16()
     for rows in (3, 20):
         found = kernels.linear(x[:rows], weight, torch.float32)

@@ -82,8 +82,6 @@ def test_matrix_units_take_many_tokens() -> None:
     kernels = best_kernels()
     if not isinstance(kernels, NativeKernels):
         pytest.skip("no C++ compiler here")
-    if not kernels.library.lmsmith_has_panels():
-        pytest.skip("a processor with matrix units has instructions for panels")
     units = NativeKernels(kernels.library, matrix_units=True)
     decoder = random_decoder(PLAIN)
     for kind, many in (("model", False), ("int8", True)):

@@ -5,7 +5,11 @@
 #include <omp.h>
 #include <vector>
 
-#include "tiles.hpp"
+#ifdef __AVX512BF16__
+#include "tiles_512.hpp"
+#else
+#include "tiles_256.hpp"
+#endif
 
 namespace lmsmith {
 
@@ -157,45 +161,19 @@ void mix_all(const Attend<T>& a, const Queries& q) {
         mix(a, q.token[i], q.head[i], scores_of_thread(a.positions[q.token[i]] + 1));
 }
 
-#ifdef __AVX512BF16__
-
-// sums[i] += weights of query i x values, over 64 dimensions and the positions of one page.
-template <int M>
-inline void add_values_together(float* const (&sums)[TILE], const bf16* value, int width,
-                                const float* weights, int64_t stride, int start, int end) {
-    __m512 acc[M][4];
-#pragma GCC unroll 4
-    for (int i = 0; i < M; ++i)
-#pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j) acc[i][j] = _mm512_loadu_ps(sums[i] + 16 * j);
-    for (int at = start; at < end; ++at, value += width) {
-        __m512 part[4];
-#pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j) part[j] = (__m512)load16(value + 16 * j);
-#pragma GCC unroll 4
-        for (int i = 0; i < M; ++i) {
-            __m512 weight = _mm512_set1_ps(weights[i * stride + at]);
-#pragma GCC unroll 4
-            for (int j = 0; j < 4; ++j) acc[i][j] = _mm512_fmadd_ps(part[j], weight, acc[i][j]);
-        }
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < M; ++i)
-#pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j) _mm512_storeu_ps(sums[i] + 16 * j, acc[i][j]);
-}
-
 // `mix` of M queries together: keys and values are read, and made float, once for all of them.
 template <int M>
 void mix_together(const Attend<bf16>& a, const Queries& q) {
-    alignas(64) bf16 query[M][MAX_WIDTH];
+    alignas(64) Query query[M][MAX_WIDTH];
     alignas(64) float sums[M][MAX_WIDTH];
     const int width = a.width, shared_head = q.head[0] / (a.heads / a.shared);
     int first = a.positions[q.token[0]], last = 0;
     for (int i = 0; i < M; ++i) {
         const int token = q.token[i], position = a.positions[token];
         const int64_t place = int64_t(token) * (a.heads + 2 * a.shared) + q.head[i];
-        turn(a, token, a.projected + place * width, query[i]);
+        bf16 turned[MAX_WIDTH];
+        turn(a, token, a.projected + place * width, turned);
+        for (int d = 0; d < width; ++d) query[i][d] = query_of(turned[d]);
         std::memset(sums[i], 0, sizeof(float) * width);
         last = position > last ? position : last;
         first = first_seen(a, position) < first ? first_seen(a, position) : first;
@@ -209,24 +187,8 @@ void mix_together(const Attend<bf16>& a, const Queries& q) {
         const int64_t page = table[position / a.page];
         const bf16* key =
             a.keys + (page * a.shared + shared_head) * page_size + position % a.page * width;
-        __m512 acc[TILE][TILE];
-#pragma GCC unroll 4
-        for (int i = 0; i < TILE; ++i)
-#pragma GCC unroll 4
-            for (int j = 0; j < TILE; ++j) acc[i][j] = _mm512_setzero_ps();
-        for (int at = 0; at < width; at += 32) {
-            __m512bh b[TILE];
-#pragma GCC unroll 4
-            for (int j = 0; j < TILE; ++j) b[j] = load_bf16(key + j * width + at);
-#pragma GCC unroll 4
-            for (int i = 0; i < M; ++i) {
-                __m512bh x = load_bf16(query[i] + at);
-#pragma GCC unroll 4
-                for (int j = 0; j < TILE; ++j) acc[i][j] = _mm512_dpbf16_ps(acc[i][j], x, b[j]);
-            }
-        }
-        alignas(64) float tile[16];
-        _mm512_store_ps(tile, _mm512_mul_ps(sum_tile(acc), _mm512_set1_ps(a.scale)));
+        float tile[TILE * TILE];
+        score_tile<M>(query, key, width, a.scale, tile);
         for (int i = 0; i < M; ++i)
             std::memcpy(scores + i * stride + position - first, tile + TILE * i, 16);
     }
@@ -259,7 +221,7 @@ void mix_together(const Attend<bf16>& a, const Queries& q) {
         const int64_t page = table[position / a.page];
         const bf16* value =
             a.values + (page * a.shared + shared_head) * page_size + position % a.page * width;
-        for (int at = 0; at + 64 <= width; at += 64) {
+        for (int at = 0; at < width; at += STRIP) {
             float* parts[TILE];
             for (int i = 0; i < M; ++i) parts[i] = sums[i] + at;
             add_values_together<M>(parts, value + at, width, scores, stride, position - first,
@@ -274,14 +236,12 @@ void mix_together(const Attend<bf16>& a, const Queries& q) {
 }
 
 inline void mix_all(const Attend<bf16>& a, const Queries& q) {
-    if (a.width % 64 || a.page % TILE) mix_all<bf16>(a, q);
+    if (a.width % STRIP || a.page % TILE) mix_all<bf16>(a, q);
     else if (q.count == 4) mix_together<4>(a, q);
     else if (q.count == 3) mix_together<3>(a, q);
     else if (q.count == 2) mix_together<2>(a, q);
     else mix_together<1>(a, q);
 }
-
-#endif
 
 // Shares the queries out: of a prompt, 4 tokens of one head; of a single token, the heads that
 // share keys. What goes together is decided by a row's own tokens alone.

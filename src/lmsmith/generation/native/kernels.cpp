@@ -8,8 +8,12 @@
 
 #include "attention.hpp"
 #include "draw.hpp"
-#include "panels.hpp"
 #include "rows.hpp"
+#if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
+#include "products_512.hpp"
+#else
+#include "products_256.hpp"
+#endif
 
 using namespace lmsmith;
 
@@ -17,11 +21,28 @@ namespace {
 
 const int MANY_ROWS = 16;  // from which on a second thread pays in what is done row by row
 
+// A thread's share of the blocks; all threads of a team call it.
 void linear_in_team(const Linear& l) {
-#ifdef LMSMITH_PANELS
-    if (l.in_panels) return panels_in_team(l);
-#endif
-    sums_in_team(l);
+    const int pairs = (l.k + 1) / 2, chunks = (l.k + CHUNK - 1) / CHUNK;
+    const int64_t blocks = (l.n + LANES - 1) / LANES;
+    const int64_t count = omp_get_num_threads(), thread = omp_get_thread_num();
+    const int64_t begin = blocks * thread / count, end = blocks * (thread + 1) / count;
+    Part part{l, nullptr, nullptr, 0, pairs, chunks, l.scales ? l.k / l.group : 1, 0, 0, 0};
+    prepare_rows(l, part);
+    const int64_t fit = ROWS_BYTES / (part.stride * (l.scales ? 2 : ROW_BYTES));
+    const int at_once = fit < MOST_ROWS ? MOST_ROWS : int(fit / MOST_ROWS * MOST_ROWS);
+    for (int first = 0; first < l.m; first += at_once) {
+        const int last = first + at_once < l.m ? first + at_once : l.m;
+        for (int64_t block = begin; block < end;) {
+            part.panel = int(block / PANEL * PANEL), part.within = int(block % PANEL);
+            part.together = int(blocks - part.panel < PANEL ? blocks - part.panel : PANEL);
+            const int64_t left = end - block, of_panel = part.together - part.within;
+            const int64_t most = left < of_panel ? left : of_panel;
+            const int width = most == 4 ? 4 : most >= 2 ? 2 : 1;
+            multiply_part(part, width, first, last);
+            block += width;
+        }
+    }
 }
 
 template <typename T>
@@ -35,7 +56,7 @@ struct Matrix {
     const void* weight;
     const float* scales;
     const float* bias;
-    int inputs, outputs, group, in_panels;
+    int inputs, outputs, group;
 };
 
 // A block whose norms go before its layers.
@@ -70,8 +91,7 @@ struct Scratch {
 };
 
 void multiply(const Matrix& w, const bf16* x, void* y, int rows, Result result) {
-    linear_in_team({x, w.weight, w.scales, w.bias, y, rows, w.inputs, w.outputs, w.group, result,
-                    w.in_panels});
+    linear_in_team({x, w.weight, w.scales, w.bias, y, rows, w.inputs, w.outputs, w.group, result});
 #pragma omp barrier
 }
 
@@ -129,15 +149,6 @@ void run_stack(const Stack& s, int threads) {
 
 extern "C" {
 
-// Whether weights can be in panels here.
-int lmsmith_has_panels() {
-#ifdef LMSMITH_PANELS
-    return 1;
-#else
-    return 0;
-#endif
-}
-
 // Panels of rows x columns of 2 or 4 bytes: pairs of weights, or scales.
 void lmsmith_lay_out(const void* from, void* to, int64_t rows, int64_t columns, int size,
                      int threads) {
@@ -151,9 +162,8 @@ void lmsmith_lay_out(const void* from, void* to, int64_t rows, int64_t columns, 
 
 // y = x W^T + bias.
 void lmsmith_linear(const bf16* x, const void* weight, const float* scales, const float* bias,
-                    void* y, int m, int k, int n, int group, int result, int in_panels,
-                    int threads) {
-    const Linear l{x, weight, scales, bias, y, m, k, n, group, result, in_panels};
+                    void* y, int m, int k, int n, int group, int result, int threads) {
+    const Linear l{x, weight, scales, bias, y, m, k, n, group, result};
 #pragma omp parallel num_threads(threads)
     linear_in_team(l);
 }

@@ -119,7 +119,11 @@ inline void store16(bf16* to, f32x16 x) {
 #ifdef __AVX512BF16__
     _mm256_storeu_si256((__m256i*)to, (__m256i)_mm512_cvtneps_pbh((__m512)x));
 #else
-    for (int i = 0; i < 16; ++i) to[i] = narrow(x[i]);
+    const u32x16 bits = (u32x16)x, rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    const i32x16 is_number = (i32x16)(bits & 0x7fffffffu) <= 0x7f800000;
+    const u16x16 half = __builtin_convertvector(
+        is_number ? (i32x16)rounded : i32x16{} + 0x7fc0, u16x16);
+    std::memcpy(to, &half, 32);
 #endif
 }
 

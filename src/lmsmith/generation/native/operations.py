@@ -69,7 +69,7 @@ class _Attend(ctypes.Structure):
 
 _TYPES = {"p": POINTER, "i": INTEGER, "q": ctypes.c_int64, "f": FLOAT}
 _SIGNATURES = {
-    "linear": "pppppiiiiiii",
+    "linear": "pppppiiiiii",
     "lay_out": "ppqqii",
     "norm": "ppppiifiii",
     "gate": "ppiii",
@@ -107,7 +107,7 @@ class NativeKernels(TorchKernels):
             function.restype = None
 
     def prepare(self, weight: Weight) -> Weight:
-        if not self.library.lmsmith_has_panels() or weight.values.dtype == torch.float32:
+        if weight.values.dtype == torch.float32:
             return weight
         values = F.pad(weight.values, (0, 1)) if weight.shape[1] % 2 else weight.values
         pairs = torch.int32 if values.dtype == torch.bfloat16 else torch.int16
@@ -136,14 +136,14 @@ class NativeKernels(TorchKernels):
     ) -> Tensor:
         if weight.for_many is not None and len(x_ni) > FEW_ROWS:
             return super().linear(x_ni, weight.for_many, dtype, add_to)
-        if weight.values.dtype == torch.float32:
+        if not weight.in_panels:
             return super().linear(x_ni, weight, dtype, add_to)
         x_ni = x_ni.contiguous()
         (rows, inputs), (outputs, _) = x_ni.shape, weight.shape
         result = torch.empty(rows, outputs, dtype=dtype) if add_to is None else add_to
         tensors = (x_ni, weight.values, weight.scales, weight.bias, result)
         kind = _RESULTS[dtype] if add_to is None else _ADDED
-        numbers = (rows, inputs, outputs, weight.group, kind, weight.in_panels)
+        numbers = (rows, inputs, outputs, weight.group, kind)
         self._call("linear", tensors, *numbers)
         return result
 

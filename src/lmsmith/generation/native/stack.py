@@ -82,7 +82,7 @@ class NativeStack:
 class _Matrix(ctypes.Structure):
     """`Matrix` in kernels.cpp; so are the others of their names."""
 
-    _fields_ = fields("weight scales bias", "inputs outputs group in_panels")
+    _fields_ = fields("weight scales bias", "inputs outputs group")
 
 
 class _Block(ctypes.Structure):
@@ -121,4 +121,4 @@ def _block(block: BlockWeights) -> _Block:
 def _matrix(weight: Weight) -> _Matrix:
     tensors = (weight.values, weight.scales, weight.bias)
     outputs, inputs = weight.shape
-    return _Matrix(*map(address, tensors), inputs, outputs, weight.group, weight.in_panels)
+    return _Matrix(*map(address, tensors), inputs, outputs, weight.group)
