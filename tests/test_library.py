@@ -110,7 +110,7 @@ def test_generate_is_the_engines_text(model: LanguageModel) -> None:
 
 @pytest.mark.parametrize("kind", ["model", "lookup"])
 def test_a_draft_changes_no_greedy_text(model: LanguageModel, kind: str) -> None:
-    drafted = LanguageModel(model.decoder, TOKENIZER)
+    drafted = LanguageModel(model.decoder, TOKENIZER, machine=model.machine)
     drafted.draft = model.decoder if kind == "model" else PromptLookup()
     for text in ("hello", "a b a b a"):
         expected = model.generate(text, max_new_tokens=20, temperature=0)

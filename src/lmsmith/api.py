@@ -773,9 +773,9 @@ def sample_feedback(
         raise UserError(f"--count {count}: 1 or more")
     from lmsmith.catalogue.reading import read_model
     from lmsmith.catalogue.resolve import resolve
+    from lmsmith.generation.machine import prepare_reading
     from lmsmith.generation.settings import SamplingSettings
     from lmsmith.runs.signals import StopSignal
-    from lmsmith.training.machine import prepare_reading
 
     with _opened(database, new=not logged) as (store, name):
         from lmsmith.feedback import sample as sampling

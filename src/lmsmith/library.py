@@ -14,6 +14,7 @@ from lmsmith.core.errors import UserError
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.generation.engine import Engine, SamplingSettings, answer, stream
 from lmsmith.generation.inference import InferenceDecoder
+from lmsmith.generation.machine import resolve_for_reading
 from lmsmith.generation.requests import Reply, Request, until_stop
 from lmsmith.generation.speculative import PROMPT_LOOKUP, Drafter, DraftModel, PromptLookup
 from lmsmith.generation.vocabulary import vocabulary_of
@@ -21,7 +22,7 @@ from lmsmith.models.decoder import Decoder
 from lmsmith.prompts import Message, Prompt, encode_prompt, room_for_reply
 from lmsmith.prompts.chat import encode_text_prompts
 from lmsmith.tokenizers import StreamDecoder, Tokenizer
-from lmsmith.training.machine import ResolvedMachine, resolve_machine
+from lmsmith.training.machine import ResolvedMachine
 
 
 def load(
@@ -57,7 +58,7 @@ def load(
         found.tokenizer,
         card=found.card,
         folder=found.source.path,
-        machine=resolve_machine(machine or MachineConfig()),
+        machine=resolve_for_reading(machine or MachineConfig()),
         sampling=advised_sampling(found.source),
         draft=drafting,
     )
@@ -97,7 +98,7 @@ class LanguageModel:
     _: KW_ONLY
     card: dict[str, Any] = field(default_factory=dict)
     folder: Path | None = None
-    machine: ResolvedMachine = field(default_factory=lambda: resolve_machine(MachineConfig()))
+    machine: ResolvedMachine = field(default_factory=lambda: resolve_for_reading(MachineConfig()))
     sampling: Sampling = field(default_factory=Sampling)
     draft: Decoder | PromptLookup | None = None
     _ready: dict[str, tuple[object, InferenceDecoder]] = field(default_factory=dict, init=False)

@@ -78,7 +78,7 @@ def pipe(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
         monkeypatch.setattr(sys, "stdin", io.StringIO(text))
 
     # What a command does to the whole process stays out of the tests' process.
-    monkeypatch.setattr("lmsmith.training.machine.prepare_reading", lambda config: None)
+    monkeypatch.setattr("lmsmith.generation.machine.prepare_reading", lambda config: None)
     return put
 
 

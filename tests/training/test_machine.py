@@ -102,7 +102,7 @@ def test_autocast_is_bf16_or_nothing() -> None:
 def test_writing_text_does_not_import_the_compiler() -> None:
     script = (
         "import sys; from lmsmith import library; from lmsmith.core.recipe import MachineConfig\n"
-        "from lmsmith.training.machine import prepare_reading\n"
+        "from lmsmith.generation.machine import prepare_reading\n"
         "prepare_reading(MachineConfig())\n"
         "assert not {'torch._dynamo', 'torch._inductor'} & set(sys.modules)"
     )

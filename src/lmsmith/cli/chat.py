@@ -73,8 +73,8 @@ def chat(
     if json and interactive:
         raise UserError("--json: there is nothing to answer", "give a --message, or pipe text in")
     from lmsmith.core.recipe import MachineConfig
+    from lmsmith.generation.machine import prepare_reading
     from lmsmith.library import load
-    from lmsmith.training.machine import prepare_reading
 
     prepare_reading(MachineConfig())
     language_model = load(model, draft=draft)

@@ -41,8 +41,8 @@ def generate(
         alternatives: How many of the likeliest tokens the JSON object has in each token's place.
         prompt_log_probabilities: Let the JSON object have those of the prompt's tokens too.
     """
+    from lmsmith.generation.machine import prepare_reading
     from lmsmith.library import load
-    from lmsmith.training.machine import prepare_reading
 
     prepare_reading(MachineConfig())
     seed = secrets.randbelow(2**31) if seed is None else seed

@@ -80,6 +80,7 @@ def serve(
     from lmsmith.feedback.database import default_database, make_safe
     from lmsmith.feedback.people import People
     from lmsmith.feedback.store import Store
+    from lmsmith.generation.machine import prepare_reading
     from lmsmith.server import pages
     from lmsmith.server.app import Server, addresses, create_app, is_any, listen
     from lmsmith.server.engine import AsyncEngine
@@ -88,7 +89,7 @@ def serve(
     from lmsmith.server.requests import Limits
     from lmsmith.server.token_strength import ADVICE, weakness
     from lmsmith.server.wrong_tokens import is_loopback
-    from lmsmith.training.machine import compute_aside, prepare_reading
+    from lmsmith.training.machine import compute_aside
 
     token = token or os.environ.get("LMSMITH_TOKEN", "")
     if not models:

@@ -92,21 +92,12 @@ def resolve_machine(config: MachineConfig) -> ResolvedMachine:
 
 def prepare_process(config: MachineConfig) -> ResolvedMachine:
     """Set this process up for training, once, before it begins."""
-    machine = prepare_reading(config)
-    torch.use_deterministic_algorithms(machine.deterministic)
-    # Filling fresh memory with NaN is a debugging aid that costs a write of every result.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    return machine
-
-
-def prepare_reading(config: MachineConfig) -> ResolvedMachine:
-    """Set this process up for generation: `prepare_process` without PyTorch's deterministic mode.
-
-    That would change nothing there, and takes a second to import the compiler.
-    """
     machine = resolve_machine(config)
     keep_freed_memory()
     torch.set_num_threads(machine.threads)
+    torch.use_deterministic_algorithms(machine.deterministic)
+    # Filling fresh memory with NaN is a debugging aid that costs a write of every result.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return machine
 
 
