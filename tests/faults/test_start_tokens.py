@@ -69,6 +69,10 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+FP32 = MachineConfig(precision="fp32")
+"""The oracle computes in float32."""
+
+
 def greedy(model: LanguageModel, prompt: str, count: int) -> str:
     return model.generate(prompt, max_new_tokens=count, temperature=0)
 
@@ -106,27 +110,27 @@ def agrees(model: LanguageModel, folder: Path, *, adds_start: bool | None = None
 
 @pytest.mark.parametrize("name", BEGINS)
 def test_greedy_text_is_that_of_transformers(zoo: Path, name: str, tmp_path: Path) -> None:
-    model = load(zoo / name)
+    model = load(zoo / name, machine=FP32)
     assert (model.text_tokens("hello")[0] == model.tokenizer.start_of_text) == BEGINS[name]
     agrees(model, zoo / name, adds_start=True if name == "bos_config" else None)
     export(read_model(zoo / name), tmp_path / "out", "hf")
-    agrees(load(tmp_path / "out"), tmp_path / "out")
+    agrees(load(tmp_path / "out", machine=FP32), tmp_path / "out")
 
 
 def test_a_model_made_here_is_prompted_as_it_was_trained(own: Path, tmp_path: Path) -> None:
-    model = load(own)
+    model = load(own, machine=FP32)
     documents = tmp_path / "documents.jsonl"
     documents.write_text(json.dumps({"id": "1", "text": "hello there", "source": "a"}) + "\n")
     sources = tokenize_sources(documents, model.tokenizer, tmp_path / "shards")
     framed = sources["a"].shards.tokens.tolist()
     assert framed == [*model.text_tokens("hello there"), model.tokenizer.end_of_text]
     export(read_model(own), tmp_path / "hf", "hf")
-    again = load(tmp_path / "hf")
+    again = load(tmp_path / "hf", machine=FP32)
     agrees(model, tmp_path / "hf")
     agrees(again, tmp_path / "hf")
     pytest.importorskip("gguf")
     found = export(read_model(own), tmp_path / "model.gguf", "gguf", "f32")
-    gguf = load(found.path)
+    gguf = load(found.path, machine=FP32)
     for prompt in PROMPTS:
         assert gguf.text_tokens(prompt) == model.text_tokens(prompt)
         assert greedy(gguf, prompt, 8) == greedy(model, prompt, 8)
