@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from lmsmith.runs.records import write_record
+
 HARDWARE = {
     "cpu": "Intel(R) Xeon(R) Processor",
     "cores": 2,
@@ -163,7 +165,7 @@ def write_stage(folder: Path, stage: str, chance: random.Random) -> None:
         "warnings": WARNINGS.get(stage, []),
         "machine": {"precision": "bf16", "threads": 2, "peak_gflops": 812.3},
     }
-    (place / "stage.json").write_text(json.dumps(manifest))
+    write_record(place / "stage.json", manifest)
     if stage in _LOGS:
         write_rows(place / "metrics.jsonl", _LOGS[stage](chance))
     if stage in ("pretrain", "sft", "ppo"):

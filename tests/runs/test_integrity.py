@@ -11,7 +11,7 @@ import pytest
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import sha256_file, write_json
 from lmsmith.runs import integrity
-from lmsmith.runs.integrity import check_folder, check_inputs
+from lmsmith.runs.integrity import check_folder, check_inputs, is_whole
 from lmsmith.runs.records import write_record
 
 
@@ -117,3 +117,36 @@ def test_a_cache_that_cannot_be_written_costs_only_time(
     monkeypatch.setenv("LMSMITH_HOME", str(tmp_path / "file"))
     check_folder(stage / "model")
     check_folder(stage / "model")
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "without its checksum", "link"])
+def test_a_damaged_record_does_not_switch_the_checks_off(stage: Path, damage: str) -> None:
+    path = stage / "stage.json"
+    content = path.read_bytes()
+    if damage == "link":
+        path.unlink()
+        path.symlink_to("nowhere")
+    else:
+        half = content[: len(content) // 2]
+        changes = {
+            "flipped": half + bytes([content[len(half)] ^ 1]) + content[len(half) + 1 :],
+            "cut": half,
+            "empty": b"",
+            "without its checksum": content.replace(b"checksum", b"chacksum"),
+        }
+        path.write_bytes(changes[damage])
+    checks = [lambda: check_inputs(stage, ["*"])]
+    checks += [lambda: check_folder(stage / "model")] * (damage != "link")
+    for check in checks:
+        with pytest.raises(UserError) as caught:
+            check()
+        assert f"{path}: damaged" in caught.value.problem
+        assert "lmsmith run RECIPE --redo sft" in caught.value.fix
+    assert not is_whole(stage)
+
+
+def test_a_stage_is_whole_with_all_its_files(stage: Path) -> None:
+    assert is_whole(stage)
+    (stage / "model/chat.json").unlink()
+    assert not is_whole(stage)
+    assert not is_whole(stage.parent)

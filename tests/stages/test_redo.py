@@ -11,6 +11,7 @@ import pytest
 
 from lmsmith.core.errors import Interrupted, UserError
 from lmsmith.core.recipe import Recipe
+from lmsmith.runs.integrity import check_folder
 from lmsmith.runs.redo import REDO_FILE
 from lmsmith.stages import pipeline
 from lmsmith.stages.pipeline import run_recipe
@@ -114,8 +115,82 @@ def test_what_cannot_be_made_again_is_refused(tmp_path: Path, options: dict[str,
         go(tmp_path, **options)
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"asked": 3, "left": {}}', '{"left": [1, "grow"]}'])
-def test_a_damaged_list_asks_for_nothing_odd(tmp_path: Path, content: str) -> None:
+def stopped_at(folder: Path, stage: str, redo: str) -> None:
+    """A command that was stopped as this stage began."""
+    real = tiny.run
+
+    def stopped(config: Any, inputs: Any, out: Any) -> dict[str, float]:
+        if out.name == stage:
+            raise Interrupted(15)
+        return real(config, inputs, out)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiny, "run", stopped)
+        with pytest.raises(Interrupted):
+            go(folder, redo=redo)
+
+
+@pytest.mark.parametrize("damage", ["output", "missing", "record"])
+def test_a_stage_that_was_made_again_and_is_damaged_is_made_once_more(
+    tmp_path: Path, damage: str
+) -> None:
+    go(tmp_path)
+    stopped_at(tmp_path, "measure", "make")
+    if damage == "missing":
+        (tmp_path / "make" / "link.txt").unlink()
+    else:
+        flip(tmp_path / "make" / {"output": "link.txt", "record": "stage.json"}[damage])
+    again = go(tmp_path, redo="make", dry_run=True)
+    assert again["make"] == "run"
+    assert again["grow"] in ("run", "depends")
+    assert go(tmp_path, redo="make")["make"] == "run"
+    assert not (tmp_path / REDO_FILE).exists()
+    assert set(go(tmp_path).values()) == {"skip"}
+
+
+def test_another_stage_that_was_made_again_is_made_once_more(tmp_path: Path) -> None:
+    go(tmp_path)
+    stopped_at(tmp_path, "measure", "make")
+    stopped_at(tmp_path, "measure", "grow")
+    assert go(tmp_path, redo="make", dry_run=True)["make"] == "run"
+    done = go(tmp_path, redo="make")
+    assert (done["make"], done["grow"]) == ("run", "run")
+    assert not (tmp_path / REDO_FILE).exists()
+
+
+def test_a_stage_that_left_the_recipe_is_not_waited_for(tmp_path: Path) -> None:
+    go(tmp_path)
+    (tmp_path / REDO_FILE).write_text('{"asked": ["gone"], "left": ["gone"]}')
+    assert set(go(tmp_path).values()) == {"skip"}
+    assert not (tmp_path / REDO_FILE).exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", '{"asked": 3, "left": {}}', '{"left": [1, "grow"]}', '{"asked": ["grow"]}'],
+)
+@pytest.mark.parametrize("redo", [None, "grow"])
+def test_a_damaged_list_is_an_error_that_says_what_to_do(
+    tmp_path: Path, content: str, redo: str | None
+) -> None:
     go(tmp_path)
     (tmp_path / REDO_FILE).write_text(content)
-    assert go(tmp_path)["make"] == "skip"
+    for dry in (True, False):
+        with pytest.raises(UserError) as caught:
+            go(tmp_path, redo=redo, dry_run=dry)
+        assert f"{tmp_path / REDO_FILE}: damaged" in caught.value.problem
+        assert "remove it" in caught.value.fix
+        assert "--redo STAGE" in caught.value.fix
+    (tmp_path / REDO_FILE).unlink()
+    assert go(tmp_path, redo="grow")["grow"] == "run"
+
+
+def test_a_damaged_record_is_made_again_by_redo(tmp_path: Path) -> None:
+    go(tmp_path)
+    flip(tmp_path / "make" / "stage.json")
+    with pytest.raises(UserError) as caught:
+        check_folder(tmp_path / "make")
+    assert f"{tmp_path / 'make' / 'stage.json'}: damaged" in caught.value.problem
+    assert "--redo make" in caught.value.fix
+    assert go(tmp_path, redo="make")["make"] == "run"
+    check_folder(tmp_path / "make")

@@ -16,7 +16,7 @@ from lmsmith.core.errors import UserError
 from lmsmith.core.files import is_there, missing, read_json, require_file
 from lmsmith.runs.folders import working_folder
 from lmsmith.runs.identity import remade_inputs
-from lmsmith.runs.records import read_record
+from lmsmith.runs.integrity import finished_record
 
 log = logging.getLogger("lmsmith.models")
 """Says which model a run's folder stands for; the command line shows it."""
@@ -128,14 +128,23 @@ def _models_of_run(run: Path) -> Iterator[Path]:
 
 def _remade(run: Path, stage: str) -> list[str]:
     """The inputs of a stage that were made again since it read them."""
-    return remade_inputs(read_record(run / stage / "stage.json") or {}, run)
+    return remade_inputs(_record_of(run, stage), run)
+
+
+def _record_of(run: Path, stage: str) -> dict[str, Any]:
+    """A stage's record; a damaged one is logged, for its stage's own files are not used with it."""
+    try:
+        return finished_record(run / stage) or {}
+    except UserError as error:
+        log.warning(f"{error.problem}; {error.fix}")
+        return {}
 
 
 def _made_from(run: Path, stage: str) -> list[str]:
     """A stage, and those that it is made from, directly or through others."""
     found = [stage]
     for each in found:
-        record = read_record(run / each / "stage.json") or {}
+        record = _record_of(run, each)
         inputs = (str(entry["stage"]) for entry in (record.get("inputs") or {}).values())
         found += [name for name in dict.fromkeys(inputs) if name not in found]
     return found

@@ -50,7 +50,7 @@ from lmsmith.models.config import ModelConfig
 from lmsmith.models.folder import load_tokenizer, read_model_config
 from lmsmith.prompts import encode_prompt
 from lmsmith.report.version.page import build_version_page
-from lmsmith.runs.records import read_record
+from lmsmith.runs.integrity import finished_record
 from lmsmith.stages.pipeline import run_recipe
 from lmsmith.tokenizers import Tokenizer
 
@@ -257,7 +257,7 @@ def _record(
     model = next(f"{name}/model" for name in ("ppo", "sft") if name in recipe.stages)
     figures: dict[str, float] = {}
     for name in recipe.stages:
-        record: Any = read_record(folder / name / "stage.json") or {}
+        record: Any = finished_record(folder / name) or {}
         figures |= {f"{name}.{key}": value for key, value in record.get("metrics", {}).items()}
     made = Version(
         name=state.name,

@@ -42,6 +42,51 @@ def check_inputs(stage_folder: Path, patterns: Iterable[str]) -> None:
     _check(stage_folder, wanted, _EDITABLE[:1])
 
 
+def check_shown(stage_folder: Path, patterns: Iterable[str], needed: Iterable[str]) -> None:
+    """Check those outputs of a stage that a report shows; what people may edit is let through.
+
+    Args:
+        needed: names of outputs that may not be missing.
+
+    Raises:
+        UserError: one is not as its stage wrote it, or is missing.
+    """
+    chosen = list(patterns)
+    _check(stage_folder, lambda name: any(fnmatchcase(name, each) for each in chosen), _EDITABLE)
+    outputs = (finished_record(stage_folder) or {}).get("outputs") or {}
+    for name in needed:
+        if name in outputs and not (stage_folder / name).is_file():
+            problem = f"{stage_folder / name}: missing; the stage {stage_of(stage_folder)} wrote it"
+            raise UserError(problem, f"put back a copy of the file, or {remedy(stage_folder)}")
+
+
+def is_whole(stage_folder: Path) -> bool:
+    """Whether a stage is finished and all its outputs are there as it wrote them."""
+    try:
+        check_inputs(stage_folder, ["*"])
+        record = finished_record(stage_folder)
+    except UserError:
+        return False
+    return record is not None and all((stage_folder / name).is_file() for name in record["outputs"])
+
+
+def finished_record(stage_folder: Path) -> dict[str, Any] | None:
+    """The record of a finished stage; None if there is none.
+
+    Raises:
+        UserError: it is damaged: nothing that the stage wrote can be held against it.
+    """
+    path = stage_folder / RECORD
+    record = read_record(path)
+    if record is None and (path.exists() or path.is_symlink()):
+        raise UserError(
+            f"{path}: damaged, so that nothing shows whether the outputs of the stage "
+            f"{stage_of(stage_folder)} are whole",
+            f"put back a copy of the file, or {remedy(stage_folder)}",
+        )
+    return record
+
+
 def check_folder(folder: Path) -> None:
     """Check the files in a folder that is a finished stage's or lies in one; else do nothing.
 
@@ -57,7 +102,7 @@ def check_folder(folder: Path) -> None:
 
 
 def _check(stage_folder: Path, wanted: Callable[[str], bool], passed_over: tuple[str, ...]) -> None:
-    outputs = (read_record(stage_folder / RECORD) or {}).get("outputs") or {}
+    outputs = (finished_record(stage_folder) or {}).get("outputs") or {}
     known = _read_known(stage_folder)
     checked: dict[str, list[object]] = {}
     for name, expected in outputs.items():

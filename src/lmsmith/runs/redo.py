@@ -5,7 +5,6 @@ The run's folder keeps the list until it is done, so that a run that is cut off 
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +13,14 @@ import msgspec
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import read_json, write_json
+from lmsmith.runs.integrity import redo_command
 
 REDO_FILE = ".redo.json"
+
+
+class _Lists(msgspec.Struct):
+    asked: list[str]
+    left: list[str]
 
 
 @dataclass
@@ -33,14 +38,26 @@ class Redo:
 
     @classmethod
     def read(cls, run: Path) -> Redo:
-        """The list that an earlier command left in a run; empty if there is none."""
-        found = cls(run / REDO_FILE)
-        if not found.file.is_file():
-            return found
-        with contextlib.suppress(UserError, msgspec.ValidationError):
-            table = msgspec.convert(read_json(found.file), dict[str, list[str]])
-            found.asked, found.left = table.get("asked", []), table.get("left", [])
-        return found
+        """The list that an earlier command left in a run; empty if there is none.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        file = run / REDO_FILE
+        if not file.exists() and not file.is_symlink():
+            return cls(file)
+        try:
+            table = msgspec.convert(read_json(file), _Lists)
+        except (UserError, msgspec.ValidationError) as error:
+            raise UserError(
+                f"{file}: damaged, so that it is not known what is still to be made again",
+                f"remove it, then name the stages again: {redo_command(run)} --redo STAGE",
+            ) from error
+        return cls(file, table.asked, table.left)
+
+    def goes_on(self, stage: str) -> bool:
+        """Whether the last command that was cut off asked for this stage, and has made it."""
+        return bool(self.left) and self.asked[-1:] == [stage] and stage not in self.left
 
     def add(self, stage: str, reads: Mapping[str, Iterable[str]]) -> None:
         """Ask for a stage, and for all that read it, directly or through others.
@@ -48,13 +65,11 @@ class Redo:
         Args:
             reads: stage → the stages that it reads, in the order in which they run.
         """
-        if stage in self.asked and self.left:
-            return  # the same command again: it goes on
         closure = {stage}
         for name, sources in reads.items():
             if closure & set(sources):
                 closure.add(name)
-        self.asked.append(stage)
+        self.asked = [*(name for name in self.asked if name != stage), stage]
         self.left = [name for name in reads if name in closure | set(self.left)]
 
     def reason(self, stage: str) -> str:

@@ -43,7 +43,7 @@ from lmsmith.runs.folders import (
     working_folder,
 )
 from lmsmith.runs.identity import Decision, Identity, decide, external_files, files_read
-from lmsmith.runs.integrity import check_inputs
+from lmsmith.runs.integrity import check_inputs, is_whole
 from lmsmith.runs.locking import locked
 from lmsmith.runs.records import (
     WatchedProgress,
@@ -303,7 +303,14 @@ class _Run:
     def read_redo(self, stage: str | None) -> None:
         """What an earlier command was asked to make again and did not, and ``stage``."""
         self.redo = Redo.read(self.folder)
+        self.redo.left = [name for name in self.redo.left if name in self.stages]
         if stage is not None:
+            if self.redo.goes_on(stage) and is_whole(self.folder / stage):
+                self.progress.note(
+                    f"{stage} was made again before the run was cut off; now it goes on with "
+                    f"{', '.join(self.redo.left)}. Give --redo once more when that is done"
+                )
+                return
             present = self.recipe.stages
             self.redo.add(stage, {s.name: s.inputs(present).values() for s in self.stages.values()})
 

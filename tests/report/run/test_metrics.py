@@ -13,6 +13,7 @@ import pytest
 
 from lmsmith.core.errors import UserError
 from lmsmith.report.run.metrics import collect_metrics
+from lmsmith.runs.records import write_record
 
 
 def test_metrics_are_nested_by_stage_and_evaluations_are_merged_in(whole_run: Path) -> None:
@@ -70,7 +71,7 @@ def test_a_stage_made_from_an_older_input_is_outdated_and_so_are_those_below(
     whole_run: Path,
 ) -> None:
     path = whole_run / "sft" / "stage.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "fingerprint": "another"}))
+    write_record(path, {**json.loads(path.read_text()), "fingerprint": "another"})
     status = collect_metrics(whole_run)["status"]
     assert status["pretrain"] == status["sft"] == status["data"] == "done"
     assert {s for s, state in status.items() if state == "outdated"} == {
@@ -87,7 +88,7 @@ def test_what_is_not_finite_becomes_none_so_that_the_json_is_valid(whole_run: Pa
     path = whole_run / "ppo" / "stage.json"
     manifest = json.loads(path.read_text())
     manifest["metrics"] = {"steps": 3, "broken": None}
-    path.write_text(json.dumps(manifest))
+    write_record(path, manifest)
     metrics = collect_metrics(whole_run)
     assert metrics["ppo"]["broken"] is None
     json.dumps(metrics, allow_nan=False)

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from lmsmith.core.errors import UserError
+from lmsmith.core.files import sha256_file
 from lmsmith.report.run.page import build_report
+from lmsmith.runs.records import write_record
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 
@@ -139,7 +141,7 @@ def test_an_interval_that_holds_the_baseline_is_not_called_a_gain(whole_run: Pat
     path = whole_run / "evaluate" / "stage.json"
     manifest = json.loads(path.read_text())
     manifest["metrics"].update({"ppo.win_rate_low": 0.49, "reward.accuracy_low": 0.52})
-    path.write_text(json.dumps(manifest))
+    write_record(path, manifest)
     html = build_report(whole_run).read_text(encoding="utf-8")
     assert Page(html).text.count("● no clear gain") == 2
 
@@ -151,7 +153,7 @@ def test_ppo_without_a_judge_is_measured_by_its_own_reward_model(whole_run: Path
     for name in [name for name in metrics if name.startswith("ppo.win_rate")]:
         del metrics[name]
     metrics.update({f"ppo.win_rate_by_reward{end}": 0.75 for end in ("", "_low", "_high")})
-    path.write_text(json.dumps(manifest))
+    write_record(path, manifest)
     text = Page(build_report(whole_run).read_text(encoding="utf-8")).text
     assert "wins over SFT by its own reward model" in text
     assert "no judge measured it" in text
@@ -240,3 +242,29 @@ def test_a_folder_that_is_no_run_is_a_users_mistake(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a run folder"):
         build_report(tmp_path)
     assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "missing"])
+@pytest.mark.parametrize("name", ["samples.jsonl", "stage.json"])
+def test_what_is_shown_is_what_its_stage_wrote(whole_run: Path, name: str, damage: str) -> None:
+    folder = whole_run / "evaluate"
+    record = json.loads((folder / "stage.json").read_text())
+    samples = folder / "samples.jsonl"
+    write_record(folder / "stage.json", {**record, "outputs": {samples.name: sha256_file(samples)}})
+    build_report(whole_run)
+    path = folder / name
+    content = path.read_bytes()
+    half = len(content) // 2
+    if damage == "missing":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(content[:half])
+    else:
+        path.write_bytes(content[:half] + bytes([content[half] ^ 1]) + content[half + 1 :])
+    if (name, damage) == ("stage.json", "missing"):
+        build_report(whole_run)  # the stage is not done
+        return
+    with pytest.raises(UserError) as caught:
+        build_report(whole_run)
+    assert str(path) in caught.value.problem
+    assert "--redo evaluate" in caught.value.fix

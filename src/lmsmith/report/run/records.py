@@ -15,6 +15,9 @@ from lmsmith.core.errors import UserError
 from lmsmith.core.files import missing, read_json
 from lmsmith.report.numbers import as_number
 from lmsmith.report.run.words import STAGE_WORDS
+from lmsmith.runs.integrity import check_shown, finished_record
+
+_SHOWN = ("samples.jsonl", "frontier.jsonl", "calibration.json")
 
 Status = Literal["done", "outdated", "started", "not run"]
 Row = dict[str, Any]
@@ -99,7 +102,8 @@ def read_run(folder: Path) -> RunRecord:
     """Read the run in ``folder``.
 
     Raises:
-        UserError: the folder does not exist or is not a run; the run folders near it are named.
+        UserError: the folder does not exist or is not a run (the run folders near it are named);
+            or a finished stage's record, or an output that is shown, is damaged.
     """
     folder = Path(folder)
     if not _is_run(folder):
@@ -131,7 +135,10 @@ def _read_stage(folder: Path) -> StageRecord:
     manifest: object = {}
     status: Status = "not run"
     found = next((name for name in _RECORD_FILES if (folder / name).is_file()), None)
-    if found is not None:
+    if found == "stage.json":
+        manifest, status = finished_record(folder), _RECORD_FILES[found]
+        check_shown(folder, ("*.json", "*.jsonl"), _SHOWN)
+    elif found is not None:
         manifest, status = read_json(folder / found), _RECORD_FILES[found]
     if not isinstance(manifest, dict):
         raise UserError(f"{folder}/{found}: expected a JSON object", "run the recipe again")
