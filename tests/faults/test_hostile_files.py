@@ -124,7 +124,7 @@ def test_a_kind_of_another_type(tmp_path: Path, kind: Any) -> None:
 def test_weights_of_too_many_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights_file, "MOST_TENSORS", 10)
     for folder in (own(tmp_path / "own"), exported(tmp_path / "hf", "hf")):
-        with pytest.raises(UserError, match="more than any model has"):
+        with pytest.raises(UserError, match="more tensors than any model has"):
             read_model(folder)
 
 

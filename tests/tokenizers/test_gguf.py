@@ -155,7 +155,7 @@ def test_sentencepiece_scores_give_the_ids_of_sentencepiece(
 def test_a_token_of_scores_is_made_in_every_way_the_best_first() -> None:
     scores = {"a": 0.0, "b": 0.0, "c": 0.0, "ab": -2.0, "bc": -1.0, "abc": -3.0}
     merges = list(merges_of_scores(scores))
-    assert merges == [("b", "c"), ("a", "b"), ("a", "bc"), ("ab", "c")]
+    assert merges == [["b", "c"], ["a", "b"], ["a", "bc"], ["ab", "c"]]
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def _read(source: Source, tokenizer: Tokenizer | None) -> ReadModel:
         with _naming(path):
             config, state = from_gguf(file)
             decoder = make_decoder(config, state)
-            tokenizer = tokenizer or tokenizer_from_gguf(file.metadata)
+            tokenizer = tokenizer or tokenizer_from_gguf(file.metadata, source.path.stat().st_size)
         card = {"name": str(file.metadata.get("general.name", path.stem))}
     elif source.format == "hf":
         config, state = read_transformers_folder(path)
@@ -174,7 +174,7 @@ def load_any_tokenizer(path: Path | str) -> Tokenizer:
 def _any_tokenizer(path: Path) -> Tokenizer:
     if path.is_file() and path.suffix == ".gguf":
         with _naming(path):
-            return tokenizer_from_gguf(open_gguf(path).metadata)
+            return tokenizer_from_gguf(open_gguf(path).metadata, path.stat().st_size)
     if not path.is_dir() or (path / CHAT_FILE).is_file():
         return Tokenizer.load(path)
     if (path / TOKENIZER_FILE).is_file():

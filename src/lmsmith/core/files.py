@@ -21,7 +21,8 @@ from typing import Any
 import msgspec
 
 from lmsmith.core.errors import Interrupted, UserError
-from lmsmith.core.text import encodable, encodable_json
+from lmsmith.core.json_text import decode_json
+from lmsmith.core.text import encodable
 
 _MARK = b"\xef\xbb\xbf"  # byte order mark of UTF-8
 _ALWAYS_UNPACKED, _UNPACKED_TIMES = 1 << 26, 100
@@ -203,7 +204,7 @@ def read_json(path: Path, most: int | None = None) -> object:
     """
     content = _read_bytes(path, most)
     try:
-        return _decoded(msgspec.json.Decoder(), content.removeprefix(_MARK))
+        return decode_json(content.removeprefix(_MARK))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error})", "Fix or replace the file.") from error
 
@@ -366,7 +367,7 @@ def _json_object(
     decoder: msgspec.json.Decoder[object], text: bytes, where: str
 ) -> dict[str, object]:
     try:
-        row = _decoded(decoder, text)
+        row = decode_json(text, decoder)
     except UnicodeDecodeError as error:
         problem = f"{where}: not UTF-8 text (byte {error.start + 1})"
         raise UserError(problem, "Save the file as UTF-8.") from error
@@ -382,18 +383,6 @@ def _object(value: object, where: str, fix: str) -> dict[str, object]:
     names = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
     found = names.get(type(value), "a number")
     raise UserError(f"{where}: expected a JSON object, found {found}", fix)
-
-
-def _decoded(decoder: msgspec.json.Decoder[object], content: bytes) -> object:
-    """A JSON value; lone surrogates in its strings, which JSON may escape, become U+FFFD."""
-    text = content.decode("utf-8")
-    try:
-        return decoder.decode(content)
-    except msgspec.DecodeError:
-        fixed = encodable_json(text)
-        if fixed == text:
-            raise
-        return decoder.decode(fixed)
 
 
 def read_text(path: Path, most: int = -1) -> str:

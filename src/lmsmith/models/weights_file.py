@@ -13,12 +13,16 @@ from safetensors.torch import load_file
 
 from lmsmith.core.errors import UserError, refusing_damage
 from lmsmith.core.files import require_file
+from lmsmith.core.json_text import signs_outside_strings
 from lmsmith.models.config import ModelConfig
 
 _FIX = "fetch it again; a run's is made again by `lmsmith run RECIPE --redo STAGE`"
 
 MOST_TENSORS = 1 << 16
 """In a file; each takes memory, however small it is."""
+
+_MOST_HEADER_BYTES = 100_000_000
+"""The library's own limit."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Name → shape of each tensor in a file."""
@@ -30,11 +34,25 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     Raises:
         UserError: it is missing or damaged.
     """
+    with _reading(path):
+        _refuse_long_header(path)
     with _reading(path), safe_open(path, framework="pt") as file:
         names = file.keys()
         if len(names) > MOST_TENSORS:
-            raise UserError(f"{path}: {len(names):,} tensors, more than any model has", _FIX)
+            raise UserError(f"{path}: more tensors than any model has", _FIX)
         return {name: tuple(file.get_slice(name).get_shape()) for name in names}
+
+
+def _refuse_long_header(path: Path) -> None:
+    """Refuse a header of more keys than tensors have, before the library makes objects of them."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > min(_MOST_HEADER_BYTES, path.stat().st_size):
+            return  # the library refuses it
+        header = file.read(length)
+    most = 4 * MOST_TENSORS
+    if header.count(b":") > most and signs_outside_strings(header)[b":"] > most:
+        raise UserError(f"{path}: more tensors than any model has", _FIX)
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:

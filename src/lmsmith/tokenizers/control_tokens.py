@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import secrets
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import msgspec
 import tokenizers
+from tokenizers import models
 
 from lmsmith.core.errors import UserError
 
@@ -48,21 +49,49 @@ def shielded_backend(
     ]
     known = {token["id"] for token in added}
     added += [added_token(t, spelling[t], True) for t in controls if t not in known]
-    hidden = dict(description) | {
-        "added_tokens": sorted(added, key=lambda token: token["id"]),
-        "model": _renamed_model(description["model"], renamed),
+    frame = dict(description) | {
+        "added_tokens": [],
+        "model": _NO_MODEL,
         "post_processor": None,
         "truncation": None,
         "padding": None,
     }
     with refusing_panic("not a readable tokenizer", "fetch the model's files again"):
-        backend = tokenizers.Tokenizer.from_str(json.dumps(hidden))
+        backend = tokenizers.Tokenizer.from_buffer(msgspec.json.encode(frame))
+        backend.model = _model(_renamed_model(description["model"], renamed))
+        backend.add_tokens([_added(token) for token in sorted(added, key=lambda each: each["id"])])
     if any(backend.token_to_id(name) != token for token, name in spelling.items()):
         raise UserError(
             "the ids of this tokenizer's added tokens do not follow its vocabulary",
             "fetch the model's files again, all of one revision",
         )
     return backend, spelling
+
+
+_NO_MODEL: dict[str, Any] = {"type": "BPE", "vocab": {}, "merges": []}
+
+_BPE = (
+    "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "byte_fallback",
+    "ignore_merges",
+)  # fmt: skip
+
+
+def _model(model: Mapping[str, Any]) -> models.Model:
+    """The library's model; BPE without JSON, whose reader takes thrice the memory for merges."""
+    if model.get("type", "BPE") == "BPE" and isinstance(model.get("merges"), list):
+        names = {name: name for name in model["vocab"]}  # equal texts are one object
+        pairs = (m.split(" ") if isinstance(m, str) else m for m in model["merges"])
+        merges = [(names[left], names[right]) for left, right in pairs]
+        settings = {name: model[name] for name in _BPE if model.get(name) is not None}
+        return models.BPE(vocab=model["vocab"], merges=merges, **settings)
+    content = msgspec.json.encode({"model": model})
+    made: models.Model = tokenizers.Tokenizer.from_buffer(content).model
+    return made
+
+
+def _added(token: Mapping[str, Any]) -> tokenizers.AddedToken:
+    flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
+    return tokenizers.AddedToken(token["content"], **{name: token[name] for name in flags})
 
 
 @contextlib.contextmanager

@@ -6,13 +6,14 @@ our own tables are.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 import msgspec
 
 from lmsmith.core.errors import UserError
+from lmsmith.core.json_text import decode_json
+from lmsmith.tokenizers.text_growth import text_growth
 
 MOST_BYTES = 1 << 27
 """Of a tokenizer.json; the largest published ones have a quarter of it."""
@@ -23,11 +24,18 @@ MOST_SMALL_BYTES = 1 << 24
 MOST_UNUSED = 1 << 16
 """Ids without a token that a vocabulary may have, besides as many as it has tokens."""
 
-_MOST_GROWTH = 256
-"""Most characters that the replacements of a normaliser may make of one."""
+MOST_CHARACTERS = 1024
+"""Of a token of SentencePiece, which makes 16 by default, and of an added one."""
 
 MOST_MERGES = 16
 """For each token; published vocabularies have up to three."""
+
+_TIMES, _FREE = 10, 100 << 20
+"""Bytes that a tokenizer may take: so many times its file's size, and so many more."""
+
+_TOKEN, _SCORED, _ADDED, _CHARACTER, _MERGE, _PAIR = 460, 880, 1700, 110, 275, 345
+"""Bytes that each takes while a tokenizer is made: a token, one with a score, an added one and each
+of its characters, and a merge, written as one text or as two."""
 
 _FIX = "fetch the model's files again"
 
@@ -38,10 +46,10 @@ class _AddedToken(msgspec.Struct):
     id: _Id
     content: str
     special: bool = False
+    normalized: bool = True
 
 
 class _Description(msgspec.Struct):
-    model: dict[str, Any]
     added_tokens: list[_AddedToken] | None = None
     normalizer: dict[str, Any] | None = None
     pre_tokenizer: dict[str, Any] | None = None
@@ -51,39 +59,52 @@ class _Description(msgspec.Struct):
 
 class _Model(msgspec.Struct):
     vocab: dict[str, _Id] | list[tuple[str, float]] | None = None
-    merges: list[str | tuple[str, str]] | None = None
+    merges: list[str | list[str]] | None = None
     unk_token: str | None = None
     unk_id: _Id | None = None
     continuing_subword_prefix: str | None = None
     end_of_word_suffix: str | None = None
-    max_input_chars_per_word: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 100
+    max_input_chars_per_word: Annotated[int, msgspec.Meta(ge=0, le=256)] = 100
 
 
-def check_description(description: object) -> dict[str, Any]:
-    """The contents as they are.
+def check_description(description: object, size: int = 0) -> dict[str, Any]:
+    """The contents as they are; equal texts in merges become one object.
+
+    Args:
+        size: of the file in bytes, if it is known; else a lower limit of it is taken.
 
     Raises:
         UserError: a value is of the wrong kind; an id is larger than a vocabulary of so many
-            tokens has; a merge is of what is no token; or a text would grow without limit.
+            tokens has; a merge is of what is no token; a text would grow without limit, or the
+            tokenizer take far more memory than its file.
     """
+    table = description if isinstance(description, dict) else {}
+    parts = table.get("model")
+    if not isinstance(parts, dict):
+        raise UserError("not a tokenizer: it has no model", _FIX)
+    vocabulary, merges = parts.get("vocab") or {}, parts.get("merges") or []
+    _check_memory(vocabulary, merges, [], 1.0, size)  # before anything is copied
     try:
-        found = msgspec.convert(description, _Description)
-        model = msgspec.convert(found.model, _Model)
+        found = msgspec.convert({**table, "model": None}, _Description)
+        growth = text_growth(found.normalizer, found.pre_tokenizer)
+        added = found.added_tokens or []
+        _check_memory(vocabulary, merges, added, growth, size)
+        model = msgspec.convert(parts, _Model)
     except msgspec.ValidationError as error:
         raise UserError(f"not a tokenizer: {error}", _FIX) from error
-    vocabulary = model.vocab or {}
-    added = found.added_tokens or []
     if isinstance(vocabulary, list):
         vocabulary = {piece: token for token, (piece, _) in enumerate(vocabulary)}
+        _refuse_long(vocabulary)
+    _refuse_long(token.content for token in added)
     _check_ids(vocabulary, added)
-    _check_merges(model, vocabulary)
-    growth = 1.0
-    for step in _steps(found.normalizer, "normalizers"):
-        growth *= _growth(step)
-        if growth > _MOST_GROWTH:
-            raise UserError("the tokenizer's normaliser makes texts too long", _FIX)
-    assert isinstance(description, dict)
-    return description
+    _check_merges(model, vocabulary, merges)
+    return table
+
+
+def _refuse_long(tokens: Iterable[str]) -> None:
+    """Refuse tokens so long that each place of a text would be compared with all of one."""
+    if (longest := max(map(len, tokens), default=0)) > MOST_CHARACTERS:
+        raise UserError(f"the tokenizer has a token of {longest:,} characters", _FIX)
 
 
 def _check_ids(vocabulary: Mapping[str, int], added: list[_AddedToken]) -> None:
@@ -95,48 +116,60 @@ def _check_ids(vocabulary: Mapping[str, int], added: list[_AddedToken]) -> None:
         )
 
 
-def _check_merges(model: _Model, vocabulary: Mapping[str, int]) -> None:
+def _check_memory(
+    vocabulary: object, merges: object, added: list[_AddedToken], growth: float, size: int
+) -> None:
+    """Refuse numbers of tokens and merges that would take far more memory than their file."""
+    pairs: list[object] = merges if isinstance(merges, list) else []
+    tokens = len(vocabulary) if isinstance(vocabulary, dict | list) else 0
+    if len(pairs) > MOST_MERGES * (tokens + 1):
+        raise UserError(f"the tokenizer has {len(pairs):,} merges of {tokens:,} tokens", _FIX)
+    states = sum(len(each.content) * (growth if each.normalized else 1.0) for each in added)
+    needed = round(_CHARACTER * states) + _ADDED * len(added)
+    needed += (_SCORED if isinstance(vocabulary, list) else _TOKEN) * tokens
+    needed += sum(_MERGE if isinstance(merge, str) else _PAIR for merge in pairs)
+    if needed <= _FREE + _TIMES * size:
+        return
+    written = 10 * tokens + 12 * len(pairs) + 100 * len(added)
+    if needed > _FREE + _TIMES * max(size, written):
+        raise UserError(
+            f"the tokenizer's {tokens:,} tokens, {len(pairs):,} merges and "
+            f"{len(added):,} added tokens would take {needed >> 20:,} MiB, far more than its file",
+            _FIX,
+        )
+
+
+def most_merges(tokens: int, size: int) -> int:
+    """Merges that a vocabulary of so many tokens may have, in a file of so many bytes."""
+    return max(0, _FREE + _TIMES * max(size, 10 * tokens) - _TOKEN * tokens) // _PAIR
+
+
+def _check_merges(model: _Model, vocabulary: Mapping[str, int], merges: list[Any]) -> None:
     """Refuse merges of what is no token: the library ends the thread on some of these."""
     prefix = model.continuing_subword_prefix or ""
-    merges = model.merges or []
-    if len(merges) > MOST_MERGES * (len(vocabulary) + 1):
-        raise UserError(f"the tokenizer has {len(merges):,} merges of {len(vocabulary):,}", _FIX)
+    names = {name: name for name in vocabulary} if merges else {}
     for number, merge in enumerate(merges, start=1):
-        left, _, right = (
-            merge.partition(" ") if isinstance(merge, str) else (merge[0], "", merge[1])
-        )
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        if len(pair) != 2:
+            raise UserError(f"merge {number} of the tokenizer is not of two tokens", _FIX)
+        left, right = pair
         parts = (left, right, left + right.removeprefix(prefix))
-        wrong = next((part for part in parts if part not in vocabulary), None)
+        wrong = next((part for part in parts if part not in names), None)
         if wrong is not None or not right.startswith(prefix):
             problem = f"merge {number} of the tokenizer needs the token {wrong or right!r}"
             raise UserError(problem, _FIX)
+        if isinstance(merge, list):
+            merge[:] = names[left], names[right]
 
 
-def _steps(step: object, inner: str) -> Iterator[Mapping[str, Any]]:
-    """A step, and those within it."""
-    if isinstance(step, Mapping):
-        yield step
-        below = step.get(inner)
-        for each in below if isinstance(below, list) else []:
-            yield from _steps(each, inner)
-
-
-def _growth(step: Mapping[str, Any]) -> float:
-    """How many characters a replacement makes of one, at most."""
-    pattern, content = step.get("pattern"), step.get("content")
-    if step.get("type") != "Replace" or not isinstance(content, str):
-        return 1.0
-    text = pattern.get("String") if isinstance(pattern, Mapping) else pattern
-    return max(1.0, len(content) / (len(text) if isinstance(text, str) and text else 1))
-
-
-def read_description(text: str | bytes) -> dict[str, Any]:
+def read_description(text: str | bytes, size: int = 0) -> dict[str, Any]:
     """`check_description` of JSON.
 
     Raises:
         UserError: also if it is not JSON.
     """
+    content = text.encode() if isinstance(text, str) else text
     try:
-        return check_description(json.loads(text))
-    except (ValueError, RecursionError) as error:
+        return check_description(decode_json(content), size)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise UserError(f"the tokenizer is not valid JSON ({error})", _FIX) from error

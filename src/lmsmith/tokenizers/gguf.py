@@ -14,8 +14,13 @@ import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
 from lmsmith.core.errors import UserError
-from lmsmith.tokenizers.control_tokens import added_token, refusing_panic
-from lmsmith.tokenizers.description import MOST_MERGES, read_description
+from lmsmith.tokenizers.control_tokens import added_token
+from lmsmith.tokenizers.description import (
+    MOST_CHARACTERS,
+    MOST_MERGES,
+    most_merges,
+    read_description,
+)
 from lmsmith.tokenizers.gpt import byte_level_description
 from lmsmith.tokenizers.hugging_face import described_with_start, hugging_face_template
 from lmsmith.tokenizers.import_tokenizer import import_tokenizer
@@ -68,9 +73,6 @@ _BEGINS_TEXTS = {"llama-bpe", "llama3"}
 _OF_SENTENCE_PIECE = ("unknown", "bos", "eos")
 """The first tokens of such a vocabulary, where the file names none: llama.cpp's rule."""
 
-MOST_CHARACTERS = 1024
-"""Of a token of SentencePiece, which makes 16 by default."""
-
 _VARIABLES = {
     "bos_token": "bos",
     "eos_token": "eos",
@@ -83,12 +85,15 @@ _WHOLE_WORDS = {"llama-bpe", "llama3", "smaug-bpe"}
 """Kinds that take a piece that is a token as it is, whatever merges would make of it."""
 
 
-def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
+def tokenizer_from_gguf(metadata: Mapping[str, Any], size: int = 0) -> Tokenizer:
     """A tokenizer of the values under ``tokenizer.``.
 
     ``gpt2`` is byte-level BPE with merges, cut as ``tokenizer.ggml.pre`` says; ``llama`` is
     SentencePiece's BPE, whose merges follow from the tokens' scores, with bytes for what it does
     not know. If there is a ``tokenizer.huggingface.json``, that is taken: it says all.
+
+    Args:
+        size: of the file in bytes; see `check_description`.
 
     Raises:
         UserError: a value is missing, or the kind is neither.
@@ -104,11 +109,11 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
         )
     named = _named_tokens(metadata, tokens)
     if whole := metadata.get("tokenizer.huggingface.json"):
-        description = read_description(whole)
+        description = read_description(whole, size)
     elif kind == "gpt2":
         description = _byte_level(metadata, tokens, types)
     elif kind == "llama":
-        description = _sentence_piece(metadata, tokens, types)
+        description = _sentence_piece(metadata, tokens, types, size)
     else:
         raise UserError(
             f"the GGUF file's tokenizer is of the kind {kind!r}; gpt2 and llama are known",
@@ -123,6 +128,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
         jinja=_template(metadata),
         text_start=[named["bos"]] if adds and "bos" in named else [],
         stops=[named[key] for key in ("eot", "eom") if key in named],
+        size=size,
     )
 
 
@@ -263,7 +269,7 @@ def _added(tokens: Sequence[str], types: Sequence[int]) -> list[dict[str, Any]]:
 
 
 def _sentence_piece(
-    metadata: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int]
+    metadata: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int], size: int
 ) -> dict[str, Any]:
     scores = _get(metadata, "ggml.scores", list)
     if len(scores) != len(tokens) or not all(type(score) is float for score in scores):
@@ -274,19 +280,13 @@ def _sentence_piece(
         for token, score, kind in zip(tokens, scores, types, strict=True)
         if token in vocabulary and kind in (NORMAL, USER_DEFINED, UNUSED)
     }
-    merges = list(itertools.islice(merges_of_scores(normal), MOST_MERGES * len(tokens) + 1))
-    if len(merges) > MOST_MERGES * len(tokens):
+    most = min(MOST_MERGES * len(tokens), most_merges(len(vocabulary), size))
+    merges = list(itertools.islice(merges_of_scores(normal), most + 1))
+    if len(merges) > most:
         raise UserError("the GGUF file's tokens are made in too many ways", "fetch it again")
     unknown = tokens[types.index(UNKNOWN)] if UNKNOWN in types else None
-    with refusing_panic("not a readable vocabulary", "fetch the file again"):
-        model = models.BPE(
-            vocab=vocabulary,
-            merges=merges,
-            unk_token=unknown,
-            fuse_unk=True,
-            byte_fallback=BYTE in types,
-        )
-    backend = tokenizers.Tokenizer(model)
+    frame = models.BPE(unk_token=unknown, fuse_unk=True, byte_fallback=BYTE in types)
+    backend = tokenizers.Tokenizer(frame)
     spaced: list[normalizers.Normalizer] = [normalizers.Replace(" ", "▁")]
     ends = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     if metadata.get("tokenizer.ggml.add_space_prefix", True):
@@ -295,21 +295,23 @@ def _sentence_piece(
     backend.normalizer = normalizers.Sequence(spaced)
     backend.decoder = decoders.Sequence(ends)
     description: dict[str, Any] = json.loads(backend.to_str())
+    description["model"] |= {"vocab": vocabulary, "merges": merges}
     description["added_tokens"] = _added(tokens, types)
     return description
 
 
-def merges_of_scores(scores: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+def merges_of_scores(scores: Mapping[str, float]) -> Iterator[list[str]]:
     """Merges that do what SentencePiece's BPE does with scores; a UserError for absurd tokens.
 
     It joins, of all neighbours that together are a token, those whose token has the highest
     score, the leftmost first. So each way to make a token is a merge, in the order of scores.
     """
+    names = {token: token for token in scores}  # equal texts are one object
     longest = max(map(len, scores), default=0)
     if longest > MOST_CHARACTERS:
         raise UserError(f"the GGUF file has a token of {longest:,} characters", "fetch it again")
     for token in sorted(scores, key=lambda token: -scores[token]):
         for cut in range(1, len(token)):
             left, right = token[:cut], token[cut:]
-            if left in scores and right in scores:
-                yield left, right
+            if left in names and right in names:
+                yield [names[left], names[right]]

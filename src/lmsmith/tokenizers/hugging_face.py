@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ from lmsmith.tokenizers.bpe import TOKENIZER_FILE
 from lmsmith.tokenizers.chat_format import END_OF_TEXT, END_OF_TURN, JINJA_TEMPLATE
 from lmsmith.tokenizers.description import MOST_BYTES, MOST_SMALL_BYTES
 from lmsmith.tokenizers.import_tokenizer import import_tokenizer
-from lmsmith.tokenizers.tokenizer import Tokenizer, vocabulary_of
+from lmsmith.tokenizers.tokenizer import Tokenizer
 
 CONFIG_FILE = "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
+_MOST_START = 64
+"""Tokens before a text; published models have up to four."""
+
 _VARIABLES = [f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
 
 
@@ -51,8 +55,9 @@ def _read(folder: Path) -> Tokenizer:
     names = _object(folder / "special_tokens_map.json") | config
     variables = {key: name for key in _VARIABLES if (name := _name_of(names.get(key))) is not None}
     description = _with_specials(description, names)
-    by_id = {token: name for name, token in vocabulary_of(description).items()}
-    stops = [by_id[end] for end in _end_ids(folder) if end in by_id]
+    ends = _end_ids(folder)
+    by_id = _names_of(description, set(ends))
+    stops = [by_id[end] for end in ends if end in by_id]
     if "eos_token" not in variables and stops:
         variables["eos_token"] = stops[0]
     return import_tokenizer(
@@ -61,7 +66,20 @@ def _read(folder: Path) -> Tokenizer:
         jinja=_template(folder, config),
         text_start=_text_start(description, config, variables.get("bos_token")),
         stops=stops,
+        size=(folder / TOKENIZER_FILE).stat().st_size,
     )
+
+
+def _names_of(description: Mapping[str, Any], ids: Container[int]) -> dict[int, str]:
+    """Tokens as they are written, of some ids."""
+    vocabulary = description["model"].get("vocab") or {}
+    listed = (
+        ((entry[0], token) for token, entry in enumerate(vocabulary))
+        if isinstance(vocabulary, list)
+        else vocabulary.items()
+    )
+    added = ((token["content"], token["id"]) for token in description.get("added_tokens") or [])
+    return {token: name for name, token in itertools.chain(listed, added) if token in ids}
 
 
 def _end_ids(folder: Path) -> list[int]:
@@ -175,17 +193,24 @@ def _text_start(
 def _processor_start(description: Mapping[str, Any]) -> tuple[str, ...]:
     """The tokens that a ``tokenizer.json``'s post-processor puts before a text."""
     step = description.get("post_processor") or {}
-    found: list[str] = []
-    for each in step.get("processors", [step]):
+    names = list(itertools.islice(_names_before(step.get("processors", [step])), _MOST_START + 1))
+    if len(names) > _MOST_START:
+        raise UserError(
+            f"the tokenizer puts more than {_MOST_START} tokens before each text", "fetch it again"
+        )
+    return tuple(names)
+
+
+def _names_before(processors: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    for each in processors:
         if each.get("type") in ("BertProcessing", "RobertaProcessing"):
-            found.append(each["cls"][0])
+            yield each["cls"][0]
         if each.get("type") == "TemplateProcessing":
             for piece in each["single"]:
                 if "SpecialToken" not in piece:
                     break
                 name = piece["SpecialToken"]["id"]
-                found += each["special_tokens"][name].get("tokens") or [name]
-    return tuple(found)
+                yield from each["special_tokens"][name].get("tokens") or [name]
 
 
 def described_with_start(tokenizer: Tokenizer) -> dict[str, Any]:

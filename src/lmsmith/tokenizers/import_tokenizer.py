@@ -35,6 +35,7 @@ def import_tokenizer(
     text_start: Sequence[str] = (),
     stops: Iterable[str] = (),
     cleaning: str = "",
+    size: int = 0,
 ) -> Tokenizer:
     """A tokenizer from outside; the roles of its control tokens are found by its template.
 
@@ -46,11 +47,12 @@ def import_tokenizer(
         variables: its ``bos_token``, ``eos_token`` and others, as templates know them.
         stops: more tokens at which a reply ends.
         text_start, cleaning: see `ChatFormat`.
+        size: see `check_description`.
 
     Raises:
         UserError: it names no token that ends a text, or is damaged; or its template does not end.
     """
-    check_description(description)
+    check_description(description, size)
     eos = variables.get("eos_token") or variables.get("bos_token")
     if not eos:
         raise UserError(
@@ -58,7 +60,7 @@ def import_tokenizer(
             'add it to tokenizer_config.json: {"eos_token": "</s>"} or what the model was given',
         )
     tokens = description.get("added_tokens") or []
-    added = [token["content"] for token in tokens]
+    added = dict.fromkeys(token["content"] for token in tokens)
     ends = [name for name in _ENDS_OF_TEXT if name in added]
     end = ends[0] if ends and eos in _ENDS_OF_TURN else eos
     bos = variables.get("bos_token")
@@ -72,7 +74,7 @@ def import_tokenizer(
         cleaning=cleaning,
         text_start=tuple(text_start),
     )
-    specials = [token["content"] for token in tokens if token.get("special")]
+    specials = dict.fromkeys(token["content"] for token in tokens if token.get("special"))
     # What the template writes of these is a marker: typed by a user, it must not split messages.
     possible = [name for name in added if name not in specials and _may_be_marker(name)]
     template = ChatTemplate(chat_format.jinja or "", chat_format.variables)

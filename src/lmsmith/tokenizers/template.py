@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
 import json
 import re
@@ -19,6 +20,9 @@ SECONDS = 10.0
 
 MOST_CHARACTERS = 1_000_000
 """Most characters of a rendered conversation, besides four times its messages."""
+
+_MOST_COMPARED = 1 << 28
+"""Characters in which a template's texts are looked for."""
 
 _OPEN, _CLOSE, _NUMBERS = "\U0010fff0", "\U0010fff1", 0x100000
 """Private characters, which templates do not look for: a mark's kind, and message 0."""
@@ -139,8 +143,8 @@ class ChatTemplate:
                 conversation; or contents spell control tokens and cannot be told from the
                 template's text.
         """
-        names = list(controls)
-        marks = _Marks(names, [text for text in _constants(self.source) if text.strip()])
+        names = _names(tuple(controls))
+        marks = _Marks(_unmarked(names, self.source))
         marked = [
             dict(message) | {"content": marks.around(number, message["content"])}
             for number, message in enumerate(messages)
@@ -151,16 +155,15 @@ class ChatTemplate:
         text, spans = marks.read(marked_text)
         if text == plain_text and spans is not None:
             found = [
-                match.span()
-                for match in _matches(names, text)
-                if not any(span.start < match.end() and match.start() < span.end for span in spans)
+                (start, end)
+                for start, end in names.places(text)
+                if not any(span.start < end and start < span.end for span in spans)
             ]
             return Rendering(text, spans, found, _keeps_spaces(self))
-        found = [match.span() for match in _matches(names, plain_text)]
+        found = names.places(plain_text)
         in_plain = [plain_text[start:end] for start, end in found]
-        if in_plain != [match.group() for match in _matches(names, marked_text)] or any(
-            _matches(names, message["content"]) for message in messages
-        ):
+        in_marked = [marked_text[start:end] for start, end in names.places(marked_text)]
+        if in_plain != in_marked or any(names.places(each["content"]) for each in messages):
             raise UserError(
                 "a message spells a control token, and the model's chat template rewrites "
                 "messages, so that the two cannot be told apart",
@@ -174,14 +177,70 @@ class ChatTemplate:
         return {**self.variables, "tools": None, "documents": None, **asked}
 
 
-def _matches(names: Sequence[str], text: str) -> list[re.Match[str]]:
-    """Control tokens in a text: the leftmost first, and the longest there."""
-    return list(_pattern(tuple(names)).finditer(text)) if names else []
+class _Names:
+    """Texts that are looked for in others: the leftmost first, and the longest there."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = frozenset(names) - {""}
+        lengths: dict[str, set[int]] = {}
+        for name in self.names:
+            lengths.setdefault(name[0], set()).add(len(name))
+        self._lengths = {first: sorted(found, reverse=True) for first, found in lengths.items()}
+        self._first = re.compile(f"[{''.join(map(re.escape, lengths))}]") if lengths else None
+
+    def places(self, text: str) -> list[tuple[int, int]]:
+        """Where they stand in a text, start and end."""
+        found: list[tuple[int, int]] = []
+        at = 0
+        while self._first and (match := self._first.search(text, at)):
+            start = match.start()
+            lengths = self._lengths[match.group()]
+            named = (text[start : start + length] for length in lengths)
+            name = next((each for each in named if each in self.names), "")
+            at = start + (len(name) or 1)
+            if name:
+                found.append((start, at))
+        return found
 
 
 @functools.lru_cache(maxsize=16)
-def _pattern(names: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
+def _names(names: tuple[str, ...]) -> _Names:
+    return _Names(names)
+
+
+@functools.lru_cache(maxsize=16)
+def _unmarked(controls: _Names, source: str) -> _Names:
+    """Texts of a template that stay outside of marks: no part of a control token can be in one.
+
+    A control token may lie in one, with more text around it, or across its edge.
+    """
+    constants = [text for text in _constants(source) if text.strip()]
+    together = "\U0010ffff".join(controls.names)
+    if len(constants) * len(together) > _MOST_COMPARED:
+        raise UserError(
+            f"the chat template has {len(constants):,} texts, too many for a tokenizer whose "
+            f"control tokens have {len(together):,} characters",
+            _FIX,
+        )
+    forwards = sorted(controls.names)
+    backwards = sorted(name[::-1] for name in controls.names)
+    longest = max(map(len, forwards), default=0)
+
+    def begins_one(text: str, names: list[str]) -> bool:
+        """Whether a name begins as the text ends."""
+        for length in range(1, min(len(text), longest) + 1):
+            place = bisect.bisect_left(names, end := text[-length:])
+            if place < len(names) and names[place].startswith(end):
+                return True
+        return False
+
+    return _Names(
+        text
+        for text in constants
+        if not (text in together or controls.places(text))
+        and not begins_one(text, forwards)
+        and not begins_one(text[::-1], backwards)
+    )
 
 
 class _Marks:
@@ -191,12 +250,10 @@ class _Marks:
     template splits by (``</think>``), unless they could be a part of a control token.
     """
 
-    def __init__(self, controls: Sequence[str], constants: Sequence[str]) -> None:
-        self._controls = controls
+    def __init__(self, bare: _Names) -> None:
         self._key = secret_text()
         self._marks = re.compile(f"{self._key}([{_OPEN}{_CLOSE}])(.)", re.DOTALL)
-        bare = [text for text in constants if not any(_may_join(text, c) for c in controls)]
-        self._bare = _pattern(tuple(bare)) if bare else None
+        self._bare = bare
 
     def around(self, number: int, content: str) -> str:
         """The content of message ``number`` with its marks."""
@@ -205,9 +262,9 @@ class _Marks:
             return self._mark(_OPEN, number) + self._mark(_CLOSE, number) + content
         before, _, after = content.partition(core)
         pieces, at = [before], 0
-        for match in self._bare.finditer(core) if self._bare else ():
-            pieces += [self._wrapped(number, core[at : match.start()]), match.group()]
-            at = match.end()
+        for start, end in self._bare.places(core):
+            pieces += [self._wrapped(number, core[at:start]), core[start:end]]
+            at = end
         return "".join([*pieces, self._wrapped(number, core[at:]), after])
 
     def _wrapped(self, number: int, text: str) -> str:
@@ -242,16 +299,6 @@ class _Marks:
                 opened = None
         pieces.append(marked[at:])
         return "".join(pieces), spans if whole and opened is None else None
-
-
-def _may_join(text: str, control: str) -> bool:
-    """Whether a control token can lie in ``text`` with more text around it, or across its edge."""
-    return (
-        text in control
-        or control in text
-        or any(text.endswith(control[:n]) for n in range(1, len(control)))
-        or any(text.startswith(control[-n:]) for n in range(1, len(control)))
-    )
 
 
 @functools.lru_cache(maxsize=16)

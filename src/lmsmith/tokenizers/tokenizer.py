@@ -137,7 +137,7 @@ class Tokenizer:
             check_is_ours(description, path)
         try:
             with refusing_damage("the tokenizer", "import the model again"):
-                return cls(check_description(description), chat_format)
+                return cls(check_description(description, path.stat().st_size), chat_format)
         except UserError as error:
             raise UserError(f"{path}: {error.problem}", error.fix) from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,11 +9,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import fingerprint, is_there, missing, read_text, sha256_file
-from lmsmith.core.text import encodable_json
+from lmsmith.core.json_text import decode_json
 from lmsmith.evaluation.tasks.detokenise import DETOKENISERS
 from lmsmith.evaluation.tasks.generated import GENERATORS
 from lmsmith.evaluation.tasks.python_task import WRITTEN, Author, PythonTask, canonical
@@ -264,8 +264,8 @@ def _documents(text: str, file: Path, spec: DataSpec) -> Iterator[Item]:
 
 def _parsed(text: str, where: str) -> Any:
     try:
-        return json.loads(encodable_json(text))
-    except (ValueError, RecursionError) as error:
+        return decode_json(text.encode("utf-8"))
+    except (msgspec.DecodeError, RecursionError) as error:
         raise UserError(f"{where}: not valid JSON ({error})", "fix or replace it") from error
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import atomic_file, require_file
 from lmsmith.models.interop.quantised import TensorType, dequantise, tensor_type
+from lmsmith.models.weights_file import MOST_TENSORS
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -31,8 +32,11 @@ _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _SCALARS |= {12: "d"}
 _STRING, _ARRAY = 8, 9
 _MOST_DIMENSIONS = 8
-_MOST_ITEMS = 1 << 23
+_MOST_ITEMS = 1 << 22
 """Items of all lists of the metadata; a vocabulary of 256,000 with its merges has 1.3 million."""
+
+_MOST_VALUES = 1 << 16
+"""Metadata; published files have up to a hundred."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,8 @@ class _Damaged(Exception):
 def _parse(data: mmap.mmap, path: Path) -> GgufFile:
     cursor = _Cursor(data, 8)
     tensor_count, value_count = cursor.number("Q"), cursor.number("Q")
+    if tensor_count > MOST_TENSORS or value_count > _MOST_VALUES:
+        raise _Damaged
     metadata = {}
     for _ in range(value_count):
         key = cursor.text()
@@ -133,15 +139,18 @@ class _Cursor:
         self._items = _MOST_ITEMS
 
     def number(self, kind: str) -> Any:
-        return self.numbers(kind, 1)[0]
-
-    def numbers(self, kind: str, count: int) -> tuple[Any, ...]:
         size = struct.calcsize(f"<{kind}")
-        if count > (self._end - self.at) // size:
-            raise _Damaged
-        found = struct.unpack_from(f"<{count}{kind}", self._data, self.at)
-        self.at += count * size
+        (found,) = struct.unpack_from(f"<{kind}", self._data, self.at)
+        self.at += size
         return found
+
+    def numbers(self, kind: str, count: int) -> list[Any]:
+        dtype = np.dtype(f"<{kind}")
+        if count > (self._end - self.at) // dtype.itemsize:
+            raise _Damaged
+        found = np.frombuffer(self._data, dtype, count, self.at) if count else np.empty(0)
+        self.at += found.nbytes
+        return list(found.tolist())
 
     def text(self) -> str:
         start = self.at + 8
@@ -163,7 +172,7 @@ class _Cursor:
         if self._items < 0:
             raise _Damaged
         if inner in _SCALARS:
-            return list(self.numbers(_SCALARS[inner], count))
+            return self.numbers(_SCALARS[inner], count)
         if inner != _STRING or count > (self._end - self.at) // 8:  # no file has lists of lists
             raise _Damaged
         return [self.text() for _ in range(count)]
