@@ -11,12 +11,21 @@ import pytest
 from rich.table import Table
 from rich.text import Text
 
-from lmsmith.cli.output import print_json, visible_output
+from lmsmith.cli.output import plain_table, print_json, table_console, visible_output
 from lmsmith.core.errors import UserError
-from lmsmith.core.terminal import checked, visible, visible_console, visible_json
+from lmsmith.core.terminal import checked, in_one_line, visible, visible_console, visible_json
 
 HOSTILE = "".join(
-    map(chr, (*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)))
+    map(
+        chr,
+        (
+            *range(32),
+            *range(127, 160),
+            *(0x061C, 0x200E, 0x200F),
+            *range(0x2028, 0x202F),
+            *range(0x2066, 0x206A),
+        ),
+    )
 )
 DANGEROUS = set(HOSTILE) - {"\n", "\t"}
 
@@ -29,7 +38,30 @@ class Terminal(io.StringIO):
 def test_no_control_character_is_shown() -> None:
     assert not set(visible(HOSTILE)) & DANGEROUS
     assert len(visible(HOSTILE)) == len(HOSTILE)
-    assert visible("a\n\tb é 你 🙂 שלום\u200f") == "a\n\tb é 你 🙂 שלום\u200f"
+    assert visible("a\n\tb é 你 🙂 שלום") == "a\n\tb é 你 🙂 שלום"
+
+
+def test_a_name_is_one_line() -> None:
+    assert not set(in_one_line(HOSTILE)) & (set(HOSTILE) - {" "})
+    assert len(in_one_line(f"x{HOSTILE}".strip()).splitlines()) == 1
+    assert in_one_line("a\tb é 你") == "a b é 你"
+
+
+def test_tables_show_a_text_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    table = plain_table("model", "rate")
+    table.add_row("m\nbest  1.00\r\u2028\x85", "0.50")
+    table_console().print(table)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "m" in line or "best" in line]
+    assert len(lines) == 2  # the head, and the row
+    assert "best  1.00" in lines[1]
+    assert "0.50" in lines[1]
+
+
+def test_progress_bars_write_their_line_again_and_nobody_else() -> None:
+    for stream in (Terminal(), io.StringIO()):
+        checked(stream).write("\rforged\r")
+        checked(stream, rewrites=True).write("\r50 %\rforged")
+        assert stream.getvalue() == "\ufffdforged\ufffd\r50 %\ufffdforged"
 
 
 def test_json_loses_nothing() -> None:
@@ -48,7 +80,7 @@ def test_prints_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
         print_json({"name": HOSTILE})
         assert sys.stdout.isatty()
     for stream in (out, errors):
-        assert not set(stream.getvalue()) & (DANGEROUS - {"\r"})
+        assert not set(stream.getvalue()) & DANGEROUS
     assert sys.stdout is out
 
 

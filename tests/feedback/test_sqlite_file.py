@@ -73,6 +73,9 @@ def test_only_the_owner_reads_exports(store: Store, tmp_path: Path) -> None:
         export(store, tmp_path / "out", held_out=0.5)
         files = [each for each in (tmp_path / "out").rglob("*") if each.is_file()]
         assert {stat.S_IMODE(each.stat().st_mode) for each in files} == {0o600}
+        export(store, tmp_path / "new", held_out=0.5)
+        for folder in (tmp_path / "new", tmp_path / "new/held_out"):
+            assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         assert len(files) == 6
     finally:
         os.umask(before)

@@ -142,3 +142,29 @@ def test_mistakes(kept: tuple[Running, Store]) -> None:
     call(served, "POST", "comparisons", {"left": 1, "right": 1, "verdict": "tie"}, 400)
     call(served, "PATCH", "conversations/none", {"title": "x"}, 404)
     call(served, "DELETE", "conversations/none", status=404)
+
+
+FORGED = "m\nbest 100 %\r\x1b[2J\u202e\u200f\u2028\x85"
+
+
+def test_names_and_titles_are_one_line_and_no_commands(kept: tuple[Running, Store]) -> None:
+    served, _ = kept
+    made = call(served, "POST", "conversations", {"title": FORGED})
+    renamed = call(served, "PATCH", f"conversations/{made['id']}", {"title": FORGED})
+    path = f"conversations/{made['id']}/messages"
+    asked = call(served, "POST", path, {"role": "user", "content": "a\nb"})
+    body = {"role": "assistant", "content": FORGED, "model": FORGED, "parent": asked["id"]}
+    answer = call(served, "POST", path, body | {"settings": {FORGED: FORGED}})
+    row = {"title": FORGED, "messages": [{**asked}, {**answer, "rating": None}]}
+    found = call(served, "POST", "imports", {"name": FORGED, "rows": [row]})
+    title = found["conversations"][0]["title"]
+    rated = {"value": 1, "reasons": [FORGED]}
+    call(served, "PUT", f"messages/{answer['id']}/rating", rated)
+    listed = call(served, "GET", f"conversations/{made['id']}")["messages"][1]
+    names = [made["title"], renamed["title"], title, answer["model"], *answer["settings"]]
+    for name in (*names, *answer["settings"].values(), *listed["rating"]["reasons"]):
+        assert name.startswith("m\ufffdbest 100 %")
+        assert not set(name) & set("\n\r\x1b\u202e\u200f\u2028\x85")
+    assert answer["content"] == FORGED  # what was said stays as it is
+    raw = HTTP.get(f"{served.address}/api/conversations/{made['id']}").content.decode()
+    assert len(raw.splitlines()) == 1

@@ -17,6 +17,8 @@ from worlds import CONTEXT, HTTP, RANDOM, SENTENCE, TOKENIZER, Running, running,
 from lmsmith.generation.requests import RunningSequence
 from lmsmith.generation.scheduler import Scheduler
 from lmsmith.server.requests import Limits
+from lmsmith.server.serve import _OneLine
+from lmsmith.server.stream import encoded
 
 ASK = said_by("what do you like?")
 
@@ -348,3 +350,21 @@ def test_an_end_that_takes_too_long_cuts_streams_off_with_an_error() -> None:
         assert b'data: {"error":' in rest
         assert b"shutting_down" in rest
         client.socket.close()
+
+
+def test_an_event_is_one_line_whatever_a_model_writes() -> None:
+    """httpx ends lines at U+0085, U+2028 and U+2029, too."""
+    said = {"delta": "a\x85b\u2028c\u2029d\n\re é 你", "\u2028": [{"\x85": "\u2029"}]}
+    found = encoded(said)
+    assert json.loads(found) == said
+    assert len(found.decode().splitlines()) == 1
+    assert "é 你".encode() in found
+
+
+def test_a_log_line_is_one_line() -> None:
+    record = logging.LogRecord(
+        "x", logging.ERROR, "", 0, "request (%s) failed", ("/a\n2026 ERROR forged\x1b[2J\r",), None
+    )
+    shown = _OneLine("%(levelname)s %(message)s").format(record)
+    assert len(shown.splitlines()) == 1
+    assert "\x1b" not in shown

@@ -285,6 +285,16 @@ def test_an_origin_is_scheme_host_and_port(plain: Running, origin: str, is_own: 
     assert found.status_code == (200 if is_own else 403)
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("localhost.", 200), ("LOCALHOST.:{port}", 200), ("localhost..", 421), (".", 421), ("", 421)],
+)
+def test_a_dot_may_end_a_host(plain: Running, host: str, status: int) -> None:
+    given = host.format(port=plain.address.rpartition(":")[2])
+    found = HTTP.get(f"{plain.address}/v1/models", headers={"host": given})
+    assert found.status_code == status
+
+
 def test_a_proxy_with_a_certificate_is_named() -> None:
     with running({"random": RANDOM}, hosts=("127.0.0.1", "chat.example")) as served:
         for origin, host, status in (

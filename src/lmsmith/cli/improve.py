@@ -9,6 +9,7 @@ from lmsmith import api
 from lmsmith.cli.output import plain_table, table_console
 from lmsmith.cli.parsing import printed
 from lmsmith.core.format import format_duration
+from lmsmith.core.terminal import in_one_line
 
 if TYPE_CHECKING:
     from lmsmith.catalogue.versions import Gate, Version
@@ -79,16 +80,16 @@ def print_prospect(found: Prospect) -> None:
     if summary.duplicates:
         print(f"{summary.duplicates:,} judgements are repeated, and count once")
     for person, (share, counted) in summary.capped.items():
-        name = found.names.get(person, person)
+        name = in_one_line(found.names.get(person, person))
         print(f"{name} made {share:.0%} of the rankings, which count as {counted:.0%} of them")
     for person, count in summary.demonstrations_left_out.items():
-        name = found.names.get(person, person)
+        name = in_one_line(found.names.get(person, person))
         print(f"{name}: about {count:,} demonstrations are left out, above one person's share")
     for person, count in summary.prompts_left_out.items():
-        name = found.names.get(person, person)
+        name = in_one_line(found.names.get(person, person))
         print(f"{name}: about {count:,} prompts are left out, above one person's share")
     for person, count in summary.bursts.items():
-        name = found.names.get(person, person)
+        name = in_one_line(found.names.get(person, person))
         option = f"--exclude {shlex.quote(name)}"
         print(f"{name}: {count} judgements within a minute; {option} leaves them out")
     for line in summary.too_little:
@@ -158,10 +159,12 @@ def _show_lineage(found: api.Recorded) -> None:
     table_console().print(table)
     for each in record["promotions"]:
         reason = f": {each['reason']}" if each["reason"] else ""
-        print(f"{each['date']}  {each['action']} {each['version']} by {each['by']}{reason}")
+        line = f"{each['date']}  {each['action']} {each['version']} by {each['by']}{reason}"
+        print(in_one_line(line))
     for each in record["refusals"]:
         pair = f"{each['candidate']} instead of {each['current']}"
-        print(f"{each['date']}  votes did not promote {pair} ({each['outcome']}): {each['reason']}")
+        line = f"{each['date']}  votes did not promote {pair} ({each['outcome']}): {each['reason']}"
+        print(in_one_line(line))
     for word, count in record["deleted"].items():
         people = "person who was" if count == 1 else "people who were"
         print(f"{word} was made with the words of {count:,} {people} deleted since")

@@ -11,11 +11,11 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import finite, require_file, storage_error
-from lmsmith.core.terminal import checked, visible_console, visible_json
+from lmsmith.core.terminal import checked, in_one_line, visible_console, visible_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,7 +68,7 @@ def visible_output() -> Iterator[None]:
     """Print no control characters of models or people within the block."""
     with (
         contextlib.redirect_stdout(checked(sys.stdout)),
-        contextlib.redirect_stderr(checked(sys.stderr)),
+        contextlib.redirect_stderr(checked(sys.stderr, rewrites=True)),
     ):
         yield
 
@@ -131,11 +131,19 @@ def table_console() -> Console:
 def plain_table(
     *names: str, left: tuple[str, ...] = (), no_wrap: bool = False, title: str | None = None
 ) -> Table:
-    """A table with a line below its head; the first column and ``left`` are left-aligned."""
+    """A table with a line below its head; the first column and ``left`` are left-aligned.
+
+    A text in it is one line, whatever it contains.
+    """
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
+    class Lines(Table):
+        def add_row(self, *cells: Any, **options: Any) -> None:
+            shown = [in_one_line(cell) if isinstance(cell, str) else cell for cell in cells]
+            super().add_row(*shown, **options)
+
+    table = Lines(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
     for place, name in enumerate(names):
         on_left = place == 0 or name in left
         table.add_column(name, justify="left" if on_left else "right", no_wrap=no_wrap)

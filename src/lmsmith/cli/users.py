@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from lmsmith.cli.output import print_json
 from lmsmith.core.errors import needs_extra
+from lmsmith.core.terminal import in_one_line
 
 if TYPE_CHECKING:
     from lmsmith.feedback.people import People
@@ -53,7 +54,7 @@ def role(name: str, role: Role, *, database: str = "", json: bool = False) -> No
         if json:
             print_json({"name": person.name, "role": role})
         else:
-            print(f"{person.name} is {role} now")
+            print(f"{in_one_line(person.name)} is {role} now")
             _say_who_is_left(people)
 
 
@@ -73,7 +74,8 @@ def list_users(*, database: str = "", json: bool = False) -> None:
         print("there are no users; everybody who can reach the server is its owner")
     width = max((len(each.name) for each in found), default=0)
     for each in found:
-        print(f"{each.name:<{width}}  {each.role}{'' if each.token_hash else ', cannot log in'}")
+        state = "" if each.token_hash else ", cannot log in"
+        print(f"{in_one_line(each.name):<{width}}  {each.role}{state}")
 
 
 def remove(name: str, *, database: str = "", json: bool = False) -> None:
@@ -88,7 +90,8 @@ def remove(name: str, *, database: str = "", json: bool = False) -> None:
         person = people.named(name)
         made = [each.word for each in made_with(person.id)]
         if made and not json:
-            print(f"versions made with words of {person.name}: {', '.join(made)}; they stay")
+            shown = in_one_line(person.name)
+            print(f"versions made with words of {shown}: {', '.join(made)}; they stay")
             models = sorted({word.partition("@")[0] for word in made})
             for model in models:
                 print(
@@ -98,7 +101,7 @@ def remove(name: str, *, database: str = "", json: bool = False) -> None:
         if json:
             print_json({"deleted": person.name, "versions": made})
         else:
-            print(f"{person.name} and all that was theirs is deleted")
+            print(f"{in_one_line(person.name)} and all that was theirs is deleted")
             _say_who_is_left(people)
 
 
@@ -118,7 +121,7 @@ def _show_token(people: People, name: str, made: str, json: bool) -> None:
         owner = {"owner_token": owner_token} if owner_token else {}
         print_json({"name": person.name, "role": person.role, "token": made, **owner})
         return
-    print(f"{person.name}'s token, which is shown this once: {made}")
+    print(f"{in_one_line(person.name)}'s token, which is shown this once: {made}")
     if owner_token:
         print(f"owner's token, which is shown this once: {owner_token}")
     print("The page asks for a token from now on; clients send it as their API key.")

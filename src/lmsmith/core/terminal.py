@@ -18,18 +18,28 @@ SHOWN = "\ufffd"
 
 _C0 = [code for code in (*range(32), 127) if chr(code) not in "\n\t"]
 _C1 = range(128, 160)
-_DIRECTION = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))  # embeddings, overrides, isolates
+_DIRECTION = (  # marks, embeddings, overrides, isolates
+    *(0x061C, 0x200E, 0x200F),
+    *range(0x202A, 0x202F),
+    *range(0x2066, 0x206A),
+)
+_LINE_ENDS = (0x2028, 0x2029)  # U+0085 is in C1
 
-_ALL = dict.fromkeys([*_C0, *_C1, *_DIRECTION], SHOWN)
-_WITHOUT_RETURN = {code: shown for code, shown in _ALL.items() if code != 13}
-_IN_PIPES = {code: shown for code, shown in _WITHOUT_RETURN.items() if code < 128}
-_IN_JSON = {code: f"\\u{code:04x}" for code in (127, *_C1, *_DIRECTION)}
+_ALL = dict.fromkeys([*_C0, *_C1, *_DIRECTION, *_LINE_ENDS], SHOWN)
+_IN_PIPES = {code: shown for code, shown in _ALL.items() if code < 128}
+_IN_LINES = {**_ALL, 9: " ", 10: SHOWN}
+_IN_JSON = {code: f"\\u{code:04x}" for code in (127, *_C1, *_DIRECTION, *_LINE_ENDS)}
 
 
 def visible(text: str) -> str:
     """The text with each control character but line ends and tabs, and each mark of direction,
     replaced."""
     return text.translate(_ALL)
+
+
+def in_one_line(text: str) -> str:
+    """As `visible`, for a name or a title: it ends no line, and so forges none."""
+    return text.translate(_IN_LINES)
 
 
 def visible_json(text: str) -> str:
@@ -40,16 +50,20 @@ def visible_json(text: str) -> str:
 class VisibleStream:
     """A stream to which a command prints: control characters are replaced, as by `visible`.
 
-    Carriage returns, by which a line is written again, pass. Into files and pipes all characters
-    from U+0080 on pass, too.
+    Into files and pipes all characters from U+0080 on pass.
+
+    Args:
+        rewrites: whether a carriage return at the beginning of what is written passes, by which
+            progress bars write their line again.
     """
 
-    def __init__(self, stream: TextIO) -> None:
-        self.unchecked = stream
+    def __init__(self, stream: TextIO, rewrites: bool = False) -> None:
+        self.unchecked, self._rewrites = stream, rewrites
 
     def write(self, text: str) -> int:
-        table = _WITHOUT_RETURN if self.unchecked.isatty() else _IN_PIPES
-        self.unchecked.write(text.translate(table))
+        table = _ALL if self.unchecked.isatty() else _IN_PIPES
+        begin = "\r" if self._rewrites and text.startswith("\r") else ""
+        self.unchecked.write(begin + text[len(begin) :].translate(table))
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
@@ -60,11 +74,11 @@ class VisibleStream:
         return getattr(self.unchecked, name)
 
 
-def checked(stream: TextIO) -> TextIO:
-    """A stream that replaces control characters."""
+def checked(stream: TextIO, rewrites: bool = False) -> TextIO:
+    """A stream that replaces control characters, as `VisibleStream`."""
     if isinstance(stream, VisibleStream):
         return stream
-    return cast(TextIO, VisibleStream(stream))
+    return cast(TextIO, VisibleStream(stream, rewrites))
 
 
 def visible_console(stream: TextIO, **options: Any) -> Console:

@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import and_, select
 
 from lmsmith.core.errors import UserError
-from lmsmith.core.files import write_jsonl
+from lmsmith.core.files import storage_error, write_jsonl
 from lmsmith.corpus.judgements import DEMONSTRATED, RANKED, Judgement
 from lmsmith.corpus.rows import Conversation, Ranking
 from lmsmith.corpus.splits import opening_key, split_of
@@ -70,9 +70,9 @@ def export(
     labelers and are in no file.
 
     Args:
-        folder: is made if it is missing; files in it are replaced, and only their owner may read
-            them. Files without a row are written too, so that a recipe that names them can always
-            be read.
+        folder: is made if it is missing, for its owner alone; files in it are replaced, and only
+            their owner may read them. Files without a row are written too, so that a recipe that
+            names them can always be read.
         held_out: share of the people, and of what came from files, in ``held_out/``.
         with_liked: whether answers that were thumbed up are demonstrations.
 
@@ -101,6 +101,11 @@ def export(
             (part,) = sides[opening]
         found[f"{part}{file}"].append(row)
     counts = {}
+    for made in (folder, *([folder / HELD_OUT] if held_out else [])):
+        try:
+            made.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise storage_error(made, error) from error
     for name, content in found.items():
         path = folder / f"{name}.jsonl"
         if held_out or path.exists() or not name.startswith(HELD_OUT):

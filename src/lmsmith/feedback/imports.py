@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import fingerprint, read_rows
+from lmsmith.core.terminal import in_one_line
 from lmsmith.corpus.annotations import Annotated, AnnotationReader, is_annotated
 from lmsmith.corpus.formats import is_conversation, messages_of, text_of
 from lmsmith.corpus.messages import validate_messages, validate_prompt
@@ -89,7 +90,7 @@ def import_file(
     counts = {
         kind: _write(store, _with_origins(each, people), people) for kind, each in by_kind.items()
     }
-    title = Path(talks[0].where.partition(",")[0]).name[:300] if talks else ""
+    title = in_one_line(Path(talks[0].where.partition(",")[0]).name[:300]) if talks else ""
     trees = [
         Tree(title, each.made, each.origin)
         for each in _numbered(talks, lambda each: origin_of(people[each.labeler], each.made))

@@ -65,7 +65,7 @@ class Guard:
     ) -> None:
         self._app, self._authenticator, self._body_bytes = app, authenticator, body_bytes
         self._is_open = is_open
-        self._hosts = {host.lower() for host in hosts}
+        self._hosts = {host.lower().removesuffix(".") for host in hosts}
         self._load = Load(HELD_BODIES * body_bytes, ConnectionLimits.of_system().total // 2)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -207,12 +207,12 @@ def _host_name(host: str) -> str:
 
 
 def _name_and_port(host: str) -> tuple[str, str]:
-    """Both parts of a Host header; the port may be empty."""
+    """Both parts of a Host header, the name without a dot at its end; the port may be empty."""
     if host.startswith("["):
         name, _, port = host[1:].partition("]")
     else:
         name, _, port = host.partition(":")
-    return name.lower(), port.lstrip(":").lstrip("0")
+    return name.lower().removesuffix("."), port.lstrip(":").lstrip("0")
 
 
 class Load:

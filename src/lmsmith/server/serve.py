@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from lmsmith.core.errors import UserError, needs_extra
 from lmsmith.core.format import format_size
 from lmsmith.core.recipe import MachineConfig
+from lmsmith.core.terminal import in_one_line
 
 if TYPE_CHECKING:
     from lmsmith.feedback.people import People
@@ -106,7 +107,9 @@ def serve(
         problems.append(f"--recipe {recipe}: no such file")
     if problems:
         raise UserError("\n".join(problems))
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    log_lines = logging.StreamHandler()
+    log_lines.setFormatter(_OneLine("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[log_lines])
     with contextlib.ExitStack() as closing:
         named, database = database, database or default_database()
         store = closing.enter_context(contextlib.closing(Store(database)))
@@ -164,6 +167,14 @@ def serve(
         gc.collect()
         gc.freeze()  # models and modules, which no later collection has to look at
         Server(app, engine, listening, ready).serve_until_stopped()
+
+
+class _OneLine(logging.Formatter):
+    """A message is one line of the log, whatever a request has in it."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = in_one_line(record.message)
+        return super().formatMessage(record)
 
 
 def _sign_in_hint(people: People, token: str) -> str:

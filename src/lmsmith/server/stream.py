@@ -115,11 +115,22 @@ def token_texts(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[str]:
 # Responses
 
 
+def encoded(value: Mapping[str, Any]) -> bytes:
+    """JSON without the characters that end a line for some clients, such as httpx, which would
+    divide an event there."""
+    content = msgspec.json.encode(value)
+    for character, escaped in _LINE_ENDS.items():
+        content = content.replace(character, escaped)
+    return content
+
+
+_LINE_ENDS = {chr(code).encode(): b"\\u%04x" % code for code in (0x85, 0x2028, 0x2029)}
+
+
 def json_response(
     value: Mapping[str, Any], headers: Mapping[str, str] | None = None, status: int = 200
 ) -> Response:
-    content = msgspec.json.encode(value)
-    return Response(content, status, headers=headers, media_type="application/json")
+    return Response(encoded(value), status, headers=headers, media_type="application/json")
 
 
 async def respond(
@@ -204,7 +215,7 @@ class EventStream(Response):
                 if not begun:
                     begun, head = True, {"status": 200, "headers": self.raw_headers}
                     await send({"type": "http.response.start", **head})
-                await _send_events(send, *map(msgspec.json.encode, batch))
+                await _send_events(send, *map(encoded, batch))
             await _send_events(send, b"[DONE]")
         except Exception as error:
             if not isinstance(error, ApiError):
@@ -213,7 +224,7 @@ class EventStream(Response):
             if not begun:
                 await error.response()(scope, receive, send)
                 return
-            await _send_events(send, msgspec.json.encode(error.body()))
+            await _send_events(send, encoded(error.body()))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

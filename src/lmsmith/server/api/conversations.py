@@ -13,12 +13,13 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
-from pydantic import BaseModel, Field, FiniteFloat, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, FiniteFloat, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
 from lmsmith.catalogue.versions import split_version
 from lmsmith.core.errors import UserError
+from lmsmith.core.terminal import in_one_line
 from lmsmith.corpus.formats import messages_of
 from lmsmith.feedback.imports import begun_by_user
 from lmsmith.feedback.store import MOST_MESSAGES, TOO_LARGE, Store
@@ -39,7 +40,7 @@ from lmsmith.server.trials import Trials
 
 router = APIRouter(prefix="/api")
 
-Title = Annotated[str, Field(max_length=300)]
+Title = Annotated[str, Field(max_length=300), AfterValidator(in_one_line)]
 Text = Annotated[str, Field(max_length=1_000_000)]
 Id = Annotated[int, Field(ge=1, lt=2**31)]
 
@@ -260,7 +261,7 @@ def _read(
         title = title.strip().partition("\n")[0]
         if len(title) > MAX_TITLE:
             title = f"{title[: MAX_TITLE - 2].rstrip()}…"
-    return title[:300], found
+    return in_one_line(title[:300]), found
 
 
 def _tree(row: dict[str, Any], where: str) -> list[ImportedMessage]:
