@@ -34,7 +34,7 @@ from fuzz.isolate import Ending, isolated  # noqa: E402
 from lmsmith.core.errors import UserError  # noqa: E402
 from lmsmith.core.paths import cache_folder  # noqa: E402
 from lmsmith.evaluation.tasks import templates  # noqa: E402
-from lmsmith.tokenizers import template  # noqa: E402
+from lmsmith.tokenizers import patterns, template  # noqa: E402
 
 
 @dataclass
@@ -93,14 +93,17 @@ def _one(case: Case, folder: Path, chance: random.Random) -> Ending:
     return isolated(lambda: _load(case, folder), size)
 
 
+WORKERS = (template.WORKER, templates.WORKER, patterns.WORKER)
+
+
 def _start_workers() -> None:
     """Start the processes of other people's templates, where a child has ended them."""
-    template.WORKER.restart_if_ended()
-    templates.WORKER.restart_if_ended()
+    for worker in WORKERS:
+        worker.restart_if_ended()
 
 
 def _load(case: Case, folder: Path) -> None:
-    for worker in (template.WORKER, templates.WORKER):
+    for worker in WORKERS:
         worker.owner = os.getpid()  # one for all children: it takes long to start
     case.load(folder)
 

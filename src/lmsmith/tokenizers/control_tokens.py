@@ -12,6 +12,7 @@ import tokenizers
 from tokenizers import models
 
 from lmsmith.core.errors import UserError
+from lmsmith.tokenizers.patterns import PatternGuard
 
 
 def secret_text() -> str:
@@ -24,7 +25,7 @@ def secret_text() -> str:
 
 def shielded_backend(
     description: Mapping[str, Any], controls: Mapping[int, str]
-) -> tuple[tokenizers.Tokenizer, dict[int, str]]:
+) -> tuple[tokenizers.Tokenizer, dict[int, str], PatternGuard]:
     """A tokenizer in which each control token is spelt by a secret, under its own id.
 
     A control token is renamed wherever it stands, in the model's vocabulary too: otherwise text
@@ -36,7 +37,7 @@ def shielded_backend(
         controls: names of the control tokens by id.
 
     Returns:
-        The backend, and the secret of each control token.
+        The backend, the secret of each control token, and the guard of the texts it encodes.
     """
     key = secret_text()
     spelling = {token: f"{key}{token}{key[0]}" for token in controls}
@@ -65,7 +66,7 @@ def shielded_backend(
             "the ids of this tokenizer's added tokens do not follow its vocabulary",
             "fetch the model's files again, all of one revision",
         )
-    return backend, spelling
+    return backend, spelling, PatternGuard({**frame, "added_tokens": added})
 
 
 _NO_MODEL: dict[str, Any] = {"type": "BPE", "vocab": {}, "merges": []}

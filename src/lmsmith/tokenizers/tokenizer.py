@@ -88,7 +88,7 @@ class Tokenizer:
         self._shielded = self.control_tokens | {
             vocabulary[name]: name for name in chat_format.markers if name in vocabulary
         }
-        self._backend, self._spelling = shielded_backend(description, self._shielded)
+        self._backend, self._spelling, self._guard = shielded_backend(description, self._shielded)
         self._bytes, self.drops_first_space, self.drops_last_space = read_pieces(
             description, vocabulary, self.control_tokens
         )
@@ -186,12 +186,14 @@ class Tokenizer:
         return ids
 
     def _encoding(self, text: str) -> Any:
+        self._guard.check([text])
         with refusing_panic(*_CANNOT_ENCODE):
             return self._backend.encode(text, add_special_tokens=False)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """``[encode(text) for text in texts]``, on all cores."""
         cleaned = [self._clean(text) for text in texts]
+        self._guard.check(cleaned)
         with refusing_panic(*_CANNOT_ENCODE):
             encodings = self._backend.encode_batch_fast(cleaned, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
