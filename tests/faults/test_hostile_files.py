@@ -451,6 +451,7 @@ prompt = { context = "{{ q }}", target = "{{ a }}" }
         f"{FREE_FORM}[answer]\nstop = {['a' * 4000]}",
         f"{FREE_FORM}[answer]\nstop = {[str(n) for n in range(9999)]}",
         f"{FREE_FORM}[answer]\nextract = '(?i)({'[a-😀]' * 9999})'",
+        f"{FREE_FORM}[rating]\nlabels = {[str(n) for n in range(9999)]}",
         f"{FREE_FORM}[decompose]\nmost = 1000000000",
         f"{FREE_FORM}{''.join(f'[variants.a{n}]{chr(10)}' for n in range(2000))}",
         'kind = "perplexity"\n[data]\nfile = "a.txt"\noverlap = 0.999999999',

@@ -34,7 +34,13 @@ from lmsmith.evaluation.tasks.data import (
     search_path,
 )
 from lmsmith.evaluation.tasks.item_texts import naming_the_task
-from lmsmith.evaluation.tasks.prompts import Question, choose_shots, prepare, with_shots
+from lmsmith.evaluation.tasks.prompts import (
+    PromptSizes,
+    Question,
+    choose_shots,
+    prepare,
+    with_shots,
+)
 from lmsmith.evaluation.tasks.python_task import WRITTEN, PythonTask
 from lmsmith.evaluation.tasks.shipped import find_tasks, suites
 from lmsmith.evaluation.tasks.shown_labels import ShownLabels
@@ -401,9 +407,12 @@ def answer_items(
         labels = ShownLabels(task, pool, setting.labels, setting.seed, fixed=setting.fixed)
         write = labels.question
     questions: list[Question] = []
+    sizes = PromptSizes(task)
     for some in (items[start : start + PREPARED] for start in range(0, len(items), PREPARED)):
         prepare(task, setting, some, pool)
-        questions += [write(each, choose_shots(model, task, setting, each, pool)) for each in some]
+        for item in some:
+            questions.append(write(item, choose_shots(model, task, setting, item, pool)))
+            sizes.add(item, questions[-1])
     if task.kind == "free_form" and not task.answer.extract:
         for sentence in unwritable(model, task, questions):
             progress.say(sentence)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from lmsmith.evaluation import run
 from lmsmith.evaluation.methods.answers import extract_answers
 from lmsmith.evaluation.model import EvaluatedModel
 from lmsmith.evaluation.run import evaluate_task
-from lmsmith.evaluation.tasks import templates
+from lmsmith.evaluation.tasks import prompts, templates
 from lmsmith.evaluation.tasks.data import Item, read_data
 from lmsmith.evaluation.tasks.prompts import (
     prepare,
@@ -132,6 +133,35 @@ def test_the_document_that_is_too_much_is_named() -> None:
     assert write_question(task, items[301]).contexts == ("x",)
     with pytest.raises(UserError, match=r"prompt\.context, a\.jsonl, line 301: the template needs"):
         write_question(task, items[300])
+
+
+def test_the_characters_of_all_prompts_are_bounded(
+    make_tiny: Callable[..., EvaluatedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{**FIELDS, "q": f"{n}?"} for n in range(40)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = replace(TASK, prompt=replace(PROMPT, context="{{ 'x' * 900000 }}{{ q }}"))
+    place = ([tmp_path], tmp_path, QuietProgress())
+    with pytest.raises(UserError, match=r"made, .*line 1: this prompt has 18,\d\d\d,\d\d\d char"):
+        evaluate_task(make_tiny(), task, TaskSetting(20), *place)
+    monkeypatch.setattr(prompts, "MOST_PROMPTS", 4_000_000)
+    with pytest.raises(UserError, match=r"line 5: the prompts so far have 4,50\d,\d\d\d char"):
+        evaluate_task(make_tiny(), task, TaskSetting(), *place)
+
+
+def test_a_packed_file_that_grows_without_end_is_refused(tmp_path: Path) -> None:
+    with gzip.open(tmp_path / "a.jsonl.gz", "wb") as file:
+        for _ in range(80):
+            file.write(b" " * (1 << 20))
+    with pytest.raises(UserError, match="more than 67,108,864 bytes"):
+        read_data(TASK, [tmp_path])
+
+
+def test_an_answer_that_rouge_takes_too_long_for_is_refused() -> None:
+    prompt = PromptSpec(context="{{ q }}", answers="[q * 20000]")
+    task = TaskSpec("free", "free_form", DataSpec(file="a"), headline="rouge_l", prompt=prompt)
+    with pytest.raises(UserError, match=r"answer of 100,000 characters is too long for ROUGE-L"):
+        write_question(task, an_item())
 
 
 def test_a_nested_document_is_refused_or_written() -> None:

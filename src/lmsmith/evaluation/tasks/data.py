@@ -26,6 +26,9 @@ from lmsmith.evaluation.tasks.templates import Result, Source
 DATA_VARIABLE = "LMSMITH_DATA"
 """Environment variable: folders to look for data in, parted as PATH is."""
 
+SMALL, MOST_GROWTH = 1 << 26, 100
+"""Most bytes of an unpacked file: this many, or so many times as the packed one has."""
+
 _STREAM = 0x6974
 """Separates the draw of items from other draws of the same seed."""
 
@@ -196,7 +199,7 @@ def draw_items(items: Sequence[Drawn], limit: int | None, seed: int) -> list[Dra
 def read_items(file: Path, spec: DataSpec) -> Iterator[Item]:
     """The items of a file, by the end of its name: .jsonl, .json, or text."""
     kind = Path(file.name.lower().removesuffix(".gz")).suffix
-    text = read_text(file).replace("\r\n", "\n")
+    text = _unpacked(file).replace("\r\n", "\n")
     if kind == ".jsonl":
         for number, line in enumerate(text.split("\n")):
             if line.strip():
@@ -222,6 +225,12 @@ def read_items(file: Path, spec: DataSpec) -> Iterator[Item]:
         yield from _documents(text, file, spec)
 
 
+def _unpacked(file: Path) -> str:
+    """A file's text; a packed one has no more bytes than text packs to."""
+    packed = file.name.lower().endswith(".gz")
+    return read_text(file, max(SMALL, MOST_GROWTH * file.stat().st_size) if packed else -1)
+
+
 def _lines(text: str) -> list[str]:
     """The lines of a text by its line feeds alone, as a translation's files are numbered."""
     return [line.rstrip("\r") for line in text.removesuffix("\n").split("\n")]
@@ -240,7 +249,7 @@ def _rows(text: str, file: Path, columns: Sequence[str]) -> Iterator[Item]:
 
 def _parallel(items: Sequence[Item], file: Path, other: Path) -> Iterator[Item]:
     """Lines, each with the line of the other file that belongs to it."""
-    lines = _lines(read_text(other))
+    lines = _lines(_unpacked(other))
     if len(lines) != len(items):
         problem = f"{file} has {len(items)} lines, {other} {len(lines)}"
         raise UserError(problem, "line for line they must belong together")

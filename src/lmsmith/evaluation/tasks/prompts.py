@@ -36,6 +36,12 @@ if TYPE_CHECKING:
 SHOWN_TEXT = 400
 """Characters of a document that its row shows."""
 
+MOST_COMPARED = 50_000
+"""Most characters of an answer that ROUGE-L is computed with: its time is their square."""
+
+MOST_PROMPT, MOST_PROMPTS = 1 << 23, 1 << 32
+"""Most characters of a question with its shots, and of all questions of a task."""
+
 MOST_SHOTS = 128
 """Shots tried where as many as fit are asked for."""
 
@@ -158,10 +164,13 @@ def _write_answers(task: TaskSpec, item: Item) -> Question:
         target = target or (answers[0] if answers else "")
     if task.kind == "rated" and not target:
         return Question(item.id, (context,), ("",), 0, (), plain=context)
+    key = "answers" if prompt.answers else "target"
     if not target.strip() or not any(answer.strip() for answer in answers):
-        key = "answers" if prompt.answers else "target"
         fix = "give every item an answer, or leave the item out"
         raise refused(task, key, item, "the answer is empty", fix)
+    if task.measure == "rouge_l" and (longest := max(map(len, answers))) > MOST_COMPARED:
+        problem = f"an answer of {longest:,} characters is too long for ROUGE-L"
+        raise refused(task, key, item, problem, f"shorten it to {MOST_COMPARED:,}")
     rule = task.answer.normalise
     if task.measure == "exact_match" and not any(map(NORMALISERS[rule], answers)):
         nothing = f"answer.normalise = {rule!r} leaves nothing of it"
@@ -433,6 +442,24 @@ def with_shots(
     return replace(
         asked, decompose=decompose, last=rendered(task, "decompose.last", spec.last, item)
     )
+
+
+class PromptSizes:
+    """Counts the characters of a task's questions, so that they do not fill the memory."""
+
+    def __init__(self, task: TaskSpec) -> None:
+        self._task, self._total = task, 0
+
+    def add(self, item: Item, question: Question) -> None:
+        """Raises UserError if the question, or all of them so far, are too long."""
+        if self._task.kind == "perplexity":  # its documents are in memory anyway
+            return
+        size = sum(map(len, (*question.contexts, *question.choices)))
+        self._total += size
+        if size > MOST_PROMPT or self._total > MOST_PROMPTS:
+            of = "this prompt has" if size > MOST_PROMPT else "the prompts so far have"
+            problem = f"{of} {max(size, self._total):,} characters"
+            raise refused(self._task, "", item, problem, "use fewer shots, or --limit")
 
 
 def write_part(template: str, part: str) -> str:

@@ -53,6 +53,9 @@ MOST_PATTERN = 1000
 MOST_VARIANTS = 200
 """Most variants of a task; each is checked with all that the file says."""
 
+MOST_LABELS = 1000
+"""Most labels of a pattern, or of a grader; the model reads each for every item."""
+
 MOST_STOPS, MOST_STOP = 64, 1000
 """Most texts at which an answer ends, and most characters of one."""
 
@@ -182,6 +185,7 @@ class PromptSpec:
         return _wrong(
             (len(parts) != 2, "pattern", self.pattern, gaps, mark),
             (unparted, "pattern", self.pattern, "the delimiter before the gap", fix),
+            (len(words) > MOST_LABELS, "words", len(words), f"at most {MOST_LABELS}", "drop some"),
             (len(words) < 2, "words", words, "two words or more", "give each label its word"),
             (same, "words", words, "different words", "no two labels have one"),
         )
@@ -278,8 +282,10 @@ class RatingSpec:
         right = bool(self.right) and set(self.right) <= set(labels)
         alone = bool(self.classifier) != bool(self.label)
         unasked = by_model and not self.prompt
+        few = f"at most {MOST_LABELS}"
         return _wrong(
             (unasked, "prompt", "", "what the grader reads", "write a template"),
+            (len(labels) > MOST_LABELS, "labels", len(labels), few, "drop some"),
             (by_model and len(set(labels)) < 2, "labels", labels, "two or more", "name them"),
             (by_model and not right, "right", self.right, "some of the labels", "name them"),
             (alone, "classifier", self.classifier, "goes with label", "set both"),
