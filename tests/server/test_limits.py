@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from worlds import HTTP, LIMITS, RANDOM, Running, running
 from lmsmith.feedback import tables
 from lmsmith.feedback.people import People
 from lmsmith.feedback.store import Store
+from lmsmith.server.turns import LONGEST_REST, REST, SHORT_TEXT, TextThreads
 
 LONG = "tea " * 500_000
 TALK = [{"role": "user", "content": "tea?"}]
@@ -69,6 +71,7 @@ def post(served: Running, path: str, body: Any, token: str = "") -> httpx.Respon
         ("/v1/completions", {"prompt": ["a"] * 3000}, "prompt"),
         ("/v1/completions", {"prompt": [[1]] * 100_000}, "prompt"),
         ("/detokenize", {"tokens": [None] * 300_000}, "tokens[0]"),
+        ("/detokenize", {"tokens": [1] * 70_000}, "tokens"),
         ("/v1/tasks/none", {"inputs": ["a"] * 100_000}, "inputs"),
     ],
 )
@@ -146,6 +149,39 @@ def test_short_texts_pass_a_persons_long_ones(
         for each in greedy:
             each.join()
     store.close()
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_long_texts_rest_between_them_while_replies_are_running(busy: bool) -> None:
+    async def run() -> list[float]:
+        loop, rests = asyncio.get_running_loop(), list[float]()
+        real = loop.call_later
+
+        def call_later(seconds: float, work: Any, *given: Any) -> Any:
+            if getattr(work, "__name__", "") == "release":
+                rests.append(seconds)
+                seconds = 0.0
+            return real(seconds, work, *given)
+
+        loop.call_later = call_later  # type: ignore[method-assign]
+        texts, at_once, most = TextThreads(lambda: busy), 0, 0
+
+        def work() -> None:
+            nonlocal at_once, most
+            at_once += 1
+            most = max(most, at_once)
+            time.sleep(0.01)
+            at_once -= 1
+
+        people = [texts.run(f"person {n % 3}", SHORT_TEXT + 1, work) for n in range(9)]
+        short = [texts.run("person 1", SHORT_TEXT, lambda: None) for _ in range(9)]
+        await asyncio.gather(*people, *short)
+        assert most == 1
+        return rests
+
+    rests = asyncio.run(run())
+    assert len(rests) == 9
+    assert all((REST * 0.01 <= rest <= LONGEST_REST) if busy else rest == 0 for rest in rests)
 
 
 def test_a_long_conversation_is_cut_before_it_is_tokenized(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ class AsyncEngine:
         self.models = {model.name: model for model in models}
         self.candidates: dict[str, ServedModel] = {}
         self.loaded = {model.key: model for model in models}
-        self.limits, self.texts = limits, TextThreads()
+        self.limits, self.texts = limits, TextThreads(lambda: bool(self.generations))
         self.metrics = Metrics()
         self.thread = EngineThread({model.key: model.scheduler for model in models})
         self.on_drop: Callable[[], None] = lambda: None

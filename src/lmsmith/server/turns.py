@@ -14,8 +14,16 @@ from typing import TypeVar
 
 Result = TypeVar("Result")
 
-SHORT_TEXT = 16_384
+SHORT_TEXT = 4_096
 """Characters of a text that takes a few milliseconds."""
+
+SHORT_AT_ONCE = 4
+"""Short texts of a person that wait for a thread; the others wait behind nobody else's."""
+
+REST = 3
+"""A long text's thread rests so many times as long as it has worked, while replies are running."""
+
+LONGEST_REST = 1.0  # seconds
 
 DATABASE_THREADS = 8
 IN_DATABASE = 2
@@ -50,18 +58,34 @@ class Turns:
 
 
 class TextThreads:
-    """Tokenizers and templates at work, in threads; a person's long texts one after another."""
+    """Tokenizers and templates at work, in threads; a person's long texts one after another.
 
-    def __init__(self) -> None:
-        self._turns = Turns(1)
+    A long text takes a processor and memory bandwidth from the engine, so there is a rest after
+    it: long texts of a third of a second and less have a quarter of one processor, all together,
+    while replies are running.
+
+    Args:
+        busy: whether replies are running.
+    """
+
+    def __init__(self, busy: Callable[[], bool] = lambda: False) -> None:
+        self._turns, self._short_turns = Turns(1), Turns(SHORT_AT_ONCE)
+        self._one_long, self._busy = asyncio.Lock(), busy
 
     async def run(self, person: str, characters: int, work: Callable[[], Result]) -> Result:
         """The result of work on a text of so many characters."""
         loop = asyncio.get_running_loop()
         if characters <= SHORT_TEXT:
-            return await loop.run_in_executor(_short, work)
+            async with self._short_turns.of(person):
+                return await loop.run_in_executor(_short, work)
         async with self._turns.of(person):
-            return await loop.run_in_executor(_long, work)
+            await self._one_long.acquire()
+            began = loop.time()
+            try:
+                return await loop.run_in_executor(_long, work)
+            finally:
+                rest = min(LONGEST_REST, REST * (loop.time() - began)) if self._busy() else 0.0
+                loop.call_later(rest, self._one_long.release)
 
 
 async def in_database_thread(work: Callable[[], Result]) -> Result:

@@ -20,6 +20,7 @@ from lmsmith.server.requests import (
     TokenIds,
     chat_tokens,
     check_characters,
+    most_characters,
     plain_messages,
 )
 from lmsmith.server.stream import json_response, token_texts
@@ -109,7 +110,11 @@ def _text_tokens(tokenizer: Tokenizer, text: str, special: bool) -> list[int]:
 @router.post("/detokenize")
 async def detokenize(request: Request, body: DetokenizeBody) -> Response:
     """The text of token ids; control tokens appear by name."""
-    tokenizer = _model(request, body.model).tokenizer
+    model = _model(request, body.model)
+    tokenizer, most = model.tokenizer, most_characters(model)
+    if len(body.tokens) > most:
+        problem = f"tokens: at most {most:,} ids, not {len(body.tokens):,}; send them in parts"
+        raise ApiError(400, problem, param="tokens")
     known = tokenizer.vocabulary_size
     if body.tokens and max(body.tokens) >= known:
         raise ApiError(400, f"tokens: the ids are below {known}", param="tokens")
