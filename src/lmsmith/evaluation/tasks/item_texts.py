@@ -65,6 +65,8 @@ def refused(task: TaskSpec, key: str, item: Item, problem: object, fix: str) -> 
 def _prompt_error(task: TaskSpec, key: str, item: Item, error: str) -> UserError:
     has = ", ".join(item.fields) or "nothing"
     fix = f"give every row what the template names, or change it; this one has {has}"
+    if error.startswith(("the template ", "the expression ")):  # reached a limit
+        fix = "change it, or leave the row out"
     return refused(task, key, item, error, fix)
 
 

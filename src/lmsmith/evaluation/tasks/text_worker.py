@@ -97,9 +97,9 @@ def evaluate(
     except _NoText as error:
         return {"error": str(error), "unfit": _unfit(source, fields, lists=False)}
     except MemoryError:
-        return {"error": "needs more memory than a template may"}
+        return {"error": "the template needs more memory than it may"}
     except RecursionError:
-        return {"error": "is nested too deep"}
+        return {"error": "the template is nested too deep"}
     except Exception as error:
         known = isinstance(error, _TooMuch | TypeError | ValueError) or _is_jinjas(error)
         return {"error": str(error) if known else f"{type(error).__name__}: {error}"}
