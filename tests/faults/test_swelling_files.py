@@ -22,8 +22,12 @@ from lmsmith.models.interop.gguf_file import open_gguf
 from lmsmith.models.weights_file import read_shapes
 from lmsmith.tokenizers.description import check_description
 from lmsmith.tokenizers.text_growth import text_growth
+from lmsmith.tokenizers.token_bytes import byte_of_character
 
 EMPTY = {"[]": "[],", "{}": "{},", "object": '{"":1},', "nested": "[[]],"}
+
+
+FLAGS = ("add_prefix_space", "trim_offsets", "use_regex")
 
 
 def ends_well(load: Callable[[], object], path: Path) -> None:
@@ -37,7 +41,8 @@ def tokenizer(folder: Path, **values: Any) -> Path:
     """A folder with a tokenizer.json of these values."""
     folder.mkdir(exist_ok=True)
     model = {"type": "BPE", "vocab": {"a": 0, "</s>": 1}, "merges": []}
-    plain = {"decoder": {"type": "ByteLevel"}, "added_tokens": [added(1, "</s>")], "model": model}
+    decoder = {"type": "ByteLevel", **dict.fromkeys(FLAGS, True)}
+    plain = {"decoder": decoder, "added_tokens": [added(1, "</s>")], "model": model}
     content = json.dumps(plain | values, separators=(",", ":"))
     (folder / "tokenizer.json").write_text(content)
     (folder / "tokenizer_config.json").write_text('{"eos_token":"</s>"}')
@@ -204,6 +209,38 @@ def test_merges_of_a_gguf_file_s_scores(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(content + b"".join(text_value(key) + each for key, each in values.items()))
     ends_well(lambda: load_any_tokenizer(path), path)
+
+
+@pytest.mark.parametrize("count", [290_000, 3_000_000])
+@pytest.mark.parametrize("kind", ["gpt2", "gpt1", "gguf"])
+def test_merges_in_files_of_their_own(tmp_path: Path, kind: str, count: int) -> None:
+    names = [*byte_of_character(), "aa", "<unk>", "</w>", "a</w>", "aa</w>", "<|endoftext|>"]
+    if kind == "gguf":
+        path, last = tmp_path / "m.gguf", len(names) - 1
+        listed = b"".join(map(text_value, names))
+        values = {
+            "tokenizer.ggml.model": struct.pack("<I", 8) + text_value("gpt2"),
+            "tokenizer.ggml.tokens": struct.pack("<IIQ", 9, 8, len(names)) + listed,
+            "tokenizer.ggml.merges": struct.pack("<IIQ", 9, 8, count) + text_value("a a") * count,
+            "tokenizer.ggml.eos_token_id": struct.pack("<II", 4, last),
+        }
+        content = struct.pack("<4sIQQ", b"GGUF", 3, 0, len(values))
+        path.write_bytes(content + b"".join(text_value(key) + each for key, each in values.items()))
+        ends_well(lambda: load_any_tokenizer(path), path)
+        return
+    (tmp_path / "vocab.json").write_text(json.dumps({name: n for n, name in enumerate(names)}))
+    text = "#version: 0.2\n" + "a a\n" * count + ("" if kind == "gpt2" else "a a</w>\n")
+    (tmp_path / "merges.txt").write_text(text)
+    ends_well(lambda: load_any_tokenizer(tmp_path), tmp_path)
+
+
+def test_a_chat_format_begins_texts_with_few_tokens(tmp_path: Path) -> None:
+    folder = tmp_path / "own"
+    load_any_tokenizer(tokenizer(tmp_path / "m")).save(folder)
+    chat = json.loads((folder / "chat.json").read_text())
+    (folder / "chat.json").write_text(json.dumps(chat | {"text_start": ["</s>"] * 1_000_000}))
+    with pytest.raises(UserError, match="text_start has 1,000,000 tokens"):
+        load_any_tokenizer(folder)
 
 
 @pytest.mark.parametrize("kind", ["numbers", "tensors", "keys"])

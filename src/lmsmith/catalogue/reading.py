@@ -28,6 +28,7 @@ from lmsmith.models.interop.gguf_models import from_gguf, read_gguf_config
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.tokenizers.bpe import TOKENIZER_FILE
 from lmsmith.tokenizers.chat_format import CHAT_FILE
+from lmsmith.tokenizers.description import MOST_BYTES
 from lmsmith.tokenizers.gguf import tokenizer_from_gguf
 from lmsmith.tokenizers.gpt import WORD_END, load_gpt1, load_gpt2
 from lmsmith.tokenizers.hugging_face import CONFIG_FILE, TEMPLATE_FILE, load_hugging_face
@@ -181,8 +182,9 @@ def _any_tokenizer(path: Path) -> Tokenizer:
         return load_hugging_face(path)
     for vocabulary, merges in _VOCABULARY_AND_MERGES:
         if (path / vocabulary).is_file() and (path / merges).is_file():
-            text = (path / merges).read_text(encoding="utf-8", errors="replace")
-            return load_gpt1(path) if WORD_END in text else load_gpt2(path)
+            with (path / merges).open("rb") as file:
+                written = file.read(MOST_BYTES)
+            return load_gpt1(path) if WORD_END.encode() in written else load_gpt2(path)
     raise UserError(
         f"{path} has no {TOKENIZER_FILE}, and no vocabulary with merges",
         "name a model folder, a Hugging Face folder or a GGUF file",

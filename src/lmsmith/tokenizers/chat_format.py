@@ -74,6 +74,10 @@ def plain_template(text_start: Sequence[str]) -> str:
 REMAKE = "train it again with `lmsmith run RECIPE --only tokenizer`, or name another folder"
 
 
+MOST_START = 64
+"""Tokens before a text; published models have up to four."""
+
+
 @dataclass(frozen=True)
 class ChatFormat:
     """Control tokens by their names, and how a conversation is written with them.
@@ -158,4 +162,10 @@ def _imported(chat: Mapping[str, object], path: Path) -> ChatFormat:
         raise UserError(
             f"{path}: {', '.join(wrong)} missing or of the wrong kind", "import the model again"
         )
-    return msgspec.convert(chat, ChatFormat)
+    found = msgspec.convert(chat, ChatFormat)
+    if len(found.text_start) > MOST_START:
+        problem = (
+            f"{path}: text_start has {len(found.text_start):,} tokens, and may have {MOST_START}"
+        )
+        raise UserError(problem, "import the model again")
+    return found

@@ -111,7 +111,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], size: int = 0) -> Tokenizer
     if whole := metadata.get("tokenizer.huggingface.json"):
         description = read_description(whole, size)
     elif kind == "gpt2":
-        description = _byte_level(metadata, tokens, types)
+        description = _byte_level(metadata, tokens, types, size)
     elif kind == "llama":
         description = _sentence_piece(metadata, tokens, types, size)
     else:
@@ -230,7 +230,7 @@ def _template(metadata: Mapping[str, Any]) -> str:
 
 
 def _byte_level(
-    metadata: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int]
+    metadata: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int], size: int
 ) -> dict[str, Any]:
     name = metadata.get("tokenizer.ggml.pre") or "default"
     if name not in PRE_TOKENIZERS:
@@ -239,8 +239,14 @@ def _byte_level(
             "read the tokenizer from the model's Hugging Face folder",
         )
     vocabulary = _used(metadata, tokens, types)
-    pairs = (merge.partition(" ")[::2] for merge in _get(metadata, "ggml.merges", list))
-    merges = [(a, b) for a, b in pairs if {a, b, a + b} <= vocabulary.keys()]
+    written = _get(metadata, "ggml.merges", list)
+    if len(written) > most_merges(len(vocabulary), size):
+        raise UserError(
+            f"the GGUF file has {len(written):,} merges of {len(vocabulary):,} tokens",
+            "fetch it again",
+        )
+    pairs = (merge.partition(" ")[::2] for merge in written)
+    merges = ((a, b) for a, b in pairs if {a, b, a + b} <= vocabulary.keys())
     description = byte_level_description(vocabulary, merges, [])
     description["pre_tokenizer"] = PRE_TOKENIZERS[name]
     description["model"]["ignore_merges"] = name in _WHOLE_WORDS

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import read_json
 from lmsmith.tokenizers.chat_format import END_OF_TEXT
-from lmsmith.tokenizers.control_tokens import refusing_panic
-from lmsmith.tokenizers.description import MOST_BYTES
+from lmsmith.tokenizers.control_tokens import added_token
+from lmsmith.tokenizers.description import MOST_BYTES, most_merges
 from lmsmith.tokenizers.import_tokenizer import import_tokenizer
 from lmsmith.tokenizers.tokenizer import Tokenizer
 
@@ -34,7 +35,7 @@ def load_gpt2(folder: Path | str) -> Tokenizer:
     """
     folder = Path(folder)
     vocabulary = _read_vocabulary(folder, ("encoder.json", "vocab.json"))
-    merges = _read_merges(folder, ("vocab.bpe", "merges.txt"))
+    merges = _read_merges(folder, ("vocab.bpe", "merges.txt"), len(vocabulary))
     description = byte_level_description(vocabulary, merges, [END_OF_TEXT])
     variables = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
     return import_tokenizer(description, variables=variables)
@@ -58,41 +59,55 @@ def load_gpt1(folder: Path | str, *, end_of_text: str | None = END_OF_TEXT) -> T
     """
     folder = Path(folder)
     vocabulary = _read_vocabulary(folder, ("encoder_bpe_40000.json", "vocab.json"))
-    merges = _read_merges(folder, ("vocab_40000.bpe", "merges.txt"))
+    merges = _read_merges(folder, ("vocab_40000.bpe", "merges.txt"), len(vocabulary))
     if UNKNOWN not in vocabulary:
         raise UserError(f"{folder}: the vocabulary has no {UNKNOWN}", "fetch it again")
-    _check_merges(vocabulary, merges)
-    ends = {"unk_token": UNKNOWN, "end_of_word_suffix": WORD_END}
-    with refusing_panic("not a readable vocabulary", "fetch it again"):
-        backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges, **ends))
+    model = models.BPE(unk_token=UNKNOWN, end_of_word_suffix=WORD_END)
+    backend = tokenizers.Tokenizer(model)
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.BPEDecoder(suffix=WORD_END)
-    backend.add_special_tokens([UNKNOWN] if end_of_text is None else [UNKNOWN, end_of_text])
     end = end_of_text or UNKNOWN
     return import_tokenizer(
-        json.loads(backend.to_str()),
+        _described(backend, vocabulary, merges, list(dict.fromkeys([UNKNOWN, end]))),
         variables={"bos_token": end, "eos_token": end, "unk_token": UNKNOWN},
         cleaning="ftfy",
     )
 
 
 def byte_level_description(
-    vocabulary: dict[str, int], merges: Sequence[tuple[str, str]], controls: Sequence[str]
+    vocabulary: dict[str, int], merges: Iterable[Sequence[str]], controls: Sequence[str]
 ) -> dict[str, Any]:
     """Contents of a ``tokenizer.json`` that cuts text as GPT-2 does."""
-    _check_merges(vocabulary, merges)
-    with refusing_panic("not a readable vocabulary", "fetch it again"):
-        backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=list(merges)))
+    backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(list(controls))
+    return _described(backend, vocabulary, merges, controls)
+
+
+def _described(
+    backend: tokenizers.Tokenizer,
+    vocabulary: dict[str, int],
+    merges: Iterable[Sequence[str]],
+    controls: Sequence[str],
+) -> dict[str, Any]:
+    """Contents of a ``tokenizer.json``: the backend's steps with a vocabulary and control tokens.
+
+    A control token that is not in the vocabulary gets the next id.
+    """
     description: dict[str, Any] = json.loads(backend.to_str())
+    description["model"] |= {"vocab": vocabulary, "merges": list(_checked(vocabulary, merges))}
+    ids = itertools.count(len(vocabulary))
+    description["added_tokens"] = [
+        added_token(vocabulary[name] if name in vocabulary else next(ids), name, True)
+        for name in controls
+    ]
     return description
 
 
-def _check_merges(vocabulary: Mapping[str, int], merges: Iterable[tuple[str, str]]) -> None:
-    """Refuse merges of what is no token: the library ends the thread on some of these."""
+def _checked(vocabulary: Mapping[str, int], merges: Iterable[Sequence[str]]) -> Iterator[list[str]]:
+    """Merges whose texts are the vocabulary's own; those of what is no token are refused."""
+    names = {name: name for name in vocabulary}
     for number, (left, right) in enumerate(merges, start=1):
         wrong = next((t for t in (left, right, left + right) if t not in vocabulary), None)
         if wrong is not None:
@@ -101,6 +116,7 @@ def _check_merges(vocabulary: Mapping[str, int], merges: Iterable[tuple[str, str
                 f"{wrong!r}",
                 "fetch both again, of one model",
             )
+        yield [names[left], names[right]]
 
 
 def _read_vocabulary(folder: Path, names: Sequence[str]) -> dict[str, int]:
@@ -111,16 +127,18 @@ def _read_vocabulary(folder: Path, names: Sequence[str]) -> dict[str, int]:
     return content
 
 
-def _read_merges(folder: Path, names: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs in the order they were learnt."""
+def _read_merges(folder: Path, names: Sequence[str], tokens: int) -> Iterator[list[str]]:
+    """Pairs in the order they were learnt, of a vocabulary of so many tokens."""
     path = _existing(folder, names)
     try:
         if path.stat().st_size > MOST_BYTES:
             raise UserError(f"{path}: too large for merges", "fetch it again")
-        lines = path.read_text(encoding="utf-8").split("\n")
+        text = path.read_text(encoding="utf-8")
+        if (count := text.count("\n")) > most_merges(tokens, len(text)):
+            raise UserError(f"{path}: {count:,} merges of {tokens:,} tokens", "fetch it again")
+        lines = text.split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as UTF-8 ({error})", "fetch it again") from error
-    merges = []
     for number, line in enumerate(lines[lines[0].startswith("#version") :], start=1):
         if not line.strip():
             continue
@@ -129,8 +147,7 @@ def _read_merges(folder: Path, names: Sequence[str]) -> list[tuple[str, str]]:
             raise UserError(
                 f"{path}, merge {number}: expected two tokens, found {line!r}", "fetch it again"
             )
-        merges.append((pair[0], pair[1]))
-    return merges
+        yield pair
 
 
 def _existing(folder: Path, names: Sequence[str]) -> Path:

@@ -11,16 +11,18 @@ from typing import Any
 from lmsmith.core.errors import UserError, refusing_damage
 from lmsmith.core.files import atomic_write, read_json, write_json
 from lmsmith.tokenizers.bpe import TOKENIZER_FILE
-from lmsmith.tokenizers.chat_format import END_OF_TEXT, END_OF_TURN, JINJA_TEMPLATE
+from lmsmith.tokenizers.chat_format import (
+    END_OF_TEXT,
+    END_OF_TURN,
+    JINJA_TEMPLATE,
+    MOST_START,
+)
 from lmsmith.tokenizers.description import MOST_BYTES, MOST_SMALL_BYTES
 from lmsmith.tokenizers.import_tokenizer import import_tokenizer
 from lmsmith.tokenizers.tokenizer import Tokenizer
 
 CONFIG_FILE = "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
-_MOST_START = 64
-"""Tokens before a text; published models have up to four."""
-
 _VARIABLES = [f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
 
 
@@ -193,10 +195,10 @@ def _text_start(
 def _processor_start(description: Mapping[str, Any]) -> tuple[str, ...]:
     """The tokens that a ``tokenizer.json``'s post-processor puts before a text."""
     step = description.get("post_processor") or {}
-    names = list(itertools.islice(_names_before(step.get("processors", [step])), _MOST_START + 1))
-    if len(names) > _MOST_START:
+    names = list(itertools.islice(_names_before(step.get("processors", [step])), MOST_START + 1))
+    if len(names) > MOST_START:
         raise UserError(
-            f"the tokenizer puts more than {_MOST_START} tokens before each text", "fetch it again"
+            f"the tokenizer puts more than {MOST_START} tokens before each text", "fetch it again"
         )
     return tuple(names)
 
