@@ -41,6 +41,8 @@ def test_tokens_that_can_be_guessed(token: str) -> None:
 
 def test_random_tokens_are_strong() -> None:
     draws = random.Random(0)
+    assert not weakness("Pq7-vN2xT9_kLw4ZsB")
+    assert not weakness("Zk93jdU2lqPw7xTb4mVn")
     for _ in range(15):
         url = base64.urlsafe_b64encode(draws.randbytes(24)).decode()
         assert not weakness(url), url

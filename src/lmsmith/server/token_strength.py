@@ -11,7 +11,7 @@ import re
 
 SHORTEST_TOKEN = 16
 
-LEAST_GUESSES = 20.0
+LEAST_GUESSES = 15.0
 """Decimal logarithm of an attacker's guesses, by zxcvbn's estimate."""
 
 LEAST_RANDOM = 15
