@@ -2,7 +2,6 @@
 
 #pragma once
 
-#include <omp.h>
 #include <vector>
 
 #ifdef __AVX512BF16__
@@ -10,6 +9,7 @@
 #else
 #include "tiles_256.hpp"
 #endif
+#include "team.hpp"
 
 namespace lmsmith {
 
@@ -276,13 +276,12 @@ std::vector<Queries> share_out(const Attend<T>& a) {
 
 // All threads of a team call it, with the same queries.
 template <typename T>
-void attend_in_team(const Attend<T>& a, const std::vector<Queries>& queries) {
-    const int stores = a.tokens * a.shared;
-#pragma omp for schedule(static)
-    for (int i = 0; i < stores; ++i) keep(a, i / a.shared, i % a.shared);
-    // After the barrier: a token sees those of its own row that are read with it.
-#pragma omp for schedule(dynamic, 1)
-    for (size_t i = 0; i < queries.size(); ++i) mix_all(a, queries[i]);
+void attend_in_team(Member& member, const Attend<T>& a, const std::vector<Queries>& queries) {
+    member.share(int64_t(a.tokens) * a.shared,
+                 [&](int64_t i) { keep(a, int(i / a.shared), int(i % a.shared)); });
+    member.barrier();  // a token sees those of its own row that are read with it
+    member.take(queries.size(), [&](int64_t i) { mix_all(a, queries[i]); });
+    member.barrier();
 }
 
 }  // namespace lmsmith

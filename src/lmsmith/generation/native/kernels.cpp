@@ -22,11 +22,10 @@ namespace {
 const int MANY_ROWS = 16;  // from which on a second thread pays in what is done row by row
 
 // A thread's share of the blocks; all threads of a team call it.
-void linear_in_team(const Linear& l) {
+void linear_in_team(Member& member, const Linear& l) {
     const int pairs = (l.k + 1) / 2, chunks = (l.k + CHUNK - 1) / CHUNK;
     const int64_t blocks = (l.n + LANES - 1) / LANES;
-    const int64_t count = omp_get_num_threads(), thread = omp_get_thread_num();
-    const int64_t begin = blocks * thread / count, end = blocks * (thread + 1) / count;
+    const int64_t begin = member.begin(blocks), end = member.end(blocks);
     Part part{l, nullptr, nullptr, 0, pairs, chunks, l.scales ? l.k / l.group : 1, 0, 0, 0};
     prepare_rows(l, part);
     const int64_t fit = ROWS_BYTES / (part.stride * (l.scales ? 2 : ROW_BYTES));
@@ -48,8 +47,7 @@ void linear_in_team(const Linear& l) {
 template <typename T>
 void attend(const Attend<T>& a, int threads) {
     const std::vector<Queries> queries = share_out(a);
-#pragma omp parallel num_threads(threads)
-    attend_in_team(a, queries);
+    in_team(threads, [&](Member& member) { attend_in_team(member, a, queries); });
 }
 
 struct Matrix {
@@ -90,16 +88,17 @@ struct Scratch {
     bf16* take(int64_t size) { return at += size, at - size; }
 };
 
-void multiply(const Matrix& w, const bf16* x, void* y, int rows, Result result) {
-    linear_in_team({x, w.weight, w.scales, w.bias, y, rows, w.inputs, w.outputs, w.group, result});
-#pragma omp barrier
+void multiply(Member& member, const Matrix& w, const bf16* x, void* y, int rows, Result result) {
+    linear_in_team(member, {x, w.weight, w.scales, w.bias, y, rows, w.inputs, w.outputs, w.group, result});
+    member.barrier();
 }
 
-void normalise(const Stack& s, const float* weight, const float* shift, bf16* to) {
-#pragma omp for schedule(static)
-    for (int row = 0; row < s.tokens; ++row)
-        norm_row(s.x + int64_t(row) * s.width, weight, shift, to + int64_t(row) * s.width, s.width,
-                 s.epsilon, shift != nullptr);
+void normalise(Member& member, const Stack& s, const float* weight, const float* shift, bf16* to) {
+    member.share(s.tokens, [&](int64_t row) {
+        norm_row(s.x + row * s.width, weight, shift, to + row * s.width, s.width, s.epsilon,
+                 shift != nullptr);
+    });
+    member.barrier();
 }
 
 void run_stack(const Stack& s, int threads) {
@@ -121,28 +120,29 @@ void run_stack(const Stack& s, int threads) {
     shared.width = s.head_width, shared.page = s.page;
     shared.scale = 1.0f / std::sqrt(float(s.head_width));
     const std::vector<Queries> queries = share_out(shared);
-#pragma omp parallel num_threads(threads)
-    for (int layer = 0; layer < s.count; ++layer) {
-        const Block& block = s.blocks[layer];
-        normalise(s, block.attention_norm, block.attention_shift, entering);
-        multiply(block.query_key_value, entering, projected, n, AS_BF16);
-        Attend<bf16> a = shared;
-        const Pages& pages = s.pages[layer];
-        a.keys = pages.keys, a.values = pages.values, a.table = pages.table;
-        a.row_pages = pages.row_pages, a.window = pages.window;
-        attend_in_team(a, queries);
-        multiply(block.output, mixed, s.x, n, ADD_TO_FLOAT);
-        normalise(s, block.feed_forward_norm, block.feed_forward_shift, entering);
-        multiply(block.inner, entering, between, n, AS_BF16);
-#pragma omp for schedule(static)
-        for (int row = 0; row < n; ++row) {
-            const bf16* from = between + int64_t(row) * inner;
-            bf16* to = activated + int64_t(row) * active;
-            if (s.activation == GATE) gate_row(from, to, active);
-            else gelu_row(from, to, active);
+    in_team(threads, [&](Member& member) {
+        for (int layer = 0; layer < s.count; ++layer) {
+            const Block& block = s.blocks[layer];
+            normalise(member, s, block.attention_norm, block.attention_shift, entering);
+            multiply(member, block.query_key_value, entering, projected, n, AS_BF16);
+            Attend<bf16> a = shared;
+            const Pages& pages = s.pages[layer];
+            a.keys = pages.keys, a.values = pages.values, a.table = pages.table;
+            a.row_pages = pages.row_pages, a.window = pages.window;
+            attend_in_team(member, a, queries);
+            multiply(member, block.output, mixed, s.x, n, ADD_TO_FLOAT);
+            normalise(member, s, block.feed_forward_norm, block.feed_forward_shift, entering);
+            multiply(member, block.inner, entering, between, n, AS_BF16);
+            member.share(n, [&](int64_t row) {
+                const bf16* from = between + row * inner;
+                bf16* to = activated + row * active;
+                if (s.activation == GATE) gate_row(from, to, active);
+                else gelu_row(from, to, active);
+            });
+            member.barrier();
+            multiply(member, block.feed_forward_output, activated, s.x, n, ADD_TO_FLOAT);
         }
-        multiply(block.feed_forward_output, activated, s.x, n, ADD_TO_FLOAT);
-    }
+    });
 }
 
 }  // namespace
@@ -164,8 +164,7 @@ void lmsmith_lay_out(const void* from, void* to, int64_t rows, int64_t columns, 
 void lmsmith_linear(const bf16* x, const void* weight, const float* scales, const float* bias,
                     void* y, int m, int k, int n, int group, int result, int threads) {
     const Linear l{x, weight, scales, bias, y, m, k, n, group, result};
-#pragma omp parallel num_threads(threads)
-    linear_in_team(l);
+    in_team(threads, [&](Member& member) { linear_in_team(member, l); });
 }
 
 void lmsmith_attend_bf16(const Attend<bf16>* a, int threads) { attend(*a, threads); }
@@ -173,37 +172,33 @@ void lmsmith_attend_float(const Attend<float>* a, int threads) { attend(*a, thre
 
 void lmsmith_norm(const float* x, const float* weight, const float* shift, void* y, int rows,
                   int width, float epsilon, int centred, int as_bf16, int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads) if (rows >= MANY_ROWS)
-    for (int row = 0; row < rows; ++row) {
-        const int64_t at = int64_t(row) * width;
+    for_all(rows >= MANY_ROWS ? threads : 1, rows, [=](int64_t row) {
+        const int64_t at = row * width;
         if (as_bf16)
             norm_row(x + at, weight, shift, static_cast<bf16*>(y) + at, width, epsilon, centred);
         else norm_row(x + at, weight, shift, static_cast<float*>(y) + at, width, epsilon, centred);
-    }
+    });
 }
 
 void lmsmith_gate(const bf16* both, bf16* y, int rows, int width, int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads) if (rows >= MANY_ROWS)
-    for (int row = 0; row < rows; ++row)
-        gate_row(both + int64_t(row) * 2 * width, y + int64_t(row) * width, width);
+    for_all(rows >= MANY_ROWS ? threads : 1, rows,
+            [=](int64_t row) { gate_row(both + row * 2 * width, y + row * width, width); });
 }
 
 void lmsmith_gelu(const bf16* x, bf16* y, int rows, int width, int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads) if (rows >= MANY_ROWS)
-    for (int row = 0; row < rows; ++row)
-        gelu_row(x + int64_t(row) * width, y + int64_t(row) * width, width);
+    for_all(rows >= MANY_ROWS ? threads : 1, rows,
+            [=](int64_t row) { gelu_row(x + row * width, y + row * width, width); });
 }
 
 // log of the sum of exp of each row of logits, and the first of its largest.
 void lmsmith_log_sums(const void* logits, float* log_sums, int64_t* best, int rows, int count,
                       int as_bf16, int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads) if (rows > 1)
-    for (int row = 0; row < rows; ++row) {
-        const int64_t at = int64_t(row) * count;
+    for_all(rows > 1 ? threads : 1, rows, [=](int64_t row) {
+        const int64_t at = row * count;
         if (as_bf16)
             log_sum_row(static_cast<const bf16*>(logits) + at, count, log_sums + row, best + row);
         else log_sum_row(static_cast<const float*>(logits) + at, count, log_sums + row, best + row);
-    }
+    });
 }
 
 // The next token of each row of logits, by its uniform number; what is forbidden is by its state.
@@ -211,14 +206,14 @@ void lmsmith_draw(const float* logits, const double* uniform, const float* forbi
                   const int64_t* states, int64_t* tokens, int rows, int count, float temperature,
                   int top_k, float top_p, float min_p, int threads) {
     const Drawing d{temperature, top_p, min_p, top_k};
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (rows > 1)
-    for (int row = 0; row < rows; ++row) {
-        const float* at = logits + int64_t(row) * count;
+    const auto draw_row = [=](int64_t row) {
+        const float* at = logits + row * count;
         if (forbidden)
             tokens[row] = draw(Logits<true>{at, forbidden + states[row] * count, count}, d,
                                uniform[row]);
         else tokens[row] = draw(Logits<false>{at, nullptr, count}, d, uniform[row]);
-    }
+    };
+    in_team(rows > 1 ? threads : 1, [&](Member& member) { member.take(rows, draw_row); });
 }
 
 // All blocks, one after the other.

@@ -2,10 +2,10 @@
 
 #pragma once
 
-#include <omp.h>
 #include <vector>
 
 #include "numbers.hpp"
+#include "team.hpp"
 
 namespace lmsmith {
 

@@ -35,7 +35,7 @@ SOURCE = Path(__file__).with_name("kernels.cpp")
 
 FLAGS = (
     *("-O3", "-march=native", "-std=c++17", "-fno-math-errno"),
-    *("-fopenmp", "-shared", "-fPIC"),
+    *("-pthread", "-shared", "-fPIC"),
 )
 
 COMPILE_SECONDS = 300

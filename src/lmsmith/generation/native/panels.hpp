@@ -17,8 +17,7 @@ const int PANEL = 4;
 template <typename T>
 inline void lay_out(const T* from, T* to, int64_t rows, int64_t columns, int threads) {
     const int64_t blocks = (rows + LANES - 1) / LANES;
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t block = 0; block < blocks; ++block) {
+    for_all(threads, blocks, [=](int64_t block) {
         const int64_t start = block / PANEL * PANEL;
         const int64_t together = blocks - start < PANEL ? blocks - start : PANEL;
         T* at = to + (start * columns + block - start) * LANES;
@@ -26,7 +25,7 @@ inline void lay_out(const T* from, T* to, int64_t rows, int64_t columns, int thr
         for (int64_t column = 0; column < columns; ++column, at += together * LANES)
             for (int64_t lane = 0; lane < LANES; ++lane)
                 at[lane] = lane < filled ? from[(block * LANES + lane) * columns + column] : T(0);
-    }
+    });
 }
 
 const int CHUNK = 64;       // inputs whose products are summed as integers
