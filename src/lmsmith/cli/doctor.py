@@ -18,12 +18,13 @@ def doctor(*, json: bool = False) -> None:
     import torch
 
     from lmsmith.evaluation.sandbox.programs import describe_sandbox
+    from lmsmith.generation.native.library import describe_kernels
     from lmsmith.training.machine import measure_matrix_peak, prepare_process
 
     machine, commit = prepare_process(MachineConfig()), git_commit()
     hardware: dict[str, Any] = describe_hardware()
     free, advice = shutil.disk_usage(Path.cwd()).free, advice_on_threads()
-    sandbox = describe_sandbox()
+    sandbox, kernels = describe_sandbox(), describe_kernels()
     # Measuring the peaks takes a second.
     peaks = {each: round(measure_matrix_peak(each), 1) for each in ("fp32", "bf16")}
     if json:
@@ -37,6 +38,7 @@ def doctor(*, json: bool = False) -> None:
             "machine": vars(machine),
             "peak_gflops": peaks,
             "sandbox": sandbox,
+            "kernels": kernels,
         })  # fmt: skip
         return
     lines = {
@@ -49,6 +51,7 @@ def doctor(*, json: bool = False) -> None:
         "torch": f"{torch.__version__}, {machine.threads} threads",
         "load": advice or "enough cores are free",
         "C++ compiler": machine.compiler or "none: models run eager, which is slower",
+        "kernels of generation": kernels,
         "precision": f"{machine.precision} (matrix peak measured now: bf16 {peaks['bf16']:,.0f}, "
         f"fp32 {peaks['fp32']:,.0f} GFLOP/s)",
         "sandbox of code tasks": ", ".join(sandbox) or "none: code tasks cannot be run here",

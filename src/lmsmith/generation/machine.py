@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from lmsmith.core.recipe import MachineConfig
-from lmsmith.generation.native.operations import load_library
+from lmsmith.generation.native.library import load_library
 from lmsmith.training.machine import ResolvedMachine, keep_freed_memory, resolve_machine
 
 

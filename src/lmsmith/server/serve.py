@@ -82,6 +82,7 @@ def serve(
     from lmsmith.feedback.people import People
     from lmsmith.feedback.store import Store
     from lmsmith.generation.machine import prepare_reading
+    from lmsmith.generation.native.library import advice_on_kernels
     from lmsmith.server import pages
     from lmsmith.server.app import Server, addresses, create_app, is_any, listen
     from lmsmith.server.engine import AsyncEngine
@@ -141,6 +142,8 @@ def serve(
         kept_in = make_safe(database) if "://" in database else database
 
         def ready() -> None:
+            if advice := advice_on_kernels():
+                print(advice)
             print(f"conversations are kept in {kept_in}")
             if pages.assets():
                 print(f"the chat page is at {address}, OpenAI's API at {address}/v1")

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from lmsmith.generation.kernels import TorchKernels
-from lmsmith.generation.native import operations as native
 from lmsmith.generation.native.operations import NativeKernels, best_kernels
 from lmsmith.generation.weights import Norm, Weight, quantise_int8
 
@@ -168,27 +165,3 @@ def test_int8_rounds_to_half_a_step_at_most() -> None:
     size = 128 // scales.shape[1]
     error = (Weight.in_rows(values, scales).as_dtype(torch.float32) - matrix).abs()
     assert bool((error <= scales.repeat_interleave(size, dim=1) / 2 + 1e-7).all())
-
-
-def test_without_a_compiler_pytorch_is_used() -> None:
-    script = (
-        "from lmsmith.generation.native.operations import best_kernels\n"
-        "print(type(best_kernels()).__name__)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env={"PATH": "", "LMSMITH_NATIVE": "0", "PYTHONPATH": ":".join(sys.path)},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    )
-    assert done.stdout.strip() == "TorchKernels"
-
-
-def test_a_compiler_that_fails_is_no_error(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: object
-) -> None:
-    monkeypatch.setenv("CXX", "false")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert native.load_library.__wrapped__() is None

@@ -1,4 +1,4 @@
-"""The operations of a forward pass in C++, compiled once for this processor.
+"""The operations of a forward pass in C++, built for a platform or compiled for this processor.
 
 They differ from PyTorch's by rounding alone. They sum in an order that does not depend on the
 number of rows, so that a row's result has the same bits whatever else is in the batch.
@@ -7,39 +7,21 @@ number of rows, so that a row's result has the same bits whatever else is in the
 from __future__ import annotations
 
 import ctypes
-import functools
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lmsmith.core.paths import cache_folder
 from lmsmith.generation.kernels import Places, TorchKernels
 from lmsmith.generation.kv_cache import LayerCache
+from lmsmith.generation.native.library import load_library
 from lmsmith.generation.sampling import check_finite
 from lmsmith.generation.settings import SamplingSettings
 from lmsmith.generation.vocabulary import Mask
 from lmsmith.generation.weights import Norm, Weight
-
-SOURCE = Path(__file__).with_name("kernels.cpp")
-
-FLAGS = (
-    *("-O3", "-march=native", "-std=c++17", "-fno-math-errno"),
-    *("-pthread", "-shared", "-fPIC"),
-)
-
-COMPILE_SECONDS = 300
-"""Limit; it takes two seconds of an idle processor."""
 
 LANES = 16
 """Numbers of a register, in float32."""
@@ -224,53 +206,8 @@ def address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-@functools.cache
-def load_library() -> ctypes.CDLL | None:
-    """The kernels, or None without a compiler or with ``LMSMITH_NATIVE=0``.
-
-    The library's name in the user's cache folder depends on source, compiler and processor.
-    """
-    compiler = os.environ.get("CXX") or shutil.which("g++") or ""
-    if os.environ.get("LMSMITH_NATIVE") == "0" or not shutil.which(compiler):
-        return None
-    try:
-        path = cache_folder() / f"kernels-{_fingerprint(compiler)}.so"
-        if not path.is_file():
-            _compile(compiler, path)
-        return ctypes.CDLL(str(path))
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _compile(compiler: str, path: Path) -> None:
-    """Compile to a temporary file first, so that no process ever loads half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        result = Path(folder) / path.name
-        command = [compiler, *FLAGS, "-o", str(result), str(SOURCE)]
-        subprocess.run(command, check=True, capture_output=True, timeout=COMPILE_SECONDS)
-        result.replace(path)
-
-
-def _fingerprint(compiler: str) -> str:
-    parts = [path.read_bytes() for path in sorted(SOURCE.parent.glob("*.?pp"))]
-    parts += [" ".join(FLAGS).encode(), _processor().encode()]
-    parts.append(os.path.realpath(shutil.which(compiler) or compiler).encode())
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
-
-
-def _processor() -> str:
-    """The processor's kind and instructions, on which ``-march=native`` depends."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if not cpuinfo.is_file():
-        return platform.processor() + platform.machine()
-    first = cpuinfo.read_text().split("\n\n")[0].splitlines()
-    kept = ("vendor_id", "cpu family", "model\t", "model name", "flags", "Features", "CPU")
-    return "\n".join(line for line in first if line.startswith(kept))
-
-
 def best_kernels() -> TorchKernels:
-    """Those in C++ where they can be compiled."""
+    """Those in C++ where they are, else PyTorch's."""
     library = load_library()
     if library is None:
         return TorchKernels()
