@@ -11,10 +11,10 @@ import re
 
 SHORTEST_TOKEN = 16
 
-LEAST_GUESSES = 15.0
+LEAST_GUESSES = 13.0
 """Decimal logarithm of an attacker's guesses, by zxcvbn's estimate."""
 
-LEAST_RANDOM = 15
+LEAST_RANDOM = 11
 """Characters that belong to no word, date, keyboard's row, sequence or repetition."""
 
 LEAST_OF_KIND = 3
