@@ -138,6 +138,10 @@ def test_a_harmful_call_is_refused(name: str) -> None:
         ("ioctl", (0, 0x5452), REFUSE),  # FIOASYNC
         ("ioctl", (0, 0x8901), REFUSE),  # FIOSETOWN
         ("ioctl", (0, 0x5412), REFUSE),  # TIOCSTI
+        ("close_range", (3, 9, 0), ALLOW),
+        ("close_range", (3, 9, 4), ALLOW),
+        ("close_range", (3, 9, 2), REFUSE),  # a table of open files for each thread
+        ("close_range", (3, 9, 6), REFUSE),
         ("clone", (0x003D0F00,), ALLOW),
         ("clone", (17,), REFUSE),
         ("clone", (0x003D0F00 | 0x10000000,), REFUSE),  # a new user namespace

@@ -449,3 +449,37 @@ def descendants(process: int | str) -> set[str]:
         for number in file.read_text().split():
             found |= {number, *descendants(number)}
     return found
+
+
+def test_a_process_may_have_a_name_of_any_bytes(way: Way) -> None:
+    rename = r"""
+import ctypes, time
+ctypes.CDLL(None).prctl(15, b"\xff) \n(\xfe")
+time.sleep(0.5)
+def one(): return 1
+"""
+    assert run_in(way, Program(rename, "assert one() == 1"), Limits()).passed
+
+
+def test_no_verdict_is_forged_however_many_files_are_open(way: Way) -> None:
+    forge = """
+import os, time
+def packed(value):
+    if isinstance(value, str):
+        return b"s%d:%s" % (len(value), value.encode())
+    return b"d%d:" % (2 * len(value)) + b"".join(packed(x) for pair in value.items() for x in pair)
+body = packed({"outcome": "passed", "detail": ""})
+def one():
+    for descriptor in range(3, 4096):
+        try:
+            os.write(descriptor, len(body).to_bytes(4, "big") + body)
+        except OSError:
+            pass
+    return 2
+"""
+    held = [os.open(os.devnull, os.O_RDONLY) for _ in range(120)]
+    try:
+        assert run_in(way, Program(forge, "assert one() == 1"), Limits()).outcome == "failed"
+    finally:
+        for each in held:
+            os.close(each)

@@ -30,7 +30,7 @@ AFTER_GLIBC_KNEW = 449
 Table = dict[str, tuple[int | None, int | None]]
 FREE: Table = {
     # files that are open, or that Landlock and the mounts allow
-    "read": (0, 63), "write": (1, 64), "close": (3, 57), "close_range": (436, 436),
+    "read": (0, 63), "write": (1, 64), "close": (3, 57),
     "stat": (4, None), "fstat": (5, 80), "lstat": (6, None), "newfstatat": (262, 79),
     "statx": (332, 291), "lseek": (8, 62), "pread64": (17, 67), "pwrite64": (18, 68),
     "readv": (19, 65), "writev": (20, 66), "dup": (32, 23), "dup2": (33, None),
@@ -69,7 +69,7 @@ ABSENT: Table = {
 }  # fmt: skip
 LOOKED_AT: Table = {
     "open": (2, None), "openat": (257, 56), "fcntl": (72, 25), "ioctl": (16, 29),
-    "clone": (56, 220), "prctl": (157, 167), "prlimit64": (302, 261),
+    "close_range": (436, 436), "clone": (56, 220), "prctl": (157, 167), "prlimit64": (302, 261),
     "sched_getaffinity": (204, 123), "clock_gettime": (228, 113), "clock_getres": (229, 114),
     "clock_nanosleep": (230, 115),
 }  # fmt: skip
@@ -79,6 +79,7 @@ ACCESS_MODE, O_TRUNC, O_ASYNC, O_PATH = 0o3, 0o1000, 0o20000, 0o10000000
 F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC = 0, 1, 2, 3, 4, 1030
 TCGETS, FIONCLEX, FIOCLEX = 0x5401, 0x5450, 0x5451
 PR_SET_NAME, PR_GET_NAME = 15, 16
+CLOSE_ON_EXEC = 4
 THREAD, DETACHED = 0x003D0F00, 0x00400000
 """The flags by which glibc makes a thread; musl adds the other."""
 FIXED_CLOCKS = 12
@@ -141,6 +142,8 @@ def conditions() -> dict[str, list[Line]]:
             (ANY_BIT, 1, 0, O_ASYNC),
             (END, 0, 0, ALLOW),
         ],
+        # Without a table of open files for each thread, which would have a limit of its own.
+        "close_range": _one_of(2, [0, CLOSE_ON_EXEC]),
         "ioctl": _one_of(1, [TCGETS, FIONCLEX, FIOCLEX]),
         "clone": _one_of(0, [THREAD, THREAD | DETACHED]),
         "prctl": _one_of(0, [PR_SET_NAME, PR_GET_NAME]),

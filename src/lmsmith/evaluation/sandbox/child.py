@@ -29,7 +29,9 @@ ORDER = 1 << 30
 
 def main() -> NoReturn:
     """Take an order from standard input, and send a verdict to the descriptor of the last word."""
-    verdict = int(sys.argv.pop())
+    given = int(sys.argv.pop())
+    verdict = os.dup(given)  # the lowest number there is, which `keep_open` reaches
+    os.close(given)
     try:
         judge = prepare(verdict)
     except Exception as error:

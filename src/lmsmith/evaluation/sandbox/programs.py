@@ -325,7 +325,8 @@ def _answer(descriptor: int, seconds: float, watched: int, limits: Limits) -> di
 def _threads(process: int) -> int:
     """Threads of the process, or of the one below it that has most."""
     try:
-        status = Path(f"/proc/{process}/stat").read_text()
+        # The program gives its process a name of any bytes.
+        status = Path(f"/proc/{process}/stat").read_text("utf-8", "replace")
         below = Path(f"/proc/{process}/task/{process}/children").read_text().split()
     except OSError:
         return 0
