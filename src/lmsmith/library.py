@@ -14,11 +14,13 @@ from lmsmith.core.errors import UserError
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.generation.engine import Engine, SamplingSettings, answer, stream
 from lmsmith.generation.inference import InferenceDecoder
-from lmsmith.generation.machine import resolve_for_reading
+from lmsmith.generation.machine import resolve_for_reading, stays_packed
 from lmsmith.generation.requests import Reply, Request, until_stop
 from lmsmith.generation.speculative import PROMPT_LOOKUP, Drafter, DraftModel, PromptLookup
 from lmsmith.generation.vocabulary import vocabulary_of
+from lmsmith.generation.weights import WeightKind
 from lmsmith.models.decoder import Decoder
+from lmsmith.options import Weights
 from lmsmith.prompts import Message, Prompt, encode_prompt, room_for_reply
 from lmsmith.prompts.chat import encode_text_prompts
 from lmsmith.tokenizers import StreamDecoder, Tokenizer
@@ -26,7 +28,11 @@ from lmsmith.training.machine import ResolvedMachine
 
 
 def load(
-    path: str | Path, *, machine: MachineConfig | None = None, draft: str | Path = ""
+    path: str | Path,
+    *,
+    machine: MachineConfig | None = None,
+    draft: str | Path = "",
+    weights: Weights = "model",
 ) -> LanguageModel:
     """Read a model that writes text.
 
@@ -40,6 +46,9 @@ def load(
             ``prompt-lookup``, which guesses that what follows has followed before; the model
             reads several guesses at once and keeps those that are right (speculative decoding).
             The text is the same as without.
+        weights: ``model`` reads them as numbers, used in the machine's precision; ``int8`` rounds
+            them to 8 bits; ``file`` uses a quantised GGUF file's at its own bits, in a fraction of
+            the memory, and has no numbers of them in `LanguageModel.decoder`.
 
     Raises:
         UserError: there is no such model, or it is damaged, or it gives rewards and not text; or
@@ -48,7 +57,7 @@ def load(
     >>> model = lmsmith.load("runs/quickstart")                             # doctest: +SKIP
     >>> model.chat([{"role": "user", "content": "Hello!"}])                 # doctest: +SKIP
     """
-    found = read_model(path)
+    found = read_model(path, packed=stays_packed(weights))
     drafting: Decoder | PromptLookup | None = None
     if draft:
         lookup = draft == PROMPT_LOOKUP
@@ -61,6 +70,7 @@ def load(
         machine=resolve_for_reading(machine or MachineConfig()),
         sampling=advised_sampling(found.source),
         draft=drafting,
+        weights="int8" if weights == "int8" else "model",
     )
 
 
@@ -85,12 +95,13 @@ class LanguageModel:
     """A decoder with its tokenizer.
 
     Attributes:
-        decoder: the weights, float32.
+        decoder: the weights, float32; those that stay packed are in `Decoder.packed`.
         card: parents, recipe, data, metrics.
         folder: where it was read from, a folder or a GGUF file, or None.
         machine: precision and threads it writes with.
         sampling: used where a temperature or a top-p is not given.
         draft: guesses the next tokens, or None.
+        weights: in the machine's precision, or ``int8``.
     """
 
     decoder: Decoder
@@ -101,6 +112,7 @@ class LanguageModel:
     machine: ResolvedMachine = field(default_factory=lambda: resolve_for_reading(MachineConfig()))
     sampling: Sampling = field(default_factory=Sampling)
     draft: Decoder | PromptLookup | None = None
+    weights: WeightKind = "model"
     _ready: dict[str, tuple[object, InferenceDecoder]] = field(default_factory=dict, init=False)
 
     @property
@@ -228,5 +240,6 @@ class LanguageModel:
         """Made once, and again when the weights have changed since."""
         state = [(p.data_ptr(), p._version) for p in decoder.parameters()]
         if name not in self._ready or self._ready[name][0] != state:
-            self._ready[name] = state, InferenceDecoder(decoder, self.machine)
+            made = InferenceDecoder(decoder, self.machine, weights=self.weights)
+            self._ready[name] = state, made
         return self._ready[name][1]

@@ -19,6 +19,9 @@ from lmsmith.core.settings import field_meanings
 
 Precision = Literal["auto", "bf16", "fp32"]
 
+Weights = Literal["file", "model", "int8"]
+"""As the file has them, a quantised GGUF file's at its own bits; in the precision; in 8 bits."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TaskOptions:

@@ -23,8 +23,9 @@ from lmsmith.models.folder import (
     without_weights,
 )
 from lmsmith.models.interop.folders import read_transformers_config, read_transformers_folder
-from lmsmith.models.interop.gguf_file import open_gguf
-from lmsmith.models.interop.gguf_models import from_gguf, read_gguf_config
+from lmsmith.models.interop.gguf_file import GgufFile, open_gguf
+from lmsmith.models.interop.gguf_models import from_gguf, packed_from_gguf, read_gguf_config
+from lmsmith.models.interop.quantised import MULTIPLIED
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.tokenizers.bpe import TOKENIZER_FILE
 from lmsmith.tokenizers.chat_format import CHAT_FILE
@@ -44,7 +45,8 @@ _VOCABULARY_AND_MERGES = (
 class ReadModel:
     """A model that writes text: a float32 decoder in evaluation mode, and its tokenizer.
 
-    The tokenizer's vocabulary is at most the decoder's. ``card`` tells of the model's making.
+    Matrices of a quantised GGUF file may be left packed (`Decoder.packed`). The tokenizer's
+    vocabulary is at most the decoder's. ``card`` tells of the model's making.
     """
 
     decoder: Decoder
@@ -53,12 +55,15 @@ class ReadModel:
     card: dict[str, Any]
 
 
-def read_model(word: str | Path | Source, tokenizer: Tokenizer | None = None) -> ReadModel:
+def read_model(
+    word: str | Path | Source, tokenizer: Tokenizer | None = None, *, packed: bool = False
+) -> ReadModel:
     """Read the model that a path or a registered name means (`resolve`).
 
     Args:
         word: the model.
         tokenizer: the one of its files, if it was read before.
+        packed: leave the matrices of a quantised GGUF file as it packs them, for inference alone.
 
     Raises:
         UserError: there is none; it is damaged; it has something that our decoder has not; or it
@@ -66,16 +71,15 @@ def read_model(word: str | Path | Source, tokenizer: Tokenizer | None = None) ->
     """
     source = word if isinstance(word, Source) else resolve(word)
     with refusing_damage(source.path):
-        return _read(source, tokenizer)
+        return _read(source, tokenizer, packed)
 
 
-def _read(source: Source, tokenizer: Tokenizer | None) -> ReadModel:
+def _read(source: Source, tokenizer: Tokenizer | None, packed: bool) -> ReadModel:
     path, card = source.path, {}
     if source.format == "gguf":
         file = open_gguf(path)
         with _naming(path):
-            config, state = from_gguf(file)
-            decoder = make_decoder(config, state)
+            decoder = _gguf_decoder(file, packed and is_quantised(file))
             tokenizer = tokenizer or tokenizer_from_gguf(file.metadata, source.path.stat().st_size)
         card = {"name": str(file.metadata.get("general.name", path.stem))}
     elif source.format == "hf":
@@ -96,6 +100,20 @@ def _read(source: Source, tokenizer: Tokenizer | None) -> ReadModel:
             else "its files are not of one model: fetch it again",
         )
     return ReadModel(decoder, tokenizer, source, card)
+
+
+def _gguf_decoder(file: GgufFile, packed: bool) -> Decoder:
+    if not packed:
+        return make_decoder(*from_gguf(file))
+    config, state, matrices = packed_from_gguf(file)
+    decoder = make_decoder(config, state)
+    decoder.packed = matrices
+    return decoder
+
+
+def is_quantised(file: GgufFile) -> bool:
+    """Whether the file has matrices of types that are multiplied as they are."""
+    return any(tensor.type.name in MULTIPLIED for tensor in file.tensors.values())
 
 
 def read_draft_model(word: str | Path, targets: Iterable[ReadModel]) -> Decoder:

@@ -17,6 +17,7 @@ from lmsmith.core.errors import UserError
 from lmsmith.core.files import read_jsonl, write_jsonl
 from lmsmith.core.terminal import visible
 from lmsmith.core.text import encodable
+from lmsmith.options import Weights
 from lmsmith.runs.stage_folder import derive_seed
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def chat(
     message: tuple[str, ...] = (),
     json: bool = False,
     draft: str = "",
+    weights: Weights = "file",
 ) -> None:
     """Talk with a model, with several turns kept within its context.
 
@@ -68,6 +70,8 @@ def chat(
         system: The system message.
         message: Say this, print the reply and end; more than once for several turns.
         json: Print the conversation as one JSON object at the end, and nothing else.
+        weights: As the file has them (a quantised GGUF file at its own bits), expanded to the
+            precision (model), or rounded to int8.
     """
     interactive = not message and sys.stdin.isatty()
     if json and interactive:
@@ -77,7 +81,7 @@ def chat(
     from lmsmith.library import load
 
     prepare_reading(MachineConfig())
-    language_model = load(model, draft=draft)
+    language_model = load(model, draft=draft, weights=weights)
     advised = language_model.sampling
     settings = ChatSettings(
         advised.temperature if temperature is None else temperature,

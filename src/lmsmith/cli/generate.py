@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lmsmith.cli.output import print_json
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.core.terminal import visible
+from lmsmith.options import Weights
 
 if TYPE_CHECKING:
     from lmsmith.generation.requests import TokenLogProb
@@ -29,6 +30,7 @@ def generate(
     draft: str = "",
     alternatives: int = 5,
     prompt_log_probabilities: bool = False,
+    weights: Weights = "file",
 ) -> None:
     """Continue a text, and print what comes after it as it is written.
 
@@ -40,13 +42,15 @@ def generate(
             top-p) as one JSON object.
         alternatives: How many of the likeliest tokens the JSON object has in each token's place.
         prompt_log_probabilities: Let the JSON object have those of the prompt's tokens too.
+        weights: As the file has them (a quantised GGUF file at its own bits), expanded to the
+            precision (model), or rounded to int8.
     """
     from lmsmith.generation.machine import prepare_reading
     from lmsmith.library import load
 
     prepare_reading(MachineConfig())
     seed = secrets.randbelow(2**31) if seed is None else seed
-    language_model = load(model, draft=draft)
+    language_model = load(model, draft=draft, weights=weights)
     settings = language_model.settings(max_tokens, temperature, 0, top_p, seed)
     tokens = language_model.text_tokens(prompt)
     if json:

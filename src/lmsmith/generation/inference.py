@@ -8,10 +8,10 @@ Weights are cast and laid out once. The tokens of a forward pass are packed into
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lmsmith.generation.kernels import Places, TorchKernels
 from lmsmith.generation.kv_cache import LayerCache, PagedCache, pages_for
@@ -20,11 +20,19 @@ from lmsmith.generation.native.stack import native_stack
 from lmsmith.generation.requests import RunningSequence
 from lmsmith.generation.sampling import adjust
 from lmsmith.generation.vocabulary import ANY, Mask
-from lmsmith.generation.weights import BlockWeights, Norm, WeightKind, read_weight
+from lmsmith.generation.weights import (
+    BlockWeights,
+    Norm,
+    Weight,
+    WeightKind,
+    read_packed,
+    read_weight,
+)
 from lmsmith.models.adapters import merged_state
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import ACTIVATIONS, Block, Decoder
 from lmsmith.models.folder import without_weights
+from lmsmith.models.interop.quantised import PackedTensor
 from lmsmith.models.positions import Rotation
 from lmsmith.training.machine import ResolvedMachine
 
@@ -33,7 +41,7 @@ Span = tuple[int, Sequence[int]]
 
 
 class InferenceDecoder:
-    """A decoder for inference.
+    """A decoder for inference. Matrices that it has packed are multiplied as they are.
 
     The linear layers and the unembedding multiply in ``dtype``; embeddings, norms and the
     residual stream stay float32, as autocast does it in training: a policy writes with the
@@ -59,29 +67,55 @@ class InferenceDecoder:
     ) -> None:
         self.config: ModelConfig = decoder.config
         self.dtype = torch.float32 if machine is None else machine.dtype
-        if weights == "int8":
+        if weights == "int8" or decoder.packed:
             self.dtype = torch.bfloat16
         self.kernels = best_kernels() if kernels is None else kernels
         self._decoder = decoder_for_reading(decoder)
-        self._blocks = []
-        for block in self._decoder.blocks:
+        self.blocks = []
+        prepare, packed = self.kernels.prepare, decoder.packed
+        for layer, block in enumerate(self._decoder.blocks):
             assert isinstance(block, Block)
-            self._blocks.append(BlockWeights(block, self.dtype, weights, self.kernels.prepare))
-        self._unembedding = self.kernels.prepare(
-            read_weight([decoder.unembedding_weight], [None], self.dtype, weights)
-        )
-        self._stack = native_stack(self.kernels, self._blocks, self.config, self.dtype)
+            matrices = of_block(packed, layer)
+            self.blocks.append(BlockWeights(block, self.dtype, weights, prepare, matrices))
+        if packed:
+            name = "token_embedding" if self.config.tied_embeddings else "unembedding"
+            self.unembedding = prepare(read_packed(packed[f"{name}.weight"], None, self.dtype))
+            table = packed["token_embedding.weight"][0]
+            tied = self.unembedding if self.config.tied_embeddings else None
+            self._decoder.token_embedding = PackedEmbedding(table, tied)  # type: ignore[assignment]
+        else:
+            parts = [decoder.unembedding_weight]
+            self.unembedding = prepare(read_weight(parts, [None], self.dtype, weights))
+        self._stack = native_stack(self.kernels, self.blocks, self.config, self.dtype)
 
     @property
     def decoder(self) -> Decoder:
-        """The float32 weights that it was made of, adapters merged; for reading only."""
-        return self._decoder
+        """The float32 weights that it was made of, adapters merged; for reading only.
+
+        Packed matrices are unpacked at every call, and have the rounding of their products.
+        """
+        return unpacked(self) if self.packings else self._decoder
+
+    @property
+    def packings(self) -> list[str]:
+        """Names of the types of packed matrices, such as Q4_1."""
+        return sorted({name for matrix in self.matrices for name in matrix.packings})
+
+    @property
+    def matrices(self) -> list[Weight]:
+        """All that one step multiplies by."""
+        return [*(each for block in self.blocks for each in block.matrices), self.unembedding]
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of weights that one step reads."""
-        matrices = [matrix for block in self._blocks for matrix in block.matrices]
-        return sum(matrix.bytes for matrix in [*matrices, self._unembedding])
+        return sum(matrix.bytes for matrix in self.matrices)
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of all weights in memory; the float32 ones stay, for embeddings and norms."""
+        numbers = (each for each in self._decoder.parameters() if not each.is_meta)
+        return self.weight_bytes + sum(each.nbytes for each in numbers)
 
     def new_cache(self, rows: int, tokens: int) -> PagedCache:
         """A cache for so many rows of so many tokens each."""
@@ -96,7 +130,7 @@ class InferenceDecoder:
         if self._stack is not None and self._stack.takes(len(x_nd)):
             x_nd = self._stack(x_nd, places, cache)
         else:
-            for layer, block in zip(cache.layers, self._blocks, strict=True):
+            for layer, block in zip(cache.layers, self.blocks, strict=True):
                 x_nd = self._block(x_nd, block, places, layer)
         result: Tensor = self._decoder.final_norm(x_nd)
         return result
@@ -104,14 +138,14 @@ class InferenceDecoder:
     @torch.inference_mode()
     def logits(self, hidden_nd: Tensor) -> Tensor:
         """float32 (n, vocabulary); the C++ kernels do not round them to ``dtype`` first."""
-        return self.kernels.linear(hidden_nd.to(self.dtype), self._unembedding, torch.float32)
+        return self.kernels.linear(hidden_nd.to(self.dtype), self.unembedding, torch.float32)
 
     @torch.inference_mode()
     def scored_logits(self, hidden_nd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits in the type of the product (float32, or bf16 on matrix units), the log Σ exp of
         each row, and its first largest."""
-        dtype = self.kernels.product_dtype(self._unembedding, len(hidden_nd))
-        logits_nv = self.kernels.linear(hidden_nd.to(self.dtype), self._unembedding, dtype)
+        dtype = self.kernels.product_dtype(self.unembedding, len(hidden_nd))
+        logits_nv = self.kernels.linear(hidden_nd.to(self.dtype), self.unembedding, dtype)
         return logits_nv, *self.kernels.log_sums(logits_nv)
 
     def draw(self, logits_bv: Tensor, sequences: Sequence[RunningSequence]) -> list[int]:
@@ -204,6 +238,62 @@ def mask_of(logits_bv: Tensor, sequences: Sequence[RunningSequence]) -> Mask | N
         none_b = mask.apply(logits_bv).amax(dim=-1) == -math.inf
         mask = Mask(mask.forbidden_sv, mask.states_b.masked_fill(none_b, ANY))
     return mask
+
+
+def of_block(packed: Mapping[str, list[PackedTensor]], layer: int) -> dict[str, list[PackedTensor]]:
+    """Packed matrices of a block by their layers' names in it."""
+    start, end = f"blocks.{layer}.", ".weight"
+    names = {name: name.removeprefix(start).removesuffix(end) for name in packed}
+    return {names[name]: packed[name] for name in packed if name.startswith(start)}
+
+
+class PackedEmbedding(nn.Module):
+    """A token embedding that unpacks the rows it is asked for.
+
+    Args:
+        table: as the file packs it.
+        unembedding: the same in panels, which are read if they are packed too; None if it is
+            another matrix.
+    """
+
+    def __init__(self, table: PackedTensor, unembedding: Weight | None) -> None:
+        super().__init__()
+        outputs, inputs = table.shape
+        self._table = unembedding
+        if unembedding is None or unembedding.packing is None:
+            kept = nn.Parameter(table.data.clone(), requires_grad=False)  # counts as held
+            self._kept = kept
+            self._table = Weight(kept.data, None, None, (outputs, inputs), packing=table.type)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        assert self._table is not None
+        return self._table.rows(tokens.flatten()).view(*tokens.shape, -1)
+
+
+def unpacked(model: InferenceDecoder) -> Decoder:
+    """A float32 decoder of a packed one's numbers."""
+    wide, config = torch.float32, model.config
+    state = {name: each for name, each in model._decoder.state_dict().items() if not each.is_meta}
+    state = {name: each for name, each in state.items() if each.is_floating_point()}
+    for layer, block in enumerate(model.blocks):
+        inner = block.inner.as_dtype(wide)
+        parts = {
+            "attention.query_key_value": block.query_key_value.as_dtype(wide),
+            "attention.output": block.output.as_dtype(wide),
+            "feed_forward.output": block.feed_forward_output.as_dtype(wide),
+        }
+        if config.activation == "swiglu":
+            parts["feed_forward.gate"], inner = inner.chunk(2)
+        parts["feed_forward.inner"] = inner
+        state |= {f"blocks.{layer}.{name}.weight": part for name, part in parts.items()}
+    tokens = torch.arange(config.vocabulary_size)
+    state["token_embedding.weight"] = model._decoder.token_embedding(tokens)
+    if not config.tied_embeddings:
+        state["unembedding.weight"] = model.unembedding.as_dtype(wide)
+    with without_weights():
+        decoder = Decoder(config).eval()
+    decoder.load_state_dict(state, assign=True)
+    return decoder
 
 
 def decoder_for_reading(decoder: Decoder) -> Decoder:

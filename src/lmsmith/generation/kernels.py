@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -40,6 +40,9 @@ class TorchKernels:
         self, x_ni: Tensor, weight: Weight, dtype: torch.dtype, add_to: Tensor | None = None
     ) -> Tensor:
         """x Wᵀ + b, in ``dtype``; or added to the float32 ``add_to`` once it is rounded."""
+        if weight.rest is not None:
+            parts = (replace(weight, rest=None), weight.rest)
+            return torch.cat([self.linear(x_ni, part, dtype) for part in parts], dim=1)
         bias = None if weight.bias is None else weight.bias.to(x_ni.dtype)
         onednn = onednn_linear() if weight.values.dtype == torch.bfloat16 else None
         if onednn is None:

@@ -8,6 +8,7 @@ import torch
 
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.generation.native.library import load_library
+from lmsmith.options import Weights
 from lmsmith.training.machine import ResolvedMachine, keep_freed_memory, resolve_machine
 
 
@@ -24,6 +25,12 @@ def resolve_for_reading(config: MachineConfig) -> ResolvedMachine:
     if config.precision == "auto" and machine.precision == "fp32" and load_library() is not None:
         return replace(machine, precision="bf16")
     return machine
+
+
+def stays_packed(weights: Weights) -> bool:
+    """Whether the matrices of a quantised GGUF file are used as it packs them: if its weights are
+    wanted, and the C++ kernels that multiply them are here."""
+    return weights == "file" and load_library() is not None
 
 
 def prepare_reading(config: MachineConfig) -> ResolvedMachine:

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from lmsmith.models.attention import Bias, SelfAttention, attention_bias
 from lmsmith.models.attention_kernels import band_biases
 from lmsmith.models.config import ModelConfig
+from lmsmith.models.interop.quantised import PackedTensor
 from lmsmith.models.positions import RotaryPositions, Rotation, SinusoidalPositions
 
 
@@ -127,6 +128,9 @@ class Decoder(nn.Module):
             self.unembedding = nn.Linear(config.width, config.vocabulary_size, bias=False)
         self.rotary = RotaryPositions(config) if config.positions == "rotary" else None
         self.embedding_scale = math.sqrt(config.width) if config.positions == "sinusoidal" else 1.0
+        self.packed: dict[str, list[PackedTensor]] = {}
+        """Matrices that stay as their file packs them, by name; the parameters of these names have
+        no numbers (they are on the meta device). `InferenceDecoder` alone can multiply them."""
         self.checkpoint_activations = False
         self.compiled = False
 

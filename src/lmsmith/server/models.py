@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
 
 from lmsmith.catalogue import versions
 from lmsmith.catalogue.reading import (
@@ -23,10 +22,13 @@ from lmsmith.catalogue.versions import Version, hash_files
 from lmsmith.core.errors import UserError
 from lmsmith.core.format import format_size
 from lmsmith.generation.inference import InferenceDecoder
+from lmsmith.generation.machine import stays_packed
 from lmsmith.generation.scheduler import Scheduler
 from lmsmith.generation.speculative import PROMPT_LOOKUP, Drafter, DraftModel, PromptLookup
+from lmsmith.generation.weights import WeightKind
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.folder import read_model_config
+from lmsmith.options import Weights
 from lmsmith.server.errors import ApiError
 from lmsmith.server.pacing import small_portions
 from lmsmith.tokenizers import Tokenizer
@@ -108,23 +110,28 @@ class FoundModel:
     tokenizer_sha256: str = ""
 
 
-def read_models(words: Sequence[str]) -> dict[str, FoundModel]:
-    """Models by name; raises UserError if one cannot be read, two have one name, or a version's
-    files are not those of its record."""
+def read_models(words: Sequence[str], weights: Weights = "model") -> dict[str, FoundModel]:
+    """Models by name; matrices of quantised files stay packed if ``weights`` are the file's.
+
+    Raises:
+        UserError: one cannot be read, two have one name, or a version's files are not those of its
+            record.
+    """
     named = [_name_and_model(word) for word in words]
     names = [name for name, _ in named]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UserError(f"two models are called {twice}", f"name one: other={twice}")
-    return {name: _read(name, model) for name, model in named}
+    packed = stays_packed(weights)
+    return {name: _read(name, model, packed) for name, model in named}
 
 
-def _read(name: str, word: str) -> FoundModel:
+def _read(name: str, word: str, packed: bool) -> FoundModel:
     if has_become(name, word):
         word = name
     version = None if Path(word).exists() else versions.find(word)
     if version is None:
-        return FoundModel(read_model(word))
+        return FoundModel(read_model(word, packed=packed))
     versions.verify(version)
     sha256 = _tokenizer_sha256(version)
     read = _kept(read_model(Source("lmsmith", version.path, word)))
@@ -171,14 +178,14 @@ class Loader:
 
     Attributes:
         machine: gives the precision.
-        weights: as they are in that precision, or ``int8``.
+        weights: as their file has them, in that precision, or ``int8``.
         memory_bytes: for all weights and caches, the draft's too; 0 gives every cache `GIGABYTE`.
         streams: replies generated together, of each model.
         draft: a smaller model that guesses the tokens of each, or ``prompt-lookup``.
     """
 
     machine: ResolvedMachine
-    weights: Literal["model", "int8"]
+    weights: Weights
     memory_bytes: int
     streams: int
     draft: str = ""
@@ -198,10 +205,10 @@ class Loader:
         if self.draft and self.draft != PROMPT_LOOKUP:
             smaller = read_draft_model(self.draft, [each.read for each in models.values()])
             self._smaller = self._decoder(smaller)
-        shared = _memory_of(self._smaller) if self._smaller else 0
+        shared = self._smaller.held_bytes if self._smaller else 0
         drafters = {name: self._drafter() for name in models}
         sizes = {
-            name: _memory_of(model) + _draft_bytes(drafters[name]) for name, model in ready.items()
+            name: model.held_bytes + _draft_bytes(drafters[name]) for name, model in ready.items()
         }
         contexts = {name: _context_bytes(model) for name, model in ready.items()}
         least = {name: sizes[name] + contexts[name] for name in models}
@@ -258,7 +265,7 @@ class Loader:
         context = shape.context * shape.cache_bytes_per_token(before.dtype.itemsize)
         cache_bytes = now.cache_bytes
         if self.memory_bytes:
-            shared = _memory_of(self._smaller) if self._smaller else 0
+            shared = self._smaller.held_bytes if self._smaller else 0
             free = self.memory_bytes - shared - sum(each.bytes for each in loaded)
             cache_bytes = min(cache_bytes, free - size)
             if cache_bytes < context:
@@ -283,7 +290,8 @@ class Loader:
         )
 
     def _decoder(self, decoder: Decoder) -> InferenceDecoder:
-        return InferenceDecoder(decoder, self.machine, weights=self.weights)
+        kind: WeightKind = "int8" if self.weights == "int8" else "model"
+        return InferenceDecoder(decoder, self.machine, weights=kind)
 
     def _drafter(self) -> Drafter | None:
         if self._smaller is not None:
@@ -310,7 +318,7 @@ class Loader:
                 drafter=drafter,
             ),
             int(time.time()),
-            _memory_of(ready) + _draft_bytes(drafter),
+            ready.held_bytes + _draft_bytes(drafter),
             cache_bytes,
             advised_sampling(read.source),
             read.source.name,
@@ -318,11 +326,6 @@ class Loader:
             found.follows,
             found.tokenizer_sha256,
         )
-
-
-def _memory_of(model: InferenceDecoder) -> int:
-    """Of weights; the float32 ones stay, for embeddings and norms are read from them."""
-    return 4 * model.config.parameters + model.weight_bytes
 
 
 def _draft_bytes(drafter: Drafter | None) -> int:
@@ -339,7 +342,7 @@ def serve_models(
     models: Mapping[str, ReadModel],
     *,
     machine: ResolvedMachine,
-    weights: Literal["model", "int8"],
+    weights: Weights,
     draft: str = "",
     memory_bytes: int,
     streams: int,

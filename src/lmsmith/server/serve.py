@@ -9,12 +9,13 @@ import os
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from lmsmith.core.errors import UserError, needs_extra
 from lmsmith.core.format import format_size
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.core.terminal import in_one_line
+from lmsmith.options import Weights
 
 if TYPE_CHECKING:
     from lmsmith.feedback.people import People
@@ -27,7 +28,7 @@ def serve(
     port: int = 8000,
     token: str = "",
     allow_host: Sequence[str] = (),
-    weights: Literal["model", "int8"] = "model",
+    weights: Weights = "file",
     draft: str = "",
     database: str = "",
     recipe: str = "",
@@ -53,7 +54,9 @@ def serve(
         token: Required in every request, as an API key; LMSMITH_TOKEN if it is left out. At an
             address that others reach it must look random: words, dates and patterns are refused.
         allow_host: A name by which clients may call this server, beside its address. Repeatable.
-        weights: As they are, or rounded to int8: half the memory, nearly twice the speed.
+        weights: As the file has them (a quantised GGUF file at its own bits), expanded to the
+            precision (model), or rounded to int8: half the memory of bf16, nearly twice
+            the speed.
         database: Keeps conversations and judgements, for /api and `lmsmith feedback export`: a
             file, or a URL such as postgresql://host/name. A file beside the models if left out.
         recipe: A .toml file of settings, as for lmsmith improve --recipe, for the improvements
@@ -129,12 +132,14 @@ def serve(
         listening = closing.enter_context(contextlib.closing(listen(host, port)))
         machine, budget = prepare_reading(MachineConfig(threads=threads)), int(memory * GIGABYTE)
         loader = Loader(machine, weights, budget, streams, draft)
-        served = compute_aside(lambda: loader.first(read_models(models)))
+        served = compute_aside(lambda: loader.first(read_models(models, weights)))
         for model in served:
             version = f" is {model.recorded}" if model.follows else ""
             sizes = format_size(model.weight_bytes), format_size(model.cache_bytes)
+            packings = model.scheduler.model.packings
+            own = f" ({', '.join(packings)} as in the file)" if packings else ""
             print(
-                f"{model.name}{version}: context {model.context:,}, weights {sizes[0]}, "
+                f"{model.name}{version}: context {model.context:,}, weights {sizes[0]}{own}, "
                 f"cache {sizes[1]} ({model.scheduler.cache.tokens:,} tokens)"
             )
         engine = AsyncEngine(served, limits)

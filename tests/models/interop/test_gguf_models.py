@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lmsmith.core.errors import UserError
 from lmsmith.models.decoder import Decoder
-from lmsmith.models.interop.gguf_file import GgufFile, GgufTensor
+from lmsmith.models.interop.gguf_file import GgufFile
 from lmsmith.models.interop.gguf_models import (
     from_gguf,
     halves_apart,
@@ -20,7 +20,7 @@ from lmsmith.models.interop.gguf_models import (
     read_gguf_config,
     to_gguf,
 )
-from lmsmith.models.interop.quantised import tensor_type
+from lmsmith.models.interop.quantised import PackedTensor, tensor_type
 from lmsmith.models.presets import PRESETS, llama
 
 CONFIG = replace(llama(2, 32, 4, 2, 48, 16), vocabulary_size=40, tied_embeddings=False)
@@ -31,7 +31,9 @@ def as_file(**changes: Any) -> GgufFile:
     name, metadata, tensors = to_gguf(CONFIG, Decoder(CONFIG).state_dict())
     plain = tensor_type(0, "t")
     packed = {
-        key: GgufTensor(plain, tuple(t.shape), t.detach().contiguous().view(torch.uint8).flatten())
+        key: PackedTensor(
+            plain, tuple(t.shape), t.detach().contiguous().view(torch.uint8).flatten()
+        )
         for key, t in tensors
     }
     return GgufFile({"general.architecture": name, **metadata, **changes}, packed)

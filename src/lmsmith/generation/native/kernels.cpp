@@ -1,19 +1,15 @@
 // What a step of generation is made of, near what reading memory allows.
 //
-// Weights are in bf16 or int8, sums in float32. Every result is summed in an order that does not
-// depend on how many rows are computed together, so that a row's result is the same, to the bit,
-// whatever else is in the batch.
+// Weights are in bf16, int8 or as a GGUF file packs them, sums in float32. Every result is summed in
+// an order that does not depend on how many rows are computed together, so that a row's result is
+// the same, to the bit, whatever else is in the batch.
 
 #include <memory>
 
 #include "attention.hpp"
 #include "draw.hpp"
+#include "products_packed.hpp"
 #include "rows.hpp"
-#if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
-#include "products_512.hpp"
-#else
-#include "products_256.hpp"
-#endif
 
 using namespace lmsmith;
 
@@ -26,8 +22,10 @@ void linear_in_team(Member& member, const Linear& l) {
     const int pairs = (l.k + 1) / 2, chunks = (l.k + CHUNK - 1) / CHUNK;
     const int64_t blocks = (l.n + LANES - 1) / LANES;
     const int64_t begin = member.begin(blocks), end = member.end(blocks);
-    Part part{l, nullptr, nullptr, 0, pairs, chunks, l.scales ? l.k / l.group : 1, 0, 0, 0};
-    prepare_rows(l, part);
+    Part part{l, nullptr, nullptr, 0, pairs, chunks, l.scales ? l.k / l.group : 1, 0, 0, 0,
+              nullptr};
+    if (l.packing) prepare_packed_rows(l, part);
+    else prepare_rows(l, part);
     const int64_t fit = ROWS_BYTES / (part.stride * (l.scales ? 2 : ROW_BYTES));
     const int at_once = fit < MOST_ROWS ? MOST_ROWS : int(fit / MOST_ROWS * MOST_ROWS);
     for (int first = 0; first < l.m; first += at_once) {
@@ -38,7 +36,8 @@ void linear_in_team(Member& member, const Linear& l) {
             const int64_t left = end - block, of_panel = part.together - part.within;
             const int64_t most = left < of_panel ? left : of_panel;
             const int width = most == 4 ? 4 : most >= 2 ? 2 : 1;
-            multiply_part(part, width, first, last);
+            if (l.packing) multiply_packed(part, width, first, last);
+            else multiply_part(part, width, first, last);
             block += width;
         }
     }
@@ -54,7 +53,10 @@ struct Matrix {
     const void* weight;
     const float* scales;
     const float* bias;
-    int inputs, outputs, group;
+    const uint16_t* minima;
+    const int16_t* steps;
+    const Matrix* next;  // whose outputs follow; null for none
+    int inputs, outputs, group, packing;
 };
 
 // A block whose norms go before its layers.
@@ -88,8 +90,20 @@ struct Scratch {
     bf16* take(int64_t size) { return at += size, at - size; }
 };
 
+int outputs_of(const Matrix& w) { return w.outputs + (w.next ? outputs_of(*w.next) : 0); }
+
+void multiply_in_team(Member& member, const Matrix& w, const bf16* x, void* y, int rows,
+                      int result) {
+    const int width = outputs_of(w), size = result == AS_BF16 ? 2 : 4;
+    char* to = static_cast<char*>(y);
+    for (const Matrix* each = &w; each; to += each->outputs * size, each = each->next)
+        linear_in_team(member, {x, each->weight, each->scales, each->bias, to, rows, each->inputs,
+                                each->outputs, each->group, result, width, each->packing,
+                                each->minima, each->steps});
+}
+
 void multiply(Member& member, const Matrix& w, const bf16* x, void* y, int rows, Result result) {
-    linear_in_team(member, {x, w.weight, w.scales, w.bias, y, rows, w.inputs, w.outputs, w.group, result});
+    multiply_in_team(member, w, x, y, rows, result);
     member.barrier();
 }
 
@@ -103,12 +117,13 @@ void normalise(Member& member, const Stack& s, const float* weight, const float*
 
 void run_stack(const Stack& s, int threads) {
     const Block& first = s.blocks[0];
-    const int n = s.tokens, inner = first.inner.outputs;
+    const int n = s.tokens, inner = outputs_of(first.inner);
+    const int projections = outputs_of(first.query_key_value);
     const int active = first.feed_forward_output.inputs, mixed_width = s.heads * s.head_width;
-    const int64_t all = s.width + first.query_key_value.outputs + mixed_width + inner + active;
+    const int64_t all = s.width + projections + mixed_width + inner + active;
     Scratch scratch(n * all);
     bf16* entering = scratch.take(int64_t(n) * s.width);
-    bf16* projected = scratch.take(int64_t(n) * first.query_key_value.outputs);
+    bf16* projected = scratch.take(int64_t(n) * projections);
     bf16* mixed = scratch.take(int64_t(n) * mixed_width);
     bf16* between = scratch.take(int64_t(n) * inner);
     bf16* activated = scratch.take(int64_t(n) * active);
@@ -160,11 +175,20 @@ void lmsmith_lay_out(const void* from, void* to, int64_t rows, int64_t columns, 
                 threads);
 }
 
+// Panels of a matrix whose rows are blocks of a GGUF file.
+void lmsmith_pack(const uint8_t* from, void* values, uint16_t* scales, uint16_t* minima,
+                  int16_t* steps, int64_t rows, int64_t inputs, int packing, int threads) {
+    const Panels to{values, scales, minima, steps};
+    const int64_t blocks = (rows + LANES - 1) / LANES;
+    const int64_t bytes = inputs / inputs_of_scale(packing) * bytes_of_block(packing);
+    for_all(threads, rows, [=](int64_t row) {
+        pack_row(packing, from + row * bytes, to, row, blocks, inputs);
+    });
+}
+
 // y = x W^T + bias.
-void lmsmith_linear(const bf16* x, const void* weight, const float* scales, const float* bias,
-                    void* y, int m, int k, int n, int group, int result, int threads) {
-    const Linear l{x, weight, scales, bias, y, m, k, n, group, result};
-    in_team(threads, [&](Member& member) { linear_in_team(member, l); });
+void lmsmith_linear(const bf16* x, const Matrix* w, void* y, int rows, int result, int threads) {
+    in_team(threads, [&](Member& member) { multiply_in_team(member, *w, x, y, rows, result); });
 }
 
 void lmsmith_attend_bf16(const Attend<bf16>* a, int threads) { attend(*a, threads); }

@@ -18,10 +18,12 @@ from torch.nn import functional as F
 from lmsmith.generation.kernels import Places, TorchKernels
 from lmsmith.generation.kv_cache import LayerCache
 from lmsmith.generation.native.library import load_library
+from lmsmith.generation.packed import new_panels
 from lmsmith.generation.sampling import check_finite
 from lmsmith.generation.settings import SamplingSettings
 from lmsmith.generation.vocabulary import Mask
 from lmsmith.generation.weights import Norm, Weight
+from lmsmith.models.interop.quantised import MULTIPLIED
 
 LANES = 16
 """Numbers of a register, in float32."""
@@ -49,10 +51,17 @@ class _Attend(ctypes.Structure):
     )
 
 
+class Matrix(ctypes.Structure):
+    """`Matrix` in kernels.cpp."""
+
+    _fields_ = fields("weight scales bias minima steps next", "inputs outputs group packing")
+
+
 _TYPES = {"p": POINTER, "i": INTEGER, "q": ctypes.c_int64, "f": FLOAT}
 _SIGNATURES = {
-    "linear": "pppppiiiiii",
+    "linear": "pppiii",
     "lay_out": "ppqqii",
+    "pack": "pppppqqii",
     "norm": "ppppiifiii",
     "gate": "ppiii",
     "gelu": "ppiii",
@@ -73,7 +82,7 @@ processor with AMX multiplies more rows by oneDNN."""
 
 
 class NativeKernels(TorchKernels):
-    """The operations in C++, for bf16 and int8 weights; float32 ones are PyTorch's.
+    """The operations in C++, for bf16, int8 and packed weights; float32 ones are PyTorch's.
 
     Args:
         library: the compiled kernels.
@@ -91,15 +100,24 @@ class NativeKernels(TorchKernels):
     def prepare(self, weight: Weight) -> Weight:
         if weight.values.dtype == torch.float32:
             return weight
-        values = F.pad(weight.values, (0, 1)) if weight.shape[1] % 2 else weight.values
-        pairs = torch.int32 if values.dtype == torch.bfloat16 else torch.int16
-        return replace(
-            weight,
-            values=self._panels(values.view(pairs)),
-            scales=None if weight.scales is None else self._panels(weight.scales),
-            in_panels=True,
-            for_many=weight if self.matrix_units and weight.scales is None else None,
-        )
+        many = self.matrix_units and weight.scales is None and weight.packing is None
+        for_many = weight if many and weight.rest is None else None
+        return replace(self._in_panels(weight), for_many=for_many)
+
+    def _in_panels(self, weight: Weight) -> Weight:
+        rest = None if weight.rest is None else self._in_panels(weight.rest)
+        if weight.packing is not None:
+            values, scales, minima, steps = new_panels(weight.packing, weight.shape)
+            tensors, kind = (weight.values, values, scales, minima, steps), weight.packing
+            self._call("pack", tensors, *weight.shape, MULTIPLIED[kind.name])
+            result = replace(weight, values=values, scales=scales, minima=minima, steps=steps)
+        else:
+            padded = F.pad(weight.values, (0, 1)) if weight.shape[1] % 2 else weight.values
+            pairs = torch.int32 if padded.dtype == torch.bfloat16 else torch.int16
+            of_groups = None if weight.scales is None else self._panels(weight.scales)
+            result = replace(weight, values=self._panels(padded.view(pairs)), scales=of_groups)
+        result = replace(result, in_panels=True, rest=rest)
+        return replace(result, matrix=_matrix(result))
 
     def _call(self, name: str, tensors: Sequence[Tensor | None], *numbers: float) -> None:
         function = getattr(self.library, f"lmsmith_{name}")
@@ -121,12 +139,10 @@ class NativeKernels(TorchKernels):
         if not weight.in_panels:
             return super().linear(x_ni, weight, dtype, add_to)
         x_ni = x_ni.contiguous()
-        (rows, inputs), (outputs, _) = x_ni.shape, weight.shape
-        result = torch.empty(rows, outputs, dtype=dtype) if add_to is None else add_to
-        tensors = (x_ni, weight.values, weight.scales, weight.bias, result)
+        result = torch.empty(len(x_ni), weight.outputs, dtype=dtype) if add_to is None else add_to
         kind = _RESULTS[dtype] if add_to is None else _ADDED
-        numbers = (rows, inputs, outputs, weight.group, kind)
-        self._call("linear", tensors, *numbers)
+        addresses = address(x_ni), ctypes.addressof(weight.matrix), address(result)
+        self.library.lmsmith_linear(*addresses, len(x_ni), kind, torch.get_num_threads())
         return result
 
     def norm(self, x_nd: Tensor, norm: Norm, dtype: torch.dtype) -> Tensor:
@@ -199,6 +215,15 @@ class NativeKernels(TorchKernels):
         tensors = (logits_bv, uniform_b, *masked, tokens_b)
         self._call("draw", tensors, *logits_bv.shape, *limits)
         return tokens_b
+
+
+def _matrix(weight: Weight) -> Matrix:
+    """Addresses of a weight in panels; it keeps the tensors."""
+    tensors = (weight.values, weight.scales, weight.bias, weight.minima, weight.steps)
+    following = None if weight.rest is None else ctypes.addressof(weight.rest.matrix)
+    outputs, inputs = weight.shape
+    packing = 0 if weight.packing is None else MULTIPLIED[weight.packing.name]
+    return Matrix(*map(address, tensors), following, inputs, outputs, weight.group, packing)
 
 
 def address(tensor: Tensor | None) -> int | None:

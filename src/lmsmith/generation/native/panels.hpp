@@ -36,11 +36,12 @@ const int64_t ROWS_BYTES = 1 << 19;  // of rows that stay in the second-level ca
 // Rows that are multiplied, and where a block's weights are among those of its panel.
 struct Part {
     const Linear& l;
-    const void* x;       // of bf16 weights bf16, of int8 ones int16; (rows, stride)
+    const void* x;       // of bf16 weights bf16, of others int16; (rows, stride)
     const float* x_scales;  // of int16, (rows, chunks)
     int64_t stride;
     int pairs, chunks, groups;
     int together, panel, within;  // blocks of the panel; its first block; the first of this part
+    const float* x_sums;  // of packed weights, sums of the chunks of x
 };
 
 // What is asked for while rows are multiplied: the panel's own weights a little ahead, where these

@@ -17,7 +17,7 @@ inline void finish8(const Linear& l, f32x8 sum, int row, int output) {
         for (int lane = 0; lane < l.n - output; ++lane) finish(l, sum[lane], row, output + lane);
         return;
     }
-    const int64_t place = int64_t(row) * l.n + output;
+    const int64_t place = int64_t(row) * l.width + output;
     if (l.bias) sum += load8(l.bias + output);
     if (l.result == AS_FLOAT) {
         std::memcpy(static_cast<float*>(l.y) + place, &sum, 32);

@@ -10,7 +10,7 @@ namespace lmsmith {
 const int64_t ROW_BYTES = 2;  // of a prepared row's number
 
 inline void finish16(const Linear& l, __m512 sum, int row, int output) {
-    const int64_t place = int64_t(row) * l.n + output;
+    const int64_t place = int64_t(row) * l.width + output;
     const __mmask16 mask = l.n - output < LANES ? (1u << (l.n - output)) - 1 : 0xffff;
     if (l.bias) sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, l.bias + output));
     if (l.result == AS_FLOAT) {

@@ -14,11 +14,12 @@ from lmsmith.generation.kv_cache import LayerCache, PagedCache
 from lmsmith.generation.native.operations import (
     FEW_ROWS,
     MAX_HEAD_WIDTH,
+    Matrix,
     NativeKernels,
     address,
     fields,
 )
-from lmsmith.generation.weights import BlockWeights, Weight
+from lmsmith.generation.weights import BlockWeights
 from lmsmith.models.config import ModelConfig
 
 _ACTIVATIONS = {"swiglu": 0, "gelu_tanh": 1}
@@ -36,7 +37,7 @@ def native_stack(
 
 
 class NativeStack:
-    """The blocks of a model whose norms go before its layers, with weights in bf16 or int8.
+    """The blocks of a model whose norms go before its layers, with weights in bf16, int8 or packed.
 
     The results are, to the bit, those of its operations one by one.
     """
@@ -79,19 +80,12 @@ class NativeStack:
         return known[2]
 
 
-class _Matrix(ctypes.Structure):
-    """`Matrix` in kernels.cpp; so are the others of their names."""
-
-    _fields_ = fields("weight scales bias", "inputs outputs group")
-
-
 class _Block(ctypes.Structure):
+    """`Block` in kernels.cpp; so are the others of their names."""
+
     _fields_ = (
         *fields("attention_norm attention_shift feed_forward_norm feed_forward_shift", ""),
-        *(
-            (name, _Matrix)
-            for name in ("query_key_value", "output", "inner", "feed_forward_output")
-        ),
+        *((name, Matrix) for name in ("query_key_value", "output", "inner", "feed_forward_output")),
     )
 
 
@@ -115,10 +109,4 @@ def _pages(layer: LayerCache) -> _Pages:
 def _block(block: BlockWeights) -> _Block:
     before, after = block.attention_norm, block.feed_forward_norm
     norms = (before.weight, before.shift, after.weight, after.shift)
-    return _Block(*map(address, norms), *map(_matrix, block.matrices))
-
-
-def _matrix(weight: Weight) -> _Matrix:
-    tensors = (weight.values, weight.scales, weight.bias)
-    outputs, inputs = weight.shape
-    return _Matrix(*map(address, tensors), inputs, outputs, weight.group)
+    return _Block(*map(address, norms), *(each.matrix for each in block.matrices))

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import atomic_file, require_file
-from lmsmith.models.interop.quantised import TensorType, dequantise, tensor_type
+from lmsmith.models.interop.quantised import PackedTensor, tensor_type
 from lmsmith.models.weights_file import MOST_TENSORS
 
 MAGIC = b"GGUF"
@@ -40,24 +40,11 @@ _MOST_VALUES = 1 << 16
 
 
 @dataclass(frozen=True)
-class GgufTensor:
-    """A tensor in a file."""
-
-    type: TensorType  # how its numbers are packed
-    shape: tuple[int, ...]  # (rows, columns), as in PyTorch
-    data: Tensor  # its bytes, uint8, in the memory-mapped file
-
-    def read(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Its numbers, in memory of their own."""
-        return dequantise(self.data, self.type, self.shape, dtype)
-
-
-@dataclass(frozen=True)
 class GgufFile:
     """Metadata by key, and tensors by name."""
 
     metadata: Mapping[str, Any]
-    tensors: Mapping[str, GgufTensor]
+    tensors: Mapping[str, PackedTensor]
 
 
 def open_gguf(path: Path) -> GgufFile:
@@ -127,7 +114,7 @@ def _parse(data: mmap.mmap, path: Path) -> GgufFile:
         left -= size
         if start + offset + size > len(data) or left < 0:
             raise _Damaged
-        tensors[name] = GgufTensor(kind, shape, whole[start + offset : start + offset + size])
+        tensors[name] = PackedTensor(kind, shape, whole[start + offset : start + offset + size])
     return GgufFile(metadata, tensors)
 
 

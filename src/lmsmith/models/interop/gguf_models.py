@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from lmsmith.core.config import Problem, SettingsError, problems_in
 from lmsmith.core.errors import UserError, refusing_damage
 from lmsmith.models.config import ModelConfig, RopeScaling
 from lmsmith.models.interop.gguf_file import GgufFile
+from lmsmith.models.interop.quantised import PackedTensor
 from lmsmith.models.interop.transformers import (
     join_parts,
     parameter_shapes,
@@ -276,6 +277,36 @@ def from_gguf(
         UserError: another architecture, unsupported settings (all are named), or tensors that are
             missing, of another shape, or without a place.
     """
+    return _convert(file, lambda ours, tensor: tensor.read(dtype))
+
+
+def packed_from_gguf(
+    file: GgufFile,
+) -> tuple[ModelConfig, dict[str, Tensor], dict[str, list[PackedTensor]]]:
+    """Convert the model in a GGUF file, and leave the matrices that are multiplied as they are.
+
+    Returns:
+        The shape; what `Decoder.load_state_dict` takes, those matrices on the meta device; and
+        the parts that each of them is made of, in our order of rows.
+
+    Raises:
+        UserError: as `from_gguf`.
+    """
+    packed: dict[str, list[PackedTensor]] = {}
+
+    def keep(ours: str, tensor: PackedTensor) -> Tensor:
+        if len(tensor.shape) != 2 or ours.startswith("position_embedding."):
+            return tensor.read()
+        packed.setdefault(ours, []).append(tensor)
+        return torch.empty(tensor.shape, device="meta")
+
+    return *_convert(file, keep), packed
+
+
+def _convert(
+    file: GgufFile, take: Callable[[str, PackedTensor], Tensor]
+) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """The shape and all parameters, each of the parts that ``take(our name, part)`` gives."""
     architecture, config = _read_config(file)
     shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
     refuse_impossible_sizes(config, shapes, "the GGUF file")
@@ -288,9 +319,11 @@ def from_gguf(
         if shapes[theirs] != shape:
             fix = "the file is not what its metadata says: fetch it again"
             raise UserError(f"{theirs} has the shape {shapes[theirs]}, not {shape}", fix)
-        part = file.tensors[theirs].read(dtype)
-        heads = _interleaved_heads(architecture, config, ours, number)
-        return halves_apart(part, heads) if heads else part
+        part = file.tensors[theirs]
+        if heads := _interleaved_heads(architecture, config, ours, number):
+            rows = halves_apart(part.data.view(shape[0], -1), heads)
+            part = replace(part, data=rows.flatten())
+        return take(ours, part)
 
     state = join_parts(config, lambda ours: _their_names(architecture, ours), read)
     if left := sorted(set(file.tensors) - used):

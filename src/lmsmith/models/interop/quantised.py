@@ -83,6 +83,10 @@ TYPES: Mapping[int, TensorType] = {
 """Number in the file → type; the package gguf unpacks the others."""
 
 
+MULTIPLIED: Mapping[str, int] = {"Q4_0": 2, "Q4_1": 3, "Q8_0": 8, "Q4_K": 12, "Q6_K": 14}
+"""Types that the C++ kernels multiply as they are → number in the file."""
+
+
 def tensor_type(number: int, name: str) -> TensorType:
     """The type of that number, of the tensor ``name``.
 
@@ -112,6 +116,19 @@ def tensor_type(number: int, name: str) -> TensorType:
         numbers_nk.copy_(torch.from_numpy(quants.dequantize(blocks_nb.numpy(), kind)))
 
     return TensorType(kind.name, block, size, unpack)
+
+
+@dataclass(frozen=True)
+class PackedTensor:
+    """A tensor as a file packs it."""
+
+    type: TensorType
+    shape: tuple[int, ...]  # (rows, columns), as in PyTorch
+    data: Tensor  # its bytes, uint8; where it was read from a file, those of the mapped file
+
+    def read(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Its numbers, in memory of their own."""
+        return dequantise(self.data, self.type, self.shape, dtype)
 
 
 def dequantise(

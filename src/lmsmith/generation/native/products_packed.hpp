@@ -1,0 +1,361 @@
+// Products of rows and packed weights: y = sum of scale x (sum of x q) + minimum x (sum of x).
+//
+// x has 16 bits, each 32 by their largest; a unit of 32 inputs, or half of one, is summed as
+// integers, exactly. One row reads the packed weights; for more, a block is unpacked once. Both sum
+// in the same order.
+
+#pragma once
+
+#include "eight.hpp"
+#include "packed.hpp"
+#if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
+#include "products_512.hpp"
+#else
+#include "products_256.hpp"
+#endif
+
+namespace lmsmith {
+
+#if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
+const int WIDTH = 16;
+typedef f32x16 Floats;
+typedef i32x16 Ints;
+typedef uint16_t Shorts __attribute__((vector_size(64)));
+
+inline void add_pairs(Ints& sums, Ints weight, Ints x) {
+    __m512i total = (__m512i)sums;
+    add_products(total, (__m512i)weight, (__m512i)x);
+    sums = (Ints)total;
+}
+inline Ints widen_pairs(const int8_t* from) {
+    return (Ints)_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)from));
+}
+inline Floats multiply_add_lanes(Floats a, Floats b, Floats sum) {
+    return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum);
+}
+inline Floats widen_float16(const uint16_t* from) {
+    return (Floats)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)from));
+}
+inline void finish_lanes(const Linear& l, Floats sum, int row, int output) {
+    if (output < l.n) finish16(l, (__m512)sum, row, output);
+}
+#else
+const int WIDTH = 8;
+typedef f32x8 Floats;
+typedef i32x8 Ints;
+typedef uint16_t Shorts __attribute__((vector_size(32)));
+
+inline void add_pairs(Ints& sums, Ints weight, Ints x) {
+#if defined(__AVXVNNI__)
+    sums = (Ints)_mm256_dpwssd_avx_epi32((__m256i)sums, (__m256i)weight, (__m256i)x);
+#else
+    sums += pair_products((i16x16)weight, (i16x16)x);
+#endif
+}
+inline Ints widen_pairs(const int8_t* from) { return (Ints)widen_bytes(from); }
+inline Floats multiply_add_lanes(Floats a, Floats b, Floats sum) { return multiply_add(a, b, sum); }
+inline Floats widen_float16(const uint16_t* from) {
+#if defined(__F16C__)
+    return (Floats)_mm256_cvtph_ps(load<__m128i>(from));
+#else
+    // The exponent's place moves by 13 bits, its zero by 112; this holds for all finite numbers.
+    const u32x8 bits = __builtin_convertvector(load<u16x8>(from), u32x8);
+    const Floats size = (Floats)((bits & 0x7fffu) << 13) * 0x1p112f;
+    return (Floats)((u32x8)size | (bits & 0x8000u) << 16);
+#endif
+}
+inline void finish_lanes(const Linear& l, Floats sum, int row, int output) {
+    finish8(l, sum, row, output);
+}
+#endif
+
+const int REGISTERS = LANES / WIDTH;  // of a block
+const int PAIRS = UNIT / 2;
+
+inline Floats all_lanes(float x) { return Floats{} + x; }
+inline Ints all_pairs(const int16_t* x) {
+    int32_t pair;
+    std::memcpy(&pair, x, 4);
+    return Ints{} + pair;
+}
+
+template <int AT>
+inline Ints nibbles(Ints word) {
+    return (Ints)(AT == 3 ? (Shorts)word >> 12 : ((Shorts)word >> (4 * AT)) & 15);
+}
+
+// Byte 0 or 1 of each of 16 bits.
+template <int AT>
+inline Floats step_of(const int16_t* from) {
+    typedef int16_t Halves __attribute__((vector_size(WIDTH * 2)));
+    Halves both = load<Halves>(from);
+    both = AT ? both >> 8 : (Halves)(both << 8) >> 8;
+    return __builtin_convertvector(__builtin_convertvector(both, Ints), Floats);
+}
+
+// Scales and minima of a register's outputs for a unit; halves have scales of their own.
+template <int P>
+struct Unit {
+    Floats scales[P == Q6_K ? 2 : 1], minimum;
+
+    Unit(const Part& p, int unit, int lane) {
+        const int group = unit * UNIT / inputs_of_scale(P);
+        const uint16_t* halves = reinterpret_cast<const uint16_t*>(p.l.scales);
+        const int64_t at = int64_t(group) * p.together * LANES + lane;
+        const int64_t of_panel = int64_t(p.panel) * p.groups * LANES;
+        scales[0] = widen_float16(halves + of_panel + at);
+        if (has_minima(P)) minimum = widen_float16(p.l.minima + of_panel + at);
+        else if (P == Q4_0) minimum = scales[0] * -8.0f;
+        if (!has_steps(P)) return;
+        const int16_t* steps = p.l.steps + int64_t(p.panel) * p.chunks * LANES +
+                               int64_t(unit) * p.together * LANES + lane;
+        const Floats first = step_of<0>(steps), second = step_of<1>(steps);
+        if (P == Q4_K) minimum *= -second;
+        else scales[P == Q6_K] = scales[0] * second;
+        scales[0] *= first;
+    }
+};
+
+inline Floats add_unit(Floats total, Ints sums, Floats scale, float x_scale) {
+    return multiply_add_lanes(__builtin_convertvector(sums, Floats) * x_scale, scale, total);
+}
+
+// One row times blocks of a panel, read as one stream.
+template <int P, int BLOCKS>
+inline void multiply_packed_one(const Part& p, int row) {
+    constexpr int B = BLOCKS * REGISTERS, HALVES = P == Q6_K ? 2 : 1;
+    constexpr bool FOUR = is_four_bits(P), MINIMA = FOUR;
+    constexpr int COLUMNS = UNIT / inputs_of_column(P) / HALVES, BYTES = FOUR ? 4 : 2;
+    const char* w = static_cast<const char*>(p.l.weight) +
+                    (int64_t(p.panel) * (p.l.k / inputs_of_column(P)) + p.within) * LANES * BYTES;
+    const int16_t* x = static_cast<const int16_t*>(p.x) + row * p.stride;
+    const int64_t step = int64_t(p.together) * LANES * BYTES;
+    Floats totals[B] = {};
+    for (int unit = 0; unit < p.chunks; ++unit) {
+        const int64_t place = int64_t(row) * p.chunks + unit;
+        Ints sums[HALVES][B];
+#pragma GCC unroll 2
+        for (int half = 0; half < HALVES; ++half) {
+#pragma GCC unroll 8
+            for (int j = 0; j < B; ++j) sums[half][j] = Ints{};
+            for (int column = 0; column < COLUMNS; ++column, w += step) {
+#pragma GCC unroll 4
+                for (int at = 0; at < BLOCKS * LANES * BYTES; at += 64)
+                    __builtin_prefetch(w + AHEAD + at, 0, 3);
+                if (FOUR) {
+                    const Ints first = all_pairs(x), second = all_pairs(x + 2),
+                               third = all_pairs(x + 4), fourth = all_pairs(x + 6);
+                    x += 8;
+#pragma GCC unroll 8
+                    for (int j = 0; j < B; ++j) {
+                        const Ints word = load<Ints>(w + j * WIDTH * 4);
+                        add_pairs(sums[half][j], nibbles<0>(word), first);
+                        add_pairs(sums[half][j], nibbles<1>(word), second);
+                        add_pairs(sums[half][j], nibbles<2>(word), third);
+                        add_pairs(sums[half][j], nibbles<3>(word), fourth);
+                    }
+                } else {
+                    const Ints both = all_pairs(x);
+                    x += 2;
+#pragma GCC unroll 8
+                    for (int j = 0; j < B; ++j)
+                        add_pairs(sums[half][j],
+                                  widen_pairs(reinterpret_cast<const int8_t*>(w) + j * WIDTH * 2),
+                                  both);
+                }
+            }
+        }
+#pragma GCC unroll 8
+        for (int j = 0; j < B; ++j) {
+            const Unit<P> u(p, unit, p.within * LANES + j * WIDTH);
+            for (int half = 0; half < HALVES; ++half)
+                totals[j] = add_unit(totals[j], sums[half][j], u.scales[half], p.x_scales[place]);
+            if (MINIMA)
+                totals[j] = multiply_add_lanes(u.minimum, all_lanes(p.x_sums[place]), totals[j]);
+        }
+    }
+    for (int j = 0; j < B; ++j)
+        finish_lanes(p.l, totals[j], row, (p.panel + p.within) * LANES + j * WIDTH);
+}
+
+// Unpacked blocks: 16 bits a number, and of each unit the scales (of each half) and minima.
+struct Block16 {
+    std::vector<int16_t> numbers;
+    std::vector<float> scales, minima;
+};
+
+template <int P, int B>
+inline void unpack_panel(const Part& p, Block16& to) {
+    constexpr int HALVES = P == Q6_K ? 2 : 1, BYTES = is_four_bits(P) ? 4 : 2;
+    const int columns = p.l.k / inputs_of_column(P);
+    to.numbers.resize(int64_t(p.pairs) * B * WIDTH * 2);
+    to.scales.resize(int64_t(p.chunks) * HALVES * B * WIDTH);
+    to.minima.resize(int64_t(p.chunks) * B * WIDTH);
+    const char* w = static_cast<const char*>(p.l.weight) +
+                    (int64_t(p.panel) * columns + p.within) * LANES * BYTES;
+    int16_t* at = to.numbers.data();
+    for (int column = 0; column < columns; ++column, w += int64_t(p.together) * LANES * BYTES)
+        for (int j = 0; j < B; ++j) {
+            constexpr int NEXT = B * WIDTH * 2;
+            const auto put = [&](int pair, Ints numbers) {
+                std::memcpy(at + (column * inputs_of_column(P) / 2 + pair) * NEXT + j * WIDTH * 2,
+                            &numbers, sizeof numbers);
+            };
+            if (is_four_bits(P)) {
+                const Ints word = load<Ints>(w + j * WIDTH * 4);
+                put(0, nibbles<0>(word)), put(1, nibbles<1>(word));
+                put(2, nibbles<2>(word)), put(3, nibbles<3>(word));
+            } else {
+                put(0, widen_pairs(reinterpret_cast<const int8_t*>(w) + j * WIDTH * 2));
+            }
+        }
+    for (int unit = 0; unit < p.chunks; ++unit)
+        for (int j = 0; j < B; ++j) {
+            const Unit<P> u(p, unit, p.within * LANES + j * WIDTH);
+            for (int half = 0; half < HALVES; ++half)
+                std::memcpy(&to.scales[((unit * HALVES + half) * B + j) * WIDTH], &u.scales[half],
+                            sizeof(Floats));
+            if (is_four_bits(P))
+                std::memcpy(&to.minima[(unit * B + j) * WIDTH], &u.minimum, sizeof(Floats));
+        }
+}
+
+// R rows times B registers of unpacked numbers.
+template <int R, int B, int HALVES, bool MINIMA>
+inline void multiply_unpacked(const Part& p, const Block16& block, int row) {
+    const int16_t* w = block.numbers.data();
+    const int16_t* x = static_cast<const int16_t*>(p.x) + row * p.stride;
+    const float *scales = block.scales.data(), *minima = block.minima.data();
+    Floats totals[R][B] = {};
+    for (int unit = 0; unit < p.chunks; ++unit) {
+        const int64_t place = int64_t(row) * p.chunks + unit;
+        for (int half = 0; half < HALVES; ++half, scales += B * WIDTH) {
+            Ints sums[R][B];
+#pragma GCC unroll 6
+            for (int i = 0; i < R; ++i)
+#pragma GCC unroll 4
+                for (int j = 0; j < B; ++j) sums[i][j] = Ints{};
+            for (int pair = 0; pair < PAIRS / HALVES; ++pair, w += B * WIDTH * 2, x += 2) {
+                Ints weight[B];
+#pragma GCC unroll 4
+                for (int j = 0; j < B; ++j) weight[j] = load<Ints>(w + j * WIDTH * 2);
+#pragma GCC unroll 6
+                for (int i = 0; i < R; ++i) {
+                    const Ints both = all_pairs(x + i * p.stride);
+#pragma GCC unroll 4
+                    for (int j = 0; j < B; ++j) add_pairs(sums[i][j], weight[j], both);
+                }
+            }
+#pragma GCC unroll 4
+            for (int j = 0; j < B; ++j) {
+                const Floats scale = load<Floats>(scales + j * WIDTH);
+#pragma GCC unroll 6
+                for (int i = 0; i < R; ++i)
+                    totals[i][j] = add_unit(totals[i][j], sums[i][j], scale,
+                                            p.x_scales[place + int64_t(i) * p.chunks]);
+            }
+        }
+        if (MINIMA) {
+            for (int j = 0; j < B; ++j, minima += WIDTH) {
+                const Floats minimum = load<Floats>(minima);
+                for (int i = 0; i < R; ++i)
+                    totals[i][j] = multiply_add_lanes(
+                        minimum, all_lanes(p.x_sums[place + int64_t(i) * p.chunks]), totals[i][j]);
+            }
+        }
+        // Totals stay in memory: the registers are for the sums.
+        if (R * B > 2) asm volatile("" : : "r"(totals) : "memory");
+    }
+    for (int i = 0; i < R; ++i)
+        for (int j = 0; j < B; ++j)
+            finish_lanes(p.l, totals[i][j], row + i, (p.panel + p.within) * LANES + j * WIDTH);
+}
+
+template <int B, int HALVES, bool MINIMA>
+inline void multiply_unpacked_rows(const Part& p, const Block16& block, int row, int rows) {
+    switch (rows) {
+        case 1: return multiply_unpacked<1, B, HALVES, MINIMA>(p, block, row);
+        case 2: return multiply_unpacked<2, B, HALVES, MINIMA>(p, block, row);
+        case 3: return multiply_unpacked<3, B, HALVES, MINIMA>(p, block, row);
+        case 4: return multiply_unpacked<4, B, HALVES, MINIMA>(p, block, row);
+        case 5: return multiply_unpacked<5, B, HALVES, MINIMA>(p, block, row);
+        default: return multiply_unpacked<6, B, HALVES, MINIMA>(p, block, row);
+    }
+}
+
+template <int P, int BLOCKS>
+inline void multiply_packed_many(const Part& p, int first, int last) {
+    static thread_local Block16 block;
+    constexpr int B = BLOCKS * REGISTERS;
+    unpack_panel<P, B>(p, block);
+    const int tiles = (last - first + MOST_ROWS - 1) / MOST_ROWS;
+    for (int tile = 0; tile < tiles; ++tile) {
+        const int rows = (last - first) / (tiles - tile);
+        multiply_unpacked_rows<B, P == Q6_K ? 2 : 1, is_four_bits(P)>(p, block, first, rows);
+        first += rows;
+    }
+}
+
+template <int P>
+inline void multiply_packing(const Part& p, int blocks, int first, int last) {
+    if (last - first == 1) {
+        if (blocks == 4) multiply_packed_one<P, 4>(p, first);
+        else if (blocks == 2) multiply_packed_one<P, 2>(p, first);
+        else multiply_packed_one<P, 1>(p, first);
+    } else if (REGISTERS == 1 && blocks > 1) {  // two or four registers, of wide ones
+        if (blocks == 4) multiply_packed_many<P, REGISTERS == 1 ? 4 : 1>(p, first, last);
+        else multiply_packed_many<P, REGISTERS == 1 ? 2 : 1>(p, first, last);
+    } else {
+        for (int block = 0; block < blocks; ++block) {
+            Part part = p;
+            part.within += block;
+            multiply_packed_many<P, 1>(part, first, last);
+        }
+    }
+}
+
+// Rows first to last times 1, 2 or 4 blocks.
+inline void multiply_packed(const Part& p, int blocks, int first, int last) {
+    switch (p.l.packing) {
+        case Q4_0: return multiply_packing<Q4_0>(p, blocks, first, last);
+        case Q4_1: return multiply_packing<Q4_1>(p, blocks, first, last);
+        case Q8_0: return multiply_packing<Q8_0>(p, blocks, first, last);
+        case Q4_K: return multiply_packing<Q4_K>(p, blocks, first, last);
+        default: return multiply_packing<Q6_K>(p, blocks, first, last);
+    }
+}
+
+// x in 16 bits, each 32 by the largest absolute value; and their sums. What is not finite makes its
+// scale so.
+inline void prepare_packed_rows(const Linear& l, Part& part) {
+    static thread_local std::vector<int16_t> rounded;
+    static thread_local std::vector<float> scales, sums;
+    const float magic = 12582912.0f;  // 1.5 x 2^23: added, it rounds to a whole number
+    const int64_t units = int64_t(l.m) * (l.k / UNIT);
+    rounded.resize(units * UNIT), scales.resize(units), sums.resize(units);
+    for (int64_t unit = 0; unit < units; ++unit) {
+        const bf16* from = l.x + unit * UNIT;
+        uint32_t bits = 0;
+        for (int i = 0; i < UNIT; ++i) {
+            const uint32_t size = from[i] & 0x7fffu;
+            bits = size > bits ? size : bits;
+        }
+        const float most = widen(bf16(bits)), inverse = most > 0 ? 32767.0f / most : 0.0f;
+        i32x8 sum = {};
+        for (int i = 0; i < UNIT; i += EIGHT) {
+            const f32x8 whole = multiply_add(load8(from + i), all_of(inverse), all_of(magic));
+            const i32x8 number = (i32x8)whole - 0x4b400000;
+            const i16x8 half = __builtin_convertvector(number, i16x8);
+            std::memcpy(&rounded[unit * UNIT + i], &half, 16);
+            sum += __builtin_convertvector(half, i32x8);
+        }
+        int32_t whole = 0;
+        for (int i = 0; i < EIGHT; ++i) whole += sum[i];
+        scales[unit] = most / 32767.0f;
+        sums[unit] = scales[unit] * float(whole);
+    }
+    part.stride = l.k, part.pairs = l.k / 2, part.chunks = l.k / UNIT;
+    part.x = rounded.data(), part.x_scales = scales.data(), part.x_sums = sums.data();
+}
+
+}  // namespace lmsmith
