@@ -15,6 +15,7 @@ from worlds import CONTEXT, HTTP, LIMITS, SENTENCE, Running, parrot, running, wo
 
 from lmsmith.feedback.export import export
 from lmsmith.feedback.store import Store
+from lmsmith.prompts import encode_prompt
 from lmsmith.server.engine import AsyncEngine
 from lmsmith.server.errors import shutting_down
 
@@ -232,6 +233,28 @@ def test_the_oldest_messages_are_left_out_of_what_does_not_fit(kept: tuple[Runni
     opening, *_, told = events(served, talk, parent=short, model="parrot")
     assert opening["dropped"] == 0
     assert "dropped" not in told["message"]["settings"]
+
+
+def test_a_turn_of_thousands_of_messages_is_tokenized_a_few_times(
+    kept: tuple[Running, Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served, _ = kept
+    rows = [{"messages": [{"id": n + 1, "parent": n or None, "role": "user", "content": "tea"}
+                          for n in range(4_000)]}]  # fmt: skip
+    found = HTTP.post(f"{served.address}/api/imports", json={"name": "a", "rows": rows}).json()
+    talk, tries = found["conversations"][0]["id"], 0
+
+    def counted(*given: Any) -> Any:
+        nonlocal tries
+        tries += 1
+        return encode_prompt(*given)
+
+    monkeypatch.setattr("lmsmith.server.api.answers.encode_prompt", counted)
+    last = shown(served, talk)[-1]["id"]
+    opening, *_, told = events(served, talk, parent=last, model="parrot")
+    assert told["message"]["content"] == SENTENCE
+    assert 4_000 - CONTEXT < opening["dropped"] < 4_000 - 1
+    assert tries <= 14  # and not one for each message
 
 
 def test_a_message_without_an_answer_blocks_nothing(

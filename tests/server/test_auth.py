@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -25,6 +26,7 @@ from lmsmith.server.auth import (
     Visitor,
     session_cookie,
 )
+from lmsmith.server.wrong_tokens import LOOKING_UP
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +120,30 @@ def _cookie(authenticator: Authenticator, token: str) -> str:
     return found[0]
 
 
+def test_cookies_of_one_address_have_few_turns_at_the_database(tmp_path: Path) -> None:
+    store = Store(tmp_path / "feedback.db")
+    authenticator, at_once, most = Authenticator("a", store), 0, 0
+
+    def by_session(cookie: str, token: str = "") -> None:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        time.sleep(0.01)
+        at_once -= 1
+
+    async def guess(address: str) -> None:
+        wrong = Headers({"cookie": f"{COOKIE}=a.b"})
+        await asyncio.gather(
+            *(authenticator.authenticate(wrong, address) for _ in range(9)),
+            *(authenticator.sign_out(wrong, address) for _ in range(9)),
+        )
+
+    authenticator._people.by_session = by_session  # type: ignore[method-assign,assignment]
+    asyncio.run(guess("192.0.2.1"))
+    assert most == LOOKING_UP
+    store.close()
+
+
 def test_the_owners_session_is_bound_to_the_servers_token(tmp_path: Path) -> None:
     """It outlives the server, ends with its token, and opens nothing once there is none."""
     store = Store(tmp_path / "feedback.db")
@@ -127,7 +153,7 @@ def test_the_owners_session_is_bound_to_the_servers_token(tmp_path: Path) -> Non
     People(store).add("Ann", "user")
     assert _asked(Authenticator("", store), cookie) is None
     assert _asked(Authenticator("a", store), cookie) == Visitor()
-    asyncio.run(Authenticator("a", store).sign_out(Headers({"cookie": f"{COOKIE}={cookie}"})))
+    asyncio.run(Authenticator("a", store).sign_out(Headers({"cookie": f"{COOKIE}={cookie}"}), ""))
     assert _asked(Authenticator("a", store), cookie) is None
     store.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -323,12 +324,37 @@ def test_an_origin_is_scheme_host_and_port(plain: Running, origin: str, is_own: 
 
 @pytest.mark.parametrize(
     ("host", "status"),
-    [("localhost.", 200), ("LOCALHOST.:{port}", 200), ("localhost..", 421), (".", 421), ("", 421)],
+    [
+        ("localhost.", 200),
+        ("LOCALHOST.:{port}", 200),
+        ("[::1]", 200),
+        ("[::1]:{port}", 200),
+        ("localhost..", 421),
+        (".", 421),
+        ("", 421),
+        ("::1", 421),
+        ("[::1]evil.example", 421),
+        ("[localhost]:80:80", 421),
+        ("localhost:evil.example", 421),
+        ("localhost:٨٠", 421),
+    ],
 )
-def test_a_dot_may_end_a_host(plain: Running, host: str, status: int) -> None:
+def test_a_host_is_a_name_and_perhaps_a_port(plain: Running, host: str, status: int) -> None:
     given = host.format(port=plain.address.rpartition(":")[2])
-    found = HTTP.get(f"{plain.address}/v1/models", headers={"host": given})
+    found = HTTP.get(f"{plain.address}/v1/models", headers={"host": given.encode()})
     assert found.status_code == status
+
+
+@pytest.mark.parametrize("name", ["host", "origin", "authorization", "cookie", "content-type"])
+def test_a_header_that_decides_is_sent_once(plain: Running, name: str) -> None:
+    host, port = plain.address.removeprefix("http://").split(":")
+    own = {"host": f"{host}:{port}", "origin": plain.address}.get(name, "application/json")
+    for pair in ([own, "evil.example"], ["evil.example", own], [own, own]):
+        lines = ["GET /v1/models HTTP/1.1", *(f"{name}: {each}" for each in pair)]
+        lines += ["connection: close", *([f"host: {host}:{port}"] if name != "host" else [])]
+        with socket.create_connection((host, int(port)), 20) as connection:
+            connection.sendall("\r\n".join([*lines, "", ""]).encode())
+            assert connection.recv(100).startswith(b"HTTP/1.1 400")
 
 
 def test_a_proxy_with_a_certificate_is_named() -> None:

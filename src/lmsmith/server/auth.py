@@ -172,8 +172,9 @@ class Authenticator:
         if scheme.lower() == "bearer":
             token = given.strip()
             return await self._check(address, token)
-        cookie = session_cookie(headers.get("cookie", ""))
-        return await in_database(self._by_session, cookie) if cookie else None
+        if not (cookie := session_cookie(headers.get("cookie", ""))):
+            return None
+        return await self._wrong.look_up(address, lambda: in_database(self._by_session, cookie))
 
     async def sign_in(self, token: str, address: str) -> tuple[str, Visitor] | None:
         """A session's cookie, empty if none is needed, and visitor; None if the token is wrong.
@@ -188,10 +189,11 @@ class Authenticator:
             return "", visitor
         return await in_database(self._open_session, visitor), visitor
 
-    async def sign_out(self, headers: Headers) -> None:
+    async def sign_out(self, headers: Headers, address: str) -> None:
         """End the cookie's session for everybody who has a copy of it."""
         if cookie := session_cookie(headers.get("cookie", "")):
-            await in_database(self._people.close_session, cookie, self._token)
+            close = partial(in_database, self._people.close_session, cookie, self._token)
+            await self._wrong.look_up(address, close)
 
     def is_token(self, given: str) -> bool:
         """Whether this is the server's token, compared in constant time."""
@@ -270,7 +272,7 @@ async def sign_in(request: Request, body: TokenBody) -> Response:
 async def sign_out(request: Request) -> Response:
     """End the session, and delete its cookie."""
     authenticator: Authenticator = request.app.state.authenticator
-    await authenticator.sign_out(request.headers)
+    await authenticator.sign_out(request.headers, address_of(request.scope))
     visitor = None if await authenticator.is_closed() else Visitor()
     response = await _shown(authenticator, visitor)
     response.delete_cookie(COOKIE, httponly=True, samesite="strict")

@@ -31,6 +31,10 @@ MAX_VALUES = 600_000
 _ORIGIN = re.compile(r"(https?)://([^/@?#\s]+)")
 _PORTS = {"http": "80", "https": "443"}
 
+_HOST = re.compile(r"(?:\[([^\[\]]*)\]|([^\[\]:]*))(?::(\d*))?", re.ASCII)
+_ONCE = ("host", "origin", "authorization", "cookie", "content-type")
+"""Headers that decide about a request: of two, a proxy might go by the other one."""
+
 _JSON = re.compile(r"\s*application/([\w.-]+\+)?json\s*(;|$)", re.IGNORECASE)
 
 _HEADERS = {
@@ -99,6 +103,8 @@ class Guard:
             await error.response()(scope, receive, send_safely)
 
     def _check(self, headers: Headers, scheme: str, most: int) -> None:
+        if twice := [name for name in _ONCE if len(headers.getlist(name)) > 1]:
+            raise ApiError(400, f"the header {twice[0]} is there more than once; send it once")
         if self._hosts and _host_name(headers.get("host", "")) not in self._hosts:
             name = headers.get("host", "")
             problem = f"no server of the name {name!r} is here; allow it by --allow-host"
@@ -208,11 +214,10 @@ def _host_name(host: str) -> str:
 
 def _name_and_port(host: str) -> tuple[str, str]:
     """Both parts of a Host header, the name without a dot at its end; the port may be empty."""
-    if host.startswith("["):
-        name, _, port = host[1:].partition("]")
-    else:
-        name, _, port = host.partition(":")
-    return name.lower().removesuffix("."), port.lstrip(":").lstrip("0")
+    if (found := _HOST.fullmatch(host)) is None:
+        return "", ""  # nobody's
+    name, port = found[1] or found[2] or "", found[3] or ""
+    return name.lower().removesuffix("."), port.lstrip("0")
 
 
 class Load:

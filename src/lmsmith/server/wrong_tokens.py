@@ -35,7 +35,7 @@ MOST_WAITING = 8
 """Attempts of an address that wait for their turn; more are refused at once."""
 
 LOOKING_UP = 2
-"""Tokens of an address that are looked up in the database at once."""
+"""Tokens and cookies of an address that are looked up in the database at once."""
 
 MOST_KNOWN = 10_000
 """Addresses, and right tokens, that are remembered."""
@@ -82,9 +82,8 @@ class WrongTokens:
             ApiError: too many attempts of the address wait already (429).
         """
         network = _network(address)
-        async with self._looking_up.of(network):
-            if (found := await at_once()) is not None:
-                return found
+        if (found := await self.look_up(address, at_once)) is not None:
+            return found
         known = network, hashlib.sha256(token.encode(errors="surrogatepass")).digest()
         if known in self._right:
             if (found := in_turn()) is not None:
@@ -113,6 +112,11 @@ class WrongTokens:
             if len(self._right) > MOST_KNOWN:
                 self._right.popitem(last=False)
         return found
+
+    async def look_up(self, address: str, find: Callable[[], Awaitable[Result]]) -> Result:
+        """What a token or cookie opens: an address has `LOOKING_UP` turns at the database."""
+        async with self._looking_up.of(_network(address)):
+            return await find()
 
     def _of(self, network: str) -> _Attempts:
         found = self._attempts.get(network)

@@ -8,6 +8,7 @@ does not come back, or the engine fails.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import secrets
@@ -25,7 +26,7 @@ from lmsmith.core.errors import UserError
 from lmsmith.feedback.store import Store, as_turns
 from lmsmith.feedback.tables import Message
 from lmsmith.generation.requests import Reply
-from lmsmith.prompts import PromptTooLong, encode_prompt, room_for_reply
+from lmsmith.prompts import Prompt, PromptTooLong, encode_prompt, room_for_reply
 from lmsmith.server.api.conversations import Id, Title, message_writer
 from lmsmith.server.auth import in_database, visitor_of, with_store
 from lmsmith.server.engine import AsyncEngine, Generation
@@ -272,20 +273,38 @@ def _prompt(
     rest = _last_of(model, path[len(system) :], system)
     too_long = len(path) - len(system) - len(rest)
     in_turns = [len(list(each)) for _, each in itertools.groupby(rest, lambda each: each.role)]
-    problem: UserError | None = None
-    for count in (len(rest), *range(in_turns[-1] - 1, 0, -1)):
+
+    def of_last(count: int) -> Prompt:
+        return encode_prompt(model.tokenizer, as_turns([*system, *rest[-count:]]), limit)
+
+    try:
+        count, prompt = _most_that_fit(of_last, len(rest), in_turns[-1])
+    except PromptTooLong as error:
+        raise bad_request(error, "messages", "context_length_exceeded") from error
+    except UserError as error:
+        raise bad_request(error, "messages") from error
+    dropped = len(rest) - count + sum(in_turns[: prompt.dropped_messages])
+    return prompt.tokens, too_long + dropped
+
+
+def _most_that_fit(
+    of_last: Callable[[int], Prompt], everything: int, last_turn: int
+) -> tuple[int, Prompt]:
+    """How many messages fit, and their prompt: all, or as many as fit of the last turn's.
+
+    Raises:
+        PromptTooLong: the last message alone does not.
+    """
+    with contextlib.suppress(PromptTooLong):
+        return everything, of_last(everything)
+    fitting, beyond = (1, of_last(1)), last_turn
+    while beyond - fitting[0] > 1:  # by halves: a turn may have thousands of messages
+        middle = (fitting[0] + beyond) // 2
         try:
-            turns = as_turns([*system, *rest[-count:]])
-            prompt = encode_prompt(model.tokenizer, turns, limit)
-        except PromptTooLong as error:
-            problem = error
-        except UserError as error:
-            raise bad_request(error, "messages") from error
-        else:
-            dropped = len(rest) - count + sum(in_turns[: prompt.dropped_messages])
-            return prompt.tokens, too_long + dropped
-    assert problem is not None
-    raise bad_request(problem, "messages", "context_length_exceeded") from problem
+            fitting = middle, of_last(middle)
+        except PromptTooLong:
+            beyond = middle
+    return fitting
 
 
 def _last_of(
