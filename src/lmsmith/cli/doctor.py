@@ -55,7 +55,7 @@ def doctor(*, json: bool = False) -> None:
         "precision": f"{machine.precision} (matrix peak measured now: bf16 {peaks['bf16']:,.0f}, "
         f"fp32 {peaks['fp32']:,.0f} GFLOP/s)",
         "sandbox of code tasks": ", ".join(sandbox) or "none: code tasks cannot be run here",
-        "compiling": "where it pays within the run" if machine.compile else "off",
+        "compiling": "where it pays within the run" if machine.compile != "off" else "off",
     }
     width = max(len(name) for name in lines)
     for name, text in lines.items():
