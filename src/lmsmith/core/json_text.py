@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping
 
 import msgspec
-import numpy as np
 
 from lmsmith.core.text import encodable_json
 
@@ -58,6 +57,8 @@ def refuse_swelling(content: bytes) -> None:
 
 def signs_outside_strings(content: bytes) -> dict[bytes, int]:
     """How often each sign of JSON stands outside of a text's strings, and its quotes."""
+    import numpy as np  # here: it is slow to import, and only large texts need it
+
     plain = content.replace(rb"\\", b"").replace(rb"\"", b"")  # a quote is now a string's end
     counts = dict.fromkeys(_SIGNS, 0)
     inside = 0
