@@ -114,7 +114,7 @@ def test_a_server_goes_on_writing_while_it_is_read(
     ann = store.person("Ann").id
     _, one, two = talk(store, ann, "Hello?", ["one", "two"])
     store.rate(ann, one, 1)
-    messages = collect_module._messages
+    messages = collect_module.Paths
 
     def then_more_is_said(session: Session, importer: str | None) -> Any:
         found = messages(session, importer)
@@ -125,7 +125,7 @@ def test_a_server_goes_on_writing_while_it_is_read(
         store.rate(ann, four, -1)
         return found
 
-    monkeypatch.setattr(collect_module, "_messages", then_more_is_said)
+    monkeypatch.setattr(collect_module, "Paths", then_more_is_said)
     found = collect(store).judgements
     assert sorted(each.kind for each in found) == ["comparison", "prompt", "thumb"]
     assert {each.prompt[0]["content"] for each in found} == {"Hello?"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -12,14 +11,13 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from lmsmith.corpus.judgements import Collected, Judgement, Kind
+from lmsmith.feedback.paths import Paths
 from lmsmith.feedback.people import IMPORTER
-from lmsmith.feedback.store import Store, as_turns
+from lmsmith.feedback.store import Store
 from lmsmith.feedback.tables import (
     Assignment,
     BetterAnswer,
     Comparison,
-    Conversation,
-    Message,
     Person,
     RankedAnswers,
     Rating,
@@ -31,24 +29,12 @@ from lmsmith.statistics.agreement import pairs_of
 _RANKS = {"left": [1, 2], "right": [2, 1], "tie": [1, 1], "both_bad": [1, 1]}
 
 
-@dataclass(frozen=True)
-class _Said:
-    """A message, as much of it as judgements need."""
-
-    parent: int | None
-    role: str
-    content: str
-    model: str
-    person: str
-    created: datetime
-
-
 def collect(store: Store) -> Collected:
     """Read all judgements of a database."""
     with store.session() as session:
         names = {row[0]: row[1] for row in session.execute(select(Person.id, Person.name))}
         importer = next((key for key, name in names.items() if name == IMPORTER), None)
-        messages = _messages(session, importer)
+        messages = Paths(session, importer)
         found = [
             *_of_answers(session, messages),
             *_of_queue(session, messages, importer),
@@ -70,40 +56,11 @@ def collect(store: Store) -> Collected:
     )
 
 
-def _messages(session: Session, importer: str | None) -> dict[int, _Said]:
-    """All messages by id; those of the importer are nobody's."""
-    query = select(
-        Message.id,
-        Message.parent_id,
-        Message.role,
-        Message.content,
-        Message.model,
-        Conversation.person_id,
-        Message.created,
-    ).join(Conversation, Message.conversation_id == Conversation.id)
-    found = {}
-    for number, parent, role, text, model, person, created in session.execute(
-        query.order_by(Message.id)
-    ):
-        asker = "" if person == importer else person
-        found[number] = _Said(parent, role, text, model, asker, created)
-    return found
-
-
-def _path(messages: dict[int, _Said], number: int | None) -> list[dict[str, str]]:
-    """The turns from the first message to this one, as the model read them."""
-    path: list[_Said] = []
-    while number is not None:
-        path.append(messages[number])
-        number = path[-1].parent
-    return as_turns(path[::-1])
-
-
 def _seconds(moment: datetime) -> float:
     return utc(moment).timestamp()
 
 
-def _of_answers(session: Session, messages: dict[int, _Said]) -> Iterator[Judgement]:
+def _of_answers(session: Session, messages: Paths) -> Iterator[Judgement]:
     """Thumbs, better answers and comparisons, which people make in their own conversations.
 
     A server writes meanwhile: judgements of answers that came after the messages were read are left
@@ -113,10 +70,12 @@ def _of_answers(session: Session, messages: dict[int, _Said]) -> Iterator[Judgem
         if pair.left_id not in messages or pair.right_id not in messages:
             continue
         left, right = messages[pair.left_id], messages[pair.right_id]
+        if (prompt := messages.prompt(left.parent)) is None:
+            continue
         yield Judgement(
             f"comparison-{pair.id}",
             "comparison",
-            _path(messages, left.parent),
+            prompt,
             [left.content, right.content],
             _RANKS[pair.verdict],
             pair.person_id,
@@ -126,12 +85,12 @@ def _of_answers(session: Session, messages: dict[int, _Said]) -> Iterator[Judgem
         )
     for better in session.scalars(select(BetterAnswer).order_by(BetterAnswer.id)):
         answer = messages.get(better.message_id)
-        if answer is None:
+        if answer is None or (prompt := messages.prompt(answer.parent)) is None:
             continue
         yield Judgement(
             f"better-{better.id}",
             "better_answer",
-            _path(messages, answer.parent),
+            prompt,
             [better.content, answer.content],
             [1, 2],
             better.person_id,
@@ -141,12 +100,12 @@ def _of_answers(session: Session, messages: dict[int, _Said]) -> Iterator[Judgem
         )
     for thumb in session.scalars(select(Rating).order_by(Rating.id)):
         answer = messages.get(thumb.message_id)
-        if answer is None:
+        if answer is None or (prompt := messages.prompt(answer.parent)) is None:
             continue
         yield Judgement(
             f"thumb-{thumb.id}",
             "thumb",
-            _path(messages, answer.parent),
+            prompt,
             [answer.content],
             [1 if thumb.value > 0 else 2],
             thumb.person_id,
@@ -156,9 +115,7 @@ def _of_answers(session: Session, messages: dict[int, _Said]) -> Iterator[Judgem
         )
 
 
-def _of_queue(
-    session: Session, messages: dict[int, _Said], importer: str | None
-) -> Iterator[Judgement]:
+def _of_queue(session: Session, messages: Paths, importer: str | None) -> Iterator[Judgement]:
     """Demonstrations and rankings of labelers; scores put nothing in an order. Demonstrations of
     the importer are nobody's."""
     query = (
@@ -203,7 +160,7 @@ def _imported(session: Session, importer: str | None) -> Iterator[Judgement]:
         )
 
 
-def _prompts(messages: dict[int, _Said]) -> Iterator[Judgement]:
+def _prompts(messages: Paths) -> Iterator[Judgement]:
     """What people sent: the last message of theirs on each branch, with what went before."""
     continued: set[int | None] = set()
     for each in messages.values():
@@ -211,11 +168,13 @@ def _prompts(messages: dict[int, _Said]) -> Iterator[Judgement]:
             before = messages[each.parent]
             continued.add(each.parent if before.role == "user" else before.parent)
     for number, each in messages.items():
-        if each.role == "user" and number not in continued:
+        if each.role != "user" or number in continued:
+            continue
+        if (prompt := messages.prompt(number)) is not None:
             yield Judgement(
                 f"prompt-{number}",
                 "prompt",
-                _path(messages, number),
+                prompt,
                 asker=each.person,
                 created=_seconds(each.created),
             )

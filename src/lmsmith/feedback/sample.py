@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sqlalchemy import select
-
 from lmsmith.catalogue.reading import ReadModel
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import fingerprint, read_jsonl
@@ -17,9 +15,9 @@ from lmsmith.core.progress import Progress
 from lmsmith.corpus.cleaning import same_text
 from lmsmith.corpus.messages import validate_messages, validate_prompt
 from lmsmith.feedback.answers import check_responses
+from lmsmith.feedback.paths import Paths
 from lmsmith.feedback.queue import Queue
-from lmsmith.feedback.store import Store, as_turns, path_to
-from lmsmith.feedback.tables import Message
+from lmsmith.feedback.store import Store
 from lmsmith.generation.engine import Engine, answer
 from lmsmith.generation.inference import InferenceDecoder
 from lmsmith.generation.requests import Request
@@ -69,11 +67,12 @@ def prompts_of(path: Path) -> Iterator[SampledPrompt]:
 def logged_prompts(store: Store) -> list[SampledPrompt]:
     """Each message to a model, with all that came before it."""
     with store.session() as session:
-        query = select(Message).where(Message.role == "user").order_by(Message.id)
-        return [
-            SampledPrompt(as_turns(path_to(session, message)), message.id)
-            for message in session.scalars(query)
-        ]
+        messages = Paths(session)
+    return [
+        SampledPrompt(prompt, number)
+        for number, each in messages.items()
+        if each.role == "user" and (prompt := messages.prompt(number)) is not None
+    ]
 
 
 def drawn(prompts: Sequence[SampledPrompt], count: int, seed: int) -> list[SampledPrompt]:
