@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -11,13 +12,18 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import httpx2 as httpx
 import pytest
-from worlds import HTTP, RANDOM, Running, running
+import uvicorn
+from worlds import HTTP, LIMITS, RANDOM, Running, running
 
+from lmsmith.core.errors import UserError
 from lmsmith.feedback.store import Store
 from lmsmith.server import pages
+from lmsmith.server.app import Server, bound_socket
 from lmsmith.server.connections import ConnectionLimits
 
 QUICK = ConnectionLimits(
@@ -261,3 +267,18 @@ def test_connections_leave_files_for_the_rest() -> None:
         assert ConnectionLimits.of_system().total == 208
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_server_refuses_connections_until_it_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    with bound_socket("127.0.0.1", 0) as bound:
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(bound.getsockname(), 20)
+
+        async def startup(self: Any, sockets: Any = None) -> None:
+            bound.bind(bound.getsockname())  # as if another program had begun to listen
+
+        monkeypatch.setattr(uvicorn.Server, "startup", startup)
+        engine: Any = SimpleNamespace(limits=LIMITS)
+        app: Any = None
+        with pytest.raises(UserError, match="cannot listen there"):
+            asyncio.run(Server(app, engine, bound).startup([bound]))

@@ -23,7 +23,7 @@ from lmsmith.feedback.store import Store
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.folder import save_model
-from lmsmith.server.app import Server, create_app, listen
+from lmsmith.server.app import Server, bound_socket, create_app
 from lmsmith.server.connections import ConnectionLimits
 from lmsmith.server.engine import AsyncEngine
 from lmsmith.server.models import Loader, read_models, serve_models
@@ -137,7 +137,7 @@ def running(
         )
     engine = AsyncEngine(served, limits)
     prepare(engine)
-    listening, ready = listen("127.0.0.1", 0), threading.Event()
+    listening, ready = bound_socket("127.0.0.1", 0), threading.Event()
     app = create_app(engine, store, **options)
     server = Server(app, engine, listening, ready.set, connections)
     thread = threading.Thread(target=server.serve_until_stopped)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import os
 import secrets
 import signal
 import socket
@@ -226,7 +227,11 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        try:
+            await super().startup(sockets)
+        except OSError as error:  # another program has begun to listen meanwhile
+            host, port = self._listening.getsockname()[:2]
+            raise _cannot_listen(f"{host}:{port}", error) from error
         if self.started:
             self._ready()
 
@@ -269,18 +274,32 @@ class Server(uvicorn.Server):
         self.stop()
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """An open socket; port 0 is any that is free. Raises UserError if it cannot be opened."""
+def bound_socket(host: str, port: int) -> socket.socket:
+    """A socket that has its address, port 0 being any that is free. Until the server starts, it
+    refuses connections: no client waits for models that are being read.
+
+    Raises:
+        UserError: it cannot have the address.
+    """
     if not 0 <= port < 2**16:
         raise UserError(f"--port {port}: there is no such port", "choose one of 0 to 65535")
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
-        return socket.create_server((host, port), family=family, backlog=512, dualstack_ipv6=both)
+        with contextlib.ExitStack() as closing:
+            made = closing.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            if os.name == "posix":
+                made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6 and socket.has_dualstack_ipv6():
+                made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            made.bind((host, port))
+            closing.pop_all()
+            return made
     except OSError as error:
-        raise UserError(
-            f"{host}:{port}: cannot listen there ({error})", "choose another --port"
-        ) from error
+        raise _cannot_listen(f"{host}:{port}", error) from error
+
+
+def _cannot_listen(address: str, error: OSError) -> UserError:
+    return UserError(f"{address}: cannot listen there ({error})", "choose another --port")
 
 
 def is_any(listening: socket.socket) -> bool:

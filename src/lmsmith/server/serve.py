@@ -87,7 +87,7 @@ def serve(
     from lmsmith.generation.machine import prepare_reading
     from lmsmith.generation.native.library import advice_on_kernels
     from lmsmith.server import pages
-    from lmsmith.server.app import Server, addresses, create_app, is_any, listen
+    from lmsmith.server.app import Server, addresses, bound_socket, create_app, is_any
     from lmsmith.server.engine import AsyncEngine
     from lmsmith.server.guard import LOOPBACK
     from lmsmith.server.models import GIGABYTE, Loader, read_models
@@ -129,7 +129,7 @@ def serve(
                 "set LMSMITH_TOKEN or give --token, which clients then send as their API key; or "
                 f"let people in by name: lmsmith users add NAME{store.option}",
             )
-        listening = closing.enter_context(contextlib.closing(listen(host, port)))
+        listening = closing.enter_context(contextlib.closing(bound_socket(host, port)))
         machine, budget = prepare_reading(MachineConfig(threads=threads)), int(memory * GIGABYTE)
         loader = Loader(machine, weights, budget, streams, draft)
         served = compute_aside(lambda: loader.first(read_models(models, weights)))

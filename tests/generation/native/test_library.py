@@ -41,12 +41,15 @@ def test_without_a_compiler_pytorch_is_used() -> None:
     assert off.startswith("TorchKernels none (LMSMITH_NATIVE=0)")
 
 
-def test_a_compiler_that_fails_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_compiler_that_fails_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setenv("CXX", "false")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     found, text = library._load.__wrapped__()
     assert found is None
     assert "false cannot compile them" in text
+    assert "are being compiled for this machine, once" in caplog.text
 
 
 @pytest.mark.skipif(not HERE or not shutil.which("g++"), reason="no set, or no C++ compiler here")

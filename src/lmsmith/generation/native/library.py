@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import logging
 import os
 import platform
 import shutil
@@ -14,6 +15,8 @@ from pathlib import Path
 
 from lmsmith.core.paths import cache_folder
 from lmsmith.generation.native.instructions import InstructionSet, built_here, chosen_set
+
+log = logging.getLogger("lmsmith.generation")
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 
@@ -66,6 +69,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         try:
             path = cache_folder() / f"kernels-{_fingerprint(compiler, flags, wanted)}.so"
             if not path.is_file():
+                log.warning("the kernels of generation are being compiled for this machine, once")
                 _compile(compiler, flags, path)
             name = "this processor" if wanted is None else wanted.name
             return ctypes.CDLL(str(path)), f"compiled for {name} by {compiler}"
