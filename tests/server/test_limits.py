@@ -18,6 +18,7 @@ from worlds import HTTP, LIMITS, RANDOM, Running, running
 from lmsmith.feedback import tables
 from lmsmith.feedback.people import People
 from lmsmith.feedback.store import Store
+from lmsmith.server.guard import MAX_GROUPS
 from lmsmith.server.turns import LONGEST_REST, REST, SHORT_TEXT, TextThreads
 
 LONG = "tea " * 500_000
@@ -369,3 +370,13 @@ def test_a_proxy_with_a_certificate_is_named() -> None:
             headers = {"origin": origin, "host": host}
             found = HTTP.get(f"{served.address}/v1/models", headers=headers)
             assert found.status_code == status, (origin, host)
+
+
+@pytest.mark.parametrize("group", ["[]", "{}", "[[[]]]", '{"a":{"a":{}}}'])
+def test_lists_and_objects_of_a_body_are_counted(plain: Running, group: str) -> None:
+    count = MAX_GROUPS // (group.count("[") + group.count("{"))
+    for more, status in ((0, 413), (-100, 200)):
+        body = f'{{"prompt": "tea", "more": [{",".join([group] * (count + more))}]}}'
+        headers = {"content-type": "application/json"}
+        found = HTTP.post(f"{plain.address}/tokenize", content=body, headers=headers)
+        assert found.status_code == status

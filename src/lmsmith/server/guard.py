@@ -25,8 +25,8 @@ OPEN_BODY_BYTES = 4_096
 HELD_BODIES = 64
 """Longest bodies that are held at once; a named person may have a quarter of them."""
 
-MAX_VALUES = 600_000
-"""Of a body: reading them holds everybody up."""
+MAX_VALUES, MAX_GROUPS = 600_000, 200_000
+"""Of a body, by its commas and by its opening brackets: reading them holds everybody up."""
 
 _ORIGIN = re.compile(r"(https?)://([^/@?#\s]+)")
 _PORTS = {"http": "80", "https": "443"}
@@ -168,8 +168,10 @@ class Guard:
                 held(len(message.get("body", b"")))
                 more_body = message.get("more_body", False)
             whole = True
-            if body.count(b",") > MAX_VALUES:
-                problem = f"the body may have {MAX_VALUES:,} values at most"
+            groups = body.count(b"[") + body.count(b"{")
+            if body.count(b",") > MAX_VALUES or groups > MAX_GROUPS:
+                problem = f"the body may have {MAX_VALUES:,} values at most, and {MAX_GROUPS:,} "
+                problem += "lists and objects"
                 raise ApiError(413, problem, code="body_too_large")
             return {"type": "http.request", "body": _encodable(bytes(body)), "more_body": False}
 
