@@ -33,7 +33,7 @@ ROLES = {"Ada": "admin", "Lee": "labeler", "Uma": "user", "Udo": "user", "Una": 
 KEPT = (Message, Rating, BetterAnswer, Comparison, Assignment)
 DECIDED = 12
 """Votes that agree, after which a trial is decided."""
-PATIENCE = 180_000
+PATIENCE = 600_000
 """Milliseconds for an improvement, on a machine that has other things to do."""
 
 
