@@ -161,6 +161,21 @@ def test_a_file_that_is_back_is_used_again(path: Path, store: Store) -> None:
     assert store.begin(person).id in {each.id for each in store.conversations(person)}
 
 
+@pytest.mark.parametrize("content", [b"", b"\xff" * 8192, b"SQLite format 3\0" + bytes(8176)])
+def test_another_file_in_its_place_costs_nothing_of_the_log(path: Path, content: bytes) -> None:
+    with closing(Store(path)) as store:
+        person = store.person("Ann").id
+        talk = store.begin(person).id  # in the log alone
+        path.rename(path.with_name("moved"))
+        path.write_bytes(content)
+        for _ in range(2):
+            with pytest.raises(OperationalError, match="removed or replaced"):
+                store.begin(person)
+        path.with_name("moved").replace(path)
+        assert store.begin(person).id in {each.id for each in store.conversations(person)}
+        assert talk in {each.id for each in store.conversations(person)}
+
+
 def test_no_empty_database_takes_the_place_of_a_removed_one(path: Path, store: Store) -> None:
     path.unlink()
     with pytest.raises(OperationalError):

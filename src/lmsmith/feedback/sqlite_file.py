@@ -53,7 +53,10 @@ class SqliteFile:
         self._opened: _Identity = ()
 
     def connect(self) -> sqlite3.Connection:
-        """Open the file; SQLite alone would make an empty one in place of a removed one."""
+        """Open the file; SQLite alone would make an empty one in place of a removed one, and delete
+        the log beside an empty one."""
+        if self._now()[:1] != (self._opened or self._now()[:1]):
+            raise sqlite3.OperationalError(f"{self._path}: {REMOVED}; nothing was saved")
         address = f"file:{quote(str(self._path))}?mode=rw"
         made = sqlite3.connect(address, uri=True, check_same_thread=False, factory=_Connection)
         try:
