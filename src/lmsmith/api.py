@@ -541,7 +541,7 @@ def add_task(
     check_name(name)
     if name in shipped_tasks():
         raise UserError(f"{name}: a task of this name comes with lmsmith", "choose another")
-    read = list(read_jsonl(examples))
+    read = list(read_jsonl(examples, kept=True))
     if not read:
         raise UserError(f"{examples}: no examples", "give one or more")
     answer = "label" if labels or "label" in read[0][1] else "output"

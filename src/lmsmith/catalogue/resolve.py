@@ -153,7 +153,9 @@ def _made_from(run: Path, stage: str) -> list[str]:
 def _in_recipe(run: Path, stage: str) -> bool:
     try:
         content = read_json(run / "recipe.json")
-    except UserError:
+    except UserError as error:
+        if (run / "recipe.json").exists():
+            log.warning(f"{error.problem}; {error.fix}")
         return False
     recipe = content.get("recipe") if isinstance(content, dict) else None
     return isinstance(recipe, dict) and stage in recipe

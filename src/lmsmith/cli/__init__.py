@@ -219,6 +219,11 @@ def _run(words: list[str], commands: Sequence[Command], debug: bool) -> int:
     except Interrupted as error:
         print_error("saved; run the same command to continue")
         return error.exit_code
+    except MemoryError:
+        if debug:
+            raise
+        print_error(f"lmsmith: {' '.join(words)[:500]}: there is not memory enough for this")
+        return UserError.exit_code
     except KeyboardInterrupt:
         if debug:
             raise

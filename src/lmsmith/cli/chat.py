@@ -225,7 +225,7 @@ class ChatSession:
         """
         if not self.turns:
             raise UserError("there is nothing to save yet", "say something first")
-        rows = [row for _, row in read_jsonl(path)] if path.exists() else []
+        rows = [row for _, row in read_jsonl(path, kept=True)] if path.exists() else []
         for number, row in enumerate(rows, start=1):
             if "messages" not in row:
                 raise UserError(

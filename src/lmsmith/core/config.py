@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import json
 import math
+import sys
 import tomllib
 import types
 import typing
@@ -15,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, time
 from enum import Enum
+from itertools import islice
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -150,7 +152,7 @@ def _out_of_range(hint: object, value: object, key: str) -> list[Problem]:
     """The problem of a ``value`` that is not in the range that the type ``hint`` states."""
     if not isinstance(value, int | float):
         return []
-    if isinstance(value, float) and not math.isfinite(value):
+    if not abs(value) <= sys.float_info.max:  # so whole numbers too that no float can be
         return [Problem(key, value, "must be a finite number")]
     for meta in _ranges(hint):
         too_low = value < _or(meta.ge, -math.inf) or value <= _or(meta.gt, -math.inf)
@@ -411,19 +413,26 @@ def _join(prefix: str, name: str) -> str:
     return f"{prefix}.{name}" if prefix and name else prefix or name
 
 
-def as_toml(value: object) -> str:
+_SHOWN = 80
+"""Characters of a value in a message."""
+
+
+def as_toml(value: object, depth: int = 0) -> str:
     """A value as the user would have written it, shortened if long."""
+    if depth > _DEEPEST:
+        return "…"
     if isinstance(value, bool):
         text = "true" if value else "false"
     elif isinstance(value, Mapping):
-        text = "{" + ", ".join(f"{name} = {as_toml(item)}" for name, item in value.items()) + "}"
+        pairs = islice(value.items(), _SHOWN)
+        text = "{" + ", ".join(f"{name} = {as_toml(each, depth + 1)}" for name, each in pairs) + "}"
     elif isinstance(value, list | tuple):
-        text = "[" + ", ".join(as_toml(item) for item in value) + "]"
+        text = "[" + ", ".join(as_toml(each, depth + 1) for each in value[:_SHOWN]) + "]"
     elif isinstance(value, str):
-        text = json.dumps(value, ensure_ascii=False)
+        text = json.dumps(value[: _SHOWN + 1], ensure_ascii=False)
     else:
         text = str(value)
-    return text if len(text) <= 80 else text[:77] + "…"
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "…"
 
 
 MOST_TOML = 1 << 20

@@ -5,18 +5,24 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+_MOST_CHARACTERS, _LAST_CHARACTERS = 8_000, 1_000
+
 
 class UserError(Exception):
     """A mistake the user can fix: one message, exit code 2, no traceback.
 
     Args:
         problem: names the input and what was expected, e.g. ``"my.jsonl, line 3: no 'messages'"``.
+            One of many thousand characters, which a file's value may have, loses its middle.
         fix: what to do about it, in the imperative.
     """
 
     exit_code = 2
 
     def __init__(self, problem: str, fix: str = "") -> None:
+        if len(problem) > _MOST_CHARACTERS:
+            first = problem[: _MOST_CHARACTERS - _LAST_CHARACTERS]
+            problem = f"{first} … {problem[-_LAST_CHARACTERS:]}"
         super().__init__(problem if not fix else f"{problem}\n  {fix}")
         self.problem = problem
         self.fix = fix

@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 
 from lmsmith.core.errors import Interrupted, UserError
-from lmsmith.core.json_text import decode_json
+from lmsmith.core.json_text import KeptRows, decode_json, list_items
 from lmsmith.core.text import encodable
 
 _MARK = b"\xef\xbb\xbf"  # byte order mark of UTF-8
@@ -271,22 +271,26 @@ def _reading_error(path: Path, error: OSError) -> UserError:
     return UserError(f"{path}: cannot be read ({error.strerror})", "Check its permissions.")
 
 
-def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
+def read_jsonl(path: Path, *, kept: bool = False) -> Iterator[tuple[int, dict[str, object]]]:
     """Yield (line number from 1, object) for every line of a JSONL file; blank lines are skipped.
 
     A file whose name ends with ``.gz`` is unpacked as it is read.
 
+    Args:
+        kept: whether all rows are kept at once, so that their sum is bounded by the file's size.
+
     Raises:
         UserError: the file is missing or cannot be read or unpacked, or a line (named) is not
-            UTF-8, not JSON or not an object.
+            UTF-8, not JSON or not an object, or would take far more memory than it has bytes.
     """
     decoder = msgspec.json.Decoder()
     with _open_to_read(path) as file:
+        rows = KeptRows(path.stat().st_size) if kept else None
         for number, line in enumerate(file, start=1):
             text = line.removeprefix(_MARK).strip() if number == 1 else line.strip()
             if text:
                 try:
-                    row = _json_object(decoder, text, f"{path}, line {number}")
+                    row = _json_object(decoder, text, f"{path}, line {number}", rows)
                 except UserError:
                     if path.suffix.lower() == ".gz":
                         deque(file, maxlen=0)  # the checksum at its end may tell the reason
@@ -294,34 +298,46 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
                 yield number, row
 
 
-def read_rows(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
+def read_rows(path: Path, *, kept: bool = False) -> Iterator[tuple[str, dict[str, object]]]:
     """Yield (place, object) for every row of a file: JSONL, or, in a .json file, a list of objects.
 
     The place opens an error, such as ``"my.jsonl, line 3"``. A .json file may also hold one object
-    alone, or one a line.
+    alone, or one a line. ``kept`` is that of `read_jsonl`.
 
     Raises:
         UserError: as `read_jsonl`, or the .json file holds something else.
     """
-    rows = None if path.suffix.lower() != ".json" else _whole_json(path)
-    if rows is None:
-        for line, row in read_jsonl(path):
-            yield f"{path}, line {line}", row
-        return
-    for number, value in enumerate(rows, start=1):
-        place = f"{path}, item {number}"
-        yield place, _object(value, place, "The file must be a list of JSON objects.")
+    if path.suffix.lower() == ".json":
+        content = _read_bytes(path).removeprefix(_MARK)
+        if not content.lstrip().startswith(b"{"):
+            yield from _rows_of_list(path, content, kept)
+            return
+        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            value = decode_json(content)
+            del content
+            yield f"{path}, item 1", _object(value, str(path), "")
+            return
+        del content
+    for line, row in read_jsonl(path, kept=kept):
+        yield f"{path}, line {line}", row
 
 
-def _whole_json(path: Path) -> list[object] | None:
-    """The rows of a file that is one JSON value; None if it is none, or has one a line."""
+def _rows_of_list(
+    path: Path, content: bytes, kept: bool
+) -> Iterator[tuple[str, dict[str, object]]]:
+    """The objects of a JSON list, one at a time."""
+    decoder = msgspec.json.Decoder()
+    rows, number = KeptRows(len(content)) if kept else None, 0
     try:
-        value = read_json(path)
-    except UserError:
-        if _read_bytes(path).removeprefix(_MARK).lstrip().startswith(b"{"):
-            return None
-        raise
-    return value if isinstance(value, list) else [value]
+        for number, item in enumerate(list_items(content), start=1):
+            if rows is not None:
+                rows.add(item)
+            value = decode_json(item, decoder)
+            place = f"{path}, item {number}"
+            yield place, _object(value, place, "The file must be a list of JSON objects.")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        problem = f"{path}: not valid JSON (item {number}: {error})"
+        raise UserError(problem, "Fix or replace the file.") from error
 
 
 @contextlib.contextmanager
@@ -364,9 +380,11 @@ class _Limited(io.RawIOBase):
 
 
 def _json_object(
-    decoder: msgspec.json.Decoder[object], text: bytes, where: str
+    decoder: msgspec.json.Decoder[object], text: bytes, where: str, rows: KeptRows | None
 ) -> dict[str, object]:
     try:
+        if rows is not None:
+            rows.add(text)
         row = decode_json(text, decoder)
     except UnicodeDecodeError as error:
         problem = f"{where}: not UTF-8 text (byte {error.start + 1})"
@@ -420,12 +438,39 @@ def _json_line(row: Mapping[str, object]) -> str:
 
 
 def growing_rows(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file that is still written to; other lines are skipped."""
-    rows = []
-    for line in path.read_bytes().split(b"\n") if path.is_file() else []:
-        with contextlib.suppress(ValueError):  # UnicodeDecodeError is one too
-            rows.append(json.loads(line))
-    return [row for row in rows if isinstance(row, dict)]
+    """The objects of a JSONL file that is still written to; other lines are skipped.
+
+    Raises:
+        UserError: it cannot be read, or would take far more memory than it has bytes.
+    """
+    return [row for row in _lines_so_far(path) if row is not None]
+
+
+def damaged_line(path: Path) -> int | None:
+    """The first line, from 1, of a JSONL file of objects that holds none; None if all do."""
+    return next((n for n, row in enumerate(_lines_so_far(path), start=1) if row is None), None)
+
+
+def _lines_so_far(path: Path) -> Iterator[dict[str, Any] | None]:
+    """The object of each line; None for a line that holds none."""
+    require_file(path)
+    if not path.is_file():
+        return
+    decoder = msgspec.json.Decoder()
+    with _open_to_read(path) as file:
+        rows = KeptRows(path.stat().st_size)
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                rows.add(line)
+            except msgspec.DecodeError as error:
+                raise UserError(f"{path}, line {number}: {error}", "Remove the file.") from error
+            try:
+                row = decode_json(line, decoder)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                row = None
+            yield row if isinstance(row, dict) else None
 
 
 def cut_torn_line(path: Path) -> None:

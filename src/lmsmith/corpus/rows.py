@@ -37,7 +37,7 @@ RANKING_SPLITS = ("train", "validation", "test")
 Row = TypeVar("Row")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Conversation:
     """Messages in order, as `validate_messages` accepts them, and their id."""
 
@@ -53,7 +53,7 @@ class Conversation:
         return [message for message in self.messages if message["role"] != "system"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Ranking:
     """K responses to one prompt in a labeler's order.
 
@@ -88,7 +88,7 @@ class Ranking:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Document:
     """Plain text for pretraining; `source` names the part of the mixture it belongs to."""
 

@@ -102,7 +102,7 @@ def import_file(
 def _rows(path: Path, left_out: Counter[str]) -> Iterator[tuple[str, Row]]:
     """(place, row), where conversations have ``messages`` whatever their form was."""
     annotations = AnnotationReader()
-    for where, row in read_rows(path):
+    for where, row in read_rows(path, kept=True):
         if is_annotated(row):
             yield from map(_annotated_row, annotations.of(row, where))
         elif "prompt" in row or "messages" in row or not is_conversation(row):

@@ -21,6 +21,9 @@ _FIX = "fetch it again; a run's is made again by `lmsmith run RECIPE --redo STAG
 MOST_TENSORS = 1 << 16
 """In a file; each takes memory, however small it is."""
 
+MOST_DIMENSIONS = 8
+"""Of a tensor."""
+
 _MOST_HEADER_BYTES = 100_000_000
 """The library's own limit."""
 
@@ -40,7 +43,10 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         names = file.keys()
         if len(names) > MOST_TENSORS:
             raise UserError(f"{path}: more tensors than any model has", _FIX)
-        return {name: tuple(file.get_slice(name).get_shape()) for name in names}
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+        if wrong := next((n for n, shape in shapes.items() if len(shape) > MOST_DIMENSIONS), None):
+            raise UserError(f"{path}: {wrong} has {len(shapes[wrong]):,} dimensions", _FIX)
+        return shapes
 
 
 def _refuse_long_header(path: Path) -> None:

@@ -35,15 +35,18 @@ def locked(folder: Path, progress: Progress) -> Iterator[None]:
     path = folder / ".lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        # No link is followed: the file is written to.
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
     except OSError as error:
         raise storage_error(path, error) from error
     _locks.add(descriptor)
+    holder = ""
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+            with contextlib.suppress(OSError):  # a pipe
+                holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
             raise UserError(
                 f"{folder}: another run is at work here (process {holder or 'unknown'})",
                 "Wait for its end, stop it, or choose another --folder.",

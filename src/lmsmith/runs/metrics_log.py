@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import SupportsFloat
 
-from lmsmith.core.files import atomic_write, cut_torn_line, growing_rows, storage_error
+from lmsmith.core.errors import UserError
+from lmsmith.core.files import (
+    atomic_write,
+    cut_torn_line,
+    damaged_line,
+    growing_rows,
+    require_file,
+    storage_error,
+)
 
 
 class MetricsLog:
@@ -39,6 +48,7 @@ class MetricsLog:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if not self._is_whole:
+                _require_own(self.path)
                 cut_torn_line(self.path)
                 self._is_whole = True
             with self.path.open("ab") as file:
@@ -54,13 +64,41 @@ class MetricsLog:
             self._restart_clock(rows)
 
 
+def _require_own(path: Path) -> None:
+    """Refuse to write to another file by a link."""
+    require_file(path)
+    if path.is_symlink():
+        raise UserError(f"{path}: is a link to {path.readlink()}", "Take it away.")
+
+
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """All whole rows of a metrics log; none if it is missing. A null reads as NaN."""
     return [
         {key: math.nan if item is None else item for key, item in row.items()}
         for row in growing_rows(path)
-        if isinstance(row.get("step"), int)
+        if _is_row(row)
     ]
+
+
+def require_whole_metrics(path: Path, fix: str) -> None:
+    """Refuse the log of a finished stage that has a line which is no row.
+
+    Raises:
+        UserError: naming the line.
+    """
+    found = damaged_line(path)
+    if found is None and path.is_file():
+        rows = enumerate(growing_rows(path), start=1)
+        found = next((number for number, row in rows if not _is_row(row)), None)
+    if found is not None:
+        raise UserError(f"{path}, line {found}: damaged", fix)
+
+
+def _is_row(row: Mapping[str, object]) -> bool:
+    return type(row.get("step")) is int and all(
+        value is None or (type(value) in (int, float) and abs(value) <= sys.float_info.max)  # type: ignore[arg-type]
+        for value in row.values()
+    )
 
 
 def _line(row: Mapping[str, SupportsFloat]) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from lmsmith.core.config import encode
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import fingerprint, finite, read_json, write_json
@@ -15,6 +17,41 @@ from lmsmith.runs.signals import stop_requested
 from lmsmith.runs.stage_folder import peak_memory_bytes
 
 _SAVE_EVERY = 5.0  # seconds; a kill -9 loses at most so much of the wall time
+
+_MOST_BYTES = 1 << 26
+"""Of a record, which names each file of a stage."""
+
+
+class _Input(msgspec.Struct):
+    stage: str
+    files: dict[str, str] | None = None
+
+
+class _Fields(msgspec.Struct):
+    """The fields of records that are computed with; each may be missing."""
+
+    stage: str = ""
+    fingerprint: str = ""
+    status: str = ""
+    version: str = ""
+    started: str = ""
+    settings: dict[str, Any] | None = None
+    inputs: dict[str, _Input] | None = None
+    files: dict[str, dict[str, str | int | float]] | None = None
+    outputs: dict[str, str] | None = None
+    output_bytes: dict[str, int] | None = None
+    metrics: dict[str, float | None] | None = None
+    machine: dict[str, Any] | None = None
+    hardware: dict[str, Any] | None = None
+    warnings: list[str] | None = None
+    wall_seconds: float | None = None
+    peak_memory_bytes: float | None = None
+
+    def __post_init__(self) -> None:
+        names = [*(self.outputs or {}), *(self.output_bytes or {})]
+        names += [each.stage for each in (self.inputs or {}).values()]
+        if any("\0" in n or Path(n).is_absolute() or ".." in Path(n).parts for n in names):
+            raise ValueError("a path leads out of the folder")
 
 
 def write_record(path: Path, record: Mapping[str, object]) -> None:
@@ -25,11 +62,12 @@ def write_record(path: Path, record: Mapping[str, object]) -> None:
 
 def read_record(path: Path) -> dict[str, Any] | None:
     """Read what `write_record` wrote; None if it is missing or damaged."""
-    if not path.exists():
-        return None
     try:
-        record = read_json(path)
-    except UserError:
+        if not path.exists():
+            return None
+        record = read_json(path, _MOST_BYTES)
+        msgspec.convert(record, _Fields)
+    except (UserError, OSError, ArithmeticError, msgspec.ValidationError):
         return None
     if isinstance(record, dict) and record.get("checksum") == _checksum(record):
         return record

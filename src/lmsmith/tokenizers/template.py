@@ -18,7 +18,9 @@ from lmsmith.tokenizers.control_tokens import secret_text
 SECONDS = 10.0
 """Longest time for one conversation."""
 
-MOST_CHARACTERS = 1_000_000
+OUT_OF_MEMORY = "needs more memory than a template may"
+
+MOST_CHARACTERS = 1 << 18
 """Most characters of a rendered conversation, besides four times its messages."""
 
 _MOST_COMPARED = 1 << 28
@@ -336,5 +338,6 @@ def _ask(request: Mapping[str, Any]) -> dict[str, Any]:
         )
     answer: dict[str, Any] = json.loads(line)
     if "error" in answer:
-        raise UserError(f"the chat template {answer['error']}", _FIX)
+        kind = Endless if answer["error"] == OUT_OF_MEMORY else UserError  # as slow as one
+        raise kind(f"the chat template {answer['error']}", _FIX)
     return answer

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import shutil
@@ -13,8 +12,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from lmsmith.core.errors import UserError
-from lmsmith.core.files import atomic_folder, sha256_file, write_json
+from lmsmith.core.errors import UserError, refusing_damage
+from lmsmith.core.files import atomic_folder, read_json, sha256_file, write_json
 
 TENSORS = "tensors.safetensors"
 SCALARS = "state.json"
@@ -104,18 +103,27 @@ class Checkpoints:
         steps = self.saved_steps()
         for step in reversed(steps):
             if not (problem := self.problem(step)):
-                scalars = json.loads((self.path(step) / SCALARS).read_text(encoding="utf-8"))
-                tensors = load_file(self.path(step) / TENSORS)
-                return step, restore_state(scalars["state"], tensors)
+                try:
+                    with refusing_damage(self.path(step)):
+                        return step, self._read(step)
+                except UserError as error:
+                    problem = error.problem
             instead = "starting from step 0" if step == steps[0] else "using the one before it"
             self.say(f"checkpoint {self.path(step).name} is damaged ({problem}); {instead}")
         return None
+
+    def _read(self, step: int) -> dict[str, Any]:
+        scalars: Any = read_json(self.path(step) / SCALARS)
+        state: dict[str, Any] = restore_state(
+            scalars["state"], load_file(self.path(step) / TENSORS)
+        )
+        return state
 
     def problem(self, step: int) -> str:
         """The damage of a checkpoint, in words; empty if it is whole."""
         folder = self.path(step)
         try:
-            sums = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+            sums: Any = read_json(folder / CHECKSUMS)
             for name in (TENSORS, SCALARS):
                 if sha256_file(folder / name) != sums[name]:
                     return f"{name} does not match its checksum"

@@ -14,7 +14,7 @@ import numpy as np
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import fingerprint, is_there, missing, read_text, sha256_file
-from lmsmith.core.json_text import decode_json
+from lmsmith.core.json_text import KeptRows, decode_json
 from lmsmith.evaluation.tasks.detokenise import DETOKENISERS
 from lmsmith.evaluation.tasks.generated import GENERATORS
 from lmsmith.evaluation.tasks.python_task import WRITTEN, Author, PythonTask, canonical
@@ -29,13 +29,16 @@ DATA_VARIABLE = "LMSMITH_DATA"
 SMALL, MOST_GROWTH = 1 << 26, 100
 """Most bytes of an unpacked file: this many, or so many times as the packed one has."""
 
+_ITEM_BYTES = 400
+"""Of an item in memory, besides its fields."""
+
 _STREAM = 0x6974
 """Separates the draw of items from other draws of the same seed."""
 
 Drawn = TypeVar("Drawn")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
     """One item of a task.
 
@@ -197,14 +200,29 @@ def draw_items(items: Sequence[Drawn], limit: int | None, seed: int) -> list[Dra
 
 
 def read_items(file: Path, spec: DataSpec) -> Iterator[Item]:
-    """The items of a file, by the end of its name: .jsonl, .json, or text."""
+    """The items of a file, by the end of its name: .jsonl, .json, or text.
+
+    Raises:
+        UserError: it is damaged, or its items would take far more memory than it does.
+    """
+    rows = KeptRows(file.stat().st_size, _ITEM_BYTES)
+    for number, (content, item) in enumerate(_items_of(file, spec), start=1):
+        try:
+            rows.add(content.encode())
+        except msgspec.DecodeError as error:
+            raise UserError(f"{file}, item {number}: {error}", "divide the file") from error
+        yield item
+
+
+def _items_of(file: Path, spec: DataSpec) -> Iterator[tuple[str, Item]]:
+    """Items with the JSON that they are made of; empty of one that is plain text."""
     kind = Path(file.name.lower().removesuffix(".gz")).suffix
     text = _unpacked(file).replace("\r\n", "\n")
     if kind == ".jsonl":
-        for number, line in enumerate(text.split("\n")):
+        for number, line in enumerate(_each_line(text)):
             if line.strip():
                 where = f"{file}, line {number + 1}"
-                yield _item(_parsed(line, where), number, where)
+                yield line, _item(_parsed(line, where), number, where)
     elif kind == ".json":
         content = _parsed(text, str(file))
         rows = content.get(spec.field) if isinstance(content, dict) else content
@@ -215,14 +233,23 @@ def read_items(file: Path, spec: DataSpec) -> Iterator[Item]:
                 f"name the key that holds it as data.field; the file has {keys}",
             )
         for number, row in enumerate(rows):
-            yield _item(row, number, f"{file}, item {number + 1}")
+            yield "", _item(row, number, f"{file}, item {number + 1}")
     elif spec.columns:
-        yield from _rows(text, file, spec.columns)
+        yield from (("", item) for item in _rows(text, file, spec.columns))
     elif spec.beside:
         for number, line in enumerate(_lines(text)):
-            yield Item(str(number), {"text": line}, f"{file}, line {number + 1}")
+            yield "", Item(str(number), {"text": line}, f"{file}, line {number + 1}")
     else:
-        yield from _documents(text, file, spec)
+        yield from (("", item) for item in _documents(text, file, spec))
+
+
+def _each_line(text: str) -> Iterator[str]:
+    """The lines of a text, one at a time: a list of many short ones takes far more memory."""
+    start = 0
+    while (end := text.find("\n", start)) >= 0:
+        yield text[start:end]
+        start = end + 1
+    yield text[start:]
 
 
 def _unpacked(file: Path) -> str:
@@ -231,9 +258,9 @@ def _unpacked(file: Path) -> str:
     return read_text(file, max(SMALL, MOST_GROWTH * file.stat().st_size) if packed else -1)
 
 
-def _lines(text: str) -> list[str]:
+def _lines(text: str) -> Iterator[str]:
     """The lines of a text by its line feeds alone, as a translation's files are numbered."""
-    return [line.rstrip("\r") for line in text.removesuffix("\n").split("\n")]
+    return (line.rstrip("\r") for line in _each_line(text.removesuffix("\n")))
 
 
 def _rows(text: str, file: Path, columns: Sequence[str]) -> Iterator[Item]:
@@ -249,11 +276,11 @@ def _rows(text: str, file: Path, columns: Sequence[str]) -> Iterator[Item]:
 
 def _parallel(items: Sequence[Item], file: Path, other: Path) -> Iterator[Item]:
     """Lines, each with the line of the other file that belongs to it."""
-    lines = _lines(_unpacked(other))
-    if len(lines) != len(items):
-        problem = f"{file} has {len(items)} lines, {other} {len(lines)}"
+    text = _unpacked(other)
+    if (count := sum(1 for _ in _lines(text))) != len(items):
+        problem = f"{file} has {len(items)} lines, {other} {count}"
         raise UserError(problem, "line for line they must belong together")
-    for item, line in zip(items, lines, strict=True):
+    for item, line in zip(items, _lines(text), strict=True):
         yield Item(item.id, {**item.fields, "beside": line}, item.where)
 
 

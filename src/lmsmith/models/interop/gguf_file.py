@@ -21,7 +21,7 @@ from torch import Tensor
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import atomic_file, require_file
 from lmsmith.models.interop.quantised import PackedTensor, tensor_type
-from lmsmith.models.weights_file import MOST_TENSORS
+from lmsmith.models.weights_file import MOST_DIMENSIONS, MOST_TENSORS
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -31,7 +31,6 @@ ALIGNMENT = 32
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q"}
 _SCALARS |= {12: "d"}
 _STRING, _ARRAY = 8, 9
-_MOST_DIMENSIONS = 8
 _MOST_ITEMS = 1 << 22
 """Items of all lists of the metadata; a vocabulary of 256,000 with its merges has 1.3 million."""
 
@@ -99,7 +98,7 @@ def _parse(data: mmap.mmap, path: Path) -> GgufFile:
     places = {}
     for _ in range(tensor_count):
         name, dimensions = cursor.text(), cursor.number("I")
-        if dimensions > _MOST_DIMENSIONS or name in places:
+        if dimensions > MOST_DIMENSIONS or name in places:
             raise _Damaged
         shape = tuple(cursor.number("Q") for _ in range(dimensions))[::-1]
         places[name] = (shape, cursor.number("I"), cursor.number("Q"))

@@ -145,7 +145,7 @@ def find_labeler(run: RunRecord, stage: str) -> str | None:
         for line in itertools.islice(file, _ROWS_TO_ASK_FOR_LABELERS):
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 break
             if isinstance(row, dict) and isinstance(row.get("labeler"), str):
                 labelers.setdefault(row["labeler"])

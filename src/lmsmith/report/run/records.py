@@ -15,7 +15,8 @@ from lmsmith.core.errors import UserError
 from lmsmith.core.files import missing, read_json
 from lmsmith.report.numbers import as_number
 from lmsmith.report.run.words import STAGE_WORDS
-from lmsmith.runs.integrity import check_shown, finished_record
+from lmsmith.runs.integrity import check_shown, finished_record, remedy
+from lmsmith.runs.metrics_log import require_whole_metrics
 
 _SHOWN = ("samples.jsonl", "frontier.jsonl", "calibration.json")
 
@@ -138,6 +139,7 @@ def _read_stage(folder: Path) -> StageRecord:
     if found == "stage.json":
         manifest, status = finished_record(folder), _RECORD_FILES[found]
         check_shown(folder, ("*.json", "*.jsonl"), _SHOWN)
+        require_whole_metrics(folder / "metrics.jsonl", f"take the line away, or {remedy(folder)}")
     elif found is not None:
         manifest, status = read_json(folder / found), _RECORD_FILES[found]
     if not isinstance(manifest, dict):
