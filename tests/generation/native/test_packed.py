@@ -17,9 +17,12 @@ from lmsmith.generation.native.operations import NativeKernels, best_kernels
 from lmsmith.generation.weights import Weight, read_packed
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
-from lmsmith.models.interop.quantised import MULTIPLIED, PackedTensor, tensor_type
+from lmsmith.models.interop.quantised import MULTIPLIED, PackedTensor
 from lmsmith.models.presets import llama
 from lmsmith.training.machine import resolve_machine
+from packed_tensors import random_packed
+
+pytest.importorskip("gguf")
 
 BF16 = resolve_machine(MachineConfig(precision="bf16"))
 
@@ -35,32 +38,6 @@ def kernels() -> NativeKernels:
     if not isinstance(found, NativeKernels):
         pytest.skip("no C++ compiler here")
     return found
-
-
-def random_packed(name: str, outputs: int, inputs: int, seed: int = 0) -> PackedTensor:
-    """Random bits, but for the float16 scales and minima; K types have small steps too."""
-    pytest.importorskip("gguf")
-    number = {"F16": 1, "Q5_0": 6, **MULTIPLIED}[name]
-    kind = tensor_type(number, name)
-    generator = torch.Generator().manual_seed(seed)
-    count = outputs * inputs // kind.block
-    size = (count, kind.block_bytes)
-    blocks = torch.randint(256, size, generator=generator, dtype=torch.uint8)
-    if name == "F16":
-        numbers = 0.1 * torch.randn(outputs, inputs, generator=generator)
-        return PackedTensor(kind, (outputs, inputs), numbers.half().view(torch.uint8).flatten())
-
-    def put(place: int, largest: float) -> None:
-        numbers = largest * torch.rand(count, 1, generator=generator)
-        numbers[0] = 3e-6  # subnormal
-        blocks[:, place : place + 2] = numbers.half().view(torch.uint8)
-
-    put({"Q6_K": 208}.get(name, 0), 0.01 if name[-1] != "K" else 2e-4)
-    if name in ("Q4_1", "Q4_K"):
-        put(2, 0.1 if name == "Q4_1" else 3e-3)
-    if name == "Q4_1":
-        blocks[:, 3] |= 128  # below 0, as they mostly are
-    return PackedTensor(kind, (outputs, inputs), blocks.flatten())
 
 
 def as_float(tensors: Sequence[PackedTensor]) -> Tensor:
