@@ -3,7 +3,8 @@
 Each side lives in a process of its own with the same threads, and they take turns, so that whatever
 else the machine does meets all of them. What each side gets:
 
-- lmsmith: `Engine`, as `lmsmith chat` uses it, greedy, with bf16 weights and with int8 ones.
+- lmsmith: `Engine`, as `lmsmith chat` uses it, greedy, with the file's own 4 bits, with bf16
+  weights and with int8 ones.
 - transformers: its Llama with the same weights in bf16, `generate(do_sample=False)` with its own
   cache.
 - llama.cpp: its server by `xllamacpp`, if it can be imported, with the file's own 4 bits and with
@@ -11,7 +12,8 @@ else the machine does meets all of them. What each side gets:
 
 All write random prompts of the same lengths, and none stops before its time. A reply's first token
 reads the prompt: it is timed by itself, from the call to the token, and the others from there on.
-The floor is the reading of all weights once a token at the memory speed measured beside it.
+The floor is the reading of all weights once a token at the memory speed measured beside it. Memory
+is what the side's process holds after its turns, and what it holds beyond its imports.
 
 With ``--draft`` speculative decoding is measured instead: the same greedy replies with and without
 the draft, in turn, one stream, for a question whose reply copies from it and for an open one.
@@ -41,7 +43,18 @@ from rich.table import Table
 
 Count = Annotated[int, tyro.conf.arg(metavar="N")]
 
-OURS = "lmsmith bf16"
+OURS, OURS_PACKED, PEER_PACKED = "lmsmith bf16", "lmsmith 4 bits", "llama.cpp 4 bits"
+EIGHT = "llama.cpp 8 bits"
+RATIOS = {
+    "one_stream_bf16_ratio": ("one", "transformers", OURS),
+    "one_stream_int8_ratio": ("one", "transformers", "lmsmith int8"),
+    "batch16_ratio": ("batch16", "transformers", OURS),
+    "first_token_ratio": ("first", "transformers", OURS),
+    "batch16_4_bits_ratio": ("batch16", "transformers", OURS_PACKED),
+    "one_stream_4_bits_to_llama_cpp": ("one", PEER_PACKED, OURS_PACKED),
+    "first_token_4_bits_to_llama_cpp": ("first", PEER_PACKED, OURS_PACKED),
+}
+"""Name → task, peer and our side."""
 PROMPT, FIRST_PROMPT, BATCH = 32, 512, 16
 TASKS = ("one", "batch16", "first")
 PASSAGE = """The lighthouse at Cape Henry was the first one that the new government paid for. It was
@@ -65,6 +78,12 @@ class Job:
     gguf: str
     threads: int
     tokens: int
+    processor_time: bool
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """Seconds of this process: of its processors, or of the wall."""
+        return time.process_time if self.processor_time else time.perf_counter
 
 
 def main(
@@ -73,6 +92,8 @@ def main(
     rounds: Count = 4,
     threads: Count = 0,
     draft: str = "",
+    only: str = "",
+    processor_time: bool = False,
     json: bool = False,
 ) -> int:
     """Tokens a second of SmolLM2-135M, alone and in a batch, against named peers.
@@ -85,6 +106,8 @@ def main(
         rounds: How often each side has its turn; its fastest counts.
         threads: Of every side; all cores if 0.
         draft: Measure speculative decoding with this draft alone: prompt-lookup, or a model.
+        only: These sides alone, separated by commas, one of lmsmith among them.
+        processor_time: Count the seconds of the processors, with --threads 1 on a busy machine.
         json: Print one JSON object instead of the table.
     """
     path = gguf or find_gguf()
@@ -94,10 +117,13 @@ def main(
         print(json_module.dumps(gain, indent=2)) if json else print_speculation(gain, threads)
         return 0
     with tempfile.TemporaryDirectory() as folder:
-        files = dict.fromkeys(("lmsmith bf16", "lmsmith int8", "transformers"), path)
+        files = dict.fromkeys((OURS, "lmsmith int8", OURS_PACKED, "transformers"), path)
         if importlib.util.find_spec("xllamacpp"):
-            files |= {"llama.cpp 4 bits": path, "llama.cpp 8 bits": eight_bits(path, folder)}
-        jobs = [Job(side, str(file), threads, tokens) for side, file in files.items()]
+            files |= {PEER_PACKED: path}
+            if not only or EIGHT in only:
+                files |= {EIGHT: eight_bits(path, folder)}
+        wanted = only.split(",") if only else [*files]
+        jobs = [Job(side, str(files[side]), threads, tokens, processor_time) for side in wanted]
         starts: list[float] = []
         seconds = measure(jobs, rounds, lambda: starts.append(cold_start(path)))
     result = figures(seconds, tokens)
@@ -147,8 +173,10 @@ def measure(
                         seconds[side].setdefault(task, []).append(took)
             after_round()
         for side, worker in workers.items():
-            seconds[side]["bytes"] = [worker.ask("bytes") or 0.0]
-        seconds[OURS]["bandwidth"] = [workers[OURS].ask("bandwidth") or 0.0]
+            for what in ("bytes", "imports", "resident"):
+                seconds[side][what] = [worker.ask(what) or 0.0]
+        ours = next(side for side in workers if side.startswith("lmsmith"))
+        seconds[ours]["bandwidth"] = [workers[ours].ask("bandwidth") or 0.0]
     finally:
         for worker in workers.values():
             worker.stop()
@@ -164,7 +192,7 @@ def figures(seconds: dict[str, dict[str, list[float]]], tokens: int) -> dict[str
         side: {task: statistics.median(all_) for task, all_ in found.items()}
         for side, found in seconds.items()
     }
-    bandwidth = best[OURS]["bandwidth"]
+    bandwidth = next(found["bandwidth"] for found in best.values() if "bandwidth" in found)
     sides: dict[str, dict[str, float]] = {}
     for side, found in best.items():
         one = (tokens - 1) / found["one"]
@@ -174,6 +202,8 @@ def figures(seconds: dict[str, dict[str, list[float]]], tokens: int) -> dict[str
         if "first" in found:
             sides[side]["first_token_seconds"] = found["first"]
         sides[side]["share_of_memory_floor"] = one * found["bytes"] / bandwidth
+        sides[side]["resident_bytes"] = found["resident"]
+        sides[side]["resident_bytes_beyond_imports"] = found["resident"] - found["imports"]
     return {
         **ratios(best),
         "of_medians": ratios(usual),
@@ -185,13 +215,11 @@ def figures(seconds: dict[str, dict[str, list[float]]], tokens: int) -> dict[str
 
 
 def ratios(seconds: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Transformers' seconds to ours."""
-    peer, ours, int8 = seconds["transformers"], seconds[OURS], seconds["lmsmith int8"]
+    """The peers' seconds to ours, of the sides that are here."""
     return {
-        "one_stream_bf16_ratio": peer["one"] / ours["one"],
-        "one_stream_int8_ratio": peer["one"] / int8["one"],
-        "batch16_ratio": peer["batch16"] / ours["batch16"],
-        "first_token_ratio": peer["first"] / ours["first"],
+        name: seconds[peer][task] / seconds[ours][task]
+        for name, (task, peer, ours) in RATIOS.items()
+        if peer in seconds and ours in seconds
     }
 
 
@@ -269,12 +297,19 @@ def serve(connection: Connection, job: Job) -> None:
     torch.set_num_threads(job.threads)
     make = {"transformers": their_tasks, "llama.cpp": llama_tasks, "lmsmith": our_tasks}
     tasks = make[job.side.split()[0]](job)
+    tasks["resident"] = resident_bytes
     while True:
         try:
             what = connection.recv()
         except EOFError:
             return
         connection.send(tasks[what]() if what in tasks else None)
+
+
+def resident_bytes() -> float:
+    """Memory of this process, as Linux counts it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * float(next(line for line in lines if line.startswith("VmRSS:")).split()[1])
 
 
 def random_prompts(count: int, length: int) -> list[list[int]]:
@@ -284,28 +319,31 @@ def random_prompts(count: int, length: int) -> list[list[int]]:
 def our_tasks(job: Job) -> dict[str, Callable[[], float]]:
     import torch
 
-    import lmsmith
+    from lmsmith.catalogue.reading import read_model
     from lmsmith.core.recipe import MachineConfig
     from lmsmith.generation.engine import Engine, Request, SamplingSettings
     from lmsmith.generation.inference import InferenceDecoder
     from lmsmith.training.machine import resolve_machine
 
+    imports = resident_bytes()
     machine = resolve_machine(MachineConfig(precision="bf16"))
     kind: Any = "int8" if job.side == "lmsmith int8" else "model"
-    model = InferenceDecoder(lmsmith.load(job.gguf).decoder, machine, weights=kind)
+    decoder = read_model(job.gguf, packed=job.side == OURS_PACKED).decoder
+    model = InferenceDecoder(decoder, machine, weights=kind)
+    del decoder  # its numbers, or the mapped file
 
     def write(count: int, length: int, tokens: int) -> tuple[float, float]:
         """Seconds to the first token, and of those after it."""
         prompts, settings = random_prompts(count, length), SamplingSettings(tokens, temperature=0)
-        started = time.perf_counter()
+        started = job.clock()
         engine = Engine(model)
         for prompt in prompts:
             engine.submit(Request(prompt, settings))
         engine.step()
-        first = time.perf_counter()
+        first = job.clock()
         while engine.busy:
             engine.step()
-        return first - started, time.perf_counter() - first
+        return first - started, job.clock() - first
 
     def bandwidth() -> float:
         """Bytes a second of reading 512 MB, the best of several."""
@@ -321,6 +359,7 @@ def our_tasks(job: Job) -> dict[str, Callable[[], float]]:
         "batch16": lambda: write(BATCH, PROMPT, job.tokens)[1],
         "first": lambda: write(1, FIRST_PROMPT, 1)[0],
         "bytes": lambda: float(model.weight_bytes),
+        "imports": lambda: imports,
         "bandwidth": bandwidth,
     }
 
@@ -332,6 +371,7 @@ def their_tasks(job: Job) -> dict[str, Callable[[], float]]:
     import lmsmith
     from lmsmith.models.interop.transformers import to_transformers
 
+    imports = resident_bytes()
     ours = lmsmith.load(job.gguf).decoder
     settings, state = to_transformers(ours.config, ours.state_dict())
     model: Any = AutoModelForCausalLM.from_config(LlamaConfig(**settings), dtype=torch.bfloat16)
@@ -347,14 +387,14 @@ def their_tasks(job: Job) -> dict[str, Callable[[], float]]:
             self.times: list[float] = []
 
         def put(self, tokens: torch.Tensor) -> None:
-            self.times.append(time.perf_counter())
+            self.times.append(job.clock())
 
         def end(self) -> None:
             pass
 
     def write(count: int, length: int, tokens: int) -> tuple[float, float]:
         prompts, clock = torch.tensor(random_prompts(count, length)), Clock()
-        started = time.perf_counter()
+        started = job.clock()
         model.generate(
             prompts,
             attention_mask=torch.ones_like(prompts),
@@ -371,19 +411,32 @@ def their_tasks(job: Job) -> dict[str, Callable[[], float]]:
         "batch16": lambda: write(BATCH, PROMPT, job.tokens)[1],
         "first": lambda: write(1, FIRST_PROMPT, 1)[0],
         "bytes": lambda: 2.0 * model.num_parameters(),
+        "imports": lambda: imports,
     }
 
 
 def llama_tasks(job: Job) -> dict[str, Callable[[], float]]:
     import xllamacpp
 
+    imports = resident_bytes()
     parameters = xllamacpp.CommonParams()
     parameters.verbosity = -1
     parameters.model.path, parameters.n_ctx, parameters.n_parallel = job.gguf, 1024, 1
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = job.threads
     server = xllamacpp.Server(parameters)
 
+    def processor_seconds(length: int, tokens: int) -> float:
+        started = time.process_time()
+        wall_seconds(length, tokens)
+        return time.process_time() - started
+
     def write(length: int, tokens: int) -> tuple[float, float]:
+        if not job.processor_time:
+            return wall_seconds(length, tokens)
+        first = processor_seconds(length, 1)
+        return first, processor_seconds(length, tokens) - first if tokens > 1 else 0.0
+
+    def wall_seconds(length: int, tokens: int) -> tuple[float, float]:
         prompt = random_prompts(1, length)[0]
         asked = {"prompt": prompt, "max_tokens": tokens, "temperature": 0}
         answer = server.handle_completions(asked | {"cache_prompt": False, "ignore_eos": True})
@@ -395,6 +448,7 @@ def llama_tasks(job: Job) -> dict[str, Callable[[], float]]:
         "one": lambda: write(PROMPT, job.tokens)[1],
         "first": lambda: write(FIRST_PROMPT, 1)[0],
         "bytes": lambda: float(Path(job.gguf).stat().st_size),
+        "imports": lambda: imports,
     }
 
 
@@ -413,7 +467,7 @@ def print_table(result: dict[str, Any], threads: int) -> None:
         + ("beside" if result["llama_cpp"] else "is not installed"),
     )
     table.add_column("side")
-    for column in ("one stream", "of floor", "batch 16", "first of 512"):
+    for column in ("one stream", "of floor", "batch 16", "first of 512", "memory", "of model"):
         table.add_column(column, justify="right", no_wrap=True)
     for side, found in result["sides"].items():
         batch, first = found.get("batch16_tokens_per_second"), found.get("first_token_seconds")
@@ -423,12 +477,15 @@ def print_table(result: dict[str, Any], threads: int) -> None:
             f"{found['share_of_memory_floor']:.0%}",
             "" if batch is None else f"{batch:.0f}",
             "" if first is None else f"{first:.2f} s",
+            f"{found['resident_bytes'] / 1e6:.0f} MB",
+            f"{found['resident_bytes_beyond_imports'] / 1e6:.0f} MB",
         )
     table.add_section()
-    names = ("one_stream_bf16_ratio", "one_stream_int8_ratio", "batch16_ratio")
-    one, int8, batch16 = (f"{result[name]:.2f}×" for name in names)
-    table.add_row("bf16 to transformers", one, "", batch16, f"{result['first_token_ratio']:.2f}×")
-    table.add_row("int8 to transformers", int8)
+    for name, (task, peer, ours) in RATIOS.items():
+        if name in result:
+            cells = dict.fromkeys(("one", "floor", "batch16", "first"), "")
+            cells[task] = f"{result[name]:.2f}×"
+            table.add_row(f"{ours} to {peer}", *cells.values())
     Console().print(table)
 
 

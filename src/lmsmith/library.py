@@ -57,11 +57,12 @@ def load(
     >>> model = lmsmith.load("runs/quickstart")                             # doctest: +SKIP
     >>> model.chat([{"role": "user", "content": "Hello!"}])                 # doctest: +SKIP
     """
-    found = read_model(path, packed=stays_packed(weights))
+    packed = stays_packed(weights)
+    found = read_model(path, packed=packed)
     drafting: Decoder | PromptLookup | None = None
     if draft:
         lookup = draft == PROMPT_LOOKUP
-        drafting = PromptLookup() if lookup else read_draft_model(draft, [found])
+        drafting = PromptLookup() if lookup else read_draft_model(draft, [found], packed=packed)
     return LanguageModel(
         found.decoder,
         found.tokenizer,

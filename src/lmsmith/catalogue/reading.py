@@ -116,13 +116,15 @@ def is_quantised(file: GgufFile) -> bool:
     return any(tensor.type.name in MULTIPLIED for tensor in file.tensors.values())
 
 
-def read_draft_model(word: str | Path, targets: Iterable[ReadModel]) -> Decoder:
-    """Read a model that guesses the tokens of others.
+def read_draft_model(
+    word: str | Path, targets: Iterable[ReadModel], *, packed: bool = False
+) -> Decoder:
+    """Read a model that guesses the tokens of others; ``packed`` as in `read_model`.
 
     Raises:
         UserError: it cannot be read, or has another tokenizer than one of them.
     """
-    found = read_model(word)
+    found = read_model(word, packed=packed)
     theirs, size = found.tokenizer, found.decoder.config.vocabulary_size
     for target in targets:
         ours = target.tokenizer

@@ -203,7 +203,11 @@ class Loader:
         """
         ready = {name: self._decoder(each.read.decoder) for name, each in models.items()}
         if self.draft and self.draft != PROMPT_LOOKUP:
-            smaller = read_draft_model(self.draft, [each.read for each in models.values()])
+            smaller = read_draft_model(
+                self.draft,
+                [each.read for each in models.values()],
+                packed=stays_packed(self.weights),
+            )
             self._smaller = self._decoder(smaller)
         shared = self._smaller.held_bytes if self._smaller else 0
         drafters = {name: self._drafter() for name in models}
