@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +14,13 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 from sqlalchemy import event
+from sqlalchemy.exc import DatabaseError
 from worlds import HTTP, LIMITS, RANDOM, Running, running
 
+from lmsmith.core.errors import UserError
 from lmsmith.feedback import tables
 from lmsmith.feedback.people import People
-from lmsmith.feedback.store import Store
+from lmsmith.feedback.store import Store, open_store
 from lmsmith.server.guard import MAX_GROUPS
 from lmsmith.server.turns import LONGEST_REST, REST, SHORT_TEXT, TextThreads
 
@@ -266,6 +269,31 @@ def test_a_disk_that_fails_is_told_and_reads_go_on(tmp_path: Path, pragma: str, 
         body = {"messages": TALK, "max_tokens": 2}
         assert post(served, "/v1/chat/completions", body).status_code == 200
         event.remove(store.engine, "checkout", break_it)
+    store.close()
+
+
+@pytest.mark.parametrize("word", ["database disk image is malformed", "file is not a database"])
+def test_a_database_that_is_damaged_is_told(tmp_path: Path, word: str) -> None:
+    store = Store(tmp_path / "feedback.db")
+    with running({"random": RANDOM}, store=store) as served:
+
+        def damaged(*_: object) -> None:
+            raise DatabaseError("", {}, sqlite3.DatabaseError(word))
+
+        event.listen(store.engine, "checkout", damaged)
+        refused = post(served, "/api/conversations", {"title": "tea"})
+        assert refused.status_code == 503
+        assert "damaged" in refused.json()["error"]["message"]
+        event.remove(store.engine, "checkout", damaged)
+        assert post(served, "/api/conversations", {"title": "tea"}).status_code == 200
+
+    def command() -> None:
+        with open_store(str(tmp_path / "feedback.db")) as opened:
+            event.listen(opened.engine, "checkout", damaged)
+            opened.names(["Ann"])
+
+    with pytest.raises(UserError, match=word):
+        command()
     store.close()
 
 

@@ -63,6 +63,11 @@ class Database:
                 connection.execute(text("PRAGMA wal_checkpoint(TRUNCATE)"))
 
 
+def failed(error: DatabaseError) -> bool:
+    """Whether the database is out of reach or damaged; otherwise a statement of ours is wrong."""
+    return type(error) in (OperationalError, DatabaseError)
+
+
 def default_database() -> str:
     """The database that commands use if none is named."""
     return str(database_file())

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import delete, func, literal, or_, select
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import Session
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import missing
 from lmsmith.corpus.messages import validate_messages
-from lmsmith.feedback.database import NAMES_A_QUERY, default_database, make_safe
+from lmsmith.feedback.database import NAMES_A_QUERY, default_database, failed, make_safe
 from lmsmith.feedback.database import NotThere as NotThere
 from lmsmith.feedback.deletion import delete_conversation
 from lmsmith.feedback.people import PersonStore
@@ -254,7 +254,9 @@ def open_store(database: str = "", *, new: bool = False) -> Iterator[Store]:
     with contextlib.closing(Store(database)) as store:
         try:
             yield store
-        except OperationalError as error:
+        except DatabaseError as error:
+            if not failed(error):
+                raise
             name = make_safe(database) if "://" in database else database
             raise UserError(
                 f"{name}: the database failed ({error.orig})",

@@ -12,13 +12,14 @@ from typing import Annotated, TypeVar
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DatabaseError
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Scope
 
 from lmsmith.core.errors import UserError
+from lmsmith.feedback.database import failed
 from lmsmith.feedback.people import OWNER, SESSION_DAYS, People, PersonStore
 from lmsmith.feedback.sqlite_file import REMOVED
 from lmsmith.feedback.store import NotThere, Store
@@ -86,10 +87,12 @@ def require_role(request: Request, roles: tuple[str, ...]) -> Visitor:
 
 async def in_database(work: Callable[..., Result], *given: object) -> Result:
     """Call a function that uses the database in a thread; raises ApiError (503) if the database is
-    unreachable, or locked for too long."""
+    unreachable, damaged, or locked for too long."""
     try:
         return await in_database_thread(partial(work, *given))
-    except OperationalError as error:
+    except DatabaseError as error:
+        if not failed(error):
+            raise
         log.error("the database does not answer: %s", error.orig)
         said = str(error.orig)
         reason = next((shown for words, shown in _REASONS.items() if words in said), "")
@@ -97,11 +100,14 @@ async def in_database(work: Callable[..., Result], *given: object) -> Result:
         raise unavailable(problem, "database_unavailable", seconds=2) from error
 
 
+_DAMAGED = "the database file is damaged; nothing was saved; put back a copy of it"
 _REASONS = {
     REMOVED: f"{REMOVED}: nothing was saved; put it back, or restart the server",
     "unable to open": f"{REMOVED}, or cannot be opened; put it back, or restart the server",
     "readonly": "the database can be read but not written; nothing was saved",
     "is full": "the database's disk is full; nothing was saved",
+    "malformed": _DAMAGED,
+    "not a database": _DAMAGED,
     "disk I/O error": "the database's disk fails; nothing was saved",
 }
 """What a person is told, by words of SQLite; the log has the rest."""
