@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,7 +16,7 @@ import numpy as np
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import fingerprint, is_there, missing, read_text, sha256_file
-from lmsmith.core.json_text import KeptRows, decode_json
+from lmsmith.core.json_text import KeptRows, decode_json, refuse_swelling
 from lmsmith.evaluation.tasks.detokenise import DETOKENISERS
 from lmsmith.evaluation.tasks.generated import GENERATORS
 from lmsmith.evaluation.tasks.python_task import WRITTEN, Author, PythonTask, canonical
@@ -299,9 +301,14 @@ def _documents(text: str, file: Path, spec: DataSpec) -> Iterator[Item]:
 
 
 def _parsed(text: str, where: str) -> Any:
+    content = text.encode("utf-8")
     try:
-        return decode_json(text.encode("utf-8"))
+        return decode_json(content)
     except (msgspec.DecodeError, RecursionError) as error:
+        if b"NaN" in content or b"Infinity" in content:  # its message is that of the field
+            with contextlib.suppress(msgspec.DecodeError, ValueError, RecursionError):
+                refuse_swelling(content)
+                return json.loads(content)
         raise UserError(f"{where}: not valid JSON ({error})", "fix or replace it") from error
 
 
