@@ -18,7 +18,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +26,14 @@ import torch
 from sqlalchemy import select
 
 from lmsmith import cli
-from lmsmith.catalogue.export import export
-from lmsmith.catalogue.reading import ReadModel
-from lmsmith.catalogue.resolve import Source
 from lmsmith.core.files import write_jsonl
 from lmsmith.feedback.imports import import_file
 from lmsmith.feedback.people import People
 from lmsmith.feedback.store import Store
 from lmsmith.feedback.tables import Message
-from lmsmith.generation.native.library import load_library
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.folder import save_model
-from lmsmith.models.presets import llama
 from lmsmith.tokenizers import Tokenizer
 
 pytest.importorskip("fastapi")
@@ -105,32 +99,6 @@ def test_sigterm_finishes_what_was_begun(model: Path) -> None:
         assert process.wait(60) == 0
         assert process.stderr is not None
         assert process.stderr.read() == ""
-
-
-def test_a_quantised_file_is_served_at_its_own_bits(tmp_path: Path) -> None:
-    """In its own types, which the first line names; --weights model expands it."""
-    pytest.importorskip("gguf")
-    if load_library() is None:
-        pytest.skip("the C++ kernels are not here")
-    tokenizer = Tokenizer.train(["hello there, how are you?"] * 4, 300)
-    decoder = Decoder(replace(llama(1, 64, 2, 2, 96, 200), vocabulary_size=300))
-    decoder.initialise(torch.Generator().manual_seed(0))
-    read = ReadModel(decoder, tokenizer, Source("lmsmith", Path("tiny"), "tiny"), {})
-    path = export(read, tmp_path, "gguf", "q8_0").path
-    for weights, own in (("file", r" \(Q8_0 as in the file\)"), ("model", "")):
-        words = (str(path), "--port", "0", "--weights", weights)
-        with serving(*words, "--database", str(tmp_path / "x.db")) as (_, said):
-            assert re.search(rf"weights [\d.]+ kB{own}, cache", said[0]), said[0]
-            address = said[-1].split("/v1")[0]
-            asked = {"messages": [{"role": "user", "content": "hello"}]}
-            for route in ("/v1/chat/completions", "/api/attention"):
-                request = urllib.request.Request(
-                    address + route,
-                    json.dumps(asked).encode(),
-                    {"Content-Type": "application/json"},
-                )
-                with urllib.request.urlopen(request) as response:
-                    assert response.status == 200
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])

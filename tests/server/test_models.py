@@ -8,11 +8,19 @@ from typing import Any
 
 import openai
 import pytest
+import torch
 from worlds import HTTP, MACHINE, RANDOM, TOKENIZER, Running, read, running, said_by
 
+from lmsmith.catalogue.export import export
+from lmsmith.catalogue.reading import ReadModel, read_model
+from lmsmith.catalogue.resolve import Source
 from lmsmith.core.errors import UserError
+from lmsmith.generation.native.library import load_library
 from lmsmith.models.folder import save_model
-from lmsmith.server.models import serve_models
+from lmsmith.models.presets import llama
+from lmsmith.options import Weights
+from lmsmith.server.models import Loader, read_models, serve_models
+from lmsmith.server.serve import describe
 from lmsmith.tokenizers import Tokenizer
 from tiny_models import random_decoder
 
@@ -90,3 +98,20 @@ def test_a_draft_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
             memory_bytes=0,
             streams=2,
         )
+
+
+@pytest.mark.parametrize("weights", ["file", "model"])
+def test_a_quantised_file_is_served_at_its_own_bits(weights: Weights, tmp_path: Path) -> None:
+    """Its line names the types; --weights model expands them."""
+    pytest.importorskip("gguf")
+    if load_library() is None:
+        pytest.skip("the C++ kernels are not here")
+    decoder = random_decoder(replace(llama(1, 64, 2, 2, 96, 200), vocabulary_size=400))
+    plain = ReadModel(decoder, TOKENIZER, Source("lmsmith", Path("tiny"), "tiny"), {})
+    path = export(plain, tmp_path, "gguf", "q8_0").path
+    loader = Loader(MACHINE, weights, 0, 4)
+    (model,) = loader.first(read_models([f"own={path}"], weights))
+    assert (" (Q8_0 as in the file), cache" in describe(model)) == (weights == "file")
+    shown = model.scheduler.model.decoder.attention_weights([1, 2, 3], 3)
+    expected = read_model(path).decoder.attention_weights([1, 2, 3], 3)
+    torch.testing.assert_close(shown, expected)

@@ -19,6 +19,7 @@ from lmsmith.options import Weights
 
 if TYPE_CHECKING:
     from lmsmith.feedback.people import People
+    from lmsmith.server.models import ServedModel
 
 
 def serve(
@@ -134,14 +135,7 @@ def serve(
         loader = Loader(machine, weights, budget, streams, draft)
         served = compute_aside(lambda: loader.first(read_models(models, weights)))
         for model in served:
-            version = f" is {model.recorded}" if model.follows else ""
-            sizes = format_size(model.weight_bytes), format_size(model.cache_bytes)
-            packings = model.scheduler.model.packings
-            own = f" ({', '.join(packings)} as in the file)" if packings else ""
-            print(
-                f"{model.name}{version}: context {model.context:,}, weights {sizes[0]}{own}, "
-                f"cache {sizes[1]} ({model.scheduler.cache.tokens:,} tokens)"
-            )
+            print(describe(model))
         engine = AsyncEngine(served, limits)
         address, *others = addresses(listening, host)
         kept_in = make_safe(database) if "://" in database else database
@@ -183,6 +177,18 @@ class _OneLine(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:
         record.message = in_one_line(record.message)
         return super().formatMessage(record)
+
+
+def describe(model: ServedModel) -> str:
+    """Its context and sizes, in one line."""
+    version = f" is {model.recorded}" if model.follows else ""
+    sizes = format_size(model.weight_bytes), format_size(model.cache_bytes)
+    packings = model.scheduler.model.packings
+    own = f" ({', '.join(packings)} as in the file)" if packings else ""
+    return (
+        f"{in_one_line(model.name)}{version}: context {model.context:,}, weights {sizes[0]}{own}, "
+        f"cache {sizes[1]} ({model.scheduler.cache.tokens:,} tokens)"
+    )
 
 
 def _sign_in_hint(people: People, token: str) -> str:
