@@ -41,9 +41,11 @@ void attend() {
 
 bool call(const std::string& name) {
     if (name == "lay_out") lmsmith_lay_out(p(0), p(1), n(2), n(3), n(4), n(5));
-    else if (name == "linear")
-        lmsmith_linear(at<bf16>(0), p(1), at<float>(2), at<float>(3), p(4), n(5), n(6), n(7), n(8),
-                       n(9), n(10));
+    else if (name == "linear") {
+        const Matrix matrix{p(1),  at<float>(2), at<float>(3), at<uint16_t>(4), at<int16_t>(5),
+                            nullptr, n(8), n(9), n(10), n(11)};
+        lmsmith_linear(at<bf16>(0), &matrix, p(6), n(7), n(12), n(13));
+    }
     else if (name == "norm")
         lmsmith_norm(at<float>(0), at<float>(1), at<float>(2), p(3), n(4), n(5), f(6), n(7), n(8),
                      n(9));

@@ -19,8 +19,11 @@ from lmsmith.generation.kernels import Places, TorchKernels
 from lmsmith.generation.kv_cache import PagedCache
 from lmsmith.generation.native.instructions import SETS
 from lmsmith.generation.native.library import FLAGS, SOURCE
-from lmsmith.generation.weights import Norm, Weight, quantise_int8
+from lmsmith.generation.native.operations import NativeKernels, best_kernels
+from lmsmith.generation.weights import Norm, Weight, quantise_int8, read_packed
 from lmsmith.models.config import ModelConfig
+from lmsmith.models.interop.quantised import MULTIPLIED
+from packed_tensors import random_packed
 
 TORCH = TorchKernels()
 SECONDS = 900
@@ -87,43 +90,40 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Emulated:
     return Emulated(tmp_path_factory.mktemp("emulated"))
 
 
-def laid_out(matrix: Tensor) -> tuple[Call, Tensor]:
-    """The call that brings it into panels, and where they will be."""
-    rows, columns = matrix.shape
-    result = torch.zeros(-(-rows // 16) * 16 * columns, dtype=matrix.dtype)
-    return ("lay_out", [matrix, result, rows, columns, matrix.element_size(), 2]), result
+def matrix_of(kind: str, inputs: int, outputs: int) -> Weight:
+    matrix = torch.randn(outputs, inputs)
+    if kind == "bf16":
+        return Weight.in_rows(matrix.bfloat16(), None, torch.randn(outputs))
+    if kind == "int8":
+        return Weight.in_rows(*quantise_int8(matrix), torch.randn(outputs))
+    return read_packed([random_packed(kind, outputs, inputs)], None, torch.bfloat16)
 
 
-@pytest.mark.parametrize("kind", ["bf16", "int8"])
+@pytest.mark.parametrize("kind", ["bf16", "int8", *MULTIPLIED])
 def test_linear_on_arm(emulated: Emulated, kind: str) -> None:
     """x Wᵀ + b in float64; a row's bits are the same in any company."""
+    kernels = best_kernels()
+    if not isinstance(kernels, NativeKernels):
+        pytest.skip("no C++ compiler here lays the weights out")
+    if kind in MULTIPLIED:
+        pytest.importorskip("gguf")
     torch.manual_seed(0)
-    outputs, inputs = 70, 192
-    values, scales = torch.randn(outputs, inputs).bfloat16(), None
-    if kind == "int8":
-        values, scales = quantise_int8(torch.randn(outputs, inputs))
-    exact = Weight.in_rows(values, scales).as_dtype(torch.float64)
-    bias, x = torch.randn(outputs), torch.randn(13, inputs).bfloat16()
-    first, panels = laid_out(values.view(torch.int32 if kind == "bf16" else torch.int16))
-    calls, scale_panels = [first], None
-    if scales is not None:
-        second, scale_panels = laid_out(scales)
-        calls.append(second)
-    emulated.run(calls)
-    group = inputs if scales is None else inputs // scales.shape[1]
+    outputs, inputs = 70, 512
+    plain, x = matrix_of(kind, inputs, outputs), torch.randn(13, inputs).bfloat16()
+    weight, exact = kernels.prepare(plain), plain.as_dtype(torch.float64)
+    parts = (weight.values, weight.scales, weight.bias, weight.minima, weight.steps)
 
     def product(rows: int, threads: int) -> tuple[Call, Tensor]:
         y = torch.zeros(rows, outputs)
-        words: list[Argument] = [x[:rows].clone(), panels, scale_panels, bias, y, rows, inputs]
-        return ("linear", [*words, outputs, group, 0, threads]), y
+        sizes = (inputs, outputs, weight.group, weight.matrix.packing)
+        return ("linear", [x[:rows].clone(), *parts, y, rows, *sizes, 0, threads]), y
 
-    products = [
-        product(rows, threads) for rows, threads in ((13, 2), (1, 1), (2, 1), (6, 3), (7, 1))
-    ]
+    sizes = ((13, 2), (1, 1), (2, 1), (6, 3), (7, 1))
+    products = [product(rows, threads) for rows, threads in sizes]
     emulated.run([call for call, _ in products])
     whole = products[0][1]
-    expected = x.double() @ exact.T + bias.double()
-    bound = 2.0**-14 * (x.double().abs() @ exact.abs().T + 1)
+    expected = x.double() @ exact.T + (0.0 if weight.bias is None else weight.bias.double())
+    bound = 2.0**-13 * (x.double().abs() @ exact.abs().T + 1)
     assert bool(((whole.double() - expected).abs() <= bound).all())
     for _, part in products[1:]:
         assert torch.equal(part, whole[: len(part)])

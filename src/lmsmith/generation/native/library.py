@@ -14,13 +14,18 @@ import tempfile
 from pathlib import Path
 
 from lmsmith.core.paths import cache_folder
-from lmsmith.generation.native.instructions import InstructionSet, built_here, chosen_set
+from lmsmith.generation.native.instructions import (
+    InstructionSet,
+    built_here,
+    chosen_set,
+    native_flags,
+)
 
 log = logging.getLogger("lmsmith.generation")
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 
-FLAGS = ("-O3", "-std=c++17", "-fno-math-errno", "-pthread", "-shared", "-fPIC")
+FLAGS = ("-std=c++17", "-fno-math-errno", "-pthread", "-shared", "-fPIC")
 
 COMPILE_SECONDS = 300
 """Limit; it takes some ten seconds of an idle processor."""
@@ -65,7 +70,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
             pass
     compiler = os.environ.get("CXX") or shutil.which("g++") or ""
     if shutil.which(compiler):
-        flags = (*FLAGS, *(("-march=native",) if wanted is None else wanted.flags))
+        flags = (*FLAGS, *(native_flags() if wanted is None else wanted.flags))
         try:
             path = cache_folder() / f"kernels-{_fingerprint(compiler, flags, wanted)}.so"
             if not path.is_file():
