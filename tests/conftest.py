@@ -37,6 +37,8 @@ def models_of_the_test(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
     """Names of models that are registered on this machine play no part."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LMSMITH_HOME", str(tmp_path_factory.getbasetemp() / "no-models"))
+        # Kernels are compiled once for all tests, also where these have a home of their own.
+        patch.setenv("LMSMITH_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
         yield
 
 

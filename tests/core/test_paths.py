@@ -13,16 +13,21 @@ from lmsmith.core import paths
 def test_lmsmith_home_holds_everything(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("LMSMITH_HOME", "~/mine")
+    monkeypatch.delenv("LMSMITH_CACHE", raising=False)
     home = tmp_path / "mine"
     assert paths.models_folder() == home / "models"
     assert paths.task_folders() == [paths.tasks_folder()] == [home / "tasks"]
     assert paths.database_file() == home / "conversations.db"
     assert paths.cache_folder() == home / "cache"
+    monkeypatch.setenv("LMSMITH_CACHE", "~/elsewhere")
+    assert paths.cache_folder() == tmp_path / "elsewhere"
+    assert paths.models_folder() == home / "models"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="XDG is of Linux")
 def test_xdg_is_followed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("LMSMITH_HOME")
+    monkeypatch.delenv("LMSMITH_CACHE", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cached"))

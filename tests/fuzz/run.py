@@ -34,6 +34,7 @@ from fuzz.isolate import Ending, isolated  # noqa: E402
 from lmsmith.core.errors import UserError  # noqa: E402
 from lmsmith.core.paths import cache_folder  # noqa: E402
 from lmsmith.evaluation.tasks import templates  # noqa: E402
+from lmsmith.generation.native.library import load_library  # noqa: E402
 from lmsmith.tokenizers import patterns, template  # noqa: E402
 
 
@@ -56,6 +57,7 @@ def fuzz(name: str, numbers: Sequence[int], seed: int, keep: Path | None = None)
         keep: a folder for the damaged files of faults.
     """
     torch.set_num_threads(1)
+    load_library()  # compiled before a child has its limits
     found, began = Found(name), time.monotonic()
     with tempfile.TemporaryDirectory(dir=_fast_folder()) as root, _home(Path(root) / "home"):
         cases = FORMATS[name](Path(root) / "whole")

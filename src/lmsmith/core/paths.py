@@ -31,7 +31,9 @@ def data_folder() -> Path:
 
 
 def cache_folder() -> Path:
-    """Files that can be made again, such as compiled kernels."""
+    """Files that can be made again, such as compiled kernels; ``LMSMITH_CACHE`` if it is set."""
+    if chosen := os.environ.get("LMSMITH_CACHE"):
+        return Path(chosen).expanduser()
     home = _home()
     return home / "cache" if home else platformdirs.user_cache_path(_NAME, appauthor=False)
 
