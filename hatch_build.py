@@ -76,10 +76,10 @@ def target() -> str:
     return "" if name == "any" else name
 
 
-def build_kernels(name: str, folder: Path, libc: str = f"gnu.{GLIBC}") -> list[Path]:
+def build_kernels(name: str, folder: Path) -> list[Path]:
     """Compile the kernels for each set of a target into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    zig = [sys.executable, "-m", "ziglang", "c++", "-target", f"{name}-linux-{libc}"]
+    zig = [sys.executable, "-m", "ziglang", "c++", "-target", f"{name}-linux-gnu.{GLIBC}"]
     built = []
     for each, flags in SETS[name].items():
         built.append(folder / f"{each}.so")

@@ -18,6 +18,7 @@ def doctor(*, json: bool = False) -> None:
     import torch
 
     from lmsmith.evaluation.sandbox.programs import describe_sandbox
+    from lmsmith.generation.machine import resolve_for_reading
     from lmsmith.generation.native.library import describe_kernels
     from lmsmith.training.machine import measure_matrix_peak, prepare_process
 
@@ -25,6 +26,7 @@ def doctor(*, json: bool = False) -> None:
     hardware: dict[str, Any] = describe_hardware()
     free, advice = shutil.disk_usage(Path.cwd()).free, advice_on_threads()
     sandbox, kernels = describe_sandbox(), describe_kernels()
+    reading = resolve_for_reading(MachineConfig()).precision
     # Measuring the peaks takes a second.
     peaks = {each: round(measure_matrix_peak(each), 1) for each in ("fp32", "bf16")}
     if json:
@@ -39,6 +41,7 @@ def doctor(*, json: bool = False) -> None:
             "peak_gflops": peaks,
             "sandbox": sandbox,
             "kernels": kernels,
+            "reading_precision": reading,
         })  # fmt: skip
         return
     lines = {
@@ -52,8 +55,8 @@ def doctor(*, json: bool = False) -> None:
         "load": advice or "enough cores are free",
         "C++ compiler": machine.compiler or "none: models run eager, which is slower",
         "kernels of generation": kernels,
-        "precision": f"{machine.precision} (matrix peak measured now: bf16 {peaks['bf16']:,.0f}, "
-        f"fp32 {peaks['fp32']:,.0f} GFLOP/s)",
+        "precision": f"{reading} for writing, {machine.precision} for training (matrix peak "
+        f"measured now: bf16 {peaks['bf16']:,.0f}, fp32 {peaks['fp32']:,.0f} GFLOP/s)",
         "sandbox of code tasks": ", ".join(sandbox) or "none: code tasks cannot be run here",
         "compiling": "where it pays within the run" if machine.compile != "off" else "off",
     }

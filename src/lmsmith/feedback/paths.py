@@ -21,7 +21,7 @@ from lmsmith.feedback.tables import Conversation, Message
 log = logging.getLogger("lmsmith.feedback")
 
 MOST_CHARACTERS = 100_000_000
-"""Of all prompts of a conversation together; what goes beyond is left out, with a warning."""
+"""Most characters of all prompts of a conversation together; a warning tells of those left out."""
 
 OF_MESSAGE = 100
 """Characters that a message counts for beside its text: its part of a file, and of a list."""

@@ -21,7 +21,7 @@ _SUFFIXES = ("", "-wal", "-shm", "-journal")
 
 
 def make_private(path: Path) -> None:
-    """Create the file if need be, readable by its owner alone, and mend files that others read.
+    """Create a file that is missing, and let nobody but its owner read one that is there.
 
     SQLite gives the files beside it the same permissions.
     """

@@ -44,7 +44,7 @@ _AFTER = {
 answer."""
 
 MOST_MESSAGES, MOST_CHARACTERS = 20_000, 20_000_000
-"""Of a conversation, which is read as a whole."""
+"""Limits of a conversation, which is read as a whole."""
 
 TOO_LARGE = (
     f"a conversation has {MOST_MESSAGES:,} messages and {MOST_CHARACTERS:,} characters at most"

@@ -22,7 +22,7 @@ MOST_TENSORS = 1 << 16
 """In a file; each takes memory, however small it is."""
 
 MOST_DIMENSIONS = 8
-"""Of a tensor."""
+"""Most dimensions of a tensor."""
 
 _MOST_HEADER_BYTES = 100_000_000
 """The library's own limit."""

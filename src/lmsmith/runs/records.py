@@ -19,7 +19,7 @@ from lmsmith.runs.stage_folder import peak_memory_bytes
 _SAVE_EVERY = 5.0  # seconds; a kill -9 loses at most so much of the wall time
 
 _MOST_BYTES = 1 << 26
-"""Of a record, which names each file of a stage."""
+"""Largest record, which names each file of a stage."""
 
 
 class _Input(msgspec.Struct):

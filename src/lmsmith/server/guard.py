@@ -26,7 +26,7 @@ HELD_BODIES = 64
 """Longest bodies that are held at once; a named person may have a quarter of them."""
 
 MAX_VALUES, MAX_GROUPS = 600_000, 200_000
-"""Of a body, by its commas and by its opening brackets: reading them holds everybody up."""
+"""Commas and opening brackets of a body, at most: reading them holds everybody up."""
 
 _ORIGIN = re.compile(r"(https?)://([^/@?#\s]+)")
 _PORTS = {"http": "80", "https": "443"}

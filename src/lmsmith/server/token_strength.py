@@ -18,7 +18,7 @@ LEAST_RANDOM = 11
 """Characters that belong to no word, date, keyboard's row, sequence or repetition."""
 
 LEAST_OF_KIND = 3
-"""Of the second of small letters, capitals and digits, by their number."""
+"""Characters of the second most frequent kind: small letters, capitals or digits."""
 
 LONGEST_READ = 72
 """Characters that are looked at: zxcvbn's time grows with the square."""

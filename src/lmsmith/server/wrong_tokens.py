@@ -72,7 +72,7 @@ class WrongTokens:
         at_once: Callable[[], Awaitable[Result | None]],
         in_turn: Callable[[], Result | None] = lambda: None,
     ) -> Result | None:
-        """What a token opens; None, after a delay, for a wrong one.
+        """Find what a token opens; None, after a delay, for a wrong one.
 
         Args:
             at_once: finds a random token.
@@ -114,7 +114,7 @@ class WrongTokens:
         return found
 
     async def look_up(self, address: str, find: Callable[[], Awaitable[Result]]) -> Result:
-        """What a token or cookie opens: an address has `LOOKING_UP` turns at the database."""
+        """Find what a token or cookie opens: an address has `LOOKING_UP` turns at the database."""
         async with self._looking_up.of(_network(address)):
             return await find()
 

@@ -25,7 +25,7 @@ MOST_UNUSED = 1 << 16
 """Ids without a token that a vocabulary may have, besides as many as it has tokens."""
 
 MOST_CHARACTERS = 1024
-"""Of a token of SentencePiece, which makes 16 by default, and of an added one."""
+"""Longest token of SentencePiece, which makes 16 by default, and longest added one."""
 
 MOST_MERGES = 16
 """For each token; published vocabularies have up to three."""

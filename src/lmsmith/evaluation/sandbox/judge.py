@@ -145,7 +145,7 @@ class Judge:
 
 
 async def _awaited(reply: dict[str, Any]) -> Any:
-    """What a coroutine of the program's came to; it ran when it was made."""
+    """The result of a coroutine of the program's, which ran when it was made."""
     match reply:
         case {"value": value}:
             return value

@@ -1,7 +1,7 @@
 """Plain data between two processes that do not trust each other, in a form of its own.
 
-Values arrive as exactly the types of this module, made anew here, whatever the other
-side sends: an object whose class says that it equals everything arrives as the number, text or list
+Values are made anew here, as exactly the types of this module, whatever the other side
+sends: an object whose class says that it equals everything arrives as the number, text or list
 it is made of. What can be iterated over arrives as an iterator; anything else does not arrive.
 
 A value is a letter, a decimal size, a colon, then as many bytes or values as the size says. JSON
@@ -35,7 +35,7 @@ _NUMBERS = {b"D": ("decimal", "Decimal"), b"Q": ("fractions", "Fraction")}
 _VIEWS = {b"k": type({}.keys()), b"v": type({}.values()), b"m": type({}.items())}
 _DICTS = {b"O": "OrderedDict", b"K": "Counter", b"g": "defaultdict"}
 _MADE = {"int": int, "float": float, "str": str, "list": list, "dict": dict, "set": set}
-"""What a defaultdict may make of missing keys, by name."""
+"""Functions by which a defaultdict may make missing values, by name."""
 _TIMES = {
     "datetime": ("year", "month", "day", "hour", "minute", "second", "microsecond", "tzinfo"),
     "date": ("year", "month", "day"),

@@ -32,7 +32,7 @@ SMALL, MOST_GROWTH = 1 << 26, 100
 """Most bytes of an unpacked file: this many, or so many times as the packed one has."""
 
 _ITEM_BYTES = 400
-"""Of an item in memory, besides its fields."""
+"""Memory of an item, besides its fields."""
 
 _STREAM = 0x6974
 """Separates the draw of items from other draws of the same seed."""

@@ -1,4 +1,4 @@
-"""What a task's templates make of an item, or one message that names the task and the item."""
+"""Texts that a task's templates make of an item, or one message that names task and item."""
 
 from __future__ import annotations
 

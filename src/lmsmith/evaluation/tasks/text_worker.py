@@ -81,7 +81,7 @@ def _expression(source: str) -> Any:
 def evaluate(
     source: str, is_expression: bool, fields: Mapping[str, Any], most: int = MOST_CHARACTERS
 ) -> dict[str, Any]:
-    """What a template or an expression makes of a document.
+    """The text that a template or an expression makes of a document.
 
     Args:
         most: characters of a template's text.

@@ -25,8 +25,8 @@ class InstructionSet:
     Attributes:
         name: in the variable, in ``lmsmith doctor``, and in the name of the built kernels.
         machine: as `platform.machine` has it.
-        flags: of g++. At -O2 it compiles the kernels for AVX2 in a third of the time, and they read
-            long prompts faster; AVX-512 was measured at -O3 alone.
+        flags: of g++. At -O2 it compiles the kernels for AVX2 several times faster, and they are as
+            fast; those for AVX-512 were measured at -O3 alone.
         needs: capabilities of the processor, as PyTorch names them.
     """
 
@@ -94,7 +94,7 @@ def native_flags() -> tuple[str, ...]:
 
 
 def names_here() -> list[str]:
-    """What the variable may be on this processor."""
+    """Values of the variable that this processor can run."""
     return ["native", *(each.name for each in SETS if each.runs_here)]
 
 

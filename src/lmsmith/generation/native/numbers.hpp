@@ -26,7 +26,6 @@ inline float widen(bf16 x) {
     return result;
 }
 inline float widen(float x) { return x; }
-inline float widen(int8_t x) { return x; }
 
 // To the nearest, ties to even, as PyTorch rounds.
 inline bf16 narrow(float x) {
@@ -50,13 +49,6 @@ inline f32x16 load16(const bf16* from) {
     return (f32x16)bits;
 }
 
-inline f32x8 load8(const int8_t* from) {
-    int32_t wide[8];  // a loop, which GCC makes one instruction of
-    for (int i = 0; i < 8; ++i) wide[i] = from[i];
-    i32x8 part;
-    std::memcpy(&part, wide, 32);
-    return __builtin_convertvector(part, f32x8);
-}
 inline f32x8 load8(const float* from) {
     f32x8 result;
     std::memcpy(&result, from, 32);
