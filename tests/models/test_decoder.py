@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lmsmith.models.attention import SelfAttention, packed_mask
+from lmsmith.models.blocks import Block, compute_dtype, gelu
 from lmsmith.models.config import ModelConfig
-from lmsmith.models.decoder import Block, Decoder, compute_dtype, gelu
+from lmsmith.models.decoder import Decoder
 
 CONFIG = ModelConfig(layers=3, width=24, heads=3, context=32, vocabulary_size=41)
 

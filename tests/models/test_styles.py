@@ -12,8 +12,9 @@ from torch import Tensor
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.generation.inference import InferenceDecoder
 from lmsmith.models.attention import packed_mask
+from lmsmith.models.blocks import Block
 from lmsmith.models.config import ModelConfig
-from lmsmith.models.decoder import Block, Decoder
+from lmsmith.models.decoder import Decoder
 from lmsmith.models.folder import load_model, save_model
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.losses import linear_cross_entropy_sum

@@ -140,14 +140,16 @@ def read_draft_model(
 
 
 def read_config(source: Source) -> ModelConfig:
-    """The shape alone, without the weights."""
+    """The shape alone, without the weights; of a model with a head, its body's."""
     if source.format == "gguf":
         file = open_gguf(source.path)
         with _naming(source.path):
             return read_gguf_config(file)
     if source.format == "hf":
         return read_transformers_config(source.path)
-    return read_model_config(source.path)[1]
+    _, config = read_model_config(source.path)
+    shape: ModelConfig = config if isinstance(config, ModelConfig) else config.model
+    return shape
 
 
 def make_decoder(config: ModelConfig, state: Mapping[str, Tensor]) -> Decoder:

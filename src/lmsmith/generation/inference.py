@@ -29,8 +29,9 @@ from lmsmith.generation.weights import (
     read_weight,
 )
 from lmsmith.models.adapters import merged_state
+from lmsmith.models.blocks import ACTIVATIONS, Block
 from lmsmith.models.config import ModelConfig
-from lmsmith.models.decoder import ACTIVATIONS, Block, Decoder
+from lmsmith.models.decoder import Decoder
 from lmsmith.models.folder import without_weights
 from lmsmith.models.interop.quantised import PackedTensor
 from lmsmith.models.positions import Rotation

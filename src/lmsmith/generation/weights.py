@@ -18,7 +18,7 @@ from lmsmith.generation.packed import (
     rows_of_blocks,
     rows_of_panels,
 )
-from lmsmith.models.decoder import Block, FeedForward, GatedFeedForward
+from lmsmith.models.blocks import Block, FeedForward, GatedFeedForward
 from lmsmith.models.interop.quantised import PackedTensor, TensorType
 
 WeightKind = Literal["model", "int8"]

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lmsmith.core.config import NonNegativeInt, PositiveFloat, Problem
-from lmsmith.models.decoder import Decoder
-from lmsmith.models.heads import ScalarModel
+from lmsmith.models.blocks import Block
 
 Part = Literal["attention", "feed_forward"]
 PARTS: tuple[Part, ...] = ("attention", "feed_forward")
@@ -74,9 +73,7 @@ class AdaptedLinear(nn.Linear):
         return torch.addmm(self.weight.float(), self.up, self.down, alpha=self.scale)
 
 
-def adapt(
-    model: Decoder | ScalarModel, config: AdapterConfig, dtype: torch.dtype, seed: int
-) -> None:
+def adapt(model: nn.Module, config: AdapterConfig, dtype: torch.dtype, seed: int) -> None:
     """Prepare a model in place for training by adapters; a ``config.rank`` of 0 changes nothing.
 
     ``dtype`` is that of products, and ``seed`` that of the adapters' first values.
@@ -86,17 +83,15 @@ def adapt(
         initialise_adapters(model, torch.Generator().manual_seed(seed))
 
 
-def add_adapters(
-    model: Decoder | ScalarModel, config: AdapterConfig, dtype: torch.dtype | None = None
-) -> None:
-    """Freeze the model, except a scalar model's head, and put adapters into its blocks.
+def add_adapters(model: nn.Module, config: AdapterConfig, dtype: torch.dtype | None = None) -> None:
+    """Freeze the model, except the head on its body, and put adapters into its blocks.
 
     The adapters are empty until `initialise_adapters`, or until weights are loaded. ``dtype`` is
     that of the adapted layers' frozen weights; unchanged if None.
     """
-    decoder = model.decoder if isinstance(model, ScalarModel) else model
-    decoder.requires_grad_(False)
-    for block in decoder.blocks:
+    body: nn.Module = getattr(model, "decoder", model)
+    body.requires_grad_(False)
+    for block in [module for module in body.modules() if isinstance(module, Block)]:
         for part in config.parts:
             layer = getattr(block, part)
             for name, child in list(layer.named_children()):

@@ -1,4 +1,4 @@
-"""Masked self-attention (Vaswani et al. 2017, section 3.2) and the masks it takes."""
+"""Self-attention (Vaswani et al. 2017, section 3.2) and the masks it takes."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def attention_bias(mask_bts: Tensor | None, dtype: torch.dtype) -> Tensor | None
 
 
 Bias = Tensor | list[Tensor] | None
-"""Term of the scores: of a dense layer a tensor, or None if it is causal; of a banded one a tensor
-for each block of queries."""
+"""Term of the scores: of a dense layer a tensor, or None for the config's own rule (causal, or none
+where an encoder sees everything); of a banded one a tensor for each block of queries."""
 
 
 class SelfAttention(nn.Module):
@@ -49,6 +49,7 @@ class SelfAttention(nn.Module):
         self.output = nn.Linear(inner, width, bias=config.attention_output_bias)
         self.dropout = config.dropout
         self.window = window
+        self.causal = config.causal
         self.explicit = False
 
     def forward(self, x_btd: Tensor, bias: Bias = None, rotation: Rotation | None = None) -> Tensor:
@@ -77,10 +78,12 @@ class SelfAttention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         if isinstance(bias, list):
             return banded_attention(query, key, value, bias, self.window, dropout)
-        if self.explicit and query.shape[2] <= EXPLICIT_LENGTH and dropout == 0.0:
+        explicit = self.explicit and self.causal and dropout == 0.0
+        if explicit and query.shape[2] <= EXPLICIT_LENGTH:
             return explicit_attention(query, key, value, bias)
+        causal = bias is None and self.causal
         return F.scaled_dot_product_attention(
-            query, key, value, attn_mask=bias, dropout_p=dropout, is_causal=bias is None
+            query, key, value, attn_mask=bias, dropout_p=dropout, is_causal=causal
         )
 
     def weights(self, x_btd: Tensor, rotation: Rotation | None, queries: int) -> Tensor:
@@ -92,6 +95,7 @@ class SelfAttention(nn.Module):
         places = torch.arange(length, device=x_btd.device)
         distance = places[-queries:, None] - places[None]
         hidden = (distance < 0) | (distance >= (self.window or length))
+        hidden &= self.causal
         scores = (scores * self.head_width**-0.5).masked_fill(hidden, float("-inf"))
         result: Tensor = scores.softmax(dim=-1)
         return result

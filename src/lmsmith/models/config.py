@@ -1,4 +1,4 @@
-"""The shape of a decoder; its numbers of parameters, operations and bytes."""
+"""The shape of a transformer; its numbers of parameters, operations and bytes."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A decoder. The defaults make it GPT-2 (Radford et al. 2019, section 2.3); GPT-1, GPT-3 and
-    Llama are other choices of the same parts (`lmsmith.models.presets`).
+    """A stack of blocks. The defaults make it GPT-2 (Radford et al. 2019, section 2.3); GPT-1,
+    GPT-3, Llama and BERT are other choices of the same parts (`lmsmith.models.presets`).
     """
 
     layers: Layers = 6
@@ -107,6 +107,13 @@ class ModelConfig:
     the last ``window`` tokens (Child et al. 2019; GPT-3)."""
     window: SizeOrNone = 0
     """Tokens a banded layer's position sees, itself included."""
+    causal: bool = True
+    """Each position sees itself and those before it, as GPT; false: it sees all, as BERT's encoder
+    (Devlin et al. 2018)."""
+    segments: SizeOrNone = 0
+    """Rows of the segment embedding that BERT adds, one for each of two sentences; 0: none."""
+    embedding_norm: bool = False
+    """The sum of the embeddings is normalised before the first block (BERT)."""
     preset: str = field(default="", compare=False, repr=False, metadata=SHORTHAND)
     """In a recipe, a published shape by name (``lmsmith models presets``): the settings that are
     not written beside it are its."""
@@ -162,6 +169,9 @@ class ModelConfig:
             yield Problem("attention_pattern", [], "one kind or more", 'write ["dense"]')
         elif banded and self.window == 0:
             yield Problem("window", 0, "a positive number with banded layers", "set window")
+        elif banded and not self.causal:
+            fix = 'write attention_pattern = ["dense"]'
+            yield Problem("attention_pattern", ["banded"], "dense layers in an encoder", fix)
         elif self.window > 0 and not banded:
             fix = 'write attention_pattern = ["dense", "banded"], or leave window out'
             yield Problem("window", self.window, "0 without banded layers", fix)
@@ -219,6 +229,7 @@ class ModelConfig:
         embeddings = self.vocabulary_size * width * (1 if self.tied_embeddings else 2)
         if self.positions == "learned":
             embeddings += self.context * width
+        embeddings += self.segments * width + self.embedding_norm * norm
         return embeddings + self.layers * block + self.has_final_norm * norm
 
     def training_flops_per_token(self, context: int | None = None) -> float:
@@ -226,14 +237,15 @@ class ModelConfig:
 
         6 × the weights of products (unembedding included, look-ups not) + 12 × heads × head_width ×
         the tokens that a position sees on average, summed over the layers: context / 2 in a dense
-        one (Chowdhery et al. 2022, appendix B), window − window² / (2 × context) in a banded one.
+        one (Chowdhery et al. 2022, appendix B), window − window² / (2 × context) in a banded one,
+        context in an encoder's.
         """
         length = context or self.context
         products = self.layers * self._block_products + self.vocabulary_size * self.width
         seen = 0.0
         for layer in range(self.layers):
             window = min(self.window_of(layer) or length, length)
-            seen += window - window * window / (2 * length)
+            seen += window - window * window / (2 * length) if self.causal else length
         return 6.0 * products + 12.0 * self._query_width * seen
 
     def cache_bytes_per_token(self, bytes_per_number: int = 2) -> int:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import save_file
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from lmsmith.core.config import Problem, SettingsError, decode, encode, with_new_keys
@@ -35,7 +36,34 @@ from lmsmith.models.weights_file import (
 from lmsmith.runs.integrity import check_folder
 from lmsmith.tokenizers import Tokenizer
 
-KINDS = {"decoder": Decoder, "scalar": ScalarModel}
+
+@dataclass(frozen=True)
+class Kind:
+    """A class of models in folders.
+
+    Attributes:
+        model: the class; its ``config`` is of the type ``shape``.
+        shape: dataclass of the settings that config.json holds under ``model``.
+        make: the model of these settings.
+        described: what it is, and is not, in a message to who wanted another kind.
+    """
+
+    model: type[nn.Module]
+    shape: type[Any]
+    make: Callable[[Any], nn.Module]
+    described: str
+
+
+KINDS: Mapping[str, Kind] = {
+    "decoder": Kind(Decoder, ModelConfig, Decoder, "a language model: it has no reward head"),
+    "scalar": Kind(
+        ScalarModel,
+        ModelConfig,
+        lambda config: ScalarModel(Decoder(config)),
+        "a reward or value model: it gives numbers, not text",
+    ),
+}
+"""Kind in config.json → its class."""
 
 WEIGHTS_FILE = "model.safetensors"
 ADAPTER_FILE = "adapter.safetensors"
@@ -45,6 +73,8 @@ MOST_CONFIG_BYTES = 1 << 24
 
 _MOST_SAID = 2000
 """Characters of PyTorch's list of what does not match."""
+
+Kinds = TypeVar("Kinds", bound=nn.Module)
 
 _MOST_BASES = 8
 """Models that adapters may stand on, one on the other."""
@@ -73,7 +103,7 @@ def without_weights() -> Iterator[None]:
 
 def save_model(
     folder: Path,
-    model: Decoder | ScalarModel,
+    model: nn.Module,
     tokenizer: Tokenizer,
     card: dict[str, Any],
     adapter: AdapterConfig | None = None,
@@ -83,15 +113,14 @@ def save_model(
 
     Args:
         folder: where.
-        model: a decoder, or a reward or value model.
+        model: of one of `KINDS`.
         tokenizer: saved with it.
         card: parents, recipe, data, metrics, as JSON.
         adapter: the settings of the model's adapters, if it has any.
         base: the folder of their base; its path relative to ``folder`` must not change.
     """
-    decoder = model.decoder if isinstance(model, ScalarModel) else model
-    kind = "scalar" if isinstance(model, ScalarModel) else "decoder"
-    config: dict[str, Any] = {"kind": kind, "model": encode(decoder.config)}
+    kind = next(name for name, kind in KINDS.items() if type(model) is kind.model)
+    config: dict[str, Any] = {"kind": kind, "model": encode(model.config)}
     state, file = model.state_dict(), WEIGHTS_FILE
     if adapters.has_adapters(model):
         if adapter is None or base is None:
@@ -106,8 +135,8 @@ def save_model(
         write_json(temporary / "card.json", card)
 
 
-def read_model_config(folder: Path) -> tuple[str, ModelConfig]:
-    """Kind (``decoder`` or ``scalar``) and shape of a model folder.
+def read_model_config(folder: Path) -> tuple[str, Any]:
+    """Kind (of `KINDS`) and settings of a model folder: for a decoder its `ModelConfig`.
 
     Raises:
         UserError: it is not a model folder, or its config is not lmsmith's.
@@ -123,8 +152,8 @@ def read_model_config(folder: Path) -> tuple[str, ModelConfig]:
     if not isinstance(kind, str) or kind not in KINDS or not isinstance(content.get("model"), dict):
         raise UserError(f"{path} is not an lmsmith model's config", "name another model folder")
     with refusing_damage(path, "name another model folder"):
-        table = with_new_keys(ModelConfig, content["model"])
-        config, problems = decode(ModelConfig, table, str(path))
+        shape = KINDS[kind].shape
+        config, problems = decode(shape, with_new_keys(shape, content["model"]), str(path))
     if config is None or problems:
         raise SettingsError(problems)
     return kind, config
@@ -135,7 +164,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def load_model(folder: Path) -> Decoder | ScalarModel:
+def load_model(folder: Path) -> nn.Module:
     """Read a model folder's weights, in float32 and evaluation mode; adapters are merged.
 
     Files of a finished stage are compared with its record first (`lmsmith.runs.integrity`).
@@ -147,7 +176,7 @@ def load_model(folder: Path) -> Decoder | ScalarModel:
     return _load(folder, ())
 
 
-def _load(folder: Path, above: tuple[Path, ...]) -> Decoder | ScalarModel:
+def _load(folder: Path, above: tuple[Path, ...]) -> nn.Module:
     """``above`` are the folders of the adapters that were made for this model."""
     check_folder(folder)
     kind, config = read_model_config(folder)
@@ -156,11 +185,11 @@ def _load(folder: Path, above: tuple[Path, ...]) -> Decoder | ScalarModel:
         if adapter is None:
             model = _loaded_whole(folder, kind, config)
         else:
-            model = _load_adapted(folder, kind, adapter, (*above, folder.resolve()))
+            model = _load_adapted(folder, kind, config, adapter, (*above, folder.resolve()))
         return model.requires_grad_(True).eval()
 
 
-def _loaded_whole(folder: Path, kind: str, config: ModelConfig) -> Decoder | ScalarModel:
+def _loaded_whole(folder: Path, kind: str, config: Any) -> nn.Module:
     path = folder / WEIGHTS_FILE
     refuse_impossible_sizes(config, read_shapes(path), f"{path} cannot be read as these weights")
     model = _without_weights(kind, config)
@@ -169,8 +198,8 @@ def _loaded_whole(folder: Path, kind: str, config: ModelConfig) -> Decoder | Sca
 
 
 def _load_adapted(
-    folder: Path, kind: str, adapter: object, above: tuple[Path, ...]
-) -> Decoder | ScalarModel:
+    folder: Path, kind: str, config: Any, adapter: object, above: tuple[Path, ...]
+) -> nn.Module:
     place = f"{folder / 'config.json'}: adapter"
     if not isinstance(adapter, dict) or not isinstance(adapter.get("base"), str):
         raise UserError(f"{place}: expected settings, with a base", "get the folder again")
@@ -189,18 +218,19 @@ def _load_adapted(
     if base.resolve() in above or len(above) > _MOST_BASES:
         names = " → ".join(map(str, (*above, base.resolve())))
         raise UserError(f"{folder}: its adapters stand on no model: {names}", "get it again")
-    model = _load(base, above)
-    if kind == "scalar" and isinstance(model, Decoder):
-        model = ScalarModel(model)
-    decoder = model.decoder if isinstance(model, ScalarModel) else model
-    path = folder / ADAPTER_FILE
-    _check_rank(found.rank, decoder.config, path)
+    model, path = _load(base, above), folder / ADAPTER_FILE
+    if type(model) is not KINDS[kind].model:  # a head on its base's body
+        headed = _without_weights(kind, config).to_empty(device="cpu")
+        assert isinstance(headed.decoder, nn.Module)
+        headed.decoder.load_state_dict(model.state_dict(), assign=True)
+        model = headed
+    _check_rank(found.rank, config, path)
     adapters.add_adapters(model, found)
     try:
         TrainedState(model).load_state_dict(read_tensors(path))
     except RuntimeError as error:
         raise _unreadable(path, error) from error
-    plain = _without_weights(kind, decoder.config)
+    plain = _without_weights(kind, config)
     _fill(plain, adapters.merged_state(model), path)
     return plain
 
@@ -217,13 +247,12 @@ def _check_rank(rank: int, config: ModelConfig, path: Path) -> None:
         )
 
 
-def _without_weights(kind: str, config: ModelConfig) -> Decoder | ScalarModel:
+def _without_weights(kind: str, config: Any) -> nn.Module:
     with without_weights():
-        decoder = Decoder(config)
-        return ScalarModel(decoder) if kind == "scalar" else decoder
+        return KINDS[kind].make(config)
 
 
-def _fill(model: Decoder | ScalarModel, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+def _fill(model: nn.Module, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     try:
         model.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
@@ -244,23 +273,25 @@ def _unreadable(path: Path, error: Exception) -> UserError:
 
 def load_decoder(folder: Path) -> Decoder:
     """`load_model` for a model that writes text."""
-    model = load_model(folder)
-    if not isinstance(model, Decoder):
-        raise UserError(
-            f"{folder} is a reward or value model: it gives numbers, not text",
-            "name a folder that pretrain, sft or ppo wrote",
-        )
-    return model
+    return load_kind(folder, Decoder, "name a folder that pretrain, sft or ppo wrote")
 
 
 def load_scalar_model(folder: Path) -> ScalarModel:
     """Like `load_model`, for a reward or value model."""
+    return load_kind(folder, ScalarModel, "name a folder that the reward stage wrote")
+
+
+def load_kind(folder: Path, wanted: type[Kinds], fix: str) -> Kinds:
+    """`load_model` for one class of models.
+
+    Raises:
+        UserError: also where it is of another class; the message ends with ``fix``.
+    """
+    kind, _ = read_model_config(folder)
+    if KINDS[kind].model is not wanted:
+        raise UserError(f"{folder} is {KINDS[kind].described}", fix)
     model = load_model(folder)
-    if not isinstance(model, ScalarModel):
-        raise UserError(
-            f"{folder} is a language model: it has no reward head",
-            "name a folder that the reward stage wrote",
-        )
+    assert isinstance(model, wanted)
     return model
 
 

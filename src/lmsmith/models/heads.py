@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 
 
@@ -23,6 +24,11 @@ class ScalarModel(nn.Module):
         self.decoder = decoder
         self.head = nn.Linear(decoder.config.width, 1)
         self.register_buffer("shift", torch.zeros(()))
+
+    @property
+    def config(self) -> ModelConfig:
+        """The decoder's shape."""
+        return self.decoder.config
 
     @torch.no_grad()
     def initialise_head(self, generator: torch.Generator) -> None:

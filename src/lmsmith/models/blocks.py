@@ -1,0 +1,111 @@
+"""The blocks that every transformer here is made of: feed-forward layers, norms, both orders."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lmsmith.models.attention import Bias, SelfAttention
+from lmsmith.models.config import ModelConfig
+from lmsmith.models.positions import Rotation
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU in GPT-2's form, ½x(1 + tanh(√(2/π)(x + 0.044715x³))).
+
+    ½(1 + tanh u) = σ(2u): the compiler makes faster code of the sigmoid.
+    """
+    if not torch.compiler.is_compiling():
+        return F.gelu(x, approximate="tanh")
+    wide = x.float()
+    twice_u = 2.0 * math.sqrt(2.0 / math.pi) * (wide + 0.044715 * wide * wide * wide)
+    return (wide * torch.sigmoid(twice_u)).to(x.dtype)
+
+
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "gelu_tanh": gelu,
+    "gelu": F.gelu,
+    "relu": F.relu,
+}
+"""Name in `ModelConfig.activation` → function; ``swiglu`` is `GatedFeedForward`."""
+
+
+class FeedForward(nn.Module):
+    """W₂ f(W₁ x + b₁) + b₂."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        bias = config.ffn_bias
+        self.activation = ACTIVATIONS[config.activation]
+        self.inner = nn.Linear(config.width, config.resolved_ffn_width, bias=bias)
+        self.output = nn.Linear(config.resolved_ffn_width, config.width, bias=bias)
+
+    def forward(self, x_btd: Tensor) -> Tensor:
+        result: Tensor = self.output(self.activation(self.inner(x_btd)))
+        return result
+
+
+class GatedFeedForward(nn.Module):
+    """SwiGLU: W₂ (silu(W_g x) ∘ W₁ x), (Shazeer 2020, equation 6)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        bias = config.ffn_bias
+        self.gate = nn.Linear(config.width, config.resolved_ffn_width, bias=bias)
+        self.inner = nn.Linear(config.width, config.resolved_ffn_width, bias=bias)
+        self.output = nn.Linear(config.resolved_ffn_width, config.width, bias=bias)
+
+    def forward(self, x_btd: Tensor) -> Tensor:
+        result: Tensor = self.output(F.silu(self.gate(x_btd)) * self.inner(x_btd))
+        return result
+
+
+class Block(nn.Module):
+    """Pre-norm block: x + attention(norm(x)), then x + feed_forward(norm(x))."""
+
+    def __init__(self, config: ModelConfig, layer: int = 0) -> None:
+        super().__init__()
+        self.attention_norm = make_norm(config)
+        self.attention = SelfAttention(config, config.window_of(layer))
+        self.feed_forward_norm = make_norm(config)
+        self.feed_forward: FeedForward | GatedFeedForward
+        gated = config.activation == "swiglu"
+        self.feed_forward = GatedFeedForward(config) if gated else FeedForward(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_btd: Tensor, bias: Bias = None, rotation: Rotation | None = None) -> Tensor:
+        attended = self.attention(self.attention_norm(x_btd), bias, rotation)
+        x_btd = x_btd + self.dropout(attended)
+        result: Tensor = x_btd + self.dropout(self.feed_forward(self.feed_forward_norm(x_btd)))
+        return result
+
+
+class PostNormBlock(Block):
+    """Post-norm block: norm(x + attention(x)), then norm(x + feed_forward(x))."""
+
+    def forward(self, x_btd: Tensor, bias: Bias = None, rotation: Rotation | None = None) -> Tensor:
+        attended = self.attention(x_btd, bias, rotation)
+        x_btd = self.attention_norm(x_btd + self.dropout(attended))
+        result: Tensor = self.feed_forward_norm(x_btd + self.dropout(self.feed_forward(x_btd)))
+        return result
+
+
+BLOCKS = {"pre": Block, "post": PostNormBlock}
+NORMS = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
+
+
+def make_norm(config: ModelConfig) -> nn.LayerNorm | nn.RMSNorm:
+    """LayerNorm with scale and shift, or RMSNorm with a scale."""
+    norm: nn.LayerNorm | nn.RMSNorm = NORMS[config.norm](config.width, eps=config.norm_epsilon)
+    return norm
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The type of matrix products: autocast's, or the tensor's own."""
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
