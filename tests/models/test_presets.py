@@ -7,6 +7,7 @@ import torch
 
 from lmsmith.core.config import problems_in
 from lmsmith.models.decoder import Decoder
+from lmsmith.models.encoder import Encoder
 from lmsmith.models.presets import PRESETS
 
 PARAMETERS = {
@@ -22,8 +23,9 @@ PARAMETERS = {
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_count_is_the_modules(name: str) -> None:
     config = PRESETS[name].config
+    made = Encoder if config.is_encoder else Decoder
     with torch.device("meta"):
-        counted = sum(parameter.numel() for parameter in Decoder(config).parameters())
+        counted = sum(parameter.numel() for parameter in made(config).parameters())
     assert config.parameters == counted == PARAMETERS.get(name, counted)
     assert problems_in(config) == []
 

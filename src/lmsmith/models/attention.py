@@ -23,6 +23,11 @@ def packed_mask(documents_bt: Tensor) -> Tensor:
     return same & causal
 
 
+def padding_mask(lengths_b: Tensor, length: int) -> Tensor:
+    """Mask (batch, 1, length): every position attends to the first ``lengths_b`` columns."""
+    return (torch.arange(length, device=lengths_b.device) < lengths_b[:, None])[:, None]
+
+
 def attention_bias(mask_bts: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """The mask as a term of the scores, 0 to attend, else −∞; (batch, 1, t, s)."""
     if mask_bts is None:

@@ -114,6 +114,8 @@ class ModelConfig:
     """Rows of the segment embedding that BERT adds, one for each of two sentences; 0: none."""
     embedding_norm: bool = False
     """The sum of the embeddings is normalised before the first block (BERT)."""
+    pooler: bool = False
+    """An encoder's dense layer with tanh over the first token's state (BERT)."""
     preset: str = field(default="", compare=False, repr=False, metadata=SHORTHAND)
     """In a recipe, a published shape by name (``lmsmith models presets``): the settings that are
     not written beside it are its."""
@@ -177,6 +179,11 @@ class ModelConfig:
             yield Problem("window", self.window, "0 without banded layers", fix)
 
     @property
+    def is_encoder(self) -> bool:
+        """Whether it has anything that a decoder has not."""
+        return not self.causal or self.segments > 0 or self.embedding_norm or self.pooler
+
+    @property
     def width_per_head(self) -> int:
         """Width of one head's query, key and value."""
         return self.head_width or self.width // self.heads
@@ -230,6 +237,7 @@ class ModelConfig:
         if self.positions == "learned":
             embeddings += self.context * width
         embeddings += self.segments * width + self.embedding_norm * norm
+        embeddings += self.pooler * (width * width + width)
         return embeddings + self.layers * block + self.has_final_norm * norm
 
     def training_flops_per_token(self, context: int | None = None) -> float:
@@ -249,10 +257,10 @@ class ModelConfig:
         return 6.0 * products + 12.0 * self._query_width * seen
 
     def cache_bytes_per_token(self, bytes_per_number: int = 2) -> int:
-        """Bytes of KV cache for one token that every layer keeps."""
-        return self.layers * self._key_value_width * bytes_per_number
+        """Bytes of KV cache for one token that every layer keeps; an encoder has none."""
+        return self.causal * self.layers * self._key_value_width * bytes_per_number
 
     def cache_bytes(self, tokens: int, bytes_per_number: int = 2) -> int:
         """Bytes of KV cache for a sequence; banded layers keep their window alone."""
         kept = sum(min(tokens, self.window_of(layer) or tokens) for layer in range(self.layers))
-        return kept * self._key_value_width * bytes_per_number
+        return self.causal * kept * self._key_value_width * bytes_per_number

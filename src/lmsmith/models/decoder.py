@@ -1,171 +1,43 @@
-"""The decoder-only transformer: embedding, blocks, final norm and unembedding."""
+"""The decoder-only transformer: a causal stack and its unembedding."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
-from lmsmith.models.attention import Bias, SelfAttention, attention_bias
-from lmsmith.models.attention_kernels import band_biases
-from lmsmith.models.blocks import BLOCKS, Block, PostNormBlock, compute_dtype, make_norm
+from lmsmith.core.errors import UserError
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.interop.quantised import PackedTensor
-from lmsmith.models.positions import RotaryPositions, Rotation, SinusoidalPositions
+from lmsmith.models.stack import Stack
 
 
-class Decoder(nn.Module):
-    """GPT-1, GPT-2 (Radford et al. 2019, section 2.3), GPT-3 or Llama, as its config says."""
+class Decoder(Stack):
+    """GPT-1, GPT-2 (Radford et al. 2019, section 2.3), GPT-3 or Llama, as its config says.
+
+    Raises:
+        UserError: the config is an encoder's.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.token_embedding = nn.Embedding(config.vocabulary_size, config.width)
-        self.position_embedding: nn.Module = nn.Identity()  # rotary positions add nothing
-        if config.positions == "learned":
-            self.position_embedding = nn.Embedding(config.context, config.width)
-        elif config.positions == "sinusoidal":
-            self.position_embedding = SinusoidalPositions(config.width)
-        self.dropout = nn.Dropout(config.dropout)
-        block = BLOCKS[config.norm_position]
-        self.blocks = nn.ModuleList(block(config, layer) for layer in range(config.layers))
-        self.final_norm = make_norm(config) if config.has_final_norm else nn.Identity()
+        if config.is_encoder:
+            raise UserError(
+                "a decoder predicts the next token, and this config is an encoder's "
+                "(causal = false, segments, embedding_norm or pooler)",
+                "write causal = true, and leave the others out; `lmsmith run bert` trains encoders",
+            )
+        super().__init__(config)
         self.unembedding: nn.Linear | None = None
         if not config.tied_embeddings:
             self.unembedding = nn.Linear(config.width, config.vocabulary_size, bias=False)
-        self.rotary = RotaryPositions(config) if config.positions == "rotary" else None
-        self.embedding_scale = math.sqrt(config.width) if config.positions == "sinusoidal" else 1.0
         self.packed: dict[str, list[PackedTensor]] = {}
         """Matrices that stay as their file packs them, by name; the parameters of these names have
         no numbers (they are on the meta device). `InferenceDecoder` alone can multiply them."""
-        self.checkpoint_activations = False
-        self.compiled = False
 
     @property
     def unembedding_weight(self) -> Tensor:
         """(vocabulary, width); the token embedding's where they are tied."""
         return (self.unembedding or self.token_embedding).weight
 
-    @torch.no_grad()
-    def initialise(self, generator: torch.Generator) -> None:
-        """Normal(0, 0.02); pre-norm residual projections scaled by 1/√(2 · layers); biases zero.
-
-        GPT-2 scales the residual layers' weights by 1/√N, N their number: two in each block.
-        GPT-1, whose residual stream is normalised after every layer, does not.
-        """
-        scaled: tuple[str, ...] = ("attention.output", "feed_forward.output")
-        if self.config.norm_position == "post":
-            scaled = ()
-        for name, module in self.named_modules():
-            if isinstance(module, nn.Linear):
-                divisor = math.sqrt(2 * self.config.layers) if name.endswith(scaled) else 1.0
-                module.weight.normal_(0.0, 0.02 / divisor, generator=generator)
-                if module.bias is not None:
-                    module.bias.zero_()
-            elif isinstance(module, nn.Embedding):
-                module.weight.normal_(0.0, 0.02, generator=generator)
-
-    def attend_explicitly(self) -> None:
-        """Hold all attention scores at once where rows are short (`attention.EXPLICIT_LENGTH`).
-
-        On a CPU a training step takes about three quarters of the fused kernel's time.
-        """
-        for block in self.blocks:
-            assert isinstance(block, Block)
-            block.attention.explicit = True
-
-    def compile_blocks(self) -> None:
-        """Compile the blocks for training."""
-        self.compiled = True
-        self.attend_explicitly()
-        for block in self.blocks:
-            block.compile(dynamic=False)
-
-    def set_dropout(self, probability: float) -> None:
-        """Change the dropout of embeddings, attention and residual branches."""
-        for module in self.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = probability
-            elif isinstance(module, SelfAttention):
-                module.dropout = probability
-
-    def forward(
-        self,
-        tokens_bt: Tensor,
-        positions_bt: Tensor | None = None,
-        mask_bts: Tensor | None = None,
-    ) -> Tensor:
-        """Hidden states, after the final norm if there is one.
-
-        Args:
-            tokens_bt: token ids (batch, length).
-            positions_bt: position of each token; counted from 0 if None.
-            mask_bts: True where a position (t) may attend to a column (s); causal if None. Banded
-                layers apply their window too.
-
-        Returns:
-            (batch, length, width).
-        """
-        x_btd, biases, rotation = self._entering(tokens_bt, positions_bt, mask_bts)
-        training = torch.is_grad_enabled()
-        for layer, block in enumerate(self.blocks):
-            bias = biases[self.config.attention_kind(layer)]
-            if training and self.checkpoint_activations:
-                x_btd = checkpoint(block, x_btd, bias, rotation, use_reentrant=False)
-            elif training:
-                x_btd = block(x_btd, bias, rotation)
-            else:
-                # Held-out texts have many lengths, each of which would be compiled.
-                x_btd = block.forward(x_btd, bias, rotation)
-        result: Tensor = self.final_norm(x_btd)
-        return result
-
-    def _entering(
-        self, tokens_bt: Tensor, positions_bt: Tensor | None, mask_bts: Tensor | None
-    ) -> tuple[Tensor, dict[str, Bias], Rotation | None]:
-        """The first block's input, and the attention's biases and rotation."""
-        length, device = tokens_bt.shape[1], tokens_bt.device
-        if positions_bt is None:
-            positions_bt = torch.arange(length, device=device)[None]
-        x_btd = self.embed(tokens_bt, positions_bt)
-        dtype, kinds = compute_dtype(x_btd), self.config.attention_pattern
-        biases: dict[str, Bias] = {}
-        if "dense" in kinds:
-            biases["dense"] = attention_bias(mask_bts, dtype)
-        if "banded" in kinds:
-            biases["banded"] = band_biases(length, self.config.window, mask_bts, dtype, device)
-        return x_btd, biases, None if self.rotary is None else self.rotary(positions_bt)
-
-    def embed(self, tokens_bt: Tensor, positions_bt: Tensor) -> Tensor:
-        """Token and position embeddings, added: (…) → (…, width)."""
-        tokens_btd = self.token_embedding(tokens_bt)
-        if self.embedding_scale != 1.0:
-            tokens_btd = tokens_btd * self.embedding_scale
-        if self.config.positions != "rotary":
-            tokens_btd = tokens_btd + self.position_embedding(positions_bt)
-        result: Tensor = self.dropout(tokens_btd)
-        return result
-
     def logits(self, hidden_btd: Tensor) -> Tensor:
         """Unembed: (…, width) → (…, vocabulary)."""
         return F.linear(hidden_btd, self.unembedding_weight)
-
-    @torch.no_grad()
-    def attention_weights(self, tokens: Sequence[int], queries: int) -> list[Tensor]:
-        """softmax(QKᵀ/√d_k + mask) of every layer, for the last ``queries`` of t tokens.
-
-        Returns:
-            One float32 tensor (heads, queries, t) a layer; rows sum to 1.
-        """
-        x_btd, biases, rotation = self._entering(torch.tensor([list(tokens)]), None, None)
-        found = []
-        for layer, block in enumerate(self.blocks):
-            assert isinstance(block, Block)
-            attending = x_btd if isinstance(block, PostNormBlock) else block.attention_norm(x_btd)
-            found.append(block.attention.weights(attending, rotation, queries)[0])
-            x_btd = block.forward(x_btd, biases[self.config.attention_kind(layer)], rotation)
-        return found

@@ -26,6 +26,7 @@ from lmsmith.models import adapters
 from lmsmith.models.adapters import AdapterConfig, TrainedState
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
+from lmsmith.models.encoder import Encoder
 from lmsmith.models.heads import ScalarModel
 from lmsmith.models.weights_file import (
     read_shapes,
@@ -56,6 +57,7 @@ class Kind:
 
 KINDS: Mapping[str, Kind] = {
     "decoder": Kind(Decoder, ModelConfig, Decoder, "a language model: it has no reward head"),
+    "encoder": Kind(Encoder, ModelConfig, Encoder, "an encoder: it reads text, and writes none"),
     "scalar": Kind(
         ScalarModel,
         ModelConfig,

@@ -1,4 +1,4 @@
-"""Published shapes by name, from GPT-1 to Llama, and three for a laptop."""
+"""Published shapes by name, from GPT-1 to Llama and BERT, and four for a laptop."""
 
 from __future__ import annotations
 
@@ -66,8 +66,28 @@ def llama(
     )
 
 
+def bert(layers: int, width: int, heads: int, context: int, vocabulary_size: int) -> ModelConfig:
+    """Post-norm encoder, segments, exact GELU, dropout 0.1 (Devlin et al. 2018, section 3)."""
+    return ModelConfig(
+        layers,
+        width,
+        heads,
+        context,
+        vocabulary_size,
+        dropout=0.1,
+        norm_position="post",
+        norm_epsilon=1e-12,
+        activation="gelu",
+        causal=False,
+        segments=2,
+        embedding_norm=True,
+        pooler=True,
+    )
+
+
 _GPT1, _GPT2 = "Radford et al. 2018", "Radford et al. 2019, table 2"
 _GPT3, _LAPTOP = "Brown et al. 2020, table 2.1", "for a laptop"
+_BERT = "Devlin et al. 2018, section 3"
 
 PRESETS: Mapping[str, Preset] = {
     "gpt1": Preset(gpt1(12, 768, 12, 512, 40_478), _GPT1),
@@ -87,7 +107,10 @@ PRESETS: Mapping[str, Preset] = {
         replace(llama(30, 576, 9, 3, 1536, 8192), vocabulary_size=49_152, rope_theta=100_000.0),
         "Allal et al. 2025",
     ),
+    "bert-base": Preset(bert(12, 768, 12, 512, 30_522), _BERT),
+    "bert-large": Preset(bert(24, 1024, 16, 512, 30_522), _BERT),
     "tiny-gpt1": Preset(gpt1(6, 256, 4, 256, 4096), _LAPTOP),
     "tiny-gpt2": Preset(ModelConfig(6, 256, 4, 256, 4096), _LAPTOP),
     "tiny-llama": Preset(replace(llama(6, 256, 4, 2, 688, 256), vocabulary_size=4096), _LAPTOP),
+    "tiny-bert": Preset(bert(6, 256, 4, 128, 4096), _LAPTOP),
 }

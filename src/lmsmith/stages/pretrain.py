@@ -74,6 +74,9 @@ class PretrainConfig:
         if self.model.preset not in ("", *PRESETS):
             expected, fix = f"one of {', '.join(PRESETS)}", "`lmsmith models presets` shows them"
             problems.append(Problem("model.preset", self.model.preset, expected, fix))
+        if self.model.is_encoder:
+            fix = "pretrain makes decoders; the stage masked_lm makes encoders (`lmsmith run bert`)"
+            problems.append(Problem("model", "an encoder's shape", "a decoder's", fix))
         context = self.model.context
         if context > 0 and self.batch_tokens % context:
             expected = f"a multiple of model.context ({context})"
