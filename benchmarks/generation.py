@@ -1,19 +1,26 @@
 """How fast SmolLM2-135M writes: lmsmith against transformers, and llama.cpp where it is installed.
 
-Each side lives in a process of its own with the same threads, and they take turns, so that whatever
-else the machine does meets all of them. What each side gets:
+Each side lives in a process of its own with the same threads and the same instructions
+(``--instructions``, held.py), and they take turns, so that whatever else the machine does meets all
+of them. What each side gets:
 
 - lmsmith: `Engine`, as `lmsmith chat` uses it, greedy, with the file's own 4 bits, with bf16
   weights and with int8 ones.
-- transformers: its Llama with the same weights in bf16, `generate(do_sample=False)` with its own
-  cache.
+- transformers: its Llama with the same weights in bf16 and in fp32, `generate(do_sample=False)`
+  with its own cache. The faster one counts.
 - llama.cpp: its server by `xllamacpp`, if it can be imported, with the file's own 4 bits and with
   8 bits (Q8_0, written by `lmsmith export`); one stream alone.
 
 All write random prompts of the same lengths, and none stops before its time. A reply's first token
 reads the prompt: it is timed by itself, from the call to the token, and the others from there on.
-The floor is the reading of all weights once a token at the memory speed measured beside it. Memory
-is what the side's process holds after its turns, and what it holds beyond its imports.
+
+The floor is the longer one of two times: to read all weights once a token, at the memory speed
+measured beside it; and to compute all products, at the most operations a second that this set of
+instructions reaches here (peak.cpp).
+
+Memory is what the side's process holds after its turns, and what it holds beyond its imports. The
+memory of `lmsmith serve` is what it holds after a reply with the 4-bit file, and beyond what it
+holds with a tiny model.
 
 With ``--draft`` speculative decoding is measured instead: the same greedy replies with and without
 the draft, in turn, one stream, for a question whose reply copies from it and for an open one.
@@ -23,46 +30,75 @@ from __future__ import annotations
 
 import importlib.util
 import json as json_module
-import multiprocessing
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import tyro
+from held import Instructions, describe, hold, hold_llama_cpp, peak_operations
 from rich.console import Console
 from rich.table import Table
+from served import serving, tiny_model
+from sides import (
+    BATCH,
+    OURS,
+    OURS_INT8,
+    OURS_PACKED,
+    PEER_EIGHT,
+    PEER_PACKED,
+    TASKS,
+    THEIRS,
+    THEIRS_FP32,
+    Job,
+    Worker,
+)
 
 Count = Annotated[int, tyro.conf.arg(metavar="N")]
+Aims = dict[str, float]
 
-OURS, OURS_PACKED, PEER_PACKED = "lmsmith bf16", "lmsmith 4 bits", "llama.cpp 4 bits"
-EIGHT = "llama.cpp 8 bits"
-RATIOS = {
-    "one_stream_bf16_ratio": ("one", "transformers", OURS),
-    "one_stream_int8_ratio": ("one", "transformers", "lmsmith int8"),
-    "batch16_ratio": ("batch16", "transformers", OURS),
-    "first_token_ratio": ("first", "transformers", OURS),
-    "batch16_4_bits_ratio": ("batch16", "transformers", OURS_PACKED),
-    "one_stream_4_bits_to_llama_cpp": ("one", PEER_PACKED, OURS_PACKED),
-    "first_token_4_bits_to_llama_cpp": ("first", PEER_PACKED, OURS_PACKED),
-}
-"""Name → task, peer and our side."""
-PROMPT, FIRST_PROMPT, BATCH = 32, 512, 16
-TASKS = ("one", "batch16", "first")
-PASSAGE = """The lighthouse at Cape Henry was the first one that the new government paid for. It was
-finished in 1792 and burned whale oil in eight lamps. Its keeper climbed 191 steps every evening."""
-QUESTIONS = {
-    "copies": f"Repeat the following text word for word, three times.\n\n{PASSAGE}",
-    "open": "Write a story about a lighthouse and a storm.",
-}
+
+@dataclass(frozen=True)
+class Comparison:
+    """A row of the table.
+
+    Attributes:
+        what: in words.
+        task: of `TASKS`.
+        ours: our side.
+        peers: the fastest one counts.
+        aims: set of instructions → how many times as fast as the peer we want to be.
+    """
+
+    what: str
+    task: str
+    ours: str
+    peers: tuple[str, ...]
+    aims: Aims
+
+
+TRANSFORMERS, LLAMA_CPP = (THEIRS, THEIRS_FP32), (PEER_PACKED,)
+AIMS_ONE: Aims = {"avx512": 1.3, "avx2": 1.2}
+AIMS_BATCH: Aims = {"avx512": 4.0, "avx2": 3.0}
+AIMS_FIRST: Aims = {"avx512": 3.0, "avx2": 1.5}
+MEMORY_AIM = 2.5
+COMPARISONS = (
+    Comparison("one stream", "one", OURS_PACKED, LLAMA_CPP, AIMS_ONE),
+    Comparison("16 at once", "batch16", OURS_PACKED, TRANSFORMERS, AIMS_BATCH),
+    Comparison("16 at once", "batch16", OURS, TRANSFORMERS, AIMS_BATCH),
+    Comparison("first token of 512", "first", OURS_PACKED, LLAMA_CPP, AIMS_FIRST),
+    Comparison("first token of 512", "first", OURS, TRANSFORMERS, {}),
+    Comparison("one stream", "one", OURS, TRANSFORMERS, {}),
+    Comparison("one stream", "one", OURS_INT8, (PEER_EIGHT,), {}),
+)
+FACTS = ("bytes", "imports", "resident", "steps", *(f"operations of {task}" for task in TASKS))
 COLD = """
 import sys, lmsmith
 model = lmsmith.load(sys.argv[1])
@@ -71,19 +107,24 @@ next(iter(model.stream_chat([{"role": "user", "content": "Hello!"}], temperature
 
 
 @dataclass(frozen=True)
-class Job:
-    """What a worker does: a side, its file, its threads and the tokens of a reply."""
+class Row:
+    """What was found.
 
-    side: str
-    gguf: str
-    threads: int
-    tokens: int
-    processor_time: bool
+    Attributes:
+        ratio: our speed by the peer's, of the fastest turns; or memory by the file's size.
+        ratio_of_medians: of all turns; as ratio where there is one value alone.
+        aim: what is wanted: at least that, or at most that of memory; None where nothing is.
+        share_of_floor: the least time possible here by ours; None where it is not known.
+    """
 
-    @property
-    def clock(self) -> Callable[[], float]:
-        """Seconds of this process: of its processors, or of the wall."""
-        return time.process_time if self.processor_time else time.perf_counter
+    what: str
+    ours: str
+    peer: str
+    ratio: float
+    ratio_of_medians: float
+    aim: float | None = None
+    met: bool | None = None
+    share_of_floor: float | None = None
 
 
 def main(
@@ -91,6 +132,7 @@ def main(
     tokens: Count = 48,
     rounds: Count = 4,
     threads: Count = 0,
+    instructions: Instructions = "native",
     draft: str = "",
     only: str = "",
     processor_time: bool = False,
@@ -98,41 +140,61 @@ def main(
 ) -> int:
     """Tokens a second of SmolLM2-135M, alone and in a batch, against named peers.
 
-    Example: python benchmarks/generation.py --json
+    Example: python benchmarks/generation.py --instructions avx2 --json
 
     Args:
         gguf: SmolLM2's GGUF file; that of `lmsmith pull smollm2-135m` if it is left out.
         tokens: Tokens of every reply.
         rounds: How often each side has its turn; its fastest counts.
         threads: Of every side; all cores if 0.
+        instructions: What every side may use: avx2, avx512, or what the processor has.
         draft: Measure speculative decoding with this draft alone: prompt-lookup, or a model.
         only: These sides alone, separated by commas, one of lmsmith among them.
         processor_time: Count the seconds of the processors, with --threads 1 on a busy machine.
         json: Print one JSON object instead of the table.
     """
+    held = hold(instructions)
     path = gguf or find_gguf()
     threads = threads or os.cpu_count() or 1
     if draft:
+        from speculation import print_speculation, speculation
+
         gain = speculation(path, draft, tokens, rounds, threads)
         print(json_module.dumps(gain, indent=2)) if json else print_speculation(gain, threads)
         return 0
+    wanted = only.split(",") if only else all_sides()
+    llama_cpp = hold_llama_cpp(held) if {PEER_PACKED, PEER_EIGHT} & set(wanted) else ""
     with tempfile.TemporaryDirectory() as folder:
-        files = dict.fromkeys((OURS, "lmsmith int8", OURS_PACKED, "transformers"), path)
-        if importlib.util.find_spec("xllamacpp"):
-            files |= {PEER_PACKED: path}
-            if not only or EIGHT in only:
-                files |= {EIGHT: eight_bits(path, folder)}
-        wanted = only.split(",") if only else [*files]
+        files = dict.fromkeys(wanted, path)
+        if PEER_EIGHT in files:
+            files[PEER_EIGHT] = eight_bits(path, folder)
         jobs = [Job(side, str(files[side]), threads, tokens, processor_time) for side in wanted]
         starts: list[float] = []
         seconds = measure(jobs, rounds, lambda: starts.append(cold_start(path)))
-    result = figures(seconds, tokens)
-    result["cold_start_seconds"] = min(starts)
+        memory = serving_memory(path, Path(folder), threads) if OURS_PACKED in wanted else {}
+    peak = peak_operations(held, threads, jobs[0].clock)
+    result = figures(seconds, tokens, peak)
+    rows = compare(seconds, peak, held) + memory_rows(memory, path.stat().st_size)
+    result |= {
+        "rows": [asdict(row) for row in rows],
+        "cold_start_seconds": min(starts),
+        "serving_memory_bytes": memory,
+        "file_bytes": path.stat().st_size,
+        "machine": describe(held, threads, wanted, llama_cpp),
+    }
     if json:
         print(json_module.dumps(result, indent=2))
     else:
-        print_table(result, threads)
+        print_sides(result)
+        print_rows(rows, result)
     return 0
+
+
+def all_sides() -> list[str]:
+    """Ours and those of the peers that are installed."""
+    ours = [OURS_PACKED, OURS, OURS_INT8]
+    theirs = [*TRANSFORMERS] if importlib.util.find_spec("transformers") else []
+    return ours + theirs + [PEER_PACKED, PEER_EIGHT] * bool(importlib.util.find_spec("xllamacpp"))
 
 
 def find_gguf() -> Path:
@@ -173,8 +235,9 @@ def measure(
                         seconds[side].setdefault(task, []).append(took)
             after_round()
         for side, worker in workers.items():
-            for what in ("bytes", "imports", "resident"):
-                seconds[side][what] = [worker.ask(what) or 0.0]
+            for what in FACTS:
+                if (found := worker.ask(what)) is not None:
+                    seconds[side][what] = [found]
         ours = next(side for side in workers if side.startswith("lmsmith"))
         seconds[ours]["bandwidth"] = [workers[ours].ask("bandwidth") or 0.0]
     finally:
@@ -183,273 +246,110 @@ def measure(
     return seconds
 
 
-def figures(seconds: dict[str, dict[str, list[float]]], tokens: int) -> dict[str, Any]:
-    """Tokens a second and ratios, of each side's fastest turns; and the ratios of their medians."""
-    best = {
-        side: {task: min(all_) for task, all_ in found.items()} for side, found in seconds.items()
-    }
-    usual = {
-        side: {task: statistics.median(all_) for task, all_ in found.items()}
-        for side, found in seconds.items()
-    }
-    bandwidth = next(found["bandwidth"] for found in best.values() if "bandwidth" in found)
+def figures(
+    seconds: dict[str, dict[str, list[float]]], tokens: int, peak: dict[str, float]
+) -> dict[str, Any]:
+    """Tokens a second, seconds and memory of each side, of its fastest turns."""
+    best = fastest(seconds)
+    bandwidth = speed_of_memory(best)
     sides: dict[str, dict[str, float]] = {}
     for side, found in best.items():
-        one = (tokens - 1) / found["one"]
-        sides[side] = {"one_stream_tokens_per_second": one}
+        sides[side] = {"one_stream_tokens_per_second": (tokens - 1) / found["one"]}
         if "batch16" in found:
             sides[side]["batch16_tokens_per_second"] = BATCH * (tokens - 1) / found["batch16"]
-        if "first" in found:
-            sides[side]["first_token_seconds"] = found["first"]
+        sides[side]["first_token_seconds"] = found["first"]
+        one = sides[side]["one_stream_tokens_per_second"]
         sides[side]["share_of_memory_floor"] = one * found["bytes"] / bandwidth
         sides[side]["resident_bytes"] = found["resident"]
         sides[side]["resident_bytes_beyond_imports"] = found["resident"] - found["imports"]
     return {
-        **ratios(best),
-        "of_medians": ratios(usual),
         "memory_gigabytes_per_second": bandwidth / 1e9,
-        "llama_cpp": any(side.startswith("llama.cpp") for side in sides),
+        "peak_gigaoperations_per_second": {kind: rate / 1e9 for kind, rate in peak.items()},
         "sides": sides,
         "seconds": seconds,
     }
 
 
-def ratios(seconds: dict[str, dict[str, float]]) -> dict[str, float]:
-    """The peers' seconds to ours, of the sides that are here."""
+def fastest(seconds: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, float]]:
     return {
-        name: seconds[peer][task] / seconds[ours][task]
-        for name, (task, peer, ours) in RATIOS.items()
-        if peer in seconds and ours in seconds
+        side: {task: min(all_) for task, all_ in found.items()} for side, found in seconds.items()
     }
 
 
-def speculation(
-    path: Path, draft: str, tokens: int, rounds: int, threads: int
-) -> dict[str, dict[str, float]]:
-    """Question → tokens a second with and without the draft, of the fastest turns; the ratio."""
-    import torch
-
-    import lmsmith
-    from lmsmith.core.recipe import MachineConfig
-    from lmsmith.generation.engine import SamplingSettings
-
-    torch.set_num_threads(threads)
-    model = lmsmith.load(path, machine=MachineConfig(precision="bf16"), draft=draft)
-    drafts = {"without": None, "with": model.draft}
-    settings, found = SamplingSettings(tokens, temperature=0), {}
-    for name, question in QUESTIONS.items():
-        prompt = model.prompt([{"role": "user", "content": question}], settings).tokens
-        fastest = dict.fromkeys(drafts, float("inf"))
-        for _ in range(rounds + 1):
-            for way, model.draft in drafts.items():
-                reply = iter(model.write_tokens(prompt, settings))
-                next(reply)  # reads the prompt
-                started = time.perf_counter()
-                count = sum(1 for _ in reply)
-                fastest[way] = min(fastest[way], (time.perf_counter() - started) / count)
-        found[name] = {way: 1 / seconds for way, seconds in fastest.items()}
-        found[name]["ratio"] = fastest["without"] / fastest["with"]
-    return found
+def speed_of_memory(best: dict[str, dict[str, float]]) -> float:
+    """Bytes a second."""
+    return next(found["bandwidth"] for found in best.values() if "bandwidth" in found)
 
 
-def print_speculation(gain: dict[str, dict[str, float]], threads: int) -> None:
-    table = Table(title=f"SmolLM2-135M bf16, {threads} threads, one stream: tokens a second")
-    table.add_column("reply")
-    for column in ("without draft", "with draft", "ratio"):
-        table.add_column(column, justify="right")
-    for name, found in gain.items():
-        row = (f"{found['without']:.1f}", f"{found['with']:.1f}", f"{found['ratio']:.2f}×")
-        table.add_row(name, *row)
-    Console().print(table)
-
-
-class Worker:
-    """A process of one side, which does what it is asked."""
-
-    def __init__(self, job: Job) -> None:
-        spawn = multiprocessing.get_context("spawn")
-        self._connection, theirs = spawn.Pipe()
-        self._process = spawn.Process(target=serve, args=(theirs, job), daemon=True)
-        self._process.start()
-        theirs.close()
-
-    def ask(self, what: str) -> float | None:
-        """Seconds, or what else the number is; None for a task that the side does not have."""
-        self._connection.send(what)
-        try:
-            answer: float | None = self._connection.recv()
-        except EOFError:
-            self._process.join()
-            raise SystemExit("a side ended early; its error is above") from None
-        return answer
-
-    def stop(self) -> None:
-        self._connection.close()
-        self._process.join(timeout=10)
-        if self._process.is_alive():
-            self._process.kill()
-
-
-def serve(connection: Connection, job: Job) -> None:
-    """A worker's life: load, then answer until the other end closes."""
-    import torch
-
-    torch.set_num_threads(job.threads)
-    make = {"transformers": their_tasks, "llama.cpp": llama_tasks, "lmsmith": our_tasks}
-    tasks = make[job.side.split()[0]](job)
-    tasks["resident"] = resident_bytes
-    while True:
-        try:
-            what = connection.recv()
-        except EOFError:
-            return
-        connection.send(tasks[what]() if what in tasks else None)
-
-
-def resident_bytes() -> float:
-    """Memory of this process, as Linux counts it."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * float(next(line for line in lines if line.startswith("VmRSS:")).split()[1])
-
-
-def random_prompts(count: int, length: int) -> list[list[int]]:
-    return np.random.default_rng(0).integers(1000, 40_000, (count, length)).tolist()
-
-
-def our_tasks(job: Job) -> dict[str, Callable[[], float]]:
-    import torch
-
-    from lmsmith.catalogue.reading import read_model
-    from lmsmith.core.recipe import MachineConfig
-    from lmsmith.generation.engine import Engine, Request, SamplingSettings
-    from lmsmith.generation.inference import InferenceDecoder
-    from lmsmith.training.machine import resolve_machine
-
-    imports = resident_bytes()
-    machine = resolve_machine(MachineConfig(precision="bf16"))
-    kind: Any = "int8" if job.side == "lmsmith int8" else "model"
-    decoder = read_model(job.gguf, packed=job.side == OURS_PACKED).decoder
-    model = InferenceDecoder(decoder, machine, weights=kind)
-    del decoder  # its numbers, or the mapped file
-
-    def write(count: int, length: int, tokens: int) -> tuple[float, float]:
-        """Seconds to the first token, and of those after it."""
-        prompts, settings = random_prompts(count, length), SamplingSettings(tokens, temperature=0)
-        started = job.clock()
-        engine = Engine(model)
-        for prompt in prompts:
-            engine.submit(Request(prompt, settings))
-        engine.step()
-        first = job.clock()
-        while engine.busy:
-            engine.step()
-        return first - started, job.clock() - first
-
-    def bandwidth() -> float:
-        """Bytes a second of reading 512 MB, the best of several."""
-        numbers, best = torch.ones(128 << 20), float("inf")
-        for _ in range(8):
-            started = job.clock()
-            numbers.sum()
-            best = min(best, job.clock() - started)
-        return numbers.numel() * 4 / best
-
-    return {
-        "one": lambda: write(1, PROMPT, job.tokens)[1],
-        "batch16": lambda: write(BATCH, PROMPT, job.tokens)[1],
-        "first": lambda: write(1, FIRST_PROMPT, 1)[0],
-        "bytes": lambda: float(model.weight_bytes),
-        "imports": lambda: imports,
-        "bandwidth": bandwidth,
-    }
-
-
-def their_tasks(job: Job) -> dict[str, Callable[[], float]]:
-    import torch
-    from transformers import AutoModelForCausalLM, LlamaConfig
-
-    import lmsmith
-    from lmsmith.models.interop.transformers import to_transformers
-
-    imports = resident_bytes()
-    ours = lmsmith.load(job.gguf).decoder
-    settings, state = to_transformers(ours.config, ours.state_dict())
-    model: Any = AutoModelForCausalLM.from_config(LlamaConfig(**settings), dtype=torch.bfloat16)
-    model.load_state_dict(state, strict=False)  # the unembedding is the tied embedding
-    model.eval()
-
-    model.generation_config.eos_token_id = None  # nothing ends a reply early
-
-    class Clock:
-        """A streamer that notes when tokens come; the prompt comes first."""
-
-        def __init__(self) -> None:
-            self.times: list[float] = []
-
-        def put(self, tokens: torch.Tensor) -> None:
-            self.times.append(job.clock())
-
-        def end(self) -> None:
-            pass
-
-    def write(count: int, length: int, tokens: int) -> tuple[float, float]:
-        prompts, clock = torch.tensor(random_prompts(count, length)), Clock()
-        started = job.clock()
-        model.generate(
-            prompts,
-            attention_mask=torch.ones_like(prompts),
-            do_sample=False,
-            max_new_tokens=tokens,
-            pad_token_id=0,
-            streamer=clock,
+def compare(
+    seconds: dict[str, dict[str, list[float]]], peak: dict[str, float], held: str
+) -> list[Row]:
+    """The rows whose sides are here."""
+    best, rows = fastest(seconds), []
+    for each in COMPARISONS:
+        peers = [peer for peer in each.peers if peer in seconds]
+        if each.ours not in seconds or not peers:
+            continue
+        peer = min(peers, key=lambda peer: best[peer][each.task])
+        ours, theirs = seconds[each.ours][each.task], seconds[peer][each.task]
+        ratio, aim = min(theirs) / min(ours), each.aims.get(held)
+        rows.append(
+            Row(
+                each.what,
+                each.ours,
+                peer,
+                ratio,
+                statistics.median(theirs) / statistics.median(ours),
+                aim,
+                None if aim is None else ratio >= aim,
+                floor(best[each.ours], each, peak, speed_of_memory(best)) / min(ours),
+            )
         )
-        assert len(clock.times) == tokens + 1
-        return clock.times[1] - started, clock.times[-1] - clock.times[1]
+    return rows
 
+
+def floor(
+    found: dict[str, float], row: Comparison, peak: dict[str, float], bandwidth: float
+) -> float:
+    """Least seconds of a task of ours: all bytes read, or all products computed."""
+    steps = 1 if row.task == "first" else found["steps"]
+    reading = steps * found["bytes"] / bandwidth
+    kind = "floats" if row.ours == OURS else "integers"
+    return max(reading, found[f"operations of {row.task}"] / peak[kind] if peak else 0.0)
+
+
+def serving_memory(path: Path, folder: Path, threads: int) -> dict[str, int]:
+    """Bytes that `lmsmith serve` holds after a reply: with the file, and with a tiny model."""
     return {
-        "one": lambda: write(1, PROMPT, job.tokens)[1],
-        "batch16": lambda: write(BATCH, PROMPT, job.tokens)[1],
-        "first": lambda: write(1, FIRST_PROMPT, 1)[0],
-        "bytes": lambda: 2.0 * model.num_parameters(),
-        "imports": lambda: imports,
+        name: after_a_reply(model, threads)
+        for name, model in (("file", path), ("tiny model", tiny_model(folder)))
     }
 
 
-def llama_tasks(job: Job) -> dict[str, Callable[[], float]]:
-    import xllamacpp
+def after_a_reply(model: Path, threads: int) -> int:
+    body = {"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 48}
+    with serving(f"m={model}", "--threads", f"{threads}") as server:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{server.port}/v1/chat/completions",
+            json_module.dumps(body).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request) as response:
+            response.read()
+        return server.resident()
 
-    imports = resident_bytes()
-    parameters = xllamacpp.CommonParams()
-    parameters.verbosity = -1
-    parameters.model.path, parameters.n_ctx, parameters.n_parallel = job.gguf, 1024, 1
-    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = job.threads
-    server = xllamacpp.Server(parameters)
 
-    def processor_seconds(length: int, tokens: int) -> float:
-        started = time.process_time()
-        wall_seconds(length, tokens)
-        return time.process_time() - started
-
-    def write(length: int, tokens: int) -> tuple[float, float]:
-        if not job.processor_time:
-            return wall_seconds(length, tokens)
-        first = processor_seconds(length, 1)
-        return first, processor_seconds(length, tokens) - first if tokens > 1 else 0.0
-
-    def wall_seconds(length: int, tokens: int) -> tuple[float, float]:
-        prompt = random_prompts(1, length)[0]
-        asked = {"prompt": prompt, "max_tokens": tokens, "temperature": 0}
-        answer = server.handle_completions(asked | {"cache_prompt": False, "ignore_eos": True})
-        times = answer["timings"]
-        assert (times["prompt_n"], times["predicted_n"]) == (length, tokens)
-        return times["prompt_ms"] / 1e3, times["predicted_ms"] / 1e3
-
-    return {
-        "one": lambda: write(PROMPT, job.tokens)[1],
-        "first": lambda: write(FIRST_PROMPT, 1)[0],
-        "bytes": lambda: float(Path(job.gguf).stat().st_size),
-        "imports": lambda: imports,
-    }
+def memory_rows(memory: dict[str, int], size: int) -> list[Row]:
+    """What serving holds as a multiple of the file's size."""
+    if not memory:
+        return []
+    whole, tiny = memory["file"], memory["tiny model"]
+    found = {"memory of serve, all": whole, "memory of serve, beyond a tiny model": whole - tiny}
+    return [
+        Row(what, OURS_PACKED, "the file", held_bytes / size, held_bytes / size, MEMORY_AIM,
+            held_bytes / size <= MEMORY_AIM)
+        for what, held_bytes in found.items()
+    ]  # fmt: skip
 
 
 def cold_start(gguf: Path) -> float:
@@ -459,34 +359,59 @@ def cold_start(gguf: Path) -> float:
     return time.perf_counter() - started
 
 
-def print_table(result: dict[str, Any], threads: int) -> None:
+def print_sides(result: dict[str, Any]) -> None:
     table = Table(
-        title=f"SmolLM2-135M, {threads} threads: tokens a second",
+        title=f"SmolLM2-135M, {result['machine']['threads']} threads: tokens a second",
         caption=f"floor: weights read at {result['memory_gigabytes_per_second']:.1f} GB/s; "
-        f"cold start to first token {result['cold_start_seconds']:.1f} s; llama.cpp "
-        + ("beside" if result["llama_cpp"] else "is not installed"),
+        f"cold start to first token {result['cold_start_seconds']:.1f} s",
     )
     table.add_column("side")
     for column in ("one stream", "of floor", "batch 16", "first of 512", "memory", "of model"):
         table.add_column(column, justify="right", no_wrap=True)
     for side, found in result["sides"].items():
-        batch, first = found.get("batch16_tokens_per_second"), found.get("first_token_seconds")
+        batch = found.get("batch16_tokens_per_second")
         table.add_row(
             side,
             f"{found['one_stream_tokens_per_second']:.1f}",
             f"{found['share_of_memory_floor']:.0%}",
             "" if batch is None else f"{batch:.0f}",
-            "" if first is None else f"{first:.2f} s",
+            f"{found['first_token_seconds']:.2f} s",
             f"{found['resident_bytes'] / 1e6:.0f} MB",
             f"{found['resident_bytes_beyond_imports'] / 1e6:.0f} MB",
         )
-    table.add_section()
-    for name, (task, peer, ours) in RATIOS.items():
-        if name in result:
-            cells = dict.fromkeys(("one", "floor", "batch16", "first"), "")
-            cells[task] = f"{result[name]:.2f}×"
-            table.add_row(f"{ours} to {peer}", *cells.values())
     Console().print(table)
+
+
+def print_rows(rows: list[Row], result: dict[str, Any]) -> None:
+    machine, peak = result["machine"], result["peak_gigaoperations_per_second"]
+    table = Table(
+        title=f"{machine['cpu']}, {machine['instructions']}, {machine['date']}",
+        caption="floor: " + "; ".join(
+            [f"{result['memory_gigabytes_per_second']:.1f} GB/s",
+             *(f"{rate:.0f} thousand million operations/s with {kind}"
+               for kind, rate in peak.items())]
+        ),
+    )  # fmt: skip
+    for column in ("what", "lmsmith", "against"):
+        table.add_column(column)
+    for column in ("ratio", "aim", "met", "of floor"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        sign = "≤" if row.peer == "the file" else "≥"
+        table.add_row(
+            row.what,
+            row.ours.removeprefix("lmsmith "),
+            row.peer,
+            f"{row.ratio:.2f}×",
+            "" if row.aim is None else f"{sign} {row.aim}×",
+            "" if row.met is None else ("yes" if row.met else "no"),
+            "" if row.share_of_floor is None else f"{row.share_of_floor:.0%}",
+        )
+    Console().print(table)
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    print(f"kernels {machine['kernels']}; PyTorch {machine['pytorch_instructions']}; {versions}")
+    if machine["llama_cpp"]:
+        print(f"llama.cpp {machine['llama_cpp']}")
 
 
 if __name__ == "__main__":

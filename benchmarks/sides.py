@@ -1,0 +1,239 @@
+"""The sides of generation.py, each in a process of its own that does what it is asked."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+OURS, OURS_INT8, OURS_PACKED = "lmsmith bf16", "lmsmith int8", "lmsmith 4 bits"
+THEIRS, THEIRS_FP32 = "transformers bf16", "transformers fp32"
+PEER_PACKED, PEER_EIGHT = "llama.cpp 4 bits", "llama.cpp 8 bits"
+
+PROMPT, FIRST_PROMPT, BATCH = 32, 512, 16
+TASKS = ("one", "batch16", "first")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker does: a side, its file, its threads and the tokens of a reply."""
+
+    side: str
+    gguf: str
+    threads: int
+    tokens: int
+    processor_time: bool
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """Seconds of this process: of its processors, or of the wall."""
+        return time.process_time if self.processor_time else time.perf_counter
+
+
+class Worker:
+    """A process of one side, which does what it is asked."""
+
+    def __init__(self, job: Job) -> None:
+        spawn = multiprocessing.get_context("spawn")
+        self._connection, theirs = spawn.Pipe()
+        self._process = spawn.Process(target=serve, args=(theirs, job), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def ask(self, what: str) -> float | None:
+        """Seconds, or what else the number is; None for a task that the side does not have."""
+        self._connection.send(what)
+        try:
+            answer: float | None = self._connection.recv()
+        except EOFError:
+            self._process.join()
+            raise SystemExit("a side ended early; its error is above") from None
+        return answer
+
+    def stop(self) -> None:
+        self._connection.close()
+        self._process.join(timeout=10)
+        if self._process.is_alive():
+            self._process.kill()
+
+
+def serve(connection: Connection, job: Job) -> None:
+    """A worker's life: load, then answer until the other end closes."""
+    import torch
+
+    torch.set_num_threads(job.threads)
+    make = {"transformers": their_tasks, "llama.cpp": llama_tasks, "lmsmith": our_tasks}
+    tasks = make[job.side.split()[0]](job)
+    tasks["resident"] = resident_bytes
+    while True:
+        try:
+            what = connection.recv()
+        except EOFError:
+            return
+        connection.send(tasks[what]() if what in tasks else None)
+
+
+def resident_bytes() -> float:
+    """Memory of this process, as Linux counts it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * float(next(line for line in lines if line.startswith("VmRSS:")).split()[1])
+
+
+def random_prompts(count: int, length: int) -> list[list[int]]:
+    return np.random.default_rng(0).integers(1000, 40_000, (count, length)).tolist()
+
+
+def our_tasks(job: Job) -> dict[str, Callable[[], float]]:
+    import torch
+
+    from lmsmith.catalogue.reading import read_model
+    from lmsmith.core.recipe import MachineConfig
+    from lmsmith.generation.engine import Engine, Request, SamplingSettings
+    from lmsmith.generation.inference import InferenceDecoder
+    from lmsmith.training.machine import resolve_machine
+
+    imports = resident_bytes()
+    machine = resolve_machine(MachineConfig(precision="bf16"))
+    kind: Any = "int8" if job.side == OURS_INT8 else "model"
+    decoder = read_model(job.gguf, packed=job.side == OURS_PACKED).decoder
+    config = decoder.config
+    model = InferenceDecoder(decoder, machine, weights=kind)
+    del decoder  # its numbers, or the mapped file
+
+    def write(count: int, length: int, tokens: int) -> tuple[float, float]:
+        """Seconds to the first token, and of those after it."""
+        prompts, settings = random_prompts(count, length), SamplingSettings(tokens, temperature=0)
+        started = job.clock()
+        engine = Engine(model)
+        for prompt in prompts:
+            engine.submit(Request(prompt, settings))
+        engine.step()
+        first = job.clock()
+        while engine.busy:
+            engine.step()
+        return first - started, job.clock() - first
+
+    def bandwidth() -> float:
+        """Bytes a second of reading 512 MB, the best of several."""
+        numbers, best = torch.ones(128 << 20), float("inf")
+        for _ in range(8):
+            started = job.clock()
+            numbers.sum()
+            best = min(best, job.clock() - started)
+        return numbers.numel() * 4 / best
+
+    def operations(length: int) -> float:
+        """Of a written token, whose context is so long on average."""
+        return config.training_flops_per_token(2 * length) / 3
+
+    unembedding = 2.0 * config.vocabulary_size * config.width
+    context = PROMPT + job.tokens // 2
+    return {
+        "one": lambda: write(1, PROMPT, job.tokens)[1],
+        "batch16": lambda: write(BATCH, PROMPT, job.tokens)[1],
+        "first": lambda: write(1, FIRST_PROMPT, 1)[0],
+        "steps": lambda: job.tokens - 1.0,
+        "bytes": lambda: float(model.weight_bytes),
+        "operations of one": lambda: (job.tokens - 1) * operations(context),
+        "operations of batch16": lambda: BATCH * (job.tokens - 1) * operations(context),
+        "operations of first": lambda: (
+            FIRST_PROMPT * (operations(FIRST_PROMPT // 2) - unembedding) + unembedding
+        ),
+        "imports": lambda: imports,
+        "bandwidth": bandwidth,
+    }
+
+
+def their_tasks(job: Job) -> dict[str, Callable[[], float]]:
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    import lmsmith
+    from lmsmith.models.interop.transformers import to_transformers
+
+    imports = resident_bytes()
+    ours = lmsmith.load(job.gguf).decoder
+    settings, state = to_transformers(ours.config, ours.state_dict())
+    kind = torch.float32 if job.side == THEIRS_FP32 else torch.bfloat16
+    model: Any = AutoModelForCausalLM.from_config(LlamaConfig(**settings), dtype=kind)
+    model.load_state_dict(state, strict=False)  # the unembedding is the tied embedding
+    model.eval()
+
+    model.generation_config.eos_token_id = None  # nothing ends a reply early
+
+    class Clock:
+        """A streamer that notes when tokens come; the prompt comes first."""
+
+        def __init__(self) -> None:
+            self.times: list[float] = []
+
+        def put(self, tokens: torch.Tensor) -> None:
+            self.times.append(job.clock())
+
+        def end(self) -> None:
+            pass
+
+    def write(count: int, length: int, tokens: int) -> tuple[float, float]:
+        prompts, clock = torch.tensor(random_prompts(count, length)), Clock()
+        started = job.clock()
+        model.generate(
+            prompts,
+            attention_mask=torch.ones_like(prompts),
+            do_sample=False,
+            max_new_tokens=tokens,
+            pad_token_id=0,
+            streamer=clock,
+        )
+        assert len(clock.times) == tokens + 1
+        return clock.times[1] - started, clock.times[-1] - clock.times[1]
+
+    return {
+        "one": lambda: write(1, PROMPT, job.tokens)[1],
+        "batch16": lambda: write(BATCH, PROMPT, job.tokens)[1],
+        "first": lambda: write(1, FIRST_PROMPT, 1)[0],
+        "bytes": lambda: float(kind.itemsize * model.num_parameters()),
+        "imports": lambda: imports,
+    }
+
+
+def llama_tasks(job: Job) -> dict[str, Callable[[], float]]:
+    import xllamacpp
+
+    imports = resident_bytes()
+    parameters = xllamacpp.CommonParams()
+    parameters.verbosity = -1
+    parameters.model.path, parameters.n_ctx, parameters.n_parallel = job.gguf, 1024, 1
+    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = job.threads
+    server = xllamacpp.Server(parameters)
+
+    def processor_seconds(length: int, tokens: int) -> float:
+        started = time.process_time()
+        wall_seconds(length, tokens)
+        return time.process_time() - started
+
+    def write(length: int, tokens: int) -> tuple[float, float]:
+        if not job.processor_time:
+            return wall_seconds(length, tokens)
+        first = processor_seconds(length, 1)
+        return first, processor_seconds(length, tokens) - first if tokens > 1 else 0.0
+
+    def wall_seconds(length: int, tokens: int) -> tuple[float, float]:
+        prompt = random_prompts(1, length)[0]
+        asked = {"prompt": prompt, "max_tokens": tokens, "temperature": 0}
+        answer = server.handle_completions(asked | {"cache_prompt": False, "ignore_eos": True})
+        times = answer["timings"]
+        assert (times["prompt_n"], times["predicted_n"]) == (length, tokens)
+        return times["prompt_ms"] / 1e3, times["predicted_ms"] / 1e3
+
+    return {
+        "one": lambda: write(PROMPT, job.tokens)[1],
+        "first": lambda: write(FIRST_PROMPT, 1)[0],
+        "bytes": lambda: float(Path(job.gguf).stat().st_size),
+        "imports": lambda: imports,
+    }

@@ -1,0 +1,78 @@
+"""The measurements against peers hold every side to one set of instructions, and judge rightly."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from lmsmith.generation.native.instructions import SETS
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> object:
+    """Imports a file of benchmarks/ by its name."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module
+
+
+def info(*flags: str) -> str:
+    return "CPU : " + " | ".join(f"{flag} = 1" for flag in flags) + " | "
+
+
+def test_llama_cpp_must_be_built_for_the_set(benchmark) -> None:
+    held: ModuleType = benchmark("held")
+    avx2 = ("SSE3", "AVX", "AVX2", "F16C", "FMA", "BMI2")
+    avx512 = (*avx2, "AVX512", "AVX512_VNNI", "AVX512_BF16")
+    assert held.is_built_for(info(*avx2), "avx2")
+    assert not held.is_built_for(info(*avx2), "avx512")  # as the wheel of xllamacpp
+    assert held.is_built_for(info(*avx512), "avx512")
+    assert not held.is_built_for(info(*avx512), "avx2")
+    assert not held.is_built_for(info(*avx2, "AVX_VNNI"), "avx2")
+    assert not held.is_built_for(info("SSE3", "AVX"), "avx2")
+
+
+@pytest.mark.parametrize("command", ["generation.py", "serving.py"])
+def test_a_set_that_the_processor_lacks_is_refused(command: str) -> None:
+    if next(each for each in SETS if each.name == "avx512").runs_here:
+        pytest.skip("this processor has AVX-512")
+    run = subprocess.run(
+        [sys.executable, BENCHMARKS / command, "--instructions", "avx512"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 2, run.stderr
+    assert len(run.stderr.splitlines()) == 1
+    assert "--instructions avx512: this processor has" in run.stderr
+
+
+def test_the_faster_of_two_peers_counts_and_the_aim_is_that_of_the_set(benchmark) -> None:
+    found: ModuleType = benchmark("generation")
+    turns = {
+        "lmsmith 4 bits": {"batch16": [2.0, 1.0], "bandwidth": [8.0], "bytes": [2.0],
+                           "steps": [2.0], "operations of batch16": [6.0]},
+        "transformers bf16": {"batch16": [4.0, 6.0]},
+        "transformers fp32": {"batch16": [3.5, 9.0]},
+    }  # fmt: skip
+    (row,) = found.compare(turns, {"integers": 10.0, "floats": 1.0}, "avx2")
+    assert (row.what, row.peer, row.ratio, row.aim, row.met) == (
+        "16 at once", "transformers fp32", 3.5, 3.0, True)  # fmt: skip
+    assert row.share_of_floor == 0.6  # 6 operations at 10 a second; the bytes take 0.5 s
+    (row,) = found.compare(turns, {"integers": 10.0, "floats": 1.0}, "avx512")
+    assert (row.aim, row.met) == (4.0, False)
+    (row,) = found.compare(turns, {}, "neon")
+    assert (row.aim, row.met, row.share_of_floor) == (None, None, 0.5)
+
+
+def test_memory_is_a_multiple_of_the_file(benchmark) -> None:
+    found: ModuleType = benchmark("generation")
+    whole, beyond = found.memory_rows({"file": 500, "tiny model": 300}, 100)
+    assert (whole.ratio, whole.met) == (5.0, False)
+    assert (beyond.ratio, beyond.met) == (2.0, True)
