@@ -3,13 +3,14 @@
 Brown et al. 2020, section 2.4: "beam search with the same parameters as [T5]: a beam width of 4 and
 a length penalty of α = 0.6". A finished beam's score is its summed log-probability divided by its
 length to the power of α, as `transformers` has it and counts it: the reply's tokens with the stop
-token.
+token. Wu et al. 2016, whom the Transformer followed, divide by ((5 + length) / 6)^α.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -32,12 +33,14 @@ class BeamSettings:
     Attributes:
         width: beams kept.
         length_penalty: α; 0 prefers short replies, 1 the mean log-probability of a token.
+        length_offset: tokens added to every length, 5 in Wu et al. 2016, equation 14.
         max_new_tokens: longest reply.
         stop_tokens: a beam ends with the first of these.
     """
 
     width: int = 4
     length_penalty: float = 0.6
+    length_offset: int = 0
     max_new_tokens: int = 128
     stop_tokens: tuple[int, ...] = ()
 
@@ -46,6 +49,11 @@ class BeamSettings:
         wrong = Problem("width", self.width, "1 or more", "1 is greedy search")
         return [wrong] if self.width < 1 else []
 
+    def normalised(self, log_prob: float, length: int) -> float:
+        """Σ log p / ((offset + length) / (offset + 1))^α."""
+        offset = self.length_offset
+        return log_prob / math.pow((offset + length) / (offset + 1), self.length_penalty)
+
 
 @dataclass(frozen=True)
 class Beam:
@@ -53,7 +61,7 @@ class Beam:
 
     Attributes:
         tokens: its stop token included.
-        score: Σ log p / length^α.
+        score: its log-probability, divided as the settings say.
         log_probs: of each token, by the model alone.
     """
 
@@ -92,25 +100,15 @@ def beam_search(
     vocabulary = vocabulary_of(tokenizer, model.config.vocabulary_size)
     longest = min(settings.max_new_tokens, model.config.context - len(prompt))
     cache = model.new_cache(2 * settings.width, len(prompt) + longest)
-    row = cache.open()
-    logits_bv = model.logits(model.read([(row, list(prompt))], cache)[-1:])
-    alive = [_Alive((), (), 0.0, row)]
-    finished: list[Beam] = []
-    for step in range(1, longest + 1):
-        log_probs_bv = vocabulary.of_tokens(logits_bv.log_softmax(dim=-1))
-        stays, ends = _expand(alive, log_probs_bv, settings)
-        finished += [beam.end(settings) for beam in ends]
-        finished = sorted(finished, key=lambda beam: -beam.score)[: settings.width]
-        if step == longest:
-            # As many as are among the ``width`` best.
-            finished += [beam.end(settings) for beam in stays[: settings.width - len(ends)]]
-            break
-        if len(finished) == settings.width and stays[0].end(settings).score <= finished[-1].score:
-            break
-        alive = _move(alive, stays, cache)
-        hidden_bd = model.read([(beam.row, [beam.tokens[-1]]) for beam in alive], cache)
-        logits_bv = model.logits(hidden_bd)
-    return sorted(finished, key=lambda beam: -beam.score)[: settings.width]
+    rows, search = [cache.open()], BeamSearch(settings, longest)
+    hidden_bd = model.read([(rows[0], list(prompt))], cache)[-1:]
+    while parents := search.advance(
+        vocabulary.of_tokens(model.logits(hidden_bd).log_softmax(dim=-1))
+    ):
+        rows = _move(rows, parents, cache)
+        last = [[token] for token in search.last_tokens]
+        hidden_bd = model.read(list(zip(rows, last, strict=True)), cache)
+    return search.finished
 
 
 @dataclass(frozen=True)
@@ -118,12 +116,65 @@ class _Alive:
     tokens: tuple[int, ...]
     log_probs: tuple[float, ...]
     score: float  # their sum
-    row: int  # of the cache; of its parent until `_move`
+    parent: int  # the beam that it goes on from, among those before
 
     def end(self, settings: BeamSettings) -> Beam:
         """The beam, were it to end here."""
-        score = self.score / len(self.tokens) ** settings.length_penalty
+        score = settings.normalised(self.score, len(self.tokens))
         return Beam(self.tokens, score, self.log_probs)
+
+
+class BeamSearch:
+    """The search for one reply, without the model: its caller reads the tokens.
+
+    Args:
+        settings: of the search.
+        longest: most tokens of a reply.
+
+    Attributes:
+        finished: the best replies so far, at most ``settings.width``, the best first.
+    """
+
+    def __init__(self, settings: BeamSettings, longest: int) -> None:
+        self.finished: list[Beam] = []
+        self._settings, self._longest = settings, longest
+        self._alive = [_Alive((), (), 0.0, 0)]
+        self._steps = 0
+
+    @property
+    def last_tokens(self) -> list[int]:
+        """The token to read next for each beam."""
+        return [beam.tokens[-1] for beam in self._alive]
+
+    def advance(self, log_probs_bv: Tensor) -> list[int]:
+        """Lengthen the beams by a token.
+
+        Args:
+            log_probs_bv: of the next token after each beam; at first there is one without tokens.
+
+        Returns:
+            For each beam that goes on, the number of the one before that it continues; none if the
+            search has ended.
+        """
+        settings = self._settings
+        self._steps += 1
+        stays, ends = _expand(self._alive, log_probs_bv, settings)
+        self._finish(ends)
+        if self._steps == self._longest:
+            # As many as are among the ``width`` best.
+            self._finish(stays[: settings.width - len(ends)])
+            return []
+        if not stays:
+            return []
+        worst = self.finished[-1].score if len(self.finished) == settings.width else None
+        if worst is not None and stays[0].end(settings).score <= worst:
+            return []
+        self._alive = stays
+        return [beam.parent for beam in stays]
+
+    def _finish(self, ends: Sequence[_Alive]) -> None:
+        found = self.finished + [beam.end(self._settings) for beam in ends]
+        self.finished = sorted(found, key=lambda beam: -beam.score)[: self._settings.width]
 
 
 def _expand(
@@ -140,9 +191,11 @@ def _expand(
     ends: list[_Alive] = []
     candidates = zip(values_c.tolist(), steps_c.tolist(), places_c.tolist(), strict=True)
     for rank, (score, log_prob, place) in enumerate(candidates):
+        if score == -math.inf:
+            break  # only tokens that may not be are left
         parent, token = divmod(place, scores_bv.shape[1])
         before = alive[parent]
-        beam = _Alive((*before.tokens, token), (*before.log_probs, log_prob), score, before.row)
+        beam = _Alive((*before.tokens, token), (*before.log_probs, log_prob), score, parent)
         if token in stops:
             if rank < settings.width:
                 ends.append(beam)
@@ -151,15 +204,15 @@ def _expand(
     return stays, ends
 
 
-def _move(before: Sequence[_Alive], stays: Sequence[_Alive], cache: PagedCache) -> list[_Alive]:
-    """Give every beam its own row with its parent's tokens; pages are shared, not copied."""
+def _move(rows: Sequence[int], parents: Sequence[int], cache: PagedCache) -> list[int]:
+    """Rows of the cache for beams that go on from others; pages are shared, not copied."""
     taken: set[int] = set()
     moved = []
-    for beam in stays:
-        row = cache.fork(beam.row) if beam.row in taken else beam.row
-        taken.add(beam.row)
-        moved.append(replace(beam, row=row))
-    for beam in before:
-        if beam.row not in taken:
-            cache.close(beam.row)
+    for parent in parents:
+        row = rows[parent]
+        moved.append(cache.fork(row) if row in taken else row)
+        taken.add(row)
+    for row in rows:
+        if row not in taken:
+            cache.close(row)
     return moved

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lmsmith.models.attention import Bias, SelfAttention
+from lmsmith.models.attention import Bias, CrossAttention, KeptKeys, KeysValues, SelfAttention
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.positions import Rotation
 
@@ -30,6 +30,7 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": gelu,
     "gelu": F.gelu,
     "relu": F.relu,
+    "silu": F.silu,
 }
 """Name in `ModelConfig.activation` → function; ``swiglu`` is `GatedFeedForward`."""
 
@@ -94,7 +95,59 @@ class PostNormBlock(Block):
         return result
 
 
+class CrossBlock(Block):
+    """Pre-norm block that attends to another text too, between its own text and the feed-forward
+    layer (Vaswani et al. 2017, section 3.1)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.cross_norm = make_norm(config)
+        self.cross_attention = CrossAttention(config)
+
+    def forward(  # type: ignore[override]
+        self,
+        x_btd: Tensor,
+        memory: KeysValues,
+        memory_bias: Tensor | None,
+        kept: KeptKeys | None = None,
+    ) -> Tensor:
+        """(batch, t, width) → the same; ``memory`` is as in `CrossAttention`, ``kept`` as in
+        `SelfAttention`."""
+        x_btd = x_btd + self.dropout(self.attention(self.attention_norm(x_btd), kept=kept))
+        crossed = self.cross_attention(self.cross_norm(x_btd), memory, memory_bias)
+        x_btd = x_btd + self.dropout(crossed)
+        result: Tensor = x_btd + self.dropout(self.feed_forward(self.feed_forward_norm(x_btd)))
+        return result
+
+    def weights(self, x_btd: Tensor, memory: KeysValues) -> Tensor:
+        """The cross-attention's weights (batch, heads, t, s) for the block's input."""
+        x_btd = x_btd + self.attention(self.attention_norm(x_btd))
+        return self.cross_attention.weights(self.cross_norm(x_btd), memory)
+
+
+class PostNormCrossBlock(CrossBlock):
+    """The same with norm(x + f(x))."""
+
+    def forward(  # type: ignore[override]
+        self,
+        x_btd: Tensor,
+        memory: KeysValues,
+        memory_bias: Tensor | None,
+        kept: KeptKeys | None = None,
+    ) -> Tensor:
+        x_btd = self.attention_norm(x_btd + self.dropout(self.attention(x_btd, kept=kept)))
+        crossed = self.cross_attention(x_btd, memory, memory_bias)
+        x_btd = self.cross_norm(x_btd + self.dropout(crossed))
+        result: Tensor = self.feed_forward_norm(x_btd + self.dropout(self.feed_forward(x_btd)))
+        return result
+
+    def weights(self, x_btd: Tensor, memory: KeysValues) -> Tensor:
+        x_btd = self.attention_norm(x_btd + self.attention(x_btd))
+        return self.cross_attention.weights(x_btd, memory)
+
+
 BLOCKS = {"pre": Block, "post": PostNormBlock}
+CROSS_BLOCKS = {"pre": CrossBlock, "post": PostNormCrossBlock}
 NORMS = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
 
 

@@ -91,9 +91,9 @@ class ModelConfig:
     """Base of the rotary wavelengths."""
     rope_scaling: RopeScaling = field(default_factory=RopeScaling)
     """How the rotary positions are stretched."""
-    activation: Literal["gelu_tanh", "gelu", "relu", "swiglu"] = "gelu_tanh"
+    activation: Literal["gelu_tanh", "gelu", "relu", "silu", "swiglu"] = "gelu_tanh"
     """Activation of the feed-forward layer: ``gelu_tanh`` (GPT-2's form), ``gelu`` (exact),
-    ``relu``, or ``swiglu``, silu(gate) × inner with a third matrix (Shazeer 2020)."""
+    ``relu``, ``silu``, or ``swiglu``, silu(gate) × inner with a third matrix (Shazeer 2020)."""
     qkv_bias: bool = True
     """The layer that makes queries, keys and values adds a bias."""
     attention_output_bias: bool = True
@@ -218,7 +218,7 @@ class ModelConfig:
         return 2 * self.resolved_kv_heads * self.width_per_head
 
     @property
-    def _block_products(self) -> int:
+    def block_products(self) -> int:
         """Weights of one block's matrices."""
         attention = self.width * (2 * self._query_width + self._key_value_width)
         matrices = 3 if self.activation == "swiglu" else 2
@@ -229,7 +229,7 @@ class ModelConfig:
         """Number of parameters, a tied embedding counted once."""
         width, inner = self.width, self.resolved_ffn_width
         norm = 2 * width if self.norm == "layer" else width
-        block = self._block_products + 2 * norm
+        block = self.block_products + 2 * norm
         block += self.qkv_bias * (self._query_width + self._key_value_width)
         block += self.attention_output_bias * width
         block += self.ffn_bias * (inner * (1 + (self.activation == "swiglu")) + width)
@@ -249,7 +249,7 @@ class ModelConfig:
         context in an encoder's.
         """
         length = context or self.context
-        products = self.layers * self._block_products + self.vocabulary_size * self.width
+        products = self.layers * self.block_products + self.vocabulary_size * self.width
         seen = 0.0
         for layer in range(self.layers):
             window = min(self.window_of(layer) or length, length)

@@ -27,6 +27,7 @@ from lmsmith.models.adapters import AdapterConfig, TrainedState
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.encoder import Encoder
+from lmsmith.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from lmsmith.models.heads import ScalarModel
 from lmsmith.models.weights_file import (
     read_shapes,
@@ -63,6 +64,12 @@ KINDS: Mapping[str, Kind] = {
         ModelConfig,
         lambda config: ScalarModel(Decoder(config)),
         "a reward or value model: it gives numbers, not text",
+    ),
+    "encoder_decoder": Kind(
+        EncoderDecoder,
+        EncoderDecoderConfig,
+        EncoderDecoder,
+        "a translator: it writes a text from another one (`lmsmith translate`)",
     ),
 }
 """Kind in config.json → its class."""

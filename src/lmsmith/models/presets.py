@@ -85,6 +85,24 @@ def bert(layers: int, width: int, heads: int, context: int, vocabulary_size: int
     )
 
 
+def transformer(
+    layers: int, width: int, heads: int, ffn_width: int = 0, dropout: float = 0.1
+) -> ModelConfig:
+    """Blocks of each side of the Transformer: post-norm, sinusoidal positions, ReLU (Vaswani et al.
+    2017, section 3). The paper names no longest sentence; 512 is Marian's."""
+    return ModelConfig(
+        layers,
+        width,
+        heads,
+        context=512,
+        ffn_width=ffn_width,
+        dropout=dropout,
+        norm_position="post",
+        positions="sinusoidal",
+        activation="relu",
+    )
+
+
 _GPT1, _GPT2 = "Radford et al. 2018", "Radford et al. 2019, table 2"
 _GPT3, _LAPTOP = "Brown et al. 2020, table 2.1", "for a laptop"
 _BERT = "Devlin et al. 2018, section 3"
@@ -114,3 +132,22 @@ PRESETS: Mapping[str, Preset] = {
     "tiny-llama": Preset(replace(llama(6, 256, 4, 2, 688, 256), vocabulary_size=4096), _LAPTOP),
     "tiny-bert": Preset(bert(6, 256, 4, 128, 4096), _LAPTOP),
 }
+
+TRANSFORMER_VOCABULARY = 37_000
+"""Shared by English and German: "about 37000 tokens" (section 5.1)."""
+
+_TRANSFORMER = "Vaswani et al. 2017, table 3"
+
+TRANSFORMERS: Mapping[str, Preset] = {
+    "transformer-base": Preset(
+        replace(transformer(6, 512, 8), vocabulary_size=TRANSFORMER_VOCABULARY), _TRANSFORMER
+    ),
+    "transformer-big": Preset(
+        replace(transformer(6, 1024, 16, dropout=0.3), vocabulary_size=TRANSFORMER_VOCABULARY),
+        _TRANSFORMER,
+    ),
+    "tiny-transformer": Preset(
+        replace(transformer(3, 256, 4, 512), vocabulary_size=8000, context=128), _LAPTOP
+    ),
+}
+"""Shapes of each side of an encoder–decoder."""

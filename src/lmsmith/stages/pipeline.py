@@ -141,6 +141,7 @@ STAGES: tuple[Stage, ...] = (
         format=3,
     ),
     Stage("base", "lmsmith.stages.base", "BaseConfig", format=2),
+    Stage("translate", "lmsmith.stages.translate", "TranslateConfig"),
     Stage(
         "sft",
         "lmsmith.stages.sft",

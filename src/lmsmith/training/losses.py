@@ -21,12 +21,13 @@ unembedding would take most of the time."""
 
 
 def _softmax_step(
-    logits_nv: Tensor, targets_n1: Tensor, valid_n1: Tensor
+    logits_nv: Tensor, targets_n1: Tensor, valid_n1: Tensor, smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The losses (n, 1), softmax (n, v), and softmax − 1 at the targets (n, 1).
 
     The losses are float32, the gradients of the logits' type; all are 0 where not valid. The caller
-    fills in the targets' place: compiled, that would be a copy.
+    fills in the targets' place: compiled, that would be a copy. With ``smoothing`` the 1 at the
+    target is 1 − ε there and ε/v everywhere.
     """
     wide_nv = logits_nv.float()
     largest_n1 = wide_nv.amax(dim=-1, keepdim=True)
@@ -35,6 +36,12 @@ def _softmax_step(
     losses_n1 = normaliser_n1 - wide_nv.gather(1, targets_n1)
     softmax_nv = torch.exp(wide_nv - normaliser_n1) * valid_n1
     at_target_n1 = (torch.exp(-losses_n1) - 1.0) * valid_n1
+    if smoothing:
+        everywhere = smoothing / logits_nv.shape[1]
+        at_target_n1 = at_target_n1 + (smoothing - everywhere) * valid_n1
+        softmax_nv = softmax_nv - everywhere * valid_n1
+        uniform_n1 = normaliser_n1 - wide_nv.mean(dim=-1, keepdim=True)
+        losses_n1 = (1.0 - smoothing) * losses_n1 + smoothing * uniform_n1
     dtype = logits_nv.dtype
     return losses_n1 * valid_n1, softmax_nv.to(dtype), at_target_n1.to(dtype)
 
@@ -60,6 +67,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         targets_n: Tensor,
         dtype: torch.dtype,
         compiled: bool,
+        smoothing: float,
     ) -> Tensor:
         step = _compiled_softmax_step() if compiled else _softmax_step
         weight = weight_vd.detach().to(dtype)
@@ -73,7 +81,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             hidden = hidden_nd[rows].detach().to(dtype)
             targets = targets_n[rows, None]
             places = targets.clamp(min=0)
-            losses, gradient, at_target = step(hidden @ weight.T, places, targets != NO_TARGET)
+            valid = targets != NO_TARGET
+            losses, gradient, at_target = step(hidden @ weight.T, places, valid, smoothing)
             # Not scatter_, whose deterministic form copies all of it.
             gradient[torch.arange(len(places)), places[:, 0]] = at_target[:, 0]
             total += losses.sum()
@@ -84,17 +93,24 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
+    def backward(
+        ctx: Any, *grad_outputs: Tensor
+    ) -> tuple[Tensor, Tensor | None, None, None, None, None]:
         hidden_gradient, weight_gradient_dv = ctx.saved_tensors
         scale = grad_outputs[0]
         weight_gradient = None
         if ctx.needs_input_grad[1]:
             weight_gradient = (weight_gradient_dv * scale).T.contiguous()
-        return hidden_gradient * scale, weight_gradient, None, None, None
+        return hidden_gradient * scale, weight_gradient, None, None, None, None
 
 
 def linear_cross_entropy_sum(
-    hidden: Tensor, weight_vd: Tensor, targets: Tensor, *, compiled: bool = False
+    hidden: Tensor,
+    weight_vd: Tensor,
+    targets: Tensor,
+    *,
+    compiled: bool = False,
+    smoothing: float = 0.0,
 ) -> Tensor:
     """Cross entropy in nats, summed over the positions whose target is not `NO_TARGET`.
 
@@ -103,6 +119,8 @@ def linear_cross_entropy_sum(
         weight_vd: unembedding (vocabulary, width).
         targets: (…) token ids or `NO_TARGET`.
         compiled: whether to compile the softmax (four times as fast, after some seconds).
+        smoothing: ε of label smoothing (Szegedy et al. 2016, section 7): the target distribution
+            has 1 − ε more at the target than ε / vocabulary everywhere.
     """
     device = hidden.device.type
     autocast = torch.is_autocast_enabled(device)
@@ -113,7 +131,7 @@ def linear_cross_entropy_sum(
     with torch.autocast(device, enabled=False):
         if torch.is_grad_enabled() and (hidden.requires_grad or weight_vd.requires_grad):
             loss: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-                hidden_nd, weight_vd, targets_n, dtype, compiled
+                hidden_nd, weight_vd, targets_n, dtype, compiled, smoothing
             )
             return loss
         weight = weight_vd.to(dtype)
@@ -121,7 +139,11 @@ def linear_cross_entropy_sum(
         for rows in _chunks(hidden_nd.shape[0], weight.shape[0]):
             logits = (hidden_nd[rows].to(dtype) @ weight.T).float()
             total += F.cross_entropy(
-                logits, targets_n[rows], ignore_index=NO_TARGET, reduction="sum"
+                logits,
+                targets_n[rows],
+                ignore_index=NO_TARGET,
+                reduction="sum",
+                label_smoothing=smoothing,
             )
         return total
 

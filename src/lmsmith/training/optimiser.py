@@ -106,7 +106,7 @@ class Optimiser:
             part.load_state_dict(saved)
 
 
-Schedule = Literal["cosine", "warmup_stable_decay", "linear", "constant"]
+Schedule = Literal["cosine", "warmup_stable_decay", "linear", "constant", "inverse_sqrt"]
 
 
 def learning_rate_factor(
@@ -126,12 +126,16 @@ def learning_rate_factor(
     * ``warmup_stable_decay``: 1, then a straight line to ``final_lr_fraction`` over the last
       ``decay_fraction`` of all steps (Hu et al. 2024);
     * ``linear``: a straight line to ``final_lr_fraction``;
-    * ``constant``: 1.
+    * ``constant``: 1;
+    * ``inverse_sqrt``: √(warmup_steps / (step + 1)) (Vaswani et al. 2017, section 5.3, where the
+      peak learning rate is 1/√(width · warmup_steps)).
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     if schedule == "constant":
         return 1.0
+    if schedule == "inverse_sqrt":
+        return math.sqrt(max(1, warmup_steps) / (step + 1))
     final = final_lr_fraction
     remaining = steps - 1 - warmup_steps
     progress = 1.0 if remaining <= 0 else min(1.0, (step - warmup_steps) / remaining)

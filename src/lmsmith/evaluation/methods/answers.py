@@ -266,6 +266,18 @@ def bleu_statistics(answer: str, references: Sequence[str]) -> list[float | None
     return [float(x) for x in (score.sys_len, score.ref_len, *score.counts, *score.totals)]
 
 
+def corpus_bleu(answers: Sequence[str], references: Sequence[str]) -> tuple[float, str]:
+    """sacrebleu's BLEU of a corpus, from 0 to 100, and its signature, which says all its settings
+    (Post 2018): 13a tokenisation, case kept, one reference an answer.
+
+    Raises:
+        UserError: sacrebleu is not installed.
+    """
+    metric = _library("sacrebleu", "BLEU").BLEU()
+    score = metric.corpus_score(list(answers), [list(references)])
+    return float(score.score), str(metric.get_signature())
+
+
 def bleu_of_sums(sums_rs: Floats) -> Floats:
     """BLEU of corpora, from 0 to 100, from their summed `bleu_statistics`, (corpora, numbers).
 

@@ -7,6 +7,7 @@ STAGE_WORDS: dict[str, tuple[str, str]] = {
     "tokenizer": ("Tokenizer", "Learns which pieces to cut text into"),
     "pretrain": ("Pretraining", "Learns to predict the next token of raw text"),
     "base": ("Base model", "A model made before, which the stages below go on from"),
+    "translate": ("Translation", "Learns to write each sentence in another language"),
     "sft": ("Fine-tuning (SFT)", "Learns to answer from demonstrations"),
     "rankings": ("Rankings", "Collects candidate replies and ranks them"),
     "reward": ("Reward model", "Learns to score a reply the way the rankings do"),
