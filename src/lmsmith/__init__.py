@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lmsmith.api import study_scale as study_scale
     from lmsmith.api import task_function as task_function
     from lmsmith.core.errors import UserError as UserError
+    from lmsmith.finetuning import finetune as finetune
     from lmsmith.library import LanguageModel as LanguageModel
     from lmsmith.library import load as load
     from lmsmith.rlhf.ppo import PPOConfig as PPOConfig
@@ -40,6 +41,7 @@ _WHERE = {
     "PPOConfig": "lmsmith.rlhf.ppo",
     "PPOTrainer": "lmsmith.rlhf.ppo",
     "UserError": "lmsmith.core.errors",
+    "finetune": "lmsmith.finetuning",
     "load": "lmsmith.library",
     "serve": "lmsmith.server.serve",
     **dict.fromkeys(_API, "lmsmith.api"),

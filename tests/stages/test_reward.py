@@ -33,9 +33,9 @@ from lmsmith.runs.signals import StopSignal
 from lmsmith.stages import reward
 from lmsmith.stages.reward import (
     RewardConfig,
+    epoch_batches,
     freeze_layers,
     longer_wins_accuracy,
-    ranking_batches,
     reply_lengths,
     run,
     set_shift,
@@ -251,12 +251,12 @@ def test_nothing_to_learn_from_is_one_clear_message(
 
 def test_batches_hold_every_prompt_once_an_epoch_and_like_lengths() -> None:
     lengths = [random.Random(i).randint(5, 200) for i in range(203)]
-    batches = ranking_batches(lengths, 8, 2, seed=5)
+    batches = epoch_batches(lengths, 8, 2, seed=5)
     assert len(batches) == 2 * 26
     for epoch in (batches[:26], batches[26:]):
         assert sorted(index for batch in epoch for index in batch) == list(range(203))
     assert batches[:26] != batches[26:]
-    assert batches == ranking_batches(lengths, 8, 2, seed=5)
+    assert batches == epoch_batches(lengths, 8, 2, seed=5)
     spread = [max(lengths[i] for i in b) - min(lengths[i] for i in b) for b in batches]
     assert sum(spread) / len(spread) < 60  # of 195
 

@@ -17,6 +17,7 @@ from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.folder import (
     MOST_CONFIG_BYTES,
+    body_config,
     load_decoder,
     load_tokenizer,
     read_model_config,
@@ -148,8 +149,7 @@ def read_config(source: Source) -> ModelConfig:
     if source.format == "hf":
         return read_transformers_config(source.path)
     _, config = read_model_config(source.path)
-    shape: ModelConfig = config if isinstance(config, ModelConfig) else config.model
-    return shape
+    return body_config(config)
 
 
 def make_decoder(config: ModelConfig, state: Mapping[str, Tensor]) -> Decoder:

@@ -28,6 +28,9 @@ run = run.run: run a recipe: text → tokenizer → GPT → SFT → reward model
     lmsmith run my.toml --set ppo.kl_coefficient=0.05 --dry-run
     lmsmith run quickstart --only evaluate
     lmsmith run quickstart --redo reward
+finetune = finetune.finetune: make a classifier of a model and labelled examples
+    lmsmith finetune smollm2-135m sst2 --data DATA
+    lmsmith finetune runs/quickstart my_task.toml --set epochs=1 --set adapter.rank=16
 chat = chat.chat: talk with a model
     lmsmith chat runs/quickstart
     lmsmith chat smollm2-135m

@@ -10,9 +10,13 @@ import torch
 from torch import Tensor
 
 from lmsmith.models.config import ModelConfig
+from lmsmith.runs.stage_folder import derive_seed
 
 ACTIVATION_BYTES = 4_000_000_000
 """Most bytes that rows computed together keep for the backward pass."""
+
+WINDOW_BATCHES = 8
+"""Batches whose rows are sorted by length together, to save padding."""
 
 
 def length_batches(
@@ -57,3 +61,42 @@ def memory_groups(
     if cost(len(lengths), max(lengths)) <= most:
         return [list(range(len(lengths)))]
     return length_batches(lengths, most, cost)
+
+
+def epoch_batches(
+    lengths: Sequence[int],
+    batch: int,
+    epochs: int,
+    seed: int,
+    groups: Sequence[object] | None = None,
+) -> list[list[int]]:
+    """Indices of every step's rows, each row once an epoch.
+
+    Rows are shuffled, sorted by length within windows of `WINDOW_BATCHES`, cut into batches, and
+    the batches shuffled.
+
+    Args:
+        batch: rows of a step.
+        groups: of each row, if rows of one group stand in one batch; a batch then has so many
+            groups.
+    """
+    if groups is not None:
+        members: dict[object, list[int]] = {}
+        for index, group in enumerate(groups):
+            members.setdefault(group, []).append(index)
+        indices = list(members.values())
+        longest = [max(lengths[index] for index in each) for each in indices]
+        found = epoch_batches(longest, batch, epochs, seed)
+        return [[index for place in step for index in indices[place]] for step in found]
+    batches: list[list[int]] = []
+    window = batch * WINDOW_BATCHES
+    for epoch in range(epochs):
+        generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
+        order = torch.randperm(len(lengths), generator=generator).tolist()
+        found = []
+        for start in range(0, len(order), window):
+            inside = sorted(order[start : start + window], key=lambda index: lengths[index])
+            found += [inside[i : i + batch] for i in range(0, len(inside), batch)]
+        shuffled = torch.randperm(len(found), generator=generator).tolist()
+        batches += [found[index] for index in shuffled]
+    return batches

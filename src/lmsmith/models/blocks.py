@@ -157,6 +157,20 @@ def make_norm(config: ModelConfig) -> nn.LayerNorm | nn.RMSNorm:
     return norm
 
 
+def embed_tokens(
+    embedding: nn.Embedding, tokens_bt: Tensor, controls_kd: Tensor | None = None
+) -> Tensor:
+    """(…) → (…, width); k more tokens, whose ids follow the vocabulary, have their own table."""
+    if controls_kd is None:
+        known: Tensor = embedding(tokens_bt)
+        return known
+    first = embedding.num_embeddings
+    is_control_bt1 = (tokens_bt >= first)[..., None]
+    known = embedding(tokens_bt.clamp(max=first - 1))
+    controls = F.embedding((tokens_bt - first).clamp(min=0), controls_kd)
+    return torch.where(is_control_bt1, controls, known)
+
+
 def compute_dtype(x: Tensor) -> torch.dtype:
     """The type of matrix products: autocast's, or the tensor's own."""
     if torch.is_autocast_enabled(x.device.type):

@@ -24,6 +24,7 @@ from lmsmith.core.errors import UserError, refusing_damage
 from lmsmith.core.files import atomic_folder, read_json, write_json
 from lmsmith.models import adapters
 from lmsmith.models.adapters import AdapterConfig, TrainedState
+from lmsmith.models.classifier import Classifier, ClassifierConfig
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.encoder import Encoder
@@ -70,6 +71,9 @@ KINDS: Mapping[str, Kind] = {
         EncoderDecoderConfig,
         EncoderDecoder,
         "a translator: it writes a text from another one (`lmsmith translate`)",
+    ),
+    "classifier": Kind(
+        Classifier, ClassifierConfig, Classifier, "a classifier: it gives labels, not text"
     ),
 }
 """Kind in config.json → its class."""
@@ -168,6 +172,12 @@ def read_model_config(folder: Path) -> tuple[str, Any]:
     return kind, config
 
 
+def body_config(config: Any) -> ModelConfig:
+    """The body's shape in the settings of a kind."""
+    shape: ModelConfig = config if isinstance(config, ModelConfig) else config.model
+    return shape
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
     content = read_json(folder / "config.json", MOST_CONFIG_BYTES)
     return content if isinstance(content, dict) else {}
@@ -200,7 +210,9 @@ def _load(folder: Path, above: tuple[Path, ...]) -> nn.Module:
 
 def _loaded_whole(folder: Path, kind: str, config: Any) -> nn.Module:
     path = folder / WEIGHTS_FILE
-    refuse_impossible_sizes(config, read_shapes(path), f"{path} cannot be read as these weights")
+    refuse_impossible_sizes(
+        body_config(config), read_shapes(path), f"{path} cannot be read as these weights"
+    )
     model = _without_weights(kind, config)
     _fill(model, read_tensors(path), path)
     return model
@@ -233,7 +245,7 @@ def _load_adapted(
         assert isinstance(headed.decoder, nn.Module)
         headed.decoder.load_state_dict(model.state_dict(), assign=True)
         model = headed
-    _check_rank(found.rank, config, path)
+    _check_rank(found.rank, body_config(config), path)
     adapters.add_adapters(model, found)
     try:
         TrainedState(model).load_state_dict(read_tensors(path))
@@ -302,6 +314,11 @@ def load_kind(folder: Path, wanted: type[Kinds], fix: str) -> Kinds:
     model = load_model(folder)
     assert isinstance(model, wanted)
     return model
+
+
+def load_classifier(folder: Path) -> Classifier:
+    """Like `load_model`, for a fine-tuned classifier."""
+    return load_kind(folder, Classifier, "name a folder that the stage finetune wrote")
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

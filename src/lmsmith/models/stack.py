@@ -11,7 +11,14 @@ from torch.utils.checkpoint import checkpoint
 
 from lmsmith.models.attention import Bias, SelfAttention, attention_bias
 from lmsmith.models.attention_kernels import band_biases
-from lmsmith.models.blocks import BLOCKS, Block, PostNormBlock, compute_dtype, make_norm
+from lmsmith.models.blocks import (
+    BLOCKS,
+    Block,
+    PostNormBlock,
+    compute_dtype,
+    embed_tokens,
+    make_norm,
+)
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.positions import RotaryPositions, Rotation, SinusoidalPositions
 
@@ -93,6 +100,7 @@ class Stack(nn.Module):
         positions_bt: Tensor | None = None,
         mask_bts: Tensor | None = None,
         segments_bt: Tensor | None = None,
+        controls_kd: Tensor | None = None,
     ) -> Tensor:
         """Hidden states, after the final norm if there is one.
 
@@ -104,11 +112,14 @@ class Stack(nn.Module):
                 apply their window too.
             segments_bt: which of the sentences a token is of; the first if None. Models without
                 segments read nothing of it.
+            controls_kd: embeddings of k more tokens, whose ids follow the vocabulary.
 
         Returns:
             (batch, length, width).
         """
-        x_btd, biases, rotation = self._entering(tokens_bt, positions_bt, mask_bts, segments_bt)
+        x_btd, biases, rotation = self._entering(
+            tokens_bt, positions_bt, mask_bts, segments_bt, controls_kd
+        )
         training = torch.is_grad_enabled()
         for layer, block in enumerate(self.blocks):
             bias = biases[self.config.attention_kind(layer)]
@@ -128,12 +139,13 @@ class Stack(nn.Module):
         positions_bt: Tensor | None = None,
         mask_bts: Tensor | None = None,
         segments_bt: Tensor | None = None,
+        controls_kd: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Bias], Rotation | None]:
         """The first block's input, and the attention's biases and rotation."""
         length, device = tokens_bt.shape[1], tokens_bt.device
         if positions_bt is None:
             positions_bt = torch.arange(length, device=device)[None]
-        x_btd = self.embed(tokens_bt, positions_bt, segments_bt)
+        x_btd = self.embed(tokens_bt, positions_bt, segments_bt, controls_kd)
         dtype, kinds = compute_dtype(x_btd), self.config.attention_pattern
         biases: dict[str, Bias] = {}
         if "dense" in kinds:
@@ -143,10 +155,14 @@ class Stack(nn.Module):
         return x_btd, biases, None if self.rotary is None else self.rotary(positions_bt)
 
     def embed(
-        self, tokens_bt: Tensor, positions_bt: Tensor, segments_bt: Tensor | None = None
+        self,
+        tokens_bt: Tensor,
+        positions_bt: Tensor,
+        segments_bt: Tensor | None = None,
+        controls_kd: Tensor | None = None,
     ) -> Tensor:
         """Token, position and segment embeddings, added and normalised: (…) → (…, width)."""
-        tokens_btd = self.token_embedding(tokens_bt)
+        tokens_btd = embed_tokens(self.token_embedding, tokens_bt, controls_kd)
         if self.embedding_scale != 1.0:
             tokens_btd = tokens_btd * self.embedding_scale
         if self.config.positions != "rotary":

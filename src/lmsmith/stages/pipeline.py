@@ -143,6 +143,13 @@ STAGES: tuple[Stage, ...] = (
     Stage("base", "lmsmith.stages.base", "BaseConfig", format=2),
     Stage("translate", "lmsmith.stages.translate", "TranslateConfig"),
     Stage(
+        "finetune",
+        "lmsmith.stages.finetune",
+        "FinetuneConfig",
+        needs={"base": FIRST_MODEL},
+        reads={"base": _MODEL},
+    ),
+    Stage(
         "sft",
         "lmsmith.stages.sft",
         "SFTConfig",

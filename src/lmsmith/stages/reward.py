@@ -27,6 +27,7 @@ from lmsmith.core.files import read_json, read_rows, write_json
 from lmsmith.corpus.messages import validate_prompt
 from lmsmith.corpus.rows import read_rankings, rows_of_split
 from lmsmith.models.adapters import AdapterConfig, TrainedState, adapt
+from lmsmith.models.batching import epoch_batches
 from lmsmith.models.folder import load_decoder, load_scalar_model, load_tokenizer, save_model
 from lmsmith.models.heads import ScalarModel
 from lmsmith.rlhf.head import fit_head
@@ -55,9 +56,6 @@ from lmsmith.training.loop import (
 )
 from lmsmith.training.machine import ResolvedMachine, resolve_machine
 from lmsmith.training.optimiser import Optimiser, OptimiserConfig, Schedule, learning_rate_factor
-
-WINDOW_BATCHES = 8
-"""Batches whose prompts are sorted by length together, to save padding."""
 
 MEASURED_PROMPTS = 1_000
 """Training prompts that set the zero of the rewards."""
@@ -203,7 +201,7 @@ def train_model(
     """Train it in place and keep the best; its metrics.
 
     Args:
-        groups: of each ranking of ``train``, as in `ranking_batches`.
+        groups: of each ranking of ``train``, as in `epoch_batches`.
     """
     name, decoder = out.name, model.decoder
     decoder.set_dropout(config.dropout)
@@ -220,7 +218,7 @@ def train_model(
             f"{config.min_steps})"
         )
     lengths = [ranking.length for ranking in train]
-    batches = ranking_batches(lengths, batch_prompts, config.epochs, out.seed, groups)
+    batches = epoch_batches(lengths, batch_prompts, config.epochs, out.seed, groups)
     steps, per_epoch = len(batches), len(batches) // config.epochs
     out.warn(few_steps_warning(steps, f"raise {name}.epochs, or add rankings"))
     best = BestWeights(model)
@@ -358,44 +356,6 @@ def share_weights(rankings: Sequence[EncodedRanking]) -> list[EncodedRanking]:
     ]
     mean = sum(each.weight for each in shared) / len(shared)
     return [replace(each, weight=each.weight / mean) if mean else each for each in shared]
-
-
-def ranking_batches(
-    lengths: Sequence[int],
-    batch_prompts: int,
-    epochs: int,
-    seed: int,
-    groups: Sequence[object] | None = None,
-) -> list[list[int]]:
-    """Indices of every step's prompts, each prompt once an epoch.
-
-    Prompts are shuffled, sorted by length within windows of `WINDOW_BATCHES`, cut into batches, and
-    the batches shuffled.
-
-    Args:
-        groups: of each prompt, if prompts of one group stand in one batch; a batch then has
-            so many groups.
-    """
-    if groups is not None:
-        members: dict[object, list[int]] = {}
-        for index, group in enumerate(groups):
-            members.setdefault(group, []).append(index)
-        indices = list(members.values())
-        longest = [max(lengths[index] for index in each) for each in indices]
-        found = ranking_batches(longest, batch_prompts, epochs, seed)
-        return [[index for place in batch for index in indices[place]] for batch in found]
-    batches: list[list[int]] = []
-    window = batch_prompts * WINDOW_BATCHES
-    for epoch in range(epochs):
-        generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
-        order = torch.randperm(len(lengths), generator=generator).tolist()
-        found = []
-        for start in range(0, len(order), window):
-            inside = sorted(order[start : start + window], key=lambda index: lengths[index])
-            found += [inside[i : i + batch_prompts] for i in range(0, len(inside), batch_prompts)]
-        shuffled = torch.randperm(len(found), generator=generator).tolist()
-        batches += [found[index] for index in shuffled]
-    return batches
 
 
 def freeze_layers(model: ScalarModel, layers: int) -> None:

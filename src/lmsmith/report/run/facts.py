@@ -41,6 +41,7 @@ def describe_run(run: RunRecord) -> str:
     does = {
         "pretrain": "pretrained on raw text",
         "base": "made before",
+        "finetune": "fine-tuned on labelled examples",
         "sft": "fine-tuned on demonstrations",
         "ppo": "aligned with PPO to a reward model",
     }

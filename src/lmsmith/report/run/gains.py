@@ -106,6 +106,12 @@ def key_figures(tables: Mapping[str, Metrics]) -> tuple[KeyFigure, ...]:
             note = _joined(_interval_words(low, high), beside)
             meter = Meter(value, low, high, least)
             figures.append(KeyFigure(name, percent(value), note, stage, meter))
+    tuned = tables.get("finetune", {})
+    part, measure = classifier_measure(tuned)
+    value, low, high = _with_interval(tuned, f"{part}_{measure}")
+    if value is not None:
+        note = _joined(_interval_words(low, high), f"{part} examples")
+        figures.append(KeyFigure(measure.capitalize(), percent(value), note, "finetune"))
     return tuple(figures)
 
 
@@ -206,6 +212,30 @@ def _of_sft(table: Metrics, before: float | None) -> _Measured | None:
     return _Measured(measure, fixed(before, 1), fixed(after, 1), note, verdict)
 
 
+def _of_finetune(table: Metrics) -> _Measured | None:
+    """The task's first measure on the test examples, against rules that know no language."""
+    part, measure = classifier_measure(table)
+    value, low, high = _with_interval(table, f"{part}_{measure}")
+    if value is None:
+        return None
+    rules = {"the commonest label": "majority", "regression over words": "bag_of_words"}
+    known = {name: table.get(f"{rule}_{measure}") for name, rule in rules.items()}
+    best = max(((v, name) for name, v in known.items() if v is not None), default=None)
+    note = _joined(_interval_words(low, high), f"before: {best[1]}" if best else "")
+    count = table.get(f"{part}_examples")
+    title = f"{measure} on {_whole(count)} {part} examples"
+    before = percent(best[0]) if best else ""
+    verdict: Verdict = verdict_of(low, high, best[0]) if best else ""
+    return _Measured(title, before, percent(value), note, verdict)
+
+
+def classifier_measure(table: Metrics) -> tuple[str, str]:
+    """``test`` or ``validation``, and the measure that decides there."""
+    part = "test" if table.get("test_examples") else "validation"
+    ends = [name for name in table if name.startswith(f"{part}_") and name.endswith("_low")]
+    return part, ends[0][len(part) + 1 : -len("_low")] if ends else ""
+
+
 def _of_rankings(table: Metrics) -> _Measured | None:
     for names in (("train", "validation", "test"), ("rankings",)):
         known = [value for name in names if (value := table.get(name)) is not None]
@@ -256,6 +286,7 @@ _MEASURES: _Measures = {
     "tokenizer": _of_tokenizer,
     "pretrain": _of_pretrain,
     "base": _of_base,
+    "finetune": _of_finetune,
     "rankings": _of_rankings,
     "reward": _of_reward,
     "ppo": _of_ppo,

@@ -8,6 +8,7 @@ STAGE_WORDS: dict[str, tuple[str, str]] = {
     "pretrain": ("Pretraining", "Learns to predict the next token of raw text"),
     "base": ("Base model", "A model made before, which the stages below go on from"),
     "translate": ("Translation", "Learns to write each sentence in another language"),
+    "finetune": ("Classifier", "Learns to label, score or choose from labelled examples"),
     "sft": ("Fine-tuning (SFT)", "Learns to answer from demonstrations"),
     "rankings": ("Rankings", "Collects candidate replies and ranks them"),
     "reward": ("Reward model", "Learns to score a reply the way the rankings do"),
@@ -42,6 +43,12 @@ GLOSSARY: dict[str, tuple[str, str]] = {
         "Among how many equally likely tokens the model hesitates, on average, at each token of "
         "the person's own reply. Lower is better.",
         "Jelinek et al. 1977; computed as in Radford et al. 2019, GPT-2",
+    ),
+    "F1, Matthews, Pearson, Spearman": (
+        "GLUE's measures. F1 is the harmonic mean of precision and recall of one label; Matthews' "
+        "correlation is 0 for a guess, however rare a label is; the last two are correlations of "
+        "predicted numbers, or of their ranks, with the true ones.",
+        "Wang et al. 2019, GLUE, table 1",
     ),
     "Reward": (
         "The reward model's score of a reply. Only differences mean something: by the model's own "

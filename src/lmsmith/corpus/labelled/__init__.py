@@ -1,0 +1,1 @@
+"""Labelled data: tables of examples in files, and the task that names their columns."""

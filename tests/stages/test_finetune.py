@@ -1,0 +1,167 @@
+"""Fine-tuning end to end on tiny tables: it learns, is measured, and continues to the bit."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from lmsmith.core.config import problems_in
+from lmsmith.core.errors import Interrupted, UserError
+from lmsmith.core.files import write_jsonl
+from lmsmith.core.progress import QuietProgress
+from lmsmith.core.recipe import MachineConfig
+from lmsmith.models.adapters import AdapterConfig
+from lmsmith.models.config import ModelConfig
+from lmsmith.models.decoder import Decoder
+from lmsmith.models.folder import load_classifier, save_model
+from lmsmith.runs.metrics_log import read_metrics
+from lmsmith.runs.stage_folder import StageFolder
+from lmsmith.stages.finetune import FinetuneConfig, run
+from lmsmith.tokenizers import Tokenizer
+from lmsmith.training import loop
+from lmsmith.training.optimiser import OptimiserConfig
+from tiny_models import TEXTS
+
+GOOD = ["good", "fine", "lovely", "warm"]
+BAD = ["bad", "poor", "cold", "grim"]
+THINGS = ["house", "river", "dog", "cat", "sky", "sea", "mat", "sister"]
+ROWS = [
+    {"text": f"the {thing} is {word}", "label": "yes" if word in GOOD else "no"}
+    for word in (*GOOD, *BAD)
+    for thing in THINGS
+]
+CONFIG = FinetuneConfig(
+    epochs=20,
+    lm_weight=0.1,
+    validation_share=0.25,
+    batch_size=8,
+    min_steps=0,
+    dropout=0.0,
+    optimiser=OptimiserConfig(learning_rate=0.01, weight_decay=0.01, beta2=0.999),
+)
+
+
+def task_file(folder: Path, rows: list[dict[str, object]], **settings: object) -> Path:
+    """A task of one file, a fifth of whose rows are the test."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_jsonl(folder / "train.jsonl", [row for n, row in enumerate(rows) if n % 5])
+    write_jsonl(folder / "test.jsonl", rows[::5])
+    given = {"texts": ["text"], **settings}
+    lines = [f"{name} = {json.dumps(value)}" for name, value in given.items()]
+    lines += ["[data]", 'train = "train.jsonl"', 'test = ["test.jsonl"]']
+    path = folder / "tone.toml"
+    path.write_text("\n".join(lines))
+    return path
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    tokenizer = Tokenizer.train([*TEXTS, *(str(row["text"]) for row in ROWS)], 320)
+    decoder = Decoder(ModelConfig(2, 32, 2, 48, tokenizer.vocabulary_size))
+    decoder.initialise(torch.Generator().manual_seed(3))
+    save_model(folder / "model", decoder, tokenizer, {})
+    return folder
+
+
+def stage_folder(path: Path) -> StageFolder:
+    machine = MachineConfig(precision="fp32", compile="off", threads=1, checkpoint_seconds=1e9)
+    return StageFolder(path, 5, machine, QuietProgress())
+
+
+@pytest.fixture(scope="module")
+def made(
+    base: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[StageFolder, dict[str, float], Path]:
+    folder = tmp_path_factory.mktemp("made")
+    task = task_file(folder, ROWS)
+    out = stage_folder(folder / "finetune")
+    return out, run(replace(CONFIG, task=str(task)), {"base": base}, out), task
+
+
+def test_it_learns_and_is_measured_beside_rules(
+    made: tuple[StageFolder, dict[str, float], Path],
+) -> None:
+    out, metrics, _ = made
+    assert metrics["train_examples"] + metrics["validation_examples"] == 51
+    assert metrics["test_examples"] == 13
+    assert metrics["test_accuracy"] > 0.9
+    assert 0.4 < metrics["majority_accuracy"] < 0.6
+    assert metrics["test_accuracy_low"] <= metrics["test_accuracy"] <= 1.0
+    rows = read_metrics(out / "metrics.jsonl")
+    assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
+    assert all("lm_loss" in row for row in rows)
+    said = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    assert len(said) == 13
+    right = sum(row["right"] == row["label"] for row in said) / 13
+    assert right == metrics["test_accuracy"]
+
+
+def test_the_model_is_saved_with_its_labels_and_without_dropout(
+    made: tuple[StageFolder, dict[str, float], Path],
+) -> None:
+    model = load_classifier(made[0] / "model")
+    assert model.config.labels == ("no", "yes")
+    assert model.config.task == "tone"
+    assert model.config.model.dropout == 0.0
+    assert not model.training
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_killed_run_ends_with_the_same_bits(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    config = replace(CONFIG, task=str(task_file(tmp_path, ROWS)), adapter=AdapterConfig(rank=rank))
+    whole, cut = stage_folder(tmp_path / "whole"), stage_folder(tmp_path / "cut")
+    config = replace(config, epochs=2, dropout=0.1)
+    expected = run(config, {"base": base}, whole)
+    asked = iter([None] * 7 + [2])
+    monkeypatch.setattr(loop, "stop_requested", lambda: next(asked, None))
+    with pytest.raises(Interrupted):
+        run(config, {"base": base}, cut)
+    monkeypatch.setattr(loop, "stop_requested", lambda: None)
+    assert run(config, {"base": base}, cut) == expected
+    file = "adapter.safetensors" if rank else "model.safetensors"
+    assert (cut / "model" / file).read_bytes() == (whole / "model" / file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "said"),
+    [
+        ({"label": "yes"}, {}, "every example has|one label only"),
+        ({"label": "maybe"}, {"labels": ["no", "yes"]}, "label 'maybe' is none of no, yes"),
+        ({"text": " "}, {}, "column 'text' is empty in 51 of 51 rows"),
+        ({"label": float("nan")}, {"numbers": True}, "no finite number"),
+        ({}, {"label": "tone"}, "no column 'tone'; there is text, label"),
+        ({}, {"form": "entailment"}, "texts"),
+    ],
+)
+def test_bad_input_is_refused_in_one_message(
+    base: Path,
+    tmp_path: Path,
+    change: dict[str, object],
+    settings: dict[str, object],
+    said: str,
+) -> None:
+    rows = [{**row, **change} for row in ROWS]
+    task, out = task_file(tmp_path, rows, **settings), stage_folder(tmp_path / "out")
+    with pytest.raises(UserError, match=said):
+        run(replace(CONFIG, task=str(task)), {"base": base}, out)
+
+
+def test_long_texts_are_counted_and_cut(base: Path, tmp_path: Path) -> None:
+    rows = [{**row, "text": f"{row['text']}, {row['text']}"} for row in ROWS]
+    task = task_file(tmp_path, rows)
+    out = stage_folder(tmp_path / "out")
+    metrics = run(replace(CONFIG, task=str(task), epochs=1, max_length=8), {"base": base}, out)
+    assert metrics["train_cut"] > 0 < metrics["test_cut"]
+    assert isinstance(out.progress, QuietProgress)
+    assert any("are longer than 8 tokens" in text for text in out.progress.said)
+
+
+def test_settings_are_checked() -> None:
+    assert [each.key for each in problems_in(FinetuneConfig(task=""))] == ["task"]
