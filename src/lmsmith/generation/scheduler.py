@@ -86,10 +86,12 @@ class _Step:
     forced_states: list[Tensor] = field(default_factory=list)
     forced: list[tuple[int, RunningSequence, int]] = field(default_factory=list)
 
+    last_count: int = 0
+
     def draw_after(self, states_nd: Tensor, replies: Sequence[RunningSequence]) -> None:
-        place = sum(map(len, self.last_states))
-        self.drawing += [(place, reply) for reply in replies]
+        self.drawing += [(self.last_count, reply) for reply in replies]
         self.last_states.append(states_nd)
+        self.last_count += states_nd.shape[0]
 
 
 class Scheduler:

@@ -200,16 +200,13 @@ void mix_together(const Attend<bf16>& a, const Queries& q) {
         for (int at = 0; at < from; ++at) own[at] = -INFINITY;
         for (int at = to; at < (end + 15) / 16 * 16; ++at) own[at] = -INFINITY;
         f32x16 largest = load16(own);
-        for (int at = 16; at < end; at += 16) {
-            f32x16 part = load16(own + at);
-            largest = part > largest ? part : largest;
-        }
+        for (int at = 16; at < end; at += 16) largest = larger(load16(own + at), largest);
         float most = largest[0];
         for (int lane = 1; lane < 16; ++lane) most = largest[lane] > most ? largest[lane] : most;
         f32x16 lanes = {};
         for (int at = 0; at < end; at += 16) {
             f32x16 score = load16(own + at), zero = {};
-            f32x16 weight = score == zero - INFINITY ? zero : exp16(score - most);
+            f32x16 weight = select(score == zero - INFINITY, zero, exp16(score - most));
             std::memcpy(own + at, &weight, 64);
             lanes += weight;
         }

@@ -35,10 +35,7 @@ struct Logits {
 template <bool MASKED>
 inline int largest_of(const Logits<MASKED>& logits) {
     f32x16 most = f32x16{} - INFINITY;
-    for (int i = 0; i < logits.count; i += 16) {
-        const f32x16 part = logits.block(i);
-        most = part > most ? part : most;
-    }
+    for (int i = 0; i < logits.count; i += 16) most = larger(logits.block(i), most);
     float value = most[0];
     for (int lane = 1; lane < 16; ++lane) value = most[lane] > value ? most[lane] : value;
     for (int i = 0; i < logits.count; ++i)
@@ -53,7 +50,7 @@ inline double weigh(const Logits<MASKED>& logits, float largest, float temperatu
     double total = 0;
     for (int i = 0; i < logits.count; i += 16) {
         const f32x16 x = (logits.block(i) - largest) / temperature, zero = {};
-        const f32x16 weight = x < zero - 87.0f ? zero : exp16(x);
+        const f32x16 weight = select(x < zero - 87.0f, zero, exp16(x));
         std::memcpy(weights + i, &weight, 64);
         total += sum16(weight);
     }
@@ -92,25 +89,56 @@ inline float reached_by(const float* weights, int count, int k) {
     return heaviest[k - 1];
 }
 
-// Leaves the fewest heaviest tokens whose weights reach `enough`; found twice as many at a time.
-inline void keep_heaviest(std::vector<int>& tokens, const float* weights, double enough) {
-    const Heavier heavier{weights};
+const int BUCKET_BITS = 18;  // dropped of a weight's bits: buckets of 3 % of a weight
+const int BUCKETS = (0x3f800000 >> BUCKET_BITS) + 1;  // of weights up to 1
+const size_t FEW_TOKENS = 256;
+
+inline int bucket_of(float weight) {
+    uint32_t bits;
+    std::memcpy(&bits, &weight, 4);
+    return bits >> BUCKET_BITS;
+}
+
+// The lightest of the fewest heaviest tokens whose weights reach `enough`: found among those of its
+// bucket, twice as many at a time.
+inline int lightest_kept(const std::vector<int>& tokens, const float* weights, double enough) {
+    static thread_local std::vector<int> like;
     double before = 0;
-    size_t sorted = 0, size = 64;
-    while (sorted < tokens.size()) {
-        const size_t end = std::min(tokens.size(), sorted + size);
-        if (end < tokens.size())
-            std::nth_element(tokens.begin() + sorted, tokens.begin() + end, tokens.end(), heavier);
-        std::sort(tokens.begin() + sorted, tokens.begin() + end, heavier);
-        for (; sorted < end; ++sorted) {
-            if (before >= enough && sorted) {
-                tokens.resize(sorted);
-                return;
-            }
-            before += weights[tokens[sorted]];
+    if (tokens.size() > FEW_TOKENS) {
+        static thread_local std::vector<double> sums;
+        sums.assign(BUCKETS, 0.0);
+        int lowest = BUCKETS - 1;
+        for (int token : tokens) {
+            const int bucket = bucket_of(weights[token]);
+            sums[bucket] += weights[token];
+            lowest = std::min(lowest, bucket);
         }
-        size *= 2;
+        int bucket = BUCKETS - 1;
+        while (bucket > lowest && before + sums[bucket] < enough) before += sums[bucket--];
+        like.clear();
+        for (int token : tokens)
+            if (bucket_of(weights[token]) == bucket) like.push_back(token);
+    } else {
+        like = tokens;
     }
+    const Heavier heavier{weights};
+    for (size_t sorted = 0, size = 64; sorted < like.size(); size *= 2) {
+        const size_t end = std::min(like.size(), sorted + size);
+        if (end < like.size())
+            std::nth_element(like.begin() + sorted, like.begin() + end, like.end(), heavier);
+        std::sort(like.begin() + sorted, like.begin() + end, heavier);
+        for (; sorted < end; ++sorted)
+            if ((before += weights[like[sorted]]) >= enough) return like[sorted];
+    }
+    return like.back();
+}
+
+// Drops the tokens that are lighter than this one; the others keep their order.
+inline void drop_lighter(std::vector<int>& tokens, const float* weights, int lightest) {
+    const Heavier heavier{weights};
+    tokens.erase(std::remove_if(tokens.begin(), tokens.end(),
+                                [&](int token) { return heavier(lightest, token); }),
+                 tokens.end());
 }
 
 template <bool MASKED>
@@ -151,19 +179,21 @@ inline int draw(const Logits<MASKED>& logits, const Drawing& d, double uniform) 
     }
     candidates_of(w, count, least, tokens);
     if (few && size_t(d.top_k) < tokens.size()) {
-        std::nth_element(tokens.begin(), tokens.begin() + d.top_k, tokens.end(), Heavier{w});
-        tokens.resize(d.top_k);
+        static thread_local std::vector<int> heaviest;
+        heaviest = tokens;
+        const auto last = heaviest.begin() + d.top_k - 1;
+        std::nth_element(heaviest.begin(), last, heaviest.end(), Heavier{w});
+        drop_lighter(tokens, w, *last);
     }
     if (few) {
         total = 0;
         for (int token : tokens) total += w[token];
     }
-    if (d.top_p < 1) keep_heaviest(tokens, w, d.top_p * total);
+    if (d.top_p < 1) drop_lighter(tokens, w, lightest_kept(tokens, w, d.top_p * total));
     if (d.min_p > 0)
         tokens.erase(std::remove_if(tokens.begin(), tokens.end(),
                                     [&](int token) { return w[token] < d.min_p; }),
                      tokens.end());
-    std::sort(tokens.begin(), tokens.end());
     total = 0;
     for (int token : tokens) total += w[token];
     const double target = std::min(uniform * total, std::nextafter(total, 0.0));

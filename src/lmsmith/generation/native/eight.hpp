@@ -13,8 +13,6 @@
 
 namespace lmsmith {
 
-typedef uint32_t u32x8 __attribute__((vector_size(32)));
-typedef uint16_t u16x8 __attribute__((vector_size(16)));
 typedef int16_t i16x8 __attribute__((vector_size(16)));
 typedef int8_t i8x16 __attribute__((vector_size(16)));
 typedef int16_t i16x16 __attribute__((vector_size(32)));
@@ -61,14 +59,6 @@ inline i16x16 widen_bytes(const int8_t* from) {
 #else
     return __builtin_convertvector(load<i8x16>(from), i16x16);
 #endif
-}
-
-// Lane by lane as `narrow`.
-inline u16x8 narrow8(f32x8 x) {
-    const u32x8 bits = (u32x8)x;
-    const u32x8 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-    const i32x8 is_number = (i32x8)(bits & 0x7fffffffu) <= 0x7f800000;
-    return __builtin_convertvector(is_number ? (i32x8)rounded : i32x8{} + 0x7fc0, u16x8);
 }
 
 // The sum of each one's lanes.

@@ -80,10 +80,7 @@ inline void log_sum_row(const T* from, int count, float* log_sum, int64_t* best)
         int i = start;
         if (end - start >= 16) {
             f32x16 lanes = load16(from + i);
-            for (i += 16; i + 16 <= end; i += 16) {
-                const f32x16 part = load16(from + i);
-                lanes = part > lanes ? part : lanes;
-            }
+            for (i += 16; i + 16 <= end; i += 16) lanes = larger(load16(from + i), lanes);
             for (int lane = 0; lane < 16; ++lane)
                 largest = lanes[lane] > largest ? lanes[lane] : largest;
         }
