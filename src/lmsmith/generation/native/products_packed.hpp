@@ -220,15 +220,16 @@ inline void unpack_panel(const Part& p, Block16& to) {
         }
 }
 
-// R rows times B registers of unpacked numbers.
+// R rows times B registers of unpacked numbers; meanwhile a share of the next panel is fetched.
 template <int R, int B, int HALVES, bool MINIMA>
-inline void multiply_unpacked(const Part& p, const Block16& block, int row) {
+inline void multiply_unpacked(const Part& p, const Block16& block, Fetch f, int row) {
     const int16_t* w = block.numbers.data();
     const int16_t* x = static_cast<const int16_t*>(p.x) + row * p.stride;
     const float *scales = block.scales.data(), *minima = block.minima.data();
     Floats totals[R][B] = {};
-    for (int unit = 0; unit < p.chunks; ++unit) {
+    for (int unit = 0; unit < p.chunks; ++unit, f.next += f.step) {
         const int64_t place = int64_t(row) * p.chunks + unit;
+        for (int at = 0; at < f.step; at += 64) __builtin_prefetch(f.next + at, 0, 2);
         for (int half = 0; half < HALVES; ++half, scales += B * WIDTH) {
             Ints sums[R][B];
 #pragma GCC unroll 6
@@ -246,23 +247,22 @@ inline void multiply_unpacked(const Part& p, const Block16& block, int row) {
                     for (int j = 0; j < B; ++j) add_pairs(sums[i][j], weight[j], both);
                 }
             }
+            // The last half adds the minima too, so that totals are read and written once.
+            const bool least = MINIMA && half == HALVES - 1;
 #pragma GCC unroll 4
             for (int j = 0; j < B; ++j) {
                 const Floats scale = load<Floats>(scales + j * WIDTH);
+                const Floats minimum = least ? load<Floats>(minima + j * WIDTH) : Floats{};
 #pragma GCC unroll 6
-                for (int i = 0; i < R; ++i)
-                    totals[i][j] = add_unit(totals[i][j], sums[i][j], scale,
-                                            p.x_scales[place + int64_t(i) * p.chunks]);
+                for (int i = 0; i < R; ++i) {
+                    const int64_t at = place + int64_t(i) * p.chunks;
+                    Floats total = add_unit(totals[i][j], sums[i][j], scale, p.x_scales[at]);
+                    if (least) total = multiply_add_lanes(minimum, all_lanes(p.x_sums[at]), total);
+                    totals[i][j] = total;
+                }
             }
         }
-        if (MINIMA) {
-            for (int j = 0; j < B; ++j, minima += WIDTH) {
-                const Floats minimum = load<Floats>(minima);
-                for (int i = 0; i < R; ++i)
-                    totals[i][j] = multiply_add_lanes(
-                        minimum, all_lanes(p.x_sums[place + int64_t(i) * p.chunks]), totals[i][j]);
-            }
-        }
+        if (MINIMA) minima += B * WIDTH;
         // Totals stay in memory: the registers are for the sums.
         if (R * B > 2) asm volatile("" : : "r"(totals) : "memory");
     }
@@ -272,26 +272,40 @@ inline void multiply_unpacked(const Part& p, const Block16& block, int row) {
 }
 
 template <int B, int HALVES, bool MINIMA>
-inline void multiply_unpacked_rows(const Part& p, const Block16& block, int row, int rows) {
+inline void multiply_unpacked_rows(const Part& p, const Block16& block, Fetch f, int row,
+                                   int rows) {
     switch (rows) {
-        case 1: return multiply_unpacked<1, B, HALVES, MINIMA>(p, block, row);
-        case 2: return multiply_unpacked<2, B, HALVES, MINIMA>(p, block, row);
-        case 3: return multiply_unpacked<3, B, HALVES, MINIMA>(p, block, row);
-        case 4: return multiply_unpacked<4, B, HALVES, MINIMA>(p, block, row);
-        case 5: return multiply_unpacked<5, B, HALVES, MINIMA>(p, block, row);
-        default: return multiply_unpacked<6, B, HALVES, MINIMA>(p, block, row);
+        case 1: return multiply_unpacked<1, B, HALVES, MINIMA>(p, block, f, row);
+        case 2: return multiply_unpacked<2, B, HALVES, MINIMA>(p, block, f, row);
+        case 3: return multiply_unpacked<3, B, HALVES, MINIMA>(p, block, f, row);
+        case 4: return multiply_unpacked<4, B, HALVES, MINIMA>(p, block, f, row);
+        case 5: return multiply_unpacked<5, B, HALVES, MINIMA>(p, block, f, row);
+        default: return multiply_unpacked<6, B, HALVES, MINIMA>(p, block, f, row);
     }
 }
 
+// Share `turn` of `turns` of the panel that follows, for each unit.
+template <int P>
+inline Fetch fetch_packed(const Part& p, int turn, int turns) {
+    constexpr int BYTES = is_four_bits(P) ? 4 : 2;
+    const int64_t of_block = int64_t(UNIT / inputs_of_column(P)) * LANES * BYTES;
+    const int step = int((of_block * p.together + turns - 1) / turns);
+    const char* next = static_cast<const char*>(p.l.weight) +
+                       int64_t(p.panel + p.together) * p.chunks * of_block;
+    return {next + int64_t(turn) * p.chunks * step, step};
+}
+
+// The blocks of this part are number `turn` of `turns` of the panel's.
 template <int P, int BLOCKS>
-inline void multiply_packed_many(const Part& p, int first, int last) {
+inline void multiply_packed_many(const Part& p, int first, int last, int turn, int turns) {
     static thread_local Block16 block;
     constexpr int B = BLOCKS * REGISTERS;
     unpack_panel<P, B>(p, block);
     const int tiles = (last - first + MOST_ROWS - 1) / MOST_ROWS;
     for (int tile = 0; tile < tiles; ++tile) {
         const int rows = (last - first) / (tiles - tile);
-        multiply_unpacked_rows<B, P == Q6_K ? 2 : 1, is_four_bits(P)>(p, block, first, rows);
+        const Fetch f = fetch_packed<P>(p, turn * tiles + tile, turns * tiles);
+        multiply_unpacked_rows<B, P == Q6_K ? 2 : 1, is_four_bits(P)>(p, block, f, first, rows);
         first += rows;
     }
 }
@@ -303,13 +317,13 @@ inline void multiply_packing(const Part& p, int blocks, int first, int last) {
         else if (blocks == 2) multiply_packed_one<P, 2>(p, first);
         else multiply_packed_one<P, 1>(p, first);
     } else if (REGISTERS == 1 && blocks > 1) {  // two or four registers, of wide ones
-        if (blocks == 4) multiply_packed_many<P, REGISTERS == 1 ? 4 : 1>(p, first, last);
-        else multiply_packed_many<P, REGISTERS == 1 ? 2 : 1>(p, first, last);
+        if (blocks == 4) multiply_packed_many<P, REGISTERS == 1 ? 4 : 1>(p, first, last, 0, 1);
+        else multiply_packed_many<P, REGISTERS == 1 ? 2 : 1>(p, first, last, 0, 1);
     } else {
         for (int block = 0; block < blocks; ++block) {
             Part part = p;
             part.within += block;
-            multiply_packed_many<P, 1>(part, first, last);
+            multiply_packed_many<P, 1>(part, first, last, block, blocks);
         }
     }
 }
