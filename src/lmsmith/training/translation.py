@@ -24,10 +24,8 @@ def pair_loss_sum(model: EncoderDecoder, batch: PairBatch, smoothing: float = 0.
     source, inputs = torch.from_numpy(batch.source_bs), torch.from_numpy(batch.inputs_bt)
     hidden_btd = model(source, inputs, lengths)
     targets_bt = torch.from_numpy(batch.targets_bt)
-    # Logits are made for tokens alone, not for padding.
-    real_bt = targets_bt != NO_TARGET
     return linear_cross_entropy_sum(
-        hidden_btd[real_bt], model.unembedding_weight, targets_bt[real_bt], smoothing=smoothing
+        hidden_btd, model.unembedding_weight, targets_bt, smoothing=smoothing
     )
 
 

@@ -35,7 +35,7 @@ def read_transformers_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tenso
     """
     settings = _read_settings(folder)
     with _naming(folder):
-        return from_transformers(settings, _read_weights(folder))
+        return from_transformers(settings, read_weights(folder))
 
 
 def read_transformers_config(folder: Path) -> ModelConfig:
@@ -70,7 +70,7 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def _read_weights(folder: Path) -> dict[str, Tensor]:
+def read_weights(folder: Path) -> dict[str, Tensor]:
     """All tensors of a folder's safetensors, of one file or as its index says."""
     if (folder / WEIGHTS_FILE).is_file():
         return read_tensors(folder / WEIGHTS_FILE)
