@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from lmsmith.rlhf.ppo import PPOConfig as PPOConfig
     from lmsmith.rlhf.ppo import PPOTrainer as PPOTrainer
     from lmsmith.server.serve import serve as serve
+    from lmsmith.translation import load_translator as load_translator
+    from lmsmith.translation import translate as translate
 
 _API = (
     "add_task", "compare", "evaluate", "export", "export_feedback", "feedback_statistics",
@@ -43,6 +45,8 @@ _WHERE = {
     "UserError": "lmsmith.core.errors",
     "finetune": "lmsmith.finetuning",
     "load": "lmsmith.library",
+    "load_translator": "lmsmith.translation",
+    "translate": "lmsmith.translation",
     "serve": "lmsmith.server.serve",
     **dict.fromkeys(_API, "lmsmith.api"),
 }

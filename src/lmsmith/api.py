@@ -495,8 +495,11 @@ def export(
     from lmsmith.catalogue.export import default_folder
     from lmsmith.catalogue.export import export as write
     from lmsmith.catalogue.reading import read_model
+    from lmsmith.catalogue.resolve import resolve
+    from lmsmith.catalogue.translators import is_translator, read_translator
 
-    found = read_model(model)
+    source = resolve(model)
+    found = read_translator(source) if is_translator(source) else read_model(source)
     return write(found, folder or default_folder(found, to), to, type or "")
 
 

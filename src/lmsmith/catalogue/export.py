@@ -9,11 +9,13 @@ from typing import Any
 import torch
 
 from lmsmith.catalogue.reading import ReadModel
+from lmsmith.catalogue.translators import ReadTranslator
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import atomic_folder, read_json, write_json
 from lmsmith.models.interop.folders import write_transformers_model
 from lmsmith.models.interop.gguf_file import FILE_TYPES, write_gguf
 from lmsmith.models.interop.gguf_models import to_gguf
+from lmsmith.models.interop.marian import write_marian_model
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.tokenizers.gguf import UNUSED, gguf_metadata
 from lmsmith.tokenizers.hugging_face import to_hugging_face
@@ -36,11 +38,13 @@ class ExportedModel:
         return vars(self) | {"path": str(self.path)}
 
 
-def export(model: ReadModel, folder: Path, to: str, kind: str = "") -> ExportedModel:
+def export(
+    model: ReadModel | ReadTranslator, folder: Path, to: str, kind: str = ""
+) -> ExportedModel:
     """Write the model into ``folder``, atomically.
 
     Args:
-        model: from `read_model`.
+        model: from `read_model` or `read_translator`.
         folder: made if it is missing. A Hugging Face folder may replace an earlier export, but
             nothing else; a GGUF file takes a name of its own in it.
         to: ``hf`` or ``gguf``.
@@ -56,12 +60,17 @@ def export(model: ReadModel, folder: Path, to: str, kind: str = "") -> ExportedM
     kinds = tuple(_DTYPES) if to == "hf" else tuple(FILE_TYPES)
     if kind not in kinds:
         raise UserError(f"--type {kind}: not a type of {to}", f"it is one of {', '.join(kinds)}")
-    path = _to_folder(model, folder, kind) if to == "hf" else _to_file(model, folder, kind)
+    if to == "hf":
+        path = _to_folder(model, folder, kind)
+    elif isinstance(model, ReadTranslator):
+        raise UserError("llama.cpp has no model of this shape", "write a folder: --to hf")
+    else:
+        path = _to_file(model, folder, kind)
     files = [each for each in path.rglob("*") if each.is_file()] if path.is_dir() else [path]
     return ExportedModel(to, kind, path, sum(each.stat().st_size for each in files))
 
 
-def default_folder(model: ReadModel, to: str) -> Path:
+def default_folder(model: ReadModel | ReadTranslator, to: str) -> Path:
     """Beside a run's stages, ``runs/NAME/export/hf``; else ``NAME-hf`` in the working folder."""
     path = model.source.path
     for parent in path.parents:
@@ -70,7 +79,7 @@ def default_folder(model: ReadModel, to: str) -> Path:
     return Path(f"{_name(model)}-{to}")
 
 
-def _name(model: ReadModel) -> str:
+def _name(model: ReadModel | ReadTranslator) -> str:
     """A run's name, a registered name, or the file's or folder's own."""
     path = model.source.path
     for parent in path.resolve().parents:
@@ -90,15 +99,16 @@ def token_ids(tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def _to_folder(model: ReadModel, folder: Path, kind: str) -> Path:
+def _to_folder(model: ReadModel | ReadTranslator, folder: Path, kind: str) -> Path:
     _check_replaceable(folder)
-    decoder = model.decoder
-    tokens = token_ids(model.tokenizer)
     with atomic_folder(folder.absolute()) as partial:
         to_hugging_face(model.tokenizer, partial)
-        write_transformers_model(
-            partial, decoder.config, decoder.state_dict(), dtype=_DTYPES[kind], tokens=tokens
-        )
+        if isinstance(model, ReadTranslator):
+            write_marian_model(partial, model.model, _DTYPES[kind])
+        else:
+            shape, state = model.decoder.config, model.decoder.state_dict()
+            tokens = token_ids(model.tokenizer)
+            write_transformers_model(partial, shape, state, dtype=_DTYPES[kind], tokens=tokens)
         origin = {"exported_from": str(model.source.path), "exported_by": "lmsmith"}
         write_json(partial / CARD_FILE, model.card | origin)
     return folder

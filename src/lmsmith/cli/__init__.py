@@ -37,6 +37,10 @@ chat = chat.chat: talk with a model
 generate = generate.generate: continue a text
     lmsmith generate smollm2-135m "The capital of France is"
     lmsmith generate runs/quickstart "I went" --temperature 0 --json
+translate = translate.translate: write sentences in another language
+    lmsmith translate runs/translate "A dog runs through the snow."
+    lmsmith translate runs/translate --input sentences.txt --beam 1
+    lmsmith translate runs/translate "A dog runs." --attention --json
 eval = eval.evaluate: measure a model on tasks, as the papers did
     lmsmith eval smollm2-135m --tasks lambada,copa --limit 100 --data DATA
     lmsmith eval runs/quickstart --tasks my_task.jsonl --shots 0,4 --json

@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,7 +15,6 @@ from safetensors.torch import load_file
 from lmsmith.core.errors import UserError, refusing_damage
 from lmsmith.core.files import require_file
 from lmsmith.core.json_text import signs_outside_strings
-from lmsmith.models.config import ModelConfig
 
 _FIX = "fetch it again; a run's is made again by `lmsmith run RECIPE --redo STAGE`"
 
@@ -94,7 +94,17 @@ def _reading(path: Path) -> Iterator[None]:
             raise UserError(f"{path} cannot be read as weights ({error})", _FIX) from error
 
 
-def refuse_impossible_sizes(config: ModelConfig, shapes: Shapes, where: str) -> None:
+class Sized(Protocol):
+    """Settings of a model that know its size."""
+
+    @property
+    def layers(self) -> int: ...
+
+    @property
+    def parameters(self) -> int: ...
+
+
+def refuse_impossible_sizes(config: Sized, shapes: Shapes, where: str) -> None:
     """Refuse settings that are far from what the weights can have, before a model is made of them.
 
     Raises:

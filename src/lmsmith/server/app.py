@@ -11,7 +11,7 @@ import secrets
 import signal
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Generator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
 from types import FrameType
 
 import uvicorn
@@ -34,6 +34,7 @@ from lmsmith.server.improvements import Improvements
 from lmsmith.server.models import Loader
 from lmsmith.server.openai import completions, models, tasks
 from lmsmith.server.stream import json_response
+from lmsmith.server.translators import ServedTranslator
 from lmsmith.server.trials import Trials
 from lmsmith.server.turns import IN_DATABASE, Turns
 
@@ -64,6 +65,7 @@ def create_app(
     loader: Loader | None = None,
     database: str = "",
     recipe: str = "",
+    translators: Mapping[str, ServedTranslator] | None = None,
 ) -> ASGIApp:
     """An ASGI application.
 
@@ -75,6 +77,7 @@ def create_app(
         loader: reads newly promoted versions; models follow nothing if None.
         database: of the store, as commands name it; the default one if empty.
         recipe: a .toml file of the settings of improvements; the shipped one if empty.
+        translators: by the names of the tasks that they answer.
     """
 
     @contextlib.asynccontextmanager
@@ -97,6 +100,7 @@ def create_app(
         redirect_slashes=False,  # to an address made of the Host header
     )
     app.state.engine, app.state.store = engine, store
+    app.state.translators = dict(translators or {})
     app.state.in_database = Turns(IN_DATABASE)
     app.state.authenticator = auth.Authenticator(token, store)
     app.state.answers = answers.PendingAnswers()

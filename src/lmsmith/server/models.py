@@ -75,8 +75,12 @@ class ServedModel:
 
 def served_model(models: Mapping[str, ServedModel], name: str | None) -> ServedModel:
     """The model of that name, or the first one; raises ApiError (404) for an unknown name."""
-    if name is None:
+    if name is None and models:
         return next(iter(models.values()))
+    if not models:
+        problem = "only translators are served here: POST /v1/tasks/NAME, see GET /v1/tasks"
+        raise ApiError(404, problem, param="model", code="model_not_found")
+    assert name is not None
     if name not in models:
         problem = f"there is no model {name!r} here; there is: {', '.join(models)}"
         raise ApiError(404, problem, param="model", code="model_not_found")
@@ -92,7 +96,7 @@ def shown_name(models: Mapping[str, ServedModel], recorded: str) -> str:
     return next(found, name)
 
 
-def _name_and_model(word: str) -> tuple[str, str]:
+def name_and_model(word: str) -> tuple[str, str]:
     """Both of ``NAME=MODEL``; a model alone is named by the last part of its path."""
     name, equals, model = word.partition("=")
     if equals and name and model and not Path(word).exists():
@@ -117,7 +121,7 @@ def read_models(words: Sequence[str], weights: Weights = "model") -> dict[str, F
         UserError: one cannot be read, two have one name, or a version's files are not those of its
             record.
     """
-    named = [_name_and_model(word) for word in words]
+    named = [name_and_model(word) for word in words]
     names = [name for name, _ in named]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -235,7 +239,7 @@ class Loader:
                 )
             places = dict.fromkeys(models, 1)
         cache_bytes = GIGABYTE
-        if self.memory_bytes:
+        if self.memory_bytes and models:
             weights = sum(places[name] * sizes[name] for name in models)
             cache_bytes = (self.memory_bytes - shared - weights) // sum(places.values())
         return [

@@ -49,7 +49,7 @@ def serve(
     Args:
         models: Runs, model folders, Hugging Face folders, GGUF files or registered names; write
             NAME=MODEL to choose what clients call it. A name with versions means the promoted one,
-            also when another one is promoted later.
+            also when another one is promoted later. A translator answers the task NAME.
         host: Address to listen on; any but this machine's own demands a token, or named users.
         port: Port to listen on; 0 takes a free one.
         token: Required in every request, as an API key; LMSMITH_TOKEN if it is left out. At an
@@ -94,6 +94,7 @@ def serve(
     from lmsmith.server.models import GIGABYTE, Loader, read_models
     from lmsmith.server.requests import Limits
     from lmsmith.server.token_strength import ADVICE, weakness
+    from lmsmith.server.translators import divide, read_translators
     from lmsmith.server.wrong_tokens import is_loopback
     from lmsmith.training.machine import compute_aside
 
@@ -133,9 +134,13 @@ def serve(
         listening = closing.enter_context(contextlib.closing(bound_socket(host, port)))
         machine, budget = prepare_reading(MachineConfig(threads=threads)), int(memory * GIGABYTE)
         loader = Loader(machine, weights, budget, streams, draft)
-        served = compute_aside(lambda: loader.first(read_models(models, weights)))
+        writing, translating = divide(models)
+        served = compute_aside(lambda: loader.first(read_models(writing, weights)))
+        translators = read_translators(translating, machine, [model.name for model in served])
         for model in served:
             print(describe(model))
+        for each in translators.values():
+            print(f"{in_one_line(each.name)}: translates, as the task /v1/tasks/{each.name}")
         engine = AsyncEngine(served, limits)
         address, *others = addresses(listening, host)
         kept_in = make_safe(database) if "://" in database else database
@@ -165,6 +170,7 @@ def serve(
             loader=loader,
             database=named,
             recipe=recipe,
+            translators=translators,
         )
         gc.collect()
         gc.freeze()  # models and modules, which no later collection has to look at

@@ -1,4 +1,5 @@
-"""``/v1/tasks``: the owner's own tasks (``lmsmith tasks add``) as functions of texts.
+"""``/v1/tasks``: the owner's own tasks (``lmsmith tasks add``), and translators, as functions of
+texts.
 
 A task's texts go through the scheduler like other prompts, a few at a time, so that running replies
 do not wait longer for them.
@@ -27,10 +28,11 @@ from lmsmith.evaluation.tasks.shipped import user_tasks
 from lmsmith.evaluation.tasks.spec import TaskSpec
 from lmsmith.server.auth import visitor_of
 from lmsmith.server.engine import AsyncEngine
-from lmsmith.server.errors import ApiError, bad_request
+from lmsmith.server.errors import ApiError, bad_request, shutting_down
 from lmsmith.server.models import ServedModel, served_model
 from lmsmith.server.requests import Body, ParsedRequest, Texts, check_characters, new_id
 from lmsmith.server.stream import ClientGone, json_response, usage, while_connected
+from lmsmith.server.translators import ServedTranslator
 
 log = logging.getLogger("lmsmith.server")
 router = APIRouter()
@@ -48,13 +50,15 @@ class TaskBody(Body):
 
 
 @router.get("/v1/tasks")
-async def list_tasks() -> Response:
-    """The owner's tasks."""
+async def list_tasks(request: Request) -> Response:
+    """The owner's tasks, and the translators that are served."""
     tasks = await asyncio.to_thread(_read, "the tasks", user_tasks)
     data = [
         {"id": name, "object": "task", "about": task.about, "kind": task.kind}
         for name, task in tasks.items()
     ]
+    about = {"object": "task", "about": "Translates sentences.", "kind": "translation"}
+    data = [{"id": name, **about} for name in request.app.state.translators] + data
     return json_response({"object": "list", "data": data})
 
 
@@ -63,6 +67,8 @@ async def run_task(request: Request, name: str, body: TaskBody) -> Response:
     """Each text with its label and every label's probability, or with the extracted text."""
     engine: AsyncEngine = request.app.state.engine
     texts = _texts(body, engine.limits.prompts)
+    if (translator := request.app.state.translators.get(name)) is not None:
+        return await _translate(request, translator, texts, is_list=body.input is None)
     model = served_model(engine.models, body.model)
     task, examples = await asyncio.to_thread(_task, name)
     salt = visitor_of(request).cache_salt
@@ -74,6 +80,23 @@ async def run_task(request: Request, name: str, body: TaskBody) -> Response:
         return Response(status_code=499)
     shown = {"object": "task.results", "task": name, "model": model.name, "results": results}
     return json_response({**shown, "usage": usage(*run.counts)}, {"x-request-id": run.id})
+
+
+async def _translate(
+    request: Request, translator: ServedTranslator, texts: Sequence[str], *, is_list: bool
+) -> Response:
+    engine: AsyncEngine = request.app.state.engine
+    if engine.draining:
+        raise shutting_down()
+    work = translator.translate(texts, engine.limits, is_list=is_list)
+    try:
+        results, counts = await while_connected(request.receive, work)
+    except ClientGone:
+        return Response(status_code=499)
+    name = translator.name
+    shown = {"object": "task.results", "task": name, "model": name, "results": results}
+    headers = {"x-request-id": new_id("task")}
+    return json_response({**shown, "usage": usage(*counts, 0)}, headers)
 
 
 def _texts(body: TaskBody, most: int) -> list[str]:
