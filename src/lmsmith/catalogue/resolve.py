@@ -24,8 +24,11 @@ log = logging.getLogger("lmsmith.models")
 ADAPTER_FILE = "adapter.safetensors"
 """As in `lmsmith.models.folder`, which imports torch."""
 
-WRITING_STAGES = ("ppo", "sft", "pretrain", "base", "translate")
+WRITING_STAGES = ("ppo", "sft", "pretrain", "base")
 """The stages that make a model which writes, the most aligned first."""
+
+TRANSLATING_STAGE = "translate"
+"""The stage that makes a translator; a run without a model that writes stands for it."""
 
 Format = Literal["lmsmith", "hf", "gguf"]
 
@@ -101,7 +104,7 @@ def _models_of_run(run: Path) -> Iterator[Path]:
     Adapters are passed over whose base was made again since: the two were never one model.
     """
     without = []
-    for stage in WRITING_STAGES:
+    for stage in (*WRITING_STAGES, TRANSLATING_STAGE):
         model = run / stage / "model"
         if not (model / "config.json").is_file():
             without += [stage] if _in_recipe(run, stage) else []

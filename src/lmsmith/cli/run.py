@@ -23,7 +23,7 @@ def _show(result: api.RunResult, *, quiet: bool) -> None:
     if result.report is None:
         print(plan_text(result.record))
         return
-    from lmsmith.catalogue.resolve import WRITING_STAGES
+    from lmsmith.catalogue.resolve import TRANSLATING_STAGE, WRITING_STAGES
 
     folder = result.folder
     if not quiet:
@@ -38,6 +38,8 @@ def _show(result: api.RunResult, *, quiet: bool) -> None:
     if not quiet and any((folder / stage / "model").exists() for stage in WRITING_STAGES):
         named = shlex.quote(str(folder))
         print(f"next: lmsmith chat {named}; or its chat page: lmsmith serve {named}")
+    elif not quiet and (folder / TRANSLATING_STAGE / "model").exists():
+        print(f'next: lmsmith translate {shlex.quote(str(folder))} "A sentence."')
 
 
 run = printed(api.run, _show, quiet_json=False)

@@ -35,12 +35,13 @@ _ROWS_TO_ASK_FOR_LABELERS = 10_000
 def describe_run(run: RunRecord) -> str:
     """The trained model and the stages still to come, in one or two sentences."""
     parameters = _parameters(run)
-    subject = "A GPT"
+    subject = "A Transformer" if run.stages["translate"].finished else "A GPT"
     if parameters is not None:
         subject += f" of {numbers.large_count(parameters)} parameters"
     does = {
         "pretrain": "pretrained on raw text",
         "base": "made before",
+        "translate": "trained to translate",
         "finetune": "fine-tuned on labelled examples",
         "sft": "fine-tuned on demonstrations",
         "ppo": "aligned with PPO to a reward model",
@@ -96,7 +97,7 @@ def _data_counts(run: RunRecord) -> list[tuple[str, int]]:
 
 
 def _parameters(run: RunRecord) -> float | None:
-    for stage in (run.stages[name] for name in MODELS):
+    for stage in (run.stages[name] for name in (*MODELS, "translate")):
         folder = stage.folder / "model"
         card = _json_table(folder / "card.json")
         known = _first_number(stage.metrics.get("parameters"), card.get("parameters"))

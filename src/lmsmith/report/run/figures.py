@@ -13,6 +13,7 @@ from lmsmith.report.drawing import COLOURS, ReportFigure, Series, canvas, pick, 
 from lmsmith.report.numbers import as_number
 from lmsmith.report.run.ppo_figures import draw_frontier, draw_ppo_curves, draw_win_rate
 from lmsmith.report.run.records import RunRecord, as_table
+from lmsmith.report.run.translation import draw_translator
 from lmsmith.report.run.words import stage_title
 from lmsmith.runs.metrics_log import read_metrics
 
@@ -21,6 +22,7 @@ def draw_figures(run: RunRecord) -> dict[str, list[ReportFigure]]:
     """By heading, every figure that the run has numbers for, in the reading order of the page."""
     groups = {
         "Learning language": [draw_loss(run, "pretrain"), draw_loss(run, "sft")],
+        "Learning to translate": draw_translator(run),
         "Learning what is preferred": [
             draw(run, stage)
             for stage in ("reward", "judge")

@@ -112,6 +112,10 @@ def key_figures(tables: Mapping[str, Metrics]) -> tuple[KeyFigure, ...]:
     if value is not None:
         note = _joined(_interval_words(low, high), f"{part} examples")
         figures.append(KeyFigure(measure.capitalize(), percent(value), note, "finetune"))
+    translated = tables.get("translate", {})
+    if (bleu := translated.get("bleu")) is not None:
+        note = f"{_whole(translated.get('validation_pairs'))} validation sentences"
+        figures.append(KeyFigure("BLEU", fixed(bleu, 1), note, "translate"))
     return tuple(figures)
 
 
@@ -236,6 +240,16 @@ def classifier_measure(table: Metrics) -> tuple[str, str]:
     return part, ends[0][len(part) + 1 : -len("_low")] if ends else ""
 
 
+def _of_translate(table: Metrics) -> _Measured | None:
+    """BLEU of the validation's translations, and the perplexity of their references."""
+    if (bleu := table.get("bleu")) is None:
+        return None
+    title = f"BLEU on {_whole(table.get('validation_pairs'))} validation sentences"
+    perplexity = table.get("validation_perplexity")
+    note = f"{fixed(perplexity, 2)} a token, perplexity" if perplexity is not None else ""
+    return _Measured(title, after=fixed(bleu, 1), note=note)
+
+
 def _of_rankings(table: Metrics) -> _Measured | None:
     for names in (("train", "validation", "test"), ("rankings",)):
         known = [value for name in names if (value := table.get(name)) is not None]
@@ -286,6 +300,7 @@ _MEASURES: _Measures = {
     "tokenizer": _of_tokenizer,
     "pretrain": _of_pretrain,
     "base": _of_base,
+    "translate": _of_translate,
     "finetune": _of_finetune,
     "rankings": _of_rankings,
     "reward": _of_reward,
