@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,6 +54,22 @@ def test_matrices_stay_packed(config: ModelConfig, tmp_path: Path) -> None:
     torch.testing.assert_close(*found, rtol=0, atol=0.05 * float(found[1].std()))
     if model.kernels.__class__.__name__ == "NativeKernels":
         assert model.held_bytes < 0.4 * sum(each.nbytes for each in whole.parameters())
+
+
+def test_reading_does_not_import_the_compiler(tmp_path: Path) -> None:
+    """It takes 70 MB and a second, and stays."""
+    path = exported(LLAMA, "q8_0", tmp_path)
+    code = """
+import sys
+from lmsmith.catalogue.reading import read_model
+from lmsmith.generation.inference import InferenceDecoder
+InferenceDecoder(read_model(sys.argv[1], packed=True).decoder)
+print(sorted({"torch._dynamo", "sympy"} & sys.modules.keys()))
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code, path], capture_output=True, text=True, timeout=300
+    )
+    assert run.stdout == "[]\n", run.stderr
 
 
 def test_a_file_of_plain_numbers_is_read_as_numbers(tmp_path: Path) -> None:
