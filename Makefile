@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS ?= demo,dev
+WORKERS ?= 2
 PAGE := src/lmsmith/server/static/index.html
 # What pip does is shown: torch is large, and a terminal without a word looks dead.
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
@@ -53,8 +54,9 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# A test's models are too small for more than one thread: several processes share the files of tests.
 unit: $(VENV)/.dev
-	$(BIN)/python -m pytest -q $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(PYTEST)
 
 # Three wheels into dist/: for x86-64 and aarch64 with the kernels built, and one without for the rest.
 wheels: $(VENV)/bin/python

@@ -32,13 +32,15 @@ def seed(request: pytest.FixtureRequest) -> int:
     return found
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="session")
 def models_of_the_test(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Names of models that are registered on this machine play no part."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LMSMITH_HOME", str(tmp_path_factory.getbasetemp() / "no-models"))
+        folder = tmp_path_factory.getbasetemp()
+        patch.setenv("LMSMITH_HOME", str(folder / "no-models"))
         # Kernels are compiled once for all tests, also where these have a home of their own.
-        patch.setenv("LMSMITH_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+        patch.setenv("LMSMITH_CACHE", str(shared / "cache"))
         yield
 
 

@@ -22,7 +22,7 @@ class Chat:
     def visit(self, path: str = "/", script: str = "", **options: Any) -> Page:
         context = self.browser.new_context(**{"locale": "en-US", **options})
         page = context.new_page()
-        page.set_default_timeout(30_000)
+        page.set_default_timeout(60_000)
         page.on("pageerror", lambda error: pytest.fail(f"in the page: {error}"))
         if script:
             page.add_init_script(script)

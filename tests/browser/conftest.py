@@ -25,7 +25,7 @@ CHROMIUM = (
 )
 
 
-expect.set_options(timeout=20_000)
+expect.set_options(timeout=60_000)
 
 
 def _build_if_needed() -> None:

@@ -19,6 +19,7 @@ $$
 
 and $\\nothing{$ is no TeX.
 """
+FRACTION = "document.querySelector('.katex .mfrac')"
 
 
 @pytest.mark.parametrize("width", [1000, 390])
@@ -40,9 +41,8 @@ def test_formulas_are_set_where_there_are_any(chat: Chat, width: int, tmp_path: 
     expect(answer).to_contain_text("for $5 or $10:")
     expect(answer).to_contain_text("$\\nothing{$ is no TeX.")
     # Its style came along, and its fonts: a fraction stands in two lines, what is wide scrolls.
-    assert answer.locator(".katex .mfrac").first.bounding_box()["height"] > 18
-    page.evaluate("document.fonts.ready")
-    assert page.evaluate("document.fonts.check('16px KaTeX_Main')")
+    page.wait_for_function(f"{FRACTION}.getBoundingClientRect().height > 18")
+    page.wait_for_function("document.fonts.check('16px KaTeX_Main')")
     assert any("KaTeX_Main" in url for url in fetched)
     assert all(url.startswith(chat.address) for url in fetched)
     assert page.evaluate("document.documentElement.scrollWidth") <= width

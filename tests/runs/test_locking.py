@@ -19,9 +19,13 @@ from pathlib import Path
 from lmsmith.runs.locking import locked
 from lmsmith.core.progress import QuietProgress
 with locked(Path(sys.argv[1]), QuietProgress()):
+    forked, is_forked = os.pipe()
     child = os.fork()
     if child:
+        os.read(forked, 1)  # by now the worker has done what every fork does first
         print("held", child, flush=True)
+    else:
+        os.write(is_forked, b"1")
     time.sleep(60)
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import os
 import re
@@ -35,12 +36,12 @@ if not pages.assets():
 
 
 def slowly(engine: AsyncEngine) -> None:
-    """The endless parrot can be stopped in its midst."""
+    """The endless parrot can be stopped in its midst, however long the page takes to do so."""
     scheduler = engine.models["endless"].scheduler
-    step = scheduler.step
+    step, steps = scheduler.step, itertools.count()
 
     def slow() -> Any:
-        time.sleep(0.01)
+        time.sleep(0.01 if next(steps) < 20 else 1.0)
         return step()
 
     scheduler.step = slow  # type: ignore[method-assign]
@@ -59,6 +60,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Running, St
 def browser() -> Iterator[Any]:
     if CHROMIUM is None:
         pytest.skip("chromium is not here: apt-get install chromium, or LMSMITH_CHROMIUM=path")
+    playwright.expect.set_options(timeout=60_000)
     with playwright.sync_playwright() as driver:
         found = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield found
@@ -75,7 +77,7 @@ def visit(browser: Any, kept: tuple[Running, Store]) -> Iterator[Open]:
         contexts.append(context)
         context.grant_permissions(["clipboard-read", "clipboard-write"])
         page = context.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(60_000)
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("console", lambda said: problems.append(said.text) if said.type == "error" else 0)
         page.goto((address or kept[0].address) + path)
@@ -96,7 +98,7 @@ def say(page: Any, text: str, model: str = "parrot") -> None:
 
 def answered(page: Any, count: int = 1) -> None:
     """Wait until so many answers are shown whole."""
-    playwright.expect(page.get_by_label("Answer again")).to_have_count(count, timeout=15_000)
+    playwright.expect(page.get_by_label("Answer again")).to_have_count(count)
 
 
 def talk_of(page: Any) -> list[dict[str, Any]]:
@@ -122,7 +124,7 @@ def test_a_talk_with_stop_regenerate_edit_and_branches(visit: Open) -> None:
     page.get_by_label("Answer again").click()
     page.get_by_text("2/2").wait_for()
     answer = page.locator("article.assistant")
-    playwright.expect(answer).to_contain_text(SENTENCE, timeout=15_000)
+    playwright.expect(answer).to_contain_text(SENTENCE)
     answered(page)
     page.get_by_label("Previous version").click()
     page.get_by_text("1/2").wait_for()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lmsmith.generation.native.operations import NativeKernels, best_kernels
+from lmsmith.generation.native.operations import NativeKernels
 from lmsmith.generation.sampling import choose_tokens, filtered
 from lmsmith.generation.settings import SamplingSettings
 
@@ -31,14 +31,6 @@ SETTINGS: tuple[dict[str, Any], ...] = (
 )
 EDGE = 1e-5
 """Of probability: float32's rounding may put a token on either side of it."""
-
-
-@pytest.fixture(scope="module")
-def kernels() -> NativeKernels:
-    found = best_kernels()
-    if not isinstance(found, NativeKernels):
-        pytest.skip("no C++ compiler here")
-    return found
 
 
 def fits(logits_v: Tensor, settings: SamplingSettings, uniform: float, token: int) -> bool:
@@ -78,16 +70,18 @@ def test_the_token_at_the_place_of_the_cdf(
     st.floats(0, 1, exclude_max=True),
 )
 def test_equal_logits_are_cut_and_drawn_as_pytorch_does(
-    logits: list[float], top_k: int, top_p: float, min_p: float, uniform: float
+    kernels: NativeKernels,
+    logits: list[float],
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    uniform: float,
 ) -> None:
     """Ties: of the heaviest the first ones are kept, whichever top-k of PyTorch takes."""
-    found = best_kernels()
-    if not isinstance(found, NativeKernels):
-        pytest.skip("no C++ compiler here")
     logits_bv = torch.tensor([[2.0, *logits]])  # something may always be drawn
     settings = SamplingSettings(top_k=top_k, top_p=top_p, min_p=min_p)
     uniform_b = torch.tensor([uniform], dtype=torch.float64)
-    token = int(found.draw(logits_bv, settings, uniform_b))
+    token = int(kernels.draw(logits_bv, settings, uniform_b))
     allowed = filtered(logits_bv, settings)[0]
     assert float(logits_bv[0, token]) >= float(allowed[allowed.isfinite()].min())
     if top_k == 0 and top_p == 1.0:

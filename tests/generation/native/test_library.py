@@ -16,6 +16,17 @@ from lmsmith.generation.native.instructions import SETS, InstructionSet
 
 HERE = [each for each in SETS if each.runs_here]
 
+SMALL = """
+#if defined(__AVX512BF16__)
+extern "C" int compiled_for() { return 0; }
+#elif defined(__AVX2__)
+extern "C" int compiled_for() { return 1; }
+#elif defined(__ARM_NEON)
+extern "C" int compiled_for() { return 2; }
+#endif
+"""
+"""Says for which of SETS it is compiled."""
+
 
 def elsewhere(*script: str, **variables: str) -> str:
     """What a fresh process prints."""
@@ -54,11 +65,16 @@ def test_a_compiler_that_fails_is_no_error(
 
 @pytest.mark.skipif(not HERE or not shutil.which("g++"), reason="no set, or no C++ compiler here")
 def test_a_set_is_chosen_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("LMSMITH_HOME", str(tmp_path))
-    monkeypatch.setenv(instructions.VARIABLE, HERE[-1].name)
+    chosen = HERE[-1]
+    small = tmp_path / "small.cpp"
+    small.write_text(SMALL)
+    monkeypatch.setattr(library, "SOURCE", small)
+    monkeypatch.setenv("LMSMITH_CACHE", str(tmp_path))
+    monkeypatch.setenv(instructions.VARIABLE, chosen.name)
     found, text = library._load.__wrapped__()
     assert found is not None
-    assert text.startswith(f"compiled for {HERE[-1].name} by ")
+    assert text.startswith(f"compiled for {chosen.name} by ")
+    assert SETS[found.compiled_for()] is chosen
 
 
 @pytest.mark.parametrize("name", ["avx1024", "AVX2", ""])

@@ -8,18 +8,10 @@ import pytest
 import torch
 
 from lmsmith.generation.kernels import TorchKernels
-from lmsmith.generation.native.operations import NativeKernels, best_kernels
+from lmsmith.generation.native.operations import NativeKernels
 from lmsmith.generation.weights import Norm, Weight, quantise_int8
 
 TORCH = TorchKernels()
-
-
-@pytest.fixture(scope="module")
-def native_kernels() -> NativeKernels:
-    found = best_kernels()
-    if not isinstance(found, NativeKernels):
-        pytest.skip("no C++ compiler here")
-    return found
 
 
 @pytest.mark.parametrize("kind", ["bf16", "int8"])
@@ -29,7 +21,7 @@ def native_kernels() -> NativeKernels:
 )
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_linear(
-    native_kernels: NativeKernels,
+    kernels: NativeKernels,
     kind: str,
     inputs: int,
     outputs: int,
@@ -44,8 +36,8 @@ def test_linear(
     x = torch.randn(131, inputs).bfloat16()
     x[5, 3] = 300.0  # the others of its chunk are small beside it
     x[6] = 0.0
-    weight = native_kernels.prepare(weight)
-    whole = native_kernels.linear(x, weight, torch.float32)
+    weight = kernels.prepare(weight)
+    whole = kernels.linear(x, weight, torch.float32)
     expected = torch.nn.functional.linear(
         x.double(), exact, None if bias is None else bias.double()
     )
@@ -65,11 +57,11 @@ def test_linear(
         (130, 1),
     ):
         torch.set_num_threads(threads)
-        assert torch.equal(native_kernels.linear(x[:rows], weight, torch.float32), whole[:rows])
-    half = native_kernels.linear(x, weight, torch.bfloat16)
+        assert torch.equal(kernels.linear(x[:rows], weight, torch.float32), whole[:rows])
+    half = kernels.linear(x, weight, torch.bfloat16)
     assert torch.equal(half, whole.bfloat16())
     stream = torch.randn(131, outputs)
-    added = native_kernels.linear(x, weight, torch.bfloat16, add_to=stream.clone())
+    added = kernels.linear(x, weight, torch.bfloat16, add_to=stream.clone())
     assert torch.equal(added, stream + half.float())
 
 
@@ -81,37 +73,37 @@ def sixteen_bits(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return steps / 2 @ weight.unflatten(1, (-1, 64)).abs().sum(2).T
 
 
-def test_what_is_not_finite_stays_so(native_kernels: NativeKernels) -> None:
-    weight = native_kernels.prepare(Weight.in_rows(*quantise_int8(torch.randn(20, 128))))
+def test_what_is_not_finite_stays_so(kernels: NativeKernels) -> None:
+    weight = kernels.prepare(Weight.in_rows(*quantise_int8(torch.randn(20, 128))))
     for bad in (float("nan"), float("inf")):
         x = torch.randn(3, 128).bfloat16()
         x[1, 70] = bad
-        found = native_kernels.linear(x, weight, torch.float32)
+        found = kernels.linear(x, weight, torch.float32)
         assert found[[0, 2]].isfinite().all()
         assert not found[1].isfinite().any()
 
 
-def test_matrix_units_get_many_rows(native_kernels: NativeKernels) -> None:
-    kernels = NativeKernels(native_kernels.library, matrix_units=True)
+def test_matrix_units_get_many_rows(kernels: NativeKernels) -> None:
+    with_units = NativeKernels(kernels.library, matrix_units=True)
     plain = Weight.in_rows(torch.randn(48, 96).bfloat16(), None, torch.randn(48))
-    weight = kernels.prepare(plain)
+    weight = with_units.prepare(plain)
     x = torch.randn(20, 96).bfloat16()
     for rows in (3, 20):
-        found = kernels.linear(x[:rows], weight, torch.float32)
-        expected = native_kernels.linear(x[:rows], native_kernels.prepare(plain), torch.float32)
+        found = with_units.linear(x[:rows], weight, torch.float32)
+        expected = kernels.linear(x[:rows], kernels.prepare(plain), torch.float32)
         torch.testing.assert_close(found, expected, rtol=2e-2, atol=5e-2)
         assert torch.equal(found, expected) == (rows == 3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("count", [1, 15, 16, 1023, 1041, 5000])
-def test_log_sums(native_kernels: NativeKernels, count: int, dtype: torch.dtype) -> None:
+def test_log_sums(kernels: NativeKernels, count: int, dtype: torch.dtype) -> None:
     logits = (20 * torch.randn(5, count)).to(dtype)
     logits[1] = -3.0  # all are the largest: the first counts
     logits[2, -1] = 1000.0
     logits[3, 0] = -torch.inf if count > 1 else 0.0
     logits[4, count // 2] = torch.nan
-    log_sum, best = native_kernels.log_sums(logits)
+    log_sum, best = kernels.log_sums(logits)
     torch.testing.assert_close(
         log_sum[:4], logits[:4].double().logsumexp(1).float(), rtol=1e-6, atol=1e-5
     )
@@ -122,39 +114,39 @@ def test_log_sums(native_kernels: NativeKernels, count: int, dtype: torch.dtype)
 
 @pytest.mark.parametrize("width", [8, 48, 50])
 @pytest.mark.parametrize("centred", [True, False])
-def test_norm(native_kernels: NativeKernels, width: int, centred: bool) -> None:
+def test_norm(kernels: NativeKernels, width: int, centred: bool) -> None:
     x, weight = 3 * torch.randn(7, width) + 1, torch.randn(width)
     shift = torch.randn(width) if centred else None
-    found = native_kernels.norm(x, Norm(weight, shift, 1e-5), torch.float32)
+    found = kernels.norm(x, Norm(weight, shift, 1e-5), torch.float32)
     torch.testing.assert_close(found, TORCH.norm(x, Norm(weight, shift, 1e-5), torch.float32))
-    half = native_kernels.norm(x, Norm(weight, shift, 1e-5), torch.bfloat16)
+    half = kernels.norm(x, Norm(weight, shift, 1e-5), torch.bfloat16)
     torch.testing.assert_close(half.float(), found, rtol=2**-8, atol=0)
 
 
 @pytest.mark.parametrize("width", [1, 16, 37, 48, 63])
-def test_gate(native_kernels: NativeKernels, width: int) -> None:
+def test_gate(kernels: NativeKernels, width: int) -> None:
     """silu(gate) · inner in float64, but for two roundings to bf16."""
     both = (8 * torch.randn(19, 2 * width)).bfloat16()
     both[:5, 0] = torch.tensor([0.0, -0.0, -80.0, 300.0, -1e-3])
     gate, inner = both.double().chunk(2, dim=1)
     expected = gate / (1 + torch.exp(-gate)) * inner
-    for kernels in (native_kernels, TORCH):
-        found = kernels.gate(both)
+    for each in (kernels, TORCH):
+        found = each.gate(both)
         torch.testing.assert_close(found.double(), expected, rtol=2**-7, atol=1e-30)
-    assert torch.equal(native_kernels.gate(both[3:4]), native_kernels.gate(both)[3:4])
+    assert torch.equal(kernels.gate(both[3:4]), kernels.gate(both)[3:4])
 
 
 @pytest.mark.parametrize("width", [1, 16, 37, 64])
-def test_gelu(native_kernels: NativeKernels, width: int) -> None:
+def test_gelu(kernels: NativeKernels, width: int) -> None:
     """½x(1 + tanh(√(2/π)(x + 0.044715x³))) in float64, but for its rounding to bf16."""
     x = (3 * torch.randn(19, width)).bfloat16()
     x[:5, 0] = torch.tensor([0.0, -0.0, -4.0, 300.0, -1e-3])
     wide = x.double()
     inner = math.sqrt(2 / math.pi) * (wide + 0.044715 * wide**3)
     expected = wide / (1 + torch.exp(-2 * inner))  # ½(1 + tanh u) = 1 / (1 + e^−2u)
-    torch.testing.assert_close(native_kernels.gelu(x).double(), expected, rtol=2**-8, atol=1e-30)
+    torch.testing.assert_close(kernels.gelu(x).double(), expected, rtol=2**-8, atol=1e-30)
     torch.testing.assert_close(TORCH.gelu(x).double(), expected, rtol=2**-7, atol=1e-6)
-    assert torch.equal(native_kernels.gelu(x[3:4]), native_kernels.gelu(x)[3:4])
+    assert torch.equal(kernels.gelu(x[3:4]), kernels.gelu(x)[3:4])
 
 
 def test_int8_rounds_to_half_a_step_at_most() -> None:

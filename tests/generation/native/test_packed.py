@@ -13,7 +13,7 @@ from torch import Tensor
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.generation.inference import InferenceDecoder
 from lmsmith.generation.kernels import TorchKernels
-from lmsmith.generation.native.operations import NativeKernels, best_kernels
+from lmsmith.generation.native.operations import NativeKernels
 from lmsmith.generation.weights import Weight, read_packed
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
@@ -25,19 +25,6 @@ from packed_tensors import random_packed
 pytest.importorskip("gguf")
 
 BF16 = resolve_machine(MachineConfig(precision="bf16"))
-
-
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    torch.manual_seed(0)
-
-
-@pytest.fixture(scope="module")
-def kernels() -> NativeKernels:
-    found = best_kernels()
-    if not isinstance(found, NativeKernels):
-        pytest.skip("no C++ compiler here")
-    return found
 
 
 def as_float(tensors: Sequence[PackedTensor]) -> Tensor:

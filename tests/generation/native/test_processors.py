@@ -38,16 +38,9 @@ class Emulated:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.program = folder, folder / "emulated"
-        command = [sys.executable, "-m", "ziglang", "c++", "-target", "aarch64-linux-musl", "-O2"]
-        command += [
-            "-std=c++17",
-            "-fno-math-errno",
-            "-pthread",
-            "-static",
-            "-I",
-            str(SOURCE.parent),
-        ]
-        command += ["-o", str(self.program)]
+        command = [sys.executable, "-m", "ziglang", "c++", "-target", "aarch64-linux-musl", "-O1"]
+        command += ["-std=c++17", "-fno-math-errno", "-pthread", "-static"]
+        command += ["-I", str(SOURCE.parent), "-o", str(self.program)]
         command.append(str(Path(__file__).with_name("emulated.cpp")))
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
         assert done.returncode == 0, done.stderr[-3000:]
@@ -178,18 +171,16 @@ def test_attention_on_arm(emulated: Emulated, head_width: int) -> None:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The kernels for x86-64, as a wheel has them."""
+    """The kernels for AVX2, as a wheel has them."""
     if not shutil.which("qemu-x86_64-static") or not shutil.which("g++"):
         pytest.skip("qemu or g++ is not installed: apt install qemu-user-static g++")
     if platform.machine() != "x86_64":
         pytest.skip("kernels for x86-64 are compiled and emulated on x86-64 alone")
-    folder = tmp_path_factory.mktemp("built")
-    for each in SETS:
-        if each.machine == "x86_64":
-            command = ["g++", *FLAGS, *each.flags, "-O1", "-o", str(folder / each.built.name)]
-            command.append(str(SOURCE))
-            subprocess.run(command, check=True, capture_output=True, timeout=SECONDS)
-    return folder
+    avx2 = next(each for each in SETS if each.name == "avx2")
+    path = tmp_path_factory.mktemp("built") / avx2.built.name
+    command = ["g++", *FLAGS, *avx2.flags, "-O1", "-o", str(path), str(SOURCE)]
+    subprocess.run(command, check=True, capture_output=True, timeout=SECONDS)
+    return path
 
 
 SCRIPT = """
@@ -211,10 +202,15 @@ print(kernels.linear(torch.ones(3, 64).bfloat16(), weight, torch.float32).sum().
     ("processor", "expected"),
     [("Nehalem", "TorchKernels none"), ("Haswell", "NativeKernels built for avx2")],
 )
-def test_no_processor_runs_what_it_lacks(built: Path, processor: str, expected: str) -> None:
+def test_no_processor_runs_what_it_lacks(
+    built: Path, tmp_path: Path, processor: str, expected: str
+) -> None:
     """An instruction that the emulated processor lacks would end it by SIGILL."""
+    (tmp_path / built.name).symlink_to(built)
+    if expected.endswith("avx2"):
+        (tmp_path / "avx512.so").touch()  # no library: chosen by mistake, it is not loaded
     emulator = str(shutil.which("qemu-x86_64-static"))
-    words = ["-W", "ignore", "-c", SCRIPT, str(built)]
+    words = ["-W", "ignore", "-c", SCRIPT, str(tmp_path)]
     done = subprocess.run(
         [emulator, "-cpu", processor, sys.executable, *words],
         env={"PATH": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": ":".join(sys.path)},

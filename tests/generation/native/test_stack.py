@@ -9,11 +9,13 @@ import torch
 
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.generation.inference import InferenceDecoder
-from lmsmith.generation.native.operations import NativeKernels, best_kernels
+from lmsmith.generation.native.operations import NativeKernels
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.presets import llama
 from lmsmith.training.machine import resolve_machine
+
+pytestmark = pytest.mark.usefixtures("kernels")
 
 BF16 = resolve_machine(MachineConfig(precision="bf16"))
 PLAIN = ModelConfig(layers=3, width=40, heads=4, context=200, vocabulary_size=61)
@@ -35,8 +37,7 @@ def random_decoder(config: ModelConfig) -> Decoder:
 
 def make(decoder: Decoder, kind: str) -> InferenceDecoder:
     model = InferenceDecoder(decoder, BF16, weights=kind)  # type: ignore[arg-type]
-    if not isinstance(model.kernels, NativeKernels):
-        pytest.skip("no C++ compiler here")
+    assert isinstance(model.kernels, NativeKernels)
     return model
 
 
@@ -78,10 +79,7 @@ def test_float32_goes_one_by_one() -> None:
     assert InferenceDecoder(random_decoder(PLAIN))._stack is None
 
 
-def test_matrix_units_take_many_tokens() -> None:
-    kernels = best_kernels()
-    if not isinstance(kernels, NativeKernels):
-        pytest.skip("no C++ compiler here")
+def test_matrix_units_take_many_tokens(kernels: NativeKernels) -> None:
     units = NativeKernels(kernels.library, matrix_units=True)
     decoder = random_decoder(PLAIN)
     for kind, many in (("model", False), ("int8", True)):
