@@ -7,9 +7,11 @@ import math
 import pytest
 import torch
 
-from lmsmith.generation.kernels import TorchKernels
+from lmsmith.generation.kernels import Places, TorchKernels
+from lmsmith.generation.kv_cache import PagedCache
 from lmsmith.generation.native.operations import NativeKernels
 from lmsmith.generation.weights import Norm, Weight, quantise_int8
+from lmsmith.models.config import ModelConfig
 
 TORCH = TorchKernels()
 
@@ -147,6 +149,36 @@ def test_gelu(kernels: NativeKernels, width: int) -> None:
     torch.testing.assert_close(kernels.gelu(x).double(), expected, rtol=2**-8, atol=1e-30)
     torch.testing.assert_close(TORCH.gelu(x).double(), expected, rtol=2**-7, atol=1e-6)
     assert torch.equal(kernels.gelu(x[3:4]), kernels.gelu(x)[3:4])
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("window", [0, 20])
+@pytest.mark.parametrize("width", [16, 20, 64, 128])
+def test_attend(kernels: NativeKernels, width: int, window: int, turned: bool) -> None:
+    """softmax(QKᵀ/√d)V in float32 of the same bf16 numbers: a prompt, a token after it, and one of
+    another row; turned queries and keys are rounded once more."""
+    heads, shared = 6, 2
+    pattern = ("banded",) if window else ("dense",)
+    config = ModelConfig(1, heads * width, heads, 128, 32, kv_heads=shared, head_width=width,
+                         attention_pattern=pattern, window=window)  # fmt: skip
+    half, wide = (PagedCache(config, 2, 4, dtype) for dtype in (torch.bfloat16, torch.float32))
+    lengths = [0, 0]
+    for spans in ([(0, 70), (1, 3)], [(0, 1), (1, 5)], [(1, 1), (0, 1)]):
+        places = [(row, lengths[row], count) for row, count in spans]
+        for row, count in spans:
+            lengths[row] += count
+            for cache in (half, wide):
+                cache.extend(row, count)
+        positions_n = torch.cat([torch.arange(start, start + n) for _, start, n in places]).int()
+        rows_n = torch.cat([torch.full((n,), row) for row, _, n in places]).int()
+        angles = positions_n[:, None] / 50 ** torch.linspace(0, 1, width // 2)
+        rotation = (angles.cos(), angles.sin()) if turned else None
+        where = Places(rows_n, positions_n, places, rotation)
+        projected = torch.randn(len(rows_n), heads + 2 * shared, width).bfloat16()
+        found = kernels.attend(projected, where, half.layers[0], heads).float()
+        expected = TORCH.attend(projected.float(), where, wide.layers[0], heads)
+        error = 2e-2 if turned else 2**-8
+        torch.testing.assert_close(found, expected, rtol=error, atol=error / 4)
 
 
 def test_int8_rounds_to_half_a_step_at_most() -> None:

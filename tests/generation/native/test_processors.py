@@ -145,7 +145,7 @@ def test_rows_on_arm(emulated: Emulated) -> None:
     assert best.tolist() == logits.argmax(1).tolist()
 
 
-@pytest.mark.parametrize("head_width", [16, 20])
+@pytest.mark.parametrize("head_width", [16, 20, 64])
 def test_attention_on_arm(emulated: Emulated, head_width: int) -> None:
     torch.manual_seed(2)
     heads, shared, tokens = 4, 2, 70
