@@ -249,13 +249,14 @@ def succeed(attempts):
 
 
 def own_queues() -> set[tuple[str, str]]:
-    """System V's shared memory and message queues of this user, which outlive their makers."""
+    """System V's message queues of this user, and shared memory whose maker has ended."""
     found = set()
     for kind, name in (("shm", "shmid"), ("msg", "msqid")):
         head, *rows = Path(f"/proc/sysvipc/{kind}").read_text().splitlines()
         for row in rows:
             each = dict(zip(head.split(), row.split(), strict=False))
-            if each["uid"] == str(os.getuid()):
+            ended = kind == "msg" or not Path(f"/proc/{each['cpid']}").exists()
+            if each["uid"] == str(os.getuid()) and ended:
                 found.add((kind, each[name]))
     return found
 
