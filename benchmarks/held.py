@@ -114,7 +114,7 @@ def describe(held: str, threads: int, sides: Sequence[str], llama_cpp: str) -> d
     from lmsmith.runs.stage_folder import describe_hardware, describe_versions
 
     versions = describe_versions()
-    packages = {"transformers": "transformers", "llama.cpp": "xllamacpp", "vLLM": "vllm"}
+    packages = {"transformers": "transformers", "llama.cpp": "xllamacpp"}
     for side, package in packages.items():
         if any(each.startswith(side) for each in sides):
             versions[package] = metadata.version(package)

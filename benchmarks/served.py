@@ -111,11 +111,21 @@ def vllm_server(
 
 
 def _answers(port: int) -> bool:
+    return _got(port, "/health") is not None
+
+
+def vllm_version(port: int) -> str:
+    """The version that vLLM's server tells; empty if it tells none."""
+    return str(json.loads(_got(port, "/version") or b"{}").get("version", ""))
+
+
+def _got(port: int, path: str) -> bytes | None:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
-            return True
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as response:
+            content: bytes = response.read()
+            return content
     except OSError:
-        return False
+        return None
 
 
 @dataclass

@@ -42,7 +42,7 @@ import uvloop
 from held import Instructions, describe, hold, hold_llama_cpp
 from rich.console import Console
 from rich.table import Table
-from served import asked, serving, vllm_server
+from served import asked, serving, vllm_server, vllm_version
 
 Count = Annotated[int, tyro.conf.arg(metavar="N")]
 
@@ -140,6 +140,7 @@ def main(
                     said.append(f"{side} {seen[side][count][-1].rate:.1f}")
                 status.print(f"{count} streams: {'; '.join(said)} tokens/s")
         turns = uvloop.run(two_turns(server.port))
+        peers = {"vllm": vllm_version(ports[VLLM])} if VLLM in ports else {}
     result = {
         "model": model,
         "weights": weights,
@@ -159,6 +160,7 @@ def main(
         "turns": turns,
         "machine": describe(held, threads, list(ports), llama_cpp),
     }
+    result["machine"]["versions"] |= peers
     result["bars"] = bars(result["streams"])
     result["vllm"] = against_vllm(result["streams"], held)
     if json:
