@@ -9,9 +9,9 @@ from typing import Any
 from lmsmith.catalogue.translators import read_translator
 from lmsmith.core.config import SettingsError
 from lmsmith.core.recipe import MachineConfig
-from lmsmith.generation.machine import resolve_for_reading
 from lmsmith.generation.translation import PAPER_BEAMS, Attended, Translation, Translator
 from lmsmith.options import Precision, documented
+from lmsmith.training.machine import resolve_machine
 
 
 def load_translator(model: str, *, precision: Precision = "auto", threads: int = 0) -> Translator:
@@ -20,7 +20,7 @@ def load_translator(model: str, *, precision: Precision = "auto", threads: int =
     >>> lmsmith.load_translator("runs/translate")(["A dog runs."])[0].text  # doctest: +SKIP
     """
     read = read_translator(model)
-    machine = resolve_for_reading(MachineConfig(precision=precision, threads=threads))
+    machine = resolve_machine(MachineConfig(precision=precision, threads=threads))
     return Translator(read.model, read.tokenizer, machine)
 
 

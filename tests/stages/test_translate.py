@@ -116,10 +116,10 @@ def test_the_model_is_saved(made: tuple[StageFolder, dict[str, float]]) -> None:
 def test_a_killed_run_ends_with_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    short = config(tmp_path, epochs=1.5)
+    short = config(tmp_path, epochs=6)
     whole, cut = stage_folder(tmp_path / "whole"), stage_folder(tmp_path / "cut")
     expected = run(short, {}, whole)
-    asked = iter([None] * 9 + [2])
+    asked = iter([None] * 7 + [2])
     monkeypatch.setattr(loop, "stop_requested", lambda: next(asked, None))
     with pytest.raises(Interrupted):
         run(short, {}, cut)

@@ -48,6 +48,39 @@ def test_value_and_gradients_in_any_number_of_chunks(
     torch.testing.assert_close(loss, found[0][0], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("smoothing", [0.1, 0.4])
+def test_label_smoothing_is_torchs_and_padding_does_not_count(
+    monkeypatch: pytest.MonkeyPatch, smoothing: float
+) -> None:
+    monkeypatch.setattr(losses, "CHUNK_ELEMENTS", 7 * VOCABULARY)
+    monkeypatch.setattr(losses, "CHUNK_ROWS", 1, raising=False)
+    hidden, weight, targets = inputs(2)
+    found = []
+    for smooth in (
+        lambda h, w: F.cross_entropy(
+            h @ w.T,
+            targets,
+            ignore_index=NO_TARGET,
+            reduction="sum",
+            label_smoothing=smoothing,
+        ),
+        lambda h, w: linear_cross_entropy_sum(h, w, targets, smoothing=smoothing),
+    ):
+        leaves = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        loss = smooth(*leaves)
+        found.append((loss.detach(), *torch.autograd.grad(loss, leaves)))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        alone = linear_cross_entropy_sum(hidden, weight, targets, smoothing=smoothing)
+        real = targets != NO_TARGET
+        unpadded = linear_cross_entropy_sum(
+            hidden[real], weight, targets[real], smoothing=smoothing
+        )
+    torch.testing.assert_close(alone, found[0][0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(unpadded, found[0][0], rtol=1e-5, atol=1e-5)
+
+
 def test_leading_dimensions_may_be_several() -> None:
     hidden, weight, targets = inputs(3)
     shaped = hidden[:28].view(2, 14, WIDTH).requires_grad_()

@@ -185,7 +185,8 @@ def test_settings_out_of_range_are_all_named() -> None:
 def test_warm_up_is_a_straight_line_whose_last_step_is_the_peak() -> None:
     for name in get_args(Schedule):
         factors = [learning_rate_factor(name, step, 100, warmup_steps=10) for step in range(11)]
-        assert factors == pytest.approx([(step + 1) / 10 for step in range(10)] + [1.0])
+        after = (10 / 11) ** 0.5 if name == "inverse_sqrt" else 1.0
+        assert factors == pytest.approx([(step + 1) / 10 for step in range(10)] + [after])
 
 
 def test_cosine() -> None:
@@ -216,6 +217,16 @@ def test_constant() -> None:
     } == {1.0}
 
 
+def test_inverse_square_root_is_the_papers_formula() -> None:
+    """Vaswani et al. 2017, equation 3: d^−½ min(step^−½, step · warm-up^−³ᐟ²)."""
+    width, warmup = 512, 4000
+    peak = (width * warmup) ** -0.5
+    for step in (1, 7, 3999, 4000, 4001, 100_000):
+        factor = learning_rate_factor("inverse_sqrt", step - 1, 200_000, warmup)
+        expected = width**-0.5 * min(step**-0.5, step * warmup**-1.5)
+        assert peak * factor == pytest.approx(expected, rel=1e-12)
+
+
 @given(
     st.sampled_from(get_args(Schedule)),
     st.integers(1, 200),
@@ -232,5 +243,5 @@ def test_every_factor_is_between_nothing_and_the_peak_and_never_rises_after_warm
     assert all(0.0 <= factor <= 1.0 + 1e-12 for factor in factors)
     after = factors[warmup:]
     assert all(b <= a + 1e-12 for a, b in itertools.pairwise(after))
-    if schedule != "constant" and steps > warmup + 1:
+    if schedule not in ("constant", "inverse_sqrt") and steps > warmup + 1:
         assert factors[-1] == pytest.approx(final)

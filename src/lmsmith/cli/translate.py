@@ -35,12 +35,12 @@ def translate(
             mean over its heads.
     """
     from lmsmith.core.recipe import MachineConfig
-    from lmsmith.generation.machine import prepare_reading
+    from lmsmith.training.machine import prepare_process
     from lmsmith.translation import translate as translated
 
     if text and input:
         raise UserError("a text and --input: not both", "leave one out")
-    prepare_reading(MachineConfig(precision=precision, threads=threads))
+    prepare_process(MachineConfig(precision=precision, threads=threads, deterministic=False))
     texts = [text] if text else [line for _, line in input_lines(input)]
     found = translated(
         model,

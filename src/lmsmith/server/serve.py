@@ -96,7 +96,7 @@ def serve(
     from lmsmith.server.token_strength import ADVICE, weakness
     from lmsmith.server.translators import divide, read_translators
     from lmsmith.server.wrong_tokens import is_loopback
-    from lmsmith.training.machine import compute_aside
+    from lmsmith.training.machine import compute_aside, resolve_machine
 
     token = token or os.environ.get("LMSMITH_TOKEN", "")
     if not models:
@@ -136,7 +136,8 @@ def serve(
         loader = Loader(machine, weights, budget, streams, draft)
         writing, translating = divide(models)
         served = compute_aside(lambda: loader.first(read_models(writing, weights)))
-        translators = read_translators(translating, machine, [model.name for model in served])
+        plain, taken = resolve_machine(MachineConfig(threads=threads)), [m.name for m in served]
+        translators = read_translators(translating, plain, taken)
         for model in served:
             print(describe(model))
         for each in translators.values():

@@ -308,6 +308,7 @@ def read_marian_folder(folder: Path) -> EncoderDecoder:
         raise UserError(f"{folder / CONFIG_FILE}: expected an object", "fetch it again")
     try:
         with refusing_damage(folder):
+            read_config(settings)  # says what is not supported before the weights are read
             config, state = from_marian(settings, read_weights(folder))
     except UserError as error:
         raise UserError(f"{folder}: {error.problem}", error.fix) from error
