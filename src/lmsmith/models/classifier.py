@@ -11,6 +11,7 @@ from lmsmith.core.config import FractionBelowOne, PositiveFloat, PositiveInt
 from lmsmith.corpus.labelled.task import Form
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
+from lmsmith.models.encoder import Encoder
 
 CONTROLS = 3
 """Learnt tokens: start, delimiter, extract."""
@@ -54,25 +55,37 @@ class ClassifierConfig:
 class Classifier(nn.Module):
     """softmax(h W_y), where h is the body's state at the extract token, after its last norm.
 
+    Of an encoder, which sees all tokens from everywhere, h is the pooled state of the first token,
+    and the second text is its second segment (Devlin et al. 2018, section 4).
     With similarity, h is the sum over both orders; with multiple choice W_y gives each answer's
     sequence a number, and the softmax is over the answers. For a number, h W_y is the number itself
     in standard deviations from the mean. W_y has no bias, as in the paper.
     """
 
-    def __init__(self, config: ClassifierConfig, decoder: Decoder | None = None) -> None:
+    def __init__(self, config: ClassifierConfig, decoder: Decoder | Encoder | None = None) -> None:
         super().__init__()
         self.config = config
-        self.decoder = decoder if decoder is not None else Decoder(config.model)
+        body = Decoder if config.model.causal else Encoder
+        self.decoder: Decoder | Encoder = body(config.model) if decoder is None else decoder
         self.controls = nn.Embedding(CONTROLS, config.model.width)
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(config.model.width, config.outputs, bias=False)
 
     @torch.no_grad()
-    def initialise_head(self, generator: torch.Generator) -> None:
-        """W_y normal(0, 0.02) as in the paper; control tokens as the body's are distributed."""
+    def initialise_head(
+        self, generator: torch.Generator, like: tuple[int, int, int] | None = None
+    ) -> None:
+        """W_y normal(0, 0.02) as in the paper; control tokens as the body's are distributed.
+
+        Args:
+            like: ids of the body's tokens that the control tokens begin as, such as BERT's
+                [CLS], [SEP] and [SEP].
+        """
         self.head.weight.normal_(0.0, 0.02, generator=generator)
         table = self.decoder.token_embedding.weight.detach()
         self.controls.weight.normal_(0.0, float(table.std()), generator=generator)
+        if like is not None:
+            self.controls.weight.copy_(table[list(like)])
 
     def states(self, tokens_nt: Tensor, lengths_n: Tensor) -> tuple[Tensor, Tensor]:
         """The body's states, and those at each sequence's last token.
@@ -83,11 +96,21 @@ class Classifier(nn.Module):
             lengths_n: their lengths. What stands after is seen by none of their positions.
 
         Returns:
-            (n, length, width) and (n, width).
+            (n, length, width), and (n, width): what W_y is multiplied with.
         """
-        hidden_ntd = self.decoder(tokens_nt, controls_kd=self.controls.weight)
-        last_nd = hidden_ntd[torch.arange(len(lengths_n)), lengths_n - 1]
-        return hidden_ntd, last_nd
+        controls_kd = self.controls.weight
+        if isinstance(self.decoder, Encoder):
+            places_t = torch.arange(tokens_nt.shape[1])
+            is_delimiter_nt = (tokens_nt == self.config.model.vocabulary_size + 1).long()
+            hidden_ntd = self.decoder(
+                tokens_nt,
+                mask_bts=(places_t < lengths_n[:, None])[:, None],
+                segments_bt=is_delimiter_nt.cumsum(dim=1) - is_delimiter_nt,
+                controls_kd=controls_kd,
+            )
+            return hidden_ntd, self.decoder.pooled(hidden_ntd)
+        hidden_ntd = self.decoder(tokens_nt, controls_kd=controls_kd)
+        return hidden_ntd, hidden_ntd[torch.arange(len(lengths_n)), lengths_n - 1]
 
     def outputs(self, last_nd: Tensor, counts_b: list[int]) -> Tensor:
         """Logits of each example, float32: (b, outputs), or (b, most answers) of a choice.

@@ -243,7 +243,8 @@ def _load_adapted(
     if type(model) is not KINDS[kind].model:  # a head on its base's body
         headed = _without_weights(kind, config).to_empty(device="cpu")
         assert isinstance(headed.decoder, nn.Module)
-        headed.decoder.load_state_dict(model.state_dict(), assign=True)
+        body: nn.Module = getattr(model, "decoder", model)
+        headed.decoder.load_state_dict(body.state_dict(), assign=True)
         model = headed
     _check_rank(found.rank, body_config(config), path)
     adapters.add_adapters(model, found)
@@ -314,6 +315,17 @@ def load_kind(folder: Path, wanted: type[Kinds], fix: str) -> Kinds:
     model = load_model(folder)
     assert isinstance(model, wanted)
     return model
+
+
+def load_body(folder: Path) -> Decoder | Encoder:
+    """The decoder or encoder of a model folder, without a head that it may have."""
+    model = load_model(folder)
+    body = getattr(model, "decoder", model)
+    if not isinstance(body, Decoder | Encoder):
+        kind, _ = read_model_config(folder)
+        fix = "name a language model or an encoder"
+        raise UserError(f"{folder} is {KINDS[kind].described}", fix)
+    return body
 
 
 def load_classifier(folder: Path) -> Classifier:

@@ -41,7 +41,8 @@ from lmsmith.evaluation.tasks.data import search_path
 from lmsmith.models.adapters import AdapterConfig, TrainedState, adapt
 from lmsmith.models.batching import epoch_batches
 from lmsmith.models.classifier import Classifier, ClassifierConfig
-from lmsmith.models.folder import load_decoder, load_tokenizer, save_model
+from lmsmith.models.encoder import Encoder
+from lmsmith.models.folder import load_body, load_tokenizer, save_model
 from lmsmith.runs.stage_folder import StageFolder, derive_seed
 from lmsmith.statistics import bag_of_words
 from lmsmith.tokenizers import Tokenizer
@@ -138,7 +139,10 @@ def run(config: FinetuneConfig, inputs: Mapping[str, Path], out: StageFolder) ->
     task, base = located.task, inputs["base"] / "model"
     examples = held_out_examples(read_examples(located), config, out)
     tokenizer = load_tokenizer(base)
-    model = make_classifier(config, task, examples, base, out.seed)
+    model = make_classifier(config, task, examples, base, tokenizer, out.seed)
+    if config.lm_weight and isinstance(model.decoder, Encoder):
+        out.progress.note(f"{out.name}: an encoder predicts no next token, so lm_weight is 0")
+        config = replace(config, lm_weight=0.0)
     train, validation, test = (
         encode_examples(model, tokenizer, part)
         for part in (examples.train, examples.validation, examples.test)
@@ -200,10 +204,15 @@ def drawn_of_each_label(
 
 
 def make_classifier(
-    config: FinetuneConfig, task: LabelledTask, examples: TaskExamples, base: Path, seed: int
+    config: FinetuneConfig,
+    task: LabelledTask,
+    examples: TaskExamples,
+    base: Path,
+    tokenizer: Tokenizer,
+    seed: int,
 ) -> Classifier:
     """The base with a new head."""
-    decoder = load_decoder(base)
+    decoder = load_body(base)
     shape = decoder.config
     if not config.pretrained:
         decoder.initialise(torch.Generator().manual_seed(derive_seed(seed, "weights")))
@@ -225,7 +234,11 @@ def make_classifier(
     if length < 8:
         raise UserError(f"max_length = {length}: no room for a text", "raise it to 8 or more")
     model = Classifier(settings, decoder)
-    model.initialise_head(torch.Generator().manual_seed(derive_seed(seed, "head")))
+    like = None
+    if isinstance(decoder, Encoder):
+        first, last = (*tokenizer.text_start, tokenizer.start_of_text)[0], tokenizer.end_of_text
+        like = first, last, last
+    model.initialise_head(torch.Generator().manual_seed(derive_seed(seed, "head")), like)
     return model
 
 

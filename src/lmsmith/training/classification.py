@@ -13,6 +13,7 @@ from lmsmith.corpus.batches import NO_TARGET
 from lmsmith.corpus.labelled.task import Example
 from lmsmith.models.batching import length_batches, memory_groups
 from lmsmith.models.classifier import Classifier
+from lmsmith.models.decoder import Decoder
 from lmsmith.prompts.transformations import Controls, transform
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.losses import linear_cross_entropy_sum
@@ -152,6 +153,7 @@ def accumulate_classifier_gradients(
             task = task_losses(model, logits_bk, chosen, class_weights_k).sum() / len(examples)
             loss = task
             if lm_weight:
+                assert isinstance(model.decoder, Decoder)
                 lm = linear_cross_entropy_sum(
                     hidden_ntd, model.decoder.unembedding_weight, batch.targets_nt
                 )
