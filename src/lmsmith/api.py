@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from lmsmith.catalogue.registry import Record
     from lmsmith.catalogue.versions import Lineage, Version
     from lmsmith.comparison.run import EvaluatedReplies, ModelPair
+    from lmsmith.evaluation.classifier_function import ClassifierFunction
     from lmsmith.evaluation.functions import TextFunction
     from lmsmith.evaluation.run import ModelEvaluation
     from lmsmith.evaluation.tasks.spec import TaskSpec
@@ -482,7 +483,8 @@ def export(
 ) -> ExportedModel:
     """Write a model as other programs read it, with its tokenizer and chat template.
 
-    hf is a folder that transformers and vLLM load; gguf a file that llama.cpp runs.
+    hf is a folder that transformers and vLLM load; gguf a file that llama.cpp runs. A fine-tuned
+    classifier becomes transformers' …ForSequenceClassification.
 
     Args:
         folder: Where to; runs/NAME/export/hf or /gguf for a run, MODEL-hf or MODEL-gguf else.
@@ -492,12 +494,15 @@ def export(
     Raises:
         UserError: the format has no such model or type, or the folder holds something else.
     """
-    from lmsmith.catalogue.export import default_folder
+    from lmsmith.catalogue.classifiers import find_classifier, read_classifier
+    from lmsmith.catalogue.export import default_folder, export_classifier
     from lmsmith.catalogue.export import export as write
     from lmsmith.catalogue.reading import read_model
     from lmsmith.catalogue.resolve import resolve
     from lmsmith.catalogue.translators import is_translator, read_translator
 
+    if find_classifier(model) is not None:
+        return export_classifier(read_classifier(model), folder, to, type or "")
     source = resolve(model)
     found = read_translator(source) if is_translator(source) else read_model(source)
     return write(found, folder or default_folder(found, to), to, type or "")
@@ -591,11 +596,11 @@ def task_toml(task: object) -> str:
 @documented
 def task_function(
     name: str, model: str, *, precision: Precision = "auto", threads: int = 0
-) -> TextFunction:
-    """A task of the user's own as a function of texts.
+) -> TextFunction | ClassifierFunction:
+    """A task of the user's own as a function of texts, or a fine-tuned classifier as one.
 
     Args:
-        name: of the task (`add_task`).
+        name: of the task (`add_task`), or of the one that the model was fine-tuned for.
 
     Returns:
         A function from a list of texts to one dictionary a text: ``label`` and ``probabilities``,
@@ -606,11 +611,18 @@ def task_function(
 
     >>> lmsmith.task_function("tone", "smollm2-135m")(["What a film!"])     # doctest: +SKIP
     """
+    from lmsmith.catalogue.classifiers import find_classifier, read_classifier
+    from lmsmith.evaluation.classifier_function import ClassifierFunction
     from lmsmith.evaluation.functions import TextFunction
     from lmsmith.evaluation.model import load_evaluated_model
     from lmsmith.evaluation.tasks.data import read_data
     from lmsmith.evaluation.tasks.shipped import user_tasks
 
+    if find_classifier(model) is not None:
+        function = ClassifierFunction(read_classifier(model), _machine(precision, threads))
+        if function.task != name:
+            raise UserError(f"{model} is fine-tuned for {function.task}, not {name}", "name that")
+        return function
     own = user_tasks()
     if name not in own:
         known = f"yours: {', '.join(own)}" if own else "there are none yet: lmsmith tasks add"

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from lmsmith.catalogue.classifiers import ReadClassifier
+from lmsmith.catalogue.export_classifier import write_classifier
 from lmsmith.catalogue.reading import ReadModel
 from lmsmith.catalogue.translators import ReadTranslator
 from lmsmith.core.errors import UserError
@@ -70,22 +72,52 @@ def export(
     return ExportedModel(to, kind, path, sum(each.stat().st_size for each in files))
 
 
+def export_classifier(
+    read: ReadClassifier, folder: Path | None, to: str, kind: str = ""
+) -> ExportedModel:
+    """Write a classifier as …ForSequenceClassification; the rest is as in `export`.
+
+    Raises:
+        UserError: also where transformers has no class that computes the same.
+    """
+    kind = kind or "f32"
+    if to != "hf" or kind not in _DTYPES:
+        raise UserError(
+            f"--to {to} --type {kind}: a classifier is exported to hf, as {', '.join(_DTYPES)}",
+            "leave both out",
+        )
+    folder = folder or _default_folder(read.path, str(read.path), to)
+    _check_replaceable(folder)
+    with atomic_folder(folder.absolute()) as partial:
+        write_classifier(read, partial, _DTYPES[kind])
+        origin = {"exported_from": str(read.path), "exported_by": "lmsmith"}
+        write_json(partial / CARD_FILE, read.card | origin)
+    size = sum(each.stat().st_size for each in folder.rglob("*") if each.is_file())
+    return ExportedModel(to, kind, folder, size)
+
+
 def default_folder(model: ReadModel | ReadTranslator, to: str) -> Path:
     """Beside a run's stages, ``runs/NAME/export/hf``; else ``NAME-hf`` in the working folder."""
-    path = model.source.path
+    return _default_folder(model.source.path, model.source.name, to)
+
+
+def _default_folder(path: Path, name: str, to: str) -> Path:
     for parent in path.parents:
         if (parent / "recipe.json").is_file():
             return parent / "export" / to
-    return Path(f"{_name(model)}-{to}")
+    return Path(f"{_name_of(path, name)}-{to}")
 
 
 def _name(model: ReadModel | ReadTranslator) -> str:
+    return _name_of(model.source.path, model.source.name)
+
+
+def _name_of(path: Path, name: str) -> str:
     """A run's name, a registered name, or the file's or folder's own."""
-    path = model.source.path
     for parent in path.resolve().parents:
         if (parent / "recipe.json").is_file():
             return parent.name
-    name = Path(model.source.name).name
+    name = Path(name).name
     return name.removesuffix(".gguf") or path.resolve().name
 
 

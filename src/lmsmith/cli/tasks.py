@@ -7,7 +7,7 @@ import json as json_module
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lmsmith import api
 from lmsmith.cli.output import input_lines, print_json
@@ -168,20 +168,22 @@ def run_task(
     """Put a task of your own to texts: JSON lines in, JSON lines out, in the same order.
 
     Each line read is {"input": …}, or plain text; each line printed has the input with its label
-    and every label's probability, or with what was written.
+    and every label's probability, or with what was written. A fine-tuned model reads lines with
+    the texts of its task, such as {"premise": …, "hypothesis": …}.
 
     Args:
         input: A file of lines; standard input by default.
     """
     lines = input_lines(input)
-    function = api.task_function(name, model, precision=precision, threads=threads)
+    function: Any = api.task_function(name, model, precision=precision, threads=threads)
+    fields: Sequence[str] = getattr(function, "fields", ())
     blank = 0
 
-    def texts() -> Iterator[str]:
+    def texts() -> Iterator[Any]:
         nonlocal blank
         for number, line in lines:
             if line.strip():
-                yield _input_of(line, number)
+                yield _input_of(line, number, fields)
             else:
                 blank += 1
 
@@ -199,14 +201,17 @@ def run_task(
         )
 
 
-def _input_of(line: str, number: int) -> str:
-    """The text of a line: a JSON object's input, or the line itself."""
+def _input_of(line: str, number: int, fields: Sequence[str] = ()) -> object:
+    """The text of a line: a JSON object's input, or the line itself; or the object, if it has
+    one of ``fields``."""
     if not line.lstrip().startswith("{"):
         return line
     try:
         row = json_module.loads(encodable_json(line))
     except ValueError as error:
         raise UserError(f"line {number}: not valid JSON ({error})", "fix it") from error
+    if any(name in row for name in fields):
+        return row
     if not isinstance(row.get("input"), str):
         raise UserError(f"line {number}: no text 'input'", 'write {"input": …}')
     text: str = row["input"]
