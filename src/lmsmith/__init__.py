@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lmsmith.api import task_function as task_function
     from lmsmith.core.errors import UserError as UserError
     from lmsmith.finetuning import finetune as finetune
+    from lmsmith.finetuning import study_finetune as study_finetune
     from lmsmith.library import LanguageModel as LanguageModel
     from lmsmith.library import load as load
     from lmsmith.rlhf.ppo import PPOConfig as PPOConfig
@@ -43,7 +44,7 @@ _WHERE = {
     "PPOConfig": "lmsmith.rlhf.ppo",
     "PPOTrainer": "lmsmith.rlhf.ppo",
     "UserError": "lmsmith.core.errors",
-    "finetune": "lmsmith.finetuning",
+    **dict.fromkeys(("finetune", "study_finetune"), "lmsmith.finetuning"),
     "load": "lmsmith.library",
     "load_translator": "lmsmith.translation",
     "translate": "lmsmith.translation",

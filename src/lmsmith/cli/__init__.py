@@ -60,6 +60,9 @@ study scale = study.study_scale: train tiny models, see what grows with shots an
     lmsmith study scale
     lmsmith study scale --minutes 60 --sizes 2x32,2x64,3x96,4x128,4x192 --out evals/long
     lmsmith study scale --steps 2000 --json
+study finetune = study.study_finetune: compare fine-tuning with prompting, and draw both
+    lmsmith study finetune smollm2-135m --tasks sst2 --examples 8,32,128,all --data DATA
+    lmsmith study finetune smollm2-135m --tasks rte,cb --seeds 3 --ablations --set adapter.rank=16
 serve = lmsmith.server.serve.serve: answer OpenAI's API with models of this machine
     lmsmith serve runs/quickstart
     lmsmith serve smollm2-135m mine=runs/quickstart --port 8080 --weights int8

@@ -1,8 +1,8 @@
-"""``lmsmith study`` and ``lmsmith study scale``: what they print."""
+"""``lmsmith study``, ``study scale`` and ``study finetune``: what they print."""
 
 from __future__ import annotations
 
-from lmsmith import api
+from lmsmith import api, finetuning
 from lmsmith.cli.output import plain_table, table_console
 from lmsmith.cli.parsing import printed
 
@@ -51,3 +51,17 @@ def _show_scale(study: api.ScaleStudy) -> None:
 
 
 study_scale = printed(api.study_scale, _show_scale)
+
+
+def _show_finetuning(study: finetuning.FinetuneStudy) -> None:
+    from lmsmith.report.study.finetuning_page import table_rows
+
+    for name, points in study.tasks.items():
+        table = plain_table("", name, "examples", "measure", "", left=(name,))
+        for row in table_rows(points):
+            table.add_row(*row)
+        table_console().print(table)
+    print(f"report: {study.report}")
+
+
+study_finetune = printed(finetuning.study_finetune, _show_finetuning)

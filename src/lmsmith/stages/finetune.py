@@ -37,7 +37,7 @@ from lmsmith.evaluation.classification import (
     measure_predictions,
     prediction_rows,
 )
-from lmsmith.evaluation.tasks.data import search_path
+from lmsmith.evaluation.tasks.data import draw_items, search_path
 from lmsmith.models.adapters import AdapterConfig, TrainedState, adapt
 from lmsmith.models.batching import epoch_batches
 from lmsmith.models.classifier import Classifier, ClassifierConfig
@@ -75,6 +75,8 @@ class FinetuneConfig:
     """Folder of the task's files; also LMSMITH_DATA, the task file's folder, here, and ./data."""
     examples: NonNegativeInt = 0
     """Learn from so many examples, drawn by the seed; 0 takes all."""
+    test_examples: NonNegativeInt = 0
+    """Measure on so many test examples, drawn by a seed of their own; 0 takes all."""
     validation_share: FractionBelowOne = 0.1
     """Share of the training examples that are held out where the task has no validation file."""
     epochs: PositiveInt = 3
@@ -187,7 +189,8 @@ def held_out_examples(
     train = [found.train[i] for i in sorted(chosen)]
     if not validation:
         out.warn("no example is held out, so nothing says when it overfits")
-    return replace(found, train=train, validation=validation)
+    test = draw_items(found.test, config.test_examples or None, seed=0)
+    return replace(found, train=train, validation=validation, test=test)
 
 
 def drawn_of_each_label(

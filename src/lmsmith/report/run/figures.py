@@ -23,6 +23,7 @@ def draw_figures(run: RunRecord) -> dict[str, list[ReportFigure]]:
     groups = {
         "Learning language": [draw_loss(run, "pretrain"), draw_loss(run, "sft")],
         "Learning to translate": draw_translator(run),
+        "Learning from labelled examples": [draw_classifier(run)],
         "Learning what is preferred": [
             draw(run, stage)
             for stage in ("reward", "judge")
@@ -73,6 +74,31 @@ def _limit_to_the_learning(axes: Axes, train: Series, validation: Series) -> boo
         return False
     axes.set_ylim(low - room, high + room)
     return True
+
+
+def draw_classifier(run: RunRecord) -> ReportFigure | None:
+    """Loss of the stage finetune in training and on validation, and the deciding measure."""
+    rows = read_metrics(run.folder / "finetune" / "metrics.jsonl")
+    loss, validation = pick(rows, "loss"), pick(rows, "validation/loss")
+    if not loss:
+        return None
+    looked = {name for row in rows for name in row if name.startswith("validation/")}
+    measure = next(iter(looked - {"validation/loss"}), "")
+    with canvas(panels=2) as (figure, (left, right)):
+        drawing.noisy_line(left, loss, COLOURS["sft"], "training")
+        drawing.marked_line(left, validation, "validation")
+        drawing.label_axes(left, "step", "loss of the task")
+        drawing.legend_above(left)
+        drawing.marked_line(right, pick(rows, measure), "validation")
+        drawing.label_axes(right, "step", measure.removeprefix("validation/"))
+        return ReportFigure.of(
+            figure,
+            "finetune-training",
+            f"{stage_title('finetune')}: loss and {measure.removeprefix('validation/')}",
+            "The weights with the best measure on validation are kept; a validation loss that "
+            "rises while training falls is learning by heart.",
+            "Two line charts over steps: the loss, and the measure on validation.",
+        )
 
 
 def draw_ranking_training(run: RunRecord, stage: str) -> ReportFigure | None:

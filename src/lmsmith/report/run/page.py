@@ -12,6 +12,7 @@ from lmsmith.core.config import to_toml
 from lmsmith.core.files import atomic_write
 from lmsmith.report import numbers
 from lmsmith.report.run import facts, words
+from lmsmith.report.run.classifier import read_predictions
 from lmsmith.report.run.figures import draw_figures, draw_time
 from lmsmith.report.run.gains import describe_gains, key_figures
 from lmsmith.report.run.metrics import stage_tables
@@ -78,6 +79,7 @@ def _context(run: RunRecord) -> dict[str, Any]:
         "exchanges": exchanges[:SHOWN_OPEN],
         "folded_exchanges": exchanges[SHOWN_OPEN:],
         "practice": read_practice(run),
+        "predictions": read_predictions(run),
         "warnings": facts.read_warnings(run),
         "settings": {s.name: facts.flatten(s.settings) for s in stages if s.settings},
         "time": draw_time(run),

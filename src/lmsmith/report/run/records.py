@@ -18,7 +18,7 @@ from lmsmith.report.run.words import STAGE_WORDS
 from lmsmith.runs.integrity import check_shown, finished_record, remedy
 from lmsmith.runs.metrics_log import require_whole_metrics
 
-_SHOWN = ("samples.jsonl", "frontier.jsonl", "calibration.json")
+_SHOWN = ("predictions.jsonl", "samples.jsonl", "frontier.jsonl", "calibration.json")
 
 Status = Literal["done", "outdated", "started", "not run"]
 Row = dict[str, Any]
