@@ -25,6 +25,7 @@ from lmsmith.core.errors import UserError
 from lmsmith.feedback.store import Store
 from lmsmith.server import auth, pages
 from lmsmith.server.api import answers, attention, comparing, conversations, labelling, versions
+from lmsmith.server.classifiers import ServedClassifier
 from lmsmith.server.connections import ConnectionLimits, Connections
 from lmsmith.server.engine import AsyncEngine
 from lmsmith.server.errors import ApiError, add_error_handlers, internal, shutting_down
@@ -66,6 +67,7 @@ def create_app(
     database: str = "",
     recipe: str = "",
     translators: Mapping[str, ServedTranslator] | None = None,
+    classifiers: Mapping[str, ServedClassifier] | None = None,
 ) -> ASGIApp:
     """An ASGI application.
 
@@ -77,7 +79,7 @@ def create_app(
         loader: reads newly promoted versions; models follow nothing if None.
         database: of the store, as commands name it; the default one if empty.
         recipe: a .toml file of the settings of improvements; the shipped one if empty.
-        translators: by the names of the tasks that they answer.
+        translators, classifiers: by the names of the tasks that they answer.
     """
 
     @contextlib.asynccontextmanager
@@ -101,6 +103,7 @@ def create_app(
     )
     app.state.engine, app.state.store = engine, store
     app.state.translators = dict(translators or {})
+    app.state.classifiers = dict(classifiers or {})
     app.state.in_database = Turns(IN_DATABASE)
     app.state.authenticator = auth.Authenticator(token, store)
     app.state.answers = answers.PendingAnswers()

@@ -78,7 +78,7 @@ def served_model(models: Mapping[str, ServedModel], name: str | None) -> ServedM
     if name is None and models:
         return next(iter(models.values()))
     if not models:
-        problem = "only translators are served here: POST /v1/tasks/NAME, see GET /v1/tasks"
+        problem = "no model here writes text: POST /v1/tasks/NAME, see GET /v1/tasks"
         raise ApiError(404, problem, param="model", code="model_not_found")
     assert name is not None
     if name not in models:

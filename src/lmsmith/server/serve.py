@@ -89,6 +89,7 @@ def serve(
     from lmsmith.generation.native.library import advice_on_kernels
     from lmsmith.server import pages
     from lmsmith.server.app import Server, addresses, bound_socket, create_app, is_any
+    from lmsmith.server.classifiers import divide_classifiers, read_classifiers
     from lmsmith.server.engine import AsyncEngine
     from lmsmith.server.guard import LOOPBACK
     from lmsmith.server.models import GIGABYTE, Loader, read_models
@@ -134,7 +135,8 @@ def serve(
         listening = closing.enter_context(contextlib.closing(bound_socket(host, port)))
         machine, budget = prepare_reading(MachineConfig(threads=threads)), int(memory * GIGABYTE)
         loader = Loader(machine, weights, budget, streams, draft)
-        writing, translating = divide(models)
+        others, classifying = divide_classifiers(models)
+        writing, translating = divide(others)
         served = compute_aside(lambda: loader.first(read_models(writing, weights)))
         plain, taken = resolve_machine(MachineConfig(threads=threads)), [m.name for m in served]
         translators = read_translators(translating, plain, taken)
@@ -142,6 +144,10 @@ def serve(
             print(describe(model))
         for each in translators.values():
             print(f"{in_one_line(each.name)}: translates, as the task /v1/tasks/{each.name}")
+        taken = [*(model.name for model in served), *translators]
+        classifiers = read_classifiers(classifying, machine, taken)
+        for known in classifiers.values():
+            print(f"{in_one_line(known.name)}: classifies, as the task /v1/tasks/{known.name}")
         engine = AsyncEngine(served, limits)
         address, *others = addresses(listening, host)
         kept_in = make_safe(database) if "://" in database else database
@@ -172,6 +178,7 @@ def serve(
             database=named,
             recipe=recipe,
             translators=translators,
+            classifiers=classifiers,
         )
         gc.collect()
         gc.freeze()  # models and modules, which no later collection has to look at

@@ -6,21 +6,19 @@ request is translated at a time, in a thread, and others wait for their turn.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from lmsmith.catalogue.resolve import resolve
 from lmsmith.catalogue.translators import is_translator, read_translator
 from lmsmith.core.errors import UserError
 from lmsmith.generation.translation import TooLong, Translation, Translator
-from lmsmith.server.errors import ApiError, bad_request, unavailable
+from lmsmith.server.errors import bad_request
 from lmsmith.server.models import name_and_model
+from lmsmith.server.one_at_a_time import MOST_CHARACTERS, OneAtATime
 from lmsmith.server.requests import Limits
 from lmsmith.training.machine import ResolvedMachine
-
-MOST_CHARACTERS = 64
-"""Of a text for each token of the context; more is refused before it is encoded."""
 
 
 class ServedTranslator:
@@ -28,7 +26,7 @@ class ServedTranslator:
 
     def __init__(self, name: str, translator: Translator) -> None:
         self.name, self.translator = name, translator
-        self._turn, self._waiting = asyncio.Lock(), 0
+        self._queue = OneAtATime(name)
 
     async def translate(
         self, texts: Sequence[str], limits: Limits, *, is_list: bool
@@ -38,21 +36,8 @@ class ServedTranslator:
         Raises:
             ApiError: a text is too long (400), the queue is full (429), or the time is over (503).
         """
-        if self._waiting >= limits.queue:
-            problem = f"{self._waiting} requests wait for {self.name} already; try again later"
-            headers = {"Retry-After": "1"}
-            kind, code = "rate_limit_error", "queue_full"
-            raise ApiError(429, problem, kind, code=code, headers=headers)
-        self._waiting += 1
-        try:
-            async with asyncio.timeout(limits.seconds):
-                async with self._turn:
-                    found, read = await asyncio.to_thread(self._translated, texts, is_list)
-        except TimeoutError as error:
-            problem = f"the request took longer than {limits.seconds:g} seconds"
-            raise unavailable(problem, "timeout", seconds=5) from error
-        finally:
-            self._waiting -= 1
+        work = partial(self._translated, texts, is_list)
+        found, read = await self._queue.run(limits, work)
         written = sum(len(each.tokens) for each in found)
         results = [
             {"input": each.source, "output": each.text, "score": round(each.score, 6)}

@@ -91,8 +91,8 @@ def _mistake(row: dict[str, Any]) -> Mistake:
         off = as_number(row.get("error")) or 0.0
         return Mistake(texts, f"{right or 0:g}", f"{said or 0:.2f}", f"{off:.2f} off", False)
     sure = as_number(row.get("probability")) or 0.0
-    named = str(row.get("right")), str(row.get("label"))
-    return Mistake(texts, *map(_shortened, named), f"{sure:.1%} sure", bool(row.get("cut")))
+    right_label, label = _shortened(str(row.get("right"))), _shortened(str(row.get("label")))
+    return Mistake(texts, right_label, label, f"{sure:.1%} sure", bool(row.get("cut")))
 
 
 def _shortened(text: str) -> str:

@@ -1,5 +1,5 @@
-"""``/v1/tasks``: the owner's own tasks (``lmsmith tasks add``), and translators, as functions of
-texts.
+"""``/v1/tasks``: the owner's own tasks (``lmsmith tasks add``), fine-tuned classifiers and
+translators, as functions of texts.
 
 A task's texts go through the scheduler like other prompts, a few at a time, so that running replies
 do not wait longer for them.
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter
 from pydantic import Field
@@ -21,16 +21,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from lmsmith.core.errors import UserError
+from lmsmith.evaluation.classifier_function import Input
 from lmsmith.evaluation.functions import AskedText, FunctionRequests, TooLong
 from lmsmith.evaluation.model import EvaluatedModel
 from lmsmith.evaluation.tasks.data import Item, read_data
 from lmsmith.evaluation.tasks.shipped import user_tasks
 from lmsmith.evaluation.tasks.spec import TaskSpec
 from lmsmith.server.auth import visitor_of
+from lmsmith.server.classifiers import ServedClassifier
 from lmsmith.server.engine import AsyncEngine
 from lmsmith.server.errors import ApiError, bad_request, shutting_down
 from lmsmith.server.models import ServedModel, served_model
-from lmsmith.server.requests import Body, ParsedRequest, Texts, check_characters, new_id
+from lmsmith.server.requests import MAX_MESSAGES, Body, ParsedRequest, check_characters, new_id
 from lmsmith.server.stream import ClientGone, json_response, usage, while_connected
 from lmsmith.server.translators import ServedTranslator
 
@@ -42,16 +44,20 @@ SHARE = 4
 """A task takes at most 1/SHARE of a model's rows, or one text."""
 
 
-class TaskBody(Body):
-    """Either one text or several."""
+Fields = Annotated[dict[str, Any], Field(max_length=64)]
+Inputs = Annotated[list[str | Fields], Field(max_length=MAX_MESSAGES, fail_fast=True)]
 
-    input: str | None = None
-    inputs: Texts | None = Field(None, min_length=1)
+
+class TaskBody(Body):
+    """Either one input or several: a text, or a classifier's texts by their names."""
+
+    input: str | Fields | None = None
+    inputs: Inputs | None = Field(None, min_length=1)
 
 
 @router.get("/v1/tasks")
 async def list_tasks(request: Request) -> Response:
-    """The owner's tasks, and the translators that are served."""
+    """The owner's tasks, and the translators and classifiers that are served."""
     tasks = await asyncio.to_thread(_read, "the tasks", user_tasks)
     data = [
         {"id": name, "object": "task", "about": task.about, "kind": task.kind}
@@ -59,6 +65,7 @@ async def list_tasks(request: Request) -> Response:
     ]
     about = {"object": "task", "about": "Translates sentences.", "kind": "translation"}
     data = [{"id": name, **about} for name in request.app.state.translators] + data
+    data = [each.described() for each in request.app.state.classifiers.values()] + data
     return json_response({"object": "list", "data": data})
 
 
@@ -66,7 +73,10 @@ async def list_tasks(request: Request) -> Response:
 async def run_task(request: Request, name: str, body: TaskBody) -> Response:
     """Each text with its label and every label's probability, or with the extracted text."""
     engine: AsyncEngine = request.app.state.engine
-    texts = _texts(body, engine.limits.prompts)
+    inputs = _inputs(body, engine.limits.prompts)
+    if (classifier := request.app.state.classifiers.get(name)) is not None:
+        return await _classify(request, classifier, inputs, is_list=body.input is None)
+    texts = _texts(inputs, is_list=body.input is None)
     if (translator := request.app.state.translators.get(name)) is not None:
         return await _translate(request, translator, texts, is_list=body.input is None)
     model = served_model(engine.models, body.model)
@@ -80,6 +90,22 @@ async def run_task(request: Request, name: str, body: TaskBody) -> Response:
         return Response(status_code=499)
     shown = {"object": "task.results", "task": name, "model": model.name, "results": results}
     return json_response({**shown, "usage": usage(*run.counts)}, {"x-request-id": run.id})
+
+
+async def _classify(
+    request: Request, classifier: ServedClassifier, inputs: Sequence[Input], *, is_list: bool
+) -> Response:
+    engine: AsyncEngine = request.app.state.engine
+    if engine.draining:
+        raise shutting_down()
+    work = classifier.classify(inputs, engine.limits, is_list=is_list)
+    try:
+        results, read = await while_connected(request.receive, work)
+    except ClientGone:
+        return Response(status_code=499)
+    name = classifier.name
+    shown = {"object": "task.results", "task": name, "model": name, "results": results}
+    return json_response({**shown, "usage": usage(read, 0, 0)}, {"x-request-id": new_id("task")})
 
 
 async def _translate(
@@ -99,13 +125,22 @@ async def _translate(
     return json_response({**shown, "usage": usage(*counts, 0)}, headers)
 
 
-def _texts(body: TaskBody, most: int) -> list[str]:
+def _inputs(body: TaskBody, most: int) -> list[Input]:
     if (body.input is None) == (body.inputs is None):
         raise ApiError(400, "give either input, a text, or inputs, a list of texts", param="input")
-    texts = [body.input] if body.input is not None else body.inputs or []
-    if len(texts) > most:
-        raise ApiError(400, f"inputs: at most {most} at once, not {len(texts)}", param="inputs")
-    return texts
+    inputs: list[Input] = [body.input] if body.input is not None else [*(body.inputs or [])]
+    if len(inputs) > most:
+        raise ApiError(400, f"inputs: at most {most} at once, not {len(inputs)}", param="inputs")
+    return inputs
+
+
+def _texts(inputs: Sequence[Input], *, is_list: bool) -> list[str]:
+    """The inputs of a task that reads texts without names."""
+    for number, given in enumerate(inputs):
+        if not isinstance(given, str):
+            param = f"inputs[{number}]" if is_list else "input"
+            raise ApiError(400, f"{param}: this task reads a text", param=param)
+    return [given for given in inputs if isinstance(given, str)]
 
 
 def _task(name: str) -> tuple[TaskSpec, Sequence[Item]]:
