@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from lmsmith.catalogue.classifiers import find_classifier, read_classifier
@@ -80,9 +81,14 @@ def divide_classifiers(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _is_classifier(word: str) -> bool:
     try:
-        return find_classifier(name_and_model(word)[1]) is not None
+        return find_classifier(_name_and_model(word)[1]) is not None
     except UserError:
         return False  # its reader says what is wrong
+
+
+def _name_and_model(word: str) -> tuple[str, str]:
+    """Both of ``NAME=MODEL``; no name of a model alone: a run's language model is another one."""
+    return ("", word) if Path(word).exists() or "=" not in word else name_and_model(word)
 
 
 def read_classifiers(
@@ -99,10 +105,9 @@ def read_classifiers(
     found: dict[str, ServedClassifier] = {}
     names = set(taken)
     for word in words:
-        name, model = name_and_model(word)
+        name, model = _name_and_model(word)
         function = ClassifierFunction(read_classifier(model), machine)
-        if model == word:
-            name = function.task or name
+        name = name or function.task
         if name in names:
             raise UserError(f"two models are called {name}", f"name one: other={model}")
         names.add(name)
