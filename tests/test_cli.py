@@ -69,6 +69,17 @@ def test_help_imports_no_torch(words: list[str]) -> None:
         assert "tyro" not in imported
 
 
+def test_threads_sleep_soon_unless_the_user_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    cli.main(["--version"])
+    assert os.environ["GOMP_SPINCOUNT"] == "10000"
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    cli.main(["--version"])
+    assert os.environ["GOMP_SPINCOUNT"] == "7"
+
+
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == 0
     shown = capsys.readouterr().out

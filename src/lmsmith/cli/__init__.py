@@ -197,6 +197,12 @@ def read_table(table: str) -> tuple[Command, ...]:
 COMMANDS = read_table(TABLE)
 
 
+SPINNING = ("GOMP_SPINCOUNT", "10000")
+"""Rounds that a thread of PyTorch's waits for the others before it sleeps, some 30 µs; OpenMP reads
+it when torch is imported. With its default, milliseconds, threads of a busy machine spend their
+share of the cores waiting for one another (docs/log.md)."""
+
+
 def main(arguments: Sequence[str] | None = None, commands: Sequence[Command] = COMMANDS) -> int:
     """Run a command line and return its exit code.
 
@@ -209,6 +215,7 @@ def main(arguments: Sequence[str] | None = None, commands: Sequence[Command] = C
     words = [word if os.path.lexists(word) else encodable(word) for word in words]
     words = [word for word in words if word != "--debug"]
     encode_output()
+    os.environ.setdefault(*SPINNING)
     with visible_output():
         return _run(words, commands, debug)
 
