@@ -263,7 +263,8 @@ def _decode_value(hint: object, value: object, key: str) -> tuple[Any, list[Prob
     if container is None:
         short = getattr(cls, "from_text", None)
         if short is not None and isinstance(value, str):
-            return short(value), []
+            made = short(value)
+            return made, problems_in(made, key)
         if not isinstance(value, Mapping):
             return None, [Problem(key, value, "must be a table", f"write [{key}] and its settings")]
         return _make(cls, value, key)
@@ -277,14 +278,14 @@ def _decode_value(hint: object, value: object, key: str) -> tuple[Any, list[Prob
         short = hasattr(cls, "from_text") and isinstance(value, str)
         fix = f"write [{as_toml(value)}]" if short else f"write [[{key}]] for each"
         return None, [Problem(key, value, expected, fix)]
-    made: dict[Any, Any] = {}
+    each: dict[Any, Any] = {}
     problems: list[Problem] = []
     for name, item in items:
-        made[name], found = _decode_value(cls, item, _join(key, str(name)))
+        each[name], found = _decode_value(cls, item, _join(key, str(name)))
         problems += found
-    if problems and None in made.values():
+    if problems and None in each.values():
         return None, problems
-    return (made if container is dict else container(made.values())), problems
+    return (each if container is dict else container(each.values())), problems
 
 
 def dataclass_in(hint: object) -> tuple[type[Any], type[Any] | None] | None:

@@ -120,6 +120,9 @@ class Stage:
 FIRST_MODEL = ("pretrain", "base")
 """Fine-tuning begins with one of them: a model pretrained here, or one made before."""
 
+DEMONSTRATIONS = ("data", "flan")
+"""Fine-tuning learns from one of them: conversations, or tasks written out as instructions."""
+
 _MODEL = ("model/*",)
 _RANKINGS = ("train.jsonl", "validation.jsonl")
 
@@ -149,13 +152,21 @@ STAGES: tuple[Stage, ...] = (
         needs={"base": FIRST_MODEL},
         reads={"base": _MODEL},
     ),
+    Stage("flan", "lmsmith.stages.flan", "FlanConfig"),
     Stage(
         "sft",
         "lmsmith.stages.sft",
         "SFTConfig",
-        needs={"data": "data", "base": FIRST_MODEL},
+        needs={"data": DEMONSTRATIONS, "base": FIRST_MODEL},
         reads={"data": ("demonstrations.jsonl", "validation.jsonl"), "base": _MODEL},
         format=2,
+    ),
+    Stage(
+        "zero_shot",
+        "lmsmith.stages.zero_shot",
+        "ZeroShotConfig",
+        needs={"tasks": "flan", "base": FIRST_MODEL, "policy": "sft"},
+        reads={"tasks": ("measured/*",), "base": _MODEL, "policy": _MODEL},
     ),
     Stage(
         "rankings",

@@ -233,6 +233,30 @@ def _of_finetune(table: Metrics) -> _Measured | None:
     return _Measured(title, before, percent(value), note, verdict)
 
 
+def _of_flan(table: Metrics) -> _Measured | None:
+    """How much is learnt, and of what."""
+    count, tasks, clusters = (table.get(n) for n in ("demonstrations", "tasks", "clusters"))
+    if count is None:
+        return None
+    note = f"{_whole(tasks)} tasks of {_whole(clusters)} clusters"
+    return _Measured("instructions with their answers", after=_whole(count), note=note)
+
+
+def _of_zero_shot(table: Metrics) -> _Measured | None:
+    """Accuracy on the clusters that were not learnt, item by item against the model before."""
+    before, after = table.get("unseen_before"), table.get("unseen_after")
+    if before is None or after is None:
+        return None
+    _, low, high = _with_interval(table, "unseen_gain")
+    note = _joined(
+        f"difference {interval}" if (interval := percent_interval(low, high)) else "",
+        f"the commonest answer: {percent(table.get('unseen_commonest') or 0.0)}",
+    )
+    title = f"accuracy on {_whole(table.get('unseen_items'))} items of clusters not learnt"
+    verdict = verdict_of(low, high, 0.0)
+    return _Measured(title, percent(before), percent(after), note, verdict)
+
+
 def classifier_measure(table: Metrics) -> tuple[str, str]:
     """``test`` or ``validation``, and the measure that decides there."""
     part = "test" if table.get("test_examples") else "validation"
@@ -302,6 +326,8 @@ _MEASURES: _Measures = {
     "base": _of_base,
     "translate": _of_translate,
     "finetune": _of_finetune,
+    "flan": _of_flan,
+    "zero_shot": _of_zero_shot,
     "rankings": _of_rankings,
     "reward": _of_reward,
     "ppo": _of_ppo,
