@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from lmsmith.api import study_scale as study_scale
     from lmsmith.api import task_function as task_function
     from lmsmith.core.errors import UserError as UserError
+    from lmsmith.encoders import embed as embed
+    from lmsmith.encoders import fill_mask as fill_mask
+    from lmsmith.encoders import load_embedder as load_embedder
     from lmsmith.finetuning import finetune as finetune
     from lmsmith.finetuning import study_finetune as study_finetune
     from lmsmith.library import LanguageModel as LanguageModel
@@ -48,6 +51,9 @@ _WHERE = {
     "load": "lmsmith.library",
     "load_translator": "lmsmith.translation",
     "translate": "lmsmith.translation",
+    "embed": "lmsmith.encoders",
+    "fill_mask": "lmsmith.encoders",
+    "load_embedder": "lmsmith.encoders",
     "serve": "lmsmith.server.serve",
     **dict.fromkeys(_API, "lmsmith.api"),
 }

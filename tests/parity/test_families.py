@@ -207,8 +207,8 @@ def test_there_and_back(pair: Pair) -> None:
 def test_what_does_not_fit_is_named() -> None:
     _, _, shape = made("gpt2")
     settings, weights = to_transformers(shape, Decoder(shape).state_dict())
-    with pytest.raises(UserError, match="model_type = bert"):
-        from_transformers(settings | {"model_type": "bert"}, weights)
+    with pytest.raises(UserError, match="model_type = t5"):
+        from_transformers(settings | {"model_type": "t5"}, weights)
     with pytest.raises(UserError, match="lack"):
         from_transformers(settings, {n: w for n, w in weights.items() if "wpe" not in n})
     with pytest.raises(UserError, match=r"without a place.*h\.0\.extra"):

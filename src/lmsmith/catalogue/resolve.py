@@ -30,6 +30,9 @@ WRITING_STAGES = ("ppo", "sft", "pretrain", "base")
 TRANSLATING_STAGE = "translate"
 """The stage that makes a translator; a run without a model that writes stands for it."""
 
+ENCODING_STAGE = "masked_lm"
+"""The stage that makes an encoder; commands that need one take it before a model that writes."""
+
 Format = Literal["lmsmith", "hf", "gguf"]
 
 
@@ -104,7 +107,7 @@ def _models_of_run(run: Path) -> Iterator[Path]:
     Adapters are passed over whose base was made again since: the two were never one model.
     """
     without = []
-    for stage in (*WRITING_STAGES, TRANSLATING_STAGE):
+    for stage in (*WRITING_STAGES, TRANSLATING_STAGE, ENCODING_STAGE):
         model = run / stage / "model"
         if not (model / "config.json").is_file():
             without += [stage] if _in_recipe(run, stage) else []

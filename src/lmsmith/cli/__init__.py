@@ -41,6 +41,11 @@ translate = translate.translate: write sentences in another language
     lmsmith translate runs/translate "A dog runs through the snow."
     lmsmith translate runs/translate --input sentences.txt --beam 1
     lmsmith translate runs/translate "A dog runs." --attention --json
+embed = encoders.embed: turn texts into vectors that say how alike they are
+    lmsmith embed all-minilm-l6-v2 "a cat on a mat" "a kitten on a rug"
+    lmsmith embed all-minilm-l6-v2 --file texts.txt --json
+fill-mask = encoders.fill_mask: find the words that a text hides, with probabilities
+    lmsmith fill-mask runs/bert "I went to the [MASK] yesterday."
 eval = eval.evaluate: measure a model on tasks, as the papers did
     lmsmith eval smollm2-135m --tasks lambada,copa --limit 100 --data DATA
     lmsmith eval runs/quickstart --tasks my_task.jsonl --shots 0,4 --json
@@ -70,6 +75,7 @@ serve = lmsmith.server.serve.serve: answer OpenAI's API with models of this mach
     lmsmith serve runs/quickstart --draft prompt-lookup
 pull = models.pull: fetch a model, and register its name
     lmsmith pull smollm2-135m
+    lmsmith pull all-minilm-l6-v2
     lmsmith pull hf:HuggingFaceTB/SmolLM2-360M-Instruct
 export = models.export: write a model for transformers, vLLM or llama.cpp
     lmsmith export runs/quickstart --to hf

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 def _show_pulled(record: registry.Record) -> None:
     print(f"{record.name}: {format_size(record.bytes)} in {record.path}")
-    print(f"talk with it: lmsmith chat {record.name}")
+    if KNOWN_MODELS.get(record.name) is not None and record.format == "hf":
+        print(f'make vectors of texts: lmsmith embed {record.name} "a text"')
+    else:
+        print(f"talk with it: lmsmith chat {record.name}")
 
 
 pull = printed(api.pull, _show_pulled)

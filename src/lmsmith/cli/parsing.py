@@ -36,7 +36,7 @@ MOVED = {
 """Commands and options of earlier versions, and what to write now."""
 
 METAVARS = {
-    "FILE": "database prompts input include contamination win_rate",
+    "FILE": "database file prompts input include contamination win_rate",
     "FOLDER": "data folder out include_path",
     "MODEL": "judge models",
     "N": "limit seed alternatives reply_tokens labelers",

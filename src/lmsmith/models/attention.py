@@ -89,12 +89,18 @@ class Attention(nn.Module):
         self, query: Tensor, key: Tensor, value: Tensor, bias: Bias, causal: bool
     ) -> Tensor:
         """Weighted values of each query, joined and projected: (batch, t, width)."""
+        projected: Tensor = self.output(self._joined(query, key, value, bias, causal))
+        return projected
+
+    def _joined(
+        self, query: Tensor, key: Tensor, value: Tensor, bias: Bias, causal: bool
+    ) -> Tensor:
+        """Weighted values of each query, the heads' beside each other: (batch, t, …)."""
         group = self.heads // self.kv_heads
         if group > 1:
             key, value = (part.repeat_interleave(group, dim=1) for part in (key, value))
         mixed_bhtk = self._mix(query, key, value, bias, causal)
-        joined: Tensor = self.output(mixed_bhtk.transpose(1, 2).flatten(2))
-        return joined
+        return mixed_bhtk.transpose(1, 2).flatten(2)
 
     def _mix(self, query: Tensor, key: Tensor, value: Tensor, bias: Bias, causal: bool) -> Tensor:
         """Weighted values of each query, (batch, heads, t, head_width)."""
@@ -142,9 +148,18 @@ class SelfAttention(Attention):
             key, value = kept.extend((key, value))
         return self._attend(query, key, value, bias, self.causal and kept is None)
 
+    def attend(self, projected_bti: Tensor, rotation: Rotation | None = None) -> Tensor:
+        """What `query_key_value` gives → what `output` takes, for rows without padding."""
+        return self._joined(*self._split(projected_bti, rotation), None, self.causal)
+
     def _project(self, x_btd: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (batch, heads, t, head_width), and keys and values of their own heads."""
-        heads = self._heads(self.query_key_value(x_btd))
+        return self._split(self.query_key_value(x_btd), rotation)
+
+    def _split(
+        self, projected_bti: Tensor, rotation: Rotation | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        heads = self._heads(projected_bti)
         sizes = [self.heads, self.kv_heads, self.kv_heads]
         query, key, value = (part.transpose(1, 2) for part in torch.split(heads, sizes, dim=2))
         if rotation is not None:

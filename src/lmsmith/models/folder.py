@@ -30,6 +30,7 @@ from lmsmith.models.decoder import Decoder
 from lmsmith.models.encoder import Encoder
 from lmsmith.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from lmsmith.models.heads import ScalarModel
+from lmsmith.models.masked_lm import MaskedLM, MaskedLMConfig
 from lmsmith.models.weights_file import (
     read_shapes,
     read_tensors,
@@ -60,6 +61,12 @@ class Kind:
 KINDS: Mapping[str, Kind] = {
     "decoder": Kind(Decoder, ModelConfig, Decoder, "a language model: it has no reward head"),
     "encoder": Kind(Encoder, ModelConfig, Encoder, "an encoder: it reads text, and writes none"),
+    "masked_lm": Kind(
+        MaskedLM,
+        MaskedLMConfig,
+        MaskedLM,
+        "an encoder that fills masks: it reads text, and writes none",
+    ),
     "scalar": Kind(
         ScalarModel,
         ModelConfig,

@@ -27,13 +27,14 @@ from lmsmith.server import auth, pages
 from lmsmith.server.api import answers, attention, comparing, conversations, labelling, versions
 from lmsmith.server.classifiers import ServedClassifier
 from lmsmith.server.connections import ConnectionLimits, Connections
+from lmsmith.server.encoders import Encoders
 from lmsmith.server.engine import AsyncEngine
 from lmsmith.server.errors import ApiError, add_error_handlers, internal, shutting_down
 from lmsmith.server.following import Following
 from lmsmith.server.guard import LOOPBACK, Guard
 from lmsmith.server.improvements import Improvements
 from lmsmith.server.models import Loader
-from lmsmith.server.openai import completions, models, tasks
+from lmsmith.server.openai import completions, embeddings, models, tasks
 from lmsmith.server.stream import json_response
 from lmsmith.server.translators import ServedTranslator
 from lmsmith.server.trials import Trials
@@ -44,6 +45,7 @@ router = APIRouter()
 
 PARTS = (
     completions,
+    embeddings,
     models,
     tasks,
     conversations,
@@ -68,6 +70,7 @@ def create_app(
     recipe: str = "",
     translators: Mapping[str, ServedTranslator] | None = None,
     classifiers: Mapping[str, ServedClassifier] | None = None,
+    encoders: Encoders | None = None,
 ) -> ASGIApp:
     """An ASGI application.
 
@@ -80,6 +83,7 @@ def create_app(
         database: of the store, as commands name it; the default one if empty.
         recipe: a .toml file of the settings of improvements; the shipped one if empty.
         translators, classifiers: by the names of the tasks that they answer.
+        encoders: make vectors of texts; none if left out.
     """
 
     @contextlib.asynccontextmanager
@@ -104,6 +108,7 @@ def create_app(
     app.state.engine, app.state.store = engine, store
     app.state.translators = dict(translators or {})
     app.state.classifiers = dict(classifiers or {})
+    app.state.encoders = encoders or Encoders()
     app.state.in_database = Turns(IN_DATABASE)
     app.state.authenticator = auth.Authenticator(token, store)
     app.state.answers = answers.PendingAnswers()

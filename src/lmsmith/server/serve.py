@@ -49,7 +49,8 @@ def serve(
     Args:
         models: Runs, model folders, Hugging Face folders, GGUF files or registered names; write
             NAME=MODEL to choose what clients call it. A name with versions means the promoted one,
-            also when another one is promoted later. A translator answers the task NAME.
+            also when another one is promoted later. A translator answers the task NAME; an encoder
+            answers /v1/embeddings.
         host: Address to listen on; any but this machine's own demands a token, or named users.
         port: Port to listen on; 0 takes a free one.
         token: Required in every request, as an API key; LMSMITH_TOKEN if it is left out. At an
@@ -90,6 +91,7 @@ def serve(
     from lmsmith.server import pages
     from lmsmith.server.app import Server, addresses, bound_socket, create_app, is_any
     from lmsmith.server.classifiers import divide_classifiers, read_classifiers
+    from lmsmith.server.encoders import Encoders, read_encoders, split_words
     from lmsmith.server.engine import AsyncEngine
     from lmsmith.server.guard import LOOPBACK
     from lmsmith.server.models import GIGABYTE, Loader, read_models
@@ -135,8 +137,9 @@ def serve(
         listening = closing.enter_context(contextlib.closing(bound_socket(host, port)))
         machine, budget = prepare_reading(MachineConfig(threads=threads)), int(memory * GIGABYTE)
         loader = Loader(machine, weights, budget, streams, draft)
-        others, classifying = divide_classifiers(models)
-        writing, translating = divide(others)
+        writing, encoding = split_words(models)
+        writing, classifying = divide_classifiers(writing)
+        writing, translating = divide(writing)
         served = compute_aside(lambda: loader.first(read_models(writing, weights)))
         plain, taken = resolve_machine(MachineConfig(threads=threads)), [m.name for m in served]
         translators = read_translators(translating, plain, taken)
@@ -148,6 +151,9 @@ def serve(
         classifiers = read_classifiers(classifying, machine, taken)
         for known in classifiers.values():
             print(f"{in_one_line(known.name)}: classifies, as the task /v1/tasks/{known.name}")
+        encoders = Encoders(read_encoders(encoding, [*taken, *classifiers]), queue)
+        for encoder in encoders.models.values():
+            print(encoder.description())
         engine = AsyncEngine(served, limits)
         address, *others = addresses(listening, host)
         kept_in = make_safe(database) if "://" in database else database
@@ -179,6 +185,7 @@ def serve(
             recipe=recipe,
             translators=translators,
             classifiers=classifiers,
+            encoders=encoders,
         )
         gc.collect()
         gc.freeze()  # models and modules, which no later collection has to look at

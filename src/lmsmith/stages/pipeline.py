@@ -143,6 +143,17 @@ STAGES: tuple[Stage, ...] = (
         reads={"data": ("documents.jsonl", "validation_documents.jsonl", "mixture.json")},
         format=3,
     ),
+    Stage(
+        "masked_lm",
+        "lmsmith.stages.masked_lm",
+        "MaskedLMStageConfig",
+        needs={"data": "data", "tokenizer": "tokenizer"},
+        optional={"decoder": "pretrain"},
+        reads={
+            "data": ("documents.jsonl", "validation_documents.jsonl", "mixture.json"),
+            "decoder": _MODEL,
+        },
+    ),
     Stage("base", "lmsmith.stages.base", "BaseConfig", format=2),
     Stage("translate", "lmsmith.stages.translate", "TranslateConfig"),
     Stage(

@@ -1,4 +1,4 @@
-"""Stage: byte-level BPE learnt from the training documents, or a tokenizer made before."""
+"""Stage: byte-level BPE or WordPiece learnt from the training documents, or one made before."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -18,6 +18,7 @@ from lmsmith.corpus.rows import read_documents
 from lmsmith.runs.stage_folder import StageFolder
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.tokenizers.bpe import LARGEST_VOCABULARY, SMALLEST_VOCABULARY
+from lmsmith.tokenizers.word_piece import train_word_piece
 
 ENOUGH_WHOLE = 0.9
 """A vocabulary is too small if less of the text's characters beyond ASCII are whole tokens."""
@@ -36,6 +37,10 @@ class TokenizerConfig:
         4096
     )
     """Tokens, the control tokens and the 256 bytes included; fewer where the text gives less."""
+    kind: Literal["bpe", "word_piece"] = "bpe"
+    """``bpe``, byte-level, for models that write; ``word_piece`` for encoders, as BERT's."""
+    lowercase: bool = True
+    """With ``word_piece``: letters lose case and accents."""
     load: str = ""
     """A tokenizer to use instead of training one: a folder of lmsmith, Hugging Face, or GPT-1's or
     GPT-2's vocabulary and merges, or a GGUF file. `vocabulary_size` is then its own."""
@@ -70,7 +75,11 @@ def run(config: TokenizerConfig, inputs: Mapping[str, Path], out: StageFolder) -
                 "Lower the shares of data.splits.judge, test and validation, or add documents.",
             )
         out.progress.begin("training the tokenizer", 1, "vocabulary")
-        tokenizer = Tokenizer.train(_texts(training), config.vocabulary_size)
+        if config.kind == "word_piece":
+            size, lowercase = config.vocabulary_size, config.lowercase
+            tokenizer = train_word_piece(_texts(training), size, lowercase=lowercase)
+        else:
+            tokenizer = Tokenizer.train(_texts(training), config.vocabulary_size)
         out.progress.update(1)
         if tokenizer.vocabulary_size < config.vocabulary_size:
             out.progress.say(
@@ -83,7 +92,7 @@ def run(config: TokenizerConfig, inputs: Mapping[str, Path], out: StageFolder) -
     figures = {"vocabulary_size": float(tokenizer.vocabulary_size)}
     if measured:
         figures |= compression(tokenizer, list(_texts(measured[0])))
-    if training.is_file():
+    if training.is_file() and config.kind == "bpe":
         figures |= _whole_characters(tokenizer, config, training, out)
     out.progress.end()
     return figures

@@ -62,6 +62,8 @@ def _read(folder: Path) -> Tokenizer:
     stops = [by_id[end] for end in ends if end in by_id]
     if "eos_token" not in variables and stops:
         variables["eos_token"] = stops[0]
+    if "eos_token" not in variables and "sep_token" in variables:  # BERT's ends every text
+        variables["eos_token"] = variables["sep_token"]
     return import_tokenizer(
         description,
         variables=variables,

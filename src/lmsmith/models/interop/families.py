@@ -334,6 +334,65 @@ FAMILIES: Mapping[str, Family] = {
             _read_llama,
             (*_SIZES, "ffn_width"),
         ),
+        Family(
+            "bert",
+            (
+                "BertModel",
+                "BertForMaskedLM",
+                "BertForPreTraining",
+                "BertForSequenceClassification",
+            ),
+            "bert.",
+            "encoder.layer",
+            {
+                "token_embedding": "embeddings.word_embeddings",
+                "position_embedding": "embeddings.position_embeddings",
+                "segment_embedding": "embeddings.token_type_embeddings",
+                "embedding_norm": "embeddings.LayerNorm",
+                "pooler": "pooler.dense",
+            },
+            {
+                "attention.query_key_value": [
+                    f"attention.self.{part}" for part in ("query", "key", "value")
+                ],
+                "attention.output": ["attention.output.dense"],
+                "attention_norm": ["attention.output.LayerNorm"],
+                "feed_forward.inner": ["intermediate.dense"],
+                "feed_forward.output": ["output.dense"],
+                "feed_forward_norm": ["output.LayerNorm"],
+            },
+            {
+                "layers": "num_hidden_layers",
+                "width": "hidden_size",
+                "heads": "num_attention_heads",
+                "context": "max_position_embeddings",
+                "vocabulary_size": "vocab_size",
+                "ffn_width": "intermediate_size",
+                "segments": "type_vocab_size",
+                "activation": "hidden_act",
+                "norm_epsilon": "layer_norm_eps",
+                "dropout": "hidden_dropout_prob",
+            },
+            {
+                "dropout": 0.1,
+                "norm_position": "post",
+                "norm_epsilon": 1e-12,
+                "activation": "gelu",
+                "causal": False,
+                "segments": 2,
+                "embedding_norm": True,
+                "pooler": True,
+            },
+            {
+                "hidden_act": tuple(_ACTIVATIONS),
+                "position_embedding_type": ("absolute",),
+                "is_decoder": (False,),
+                "add_cross_attention": (False,),
+                "tie_word_embeddings": (True,),
+            },
+            lambda config: {"attention_probs_dropout_prob": config.dropout},
+            required=(*_SIZES, "ffn_width"),
+        ),
     )
 }
 """model_type → names."""

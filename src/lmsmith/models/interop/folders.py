@@ -33,8 +33,8 @@ def read_transformers_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tenso
         UserError: a file is missing or damaged, the weights are pickled, or the model has
             unsupported settings (all are named).
     """
-    settings = _read_settings(folder)
-    with _naming(folder):
+    settings = read_settings(folder)
+    with naming(folder):
         return from_transformers(settings, read_weights(folder))
 
 
@@ -44,13 +44,13 @@ def read_transformers_config(folder: Path) -> ModelConfig:
     Raises:
         UserError: config.json is missing or damaged, or has unsupported settings.
     """
-    settings = _read_settings(folder)
-    with _naming(folder):
+    settings = read_settings(folder)
+    with naming(folder):
         return read_shape(FAMILIES[settings["model_type"]], settings)
 
 
 @contextlib.contextmanager
-def _naming(folder: Path) -> Iterator[None]:
+def naming(folder: Path) -> Iterator[None]:
     """Begin the message of a UserError with the folder; damage becomes one."""
     try:
         with refusing_damage("config.json or the weights"):
@@ -59,8 +59,8 @@ def _naming(folder: Path) -> Iterator[None]:
         raise UserError(f"{folder}: {error.problem}", error.fix) from error
 
 
-def _read_settings(folder: Path) -> dict[str, Any]:
-    """The contents of a config.json that our decoder supports."""
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The contents of a config.json that lmsmith's models support."""
     path = folder / CONFIG_FILE
     settings = read_json(path, MOST_CONFIG_BYTES)
     if not isinstance(settings, dict):

@@ -16,6 +16,7 @@ from lmsmith.core.config import Problem, SettingsError, problems_in
 from lmsmith.core.errors import UserError
 from lmsmith.models.config import ModelConfig, RopeScaling
 from lmsmith.models.decoder import Decoder
+from lmsmith.models.encoder import Encoder
 from lmsmith.models.folder import without_weights
 from lmsmith.models.interop.families import (
     FAMILIES,
@@ -28,8 +29,14 @@ from lmsmith.models.weights_file import refuse_impossible_sizes, require_weight
 
 State = Mapping[str, Tensor]
 
-NOT_WEIGHTS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
-"""Endings of masks that older files hold beside the weights; ``inv_freq`` is another."""
+NOT_WEIGHTS = (
+    "embeddings.position_ids",
+    ".attn.bias",
+    ".attn.masked_bias",
+    ".attention.bias",
+    ".attention.masked_bias",
+)
+"""Endings of masks and positions in older files, which are no weights; ``inv_freq`` is another."""
 
 
 def from_transformers(
@@ -42,7 +49,8 @@ def from_transformers(
         state: its weights by name, with or without the prefix of the model with a head.
 
     Returns:
-        The shape, and what `Decoder.load_state_dict` takes, in the weights' own type.
+        The shape, and what `load_state_dict` of a `Decoder`, or of an `Encoder`, takes, in the
+        weights' own type.
 
     Raises:
         UserError: another family, an unsupported setting, or weights that are missing, of another
@@ -51,6 +59,8 @@ def from_transformers(
     refuse_unsupported(settings, "config.json")
     family = FAMILIES[settings["model_type"]]
     config = read_shape(family, settings)
+    if config.pooler:
+        config = replace(config, pooler=any("pooler.dense." in name for name in state))
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     refuse_impossible_sizes(config, shapes, "config.json")
     used: set[str] = set()
@@ -173,15 +183,17 @@ def _family_of(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
 
 
 def _comparable(config: ModelConfig) -> ModelConfig:
-    """All defaults written out, without dropout, which is no part of a trained model."""
+    """All defaults written out, without dropout, which is no part of a trained model, and without
+    the pooler, of which a config.json says nothing."""
     pattern = tuple(config.attention_kind(layer) for layer in range(config.layers))
-    return replace(spelt_out(config), attention_pattern=pattern, dropout=0.0)
+    return replace(spelt_out(config), attention_pattern=pattern, dropout=0.0, pooler=False)
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, torch.Size]:
     """Name → shape of all our parameters."""
     with without_weights():
-        return {name: tensor.shape for name, tensor in Decoder(config).state_dict().items()}
+        model = Encoder(config) if config.is_encoder else Decoder(config)
+        return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
 def their_names(family: Family, name: str) -> list[str]:

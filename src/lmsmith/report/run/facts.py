@@ -40,6 +40,7 @@ def describe_run(run: RunRecord) -> str:
         subject += f" of {numbers.large_count(parameters)} parameters"
     does = {
         "pretrain": "pretrained on raw text",
+        "masked_lm": "an encoder beside it that fills masks",
         "base": "made before",
         "translate": "trained to translate",
         "finetune": "fine-tuned on labelled examples",

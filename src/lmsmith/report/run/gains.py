@@ -274,6 +274,21 @@ def _of_translate(table: Metrics) -> _Measured | None:
     return _Measured(title, after=fixed(bleu, 1), note=note)
 
 
+def _of_masked_lm(table: Metrics) -> _Measured | None:
+    """Hidden words of held-out text that are found, against those that a decoder finds from the
+    left alone."""
+    if (found := table.get("masked_accuracy")) is None:
+        return None
+    left, common = table.get("decoder_accuracy"), table.get("unigram_accuracy")
+    title = f"of {_whole(table.get('held_out_targets'))} hidden tokens found"
+    before = left if left is not None else common
+    note = _joined(
+        "before: a GPT of the same size, from the left alone" if left is not None else "",
+        f"the commonest token: {percent(common)}" if common is not None else "",
+    )
+    return _Measured(title, percent(before) if before is not None else "", percent(found), note)
+
+
 def _of_rankings(table: Metrics) -> _Measured | None:
     for names in (("train", "validation", "test"), ("rankings",)):
         known = [value for name in names if (value := table.get(name)) is not None]
@@ -324,6 +339,7 @@ _MEASURES: _Measures = {
     "tokenizer": _of_tokenizer,
     "pretrain": _of_pretrain,
     "base": _of_base,
+    "masked_lm": _of_masked_lm,
     "translate": _of_translate,
     "finetune": _of_finetune,
     "flan": _of_flan,

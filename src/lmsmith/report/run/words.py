@@ -6,6 +6,7 @@ STAGE_WORDS: dict[str, tuple[str, str]] = {
     "data": ("Data", "Cleans the text and splits it so that nothing is tested on itself"),
     "tokenizer": ("Tokenizer", "Learns which pieces to cut text into"),
     "pretrain": ("Pretraining", "Learns to predict the next token of raw text"),
+    "masked_lm": ("Encoder (BERT)", "Learns to fill in words that are hidden in a text"),
     "base": ("Base model", "A model made before, which the stages below go on from"),
     "translate": ("Translation", "Learns to write each sentence in another language"),
     "finetune": ("Classifier", "Learns to label, score or choose from labelled examples"),

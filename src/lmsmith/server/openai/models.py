@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from lmsmith.server.auth import visitor_of
+from lmsmith.server.encoders import ServedEncoder
 from lmsmith.server.engine import AsyncEngine
 from lmsmith.server.errors import ApiError
 from lmsmith.server.models import ServedModel, served_model
@@ -50,12 +51,26 @@ def _model(request: Request, name: str | None) -> ServedModel:
 @router.get("/v1/models")
 async def list_models(request: Request) -> Response:
     data = [_shown(request, model) for model in request.app.state.engine.models.values()]
+    data += [_shown_encoder(each) for each in request.app.state.encoders.models.values()]
     return json_response({"object": "list", "data": data})
 
 
 @router.get("/v1/models/{name:path}")
 async def show_model(request: Request, name: str) -> Response:
+    if (encoder := request.app.state.encoders.models.get(name)) is not None:
+        return json_response(_shown_encoder(encoder))
     return json_response(_shown(request, _model(request, name)))
+
+
+def _shown_encoder(model: ServedEncoder) -> dict[str, Any]:
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "lmsmith",
+        "max_model_len": model.embedder.most_tokens,
+        "embedding_width": model.embedder.width,
+    }
 
 
 def _shown(request: Request, model: ServedModel) -> dict[str, Any]:

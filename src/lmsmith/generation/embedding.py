@@ -1,0 +1,164 @@
+"""Texts as vectors: an encoder's states, pooled and normalised (Reimers and Gurevych 2019)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from lmsmith.catalogue.encoders import ReadEncoder
+from lmsmith.models.batching import length_batches
+from lmsmith.models.blocks import Block, PostNormBlock
+from lmsmith.models.encoder import Encoder
+from lmsmith.models.positions import Rotation
+from lmsmith.tokenizers.word_piece import Frame
+
+Vectors = NDArray[np.float32]
+
+BATCH_TOKENS = 4096
+"""Tokens of the rows that are computed together, padding included."""
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Vectors of texts.
+
+    Attributes:
+        vectors: (texts, width), each of length 1.
+        tokens: read of each text, with its frame.
+        cut: indices of texts that were longer than the model reads.
+    """
+
+    vectors: Vectors
+    tokens: list[int]
+    cut: list[int]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Embedded]) -> Embedded:
+        """The texts of all parts, one part after the other."""
+        starts = np.cumsum([0, *(len(each.tokens) for each in parts)]).tolist()
+        return cls(
+            np.concatenate([each.vectors for each in parts]),
+            [count for each in parts for count in each.tokens],
+            [start + i for start, each in zip(starts, parts, strict=False) for i in each.cut],
+        )
+
+
+class Embedder:
+    """Turns texts into vectors of length 1, whose products are cosines.
+
+    Args:
+        read: the model.
+    """
+
+    def __init__(self, read: ReadEncoder) -> None:
+        self.read, self.tokenizer = read, read.tokenizer
+        self.frame = Frame.of(read.tokenizer)
+        self._forward = EncoderForward(read.encoder)
+        self.context = read.encoder.config.context
+
+    @property
+    def width(self) -> int:
+        """Numbers of a vector."""
+        return self.read.encoder.config.width
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of a text that are read, its frame included."""
+        return min(self.read.pooling.most_tokens or self.context, self.context)
+
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """Each text as tokens in its frame, however long."""
+        frame = self.frame
+        encoded = self.tokenizer.encode_batch(texts)
+        return [[frame.cls, *tokens, frame.sep] for tokens in encoded]
+
+    def embed(self, texts: Sequence[str]) -> Embedded:
+        """The vectors of texts. Longer ones than `most_tokens` lose their end."""
+        return self.embed_tokens(self.tokens(texts))
+
+    def embed_tokens(self, sequences: Sequence[Sequence[int]]) -> Embedded:
+        """`embed` for texts as `tokens` gives them."""
+        most = self.most_tokens
+        cut = [number for number, each in enumerate(sequences) if len(each) > most]
+        kept = [
+            [*each[: most - 1], self.frame.sep] if len(each) > most else list(each)
+            for each in sequences
+        ]
+        lengths = [len(each) for each in kept]
+        vectors = np.empty((len(kept), self.width), np.float32)
+        for group in length_batches(lengths, BATCH_TOKENS):
+            vectors[group] = self._vectors([kept[number] for number in group]).numpy()
+        return Embedded(vectors, lengths, cut)
+
+    @torch.inference_mode()
+    def _vectors(self, sequences: Sequence[Sequence[int]]) -> Tensor:
+        """(rows, width) of sequences that are computed together."""
+        parts = torch.split(self._forward(sequences), [len(each) for each in sequences])
+        mean = self.read.pooling.mean
+        pooled = torch.stack([part.mean(dim=0) if mean else part[0] for part in parts])
+        return F.normalize(pooled, dim=-1)
+
+
+class EncoderForward:
+    """The encoder of inference: the tokens of all rows lie in one list, and none is padding.
+
+    Linear layers multiply all tokens at once; attention takes rows of one length together.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder.eval()
+
+    @torch.inference_mode()
+    def __call__(self, sequences: Sequence[Sequence[int]]) -> Tensor:
+        """Hidden states (n, width) of all tokens, sequence after sequence."""
+        encoder = self._encoder
+        lengths = [len(each) for each in sequences]
+        tokens_n = torch.tensor([token for each in sequences for token in each])
+        positions_n = torch.cat([_positions(length) for length in lengths])
+        runs = [(len(list(same)), length) for length, same in groupby(lengths)]
+        x_nd = encoder.embed(tokens_n, positions_n)
+        rotations: list[Rotation | None] = [None] * len(runs)
+        if encoder.rotary is not None:
+            rotations = [encoder.rotary(_positions(length)[None]) for _, length in runs]
+        for block in encoder.blocks:
+            assert isinstance(block, Block)
+            x_nd = self._block(block, x_nd, runs, rotations)
+        result: Tensor = encoder.final_norm(x_nd)
+        return result
+
+    def _block(
+        self,
+        block: Block,
+        x_nd: Tensor,
+        runs: Sequence[tuple[int, int]],
+        rotations: Sequence[Rotation | None],
+    ) -> Tensor:
+        post = isinstance(block, PostNormBlock)
+        attention = block.attention
+        projected = attention.query_key_value(x_nd if post else block.attention_norm(x_nd))
+        parts = torch.split(projected, [rows * length for rows, length in runs])
+        mixed = [
+            attention.attend(part.view(*run, -1), rotation).flatten(0, 1)
+            for part, run, rotation in zip(parts, runs, rotations, strict=True)
+        ]
+        x_nd = x_nd + attention.output(mixed[0] if len(mixed) == 1 else torch.cat(mixed))
+        if post:
+            x_nd = block.attention_norm(x_nd)
+            x_nd = block.feed_forward_norm(x_nd + block.feed_forward(x_nd))
+        else:
+            x_nd = x_nd + block.feed_forward(block.feed_forward_norm(x_nd))
+        return x_nd
+
+
+@functools.cache
+def _positions(length: int) -> Tensor:
+    positions: Tensor = torch.arange(length)
+    return positions

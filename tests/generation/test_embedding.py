@@ -1,0 +1,155 @@
+"""Vectors of texts: equal to transformers' with mean pooling, whatever else is in the batch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lmsmith.catalogue.encoders import Pooling, ReadEncoder, is_encoder, read_encoder
+from lmsmith.catalogue.reading import read_model
+from lmsmith.catalogue.resolve import Source, resolve
+from lmsmith.core.errors import UserError
+from lmsmith.generation.embedding import Embedded, Embedder, EncoderForward
+from lmsmith.generation.fill_mask import filled, masked_tokens
+from lmsmith.models.encoder import Encoder
+from lmsmith.models.interop.bert import write_bert_folder
+from lmsmith.tokenizers.hugging_face import to_hugging_face
+from tiny_encoders import tiny_folder, tiny_masked_lm, tiny_tokenizer
+
+TEXTS = ["the dog", "the cat sat on the mat by the sea", "a house", "sisters", "the dog"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder of an encoder."""
+    folder, tokenizer = tmp_path_factory.mktemp("bert"), tiny_tokenizer()
+    write_bert_folder(folder, tiny_masked_lm(tokenizer.vocabulary_size).encoder)
+    to_hugging_face(tokenizer, folder)
+    return folder
+
+
+@torch.no_grad()
+def test_vectors_are_those_of_transformers(folder: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    model = transformers.BertModel.from_pretrained(folder).eval()
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+    given = tokenizer(TEXTS, padding=True, return_tensors="pt")
+    hidden = model(**given).last_hidden_state
+    mask = given["attention_mask"][..., None].float()
+    expected = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1).numpy()
+    found = Embedder(read_encoder(folder)).embed(TEXTS)
+    np.testing.assert_allclose(found.vectors, expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        found.vectors @ found.vectors.T, expected @ expected.T, rtol=0, atol=1e-5
+    )
+    assert found.tokens == given["attention_mask"].sum(1).tolist()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"norm_position": "pre"}, {"positions": "rotary", "norm": "rms"}, {"kv_heads": 1}],
+)
+@torch.no_grad()
+def test_rows_without_padding_are_the_encoders(changes: dict[str, object]) -> None:
+    shape = replace(tiny_masked_lm(61).encoder.config, **changes)  # type: ignore[arg-type]
+    encoder = Encoder(shape).eval()
+    for name, parameter in encoder.named_parameters():
+        parameter.normal_(float(name.endswith("norm.weight")), 0.3)
+    rows = [[2, 7, 3], [2, 9, 11, 12, 3], [2, 8, 3], [2, 3]]
+    found = torch.split(EncoderForward(encoder)(rows), [len(row) for row in rows])
+    for row, states in zip(rows, found, strict=True):
+        expected = encoder(torch.tensor([row]))[0]
+        torch.testing.assert_close(states, expected, rtol=0, atol=3e-6)
+
+
+def test_other_texts_change_nothing(folder: Path) -> None:
+    embedder = Embedder(read_encoder(folder))
+    together = embedder.embed(TEXTS).vectors
+    for text, vector in zip(TEXTS, together, strict=True):
+        np.testing.assert_allclose(embedder.embed([text]).vectors[0], vector, rtol=0, atol=1e-6)
+    assert np.allclose(np.linalg.norm(together, axis=1), 1.0, atol=1e-6)
+    assert np.array_equal(together[0], together[4])
+
+
+def test_long_texts_lose_their_end_and_are_counted(folder: Path) -> None:
+    embedder = Embedder(read_encoder(folder))
+    assert embedder.most_tokens == 48
+    found = embedder.embed(["the dog", "the cat " * 40])
+    assert (found.tokens, found.cut) == ([4, 48], [1])
+    kept = embedder.tokens(["the cat " * 40])[0]
+    cut = embedder.embed_tokens([[*kept[:47], embedder.frame.sep]])
+    np.testing.assert_allclose(found.vectors[1], cut.vectors[0], rtol=0, atol=1e-6)
+
+
+def test_the_files_say_how_to_pool(folder: Path, tmp_path: Path) -> None:
+    read = read_encoder(folder)
+    first = Embedder(replace(read, pooling=Pooling(mean=False, most_tokens=4)))
+    assert first.most_tokens == 4
+    states = read.encoder(torch.tensor(first.tokens(["dog"])))[0, 0].detach().numpy()
+    vector = first.embed(["dog"]).vectors[0]
+    np.testing.assert_allclose(vector, states / np.linalg.norm(states), rtol=0, atol=1e-5)
+    write_bert_folder(tmp_path, read.encoder)
+    to_hugging_face(read.tokenizer, tmp_path)
+    (tmp_path / "sentence_bert_config.json").write_text('{"max_seq_length": 9}')
+    (tmp_path / "1_Pooling").mkdir()
+    modes = tmp_path / "1_Pooling" / "config.json"
+    modes.write_text(json.dumps({"pooling_mode_cls_token": True}))
+    assert read_encoder(tmp_path).pooling == Pooling(mean=False, most_tokens=9)
+    modes.write_text(json.dumps({"pooling_mode_max_tokens": True}))
+    with pytest.raises(UserError, match="pooled by pooling_mode_max_tokens"):
+        read_encoder(tmp_path)
+
+
+def test_encoders_and_writers_are_told_apart(folder: Path, tmp_path: Path) -> None:
+    ours = tiny_folder(tmp_path / "model")
+    assert is_encoder(resolve(folder))
+    assert is_encoder(resolve(ours))
+    for path in (folder, ours):
+        with pytest.raises(UserError, match="it reads text, and writes none"):
+            read_model(path)
+
+
+def test_parts_are_joined_in_order() -> None:
+    one = Embedded(np.eye(2, dtype=np.float32), [3, 4], [1])
+    both = Embedded.joined([one, one])
+    assert both.vectors.shape == (4, 2)
+    assert (both.tokens, both.cut) == ([3, 4, 3, 4], [1, 3])
+
+
+@torch.no_grad()
+def test_masks_are_filled_by_both_sides(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    model = tiny_masked_lm(tokenizer.vocabulary_size)
+    tokens = masked_tokens(tokenizer, "the [MASK] sat")
+    frame = Embedder(_read(model, tokenizer)).frame
+    assert tokens[0] == frame.cls
+    assert tokens.count(frame.mask) == 1
+    expected = model(torch.tensor([tokens]))[0, tokens.index(frame.mask)].softmax(-1)
+    (found,) = filled(model, tokenizer, "the [MASK] sat", 4)
+    for each in found.candidates:
+        assert each.probability == pytest.approx(float(expected[each.token]), abs=1e-5)
+        assert each.token not in tokenizer.control_tokens
+    probabilities = [each.probability for each in found.candidates]
+    assert probabilities == sorted(probabilities, reverse=True)
+    (other,) = filled(model, tokenizer, "the [MASK] mat", 4)
+    assert [each.probability for each in other.candidates] != probabilities
+    with pytest.raises(UserError, match="no mask"):
+        filled(model, tokenizer, "the dog", 4)
+    with pytest.raises(UserError, match="and the model reads 48"):
+        filled(model, tokenizer, "[MASK]" + " the" * 60, 4)
+
+
+def test_no_other_control_token_is_written_by_a_text() -> None:
+    tokenizer = tiny_tokenizer()
+    tokens = masked_tokens(tokenizer, "a [SEP] b [CLS] [PAD] [MASK]")
+    frame = masked_tokens(tokenizer, "[MASK]")
+    assert tokens.count(frame[0]) == tokens.count(frame[-1]) == 1
+
+
+def _read(model: object, tokenizer: object) -> ReadEncoder:
+    return ReadEncoder(model, tokenizer, Source("hf", Path(), "tiny"), Pooling())  # type: ignore[arg-type]

@@ -1,0 +1,166 @@
+"""BERT's training end to end on a tiny corpus: it learns, compares, and resumes to the bit."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from preference_world import sentence, stage_folder, write_data
+
+from lmsmith.core.config import decode, problems_in
+from lmsmith.core.errors import Interrupted
+from lmsmith.core.files import write_json
+from lmsmith.encoders import embed, fill_mask
+from lmsmith.models.config import ModelConfig
+from lmsmith.models.decoder import Decoder
+from lmsmith.models.folder import load_model, save_model
+from lmsmith.models.masked_lm import MaskedLM
+from lmsmith.models.presets import bert
+from lmsmith.runs.metrics_log import read_metrics
+from lmsmith.runs.signals import StopSignal
+from lmsmith.runs.stage_folder import StageFolder
+from lmsmith.stages.masked_lm import MaskedLMStageConfig, run
+from lmsmith.stages.pretrain import PretrainConfig
+from lmsmith.tokenizers.word_piece import train_word_piece
+from lmsmith.training import masked_lm
+from lmsmith.training.optimiser import OptimiserConfig
+
+CONFIG = MaskedLMStageConfig(
+    model=replace(bert(1, 16, 2, 32, 0), dropout=0.1),
+    tokens=5_120,
+    batch_tokens=256,
+    optimiser=OptimiserConfig(name="muon", learning_rate=0.01),
+    warmup_steps=2,
+    validations=2,
+    validation_documents=3,
+)
+
+
+def documents(count: int, seed: int) -> list[dict[str, object]]:
+    source = random.Random(seed)
+    texts = [". ".join(sentence(source) for _ in range(6)) for _ in range(count)]
+    return [{"text": text, "id": f"{seed}-{n}", "source": "web"} for n, text in enumerate(texts)]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("run")
+    rows = documents(30, 1)
+    data = write_data(folder / "data", documents=rows, validation_documents=documents(5, 2))
+    write_json(data / "mixture.json", {})
+    tokenizer = train_word_piece([str(row["text"]) for row in rows], 60)
+    tokenizer.save(folder / "tokenizer")
+    decoder = Decoder(ModelConfig(1, 16, 2, 32, tokenizer.vocabulary_size))
+    decoder.initialise(torch.Generator().manual_seed(0))
+    save_model(folder / "pretrain" / "model", decoder, tokenizer, {})
+    return {"data": data, "tokenizer": folder / "tokenizer", "decoder": folder / "pretrain"}
+
+
+@pytest.fixture(scope="module")
+def made(
+    inputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[StageFolder, dict[str, float]]:
+    out = stage_folder(tmp_path_factory.mktemp("stage") / "masked_lm")
+    return out, run(CONFIG, inputs, out)
+
+
+def untimed(out: StageFolder) -> list[dict[str, float]]:
+    timed = {"seconds", "tokens_per_second", "share_of_peak"}
+    return [
+        {name: value for name, value in row.items() if name not in timed}
+        for row in read_metrics(out / "metrics.jsonl")
+    ]
+
+
+def stop_after(calls: int) -> Callable[..., Any]:
+    real, count = masked_lm.masked_losses, 0
+
+    def stopping(*arguments: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == calls:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments)
+
+    return stopping
+
+
+def test_it_learns_and_compares(made: tuple[StageFolder, dict[str, float]]) -> None:
+    out, metrics = made
+    rows = read_metrics(out / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, 21))
+    assert rows[-1]["loss"] < rows[0]["loss"] - 0.5
+    assert {"next_sentence_loss", "next_sentence_accuracy"} <= set(rows[0])
+    assert [masked_lm.ACCURACY in row for row in rows].count(True) == 2
+    for name in ("masked", "unigram", "decoder"):
+        assert 0 <= metrics[f"{name}_accuracy"] <= 1
+        assert metrics[f"{name}_loss"] > 0
+    assert metrics["masked_loss"] < metrics["decoder_loss"]  # which has learnt nothing
+    model = load_model(out / "model")
+    assert isinstance(model, MaskedLM)
+    assert model.config.next_sentence
+    assert metrics["parameters"] == sum(each.numel() for each in model.parameters())
+
+
+@pytest.mark.parametrize("stops", [[3], [1, 9, 4]])
+def test_a_stopped_run_ends_with_the_same_bits(
+    made: tuple[StageFolder, dict[str, float]],
+    inputs: dict[str, Path],
+    tmp_path: Path,
+    stops: list[int],
+) -> None:
+    out = stage_folder(tmp_path / "masked_lm")
+    for stop in stops:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(masked_lm, "masked_losses", stop_after(stop))
+            with StopSignal(), pytest.raises(Interrupted):
+                run(CONFIG, inputs, out)
+        torch.manual_seed(0)
+    with StopSignal():
+        run(CONFIG, inputs, out)
+    assert untimed(out) == untimed(made[0])
+    name = "model/model.safetensors"
+    assert (out / name).read_bytes() == (made[0] / name).read_bytes()
+
+
+def test_its_model_fills_masks_and_embeds(made: tuple[StageFolder, dict[str, float]]) -> None:
+    model = made[0] / "model"
+    found = fill_mask(model, "I like [MASK] and [MASK]", top=3)
+    assert len(found.masks) == 2
+    assert all(len(mask.candidates) == 3 for mask in found.masks)
+    assert embed(model, ["tea", "rain"]).found.vectors.shape == (2, 16)
+
+
+def test_without_pairs_and_with_whole_words(inputs: dict[str, Path], tmp_path: Path) -> None:
+    plain = replace(CONFIG, next_sentence=False, whole_words=True, tokens=1024)
+    out = stage_folder(tmp_path / "masked_lm")
+    inputs = {name: path for name, path in inputs.items() if name != "decoder"}
+    metrics = run(plain, inputs, out)
+    assert "decoder_accuracy" not in metrics
+    assert "next_sentence_loss" not in read_metrics(out / "metrics.jsonl")[0]
+
+
+def test_settings_that_contradict_are_named() -> None:
+    wrong = replace(CONFIG, mask_share=0.95, random_share=0.1, batch_tokens=100)
+    assert [each.key for each in problems_in(wrong)] == ["mask_share", "batch_tokens"]
+    causal = replace(CONFIG, model=ModelConfig(1, 16, 2, 32))
+    assert [each.key for each in problems_in(causal)] == ["model.causal"]
+    plain = replace(CONFIG, model=replace(CONFIG.model, segments=0))
+    assert [each.key for each in problems_in(plain)] == ["next_sentence"]
+    encoder = PretrainConfig(model=CONFIG.model)
+    assert "the stage masked_lm makes encoders" in str(problems_in(encoder)[0])
+
+
+def test_a_recipes_model_begins_with_tiny_bert() -> None:
+    table = MaskedLMStageConfig.expand({"model": {"layers": 2}})
+    config, problems = decode(MaskedLMStageConfig, table, "test")
+    assert not problems
+    assert config is not None
+    assert (config.model.layers, config.model.causal, config.model.segments) == (2, False, 2)
