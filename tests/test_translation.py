@@ -14,9 +14,9 @@ from lmsmith.catalogue.resolve import resolve
 from lmsmith.catalogue.translators import is_translator, read_translator
 from lmsmith.cli import main
 from lmsmith.core.errors import UserError
-from lmsmith.models.config import ModelConfig
+from lmsmith.models.config import EncoderDecoderConfig, ModelConfig
 from lmsmith.models.decoder import Decoder
-from lmsmith.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
+from lmsmith.models.encoder_decoder import EncoderDecoder
 from lmsmith.models.folder import save_model
 from lmsmith.tokenizers import Tokenizer
 

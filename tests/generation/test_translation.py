@@ -10,8 +10,8 @@ import torch
 
 from lmsmith.generation.beam import BeamSettings
 from lmsmith.generation.translation import TooLong, Translator, beam_translate
-from lmsmith.models.config import ModelConfig
-from lmsmith.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
+from lmsmith.models.config import EncoderDecoderConfig, ModelConfig
+from lmsmith.models.encoder_decoder import EncoderDecoder
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.machine import ResolvedMachine
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from lmsmith.core.config import problems_in
 from lmsmith.models.attention import KeptKeys
 from lmsmith.models.blocks import CrossBlock
-from lmsmith.models.config import ModelConfig
-from lmsmith.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig, shift_right
+from lmsmith.models.config import EncoderDecoderConfig, ModelConfig
+from lmsmith.models.encoder_decoder import EncoderDecoder, shift_right
 from lmsmith.models.presets import TRANSFORMERS, transformer
 
 VOCABULARY = 23

@@ -13,7 +13,8 @@ from torch import Tensor
 from lmsmith.core.errors import UserError
 from lmsmith.generation.beam import BeamSettings
 from lmsmith.generation.translation import beam_translate
-from lmsmith.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
+from lmsmith.models.config import EncoderDecoderConfig
+from lmsmith.models.encoder_decoder import EncoderDecoder
 from lmsmith.models.interop.marian import (
     from_marian,
     is_marian,

@@ -14,8 +14,8 @@ from worlds import HTTP, LIMITS, MACHINE, TOKENIZER, Running, running
 
 from lmsmith.core.errors import UserError
 from lmsmith.generation.translation import Translator
-from lmsmith.models.config import ModelConfig
-from lmsmith.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
+from lmsmith.models.config import EncoderDecoderConfig, ModelConfig
+from lmsmith.models.encoder_decoder import EncoderDecoder
 from lmsmith.models.folder import save_model
 from lmsmith.server.translators import ServedTranslator, divide, read_translators
 

@@ -12,7 +12,8 @@ from lmsmith.cli.output import print_json, table_console
 from lmsmith.cli.parsing import printed
 from lmsmith.core.format import format_size
 from lmsmith.core.paths import models_folder
-from lmsmith.models.presets import PRESETS
+from lmsmith.models.config import EncoderDecoderConfig
+from lmsmith.models.presets import PRESETS, TRANSFORMERS
 
 if TYPE_CHECKING:
     from lmsmith.catalogue.export import ExportedModel
@@ -141,18 +142,23 @@ def list_presets(*, json: bool = False) -> None:
 
     Bytes are of the parameters alone. A training step's operations are of matrix products, forward
     and backward, for one token at full context. The cache is bfloat16; banded layers keep their
-    window of it.
+    window of it. The Transformer's have so many layers on each side; its token is one of a source
+    and one of a target, its cache the target's.
     """
     from rich.table import Table
 
     rows: dict[str, dict[str, Any]] = {}
-    for name, preset in PRESETS.items():
-        config = preset.config
+    for name, preset in {**PRESETS, **TRANSFORMERS}.items():
+        config, length = preset.config, preset.config.context
+        parameters, flops = config.parameters, config.training_flops_per_token()
+        if name in TRANSFORMERS:
+            both = EncoderDecoderConfig(config)
+            parameters, flops = both.parameters, both.training_flops(length, length) / length
         rows[name] = {
             **_shape(config),
-            "parameters": config.parameters,
-            "bytes": {kind: config.parameters * size for kind, size in BYTES.items()},
-            "training_flops_per_token": config.training_flops_per_token(),
+            "parameters": parameters,
+            "bytes": {kind: parameters * size for kind, size in BYTES.items()},
+            "training_flops_per_token": flops,
             "cache_bytes_per_token": config.cache_bytes_per_token(),
             "cache_bytes_at_context": config.cache_bytes(config.context),
             "source": preset.source,

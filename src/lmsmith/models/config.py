@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 import msgspec
@@ -264,3 +264,84 @@ class ModelConfig:
         """Bytes of KV cache for a sequence; banded layers keep their window alone."""
         kept = sum(min(tokens, self.window_of(layer) or tokens) for layer in range(self.layers))
         return self.causal * kept * self._key_value_width * bytes_per_number
+
+
+@dataclass(frozen=True)
+class EncoderDecoderConfig:
+    """Shape of an encoder–decoder, and the tokens that open and close what it writes."""
+
+    model: ModelConfig = field(
+        default_factory=lambda: ModelConfig(
+            norm_position="post", positions="sinusoidal", activation="relu"
+        )
+    )
+    """Blocks of both sides; ``layers`` is the encoder's. Both share one embedding, which is the
+    unembedding too (section 3.4)."""
+    decoder_layers: SizeOrNone = 0
+    """Blocks of the decoder; 0 means as many as the encoder has."""
+    start_token: SizeOrNone = 0
+    """The decoder's first input: its inputs are the target shifted right by one (section 3.1)."""
+    end_token: SizeOrNone = 0
+    """Ends every source and every target."""
+    output_bias: bool = False
+    """The logits have a bias, as Marian's; it is read from such a model and not trained here."""
+
+    def check(self) -> list[Problem]:
+        """Parts that only a decoder or an encoder alone has."""
+        model, key = self.model, "model."
+        found = []
+        if model.positions == "rotary":
+            fix = 'write positions = "sinusoidal", or "learned"'
+            found += [Problem(key + "positions", "rotary", "added to the embeddings", fix)]
+        if set(model.attention_pattern) != {"dense"}:
+            fix = 'write attention_pattern = ["dense"]'
+            pattern = list(model.attention_pattern)
+            found += [Problem(key + "attention_pattern", pattern, "dense layers alone", fix)]
+        if not model.tied_embeddings:
+            fix = "leave it out: source, target and unembedding share one matrix"
+            found += [Problem(key + "tied_embeddings", False, "true", fix)]
+        if model.is_encoder:
+            fix = "leave causal, segments, embedding_norm and pooler out"
+            found += [Problem("model", "an encoder's", "no setting of BERT's", fix)]
+        return found
+
+    @property
+    def layers(self) -> int:
+        """Blocks of both sides."""
+        return self.model.layers + self.resolved_decoder_layers
+
+    @property
+    def width(self) -> int:
+        return self.model.width
+
+    @property
+    def resolved_decoder_layers(self) -> int:
+        return self.decoder_layers or self.model.layers
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters; the shared embedding counts once."""
+        model = self.model
+        norm = 2 * model.width if model.norm == "layer" else model.width
+        one, none = (replace(model, layers=n).parameters for n in (1, 0))
+        inner = model.heads * model.width_per_head
+        shared = 2 * model.resolved_kv_heads * model.width_per_head
+        cross = model.width * (2 * inner + shared) + norm
+        cross += model.qkv_bias * (inner + shared) + model.attention_output_bias * model.width
+        decoder = self.resolved_decoder_layers * (one - none + cross)
+        final = model.has_final_norm * norm + self.output_bias * model.vocabulary_size
+        return model.parameters + decoder + final
+
+    def training_flops(self, source_tokens: float, target_tokens: float) -> float:
+        """Operations of matrix products for one pair's training, forward and backward.
+
+        6 × the weights that each token passes, and 12 × width × pairs of positions a layer.
+        """
+        model, width = self.model, self.model.width
+        products = replace(model, layers=1).block_products
+        cross = 4 * width * width
+        source, target, layers = source_tokens, target_tokens, self.resolved_decoder_layers
+        weights = model.layers * products * source + layers * products * target
+        weights += layers * cross * (source + target) / 2 + model.vocabulary_size * width * target
+        pairs = model.layers * source**2 + layers * (target**2 / 2 + source * target)
+        return 6.0 * weights + 12.0 * width * pairs

@@ -25,10 +25,10 @@ from lmsmith.core.files import atomic_folder, read_json, write_json
 from lmsmith.models import adapters
 from lmsmith.models.adapters import AdapterConfig, TrainedState
 from lmsmith.models.classifier import Classifier, ClassifierConfig
-from lmsmith.models.config import ModelConfig
+from lmsmith.models.config import EncoderDecoderConfig, ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.encoder import Encoder
-from lmsmith.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
+from lmsmith.models.encoder_decoder import EncoderDecoder
 from lmsmith.models.heads import ScalarModel
 from lmsmith.models.masked_lm import MaskedLM, MaskedLMConfig
 from lmsmith.models.weights_file import (

@@ -34,8 +34,8 @@ from lmsmith.generation.beam import BeamSettings
 from lmsmith.generation.translation import PAPER_BEAMS, Translator
 from lmsmith.models.adapters import TrainedState
 from lmsmith.models.batching import length_batches
-from lmsmith.models.config import ModelConfig
-from lmsmith.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
+from lmsmith.models.config import EncoderDecoderConfig, ModelConfig
+from lmsmith.models.encoder_decoder import EncoderDecoder
 from lmsmith.models.folder import save_model
 from lmsmith.models.presets import TRANSFORMERS
 from lmsmith.runs.metrics_log import read_metrics

@@ -18,8 +18,8 @@ from torch import Tensor
 from lmsmith.core.config import Problem, SettingsError, problems_in
 from lmsmith.core.errors import UserError, refusing_damage
 from lmsmith.core.files import read_json, write_json
-from lmsmith.models.config import ModelConfig
-from lmsmith.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
+from lmsmith.models.config import EncoderDecoderConfig, ModelConfig
+from lmsmith.models.encoder_decoder import EncoderDecoder
 from lmsmith.models.folder import MOST_CONFIG_BYTES, without_weights
 from lmsmith.models.interop.folders import CONFIG_FILE, WEIGHTS_FILE, read_weights
 from lmsmith.models.positions import SinusoidalPositions
