@@ -27,18 +27,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lmsmith.cli.output import print_json
+from lmsmith.core.recipe import MachineConfig
 from lmsmith.corpus.batches import NO_TARGET
 from lmsmith.corpus.parallel import EncodedPair, PairBatches, make_batch, read_parallel
 from lmsmith.models.positions import SinusoidalPositions
 from lmsmith.stages.translate import TranslateConfig, encode_pairs, make_model
 from lmsmith.tokenizers import Tokenizer
-from lmsmith.training.machine import keep_freed_memory
+from lmsmith.training.machine import keep_freed_memory, resolve_machine
 from lmsmith.training.optimiser import Optimiser
 from lmsmith.training.translation import pair_loss_sum
 
 Count = Annotated[int, tyro.conf.arg(metavar="N")]
 Step = Callable[[int], int]
 START = 0
+MACHINE = resolve_machine(MachineConfig())
+"""Both sides multiply in its precision: bf16 where the processor does."""
 
 
 class PlainTransformer(nn.Module):
@@ -92,9 +95,10 @@ def plain_step(config: TranslateConfig, pairs: Sequence[EncodedPair], size: int,
         padded = torch.zeros_like(source, dtype=torch.bool)
         if lengths is not None:
             padded = torch.arange(source.shape[1])[None] >= torch.from_numpy(lengths)[:, None]
-        logits = model(source, padded, torch.from_numpy(batch.inputs_bt))
+        with MACHINE.autocast():
+            logits = model(source, padded, torch.from_numpy(batch.inputs_bt))
         loss = F.cross_entropy(
-            logits.flatten(0, 1),
+            logits.float().flatten(0, 1),
             targets.flatten(),
             ignore_index=NO_TARGET,
             label_smoothing=config.label_smoothing,
@@ -115,7 +119,8 @@ def our_step(config: TranslateConfig, batches: PairBatches, tokenizer: Tokenizer
     def step(index: int) -> int:
         batch = batches.batch(index)
         targets = int((batch.targets_bt != NO_TARGET).sum())
-        loss = pair_loss_sum(model, batch, config.label_smoothing) / targets
+        with MACHINE.autocast():
+            loss = pair_loss_sum(model, batch, config.label_smoothing) / targets
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step(1.0)
         return batch.tokens
@@ -183,6 +188,7 @@ def main(
     ratios = {clock: ours[clock] / theirs[clock] for clock in ours}
     result = {
         "threads": torch.get_num_threads(),
+        "precision": MACHINE.precision,
         "parameters": model.config.parameters,
         "sentences_a_batch": rows,
         "tokens_per_second": medians,
