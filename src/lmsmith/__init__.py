@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from lmsmith.encoders import load_embedder as load_embedder
     from lmsmith.finetuning import finetune as finetune
     from lmsmith.finetuning import study_finetune as study_finetune
+    from lmsmith.flan_study import study_flan as study_flan
     from lmsmith.library import LanguageModel as LanguageModel
     from lmsmith.library import load as load
     from lmsmith.rlhf.ppo import PPOConfig as PPOConfig
@@ -55,6 +56,7 @@ _WHERE = {
     "fill_mask": "lmsmith.encoders",
     "load_embedder": "lmsmith.encoders",
     "serve": "lmsmith.server.serve",
+    "study_flan": "lmsmith.flan_study",
     **dict.fromkeys(_API, "lmsmith.api"),
 }
 """Where each public name lives; imported at its first use, since torch takes seconds."""

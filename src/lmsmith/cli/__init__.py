@@ -68,6 +68,9 @@ study scale = study.study_scale: train tiny models, see what grows with shots an
 study finetune = study.study_finetune: compare fine-tuning with prompting, and draw both
     lmsmith study finetune smollm2-135m --tasks sst2 --examples 8,32,128,all --data DATA
     lmsmith study finetune smollm2-135m --tasks rte,cb --seeds 3 --ablations --set adapter.rank=16
+study flan = study.study_flan: tune on few and many tasks, measure on unseen kinds of tasks
+    lmsmith study flan smollm2-135m --data DATA
+    lmsmith study flan smollm2-135m --data DATA --clusters 1,3,all --set flan.examples=2000
 serve = lmsmith.server.serve.serve: answer OpenAI's API with models of this machine
     lmsmith serve runs/quickstart
     lmsmith serve smollm2-135m mine=runs/quickstart --port 8080 --weights int8

@@ -51,7 +51,7 @@ METAVARS = {
     "TEXT": "system message response",
     "TOKEN": "token",
     "GB": "memory",
-    "A,B,…": "tasks shots labels examples",
+    "A,B,…": "tasks shots labels examples clusters templates",
     "LxW,LxW,…": "sizes",
 }
 """Placeholder of a value in the help, and the options that take such a value.

@@ -1,8 +1,8 @@
-"""``lmsmith study``, ``study scale`` and ``study finetune``: what they print."""
+"""``lmsmith study``, ``study scale``, ``finetune`` and ``flan``: what they print."""
 
 from __future__ import annotations
 
-from lmsmith import api, finetuning
+from lmsmith import api, finetuning, flan_study
 from lmsmith.cli.output import plain_table, table_console
 from lmsmith.cli.parsing import printed
 
@@ -65,3 +65,17 @@ def _show_finetuning(study: finetuning.FinetuneStudy) -> None:
 
 
 study_finetune = printed(finetuning.study_finetune, _show_finetuning)
+
+
+def _show_flan(study: flan_study.FlanStudy) -> None:
+    from lmsmith.report.study.flan_page import COLUMNS, arm_row, before_sentence
+
+    table = plain_table("learnt", *COLUMNS, no_wrap=True)
+    for arm in study.arms:
+        table.add_row(*arm_row(arm))
+    table_console().print(table)
+    print(before_sentence(study.record))
+    print(f"report: {study.report}")
+
+
+study_flan = printed(flan_study.study_flan, _show_flan)

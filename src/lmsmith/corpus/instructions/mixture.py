@@ -13,7 +13,7 @@ RELATED: tuple[frozenset[str], ...] = (
     frozenset({"commonsense", "reading_commonsense"}),
 )
 """Clusters that tell much of each other: where one is measured, the other is not learnt (section
-2.2, footnote 1)."""
+2.2)."""
 
 
 def left_out_clusters(held_out: Collection[str], *, related: bool = True) -> set[str]:
