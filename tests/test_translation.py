@@ -93,6 +93,14 @@ def test_export_and_back(run: Path, tmp_path: Path) -> None:
         lmsmith.export(str(run), tmp_path / "gguf", to="gguf")
 
 
+def test_its_shape_is_shown(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "show", str(run), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["layers"], shown["decoder_layers"]) == (1, 2)
+    model = read_translator(run).model
+    assert shown["parameters"] == sum(each.numel() for each in model.parameters())
+
+
 def test_folders_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "marian"}')
     assert is_translator(resolve(tmp_path))

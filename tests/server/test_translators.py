@@ -86,7 +86,7 @@ def test_without_a_language_model_others_are_404(translating: Running) -> None:
     body = {"messages": [{"role": "user", "content": "Hi"}]}
     response = HTTP.post(f"{translating.address}/v1/chat/completions", json=body)
     assert response.status_code == 404
-    assert "only translators are served" in response.json()["error"]["message"]
+    assert "no model here writes text" in response.json()["error"]["message"]
     assert HTTP.get(f"{translating.address}/v1/models").json()["data"] == []
     assert HTTP.get(f"{translating.address}/ready").status_code == 200
 

@@ -10,9 +10,10 @@ from lmsmith.catalogue.reading import load_any_tokenizer
 from lmsmith.catalogue.resolve import CARD_FILE, Source, resolve
 from lmsmith.core.errors import UserError, refusing_damage
 from lmsmith.core.files import read_json
+from lmsmith.models.config import EncoderDecoderConfig
 from lmsmith.models.encoder_decoder import EncoderDecoder
 from lmsmith.models.folder import MOST_CONFIG_BYTES, load_kind, load_tokenizer, read_model_config
-from lmsmith.models.interop.marian import is_marian, read_marian_folder
+from lmsmith.models.interop.marian import is_marian, read_marian_config, read_marian_folder
 from lmsmith.tokenizers import Tokenizer
 
 _FIX = "name a run of `lmsmith run translate`, or a Marian folder"
@@ -37,6 +38,14 @@ def is_translator(source: Source) -> bool:
         return source.format == "lmsmith" and read_model_config(source.path)[0] == "encoder_decoder"
     except UserError:
         return False  # its reader says what is wrong
+
+
+def translator_config(source: Source) -> EncoderDecoderConfig:
+    """The shape alone, without the weights, of a source that `is_translator`."""
+    if source.format == "hf":
+        return read_marian_config(source.path)
+    config: EncoderDecoderConfig = read_model_config(source.path)[1]
+    return config
 
 
 def read_translator(word: str | Path | Source) -> ReadTranslator:

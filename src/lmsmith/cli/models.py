@@ -74,9 +74,11 @@ def show_model(model: str, *, json: bool = False) -> None:
         model: A name with versions (NAME or NAME@N), a registered name, or a path of any format.
     """
     from lmsmith.catalogue.reading import read_config
+    from lmsmith.catalogue.translators import is_translator, translator_config
 
     source, version = resolve(model), versions.find(model)
-    config, record = read_config(source), registry.find(source.name)
+    both = translator_config(source) if is_translator(source) else None
+    config, record = both.model if both else read_config(source), registry.find(source.name)
     known = record.as_dict() if record is not None and record.path == source.path else {}
     rows = {
         "name": source.name,
@@ -88,9 +90,11 @@ def show_model(model: str, *, json: bool = False) -> None:
         "positions": config.positions,
         "norm": f"{config.norm_position}-{config.norm}",
         "activation": config.activation,
-        "parameters": config.parameters,
+        "parameters": both.parameters if both else config.parameters,
         "cache_bytes_per_token": config.cache_bytes_per_token(),
     }
+    if both is not None:
+        rows["decoder_layers"] = both.resolved_decoder_layers
     if version is not None and version.path == source.path:
         from lmsmith.report.version.page import ensure_version_page
 

@@ -303,9 +303,7 @@ def read_marian_folder(folder: Path) -> EncoderDecoder:
     Raises:
         UserError: a file is missing or damaged, or the refusals of `from_marian`.
     """
-    settings = read_json(folder / CONFIG_FILE, MOST_CONFIG_BYTES)
-    if not isinstance(settings, dict):
-        raise UserError(f"{folder / CONFIG_FILE}: expected an object", "fetch it again")
+    settings = _settings(folder)
     try:
         with refusing_damage(folder):
             read_config(settings)  # says what is not supported before the weights are read
@@ -316,6 +314,19 @@ def read_marian_folder(folder: Path) -> EncoderDecoder:
         model = EncoderDecoder(config)
     model.load_state_dict({name: each.float() for name, each in state.items()}, assign=True)
     return model.requires_grad_(True).eval()
+
+
+def read_marian_config(folder: Path) -> EncoderDecoderConfig:
+    """The shape alone; the refusals of `read_config`."""
+    with refusing_damage(folder):
+        return read_config(_settings(folder))
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    settings = read_json(folder / CONFIG_FILE, MOST_CONFIG_BYTES)
+    if not isinstance(settings, dict):
+        raise UserError(f"{folder / CONFIG_FILE}: expected an object", "fetch it again")
+    return settings
 
 
 def write_marian_model(folder: Path, model: EncoderDecoder, dtype: torch.dtype) -> None:
