@@ -484,7 +484,9 @@ def export(
     """Write a model as other programs read it, with its tokenizer and chat template.
 
     hf is a folder that transformers and vLLM load; gguf a file that llama.cpp runs. A fine-tuned
-    classifier becomes transformers' …ForSequenceClassification.
+    classifier becomes transformers' …ForSequenceClassification, an encoder its BertModel, or
+    BertForMaskedLM. A run with a model that writes and an encoder stands for the former; name
+    runs/NAME/masked_lm for the latter.
 
     Args:
         folder: Where to; runs/NAME/export/hf or /gguf for a run, MODEL-hf or MODEL-gguf else.
@@ -495,7 +497,8 @@ def export(
         UserError: the format has no such model or type, or the folder holds something else.
     """
     from lmsmith.catalogue.classifiers import find_classifier, read_classifier
-    from lmsmith.catalogue.export import default_folder, export_classifier
+    from lmsmith.catalogue.encoders import find_encoder, read_encoder
+    from lmsmith.catalogue.export import default_folder, export_classifier, export_encoder
     from lmsmith.catalogue.export import export as write
     from lmsmith.catalogue.reading import read_model
     from lmsmith.catalogue.resolve import resolve
@@ -503,6 +506,8 @@ def export(
 
     if find_classifier(model) is not None:
         return export_classifier(read_classifier(model), folder, to, type or "")
+    if (encoder := find_encoder(model)) is not None:
+        return export_encoder(read_encoder(encoder), folder, to, type or "")
     source = resolve(model)
     found = read_translator(source) if is_translator(source) else read_model(source)
     return write(found, folder or default_folder(found, to), to, type or "")

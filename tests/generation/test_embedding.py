@@ -10,14 +10,21 @@ import numpy as np
 import pytest
 import torch
 
+from lmsmith.api import export
 from lmsmith.catalogue.encoders import Pooling, ReadEncoder, is_encoder, read_encoder
 from lmsmith.catalogue.reading import read_model
 from lmsmith.catalogue.resolve import Source, resolve
 from lmsmith.core.errors import UserError
+from lmsmith.core.progress import QuietProgress
+from lmsmith.core.recipe import MachineConfig
 from lmsmith.generation.embedding import Embedded, Embedder, EncoderForward
 from lmsmith.generation.fill_mask import filled, masked_tokens
 from lmsmith.models.encoder import Encoder
+from lmsmith.models.folder import load_model
 from lmsmith.models.interop.bert import write_bert_folder
+from lmsmith.runs.stage_folder import StageFolder
+from lmsmith.stages.base import BaseConfig
+from lmsmith.stages.base import run as run_base
 from lmsmith.tokenizers.hugging_face import to_hugging_face
 from tiny_encoders import tiny_folder, tiny_masked_lm, tiny_tokenizer
 
@@ -153,3 +160,18 @@ def test_no_other_control_token_is_written_by_a_text() -> None:
 
 def _read(model: object, tokenizer: object) -> ReadEncoder:
     return ReadEncoder(model, tokenizer, Source("hf", Path(), "tiny"), Pooling())  # type: ignore[arg-type]
+
+
+def test_an_encoder_is_exported_and_is_a_base(tmp_path: Path) -> None:
+    ours = tiny_folder(tmp_path / "model")
+    exported = export(str(ours), tmp_path / "hf")
+    again = read_encoder(exported.path)
+    for name, each in read_encoder(ours).model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], each), name
+    expected = Embedder(read_encoder(ours)).embed(TEXTS).vectors
+    assert np.array_equal(Embedder(again).embed(TEXTS).vectors, expected)
+    with pytest.raises(UserError, match="an encoder is exported to hf"):
+        export(str(ours), tmp_path / "gguf", to="gguf")
+    stage = StageFolder(tmp_path / "base", 1, MachineConfig(), QuietProgress())
+    run_base(BaseConfig(model=str(exported.path)), {}, stage)
+    assert isinstance(load_model(stage / "model"), Encoder)

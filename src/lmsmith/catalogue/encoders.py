@@ -60,6 +60,13 @@ def is_encoder(source: Source) -> bool:
     return False
 
 
+def find_encoder(word: str | Path) -> Source | None:
+    """The model that a word means, if it is an encoder; of a run, a model that writes comes
+    first."""
+    source = resolve(word)
+    return source if is_encoder(source) else None
+
+
 def read_encoder(word: str | Path | Source) -> ReadEncoder:
     """Read the encoder that a path or a registered name means (`resolve`).
 

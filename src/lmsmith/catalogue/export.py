@@ -9,11 +9,13 @@ from typing import Any
 import torch
 
 from lmsmith.catalogue.classifiers import ReadClassifier
+from lmsmith.catalogue.encoders import ReadEncoder
 from lmsmith.catalogue.export_classifier import write_classifier
 from lmsmith.catalogue.reading import ReadModel
 from lmsmith.catalogue.translators import ReadTranslator
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import atomic_folder, read_json, write_json
+from lmsmith.models.interop.bert import write_bert_folder
 from lmsmith.models.interop.folders import write_transformers_model
 from lmsmith.models.interop.gguf_file import FILE_TYPES, write_gguf
 from lmsmith.models.interop.gguf_models import to_gguf
@@ -21,6 +23,7 @@ from lmsmith.models.interop.marian import write_marian_model
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.tokenizers.gguf import UNUSED, gguf_metadata
 from lmsmith.tokenizers.hugging_face import to_hugging_face
+from lmsmith.tokenizers.word_piece import Frame
 
 CARD_FILE = "card.json"
 FORMATS = ("hf", "gguf")
@@ -92,6 +95,32 @@ def export_classifier(
         write_classifier(read, partial, _DTYPES[kind])
         origin = {"exported_from": str(read.path), "exported_by": "lmsmith"}
         write_json(partial / CARD_FILE, read.card | origin)
+    size = sum(each.stat().st_size for each in folder.rglob("*") if each.is_file())
+    return ExportedModel(to, kind, folder, size)
+
+
+def export_encoder(
+    read: ReadEncoder, folder: Path | None, to: str, kind: str = ""
+) -> ExportedModel:
+    """Write an encoder as transformers' BertModel, BertForMaskedLM or BertForPreTraining.
+
+    Raises:
+        UserError: another format or type, a shape that BERT has not, or the folder holds something
+            else.
+    """
+    kind = kind or "f32"
+    if to != "hf" or kind not in _DTYPES:
+        raise UserError(
+            f"--to {to} --type {kind}: an encoder is exported to hf, as {', '.join(_DTYPES)}",
+            "leave both out",
+        )
+    folder = folder or _default_folder(read.source.path, read.source.name, to)
+    _check_replaceable(folder)
+    with atomic_folder(folder.absolute()) as partial:
+        to_hugging_face(read.tokenizer, partial)
+        write_bert_folder(partial, read.model, _DTYPES[kind], Frame.of(read.tokenizer).pad)
+        origin = {"exported_from": str(read.source.path), "exported_by": "lmsmith"}
+        write_json(partial / CARD_FILE, origin)
     size = sum(each.stat().st_size for each in folder.rglob("*") if each.is_file())
     return ExportedModel(to, kind, folder, size)
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from lmsmith.catalogue.encoders import is_encoder, read_encoder
 from lmsmith.catalogue.reading import read_model
 from lmsmith.catalogue.resolve import card_of_sampling, resolve
 from lmsmith.core.config import NOT_A_SETTING, Problem
 from lmsmith.core.files import beside, is_there
+from lmsmith.models.decoder import Decoder
+from lmsmith.models.encoder import Encoder
 from lmsmith.models.folder import save_model
 from lmsmith.runs.stage_folder import StageFolder
 
@@ -39,15 +43,25 @@ class BaseConfig:
 
 
 def run(config: BaseConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict[str, float]:
-    """Read the model, in whatever format it is, and save ``model/`` in ours."""
-    read = read_model(config.place())
-    shape = read.decoder.config
+    """Read the model, in whatever format it is, and save ``model/`` in ours.
+
+    Of a model that fills masks the encoder is kept: a classifier is made on it.
+    """
+    source = resolve(config.place())
+    model: Decoder | Encoder
+    if is_encoder(source):
+        encoding = read_encoder(source)
+        model, tokenizer, card = encoding.encoder, encoding.tokenizer, dict[str, Any]()
+    else:
+        read = read_model(source)
+        model, tokenizer, card = read.decoder, read.tokenizer, read.card
+    shape = model.config
     metrics = {
         "parameters": float(shape.parameters),
-        "vocabulary_size": float(read.tokenizer.vocabulary_size),
+        "vocabulary_size": float(tokenizer.vocabulary_size),
         "context": float(shape.context),
     }
-    card = read.card | card_of_sampling(read.source)
+    card = card | card_of_sampling(source)
     card |= {"stage": "base", "model": config.model, "metrics": metrics}
-    save_model(out / "model", read.decoder, read.tokenizer, card)
+    save_model(out / "model", model, tokenizer, card)
     return metrics
