@@ -125,6 +125,7 @@ def test_a_killed_run_ends_with_the_same_bits(
         run(config, {"base": base}, cut)
     monkeypatch.setattr(loop, "stop_requested", lambda: None)
     assert run(config, {"base": base}, cut) == expected
+    assert load_classifier(cut / "model").config.labels == ("no", "yes")
     file = "adapter.safetensors" if rank else "model.safetensors"
     assert (cut / "model" / file).read_bytes() == (whole / "model" / file).read_bytes()
 
@@ -151,6 +152,53 @@ def test_bad_input_is_refused_in_one_message(
     task, out = task_file(tmp_path, rows, **settings), stage_folder(tmp_path / "out")
     with pytest.raises(UserError, match=said):
         run(replace(CONFIG, task=str(task)), {"base": base}, out)
+
+
+def test_similarity_as_a_number_is_learnt(base: Path, tmp_path: Path) -> None:
+    """As STS-B: both orders added, squared error, Pearson's correlation."""
+    pairs = [(one, other) for one in THINGS for other in THINGS]
+    rows = [
+        {"a": f"the {one}", "b": f"the {other}", "score": 5.0 * (one == other)}
+        for one, other in pairs
+    ]
+    settings = {"form": "similarity", "texts": ["a", "b"], "label": "score", "numbers": True}
+    task, out = task_file(tmp_path, rows, **settings), stage_folder(tmp_path / "out")
+    metrics = run(replace(CONFIG, task=str(task), epochs=2), {"base": base}, out)
+    assert -1.0 <= metrics["test_pearson"] <= 1.0
+    assert {"test_spearman", "bag_of_words_pearson"} <= set(metrics)
+    assert "majority_pearson" not in metrics
+    model = load_classifier(out / "model")
+    assert 0.0 < model.config.mean < 2.0
+    assert model.config.predicts_numbers
+
+
+def test_a_choice_is_learnt(base: Path, tmp_path: Path) -> None:
+    rows = [
+        {"q": f"the {thing} is", "c": [BAD[n % 4], GOOD[n % 3]][:: 1 - 2 * (n % 2)], "gold": n % 2}
+        for n, thing in enumerate(THINGS * 6)
+    ]
+    for row in rows:
+        row["gold"] = [each in GOOD for each in row["c"]].index(True)  # type: ignore[union-attr]
+    settings = {"form": "multiple_choice", "texts": ["q"], "answers": ["c"], "label": "gold"}
+    task, out = task_file(tmp_path, rows, **settings), stage_folder(tmp_path / "out")
+    metrics = run(replace(CONFIG, task=str(task), epochs=10), {"base": base}, out)
+    assert metrics["test_accuracy"] > 0.9
+    said = json.loads((out / "predictions.jsonl").read_text().splitlines()[0])
+    assert said["right"] in said["answers"]
+
+
+def test_few_examples_have_all_labels_and_weigh_alike(base: Path, tmp_path: Path) -> None:
+    rare = [row for row in ROWS if row["label"] == "yes"] + [ROWS[-1], ROWS[-2], ROWS[-3]]
+    task = task_file(tmp_path, rare)
+    config = replace(
+        CONFIG, task=str(task), epochs=1, examples=4, class_weights="balanced", test_examples=5
+    )
+    out = stage_folder(tmp_path / "out")
+    metrics = run(config, {"base": base}, out)
+    assert metrics["train_examples"] == 4
+    assert metrics["test_examples"] == 5
+    random = run(replace(config, pretrained=False), {"base": base}, stage_folder(tmp_path / "new"))
+    assert random["train_examples"] == 4
 
 
 def test_long_texts_are_counted_and_cut(base: Path, tmp_path: Path) -> None:
