@@ -85,3 +85,19 @@ def test_a_batch_is_shifted_right_and_padded() -> None:
     assert batch.inputs_bt.tolist() == [[3, 6, 0], [3, 7, 8]]
     assert batch.targets_bt.tolist() == [[6, 0, NO_TARGET], [7, 8, 0]]
     assert batch.tokens == 10
+
+
+@pytest.mark.parametrize("language", ["de", "fr"])
+def test_multi30k(language: str) -> None:
+    """29,000 real pairs; batches of them have little padding."""
+    folder = Path(__file__).parents[3] / "shared/data/translation"
+    if not folder.is_dir():
+        pytest.skip("multi30k is not here: ../shared/data/translation")
+    names = (f"multi30k.train.{each}.gz" for each in ("en", language))
+    pairs, empty = read_parallel(*(folder / name for name in names))
+    assert (len(pairs), empty) == (29_000, 0)
+    counted = [EncodedPair([1] * len(a.split()), [1] * len(b.split())) for a, b in pairs]
+    batches = PairBatches(counted, 4096, 0, seed=1)
+    made = [batches.batch(step) for step in range(batches.per_epoch)]
+    held = sum(batch.source_bs.size + batch.targets_bt.size for batch in made)
+    assert sum(batch.tokens for batch in made) > 0.9 * held
