@@ -134,7 +134,7 @@ def test_bf16_is_close_and_leaves_float32_gradients() -> None:
 
 def test_chunks_cover_all_rows_and_all_but_the_last_are_of_one_size() -> None:
     for rows, vocabulary in ((8192, 4096), (1, 50_257), (9000, 50_257), (8192, 3), (0, 9)):
-        chunks = losses._chunks(rows, vocabulary)
+        chunks = losses.chunks(rows, vocabulary)
         sizes = [len(range(rows)[chunk]) for chunk in chunks]
         assert sum(sizes) == rows
         assert len(set(sizes[:-1])) <= 1

@@ -24,7 +24,7 @@ log = logging.getLogger("lmsmith.models")
 ADAPTER_FILE = "adapter.safetensors"
 """As in `lmsmith.models.folder`, which imports torch."""
 
-WRITING_STAGES = ("ppo", "sft", "pretrain", "base")
+WRITING_STAGES = ("ppo", "distil", "sft", "pretrain", "base")
 """The stages that make a model which writes, the most aligned first."""
 
 TRANSLATING_STAGE = "translate"

@@ -22,7 +22,7 @@ from lmsmith.report.numbers import as_number
 
 # matplotlib wants colours it can parse, the page wants CSS variables: each role is drawn in a
 # colour that nothing else has, and `themed_svg` writes `var(--role)` in its place.
-_STAGES = ("pretrain", "base", "sft", "reward", "ppo", "judge", "human")
+_STAGES = ("pretrain", "base", "sft", "reward", "ppo", "judge", "human", "distil")
 COLOURS: dict[str, str] = {
     role: f"#0102{index:02x}"
     for index, role in enumerate(("ink", "muted", "line", "paper", *_STAGES), start=16)

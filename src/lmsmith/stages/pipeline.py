@@ -180,6 +180,21 @@ STAGES: tuple[Stage, ...] = (
         reads={"tasks": ("measured/*",), "base": _MODEL, "policy": _MODEL},
     ),
     Stage(
+        "distil",
+        "lmsmith.stages.distil",
+        "DistilConfig",
+        needs={"data": "data"},
+        optional={name: name for name in ("sft", *FIRST_MODEL)},
+        reads={
+            "data": (
+                "*documents.jsonl",
+                "mixture.json",
+                *(f"{name}.jsonl" for name in ("demonstrations", "validation", "test")),
+            ),
+            **dict.fromkeys(("sft", *FIRST_MODEL), _MODEL),
+        },
+    ),
+    Stage(
         "rankings",
         "lmsmith.stages.rankings",
         "RankingsConfig",
@@ -262,6 +277,13 @@ def load_stage_recipe(
         expected = "PPO-ptx reads the text of the stage pretrain, but the recipe has no such stage"
         problem = Problem("ppo.ptx_coefficient", coefficient, expected, "set it to 0")
         raise SettingsError([problem], str(name_or_path))
+    teachers = [name for name in ("sft", *FIRST_MODEL) if name in recipe.stages]
+    if not getattr(recipe.stages.get("distil"), "teacher", "none") and not teachers:
+        expected, fix = (
+            "a model, or a stage that makes one",
+            "name one, or add [pretrain] or [base]",
+        )
+        raise SettingsError([Problem("distil.teacher", "", expected, fix)], str(name_or_path))
     return recipe
 
 

@@ -77,7 +77,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # states are smaller to transpose than gradients. A frozen weight has none.
         weight_learns = weight_vd.requires_grad
         weight_gradient_dv = torch.zeros(weight.T.shape if weight_learns else (0, 0))
-        for rows in _chunks(hidden_nd.shape[0], weight.shape[0]):
+        for rows in chunks(hidden_nd.shape[0], weight.shape[0]):
             hidden = hidden_nd[rows].detach().to(dtype)
             targets = targets_n[rows, None]
             places = targets.clamp(min=0)
@@ -136,7 +136,7 @@ def linear_cross_entropy_sum(
             return loss
         weight = weight_vd.to(dtype)
         total = torch.zeros((), dtype=torch.float32)
-        for rows in _chunks(hidden_nd.shape[0], weight.shape[0]):
+        for rows in chunks(hidden_nd.shape[0], weight.shape[0]):
             logits = (hidden_nd[rows].to(dtype) @ weight.T).float()
             total += F.cross_entropy(
                 logits,
@@ -162,7 +162,7 @@ def _needed_positions(targets_n: Tensor) -> Tensor | None:
     return ignored_n.to(torch.uint8).argsort(stable=True)[:count].sort().values
 
 
-def _chunks(rows: int, vocabulary: int) -> list[slice]:
+def chunks(rows: int, vocabulary: int) -> list[slice]:
     """Slices of about `CHUNK_ELEMENTS` logits, or of `CHUNK_ROWS` rows if that is more."""
     size = max(CHUNK_ROWS, CHUNK_ELEMENTS // vocabulary // CHUNK_ROWS * CHUNK_ROWS)
     return [slice(start, min(rows, start + size)) for start in range(0, rows, size)]

@@ -35,11 +35,27 @@ class ReplyPrediction:
         perplexity: exp of the mean nats per target token; compare within one tokenizer only.
         bits_per_byte: bits per UTF-8 byte of the replies; compares any two models.
         tokens: target tokens, the ends of turn included.
+        bytes: of the replies, in UTF-8.
     """
 
     perplexity: float
     bits_per_byte: float
     tokens: int
+    bytes: int = 0
+
+
+@dataclass(frozen=True)
+class TextBits:
+    """Bits that a model needs for each of some texts, and their UTF-8 bytes."""
+
+    bits: list[float]
+    bytes: list[int]
+
+    @property
+    def per_byte(self) -> float:
+        """NaN when there is no text."""
+        total = sum(self.bytes)
+        return math.fsum(self.bits) / total if total else math.nan
 
 
 def document_windows(tokens: Sequence[int], context: int, overlap: float = 0.5) -> Iterator[Window]:
@@ -68,6 +84,7 @@ def bits_per_byte(
     machine: ResolvedMachine,
     overlap: float = 0.5,
     on_tokens: Callable[[int], None] | None = None,
+    context: int = 0,
 ) -> float:
     """Total nats / (ln 2 · total UTF-8 bytes) of documents; NaN when there is no text.
 
@@ -78,10 +95,11 @@ def bits_per_byte(
         texts: documents; longer than the context is fine.
         overlap: share of the context that a window repeats of the one before.
         on_tokens: is called with the tokens read so far.
+        context: longest window; the model's context if 0.
     """
     encoded = tokenizer.encode_batch(list(texts))
     byte_count = sum(len(tokenizer.token_bytes(token)) for tokens in encoded for token in tokens)
-    start, context = tokenizer.document_start[-1], decoder.config.context
+    start, context = tokenizer.document_start[-1], context or decoder.config.context
     windows = [
         window
         for tokens in encoded
@@ -98,13 +116,14 @@ def predict_replies(
     conversations: Sequence[Sequence[Message]],
     machine: ResolvedMachine,
     on_tokens: Callable[[int], None] | None = None,
+    context: int = 0,
 ) -> ReplyPrediction:
     """How well the assistant's messages are predicted, each once, from the messages before.
 
-    The oldest history is left out if it does not fit the context
+    The oldest history is left out if it does not fit the context, or ``context`` if it is not 0
     (`prompts.sft_rows.conversation_windows`, with half a context of history).
     """
-    context = decoder.config.context
+    context = context or decoder.config.context
     windows: list[Window] = []
     tokens, byte_count = 0, 0
     for messages in conversations:
@@ -119,7 +138,42 @@ def predict_replies(
         return ReplyPrediction(math.nan, math.nan, 0)
     nats = total_nats(decoder, windows, machine, on_tokens)
     bits = nats / (math.log(2) * max(1, byte_count))
-    return ReplyPrediction(math.exp(nats / tokens), bits, tokens)
+    return ReplyPrediction(math.exp(nats / tokens), bits, tokens, byte_count)
+
+
+def bits_of_documents(
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    machine: ResolvedMachine,
+    context: int = 0,
+) -> TextBits:
+    """`bits_per_byte` of each document, as sums that can be drawn again."""
+    found = TextBits([], [])
+    for text in texts:
+        size = sum(len(tokenizer.token_bytes(token)) for token in tokenizer.encode(text))
+        if size:
+            per_byte = bits_per_byte(decoder, tokenizer, [text], machine, context=context)
+            found.bits.append(per_byte * size)
+            found.bytes.append(size)
+    return found
+
+
+def bits_of_replies(
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    conversations: Sequence[Sequence[Message]],
+    machine: ResolvedMachine,
+    context: int = 0,
+) -> TextBits:
+    """`predict_replies` of each conversation, as sums that can be drawn again."""
+    found = TextBits([], [])
+    for messages in conversations:
+        each = predict_replies(decoder, tokenizer, [messages], machine, context=context)
+        if each.bytes:
+            found.bits.append(each.bits_per_byte * each.bytes)
+            found.bytes.append(each.bytes)
+    return found
 
 
 def reply_bits_per_byte(

@@ -45,6 +45,7 @@ def describe_run(run: RunRecord) -> str:
         "translate": "trained to translate",
         "finetune": "fine-tuned on labelled examples",
         "sft": "fine-tuned on demonstrations",
+        "distil": "distilled into a smaller one",
         "ppo": "aligned with PPO to a reward model",
     }
     steps = [words for stage, words in does.items() if run.stages[stage].finished]

@@ -21,7 +21,7 @@ from lmsmith.runs.metrics_log import read_metrics
 def draw_figures(run: RunRecord) -> dict[str, list[ReportFigure]]:
     """By heading, every figure that the run has numbers for, in the reading order of the page."""
     groups = {
-        "Learning language": [draw_loss(run, "pretrain"), draw_loss(run, "sft")],
+        "Learning language": [draw_loss(run, stage) for stage in ("pretrain", "sft", "distil")],
         "Learning to translate": draw_translator(run),
         "Learning from labelled examples": [draw_classifier(run)],
         "Learning what is preferred": [
@@ -38,10 +38,15 @@ def draw_figures(run: RunRecord) -> dict[str, list[ReportFigure]]:
 
 def draw_loss(run: RunRecord, stage: str) -> ReportFigure | None:
     """Bits per byte in training and on the validation split, over tokens (steps if not logged)."""
-    rows = read_metrics(run.folder / stage / "metrics.jsonl")
+    folder = run.folder / stage
+    rows, rows_alone = (
+        read_metrics(folder / name) for name in ("metrics.jsonl", "without_teacher/metrics.jsonl")
+    )
     batch = as_number(run.stages[stage].settings.get("batch_tokens"))
     if batch is not None:
-        rows = [{**row, "tokens": row["step"] * batch} for row in rows]
+        rows, rows_alone = (
+            [{**row, "tokens": row["step"] * batch} for row in each] for each in (rows, rows_alone)
+        )
     over = "tokens" if any("tokens" in row for row in rows) else "step"
     train = pick(rows, "bits_per_byte", over)
     validation = pick(rows, "validation/bits_per_byte", over)
@@ -50,6 +55,8 @@ def draw_loss(run: RunRecord, stage: str) -> ReportFigure | None:
     with canvas() as (figure, (axes,)):
         drawing.noisy_line(axes, train, COLOURS[stage], "training")
         drawing.marked_line(axes, validation, "validation")
+        if alone := pick(rows_alone, "validation/bits_per_byte", over):
+            drawing.marked_line(axes, alone, "validation, without teacher")
         cut = _limit_to_the_learning(axes, train, validation)
         drawing.label_axes(axes, "tokens seen" if over == "tokens" else "step", "bits per byte")
         drawing.legend_above(axes)

@@ -116,6 +116,11 @@ def key_figures(tables: Mapping[str, Metrics]) -> tuple[KeyFigure, ...]:
     if (bleu := translated.get("bleu")) is not None:
         note = f"{_whole(translated.get('validation_pairs'))} validation sentences"
         figures.append(KeyFigure("BLEU", fixed(bleu, 1), note, "translate"))
+    distilled = tables.get("distil", {})
+    value, low, high = _with_interval(distilled, "gain_bits_per_byte")
+    if value is not None:
+        note = f"bits per byte; 95{NBSP}%: {fixed(low, 3)} to {fixed(high, 3)}"
+        figures.append(KeyFigure("Gained from the teacher", fixed(value, 3), note, "distil"))
     return tuple(figures)
 
 
@@ -257,6 +262,26 @@ def _of_zero_shot(table: Metrics) -> _Measured | None:
     return _Measured(title, percent(before), percent(after), note, verdict)
 
 
+def _of_distil(table: Metrics) -> _Measured | None:
+    """Bits per byte with the teacher against the same student without; its gain decides."""
+    after, low, high = _with_interval(table, "test_bits_per_byte")
+    if after is None:
+        return None
+    before, teacher = (
+        table.get(f"{name}_test_bits_per_byte") for name in ("without_teacher", "teacher")
+    )
+    _, least, most = _with_interval(table, "gain_bits_per_byte")
+    note = _joined(
+        f"95{NBSP}%: {fixed(low, 3)} to {fixed(high, 3)}",
+        "before: the same student without a teacher" if before is not None else "",
+        f"gain {fixed(least, 3)} to {fixed(most, 3)}" if least is not None else "",
+        f"the teacher: {fixed(teacher, 3)}" if teacher is not None else "",
+    )
+    title = "bits per byte of the test texts"
+    start = fixed(before, 3) if before is not None else ""
+    return _Measured(title, start, fixed(after, 3), note, verdict_of(least, most, 0.0))
+
+
 def classifier_measure(table: Metrics) -> tuple[str, str]:
     """``test`` or ``validation``, and the measure that decides there."""
     part = "test" if table.get("test_examples") else "validation"
@@ -344,6 +369,7 @@ _MEASURES: _Measures = {
     "finetune": _of_finetune,
     "flan": _of_flan,
     "zero_shot": _of_zero_shot,
+    "distil": _of_distil,
     "rankings": _of_rankings,
     "reward": _of_reward,
     "ppo": _of_ppo,

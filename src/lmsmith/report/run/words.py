@@ -13,6 +13,7 @@ STAGE_WORDS: dict[str, tuple[str, str]] = {
     "flan": ("Instructions", "Writes labelled tasks out in templates, and holds clusters out"),
     "sft": ("Fine-tuning (SFT)", "Learns to answer from demonstrations"),
     "zero_shot": ("Unseen tasks", "Ranks the answers of tasks never learnt, before and after"),
+    "distil": ("Student", "Learns from a larger model, its teacher, instead of the text alone"),
     "rankings": ("Rankings", "Collects candidate replies and ranks them"),
     "reward": ("Reward model", "Learns to score a reply the way the rankings do"),
     "ppo": ("PPO", "Practises replies that the reward model scores higher"),
@@ -30,6 +31,7 @@ REPLIERS: dict[str, str] = {
     "pretrain": "Pretrained",
     "base": "Base",
     "sft": "SFT",
+    "distil": "Student",
     "ppo": "PPO",
 }
 """Who may have written a reply, in the order in which they stand side by side."""

@@ -1,0 +1,149 @@
+"""The training loop of a student: packed rows, a teacher's distributions, the mixed loss."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from lmsmith.corpus.batches import NO_TARGET
+from lmsmith.models.adapters import TrainedState
+from lmsmith.models.attention import packed_mask
+from lmsmith.models.decoder import Decoder
+from lmsmith.runs.stage_folder import StageFolder, derive_seed
+from lmsmith.training.distillation import Objective, distillation_sums
+from lmsmith.training.language_model import VALIDATION, held_out_looks, training_summary
+from lmsmith.training.loop import BestWeights, few_steps_warning, rise_warning, run_steps
+from lmsmith.training.machine import ResolvedMachine, choose_compiling, measure_matrix_peak
+from lmsmith.training.optimiser import Optimiser, OptimiserConfig
+from lmsmith.training.teacher import TaughtBatch, Teacher
+
+
+def student_sums(
+    student: Decoder,
+    teacher: Teacher | None,
+    batch: TaughtBatch,
+    objective: Objective,
+    rows: slice = slice(None),
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`distillation_sums` over the targets of packed rows."""
+    hidden_btd = student(
+        torch.from_numpy(batch.tokens_bt[rows]),
+        torch.from_numpy(batch.positions_bt[rows]),
+        packed_mask(torch.from_numpy(batch.documents_bt[rows])),
+    )
+    teach = teacher.teach(batch, rows) if teacher is not None else None
+    targets_bt = torch.from_numpy(batch.targets_bt[rows])
+    return distillation_sums(hidden_btd, student.unembedding_weight, targets_bt, teach, objective)
+
+
+def accumulate_student_gradients(
+    student: Decoder,
+    teacher: Teacher | None,
+    batch: TaughtBatch,
+    objective: Objective,
+    machine: ResolvedMachine,
+    micro_batch_size: int = 0,
+) -> tuple[float, float, float, int]:
+    """Add the gradient of the batch's mean loss to the student's.
+
+    Returns:
+        Mean loss, divergence and cross entropy in nats per target, and the number of targets.
+    """
+    targets = int((batch.targets_bt != NO_TARGET).sum())
+    rows = batch.tokens_bt.shape[0]
+    totals = torch.zeros(3)
+    for start in range(0, rows, micro_batch_size or rows):
+        place = slice(start, start + (micro_batch_size or rows))
+        with machine.autocast():
+            sums = student_sums(student, teacher, batch, objective, place)
+        (sums[0] / max(1, targets)).backward()  # type: ignore[no-untyped-call]
+        totals += torch.stack(sums).detach() / max(1, targets)
+    loss, divergence, cross_entropy = totals.tolist()
+    return loss, divergence, cross_entropy, targets
+
+
+def train_student(
+    student: Decoder,
+    teacher: Teacher | None,
+    batches: Callable[[int], TaughtBatch],
+    objective: Objective,
+    optimiser_config: OptimiserConfig,
+    learning_rate_factor: Callable[[int], float],
+    machine: ResolvedMachine,
+    out: StageFolder,
+    *,
+    steps: int,
+    micro_batch_size: int,
+    bytes_per_token: float,
+    teacher_flops: float,
+    held_out_bits_per_byte: Callable[[], float] | None,
+    validations: int,
+) -> dict[str, float]:
+    """Train a student in place; it ends with the weights that did best on held-out text.
+
+    Args:
+        batches, learning_rate_factor: functions of the step.
+        out: its seed gives the dropout; its folder gets checkpoints and metrics.jsonl.
+        bytes_per_token: of the target text, to give the cross entropy in bits per byte.
+        teacher_flops: operations of the teacher on a token; 0 where nothing is computed.
+
+    Returns:
+        `training_summary`.
+    """
+    optimiser = Optimiser(student, optimiser_config, matrices=[student.blocks])
+    flops = student.config.training_flops_per_token() + teacher_flops
+    planned = steps * batches(0).tokens_bt.size * flops
+    if choose_compiling(machine, planned, out.checkpoints):
+        out.progress.note(f"{out.name}: compiling the blocks; the first step takes longer")
+        student.compile_blocks()
+    best, peak = BestWeights(student), measure_matrix_peak(machine.precision)
+    out.warn(few_steps_warning(steps, "raise tokens, or lower batch_tokens"))
+    torch.manual_seed(derive_seed(out.seed, "dropout"))
+
+    def step(index: int) -> Mapping[str, float]:
+        started = time.perf_counter()
+        batch = batches(index)
+        student.train()
+        loss, divergence, cross_entropy, targets = accumulate_student_gradients(
+            student, teacher, batch, objective, machine, micro_batch_size
+        )
+        factor = learning_rate_factor(index)
+        gradient_norm = optimiser.step(factor)
+        speed = batch.tokens_bt.size / (time.perf_counter() - started)
+        return {
+            "loss": loss,
+            "divergence": divergence,
+            "bits_per_byte": cross_entropy / math.log(2) / bytes_per_token,
+            "learning_rate": optimiser.peaks[0] * factor,
+            "gradient_norm": gradient_norm,
+            "target_tokens": targets,
+            "tokens_per_second": speed,
+            "share_of_peak": min(1.0, speed * flops / 1e9 / peak),
+        }
+
+    def validate(done: int) -> dict[str, float]:
+        assert held_out_bits_per_byte is not None
+        found = held_out_bits_per_byte()
+        best.offer((-found,), done)
+        return {VALIDATION: found}
+
+    run_steps(
+        steps=steps,
+        step=step,
+        state={"model": TrainedState(student), "optimiser": optimiser, "best": best},
+        out=out,
+        description=out.name.replace("_", " "),
+        shown=("divergence", "bits_per_byte", "tokens_per_second", VALIDATION),
+        evaluate=validate if held_out_bits_per_byte is not None else None,
+        evaluate_every=max(1, steps // validations),
+    )
+    best.restore()
+    looks = held_out_looks(out)
+    out.warn(
+        rise_warning("bits per byte", [(int(r["step"]), r[VALIDATION]) for r in looks], best.step)
+    )
+    return training_summary(out)
