@@ -478,20 +478,24 @@ def export(
     model: str,
     folder: Path | None = None,
     *,
-    to: Literal["hf", "gguf"] = "hf",
+    to: Literal["hf", "gguf", "peft"] = "hf",
     type: Literal["f32", "f16", "bf16", "q8_0"] | None = None,
+    base: str = "",
 ) -> ExportedModel:
     """Write a model as other programs read it, with its tokenizer and chat template.
 
-    hf is a folder that transformers and vLLM load; gguf a file that llama.cpp runs. A fine-tuned
-    classifier becomes transformers' …ForSequenceClassification, an encoder its BertModel, or
-    BertForMaskedLM. A run with a model that writes and an encoder stands for the former; name
-    runs/NAME/masked_lm for the latter.
+    hf is a folder that transformers and vLLM load; gguf a file that llama.cpp runs; peft a model's
+    adapters alone, which PEFT puts on a Hugging Face model. A fine-tuned classifier becomes
+    transformers' …ForSequenceClassification, an encoder its BertModel, or BertForMaskedLM. A run
+    with a model that writes and an encoder stands for the former; name runs/NAME/masked_lm for the
+    latter.
 
     Args:
         folder: Where to; runs/NAME/export/hf or /gguf for a run, MODEL-hf or MODEL-gguf else.
         to: The format.
         type: Of the weights. f32 for hf and f16 for gguf if not given; q8_0 is for gguf alone.
+        base: For peft: the Hugging Face folder that the adapters stand on, whose weights are
+            compared with their own base; or a hub's name, which is written as it is.
 
     Raises:
         UserError: the format has no such model or type, or the folder holds something else.
@@ -510,7 +514,7 @@ def export(
         return export_encoder(read_encoder(encoder), folder, to, type or "")
     source = resolve(model)
     found = read_translator(source) if is_translator(source) else read_model(source)
-    return write(found, folder or default_folder(found, to), to, type or "")
+    return write(found, folder or default_folder(found, to), to, type or "", base)
 
 
 @dataclass(frozen=True)

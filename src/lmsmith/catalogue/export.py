@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,20 @@ from lmsmith.catalogue.reading import ReadModel
 from lmsmith.catalogue.translators import ReadTranslator
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import atomic_folder, read_json, write_json
+from lmsmith.models.folder import load_decoder, read_adapters
 from lmsmith.models.interop.bert import write_bert_folder
-from lmsmith.models.interop.folders import write_transformers_model
+from lmsmith.models.interop.folders import read_transformers_folder, write_transformers_model
 from lmsmith.models.interop.gguf_file import FILE_TYPES, write_gguf
 from lmsmith.models.interop.gguf_models import to_gguf
 from lmsmith.models.interop.marian import write_marian_model
+from lmsmith.models.interop.peft import write_peft_folder
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.tokenizers.gguf import UNUSED, gguf_metadata
 from lmsmith.tokenizers.hugging_face import to_hugging_face
 from lmsmith.tokenizers.word_piece import Frame
 
 CARD_FILE = "card.json"
-FORMATS = ("hf", "gguf")
+FORMATS = ("hf", "gguf", "peft")
 _DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -44,7 +47,7 @@ class ExportedModel:
 
 
 def export(
-    model: ReadModel | ReadTranslator, folder: Path, to: str, kind: str = ""
+    model: ReadModel | ReadTranslator, folder: Path, to: str, kind: str = "", base: str = ""
 ) -> ExportedModel:
     """Write the model into ``folder``, atomically.
 
@@ -52,8 +55,10 @@ def export(
         model: from `read_model` or `read_translator`.
         folder: made if it is missing. A Hugging Face folder may replace an earlier export, but
             nothing else; a GGUF file takes a name of its own in it.
-        to: ``hf`` or ``gguf``.
+        to: ``hf``, ``gguf`` or ``peft``.
         kind: of the weights: f32, f16, bf16, and q8_0 for GGUF. Empty: f32 for hf, f16 for gguf.
+            PEFT's adapters are f32.
+        base: for ``peft``, the Hugging Face model that the adapters stand on.
 
     Raises:
         UserError: the format has no such model (all reasons are named) or type, or ``folder``
@@ -61,14 +66,18 @@ def export(
     """
     if to not in FORMATS:
         raise UserError(f"--to {to}: not a format", f"it is one of {', '.join(FORMATS)}")
-    kind = kind or ("f32" if to == "hf" else "f16")
-    kinds = tuple(_DTYPES) if to == "hf" else tuple(FILE_TYPES)
+    if base and to != "peft":
+        raise UserError(f"--base {base}: --to {to} writes a whole model", "leave --base out")
+    kind = kind or ("f16" if to == "gguf" else "f32")
+    kinds = {"hf": tuple(_DTYPES), "gguf": tuple(FILE_TYPES), "peft": ("f32",)}[to]
     if kind not in kinds:
         raise UserError(f"--type {kind}: not a type of {to}", f"it is one of {', '.join(kinds)}")
     if to == "hf":
         path = _to_folder(model, folder, kind)
     elif isinstance(model, ReadTranslator):
-        raise UserError("llama.cpp has no model of this shape", "write a folder: --to hf")
+        raise UserError(f"--to {to} has no model of this shape", "write a folder: --to hf")
+    elif to == "peft":
+        path = _to_adapters(model, folder, base)
     else:
         path = _to_file(model, folder, kind)
     files = [each for each in path.rglob("*") if each.is_file()] if path.is_dir() else [path]
@@ -171,6 +180,37 @@ def _to_folder(model: ReadModel | ReadTranslator, folder: Path, kind: str) -> Pa
             tokens = token_ids(model.tokenizer)
             write_transformers_model(partial, shape, state, dtype=_DTYPES[kind], tokens=tokens)
         origin = {"exported_from": str(model.source.path), "exported_by": "lmsmith"}
+        write_json(partial / CARD_FILE, model.card | origin)
+    return folder
+
+
+def _to_adapters(model: ReadModel, folder: Path, base: str) -> Path:
+    """A LoRA folder of PEFT; a base that is a folder here is compared with the adapters' own."""
+    _check_replaceable(folder)
+    source = model.source
+    if source.format != "lmsmith":
+        raise UserError(f"{source.path} has no adapters of lmsmith", "name a run or a model folder")
+    config, state, own = read_adapters(source.path)
+    if not base:
+        raise UserError(
+            "--to peft: adapters stand on a model, and it has no name yet",
+            f"write it once (lmsmith export {shlex.quote(str(own))} BASE), then give --base BASE",
+        )
+    if Path(base).is_dir():
+        _, weights = read_transformers_folder(Path(base))
+        theirs = {name: value.float() for name, value in weights.items()}
+        ours = load_decoder(own).state_dict()
+        same = ours.keys() == theirs.keys()
+        if not same or any(not torch.equal(value, theirs[name]) for name, value in ours.items()):
+            raise UserError(
+                f"--base {base}: not the model that these adapters were made for",
+                f"write that one: lmsmith export {shlex.quote(str(own))} BASE",
+            )
+        base = str(Path(base).resolve())
+    with atomic_folder(folder.absolute()) as partial:
+        to_hugging_face(model.tokenizer, partial)
+        write_peft_folder(partial, base, model.decoder.config, config, state)
+        origin = {"exported_from": str(source.path), "exported_by": "lmsmith"}
         write_json(partial / CARD_FILE, model.card | origin)
     return folder
 

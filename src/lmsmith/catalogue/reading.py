@@ -10,9 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
-from lmsmith.catalogue.resolve import Source, resolve
+from lmsmith.catalogue.resolve import PEFT_FILE, Source, resolve
 from lmsmith.core.errors import UserError, refusing_damage
-from lmsmith.core.files import read_json
+from lmsmith.core.files import is_there, read_json
+from lmsmith.models.adapters import TrainedState, add_adapters, merged_state
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.folder import (
@@ -26,6 +27,7 @@ from lmsmith.models.folder import (
 from lmsmith.models.interop.folders import read_transformers_config, read_transformers_folder
 from lmsmith.models.interop.gguf_file import GgufFile, open_gguf
 from lmsmith.models.interop.gguf_models import from_gguf, packed_from_gguf, read_gguf_config
+from lmsmith.models.interop.peft import from_peft, read_peft_config, read_peft_folder
 from lmsmith.models.interop.quantised import MULTIPLIED
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.tokenizers.bpe import TOKENIZER_FILE
@@ -76,7 +78,8 @@ def read_model(
 
 
 def _read(source: Source, tokenizer: Tokenizer | None, packed: bool) -> ReadModel:
-    path, card = source.path, {}
+    path = source.path
+    card: dict[str, Any] = {}
     if source.format == "gguf":
         file = open_gguf(path)
         with _naming(path):
@@ -87,6 +90,13 @@ def _read(source: Source, tokenizer: Tokenizer | None, packed: bool) -> ReadMode
         _refuse_encoder(path, read_transformers_config(path))
         config, state = read_transformers_folder(path)
         decoder, tokenizer = make_decoder(config, state), tokenizer or _folder_tokenizer(path)
+    elif source.format == "peft":
+        base = read_model(peft_base(path))
+        decoder = _adapted(path, base.decoder)
+        if tokenizer is None:
+            own = (path / TOKENIZER_FILE).is_file()
+            tokenizer = load_any_tokenizer(path) if own else base.tokenizer
+        card = {"parents": [base.source.name]}
     else:
         decoder, tokenizer = load_decoder(path), tokenizer or load_tokenizer(path)
     if (path / "card.json").is_file():
@@ -110,6 +120,35 @@ def _refuse_encoder(path: Path, config: ModelConfig) -> None:
             f"{path} is an encoder: it reads text, and writes none",
             "use it with lmsmith embed or lmsmith fill-mask, or name a model that writes",
         )
+
+
+def peft_base(folder: Path) -> Source:
+    """The model that a PEFT folder's adapters stand on: a path, or a name that is registered here.
+
+    Nothing is fetched.
+
+    Raises:
+        UserError: it is not on this machine, or is itself a folder of adapters.
+    """
+    name = str(read_peft_config(folder)["base_model_name_or_path"])
+    where = f"{folder / PEFT_FILE}: its base {name!r}"
+    try:
+        found = resolve(folder / name if is_there(folder / name) else name)
+    except UserError as error:
+        fix = f"pull it (lmsmith pull hf:{name}), or write its folder as base_model_name_or_path"
+        raise UserError(f"{where} is not on this machine", fix) from error
+    if found.format == "peft":
+        raise UserError(f"{where} is a folder of adapters too", "merge that one first")
+    return found
+
+
+def _adapted(folder: Path, base: Decoder) -> Decoder:
+    """The base with a PEFT folder's adapters merged into its weights."""
+    with _naming(folder):
+        config, state = from_peft(base.config, read_peft_folder(folder))
+    add_adapters(base, config)
+    TrainedState(base).load_state_dict(state)
+    return make_decoder(base.config, merged_state(base))
 
 
 def _gguf_decoder(file: GgufFile, packed: bool) -> Decoder:
@@ -157,6 +196,8 @@ def read_config(source: Source) -> ModelConfig:
             return read_gguf_config(file)
     if source.format == "hf":
         return read_transformers_config(source.path)
+    if source.format == "peft":
+        return read_config(peft_base(source.path))
     _, config = read_model_config(source.path)
     return body_config(config)
 

@@ -33,7 +33,10 @@ TRANSLATING_STAGE = "translate"
 ENCODING_STAGE = "masked_lm"
 """The stage that makes an encoder; commands that need one take it before a model that writes."""
 
-Format = Literal["lmsmith", "hf", "gguf"]
+PEFT_FILE = "adapter_config.json"
+"""Of PEFT's adapters, which stand on another model."""
+
+Format = Literal["lmsmith", "hf", "gguf", "peft"]
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,8 @@ def _of_path(path: Path, name: str) -> Source:
         raise UserError(problem, "name the folder it is in")
     for candidate in chain((path, path / "model"), _models_of_run(path)):
         config = candidate / "config.json"
+        if (candidate / PEFT_FILE).is_file():
+            return Source("peft", candidate, name)
         if config.is_file():
             content = read_json(config)
             ours = isinstance(content, dict) and "kind" in content
@@ -240,7 +245,7 @@ def _advice(source: Source) -> dict[str, float]:
         return {"temperature": shelved.temperature, "top_p": shelved.top_p}
     if source.format == "gguf":
         return {}
-    path = source.path / (GENERATION_FILE if source.format == "hf" else CARD_FILE)
+    path = source.path / (GENERATION_FILE if source.format in ("hf", "peft") else CARD_FILE)
     content: Any = read_json(path) if path.is_file() else {}
     if source.format == "lmsmith" and isinstance(content, dict):
         content = content.get(SAMPLING)

@@ -83,6 +83,7 @@ pull = models.pull: fetch a model, and register its name
 export = models.export: write a model for transformers, vLLM or llama.cpp
     lmsmith export runs/quickstart --to hf
     lmsmith export runs/quickstart out --to gguf --type q8_0
+    lmsmith export runs/my adapters --to peft --base my-base
 report = run.report: rebuild a run's report, or print its metrics
     lmsmith report runs/quickstart
     lmsmith report runs/quickstart --json

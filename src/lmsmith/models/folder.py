@@ -264,6 +264,25 @@ def _load_adapted(
     return plain
 
 
+def read_adapters(folder: Path) -> tuple[AdapterConfig, dict[str, torch.Tensor], Path]:
+    """A model folder's adapters as they are: settings, ``down`` and ``up`` by layer, and the base.
+
+    Raises:
+        UserError: it has none, or is damaged.
+    """
+    check_folder(folder)
+    read_model_config(folder)
+    adapter = _read_config(folder).get("adapter")
+    if not isinstance(adapter, dict) or not isinstance(adapter.get("base"), str):
+        fix = "train with adapter.rank above 0, or export the whole model: --to hf"
+        raise UserError(f"{folder} has no adapters", fix)
+    settings = {name: value for name, value in adapter.items() if name != "base"}
+    found, problems = decode(AdapterConfig, settings, f"{folder / 'config.json'}: adapter")
+    if found is None or problems:
+        raise SettingsError(problems, str(folder / "config.json"))
+    return found, read_tensors(folder / ADAPTER_FILE), folder / adapter["base"]
+
+
 def _check_rank(rank: int, config: ModelConfig, path: Path) -> None:
     """Refuse adapters that are larger than their file, before there is memory for them."""
     numbers = sum(map(math.prod, read_shapes(path).values()))

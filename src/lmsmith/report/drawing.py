@@ -195,11 +195,11 @@ def noisy_line(
         axes.plot(mean.x, mean.y, color=colour, label=label, marker=marker)
 
 
-def marked_line(axes: Axes, series: Series, label: str) -> None:
+def marked_line(axes: Axes, series: Series, label: str, colour: str = COLOURS["ink"]) -> None:
     """A point at each value, or at the mean of neighbours where there are many."""
     if series:
         thinned = thin(series, 60)
-        style: dict[str, Any] = {"color": COLOURS["ink"], "linewidth": 1.1, "markersize": 3.4}
+        style: dict[str, Any] = {"color": colour, "linewidth": 1.1, "markersize": 3.4}
         style |= {"markeredgecolor": COLOURS["paper"], "markeredgewidth": 0.6}
         axes.plot(thinned.x, thinned.y, marker="o", label=label, **style)
 

@@ -77,7 +77,7 @@ def from_transformers(
 
     found = join_parts(config, lambda ours: their_names(family, ours), read)
     scale = math.sqrt(config.width_per_head)
-    found = {name: _scale_query(w, name, config, family, scale) for name, w in found.items()}
+    found = {name: scale_query(w, name, config, family, scale) for name, w in found.items()}
     left = [name for name in state if name not in used and not _is_ignored(name)]
     if left:
         raise UserError(
@@ -157,11 +157,11 @@ def to_transformers(config: ModelConfig, state: State) -> tuple[dict[str, Any], 
     Raises:
         UserError: no known family of transformers has this shape.
     """
-    family, settings = _family_of(config)
+    family, settings = family_of(config)
     scale = 1.0 / math.sqrt(config.width_per_head)
     made: dict[str, Tensor] = {}
     for name in parameter_shapes(config):
-        weight = _scale_query(state[name], name, config, family, scale)
+        weight = scale_query(state[name], name, config, family, scale)
         names = their_names(family, name)
         parts = (weight,) if len(names) == 1 else torch.split(weight, query_key_value_rows(config))
         for theirs, part in zip(names, parts, strict=True):
@@ -169,7 +169,7 @@ def to_transformers(config: ModelConfig, state: State) -> tuple[dict[str, Any], 
     return settings, made
 
 
-def _family_of(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
+def family_of(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
     """The first family whose settings, read back, are this shape; and those settings."""
     for family in FAMILIES.values():
         settings = family.write(config)
@@ -220,7 +220,7 @@ def query_key_value_rows(config: ModelConfig) -> list[int]:
     return [config.heads * config.width_per_head, shared, shared]
 
 
-def _scale_query(
+def scale_query(
     weight: Tensor, name: str, config: ModelConfig, family: Family, scale: float
 ) -> Tensor:
     """The query's rows contain the factor of scores that are not divided by √head_width."""

@@ -56,7 +56,7 @@ def draw_loss(run: RunRecord, stage: str) -> ReportFigure | None:
         drawing.noisy_line(axes, train, COLOURS[stage], "training")
         drawing.marked_line(axes, validation, "validation")
         if alone := pick(rows_alone, "validation/bits_per_byte", over):
-            drawing.marked_line(axes, alone, "validation, without teacher")
+            drawing.marked_line(axes, alone, "validation, without teacher", COLOURS["muted"])
         cut = _limit_to_the_learning(axes, train, validation)
         drawing.label_axes(axes, "tokens seen" if over == "tokens" else "step", "bits per byte")
         drawing.legend_above(axes)
