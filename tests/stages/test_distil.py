@@ -185,7 +185,8 @@ def test_the_teacher_is_the_recipes_or_a_named_one(inputs: dict[str, Path], tmp_
 
 def test_a_recipe_without_a_teacher_is_refused_before_anything_runs(tmp_path: Path) -> None:
     recipe = tmp_path / "r.toml"
-    recipe.write_text("[data]\nconversations = []\n[distil]\n")
+    (tmp_path / "talks.jsonl").write_text('{"messages": []}')
+    recipe.write_text('[data]\nconversations = ["talks.jsonl"]\n[distil]\n')
     with pytest.raises(UserError, match=r"distil\.teacher"):
         load_stage_recipe(recipe)
 
@@ -197,7 +198,7 @@ def test_a_batch_that_is_not_whole_rows_is_refused(inputs: dict[str, Path], tmp_
 
 def test_settings_are_checked_and_a_preset_is_written_out() -> None:
     assert [each.key for each in problems_in(DistilConfig(store="here"))] == ["store"]
-    config, problems = decode(DistilConfig, {"student": {"preset": "gpt2-small"}}, "distil")
+    config, problems = decode(DistilConfig, {"student": {"preset": "gpt2"}}, "distil")
     assert config is not None
     assert not problems
     assert config.student.width == 768
