@@ -148,7 +148,7 @@ def test_every_output_encoding_shows_what_it_can(encoding: str) -> None:
     assert done.returncode == 2, done.stderr
     assert b"Traceback" not in done.stderr
     said = done.stderr.decode(encoding)
-    expected = "expected labels, order, shots, scale or finetune"
+    expected = "expected labels, order, shots, scale, finetune or flan"
     assert said.startswith(f"lmsmith: study: KIND is 'foo'; {expected}")
     shown = done.stdout.decode("utf-16-le" if encoding == "utf-16" else encoding)
     assert "usage: lmsmith COMMAND" in shown
@@ -187,7 +187,7 @@ def test_full_and_closed_outputs(line: str, code: int, said: bytes) -> None:
 @pytest.mark.parametrize(
     ("line", "problem", "fix"),
     [
-        ("study foo", "study: KIND is 'foo'; expected labels, order, shots, scale or finetune", ""),
+        ("study foo", "study: KIND is 'foo'; expected labels, order, shots, scale, finetune", ""),
         ("study scael", "study: KIND is 'scael'", "Did you mean scale?"),
         ("users foo", "users foo: unknown command", "The commands: users add, users ls, users "),
         ("users ad", "users ad: unknown command", "Did you mean lmsmith users add?"),
