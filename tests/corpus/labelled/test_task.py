@@ -61,6 +61,11 @@ def made(folder: Path, train: str, settings: str, name: str = "t.tsv") -> TaskEx
     return read_examples(locate_task(str(folder / "t.toml"), []))
 
 
+def test_the_inner_folder_may_be_named(public_data: Callable[[str], Path]) -> None:
+    inner = public_data("glue/sst2.train.tsv").parent
+    assert locate_task("sst2", [inner]) == locate_task("sst2", [inner.parent])
+
+
 def test_labels_that_are_not_listed_are_sorted(tmp_path: Path) -> None:
     found = made(tmp_path, "text\tlabel\na\t10\nb\t9\nc\t10\n", 'texts = ["text"]')
     assert found.labels == ("9", "10")

@@ -151,14 +151,15 @@ def task_files(task: InstructionTask, folders: Sequence[Path]) -> list[Path]:
 
 
 def found_file(name: str, folders: Sequence[Path]) -> Path:
-    """The first file of that name in the folders.
+    """The first file of that path, or of its last part: the user may name the inner folder.
 
     Raises:
         UserError: none has it.
     """
     for folder in folders:
-        if is_there(path := folder / Path(name).expanduser()):
-            return path
+        for path in (folder / Path(name).expanduser(), folder / Path(name).name):
+            if is_there(path):
+                return path
     looked = ", ".join(dict.fromkeys(map(str, folders)))
     fix = "name the folder it is in: flan.data, or the environment variable LMSMITH_DATA"
     raise UserError(f"{name}: not in any of {looked}", fix)

@@ -208,10 +208,11 @@ def _decoded(text: str, where: str, name: str) -> LabelledTask:
 
 
 def _found(name: str, folders: Sequence[Path]) -> Path:
+    """The first file of that path, or of its last part: the user may name the inner folder."""
     for folder in folders:
-        path = folder / Path(name).expanduser()
-        if is_there(file_on_disk(path)):
-            return path
+        for path in (folder / Path(name).expanduser(), folder / Path(name).name):
+            if is_there(file_on_disk(path)):
+                return path
     looked = ", ".join(dict.fromkeys(str(folder) for folder in folders))
     raise UserError(
         missing(name, f"not in any of {looked}")
