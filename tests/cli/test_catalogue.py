@@ -79,7 +79,7 @@ def test_versions_are_listed(
 def test_a_named_model_is_listed_shown_and_removed(capsys: pytest.CaptureFixture[str]) -> None:
     listed = answer(capsys, "models", "ls", "--json")
     assert listed["models"] == []
-    assert [each["name"] for each in listed["pull"]] == ["smollm2-135m"]
+    assert [each["name"] for each in listed["pull"]] == ["smollm2-135m", "all-minilm-l6-v2"]
     record = register(capsys, "mine")
     listed = answer(capsys, "models", "ls", "--json")
     assert listed["models"] == [record.as_dict()]

@@ -351,8 +351,12 @@ def recipe(root: Path) -> list[Case]:
     cases = []
     for name, text in shipped_recipes().items():
         tree = tomllib.loads(text)
+        if not {"data", "translate"} & set(tree):
+            continue  # it reads labelled tasks, which it has not here
         own = {"conversations": ["my.jsonl"], "documents": ["my.jsonl"], "rankings": ["my.jsonl"]}
-        tree["data"] |= {key: value for key, value in own.items() if key in tree["data"]}
+        own |= {"source": "my.jsonl", "target": "my.jsonl"}
+        for table in (tree[each] for each in ("data", "translate") if each in tree):
+            table |= {key: value for key, value in own.items() if key in table}
         if "base" in tree:
             tree["base"] = {"model": str(base)}
         folder = root / name

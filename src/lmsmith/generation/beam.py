@@ -33,16 +33,16 @@ class BeamSettings:
     Attributes:
         width: beams kept.
         length_penalty: α; 0 prefers short replies, 1 the mean log-probability of a token.
-        length_offset: tokens added to every length, 5 in Wu et al. 2016, equation 14.
         max_new_tokens: longest reply.
         stop_tokens: a beam ends with the first of these.
+        length_offset: tokens added to every length, 5 in Wu et al. 2016, equation 14.
     """
 
     width: int = 4
     length_penalty: float = 0.6
-    length_offset: int = 0
     max_new_tokens: int = 128
     stop_tokens: tuple[int, ...] = ()
+    length_offset: int = 0
 
     def check(self) -> list[Problem]:
         """Settings out of range."""
