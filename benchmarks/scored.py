@@ -120,7 +120,7 @@ def our_side(job: Job) -> dict[str, Callable[[Any], Any]]:
         )
 
     def operations(part: Part) -> float:
-        """Of the products that cannot be left out, by a tree of the items' tokens."""
+        """Operations of the products that cannot be left out, by a tree of the items' tokens."""
         task, setting = own_task(part), TaskSetting(part.shots, fixed=True)
         read = read_data(task, [Path(part.folder)])
         asked = [

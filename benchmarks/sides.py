@@ -129,7 +129,7 @@ def our_tasks(job: Job) -> dict[str, Callable[[], float]]:
         return numbers.numel() * 4 / best
 
     def operations(length: int) -> float:
-        """Of a written token, whose context is so long on average."""
+        """Operations of a written token, whose context is so long on average."""
         return config.training_flops_per_token(2 * length) / 3
 
     unembedding = 2.0 * config.vocabulary_size * config.width

@@ -43,7 +43,7 @@ GROWTH = 0.03
 """Share that the memory may grow by, from the second quarter of the time to the last."""
 
 TASKS = 1_000
-"""Of each kind in the queue, each to be done by every client."""
+"""Tasks of each kind in the queue, each to be done by every client."""
 
 SAMPLES = 60
 """Looks at the memory."""

@@ -49,7 +49,7 @@ def command_lines(text: str) -> Iterator[str]:
 
 @functools.cache
 def options() -> dict[str, set[str]]:
-    """Of each command, the names of its arguments and options."""
+    """The names of each command's arguments and options."""
     return {
         each.name: {
             name.strip("_").replace("_", "-") for name in inspect.signature(each.load()).parameters

@@ -27,7 +27,7 @@ def test_brackets_in_strings_are_no_values(text: str) -> None:
 
 
 def test_a_vocabulary_with_merges_is_read() -> None:
-    """Of the size of the largest that are published."""
+    """A vocabulary of the size of the largest that are published."""
     tokens = {f"Ġtoken{n}": n for n in range(260_000)}
     merges = [[f"Ġtoken{n}", "er"] for n in range(520_000)]
     text = json.dumps({"vocab": tokens, "merges": merges}, ensure_ascii=False)

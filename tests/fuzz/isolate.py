@@ -21,7 +21,7 @@ MEMORY = 2 << 30
 """Bytes that a load may take besides what the parent has."""
 
 SECONDS = 20
-"""Of processor time, so that a busy machine is no fault."""
+"""Limit of processor time, so that a busy machine is no fault."""
 
 PATIENCE = 600.0
 """Seconds by the clock: a load that sleeps for ever takes no processor time."""

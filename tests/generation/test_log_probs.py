@@ -201,7 +201,7 @@ def test_beams_give_those_of_their_tokens() -> None:
 
 
 def test_closed_form() -> None:
-    """Of logits log 1, log 2, log 5: 1/8, 2/8, 5/8, whatever is added to all of them."""
+    """Logits log 1, log 2, log 5 give 1/8, 2/8, 5/8, whatever is added to all of them."""
     logits = torch.log(torch.tensor([[1.0, 2.0, 5.0], [5.0, 1.0, 2.0]])) + torch.tensor(
         [[9.0], [-4.0]]
     )

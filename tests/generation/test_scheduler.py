@@ -47,7 +47,7 @@ def tokens_of(source: random.Random, count: int) -> list[int]:
 
 
 def some_requests(seed: int, count: int) -> list[Request]:
-    """Of all kinds, several of which begin in the same way."""
+    """Requests of all kinds, several of which begin in the same way."""
     source = random.Random(seed)
     opening = tokens_of(source, 90)
     requests = []

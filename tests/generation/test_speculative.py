@@ -84,7 +84,7 @@ def serve(made: Scheduler, requests: Sequence[Request], together: int = 3) -> li
 
 
 def some_requests(greedy: bool) -> list[Request]:
-    """Of all kinds; some repeat themselves."""
+    """Requests of all kinds; some repeat themselves."""
     source, requests = random.Random(3), []
     for number in range(10):
         prompt = [source.randrange(5, VOCABULARY) for _ in range(source.randint(1, 120))]

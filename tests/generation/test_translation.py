@@ -32,7 +32,7 @@ def tiny(vocabulary_size: int, context: int = 24, seed: int = 0) -> EncoderDecod
 
 
 def log_prob(model: EncoderDecoder, source: Sequence[int], target: Sequence[int]) -> float:
-    """Of a whole target, without a cache."""
+    """Log-probability of a whole target, without a cache."""
     hidden = model(torch.tensor([source]), torch.tensor([[START, *target[:-1]]]))
     log_probs = model.logits(hidden)[0].log_softmax(dim=-1)
     return float(log_probs[range(len(target)), list(target)].sum())

@@ -32,7 +32,7 @@ def random_tokens(batch: int, length: int, seed: int = 1) -> Tensor:
 
 
 def gradients(decoder: Decoder, mask_bts: Tensor | None = None) -> dict[str, Tensor]:
-    """Of a loss that weighs every logit differently."""
+    """Gradients of a loss that weighs every logit differently."""
     decoder.zero_grad()
     logits = decoder.logits(decoder(random_tokens(3, 17), mask_bts=mask_bts))
     weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(5))

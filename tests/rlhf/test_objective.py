@@ -389,7 +389,7 @@ def test_adaptive_steps_are_clipped_and_in_proportion(kl: float, error: float) -
 
 
 def test_adaptive_finds_the_target() -> None:
-    """Of a policy whose KL is 1 / β."""
+    """The β that a policy reaches whose KL is 1 / β."""
     controller = KLController(1.0, "adaptive", target=6.0, horizon=1_000)
     for _ in range(400):
         controller.update(1.0 / controller.coefficient, 128)

@@ -18,7 +18,7 @@ TOKENS = TOKENIZER.encode(TEXT)
 
 
 def expected_log_probs(tokens: list[int]) -> torch.Tensor:
-    """Of what follows each token, (time, vocabulary), by the plain model."""
+    """Log-probabilities of what follows each token, (time, vocabulary), by the plain model."""
     with torch.no_grad():
         return RANDOM.logits(RANDOM(torch.tensor([tokens]))[0]).log_softmax(-1)
 

@@ -41,7 +41,7 @@ ROLES = {"Ann": "labeler", "Bob": "user", "Lee": "labeler", "Ada": "admin"}
 LIMITS = Limits(streams=8, queue=64, seconds=30, drain_seconds=5, tokens=6, samples=4)
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 NO_HTTP = b"Invalid HTTP request received."
-"""Of what is not even read as a request."""
+"""The answer to what is not even read as a request."""
 
 EXPECTED = {200, 400, 401, 403, 404, 405, 413, 415, 421}
 

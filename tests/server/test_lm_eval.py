@@ -25,7 +25,7 @@ def text(source: random.Random, most: int) -> str:
 
 
 def tasks(folder: Path, source: random.Random) -> list[dict[str, Any]]:
-    """Of each kind of request that lm-eval makes."""
+    """Tasks of each kind of request that lm-eval makes."""
     rows = [
         {
             "query": text(source, 12),

@@ -88,7 +88,7 @@ def test_it_learns_and_leaves_no_dropout(made: tuple[StageFolder, dict[str, floa
 def test_the_targets_are_exactly_what_the_assistants_say(
     inputs: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Of all conversations, each several turns long, in the rows that the model is trained on."""
+    """All conversations, each several turns long, in the rows that the model is trained on."""
     windows, counts = demonstration_windows(
         inputs["data"] / "demonstrations.jsonl", TOKENIZER, 40, 0.4, stage_folder(tmp_path / "sft")
     )

@@ -34,7 +34,7 @@ ENCODING_STAGE = "masked_lm"
 """The stage that makes an encoder; commands that need one take it before a model that writes."""
 
 PEFT_FILE = "adapter_config.json"
-"""Of PEFT's adapters, which stand on another model."""
+"""Settings file of PEFT's adapters, which stand on another model."""
 
 Format = Literal["lmsmith", "hf", "gguf", "peft"]
 

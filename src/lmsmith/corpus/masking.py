@@ -1,4 +1,4 @@
-"""Rows for masked-token prediction (Devlin et al. 2018, section 3.1), drawn anew at each step.
+"""Rows for masked-token prediction (Devlin et al. 2018, section 3.1), drawn again at each step.
 
 A batch is a pure function of (documents, settings, seed, step), so a resumed run needs no state,
 and the same text is masked differently each time it is read (Liu et al. 2019, section 4.1).

@@ -262,7 +262,7 @@ def _with_origins(rows: Sequence[_New], people: Mapping[str, str]) -> list[_New]
 
 
 def _once(rows: Iterable[_New], origin: Callable[[_New], str]) -> list[_New]:
-    """Of rows of one origin only the first."""
+    """The first of the rows of each origin."""
     first = dict[str, _New]()
     for each in rows:
         each.origin = origin(each)

@@ -89,7 +89,7 @@ WEIGHTS_FILE = "model.safetensors"
 ADAPTER_FILE = "adapter.safetensors"
 
 MOST_CONFIG_BYTES = 1 << 24
-"""Of a config.json, which is a few thousand bytes long."""
+"""Most bytes of a config.json, which is a few thousand bytes long."""
 
 _MOST_SAID = 2000
 """Characters of PyTorch's list of what does not match."""

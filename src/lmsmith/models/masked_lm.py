@@ -76,7 +76,7 @@ class MaskedLM(nn.Module):
         return result
 
     def logits(self, hidden_nd: Tensor) -> Tensor:
-        """Of each token of the vocabulary: (…, width) → (…, vocabulary)."""
+        """Logits of each token of the vocabulary: (…, width) → (…, vocabulary)."""
         weight = self.decoder.token_embedding.weight
         return F.linear(self.transformed(hidden_nd), weight, self.bias)
 

@@ -12,7 +12,7 @@ from lmsmith.server.requests import Limits
 Result = TypeVar("Result")
 
 MOST_CHARACTERS = 64
-"""Of a text for each token of the context; more is refused before it is encoded."""
+"""Most characters of a text for each token of the context; more is refused before it is encoded."""
 
 
 class OneAtATime:

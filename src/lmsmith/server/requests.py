@@ -23,11 +23,11 @@ from lmsmith.server.turns import TextThreads
 MAX_STOPS, MAX_STOP_CHARACTERS = 4, 1000
 MAX_BIASES = 1024
 MAX_MESSAGES = 4096
-"""Of a conversation, and parts of a message."""
+"""Most messages of a conversation, and most parts of a message."""
 
 MAX_TOKEN_IDS = 600_000
 MAX_LOG_PROBS = 2_000_000
-"""Of a response, alternatives included: each takes some hundred bytes of memory and of JSON."""
+"""Most log-probabilities of a response, alternatives included; each takes some hundred bytes."""
 
 CHARACTERS_PER_TOKEN, SHORTEST_LIMIT = 16, 65_536
 """A text of more characters than 16 for each token of the context, and this many, cannot fit."""

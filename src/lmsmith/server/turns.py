@@ -27,7 +27,7 @@ LONGEST_REST = 1.0  # seconds
 
 DATABASE_THREADS = 8
 IN_DATABASE = 2
-"""Of `DATABASE_THREADS`, those that one person's requests may have at once."""
+"""Those of `DATABASE_THREADS` that one person's requests may have at once."""
 
 _database = ThreadPoolExecutor(DATABASE_THREADS, "database")
 _short, _long = ThreadPoolExecutor(2, "texts"), ThreadPoolExecutor(1, "long text")

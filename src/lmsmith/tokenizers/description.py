@@ -16,10 +16,10 @@ from lmsmith.core.json_text import decode_json
 from lmsmith.tokenizers.text_growth import text_growth
 
 MOST_BYTES = 1 << 27
-"""Of a tokenizer.json; the largest published ones have a quarter of it."""
+"""Most bytes of a tokenizer.json; the largest published ones have a quarter of it."""
 
 MOST_SMALL_BYTES = 1 << 24
-"""Of the files beside it."""
+"""Most bytes of each file beside it."""
 
 MOST_UNUSED = 1 << 16
 """Ids without a token that a vocabulary may have, besides as many as it has tokens."""

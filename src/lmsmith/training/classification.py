@@ -20,7 +20,7 @@ from lmsmith.training.losses import linear_cross_entropy_sum
 from lmsmith.training.machine import ResolvedMachine, evaluation_mode
 
 TOKENS_AT_ONCE = 8_192
-"""Of sequences that are predicted together."""
+"""Most tokens of sequences that are predicted together."""
 
 
 @dataclass(frozen=True, slots=True)

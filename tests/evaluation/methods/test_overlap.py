@@ -112,7 +112,7 @@ def test_two_models_bleu_is_compared_on_the_same_items() -> None:
 
 
 def longest(a: list[str], b: list[str]) -> int:
-    """Of a common subsequence, by its recursion."""
+    """Length of a common subsequence, by its recursion."""
     table = [[0] * (len(b) + 1) for _ in range(len(a) + 1)]
     for i, left in enumerate(a):
         for j, right in enumerate(b):

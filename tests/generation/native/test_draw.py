@@ -30,7 +30,7 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     {"temperature": 1.3, "top_p": 0.6, "min_p": 0.2},
 )
 EDGE = 1e-5
-"""Of probability: float32's rounding may put a token on either side of it."""
+"""A probability: float32's rounding may put a token on either side of it."""
 
 
 def fits(logits_v: Tensor, settings: SamplingSettings, uniform: float, token: int) -> bool:
@@ -103,7 +103,7 @@ def test_no_token_of_probability_zero(kernels: NativeKernels) -> None:
 
 
 def test_frequencies_are_the_probabilities(kernels: NativeKernels) -> None:
-    """Of 20,000 evenly spread numbers each token gets its share, but for one at either edge."""
+    """Each token gets its share of 20,000 evenly spread numbers, but for one at either edge."""
     settings = SamplingSettings(temperature=0.8, top_p=0.9)
     logits_v = 1.5 * torch.randn(50)
     count = 20_000

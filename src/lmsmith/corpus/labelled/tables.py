@@ -17,7 +17,7 @@ from lmsmith.core.files import read_rows, read_text, require_file
 Format = Literal["auto", "jsonl", "csv", "tsv"]
 
 MOST_MEMBER_BYTES = 1 << 28
-"""Of a file in a zip file."""
+"""Most bytes of a file in a zip file."""
 
 Row = Mapping[str, object]
 

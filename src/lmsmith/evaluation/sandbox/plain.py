@@ -1,6 +1,6 @@
 """Plain data between two processes that do not trust each other, in a form of its own.
 
-Values are made anew here, as exactly the types of this module, whatever the other side
+Values are made again here, as exactly the types of this module, whatever the other side
 sends: an object whose class says that it equals everything arrives as the number, text or list
 it is made of. What can be iterated over arrives as an iterator; anything else does not arrive.
 

@@ -43,7 +43,7 @@ PER_CONVERSATION = 5
 HELD_OUT = 0.15
 """Share of the conversations of --data whose prompts only measure."""
 ASKED = 4
-"""Of so many prompts one is for rankings, the others are for votes."""
+"""One of so many prompts is for rankings, the others are for votes."""
 CURVE_FILE = "gold_length.json"
 CURVE_PROMPTS = 1_000
 """Prompts whose answers show how the gold reward depends on length."""
@@ -218,7 +218,7 @@ class World:
 
     @property
     def temperature(self) -> float:
-        """Of all answers: that of the rollouts."""
+        """Temperature of all answers: that of the rollouts."""
         found: float = getattr(self.recipe.stages["ppo"], "temperature", 1.0)
         return found
 

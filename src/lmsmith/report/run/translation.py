@@ -16,7 +16,7 @@ from lmsmith.runs.metrics_log import read_metrics
 STAGE = "translate"
 
 MOST_PIECES = 40
-"""Of a sentence that is drawn."""
+"""Most pieces of a sentence that is drawn."""
 
 
 def draw_translator(run: RunRecord) -> list[ReportFigure | None]:
