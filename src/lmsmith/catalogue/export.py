@@ -75,7 +75,8 @@ def export(
     if to == "hf":
         path = _to_folder(model, folder, kind)
     elif isinstance(model, ReadTranslator):
-        raise UserError(f"--to {to} has no model of this shape", "write a folder: --to hf")
+        name = {"gguf": "llama.cpp", "peft": "PEFT"}[to]
+        raise UserError(f"--to {to}: {name} has no model of this shape", "write a folder: --to hf")
     elif to == "peft":
         path = _to_adapters(model, folder, base)
     else:

@@ -43,6 +43,7 @@ class Followed:
         served: the name that clients use.
         trial: of the candidate that is loaded.
         problem: why the promoted version, or the candidate, is not the one in memory; else empty.
+        votes_problem: why the votes of the trial decide nothing; else empty.
         load_seconds: time that reading the last version took.
     """
 
@@ -50,6 +51,7 @@ class Followed:
     served: str
     trial: Trial | None = None
     problem: str = ""
+    votes_problem: str = ""
     load_seconds: float = 0.0
     seen: Stamp | None = None
     retry_at: float = 0.0
@@ -153,7 +155,9 @@ class Following:
                 each.problem, each.seen = problem, stamp
                 each.retry_at = time.monotonic() + each.wait
                 each.wait = min(LAST_RETRY, 2 * each.wait)
-        if each.trial is not None and self.on_trial is not None:
+        if each.trial is None:
+            each.votes_problem = ""
+        elif self.on_trial is not None:
             await self.on_trial(each)
 
     async def _follow(self, each: Followed) -> None:

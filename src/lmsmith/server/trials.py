@@ -91,10 +91,11 @@ class Trials:
                 decided = await in_database(_decide, self._store, each.name, trial)
             except UserError as error:
                 problem = f"the votes decide nothing: {error.problem}"
-                if problem != each.problem:
+                if problem != each.votes_problem:
                     log.error("%s: the votes decide nothing: %s", each.name, error)
-                each.problem = problem
+                each.votes_problem = problem
                 return False
+            each.votes_problem = ""
         if decided:
             await self._following.refresh(each.name)
         return decided

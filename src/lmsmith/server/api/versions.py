@@ -175,7 +175,7 @@ async def _shown(request: Request, name: str) -> dict[str, Any]:
     followed = _following(request).all.get(name)
     if followed is not None:
         found["served"] = _engine(request).models[followed.served].recorded
-        found["problem"] = followed.problem or found["problem"]
+        found["problem"] = followed.problem or followed.votes_problem or found["problem"]
     judged = await improvements.judged(name, await _word(request, name))
     if judged is not None:
         people: dict[str, int] = judged["people"]
@@ -214,7 +214,7 @@ async def _switched(request: Request, name: str) -> Response:
     followed = following.all.get(name)
     if followed is not None:
         found["served"] = _engine(request).models[followed.served].recorded
-        found["problem"] = followed.problem
+        found["problem"] = followed.problem or followed.votes_problem
     return json_response(found)
 
 
