@@ -48,7 +48,7 @@ class Server:
 
 @contextlib.contextmanager
 def serving(*words: str) -> Iterator[Server]:
-    """A server on a free port, once it is ready; it is told to end at the end."""
+    """A server on a free port, once it is ready; the server ends with the block."""
     process = subprocess.Popen(
         [sys.executable, "-m", "lmsmith", "serve", *words, "--port", "0"],
         stdout=subprocess.PIPE,
@@ -69,7 +69,7 @@ def serving(*words: str) -> Iterator[Server]:
 def vllm_server(
     python: Path, model: Path, streams: int, longest: int, threads: int, wait: float = 600
 ) -> Iterator[int]:
-    """The port of vLLM's server, once it is ready; it is told to end at the end.
+    """The port of vLLM's server, once it is ready; the server ends with the block.
 
     Args:
         python: of an environment that has vLLM's build for processors; it is held to the
