@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
+from lmsmith.catalogue.adapted import Adapters, is_adapter, read_adapted, read_low_rank
 from lmsmith.catalogue.reading import read_draft_model, read_model
-from lmsmith.catalogue.resolve import Sampling, advised_sampling
+from lmsmith.catalogue.resolve import Sampling, advised_sampling, resolve
 from lmsmith.core.errors import UserError
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.generation.engine import Engine, SamplingSettings, answer, stream
@@ -19,6 +20,7 @@ from lmsmith.generation.requests import Reply, Request, until_stop
 from lmsmith.generation.speculative import PROMPT_LOOKUP, Drafter, DraftModel, PromptLookup
 from lmsmith.generation.vocabulary import vocabulary_of
 from lmsmith.generation.weights import WeightKind
+from lmsmith.models.adapters import LowRank
 from lmsmith.models.decoder import Decoder
 from lmsmith.options import Weights
 from lmsmith.prompts import Message, Prompt, encode_prompt, room_for_reply
@@ -33,6 +35,7 @@ def load(
     machine: MachineConfig | None = None,
     draft: str | Path = "",
     weights: Weights = "model",
+    adapters: Mapping[str, str | Path] | None = None,
 ) -> LanguageModel:
     """Read a model that writes text.
 
@@ -49,10 +52,12 @@ def load(
         weights: ``model`` reads them as numbers, used in the machine's precision; ``int8`` rounds
             them to 8 bits; ``file`` uses a quantised GGUF file's at its own bits, in a fraction of
             the memory, and has no numbers of them in `LanguageModel.decoder`.
+        adapters: folders of adapters by names of your own, PEFT's or ours, made for this model.
+            `LanguageModel.adapted` writes with one; all share the model's weights.
 
     Raises:
         UserError: there is no such model, or it is damaged, or it gives rewards and not text; or
-            the draft has another tokenizer.
+            the draft has another tokenizer; or adapters were made for another model.
 
     >>> model = lmsmith.load("runs/quickstart")                             # doctest: +SKIP
     >>> model.chat([{"role": "user", "content": "Hello!"}])                 # doctest: +SKIP
@@ -63,6 +68,11 @@ def load(
     if draft:
         lookup = draft == PROMPT_LOOKUP
         drafting = PromptLookup() if lookup else read_draft_model(draft, [found], packed=packed)
+    own = {name: resolve(word) for name, word in (adapters or {}).items()}
+    whole = next((each for each in own.values() if not is_adapter(each)), None)
+    if whole is not None:
+        raise UserError(f"{whole.name} is a whole model", "name a folder of adapters, or load it")
+    low_rank = {name: read_low_rank(Adapters(found.source, (s,)), found) for name, s in own.items()}
     return LanguageModel(
         found.decoder,
         found.tokenizer,
@@ -72,6 +82,8 @@ def load(
         sampling=advised_sampling(found.source),
         draft=drafting,
         weights="int8" if weights == "int8" else "model",
+        adapters=low_rank,
+        tokenizers={name: read_adapted(each, found).tokenizer for name, each in own.items()},
     )
 
 
@@ -103,6 +115,9 @@ class LanguageModel:
         sampling: used where a temperature or a top-p is not given.
         draft: guesses the next tokens, or None.
         weights: in the machine's precision, or ``int8``.
+        adapters: low-rank changes of the weights, by name.
+        tokenizers: of the adapters that have their own: the same tokens, perhaps another template.
+        adapter: name of the one that it writes with; the weights as they are if empty.
     """
 
     decoder: Decoder
@@ -114,12 +129,29 @@ class LanguageModel:
     sampling: Sampling = field(default_factory=Sampling)
     draft: Decoder | PromptLookup | None = None
     weights: WeightKind = "model"
+    adapters: Mapping[str, LowRank] = field(default_factory=dict)
+    tokenizers: Mapping[str, Tokenizer] = field(default_factory=dict)
+    adapter: str = ""
     _ready: dict[str, tuple[object, InferenceDecoder]] = field(default_factory=dict, init=False)
 
     @property
     def context(self) -> int:
         """Longest prompt and reply together, in tokens."""
         return self.decoder.config.context
+
+    def adapted(self, name: str) -> LanguageModel:
+        """The same model with one of its adapters; both share the weights.
+
+        Raises:
+            UserError: there is no adapter of that name.
+        """
+        if name not in self.adapters:
+            there = ", ".join(self.adapters) or "none: give adapters={name: folder} to load"
+            raise UserError(f"there is no adapter {name!r}", f"there is {there}")
+        tokenizer = self.tokenizers.get(name, self.tokenizer)
+        made = replace(self, adapter=name, tokenizer=tokenizer)
+        made._ready = self._ready
+        return made
 
     def generate(
         self, text: str, *, stop: str | Sequence[str] = (), **sampling: Unpack[SamplingOptions]
@@ -209,7 +241,10 @@ class LanguageModel:
     def write_tokens(self, tokens: Sequence[int], settings: SamplingSettings) -> Iterator[int]:
         """The tokens that follow ``tokens``, a stop token included."""
         model, drafter = self._inference_decoder(), self._drafter()
-        return stream(model, tokens, settings, tokenizer=self.tokenizer, drafter=drafter)
+        tokenizer, adapter = self.tokenizer, self.adapter
+        return stream(
+            model, tokens, settings, tokenizer=tokenizer, drafter=drafter, adapter=adapter
+        )
 
     def whole_reply(self, tokens: Sequence[int], settings: SamplingSettings) -> Reply:
         """The whole text that follows ``tokens``, with its tokens, end and log-probabilities.
@@ -219,7 +254,7 @@ class LanguageModel:
         """
         model, drafter = self._inference_decoder(), self._drafter()
         engine = Engine(model, tokenizer=self.tokenizer, rows=1, drafter=drafter)
-        return answer(engine, [Request(tokens, settings, "the prompt")])[0][0]
+        return answer(engine, [Request(tokens, settings, "the prompt", adapter=self.adapter)])[0][0]
 
     def next_tokens(self, tokens: Sequence[int], top: int = 10) -> list[tuple[str, float]]:
         """Texts and probabilities of the likeliest tokens to follow ``tokens``."""
@@ -241,6 +276,7 @@ class LanguageModel:
         """Made once, and again when the weights have changed since."""
         state = [(p.data_ptr(), p._version) for p in decoder.parameters()]
         if name not in self._ready or self._ready[name][0] != state:
-            made = InferenceDecoder(decoder, self.machine, weights=self.weights)
+            adapters = self.adapters if decoder is self.decoder else None
+            made = InferenceDecoder(decoder, self.machine, weights=self.weights, adapters=adapters)
             self._ready[name] = state, made
         return self._ready[name][1]

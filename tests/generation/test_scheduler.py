@@ -196,8 +196,10 @@ def test_log_probabilities_of_a_prompt(kind: str) -> None:
 class Poisoned(InferenceDecoder):
     """Fails to read token 6, and gives what is no number for token 7."""
 
-    def read(self, spans: Sequence[Span], cache: PagedCache) -> Tensor:
-        hidden_nd = super().read(spans, cache)
+    def read(
+        self, spans: Sequence[Span], cache: PagedCache, adapters: Sequence[str] = ()
+    ) -> Tensor:
+        hidden_nd = super().read(spans, cache, adapters)
         tokens = [token for _, tokens in spans for token in tokens]
         if 6 in tokens:
             raise RuntimeError("poison")

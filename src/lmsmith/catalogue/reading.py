@@ -82,7 +82,7 @@ def _read(source: Source, tokenizer: Tokenizer | None, packed: bool) -> ReadMode
     card: dict[str, Any] = {}
     if source.format == "gguf":
         file = open_gguf(path)
-        with _naming(path):
+        with naming(path):
             decoder = _gguf_decoder(file, packed and is_quantised(file))
             tokenizer = tokenizer or tokenizer_from_gguf(file.metadata, source.path.stat().st_size)
         card = {"name": str(file.metadata.get("general.name", path.stem))}
@@ -99,9 +99,7 @@ def _read(source: Source, tokenizer: Tokenizer | None, packed: bool) -> ReadMode
         card = {"parents": [base.source.name]}
     else:
         decoder, tokenizer = load_decoder(path), tokenizer or load_tokenizer(path)
-    if (path / "card.json").is_file():
-        content = read_json(path / "card.json", MOST_CONFIG_BYTES)
-        card = content if isinstance(content, dict) else {}
+    card = read_card(path) or card
     known, needed = decoder.config.vocabulary_size, tokenizer.vocabulary_size
     if known < needed or (source.format == "lmsmith" and tokenizer.is_own and known != needed):
         raise UserError(  # others' embeddings may be padded
@@ -112,6 +110,13 @@ def _read(source: Source, tokenizer: Tokenizer | None, packed: bool) -> ReadMode
             else "its files are not of one model: fetch it again",
         )
     return ReadModel(decoder, tokenizer, source, card)
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """The card in a folder; empty if there is none."""
+    path = folder / "card.json"
+    content = read_json(path, MOST_CONFIG_BYTES) if path.is_file() else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _refuse_encoder(path: Path, config: ModelConfig) -> None:
@@ -144,7 +149,7 @@ def peft_base(folder: Path) -> Source:
 
 def _adapted(folder: Path, base: Decoder) -> Decoder:
     """The base with a PEFT folder's adapters merged into its weights."""
-    with _naming(folder):
+    with naming(folder):
         config, state = from_peft(base.config, read_peft_folder(folder))
     add_adapters(base, config)
     TrainedState(base).load_state_dict(state)
@@ -176,11 +181,8 @@ def read_draft_model(
     found = read_model(word, packed=packed)
     theirs, size = found.tokenizer, found.decoder.config.vocabulary_size
     for target in targets:
-        ours = target.tokenizer
-        same = ours.vocabulary_size == theirs.vocabulary_size
-        same = same and target.decoder.config.vocabulary_size == size
-        ids = range(ours.vocabulary_size)
-        if not same or any(ours.token_bytes(each) != theirs.token_bytes(each) for each in ids):
+        fits = target.decoder.config.vocabulary_size == size
+        if not fits or not same_tokens(target.tokenizer, theirs):
             raise UserError(
                 f"--draft {word}: it has another tokenizer than {target.source.name}",
                 "name a model of the same tokenizer, or prompt-lookup",
@@ -188,11 +190,19 @@ def read_draft_model(
     return found.decoder
 
 
+def same_tokens(left: Tokenizer, right: Tokenizer) -> bool:
+    """Whether every id is the same token in both."""
+    if left.vocabulary_size != right.vocabulary_size:
+        return False
+    ids = range(left.vocabulary_size)
+    return all(left.token_bytes(each) == right.token_bytes(each) for each in ids)
+
+
 def read_config(source: Source) -> ModelConfig:
     """The shape alone, without the weights; of a model with a head, its body's."""
     if source.format == "gguf":
         file = open_gguf(source.path)
-        with _naming(source.path):
+        with naming(source.path):
             return read_gguf_config(file)
     if source.format == "hf":
         return read_transformers_config(source.path)
@@ -211,7 +221,7 @@ def make_decoder(config: ModelConfig, state: Mapping[str, Tensor]) -> Decoder:
 
 
 @contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
     """The path goes before the messages of what fails inside; damage becomes one."""
     try:
         with refusing_damage("the file"):
@@ -246,7 +256,7 @@ def load_any_tokenizer(path: Path | str) -> Tokenizer:
 
 def _any_tokenizer(path: Path) -> Tokenizer:
     if path.is_file() and path.suffix == ".gguf":
-        with _naming(path):
+        with naming(path):
             return tokenizer_from_gguf(open_gguf(path).metadata, path.stat().st_size)
     if not path.is_dir() or (path / CHAT_FILE).is_file():
         return Tokenizer.load(path)

@@ -76,6 +76,7 @@ serve = lmsmith.server.serve.serve: answer OpenAI's API with models of this mach
     lmsmith serve smollm2-135m mine=runs/quickstart --port 8080 --weights int8
     lmsmith serve smollm2-135m --host 0.0.0.0 --token SECRET
     lmsmith serve runs/quickstart --draft prompt-lookup
+    lmsmith serve base=smollm2-135m law=adapters/law poems=adapters/poems
 pull = models.pull: fetch a model, and register its name
     lmsmith pull smollm2-135m
     lmsmith pull all-minilm-l6-v2

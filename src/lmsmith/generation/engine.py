@@ -171,13 +171,14 @@ def stream(
     *,
     tokenizer: Tokenizer | None = None,
     drafter: Drafter | None = None,
+    adapter: str = "",
 ) -> Iterator[int]:
     """The tokens of ``generate(decoder, [prompt], settings)[0]``, each as soon as it is drawn.
 
     The prompt is checked and read with the first token.
     """
     engine = Engine(decoder, tokenizer=tokenizer, rows=1, drafter=drafter)
-    engine.submit(Request(prompt, settings, "the prompt"))
+    engine.submit(Request(prompt, settings, "the prompt", adapter=adapter))
     while engine.busy:
         for event in engine.step():
             yield event.token

@@ -8,11 +8,13 @@ Weights are cast and laid out once. The tokens of a forward pass are packed into
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from lmsmith.generation.adapters import AdapterWeights, Group, group_spans
 from lmsmith.generation.kernels import Places, TorchKernels
 from lmsmith.generation.kv_cache import LayerCache, PagedCache, pages_for
 from lmsmith.generation.native.operations import best_kernels
@@ -28,7 +30,7 @@ from lmsmith.generation.weights import (
     read_packed,
     read_weight,
 )
-from lmsmith.models.adapters import merged_state
+from lmsmith.models.adapters import LowRank, merge, merged_state
 from lmsmith.models.blocks import ACTIVATIONS, Block
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
@@ -55,6 +57,7 @@ class InferenceDecoder:
         weights: ``model``, as they are in ``dtype``; or ``int8``, every matrix but the token
             embedding rounded to 8 bits in groups (`quantise_int8`), for activations in bf16.
         kernels: the operations; the fastest available if None.
+        adapters: low-rank changes of the weights by name; each span that is read has one or none.
     """
 
     @torch.no_grad()
@@ -65,6 +68,7 @@ class InferenceDecoder:
         *,
         weights: WeightKind = "model",
         kernels: TorchKernels | None = None,
+        adapters: Mapping[str, LowRank] | None = None,
     ) -> None:
         self.config: ModelConfig = decoder.config
         self.dtype = torch.float32 if machine is None else machine.dtype
@@ -88,6 +92,12 @@ class InferenceDecoder:
             parts = [decoder.unembedding_weight]
             self.unembedding = prepare(read_weight(parts, [None], self.dtype, weights))
         self._stack = native_stack(self.kernels, self.blocks, self.config, self.dtype)
+        self._low_rank = dict(adapters or {})
+        heights = {name: len(weight) for name, weight in linear_weights(self._decoder)}
+        self.adapters = {
+            name: AdapterWeights(each, heights, len(self.blocks), self.dtype, prepare)
+            for name, each in self._low_rank.items()
+        }
 
     @property
     def decoder(self) -> Decoder:
@@ -96,6 +106,16 @@ class InferenceDecoder:
         Packed matrices are unpacked at every call, and have the rounding of their products.
         """
         return unpacked(self) if self.packings else self._decoder
+
+    def merged(self, adapter: str) -> Decoder:
+        """`decoder` with an adapter merged into its weights; without a name, as it is."""
+        if not adapter:
+            return self.decoder
+        with without_weights():
+            copy = Decoder(self.config).eval()
+        state = merge(self.decoder.state_dict(), self._low_rank[adapter])
+        copy.load_state_dict(state, assign=True)
+        return copy
 
     @property
     def packings(self) -> list[str]:
@@ -116,23 +136,43 @@ class InferenceDecoder:
     def held_bytes(self) -> int:
         """Bytes of all weights in memory; the float32 ones stay, for embeddings and norms."""
         numbers = (each for each in self._decoder.parameters() if not each.is_meta)
-        return self.weight_bytes + sum(each.nbytes for each in numbers)
+        adapters = sum(each.bytes for each in self.adapters.values())
+        return self.weight_bytes + adapters + sum(each.nbytes for each in numbers)
 
     def new_cache(self, rows: int, tokens: int) -> PagedCache:
         """A cache for so many rows of so many tokens each."""
         return PagedCache(self.config, rows, rows * pages_for(tokens), self.dtype)
 
     @torch.inference_mode()
-    def read(self, spans: Sequence[Span], cache: PagedCache) -> Tensor:
-        """Hidden states (n, width) of all tokens, span after span; the cache grows by them."""
+    def read(
+        self, spans: Sequence[Span], cache: PagedCache, adapters: Sequence[str] = ()
+    ) -> Tensor:
+        """Hidden states (n, width) of all tokens, span after span; the cache grows by them.
+
+        ``adapters`` has the name of each span's, empty for none; without it no span has one.
+        """
+        if not any(adapters):
+            return self._read(spans, cache, ())
+        found = [self.adapters[name] if name else None for name in adapters]
+        counts = [len(tokens) for _, tokens in spans]
+        order, groups = group_spans(found, counts)
+        hidden_nd = self._read([spans[n] for n in order], cache, groups)
+        if order == sorted(order):
+            return hidden_nd
+        parts = torch.split(hidden_nd, [counts[n] for n in order])
+        by_span = dict(zip(order, parts, strict=True))
+        return torch.cat([by_span[n] for n in range(len(spans))])
+
+    def _read(self, spans: Sequence[Span], cache: PagedCache, groups: Sequence[Group]) -> Tensor:
         places = self._extend(cache, spans)
         tokens_n = torch.tensor([token for _, tokens in spans for token in tokens])
         x_nd = self._decoder.embed(tokens_n, places.positions_n.long())
         if self._stack is not None and self._stack.takes(len(x_nd)):
-            x_nd = self._stack(x_nd, places, cache)
+            x_nd = self._stack(x_nd, places, cache, groups)
         else:
-            for layer, block in zip(cache.layers, self.blocks, strict=True):
-                x_nd = self._block(x_nd, block, places, layer)
+            for layer, block in enumerate(self.blocks):
+                products = Products(self.kernels, block, self.dtype, layer, groups)
+                x_nd = self._block(x_nd, products, places, cache.layers[layer])
         result: Tensor = self._decoder.final_norm(x_nd)
         return result
 
@@ -199,36 +239,60 @@ class InferenceDecoder:
         cosines, sines = zip(*[rotary(part_n[None]) for part_n in parts], strict=True)
         return torch.cat(cosines, dim=2)[0, 0], torch.cat(sines, dim=2)[0, 0]
 
-    def _block(
-        self, x_nd: Tensor, block: BlockWeights, places: Places, cache: LayerCache
-    ) -> Tensor:
+    def _block(self, x_nd: Tensor, products: Products, places: Places, cache: LayerCache) -> Tensor:
         """One block; pre-norm adds to ``x_nd`` in place."""
         kernels, dtype, pre_norm = self.kernels, self.dtype, self.config.norm_position == "pre"
+        block = products.block
         entering = self._norm(x_nd, block.attention_norm) if pre_norm else x_nd.to(dtype)
-        projected = kernels.linear(entering, block.query_key_value, dtype)
+        projected = products("query_key_value", entering)
         projected_nhk = projected.view(len(projected), -1, self.config.width_per_head)
         mixed = kernels.attend(projected_nhk, places, cache, self.config.heads)
-        x_nd = kernels.linear(mixed, block.output, dtype, add_to=x_nd)
+        x_nd = products("output", mixed, add_to=x_nd)
         if pre_norm:
-            return self._feed_forward(self._norm(x_nd, block.feed_forward_norm), block, x_nd)
+            return self._feed_forward(self._norm(x_nd, block.feed_forward_norm), products, x_nd)
         x_nd = self._norm(x_nd, block.attention_norm, torch.float32)
-        x_nd = self._feed_forward(x_nd.to(dtype), block, x_nd)
+        x_nd = self._feed_forward(x_nd.to(dtype), products, x_nd)
         return self._norm(x_nd, block.feed_forward_norm, torch.float32)
 
     def _norm(self, x_nd: Tensor, norm: Norm, dtype: torch.dtype | None = None) -> Tensor:
         dtype = self.dtype if dtype is None else dtype
         return self.kernels.norm(x_nd, norm, dtype)
 
-    def _feed_forward(self, entering: Tensor, block: BlockWeights, x_nd: Tensor) -> Tensor:
+    def _feed_forward(self, entering: Tensor, products: Products, x_nd: Tensor) -> Tensor:
         kernels, activation = self.kernels, self.config.activation
-        inner = kernels.linear(entering, block.inner, self.dtype)
+        inner = products("inner", entering)
         if activation == "swiglu":
             active = kernels.gate(inner)
         elif activation == "gelu_tanh":
             active = kernels.gelu(inner)
         else:
             active = ACTIVATIONS[activation](inner)
-        return kernels.linear(active, block.feed_forward_output, self.dtype, add_to=x_nd)
+        return products("feed_forward_output", active, add_to=x_nd)
+
+
+@dataclass(frozen=True)
+class Products:
+    """A block's matrix products, the adapters' on top of the base's."""
+
+    kernels: TorchKernels
+    block: BlockWeights
+    dtype: torch.dtype
+    layer: int
+    groups: Sequence[Group]
+
+    def __call__(self, name: str, x_ni: Tensor, add_to: Tensor | None = None) -> Tensor:
+        """`TorchKernels.linear` with a matrix of `adapters.MATRICES`."""
+        kernels, dtype = self.kernels, self.dtype
+        result = kernels.linear(x_ni, getattr(self.block, name), dtype, add_to)
+        for adapter, first, end in self.groups:
+            pair = adapter.layers[self.layer].get(name)
+            if pair is not None:
+                low_nr = kernels.linear(x_ni[first:end], pair.down, dtype)
+                if add_to is not None:
+                    kernels.linear(low_nr, pair.up, dtype, add_to=result[first:end])
+                else:
+                    result[first:end] += kernels.linear(low_nr, pair.up, dtype)
+        return result
 
 
 def mask_of(logits_bv: Tensor, sequences: Sequence[RunningSequence]) -> Mask | None:
@@ -295,6 +359,13 @@ def unpacked(model: InferenceDecoder) -> Decoder:
         decoder = Decoder(config).eval()
     decoder.load_state_dict(state, assign=True)
     return decoder
+
+
+def linear_weights(decoder: Decoder) -> Iterator[tuple[str, Tensor]]:
+    """(name, weight) of every linear layer of the blocks."""
+    for name, module in decoder.named_modules():
+        if isinstance(module, nn.Linear) and name.startswith("blocks."):
+            yield name, module.weight
 
 
 def decoder_for_reading(decoder: Decoder) -> Decoder:

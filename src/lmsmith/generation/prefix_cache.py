@@ -12,12 +12,15 @@ from collections.abc import Iterable, Sequence
 from lmsmith.core.errors import UserError
 from lmsmith.generation.inference import InferenceDecoder
 from lmsmith.generation.kv_cache import PagedCache, pages_for
+from lmsmith.generation.requests import CacheKey
 
 SHORTEST = 16
 """Tokens below which reading them again is not worth the copy of a page."""
 
 CachedPrefix = tuple[int, Sequence[int], int]
 """A row of the cache, tokens, and how many of them the row has read."""
+
+NO_KEY: CacheKey = ("", "")
 
 
 class PrefixCache:
@@ -58,9 +61,9 @@ class PrefixCache:
             )
         self._page_bytes = page_bytes / self._kinds
         self._most_kept, self._rows, self._model = kept, rows + kept + 1, model
-        self._kept: OrderedDict[int, tuple[str, list[int]]] = OrderedDict()
+        self._kept: OrderedDict[int, tuple[CacheKey, list[int]]] = OrderedDict()
         self._pinned: CachedPrefix | None = None
-        self._salts: dict[int, str] = {}  # of rows in use and kept
+        self._keys: dict[int, CacheKey] = {}  # of rows in use and kept
         self.kv = self._new_kv(1 if grows else self.pages)
 
     def _new_kv(self, pages: int) -> PagedCache:
@@ -101,7 +104,7 @@ class PrefixCache:
         pages: int,
         *,
         reuse: bool,
-        salt: str = "",
+        key: CacheKey = NO_KEY,
         alone: bool = False,
     ) -> tuple[int, int]:
         """A row for a prompt, forked from the row with the longest common prefix.
@@ -111,36 +114,36 @@ class PrefixCache:
             live: rows in use that may be forked.
             pages: that must be free for an empty row.
             reuse: whether another row may be forked.
-            salt: rows of the same salt alone may be forked, from this one too.
+            key: rows of the same key alone may be forked, from this one too.
             alone: whether no other row is in use: a cache that grows then has room in any case.
 
         Returns:
             The row, and how many tokens of the prompt it holds already; row −1 if there is no
             room now.
         """
-        found = self.longest(prompt, live, salt) if reuse and self.reuses else None
+        found = self.longest(prompt, live, key) if reuse and self.reuses else None
         if found is not None:
             earlier, done = found
             if self._make_room(pages - done // self.page * self._kinds, but=earlier):
                 if earlier in self._kept:
                     self._kept.move_to_end(earlier)
-                row = self.fork(earlier, salt)
+                row = self.fork(earlier, key)
                 if done < self.kv.lengths[row]:
                     self.kv.truncate(row, done)
                 return row, done
         if not self._make_room(pages) and not (alone and self.grows):
             return -1, 0
         row = self.kv.open()
-        self._salts[row] = salt
+        self._keys[row] = key
         return row, 0
 
     def longest(
-        self, prompt: Sequence[int], live: Iterable[CachedPrefix], salt: str
+        self, prompt: Sequence[int], live: Iterable[CachedPrefix], key: CacheKey
     ) -> tuple[int, int] | None:
-        """The row of this salt with the longest common prefix, and the prefix's length."""
+        """The row of this key with the longest common prefix, and the prefix's length."""
         kept = ((row, tokens, len(tokens)) for row, (_, tokens) in self._kept.items())
-        rows = (each for each in (*kept, *live) if self._salts[each[0]] == salt)
-        pinned = [] if self._pinned is None else [self._pinned]
+        rows = (each for each in (*kept, *live) if self._keys[each[0]] == key)
+        pinned = [] if self._pinned is None or key[1] else [self._pinned]  # the base read it
         return longest_prefix((*pinned, *rows), prompt, whole_rows=self.banded)
 
     def _make_room(self, pages: int, but: int | None = None) -> bool:
@@ -149,15 +152,15 @@ class PrefixCache:
                 return False
         return True
 
-    def fork(self, row: int, salt: str = "") -> int:
+    def fork(self, row: int, key: CacheKey = NO_KEY) -> int:
         """A row with the same past."""
         made = self.kv.fork(row)
-        self._salts[made] = self._salts.get(row, salt)
+        self._keys[made] = self._keys.get(row, key)
         return made
 
     def close(self, row: int) -> None:
         """Free a row."""
-        del self._salts[row]
+        del self._keys[row]
         self.kv.close(row)
 
     def pin(self, row: int, tokens: Sequence[int]) -> None:
@@ -172,10 +175,10 @@ class PrefixCache:
     def release(self, row: int, tokens: Sequence[int], *, keep: bool) -> None:
         """End the use of a row, and perhaps keep what it has read for prompts that begin so.
 
-        A row whose tokens another one of its salt begins with is not kept.
+        A row whose tokens another one of its key begins with is not kept.
         """
-        read, salt = list(tokens[: self.kv.lengths[row]]), self._salts[row]
-        alike = [(other, own) for other, (of, own) in self._kept.items() if of == salt]
+        read, key = list(tokens[: self.kv.lengths[row]]), self._keys[row]
+        alike = [(other, own) for other, (of, own) in self._kept.items() if of == key]
         if not (keep and self._most_kept) or any(own[: len(read)] == read for _, own in alike):
             self.close(row)
             return
@@ -183,7 +186,7 @@ class PrefixCache:
             if read[: len(own)] == own:
                 del self._kept[other]
                 self.close(other)
-        self._kept[row] = salt, read
+        self._kept[row] = key, read
         if len(self._kept) > self._most_kept:
             self.forget_oldest()
 

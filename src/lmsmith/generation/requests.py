@@ -18,6 +18,10 @@ from lmsmith.tokenizers.token_bytes import BOUNDARY, LONGEST
 FinishReason = Literal["stop", "length", "context"]
 
 
+CacheKey = tuple[str, str]
+"""Salt and adapter: keys and values differ between adapters."""
+
+
 @dataclass(frozen=True)
 class Request:
     """A prompt to be answered.
@@ -37,6 +41,7 @@ class Request:
         keep: whether its part of the cache is kept for later requests that begin so.
         is_message: whether the reply is a text of its own, not the continuation of a text: a
             tokenizer may begin texts with a space, which is no part of them.
+        adapter: name of the adapter that answers it, of those of the model; the base if empty.
     """
 
     prompt: Sequence[int]
@@ -48,6 +53,12 @@ class Request:
     forced: tuple[tuple[int, ...], ...] = ()
     keep: bool = True
     is_message: bool = False
+    adapter: str = ""
+
+    @property
+    def cache_key(self) -> CacheKey:
+        """What two requests have in common if one may read what the other has cached."""
+        return self.salt, self.adapter
 
     def max_tokens(self, context: int) -> int:
         """Maximum number of tokens of each reply, by a model with this context."""

@@ -177,6 +177,7 @@ class Scheduler:
     def check(self, request: Request) -> None:
         """Raises UserError with all that is wrong with a request; safe in any thread."""
         check_requests(self.model.config, [request], self.tokenizer)
+        self._check_adapters([request])
         if self.cache.grows:
             return
         samples = request.settings.samples
@@ -204,7 +205,16 @@ class Scheduler:
     def submit_all(self, requests: Sequence[Request]) -> list[int]:
         """`submit` each to a cache that grows, or none if there is anything wrong with one."""
         check_requests(self.model.config, requests, self.tokenizer)
+        self._check_adapters(requests)
         return [self._queue(request) for request in requests]
+
+    def _check_adapters(self, requests: Sequence[Request]) -> None:
+        known = self.model.adapters
+        unknown = next((each for each in requests if each.adapter not in ("", *known)), None)
+        if unknown is not None:
+            there = f"there is: {', '.join(known)}" if known else "the model has none"
+            name = unknown.name or "the request"
+            raise UserError(f"{name}: no adapter is called {unknown.adapter!r}", there)
 
     def _queue(self, request: Request) -> int:
         number, self._next = self._next, self._next + 1
@@ -229,7 +239,7 @@ class Scheduler:
             return
         self.cache.reserve(4 * self.cache.max_pages(0, len(prefix)))
         row, _ = self.cache.open(prefix, (), 0, reuse=False, alone=True)
-        self._forward([(row, prefix)])
+        self._forward([(row, prefix)], [""])
         self.cache.pin(row, prefix)
 
     def forget(self) -> None:
@@ -261,10 +271,11 @@ class Scheduler:
         self.active = self._in_progress()
         replies, chunks, step = list(self._decoding), self._chunks(), _Step()
         self._guess(replies)
-        work: list[tuple[int, Span]] = [
-            (reply.request, (reply.row, [reply.tokens[-1], *reply.guesses])) for reply in replies
+        work: list[tuple[int, Span, str]] = [
+            (each.request, (each.row, [each.tokens[-1], *each.guesses]), each.source.adapter)
+            for each in replies
         ]
-        work += [(prefill.number, span) for prefill, span in chunks]
+        work += [(prefill.number, span, prefill.request.adapter) for prefill, span in chunks]
         if not work:
             return admitted
         hidden = self._forward_isolated(work, step)
@@ -342,7 +353,7 @@ class Scheduler:
                 live,
                 self._promised() + self._max_pages(first),
                 reuse=reuse,
-                salt=first.request.salt,
+                key=first.request.cache_key,
                 alone=not self._in_progress(),
             )
             if first.row >= 0:
@@ -399,19 +410,19 @@ class Scheduler:
 
     def _awaits_prefix(self, waiting: Prefill, live: Sequence[CachedPrefix]) -> bool:
         """Whether a prefill in progress will hold more of the prompt than any row holds now."""
-        prompt, salt = waiting.prompt, waiting.request.salt
+        prompt, key = waiting.prompt, waiting.request.cache_key
         coming = longest_prefix(
             [
                 (each.row, each.tokens, len(each.tokens))
                 for each in self._prefilling
-                if each.request.salt == salt and each.done < len(each.tokens)
+                if each.request.cache_key == key and each.done < len(each.tokens)
             ],
             prompt,
             whole_rows=self.cache.banded,
         )
         if coming is None:
             return False
-        found = self.cache.longest(prompt, live, salt)
+        found = self.cache.longest(prompt, live, key)
         return coming[1] >= SHORTEST + (0 if found is None else found[1])
 
     # Prefill
@@ -440,21 +451,23 @@ class Scheduler:
         self._prefilling.rotate(-1)
         return chunks
 
-    def _forward(self, spans: Sequence[Span]) -> Tensor:
+    def _forward(self, spans: Sequence[Span], adapters: Sequence[str]) -> Tensor:
         self.tokens_read += sum(len(tokens) for _, tokens in spans)
-        return self.model.read(spans, self.cache.kv)
+        return self.model.read(spans, self.cache.kv, adapters)
 
     def _forward_isolated(
-        self, work: Sequence[tuple[int, Span]], step: _Step
+        self, work: Sequence[tuple[int, Span, str]], step: _Step
     ) -> list[Tensor | None]:
-        """Hidden states (tokens, width) of each request's span; None where it failed.
+        """Hidden states (tokens, width) of each request's span, read by its adapter; None where it
+        failed.
 
         If the batch fails, its spans are read again one by one to find the request at fault.
         """
-        before = {row: self.cache.kv.lengths[row] for _, (row, _) in work}
+        before = {row: self.cache.kv.lengths[row] for _, (row, _), _ in work}
         try:
-            hidden_nd = self._forward([span for _, span in work])
-            return list(torch.split(hidden_nd, [len(tokens) for _, (_, tokens) in work]))
+            spans = [span for _, span, _ in work]
+            hidden_nd = self._forward(spans, [adapter for _, _, adapter in work])
+            return list(torch.split(hidden_nd, [len(tokens) for _, tokens in spans]))
         except Exception as error:
             for row, length in before.items():
                 self.cache.kv.truncate(row, length)

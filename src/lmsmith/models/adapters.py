@@ -8,7 +8,7 @@ an equal plain model.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,6 +21,9 @@ from lmsmith.models.blocks import Block
 
 Part = Literal["attention", "feed_forward"]
 PARTS: tuple[Part, ...] = ("attention", "feed_forward")
+
+LowRank = Mapping[str, tuple[Tensor, Tensor]]
+"""Name of a linear layer → A (r, inputs) and B (outputs, r), the latter times α/r, float32."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,60 @@ def merged_state(model: nn.Module) -> dict[str, Tensor]:
         state[f"{name}.weight"] = layer.merged_weight()
         del state[f"{name}.down"], state[f"{name}.up"]
     return state
+
+
+def low_rank(config: AdapterConfig, state: Mapping[str, Tensor]) -> LowRank:
+    """The matrices of adapters, from ``down`` and ``up`` of each layer in their state.
+
+    Columns of B that are zero change nothing and are left out, and so are layers without others.
+    """
+    scale, found = config.alpha / config.rank, {}
+    for name in (key.removesuffix(".up") for key in state if key.endswith(".up")):
+        up, down = state[f"{name}.up"].float(), state[f"{name}.down"].float()
+        used = (up != 0).any(dim=0)
+        if bool(used.any()):
+            found[name] = down[used], scale * up[:, used]
+    return found
+
+
+def add_up(first: LowRank, second: LowRank) -> LowRank:
+    """Adapters equal to both, one on top of the other: B₁A₁ + B₂A₂ = [B₁ B₂] [A₁; A₂]."""
+    found = dict(first)
+    for name, (down, up) in second.items():
+        before = found.get(name)
+        if before is not None:
+            down, up = torch.cat([before[0], down]), torch.cat([before[1], up], dim=1)
+        found[name] = down, up
+    return found
+
+
+def side_by_side(
+    pairs: Sequence[tuple[Tensor, Tensor] | None], heights: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """A and B for layers of the same inputs whose outputs are stacked: [A₁; A₂] and diag(B₁, B₂).
+
+    Args:
+        pairs: one for each layer, or None; not all are None.
+        heights: outputs of each layer.
+    """
+    down = torch.cat([pair[0] for pair in pairs if pair is not None])
+    up, row, column = torch.zeros(sum(heights), len(down)), 0, 0
+    for pair, height in zip(pairs, heights, strict=True):
+        if pair is not None:
+            rank = len(pair[0])
+            up[row : row + height, column : column + rank] = pair[1]
+            column += rank
+        row += height
+    return down, up
+
+
+@torch.no_grad()
+def merge(state: Mapping[str, Tensor], adapter: LowRank) -> dict[str, Tensor]:
+    """The weights W + (α/r) B A of an equal plain model; the others are shared."""
+    merged = dict(state)
+    for name, (down, up) in adapter.items():
+        merged[f"{name}.weight"] = torch.addmm(state[f"{name}.weight"], up, down)
+    return merged
 
 
 class TrainedState:

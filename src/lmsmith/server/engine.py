@@ -117,7 +117,7 @@ class AsyncEngine:
         self.loaded = {model.key: model for model in models}
         self.limits, self.texts = limits, TextThreads(lambda: bool(self.generations))
         self.metrics = Metrics()
-        self.thread = EngineThread({model.key: model.scheduler for model in models})
+        self.thread = EngineThread({model.thread_key: model.scheduler for model in models})
         self.on_drop: Callable[[], None] = lambda: None
         self.draining = False
         self.waiting = dict.fromkeys(self.models, 0)
@@ -224,10 +224,13 @@ class AsyncEngine:
 
     def _add(self, model: ServedModel) -> None:
         self.loaded[model.key] = model
-        self.thread.add(model.key, model.scheduler)
+        self.thread.add(model.thread_key, model.scheduler)
 
     def _retire(self, model: ServedModel) -> None:
-        self.thread.retire(model.key, partial(self._dropped, model))
+        current = (*self.models.values(), *self.candidates.values())
+        if any(each.thread_key == model.thread_key for each in current):
+            return  # others answer with its weights
+        self.thread.retire(model.thread_key, partial(self._dropped, model))
 
     def _dropped(self, model: ServedModel) -> None:
         if not self._is_current(model) and self.loaded.pop(model.key, None) is not None:
@@ -266,8 +269,13 @@ class Generation:
         engine.count_waiting(self.model, parsed.cache_salt, len(self.prompts))
         self.in_thread = [
             EngineRequest(
-                self.model.key,
-                replace(request, salt=parsed.cache_salt, group=parsed.id),
+                self.model.thread_key,
+                replace(
+                    request,
+                    salt=parsed.cache_salt,
+                    group=parsed.id,
+                    adapter=self.model.adapter,
+                ),
                 partial(self._add, number),
             )
             for number, request in enumerate(parsed.prompts)

@@ -6,11 +6,18 @@ import itertools
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
 from lmsmith.catalogue import versions
+from lmsmith.catalogue.adapted import (
+    Adapters,
+    find_adapters,
+    is_adapter,
+    read_adapted,
+    read_low_rank,
+)
 from lmsmith.catalogue.reading import (
     ReadModel,
     read_draft_model,
@@ -26,7 +33,7 @@ from lmsmith.generation.machine import stays_packed
 from lmsmith.generation.scheduler import Scheduler
 from lmsmith.generation.speculative import PROMPT_LOOKUP, Drafter, DraftModel, PromptLookup
 from lmsmith.generation.weights import WeightKind
-from lmsmith.models.decoder import Decoder
+from lmsmith.models.adapters import LowRank
 from lmsmith.models.folder import read_model_config
 from lmsmith.options import Weights
 from lmsmith.server.errors import ApiError
@@ -43,7 +50,10 @@ _numbers = itertools.count(1)
 
 @dataclass(eq=False)
 class ServedModel:
-    """A model with its scheduler, which holds its cache: no version reads another's."""
+    """A model with its scheduler, which holds its cache: no version reads another's.
+
+    Adapters on one base share its scheduler.
+    """
 
     name: str  # for clients
     tokenizer: Tokenizer
@@ -56,7 +66,13 @@ class ServedModel:
     version: Version | None = None
     follows: bool = False  # changes to what is promoted
     tokenizer_sha256: str = ""  # of its files, for a version
-    key: str = field(default_factory=lambda: f"model {next(_numbers)}")  # in the engine thread
+    adapter: str = ""  # that the scheduler's model answers with
+    shares: str = ""  # the model that holds the weights and the cache; empty for its own
+    key: str = field(default_factory=lambda: f"model {next(_numbers)}")
+    thread_key: str = ""  # of its scheduler in the engine thread
+
+    def __post_init__(self) -> None:
+        self.thread_key = self.thread_key or self.key
 
     @property
     def recorded(self) -> str:
@@ -65,8 +81,8 @@ class ServedModel:
 
     @property
     def bytes(self) -> int:
-        """Weights and cache, at most."""
-        return self.weight_bytes + self.cache_bytes
+        """Weights and cache of its own, at most."""
+        return self.weight_bytes + (0 if self.shares else self.cache_bytes)
 
     @property
     def context(self) -> int:
@@ -106,20 +122,33 @@ def name_and_model(word: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class FoundModel:
-    """A model that was read, its version, and whether its name means the promoted one."""
+    """A model that was read, its version, and whether its name means the promoted one.
+
+    Models on one base have the same `ReadModel.decoder`, and adapters of their own or none.
+    """
 
     read: ReadModel
     version: Version | None = None
     follows: bool = False
     tokenizer_sha256: str = ""
+    adapter: LowRank | None = None
 
 
-def read_models(words: Sequence[str], weights: Weights = "model") -> dict[str, FoundModel]:
+def read_models(
+    words: Sequence[str], weights: Weights = "model", adapters_on: str = ""
+) -> dict[str, FoundModel]:
     """Models by name; matrices of quantised files stay packed if ``weights`` are the file's.
 
+    Adapters whose base is another one of the models, or the base of others, share its weights.
+
+    Args:
+        words: ``NAME=MODEL``, or models.
+        weights: as in `Loader`.
+        adapters_on: name of the model that all adapters stand on, whatever their files say.
+
     Raises:
-        UserError: one cannot be read, two have one name, or a version's files are not those of its
-            record.
+        UserError: one cannot be read, two have one name, a version's files are not those of its
+            record, or adapters were made for another model.
     """
     named = [name_and_model(word) for word in words]
     names = [name for name, _ in named]
@@ -127,7 +156,54 @@ def read_models(words: Sequence[str], weights: Weights = "model") -> dict[str, F
     if twice is not None:
         raise UserError(f"two models are called {twice}", f"name one: other={twice}")
     packed = stays_packed(weights)
-    return {name: _read(name, model, packed) for name, model in named}
+    shared = _shared(named, adapters_on)
+    bases = {each.base: read_model(each.base, packed=packed) for each in shared.values()}
+    found = {}
+    for name, model in named:
+        if name not in shared:
+            found[name] = _read(name, model, packed)
+            continue
+        adapters = shared[name]
+        base = bases[adapters.base]
+        low_rank = read_low_rank(adapters, base) if adapters.own else None
+        read = read_adapted(adapters.own[-1], base) if adapters.own else base
+        found[name] = FoundModel(read, adapter=low_rank)
+    return found
+
+
+def _shared(named: Sequence[tuple[str, str]], adapters_on: str) -> dict[str, Adapters]:
+    """The models that stand on one base with others, by name; the base's own has no adapters.
+
+    An adapter that is alone on its base is merged into it, which is faster.
+    """
+    sources = {name: resolve(word) for name, word in named if not _is_version(name, word)}
+    if adapters_on and (adapters_on not in sources or is_adapter(sources[adapters_on])):
+        whole = [name for name, source in sources.items() if not is_adapter(source)]
+        raise UserError(
+            f"--adapters-on {adapters_on}: no served model of that name can be a base",
+            f"name one of {', '.join(whole)}" if whole else "serve the base too: base=MODEL",
+        )
+    found: dict[str, Adapters] = {}
+    for name, source in sources.items():
+        if not is_adapter(source):
+            found[name] = Adapters(source, ())
+        elif adapters_on:
+            found[name] = Adapters(sources[adapters_on], (source,))
+        else:
+            found[name] = find_adapters(source)
+    by_base: dict[Path, list[str]] = {}
+    for name, each in found.items():
+        by_base.setdefault(each.base.path.resolve(), []).append(name)
+    shared: dict[str, Adapters] = {}
+    for names in by_base.values():
+        if len(names) > 1 and any(found[name].own for name in names):
+            base = found[names[0]].base
+            shared |= {name: replace(found[name], base=base) for name in names}
+    return shared
+
+
+def _is_version(name: str, word: str) -> bool:
+    return has_become(name, word) or (not Path(word).exists() and versions.find(word) is not None)
 
 
 def _read(name: str, word: str, packed: bool) -> FoundModel:
@@ -205,23 +281,24 @@ class Loader:
             UserError: the budget has no room for the weights and a context of each model, or the
                 draft has another tokenizer than one of them.
         """
-        ready = {name: self._decoder(each.read.decoder) for name, each in models.items()}
+        units = {next(iter(unit)): unit for unit in _by_decoder(models)}
+        ready = {name: self._decoder(unit) for name, unit in units.items()}
         if self.draft and self.draft != PROMPT_LOOKUP:
             smaller = read_draft_model(
                 self.draft,
                 [each.read for each in models.values()],
                 packed=stays_packed(self.weights),
             )
-            self._smaller = self._decoder(smaller)
+            self._smaller = InferenceDecoder(smaller, self.machine, weights=self._kind)
         shared = self._smaller.held_bytes if self._smaller else 0
-        drafters = {name: self._drafter() for name in models}
+        drafters = {name: self._drafter() for name in units}
         sizes = {
             name: model.held_bytes + _draft_bytes(drafters[name]) for name, model in ready.items()
         }
         contexts = {name: _context_bytes(model) for name, model in ready.items()}
-        least = {name: sizes[name] + contexts[name] for name in models}
-        places = {name: 1 + each.follows for name, each in models.items()}
-        twice = shared + sum(places[name] * least[name] for name in models)
+        least = {name: sizes[name] + contexts[name] for name in units}
+        places = {name: 1 + models[name].follows for name in units}
+        twice = shared + sum(places[name] * least[name] for name in units)
         if twice > self.memory_bytes > 0:
             needed = shared + sum(least.values())
             if self.memory_bytes < needed:
@@ -237,15 +314,17 @@ class Loader:
                     self.memory_bytes / GIGABYTE,
                     twice / GIGABYTE + 0.005,
                 )
-            places = dict.fromkeys(models, 1)
+            places = dict.fromkeys(units, 1)
         cache_bytes = GIGABYTE
         if self.memory_bytes and models:
-            weights = sum(places[name] * sizes[name] for name in models)
+            weights = sum(places[name] * sizes[name] for name in units)
             cache_bytes = (self.memory_bytes - shared - weights) // sum(places.values())
-        return [
-            self._served(name, each, ready[name], drafters[name], cache_bytes)
-            for name, each in models.items()
-        ]
+        served = {
+            each.name: each
+            for name, unit in units.items()
+            for each in self._served(unit, ready[name], drafters[name], cache_bytes)
+        }
+        return [served[name] for name in models]
 
     def beside(
         self, version: Version, now: ServedModel, loaded: Sequence[ServedModel]
@@ -269,7 +348,8 @@ class Loader:
     ) -> ServedModel:
         versions.verify(version)
         shape, before = read_model_config(version.path)[1], now.scheduler.model
-        size = round(now.weight_bytes * shape.parameters / before.config.parameters)
+        weight_bytes = before.held_bytes if now.shares else now.weight_bytes
+        size = round(weight_bytes * shape.parameters / before.config.parameters)
         context = shape.context * shape.cache_bytes_per_token(before.dtype.itemsize)
         cache_bytes = now.cache_bytes
         if self.memory_bytes:
@@ -292,14 +372,18 @@ class Loader:
                 f"--draft {self.draft}: it has another tokenizer than {version.word}",
                 f"{now.recorded} goes on; restart the server with another draft",
             )
-        each = FoundModel(found, version, now.follows, sha256)
-        return self._served(
-            now.name, each, self._decoder(found.decoder), self._drafter(), cache_bytes
-        )
+        unit = {now.name: FoundModel(found, version, now.follows, sha256)}
+        return self._served(unit, self._decoder(unit), self._drafter(), cache_bytes)[0]
 
-    def _decoder(self, decoder: Decoder) -> InferenceDecoder:
-        kind: WeightKind = "int8" if self.weights == "int8" else "model"
-        return InferenceDecoder(decoder, self.machine, weights=kind)
+    @property
+    def _kind(self) -> WeightKind:
+        return "int8" if self.weights == "int8" else "model"
+
+    def _decoder(self, unit: Mapping[str, FoundModel]) -> InferenceDecoder:
+        """The weights that models share, with the adapters of each by its name."""
+        adapters = {name: each.adapter for name, each in unit.items() if each.adapter is not None}
+        decoder = next(iter(unit.values())).read.decoder
+        return InferenceDecoder(decoder, self.machine, weights=self._kind, adapters=adapters)
 
     def _drafter(self) -> Drafter | None:
         if self._smaller is not None:
@@ -308,32 +392,54 @@ class Loader:
 
     def _served(
         self,
-        name: str,
-        found: FoundModel,
+        unit: Mapping[str, FoundModel],
         ready: InferenceDecoder,
         drafter: Drafter | None,
         cache_bytes: int,
-    ) -> ServedModel:
-        read = found.read
-        return ServedModel(
-            name,
-            read.tokenizer,
-            Scheduler(
-                ready,
-                read.tokenizer,
-                cache_bytes=cache_bytes,
-                rows=self.streams,
-                drafter=drafter,
-            ),
-            int(time.time()),
-            ready.held_bytes + _draft_bytes(drafter),
-            cache_bytes,
-            advised_sampling(read.source),
-            read.source.name,
-            found.version,
-            found.follows,
-            found.tokenizer_sha256,
+    ) -> list[ServedModel]:
+        """The models of one scheduler; the first holds the weights and the cache."""
+        (first, found), *_ = unit.items()
+        scheduler = Scheduler(
+            ready,
+            found.read.tokenizer,
+            cache_bytes=cache_bytes,
+            rows=self.streams,
+            drafter=drafter,
         )
+        thread_key, made = f"scheduler {next(_numbers)}", []
+        for name, each in unit.items():
+            adapter = name if name in ready.adapters else ""
+            size = ready.adapters[name].bytes if adapter else 0
+            if name == first:
+                others = sum(own.bytes for of, own in ready.adapters.items() if of != first)
+                size = ready.held_bytes - others + _draft_bytes(drafter)
+            made.append(
+                ServedModel(
+                    name,
+                    each.read.tokenizer,
+                    scheduler,
+                    int(time.time()),
+                    size,
+                    cache_bytes,
+                    advised_sampling(each.read.source),
+                    each.read.source.name,
+                    each.version,
+                    each.follows,
+                    each.tokenizer_sha256,
+                    adapter,
+                    "" if name == first else first,
+                    thread_key=thread_key,
+                )
+            )
+        return made
+
+
+def _by_decoder(models: Mapping[str, FoundModel]) -> list[dict[str, FoundModel]]:
+    """The models that share their weights, together; of each the one without adapters first."""
+    units: dict[int, dict[str, FoundModel]] = {}
+    for name, each in sorted(models.items(), key=lambda item: item[1].adapter is not None):
+        units.setdefault(id(each.read.decoder), {})[name] = each
+    return list(units.values())
 
 
 def _draft_bytes(drafter: Drafter | None) -> int:

@@ -31,6 +31,7 @@ def serve(
     allow_host: Sequence[str] = (),
     weights: Weights = "file",
     draft: str = "",
+    adapters_on: str = "",
     database: str = "",
     recipe: str = "",
     memory: float = 0.0,
@@ -50,7 +51,7 @@ def serve(
         models: Runs, model folders, Hugging Face folders, GGUF files or registered names; write
             NAME=MODEL to choose what clients call it. A name with versions means the promoted one,
             also when another one is promoted later. A translator answers the task NAME; an encoder
-            answers /v1/embeddings.
+            answers /v1/embeddings. Folders of adapters on one base share its weights.
         host: Address to listen on; any but this machine's own demands a token, or named users.
         port: Port to listen on; 0 takes a free one.
         token: Required in every request, as an API key; LMSMITH_TOKEN if it is left out. At an
@@ -59,6 +60,9 @@ def serve(
         weights: As the file has them (a quantised GGUF file at its own bits), expanded to the
             precision (model), or rounded to int8: half the memory of bf16, nearly twice
             the speed.
+        adapters_on: The model, by its name here, that all folders of adapters stand on, such as a
+            quantised file of the base that they were trained on; the base that each names if left
+            out.
         database: Keeps conversations and judgements, for /api and `lmsmith feedback export`: a
             file, or a URL such as postgresql://host/name. A file beside the models if left out.
         recipe: A .toml file of settings, as for lmsmith improve --recipe, for the improvements
@@ -140,7 +144,7 @@ def serve(
         writing, encoding = split_words(models)
         writing, classifying = divide_classifiers(writing)
         writing, translating = divide(writing)
-        served = compute_aside(lambda: loader.first(read_models(writing, weights)))
+        served = compute_aside(lambda: loader.first(read_models(writing, weights, adapters_on)))
         plain, taken = resolve_machine(MachineConfig(threads=threads)), [m.name for m in served]
         translators = read_translators(translating, plain, taken)
         for model in served:
@@ -203,6 +207,9 @@ class _OneLine(logging.Formatter):
 def describe(model: ServedModel) -> str:
     """Its context and sizes, in one line."""
     version = f" is {model.recorded}" if model.follows else ""
+    if model.shares:
+        name, size = in_one_line(model.name), format_size(model.weight_bytes)
+        return f"{name}: context {model.context:,}, adapters of {size} on {model.shares}'s weights"
     sizes = format_size(model.weight_bytes), format_size(model.cache_bytes)
     packings = model.scheduler.model.packings
     own = f" ({', '.join(packings)} as in the file)" if packings else ""

@@ -64,9 +64,9 @@ def test_a_block_that_all_prompts_begin_with_is_read_once(
     read: list[int] = []
     inner = InferenceDecoder.read
 
-    def counted(model: InferenceDecoder, spans: Any, cache: Any) -> Any:
+    def counted(model: InferenceDecoder, spans: Any, *more: Any) -> Any:
         read.append(sum(len(tokens) for _, tokens in spans))
-        return inner(model, spans, cache)
+        return inner(model, spans, *more)
 
     monkeypatch.setattr(InferenceDecoder, "read", counted)
 

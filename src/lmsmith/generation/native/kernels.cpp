@@ -65,6 +65,19 @@ struct Block {
     Matrix query_key_value, output, inner, feed_forward_output;
 };
 
+// An adapter's two matrices beside one of a block: y += up (down x). No weights where it has none.
+struct Adapter {
+    Matrix down, up;
+};
+
+enum Place { QUERY_KEY_VALUE = 0, OUTPUT = 1, INNER = 2, FEED_FORWARD_OUTPUT = 3, PLACES = 4 };
+
+// Adjacent tokens of one adapter, which has `PLACES` pairs a block.
+struct Group {
+    const Adapter* adapters;
+    int first, tokens;
+};
+
 struct Pages {  // of a layer's cache
     bf16 *keys, *values;
     const int32_t* table;
@@ -79,7 +92,9 @@ struct Stack {
     const float *cosine, *sine;
     const int32_t *rows, *positions;
     float* x;  // (tokens, width), float32: in and out
+    const Group* groups;
     int count, tokens, width, heads, shared, head_width, page, activation;
+    int group_count, rank;  // the highest rank of the groups' adapters
     float epsilon;
 };
 
@@ -115,18 +130,64 @@ void normalise(Member& member, const Stack& s, const float* weight, const float*
     member.barrier();
 }
 
+void add_row(const bf16* from, bf16* to, int width) {
+    by_sixteen(width, from, to, to, [](const bf16* in, const bf16* sum, bf16* y) {
+        store16(y, load16(sum) + load16(in));
+    });
+}
+
+// Adds to y what each group's adapter makes of x; `change` has room for that if y is in bf16.
+template <typename T>
+void adapt(Member& member, const Stack& s, int layer, Place place, const bf16* x, bf16* low,
+           bf16* change, T* y) {
+    constexpr bool is_bf16 = sizeof(T) == sizeof(bf16);
+    bool any = false;
+    const auto for_groups = [&](auto&& work) {
+        for (int g = 0; g < s.group_count; ++g) {
+            const Group& group = s.groups[g];
+            const Adapter& a = group.adapters[layer * PLACES + place];
+            if (a.down.weight) any = true, work(group, a, int64_t(group.first));
+        }
+    };
+    for_groups([&](const Group& group, const Adapter& a, int64_t first) {
+        multiply_in_team(member, a.down, x + first * a.down.inputs, low + first * s.rank,
+                         group.tokens, AS_BF16);
+    });
+    if (!any) return;
+    member.barrier();
+    for_groups([&](const Group& group, const Adapter& a, int64_t first) {
+        void* to = is_bf16 ? static_cast<void*>(change + first * a.up.outputs)
+                           : static_cast<void*>(y + first * a.up.outputs);
+        multiply_in_team(member, a.up, low + first * s.rank, to, group.tokens,
+                         is_bf16 ? AS_BF16 : ADD_TO_FLOAT);
+    });
+    member.barrier();
+    if constexpr (is_bf16) {
+        for_groups([&](const Group& group, const Adapter& a, int64_t first) {
+            member.share(group.tokens, [&](int64_t row) {
+                const int64_t at = (first + row) * a.up.outputs;
+                add_row(change + at, y + at, a.up.outputs);
+            });
+        });
+        member.barrier();
+    }
+}
+
 void run_stack(const Stack& s, int threads) {
     const Block& first = s.blocks[0];
     const int n = s.tokens, inner = outputs_of(first.inner);
     const int projections = outputs_of(first.query_key_value);
     const int active = first.feed_forward_output.inputs, mixed_width = s.heads * s.head_width;
-    const int64_t all = s.width + projections + mixed_width + inner + active;
+    const int changed = s.group_count ? (projections > inner ? projections : inner) : 0;
+    const int64_t all = s.width + projections + mixed_width + inner + active + s.rank + changed;
     Scratch scratch(n * all);
     bf16* entering = scratch.take(int64_t(n) * s.width);
     bf16* projected = scratch.take(int64_t(n) * projections);
     bf16* mixed = scratch.take(int64_t(n) * mixed_width);
     bf16* between = scratch.take(int64_t(n) * inner);
     bf16* activated = scratch.take(int64_t(n) * active);
+    bf16* low = scratch.take(int64_t(n) * s.rank);
+    bf16* change = scratch.take(int64_t(n) * changed);
     Attend<bf16> shared{};
     shared.projected = projected, shared.mixed = mixed;
     shared.cosine = s.cosine, shared.sine = s.sine;
@@ -140,14 +201,17 @@ void run_stack(const Stack& s, int threads) {
             const Block& block = s.blocks[layer];
             normalise(member, s, block.attention_norm, block.attention_shift, entering);
             multiply(member, block.query_key_value, entering, projected, n, AS_BF16);
+            adapt(member, s, layer, QUERY_KEY_VALUE, entering, low, change, projected);
             Attend<bf16> a = shared;
             const Pages& pages = s.pages[layer];
             a.keys = pages.keys, a.values = pages.values, a.table = pages.table;
             a.row_pages = pages.row_pages, a.window = pages.window;
             attend_in_team(member, a, queries);
             multiply(member, block.output, mixed, s.x, n, ADD_TO_FLOAT);
+            adapt(member, s, layer, OUTPUT, mixed, low, change, s.x);
             normalise(member, s, block.feed_forward_norm, block.feed_forward_shift, entering);
             multiply(member, block.inner, entering, between, n, AS_BF16);
+            adapt(member, s, layer, INNER, entering, low, change, between);
             member.share(n, [&](int64_t row) {
                 const bf16* from = between + row * inner;
                 bf16* to = activated + row * active;
@@ -156,6 +220,7 @@ void run_stack(const Stack& s, int threads) {
             });
             member.barrier();
             multiply(member, block.feed_forward_output, activated, s.x, n, ADD_TO_FLOAT);
+            adapt(member, s, layer, FEED_FORWARD_OUTPUT, activated, low, change, s.x);
         }
     });
 }

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lmsmith.generation.adapters import MATRICES, AdapterWeights, Group
 from lmsmith.generation.kernels import Places, TorchKernels
 from lmsmith.generation.kv_cache import LayerCache, PagedCache
 from lmsmith.generation.native.operations import (
@@ -50,26 +51,42 @@ class NativeStack:
         self._kept = blocks  # whose addresses follow
         self._blocks = (_Block * len(blocks))(*map(_block, blocks))
         self._most_rows = None if blocks[0].inner.for_many is None else FEW_ROWS
+        self._adapters: dict[AdapterWeights, ctypes.Array[_Adapter]] = {}
         self._pages: tuple[weakref.ref[PagedCache], object, ctypes.Array[_Pages]] | None = None
 
     def takes(self, tokens: int) -> bool:
         """Whether so many are fastest here; matrix units (AMX) are PyTorch's."""
         return self._most_rows is None or tokens <= self._most_rows
 
-    def __call__(self, x_nd: Tensor, places: Places, cache: PagedCache) -> Tensor:
+    def __call__(
+        self, x_nd: Tensor, places: Places, cache: PagedCache, groups: Sequence[Group] = ()
+    ) -> Tensor:
         """The float32 states (n, width) after all blocks; the cache has room for the tokens."""
         config, (cosine, sine) = self._config, places.rotation or (None, None)
         x_nd = x_nd.contiguous()
         addresses = ctypes.addressof(self._blocks), ctypes.addressof(self._pages_of(cache))
         tensors = (cosine, sine, places.rows_n, places.positions_n, x_nd)
+        of_groups = (_Group * len(groups))(*map(self._group, groups))
+        rank = max((group.adapter.rank for group in groups), default=0)
         widths = (config.width, config.heads, config.resolved_kv_heads, config.width_per_head)
         arguments = _Stack(
-            *(*addresses, *map(address, tensors), len(self._blocks), len(x_nd), *widths),
-            *(cache.page, _ACTIVATIONS[config.activation]),
+            *(*addresses, *map(address, tensors), ctypes.addressof(of_groups)),
+            *(len(self._blocks), len(x_nd), *widths),
+            *(cache.page, _ACTIVATIONS[config.activation], len(groups), rank),
             self._kept[0].attention_norm.epsilon,
         )
         self._run(ctypes.byref(arguments), torch.get_num_threads())
         return x_nd
+
+    def _group(self, group: Group) -> _Group:
+        if group.adapter not in self._adapters:
+            pairs = [layer.get(name) for layer in group.adapter.layers for name in MATRICES]
+            found = [
+                _Adapter(each.down.matrix, each.up.matrix) if each else _Adapter() for each in pairs
+            ]
+            self._adapters[group.adapter] = (_Adapter * len(pairs))(*found)
+        adapters = ctypes.addressof(self._adapters[group.adapter])
+        return _Group(adapters, group.first, group.end - group.first)
 
     def _pages_of(self, cache: PagedCache) -> ctypes.Array[_Pages]:
         """Addresses of the cache's layers; it moves them when it grows."""
@@ -89,14 +106,22 @@ class _Block(ctypes.Structure):
     )
 
 
+class _Adapter(ctypes.Structure):
+    _fields_ = (("down", Matrix), ("up", Matrix))
+
+
+class _Group(ctypes.Structure):
+    _fields_ = fields("adapters", "first tokens")
+
+
 class _Pages(ctypes.Structure):
     _fields_ = fields("keys values table", "row_pages window")
 
 
 class _Stack(ctypes.Structure):
     _fields_ = fields(
-        "blocks pages cosine sine rows positions x",
-        "count tokens width heads shared head_width page activation",
+        "blocks pages cosine sine rows positions x groups",
+        "count tokens width heads shared head_width page activation group_count rank",
         "epsilon",
     )
 

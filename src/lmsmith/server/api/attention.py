@@ -65,7 +65,8 @@ def _attention(
 ) -> dict[str, Any]:
     tokens = _tokens(model, messages)
     shown = tokens[-MAX_SHOWN:]
-    weights = model.scheduler.model.decoder.attention_weights(tokens, len(shown))
+    decoder = model.scheduler.model.merged(model.adapter)
+    weights = decoder.attention_weights(tokens, len(shown))
     config = model.scheduler.model.config
     about: dict[str, Any] = {
         "tokens": token_texts(model.tokenizer, tokens)[-MAX_SHOWN:],
