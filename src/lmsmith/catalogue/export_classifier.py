@@ -14,6 +14,7 @@ from lmsmith.catalogue.classifiers import ReadClassifier
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import read_json, write_json
 from lmsmith.models.classifier import Classifier
+from lmsmith.models.interop.bert import CLASSIFIER, HEAD, OWN_SETTINGS, POOLER, PREFIX
 from lmsmith.models.interop.transformers import to_transformers
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.tokenizers.bpe import TOKENIZER_FILE
@@ -24,8 +25,13 @@ CLASSES = {
     "gpt2": "GPT2ForSequenceClassification",
     "gpt_neo": "GPTNeoForSequenceClassification",
     "llama": "LlamaForSequenceClassification",
+    "bert": CLASSIFIER,
 }
-"""Type of a model in transformers → its class with a linear layer on the last token's state."""
+"""Type of a model in transformers → its class with a linear layer on the last token's state, or on
+the pooled first one of BERT."""
+
+_SMALL = 2.0**-12
+"""tanh(εx) is εx to 1e-7 for the states of a norm."""
 
 CONTROL_NAMES = ("<|start|>", "<|delimiter|>", "<|extract|>")
 
@@ -36,9 +42,7 @@ def refuse_other_forms(model: Classifier) -> None:
     if form == "similarity":
         problem = "it adds the states of both orders, and transformers' classes read one sequence"
     elif form == "multiple_choice":
-        problem = "it chooses among sequences, and transformers has no such class for decoders"
-    elif not model.config.model.causal:
-        problem = "its body is an encoder, which is exported as a decoder alone"
+        problem = "it chooses among sequences, and transformers has no such class for this body"
     else:
         return
     raise UserError(
@@ -53,7 +57,9 @@ def classifier_settings(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Contents of config.json, and the weights by transformers' names.
 
-    The control tokens' embeddings follow the vocabulary's, and W_y is ``score``.
+    The control tokens' embeddings follow the vocabulary's, and W_y is ``score``, or BERT's
+    ``classifier``. BERT's class always has a pooler: an encoder without one gets x → εx, whose tanh
+    is εx to rounding, and W_y / ε.
 
     Raises:
         UserError: transformers has no class that computes the same.
@@ -65,9 +71,19 @@ def classifier_settings(
     state["token_embedding.weight"] = torch.cat([state["token_embedding.weight"], extra])
     if "unembedding.weight" in state:
         state["unembedding.weight"] = torch.cat([state["unembedding.weight"], 0 * extra])
+    without_pooler = not config.model.causal and not config.model.pooler
     settings, weights = to_transformers(shape, state)
     weights.pop("lm_head.weight", None)
-    weights["score.weight"] = model.head.weight.detach()
+    head = model.head.weight.detach()
+    if without_pooler:
+        weights[f"{PREFIX}{POOLER}.weight"] = _SMALL * torch.eye(shape.width)
+        weights[f"{PREFIX}{POOLER}.bias"] = torch.zeros(shape.width)
+        head = head / _SMALL
+    name = "score" if config.model.causal else HEAD
+    weights[f"{name}.weight"] = head
+    if not config.model.causal:
+        bias = model.head.bias
+        weights[f"{name}.bias"] = torch.zeros(len(head)) if bias is None else bias.detach()
     labels = list(config.labels) or ["LABEL_0"]
     return {
         **settings,
@@ -76,7 +92,7 @@ def classifier_settings(
         "id2label": {str(number): label for number, label in enumerate(labels)},
         "label2id": {label: number for number, label in enumerate(labels)},
         "pad_token_id": pad_token,
-        "lmsmith": {"task": config.task, "mean": config.mean, "deviation": config.deviation},
+        "lmsmith": {name: getattr(config, name) for name in OWN_SETTINGS},
     }, weights
 
 
@@ -96,10 +112,14 @@ def write_classifier(read: ReadClassifier, folder: Path, dtype: torch.dtype) -> 
         for name, tensor in weights.items()
     }
     save_file(cast, folder / "model.safetensors", metadata={"format": "pt"})
-    _write_tokenizer(read.tokenizer, read.model.config.model.vocabulary_size, folder)
+    shape = read.model.config.model
+    _write_tokenizer(read.tokenizer, shape.vocabulary_size, folder, int(shape.segments > 1))
 
 
-def _write_tokenizer(tokenizer: Tokenizer, vocabulary_size: int, folder: Path) -> None:
+def _write_tokenizer(
+    tokenizer: Tokenizer, vocabulary_size: int, folder: Path, segment: int
+) -> None:
+    """``segment`` is that of a second text and what follows it."""
     to_hugging_face(tokenizer, folder)
     path = folder / TOKENIZER_FILE
     description: Any = read_json(path)
@@ -112,11 +132,12 @@ def _write_tokenizer(tokenizer: Tokenizer, vocabulary_size: int, folder: Path) -
     ]
     description["added_tokens"] = [*(description.get("added_tokens") or []), *added]
     start, delimiter, extract = ({"SpecialToken": {"id": n, "type_id": 0}} for n in CONTROL_NAMES)
-    text, second = ({"Sequence": {"id": part, "type_id": 0}} for part in "AB")
+    end = {"SpecialToken": {"id": CONTROL_NAMES[2], "type_id": segment}}
+    text, second = ({"Sequence": {"id": p, "type_id": t}} for p, t in (("A", 0), ("B", segment)))
     description["post_processor"] = {
         "type": "TemplateProcessing",
         "single": [start, text, extract],
-        "pair": [start, text, delimiter, second, extract],
+        "pair": [start, text, delimiter, second, end],
         "special_tokens": {
             name: {"id": name, "ids": [vocabulary_size + n], "tokens": [name]}
             for n, name in enumerate(CONTROL_NAMES)
@@ -124,5 +145,8 @@ def _write_tokenizer(tokenizer: Tokenizer, vocabulary_size: int, folder: Path) -
     }
     write_json(path, description)
     config: Any = read_json(folder / "tokenizer_config.json")
-    end = tokenizer.control_tokens[tokenizer.end_of_text]
-    write_json(folder / "tokenizer_config.json", {**config, "pad_token": end})
+    pad = tokenizer.control_tokens[tokenizer.end_of_text]
+    own = (
+        {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]} if segment else {}
+    )
+    write_json(folder / "tokenizer_config.json", {**config, **own, "pad_token": pad})

@@ -225,10 +225,10 @@ class Sampling:
     top_p: float = 0.95
 
 
-def advised_sampling(source: Source) -> Sampling:
+def advised_sampling(source: Source, base: Source | None = None) -> Sampling:
     """The makers' advice: of a fetched model, in a Hugging Face folder, or in the card of a model
-    that was made from one; else our own."""
-    return Sampling(**_advice(source))
+    that was made from one; else that for ``base``, and else our own."""
+    return Sampling(**(_advice(source) or ({} if base is None else _advice(base))))
 
 
 def card_of_sampling(source: Source) -> dict[str, dict[str, float]]:

@@ -41,6 +41,8 @@ class ClassifierConfig:
     """Mean of the numbers in training, which the output 0 stands for."""
     deviation: PositiveFloat = 1.0
     """Their standard deviation, which the output is multiplied by."""
+    head_bias: bool = False
+    """The output layer has a bias, as transformers' BertForSequenceClassification."""
 
     @property
     def outputs(self) -> int:
@@ -59,7 +61,8 @@ class Classifier(nn.Module):
     and the second text is its second segment (Devlin et al. 2018, section 4).
     With similarity, h is the sum over both orders; with multiple choice W_y gives each answer's
     sequence a number, and the softmax is over the answers. For a number, h W_y is the number itself
-    in standard deviations from the mean. W_y has no bias, as in the paper.
+    in standard deviations from the mean. W_y has no bias, as in the paper, except in a model that
+    was read from BertForSequenceClassification.
     """
 
     def __init__(self, config: ClassifierConfig, decoder: Decoder | Encoder | None = None) -> None:
@@ -69,7 +72,7 @@ class Classifier(nn.Module):
         self.decoder: Decoder | Encoder = body(config.model) if decoder is None else decoder
         self.controls = nn.Embedding(CONTROLS, config.model.width)
         self.dropout = nn.Dropout(config.dropout)
-        self.head = nn.Linear(config.model.width, config.outputs, bias=False)
+        self.head = nn.Linear(config.model.width, config.outputs, bias=config.head_bias)
 
     @torch.no_grad()
     def initialise_head(

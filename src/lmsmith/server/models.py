@@ -132,6 +132,7 @@ class FoundModel:
     follows: bool = False
     tokenizer_sha256: str = ""
     adapter: LowRank | None = None
+    base: Source | None = None  # that the adapter stands on
 
 
 def read_models(
@@ -167,7 +168,7 @@ def read_models(
         base = bases[adapters.base]
         low_rank = read_low_rank(adapters, base) if adapters.own else None
         read = read_adapted(adapters.own[-1], base) if adapters.own else base
-        found[name] = FoundModel(read, adapter=low_rank)
+        found[name] = FoundModel(read, adapter=low_rank, base=adapters.base)
     return found
 
 
@@ -421,7 +422,7 @@ class Loader:
                     int(time.time()),
                     size,
                     cache_bytes,
-                    advised_sampling(each.read.source),
+                    advised_sampling(each.read.source, each.base),
                     each.read.source.name,
                     each.version,
                     each.follows,

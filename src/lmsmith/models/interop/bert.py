@@ -10,8 +10,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lmsmith.core.config import SettingsError, decode, encode
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import write_json
+from lmsmith.models.classifier import Classifier, ClassifierConfig
 from lmsmith.models.encoder import Encoder
 from lmsmith.models.folder import without_weights
 from lmsmith.models.interop.folders import (
@@ -28,6 +30,9 @@ from lmsmith.models.weights_file import require_weight
 Model = TypeVar("Model", bound=nn.Module)
 
 PREFIX = "bert."
+CLASSIFIER, HEAD, POOLER = "BertForSequenceClassification", "classifier", "pooler.dense"
+OWN_SETTINGS = ("task", "form", "texts", "length", "mean", "deviation")
+"""Settings of a classifier that transformers has not: ours in config.json, under ``lmsmith``."""
 _HEADS = ("cls.", "classifier.")
 _FIX = "its config.json and its weights are not of one model"
 
@@ -64,7 +69,8 @@ def read_bert_folder(folder: Path) -> Encoder | MaskedLM:
 def from_bert(settings: Mapping[str, Any], state: State) -> Encoder | MaskedLM:
     """The model of the contents of transformers' config.json, and of its weights by name.
 
-    The head of `BertForSequenceClassification` is left out: what is read is its encoder.
+    The head of `BertForSequenceClassification` is left out: what is read is its encoder
+    (`from_bert_classifier` reads both).
 
     Raises:
         UserError: another family, an unsupported setting, or weights that are missing, of another
@@ -98,6 +104,52 @@ def from_bert(settings: Mapping[str, Any], state: State) -> Encoder | MaskedLM:
                 f"{theirs} is not tied to {ours}", "use a model whose embeddings are tied"
             )
     return _loaded(MaskedLM, config, whole)
+
+
+def from_bert_classifier(
+    settings: Mapping[str, Any], state: State, controls: tuple[int, int, int], place: str
+) -> Classifier:
+    """The classifier of the contents of a `BertForSequenceClassification` folder.
+
+    Args:
+        settings, state: as in `from_bert`.
+        controls: ids that stand before a text, between two, and at the end; [CLS], [SEP] and
+            [SEP], except in a folder that lmsmith wrote.
+        place: of config.json, for messages.
+
+    Raises:
+        UserError: as `from_bert`; or no head, several labels of an example, or damaged settings.
+    """
+    if settings.get("problem_type") == "multi_label_classification":
+        raise UserError("an example may have several labels", "use a model of one label each")
+    names = [f"{HEAD}.weight", f"{HEAD}.bias"]
+    if missing := [name for name in names if name not in state]:
+        raise UserError(f"the model's weights lack {missing[0]}", "load them again")
+    head, bias = (state[name] for name in names)
+    encoder = from_bert(settings, state)
+    if not isinstance(encoder, Encoder) or encoder.pooler is None:
+        raise UserError(f"the model's weights lack {PREFIX}{POOLER}.weight", "load them again")
+    labels = settings.get("id2label") or {}
+    if settings.get("problem_type") == "regression" or len(head) == 1:
+        labels = {}
+    ours = settings.get("lmsmith") or {}
+    given = {name: ours[name] for name in OWN_SETTINGS if name in ours}
+    given = {"length": encoder.config.context} | given
+    given |= {"labels": [str(labels[key]) for key in sorted(labels, key=int)], "head_bias": True}
+    found, problems = decode(
+        ClassifierConfig, {"model": encode(encoder.config), **given}, f"{place}: lmsmith"
+    )
+    if found is None or problems:
+        raise SettingsError(problems)
+    with without_weights():
+        model = Classifier(found)
+    require_weight(names[0], head, tuple(model.head.weight.shape), _FIX)
+    require_weight(names[1], bias, tuple(model.head.bias.shape), _FIX)
+    whole = {f"decoder.{name}": each for name, each in encoder.state_dict().items()}
+    table = encoder.token_embedding.weight.detach()
+    whole |= {"head.weight": head, "head.bias": bias, "controls.weight": table[list(controls)]}
+    model.load_state_dict({name: each.float() for name, each in whole.items()}, assign=True)
+    return model.requires_grad_(True).eval()
 
 
 def _renamed(name: str) -> str:
