@@ -37,7 +37,7 @@ from lmsmith.stages.tokenizer import TokenizerConfig
 from lmsmith.training.machine import (
     ResolvedMachine,
     evaluation_mode,
-    measure_matrix_peak,
+    matrix_peak,
     prepare_process,
 )
 
@@ -78,7 +78,7 @@ def main(
         minibatch=min(config.minibatch, rows),
         value_warmup_iterations=0,  # all models learn, as in most steps
     )
-    peak, memory = measure_matrix_peak(machine.precision), memory_speed()
+    peak, memory = matrix_peak(machine), memory_speed()
     rollout = measure_rollout(shape, machine, rows, prompt, tokens, peer)
     step = measure_step(shape, config, machine, prompt, iterations)
     floors = step_floors(shape, config, prompt, peak, memory)

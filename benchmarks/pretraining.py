@@ -208,7 +208,7 @@ def our_step(task: Task) -> tuple[Callable[[], object], Callable[[], float]]:
 
     def peak() -> float:
         measure_matrix_peak.cache_clear()
-        return measure_matrix_peak(machine.precision)
+        return measure_matrix_peak(machine.precision, machine.device)
 
     return lambda: step(next(number)), peak
 

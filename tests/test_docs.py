@@ -22,7 +22,7 @@ from lmsmith.stages.pipeline import STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("README*.md"), *ROOT.glob("docs/**/*.md")])
-EVERYWHERE = {"help", "debug", "version"}
+EVERYWHERE = {"help", "debug", "device", "version"}
 _NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 
 pages = pytest.mark.parametrize("page", PAGES, ids=_NAMES)

@@ -50,8 +50,10 @@ def load_embedder(model: str | Path, *, threads: int = 0) -> Embedder:
     Raises:
         UserError: there is none, it is damaged, or it is a model of another kind.
     """
-    prepare_reading(MachineConfig(threads=threads))
-    return Embedder(read_encoder(model))
+    machine = prepare_reading(MachineConfig(threads=threads))
+    read = read_encoder(model)
+    machine.put(read.model)
+    return Embedder(read)
 
 
 def embed(model: str | Path, texts: Sequence[str], *, threads: int = 0) -> Embeddings:
@@ -106,11 +108,13 @@ def fill_mask(model: str | Path, text: str, *, top: int = 5, threads: int = 0) -
     """
     if top < 1:
         raise UserError(f"top = {top}: 1 or more")
-    prepare_reading(MachineConfig(threads=threads))
+    machine = prepare_reading(MachineConfig(threads=threads))
     found = read_encoder(model)
     if not isinstance(found.model, MaskedLM):
         raise UserError(
             f"{model} is an encoder without a head that fills masks",
             "name a BertForMaskedLM folder, or a run of lmsmith run bert",
         )
-    return MaskedText(str(model), text, filled(found.model, found.tokenizer, text, top))
+    return MaskedText(
+        str(model), text, filled(machine.put(found.model), found.tokenizer, text, top)
+    )

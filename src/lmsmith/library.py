@@ -44,7 +44,7 @@ def load(
             (``runs/quickstart/ppo``), or a run's (``runs/quickstart``), which stands for its
             last stage that is done: PPO, else SFT, else pretraining; a Hugging Face folder; a
             GGUF file; or a registered name (``smollm2-135m``).
-        machine: precision and threads; chosen for this machine if None.
+        machine: precision, device and threads; chosen for this machine if None.
         draft: a smaller model of the same tokenizer that guesses the next tokens, or
             ``prompt-lookup``, which guesses that what follows has followed before; the model
             reads several guesses at once and keeps those that are right (speculative decoding).
@@ -62,7 +62,8 @@ def load(
     >>> model = lmsmith.load("runs/quickstart")                             # doctest: +SKIP
     >>> model.chat([{"role": "user", "content": "Hello!"}])                 # doctest: +SKIP
     """
-    packed = stays_packed(weights)
+    ready = resolve_for_reading(machine or MachineConfig())
+    packed = stays_packed(weights, ready.place)
     found = read_model(path, packed=packed)
     drafting: Decoder | PromptLookup | None = None
     if draft:
@@ -78,7 +79,7 @@ def load(
         found.tokenizer,
         card=found.card,
         folder=found.source.path,
-        machine=resolve_for_reading(machine or MachineConfig()),
+        machine=ready,
         sampling=advised_sampling(found.source),
         draft=drafting,
         weights="int8" if weights == "int8" else "model",

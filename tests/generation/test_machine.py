@@ -22,7 +22,7 @@ from lmsmith.training import machine as training
 def test_auto_takes_bf16_where_the_kernels_read_it(
     monkeypatch: pytest.MonkeyPatch, instructions: str, kernels: bool, asked: str, chosen: str
 ) -> None:
-    monkeypatch.setattr(training, "cpu_instruction_set", lambda: instructions)
+    monkeypatch.setattr("lmsmith.device.instruction_set", lambda: instructions)
     monkeypatch.setattr(machine, "load_library", lambda: object() if kernels else None)
     config = MachineConfig(precision=asked)  # type: ignore[arg-type]
     assert machine.resolve_for_reading(config).precision == chosen

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lmsmith.device import compute_dtype
 from lmsmith.models.attention import SelfAttention, packed_mask
-from lmsmith.models.blocks import Block, compute_dtype, gelu
+from lmsmith.models.blocks import Block, gelu
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import openai
 import pytest
-from worlds import HTTP, Running, running
+from worlds import HTTP, MACHINE, Running, running
 
 from lmsmith.encoders import load_embedder
 from lmsmith.generation.embedding import Embedder
@@ -24,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def embedding(folder: Path) -> Iterator[Running]:
-    encoders = Encoders(read_encoders([f"bert={folder}"]))
+    encoders = Encoders(read_encoders([f"bert={folder}"], MACHINE))
     with running(encoders=encoders) as found:
         yield found
 
@@ -108,7 +108,7 @@ def test_what_is_refused(
 
 
 def test_a_full_queue_is_429(folder: Path) -> None:
-    with running(encoders=Encoders(read_encoders([f"bert={folder}"]), queue=0)) as server:
+    with running(encoders=Encoders(read_encoders([f"bert={folder}"], MACHINE), queue=0)) as server:
         status, answer = post(server, input="a")
     assert status == 429
     assert answer["error"]["code"] == "queue_full"  # type: ignore[index]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.prompts.sft_rows import SFTBatches
 from lmsmith.runs.stage_folder import StageFolder
-from lmsmith.training import language_model
+from lmsmith.training import language_model, machine
 from lmsmith.training.language_model import (
     accumulate_gradients,
     packed_loss_sum,
@@ -151,28 +152,28 @@ def test_compiled_blocks_give_the_eager_loss_and_gradients() -> None:
 
 def test_a_peak_that_training_passes_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
     batch, _ = packed()
-    again: list[str] = []
+    measured: list[str] = []
 
-    def measured(precision: str) -> float:
-        again.append(precision)
-        return 500.0
+    @functools.cache
+    def measure(precision: str, device: str) -> float:
+        measured.append(precision)
+        return 500.0 if len(measured) > 1 else 1e-9
 
-    monkeypatch.setattr(language_model, "measure_matrix_peak", lambda precision: 1e-9)
-    monkeypatch.setattr(language_model, "measure_matrix_peak_again", measured)
+    monkeypatch.setattr(machine, "measure_matrix_peak", measure)
     decoder = random_decoder()
     step = training_step(
         decoder, lambda index: batch, Optimiser(decoder, OptimiserConfig()), lambda index: 0.5,
         FP32, bytes_per_token=3.0,
     )  # fmt: skip
     rows = [step(index) for index in range(3)]
-    assert again == ["fp32"]
+    assert measured == ["fp32", "fp32"]
     assert all(0.0 < row["share_of_peak"] < 1.0 for row in rows)
 
 
 def test_a_training_step_learns_and_reports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(language_model, "measure_matrix_peak", lambda precision: 1e3)
+    monkeypatch.setattr(language_model, "matrix_peak", lambda machine: 1e3)
     batch, _ = packed()
     decoder = random_decoder(spread=0.1).eval()
     before = copy.deepcopy(decoder)

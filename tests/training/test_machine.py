@@ -29,7 +29,8 @@ from lmsmith.training.machine import (
 
 def test_auto_is_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
     for found, precision in (("amx_bf16", "bf16"), ("avx512_bf16", "bf16"), ("other", "fp32")):
-        monkeypatch.setattr(machine_module, "cpu_instruction_set", lambda found=found: found)
+        for module in ("lmsmith.device", "lmsmith.training.machine"):
+            monkeypatch.setattr(f"{module}.instruction_set", lambda found=found: found)
         machine = resolve_machine(MachineConfig())
         assert machine.precision == precision
         assert machine.instruction_set == found
@@ -63,7 +64,7 @@ def test_without_a_compiler_nothing_is_compiled(
 
 
 def test_long_runs_are_worth_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine_module, "measure_matrix_peak", lambda precision: 100.0)
+    monkeypatch.setattr(machine_module, "matrix_peak", lambda machine: 100.0)
     machine = replace(resolve_machine(MachineConfig()), compile="auto")
     assert not worth_compiling(machine, 1e6)
     assert worth_compiling(machine, 1e18)
@@ -156,7 +157,7 @@ MACHINE = replace(resolve_machine(MachineConfig()), compile="auto")
 @pytest.mark.parametrize("first", [True, False])
 def test_the_choice_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: bool) -> None:
     def at_speed(gigaflops: float) -> bool:
-        monkeypatch.setattr(machine_module, "measure_matrix_peak", lambda precision: gigaflops)
+        monkeypatch.setattr(machine_module, "matrix_peak", lambda machine, found=gigaflops: found)
         return choose_compiling(MACHINE, 1e14, tmp_path / "checkpoints")
 
     slow, fast = 10.0, 1e6

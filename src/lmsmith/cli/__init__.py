@@ -170,6 +170,7 @@ users rm = users.remove: delete somebody and all that is theirs
 doctor = doctor.doctor: show what this machine can do, and what lmsmith will choose on it
     lmsmith doctor
     lmsmith doctor --json
+    lmsmith doctor --gpu
 """
 """NAME = MODULE.FUNCTION: SUMMARY, and below it examples; modules are those of this package.
 
@@ -218,17 +219,29 @@ def main(arguments: Sequence[str] | None = None, commands: Sequence[Command] = C
     """Run a command line and return its exit code.
 
     A user's mistake ends with one message on standard error and 2; an interruption, once
-    everything is saved, with 128 + the signal's number. ``--debug`` anywhere shows tracebacks.
+    everything is saved, with 128 + the signal's number. ``--debug`` anywhere shows tracebacks;
+    ``--device`` anywhere says what `lmsmith.device` takes where nothing else is set.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     # Bytes that are no text of the locale come as lone surrogates; a file may be named so.
     words = [word if os.path.lexists(word) else encodable(word) for word in words]
-    words = [word for word in words if word != "--debug"]
+    words = take_device([word for word in words if word != "--debug"])
     encode_output()
     os.environ.setdefault(*SPINNING)
     with visible_output():
         return _run(words, commands, debug)
+
+
+def take_device(words: list[str]) -> list[str]:
+    """The words without ``--device NAME``, which becomes the variable LMSMITH_DEVICE."""
+    for place, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        rest = place + 1 if equals else place + 2
+        if name == "--device" and rest <= len(words):
+            os.environ["LMSMITH_DEVICE"] = value if equals else words[place + 1]
+            return words[:place] + words[rest:]
+    return words
 
 
 def _run(words: list[str], commands: Sequence[Command], debug: bool) -> int:
@@ -315,7 +328,8 @@ def help_text(commands: Sequence[Command] = COMMANDS) -> str:
             *lines,
             "",
             "lmsmith COMMAND --help explains a command, with examples.",
-            "lmsmith --version prints the version; --debug, anywhere, shows tracebacks.",
+            "lmsmith --version prints the version; --debug, anywhere, shows tracebacks;",
+            "--device cpu, cuda or mps, anywhere, says where models compute.",
             "",
             "To begin: lmsmith run quickstart",
         ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,20 @@ from lmsmith.core.version import VERSION
 from lmsmith.runs.stage_folder import advice_on_threads, describe_hardware, git_commit
 
 
-def doctor(*, json: bool = False) -> None:
-    """Show the hardware, the torch build, the compiler, and the choices made from them."""
+def doctor(*, gpu: bool = False, json: bool = False) -> None:
+    """Show the hardware, the torch build, the compiler, and the choices made from them.
+
+    Args:
+        gpu: Measure the GPU instead: products, training and writing of GPT-2's smallest model, and
+            whether it agrees with the processor. Without a GPU it says why there is none.
+        json: Print one JSON object on standard output, and nothing else there.
+    """
+    if gpu:
+        _gpu(json)
+        return
     import torch
 
+    from lmsmith.device import available_devices
     from lmsmith.evaluation.sandbox.programs import describe_sandbox
     from lmsmith.generation.machine import resolve_for_reading
     from lmsmith.generation.native.library import describe_kernels
@@ -29,8 +40,10 @@ def doctor(*, json: bool = False) -> None:
     reading = resolve_for_reading(MachineConfig()).precision
     # Measuring the peaks takes a second.
     peaks = {each: round(measure_matrix_peak(each), 1) for each in ("fp32", "bf16")}
+    devices = available_devices()
     if json:
         print_json({
+            "devices": devices,
             "lmsmith": VERSION,
             "git_commit": commit,
             "hardware": hardware,
@@ -52,6 +65,7 @@ def doctor(*, json: bool = False) -> None:
         "memory": format_size(hardware["memory_bytes"]),
         "free disk here": format_size(free),
         "torch": f"{torch.__version__}, {machine.threads} threads",
+        "devices": f"{', '.join(devices)}; models compute on {machine.device}",
         "load": advice or "enough cores are free",
         "C++ compiler": machine.compiler or "none: models run eager, which is slower",
         "kernels of generation": kernels,
@@ -60,6 +74,20 @@ def doctor(*, json: bool = False) -> None:
         "sandbox of code tasks": ", ".join(sandbox) or "none: code tasks cannot be run here",
         "compiling": "where it pays within the run" if machine.compile != "off" else "off",
     }
+    _print_lines(lines)
+
+
+def _gpu(json: bool) -> None:
+    from lmsmith.gpu_check import check_gpu, describe_check, missing_gpu
+
+    if reason := missing_gpu():
+        print_json({"gpu": None, "reason": reason}) if json else print(f"skipped: {reason}")
+        return
+    found = check_gpu()
+    print_json({"gpu": found}) if json else _print_lines(describe_check(found))
+
+
+def _print_lines(lines: Mapping[str, str]) -> None:
     width = max(len(name) for name in lines)
     for name, text in lines.items():
         print(f"{name:<{width}}  {text}")

@@ -27,16 +27,21 @@ from lmsmith.core.config import (
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import is_there, missing, read_text
 
+DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+
 Need = str | tuple[str, ...]
 """A stage that another needs, or a choice of stages, exactly one of which it needs."""
 
 
 @dataclass(frozen=True)
 class MachineConfig:
-    """Use of the machine; only ``precision`` changes the results."""
+    """Use of the machine; only ``precision`` and ``device`` change the results, by rounding."""
 
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Number format of matrix products. auto: bf16 where the chip multiplies it, else fp32."""
+    device: DeviceName = "auto"
+    """Where models compute. auto: the GPU by CUDA if there is one, else the processor; the
+    environment variable LMSMITH_DEVICE says it for every command."""
     compile: Literal["auto", "on", "off"] = "auto"
     """auto: compile where a C++ compiler is there and compiling pays within the run."""
     threads: NonNegativeInt = 0

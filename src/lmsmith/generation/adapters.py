@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lmsmith.device import HOST
 from lmsmith.generation.weights import Weight, read_weight
 from lmsmith.models.adapters import LowRank, side_by_side
 
@@ -45,6 +46,7 @@ class AdapterWeights:
         layers: blocks of the decoder.
         dtype: of the products.
         prepare: lays a weight out for the kernels.
+        device: of the matrices.
 
     Attributes:
         layers: of each block, the pairs by the names of `MATRICES`; none where nothing is adapted.
@@ -58,9 +60,10 @@ class AdapterWeights:
         layers: int,
         dtype: torch.dtype,
         prepare: Callable[[Weight], Weight],
+        device: torch.device = HOST,
     ) -> None:
         def ready(matrix: Tensor) -> Weight:
-            return prepare(read_weight([matrix], [None], dtype, "model"))
+            return prepare(read_weight([matrix.to(device)], [None], dtype, "model"))
 
         self.layers: list[dict[str, Pair]] = []
         for layer in range(layers):

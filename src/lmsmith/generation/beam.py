@@ -182,7 +182,9 @@ def _expand(
 ) -> tuple[list[_Alive], list[_Alive]]:
     """The ``width`` best continuations without a stop token, and those of the ``width`` best
     candidates with one."""
-    scores_bv = log_probs_bv + torch.tensor([[beam.score] for beam in alive])
+    scores_bv = log_probs_bv + torch.tensor(
+        [[beam.score] for beam in alive], device=log_probs_bv.device
+    )
     stops = set(settings.stop_tokens)
     count = min(settings.width * max(2, 1 + len(stops)), scores_bv.numel())
     values_c, places_c = scores_bv.flatten().topk(count)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lmsmith.catalogue.encoders import ReadEncoder
+from lmsmith.device import HOST, device_of
 from lmsmith.models.batching import length_batches
 from lmsmith.models.blocks import Block, PostNormBlock
 from lmsmith.models.encoder import Encoder
@@ -95,7 +96,7 @@ class Embedder:
         lengths = [len(each) for each in kept]
         vectors = np.empty((len(kept), self.width), np.float32)
         for group in length_batches(lengths, BATCH_TOKENS):
-            vectors[group] = self._vectors([kept[number] for number in group]).numpy()
+            vectors[group] = self._vectors([kept[number] for number in group]).to(HOST).numpy()
         return Embedded(vectors, lengths, cut)
 
     @torch.inference_mode()
@@ -121,13 +122,14 @@ class EncoderForward:
         """Hidden states (n, width) of all tokens, sequence after sequence."""
         encoder = self._encoder
         lengths = [len(each) for each in sequences]
-        tokens_n = torch.tensor([token for each in sequences for token in each])
-        positions_n = torch.cat([_positions(length) for length in lengths])
+        device = device_of(encoder)
+        tokens_n = torch.tensor([token for each in sequences for token in each], device=device)
+        positions_n = torch.cat([_positions(length, device) for length in lengths])
         runs = [(len(list(same)), length) for length, same in groupby(lengths)]
         x_nd = encoder.embed(tokens_n, positions_n)
         rotations: list[Rotation | None] = [None] * len(runs)
         if encoder.rotary is not None:
-            rotations = [encoder.rotary(_positions(length)[None]) for _, length in runs]
+            rotations = [encoder.rotary(_positions(length, device)[None]) for _, length in runs]
         for block in encoder.blocks:
             assert isinstance(block, Block)
             x_nd = self._block(block, x_nd, runs, rotations)
@@ -159,6 +161,6 @@ class EncoderForward:
 
 
 @functools.cache
-def _positions(length: int) -> Tensor:
-    positions: Tensor = torch.arange(length)
+def _positions(length: int, device: torch.device) -> Tensor:
+    positions: Tensor = torch.arange(length, device=device)
     return positions

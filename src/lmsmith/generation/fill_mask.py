@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from lmsmith.core.errors import UserError
+from lmsmith.device import device_of
 from lmsmith.models.masked_lm import MaskedLM
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.tokenizers.word_piece import MASK, Frame
@@ -61,7 +62,7 @@ def filled(model: MaskedLM, tokenizer: Tokenizer, text: str, top: int) -> list[F
             f"the text has {len(tokens)} tokens, and the model reads {model.config.model.context}",
             "shorten it",
         )
-    hidden_1td = model.eval().encoder(torch.tensor([tokens]))
+    hidden_1td = model.eval().encoder(torch.tensor([tokens], device=device_of(model)))
     probabilities_nv = model.logits(hidden_1td[0, places]).softmax(dim=-1)
     shown_nv = probabilities_nv[:, : tokenizer.vocabulary_size].clone()
     shown_nv[:, list(tokenizer.control_tokens)] = -1.0

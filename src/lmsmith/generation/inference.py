@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lmsmith.device import HOST, device_of, has_float64, is_host, moved
 from lmsmith.generation.adapters import AdapterWeights, Group, group_spans
+from lmsmith.generation.device_kernels import DeviceKernels
 from lmsmith.generation.kernels import Places, TorchKernels
 from lmsmith.generation.kv_cache import LayerCache, PagedCache, pages_for
 from lmsmith.generation.native.operations import best_kernels
@@ -53,7 +55,7 @@ class InferenceDecoder:
 
     Args:
         decoder: its dropout is off here, whatever its mode.
-        machine: gives ``dtype``; float32 if None.
+        machine: gives ``dtype`` and device; float32, where the decoder is, if None.
         weights: ``model``, as they are in ``dtype``; or ``int8``, every matrix but the token
             embedding rounded to 8 bits in groups (`quantise_int8`), for activations in bf16.
         kernels: the operations; the fastest available if None.
@@ -74,8 +76,11 @@ class InferenceDecoder:
         self.dtype = torch.float32 if machine is None else machine.dtype
         if weights == "int8" or decoder.packed:
             self.dtype = torch.bfloat16
-        self.kernels = best_kernels() if kernels is None else kernels
+        self.device = reading_device(decoder, machine)
+        self.kernels = kernels_for(self.device) if kernels is None else kernels
         self._decoder = decoder_for_reading(decoder)
+        if not is_host(self.device):
+            self._decoder.to(self.device)
         self.blocks = []
         prepare, packed = self.kernels.prepare, decoder.packed
         for layer, block in enumerate(self._decoder.blocks):
@@ -89,13 +94,13 @@ class InferenceDecoder:
             tied = self.unembedding if self.config.tied_embeddings else None
             self._decoder.token_embedding = PackedEmbedding(table, tied)  # type: ignore[assignment]
         else:
-            parts = [decoder.unembedding_weight]
+            parts = [self._decoder.unembedding_weight]
             self.unembedding = prepare(read_weight(parts, [None], self.dtype, weights))
         self._stack = native_stack(self.kernels, self.blocks, self.config, self.dtype)
         self._low_rank = dict(adapters or {})
         heights = {name: len(weight) for name, weight in linear_weights(self._decoder)}
         self.adapters = {
-            name: AdapterWeights(each, heights, len(self.blocks), self.dtype, prepare)
+            name: AdapterWeights(each, heights, len(self.blocks), self.dtype, prepare, self.device)
             for name, each in self._low_rank.items()
         }
 
@@ -141,7 +146,8 @@ class InferenceDecoder:
 
     def new_cache(self, rows: int, tokens: int) -> PagedCache:
         """A cache for so many rows of so many tokens each."""
-        return PagedCache(self.config, rows, rows * pages_for(tokens), self.dtype)
+        pages = rows * pages_for(tokens)
+        return PagedCache(self.config, rows, pages, self.dtype, device=self.device)
 
     @torch.inference_mode()
     def read(
@@ -166,7 +172,10 @@ class InferenceDecoder:
     def _read(self, spans: Sequence[Span], cache: PagedCache, groups: Sequence[Group]) -> Tensor:
         places = self._extend(cache, spans)
         tokens_n = torch.tensor([token for _, tokens in spans for token in tokens])
-        x_nd = self._decoder.embed(tokens_n, places.positions_n.long())
+        read_n, positions_n = (
+            moved(each, self.device) for each in (tokens_n, places.positions_n.long())
+        )
+        x_nd = self._decoder.embed(read_n, positions_n)
         if self._stack is not None and self._stack.takes(len(x_nd)):
             x_nd = self._stack(x_nd, places, cache, groups)
         else:
@@ -195,6 +204,8 @@ class InferenceDecoder:
         Raises:
             UserError: logits are not finite numbers.
         """
+        if not has_float64(logits_bv.device):
+            logits_bv = logits_bv.to(HOST)
         groups: dict[tuple[float, int, float, float], list[int]] = {}
         for place, each in enumerate(sequences):
             by = each.settings
@@ -207,7 +218,8 @@ class InferenceDecoder:
             if any(each.settings.logit_bias or each.settings.has_penalties for each in chosen):
                 pairs = zip(part_bv, chosen, strict=True)
                 part_bv = torch.stack([adjust(v, each.settings, each.history) for v, each in pairs])
-            uniform_b = torch.tensor([each.uniform for each in chosen], dtype=torch.float64)
+            uniforms = [each.uniform for each in chosen]
+            uniform_b = torch.tensor(uniforms, dtype=torch.float64, device=logits_bv.device)
             mask = mask_of(part_bv, chosen)
             drawn_b = self.kernels.draw(part_bv, chosen[0].settings, uniform_b, mask)
             for place, token in zip(places, drawn_b.tolist(), strict=True):
@@ -226,7 +238,8 @@ class InferenceDecoder:
             positions += range(start, start + count)
             found.append((row, start, count))
         positions_n = torch.tensor(positions, dtype=torch.int32)
-        rotation = self._rotation(positions_n.long(), [count for _, _, count in found])
+        moved_n = moved(positions_n.long(), self.device)
+        rotation = self._rotation(moved_n, [count for _, _, count in found])
         return Places(torch.tensor(rows, dtype=torch.int32), positions_n, found, rotation)
 
     def _rotation(self, positions_n: Tensor, counts: list[int]) -> Rotation | None:
@@ -295,10 +308,24 @@ class Products:
         return result
 
 
+def reading_device(decoder: Decoder, machine: ResolvedMachine | None) -> torch.device:
+    """The machine's device, else where the decoder is; packed matrices stay on the processor."""
+    if decoder.packed:
+        return HOST
+    device = device_of(decoder) if machine is None else machine.place
+    return HOST if device.type == "meta" else device
+
+
+def kernels_for(device: torch.device) -> TorchKernels:
+    """The fastest operations on a device."""
+    return best_kernels() if is_host(device) else DeviceKernels()
+
+
 def mask_of(logits_bv: Tensor, sequences: Sequence[RunningSequence]) -> Mask | None:
     """Tokens that sequences with equal settings may draw; all where a bias forbids each of them."""
     first = sequences[0]
-    mask = first.vocabulary.mask([each.state for each in sequences], first.settings.temperature)
+    states, temperature = [each.state for each in sequences], first.settings.temperature
+    mask = first.vocabulary.mask(states, temperature, logits_bv.device)
     if mask is not None and any(each.settings.forbids for each in sequences):
         none_b = mask.apply(logits_bv).amax(dim=-1) == -math.inf
         mask = Mask(mask.forbidden_sv, mask.states_b.masked_fill(none_b, ANY))
@@ -351,7 +378,7 @@ def unpacked(model: InferenceDecoder) -> Decoder:
             parts["feed_forward.gate"], inner = inner.chunk(2)
         parts["feed_forward.inner"] = inner
         state |= {f"blocks.{layer}.{name}.weight": part for name, part in parts.items()}
-    tokens = torch.arange(config.vocabulary_size)
+    tokens = torch.arange(config.vocabulary_size, device=model.device)
     state["token_embedding.weight"] = model._decoder.token_embedding(tokens)
     if not config.tied_embeddings:
         state["unembedding.weight"] = model.unembedding.as_dtype(wide)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lmsmith.device import is_host
 from lmsmith.generation.kv_cache import LayerCache
 from lmsmith.generation.sampling import choose_tokens
 from lmsmith.generation.settings import SamplingSettings
@@ -23,7 +24,7 @@ from lmsmith.models.positions import Rotation, rotate
 class Places:
     """Places of the n tokens of a forward pass; a row's tokens are adjacent."""
 
-    rows_n: Tensor  # int32, row of the cache of each
+    rows_n: Tensor  # int32, row of the cache of each; on the processor, as positions_n
     positions_n: Tensor  # int32, position in its row
     spans: list[tuple[int, int, int]]  # (row, first position, tokens), in the same order
     rotation: Rotation | None  # cosines and sines (n, head_width / 2)
@@ -44,7 +45,9 @@ class TorchKernels:
             parts = (replace(weight, rest=None), weight.rest)
             return torch.cat([self.linear(x_ni, part, dtype) for part in parts], dim=1)
         bias = None if weight.bias is None else weight.bias.to(x_ni.dtype)
-        onednn = onednn_linear() if weight.values.dtype == torch.bfloat16 else None
+        values = weight.values
+        plain = values.dtype != torch.bfloat16 or not is_host(values.device)
+        onednn = None if plain else onednn_linear()
         if onednn is None:
             result = F.linear(x_ni, weight.as_dtype(x_ni.dtype), bias)
         else:
@@ -129,8 +132,8 @@ def attend_span(query_nhk: Tensor, cache: LayerCache, row: int, start: int) -> T
     key_hsk, value_hsk = cache.read(row, first, start + count)
     mask_ns = None  # causal if the span is the whole row, and within the window
     if start or (cache.window and count > cache.window):
-        seen_s = torch.arange(first, start + count)
-        place_n1 = torch.arange(start, start + count)[:, None]
+        seen_s = torch.arange(first, start + count, device=query_nhk.device)
+        place_n1 = torch.arange(start, start + count, device=query_nhk.device)[:, None]
         mask_ns = seen_s <= place_n1
         if cache.window:
             mask_ns &= seen_s > place_n1 - cache.window

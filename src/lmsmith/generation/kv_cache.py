@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lmsmith.device import HOST, moved
 from lmsmith.models.config import ModelConfig
 
 PAGE = 64
@@ -27,7 +28,8 @@ def pages_for(tokens: int, page: int = PAGE) -> int:
 class LayerCache:
     """One layer's keys and values, (pages, kv_heads, page, head_width).
 
-    ``table``, int32 (rows, pages of a row), is shared by all layers of one window.
+    ``table``, int32 (rows, pages of a row), is shared by all layers of one window. It stays on the
+    processor, where pages are given out; keys and values are on the model's device.
     """
 
     keys: Tensor
@@ -45,14 +47,15 @@ class LayerCache:
     ) -> None:
         """Write tokens' keys and values."""
         pages_n = self.table[rows_n.long(), (positions_n // self.page).long()].long()
-        places_n = (positions_n % self.page).long()
+        places_n = moved((positions_n % self.page).long(), self.keys.device)
+        pages_n = moved(pages_n, self.keys.device)
         self.keys[pages_n, :, places_n] = key_nhk.to(self.keys.dtype)
         self.values[pages_n, :, places_n] = value_nhk.to(self.values.dtype)
 
     def read(self, row: int, start: int, end: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a row's positions from start to end, (heads, end − start, width)."""
         first = start // self.page
-        pages = self.table[row, first : pages_for(end, self.page)].long()
+        pages = moved(self.table[row, first : pages_for(end, self.page)].long(), self.keys.device)
         inside = slice(start - first * self.page, end - first * self.page)
         key_hsk, value_hsk = (
             part[pages].transpose(0, 1).flatten(1, 2)[:, inside]
@@ -73,13 +76,15 @@ class _Pool:
         pages: int,
         dtype: torch.dtype,
         page: int,
+        device: torch.device,
     ) -> None:
         self.window = window
         self.table = torch.zeros(rows, pages_for(config.context, page), dtype=torch.int32)
         shape = (len(layers), pages, config.resolved_kv_heads, page, config.width_per_head)
         # One tensor for all layers, so that a page is copied at once. A page is cleared when it is
         # taken first: clearing a gigabyte at once takes a second of every core's memory bandwidth.
-        self.keys, self.values = torch.empty(shape, dtype=dtype), torch.empty(shape, dtype=dtype)
+        self.keys = torch.empty(shape, dtype=dtype, device=device)
+        self.values = torch.empty_like(self.keys)
         self.cleared = 0  # pages; the free ones are taken from the first on
         self.layers = {
             layer: LayerCache(self.keys[place], self.values[place], self.table, window)
@@ -142,6 +147,7 @@ class PagedCache:
     Args:
         rows, pages: at first; both double when more are needed.
         page: tokens of a page, which is the most that a forked row copies.
+        device: of keys and values.
 
     Attributes:
         lengths: tokens that each row holds.
@@ -155,6 +161,7 @@ class PagedCache:
         pages: int,
         dtype: torch.dtype = torch.float32,
         page: int = PAGE,
+        device: torch.device = HOST,
     ) -> None:
         self.page = page
         by_window: dict[int, list[int]] = {}
@@ -162,7 +169,7 @@ class PagedCache:
             by_window.setdefault(config.window_of(layer), []).append(layer)
         pages = max(1, pages)
         self._pools = [
-            _Pool(config, layers, window, rows, pages, dtype, page)
+            _Pool(config, layers, window, rows, pages, dtype, page, device)
             for window, layers in by_window.items()
         ]
         views = {layer: view for pool in self._pools for layer, view in pool.layers.items()}

@@ -39,7 +39,8 @@ def token_log_probs(
         vocabulary: ids without a token are not among the likeliest.
     """
     log_probs_nv = logits_nv.log_softmax(dim=-1)
-    chosen_n = log_probs_nv.gather(1, torch.tensor(list(tokens))[:, None])[:, 0].tolist()
+    index_n1 = torch.tensor(list(tokens), device=logits_nv.device)[:, None]
+    chosen_n = log_probs_nv.gather(1, index_n1)[:, 0].tolist()
     most = max(top, default=0)
     likeliest: list[list[tuple[int, float]]] = [[] for _ in tokens]
     if most:
@@ -115,8 +116,8 @@ def forced_log_probs(
         )
         first = len(found)
         part = [each for each in forced[first:] if each[0] < start + LOGITS_AT_ONCE]
-        rows_n = torch.tensor([state - start for state, _ in part])
-        tokens_n = torch.tensor([token for _, token in part])
+        rows_n = torch.tensor([state - start for state, _ in part], device=best_p.device)
+        tokens_n = torch.tensor([token for _, token in part], device=best_p.device)
         log_prob_n = logits_pv[rows_n, tokens_n].float() - log_sum_p[rows_n]
         best_n = (best_p[rows_n] == tokens_n).tolist()
         found += [

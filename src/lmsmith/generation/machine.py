@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from lmsmith.core.recipe import MachineConfig
+from lmsmith.device import HOST, is_host
 from lmsmith.generation.native.library import load_library
 from lmsmith.options import Weights
 from lmsmith.training.machine import ResolvedMachine, keep_freed_memory, resolve_machine
@@ -22,15 +23,16 @@ def resolve_for_reading(config: MachineConfig) -> ResolvedMachine:
         UserError: a negative number of threads.
     """
     machine = resolve_machine(config)
-    if config.precision == "auto" and machine.precision == "fp32" and load_library() is not None:
+    wanted = config.precision == "auto" and machine.precision == "fp32"
+    if wanted and is_host(machine.place) and load_library() is not None:
         return replace(machine, precision="bf16")
     return machine
 
 
-def stays_packed(weights: Weights) -> bool:
+def stays_packed(weights: Weights, device: torch.device = HOST) -> bool:
     """Whether the matrices of a quantised GGUF file are used as it packs them: if its weights are
-    wanted, and the C++ kernels that multiply them are here."""
-    return weights == "file" and load_library() is not None
+    wanted, and the C++ kernels that multiply them are here and compute."""
+    return weights == "file" and is_host(device) and load_library() is not None
 
 
 def prepare_reading(config: MachineConfig) -> ResolvedMachine:

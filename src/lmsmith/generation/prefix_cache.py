@@ -67,7 +67,8 @@ class PrefixCache:
         self.kv = self._new_kv(1 if grows else self.pages)
 
     def _new_kv(self, pages: int) -> PagedCache:
-        return PagedCache(self._model.config, self._rows, pages, self._model.dtype, self.page)
+        model = self._model
+        return PagedCache(model.config, self._rows, pages, model.dtype, self.page, model.device)
 
     @property
     def tokens(self) -> int:

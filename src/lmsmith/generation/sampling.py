@@ -182,9 +182,9 @@ def adjust(logits_v: Tensor, settings: SamplingSettings, history: History | None
     presence, frequency = settings.presence_penalty, settings.frequency_penalty
     if not bias and not (settings.has_penalties and history):
         return logits_v
-    logits_v = logits_v.clone()
+    logits_v, device = logits_v.clone(), logits_v.device
     if bias:
-        logits_v[torch.tensor(list(bias))] += torch.tensor(list(bias.values()))
+        logits_v[torch.tensor(list(bias))] += torch.tensor(list(bias.values()), device=device)
     if history is None:
         return logits_v
     if penalty != 1.0 and (seen := history.seen):
@@ -193,6 +193,7 @@ def adjust(logits_v: Tensor, settings: SamplingSettings, history: History | None
         logits_v[index] = torch.where(found > 0, found / penalty, found * penalty)
     if history.counts and (presence or frequency):
         index = torch.tensor(list(history.counts))
-        number = torch.tensor(list(history.counts.values()), dtype=logits_v.dtype)
+        counts = list(history.counts.values())
+        number = torch.tensor(counts, dtype=logits_v.dtype, device=device)
         logits_v[index] -= presence + frequency * number
     return logits_v

@@ -94,7 +94,9 @@ class DraftModel:
         # A page more for each reply, since guesses are read in a copy of its row.
         self._pages = pages_for(min(tokens, MAX_GUESSED_REPLIES * config.context))
         self._pages += MAX_GUESSED_REPLIES
-        self.cache = PagedCache(config, 2 * MAX_GUESSED_REPLIES, self._pages, model.dtype)
+        self.cache = PagedCache(
+            config, 2 * MAX_GUESSED_REPLIES, self._pages, model.dtype, device=model.device
+        )
         self._model = model
         self._rows: dict[RunningSequence, int] = {}
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lmsmith.core.errors import UserError
 from lmsmith.corpus.parallel import padded
+from lmsmith.device import device_of, moved
 from lmsmith.generation.beam import Beam, BeamSearch, BeamSettings
 from lmsmith.models.attention import KeptKeys
 from lmsmith.models.batching import length_batches
@@ -64,13 +65,13 @@ class Translator:
     def __init__(
         self, model: EncoderDecoder, tokenizer: Tokenizer, machine: ResolvedMachine
     ) -> None:
-        self.model, self.tokenizer, self._machine = model, tokenizer, machine
+        self.model, self.tokenizer, self._machine = machine.put(model), tokenizer, machine
         config = model.config
         allowed = torch.zeros(config.model.vocabulary_size, dtype=torch.bool)
         allowed[: tokenizer.vocabulary_size] = True
         allowed[list(tokenizer.control_tokens)] = False
         allowed[config.end_token] = True
-        self._forbidden = ~allowed
+        self._forbidden = (~allowed).to(machine.place)
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a source, with the end token.
@@ -120,7 +121,7 @@ class Translator:
         return found
 
     def _best(self, sources: Sequence[Sequence[int]], settings: BeamSettings) -> list[Beam]:
-        with evaluation_mode(self.model), self._machine.autocast():
+        with self._machine.reading(self.model):
             found = list(beam_translate(self.model, sources, settings, self._forbidden))
         return [beams[0] for beams in found]
 
@@ -168,16 +169,18 @@ def beam_translate(
     config = model.config
     settings = replace(settings, stop_tokens=(config.end_token,))
     table, lengths = padded(sources, 0)
-    lengths_n = torch.from_numpy(lengths)
-    same = bool((lengths_n == table.shape[1]).all())
-    memory = whole = model.encode(torch.from_numpy(table), None if same else lengths_n)
+    device = device_of(model)
+    lengths_n, table_nt = (moved(torch.from_numpy(each), device) for each in (lengths, table))
+    same = bool((lengths == table.shape[1]).all())
+    memory = whole = model.encode(table_nt, None if same else lengths_n)
     most = min(settings.max_new_tokens, config.model.context)
     searches = [BeamSearch(settings, min(most, len(each) + MORE_TOKENS)) for each in sources]
     owners = list(range(len(sources)))  # the source of each row
     kept = [KeptKeys() for _ in range(config.resolved_decoder_layers)]
     tokens, position = [config.start_token] * len(sources), 0
     while owners:
-        hidden_rd = model.decode(torch.tensor(tokens)[:, None], memory, kept, position)[:, 0]
+        tokens_r1 = torch.tensor(tokens, device=device)[:, None]
+        hidden_rd = model.decode(tokens_r1, memory, kept, position)[:, 0]
         log_probs_rv = model.logits(hidden_rd).float().log_softmax(dim=-1)
         if forbidden_v is not None:
             log_probs_rv = log_probs_rv.masked_fill(forbidden_v, float("-inf"))
@@ -191,11 +194,12 @@ def beam_translate(
             after += [owner] * len(parents)
             tokens += searches[owner].last_tokens if parents else []
             first += count
-        rows_r = torch.tensor(rows, dtype=torch.long)
+        rows_r = torch.tensor(rows, dtype=torch.long, device=device)
         for each in kept:
             each.select(rows_r)
         if after != owners:
-            owners, memory = after, whole.select(torch.tensor(after, dtype=torch.long))
+            owners = after
+            memory = whole.select(torch.tensor(after, dtype=torch.long, device=device))
         position += 1
     for search in searches:
         yield search.finished

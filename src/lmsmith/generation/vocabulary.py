@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lmsmith.device import HOST
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.tokenizers.token_bytes import BOUNDARY, LONGEST, STATES
 
@@ -50,6 +51,7 @@ class Vocabulary:
         self.without_token: frozenset[int] = frozenset()
         self._next_sv: NDArray[np.uint8] | None = None
         self._forbidden_sv: Tensor | None = None
+        self._on: dict[torch.device, Tensor] = {}
         if tokenizer is None:
             return
         table = tokenizer.utf8
@@ -107,20 +109,31 @@ class Vocabulary:
 
     def forbidden(self, states_n: Tensor) -> Tensor | None:
         """Forbidden tokens of these states, bool (n, vocabulary); None if all are allowed."""
-        return None if self._forbidden_sv is None else (self._forbidden_sv < 0)[states_n]
+        if self._forbidden_sv is None:
+            return None
+        return (self._table(states_n.device) < 0)[states_n]
 
-    def mask(self, states: Sequence[int], temperature: float) -> Mask | None:
+    def _table(self, device: torch.device) -> Tensor:
+        """0 where a state allows a token, else −∞, on a device; moved there once."""
+        assert self._forbidden_sv is not None
+        if device not in self._on:
+            self._on[device] = self._forbidden_sv.to(device)
+        return self._on[device]
+
+    def mask(
+        self, states: Sequence[int], temperature: float, device: torch.device = HOST
+    ) -> Mask | None:
         """Allowed tokens of rows with these states; None if all are, as often at temperature 0."""
         if self._forbidden_sv is None or (temperature == 0 and not self.without_token):
             return None
         found = [ANY] * len(states) if temperature == 0 else list(states)
-        return Mask(self._forbidden_sv, torch.tensor(found))
+        return Mask(self._table(device), torch.tensor(found, device=device))
 
     def of_tokens(self, logits_bv: Tensor) -> Tensor:
         """The logits, −∞ for ids without a token."""
         if self._forbidden_sv is None or not self.without_token:
             return logits_bv
-        return logits_bv + self._forbidden_sv[ANY]
+        return logits_bv + self._table(logits_bv.device)[ANY]
 
 
 _made: WeakKeyDictionary[Tokenizer, dict[int, Vocabulary]] = WeakKeyDictionary()

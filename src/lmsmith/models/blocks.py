@@ -169,10 +169,3 @@ def embed_tokens(
     known = embedding(tokens_bt.clamp(max=first - 1))
     controls = F.embedding((tokens_bt - first).clamp(min=0), controls_kd)
     return torch.where(is_control_bt1, controls, known)
-
-
-def compute_dtype(x: Tensor) -> torch.dtype:
-    """The type of matrix products: autocast's, or the tensor's own."""
-    if torch.is_autocast_enabled(x.device.type):
-        return torch.get_autocast_dtype(x.device.type)
-    return x.dtype

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lmsmith.core.config import FractionBelowOne, PositiveFloat, PositiveInt
 from lmsmith.corpus.labelled.task import Form
+from lmsmith.device import without_autocast
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.encoder import Encoder
@@ -103,7 +104,7 @@ class Classifier(nn.Module):
         """
         controls_kd = self.controls.weight
         if isinstance(self.decoder, Encoder):
-            places_t = torch.arange(tokens_nt.shape[1])
+            places_t = torch.arange(tokens_nt.shape[1], device=tokens_nt.device)
             is_delimiter_nt = (tokens_nt == self.config.model.vocabulary_size + 1).long()
             hidden_ntd = self.decoder(
                 tokens_nt,
@@ -113,7 +114,8 @@ class Classifier(nn.Module):
             )
             return hidden_ntd, self.decoder.pooled(hidden_ntd)
         hidden_ntd = self.decoder(tokens_nt, controls_kd=controls_kd)
-        return hidden_ntd, hidden_ntd[torch.arange(len(lengths_n)), lengths_n - 1]
+        rows_n = torch.arange(len(lengths_n), device=lengths_n.device)
+        return hidden_ntd, hidden_ntd[rows_n, lengths_n - 1]
 
     def outputs(self, last_nd: Tensor, counts_b: list[int]) -> Tensor:
         """Logits of each example, float32: (b, outputs), or (b, most answers) of a choice.
@@ -123,7 +125,7 @@ class Classifier(nn.Module):
             counts_b: each example's number of sequences. Where an example has fewer answers than
                 others, its last logits are −∞.
         """
-        with torch.autocast(last_nd.device.type, enabled=False):
+        with without_autocast(last_nd.device):
             last_nd = self.dropout(last_nd.float())
             if self.config.form != "multiple_choice":
                 each = [part.sum(dim=0) for part in torch.split(last_nd, counts_b)]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lmsmith.device import device_of
 from lmsmith.models.attention import (
     Attention,
     KeptKeys,
@@ -145,10 +146,12 @@ class EncoderDecoder(nn.Module):
             source: token ids with the end token.
             target: token ids; the row of each is the attention with which it was predicted.
         """
-        source_1s = torch.tensor([list(source)])
-        target_1t = torch.tensor([[self.config.start_token, *target[:-1]]])
+        device = device_of(self)
+        source_1s = torch.tensor([list(source)], device=device)
+        target_1t = torch.tensor([[self.config.start_token, *target[:-1]]], device=device)
         memory = self.encode(source_1s)
-        x_btd = self.encoder.embed(target_1t, torch.arange(target_1t.shape[1])[None])
+        positions_1t = torch.arange(target_1t.shape[1], device=device)[None]
+        x_btd = self.encoder.embed(target_1t, positions_1t)
         found = []
         for layer, block in enumerate(self._decoder()):
             found.append(block.weights(x_btd, memory.layers[layer])[0])

@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from lmsmith.core.config import Problem, SettingsError, decode, encode, with_new_keys
 from lmsmith.core.errors import UserError, refusing_damage
 from lmsmith.core.files import atomic_folder, read_json, write_json
+from lmsmith.device import HOST
 from lmsmith.models import adapters
 from lmsmith.models.adapters import AdapterConfig, TrainedState
 from lmsmith.models.classifier import Classifier, ClassifierConfig
@@ -150,7 +151,8 @@ def save_model(
         state, file = TrainedState(model).state_dict(), ADAPTER_FILE
     with atomic_folder(folder) as temporary:
         write_json(temporary / "config.json", config)
-        save_file({name: value.contiguous() for name, value in state.items()}, temporary / file)
+        tensors = {name: value.to(HOST).contiguous() for name, value in state.items()}
+        save_file(tensors, temporary / file)
         tokenizer.save(temporary)
         write_json(temporary / "card.json", card)
 
@@ -248,7 +250,7 @@ def _load_adapted(
         raise UserError(f"{folder}: its adapters stand on no model: {names}", "get it again")
     model, path = _load(base, above), folder / ADAPTER_FILE
     if type(model) is not KINDS[kind].model:  # a head on its base's body
-        headed = _without_weights(kind, config).to_empty(device="cpu")
+        headed = _without_weights(kind, config).to_empty(device=HOST)
         assert isinstance(headed.decoder, nn.Module)
         body: nn.Module = getattr(model, "decoder", model)
         headed.decoder.load_state_dict(body.state_dict(), assign=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lmsmith.device import without_autocast
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 
@@ -49,6 +50,6 @@ class ScalarModel(nn.Module):
         """Values (batch, length), float32."""
         hidden_btd = self.decoder(tokens_bt, positions_bt, mask_bts)
         # Rounded to bf16, rewards that differ by less than 1 % would be ties.
-        with torch.autocast(hidden_btd.device.type, enabled=False):
+        with without_autocast(hidden_btd.device):
             values_bt: Tensor = self.head(hidden_btd.float())[..., 0]
         return values_bt - self.shift

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from lmsmith.device import HOST
 from lmsmith.models.config import ModelConfig, RopeScaling
 
 Rotation = tuple[Tensor, Tensor]
@@ -56,7 +57,7 @@ def rotate(x_bhtk: Tensor, rotation: Rotation) -> Tensor:
 
 def rotary_frequencies(width: int, theta: float) -> Tensor:
     """θ^(−2i/width) radians a token, i = 0 … width/2 − 1, float32."""
-    exponents = torch.arange(0, width, 2, dtype=torch.float32, device="cpu") / width
+    exponents = torch.arange(0, width, 2, dtype=torch.float32, device=HOST) / width
     result: Tensor = 1.0 / theta**exponents
     return result
 
@@ -111,6 +112,6 @@ def yarn_frequencies(frequencies: Tensor, theta: float, scaling: RopeScaling) ->
         first, last = math.floor(first), math.ceil(last)
     first, last = max(first, 0), min(last, width - 1)
     span = last - first or 0.001
-    indices = torch.arange(len(frequencies), dtype=torch.float32, device="cpu")
+    indices = torch.arange(len(frequencies), dtype=torch.float32, device=HOST)
     divided = ((indices - first) / span).clamp(0.0, 1.0)
     return frequencies * (1.0 - divided + divided / scaling.factor)

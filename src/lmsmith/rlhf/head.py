@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lmsmith.device import HOST, device_of, moved
 from lmsmith.models.batching import length_batches
 from lmsmith.models.heads import ScalarModel
 from lmsmith.rlhf.objective import pair_accuracy
@@ -27,7 +28,7 @@ from lmsmith.rlhf.ranking import (
     join_rankings,
     score_table,
 )
-from lmsmith.training.machine import ResolvedMachine, evaluation_mode
+from lmsmith.training.machine import ResolvedMachine
 
 Floats: TypeAlias = NDArray[np.float64]
 
@@ -44,10 +45,11 @@ def response_features(
     """What the head reads of every response of every ranking: (K, width) of each."""
     joined = join_rankings(rankings)
     found: list[Floats] = [np.empty(0)] * len(joined.rows)
-    with evaluation_mode(model), machine.autocast():
+    with machine.reading(model):
         for group in length_batches([row.length for row in joined.rows], TOKENS_AT_ONCE):
             batch = candidate_batch([joined.rows[index] for index in group])
-            hidden_btd = model.decoder(batch.tokens_bt, batch.positions_bt, batch.mask_bts)
+            parts, device = (batch.tokens_bt, batch.positions_bt, batch.mask_bts), device_of(model)
+            hidden_btd = model.decoder(*(moved(each, device) for each in parts)).to(HOST)
             rows_b1 = torch.arange(len(group))[:, None]
             features_bkd = hidden_btd[rows_b1, batch.ends_bk].double().numpy()
             for index, features_kd in zip(group, features_bkd, strict=True):

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from lmsmith.core.errors import UserError
 from lmsmith.corpus.rows import Ranking
+from lmsmith.device import HOST, device_of, moved
 from lmsmith.models.batching import ACTIVATION_BYTES, length_batches, memory_groups
 from lmsmith.models.heads import ScalarModel
 from lmsmith.prompts import Message, encode_prompt
 from lmsmith.rlhf.objective import correct_pairs, ranking_loss, thumb_loss
 from lmsmith.tokenizers import Tokenizer
-from lmsmith.training.machine import ResolvedMachine, evaluation_mode
+from lmsmith.training.machine import ResolvedMachine
 
 TOKENS_AT_ONCE = 8_192
 
@@ -291,8 +292,12 @@ def candidate_batch(rankings: Sequence[EncodedRanking]) -> CandidateBatch:
 
 
 def candidate_scores(model: ScalarModel, batch: CandidateBatch) -> Tensor:
-    """The reward of each response, read at its last token: (batch, K), 0 where there is none."""
-    values_bt: Tensor = model(batch.tokens_bt, batch.positions_bt, batch.mask_bts)
+    """The reward of each response, read at its last token: (batch, K), 0 where there is none.
+
+    On the processor, wherever the model is: they are few, and compared there.
+    """
+    parts, device = (batch.tokens_bt, batch.positions_bt, batch.mask_bts), device_of(model)
+    values_bt: Tensor = model(*(moved(each, device) for each in parts)).to(HOST)
     return values_bt.gather(1, batch.ends_bk).masked_fill(batch.ranks_bk == 0, 0.0)
 
 
@@ -347,7 +352,7 @@ def score_rankings(
     """The reward of every response of every ranking; what stands in several is computed once."""
     joined = join_rankings(rankings)
     scores: list[list[float]] = [[] for _ in joined.rows]
-    with evaluation_mode(model), machine.autocast():
+    with machine.reading(model):
         for group in length_batches([row.length for row in joined.rows], TOKENS_AT_ONCE):
             found_bk = candidate_scores(model, candidate_batch([joined.rows[i] for i in group]))
             for index, row in zip(group, found_bk.tolist(), strict=True):

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lmsmith.core.errors import UserError
+from lmsmith.device import HOST, device_of, moved
 from lmsmith.generation.vocabulary import Vocabulary, vocabulary_of
 from lmsmith.models.batching import length_batches, length_groups
 from lmsmith.models.decoder import Decoder
@@ -19,7 +20,7 @@ from lmsmith.models.heads import ScalarModel
 from lmsmith.rlhf.objective import masked_mean
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.tokenizers.token_bytes import LONGEST
-from lmsmith.training.machine import ResolvedMachine, evaluation_mode
+from lmsmith.training.machine import ResolvedMachine
 
 RewardFunction = Callable[[list[list[int]], list[list[int]]], Tensor | Sequence[float]]
 """Rewards (batch,) of responses to prompts, both as token ids; see `checked_rewards`."""
@@ -128,28 +129,31 @@ def response_log_probs(
     Returns:
         log_probs_br: log π(token | what is before it), 0 on padding.
         entropy_br: entropy in nats of the distribution each token was drawn from, 0 on padding.
+
+        Both on the processor, wherever the decoder is: they are few, and compared there.
     """
-    mask_br = batch.response_mask_br
-    hidden_btd = decoder(batch.left_aligned())
+    mask_br, device = batch.response_mask_br, device_of(decoder)
+    hidden_btd = decoder(moved(batch.left_aligned(), device))
     rows_n, places_n = mask_br.nonzero(as_tuple=True)
     # Each token was drawn from the state of the token before it.
     before_n = batch.prompt_lengths_b[rows_n] - 1 + places_n
     flat_n = rows_n * hidden_btd.shape[1] + before_n
-    before_nd = hidden_btd.flatten(0, 1).index_select(0, flat_n)
+    before_nd = hidden_btd.flatten(0, 1).index_select(0, moved(flat_n, device))
     logits_nv = decoder.logits(before_nd).float() / temperature
     if vocabulary is not None:
         first = max(0, batch.prompt_length - LONGEST)
         states_bt = vocabulary.states(batch.tokens_bt[:, first:], batch.valid_bt[:, first:])
         states_n = states_bt[:, batch.prompt_length - first :][mask_br]
-        if (forbidden_nv := vocabulary.forbidden(states_n)) is not None:
+        if (forbidden_nv := vocabulary.forbidden(moved(states_n, device))) is not None:
             logits_nv = logits_nv.masked_fill(forbidden_nv, IMPOSSIBLE)
     all_log_probs_nv = F.log_softmax(logits_nv, dim=-1)
-    log_probs_n = all_log_probs_nv.gather(1, batch.response_br[mask_br][:, None])[:, 0]
+    drawn_n = moved(batch.response_br[mask_br], device)
+    log_probs_n = all_log_probs_nv.gather(1, drawn_n[:, None])[:, 0]
     entropy_n = -(all_log_probs_nv.exp() * all_log_probs_nv).sum(dim=-1)
     zeros_br = torch.zeros(mask_br.shape)
     return (
-        zeros_br.masked_scatter(mask_br, log_probs_n),
-        zeros_br.masked_scatter(mask_br, entropy_n),
+        zeros_br.masked_scatter(mask_br, log_probs_n.to(HOST)),
+        zeros_br.masked_scatter(mask_br, entropy_n.to(HOST)),
     )
 
 
@@ -171,7 +175,7 @@ def response_log_likelihoods(
     vocabulary = vocabulary_of(tokenizer, decoder.config.vocabulary_size)
     totals_n = torch.zeros(len(prompts))
     lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
-    with evaluation_mode(decoder), machine.autocast():
+    with machine.reading(decoder):
         for group in length_batches(lengths, TOKENS_AT_ONCE // 4):
             batch = pad_batch([prompts[i] for i in group], [responses[i] for i in group])
             log_probs_br, _ = response_log_probs(decoder, batch, temperature, vocabulary)
@@ -184,7 +188,7 @@ def state_values(value_model: ScalarModel, batch: PaddedBatch) -> Tensor:
 
     Values past a response's end mean nothing; `objective.value_mask` says where that is.
     """
-    values_bt: Tensor = value_model(batch.left_aligned())
+    values_bt: Tensor = value_model(moved(batch.left_aligned(), device_of(value_model))).to(HOST)
     states = batch.response_mask_br.shape[1] + 1
     columns_bs = (batch.prompt_lengths_b - 1)[:, None] + torch.arange(states)
     return values_bt.gather(1, columns_bs.clamp(max=values_bt.shape[1] - 1))
@@ -195,10 +199,10 @@ def score_sequences(
 ) -> Tensor:
     """The reward of each sequence, read at its last token: (sequences,), float32."""
     scores_n = torch.zeros(len(sequences))
-    with evaluation_mode(model), machine.autocast():
+    with machine.reading(model):
         for group in length_batches([len(s) for s in sequences], TOKENS_AT_ONCE):
             batch = pad_batch([sequences[i] for i in group])
-            values_bt = model(batch.left_aligned())
+            values_bt = model(moved(batch.left_aligned(), device_of(model))).to(HOST)
             scores_n[group] = values_bt.gather(1, batch.lengths_b[:, None] - 1)[:, 0]
     return scores_n
 
@@ -299,7 +303,7 @@ def score_rollout(
     reference_log_probs_br, entropy_br = torch.zeros_like(log_probs_br), log_probs_br.clone()
     values_bs = torch.zeros(len(prompts), log_probs_br.shape[1] + 1)
     drawn = temperature, vocabulary
-    with evaluation_mode(policy, reference, value_model), machine.autocast():
+    with machine.reading(policy, reference, value_model):
         for group in length_groups(batch.lengths_b, ROWS_AT_ONCE):
             rows = batch.rows(group)
             log_probs_br[group], entropy_br[group] = response_log_probs(policy, rows, *drawn)

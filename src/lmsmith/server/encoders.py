@@ -15,6 +15,7 @@ from lmsmith.core.terminal import in_one_line
 from lmsmith.generation.embedding import Embedded, Embedder
 from lmsmith.server.errors import ApiError
 from lmsmith.server.models import name_and_model
+from lmsmith.training.machine import ResolvedMachine
 
 PART_TOKENS = 8192
 """Tokens that a request computes before others have their turn."""
@@ -120,7 +121,9 @@ def _is_encoder(word: str) -> bool:
     return is_encoder(resolve(model))
 
 
-def read_encoders(words: Sequence[str], taken: Sequence[str] = ()) -> list[ServedEncoder]:
+def read_encoders(
+    words: Sequence[str], machine: ResolvedMachine, taken: Sequence[str] = ()
+) -> list[ServedEncoder]:
     """The encoders of a server.
 
     Raises:
@@ -131,5 +134,7 @@ def read_encoders(words: Sequence[str], taken: Sequence[str] = ()) -> list[Serve
         name, model = name_and_model(word)
         if name in taken or name in [each.name for each in found]:
             raise UserError(f"two models are called {name}", f"name one: other={word}")
-        found.append(ServedEncoder(name, Embedder(read_encoder(model))))
+        read = read_encoder(model)
+        machine.put(read.model)
+        found.append(ServedEncoder(name, Embedder(read)))
     return found

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
+import torch
+
 from lmsmith.catalogue import versions
 from lmsmith.catalogue.adapted import (
     Adapters,
@@ -28,6 +30,7 @@ from lmsmith.catalogue.resolve import Sampling, Source, advised_sampling, resolv
 from lmsmith.catalogue.versions import Version, hash_files
 from lmsmith.core.errors import UserError
 from lmsmith.core.format import format_size
+from lmsmith.device import HOST
 from lmsmith.generation.inference import InferenceDecoder
 from lmsmith.generation.machine import stays_packed
 from lmsmith.generation.scheduler import Scheduler
@@ -136,7 +139,10 @@ class FoundModel:
 
 
 def read_models(
-    words: Sequence[str], weights: Weights = "model", adapters_on: str = ""
+    words: Sequence[str],
+    weights: Weights = "model",
+    adapters_on: str = "",
+    device: torch.device = HOST,
 ) -> dict[str, FoundModel]:
     """Models by name; matrices of quantised files stay packed if ``weights`` are the file's.
 
@@ -156,7 +162,7 @@ def read_models(
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UserError(f"two models are called {twice}", f"name one: other={twice}")
-    packed = stays_packed(weights)
+    packed = stays_packed(weights, device)
     shared = _shared(named, adapters_on)
     bases = {each.base: read_model(each.base, packed=packed) for each in shared.values()}
     found = {}
@@ -288,7 +294,7 @@ class Loader:
             smaller = read_draft_model(
                 self.draft,
                 [each.read for each in models.values()],
-                packed=stays_packed(self.weights),
+                packed=stays_packed(self.weights, self.machine.place),
             )
             self._smaller = InferenceDecoder(smaller, self.machine, weights=self._kind)
         shared = self._smaller.held_bytes if self._smaller else 0

@@ -144,7 +144,9 @@ def serve(
         writing, encoding = split_words(models)
         writing, classifying = divide_classifiers(writing)
         writing, translating = divide(writing)
-        served = compute_aside(lambda: loader.first(read_models(writing, weights, adapters_on)))
+        served = compute_aside(
+            lambda: loader.first(read_models(writing, weights, adapters_on, machine.place))
+        )
         plain, taken = resolve_machine(MachineConfig(threads=threads)), [m.name for m in served]
         translators = read_translators(translating, plain, taken)
         for model in served:
@@ -155,7 +157,7 @@ def serve(
         classifiers = read_classifiers(classifying, machine, taken)
         for known in classifiers.values():
             print(f"{in_one_line(known.name)}: classifies, as the task /v1/tasks/{known.name}")
-        encoders = Encoders(read_encoders(encoding, [*taken, *classifiers]), queue)
+        encoders = Encoders(read_encoders(encoding, machine, [*taken, *classifiers]), queue)
         for encoder in encoders.models.values():
             print(encoder.description())
         engine = AsyncEngine(served, limits)

@@ -269,6 +269,7 @@ def train_classifier(
     out: StageFolder,
 ) -> dict[str, float]:
     """Train it in place and keep the best on validation; its metrics."""
+    machine.put(model)
     model.decoder.attend_explicitly()
     model.decoder.set_dropout(config.dropout)
     adapt(model, config.adapter, machine.dtype, derive_seed(out.seed, "adapters"))

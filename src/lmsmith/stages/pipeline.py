@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import random
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -414,6 +415,7 @@ class _Run:
 
     def run(self, only: str | None, redo: str | None = None) -> dict[str, object]:
         """Run the plan; each stage is decided on again once its inputs are made."""
+        _require_device(self.recipe.machine)
         remove_leftovers(self.folder)
         self.read_redo(redo)
         plan = self.plan(only)
@@ -479,6 +481,7 @@ class _Run:
         folder.mkdir(parents=True, exist_ok=True)
         self.progress.stage_begins(identity.stage, str(decision))
         reset_peak_memory()
+        self.reset_device_memory()
         started = before.get("started") or datetime.now(UTC).isoformat(timespec="seconds")
         about = {**identity.as_dict(), "started": started}
         watched = WatchedProgress(self.progress, folder / "started.json", about, before)
@@ -509,10 +512,26 @@ class _Run:
                 "version": VERSION,
                 **_provenance(),
                 "machine": self.machine,
+                **self.device_memory(),
             },
         )
         put_in_place(working, folder)
         clean_up_stage(folder)
+
+    def reset_device_memory(self) -> None:
+        if "torch" in sys.modules and self.prepare is None:
+            from lmsmith.device import choose_device, reset_device_memory
+
+            reset_device_memory(choose_device(self.recipe.machine.device))
+
+    def device_memory(self) -> dict[str, object]:
+        """The most memory of a GPU that the stage took; nothing on the processor."""
+        if "torch" not in sys.modules or self.prepare is not None:
+            return {}
+        from lmsmith.device import choose_device, device_memory
+
+        found = device_memory(choose_device(self.recipe.machine.device))
+        return {} if found is None else {"peak_device_memory_bytes": found}
 
     def summary(self, decisions: Sequence[Decision]) -> dict[str, object]:
         """The run's result, from the records in the folder."""
@@ -534,11 +553,19 @@ class _Run:
 
 
 def _prepare_process(config: MachineConfig) -> dict[str, object]:
-    from lmsmith.training.machine import measure_matrix_peak, prepare_process  # imports torch
+    from lmsmith.training.machine import matrix_peak, prepare_process  # imports torch
 
     machine = prepare_process(config)
-    peak = measure_matrix_peak(machine.precision)
+    peak = matrix_peak(machine)
     return {**vars(machine), "peak_gflops": round(peak, 1)}
+
+
+def _require_device(config: MachineConfig) -> None:
+    """Refuse a device that is named and is not here, before anything runs."""
+    if config.device != "auto" or os.environ.get("LMSMITH_DEVICE"):
+        from lmsmith.device import choose_device  # imports torch
+
+        choose_device(config.device)
 
 
 def _seed_generators(seed: int) -> None:

@@ -30,8 +30,8 @@ FEW_UPDATES = 16
 def run(config: PPOConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict[str, float]:
     """Policy and reference from SFT, value model from the reward model; save ``model/``."""
     machine = resolve_machine(out.machine)
-    reference = load_decoder(inputs["policy"] / "model")
-    reward_model = load_scalar_model(inputs["reward"] / "model")
+    reference = machine.put(load_decoder(inputs["policy"] / "model"))
+    reward_model = machine.put(load_scalar_model(inputs["reward"] / "model"))
     tokenizer = Tokenizer.load(inputs["policy"] / "model")
     context = reference.config.context
     room = min(config.max_prompt_tokens, context - config.max_new_tokens)

@@ -150,6 +150,7 @@ def run(config: RewardConfig, inputs: Mapping[str, Path], out: StageFolder) -> d
     else:
         model = ScalarModel(decoder)
         model.initialise_head(torch.Generator().manual_seed(derive_seed(out.seed, "head")))
+    machine.put(model)
     decoder.attend_explicitly()
     fitted: dict[str, float] = {}
     if config.fit_head and ("start" not in inputs or not config.epochs):

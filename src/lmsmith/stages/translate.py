@@ -42,7 +42,7 @@ from lmsmith.runs.metrics_log import read_metrics
 from lmsmith.runs.stage_folder import StageFolder, derive_seed
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.loop import BestWeights, few_steps_warning, rise_warning, run_steps
-from lmsmith.training.machine import ResolvedMachine, measure_matrix_peak, resolve_machine
+from lmsmith.training.machine import ResolvedMachine, matrix_peak, resolve_machine
 from lmsmith.training.optimiser import (
     Optimiser,
     OptimiserConfig,
@@ -245,9 +245,9 @@ def train_model(
     groups = length_batches([max(map(len, pair)) for pair in held_out], config.batch_tokens)
     measured = [make_batch([held_out[place] for place in group], start) for group in groups]
     optimiser = Optimiser(
-        model, config.optimiser, matrices=[model.encoder.blocks, model.decoder_blocks]
+        machine.put(model), config.optimiser, matrices=[model.encoder.blocks, model.decoder_blocks]
     )
-    best, peak = BestWeights(model), measure_matrix_peak(machine.precision)
+    best, peak = BestWeights(model), matrix_peak(machine)
     torch.manual_seed(derive_seed(out.seed, "dropout"))
 
     def step(index: int) -> Mapping[str, float]:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from lmsmith.core.errors import UserError, refusing_damage
 from lmsmith.core.files import atomic_folder, read_json, sha256_file, write_json
+from lmsmith.device import HOST
 
 TENSORS = "tensors.safetensors"
 SCALARS = "state.json"
@@ -29,7 +30,7 @@ def flatten_state(state: Any) -> tuple[Any, dict[str, torch.Tensor]]:
 
     def encode(value: Any, place: str) -> Any:
         if isinstance(value, torch.Tensor):
-            tensors[place] = value.detach().contiguous()
+            tensors[place] = value.detach().to(HOST).contiguous()
             return {"tensor": place}
         if isinstance(value, dict):
             return {"dict": [[k, encode(v, f"{place}/{k!r}")] for k, v in value.items()]}

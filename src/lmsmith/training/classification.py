@@ -11,13 +11,14 @@ from torch.nn import functional as F
 
 from lmsmith.corpus.batches import NO_TARGET
 from lmsmith.corpus.labelled.task import Example
+from lmsmith.device import HOST, device_of, moved
 from lmsmith.models.batching import length_batches, memory_groups
 from lmsmith.models.classifier import Classifier
 from lmsmith.models.decoder import Decoder
 from lmsmith.prompts.transformations import Controls, transform
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.losses import linear_cross_entropy_sum
-from lmsmith.training.machine import ResolvedMachine, evaluation_mode
+from lmsmith.training.machine import ResolvedMachine
 
 TOKENS_AT_ONCE = 8_192
 """Most tokens of sequences that are predicted together."""
@@ -71,7 +72,9 @@ class PaddedExamples:
     targets_nt: Tensor
 
 
-def pad_examples(examples: Sequence[EncodedExample], vocabulary_size: int) -> PaddedExamples:
+def pad_examples(
+    examples: Sequence[EncodedExample], vocabulary_size: int, device: torch.device = HOST
+) -> PaddedExamples:
     """One tensor of all sequences. No position of a text sees the padding after it."""
     sequences = [sequence for example in examples for sequence in example.sequences]
     lengths_n = torch.tensor([len(sequence) for sequence in sequences])
@@ -83,6 +86,8 @@ def pad_examples(examples: Sequence[EncodedExample], vocabulary_size: int) -> Pa
     inside_nt = torch.arange(tokens_nt.shape[1])[None] < lengths_n[:, None] - 1
     targets_nt[~inside_nt | (targets_nt >= vocabulary_size)] = NO_TARGET
     counts_b = [len(example.sequences) for example in examples]
+    tensors = (moved(each, device) for each in (tokens_nt, lengths_n, targets_nt))
+    tokens_nt, lengths_n, targets_nt = tensors
     return PaddedExamples(tokens_nt, lengths_n, counts_b, targets_nt)
 
 
@@ -108,9 +113,11 @@ def task_losses(
     squared error in standard deviations."""
     config = model.config
     if config.predicts_numbers:
-        targets = torch.tensor([each.target for each in examples])
+        targets = torch.tensor([each.target for each in examples], device=logits_bk.device)
         return squared_error(logits_bk[:, 0], (targets - config.mean) / config.deviation)
-    labels_b = torch.tensor([each.label for each in examples])
+    labels_b = torch.tensor([each.label for each in examples], device=logits_bk.device)
+    if class_weights_k is not None:
+        class_weights_k = class_weights_k.to(logits_bk.device)
     return F.cross_entropy(logits_bk, labels_b, weight=class_weights_k, reduction="none")
 
 
@@ -142,7 +149,8 @@ def accumulate_classifier_gradients(
     vocabulary = model.config.model.vocabulary_size
     lengths = [each.length * len(each.sequences) for each in examples]
     groups = memory_groups(lengths, model.config.model)
-    padded = [pad_examples([examples[i] for i in group], vocabulary) for group in groups]
+    device = device_of(model)
+    padded = [pad_examples([examples[i] for i in group], vocabulary, device) for group in groups]
     targets = max(1, sum(int((each.targets_nt != NO_TARGET).sum()) for each in padded))
     task_total, lm_total = 0.0, 0.0
     for group, batch in zip(groups, padded, strict=True):
@@ -172,11 +180,11 @@ def predict(
     found: list[Tensor] = [torch.empty(0)] * len(examples)
     vocabulary = model.config.model.vocabulary_size
     lengths = [each.length * len(each.sequences) for each in examples]
-    with evaluation_mode(model), machine.autocast():
+    with machine.reading(model):
         for group in length_batches(lengths, TOKENS_AT_ONCE):
             chosen = [examples[i] for i in group]
-            batch = pad_examples(chosen, vocabulary)
-            logits_bk = model(batch.tokens_nt, batch.lengths_n, batch.counts_b)
+            batch = pad_examples(chosen, vocabulary, device_of(model))
+            logits_bk = model(batch.tokens_nt, batch.lengths_n, batch.counts_b).to(HOST)
             for place, example, logits_k in zip(group, chosen, logits_bk, strict=True):
                 is_choice = model.config.form == "multiple_choice"
                 found[place] = logits_k[: len(example.sequences)] if is_choice else logits_k

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lmsmith.corpus.batches import NO_TARGET
+from lmsmith.device import compute_dtype, without_autocast
 from lmsmith.training.losses import chunks
 
 Divergence = Literal["forward_kl", "reverse_kl"]
@@ -137,10 +138,12 @@ class _ChunkedLoss(torch.autograd.Function):
         dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor, Tensor]:
         weight = weight_vd.detach().to(dtype)
-        sums = torch.zeros(3)
+        sums = torch.zeros(3, device=weight.device)
         hidden_gradient = torch.empty_like(hidden_nd)
         weight_learns = weight_vd.requires_grad
-        weight_gradient_dv = torch.zeros(weight.T.shape if weight_learns else (0, 0))
+        weight_gradient_dv = torch.zeros(
+            weight.T.shape if weight_learns else (0, 0), device=weight.device
+        )
         for rows in chunks(hidden_nd.shape[0], weight.shape[0]):
             hidden = hidden_nd[rows].detach().to(dtype)
             with torch.enable_grad():
@@ -186,13 +189,11 @@ def distillation_sums(
         targets: (…) token ids or `NO_TARGET`.
         teach: gives the teacher's distributions at the positions that have a target.
     """
-    device = hidden.device.type
-    autocast = torch.is_autocast_enabled(device)
-    dtype = torch.get_autocast_dtype(device) if autocast else hidden.dtype
+    dtype = compute_dtype(hidden)
     wanted = (targets.reshape(-1) != NO_TARGET).nonzero()[:, 0]
     hidden_nd = hidden.reshape(-1, hidden.shape[-1])[wanted]
     targets_n = targets.reshape(-1)[wanted]
-    with torch.autocast(device, enabled=False):
+    with without_autocast(hidden.device):
         sums: tuple[Tensor, Tensor, Tensor] = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
             hidden_nd, weight_vd, targets_n, teach, objective, dtype
         )

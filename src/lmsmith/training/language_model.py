@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from lmsmith.corpus.batches import NO_TARGET, Batch
+from lmsmith.device import device_of
 from lmsmith.models.adapters import TrainedState, has_adapters
-from lmsmith.models.attention import packed_mask
 from lmsmith.models.decoder import Decoder
 from lmsmith.runs.metrics_log import read_metrics
 from lmsmith.runs.stage_folder import StageFolder, derive_seed
@@ -21,10 +21,11 @@ from lmsmith.training.losses import linear_cross_entropy_sum
 from lmsmith.training.machine import (
     ResolvedMachine,
     choose_compiling,
-    measure_matrix_peak,
-    measure_matrix_peak_again,
+    matrix_peak,
+    raised_peak,
 )
 from lmsmith.training.optimiser import Optimiser, OptimiserConfig
+from lmsmith.training.packed import packed_rows
 
 VALIDATION = "validation/bits_per_byte"
 
@@ -35,14 +36,10 @@ def packed_loss_sum(decoder: Decoder, batch: Batch, rows: slice = slice(None)) -
     No position attends to another document, and positions count from each document's start, so the
     sum equals that of the same pieces in rows of their own.
     """
-    hidden_btd = decoder(
-        torch.from_numpy(batch.tokens_bt[rows]),
-        torch.from_numpy(batch.positions_bt[rows]),
-        packed_mask(torch.from_numpy(batch.documents_bt[rows])),
-    )
-    targets_bt = torch.from_numpy(batch.targets_bt[rows])
+    packed = packed_rows(batch, device_of(decoder), rows)
+    hidden_btd = decoder(*packed.read)
     return linear_cross_entropy_sum(
-        hidden_btd, decoder.unembedding_weight, targets_bt, compiled=decoder.compiled
+        hidden_btd, decoder.unembedding_weight, packed.targets_bt, compiled=decoder.compiled
     )
 
 
@@ -99,7 +96,7 @@ def training_step(
         micro_batch_size: as in `accumulate_gradients`.
     """
     flops_per_token = training_flops_per_token(decoder)
-    peak = measure_matrix_peak(machine.precision)
+    peak = matrix_peak(machine)
 
     def step(index: int) -> Mapping[str, float]:
         nonlocal peak
@@ -111,8 +108,7 @@ def training_step(
         gradient_norm = optimiser.step(factor)
         tokens_per_second = batch.tokens_bt.size / (time.perf_counter() - started)
         gigaflops = tokens_per_second * flops_per_token / 1e9
-        if gigaflops > peak:
-            peak = max(gigaflops, measure_matrix_peak_again(machine.precision))
+        peak = raised_peak(machine, peak, gigaflops)
         return {
             "loss": loss,
             "bits_per_byte": loss / math.log(2) / bytes_per_token,
@@ -158,7 +154,7 @@ def train_language_model(
     Returns:
         `training_summary`.
     """
-    optimiser = Optimiser(decoder, optimiser_config, matrices=[decoder.blocks])
+    optimiser = Optimiser(machine.put(decoder), optimiser_config, matrices=[decoder.blocks])
     planned_flops = steps * batch_tokens * training_flops_per_token(decoder)
     if choose_compiling(machine, planned_flops, out.checkpoints):
         out.progress.note(f"{description}: compiling the blocks; the first step takes longer")

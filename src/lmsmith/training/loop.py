@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lmsmith.core.errors import Interrupted, UserError
+from lmsmith.device import choose_device, random_state, set_random_state
 from lmsmith.models.adapters import TrainedState
 from lmsmith.runs.signals import stop_requested
 from lmsmith.runs.stage_folder import StageFolder
@@ -61,19 +62,22 @@ def run_steps(
         Interrupted: a signal asked to stop; the state has been saved.
     """
     checkpoints = Checkpoints(out.checkpoints, say=out.progress.say)
+    device = choose_device(out.machine.device)
     metrics, done, stopped = out.metrics_log(), 0, False
     if (saved := checkpoints.load_latest()) is not None:
         done, content = saved
         for name, part in state.items():
             part.load_state_dict(content["parts"][name])
         torch.set_rng_state(content["random"])
+        set_random_state(device, content.get("device_random"))
         stopped = content["stopped"]
         out.progress.note(f"{description}: continuing after step {done} of {steps}")
     metrics.truncate_after(done)
 
     def save() -> None:
         parts = {name: part.state_dict() for name, part in state.items()}
-        whole = {"parts": parts, "random": torch.get_rng_state(), "stopped": stopped}
+        random = {"random": torch.get_rng_state(), "device_random": random_state(device)}
+        whole = {"parts": parts, **random, "stopped": stopped}
         checkpoints.save(done, whole)
 
     out.progress.begin(description, steps, "steps", done)

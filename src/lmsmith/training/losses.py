@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lmsmith.corpus.batches import NO_TARGET
+from lmsmith.device import compute_dtype, without_autocast
 
 CHUNK_ELEMENTS = 8 << 20
 """Logits held at once; chosen so that a chunk's passes stay in cache."""
@@ -71,12 +72,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         step = _compiled_softmax_step() if compiled else _softmax_step
         weight = weight_vd.detach().to(dtype)
-        total = torch.zeros((), dtype=torch.float32)
+        total = torch.zeros((), dtype=torch.float32, device=hidden_nd.device)
         hidden_gradient = torch.empty_like(hidden_nd)
         # Transposed: a product is twice as fast when its left factor lies in order, and hidden
         # states are smaller to transpose than gradients. A frozen weight has none.
         weight_learns = weight_vd.requires_grad
-        weight_gradient_dv = torch.zeros(weight.T.shape if weight_learns else (0, 0))
+        weight_gradient_dv = torch.zeros(
+            weight.T.shape if weight_learns else (0, 0), device=weight.device
+        )
         for rows in chunks(hidden_nd.shape[0], weight.shape[0]):
             hidden = hidden_nd[rows].detach().to(dtype)
             targets = targets_n[rows, None]
@@ -84,7 +87,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             valid = targets != NO_TARGET
             losses, gradient, at_target = step(hidden @ weight.T, places, valid, smoothing)
             # Not scatter_, whose deterministic form copies all of it.
-            gradient[torch.arange(len(places)), places[:, 0]] = at_target[:, 0]
+            rows_n = torch.arange(len(places), device=places.device)
+            gradient[rows_n, places[:, 0]] = at_target[:, 0]
             total += losses.sum()
             hidden_gradient[rows] = gradient @ weight
             if weight_learns:
@@ -122,20 +126,18 @@ def linear_cross_entropy_sum(
         smoothing: ε of label smoothing (Szegedy et al. 2016, section 7): the target distribution
             has 1 − ε more at the target than ε / vocabulary everywhere.
     """
-    device = hidden.device.type
-    autocast = torch.is_autocast_enabled(device)
-    dtype = torch.get_autocast_dtype(device) if autocast else hidden.dtype
+    dtype = compute_dtype(hidden)
     hidden_nd, targets_n = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
     if (needed := _needed_positions(targets_n)) is not None:
         hidden_nd, targets_n = hidden_nd[needed], targets_n[needed]
-    with torch.autocast(device, enabled=False):
+    with without_autocast(hidden.device):
         if torch.is_grad_enabled() and (hidden.requires_grad or weight_vd.requires_grad):
             loss: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
                 hidden_nd, weight_vd, targets_n, dtype, compiled, smoothing
             )
             return loss
         weight = weight_vd.to(dtype)
-        total = torch.zeros((), dtype=torch.float32)
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         for rows in chunks(hidden_nd.shape[0], weight.shape[0]):
             logits = (hidden_nd[rows].to(dtype) @ weight.T).float()
             total += F.cross_entropy(

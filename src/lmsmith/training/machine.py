@@ -21,9 +21,20 @@ from torch import nn
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import read_json, write_json
 from lmsmith.core.recipe import MachineConfig
+from lmsmith.device import (
+    HOST,
+    autocast,
+    choose_device,
+    instruction_set,
+    is_host,
+    known_peak,
+    product_dtype,
+    synchronise,
+)
 from lmsmith.runs.stage_folder import available_cores
 
 Result = TypeVar("Result")
+Model = TypeVar("Model", bound=nn.Module)
 
 COMPILE_SECONDS = 20.0
 """Approximate time that compiling a training step takes on two cores."""
@@ -45,39 +56,47 @@ class ResolvedMachine:
     """``amx_bf16``, ``avx512_bf16`` or ``other``."""
     deterministic: bool
     """Whether only deterministic algorithms run."""
+    device: str = str(HOST)
+    """Where models compute, such as ``cuda:0``."""
+
+    @property
+    def place(self) -> torch.device:
+        """The device as PyTorch's."""
+        return torch.device(self.device)
+
+    def put(self, model: Model) -> Model:
+        """A model on the device; it is moved in place."""
+        return model.to(self.place)
 
     @property
     def dtype(self) -> torch.dtype:
         return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
+    @contextlib.contextmanager
+    def reading(self, *models: nn.Module) -> Iterator[None]:
+        """Inside, the models are on the device and in evaluation mode; products are autocast."""
+        for model in models:
+            self.put(model)
+        with evaluation_mode(*models), self.autocast():
+            yield
+
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """Matrix products in the machine's precision; parameters and sums stay float32."""
-        if self.precision == "fp32":
-            return contextlib.nullcontext()
-        return torch.autocast("cpu", dtype=torch.bfloat16)
-
-
-def cpu_instruction_set() -> str:
-    """The best bf16 product instructions of this processor."""
-    if torch.cpu._is_amx_tile_supported():
-        return "amx_bf16"
-    if torch.cpu._is_avx512_bf16_supported():
-        return "avx512_bf16"
-    return "other"
+        return autocast(self.place, self.dtype)
 
 
 def resolve_machine(config: MachineConfig) -> ResolvedMachine:
     """Turn every ``auto`` into a choice; nothing in the process changes.
 
     Raises:
-        UserError: a negative number of threads.
+        UserError: a negative number of threads, or a device that this machine lacks.
     """
     if config.threads < 0:
         raise UserError(f"threads {config.threads}: must not be negative", "0 uses all cores")
-    instruction_set = cpu_instruction_set()
+    device = choose_device(config.device)
     precision = config.precision
     if precision == "auto":
-        precision = "fp32" if instruction_set == "other" else "bf16"
+        precision = "bf16" if product_dtype(device) == torch.bfloat16 else "fp32"
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or ""
     compiler = compiler if shutil.which(compiler) else ""
     return ResolvedMachine(
@@ -85,8 +104,9 @@ def resolve_machine(config: MachineConfig) -> ResolvedMachine:
         compile=config.compile if compiler else "off",
         threads=config.threads or available_cores(),
         compiler=compiler,
-        instruction_set=instruction_set,
+        instruction_set=instruction_set(),
         deterministic=config.deterministic,
+        device=str(device),
     )
 
 
@@ -95,7 +115,11 @@ def prepare_process(config: MachineConfig) -> ResolvedMachine:
     machine = resolve_machine(config)
     keep_freed_memory()
     torch.set_num_threads(machine.threads)
-    torch.use_deterministic_algorithms(machine.deterministic)
+    if not is_host(machine.place):
+        # cuBLAS reads it when it begins; without it products are not the same every time.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # A GPU has operations without a deterministic form (docs/gpus.md names them): it warns of them.
+    torch.use_deterministic_algorithms(machine.deterministic, warn_only=not is_host(machine.place))
     # Filling fresh memory with NaN is a debugging aid that costs a write of every result.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return machine
@@ -149,25 +173,38 @@ def keep_freed_memory() -> None:
         libc.mallopt(top_pad, 256 << 20)
 
 
+def matrix_peak(machine: ResolvedMachine) -> float:
+    """GFLOP/s of the device's matrix products: a known GPU's, else measured."""
+    known = known_peak(machine.place, machine.dtype)
+    return known or measure_matrix_peak(machine.precision, machine.device)
+
+
 @functools.cache
-def measure_matrix_peak(precision: str, size: int = 2048, seconds: float = 0.4) -> float:
+def measure_matrix_peak(
+    precision: str, device: str = str(HOST), size: int = 0, seconds: float = 0.4
+) -> float:
     """GFLOP/s of a square matrix product, best of several, in this process's threads."""
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    dtype, place = torch.bfloat16 if precision == "bf16" else torch.float32, torch.device(device)
+    size = size or (2048 if is_host(place) else 8192)
     generator = torch.Generator().manual_seed(0)  # the global one is for dropout, and a run's
-    left, right = (torch.randn(size, size, generator=generator).to(dtype) for _ in range(2))
+    left, right = (torch.randn(size, size, generator=generator).to(place, dtype) for _ in range(2))
     best = float("inf")
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
+        synchronise(place)
         started = time.perf_counter()
         left @ right
+        synchronise(place)
         best = min(best, time.perf_counter() - started)
     return 2.0 * size**3 / best / 1e9
 
 
-def measure_matrix_peak_again(precision: str) -> float:
-    """Measure the peak again, where work ran faster: something disturbed the first measurement."""
+def raised_peak(machine: ResolvedMachine, peak: float, gigaflops: float) -> float:
+    """The peak, measured again where work ran faster: something disturbed the first measurement."""
+    if gigaflops <= peak:
+        return peak
     measure_matrix_peak.cache_clear()
-    return measure_matrix_peak(precision)
+    return max(gigaflops, matrix_peak(machine))
 
 
 def worth_compiling(machine: ResolvedMachine, planned_flops: float) -> bool:
@@ -178,7 +215,7 @@ def worth_compiling(machine: ResolvedMachine, planned_flops: float) -> bool:
     """
     if machine.compile != "auto":
         return machine.compile == "on"
-    eager_seconds = planned_flops / (0.2e9 * measure_matrix_peak(machine.precision))
+    eager_seconds = planned_flops / (0.2e9 * matrix_peak(machine))
     return eager_seconds > 4 * COMPILE_SECONDS
 
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from lmsmith.corpus.batches import NO_TARGET
 from lmsmith.corpus.masking import MaskedBatch
+from lmsmith.device import device_of, moved
 from lmsmith.models.attention import padding_mask
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.masked_lm import MaskedLM
@@ -24,9 +25,8 @@ from lmsmith.training.loop import BestWeights, few_steps_warning, run_steps
 from lmsmith.training.machine import (
     ResolvedMachine,
     choose_compiling,
-    evaluation_mode,
-    measure_matrix_peak,
-    measure_matrix_peak_again,
+    matrix_peak,
+    raised_peak,
 )
 from lmsmith.training.optimiser import Optimiser, OptimiserConfig
 
@@ -65,11 +65,13 @@ class Guesses:
 
 def encoded(model: MaskedLM, batch: MaskedBatch) -> Tensor:
     """The encoder's states of a batch, (batch, length, width)."""
-    tokens = torch.from_numpy(batch.tokens_bt)
-    lengths = torch.from_numpy(batch.lengths_b)
-    whole = bool((lengths == tokens.shape[1]).all())
+    device = device_of(model)
+    tokens = moved(torch.from_numpy(batch.tokens_bt), device)
+    whole = bool((batch.lengths_b == tokens.shape[1]).all())
+    lengths = moved(torch.from_numpy(batch.lengths_b), device)
     mask = None if whole else padding_mask(lengths, tokens.shape[1])
-    hidden: Tensor = model.decoder(tokens, None, mask, torch.from_numpy(batch.segments_bt))
+    segments = moved(torch.from_numpy(batch.segments_bt), device)
+    hidden: Tensor = model.decoder(tokens, None, mask, segments)
     return hidden
 
 
@@ -78,14 +80,15 @@ def masked_losses(model: MaskedLM, batch: MaskedBatch) -> tuple[Tensor, Tensor, 
     kind are right. The second loss is 0 without pairs.
     """
     hidden_btd = encoded(model, batch)
-    targets_bt = torch.from_numpy(batch.targets_bt)
+    targets_bt = moved(torch.from_numpy(batch.targets_bt), hidden_btd.device)
     chosen_bt = targets_bt != NO_TARGET
     logits_nv, targets_n = model.logits(hidden_btd[chosen_bt]).float(), targets_bt[chosen_bt]
     loss = F.cross_entropy(logits_nv, targets_n)
     right = int((logits_nv.argmax(dim=-1) == targets_n).sum())
     if batch.follows_b is None:
-        return loss, torch.zeros(()), right, 0
-    follows_b, logits_b2 = torch.from_numpy(batch.follows_b), model.follows(hidden_btd).float()
+        return loss, torch.zeros_like(loss), right, 0
+    follows_b = moved(torch.from_numpy(batch.follows_b), hidden_btd.device)
+    logits_b2 = model.follows(hidden_btd).float()
     right_pairs = int((logits_b2.argmax(dim=-1) == follows_b).sum())
     return loss, F.cross_entropy(logits_b2, follows_b), right, right_pairs
 
@@ -107,7 +110,7 @@ def masked_step(
     flops: float,
 ) -> Callable[[int], Mapping[str, float]]:
     """The step function of `loop.run_steps`; ``flops`` are a token's."""
-    peak = measure_matrix_peak(machine.precision)
+    peak = matrix_peak(machine)
 
     def step(index: int) -> Mapping[str, float]:
         nonlocal peak
@@ -121,8 +124,7 @@ def masked_step(
         norm = optimiser.step(factor)
         tokens = int(batch.lengths_b.sum())
         speed = tokens / (time.perf_counter() - started)
-        if speed * flops / 1e9 > peak:
-            peak = max(speed * flops / 1e9, measure_matrix_peak_again(machine.precision))
+        peak = raised_peak(machine, peak, speed * flops / 1e9)
         targets = int((batch.targets_bt != NO_TARGET).sum())
         row = {
             "loss": loss.item(),
@@ -164,7 +166,7 @@ def train_masked_lm(
     Returns:
         A summary of the metrics log; speeds are medians over the steps.
     """
-    optimiser = Optimiser(model, optimiser_config, matrices=[model.decoder.blocks])
+    optimiser = Optimiser(machine.put(model), optimiser_config, matrices=[model.decoder.blocks])
     flops = flops_per_token(model, model.config.model.context, fraction)
     if choose_compiling(machine, steps * batch_tokens * flops, out.checkpoints):
         out.progress.note("masked_lm: compiling the blocks; the first step takes longer")
@@ -207,9 +209,9 @@ def encoder_guesses(
 ) -> Guesses:
     """An encoder's predictions of the hidden tokens, from both sides."""
     total = Guesses()
-    with evaluation_mode(model), machine.autocast():
+    with machine.reading(model):
         for batch in held_out:
-            targets_bt = torch.from_numpy(batch.targets_bt)
+            targets_bt = moved(torch.from_numpy(batch.targets_bt), device_of(model))
             chosen_bt = targets_bt != NO_TARGET
             logits_nv = model.logits(encoded(model, batch)[chosen_bt]).float()
             total += _guesses(logits_nv, targets_bt[chosen_bt])
@@ -223,11 +225,13 @@ def decoder_guesses(
     is hidden from it.
     """
     total = Guesses()
-    with evaluation_mode(decoder), machine.autocast():
+    with machine.reading(decoder):
         for batch in held_out:
-            targets_bt = torch.from_numpy(batch.targets_bt)
+            device = device_of(decoder)
+            targets_bt = moved(torch.from_numpy(batch.targets_bt), device)
             chosen_bt = targets_bt != NO_TARGET
-            tokens_bt = torch.where(chosen_bt, targets_bt, torch.from_numpy(batch.tokens_bt))
+            hidden_bt = moved(torch.from_numpy(batch.tokens_bt), device)
+            tokens_bt = torch.where(chosen_bt, targets_bt, hidden_bt)
             hidden_btd = decoder(tokens_bt)[:, :-1][chosen_bt[:, 1:]]
             total += _guesses(decoder.logits(hidden_btd).float(), targets_bt[chosen_bt])
     return total

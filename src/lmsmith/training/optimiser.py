@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lmsmith.core.config import FractionBelowOne, NonNegativeFloat, PositiveFloat
-from lmsmith.training.machine import cpu_instruction_set
+from lmsmith.device import product_dtype
 from lmsmith.training.muon import Muon
 
 
@@ -72,7 +72,7 @@ class Optimiser:
             self.peaks.append(rate)
         if by_muon:
             rate, decay = config.matrix_learning_rate, config.weight_decay
-            dtype = torch.float32 if cpu_instruction_set() == "other" else torch.bfloat16
+            dtype = product_dtype(by_muon[0].device)
             self.parts.append(
                 Muon(by_muon, lr=rate, weight_decay=decay, momentum=config.momentum, dtype=dtype)
             )

@@ -10,15 +10,16 @@ import torch
 from torch import Tensor
 
 from lmsmith.corpus.batches import NO_TARGET
+from lmsmith.device import device_of
 from lmsmith.models.adapters import TrainedState
-from lmsmith.models.attention import packed_mask
 from lmsmith.models.decoder import Decoder
 from lmsmith.runs.stage_folder import StageFolder, derive_seed
 from lmsmith.training.distillation import Objective, distillation_sums
 from lmsmith.training.language_model import VALIDATION, held_out_looks, training_summary
 from lmsmith.training.loop import BestWeights, few_steps_warning, rise_warning, run_steps
-from lmsmith.training.machine import ResolvedMachine, choose_compiling, measure_matrix_peak
+from lmsmith.training.machine import ResolvedMachine, choose_compiling, matrix_peak
 from lmsmith.training.optimiser import Optimiser, OptimiserConfig
+from lmsmith.training.packed import packed_rows
 from lmsmith.training.teacher import TaughtBatch, Teacher
 
 
@@ -30,14 +31,12 @@ def student_sums(
     rows: slice = slice(None),
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`distillation_sums` over the targets of packed rows."""
-    hidden_btd = student(
-        torch.from_numpy(batch.tokens_bt[rows]),
-        torch.from_numpy(batch.positions_bt[rows]),
-        packed_mask(torch.from_numpy(batch.documents_bt[rows])),
-    )
+    packed = packed_rows(batch, device_of(student), rows)
+    hidden_btd = student(*packed.read)
     teach = teacher.teach(batch, rows) if teacher is not None else None
-    targets_bt = torch.from_numpy(batch.targets_bt[rows])
-    return distillation_sums(hidden_btd, student.unembedding_weight, targets_bt, teach, objective)
+    return distillation_sums(
+        hidden_btd, student.unembedding_weight, packed.targets_bt, teach, objective
+    )
 
 
 def accumulate_student_gradients(
@@ -55,7 +54,7 @@ def accumulate_student_gradients(
     """
     targets = int((batch.targets_bt != NO_TARGET).sum())
     rows = batch.tokens_bt.shape[0]
-    totals = torch.zeros(3)
+    totals = torch.zeros(3, device=device_of(student))
     for start in range(0, rows, micro_batch_size or rows):
         place = slice(start, start + (micro_batch_size or rows))
         with machine.autocast():
@@ -94,13 +93,13 @@ def train_student(
     Returns:
         `training_summary`.
     """
-    optimiser = Optimiser(student, optimiser_config, matrices=[student.blocks])
+    optimiser = Optimiser(machine.put(student), optimiser_config, matrices=[student.blocks])
     flops = student.config.training_flops_per_token() + teacher_flops
     planned = steps * batches(0).tokens_bt.size * flops
     if choose_compiling(machine, planned, out.checkpoints):
         out.progress.note(f"{out.name}: compiling the blocks; the first step takes longer")
         student.compile_blocks()
-    best, peak = BestWeights(student), measure_matrix_peak(machine.precision)
+    best, peak = BestWeights(student), matrix_peak(machine)
     out.warn(few_steps_warning(steps, "raise tokens, or lower batch_tokens"))
     torch.manual_seed(derive_seed(out.seed, "dropout"))
 

@@ -22,12 +22,13 @@ from lmsmith.core.errors import Interrupted, UserError
 from lmsmith.core.files import read_json, write_json
 from lmsmith.core.progress import Progress
 from lmsmith.corpus.batches import NO_TARGET, Batch, generator
-from lmsmith.models.attention import packed_mask
+from lmsmith.device import HOST, device_of, moved
 from lmsmith.models.decoder import Decoder
 from lmsmith.runs.signals import stop_requested
 from lmsmith.training.distillation import Taught, Teach, tempered_log_probs, top_events
 from lmsmith.training.losses import chunks
-from lmsmith.training.machine import ResolvedMachine, evaluation_mode
+from lmsmith.training.machine import ResolvedMachine
+from lmsmith.training.packed import packed_rows
 
 ROWS_AT_ONCE = 16
 """Rows that the teacher reads at a time for the store; it is saved after every `SAVED_GROUPS`."""
@@ -108,7 +109,7 @@ class LiveTeacher:
     """
 
     def __init__(self, decoder: Decoder, temperature: float, machine: ResolvedMachine) -> None:
-        self.decoder, self.temperature, self.machine = decoder, temperature, machine
+        self.decoder, self.temperature, self.machine = machine.put(decoder), temperature, machine
 
     def teach(self, batch: TaughtBatch, rows: slice) -> Teach:
         hidden_nd, weight = self.hidden(batch, rows), self.decoder.unembedding_weight
@@ -122,14 +123,9 @@ class LiveTeacher:
 
     def hidden(self, batch: Batch, rows: slice = slice(None)) -> Tensor:
         """The teacher's states at the positions with a target, (n, width)."""
-        with evaluation_mode(self.decoder), self.machine.autocast():
-            hidden_btd = self.decoder(
-                torch.from_numpy(batch.tokens_bt[rows]),
-                torch.from_numpy(batch.positions_bt[rows]),
-                packed_mask(torch.from_numpy(batch.documents_bt[rows])),
-            )
-            wanted_bt = torch.from_numpy(batch.targets_bt[rows] != NO_TARGET)
-            found: Tensor = hidden_btd[wanted_bt]
+        with self.machine.reading(self.decoder):
+            packed = packed_rows(batch, device_of(self.decoder), rows)
+            found: Tensor = self.decoder(*packed.read)[packed.targets_bt != NO_TARGET]
             return found
 
 
@@ -152,7 +148,7 @@ class TeacherStore:
     def __init__(
         self, folder: Path, rows: FixedRows, teacher: LiveTeacher, k: int, progress: Progress
     ) -> None:
-        self.rows, self.k = rows, k
+        self.rows, self.k, self._device = rows, k, device_of(teacher.decoder)
         counts = rows.targets()
         self._starts = np.concatenate([[0], np.cumsum(counts)])
         identity = {
@@ -221,17 +217,18 @@ class TeacherStore:
             tokens_nk = log_probs_nv.topk(self.k, dim=1).indices
             events = top_events(log_probs_nv, tokens_nk).clamp(min=LEAST_LOG_PROB)
             place = slice(start + chunk.start, start + chunk.stop)
-            self._tokens[place] = tokens_nk.numpy()
-            self._log_probs[place] = events.numpy()
+            self._tokens[place] = tokens_nk.to(HOST).numpy()
+            self._log_probs[place] = events.to(HOST).numpy()
 
     def teach(self, batch: TaughtBatch, rows: slice) -> Teach:
-        numbers = batch.rows_b[rows]
+        numbers, device = batch.rows_b[rows], self._device
         places = np.concatenate([np.arange(self._starts[n], self._starts[n + 1]) for n in numbers])
 
         def taught(chunk: slice) -> Taught:
             chosen = places[chunk]
-            tokens_nk = torch.from_numpy(self._tokens[chosen].astype(np.int64))
-            log_probs = torch.from_numpy(self._log_probs[chosen].astype(np.float32))
+            tokens_nk = moved(torch.from_numpy(self._tokens[chosen].astype(np.int64)), device)
+            kept = torch.from_numpy(self._log_probs[chosen].astype(np.float32))
+            log_probs = moved(kept, device)
             return Taught(torch.log_softmax(log_probs, dim=1), tokens_nk)
 
         return taught
@@ -242,5 +239,5 @@ def state_digest(decoder: Decoder) -> str:
     digest = hashlib.sha256()
     for name, value in decoder.state_dict().items():
         digest.update(name.encode())
-        digest.update(value.detach().contiguous().numpy().tobytes())
+        digest.update(value.detach().contiguous().to(HOST).numpy().tobytes())
     return digest.hexdigest()

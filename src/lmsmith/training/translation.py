@@ -9,9 +9,10 @@ from torch import Tensor
 
 from lmsmith.corpus.batches import NO_TARGET
 from lmsmith.corpus.parallel import PairBatch
+from lmsmith.device import device_of, moved
 from lmsmith.models.encoder_decoder import EncoderDecoder
 from lmsmith.training.losses import linear_cross_entropy_sum
-from lmsmith.training.machine import ResolvedMachine, evaluation_mode
+from lmsmith.training.machine import ResolvedMachine
 
 
 def pair_loss_sum(model: EncoderDecoder, batch: PairBatch, smoothing: float = 0.0) -> Tensor:
@@ -20,10 +21,11 @@ def pair_loss_sum(model: EncoderDecoder, batch: PairBatch, smoothing: float = 0.
     Args:
         smoothing: ε of label smoothing (Vaswani et al. 2017, section 5.4: 0.1).
     """
-    lengths = None if batch.lengths_b is None else torch.from_numpy(batch.lengths_b)
-    source, inputs = torch.from_numpy(batch.source_bs), torch.from_numpy(batch.inputs_bt)
+    device = device_of(model)
+    parts = (batch.source_bs, batch.inputs_bt, batch.targets_bt)
+    source, inputs, targets_bt = (moved(torch.from_numpy(each), device) for each in parts)
+    lengths = None if batch.lengths_b is None else moved(torch.from_numpy(batch.lengths_b), device)
     hidden_btd = model(source, inputs, lengths)
-    targets_bt = torch.from_numpy(batch.targets_bt)
     return linear_cross_entropy_sum(
         hidden_btd, model.unembedding_weight, targets_bt, smoothing=smoothing
     )
@@ -34,7 +36,7 @@ def pair_loss(
 ) -> float:
     """Mean cross entropy of a target token in nats, without smoothing and dropout."""
     total, targets = 0.0, 0
-    with evaluation_mode(model), machine.autocast():
+    with machine.reading(model):
         for batch in batches:
             total += float(pair_loss_sum(model, batch))
             targets += int((batch.targets_bt != NO_TARGET).sum())

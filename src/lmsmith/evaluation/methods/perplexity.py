@@ -10,6 +10,7 @@ import torch
 
 from lmsmith.corpus.batches import NO_TARGET
 from lmsmith.corpus.messages import Message
+from lmsmith.device import device_of, moved
 from lmsmith.evaluation.methods.likelihood import LikelihoodReader
 from lmsmith.evaluation.model import Continuation, EvaluatedModel
 from lmsmith.evaluation.rows import DocumentRow
@@ -19,7 +20,7 @@ from lmsmith.models.decoder import Decoder
 from lmsmith.prompts.sft_rows import conversation_windows
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.losses import linear_cross_entropy_sum
-from lmsmith.training.machine import ResolvedMachine, evaluation_mode
+from lmsmith.training.machine import ResolvedMachine
 
 TOKENS_AT_ONCE = 8_192
 
@@ -193,7 +194,7 @@ def total_nats(
 ) -> float:
     """Sum of −log π(target | window before it) over the targets of all windows."""
     total, read = 0.0, 0
-    with evaluation_mode(decoder), machine.autocast():
+    with machine.reading(decoder):
         for group in length_batches([len(inputs) for inputs, _ in windows], TOKENS_AT_ONCE):
             length = max(len(windows[index][0]) for index in group)
             tokens_bt = torch.zeros(len(group), length, dtype=torch.long)
@@ -203,7 +204,9 @@ def total_nats(
                 tokens_bt[row, : len(inputs)] = torch.tensor(inputs, dtype=torch.long)
                 targets_bt[row, : len(targets)] = torch.tensor(targets, dtype=torch.long)
             # Padding stands on the right, where no token before it attends to it.
-            hidden_btd, weight = decoder(tokens_bt), decoder.unembedding_weight
+            device = device_of(decoder)
+            hidden_btd, weight = decoder(moved(tokens_bt, device)), decoder.unembedding_weight
+            targets_bt = moved(targets_bt, device)
             total += float(linear_cross_entropy_sum(hidden_btd, weight, targets_bt))
             read += tokens_bt.numel()
             if on_tokens is not None:

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from torch import Tensor
 from torch.nn import functional as F
 
+from lmsmith.device import HOST
 from lmsmith.server.auth import visitor_of
 from lmsmith.server.errors import ApiError
 from lmsmith.server.models import ServedModel, served_model
@@ -78,7 +79,7 @@ def _attention(
         weights_qt = weights[layer][head]
         return about | {"layer": layer, "head": head, **_numbers(weights_qt, len(shown))}
     pictures = torch.cat([thumbnails(each, len(shown)) for each in weights])
-    packed = base64.b64encode(pictures.numpy().tobytes()).decode()
+    packed = base64.b64encode(pictures.to(HOST).numpy().tobytes()).decode()
     return about | {"size": pictures.shape[-1], "thumbnails": packed}
 
 

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from lmsmith.corpus.batches import NO_TARGET, Batch, generator
+from lmsmith.device import HOST, device_of
 from lmsmith.generation.engine import generate
 from lmsmith.generation.settings import SamplingSettings
-from lmsmith.models.attention import packed_mask
 from lmsmith.models.decoder import Decoder
 from lmsmith.runs.signals import stop_if_requested
 from lmsmith.statistics.intervals import Interval, bootstrap_ratio
@@ -29,7 +29,8 @@ from lmsmith.studies.scale.documents import (
     Writer,
     pack,
 )
-from lmsmith.training.machine import ResolvedMachine, evaluation_mode
+from lmsmith.training.machine import ResolvedMachine
+from lmsmith.training.packed import packed_rows
 
 SHOTS = (0, 1, 2, 4, 8, 16)
 STYLES: Mapping[str, str] = {"direct": texts.DIRECT, "chain": texts.CHAIN}
@@ -66,7 +67,7 @@ def measure(
         on_part(next(done))
         stop_if_requested()
 
-    with evaluation_mode(decoder):
+    with machine.reading(decoder):
         for kind in texts.PATTERNS:
             found["patterns"][kind] = _measure_pattern(decoder, machine, writer, kind, items, seed)
             finished()
@@ -181,7 +182,10 @@ def _loss(
         batch = batches.batch_of(family, step)
         logits_bvt = _logits(decoder, machine, batch).transpose(1, 2)
         losses_bt = torch.nn.functional.cross_entropy(
-            logits_bvt, torch.from_numpy(batch.targets_bt), ignore_index=NO_TARGET, reduction="none"
+            logits_bvt.to(HOST),
+            torch.from_numpy(batch.targets_bt),
+            ignore_index=NO_TARGET,
+            reduction="none",
         )
         sums += losses_bt.double().sum(dim=1).tolist()
         counts += (batch.targets_bt != NO_TARGET).sum(axis=1).tolist()
@@ -190,15 +194,11 @@ def _loss(
 
 def _wrong(decoder: Decoder, machine: ResolvedMachine, batch: Batch) -> NDArray[np.bool_]:
     """Where there is a target, and another token is likelier."""
-    likeliest = _logits(decoder, machine, batch).argmax(dim=-1).numpy()
+    likeliest = _logits(decoder, machine, batch).argmax(dim=-1).to(HOST).numpy()
     return np.asarray((likeliest != batch.targets_bt) & (batch.targets_bt != NO_TARGET))
 
 
 def _logits(decoder: Decoder, machine: ResolvedMachine, batch: Batch) -> torch.Tensor:
     with machine.autocast():
-        hidden_btd = decoder(
-            torch.from_numpy(batch.tokens_bt),
-            torch.from_numpy(batch.positions_bt),
-            packed_mask(torch.from_numpy(batch.documents_bt)),
-        )
-        return decoder.logits(hidden_btd).float()
+        packed = packed_rows(batch, device_of(decoder))
+        return decoder.logits(decoder(*packed.read)).float()
