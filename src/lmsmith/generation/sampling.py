@@ -78,11 +78,16 @@ def filtered(logits_bv: Tensor, settings: SamplingSettings, mask: Mask | None = 
 def check_finite(logits_bv: Tensor) -> None:
     """Raise UserError where a row's largest logit is not a finite number."""
     if not bool(torch.isfinite(logits_bv.amax(dim=-1)).all()):
-        raise UserError(
-            "the model's logits are not finite numbers, so it cannot write",
-            "its weights are damaged, or its training diverged: make its stage again "
-            "(`lmsmith run RECIPE --redo STAGE`), if need be with a lower learning rate",
-        )
+        raise not_finite()
+
+
+def not_finite() -> UserError:
+    """What is said of a model whose logits are not finite."""
+    return UserError(
+        "the model's logits are not finite numbers, so it cannot write",
+        "its weights are damaged, or its training diverged: make its stage again "
+        "(`lmsmith run RECIPE --redo STAGE`), if need be with a lower learning rate",
+    )
 
 
 def greedy(logits_bv: Tensor) -> Tensor:

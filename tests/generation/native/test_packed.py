@@ -94,7 +94,7 @@ def test_products(
     expected = torch.nn.functional.linear(wide, exact, None if bias is None else bias.double())
     bound = bound_of(wide, exact, parts_of_numbers(tensor, exact))
     assert bool(((whole.double() - expected).abs() <= bound).all())
-    for rows, threads in ((1, 1), (1, 2), (2, 1), (3, 1), (5, 2), (6, 1), (7, 1), (17, 2)):
+    for rows, threads in ((1, 1), (1, 2), (2, 1), (3, 1), (5, 2), (6, 1), (7, 1), (17, 2), (33, 2)):
         torch.set_num_threads(threads)
         assert torch.equal(kernels.linear(x[:rows], weight, torch.float32), whole[:rows])
         alone = kernels.linear(x[rows : rows + 1], weight, torch.float32)

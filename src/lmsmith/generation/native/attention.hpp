@@ -271,14 +271,18 @@ std::vector<Queries> share_out(const Attend<T>& a) {
     return found;
 }
 
-// All threads of a team call it, with the same queries.
+// What a layer keeps, and then what it reads: two steps of a team.
 template <typename T>
-void attend_in_team(Member& member, const Attend<T>& a, const std::vector<Queries>& queries) {
-    member.share(int64_t(a.tokens) * a.shared,
-                 [&](int64_t i) { keep(a, int(i / a.shared), int(i % a.shared)); });
-    member.barrier();  // a token sees those of its own row that are read with it
-    member.take(queries.size(), [&](int64_t i) { mix_all(a, queries[i]); });
-    member.barrier();
+void keep_range(const Attend<T>& a, int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) keep(a, int(i / a.shared), int(i % a.shared));
 }
+
+template <typename T>
+void mix_range(const Attend<T>& a, const std::vector<Queries>& queries, int64_t begin,
+               int64_t end) {
+    for (int64_t i = begin; i < end; ++i) mix_all(a, queries[i]);
+}
+
+const int MIXED_RANGES = 256;  // prompts: the last queries see most, so ranges are small
 
 }  // namespace lmsmith

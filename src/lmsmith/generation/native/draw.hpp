@@ -31,6 +31,22 @@ struct Logits {
     }
 };
 
+// Whether the largest logit is a finite number, and none is NaN.
+inline bool is_finite(const Logits<false>& logits) {
+    const f32x16 zero = {}, one = zero + 1.0f;
+    f32x16 most = zero - INFINITY, numbers = one;
+    for (int i = 0; i < logits.count; i += 16) {
+        const f32x16 x = logits.block(i);
+        most = larger(x, most);
+        numbers = select(x == x, numbers, zero);
+    }
+    for (int lane = 0; lane < 16; ++lane)
+        if (numbers[lane] == 0 || most[lane] == INFINITY) return false;
+    for (int lane = 0; lane < 16; ++lane)
+        if (most[lane] > -INFINITY) return true;
+    return false;
+}
+
 // The first of the largest.
 template <bool MASKED>
 inline int largest_of(const Logits<MASKED>& logits) {

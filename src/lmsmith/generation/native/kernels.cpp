@@ -5,6 +5,7 @@
 // the same, to the bit, whatever else is in the batch.
 
 #include <memory>
+#include <optional>
 
 #include "attention.hpp"
 #include "draw.hpp"
@@ -17,36 +18,57 @@ namespace {
 
 const int MANY_ROWS = 16;  // from which on a second thread pays in what is done row by row
 
-// A thread's share of the blocks; all threads of a team call it.
-void linear_in_team(Member& member, const Linear& l) {
-    const int pairs = (l.k + 1) / 2, chunks = (l.k + CHUNK - 1) / CHUNK;
-    const int64_t blocks = (l.n + LANES - 1) / LANES;
-    const int64_t begin = member.begin(blocks), end = member.end(blocks);
-    Part part{l, nullptr, nullptr, 0, pairs, chunks, l.scales ? l.k / l.group : 1, 0, 0, 0,
-              nullptr};
-    if (l.packing) prepare_packed_rows(l, part);
-    else prepare_rows(l, part);
-    const int64_t fit = ROWS_BYTES / (part.stride * (l.scales ? 2 : ROW_BYTES));
-    const int at_once = fit < MOST_ROWS ? MOST_ROWS : int(fit / MOST_ROWS * MOST_ROWS);
-    for (int first = 0; first < l.m; first += at_once) {
-        const int last = first + at_once < l.m ? first + at_once : l.m;
-        for (int64_t block = begin; block < end;) {
-            part.panel = int(block / PANEL * PANEL), part.within = int(block % PANEL);
-            part.together = int(blocks - part.panel < PANEL ? blocks - part.panel : PANEL);
-            const int64_t left = end - block, of_panel = part.together - part.within;
-            const int64_t most = left < of_panel ? left : of_panel;
-            const int width = most == 4 ? 4 : most >= 2 ? 2 : 1;
-            if (l.packing) multiply_packed(part, width, first, last);
-            else multiply_part(part, width, first, last);
-            block += width;
+// A layer's rows in the form that its product takes, and the products of some of its panels.
+class Product {
+  public:
+    explicit Product(const Linear& l)
+        : l_(l), pairs_((l.k + 1) / 2), chunks_((l.k + CHUNK - 1) / CHUNK),
+          blocks_((l.n + LANES - 1) / LANES),
+          part_{l_, nullptr, nullptr, 0, pairs_, chunks_, l.scales ? l.k / l.group : 1, 0, 0, 0,
+                nullptr} {
+        if (l.packing) prepare_packed_rows(l_, part_);
+        else prepare_rows(l_, part_);
+        const int64_t fit = ROWS_BYTES / (part_.stride * (l.scales ? 2 : ROW_BYTES));
+        at_once_ = fit < MOST_ROWS ? MOST_ROWS : int(fit / MOST_ROWS * MOST_ROWS);
+    }
+    Product(const Product&) = delete;
+
+    void multiply(int64_t begin, int64_t end) {
+        for (int first = 0; first < l_.m; first += at_once_) {
+            const int last = first + at_once_ < l_.m ? first + at_once_ : l_.m;
+            for (int64_t panel = begin; panel < end; ++panel) {
+                part_.panel = int(panel * PANEL), part_.within = 0;
+                part_.together = int(std::min<int64_t>(blocks_ - part_.panel, PANEL));
+                while (part_.within < part_.together) {
+                    const int left = part_.together - part_.within;
+                    const int width = left == 4 ? 4 : left >= 2 ? 2 : 1;
+                    if (l_.packing) multiply_packed(part_, width, first, last);
+                    else multiply_part(part_, width, first, last);
+                    part_.within += width;
+                }
+            }
         }
     }
-}
+
+  private:
+    const Linear l_;
+    const int pairs_, chunks_;
+    const int64_t blocks_;
+    int at_once_;
+    Part part_;
+};
 
 template <typename T>
-void attend(const Attend<T>& a, int threads) {
-    const std::vector<Queries> queries = share_out(a);
-    in_team(threads, [&](Member& member) { attend_in_team(member, a, queries); });
+void attend(const Attend<T>& all, int threads) {
+    in_team(threads, [a = all, queries = share_out(all)](Member& member) {
+        const Attend<T>* of = &a;
+        member.divide(int64_t(a.tokens) * a.shared,
+                      [of](int64_t begin, int64_t end) { keep_range(*of, begin, end); });
+        const int64_t count = queries.size();
+        member.divide(count, [&](int64_t begin, int64_t end) {
+            mix_range(a, queries, begin, end);
+        }, MIXED_RANGES);
+    });
 }
 
 struct Matrix {
@@ -107,27 +129,90 @@ struct Scratch {
 
 int outputs_of(const Matrix& w) { return w.outputs + (w.next ? outputs_of(*w.next) : 0); }
 
-void multiply_in_team(Member& member, const Matrix& w, const bf16* x, void* y, int rows,
-                      int result) {
-    const int width = outputs_of(w), size = result == AS_BF16 ? 2 : 4;
-    char* to = static_cast<char*>(y);
-    for (const Matrix* each = &w; each; to += each->outputs * size, each = each->next)
-        linear_in_team(member, {x, each->weight, each->scales, each->bias, to, rows, each->inputs,
-                                each->outputs, each->group, result, width, each->packing,
-                                each->minima, each->steps});
+// Panels of a matrix, and of those that follow it. Threads share out whole ones: their blocks stand
+// side by side in a cache line.
+int64_t own_panels(const Matrix& w) { return (w.outputs + PANEL * LANES - 1) / (PANEL * LANES); }
+int64_t panels_of(const Matrix& w) { return own_panels(w) + (w.next ? panels_of(*w.next) : 0); }
+
+// x by a matrix and those that follow it, whose outputs go side by side into y; each thread has its
+// own, which prepares the rows once.
+class Multiply {
+  public:
+    Multiply(const Matrix* weight, const bf16* x, void* y, int rows, int result)
+        : weight_(weight), x_(x), y_(static_cast<char*>(y)), rows_(rows), result_(result) {}
+    Multiply(const Multiply& of) : Multiply(of.weight_, of.x_, of.y_, of.rows_, of.result_) {}
+
+    void operator()(int64_t begin, int64_t end) {
+        int64_t start = 0;
+        char* to = y_;
+        for (const Matrix* w = weight_; w && start < end; w = w->next) {
+            const int64_t own = own_panels(*w);
+            const int64_t first = std::max(begin, start), last = std::min(end, start + own);
+            if (first < last) product(w, to).multiply(first - start, last - start);
+            start += own, to += w->outputs * (result_ == AS_BF16 ? 2 : 4);
+        }
+    }
+
+  private:
+    Product& product(const Matrix* w, char* to) {
+        if (of_ != w)
+            product_.emplace(Linear{x_, w->weight, w->scales, w->bias, to, rows_, w->inputs,
+                                    w->outputs, w->group, result_, outputs_of(*weight_),
+                                    w->packing, w->minima, w->steps});
+        of_ = w;
+        return *product_;
+    }
+
+    const Matrix* weight_;
+    const bf16* x_;
+    char* y_;
+    int rows_, result_;
+    const Matrix* of_ = nullptr;  // that product_ is of
+    std::optional<Product> product_;
+};
+
+// What groups of tokens have to do for their adapters of one matrix: panels of both, and rows.
+struct Adapting {
+    int64_t down = 0, up = 0, rows = 0;
+};
+
+// Everything that a thread reads between two steps; the rest, which the caller may free as soon as
+// its last step is done, is read within them.
+struct Sizes {
+    int layers, tokens, keys;
+    int64_t queries;
+    std::vector<int64_t> panels;      // of each matrix of each layer
+    std::vector<Adapting> adapting;  // the same; none without adapters
+};
+
+int64_t down_panels(const Group&, const Adapter& a) { return panels_of(a.down); }
+int64_t up_panels(const Group&, const Adapter& a) { return panels_of(a.up); }
+int64_t rows_of(const Group& group, const Adapter&) { return group.tokens; }
+
+// function(group, adapter, first, last) for what each group has of begin to end, as `size` counts.
+template <typename Size, typename Function>
+void for_groups(const Stack& s, int matrix, int64_t begin, int64_t end, Size size,
+                Function function) {
+    int64_t start = 0;
+    for (int g = 0; g < s.group_count && start < end; ++g) {
+        const Group& group = s.groups[g];
+        const Adapter& a = group.adapters[matrix];
+        if (!a.down.weight) continue;
+        const int64_t own = size(group, a);
+        const int64_t first = std::max(begin, start), last = std::min(end, start + own);
+        if (first < last) function(group, a, first - start, last - start);
+        start += own;
+    }
 }
 
-void multiply(Member& member, const Matrix& w, const bf16* x, void* y, int rows, Result result) {
-    multiply_in_team(member, w, x, y, rows, result);
-    member.barrier();
-}
-
-void normalise(Member& member, const Stack& s, const float* weight, const float* shift, bf16* to) {
-    member.share(s.tokens, [&](int64_t row) {
-        norm_row(s.x + row * s.width, weight, shift, to + row * s.width, s.width, s.epsilon,
-                 shift != nullptr);
-    });
-    member.barrier();
+Adapting adapting_of(const Stack& s, int matrix) {
+    Adapting found;
+    const auto add = [&](const Group& group, const Adapter& a, int64_t, int64_t) {
+        found.down += down_panels(group, a), found.up += up_panels(group, a);
+        found.rows += group.tokens;
+    };
+    for_groups(s, matrix, 0, s.tokens, rows_of, add);
+    return found;
 }
 
 void add_row(const bf16* from, bf16* to, int width) {
@@ -138,47 +223,45 @@ void add_row(const bf16* from, bf16* to, int width) {
 
 // Adds to y what each group's adapter makes of x; `change` has room for that if y is in bf16.
 template <typename T>
-void adapt(Member& member, const Stack& s, int layer, Place place, const bf16* x, bf16* low,
-           bf16* change, T* y) {
+void adapt(Member& member, const Stack& s, const Adapting& sizes, int matrix, const bf16* x,
+           bf16* low, bf16* change, T* y) {
     constexpr bool is_bf16 = sizeof(T) == sizeof(bf16);
-    bool any = false;
-    const auto for_groups = [&](auto&& work) {
-        for (int g = 0; g < s.group_count; ++g) {
-            const Group& group = s.groups[g];
-            const Adapter& a = group.adapters[layer * PLACES + place];
-            if (a.down.weight) any = true, work(group, a, int64_t(group.first));
-        }
-    };
-    for_groups([&](const Group& group, const Adapter& a, int64_t first) {
-        multiply_in_team(member, a.down, x + first * a.down.inputs, low + first * s.rank,
-                         group.tokens, AS_BF16);
+    member.divide(sizes.down, [&](int64_t begin, int64_t end) {
+        for_groups(s, matrix, begin, end, down_panels,
+                   [&](const Group& group, const Adapter& a, int64_t first, int64_t last) {
+            const int64_t row = group.first;
+            Multiply(&a.down, x + row * a.down.inputs, low + row * s.rank, group.tokens,
+                     AS_BF16)(first, last);
+        });
     });
-    if (!any) return;
-    member.barrier();
-    for_groups([&](const Group& group, const Adapter& a, int64_t first) {
-        void* to = is_bf16 ? static_cast<void*>(change + first * a.up.outputs)
-                           : static_cast<void*>(y + first * a.up.outputs);
-        multiply_in_team(member, a.up, low + first * s.rank, to, group.tokens,
-                         is_bf16 ? AS_BF16 : ADD_TO_FLOAT);
+    member.divide(sizes.up, [&](int64_t begin, int64_t end) {
+        for_groups(s, matrix, begin, end, up_panels,
+                   [&](const Group& group, const Adapter& a, int64_t first, int64_t last) {
+            const int64_t row = group.first, at = row * a.up.outputs;
+            void* to = is_bf16 ? static_cast<void*>(change + at) : static_cast<void*>(y + at);
+            Multiply(&a.up, low + row * s.rank, to, group.tokens,
+                     is_bf16 ? AS_BF16 : ADD_TO_FLOAT)(first, last);
+        });
     });
-    member.barrier();
-    if constexpr (is_bf16) {
-        for_groups([&](const Group& group, const Adapter& a, int64_t first) {
-            member.share(group.tokens, [&](int64_t row) {
-                const int64_t at = (first + row) * a.up.outputs;
-                add_row(change + at, y + at, a.up.outputs);
+    if constexpr (is_bf16)
+        member.divide(sizes.rows, [&](int64_t begin, int64_t end) {
+            for_groups(s, matrix, begin, end, rows_of,
+                       [&](const Group& group, const Adapter& a, int64_t first, int64_t last) {
+                for (int64_t row = first; row < last; ++row) {
+                    const int64_t at = (group.first + row) * a.up.outputs;
+                    add_row(change + at, y + at, a.up.outputs);
+                }
             });
         });
-        member.barrier();
-    }
 }
 
-void run_stack(const Stack& s, int threads) {
+void run_stack(const Stack& stack, int threads) {
+    const Stack s = stack;
     const Block& first = s.blocks[0];
     const int n = s.tokens, inner = outputs_of(first.inner);
     const int projections = outputs_of(first.query_key_value);
     const int active = first.feed_forward_output.inputs, mixed_width = s.heads * s.head_width;
-    const int changed = s.group_count ? (projections > inner ? projections : inner) : 0;
+    const int changed = s.group_count ? std::max(projections, inner) : 0;
     const int64_t all = s.width + projections + mixed_width + inner + active + s.rank + changed;
     Scratch scratch(n * all);
     bf16* entering = scratch.take(int64_t(n) * s.width);
@@ -195,32 +278,67 @@ void run_stack(const Stack& s, int threads) {
     shared.tokens = n, shared.heads = s.heads, shared.shared = s.shared;
     shared.width = s.head_width, shared.page = s.page;
     shared.scale = 1.0f / std::sqrt(float(s.head_width));
-    const std::vector<Queries> queries = share_out(shared);
-    in_team(threads, [&](Member& member) {
-        for (int layer = 0; layer < s.count; ++layer) {
-            const Block& block = s.blocks[layer];
-            normalise(member, s, block.attention_norm, block.attention_shift, entering);
-            multiply(member, block.query_key_value, entering, projected, n, AS_BF16);
-            adapt(member, s, layer, QUERY_KEY_VALUE, entering, low, change, projected);
-            Attend<bf16> a = shared;
-            const Pages& pages = s.pages[layer];
-            a.keys = pages.keys, a.values = pages.values, a.table = pages.table;
-            a.row_pages = pages.row_pages, a.window = pages.window;
-            attend_in_team(member, a, queries);
-            multiply(member, block.output, mixed, s.x, n, ADD_TO_FLOAT);
-            adapt(member, s, layer, OUTPUT, mixed, low, change, s.x);
-            normalise(member, s, block.feed_forward_norm, block.feed_forward_shift, entering);
-            multiply(member, block.inner, entering, between, n, AS_BF16);
-            adapt(member, s, layer, INNER, entering, low, change, between);
-            member.share(n, [&](int64_t row) {
+    const std::vector<Queries> all_queries = share_out(shared);
+    const std::vector<Queries>* queries = &all_queries;
+    Sizes sizes{s.count, n, n * s.shared, int64_t(all_queries.size()), {}, {}};
+    for (int layer = 0; layer < s.count; ++layer) {
+        const Block& block = s.blocks[layer];
+        for (const Matrix* w : {&block.query_key_value, &block.output, &block.inner,
+                                &block.feed_forward_output})
+            sizes.panels.push_back(panels_of(*w));
+        for (int place = 0; s.group_count && place < PLACES; ++place)
+            sizes.adapting.push_back(adapting_of(s, layer * PLACES + place));
+    }
+    in_team(threads, [=, sizes = std::move(sizes)](Member& member) {
+        const int64_t* panels = sizes.panels.data();
+        for (int layer = 0; layer < sizes.layers; ++layer, panels += 4) {
+            const Block* block = s.blocks + layer;
+            const auto normalise = [&](bool attention) {
+                member.each(sizes.tokens, [&](int64_t row) {
+                    const float* weight = attention ? block->attention_norm
+                                                    : block->feed_forward_norm;
+                    const float* shift = attention ? block->attention_shift
+                                                   : block->feed_forward_shift;
+                    norm_row(s.x + row * s.width, weight, shift, entering + row * s.width,
+                             s.width, s.epsilon, shift != nullptr);
+                });
+            };
+            const auto attending = [&] {
+                Attend<bf16> a = shared;
+                const Pages& pages = s.pages[layer];
+                a.keys = pages.keys, a.values = pages.values, a.table = pages.table;
+                a.row_pages = pages.row_pages, a.window = pages.window;
+                return a;
+            };
+            const auto adapting = [&](Place place, const bf16* x, auto* y) {
+                const int matrix = layer * PLACES + place;
+                if (!sizes.adapting.empty())
+                    adapt(member, s, sizes.adapting[matrix], matrix, x, low, change, y);
+            };
+            normalise(true);
+            member.divide(panels[0],
+                          Multiply{&block->query_key_value, entering, projected, n, AS_BF16});
+            adapting(QUERY_KEY_VALUE, entering, projected);
+            member.divide(sizes.keys, [&](int64_t begin, int64_t end) {
+                keep_range(attending(), begin, end);
+            });
+            member.divide(sizes.queries, [&](int64_t begin, int64_t end) {
+                mix_range(attending(), *queries, begin, end);
+            }, MIXED_RANGES);
+            member.divide(panels[1], Multiply{&block->output, mixed, s.x, n, ADD_TO_FLOAT});
+            adapting(OUTPUT, mixed, s.x);
+            normalise(false);
+            member.divide(panels[2], Multiply{&block->inner, entering, between, n, AS_BF16});
+            adapting(INNER, entering, between);
+            member.each(sizes.tokens, [&](int64_t row) {
                 const bf16* from = between + row * inner;
                 bf16* to = activated + row * active;
                 if (s.activation == GATE) gate_row(from, to, active);
                 else gelu_row(from, to, active);
             });
-            member.barrier();
-            multiply(member, block.feed_forward_output, activated, s.x, n, ADD_TO_FLOAT);
-            adapt(member, s, layer, FEED_FORWARD_OUTPUT, activated, low, change, s.x);
+            member.divide(panels[3], Multiply{&block->feed_forward_output, activated, s.x, n,
+                                              ADD_TO_FLOAT});
+            adapting(FEED_FORWARD_OUTPUT, activated, s.x);
         }
     });
 }
@@ -253,7 +371,10 @@ void lmsmith_pack(const uint8_t* from, void* values, uint16_t* scales, uint16_t*
 
 // y = x W^T + bias.
 void lmsmith_linear(const bf16* x, const Matrix* w, void* y, int rows, int result, int threads) {
-    in_team(threads, [&](Member& member) { multiply_in_team(member, *w, x, y, rows, result); });
+    in_team(threads, [w, x, y, rows, result,
+                      panels = panels_of(*w)](Member& member) {
+        member.divide(panels, Multiply(w, x, y, rows, result));
+    });
 }
 
 void lmsmith_attend_bf16(const Attend<bf16>* a, int threads) { attend(*a, threads); }
@@ -290,19 +411,21 @@ void lmsmith_log_sums(const void* logits, float* log_sums, int64_t* best, int ro
     });
 }
 
-// The next token of each row of logits, by its uniform number; what is forbidden is by its state.
+// The next token of each row of logits, by its uniform number, or -1 where the largest is no finite
+// number; what is forbidden is by its state.
 void lmsmith_draw(const float* logits, const double* uniform, const float* forbidden,
                   const int64_t* states, int64_t* tokens, int rows, int count, float temperature,
                   int top_k, float top_p, float min_p, int threads) {
     const Drawing d{temperature, top_p, min_p, top_k};
     const auto draw_row = [=](int64_t row) {
         const float* at = logits + row * count;
-        if (forbidden)
+        if (!is_finite({at, nullptr, count})) tokens[row] = -1;
+        else if (forbidden)
             tokens[row] = draw(Logits<true>{at, forbidden + states[row] * count, count}, d,
                                uniform[row]);
         else tokens[row] = draw(Logits<false>{at, nullptr, count}, d, uniform[row]);
     };
-    in_team(rows > 1 ? threads : 1, [&](Member& member) { member.take(rows, draw_row); });
+    for_all(rows > 1 ? threads : 1, rows, draw_row);
 }
 
 // All blocks, one after the other.

@@ -19,7 +19,7 @@ from lmsmith.generation.kernels import Places, TorchKernels
 from lmsmith.generation.kv_cache import LayerCache
 from lmsmith.generation.native.library import load_library
 from lmsmith.generation.packed import new_panels
-from lmsmith.generation.sampling import check_finite
+from lmsmith.generation.sampling import not_finite
 from lmsmith.generation.settings import SamplingSettings
 from lmsmith.generation.vocabulary import Mask
 from lmsmith.generation.weights import Norm, Weight
@@ -207,13 +207,14 @@ class NativeKernels(TorchKernels):
     ) -> Tensor:
         if logits_bv.dtype != torch.float32:
             return super().draw(logits_bv, settings, uniform_b, mask)
-        check_finite(logits_bv)
         logits_bv, uniform_b = logits_bv.contiguous(), uniform_b.double().contiguous()
         tokens_b = torch.empty(len(logits_bv), dtype=torch.int64)
         masked = (None, None) if mask is None else (mask.forbidden_sv, mask.states_b)
         limits = (settings.temperature, settings.top_k, settings.top_p, settings.min_p)
         tensors = (logits_bv, uniform_b, *masked, tokens_b)
         self._call("draw", tensors, *logits_bv.shape, *limits)
+        if int(tokens_b.min()) < 0:
+            raise not_finite()
         return tokens_b
 
 

@@ -34,9 +34,10 @@ inline __m512i pair_of(const void* x) {
 }
 
 // Sums += products of pairs. As assembly, since GCC 12 copies the sums of the intrinsic around.
-inline void add_products(__m512i& sums, __m512i x, __m512i y) {
+template <typename Numbers>
+inline void add_products(Numbers& sums, Numbers x, Numbers y) {
 #ifdef LMSMITH_NO_ASSEMBLY  // tests simulate the instruction
-    sums = _mm512_dpwssd_epi32(sums, x, y);
+    sums = (Numbers)_mm512_dpwssd_epi32((__m512i)sums, (__m512i)x, (__m512i)y);
 #else
     asm("vpdpwssd %2, %1, %0" : "+v"(sums) : "v"(x), "v"(y));
 #endif

@@ -1,10 +1,12 @@
 // Products of rows and packed weights: y = sum of scale x (sum of x q) + minimum x (sum of x).
 //
 // x has 16 bits, each 32 by their largest; a unit of 32 inputs, or half of one, is summed as
-// integers, exactly. One row reads the packed weights; for more, a block is unpacked once. Both sum
+// integers, exactly. A few rows read the packed weights; for many, a block is unpacked once. Both sum
 // in the same order.
 
 #pragma once
+
+#include <type_traits>
 
 #include "eight.hpp"
 #include "packed.hpp"
@@ -23,9 +25,7 @@ typedef i32x16 Ints;
 typedef uint16_t Shorts __attribute__((vector_size(64)));
 
 inline void add_pairs(Ints& sums, Ints weight, Ints x) {
-    __m512i total = (__m512i)sums;
-    add_products(total, (__m512i)weight, (__m512i)x);
-    sums = (Ints)total;
+    add_products(sums, weight, x);
 }
 inline Ints widen_pairs(const int8_t* from) {
     return (Ints)_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)from));
@@ -72,7 +72,7 @@ inline void finish_lanes(const Linear& l, Floats sum, int row, int output) {
 const int REGISTERS = LANES / WIDTH;  // of a block
 const int PAIRS = UNIT / 2;
 
-inline Floats all_lanes(float x) { return Floats{} + x; }
+inline Floats all_lanes(float x) { return x - Floats{}; }  // folded: x + 0 is not, for -0
 inline Ints all_pairs(const int16_t* x) {
     int32_t pair;
     std::memcpy(&pair, x, 4);
@@ -120,62 +120,107 @@ inline Floats add_unit(Floats total, Ints sums, Floats scale, float x_scale) {
     return multiply_add_lanes(__builtin_convertvector(sums, Floats) * x_scale, scale, total);
 }
 
-// One row times blocks of a panel, read as one stream.
-template <int P, int BLOCKS>
-inline void multiply_packed_one(const Part& p, int row) {
+// Adds up a unit's products for R rows and B registers. Totals stay in memory where the registers are
+// for the sums.
+template <int R, int B, int HALVES, bool MINIMA>
+struct Totals {
+    Floats of[R][B] = {};
+
+    void add(const Part& p, const Ints (&sums)[R][B], const Floats (&scales)[B],
+             const Floats (&minima)[B], int64_t place, bool least) {
+#pragma GCC unroll 8
+        for (int j = 0; j < B; ++j)
+#pragma GCC unroll 6
+            for (int i = 0; i < R; ++i) {
+                const int64_t at = place + int64_t(i) * p.chunks;
+                Floats total = add_unit(of[i][j], sums[i][j], scales[j], p.x_scales[at]);
+                if (MINIMA && least)
+                    total = multiply_add_lanes(minima[j], all_lanes(p.x_sums[at]), total);
+                of[i][j] = total;
+            }
+    }
+    void end_unit() {
+        if (R * B > 8 || (R > 1 && B > 2)) asm volatile("" : : "r"(of) : "memory");
+    }
+    void finish(const Part& p, int row) const {
+        for (int i = 0; i < R; ++i)
+            for (int j = 0; j < B; ++j)
+                finish_lanes(p.l, of[i][j], row + i, (p.panel + p.within) * LANES + j * WIDTH);
+    }
+};
+
+template <int R, int B>
+inline void add_pair(Ints (&sums)[R][B], const Ints (&weight)[B], const int16_t* x,
+                     int64_t stride) {
+#pragma GCC unroll 6
+    for (int i = 0; i < R; ++i) {
+        const Ints both = all_pairs(x + i * stride);
+#pragma GCC unroll 8
+        for (int j = 0; j < B; ++j) add_pairs(sums[i][j], weight[j], both);
+    }
+}
+
+template <int AT, int R, int B>
+inline void add_nibbles(Ints (&sums)[R][B], const char* w, const int16_t* x, int64_t stride) {
+    Ints weight[B];
+#pragma GCC unroll 8
+    for (int j = 0; j < B; ++j) weight[j] = nibbles<AT>(load<Ints>(w + j * WIDTH * 4));
+    add_pair(sums, weight, x + 2 * AT, stride);
+}
+
+// R rows times blocks of a panel as they are packed. If these are its ONLY rows, it is read as one
+// stream; else a share of the next panel is fetched meanwhile.
+template <int P, int BLOCKS, int R, bool ONLY>
+inline void multiply_packed_tile(const Part& p, Fetch f, int row) {
     constexpr int B = BLOCKS * REGISTERS, HALVES = P == Q6_K ? 2 : 1;
-    constexpr bool FOUR = is_four_bits(P), MINIMA = FOUR;
+    constexpr bool FOUR = is_four_bits(P);
     constexpr int COLUMNS = UNIT / inputs_of_column(P) / HALVES, BYTES = FOUR ? 4 : 2;
     const char* w = static_cast<const char*>(p.l.weight) +
                     (int64_t(p.panel) * (p.l.k / inputs_of_column(P)) + p.within) * LANES * BYTES;
     const int16_t* x = static_cast<const int16_t*>(p.x) + row * p.stride;
     const int64_t step = int64_t(p.together) * LANES * BYTES;
-    Floats totals[B] = {};
-    for (int unit = 0; unit < p.chunks; ++unit) {
-        const int64_t place = int64_t(row) * p.chunks + unit;
-        Ints sums[HALVES][B];
-#pragma GCC unroll 2
-        for (int half = 0; half < HALVES; ++half) {
-#pragma GCC unroll 8
-            for (int j = 0; j < B; ++j) sums[half][j] = Ints{};
-            for (int column = 0; column < COLUMNS; ++column, w += step) {
-#pragma GCC unroll 4
-                for (int at = 0; at < BLOCKS * LANES * BYTES; at += 64)
-                    __builtin_prefetch(w + AHEAD + at, 0, 3);
-                if (FOUR) {
-                    const Ints first = all_pairs(x), second = all_pairs(x + 2),
-                               third = all_pairs(x + 4), fourth = all_pairs(x + 6);
-                    x += 8;
-#pragma GCC unroll 8
-                    for (int j = 0; j < B; ++j) {
-                        const Ints word = load<Ints>(w + j * WIDTH * 4);
-                        add_pairs(sums[half][j], nibbles<0>(word), first);
-                        add_pairs(sums[half][j], nibbles<1>(word), second);
-                        add_pairs(sums[half][j], nibbles<2>(word), third);
-                        add_pairs(sums[half][j], nibbles<3>(word), fourth);
-                    }
-                } else {
-                    const Ints both = all_pairs(x);
-                    x += 2;
-#pragma GCC unroll 8
-                    for (int j = 0; j < B; ++j)
-                        add_pairs(sums[half][j],
-                                  widen_pairs(reinterpret_cast<const int8_t*>(w) + j * WIDTH * 2),
-                                  both);
-                }
-            }
-        }
+    Totals<R, B, HALVES, FOUR> totals;
+    for (int unit = 0; unit < p.chunks; ++unit, f.next += f.step) {
+        if (!ONLY)
+            for (int at = 0; at < f.step; at += 64) __builtin_prefetch(f.next + at, 0, 2);
+        Floats scales[HALVES][B], minima[B];
 #pragma GCC unroll 8
         for (int j = 0; j < B; ++j) {
             const Unit<P> u(p, unit, p.within * LANES + j * WIDTH);
-            for (int half = 0; half < HALVES; ++half)
-                totals[j] = add_unit(totals[j], sums[half][j], u.scales[half], p.x_scales[place]);
-            if (MINIMA)
-                totals[j] = multiply_add_lanes(u.minimum, all_lanes(p.x_sums[place]), totals[j]);
+            for (int half = 0; half < HALVES; ++half) scales[half][j] = u.scales[half];
+            minima[j] = FOUR ? u.minimum : Floats{};
         }
+#pragma GCC unroll 2
+        for (int half = 0; half < HALVES; ++half) {
+            Ints sums[R][B];
+#pragma GCC unroll 6
+            for (int i = 0; i < R; ++i)
+#pragma GCC unroll 8
+                for (int j = 0; j < B; ++j) sums[i][j] = Ints{};
+            for (int column = 0; column < COLUMNS; ++column, w += step) {
+                if (ONLY)
+#pragma GCC unroll 4
+                    for (int at = 0; at < BLOCKS * LANES * BYTES; at += 64)
+                        __builtin_prefetch(w + AHEAD + at, 0, 3);
+                if (FOUR) {
+                    add_nibbles<0>(sums, w, x, p.stride), add_nibbles<1>(sums, w, x, p.stride);
+                    add_nibbles<2>(sums, w, x, p.stride), add_nibbles<3>(sums, w, x, p.stride);
+                    x += 8;
+                } else {
+                    Ints weight[B];
+#pragma GCC unroll 8
+                    for (int j = 0; j < B; ++j)
+                        weight[j] = widen_pairs(reinterpret_cast<const int8_t*>(w) + j * WIDTH * 2);
+                    add_pair(sums, weight, x, p.stride);
+                    x += 2;
+                }
+            }
+            totals.add(p, sums, scales[half], minima, int64_t(row) * p.chunks + unit,
+                       half == HALVES - 1);
+        }
+        totals.end_unit();
     }
-    for (int j = 0; j < B; ++j)
-        finish_lanes(p.l, totals[j], row, (p.panel + p.within) * LANES + j * WIDTH);
+    totals.finish(p, row);
 }
 
 // Unpacked blocks: 16 bits a number, and of each unit the scales (of each half) and minima.
@@ -225,12 +270,11 @@ template <int R, int B, int HALVES, bool MINIMA>
 inline void multiply_unpacked(const Part& p, const Block16& block, Fetch f, int row) {
     const int16_t* w = block.numbers.data();
     const int16_t* x = static_cast<const int16_t*>(p.x) + row * p.stride;
-    const float *scales = block.scales.data(), *minima = block.minima.data();
-    Floats totals[R][B] = {};
+    const float *scale = block.scales.data(), *minimum = block.minima.data();
+    Totals<R, B, HALVES, MINIMA> totals;
     for (int unit = 0; unit < p.chunks; ++unit, f.next += f.step) {
-        const int64_t place = int64_t(row) * p.chunks + unit;
         for (int at = 0; at < f.step; at += 64) __builtin_prefetch(f.next + at, 0, 2);
-        for (int half = 0; half < HALVES; ++half, scales += B * WIDTH) {
+        for (int half = 0; half < HALVES; ++half, scale += B * WIDTH) {
             Ints sums[R][B];
 #pragma GCC unroll 6
             for (int i = 0; i < R; ++i)
@@ -240,47 +284,33 @@ inline void multiply_unpacked(const Part& p, const Block16& block, Fetch f, int 
                 Ints weight[B];
 #pragma GCC unroll 4
                 for (int j = 0; j < B; ++j) weight[j] = load<Ints>(w + j * WIDTH * 2);
-#pragma GCC unroll 6
-                for (int i = 0; i < R; ++i) {
-                    const Ints both = all_pairs(x + i * p.stride);
-#pragma GCC unroll 4
-                    for (int j = 0; j < B; ++j) add_pairs(sums[i][j], weight[j], both);
-                }
+                add_pair(sums, weight, x, p.stride);
             }
-            // The last half adds the minima too, so that totals are read and written once.
-            const bool least = MINIMA && half == HALVES - 1;
+            Floats scales[B], minima[B] = {};
 #pragma GCC unroll 4
             for (int j = 0; j < B; ++j) {
-                const Floats scale = load<Floats>(scales + j * WIDTH);
-                const Floats minimum = least ? load<Floats>(minima + j * WIDTH) : Floats{};
-#pragma GCC unroll 6
-                for (int i = 0; i < R; ++i) {
-                    const int64_t at = place + int64_t(i) * p.chunks;
-                    Floats total = add_unit(totals[i][j], sums[i][j], scale, p.x_scales[at]);
-                    if (least) total = multiply_add_lanes(minimum, all_lanes(p.x_sums[at]), total);
-                    totals[i][j] = total;
-                }
+                scales[j] = load<Floats>(scale + j * WIDTH);
+                if (MINIMA) minima[j] = load<Floats>(minimum + j * WIDTH);
             }
+            totals.add(p, sums, scales, minima, int64_t(row) * p.chunks + unit,
+                       half == HALVES - 1);
         }
-        if (MINIMA) minima += B * WIDTH;
-        // Totals stay in memory: the registers are for the sums.
-        if (R * B > 2) asm volatile("" : : "r"(totals) : "memory");
+        if (MINIMA) minimum += B * WIDTH;
+        totals.end_unit();
     }
-    for (int i = 0; i < R; ++i)
-        for (int j = 0; j < B; ++j)
-            finish_lanes(p.l, totals[i][j], row + i, (p.panel + p.within) * LANES + j * WIDTH);
+    totals.finish(p, row);
 }
 
-template <int B, int HALVES, bool MINIMA>
-inline void multiply_unpacked_rows(const Part& p, const Block16& block, Fetch f, int row,
-                                   int rows) {
+// function(rows as a constant) for 1 to 6 rows.
+template <typename Function>
+inline void with_rows(int rows, Function function) {
     switch (rows) {
-        case 1: return multiply_unpacked<1, B, HALVES, MINIMA>(p, block, f, row);
-        case 2: return multiply_unpacked<2, B, HALVES, MINIMA>(p, block, f, row);
-        case 3: return multiply_unpacked<3, B, HALVES, MINIMA>(p, block, f, row);
-        case 4: return multiply_unpacked<4, B, HALVES, MINIMA>(p, block, f, row);
-        case 5: return multiply_unpacked<5, B, HALVES, MINIMA>(p, block, f, row);
-        default: return multiply_unpacked<6, B, HALVES, MINIMA>(p, block, f, row);
+        case 1: return function(std::integral_constant<int, 1>());
+        case 2: return function(std::integral_constant<int, 2>());
+        case 3: return function(std::integral_constant<int, 3>());
+        case 4: return function(std::integral_constant<int, 4>());
+        case 5: return function(std::integral_constant<int, 5>());
+        default: return function(std::integral_constant<int, 6>());
     }
 }
 
@@ -295,17 +325,25 @@ inline Fetch fetch_packed(const Part& p, int turn, int turns) {
     return {next + int64_t(turn) * p.chunks * step, step};
 }
 
+const int UNPACKED_FROM = WIDTH == 16 ? 5 * MOST_ROWS : 5;  // rows, from which it pays to unpack
+
 // The blocks of this part are number `turn` of `turns` of the panel's.
 template <int P, int BLOCKS>
 inline void multiply_packed_many(const Part& p, int first, int last, int turn, int turns) {
     static thread_local Block16 block;
-    constexpr int B = BLOCKS * REGISTERS;
-    unpack_panel<P, B>(p, block);
+    constexpr int B = BLOCKS * REGISTERS, HALVES = P == Q6_K ? 2 : 1;
+    const bool unpacked = last - first >= UNPACKED_FROM;
+    if (unpacked) unpack_panel<P, B>(p, block);
     const int tiles = (last - first + MOST_ROWS - 1) / MOST_ROWS;
     for (int tile = 0; tile < tiles; ++tile) {
         const int rows = (last - first) / (tiles - tile);
         const Fetch f = fetch_packed<P>(p, turn * tiles + tile, turns * tiles);
-        multiply_unpacked_rows<B, P == Q6_K ? 2 : 1, is_four_bits(P)>(p, block, f, first, rows);
+        with_rows(rows, [&](auto count) {
+            constexpr int R = decltype(count)::value;
+            if (unpacked) multiply_unpacked<R, B, HALVES, is_four_bits(P)>(p, block, f, first);
+            else if (tiles * turns == 1) multiply_packed_tile<P, BLOCKS, R, true>(p, f, first);
+            else multiply_packed_tile<P, BLOCKS, R, false>(p, f, first);
+        });
         first += rows;
     }
 }
@@ -313,9 +351,9 @@ inline void multiply_packed_many(const Part& p, int first, int last, int turn, i
 template <int P>
 inline void multiply_packing(const Part& p, int blocks, int first, int last) {
     if (last - first == 1) {
-        if (blocks == 4) multiply_packed_one<P, 4>(p, first);
-        else if (blocks == 2) multiply_packed_one<P, 2>(p, first);
-        else multiply_packed_one<P, 1>(p, first);
+        if (blocks == 4) multiply_packed_tile<P, 4, 1, true>(p, {}, first);
+        else if (blocks == 2) multiply_packed_tile<P, 2, 1, true>(p, {}, first);
+        else multiply_packed_tile<P, 1, 1, true>(p, {}, first);
     } else if (REGISTERS == 1 && blocks > 1) {  // two or four registers, of wide ones
         if (blocks == 4) multiply_packed_many<P, REGISTERS == 1 ? 4 : 1>(p, first, last, 0, 1);
         else multiply_packed_many<P, REGISTERS == 1 ? 2 : 1>(p, first, last, 0, 1);
