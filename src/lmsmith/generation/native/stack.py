@@ -64,7 +64,8 @@ class NativeStack:
         """The float32 states (n, width) after all blocks; the cache has room for the tokens."""
         config, (cosine, sine) = self._config, places.rotation or (None, None)
         x_nd = x_nd.contiguous()
-        addresses = ctypes.addressof(self._blocks), ctypes.addressof(self._pages_of(cache))
+        pages = self._pages_of(cache)  # held here: another thread's call may replace them
+        addresses = ctypes.addressof(self._blocks), ctypes.addressof(pages)
         tensors = (cosine, sine, places.rows_n, places.positions_n, x_nd)
         of_groups = (_Group * len(groups))(*map(self._group, groups))
         rank = max((group.adapter.rank for group in groups), default=0)
