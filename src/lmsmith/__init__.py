@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lmsmith.api import study as study
     from lmsmith.api import study_scale as study_scale
     from lmsmith.api import task_function as task_function
+    from lmsmith.bert_study import study_bert as study_bert
     from lmsmith.core.errors import UserError as UserError
     from lmsmith.encoders import embed as embed
     from lmsmith.encoders import fill_mask as fill_mask
@@ -56,6 +57,7 @@ _WHERE = {
     "fill_mask": "lmsmith.encoders",
     "load_embedder": "lmsmith.encoders",
     "serve": "lmsmith.server.serve",
+    "study_bert": "lmsmith.bert_study",
     "study_flan": "lmsmith.flan_study",
     **dict.fromkeys(_API, "lmsmith.api"),
 }

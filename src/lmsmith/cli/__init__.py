@@ -71,6 +71,9 @@ study finetune = study.study_finetune: compare fine-tuning with prompting, and d
 study flan = study.study_flan: tune on few and many tasks, measure on unseen kinds of tasks
     lmsmith study flan smollm2-135m --data DATA
     lmsmith study flan smollm2-135m --data DATA --clusters 1,3,all --set flan.examples=2000
+study bert = study.study_bert: compare a GPT and a BERT of equal size, data and steps
+    lmsmith study bert runs/bert --tasks sst2 --data DATA
+    lmsmith study bert runs/bert --tasks sst2,rte --seeds 5 --set epochs=5 --json
 serve = lmsmith.server.serve.serve: answer OpenAI's API with models of this machine
     lmsmith serve runs/quickstart
     lmsmith serve smollm2-135m mine=runs/quickstart --port 8080 --weights int8

@@ -1,8 +1,8 @@
-"""``lmsmith study``, ``study scale``, ``finetune`` and ``flan``: what they print."""
+"""``lmsmith study``, ``study scale``, ``finetune``, ``flan`` and ``bert``: what they print."""
 
 from __future__ import annotations
 
-from lmsmith import api, finetuning, flan_study
+from lmsmith import api, bert_study, finetuning, flan_study
 from lmsmith.cli.output import plain_table, table_console
 from lmsmith.cli.parsing import printed
 
@@ -79,3 +79,19 @@ def _show_flan(study: flan_study.FlanStudy) -> None:
 
 
 study_flan = printed(flan_study.study_flan, _show_flan)
+
+
+def _show_bert(study: bert_study.BertStudy) -> None:
+    from lmsmith.report.study.bert_page import accuracy_rows, masked_rows
+
+    names = ("task", "GPT", "BERT", "GPT - BERT, points", "test examples")
+    table = plain_table(*names, no_wrap=True)
+    for row in accuracy_rows(study.record):
+        table.add_row(*row[:-1])
+    table_console().print(table)
+    for name, value in masked_rows(study.record):
+        print(f"hidden tokens named by {name}: {value}")
+    print(f"report: {study.report}")
+
+
+study_bert = printed(bert_study.study_bert, _show_bert)

@@ -16,6 +16,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from lmsmith.report.numbers import as_number
@@ -227,6 +228,28 @@ def share_by_task(axes: Axes, names: Sequence[str]) -> None:
     axes.grid(visible=True, axis="x")
     axes.grid(visible=False, axis="y")
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+
+
+def draw_weights(
+    axes: Axes,
+    columns: Sequence[str],
+    rows: Sequence[str],
+    weights: Sequence[Sequence[float]],
+    colour: str = COLOURS["base"],
+) -> None:
+    """A matrix of shares, such as attention: the darker a cell, the nearer to 1."""
+    for row, values in zip(range(len(rows)), weights, strict=False):
+        for column, value in zip(range(len(columns)), values, strict=False):
+            shade = max(0.0, min(1.0, float(value)))
+            if shade >= 0.01:
+                cell = Rectangle((column - 0.5, row - 0.5), 1, 1, color=colour)
+                cell.set_alpha(round(shade, 2))
+                cell.set_linewidth(0)
+                axes.add_patch(cell)
+    axes.set_xticks(range(len(columns)), columns, rotation=90)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5))
+    axes.grid(visible=False)
 
 
 def legend_above(axes: Axes) -> None:

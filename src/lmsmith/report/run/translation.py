@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from matplotlib.axes import Axes
-from matplotlib.patches import Rectangle
-
 from lmsmith.core.files import growing_rows, read_json
 from lmsmith.report import drawing, numbers
 from lmsmith.report.drawing import COLOURS, ReportFigure, canvas, pick
@@ -61,7 +56,7 @@ def draw_attention(row: Row, place: int) -> ReportFigure | None:
     if not source or not target or not isinstance(weights, list) or len(weights) != len(target):
         return None
     with canvas((4.3, 4.0)) as (figure, (axes,)):
-        _draw_weights(axes, source[:MOST_PIECES], target[:MOST_PIECES], weights)
+        drawing.draw_weights(axes, source[:MOST_PIECES], target[:MOST_PIECES], weights)
         return ReportFigure.of(
             figure,
             f"translate-attention-{place}",
@@ -71,23 +66,6 @@ def draw_attention(row: Row, place: int) -> ReportFigure | None:
             "the more it looked at that piece of the source (last layer, mean of the heads).",
             "Table of attention weights, a row for each piece of the translation.",
         )
-
-
-def _draw_weights(
-    axes: Axes, source: Sequence[str], target: Sequence[str], weights: Sequence[Sequence[float]]
-) -> None:
-    for row, values in zip(range(len(target)), weights, strict=False):
-        for column, value in zip(range(len(source)), values, strict=False):
-            shade = max(0.0, min(1.0, float(value)))
-            if shade >= 0.01:
-                cell = Rectangle((column - 0.5, row - 0.5), 1, 1, color=COLOURS["base"])
-                cell.set_alpha(round(shade, 2))
-                cell.set_linewidth(0)
-                axes.add_patch(cell)
-    axes.set_xticks(range(len(source)), source, rotation=90)
-    axes.set_yticks(range(len(target)), target)
-    axes.set(xlim=(-0.5, len(source) - 0.5), ylim=(len(target) - 0.5, -0.5))
-    axes.grid(visible=False)
 
 
 def _texts(values: object) -> list[str]:
