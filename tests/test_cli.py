@@ -148,7 +148,7 @@ def test_every_output_encoding_shows_what_it_can(encoding: str) -> None:
     assert done.returncode == 2, done.stderr
     assert b"Traceback" not in done.stderr
     said = done.stderr.decode(encoding)
-    expected = "expected labels, order, shots, scale, finetune or flan"
+    expected = "expected labels, order, shots, scale, finetune, flan or bert"
     assert said.startswith(f"lmsmith: study: KIND is 'foo'; {expected}")
     shown = done.stdout.decode("utf-16-le" if encoding == "utf-16" else encoding)
     assert "usage: lmsmith COMMAND" in shown
