@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from lmsmith.flan_study import study_flan as study_flan
     from lmsmith.library import LanguageModel as LanguageModel
     from lmsmith.library import load as load
+    from lmsmith.offsite import offsite_emulator as offsite_emulator
+    from lmsmith.offsite import offsite_plug as offsite_plug
+    from lmsmith.offsite import offsite_tune as offsite_tune
+    from lmsmith.offsite_study import offsite_compare as offsite_compare
     from lmsmith.rlhf.ppo import PPOConfig as PPOConfig
     from lmsmith.rlhf.ppo import PPOTrainer as PPOTrainer
     from lmsmith.server.serve import serve as serve
@@ -56,6 +60,8 @@ _WHERE = {
     "embed": "lmsmith.encoders",
     "fill_mask": "lmsmith.encoders",
     "load_embedder": "lmsmith.encoders",
+    **dict.fromkeys(("offsite_emulator", "offsite_plug", "offsite_tune"), "lmsmith.offsite"),
+    "offsite_compare": "lmsmith.offsite_study",
     "serve": "lmsmith.server.serve",
     "study_bert": "lmsmith.bert_study",
     "study_flan": "lmsmith.flan_study",

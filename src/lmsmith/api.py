@@ -20,7 +20,7 @@ from lmsmith.catalogue import versions
 from lmsmith.core.errors import UserError, needs_extra
 from lmsmith.core.files import missing, write_json
 from lmsmith.core.progress import QuietProgress, choose_progress
-from lmsmith.core.recipe import MachineConfig
+from lmsmith.core.recipe import MachineConfig, Recipe
 from lmsmith.options import CompareOptions, EvaluateOptions, Precision, documented, takes
 
 if TYPE_CHECKING:
@@ -107,14 +107,33 @@ def run(
     if dry_run:
         record = run_recipe(loaded, place, only, dry_run=True, redo=redo)
         return RunResult(folder=place, record=record)
-    progress = choose_progress(f"{loaded.name}: {loaded.description}".removesuffix(": "), quiet)
-    record = run_recipe(loaded, place, only, progress=progress, redo=redo)
+    title = f"{loaded.name}: {loaded.description}".removesuffix(": ")
+    return run_loaded(loaded, place, title, only=only, redo=redo, quiet=quiet)
+
+
+def run_loaded(
+    recipe: Recipe,
+    folder: Path,
+    title: str,
+    *,
+    only: str | None = None,
+    redo: str | None = None,
+    quiet: bool = False,
+) -> RunResult:
+    """Run a recipe that was read, and build its report; warnings go to standard error if quiet.
+
+    Args:
+        title: for the progress view.
+    """
+    from lmsmith.report.run.page import build_report
+    from lmsmith.stages.pipeline import run_recipe
+
+    progress = choose_progress(title, quiet)
+    record = run_recipe(recipe, folder, only, progress=progress, redo=redo)
     if isinstance(progress, QuietProgress):
         for text in progress.said:
             print(text, file=sys.stderr)
-    from lmsmith.report.run.page import build_report
-
-    return RunResult(folder=place, record=record, report=build_report(place))
+    return RunResult(folder=folder, record=record, report=build_report(folder))
 
 
 @takes(EvaluateOptions)

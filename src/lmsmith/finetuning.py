@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmsmith.api import Recorded, RunResult
+from lmsmith.api import Recorded, RunResult, run_loaded
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import growing_rows, write_json, write_jsonl
-from lmsmith.core.progress import QuietProgress, choose_progress
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.options import Precision, documented
 
@@ -56,7 +54,7 @@ def finetune(
 
     >>> lmsmith.finetune("smollm2-135m", "sst2", data="data").folder        # doctest: +SKIP
     """
-    from lmsmith.stages.pipeline import load_stage_recipe, run_recipe
+    from lmsmith.stages.pipeline import load_stage_recipe
 
     given = {"base.model": model, "finetune.task": task}
     given |= {"finetune.data": str(data)} if data else {}
@@ -64,14 +62,7 @@ def finetune(
     recipe = load_stage_recipe("finetune", [*overrides, *map(_placed, set)])
     recipe = replace(recipe, name=f"finetune-{Path(task).stem}")
     place = out or Path("runs") / recipe.name
-    progress = choose_progress(f"{recipe.name}: {model}", quiet)
-    record = run_recipe(recipe, place, progress=progress)
-    if isinstance(progress, QuietProgress):
-        for text in progress.said:
-            print(text, file=sys.stderr)
-    from lmsmith.report.run.page import build_report
-
-    return RunResult(folder=place, record=record, report=build_report(place))
+    return run_loaded(recipe, place, f"{recipe.name}: {model}", quiet=quiet)
 
 
 _TABLES = ("seed", "description", "machine.", "base.", "finetune.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import shutil
 from collections.abc import Sequence
@@ -12,11 +11,11 @@ from typing import Any
 
 from lmsmith.api import Recorded
 from lmsmith.core.errors import UserError
-from lmsmith.core.files import fingerprint, sha256_file, write_json
+from lmsmith.core.files import write_json
 from lmsmith.core.progress import choose_progress
-from lmsmith.core.recipe import Recipe
 from lmsmith.core.version import VERSION
 from lmsmith.options import documented
+from lmsmith.runs.identity import recipe_identity
 from lmsmith.runs.records import read_record, write_record
 
 STAGES = ("flan", "zero_shot")
@@ -92,8 +91,8 @@ def study_flan(
     given = {"base.model": model, **({"flan.data": str(data)} if data else {})}
     common = [*(f"{key}={json.dumps(value)}" for key, value in given.items()), *set]
     recipes = [load_stage_recipe("flan", [*common, *overrides(arm)]) for arm in arms]
-    for arm, recipe, identity in zip(arms, recipes, identities(recipes), strict=True):
-        folder = out / arm.name
+    for arm, recipe in zip(arms, recipes, strict=True):
+        folder, identity = out / arm.name, recipe_identity(recipe)
         kept = read_record(folder / "measured.json")
         if kept is not None and kept.get("identity") == identity:
             continue
@@ -136,24 +135,6 @@ def _counts(option: str, words: Sequence[int | str]) -> list[int]:
 def overrides(arm: Arm) -> list[str]:
     """The settings of an arm."""
     return [f"flan.clusters={arm.clusters}", f"flan.templates={arm.templates}"]
-
-
-def identities(recipes: Sequence[Recipe]) -> list[str]:
-    """All that each arm's numbers depend on: settings, seed, version, and the files' contents."""
-
-    @functools.cache
-    def content(path: str) -> str:
-        place = Path(path)
-        files = [place] if place.is_file() else sorted(f for f in place.iterdir() if f.is_file())
-        return fingerprint([[file.name, sha256_file(file)] for file in files])
-
-    def identity(recipe: Recipe) -> str:
-        settings: Any = recipe.stages
-        named = [*settings["base"].external_files(), *settings["flan"].external_files()]
-        described = {**recipe.as_dict(), "name": "", "description": ""}
-        return fingerprint([described, [content(path) for path in named], VERSION])
-
-    return [identity(recipe) for recipe in recipes]
 
 
 def _measured(arm: Arm, folder: Path) -> dict[str, Any]:

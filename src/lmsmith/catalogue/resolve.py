@@ -24,7 +24,7 @@ log = logging.getLogger("lmsmith.models")
 ADAPTER_FILE = "adapter.safetensors"
 """As in `lmsmith.models.folder`, which imports torch."""
 
-WRITING_STAGES = ("ppo", "distil", "sft", "pretrain", "base")
+WRITING_STAGES = ("ppo", "distil", "sft", "pretrain", "base", "emulator")
 """The stages that make a model which writes, the most aligned first."""
 
 TRANSLATING_STAGE = "translate"
@@ -32,6 +32,9 @@ TRANSLATING_STAGE = "translate"
 
 ENCODING_STAGE = "masked_lm"
 """The stage that makes an encoder; commands that need one take it before a model that writes."""
+
+OFFSITE_ADAPTERS = "offsite/adapters"
+"""Where a run keeps the adapters that were tuned on an emulator."""
 
 PEFT_FILE = "adapter_config.json"
 """Settings file of PEFT's adapters, which stand on another model."""
@@ -177,6 +180,11 @@ def _nothing_in(path: Path) -> UserError:
     found = "it is empty" if not names else "it holds " + ", ".join(names[:12])
     if len(names) > 12:
         found += f" and {len(names) - 12} more"
+    if (path / OFFSITE_ADAPTERS).is_dir():
+        return UserError(
+            f"{path} has tuned adapters, and no model",
+            f"put them into their full model: lmsmith offsite plug MODEL {path}",
+        )
     if (path / "recipe.json").is_file():
         return UserError(
             f"{path} is a run without a model yet ({found})",

@@ -31,6 +31,16 @@ run = run.run: run a recipe: text → tokenizer → GPT → SFT → reward model
 finetune = finetune.finetune: make a classifier of a model and labelled examples
     lmsmith finetune smollm2-135m sst2 --data DATA
     lmsmith finetune runs/quickstart my_task.toml --set epochs=1 --set adapter.rank=16
+offsite emulator = offsite.emulator: make an emulator, on which others tune the model's layers
+    lmsmith offsite emulator smollm2-135m --distil texts.jsonl
+    lmsmith offsite emulator runs/quickstart --adapter-layers 1 --keep 1 --out runs/emulator
+offsite tune = offsite.tune: tune the adapters of an emulator on your own data
+    lmsmith offsite tune runs/emulator sst2 --data DATA
+    lmsmith offsite tune runs/emulator conversations.jsonl --set sft.epochs=5
+offsite plug = offsite.plug: put tuned adapters into the full model
+    lmsmith offsite plug smollm2-135m runs/offsite-sst2 --out runs/plugged
+offsite compare = offsite.compare: compare it with full fine-tuning, the emulator, and no tuning
+    lmsmith offsite compare smollm2-135m sst2 cb --distil texts.jsonl --data DATA
 chat = chat.chat: talk with a model
     lmsmith chat runs/quickstart
     lmsmith chat smollm2-135m

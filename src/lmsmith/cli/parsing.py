@@ -36,12 +36,12 @@ MOVED = {
 """Commands and options of earlier versions, and what to write now."""
 
 METAVARS = {
-    "FILE": "database file prompts input include contamination win_rate",
+    "FILE": "database file prompts input include contamination win_rate distil",
     "FOLDER": "data folder out include_path",
     "MODEL": "judge models",
-    "N": "limit seed alternatives reply_tokens labelers",
+    "N": "limit seed alternatives reply_tokens labelers adapter_layers keep",
     "NAME": "suite measure person allow_host",
-    "X": "temperature",
+    "X": "temperature full_learning_rate",
     "P": "top_p",
     "SHARE": "held_out",
     "TASK=LABEL": "classifier",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lmsmith.core.errors import UserError
+from lmsmith.device import HOST
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.interop.quantised import PackedTensor
 from lmsmith.models.stack import Stack
@@ -41,3 +44,12 @@ class Decoder(Stack):
     def logits(self, hidden_btd: Tensor) -> Tensor:
         """Unembed: (…, width) → (…, vocabulary)."""
         return F.linear(hidden_btd, self.unembedding_weight)
+
+
+def state_digest(decoder: Decoder) -> str:
+    """SHA-256 of a model's weights and their names."""
+    digest = hashlib.sha256()
+    for name, value in decoder.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().contiguous().to(HOST).numpy().tobytes())
+    return digest.hexdigest()

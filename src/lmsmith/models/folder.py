@@ -89,6 +89,12 @@ KINDS: Mapping[str, Kind] = {
 WEIGHTS_FILE = "model.safetensors"
 ADAPTER_FILE = "adapter.safetensors"
 
+EMULATOR_KEY = "emulator"
+"""Key in config.json of what an emulator knows of its full model (`lmsmith.models.offsite`)."""
+
+OFFSITE_KIND = "offsite_adapters"
+"""Kind of a folder with the two adapters of a tuned emulator alone: it is no model."""
+
 MOST_CONFIG_BYTES = 1 << 24
 """Most bytes of a config.json, which is a few thousand bytes long."""
 
@@ -129,6 +135,7 @@ def save_model(
     card: dict[str, Any],
     adapter: AdapterConfig | None = None,
     base: Path | None = None,
+    more: Mapping[str, object] | None = None,
 ) -> None:
     """Write a model folder atomically; it replaces an old one.
 
@@ -139,9 +146,10 @@ def save_model(
         card: parents, recipe, data, metrics, as JSON.
         adapter: the settings of the model's adapters, if it has any.
         base: the folder of their base; its path relative to ``folder`` must not change.
+        more: other keys of config.json.
     """
     kind = next(name for name, kind in KINDS.items() if type(model) is kind.model)
-    config: dict[str, Any] = {"kind": kind, "model": encode(model.config)}
+    config: dict[str, Any] = {"kind": kind, "model": encode(model.config), **(more or {})}
     state, file = model.state_dict(), WEIGHTS_FILE
     if adapters.has_adapters(model):
         if adapter is None or base is None:
@@ -169,8 +177,13 @@ def read_model_config(folder: Path) -> tuple[str, Any]:
             f"{folder} is not a model folder: it has no config.json",
             "name a folder that a stage wrote, such as runs/quickstart/ppo/model",
         )
-    content = _read_config(folder)
+    content = read_config_file(folder)
     kind = content.get("kind")
+    if kind == OFFSITE_KIND:
+        raise UserError(
+            f"{folder} holds two adapters that were tuned on an emulator, and no model",
+            f"put them into their full model: lmsmith offsite plug MODEL {folder}",
+        )
     if not isinstance(kind, str) or kind not in KINDS or not isinstance(content.get("model"), dict):
         raise UserError(f"{path} is not an lmsmith model's config", "name another model folder")
     with refusing_damage(path, "name another model folder"):
@@ -187,7 +200,8 @@ def body_config(config: Any) -> ModelConfig:
     return shape
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config_file(folder: Path) -> dict[str, Any]:
+    """The contents of config.json; empty where it is no object."""
     content = read_json(folder / "config.json", MOST_CONFIG_BYTES)
     return content if isinstance(content, dict) else {}
 
@@ -208,7 +222,7 @@ def _load(folder: Path, above: tuple[Path, ...]) -> nn.Module:
     """``above`` are the folders of the adapters that were made for this model."""
     check_folder(folder)
     kind, config = read_model_config(folder)
-    adapter = _read_config(folder).get("adapter")
+    adapter = read_config_file(folder).get("adapter")
     with refusing_damage(folder):
         if adapter is None:
             model = _loaded_whole(folder, kind, config)
@@ -274,7 +288,7 @@ def read_adapters(folder: Path) -> tuple[AdapterConfig, dict[str, torch.Tensor],
     """
     check_folder(folder)
     read_model_config(folder)
-    adapter = _read_config(folder).get("adapter")
+    adapter = read_config_file(folder).get("adapter")
     if not isinstance(adapter, dict) or not isinstance(adapter.get("base"), str):
         fix = "train with adapter.rank above 0, or export the whole model: --to hf"
         raise UserError(f"{folder} has no adapters", fix)

@@ -31,7 +31,11 @@ def shallow_config(config: ModelConfig, layers: list[int]) -> ModelConfig:
 
 def shallow_copy(decoder: Decoder, kept: int) -> Decoder:
     """A copy with ``kept`` of the layers (`kept_layers`), embeddings and norms as they are."""
-    layers = kept_layers(decoder.config.layers, kept)
+    return copy_of_layers(decoder, kept_layers(decoder.config.layers, kept))
+
+
+def copy_of_layers(decoder: Decoder, layers: list[int]) -> Decoder:
+    """A copy with the layers of these numbers, embeddings and norms as they are."""
     student = Decoder(shallow_config(decoder.config, layers))
     state = {}
     for name, value in decoder.state_dict().items():

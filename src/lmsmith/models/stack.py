@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -118,11 +119,32 @@ class Stack(nn.Module):
         Returns:
             (batch, length, width).
         """
-        x_btd, biases, rotation = self._entering(
-            tokens_bt, positions_bt, mask_bts, segments_bt, controls_kd
-        )
+        entering = self._entering(tokens_bt, positions_bt, mask_bts, segments_bt, controls_kd)
+        (x_btd,) = self._states(entering, (len(self.blocks),))
+        result: Tensor = self.final_norm(x_btd)
+        return result
+
+    def states(
+        self,
+        after: Sequence[int],
+        tokens_bt: Tensor,
+        positions_bt: Tensor | None = None,
+        mask_bts: Tensor | None = None,
+    ) -> list[Tensor]:
+        """The residual stream after so many blocks, for each of the rising numbers ``after``.
+
+        No final norm is applied; the blocks after the last number are not computed. The rest is as
+        in `forward`.
+        """
+        return self._states(self._entering(tokens_bt, positions_bt, mask_bts), after)
+
+    def _states(
+        self, entering: tuple[Tensor, dict[str, Bias], Rotation | None], after: Sequence[int]
+    ) -> list[Tensor]:
+        x_btd, biases, rotation = entering
         training = torch.is_grad_enabled()
-        for layer, block in enumerate(self.blocks):
+        found = [x_btd] * after.count(0)
+        for layer, block in enumerate(islice(self.blocks, after[-1])):
             bias = biases[self.config.attention_kind(layer)]
             if training and self.checkpoint_activations:
                 x_btd = checkpoint(block, x_btd, bias, rotation, use_reentrant=False)
@@ -131,8 +153,8 @@ class Stack(nn.Module):
             else:
                 # Held-out texts have many lengths, each of which would be compiled.
                 x_btd = block.forward(x_btd, bias, rotation)
-        result: Tensor = self.final_norm(x_btd)
-        return result
+            found += [x_btd] * after.count(layer + 1)
+        return found
 
     def _entering(
         self,

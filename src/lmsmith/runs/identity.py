@@ -11,6 +11,8 @@ from typing import Any
 from lmsmith.core.config import MISSING, Problem, as_toml
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import fingerprint, sha256_file
+from lmsmith.core.recipe import Recipe
+from lmsmith.core.version import VERSION
 from lmsmith.runs.folders import working_folder
 from lmsmith.runs.records import read_record, recorded_outputs
 
@@ -111,6 +113,21 @@ def files_read(outputs: Mapping[str, str], patterns: Sequence[str]) -> dict[str,
         for name, content in outputs.items()
         if Path(name).name != "card.json" and any(fnmatchcase(name, each) for each in patterns)
     }
+
+
+def recipe_identity(recipe: Recipe) -> str:
+    """All that a recipe's numbers depend on: settings, seed, version, and the files' contents."""
+    described = {**recipe.as_dict(), "name": "", "description": ""}
+    files: list[str] = []
+    for settings in recipe.stages.values():
+        files += getattr(settings, "external_files", list)()
+    return fingerprint([described, [_content(Path(path)) for path in files], VERSION])
+
+
+def _content(place: Path) -> str:
+    """Fingerprint of a file, or of the files in a folder."""
+    files = [place] if place.is_file() else sorted(f for f in place.iterdir() if f.is_file())
+    return fingerprint([[file.name, sha256_file(file)] for file in files])
 
 
 def external_files(

@@ -27,6 +27,7 @@ from lmsmith.core.config import (
 )
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import atomic_write, beside, is_there, read_json
+from lmsmith.core.progress import Progress
 from lmsmith.corpus.batches import Batch, PretrainingBatches
 from lmsmith.corpus.rows import read_conversations, read_documents, rows_of_split
 from lmsmith.evaluation.methods.perplexity import TextBits, bits_of_documents, bits_of_replies
@@ -47,7 +48,7 @@ from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.distillation import Divergence, Objective
 from lmsmith.training.machine import ResolvedMachine, resolve_machine
 from lmsmith.training.optimiser import OptimiserConfig, Schedule, learning_rate_factor
-from lmsmith.training.student import train_student
+from lmsmith.training.student import MatchedStates, train_student
 from lmsmith.training.teacher import FixedRows, LiveTeacher, Teacher, TeacherStore
 
 HeldOut = Callable[[Decoder], TextBits]
@@ -181,7 +182,8 @@ def run(config: DistilConfig, inputs: Mapping[str, Path], out: StageFolder) -> d
     own_text = lesson.own_text()
     material = lesson.written_text() if config.written_texts else own_text
     source = lesson.source(material.rows)
-    student, metrics = lesson.train(material, source, config.objective(), out)
+    student = lesson.student()
+    metrics = lesson.train(student, material, source, config.objective(), out)
     metrics |= {
         "parameters": float(student.config.parameters),
         "teacher_parameters": float(teacher.config.parameters),
@@ -195,14 +197,13 @@ def run(config: DistilConfig, inputs: Mapping[str, Path], out: StageFolder) -> d
     card |= {**card_of_sampling(read.source), "settings": encode(config)}
     if config.compare:
         aside = replace(out, path=out.checkpoints / ALONE)
-        alone, _ = lesson.train(
-            own_text, None, replace(config.objective(), teacher_weight=0), aside
-        )
+        alone = lesson.student()
+        lesson.train(alone, own_text, None, replace(config.objective(), teacher_weight=0), aside)
         models[f"{ALONE}_"] = alone
         save_model(out / ALONE / "model", alone, tokenizer, {**card, "parents": []})
         curve = aside.metrics_log().path.read_bytes()
         atomic_write(out / ALONE / "metrics.jsonl", curve)
-    metrics |= compare(models, lesson.test())
+    metrics |= compare(models, lesson.test(), out.progress)
     save_model(out / "model", student, tokenizer, {**card, "metrics": metrics})
     return metrics
 
@@ -342,11 +343,16 @@ class Lesson:
         return TeacherStore(folder, rows, live, config.top_k, self.out.progress)
 
     def train(
-        self, material: Material, source: Teacher | None, objective: Objective, out: StageFolder
-    ) -> tuple[Decoder, dict[str, float]]:
-        """A student that learnt, and its metrics."""
-        config, student = self.config, self.student()
-        live = isinstance(source, LiveTeacher)
+        self,
+        student: Decoder,
+        material: Material,
+        source: Teacher | None,
+        objective: Objective,
+        out: StageFolder,
+        matched: MatchedStates | None = None,
+    ) -> dict[str, float]:
+        """Train a student in place; its metrics."""
+        config, reads = self.config, isinstance(source, LiveTeacher) or matched is not None
         metrics = train_student(
             student,
             source,
@@ -361,14 +367,16 @@ class Lesson:
             steps=self.steps,
             micro_batch_size=config.micro_batch_size,
             bytes_per_token=material.bytes_per_token,
-            teacher_flops=self.teacher.config.training_flops_per_token() / 3 if live else 0.0,
+            teacher_flops=self.teacher.config.training_flops_per_token() / 3 if reads else 0.0,
             held_out_bits_per_byte=(
                 None if self.held_out is None else partial(_per_byte, self.held_out, student)
             ),
             validations=config.validations,
+            matched=matched,
         )
         student.set_dropout(0.0)
-        return student.eval(), metrics
+        student.eval()
+        return metrics
 
     def test(self) -> HeldOut | None:
         """Measures a model on the test split; on validation where there is none."""
@@ -410,7 +418,9 @@ def student_shape(config: DistilConfig, teacher: ModelConfig) -> ModelConfig:
     return replace(config.student, vocabulary_size=teacher.vocabulary_size)
 
 
-def compare(models: Mapping[str, Decoder], measure: HeldOut | None) -> dict[str, float]:
+def compare(
+    models: Mapping[str, Decoder], measure: HeldOut | None, progress: Progress
+) -> dict[str, float]:
     """Bits per byte of each model on the same texts, and what the teacher gained, with intervals.
 
     ``gain_bits_per_byte`` is the student's without teacher less the one's with; texts are drawn
@@ -418,7 +428,12 @@ def compare(models: Mapping[str, Decoder], measure: HeldOut | None) -> dict[str,
     """
     if measure is None:
         return {}
-    found = {prefix: measure(model) for prefix, model in models.items()}
+    found: dict[str, TextBits] = {}
+    progress.begin("measuring", len(models), "models")
+    for prefix, model in models.items():
+        found[prefix] = measure(model)
+        progress.update(len(found))
+    progress.end()
     metrics = {"test_texts": float(len(found[""].bits))}
     for prefix, each in found.items():
         metrics |= bootstrap_ratio(each.bits, each.bytes).named(f"{prefix}test_bits_per_byte")

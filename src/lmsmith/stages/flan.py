@@ -187,7 +187,7 @@ def run(config: FlanConfig, inputs: Mapping[str, Path], out: StageFolder) -> dic
     rows = list(demonstrations(sources, config, chance))
     write_jsonl(out / "demonstrations.jsonl", (row.row() for row in rows))
     validation = [
-        _conversation(source.name, number, chance.choice(example.ways()))
+        as_conversation(source.name, number, chance.choice(example.ways()))
         for source in sources
         for number, example in enumerate(source.validation)
     ]
@@ -355,12 +355,13 @@ def demonstrations(
     for source in sources:
         for number in range(wanted.get(source.name, 0)):
             ways = source.train[number % len(source.train)].ways()
-            found.append(_conversation(source.name, number, chance.choice(ways)))
+            found.append(as_conversation(source.name, number, chance.choice(ways)))
     chance.shuffle(found)
     yield from found
 
 
-def _conversation(task: str, number: int, written: Written) -> Conversation:
+def as_conversation(task: str, number: int, written: Written) -> Conversation:
+    """The demonstration of an example that is written out."""
     template, instruction = written
     messages = [
         {"role": "user", "content": instruction.prompt},
@@ -381,7 +382,7 @@ def _write_measured(
     def write(way: str, texts: TaskTexts, numbers: Sequence[int]) -> None:
         templates = [(n, texts.task.templates[n]) for n in numbers]
         usable = [(n, each) for n, each in templates if not each.turned]
-        rows = list(_measured_rows(texts, usable, config, out.seed))
+        rows = list(measured_rows(texts, usable, config, out.seed))
         if rows:
             write_jsonl(out / "measured" / way / f"{texts.task.name}.jsonl", rows)
             counts[f"measured {way}"] += len(rows)
@@ -397,7 +398,7 @@ def _write_measured(
     return counts
 
 
-def _measured_rows(
+def measured_rows(
     texts: TaskTexts,
     templates: Sequence[tuple[int, Template]],
     config: FlanConfig,

@@ -195,6 +195,14 @@ STAGES: tuple[Stage, ...] = (
             **dict.fromkeys(("sft", *FIRST_MODEL), _MODEL),
         },
     ),
+    Stage("emulator", "lmsmith.stages.emulator", "EmulatorConfig"),
+    Stage(
+        "offsite",
+        "lmsmith.stages.offsite",
+        "OffsiteConfig",
+        optional={"emulator": "emulator"},
+        reads={"emulator": _MODEL},
+    ),
     Stage(
         "rankings",
         "lmsmith.stages.rankings",

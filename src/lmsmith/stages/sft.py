@@ -90,16 +90,47 @@ def run(config: SFTConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict
     machine = resolve_machine(out.machine)
     decoder = load_decoder(inputs["base"] / "model")
     tokenizer = Tokenizer.load(inputs["base"] / "model")
+    adapt(decoder, config.adapter, machine.dtype, derive_seed(out.seed, "adapters"))
+    metrics = learn_demonstrations(config, decoder, tokenizer, inputs["data"], machine, out)
+    demonstrations = inputs["data"] / "demonstrations.jsonl"
+    metrics |= share_ended(decoder, tokenizer, demonstrations, machine, out)
+    base = Source("lmsmith", inputs["base"] / "model", inputs["base"].name)
+    card: dict[str, object] = {"stage": "sft", "parents": [base.name], **card_of_sampling(base)}
+    card |= {"settings": asdict(config), "metrics": metrics}
+    save_model(out / "model", decoder, tokenizer, card, config.adapter, base.path)
+    return metrics
+
+
+def learn_demonstrations(
+    config: SFTConfig,
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    data: Path,
+    machine: ResolvedMachine,
+    out: StageFolder,
+    key: str = "sft",
+) -> dict[str, float]:
+    """Train those weights of a decoder that are not frozen, in place.
+
+    Args:
+        data: folder of ``demonstrations.jsonl`` and, if any are held out, ``validation.jsonl``.
+        key: where the settings stand in the recipe, for messages.
+
+    Returns:
+        Metrics.
+
+    Raises:
+        UserError: a batch that is not whole rows, or nothing to learn from.
+    """
     context = min(config.max_length or decoder.config.context, decoder.config.context)
     if config.batch_tokens % context:
         raise UserError(
-            f"sft.batch_tokens = {config.batch_tokens} is not a multiple of a row's {context} "
-            f"tokens (sft.max_length, or the model's context)",
+            f"{key}.batch_tokens = {config.batch_tokens} is not a multiple of a row's {context} "
+            f"tokens ({key}.max_length, or the model's context)",
             f"set it to {max(1, round(config.batch_tokens / context)) * context}",
         )
-    demonstrations = inputs["data"] / "demonstrations.jsonl"
     windows, counts = demonstration_windows(
-        demonstrations, tokenizer, context, config.overlap_fraction, out
+        data / "demonstrations.jsonl", tokenizer, context, config.overlap_fraction, out
     )
 
     def packed(rows: int) -> SFTBatches:
@@ -113,18 +144,18 @@ def run(config: SFTConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict
     )
     if rows < batches.batch_size:
         batches = packed(rows)
-        out.progress.say(
-            f"sft: {batches.rows_per_epoch:,} rows of {context} tokens are little data, so "
+        out.warn(
+            f"{batches.rows_per_epoch:,} rows of {context} tokens are little data, so "
             f"batch_tokens = {rows * context:,} is taken, not {config.batch_tokens:,}, for more "
-            f"updates (sft.min_steps = {config.min_steps})"
+            f"updates ({key}.min_steps = {config.min_steps})"
         )
     steps = max(1, round(config.epochs * batches.rows_per_epoch / batches.batch_size))
     held_out = readable_conversations(
-        inputs["data"] / "validation.jsonl", tokenizer, context, config.validation_conversations
+        data / "validation.jsonl", tokenizer, context, config.validation_conversations
     )
     if not held_out:
-        out.progress.say(
-            "sft: no conversation is held out (data.splits.validation), so nothing says whether "
+        out.warn(
+            "no conversation is held out (data.splits.validation), so nothing says whether "
             "it overfits"
         )
     target_bytes = sum(
@@ -134,7 +165,6 @@ def run(config: SFTConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict
         if target
     )
 
-    adapt(decoder, config.adapter, machine.dtype, derive_seed(out.seed, "adapters"))
     decoder.set_dropout(config.dropout)
     summary = train_language_model(
         decoder,
@@ -145,7 +175,7 @@ def run(config: SFTConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict
         ),
         machine,
         out,
-        description="sft",
+        description=out.name,
         steps=steps,
         batch_tokens=rows * context,
         micro_batch_size=config.micro_batch_size,
@@ -156,17 +186,11 @@ def run(config: SFTConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict
             else None
         ),
         validations=max(config.validations, math.ceil(config.epochs)),
-        more_steps="raise sft.epochs, or add demonstrations",
+        more_steps=f"raise {key}.epochs, or add demonstrations",
     )
     decoder.set_dropout(0.0)
     metrics = summary | counts
-    metrics |= {"epochs": batches.epochs_at(steps), "batch_tokens": float(rows * context)}
-    metrics |= share_ended(decoder, tokenizer, demonstrations, machine, out)
-    base = Source("lmsmith", inputs["base"] / "model", inputs["base"].name)
-    card: dict[str, object] = {"stage": "sft", "parents": [base.name], **card_of_sampling(base)}
-    card |= {"settings": asdict(config), "metrics": metrics}
-    save_model(out / "model", decoder, tokenizer, card, config.adapter, base.path)
-    return metrics
+    return metrics | {"epochs": batches.epochs_at(steps), "batch_tokens": float(rows * context)}
 
 
 def readable_conversations(
@@ -249,7 +273,7 @@ def demonstration_windows(
             "data.splits.demonstrations a share",
         )
     for warning in warnings:
-        out.progress.say(f"sft: {path.name}: {warning}")
+        out.warn(f"{path.name}: {warning}")
     names = (
         "conversations",
         "conversations_longer_than_context",

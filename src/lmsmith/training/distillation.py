@@ -20,6 +20,8 @@ from lmsmith.training.losses import chunks
 
 Divergence = Literal["forward_kl", "reverse_kl"]
 
+StateError = Literal["relative", "mse"]
+
 
 class Taught(NamedTuple):
     """The teacher's distributions at n positions.
@@ -119,6 +121,18 @@ def mixed(divergence: Tensor, cross_entropy: Tensor, objective: Objective) -> Te
     """α T² D + (1 − α) CE; a term of weight 0 has no gradient."""
     weight, square = objective.teacher_weight, objective.temperature**2
     return weight * square * divergence + (1.0 - weight) * cross_entropy
+
+
+def state_errors(student_nd: Tensor, teacher_nd: Tensor, error: StateError) -> Tensor:
+    """How far a student's hidden states are from the teacher's at n positions, (n,), float32.
+
+    ``mse`` is mean_d (s − t)² (Xiao et al. 2023, offsite-tuning, section 3.3). ``relative`` divides
+    it by mean_d t²: no position counts more because its state is long, as the first position's of
+    Llama models is.
+    """
+    student, teacher = student_nd.float(), teacher_nd.float()
+    squared = (student - teacher).square().mean(dim=-1)
+    return squared / teacher.square().mean(dim=-1) if error == "relative" else squared
 
 
 class _ChunkedLoss(torch.autograd.Function):

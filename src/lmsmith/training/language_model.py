@@ -72,10 +72,15 @@ def accumulate_gradients(
 def training_flops_per_token(decoder: Decoder) -> float:
     """Floating-point operations of training on a token.
 
-    Frozen weights save a third: their own gradient.
+    Frozen weights save a third: their own gradient. Where the first blocks are frozen too, less is
+    computed than this says.
     """
     whole = decoder.config.training_flops_per_token()
-    return whole * 2 / 3 if has_adapters(decoder) else whole
+    if has_adapters(decoder):
+        return whole * 2 / 3
+    sizes = [(value.numel(), value.requires_grad) for value in decoder.blocks.parameters()]
+    trained = sum(size for size, learns in sizes if learns) / sum(size for size, _ in sizes)
+    return whole * (2 + trained) / 3
 
 
 def training_step(

@@ -23,7 +23,7 @@ from lmsmith.core.files import read_json, write_json
 from lmsmith.core.progress import Progress
 from lmsmith.corpus.batches import NO_TARGET, Batch, generator
 from lmsmith.device import HOST, device_of, moved
-from lmsmith.models.decoder import Decoder
+from lmsmith.models.decoder import Decoder, state_digest
 from lmsmith.runs.signals import stop_requested
 from lmsmith.training.distillation import Taught, Teach, tempered_log_probs, top_events
 from lmsmith.training.losses import chunks
@@ -232,12 +232,3 @@ class TeacherStore:
             return Taught(torch.log_softmax(log_probs, dim=1), tokens_nk)
 
         return taught
-
-
-def state_digest(decoder: Decoder) -> str:
-    """SHA-256 of a model's weights and their names."""
-    digest = hashlib.sha256()
-    for name, value in decoder.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().contiguous().to(HOST).numpy().tobytes())
-    return digest.hexdigest()

@@ -161,7 +161,7 @@ def found_file(name: str, folders: Sequence[Path]) -> Path:
             if is_there(path):
                 return path
     looked = ", ".join(dict.fromkeys(map(str, folders)))
-    fix = "name the folder it is in: flan.data, or the environment variable LMSMITH_DATA"
+    fix = "name the folder it is in: data in the recipe, or the environment variable LMSMITH_DATA"
     raise UserError(f"{name}: not in any of {looked}", fix)
 
 

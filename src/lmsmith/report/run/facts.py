@@ -46,6 +46,8 @@ def describe_run(run: RunRecord) -> str:
         "finetune": "fine-tuned on labelled examples",
         "sft": "fine-tuned on demonstrations",
         "distil": "distilled into a smaller one",
+        "emulator": "with layers left out for offsite-tuning",
+        "offsite": "whose first and last layers are tuned",
         "ppo": "aligned with PPO to a reward model",
     }
     steps = [words for stage, words in does.items() if run.stages[stage].finished]
@@ -99,7 +101,7 @@ def _data_counts(run: RunRecord) -> list[tuple[str, int]]:
 
 
 def _parameters(run: RunRecord) -> float | None:
-    for stage in (run.stages[name] for name in (*MODELS, "translate")):
+    for stage in (run.stages[name] for name in (*MODELS, "translate", "emulator")):
         folder = stage.folder / "model"
         card = _json_table(folder / "card.json")
         known = _first_number(stage.metrics.get("parameters"), card.get("parameters"))

@@ -17,11 +17,14 @@ from lmsmith.report.run.translation import draw_translator
 from lmsmith.report.run.words import stage_title
 from lmsmith.runs.metrics_log import read_metrics
 
+LANGUAGE = ("pretrain", "sft", "distil", "emulator", "offsite")
+"""Stages that learn to predict text."""
+
 
 def draw_figures(run: RunRecord) -> dict[str, list[ReportFigure]]:
     """By heading, every figure that the run has numbers for, in the reading order of the page."""
     groups = {
-        "Learning language": [draw_loss(run, stage) for stage in ("pretrain", "sft", "distil")],
+        "Learning language": [draw_loss(run, stage) for stage in LANGUAGE],
         "Learning to translate": draw_translator(run),
         "Learning from labelled examples": [draw_classifier(run)],
         "Learning what is preferred": [
@@ -53,7 +56,7 @@ def draw_loss(run: RunRecord, stage: str) -> ReportFigure | None:
     if not train and not validation:
         return None
     with canvas() as (figure, (axes,)):
-        drawing.noisy_line(axes, train, COLOURS[stage], "training")
+        drawing.noisy_line(axes, train, COLOURS.get(stage, COLOURS["sft"]), "training")
         drawing.marked_line(axes, validation, "validation")
         if alone := pick(rows_alone, "validation/bits_per_byte", over):
             drawing.marked_line(axes, alone, "validation, without teacher", COLOURS["muted"])

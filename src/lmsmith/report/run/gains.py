@@ -282,6 +282,38 @@ def _of_distil(table: Metrics) -> _Measured | None:
     return _Measured(title, start, fixed(after, 3), note, verdict_of(least, most, 0.0))
 
 
+def _of_emulator(table: Metrics) -> _Measured | None:
+    """Bits per byte of the layers that are left, before and after they learnt to stand for all."""
+    layers = f"{_whole(table.get('layers'))} of {_whole(table.get('full_layers'))} layers"
+    after, low, high = _with_interval(table, "test_bits_per_byte")
+    if after is None:
+        return _Measured("parameters", after=_whole(table.get("parameters")), note=layers)
+    before, full = (table.get(f"{name}_test_bits_per_byte") for name in ("undistilled", "full"))
+    note = _joined(
+        f"95{NBSP}%: {fixed(low, 3)} to {fixed(high, 3)}",
+        layers,
+        f"the full model: {fixed(full, 3)}" if full is not None else "",
+    )
+    title = "bits per byte of the test texts"
+    if before is None or low is None or high is None:
+        return _Measured(title, "", fixed(after, 3), note)
+    verdict = verdict_of(-high, -low, -before)
+    return _Measured(title, fixed(before, 3), fixed(after, 3), note, verdict)
+
+
+def _of_offsite(table: Metrics) -> _Measured | None:
+    """Accuracy of what was tuned, the emulator with its adapters, item by item against before."""
+    before, after = table.get("before_accuracy"), table.get("after_accuracy")
+    if before is None or after is None:
+        held_out = table.get("validation_bits_per_byte")
+        return _Measured("bits per byte of held-out replies", after=fixed(held_out, 3))
+    _, low, high = _with_interval(table, "gain_accuracy")
+    interval = percent_interval(low, high)
+    title = f"accuracy on {_whole(table.get('test_items'))} test items"
+    note = f"difference {interval}" if interval else ""
+    return _Measured(title, percent(before), percent(after), note, verdict_of(low, high, 0.0))
+
+
 def classifier_measure(table: Metrics) -> tuple[str, str]:
     """``test`` or ``validation``, and the measure that decides there."""
     part = "test" if table.get("test_examples") else "validation"
@@ -370,6 +402,8 @@ _MEASURES: _Measures = {
     "flan": _of_flan,
     "zero_shot": _of_zero_shot,
     "distil": _of_distil,
+    "emulator": _of_emulator,
+    "offsite": _of_offsite,
     "rankings": _of_rankings,
     "reward": _of_reward,
     "ppo": _of_ppo,

@@ -14,6 +14,8 @@ STAGE_WORDS: dict[str, tuple[str, str]] = {
     "sft": ("Fine-tuning (SFT)", "Learns to answer from demonstrations"),
     "zero_shot": ("Unseen tasks", "Ranks the answers of tasks never learnt, before and after"),
     "distil": ("Student", "Learns from a larger model, its teacher, instead of the text alone"),
+    "emulator": ("Emulator", "A model with some of its layers, on which others tune the rest"),
+    "offsite": ("Offsite-tuning", "Tunes the first and last layers on an emulator of the model"),
     "rankings": ("Rankings", "Collects candidate replies and ranks them"),
     "reward": ("Reward model", "Learns to score a reply the way the rankings do"),
     "ppo": ("PPO", "Practises replies that the reward model scores higher"),
