@@ -8,8 +8,9 @@ of them. What each side gets:
   weights and with int8 ones.
 - transformers: its Llama with the same weights in bf16 and in fp32, `generate(do_sample=False)`
   with its own cache. The faster one counts.
-- llama.cpp: its server by `xllamacpp`, if it can be imported, with the file's own 4 bits and with
-  8 bits (Q8_0, written by `lmsmith export`); one stream alone.
+- llama.cpp, by `xllamacpp` (its server) or `llama-cpp-python` (its own functions), whichever is
+  installed and built for the instructions: with the file's own 4 bits and with 8 bits (Q8_0,
+  written by `lmsmith export`); one stream alone.
 
 All write random prompts of the same lengths, and none stops before its time. A reply's first token
 reads the prompt: it is timed by itself, from the call to the token, and the others from there on.
@@ -43,7 +44,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from held import Instructions, describe, hold, hold_llama_cpp, peak_operations
+from held import Instructions, describe, has_llama_cpp, hold, hold_llama_cpp, peak_operations
 from rich.console import Console
 from rich.table import Table
 from served import serving, tiny_model
@@ -163,12 +164,17 @@ def main(
         print(json_module.dumps(gain, indent=2)) if json else print_speculation(gain, threads)
         return 0
     wanted = only.split(",") if only else all_sides()
-    llama_cpp = hold_llama_cpp(held) if {PEER_PACKED, PEER_EIGHT} & set(wanted) else ""
+    llama_cpp = ("", "")
+    if {PEER_PACKED, PEER_EIGHT} & set(wanted):
+        llama_cpp = hold_llama_cpp(held)
     with tempfile.TemporaryDirectory() as folder:
         files = dict.fromkeys(wanted, path)
         if PEER_EIGHT in files:
             files[PEER_EIGHT] = eight_bits(path, folder)
-        jobs = [Job(side, str(files[side]), threads, tokens, processor_time) for side in wanted]
+        jobs = [
+            Job(side, str(files[side]), threads, tokens, processor_time, llama_cpp[0])
+            for side in wanted
+        ]
         starts: list[float] = []
         seconds = measure(jobs, rounds, lambda: starts.append(cold_start(path)))
         memory = serving_memory(path, Path(folder), threads) if OURS_PACKED in wanted else {}
@@ -194,7 +200,7 @@ def all_sides() -> list[str]:
     """Ours and those of the peers that are installed."""
     ours = [OURS_PACKED, OURS, OURS_INT8]
     theirs = [*TRANSFORMERS] if importlib.util.find_spec("transformers") else []
-    return ours + theirs + [PEER_PACKED, PEER_EIGHT] * bool(importlib.util.find_spec("xllamacpp"))
+    return ours + theirs + [PEER_PACKED, PEER_EIGHT] * has_llama_cpp()
 
 
 def find_gguf() -> Path:

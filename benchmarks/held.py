@@ -9,6 +9,8 @@ refused.
 from __future__ import annotations
 
 import ctypes
+import importlib
+import importlib.util
 import os
 import platform
 import shutil
@@ -49,6 +51,13 @@ LLAMA_CPP_FLAGS = {
 }
 """Set → what llama.cpp's system info has for it, and none of a later set's."""
 
+LLAMA_CPP_MODULES: Mapping[str, Callable[[Any], str]] = {
+    "xllamacpp": lambda module: str(module.get_system_info()),
+    "llama_cpp": lambda module: str(module.llama_print_system_info().decode()),
+}
+"""Module → its system info. xllamacpp's wheel is built for AVX2, and its source needs Rust;
+llama-cpp-python's source builds for any set."""
+
 BUILD_LLAMA_CPP = {
     "avx2": "-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON",
     "avx512": "-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON "
@@ -82,15 +91,26 @@ def hold(name: Instructions) -> str:
     return best.name if best else "none"
 
 
-def hold_llama_cpp(held: str) -> str:
-    """llama.cpp's system info, if it was built for this set; else the end."""
-    import xllamacpp
+def hold_llama_cpp(held: str, module: str = "") -> tuple[str, str]:
+    """The Python module whose llama.cpp was built for this set, and its system info; else the end.
 
-    info: str = xllamacpp.get_system_info()
-    if is_built_for(info, held):
-        return info
-    build = f'CMAKE_ARGS="{BUILD_LLAMA_CPP[held]}" pip install --no-binary xllamacpp xllamacpp'
-    refuse(f"llama.cpp was not built for {held} ({info.strip(' |')})\nbuild it: {build}")
+    Args:
+        module: the one that must be, such as xllamacpp, whose server answers over HTTP too.
+    """
+    found = {}
+    for name, system_info in LLAMA_CPP_MODULES.items():
+        if (not module or name == module) and importlib.util.find_spec(name):
+            found[name] = system_info(importlib.import_module(name))
+            if is_built_for(found[name], held):
+                return name, found[name]
+    builds = "; ".join(f"{name}: {info.strip(' |')}" for name, info in found.items())
+    build = f'CMAKE_ARGS="{BUILD_LLAMA_CPP[held]}" pip install --no-binary llama-cpp-python'
+    refuse(f"llama.cpp was not built for {held} ({builds})\nbuild it: {build} llama-cpp-python")
+
+
+def has_llama_cpp() -> bool:
+    """Whether any of the modules is installed."""
+    return any(map(importlib.util.find_spec, LLAMA_CPP_MODULES))
 
 
 def is_built_for(info: str, held: str) -> bool:
@@ -106,7 +126,9 @@ def refuse(message: str) -> Any:
     raise SystemExit(2)
 
 
-def describe(held: str, threads: int, sides: Sequence[str], llama_cpp: str) -> dict[str, Any]:
+def describe(
+    held: str, threads: int, sides: Sequence[str], llama_cpp: tuple[str, str] = ("", "")
+) -> dict[str, Any]:
     """The machine: processor, set, cores, versions of all sides, and the day."""
     import torch
 
@@ -114,7 +136,8 @@ def describe(held: str, threads: int, sides: Sequence[str], llama_cpp: str) -> d
     from lmsmith.runs.stage_folder import describe_hardware, describe_versions
 
     versions = describe_versions()
-    packages = {"transformers": "transformers", "llama.cpp": "xllamacpp"}
+    module, info = llama_cpp
+    packages = {"transformers": "transformers", "llama.cpp": module.replace("_cpp", "-cpp-python")}
     for side, package in packages.items():
         if any(each.startswith(side) for each in sides):
             versions[package] = metadata.version(package)
@@ -123,7 +146,7 @@ def describe(held: str, threads: int, sides: Sequence[str], llama_cpp: str) -> d
         "instructions": held,
         "kernels": describe_kernels(),
         "pytorch_instructions": torch.backends.cpu.get_cpu_capability(),
-        "llama_cpp": llama_cpp,
+        "llama_cpp": info,
         "threads": threads,
         "versions": versions,
         "date": date.today().isoformat(),

@@ -101,7 +101,7 @@ def main(
         json: Print one JSON object instead of the table.
     """
     held = hold(instructions)
-    llama_cpp = hold_llama_cpp(held) if peer else ""
+    llama_cpp = hold_llama_cpp(held, "xllamacpp") if peer else ("", "")
     threads = threads or os.cpu_count() or 1
     status = Console(stderr=True)
     bare: dict[int, list[float]] = {count: [] for count in streams}

@@ -29,6 +29,7 @@ class Job:
     threads: int
     tokens: int
     processor_time: bool
+    llama_cpp: str = "xllamacpp"  # module of llama.cpp
 
     @property
     def clock(self) -> Callable[[], float]:
@@ -68,7 +69,8 @@ def serve(connection: Connection, job: Job) -> None:
     import torch
 
     torch.set_num_threads(job.threads)
-    make = {"transformers": their_tasks, "llama.cpp": llama_tasks, "lmsmith": our_tasks}
+    llama = llama_tasks if job.llama_cpp == "xllamacpp" else llama_functions
+    make = {"transformers": their_tasks, "llama.cpp": llama, "lmsmith": our_tasks}
     tasks = make[job.side.split()[0]](job)
     tasks["resident"] = resident_bytes
     while True:
@@ -230,6 +232,49 @@ def llama_tasks(job: Job) -> dict[str, Callable[[], float]]:
         times = answer["timings"]
         assert (times["prompt_n"], times["predicted_n"]) == (length, tokens)
         return times["prompt_ms"] / 1e3, times["predicted_ms"] / 1e3
+
+    return {
+        "one": lambda: write(PROMPT, job.tokens)[1],
+        "first": lambda: write(FIRST_PROMPT, 1)[0],
+        "bytes": lambda: float(Path(job.gguf).stat().st_size),
+        "imports": lambda: imports,
+    }
+
+
+def llama_functions(job: Job) -> dict[str, Callable[[], float]]:
+    """The tasks by llama.cpp's own functions, which llama-cpp-python has."""
+    import ctypes
+
+    import llama_cpp
+
+    imports = resident_bytes()
+    silent = llama_cpp.llama_log_callback(lambda level, text, data: None)
+    llama_cpp.llama_log_set(silent, ctypes.c_void_p(0))
+    llama_cpp.llama_backend_init()
+    model = llama_cpp.llama_model_load_from_file(
+        job.gguf.encode(), llama_cpp.llama_model_default_params()
+    )
+    settings = llama_cpp.llama_context_default_params()
+    settings.n_ctx, settings.n_batch, settings.n_ubatch = 1024, FIRST_PROMPT, FIRST_PROMPT
+    settings.n_threads = settings.n_threads_batch = job.threads
+    context = llama_cpp.llama_init_from_model(model, settings)
+    vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
+
+    def next_token(tokens: list[int]) -> int:
+        array = (llama_cpp.llama_token * len(tokens))(*tokens)
+        batch = llama_cpp.llama_batch_get_one(array, len(tokens))
+        assert llama_cpp.llama_decode(context, batch) == 0
+        logits = llama_cpp.llama_get_logits_ith(context, -1)
+        return int(np.ctypeslib.as_array(logits, shape=(vocabulary,)).argmax())
+
+    def write(length: int, tokens: int) -> tuple[float, float]:
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
+        started = job.clock()
+        token = next_token(random_prompts(1, length)[0])
+        first = job.clock()
+        for _ in range(tokens - 1):
+            token = next_token([token])
+        return first - started, job.clock() - first
 
     return {
         "one": lambda: write(PROMPT, job.tokens)[1],
