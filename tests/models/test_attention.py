@@ -11,7 +11,12 @@ from lmsmith.models.attention import (
     attention_bias,
     packed_mask,
 )
-from lmsmith.models.attention_kernels import explicit_attention
+from lmsmith.models.attention_kernels import (
+    SHORT_LENGTH,
+    explicit_attention,
+    short_attention,
+    trains_short_rows,
+)
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from padding import padded_mask, padded_positions
@@ -109,6 +114,35 @@ def test_explicit_attention_in_bf16_is_close_and_in_its_type() -> None:
     for one, other in zip(*results, strict=True):
         assert other.dtype == torch.bfloat16
         assert float((one - other.float()).norm() / one.norm()) < 0.03
+
+
+@pytest.mark.parametrize("rule", ["causal", "all", "masked"])
+def test_short_attention_equals_the_fused_kernel(rule: str) -> None:
+    parts, direction, bias = attention_case(masked=rule == "masked")
+    causal = rule == "causal"
+    found = []
+    for short in (True, False):
+        query, key, value = (part.clone().requires_grad_() for part in parts)
+        if short:
+            mixed = short_attention(query, key, value, bias, causal)
+        else:
+            mixed = F.scaled_dot_product_attention(
+                query, key, value, attn_mask=bias, is_causal=causal
+            )
+        found.append((mixed, *torch.autograd.grad(mixed, (query, key, value), direction)))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_short_attention_is_for_training_short_rows_in_bf16() -> None:
+    query = torch.zeros(1, 1, SHORT_LENGTH, 4, dtype=torch.bfloat16, requires_grad=True)
+    assert trains_short_rows(query, query)
+    assert not trains_short_rows(query.float(), query.float())
+    assert not trains_short_rows(query.detach(), query.detach())
+    longer = torch.cat([query, query], dim=2)
+    assert not trains_short_rows(longer, longer)
+    with torch.no_grad():
+        assert not trains_short_rows(query, query)
 
 
 def attention_case(masked: bool) -> tuple[list[Tensor], Tensor, Tensor | None]:

@@ -1,4 +1,4 @@
-"""softmax(QKᵀ/√d_k + bias)V in two ways: scores written out, and locally banded.
+"""softmax(QKᵀ/√d_k + bias)V in three ways: for short rows, scores written out, and locally banded.
 
 Locally banded attention sees the last ``window`` tokens, at a cost of T · window.
 """
@@ -12,11 +12,55 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lmsmith.device import is_host
+
 EXPLICIT_LENGTH = 1024
 """Maximum length of rows for `explicit_attention`, which holds all scores at once."""
 
 EXPLICIT_BLOCK = 512
 """Queries of a block of `explicit_attention`; the products of smaller ones cost more."""
+
+
+SHORT_LENGTH = 256
+"""Maximum length of rows for `short_attention`."""
+
+
+def trains_short_rows(query_bhtk: Tensor, key_bhsk: Tensor) -> bool:
+    """Whether `short_attention` is faster than PyTorch's kernel: gradients in bf16 on a CPU."""
+    return (
+        torch.is_grad_enabled()
+        and query_bhtk.requires_grad
+        and query_bhtk.dtype == torch.bfloat16
+        and is_host(query_bhtk.device)
+        and key_bhsk.shape[2] <= SHORT_LENGTH
+    )
+
+
+def short_attention(
+    query_bhtk: Tensor,
+    key_bhsk: Tensor,
+    value_bhsk: Tensor,
+    bias_b1ts: Tensor | None,
+    causal: bool,
+) -> Tensor:
+    """softmax(QKᵀ/√d_k + bias)V by plain products, for training on short rows in bf16.
+
+    On a CPU the fused kernel's backward pass takes several times as long there: it multiplies
+    blocks as for long rows.
+
+    Args:
+        query_bhtk, key_bhsk, value_bhsk: any lengths t and s; t = s if causal.
+        bias_b1ts: term of the scores; with one, ``causal`` is not read.
+        causal: whether a query sees no later key.
+    """
+    scores_bhts = (query_bhtk @ key_bhsk.transpose(-1, -2)).float() * query_bhtk.shape[-1] ** -0.5
+    if bias_b1ts is not None:
+        scores_bhts = scores_bhts + bias_b1ts
+    elif causal:
+        future = torch.ones_like(scores_bhts[0, 0], dtype=torch.bool).triu(1)
+        scores_bhts = scores_bhts.masked_fill(future, float("-inf"))
+    mixed_bhtk: Tensor = scores_bhts.softmax(dim=-1).to(value_bhsk.dtype) @ value_bhsk
+    return mixed_bhtk
 
 
 class _ExplicitAttention(torch.autograd.Function):
