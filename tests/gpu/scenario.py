@@ -41,9 +41,11 @@ from lmsmith.rlhf.ppo import PPOConfig
 from lmsmith.runs.metrics_log import read_metrics
 from lmsmith.stages import (
     distil,
+    emulator,
     evaluate,
     finetune,
     masked_lm,
+    offsite,
     ppo,
     pretrain,
     reward,
@@ -138,7 +140,7 @@ def run_stages(run: Path) -> dict[str, Any]:
     metrics = stage("evaluate", evaluate, EVALUATE, **roles)
     found["evaluate"] = [[metrics["base.bits_per_byte"], metrics["reward.accuracy"]]]
     stage("distil", distil, DISTIL, data="data", base="base")
-    return found | other_models(run, data)
+    return found | other_models(run, data) | offsite_tuning(run, data)
 
 
 def other_models(run: Path, data: Path) -> dict[str, Any]:
@@ -156,6 +158,23 @@ def other_models(run: Path, data: Path) -> dict[str, Any]:
     few = replace(few, model=replace(few.model, dropout=0.0))
     translate.run(few, {}, stage_folder(run / "translate"))
     return {name: compared(run / name) for name in ("masked_lm", "finetune", "translate")}
+
+
+def offsite_tuning(run: Path, data: Path) -> dict[str, Any]:
+    """An emulator, and its adapters tuned."""
+    deep = Decoder(replace(SHAPE, layers=4, vocabulary_size=TOKENIZER.vocabulary_size))
+    deep.initialise(torch.Generator().manual_seed(2))
+    write_models(run, TOKENIZER, deep=deep)
+    made = emulator.EmulatorConfig(
+        model=str(run / "deep/model"), adapter_layers=1, keep_layers=1, tokens=256,
+        batch_tokens=64, max_length=32, texts=(str(data / "documents.jsonl"),), optimiser=SLOW,
+        teacher_weight=0.5, test_texts=2,
+    )  # fmt: skip
+    emulator.run(made, {}, stage_folder(run / "emulator"))
+    whole = replace(SFT, adapter=AdapterConfig())
+    tuned = offsite.OffsiteConfig(task=str(data / "demonstrations.jsonl"), sft=whole)
+    offsite.run(tuned, {"emulator": run / "emulator"}, stage_folder(run / "offsite"))
+    return {name: compared(run / name) for name in ("emulator", "offsite")}
 
 
 def run_generation() -> dict[str, Any]:

@@ -24,13 +24,13 @@ WORDS: Mapping[str, str] = {
 }
 """The ways, in the order that the paper finds, the best first."""
 
-COLUMNS = ("accuracy (95 % interval)", "trained numbers", "training")
+COLUMNS = ("accuracy (95 % interval)", "trained numbers", "time of the run")
 
 _COLOURS = {"full": "sft", "plugged": "ppo", "emulator": "reward"}
 
 
 def table_rows(task: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Each way's accuracy with its interval, the numbers it trains, and its time."""
+    """Each way's accuracy, the numbers it trains, and the time of its run, measuring included."""
     runs = {"full": "full", "plugged": "tuned", "emulator": "tuned"}
     rows = []
     for arm, words in WORDS.items():
