@@ -181,7 +181,8 @@ def merge(state: Mapping[str, Tensor], adapter: LowRank) -> dict[str, Tensor]:
     """The weights W + (α/r) B A of an equal plain model; the others are shared."""
     merged = dict(state)
     for name, (down, up) in adapter.items():
-        merged[f"{name}.weight"] = torch.addmm(state[f"{name}.weight"], up, down)
+        weight = state[f"{name}.weight"]
+        merged[f"{name}.weight"] = torch.addmm(weight, up.to(weight.device), down.to(weight.device))
     return merged
 
 
