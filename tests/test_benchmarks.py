@@ -73,6 +73,6 @@ def test_the_faster_of_two_peers_counts_and_the_aim_is_that_of_the_set(benchmark
 
 def test_memory_is_a_multiple_of_the_file(benchmark) -> None:
     found: ModuleType = benchmark("generation")
-    whole, beyond = found.memory_rows({"file": 500, "tiny model": 300}, 100)
+    whole, beyond = found.memory_rows({"file": 500, "tiny model": 300}, {"file": 100})
     assert (whole.ratio, whole.met) == (5.0, False)
     assert (beyond.ratio, beyond.met) == (2.0, True)
