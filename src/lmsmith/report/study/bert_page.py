@@ -123,14 +123,15 @@ def draw_layers(
     shown = {"first layer": layers[0], "last layer": layers[-1]}
     with canvas((7.4, 3.9), panels=2) as (figure, panels):
         for axes, (title, weights) in zip(panels, shown.items(), strict=True):
-            drawing.draw_weights(axes, tokens, tokens, weights, _COLOURS[name])
+            shades = [[value**0.5 for value in row] for row in weights]
+            drawing.draw_weights(axes, tokens, tokens, shades, _COLOURS[name])
             axes.set_title(f"{NAMES[name]}, {title}", fontsize=9)
         return ReportFigure.of(
             figure,
             f"bert-attention-{name}",
             f"What {NAMES[name]} looks at",
             "The darker a cell, the more the row's token attends to the column's (mean of the "
-            "heads; a row adds up to 1).",
+            "heads; a row adds up to 1, and the shade is the root of the weight).",
             f"Two tables of attention weights of {NAMES[name]}, first and last layer.",
         )
 
