@@ -70,7 +70,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def arguments(here: Path, *more: str) -> list[str]:
     return [
         "study", "bert", str(here / "run"), "--recipe", str(here / "small.toml"),
-        "--seeds", "2", "--data", str(here), "--out", str(here / "study"), "--threads", "1",
+        "--seeds", "1", "--data", str(here), "--out", str(here / "study"), "--threads", "1",
         "--texts", "2", "--new-tokens", "6",
         "--set", "machine.precision=fp32", "--set", "min_steps=0", "--set", "epochs=1", *more,
     ]  # fmt: skip
@@ -82,7 +82,7 @@ def test_one_command_makes_one_page_and_goes_on(
     real, made = bert_study.finetune, list[str]()
 
     def stopping(model: str, *args: object, **more: object) -> object:
-        if len(made) == 3:
+        if len(made) == 1:
             raise KeyboardInterrupt
         made.append(model)
         return real(model, *args, **more)  # type: ignore[arg-type]
@@ -90,7 +90,7 @@ def test_one_command_makes_one_page_and_goes_on(
     monkeypatch.setattr(bert_study, "finetune", stopping)
     with pytest.raises(KeyboardInterrupt):
         bert_study.study_bert(
-            here / "run", recipe=str(here / "small.toml"), seeds=2, data=here, threads=1,
+            here / "run", recipe=str(here / "small.toml"), seeds=1, data=here, threads=1,
             out=here / "study", texts=2, new_tokens=6, quiet=True,
             set=["machine.precision=fp32", "min_steps=0", "epochs=1"],
         )  # fmt: skip
@@ -98,7 +98,7 @@ def test_one_command_makes_one_page_and_goes_on(
         bert_study, "finetune", lambda *a, **k: made.append("again") or real(*a, **k)
     )
     assert main(arguments(here, "--quiet")) == 0
-    assert made.count("again") == 1  # the other three were kept
+    assert made.count("again") == 1  # GPT's was kept
     said = capsys.readouterr().out
     assert re.search(r"sst2 .*16", said)
     assert "hidden tokens named by BERT, both sides" in said
@@ -115,7 +115,7 @@ def check(found: dict) -> None:  # type: ignore[type-arg]
     task = found["tasks"]["sst2"]
     for name in ("gpt", "bert"):
         seeds = [each["value"] for each in task["seeds"][name]]
-        assert task["accuracy"][name]["value"] == pytest.approx(sum(seeds) / 2)
+        assert task["accuracy"][name]["value"] == pytest.approx(seeds[0])
         models = found["models"][name]
         assert (models["tokens"], models["updates"]) == (2048, 8)
     gap = task["accuracy"]["gpt"]["value"] - task["accuracy"]["bert"]["value"]
