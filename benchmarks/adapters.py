@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -70,7 +71,7 @@ def main(
     names = [f"adapter{n}" for n in range(adapters)]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        write_folders(model, names, rank, folder)
+        vocabulary = write_folders(model, names, rank, folder)
         sides, bytes_ = our_sides(folder, names, threads)
         if peer:
             theirs, their_bytes = their_sides(folder, names)
@@ -78,7 +79,7 @@ def main(
         chosen = [names[n % adapters] for n in range(streams)]
         seconds: dict[str, list[float]] = {side: [] for side in sides}
         for number in range(-1, rounds):  # the first turn warms up
-            prompts = random_prompts(streams, prompt, seed=number)
+            prompts = random_prompts(streams, prompt, vocabulary, seed=number)
             for side, write in sides.items():
                 started = time.perf_counter()
                 write(prompts, chosen, 4 if number < 0 else tokens)
@@ -89,8 +90,10 @@ def main(
         "model": model, "streams": streams, "adapters": adapters, "rank": rank, "tokens": tokens,
         "prompt": prompt, "tokens_per_second": rates, "weight_bytes": bytes_,
         "ratio": {side: rates[MIXED] / rate for side, rate in rates.items() if side != MIXED},
-        "machine": describe(held, threads, ["lmsmith", *(["peft"] if peer else [])], ""),
+        "machine": describe(held, threads, ["transformers"] if peer else []),
     }  # fmt: skip
+    if peer:
+        result["machine"]["versions"]["peft"] = metadata.version("peft")
     if json:
         print(json_module.dumps(result, indent=2))
     else:
@@ -98,13 +101,17 @@ def main(
     return 0
 
 
-def random_prompts(count: int, length: int, seed: int) -> list[list[int]]:
+def random_prompts(count: int, length: int, vocabulary: int, seed: int) -> list[list[int]]:
     generator = torch.Generator().manual_seed(seed + 1)
-    return torch.randint(100, 20_000, (count, length), generator=generator).tolist()
+    return torch.randint(100, vocabulary, (count, length), generator=generator).tolist()
 
 
-def write_folders(model: str, names: list[str], rank: int, folder: Path) -> None:
-    """The base as transformers reads it, in bf16, and PEFT's folders of random adapters."""
+def write_folders(model: str, names: list[str], rank: int, folder: Path) -> int:
+    """Write the base as transformers reads it, in bf16, and PEFT's folders of random adapters.
+
+    Returns:
+        The size of the vocabulary.
+    """
     from lmsmith.catalogue.export import export
     from lmsmith.catalogue.reading import read_model
     from lmsmith.models.adapters import AdapterConfig, adapt, adapted_layers
@@ -124,6 +131,7 @@ def write_folders(model: str, names: list[str], rank: int, folder: Path) -> None
         (folder / name).mkdir()
         base = str(folder / "base")
         write_peft_folder(folder / name, base, found.decoder.config, config, state)
+    return found.tokenizer.vocabulary_size
 
 
 def our_sides(

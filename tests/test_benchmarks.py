@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,12 @@ from types import ModuleType
 
 import pytest
 
+from lmsmith.generation.machine import resolve_for_reading
 from lmsmith.generation.native.instructions import SETS
+from lmsmith.models.config import ModelConfig
+from lmsmith.models.folder import save_model
+from lmsmith.tokenizers import Tokenizer
+from tiny_models import TEXTS, random_decoder
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -76,3 +82,26 @@ def test_memory_is_a_multiple_of_the_file(benchmark) -> None:
     whole, beyond = found.memory_rows({"file": 500, "tiny model": 300}, {"file": 100})
     assert (whole.ratio, whole.met) == (5.0, False)
     assert (beyond.ratio, beyond.met) == (2.0, True)
+
+
+def test_adapters_in_one_batch_are_measured(
+    benchmark, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = Tokenizer.train(TEXTS, 300)
+    decoder = random_decoder(ModelConfig(1, 16, 2, 32, tokenizer.vocabulary_size))
+    save_model(tmp_path / "model", decoder, tokenizer, {})
+    found: ModuleType = benchmark("adapters")
+    monkeypatch.setattr(found, "hold", lambda wanted: wanted)  # it would bind this process
+    monkeypatch.setattr("lmsmith.generation.machine.prepare_reading", resolve_for_reading)
+    small = {"streams": 4, "adapters": 2, "rank": 16, "tokens": 5, "prompt": 4, "rounds": 1}
+    assert found.main(str(tmp_path / "model"), **small, threads=1, peer=False, json=True) == 0
+    measured = json.loads(capsys.readouterr().out)
+    base, mixed = measured["tokens_per_second"]
+    assert measured["ratio"] == {
+        base: pytest.approx(
+            measured["tokens_per_second"][mixed] / measured["tokens_per_second"][base]
+        )
+    }
+    extra = measured["weight_bytes"][mixed] - measured["weight_bytes"][base]
+    sizes = (16 + 48) + (16 + 16) + (16 + 64) + (64 + 16)  # rows of A and B of each matrix
+    assert extra == 2 * 2 * 16 * sizes  # two adapters, bf16
