@@ -96,6 +96,7 @@ class InferenceDecoder:
         else:
             parts = [self._decoder.unembedding_weight]
             self.unembedding = prepare(read_weight(parts, [None], self.dtype, weights))
+        self._rotations: Rotation | None = None  # of the positions from 0 on
         self._stack = native_stack(self.kernels, self.blocks, self.config, self.dtype)
         self._low_rank = dict(adapters or {})
         heights = {name: len(weight) for name, weight in linear_weights(self._decoder)}
@@ -239,18 +240,30 @@ class InferenceDecoder:
             found.append((row, start, count))
         positions_n = torch.tensor(positions, dtype=torch.int32)
         moved_n = moved(positions_n.long(), self.device)
-        rotation = self._rotation(moved_n, [count for _, _, count in found])
+        counts = [count for _, _, count in found]
+        rotation = self._rotation(moved_n, counts, max(positions) + 1)
         return Places(torch.tensor(rows, dtype=torch.int32), positions_n, found, rotation)
 
-    def _rotation(self, positions_n: Tensor, counts: list[int]) -> Rotation | None:
-        """Cosines and sines (n, head_width / 2), row by row where they depend on its length."""
+    def _rotation(self, positions_n: Tensor, counts: list[int], end: int) -> Rotation | None:
+        """Cosines and sines (n, head_width / 2) of positions before ``end``.
+
+        They are computed row by row where they depend on its length, and else once, in a table:
+        PyTorch computes even a few of them on threads of its own, which then spin for milliseconds
+        on the processors of the kernels' threads.
+        """
         rotary = self._decoder.rotary
         if rotary is None:
             return None
-        apart = rotary.scaling.method == "dynamic"
-        parts = torch.split(positions_n, counts) if apart else (positions_n,)
-        cosines, sines = zip(*[rotary(part_n[None]) for part_n in parts], strict=True)
-        return torch.cat(cosines, dim=2)[0, 0], torch.cat(sines, dim=2)[0, 0]
+        if rotary.scaling.method == "dynamic":
+            parts = torch.split(positions_n, counts)
+            cosines, sines = zip(*[rotary(part_n[None]) for part_n in parts], strict=True)
+            return torch.cat(cosines, dim=2)[0, 0], torch.cat(sines, dim=2)[0, 0]
+        known = self._rotations
+        if known is None or len(known[0]) < end:
+            size = 1 << max(10, (end - 1).bit_length())
+            cosine, sine = rotary(torch.arange(size, device=positions_n.device)[None])
+            known = self._rotations = cosine[0, 0], sine[0, 0]
+        return known[0][positions_n], known[1][positions_n]
 
     def _block(self, x_nd: Tensor, products: Products, places: Places, cache: LayerCache) -> Tensor:
         """One block; pre-norm adds to ``x_nd`` in place."""

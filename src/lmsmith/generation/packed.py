@@ -125,4 +125,6 @@ def rows_of_panels(panels: Tensor, outputs: int, rows_n: Tensor) -> Tensor:
     start_n = block_n // PANEL * PANEL
     together_n = (blocks - start_n).clamp(max=PANEL)
     first_n = (start_n * columns + block_n - start_n) * LANES + lane_n
-    return panels[first_n[:, None] + torch.arange(columns) * (together_n * LANES)[:, None]]
+    place_nc = first_n[:, None] + torch.arange(columns) * (together_n * LANES)[:, None]
+    # By index_select, which does not wake PyTorch's threads for a few rows.
+    return panels.index_select(0, place_nc.flatten()).view(place_nc.shape)

@@ -21,11 +21,12 @@ const int MANY_ROWS = 16;  // from which on a second thread pays in what is done
 // A layer's rows in the form that its product takes, and the products of some of its panels.
 class Product {
   public:
-    explicit Product(const Linear& l)
-        : l_(l), pairs_((l.k + 1) / 2), chunks_((l.k + CHUNK - 1) / CHUNK),
+    // Panels are taken by so many threads in turn.
+    Product(const Linear& l, int threads)
+        : threads_(threads), l_(l), pairs_((l.k + 1) / 2), chunks_((l.k + CHUNK - 1) / CHUNK),
           blocks_((l.n + LANES - 1) / LANES),
           part_{l_, nullptr, nullptr, 0, pairs_, chunks_, l.scales ? l.k / l.group : 1, 0, 0, 0,
-                nullptr} {
+                nullptr, 0} {
         if (l.packing) prepare_packed_rows(l_, part_);
         else prepare_rows(l_, part_);
         const int64_t fit = ROWS_BYTES / (part_.stride * (l.scales ? 2 : ROW_BYTES));
@@ -39,6 +40,8 @@ class Product {
             for (int64_t panel = begin; panel < end; ++panel) {
                 part_.panel = int(panel * PANEL), part_.within = 0;
                 part_.together = int(std::min<int64_t>(blocks_ - part_.panel, PANEL));
+                const int64_t others = panel + 1 < end ? 0 : (threads_ - 1) * (end - begin);
+                part_.next = int((panel + 1 + others) * PANEL);
                 while (part_.within < part_.together) {
                     const int left = part_.together - part_.within;
                     const int width = left == 4 ? 4 : left >= 2 ? 2 : 1;
@@ -51,6 +54,7 @@ class Product {
     }
 
   private:
+    const int threads_;
     const Linear l_;
     const int pairs_, chunks_;
     const int64_t blocks_;
@@ -138,9 +142,11 @@ int64_t panels_of(const Matrix& w) { return own_panels(w) + (w.next ? panels_of(
 // own, which prepares the rows once.
 class Multiply {
   public:
-    Multiply(const Matrix* weight, const bf16* x, void* y, int rows, int result)
-        : weight_(weight), x_(x), y_(static_cast<char*>(y)), rows_(rows), result_(result) {}
-    Multiply(const Multiply& of) : Multiply(of.weight_, of.x_, of.y_, of.rows_, of.result_) {}
+    Multiply(int threads, const Matrix* weight, const bf16* x, void* y, int rows, int result)
+        : threads_(threads), weight_(weight), x_(x), y_(static_cast<char*>(y)), rows_(rows),
+          result_(result) {}
+    Multiply(const Multiply& of)
+        : Multiply(of.threads_, of.weight_, of.x_, of.y_, of.rows_, of.result_) {}
 
     void operator()(int64_t begin, int64_t end) {
         int64_t start = 0;
@@ -158,11 +164,13 @@ class Multiply {
         if (of_ != w)
             product_.emplace(Linear{x_, w->weight, w->scales, w->bias, to, rows_, w->inputs,
                                     w->outputs, w->group, result_, outputs_of(*weight_),
-                                    w->packing, w->minima, w->steps});
+                                    w->packing, w->minima, w->steps},
+                             threads_);
         of_ = w;
         return *product_;
     }
 
+    int threads_;
     const Matrix* weight_;
     const bf16* x_;
     char* y_;
@@ -230,7 +238,7 @@ void adapt(Member& member, const Stack& s, const Adapting& sizes, int matrix, co
         for_groups(s, matrix, begin, end, down_panels,
                    [&](const Group& group, const Adapter& a, int64_t first, int64_t last) {
             const int64_t row = group.first;
-            Multiply(&a.down, x + row * a.down.inputs, low + row * s.rank, group.tokens,
+            Multiply(1, &a.down, x + row * a.down.inputs, low + row * s.rank, group.tokens,
                      AS_BF16)(first, last);
         });
     });
@@ -239,7 +247,7 @@ void adapt(Member& member, const Stack& s, const Adapting& sizes, int matrix, co
                    [&](const Group& group, const Adapter& a, int64_t first, int64_t last) {
             const int64_t row = group.first, at = row * a.up.outputs;
             void* to = is_bf16 ? static_cast<void*>(change + at) : static_cast<void*>(y + at);
-            Multiply(&a.up, low + row * s.rank, to, group.tokens,
+            Multiply(1, &a.up, low + row * s.rank, to, group.tokens,
                      is_bf16 ? AS_BF16 : ADD_TO_FLOAT)(first, last);
         });
     });
@@ -317,7 +325,7 @@ void run_stack(const Stack& stack, int threads) {
             };
             normalise(true);
             member.divide(panels[0],
-                          Multiply{&block->query_key_value, entering, projected, n, AS_BF16});
+                          Multiply{threads, &block->query_key_value, entering, projected, n, AS_BF16});
             adapting(QUERY_KEY_VALUE, entering, projected);
             member.divide(sizes.keys, [&](int64_t begin, int64_t end) {
                 keep_range(attending(), begin, end);
@@ -325,10 +333,10 @@ void run_stack(const Stack& stack, int threads) {
             member.divide(sizes.queries, [&](int64_t begin, int64_t end) {
                 mix_range(attending(), *queries, begin, end);
             }, MIXED_RANGES);
-            member.divide(panels[1], Multiply{&block->output, mixed, s.x, n, ADD_TO_FLOAT});
+            member.divide(panels[1], Multiply{threads, &block->output, mixed, s.x, n, ADD_TO_FLOAT});
             adapting(OUTPUT, mixed, s.x);
             normalise(false);
-            member.divide(panels[2], Multiply{&block->inner, entering, between, n, AS_BF16});
+            member.divide(panels[2], Multiply{threads, &block->inner, entering, between, n, AS_BF16});
             adapting(INNER, entering, between);
             member.each(sizes.tokens, [&](int64_t row) {
                 const bf16* from = between + row * inner;
@@ -336,7 +344,7 @@ void run_stack(const Stack& stack, int threads) {
                 if (s.activation == GATE) gate_row(from, to, active);
                 else gelu_row(from, to, active);
             });
-            member.divide(panels[3], Multiply{&block->feed_forward_output, activated, s.x, n,
+            member.divide(panels[3], Multiply{threads, &block->feed_forward_output, activated, s.x, n,
                                               ADD_TO_FLOAT});
             adapting(FEED_FORWARD_OUTPUT, activated, s.x);
         }
@@ -371,9 +379,8 @@ void lmsmith_pack(const uint8_t* from, void* values, uint16_t* scales, uint16_t*
 
 // y = x W^T + bias.
 void lmsmith_linear(const bf16* x, const Matrix* w, void* y, int rows, int result, int threads) {
-    in_team(threads, [w, x, y, rows, result,
-                      panels = panels_of(*w)](Member& member) {
-        member.divide(panels, Multiply(w, x, y, rows, result));
+    in_team(threads, [=, panels = panels_of(*w)](Member& member) {
+        member.divide(panels, Multiply(threads, w, x, y, rows, result));
     });
 }
 

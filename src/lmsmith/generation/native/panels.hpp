@@ -42,6 +42,7 @@ struct Part {
     int pairs, chunks, groups;
     int together, panel, within;  // blocks of the panel; its first block; the first of this part
     const float* x_sums;  // of packed weights, sums of the chunks of x
+    int next;  // first block of the panel that this thread multiplies next
 };
 
 // What is asked for while rows are multiplied: the panel's own weights a little ahead, where these

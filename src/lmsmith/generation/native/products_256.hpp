@@ -167,7 +167,7 @@ inline void multiply_part(const Part& p, int blocks, int first, int last) {
     const int64_t size = int64_t(p.together) * 2 * LANES * (p.l.scales ? 1 : 2);  // of a pair
     const int step = int((size + turns - 1) / turns);
     const char* next = static_cast<const char*>(p.l.weight) +
-                       (p.panel / PANEL + 1) * p.pairs * PANEL * size / p.together;
+                       int64_t(p.next) * p.pairs * (size / p.together);
     for (int block = 0; block < blocks; ++block) {
         Part part = p;
         part.within += block;

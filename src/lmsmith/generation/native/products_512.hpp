@@ -164,7 +164,7 @@ inline void multiply_blocks(const Part& p, int first, int last) {
     const int64_t size = int64_t(p.together) * 2 * LANES * (p.l.scales ? 1 : 2);  // of a pair
     const int step = int((size + tiles - 1) / tiles);
     const char* next = static_cast<const char*>(p.l.weight) +
-                       (p.panel / PANEL + 1) * p.pairs * PANEL * size / p.together;
+                       int64_t(p.next) * p.pairs * (size / p.together);
     for (int tile = 0; tile < tiles; ++tile, next += int64_t(p.pairs) * step) {
         const int rows = (last - first) / (tiles - tile);
         multiply_tile<B, false>(p, {next, step}, first, rows);

@@ -321,7 +321,7 @@ inline Fetch fetch_packed(const Part& p, int turn, int turns) {
     const int64_t of_block = int64_t(UNIT / inputs_of_column(P)) * LANES * BYTES;
     const int step = int((of_block * p.together + turns - 1) / turns);
     const char* next = static_cast<const char*>(p.l.weight) +
-                       int64_t(p.panel + p.together) * p.chunks * of_block;
+                       int64_t(p.next) * p.chunks * of_block;
     return {next + int64_t(turn) * p.chunks * step, step};
 }
 
