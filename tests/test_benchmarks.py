@@ -105,3 +105,11 @@ def test_adapters_in_one_batch_are_measured(
     extra = measured["weight_bytes"][mixed] - measured["weight_bytes"][base]
     sizes = (16 + 48) + (16 + 16) + (16 + 64) + (64 + 16)  # rows of A and B of each matrix
     assert extra == 2 * 2 * 16 * sizes  # two adapters, bf16
+
+
+def test_scaling_divides_by_the_ratio_of_processes(benchmark) -> None:
+    scaling: ModuleType = benchmark("scaling")
+    found = scaling.compare({1: 100.0, 2: 180.0}, {1: [3.0, 2.0], 2: [3.0, 2.00001]})
+    assert found["efficiency"] == pytest.approx(0.9)
+    assert found["equal_losses"]
+    assert not scaling.compare({1: 1.0, 2: 2.0}, {1: [3.0], 2: [3.01]})["equal_losses"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import os
 import re
 import sys
 from collections import Counter
@@ -76,6 +77,7 @@ def run(
     redo: str | None = None,
     dry_run: bool = False,
     folder: Path | None = None,
+    processes: int = 1,
     quiet: bool = False,
 ) -> RunResult:
     """Run a recipe's stages, then build the run's report.
@@ -92,6 +94,7 @@ def run(
             ones stay until the new ones are done.
         dry_run: Say what would run, and why, and run nothing.
         folder: The run's folder; runs/NAME by default.
+        processes: Train in so many processes of this machine, a GPU each where there are GPUs.
         quiet: Show no progress, only warnings.
 
     Raises:
@@ -100,14 +103,27 @@ def run(
 
     >>> lmsmith.run("quickstart", set=["ppo.iterations=20"]).report         # doctest: +SKIP
     """
-    from lmsmith.stages.pipeline import load_stage_recipe, run_recipe
+    from lmsmith.stages.pipeline import (
+        load_stage_recipe,
+        processes_started,
+        run_recipe,
+        work_along,
+    )
 
     loaded = load_stage_recipe(recipe, set)
     place = folder or Path("runs") / loaded.name
     if dry_run:
         record = run_recipe(loaded, place, only, dry_run=True, redo=redo)
         return RunResult(folder=place, record=record)
+    if processes != 1:
+        return _run_in_processes(recipe, set, only, redo, place, processes, quiet)
     title = f"{loaded.name}: {loaded.description}".removesuffix(": ")
+    if processes_started():
+        with _meeting(loaded.machine) as leads:
+            if not leads:
+                work_along(loaded, place)
+                return RunResult(folder=place, record={})
+            return run_loaded(loaded, place, title, only=only, redo=redo, quiet=quiet)
     return run_loaded(loaded, place, title, only=only, redo=redo, quiet=quiet)
 
 
@@ -134,6 +150,51 @@ def run_loaded(
         for text in progress.said:
             print(text, file=sys.stderr)
     return RunResult(folder=folder, record=record, report=build_report(folder))
+
+
+@contextlib.contextmanager
+def _meeting(config: MachineConfig) -> Iterator[bool]:
+    """Inside, the processes that torchrun started are one group; whether this one leads it."""
+    from lmsmith.device import choose_device
+    from lmsmith.training import parallel
+
+    parallel.join(choose_device(config.device), config.timeout_seconds)
+    leads = int(os.environ["RANK"]) == 0
+    try:
+        yield leads
+    finally:
+        if leads:
+            with contextlib.suppress(RuntimeError):  # the store has ended with the others
+                parallel.tell(None)
+        parallel.leave()
+
+
+def _run_in_processes(
+    recipe: str,
+    set: Sequence[str],
+    only: str | None,
+    redo: str | None,
+    place: Path,
+    processes: int,
+    quiet: bool,
+) -> RunResult:
+    """`run` in other processes, which show their progress; then what they made."""
+    if processes < 1:
+        raise UserError(f"processes = {processes}: must be 1 or more")
+    from lmsmith.stages.pipeline import load_stage_recipe, processes_started, run_recipe
+    from lmsmith.training.launch import launch
+
+    if processes_started():
+        raise UserError(
+            "--processes: torchrun has started several already", "leave --processes out"
+        )
+    words = ["run", str(recipe), "--folder", str(place)]
+    words += [word for each in set for word in ("--set", each)]
+    words += ["--only", only] if only else []
+    words += ["--redo", redo] if redo else []
+    launch([*words, "--quiet"] if quiet else words, processes)
+    record = run_recipe(load_stage_recipe(recipe, set), place, dry_run=True)
+    return RunResult(folder=place, record=record, report=place / "report.html")
 
 
 @takes(EvaluateOptions)

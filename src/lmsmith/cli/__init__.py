@@ -18,6 +18,7 @@ from lmsmith.cli.output import (
     print_error,
     visible_output,
 )
+from lmsmith.cli.processes import is_silent, leaves_it_unsaid
 from lmsmith.core.errors import Interrupted, UserError
 from lmsmith.core.text import encodable
 from lmsmith.core.version import VERSION
@@ -28,6 +29,7 @@ run = run.run: run a recipe: text → tokenizer → GPT → SFT → reward model
     lmsmith run my.toml --set ppo.kl_coefficient=0.05 --dry-run
     lmsmith run quickstart --only evaluate
     lmsmith run quickstart --redo reward
+    lmsmith run quickstart --processes 2
 finetune = finetune.finetune: make a classifier of a model and labelled examples
     lmsmith finetune smollm2-135m sst2 --data DATA
     lmsmith finetune runs/quickstart my_task.toml --set epochs=1 --set adapter.rank=16
@@ -268,10 +270,12 @@ def _run(words: list[str], commands: Sequence[Command], debug: bool) -> int:
     except UserError as error:
         if debug:
             raise
-        print_error(f"lmsmith: {error}")
-        return UserError.exit_code
+        if str(error) and not leaves_it_unsaid(error):
+            print_error(f"lmsmith: {error}")
+        return error.exit_code
     except Interrupted as error:
-        print_error("saved; run the same command to continue")
+        if not is_silent() and "LMSMITH_LAUNCHED" not in os.environ:
+            print_error("saved; run the same command to continue")
         return error.exit_code
     except MemoryError:
         if debug:

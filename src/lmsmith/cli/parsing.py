@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import tyro
 
 from lmsmith.cli.output import print_json
+from lmsmith.cli.processes import is_silent
 from lmsmith.core.errors import UserError
 from lmsmith.options import documented, read_docstring
 
@@ -83,6 +84,8 @@ def printed(
         if json and quiet_json and "quiet" in parameters:
             options["quiet"] = True
         result = function(*arguments, **options)
+        if is_silent():
+            return 0
         if json:
             print_json(result if isinstance(result, Mapping) else result.as_dict())
         else:

@@ -28,6 +28,16 @@ class UserError(Exception):
         self.fix = fix
 
 
+class PeerLost(UserError):
+    """Another process of the same run has ended, or does not answer."""
+
+    exit_code = 75
+
+    def __init__(self, problem: str) -> None:
+        plain = problem.partition("\n")[0]
+        super().__init__(plain, "all processes stop; the same command continues")
+
+
 class Interrupted(Exception):
     """Raised after a SIGINT or SIGTERM, once everything worth keeping has been saved."""
 

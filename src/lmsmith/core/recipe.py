@@ -14,6 +14,7 @@ from lmsmith.core.config import (
     MOST_TOML,
     NonNegativeFloat,
     NonNegativeInt,
+    PositiveFloat,
     Problem,
     SettingsError,
     apply_overrides,
@@ -48,6 +49,11 @@ class MachineConfig:
     """CPU threads; 0 uses all cores."""
     deterministic: bool = True
     """The run is a function of recipe, data and seed, bit for bit."""
+    sharding: Literal["auto", "on", "off"] = "auto"
+    """With several processes: whether each holds a part of a model's weights, gradients and
+    optimiser alone. auto: where all of them take over half of a process's memory."""
+    timeout_seconds: PositiveFloat = 600.0
+    """With several processes: seconds after which one that does not answer is given up."""
     checkpoint_seconds: NonNegativeFloat = 30.0
     """Seconds between checkpoints: the most work that a kill can cost. 0 saves after every step."""
 

@@ -120,6 +120,7 @@ def generate(
     machine: ResolvedMachine | None = None,
     tokenizer: Tokenizer | None = None,
     on_token: Callable[[int, int], None] | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """Write a reply to each prompt.
 
@@ -134,6 +135,8 @@ def generate(
         machine: gives the precision of matrix products; float32 if None.
         tokenizer: says which tokens may follow; without it all may, whatever their bytes are.
         on_token: called with (row, token) for every token, in the order they are drawn.
+        numbers: of the rows, which key their random numbers; 0, 1, … if None. So a part of the
+            prompts gets the replies that it has among all.
 
     Returns:
         Token ids, one list for each prompt.
@@ -149,7 +152,12 @@ def generate(
         )
     engine = Engine(decoder, machine=machine, tokenizer=tokenizer)
     requests = [
-        Request(prompt, settings, "the prompt" if len(prompts) == 1 else f"prompt {row + 1}", row)
+        Request(
+            prompt,
+            settings,
+            "the prompt" if len(prompts) == 1 else f"prompt {row + 1}",
+            row if numbers is None else numbers[row],
+        )
         for row, prompt in enumerate(prompts)
     ]
     # Long prompts first: the last replies are short, and fewer rows are left alone.

@@ -151,8 +151,9 @@ class Stack(nn.Module):
             elif training:
                 x_btd = block(x_btd, bias, rotation)
             else:
-                # Held-out texts have many lengths, each of which would be compiled.
-                x_btd = block.forward(x_btd, bias, rotation)
+                # Held-out texts have many lengths, each of which would be compiled. The block's
+                # hooks run, in which a sharded one is gathered.
+                x_btd = block._call_impl(x_btd, bias, rotation)  # type: ignore[no-untyped-call]
             found += [x_btd] * after.count(layer + 1)
         return found
 

@@ -26,6 +26,7 @@ from lmsmith.core.config import (
     refuse_old_keys,
 )
 from lmsmith.core.config import decode as decode_settings
+from lmsmith.core.errors import UserError
 from lmsmith.core.progress import LoggedProgress
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.corpus.batches import Batch
@@ -65,6 +66,8 @@ from lmsmith.training.language_model import accumulate_gradients
 from lmsmith.training.loop import Stateful, run_steps
 from lmsmith.training.machine import ResolvedMachine, prepare_process
 from lmsmith.training.optimiser import Optimiser, OptimiserConfig, Schedule, learning_rate_factor
+from lmsmith.training.parallel import add_up, gather_lists, team
+from lmsmith.training.sharding import divided, fetch
 
 SHORTEST_PROMPT = 8
 """Tokens a prompt must be allowed: room for a turn's control tokens and a few words."""
@@ -176,6 +179,21 @@ def _add_means(figures: dict[str, float], share: float, means: Mapping[str, Tens
         figures[name] = figures.get(name, 0.0) + share * float(mean.detach())
 
 
+def divided_pair(
+    machine: ResolvedMachine, policy: Decoder, value_model: ScalarModel
+) -> tuple[Decoder, ScalarModel]:
+    """Policy and value model as they are trained: in parts, if both together are too large."""
+    one, other = divided(machine, policy, value_model)
+    assert isinstance(one, Decoder)
+    assert isinstance(other, ScalarModel)
+    return one, other
+
+
+def add_figures(figures: Mapping[str, float]) -> dict[str, float]:
+    """The sums of all processes' shares of a minibatch's means."""
+    return dict(zip(figures, add_up(*figures.values()), strict=True))
+
+
 class SampleTable:
     """Prompts and responses kept for people to read, as part of the training state."""
 
@@ -236,6 +254,11 @@ class PPOTrainer:
             problems = [Problem("max_new_tokens", most, expected, f"set it to {context // 2}")]
         if problems:
             raise SettingsError(problems, "PPOConfig")
+        if team().count > config.rollouts:
+            raise UserError(
+                f"ppo.rollouts = {config.rollouts} for {team().count} processes: each needs one",
+                "raise it, or start fewer processes",
+            )
         if config.ptx_coefficient and pretraining is None:
             raise ValueError("ptx_coefficient is not 0: give pretraining batches, or set it to 0")
         # Evaluation mode throughout: with dropout on, the ratio would not begin at 1.
@@ -255,8 +278,10 @@ class PPOTrainer:
         self.pretraining, self.seed, self.decode = pretraining, seed, decode
         self.tokenizer = tokenizer
         self.vocabulary = vocabulary_of(tokenizer, policy.config.vocabulary_size)
-        self.policy_optimiser = Optimiser(policy, config.optimiser)
-        self.value_optimiser = Optimiser(value_model, config.value_optimiser)
+        self.whole_policy, self.whole_value_model = self.policy, self.value_model
+        self.policy, self.value_model = divided_pair(self.machine, policy, value_model)
+        self.policy_optimiser = Optimiser(self.policy, config.optimiser)
+        self.value_optimiser = Optimiser(self.value_model, config.value_optimiser)
         self.kl = KLController(
             config.kl_coefficient,
             config.kl_control,
@@ -325,8 +350,14 @@ class PPOTrainer:
             shown=("objective/scores", "objective/kl", "rollout_tokens_per_second"),
             evaluate=after_iteration,
             evaluate_every=1,
+            finish=self.fetch,
         )
         return read_metrics(log.path)
+
+    def fetch(self) -> None:
+        """Give the policy and value model that were passed in the weights of their twins."""
+        fetch(self.policy, self.whole_policy)
+        fetch(self.value_model, self.whole_value_model)
 
     def step(self, iteration: int) -> dict[str, float]:
         """One iteration: sample → score → rewards → advantages → update → KL controller."""
@@ -401,9 +432,16 @@ class PPOTrainer:
             stop_tokens=(self.stop_token,),
             seed=derive_seed(self.seed, "rollout", iteration),
         )
-        return generate(
-            self.policy, prompts, settings, machine=self.machine, tokenizer=self.tokenizer
+        own = team().own(len(prompts))
+        responses = generate(
+            fetch(self.policy, self.whole_policy),
+            [prompts[number] for number in own],
+            settings,
+            machine=self.machine,
+            tokenizer=self.tokenizer,
+            numbers=own,
         )
+        return gather_lists(responses, len(prompts))
 
     def _update(
         self, iteration: int, rollout: Rollout, advantages_br: Tensor, returns_bs: Tensor
@@ -460,10 +498,10 @@ class PPOTrainer:
         """
         config, figures = self.config, dict[str, float]()
         tokens = int(rollout.batch.response_mask_br[index].sum())
-        for group in self._groups(rollout, index):
+        for group, weight in self._parts(rollout, index):
             batch = rollout.batch.rows(group)
             mask_br = batch.response_mask_br
-            share = int(mask_br.sum()) / tokens
+            share = weight * int(mask_br.sum()) / tokens
             with self.machine.autocast():
                 log_probs_br, entropy_br = response_log_probs(
                     self.policy, batch, config.temperature, self.vocabulary
@@ -484,10 +522,11 @@ class PPOTrainer:
                 "val/ratio": policy.ratio,
             }
             _add_means(figures, share, means)
-        ptx, weight = 0.0, config.ptx_coefficient
-        if weight and self.pretraining is not None:
+        ptx, coefficient = 0.0, config.ptx_coefficient
+        if coefficient and self.pretraining is not None:
             text = self.pretraining(update)
-            ptx, _ = accumulate_gradients(self.policy, text, self.machine, weight=weight)
+            ptx, _ = accumulate_gradients(self.policy, text, self.machine, weight=coefficient)
+        figures = add_figures(figures)
         norm = self.policy_optimiser.step(factor)
         return {**figures, "loss/ptx_avg": ptx, "policy/gradient_norm": norm}
 
@@ -497,10 +536,10 @@ class PPOTrainer:
         """One update of the value model on some rows of the rollout, grouped in the same way."""
         states = int(value_mask(rollout.batch.response_mask_br[index]).sum())
         figures: dict[str, float] = {}
-        for group in self._groups(rollout, index):
+        for group, weight in self._parts(rollout, index):
             batch = rollout.batch.rows(group)
             mask_bs = value_mask(batch.response_mask_br)
-            share = int(mask_bs.sum()) / states
+            share = weight * int(mask_bs.sum()) / states
             with self.machine.autocast():
                 values_bs = state_values(self.value_model, batch)
             loss, clipped = clipped_value_loss(
@@ -512,7 +551,22 @@ class PPOTrainer:
             )
             (share * loss).backward()  # type: ignore[no-untyped-call]
             _add_means(figures, share, {"loss/value_avg": loss, "val/clipfrac_avg": clipped})
+        figures = add_figures(figures)
         return {**figures, "val/gradient_norm": self.value_optimiser.step(factor)}
+
+    def _parts(self, rollout: Rollout, index: Tensor) -> list[tuple[Tensor, float]]:
+        """This process's part of `_groups`, each with its weight; all of them if it is alone.
+
+        Rows of like length go to different processes.
+        """
+        longest_first = rollout.batch.lengths_b[index].argsort(descending=True, stable=True)
+        count = team().count
+
+        def of(rank: int) -> list[Tensor]:
+            own = index[longest_first[rank::count]]
+            return self._groups(rollout, own) if len(own) else []
+
+        return team().parts(of)
 
     def _groups(self, rollout: Rollout, index: Tensor) -> list[Tensor]:
         """Rows of like length, `ROWS_AT_ONCE` of them at most, that fit the memory together."""

@@ -14,11 +14,13 @@ from lmsmith.core.errors import UserError
 from lmsmith.corpus.rows import Ranking
 from lmsmith.device import HOST, device_of, moved
 from lmsmith.models.batching import ACTIVATION_BYTES, length_batches, memory_groups
+from lmsmith.models.config import ModelConfig
 from lmsmith.models.heads import ScalarModel
 from lmsmith.prompts import Message, encode_prompt
 from lmsmith.rlhf.objective import correct_pairs, ranking_loss, thumb_loss
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.machine import ResolvedMachine
+from lmsmith.training.parallel import add_tables, add_up, highest, team
 
 TOKENS_AT_ONCE = 8_192
 
@@ -353,12 +355,27 @@ def score_rankings(
     joined = join_rankings(rankings)
     scores: list[list[float]] = [[] for _ in joined.rows]
     with machine.reading(model):
-        for group in length_batches([row.length for row in joined.rows], TOKENS_AT_ONCE):
+        groups = length_batches([row.length for row in joined.rows], TOKENS_AT_ONCE)
+        for group, share in team().parts(lambda rank: groups[rank :: team().count]):
             found_bk = candidate_scores(model, candidate_batch([joined.rows[i] for i in group]))
             for index, row in zip(group, found_bk.tolist(), strict=True):
-                scores[index] = row
+                scores[index] = row if share else scores[index]
+    scores = shared_scores(scores)
     places = zip(joined.row_of, joined.columns, strict=True)
     return [[scores[row][column] for column in columns] for row, columns in places]
+
+
+def shared_scores(scores: list[list[float]]) -> list[list[float]]:
+    """Every process's rows; one that this process has not filled is empty."""
+    if team().count == 1:
+        return scores
+    longest = highest(max(map(len, scores), default=0))[0]
+    table = torch.zeros(len(scores), longest, dtype=torch.float64)
+    for row, found in zip(table, scores, strict=True):
+        row[: len(found)] = torch.tensor(found)
+    add_tables(table)
+    shared: list[list[float]] = table.tolist()
+    return shared
 
 
 def score_table(
@@ -404,10 +421,9 @@ def accumulate_ranking_gradients(
     Returns:
         The loss, the share of pairs ordered rightly, and the tokens computed, padding included.
     """
-    loss = correct = pairs = total = 0.0
-    tokens = responses = 0
+    loss = correct = pairs = tokens = total = responses = 0.0
     joined = join_rankings(rankings)
-    for group in memory_groups([row.length for row in joined.rows], model.decoder.config, most):
+    for group, share in parts([row.length for row in joined.rows], model.decoder.config, most):
         batch = candidate_batch([joined.rows[index] for index in group])
         with machine.autocast():
             scores_rk = candidate_scores(model, batch)
@@ -419,26 +435,43 @@ def accumulate_ranking_gradients(
         )
         weights = [rankings[n].weight for n in numbers]
         weights_b = None if set(weights) == {1.0} else torch.tensor(weights)
-        part = ranking_loss(scores_bk, ranks_bk, weights_b) * (len(numbers) / len(rankings))
+        part = ranking_loss(scores_bk, ranks_bk, weights_b)
+        part = part * (share * len(numbers) / len(rankings))
         part.backward()  # type: ignore[no-untyped-call]
         correct_b, pairs_b = correct_pairs(scores_bk.detach(), ranks_bk)
         loss += part.item()
-        correct += float(correct_b.sum())
-        pairs += float(pairs_b.sum())
+        correct += share * float(correct_b.sum())
+        pairs += share * float(pairs_b.sum())
         tokens += batch.tokens_bt.numel()
-        total += float(scores_bk.detach().sum())
-        responses += int((ranks_bk > 0).sum())
+        total += share * float(scores_bk.detach().sum())
+        responses += share * int((ranks_bk > 0).sum())
+    sums = add_up(loss, correct, pairs, tokens, total, responses)
+    loss, correct, pairs, tokens, total, responses = sums
     if thumbs:
+        thumbs_loss = 0.0
         as_rankings = [EncodedRanking(each.prompt, [each.response], [1]) for each in thumbs]
-        for group in memory_groups([r.length for r in as_rankings], model.decoder.config, most):
+        lengths = [each.length for each in as_rankings]
+        for group, share in parts(lengths, model.decoder.config, most):
             batch = candidate_batch([as_rankings[index] for index in group])
             with machine.autocast():
                 scores_b = candidate_scores(model, batch)[:, 0]
             liked_b = torch.tensor([thumbs[index].liked for index in group])
             weights_b = torch.tensor([thumbs[index].weight for index in group])
             part = thumb_loss(scores_b, liked_b, total / responses, weights_b)
-            part = part * (thumbs_weight * len(group) / len(thumbs))
+            part = part * (share * thumbs_weight * len(group) / len(thumbs))
             part.backward()  # type: ignore[no-untyped-call]
-            loss += part.item()
+            thumbs_loss += part.item()
             tokens += batch.tokens_bt.numel()
-    return loss, correct / max(1.0, pairs), tokens
+        loss += add_up(thumbs_loss)[0]
+    return loss, correct / max(1.0, pairs), int(tokens)
+
+
+def parts(lengths: Sequence[int], config: ModelConfig, most: int) -> list[tuple[list[int], float]]:
+    """This process's rows in groups that fit the memory, each with its weight."""
+
+    def of(rank: int) -> list[list[int]]:
+        own = list(range(rank, len(lengths), team().count))
+        groups = memory_groups([lengths[i] for i in own], config, most) if own else []
+        return [[own[place] for place in group] for group in groups]
+
+    return team().parts(of)

@@ -21,6 +21,7 @@ from lmsmith.rlhf.objective import masked_mean
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.tokenizers.token_bytes import LONGEST
 from lmsmith.training.machine import ResolvedMachine
+from lmsmith.training.parallel import add_tables, team
 
 RewardFunction = Callable[[list[list[int]], list[list[int]]], Tensor | Sequence[float]]
 """Rewards (batch,) of responses to prompts, both as token ids; see `checked_rewards`."""
@@ -297,24 +298,44 @@ def score_rollout(
     machine: ResolvedMachine,
     vocabulary: Vocabulary,
 ) -> Rollout:
-    """Read responses with all four models; nothing is trained, dropout is off."""
+    """Read responses with all four models; nothing is trained, dropout is off.
+
+    Processes that train together read a part of the rows each, and all get all.
+    """
     batch = pad_batch(prompts, responses)
     log_probs_br = torch.zeros(batch.response_mask_br.shape)
     reference_log_probs_br, entropy_br = torch.zeros_like(log_probs_br), log_probs_br.clone()
     values_bs = torch.zeros(len(prompts), log_probs_br.shape[1] + 1)
     drawn = temperature, vocabulary
+    own_b = rows_of(len(prompts), team().rank)
+
+    def parts(rank: int) -> list[Tensor]:
+        rows_b = rows_of(len(prompts), rank)
+        return [rows_b[part] for part in length_groups(batch.lengths_b[rows_b], ROWS_AT_ONCE)]
+
     with machine.reading(policy, reference, value_model):
-        for group in length_groups(batch.lengths_b, ROWS_AT_ONCE):
+        for group, share in team().parts(parts):
             rows = batch.rows(group)
-            log_probs_br[group], entropy_br[group] = response_log_probs(policy, rows, *drawn)
-            reference_log_probs_br[group], _ = response_log_probs(reference, rows, *drawn)
-            values_bs[group] = state_values(value_model, rows)
+            log_probs, entropy = response_log_probs(policy, rows, *drawn)
+            reference_log_probs, _ = response_log_probs(reference, rows, *drawn)
+            values = state_values(value_model, rows)
+            if share:
+                log_probs_br[group], entropy_br[group] = log_probs, entropy
+                reference_log_probs_br[group], values_bs[group] = reference_log_probs, values
     ended_b = torch.tensor([stop_token in response[-1:] for response in responses])
-    rewards = reward([list(p) for p in prompts], [list(r) for r in responses])
-    scores_b = checked_rewards(rewards, len(responses)) - missing_eos_penalty * (~ended_b)
+    scores_b = torch.zeros(len(prompts))
+    own = own_b.tolist()
+    rewards = reward([list(prompts[i]) for i in own], [list(responses[i]) for i in own])
+    scores_b[own_b] = checked_rewards(rewards, len(own)) - missing_eos_penalty * (~ended_b[own_b])
+    add_tables(log_probs_br, reference_log_probs_br, entropy_br, values_bs, scores_b)
     return Rollout(
         batch, log_probs_br, reference_log_probs_br, entropy_br, values_bs, scores_b, ended_b
     )
+
+
+def rows_of(rows: int, rank: int) -> Tensor:
+    """The rows that the process of a rank reads."""
+    return torch.arange(rank, rows, team().count)
 
 
 def readable_prompts(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from types import FrameType
@@ -55,6 +56,7 @@ class StopSignal:
 
 def _remember(number: int, _frame: FrameType | None) -> None:
     global _requested
-    if _requested is not None:
+    # torchrun passes on a signal that a terminal has sent to its processes already.
+    if _requested is not None and "TORCHELASTIC_RUN_ID" not in os.environ:
         raise KeyboardInterrupt
     _requested = number

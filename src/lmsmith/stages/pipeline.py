@@ -16,7 +16,7 @@ import importlib
 import os
 import random
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -87,6 +87,8 @@ class Stage:
             Only when one of these changes does the stage run again.
         format: raised when the code changes what the stage makes from the same settings, so
             that folders made before are made again.
+        together: whether all processes of a run take part (`lmsmith.training.parallel`); else the
+            first alone makes it.
     """
 
     name: str
@@ -96,6 +98,7 @@ class Stage:
     optional: Mapping[str, str] = field(default_factory=dict)
     reads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     format: int = 1
+    together: bool = False
 
     def config_type(self) -> type[Any]:
         found: type[Any] = getattr(importlib.import_module(self.module), self.config)
@@ -140,6 +143,7 @@ STAGES: tuple[Stage, ...] = (
         "pretrain",
         "lmsmith.stages.pretrain",
         "PretrainConfig",
+        together=True,
         needs={"data": "data", "tokenizer": "tokenizer"},
         reads={"data": ("documents.jsonl", "validation_documents.jsonl", "mixture.json")},
         format=3,
@@ -169,6 +173,7 @@ STAGES: tuple[Stage, ...] = (
         "sft",
         "lmsmith.stages.sft",
         "SFTConfig",
+        together=True,
         needs={"data": DEMONSTRATIONS, "base": FIRST_MODEL},
         reads={"data": ("demonstrations.jsonl", "validation.jsonl"), "base": _MODEL},
         format=2,
@@ -215,6 +220,7 @@ STAGES: tuple[Stage, ...] = (
         "reward",
         "lmsmith.stages.reward",
         "RewardConfig",
+        together=True,
         needs={"rankings": "rankings", "base": "sft"},
         reads={"rankings": _RANKINGS, "base": _MODEL},
         format=3,
@@ -223,6 +229,7 @@ STAGES: tuple[Stage, ...] = (
         "ppo",
         "lmsmith.stages.ppo",
         "PPOConfig",
+        together=True,
         needs={"data": "data", "policy": "sft", "reward": "reward"},
         optional={"pretrain": "pretrain"},
         reads={
@@ -245,6 +252,7 @@ STAGES: tuple[Stage, ...] = (
         "judge",
         "lmsmith.stages.reward",
         "RewardConfig",
+        together=True,
         needs={"rankings": "judge_rankings", "base": FIRST_MODEL},
         reads={"rankings": _RANKINGS, "base": _MODEL},
         format=3,
@@ -468,7 +476,8 @@ class _Run:
         out = StageFolder(working, seed, self.recipe.machine, watched)
         sources = {role: self.folder / source for role, source in inputs.items()}
         try:
-            metrics = stage.function()(self.recipe.stages[stage.name], sources, out)
+            with _with_others(stage, working):
+                metrics = stage.function()(self.recipe.stages[stage.name], sources, out)
         except BaseException as error:
             with contextlib.suppress(UserError, OSError):
                 watched.save()
@@ -560,12 +569,57 @@ class _Run:
         }
 
 
+@contextlib.contextmanager
+def _with_others(stage: Stage, working: Path) -> Iterator[None]:
+    """Call the other processes of the run, if there are any, to a stage that they take part in."""
+    if not stage.together or not processes_started():
+        yield
+        return
+    from lmsmith.training import parallel  # imports torch
+
+    parallel.tell({"stage": stage.name, "working": str(working)})
+    with parallel.together():
+        yield
+
+
+def processes_started() -> bool:
+    """Whether torchrun has started this process with others."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def work_along(recipe: Recipe, folder: Path, stages: Sequence[Stage] = STAGES) -> None:
+    """Take part in the stages that the first process calls to, until it has no more.
+
+    Such a process reads what the first writes, and writes nothing.
+
+    Raises:
+        Interrupted: a signal asked to stop.
+        PeerLost: another process has ended.
+    """
+    from lmsmith.training import parallel
+    from lmsmith.training.machine import prepare_process
+
+    by_name = {stage.name: stage for stage in stages}
+    prepare_process(recipe.machine)
+    with StopSignal():
+        while (call := parallel.hear()) is not None:
+            stage = by_name[call["stage"]]
+            seed = derive_seed(recipe.seed, stage.name)
+            _seed_generators(seed)
+            out = StageFolder(Path(call["working"]), seed, recipe.machine, QuietProgress())
+            inputs = stage.inputs(recipe.stages)
+            sources = {role: folder / source for role, source in inputs.items()}
+            with contextlib.suppress(parallel.Parted), parallel.together():
+                stage.function()(recipe.stages[stage.name], sources, out)
+
+
 def _prepare_process(config: MachineConfig) -> dict[str, object]:
     from lmsmith.training.machine import matrix_peak, prepare_process  # imports torch
 
     machine = prepare_process(config)
     peak = matrix_peak(machine)
-    return {**vars(machine), "peak_gflops": round(peak, 1)}
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    return {**vars(machine), "processes": processes, "peak_gflops": round(peak, 1)}
 
 
 def _require_device(config: MachineConfig) -> None:

@@ -20,6 +20,7 @@ from lmsmith.rlhf.ppo import SHORTEST_PROMPT, PPOConfig, PPOTrainer
 from lmsmith.runs.stage_folder import StageFolder, derive_seed
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.machine import resolve_machine
+from lmsmith.training.parallel import team
 
 __all__ = ["PPOConfig", "run"]
 
@@ -89,6 +90,8 @@ def run(config: PPOConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict
 
     def keep_snapshot(done: int) -> dict[str, float]:
         if done in snapshot_steps:
+            trainer.fetch()
+        if done in snapshot_steps and team().leads:
             folder = out / f"snapshots/step-{done:06d}"
             save_model(folder, policy, tokenizer, card, config.adapter, bases[0])
         return {}

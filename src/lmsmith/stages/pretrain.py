@@ -27,6 +27,7 @@ from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.language_model import train_language_model
 from lmsmith.training.machine import resolve_machine
 from lmsmith.training.optimiser import OptimiserConfig, Schedule, learning_rate_factor
+from lmsmith.training.parallel import from_leader, team
 
 
 @dataclass(frozen=True)
@@ -92,11 +93,13 @@ def run(config: PretrainConfig, inputs: Mapping[str, Path], out: StageFolder) ->
     shape = replace(config.model, vocabulary_size=tokenizer.vocabulary_size)
     steps = max(1, round(config.tokens / config.batch_tokens))
 
-    sources = tokenize_sources(inputs["data"] / "documents.jsonl", tokenizer, out / SHARDS_FOLDER)
+    documents = inputs["data"] / "documents.jsonl"
+    sources = shared_sources(documents, tokenizer, out / SHARDS_FOLDER)
     total_tokens = sum(source.shards.total_tokens for source in sources.values())
     total_bytes = sum(source.text_bytes for source in sources.values())
     shares = mixture_shares(sources, read_json(inputs["data"] / "mixture.json"))
-    write_json(out / MIXTURE_FILE, shares)
+    if team().leads:
+        write_json(out / MIXTURE_FILE, shares)
     batches = PretrainingBatches(
         [source.shards for source in sources.values()],
         shares,
@@ -136,7 +139,9 @@ def run(config: PretrainConfig, inputs: Mapping[str, Path], out: StageFolder) ->
         micro_batch_size=config.micro_batch_size,
         bytes_per_token=total_bytes / total_tokens,
         held_out_bits_per_byte=(
-            partial(bits_per_byte, decoder, tokenizer, held_out, machine) if held_out else None
+            partial(bits_per_byte, tokenizer=tokenizer, texts=held_out, machine=machine)
+            if held_out
+            else None
         ),
         validations=config.validations,
         more_steps="raise pretrain.tokens, or lower pretrain.batch_tokens",
@@ -180,6 +185,19 @@ def tokenize_sources(path: Path, tokenizer: Tokenizer, folder: Path) -> dict[str
         )
         sources[name] = Source(shards, sum(len(text.encode()) for text in documents))
     return sources
+
+
+def shared_sources(path: Path, tokenizer: Tokenizer, folder: Path) -> dict[str, Source]:
+    """`tokenize_sources` by the first of several processes; the others read what it wrote."""
+
+    def make() -> list[tuple[str, str, int]]:
+        sources = tokenize_sources(path, tokenizer, folder)
+        names = sorted(place.name for place in folder.iterdir())
+        pairs = zip(sources.items(), names, strict=True)
+        return [(source, name, each.text_bytes) for (source, each), name in pairs]
+
+    found = from_leader(make)
+    return {source: Source(TokenShards.load(folder / name), size) for source, name, size in found}
 
 
 def mixture_shares(sources: Mapping[str, Source], weights: object) -> list[float]:

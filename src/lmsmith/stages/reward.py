@@ -56,6 +56,8 @@ from lmsmith.training.loop import (
 )
 from lmsmith.training.machine import ResolvedMachine, resolve_machine
 from lmsmith.training.optimiser import Optimiser, OptimiserConfig, Schedule, learning_rate_factor
+from lmsmith.training.parallel import from_leader, leave_stage
+from lmsmith.training.sharding import divided, fetch
 
 MEASURED_PROMPTS = 1_000
 """Training prompts that set the zero of the rewards."""
@@ -159,6 +161,7 @@ def run(config: RewardConfig, inputs: Mapping[str, Path], out: StageFolder) -> d
         fitted |= train_model(config, model, train, groups, held_out, thumbs, machine, out)
     else:
         fitted |= {"steps": 0.0, "train_accuracy": fitted["head_train_accuracy"]}
+        leave_stage()
     metrics = {
         "prompts": float(len(train)),
         **({"thumbs": float(len(thumbs))} if thumbs and config.epochs else {}),
@@ -208,7 +211,8 @@ def train_model(
     decoder.set_dropout(config.dropout)
     adapt(model, config.adapter, machine.dtype, derive_seed(out.seed, "adapters"))
     freeze_layers(model, config.frozen_layers)
-    optimiser = Optimiser(model, config.optimiser, matrices=[decoder.blocks])
+    (trained,) = divided(machine, model)
+    optimiser = Optimiser(trained, config.optimiser, matrices=[trained.decoder.blocks])
     batch_prompts = batch_for_steps(
         config.epochs * len(train), config.batch_prompts, config.min_steps
     )
@@ -222,15 +226,15 @@ def train_model(
     batches = epoch_batches(lengths, batch_prompts, config.epochs, out.seed, groups)
     steps, per_epoch = len(batches), len(batches) // config.epochs
     out.warn(few_steps_warning(steps, f"raise {name}.epochs, or add rankings"))
-    best = BestWeights(model)
+    best = BestWeights(trained)
     torch.manual_seed(derive_seed(out.seed, "dropout"))
 
     def step(index: int) -> Mapping[str, float]:
         started = time.perf_counter()
-        model.train()
+        trained.train()
         chosen = [train[i] for i in batches[index]]
         loss, accuracy, tokens = accumulate_ranking_gradients(
-            model,
+            trained,
             chosen,
             machine,
             thumbs=thumbs[index % steps :: steps],
@@ -249,24 +253,28 @@ def train_model(
         }
 
     def validate(done: int) -> dict[str, float]:
-        accuracy, loss = measure(model, held_out, machine)
+        accuracy, loss = measure(trained, held_out, machine)
         best.offer((accuracy, -loss), done)
         return {"validation/accuracy": accuracy, "validation/loss": loss}
+
+    def finish() -> None:
+        best.restore()
+        fetch(trained, model)
 
     if config.fit_head and held_out:
         validate(0)
     done = run_steps(
         steps=steps,
         step=step,
-        state={"model": TrainedState(model), "optimiser": optimiser, "best": best},
+        state={"model": TrainedState(trained), "optimiser": optimiser, "best": best},
         out=out,
         description=name,
         shown=("loss", "accuracy", "validation/accuracy", "tokens_per_second"),
         evaluate=validate if held_out else None,
         evaluate_every=max(1, per_epoch // config.validations),
         stop_early=lambda: 0 < config.patience <= best.looks_since,
+        finish=finish,
     )
-    best.restore()
     looks = [
         (int(row["step"]), row["validation/loss"])
         for row in read_metrics(out.metrics_log().path)
@@ -291,13 +299,18 @@ def fit_head_once(
 ) -> dict[str, float]:
     """`fit_head`, kept beside the checkpoints: a continued run takes the same head."""
     path = out.checkpoints / "head.json"
-    if not path.is_file():
+
+    def fit() -> None:
+        if path.is_file():
+            return
         out.progress.note(f"{out.name}: fitting the head to {len(rankings):,} rankings")
         found = fit_head(model, rankings, machine)
         weight, shift = model.head.weight[0].tolist(), float(model.shift)
         write_json(path, {"figures": found, "weight": weight, "shift": shift})
         share = f"{found['head_accuracy']:.1%}"
         out.progress.note(f"{out.name}: the head is right in {share} of the pairs of other prompts")
+
+    from_leader(fit)
     kept: Any = read_json(path)
     with torch.no_grad():
         model.head.weight.copy_(torch.tensor([kept["weight"]]))

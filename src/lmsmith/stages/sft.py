@@ -181,7 +181,12 @@ def learn_demonstrations(
         micro_batch_size=config.micro_batch_size,
         bytes_per_token=target_bytes / batches.targets_per_epoch,
         held_out_bits_per_byte=(
-            partial(reply_bits_per_byte, decoder, tokenizer, held_out, machine)
+            partial(
+                reply_bits_per_byte,
+                tokenizer=tokenizer,
+                conversations=held_out,
+                machine=machine,
+            )
             if held_out
             else None
         ),

@@ -74,6 +74,7 @@ class Checkpoints:
         self.folder = folder
         self.keep = max(2, keep)
         self.say = say
+        self._found: tuple[int, dict[str, Any]] | None = None
 
     def saved_steps(self) -> list[int]:
         """Steps of the checkpoints on disk, oldest first, damaged ones included."""
@@ -101,17 +102,29 @@ class Checkpoints:
 
     def load_latest(self) -> tuple[int, dict[str, Any]] | None:
         """The newest whole checkpoint as (steps done, state); None if there is none."""
+        return self.load(self.latest())
+
+    def latest(self) -> int:
+        """The step of the newest whole checkpoint; −1 if there is none. Damaged ones are named."""
         steps = self.saved_steps()
         for step in reversed(steps):
             if not (problem := self.problem(step)):
                 try:
                     with refusing_damage(self.path(step)):
-                        return step, self._read(step)
+                        self._found = step, self._read(step)
+                        return step
                 except UserError as error:
                     problem = error.problem
             instead = "starting from step 0" if step == steps[0] else "using the one before it"
             self.say(f"checkpoint {self.path(step).name} is damaged ({problem}); {instead}")
-        return None
+        return -1
+
+    def load(self, step: int) -> tuple[int, dict[str, Any]] | None:
+        """The step and its state; None if the step is −1."""
+        if step < 0:
+            return None
+        found, self._found = self._found, None
+        return found if found is not None and found[0] == step else (step, self._read(step))
 
     def _read(self, step: int) -> dict[str, Any]:
         scalars: Any = read_json(self.path(step) / SCALARS)

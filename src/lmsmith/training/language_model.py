@@ -6,6 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ from lmsmith.training.machine import (
 )
 from lmsmith.training.optimiser import Optimiser, OptimiserConfig
 from lmsmith.training.packed import packed_rows
+from lmsmith.training.parallel import add_up, team
+from lmsmith.training.sharding import divided, fetch
 
 VALIDATION = "validation/bits_per_byte"
 
@@ -53,20 +56,28 @@ def accumulate_gradients(
     """Add the gradient of ``weight`` × the batch's mean loss per target token to the parameters'.
 
     Args:
-        micro_batch_size: rows computed at a time; 0 for all. The mean is over the whole batch.
+        micro_batch_size: rows computed at a time; 0 for all. The mean is over the whole batch, of
+            which several processes compute a part each.
 
     Returns:
         Mean loss in nats per target (not weighted), and the number of targets.
     """
     targets, total = int((batch.targets_bt != NO_TARGET).sum()), 0.0
-    rows = batch.tokens_bt.shape[0]
-    step = micro_batch_size or rows
-    for start in range(0, rows, step):
+    rows = len(batch.tokens_bt)
+    for part, share in team().parts(partial(row_parts, rows, micro_batch_size or rows)):
         with machine.autocast():
-            loss = packed_loss_sum(decoder, batch, slice(start, start + step)) / max(1, targets)
+            loss = share * packed_loss_sum(decoder, batch, part) / max(1, targets)
         (weight * loss).backward()  # type: ignore[no-untyped-call]
         total += loss.item()
-    return total, targets
+    return add_up(total)[0], targets
+
+
+def row_parts(rows: int, most: int, rank: int) -> list[slice]:
+    """The rows of a batch that the process of a rank computes, ``most`` at a time."""
+    count = team().count
+    own = -(-(rows - rank) // count)  # every count-th
+    starts = range(0, max(0, own), most)
+    return [slice(rank + i * count, rank + min(own, i + most) * count, count) for i in starts]
 
 
 def training_flops_per_token(decoder: Decoder) -> float:
@@ -112,7 +123,7 @@ def training_step(
         factor = learning_rate_factor(index)
         gradient_norm = optimiser.step(factor)
         tokens_per_second = batch.tokens_bt.size / (time.perf_counter() - started)
-        gigaflops = tokens_per_second * flops_per_token / 1e9
+        gigaflops = tokens_per_second * flops_per_token / 1e9 / team().count
         peak = raised_peak(machine, peak, gigaflops)
         return {
             "loss": loss,
@@ -140,7 +151,7 @@ def train_language_model(
     batch_tokens: int,
     micro_batch_size: int,
     bytes_per_token: float,
-    held_out_bits_per_byte: Callable[[], float] | None,
+    held_out_bits_per_byte: Callable[[Decoder], float] | None,
     validations: int,
     more_steps: str = "train for longer",
 ) -> dict[str, float]:
@@ -152,20 +163,22 @@ def train_language_model(
     Args:
         out: the stage's folder; dropout is drawn from its seed.
         description: the stage's name, for the progress view.
-        held_out_bits_per_byte: measures the decoder on held-out text; None if there is none.
+        held_out_bits_per_byte: measures a decoder on held-out text; None if there is none.
         validations: how often it is called along the way.
         more_steps: the fix of too few steps.
 
     Returns:
         `training_summary`.
     """
-    optimiser = Optimiser(machine.put(decoder), optimiser_config, matrices=[decoder.blocks])
+    (trained,) = divided(machine, decoder)
+    optimiser = Optimiser(trained, optimiser_config, matrices=[trained.blocks])
     planned_flops = steps * batch_tokens * training_flops_per_token(decoder)
     if choose_compiling(machine, planned_flops, out.checkpoints):
         out.progress.note(f"{description}: compiling the blocks; the first step takes longer")
-        decoder.compile_blocks()
+        trained.compile_blocks()
+        decoder.compiled = True
     step = training_step(
-        decoder,
+        trained,
         batches,
         optimiser,
         learning_rate_factor,
@@ -173,13 +186,17 @@ def train_language_model(
         bytes_per_token,
         micro_batch_size,
     )
-    best = BestWeights(decoder)
+    best = BestWeights(trained)
 
     def validate(done: int) -> dict[str, float]:
         assert held_out_bits_per_byte is not None
-        found = held_out_bits_per_byte()
+        found = held_out_bits_per_byte(trained)
         best.offer((-found,), done)
         return {VALIDATION: found}
+
+    def finish() -> None:
+        best.restore()
+        fetch(trained, decoder)
 
     if warning := few_steps_warning(steps, more_steps):
         out.progress.say(f"{description}: {warning}")
@@ -187,14 +204,14 @@ def train_language_model(
     run_steps(
         steps=steps,
         step=step,
-        state={"model": TrainedState(decoder), "optimiser": optimiser, "best": best},
+        state={"model": TrainedState(trained), "optimiser": optimiser, "best": best},
         out=out,
         description=description,
         shown=("bits_per_byte", "tokens_per_second", "share_of_peak", VALIDATION),
         evaluate=validate if held_out_bits_per_byte is not None else None,
         evaluate_every=max(1, steps // validations),
+        finish=finish,
     )
-    best.restore()
     looks = [(int(row["step"]), row[VALIDATION]) for row in held_out_looks(out)]
     if warning := rise_warning("bits per byte", looks, best.step):
         out.progress.say(f"{description}: {warning}")

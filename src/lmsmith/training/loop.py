@@ -10,12 +10,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from lmsmith.core.errors import Interrupted, UserError
+from lmsmith.core.errors import Interrupted, PeerLost, UserError
 from lmsmith.device import choose_device, random_state, set_random_state
 from lmsmith.models.adapters import TrainedState
 from lmsmith.runs.signals import stop_requested
-from lmsmith.runs.stage_folder import StageFolder
+from lmsmith.runs.stage_folder import StageFolder, derive_seed
 from lmsmith.training.checkpoint import Checkpoints
+from lmsmith.training.parallel import from_leader, highest, leave_stage, team
+from lmsmith.training.sharding import loading, whole_state
 
 
 class Stateful(Protocol):
@@ -37,8 +39,12 @@ def run_steps(
     evaluate: Callable[[int], Mapping[str, float]] | None = None,
     evaluate_every: int = 0,
     stop_early: Callable[[], bool] | None = None,
+    finish: Callable[[], object] = lambda: None,
 ) -> int:
     """Run ``step(0) … step(steps - 1)``, continuing after the newest checkpoint in ``out``.
+
+    Several processes run it together (`training.parallel`): each calls ``step``, whose metrics are
+    those of all; the first alone writes, and goes on alone after.
 
     ``step(i)`` must depend on nothing but ``i``, ``state`` and torch's global generator, all of
     which a checkpoint keeps; then a run that was killed and continued ends with the same bits as
@@ -53,6 +59,7 @@ def run_steps(
         evaluate: called after every ``evaluate_every`` steps and after the last, with the number
             of steps done; its metrics are added to that step's row.
         stop_early: called after each evaluation; true ends the loop.
+        finish: called at the end, still by all processes, before the others leave the first alone.
 
     Returns:
         The number of steps done.
@@ -62,29 +69,37 @@ def run_steps(
         Interrupted: a signal asked to stop; the state has been saved.
     """
     checkpoints = Checkpoints(out.checkpoints, say=out.progress.say)
-    device = choose_device(out.machine.device)
+    device, leads = choose_device(out.machine.device), team().leads
     metrics, done, stopped = out.metrics_log(), 0, False
-    if (saved := checkpoints.load_latest()) is not None:
+    latest = from_leader(checkpoints.latest)
+    if (saved := checkpoints.load(latest)) is not None:
         done, content = saved
         for name, part in state.items():
-            part.load_state_dict(content["parts"][name])
+            with loading():
+                part.load_state_dict(content["parts"][name])
         torch.set_rng_state(content["random"])
         set_random_state(device, content.get("device_random"))
         stopped = content["stopped"]
         out.progress.note(f"{description}: continuing after step {done} of {steps}")
-    metrics.truncate_after(done)
+    if leads:
+        metrics.truncate_after(done)
 
     def save() -> None:
-        parts = {name: part.state_dict() for name, part in state.items()}
+        parts = whole_state({name: part.state_dict() for name, part in state.items()})
         random = {"random": torch.get_rng_state(), "device_random": random_state(device)}
         whole = {"parts": parts, **random, "stopped": stopped}
-        checkpoints.save(done, whole)
+        if leads:
+            checkpoints.save(done, whole)
 
     out.progress.begin(description, steps, "steps", done)
     interval, last_save = out.machine.checkpoint_seconds, time.monotonic()
     while done < steps and not stopped:
+        if team().count > 1:  # else each would draw the same dropout for its own rows
+            torch.manual_seed(derive_seed(out.seed, "step", done, team().rank))
         try:
             row = dict(step(done))
+        except PeerLost:
+            raise
         except Exception as error:
             # Ctrl-C also ends the compiler that a step waits for, and the step fails.
             if (signal_number := stop_requested()) is not None:
@@ -96,17 +111,22 @@ def run_steps(
         if evaluate is not None and due:
             row.update(evaluate(done))
             refuse_non_finite(row, description, done, checkpoints)
-            stopped = stop_early is not None and stop_early()
-        metrics.append(done, row)
+            stopped = bool(highest(stop_early is not None and stop_early())[0])
+        if leads:
+            metrics.append(done, row)
         out.progress.update(done, **{name: row[name] for name in shown if name in row})
-        signal_number = stop_requested()
+        waited = leads and time.monotonic() - last_save >= interval
+        signal_number, save_due = highest(stop_requested() or 0, waited)
         ending = done == steps or stopped
-        if ending or signal_number or time.monotonic() - last_save >= interval:
+        if ending or signal_number or save_due:
             save()
             last_save = time.monotonic()
         if signal_number and not ending:
+            highest(0)  # the first process has saved; torchrun ends all when one of them ends
             raise Interrupted(signal_number)
     out.progress.end()
+    finish()
+    leave_stage()
     return done
 
 
@@ -159,7 +179,8 @@ class BestWeights:
     def restore(self) -> None:
         """Put the best weights back into the model, if any were offered."""
         if self.weights:
-            self.model.load_state_dict(self.weights)
+            with loading():
+                self.model.load_state_dict(self.weights)
 
     def state_dict(self) -> dict[str, Any]:
         return {

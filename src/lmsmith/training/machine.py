@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -32,6 +33,7 @@ from lmsmith.device import (
     synchronise,
 )
 from lmsmith.runs.stage_folder import available_cores
+from lmsmith.training.parallel import from_leader
 
 Result = TypeVar("Result")
 Model = TypeVar("Model", bound=nn.Module)
@@ -58,6 +60,8 @@ class ResolvedMachine:
     """Whether only deterministic algorithms run."""
     device: str = str(HOST)
     """Where models compute, such as ``cuda:0``."""
+    sharding: str = "auto"
+    """Whether several processes divide a model (`training.sharding`)."""
 
     @property
     def place(self) -> torch.device:
@@ -85,6 +89,11 @@ class ResolvedMachine:
         return autocast(self.place, self.dtype)
 
 
+def processes_here() -> int:
+    """Processes of a run on this machine, which share its cores."""
+    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 def resolve_machine(config: MachineConfig) -> ResolvedMachine:
     """Turn every ``auto`` into a choice; nothing in the process changes.
 
@@ -102,11 +111,12 @@ def resolve_machine(config: MachineConfig) -> ResolvedMachine:
     return ResolvedMachine(
         precision=precision,
         compile=config.compile if compiler else "off",
-        threads=config.threads or available_cores(),
+        threads=config.threads or max(1, available_cores() // processes_here()),
         compiler=compiler,
         instruction_set=instruction_set(),
         deterministic=config.deterministic,
         device=str(device),
+        sharding=config.sharding,
     )
 
 
@@ -241,6 +251,10 @@ def choose_compiling(machine: ResolvedMachine, planned_flops: float, folder: Pat
     """
     if machine.compile != "auto":
         return machine.compile == "on"
+    return bool(from_leader(partial(_choose_once, machine, planned_flops, folder)))
+
+
+def _choose_once(machine: ResolvedMachine, planned_flops: float, folder: Path) -> bool:
     path = folder / "compiled.json"
     if path.exists():
         with contextlib.suppress(UserError):

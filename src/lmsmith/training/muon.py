@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lmsmith.training.sharding import divided_like, whole
+
 NEWTON_SCHULZ = (3.4445, -4.775, 2.0315)
 """Coefficients a, b, c of a step X ← aX + (bA + cA²)X with A = XXᵀ."""
 
@@ -67,7 +69,9 @@ class Muon(torch.optim.Optimizer):
                 if not state:
                     state["momentum_buffer"] = torch.zeros_like(matrix)
                 buffer = state["momentum_buffer"].lerp_(matrix.grad, 1 - momentum)
-                update = orthogonalise(matrix.grad.lerp(buffer, momentum), self.dtype)
+                # Each process orthogonalises all of a matrix that is divided, and keeps its part.
+                mixed = whole(matrix.grad.lerp(buffer, momentum))
+                update = divided_like(orthogonalise(mixed, self.dtype).to(matrix.dtype), matrix)
                 rows, columns = matrix.shape
                 matrix.mul_(1 - rate * group["weight_decay"])
                 matrix.add_(update, alpha=-rate * max(1, rows / columns) ** 0.5)

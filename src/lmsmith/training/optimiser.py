@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lmsmith.core.config import FractionBelowOne, NonNegativeFloat, PositiveFloat
 from lmsmith.device import product_dtype
 from lmsmith.training.muon import Muon
+from lmsmith.training.parallel import add_gradients
+from lmsmith.training.sharding import divided_like, whole
 
 
 @dataclass(frozen=True)
@@ -81,11 +83,15 @@ class Optimiser:
     def step(self, factor: float) -> float:
         """Clip, update at ``factor`` × the peak learning rates, clear the gradients.
 
+        The gradients of several processes are added up first.
+
         Returns:
             The gradient's norm before clipping. If it is not finite nothing is updated.
         """
+        add_gradients(self.parameters)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norm, limit = float(nn.utils.get_total_norm(gradients)), self.config.gradient_clip
+        norm = float(whole(nn.utils.get_total_norm(gradients)))
+        limit = self.config.gradient_clip
         if math.isfinite(norm):
             if limit and norm > limit:
                 for gradient in gradients:
@@ -104,6 +110,10 @@ class Optimiser:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for part, saved in zip(self.parts, state["parts"], strict=True):
             part.load_state_dict(saved)
+            for parameter, kept in part.state.items():
+                for name, value in kept.items():
+                    if isinstance(value, Tensor):
+                        kept[name] = divided_like(value, parameter)
 
 
 Schedule = Literal["cosine", "warmup_stable_decay", "linear", "constant", "inverse_sqrt"]

@@ -21,6 +21,7 @@ from lmsmith.prompts.sft_rows import conversation_windows
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.losses import linear_cross_entropy_sum
 from lmsmith.training.machine import ResolvedMachine
+from lmsmith.training.parallel import add_up, team
 
 TOKENS_AT_ONCE = 8_192
 
@@ -192,10 +193,14 @@ def total_nats(
     machine: ResolvedMachine,
     on_tokens: Callable[[int], None] | None = None,
 ) -> float:
-    """Sum of −log π(target | window before it) over the targets of all windows."""
+    """Sum of −log π(target | window before it) over the targets of all windows.
+
+    Processes that train together share the windows.
+    """
     total, read = 0.0, 0
     with machine.reading(decoder):
-        for group in length_batches([len(inputs) for inputs, _ in windows], TOKENS_AT_ONCE):
+        groups = length_batches([len(inputs) for inputs, _ in windows], TOKENS_AT_ONCE)
+        for group, share in team().parts(lambda rank: groups[rank :: team().count]):
             length = max(len(windows[index][0]) for index in group)
             tokens_bt = torch.zeros(len(group), length, dtype=torch.long)
             targets_bt = torch.full_like(tokens_bt, NO_TARGET)
@@ -207,11 +212,11 @@ def total_nats(
             device = device_of(decoder)
             hidden_btd, weight = decoder(moved(tokens_bt, device)), decoder.unembedding_weight
             targets_bt = moved(targets_bt, device)
-            total += float(linear_cross_entropy_sum(hidden_btd, weight, targets_bt))
+            total += share * float(linear_cross_entropy_sum(hidden_btd, weight, targets_bt))
             read += tokens_bt.numel()
             if on_tokens is not None:
                 on_tokens(read)
-    return total
+    return add_up(total)[0]
 
 
 class Rolling:

@@ -1,0 +1,214 @@
+"""A program that trains tiny stages in 1, 2 and 4 processes; ``run_together.py FOLDER``.
+
+It forks, so that PyTorch is imported once. ``FOLDER/N/STAGE/metrics.jsonl`` are what N processes
+made, ``FOLDER/sharded/STAGE`` what two made that held half a model each, and
+``FOLDER/resumed-N/pretrain`` what two such began and N ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from preference_world import (
+    conversations,
+    ending_decoder,
+    make_tokenizer,
+    write_data,
+    write_models,
+)
+from test_adapters import rankings
+from test_pretrain import documents
+
+from lmsmith.core.errors import Interrupted
+from lmsmith.core.files import write_json
+from lmsmith.core.progress import QuietProgress
+from lmsmith.core.recipe import MachineConfig
+from lmsmith.device import HOST
+from lmsmith.models.config import ModelConfig
+from lmsmith.models.folder import save_model
+from lmsmith.models.heads import ScalarModel
+from lmsmith.rlhf.ppo import PPOConfig
+from lmsmith.runs.stage_folder import StageFolder
+from lmsmith.stages import ppo, pretrain, reward, sft
+from lmsmith.training import loop, parallel
+from lmsmith.training.optimiser import OptimiserConfig
+
+TOKENIZER = make_tokenizer()
+ADAMW = OptimiserConfig(learning_rate=1e-3, weight_decay=0.01)
+PRETRAIN = pretrain.PretrainConfig(
+    model=ModelConfig(2, 16, 2, 32),
+    tokens=50 * 224,
+    batch_tokens=224,  # 7 rows: no equal shares for 2 or 4
+    micro_batch_size=2,
+    optimiser=OptimiserConfig(name="muon", learning_rate=1e-3, matrix_learning_rate=1e-3),
+    warmup_steps=5,
+    validations=2,
+    validation_documents=5,
+)
+SFT = sft.SFTConfig(epochs=4.5, batch_tokens=256, min_steps=0, optimiser=ADAMW, validations=2)
+REWARD = reward.RewardConfig(
+    epochs=2, batch_prompts=3, min_steps=0, optimiser=ADAMW, validations=2, fit_head=True
+)
+PPO = PPOConfig(
+    iterations=25,
+    rollouts=10,
+    minibatch=5,
+    kl_control="adaptive",
+    kl_target=0.1,
+    kl_horizon=100,
+    ptx_rows=3,
+    max_new_tokens=6,
+    max_prompt_tokens=40,
+    snapshots=0,
+    optimiser=ADAMW,
+    value_optimiser=ADAMW,
+)
+
+
+@dataclass(frozen=True)
+class World:
+    """Inputs that all runs share, and where one run writes."""
+
+    inputs: Path
+    out: Path
+    sharding: str = "off"
+
+    def stage(self, name: str, module: Any, config: Any, **roles: str) -> None:
+        """Run a stage as the pipeline does in each process."""
+        machine = MachineConfig(
+            precision="fp32",
+            compile="off",
+            threads=1,
+            checkpoint_seconds=1e9,
+            sharding=self.sharding,  # type: ignore[arg-type]
+        )
+        folder = StageFolder(self.out / name, 7, machine, QuietProgress())
+        folder.path.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(7)
+        places = {role: self.inputs / place for role, place in roles.items()}
+        with contextlib.suppress(parallel.Parted), parallel.together():
+            module.run(config, places, folder)
+
+    def pretrain(self, config: pretrain.PretrainConfig = PRETRAIN) -> None:
+        self.stage("pretrain", pretrain, config, data="data", tokenizer="tokenizer")
+
+    def all_stages(self) -> None:
+        self.pretrain()
+        self.stage("sft", sft, SFT, data="data", base="base")
+        self.stage("reward", reward, REWARD, rankings="ranked", base="base")
+        roles = {"policy": "base", "reward": "scores", "pretrain": "shards"}
+        self.stage("ppo", ppo, PPO, data="data", **roles)
+
+
+def prepare(folder: Path) -> None:
+    """The inputs of all stages, below ``folder``."""
+    data = write_data(
+        folder / "data",
+        documents=documents(40, 1),
+        validation_documents=documents(7, 2),
+        demonstrations=conversations(60, 4, "a"),
+        validation=conversations(5, 5, "b"),
+        prompts=conversations(12, 6, "c"),
+    )
+    write_json(data / "mixture.json", {"books": 2.0})
+    TOKENIZER.save(folder / "tokenizer")
+    thumbs = [
+        {"prompt": row["prompt"], "response": row["responses"][1], "liked": n % 2 == 0}  # type: ignore[index]
+        for n, row in enumerate(rankings(60, 9))
+    ]
+    splits = {"train": rankings(75, 5), "validation": rankings(9, 6), "thumbs": thumbs}
+    write_data(folder / "ranked", **splits)
+    base = ending_decoder(TOKENIZER, context=64)
+    write_models(folder, TOKENIZER, base=base)
+    scores = ScalarModel(base)
+    scores.initialise_head(torch.Generator().manual_seed(3))
+    save_model(folder / "scores/model", scores, TOKENIZER, {})
+    alone = World(folder, folder)
+    with contextlib.suppress(Interrupted), stopping_at(0):
+        alone.pretrain()
+    (folder / "pretrain").rename(folder / "shards")
+
+
+@contextlib.contextmanager
+def stopping_at(step: int) -> Iterator[None]:
+    """As after Ctrl-C in that step."""
+    real, calls = loop.stop_requested, 0
+
+    def stop() -> int | None:
+        nonlocal calls
+        calls += 1
+        return 2 if calls > step else None
+
+    loop.stop_requested = stop
+    try:
+        yield
+    finally:
+        loop.stop_requested = real
+
+
+def in_processes(count: int, place: Path, work: Callable[[], None], timeout: float = 60) -> None:
+    """Do ``work`` in so many forked processes that meet each other; fails if one does."""
+    if count == 1:
+        work()
+        return
+    children = []
+    for rank in range(count):
+        if (child := os.fork()) == 0:
+            code = 1
+            try:
+                store = dist.FileStore(str(place), count)
+                parallel.join(HOST, timeout, store, rank, count)
+                work()
+                code = 0
+            except Interrupted:
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        children.append(child)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    if any(codes):
+        raise SystemExit(f"{count} processes ended with {codes}")
+
+
+def resumed(inputs: Path, folder: Path, count: int) -> None:
+    """Pretraining begun by two processes with half a model each, and ended by ``count``."""
+    config = replace(PRETRAIN, model=replace(PRETRAIN.model, dropout=0.1 if count == 2 else 0.0))
+    world = World(inputs, folder, "on")
+
+    def begin() -> None:
+        with stopping_at(20):
+            world.pretrain(config)
+
+    in_processes(2, folder.with_suffix(".begin"), begin)
+    in_processes(count, folder.with_suffix(".end"), lambda: world.pretrain(config))
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    inputs = folder / "inputs"
+    prepare(inputs)
+    for count in (1, 2, 4):
+        world = World(inputs, folder / str(count))
+        in_processes(count, folder / f"store-{count}", world.all_stages)
+    sharded = World(inputs, folder / "sharded", "on")
+    in_processes(2, folder / "store-sharded", sharded.all_stages)
+    for count in (1, 2):
+        resumed(inputs, folder / f"resumed-{count}", count)
+    whole = World(inputs, folder / "whole-2", "on")
+    config = replace(PRETRAIN, model=replace(PRETRAIN.model, dropout=0.1))
+    in_processes(2, folder / "store-whole", lambda: whole.pretrain(config))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
