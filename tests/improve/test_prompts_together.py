@@ -75,10 +75,12 @@ def test_shared_weights_have_the_gradient_of_one_element_a_prompt(
     encoded, _ = encode_rankings(tokenizer, rankings, model.decoder.config.context)
     assert len(encoded) == 4
     expected = one_element_a_prompt(model, encoded)
-    accumulate_ranking_gradients(model, share_weights(encoded), resolve_machine(MachineConfig()))
+    accumulate_ranking_gradients(
+        model, share_weights(encoded), resolve_machine(MachineConfig(precision="fp32"))
+    )
     found = gradient(model)
     assert float(expected.norm()) > 1e-3
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
-    accumulate_ranking_gradients(model, encoded, resolve_machine(MachineConfig()))
+    accumulate_ranking_gradients(model, encoded, resolve_machine(MachineConfig(precision="fp32")))
     with pytest.raises(AssertionError):
         torch.testing.assert_close(gradient(model), expected, rtol=1e-4, atol=1e-6)
