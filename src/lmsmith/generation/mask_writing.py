@@ -2,7 +2,7 @@
 
 BERT learns p(token | all others), which is no distribution over texts. The known way round it is
 Gibbs sampling: begin with masks, draw one place from the model, put it in, go on; then hide each
-place again and draw it anew.
+place again and redraw it.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ class MaskWriting:
     temperature: PositiveFloat = 1.0
     """Divides the logits."""
     seed: int = 0
-    """Of the order of the places and of the tokens drawn."""
+    """Seed of the order of the places and of the drawn tokens."""
 
 
 @torch.inference_mode()
 def write_by_masks(
     model: MaskedLM, tokenizer: Tokenizer, beginning: str, settings: MaskWriting
 ) -> str:
-    """What the encoder writes after a beginning, in as many tokens as it is told.
+    """Text that the encoder writes after a beginning, with a given number of tokens.
 
     Raises:
         UserError: beginning and masks are longer than the model's context.

@@ -2,7 +2,7 @@
 
 The full model is adapter ∘ middle ∘ adapter: its first and last n blocks are the adapters, the
 blocks between them its middle. An *emulator* has the same adapters, and only some blocks of the
-middle. Its adapters are trained by whoever has the data, and then put into the full model.
+middle. The owner of the data trains its adapters; they are then put into the full model.
 """
 
 from __future__ import annotations

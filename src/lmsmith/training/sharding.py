@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # they take a second to import, which a run of one process do
     from torch.distributed.tensor import DTensor
 
 STATE_BYTES = 16
-"""Of a parameter in float32: weight, gradient, and AdamW's two means."""
+"""Bytes of a float32 parameter's state: weight, gradient, and AdamW's two means."""
 
 MOST_STATE = 0.5
 """Share of the memory that whole states may take; activations need the rest."""

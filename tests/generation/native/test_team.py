@@ -38,7 +38,7 @@ def make() -> InferenceDecoder:
 
 
 def states(model: InferenceDecoder, threads: int, prompt: list[int]) -> Tensor:
-    """Of a prompt and of three tokens after it, in a cache of their own."""
+    """Hidden states of a prompt and of three tokens after it, in a new cache."""
     torch.set_num_threads(threads)
     cache = model.new_cache(1, 64)
     row = cache.open()

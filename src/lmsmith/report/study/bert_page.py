@@ -18,7 +18,7 @@ _COLOURS = {"gpt": COLOURS["sft"], "bert": COLOURS["ppo"]}
 
 
 def accuracy_rows(record: Mapping[str, Any]) -> list[list[str]]:
-    """Of each task: GPT, BERT, their difference, test examples, and each seed's accuracy."""
+    """Table of the tasks: GPT, BERT, their difference, test examples, each seed's accuracy."""
     rows = []
     for task, found in record["tasks"].items():
         each = [share_with_interval(_interval(found["accuracy"][name])) for name in NAMES]
