@@ -21,8 +21,8 @@ from lmsmith.core.progress import QuietProgress
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.corpus.instructions.prompted import read_prompted
 from lmsmith.corpus.instructions.task import shipped_instruction_tasks
+from lmsmith.corpus.words import normal_words
 from lmsmith.evaluation import run as evaluation_run
-from lmsmith.evaluation.contamination import normal_words
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.folder import save_model

@@ -16,8 +16,8 @@ from typing import Any, Literal
 import numpy as np
 
 from lmsmith.core.errors import UserError
+from lmsmith.corpus.words import normal_words
 from lmsmith.evaluation.measures import aggregate, measure_of
-from lmsmith.evaluation.methods.answers import HAN
 from lmsmith.evaluation.rows import ItemRow
 from lmsmith.evaluation.run import TaskResult
 from lmsmith.evaluation.tasks.data import read_items
@@ -30,7 +30,6 @@ RULES: tuple[Rule, ...] = ("gpt3", "gpt4")
 SUBSTRING = 50
 """Characters of GPT-4's substrings."""
 SUBSTRINGS = 3
-_WORD = re.compile(rf"[{HAN}]|[^\W{HAN}]+")
 SHORTEST, LONGEST = 8, 13
 """Words of GPT-3's n-grams."""
 
@@ -91,11 +90,6 @@ def find_overlaps(
         n = gram_length(texts.values())
         return find_grams(texts, documents, n), n
     return find_substrings(texts, documents, seed), SUBSTRING
-
-
-def normal_words(text: str) -> list[str]:
-    """Words in small letters, without marks; a Han character, which no space parts, is one."""
-    return _WORD.findall(text.lower())
 
 
 def gram_length(texts: Iterable[str]) -> int:

@@ -29,7 +29,8 @@ from lmsmith.corpus.instructions.task import (
 )
 from lmsmith.corpus.instructions.template import Instruction, LabelledExample, Template, fill
 from lmsmith.corpus.rows import Conversation
-from lmsmith.evaluation.contamination import SHORTEST, normal_words
+from lmsmith.corpus.words import normal_words
+from lmsmith.evaluation.contamination import SHORTEST
 from lmsmith.evaluation.tasks.data import search_path
 from lmsmith.runs.stage_folder import StageFolder, derive_seed
 

@@ -15,16 +15,13 @@ from typing import Any
 import numpy as np
 
 from lmsmith.core.errors import UserError
+from lmsmith.corpus.words import HAN
 from lmsmith.evaluation.rows import Numbers
 from lmsmith.evaluation.tasks.spec import AnswerSpec
 from lmsmith.evaluation.tasks.templates import find_all
 from lmsmith.statistics.intervals import Floats
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-
-HAN = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-"""Han characters and kana, which no spaces part: each is a word."""
-
 _WORD = re.compile(rf"[{HAN}]|[^\s{HAN}]+")
 _KEPT_MARKS = re.compile(
     rf"(?<=\d)[./:](?=\d)|(?<![^\W_{HAN}])(?<![)\]])-(?=\.?\d)|(?<!\w)\.(?=\d)"

@@ -1,0 +1,1 @@
+"""Builds a corpus: from piles of raw text to token shards."""
