@@ -876,6 +876,7 @@ def sample_feedback(
     if count < 1:
         raise UserError(f"--count {count}: 1 or more")
     from lmsmith.catalogue.reading import read_model
+    from lmsmith.catalogue.remote import split_remote
     from lmsmith.catalogue.resolve import resolve
     from lmsmith.generation.machine import prepare_reading
     from lmsmith.generation.settings import SamplingSettings
@@ -894,11 +895,15 @@ def sample_feedback(
             raise UserError(f"{where}: no prompts", "take other prompts: --prompts FILE")
         settings = SamplingSettings(max_tokens, temperature, top_p=top_p)
         machine = prepare_reading(MachineConfig())
+        local, remote = split_remote(models if wanted else ())
         writers = {
             Path(resolve(word).name).name or word: sampling.writer_of(
                 read_model(word), machine, settings
             )
-            for word in (models if wanted else ())
+            for word in (local if wanted else ())
+        }
+        writers |= {
+            name: sampling.writer_of(each, machine, settings) for name, each in remote.items()
         }
         progress = choose_progress("lmsmith feedback sample", quiet)
         with contextlib.closing(progress), StopSignal():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch
 
 from lmsmith.catalogue import versions
 from lmsmith.catalogue.reading import ReadModel
+from lmsmith.catalogue.remote import RemoteModel
 from lmsmith.catalogue.resolve import Source
 from lmsmith.catalogue.versions import Version
 from lmsmith.core.recipe import MachineConfig
@@ -26,7 +27,7 @@ from lmsmith.models.folder import save_model
 from lmsmith.server.app import Server, bound_socket, create_app
 from lmsmith.server.connections import ConnectionLimits
 from lmsmith.server.engine import AsyncEngine
-from lmsmith.server.models import Loader, read_models, serve_models
+from lmsmith.server.models import Loader, read_models, serve_models, serve_remote
 from lmsmith.server.requests import Limits
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.machine import resolve_machine
@@ -105,18 +106,29 @@ def running(
     words: Sequence[str] = (),
     memory_bytes: int = 60_000_000,
     connections: ConnectionLimits | None = None,
+    remote: Mapping[str, RemoteModel] | None = None,
     **options: Any,
 ) -> Any:
     """A real server on a free port; it is stopped at the end, and must end.
 
-    With ``words`` it serves models as the command line names them, and follows their versions.
+    With ``words`` it serves models as the command line names them, and follows their versions;
+    ``remote`` models are behind other servers.
     """
     if store is None:
         with (
             tempfile.TemporaryDirectory() as folder,
             closing(Store(Path(folder) / "feedback.db")) as made,
             running(
-                models, limits, prepare, made, draft, words, memory_bytes, connections, **options
+                models,
+                limits,
+                prepare,
+                made,
+                draft,
+                words,
+                memory_bytes,
+                connections,
+                remote,
+                **options,
             ) as served,
         ):
             yield served
@@ -135,6 +147,7 @@ def running(
             memory_bytes=memory_bytes,
             streams=limits.streams,
         )
+    served += [serve_remote(name, each, limits.streams) for name, each in (remote or {}).items()]
     engine = AsyncEngine(served, limits)
     prepare(engine)
     listening, ready = bound_socket("127.0.0.1", 0), threading.Event()

@@ -68,6 +68,11 @@ def resolve(word: str | Path) -> Source:
             Or the name has versions, but not this one.
     """
     path, name = Path(word), str(word)
+    if name.startswith("openai:"):
+        raise UserError(
+            f"{name}: a model behind another server, whose weights are not here",
+            "this needs a model of this machine; serve, eval, compare and feedback sample take one",
+        )
     if is_there(path):
         return _of_path(path, name)
     if (version := versions.find(name)) is not None:

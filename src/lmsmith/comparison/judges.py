@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from lmsmith.catalogue.remote import is_address
 from lmsmith.catalogue.resolve import resolve
 from lmsmith.comparison.score import score_responses
 from lmsmith.core.files import fingerprint
@@ -76,7 +77,7 @@ class ModelJudge:
 
     P(1) is the probability of the label word "1" against "2". The score of a is the mean of its
     probabilities shown first and shown second, so that a liking for a place cancels out (Zheng et
-    al. 2023, section 3.4); that of b is 1 minus it.
+    al. 2023, section 3.4); that of b is 1 minus it. A model behind another server writes the label.
     """
 
     def __init__(self, subject: EvaluatedModel) -> None:
@@ -109,6 +110,8 @@ class ModelJudge:
 
 def load_judge(word: str, machine: ResolvedMachine) -> Judge:
     """A reward model's folder gives a `RewardJudge`, any model that writes a `ModelJudge`."""
+    if is_address(word):
+        return ModelJudge(load_evaluated_model(word, machine, chat=True))
     source = resolve(word)
     if source.format == "lmsmith" and read_model_config(source.path)[0] == "scalar":
         model, tokenizer = load_scalar_model(source.path), load_tokenizer(source.path)

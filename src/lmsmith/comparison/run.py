@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from lmsmith.catalogue.remote import find_remote, is_address
 from lmsmith.catalogue.resolve import WRITING_STAGES, resolve
 from lmsmith.comparison.instructions import (
     Instruction,
@@ -119,7 +120,9 @@ def read_win_rate(options: CompareOptions) -> list[Instruction]:
         problem = f"--win-rate {options.win_rate}: needs a judge"
         raise UserError(problem, "name one: --judge MODEL")
     instructions = read_instructions(options.win_rate, options.limit, options.seed)
-    if options.judge != PEOPLE:
+    if is_address(options.judge):
+        find_remote(options.judge)
+    elif options.judge != PEOPLE:
         resolve(options.judge)
     return instructions
 

@@ -182,7 +182,7 @@ class HarnessModel(LM):  # type: ignore[misc]
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """Texts up to their stops; greedy, or drawn where the task says so."""
         asked = [self._to_write(number, *each.args) for number, each in enumerate(requests)]
-        engine = Engine(self.subject.model, tokenizer=self.subject.tokenizer)
+        engine = Engine(self.subject.decoder, tokenizer=self.subject.tokenizer)
         prefix = common_prefix([each.prompt for each in asked])
         if len(prefix) < self.subject.context:
             engine.cache_prefix(prefix)
@@ -239,7 +239,7 @@ class HarnessModel(LM):  # type: ignore[misc]
         self, title: str, pairs: Sequence[Continuation]
     ) -> Iterator[tuple[list[int], list[Likelihood]]]:
         """Numbers of pairs and their likelihoods, those with the same beginning together."""
-        reader = LikelihoodReader(self.subject.model)
+        reader = LikelihoodReader(self.subject.decoder)
         reader.cache_prefix(shared_prefix(pairs))
         self._progress.begin(title, len(pairs), "requests")
         order = sorted(range(len(pairs)), key=lambda number: pairs[number].tokens)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lmsmith.catalogue.reading import ReadModel, read_model
+from lmsmith.catalogue.remote import RemoteModel, find_remote, is_address
 from lmsmith.catalogue.resolve import Sampling, Source, advised_sampling
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import fingerprint, sha256_file
@@ -52,7 +53,7 @@ class EvaluatedModel:
     """
 
     name: str
-    model: InferenceDecoder
+    model: InferenceDecoder | RemoteModel
     tokenizer: Tokenizer
     fingerprint: str
     parameters: int
@@ -65,7 +66,29 @@ class EvaluatedModel:
     @property
     def context(self) -> int:
         """Most tokens it reads at once."""
+        if isinstance(self.model, RemoteModel):
+            return self.model.context
         return self.model.config.context
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether another server has the model, which writes texts and gives no probabilities."""
+        return isinstance(self.model, RemoteModel)
+
+    @property
+    def decoder(self) -> InferenceDecoder:
+        """The model, for log-probabilities.
+
+        Raises:
+            UserError: another server has it.
+        """
+        if isinstance(self.model, RemoteModel):
+            raise UserError(
+                f"{self.name}: this needs log-probabilities, which a model behind another server "
+                "does not give",
+                "choose a task whose answers are written, or a model of this machine",
+            )
+        return self.model
 
     def encode_contexts(self, contexts: Sequence[str]) -> list[list[int]]:
         """Tokens of contexts to be continued; an empty one is the start of text alone."""
@@ -121,12 +144,29 @@ class EvaluatedModel:
 def load_evaluated_model(
     word: str | Path, machine: ResolvedMachine, *, begins: bool | None = None, chat: bool = False
 ) -> EvaluatedModel:
-    """Read a model by name, folder or file.
+    """Read a model by name, folder or file, or find one behind another server.
 
     Args:
         begins: whether texts begin with the start of text; as the tokenizer does if None.
     """
+    if is_address(word):
+        return _remote(find_remote(str(word)), machine, chat)
     return make_evaluated_model(read_model(word), machine, begins=begins, chat=chat)
+
+
+def _remote(model: RemoteModel, machine: ResolvedMachine, chat: bool) -> EvaluatedModel:
+    """A model behind another server, whose texts begin as that server begins them."""
+    return EvaluatedModel(
+        name=model.word,
+        model=model,
+        tokenizer=model.tokenizer,
+        fingerprint=fingerprint(["remote", model.url, model.model, chat]),
+        parameters=0,
+        precision="unknown",
+        start=(),
+        chat=chat,
+        machine=machine,
+    )
 
 
 def make_evaluated_model(

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from msgspec import structs
 
+from lmsmith.catalogue.remote import BYTES_PER_TOKEN
 from lmsmith.core.config import encode
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import fingerprint, write_json
@@ -481,7 +482,10 @@ def unwritable(
     file = "in the task's file (lmsmith tasks show TASK --toml begins one)"
     of = f"{task.name}: the right answers of {{}} of {len(questions)} items"
     golds = [[gold.strip() for gold in question.answers] for question in questions]
-    sizes = ([len(tokens) for tokens in model.tokenizer.encode_batch(each)] for each in golds)
+    width = BYTES_PER_TOKEN if model.is_remote else 1
+    sizes = (
+        [len(tokens) // width for tokens in model.tokenizer.encode_batch(each)] for each in golds
+    )
     if long := sum(min(each) > room for each in sizes):
         why = f"are longer than {room} tokens: raise answer.max_new_tokens"
         yield f"{of.format(long)} {why} {file}"

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lmsmith.catalogue.reading import ReadModel
+from lmsmith.catalogue.remote import RemoteModel
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import fingerprint, read_jsonl
 from lmsmith.core.progress import Progress
@@ -83,9 +84,16 @@ def drawn(prompts: Sequence[SampledPrompt], count: int, seed: int) -> list[Sampl
     return [first[name] for name in chosen]
 
 
-def writer_of(model: ReadModel, machine: ResolvedMachine, settings: SamplingSettings) -> Writer:
+def writer_of(
+    model: ReadModel | RemoteModel, machine: ResolvedMachine, settings: SamplingSettings
+) -> Writer:
     """A model that answers prompts; the answers to one are drawn together."""
-    decoder, context = InferenceDecoder(model.decoder, machine), model.decoder.config.context
+    decoder: RemoteModel | InferenceDecoder
+    if isinstance(model, RemoteModel):
+        decoder, context = model, model.context
+    else:
+        decoder = InferenceDecoder(model.decoder, machine)
+        context = model.decoder.config.context
     limit = context - room_for_reply(context, settings.max_new_tokens)
     settings = replace(settings, stop_tokens=model.tokenizer.stop_tokens)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+from lmsmith.catalogue.remote import RemoteModel
 from lmsmith.core.errors import UserError
 from lmsmith.generation.inference import InferenceDecoder
+from lmsmith.generation.remote import RemoteScheduler
 from lmsmith.generation.requests import Reply, Request, TokenEvent, check_requests
 from lmsmith.generation.scheduler import Failed, Scheduler
 from lmsmith.generation.settings import SamplingSettings
@@ -21,6 +23,9 @@ CACHE_BYTES = 512 << 20
 
 ROWS_AT_ONCE = 128
 """Maximum number of replies in progress: more share the weights but read more of the cache."""
+
+REMOTE_AT_ONCE = 32
+"""Maximum number of requests to another server at a time."""
 
 PROMPT_TOKENS_AT_ONCE = 4096
 """Prompt tokens of one step, which delay the replies in progress."""
@@ -38,7 +43,7 @@ class Engine:
     ...         print(event.token)
 
     Args:
-        decoder: the model.
+        decoder: the model; behind another server, it takes fewer settings and gives no tokens.
         machine: gives the precision of matrix products; float32 if None.
         tokenizer: turns tokens into the text of events, which stop texts need, and says which
             may follow (`lmsmith.generation.vocabulary`).
@@ -49,7 +54,7 @@ class Engine:
 
     def __init__(
         self,
-        decoder: Decoder | InferenceDecoder,
+        decoder: Decoder | InferenceDecoder | RemoteModel,
         *,
         machine: ResolvedMachine | None = None,
         tokenizer: Tokenizer | None = None,
@@ -57,17 +62,20 @@ class Engine:
         rows: int | None = None,
         drafter: Drafter | None = None,
     ) -> None:
-        self.scheduler = Scheduler(
-            ready(decoder, machine),
-            tokenizer,
-            cache_bytes=CACHE_BYTES if cache_bytes is None else cache_bytes,
-            rows=ROWS_AT_ONCE if rows is None else rows,
-            kept_rows=0,
-            prompt_tokens=PROMPT_TOKENS_AT_ONCE,
-            grows=True,
-            drafter=drafter,
-        )
-        self.model = self.scheduler.model
+        self.scheduler: Scheduler | RemoteScheduler
+        if isinstance(decoder, RemoteModel):
+            self.scheduler = RemoteScheduler(decoder, rows=rows or REMOTE_AT_ONCE, waits=True)
+        else:
+            self.scheduler = Scheduler(
+                ready(decoder, machine),
+                tokenizer,
+                cache_bytes=CACHE_BYTES if cache_bytes is None else cache_bytes,
+                rows=ROWS_AT_ONCE if rows is None else rows,
+                kept_rows=0,
+                prompt_tokens=PROMPT_TOKENS_AT_ONCE,
+                grows=True,
+                drafter=drafter,
+            )
         self.submit, self.submit_all = self.scheduler.submit, self.scheduler.submit_all
         self.cancel, self.cache_prefix = self.scheduler.cancel, self.scheduler.cache_prefix
 
@@ -80,7 +88,7 @@ class Engine:
         """Read prompts, and draw a token for every reply in progress.
 
         Raises:
-            UserError: the model's logits are not finite numbers.
+            UserError: the model's logits are not finite numbers, or its server fails.
         """
         events = self.scheduler.step()
         for event in events:
@@ -150,7 +158,8 @@ def generate(
             f"samples = {settings.samples}: generate writes one reply a prompt",
             "repeat the prompt, or use Engine",
         )
-    engine = Engine(decoder, machine=machine, tokenizer=tokenizer)
+    model = ready(decoder, machine)
+    engine = Engine(model, tokenizer=tokenizer)
     requests = [
         Request(
             prompt,
@@ -162,7 +171,7 @@ def generate(
     ]
     # Long prompts first: the last replies are short, and fewer rows are left alone.
     order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
-    check_requests(engine.model.config, requests, tokenizer)  # in the caller's order
+    check_requests(model.config, requests, tokenizer)  # in the caller's order
     replies = answer(
         engine,
         [requests[row] for row in order],

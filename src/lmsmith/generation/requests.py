@@ -113,6 +113,23 @@ class TokenEvent:
     finish: FinishReason | None = None
 
 
+@dataclass(frozen=True)
+class Counted:
+    """Tokens of a reply's prompt and of the reply, where another server has counted them.
+
+    Attributes:
+        request: the number that `submit` gave.
+        prompt, new, cached: tokens of the prompt, of the reply, and of the prompt's from its cache.
+        estimated: whether that server gave no counts.
+    """
+
+    request: int
+    prompt: int
+    new: int
+    cached: int
+    estimated: bool = False
+
+
 @dataclass
 class Reply:
     """A whole reply.

@@ -36,6 +36,7 @@ from lmsmith.generation.kv_cache import PAGE
 from lmsmith.generation.log_probs import drawn_log_probs, forced_log_probs, prompt_log_probs
 from lmsmith.generation.prefix_cache import SHORTEST, CachedPrefix, PrefixCache, longest_prefix
 from lmsmith.generation.requests import (
+    Counted,
     Request,
     RunningSequence,
     TokenEvent,
@@ -72,7 +73,7 @@ class Failed:
     error: Exception
 
 
-Event = TokenEvent | Admitted | Failed
+Event = TokenEvent | Admitted | Counted | Failed
 
 
 @dataclass
@@ -162,6 +163,9 @@ class Scheduler:
     def busy(self) -> bool:
         """Whether any request is unfinished."""
         return bool(self._decoding or self._prefilling or self._waiting)
+
+    has_work = busy
+    """Whether `step` has anything to do now."""
 
     @property
     def will_prefill(self) -> bool:

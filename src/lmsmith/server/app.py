@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lmsmith.core.errors import UserError
 from lmsmith.feedback.store import Store
+from lmsmith.generation.scheduler import Scheduler
 from lmsmith.server import auth, pages
 from lmsmith.server.api import answers, attention, comparing, conversations, labelling, versions
 from lmsmith.server.classifiers import ServedClassifier
@@ -158,7 +159,7 @@ async def metrics(request: Request) -> Response:
     for name in engine.models:
         loaded = [each for each in engine.loaded.values() if each.name == name]
         schedulers = [each.scheduler for each in loaded]
-        used = sum(scheduler.cache.used_bytes for scheduler in schedulers)
+        used = sum(each.cache.used_bytes for each in schedulers if isinstance(each, Scheduler))
         engine.metrics.waiting.labels(name).set(engine.waiting[name])
         engine.metrics.active.labels(name).set(sum(each.active for each in schedulers))
         engine.metrics.cache_used.labels(name).set(used)

@@ -12,17 +12,19 @@ import time
 from collections import Counter as Counter_
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from lmsmith.catalogue.remote import RemoteError
 from lmsmith.core.errors import UserError
-from lmsmith.generation.requests import Reply, Request, TokenEvent
+from lmsmith.generation.remote import RemoteScheduler
+from lmsmith.generation.requests import Counted, Reply, Request, TokenEvent
 from lmsmith.generation.scheduler import Admitted, Event, Failed
 from lmsmith.server.engine_thread import EngineEnded, EngineRequest, EngineThread
-from lmsmith.server.errors import ApiError, bad_request, internal, shutting_down
+from lmsmith.server.errors import ApiError, bad_request, internal, remote_failure, shutting_down
 from lmsmith.server.models import ServedModel
 from lmsmith.server.requests import Limits, ParsedRequest
 from lmsmith.server.turns import TextThreads
@@ -83,6 +85,8 @@ class Metrics:
 
     def count_guesses(self, model: ServedModel) -> None:
         """Bring the counters of guessed and accepted tokens up to date."""
+        if isinstance(model.scheduler, RemoteScheduler):
+            return
         totals = {
             self.guessed_tokens: model.scheduler.guessed,
             self.accepted_tokens: model.scheduler.accepted,
@@ -240,11 +244,15 @@ class AsyncEngine:
 
 @dataclass
 class PromptResult:
-    """A prompt, its replies so far, one for each sample, and the number of cached prompt tokens."""
+    """A prompt, its replies so far, one for each sample, and the number of cached prompt tokens.
+
+    ``counted`` are the counts of another server, one for each of its replies that have ended.
+    """
 
     request: Request
     replies: list[Reply]
     cached: int = 0
+    counted: list[Counted] = field(default_factory=list)
 
 
 class Generation:
@@ -292,9 +300,21 @@ class Generation:
     @property
     def token_counts(self) -> tuple[int, int, int]:
         """Tokens of prompts, of replies, and of prompts that were in the cache."""
+        if self.model.is_remote:
+            counted = [each.counted for each in self.prompts if each.counted]
+            return (
+                sum(each[0].prompt for each in counted),
+                sum(count.new for each in counted for count in each),
+                sum(each[0].cached for each in counted),
+            )
         prompt = sum(len(each.request.prompt) for each in self.prompts)
         new = sum(len(reply.tokens) for reply in self.replies)
         return prompt, new, sum(each.cached for each in self.prompts)
+
+    @property
+    def counts_are_estimated(self) -> bool:
+        """Whether another server writes the replies, and gave no counts of tokens."""
+        return any(count.estimated for each in self.prompts for count in each.counted)
 
     def _count_waiting(self, more: int) -> None:
         self._engine.count_waiting(self.model, self.parsed.cache_salt, more)
@@ -363,8 +383,14 @@ class Generation:
                 self.prompts[number].cached = event.cached
                 self._waiting.discard(number)
                 self._count_waiting(-1)
-                self._metrics.prompt_tokens.inc(len(self.prompts[number].request.prompt))
+                if not self.model.is_remote:  # whose server counts later
+                    self._metrics.prompt_tokens.inc(len(self.prompts[number].request.prompt))
+                    self._metrics.cached_tokens.inc(event.cached)
+            elif isinstance(event, Counted):
+                self.prompts[number].counted.append(event)
+                self._metrics.prompt_tokens.inc(event.prompt)
                 self._metrics.cached_tokens.inc(event.cached)
+                self._metrics.generated_tokens.inc(event.new)
             else:
                 tokens.append((number, event, moment))
         return tokens, None
@@ -377,12 +403,15 @@ class Generation:
         else:
             self._metrics.gap.observe(moment - before)
         self._last[number, event.sample] = moment
-        self._metrics.generated_tokens.inc()
+        if not self.model.is_remote:
+            self._metrics.generated_tokens.inc()
         return number, event
 
     def _failure(self, error: Exception) -> ApiError:
         if isinstance(error, ApiError):
             return error
+        if isinstance(error, RemoteError):
+            return remote_failure(error)
         if isinstance(error, TimeoutError):
             self._engine.metrics.rejected.labels("timeout").inc()
             problem = f"no answer within {self._engine.limits.seconds:g} seconds"

@@ -17,12 +17,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from lmsmith.generation.remote import RemoteScheduler
 from lmsmith.generation.requests import Request, TokenEvent
 from lmsmith.generation.scheduler import Event, Failed, Scheduler
 from lmsmith.server.errors import ApiError
 from lmsmith.training.machine import keep_threads
 
 log = logging.getLogger("lmsmith.server")
+
+AnyScheduler = Scheduler | RemoteScheduler
 
 Listener = Callable[[Event, float], None]
 """Gets an event and its time (perf_counter)."""
@@ -64,9 +67,11 @@ class EngineThread:
     """
 
     def __init__(
-        self, schedulers: Mapping[str, Scheduler], flush_seconds: float = FLUSH_SECONDS
+        self, schedulers: Mapping[str, AnyScheduler], flush_seconds: float = FLUSH_SECONDS
     ) -> None:
         self._schedulers = dict(schedulers)
+        for scheduler in schedulers.values():
+            self._listen(scheduler)
         self._requests: dict[str, dict[int, EngineRequest]] = {name: {} for name in schedulers}
         self._retired: dict[str, Callable[[], None]] = {}
         self._commands: deque[Callable[[], list[_Addressed]]] = deque()
@@ -110,7 +115,7 @@ class EngineThread:
             self._pending.discard(request)
         self._command(lambda: self._cancel(request))
 
-    def add(self, name: str, scheduler: Scheduler) -> None:
+    def add(self, name: str, scheduler: AnyScheduler) -> None:
         """Take one more scheduler, from the next step on."""
         self._command(lambda: self._add(name, scheduler))
 
@@ -127,6 +132,15 @@ class EngineThread:
             self._commands.append(command)
             self._wake.notify()
 
+    def _listen(self, scheduler: AnyScheduler) -> None:
+        """Step a scheduler when an event has come from another server."""
+        if isinstance(scheduler, RemoteScheduler):
+            scheduler.wake = self._notify
+
+    def _notify(self) -> None:
+        with self._wake:
+            self._wake.notify()
+
     def _run(self) -> None:
         try:
             keep_threads()
@@ -139,7 +153,7 @@ class EngineThread:
     def _work(self) -> bool:
         """Wait for work, and do a step of it; False at the end."""
         with self._wake:
-            self._wake.wait_for(lambda: self._ending or self._commands or self._busy())
+            self._wake.wait_for(lambda: self._ending or self._commands or self._has_work())
             if self._ending:
                 return False
             commands = list(self._commands)
@@ -151,7 +165,8 @@ class EngineThread:
         for name in self._schedulers:
             self._unsent += self._step(name)
         self._drop_idle()
-        if self._urgent or time.perf_counter() - self._flushed_at >= self._flush_seconds:
+        now = time.perf_counter()
+        if self._urgent or now - self._flushed_at >= self._flush_seconds or not self._has_work():
             self._flush()
         return True
 
@@ -165,12 +180,12 @@ class EngineThread:
         self._unsent += [(each, Failed(-1, EngineEnded()), now) for each in pending]
         self._flush()
 
-    def _busy(self) -> bool:
-        return any(scheduler.busy for scheduler in self._schedulers.values())
+    def _has_work(self) -> bool:
+        return any(scheduler.has_work for scheduler in self._schedulers.values())
 
     def _step(self, name: str) -> list[_Addressed]:
         scheduler = self._schedulers[name]
-        if not scheduler.busy:
+        if not scheduler.has_work:
             return []
         try:
             return self._addressed(name, scheduler.step())
@@ -178,8 +193,9 @@ class EngineThread:
             log.exception("model %s: a step failed; its requests are ended", name)
             return self._fail(name, error)
 
-    def _add(self, name: str, scheduler: Scheduler) -> list[_Addressed]:
+    def _add(self, name: str, scheduler: AnyScheduler) -> list[_Addressed]:
         self._retired.pop(name, None)
+        self._listen(scheduler)
         self._schedulers[name] = scheduler
         self._requests.setdefault(name, {})
         return []

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from lmsmith.catalogue.remote import RemoteError
 from lmsmith.core.errors import UserError
 
 
@@ -69,6 +70,15 @@ def internal(request_id: str) -> ApiError:
 def unavailable(problem: str, code: str, *, seconds: int) -> ApiError:
     """A 503, after which clients retry in so many seconds."""
     return ApiError(503, problem, "server_error", code=code, headers={"Retry-After": str(seconds)})
+
+
+def remote_failure(error: RemoteError) -> ApiError:
+    """A failure of the server behind a model."""
+    message = error.problem if not error.fix else f"{error.problem}; {error.fix}"
+    kinds = {400: "invalid_request_error", 429: "rate_limit_error"}
+    headers = {"Retry-After": str(error.retry_after)} if error.retry_after else {}
+    kind = kinds.get(error.status, "server_error")
+    return ApiError(error.status, message, kind, code=error.code, headers=headers)
 
 
 def shutting_down() -> ApiError:

@@ -26,6 +26,7 @@ from lmsmith.catalogue.reading import (
     read_model,
     tokenizer_files,
 )
+from lmsmith.catalogue.remote import RemoteModel
 from lmsmith.catalogue.resolve import Sampling, Source, advised_sampling, resolve
 from lmsmith.catalogue.versions import Version, hash_files
 from lmsmith.core.errors import UserError
@@ -33,6 +34,7 @@ from lmsmith.core.format import format_size
 from lmsmith.device import HOST
 from lmsmith.generation.inference import InferenceDecoder
 from lmsmith.generation.machine import stays_packed
+from lmsmith.generation.remote import RemoteScheduler
 from lmsmith.generation.scheduler import Scheduler
 from lmsmith.generation.speculative import PROMPT_LOOKUP, Drafter, DraftModel, PromptLookup
 from lmsmith.generation.weights import WeightKind
@@ -60,7 +62,9 @@ class ServedModel:
 
     name: str  # for clients
     tokenizer: Tokenizer
-    scheduler: Scheduler  # steps in the engine thread; others read `active`, `check` and sizes
+    scheduler: (
+        Scheduler | RemoteScheduler
+    )  # steps in the engine thread; others read `active`, `check` and sizes
     created: int  # time of loading, seconds since 1970
     weight_bytes: int  # in memory
     cache_bytes: int  # at most
@@ -89,7 +93,33 @@ class ServedModel:
 
     @property
     def context(self) -> int:
+        """Most tokens of the tokenizer; bytes, about, where another server has the model."""
+        if isinstance(self.scheduler, RemoteScheduler):
+            return self.scheduler.model.context
         return self.scheduler.model.config.context
+
+    @property
+    def shown_context(self) -> int | None:
+        """Most tokens of prompt and reply; None if the model's server does not say."""
+        if isinstance(self.scheduler, RemoteScheduler):
+            return self.scheduler.model.context_tokens
+        return self.context
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether another server has the model."""
+        return isinstance(self.scheduler, RemoteScheduler)
+
+    def local(self, what: str) -> Scheduler:
+        """The scheduler, for what only a model of this machine gives.
+
+        Raises:
+            ApiError: another server has the model (400).
+        """
+        if isinstance(self.scheduler, RemoteScheduler):
+            problem = f"{self.name}: another server runs this model, which does not give {what}"
+            raise ApiError(400, problem, param="model", code="not_available")
+        return self.scheduler
 
 
 def served_model(models: Mapping[str, ServedModel], name: str | None) -> ServedModel:
@@ -354,7 +384,7 @@ class Loader:
         self, version: Version, now: ServedModel, loaded: Sequence[ServedModel]
     ) -> ServedModel:
         versions.verify(version)
-        shape, before = read_model_config(version.path)[1], now.scheduler.model
+        shape, before = read_model_config(version.path)[1], now.local("versions").model
         weight_bytes = before.held_bytes if now.shares else now.weight_bytes
         size = round(weight_bytes * shape.parameters / before.config.parameters)
         context = shape.context * shape.cache_bytes_per_token(before.dtype.itemsize)
@@ -439,6 +469,14 @@ class Loader:
                 )
             )
         return made
+
+
+def serve_remote(name: str, model: RemoteModel, streams: int) -> ServedModel:
+    """A model behind another server, as a served model."""
+    scheduler = RemoteScheduler(model, rows=streams)
+    return ServedModel(
+        name, model.tokenizer, scheduler, int(time.time()), 0, 0, Sampling(), model.word
+    )
 
 
 def _by_decoder(models: Mapping[str, FoundModel]) -> list[dict[str, FoundModel]]:

@@ -343,7 +343,7 @@ def chat_tokens(
 
 def _check_length(model: ServedModel, count: int, param: str) -> None:
     """Raises ApiError if a prompt leaves no room for a token."""
-    if count >= model.context:
+    if count >= model.context and not model.is_remote:  # whose server counts its own tokens
         raise ApiError(
             400,
             f"this model's maximum context length is {model.context} tokens, and the {param} "
@@ -403,6 +403,7 @@ def _completion_prompts(
         for part in _in_batches(prompts):
             found += encode_text_prompts(model.tokenizer, part, add_special_tokens=special)
     else:
+        model.local("its tokens; send the prompt as a text")
         found = [TextPrompt(prompt, 0) for prompt in prompts]
     known = model.tokenizer.vocabulary_size
     for each in found:

@@ -52,6 +52,8 @@ def serve(
             NAME=MODEL to choose what clients call it. A name with versions means the promoted one,
             also when another one is promoted later. A translator answers the task NAME; an encoder
             answers /v1/embeddings. Folders of adapters on one base share its weights.
+            NAME=openai:http://HOST:PORT/v1#MODEL is a model behind another server (vLLM,
+            llama.cpp); OPENAI_API_KEY is its key.
         host: Address to listen on; any but this machine's own demands a token, or named users.
         port: Port to listen on; 0 takes a free one.
         token: Required in every request, as an API key; LMSMITH_TOKEN if it is left out. At an
@@ -87,6 +89,7 @@ def serve(
         import sqlalchemy  # noqa: F401
         import uvicorn  # noqa: F401
         import zxcvbn  # noqa: F401
+    from lmsmith.catalogue.remote import split_remote
     from lmsmith.feedback.database import default_database, make_safe
     from lmsmith.feedback.people import People
     from lmsmith.feedback.store import Store
@@ -98,7 +101,12 @@ def serve(
     from lmsmith.server.encoders import Encoders, read_encoders, split_words
     from lmsmith.server.engine import AsyncEngine
     from lmsmith.server.guard import LOOPBACK
-    from lmsmith.server.models import GIGABYTE, Loader, read_models
+    from lmsmith.server.models import (
+        GIGABYTE,
+        Loader,
+        read_models,
+        serve_remote,
+    )
     from lmsmith.server.requests import Limits
     from lmsmith.server.token_strength import ADVICE, weakness
     from lmsmith.server.translators import divide, read_translators
@@ -141,12 +149,16 @@ def serve(
         listening = closing.enter_context(contextlib.closing(bound_socket(host, port)))
         machine, budget = prepare_reading(MachineConfig(threads=threads)), int(memory * GIGABYTE)
         loader = Loader(machine, weights, budget, streams, draft)
-        writing, encoding = split_words(models)
+        local, remote = split_remote(models)
+        writing, encoding = split_words(local)
         writing, classifying = divide_classifiers(writing)
         writing, translating = divide(writing)
         served = compute_aside(
             lambda: loader.first(read_models(writing, weights, adapters_on, machine.place))
         )
+        if twice := [each.name for each in served if each.name in remote]:
+            raise UserError(f"two models are called {twice[0]}", "name one: other=MODEL")
+        served += [serve_remote(name, each, streams) for name, each in remote.items()]
         plain, taken = resolve_machine(MachineConfig(threads=threads)), [m.name for m in served]
         translators = read_translators(translating, plain, taken)
         for model in served:
@@ -208,6 +220,12 @@ class _OneLine(logging.Formatter):
 
 def describe(model: ServedModel) -> str:
     """Its context and sizes, in one line."""
+    from lmsmith.generation.remote import RemoteScheduler
+
+    if isinstance(model.scheduler, RemoteScheduler):
+        behind, context = model.scheduler.model, model.shown_context
+        known = "" if context is None else f", context {context:,}"
+        return f"{in_one_line(model.name)}: {behind.model} at {behind.url}{known}"
     version = f" is {model.recorded}" if model.follows else ""
     if model.shares:
         name, size = in_one_line(model.name), format_size(model.weight_bytes)

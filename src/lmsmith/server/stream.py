@@ -43,7 +43,8 @@ class ReplyFormat(ABC):
         """The parts that a token adds; none while its text is not whole."""
 
     def usage(self) -> dict[str, Any]:
-        return usage(*self.generation.token_counts)
+        found = usage(*self.generation.token_counts)
+        return found | ({"estimated": True} if self.generation.counts_are_estimated else {})
 
     def whole(self) -> dict[str, Any]:
         return self._head(self.object) | {"choices": self.choices(), "usage": self.usage()}

@@ -177,7 +177,7 @@ class MultipleChoice:
         answer_context: str | None = None,
     ) -> None:
         pairs = model.encode_pairs([pair for each in questions for pair in each.pairs])
-        self._reader = LikelihoodReader(model.model)
+        self._reader = LikelihoodReader(model.decoder)
         self._held = shared_prefix(pairs)
         self._reader.cache_prefix(self._held)
         alone = []
@@ -284,7 +284,7 @@ class Cloze:
     def __init__(self, model: EvaluatedModel, questions: Sequence[Question]) -> None:
         self._questions = questions
         self._pairs = model.encode_pairs([pair for each in questions for pair in each.pairs])
-        self._reader = LikelihoodReader(model.model, stop_word_tokens(model.tokenizer))
+        self._reader = LikelihoodReader(model.decoder, stop_word_tokens(model.tokenizer))
         self._reader.cache_prefix(shared_prefix(self._pairs))
 
     @property

@@ -255,7 +255,7 @@ class Rolling:
         start = model.tokenizer.start_of_text
         encoded = model.tokenizer.encode_batch([q.choices[0] for q in questions])
         self._windows = [window_pairs([start, *tokens], window, overlap) for tokens in encoded]
-        self._reader = LikelihoodReader(model.model)
+        self._reader = LikelihoodReader(model.decoder)
 
     @property
     def tokens(self) -> list[int]:

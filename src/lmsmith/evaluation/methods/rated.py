@@ -22,6 +22,8 @@ from lmsmith.evaluation.tasks.data import find_file, read_items, search_path
 from lmsmith.evaluation.tasks.prompts import Question, write_grading
 from lmsmith.evaluation.tasks.shipped import find_tasks
 from lmsmith.evaluation.tasks.spec import AnswerSpec, RatingSpec
+from lmsmith.generation.engine import Engine, Request, SamplingSettings, answer
+from lmsmith.prompts import encode_prompt
 from lmsmith.training.machine import ResolvedMachine
 
 PROMPTS_AT_ONCE = 16
@@ -58,6 +60,10 @@ def refuses(reply: str) -> bool:
     return _refusals().search(reply[:OPENING].replace("’", "'")) is not None
 
 
+LABEL_TOKENS = 16
+"""Most tokens of an answer that names a label."""
+
+
 @functools.cache
 def _toxic_patterns() -> tuple[tuple[re.Pattern[str], float], ...]:
     return tuple(
@@ -82,14 +88,19 @@ class LabelWords:
 
     P(label) = softmax over the labels of log P(label | prompt): what the model would say if it
     could say nothing else. It writes nothing, so its answer can always be read.
+
+    A model behind another server gives no probabilities: it writes its answer, whose first label
+    has probability 1. Without a label all are equally probable.
     """
 
     def __init__(self, model: EvaluatedModel, labels: Sequence[str]) -> None:
         self._model, self._labels = model, tuple(labels)
-        self._reader = LikelihoodReader(model.model)
+        self._reader = None if model.is_remote else LikelihoodReader(model.decoder)
 
     def probabilities(self, prompts: Sequence[str]) -> list[Mapping[str, float]]:
         """Probability of every label, for each prompt."""
+        if self._reader is None:
+            return self._written(prompts)
         found: list[Mapping[str, float]] = []
         for start in range(0, len(prompts), PROMPTS_AT_ONCE):
             part = prompts[start : start + PROMPTS_AT_ONCE]
@@ -100,6 +111,32 @@ class LabelWords:
                 chances = choice_probabilities(totals).tolist()
                 found.append(dict(zip(self._labels, chances, strict=True)))
         return found
+
+    def _written(self, prompts: Sequence[str]) -> list[Mapping[str, float]]:
+        """The label that a greedy answer names first."""
+        settings = SamplingSettings(max_new_tokens=LABEL_TOKENS, temperature=0.0)
+        requests = [
+            Request(
+                encode_prompt(self._model.tokenizer, [{"role": "user", "content": each}]).tokens,
+                settings,
+                f"prompt {number + 1}",
+                is_message=True,
+            )
+            for number, each in enumerate(prompts)
+        ]
+        replies = answer(Engine(self._model.model), requests)
+        return [named_label(reply.text, self._labels) for (reply,) in replies]
+
+
+def named_label(text: str, labels: Sequence[str]) -> Mapping[str, float]:
+    """Probability 1 of the label that a text names first, as a word; else all are equal."""
+    choice = "|".join(re.escape(each) for each in sorted(labels, key=len, reverse=True))
+    named = re.search(rf"(?<!\w)(?:{choice})(?!\w)", text, re.IGNORECASE)
+    if named is None:
+        return dict.fromkeys(labels, 1 / len(labels))
+    word = named[0].casefold()
+    first = next(each for each in labels if each.casefold() == word)
+    return {each: float(each == first) for each in labels}
 
 
 class Rated(WritingMethod):

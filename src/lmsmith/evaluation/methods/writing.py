@@ -84,7 +84,7 @@ class Writer:
         beams = BeamSettings(
             max_new_tokens=settings.max_new_tokens, stop_tokens=settings.stop_tokens
         )
-        best = beam_search(self._model.model, request.prompt, beams, tokenizer=tokenizer)[0]
+        best = beam_search(self._model.decoder, request.prompt, beams, tokenizer=tokenizer)[0]
         before = () if self._model.chat else request.prompt
         text = tokenizer.decode(best.tokens, after=before)
         return "".join(until_stop(iter([text]), list(settings.stop)))

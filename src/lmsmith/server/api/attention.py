@@ -45,7 +45,7 @@ class AttentionBody(BaseModel):
 async def attention(request: Request, body: AttentionBody) -> Response:
     """Pictures of all heads, or the weights of one."""
     model = served_model(request.app.state.engine.models, body.model)
-    config = model.scheduler.model.config
+    config = model.local("attention").model.config
     numbers = (("layer", body.layer, config.layers), ("head", body.head, config.heads))
     for name, given, most in numbers:
         if given is not None and given >= most:
@@ -66,9 +66,10 @@ def _attention(
 ) -> dict[str, Any]:
     tokens = _tokens(model, messages)
     shown = tokens[-MAX_SHOWN:]
-    decoder = model.scheduler.model.merged(model.adapter)
+    inference = model.local("attention").model
+    decoder = inference.merged(model.adapter)
     weights = decoder.attention_weights(tokens, len(shown))
-    config = model.scheduler.model.config
+    config = inference.config
     about: dict[str, Any] = {
         "tokens": token_texts(model.tokenizer, tokens)[-MAX_SHOWN:],
         "count": len(tokens),

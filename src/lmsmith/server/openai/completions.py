@@ -164,7 +164,7 @@ class _CompletionFormat(ReplyFormat):
 
     def usage(self) -> dict[str, Any]:
         prompt, new, cached = self.generation.token_counts
-        return usage(prompt, 0 if self._prompts_only else new, cached)
+        return super().usage() | usage(prompt, 0 if self._prompts_only else new, cached)
 
     def _choice(self, number: int, sample: int, text: str) -> dict[str, Any]:
         """New text of a reply, with the log-probabilities that were not sent."""

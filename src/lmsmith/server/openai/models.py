@@ -45,7 +45,10 @@ class DetokenizeBody(Body):
 
 
 def _model(request: Request, name: str | None) -> ServedModel:
-    return served_model(request.app.state.engine.models, name)
+    """The model of that name, whose tokens are known here."""
+    model = served_model(request.app.state.engine.models, name)
+    model.local("its tokens")
+    return model
 
 
 @router.get("/v1/models")
@@ -59,7 +62,7 @@ async def list_models(request: Request) -> Response:
 async def show_model(request: Request, name: str) -> Response:
     if (encoder := request.app.state.encoders.models.get(name)) is not None:
         return json_response(_shown_encoder(encoder))
-    return json_response(_shown(request, _model(request, name)))
+    return json_response(_shown(request, served_model(request.app.state.engine.models, name)))
 
 
 def _shown_encoder(model: ServedEncoder) -> dict[str, Any]:
@@ -80,7 +83,8 @@ def _shown(request: Request, model: ServedModel) -> dict[str, Any]:
         "object": "model",
         "created": model.created,
         "owned_by": "lmsmith",
-        "max_model_len": model.context,
+        "max_model_len": model.shown_context,
+        "remote": model.is_remote,
         "trial": model.name in request.app.state.engine.candidates,
         "advised": {"temperature": model.advised.temperature, "top_p": model.advised.top_p},
     }

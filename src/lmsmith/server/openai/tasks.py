@@ -253,7 +253,7 @@ def _evaluated(model: ServedModel) -> EvaluatedModel:
     """The model for tasks; the engine thread alone computes with it."""
     return EvaluatedModel(
         name=model.name,
-        model=model.scheduler.model,
+        model=model.local("tasks").model,
         tokenizer=model.tokenizer,
         fingerprint="",
         parameters=0,

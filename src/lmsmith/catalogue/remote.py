@@ -1,0 +1,390 @@
+"""A model behind an OpenAI-compatible server: its address, and requests to it over HTTP.
+
+The address is given at the start, by the one who runs lmsmith, as ``openai:URL#MODEL``. The key
+comes from the environment. Nothing that a user of our server sends reaches an address.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import http.client
+import json
+import os
+import random
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from lmsmith.core.errors import UserError
+from lmsmith.core.terminal import in_one_line
+from lmsmith.tokenizers import Tokenizer
+
+PREFIX = "openai:"
+KEY = "OPENAI_API_KEY"
+"""Environment variable with the key."""
+
+BYTES_PER_TOKEN = 4
+"""UTF-8 bytes of a token, about, where its server counts none."""
+
+UNKNOWN_CONTEXT = 131_072
+"""Tokens of a context whose server does not name it: the server refuses what is too long."""
+
+BYTES_OF_TOKENS = 256 + 5
+"""Size of a vocabulary of single bytes and control tokens."""
+
+MOST_LINE, MOST_BODY, MOST_MESSAGE = 1 << 20, 8 << 20, 300
+LONGEST_WAIT = 30.0
+"""Longest wait before a retry, seconds, whatever ``Retry-After`` says."""
+
+
+class RemoteError(UserError):
+    """The other server refused a request, failed, or was not reached.
+
+    Attributes:
+        status: HTTP status for our own client.
+        code: for programs, such as ``upstream_timeout``.
+        retry_after: seconds after which a client may try again; 0 if unknown.
+    """
+
+    def __init__(
+        self, problem: str, fix: str = "", *, status: int = 502, code: str, retry_after: int = 0
+    ) -> None:
+        super().__init__(problem, fix)
+        self.status, self.code, self.retry_after = status, code, retry_after
+
+
+class Cancelled(Exception):
+    """The request was cancelled here."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """Limits of a request, in seconds.
+
+    Attributes:
+        connect: for a connection.
+        read: between two pieces of a response.
+        retries: further tries, before a response has begun.
+        wait: before the first retry; doubled for each one after.
+    """
+
+    connect: float = 10.0
+    read: float = 300.0
+    retries: int = 4
+    wait: float = 0.5
+
+
+@dataclass(frozen=True)
+class RemoteModel:
+    """A model behind another server.
+
+    Attributes:
+        url: of the API, such as ``http://127.0.0.1:8000/v1``.
+        model: its name there.
+        key: sent as the bearer token if it is not empty.
+        context_tokens: most tokens of prompt and reply; None if its server does not say.
+        patience: limits of a request.
+    """
+
+    url: str
+    model: str
+    key: str = field(default="", repr=False)
+    context_tokens: int | None = None
+    patience: Patience = Patience()
+
+    @property
+    def word(self) -> str:
+        """What commands call it."""
+        return f"{PREFIX}{self.url}#{self.model}"
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """A vocabulary of bytes and roles, in which prompts are kept until they are sent."""
+        return byte_tokenizer()
+
+    @property
+    def context(self) -> int:
+        """Most tokens of `tokenizer` in a prompt, about: UTF-8 bytes."""
+        return BYTES_PER_TOKEN * (self.context_tokens or UNKNOWN_CONTEXT)
+
+
+@functools.cache
+def byte_tokenizer() -> Tokenizer:
+    """One token for each byte, and lmsmith's own control tokens."""
+    return Tokenizer.train([], BYTES_OF_TOKENS)
+
+
+def is_address(word: object) -> bool:
+    """Whether a model's word is the address of another server."""
+    return str(word).startswith(PREFIX)
+
+
+def find_remote(word: str, patience: Patience | None = None) -> RemoteModel:
+    """The model of ``openai:URL`` or ``openai:URL#MODEL``; its server is asked which it has.
+
+    Raises:
+        UserError: the address is wrong, nobody answers there, the key is refused, or the server has
+            no such model, or several and none is named.
+    """
+    url, _, name = word.removeprefix(PREFIX).partition("#")
+    url = url.rstrip("/")
+    parts = urlsplit(url)
+    example = f"write {PREFIX}http://127.0.0.1:8000/v1, or {PREFIX}https://HOST/v1#MODEL"
+    with contextlib.suppress(ValueError):  # of a port
+        if parts.username or parts.password:
+            problem = f"{PREFIX}{parts.scheme}://{parts.hostname}: a password in the address"
+            raise UserError(problem, f"give the key by the environment: {KEY}=…")
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+            return _found(
+                RemoteModel(url, name, os.environ.get(KEY, ""), None, patience or Patience())
+            )
+    raise UserError(f"{word}: this is no address of a model server", example)
+
+
+def split_remote(words: Sequence[str]) -> tuple[list[str], dict[str, RemoteModel]]:
+    """The words of models of this machine, and the models behind other servers by name.
+
+    Raises:
+        UserError: a server does not answer, or has no such model; two have one name.
+    """
+    local, found = list[str](), dict[str, RemoteModel]()
+    for word in words:
+        name, _, address = word.rpartition(f"={PREFIX}")
+        if not name and not is_address(word):
+            local.append(word)
+            continue
+        remote = find_remote(PREFIX + address if name else word)
+        name = name or remote.model.rsplit("/", 1)[-1]
+        if name in found:
+            raise UserError(f"two models are called {name}", f"name one: other={word}")
+        found[name] = remote
+    return local, found
+
+
+def _found(asked: RemoteModel) -> RemoteModel:
+    where, start = f"{PREFIX}{asked.url}", "start that server first, and check the address"
+    try:
+        listed = Call(asked, "/models", None).result()
+    except RemoteError as error:
+        if error.code == "upstream_key":
+            what = "refuses the key" if asked.key else "asks for a key"
+            raise UserError(f"{where}: the server {what}", f"set {KEY} to its key") from error
+        raise UserError(f"{where}: {error.problem}", error.fix or start) from error
+    rows = listed.get("data") if isinstance(listed, dict) else None
+    rows = [each for each in rows or [] if isinstance(each, dict) and each.get("id")]
+    names = [in_one_line(str(each["id"])) for each in rows]
+    if not names:
+        raise UserError(f"{where}: the server lists no model", "the address usually ends in /v1")
+    shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if names[20:] else "")
+    if not asked.model and len(names) > 1:
+        raise UserError(f"{where}: it has several models: {shown}", f"name one: {where}#{names[0]}")
+    name = asked.model or names[0]
+    if name not in names:
+        raise UserError(f"{where}: no model {name!r} there", f"it has: {shown}")
+    return RemoteModel(
+        asked.url, name, asked.key, _context_of(rows[names.index(name)]), asked.patience
+    )
+
+
+def _context_of(row: dict[str, Any]) -> int | None:
+    """As vLLM and lmsmith name it, or llama.cpp's server."""
+    meta = row.get("meta")
+    given = row.get("max_model_len") or (meta.get("n_ctx") if isinstance(meta, dict) else None)
+    return given if isinstance(given, int) and given > 0 else None
+
+
+class Call:
+    """One request to the server, which another thread may cancel.
+
+    Args:
+        model: gives address, key and limits.
+        path: after the URL.
+        body: is posted as JSON; None gets.
+    """
+
+    def __init__(self, model: RemoteModel, path: str, body: dict[str, Any] | None) -> None:
+        self._model, self._body = model, body
+        parts = urlsplit(model.url + path)
+        self._path = parts.path + (f"?{parts.query}" if parts.query else "")
+        kind = (
+            http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        )
+        self._connection = kind(parts.hostname or "", parts.port, timeout=model.patience.connect)
+        self._socket: socket.socket | None = None
+        self._cancelled = threading.Event()
+
+    def cancel(self) -> None:
+        """End it: a thread that waits for the server wakes up, and the server sees a hang-up."""
+        self._cancelled.set()
+        open_socket = self._socket
+        if open_socket is not None:
+            with contextlib.suppress(OSError, ValueError):
+                open_socket.shutdown(socket.SHUT_RDWR)
+
+    def result(self) -> Any:
+        """The JSON of the response.
+
+        Raises:
+            RemoteError: there is none.
+            Cancelled: by `cancel`.
+        """
+        with contextlib.closing(self._connection), self._explained():
+            return _json(self._begun().read(MOST_BODY))
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """The objects of a response of server-sent events, up to ``[DONE]``.
+
+        Raises:
+            RemoteError: the server fails, also in the middle.
+            Cancelled: by `cancel`.
+        """
+        with contextlib.closing(self._connection), self._explained():
+            response = self._begun()
+            while line := response.readline(MOST_LINE):
+                if not line.startswith(b"data:"):
+                    continue
+                data = line[5:].strip()
+                if data == b"[DONE]":
+                    return
+                event = _json(data)
+                if not isinstance(event, dict):
+                    raise _not_json()
+                if "error" in event:
+                    raise self._failed_in_stream(event)
+                yield event
+            raise _cut()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """What fails on the way is a RemoteError; whatever fails after `cancel` is Cancelled."""
+        try:
+            yield
+        except RemoteError:
+            raise
+        except TimeoutError as error:
+            if self._cancelled.is_set():
+                raise Cancelled from error
+            problem = f"the model's server sent nothing for {self._model.patience.read:g} seconds"
+            raise RemoteError(problem, status=504, code="upstream_timeout") from error
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            if self._cancelled.is_set():
+                raise Cancelled from error
+            raise _cut() from error
+
+    def _begun(self) -> http.client.HTTPResponse:
+        """The response, once its status is 200; tried again while that may help."""
+        wait = self._model.patience.wait
+        for left in range(self._model.patience.retries, -1, -1):
+            failure = self._try()
+            if isinstance(failure, http.client.HTTPResponse):
+                return failure
+            may_pass = failure.code in ("upstream_unreachable", "upstream_busy", "upstream_failed")
+            if self._cancelled.is_set():
+                raise Cancelled
+            if not left or not may_pass or failure.retry_after > LONGEST_WAIT:
+                raise failure
+            pause = max(failure.retry_after, wait * random.uniform(0.75, 1.25))
+            if self._cancelled.wait(min(LONGEST_WAIT, pause)):
+                raise Cancelled
+            wait *= 2
+        raise AssertionError
+
+    def _try(self) -> http.client.HTTPResponse | RemoteError:
+        """One try: the response of status 200, or the failure."""
+        connection, limits = self._connection, self._model.patience
+        try:
+            connection.connect()
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            reason = "no answer" if isinstance(error, TimeoutError) else _reason(error)
+            problem = f"the model's server cannot be reached ({reason})"
+            return RemoteError(problem, code="upstream_unreachable")
+        self._socket = connection.sock
+        connection.sock.settimeout(limits.read)
+        headers = {"Accept": "text/event-stream, application/json", "Connection": "close"}
+        if self._model.key:
+            headers["Authorization"] = f"Bearer {self._model.key}"
+        if self._body is None:
+            connection.request("GET", self._path, headers=headers)
+        else:
+            headers["Content-Type"] = "application/json"
+            connection.request("POST", self._path, json.dumps(self._body).encode(), headers)
+        response = connection.getresponse()
+        if response.status == 200:
+            return response
+        content: Any = None
+        with contextlib.suppress(RemoteError, OSError, http.client.HTTPException):
+            content = _json(response.read(MOST_BODY))
+        failure = self._refused(response.status, content, response.headers.get("Retry-After"))
+        connection.close()
+        return failure
+
+    def _refused(self, status: int, content: Any, after: str | None = None) -> RemoteError:
+        """The failure of a status and what the server says with it; never the key."""
+        said = self._message(content)
+        retry = int(after) if after and after.isdecimal() else 0
+        if status in (401, 403):
+            problem = "the model's server refuses the key of this one"
+            return RemoteError(problem, "its operator sets the right key", code="upstream_key")
+        if status == 429:
+            problem = "the model's server has too many requests; try again later"
+            return RemoteError(problem, status=429, code="upstream_busy", retry_after=retry or 1)
+        if status in (400, 413, 422):
+            code = _error(content).get("code") or _error(content).get("type")
+            words = said.lower()
+            too_long = code in ("context_length_exceeded", "exceed_context_size_error") or (
+                "context" in words and any(w in words for w in ("length", "size", "exceed", "long"))
+            )
+            code = "context_length_exceeded" if too_long else "upstream_refused"
+            return RemoteError(f"the model's server refuses: {said}", status=400, code=code)
+        if status in (502, 503, 504):
+            problem = f"the model's server is not available (status {status})"
+            return RemoteError(problem, code="upstream_failed", retry_after=retry)
+        problem = f"the model's server answers with status {status}" + f": {said}" * bool(said)
+        return RemoteError(problem, code="upstream_error")
+
+    def _failed_in_stream(self, event: dict[str, Any]) -> RemoteError:
+        status = _error(event).get("code")
+        if isinstance(status, int) and 400 <= status < 500:
+            return self._refused(status, event)
+        problem = f"the model's server failed: {self._message(event) or 'it does not say why'}"
+        return RemoteError(problem, code="upstream_error")
+
+    def _message(self, content: Any) -> str:
+        found = _error(content).get("message")
+        text = in_one_line(found if isinstance(found, str) else "")
+        if self._model.key:
+            text = text.replace(self._model.key, "…")
+        return text if len(text) <= MOST_MESSAGE else f"{text[:MOST_MESSAGE]}…"
+
+
+def _error(content: Any) -> dict[str, Any]:
+    """The ``error`` of a body; older servers have its fields in the body itself."""
+    if not isinstance(content, dict):
+        return {}
+    error = content.get("error", content)
+    return error if isinstance(error, dict) else {"message": error}
+
+
+def _json(content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise _not_json() from error
+
+
+def _not_json() -> RemoteError:
+    return RemoteError("the model's server sent invalid JSON", code="upstream_invalid")
+
+
+def _cut() -> RemoteError:
+    problem = "the model's server ended the reply before it was whole"
+    return RemoteError(problem, "try again", code="upstream_cut")
+
+
+def _reason(error: BaseException) -> str:
+    return in_one_line(getattr(error, "strerror", None) or str(error) or type(error).__name__)
