@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import json
 import os
 import re
 import sys
@@ -125,6 +126,27 @@ def run(
                 return RunResult(folder=place, record={})
             return run_loaded(loaded, place, title, only=only, redo=redo, quiet=quiet)
     return run_loaded(loaded, place, title, only=only, redo=redo, quiet=quiet)
+
+
+_WHOLE = ("seed", "description", "machine.", "base.")
+
+
+def stage_recipe(name: str, stage: str, given: dict[str, Any], settings: Sequence[str]) -> Recipe:
+    """The shipped recipe of a stage with other settings.
+
+    Args:
+        given: the stage's settings.
+        settings: ``KEY=VALUE`` of the stage, or of the recipe.
+
+    Raises:
+        UserError: all problems of the settings.
+    """
+    from lmsmith.stages.pipeline import load_stage_recipe
+
+    overrides = [f"{stage}.{key}={json.dumps(value)}" for key, value in given.items()]
+    known = (*_WHOLE, f"{stage}.")
+    placed = [each if each.startswith(known) else f"{stage}.{each}" for each in settings]
+    return replace(load_stage_recipe(stage, [*overrides, *placed]), name=name)
 
 
 def run_loaded(

@@ -111,7 +111,12 @@ def moved(value: Tensor, device: torch.device) -> Tensor:
 
 
 def instruction_set() -> str:
-    """The best bf16 product instructions of this processor."""
+    """The best bf16 product instructions of this processor, as far as PyTorch may use them.
+
+    ``ATEN_CPU_CAPABILITY=avx2`` holds PyTorch to those of an older processor.
+    """
+    if "AVX512" not in torch.backends.cpu.get_cpu_capability():
+        return "other"
     if torch.cpu._is_amx_tile_supported():
         return "amx_bf16"
     if torch.cpu._is_avx512_bf16_supported():

@@ -6,11 +6,11 @@ import json
 import shlex
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmsmith.api import Recorded, RunResult, run_loaded
+from lmsmith.api import Recorded, RunResult, run_loaded, stage_recipe
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import growing_rows, write_json, write_jsonl
 from lmsmith.core.recipe import MachineConfig
@@ -54,23 +54,11 @@ def finetune(
 
     >>> lmsmith.finetune("smollm2-135m", "sst2", data="data").folder        # doctest: +SKIP
     """
-    from lmsmith.stages.pipeline import load_stage_recipe
-
-    given = {"base.model": model, "finetune.task": task}
-    given |= {"finetune.data": str(data)} if data else {}
-    overrides = [f"{key}={json.dumps(value)}" for key, value in given.items()]
-    recipe = load_stage_recipe("finetune", [*overrides, *map(_placed, set)])
-    recipe = replace(recipe, name=f"finetune-{Path(task).stem}")
+    given = {"task": task, **({"data": str(data)} if data else {})}
+    settings = [f"base.model={json.dumps(model)}", *set]
+    recipe = stage_recipe(f"finetune-{Path(task).stem}", "finetune", given, settings)
     place = out or Path("runs") / recipe.name
     return run_loaded(recipe, place, f"{recipe.name}: {model}", quiet=quiet)
-
-
-_TABLES = ("seed", "description", "machine.", "base.", "finetune.")
-
-
-def _placed(setting: str) -> str:
-    """A setting of the stage without the stage's name, with it."""
-    return setting if setting.startswith(_TABLES) else f"finetune.{setting}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmsmith.api import Recorded, RunResult, run_loaded
+from lmsmith.api import Recorded, RunResult, run_loaded, stage_recipe
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import missing
 from lmsmith.options import documented
@@ -160,24 +159,3 @@ def offsite_plug(model: str, adapters: Path, *, out: Path = Path("runs/plugged")
         "parameters": read.decoder.config.parameters,
     }
     return PluggedModel(folder=out, record=record)
-
-
-_WHOLE = ("seed", "description", "machine.")
-
-
-def stage_recipe(name: str, stage: str, given: dict[str, Any], settings: Sequence[str]) -> Recipe:
-    """The shipped recipe of a stage with other settings.
-
-    Args:
-        given: the stage's settings.
-        settings: ``KEY=VALUE`` of the stage, or of the recipe.
-
-    Raises:
-        UserError: all problems of the settings.
-    """
-    from lmsmith.stages.pipeline import load_stage_recipe
-
-    overrides = [f"{stage}.{key}={json.dumps(value)}" for key, value in given.items()]
-    known = (*_WHOLE, f"{stage}.")
-    placed = [each if each.startswith(known) else f"{stage}.{each}" for each in settings]
-    return replace(load_stage_recipe(stage, [*overrides, *placed]), name=name)

@@ -12,12 +12,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmsmith.api import Recorded, run_loaded
+from lmsmith.api import Recorded, run_loaded, stage_recipe
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import fingerprint, read_json, read_jsonl, write_json
 from lmsmith.core.progress import choose_progress
 from lmsmith.core.version import VERSION
-from lmsmith.offsite import emulator_recipe, stage_recipe
+from lmsmith.offsite import emulator_recipe
 from lmsmith.options import documented
 from lmsmith.runs.identity import recipe_identity
 from lmsmith.runs.records import read_record, write_record

@@ -9,6 +9,8 @@ export interface Model {
   max_model_len: number;
   /** Whether some of its messages get two answers, of two versions. */
   trial?: boolean;
+  /** Whether another server runs it: its tokens and its attention are not here. */
+  remote?: boolean;
   advised: { temperature: number; top_p: number };
 }
 

@@ -73,6 +73,11 @@ export function hasTrial(name: string): boolean {
   return models.all.some((each) => each.id === name && each.trial === true);
 }
 
+/** Whether another server runs a model: neither its tokens nor its attention can be shown. */
+export function isRemote(name: string): boolean {
+  return models.all.some((each) => each.id === name && each.remote === true);
+}
+
 /** Every answer says whether there is a trial now, so that no question is needed to know it. */
 export function setTrial(name: string, to: boolean): void {
   const found = models.all.find((each) => each.id === name);
