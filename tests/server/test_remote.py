@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -154,15 +154,20 @@ def test_a_client_that_hangs_up_ends_the_request_behind(
     front: Running, behind: ModelServer
 ) -> None:
     behind.pause = 1.0
+    scheduler = front.engine.models["big"].scheduler
     body = {"messages": ASKED, "stream": True}
     with HTTP.stream("POST", f"{front.address}/v1/chat/completions", json=body) as reply:
         next(reply.iter_raw())
-        assert front.engine.models["big"].scheduler.active == 1
+        _wait_until(lambda: scheduler.active == 1)
+    _wait_until(lambda: scheduler.active == 0)
     assert behind.hung_up.wait(30)
+
+
+def _wait_until(is_so: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 30
-    while front.engine.models["big"].scheduler.active and time.monotonic() < deadline:
+    while not is_so():
+        assert time.monotonic() < deadline
         time.sleep(0.01)
-    assert front.engine.models["big"].scheduler.active == 0
 
 
 def test_a_wrong_key_is_a_502_that_does_not_show_it(behind: ModelServer) -> None:
