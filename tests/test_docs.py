@@ -17,6 +17,7 @@ from lmsmith.cli import COMMANDS
 from lmsmith.core.config import decode, setting_keys
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.core.renamed_keys import RENAMED_KEYS
+from lmsmith.corpus.build.recipe import CorpusRecipe
 from lmsmith.improve.recipe import ROUND
 from lmsmith.stages.pipeline import STAGES
 
@@ -101,6 +102,8 @@ def keys() -> frozenset[str]:
     # A round's own settings are set without the heading under which they are listed.
     found |= {key for each in ROUND for key in setting_keys(each.config_type(), each.name)}
     found |= {f"improve.{key}" for key in found}
+    corpus = set(setting_keys(CorpusRecipe, ""))
+    found |= corpus | {f"corpus.{key}" for key in corpus}
     tables = {key.rpartition(".")[0] for key in found}
     return frozenset(found | tables | {"seed", "description"})
 
@@ -114,6 +117,10 @@ def test_every_setting_of_a_recipe_exists(page: Path) -> None:
     tables_of = settings() if not tasks else {}
     for language, block in blocks(text):
         tables = tomllib.loads(block) if language == "toml" else {}
+        if "sources" in tables:  # a corpus's recipe
+            _, problems = decode(CorpusRecipe, tables, "")
+            assert not problems, "\n".join(map(str, problems))
+            continue
         for name in tables.keys() & tables_of.keys():
             _, problems = decode(settings()[name], tables[name], name)
             found += [str(each) for each in problems if each.expected == "unknown key"]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lmsmith.api import task_function as task_function
     from lmsmith.bert_study import study_bert as study_bert
     from lmsmith.core.errors import UserError as UserError
+    from lmsmith.corpora import build_corpus as build_corpus
     from lmsmith.encoders import embed as embed
     from lmsmith.encoders import fill_mask as fill_mask
     from lmsmith.encoders import load_embedder as load_embedder
@@ -54,6 +55,7 @@ _WHERE = {
     "PPOTrainer": "lmsmith.rlhf.ppo",
     "UserError": "lmsmith.core.errors",
     **dict.fromkeys(("finetune", "study_finetune"), "lmsmith.finetuning"),
+    "build_corpus": "lmsmith.corpora",
     "load": "lmsmith.library",
     "load_translator": "lmsmith.translation",
     "translate": "lmsmith.translation",

@@ -398,6 +398,7 @@ def test_a_document_may_be_named_by_its_path_alone() -> None:
             (
                 "conversations",
                 "documents",
+                "shards",
                 "rankings",
                 "rankings_as_conversations",
                 "conversations_weight",
@@ -439,7 +440,7 @@ def test_the_recipe_for_own_data_learns_the_assistant_alone(
     assert (config.either_side, config.min_turns) == (False, 2)
     assert config.external_files() == [str(tmp_path / "talks.jsonl")]
     assert bench.run(config)["conversations.kept"] == 1
-    with pytest.raises(UserError, match="name conversations or documents"):
+    with pytest.raises(UserError, match="name conversations, documents or shards"):
         load_stage_recipe("own")
 
 

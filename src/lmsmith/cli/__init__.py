@@ -30,6 +30,10 @@ run = run.run: run a recipe: text → tokenizer → GPT → SFT → reward model
     lmsmith run quickstart --only evaluate
     lmsmith run quickstart --redo reward
     lmsmith run quickstart --processes 2
+corpus build = corpus.build: make a corpus of token shards from raw files, to pretrain on
+    lmsmith corpus build corpus.toml
+    lmsmith corpus build corpus.toml --set workers=8 --set deduplicate.exact=false
+    lmsmith corpus build corpus.toml --dry-run
 finetune = finetune.finetune: make a classifier of a model and labelled examples
     lmsmith finetune smollm2-135m sst2 --data DATA
     lmsmith finetune runs/quickstart my_task.toml --set epochs=1 --set adapter.rank=16

@@ -50,8 +50,8 @@ def copy_recipe(name: str, file: Path, *, force: bool = False) -> None:
 def show_settings(key: str = "", *, json: bool = False, markdown: bool = False) -> None:
     """Show type, default, range and meaning of every setting of every stage.
 
-    Those of a round of improve stand under improve; on its command line and in its recipe they
-    have no such beginning: --set gates.win_rate=0.5.
+    Those of a round of improve stand under improve, those of a corpus under corpus; on their
+    command lines and in their recipes they have no such beginning: --set gates.win_rate=0.5.
 
     Args:
         key: A stage, or one key, such as ppo.gae_lambda or improve.gates; all without it.
@@ -70,12 +70,16 @@ def all_settings(key: str = "") -> list[Setting]:
     Raises:
         UserError: no such stage or key; the nearest one is named.
     """
+    from lmsmith.corpus.build.recipe import corpus_settings
     from lmsmith.improve.recipe import round_settings
     from lmsmith.stages.listing import chosen_settings, recipe_settings
 
-    if key.partition(".")[0] == "improve":
-        return chosen_settings(round_settings(), key)
-    return recipe_settings(key) if key else [*recipe_settings(), *round_settings()]
+    others = {"improve": round_settings, "corpus": corpus_settings}
+    if (found := others.get(key.partition(".")[0])) is not None:
+        return chosen_settings(found(), key)
+    return (
+        recipe_settings(key) if key else [*recipe_settings(), *round_settings(), *corpus_settings()]
+    )
 
 
 def validate_recipe(file: str, *, json: bool = False) -> int:

@@ -103,7 +103,7 @@ def settings_as_markdown(settings: Sequence[Setting]) -> str:
     parts = ["# Settings of every stage\n"]
     tables: dict[str, list[Setting]] = {}
     for each in settings:
-        stage = 2 if each.key.startswith("improve.") else 1
+        stage = 2 if each.key.startswith(("improve.", "corpus.")) else 1
         name = ".".join(each.key.split(".")[:stage]) if "." in each.key else "The whole recipe"
         tables.setdefault(name, []).append(each)
     for name, rows in tables.items():

@@ -7,7 +7,7 @@ SFT's batches are in `lmsmith.prompts.sft_rows`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lmsmith.core.errors import UserError
-from lmsmith.core.files import read_json
+from lmsmith.core.files import read_json, write_json
 from lmsmith.corpus.shards import TokenShards
 
 NO_TARGET = -100
@@ -220,8 +220,23 @@ class _Reader:
                 batch.pad(place, width, documents_in_row)
 
 
+def write_mixture(
+    folder: Path, shares: Sequence[float], outside: Mapping[Path, float] | None = None
+) -> None:
+    """The shares of the sources in a pretraining stage's folder, and of shards elsewhere."""
+    elsewhere = [{"shards": str(path), "share": share} for path, share in (outside or {}).items()]
+    (folder / SHARDS_FOLDER).mkdir(exist_ok=True)
+    write_json(folder / MIXTURE_FILE, [*shares, *elsewhere])
+
+
 def read_mixture(folder: Path) -> tuple[list[TokenShards], list[float]]:
-    """The sources of a pretraining stage's folder and their weights."""
-    weights: Any = read_json(folder / MIXTURE_FILE)
-    shards = [TokenShards.load(path) for path in sorted((folder / SHARDS_FOLDER).iterdir())]
-    return shards, [float(weight) for weight in weights]
+    """The sources of a pretraining stage's folder, those elsewhere too, and their weights."""
+    mixture: Any = read_json(folder / MIXTURE_FILE)
+    inside = folder / SHARDS_FOLDER
+    shards = (
+        [TokenShards.load(path) for path in sorted(inside.iterdir())] if inside.exists() else []
+    )
+    elsewhere = [each for each in mixture if isinstance(each, dict)]
+    shards += [TokenShards.load(Path(each["shards"])) for each in elsewhere]
+    shares = [each for each in mixture if not isinstance(each, dict)]
+    return shards, [float(share) for share in (*shares, *(each["share"] for each in elsewhere))]

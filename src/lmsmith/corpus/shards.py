@@ -27,17 +27,29 @@ class TokenShards:
         offsets: ``(documents + 1,)`` int64; document i is ``tokens[offsets[i]:offsets[i + 1]]``.
     """
 
-    def __init__(self, tokens: Tokens, offsets: npt.NDArray[np.int64]) -> None:
+    def __init__(self, tokens: Tokens | JoinedTokens, offsets: npt.NDArray[np.int64]) -> None:
         self.tokens = tokens
         self.offsets = offsets
 
     @classmethod
     def load(cls, folder: Path) -> TokenShards:
-        """Map a folder that `write_shards` wrote.
+        """Map a folder that `write_shards` wrote, or a folder of such folders as one.
 
         Raises:
             UserError: a file is missing, cut off or not what it should be.
         """
+        if (folder / TOKENS_FILE).exists() or not folder.is_dir():
+            return cls._load_one(folder)
+        parts = [cls._load_one(place) for place in sorted(folder.iterdir()) if place.is_dir()]
+        if not parts:
+            return cls._load_one(folder)
+        starts = np.cumsum([0, *(part.total_tokens for part in parts)])
+        offsets = [part.offsets[1:] + start for part, start in zip(parts, starts, strict=False)]
+        joined = JoinedTokens([part.tokens for part in parts])  # type: ignore[misc]
+        return cls(joined, np.concatenate([np.zeros(1, np.int64), *offsets]))
+
+    @classmethod
+    def _load_one(cls, folder: Path) -> TokenShards:
         fix = "Remove the folder and run the stage that made it again."
         try:
             for name in (TOKENS_FILE, OFFSETS_FILE):
@@ -70,6 +82,43 @@ class TokenShards:
         return int(self.offsets[-1])
 
 
+class JoinedTokens:
+    """Several arrays of tokens, read as if they were one."""
+
+    def __init__(self, parts: Sequence[Tokens]) -> None:
+        self._parts = parts
+        self._starts = np.cumsum([0, *map(len, parts)])
+        self.dtype = parts[0].dtype
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Tokens:
+        """All tokens, in memory."""
+        return np.concatenate(self._parts).astype(dtype or self.dtype, copy=False)
+
+    def __getitem__(self, index: slice | npt.NDArray[np.int64]) -> Tokens:
+        """The tokens of a slice without step, or at places."""
+        if isinstance(index, slice):
+            return self._slice(*index.indices(len(self))[:2])
+        numbers = np.searchsorted(self._starts, index, side="right") - 1
+        found = np.empty(len(index), self.dtype)
+        for number in np.unique(numbers):
+            inside = numbers == number
+            found[inside] = self._parts[number][index[inside] - self._starts[number]]
+        return found
+
+    def _slice(self, start: int, stop: int) -> Tokens:
+        first = int(np.searchsorted(self._starts, start, side="right")) - 1
+        found: list[Tokens] = []
+        for number in range(first, len(self._parts)):
+            before = int(self._starts[number])
+            if before >= stop:
+                break
+            found.append(self._parts[number][max(0, start - before) : stop - before])
+        return np.concatenate(found) if found else np.empty(0, self.dtype)
+
+
 def write_shards(
     folder: Path,
     documents: Iterable[Sequence[int]],
@@ -85,24 +134,37 @@ def write_shards(
         documents: token ids without frame.
         start: put before each; `end_of_text` if None.
     """
+    with atomic_folder(folder) as partial:
+        write_tokens(partial, documents, end_of_text, vocabulary_size, start)
+    return TokenShards.load(folder)
+
+
+def write_tokens(
+    folder: Path,
+    documents: Iterable[Sequence[int]],
+    end_of_text: int,
+    vocabulary_size: int,
+    start: Sequence[int] | None = None,
+) -> npt.NDArray[np.int64]:
+    """`write_shards` into a folder that is there; returns the offsets."""
     kind = np.uint16 if vocabulary_size <= 1 << 16 else np.uint32
     start = [end_of_text] if start is None else start
-    with atomic_folder(folder) as partial:
-        offsets = [0]
-        with (partial / TOKENS_FILE).open("wb") as file:
-            # numpy pads the header so that the length can grow in place.
-            header = {"descr": np.lib.format.dtype_to_descr(np.dtype(kind)), "fortran_order": False}
-            np.lib.format.write_array_header_1_0(file, {**header, "shape": (0,)})
-            begin = file.tell()
-            for document in documents:
-                array = np.array([*start, *document, end_of_text], kind)
-                file.write(array.tobytes())
-                offsets.append(offsets[-1] + len(array))
-            file.seek(0)
-            np.lib.format.write_array_header_1_0(file, {**header, "shape": (offsets[-1],)})
-            if file.tell() != begin:
-                raise AssertionError("numpy's header did not keep its size")
-            file.flush()
-            os.fsync(file.fileno())
-        np.save(partial / OFFSETS_FILE, np.array(offsets, dtype=np.int64))
-    return TokenShards.load(folder)
+    lengths = [0]
+    with (folder / TOKENS_FILE).open("wb") as file:
+        # numpy pads the header so that the length can grow in place.
+        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(kind)), "fortran_order": False}
+        np.lib.format.write_array_header_1_0(file, {**header, "shape": (0,)})
+        begin = file.tell()
+        for document in documents:
+            array = np.array([*start, *document, end_of_text], kind)
+            file.write(array.tobytes())
+            lengths.append(len(array))
+        offsets = np.cumsum(lengths, dtype=np.int64)
+        file.seek(0)
+        np.lib.format.write_array_header_1_0(file, {**header, "shape": (int(offsets[-1]),)})
+        if file.tell() != begin:
+            raise AssertionError("numpy's header did not keep its size")
+        file.flush()
+        os.fsync(file.fileno())
+    np.save(folder / OFFSETS_FILE, offsets)
+    return offsets

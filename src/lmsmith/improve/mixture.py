@@ -13,9 +13,9 @@ from pathlib import Path
 
 from lmsmith.core.config import NOT_A_SETTING
 from lmsmith.core.files import atomic_folder, write_json
-from lmsmith.corpus.batches import MIXTURE_FILE, SHARDS_FOLDER
+from lmsmith.corpus.batches import MIXTURE_FILE, SHARDS_FOLDER, read_mixture
 from lmsmith.corpus.rows import read_conversations, rows_of_split
-from lmsmith.corpus.shards import TokenShards, write_shards
+from lmsmith.corpus.shards import write_shards
 from lmsmith.models.folder import load_tokenizer, read_model_config
 from lmsmith.prompts.sft_rows import conversation_windows
 from lmsmith.runs.integrity import check_inputs
@@ -46,10 +46,8 @@ def run(config: MixtureConfig, inputs: Mapping[str, Path], out: StageFolder) -> 
         with atomic_folder(out / SHARDS_FOLDER) as partial:
             shutil.copytree(Path(config.corpus) / SHARDS_FOLDER, partial, dirs_exist_ok=True)
         shutil.copyfile(Path(config.corpus) / MIXTURE_FILE, out / MIXTURE_FILE)
-        tokens = sum(
-            TokenShards.load(each).total_tokens for each in (out / SHARDS_FOLDER).iterdir()
-        )
-        return {"tokens": float(tokens)}
+        sources, _ = read_mixture(out.path)
+        return {"tokens": float(sum(each.total_tokens for each in sources))}
     model = inputs["base"] / "model"
     tokenizer, context = load_tokenizer(model), read_model_config(model)[1].context
     path = inputs["data"] / "demonstrations.jsonl"

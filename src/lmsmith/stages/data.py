@@ -35,7 +35,8 @@ from lmsmith.corpus.cleaning import (
     text_key,
     why_none_is_left,
 )
-from lmsmith.corpus.rows import Conversation, Document, Ranking
+from lmsmith.corpus.finished import CORPUS_FILE, CORPUS_SHARDS_FILE, FinishedCorpus
+from lmsmith.corpus.rows import Conversation, Document, Ranking, read_documents
 from lmsmith.corpus.sources import (
     PACKAGE_PREFIX,
     ROWS,
@@ -114,6 +115,9 @@ class DataConfig:
     Open Assistant."""
     documents: tuple[DocumentSource, ...] = ()
     """Text of your own for pretraining, each a path or a table."""
+    shards: str = ""
+    """A finished corpus (`lmsmith corpus build`), read in pretraining beside the documents. Its
+    tokenizer is that of the run, and its held-out documents join the validation split's."""
     rankings: tuple[str, ...] = ()
     """Sources of human rankings, used in place of the demo's labeler: files of own rows, of pairs
     (``chosen``, ``rejected``) or of Open Assistant's trees."""
@@ -151,8 +155,9 @@ class DataConfig:
         if self.rankings_as_conversations and self.either_side:
             expected = "rankings_as_conversations is on, and only one side was ranked"
             problems.append(Problem("either_side", True, expected, "set one of the two to false"))
-        if not (self.rankings_as_conversations or self.conversations or self.documents):
-            fix = "name conversations or documents"
+        text = self.rankings_as_conversations or self.conversations or self.documents
+        if not (text or self.shards):
+            fix = "name conversations, documents or shards"
             problems.append(Problem("conversations", [], "no text at all", fix))
         if not self.turn_separator:
             problems.append(Problem("turn_separator", "", "must not be empty", 'use "\\n"'))
@@ -177,7 +182,8 @@ class DataConfig:
         rows = [path for source in self.conversations for path in self._files(source, TALKS)]
         rows += [path for source in self.rankings for path in self._files(source, ROWS)]
         text = [path for own in self.documents for path in self._files(own.path, ROWS_OR_TEXT)]
-        return [str(path) for path in dict.fromkeys(rows + text)]
+        built = [Path(self.place(self.shards)) / CORPUS_FILE] if self.shards else []
+        return [str(path) for path in dict.fromkeys(rows + text + built)]
 
     def place(self, source: str) -> str:
         """The place of a source that the recipe names."""
@@ -231,11 +237,15 @@ def run(config: DataConfig, inputs: Mapping[str, Path], out: StageFolder) -> dic
         if (split := assigned[name]) is not None:
             splits[split].append(conversation)
     documents = _documents(config, conversations, [assigned[n] for n in names], keys, counts, texts)
-    if not any(documents.values()) and not any(splits.values()):
+    corpus = FinishedCorpus.load(Path(config.place(config.shards))) if config.shards else None
+    if corpus is not None:
+        documents["validation"] += _built_validation(corpus, counts, out.progress)
+    if not any(documents.values()) and not any(splits.values()) and corpus is None:
         raise UserError("data: the documents hold no text", "Add text, or name conversations.")
     shares = {name: fractions[name] for name in HELD_OUT}
-    for note in hold_out_text(documents, shares, FROM_CONVERSATIONS):
-        out.progress.note(f"data: {note}")
+    if documents[""] or corpus is None:
+        for note in hold_out_text(documents, shares, FROM_CONVERSATIONS):
+            out.progress.note(f"data: {note}")
 
     for note in (*talks.notes(), *texts.notes(), *left_out_warnings(counts, config.min_turns)):
         out.progress.say(f"data: {note}")
@@ -254,7 +264,10 @@ def run(config: DataConfig, inputs: Mapping[str, Path], out: StageFolder) -> dic
     _write(out / "rankings.jsonl", (ranking.row() for ranking in rankings))
     counts["rankings"] = len(rankings)
     weights = {own.path: own.weight for own in config.documents}
-    write_json(out / "mixture.json", {FROM_CONVERSATIONS: config.conversations_weight, **weights})
+    built = {name: about["weight"] for name, about in corpus.sources.items()} if corpus else {}
+    mixture = {FROM_CONVERSATIONS: config.conversations_weight, **weights, **built}
+    write_json(out / "mixture.json", mixture)
+    _write_built(corpus, out)
     out.progress.end()
     return {name: float(count) for name, count in counts.items()}
 
@@ -314,6 +327,29 @@ def _documents(
         for document in own_documents(own.path, config, keys, counts, files):
             documents[split_of(document.id, shares) or ""].append(document)
     return documents
+
+
+def _built_validation(
+    corpus: FinishedCorpus, counts: Counter[str], progress: Progress
+) -> list[Document]:
+    """The held-out documents of a finished corpus, every file of which is checked."""
+    corpus.check()
+    for name, about in corpus.sources.items():
+        for figure in ("documents", "tokens", "bytes"):
+            counts[f"shards.{figure}"] += round(about[figure])
+        progress.note(f"data: shards of {name}: {about['tokens']:,.0f} tokens")
+    path = corpus.validation
+    return list(read_documents(path)) if path.stat().st_size else []
+
+
+def _write_built(corpus: FinishedCorpus | None, out: StageFolder) -> None:
+    """Where pretraining finds the shards of a finished corpus."""
+    place = out / CORPUS_SHARDS_FILE
+    if corpus is None:
+        place.unlink(missing_ok=True)
+        return
+    about = {"folder": str(corpus.folder), "sources": corpus.sources}
+    write_json(place, about | {"tokenizer": str(corpus.tokenizer)})
 
 
 def _split_name(conversation: Conversation, ranked_openings: Collection[str]) -> str:

@@ -34,6 +34,7 @@ from lmsmith.core.files import (
 from lmsmith.core.progress import QuietProgress, RunProgress
 from lmsmith.core.recipe import MachineConfig, Recipe, load_recipe, recipe_text
 from lmsmith.core.version import VERSION
+from lmsmith.corpus.finished import CORPUS_SHARDS_FILE
 from lmsmith.runs.folders import (
     clean_up_stage,
     put_in_place,
@@ -137,7 +138,7 @@ STAGES: tuple[Stage, ...] = (
         "lmsmith.stages.tokenizer",
         "TokenizerConfig",
         needs={"data": "data"},
-        reads={"data": ("*documents.jsonl",)},
+        reads={"data": ("*documents.jsonl", CORPUS_SHARDS_FILE)},
     ),
     Stage(
         "pretrain",
@@ -145,7 +146,14 @@ STAGES: tuple[Stage, ...] = (
         "PretrainConfig",
         together=True,
         needs={"data": "data", "tokenizer": "tokenizer"},
-        reads={"data": ("documents.jsonl", "validation_documents.jsonl", "mixture.json")},
+        reads={
+            "data": (
+                "documents.jsonl",
+                "validation_documents.jsonl",
+                "mixture.json",
+                CORPUS_SHARDS_FILE,
+            )
+        },
         format=3,
     ),
     Stage(
@@ -289,6 +297,13 @@ def load_stage_recipe(
     types = {stage.name: stage.config_type() for stage in stages}
     needs = {stage.name: tuple(stage.needs.values()) for stage in stages}
     recipe = load_recipe(name_or_path, overrides, types, needs)
+    if getattr(recipe.stages.get("data"), "shards", ""):
+        loaded = getattr(recipe.stages.get("tokenizer"), "load", "")
+        if loaded:
+            expected, fix = "data.shards brings its own tokenizer", "leave tokenizer.load out"
+            raise SettingsError(
+                [Problem("tokenizer.load", loaded, expected, fix)], str(name_or_path)
+            )
     coefficient = getattr(recipe.stages.get("ppo"), "ptx_coefficient", 0)
     if coefficient and "pretrain" not in recipe.stages:
         expected = "PPO-ptx reads the text of the stage pretrain, but the recipe has no such stage"

@@ -13,8 +13,9 @@ import torch
 
 from lmsmith.core.config import Fraction, NonNegativeInt, PositiveInt, Problem, encode
 from lmsmith.core.errors import UserError
-from lmsmith.core.files import read_json, write_json
-from lmsmith.corpus.batches import MIXTURE_FILE, SHARDS_FOLDER, PretrainingBatches
+from lmsmith.core.files import read_json
+from lmsmith.corpus.batches import SHARDS_FOLDER, PretrainingBatches, write_mixture
+from lmsmith.corpus.finished import CORPUS_SHARDS_FILE
 from lmsmith.corpus.rows import read_documents, rows_of_split
 from lmsmith.corpus.shards import TokenShards, write_shards
 from lmsmith.evaluation.methods.perplexity import bits_per_byte
@@ -93,13 +94,14 @@ def run(config: PretrainConfig, inputs: Mapping[str, Path], out: StageFolder) ->
     shape = replace(config.model, vocabulary_size=tokenizer.vocabulary_size)
     steps = max(1, round(config.tokens / config.batch_tokens))
 
-    documents = inputs["data"] / "documents.jsonl"
-    sources = shared_sources(documents, tokenizer, out / SHARDS_FOLDER)
+    sources = pretraining_sources(inputs["data"], tokenizer, out / SHARDS_FOLDER)
     total_tokens = sum(source.shards.total_tokens for source in sources.values())
     total_bytes = sum(source.text_bytes for source in sources.values())
     shares = mixture_shares(sources, read_json(inputs["data"] / "mixture.json"))
     if team().leads:
-        write_json(out / MIXTURE_FILE, shares)
+        own = sum(source.place is None for source in sources.values())
+        places = [source.place for source in sources.values() if source.place is not None]
+        write_mixture(out.path, shares[:own], dict(zip(places, shares[own:], strict=True)))
     batches = PretrainingBatches(
         [source.shards for source in sources.values()],
         shares,
@@ -164,6 +166,28 @@ class Source:
 
     shards: TokenShards
     text_bytes: int
+    place: Path | None = None
+    """Where the shards are, if a corpus that was built before has them."""
+
+
+def pretraining_sources(data: Path, tokenizer: Tokenizer, folder: Path) -> dict[str, Source]:
+    """The sources of the data stage's folder: its documents, then those of a finished corpus.
+
+    Args:
+        folder: the documents' token shards are written below it.
+
+    Raises:
+        UserError: there is neither.
+    """
+    documents, corpus = data / "documents.jsonl", data / CORPUS_SHARDS_FILE
+    if not corpus.is_file():
+        return shared_sources(documents, tokenizer, folder)
+    sources = shared_sources(documents, tokenizer, folder) if documents.is_file() else {}
+    built: Any = read_json(corpus)
+    for name, about in built["sources"].items():
+        place = Path(built["folder"]) / name
+        sources[name] = Source(TokenShards.load(place), about["bytes"], place)
+    return sources
 
 
 def tokenize_sources(path: Path, tokenizer: Tokenizer, folder: Path) -> dict[str, Source]:

@@ -6,14 +6,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from lmsmith.catalogue.reading import load_any_tokenizer, tokenizer_files
 from lmsmith.core.config import NOT_A_SETTING
 from lmsmith.core.errors import UserError
-from lmsmith.core.files import beside
+from lmsmith.core.files import beside, read_json
+from lmsmith.corpus.finished import CORPUS_SHARDS_FILE
 from lmsmith.corpus.rows import read_documents
 from lmsmith.runs.stage_folder import StageFolder
 from lmsmith.tokenizers import Tokenizer
@@ -57,6 +58,8 @@ class TokenizerConfig:
 def run(config: TokenizerConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict[str, float]:
     """Train on `data/documents.jsonl` (or load), save, and measure on held-out text.
 
+    Where the data names the shards of a finished corpus, theirs is the tokenizer.
+
     Returns:
         `vocabulary_size`; `compression` on the test documents (else the validation's, else the
         training ones); `whole_characters` where the training text has many beyond ASCII, with a
@@ -65,8 +68,12 @@ def run(config: TokenizerConfig, inputs: Mapping[str, Path], out: StageFolder) -
     Raises:
         UserError: no documents, or the tokenizer to load is of no known kind.
     """
-    training = inputs["data"] / "documents.jsonl"
-    if config.load:
+    training, corpus = inputs["data"] / "documents.jsonl", inputs["data"] / CORPUS_SHARDS_FILE
+    if corpus.is_file():
+        built: Any = read_json(corpus)
+        tokenizer = load_any_tokenizer(built["tokenizer"])
+        out.progress.note("tokenizer: that of the corpus's shards (data.shards)")
+    elif config.load:
         tokenizer = load_any_tokenizer(config.place())
     else:
         if not training.is_file():

@@ -1,0 +1,217 @@
+"""Chunk files of documents (Parquet), and a step's functions run over one chunk."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from lmsmith.core.errors import UserError, needs_extra
+from lmsmith.core.files import atomic_file, read_json, write_json
+from lmsmith.corpus.build.document import Document, Removed, Yielded
+from lmsmith.runs.stage_folder import peak_memory_bytes
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+CHUNK_BYTES = 1 << 25
+"""Text of a chunk: what a worker holds at a time."""
+
+_ROWS = 256
+"""Documents that are read from a chunk file at a time."""
+
+_FIELDS = Document.__struct_fields__
+_REMOVED = Removed.__struct_fields__
+
+
+@dataclass(frozen=True)
+class Step:
+    """A function that waits to be run: ``function(documents, broadcast)``."""
+
+    name: str
+    function: Callable[[Iterable[Any], Any], Iterator[Yielded]]
+    broadcast: Any = None
+
+
+class Outcome:
+    """What the steps removed and counted in one task, by step and source."""
+
+    def __init__(self) -> None:
+        self.removed: list[Removed] = []
+        self.counts: dict[str, dict[str, dict[str, float]]] = {}
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def add(self, step: str, source: str, name: str, value: float) -> None:
+        found = self.counts.setdefault(step, {}).setdefault(source, {})
+        found[name] = found.get(name, 0) + value
+
+    def document(self, step: str, direction: str, document: Document) -> None:
+        self.add(step, document.source, f"documents_{direction}", 1)
+        self.add(step, document.source, f"bytes_{direction}", document.size)
+
+
+def run_steps(
+    documents: Iterable[Any], steps: Iterable[Step], outcome: Outcome
+) -> Iterator[Document]:
+    """The documents after all steps, one function reading from the other."""
+    inside: list[float] = [0.0]
+    stream: Iterable[Any] = _timed(documents, inside, 0)
+    names: list[str] = []
+    for depth, step in enumerate(steps, start=1):
+        inside.append(0.0)
+        names.append(step.name)
+        stream = _timed(_kept(stream, step, outcome), inside, depth)
+    yield from stream
+    for depth, name in enumerate(names, start=1):
+        outcome.seconds[name] += inside[depth] - inside[depth - 1]
+
+
+def _timed(stream: Iterable[Any], inside: list[float], depth: int) -> Iterator[Any]:
+    """Add the time that each item took, what it is made of included, to ``inside[depth]``."""
+    iterator = iter(stream)
+    while True:
+        started = time.perf_counter()
+        try:
+            item = next(iterator)
+        except StopIteration:
+            return
+        finally:
+            inside[depth] += time.perf_counter() - started
+        yield item
+
+
+def _kept(stream: Iterable[Any], step: Step, outcome: Outcome) -> Iterator[Document]:
+    """What a step lets through; the rest is recorded."""
+
+    def counted() -> Iterator[Any]:
+        for each in stream:
+            if isinstance(each, Document):
+                outcome.document(step.name, "in", each)
+            yield each
+
+    for each in step.function(counted(), step.broadcast):
+        if isinstance(each, Document):
+            outcome.document(step.name, "out", each)
+            yield each
+        elif isinstance(each, Removed):
+            outcome.removed.append(
+                each if each.step else msgspec.structs.replace(each, step=step.name)
+            )
+            reason = each.reason.partition(": ")[0]
+            outcome.add(step.name, each.source, f"removed.{reason}", 1)
+            outcome.add(step.name, each.source, f"removed_bytes.{reason}", each.size)
+        else:
+            outcome.add(step.name, each.source, each.name, each.value)
+
+
+def write_task(
+    folder: Path, number: int, documents: Iterable[Document], outcome: Outcome
+) -> dict[str, Any]:
+    """Write a task's chunks, then its record, which says that they are whole."""
+    chunks: list[list[Any]] = []
+    held: list[Document] = []
+    size = 0
+
+    def flush() -> None:
+        nonlocal held, size
+        name = f"{number:06d}-{len(chunks):04d}.parquet"
+        write_documents(folder / name, held)
+        chunks.append([name, len(held), size])
+        held, size = [], 0
+
+    sizes: dict[str, list[int]] = {}
+    for document in documents:
+        held.append(document)
+        bytes_of = document.size
+        size += bytes_of
+        about = sizes.setdefault(document.source, [0, 0])
+        about[0], about[1] = about[0] + 1, about[1] + bytes_of
+        if size >= CHUNK_BYTES:
+            flush()
+    if held:
+        flush()
+    if outcome.removed:
+        write_table(folder / f"{number:06d}.removed.parquet", outcome.removed, _REMOVED)
+    record = {
+        "chunks": chunks,
+        "sizes": sizes,
+        "removed": len(outcome.removed),
+        "counts": outcome.counts,
+        "seconds": outcome.seconds,
+        "peak_memory_bytes": peak_memory_bytes(),
+    }
+    write_json(folder / f"{number:06d}.json", record)
+    return record
+
+
+def read_record(folder: Path, number: int) -> dict[str, Any] | None:
+    """The record of a task that is done, if its chunks are there."""
+    place = folder / f"{number:06d}.json"
+    if not place.is_file():
+        return None
+    try:
+        record: Any = read_json(place)
+        whole = all((folder / name).is_file() for name, _, _ in record["chunks"])
+    except (UserError, KeyError, TypeError, ValueError):
+        return None
+    return record if whole else None
+
+
+def write_documents(path: Path, documents: list[Document]) -> None:
+    """A chunk file; the scores are JSON."""
+    write_table(path, documents, _FIELDS)
+
+
+def write_table(path: Path, rows: list[Any], fields: tuple[str, ...]) -> None:
+    with needs_extra("corpus"):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    columns: dict[str, Any] = {}
+    for name in fields:
+        values = [getattr(row, name) for row in rows]
+        if name == "scores":
+            values = [msgspec.json.encode(each, order="deterministic").decode() for each in values]
+        columns[name] = pa.array(values, pa.int64() if name == "size" else pa.large_string())
+    with atomic_file(path) as partial:
+        pq.write_table(pa.table(columns), partial, compression="zstd", row_group_size=4096)
+
+
+def read_documents(path: Path) -> Iterator[Document]:
+    """The documents of a chunk file, some at a time.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    for row in read_rows(path):
+        scores = row.pop("scores")
+        found = msgspec.json.decode(scores, type=dict[str, float]) if scores != "{}" else {}
+        yield Document(**row, scores=found)
+
+
+def read_removed(path: Path) -> Iterator[Removed]:
+    """What the steps removed in a task."""
+    for row in read_rows(path):
+        yield Removed(**row)
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    with needs_extra("corpus"):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(_ROWS):
+                yield from _rows(batch)
+    except (pa.ArrowException, OSError) as error:
+        fix = "Remove this file; the same command makes it again."
+        raise UserError(f"{path}: damaged ({error})", fix) from error
+
+
+def _rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = batch.to_pylist()
+    return rows

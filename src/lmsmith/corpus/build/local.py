@@ -1,0 +1,437 @@
+"""The engine of one machine: worker processes over chunk files, whatever fits the memory.
+
+Each result is a folder below ``work/`` with a file for each task, written atomically, so that a
+build that was killed goes on from the finished tasks.
+"""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from lmsmith.core.errors import UserError
+from lmsmith.core.files import atomic_file, atomic_folder, read_json, remove_partials, write_json
+from lmsmith.core.progress import Progress
+from lmsmith.corpus.build.chunks import (
+    Outcome,
+    Step,
+    read_documents,
+    read_record,
+    run_steps,
+    write_task,
+)
+from lmsmith.corpus.build.document import Document, digest, point
+from lmsmith.corpus.build.engine import (
+    Combiner,
+    Emitter,
+    Mapper,
+    Pair,
+    ShardWriter,
+    key_of,
+)
+from lmsmith.corpus.build.spill import (
+    LocalLookup,
+    arranged_by,
+    combined,
+    read_pairs,
+    read_spill,
+    spill_pairs,
+    write_lookup,
+    write_spill,
+)
+from lmsmith.corpus.build.worker import Pool
+
+KEY_FILE, DONE_FILE = "key.json", "done.json"
+
+BYTES_OF_PARTITION = 1 << 25
+"""Text whose pairs a worker sorts at a time."""
+
+MOST_PARTITIONS = 2048
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A chunk file, and the bytes of its documents' text."""
+
+    path: Path
+    documents: int
+    size: int
+
+
+@dataclass(frozen=True)
+class LocalData:
+    """Chunk files, and the steps that wait to be run over them."""
+
+    key: str
+    chunks: tuple[Chunk, ...]
+    steps: tuple[Step, ...] = ()
+    folder: Path = Path()
+
+
+@dataclass(frozen=True)
+class LocalPairs:
+    """Spill files, all divided into the same partitions."""
+
+    key: str
+    files: tuple[Path, ...]
+
+
+class LocalEngine:
+    """Operations of `lmsmith.corpus.build.engine.Engine` on one machine.
+
+    Args:
+        folder: of the results; nothing else is written to.
+        workers: processes; 1 works in this one.
+        input_bytes: of all files that are read: decides the number of partitions.
+        progress: shows what is done.
+    """
+
+    def __init__(
+        self, folder: Path, workers: int, input_bytes: int, progress: Progress | None = None
+    ) -> None:
+        self.folder, self.progress = folder, progress or Progress()
+        self.partitions = max(1, min(MOST_PARTITIONS, -(-input_bytes // BYTES_OF_PARTITION)))
+        self._pool = Pool(workers)
+        self.used: set[str] = set()
+        self.made: set[str] = set()
+
+    def close(self) -> None:
+        """End the workers."""
+        self._pool.close()
+
+    def read(self, name: str, items: Sequence[Any], function: Mapper, key: str) -> LocalData:
+        key = key_of(key, function)
+        tasks = [(self.folder / name, n, item, function) for n, item in enumerate(items)]
+        sizes = [getattr(item, "size", 1) for item in items]
+        return self._documents(self.folder / name, key, read_task, tasks, sizes)
+
+    def map(self, data: LocalData, name: str, function: Mapper, broadcast: Any = None) -> LocalData:
+        key = key_of(data.key, name, function, broadcast)
+        step = Step(name, function, self._kept(broadcast, key))
+        return replace(data, key=key, steps=(*data.steps, step))
+
+    def checkpoint(self, data: LocalData, name: str) -> LocalData:
+        tasks = [
+            (self.folder / name, n, chunk.path, data.steps) for n, chunk in enumerate(data.chunks)
+        ]
+        sizes = [chunk.size for chunk in data.chunks]
+        return self._documents(self.folder / name, data.key, map_task, tasks, sizes)
+
+    def pairs(self, data: LocalData, name: str, emit: Emitter, broadcast: Any = None) -> LocalPairs:
+        key = key_of(data.key, name, emit, broadcast)
+        given = self._kept(broadcast, key)
+        files = [self.folder / name / f"{n:06d}.pairs" for n in range(len(data.chunks))]
+        tasks = [
+            (file, chunk.path, data.steps, emit, given, self.partitions)
+            for file, chunk in zip(files, data.chunks, strict=True)
+        ]
+        self._files(
+            self.folder / name, key, pairs_task, tasks, [chunk.size for chunk in data.chunks]
+        )
+        return LocalPairs(key, tuple(files))
+
+    def union(self, parts: Sequence[LocalPairs]) -> LocalPairs:
+        files = tuple(file for part in parts for file in part.files)
+        return LocalPairs(key_of([part.key for part in parts]), files)
+
+    def reduce(self, pairs: LocalPairs, name: str, combine: Combiner) -> LocalPairs:
+        key = key_of(pairs.key, name, combine)
+        files = [self.folder / name / f"{n:06d}.pairs" for n in range(self.partitions)]
+        tasks = [(file, pairs.files, n, combine, self.partitions) for n, file in enumerate(files)]
+        self._files(self.folder / name, key, reduce_task, tasks)
+        return LocalPairs(key, tuple(files))
+
+    def lookup(self, pairs: LocalPairs, name: str) -> LocalLookup:
+        key = key_of(pairs.key, name)
+        folder = self.folder / name
+        tasks = [(folder / f"{n:06d}.lookup", pairs.files, n) for n in range(self.partitions)]
+        self._files(folder, key, lookup_task, tasks)
+        size = sum(_lookup_size(path) for path, _, _ in tasks)
+        return LocalLookup(folder, self.partitions, size, key)
+
+    def collect(self, pairs: LocalPairs) -> list[Pair]:
+        found = [pair for n in range(self.partitions) for pair in read_pairs(pairs.files, n)]
+        return sorted(found)
+
+    def sample(self, data: LocalData, seed: int, step: str, share: float) -> list[Document]:
+        tasks = [(chunk.path, data.steps, seed, step, share) for chunk in data.chunks]
+        found: list[Document] = []
+        for _, documents in self._pool.run(sample_task, tasks):
+            found += documents
+        return sorted(found, key=_order)
+
+    def arrange(
+        self,
+        data: LocalData,
+        folder: Path,
+        parts: dict[str, int],
+        write: ShardWriter,
+        broadcast: Any,
+    ) -> list[dict[str, Any]]:
+        key = key_of(data.key, parts, write, broadcast)
+        given = self._kept(broadcast, key)
+        order = self.folder / "order"
+        files = [order / f"{n:06d}.documents" for n in range(len(data.chunks))]
+        spills = [
+            (file, chunk.path, data.steps, parts)
+            for file, chunk in zip(files, data.chunks, strict=True)
+        ]
+        numbered = [(source, part) for source in sorted(parts) for part in range(parts[source])]
+        places = [folder / source / f"{part:05d}" for source, part in numbered]
+        tasks = [
+            (place, source, part, files, number, write, given)
+            for number, (place, (source, part)) in enumerate(zip(places, numbered, strict=True))
+        ]
+        if not self._is_done(folder, key):
+            sizes = [chunk.size for chunk in data.chunks]
+            self._files(order, key_of(key, "order"), order_task, spills, sizes)
+            self._files(folder, key, shard_task, tasks, done=lambda task: _has_part(task[0]))
+            shutil.rmtree(order, ignore_errors=True)
+        return [_part_record(place) for place in places]
+
+    def sizes(self, data: LocalData) -> dict[str, tuple[int, int]]:
+        found = self.record(data)["sizes"]
+        return {source: (count, size) for source, (count, size) in found.items()}
+
+    def record(self, data: LocalData) -> dict[str, Any]:
+        found: dict[str, Any] = msgspec.json.decode((data.folder / DONE_FILE).read_bytes())
+        return found
+
+    def _documents(
+        self,
+        folder: Path,
+        key: str,
+        function: Callable[..., Any],
+        tasks: Sequence[tuple[Any, ...]],
+        sizes: Sequence[int],
+    ) -> LocalData:
+        """Run tasks that write chunks, and gather their records."""
+        if not self._is_done(folder, key):
+            self._begin(folder, key)
+            todo = [task for task in tasks if read_record(folder, task[1]) is None]
+            left = {task[1] for task in todo}
+            before = sum(size for n, size in enumerate(sizes) if n not in left)
+            self._run(folder.name, function, todo, [sizes[task[1]] for task in todo], before)
+            records = [read_record(folder, task[1]) for task in tasks]
+            write_json(folder / DONE_FILE, gathered([each for each in records if each]))
+        record = msgspec.json.decode((folder / DONE_FILE).read_bytes())
+        chunks = [Chunk(folder / path, count, size) for path, count, size in record["chunks"]]
+        return LocalData(key, tuple(chunks), (), folder)
+
+    def _files(
+        self,
+        folder: Path,
+        key: str,
+        function: Callable[..., Any],
+        tasks: Sequence[tuple[Any, ...]],
+        sizes: Sequence[int] = (),
+        done: Callable[[tuple[Any, ...]], bool] = lambda task: task[0].exists(),
+    ) -> None:
+        """Run tasks each of which makes the file or folder that it names first."""
+        if self._is_done(folder, key):
+            return
+        self._begin(folder, key)
+        weights = sizes or [1] * len(tasks)
+        todo = [n for n, task in enumerate(tasks) if not done(task)]
+        before = sum(weights) - sum(weights[n] for n in todo)
+        chosen, sizes = [tasks[n] for n in todo], [weights[n] for n in todo]
+        self._run(folder.name, function, chosen, sizes, before)
+        write_json(folder / DONE_FILE, {"files": len(tasks)})
+
+    def _run(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        tasks: Sequence[tuple[Any, ...]],
+        sizes: Sequence[int],
+        before: int,
+    ) -> None:
+        self.made.add(name)
+        in_bytes = sum(sizes) > len(tasks)
+        scale, unit = (1 << 20, "MiB") if in_bytes else (1, "parts")
+        self.progress.begin(name, -(-(before + sum(sizes)) // scale), unit, before // scale)
+        for place, _ in self._pool.run(function, tasks):
+            before += sizes[place]
+            self.progress.update(-(-before // scale))
+        self.progress.end()
+
+    def _is_done(self, folder: Path, key: str) -> bool:
+        self.used.add(folder.name)
+        return (folder / DONE_FILE).is_file() and _key_in(folder) == key
+
+    def _begin(self, folder: Path, key: str) -> None:
+        """An empty folder, or the one in which a killed build made the same."""
+        if _key_in(folder) == key:
+            remove_partials(folder)
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / KEY_FILE, {"key": key})
+
+    def _kept(self, broadcast: Any, key: str) -> Any:
+        """A broadcast for the workers: what is large goes by a file."""
+        if broadcast is None or isinstance(broadcast, LocalLookup):
+            return broadcast
+        path = self.folder / "broadcasts" / f"{key}.pickle"
+        if not path.exists():
+            with atomic_file(path) as partial:
+                partial.write_bytes(pickle.dumps(broadcast, protocol=5))
+        return Broadcast(path)
+
+
+@dataclass(frozen=True)
+class Broadcast:
+    """A value that the workers read from a file once."""
+
+    path: Path
+
+    @cached_property
+    def value(self) -> Any:
+        return _unpickled(self.path)
+
+
+@lru_cache(maxsize=16)
+def _unpickled(path: Path) -> Any:
+    return pickle.loads(path.read_bytes())
+
+
+def _given(broadcast: Any) -> Any:
+    return broadcast.value if isinstance(broadcast, Broadcast) else broadcast
+
+
+def _ready(steps: Iterable[Step]) -> list[Step]:
+    return [replace(step, broadcast=_given(step.broadcast)) for step in steps]
+
+
+def read_task(folder: Path, number: int, item: Any, function: Mapper) -> None:
+    """The documents of one item."""
+    outcome = Outcome()
+    documents = run_steps([item], [Step(folder.name, function)], outcome)
+    write_task(folder, number, documents, outcome)
+
+
+def map_task(folder: Path, number: int, chunk: Path, steps: Sequence[Step]) -> None:
+    """One chunk through all steps that wait."""
+    outcome = Outcome()
+    write_task(folder, number, run_steps(read_documents(chunk), _ready(steps), outcome), outcome)
+
+
+def pairs_task(
+    file: Path,
+    chunk: Path,
+    steps: Sequence[Step],
+    emit: Emitter,
+    broadcast: Any,
+    partitions: int,
+) -> None:
+    """The pairs of one chunk's documents."""
+    documents = run_steps(read_documents(chunk), _ready(steps), Outcome())
+    spill_pairs(file, emit(documents, _given(broadcast)), partitions)
+
+
+def reduce_task(
+    file: Path, inputs: Sequence[Path], number: int, combine: Combiner, partitions: int
+) -> None:
+    """One partition, grouped by key."""
+    spill_pairs(file, combined(read_pairs(inputs, number), combine), partitions)
+
+
+def lookup_task(file: Path, inputs: Sequence[Path], number: int) -> None:
+    """One partition of a lookup."""
+    write_lookup(file, read_pairs(inputs, number))
+
+
+def sample_task(
+    chunk: Path, steps: Sequence[Step], seed: int, step: str, share: float
+) -> list[Document]:
+    """The documents of a chunk that are drawn."""
+    documents = run_steps(read_documents(chunk), _ready(steps), Outcome())
+    return [each for each in documents if point(seed, step, each.id) < share]
+
+
+def order_task(file: Path, chunk: Path, steps: Sequence[Step], parts: dict[str, int]) -> None:
+    """A chunk's documents, divided into the parts of the shards."""
+    _, number = arranged_by(parts)
+    found: dict[int, list[Document]] = defaultdict(list)
+    for document in run_steps(read_documents(chunk), _ready(steps), Outcome()):
+        found[number(document)].append(document)
+    write_spill(file, found)
+
+
+def shard_task(
+    place: Path,
+    source: str,
+    part: int,
+    files: Sequence[Path],
+    number: int,
+    write: ShardWriter,
+    broadcast: Any,
+) -> None:
+    """The folder of one part, and its record beside it."""
+    found = [each for file in files for each in read_spill(file, number)]
+    documents = sorted(msgspec.convert(found, list[Document]), key=_order)
+    with atomic_folder(place) as partial:
+        record = write(documents, partial, _given(broadcast))
+    write_json(_record_place(place), {"source": source, "part": part, **record})
+
+
+def _order(document: Document) -> tuple[bytes, str]:
+    return digest(document.id), document.id
+
+
+def _record_place(place: Path) -> Path:
+    return place.with_name(f"{place.name}.json")
+
+
+def _has_part(place: Path) -> bool:
+    return place.is_dir() and _record_place(place).is_file()
+
+
+def _part_record(place: Path) -> dict[str, Any]:
+    record: Any = read_json(_record_place(place))
+    return {**record, "folder": f"{place.parent.name}/{place.name}"}
+
+
+def _lookup_size(path: Path) -> int:
+    with path.open("rb") as file:
+        return int.from_bytes(file.read(8), "little")
+
+
+def _key_in(folder: Path) -> str | None:
+    try:
+        found: Any = read_json(folder / KEY_FILE)
+        return str(found["key"])
+    except (UserError, KeyError, TypeError):
+        return None
+
+
+def gathered(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The records of all tasks of a checkpoint as one."""
+    outcome = Outcome()
+    sizes: dict[str, list[int]] = {}
+    for record in records:
+        for step, sources in record["counts"].items():
+            for source, counts in sources.items():
+                for name, value in counts.items():
+                    outcome.add(step, source, name, value)
+        for source, (count, size) in record["sizes"].items():
+            about = sizes.setdefault(source, [0, 0])
+            about[0], about[1] = about[0] + count, about[1] + size
+        for step, seconds in record["seconds"].items():
+            outcome.seconds[step] += seconds
+    return {
+        "chunks": [chunk for record in records for chunk in record["chunks"]],
+        "sizes": sizes,
+        "removed": sum(record["removed"] for record in records),
+        "counts": outcome.counts,
+        "seconds": outcome.seconds,
+        "peak_memory_bytes": max((r["peak_memory_bytes"] for r in records), default=0),
+    }

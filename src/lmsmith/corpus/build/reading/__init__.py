@@ -1,0 +1,1 @@
+"""Files of many formats as documents: one file a format."""

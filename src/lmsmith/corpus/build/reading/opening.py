@@ -1,0 +1,109 @@
+"""Files opened as bytes: local or by fsspec, unpacked, and no more of them than is reasonable."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from lmsmith.core.errors import needs_extra
+
+ALWAYS_UNPACKED = 1 << 26
+"""Bytes that any packed file may unpack to."""
+
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+
+
+class Unreadable(Exception):
+    """Why a file, or the rest of it, is not read: ``reason`` or ``reason: details``."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much of a file is read.
+
+    Attributes:
+        characters: of a document; a longer text is cut into several.
+        row_bytes: of a row; a longer one is skipped.
+        times: a packed file may unpack to so many times its size.
+    """
+
+    characters: int
+    row_bytes: int
+    times: int
+
+
+def is_remote(place: str) -> bool:
+    """Whether fsspec reads the place, such as ``s3://bucket/key``."""
+    return "://" in place
+
+
+@contextlib.contextmanager
+def open_file(place: str, limits: Limits) -> Iterator[BinaryIO]:
+    """The bytes of a file, unpacked if they are gzip's or Zstandard's.
+
+    Raises:
+        Unreadable: it cannot be opened or unpacked, also later, while it is read.
+    """
+    try:
+        with contextlib.ExitStack() as stack:
+            yield _unpacked(stack, _opened(stack, place), limits)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise Unreadable(f"the compressed file is damaged: {error}") from error
+    except OSError as error:
+        raise Unreadable(f"cannot be read: {error.strerror or error}") from error
+
+
+def _opened(stack: contextlib.ExitStack, place: str) -> BinaryIO:
+    if not is_remote(place):
+        return stack.enter_context(Path(place).open("rb"))
+    with needs_extra("corpus"):
+        import fsspec
+    return cast(BinaryIO, stack.enter_context(fsspec.open(place, "rb")))
+
+
+def _unpacked(stack: contextlib.ExitStack, file: BinaryIO, limits: Limits) -> BinaryIO:
+    begin = file.read(4)
+    file.seek(0)
+    if not begin.startswith((_GZIP, _ZSTD)):
+        return file
+    size = file.seek(0, 2)
+    file.seek(0)
+    inner: Any
+    if begin.startswith(_GZIP):
+        inner = stack.enter_context(gzip.GzipFile(fileobj=file))
+    else:
+        with needs_extra("corpus"):
+            import zstandard
+        packer = zstandard.ZstdDecompressor()
+        inner = stack.enter_context(packer.stream_reader(file, read_across_frames=True))
+    limited = _Limited(inner, max(ALWAYS_UNPACKED, limits.times * size), limits.times)
+    return cast(BinaryIO, io.BufferedReader(limited, 1 << 18))
+
+
+class _Limited(io.RawIOBase):
+    """What a packed file unpacks to, up to so many bytes."""
+
+    def __init__(self, inner: Any, most: int, times: int) -> None:
+        self._inner, self._left, self._times = inner, most, times
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            content = self._inner.read(len(buffer))
+        except (OSError, EOFError, zlib.error):
+            raise
+        except Exception as error:  # zstandard's own
+            raise Unreadable(f"the compressed file is damaged: {error}") from error
+        self._left -= len(content)
+        if self._left < 0:
+            raise Unreadable(f"unpacks to more than {self._times} times its size")
+        buffer[: len(content)] = content
+        return len(content)

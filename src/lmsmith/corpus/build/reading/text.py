@@ -1,0 +1,147 @@
+"""Plain text: its encoding, whether it is text at all, and long texts cut into documents."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from lmsmith.core.errors import needs_extra
+from lmsmith.corpus.build.reading.opening import Limits, Unreadable
+
+SAMPLE = 1 << 20
+"""Bytes by which a file's encoding is decided."""
+
+_BLOCK = 1 << 20
+_DETECTED = 1 << 14
+
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+_KINDS = (
+    (b"PK\x03\x04", "a ZIP archive, no text"),
+    (b"%PDF-", "a PDF, no text"),
+    (b"\x89PNG", "an image, no text"),
+    (b"\xff\xd8\xff", "an image, no text"),
+    (b"GIF8", "an image, no text"),
+    (b"\x7fELF", "a program, no text"),
+    (b"7z\xbc\xaf", "a 7z archive, no text"),
+    (b"Rar!", "a RAR archive, no text"),
+    (b"BZh", "a bzip2 file: unpack it first"),
+    (b"\xfd7zXZ", "an xz file: unpack it first"),
+    (b"SQLite format", "a database, no text"),
+)
+
+_CONTROL = bytes(each for each in range(32) if each not in b"\t\n\v\f\r\x1a\x1b")
+
+
+def encoding_of(sample: bytes) -> str:
+    """The encoding of a text whose first bytes are these.
+
+    Raises:
+        Unreadable: it is no text.
+    """
+    for mark, name in _MARKS:
+        if sample.startswith(mark):
+            return name
+    for magic, kind in _KINDS:
+        if sample.startswith(magic):
+            raise Unreadable(kind)
+    if len(sample.translate(None, _CONTROL)) < 0.98 * len(sample):
+        if (found := _wide(sample)) is not None:
+            return found
+        raise Unreadable("binary, no text")
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(sample)
+        return "utf-8"
+    except UnicodeDecodeError:
+        return _detected(sample)
+
+
+def _wide(sample: bytes) -> str | None:
+    """UTF-16 without a mark: every other byte of western text is zero."""
+    for start, name in ((1, "utf-16-le"), (0, "utf-16-be")):
+        zeros, others = sample[start::2].count(0), sample[1 - start :: 2].count(0)
+        if zeros > 0.6 * len(sample[start::2]) and not others:
+            return name
+    return None
+
+
+def _detected(sample: bytes) -> str:
+    """UTF-8 with a few broken bytes, or the encoding that charset-normalizer finds."""
+    text = sample.decode("utf-8", "replace")
+    broken = text.count("\ufffd")
+    if 10 * broken < sum(not character.isascii() for character in text) - broken:
+        return "utf-8"
+    with needs_extra("corpus"):
+        from charset_normalizer import from_bytes
+    start = next((place for place, byte in enumerate(sample) if byte > 127), 0)
+    start = max(0, start - _DETECTED // 2)
+    found = from_bytes(sample[start : start + _DETECTED]).best()
+    return found.encoding if found is not None else "cp1252"
+
+
+def decoded(file: BinaryIO) -> Iterator[str]:
+    """The blocks of a text file, in the encoding that its beginning shows.
+
+    Bytes that the encoding does not know become U+FFFD.
+
+    Raises:
+        Unreadable: it is empty or no text.
+    """
+    sample = file.read(SAMPLE)
+    if not sample:
+        raise Unreadable("an empty file")
+    decoder = codecs.getincrementaldecoder(encoding_of(sample))("replace")
+    yield decoder.decode(sample)
+    while block := file.read(_BLOCK):
+        yield decoder.decode(block)
+    if rest := decoder.decode(b"", final=True):
+        yield rest
+
+
+def decoded_bytes(content: bytes) -> str:
+    """A whole text in the encoding that its beginning shows.
+
+    Raises:
+        Unreadable: it is no text.
+    """
+    return content.decode(encoding_of(content[:SAMPLE]), "replace")
+
+
+def pieces(blocks: Iterator[str], most: int) -> Iterator[str]:
+    """A text in pieces of at most ``most`` characters, holding no more than a few of them."""
+    held = ""
+    for block in blocks:
+        held += block
+        start = 0
+        while len(held) - start > most:
+            end = _cut(held, start, start + most)
+            if piece := held[start:end]:
+                yield piece
+            start = end
+        held = held[start:]
+    if held:
+        yield held
+
+
+def _cut(text: str, start: int, stop: int) -> int:
+    """Where to cut before ``stop``: after a paragraph, else a line, else a word."""
+    half = start + (stop - start) // 2
+    for mark in ("\n\n", "\n", " "):
+        place = text.rfind(mark, half, stop)
+        if place >= 0:
+            return place + len(mark)
+    return stop
+
+
+def read_text_file(file: BinaryIO, limits: Limits) -> Iterator[str]:
+    """The documents of a text file."""
+    for piece in pieces(decoded(file), limits.characters):
+        if piece.strip():
+            yield piece

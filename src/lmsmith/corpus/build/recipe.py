@@ -1,0 +1,172 @@
+"""Settings of a corpus: its sources and the steps, each a table of ``corpus.toml``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
+
+import msgspec
+
+from lmsmith.core.config import (
+    NOT_A_SETTING,
+    FractionBelowOne,
+    NonNegativeInt,
+    PositiveInt,
+    Problem,
+    SettingsError,
+    apply_overrides,
+    decode,
+    parse_toml,
+)
+from lmsmith.core.files import beside
+from lmsmith.core.recipe import recipe_text
+from lmsmith.core.settings import Setting, describe_settings
+
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
+
+Format: TypeAlias = Literal["auto", "text", "jsonl"]
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """A source of documents, the table ``[sources.NAME]``."""
+
+    paths: tuple[str, ...]
+    """Files, folders and globs, relative to the recipe's folder; URLs that fsspec reads, such as
+    ``s3://bucket/key``; or ``package:NAME/PATTERN``, files of an installed Python package."""
+    format: Format = "auto"
+    """What the files are; auto: by the end of the name, else by how the content begins."""
+    text_field: str = "text"
+    """Field of rows that holds the text; a list of texts is joined by line ends."""
+    id_field: str = "id"
+    """Field of rows that holds their name."""
+    curated: bool = False
+    """Good text: kept rather than its duplicates in other sources, an example of quality, and not
+    filtered by quality."""
+
+    def check(self) -> list[Problem]:
+        """No path, or an empty one."""
+        fix = 'write paths = ["raw/*.txt"]'
+        if not self.paths:
+            return [Problem("paths", [], "names no file", fix)]
+        empty = [n for n, path in enumerate(self.paths) if not path.strip()]
+        return [Problem(f"paths.{n}", "", "names no file", fix) for n in empty]
+
+
+@dataclass(frozen=True)
+class ReadConfig:
+    """How files are read."""
+
+    max_characters: Annotated[int, msgspec.Meta(ge=1000, le=10_000_000)] = 100_000
+    """A longer text becomes several documents, cut between paragraphs, lines or words."""
+    max_row_mib: PositiveInt = 64
+    """A longer row of JSONL or CSV is skipped."""
+    max_unpacked_times: PositiveInt = 200
+    """A compressed file that unpacks to more than so many times its size (and to more than 64 MiB)
+    is read no further."""
+
+
+@dataclass(frozen=True)
+class DeduplicateConfig:
+    """Which documents are the same as another."""
+
+    exact: bool = True
+    """Keep one of documents with equal text: a curated one, else the one with the smallest id."""
+
+
+@dataclass(frozen=True)
+class ShardsConfig:
+    """The tokenizer, and the shards that ``lmsmith run`` reads."""
+
+    tokenizer: str = ""
+    """A tokenizer to use: a folder of lmsmith or Hugging Face, a registered model's name, a GGUF
+    file. Without it one is trained on the corpus."""
+    vocabulary_size: Annotated[int, msgspec.Meta(ge=300, le=1 << 20)] = 32_000
+    """Tokens of a tokenizer that is trained here."""
+    tokenizer_mib: PositiveInt = 64
+    """Text that the tokenizer is trained on, drawn from the whole corpus."""
+    validation: FractionBelowOne = 0.01
+    """Share of the documents that is held out, to see when a model overfits."""
+    max_validation: NonNegativeInt = 1_000
+    """No more documents than these are held out."""
+    part_mib: PositiveInt = 64
+    """Text of a part of the shards, which a worker holds at a time."""
+
+
+@dataclass(frozen=True)
+class CorpusRecipe:
+    """A corpus: sources, the steps in their order, and where the result goes."""
+
+    sources: dict[str, SourceConfig]
+    """The sources by name, ``[sources.NAME]`` each."""
+    description: str = ""
+    """What the corpus is, in a line."""
+    out: str = ""
+    """The finished corpus, a folder relative to the recipe's; ``corpora/RECIPE`` in the present
+    folder by default."""
+    seed: int = 0
+    """Seed of all that is drawn."""
+    engine: Literal["local"] = "local"
+    """local: processes of this machine."""
+    workers: NonNegativeInt = 0
+    """Processes; 0: one a core. They change the time, not the result."""
+    read: ReadConfig = field(default_factory=ReadConfig)
+    """How files are read."""
+    deduplicate: DeduplicateConfig = field(default_factory=DeduplicateConfig)
+    """Which documents are the same as another."""
+    shards: ShardsConfig = field(default_factory=ShardsConfig)
+    """The tokenizer and the token shards."""
+    name: str = field(default="", metadata=NOT_A_SETTING)
+    """That of the recipe's file."""
+    folder: str = field(default="", metadata=NOT_A_SETTING)
+    """Relative paths begin at this folder, the recipe's."""
+
+    def check(self) -> list[Problem]:
+        """No source, or a name that is no folder's."""
+        if not self.sources:
+            fix = 'write [sources.NAME] with paths = ["raw/*.txt"]'
+            return [Problem("sources", {}, "names no source", fix)]
+        fix = "use letters, digits, - and _"
+        return [
+            Problem(f"sources.{name}", name, "the name of a source becomes a folder's", fix)
+            for name in self.sources
+            if not _NAME.fullmatch(name)
+        ]
+
+    @property
+    def curated(self) -> tuple[str, ...]:
+        """The sources of good text, by name."""
+        return tuple(sorted(name for name, each in self.sources.items() if each.curated))
+
+    @property
+    def place(self) -> Path:
+        """Folder of the finished corpus."""
+        if not self.out:
+            return Path("corpora") / self.name
+        return Path(beside(self.folder, self.out))
+
+
+def corpus_settings() -> list[Setting]:
+    """Every setting of a corpus, under ``corpus.``."""
+    return list(describe_settings(CorpusRecipe, "corpus"))
+
+
+def load_corpus_recipe(file: str | Path, overrides: Sequence[str] = ()) -> CorpusRecipe:
+    """Read and check a corpus's recipe.
+
+    Args:
+        file: a TOML file; paths in it are relative to its folder.
+        overrides: ``"table.key=value"`` each.
+
+    Raises:
+        UserError: no such file, not TOML, or the list of all problems in it.
+    """
+    name, text = recipe_text(file)
+    tables = apply_overrides(parse_toml(text, file), overrides)
+    recipe, problems = decode(CorpusRecipe, tables, "")
+    if recipe is None:
+        raise SettingsError(problems, str(file))
+    return replace(recipe, name=name, folder=str(Path(file).parent))

@@ -1,0 +1,266 @@
+"""The build of a corpus: what is done already, the steps, the finished folder and its record.
+
+``OUT/corpus.json`` names the folder of the shards and everything in it with checksums. It is
+written last and atomically: until then an earlier corpus in OUT stays as it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from lmsmith.core.config import encode
+from lmsmith.core.errors import UserError
+from lmsmith.core.files import read_json, remove_partials, sha256_file, write_json, write_jsonl
+from lmsmith.core.progress import RunProgress
+from lmsmith.core.version import VERSION
+from lmsmith.corpus.build.engine import FORMAT, Data, Engine, key_of
+from lmsmith.corpus.build.local import LocalEngine
+from lmsmith.corpus.build.reading.plan import Item, find_files, format_of, make_items
+from lmsmith.corpus.build.reading.read import reader
+from lmsmith.corpus.build.recipe import CorpusRecipe
+from lmsmith.corpus.build.shards import (
+    LoadTokenizer,
+    held_out_share,
+    hold_out,
+    make_tokenizer,
+    parts_of,
+    write_part,
+)
+from lmsmith.corpus.build.steps import kept_documents
+from lmsmith.corpus.finished import CORPUS_FILE, TOKENIZER_FOLDER, VALIDATION_FILE
+from lmsmith.runs.locking import locked
+from lmsmith.runs.signals import StopSignal
+from lmsmith.runs.stage_folder import (
+    available_cores,
+    describe_hardware,
+    describe_versions,
+    git_commit,
+)
+
+BUILD_FILE = "build.json"
+"""Times, memory and machine of a build: what is not the same in another build."""
+
+WORK_FOLDER = "work"
+
+_FILES = "files.json"
+_SHARDS = "shards-"
+
+
+class OwnedEngine(Engine, Protocol):
+    """An engine that a build makes and ends."""
+
+    def close(self) -> None: ...
+
+
+@dataclass
+class _Build:
+    """One call of `build_corpus`."""
+
+    recipe: CorpusRecipe
+    load_tokenizer: LoadTokenizer
+    tokenizer_identity: object
+    progress: RunProgress
+    engine: OwnedEngine
+    items: list[Item]
+    files_key: str
+    stages: dict[str, dict[str, Any]]
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Show a step, and take its time."""
+        started = time.monotonic()
+        self.progress.stage_begins(name, name)
+        yield
+        seconds = time.monotonic() - started
+        self.stages[name] = {"wall_seconds": round(seconds, 3)}
+        self.progress.stage_ends(name, seconds)
+
+    def run(self) -> dict[str, Any]:
+        recipe, engine = self.recipe, self.engine
+        self.progress.plan(["read", "steps", "tokenizer", "shards"])
+        with self.stage("read"):
+            read = engine.read("read", self.items, reader(recipe), self.files_key)
+        with self.stage("steps"):
+            kept = kept_documents(engine, read, recipe)
+        sizes = _sizes(engine, kept, recipe)
+        documents = sum(count for count, _ in sizes.values())
+        if not documents:
+            raise UserError(*_nothing_left(engine, read))
+        out = recipe.place
+        with self.stage("tokenizer"):
+            share = held_out_share(recipe.shards, documents)
+            training, rows = hold_out(engine, kept, recipe.seed, share)
+            total = sum(size for _, size in sizes.values())
+            tokenizer = make_tokenizer(
+                engine,
+                training,
+                recipe.shards,
+                recipe.seed,
+                total,
+                out / WORK_FOLDER / TOKENIZER_FOLDER,
+                self.load_tokenizer,
+                self.tokenizer_identity,
+            )
+        parts = parts_of({name: size for name, (_, size) in sizes.items()}, recipe.shards.part_mib)
+        key = key_of(training.key, parts, tokenizer)
+        folder = out / f"{_SHARDS}{key}"
+        with self.stage("shards"):
+            written = engine.arrange(training, folder, parts, write_part, tokenizer)
+            shutil.copytree(tokenizer.path, folder / TOKENIZER_FOLDER, dirs_exist_ok=True)
+            write_jsonl(folder / VALIDATION_FILE, rows)
+        return self.publish(folder, written, rows, [read, kept])
+
+    def publish(
+        self,
+        folder: Path,
+        written: list[dict[str, Any]],
+        rows: list[dict[str, str]],
+        checkpoints: list[Data],
+    ) -> dict[str, Any]:
+        """Write the corpus's record, and remove the shards that it no longer names."""
+        out, steps = self.recipe.place, {}
+        memory = 0
+        for data in checkpoints:
+            found = self.engine.record(data)
+            memory = max(memory, found["peak_memory_bytes"])
+            for step, counts in found["counts"].items():
+                steps[step] = counts
+                about = {"seconds": round(found["seconds"].get(step, 0.0), 3)}
+                self.stages.setdefault(step, {}).update(about)
+        beside = [folder / VALIDATION_FILE, *sorted((folder / TOKENIZER_FOLDER).iterdir())]
+        record = {
+            "format": FORMAT,
+            "version": VERSION,
+            "shards": folder.name,
+            "recipe": _lasting(self.recipe),
+            "sources": _by_source(written),
+            "validation_documents": len(rows),
+            "steps": steps,
+            "parts": written,
+            "files": {str(path.relative_to(folder)): sha256_file(path) for path in beside},
+        }
+        write_json(out / CORPUS_FILE, record)
+        build = {
+            "stages": self.stages,
+            "peak_memory_bytes_of_a_worker": memory,
+            "engine": self.recipe.engine,
+            "git_commit": git_commit(),
+            "versions": describe_versions(),
+            "hardware": describe_hardware(),
+        }
+        write_json(out / BUILD_FILE, build)
+        for old in out.glob(f"{_SHARDS}*"):
+            if old != folder:
+                shutil.rmtree(old, ignore_errors=True)
+        return {"folder": str(out), **record, "build": build}
+
+
+def build_corpus(
+    recipe: CorpusRecipe,
+    load_tokenizer: LoadTokenizer,
+    progress: RunProgress,
+    tokenizer_identity: object = None,
+) -> dict[str, Any]:
+    """Build a corpus, or go on with a build that was cut off.
+
+    Args:
+        recipe: read and checked.
+        load_tokenizer: reads the tokenizer that the recipe names.
+        progress: shows the steps.
+        tokenizer_identity: fingerprint of that tokenizer's files.
+
+    Returns:
+        The record in ``corpus.json``, its folder and the record of the build.
+
+    Raises:
+        UserError: a source has no file, no document is left, or the disk is full.
+        Interrupted: a signal asked to stop; the same call goes on.
+    """
+    out = recipe.place
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(locked(out, progress))
+        stack.enter_context(StopSignal())
+        stack.callback(progress.close)
+        work = out / WORK_FOLDER
+        work.mkdir(exist_ok=True)
+        remove_partials(out, inside=False)
+        files, problems, hashes = find_files(recipe, _known(work / _FILES))
+        write_json(work / _FILES, hashes)
+        items = make_items(recipe, files, problems)
+        states = [[file.id, file.state, file.source] for file in files]
+        key = key_of(states, [problem.id for problem in problems])
+        size = sum(item.size for item in items)
+        workers = recipe.workers or available_cores()
+        engine = LocalEngine(work, workers, size, progress)
+        stack.callback(engine.close)
+        build = _Build(recipe, load_tokenizer, tokenizer_identity, progress, engine, items, key, {})
+        return build.run()
+
+
+def plan_corpus(recipe: CorpusRecipe) -> dict[str, Any]:
+    """The files of each source, without reading them.
+
+    Raises:
+        UserError: a path names nothing.
+    """
+    files, problems, _ = find_files(recipe, _known(recipe.place / WORK_FOLDER / _FILES))
+    sources: dict[str, dict[str, Any]] = {}
+    for file in files:
+        about = sources.setdefault(file.source, {"files": 0, "bytes": 0, "formats": {}})
+        about["files"] += 1
+        about["bytes"] += file.size
+        kind = format_of(file.place, recipe.sources[file.source])
+        about["formats"][kind] = about["formats"].get(kind, 0) + 1
+    said = [f"{problem.id}: {problem.reason}" for problem in problems]
+    return {"folder": str(recipe.place), "plan": {"sources": sources, "problems": said}}
+
+
+def _known(path: Path) -> Mapping[str, Any]:
+    try:
+        found: Any = read_json(path)
+    except UserError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _lasting(recipe: CorpusRecipe) -> dict[str, Any]:
+    """The recipe without what changes no result."""
+    found: dict[str, Any] = encode(recipe)
+    return {
+        name: value for name, value in found.items() if name not in ("out", "workers", "engine")
+    }
+
+
+def _sizes(engine: Engine, kept: Data, recipe: CorpusRecipe) -> dict[str, tuple[int, int]]:
+    """Source → documents and bytes of a checkpoint."""
+    found = engine.sizes(kept)
+    return {name: found[name] for name in recipe.sources if name in found}
+
+
+def _by_source(written: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    found: dict[str, dict[str, int]] = {}
+    for part in written:
+        about = found.setdefault(part["source"], {"documents": 0, "bytes": 0, "tokens": 0})
+        for name in about:
+            about[name] += part[name]
+    return found
+
+
+def _nothing_left(engine: Engine, read: Data) -> tuple[str, str]:
+    """The problem that no document is left, with the most frequent reason of reading."""
+    reasons: dict[str, float] = {}
+    for sources in engine.record(read)["counts"].values():
+        for counts in sources.values():
+            for name, value in counts.items():
+                if name.startswith("removed."):
+                    reason = name.removeprefix("removed.")
+                    reasons[reason] = reasons.get(reason, 0) + value
+    why = max(reasons, key=lambda name: reasons[name], default="")
+    said = f": {reasons[why]:,.0f} times {why}" if why else ""
+    return f"no document is left{said}", "Check the sources, or loosen the steps."

@@ -1,0 +1,145 @@
+"""The last step: a tokenizer, the held-out documents, and token shards with their index."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from lmsmith.core.files import atomic_folder, sha256_file
+from lmsmith.corpus.build.chunks import write_table
+from lmsmith.corpus.build.document import Document, Yielded, point
+from lmsmith.corpus.build.engine import Data, Engine, key_of
+from lmsmith.corpus.build.recipe import ShardsConfig
+from lmsmith.corpus.shards import OFFSETS_FILE, TOKENS_FILE, write_tokens
+from lmsmith.tokenizers import Tokenizer
+
+INDEX_FILE = "documents.parquet"
+"""Beside the tokens: id, name, language, scores and bytes of each document, in order."""
+
+LEAST_HELD_OUT, MOST_HELD_OUT = 8, 0.1
+"""Documents that a small corpus holds out, as far as that is no larger share."""
+
+LoadTokenizer = Callable[[str], Tokenizer]
+"""Reads the tokenizer that a recipe names."""
+
+
+class IndexRow(msgspec.Struct, frozen=True):
+    """A document's row of the index."""
+
+    id: str
+    name: str
+    language: str
+    scores: dict[str, float]
+    size: int
+
+
+@dataclass(frozen=True)
+class TokenizerFolder:
+    """A tokenizer on disk, for the workers."""
+
+    path: Path
+    key: str
+
+
+def held_out_share(config: ShardsConfig, documents: int) -> float:
+    """The share of the documents that is held out."""
+    if config.validation == 0 or config.max_validation == 0 or documents == 0:
+        return 0.0
+    least = min(MOST_HELD_OUT, LEAST_HELD_OUT / documents)
+    return min(max(config.validation, least), config.max_validation / documents)
+
+
+def without_held_out(
+    documents: Iterable[Document], _broadcast: Any, *, seed: int, share: float
+) -> Iterator[Document]:
+    """The documents that are for training."""
+    for each in documents:
+        if point(seed, "validation", each.id) >= share:
+            yield each
+
+
+def hold_out(
+    engine: Engine, data: Data, seed: int, share: float
+) -> tuple[Data, list[dict[str, str]]]:
+    """The documents for training, and the rows of those that are held out."""
+    if share == 0:
+        return data, []
+    found = engine.sample(data, seed, "validation", share)
+    rows = [{"text": each.text, "id": each.id, "source": each.source} for each in found]
+    kept: Callable[..., Iterator[Yielded]] = partial(without_held_out, seed=seed, share=share)
+    return engine.map(data, "validation", kept), rows
+
+
+def make_tokenizer(
+    engine: Engine,
+    data: Data,
+    config: ShardsConfig,
+    seed: int,
+    total_bytes: int,
+    folder: Path,
+    load: LoadTokenizer,
+    named: object,
+) -> TokenizerFolder:
+    """Train the tokenizer, or load the one that is named, into ``folder``/KEY.
+
+    Args:
+        named: identity of the tokenizer that is loaded.
+    """
+    share = min(1.0, (config.tokenizer_mib << 20) / max(1, total_bytes))
+    if config.tokenizer:
+        key = key_of("tokenizer", named)
+    else:
+        key = key_of("tokenizer", data.key, config.vocabulary_size, share, seed)
+    place = folder / key
+    if not place.is_dir():
+        if config.tokenizer:
+            tokenizer = load(config.tokenizer)
+        else:
+            found = engine.sample(data, seed, "tokenizer", share)
+            tokenizer = Tokenizer.train((each.text for each in found), config.vocabulary_size)
+        with atomic_folder(place) as partial_folder:
+            tokenizer.save(partial_folder)
+    return TokenizerFolder(place, key)
+
+
+def parts_of(sizes: Mapping[str, int], part_mib: int) -> dict[str, int]:
+    """How many parts each source has, by the bytes of its text."""
+    return {name: max(1, -(-size // (part_mib << 20))) for name, size in sorted(sizes.items())}
+
+
+@lru_cache(maxsize=2)
+def _loaded(path: Path) -> Tokenizer:
+    return Tokenizer.load(path)
+
+
+def write_part(
+    documents: Sequence[Document], folder: Path, given: TokenizerFolder
+) -> dict[str, Any]:
+    """Tokens, offsets and index of one part; returns their checksums and sizes."""
+    tokenizer = _loaded(given.path)
+    offsets = write_tokens(
+        folder,
+        _encoded(tokenizer, documents),
+        tokenizer.end_of_text,
+        tokenizer.vocabulary_size,
+        tokenizer.document_start,
+    )
+    rows = [IndexRow(d.id, d.name, d.language, d.scores, d.size) for d in documents]
+    write_table(folder / INDEX_FILE, rows, IndexRow.__struct_fields__)
+    names = (TOKENS_FILE, OFFSETS_FILE, INDEX_FILE)
+    return {
+        "documents": len(documents),
+        "bytes": sum(row.size for row in rows),
+        "tokens": int(offsets[-1]),
+        "files": {name: sha256_file(folder / name) for name in names},
+    }
+
+
+def _encoded(tokenizer: Tokenizer, documents: Sequence[Document]) -> Iterator[list[int]]:
+    for start in range(0, len(documents), 256):
+        yield from tokenizer.encode_batch([each.text for each in documents[start : start + 256]])
