@@ -153,7 +153,7 @@ def test_the_chat_page_keeps_the_text_of_a_reply_that_was_cut(
 def test_a_client_that_hangs_up_ends_the_request_behind(
     front: Running, behind: ModelServer
 ) -> None:
-    behind.pause = 1.0
+    behind.pause = 0.3
     scheduler = front.engine.models["big"].scheduler
     body = {"messages": ASKED, "stream": True}
     with HTTP.stream("POST", f"{front.address}/v1/chat/completions", json=body) as reply:
