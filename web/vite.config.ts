@@ -15,6 +15,7 @@ const oneFormat: Plugin = {
 /** Built into the Python package; in development, the API is asked of a running `lmsmith serve`. */
 export default defineConfig({
   plugins: [oneFormat, svelte()],
+  base: './', // below whatever path the server names in <base>
   build: {
     outDir: '../src/lmsmith/server/static',
     emptyOutDir: true,

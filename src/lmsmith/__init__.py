@@ -9,6 +9,7 @@ from lmsmith.core.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from lmsmith.api import add_task as add_task
+    from lmsmith.api import backup_feedback as backup_feedback
     from lmsmith.api import compare as compare
     from lmsmith.api import evaluate as evaluate
     from lmsmith.api import export as export
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from lmsmith.api import feedback_statistics as feedback_statistics
     from lmsmith.api import import_feedback as import_feedback
     from lmsmith.api import pull as pull
+    from lmsmith.api import restore_feedback as restore_feedback
     from lmsmith.api import run as run
     from lmsmith.api import sample_feedback as sample_feedback
     from lmsmith.api import score as score
@@ -44,9 +46,9 @@ if TYPE_CHECKING:
     from lmsmith.translation import translate as translate
 
 _API = (
-    "add_task", "compare", "evaluate", "export", "export_feedback", "feedback_statistics",
-    "import_feedback", "pull", "run", "sample_feedback", "score", "study", "study_scale",
-    "task_function",
+    "add_task", "backup_feedback", "compare", "evaluate", "export", "export_feedback",
+    "feedback_statistics", "import_feedback", "pull", "restore_feedback", "run", "sample_feedback",
+    "score", "study", "study_scale", "task_function",
 )  # fmt: skip
 
 _WHERE = {

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from lmsmith.evaluation.functions import TextFunction
     from lmsmith.evaluation.run import ModelEvaluation
     from lmsmith.evaluation.tasks.spec import TaskSpec
+    from lmsmith.feedback.backup import DatabaseCopy
     from lmsmith.feedback.store import Store
     from lmsmith.improve.prospect import Prospect
     from lmsmith.prompts import Message
@@ -950,6 +951,42 @@ def feedback_statistics(*, database: str = "", seed: int = 0) -> dict[str, Any]:
         from lmsmith.feedback.statistics import statistics_of
 
         return statistics_of(store, seed)
+
+
+@documented
+def backup_feedback(file: Path, *, database: str = "") -> DatabaseCopy:
+    """Copy the database into one file, as it is at this moment, while a server uses it.
+
+    The copy is checked, and its owner alone may read it. For PostgreSQL the message has the
+    command of its own program.
+
+    Args:
+        file: A new one.
+
+    Raises:
+        UserError: there is no such database, it is damaged or PostgreSQL's, or the file is there.
+    """
+    with needs_extra("serve"):
+        from lmsmith.feedback import backup
+    return backup.back_up(database, file)
+
+
+@documented
+def restore_feedback(file: Path, *, database: str = "") -> DatabaseCopy:
+    """Put a backup back, in one transaction, while a server runs or not.
+
+    What the database held is copied beside it first. Whoever was removed after the backup is back:
+    remove them again.
+
+    Args:
+        file: A backup, also of an earlier version.
+
+    Raises:
+        UserError: the file is no backup or damaged, or the database is PostgreSQL's.
+    """
+    with needs_extra("serve"):
+        from lmsmith.feedback import backup
+    return backup.restore(database, file)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -94,6 +94,7 @@ serve = lmsmith.server.serve.serve: answer OpenAI's API with models of this mach
     lmsmith serve runs/quickstart
     lmsmith serve smollm2-135m mine=runs/quickstart --port 8080 --weights int8
     lmsmith serve smollm2-135m --host 0.0.0.0 --token SECRET
+    lmsmith serve smollm2-135m --root-path /chat --trusted-proxy 127.0.0.1 --allow-host HOST
     lmsmith serve runs/quickstart --draft prompt-lookup
     lmsmith serve base=smollm2-135m law=adapters/law poems=adapters/poems
 pull = models.pull: fetch a model, and register its name
@@ -174,6 +175,12 @@ feedback sample = feedback.sample: let models answer prompts, and have the answe
 feedback stats = feedback.stats: show progress, agreement, and which model is best
     lmsmith feedback stats
     lmsmith feedback stats --database chat.db --json
+feedback backup = feedback.backup: copy the database into a file, while the server writes
+    lmsmith feedback backup backups/monday.db
+    lmsmith feedback backup backups/monday.db --database chat.db --json
+feedback restore = feedback.restore: put a backup of the database back
+    lmsmith feedback restore backups/monday.db
+    lmsmith feedback restore backups/monday.db --database chat.db
 users add = users.add: let somebody log in to the server
     lmsmith users add Ann
     lmsmith users add Bob --role labeler --database chat.db

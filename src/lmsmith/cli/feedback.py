@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lmsmith import api
 from lmsmith.cli.output import plain_table, table_console
 from lmsmith.cli.parsing import printed
+from lmsmith.core.format import format_size
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from lmsmith.feedback.backup import DatabaseCopy
 
 
 def _show_export(found: api.FeedbackRows, held_out: float, with_liked: bool) -> None:
@@ -129,3 +133,32 @@ def _interval(found: Mapping[str, float | None]) -> tuple[str, str]:
 
 
 stats = printed(api.feedback_statistics, print_statistics)
+
+
+def _show_backup(found: DatabaseCopy) -> None:
+    print(f"{found.file}: {_contents(found)}, as {found.database} was now")
+    print(f"it comes back by: lmsmith feedback restore {shlex.quote(str(found.file))}", end="")
+    print(_option(found))
+
+
+backup = printed(api.backup_feedback, _show_backup)
+
+
+def _show_restore(found: DatabaseCopy) -> None:
+    print(f"{found.database} is as {found.file}: {_contents(found)}")
+    if found.before:
+        print(f"what it held before is in {found.before}")
+
+
+restore = printed(api.restore_feedback, _show_restore)
+
+
+def _contents(found: DatabaseCopy) -> str:
+    counts = ", ".join(f"{count:,} {name}" for name, count in found.rows.items())
+    return f"{format_size(found.bytes)}, {counts}"
+
+
+def _option(found: DatabaseCopy) -> str:
+    from lmsmith.feedback.database import option_of
+
+    return option_of(found.database)

@@ -42,6 +42,8 @@ METAVARS = {
     "MODEL": "judge models",
     "N": "limit seed alternatives reply_tokens labelers adapter_layers keep",
     "NAME": "suite measure person allow_host",
+    "PATH": "root_path",
+    "ADDRESS": "trusted_proxy",
     "X": "temperature full_learning_rate",
     "P": "top_p",
     "SHARE": "held_out",

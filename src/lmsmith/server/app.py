@@ -36,6 +36,7 @@ from lmsmith.server.guard import LOOPBACK, Guard
 from lmsmith.server.improvements import Improvements
 from lmsmith.server.models import Loader
 from lmsmith.server.openai import completions, embeddings, models, tasks
+from lmsmith.server.proxy import behind_proxy
 from lmsmith.server.stream import json_response
 from lmsmith.server.translators import ServedTranslator
 from lmsmith.server.trials import Trials
@@ -72,6 +73,8 @@ def create_app(
     translators: Mapping[str, ServedTranslator] | None = None,
     classifiers: Mapping[str, ServedClassifier] | None = None,
     encoders: Encoders | None = None,
+    root_path: str = "",
+    proxies: Sequence[str] = (),
 ) -> ASGIApp:
     """An ASGI application.
 
@@ -85,6 +88,8 @@ def create_app(
         recipe: a .toml file of the settings of improvements; the shipped one if empty.
         translators, classifiers: by the names of the tasks that they answer.
         encoders: make vectors of texts; none if left out.
+        root_path: path of the page, below which all others stand; as `checked_root_path` gives it.
+        proxies: whose word about a client counts; as `checked_proxies` gives them.
     """
 
     @contextlib.asynccontextmanager
@@ -107,6 +112,7 @@ def create_app(
         redirect_slashes=False,  # to an address made of the Host header
     )
     app.state.engine, app.state.store = engine, store
+    app.state.root_path = root_path
     app.state.translators = dict(translators or {})
     app.state.classifiers = dict(classifiers or {})
     app.state.encoders = encoders or Encoders()
@@ -120,13 +126,14 @@ def create_app(
     for part in PARTS:
         app.include_router(part.router)
     add_error_handlers(app)
-    return Guard(
+    guarded = Guard(
         _CatchCrashes(app, engine),
         authenticator=app.state.authenticator,
         is_open=pages.is_open,
         hosts=hosts,
         body_bytes=engine.limits.body_bytes,
     )
+    return behind_proxy(guarded, root_path, proxies)
 
 
 @router.get("/health")

@@ -137,12 +137,11 @@ async def with_store(
 def session_cookie(header: str) -> str:
     """The session in a Cookie header; empty if there is none."""
     # Not by http.cookies, whose time for a quoted value grows with the square of its length.
-    found = ""
     for part in header.split(";"):
         name, _, value = part.strip().partition("=")
-        if name == COOKIE:
-            found = value
-    return found
+        if name == COOKIE:  # the first is that of the longest path (RFC 6265, section 5.4)
+            return value
+    return ""
 
 
 class Authenticator:
@@ -269,7 +268,8 @@ async def sign_in(request: Request, body: TokenBody) -> Response:
             max_age=SESSION_DAYS * 24 * 3600,
             httponly=True,
             samesite="strict",
-            secure=request.url.scheme == "https",
+            path=_cookie_path(request),
+            secure=_is_by_tls(request),
         )
     return response
 
@@ -281,8 +281,18 @@ async def sign_out(request: Request) -> Response:
     await authenticator.sign_out(request.headers, address_of(request.scope))
     visitor = None if await authenticator.is_closed() else Visitor()
     response = await _shown(authenticator, visitor)
-    response.delete_cookie(COOKIE, httponly=True, samesite="strict")
+    response.delete_cookie(COOKIE, path=_cookie_path(request), httponly=True, samesite="strict")
     return response
+
+
+def _cookie_path(request: Request) -> str:
+    return f"{request.app.state.root_path}/"
+
+
+def _is_by_tls(request: Request) -> bool:
+    """Whether the browser speaks TLS, as a trusted proxy or the page's own address says."""
+    origin = request.headers.get("origin", "")  # the guard has refused those of other pages
+    return request.url.scheme == "https" or origin.lower().startswith("https:")
 
 
 async def _shown(authenticator: Authenticator, visitor: Visitor | None) -> Response:

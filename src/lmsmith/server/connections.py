@@ -20,6 +20,7 @@ from typing import Any, cast
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from lmsmith.server.errors import ApiError
+from lmsmith.server.proxy import is_proxy
 
 log = logging.getLogger("lmsmith.server")
 
@@ -36,13 +37,14 @@ class ConnectionLimits:
 
     Attributes:
         total: connections at the same time.
-        of_address: those of one address that is not this machine's own.
+        of_address: those of one address that is neither this machine's own nor a proxy's.
         url_bytes, header_bytes, headers: of a request's head; header_bytes is their sum.
         head_seconds: from the first byte, or the connection's begin, to the end of the headers.
         body_seconds, body_rate: a body may take so long, and a second more for each ``body_rate``
             bytes that have come.
         reader_seconds: a reader of a response who takes nothing for so long is cut off.
         unread_seconds: after so long, such a reader gives way to a new connection.
+        proxies: addresses and networks that bring everybody's requests.
     """
 
     total: int = 500
@@ -55,19 +57,20 @@ class ConnectionLimits:
     body_rate: float = 1000.0
     reader_seconds: float = 60.0
     unread_seconds: float = 2.0
+    proxies: tuple[str, ...] = ()
 
     @classmethod
-    def of_system(cls) -> ConnectionLimits:
+    def of_system(cls, proxies: tuple[str, ...] = ()) -> ConnectionLimits:
         """As many connections as this process may open files, less `RESERVED_FILES`."""
         try:
             import resource
         except ImportError:  # Windows has no such limit
-            return cls()
+            return cls(proxies=proxies)
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         if files == resource.RLIM_INFINITY:
             files = MAX_CONNECTIONS
         total = max(8, min(MAX_CONNECTIONS, files - RESERVED_FILES))
-        return cls(total=total, of_address=max(4, total // 2))
+        return cls(total=total, of_address=max(4, total // 2), proxies=proxies)
 
 
 @dataclass
@@ -87,7 +90,8 @@ class Connections:
         self.open.add(new)
         self.of_address[new.address] += 1
         limits, problem = self.limits, ""
-        if self.of_address[new.address] > limits.of_address and not _is_local(new.address):
+        of_many = _is_local(new.address) or is_proxy(new.address, limits.proxies)
+        if self.of_address[new.address] > limits.of_address and not of_many:
             others = [each for each in self.open if each.address == new.address]
             if not _close_idle(others, new):
                 problem = "too many connections from your address"

@@ -21,9 +21,12 @@ STATIC = Path(__file__).parent / "static"
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; font-src 'self'; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "connect-src 'self'; base-uri 'self'; form-action 'none'; frame-ancestors 'none'"
 )
 """Nothing inline, nothing from elsewhere."""
+
+BASE = b'<base href="/"'
+"""In the built page: what its relative addresses stand below."""
 
 FOREVER = "public, max-age=31536000, immutable"
 """For files whose name holds their hash."""
@@ -57,8 +60,11 @@ class Asset:
 
     @classmethod
     def read(cls, path: Path) -> Asset:
-        body = path.read_bytes()
         kind = TYPES.get(path.suffix) or mimetypes.guess_type(path.name)[0] or "text/plain"
+        return cls.of(path.read_bytes(), kind)
+
+    @classmethod
+    def of(cls, body: bytes, kind: str) -> Asset:
         tag = hashlib.sha256(body).hexdigest()[:32]
         return cls(body, gzip.compress(body, 9, mtime=0), kind, f'"{tag}"')
 
@@ -84,6 +90,13 @@ def assets(folder: Path = STATIC) -> dict[str, Asset]:
     return {path.relative_to(folder).as_posix(): Asset.read(path) for path in found}
 
 
+@functools.cache
+def below(root_path: str, index: Asset) -> Asset:
+    """The page below a path, from which its other files, the API and its links are found."""
+    body = index.body.replace(BASE, BASE.replace(b"/", root_path.encode() + b"/"))
+    return Asset.of(body, index.kind) if root_path else index
+
+
 OPEN = ("/", "/label", "/models", "/api/session", "/health", "/ready")
 
 
@@ -103,7 +116,7 @@ async def page(request: Request) -> Response:
     index = assets().get("index.html")
     if index is None:
         return HTMLResponse(NOT_BUILT, 503)
-    return index.response(request, "no-cache")
+    return below(request.app.state.root_path, index).response(request, "no-cache")
 
 
 @router.get("/assets/{name}")

@@ -29,6 +29,8 @@ def serve(
     port: int = 8000,
     token: str = "",
     allow_host: Sequence[str] = (),
+    root_path: str = "",
+    trusted_proxy: Sequence[str] = (),
     weights: Weights = "file",
     draft: str = "",
     adapters_on: str = "",
@@ -59,6 +61,9 @@ def serve(
         token: Required in every request, as an API key; LMSMITH_TOKEN if it is left out. At an
             address that others reach it must look random: words, dates and patterns are refused.
         allow_host: A name by which clients may call this server, beside its address. Repeatable.
+        root_path: Path of the page at a proxy, such as /chat; the API is at /chat/v1.
+        trusted_proxy: Address or network of a proxy whose X-Forwarded-For and X-Forwarded-Proto
+            say where a request comes from, and whether by TLS. Repeatable.
         weights: As the file has them (a quantised GGUF file at its own bits), expanded to the
             precision (model), or rounded to int8: half the memory of bf16, nearly twice
             the speed.
@@ -98,6 +103,7 @@ def serve(
     from lmsmith.server import pages
     from lmsmith.server.app import Server, addresses, bound_socket, create_app, is_any
     from lmsmith.server.classifiers import divide_classifiers, read_classifiers
+    from lmsmith.server.connections import ConnectionLimits
     from lmsmith.server.encoders import Encoders, read_encoders, split_words
     from lmsmith.server.engine import AsyncEngine
     from lmsmith.server.guard import LOOPBACK
@@ -107,6 +113,7 @@ def serve(
         read_models,
         serve_remote,
     )
+    from lmsmith.server.proxy import checked_proxies, checked_root_path
     from lmsmith.server.requests import Limits
     from lmsmith.server.token_strength import ADVICE, weakness
     from lmsmith.server.translators import divide, read_translators
@@ -128,6 +135,7 @@ def serve(
         problems.append(f"--recipe {recipe}: no such file")
     if problems:
         raise UserError("\n".join(problems))
+    root_path, proxies = checked_root_path(root_path), checked_proxies(trusted_proxy)
     log_lines = logging.StreamHandler()
     log_lines.setFormatter(_OneLine("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[log_lines])
@@ -173,7 +181,7 @@ def serve(
         for encoder in encoders.models.values():
             print(encoder.description())
         engine = AsyncEngine(served, limits)
-        address, *others = addresses(listening, host)
+        address, *others = (f"{each}{root_path}" for each in addresses(listening, host))
         kept_in = make_safe(database) if "://" in database else database
 
         def ready() -> None:
@@ -204,10 +212,13 @@ def serve(
             translators=translators,
             classifiers=classifiers,
             encoders=encoders,
+            root_path=root_path,
+            proxies=proxies,
         )
         gc.collect()
         gc.freeze()  # models and modules, which no later collection has to look at
-        Server(app, engine, listening, ready).serve_until_stopped()
+        limited = ConnectionLimits.of_system(proxies)
+        Server(app, engine, listening, ready, limited).serve_until_stopped()
 
 
 class _OneLine(logging.Formatter):

@@ -4,7 +4,7 @@ A random token is looked up at once: nobody who guesses from the same address ke
 rate of guesses finds it. A wrong one is answered late, the answers of one address one after
 another. A token that can be guessed, which a server of this machine's own addresses may have, is
 compared only then, unless it was right from that address before. Other addresses never wait.
-``X-Forwarded-For`` is not read: anybody can write it.
+``X-Forwarded-For`` counts if a trusted proxy sends it: anybody else can write it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 /** Questions to the server, and its errors. */
+import { address } from './root';
 
 export class ApiError extends Error {
   constructor(
@@ -27,7 +28,7 @@ export async function send(
 ): Promise<Response> {
   let response: Response;
   try {
-    response = await fetch(path, {
+    response = await fetch(address(path), {
       method,
       ...(body === undefined
         ? {}

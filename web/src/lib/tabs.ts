@@ -1,6 +1,7 @@
 /** The other tabs of this browser: each tells them what has changed, and hears of it. */
+import { root } from './root';
 
-const channel = 'BroadcastChannel' in globalThis ? new BroadcastChannel('lmsmith') : null;
+const channel = 'BroadcastChannel' in globalThis ? new BroadcastChannel(`lmsmith${root}`) : null;
 
 /** Tell that something has changed in a conversation, or in the list of them. */
 export function tell(conversation: string): void {
