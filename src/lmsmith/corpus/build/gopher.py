@@ -1,0 +1,169 @@
+"""Gopher's rules of quality, by name (Rae et al. 2021, section A.1 and table A1).
+
+A rule is a measure of a text with its bounds. Words are parted by white space here; a text of a
+script without spaces is measured by its characters, and rules about words as such leave it alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, TypeAlias
+
+import numpy as np
+from msgspec import Meta
+
+from lmsmith.core.config import Fraction
+from lmsmith.corpus.build.document import Count, Document, Yielded, removed
+from lmsmith.corpus.build.groups import groups
+from lmsmith.corpus.build.repetition import DUPLICATE_GRAMS, TOP_GRAMS, Measures, repetition
+from lmsmith.corpus.words import UNSPACED, read_words
+
+STOP_WORDS = frozenset(("the", "be", "to", "of", "and", "that", "have", "with"))
+"""Gopher's: a text of English has at least two of them."""
+
+Bounds: TypeAlias = tuple[float, float]
+
+_UNSPACED = re.compile(f"[{UNSPACED}]")
+_LETTER = re.compile(r"[^\W\d_]")
+_BULLETS = ("•", "‣", "▶", "◀", "◦", "■", "□", "▪", "▫", "–", "-", "*")
+_ELLIPSES = ("...", "…")
+_PARAGRAPHS = re.compile(r"\n\s*\n")
+
+
+@dataclass(frozen=True)
+class GopherConfig:
+    """Bounds of Gopher's rules; the bounds on repetition are those of its table A1."""
+
+    drop: tuple[str, ...] = ()
+    """Names of rules that are not applied."""
+    least_words: Annotated[int, Meta(ge=0)] = 50
+    """A shorter document is removed."""
+    most_words: Annotated[int, Meta(ge=1)] = 100_000
+    """A longer document is removed."""
+    shortest_mean_word: Annotated[float, Meta(ge=0)] = 3
+    """Least mean of the characters of a word."""
+    longest_mean_word: Annotated[float, Meta(gt=0)] = 10
+    """Largest mean of the characters of a word."""
+    most_symbols: Annotated[float, Meta(ge=0)] = 0.1
+    """Most hash signs for each word; the same for ellipses."""
+    most_bullets: Fraction = 0.9
+    """Largest share of lines that begin with a bullet."""
+    most_ellipsis_lines: Fraction = 0.3
+    """Largest share of lines that end with an ellipsis."""
+    least_alphabetic: Fraction = 0.8
+    """Least share of words with a letter."""
+    least_stop_words: Annotated[int, Meta(ge=0, le=8)] = 2
+    """Different words of the, be, to, of, and, that, have, with that a text of English has."""
+    most_duplicate_lines: Fraction = 0.3
+    """Largest share of lines that repeat one before; the same for paragraphs."""
+    most_duplicate_line_characters: Fraction = 0.2
+    """Largest share of characters in such lines; the same for paragraphs."""
+
+    def bounds(self) -> dict[str, Bounds]:
+        """Rule → least and largest value of its measure, without the dropped rules."""
+        infinite = float("inf")
+        bounds: dict[str, Bounds] = {
+            "words": (self.least_words, self.most_words),
+            "mean word length": (self.shortest_mean_word, self.longest_mean_word),
+            "hash signs": (0, self.most_symbols),
+            "ellipses": (0, self.most_symbols),
+            "bullet lines": (0, self.most_bullets),
+            "ellipsis lines": (0, self.most_ellipsis_lines),
+            "alphabetic words": (self.least_alphabetic, 1),
+            "stop words": (self.least_stop_words, infinite),
+            "duplicate lines": (0, self.most_duplicate_lines),
+            "duplicate paragraphs": (0, self.most_duplicate_lines),
+            "duplicate line characters": (0, self.most_duplicate_line_characters),
+            "duplicate paragraph characters": (0, self.most_duplicate_line_characters),
+        }
+        bounds |= {f"top {n}-grams": (0, most) for n, most in TOP_GRAMS.items()}
+        bounds |= {f"duplicate {n}-grams": (0, most) for n, most in DUPLICATE_GRAMS.items()}
+        return {name: each for name, each in bounds.items() if name not in self.drop}
+
+
+RULES = tuple(GopherConfig().bounds())
+"""Names of Gopher's rules."""
+
+
+def broken_rules(
+    texts: Sequence[str], languages: Sequence[str], bounds: Mapping[str, Bounds]
+) -> list[dict[str, float]]:
+    """The rules that each text breaks, with the value of the measure.
+
+    Args:
+        texts: of documents.
+        languages: ISO 639-1 code of each; the stop words are asked of English and of unknown ones.
+        bounds: rule → least and largest value.
+    """
+    measured = gopher_measures(texts, languages)
+    broken: list[dict[str, float]] = [{} for _ in texts]
+    for name, (least, most) in bounds.items():
+        values = measured[name]
+        for place in np.flatnonzero((values < least) | (values > most)).tolist():
+            broken[place][name] = float(values[place])
+    return broken
+
+
+def gopher_measures(texts: Sequence[str], languages: Sequence[str]) -> Measures:
+    """Rule → (texts) its measure; NaN, which breaks no bound, where it does not apply."""
+    rows = [_measures(*each) for each in zip(texts, languages, strict=True)]
+    measured = {name: np.array([row[name] for row in rows]) for name in (rows[0] if rows else ())}
+    return measured | repetition(read_words(texts))
+
+
+def _measures(text: str, language: str) -> dict[str, float]:
+    """All measures but those of runs of words."""
+    words = text.split()
+    unspaced = 0 if text.isascii() else len(_UNSPACED.findall(text))
+    spaced = 2 * unspaced < sum(map(len, words))
+    count = len(words) if spaced else unspaced
+    lines = [line for line in map(str.strip, text.split("\n")) if line]
+    paragraphs = [part for part in map(str.strip, _PARAGRAPHS.split(text)) if part]
+    nan = float("nan")
+    english = spaced and language in ("", "en")
+    alphabetic = sum(word.isalpha() or bool(_LETTER.search(word)) for word in words)
+    return {
+        "words": count,
+        "mean word length": _share(sum(map(len, words)), count) if spaced else nan,
+        "hash signs": _share(text.count("#"), count),
+        "ellipses": _share(sum(map(text.count, _ELLIPSES)), count),
+        "bullet lines": _share(sum(line.startswith(_BULLETS) for line in lines), len(lines)),
+        "ellipsis lines": _share(sum(line.endswith(_ELLIPSES) for line in lines), len(lines)),
+        "alphabetic words": _share(alphabetic, count) if spaced else nan,
+        "stop words": len(STOP_WORDS.intersection(text.lower().split())) if english else nan,
+        "duplicate lines": _repeats(lines)[0],
+        "duplicate paragraphs": _repeats(paragraphs)[0],
+        "duplicate line characters": _repeats(lines)[1],
+        "duplicate paragraph characters": _repeats(paragraphs)[1],
+    }
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
+
+
+def _repeats(parts: Sequence[str]) -> tuple[float, float]:
+    """Share of the parts that repeat one before, and of the characters in them."""
+    again = [(count - 1, len(part)) for part, count in Counter(parts).items() if count > 1]
+    characters = sum(count * size for count, size in again)
+    return _share(sum(count for count, _ in again), len(parts)), _share(
+        characters, sum(map(len, parts))
+    )
+
+
+def apply_gopher(documents: Iterable[Document], bounds: Mapping[str, Bounds]) -> Iterator[Yielded]:
+    """The documents that break no rule; what each rule alone would remove is counted."""
+    for group in groups(documents):
+        languages = [document.language for document in group]
+        found = broken_rules([document.text for document in group], languages, bounds)
+        for document, broken in zip(group, found, strict=True):
+            for name in broken:
+                yield Count(document.source, f"breaks {name}")
+            if broken:
+                name, value = next(iter(broken.items()))
+                yield removed(document, f"{name}: {value:.3g}")
+            else:
+                yield document
