@@ -5,22 +5,20 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+from built_corpus import Built, after
 from lmsmith.corpus.build.decontaminate import (
     DecontaminateConfig,
     TaskGrams,
     TaskText,
     cuts,
-    decontaminate,
-    frequent,
-    gram_documents,
     matches,
+    remove_tasks,
     task_grams,
 )
-from lmsmith.corpus.build.document import Document, Removed
+from lmsmith.corpus.build.document import Document
 from lmsmith.corpus.words import normal_words
 
 QUESTION = "Did the quick brown fox really jump over the lazy dog's back before noon, or not?"
@@ -31,36 +29,27 @@ def filler(words: int, seed: int = 0) -> str:
     return " ".join(f"w{draw.randrange(10**6)}" for _ in range(words))
 
 
-def built(documents: dict[str, str], grams: TaskGrams, **settings: Any) -> dict[str, list[Any]]:
-    """Documents and cuts of the whole step, with the shuffle in memory."""
+def built(folder: Path, documents: dict[str, str], grams: TaskGrams, **settings: Any) -> Built:
+    """The whole step."""
     config = DecontaminateConfig(words=grams.words, **settings)
     corpus = [Document(id, "crawl", text) for id, text in documents.items()]
-    groups: dict[bytes, list[str]] = {}
-    for key, id in gram_documents(corpus, grams):
-        groups.setdefault(key, []).append(id)
-    combine = partial(frequent, most=config.most_documents)
-    ignored = dict(pair for key, ids in groups.items() for pair in combine(key, sorted(ids)))
-    found = list(decontaminate(corpus, (grams, ignored), config))
-    return {
-        kind.__name__: [each for each in found if isinstance(each, kind)]
-        for kind in (Document, Removed)
-    }
+    return after(folder, corpus, lambda engine, data: remove_tasks(engine, data, grams, config))
 
 
-def test_the_match_and_200_characters_on_either_side_are_removed() -> None:
+def test_the_match_and_200_characters_on_either_side_are_removed(tmp_path: Path) -> None:
     grams = task_grams([TaskText("fox", "7", QUESTION)])
-    before, after = filler(80, 1), filler(90, 2)
+    before, after_it = filler(80, 1), filler(90, 2)
     written = QUESTION.upper().replace(" ", "  ")
-    text = f"{before}. {written} {after}"
-    found = built({"a": text, "b": filler(50)}, grams)
-    first, second, other = found["Document"]
-    assert (first.id, second.id, other.id) == ("a#1", "a#2", "b")
-    assert first.text == text[: len(before) + 2 - 200]
-    assert second.text == text[text.index(written) + len(written) - 1 + 200 :]
-    (cut,) = found["Removed"]
+    text = f"{before}. {written} {after_it}"
+    found = built(tmp_path, {"a": text, "b": filler(50)}, grams)
+    assert list(found.texts) == ["a#1", "a#2", "b"]
+    first, second, _ = found.texts.values()
+    assert first == text[: len(before) + 2 - 200]
+    assert second == text[text.index(written) + len(written) - 1 + 200 :]
+    (cut,) = found.removed
     assert (cut.id, cut.reason) == ("a", "overlap with task fox: item 7")
     assert written[:-1] in cut.excerpt
-    assert len(first.text) + cut.size + len(second.text) == len(text)
+    assert len(first) + cut.size + len(second) == len(text)
 
 
 def test_twelve_words_in_a_row_are_no_overlap() -> None:
@@ -73,30 +62,34 @@ def test_twelve_words_in_a_row_are_no_overlap() -> None:
     assert task_grams([TaskText("t", "0", "too short"), TaskText("t", "1", QUESTION)]).short == 1
 
 
-def test_short_pieces_are_dropped_and_documents_in_more_than_ten_pieces() -> None:
+def test_short_pieces_are_dropped_and_documents_in_more_than_ten_pieces(tmp_path: Path) -> None:
     grams = task_grams([TaskText("fox", "0", QUESTION)])
     parts = [filler(80, n) for n in range(12)]
-    found = built({"ten": QUESTION.join(parts[:10]), "eleven": QUESTION.join(parts[:11])}, grams)
-    assert {document.id.partition("#")[0] for document in found["Document"]} == {"ten"}
-    assert len(found["Document"]) == 10
-    assert "in more than 10 pieces: 11" in [each.reason for each in found["Removed"]]
-
     edge = filler(200)[:400]
-    kept = built({"a": edge + " " + QUESTION}, grams, shortest=201)["Document"]
-    assert [len(document.text) for document in kept] == [201]
-    dropped = built({"a": edge[1:] + " " + QUESTION}, grams, shortest=201)
-    assert dropped["Document"] == []
-    assert dropped["Removed"][-1].reason == "no piece is long enough"
+    documents = {
+        "ten": QUESTION.join(parts[:10]),
+        "eleven": QUESTION.join(parts[:11]),
+        "long": f"{edge} {QUESTION}",
+        "short": f"{edge[1:]} {QUESTION}",
+    }
+    found = built(tmp_path, documents, grams, shortest=201)
+    assert list(found.texts) == sorted(["long#1", *(f"ten#{n}" for n in range(1, 11))])
+    assert len(found.texts["long#1"]) == 201
+    reasons = {each.id: each.reason for each in found.removed if "overlap" not in each.reason}
+    assert reasons == {
+        "eleven": "in more than 10 pieces: 11",
+        "short": "no piece is long enough",
+    }
 
 
-def test_runs_in_more_than_ten_documents_are_ignored() -> None:
+def test_runs_in_more_than_ten_documents_are_ignored(tmp_path: Path) -> None:
     grams = task_grams([TaskText("fox", "0", QUESTION)])
     ten = {str(n): f"{filler(80, n)} {QUESTION} {QUESTION}" for n in range(10)}
-    assert len(built(ten, grams)["Removed"]) == 10
+    assert len(built(tmp_path / "10", ten, grams).removed) == 10
     eleven = ten | {"10": QUESTION + filler(80, 10)}
-    found = built(eleven, grams)
-    assert found["Removed"] == []
-    assert {document.id: document.text for document in found["Document"]} == eleven
+    found = built(tmp_path / "11", eleven, grams)
+    assert found.removed == []
+    assert found.texts == dict(sorted(eleven.items()))
 
 
 def plain(text: str, task_words: set[tuple[str, ...]], n: int, around: int) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import Annotated, Any
 
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from lmsmith.core.files import fingerprint
 from lmsmith.corpus.build.document import Count, Document, Removed, Yielded, removed
+from lmsmith.corpus.build.engine import Data, Engine
 from lmsmith.corpus.build.groups import groups
 from lmsmith.corpus.words import Hashes, Places, gram_hashes, read_words
 
@@ -130,6 +131,19 @@ def matches(texts: Sequence[str], grams: TaskGrams) -> list[list[Match]]:
     ):
         found[text].append(Match(*match))
     return found
+
+
+def remove_tasks(engine: Engine, data: Data, grams: TaskGrams, config: DecontaminateConfig) -> Data:
+    """Documents without what is also in a task.
+
+    Args:
+        data: a checkpoint.
+    """
+    pairs = engine.pairs(data, "task-overlaps", gram_documents, grams)
+    combine = partial(frequent, most=config.most_documents)
+    too_frequent = engine.lookup(engine.reduce(pairs, "task-frequent", combine), "task-ignored")
+    function = partial(decontaminate, config=config)
+    return engine.map(data, "decontaminate", function, (grams, too_frequent))
 
 
 def gram_documents(documents: Iterable[Document], grams: TaskGrams) -> Iterator[tuple[bytes, str]]:
