@@ -12,6 +12,7 @@ from lmsmith.core.progress import choose_progress
 from lmsmith.options import documented
 
 if TYPE_CHECKING:
+    from lmsmith.corpus.build.decontaminate import DecontaminateConfig, TaskGrams
     from lmsmith.tokenizers import Tokenizer
 
 
@@ -58,21 +59,35 @@ def build_corpus(
     if loaded.shards.tokenizer:
         from lmsmith.catalogue.reading import tokenizer_files
 
-        named = _tokenizer_place(loaded.shards.tokenizer, loaded.folder)
+        named = _place(loaded.shards.tokenizer, loaded.folder)
         identity = [sha256_file(path) for path in tokenizer_files(named)]
     title = f"corpus {loaded.name}: {loaded.description}".removesuffix(": ")
     progress = choose_progress(title, quiet)
-    record = build(loaded, lambda name: _load(name, loaded.folder), progress, identity)
+    tasks = _tasks(loaded.decontaminate, loaded.folder)
+    record = build(loaded, lambda name: _load(name, loaded.folder), progress, identity, tasks)
     return BuiltCorpus(folder=loaded.place, record=record)
+
+
+def _tasks(config: DecontaminateConfig, folder: str) -> TaskGrams | None:
+    """What the tasks ask that the recipe keeps out of the corpus."""
+    from lmsmith.core.files import beside
+    from lmsmith.corpus.build.decontaminate import task_grams
+    from lmsmith.evaluation.contamination import task_texts
+
+    if not config.tasks:
+        return None
+    folders = [beside(folder, each) for each in config.data]
+    names = [_place(name, folder) for name in config.tasks]
+    return task_grams(task_texts(names, folders), config.words)
 
 
 def _load(name: str, folder: str) -> Tokenizer:
     from lmsmith.catalogue.reading import load_any_tokenizer
 
-    return load_any_tokenizer(_tokenizer_place(name, folder))
+    return load_any_tokenizer(_place(name, folder))
 
 
-def _tokenizer_place(name: str, folder: str) -> str:
+def _place(name: str, folder: str) -> str:
     """A path relative to the recipe's folder, or a registered name."""
     from lmsmith.core.files import beside, is_there
 

@@ -16,11 +16,13 @@ from typing import Any, Literal
 import numpy as np
 
 from lmsmith.core.errors import UserError
+from lmsmith.corpus.build.decontaminate import TaskText
 from lmsmith.corpus.words import normal_words
 from lmsmith.evaluation.measures import aggregate, measure_of
 from lmsmith.evaluation.rows import ItemRow
 from lmsmith.evaluation.run import TaskResult
-from lmsmith.evaluation.tasks.data import read_items
+from lmsmith.evaluation.tasks.data import read_data, read_items, search_path
+from lmsmith.evaluation.tasks.shipped import find_tasks
 from lmsmith.evaluation.tasks.spec import DataSpec
 from lmsmith.statistics.intervals import Interval
 
@@ -156,6 +158,21 @@ def _texts(value: object) -> Iterator[str]:
     elif isinstance(value, Sequence):
         for each in value:
             yield from _texts(each)
+
+
+def task_texts(tasks: Sequence[str], folders: Sequence[str] = ()) -> list[TaskText]:
+    """Every text of every item of some tasks or suites.
+
+    Raises:
+        UserError: no such task, or its data are nowhere.
+    """
+    path = search_path(folders)
+    return [
+        TaskText(task.name, item.id, text)
+        for task in find_tasks(tasks)
+        for item in read_data(task, path).items
+        for text in _texts(item.fields)
+    ]
 
 
 def row_text(row: ItemRow) -> str:

@@ -41,6 +41,8 @@ paths = ["crawl/*.jsonl"]
 [sources.books]
 paths = ["books"]
 curated = true
+[deduplicate.near]
+enabled = false
 [shards]
 vocabulary_size = 300
 validation = 0.1

@@ -36,6 +36,6 @@ def test_c4_removes_documents_and_marks_of_citations() -> None:
         assert c4_text(bad + three, C4Config())[2] == why
     assert c4_text(three.partition("\n")[0], C4Config())[2] == "sentences"
     found: list[Any] = list(
-        apply_c4([Document("a", "s", three), Document("b", "s", "x")], C4Config())
+        apply_c4([Document("a", "s", three), Document("b", "s", "x")], ("books",), C4Config())
     )
     assert [type(each).__name__ for each in found] == ["Count", "Document", "Count", "Removed"]

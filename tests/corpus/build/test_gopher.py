@@ -105,7 +105,7 @@ def test_repetition_is_that_of_plain_counting() -> None:
 
 def test_gopher_names_the_rule_and_counts_all_that_are_broken() -> None:
     documents = [Document("a", "s", GOOD), Document("b", "s", BROKEN["hash signs"] + " x..." * 29)]
-    kept, *rest = apply_gopher(documents, GopherConfig().bounds())
+    kept, *rest = apply_gopher(documents, ("books",), GopherConfig())
     assert kept == documents[0]
     *counts, gone = rest
     assert {count.name for count in counts} >= {"breaks hash signs", "breaks ellipses"}

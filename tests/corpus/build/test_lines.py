@@ -12,6 +12,7 @@ from lmsmith.corpus.build.lines import LinesConfig, remove_lines
 Texts: TypeAlias = dict[str, str]
 
 NOTICE = "All rights reserved; do not copy this page."
+PARAGRAPHS = LinesConfig(unit="paragraphs")
 LONG = "first of {}, which is long enough to count"
 OTHER = "Subscribe to our newsletter, and never miss a thing."
 
@@ -29,16 +30,16 @@ def test_the_first_of_equal_parts_stays_curated_before_others(tmp_path: Path) ->
         Document("z", "books", f"{OTHER} \n\nfirst of z"),
     ]
     for chunks in (1, 3):
-        lines = kept(tmp_path / f"l{chunks}", documents, LinesConfig("lines"), chunks)
+        lines = kept(tmp_path / f"l{chunks}", documents, LinesConfig(unit="lines"), chunks)
         assert lines == {
             "a": documents[0].text,
             "b": LONG.format("b") + "\n\nshort",
             "z": documents[3].text,
         }
-        two = kept(tmp_path / f"t{chunks}", documents, LinesConfig("lines", copies=2), chunks)
+        two = kept(tmp_path / f"t{chunks}", documents, LinesConfig(unit="lines", copies=2), chunks)
         assert two["c"] == documents[2].text.split("\n")[0].strip()
         assert two["b"].count(OTHER) == 1
-        paragraphs = kept(tmp_path / f"p{chunks}", documents, LinesConfig("paragraphs"), chunks)
+        paragraphs = kept(tmp_path / f"p{chunks}", documents, PARAGRAPHS, chunks)
         assert paragraphs == {document.id: document.text for document in documents}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -28,6 +28,8 @@ _POLICIES = (
 class C4Config:
     """C4's rules. They remove lines; documents with what no text should have; and short ones."""
 
+    enabled: bool = False
+    """Apply the rules."""
     terminal_mark: bool = True
     """Remove lines that do not end with a mark that ends a sentence."""
     least_line_words: Annotated[int, Meta(ge=0)] = 5
@@ -88,9 +90,14 @@ def c4_text(text: str, config: C4Config) -> tuple[str, dict[str, int], str]:
     return joined, gone, ""
 
 
-def apply_c4(documents: Iterable[Document], config: C4Config) -> Iterator[Yielded]:
+def apply_c4(
+    documents: Iterable[Document], curated: Sequence[str], config: C4Config
+) -> Iterator[Yielded]:
     """The documents with the lines that break no rule; characters by rule are counted."""
     for document in documents:
+        if document.source in curated:
+            yield document
+            continue
         text, gone, rule = c4_text(document.text, config)
         for name, characters in gone.items():
             yield Count(document.source, f"characters removed by {name}", characters)

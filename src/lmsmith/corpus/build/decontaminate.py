@@ -35,6 +35,11 @@ _TABLE_BITS = 22
 class DecontaminateConfig:
     """Settings of the removal of tasks from the corpus; the defaults are GPT-3's."""
 
+    tasks: tuple[str, ...] = ()
+    """Tasks that the corpus may not give away, by name, or files of them.
+    ``lmsmith tasks ls`` lists the names."""
+    data: tuple[str, ...] = ()
+    """Folders of the tasks' data, relative to the recipe's; LMSMITH_DATA is searched too."""
     words: Annotated[int, Meta(ge=2, le=100)] = 13
     """Words in a row that are an overlap."""
     around: Annotated[int, Meta(ge=0)] = 200

@@ -36,8 +36,8 @@ Mapper: TypeAlias = Callable[[Iterable[Document], Any], Iterator[Yielded]]
 """``function(documents of a chunk, broadcast)``: documents go on, the rest is recorded."""
 
 Emitter: TypeAlias = Callable[[Iterable[Document], Any], Iterator[Pair]]
-Combiner: TypeAlias = Callable[[Key, list[Value]], Iterable[Pair]]
-"""``combine(key, all values of the key, sorted)``."""
+Combiner: TypeAlias = Callable[[Any, list[Value]], Iterable[Pair]]
+"""``combine(key, all values of the key, sorted)``; a step knows which kind of `Key` it made."""
 
 ShardWriter: TypeAlias = Callable[[Sequence[Document], Path, Any], dict[str, Any]]
 """``write(documents in order, an empty folder, broadcast)`` → a record of what it wrote."""

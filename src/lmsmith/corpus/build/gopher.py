@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, TypeAlias
 
 import numpy as np
 from msgspec import Meta
 
-from lmsmith.core.config import Fraction
+from lmsmith.core.config import Fraction, Problem
 from lmsmith.corpus.build.document import Count, Document, Yielded, removed
 from lmsmith.corpus.build.groups import groups
 from lmsmith.corpus.build.repetition import DUPLICATE_GRAMS, TOP_GRAMS, Measures, repetition
@@ -37,6 +37,8 @@ _PARAGRAPHS = re.compile(r"\n\s*\n")
 class GopherConfig:
     """Bounds of Gopher's rules; the bounds on repetition are those of its table A1."""
 
+    enabled: bool = False
+    """Apply the rules."""
     drop: tuple[str, ...] = ()
     """Names of rules that are not applied."""
     least_words: Annotated[int, Meta(ge=0)] = 50
@@ -82,6 +84,15 @@ class GopherConfig:
         bounds |= {f"top {n}-grams": (0, most) for n, most in TOP_GRAMS.items()}
         bounds |= {f"duplicate {n}-grams": (0, most) for n, most in DUPLICATE_GRAMS.items()}
         return {name: each for name, each in bounds.items() if name not in self.drop}
+
+    def check(self) -> list[Problem]:
+        """A name in ``drop`` that is no rule's."""
+        known = tuple(replace(self, drop=()).bounds())
+        return [
+            Problem(f"drop.{number}", name, "no rule's name", f"the rules: {', '.join(known)}")
+            for number, name in enumerate(self.drop)
+            if name not in known
+        ]
 
 
 RULES = tuple(GopherConfig().bounds())
@@ -154,9 +165,14 @@ def _repeats(parts: Sequence[str]) -> tuple[float, float]:
     )
 
 
-def apply_gopher(documents: Iterable[Document], bounds: Mapping[str, Bounds]) -> Iterator[Yielded]:
+def apply_gopher(
+    documents: Iterable[Document], curated: Sequence[str], config: GopherConfig
+) -> Iterator[Yielded]:
     """The documents that break no rule; what each rule alone would remove is counted."""
-    for group in groups(documents):
+    bounds = config.bounds()
+    for both in groups(documents):
+        yield from (document for document in both if document.source in curated)
+        group = [document for document in both if document.source not in curated]
         languages = [document.language for document in group]
         found = broken_rules([document.text for document in group], languages, bounds)
         for document, broken in zip(group, found, strict=True):

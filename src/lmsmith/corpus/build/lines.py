@@ -21,6 +21,8 @@ _SEPARATORS = {"lines": re.compile(r"(\n)"), "paragraphs": re.compile(r"(\n[^\S\
 class LinesConfig:
     """Which parts of documents are removed where they come again."""
 
+    enabled: bool = False
+    """Remove them."""
     unit: Literal["lines", "paragraphs"] = "paragraphs"
     """What is compared, without regard to case and white space."""
     copies: Annotated[int, Meta(ge=1)] = 1

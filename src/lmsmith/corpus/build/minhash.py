@@ -31,6 +31,8 @@ _MULTIPLY = np.uint64(0x94D049BB133111EB)
 class MinHashConfig:
     """Settings of the fuzzy de-duplication."""
 
+    enabled: bool = True
+    """Keep one of each cluster of near-duplicates: a curated one, else that of the smallest id."""
     words: Annotated[int, Meta(ge=1, le=100)] = 5
     """Words of a shingle; characters in scripts without spaces between words."""
     bands: Annotated[int, Meta(ge=1, le=1000)] = 16

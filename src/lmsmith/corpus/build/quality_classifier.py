@@ -26,6 +26,9 @@ from lmsmith.corpus.words import Hashes, batches, read_words
 SCORE = "quality"
 """Name of the score in `Document.scores`."""
 
+SAMPLE = "quality examples"
+"""The draw of documents that the classifier is trained on."""
+
 _FIXED = 1 << 20
 """Weights are whole numbers of this fraction: their sum is exact, in whatever order it is made."""
 _SCALE = 30.0
@@ -34,8 +37,10 @@ _SCALE = 30.0
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """Settings of the quality classifier."""
+    """GPT-3's classifier: curated sources against all others, and a draw by its score."""
 
+    enabled: bool = False
+    """Train it, and remove most documents of low score. Common Crawl kept about 1.3 %."""
     feature_bits: Annotated[int, Meta(ge=4, le=26)] = 18
     """Words are hashed to 2 to the power of this many features."""
     examples: Annotated[int, Meta(ge=20)] = 20_000
@@ -117,7 +122,7 @@ def train_classifier(
         raise UserError(
             f"the quality classifier has {len(curated):,} curated and {len(raw):,} raw documents",
             "mark sources of good text with curated = true, and add raw ones; some ten of each are "
-            "the least. Or set quality.classifier = false",
+            "the least. Or set quality.classifier.enabled = false",
         )
     texts = [document.text for part in fit for document in part]
     labels = np.repeat([1, 0], [len(part) for part in fit])
@@ -130,7 +135,7 @@ def _drawn(documents: Sequence[Document], config: ClassifierConfig, seed: int) -
     """No more documents than the settings say, in an order that depends on their ids alone."""
 
     def place(document: Document) -> tuple[float, str]:
-        return point(seed, "examples", document.id), document.id
+        return point(seed, SAMPLE, document.id), document.id
 
     return sorted(documents, key=place)[: config.examples]
 

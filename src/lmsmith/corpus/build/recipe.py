@@ -24,6 +24,10 @@ from lmsmith.core.config import (
 from lmsmith.core.files import beside
 from lmsmith.core.recipe import recipe_text
 from lmsmith.core.settings import Setting, describe_settings
+from lmsmith.corpus.build.decontaminate import DecontaminateConfig
+from lmsmith.corpus.build.lines import LinesConfig
+from lmsmith.corpus.build.minhash import MinHashConfig
+from lmsmith.corpus.build.quality import QualityConfig
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 
@@ -75,6 +79,10 @@ class DeduplicateConfig:
 
     exact: bool = True
     """Keep one of documents with equal text: a curated one, else the one with the smallest id."""
+    lines: LinesConfig = field(default_factory=LinesConfig)
+    """Lines or paragraphs that come again in the corpus."""
+    near: MinHashConfig = field(default_factory=MinHashConfig)
+    """Documents that are nearly the same."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +123,12 @@ class CorpusRecipe:
     """Processes; 0: one a core. They change the time, not the result."""
     read: ReadConfig = field(default_factory=ReadConfig)
     """How files are read."""
+    quality: QualityConfig = field(default_factory=QualityConfig)
+    """Which documents are good enough."""
     deduplicate: DeduplicateConfig = field(default_factory=DeduplicateConfig)
     """Which documents are the same as another."""
+    decontaminate: DecontaminateConfig = field(default_factory=DecontaminateConfig)
+    """What is removed because tasks ask it."""
     shards: ShardsConfig = field(default_factory=ShardsConfig)
     """The tokenizer and the token shards."""
     name: str = field(default="", metadata=NOT_A_SETTING)
@@ -130,11 +142,16 @@ class CorpusRecipe:
             fix = 'write [sources.NAME] with paths = ["raw/*.txt"]'
             return [Problem("sources", {}, "names no source", fix)]
         fix = "use letters, digits, - and _"
-        return [
+        problems = [
             Problem(f"sources.{name}", name, "the name of a source becomes a folder's", fix)
             for name in self.sources
             if not _NAME.fullmatch(name)
         ]
+        if self.quality.classifier.enabled and len(self.curated) in (0, len(self.sources)):
+            expected = "needs sources of good text and others"
+            fix = "set curated = true in the sources of good text"
+            problems.append(Problem("quality.classifier.enabled", True, expected, fix))
+        return problems
 
     @property
     def curated(self) -> tuple[str, ...]:

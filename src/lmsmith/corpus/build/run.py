@@ -19,6 +19,7 @@ from lmsmith.core.errors import UserError
 from lmsmith.core.files import read_json, remove_partials, sha256_file, write_json, write_jsonl
 from lmsmith.core.progress import RunProgress
 from lmsmith.core.version import VERSION
+from lmsmith.corpus.build.decontaminate import TaskGrams
 from lmsmith.corpus.build.engine import FORMAT, Data, Engine, key_of
 from lmsmith.corpus.build.local import LocalEngine
 from lmsmith.corpus.build.reading.plan import Item, find_files, format_of, make_items
@@ -32,7 +33,7 @@ from lmsmith.corpus.build.shards import (
     parts_of,
     write_part,
 )
-from lmsmith.corpus.build.steps import kept_documents
+from lmsmith.corpus.build.steps import run_steps
 from lmsmith.corpus.finished import CORPUS_FILE, TOKENIZER_FOLDER, VALIDATION_FILE
 from lmsmith.runs.locking import locked
 from lmsmith.runs.signals import StopSignal
@@ -69,6 +70,7 @@ class _Build:
     engine: OwnedEngine
     items: list[Item]
     files_key: str
+    tasks: TaskGrams | None
     stages: dict[str, dict[str, Any]]
 
     @contextlib.contextmanager
@@ -87,7 +89,8 @@ class _Build:
         with self.stage("read"):
             read = engine.read("read", self.items, reader(recipe), self.files_key)
         with self.stage("steps"):
-            kept = kept_documents(engine, read, recipe)
+            steps = run_steps(engine, read, recipe, self.tasks)
+        kept = steps.kept
         sizes = _sizes(engine, kept, recipe)
         documents = sum(count for count, _ in sizes.values())
         if not documents:
@@ -114,7 +117,7 @@ class _Build:
             written = engine.arrange(training, folder, parts, write_part, tokenizer)
             shutil.copytree(tokenizer.path, folder / TOKENIZER_FOLDER, dirs_exist_ok=True)
             write_jsonl(folder / VALIDATION_FILE, rows)
-        return self.publish(folder, written, rows, [read, kept])
+        return self.publish(folder, written, rows, [read, *steps.checkpoints], steps.figures)
 
     def publish(
         self,
@@ -122,6 +125,7 @@ class _Build:
         written: list[dict[str, Any]],
         rows: list[dict[str, str]],
         checkpoints: list[Data],
+        figures: dict[str, Any],
     ) -> dict[str, Any]:
         """Write the corpus's record, and remove the shards that it no longer names."""
         out, steps = self.recipe.place, {}
@@ -142,6 +146,7 @@ class _Build:
             "sources": _by_source(written),
             "validation_documents": len(rows),
             "steps": steps,
+            "figures": figures,
             "parts": written,
             "files": {str(path.relative_to(folder)): sha256_file(path) for path in beside},
         }
@@ -166,6 +171,7 @@ def build_corpus(
     load_tokenizer: LoadTokenizer,
     progress: RunProgress,
     tokenizer_identity: object = None,
+    tasks: TaskGrams | None = None,
 ) -> dict[str, Any]:
     """Build a corpus, or go on with a build that was cut off.
 
@@ -174,6 +180,7 @@ def build_corpus(
         load_tokenizer: reads the tokenizer that the recipe names.
         progress: shows the steps.
         tokenizer_identity: fingerprint of that tokenizer's files.
+        tasks: what the tasks ask that the recipe keeps out of the corpus.
 
     Returns:
         The record in ``corpus.json``, its folder and the record of the build.
@@ -199,7 +206,9 @@ def build_corpus(
         workers = recipe.workers or available_cores()
         engine = LocalEngine(work, workers, size, progress)
         stack.callback(engine.close)
-        build = _Build(recipe, load_tokenizer, tokenizer_identity, progress, engine, items, key, {})
+        build = _Build(
+            recipe, load_tokenizer, tokenizer_identity, progress, engine, items, key, tasks, {}
+        )
         return build.run()
 
 

@@ -122,7 +122,8 @@ class LocalLookup:
             return None
         hashed = digest(key)
         number = partition_of(hashed, self._partitions)
-        return _mapped(self._folder / f"{number:06d}.lookup").get(hashed)
+        path = self._folder / f"{number:06d}.lookup"
+        return _mapped(path, path.stat().st_ino).get(hashed)
 
 
 class _Mapped:
@@ -155,7 +156,9 @@ class _Mapped:
 
 
 @lru_cache(maxsize=512)
-def _mapped(path: Path) -> _Mapped:
+def _mapped(path: Path, inode: int) -> _Mapped:
+    """The file of a path; another build may have replaced it, which the inode shows."""
+    del inode
     return _Mapped(path)
 
 

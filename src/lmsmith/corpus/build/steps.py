@@ -2,13 +2,74 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from typing import Any
+
+from lmsmith.corpus.build.decontaminate import TaskGrams, remove_tasks
 from lmsmith.corpus.build.engine import Data, Engine
 from lmsmith.corpus.build.exact import remove_exact
+from lmsmith.corpus.build.lines import remove_lines
+from lmsmith.corpus.build.near_duplicates import remove_near_duplicates
+from lmsmith.corpus.build.quality import apply_classifier, apply_rules
 from lmsmith.corpus.build.recipe import CorpusRecipe
 
 
-def kept_documents(engine: Engine, data: Data, recipe: CorpusRecipe) -> Data:
-    """All steps between reading and the shards; the result is a checkpoint."""
-    if recipe.deduplicate.exact:
-        data = remove_exact(engine, data, recipe.curated)
-    return engine.checkpoint(data, "kept")
+@dataclass
+class Steps:
+    """What the steps leave behind.
+
+    Attributes:
+        kept: a checkpoint of the documents after the last step.
+        checkpoints: all of them, in order.
+        figures: of the quality classifier and of the tasks, for the corpus's record.
+    """
+
+    engine: Engine
+    kept: Data
+    checkpoints: list[Data] = field(default_factory=list)
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    def keep(self, data: Data, name: str) -> None:
+        """Run the maps that wait, and keep the documents under a name."""
+        self.kept = self.engine.checkpoint(data, name)
+        self.checkpoints.append(self.kept)
+
+
+def run_steps(engine: Engine, data: Data, recipe: CorpusRecipe, tasks: TaskGrams | None) -> Steps:
+    """All steps between reading and the shards.
+
+    Args:
+        data: a checkpoint of what was read.
+        tasks: what the tasks of ``recipe.decontaminate`` ask; None without any.
+    """
+    steps, curated, seed = Steps(engine, data), recipe.curated, recipe.seed
+    quality, deduplicate = recipe.quality, recipe.deduplicate
+    data = apply_rules(engine, data, quality, curated)
+    if quality.classifier.enabled:
+        steps.keep(data, "after-rules")
+        classifier = quality.classifier
+        data, trained = apply_classifier(engine, steps.kept, classifier, curated, seed)
+        steps.figures["quality_classifier"] = {
+            "auc": trained.auc,
+            "examples": trained.examples,
+            "measured": trained.measured,
+        }
+    if deduplicate.exact:
+        steps.keep(data, "after-quality")
+        data = remove_exact(engine, steps.kept, curated)
+    if deduplicate.lines.enabled:
+        steps.keep(data, "after-exact")
+        data = remove_lines(engine, steps.kept, deduplicate.lines, curated)
+    if deduplicate.near.enabled:
+        steps.keep(data, "after-lines")
+        data = remove_near_duplicates(engine, steps.kept, deduplicate.near, curated, seed)
+    if tasks is not None:
+        steps.keep(data, "after-duplicates")
+        data = remove_tasks(engine, steps.kept, tasks, recipe.decontaminate)
+        steps.figures["decontaminate"] = {
+            "items": len(tasks.items),
+            "runs_of_words": len(tasks.hashes_g),
+            "items_too_short_to_find": tasks.short,
+        }
+    steps.keep(data, "kept")
+    return steps
