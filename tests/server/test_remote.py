@@ -150,17 +150,16 @@ def test_the_chat_page_keeps_the_text_of_a_reply_that_was_cut(
     assert (kept["content"], kept["model"]) == ("".join(TEXT[:2]), "big")
 
 
-def test_a_client_that_hangs_up_ends_the_request_behind(
-    front: Running, behind: ModelServer
-) -> None:
-    behind.pause = 0.3
-    scheduler = front.engine.models["big"].scheduler
+def test_a_client_that_hangs_up_ends_the_request_behind(behind: ModelServer) -> None:
+    behind.pause = 2.0
     body = {"messages": ASKED, "stream": True}
-    with HTTP.stream("POST", f"{front.address}/v1/chat/completions", json=body) as reply:
-        next(reply.iter_raw())
-        _wait_until(lambda: scheduler.active == 1)
-    _wait_until(lambda: scheduler.active == 0)
-    assert behind.hung_up.wait(30)
+    with running({}, remote={"big": find_remote(behind.address)}) as front:
+        scheduler = front.engine.models["big"].scheduler
+        with HTTP.stream("POST", f"{front.address}/v1/chat/completions", json=body) as reply:
+            next(reply.iter_raw())
+            _wait_until(lambda: scheduler.active == 1)
+        _wait_until(lambda: scheduler.active == 0)
+        assert behind.hung_up.wait(30)
 
 
 def _wait_until(is_so: Callable[[], bool]) -> None:
