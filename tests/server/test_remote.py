@@ -12,7 +12,7 @@ import httpx2 as httpx
 import pytest
 from worlds import HTTP, LIMITS, Running, parrot, running
 
-from lmsmith.catalogue.remote import Patience, find_remote, split_remote
+from lmsmith.catalogue.remote import Call, Cancelled, Patience, find_remote, split_remote
 from lmsmith.core.errors import UserError
 from model_server import KEY, TEXT, ModelServer, model_server
 
@@ -157,9 +157,18 @@ def test_a_client_that_hangs_up_ends_the_request_behind(behind: ModelServer) -> 
         scheduler = front.engine.models["big"].scheduler
         with HTTP.stream("POST", f"{front.address}/v1/chat/completions", json=body) as reply:
             next(reply.iter_raw())
-            _wait_until(lambda: scheduler.active == 1)
+            _wait_until(lambda: bool(behind.bodies))
+            assert scheduler.active == 1
         _wait_until(lambda: scheduler.active == 0)
         assert behind.hung_up.wait(30)
+
+
+def test_a_call_that_is_cancelled_before_it_begins_is_never_sent(behind: ModelServer) -> None:
+    call = Call(find_remote(behind.address, PATIENT), "/chat/completions", {"messages": ASKED})
+    call.cancel()
+    with pytest.raises(Cancelled):
+        list(call.events())
+    assert not behind.bodies
 
 
 def _wait_until(is_so: Callable[[], bool]) -> None:

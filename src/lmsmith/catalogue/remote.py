@@ -304,6 +304,9 @@ class Call:
             problem = f"the model's server cannot be reached ({reason})"
             return RemoteError(problem, code="upstream_unreachable")
         self._socket = connection.sock
+        if self._cancelled.is_set():  # before there was a socket to shut
+            connection.close()
+            raise Cancelled
         connection.sock.settimeout(limits.read)
         headers = {"Accept": "text/event-stream, application/json", "Connection": "close"}
         if self._model.key:
