@@ -14,6 +14,7 @@ from lmsmith.core.config import (
     NOT_A_SETTING,
     FractionBelowOne,
     NonNegativeInt,
+    PositiveFloat,
     PositiveInt,
     Problem,
     SettingsError,
@@ -31,7 +32,20 @@ from lmsmith.corpus.build.quality import QualityConfig
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 
-Format: TypeAlias = Literal["auto", "text", "jsonl"]
+Format: TypeAlias = Literal[
+    "auto",
+    "text",
+    "markdown",
+    "jsonl",
+    "json",
+    "csv",
+    "tsv",
+    "parquet",
+    "html",
+    "warc",
+    "mail",
+    "pdf",
+]
 
 
 @dataclass(frozen=True)
@@ -67,7 +81,11 @@ class ReadConfig:
     max_characters: Annotated[int, msgspec.Meta(ge=1000, le=10_000_000)] = 100_000
     """A longer text becomes several documents, cut between paragraphs, lines or words."""
     max_row_mib: PositiveInt = 64
-    """A longer row of JSONL or CSV is skipped."""
+    """A longer row of JSONL or CSV, or a longer e-mail, is skipped."""
+    main_text: bool = True
+    """Of HTML the main text alone (trafilatura); false: all text, menus and footers too."""
+    pdf_seconds: PositiveFloat = 60.0
+    """A PDF whose text takes longer is skipped."""
     max_unpacked_times: PositiveInt = 200
     """A compressed file that unpacks to more than so many times its size (and to more than 64 MiB)
     is read no further."""

@@ -59,6 +59,15 @@ def open_file(place: str, limits: Limits) -> Iterator[BinaryIO]:
         raise Unreadable(f"cannot be read: {error.strerror or error}") from error
 
 
+def beginning(file: BinaryIO) -> bytes:
+    """The first bytes of a file that was just opened; it is read from its begin afterwards."""
+    if isinstance(file, io.BufferedReader):
+        return file.peek(4096)[:4096]
+    found = file.read(4096)
+    file.seek(0)
+    return found
+
+
 def _opened(stack: contextlib.ExitStack, place: str) -> BinaryIO:
     if not is_remote(place):
         return stack.enter_context(Path(place).open("rb"))

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, BinaryIO
 
 from lmsmith.corpus.build.document import Count, Document, Removed, Yielded
-from lmsmith.corpus.build.reading.opening import Limits, Unreadable, open_file
+from lmsmith.corpus.build.reading.html import read_html_file
+from lmsmith.corpus.build.reading.mail import read_mail
+from lmsmith.corpus.build.reading.opening import Limits, Unreadable, beginning, open_file
+from lmsmith.corpus.build.reading.pdf import read_pdf
 from lmsmith.corpus.build.reading.plan import Item, Part
-from lmsmith.corpus.build.reading.rows import read_jsonl
-from lmsmith.corpus.build.reading.text import pieces, read_text_file
+from lmsmith.corpus.build.reading.rows import Row, read_jsonl
+from lmsmith.corpus.build.reading.tables import read_csv, read_json_list, read_parquet
+from lmsmith.corpus.build.reading.text import decoded, pieces
+from lmsmith.corpus.build.reading.warc import read_warc
 from lmsmith.corpus.build.recipe import CorpusRecipe, ReadConfig, SourceConfig
+
+_MAIL = re.compile(
+    rb"(Return-Path|Received|Delivered-To|Message-ID|From|Date|MIME-Version): ", re.I
+)
+_HTML = re.compile(
+    rb"(\xef\xbb\xbf)?\s*(<!--.{0,400}?-->\s*|<\?xml.{0,200}?>\s*)*<(!doctype html|html)",
+    re.I | re.S,
+)
 
 
 def read_items(
@@ -22,13 +36,12 @@ def read_items(
     config: ReadConfig,
 ) -> Iterator[Yielded]:
     """The documents of items; a file that cannot be read is recorded."""
-    limits = Limits(config.max_characters, config.max_row_mib << 20, config.max_unpacked_times)
     for item in items:
         yield from item.problems
         for part in item.parts:
             yield Count(part.source, "files")
             yield Count(part.source, "bytes_read", part.size)
-            yield from read_part(part, sources[part.source], limits)
+            yield from read_part(part, sources[part.source], config)
 
 
 def reader(recipe: CorpusRecipe) -> partial[Iterator[Yielded]]:
@@ -36,21 +49,67 @@ def reader(recipe: CorpusRecipe) -> partial[Iterator[Yielded]]:
     return partial(read_items, sources=recipe.sources, config=recipe.read)
 
 
-def read_part(part: Part, config: SourceConfig, limits: Limits) -> Iterator[Yielded]:
-    """The documents of one file."""
+def read_part(part: Part, source: SourceConfig, config: ReadConfig) -> Iterator[Yielded]:
+    """The documents of one file; after a fault, those that came before it."""
+    limits = Limits(config.max_characters, config.max_row_mib << 20, config.max_unpacked_times)
     try:
         with open_file(part.place, limits) as file:
-            if part.format == "jsonl":
-                file.seek(part.start)
-                rows = read_jsonl(
-                    file, limits, config.text_field, config.id_field, part.line, part.stop
-                )
-                for number, *rest in rows:
-                    yield from _of_row(part, f"{part.id}:{number}", rest, limits)
-            else:
-                yield from _numbered(part, part.id, "", read_text_file(file, limits))
+            kind = part.format if part.format != "auto" else sniffed(beginning(file))
+            if (rows := _rows(kind, file, part, source, config, limits)) is None:
+                texts = pieces(_texts(kind, file, config), limits.characters)
+                yield from _numbered(part, part.id, "", texts)
+                return
+            for number, *rest in rows:
+                yield from _of_row(part, f"{part.id}:{number}", rest, limits)
     except Unreadable as error:
         yield Removed(part.id, part.source, "", str(error))
+
+
+def sniffed(begin: bytes) -> str:
+    """The format of a file by its first bytes."""
+    for magic, kind in ((b"%PDF-", "pdf"), (b"PAR1", "parquet"), (b"WARC/", "warc")):
+        if begin.startswith(magic):
+            return kind
+    if _HTML.match(begin):
+        return "html"
+    if _MAIL.match(begin) or re.match(rb"From \S+ .*\d\d:\d\d", begin):
+        return "mail"
+    return "text"
+
+
+def _rows(
+    kind: str,
+    file: BinaryIO,
+    part: Part,
+    source: SourceConfig,
+    config: ReadConfig,
+    limits: Limits,
+) -> Iterator[Row] | None:
+    """The rows of a file of several texts; None for a file that is one text."""
+    fields = source.text_field, source.id_field
+    if kind == "jsonl":
+        if part.start:
+            file.seek(part.start)
+        return read_jsonl(file, limits, *fields, part.line, part.stop)
+    if kind in ("csv", "tsv"):
+        return read_csv(file, limits, *fields, "\t" if kind == "tsv" else ",")
+    if kind == "parquet":
+        return read_parquet(file, *fields)
+    if kind == "json":
+        return read_json_list(file, *fields)
+    if kind == "warc":
+        return read_warc(file, limits, config.main_text)
+    if kind == "mail":
+        return read_mail(file, limits, config.main_text)
+    return None
+
+
+def _texts(kind: str, file: BinaryIO, config: ReadConfig) -> Iterator[str]:
+    if kind == "html":
+        return read_html_file(file, config.main_text)
+    if kind == "pdf":
+        return read_pdf(file, config.pdf_seconds)
+    return decoded(file)
 
 
 def _of_row(part: Part, id: str, row: list[Any], limits: Limits) -> Iterator[Yielded]:
@@ -61,7 +120,12 @@ def _of_row(part: Part, id: str, row: list[Any], limits: Limits) -> Iterator[Yie
     yield from _numbered(part, id, name, pieces(iter((text,)), limits.characters))
 
 
-def _numbered(part: Part, id: str, name: str, texts: Iterable[str]) -> Iterator[Document]:
+def _numbered(part: Part, id: str, name: str, texts: Iterable[str]) -> Iterator[Yielded]:
     """Documents of one text: the second and later pieces have their number in the id."""
-    for number, text in enumerate(texts):
-        yield Document(f"{id}#{number}" if number else id, part.source, text, name)
+    number = 0
+    for text in texts:
+        if text.strip():
+            yield Document(f"{id}#{number}" if number else id, part.source, text, name)
+            number += 1
+    if not number:
+        yield Removed(id, part.source, "", "a file without text")

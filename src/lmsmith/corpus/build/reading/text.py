@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from lmsmith.core.errors import needs_extra
-from lmsmith.corpus.build.reading.opening import Limits, Unreadable
+from lmsmith.corpus.build.reading.opening import Unreadable
 
 SAMPLE = 1 << 20
 """Bytes by which a file's encoding is decided."""
@@ -138,10 +138,3 @@ def _cut(text: str, start: int, stop: int) -> int:
         if place >= 0:
             return place + len(mark)
     return stop
-
-
-def read_text_file(file: BinaryIO, limits: Limits) -> Iterator[str]:
-    """The documents of a text file."""
-    for piece in pieces(decoded(file), limits.characters):
-        if piece.strip():
-            yield piece

@@ -1,0 +1,64 @@
+"""Pages in WARC files, as crawlers write them, and texts in WET files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from lmsmith.core.errors import needs_extra
+from lmsmith.corpus.build.reading.html import MOST_BYTES, html_text
+from lmsmith.corpus.build.reading.opening import Limits, Unreadable
+from lmsmith.corpus.build.reading.rows import Row
+from lmsmith.corpus.build.reading.text import decoded_bytes
+
+_KINDS = ("response", "conversion", "resource")
+_HTML = ("text/html", "application/xhtml+xml")
+
+
+def read_warc(file: BinaryIO, limits: Limits, main_text: bool) -> Iterator[Row]:
+    """The pages of a WARC file: number of the record, text, URL.
+
+    Records that are no page, or of which HTTP reports an error, are skipped.
+
+    Raises:
+        Unreadable: after the pages before it, where the file is damaged or cut off.
+    """
+    with needs_extra("corpus"):
+        from warcio.archiveiterator import ArchiveIterator
+        from warcio.exceptions import ArchiveLoadFailed
+    number, record = 0, None
+    try:
+        for number, record in enumerate(ArchiveIterator(file), start=1):
+            if record.rec_type not in _KINDS:
+                continue
+            headers = record.http_headers
+            if headers is not None and headers.get_statuscode() not in ("", "200"):
+                continue
+            if (row := _page(record, number, main_text)) is not None:
+                yield row
+    except ArchiveLoadFailed as error:
+        raise Unreadable(f"the WARC file is damaged after record {number}") from error
+    if record is None:
+        raise Unreadable("a WARC file without records")
+    if record.raw_stream.limit > 0:
+        raise Unreadable(f"the WARC file is cut off in record {number}")
+
+
+def _page(record: Any, number: int, main_text: bool) -> Row | None:
+    headers = record.http_headers or record.rec_headers
+    kind = str(headers.get_header("Content-Type") or "")
+    medium, _, rest = kind.partition(";")
+    medium = medium.strip().lower()
+    if medium not in (*_HTML, "text/plain"):
+        return None
+    content = record.content_stream().read(MOST_BYTES + 1)
+    if len(content) <= MOST_BYTES and record.raw_stream.limit > 0:
+        raise Unreadable(f"the WARC file is cut off in record {number}")
+    name = str(record.rec_headers.get_header("WARC-Target-URI") or "")
+    declared = rest.partition("charset=")[2].strip(" \"'")
+    try:
+        if medium in _HTML:
+            return number, html_text(content, main_text, declared), name
+        return number, decoded_bytes(content), name
+    except Unreadable as error:
+        return number, error
