@@ -17,10 +17,23 @@ def _show(result: corpora.BuiltCorpus) -> None:
     if "plan" in record:
         _show_plan(record["plan"])
         return
-    table = plain_table("source", "documents read", "kept", "MB", "tokens", "bytes per token")
+    table = plain_table(
+        "source", "documents read", "kept", "MB", "tokens", "bytes per token", "share", "epochs"
+    )
+    mixture = {each["source"]: each for each in record["mixture"]}
     for name, read, kept, size, tokens in corpora.figures(record):
         ratio = f"{size / tokens:.2f}" if tokens else ""
-        table.add_row(name, f"{read:,}", f"{kept:,}", f"{size / 1e6:,.1f}", f"{tokens:,}", ratio)
+        mixed = mixture[name]
+        table.add_row(
+            name,
+            f"{read:,}",
+            f"{kept:,}",
+            f"{size / 1e6:,.1f}",
+            f"{tokens:,}",
+            ratio,
+            f"{100 * mixed['weight']:.1f} %",
+            f"{mixed['epochs']:.2f}",
+        )
     table_console().print(table)
     for step, reasons in _removed(record).items():
         parts = ", ".join(f"{count:,.0f} {reason}" for reason, count in reasons.most_common())

@@ -23,12 +23,14 @@ _BOILERPLATE = (
     r"(accept|manage|reject) (all )?cookies( settings)?",
     r"(please )?(enable|turn on|activate) java\s?script.{0,80}",
     r"java\s?script (is|must be) (disabled|enabled|required).{0,80}",
-    r"(share|tweet|pin|like) (this|on|it|us|with)?.{0,12}(facebook|twitter|linkedin|pinterest|email|reddit)",
+    r"(share|tweet|pin|like) (this|on|it|us|with)?.{0,12}"
+    r"(facebook|twitter|linkedin|pinterest|email|reddit)",
     r"(read|learn|show|view|load) (more|less)( »| >>|…|\.\.\.)?",
     r"(skip|jump) to (main )?(content|navigation)",
     r"(©|\(c\)|copyright).{0,80}all rights reserved\.?",
     r"all rights reserved\.?",
-    r"(privacy policy|terms (of (use|service)|and conditions))([ |·•-]+(privacy policy|terms of (use|service)|contact( us)?|cookies?))*",
+    r"(privacy policy|terms (of (use|service)|and conditions))"
+    r"([ |·•-]+(privacy policy|terms of (use|service)|contact( us)?|cookies?))*",
     r"(sign|log) (in|up|out)( or (sign|log) (in|up))?( to (comment|reply|continue))?",
     r"(subscribe|sign up) (to|for) (our|the|my) (newsletter|mailing list).{0,40}",
     r"(previous|next|older|newer) (post|page|article|entry|entries)s?( »| →)?",

@@ -102,4 +102,4 @@ def language_of(text: str) -> tuple[str, float]:
 def _identifier() -> Any:
     with needs_extra("corpus"):
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
-    return LanguageIdentifier.from_pickled_model(MODEL_FILE, norm_probs=True)
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

@@ -27,17 +27,23 @@ class PersonalConfig:
     (numbers with a right check digit), key (secrets of services, private keys)."""
 
 
-_MAIL = r"[A-Za-z0-9][A-Za-z0-9._%+-]{0,63}@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,62})\.){1,8}[A-Za-z]{2,24}\b"
-_IBAN = r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b"
-_CARD = r"(?<![\d.])[2-6]\d{3}(?:[ -]?\d{4}){2}[ -]?\d{1,7}(?![\d.]\d|\d)|(?<![\d.])3[47]\d{2}[ -]?\d{6}[ -]?\d{5}(?!\d)"
+_MAIL = (
+    r"[A-Za-z0-9][A-Za-z0-9._%+-]{0,63}@"
+    r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,62})\.){1,8}[A-Za-z]{2,24}\b"
+)
+_IBAN = r"(?<![A-Za-z0-9])[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?![A-Za-z0-9])"
+_CARD = (
+    r"(?<![\d.])[2-6]\d{3}(?:[ -]?\d{4}){2}[ -]?\d{1,7}(?![\d.]\d|\d)"
+    r"|(?<![\d.])3[47]\d{2}[ -]?\d{6}[ -]?\d{5}(?!\d)"
+)
 _PHONE = (
-    r"(?<![\w.+/-])(?:"
+    r"(?<![A-Za-z0-9_.+/-])(?<!\d )(?:"
     r"(?:\+|00)[1-9]\d{0,2}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d{1,4}(?:[ .-]?\d{2,4}){2,4}"  # +44 20 …
     r"|\(\d{3}\) ?\d{3}[ .-]\d{4}"  # (206) 555-0123
     r"|(?:1[ .-])?[2-9]\d{2}[.-]\d{3}[.-]\d{4}"  # 206-555-0123
     r"|1[3-9]\d(?:[ -]?\d{4}){2}"  # a Chinese mobile
     r"|0\d{2,3}-\d{7,8}"  # 010-12345678
-    r")(?![\w/-]|\.\d)"
+    r")(?![A-Za-z0-9_/-]|\.\d)"
 )
 _KEY = (
     r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY-----.{0,8000}?-----END (?:[A-Z0-9]+ )*PRIVATE KEY-----"
@@ -70,7 +76,7 @@ def iban_is_valid(text: str) -> bool:
 
 def _card_is_valid(text: str) -> bool:
     digits = re.sub(r"\D", "", text)
-    return 13 <= len(digits) <= 19 and len(set(digits)) > 2 and luhn(digits)
+    return 13 <= len(digits) <= 19 and len(set(digits)) > 1 and luhn(digits)
 
 
 def _phone_is_likely(text: str) -> bool:

@@ -11,8 +11,10 @@ from typing import Annotated, Literal, TypeAlias
 import msgspec
 
 from lmsmith.core.config import (
+    MISSING,
     NOT_A_SETTING,
     FractionBelowOne,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -22,12 +24,16 @@ from lmsmith.core.config import (
     decode,
     parse_toml,
 )
-from lmsmith.core.files import beside
+from lmsmith.core.files import beside, is_there
 from lmsmith.core.recipe import recipe_text
 from lmsmith.core.settings import Setting, describe_settings
+from lmsmith.corpus.build.clean import CleanConfig
 from lmsmith.corpus.build.decontaminate import DecontaminateConfig
+from lmsmith.corpus.build.harmful import HarmfulConfig
+from lmsmith.corpus.build.language import LanguageConfig
 from lmsmith.corpus.build.lines import LinesConfig
 from lmsmith.corpus.build.minhash import MinHashConfig
+from lmsmith.corpus.build.personal import PersonalConfig
 from lmsmith.corpus.build.quality import QualityConfig
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
@@ -61,12 +67,20 @@ class SourceConfig:
     """Field of rows that holds the text; a list of texts is joined by line ends."""
     id_field: str = "id"
     """Field of rows that holds their name."""
+    weight: NonNegativeFloat | None = None
+    """Share of the mixture, in any unit, as in GPT-3's 60, 22, 8, 8 and 3; 0 reads nothing of it.
+    Without any weights each source is read as often as every other."""
+    epochs: NonNegativeFloat | None = None
+    """How often the source is read, in the weight's place."""
     curated: bool = False
     """Good text: kept rather than its duplicates in other sources, an example of quality, and not
     filtered by quality."""
 
     def check(self) -> list[Problem]:
-        """No path, or an empty one."""
+        """No path, an empty one, or both a weight and epochs."""
+        if self.weight is not None and self.epochs is not None:
+            expected, fix = "the source has a weight already", "leave one of the two out"
+            return [Problem("epochs", self.epochs, expected, fix)]
         fix = 'write paths = ["raw/*.txt"]'
         if not self.paths:
             return [Problem("paths", [], "names no file", fix)]
@@ -101,6 +115,15 @@ class DeduplicateConfig:
     """Lines or paragraphs that come again in the corpus."""
     near: MinHashConfig = field(default_factory=MinHashConfig)
     """Documents that are nearly the same."""
+
+
+@dataclass(frozen=True)
+class MixConfig:
+    """How much of each source is read, by its ``weight`` or ``epochs``."""
+
+    tokens: PositiveInt | None = None
+    """Tokens that are to be read in all (the budget); without it enough to read each source with a
+    weight once. The table in the result says how often each is read."""
 
 
 @dataclass(frozen=True)
@@ -141,12 +164,22 @@ class CorpusRecipe:
     """Processes; 0: one a core. They change the time, not the result."""
     read: ReadConfig = field(default_factory=ReadConfig)
     """How files are read."""
+    clean: CleanConfig = field(default_factory=CleanConfig)
+    """How texts are cleaned."""
+    language: LanguageConfig = field(default_factory=LanguageConfig)
+    """Which languages are kept."""
+    personal: PersonalConfig = field(default_factory=PersonalConfig)
+    """Which personal data is masked."""
+    harmful: HarmfulConfig = field(default_factory=HarmfulConfig)
+    """Which documents are removed for their words."""
     quality: QualityConfig = field(default_factory=QualityConfig)
     """Which documents are good enough."""
     deduplicate: DeduplicateConfig = field(default_factory=DeduplicateConfig)
     """Which documents are the same as another."""
     decontaminate: DecontaminateConfig = field(default_factory=DecontaminateConfig)
     """What is removed because tasks ask it."""
+    mix: MixConfig = field(default_factory=MixConfig)
+    """How much of each source is read."""
     shards: ShardsConfig = field(default_factory=ShardsConfig)
     """The tokenizer and the token shards."""
     name: str = field(default="", metadata=NOT_A_SETTING)
@@ -163,13 +196,31 @@ class CorpusRecipe:
         problems = [
             Problem(f"sources.{name}", name, "the name of a source becomes a folder's", fix)
             for name in self.sources
-            if not _NAME.fullmatch(name)
+            if not _NAME.fullmatch(name) or name == "tokenizer"
         ]
+        weighed = [name for name, each in self.sources.items() if each.weight is not None]
+        if weighed:
+            expected = f"missing, and {weighed[0]} has a weight"
+            problems += [
+                Problem(f"sources.{name}.weight", MISSING, expected, "set it, or epochs = 1")
+                for name, each in self.sources.items()
+                if each.weight is None and each.epochs is None
+            ]
         if self.quality.classifier.enabled and len(self.curated) in (0, len(self.sources)):
             expected = "needs sources of good text and others"
             fix = "set curated = true in the sources of good text"
             problems.append(Problem("quality.classifier.enabled", True, expected, fix))
         return problems
+
+    def missing_files(self) -> list[Problem]:
+        """Files that settings beside the sources name, and that are not there."""
+        named = {"harmful.words": self.harmful.words}
+        expected = "no such file; paths are relative to the recipe's folder"
+        return [
+            Problem(key, path, expected)
+            for key, path in named.items()
+            if path and not is_there(beside(self.folder, path))
+        ]
 
     @property
     def curated(self) -> tuple[str, ...]:
@@ -204,4 +255,7 @@ def load_corpus_recipe(file: str | Path, overrides: Sequence[str] = ()) -> Corpu
     recipe, problems = decode(CorpusRecipe, tables, "")
     if recipe is None:
         raise SettingsError(problems, str(file))
-    return replace(recipe, name=name, folder=str(Path(file).parent))
+    recipe = replace(recipe, name=name, folder=str(Path(file).parent))
+    if missing := recipe.missing_files():
+        raise SettingsError(missing, str(file))
+    return recipe

@@ -10,7 +10,7 @@ import contextlib
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +22,8 @@ from lmsmith.core.version import VERSION
 from lmsmith.corpus.build.decontaminate import TaskGrams
 from lmsmith.corpus.build.engine import FORMAT, Data, Engine, key_of
 from lmsmith.corpus.build.local import LocalEngine
+from lmsmith.corpus.build.mix import mixture_of
+from lmsmith.corpus.build.mixture import mixture_warnings
 from lmsmith.corpus.build.reading.plan import Item, find_files, format_of, make_items
 from lmsmith.corpus.build.reading.read import reader
 from lmsmith.corpus.build.recipe import CorpusRecipe
@@ -137,13 +139,21 @@ class _Build:
                 steps[step] = counts
                 about = {"seconds": round(found["seconds"].get(step, 0.0), 3)}
                 self.stages.setdefault(step, {}).update(about)
+        sources = _by_source(written)
+        table = mixture_of(self.recipe, {name: each["tokens"] for name, each in sources.items()})
+        for warning in mixture_warnings(table):
+            self.progress.say(f"mixture: {warning}")
+        for part in table:
+            if part.source in sources:
+                sources[part.source]["weight"] = part.epochs
         beside = [folder / VALIDATION_FILE, *sorted((folder / TOKENIZER_FOLDER).iterdir())]
         record = {
             "format": FORMAT,
             "version": VERSION,
             "shards": folder.name,
             "recipe": _lasting(self.recipe),
-            "sources": _by_source(written),
+            "sources": sources,
+            "mixture": [asdict(part) for part in table],
             "validation_documents": len(rows),
             "steps": steps,
             "figures": figures,
@@ -252,8 +262,8 @@ def _sizes(engine: Engine, kept: Data, recipe: CorpusRecipe) -> dict[str, tuple[
     return {name: found[name] for name in recipe.sources if name in found}
 
 
-def _by_source(written: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
-    found: dict[str, dict[str, int]] = {}
+def _by_source(written: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
     for part in written:
         about = found.setdefault(part["source"], {"documents": 0, "bytes": 0, "tokens": 0})
         for name in about:

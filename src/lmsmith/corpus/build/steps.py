@@ -10,6 +10,7 @@ from lmsmith.corpus.build.engine import Data, Engine
 from lmsmith.corpus.build.exact import remove_exact
 from lmsmith.corpus.build.lines import remove_lines
 from lmsmith.corpus.build.near_duplicates import remove_near_duplicates
+from lmsmith.corpus.build.prepare import prepared
 from lmsmith.corpus.build.quality import apply_classifier, apply_rules
 from lmsmith.corpus.build.recipe import CorpusRecipe
 
@@ -44,7 +45,9 @@ def run_steps(engine: Engine, data: Data, recipe: CorpusRecipe, tasks: TaskGrams
     """
     steps, curated, seed = Steps(engine, data), recipe.curated, recipe.seed
     quality, deduplicate = recipe.quality, recipe.deduplicate
-    data = apply_rules(engine, data, quality, curated)
+    if (ready := prepared(engine, data, recipe)) is not data:
+        steps.keep(ready, "prepared")
+    data = apply_rules(engine, steps.kept, quality, curated)
     if quality.classifier.enabled:
         steps.keep(data, "after-rules")
         classifier = quality.classifier

@@ -46,12 +46,15 @@ def html_text(content: bytes, main_text: bool, declared: str = "") -> str:
     page = _decoded(content, declared)
     with needs_extra("corpus"):
         import trafilatura
+        from lxml import etree
     logging.getLogger("trafilatura").setLevel(logging.CRITICAL)
     try:
         if main_text:
             text = trafilatura.extract(page, fast=True, include_comments=False) or ""
         else:
-            text = trafilatura.html2txt(page)
+            tree = trafilatura.load_html(page)
+            etree.strip_elements(tree, "script", "style", "noscript", "template", with_tail=False)
+            text = trafilatura.html2txt(tree, clean=False)
     except Exception as error:  # a page may break any parser
         raise Unreadable(f"HTML that cannot be parsed: {type(error).__name__}") from error
     if not text.strip():
@@ -63,6 +66,6 @@ def _decoded(content: bytes, declared: str) -> str:
     found = _CHARSET.search(content[:4096])
     for name in (declared, found[1].decode("ascii") if found else ""):
         with contextlib.suppress(LookupError, UnicodeDecodeError, ValueError):
-            if name and codecs.lookup(name)._is_text_encoding:  # type: ignore[attr-defined]
+            if name and codecs.lookup(name)._is_text_encoding:
                 return content.decode(name)
     return decoded_bytes(content)

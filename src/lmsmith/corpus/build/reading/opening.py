@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,14 +46,18 @@ def is_remote(place: str) -> bool:
 def open_file(place: str, limits: Limits) -> Iterator[BinaryIO]:
     """The bytes of a file, unpacked if they are gzip's or Zstandard's.
 
+    Where a packed file is damaged or too large, it seems to end; the reason is raised after the
+    block, so that nothing before that place is lost.
+
     Raises:
-        Unreadable: it cannot be opened or unpacked, also later, while it is read.
+        Unreadable: it cannot be opened, read or unpacked.
     """
     try:
         with contextlib.ExitStack() as stack:
-            yield _unpacked(stack, _opened(stack, place), limits)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise Unreadable(f"the compressed file is damaged: {error}") from error
+            file, unpacked = _unpacked(stack, _opened(stack, place), limits)
+            yield file
+            if unpacked is not None and unpacked.fault is not None:
+                raise unpacked.fault
     except OSError as error:
         raise Unreadable(f"cannot be read: {error.strerror or error}") from error
 
@@ -76,11 +79,13 @@ def _opened(stack: contextlib.ExitStack, place: str) -> BinaryIO:
     return cast(BinaryIO, stack.enter_context(fsspec.open(place, "rb")))
 
 
-def _unpacked(stack: contextlib.ExitStack, file: BinaryIO, limits: Limits) -> BinaryIO:
+def _unpacked(
+    stack: contextlib.ExitStack, file: BinaryIO, limits: Limits
+) -> tuple[BinaryIO, _Unpacked | None]:
     begin = file.read(4)
     file.seek(0)
     if not begin.startswith((_GZIP, _ZSTD)):
-        return file
+        return file, None
     size = file.seek(0, 2)
     file.seek(0)
     inner: Any
@@ -91,28 +96,32 @@ def _unpacked(stack: contextlib.ExitStack, file: BinaryIO, limits: Limits) -> Bi
             import zstandard
         packer = zstandard.ZstdDecompressor()
         inner = stack.enter_context(packer.stream_reader(file, read_across_frames=True))
-    limited = _Limited(inner, max(ALWAYS_UNPACKED, limits.times * size), limits.times)
-    return cast(BinaryIO, io.BufferedReader(limited, 1 << 18))
+    most = max(ALWAYS_UNPACKED, limits.times * size)
+    unpacked = _Unpacked(inner, most, f"unpacks to more than {limits.times} times its size")
+    return cast(BinaryIO, io.BufferedReader(unpacked, 1 << 18)), unpacked
 
 
-class _Limited(io.RawIOBase):
-    """What a packed file unpacks to, up to so many bytes."""
+class _Unpacked(io.RawIOBase):
+    """What a packed file unpacks to, up to so many bytes or to a fault, which is kept."""
 
-    def __init__(self, inner: Any, most: int, times: int) -> None:
-        self._inner, self._left, self._times = inner, most, times
+    def __init__(self, inner: Any, most: int, too_large: str) -> None:
+        self._inner, self._left, self._too_large = inner, most, too_large
+        self.fault: Unreadable | None = None
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
+        if self.fault is not None:
+            return 0
         try:
-            content = self._inner.read(len(buffer))
-        except (OSError, EOFError, zlib.error):
-            raise
-        except Exception as error:  # zstandard's own
-            raise Unreadable(f"the compressed file is damaged: {error}") from error
+            content = self._inner.read1(len(buffer))
+        except Exception as error:  # of gzip, zlib and zstandard, each its own kinds
+            self.fault = Unreadable(f"the compressed file is damaged: {error}")
+            return 0
         self._left -= len(content)
         if self._left < 0:
-            raise Unreadable(f"unpacks to more than {self._times} times its size")
+            self.fault = Unreadable(self._too_large)
+            return 0
         buffer[: len(content)] = content
         return len(content)

@@ -289,7 +289,7 @@ def _divided(part: Part) -> Iterator[Part]:
     start, line, count = 0, 1, 0
     with Path(part.place).open("rb") as file:
         position = 0
-        while block := file.read(1 << 20):
+        while block := file.read(min(1 << 20, ITEM_BYTES)):
             count += block.count(b"\n")
             position += len(block)
             if position - start >= ITEM_BYTES and (place := block.rfind(b"\n")) >= 0:

@@ -25,7 +25,6 @@ def read_warc(file: BinaryIO, limits: Limits, main_text: bool) -> Iterator[Row]:
     """
     with needs_extra("corpus"):
         from warcio.archiveiterator import ArchiveIterator
-        from warcio.exceptions import ArchiveLoadFailed
     number, record = 0, None
     try:
         for number, record in enumerate(ArchiveIterator(file), start=1):
@@ -36,11 +35,13 @@ def read_warc(file: BinaryIO, limits: Limits, main_text: bool) -> Iterator[Row]:
                 continue
             if (row := _page(record, number, main_text)) is not None:
                 yield row
-    except ArchiveLoadFailed as error:
+    except Unreadable:
+        raise
+    except Exception as error:  # damaged headers break the parser in many ways
         raise Unreadable(f"the WARC file is damaged after record {number}") from error
     if record is None:
         raise Unreadable("a WARC file without records")
-    if record.raw_stream.limit > 0:
+    if getattr(record.raw_stream, "limit", 0) > 0:
         raise Unreadable(f"the WARC file is cut off in record {number}")
 
 
@@ -51,8 +52,10 @@ def _page(record: Any, number: int, main_text: bool) -> Row | None:
     medium = medium.strip().lower()
     if medium not in (*_HTML, "text/plain"):
         return None
-    content = record.content_stream().read(MOST_BYTES + 1)
-    if len(content) <= MOST_BYTES and record.raw_stream.limit > 0:
+    content, stream = b"", record.content_stream()
+    while len(content) <= MOST_BYTES and (block := stream.read(1 << 16)):
+        content += block
+    if len(content) <= MOST_BYTES and getattr(record.raw_stream, "limit", 0) > 0:
         raise Unreadable(f"the WARC file is cut off in record {number}")
     name = str(record.rec_headers.get_header("WARC-Target-URI") or "")
     declared = rest.partition("charset=")[2].strip(" \"'")
