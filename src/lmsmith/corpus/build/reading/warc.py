@@ -25,7 +25,8 @@ def read_warc(file: BinaryIO, limits: Limits, main_text: bool) -> Iterator[Row]:
     """
     with needs_extra("corpus"):
         from warcio.archiveiterator import ArchiveIterator
-    number, record = 0, None
+    number, pages = 0, 0
+    record: Any = None
     try:
         for number, record in enumerate(ArchiveIterator(file), start=1):
             if record.rec_type not in _KINDS:
@@ -34,13 +35,14 @@ def read_warc(file: BinaryIO, limits: Limits, main_text: bool) -> Iterator[Row]:
             if headers is not None and headers.get_statuscode() not in ("", "200"):
                 continue
             if (row := _page(record, number, main_text)) is not None:
+                pages += 1
                 yield row
     except Unreadable:
         raise
     except Exception as error:  # damaged headers break the parser in many ways
         raise Unreadable(f"the WARC file is damaged after record {number}") from error
-    if record is None:
-        raise Unreadable("a WARC file without records")
+    if not pages:
+        raise Unreadable("a WARC file without pages")
     if getattr(record.raw_stream, "limit", 0) > 0:
         raise Unreadable(f"the WARC file is cut off in record {number}")
 
