@@ -156,7 +156,8 @@ def test_a_client_that_hangs_up_ends_the_request_behind(behind: ModelServer) -> 
     with running({}, remote={"big": find_remote(behind.address)}) as front:
         scheduler = front.engine.models["big"].scheduler
         with HTTP.stream("POST", f"{front.address}/v1/chat/completions", json=body) as reply:
-            next(reply.iter_raw())
+            pieces = reply.iter_raw()  # kept: the end of an iterator is a hang-up
+            next(pieces)
             _wait_until(lambda: bool(behind.bodies))
             assert scheduler.active == 1
         _wait_until(lambda: scheduler.active == 0)
