@@ -46,9 +46,10 @@ def bucket_pairs(members: Sequence[str]) -> Iterator[tuple[str, str]]:
 def ask_shingles(bucket: bytes | str, members: Sequence[str]) -> Iterator[tuple[str, list[Any]]]:
     """What the pairs of a bucket need: the shingles of either node, for the other."""
     del bucket
-    for one, other in bucket_pairs(members):
-        yield one, [_ASKS, other]
-        yield other, [_ASKS, one]
+    if len(members) > 1:
+        for one, other in bucket_pairs(members):
+            yield one, [_ASKS, other]
+            yield other, [_ASKS, one]
 
 
 def give_shingles(name: str, shingles: Hashes) -> tuple[str, list[Any]]:

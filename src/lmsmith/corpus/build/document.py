@@ -76,12 +76,11 @@ def removed(document: Document, reason: str, step: str = "") -> Removed:
 
 def digest(*parts: str | bytes | int) -> bytes:
     """16 bytes (BLAKE2b) that stand for the parts, the same on every machine."""
-    found = hashlib.blake2b(digest_size=16)
+    content = b""
     for part in parts:
-        content = part if isinstance(part, bytes) else str(part).encode("utf-8", "backslashreplace")
-        found.update(len(content).to_bytes(8, "little"))
-        found.update(content)
-    return found.digest()
+        each = part if isinstance(part, bytes) else str(part).encode("utf-8", "backslashreplace")
+        content += len(each).to_bytes(8, "little") + each
+    return hashlib.blake2b(content, digest_size=16).digest()
 
 
 def point(seed: int, step: str, id: str) -> float:

@@ -122,8 +122,7 @@ class LocalLookup:
             return None
         hashed = digest(key)
         number = partition_of(hashed, self._partitions)
-        path = self._folder / f"{number:06d}.lookup"
-        return _mapped(path, path.stat().st_ino).get(hashed)
+        return _mapped(self._folder, number, self.key).get(hashed)
 
 
 class _Mapped:
@@ -156,10 +155,10 @@ class _Mapped:
 
 
 @lru_cache(maxsize=512)
-def _mapped(path: Path, inode: int) -> _Mapped:
-    """The file of a path; another build may have replaced it, which the inode shows."""
-    del inode
-    return _Mapped(path)
+def _mapped(folder: Path, number: int, key: str) -> _Mapped:
+    """A partition's file; the lookup's key tells it from one that another build made there."""
+    del key
+    return _Mapped(folder / f"{number:06d}.lookup")
 
 
 def arranged_by(
