@@ -11,6 +11,7 @@ from types import ModuleType
 
 import pytest
 
+from lmsmith.corpus.build.minhash import jaccard, shingle_sets
 from lmsmith.generation.machine import resolve_for_reading
 from lmsmith.generation.native.instructions import SETS
 from lmsmith.models.config import ModelConfig
@@ -113,3 +114,18 @@ def test_scaling_divides_by_the_ratio_of_processes(benchmark) -> None:
     assert found["efficiency"] == pytest.approx(0.9)
     assert found["equal_losses"]
     assert not scaling.compare({1: 1.0, 2: 2.0}, {1: [3.0], 2: [3.01]})["equal_losses"]
+
+
+def test_what_is_planted_in_a_corpus_is_in_its_texts(benchmark, tmp_path: Path) -> None:
+    planted_module: ModuleType = benchmark("planted")
+    corpus = tmp_path / "corpus.jsonl"
+    planted = planted_module.plant(corpus, 1, seed=3)
+    texts = {row["id"]: row["text"] for row in map(json.loads, corpus.read_text().splitlines())}
+    assert len(texts) == planted.documents
+    assert sum(map(len, texts.values())) == planted.size
+    assert all(texts[one] == texts[copy] for one, copy in planted.exact)
+    assert all(planted.items[item] in texts[id] for id, item in planted.contaminated.items())
+    assert len(planted.near) > 20
+    for one, copy, similarity in planted.near:
+        sets = list(shingle_sets([texts[one], texts[copy]], planted_module.SHINGLE))
+        assert jaccard(*sets) == pytest.approx(similarity)

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import filterfalse
 from typing import Annotated, TypeAlias
 
 import numpy as np
@@ -135,7 +136,7 @@ def _measures(text: str, language: str) -> dict[str, float]:
     paragraphs = [part for part in map(str.strip, _PARAGRAPHS.split(text)) if part]
     nan = float("nan")
     english = spaced and language in ("", "en")
-    alphabetic = sum(word.isalpha() or bool(_LETTER.search(word)) for word in words)
+    without = sum(not _LETTER.search(word) for word in filterfalse(str.isalpha, words))
     return {
         "words": count,
         "mean word length": _share(sum(map(len, words)), count) if spaced else nan,
@@ -143,8 +144,8 @@ def _measures(text: str, language: str) -> dict[str, float]:
         "ellipses": _share(sum(map(text.count, _ELLIPSES)), count),
         "bullet lines": _share(sum(line.startswith(_BULLETS) for line in lines), len(lines)),
         "ellipsis lines": _share(sum(line.endswith(_ELLIPSES) for line in lines), len(lines)),
-        "alphabetic words": _share(alphabetic, count) if spaced else nan,
-        "stop words": len(STOP_WORDS.intersection(text.lower().split())) if english else nan,
+        "alphabetic words": _share(len(words) - without, count) if spaced else nan,
+        "stop words": len(STOP_WORDS.intersection(map(str.lower, words))) if english else nan,
         "duplicate lines": _repeats(lines)[0],
         "duplicate paragraphs": _repeats(paragraphs)[0],
         "duplicate line characters": _repeats(lines)[1],
