@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from lmsmith.offsite import offsite_plug as offsite_plug
     from lmsmith.offsite import offsite_tune as offsite_tune
     from lmsmith.offsite_study import offsite_compare as offsite_compare
+    from lmsmith.planning import plan as plan
     from lmsmith.rlhf.ppo import PPOConfig as PPOConfig
     from lmsmith.rlhf.ppo import PPOTrainer as PPOTrainer
     from lmsmith.server.serve import serve as serve
@@ -59,6 +60,7 @@ _WHERE = {
     **dict.fromkeys(("finetune", "study_finetune"), "lmsmith.finetuning"),
     "build_corpus": "lmsmith.corpora",
     "load": "lmsmith.library",
+    "plan": "lmsmith.planning",
     "load_translator": "lmsmith.translation",
     "translate": "lmsmith.translation",
     "embed": "lmsmith.encoders",

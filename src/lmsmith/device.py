@@ -45,6 +45,29 @@ KNOWN_PEAKS = {
 """Part of a GPU's name → TFLOP/s of dense bf16 products with float32 sums, of its makers' data
 sheets. The first that fits counts."""
 
+KNOWN_MEMORY = {
+    "B200": 180,
+    "H200": 141,
+    "H100 PCIe": 80,
+    "H100 NVL": 94,
+    "H100": 80,
+    "H800": 80,
+    "A100": 80,
+    "A800": 80,
+    "L40S": 48,
+    "L40": 48,
+    "L4": 24,
+    "A40": 48,
+    "A10G": 24,
+    "A10": 24,
+    "RTX A6000": 48,
+    "RTX 5090": 32,
+    "RTX 4090": 24,
+    "RTX 3090": 24,
+    "MI300X": 192,
+}
+"""GB of memory of the same GPUs, of the same sheets; of an A100, the larger one's."""
+
 
 def available_devices() -> list[str]:
     """Names that ``machine.device`` may have here, the fastest first."""
@@ -133,11 +156,18 @@ def product_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
-    """Matrix products in ``dtype``; parameters and sums stay float32."""
+def autocast(
+    device: torch.device, dtype: torch.dtype, *, keeps_copies: bool = True
+) -> contextlib.AbstractContextManager[object]:
+    """Matrix products in ``dtype``; parameters and sums stay float32.
+
+    Args:
+        keeps_copies: whether the weights in ``dtype`` are kept until the end, for the next pass. A
+            training step has one, and would hold all copies where it drops activations.
+    """
     if dtype == torch.float32:
         return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=dtype)
+    return torch.autocast(device.type, dtype=dtype, cache_enabled=keeps_copies)
 
 
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:

@@ -34,6 +34,10 @@ corpus build = corpus.build: make a corpus of token shards from raw files, to pr
     lmsmith corpus build corpus.toml
     lmsmith corpus build corpus.toml --set workers=8 --set deduplicate.exact=false
     lmsmith corpus build corpus.toml --dry-run
+plan = plan.plan: say what a recipe takes of GPUs, how long, and for how much, before it runs
+    lmsmith plan quickstart --gpus 1xL4
+    lmsmith plan gpt3-175b --gpus 8xH100 --nodes 64 --price 2.5
+    lmsmith plan my.toml --gpus 8xA100 --set pretrain.micro_batch_size=4 --json
 finetune = finetune.finetune: make a classifier of a model and labelled examples
     lmsmith finetune smollm2-135m sst2 --data DATA
     lmsmith finetune runs/quickstart my_task.toml --set epochs=1 --set adapter.rank=16

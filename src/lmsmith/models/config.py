@@ -225,20 +225,28 @@ class ModelConfig:
         return attention + matrices * self.width * self.resolved_ffn_width
 
     @property
-    def parameters(self) -> int:
-        """Number of parameters, a tied embedding counted once."""
+    def block_parameters(self) -> int:
+        """Parameters of one block."""
         width, inner = self.width, self.resolved_ffn_width
-        norm = 2 * width if self.norm == "layer" else width
-        block = self.block_products + 2 * norm
+        block = self.block_products + 2 * self._norm_parameters
         block += self.qkv_bias * (self._query_width + self._key_value_width)
         block += self.attention_output_bias * width
-        block += self.ffn_bias * (inner * (1 + (self.activation == "swiglu")) + width)
+        return block + self.ffn_bias * (inner * (1 + (self.activation == "swiglu")) + width)
+
+    @property
+    def _norm_parameters(self) -> int:
+        return 2 * self.width if self.norm == "layer" else self.width
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters, a tied embedding counted once."""
+        width, norm = self.width, self._norm_parameters
         embeddings = self.vocabulary_size * width * (1 if self.tied_embeddings else 2)
         if self.positions == "learned":
             embeddings += self.context * width
         embeddings += self.segments * width + self.embedding_norm * norm
         embeddings += self.pooler * (width * width + width)
-        return embeddings + self.layers * block + self.has_final_norm * norm
+        return embeddings + self.layers * self.block_parameters + self.has_final_norm * norm
 
     def training_flops_per_token(self, context: int | None = None) -> float:
         """Operations in matrix products for one trained token, forward and backward.

@@ -65,7 +65,7 @@ def accumulate_gradients(
     targets, total = int((batch.targets_bt != NO_TARGET).sum()), 0.0
     rows = len(batch.tokens_bt)
     for part, share in team().parts(partial(row_parts, rows, micro_batch_size or rows)):
-        with machine.autocast():
+        with machine.autocast(keeps_copies=False):
             loss = share * packed_loss_sum(decoder, batch, part) / max(1, targets)
         (weight * loss).backward()  # type: ignore[no-untyped-call]
         total += loss.item()

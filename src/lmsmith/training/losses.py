@@ -115,6 +115,7 @@ def linear_cross_entropy_sum(
     *,
     compiled: bool = False,
     smoothing: float = 0.0,
+    all_count: bool = False,
 ) -> Tensor:
     """Cross entropy in nats, summed over the positions whose target is not `NO_TARGET`.
 
@@ -125,10 +126,11 @@ def linear_cross_entropy_sum(
         compiled: whether to compile the softmax (four times as fast, after some seconds).
         smoothing: ε of label smoothing (Szegedy et al. 2016, section 7): the target distribution
             has 1 − ε more at the target than ε / vocabulary everywhere.
+        all_count: no target is ignored, and none is looked at, as where tensors have no numbers.
     """
     dtype = compute_dtype(hidden)
     hidden_nd, targets_n = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
-    if (needed := _needed_positions(targets_n)) is not None:
+    if not all_count and (needed := _needed_positions(targets_n)) is not None:
         hidden_nd, targets_n = hidden_nd[needed], targets_n[needed]
     with without_autocast(hidden.device):
         if torch.is_grad_enabled() and (hidden.requires_grad or weight_vd.requires_grad):

@@ -84,9 +84,12 @@ class ResolvedMachine:
         with evaluation_mode(*models), self.autocast():
             yield
 
-    def autocast(self) -> contextlib.AbstractContextManager[object]:
-        """Matrix products in the machine's precision; parameters and sums stay float32."""
-        return autocast(self.place, self.dtype)
+    def autocast(self, *, keeps_copies: bool = True) -> contextlib.AbstractContextManager[object]:
+        """Matrix products in the machine's precision; parameters and sums stay float32.
+
+        ``keeps_copies`` is that of `lmsmith.device.autocast`.
+        """
+        return autocast(self.place, self.dtype, keeps_copies=keeps_copies)
 
 
 def processes_here() -> int:
