@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,6 +13,9 @@ import msgspec
 from lmsmith.core.config import Fraction, PositiveInt, Problem
 from lmsmith.core.errors import needs_extra
 from lmsmith.corpus.build.document import Count, Document, Yielded, removed
+
+_VARIETIES = {"yue": "zh", "wuu": "zh", "ary": "ar", "arz": "ar"}
+"""Code → that of the language as it is written."""
 
 _SHORTEST = 40
 """Characters from which a paragraph's language is told; a shorter one goes with that before it."""
@@ -24,21 +28,21 @@ class LanguageConfig:
     enabled: bool = True
     """Whether the language of documents is identified at all."""
     keep: tuple[str, ...] = ()
-    """Languages to keep, such as ["en", "zh"] (ISO 639-1); all if there are none."""
+    """Languages to keep, such as ["en", "zh"] (ISO 639 codes); all if there are none."""
     threshold: Fraction = 0.5
     """A document whose language is less certain than this has none (``und``)."""
     by_paragraph: bool = False
     """Of pages in several languages, remove the paragraphs in others than those to keep."""
-    characters: PositiveInt = 2_000
+    characters: PositiveInt = 1_000
     """Characters of a document that are looked at, from three places of it."""
 
     def check(self) -> list[Problem]:
         """Names that are no language's."""
-        fix = "write its ISO 639-1 code, such as en or zh"
+        fix = "write its ISO 639 code, such as en or zh"
         found = [
-            Problem(f"keep.{number}", name, "not two small letters", fix)
+            Problem(f"keep.{number}", name, "not two or three small letters", fix)
             for number, name in enumerate(self.keep)
-            if not (len(name) == 2 and name.isascii() and name.islower())
+            if not (len(name) in (2, 3) and name.isascii() and name.islower())
         ]
         if self.by_paragraph and not self.keep:
             expected = "keep names no language"
@@ -93,9 +97,15 @@ def kept_paragraphs(text: str, keep: tuple[str, ...], threshold: float) -> tuple
 
 
 def language_of(text: str) -> tuple[str, float]:
-    """The likeliest language of a text (ISO 639-1), and its probability."""
-    name, certainty = _identifier().classify(text)
-    return str(name), float(certainty)
+    """The likeliest language of a text (ISO 639), and its probability.
+
+    Varieties that are written alike are one language: short texts would have none else.
+    """
+    found: dict[str, float] = defaultdict(float)
+    for name, probability in _identifier().rank(text)[:8]:
+        found[_VARIETIES.get(name, str(name))] += float(probability)
+    language = max(found, key=lambda name: found[name])
+    return language, found[language]
 
 
 @lru_cache(maxsize=1)
