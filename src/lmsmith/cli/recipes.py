@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 from lmsmith.cli.output import print_json
-from lmsmith.core.config import SettingsError
+from lmsmith.core.config import SettingsError, encode, parse_toml
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import atomic_write
-from lmsmith.core.recipe import recipe_text, shipped_recipes
+from lmsmith.core.recipe import CORPORA, recipe_text, shipped_recipes
 from lmsmith.core.settings import Setting, settings_as_markdown, settings_as_text, with_comments
 
 
@@ -17,7 +18,8 @@ def list_recipes(*, json: bool = False) -> None:
     """List the recipes that come with lmsmith."""
     descriptions = {
         name: str(tomllib.loads(text).get("description", ""))
-        for name, text in shipped_recipes().items()
+        for kind in ("", CORPORA)
+        for name, text in shipped_recipes(kind).items()
     }
     if json:
         print_json({"recipes": descriptions})
@@ -35,7 +37,8 @@ def copy_recipe(name: str, file: Path, *, force: bool = False) -> None:
         file: Where to; a folder keeps the name.
         force: Write over a file that exists.
     """
-    stem, text = recipe_text(name)
+    corpora = shipped_recipes(CORPORA)
+    stem, text = recipe_text(name, CORPORA if name in corpora else "")
     target = file / f"{stem}.toml" if file.is_dir() else file
     if target.exists() and not force:
         raise UserError(f"{target}: exists already", "Name another file, or add --force.")
@@ -43,8 +46,14 @@ def copy_recipe(name: str, file: Path, *, force: bool = False) -> None:
         from lmsmith.stages.listing import recipe_settings
 
         text = with_comments(text, recipe_settings())
+    elif name in corpora:
+        from lmsmith.corpus.build.recipe import corpus_settings
+
+        own = [replace(each, key=each.key.removeprefix("corpus.")) for each in corpus_settings()]
+        text = with_comments(text, own)
     atomic_write(target, text)
-    print(f"{target}: change it, then lmsmith run {target}")
+    command = "corpus build" if name in corpora else "run"
+    print(f"{target}: change it, then lmsmith {command} {target}")
 
 
 def show_settings(key: str = "", *, json: bool = False, markdown: bool = False) -> None:
@@ -88,10 +97,18 @@ def validate_recipe(file: str, *, json: bool = False) -> int:
     Args:
         file: A .toml file, or a shipped recipe.
     """
+    from lmsmith.corpus.build.recipe import load_corpus_recipe
     from lmsmith.stages.pipeline import load_stage_recipe
 
+    corpora = shipped_recipes(CORPORA)
+    text = recipe_text(file, CORPORA if file in corpora else "")[1]
     try:
-        recipe = load_stage_recipe(file)
+        if file in corpora or "sources" in parse_toml(text, file):
+            corpus = load_corpus_recipe(file)
+            found, about = encode(corpus), f"sources: {', '.join(corpus.sources)}"
+        else:
+            recipe = load_stage_recipe(file)
+            found, about = recipe.as_dict(), f"stages: {', '.join(recipe.stages)}"
     except SettingsError as error:
         if not json:
             raise
@@ -99,7 +116,7 @@ def validate_recipe(file: str, *, json: bool = False) -> int:
         print_json({"valid": False, "problems": problems})
         return UserError.exit_code
     if json:
-        print_json({"valid": True, "problems": [], "recipe": recipe.as_dict()})
+        print_json({"valid": True, "problems": [], "recipe": found})
     else:
-        print(f"{file}: no problems; stages: {', '.join(recipe.stages)}")
+        print(f"{file}: no problems; {about}")
     return 0

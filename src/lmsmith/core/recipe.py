@@ -83,9 +83,17 @@ class Recipe:
         }
 
 
-def shipped_recipes() -> dict[str, str]:
-    """The recipes that come with the package: name → TOML text, by name."""
-    files = (resources.files("lmsmith") / "recipes").iterdir()
+CORPORA = "corpus"
+"""Kind of the recipes that ``lmsmith corpus build`` reads."""
+
+
+def shipped_recipes(kind: str = "") -> dict[str, str]:
+    """The recipes that come with the package: name → TOML text, by name.
+
+    Args:
+        kind: that of ``lmsmith run`` if it is empty, else `CORPORA`.
+    """
+    files = (resources.files("lmsmith") / "recipes" / kind).iterdir()
     texts = {
         file.name.removesuffix(".toml"): file.read_text(encoding="utf-8")
         for file in files
@@ -94,15 +102,21 @@ def shipped_recipes() -> dict[str, str]:
     return dict(sorted(texts.items()))
 
 
-def recipe_text(name_or_path: str | Path) -> tuple[str, str]:
-    """(name, TOML text) of a shipped recipe or of a file; UserError if it cannot be read."""
+def recipe_text(name_or_path: str | Path, kind: str = "") -> tuple[str, str]:
+    """(name, TOML text) of a shipped recipe or of a file; UserError if it cannot be read.
+
+    ``kind`` is that of `shipped_recipes`.
+    """
     text = str(name_or_path)
-    shipped = shipped_recipes()
+    shipped = shipped_recipes(kind)
     if text in shipped:
         return text, shipped[text]
     path = Path(text)
     if path.is_file():
         return path.stem, read_text(path, MOST_TOML)
+    if not kind and text in shipped_recipes(CORPORA):
+        fix = f"Build it: lmsmith corpus build {text}"
+        raise UserError(f"{text}: the recipe of a corpus, not of a run", fix)
     raise _no_such_recipe(text, list(shipped))
 
 

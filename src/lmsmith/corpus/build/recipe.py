@@ -25,7 +25,7 @@ from lmsmith.core.config import (
     parse_toml,
 )
 from lmsmith.core.files import beside, is_there
-from lmsmith.core.recipe import recipe_text
+from lmsmith.core.recipe import CORPORA, recipe_text
 from lmsmith.core.settings import Setting, describe_settings
 from lmsmith.corpus.build.clean import CleanConfig
 from lmsmith.corpus.build.decontaminate import DecontaminateConfig
@@ -244,13 +244,14 @@ def load_corpus_recipe(file: str | Path, overrides: Sequence[str] = ()) -> Corpu
     """Read and check a corpus's recipe.
 
     Args:
-        file: a TOML file; paths in it are relative to its folder.
+        file: a TOML file, paths in it are relative to its folder; or a shipped one, whose paths
+            are relative to the present folder.
         overrides: ``"table.key=value"`` each.
 
     Raises:
         UserError: no such file, not TOML, or the list of all problems in it.
     """
-    name, text = recipe_text(file)
+    name, text = recipe_text(file, CORPORA)
     tables = apply_overrides(parse_toml(text, file), overrides)
     recipe, problems = decode(CorpusRecipe, tables, "")
     if recipe is None:
