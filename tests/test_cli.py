@@ -42,7 +42,7 @@ def small_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     monkeypatch.setattr(lmsmith.stages.pipeline, "load_stage_recipe", load)
     monkeypatch.setattr(lmsmith.stages.pipeline, "run_recipe", run)
-    monkeypatch.setattr(recipes, "shipped_recipes", lambda: {"small": GOOD})
+    monkeypatch.setattr(recipes, "shipped_recipes", lambda kind="": {} if kind else {"small": GOOD})
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -347,7 +347,9 @@ def test_recipes_are_listed_and_copied(
     import lmsmith.cli.recipes
 
     for module in (recipes, lmsmith.cli.recipes):
-        monkeypatch.setattr(module, "shipped_recipes", lambda: {"small": GOOD})
+        monkeypatch.setattr(
+            module, "shipped_recipes", lambda kind="": {} if kind else {"small": GOOD}
+        )
     assert cli.main(["recipes", "ls"]) == 0
     assert capsys.readouterr().out == "small  small\n"
     assert cli.main(["recipes", "ls", "--json"]) == 0

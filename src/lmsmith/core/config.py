@@ -167,6 +167,9 @@ def _or(bound: float | None, otherwise: float) -> float:
 
 
 def _ranges(hint: object) -> list[msgspec.Meta]:
+    """The ranges of a type, or of the types that it is one of, such as ``PositiveInt | None``."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return [meta for each in typing.get_args(hint) for meta in _ranges(each)]
     arguments = typing.get_args(hint) if typing.get_origin(hint) is Annotated else ()
     return [each for each in arguments if isinstance(each, msgspec.Meta)]
 

@@ -110,3 +110,8 @@ def test_gopher_names_the_rule_and_counts_all_that_are_broken() -> None:
     *counts, gone = rest
     assert {count.name for count in counts} >= {"breaks hash signs", "breaks ellipses"}
     assert gone.reason.startswith("hash signs: 0.")
+
+
+def test_a_group_of_curated_documents_alone_is_kept() -> None:
+    documents = [Document("a", "books", "Short.")]
+    assert list(apply_gopher(documents, ("books",), GopherConfig())) == documents
