@@ -28,11 +28,15 @@ from rich.table import Table
 
 from lmsmith.cli.output import print_json
 from lmsmith.corpus.build.minhash import share_probability
+from lmsmith.corpus.words import normal_words
+from lmsmith.evaluation.contamination import task_texts
 from lmsmith.runs.stage_folder import describe_hardware
 
 HERE = Path(__file__).parent
 PEERS = ("datatrove", "datasketch", "rensa")
 THRESHOLD = 0.8
+WORDS = 13
+"""Fewer of an item cannot be found by GPT-3's rule."""
 Count = Annotated[int, tyro.conf.arg(metavar="N")]
 Found = dict[str, Any]
 
@@ -94,9 +98,19 @@ def other_quality(planted: Planted, removed: Mapping[str, Sequence[Sequence[str]
         "junk_by_rule": Counter(reason.partition(":")[0] for reason in rules.values()),
         "exact_recall": len(gone & exact) / len(exact),
         "exact_false": len(gone - exact),
+        "contaminated_documents": len(dirty),
         "contamination_recall": len(cut & dirty) / len(dirty),
         "contamination_false": len(cut - dirty),
     }
+
+
+def longest_texts(tasks: Sequence[str], data: Sequence[str]) -> list[str]:
+    """The longest text of each item of some tasks, of those with 13 words at least."""
+    found: dict[tuple[str, str], str] = {}
+    for each in task_texts(tasks, data) if tasks else ():
+        key = each.task, each.item
+        found[key] = max(found.get(key, ""), each.text, key=len)
+    return [text for text in found.values() if len(normal_words(text)) >= WORDS]
 
 
 def exponent(small: float, large: float, times: float) -> float:
@@ -132,6 +146,8 @@ def main(
     rows: Count = 8,
     workers: Count = 1,
     seed: int = 0,
+    tasks: tuple[str, ...] = (),
+    data: tuple[str, ...] = (),
     peers: str = "",
     json: bool = False,
 ) -> int:
@@ -144,16 +160,19 @@ def main(
         rows: Hashes of a band.
         workers: Processes of ours; the peers have one.
         seed: Of what is planted.
+        tasks: Tasks whose items are planted, such as lambada human_eval; drawn ones without any.
+        data: Folders of the tasks' data.
         peers: A Python with datatrove, datasketch and rensa; none is measured without it.
         json: Print one JSON object instead of the tables.
     """
+    asked = longest_texts(tasks, data)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
 
         def planted_in(size: float) -> tuple[Planted, Path, Path]:
             corpus, items = folder / f"{size}/corpus.jsonl", folder / f"{size}/items.json"
             corpus.parent.mkdir()
-            planted = plant(corpus, size, seed)
+            planted = plant(corpus, size, seed, asked)
             items.write_text(json_module.dumps(planted.items), "utf-8")
             return planted, corpus, items
 

@@ -7,7 +7,7 @@ duplicates, near-duplicates of a known Jaccard similarity, junk of a kind, or ho
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -101,11 +101,18 @@ def near_duplicate(words: list[str], similarity: float, writer: Writer) -> tuple
     return copy, (shingles - changed) / (shingles + changed)
 
 
-def plant(path: Path, megabytes: float, seed: int) -> Planted:
-    """Write JSONL of about so many megabytes, with ids and texts, and say what is in it."""
+def plant(path: Path, megabytes: float, seed: int, items: Sequence[str] = ()) -> Planted:
+    """Write JSONL of about so many megabytes, with ids and texts, and say what is in it.
+
+    Args:
+        path: of the file.
+        megabytes: of text.
+        seed: of all that is drawn.
+        items: texts of a task to plant; drawn as all else if there are none.
+    """
     writer, draw = Writer(seed), random.Random(seed)
-    items = [" ".join(writer.strings(writer.words(ITEM_WORDS))) for _ in range(ITEMS)]
-    planted = Planted(items=items)
+    drawn = [" ".join(writer.strings(writer.words(ITEM_WORDS))) for _ in range(ITEMS)]
+    planted = Planted(items=list(items) or drawn)
     with path.open("wb") as file:
         while planted.size < megabytes * 1e6:
             for text in _texts(writer, draw, planted):
@@ -125,7 +132,7 @@ def _texts(writer: Writer, draw: random.Random, planted: Planted) -> Iterator[st
         planted.junk[name] = draw.choice(list(JUNK))
         yield f"{text_of(words[:60])}\n{JUNK[planted.junk[name]] * 100}"
     elif kind < 6:
-        planted.contaminated[name] = draw.randrange(ITEMS)
+        planted.contaminated[name] = draw.randrange(len(planted.items))
         item, middle = planted.items[planted.contaminated[name]], len(words) // 2
         yield f"{text_of(words[:middle])} {item} {text_of(words[middle:])}"
     else:

@@ -103,6 +103,11 @@ def test_repetition_is_that_of_plain_counting() -> None:
     assert np.max(measured["duplicate 5-grams"]) > 0.3
 
 
+def test_curated_documents_pass_whatever_they_are() -> None:
+    documents = [Document("a", "books", "short"), Document("b", "books", "# # #")]
+    assert list(apply_gopher(documents, ("books",), GopherConfig())) == documents
+
+
 def test_gopher_names_the_rule_and_counts_all_that_are_broken() -> None:
     documents = [Document("a", "s", GOOD), Document("b", "s", BROKEN["hash signs"] + " x..." * 29)]
     kept, *rest = apply_gopher(documents, ("books",), GopherConfig())

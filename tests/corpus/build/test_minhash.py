@@ -99,6 +99,8 @@ def test_pairs_share_a_band_as_often_as_the_formula_says() -> None:
 def test_a_band_shared_by_chance_is_rare_and_bands_differ() -> None:
     same = np.zeros((1, 12), np.uint32)
     assert len(set(band_keys(same, 4, 3)[0].tolist())) == 4
+    (one,), (other,) = band_keys(np.array([[1, 2, 3], [3, 1, 2]], np.uint32), 1, 3)
+    assert one != other
     draw = np.random.default_rng(0)
     keys = band_keys(draw.integers(0, 1 << 32, (5000, 12), dtype=np.uint32), 4, 3)
     assert len(np.unique(keys)) == keys.size

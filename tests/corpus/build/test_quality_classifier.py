@@ -98,6 +98,15 @@ def test_scores_and_draws_do_not_depend_on_order_or_neighbours() -> None:
     assert shares[0] < 0.15 < 0.4 < shares[1]
 
 
+def test_documents_of_one_score_are_drawn_each_for_itself() -> None:
+    same = [Document(f"crawl/{n}", "crawl", "x", scores={"quality": 0.9}) for n in range(3000)]
+    found = list(keep_by_score(same, ("books",), shape=9.0, seed=3))
+    share = sum(isinstance(each, Document) for each in found) / 3000
+    assert share == pytest.approx(keep_probability(0.9), abs=0.04)
+    other = list(keep_by_score(same, ("books",), shape=9.0, seed=4))
+    assert found != other
+
+
 def test_auc_is_that_of_scikit_learn() -> None:
     from sklearn.metrics import roc_auc_score
 

@@ -176,6 +176,8 @@ def apply_gopher(
     for both in groups(documents):
         yield from (document for document in both if document.source in curated)
         group = [document for document in both if document.source not in curated]
+        if not group:
+            continue
         languages = [document.language for document in group]
         found = broken_rules([document.text for document in group], languages, bounds)
         for document, broken in zip(group, found, strict=True):
