@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import combinations, pairwise
@@ -79,10 +80,14 @@ def test_a_curated_document_stays_whatever_its_id() -> None:
 
 def test_all_pairs_of_a_small_bucket_and_few_of_a_large_one() -> None:
     assert set(bucket_pairs(list("aabcdefg"))) == set(combinations("abcdefg", 2))
-    many = [f"{n:04d}" for n in range(1000)]
+    many = [f"{n:04d}" for n in range(3000)]
     pairs = set(bucket_pairs(many))
-    assert len(pairs) < 6000
+    assert len(pairs) < 6 * 3000
     assert all(a < b for a, b in pairs)
+    assert max(Counter(name for pair in pairs for name in pair).values()) <= 1010
+    assert joined([*pairs, *(pair[::-1] for pair in pairs)]) == dict.fromkeys(
+        (name[1:] for name in many[1:]), many[0][1:]
+    )
 
 
 def near_duplicates(texts: dict[str, str], config: MinHashConfig) -> set[tuple[str, str]]:

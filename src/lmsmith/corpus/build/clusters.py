@@ -17,6 +17,8 @@ from lmsmith.corpus.words import Hashes
 
 FIRST, BEFORE = 3, 3
 """A member of a bucket is paired with the bucket's first members, and with those just before it."""
+LARGE = 1000
+"""Members after so many are paired with those just before alone: no node has too many pairs."""
 
 _ASKS, _GIVES = 0, 1
 
@@ -39,7 +41,8 @@ def bucket_pairs(members: Sequence[str]) -> Iterator[tuple[str, str]]:
     """
     unique = list(dict.fromkeys(members))
     for place, other in enumerate(unique):
-        before = {*range(min(FIRST, place)), *range(max(0, place - BEFORE), place)}
+        first = range(min(FIRST, place)) if place < LARGE else range(0)
+        before = {*first, *range(max(0, place - BEFORE), place)}
         yield from ((unique[one], other) for one in sorted(before))
 
 

@@ -6,6 +6,7 @@ pareto(9) > 1 - score, so that some of low score stay: P(keep) = (2 - score)^-9.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -156,6 +157,7 @@ def _fitted(
     """The regression on the share of each feature among a text's words."""
     with needs_extra("corpus"):
         from scipy.sparse import csr_matrix
+        from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
     rows = [read_words(texts[part]) for part in batches(texts)]
     counts = np.concatenate([np.diff(words.first_t) for words in rows])
@@ -166,7 +168,9 @@ def _fitted(
     matrix = csr_matrix((shares, columns, starts), shape)
     matrix.sum_duplicates()
     model = LogisticRegression(class_weight="balanced", max_iter=200, tol=1e-4)
-    model.fit(matrix, labels)
+    with warnings.catch_warnings():  # of classes that do not differ; the AUC shows it
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(matrix, labels)
     weights = np.rint(model.coef_[0] * _SCALE * _FIXED).astype(np.int64)
     return Classifier(config.feature_bits, weights, float(model.intercept_[0]))
 

@@ -14,6 +14,9 @@ from lmsmith.corpus.build.prepare import prepared
 from lmsmith.corpus.build.quality import apply_classifier, apply_rules
 from lmsmith.corpus.build.recipe import CorpusRecipe
 
+LAST = "kept"
+"""Name of the checkpoint after all steps."""
+
 
 @dataclass
 class Steps:
@@ -31,9 +34,10 @@ class Steps:
     figures: dict[str, Any] = field(default_factory=dict)
 
     def keep(self, data: Data, name: str) -> None:
-        """Run the maps that wait, and keep the documents under a name."""
-        self.kept = self.engine.checkpoint(data, name)
-        self.checkpoints.append(self.kept)
+        """Run the maps that wait, if any do, and keep the documents under a name."""
+        if data is not self.kept or name == LAST:
+            self.kept = self.engine.checkpoint(data, name)
+            self.checkpoints.append(self.kept)
 
 
 def run_steps(engine: Engine, data: Data, recipe: CorpusRecipe, tasks: TaskGrams | None) -> Steps:
@@ -74,5 +78,5 @@ def run_steps(engine: Engine, data: Data, recipe: CorpusRecipe, tasks: TaskGrams
             "runs_of_words": len(tasks.hashes_g),
             "items_too_short_to_find": tasks.short,
         }
-    steps.keep(data, "kept")
+    steps.keep(data, LAST)
     return steps
