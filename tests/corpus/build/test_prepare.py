@@ -5,11 +5,12 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import ftfy
 import numpy as np
 import pytest
 
 from lmsmith.core.config import decode
-from lmsmith.corpus.build.clean import CleanConfig, clean
+from lmsmith.corpus.build.clean import CleanConfig, clean, fixed_encoding
 from lmsmith.corpus.build.document import Count, Document, Removed
 from lmsmith.corpus.build.harmful import read_words, remove_harmful
 from lmsmith.corpus.build.language import LanguageConfig, identify
@@ -44,6 +45,21 @@ def test_clean_mends_and_normalises_and_drops_boilerplate() -> None:
     assert counts == {"texts_mended": 1, "boilerplate_lines": 5}
     _, (problem,) = decode(CleanConfig, {"boilerplate_lines": ["("]}, "clean")
     assert "no regular expression" in str(problem)
+
+
+@pytest.mark.parametrize(
+    "encoding", ["cp1252", "latin-1", "mac-roman", "cp437", "cp1251", "cp1253"]
+)
+def test_no_wrongly_decoded_text_is_passed_by(encoding: str) -> None:
+    """What the fast check lets through is what ftfy would not have changed."""
+    for text in ("It’s “so” – truly…", "Grüße", "Привет, мир", "你好", "café ☕", "naïve €5"):
+        wrong = text.encode().decode(encoding, "replace")
+        assert fixed_encoding(wrong) == mended(wrong)
+        assert fixed_encoding(text) == text == mended(text)
+
+
+def mended(text: str) -> str:
+    return ftfy.fix_encoding(text)
 
 
 ENGLISH = "The old bridge was built in the year 1890, and people still walk over it every day."

@@ -18,6 +18,9 @@ from lmsmith.corpus.cleaning import UnicodeForm, clean_text
 _SPACE_AT_END = re.compile(r"[ \t\u00a0\u3000]+$", re.MULTILINE)
 _EMPTY_LINES = re.compile(r"\n{4,}")
 
+_SUSPECT = re.compile("[\u0080-\u06ff\u0e00-\u0e7f\u2500-\u257f\ufffd]")
+"""UTF-8 read as a one-byte encoding has such a letter, whichever encoding it was."""
+
 _BOILERPLATE = (
     r"(we|this (web)?site) uses? cookies.{0,120}",
     r"(accept|manage|reject) (all )?cookies( settings)?",
@@ -91,8 +94,8 @@ def clean(
 
 
 def fixed_encoding(text: str) -> str:
-    """The text as ftfy mends it; text of ASCII alone has nothing to mend."""
-    if text.isascii():
+    """The text as ftfy mends it; a text without any letter of wrong decoding is left at once."""
+    if text.isascii() or not _SUSPECT.search(text):
         return text
     with needs_extra("corpus"):
         import ftfy

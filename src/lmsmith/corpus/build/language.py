@@ -33,7 +33,7 @@ class LanguageConfig:
     """A document whose language is less certain than this has none (``und``)."""
     by_paragraph: bool = False
     """Of pages in several languages, remove the paragraphs in others than those to keep."""
-    characters: PositiveInt = 1_000
+    characters: PositiveInt = 600
     """Characters of a document that are looked at, from three places of it."""
 
     def check(self) -> list[Problem]:

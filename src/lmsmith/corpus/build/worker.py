@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import pickle
 import selectors
+import signal
 import subprocess
 import sys
 import traceback
@@ -16,6 +18,7 @@ from lmsmith.core.errors import UserError
 from lmsmith.runs.signals import stop_if_requested
 
 _LENGTH = 8
+_PR_SET_PDEATHSIG = 1
 
 
 def _send(stream: IO[bytes], value: object) -> None:
@@ -152,8 +155,18 @@ def _sendable(error: Exception) -> Exception:
     return RuntimeError("".join(traceback.format_exception(error)))
 
 
+def _end_with_parent() -> None:
+    """Let the system end this process when its parent is killed (Linux; elsewhere the pipe does).
+
+    A worker that outlived it would write beside those of the next build.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def serve() -> None:
     """Do what comes by standard input until it ends."""
+    _end_with_parent()
     requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints does not mix with the replies
     while True:
