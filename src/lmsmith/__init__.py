@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from lmsmith.bert_study import study_bert as study_bert
     from lmsmith.core.errors import UserError as UserError
     from lmsmith.corpora import build_corpus as build_corpus
+    from lmsmith.corpora import compare_corpora as compare_corpora
+    from lmsmith.corpora import corpus_statistics as corpus_statistics
+    from lmsmith.corpora import look_at_corpus as look_at_corpus
+    from lmsmith.corpora import search_corpus as search_corpus
     from lmsmith.encoders import embed as embed
     from lmsmith.encoders import fill_mask as fill_mask
     from lmsmith.encoders import load_embedder as load_embedder
@@ -58,7 +62,8 @@ _WHERE = {
     "PPOTrainer": "lmsmith.rlhf.ppo",
     "UserError": "lmsmith.core.errors",
     **dict.fromkeys(("finetune", "study_finetune"), "lmsmith.finetuning"),
-    "build_corpus": "lmsmith.corpora",
+    **dict.fromkeys(("build_corpus", "compare_corpora", "corpus_statistics"), "lmsmith.corpora"),
+    **dict.fromkeys(("look_at_corpus", "search_corpus"), "lmsmith.corpora"),
     "load": "lmsmith.library",
     "plan": "lmsmith.planning",
     "load_translator": "lmsmith.translation",

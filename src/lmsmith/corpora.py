@@ -1,4 +1,4 @@
-"""Python function of ``lmsmith corpus build``."""
+"""Python functions of ``lmsmith corpus``."""
 
 from __future__ import annotations
 
@@ -65,7 +65,10 @@ def build_corpus(
     progress = choose_progress(title, quiet)
     tasks = _tasks(loaded.decontaminate, loaded.folder)
     record = build(loaded, lambda name: _load(name, loaded.folder), progress, identity, tasks)
-    return BuiltCorpus(folder=loaded.place, record=record)
+    from lmsmith.report.corpus.page import build_corpus_page
+
+    page = build_corpus_page(loaded.place)
+    return BuiltCorpus(folder=loaded.place, record=record, report=page)
 
 
 def _tasks(config: DecontaminateConfig, folder: str) -> TaskGrams | None:
@@ -79,6 +82,130 @@ def _tasks(config: DecontaminateConfig, folder: str) -> TaskGrams | None:
     folders = [beside(folder, each) for each in config.data]
     names = [_place(name, folder) for name in config.tasks]
     return task_grams(task_texts(names, folders), config.words)
+
+
+@documented
+def look_at_corpus(corpus: Path, *, at: int, tokens: int = 200, source: str = "") -> dict[str, Any]:
+    """Show what a model sees around a position of a finished corpus.
+
+    The tokens are decoded, with the document, source and id that they are of. Positions count
+    tokens, the frames of documents included, over all sources in their order.
+
+    Args:
+        corpus: The folder that lmsmith corpus build printed.
+        at: Position of a token, from 0.
+        tokens: Size of the window, with the position in its middle.
+        source: Count and show the tokens of this source alone.
+
+    Returns:
+        ``documents``: a row for each document in the window, with its id, source and text.
+
+    Raises:
+        UserError: no finished corpus, or the position is outside.
+
+    >>> lmsmith.look_at_corpus("corpora/mine", at=12345)["documents"]       # doctest: +SKIP
+    """
+    from lmsmith.corpus.inspect.documents import CorpusDocuments
+    from lmsmith.corpus.inspect.look import look
+
+    _at_least(1, tokens=tokens)
+    return look(CorpusDocuments.open(Path(corpus), source), at, tokens)
+
+
+@documented
+def search_corpus(
+    corpus: Path,
+    phrase: str,
+    *,
+    limit: int = 20,
+    source: str = "",
+    ignore_case: bool = False,
+    ids: bool = False,
+) -> dict[str, Any]:
+    """Find a phrase in the documents of a finished corpus, and count it.
+
+    The phrase is searched in the decoded text as it is written, white space included; held-out
+    documents are not searched.
+
+    Args:
+        corpus: The folder that lmsmith corpus build printed.
+        phrase: Words to find, or token ids with --ids.
+        limit: How many places to list; all are counted.
+        source: Search this source alone.
+        ignore_case: Large and small letters are the same.
+        ids: The phrase is token ids, such as "17 402".
+
+    Returns:
+        ``found`` (places), ``documents``, ``sources``, and ``hits`` with position and context.
+
+    Raises:
+        UserError: no finished corpus, an empty phrase, or no token ids.
+
+    >>> lmsmith.search_corpus("corpora/mine", "to be or not")["found"]      # doctest: +SKIP
+    """
+    from lmsmith.corpus.inspect.documents import CorpusDocuments
+    from lmsmith.corpus.inspect.search import search
+
+    _at_least(0, limit=limit)
+    opened = CorpusDocuments.open(Path(corpus), source)
+    return search(opened, phrase, limit, ignore_case=ignore_case, ids=ids)
+
+
+@documented
+def corpus_statistics(corpus: Path, *, source: str = "") -> dict[str, Any]:
+    """Count documents, bytes, tokens, languages and scripts of a finished corpus by source.
+
+    Args:
+        corpus: The folder that lmsmith corpus build printed.
+        source: Count this source alone.
+
+    Returns:
+        ``sources``: name → figures; ``vocabulary``: how much of it the corpus uses.
+
+    Raises:
+        UserError: no finished corpus, or no such source.
+
+    >>> lmsmith.corpus_statistics("corpora/mine")["sources"]                # doctest: +SKIP
+    """
+    from lmsmith.corpus.inspect.documents import CorpusDocuments
+    from lmsmith.corpus.inspect.stats import statistics
+
+    return statistics(CorpusDocuments.open(Path(corpus), source))
+
+
+@documented
+def compare_corpora(before: Path, after: Path, *, limit: int = 20) -> dict[str, Any]:
+    """Say which documents another corpus adds, removes and changes, and for what reason.
+
+    Documents are the same by their id: source, file and place in it.
+
+    Args:
+        before: A finished corpus.
+        after: Another one, such as that of a changed recipe.
+        limit: How many documents to list of each kind; all are counted.
+
+    Returns:
+        ``added``, ``removed``, ``changed``: by source and reason; ``settings`` that differ.
+
+    Raises:
+        UserError: one of them is no finished corpus.
+
+    >>> lmsmith.compare_corpora("corpora/mine", "corpora/strict")           # doctest: +SKIP
+    """
+    from lmsmith.corpus.inspect.difference import difference
+    from lmsmith.corpus.inspect.documents import CorpusDocuments
+
+    _at_least(0, limit=limit)
+    one, other = (CorpusDocuments.open(Path(each)) for each in (before, after))
+    return difference(one, other, limit)
+
+
+def _at_least(least: int, **options: int) -> None:
+    from lmsmith.core.errors import UserError
+
+    for name, value in options.items():
+        if value < least:
+            raise UserError(f"--{name} {value}: too few", f"Write {least} or more.")
 
 
 def _load(name: str, folder: str) -> Tokenizer:

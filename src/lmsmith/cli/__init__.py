@@ -34,6 +34,17 @@ corpus build = corpus.build: make a corpus of token shards from raw files, to pr
     lmsmith corpus build corpus.toml
     lmsmith corpus build corpus.toml --set workers=8 --set deduplicate.exact=false
     lmsmith corpus build corpus.toml --dry-run
+corpus look = corpus.look: show what a model sees around a position of a corpus
+    lmsmith corpus look corpora/mine --at 12345
+    lmsmith corpus look corpora/mine --at 0 --source books --tokens 400
+corpus search = corpus.search: find a phrase in a corpus, and count it
+    lmsmith corpus search corpora/mine "to be or not to be"
+    lmsmith corpus search corpora/mine "shakespeare" --ignore-case --source crawl --json
+    lmsmith corpus search corpora/mine "17 402" --ids
+corpus stats = corpus.stats: count a corpus's documents, tokens, languages and scripts
+    lmsmith corpus stats corpora/mine
+corpus diff = corpus.diff: say which documents another corpus adds, removes and changes, and why
+    lmsmith corpus diff corpora/mine corpora/strict
 plan = plan.plan: say what a recipe takes of GPUs, how long, and for how much, before it runs
     lmsmith plan quickstart --gpus 1xL4
     lmsmith plan gpt3-175b --gpus 8xH100 --nodes 64 --price 2.5
@@ -109,9 +120,10 @@ export = models.export: write a model for transformers, vLLM or llama.cpp
     lmsmith export runs/quickstart --to hf
     lmsmith export runs/quickstart out --to gguf --type q8_0
     lmsmith export runs/my adapters --to peft --base my-base
-report = run.report: rebuild a run's report, or print its metrics
+report = run.report: rebuild the report of a run or a corpus, or print its metrics
     lmsmith report runs/quickstart
     lmsmith report runs/quickstart --json
+    lmsmith report corpora/mine
 recipes ls = recipes.list_recipes: list the recipes that come with lmsmith
     lmsmith recipes ls
 recipes cp = recipes.copy_recipe: copy a recipe to a file of your own, to change it

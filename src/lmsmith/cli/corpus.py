@@ -9,7 +9,7 @@ from typing import Any
 from lmsmith import corpora
 from lmsmith.cli.output import plain_table, table_console
 from lmsmith.cli.parsing import printed
-from lmsmith.core.terminal import visible
+from lmsmith.core.terminal import in_one_line, visible
 
 
 def _show(result: corpora.BuiltCorpus) -> None:
@@ -40,6 +40,7 @@ def _show(result: corpora.BuiltCorpus) -> None:
         print(visible(f"{step} removed: {parts}"))
     print(f"held out: {record['validation_documents']:,} documents")
     print(f"corpus: {result.folder}")
+    print(f"report: {result.report}")
     print(f"next: lmsmith run RECIPE, with [data] shards = {shlex.quote(str(result.folder))}")
 
 
@@ -64,3 +65,106 @@ def _show_plan(plan: dict[str, Any]) -> None:
 
 
 build = printed(corpora.build_corpus, _show)
+
+
+def _show_window(found: dict[str, Any]) -> None:
+    said = f"token {found['at']:,} of {found['tokens']:,}; tokens {found['start']:,} to"
+    print(f"{said} {found['end'] - 1:,}")
+    for row in found["documents"]:
+        about = [f"source {row['source']}"]
+        about += [f"language {row['language']}"] if row["language"] else []
+        about += [f"{name} {value:.3f}" for name, value in row["scores"].items()]
+        place = row["start"] - row["position"]
+        about.append(f"tokens {place:,} to {place + len(row['ids']) - 1:,} of {row['tokens']:,}")
+        print(f"\n{_named(row)} ({', '.join(about)})")
+        if "text" in row:
+            print(visible(row["text"]))
+        else:
+            print(visible(f"{row['before']}⟦{row['token']}⟧{row['after']}"))
+
+
+def _named(row: dict[str, Any]) -> str:
+    name = f" {row['name']}" if row["name"] else ""
+    return in_one_line(f"{row['id']}{name}")
+
+
+def _show_hits(found: dict[str, Any]) -> None:
+    places, documents = found["found"], found["documents"]
+    print(f"found {places:,} times in {documents:,} documents")
+    for name, about in found["sources"].items():
+        if len(found["sources"]) > 1 and about["found"]:
+            print(f"  {name}: {about['found']:,} in {about['documents']:,}")
+    for hit in found["hits"]:
+        print(f"\n{_named(hit)} (token {hit['position']:,}, {hit['source']})")
+        context = f"{hit['before']}⟦{hit['text']}⟧{hit['after']}"
+        print(in_one_line(f"  …{' '.join(context.split())}…"))
+    if places > len(found["hits"]):
+        print(f"\n{places - len(found['hits']):,} more places: --limit N lists more")
+
+
+def _show_figures(found: dict[str, Any]) -> None:
+    table = plain_table(
+        "source", "documents", "MB", "tokens", "bytes per token", "median", "longest"
+    )
+    for name, about in found["sources"].items():
+        lengths = about["tokens_per_document"]
+        ratio = f"{about['bytes_per_token']:.2f}" if about["bytes_per_token"] else ""
+        table.add_row(
+            name,
+            f"{about['documents']:,}",
+            f"{about['bytes'] / 1e6:,.1f}",
+            f"{about['tokens']:,}",
+            ratio,
+            f"{lengths['median']:,.0f}" if lengths else "",
+            f"{lengths['most']:,.0f}" if lengths else "",
+        )
+    table_console().print(table)
+    for name, about in found["sources"].items():
+        scripts, languages = about["scripts"].items(), about["languages"].items()
+        parts = (
+            [f"{script} {100 * share:.1f} %" for script, share in scripts if share >= 5e-4],
+            [f"{language} {count:,}" for language, count in languages],
+            [f"mean {score} {value:.3f}" for score, value in about["scores"].items()],
+        )
+        said = "; ".join(", ".join(part[:6]) for part in parts if part)
+        if said:
+            print(in_one_line(f"{name}: {said}"))
+    vocabulary = found["vocabulary"]
+    print(f"vocabulary: {vocabulary['used']:,} of {vocabulary['size']:,} tokens are used")
+    print(f"held out: {found['held_out']:,} documents")
+
+
+def _show_difference(found: dict[str, Any]) -> None:
+    table = plain_table("", "documents", "MB", "tokens")
+    for name in ("before", "after"):
+        about = found[name]
+        sizes = f"{about['documents']:,}", f"{about['bytes'] / 1e6:,.1f}", f"{about['tokens']:,}"
+        table.add_row(about["corpus"], *sizes)
+    table_console().print(table)
+    for name, (one, other) in found["settings"].items():
+        print(in_one_line(f"setting {name}: {_value(one)} → {_value(other)}"))
+    print(f"same: {found['same']:,} documents")
+    for kind in ("added", "removed", "changed"):
+        about = found[kind]
+        print(f"{kind}: {about['documents']:,} documents")
+        for source, counts in about["sources"].items():
+            print(f"  {source}: {counts['documents']:,} documents, {counts['bytes'] / 1e6:,.1f} MB")
+            for reason, count in about["reasons"].get(source, {}).items():
+                print(in_one_line(f"    {count:,}: {_because(kind, reason)}"))
+        for row in about["first"]:
+            why = f" ({row['reason']})" if row["reason"] else ""
+            print(in_one_line(f"    {row['id']}{why}"))
+
+
+def _because(kind: str, reason: str) -> str:
+    return f"before, {reason}" if kind == "added" else reason
+
+
+def _value(value: object) -> str:
+    return "none" if value is None else str(value)
+
+
+look = printed(corpora.look_at_corpus, _show_window)
+search = printed(corpora.search_corpus, _show_hits)
+stats = printed(corpora.corpus_statistics, _show_figures)
+diff = printed(corpora.compare_corpora, _show_difference)

@@ -40,7 +40,7 @@ METAVARS = {
     "FILE": "database file prompts input include contamination win_rate distil",
     "FOLDER": "data folder out include_path",
     "MODEL": "judge models",
-    "N": "limit seed alternatives reply_tokens labelers adapter_layers keep",
+    "N": "at limit seed alternatives reply_tokens labelers adapter_layers keep",
     "NAME": "suite measure person allow_host",
     "PATH": "root_path",
     "ADDRESS": "trusted_proxy",

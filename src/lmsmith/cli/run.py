@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from lmsmith import api
 from lmsmith.cli.output import plain_table, print_json, table_console
 from lmsmith.cli.parsing import printed
+from lmsmith.corpus.finished import CORPUS_FILE
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -75,15 +76,23 @@ def gains_table(gains: Sequence[Gain]) -> Table:
 
 
 def report(run: str, *, json: bool = False) -> None:
-    """Rebuild the report of a run and print its path, or print all metrics.
+    """Rebuild the report of a run or a corpus and print its path, or print all metrics.
 
     Args:
-        run: The run's folder, or its name under runs/.
+        run: The run's folder, its name under runs/, or the folder of a finished corpus.
         json: Print all metrics as one JSON object, and build nothing.
     """
     named = Path("runs") / run
     folder = named if named.is_dir() and not Path(run).exists() else Path(run)
-    if json:
+    if (folder / CORPUS_FILE).is_file():
+        from lmsmith.corpus.finished import FinishedCorpus
+        from lmsmith.report.corpus.page import build_corpus_page
+
+        if json:
+            print_json(FinishedCorpus.load(folder).record)
+        else:
+            print(build_corpus_page(folder))
+    elif json:
         from lmsmith.report.run.metrics import collect_metrics
 
         print_json(collect_metrics(folder))

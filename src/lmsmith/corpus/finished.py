@@ -11,6 +11,9 @@ from lmsmith.core.files import missing, read_json, sha256_file
 
 CORPUS_FILE = "corpus.json"
 VALIDATION_FILE = "validation.jsonl"
+REMOVED_FILE = "removed.parquet"
+BUILD_FILE = "build.json"
+"""Times, memory and machine of a build: what is not the same in another build."""
 TOKENIZER_FOLDER = "tokenizer"
 
 CORPUS_SHARDS_FILE = "corpus_shards.json"

@@ -168,17 +168,30 @@ def write_documents(path: Path, documents: list[Document]) -> None:
 
 
 def write_table(path: Path, rows: list[Any], fields: tuple[str, ...]) -> None:
+    """A Parquet file of structs."""
+    with needs_extra("corpus"):
+        import pyarrow.parquet as pq
+    with atomic_file(path) as partial:
+        table = table_of(rows, fields)
+        pq.write_table(table, partial, compression="zstd", row_group_size=4096)
+
+
+def table_of(rows: list[Any], fields: tuple[str, ...]) -> pa.Table:
+    """A column for each field: sizes are numbers, scores JSON, all others text."""
     with needs_extra("corpus"):
         import pyarrow as pa
-        import pyarrow.parquet as pq
     columns: dict[str, Any] = {}
     for name in fields:
         values = [getattr(row, name) for row in rows]
         if name == "scores":
             values = [msgspec.json.encode(each, order="deterministic").decode() for each in values]
         columns[name] = pa.array(values, pa.int64() if name == "size" else pa.large_string())
-    with atomic_file(path) as partial:
-        pq.write_table(pa.table(columns), partial, compression="zstd", row_group_size=4096)
+    return pa.table(columns)
+
+
+def removed_table(rows: list[Removed]) -> pa.Table:
+    """What steps removed, as a table."""
+    return table_of(rows, _REMOVED)
 
 
 def read_documents(path: Path) -> Iterator[Document]:

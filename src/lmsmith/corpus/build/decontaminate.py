@@ -26,7 +26,10 @@ from lmsmith.corpus.build.groups import groups
 from lmsmith.corpus.words import Hashes, Places, gram_hashes, read_words
 
 CONTEXT = 60
-"""Characters on either side of a match that the list of cuts shows."""
+"""Characters on either side of a match that the list of cuts shows; ⟦ ⟧ stand around it."""
+
+MOST_SHOWN = 300
+"""Characters of a long match that the list shows, from its beginning and its end."""
 
 _TABLE_BITS = 22
 
@@ -224,8 +227,9 @@ def _without(
     """The pieces of a document, and what was cut out."""
     parts, pieces = cuts(len(document.text), matched, config.around)
     for start, end in parts:
-        first = next(match for match in matched if start <= match.start < end)
-        yield _cut(document, first, end - start, grams)
+        yield _cut(
+            document, [each for each in matched if start <= each.start < end], grams, end - start
+        )
     if len(pieces) > config.most_pieces:
         yield removed(document, f"in more than {config.most_pieces} pieces: {len(pieces)}")
         return
@@ -238,10 +242,17 @@ def _without(
         yield msgspec.structs.replace(document, id=f"{document.id}#{number}", text=piece)
 
 
-def _cut(document: Document, match: Match, size: int, grams: TaskGrams) -> Removed:
-    """What was cut, of which task, with the text around the match."""
-    task, item = grams.items[int(grams.item_g[match.run])]
-    start, end = max(0, match.start - CONTEXT), match.end + CONTEXT
+def _cut(document: Document, matched: Sequence[Match], grams: TaskGrams, size: int) -> Removed:
+    """What was cut, of which task, with the text around the matches."""
+    task, item = grams.items[int(grams.item_g[matched[0].run])]
     reason = f"overlap with task {task}: item {item}"
-    excerpt = document.text[start:end]
+    start, end = matched[0].start, matched[-1].end
+    before, after = (
+        document.text[max(0, start - CONTEXT) : start],
+        document.text[end : end + CONTEXT],
+    )
+    found = document.text[start:end]
+    if len(found) > MOST_SHOWN:
+        found = f"{found[: MOST_SHOWN // 2]} … {found[-MOST_SHOWN // 2 :]}"
+    excerpt = f"{before}⟦{found}⟧{after}"
     return Removed(document.id, document.source, "", reason, excerpt, size, document.language)

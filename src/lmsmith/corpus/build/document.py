@@ -83,6 +83,11 @@ def digest(*parts: str | bytes | int) -> bytes:
     return hashlib.blake2b(content, digest_size=16).digest()
 
 
+def text_hash(text: str) -> str:
+    """16 hexadecimal digits that stand for a text."""
+    return digest(text).hex()[:16]
+
+
 def point(seed: int, step: str, id: str) -> float:
     """A number in [0, 1) drawn for a document: a hash of seed, step and id, of 53 bits.
 

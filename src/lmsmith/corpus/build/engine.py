@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypeAlias
 from lmsmith.core.config import encode
 from lmsmith.core.files import fingerprint
 from lmsmith.core.version import VERSION
-from lmsmith.corpus.build.document import Document, Yielded
+from lmsmith.corpus.build.document import Document, Removed, Yielded
 
 FORMAT = 1
 """Raised when the code makes something else from the same settings and files."""
@@ -114,6 +114,13 @@ class Engine(Protocol):
 
     def record(self, data: Data) -> dict[str, Any]:
         """What the maps of a checkpoint did: documents and bytes in and out, counts, time."""
+
+    def removed(self, data: Data) -> Iterator[Removed]:
+        """What the maps of a checkpoint removed, in an order of the engine's own."""
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Name of an operation → wall time that this result took, in whichever call it was."""
 
 
 def identity(value: Any) -> Any:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import pickle
 import shutil
+import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -25,10 +26,11 @@ from lmsmith.corpus.build.chunks import (
     Step,
     read_documents,
     read_record,
+    read_removed,
     run_steps,
     write_task,
 )
-from lmsmith.corpus.build.document import Document, digest, point
+from lmsmith.corpus.build.document import Document, Removed, digest, point
 from lmsmith.corpus.build.engine import (
     Combiner,
     Emitter,
@@ -49,7 +51,7 @@ from lmsmith.corpus.build.spill import (
 )
 from lmsmith.corpus.build.worker import Pool
 
-KEY_FILE, DONE_FILE = "key.json", "done.json"
+KEY_FILE, DONE_FILE, SECONDS_FILE = "key.json", "done.json", "seconds.json"
 
 BYTES_OF_PARTITION = 1 << 25
 """Text whose pairs a worker sorts at a time."""
@@ -102,6 +104,7 @@ class LocalEngine:
         self._pool = Pool(workers)
         self.used: set[str] = set()
         self.made: set[str] = set()
+        self.seconds: dict[str, float] = _seconds_in(folder)
 
     def close(self) -> None:
         """End the workers."""
@@ -205,6 +208,10 @@ class LocalEngine:
         found: dict[str, Any] = msgspec.json.decode((data.folder / DONE_FILE).read_bytes())
         return found
 
+    def removed(self, data: LocalData) -> Iterator[Removed]:
+        for path in sorted(data.folder.glob("*.removed.parquet")):
+            yield from read_removed(path)
+
     def _documents(
         self,
         folder: Path,
@@ -255,6 +262,7 @@ class LocalEngine:
         before: int,
     ) -> None:
         self.made.add(name)
+        started = time.monotonic()
         in_bytes = sum(sizes) > len(tasks)
         scale, unit = (1 << 20, "MiB") if in_bytes else (1, "parts")
         self.progress.begin(name, -(-(before + sum(sizes)) // scale), unit, before // scale)
@@ -262,6 +270,8 @@ class LocalEngine:
             before += sizes[place]
             self.progress.update(-(-before // scale))
         self.progress.end()
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
+        write_json(self.folder / SECONDS_FILE, self.seconds)
 
     def _is_done(self, folder: Path, key: str) -> bool:
         self.used.add(folder.name)
@@ -274,6 +284,7 @@ class LocalEngine:
             return
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
+        self.seconds.pop(folder.name, None)
         write_json(folder / KEY_FILE, {"key": key})
 
     def _kept(self, broadcast: Any, key: str) -> Any:
@@ -403,6 +414,14 @@ def _part_record(place: Path) -> dict[str, Any]:
 def _lookup_size(path: Path) -> int:
     with path.open("rb") as file:
         return int.from_bytes(file.read(8), "little")
+
+
+def _seconds_in(folder: Path) -> dict[str, float]:
+    try:
+        found: Any = read_json(folder / SECONDS_FILE)
+        return {str(name): float(value) for name, value in found.items()}
+    except (UserError, AttributeError, TypeError, ValueError):
+        return {}
 
 
 def _key_in(folder: Path) -> str | None:

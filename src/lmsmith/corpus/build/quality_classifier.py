@@ -20,12 +20,15 @@ from numpy.typing import NDArray
 from lmsmith.core.config import PositiveFloat
 from lmsmith.core.errors import UserError, needs_extra
 from lmsmith.core.files import fingerprint
-from lmsmith.corpus.build.document import Document, Yielded, point, removed
+from lmsmith.corpus.build.document import Count, Document, Yielded, point, removed
 from lmsmith.corpus.build.groups import groups
 from lmsmith.corpus.words import Hashes, batches, read_words
 
 SCORE = "quality"
 """Name of the score in `Document.scores`."""
+
+BINS = 20
+"""Bins of the histogram of scores; ``score.NN`` counts documents, ``score_kept.NN`` kept ones."""
 
 SAMPLE = "quality examples"
 """The draw of documents that the classifier is trained on."""
@@ -214,7 +217,10 @@ def keep_by_score(
     for document in documents:
         score = document.scores[SCORE]
         drawn = point(seed, "pareto", document.id)
+        bin = min(BINS - 1, int(score * BINS))
+        yield Count(document.source, f"score.{bin:02d}")
         if document.source in curated or kept(score, drawn, shape):
+            yield Count(document.source, f"score_kept.{bin:02d}")
             yield document
         else:
             yield removed(document, f"quality: score {score:.3f}")

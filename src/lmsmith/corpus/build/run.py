@@ -27,6 +27,7 @@ from lmsmith.corpus.build.mixture import mixture_warnings
 from lmsmith.corpus.build.reading.plan import Item, find_files, format_of, make_items
 from lmsmith.corpus.build.reading.read import reader
 from lmsmith.corpus.build.recipe import CorpusRecipe
+from lmsmith.corpus.build.removed import write_all_removed
 from lmsmith.corpus.build.shards import (
     LoadTokenizer,
     held_out_share,
@@ -36,7 +37,12 @@ from lmsmith.corpus.build.shards import (
     write_part,
 )
 from lmsmith.corpus.build.steps import run_steps
-from lmsmith.corpus.finished import CORPUS_FILE, TOKENIZER_FOLDER, VALIDATION_FILE
+from lmsmith.corpus.finished import (
+    BUILD_FILE,
+    CORPUS_FILE,
+    TOKENIZER_FOLDER,
+    VALIDATION_FILE,
+)
 from lmsmith.runs.locking import locked
 from lmsmith.runs.signals import StopSignal
 from lmsmith.runs.stage_folder import (
@@ -45,9 +51,6 @@ from lmsmith.runs.stage_folder import (
     describe_versions,
     git_commit,
 )
-
-BUILD_FILE = "build.json"
-"""Times, memory and machine of a build: what is not the same in another build."""
 
 WORK_FOLDER = "work"
 
@@ -137,7 +140,10 @@ class _Build:
             memory = max(memory, found["peak_memory_bytes"])
             for step, counts in found["counts"].items():
                 steps[step] = counts
-                about = {"seconds": round(found["seconds"].get(step, 0.0), 3)}
+                about = {
+                    "seconds": round(found["seconds"].get(step, 0.0), 3),
+                    "peak_memory_bytes": found["peak_memory_bytes"],
+                }
                 self.stages.setdefault(step, {}).update(about)
         sources = _by_source(written)
         table = mixture_of(self.recipe, {name: each["tokens"] for name, each in sources.items()})
@@ -160,9 +166,12 @@ class _Build:
             "parts": written,
             "files": {str(path.relative_to(folder)): sha256_file(path) for path in beside},
         }
+        removed = (row for data in checkpoints for row in self.engine.removed(data))
+        write_all_removed(out, removed)
         write_json(out / CORPUS_FILE, record)
         build = {
             "stages": self.stages,
+            "operations": {name: round(took, 3) for name, took in self.engine.seconds.items()},
             "peak_memory_bytes_of_a_worker": memory,
             "engine": self.recipe.engine,
             "git_commit": git_commit(),

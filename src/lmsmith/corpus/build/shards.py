@@ -12,14 +12,14 @@ import msgspec
 
 from lmsmith.core.files import atomic_folder, sha256_file
 from lmsmith.corpus.build.chunks import write_table
-from lmsmith.corpus.build.document import Document, Yielded, point
+from lmsmith.corpus.build.document import Document, Yielded, point, text_hash
 from lmsmith.corpus.build.engine import Data, Engine, key_of
 from lmsmith.corpus.build.recipe import ShardsConfig
 from lmsmith.corpus.shards import OFFSETS_FILE, TOKENS_FILE, write_tokens
 from lmsmith.tokenizers import Tokenizer
 
 INDEX_FILE = "documents.parquet"
-"""Beside the tokens: id, name, language, scores and bytes of each document, in order."""
+"""Beside the tokens: id, name, language, scores, bytes and hash of each document, in order."""
 
 LEAST_HELD_OUT, MOST_HELD_OUT = 8, 0.1
 """Documents that a small corpus holds out, as far as that is no larger share."""
@@ -29,13 +29,14 @@ LoadTokenizer = Callable[[str], Tokenizer]
 
 
 class IndexRow(msgspec.Struct, frozen=True):
-    """A document's row of the index."""
+    """A document's row of the index; ``hash`` is of its text."""
 
     id: str
     name: str
     language: str
     scores: dict[str, float]
     size: int
+    hash: str
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def write_part(
         tokenizer.vocabulary_size,
         tokenizer.document_start,
     )
-    rows = [IndexRow(d.id, d.name, d.language, d.scores, d.size) for d in documents]
+    rows = [_row(each) for each in documents]
     write_table(folder / INDEX_FILE, rows, IndexRow.__struct_fields__)
     names = (TOKENS_FILE, OFFSETS_FILE, INDEX_FILE)
     return {
@@ -138,6 +139,10 @@ def write_part(
         "tokens": int(offsets[-1]),
         "files": {name: sha256_file(folder / name) for name in names},
     }
+
+
+def _row(each: Document) -> IndexRow:
+    return IndexRow(each.id, each.name, each.language, each.scores, each.size, text_hash(each.text))
 
 
 def _encoded(tokenizer: Tokenizer, documents: Sequence[Document]) -> Iterator[list[int]]:

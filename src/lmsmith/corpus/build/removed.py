@@ -1,0 +1,43 @@
+"""What all steps removed, in one file of the finished corpus: for its report and `corpus diff`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from lmsmith.core.errors import needs_extra
+from lmsmith.core.files import atomic_file
+from lmsmith.corpus.build.chunks import read_removed, removed_table
+from lmsmith.corpus.build.document import Removed
+from lmsmith.corpus.finished import REMOVED_FILE
+
+_ROWS = 4096
+"""Rows in memory at a time."""
+
+
+def write_all_removed(folder: Path, rows: Iterable[Removed]) -> None:
+    """Write ``removed.parquet``, some rows at a time."""
+    with needs_extra("corpus"):
+        import pyarrow.parquet as pq
+    with atomic_file(folder / REMOVED_FILE) as partial:
+        schema = removed_table([]).schema
+        with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
+            for batch in _batches(rows):
+                writer.write_table(removed_table(batch))
+
+
+def _batches(rows: Iterable[Removed]) -> Iterator[list[Removed]]:
+    batch: list[Removed] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == _ROWS:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def all_removed(folder: Path) -> Iterator[Removed]:
+    """What the steps of a finished corpus removed; nothing if the file is missing."""
+    path = folder / REMOVED_FILE
+    return read_removed(path) if path.is_file() else iter(())
