@@ -10,7 +10,7 @@ from typing import Any
 from lmsmith.report import numbers
 
 STEPS: dict[str, tuple[str, str]] = {
-    "read": ("Read", "files become documents; a text that is too long becomes several"),
+    "read": ("Read", "a text that is too long becomes several documents"),
     "clean": ("Clean", "broken encodings, control characters and boilerplate lines"),
     "language": ("Language", "identified, and other languages removed where the recipe says so"),
     "personal": ("Personal data", "masked, and counted"),
@@ -125,8 +125,16 @@ def flow(record: Mapping[str, Any]) -> list[FlowRow]:
                 )
             )
         title, about = STEPS.get(step, (step.capitalize(), ""))
+        if step == "read":
+            about = f"{_files(found)}; {about}"
         rows.append(FlowRow(step, title, about, tuple(amounts), _reasons(found)))
     return rows
+
+
+def _files(found: Mapping[str, Mapping[str, float]]) -> str:
+    files = sum(int(counts.get("files", 0)) for counts in found.values())
+    size = sum(counts.get("bytes_read", 0) for counts in found.values())
+    return f"{files:,} files, {numbers.size(size)}"
 
 
 def _whole(steps: Mapping[str, Any], name: str) -> int:

@@ -58,7 +58,7 @@ class Example:
 
 @dataclass
 class Reason:
-    """A reason of a step, with its examples."""
+    """A reason of a step, with its examples; ``stays`` has the ids that they are duplicates of."""
 
     step: str
     reason: str
@@ -66,6 +66,7 @@ class Reason:
     bytes: int = 0
     sources: Counter[str] = field(default_factory=Counter)
     removed: list[Example] = field(default_factory=list)
+    stays: list[str] = field(default_factory=list)
     kept: list[Example] = field(default_factory=list)
 
 
@@ -148,6 +149,9 @@ class Removals:
         self.skipped = sorted(skipped.rows(), key=lambda row: row.id)
         for key, found in examples.items():
             self.reasons[key].removed = [_example(row) for row in found.rows()]
+            if key[0] in DUPLICATES:
+                details = (row.reason.partition(": ")[2] for row in found.rows())
+                self.reasons[key].stays = list(details)
         for task, found in cuts.items():
             self.cuts[task].first = [_example(row, MOST_OF_A_CUT) for row in found.rows()]
 
@@ -190,10 +194,19 @@ class Removals:
 
 
 def add_kept_examples(corpus: CorpusDocuments, reasons: Sequence[Reason]) -> None:
-    """To each reason documents that are kept, of the sources that it removes most from."""
+    """To each reason documents that are kept.
+
+    Those that stay for duplicates, as far as they are in the shards; else others of the sources
+    that the reason removes most from.
+    """
     pools = {source: list(_pool(corpus, source)) for source in corpus.finished.sources}
     everything = [each for pool in pools.values() for each in pool]
+    doubles = [each for each in reasons if each.step in DUPLICATES]
+    stay = _documents(corpus, [id for each in doubles for id in each.stays])
     for number, reason in enumerate(reasons):
+        reason.kept = list({id: stay[id] for id in reason.stays if id in stay}.values())
+        if reason.kept:
+            continue
         source = reason.sources.most_common(1)[0][0] if reason.sources else ""
         pool = pools.get(source) or everything
         start = number * EXAMPLES
