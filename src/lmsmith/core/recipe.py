@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import msgspec
 
 from lmsmith.core.config import (
     MISSING,
@@ -15,6 +17,7 @@ from lmsmith.core.config import (
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
+    PositiveInt,
     Problem,
     SettingsError,
     apply_overrides,
@@ -59,6 +62,28 @@ class MachineConfig:
 
 
 @dataclass(frozen=True)
+class GenerationConfig:
+    """Engine of the responses that stages draw: rollouts of PPO, candidates, evaluation."""
+
+    engine: Literal["lmsmith", "vllm"] = "lmsmith"
+    """``lmsmith`` (this process) or ``vllm`` (a server of vLLM's that gets every new policy)."""
+    vllm_python: str = ""
+    """Python of the environment where vLLM is installed, which starts the server. Empty: the
+    environment variable LMSMITH_VLLM_PYTHON, else this Python."""
+    vllm_url: str = ""
+    """Address of a running server, such as http://127.0.0.1:8000, in place of starting one. It must
+    read the files of this machine, and run with VLLM_SERVER_DEV_MODE=1."""
+    vllm_options: tuple[str, ...] = ()
+    """More options of the server that is started, such as --tensor-parallel-size=8."""
+    vllm_memory: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.3
+    """Share of the memory (of the GPU, or of the machine) that the server takes."""
+    vllm_requests: PositiveInt = 128
+    """Maximum number of responses in progress."""
+    vllm_start_seconds: PositiveFloat = 900.0
+    """Seconds after which a server that is not ready is given up."""
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A recipe read and checked: ``stages`` maps a stage's name to its settings' dataclass.
 
@@ -71,6 +96,7 @@ class Recipe:
     machine: MachineConfig = field(default_factory=MachineConfig)
     stages: dict[str, object] = field(default_factory=dict)
     words: tuple[str, ...] = field(default=(), compare=False)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
 
     def as_dict(self) -> dict[str, object]:
         """The resolved recipe, every default written out, as plain JSON-able values."""
@@ -79,6 +105,7 @@ class Recipe:
             "description": self.description,
             "seed": self.seed,
             "machine": encode(self.machine),
+            "generation": encode(self.generation),
             **{name: encode(settings) for name, settings in self.stages.items()},
         }
 
@@ -170,7 +197,8 @@ def load_recipe(
 def _decode_recipe(
     name: str, tables: Mapping[str, object], registry: Mapping[str, type], folder: str
 ) -> tuple[Recipe, list[Problem]]:
-    classes = {"machine": MachineConfig, **registry}
+    tables_of_all = {"machine": MachineConfig, "generation": GenerationConfig}
+    classes = {**tables_of_all, **registry}
     right_keys = ["description", "seed", *classes]
     inside = [
         right for key in classes if key in tables for right in setting_keys(classes[key], key)
@@ -186,7 +214,7 @@ def _decode_recipe(
             problems.append(Problem(key, value, f"must be {describe_type(kind)}"))
     settings: dict[str, object] = {}
     for key, cls in classes.items():
-        if key not in tables and key != "machine":
+        if key not in tables and key not in tables_of_all:
             continue
         table = tables.get(key, {})
         if not isinstance(table, Mapping):
@@ -198,12 +226,13 @@ def _decode_recipe(
     if not any(key in registry for key in tables):
         fix = "add at least one of " + ", ".join(f"[{stage}]" for stage in registry)
         problems.append(Problem("recipe", MISSING, "has no stage", fix))
-    machine = settings.pop("machine", None)
+    machine, generation = (settings.pop(key, None) for key in tables_of_all)
     if problems or not isinstance(machine, MachineConfig):
         return Recipe(name, "", 0), problems
+    assert isinstance(generation, GenerationConfig)
     description, seed = str(tables.get("description", "")), tables.get("seed", 0)
     assert isinstance(seed, int)
-    return Recipe(name, description, seed, machine, settings), problems
+    return Recipe(name, description, seed, machine, settings, generation=generation), problems
 
 
 def _placed(settings: Any, folder: str) -> Any:

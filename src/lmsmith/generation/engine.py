@@ -12,6 +12,7 @@ from lmsmith.generation.requests import Reply, Request, TokenEvent, check_reques
 from lmsmith.generation.scheduler import Failed, Scheduler
 from lmsmith.generation.settings import SamplingSettings
 from lmsmith.generation.speculative import Drafter
+from lmsmith.generation.vllm import VLLMModel, VLLMScheduler
 from lmsmith.models.decoder import Decoder
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.machine import ResolvedMachine
@@ -43,7 +44,8 @@ class Engine:
     ...         print(event.token)
 
     Args:
-        decoder: the model; behind another server, it takes fewer settings and gives no tokens.
+        decoder: the model; behind another server, it takes fewer settings and gives no tokens; on
+            vLLM's it gives tokens too.
         machine: gives the precision of matrix products; float32 if None.
         tokenizer: turns tokens into the text of events, which stop texts need, and says which
             may follow (`lmsmith.generation.vocabulary`).
@@ -54,7 +56,7 @@ class Engine:
 
     def __init__(
         self,
-        decoder: Decoder | InferenceDecoder | RemoteModel,
+        decoder: Decoder | InferenceDecoder | RemoteModel | VLLMModel,
         *,
         machine: ResolvedMachine | None = None,
         tokenizer: Tokenizer | None = None,
@@ -65,6 +67,8 @@ class Engine:
         self.scheduler: Scheduler | RemoteScheduler
         if isinstance(decoder, RemoteModel):
             self.scheduler = RemoteScheduler(decoder, rows=rows or REMOTE_AT_ONCE, waits=True)
+        elif isinstance(decoder, VLLMModel):
+            self.scheduler = VLLMScheduler(decoder, tokenizer, waits=True)
         else:
             self.scheduler = Scheduler(
                 ready(decoder, machine),
@@ -121,7 +125,7 @@ def answer(
 
 
 def generate(
-    decoder: Decoder | InferenceDecoder,
+    decoder: Decoder | InferenceDecoder | VLLMModel,
     prompts: Sequence[Sequence[int]],
     settings: SamplingSettings,
     *,
@@ -158,7 +162,7 @@ def generate(
             f"samples = {settings.samples}: generate writes one reply a prompt",
             "repeat the prompt, or use Engine",
         )
-    model = ready(decoder, machine)
+    model = decoder if isinstance(decoder, VLLMModel) else ready(decoder, machine)
     engine = Engine(model, tokenizer=tokenizer)
     requests = [
         Request(

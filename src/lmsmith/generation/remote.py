@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ _CANNOT = "another server runs this model"
 
 
 @dataclass(eq=False)
-class _Running:
+class Running:
     """A request, the numbers of its samples that have not begun, and those that have not ended."""
 
     number: int
@@ -61,9 +61,9 @@ class RemoteScheduler:
         self.wake: Callable[[], None] = lambda: None
         self.active = self._next = 0
         self._waits = waits
-        self._waiting: deque[_Running] = deque()
-        self._running: dict[int, _Running] = {}
-        self._events: deque[tuple[_Running, int, Event]] = deque()
+        self._waiting: deque[Running] = deque()
+        self._running: dict[int, Running] = {}
+        self._events: deque[tuple[Running, int, Event]] = deque()
         self._has_events = threading.Condition()
 
     @property
@@ -93,7 +93,7 @@ class RemoteScheduler:
         self.check(request)
         number, self._next = self._next, self._next + 1
         samples = request.settings.samples
-        queued = _Running(number, request, deque(range(samples)), samples, {})
+        queued = Running(number, request, deque(range(samples)), samples, {})
         self._running[number] = queued
         self._waiting.append(queued)
         return number
@@ -142,7 +142,7 @@ class RemoteScheduler:
                 self._ended(running, sample, event)
         return events + self._send()
 
-    def _ended(self, running: _Running, sample: int, event: Event) -> None:
+    def _ended(self, running: Running, sample: int, event: Event) -> None:
         if isinstance(event, Failed):
             self.cancel(running.number)
         elif isinstance(event, TokenEvent) and event.finish is not None:
@@ -161,39 +161,48 @@ class RemoteScheduler:
             sample = first.to_begin.popleft()
             if not first.to_begin:
                 self._waiting.popleft()
-            call = Call(self.model, *_asked(self.model, first.request, sample))
+            call = Call(self.model, *self._asked(first.request, sample))
             first.calls[sample] = call
             self.active += 1
             work = (first, sample, call)
             threading.Thread(target=self._read, args=work, name="remote", daemon=True).start()
         return admitted
 
-    def _read(self, running: _Running, sample: int, call: Call) -> None:
-        """In a thread of its own: a sample's events, from the server's."""
-        number, finish, pieces = running.number, "", 0
-        usage: dict[str, Any] = {}
+    def _asked(self, request: Request, sample: int) -> tuple[str, dict[str, Any]]:
+        """Path and body of the request for one sample."""
+        return _asked(self.model, request, sample)
 
-        def add(event: Event) -> None:
-            with self._has_events:
-                self._events.append((running, sample, event))
-                self._has_events.notify()
-            self.wake()
+    def _add(self, running: Running, sample: int, event: Event) -> None:
+        """Hand over an event of a sample; any thread may."""
+        with self._has_events:
+            self._events.append((running, sample, event))
+            self._has_events.notify()
+        self.wake()
 
+    def _read(self, running: Running, sample: int, call: Call) -> None:
+        """In a thread of its own: a sample's events, until it ends or fails."""
         try:
-            for event in call.events():
-                usage = event.get("usage") or usage
-                text, ends = _piece(event)
-                finish = ends or finish
-                if text:
-                    pieces += 1
-                    add(TokenEvent(number, sample, TOKEN, text=text))
-            add(_counted(running.request, number, usage, pieces))
-            last: FinishReason = "length" if finish == "length" else "stop"
-            add(TokenEvent(number, sample, TOKEN, finish=last))
+            for event in self._events_of(running, sample, call):
+                self._add(running, sample, event)
         except Cancelled:
             return
         except Exception as error:
-            add(Failed(number, error))
+            self._add(running, sample, Failed(running.number, error))
+
+    def _events_of(self, running: Running, sample: int, call: Call) -> Iterator[Event]:
+        """A sample's events, from the server's."""
+        number, finish, pieces = running.number, "", 0
+        usage: dict[str, Any] = {}
+        for event in call.events():
+            usage = event.get("usage") or usage
+            text, ends = _piece(event)
+            finish = ends or finish
+            if text:
+                pieces += 1
+                yield TokenEvent(number, sample, TOKEN, text=text)
+        yield _counted(running.request, number, usage, pieces)
+        last: FinishReason = "length" if finish == "length" else "stop"
+        yield TokenEvent(number, sample, TOKEN, finish=last)
 
 
 def _asked(model: RemoteModel, request: Request, sample: int) -> tuple[str, dict[str, Any]]:

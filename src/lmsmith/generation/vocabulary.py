@@ -41,12 +41,18 @@ class Mask:
 class Vocabulary:
     """The ids of a model with a tokenizer; without one every id is an allowed token.
 
+    Args:
+        tokenizer: its tokenizer.
+        size: rows of the embedding.
+        breaks: whether every token may follow, which may break a character: an engine that knows
+            nothing of characters draws so.
+
     Attributes:
         size: ids, the rows of the model's embedding.
         without_token: those that have none.
     """
 
-    def __init__(self, tokenizer: Tokenizer | None, size: int) -> None:
+    def __init__(self, tokenizer: Tokenizer | None, size: int, *, breaks: bool = False) -> None:
         self.size = size
         self.without_token: frozenset[int] = frozenset()
         self._next_sv: NDArray[np.uint8] | None = None
@@ -59,9 +65,11 @@ class Vocabulary:
         allowed_sv = torch.zeros(STATES + 1, size, dtype=torch.bool)
         allowed_sv[:STATES, :known] = torch.from_numpy(table.allowed_sv[:, :known])
         allowed_sv[ANY, :known] = torch.from_numpy(table.is_token_v[:known])
+        if breaks:
+            allowed_sv[:] = allowed_sv[ANY].clone()
         self.without_token = frozenset((~allowed_sv[ANY]).nonzero()[:, 0].tolist())
         # Where every token is of whole characters (GPT-1) there is no other state.
-        if table.next_sv.any():
+        if table.next_sv.any() and not breaks:
             self._next_sv = np.zeros((STATES, size), dtype=np.uint8)
             self._next_sv[:, :known] = table.next_sv[:, :known]
         if self._next_sv is not None or not bool(allowed_sv[BOUNDARY].all()):

@@ -10,6 +10,9 @@ WINDOW = 5
 FEW_ENDED = 0.25
 """A policy with a smaller share of replies that end by themselves has not learnt to end one."""
 
+WIDE_GAP = 0.1
+"""Nats a token; rounding to bf16 makes a few hundredths."""
+
 
 def diagnose(
     history: Sequence[Mapping[str, float]], kl_budget: float = 0.0, *, ends: bool = False
@@ -86,6 +89,14 @@ def diagnose(
             not few_ended and ended < 0.5 and ended < 0.7 * ended_before,
             f"only {ended:.0%} of the replies end by themselves: raise missing_eos_penalty or "
             "max_new_tokens.",
+        ),
+        (
+            "engine_gap",
+            recent("rollout/logprob_gap") > WIDE_GAP,
+            f"the log-probabilities of the engine differ by {recent('rollout/logprob_gap'):.2f} "
+            "nats a token from the trainer's: the engine that draws the responses has other "
+            "weights, another precision or other sampling settings. Restart its server, or set "
+            "ppo.importance_cap to 2.",
         ),
         (
             "equal_rewards",

@@ -189,6 +189,7 @@ def clipped_policy_loss(
     advantages_br: Tensor,
     mask_br: Tensor,
     clip_range: float,
+    weights_br: Tensor | None = None,
 ) -> PolicyLoss:
     """ρ = π/π_old per token; the objective takes the worse of ρA and clip(ρ, 1 − ε, 1 + ε)A.
 
@@ -198,6 +199,7 @@ def clipped_policy_loss(
         advantages_br: Â, whitened or not.
         mask_br: True where a response token stands.
         clip_range: ε.
+        weights_br: of the tokens (`truncated_weights`); 1 for all if None.
     """
     difference_br = (log_probs_br - old_log_probs_br).masked_fill(~mask_br, 0.0)
     ratio_br = difference_br.exp()
@@ -207,8 +209,23 @@ def clipped_policy_loss(
         approximate_kl = 0.5 * masked_mean(difference_br**2, mask_br)
         clip_fraction = masked_mean((clipped_br > plain_br).float(), mask_br)
         ratio = masked_mean(ratio_br, mask_br)
-    loss = masked_mean(torch.maximum(plain_br, clipped_br), mask_br)
+    worse_br = torch.maximum(plain_br, clipped_br)
+    loss = masked_mean(worse_br if weights_br is None else worse_br * weights_br, mask_br)
     return PolicyLoss(loss, approximate_kl, clip_fraction, ratio)
+
+
+def truncated_weights(log_probs_br: Tensor, drawn_log_probs_br: Tensor, cap: float) -> Tensor:
+    """min(π/μ, C) per token: weights of tokens that another engine drew, from μ in place of π.
+
+    μ is π but for rounding, or for weights that are older. E_μ[min(π/μ, C) f] tends to E_π[f] as C
+    grows, and its variance is bounded (Ionides 2008, equation 3).
+
+    Args:
+        log_probs_br: log π of the drawn tokens, as the trainer computes it; constant.
+        drawn_log_probs_br: log μ, as the engine computed it.
+        cap: C.
+    """
+    return (log_probs_br - drawn_log_probs_br).exp().clamp(max=cap)
 
 
 def clipped_value_loss(

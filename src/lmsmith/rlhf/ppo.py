@@ -6,7 +6,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -30,7 +30,8 @@ from lmsmith.core.errors import UserError
 from lmsmith.core.progress import LoggedProgress
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.corpus.batches import Batch
-from lmsmith.generation.engine import SamplingSettings, generate
+from lmsmith.generation.engine import Engine, Request, SamplingSettings, answer, generate
+from lmsmith.generation.vllm import VLLMModel
 from lmsmith.generation.vocabulary import vocabulary_of
 from lmsmith.models.adapters import AdapterConfig, TrainedState
 from lmsmith.models.batching import ACTIVATION_BYTES, length_groups, memory_groups
@@ -47,6 +48,7 @@ from lmsmith.rlhf.objective import (
     masked_mean,
     masked_whiten,
     token_rewards,
+    truncated_weights,
     value_mask,
 )
 from lmsmith.rlhf.rollout import (
@@ -66,7 +68,7 @@ from lmsmith.training.language_model import accumulate_gradients
 from lmsmith.training.loop import Stateful, run_steps
 from lmsmith.training.machine import ResolvedMachine, prepare_process
 from lmsmith.training.optimiser import Optimiser, OptimiserConfig, Schedule, learning_rate_factor
-from lmsmith.training.parallel import add_up, gather_lists, team
+from lmsmith.training.parallel import add_up, from_leader, gather_lists, team
 from lmsmith.training.sharding import divided, fetch
 
 SHORTEST_PROMPT = 8
@@ -122,6 +124,9 @@ class PPOConfig:
     """Most prompts of one conversation."""
     max_prompts: PositiveInt = 31_000
     """Most prompts that the stage takes."""
+    importance_cap: NonNegativeFloat = 0.0
+    """Cap of the importance weight π/μ of each token, where another engine draws the tokens (μ is
+    its probability of the token); 0 weights all the same. 2 is usual."""
     missing_eos_penalty: NonNegativeFloat = 1.0
     """Taken from the score of a response that did not end by itself."""
     whiten_advantages: bool = True
@@ -207,6 +212,22 @@ class SampleTable:
         self.rows = list(state["rows"])
 
 
+def draw_by(
+    engine: VLLMModel,
+    policy: Decoder,
+    prompts: Sequence[Sequence[int]],
+    settings: SamplingSettings,
+) -> dict[str, Any]:
+    """The responses of an engine that gets the policy first, with their log-probabilities."""
+    engine.bring(policy)
+    requests = [Request(prompt, settings, stream=row) for row, prompt in enumerate(prompts)]
+    replies = [reply for (reply,) in answer(Engine(engine), requests)]
+    return {
+        "responses": [reply.tokens for reply in replies],
+        "log_probs": [[each.log_prob for each in reply.log_probs] for reply in replies],
+    }
+
+
 class PPOTrainer:
     """PPO on prompts alone: sample, score, reward, estimate advantages, update; repeat.
 
@@ -225,6 +246,7 @@ class PPOTrainer:
         machine: this machine's defaults if None.
         decode: token ids to text, for the sample tables.
         tokenizer: says which tokens may follow (`lmsmith.generation.vocabulary`); all if None.
+        engine: draws the responses in place of this process, and gets every new policy.
 
     Raises:
         UserError: settings out of range, or a prompt that the policy cannot read.
@@ -245,6 +267,7 @@ class PPOTrainer:
         machine: ResolvedMachine | None = None,
         decode: Callable[[Sequence[int]], str] | None = None,
         tokenizer: Tokenizer | None = None,
+        engine: VLLMModel | None = None,
     ) -> None:
         self.config = config = config if config is not None else PPOConfig()
         problems = decode_settings(PPOConfig, asdict(config), "")[1]
@@ -276,8 +299,10 @@ class PPOTrainer:
             else reward_model
         )
         self.pretraining, self.seed, self.decode = pretraining, seed, decode
-        self.tokenizer = tokenizer
+        self.tokenizer, self.engine = tokenizer, engine
         self.vocabulary = vocabulary_of(tokenizer, policy.config.vocabulary_size)
+        if engine is not None:  # compared are probabilities of the distribution it draws from
+            self.vocabulary = engine.vocabulary
         self.whole_policy, self.whole_value_model = self.policy, self.value_model
         self.policy, self.value_model = divided_pair(self.machine, policy, value_model)
         self.policy_optimiser = Optimiser(self.policy, config.optimiser)
@@ -363,7 +388,7 @@ class PPOTrainer:
         """One iteration: sample → score → rewards → advantages → update → KL controller."""
         config, times = self.config, [time.perf_counter()]
         prompts = [self.prompts[i] for i in self._prompt_order(iteration)]
-        responses = self._sample(prompts, iteration)
+        responses, drawn_log_probs = self._sample(prompts, iteration)
         times.append(time.perf_counter())
         rollout = score_rollout(
             self.policy,
@@ -377,6 +402,7 @@ class PPOTrainer:
             temperature=config.temperature,
             machine=self.machine,
             vocabulary=self.vocabulary,
+            drawn_log_probs=drawn_log_probs,
         )
         mask_br = rollout.batch.response_mask_br
         rewards_bs, penalties_br = token_rewards(
@@ -406,6 +432,8 @@ class PPOTrainer:
             "seconds/update": updating,
         }
         self.kl.update(metrics["objective/kl"], config.rollouts)
+        if self.engine is not None:
+            metrics["rollout/weights_version"] = float(self.engine.version)
         if self.decode is not None:
             rows = rollout.sample_rows(config.sample_rows, self.decode)
             self.samples.rows += [{"step": iteration + 1, **row} for row in rows]
@@ -425,23 +453,31 @@ class PPOTrainer:
             chosen.append(orders[number][position])
         return chosen
 
-    def _sample(self, prompts: list[list[int]], iteration: int) -> list[list[int]]:
+    def _sample(
+        self, prompts: list[list[int]], iteration: int
+    ) -> tuple[list[list[int]], list[list[float]] | None]:
+        """Responses, and their tokens' log-probabilities where another engine draws them."""
         settings = SamplingSettings(
             max_new_tokens=self.config.max_new_tokens,
             temperature=self.config.temperature,
             stop_tokens=(self.stop_token,),
             seed=derive_seed(self.seed, "rollout", iteration),
         )
+        policy = fetch(self.policy, self.whole_policy)
+        if (engine := self.engine) is not None:
+            settings = replace(settings, log_probs=True)
+            found = from_leader(lambda: draw_by(engine, policy, prompts, settings))
+            return found["responses"], found["log_probs"]
         own = team().own(len(prompts))
         responses = generate(
-            fetch(self.policy, self.whole_policy),
+            policy,
             [prompts[number] for number in own],
             settings,
             machine=self.machine,
             tokenizer=self.tokenizer,
             numbers=own,
         )
-        return gather_lists(responses, len(prompts))
+        return gather_lists(responses, len(prompts)), None
 
     def _update(
         self, iteration: int, rollout: Rollout, advantages_br: Tensor, returns_bs: Tensor
@@ -512,6 +548,7 @@ class PPOTrainer:
                 advantages_br[group],
                 mask_br,
                 config.clip_range,
+                self._weights(rollout, group),
             )
             (share * policy.loss).backward()  # type: ignore[no-untyped-call]
             means = {
@@ -529,6 +566,13 @@ class PPOTrainer:
         figures = add_figures(figures)
         norm = self.policy_optimiser.step(factor)
         return {**figures, "loss/ptx_avg": ptx, "policy/gradient_norm": norm}
+
+    def _weights(self, rollout: Rollout, group: Tensor) -> Tensor | None:
+        """Importance weights of some rows' tokens; None where all weigh the same."""
+        cap, drawn_br = self.config.importance_cap, rollout.drawn_log_probs_br
+        if not cap or drawn_br is None:
+            return None
+        return truncated_weights(rollout.log_probs_br[group], drawn_br[group], cap)
 
     def _update_value_model(
         self, factor: float, rollout: Rollout, returns_bs: Tensor, index: Tensor

@@ -235,6 +235,8 @@ class Rollout:
         values_bs: the value model's, per state (one more column than response tokens).
         scores_b: rewards, missing_eos_penalty included.
         ended_b: whether the response ended with its stop token.
+        drawn_log_probs_br: of the response tokens, as another engine computed them when it drew
+            them; None if ours drew them.
     """
 
     batch: PaddedBatch
@@ -244,6 +246,7 @@ class Rollout:
     values_bs: Tensor
     scores_b: Tensor
     ended_b: Tensor
+    drawn_log_probs_br: Tensor | None = None
 
     def metrics(self, penalties_br: Tensor) -> dict[str, float]:
         """Figures before any update; KL and entropy in nats a response."""
@@ -261,6 +264,18 @@ class Rollout:
             "policy/entropy_avg": float(masked_mean(self.entropy_br, mask_br)),
             "val/num_eos_tokens": float(self.ended_b.sum()),
             "val/share_ended": float(self.ended_b.float().mean()),
+            **self.engine_metrics(),
+        }
+
+    def engine_metrics(self) -> dict[str, float]:
+        """How far the log-probabilities of the engine that drew are from the trainer's, nats."""
+        if self.drawn_log_probs_br is None:
+            return {}
+        mask_br = self.batch.response_mask_br
+        gaps_n = (self.log_probs_br - self.drawn_log_probs_br)[mask_br].abs()
+        return {
+            "rollout/logprob_gap": float(gaps_n.mean()),
+            "rollout/logprob_gap_max": float(gaps_n.max()),
         }
 
     def sample_rows(
@@ -297,6 +312,7 @@ def score_rollout(
     temperature: float,
     machine: ResolvedMachine,
     vocabulary: Vocabulary,
+    drawn_log_probs: Sequence[Sequence[float]] | None = None,
 ) -> Rollout:
     """Read responses with all four models; nothing is trained, dropout is off.
 
@@ -328,9 +344,15 @@ def score_rollout(
     rewards = reward([list(prompts[i]) for i in own], [list(responses[i]) for i in own])
     scores_b[own_b] = checked_rewards(rewards, len(own)) - missing_eos_penalty * (~ended_b[own_b])
     add_tables(log_probs_br, reference_log_probs_br, entropy_br, values_bs, scores_b)
+    drawn_br = None
+    if drawn_log_probs is not None:
+        drawn_br = torch.zeros_like(log_probs_br)
+        given = [value for each in drawn_log_probs for value in each]
+        drawn_br = drawn_br.masked_scatter(batch.response_mask_br, torch.tensor(given))
     return Rollout(
-        batch, log_probs_br, reference_log_probs_br, entropy_br, values_bs, scores_b, ended_b
-    )
+        batch, log_probs_br, reference_log_probs_br, entropy_br, values_bs, scores_b, ended_b,
+        drawn_br,
+    )  # fmt: skip
 
 
 def rows_of(rows: int, rank: int) -> Tensor:

@@ -32,12 +32,17 @@ class Identity:
     """role → {"stage", "files": name → SHA-256 of each file that is read, None until it is made}"""
     files: dict[str, dict[str, object]]
     """external file → {"sha256", "bytes", "modified_ns"}"""
+    engine: str = "lmsmith"
+    """Engine that draws the stage's responses; another one draws other responses."""
 
     @property
     def fingerprint(self) -> str:
         # What files hold counts, not where they are: a demo's data moves with its environment.
         contents = [file["sha256"] for file in self.files.values()]
-        return fingerprint({**vars(self), "files": contents})
+        decisive = {**vars(self), "files": contents}
+        if self.engine == "lmsmith":  # as before there was another
+            del decisive["engine"]
+        return fingerprint(decisive)
 
     @property
     def pending(self) -> list[str]:
@@ -193,6 +198,8 @@ def differences(record: Mapping[str, Any], identity: Identity) -> list[str]:
     for key in ("seed", "precision"):
         if record.get(key) != (now := getattr(identity, key)):
             reasons.append(f"{key} changed {record.get(key)} → {now}")
+    if (before := record.get("engine", "lmsmith")) != identity.engine:
+        reasons.append(f"generation.engine changed {before} → {identity.engine}")
     old_files, new_files = record.get("files") or {}, identity.files
     for path in sorted({*old_files, *new_files}):
         old, new = old_files.get(path, {}), new_files.get(path, {})

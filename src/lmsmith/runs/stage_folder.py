@@ -14,12 +14,12 @@ import resource
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
 from lmsmith.core.progress import Progress
-from lmsmith.core.recipe import MachineConfig
+from lmsmith.core.recipe import GenerationConfig, MachineConfig
 from lmsmith.core.version import VERSION
 from lmsmith.runs.folders import stage_of
 from lmsmith.runs.metrics_log import MetricsLog
@@ -35,6 +35,7 @@ class StageFolder:
     seed: int
     machine: MachineConfig
     progress: Progress
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name

@@ -44,6 +44,7 @@ from lmsmith.core.files import read_json, read_jsonl, sha256_file, write_json, w
 from lmsmith.corpus.rows import read_conversations, read_documents, read_rankings, rows_of_split
 from lmsmith.evaluation.methods.perplexity import bits_per_byte, predict_replies
 from lmsmith.generation.engine import SamplingSettings, generate
+from lmsmith.generation.vllm import VLLMModel, stage_engine
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.folder import load_decoder, load_scalar_model, load_tokenizer
 from lmsmith.models.heads import ScalarModel
@@ -105,6 +106,13 @@ class EvaluateConfig:
 def run(config: EvaluateConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict[str, float]:
     """Measure; write ``samples.jsonl``, ``calibration.json`` and ``frontier.jsonl``."""
     evaluation = Evaluation(config, inputs, out)
+    with stage_engine(out, evaluation.decoder("sft"), evaluation.tokenizer) as engine:
+        evaluation.engine = engine
+        return measure(evaluation, out)
+
+
+def measure(evaluation: Evaluation, out: StageFolder) -> dict[str, float]:
+    """All parts of the evaluation, and their files."""
     metrics: dict[str, float] = {}
     part, policies, scorers = evaluation.part, evaluation.policies, evaluation.scorers
     for name in policies:
@@ -156,6 +164,7 @@ class Evaluation:
     prompts: list[PromptAndReply] = field(init=False)
     snapshots: list[tuple[int, Path]] = field(init=False)
     done: int = 0
+    engine: VLLMModel | None = None
     decoders: dict[str, Decoder] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -311,7 +320,10 @@ class Evaluation:
             stop_tokens=(self.tokenizer.end_of_turn,),
             seed=self.seed("replies"),
         )
-        return generate(decoder, asked, settings, machine=self.machine, tokenizer=self.tokenizer)
+        if self.engine is not None:
+            self.engine.bring(decoder)
+        writer = self.engine or decoder
+        return generate(writer, asked, settings, machine=self.machine, tokenizer=self.tokenizer)
 
     def score_texts(self, name: str, texts: Texts) -> dict[str, list[float]]:
         """A scorer's score of every text, by its writer.
@@ -340,7 +352,9 @@ class Evaluation:
         Its mean is an unbiased estimate of KL(policy ‖ SFT) of a reply at that temperature.
         """
         asked = [each.tokens for each in self.prompts[: len(replies)]]
-        sampled = self.machine, self.config.temperature, self.tokenizer
+        # What another engine draws is of the whole softmax (`lmsmith.generation.vllm`).
+        drawn = self.tokenizer if self.engine is None else None
+        sampled = self.machine, self.config.temperature, drawn
         policy_n = response_log_likelihoods(policy, asked, replies, *sampled)
         sft_n = response_log_likelihoods(self.decoder("sft"), asked, replies, *sampled)
         return [float(value) for value in policy_n - sft_n]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from lmsmith.core.config import unknown_key
 from lmsmith.core.errors import UserError
-from lmsmith.core.recipe import MachineConfig
+from lmsmith.core.recipe import GenerationConfig, MachineConfig
 from lmsmith.core.settings import Setting, describe_settings
 from lmsmith.stages.pipeline import STAGES
 
@@ -22,6 +22,7 @@ def recipe_settings(key: str = "") -> list[Setting]:
         Setting("description", "text in quotes", '""', "", "What the recipe makes, in a line."),
         Setting("seed", "a whole number", "0", "", "Seed of all chance: data, weights, samples."),
         *describe_settings(MachineConfig, "machine"),
+        *describe_settings(GenerationConfig, "generation"),
     ]
     for stage in STAGES:
         found += describe_settings(stage.config_type(), stage.name)

@@ -90,6 +90,7 @@ class Stage:
             that folders made before are made again.
         together: whether all processes of a run take part (`lmsmith.training.parallel`); else the
             first alone makes it.
+        draws: whether a policy writes responses in it, by the engine of ``generation.engine``.
     """
 
     name: str
@@ -100,6 +101,7 @@ class Stage:
     reads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     format: int = 1
     together: bool = False
+    draws: bool = False
 
     def config_type(self) -> type[Any]:
         found: type[Any] = getattr(importlib.import_module(self.module), self.config)
@@ -220,6 +222,7 @@ STAGES: tuple[Stage, ...] = (
         "rankings",
         "lmsmith.stages.rankings",
         "RankingsConfig",
+        draws=True,
         needs={"data": "data", "policy": "sft"},
         reads={"data": ("rankings.jsonl", "comparisons.jsonl", "test.jsonl"), "policy": _MODEL},
         format=4,
@@ -237,6 +240,7 @@ STAGES: tuple[Stage, ...] = (
         "ppo",
         "lmsmith.stages.ppo",
         "PPOConfig",
+        draws=True,
         together=True,
         needs={"data": "data", "policy": "sft", "reward": "reward"},
         optional={"pretrain": "pretrain"},
@@ -252,6 +256,7 @@ STAGES: tuple[Stage, ...] = (
         "judge_rankings",
         "lmsmith.stages.rankings",
         "RankingsConfig",
+        draws=True,
         needs={"data": "data", "policy": "sft"},
         reads={"data": ("judge.jsonl", "test.jsonl"), "policy": _MODEL},
         format=3,
@@ -269,6 +274,7 @@ STAGES: tuple[Stage, ...] = (
         "evaluate",
         "lmsmith.stages.evaluate",
         "EvaluateConfig",
+        draws=True,
         needs={"data": "data", "sft": "sft"},
         optional={
             name: name
@@ -442,11 +448,13 @@ class _Run:
             precision=self.recipe.machine.precision,
             inputs=inputs,
             files=self.files[name],
+            engine=self.recipe.generation.engine if stage.draws else "lmsmith",
         )
 
     def run(self, only: str | None, redo: str | None = None) -> dict[str, object]:
         """Run the plan; each stage is decided on again once its inputs are made."""
         _require_device(self.recipe.machine)
+        self.require_engine()
         remove_leftovers(self.folder)
         self.read_redo(redo)
         plan = self.plan(only)
@@ -488,7 +496,7 @@ class _Run:
         watched = self.open_stage(identity, decision, working)
         seed = derive_seed(self.recipe.seed, stage.name)
         _seed_generators(seed)
-        out = StageFolder(working, seed, self.recipe.machine, watched)
+        out = StageFolder(working, seed, self.recipe.machine, watched, self.recipe.generation)
         sources = {role: self.folder / source for role, source in inputs.items()}
         try:
             with _with_others(stage, working):
@@ -501,6 +509,15 @@ class _Run:
             raise
         self.close_stage(working, folder, watched, metrics)
         self.progress.stage_ends(stage.name, watched.seconds())
+
+    def require_engine(self) -> None:
+        """Refuse an engine that is not here, before anything runs."""
+        if self.recipe.generation.engine == "vllm" and any(
+            stage.draws for stage in self.stages.values()
+        ):
+            from lmsmith.generation.vllm_server import require_vllm
+
+            require_vllm(self.recipe.generation)
 
     def open_stage(self, identity: Identity, decision: Decision, folder: Path) -> WatchedProgress:
         """Prepare the folder that the stage works in, and begin its record, started.json."""
@@ -621,7 +638,8 @@ def work_along(recipe: Recipe, folder: Path, stages: Sequence[Stage] = STAGES) -
             stage = by_name[call["stage"]]
             seed = derive_seed(recipe.seed, stage.name)
             _seed_generators(seed)
-            out = StageFolder(Path(call["working"]), seed, recipe.machine, QuietProgress())
+            working, quiet = Path(call["working"]), QuietProgress()
+            out = StageFolder(working, seed, recipe.machine, quiet, recipe.generation)
             inputs = stage.inputs(recipe.stages)
             sources = {role: folder / source for role, source in inputs.items()}
             with contextlib.suppress(parallel.Parted), parallel.together():

@@ -13,6 +13,7 @@ from lmsmith.core.errors import UserError
 from lmsmith.core.files import write_jsonl
 from lmsmith.corpus.batches import PretrainingBatches, read_mixture
 from lmsmith.corpus.rows import read_conversations, rows_of_split
+from lmsmith.generation.vllm import stage_engine
 from lmsmith.models.adapters import adapt
 from lmsmith.models.folder import load_decoder, load_scalar_model, save_model
 from lmsmith.prompts.selection import prompts_warning, select_prompts
@@ -66,20 +67,6 @@ def run(config: PPOConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict
     policy, value_model = copy.deepcopy(reference), copy.deepcopy(reward_model)
     for name, model in (("policy", policy), ("value", value_model)):
         adapt(model, config.adapter, machine.dtype, derive_seed(out.seed, "adapters", name))
-    trainer = PPOTrainer(
-        policy,
-        value_model,
-        reference,
-        reward_model,
-        [prompt.tokens for prompt in chosen],
-        stop_token=tokenizer.end_of_turn,
-        config=config,
-        pretraining=pretraining.batch if pretraining is not None else None,
-        seed=out.seed,
-        machine=machine,
-        decode=lambda tokens: tokenizer.decode(tokens, special=True),
-        tokenizer=tokenizer,
-    )
     if warning := few_updates_warning(config):
         out.progress.say(f"ppo: {warning}")
     parents = [inputs["policy"].name, inputs["reward"].name]
@@ -96,7 +83,23 @@ def run(config: PPOConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict
             save_model(folder, policy, tokenizer, card, config.adapter, bases[0])
         return {}
 
-    rows = trainer.fit(out, keep_snapshot)
+    with stage_engine(out, reference, tokenizer, config.adapter) as engine:
+        trainer = PPOTrainer(
+            policy,
+            value_model,
+            reference,
+            reward_model,
+            [prompt.tokens for prompt in chosen],
+            stop_token=tokenizer.end_of_turn,
+            config=config,
+            pretraining=pretraining.batch if pretraining is not None else None,
+            seed=out.seed,
+            machine=machine,
+            decode=lambda tokens: tokenizer.decode(tokens, special=True),
+            tokenizer=tokenizer,
+            engine=engine,
+        )
+        rows = trainer.fit(out, keep_snapshot)
     write_jsonl(out / "samples.jsonl", trainer.samples.rows)
     metrics = summary(rows) | {
         "prompts": float(len(chosen)),

@@ -41,6 +41,7 @@ from lmsmith.corpus.cleaning import same_text
 from lmsmith.corpus.rows import Ranking, read_conversations, read_rankings, rows_of_split
 from lmsmith.corpus.splits import assign_splits, opening_key, split_of
 from lmsmith.generation.engine import InferenceDecoder, SamplingSettings, generate
+from lmsmith.generation.vllm import VLLMModel, stage_engine
 from lmsmith.models.folder import load_decoder, load_tokenizer
 from lmsmith.prompts.selection import (
     LEFT_OUT,
@@ -127,8 +128,15 @@ def run(config: RankingsConfig, inputs: Mapping[str, Path], out: StageFolder) ->
             f"{decoder.config.context} leaves too little room for a prompt",
             f"lower it to {max(1, decoder.config.context // 2 - 1)} or less",
         )
-    policy = InferenceDecoder(decoder, resolve_machine(out.machine))
-    collector = Collector(config, tokenizer, policy, out)
+    with stage_engine(out, decoder, tokenizer) as engine:
+        policy = engine or InferenceDecoder(decoder, resolve_machine(out.machine))
+        return collect_rankings(config, Collector(config, tokenizer, policy, out), inputs, out)
+
+
+def collect_rankings(
+    config: RankingsConfig, collector: Collector, inputs: Mapping[str, Path], out: StageFolder
+) -> dict[str, float]:
+    """Collect the candidates of every split, rank and write them."""
     source = inputs["data"] / f"{config.split}.jsonl"
     given = collector.read(source, config.max_prompts)
     held_out = {"validation": config.validation_fraction}
@@ -224,7 +232,7 @@ class Collector:
 
     config: RankingsConfig
     tokenizer: Tokenizer
-    policy: InferenceDecoder
+    policy: InferenceDecoder | VLLMModel
     out: StageFolder
     counts: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
