@@ -2,7 +2,8 @@
 
 It forks, so that PyTorch is imported once. ``FOLDER/N/STAGE/metrics.jsonl`` are what N processes
 made, ``FOLDER/sharded/STAGE`` what two made that held half a model each, and
-``FOLDER/resumed-N/pretrain`` what two such began and N ended.
+``FOLDER/resumed-N/pretrain`` what two such began and N ended. ``FOLDER/divided-N`` are rankings and
+an evaluation of which N processes did parts, with a file ``by-RANK`` for each that did.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import test_evaluate
+import test_rankings
 import torch
 import torch.distributed as dist
 from preference_world import (
@@ -38,7 +42,8 @@ from lmsmith.models.folder import save_model
 from lmsmith.models.heads import ScalarModel
 from lmsmith.rlhf.ppo import PPOConfig
 from lmsmith.runs.stage_folder import StageFolder
-from lmsmith.stages import ppo, pretrain, reward, sft
+from lmsmith.stages import evaluate, ppo, pretrain, reward, sft
+from lmsmith.stages import rankings as ranking
 from lmsmith.training import loop, parallel
 from lmsmith.training.optimiser import OptimiserConfig
 
@@ -96,7 +101,8 @@ class World:
         torch.manual_seed(7)
         places = {role: self.inputs / place for role, place in roles.items()}
         with contextlib.suppress(parallel.Parted), parallel.together():
-            module.run(config, places, folder)
+            metrics = module.run(config, places, folder)
+            write_json(folder / "returned.json", metrics)
 
     def pretrain(self, config: pretrain.PretrainConfig = PRETRAIN) -> None:
         self.stage("pretrain", pretrain, config, data="data", tokenizer="tokenizer")
@@ -107,6 +113,47 @@ class World:
         self.stage("reward", reward, REWARD, rankings="ranked", base="base")
         roles = {"policy": "base", "reward": "scores", "pretrain": "shards"}
         self.stage("ppo", ppo, PPO, data="data", **roles)
+
+
+def divided(folder: Path, count: int) -> None:
+    """Candidates and an evaluation, each made by ``count`` processes."""
+    ranking.PROMPTS_AT_ONCE = 8
+    for name, module, tests in (
+        ("rankings", ranking, test_rankings),
+        ("evaluate", evaluate, test_evaluate),
+    ):
+        inputs, out = folder / f"{name}-inputs", folder / f"divided-{count}"
+        if not inputs.exists():
+            tests.make_inputs(inputs)
+        roles = {each.name: each.name for each in inputs.iterdir()}
+
+        world = World(inputs, out)
+        work = partial(note_and_run, world, name, module, tests.CONFIG, roles)
+
+        in_processes(count, folder / f"store-{name}-{count}", work)
+
+
+def note_and_run(world: World, name: str, module: Any, config: Any, roles: dict[str, str]) -> None:
+    with noting(module, world.out):
+        world.stage(name, module, config, **roles)
+
+
+@contextlib.contextmanager
+def noting(module: Any, folder: Path) -> Iterator[None]:
+    """Inside, each process that writes texts leaves a file in ``folder``."""
+    real = module.generate
+
+    def generate(*given: Any, **options: Any) -> Any:
+        folder.mkdir(exist_ok=True, parents=True)
+        rank = parallel._group.rank if parallel._group else 0
+        (folder / f"by-{module.__name__}-{rank}").touch()
+        return real(*given, **options)
+
+    module.generate = generate
+    try:
+        yield
+    finally:
+        module.generate = real
 
 
 def prepare(folder: Path) -> None:
@@ -201,6 +248,7 @@ def main(folder: Path) -> None:
     for count in (1, 2, 4):
         world = World(inputs, folder / str(count))
         in_processes(count, folder / f"store-{count}", world.all_stages)
+        divided(folder, count)
     sharded = World(inputs, folder / "sharded", "on")
     in_processes(2, folder / "store-sharded", sharded.all_stages)
     for count in (1, 2):

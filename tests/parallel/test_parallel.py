@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -86,6 +88,21 @@ def test_a_run_continues_on_another_number_of_processes(made: Path) -> None:
         assert other["loss"] == pytest.approx(one["loss"], abs=1e-5)
 
 
+@pytest.mark.parametrize("many", [2, 4])
+def test_candidates_and_evaluation_are_divided_and_the_same(made: Path, many: int) -> None:
+    alone, others = made / "divided-1", made / f"divided-{many}"
+    names = [path.relative_to(alone) for path in alone.rglob("*.json*")]
+    assert {"train.jsonl", "samples.jsonl", "frontier.jsonl", "returned.json"} <= {
+        name.name for name in names
+    }
+    for name in names:
+        assert (others / name).read_bytes() == (alone / name).read_bytes(), name
+    for stage in ("rankings", "evaluate"):
+        workers = {path.name[-1] for path in others.glob(f"by-lmsmith.stages.{stage}-*")}
+        assert workers == set("0123"[:many])
+        assert len(list(alone.glob(f"by-lmsmith.stages.{stage}-*"))) == 1
+
+
 HANGING = """
 import sys, time
 from lmsmith.core.errors import PeerLost
@@ -94,14 +111,17 @@ from run_together import HOST, in_processes
 from pathlib import Path
 
 def work():
+    waits = {"adding up": lambda: parallel.add_up(1.0), "items": parallel.meet}[sys.argv[2]]
     with parallel.together() as team:
-        parallel.add_up(1.0)
+        waits()
         if team.rank == 1:
+            time.sleep(1)
+            parallel.give_sign()  # and hangs in the next item
             time.sleep(6)
             raise SystemExit
         began = time.monotonic()
         try:
-            parallel.add_up(1.0)
+            waits()
         except PeerLost as error:
             print(f"{time.monotonic() - began:.1f} {error}", flush=True)
 
@@ -109,11 +129,13 @@ in_processes(2, Path(sys.argv[1]), work, timeout=2)
 """
 
 
-def test_a_process_that_hangs_is_named(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", HANGING, str(tmp_path / "store")]
+@pytest.mark.parametrize(("waits", "least"), [("adding up", 1.5), ("items", 2.5)])
+def test_a_process_that_hangs_is_named(tmp_path: Path, waits: str, least: float) -> None:
+    """Two seconds after its last sign of life."""
+    command = [sys.executable, "-c", HANGING, str(tmp_path / "store"), waits]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
     seconds, _, message = done.stdout.partition(" ")
-    assert float(seconds) < 5, done
+    assert least < float(seconds) < 5, done
     assert message.startswith("process 1 of 2 has not answered within 2 s")
 
 
@@ -150,39 +172,86 @@ def children(process: int) -> list[int]:
     return [int(word) for word in text.split()]
 
 
-def test_when_one_is_killed_all_stop_and_the_same_command_continues(tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "talks.jsonl", conversations(20, 3, "z"))
-    write_jsonl(tmp_path / "docs.jsonl", documents(40, 3))
-    (tmp_path / "own.toml").write_text(RECIPE)
-    command = [sys.executable, "-m", "lmsmith", "run", "own.toml", "--folder", "run"]
-    command += ["--processes", "2", "--json", "--quiet"]
-    options = {"cwd": tmp_path, "env": environment(), "text": True}
+def write_recipe(folder: Path) -> None:
+    write_jsonl(folder / "talks.jsonl", conversations(20, 3, "z"))
+    write_jsonl(folder / "docs.jsonl", documents(40, 3))
+    (folder / "own.toml").write_text(RECIPE)
+
+
+RUN = ["-m", "lmsmith", "run", "own.toml", "--folder", "run", "--json", "--quiet"]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+@contextlib.contextmanager
+def begun(folder: Path, words: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """A run in a group of its own, as of a terminal, after three more steps."""
+    before = steps_done(folder / "run")
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
-    ) as running:  # type: ignore[call-overload]
+        [sys.executable, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=folder,
+        env=environment(),
+        text=True,
+        start_new_session=True,
+    ) as running:
         end = time.monotonic() + 200
-        while steps_done(tmp_path / "run") < 3:
-            assert running.poll() is None, running.stderr.read()
+        while steps_done(folder / "run") < before + 3:
+            assert running.poll() is None, running.stderr and running.stderr.read()
             assert time.monotonic() < end
             time.sleep(0.05)
+        yield running
+
+
+def completed(folder: Path, words: list[str]) -> None:
+    """The same run goes on to its end: one object on standard output, every step once."""
+    before = steps_done(folder / "run")
+    assert before >= 3
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    stages = json.loads(done.stdout)["stages"]
+    assert stages["pretrain"]["metrics"]["steps"] == 200
+    rows = read_metrics(folder / "run/pretrain/metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, 201))
+    record = json.loads((folder / "run/pretrain/stage.json").read_text())
+    assert record["machine"]["processes"] == 2
+
+
+def test_ctrl_c_stops_all_with_one_message_and_torchrun_goes_on(tmp_path: Path) -> None:
+    write_recipe(tmp_path)
+    with begun(tmp_path, [*RUN, "--processes", "2"]) as running:
+        os.killpg(running.pid, signal.SIGINT)
+        out, error = running.communicate(timeout=100)
+    assert (running.returncode, out) == (130, "")
+    assert error == "saved; run the same command to continue\n"
+    with begun(tmp_path, [*TORCHRUN, *RUN]) as running:
+        os.killpg(running.pid, signal.SIGINT)
+        out, error = running.communicate(timeout=100)
+    assert out == ""
+    assert error.count("saved; run the same command to continue\n") == 1
+    completed(tmp_path, [*TORCHRUN, *RUN])
+
+
+def test_when_one_is_killed_all_stop_and_the_same_command_continues(tmp_path: Path) -> None:
+    write_recipe(tmp_path)
+    command = [*RUN, "--processes", "2"]
+    with begun(tmp_path, command) as running:
         os.kill(children(running.pid)[-1], signal.SIGKILL)
         killed = time.monotonic()
         out, error = running.communicate(timeout=100)
     assert time.monotonic() - killed < 30
-    assert running.returncode == 75
-    assert out == ""
+    assert (running.returncode, out) == (75, "")
     assert re.fullmatch(
         r"lmsmith: process \d of 2 was ended by signal 9 \(SIGKILL[^\n]*\n"
         r"  all processes stop; the same command continues\n",
         error,
     ), error
-    before = steps_done(tmp_path / "run")
-    assert before >= 3
-    done = subprocess.run(command, capture_output=True, timeout=300, **options)  # type: ignore[call-overload]
-    assert done.returncode == 0, done.stderr
-    stages = json.loads(done.stdout)["stages"]
-    assert stages["pretrain"]["metrics"]["steps"] == 200
-    rows = read_metrics(tmp_path / "run/pretrain/metrics.jsonl")
-    assert [row["step"] for row in rows] == list(range(1, 201))
-    record = json.loads((tmp_path / "run/pretrain/stage.json").read_text())
-    assert record["machine"]["processes"] == 2
+    completed(tmp_path, command)

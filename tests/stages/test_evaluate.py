@@ -89,7 +89,11 @@ def ranking_rows(count: int) -> list[dict[str, object]]:
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("run")
+    return make_inputs(tmp_path_factory.mktemp("run"))
+
+
+def make_inputs(folder: Path) -> dict[str, Path]:
+    """Folders of a run's stages, by their names, below ``folder``."""
     documents = [
         {"text": " ".join(m["content"] for m in row["messages"]), "id": row["id"]}  # type: ignore[attr-defined]
         for row in conversations(30, 4, "d")

@@ -47,7 +47,11 @@ SPLITS = ("train", "validation", "test")
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("run")
+    return make_inputs(tmp_path_factory.mktemp("run"))
+
+
+def make_inputs(folder: Path) -> dict[str, Path]:
+    """Folders of the data and of the policy, below ``folder``."""
     data = write_data(
         folder / "data",
         comparisons=conversations(24, 1, "c"),

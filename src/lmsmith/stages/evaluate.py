@@ -9,7 +9,7 @@
 - PPO's snapshots: reward and judge's score over that KL.
 
 Measurements of stages that the recipe lacks are left out. Every part is saved when it is done, so
-that an interrupted evaluation continues.
+that an interrupted evaluation continues; several processes share the parts.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -66,6 +67,7 @@ from lmsmith.statistics.calibration import expected_calibration_error, reliabili
 from lmsmith.statistics.intervals import bootstrap_ratio
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.machine import ResolvedMachine, resolve_machine
+from lmsmith.training.parallel import apart, give_sign, leave_stage, meet, team
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,8 @@ class EvaluateConfig:
 def run(config: EvaluateConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict[str, float]:
     """Measure; write ``samples.jsonl``, ``calibration.json`` and ``frontier.jsonl``."""
     evaluation = Evaluation(config, inputs, out)
+    if out.generation.engine != "lmsmith":
+        leave_stage()  # one process asks a server
     with stage_engine(out, evaluation.decoder("sft"), evaluation.tokenizer) as engine:
         evaluation.engine = engine
         return measure(evaluation, out)
@@ -114,26 +118,45 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Path], out: StageFolder) ->
 def measure(evaluation: Evaluation, out: StageFolder) -> dict[str, float]:
     """All parts of the evaluation, and their files."""
     metrics: dict[str, float] = {}
-    part, policies, scorers = evaluation.part, evaluation.policies, evaluation.scorers
+    policies, scorers = evaluation.policies, evaluation.scorers
+    found = evaluation.share(
+        [
+            *(Part(f"replies/{name}", evaluation.answer, name) for name in policies),
+            *(Part(f"rankings/{name}", evaluation.measure_scorer, name) for name in scorers),
+            *(Part(f"text/{name}", evaluation.predict_text, name) for name in policies),
+        ]
+    )
     for name in policies:
-        metrics |= named(name, part(f"text/{name}", evaluation.predict_text, name))
+        metrics |= named(name, found[f"text/{name}"])
     calibration: dict[str, Any] = {}
+    warnings: list[str] = []
     for name in scorers:
-        found = part(f"rankings/{name}", evaluation.measure_scorer, name)
-        calibration[name] = found.pop("calibration", [])
-        metrics |= named(name, found)
-    replies = {name: part(f"replies/{name}", evaluation.answer, name) for name in policies}
+        measured = found[f"rankings/{name}"]
+        calibration[name] = measured.pop("calibration", [])
+        warnings += measured.pop("warnings", [])
+        metrics |= named(name, measured)
+    replies: dict[str, list[list[int]]] = {name: found[f"replies/{name}"] for name in policies}
     decode = evaluation.tokenizer.decode
     texts = {"human": [each.reply for each in evaluation.prompts]}
     texts |= {name: [decode(reply) for reply in found] for name, found in replies.items()}
-    scores = {name: part(f"scores/{name}", evaluation.score_texts, name, texts) for name in scorers}
+    parts = [Part(f"scores/{name}", evaluation.score_texts, name, texts) for name in scorers]
+    compares = "ppo" in replies and bool(evaluation.prompts)
+    if compares:
+        decoder = evaluation.decoder("ppo")
+        parts += [Part("kl", evaluation.kl_of_replies, decoder, replies["ppo"])]
+        parts += evaluation.frontier_parts()
+    found = evaluation.share(parts)
+    leave_stage()
+    for text in warnings:
+        out.warn(text)
+    scores = {name: found[f"scores/{name}"] for name in scorers}
     metrics |= describe_replies(evaluation.tokenizer, replies, texts, scores)
     frontier: list[dict[str, float]] = []
-    if "ppo" in replies and evaluation.prompts:
-        kl = part("kl", evaluation.kl_of_replies, evaluation.decoder("ppo"), replies["ppo"])
+    if compares:
+        kl = found["kl"]
         metrics |= bootstrap_ratio(kl, seed=evaluation.seed("kl")).named("ppo.kl")
         metrics |= compare_replies(replies, scores, evaluation.seed("win_rate"))
-        frontier = evaluation.measure_frontier(kl, scores)
+        frontier = evaluation.frontier(kl, scores, found)
         out.warn(diagnose_frontier(frontier) or "")
     out.progress.end()
     write_jsonl(out / "samples.jsonl", sample_rows(evaluation.prompts, texts, scores))
@@ -145,6 +168,13 @@ def measure(evaluation: Evaluation, out: StageFolder) -> dict[str, float]:
 def named(stage: str, metrics: Mapping[str, float]) -> dict[str, float]:
     """``{"accuracy": …}`` of reward as ``{"reward.accuracy": …}``; None is left out."""
     return {f"{stage}.{name}": value for name, value in metrics.items() if value is not None}
+
+
+class Part:
+    """Something that is measured by itself: its name, and what measures it."""
+
+    def __init__(self, name: str, measure: Callable[..., Any], *arguments: object) -> None:
+        self.name, self.measure = name, partial(measure, *arguments)
 
 
 POLICIES = ("pretrain", "base", "sft", "ppo")
@@ -214,15 +244,23 @@ class Evaluation:
     def scorer(self, name: str) -> ScalarModel:
         return load_scalar_model(self.inputs[name] / "model")
 
-    def part(self, name: str, measure: Callable[..., Any], *arguments: object) -> Any:
-        """The result of ``measure``, from a file if it was measured before an interruption."""
-        path = self.out.checkpoints / f"{name.replace('/', '-')}.json"
-        if not path.exists():
-            stop_if_requested()
-            write_json(path, measure(*arguments))
-        self.done += 1
+    def share(self, parts: Sequence[Part]) -> dict[str, Any]:
+        """The results of parts by their names; each process measures some of them, whole.
+
+        A part that was measured before an interruption is read from its file.
+        """
+        paths = [self.out.checkpoints / f"{each.name.replace('/', '-')}.json" for each in parts]
+        for number in team().own(len(parts)):
+            if not paths[number].exists():
+                stop_if_requested()
+                with apart():
+                    write_json(paths[number], parts[number].measure())
+            give_sign()
+            self.out.progress.update(self.done + number + 1)
+        meet()
+        self.done += len(parts)
         self.out.progress.update(self.done)
-        return read_json(path)
+        return {each.name: read_json(path) for each, path in zip(parts, paths, strict=True)}
 
     def predict_text(self, name: str) -> dict[str, float]:
         """Bits per byte of held-out text, and perplexity of people's replies."""
@@ -252,10 +290,10 @@ class Evaluation:
         counts: Counter[str] = Counter()
         context = model.decoder.config.context
         rankings, kept = encode_rankings(self.tokenizer, rows, context, counts)
-        for warning in rankings_warnings(counts, context):
-            self.out.warn(f"{name}: test rankings: {warning}")
+        about = rankings_warnings(counts, context)
+        said = {"warnings": [f"{name}: test rankings: {warning}" for warning in about]}
         if not rankings or path is None:
-            return {}
+            return said
         scores = score_rankings(model, rankings, self.machine)
 
         def counted(scores: Sequence[Sequence[float]]) -> tuple[Tensor, Tensor]:
@@ -267,6 +305,7 @@ class Evaluation:
         correct_p, pairs_p = counted(scores)
         seed = self.seed("accuracy")
         found: dict[str, Any] = bootstrap_ratio(correct_p, pairs_p, seed=seed).named("accuracy")
+        found |= said
         found["test_prompts"] = len(pairs_p)
         found["test_pairs"] = int(pairs_p.sum())
 
@@ -359,7 +398,16 @@ class Evaluation:
         sft_n = response_log_likelihoods(self.decoder("sft"), asked, replies, *sampled)
         return [float(value) for value in policy_n - sft_n]
 
-    def measure_frontier(self, kl: Sequence[float], scores: Scores) -> list[dict[str, float]]:
+    def frontier_parts(self) -> list[Part]:
+        """PPO's snapshots."""
+        return [
+            Part(f"frontier/{step}", self.measure_snapshot, step, folder)
+            for step, folder in self.snapshots
+        ]
+
+    def frontier(
+        self, kl: Sequence[float], scores: Scores, found: Mapping[str, Any]
+    ) -> list[dict[str, float]]:
         """Reward and judge's score over KL from SFT: at SFT, PPO's snapshots, and PPO's end."""
         if not self.snapshots:
             return []
@@ -369,8 +417,7 @@ class Evaluation:
             for policy in ("sft", "ppo")
         )
         points: list[dict[str, float]] = [{"step": 0, "kl": 0.0, **first}]
-        for step, folder in self.snapshots:
-            points.append(self.part(f"frontier/{step}", self.measure_snapshot, step, folder))
+        points += [found[f"frontier/{step}"] for step, _ in self.snapshots]
         final = final_step(self.inputs["ppo"], self.snapshots[-1][0])
         if final > self.snapshots[-1][0]:
             points.append({"step": final, "kl": mean(kl[:prompts]), **last})

@@ -223,6 +223,7 @@ STAGES: tuple[Stage, ...] = (
         "lmsmith.stages.rankings",
         "RankingsConfig",
         draws=True,
+        together=True,
         needs={"data": "data", "policy": "sft"},
         reads={"data": ("rankings.jsonl", "comparisons.jsonl", "test.jsonl"), "policy": _MODEL},
         format=4,
@@ -257,6 +258,7 @@ STAGES: tuple[Stage, ...] = (
         "lmsmith.stages.rankings",
         "RankingsConfig",
         draws=True,
+        together=True,
         needs={"data": "data", "policy": "sft"},
         reads={"data": ("judge.jsonl", "test.jsonl"), "policy": _MODEL},
         format=3,
@@ -275,6 +277,7 @@ STAGES: tuple[Stage, ...] = (
         "lmsmith.stages.evaluate",
         "EvaluateConfig",
         draws=True,
+        together=True,
         needs={"data": "data", "sft": "sft"},
         optional={
             name: name
@@ -622,7 +625,7 @@ def processes_started() -> bool:
 def work_along(recipe: Recipe, folder: Path, stages: Sequence[Stage] = STAGES) -> None:
     """Take part in the stages that the first process calls to, until it has no more.
 
-    Such a process reads what the first writes, and writes nothing.
+    Such a process reads what the first writes. It writes its parts of rankings and evaluation.
 
     Raises:
         Interrupted: a signal asked to stop.

@@ -54,6 +54,7 @@ from lmsmith.runs.signals import stop_if_requested
 from lmsmith.runs.stage_folder import StageFolder, derive_seed
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.machine import resolve_machine
+from lmsmith.training.parallel import apart, give_sign, leave_stage, meet, team
 
 LABELER = "human_reply_first"
 
@@ -119,6 +120,7 @@ def run(config: RankingsConfig, inputs: Mapping[str, Path], out: StageFolder) ->
     """Write ``train.jsonl``, ``validation.jsonl`` and ``test.jsonl``."""
     own = inputs["data"] / "rankings.jsonl"
     if config.split == "comparisons" and own.is_file():
+        leave_stage()
         return split_human_rankings(config, own, out)
     tokenizer = load_tokenizer(inputs["policy"] / "model")
     decoder = load_decoder(inputs["policy"] / "model")
@@ -128,6 +130,8 @@ def run(config: RankingsConfig, inputs: Mapping[str, Path], out: StageFolder) ->
             f"{decoder.config.context} leaves too little room for a prompt",
             f"lower it to {max(1, decoder.config.context // 2 - 1)} or less",
         )
+    if out.generation.engine != "lmsmith":
+        leave_stage()  # one process asks a server
     with stage_engine(out, decoder, tokenizer) as engine:
         policy = engine or InferenceDecoder(decoder, resolve_machine(out.machine))
         return collect_rankings(config, Collector(config, tokenizer, policy, out), inputs, out)
@@ -146,6 +150,7 @@ def collect_rankings(
         parts[split_of(f"{each.root} held out", held_out) or "train"].append(each)
     parts["test"] = collector.read(inputs["data"] / "test.jsonl", config.max_test_prompts)
     rows = {split: collector.collect(split, found) for split, found in parts.items()}
+    leave_stage()
     if not source.is_file():
         raise UserError(
             f"{out.name}: no conversation is in the split {config.split}, of which "
@@ -223,7 +228,7 @@ def replies_from_elsewhere(
 
 @dataclass
 class Collector:
-    """Collects candidates, a saved chunk of prompts at a time.
+    """Collects candidates, a saved chunk of prompts at a time; several processes share the chunks.
 
     A chunk's samples depend on the seed, the split and the chunk's number alone, so a killed run
     continues and ends with the same bytes. The test split has the same seed in every run, so that
@@ -271,19 +276,23 @@ class Collector:
         progress.begin(f"{split} candidates", len(prompts), "prompts", done * PROMPTS_AT_ONCE)
         rows: list[dict[str, Any]] = []
         began, drawn = time.perf_counter(), 0
-        for number, path in enumerate(paths):
+        for number in team().own(chunks):
             start, end = number * PROMPTS_AT_ONCE, (number + 1) * PROMPTS_AT_ONCE
-            if not path.exists():
+            if not paths[number].exists():
                 stop_if_requested()
-                chunk = self.sample(split, number, prompts[start:end], by_length)
-                write_json(path, chunk)
+                with apart():
+                    chunk = self.sample(split, number, prompts[start:end], by_length)
+                write_json(paths[number], chunk)
                 drawn += chunk["counts"]["sampled_tokens"]
-            saved: Any = read_json(path)
-            rows += saved["rows"]
-            self.counts.update(saved["counts"])
+            give_sign()
             rate = drawn / (time.perf_counter() - began)
             shown = {"tokens_per_second": rate} if drawn else {}
             progress.update(min(len(prompts), end), **shown)
+        meet()
+        for path in paths:
+            saved: Any = read_json(path)
+            rows += saved["rows"]
+            self.counts.update(saved["counts"])
         progress.end()
         return rows
 

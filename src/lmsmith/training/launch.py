@@ -122,11 +122,15 @@ def _environment(more: Mapping[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet_agent() -> Iterator[None]:
-    """The agent's log repeats in pages what `launch` says in a line."""
-    log = logging.getLogger("torch.distributed.elastic")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
+    """The agent's logs, each with its own level, repeat in pages what `launch` says in a line."""
+    name = "torch.distributed.elastic"
+    names = [each for each in logging.root.manager.loggerDict if each.startswith(f"{name}.")]
+    logs = [logging.getLogger(each) for each in (name, *names)]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        log.setLevel(level)
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)

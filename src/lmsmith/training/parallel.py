@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from lmsmith.core.errors import Interrupted, PeerLost
 from lmsmith.device import HOST, is_host
-from lmsmith.runs.signals import stop_requested
+from lmsmith.runs.signals import stop_if_requested, stop_requested
 
 Part = TypeVar("Part")
 
@@ -86,6 +86,8 @@ class _Group:
     team: Team = Team()
     calls: int = 0
     words: int = 0
+    meetings: int = 0
+    signs: int = 0
 
 
 _group: _Group | None = None
@@ -149,6 +151,19 @@ def together() -> Iterator[Team]:
         _group.team = Team()
 
 
+@contextlib.contextmanager
+def apart() -> Iterator[None]:
+    """Inside, this process does an item of its own, as if it were alone."""
+    if _group is None:
+        yield
+        return
+    before, _group.team = _group.team, Team()
+    try:
+        yield
+    finally:
+        _group.team = before
+
+
 def leave_stage() -> None:
     """The training of this stage is over: the leader goes on alone.
 
@@ -194,6 +209,44 @@ def hear() -> Any:
             if time.monotonic() - asked > STOP_SECONDS:
                 raise Interrupted(number)
         time.sleep(WAIT_SECONDS)
+
+
+def give_sign() -> None:
+    """Tell the others that this process is at work: one more of its items is done."""
+    if team().count > 1:
+        assert _group is not None
+        _group.signs += 1
+        with _losing_peers("telling that it works"):
+            _group.store.set(f"sign/{_group.rank}", str(_group.signs))
+
+
+def meet() -> None:
+    """Wait until all processes have done their items and come here too.
+
+    Raises:
+        Interrupted: a signal asked to stop meanwhile; what this process did is saved.
+        PeerLost: one has given no sign for the group's timeout, or has ended.
+    """
+    if team().count == 1:
+        return
+    assert _group is not None
+    _group.meetings += 1
+    place, signs, since = f"met/{_group.meetings}", [""], time.monotonic()
+    with _losing_peers("waiting for the others' items"):
+        _group.store.set(f"{place}/{_group.rank}", "")
+        while missing := [r for r in range(_group.count) if not _there(f"{place}/{r}")]:
+            stop_if_requested()
+            found = [str(_group.store.get(f"sign/{r}")) for r in missing if _there(f"sign/{r}")]
+            if found != signs:
+                signs, since = found, time.monotonic()
+            if time.monotonic() - since > _group.timeout:
+                raise PeerLost(_unanswered(list(map(str, missing)), "doing its items"))
+            time.sleep(WAIT_SECONDS)
+
+
+def _there(key: str) -> bool:
+    assert _group is not None
+    return bool(_group.store.check([key]))
 
 
 def add_up(*values: float) -> list[float]:
@@ -288,7 +341,12 @@ def _fault(doing: str, error: Exception) -> str:
             at = int(_group.store.get(key)) if _group.store.check([key]) else 0
             if at < _group.calls:
                 behind.append(str(rank))
-    named = f"process {' and '.join(behind)}" if behind else "another process"
+    return _unanswered(behind, doing)
+
+
+def _unanswered(ranks: Sequence[str], doing: str) -> str:
+    assert _group is not None
+    named = f"process {' and '.join(ranks)}" if ranks else "another process"
     return (
         f"{named} of {_group.count} has not answered within {_group.timeout:g} s ({doing}; "
         "machine.timeout_seconds)"
