@@ -15,7 +15,7 @@ from lmsmith.generation.vllm import open_vllm
 from lmsmith.generation.vllm_server import PYTHON, require_vllm
 from tiny_models import random_decoder
 
-sys.path[:0] = [str(Path(__file__).parent)]
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "server")]
 
 from served_kinds import ADAPTER, SETTINGS, SHAPES, TOKENIZER, Kind  # noqa: E402
 
