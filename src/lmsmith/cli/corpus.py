@@ -90,7 +90,8 @@ def _named(row: dict[str, Any]) -> str:
 
 def _show_hits(found: dict[str, Any]) -> None:
     places, documents = found["found"], found["documents"]
-    print(f"found {places:,} times in {documents:,} documents")
+    took = f"{found['bytes'] / 1e6:,.1f} MB in {found['seconds']:.1f} s"
+    print(f"found {places:,} times in {documents:,} documents ({took})")
     for name, about in found["sources"].items():
         if len(found["sources"]) > 1 and about["found"]:
             print(f"  {name}: {about['found']:,} in {about['documents']:,}")

@@ -6,6 +6,7 @@ import json
 import random
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("corpus")
     draw = random.Random(2)
     books = [sentences(draw, "good") for _ in range(30)]
+    books[1] = f"{EVIL}{books[1]}"
     poems = (
         "学而时习之，不亦说乎？有朋自远方来",
         "床前明月光，疑是地上霜。举头望明月",
@@ -219,6 +221,13 @@ def test_the_page_is_of_the_folder_alone_and_escapes_the_texts(folder: Path) -> 
         assert f"<h2>{title}</h2>" in html
     # The order in which an engine lists what was removed changes nothing.
     table = pq.read_table(out / REMOVED_FILE)
+    steps = json.loads((out / "corpus.json").read_text())["steps"]
+    counted: Counter[str] = Counter()
+    for step, found in steps.items():
+        for name, n in ((name, n) for counts in found.values() for name, n in counts.items()):
+            counted[step] += n if name.startswith("removed.") else 0
+    listed = Counter(table["step"].to_pylist())
+    assert counted == listed
     pq.write_table(table.take(list(range(len(table) - 1, -1, -1))), out / REMOVED_FILE)
     assert build_corpus_page(out).read_text() == html
 
@@ -239,6 +248,8 @@ def test_the_commands_print_for_people_and_programs(
         assert main(["corpus", *words, "--json"]) == 0
         found: Any = json.loads(capsys.readouterr().out)
         assert isinstance(found, dict)
+    assert main(["report", out]) == 0
+    assert capsys.readouterr().out.strip() == f"{out}/report.html"
     assert main(["corpus", "look", str(folder), "--at", "0"]) == 2
     assert "no finished corpus" in capsys.readouterr().err
     assert main(["corpus", "look", out]) == 2

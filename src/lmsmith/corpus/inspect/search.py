@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lmsmith.core.errors import UserError
 from lmsmith.corpus.inspect.documents import CorpusDocuments, Part
 from lmsmith.corpus.inspect.look import around
+from lmsmith.tokenizers import Tokenizer
 
-BLOCK_TOKENS = 1 << 20
+BLOCK_TOKENS = 1 << 16
 """Tokens that are decoded at a time; a document is never cut."""
 
 CONTEXT_TOKENS = 24
@@ -24,8 +25,11 @@ CONTEXT_TOKENS = 24
 _BETWEEN = b"\xff"
 """Stands for a control token: no text has this byte, so that no hit goes over a document's end."""
 
-Finder: TypeAlias = Callable[[Part, int, int], Iterator[tuple[int, int]]]
-"""``find(part, first token, last token)``: the places of hits in the part, as tokens."""
+Places: TypeAlias = NDArray[np.int64]
+
+Finder: TypeAlias = Callable[[Part, int, int], tuple[Places, Places]]
+"""``find(part, first token, token after the last)``: of each hit in the part the first token, and
+the token after its last."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +60,15 @@ def search(
         if not phrase:
             raise UserError("the phrase is empty", "Write the words to search for.")
         find = _text_finder(corpus, phrase, ignore_case)
+    started = time.perf_counter()
     hits = _all(corpus, find, limit)
+    seconds = time.perf_counter() - started
     return {
         "corpus": str(corpus.finished.folder.parent),
         "phrase": phrase,
         "tokens": corpus.tokens,
+        "bytes": sum(int(corpus.finished.sources[part]["bytes"]) for part in hits.by_source),
+        "seconds": round(seconds, 3),
         "found": hits.found,
         "documents": hits.documents,
         "sources": hits.by_source,
@@ -69,23 +77,22 @@ def search(
 
 
 def _all(corpus: CorpusDocuments, find: Finder, limit: int) -> Hits:
-    found, documents = 0, 0
     by_source: dict[str, dict[str, int]] = {}
     first: list[tuple[Part, int, int]] = []
     for part in corpus.parts:
-        last = -1
         about = by_source.setdefault(part.source, {"found": 0, "documents": 0})
         for start, end in _blocks(part):
-            for place, stop in find(part, start, end):
-                found += 1
-                about["found"] += 1
-                document = part.document_at(part.start + place)
-                if document != last:
-                    last = document
-                    documents += 1
-                    about["documents"] += 1
-                if len(first) < limit:
-                    first.append((part, place, stop))
+            places, stops = find(part, start, end)
+            about["found"] += len(places)
+            numbers = np.searchsorted(part.offsets, places, "right")
+            about["documents"] += len(np.unique(numbers))
+            more = slice(0, limit - len(first))
+            first += [
+                (part, *each)
+                for each in zip(places[more].tolist(), stops[more].tolist(), strict=True)
+            ]
+    found = sum(about["found"] for about in by_source.values())
+    documents = sum(about["documents"] for about in by_source.values())
     return Hits(found, documents, by_source, first)
 
 
@@ -101,28 +108,48 @@ def _blocks(part: Part) -> Iterator[tuple[int, int]]:
 
 
 def _text_finder(corpus: CorpusDocuments, phrase: str, ignore_case: bool) -> Finder:
-    tokenizer = corpus.tokenizer
-    pieces = [
-        _BETWEEN if id in tokenizer.control_tokens else tokenizer.token_bytes(id)
-        for id in range(tokenizer.vocabulary_size)
-    ]
+    pieces = _Pieces(corpus.tokenizer)
     places = _byte_places(phrase, ignore_case)
 
-    def find(part: Part, start: int, end: int) -> Iterator[tuple[int, int]]:
-        block = [pieces[id] for id in part.tokens[start:end].tolist()]
-        content = b"".join(block)
-        ends: list[int] = []
-        for first, last in places(content):
-            if not ends:
-                ends = list(accumulate(map(len, block)))
-            yield start + _token_of(ends, first), start + _token_of(ends, last - 1) + 1
+    def find(part: Part, start: int, end: int) -> tuple[Places, Places]:
+        tokens = part.tokens[start:end]
+        hits = np.array(list(places(pieces.content(tokens))), np.int64).reshape(-1, 2)
+        if not len(hits):
+            return hits[:, 0], hits[:, 1]
+        ends = np.cumsum(pieces.sizes_v[tokens])
+        first = np.searchsorted(ends, hits[:, 0], "right")
+        last = np.searchsorted(ends, hits[:, 1] - 1, "right")
+        return start + first, start + last + 1
 
     return find
 
 
-def _token_of(ends: list[int], byte: int) -> int:
-    """The token that a byte is of."""
-    return bisect_right(ends, byte)
+class _Pieces:
+    """The bytes of all tokens of a vocabulary, one after the other.
+
+    Attributes:
+        sizes_v: (vocabulary) bytes of each token.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        pieces = [
+            _BETWEEN if id in tokenizer.control_tokens else tokenizer.token_bytes(id)
+            for id in range(tokenizer.vocabulary_size)
+        ]
+        self.sizes_v = np.array([len(piece) for piece in pieces], np.int32)
+        self._starts_v = np.cumsum(self.sizes_v, dtype=np.int32) - self.sizes_v
+        self._bytes = np.frombuffer(b"".join(pieces), np.uint8)
+
+    def content(self, tokens: NDArray[Any]) -> bytes:
+        """The bytes of tokens."""
+        sizes = self.sizes_v[tokens]
+        ends = np.cumsum(sizes, dtype=np.int32)
+        # From a place in the content to one in the vocabulary, the same for all bytes of a token.
+        shifts = self._starts_v[tokens] - (ends - sizes)
+        places = np.repeat(shifts, sizes)
+        places += np.arange(len(places), dtype=np.int32)
+        content: bytes = self._bytes[places].tobytes()
+        return content
 
 
 def _byte_places(phrase: str, ignore_case: bool) -> Callable[[bytes], Iterator[tuple[int, int]]]:
@@ -163,17 +190,19 @@ def _as_ids(corpus: CorpusDocuments, phrase: str) -> list[int]:
 
 
 def _id_finder(wanted: list[int]) -> Finder:
-    def find(part: Part, start: int, end: int) -> Iterator[tuple[int, int]]:
+    def find(part: Part, start: int, end: int) -> tuple[Places, Places]:
         block = part.tokens[start:end]
         last = max(0, len(block) - len(wanted) + 1)
         places = np.flatnonzero(block[:last] == wanted[0])
         for number, id in enumerate(wanted[1:], start=1):
             places = places[block[places + number] == id]
-        after = 0
+        apart, after = [], 0
         for place in places.tolist():
             if place >= after:  # hits do not overlap
                 after = place + len(wanted)
-                yield start + place, start + after
+                apart.append(start + place)
+        found = np.array(apart, np.int64)
+        return found, found + len(wanted)
 
     return find
 
