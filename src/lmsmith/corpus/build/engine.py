@@ -122,6 +122,12 @@ class Engine(Protocol):
     def seconds(self) -> dict[str, float]:
         """Name of an operation → wall time that this result took, in whichever call it was."""
 
+    def about(self) -> dict[str, Any]:
+        """Name of the engine and how much works in it, for the record of the build."""
+
+    def close(self) -> None:
+        """End what the engine started."""
+
 
 def identity(value: Any) -> Any:
     """A function, a broadcast or settings as JSON that is equal only if they do the same."""

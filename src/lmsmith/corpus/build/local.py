@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from lmsmith.core.errors import UserError
-from lmsmith.core.files import atomic_file, atomic_folder, read_json, remove_partials, write_json
+from lmsmith.core.files import atomic_file, atomic_folder, read_json, write_json
 from lmsmith.core.progress import Progress
 from lmsmith.corpus.build.chunks import (
     Outcome,
@@ -39,6 +39,16 @@ from lmsmith.corpus.build.engine import (
     ShardWriter,
     key_of,
 )
+from lmsmith.corpus.build.results import (
+    DONE_FILE,
+    begin,
+    has_part,
+    is_done,
+    key_in,
+    numbered_parts,
+    part_record,
+    write_part_record,
+)
 from lmsmith.corpus.build.spill import (
     LocalLookup,
     arranged_by,
@@ -51,7 +61,7 @@ from lmsmith.corpus.build.spill import (
 )
 from lmsmith.corpus.build.worker import Pool
 
-KEY_FILE, DONE_FILE, SECONDS_FILE = "key.json", "done.json", "seconds.json"
+SECONDS_FILE = "seconds.json"
 
 BYTES_OF_PARTITION = 1 << 25
 """Text whose pairs a worker sorts at a time."""
@@ -105,6 +115,10 @@ class LocalEngine:
         self.used: set[str] = set()
         self.made: set[str] = set()
         self.seconds: dict[str, float] = _seconds_in(folder)
+
+    def about(self) -> dict[str, Any]:
+        """The number of workers."""
+        return {"name": "local", "workers": self._pool.workers}
 
     def close(self) -> None:
         """End the workers."""
@@ -187,18 +201,17 @@ class LocalEngine:
             (file, chunk.path, data.steps, parts)
             for file, chunk in zip(files, data.chunks, strict=True)
         ]
-        numbered = [(source, part) for source in sorted(parts) for part in range(parts[source])]
-        places = [folder / source / f"{part:05d}" for source, part in numbered]
+        numbered = numbered_parts(folder, parts)
         tasks = [
             (place, source, part, files, number, write, given)
-            for number, (place, (source, part)) in enumerate(zip(places, numbered, strict=True))
+            for number, (place, source, part) in enumerate(numbered)
         ]
         if not self._is_done(folder, key):
             sizes = [chunk.size for chunk in data.chunks]
             self._files(order, key_of(key, "order"), order_task, spills, sizes)
-            self._files(folder, key, shard_task, tasks, done=lambda task: _has_part(task[0]))
+            self._files(folder, key, shard_task, tasks, done=lambda task: has_part(task[0]))
             shutil.rmtree(order, ignore_errors=True)
-        return [_part_record(place) for place in places]
+        return [part_record(place) for place, _, _ in numbered]
 
     def sizes(self, data: LocalData) -> dict[str, tuple[int, int]]:
         found = self.record(data)["sizes"]
@@ -275,17 +288,12 @@ class LocalEngine:
 
     def _is_done(self, folder: Path, key: str) -> bool:
         self.used.add(folder.name)
-        return (folder / DONE_FILE).is_file() and _key_in(folder) == key
+        return is_done(folder, key)
 
     def _begin(self, folder: Path, key: str) -> None:
-        """An empty folder, or the one in which a killed build made the same."""
-        if _key_in(folder) == key:
-            remove_partials(folder)
-            return
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.seconds.pop(folder.name, None)
-        write_json(folder / KEY_FILE, {"key": key})
+        if key_in(folder) != key:
+            self.seconds.pop(folder.name, None)
+        begin(folder, key)
 
     def _kept(self, broadcast: Any, key: str) -> Any:
         """A broadcast for the workers: what is large goes by a file."""
@@ -391,24 +399,11 @@ def shard_task(
     documents = sorted(msgspec.convert(found, list[Document]), key=_order)
     with atomic_folder(place) as partial:
         record = write(documents, partial, _given(broadcast))
-    write_json(_record_place(place), {"source": source, "part": part, **record})
+    write_part_record(place, source, part, record)
 
 
 def _order(document: Document) -> tuple[bytes, str]:
     return digest(document.id), document.id
-
-
-def _record_place(place: Path) -> Path:
-    return place.with_name(f"{place.name}.json")
-
-
-def _has_part(place: Path) -> bool:
-    return place.is_dir() and _record_place(place).is_file()
-
-
-def _part_record(place: Path) -> dict[str, Any]:
-    record: Any = read_json(_record_place(place))
-    return {**record, "folder": f"{place.parent.name}/{place.name}"}
 
 
 def _lookup_size(path: Path) -> int:
@@ -424,16 +419,8 @@ def _seconds_in(folder: Path) -> dict[str, float]:
         return {}
 
 
-def _key_in(folder: Path) -> str | None:
-    try:
-        found: Any = read_json(folder / KEY_FILE)
-        return str(found["key"])
-    except (UserError, KeyError, TypeError):
-        return None
-
-
 def gathered(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The records of all tasks of a checkpoint as one."""
+    """The records of all tasks of a checkpoint as one, equal in whatever order they come."""
     outcome = Outcome()
     sizes: dict[str, list[int]] = {}
     for record in records:
@@ -450,7 +437,10 @@ def gathered(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "chunks": [chunk for record in records for chunk in record["chunks"]],
         "sizes": sizes,
         "removed": sum(record["removed"] for record in records),
-        "counts": outcome.counts,
+        "counts": {
+            step: {source: dict(sorted(counts.items())) for source, counts in sorted(found.items())}
+            for step, found in outcome.counts.items()
+        },
         "seconds": outcome.seconds,
         "peak_memory_bytes": max((r["peak_memory_bytes"] for r in records), default=0),
     }

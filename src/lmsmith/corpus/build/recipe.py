@@ -35,6 +35,7 @@ from lmsmith.corpus.build.lines import LinesConfig
 from lmsmith.corpus.build.minhash import MinHashConfig
 from lmsmith.corpus.build.personal import PersonalConfig
 from lmsmith.corpus.build.quality import QualityConfig
+from lmsmith.corpus.build.spark_session import SparkConfig
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 
@@ -158,10 +159,12 @@ class CorpusRecipe:
     folder by default."""
     seed: int = 0
     """Seed of all that is drawn."""
-    engine: Literal["local"] = "local"
-    """local: processes of this machine."""
+    engine: Literal["local", "spark"] = "local"
+    """local: processes of this machine; spark: Apache Spark, with the same result."""
     workers: NonNegativeInt = 0
     """Processes; 0: one a core. They change the time, not the result."""
+    spark: SparkConfig = field(default_factory=SparkConfig)
+    """The cluster of ``engine = "spark"``."""
     read: ReadConfig = field(default_factory=ReadConfig)
     """How files are read."""
     clean: CleanConfig = field(default_factory=CleanConfig)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from lmsmith.core.config import encode
 from lmsmith.core.errors import UserError
@@ -21,7 +21,7 @@ from lmsmith.core.progress import RunProgress
 from lmsmith.core.version import VERSION
 from lmsmith.corpus.build.decontaminate import TaskGrams
 from lmsmith.corpus.build.engine import FORMAT, Data, Engine, key_of
-from lmsmith.corpus.build.local import LocalEngine
+from lmsmith.corpus.build.engines import make_engine
 from lmsmith.corpus.build.mix import mixture_of
 from lmsmith.corpus.build.mixture import mixture_warnings
 from lmsmith.corpus.build.reading.plan import Item, find_files, format_of, make_items
@@ -46,7 +46,6 @@ from lmsmith.corpus.finished import (
 from lmsmith.runs.locking import locked
 from lmsmith.runs.signals import StopSignal
 from lmsmith.runs.stage_folder import (
-    available_cores,
     describe_hardware,
     describe_versions,
     git_commit,
@@ -57,11 +56,8 @@ WORK_FOLDER = "work"
 _FILES = "files.json"
 _SHARDS = "shards-"
 
-
-class OwnedEngine(Engine, Protocol):
-    """An engine that a build makes and ends."""
-
-    def close(self) -> None: ...
+_PASSING = ("out", "workers", "engine", "spark")
+"""Settings that change no result."""
 
 
 @dataclass
@@ -72,7 +68,7 @@ class _Build:
     load_tokenizer: LoadTokenizer
     tokenizer_identity: object
     progress: RunProgress
-    engine: OwnedEngine
+    engine: Engine
     items: list[Item]
     files_key: str
     tasks: TaskGrams | None
@@ -173,7 +169,7 @@ class _Build:
             "stages": self.stages,
             "operations": {name: round(took, 3) for name, took in self.engine.seconds.items()},
             "peak_memory_bytes_of_a_worker": memory,
-            "engine": self.recipe.engine,
+            "engine": self.engine.about(),
             "git_commit": git_commit(),
             "versions": describe_versions(),
             "hardware": describe_hardware(),
@@ -222,8 +218,7 @@ def build_corpus(
         states = [[file.id, file.state, file.source] for file in files]
         key = key_of(states, [problem.id for problem in problems])
         size = sum(item.size for item in items)
-        workers = recipe.workers or available_cores()
-        engine = LocalEngine(work, workers, size, progress)
+        engine = make_engine(recipe, work, size, progress)
         stack.callback(engine.close)
         build = _Build(
             recipe, load_tokenizer, tokenizer_identity, progress, engine, items, key, tasks, {}
@@ -260,9 +255,7 @@ def _known(path: Path) -> Mapping[str, Any]:
 def _lasting(recipe: CorpusRecipe) -> dict[str, Any]:
     """The recipe without what changes no result."""
     found: dict[str, Any] = encode(recipe)
-    return {
-        name: value for name, value in found.items() if name not in ("out", "workers", "engine")
-    }
+    return {name: value for name, value in found.items() if name not in _PASSING}
 
 
 def _sizes(engine: Engine, kept: Data, recipe: CorpusRecipe) -> dict[str, tuple[int, int]]:

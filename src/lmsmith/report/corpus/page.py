@@ -101,7 +101,7 @@ def _context(corpus: CorpusDocuments, build: Mapping[str, Any]) -> dict[str, Any
         "efforts": efforts(rows, build),
         "operations": build.get("operations", {}),
         "wall": sum(build.get("operations", {}).values()),
-        "engine": build["engine"],
+        "engine": build["engine"]["name"],
         "settings": facts.flatten(record["recipe"]),
         "hardware": facts.describe_machine(build["hardware"]),
         "versions": [(k, v) for k, v in facts.flatten(build["versions"]) if k != "python"],

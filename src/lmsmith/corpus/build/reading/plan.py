@@ -213,7 +213,7 @@ def _local(
     for file in found:
         absolute = file.absolute()
         inside = absolute.is_relative_to(base)
-        yield str(file), str(absolute.relative_to(base) if inside else absolute)
+        yield str(absolute), str(absolute.relative_to(base) if inside else absolute)
 
 
 def _matching(path: Path, unreadable: Callable[[str, str], None]) -> Iterator[Path]:

@@ -1,0 +1,62 @@
+"""Folders of results: whose key they have, whether they are whole, the parts of the shards."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from lmsmith.core.errors import UserError
+from lmsmith.core.files import read_json, remove_partials, write_json
+
+KEY_FILE, DONE_FILE = "key.json", "done.json"
+
+
+def is_done(folder: Path, key: str) -> bool:
+    """Whether the folder holds the whole result of a key."""
+    return (folder / DONE_FILE).is_file() and key_in(folder) == key
+
+
+def begin(folder: Path, key: str) -> None:
+    """An empty folder, or the one in which a killed build made the same."""
+    if key_in(folder) == key:
+        remove_partials(folder)
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / KEY_FILE, {"key": key})
+
+
+def key_in(folder: Path) -> str | None:
+    """The key of the folder's result, whole or not."""
+    try:
+        found: Any = read_json(folder / KEY_FILE)
+        return str(found["key"])
+    except (UserError, KeyError, TypeError):
+        return None
+
+
+def has_part(place: Path) -> bool:
+    """Whether a part of the shards is there with its record."""
+    return place.is_dir() and _record_place(place).is_file()
+
+
+def write_part_record(place: Path, source: str, part: int, record: dict[str, Any]) -> None:
+    """The record of a part, beside its folder."""
+    write_json(_record_place(place), {"source": source, "part": part, **record})
+
+
+def part_record(place: Path) -> dict[str, Any]:
+    """The record of a part, with the name of its folder."""
+    record: Any = read_json(_record_place(place))
+    return {**record, "folder": f"{place.parent.name}/{place.name}"}
+
+
+def numbered_parts(folder: Path, parts: dict[str, int]) -> list[tuple[Path, str, int]]:
+    """(folder, source, number in the source) of all parts, in order."""
+    numbered = [(source, part) for source in sorted(parts) for part in range(parts[source])]
+    return [(folder / source / f"{part:05d}", source, part) for source, part in numbered]
+
+
+def _record_place(place: Path) -> Path:
+    return place.with_name(f"{place.name}.json")
