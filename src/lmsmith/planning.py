@@ -132,8 +132,8 @@ def plan(
         nodes: Machines.
         share: Of the GPUs' peak that training reaches; lmsmith doctor --gpu and a run's
             share_of_peak measure it.
-        price: Of one GPU for an hour, in any currency.
-        memory: Of one GPU, in GB; the data sheet's if left out.
+        price: What one GPU costs for an hour, in any currency.
+        memory: Memory of one GPU, in GB; the data sheet's if left out.
         set: Change a setting, e.g. pretrain.micro_batch_size=4.
 
     Raises:

@@ -109,7 +109,7 @@ _DIVIDED = ("weights", "gradients", "optimiser", "best")
 
 
 def _whole_memory(step: Step) -> StepMemory:
-    """Of one device that holds all. Layers repeat, so that few of many are traced."""
+    """The memory of one device that holds all. Layers repeat, so that few of many are traced."""
     layers, period = step.config.layers, len(step.config.attention_pattern)
     few, more = 3 * period, 4 * period
     if layers <= more or (layers - few) % period:

@@ -32,7 +32,7 @@ class LanguageConfig:
     threshold: Fraction = 0.5
     """A document whose language is less certain than this has none (``und``)."""
     by_paragraph: bool = False
-    """Of pages in several languages, remove the paragraphs in others than those to keep."""
+    """Remove the paragraphs of a page that are in other languages than those to keep."""
     characters: PositiveInt = 600
     """Characters of a document that are looked at, from three places of it."""
 

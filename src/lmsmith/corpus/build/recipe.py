@@ -98,7 +98,7 @@ class ReadConfig:
     max_row_mib: PositiveInt = 64
     """A longer row of JSONL or CSV, or a longer e-mail, is skipped."""
     main_text: bool = True
-    """Of HTML the main text alone (trafilatura); false: all text, menus and footers too."""
+    """Keep the main text of HTML alone (trafilatura); false: all text, menus and footers too."""
     pdf_seconds: PositiveFloat = 60.0
     """A PDF whose text takes longer is skipped."""
     max_unpacked_times: PositiveInt = 200

@@ -14,7 +14,7 @@ from lmsmith.corpus.build.reading.opening import Unreadable
 from lmsmith.corpus.build.reading.text import decoded_bytes
 
 MOST_BYTES = 1 << 24
-"""Of a page; trees of larger ones take gigabytes."""
+"""Largest page whose tree is built: larger ones take gigabytes."""
 
 _CHARSET = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?\s*([A-Za-z0-9_:.-]{2,40})""", re.I)
 
