@@ -43,7 +43,8 @@ def _sentence(stage: StagePlan, gpus: Gpus, share: float) -> str:
     if not stage.fits and stage.fixes:
         words.append("it fits with " + " ".join(f"--set {fix}" for fix in stage.fixes))
     elif not stage.fits and stage.gpus_needed:
-        words.append(f"with the settings that take least memory it needs {stage.gpus_needed:,} such GPUs")
+        least = "with the settings that take least memory"
+        words.append(f"{least} it needs {stage.gpus_needed:,} such GPUs")
     elif not stage.fits:
         words.append("it fits on no number of such GPUs: take larger ones, or a smaller model")
     return f"{stage.stage}: {'; '.join(words)}"
