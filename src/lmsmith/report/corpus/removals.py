@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lmsmith.corpus.build.document import Removed, digest
@@ -177,7 +177,7 @@ class Removals:
                 step,
                 stays.get(id, Example(id, id.partition("/")[0], "", "not in the shards")),
                 count + 1,
-                tuple(_example(row) for row in others[step, id].rows()),
+                tuple(replace(_example(row), detail="") for row in others[step, id].rows()),
             )
             for (step, id), count in chosen.items()
         ]
