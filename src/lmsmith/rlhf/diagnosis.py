@@ -95,8 +95,8 @@ def diagnose(
             recent("rollout/logprob_gap") > WIDE_GAP,
             f"the log-probabilities of the engine differ by {recent('rollout/logprob_gap'):.2f} "
             "nats a token from the trainer's: the engine that draws the responses has other "
-            "weights, another precision or other sampling settings. Restart its server, or set "
-            "ppo.importance_cap to 2.",
+            "weights, another precision or other sampling settings. Restart its server; if only "
+            "its precision differs, set ppo.importance_cap to 2.",
         ),
         (
             "equal_rewards",
