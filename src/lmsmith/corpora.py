@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmsmith.api import Recorded
+from lmsmith.core.errors import UserError
 from lmsmith.core.progress import choose_progress
 from lmsmith.options import documented
 
@@ -81,7 +82,11 @@ def _tasks(config: DecontaminateConfig, folder: str) -> TaskGrams | None:
         return None
     folders = [beside(folder, each) for each in config.data]
     names = [_place(name, folder) for name in config.tasks]
-    return task_grams(task_texts(names, folders), config.words)
+    try:
+        return task_grams(task_texts(names, folders), config.words)
+    except UserError as error:
+        fix = error.fix.replace("--data FOLDER", "decontaminate.data")
+        raise UserError(f"decontaminate.tasks: {error.problem}", fix) from error
 
 
 @documented
