@@ -10,6 +10,7 @@ import pytest
 
 from lmsmith.core.errors import UserError
 from lmsmith.corpus.build.document import Document, point
+from lmsmith.corpus.build.quality import quality_warnings
 from lmsmith.corpus.build.quality_classifier import (
     ClassifierConfig,
     add_scores,
@@ -119,3 +120,15 @@ def test_auc_is_that_of_scikit_learn() -> None:
 def test_a_class_without_documents_is_refused() -> None:
     with pytest.raises(UserError, match="0 curated and 300 raw documents"):
         train_classifier([], RAW, CONFIG, seed=0)
+
+
+def test_a_warning_says_when_hardly_any_raw_document_is_kept() -> None:
+    def said(kept: int) -> list[str]:
+        crawl = {"documents_in": 1000, "documents_out": kept}
+        books = {"documents_in": 5, "documents_out": 5}
+        return list(quality_warnings({"crawl": crawl, "books": books}, ("books",)))
+
+    assert said(10) == []
+    (warning,) = said(9)
+    assert "9 of 1,000 raw documents are kept (0.90%)" in warning
+    assert list(quality_warnings({}, ())) == []

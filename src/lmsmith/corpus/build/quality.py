@@ -20,6 +20,9 @@ from lmsmith.corpus.build.quality_classifier import (
     train_classifier,
 )
 
+FEW = 0.01
+"""Share of the raw documents below which a warning says how few are kept."""
+
 
 @dataclass(frozen=True)
 class QualityConfig:
@@ -60,6 +63,25 @@ def apply_classifier(
     data = engine.map(data, "score", add_scores, trained.classifier)
     keep = partial(keep_by_score, shape=config.pareto, seed=seed)
     return engine.map(data, "quality", keep, curated), trained
+
+
+def quality_warnings(
+    counts: Mapping[str, Mapping[str, int]], curated: Sequence[str]
+) -> Iterator[str]:
+    """A sentence where the draw leaves hardly any raw document: GPT-3 kept 1.3 % of the crawl.
+
+    Args:
+        counts: of the step, by source.
+        curated: the sources that are kept whole.
+    """
+    raw = [counts[source] for source in counts if source not in curated]
+    read = sum(each.get("documents_in", 0) for each in raw)
+    kept = sum(each.get("documents_out", 0) for each in raw)
+    if kept < FEW * read:
+        yield (
+            f"{kept:,} of {read:,} raw documents are kept ({kept / read:.2%}): the others look too "
+            "unlike the curated ones. A lower quality.classifier.pareto keeps more"
+        )
 
 
 def _chosen(counts: Mapping[str, int], curated: Sequence[str], wanted: bool) -> dict[str, int]:

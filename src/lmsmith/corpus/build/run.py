@@ -24,6 +24,7 @@ from lmsmith.corpus.build.engine import FORMAT, Data, Engine, key_of
 from lmsmith.corpus.build.engines import make_engine
 from lmsmith.corpus.build.mix import mixture_of
 from lmsmith.corpus.build.mixture import mixture_warnings
+from lmsmith.corpus.build.quality import quality_warnings
 from lmsmith.corpus.build.reading.plan import Item, find_files, format_of, make_items
 from lmsmith.corpus.build.reading.read import reader
 from lmsmith.corpus.build.recipe import CorpusRecipe
@@ -145,6 +146,8 @@ class _Build:
         table = mixture_of(self.recipe, {name: each["tokens"] for name, each in sources.items()})
         for warning in mixture_warnings(table):
             self.progress.say(f"mixture: {warning}")
+        for warning in quality_warnings(steps.get("quality", {}), self.recipe.curated):
+            self.progress.say(f"quality: {warning}")
         for part in table:
             if part.source in sources:
                 sources[part.source]["weight"] = part.epochs
