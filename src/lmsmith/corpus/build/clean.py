@@ -1,4 +1,4 @@
-"""Cleaning: broken encodings mended, one Unicode form, no control characters, no boilerplate."""
+"""Cleaning: broken encodings repaired, one Unicode form, no control characters, no boilerplate."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def clean(
 
 
 def fixed_encoding(text: str) -> str:
-    """The text as ftfy mends it; a text without any letter of wrong decoding is left at once."""
+    """The text as ftfy repairs it; a text without any letter of wrong decoding is left at once."""
     if text.isascii() or not _SUSPECT.search(text):
         return text
     with needs_extra("corpus"):

@@ -18,7 +18,7 @@ _VARIETIES = {"yue": "zh", "wuu": "zh", "ary": "ar", "arz": "ar"}
 """Code → that of the language as it is written."""
 
 _SHORTEST = 40
-"""Characters from which a paragraph's language is told; a shorter one goes with that before it."""
+"""Least characters of a paragraph that is identified alone; a shorter one goes with that before."""
 
 
 @dataclass(frozen=True)
