@@ -38,7 +38,7 @@ TOKENS_A_PARAMETER = 20
 """Tokens of a shape for which no paper of ours gives them (Hoffmann et al. 2022, table 3)."""
 
 OTHER_VOCABULARY = 50_257
-"""Of a recipe that loads a tokenizer: GPT-2's."""
+"""Vocabulary size of a recipe that loads a tokenizer: GPT-2's."""
 
 
 @dataclass(frozen=True)

@@ -197,7 +197,7 @@ def open_vllm(
         tokenizer: its tokenizer.
         folder: made for weights and log, and removed with the block unless it fails.
         dtype: of products.
-        progress: is told of the start.
+        progress: shows the start.
         adapter: settings of adapters that are brought later. Where vLLM has none for the model's
             architecture, they are merged.
         leads: whether this process asks the server; another one starts none.

@@ -123,7 +123,7 @@ def running_server(
         dtype: ``float32`` or ``bfloat16``.
         lora_rank: of adapters that come later; 0 for none.
         folder: gets the log.
-        progress: is told of the start, which takes a minute or more.
+        progress: shows the start, which takes a minute or more.
 
     Yields:
         The server, without ``/v1`` in its address.

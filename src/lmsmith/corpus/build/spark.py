@@ -134,7 +134,7 @@ class SparkEngine:
             given = self._context.broadcast(list(items))
             read = partial(self._tasks.read_rows, items=given, name=name, function=function)
             numbers = self._session.range(0, len(items), 1, max(1, len(items)))
-            # A large packed file is one task: what it holds is divided anew.
+            # A large packed file is one task: what it holds is divided again.
             found = numbers.mapInArrow(read, self._tasks.OTHER)
             return found.repartition(self.partitions, "id")
 
