@@ -9,6 +9,7 @@ one (`make wheels`).
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -20,16 +21,9 @@ except ImportError:  # called as a script
 
 ROOT = Path(__file__).parent
 WEB, STATIC = ROOT / "web", ROOT / "src/lmsmith/server/static"
-KERNELS = ROOT / "src/lmsmith/generation/native/kernels.cpp"
-FLAGS = ["-O3", "-std=c++17", "-fno-math-errno", "-pthread", "-shared", "-fPIC", "-s"]
-SETS = {
-    "x86_64": {
-        "avx2": ["-mcpu=x86_64_v3"],
-        "avx512": ["-mcpu=x86_64_v4+avx512bf16+avx512vnni"],
-    },
-    "aarch64": {"neon": ["-mcpu=generic"]},
-}
-"""The sets of src/lmsmith/generation/native/instructions.py, of each target."""
+NATIVE = ROOT / "src/lmsmith/generation/native"
+KNOWN = runpy.run_path(str(NATIVE / "targets.py"))
+MACHINES = dict.fromkeys(each.machine for each in KNOWN["TARGETS"])
 GLIBC = "2.17"
 """Oldest C library on which the kernels run; PyTorch wants a newer one."""
 INSTALL = ["ci", "--no-audit", "--no-fund", "--loglevel=error", "--fetch-retries=1"]
@@ -71,19 +65,20 @@ def is_built() -> bool:
 def target() -> str:
     """The processors for which a wheel is made; empty for a wheel without kernels."""
     name = os.environ.get("LMSMITH_WHEEL", "any")
-    if name != "any" and name not in SETS:
-        sys.exit(f"LMSMITH_WHEEL={name}: any, {' or '.join(SETS)}")
+    if name != "any" and name not in MACHINES:
+        sys.exit(f"LMSMITH_WHEEL={name}: any, {' or '.join(MACHINES)}")
     return "" if name == "any" else name
 
 
 def build_kernels(name: str, folder: Path) -> list[Path]:
     """Compile the kernels for each set of a target into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    zig = [sys.executable, "-m", "ziglang", "c++", "-target", f"{name}-linux-gnu.{GLIBC}"]
-    built = []
-    for each, flags in SETS[name].items():
-        built.append(folder / f"{each}.so")
-        subprocess.run([*zig, *flags, *FLAGS, "-o", str(built[-1]), str(KERNELS)], check=True)
+    zig = [sys.executable, "-m", "ziglang", "c++", "-target", f"{name}-linux-gnu.{GLIBC}", "-s"]
+    source, built = str(NATIVE / "kernels.cpp"), []
+    for each in (target for target in KNOWN["TARGETS"] if target.machine == name):
+        built.append(folder / f"{each.name}.so")
+        flags = [*each.zig, *KNOWN["FLAGS"]]
+        subprocess.run([*zig, *flags, "-o", str(built[-1]), source], check=True)
     return built
 
 

@@ -19,6 +19,7 @@ from lmsmith.core.paths import cache_folder
 from lmsmith.generation.native import library
 from lmsmith.generation.native.instructions import SETS, VARIABLE
 from lmsmith.generation.native.operations import NativeKernels, best_kernels
+from lmsmith.generation.native.targets import FLAGS
 
 HERE = [each.name for each in SETS if each.runs_here]
 SIMULATED = "avx512 simulated"
@@ -40,7 +41,7 @@ def simulated_library() -> ctypes.CDLL:
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         made = path.with_suffix(f".{os.getpid()}")
-        command = ["g++", *library.FLAGS, *flags, "-include", str(header), "-o", str(made)]
+        command = ["g++", *FLAGS, *flags, "-include", str(header), "-o", str(made)]
         subprocess.run([*command, str(library.SOURCE)], check=True, timeout=900)
         made.replace(path)
     return ctypes.CDLL(str(path))

@@ -13,6 +13,7 @@ import torch
 from lmsmith.core.errors import UserError
 from lmsmith.generation.native import instructions, library
 from lmsmith.generation.native.instructions import SETS, InstructionSet
+from lmsmith.generation.native.targets import FLAGS
 
 HERE = [each for each in SETS if each.runs_here]
 
@@ -110,11 +111,32 @@ def test_a_processor_runs_no_set_that_it_lacks(
     assert instructions.built_here() is None
 
 
+def test_the_wheels_builder_reads_the_sets_where_nothing_is_installed() -> None:
+    """In a Python without packages, compiling each set that a processor may choose."""
+    script = (
+        "import runpy, sys",
+        "from pathlib import Path",
+        "hook = runpy.run_path(sys.argv[1])",
+        "hook['subprocess'].run = lambda command, check: print(*command)",
+        "for name in hook['MACHINES']: hook['build_kernels'](name, Path(sys.argv[2]))",
+    )
+    hook, folder = Path(__file__).parents[3] / "hatch_build.py", Path(__file__).parent
+    command = [sys.executable, "-I", "-S", "-c", "\n".join(script), str(hook), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    lines = done.stdout.splitlines()
+    for line, each in zip(lines, SETS, strict=True):
+        assert f"-target {each.machine}-linux" in line
+        assert f"/{each.built.name} " in line
+        assert " ".join((*each.zig, *FLAGS)) in line
+
+
 def test_a_damaged_built_library_is_left_for_the_compiler(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(instructions, "BUILT", tmp_path)
-    fake = InstructionSet("fake", instructions.MACHINES[instructions.platform.machine()], (), ())
+    fake = InstructionSet(
+        "fake", instructions.MACHINES[instructions.platform.machine()], (), (), ()
+    )
     monkeypatch.setattr(instructions, "SETS", (fake,))
     fake.built.write_bytes(b"no library")
     monkeypatch.setenv("CXX", "false")

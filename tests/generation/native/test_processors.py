@@ -18,8 +18,9 @@ from torch import Tensor
 from lmsmith.generation.kernels import Places, TorchKernels
 from lmsmith.generation.kv_cache import PagedCache
 from lmsmith.generation.native.instructions import SETS
-from lmsmith.generation.native.library import FLAGS, SOURCE
+from lmsmith.generation.native.library import SOURCE
 from lmsmith.generation.native.operations import NativeKernels, best_kernels
+from lmsmith.generation.native.targets import FLAGS
 from lmsmith.generation.weights import Norm, Weight, quantise_int8, read_packed
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.interop.quantised import MULTIPLIED

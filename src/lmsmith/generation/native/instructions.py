@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from lmsmith.core.errors import UserError
+from lmsmith.generation.native.targets import TARGETS, Target
 
 VARIABLE = "LMSMITH_INSTRUCTIONS"
 """Chooses a set by name, for tests and comparisons; ``native`` compiles for this processor."""
@@ -18,22 +18,8 @@ BUILT = Path(__file__).with_name("built")
 """Kernels that a platform's wheel brings (hatch_build.py)."""
 
 
-@dataclass(frozen=True)
-class InstructionSet:
-    """A kind of processors.
-
-    Attributes:
-        name: in the variable, in ``lmsmith doctor``, and in the name of the built kernels.
-        machine: as `platform.machine` has it.
-        flags: of g++. At -O2 it compiles the kernels for AVX2 several times faster, and they are as
-            fast; those for AVX-512 were measured at -O3 alone.
-        needs: capabilities of the processor, as PyTorch names them.
-    """
-
-    name: str
-    machine: str
-    flags: tuple[str, ...]
-    needs: tuple[str, ...]
+class InstructionSet(Target):
+    """A target, as this system has it."""
 
     @property
     def runs_here(self) -> bool:
@@ -51,20 +37,7 @@ class InstructionSet:
 
 MACHINES = {"x86_64": "x86_64", "AMD64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
 
-_SHORT = ("-O2", "-ftree-vectorize")
-_AVX2 = ("avx2", "fma3", "f16c", "bmi", "bmi2", "lzcnt", "popcnt")
-_AVX512 = tuple(f"avx512_{part}" for part in ("f", "bw", "cd", "dq", "vl", "bf16", "vnni"))
-
-SETS = (
-    InstructionSet(
-        "avx512",
-        "x86_64",
-        ("-O3", "-march=x86-64-v4", "-mavx512bf16", "-mavx512vnni"),
-        (*_AVX2, *_AVX512),
-    ),
-    InstructionSet("avx2", "x86_64", (*_SHORT, "-march=x86-64-v3"), _AVX2),
-    InstructionSet("neon", "aarch64", _SHORT, ()),
-)
+SETS = tuple(InstructionSet(*target) for target in TARGETS)
 """The fastest first."""
 
 

@@ -20,12 +20,11 @@ from lmsmith.generation.native.instructions import (
     chosen_set,
     native_flags,
 )
+from lmsmith.generation.native.targets import FLAGS
 
 log = logging.getLogger("lmsmith.generation")
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
-
-FLAGS = ("-std=c++17", "-fno-math-errno", "-pthread", "-shared", "-fPIC")
 
 COMPILE_SECONDS = 300
 """Limit; it takes some ten seconds of an idle processor."""
