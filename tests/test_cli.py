@@ -391,6 +391,8 @@ def test_machine_settings_are_described_by_doctor(capsys: pytest.CaptureFixture[
     assert found["machine"]["precision"] in ("bf16", "fp32")
     assert found["hardware"]["cores"] >= 1
     assert found["peak_gflops"]["fp32"] > 0
+    assert found["reading_measured"]["precision"] == found["reading_precision"]
+    assert found["reading_measured"]["bf16"]["one_row"] > 0
     assert MachineConfig().precision == "auto"
 
 

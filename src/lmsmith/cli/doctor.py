@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,9 @@ def doctor(*, gpu: bool = False, json: bool = False) -> None:
         return
     import torch
 
-    from lmsmith.device import available_devices
+    from lmsmith.device import available_devices, is_host
     from lmsmith.evaluation.sandbox.programs import describe_sandbox
-    from lmsmith.generation.machine import resolve_for_reading
+    from lmsmith.generation.machine import measured_precision
     from lmsmith.generation.native.library import describe_kernels
     from lmsmith.training.machine import measure_matrix_peak, prepare_process
 
@@ -37,7 +38,8 @@ def doctor(*, gpu: bool = False, json: bool = False) -> None:
     hardware: dict[str, Any] = describe_hardware()
     free, advice = shutil.disk_usage(Path.cwd()).free, advice_on_threads()
     sandbox, kernels = describe_sandbox(), describe_kernels()
-    reading = resolve_for_reading(MachineConfig()).precision
+    reading = measured_precision(machine.precision) if is_host(machine.place) else None
+    reads_in = reading.precision if reading else machine.precision
     # Measuring the peaks takes a second.
     peaks = {each: round(measure_matrix_peak(each), 1) for each in ("fp32", "bf16")}
     devices = available_devices()
@@ -54,7 +56,8 @@ def doctor(*, gpu: bool = False, json: bool = False) -> None:
             "peak_gflops": peaks,
             "sandbox": sandbox,
             "kernels": kernels,
-            "reading_precision": reading,
+            "reading_precision": reads_in,
+            "reading_measured": asdict(reading) if reading else None,
         })  # fmt: skip
         return
     lines = {
@@ -69,8 +72,9 @@ def doctor(*, gpu: bool = False, json: bool = False) -> None:
         "load": advice or "enough cores are free",
         "C++ compiler": machine.compiler or "none: models run eager, which is slower",
         "kernels of generation": kernels,
-        "precision": f"{reading} for writing, {machine.precision} for training (matrix peak "
+        "precision": f"{reads_in} for writing, {machine.precision} for training (matrix peak "
         f"measured now: bf16 {peaks['bf16']:,.0f}, fp32 {peaks['fp32']:,.0f} GFLOP/s)",
+        "speed of writing": str(reading) if reading else "not measured: a GPU's",
         "sandbox of code tasks": ", ".join(sandbox) or "none: code tasks cannot be run here",
         "compiling": "where it pays within the run" if machine.compile != "off" else "off",
     }

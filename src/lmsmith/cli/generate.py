@@ -86,6 +86,7 @@ def _whole(
     asked = {"prompt_log_probabilities": explained(reply.prompt_log_probs)}
     return {
         "model": str(model.folder),
+        "precision": model.machine.precision,
         "prompt": prompt,
         "prompt_tokens": tokens,
         **(asked if settings.prompt_log_probs else {}),

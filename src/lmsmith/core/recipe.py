@@ -42,7 +42,8 @@ class MachineConfig:
     """Use of the machine; only ``precision`` and ``device`` change the results, by rounding."""
 
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Number format of matrix products. auto: bf16 where the chip multiplies it, else fp32."""
+    """Number format of matrix products. auto: bf16 where the chip multiplies it, else fp32; for
+    chat, generate and serve, the faster one here (``lmsmith doctor`` shows what was measured)."""
     device: DeviceName = "auto"
     """Where models compute. auto: the GPU by CUDA if there is one, else the processor; the
     environment variable LMSMITH_DEVICE says it for every command."""

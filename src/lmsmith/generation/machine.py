@@ -9,6 +9,7 @@ import torch
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.device import HOST, is_host
 from lmsmith.generation.native.library import load_library
+from lmsmith.generation.precision import Measured, fastest_precision
 from lmsmith.options import Weights
 from lmsmith.training.machine import ResolvedMachine, keep_freed_memory, resolve_machine
 
@@ -16,17 +17,22 @@ from lmsmith.training.machine import ResolvedMachine, keep_freed_memory, resolve
 def resolve_for_reading(config: MachineConfig) -> ResolvedMachine:
     """Turn every ``auto`` into a choice; nothing in the process changes.
 
-    The C++ kernels read bf16 weights, with float32 sums, faster than PyTorch reads float32 ones on
-    every processor; training needs instructions for bf16 products.
-
     Raises:
         UserError: a negative number of threads.
     """
     machine = resolve_machine(config)
-    wanted = config.precision == "auto" and machine.precision == "fp32"
-    if wanted and is_host(machine.place) and load_library() is not None:
-        return replace(machine, precision="bf16")
-    return machine
+    if config.precision != "auto" or not is_host(machine.place):
+        return machine
+    return replace(machine, precision=measured_precision(machine.precision).precision)
+
+
+def measured_precision(training: str) -> Measured:
+    """What `auto` chose from on this processor.
+
+    bf16 is usual with the C++ kernels, which multiply it with float32 sums on every processor;
+    without them, what ``training`` takes, which needs instructions for bf16 products.
+    """
+    return fastest_precision("bf16" if load_library() or training == "bf16" else "fp32")
 
 
 def stays_packed(weights: Weights, device: torch.device = HOST) -> bool:

@@ -94,12 +94,12 @@ def _compile(compiler: str, flags: tuple[str, ...], path: Path) -> None:
 
 def _fingerprint(compiler: str, flags: tuple[str, ...], wanted: InstructionSet | None) -> str:
     parts = [path.read_bytes() for path in sorted(SOURCE.parent.glob("*.?pp"))]
-    parts += [" ".join(flags).encode(), (_processor() if wanted is None else "").encode()]
+    parts += [" ".join(flags).encode(), (describe_processor() if wanted is None else "").encode()]
     parts.append(os.path.realpath(shutil.which(compiler) or compiler).encode())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
-def _processor() -> str:
+def describe_processor() -> str:
     """The processor's kind and instructions, on which ``-march=native`` depends."""
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.is_file():
