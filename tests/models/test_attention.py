@@ -14,11 +14,12 @@ from lmsmith.models.attention import (
 from lmsmith.models.attention_kernels import (
     SHORT_LENGTH,
     explicit_attention,
-    short_attention,
-    trains_short_rows,
+    plain_attention,
+    trains_plainly,
 )
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
+from lmsmith.models.dropout import drop
 from padding import padded_mask, padded_positions
 
 CONFIG = ModelConfig(layers=2, width=24, heads=3, context=32, vocabulary_size=41)
@@ -117,14 +118,14 @@ def test_explicit_attention_in_bf16_is_close_and_in_its_type() -> None:
 
 
 @pytest.mark.parametrize("rule", ["causal", "all", "masked"])
-def test_short_attention_equals_the_fused_kernel(rule: str) -> None:
+def test_plain_attention_equals_the_fused_kernel(rule: str) -> None:
     parts, direction, bias = attention_case(masked=rule == "masked")
     causal = rule == "causal"
     found = []
-    for short in (True, False):
+    for plainly in (True, False):
         query, key, value = (part.clone().requires_grad_() for part in parts)
-        if short:
-            mixed = short_attention(query, key, value, bias, causal)
+        if plainly:
+            mixed = plain_attention(query, key, value, bias, causal)
         else:
             mixed = F.scaled_dot_product_attention(
                 query, key, value, attn_mask=bias, is_causal=causal
@@ -134,15 +135,34 @@ def test_short_attention_equals_the_fused_kernel(rule: str) -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_short_attention_is_for_training_short_rows_in_bf16() -> None:
+def test_dropout_of_plain_attention_is_on_the_weights() -> None:
+    parts, direction, bias = attention_case(masked=True)
+    query, key, value = (part.clone().requires_grad_() for part in parts)
+    torch.manual_seed(4)
+    mixed = plain_attention(query, key, value, bias, causal=False, dropout=0.25)
+    found = mixed.detach(), *torch.autograd.grad(mixed, (query, key, value), direction)
+
+    torch.manual_seed(4)
+    factors_bhts = drop(torch.ones(2, 3, 9, 9), 0.25)
+    assert 0 < int((factors_bhts == 0).sum()) < factors_bhts.numel()
+    scores_bhts = query @ key.transpose(-1, -2) / 2.0 + bias
+    expected = (scores_bhts.softmax(dim=-1) * factors_bhts) @ value
+    exact = expected.detach(), *torch.autograd.grad(expected, (query, key, value), direction)
+    for one, other in zip(found, exact, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_plain_attention_is_for_training_with_dropout_or_on_short_rows_in_bf16() -> None:
     query = torch.zeros(1, 1, SHORT_LENGTH, 4, dtype=torch.bfloat16, requires_grad=True)
-    assert trains_short_rows(query, query)
-    assert not trains_short_rows(query.float(), query.float())
-    assert not trains_short_rows(query.detach(), query.detach())
+    assert trains_plainly(query, query, 0.0)
+    wide = query.detach().float().requires_grad_()
+    assert not trains_plainly(wide, wide, 0.0)
+    assert trains_plainly(wide, wide, 0.1)
+    assert not trains_plainly(query.detach(), query.detach(), 0.1)
     longer = torch.cat([query, query], dim=2)
-    assert not trains_short_rows(longer, longer)
+    assert not trains_plainly(longer, longer, 0.0)
     with torch.no_grad():
-        assert not trains_short_rows(query, query)
+        assert not trains_plainly(query, query, 0.1)
 
 
 def attention_case(masked: bool) -> tuple[list[Tensor], Tensor, Tensor | None]:

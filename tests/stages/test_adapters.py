@@ -38,7 +38,9 @@ FAST = OptimiserConfig(learning_rate=0.02, weight_decay=0.0)
 SFT = sft.SFTConfig(
     epochs=10, batch_tokens=256, max_length=32, adapter=ADAPTER, optimiser=FAST, warmup_steps=2
 )
-REWARD = reward.RewardConfig(batch_prompts=8, adapter=ADAPTER, optimiser=FAST, warmup_steps=2)
+REWARD = reward.RewardConfig(
+    epochs=3, batch_prompts=8, adapter=ADAPTER, optimiser=FAST, warmup_steps=2
+)
 PPO = PPOConfig(
     iterations=2,
     rollouts=8,

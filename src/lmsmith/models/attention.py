@@ -12,8 +12,8 @@ from lmsmith.models.attention_kernels import (
     EXPLICIT_LENGTH,
     banded_attention,
     explicit_attention,
-    short_attention,
-    trains_short_rows,
+    plain_attention,
+    trains_plainly,
 )
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.positions import Rotation, rotate
@@ -112,8 +112,8 @@ class Attention(nn.Module):
         explicit = self.explicit and causal and dropout == 0.0
         if explicit and query.shape[2] <= EXPLICIT_LENGTH:
             return explicit_attention(query, key, value, bias)
-        if dropout == 0.0 and trains_short_rows(query, key):
-            return short_attention(query, key, value, bias, causal)
+        if trains_plainly(query, key, dropout):
+            return plain_attention(query, key, value, bias, causal, dropout)
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask=bias, dropout_p=dropout, is_causal=causal and bias is None
         )

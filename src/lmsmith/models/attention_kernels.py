@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lmsmith.device import is_host
+from lmsmith.models.dropout import drop
 
 EXPLICIT_LENGTH = 1024
 """Maximum length of rows for `explicit_attention`, which holds all scores at once."""
@@ -22,26 +23,25 @@ EXPLICIT_BLOCK = 512
 
 
 SHORT_LENGTH = 256
-"""Maximum length of rows for `short_attention`."""
+"""Maximum length of rows for `plain_attention` without dropout."""
 
 
-def trains_short_rows(query_bhtk: Tensor, key_bhsk: Tensor) -> bool:
-    """Whether `short_attention` is faster than PyTorch's kernel: gradients in bf16 on a CPU."""
-    return (
-        torch.is_grad_enabled()
-        and query_bhtk.requires_grad
-        and query_bhtk.dtype == torch.bfloat16
-        and is_host(query_bhtk.device)
-        and key_bhsk.shape[2] <= SHORT_LENGTH
-    )
+def trains_plainly(query_bhtk: Tensor, key_bhsk: Tensor, dropout: float) -> bool:
+    """Whether `plain_attention` is faster than PyTorch's kernel: on a CPU, gradients of short rows
+    in bf16, or dropout, for which PyTorch has no kernel there."""
+    if not torch.is_grad_enabled() or not is_host(query_bhtk.device):
+        return False
+    short = query_bhtk.dtype == torch.bfloat16 and key_bhsk.shape[2] <= SHORT_LENGTH
+    return query_bhtk.requires_grad and (dropout > 0.0 or short)
 
 
-def short_attention(
+def plain_attention(
     query_bhtk: Tensor,
     key_bhsk: Tensor,
     value_bhsk: Tensor,
     bias_b1ts: Tensor | None,
     causal: bool,
+    dropout: float = 0.0,
 ) -> Tensor:
     """softmax(QKᵀ/√d_k + bias)V by plain products, for training on short rows in bf16.
 
@@ -52,6 +52,7 @@ def short_attention(
         query_bhtk, key_bhsk, value_bhsk: any lengths t and s; t = s if causal.
         bias_b1ts: term of the scores; with one, ``causal`` is not read.
         causal: whether a query sees no later key.
+        dropout: probability, on the weights.
     """
     scores_bhts = (query_bhtk @ key_bhsk.transpose(-1, -2)).float() * query_bhtk.shape[-1] ** -0.5
     if bias_b1ts is not None:
@@ -59,7 +60,8 @@ def short_attention(
     elif causal:
         future = torch.ones_like(scores_bhts[0, 0], dtype=torch.bool).triu(1)
         scores_bhts = scores_bhts.masked_fill(future, float("-inf"))
-    mixed_bhtk: Tensor = scores_bhts.softmax(dim=-1).to(value_bhsk.dtype) @ value_bhsk
+    weights_bhts = scores_bhts.softmax(dim=-1).to(value_bhsk.dtype)
+    mixed_bhtk: Tensor = drop(weights_bhts, dropout) @ value_bhsk
     return mixed_bhtk
 
 

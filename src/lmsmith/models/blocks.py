@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from lmsmith.models.attention import Bias, CrossAttention, KeptKeys, KeysValues, SelfAttention
 from lmsmith.models.config import ModelConfig
+from lmsmith.models.dropout import Dropout
 from lmsmith.models.positions import Rotation
 
 
@@ -76,7 +77,7 @@ class Block(nn.Module):
         self.feed_forward: FeedForward | GatedFeedForward
         gated = config.activation == "swiglu"
         self.feed_forward = GatedFeedForward(config) if gated else FeedForward(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x_btd: Tensor, bias: Bias = None, rotation: Rotation | None = None) -> Tensor:
         attended = self.attention(self.attention_norm(x_btd), bias, rotation)

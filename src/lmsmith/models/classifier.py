@@ -12,6 +12,7 @@ from lmsmith.corpus.labelled.task import Form
 from lmsmith.device import without_autocast
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
+from lmsmith.models.dropout import Dropout
 from lmsmith.models.encoder import Encoder
 
 CONTROLS = 3
@@ -72,7 +73,7 @@ class Classifier(nn.Module):
         body = Decoder if config.model.causal else Encoder
         self.decoder: Decoder | Encoder = body(config.model) if decoder is None else decoder
         self.controls = nn.Embedding(CONTROLS, config.model.width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.head = nn.Linear(config.model.width, config.outputs, bias=config.head_bias)
 
     @torch.no_grad()

@@ -21,6 +21,7 @@ from lmsmith.models.blocks import (
     make_norm,
 )
 from lmsmith.models.config import ModelConfig
+from lmsmith.models.dropout import Dropout
 from lmsmith.models.positions import RotaryPositions, Rotation, SinusoidalPositions
 
 
@@ -43,7 +44,7 @@ class Stack(nn.Module):
         if config.segments:
             self.segment_embedding = nn.Embedding(config.segments, config.width)
         self.embedding_norm = make_norm(config) if config.embedding_norm else nn.Identity()
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         block = BLOCKS[config.norm_position]
         self.blocks = nn.ModuleList(block(config, layer) for layer in range(config.layers))
         self.final_norm = make_norm(config) if config.has_final_norm else nn.Identity()
