@@ -7,7 +7,8 @@ the machine does meets all of them. Operations are those of real tokens: padding
 - masked prediction: `training.masked_lm.masked_step`, an encoder of the same shape, 15 % of the
   tokens hidden, blocks compiled.
 - fine-tuning: `training.classification.accumulate_classifier_gradients` with the language model's
-  loss (λ = 0.5), examples of all lengths from a quarter of a row to a whole one.
+  loss (λ = 0.5) and the stage's dropout, examples of all lengths from a quarter of a row to a whole
+  one. Dropout's own work counts for nothing.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from lmsmith.models.classifier import Classifier, ClassifierConfig
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.masked_lm import MaskedLM, MaskedLMConfig
+from lmsmith.stages.finetune import FinetuneConfig
 from lmsmith.training.classification import EncodedExample, accumulate_classifier_gradients
 from lmsmith.training.language_model import training_step
 from lmsmith.training.machine import ResolvedMachine, measure_matrix_peak, prepare_process
@@ -166,6 +168,7 @@ def fine_tuning(shape: ModelConfig, machine: ResolvedMachine) -> Step:
                        decoder)  # fmt: skip
     model.initialise_head(torch.Generator().manual_seed(0))
     decoder.attend_explicitly()
+    decoder.set_dropout(FinetuneConfig.dropout)
     optimiser = adamw(model, decoder.blocks)
     chance = np.random.default_rng(0)
     lengths = chance.integers(shape.context // 4, shape.context + 1, 64 * ROWS).tolist()
