@@ -54,12 +54,13 @@ def plain_attention(
         causal: whether a query sees no later key.
         dropout: probability, on the weights.
     """
-    scores_bhts = (query_bhtk @ key_bhsk.transpose(-1, -2)).float() * query_bhtk.shape[-1] ** -0.5
+    scores_bhts = (query_bhtk @ key_bhsk.transpose(-1, -2)).float()
+    scores_bhts = scores_bhts.mul_(query_bhtk.shape[-1] ** -0.5)  # in place: new memory costs more
     if bias_b1ts is not None:
-        scores_bhts = scores_bhts + bias_b1ts
+        scores_bhts = scores_bhts.add_(bias_b1ts)
     elif causal:
         future = torch.ones_like(scores_bhts[0, 0], dtype=torch.bool).triu(1)
-        scores_bhts = scores_bhts.masked_fill(future, float("-inf"))
+        scores_bhts = scores_bhts.masked_fill_(future, float("-inf"))
     weights_bhts = scores_bhts.softmax(dim=-1).to(value_bhsk.dtype)
     mixed_bhtk: Tensor = drop(weights_bhts, dropout) @ value_bhsk
     return mixed_bhtk
