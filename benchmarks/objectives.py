@@ -1,14 +1,14 @@
 """Share of the machine's peak that masked prediction and fine-tuning reach, beside pretraining's.
 
-One shape, trained in one process by the steps that the stages run, in turn, so that whatever else
-the machine does meets all of them. Operations are those of real tokens: padding counts for nothing.
+One shape without dropout, trained in one process by the steps that the stages run, in turn, so that
+whatever else the machine does meets all of them. Operations are those of real tokens: padding
+counts for nothing.
 
 - pretraining: `training.language_model.training_step`, rows of one length, blocks compiled.
 - masked prediction: `training.masked_lm.masked_step`, an encoder of the same shape, 15 % of the
   tokens hidden, blocks compiled.
 - fine-tuning: `training.classification.accumulate_classifier_gradients` with the language model's
-  loss (λ = 0.5) and the stage's dropout, examples of all lengths from a quarter of a row to a whole
-  one. Dropout's own work counts for nothing.
+  loss (λ = 0.5), examples of all lengths from a quarter of a row to a whole one.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ from lmsmith.models.classifier import Classifier, ClassifierConfig
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.masked_lm import MaskedLM, MaskedLMConfig
-from lmsmith.stages.finetune import FinetuneConfig
 from lmsmith.training.classification import EncodedExample, accumulate_classifier_gradients
 from lmsmith.training.language_model import training_step
 from lmsmith.training.machine import ResolvedMachine, measure_matrix_peak, prepare_process
@@ -168,7 +167,6 @@ def fine_tuning(shape: ModelConfig, machine: ResolvedMachine) -> Step:
                        decoder)  # fmt: skip
     model.initialise_head(torch.Generator().manual_seed(0))
     decoder.attend_explicitly()
-    decoder.set_dropout(FinetuneConfig.dropout)
     optimiser = adamw(model, decoder.blocks)
     chance = np.random.default_rng(0)
     lengths = chance.integers(shape.context // 4, shape.context + 1, 64 * ROWS).tolist()
