@@ -129,8 +129,8 @@ def search_corpus(
 ) -> dict[str, Any]:
     """Find a phrase in the documents of a finished corpus, and count it.
 
-    The phrase is searched in the decoded text as it is written, white space included; held-out
-    documents are not searched.
+    The phrase is searched in the decoded text as it is written, white space included. Held-out
+    documents are searched too; their hits have no position.
 
     Args:
         corpus: The folder that lmsmith corpus build printed.
@@ -141,7 +141,8 @@ def search_corpus(
         ids: The phrase is token ids, such as "17 402".
 
     Returns:
-        ``found`` (places), ``documents``, ``sources``, and ``hits`` with position and context.
+        ``found`` (places), ``documents``, ``held_out`` (those of them that are held out),
+        ``sources``, and ``hits`` with position and context.
 
     Raises:
         UserError: no finished corpus, an empty phrase, or no token ids.

@@ -89,18 +89,29 @@ def _named(row: dict[str, Any]) -> str:
 
 
 def _show_hits(found: dict[str, Any]) -> None:
-    places, documents = found["found"], found["documents"]
+    places = found["found"]
     took = f"{found['bytes'] / 1e6:,.1f} MB in {found['seconds']:.1f} s"
-    print(f"found {places:,} times in {documents:,} documents ({took})")
+    print(f"found {_times(found)} ({took})")
     for name, about in found["sources"].items():
         if len(found["sources"]) > 1 and about["found"]:
             print(f"  {name}: {about['found']:,} in {about['documents']:,}")
+    if found["held_out"]["found"]:
+        print(f"  held out: {_times(found['held_out'])}")
     for hit in found["hits"]:
-        print(f"\n{_named(hit)} (token {hit['position']:,}, {hit['source']})")
+        place = "held out" if hit["held_out"] else f"token {hit['position']:,}"
+        print(f"\n{_named(hit)} ({place}, {hit['source']})")
         context = f"{hit['before']}⟦{hit['text']}⟧{hit['after']}"
         print(in_one_line(f"  …{' '.join(context.split())}…"))
     if places > len(found["hits"]):
         print(f"\n{places - len(found['hits']):,} more places: --limit N lists more")
+
+
+def _times(counts: dict[str, Any]) -> str:
+    times, documents = counts["found"], counts["documents"]
+    return (
+        f"{times:,} {'time' if times == 1 else 'times'} in "
+        f"{documents:,} {'document' if documents == 1 else 'documents'}"
+    )
 
 
 def _show_figures(found: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 from collections import Counter
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,14 @@ def test_look_shows_the_tokens_around_a_position(
         lmsmith.look_at_corpus(folder / "out", at=0, source="web")
 
 
+def held_out_texts(out: Path) -> dict[str, str]:
+    """Id → text of each held-out document."""
+    (file,) = out.glob("shards-*/validation.jsonl")
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len(rows) >= 3
+    return {row["id"]: row["text"] for row in rows}
+
+
 @pytest.mark.parametrize("block", [40, 1 << 20])
 def test_search_finds_every_place(
     folder: Path,
@@ -130,20 +139,24 @@ def test_search_finds_every_place(
 ) -> None:
     monkeypatch.setattr(search_module, "BLOCK_TOKENS", block)
     out = folder / "out"
+    held_out = held_out_texts(out)
+    everything = {id: text for id, (text, _) in texts.items()} | held_out
     for phrase in ("good1", "script", "不亦", "Straße", "a", "1 good", "nowhere"):
         found = lmsmith.search_corpus(out, phrase, limit=1000)
-        assert found["found"] == sum(text.count(phrase) for text, _ in texts.values())
-        assert found["documents"] == sum(phrase in text for text, _ in texts.values())
+        assert found["found"] == sum(text.count(phrase) for text in everything.values())
+        assert found["documents"] == sum(phrase in text for text in everything.values())
+        assert found["held_out"]["found"] == sum(map(str.count, held_out.values(), repeat(phrase)))
         for hit in found["hits"]:
             said = (hit["before"] + hit["text"] + hit["after"]).replace("<|endoftext|>", "")
-            assert said in texts[hit["id"]][0]
+            assert said in everything[hit["id"]]
             assert phrase in hit["text"]
+            assert hit["held_out"] == (hit["position"] is None) == (hit["id"] in held_out)
     phrase = "STRASSE"
     assert lmsmith.search_corpus(out, phrase.lower())["found"] == 0
     large = lmsmith.search_corpus(out, "STRAßE", ignore_case=True)["found"]
-    assert large == sum(text.count("Straße") for text, _ in texts.values())
+    assert large == sum(text.count("Straße") for text in everything.values())
     assert lmsmith.search_corpus(out, "GOOD1", ignore_case=True)["found"] == sum(
-        text.count("good1") for text, _ in texts.values()
+        text.count("good1") for text in everything.values()
     )
     one = next(ids for _, ids in texts.values())
     found = lmsmith.search_corpus(out, " ".join(map(str, one[3:9])), ids=True)
@@ -248,6 +261,11 @@ def test_the_commands_print_for_people_and_programs(
         assert main(["corpus", *words, "--json"]) == 0
         found: Any = json.loads(capsys.readouterr().out)
         assert isinstance(found, dict)
+    text = next(iter(held_out_texts(folder / "out").values()))
+    assert main(["corpus", "search", out, text]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("found 1 time in 1 document (")
+    assert "held out: 1 time in 1 document" in printed
     assert main(["report", out]) == 0
     assert capsys.readouterr().out.strip() == f"{out}/report.html"
     assert main(["corpus", "look", str(folder), "--at", "0"]) == 2

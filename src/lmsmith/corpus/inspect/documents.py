@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmsmith.core.errors import UserError, needs_extra, refusing_damage
+from lmsmith.core.files import read_jsonl
 from lmsmith.corpus.build.shards import INDEX_FILE
 from lmsmith.corpus.finished import FinishedCorpus
 from lmsmith.corpus.shards import TokenShards
@@ -83,6 +84,17 @@ class Part:
 
 
 @dataclass(frozen=True)
+class HeldOut(Part):
+    """The held-out documents of a source, tokenized as the shards are; no position is theirs."""
+
+    rows: tuple[dict[str, str], ...] = ()
+
+    def row(self, number: int) -> dict[str, Any]:
+        """A document's id and source."""
+        return {"id": self.rows[number]["id"], "name": ""}
+
+
+@dataclass(frozen=True)
 class CorpusDocuments:
     """A finished corpus, or one source of it."""
 
@@ -119,6 +131,24 @@ class CorpusDocuments:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the shards."""
         return Tokenizer.load(self.finished.tokenizer)
+
+    @cached_property
+    def held_out(self) -> tuple[HeldOut, ...]:
+        """The held-out documents of each source that is read."""
+        found: dict[str, list[dict[str, str]]] = {part.source: [] for part in self.parts}
+        with refusing_damage(self.finished.validation, "Build the corpus again."):
+            for _, row in read_jsonl(self.finished.validation):
+                if (source := str(row["source"])) in found:
+                    found[source].append({"id": str(row["id"]), "text": str(row["text"])})
+        return tuple(self._tokenized(source, rows) for source, rows in found.items() if rows)
+
+    def _tokenized(self, source: str, rows: list[dict[str, str]]) -> HeldOut:
+        start, end = self.tokenizer.document_start, self.tokenizer.end_of_text
+        encoded = self.tokenizer.encode_batch([row["text"] for row in rows])
+        documents = [np.array([*start, *ids, end], np.int64) for ids in encoded]
+        offsets = np.cumsum([0, *map(len, documents)])
+        folder = self.finished.folder
+        return HeldOut(source, folder, 0, np.concatenate(documents), offsets, tuple(rows))
 
     @property
     def tokens(self) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmsmith.core.errors import UserError
-from lmsmith.corpus.inspect.documents import CorpusDocuments, Part
+from lmsmith.corpus.inspect.documents import CorpusDocuments, HeldOut, Part
 from lmsmith.corpus.inspect.look import around
 from lmsmith.tokenizers import Tokenizer
 
@@ -34,18 +34,25 @@ the token after its last."""
 
 @dataclass(frozen=True)
 class Hits:
-    """All hits counted, and the first ones with their places."""
+    """All hits counted, and the first ones with their places.
 
-    found: int
-    documents: int
+    Attributes:
+        held_out: those that are in held-out documents; the others are in the shards.
+    """
+
     by_source: dict[str, dict[str, int]]
+    held_out: dict[str, int]
     first: list[tuple[Part, int, int]]
+
+    def count(self, name: str) -> int:
+        """``found`` or ``documents`` of all sources."""
+        return sum(about[name] for about in self.by_source.values())
 
 
 def search(
     corpus: CorpusDocuments, phrase: str, limit: int, *, ignore_case: bool, ids: bool
 ) -> dict[str, Any]:
-    """Every place of a phrase; the first ``limit`` are listed.
+    """Every place of a phrase, in held-out documents too; the first ``limit`` are listed.
 
     Args:
         ids: the phrase is token ids, such as ``"17 402"``.
@@ -69,8 +76,9 @@ def search(
         "tokens": corpus.tokens,
         "bytes": sum(int(corpus.finished.sources[part]["bytes"]) for part in hits.by_source),
         "seconds": round(seconds, 3),
-        "found": hits.found,
-        "documents": hits.documents,
+        "found": hits.count("found"),
+        "documents": hits.count("documents"),
+        "held_out": hits.held_out,
         "sources": hits.by_source,
         "hits": [_row(corpus, *each) for each in hits.first],
     }
@@ -78,22 +86,23 @@ def search(
 
 def _all(corpus: CorpusDocuments, find: Finder, limit: int) -> Hits:
     by_source: dict[str, dict[str, int]] = {}
+    held_out = {"found": 0, "documents": 0}
     first: list[tuple[Part, int, int]] = []
-    for part in corpus.parts:
+    for part in (*corpus.parts, *corpus.held_out):
         about = by_source.setdefault(part.source, {"found": 0, "documents": 0})
         for start, end in _blocks(part):
             places, stops = find(part, start, end)
-            about["found"] += len(places)
             numbers = np.searchsorted(part.offsets, places, "right")
-            about["documents"] += len(np.unique(numbers))
+            counts = {"found": len(places), "documents": len(np.unique(numbers))}
+            for name, count in counts.items():
+                about[name] += count
+                held_out[name] += count if isinstance(part, HeldOut) else 0
             more = slice(0, limit - len(first))
             first += [
                 (part, *each)
                 for each in zip(places[more].tolist(), stops[more].tolist(), strict=True)
             ]
-    found = sum(about["found"] for about in by_source.values())
-    documents = sum(about["documents"] for about in by_source.values())
-    return Hits(found, documents, by_source, first)
+    return Hits(by_source, held_out, first)
 
 
 def _blocks(part: Part) -> Iterator[tuple[int, int]]:
@@ -219,7 +228,8 @@ def _row(corpus: CorpusDocuments, part: Part, place: int, stop: int) -> dict[str
         "id": row["id"],
         "source": part.source,
         "name": row["name"],
-        "position": part.start + place,
+        "held_out": isinstance(part, HeldOut),
+        "position": None if isinstance(part, HeldOut) else part.start + place,
         "token_in_document": place - first,
         "before": before.lstrip("\ufffd"),
         "text": inside,
