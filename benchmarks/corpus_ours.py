@@ -30,7 +30,7 @@ from lmsmith.corpus.build.gopher import GopherConfig
 from lmsmith.corpus.build.lines import LinesConfig, remove_lines
 from lmsmith.corpus.build.local import LocalEngine
 from lmsmith.corpus.build.minhash import MinHashConfig
-from lmsmith.corpus.build.near_duplicates import remove_near_duplicates
+from lmsmith.corpus.build.near_duplicates import find_near_duplicates, remove_near_duplicates
 from lmsmith.corpus.build.quality import QualityConfig, apply_rules
 
 PIECE = 1 << 25
@@ -60,7 +60,9 @@ def steps_of(
         "gopher": lambda data: apply_rules(engine, data, quality, ()),
         "exact": lambda data: remove_exact(engine, data, ()),
         "paragraphs": lambda data: remove_lines(engine, data, LinesConfig(), ()),
-        "near-duplicates": lambda data: remove_near_duplicates(engine, data, near, (), 0),
+        "near-duplicates": lambda data: remove_near_duplicates(
+            engine, data, find_near_duplicates(engine, data, near, (), 0)
+        ),
         "decontaminate": lambda data: remove_tasks(engine, data, grams, DecontaminateConfig()),
     }
 

@@ -30,7 +30,7 @@ from lmsmith.corpus.build.chunks import read_removed
 from lmsmith.corpus.build.document import Document
 from lmsmith.corpus.build.local import LocalEngine
 from lmsmith.corpus.build.minhash import MinHashConfig, shingle_sets
-from lmsmith.corpus.build.near_duplicates import remove_near_duplicates
+from lmsmith.corpus.build.near_duplicates import find_near_duplicates, remove_near_duplicates
 from lmsmith.corpus.build.reading.html import html_text
 from lmsmith.corpus.build.reading.opening import Unreadable
 
@@ -68,7 +68,8 @@ def minhash_clusters(pages: Sequence[Document], config: MinHashConfig) -> dict[s
         folder = Path(name)
         engine = LocalEngine(folder, 1, sum(page.size for page in pages))
         data = engine.read("read", [list(pages)], _given, "handbook")
-        engine.checkpoint(remove_near_duplicates(engine, data, config, (), 0), "kept")
+        found = find_near_duplicates(engine, data, config, (), 0)
+        engine.checkpoint(remove_near_duplicates(engine, data, found), "kept")
         clusters: dict[str, list[str]] = defaultdict(list)
         for file in sorted((folder / "kept").glob("*.removed.parquet")):
             for each in read_removed(file):

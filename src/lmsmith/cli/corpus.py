@@ -38,10 +38,25 @@ def _show(result: corpora.BuiltCorpus) -> None:
     for step, reasons in _removed(record).items():
         parts = ", ".join(f"{count:,.0f} {reason}" for reason, count in reasons.most_common())
         print(visible(f"{step} removed: {parts}"))
+    if (near := record["figures"].get("near_duplicates")) is not None:
+        print(f"near-duplicates, a sample against all: {_near_words(near)}")
     print(f"held out: {record['validation_documents']:,} documents")
     print(f"corpus: {result.folder}")
     print(f"report: {result.report}")
     print(f"next: lmsmith run RECIPE, with [data] shards = {shlex.quote(str(result.folder))}")
+
+
+def _near_words(found: dict[str, Any]) -> str:
+    """What the sample of a build says of its near-duplicates, in a line."""
+    said = f"{found['sampled']:,} documents"
+    if found["recall"] is None:
+        return f"{said} have no duplicates"
+    said += f" have {found['pairs']:,} duplicates, recall {found['recall']:.3f}"
+    if found["precision"] is not None:
+        said += f"; {found['removed']:,} were removed, precision {found['precision']:.3f}"
+    if found["by_a_chain"]:
+        said += f", {found['by_a_chain']:,} of them by a chain of others"
+    return said
 
 
 def _removed(record: dict[str, Any]) -> dict[str, Counter[str]]:

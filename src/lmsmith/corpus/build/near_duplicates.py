@@ -18,7 +18,7 @@ from lmsmith.corpus.build.clusters import (
     verify,
 )
 from lmsmith.corpus.build.document import Document, Yielded, removed
-from lmsmith.corpus.build.engine import Data, Engine, Pair, Pairs
+from lmsmith.corpus.build.engine import Data, Engine, Lookup, Pair, Pairs
 from lmsmith.corpus.build.groups import groups
 from lmsmith.corpus.build.minhash import MinHashConfig, shingle_sets, text_bands
 
@@ -26,10 +26,11 @@ MOST_ROUNDS = 60
 """Rounds halve the length of a chain of duplicates, so that no corpus needs as many."""
 
 
-def remove_near_duplicates(
+def find_near_duplicates(
     engine: Engine, data: Data, config: MinHashConfig, curated: tuple[str, ...], seed: int
-) -> Data:
-    """Keep one document of each cluster: a curated source's first, then the smallest id.
+) -> Lookup:
+    """Id → the document that stays, for each that goes: of a cluster a curated source's document
+    stays, else the one with the smallest id.
 
     Args:
         data: a checkpoint.
@@ -42,8 +43,12 @@ def remove_near_duplicates(
     sent = engine.reduce(engine.union([asked, given]), "near-sent", send_shingles)
     edges = engine.reduce(sent, "near-verified", partial(verify, similarity=config.similarity))
     clusters = joined(engine, edges)
-    lookup = engine.lookup(engine.reduce(clusters, "near-stays", stays), "near-removed")
-    return engine.map(data, "near-duplicates", without_near_duplicates, lookup)
+    return engine.lookup(engine.reduce(clusters, "near-stays", stays), "near-removed")
+
+
+def remove_near_duplicates(engine: Engine, data: Data, found: Lookup) -> Data:
+    """The documents without those that `find_near_duplicates` found."""
+    return engine.map(data, "near-duplicates", without_near_duplicates, found)
 
 
 def joined(engine: Engine, edges: Pairs) -> Pairs:

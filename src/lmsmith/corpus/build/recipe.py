@@ -116,6 +116,9 @@ class DeduplicateConfig:
     """Lines or paragraphs that come again in the corpus."""
     near: MinHashConfig = field(default_factory=MinHashConfig)
     """Documents that are nearly the same."""
+    sample: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 300
+    """Documents, drawn by a hash, that are compared with all others, so that the report says how
+    many near-duplicates were found and whether those that went are any; 0 compares none."""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from lmsmith.core.files import read_json, remove_partials, sha256_file, write_js
 from lmsmith.core.progress import RunProgress
 from lmsmith.core.version import VERSION
 from lmsmith.corpus.build.decontaminate import TaskGrams
+from lmsmith.corpus.build.duplicate_ids import duplicate_id_warnings
 from lmsmith.corpus.build.engine import FORMAT, Data, Engine, key_of
 from lmsmith.corpus.build.engines import make_engine
 from lmsmith.corpus.build.mix import mixture_of
@@ -144,6 +145,8 @@ class _Build:
                 self.stages.setdefault(step, {}).update(about)
         sources = _by_source(written)
         table = mixture_of(self.recipe, {name: each["tokens"] for name, each in sources.items()})
+        for warning in duplicate_id_warnings(figures["duplicate_ids"]):
+            self.progress.say(f"read: {warning}")
         for warning in mixture_warnings(table):
             self.progress.say(f"mixture: {warning}")
         for warning in quality_warnings(steps.get("quality", {}), self.recipe.curated):

@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lmsmith.corpus.build.decontaminate import TaskGrams, remove_tasks
+from lmsmith.corpus.build.duplicate_ids import find_duplicate_ids
 from lmsmith.corpus.build.engine import Data, Engine
 from lmsmith.corpus.build.exact import remove_exact
 from lmsmith.corpus.build.lines import remove_lines
-from lmsmith.corpus.build.near_duplicates import remove_near_duplicates
+from lmsmith.corpus.build.near_duplicates import find_near_duplicates, remove_near_duplicates
+from lmsmith.corpus.build.near_sample import measure_near_duplicates
 from lmsmith.corpus.build.prepare import prepared
 from lmsmith.corpus.build.quality import apply_classifier, apply_rules
 from lmsmith.corpus.build.recipe import CorpusRecipe
@@ -25,7 +27,7 @@ class Steps:
     Attributes:
         kept: a checkpoint of the documents after the last step.
         checkpoints: all of them, in order.
-        figures: of the quality classifier and of the tasks, for the corpus's record.
+        figures: of the classifier, of near-duplicates and of the tasks, for the corpus's record.
     """
 
     engine: Engine
@@ -49,6 +51,7 @@ def run_steps(engine: Engine, data: Data, recipe: CorpusRecipe, tasks: TaskGrams
     """
     steps, curated, seed = Steps(engine, data), recipe.curated, recipe.seed
     quality, deduplicate = recipe.quality, recipe.deduplicate
+    steps.figures["duplicate_ids"] = find_duplicate_ids(engine, data)
     if (ready := prepared(engine, data, recipe)) is not data:
         steps.keep(ready, "prepared")
     data = apply_rules(engine, steps.kept, quality, curated)
@@ -69,7 +72,12 @@ def run_steps(engine: Engine, data: Data, recipe: CorpusRecipe, tasks: TaskGrams
         data = remove_lines(engine, steps.kept, deduplicate.lines, curated)
     if deduplicate.near.enabled:
         steps.keep(data, "after-lines")
-        data = remove_near_duplicates(engine, steps.kept, deduplicate.near, curated, seed)
+        near = deduplicate.near
+        found = find_near_duplicates(engine, steps.kept, near, curated, seed)
+        steps.figures["near_duplicates"] = measure_near_duplicates(
+            engine, steps.kept, near, found, deduplicate.sample, seed
+        )
+        data = remove_near_duplicates(engine, steps.kept, found)
     if tasks is not None:
         steps.keep(data, "after-duplicates")
         data = remove_tasks(engine, steps.kept, tasks, recipe.decontaminate)

@@ -28,6 +28,7 @@ STEPS: dict[str, tuple[str, str]] = {
 """Title of each step, and what it does."""
 
 OPERATIONS = {
+    "ids": "read",
     "exact": "exact",
     "lines": "lines",
     "paragraphs": "paragraphs",

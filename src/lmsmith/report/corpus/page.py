@@ -10,6 +10,7 @@ from typing import Any
 from lmsmith.core.errors import refusing_damage
 from lmsmith.core.files import read_json
 from lmsmith.core.format import UNKNOWN
+from lmsmith.corpus.build.duplicate_ids import duplicate_id_warnings
 from lmsmith.corpus.build.mixture import MANY_EPOCHS
 from lmsmith.corpus.finished import BUILD_FILE
 from lmsmith.corpus.inspect.documents import CorpusDocuments
@@ -82,6 +83,8 @@ def _context(corpus: CorpusDocuments, build: Mapping[str, Any]) -> dict[str, Any
             step: removals.cluster_sizes(step) for step in removals.members if step in order
         },
         "clusters": removals.clusters(corpus),
+        "near": record.get("figures", {}).get("near_duplicates"),
+        "similarity": record["recipe"]["deduplicate"]["near"]["similarity"],
         "languages": _bars(counted(record, "language", "language.")),
         "personal": [
             (PERSONAL.get(kind, kind), sources.total(), _by_source(sources))
@@ -95,6 +98,9 @@ def _context(corpus: CorpusDocuments, build: Mapping[str, Any]) -> dict[str, Any
         "many_epochs": MANY_EPOCHS,
         "sources": record["sources"],
         "held_out": record["validation_documents"],
+        "duplicate_ids": list(
+            duplicate_id_warnings(record.get("figures", {}).get("duplicate_ids", {}))
+        ),
         "skipped": removals.skipped,
         "skipped_count": sum(count for _, count in unread),
         "skipped_reasons": unread,
