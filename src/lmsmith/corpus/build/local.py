@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
 
 from lmsmith.core.errors import UserError
-from lmsmith.core.files import atomic_file, atomic_folder, read_json, write_json
+from lmsmith.core.files import atomic_folder, read_json, write_json
 from lmsmith.core.progress import Progress
 from lmsmith.corpus.build.chunks import (
     Outcome,
@@ -41,12 +42,13 @@ from lmsmith.corpus.build.engine import (
 )
 from lmsmith.corpus.build.results import (
     DONE_FILE,
+    NumberedParts,
+    Recorded,
+    arranged,
     begin,
     has_part,
     is_done,
     key_in,
-    numbered_parts,
-    part_record,
     write_part_record,
 )
 from lmsmith.corpus.build.spill import (
@@ -67,6 +69,8 @@ BYTES_OF_PARTITION = 1 << 25
 """Text whose pairs a worker sorts at a time."""
 
 MOST_PARTITIONS = 2048
+
+_BROADCASTS = "broadcasts-"
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ class LocalPairs:
     files: tuple[Path, ...]
 
 
-class LocalEngine:
+class LocalEngine(Recorded):
     """Operations of `lmsmith.corpus.build.engine.Engine` on one machine.
 
     Args:
@@ -112,8 +116,8 @@ class LocalEngine:
         self.folder, self.progress = folder, progress or Progress()
         self.partitions = max(1, min(MOST_PARTITIONS, -(-input_bytes // BYTES_OF_PARTITION)))
         self._pool = Pool(workers)
-        self.used: set[str] = set()
-        self.made: set[str] = set()
+        for old in folder.glob(f"{_BROADCASTS}*"):  # of a build that was killed
+            shutil.rmtree(old, ignore_errors=True)
         self.seconds: dict[str, float] = _seconds_in(folder)
 
     def about(self) -> dict[str, Any]:
@@ -123,6 +127,8 @@ class LocalEngine:
     def close(self) -> None:
         """End the workers."""
         self._pool.close()
+        if "_broadcasts" in self.__dict__:
+            self._broadcasts.cleanup()
 
     def read(self, name: str, items: Sequence[Any], function: Mapper, key: str) -> LocalData:
         key = key_of(key, function)
@@ -197,29 +203,22 @@ class LocalEngine:
         given = self._kept(broadcast, key)
         order = self.folder / "order"
         files = [order / f"{n:06d}.documents" for n in range(len(data.chunks))]
-        spills = [
-            (file, chunk.path, data.steps, parts)
-            for file, chunk in zip(files, data.chunks, strict=True)
-        ]
-        numbered = numbered_parts(folder, parts)
-        tasks = [
-            (place, source, part, files, number, write, given)
-            for number, (place, source, part) in enumerate(numbered)
-        ]
-        if not self._is_done(folder, key):
+
+        def make(numbered: NumberedParts) -> None:
+            spills = [
+                (file, chunk.path, data.steps, parts)
+                for file, chunk in zip(files, data.chunks, strict=True)
+            ]
+            tasks = [
+                (place, source, part, files, number, write, given)
+                for number, (place, source, part) in enumerate(numbered)
+            ]
             sizes = [chunk.size for chunk in data.chunks]
             self._files(order, key_of(key, "order"), order_task, spills, sizes)
             self._files(folder, key, shard_task, tasks, done=lambda task: has_part(task[0]))
             shutil.rmtree(order, ignore_errors=True)
-        return [part_record(place) for place, _, _ in numbered]
 
-    def sizes(self, data: LocalData) -> dict[str, tuple[int, int]]:
-        found = self.record(data)["sizes"]
-        return {source: (count, size) for source, (count, size) in found.items()}
-
-    def record(self, data: LocalData) -> dict[str, Any]:
-        found: dict[str, Any] = msgspec.json.decode((data.folder / DONE_FILE).read_bytes())
-        return found
+        return arranged(folder, key, parts, make)
 
     def removed(self, data: LocalData) -> Iterator[Removed]:
         for path in sorted(data.folder.glob("*.removed.parquet")):
@@ -234,7 +233,7 @@ class LocalEngine:
         sizes: Sequence[int],
     ) -> LocalData:
         """Run tasks that write chunks, and gather their records."""
-        if not self._is_done(folder, key):
+        if not is_done(folder, key):
             self._begin(folder, key)
             todo = [task for task in tasks if read_record(folder, task[1]) is None]
             left = {task[1] for task in todo}
@@ -256,7 +255,7 @@ class LocalEngine:
         done: Callable[[tuple[Any, ...]], bool] = lambda task: task[0].exists(),
     ) -> None:
         """Run tasks each of which makes the file or folder that it names first."""
-        if self._is_done(folder, key):
+        if is_done(folder, key):
             return
         self._begin(folder, key)
         weights = sizes or [1] * len(tasks)
@@ -274,7 +273,6 @@ class LocalEngine:
         sizes: Sequence[int],
         before: int,
     ) -> None:
-        self.made.add(name)
         started = time.monotonic()
         in_bytes = sum(sizes) > len(tasks)
         scale, unit = (1 << 20, "MiB") if in_bytes else (1, "parts")
@@ -286,10 +284,6 @@ class LocalEngine:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
         write_json(self.folder / SECONDS_FILE, self.seconds)
 
-    def _is_done(self, folder: Path, key: str) -> bool:
-        self.used.add(folder.name)
-        return is_done(folder, key)
-
     def _begin(self, folder: Path, key: str) -> None:
         if key_in(folder) != key:
             self.seconds.pop(folder.name, None)
@@ -299,11 +293,17 @@ class LocalEngine:
         """A broadcast for the workers: what is large goes by a file."""
         if broadcast is None or isinstance(broadcast, LocalLookup):
             return broadcast
-        path = self.folder / "broadcasts" / f"{key}.pickle"
+        path = Path(self._broadcasts.name) / f"{key}.pickle"
         if not path.exists():
-            with atomic_file(path) as partial:
-                partial.write_bytes(pickle.dumps(broadcast, protocol=5))
+            path.write_bytes(pickle.dumps(broadcast, protocol=5))
         return Broadcast(path)
+
+    @cached_property
+    def _broadcasts(self) -> TemporaryDirectory[str]:
+        """Pickled values for the workers: of this call alone, so that none is read that it did not
+        write."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return TemporaryDirectory(prefix=_BROADCASTS, dir=self.folder)
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+
+import msgspec
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import read_json, remove_partials, write_json
 
 KEY_FILE, DONE_FILE = "key.json", "done.json"
+
+NumberedParts: TypeAlias = "list[tuple[Path, str, int]]"
+"""(folder, source, number in the source) of all parts of the shards, in order."""
+
+
+class Recorded:
+    """What both engines read from the folder of a checkpoint."""
+
+    def record(self, data: Any) -> dict[str, Any]:
+        found: dict[str, Any] = msgspec.json.decode((data.folder / DONE_FILE).read_bytes())
+        return found
+
+    def sizes(self, data: Any) -> dict[str, tuple[int, int]]:
+        found = self.record(data)["sizes"]
+        return {source: (count, size) for source, (count, size) in found.items()}
 
 
 def is_done(folder: Path, key: str) -> bool:
@@ -52,10 +70,24 @@ def part_record(place: Path) -> dict[str, Any]:
     return {**record, "folder": f"{place.parent.name}/{place.name}"}
 
 
-def numbered_parts(folder: Path, parts: dict[str, int]) -> list[tuple[Path, str, int]]:
-    """(folder, source, number in the source) of all parts, in order."""
-    numbered = [(source, part) for source in sorted(parts) for part in range(parts[source])]
-    return [(folder / source / f"{part:05d}", source, part) for source, part in numbered]
+def arranged(
+    folder: Path, key: str, parts: dict[str, int], make: Callable[[NumberedParts], None]
+) -> list[dict[str, Any]]:
+    """The records of all parts of the shards, in order; made if they are not there already.
+
+    Args:
+        parts: number of parts of each source.
+        make: writes the folder and the record of each part, in a folder that has begun or is empty.
+    """
+    numbered = [
+        (folder / source / f"{part:05d}", source, part)
+        for source in sorted(parts)
+        for part in range(parts[source])
+    ]
+    if not is_done(folder, key):
+        make(numbered)
+        write_json(folder / DONE_FILE, {"files": len(numbered)})
+    return [part_record(place) for place, _, _ in numbered]
 
 
 def _record_place(place: Path) -> Path:

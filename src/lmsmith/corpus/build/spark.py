@@ -27,11 +27,12 @@ from lmsmith.corpus.build.engine import Combiner, Emitter, Mapper, Pair, ShardWr
 from lmsmith.corpus.build.local import BYTES_OF_PARTITION, gathered
 from lmsmith.corpus.build.results import (
     DONE_FILE,
+    NumberedParts,
+    Recorded,
+    arranged,
     begin,
     is_done,
     key_in,
-    numbered_parts,
-    part_record,
     write_part_record,
 )
 from lmsmith.corpus.build.spark_session import Actions, SparkConfig, is_alone, start
@@ -75,7 +76,7 @@ class SparkLookup(LocalLookup):
         return ShippedLookup, (archive, self._partitions, self._size, self.key)
 
 
-class SparkEngine:
+class SparkEngine(Recorded):
     """Operations of `lmsmith.corpus.build.engine.Engine` on Spark.
 
     Args:
@@ -225,7 +226,6 @@ class SparkEngine:
         broadcast: Any,
     ) -> list[dict[str, Any]]:
         key = key_of(data.key, parts, write, broadcast)
-        numbered = numbered_parts(folder, parts)
 
         def rows() -> Any:
             order = partial(self._tasks.order_rows, steps=self._sent_steps(data), parts=parts)
@@ -233,12 +233,12 @@ class SparkEngine:
             ordered = (
                 self._rows(data)
                 .mapInArrow(order, self._tasks.ORDERED)
-                .repartitionById(len(numbered), "number")
+                .repartitionById(sum(parts.values()), "number")
                 .sortWithinPartitions("number", "hashed", "id")
             )
             return ordered.mapInArrow(files, self._tasks.FILES)
 
-        if not is_done(folder, key):
+        def make(numbered: NumberedParts) -> None:
             table = self._table("shards", key, rows)
             staging = self.folder / "shards/files"
             records = self._fetch("shards", table, lambda number: staging / str(number))
@@ -251,18 +251,10 @@ class SparkEngine:
                     else:
                         records[number] = write([], partial_folder, broadcast)
                 write_part_record(place, source, part, records[number])
-            write_json(folder / DONE_FILE, {"files": len(numbered)})
             self._remove(table)
             shutil.rmtree(self.folder / "shards", ignore_errors=True)
-        return [part_record(place) for place, _, _ in numbered]
 
-    def sizes(self, data: SparkData) -> dict[str, tuple[int, int]]:
-        found = self.record(data)["sizes"]
-        return {source: (count, size) for source, (count, size) in found.items()}
-
-    def record(self, data: SparkData) -> dict[str, Any]:
-        found: dict[str, Any] = msgspec.json.decode((data.folder / DONE_FILE).read_bytes())
-        return found
+        return arranged(folder, key, parts, make)
 
     def removed(self, data: SparkData) -> Iterator[Removed]:
         others = self._read(data.table, self._tasks.OTHER).filter(self._tasks.IS_REMOVED)
