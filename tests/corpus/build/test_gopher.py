@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 
 import numpy as np
@@ -11,7 +12,8 @@ import pytest
 from lmsmith.corpus.build.document import Document
 from lmsmith.corpus.build.gopher import RULES, GopherConfig, apply_gopher, broken_rules
 from lmsmith.corpus.build.repetition import DUPLICATE_GRAMS, TOP_GRAMS, repetition
-from lmsmith.corpus.words import read_words
+from lmsmith.corpus.build.white_space import STOP_WORDS, count_words
+from lmsmith.corpus.words import UNSPACED, read_words
 
 draw = random.Random(0)
 NAMES = ["".join(draw.choices("bcdfgklmnprst", k=draw.randrange(3, 8))) for _ in range(4000)]
@@ -88,6 +90,44 @@ def plain_repetition(text: str) -> dict[str, float]:
             marked = {k for i, g in enumerate(grams) if g in grams[:i] for k in range(i, i + n)}
             found[f"duplicate {n}-grams"] = sum(len(words[k]) for k in marked) / total
     return found
+
+
+def test_words_between_white_space_are_those_of_plain_counting() -> None:
+    picked = random.Random(7)
+    parts = [
+        "The",
+        "be",
+        "tO",
+        "of,",
+        "and",
+        "ſ",
+        "x",
+        "1",
+        "--",
+        "_",
+        "a1",
+        "Ελλάς",
+        "中文",
+        "。",
+        "ไทย",
+    ]
+    spaces = [" ", "\n", "\t\t", "\u00a0", "\u2003", "\x1c", "\r\n"]
+    texts = ["", " ", "have", "中"]
+    for alphabet in (parts, [each for each in parts if each.isascii()]):
+        for count in (1, 3, 9, 40):
+            picks = [picked.choice(alphabet) + picked.choice(spaces) for _ in range(count)]
+            texts.append(picked.choice(["", " "]) + "".join(picks).rstrip())
+    for group in (texts, [text for text in texts if text.isascii()], []):
+        found = count_words(group)
+        words = [text.split() for text in group]
+        letterless = [[w for w in each if not any(map(str.isalpha, w))] for each in words]
+        stop_words = [{w.lower() for w in each} & set(STOP_WORDS) for each in words]
+        assert found.words_t.tolist() == list(map(len, words))
+        assert found.characters_t.tolist() == [len("".join(each)) for each in words]
+        assert found.without_letter_t.tolist() == list(map(len, letterless))
+        assert found.stop_words_t.tolist() == list(map(len, stop_words))
+        unspaced = [len(re.findall(f"[{UNSPACED}]", text)) for text in group]
+        assert found.unspaced_t.tolist() == unspaced
 
 
 def test_repetition_is_that_of_plain_counting() -> None:

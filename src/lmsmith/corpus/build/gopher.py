@@ -10,25 +10,21 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import filterfalse
 from typing import Annotated, TypeAlias
 
 import numpy as np
 from msgspec import Meta
+from numpy.typing import NDArray
 
 from lmsmith.core.config import Fraction, Problem
 from lmsmith.corpus.build.document import Count, Document, Yielded, removed
 from lmsmith.corpus.build.groups import groups
 from lmsmith.corpus.build.repetition import DUPLICATE_GRAMS, TOP_GRAMS, Measures, repetition
-from lmsmith.corpus.words import UNSPACED, read_words
-
-STOP_WORDS = frozenset(("the", "be", "to", "of", "and", "that", "have", "with"))
-"""Gopher's: a text of English has at least two of them."""
+from lmsmith.corpus.build.white_space import count_words
+from lmsmith.corpus.words import Places, read_words
 
 Bounds: TypeAlias = tuple[float, float]
 
-_UNSPACED = re.compile(f"[{UNSPACED}]")
-_LETTER = re.compile(r"[^\W\d_]")
 _BULLETS = ("•", "‣", "▶", "◀", "◦", "■", "□", "▪", "▫", "–", "-", "*")
 _ELLIPSES = ("...", "…")
 _PARAGRAPHS = re.compile(r"\n\s*\n")
@@ -123,36 +119,47 @@ def broken_rules(
 
 def gopher_measures(texts: Sequence[str], languages: Sequence[str]) -> Measures:
     """Rule → (texts) its measure; NaN, which breaks no bound, where it does not apply."""
-    rows = [_measures(*each) for each in zip(texts, languages, strict=True)]
-    measured = {name: np.array([row[name] for row in rows]) for name in (rows[0] if rows else ())}
-    return measured | repetition(read_words(texts))
+    counts = count_words(texts)
+    spaced_t = 2 * counts.unspaced_t < counts.characters_t
+    count_t = np.where(spaced_t, counts.words_t, counts.unspaced_t)
+    english_t = np.array([language in ("", "en") for language in languages]) & spaced_t
+    rows = [_line_measures(text) for text in texts]
+    by_lines = {name: np.array([row[name] for row in rows]) for name in (rows[0] if rows else ())}
+    with_letter_t = counts.words_t - counts.without_letter_t
+    return {
+        "words": count_t.astype(np.float64),
+        "mean word length": np.where(spaced_t, _shares(counts.characters_t, count_t), np.nan),
+        "hash signs": _shares(np.array([text.count("#") for text in texts]), count_t),
+        "ellipses": _shares(np.array([_ellipses(text) for text in texts]), count_t),
+        "alphabetic words": np.where(spaced_t, _shares(with_letter_t, count_t), np.nan),
+        "stop words": np.where(english_t, counts.stop_words_t, np.nan),
+        **by_lines,
+        **repetition(read_words(texts)),
+    }
 
 
-def _measures(text: str, language: str) -> dict[str, float]:
-    """All measures but those of runs of words."""
-    words = text.split()
-    unspaced = 0 if text.isascii() else len(_UNSPACED.findall(text))
-    spaced = 2 * unspaced < sum(map(len, words))
-    count = len(words) if spaced else unspaced
+def _line_measures(text: str) -> dict[str, float]:
+    """Measures of a text's lines and paragraphs."""
     lines = [line for line in map(str.strip, text.split("\n")) if line]
     paragraphs = [part for part in map(str.strip, _PARAGRAPHS.split(text)) if part]
-    nan = float("nan")
-    english = spaced and language in ("", "en")
-    without = sum(not _LETTER.search(word) for word in filterfalse(str.isalpha, words))
+    line_share, line_characters = _repeats(lines)
+    paragraph_share, paragraph_characters = _repeats(paragraphs)
     return {
-        "words": count,
-        "mean word length": _share(sum(map(len, words)), count) if spaced else nan,
-        "hash signs": _share(text.count("#"), count),
-        "ellipses": _share(sum(map(text.count, _ELLIPSES)), count),
         "bullet lines": _share(sum(line.startswith(_BULLETS) for line in lines), len(lines)),
         "ellipsis lines": _share(sum(line.endswith(_ELLIPSES) for line in lines), len(lines)),
-        "alphabetic words": _share(len(words) - without, count) if spaced else nan,
-        "stop words": len(STOP_WORDS.intersection(map(str.lower, words))) if english else nan,
-        "duplicate lines": _repeats(lines)[0],
-        "duplicate paragraphs": _repeats(paragraphs)[0],
-        "duplicate line characters": _repeats(lines)[1],
-        "duplicate paragraph characters": _repeats(paragraphs)[1],
+        "duplicate lines": line_share,
+        "duplicate paragraphs": paragraph_share,
+        "duplicate line characters": line_characters,
+        "duplicate paragraph characters": paragraph_characters,
     }
+
+
+def _ellipses(text: str) -> int:
+    return sum(map(text.count, _ELLIPSES))
+
+
+def _shares(part_t: Places, whole_t: Places) -> NDArray[np.float64]:
+    return np.where(whole_t > 0, part_t / np.maximum(1, whole_t), 0.0)
 
 
 def _share(part: float, whole: float) -> float:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import Any
 
 import msgspec
@@ -116,8 +116,7 @@ class LocalEngine(Recorded):
         self.folder, self.progress = folder, progress or Progress()
         self.partitions = max(1, min(MOST_PARTITIONS, -(-input_bytes // BYTES_OF_PARTITION)))
         self._pool = Pool(workers)
-        for old in folder.glob(f"{_BROADCASTS}*"):  # of a build that was killed
-            shutil.rmtree(old, ignore_errors=True)
+        self._remove_broadcasts()  # of a build that was killed
         self.seconds: dict[str, float] = _seconds_in(folder)
 
     def about(self) -> dict[str, Any]:
@@ -127,8 +126,11 @@ class LocalEngine(Recorded):
     def close(self) -> None:
         """End the workers."""
         self._pool.close()
-        if "_broadcasts" in self.__dict__:
-            self._broadcasts.cleanup()
+        self._remove_broadcasts()
+
+    def _remove_broadcasts(self) -> None:
+        for folder in self.folder.glob(f"{_BROADCASTS}*"):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def read(self, name: str, items: Sequence[Any], function: Mapper, key: str) -> LocalData:
         key = key_of(key, function)
@@ -293,17 +295,16 @@ class LocalEngine(Recorded):
         """A broadcast for the workers: what is large goes by a file."""
         if broadcast is None or isinstance(broadcast, LocalLookup):
             return broadcast
-        path = Path(self._broadcasts.name) / f"{key}.pickle"
+        path = self._broadcasts / f"{key}.pickle"
         if not path.exists():
             path.write_bytes(pickle.dumps(broadcast, protocol=5))
         return Broadcast(path)
 
     @cached_property
-    def _broadcasts(self) -> TemporaryDirectory[str]:
-        """Pickled values for the workers: of this call alone, so that none is read that it did not
-        write."""
+    def _broadcasts(self) -> Path:
+        """A folder of this call alone: no pickled value is read that it did not write."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        return TemporaryDirectory(prefix=_BROADCASTS, dir=self.folder)
+        return Path(mkdtemp(prefix=_BROADCASTS, dir=self.folder))
 
 
 @dataclass(frozen=True)

@@ -45,8 +45,10 @@ def repetition(words: Words) -> Measures:
             part_t = _top(text_w[first], times, sizes, len(count_t))
             measured[f"top {n}-grams"] = np.minimum(1, part_t / total_t)
         else:
-            again = begins[begins != np.repeat(first, times)]
-            measured[f"duplicate {n}-grams"] = _covered(again, n, until, words.first_t) / total_t
+            again = np.sort(begins[begins != np.repeat(first, times)])
+            measured[f"duplicate {n}-grams"] = (
+                _covered(again, n, until, text_w, len(count_t)) / total_t
+            )
     return measured
 
 
@@ -56,7 +58,9 @@ def _that_come_twice(begins: Places, runs: Hashes) -> tuple[Places, Hashes, Plac
     Returns:
         Place and hash of each; for each different run its first place, and how often it comes.
     """
-    order = np.argsort(runs)
+    perhaps = _perhaps_twice(runs)
+    begins, runs = begins[perhaps], runs[perhaps]
+    order = _order(runs)
     begins, runs = begins[order], runs[order]
     groups_r = np.flatnonzero(np.append(True, runs[1:] != runs[:-1])[: len(runs)])
     times = np.diff(np.append(groups_r, len(runs)))
@@ -65,6 +69,24 @@ def _that_come_twice(begins: Places, runs: Hashes) -> tuple[Places, Hashes, Plac
     starts = np.cumsum(times) - times
     first = np.minimum.reduceat(begins, starts) if len(starts) else starts
     return begins, runs, first, times
+
+
+def _perhaps_twice(runs: Hashes) -> Places:
+    """Places of the runs whose first bits come twice: few others are left to sort."""
+    bits = np.uint64(len(runs).bit_length() + 2)
+    begin = (runs >> (np.uint64(64) - bits)).astype(np.int64)
+    return np.flatnonzero(np.bincount(begin)[begin] > 1)
+
+
+def _order(runs: Hashes) -> Places:
+    """An order in which equal runs stand together: that of their first bits.
+
+    The place is written into the last bits, since to sort numbers is faster than to sort places.
+    """
+    bits = np.uint64(max(1, len(runs)).bit_length())
+    last = (np.uint64(1) << bits) - np.uint64(1)
+    ordered = np.sort((runs & ~last) | np.arange(len(runs), dtype=np.uint64))
+    return (ordered & last).astype(np.int64)
 
 
 def _top(text_r: Places, times: Places, sizes: Places, texts: int) -> Places:
@@ -82,18 +104,17 @@ def _top(text_r: Places, times: Places, sizes: Places, texts: int) -> Places:
     return top
 
 
-def _covered(again: Places, n: int, until: Places, first_t: Places) -> Places:
+def _covered(again: Places, n: int, until: Places, text_w: Places, texts: int) -> Places:
     """(texts) characters of the words that are in a run that comes again.
 
     Args:
-        again: number of the first word of each such run.
+        again: number of the first word of each such run, in order.
         n: words of a run.
         until: (words + 1) characters of the words before.
-        first_t: (texts + 1) number of each text's first word.
+        text_w: text of each word.
+        texts: number of texts.
     """
-    edges = np.zeros(len(until), np.int64)
-    np.add.at(edges, again, 1)
-    np.add.at(edges, again + n, -1)
-    inside = np.cumsum(edges[:-1]) > 0
-    covered = np.concatenate(([0], np.cumsum(np.where(inside, np.diff(until), 0))))
-    return covered[first_t[1:]] - covered[first_t[:-1]]
+    begin = again.copy()
+    begin[1:] = np.maximum(begin[1:], again[:-1] + n)  # what the run before covers counts once
+    sizes = until[again + n] - until[begin]
+    return np.bincount(text_w[again], sizes, texts).astype(np.int64)
